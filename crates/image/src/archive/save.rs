@@ -1,0 +1,127 @@
+//! Writing image archives: OCI layout and Docker's `manifest.json` in one file, as Docker writes them.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use tar::{Builder, EntryType, Header};
+
+use super::{CONFIG, Descriptor, DockerImage, INDEX, Index, LAYER, MANIFEST, Manifest, NAME_ANNOTATION, Platform, TAG_ANNOTATION};
+use crate::config::ImageConfig;
+use crate::digest::{Digest, Hashing};
+use crate::error::{Error, Result, io};
+use crate::reference::Reference;
+use crate::store::Store;
+
+/// An image to write, with the names it shall have in the archive.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    pub id: Digest,
+    pub names: Vec<Reference>,
+}
+
+/// Writes images to `output`. A layer or configuration that several share is written once.
+///
+/// # Errors
+/// When the store's files do not give a layer back as it came: the archive is then not complete, and must not be used.
+pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
+    let mut archive = Builder::new(output);
+    let mut written = BTreeMap::new();
+    let mut index = Index { schema_version: 2, media_type: INDEX.into(), manifests: Vec::new() };
+    let mut docker = Vec::new();
+    for image in images {
+        let config_bytes = store.blob(&image.id)?;
+        let config = ImageConfig::parse(&config_bytes)?;
+        let mut layers = Vec::new();
+        for diff_id in &config.rootfs.diff_ids {
+            let size = match written.get(diff_id) {
+                Some(size) => *size,
+                None => write_layer(store, diff_id, &mut archive)?,
+            };
+            written.insert(diff_id.clone(), size);
+            layers.push(descriptor(LAYER, diff_id.clone(), size));
+        }
+        write_blob(&mut archive, &mut written, &image.id, &config_bytes)?;
+        let manifest = Manifest { schema_version: 2, media_type: MANIFEST.into(), config: descriptor(CONFIG, image.id.clone(), config_bytes.len() as u64), layers };
+        let manifest_bytes = serde_json::to_vec(&manifest).map_err(|error| Error::invalid(error.to_string()))?;
+        let manifest_digest = Digest::of(&manifest_bytes);
+        write_blob(&mut archive, &mut written, &manifest_digest, &manifest_bytes)?;
+        index.manifests.extend(index_entries(image, &config, &manifest_digest, manifest_bytes.len() as u64));
+        docker.push(DockerImage {
+            config: blob_name(&image.id),
+            repo_tags: (!image.names.is_empty()).then(|| image.names.iter().map(Reference::familiar).collect()),
+            layers: Some(config.rootfs.diff_ids.iter().map(blob_name).collect()),
+        });
+    }
+    let json = |value: serde_json::Result<Vec<u8>>| value.map_err(|error| Error::invalid(error.to_string()));
+    write_file(&mut archive, "index.json", &json(serde_json::to_vec(&index))?)?;
+    write_file(&mut archive, "manifest.json", &json(serde_json::to_vec(&docker))?)?;
+    write_file(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
+}
+
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
+    Descriptor { media_type: media_type.into(), digest, size, annotations: BTreeMap::new(), platform: None }
+}
+
+/// One entry for each name, or one without a name.
+fn index_entries(image: &Saved, config: &ImageConfig, manifest: &Digest, size: u64) -> Vec<Descriptor> {
+    let entry = |name: Option<&Reference>| {
+        let mut entry = descriptor(MANIFEST, manifest.clone(), size);
+        entry.platform = Some(Platform { architecture: config.architecture.clone(), os: config.os.clone() });
+        if let Some(name) = name {
+            entry.annotations.insert(NAME_ANNOTATION.into(), name.to_string());
+            entry.annotations.extend(name.tag.clone().map(|tag| (TAG_ANNOTATION.into(), tag)));
+        }
+        entry
+    };
+    if image.names.is_empty() { vec![entry(None)] } else { image.names.iter().map(|name| entry(Some(name))).collect() }
+}
+
+fn header(size: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_size(size);
+    // No owner and no time: the same images make the same archive.
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
+}
+
+fn write_file(archive: &mut Builder<impl Write>, name: &str, content: &[u8]) -> Result<()> {
+    archive.append_data(&mut header(content.len() as u64), name, content).map_err(io(format!("write {name}")))
+}
+
+fn write_blob(archive: &mut Builder<impl Write>, written: &mut BTreeMap<Digest, u64>, digest: &Digest, content: &[u8]) -> Result<()> {
+    if written.insert(digest.clone(), content.len() as u64).is_none() {
+        write_file(archive, &blob_name(digest), content)?;
+    }
+    Ok(())
+}
+
+/// Writes a layer's archive. Its size must stand in front, so it is made twice: once to measure it and to check that
+/// its digest is right, once to write it.
+fn write_layer(store: &Store, diff_id: &Digest, archive: &mut Builder<impl Write>) -> Result<u64> {
+    let mut measure = Hashing::new(io::sink());
+    store.write_layer(diff_id, &mut measure)?;
+    let (digest, size, _) = measure.finish();
+    if digest != *diff_id {
+        return Err(Error::invalid(format!("layer {diff_id} was changed on disk: its content is {digest}")));
+    }
+    let name = blob_name(diff_id);
+    let mut head = header(size);
+    head.set_path(&name).map_err(io(format!("write {name}")))?;
+    head.set_cksum();
+    const BLOCK: u64 = 512;
+    let output = archive.get_mut();
+    output.write_all(head.as_bytes()).map_err(io(format!("write {name}")))?;
+    store.write_layer(diff_id, output)?;
+    let padding = vec![0; usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or_default()];
+    output.write_all(&padding).map_err(io(format!("write {name}")))?;
+    Ok(size)
+}

@@ -1,0 +1,129 @@
+//! The image configuration: how a container of the image is started, and what the image is made of.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+
+/// What an image's configuration says, in OCI's and Docker's common format. Fields that are not known are ignored
+/// here; the original bytes are what is stored and hashed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub author: String,
+    #[serde(default)]
+    pub architecture: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
+    #[serde(default)]
+    pub os: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub config: ContainerConfig,
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    pub docker_version: String,
+    pub rootfs: RootFs,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub history: Vec<History>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RootFs {
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub diff_ids: Vec<Digest>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub author: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub created_by: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty_layer: bool,
+}
+
+/// The defaults that an image gives its containers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ContainerConfig {
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub exposed_ports: BTreeMap<String, serde_json::Value>,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub cmd: Vec<String>,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<String, serde_json::Value>,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    pub working_dir: String,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    pub stop_signal: String,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub on_build: Vec<String>,
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub shell: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub args_escaped: bool,
+}
+
+fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> std::result::Result<T, D::Error> {
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+impl ImageConfig {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// Malformed JSON, a digest that is none, or a root file system that is not made of layers.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let config: Self = serde_json::from_slice(bytes).map_err(|error| Error::invalid(format!("invalid image configuration: {error}")))?;
+        if config.rootfs.kind != "layers" {
+            return Err(Error::invalid(format!("invalid image configuration: unknown rootfs type {:?}", config.rootfs.kind)));
+        }
+        let layers = config.history.iter().filter(|entry| !entry.empty_layer).count();
+        if !config.history.is_empty() && layers > config.rootfs.diff_ids.len() {
+            return Err(Error::invalid(format!("invalid image configuration: the history names {layers} layers, there are {}", config.rootfs.diff_ids.len())));
+        }
+        Ok(config)
+    }
+}
+
+/// The architecture that this engine runs, as image configurations name it.
+pub const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nulls_and_unknown_fields_are_fine() {
+        let config = ImageConfig::parse(br#"{"os":"linux","config":{"Cmd":null,"Env":["A=1"],"New":5},"rootfs":{"type":"layers","diff_ids":null},"history":null,"extra":{}}"#).unwrap();
+        assert_eq!(config.config.env, ["A=1"]);
+        assert!(config.config.cmd.is_empty());
+    }
+
+    #[test]
+    fn broken_ones_are_refused() {
+        for text in ["", "{}", r#"{"rootfs":{"type":"aufs"}}"#, r#"{"rootfs":{"type":"layers","diff_ids":["sha256:../../x"]}}"#, r#"{"rootfs":{"type":"layers"},"history":[{}]}"#] {
+            assert!(ImageConfig::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What can go wrong with images, by what the caller does about it.
+
+use whelk_sys::fs::PathError;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What came from outside is malformed, damaged or hostile.
+    #[error("{0}")]
+    Invalid(String),
+    /// The store does not have it.
+    #[error("{0}")]
+    NotFound(String),
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// Reading a stream or writing one failed.
+    #[error("{operation}: {}", whelk_sys::errno_text(source))]
+    Io { operation: String, source: std::io::Error },
+}
+
+impl Error {
+    pub fn invalid(text: impl Into<String>) -> Self {
+        Self::Invalid(text.into())
+    }
+
+    /// Puts the step in front of the cause.
+    #[must_use]
+    pub fn during(self, step: &str) -> Self {
+        match self {
+            Self::Invalid(text) => Self::Invalid(format!("{step}: {text}")),
+            Self::NotFound(text) => Self::NotFound(format!("{step}: {text}")),
+            Self::Io { operation, source } => Self::Io { operation: format!("{step}: {operation}"), source },
+            Self::Path(path) => Self::Io { operation: format!("{step}: {} {}", path.operation, path.path.display()), source: path.source },
+        }
+    }
+}
+
+/// For `map_err`: what was being done. A stream that is not what it should be (`InvalidData`, a premature end) is the
+/// sender's fault, everything else this machine's.
+pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| match source.kind() {
+        std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput | std::io::ErrorKind::UnexpectedEof => Error::Invalid(format!("{}: {source}", operation.into())),
+        _ => Error::Io { operation: operation.into(), source },
+    }
+}

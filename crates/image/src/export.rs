@@ -1,0 +1,138 @@
+//! A container's whole file system as an archive.
+//!
+//! Layers and the writable one are mounted as an overlay that is attached nowhere: it is walked by descriptor and goes
+//! away with it. No link is ever followed, so what runs in the container meanwhile cannot lead the walk outside.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
+use rustix::io::Errno;
+use tar::{Builder, EntryType, Header};
+
+use crate::error::{Result, io};
+
+/// Writes all files below the layers `lower` (the topmost first) to `output`.
+pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
+    let root = whelk_sys::overlay::read_only(lower).map_err(|error| io("mount the container's layers")(error.into()))?;
+    let root = openat(&root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| io("open the container's root")(error.into()))?;
+    let mut export = Export { archive: Builder::new(output), links: HashMap::new() };
+    export.directory(&root, Path::new(""))?;
+    export.archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
+}
+
+struct Export<W: Write> {
+    archive: Builder<W>,
+    /// The first name of each file that has several, by device and inode.
+    links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<W: Write> Export<W> {
+    fn directory(&mut self, directory: &OwnedFd, path: &Path) -> Result<()> {
+        let step = |error: Errno| io(format!("read {}", path.display()))(error.into());
+        let mut names: Vec<OsString> = Vec::new();
+        for entry in Dir::read_from(directory).map_err(step)? {
+            let name = entry.map_err(step)?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
+            }
+        }
+        names.sort();
+        for name in names {
+            self.entry(directory, &name, &path.join(&name))?;
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
+        let step = |error: Errno| io(format!("export {}", path.display()))(error.into());
+        let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            // Removed since the directory was read: a running container's files change.
+            Err(Errno::NOENT) => return Ok(()),
+            result => result.map_err(step)?,
+        };
+        let mut header = header(&stat);
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if !kind.is_dir() && stat.st_nlink > 1 {
+            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
+                header.set_entry_type(EntryType::Link);
+                header.set_size(0);
+                return self.archive.append_link(&mut header, path, first).map_err(io(format!("export {}", path.display())));
+            }
+            self.links.insert((stat.st_dev, stat.st_ino), path.to_owned());
+        }
+        let open = |flags: OFlags| openat(parent, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+        let failed = io(format!("export {}", path.display()));
+        match kind {
+            FileType::Directory => {
+                let directory = open(OFlags::RDONLY | OFlags::DIRECTORY).map_err(step)?;
+                self.extensions(&stat, &directory)?;
+                let mut name = path.as_os_str().to_owned();
+                name.push("/");
+                self.archive.append_data(&mut header, Path::new(&name), io::empty()).map_err(failed)?;
+                self.directory(&directory, path)
+            }
+            FileType::RegularFile => {
+                let file = open(OFlags::RDONLY).map_err(step)?;
+                self.extensions(&stat, &file)?;
+                let size = u64::try_from(stat.st_size).unwrap_or_default();
+                header.set_size(size);
+                // A file that shrinks meanwhile is filled up: the header has promised its size.
+                let content = std::fs::File::from(file).chain(io::repeat(0)).take(size);
+                self.archive.append_data(&mut header, path, content).map_err(failed)
+            }
+            FileType::Symlink => {
+                let target = readlinkat(parent, name, Vec::new()).map_err(step)?;
+                self.archive.append_link(&mut header, path, Path::new(OsStr::from_bytes(target.to_bytes()))).map_err(failed)
+            }
+            // A socket without its listener is nothing.
+            FileType::Socket => Ok(()),
+            _ => self.archive.append_data(&mut header, path, io::empty()).map_err(failed),
+        }
+    }
+
+    /// Extended attributes and the exact time, in a header of their own in front of the entry.
+    fn extensions(&mut self, stat: &Stat, fd: impl AsFd) -> Result<()> {
+        let mut extensions: Vec<(String, Vec<u8>)> = Vec::new();
+        if stat.st_mtime_nsec != 0 {
+            extensions.push(("mtime".into(), format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec).into_bytes()));
+        }
+        let mut names = vec![0u8; 64 << 10];
+        let length = rustix::fs::flistxattr(fd.as_fd(), &mut names[..]).unwrap_or(0);
+        for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty() && !name.starts_with(b"trusted.overlay.")) {
+            let mut value = vec![0u8; 64 << 10];
+            if let (Ok(text), Ok(length)) = (std::str::from_utf8(name), rustix::fs::fgetxattr(fd.as_fd(), name, &mut value[..])) {
+                value.truncate(length);
+                extensions.push((format!("SCHILY.xattr.{text}"), value));
+            }
+        }
+        if extensions.is_empty() {
+            return Ok(());
+        }
+        self.archive.append_pax_extensions(extensions.iter().map(|(key, value)| (key.as_str(), value.as_slice()))).map_err(io("write archive"))
+    }
+}
+
+fn header(stat: &Stat) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => EntryType::Directory,
+        FileType::Symlink => EntryType::Symlink,
+        FileType::CharacterDevice => EntryType::Char,
+        FileType::BlockDevice => EntryType::Block,
+        FileType::Fifo => EntryType::Fifo,
+        _ => EntryType::Regular,
+    });
+    header.set_mode(stat.st_mode & 0o7777);
+    header.set_uid(stat.st_uid.into());
+    header.set_gid(stat.st_gid.into());
+    header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or_default());
+    header.set_size(0);
+    let _ = header.set_device_major(rustix::fs::major(stat.st_rdev));
+    let _ = header.set_device_minor(rustix::fs::minor(stat.st_rdev));
+    header
+}

@@ -1,0 +1,102 @@
+//! The parts of a layer's archive that its files do not hold: headers, padding, order.
+//!
+//! ```text
+//! stream of segments, zstd-compressed:
+//!   0x00 | length (u32 LE) | bytes                        verbatim
+//!   0x01 | size (u64 LE) | path length (u16 LE) | path    the content of this file of the layer
+//! ```
+//! Replaying the segments gives the uncompressed archive back, whose digest is the layer's diff-id.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use whelk_sys::{fs, in_root};
+
+use crate::error::{Error, Result, io};
+
+const VERBATIM: u8 = 0;
+const CONTENT: u8 = 1;
+const LEVEL: i32 = 3;
+
+/// Writes the segments while an archive is read.
+pub(super) struct Recorder {
+    output: zstd::stream::write::Encoder<'static, BufWriter<File>>,
+    verbatim: Vec<u8>,
+}
+
+impl Recorder {
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        let file = BufWriter::new(fs::create(path, 0o600)?);
+        let output = zstd::stream::write::Encoder::new(file, LEVEL).map_err(io("write layer index"))?;
+        Ok(Self { output, verbatim: Vec::with_capacity(64 << 10) })
+    }
+
+    pub(super) fn verbatim(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.verbatim.extend_from_slice(bytes);
+        if self.verbatim.len() >= 64 << 10 { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        for part in self.verbatim.chunks(1 << 30) {
+            self.output.write_all(&[VERBATIM])?;
+            self.output.write_all(&u32::try_from(part.len()).unwrap_or_default().to_le_bytes())?;
+            self.output.write_all(part)?;
+        }
+        self.verbatim.clear();
+        Ok(())
+    }
+
+    /// Notes that the next `size` bytes of the archive are the content of the file at `path`.
+    pub(super) fn content(&mut self, path: &Path, size: u64) -> io::Result<()> {
+        self.flush()?;
+        let path = path.as_os_str().as_bytes();
+        let length = u16::try_from(path.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        self.output.write_all(&[CONTENT])?;
+        self.output.write_all(&size.to_le_bytes())?;
+        self.output.write_all(&length.to_le_bytes())?;
+        self.output.write_all(path)
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.flush()?;
+        self.output.finish()?.into_inner().map_err(io::IntoInnerError::into_error).map(drop)
+    }
+}
+
+/// Writes the archive of the layer in `directory` to `output`.
+///
+/// # Errors
+/// A file of the layer that is missing or has another size: the store was changed from outside.
+pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
+    let index = fs::open(directory.join("split.zst"))?;
+    let root = rustix::fs::open(directory.join("fs"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fs::at("open", directory.join("fs")))?;
+    let step = || io(format!("read layer {}", directory.display()));
+    let mut index = BufReader::new(zstd::stream::read::Decoder::new(index).map_err(step())?);
+    let mut kind = [0; 1];
+    while index.read(&mut kind).map_err(step())? == 1 {
+        if kind[0] == VERBATIM {
+            let mut length = [0; 4];
+            index.read_exact(&mut length).map_err(step())?;
+            let length = u64::from(u32::from_le_bytes(length));
+            copy_exactly(&mut index, output, length).map_err(step())?;
+        } else {
+            let (mut size, mut length) = ([0; 8], [0; 2]);
+            index.read_exact(&mut size).map_err(step())?;
+            index.read_exact(&mut length).map_err(step())?;
+            let mut path = vec![0; usize::from(u16::from_le_bytes(length))];
+            index.read_exact(&mut path).map_err(step())?;
+            let path = Path::new(std::ffi::OsStr::from_bytes(&path));
+            let file = in_root::open_no_links(&root, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(fs::at("open", directory.join("fs").join(path)))?;
+            copy_exactly(&mut File::from(file), output, u64::from_le_bytes(size)).map_err(|error| Error::Io { operation: format!("read {} of layer {}", path.display(), directory.display()), source: error })?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_exactly(input: &mut impl Read, output: &mut impl Write, length: u64) -> io::Result<()> {
+    let copied = io::copy(&mut input.take(length), output)?;
+    if copied == length { Ok(()) } else { Err(io::Error::other(format!("{copied} of {length} bytes"))) }
+}

@@ -1,0 +1,22 @@
+//! Images: their names, their configuration, and where their layers lie on disk.
+//!
+//! Plain blocking code. [`Store`] keeps blobs and layers; [`archive`] reads and writes the files that `save` and `load`
+//! exchange. Which images exist is the engine's record, not known here.
+#![forbid(unsafe_code)]
+
+pub mod archive;
+pub mod compression;
+pub mod config;
+pub mod digest;
+mod error;
+mod export;
+pub mod layer;
+pub mod reference;
+mod store;
+
+pub use config::ImageConfig;
+pub use digest::Digest;
+pub use error::{Error, Result};
+pub use export::export;
+pub use reference::Reference;
+pub use store::{Layer, LARGEST_CONFIG, Scratch, Store};

@@ -1,0 +1,184 @@
+//! Image names: their grammar, their normal form, and the short form people see.
+//!
+//! `busybox` is short for `docker.io/library/busybox:latest`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+
+const DEFAULT_DOMAIN: &str = "docker.io";
+const OFFICIAL_PREFIX: &str = "library/";
+const DEFAULT_TAG: &str = "latest";
+const LONGEST_NAME: usize = 255;
+const LONGEST_TAG: usize = 128;
+
+/// A normalised reference: domain, path, and a tag, a digest, both or neither.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reference {
+    pub domain: String,
+    pub path: String,
+    pub tag: Option<String>,
+    pub digest: Option<Digest>,
+}
+
+impl Reference {
+    /// The same with the default tag, if it has neither tag nor digest.
+    #[must_use]
+    pub fn with_default_tag(mut self) -> Self {
+        if self.tag.is_none() && self.digest.is_none() {
+            self.tag = Some(DEFAULT_TAG.into());
+        }
+        self
+    }
+
+    /// Domain and path: `docker.io/library/busybox`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.domain, self.path)
+    }
+
+    /// The name as people write it: `busybox`.
+    pub fn familiar_name(&self) -> String {
+        if self.domain == DEFAULT_DOMAIN {
+            return self.path.strip_prefix(OFFICIAL_PREFIX).filter(|rest| !rest.contains('/')).unwrap_or(&self.path).to_owned();
+        }
+        self.name()
+    }
+
+    /// The whole reference as people write it: `busybox:latest`.
+    pub fn familiar(&self) -> String {
+        self.with_suffix(self.familiar_name())
+    }
+
+    fn with_suffix(&self, mut text: String) -> String {
+        if let Some(tag) = &self.tag {
+            text = text + ":" + tag;
+        }
+        if let Some(digest) = &self.digest {
+            text = text + "@" + digest.as_str();
+        }
+        text
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.with_suffix(self.name()))
+    }
+}
+
+fn invalid() -> Error {
+    Error::invalid("invalid reference format")
+}
+
+impl FromStr for Reference {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(Error::invalid(format!("invalid repository name ({text}), cannot specify 64-byte hexadecimal strings")));
+        }
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest.parse::<Digest>().map_err(|_| invalid())?)),
+            None => (text, None),
+        };
+        // A colon after the last slash separates the tag; before it, it belongs to a port.
+        let (name, tag) = match rest.rfind(':') {
+            Some(colon) if !rest[colon..].contains('/') => (&rest[..colon], Some(&rest[colon + 1..])),
+            _ => (rest, None),
+        };
+        if let Some(tag) = tag {
+            check_tag(tag).map_err(|_| invalid())?;
+        }
+        let (domain, path) = split_domain(name);
+        if path.bytes().any(|byte| byte.is_ascii_uppercase()) && check_path(&path.to_lowercase()) {
+            return Err(Error::invalid(format!("invalid reference format: repository name ({path}) must be lowercase")));
+        }
+        if !check_domain(&domain) || !check_path(&path) {
+            return Err(invalid());
+        }
+        if domain.len() + 1 + path.len() > LONGEST_NAME {
+            return Err(Error::invalid(format!("invalid reference format: repository name must not be more than {LONGEST_NAME} characters")));
+        }
+        Ok(Self { domain, path, tag: tag.map(str::to_owned), digest })
+    }
+}
+
+/// # Errors
+/// Anything but a letter, digit or `_` followed by up to 127 of these, `.` and `-`.
+pub fn check_tag(tag: &str) -> Result<()> {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let valid = tag.len() <= LONGEST_TAG && tag.bytes().next().is_some_and(word) && tag.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-');
+    if valid { Ok(()) } else { Err(Error::invalid("invalid tag format")) }
+}
+
+/// The first part is a domain only if it looks like one: it has a dot or a port, is `localhost`, or is not lower case.
+fn split_domain(name: &str) -> (String, String) {
+    let (domain, path) = match name.split_once('/') {
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" || first.to_lowercase() != first => (first, rest),
+        _ => (DEFAULT_DOMAIN, name),
+    };
+    let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
+    let path = if domain == DEFAULT_DOMAIN && !path.contains('/') { format!("{OFFICIAL_PREFIX}{path}") } else { path.to_owned() };
+    (domain.to_owned(), path)
+}
+
+fn check_domain(domain: &str) -> bool {
+    if let Some(rest) = domain.strip_prefix('[') {
+        let Some((address, port)) = rest.split_once(']') else { return false };
+        return address.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || port.strip_prefix(':').is_some_and(check_port));
+    }
+    let (host, port) = domain.split_once(':').map_or((domain, None), |(host, port)| (host, Some(port)));
+    let label = |label: &str| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-') && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    host.split('.').all(label) && port.is_none_or(check_port)
+}
+
+fn check_port(port: &str) -> bool {
+    !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Components of lower-case letters and digits, separated inside by one `.`, one or two `_`, or any number of `-`.
+fn check_path(path: &str) -> bool {
+    path.split('/').all(|component| {
+        let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let bytes = component.as_bytes();
+        if !bytes.first().is_some_and(alphanumeric) || !bytes.last().is_some_and(alphanumeric) {
+            return false;
+        }
+        bytes.split(alphanumeric).all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, normal: &str, familiar: &str) {
+        let reference: Reference = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!((reference.to_string().as_str(), reference.familiar().as_str()), (normal, familiar), "{text}");
+    }
+
+    #[test]
+    fn names_are_normalised() {
+        check("busybox", "docker.io/library/busybox", "busybox");
+        check("busybox:1.36", "docker.io/library/busybox:1.36", "busybox:1.36");
+        check("me/app", "docker.io/me/app", "me/app");
+        check("index.docker.io/library/x", "docker.io/library/x", "x");
+        check("localhost/app:v1", "localhost/app:v1", "localhost/app:v1");
+        check("host:5000/a/b__c:v-1.2", "host:5000/a/b__c:v-1.2", "host:5000/a/b__c:v-1.2");
+        check("[::1]:5000/a", "[::1]:5000/a", "[::1]:5000/a");
+        let digest = Digest::of(b"x");
+        check(&format!("a@{digest}"), &format!("docker.io/library/a@{digest}"), &format!("a@{digest}"));
+        assert_eq!("a".parse::<Reference>().unwrap().with_default_tag().familiar(), "a:latest");
+    }
+
+    #[test]
+    fn bad_names_are_refused() {
+        let long = "a/".repeat(200) + "a";
+        for text in ["", "a b", "a:", ":tag", "a:bad/tag", "a//b", "/a", "a/", "-a", "a-", "a..b", "a___b", "a@sha256:12", "a@md5:00", "host:port/a", "UP PER", "a:.x", &long, "a\0b", "ü"] {
+            assert!(text.parse::<Reference>().is_err(), "{text:?}");
+        }
+        assert_eq!("UPPER".parse::<Reference>().unwrap_err().to_string(), "invalid reference format: repository name (library/UPPER) must be lowercase");
+    }
+}

@@ -1,0 +1,184 @@
+//! What images are made of, on disk.
+//!
+//! ```text
+//! <root>/blobs/sha256/<digits>     configurations, by digest
+//! <root>/layers/<digits>/…         unpacked layers, by diff-id
+//! <root>/tmp/<random>/…            what is being made; emptied when the engine starts
+//! <root>/trash/<random>            what is being removed; likewise
+//! ```
+//! Everything is made in `tmp/` and renamed when it is whole, so nothing half-made is ever found under its name.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use whelk_sys::fs;
+
+use crate::compression::decompress;
+use crate::digest::Digest;
+use crate::error::{Error, Result, io};
+use crate::layer;
+
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// A layer as it was found or made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    pub diff_id: Digest,
+    /// Bytes of file content.
+    pub size: u64,
+}
+
+/// A directory that is removed again unless it is kept.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed at the next start.
+        let _ = fs::remove_tree(&self.0);
+    }
+}
+
+/// Configurations are small texts; anything larger is none.
+pub const LARGEST_CONFIG: u64 = 8 << 20;
+
+impl Store {
+    /// Opens the store below `root`, making its directories and emptying the temporary ones.
+    pub fn open(root: &Path) -> Result<Self> {
+        for (directory, mode) in [("blobs/sha256", 0o700), ("layers", 0o700), ("tmp", 0o700), ("trash", 0o700)] {
+            fs::create_dir_all(root.join(directory), mode)?;
+        }
+        for directory in ["tmp", "trash"] {
+            for entry in fs::list(root.join(directory))? {
+                fs::remove_tree(entry.path())?;
+            }
+        }
+        Ok(Self { root: root.to_owned() })
+    }
+
+    /// A new directory for something that is being made.
+    pub fn scratch(&self) -> Result<Scratch> {
+        let path = self.root.join("tmp").join(random_name());
+        fs::create_dir(&path, 0o700)?;
+        Ok(Scratch(path))
+    }
+
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+
+    pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.root.join("layers").join(diff_id.hex())
+    }
+
+    /// Where the files of a layer are, for an overlay mount.
+    pub fn layer_files(&self, diff_id: &Digest) -> PathBuf {
+        self.layer_path(diff_id).join("fs")
+    }
+
+    pub fn put_blob(&self, content: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(content);
+        let path = self.blob_path(&digest);
+        if !fs::exists(&path) {
+            let staged = self.root.join("tmp").join(random_name());
+            let mut file = fs::create(&staged, 0o600)?;
+            file.write_all(content).and_then(|()| file.sync_data()).map_err(fs::at("write", &staged))?;
+            fs::rename(&staged, &path)?;
+        }
+        Ok(digest)
+    }
+
+    /// # Errors
+    /// [`Error::NotFound`] when there is none; [`Error::Invalid`] when what is there is not what its name says.
+    pub fn blob(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let content = match fs::read_at_most(self.blob_path(digest), LARGEST_CONFIG) {
+            Err(error) if error.is_not_found() => return Err(Error::NotFound(format!("blob {digest} is not in the store"))),
+            result => result?,
+        };
+        if Digest::of(&content) == *digest { Ok(content) } else { Err(Error::invalid(format!("blob {digest} is damaged"))) }
+    }
+
+    pub fn has_layer(&self, diff_id: &Digest) -> bool {
+        fs::exists(self.layer_path(diff_id))
+    }
+
+    /// Unpacks a layer from its archive, compressed or not.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a hostile or damaged archive, and for one whose content is not `expected`.
+    pub fn put_layer(&self, archive: impl Read + Send, expected: Option<&Digest>) -> Result<Layer> {
+        let scratch = self.scratch()?;
+        let applied = layer::apply(decompress(archive)?, scratch.path())?;
+        if let Some(expected) = expected.filter(|expected| **expected != applied.diff_id) {
+            return Err(Error::invalid(format!("invalid diffID: expected {expected}, got {}", applied.diff_id)));
+        }
+        fs::write(scratch.path().join("size"), applied.size.to_string())?;
+        // Readers of images need not be root, but nobody enters this directory from outside (CVE-2021-41091).
+        match fs::rename(scratch.path(), self.layer_path(&applied.diff_id)) {
+            // Another load was faster with the same layer; ours is thrown away.
+            Err(_) if self.has_layer(&applied.diff_id) => {}
+            result => result?,
+        }
+        Ok(Layer { diff_id: applied.diff_id, size: applied.size })
+    }
+
+    /// Bytes of file content in a layer.
+    pub fn layer_size(&self, diff_id: &Digest) -> Result<u64> {
+        let text = fs::read_to_string(self.layer_path(diff_id).join("size"))?;
+        text.trim().parse().map_err(|_| Error::invalid(format!("layer {diff_id} has no size")))
+    }
+
+    /// Writes the archive of a layer, as it came.
+    pub fn write_layer(&self, diff_id: &Digest, output: &mut impl Write) -> Result<()> {
+        layer::replay(&self.layer_path(diff_id), output)
+    }
+
+    pub fn remove_blob(&self, digest: &Digest) -> Result<()> {
+        Ok(fs::remove_if_there(self.blob_path(digest))?)
+    }
+
+    /// Takes a layer out of the store at once; its files are removed behind that.
+    pub fn remove_layer(&self, diff_id: &Digest) -> Result<()> {
+        self.discard(&self.layer_path(diff_id))
+    }
+
+    /// Moves a file or directory to the trash and removes it there. After a crash in between, the next start does.
+    pub fn discard(&self, path: &Path) -> Result<()> {
+        let Some(trashed) = self.trash(path)? else { return Ok(()) };
+        Ok(fs::remove_tree(trashed)?)
+    }
+
+    /// Moves something to the trash only; `None` if it is not there. Quick, whatever its size.
+    pub fn trash(&self, path: &Path) -> Result<Option<PathBuf>> {
+        let trashed = self.root.join("trash").join(random_name());
+        match fs::rename(path, &trashed) {
+            Ok(()) => Ok(Some(trashed)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits until all that was written is on disk, so that a record may name it.
+    pub fn sync(&self) -> Result<()> {
+        let root = rustix::fs::open(&self.root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fs::at("open", &self.root))?;
+        rustix::fs::syncfs(&root).map_err(|error| io(format!("sync {}", self.root.display()))(error.into()))
+    }
+}
+
+/// A name nobody else has.
+fn random_name() -> String {
+    let mut bytes = [0u8; 12];
+    // The kernel's generator does not fail for so few bytes once it is seeded, which it is long before an engine runs.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

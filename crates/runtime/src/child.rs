@@ -1,0 +1,186 @@
+//! Creating a container: the child's side, from a fresh clone to the program.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::OFlags;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use whelk_sys::process::{CloneFlags, new_session_keyring, unshare};
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result, os};
+use crate::launch::{Gate, Launch};
+use crate::mounts::{Context, KeyMounts};
+use crate::spec::{NamespaceKind, Process};
+use crate::sync::{Message, Sync};
+use crate::{cgroup_mount, devices, hooks, masks, namespaces, process, rootfs, terminal};
+
+/// Runs in the new process. Returns only the error that kept it from becoming the program.
+pub(crate) fn run(launch: &Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Error {
+    match set_up(launch, cgroup, sync) {
+        Ok(prepared) => prepared.execute(),
+        Err(error) => error,
+    }
+}
+
+fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Result<process::Prepared<'a>> {
+    let spec = launch.spec;
+    let linux = &spec.linux;
+    let Some(process) = &spec.process else { return Err(Error::invalid("the configuration has no process")) };
+    let own_user_namespace = linux.namespace(NamespaceKind::User).is_some();
+    let mut waiter = Waiter { sync, own_cgroup_namespace: linux.has_new(NamespaceKind::Cgroup), done: false };
+    rustix::process::setsid().map_err(os("setsid"))?;
+    new_session_keyring(c"_ses").or_else(|error| if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) { Ok(()) } else { Err(os("create session keyring")(error)) })?;
+    if own_user_namespace {
+        // Until its ids are mapped the process is nobody.
+        waiter.wait()?;
+    }
+    namespaces::join_existing(linux)?;
+    if own_user_namespace {
+        become_root()?;
+    }
+    if linux.has_new(NamespaceKind::Network) {
+        whelk_sys::net::loopback_up().map_err(os("bring up loopback"))?;
+    }
+    rustix::process::umask(rustix::fs::Mode::empty());
+
+    let null = devices::host_null()?;
+    let root = rootfs::attach(launch.rootfs, launch.scratch)?;
+    let keys = mount_all(launch, cgroup, &root, &mut waiter)?;
+    waiter.wait()?;
+    if !keys.dev_is_bound {
+        devices::create(&root, &linux.devices, own_user_namespace)?;
+    }
+    let terminal = open_terminal(process, &keys, &root, sync)?;
+    run_hooks(launch, &root, sync)?;
+
+    let proc = match keys.proc {
+        Some(proc) => proc,
+        None => private_proc()?,
+    };
+    masks::sysctls(&proc, &linux.sysctl)?;
+    masks::mask(&root, &linux.masked_paths, &null)?;
+    masks::read_only(&root, &linux.readonly_paths)?;
+    if linux.namespace(NamespaceKind::Uts).is_some() {
+        set_names(&spec.hostname, &spec.domainname)?;
+    }
+    if launch.make_cwd {
+        process::make_directory(&root, &process.cwd)?;
+    }
+    let identity = process::identity(&root, process, launch.user)?;
+    rootfs::pivot(&root)?;
+    rootfs::finish(&linux.rootfs_propagation, spec.root.as_ref().is_some_and(|root| root.readonly))?;
+
+    match (&terminal, &launch.streams) {
+        (Some(slave), _) => {
+            terminal::control(slave, identity.uid)?;
+            process::take_streams([slave; 3], 0)?;
+        }
+        (None, Some([input, output, error])) => process::take_streams([input, output, error], identity.uid)?,
+        (None, None) => {}
+    }
+    hooks::run(&spec.hooks.start_container, &crate::state_json(launch.id, "created", 1, launch.bundle, &spec.annotations))?;
+    let surroundings = process::Surroundings { identity, proc: &proc, filter: launch.filter, personality: linux.personality.as_ref() };
+    let prepared = process::prepare(process, surroundings)?;
+    sync.send(&Message::Ready, None)?;
+    match &launch.gate {
+        Gate::Starter => drop(sync.expect(&Message::Start)?),
+        Gate::Fifo(fifo) => wait_for_byte(fifo)?,
+    }
+    Ok(prepared)
+}
+
+/// Waits, once, until the starter has put this process into its cgroups and mapped its ids; makes the cgroup
+/// namespace then, whose root is where the process is at that moment.
+struct Waiter<'a> {
+    sync: &'a Sync,
+    own_cgroup_namespace: bool,
+    done: bool,
+}
+
+impl Waiter<'_> {
+    fn wait(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.done, true) {
+            return Ok(());
+        }
+        self.sync.expect(&Message::Go)?;
+        if self.own_cgroup_namespace {
+            unshare(CloneFlags::NEWCGROUP).map_err(os("create cgroup namespace"))?;
+        }
+        Ok(())
+    }
+}
+
+fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd, waiter: &mut Waiter<'_>) -> Result<KeyMounts> {
+    let linux = &launch.spec.linux;
+    let user_namespace = match linux.namespace(NamespaceKind::User) {
+        Some(_) => Some(rustix::fs::open("/proc/self/ns/user", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty()).map_err(os("open own user namespace"))?),
+        None => None,
+    };
+    let context = Context { root, mount_label: &linux.mount_label, user_namespace: user_namespace.as_ref() };
+    let mut keys = KeyMounts::default();
+    for mount in &launch.spec.mounts {
+        if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") {
+            waiter.wait()?;
+            cgroup_mount::mount(root, mount, cgroup, waiter.own_cgroup_namespace)?;
+        } else {
+            context.mount(mount, &mut keys)?;
+        }
+    }
+    Ok(keys)
+}
+
+fn open_terminal(process: &Process, keys: &KeyMounts, root: &OwnedFd, sync: &Sync) -> Result<Option<OwnedFd>> {
+    if !process.terminal {
+        return Ok(None);
+    }
+    let devpts = keys.devpts.as_ref().ok_or_else(|| Error::invalid("a terminal needs a devpts mount"))?;
+    let terminal = terminal::open(devpts, process.console_size.as_ref())?;
+    if !keys.dev_is_bound {
+        terminal::mount_console(root, &terminal.slave)?;
+    }
+    sync.send(&Message::Console, Some(&terminal.master))?;
+    Ok(Some(terminal.slave))
+}
+
+fn run_hooks(launch: &Launch<'_>, _root: &OwnedFd, sync: &Sync) -> Result<()> {
+    let hooks = &launch.spec.hooks;
+    if !hooks.prestart.is_empty() || !hooks.create_runtime.is_empty() {
+        sync.send(&Message::RunHooks, None)?;
+        sync.expect(&Message::HooksDone)?;
+    }
+    // In the container's namespaces, but with the host's files: that is what these hooks are for.
+    hooks::run(&hooks.create_container, &crate::state_json(launch.id, "creating", rustix::process::getpid().as_raw_nonzero().get(), launch.bundle, &launch.spec.annotations))
+}
+
+/// A procfs that is attached nowhere, for containers that mount none.
+fn private_proc() -> Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).map_err(os("open procfs"))?;
+    fsconfig_create(&context).map_err(os("create procfs"))?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(os("mount procfs"))
+}
+
+fn set_names(hostname: &str, domainname: &str) -> Result<()> {
+    if !hostname.is_empty() {
+        rustix::system::sethostname(hostname.as_bytes()).map_err(os("set hostname"))?;
+    }
+    if !domainname.is_empty() {
+        rustix::system::setdomainname(domainname.as_bytes()).map_err(os("set domain name"))?;
+    }
+    Ok(())
+}
+
+fn become_root() -> Result<()> {
+    use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(os("become root of the user namespace"))?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(os("become root of the user namespace"))
+}
+
+fn wait_for_byte(fifo: &OwnedFd) -> Result<()> {
+    let mut byte = [0u8; 1];
+    loop {
+        match rustix::io::read(fifo, &mut byte) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.map(drop).map_err(os("wait for start")),
+        }
+    }
+}

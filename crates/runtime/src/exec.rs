@@ -1,0 +1,111 @@
+//! A further process in a running container.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Pid;
+use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now, setns};
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result, os};
+use crate::namespaces;
+use crate::process;
+use crate::seccomp::Filter;
+use crate::spec::{Linux, Process};
+use crate::sync::{Message, Sync};
+use crate::terminal;
+use crate::user::UserRequest;
+
+/// What to run, and where.
+#[derive(Debug)]
+pub struct Exec<'a> {
+    /// The container's first process.
+    pub init: &'a OwnedFd,
+    /// The container's configuration: which namespaces to enter.
+    pub linux: &'a Linux,
+    pub process: &'a Process,
+    pub user: Option<&'a UserRequest>,
+    pub filter: Option<&'a Filter>,
+    pub streams: Option<[OwnedFd; 3]>,
+}
+
+/// A process that runs in the container, as a child of the caller.
+#[derive(Debug)]
+pub struct Executed {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+    pub terminal: Option<OwnedFd>,
+}
+
+/// Starts a process in the container. Returns when the kernel has accepted its program.
+///
+/// The caller must have one thread. Its own "namespace for children" becomes the container's pid namespace and stays
+/// so: a caller serves one container.
+///
+/// # Errors
+/// As [`crate::launch::create`].
+pub fn exec(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
+    let flags = namespaces::all_flags(exec.linux);
+    if flags.contains(CloneFlags::NEWPID) {
+        setns(exec.init.as_fd(), CloneFlags::NEWPID).map_err(os("enter the container's pid namespace"))?;
+    }
+    let (ours, theirs) = Sync::pair()?;
+    let birthplace = cgroup.and_then(Cgroup::birthplace);
+    let (pid, pidfd) = match clone_process(CloneFlags::default(), birthplace).map_err(os("create process"))? {
+        Cloned::Child => {
+            drop(ours);
+            let error = match enter(exec, flags, &theirs) {
+                Ok(prepared) => prepared.execute(),
+                Err(error) => error,
+            };
+            let _ = theirs.send(&Message::Failed(error), None);
+            exit_now(1)
+        }
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop(theirs);
+    match settle(&ours, pid, cgroup) {
+        Ok(terminal) => Ok(Executed { pid, pidfd, terminal }),
+        Err(error) => {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            Err(error)
+        }
+    }
+}
+
+fn settle(sync: &Sync, pid: Pid, cgroup: Option<&Cgroup>) -> Result<Option<OwnedFd>> {
+    if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.birthplace().is_none()) {
+        cgroup.add(pid)?;
+    }
+    sync.send(&Message::Go, None)?;
+    let mut terminal = None;
+    loop {
+        match sync.receive()? {
+            Some((Message::Console, fd)) => terminal = fd,
+            Some((Message::Failed(error), _)) => return Err(error),
+            Some((message, _)) => return Err(Error::Os(format!("unexpected message {message:?} while starting a process"))),
+            None => return Ok(terminal),
+        }
+    }
+}
+
+fn enter<'a>(exec: &'a Exec<'_>, flags: CloneFlags, sync: &Sync) -> Result<process::Prepared<'a>> {
+    rustix::process::setsid().map_err(os("setsid"))?;
+    // In the cgroup first: what is done from here on counts as the container's.
+    sync.expect(&Message::Go)?;
+    setns(exec.init.as_fd(), flags.without(CloneFlags::NEWPID)).map_err(os("enter the container"))?;
+    rustix::process::chdir("/").map_err(os("chdir to the container's root"))?;
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os("open the container's root"))?;
+    let proc = process::entered_proc()?;
+    let identity = process::identity(&root, exec.process, exec.user)?;
+    if exec.process.terminal {
+        let terminal = terminal::open(&terminal::entered_devpts()?, exec.process.console_size.as_ref())?;
+        sync.send(&Message::Console, Some(&terminal.master))?;
+        terminal::control(&terminal.slave, identity.uid)?;
+        process::take_streams([&terminal.slave; 3], 0)?;
+    } else if let Some([input, output, error]) = &exec.streams {
+        process::take_streams([input, output, error], identity.uid)?;
+    }
+    process::prepare(exec.process, process::Surroundings { identity, proc: &proc, filter: exec.filter, personality: exec.linux.personality.as_ref() })
+}

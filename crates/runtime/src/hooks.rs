@@ -1,0 +1,42 @@
+//! Programs that the configuration wants run at points of a container's life.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::spec::Hook;
+
+/// Runs hooks one after another, each with the container's state on its standard input.
+///
+/// # Errors
+/// The first hook that cannot be run, fails, or takes longer than its timeout.
+pub fn run(hooks: &[Hook], state: &serde_json::Value) -> Result<()> {
+    hooks.iter().try_for_each(|hook| run_one(hook, state).map_err(|error| error.during(&format!("hook {}", hook.path.display()))))
+}
+
+fn run_one(hook: &Hook, state: &serde_json::Value) -> Result<()> {
+    let mut command = Command::new(&hook.path);
+    if let Some((name, arguments)) = hook.args.split_first() {
+        command.arg0(name).args(arguments);
+    }
+    command.env_clear().envs(hook.env.iter().filter_map(|entry| entry.split_once('=')));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|error| Error::Os(whelk_sys::errno_text(&error)))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A hook that does not read its input is free not to.
+        let _ = stdin.write_all(state.to_string().as_bytes());
+    }
+    let deadline = hook.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    loop {
+        if let Some(status) = child.try_wait().map_err(|error| Error::Os(whelk_sys::errno_text(&error)))? {
+            return if status.success() { Ok(()) } else { Err(Error::Os(status.to_string())) };
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(Error::Os("timed out".into()));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,212 @@
+//! The mounts of a container below its root.
+//!
+//! Every mount is made detached (`fsopen`/`open_tree`), given its attributes, and only then attached to a target that
+//! was opened inside the root. No path is used twice, so nothing that moves in between can lead outside
+//! (CVE-2021-30465), and no half-configured mount is ever visible.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+    open_tree,
+};
+use whelk_sys::in_root;
+use whelk_sys::mount::{MountAttr, set_attr};
+
+use crate::error::{Error, Result, os_at};
+use crate::mount_options::{Attributes, Bind, IdMap, Options};
+use crate::spec::{IdMapping, Mount};
+
+/// Descriptors of mounts that later steps work on, whatever the container's files look like by then.
+#[derive(Debug, Default)]
+pub(crate) struct KeyMounts {
+    /// The container's procfs.
+    pub proc: Option<OwnedFd>,
+    pub devpts: Option<OwnedFd>,
+    /// `/dev` was bound from outside: nothing is created in it.
+    pub dev_is_bound: bool,
+}
+
+/// What mounting needs to know beside the mount itself.
+pub(crate) struct Context<'a> {
+    pub root: &'a OwnedFd,
+    pub mount_label: &'a str,
+    /// A user namespace with the container's mappings, for `idmap` mounts without their own.
+    pub user_namespace: Option<&'a OwnedFd>,
+}
+
+impl Context<'_> {
+    pub(crate) fn mount(&self, mount: &Mount, keys: &mut KeyMounts) -> Result<()> {
+        let is_bind = mount.kind == "bind" || mount.options.iter().any(|word| word == "bind" || word == "rbind");
+        let options = Options::parse(&mount.options, is_bind).map_err(|error| error.during(&format!("mount {}", mount.destination)))?;
+        let tree = if is_bind { self.bind(mount, &options)? } else { self.file_system(mount, &options)? };
+        self.attach(mount, &tree, is_bind)?;
+        // Propagation is a property of the place in the tree, so it is set once the mount has one.
+        for &flags in &options.propagation {
+            let recursive = flags.contains(Propagation::REC);
+            let propagation = u64::from((flags - Propagation::REC).bits());
+            set_attr(tree.as_fd(), MountAttr { propagation, ..MountAttr::default() }, recursive).map_err(os_at("set propagation of", &mount.destination))?;
+        }
+        match (mount.destination.trim_end_matches('/'), mount.kind.as_str()) {
+            ("/proc", "proc") => keys.proc = Some(tree),
+            (_, "devpts") => keys.devpts = Some(tree),
+            ("/dev", _) => keys.dev_is_bound = is_bind,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn bind(&self, mount: &Mount, options: &Options) -> Result<OwnedFd> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        if options.bind == Bind::Recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let tree = open_tree(CWD, mount.source.as_str(), flags).map_err(os_at("bind mount source", &mount.source))?;
+        let attributes = |attributes: Attributes, recursive| match attributes {
+            Attributes { set: 0, clear: 0 } => Ok(()),
+            Attributes { set, clear } => set_attr(tree.as_fd(), MountAttr { set, clear, ..MountAttr::default() }, recursive).map_err(os_at("set attributes of", &mount.destination)),
+        };
+        attributes(options.here, false)?;
+        attributes(options.recursive, true)?;
+        self.id_map(mount, options, &tree)?;
+        Ok(tree)
+    }
+
+    /// Shows the files of a bind mount under other owners.
+    fn id_map(&self, mount: &Mount, options: &Options, tree: &OwnedFd) -> Result<()> {
+        let own = if mount.uid_mappings.is_empty() { None } else { Some(user_namespace_with(&mount.uid_mappings, &mount.gid_mappings)?) };
+        let recursive = options.id_map == IdMap::Recursive;
+        let namespace = match (&own, options.id_map) {
+            (Some(own), _) => own,
+            (None, IdMap::No) => return Ok(()),
+            (None, _) => self.user_namespace.ok_or_else(|| Error::invalid(format!("mount {}: idmap needs mappings, or a user namespace of the container", mount.destination)))?,
+        };
+        let attr = MountAttr { user_namespace: Some(namespace.as_fd()), ..MountAttr::default() };
+        set_attr(tree.as_fd(), attr, recursive).map_err(os_at("map ids of", &mount.destination))
+    }
+
+    fn file_system(&self, mount: &Mount, options: &Options) -> Result<OwnedFd> {
+        let step = |error: Errno| os_at("mount", format!("{} at {}", mount.kind, mount.destination))(error);
+        let context = fsopen(mount.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(step)?;
+        let source = if mount.source.is_empty() { mount.kind.as_str() } else { mount.source.as_str() };
+        fsconfig_set_string(context.as_fd(), "source", source).map_err(step)?;
+        for (key, value) in &options.data {
+            match value {
+                Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()),
+                // devpts has been a new instance each time since Linux 4.7, and its parser no longer knows the word.
+                None if key == "newinstance" => Ok(()),
+                None => fsconfig_set_flag(context.as_fd(), key.as_str()),
+            }
+            .map_err(|error| os_at("mount option", format!("{key} for {} at {}", mount.kind, mount.destination))(error))?;
+        }
+        if !self.mount_label.is_empty() && !matches!(mount.kind.as_str(), "proc" | "sysfs" | "mqueue") {
+            fsconfig_set_string(context.as_fd(), "context", self.mount_label).map_err(step)?;
+        }
+        fsconfig_create(context.as_fd()).map_err(step)?;
+        let attributes = MountAttrFlags::from_bits_retain(u32::try_from(options.here.set).unwrap_or_default());
+        let tree = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step)?;
+        if options.copy_up {
+            copy_up(self.root, &mount.destination, &tree)?;
+        }
+        Ok(tree)
+    }
+
+    fn attach(&self, mount: &Mount, tree: &OwnedFd, is_bind: bool) -> Result<()> {
+        let destination = mount.destination.as_str();
+        let step = os_at::<std::io::Error>("open mount point", destination);
+        let target = if matches!(mount.kind.as_str(), "proc" | "sysfs") {
+            // A link here would put the real thing elsewhere and leave labels and masks on a fake (CVE-2019-16884).
+            in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755)).map_err(step)?;
+            in_root::open_no_links(self.root, destination, OFlags::PATH | OFlags::DIRECTORY)
+                .map_err(|_| Error::invalid(format!("filesystem {:?} must be mounted on ordinary directory: {destination}", mount.kind)))?
+        } else if is_bind && !is_directory(tree)? {
+            in_root::create_file(self.root, destination).map_err(step)?
+        } else {
+            in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755)).map_err(step)?
+        };
+        attach_at(tree, &target).map_err(os_at("mount", format!("{} at {destination}", if is_bind { &mount.source } else { &mount.kind })))
+    }
+}
+
+/// Puts a detached tree on an opened target.
+pub(crate) fn attach_at(tree: impl AsFd, target: impl AsFd) -> rustix::io::Result<()> {
+    move_mount(tree.as_fd(), "", target.as_fd(), "", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+/// A detached mount of what `fd` refers to, and what is mounted below it.
+pub(crate) fn clone_of(fd: impl AsFd, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(fd.as_fd(), "", flags)
+}
+
+fn is_directory(fd: &OwnedFd) -> Result<bool> {
+    let stat = rustix::fs::fstat(fd).map_err(os_at("stat", "bind mount source"))?;
+    Ok(FileType::from_raw_mode(stat.st_mode).is_dir())
+}
+
+/// A user namespace that exists only to carry an id mapping.
+fn user_namespace_with(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
+    use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now};
+    let step = os_at::<std::io::Error>("create user namespace for", "an id-mapped mount");
+    match clone_process(CloneFlags::NEWUSER, None).map_err(step)? {
+        Cloned::Child => {
+            // Lives until its parent has taken the namespace and kills it.
+            std::thread::sleep(std::time::Duration::from_secs(60));
+            exit_now(0)
+        }
+        Cloned::Parent { pid, pidfd } => {
+            let result = crate::namespaces::write_id_maps(pid, uids, gids).and_then(|()| {
+                let path = format!("/proc/{}/ns/user", pid.as_raw_nonzero());
+                rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", path))
+            });
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            result
+        }
+    }
+}
+
+/// Copies the files that a new tmpfs is about to hide into it (the `tmpcopyup` option).
+fn copy_up(root: &OwnedFd, destination: &str, tree: &OwnedFd) -> Result<()> {
+    let source = match in_root::open(root, destination, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
+        Ok(source) => source,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(os_at("open", destination)(error)),
+    };
+    copy_tree(&source, tree).map_err(os_at("copy up", destination))
+}
+
+fn copy_tree(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
+    use rustix::fs::{AtFlags, Dir, Gid, Uid, chownat, mkdirat, openat, readlinkat, statat, symlinkat};
+    for entry in Dir::read_from(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+        let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                mkdirat(to, name, mode)?;
+                copy_tree(&openat(from, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?, &openat(to, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?)?;
+            }
+            FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?.as_c_str(), to, name)?,
+            FileType::RegularFile => {
+                let input = openat(from, name, OFlags::RDONLY | OFlags::NONBLOCK | nofollow, Mode::empty())?;
+                let output = openat(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow, mode)?;
+                std::io::copy(&mut std::fs::File::from(input), &mut std::fs::File::from(output)).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            }
+            // Devices, sockets and pipes mean nothing in a fresh tmpfs.
+            _ => continue,
+        }
+        chownat(to, name, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Which namespaces a container gets, joins and maps.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Pid;
+use whelk_sys::fs;
+use whelk_sys::process::{CloneFlags, setns};
+
+use crate::error::{Error, Result, os, os_at};
+use crate::spec::{IdMapping, Linux, Namespace, NamespaceKind};
+
+const ALL: [NamespaceKind; 8] = [
+    NamespaceKind::User,
+    NamespaceKind::Mount,
+    NamespaceKind::Pid,
+    NamespaceKind::Network,
+    NamespaceKind::Ipc,
+    NamespaceKind::Uts,
+    NamespaceKind::Cgroup,
+    NamespaceKind::Time,
+];
+
+pub(crate) fn flag(kind: NamespaceKind) -> CloneFlags {
+    match kind {
+        NamespaceKind::Mount => CloneFlags::NEWNS,
+        NamespaceKind::Pid => CloneFlags::NEWPID,
+        NamespaceKind::Network => CloneFlags::NEWNET,
+        NamespaceKind::Ipc => CloneFlags::NEWIPC,
+        NamespaceKind::Uts => CloneFlags::NEWUTS,
+        NamespaceKind::User => CloneFlags::NEWUSER,
+        NamespaceKind::Cgroup => CloneFlags::NEWCGROUP,
+        NamespaceKind::Time => CloneFlags::NEWTIME,
+    }
+}
+
+/// Flags for all namespaces that the configuration lists, new or joined: what an exec must enter.
+pub(crate) fn all_flags(linux: &Linux) -> CloneFlags {
+    ALL.into_iter().filter(|kind| linux.namespace(*kind).is_some()).fold(CloneFlags::default(), |flags, kind| flags | flag(kind))
+}
+
+/// Flags for the namespaces that the container's first process is born with.
+///
+/// Not the cgroup one: its root is the cgroup its creator is in, so it is made when the process is in the right one.
+/// Not the time one when its offsets are given: those must be set before anything lives in it.
+pub(crate) fn birth_flags(linux: &Linux) -> CloneFlags {
+    let mut flags = CloneFlags::default();
+    for kind in ALL.into_iter().filter(|kind| linux.has_new(*kind)) {
+        flags |= flag(kind);
+    }
+    flags = flags.without(CloneFlags::NEWCGROUP);
+    if linux.time_offsets.is_empty() { flags } else { flags.without(CloneFlags::NEWTIME) }
+}
+
+/// A mount namespace is not optional: without one the container's mounts would be the host's.
+pub(crate) fn check(linux: &Linux) -> Result<()> {
+    if linux.namespace(NamespaceKind::Mount).is_none() {
+        return Err(Error::invalid("the configuration must list a mount namespace"));
+    }
+    for (index, namespace) in linux.namespaces.iter().enumerate() {
+        if linux.namespaces[..index].iter().any(|other| other.kind == namespace.kind) {
+            return Err(Error::invalid(format!("duplicate {:?} namespace", namespace.kind)));
+        }
+    }
+    if linux.has_new(NamespaceKind::User) && linux.uid_mappings.is_empty() {
+        return Err(Error::invalid("a new user namespace needs uidMappings"));
+    }
+    Ok(())
+}
+
+/// Opens the namespace that a configuration names by path.
+pub(crate) fn open(namespace: &Namespace) -> Result<Option<OwnedFd>> {
+    let Some(path) = &namespace.path else { return Ok(None) };
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open namespace", path))?;
+    Ok(Some(fd))
+}
+
+/// Joins the namespaces named by path, except pid (which acts on children only and is the parent's to join). The user
+/// namespace comes first, since it decides what may be joined after it.
+pub(crate) fn join_existing(linux: &Linux) -> Result<()> {
+    let mut opened = Vec::new();
+    for kind in ALL.into_iter().filter(|kind| *kind != NamespaceKind::Pid) {
+        if let Some(namespace) = linux.namespace(kind)
+            && let Some(fd) = open(namespace)?
+        {
+            opened.push((kind, fd));
+        }
+    }
+    for (kind, fd) in opened {
+        setns(fd.as_fd(), flag(kind)).map_err(|error| os_at("join namespace", Path::new(&format!("{kind:?}").to_lowercase()))(error))?;
+    }
+    Ok(())
+}
+
+/// Sets the clocks of the time namespace that the caller's next child will be in.
+pub(crate) fn new_time_namespace(linux: &Linux) -> Result<()> {
+    whelk_sys::process::unshare(CloneFlags::NEWTIME).map_err(os("create time namespace"))?;
+    let lines: String = linux.time_offsets.iter().map(|(clock, offset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs)).collect();
+    Ok(fs::write("/proc/self/timens_offsets", lines)?)
+}
+
+/// Writes the id mappings of a new user namespace, from outside it.
+pub(crate) fn write_id_maps(pid: Pid, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
+    let text = |mappings: &[IdMapping]| mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect::<String>();
+    let pid = pid.as_raw_nonzero();
+    fs::write(format!("/proc/{pid}/uid_map"), text(uids))?;
+    Ok(fs::write(format!("/proc/{pid}/gid_map"), text(gids))?)
+}

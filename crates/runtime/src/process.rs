@@ -1,0 +1,354 @@
+//! From the half-made process to the program: limits, user, capabilities, filters, and the search for the file.
+//!
+//! Shared by a container's first process and by exec. The order matters and is explained where it does.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{Gid, Uid, set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use whelk_sys::process::{SchedAttr, cloexec_from, dup_onto, exec, set_io_priority, set_personality, set_scheduler};
+use whelk_sys::{errno_text, fs, in_root, seccomp, signal};
+
+use crate::caps::Sets;
+use crate::error::{Error, Result, os, os_at};
+use crate::masks::write_proc;
+use crate::seccomp::Filter;
+use crate::spec::{Personality, Process, Rlimit as RlimitSpec};
+use crate::user::{self, Identity, UserRequest};
+
+/// The user a process will run as: looked up by name, or given by number.
+pub(crate) fn identity(root: &OwnedFd, process: &Process, request: Option<&UserRequest>) -> Result<Identity> {
+    match request {
+        Some(request) => user::resolve(root, request),
+        None => {
+            let home = if process.env.iter().any(|entry| entry.starts_with("HOME=")) { String::new() } else { user::home_of(root, process.user.uid) };
+            Ok(Identity { uid: process.user.uid, gid: process.user.gid, groups: process.user.additional_gids.clone(), home })
+        }
+    }
+}
+
+/// Replaces the standard streams. Pipes go to the process's user, who may want to open `/dev/stdout` again.
+pub(crate) fn take_streams(streams: [&OwnedFd; 3], uid: u32) -> Result<()> {
+    for (number, stream) in (0..).zip(streams) {
+        if uid != 0 && rustix::fs::fstat(stream).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
+            let _ = rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None);
+        }
+        dup_onto(stream.as_fd(), number).map_err(os("replace standard stream"))?;
+    }
+    Ok(())
+}
+
+/// Enters the working directory, as root still: a directory that only root may enter works, as with other engines.
+pub(crate) fn enter_directory(cwd: &str) -> Result<()> {
+    let cwd = if cwd.is_empty() { "/" } else { cwd };
+    match rustix::process::chdir(cwd) {
+        Ok(()) => {}
+        Err(error) => return Err(Error::Os(format!("chdir to cwd ({cwd:?}) set in config.json failed: {}", errno_text(&error.into())))),
+    }
+    // A directory outside the root (through a leaked descriptor) has no path inside it (CVE-2024-21626).
+    let here = rustix::process::getcwd(Vec::new()).map_err(os("current working directory is outside of container mount namespace root -- possible container breakout detected"))?;
+    if here.to_bytes().first() == Some(&b'/') { Ok(()) } else { Err(Error::Os("current working directory is outside of container mount namespace root -- possible container breakout detected".into())) }
+}
+
+/// Creates the working directory where the image has none.
+pub(crate) fn make_directory(root: &OwnedFd, cwd: &str) -> Result<()> {
+    match in_root::create_dir_all(root, cwd, Mode::from_raw_mode(0o755)) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Err(Error::Os(format!("Cannot mkdir: {cwd} is not a directory"))),
+        Err(error) => Err(Error::Os(format!("mkdir {cwd}: {}", errno_text(&error)))),
+    }
+}
+
+/// Everything before the final step that may still fail with a clear message: the program is found, its arguments are
+/// ready, limits are set.
+pub(crate) struct Prepared<'a> {
+    process: &'a Process,
+    identity: Identity,
+    sets: Option<Sets>,
+    filter: Option<&'a Filter>,
+    program: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+/// What the process is prepared with beside its own configuration.
+pub(crate) struct Surroundings<'a, 'p> {
+    pub identity: Identity,
+    pub proc: &'p OwnedFd,
+    pub filter: Option<&'a Filter>,
+    pub personality: Option<&'a Personality>,
+}
+
+/// Sets limits and priorities, drops what can be dropped early, changes the user, and finds the program.
+pub(crate) fn prepare<'a>(process: &'a Process, surroundings: Surroundings<'a, '_>) -> Result<Prepared<'a>> {
+    let Surroundings { identity, proc, filter, personality } = surroundings;
+    let sets = process.capabilities.as_ref().map(Sets::resolve).transpose()?;
+    if let Some(score) = process.oom_score_adj {
+        // By number, not "self": that is a link, and this must be the process's own file on a real procfs.
+        write_proc(proc, &format!("{}/oom_score_adj", rustix::process::getpid()), &score.to_string())?;
+    }
+    process.rlimits.iter().try_for_each(set_limit)?;
+    if let Some(personality) = personality {
+        set_personality(personality_domain(personality)?).map_err(os("set personality"))?;
+    }
+    if let Some(priority) = &process.io_priority {
+        set_io_priority(io_class(&priority.class)?, priority.priority).map_err(os("set I/O priority"))?;
+    }
+    if let Some(scheduler) = &process.scheduler {
+        set_scheduler(scheduler_attr(scheduler)?).map_err(os("set scheduler"))?;
+    }
+    label(proc, process)?;
+    enter_directory(&process.cwd)?;
+    let environment = environment(process, &identity)?;
+    let arguments = process.args.iter().map(|argument| c_string(argument)).collect::<Result<Vec<_>>>()?;
+    if process.no_new_privileges {
+        set_no_new_privs(true).map_err(os("set no_new_privs"))?;
+    }
+    let mut prepared = Prepared { process, identity, sets, filter, program: CString::default(), arguments, environment };
+    prepared.become_user()?;
+    // As the user: a file that only root may execute is not executable for others.
+    prepared.program = find_program(process)?;
+    Ok(prepared)
+}
+
+impl Prepared<'_> {
+    fn become_user(&self) -> Result<()> {
+        let Identity { uid, gid, groups, .. } = &self.identity;
+        if let Some(sets) = &self.sets {
+            sets.apply_bounding()?;
+        }
+        set_keep_capabilities(true).map_err(os("keep capabilities"))?;
+        let groups: Vec<Gid> = groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+        match set_thread_groups(&groups) {
+            // In a user namespace whose setgroups file says "deny" there are none to set.
+            Err(Errno::PERM) if groups.is_empty() => {}
+            result => result.map_err(os("setgroups"))?,
+        }
+        let (gid, uid) = (Gid::from_raw(*gid), Uid::from_raw(*uid));
+        set_thread_res_gid(gid, gid, gid).map_err(os("setgid"))?;
+        set_thread_res_uid(uid, uid, uid).map_err(os("setuid"))?;
+        rustix::process::umask(Mode::from_raw_mode(self.process.user.umask.unwrap_or(0o022)));
+        Ok(())
+    }
+
+    /// Installs the filter, takes the final capabilities, and becomes the program. Returns only on failure.
+    pub(crate) fn execute(self) -> Error {
+        match self.try_execute() {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    fn try_execute(self) -> Result<std::convert::Infallible> {
+        set_keep_capabilities(false).map_err(os("drop keep-capabilities"))?;
+        // Installing a filter needs CAP_SYS_ADMIN unless no_new_privs is set, so it goes before the capabilities then,
+        // and as late as possible otherwise. The user change has cleared the effective set: raise it for this step.
+        if !self.process.no_new_privileges {
+            self.raise_effective()?;
+            self.install_filter()?;
+        }
+        if let Some(sets) = &self.sets {
+            sets.apply()?;
+        }
+        cloexec_from(3).map_err(os("close_range"))?;
+        signal::reset_all().map_err(os("reset signals"))?;
+        if self.process.no_new_privileges {
+            self.install_filter()?;
+        }
+        let error = exec(&self.program, &self.arguments, &self.environment);
+        let name = self.process.args.first().map(String::as_str).unwrap_or_default();
+        Err(exec_error(name, &error))
+    }
+
+    fn raise_effective(&self) -> Result<()> {
+        use rustix::thread::{capabilities, set_capabilities};
+        if self.filter.is_none() {
+            return Ok(());
+        }
+        let mut sets = capabilities(None).map_err(os("read capabilities"))?;
+        sets.effective = sets.permitted;
+        set_capabilities(None, sets).map_err(os("raise capabilities"))
+    }
+
+    fn install_filter(&self) -> Result<()> {
+        let Some(filter) = self.filter else { return Ok(()) };
+        let listener = seccomp::install(&filter.program, filter.flags).map_err(os("install seccomp filter"))?;
+        match (listener, &filter.listener) {
+            (Some(fd), Some((path, metadata))) => send_listener(&fd, path, metadata),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Hands the seccomp notification descriptor to the agent that the configuration names (OCI "listenerPath").
+fn send_listener(fd: &OwnedFd, path: &str, metadata: &str) -> Result<()> {
+    use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, sendmsg, socket_with};
+    let step = || os_at::<Errno>("send seccomp listener to", path);
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(step())?;
+    connect(&socket, &SocketAddrUnix::new(path).map_err(step())?).map_err(step())?;
+    let state = serde_json::json!({"ociVersion": crate::spec::VERSION, "fds": ["seccompFd"], "pid": rustix::process::getpid().as_raw_nonzero(), "metadata": metadata});
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(&socket, &[std::io::IoSlice::new(state.to_string().as_bytes())], &mut control, SendFlags::NOSIGNAL).map(drop).map_err(step())
+}
+
+fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::invalid(format!("argument {text:?} contains a NUL byte")))
+}
+
+/// The environment with `HOME` added when nothing sets it. Entries without a name are refused by name, so nothing of
+/// the starter's own environment can take their place.
+fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>> {
+    let mut has_home = false;
+    let mut environment = Vec::with_capacity(process.env.len() + 1);
+    for entry in &process.env {
+        match entry.split_once('=') {
+            Some((name, value)) if !name.is_empty() => has_home |= name == "HOME" && !value.is_empty(),
+            _ => return Err(Error::invalid(format!("invalid environment variable {entry:?}"))),
+        }
+        if !entry.is_empty() && entry != "HOME=" {
+            environment.push(c_string(entry)?);
+        }
+    }
+    if !has_home {
+        environment.push(c_string(&format!("HOME={}", identity.home))?);
+    }
+    Ok(environment)
+}
+
+/// Finds the program along the process's own `PATH`, the way execvp(3) would.
+fn find_program(process: &Process) -> Result<CString> {
+    let name = process.args.first().map(String::as_str).unwrap_or_default();
+    if name.contains('/') {
+        return match executable(name) {
+            Ok(()) => c_string(name),
+            Err(Errno::ACCESS) => Err(exec_error(name, &Errno::ACCESS.into())),
+            Err(Errno::ISDIR) => Err(Error::NotExecutable(format!("exec: {name:?}: is a directory"))),
+            Err(error) => Err(Error::CommandNotFound(format!("exec: {name:?}: stat {name}: {}", errno_text(&error.into())))),
+        };
+    }
+    let path = process.env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
+    let mut refused = None;
+    for directory in path.split(':').filter(|_| !name.is_empty()) {
+        let candidate = format!("{}/{name}", if directory.is_empty() { "." } else { directory });
+        match executable(&candidate) {
+            Ok(()) => return c_string(&candidate),
+            Err(Errno::ACCESS) => refused = Some(candidate),
+            Err(_) => {}
+        }
+    }
+    Err(match refused {
+        Some(_) => exec_error(name, &Errno::ACCESS.into()),
+        None => Error::CommandNotFound(format!("exec: {name:?}: executable file not found in $PATH")),
+    })
+}
+
+fn executable(path: &str) -> std::result::Result<(), Errno> {
+    let stat = rustix::fs::statat(CWD, path, AtFlags::empty())?;
+    if FileType::from_raw_mode(stat.st_mode).is_dir() {
+        return Err(Errno::ISDIR);
+    }
+    // With the effective user, which is the container's by now.
+    rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
+}
+
+fn exec_error(name: &str, error: &std::io::Error) -> Error {
+    let text = format!("exec: {name:?}: {}", errno_text(error));
+    // A program whose interpreter is missing is "not found" too: that is what shells and other engines answer.
+    if error.kind() == std::io::ErrorKind::NotFound { Error::CommandNotFound(format!("exec {name}: {}", errno_text(error))) } else { Error::NotExecutable(text) }
+}
+
+fn set_limit(limit: &RlimitSpec) -> Result<()> {
+    let resource = match limit.kind.as_str() {
+        "RLIMIT_AS" => Resource::As,
+        "RLIMIT_CORE" => Resource::Core,
+        "RLIMIT_CPU" => Resource::Cpu,
+        "RLIMIT_DATA" => Resource::Data,
+        "RLIMIT_FSIZE" => Resource::Fsize,
+        "RLIMIT_LOCKS" => Resource::Locks,
+        "RLIMIT_MEMLOCK" => Resource::Memlock,
+        "RLIMIT_MSGQUEUE" => Resource::Msgqueue,
+        "RLIMIT_NICE" => Resource::Nice,
+        "RLIMIT_NOFILE" => Resource::Nofile,
+        "RLIMIT_NPROC" => Resource::Nproc,
+        "RLIMIT_RSS" => Resource::Rss,
+        "RLIMIT_RTPRIO" => Resource::Rtprio,
+        "RLIMIT_RTTIME" => Resource::Rttime,
+        "RLIMIT_SIGPENDING" => Resource::Sigpending,
+        "RLIMIT_STACK" => Resource::Stack,
+        other => return Err(Error::invalid(format!("invalid rlimit type {other:?}"))),
+    };
+    let value = |number: u64| (number != u64::MAX).then_some(number);
+    setrlimit(resource, Rlimit { current: value(limit.soft), maximum: value(limit.hard) }).map_err(os_at("error setting rlimit type", &limit.kind))
+}
+
+/// Asks the host's security module for the process's label at exec. A label that no module here understands is an
+/// error: it must not be thought to protect.
+fn label(proc: &OwnedFd, process: &Process) -> Result<()> {
+    let me = rustix::process::getpid();
+    if !process.apparmor_profile.is_empty() && process.apparmor_profile != "unconfined" {
+        let path = if fs::exists("/proc/self/attr/apparmor/exec") { "attr/apparmor/exec" } else { "attr/exec" };
+        write_proc(proc, &format!("{me}/{path}"), &format!("exec {}", process.apparmor_profile)).map_err(|error| error.during("apply apparmor profile"))?;
+    }
+    if !process.selinux_label.is_empty() {
+        write_proc(proc, &format!("{me}/attr/exec"), &process.selinux_label).map_err(|error| error.during("apply selinux label"))?;
+    }
+    Ok(())
+}
+
+fn personality_domain(personality: &Personality) -> Result<u64> {
+    match personality.domain.as_str() {
+        "LINUX" => Ok(0),
+        "LINUX32" => Ok(8),
+        other => Err(Error::invalid(format!("unknown personality domain {other:?}"))),
+    }
+}
+
+fn io_class(class: &str) -> Result<u32> {
+    match class {
+        "IOPRIO_CLASS_RT" => Ok(1),
+        "IOPRIO_CLASS_BE" => Ok(2),
+        "IOPRIO_CLASS_IDLE" => Ok(3),
+        other => Err(Error::invalid(format!("unknown I/O priority class {other:?}"))),
+    }
+}
+
+fn scheduler_attr(scheduler: &crate::spec::Scheduler) -> Result<SchedAttr> {
+    let policy = match scheduler.policy.as_str() {
+        "SCHED_OTHER" => 0,
+        "SCHED_FIFO" => 1,
+        "SCHED_RR" => 2,
+        "SCHED_BATCH" => 3,
+        "SCHED_ISO" => 4,
+        "SCHED_IDLE" => 5,
+        "SCHED_DEADLINE" => 6,
+        other => return Err(Error::invalid(format!("unknown scheduler policy {other:?}"))),
+    };
+    let flags = scheduler.flags.iter().try_fold(0u64, |flags, name| {
+        Ok(flags
+            | match name.as_str() {
+                "SCHED_FLAG_RESET_ON_FORK" => 0x01,
+                "SCHED_FLAG_RECLAIM" => 0x02,
+                "SCHED_FLAG_DL_OVERRUN" => 0x04,
+                "SCHED_FLAG_KEEP_POLICY" => 0x08,
+                "SCHED_FLAG_KEEP_PARAMS" => 0x10,
+                "SCHED_FLAG_UTIL_CLAMP_MIN" => 0x20,
+                "SCHED_FLAG_UTIL_CLAMP_MAX" => 0x40,
+                other => return Err(Error::invalid(format!("unknown scheduler flag {other:?}"))),
+            })
+    })?;
+    Ok(SchedAttr { policy, flags, nice: scheduler.nice, priority: scheduler.priority, runtime: scheduler.runtime, deadline: scheduler.deadline, period: scheduler.period })
+}
+
+/// The procfs of the container that the caller has entered, checked to be one.
+pub(crate) fn entered_proc() -> Result<OwnedFd> {
+    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+    let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", "/proc"))?;
+    let magic = rustix::fs::fstatfs(&proc).map_err(os_at("statfs", "/proc"))?.f_type;
+    if magic as u64 == PROC_SUPER_MAGIC { Ok(proc) } else { Err(Error::invalid("/proc in the container is not procfs")) }
+}

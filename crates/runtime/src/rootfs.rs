@@ -1,0 +1,104 @@
+//! The container's root: mounted inside its own mount namespace, never on the host.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount, open_tree, unmount,
+};
+use serde::{Deserialize, Serialize};
+use whelk_sys::mount::{MountAttr, set_attr};
+use whelk_sys::overlay::Writable;
+
+use crate::error::{Error, Result, os, os_at};
+use crate::mount_options::RDONLY;
+
+/// Where the container's files come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rootfs {
+    /// A directory that is there.
+    Directory(PathBuf),
+    /// Layers under a writable one.
+    Overlay(Overlay),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Read-only layers, the topmost first.
+    pub lower: Vec<PathBuf>,
+    pub upper: PathBuf,
+    pub work: PathBuf,
+    /// Let the kernel drop unwritten changes at unmount: for layers that nobody will read again.
+    pub volatile: bool,
+}
+
+/// Mounts the root and attaches it. Returns a descriptor of its top, from which all later paths are resolved.
+///
+/// `scratch` is an empty directory to attach an overlay on; being in a private mount namespace, it may be shared by
+/// all containers.
+pub(crate) fn attach(rootfs: &Rootfs, scratch: &Path) -> Result<OwnedFd> {
+    // Slave: what the host unmounts goes away here too, and nothing mounted here shows up there.
+    mount_change("/", Propagation::DOWNSTREAM | Propagation::REC).map_err(os("make the mount namespace a slave"))?;
+    let (tree, place) = match rootfs {
+        Rootfs::Directory(path) => {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+            (open_tree(CWD, path, flags).map_err(os_at("open root file system", path))?, path.as_path())
+        }
+        Rootfs::Overlay(overlay) => match whelk_sys::overlay::mount(&overlay.lower, Some(Writable { upper: &overlay.upper, work: &overlay.work, volatile: overlay.volatile })) {
+            Ok(tree) => (tree, scratch),
+            Err(Errno::INVAL | Errno::NOSYS) => return classic_overlay(overlay, scratch),
+            Err(error) => return Err(os_at("mount overlay on", &overlay.upper)(error)),
+        },
+    };
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(tree.as_fd(), "", CWD, place, flags).map_err(os_at("attach root file system at", place))?;
+    Ok(tree)
+}
+
+/// The same through mount(2), for kernels before 6.5, where its options may be a page long.
+fn classic_overlay(overlay: &Overlay, scratch: &Path) -> Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let layers = overlay
+        .lower
+        .iter()
+        .map(|lower| rustix::fs::open(lower, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open layer", lower)))
+        .collect::<Result<Vec<_>>>()?;
+    let lower = layers.iter().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd())).collect::<Vec<_>>().join(":");
+    let (upper, work) = (overlay.upper.display(), overlay.work.display());
+    let volatile = if overlay.volatile { ",volatile" } else { "" };
+    let options = std::ffi::CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}{volatile}")).map_err(|_| Error::invalid("NUL in a layer path"))?;
+    mount("overlay", scratch, "overlay", MountFlags::empty(), options.as_c_str()).map_err(os_at("mount overlay on", &overlay.upper))?;
+    rustix::fs::open(scratch, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", scratch))
+}
+
+/// Makes `root` the root of the mount namespace and lets go of the host's.
+pub(crate) fn pivot(root: impl AsFd) -> Result<()> {
+    rustix::process::fchdir(root).map_err(os("enter root file system"))?;
+    // Old and new root stacked on the same place: the old one is on top and can be detached by "." (pivot_root(2)).
+    rustix::process::pivot_root(".", ".").map_err(os("pivot_root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(os("detach the host's root"))?;
+    rustix::process::chdir("/").map_err(os("chdir to the new root"))
+}
+
+/// Gives the new root its propagation and, last of all, makes it read-only.
+pub(crate) fn finish(propagation: &str, readonly: bool) -> Result<()> {
+    let flags = match propagation {
+        "" | "private" => Propagation::PRIVATE,
+        "rprivate" => Propagation::PRIVATE | Propagation::REC,
+        "shared" => Propagation::SHARED,
+        "rshared" => Propagation::SHARED | Propagation::REC,
+        "slave" => Propagation::DOWNSTREAM,
+        "rslave" => Propagation::DOWNSTREAM | Propagation::REC,
+        "unbindable" => Propagation::UNBINDABLE,
+        "runbindable" => Propagation::UNBINDABLE | Propagation::REC,
+        other => return Err(Error::invalid(format!("unknown rootfsPropagation {other:?}"))),
+    };
+    mount_change("/", flags).map_err(os("set propagation of the root"))?;
+    if readonly {
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os("open /"))?;
+        set_attr(root.as_fd(), MountAttr { set: RDONLY, ..MountAttr::default() }, false).map_err(os("make the root read-only"))?;
+    }
+    Ok(())
+}

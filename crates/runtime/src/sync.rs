@@ -1,0 +1,100 @@
+//! The conversation between the starter and the half-made process, over a pair of packet sockets.
+//!
+//! ```text
+//! starter                          child
+//!    │  Go (cgroups, id maps done)   │  mounts …
+//!    ├──────────────────────────────►│
+//!    │           Console + pty       │  only with a terminal
+//!    │◄──────────────────────────────┤
+//!    │    RunHooks ⇄ HooksDone       │  only with hooks
+//!    │◄─────────────────────────────►│
+//!    │             Ready             │  all is set, the program was found
+//!    │◄──────────────────────────────┤
+//!    │             Start             │
+//!    ├──────────────────────────────►│  exec: close-on-exec ends the conversation
+//!    │   end of file, or Failed      │
+//!    │◄──────────────────────────────┤
+//! ```
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, os};
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Message {
+    Go,
+    Console,
+    RunHooks,
+    HooksDone,
+    Ready,
+    Start,
+    Failed(Error),
+}
+
+#[derive(Debug)]
+pub(crate) struct Sync(OwnedFd);
+
+/// Errors carry paths from outside; longer ones are cut rather than refused.
+const LARGEST: usize = 16 << 10;
+
+impl Sync {
+    pub(crate) fn pair() -> Result<(Self, Self)> {
+        let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(os("socketpair"))?;
+        Ok((Self(a), Self(b)))
+    }
+
+    pub(crate) fn send(&self, message: &Message, fd: Option<&OwnedFd>) -> Result<()> {
+        let mut text = serde_json::to_vec(message).map_err(|error| Error::Os(error.to_string()))?;
+        if text.len() > LARGEST {
+            text = serde_json::to_vec(&Message::Failed(Error::Os("the error message is too long to pass on".into()))).unwrap_or_default();
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let borrowed = fd.map(|fd| [fd.as_fd()]);
+        if let Some(fds) = &borrowed {
+            control.push(SendAncillaryMessage::ScmRights(fds));
+        }
+        sendmsg(&self.0, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL).map(drop).map_err(os("send to the container's starter"))
+    }
+
+    /// The next message, or `None` when the other side is gone or has executed its program.
+    pub(crate) fn receive(&self) -> Result<Option<(Message, Option<OwnedFd>)>> {
+        let mut text = vec![0; LARGEST];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => return Ok(None),
+                result => break result.map_err(os("receive from the half-made container"))?,
+            }
+        };
+        if received.bytes == 0 {
+            return Ok(None);
+        }
+        let fd = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        let message = serde_json::from_slice(&text[..received.bytes]).map_err(|error| Error::Os(format!("malformed message from the half-made container: {error}")))?;
+        Ok(Some((message, fd)))
+    }
+
+    /// Receives what must be `expected`.
+    pub(crate) fn expect(&self, expected: &Message) -> Result<Option<OwnedFd>> {
+        match self.receive()? {
+            Some((Message::Failed(error), _)) => Err(error),
+            Some((message, fd)) if message == *expected => Ok(fd),
+            Some((message, _)) => Err(Error::Os(format!("unexpected message {message:?} while starting a container"))),
+            None => Err(Error::Os("the other side ended while starting a container".into())),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! A shim's birth: detach from the engine, wait for a container to run, run it.
+//!
+//! A shim may wait long: the engine keeps a few ready, so that starting a container does not wait for a program to be
+//! loaded. One whose engine goes away before it got a container just ends.
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::event::epoll::EventFlags;
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, recvmsg, socket_with};
+use whelk_runtime::cgroup::Cgroup;
+use whelk_runtime::launch::{self, Gate};
+use whelk_runtime::{Error, Result};
+use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now};
+use whelk_sys::{fs, signal};
+
+use crate::client::Role;
+use crate::container::{INIT, Shim, pid_number, set_nonblocking};
+use crate::filter;
+use crate::logs::{Writer, now};
+use crate::poll::{Poll, Token};
+use crate::process::{Pipes, Process};
+use crate::protocol::{self, Launch, Launched};
+
+/// The most clients that can wait for a start: what one message carries (SCM_MAX_FD).
+const MOST_ATTACHED: usize = 253;
+
+/// How much output is read at a time, in bytes.
+const BUFFER: usize = 64 << 10;
+
+/// The shim's whole life. `cgroup` is where shims live, apart from their engine; the socket to the engine is standard
+/// input.
+pub fn run(cgroup: Option<&str>) -> Result<()> {
+    let step = |what: &'static str| move |error: std::io::Error| Error::Os(format!("{what}: {}", whelk_sys::errno_text(&error)));
+    // A child of init, in a session of its own: nothing that happens to the engine or its terminal reaches it.
+    match clone_process(CloneFlags::default(), None).map_err(step("fork"))? {
+        Cloned::Parent { .. } => exit_now(0),
+        Cloned::Child => {}
+    }
+    let _ = rustix::process::setsid();
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| Error::Os(format!("become subreaper: {error}")))?;
+    // Not readable through /proc from a container that sees this process before its program runs (CVE-2019-5736).
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(|error| Error::Os(format!("prctl: {error}")))?;
+    signal::ignore(rustix::process::Signal::PIPE.as_raw());
+    let signals = signal::signal_fd(&[rustix::process::Signal::CHILD.as_raw()]).map_err(step("signalfd"))?;
+    let poll = Poll::new().map_err(|error| Error::Os(format!("epoll: {error}")))?;
+    if let Some(cgroup) = cgroup {
+        join(cgroup)?;
+    }
+    let engine = rustix::stdio::stdin().try_clone_to_owned().map_err(step("take over the engine's socket"))?;
+    let Some((launch, attached)) = receive(&engine)? else { return Ok(()) };
+
+    let run_dir = launch.run_dir.clone();
+    let outcome = start(launch, attached, poll, signals);
+    let message = match &outcome {
+        Ok((shim, started_at)) => Launched::Running { pid: shim.processes.get(&INIT).map_or(0, |init| pid_number(init.pid)), started_at: *started_at },
+        Err(error) => Launched::Failed(error.clone()),
+    };
+    // The engine may have died meanwhile; the container runs all the same and is found by its socket.
+    let _ = protocol::write(SocketWriter(&engine), &message);
+    drop(engine);
+    close_stdin();
+    let (mut shim, _) = outcome?;
+    let result = shim.serve();
+    let _ = fs::remove_if_there(run_dir.join("shim.sock"));
+    if let Err(error) = shim.cgroup.remove() {
+        crate::complain(&format!("container {}: {error}", shim.launch.id));
+    }
+    if shim.log.lost > 0 {
+        crate::complain(&format!("container {}: {} bytes of log could not be written", shim.launch.id, shim.log.lost));
+    }
+    result
+}
+
+/// Moves this process into the shims' cgroup, so that stopping the engine's service does not stop containers and
+/// their cost is not counted as the engine's.
+fn join(path: &str) -> Result<()> {
+    let mut cgroup = Cgroup::at(path)?;
+    if !cgroup.exists() {
+        cgroup.create(&Default::default())?;
+    }
+    cgroup.add(rustix::process::getpid())
+}
+
+/// Standard input was the engine's socket; the engine must see it end.
+fn close_stdin() {
+    if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        let _ = whelk_sys::process::dup_onto(null.as_fd(), 0);
+    }
+}
+
+struct SocketWriter<'a>(&'a OwnedFd);
+
+impl std::io::Write for SocketWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        rustix::net::send(self.0, bytes, rustix::net::SendFlags::NOSIGNAL).map_err(Into::into)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+struct SocketReader<'a>(&'a OwnedFd);
+
+impl std::io::Read for SocketReader<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        rustix::io::read(self.0, bytes).map_err(Into::into)
+    }
+}
+
+/// Waits for the container to run. `None` when the engine went away instead.
+fn receive(engine: &OwnedFd) -> Result<Option<(Launch, Vec<OwnedFd>)>> {
+    let step = |error: std::io::Error| Error::Os(format!("receive the container to run: {}", whelk_sys::errno_text(&error)));
+    let mut head = [0; 4];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_ATTACHED))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(engine, &mut [IoSliceMut::new(&mut head)], &mut control, RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            result => break result.map_err(|error| step(error.into()))?.bytes,
+        }
+    };
+    if received < head.len() {
+        return Ok(None);
+    }
+    let mut attached = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            attached.extend(fds);
+        }
+    }
+    let mut body = vec![0; protocol::announced(head).map_err(step)?];
+    std::io::Read::read_exact(&mut SocketReader(engine), &mut body).map_err(step)?;
+    Ok(Some((serde_json::from_slice(&body).map_err(|error| step(error.into()))?, attached)))
+}
+
+/// Makes the container and everything that serves it. On an error nothing is left behind.
+fn start(launch: Launch, attached: Vec<OwnedFd>, poll: Poll, signals: OwnedFd) -> Result<(Shim, i64)> {
+    let filter = launch.filter.as_deref().map(filter::read).transpose()?;
+    let log = Writer::open(launch.log.clone())?;
+    let listener = listen_in(&launch.run_dir)?;
+    let mut cgroup = Cgroup::at(&launch.spec.linux.cgroups_path)?;
+    let started = cgroup.create(&launch.spec.linux.resources).and_then(|()| start_init(&launch, filter.as_ref(), &cgroup, &poll));
+    let (init, started_at) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            let _ = cgroup.remove();
+            let _ = fs::remove_if_there(launch.run_dir.join("shim.sock"));
+            return Err(error);
+        }
+    };
+    let oom = launch.spec.linux.resources.memory.limit.and_then(|_| cgroup.oom_watch().ok());
+    for (fd, token) in [(Some(&listener), Token::Listener), (Some(&signals), Token::Signals), (oom.as_ref(), Token::OutOfMemory)] {
+        if let Some(fd) = fd {
+            poll.add(fd, token, EventFlags::IN).map_err(|error| Error::Os(format!("epoll: {error}")))?;
+        }
+    }
+    let wanted = launch.attached.clone();
+    let mut shim = Shim {
+        poll,
+        listener,
+        signals,
+        oom,
+        launch,
+        cgroup,
+        log,
+        processes: [(INIT, init)].into(),
+        clients: Default::default(),
+        next: INIT,
+        paused: false,
+        buffer: vec![0; BUFFER],
+    };
+    for (stream, wants) in attached.into_iter().zip(wanted) {
+        if set_nonblocking(&stream).is_ok() {
+            let client = shim.add_client(stream, Role::Asking);
+            shim.attach(client, INIT, wants);
+        }
+    }
+    Ok((shim, started_at))
+}
+
+fn start_init(launch: &Launch, filter: Option<&whelk_runtime::seccomp::Filter>, cgroup: &Cgroup, poll: &Poll) -> Result<(Process, i64)> {
+    let terminal = launch.spec.process.as_ref().is_some_and(|process| process.terminal);
+    let pipes = if terminal { None } else { Some(Pipes::open(launch.stdin).map_err(|error| Error::Os(format!("pipe: {error}")))?) };
+    let (streams, ours) = match pipes {
+        Some(Pipes { theirs, input, outputs }) => (Some(theirs), Some((input, outputs))),
+        None => (None, None),
+    };
+    let runtime_launch = launch::Launch {
+        id: &launch.id,
+        spec: &launch.spec,
+        bundle: &launch.run_dir,
+        rootfs: &launch.rootfs,
+        scratch: &launch.scratch,
+        user: Some(&launch.user),
+        make_cwd: true,
+        filter,
+        streams,
+        gate: Gate::Starter,
+    };
+    let mut created = launch::create(&runtime_launch, Some(cgroup))?;
+    // The program's ends of the pipes must be its alone, or their end would never be seen.
+    drop(runtime_launch);
+    created.start()?;
+    let started_at = now();
+    let mut init = Process::new(INIT, None, created.pid, created.pidfd);
+    init.connect(created.terminal, ours, poll).map_err(|error| Error::Os(format!("watch streams: {error}")))?;
+    Ok((init, started_at))
+}
+
+/// The container's socket. Bound through the directory's descriptor: the path may be longer than an address can be.
+fn listen_in(run_dir: &std::path::Path) -> Result<OwnedFd> {
+    let step = |error: rustix::io::Errno| Error::Os(format!("listen in {}: {error}", run_dir.display()));
+    let directory = rustix::fs::open(run_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(step)?;
+    fs::remove_if_there(run_dir.join("shim.sock"))?;
+    let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None).map_err(step)?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/shim.sock", directory.as_raw_fd())).map_err(step)?;
+    bind(&listener, &address).map_err(step)?;
+    const BACKLOG: i32 = 64;
+    listen(&listener, BACKLOG).map_err(step)?;
+    Ok(listener)
+}

@@ -1,0 +1,20 @@
+//! One small process per container: parent of its processes, owner of its streams, writer of its log.
+//!
+//! It outlives the engine. [`boot::run`] is its whole life; [`protocol`] is how anyone talks to it; [`logs`] is what it
+//! leaves on disk. Single-threaded, one epoll loop, no async runtime.
+#![forbid(unsafe_code)]
+
+pub mod boot;
+mod client;
+mod container;
+pub mod filter;
+pub mod logs;
+mod poll;
+mod process;
+pub mod protocol;
+
+/// Tells whoever keeps the engine's standard error. A shim has nobody else to complain to.
+#[allow(clippy::print_stderr, reason = "the engine's error output is where a shim's last words belong")]
+fn complain(text: &str) {
+    eprintln!("whelk shim: {text}");
+}

@@ -1,0 +1,103 @@
+//! The writing side: output in, lines out, one `write` per piece of output however many lines it holds.
+
+use std::fs::File;
+use std::io::Write;
+
+use whelk_sys::fs::{self, Result};
+
+use super::{Driver, LogConfig, PIECE, Record, Stream, json_file, local, now, rotation};
+
+/// Writes one container's log.
+#[derive(Debug)]
+pub struct Writer {
+    config: LogConfig,
+    file: Option<File>,
+    size: u64,
+    /// The beginning of a line whose end has not come yet, for each stream.
+    unfinished: [Vec<u8>; 2],
+    encoded: Vec<u8>,
+    /// Bytes of records that could not be written (full disk); they are gone.
+    pub lost: u64,
+}
+
+impl Writer {
+    pub fn open(config: LogConfig) -> Result<Self> {
+        let file = if config.driver == Driver::None { None } else { Some(fs::append(&config.path, 0o640)?) };
+        let size = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        Ok(Self { config, file, size, unfinished: Default::default(), encoded: Vec::new(), lost: 0 })
+    }
+
+    /// Takes output as it comes. Complete lines are written at once; the rest waits for its end or for [`PIECE`] bytes.
+    pub fn write(&mut self, stream: Stream, mut data: &[u8]) {
+        if self.file.is_none() {
+            return;
+        }
+        let time = now();
+        let slot = stream as usize - 1;
+        while !data.is_empty() {
+            let room = PIECE - self.unfinished[slot].len();
+            let window = &data[..data.len().min(room)];
+            let (taken, complete) = match window.iter().position(|&byte| byte == b'\n') {
+                Some(newline) => (newline + 1, true),
+                // A full piece without an end: stored as it is, the line goes on in the next one.
+                None => (window.len(), window.len() == room),
+            };
+            self.unfinished[slot].extend(&data[..taken]);
+            data = &data[taken..];
+            if complete {
+                self.encode(time, stream);
+            }
+        }
+        self.flush();
+    }
+
+    /// Writes what is left of both streams: the program ended without a final newline.
+    pub fn finish(&mut self) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if !self.unfinished[stream as usize - 1].is_empty() {
+                self.encode(now(), stream);
+            }
+        }
+        self.flush();
+    }
+
+    fn encode(&mut self, time: i64, stream: Stream) {
+        let data = std::mem::take(&mut self.unfinished[stream as usize - 1]);
+        let attributes = if self.config.driver == Driver::JsonFile { self.config.attributes.clone() } else { Default::default() };
+        let record = Record { time, stream, data, attributes };
+        match self.config.driver {
+            Driver::JsonFile => json_file::encode(&record, &mut self.encoded),
+            Driver::Local | Driver::None => local::encode(&record, &mut self.encoded),
+        }
+        // Hand the allocation back for the next line.
+        let mut data = record.data;
+        data.clear();
+        self.unfinished[stream as usize - 1] = data;
+        if self.full_with(self.encoded.len()) {
+            self.flush();
+        }
+    }
+
+    fn full_with(&self, more: usize) -> bool {
+        self.config.max_size > 0 && self.size + more as u64 >= self.config.max_size
+    }
+
+    fn flush(&mut self) {
+        let Some(file) = &mut self.file else { return };
+        if self.encoded.is_empty() {
+            return;
+        }
+        match file.write_all(&self.encoded) {
+            Ok(()) => self.size += self.encoded.len() as u64,
+            // The container must not stop because its log has no room; the loss is counted.
+            Err(_) => self.lost += self.encoded.len() as u64,
+        }
+        self.encoded.clear();
+        if self.full_with(0) && rotation::rotate(&self.config).is_ok()
+            && let Ok(file) = fs::append(&self.config.path, 0o640)
+        {
+            self.file = Some(file);
+            self.size = 0;
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! epoll with typed tokens.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::{Errno, Result};
+
+/// What became ready. Numbers name a process or a client of the shim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Token {
+    Listener,
+    Signals,
+    OutOfMemory,
+    Output(u64),
+    ErrorOutput(u64),
+    /// The terminal's master: output, and room for input.
+    Terminal(u64),
+    Input(u64),
+    Client(u64),
+}
+
+/// The kind lies above this bit, the number below.
+const KIND_SHIFT: u32 = 56;
+
+impl Token {
+    fn encode(self) -> u64 {
+        let (kind, number) = match self {
+            Self::Listener => (0, 0),
+            Self::Signals => (1, 0),
+            Self::OutOfMemory => (2, 0),
+            Self::Output(n) => (3, n),
+            Self::ErrorOutput(n) => (4, n),
+            Self::Terminal(n) => (5, n),
+            Self::Input(n) => (6, n),
+            Self::Client(n) => (7, n),
+        };
+        kind << KIND_SHIFT | number
+    }
+
+    fn decode(data: u64) -> Self {
+        let number = data & ((1 << KIND_SHIFT) - 1);
+        match data >> KIND_SHIFT {
+            0 => Self::Listener,
+            1 => Self::Signals,
+            2 => Self::OutOfMemory,
+            3 => Self::Output(number),
+            4 => Self::ErrorOutput(number),
+            5 => Self::Terminal(number),
+            6 => Self::Input(number),
+            _ => Self::Client(number),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Poll(OwnedFd);
+
+impl Poll {
+    pub(crate) fn new() -> Result<Self> {
+        epoll::create(CreateFlags::CLOEXEC).map(Self)
+    }
+
+    /// Watches `fd`; errors and hang-ups are reported whatever `interest` says.
+    pub(crate) fn add(&self, fd: impl AsFd, token: Token, interest: EventFlags) -> Result<()> {
+        epoll::add(&self.0, fd, EventData::new_u64(token.encode()), interest)
+    }
+
+    pub(crate) fn modify(&self, fd: impl AsFd, token: Token, interest: EventFlags) -> Result<()> {
+        epoll::modify(&self.0, fd, EventData::new_u64(token.encode()), interest)
+    }
+
+    pub(crate) fn remove(&self, fd: impl AsFd) {
+        // Closing a descriptor removes it too; a second removal is not an error worth telling.
+        let _ = epoll::delete(&self.0, fd);
+    }
+
+    /// Waits for readiness, at most `milliseconds` if given.
+    pub(crate) fn wait(&self, milliseconds: Option<u32>) -> Result<Vec<(Token, EventFlags)>> {
+        let timeout = milliseconds.map(|ms| Timespec { tv_sec: (ms / 1000).into(), tv_nsec: (ms % 1000 * 1_000_000).into() });
+        let mut events = Vec::<Event>::with_capacity(32);
+        match epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(events.iter().map(|event| (Token::decode(event.data.u64()), event.flags)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_kernel() {
+        for token in [Token::Listener, Token::Signals, Token::OutOfMemory, Token::Output(1), Token::ErrorOutput(2), Token::Terminal(3), Token::Input(4), Token::Client(1 << 40)] {
+            assert_eq!(Token::decode(token.encode()), token);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Loading and attaching the device filter of a cgroup v2 (`bpf(2)`, `BPF_PROG_TYPE_CGROUP_DEVICE`).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use crate::check;
+
+/// One eBPF instruction, laid out as the kernel's `struct bpf_insn`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Instruction {
+    pub code: u8,
+    /// Destination register in the low four bits, source register in the high four.
+    pub registers: u8,
+    pub offset: i16,
+    pub value: i32,
+}
+
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_PROG_QUERY: libc::c_int = 16;
+const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const ATTACH_TYPE_CGROUP_DEVICE: u32 = 6;
+const ATTACH_ALLOW_MULTI: u32 = 2;
+
+/// Loads a device filter.
+///
+/// # Errors
+/// `EINVAL`/`EACCES` when the kernel's verifier refuses the program.
+pub fn load_device_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attr {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+    }
+    let attr = Attr {
+        prog_type: PROG_TYPE_CGROUP_DEVICE,
+        insn_cnt: program.len() as u32,
+        insns: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        ..Attr::default()
+    };
+    // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the program and the licence outlive the call.
+    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of_val(&attr)) })?;
+    // SAFETY: a fresh descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct AttachAttr {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace_bpf_fd: u32,
+}
+
+/// Attaches a device filter to a cgroup, beside the ones that are there: all of them must allow an access.
+pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    attachment(BPF_PROG_ATTACH, cgroup, program, ATTACH_ALLOW_MULTI)
+}
+
+/// Takes a device filter off a cgroup.
+pub fn detach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    attachment(BPF_PROG_DETACH, cgroup, program, 0)
+}
+
+fn attachment(command: libc::c_int, cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    let attr = AttachAttr {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_bpf_fd: program.as_raw_fd() as u32,
+        attach_type: ATTACH_TYPE_CGROUP_DEVICE,
+        attach_flags: flags,
+        ..AttachAttr::default()
+    };
+    // SAFETY: `attr` is a prefix of union bpf_attr with its size given.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of_val(&attr)) }).map(drop)
+}
+
+/// The device filters that are attached to a cgroup itself.
+pub fn attached_device_filters(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    const MOST: usize = 64;
+    #[repr(C)]
+    #[derive(Default)]
+    struct QueryAttr {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        pad: u32,
+    }
+    let mut ids = [0u32; MOST];
+    let mut attr = QueryAttr {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type: ATTACH_TYPE_CGROUP_DEVICE,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: MOST as u32,
+        ..QueryAttr::default()
+    };
+    // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the kernel writes at most `prog_cnt` ids.
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attr, size_of_val(&attr)) })?;
+    ids.iter().take(attr.prog_cnt as usize).map(|&id| program_by_id(id)).collect()
+}
+
+fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct IdAttr {
+        id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    let attr = IdAttr { id, next_id: 0, open_flags: 0 };
+    // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the result is a fresh descriptor.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_bpf, BPF_PROG_GET_FD_BY_ID, &raw const attr, size_of_val(&attr)))?;
+        Ok(OwnedFd::from_raw_fd(fd as i32))
+    }
+}

@@ -1,0 +1,33 @@
+//! The only crate with `unsafe`: system calls that `rustix` lacks, each behind a safe function, and file
+//! operations that name the path they failed on.
+#![allow(unsafe_code, reason = "this crate is where the unsafe code lives; see each block's SAFETY note")]
+
+pub mod bpf;
+pub mod fs;
+pub mod in_root;
+pub mod mount;
+pub mod net;
+pub mod overlay;
+pub mod process;
+pub mod seccomp;
+pub mod signal;
+
+use std::io;
+
+/// The kernel's message for an error, without Rust's "(os error N)" tail: "no such file or directory".
+///
+/// Lower-cased at the front, as errors of the field's tools read in the middle of a sentence.
+pub fn errno_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) if !chars.as_str().starts_with(char::is_uppercase) => first.to_lowercase().chain(chars).collect(),
+        _ => text.to_owned(),
+    }
+}
+
+/// Turns a system call's `-1`-and-errno result into an `io::Result`.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

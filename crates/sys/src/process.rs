@@ -1,0 +1,261 @@
+//! Making processes: `clone3`, `execve`, descriptors and sessions on the way.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use linux_raw_sys::general as raw;
+use rustix::process::Pid;
+
+use crate::check;
+
+/// What a new process gets of its own, as `CLONE_*` bits.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct CloneFlags(pub u64);
+
+impl CloneFlags {
+    pub const NEWCGROUP: Self = Self(raw::CLONE_NEWCGROUP as u64);
+    pub const NEWIPC: Self = Self(raw::CLONE_NEWIPC as u64);
+    pub const NEWNET: Self = Self(raw::CLONE_NEWNET as u64);
+    pub const NEWNS: Self = Self(raw::CLONE_NEWNS as u64);
+    pub const NEWPID: Self = Self(raw::CLONE_NEWPID as u64);
+    pub const NEWTIME: Self = Self(raw::CLONE_NEWTIME as u64);
+    pub const NEWUSER: Self = Self(raw::CLONE_NEWUSER as u64);
+    pub const NEWUTS: Self = Self(raw::CLONE_NEWUTS as u64);
+    /// The new process becomes a sibling of the caller.
+    pub const PARENT: Self = Self(raw::CLONE_PARENT as u64);
+
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+impl std::ops::BitOrAssign for CloneFlags {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+impl std::ops::BitOr for CloneFlags {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Where the caller finds itself after [`clone_process`].
+#[derive(Debug)]
+pub enum Cloned {
+    Child,
+    Parent { pid: Pid, pidfd: OwnedFd },
+}
+
+/// Forks with `clone3(2)`: new namespaces by `flags`, and on cgroup v2 born inside `cgroup`.
+///
+/// # Errors
+/// `EBUSY` when the calling process has more than one thread: the child of a threaded process may not allocate, so
+/// only single-threaded callers may use this function. Otherwise what the kernel says.
+pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    if thread_count()? != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let mut pidfd: libc::c_int = -1;
+    let mut args = raw::clone_args {
+        flags: flags.0 | u64::from(raw::CLONE_PIDFD),
+        pidfd: &raw mut pidfd as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        // With CLONE_PARENT the signal is inherited from the caller's own creation and must be zero here.
+        exit_signal: if flags.contains(CloneFlags::PARENT) { 0 } else { libc::SIGCHLD as u64 },
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= raw::CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: clone3(2) without CLONE_VM gives the child a copy of this address space, and no stack is passed, so both
+    // sides continue here like after fork(2). The process has one thread (checked above), so no lock can be held by a
+    // thread that does not exist in the child. `args` and `pidfd` outlive the call.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    let pid = Pid::from_raw(pid as i32).ok_or_else(|| io::Error::other("clone3 returned no pid"))?;
+    // SAFETY: with CLONE_PIDFD the kernel stored a fresh descriptor in `pidfd` that nothing else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Cloned::Parent { pid, pidfd })
+}
+
+/// How many threads this process has.
+fn thread_count() -> io::Result<usize> {
+    let stat = crate::fs::read_to_string("/proc/self/stat").map_err(|e| e.source)?;
+    // Field 20 of proc_pid_stat(5); the name in field 2 may hold anything, so count from its closing bracket.
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name.split_ascii_whitespace().nth(17).and_then(|n| n.parse().ok()).ok_or_else(|| io::Error::other("malformed /proc/self/stat"))
+}
+
+/// Replaces the program. Returns only when that failed.
+pub fn exec(path: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
+    let argv = pointers(argv);
+    let env = pointers(env);
+    // SAFETY: both arrays are null-terminated and their strings live until the call returns.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Replaces the program by the file that `fd` refers to. Returns only when that failed.
+pub fn exec_fd(fd: BorrowedFd<'_>, argv: &[CString], env: &[CString]) -> io::Error {
+    let argv = pointers(argv);
+    let env = pointers(env);
+    // SAFETY: as in `exec`; the empty path is a static C string.
+    unsafe { libc::syscall(libc::SYS_execveat, fd.as_raw_fd(), c"".as_ptr(), argv.as_ptr(), env.as_ptr(), libc::AT_EMPTY_PATH) };
+    io::Error::last_os_error()
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Ends the process at once: no destructors, no flushing. What a forked child that failed must do.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// Marks every descriptor from `first` on close-on-exec, so that nothing of the engine leaks into a container
+/// (CVE-2024-21626).
+pub fn cloexec_from(first: u32) -> io::Result<()> {
+    // SAFETY: only flags of descriptors change; no memory is passed.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+}
+
+/// Makes `fd` the process's descriptor `number` (0 to 2), without close-on-exec.
+pub fn dup_onto(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    if fd.as_raw_fd() == number {
+        // dup3 refuses equal numbers; clearing the flag is all that is left to do.
+        return rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(Into::into);
+    }
+    assert!((0..=2).contains(&number), "only the standard streams are ever replaced");
+    // SAFETY: numbers 0 to 2 are not owned by any OwnedFd in this code base; dup3 replaces them atomically.
+    check(i64::from(unsafe { libc::dup3(fd.as_raw_fd(), number, 0) })).map(drop)
+}
+
+/// Joins or creates the namespaces in `flags` for the calling thread.
+///
+/// # Errors
+/// `EINVAL` for `CLONE_FILES` and friends: only namespaces may be unshared here, so that the descriptor table that
+/// safe code relies on stays shared.
+pub fn unshare(flags: CloneFlags) -> io::Result<()> {
+    const NAMESPACES: u64 = (raw::CLONE_NEWCGROUP | raw::CLONE_NEWIPC | raw::CLONE_NEWNET | raw::CLONE_NEWNS | raw::CLONE_NEWPID | raw::CLONE_NEWUSER | raw::CLONE_NEWUTS | raw::CLONE_NEWTIME) as u64;
+    if flags.0 & !NAMESPACES != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: only namespace flags (checked above): memory and descriptors stay as they are.
+    check(i64::from(unsafe { libc::unshare(flags.0 as libc::c_int) })).map(drop)
+}
+
+/// Joins the namespaces in `flags` of the process behind a pidfd (Linux 5.8), or the one namespace behind `fd`.
+pub fn setns(fd: BorrowedFd<'_>, flags: CloneFlags) -> io::Result<()> {
+    // SAFETY: setns(2) changes only namespaces; no memory is passed.
+    check(i64::from(unsafe { libc::setns(fd.as_raw_fd(), flags.0 as libc::c_int) })).map(drop)
+}
+
+/// Gives the process a fresh, empty session keyring named `name`, so that a container cannot use its starter's keys.
+pub fn new_session_keyring(name: &CStr) -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: keyctl(2) reads one C string that outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
+}
+
+/// Sets the execution domain (`personality(2)`), for 32-bit containers on a 64-bit kernel.
+pub fn set_personality(domain: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: personality(2) takes a number.
+    check(i64::from(unsafe { libc::personality(domain) })).map(drop)
+}
+
+/// Sets the I/O priority of the calling process; `class` and `level` as in `ioprio_set(2)`.
+pub fn set_io_priority(class: u32, level: u32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const CLASS_SHIFT: u32 = 13;
+    // SAFETY: ioprio_set(2) takes numbers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, (class << CLASS_SHIFT) | level) }).map(drop)
+}
+
+/// Scheduling attributes of `sched_setattr(2)`.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct SchedAttr {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// Sets the calling thread's scheduling policy.
+pub fn set_scheduler(attr: SchedAttr) -> io::Result<()> {
+    #[repr(C)]
+    struct Raw {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let raw = Raw {
+        size: size_of::<Raw>() as u32,
+        policy: attr.policy,
+        flags: attr.flags,
+        nice: attr.nice,
+        priority: attr.priority,
+        runtime: attr.runtime,
+        deadline: attr.deadline,
+        period: attr.period,
+    };
+    // SAFETY: `raw` has the layout of struct sched_attr version 0 and says its size.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const raw, 0) }).map(drop)
+}
+
+/// Raises the soft limit of open files to the hard one; returns the limit in force.
+pub fn raise_file_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(_) => limit.current.unwrap_or(u64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threaded_process_may_not_clone() {
+        let other = std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_millis(200)));
+        let error = clone_process(CloneFlags::default(), None).expect_err("two threads at least");
+        assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
+        other.join().expect("the sleeper ends");
+    }
+
+    #[test]
+    fn unshare_takes_namespaces_only() {
+        let error = unshare(CloneFlags(libc::CLONE_FILES as u64)).expect_err("not a namespace");
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+    }
+}
