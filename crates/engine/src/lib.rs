@@ -1,1 +1,72 @@
-//! stub
+//! The engine: containers and images, what happens to them, and how they survive the engine itself.
+//!
+//! Services own their state: [`containers::Containers`], [`images::Images`], [`events::Events`]. [`Engine`] holds them
+//! together and knows nothing else. HTTP is not known here.
+#![forbid(unsafe_code)]
+
+pub mod containers;
+pub mod error;
+pub mod events;
+pub mod filters;
+mod files_of_host;
+pub mod images;
+pub mod instance;
+mod logging;
+pub mod model;
+mod names;
+mod security;
+mod shims;
+pub mod signals;
+mod spec;
+pub mod store;
+pub mod system;
+mod validate;
+mod volumes;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use error::{Error, Result};
+
+use containers::{Containers, Parts};
+use events::Events;
+use images::Images;
+use instance::Instance;
+use shims::Shims;
+use store::Store;
+
+/// One engine: its services.
+#[derive(Debug)]
+pub struct Engine {
+    pub instance: Instance,
+    pub containers: Arc<Containers>,
+    pub images: Arc<Images>,
+    pub events: Arc<Events>,
+    /// A number of the engine's own, made once.
+    pub id: String,
+}
+
+impl Engine {
+    /// Opens an engine's state and picks up the containers that run. `executable` is this program.
+    ///
+    /// # Errors
+    /// State that cannot be read, or another engine that has it open.
+    pub async fn open(instance: Instance, executable: PathBuf) -> Result<Arc<Self>> {
+        instance.prepare()?;
+        let store = Arc::new(Store::open(&instance.database())?);
+        let events = Arc::new(Events::default());
+        let images = Images::open(&instance.root, store.clone(), events.clone())?;
+        let shims = Shims::new(&instance, &executable)?;
+        let host = files_of_host::facts();
+        let id = store.get_or_set_meta("engine-id", names::random_id)?;
+        let containers = Containers::new(Parts { instance: instance.clone(), store, images: images.clone(), events: events.clone(), shims: shims.clone(), host, executable });
+        containers.recover().await?;
+        tokio::spawn(shims.keep_ready());
+        Ok(Arc::new(Self { instance, containers, images, events, id }))
+    }
+}
+
+/// What a container runs: the entrypoint and its arguments.
+pub fn command(config: &model::Config) -> Vec<String> {
+    spec::command(config).collect()
+}

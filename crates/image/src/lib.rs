@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod changes;
 pub mod compression;
 pub mod config;
 pub mod digest;

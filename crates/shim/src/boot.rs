@@ -60,9 +60,13 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     };
     // The engine may have died meanwhile; the container runs all the same and is found by its socket.
     let _ = protocol::write(SocketWriter(&engine), &message);
-    drop(engine);
     close_stdin();
-    let (mut shim, _) = outcome?;
+    // A container that did not start is its starter's to report.
+    let Ok((mut shim, _)) = outcome else { return Ok(()) };
+    // The socket it was born with goes on to carry events: none is missed between start and subscription.
+    if set_nonblocking(&engine).is_ok() {
+        shim.add_client(engine, Role::Subscriber);
+    }
     let result = shim.serve();
     let _ = fs::remove_if_there(run_dir.join("shim.sock"));
     if let Err(error) = shim.cgroup.remove() {

@@ -5,8 +5,9 @@
 //! ```text
 //! message: length (u32, little-endian) | JSON
 //!
-//! engine ──Launch + descriptors──► shim          on the socket the shim is born with
-//!        ◄──Launched───────────────
+//! engine ──Launch + descriptors──► shim          on the socket the shim is born with,
+//!        ◄──Launched───────────────               which is a subscription from then on
+//!        ◄─ Event … ───────────────
 //!
 //! anyone ──Request──► shim                       on a connection to shim.sock, one request each
 //!        ◄──Reply────

@@ -1,1 +1,48 @@
-fn main(){}
+//! One executable, several programs: picks the one that its name or first argument asks for, and nothing else.
+#![forbid(unsafe_code)]
+
+mod daemon;
+mod init;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    let program = std::path::Path::new(&name).file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    match program.as_str() {
+        "whelkd" => return daemon::main(arguments),
+        // Mounted into a container by `--init`: everything behind the name is the program to run.
+        "docker-init" | "whelk-init" => return init::main(arguments),
+        _ => {}
+    }
+    match std::env::args().nth(1).as_deref() {
+        Some("daemon") => daemon::main(std::env::args_os().skip(1)),
+        Some("shim") => shim(),
+        Some("init") => init::main(std::env::args_os().skip(2)),
+        Some("oci") => whelk_oci(),
+        _ => whelk_cli::main(),
+    }
+}
+
+/// `whelk shim --cgroup PATH`: started by the engine only.
+fn shim() -> ExitCode {
+    let mut arguments = std::env::args().skip(2);
+    let cgroup = if arguments.next().as_deref() == Some("--cgroup") { arguments.next() } else { None };
+    report("shim", whelk_shim::boot::run(cgroup.as_deref()))
+}
+
+fn whelk_oci() -> ExitCode {
+    ExitCode::FAILURE
+}
+
+#[allow(clippy::print_stderr, reason = "the last words of a program that failed")]
+fn report<E: std::fmt::Display>(program: &str, result: Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("whelk {program}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Errors as answers: each kind of the engine's errors has one status code.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use whelk_engine::Error;
+
+/// An engine's error on its way to a client.
+#[derive(Debug)]
+pub(crate) struct ApiError(pub(crate) Error);
+
+pub(crate) type ApiResult<T = Response> = Result<T, ApiError>;
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl ApiError {
+    pub(crate) fn invalid(text: impl Into<String>) -> Self {
+        Self(Error::Invalid(text.into()))
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        match &self.0 {
+            Error::NotFound(_) => StatusCode::NOT_FOUND,
+            Error::Conflict(_) => StatusCode::CONFLICT,
+            Error::Invalid(_) => StatusCode::BAD_REQUEST,
+            Error::NotModified(_) => StatusCode::NOT_MODIFIED,
+            Error::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        if status == StatusCode::NOT_MODIFIED {
+            return status.into_response();
+        }
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!("{}", self.0);
+        }
+        message(status, &self.0.to_string())
+    }
+}
+
+/// `{"message":…}` with a newline, as Docker ends it.
+pub(crate) fn message(status: StatusCode, text: &str) -> Response {
+    let body = format!("{}\n", serde_json::json!({"message": text}));
+    (status, [("content-type", "application/json")], body).into_response()
+}

@@ -1,0 +1,210 @@
+//! `/containers/…`
+
+use axum::body::Bytes;
+use axum::extract::{Extension, Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use serde_json::{Value, json};
+use whelk_engine::Error;
+use whelk_engine::containers::{AttachRequest, CreateRequest, FILTERS, ListRequest, LogsRequest, RemoveRequest, UpdateRequest, WaitCondition};
+use whelk_engine::events::now;
+use whelk_engine::model::{Config, HostConfig};
+use whelk_shim::logs::Record;
+use whelk_shim::protocol::output_header;
+
+use super::{App, json as json_response, no_content, ok};
+use crate::error::{ApiError, ApiResult};
+use crate::extract::{Params, detach_keys, json as read_json, json_or_default};
+use crate::version::ApiVersion;
+use crate::{hijack, stream, wire};
+
+pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
+    let limit: Option<i64> = params.number("limit")?;
+    let request = ListRequest { all: params.flag("all"), limit: limit.filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok()), size: params.flag("size"), filters: params.filters(FILTERS)? };
+    let listed = engine.containers.list(&request).await?;
+    let now = now();
+    Ok(ok(&listed.iter().map(|container| wire::listed(container, now)).collect::<Vec<_>>()))
+}
+
+pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params, body: Bytes) -> ApiResult {
+    let mut value: Value = read_json(&body)?;
+    let malformed = |error: serde_json::Error| ApiError::invalid(format!("invalid JSON: {error}"));
+    let host: HostConfig = value.as_object_mut().and_then(|map| map.remove("HostConfig")).map(serde_json::from_value).transpose().map_err(malformed)?.unwrap_or_default();
+    let config: Config = serde_json::from_value(value).map_err(malformed)?;
+    let host = if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() { HostConfig { ipc_mode: "shareable".into(), ..host } } else { host };
+    let created = engine.containers.create(CreateRequest { name: params.text("name").to_owned(), platform: params.text("platform").to_owned(), config, host })?;
+    Ok(json_response(StatusCode::CREATED, &json!({"Id": created.id, "Warnings": created.warnings})))
+}
+
+pub(super) async fn inspect(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    Ok(ok(&wire::container(&engine.containers.inspect(&id, params.flag("size")).await?)))
+}
+
+pub(super) async fn top(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    let top = engine.containers.top(&id, params.text("ps_args")).await?;
+    Ok(ok(&json!({"Processes": top.processes, "Titles": top.titles})))
+}
+
+pub(super) async fn start(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    if !params.text("checkpoint").is_empty() {
+        return Err(Error::Unsupported("checkpoints: not available in this version of whelk".into()).into());
+    }
+    engine.containers.start(&id).await?;
+    Ok(no_content())
+}
+
+fn signal(params: &Params) -> Option<&str> {
+    Some(params.text("signal")).filter(|signal| !signal.is_empty())
+}
+
+pub(super) async fn stop(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    engine.containers.stop(&id, signal(&params), params.number("t")?).await?;
+    Ok(no_content())
+}
+
+pub(super) async fn restart(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    engine.containers.restart(&id, signal(&params), params.number("t")?).await?;
+    Ok(no_content())
+}
+
+pub(super) async fn kill(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    engine.containers.kill(&id, params.text("signal")).await?;
+    Ok(no_content())
+}
+
+pub(super) async fn pause(State(engine): App, Path(id): Path<String>) -> ApiResult {
+    engine.containers.pause(&id).await?;
+    Ok(no_content())
+}
+
+pub(super) async fn unpause(State(engine): App, Path(id): Path<String>) -> ApiResult {
+    engine.containers.unpause(&id).await?;
+    Ok(no_content())
+}
+
+pub(super) async fn rename(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    engine.containers.rename(&id, params.text("name")).await?;
+    Ok(no_content())
+}
+
+pub(super) async fn update(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
+    let request: UpdateRequest = json_or_default(&body)?;
+    let warnings = engine.containers.update(&id, request).await?;
+    Ok(ok(&json!({"Warnings": warnings})))
+}
+
+pub(super) async fn resize(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    let (height, width) = (params.number("h")?.unwrap_or(0), params.number("w")?.unwrap_or(0));
+    engine.containers.resize(&id, height, width).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+/// The head of the answer goes out at once: it tells the client that whatever happens from now on is seen.
+pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    let condition: WaitCondition = params.text("condition").parse()?;
+    let waited = engine.containers.wait(&id, condition)?;
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        tokio::select! {
+            waited = waited => {
+                let mut body = json!({"StatusCode": waited.exit_code});
+                if !waited.error.is_empty() {
+                    body["Error"] = json!({"Message": waited.error});
+                }
+                let _ = sender.send(Ok(Bytes::from(format!("{body}\n")))).await;
+            }
+            () = sender.closed() => {}
+        }
+    });
+    Ok(([(header::CONTENT_TYPE, "application/json")], stream::from_channel(receiver)).into_response())
+}
+
+pub(super) async fn attach(State(engine): App, Path(id): Path<String>, params: Params, request: Request) -> ApiResult {
+    let keys = detach_keys(params.text("detachKeys"))?;
+    let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
+    let wanted = AttachRequest { stdin: params.flag("stdin"), stdout, stderr, detach_keys: keys };
+    let prelude = if params.flag("logs") {
+        let (tty, records) = engine.containers.logs(&id, LogsRequest { stdout, stderr, ..LogsRequest::default() })?;
+        Some(encode_logs(records, tty, false, false))
+    } else {
+        None
+    };
+    if !params.flag("stream") {
+        let tty = engine.containers.find(&id)?.record().config.tty;
+        return Ok(hijack::connect(request, None, prelude, !tty));
+    }
+    let attached = engine.containers.attach(&id, wanted).await?;
+    Ok(hijack::connect(request, Some(attached.stream), prelude, !attached.tty))
+}
+
+pub(super) async fn logs(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    // "all", and what is no number, mean all of them.
+    let tail = params.text("tail").parse::<usize>().ok();
+    let request = LogsRequest { stdout: params.flag("stdout"), stderr: params.flag("stderr"), follow: params.flag("follow"), since: params.time("since")?, until: params.time("until")?, tail };
+    let (tty, records) = engine.containers.logs(&id, request)?;
+    let body = encode_logs(records, tty, params.flag("timestamps"), params.flag("details"));
+    let content_type = if tty { "application/vnd.docker.raw-stream" } else { "application/vnd.docker.multiplexed-stream" };
+    Ok(([(header::CONTENT_TYPE, content_type)], stream::from_channel(body)).into_response())
+}
+
+/// Log records as clients read them: framed by stream unless there is a terminal, with what they asked for in front.
+fn encode_logs(mut records: tokio::sync::mpsc::Receiver<whelk_engine::containers::LogChunk>, tty: bool, timestamps: bool, details: bool) -> tokio::sync::mpsc::Receiver<std::io::Result<Bytes>> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    tokio::spawn(async move {
+        while let Some(chunk) = records.recv().await {
+            let piece = match chunk {
+                Ok(chunk) => {
+                    let mut bytes = Vec::new();
+                    chunk.iter().for_each(|record| encode_record(record, tty, timestamps, details, &mut bytes));
+                    Ok(Bytes::from(bytes))
+                }
+                Err(error) => Err(std::io::Error::other(error.to_string())),
+            };
+            if sender.send(piece).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn encode_record(record: &Record, tty: bool, timestamps: bool, details: bool, out: &mut Vec<u8>) {
+    let mut prefix = String::new();
+    if timestamps {
+        // Nine digits always: columns line up.
+        let time = jiff::Timestamp::from_nanosecond(record.time.into()).unwrap_or_default();
+        prefix = format!("{time:.9} ");
+    }
+    if details {
+        let list: Vec<String> = record.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        prefix = format!("{prefix}{} ", list.join(","));
+    }
+    if !tty {
+        out.extend(output_header(record.stream as u8, prefix.len() + record.data.len()));
+    }
+    out.extend(prefix.as_bytes());
+    out.extend(&record.data);
+}
+
+pub(super) async fn export(State(engine): App, Path(id): Path<String>) -> ApiResult {
+    let lower = engine.containers.export_layers(&id)?;
+    let body = stream::written(move |output| whelk_image::export(&lower, output));
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
+}
+
+pub(super) async fn delete(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    if params.flag("link") {
+        return Err(Error::Unsupported("removing links: not available in this version of whelk".into()).into());
+    }
+    engine.containers.remove(&id, RemoveRequest { force: params.flag("force") }).await?;
+    Ok(no_content())
+}
+
+pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
+    let filters = params.filters(&["label", "label!", "until"])?;
+    if filters.get("until").is_some() {
+        return Err(Error::Unsupported("prune filter until: not available in this version of whelk".into()).into());
+    }
+    let (removed, reclaimed) = engine.containers.prune(|record| filters.labels(&record.config.labels)).await?;
+    Ok(ok(&json!({"ContainersDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }, "SpaceReclaimed": reclaimed})))
+}

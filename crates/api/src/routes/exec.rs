@@ -1,0 +1,66 @@
+//! `/containers/{id}/exec` and `/exec/…`
+
+use axum::body::Bytes;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde_json::json;
+use whelk_engine::containers::{ExecConfig, ExecStart};
+use whelk_shim::protocol::output_header;
+
+use super::{App, json as json_response, ok};
+use crate::error::{ApiError, ApiResult};
+use crate::extract::{LARGEST_BODY, Params, detach_keys, json, json_or_default};
+use crate::{hijack, wire};
+
+pub(super) async fn create(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
+    let config: ExecConfig = json(&body)?;
+    detach_keys(&config.detach_keys)?;
+    let id = engine.containers.exec_create(&id, config)?;
+    Ok(json_response(StatusCode::CREATED, &json!({"Id": id})))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct StartBody {
+    detach: bool,
+    tty: bool,
+    console_size: Option<[u16; 2]>,
+}
+
+/// Starts an exec. One that cannot run tells so in its own stream, and by its exit code: the answer's head is out by
+/// then, as far as clients are concerned.
+pub(super) async fn start(State(engine): App, Path(id): Path<String>, request: Request) -> ApiResult {
+    let (parts, body) = request.into_parts();
+    let body = http_body_util::Limited::new(body, LARGEST_BODY).collect().await.map_err(|error| ApiError::invalid(format!("read body: {error}")))?.to_bytes();
+    let start: StartBody = json_or_default(&body)?;
+    let exec = engine.containers.exec(&id)?;
+    let tty = exec.config.tty;
+    let keys = detach_keys(&exec.config.detach_keys)?;
+    let started = engine.containers.exec_start(&id, ExecStart { detach: start.detach, tty: start.tty, console_size: start.console_size, detach_keys: keys }).await;
+    let request = Request::from_parts(parts, axum::body::Body::empty());
+    match started {
+        Ok(Some(stream)) => Ok(hijack::connect(request, Some(stream), None, !tty)),
+        Ok(None) => Ok(StatusCode::OK.into_response()),
+        Err(error) if start.detach || matches!(error, whelk_engine::Error::Conflict(_) | whelk_engine::Error::NotFound(_)) => Err(error.into()),
+        Err(error) => {
+            let text = format!("{error}\r\n");
+            let mut frame = if tty { Vec::new() } else { output_header(1, text.len()).to_vec() };
+            frame.extend(text.as_bytes());
+            let (sender, prelude) = tokio::sync::mpsc::channel(1);
+            let _ = sender.try_send(Ok(Bytes::from(frame)));
+            Ok(hijack::connect(request, None, Some(prelude), !tty))
+        }
+    }
+}
+
+pub(super) async fn resize(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+    engine.containers.exec_resize(&id, params.number("h")?.unwrap_or(0), params.number("w")?.unwrap_or(0)).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+pub(super) async fn inspect(State(engine): App, Path(id): Path<String>) -> ApiResult {
+    Ok(ok(&wire::exec(&*engine.containers.exec(&id)?)))
+}

@@ -1,0 +1,96 @@
+//! The API's paths. One file per group, one function per operation, named as the API definition names it.
+
+mod containers;
+mod exec;
+mod images;
+mod system;
+
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::from_fn;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Router, middleware};
+use whelk_engine::Engine;
+
+use crate::error::message;
+use crate::extract::LARGEST_BODY;
+use crate::version;
+
+pub(crate) type App = State<Arc<Engine>>;
+
+/// All routes below a middleware that takes the version off: it must run before a route is looked for.
+pub(crate) fn router(engine: Arc<Engine>) -> Router {
+    let routes = Router::new()
+        .route("/_ping", get(system::ping))
+        .route("/version", get(system::version))
+        .route("/info", get(system::info))
+        .route("/events", get(system::events))
+        .route("/containers/json", get(containers::list))
+        .route("/containers/create", post(containers::create))
+        .route("/containers/prune", post(containers::prune))
+        .route("/containers/{id}/json", get(containers::inspect))
+        .route("/containers/{id}/top", get(containers::top))
+        .route("/containers/{id}/logs", get(containers::logs))
+        .route("/containers/{id}/export", get(containers::export))
+        .route("/containers/{id}/start", post(containers::start))
+        .route("/containers/{id}/stop", post(containers::stop))
+        .route("/containers/{id}/restart", post(containers::restart))
+        .route("/containers/{id}/kill", post(containers::kill))
+        .route("/containers/{id}/pause", post(containers::pause))
+        .route("/containers/{id}/unpause", post(containers::unpause))
+        .route("/containers/{id}/rename", post(containers::rename))
+        .route("/containers/{id}/update", post(containers::update))
+        .route("/containers/{id}/resize", post(containers::resize))
+        .route("/containers/{id}/wait", post(containers::wait))
+        .route("/containers/{id}/attach", post(containers::attach))
+        .route("/containers/{id}", delete(containers::delete))
+        .route("/containers/{id}/exec", post(exec::create))
+        .route("/exec/{id}/start", post(exec::start))
+        .route("/exec/{id}/resize", post(exec::resize))
+        .route("/exec/{id}/json", get(exec::inspect))
+        .route("/images/json", get(images::list))
+        .route("/images/load", post(images::load))
+        .route("/images/get", get(images::get_many))
+        .route("/images/create", post(images::create))
+        .route("/images/prune", post(images::prune))
+        .route("/images/{*rest}", get(images::get_by_name).post(images::post_by_name).delete(images::delete))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_found)
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .layer(middleware::from_fn(check_content_type))
+        .with_state(engine);
+    Router::new().fallback_service(routes).layer(from_fn(version::negotiate))
+}
+
+async fn not_found() -> Response {
+    message(StatusCode::NOT_FOUND, "page not found")
+}
+
+/// A body that is not JSON where JSON is expected is a mistake of the client that is better named than guessed at.
+async fn check_content_type(request: Request, next: middleware::Next) -> Response {
+    let takes_archive = matches!(request.uri().path(), "/images/load" | "/images/create");
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let empty = request.headers().get(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
+    if takes_archive || content_type.is_empty() || empty || content_type.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
+        return next.run(request).await;
+    }
+    message(StatusCode::BAD_REQUEST, &format!("unsupported Content-Type header ({content_type}): must be 'application/json'"))
+}
+
+/// JSON with the newline that Docker ends it with.
+pub(crate) fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
+    let mut body = serde_json::to_vec(value).unwrap_or_default();
+    body.push(b'\n');
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+pub(crate) fn ok(value: &impl serde::Serialize) -> Response {
+    json(StatusCode::OK, value)
+}
+
+pub(crate) fn no_content() -> Response {
+    StatusCode::NO_CONTENT.into_response()
+}

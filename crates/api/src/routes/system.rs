@@ -1,0 +1,129 @@
+//! The engine as a whole: ping, version, info, events.
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use whelk_engine::events::{Event, now};
+use whelk_engine::filters::Filters;
+use whelk_engine::system::VERSION;
+
+use super::{App, ok};
+use crate::error::ApiResult;
+use crate::extract::Params;
+use crate::{NEWEST, OLDEST, stream, wire};
+
+pub(super) async fn ping() -> Response {
+    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-cache, no-store, must-revalidate"), (header::PRAGMA, "no-cache")];
+    // No builder and no swarm: clients ask these two before they use either.
+    (headers, [("builder-version", "1"), ("swarm", "inactive")], "OK").into_response()
+}
+
+pub(super) async fn version(State(engine): App) -> Response {
+    let info = engine.info();
+    let api = format!("{}.{}", NEWEST.0, NEWEST.1);
+    let least = format!("{}.{}", OLDEST.0, OLDEST.1);
+    let arch = if info.architecture == "aarch64" { "arm64" } else { "amd64" };
+    let details = json!({"ApiVersion": api, "Arch": arch, "BuildTime": "", "Experimental": "false", "GitCommit": "", "GoVersion": "", "KernelVersion": info.kernel, "MinAPIVersion": least, "Os": "linux"});
+    ok(&json!({
+        "Platform": {"Name": "Whelk"},
+        "Components": [{"Name": "Engine", "Version": VERSION, "Details": details}],
+        "Version": VERSION, "ApiVersion": api, "MinAPIVersion": least, "GitCommit": "", "GoVersion": "", "Os": "linux", "Arch": arch, "KernelVersion": info.kernel, "BuildTime": "",
+    }))
+}
+
+pub(super) async fn info(State(engine): App) -> Response {
+    let info = engine.info();
+    let v1 = info.cgroup_version == 1;
+    let mut security = vec!["name=seccomp,profile=builtin"];
+    if info.apparmor {
+        security.insert(0, "name=apparmor");
+    }
+    if !v1 {
+        security.push("name=cgroupns");
+    }
+    ok(&json!({
+        "ID": info.id,
+        "Containers": info.running + info.paused + info.stopped,
+        "ContainersRunning": info.running, "ContainersPaused": info.paused, "ContainersStopped": info.stopped,
+        "Images": info.images,
+        "Driver": "overlay2",
+        "DriverStatus": [["Backing Filesystem", info.backing_file_system], ["Supports d_type", "true"]],
+        "Plugins": {"Volume": [], "Network": ["host", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
+        "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "PidsLimit": true,
+        "IPv4Forwarding": true, "Debug": false, "NFd": info.open_files, "OomKillDisable": v1, "NGoroutines": 0,
+        "SystemTime": wire::time(now()),
+        "LoggingDriver": "local", "CgroupDriver": "cgroupfs", "CgroupVersion": info.cgroup_version.to_string(), "NEventsListener": info.event_listeners,
+        "KernelVersion": info.kernel, "OperatingSystem": info.operating_system, "OSVersion": info.os_version, "OSType": "linux", "Architecture": info.architecture,
+        "IndexServerAddress": "", "RegistryConfig": null,
+        "NCPU": info.cpus, "MemTotal": info.memory, "GenericResources": null, "DockerRootDir": info.root,
+        "HttpProxy": "", "HttpsProxy": "", "NoProxy": "", "Name": info.name, "Labels": [], "ExperimentalBuild": false, "ServerVersion": VERSION,
+        "Runtimes": {"runc": {"path": "whelk"}}, "DefaultRuntime": "runc",
+        "Swarm": {"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "", "RemoteManagers": null},
+        "LiveRestoreEnabled": true, "Isolation": "", "InitBinary": "whelk",
+        "ContainerdCommit": {"ID": ""}, "RuncCommit": {"ID": ""}, "InitCommit": {"ID": ""},
+        "SecurityOptions": security, "Warnings": null, "CDISpecDirs": [],
+    }))
+}
+
+/// Streams events as lines of JSON: the past ones asked for, then those to come, until the end asked for.
+pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
+    let (since, until) = (params.time("since")?, params.time("until")?);
+    let filters = Filters::parse_any(params.text("filters"))?;
+    let (past, mut live) = engine.events.subscribe();
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        let in_time = |event: &Event| since.is_none_or(|since| event.time >= since) && until.is_none_or(|until| event.time <= until);
+        let line = |event: &Event| Bytes::from(format!("{}\n", wire::event(event)));
+        if since.is_some() || until.is_some() {
+            for event in past.iter().filter(|event| in_time(event) && matches(&filters, event)) {
+                if sender.send(Ok(line(event))).await.is_err() {
+                    return;
+                }
+            }
+        }
+        let end = async {
+            match until {
+                Some(until) => tokio::time::sleep(std::time::Duration::from_nanos(u64::try_from(until - now()).unwrap_or(0))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(end);
+        loop {
+            let event = tokio::select! {
+                event = live.recv() => event,
+                () = &mut end => return,
+                () = sender.closed() => return,
+            };
+            match event {
+                Ok(event) if matches(&filters, &event) => {
+                    if sender.send(Ok(line(&event))).await.is_err() {
+                        return;
+                    }
+                }
+                // A listener that fell too far behind misses what it was too slow for, and goes on.
+                Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    });
+    Ok(([(header::CONTENT_TYPE, "application/json")], stream::from_channel(receiver)).into_response())
+}
+
+fn matches(filters: &Filters, event: &Event) -> bool {
+    let name = event.attributes.get("name").map_or("", String::as_str);
+    let is = |kind: &str, value: &str| event.kind == kind && (event.id == value || event.id.starts_with(value) || name == value.trim_start_matches('/'));
+    // "exec_create: sh" is found by "exec_create" too.
+    let action = |wanted: &str| event.action == wanted || event.action.split(':').next() == Some(wanted);
+    filters.any("type", |kind| event.kind == kind)
+        && filters.any("event", action)
+        && filters.any("container", |value| is("container", value))
+        && filters.any("image", |value| {
+            let image = if event.kind == "image" { name } else { event.attributes.get("image").map_or("", String::as_str) };
+            image == value || image.split(':').next() == Some(value) || (event.kind == "image" && event.id == value)
+        })
+        && filters.labels(&event.attributes)
+        && filters.any("scope", |scope| scope == "local")
+        && ["network", "volume", "plugin", "daemon", "node", "service", "secret", "config"].iter().all(|kind| filters.any(kind, |_| event.kind == *kind))
+}

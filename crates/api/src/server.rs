@@ -1,0 +1,83 @@
+//! Accepting connections and serving HTTP/1.1 on them.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::UnixListener;
+use whelk_engine::Engine;
+use whelk_sys::fs;
+
+use crate::routes;
+
+/// How long a client may take to send the head of a request: enough for anybody honest, an end for slow-loris.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest head of a request, in bytes.
+const LARGEST_HEAD: usize = 64 << 10;
+
+/// A unix socket that the API is served on.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Held for as long as the socket is served, so that a second engine cannot take its path.
+    _lock: OwnedFd,
+}
+
+impl Listener {
+    /// Listens at `path`, replacing what a dead engine left there. Only root and `group` may connect.
+    ///
+    /// # Errors
+    /// Another engine serves this socket.
+    pub fn bind(path: &Path, group: Option<u32>) -> std::io::Result<Self> {
+        let context = |error: fs::PathError| std::io::Error::other(error.to_string());
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent, 0o755).map_err(context)?;
+        }
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock: OwnedFd = fs::append(Path::new(&lock_path), 0o600).map_err(context)?.into();
+        rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| std::io::Error::new(std::io::ErrorKind::AddrInUse, format!("another engine serves {}", path.display())))?;
+        fs::remove_if_there(path).map_err(context)?;
+        let socket = UnixListener::bind(path).map_err(|error| std::io::Error::new(error.kind(), format!("listen at {}: {error}", path.display())))?;
+        fs::set_mode(path, 0o660).map_err(context)?;
+        if let Some(group) = group {
+            rustix::fs::chown(path, None, Some(rustix::fs::Gid::from_raw(group)))?;
+        }
+        Ok(Self { socket, path: path.to_owned(), _lock: lock })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = fs::remove_if_there(&self.path);
+    }
+}
+
+/// Serves the API until the future is dropped.
+pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
+    let service = TowerToHyperService::new(routes::router(engine));
+    loop {
+        let stream = match listener.socket.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: wait for some to be closed instead of spinning.
+                tracing::warn!("accept: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let service = service.clone();
+        tokio::spawn(async move {
+            let connection = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(LARGEST_HEAD).half_close(true).serve_connection(TokioIo::new(stream), service).with_upgrades();
+            // A client that goes away in the middle of something is not news.
+            if let Err(error) = connection.await {
+                tracing::debug!("connection: {error}");
+            }
+        });
+    }
+}

@@ -1,0 +1,78 @@
+//! The version in front of a path: `/v1.44/containers/json`.
+
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::error::message;
+use crate::{NEWEST, OLDEST};
+
+/// The version a request was made in; the newest if it names none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ApiVersion(pub(crate) u32, pub(crate) u32);
+
+/// Takes the version off the path and puts the engine's own into every answer.
+pub(crate) async fn negotiate(mut request: Request, next: Next) -> Response {
+    let mut response = match split(request.uri().path()) {
+        Ok((version, rest)) => {
+            request.extensions_mut().insert(version);
+            if let Some(rest) = rest {
+                let path = match request.uri().query() {
+                    Some(query) => format!("{rest}?{query}"),
+                    None => rest,
+                };
+                match path.parse::<Uri>() {
+                    Ok(uri) => *request.uri_mut() = uri,
+                    Err(_) => return message(StatusCode::BAD_REQUEST, "malformed path"),
+                }
+            }
+            next.run(request).await
+        }
+        Err(refusal) => *refusal,
+    };
+    let headers = response.headers_mut();
+    let api = format!("{}.{}", NEWEST.0, NEWEST.1);
+    headers.insert("api-version", HeaderValue::from_str(&api).unwrap_or(HeaderValue::from_static("1.51")));
+    headers.insert("docker-experimental", HeaderValue::from_static("false"));
+    headers.insert("ostype", HeaderValue::from_static("linux"));
+    headers.insert("server", HeaderValue::from_static(concat!("Whelk/", env!("CARGO_PKG_VERSION"), " (linux)")));
+    response
+}
+
+/// The version of a path and the path without it.
+fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
+    let newest = ApiVersion(NEWEST.0, NEWEST.1);
+    let Some(rest) = path.strip_prefix("/v") else { return Ok((newest, None)) };
+    let (version, rest) = rest.split_once('/').unwrap_or((rest, ""));
+    let parsed = version.split_once('.').and_then(|(major, minor)| Some(ApiVersion(major.parse().ok()?, minor.parse().ok()?)));
+    let Some(parsed) = parsed else { return Ok((newest, None)) };
+    let text = |ApiVersion(major, minor): ApiVersion| format!("{major}.{minor}");
+    if parsed < ApiVersion(OLDEST.0, OLDEST.1) {
+        let refusal = format!("client version {} is too old. Minimum supported API version is {}, please upgrade your client to a newer version", text(parsed), text(ApiVersion(OLDEST.0, OLDEST.1)));
+        // Plain text: clients this old do not read JSON errors.
+        return Err(Box::new((StatusCode::BAD_REQUEST, refusal + "\n").into_response()));
+    }
+    if parsed > newest {
+        return Err(Box::new(message(StatusCode::BAD_REQUEST, &format!("client version {} is too new. Maximum supported API version is {}", text(parsed), text(newest)))));
+    }
+    Ok((parsed, Some(format!("/{rest}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_taken_off() {
+        let check = |path: &str, version: (u32, u32), rest: Option<&str>| {
+            let (found, remaining) = split(path).map_err(|_| ()).expect("accepted");
+            assert_eq!((found, remaining.as_deref()), (ApiVersion(version.0, version.1), rest), "{path}");
+        };
+        check("/v1.44/containers/json", (1, 44), Some("/containers/json"));
+        check("/_ping", NEWEST, None);
+        check("/volumes", NEWEST, None);
+        check("/vx/y", NEWEST, None);
+        assert!(split("/v1.10/info").is_err() && split("/v1.99/info").is_err());
+    }
+}

@@ -1,0 +1,288 @@
+//! The engine's objects as the API's JSON, in the newest version's form, and what older versions had besides.
+
+use serde_json::{Map, Value, json};
+use whelk_engine::containers::{Exec, Inspected, Listed, MountPoint};
+use whelk_engine::events::Event;
+use whelk_engine::images::Image;
+use whelk_engine::model::{Record, State, Status};
+
+use crate::version::ApiVersion;
+
+/// Nanoseconds since the epoch as RFC 3339; 0 stands for never, Go's zero time.
+pub(crate) fn time(nanoseconds: i64) -> String {
+    if nanoseconds == 0 { "0001-01-01T00:00:00Z".into() } else { jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default().to_string() }
+}
+
+fn state(state: &State) -> Value {
+    json!({
+        "Status": state.status.as_str(),
+        "Running": state.status.is_running() || state.status == Status::Restarting,
+        "Paused": state.status == Status::Paused,
+        "Restarting": state.status == Status::Restarting,
+        "OOMKilled": state.oom_killed,
+        "Dead": state.status == Status::Dead,
+        "Pid": state.pid,
+        "ExitCode": state.exit_code,
+        "Error": state.error,
+        "StartedAt": time(state.started_at),
+        "FinishedAt": time(state.finished_at),
+    })
+}
+
+fn mount_point(mount: &MountPoint) -> Value {
+    json!({"Type": mount.kind, "Source": mount.source, "Destination": mount.destination, "Mode": mount.mode, "RW": mount.writable, "Propagation": mount.propagation})
+}
+
+/// The one endpoint that host and none containers have, by the network's name.
+fn endpoints(record: &Record) -> Value {
+    let mode = record.host.network_mode.as_str();
+    let endpoint = json!({
+        "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "GwPriority": 0, "NetworkID": "", "EndpointID": "",
+        "Gateway": "", "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
+    });
+    if mode.starts_with("container:") { json!({}) } else { json!({mode: endpoint}) }
+}
+
+pub(crate) fn container(inspected: &Inspected) -> Value {
+    let Inspected { record, directory, files_made, log_path, lower, mounts, execs, size } = inspected;
+    let file = |name: &str| if *files_made { directory.join(name).to_string_lossy().into_owned() } else { String::new() };
+    let mut command = whelk_engine::command(&record.config);
+    let path = if command.is_empty() { String::new() } else { command.remove(0) };
+    let lower: Vec<_> = lower.iter().map(|path| path.to_string_lossy()).collect();
+    let mut value = json!({
+        "Id": record.id,
+        "Created": time(record.created_at),
+        "Path": path,
+        "Args": command,
+        "State": state(&record.state),
+        "Image": record.image,
+        "ResolvConfPath": file("resolv.conf"),
+        "HostnamePath": file("hostname"),
+        "HostsPath": file("hosts"),
+        "LogPath": if *files_made { log_path.to_string_lossy().into_owned() } else { String::new() },
+        "Name": format!("/{}", record.name),
+        "RestartCount": record.state.restart_count,
+        "Driver": "overlay2",
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
+        "HostConfig": record.host,
+        "GraphDriver": {"Data": {"ID": record.id, "LowerDir": lower.join(":"), "UpperDir": directory.join("upper"), "WorkDir": directory.join("work")}, "Name": "overlay2"},
+        "Mounts": mounts.iter().map(mount_point).collect::<Vec<_>>(),
+        "Config": record.config,
+        "NetworkSettings": {
+            "Bridge": "", "SandboxID": "", "SandboxKey": "", "Ports": {}, "HairpinMode": false, "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
+            "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null, "EndpointID": "", "Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
+            "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "", "MacAddress": "", "Networks": endpoints(record),
+        },
+    });
+    if let Some((writable, total)) = size {
+        value["SizeRw"] = json!(writable);
+        value["SizeRootFs"] = json!(total);
+    }
+    value
+}
+
+/// `Up 3 minutes`, `Exited (0) 2 hours ago`.
+fn status_text(state: &State, now: i64) -> String {
+    let ago = |since: i64| duration(now - since);
+    match state.status {
+        Status::Created => "Created".into(),
+        Status::Running => format!("Up {}", ago(state.started_at)),
+        Status::Paused => format!("Up {} (Paused)", ago(state.started_at)),
+        Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, ago(state.finished_at)),
+        Status::Exited => format!("Exited ({}) {} ago", state.exit_code, ago(state.finished_at)),
+        Status::Removing => "Removal In Progress".into(),
+        Status::Dead => "Dead".into(),
+    }
+}
+
+/// A span of time as people say it, from nanoseconds.
+fn duration(nanoseconds: i64) -> String {
+    let seconds = nanoseconds.max(0) / 1_000_000_000;
+    let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
+    match () {
+        () if seconds < 1 => "Less than a second".into(),
+        () if seconds == 1 => "1 second".into(),
+        () if seconds < 60 => format!("{seconds} seconds"),
+        () if minutes == 1 => "About a minute".into(),
+        () if minutes < 60 => format!("{minutes} minutes"),
+        () if hours == 1 => "About an hour".into(),
+        () if hours < 48 => format!("{hours} hours"),
+        () if hours < 24 * 7 * 2 => format!("{} days", hours / 24),
+        () if hours < 24 * 30 * 2 => format!("{} weeks", hours / 24 / 7),
+        () if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
+        () => format!("{} years", hours / 24 / 365),
+    }
+}
+
+pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
+    let record = &listed.record;
+    let command = whelk_engine::command(&record.config).join(" ");
+    let mounts = whelk_engine::containers::mount_points(record).unwrap_or_default();
+    let mut value = json!({
+        "Id": record.id,
+        "Names": [format!("/{}", record.name)],
+        "Image": record.config.image,
+        "ImageID": record.image,
+        "Command": command,
+        "Created": record.created_at / 1_000_000_000,
+        "Ports": [],
+        "Labels": record.config.labels,
+        "State": record.state.status.as_str(),
+        "Status": status_text(&record.state, now),
+        "HostConfig": {"NetworkMode": record.host.network_mode},
+        "NetworkSettings": {"Networks": endpoints(record)},
+        "Mounts": mounts.iter().map(mount_point).collect::<Vec<_>>(),
+    });
+    if let Some((writable, total)) = listed.size {
+        if writable > 0 {
+            value["SizeRw"] = json!(writable);
+        }
+        value["SizeRootFs"] = json!(total);
+    }
+    value
+}
+
+pub(crate) fn exec(exec: &Exec) -> Value {
+    let (config, state) = (&exec.config, exec.state());
+    let (entrypoint, arguments) = config.cmd.as_deref().and_then(<[String]>::split_first).map_or((String::new(), Vec::new()), |(first, rest)| (first.clone(), rest.to_vec()));
+    let mut process = json!({"tty": config.tty, "entrypoint": entrypoint, "arguments": arguments, "privileged": config.privileged});
+    if !config.user.is_empty() {
+        process["user"] = json!(config.user);
+    }
+    json!({
+        "ID": exec.id,
+        "Running": state.running,
+        "ExitCode": state.exit_code,
+        "ProcessConfig": process,
+        "OpenStdin": config.attach_stdin,
+        "OpenStderr": config.attach_stderr,
+        "OpenStdout": config.attach_stdout,
+        "CanRemove": state.exit_code.is_some(),
+        "ContainerID": exec.container,
+        "DetachKeys": "",
+        "Pid": state.pid,
+    })
+}
+
+fn created_seconds(image: &Image) -> i64 {
+    image.config.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok()).map_or(0, jiff::Timestamp::as_second)
+}
+
+pub(crate) fn image_summary(image: &Image, names: &[String], containers: usize, version: ApiVersion) -> Value {
+    let labels = &image.config.config.labels;
+    let mut value = json!({
+        "Containers": if version >= ApiVersion(1, 51) { i64::try_from(containers).unwrap_or(-1) } else { -1 },
+        "Created": created_seconds(image),
+        "Id": image.id,
+        "Labels": if labels.is_empty() { Value::Null } else { json!(labels) },
+        "ParentId": "",
+        "RepoDigests": [],
+        "RepoTags": names,
+        "SharedSize": -1,
+        "Size": image.size,
+    });
+    if version < ApiVersion(1, 44) {
+        value["VirtualSize"] = json!(image.size);
+    }
+    value
+}
+
+pub(crate) fn image(image: &Image, names: &[String], version: ApiVersion) -> Value {
+    let config = &image.config;
+    let mut container = serde_json::to_value(&config.config).unwrap_or_default();
+    if version < ApiVersion(1, 50)
+        && let Value::Object(map) = &mut container
+    {
+        // Older clients read these without asking whether they are there.
+        for (key, default) in [("User", json!("")), ("Env", Value::Null), ("Cmd", Value::Null), ("Entrypoint", Value::Null), ("Volumes", Value::Null), ("WorkingDir", json!("")), ("Labels", Value::Null), ("OnBuild", Value::Null), ("Image", json!("")), ("Hostname", json!("")), ("Domainname", json!(""))] {
+            map.entry(key).or_insert(default);
+        }
+    }
+    let mut value = json!({
+        "Id": image.id,
+        "RepoTags": names,
+        "RepoDigests": [],
+        "Parent": "",
+        "Comment": config.history.last().map_or("", |entry| entry.comment.as_str()),
+        "Created": config.created.clone().unwrap_or_default(),
+        "DockerVersion": config.docker_version,
+        "Author": config.author,
+        "Architecture": config.architecture,
+        "Os": config.os,
+        "Size": image.size,
+        "GraphDriver": {"Data": null, "Name": "overlay2"},
+        "RootFS": {"Type": "layers", "Layers": config.rootfs.diff_ids},
+        "Metadata": {"LastTagTime": time(image.tagged_at)},
+        "Config": container,
+    });
+    if !config.variant.is_empty() {
+        value["Variant"] = json!(config.variant);
+    }
+    if version < ApiVersion(1, 44) {
+        value["VirtualSize"] = json!(image.size);
+    }
+    value
+}
+
+/// The steps that made an image, the last one first. `sizes` are those of its layers in order.
+pub(crate) fn history(image: &Image, names: &[String], sizes: &[u64]) -> Value {
+    let mut layers = sizes.iter();
+    let mut steps: Vec<Value> = image
+        .config
+        .history
+        .iter()
+        .map(|step| {
+            let created = step.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok()).map_or(0, jiff::Timestamp::as_second);
+            let size = if step.empty_layer { 0 } else { layers.next().copied().unwrap_or(0) };
+            json!({"Comment": step.comment, "Created": created, "CreatedBy": step.created_by, "Id": "<missing>", "Size": size, "Tags": null})
+        })
+        .collect();
+    steps.reverse();
+    if let Some(first) = steps.first_mut() {
+        first["Id"] = json!(image.id);
+        first["Tags"] = if names.is_empty() { Value::Null } else { json!(names) };
+    }
+    Value::Array(steps)
+}
+
+pub(crate) fn event(event: &Event) -> Value {
+    let mut value = Map::new();
+    // Fields from before events had types; some clients still look only at these.
+    if event.kind == "container" || event.kind == "image" {
+        value.insert("status".into(), json!(event.action));
+        value.insert("id".into(), json!(event.id));
+        if event.kind == "container" {
+            value.insert("from".into(), json!(event.attributes.get("image")));
+        }
+    }
+    value.insert("Type".into(), json!(event.kind));
+    value.insert("Action".into(), json!(event.action));
+    value.insert("Actor".into(), json!({"ID": event.id, "Attributes": event.attributes}));
+    value.insert("scope".into(), json!("local"));
+    value.insert("time".into(), json!(event.time / 1_000_000_000));
+    value.insert("timeNano".into(), json!(event.time));
+    Value::Object(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_read_as_people_say_them() {
+        let second = 1_000_000_000;
+        for (seconds, text) in [(0, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (60, "About a minute"), (150, "2 minutes"), (3600, "About an hour"), (7300, "2 hours"), (200_000, "2 days"), (1_500_000, "2 weeks")] {
+            assert_eq!(duration(seconds * second), text, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn times_are_gos() {
+        assert_eq!(time(0), "0001-01-01T00:00:00Z");
+        assert_eq!(time(1_700_000_000_120_000_000), "2023-11-14T22:13:20.12Z");
+    }
+}

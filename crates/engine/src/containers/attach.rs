@@ -1,0 +1,58 @@
+//! Connecting a client to a container's streams.
+
+use std::os::fd::OwnedFd;
+use std::sync::PoisonError;
+
+use tokio::net::UnixStream;
+use whelk_shim::protocol::{Attach, Request};
+
+use super::stop::expect_done;
+use super::Containers;
+use crate::error::{Error, Result};
+use crate::model::Status;
+use crate::shims::ask;
+
+#[derive(Clone, Debug, Default)]
+pub struct AttachRequest {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub detach_keys: Vec<u8>,
+}
+
+/// A connection to a container's streams: output comes framed (raw with a terminal), input goes as it is.
+#[derive(Debug)]
+pub struct Attached {
+    pub stream: UnixStream,
+    pub tty: bool,
+}
+
+impl Containers {
+    /// Attaches to a container that runs, or that will be started: then the connection waits for that.
+    pub async fn attach(&self, name: &str, request: AttachRequest) -> Result<Attached> {
+        let container = self.find(name)?;
+        let (status, tty) = {
+            let record = container.record();
+            (record.state.status, record.config.tty)
+        };
+        let attach = Attach { stdin: request.stdin && container.record().config.open_stdin, stdout: request.stdout, stderr: request.stderr, detach_keys: request.detach_keys };
+        let stream = match status {
+            Status::Paused => return Err(Error::conflict(format!("container {} is paused, unpause the container before attach", container.id))),
+            Status::Removing | Status::Dead => return Err(Error::conflict(format!("container {} is being removed", container.id))),
+            Status::Running => {
+                let (reply, stream) = ask(&self.instance, &container.id, &Request::Attach(attach)).await?;
+                expect_done(reply, "attach")?;
+                stream
+            }
+            Status::Created | Status::Exited | Status::Restarting => {
+                let fail = |error: std::io::Error| Error::internal(format!("attach: {}", whelk_sys::errno_text(&error)));
+                let (ours, theirs) = UnixStream::pair().map_err(fail)?;
+                let theirs = OwnedFd::from(theirs.into_std().map_err(fail)?);
+                container.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((attach, theirs));
+                ours
+            }
+        };
+        self.publish(&container, "attach", &[]);
+        Ok(Attached { stream, tty })
+    }
+}

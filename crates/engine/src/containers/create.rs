@@ -1,0 +1,173 @@
+//! Making a container: a record and a directory; nothing is mounted and no process started.
+
+use std::collections::BTreeMap;
+
+use whelk_image::ImageConfig;
+use whelk_sys::fs;
+
+use super::{Container, Containers};
+use crate::error::{Error, Result};
+use crate::events::now;
+use crate::model::{Config, HostConfig, Record, State};
+use crate::store::SCHEMA_VERSION;
+use crate::{names, validate};
+
+#[derive(Clone, Debug, Default)]
+pub struct CreateRequest {
+    /// Empty for a random one.
+    pub name: String,
+    /// `os[/arch[/variant]]`; empty for any.
+    pub platform: String,
+    pub config: Config,
+    pub host: HostConfig,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Created {
+    pub id: String,
+    pub warnings: Vec<String>,
+}
+
+/// How often a random name is tried before a number is put behind it.
+const ATTEMPTS: u32 = 6;
+
+impl Containers {
+    /// # Errors
+    /// Settings that make no sense, an image that is not here, a name that is taken.
+    pub fn create(&self, request: CreateRequest) -> Result<Created> {
+        let CreateRequest { name, platform, mut config, mut host } = request;
+        let wanted_name = if name.is_empty() { None } else { Some(validate::name(&name)?.to_owned()) };
+        let image = if config.image.is_empty() { None } else { Some(self.images.find(&config.image)?) };
+        if let Some(image) = &image {
+            check_platform(&platform, &image.config, &config.image)?;
+            inherit(&mut config, &image.config);
+        }
+        if crate::spec::command(&config).next().is_none() {
+            return Err(Error::invalid("no command specified"));
+        }
+        let warnings = validate::settings(&mut config, &mut host, &self.host)?;
+        for mode in [&host.network_mode, &host.pid_mode, &host.ipc_mode] {
+            if let Some(other) = mode.strip_prefix("container:") {
+                self.find(other)?;
+            }
+        }
+        let id = names::random_id();
+        config.hostname = crate::spec::hostname(&config, &id);
+        fill_paths(&mut host);
+        let image = image.map(|image| image.id.to_string()).unwrap_or_default();
+        let mut record = Record { version: SCHEMA_VERSION, id: id.clone(), name: String::new(), created_at: now(), image, config, host, state: State::default() };
+        self.reserve_name(&mut record, wanted_name)?;
+        let made = self.make_files(&id).and_then(|()| self.store.insert_container(&record));
+        if let Err(error) = made {
+            self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner).by_name.remove(&record.name);
+            let _ = fs::remove_tree(self.instance.container_dir(&id));
+            return Err(error);
+        }
+        let container = Container::new(record);
+        self.add(container.clone());
+        self.publish(&container, "create", &[]);
+        Ok(Created { id, warnings })
+    }
+
+    /// Takes a name for the container, so that nobody else can meanwhile.
+    fn reserve_name(&self, record: &mut Record, wanted: Option<String>) -> Result<()> {
+        let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        record.name = match wanted {
+            Some(name) => match index.by_name.get(&name) {
+                Some(owner) => return Err(name_taken(&name, owner)),
+                None => name,
+            },
+            None => (0..).map(|attempt: u32| names::random(attempt.saturating_sub(ATTEMPTS))).find(|name| !index.by_name.contains_key(name)).unwrap_or_default(),
+        };
+        index.by_name.insert(record.name.clone(), record.id.clone());
+        Ok(())
+    }
+
+    /// The writable layer: what differs from the image.
+    fn make_files(&self, id: &str) -> Result<()> {
+        let directory = self.instance.container_dir(id);
+        fs::create_dir(&directory, 0o700)?;
+        fs::create_dir(directory.join("upper"), 0o755)?;
+        Ok(fs::create_dir(directory.join("work"), 0o700)?)
+    }
+}
+
+pub(super) fn name_taken(name: &str, owner: &str) -> Error {
+    Error::conflict(format!("Conflict. The container name \"/{name}\" is already in use by container \"{owner}\". You have to remove (or rename) that container to be able to reuse that name."))
+}
+
+/// # Errors
+/// An image for another machine than the one asked for.
+fn check_platform(wanted: &str, image: &ImageConfig, name: &str) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let parts: Vec<&str> = wanted.split('/').collect();
+    if parts.len() > 3 || parts.iter().any(|part| part.is_empty()) {
+        return Err(Error::invalid(format!("{wanted:?}: cannot parse platform specifier: invalid argument")));
+    }
+    let matches = parts[0] == image.os && parts.get(1).is_none_or(|arch| *arch == image.architecture) || parts.len() == 1 && parts[0] == image.architecture;
+    if matches {
+        return Ok(());
+    }
+    Err(Error::NotFound(format!("image with reference {name} was found but its platform ({}/{}) does not match the specified platform ({wanted})", image.os, image.architecture)))
+}
+
+/// Fills what the request leaves open with what the image says.
+fn inherit(config: &mut Config, image: &ImageConfig) {
+    let image = &image.config;
+    if config.user.is_empty() {
+        config.user.clone_from(&image.user);
+    }
+    if config.working_dir.is_empty() {
+        config.working_dir.clone_from(&image.working_dir);
+    }
+    if config.stop_signal.is_empty() {
+        config.stop_signal.clone_from(&image.stop_signal);
+    }
+    let mut env = config.env.take().unwrap_or_default();
+    for entry in &image.env {
+        let name = entry.split('=').next().unwrap_or_default();
+        if !env.iter().any(|known| known.split('=').next() == Some(name)) {
+            env.push(entry.clone());
+        }
+    }
+    config.env = Some(env);
+    // An entrypoint given here replaces the image's together with its arguments.
+    if config.entrypoint.is_none() {
+        if config.cmd.as_ref().is_none_or(Vec::is_empty) {
+            config.cmd = Some(image.cmd.clone()).filter(|cmd| !cmd.is_empty());
+        }
+        config.entrypoint = Some(image.entrypoint.clone()).filter(|entrypoint| !entrypoint.is_empty());
+    }
+    for (key, value) in &image.labels {
+        config.labels.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    let ports: BTreeMap<_, _> = image.exposed_ports.clone();
+    for (port, value) in ports {
+        config.exposed_ports.entry(port).or_insert(value);
+    }
+    if !image.volumes.is_empty() {
+        let volumes = config.volumes.get_or_insert_default();
+        for (path, value) in &image.volumes {
+            volumes.entry(path.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    if config.working_dir.is_empty() {
+        config.working_dir = "/".into();
+    }
+}
+
+/// Writes the paths that are covered into the settings, where `inspect` shows them.
+fn fill_paths(host: &mut HostConfig) {
+    if host.privileged {
+        return;
+    }
+    let strings = |list: &[&str]| Some(list.iter().map(|&path| path.to_owned()).collect());
+    if host.masked_paths.is_none() {
+        host.masked_paths = strings(&crate::spec::MASKED_PATHS);
+    }
+    if host.readonly_paths.is_none() {
+        host.readonly_paths = strings(&crate::spec::READONLY_PATHS);
+    }
+}

@@ -1,0 +1,241 @@
+//! Further processes in a running container.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use whelk_runtime::spec::{ConsoleSize, Process};
+use whelk_runtime::user::UserRequest;
+use whelk_shim::protocol::{self, Attach, Exit, Reply, Request};
+
+use super::stop::expect_done;
+use super::{Container, Containers};
+use crate::error::{Error, Result};
+use crate::model::Status;
+use crate::shims::ask;
+use crate::{names, security, spec};
+
+/// What an exec was made to be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ExecConfig {
+    pub user: String,
+    pub privileged: bool,
+    pub tty: bool,
+    pub console_size: Option<[u16; 2]>,
+    pub attach_stdin: bool,
+    pub attach_stderr: bool,
+    pub attach_stdout: bool,
+    pub detach_keys: String,
+    pub env: Option<Vec<String>>,
+    pub working_dir: String,
+    pub cmd: Option<Vec<String>>,
+}
+
+#[derive(Debug)]
+pub struct Exec {
+    pub id: String,
+    pub container: String,
+    pub config: ExecConfig,
+    state: Mutex<ExecState>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecState {
+    pub started: bool,
+    pub running: bool,
+    pub pid: i32,
+    pub exit_code: Option<i32>,
+}
+
+impl Exec {
+    pub fn state(&self) -> ExecState {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut ExecState)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn command_line(&self) -> String {
+        let (command, arguments) = self.config.cmd.as_deref().and_then(<[String]>::split_first).map_or((String::new(), String::new()), |(first, rest)| (first.clone(), rest.join(" ")));
+        // One space even without arguments: that is how Docker writes it.
+        format!("{command} {arguments}")
+    }
+}
+
+/// How an exec's streams are used.
+#[derive(Clone, Debug, Default)]
+pub struct ExecStart {
+    pub detach: bool,
+    pub tty: bool,
+    pub console_size: Option<[u16; 2]>,
+    pub detach_keys: Vec<u8>,
+}
+
+impl Containers {
+    /// # Errors
+    /// A container that does not run, or no command.
+    pub fn exec_create(&self, name: &str, config: ExecConfig) -> Result<String> {
+        let container = self.find(name)?;
+        if config.cmd.as_ref().is_none_or(Vec::is_empty) {
+            return Err(Error::invalid("no exec command specified"));
+        }
+        check_can_exec(&container)?;
+        for entry in config.env.iter().flatten() {
+            if entry.is_empty() || entry.starts_with('=') {
+                return Err(Error::invalid(format!("invalid environment variable: {entry}")));
+            }
+        }
+        if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+            return Err(Error::invalid(format!("the working directory '{}' is invalid, it needs to be an absolute path", config.working_dir)));
+        }
+        let exec = Arc::new(Exec { id: names::random_id(), container: container.id.clone(), config, state: Mutex::default() });
+        self.publish(&container, &format!("exec_create: {}", exec.command_line()), &[("execID", exec.id.clone())]);
+        let id = exec.id.clone();
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), exec);
+        Ok(id)
+    }
+
+    pub fn exec(&self, id: &str) -> Result<Arc<Exec>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().ok_or_else(|| Error::NotFound(format!("No such exec instance: {id}")))
+    }
+
+    /// Starts an exec. Returns the connection to its streams, unless it is detached.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it was started already; what kept its program from running otherwise.
+    pub async fn exec_start(&self, id: &str, start: ExecStart) -> Result<Option<UnixStream>> {
+        let exec = self.exec(id)?;
+        let container = self.find(&exec.container)?;
+        check_can_exec(&container)?;
+        {
+            let mut state = exec.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.started {
+                return Err(Error::conflict(format!("exec command {id} has already run")));
+            }
+            state.started = true;
+            state.running = true;
+        }
+        self.publish(&container, &format!("exec_start: {}", exec.command_line()), &[("execID", exec.id.clone())]);
+        match self.run_exec(&exec, &container, start).await {
+            Ok(stream) => Ok(stream),
+            Err((error, exit_code)) => {
+                exec.change(|state| {
+                    state.running = false;
+                    state.exit_code = Some(exit_code);
+                });
+                Err(error)
+            }
+        }
+    }
+
+    async fn run_exec(&self, exec: &Exec, container: &Container, start: ExecStart) -> std::result::Result<Option<UnixStream>, (Error, i32)> {
+        const NOT_STARTED: i32 = 128;
+        let request = self.exec_request(exec, container, &start).map_err(|error| (error, NOT_STARTED))?;
+        let detached = request.attach.is_none();
+        let (reply, stream) = ask(&self.instance, &container.id, &Request::Exec(Box::new(request))).await.map_err(|error| (error, NOT_STARTED))?;
+        match reply {
+            Reply::Started { pid } => {
+                exec.change(|state| state.pid = pid);
+                Ok((!detached).then_some(stream))
+            }
+            Reply::Failed(error) => Err(explain(error)),
+            _ => Err((Error::internal("the shim did not understand"), NOT_STARTED)),
+        }
+    }
+
+    fn exec_request(&self, exec: &Exec, container: &Container, start: &ExecStart) -> Result<protocol::Exec> {
+        let config = &exec.config;
+        let record = container.record().clone();
+        let host = &record.host;
+        let mut capable = host.clone();
+        capable.privileged |= config.privileged;
+        // The filter stays the container's: capabilities may grow with --privileged, the calls it may make do not.
+        let filter = self.filter(host, &security::capabilities(host)?)?;
+        let options = security::Options::parse(host)?;
+        let container_config = crate::model::Config { tty: config.tty, ..record.config.clone() };
+        let size = start.console_size.or(config.console_size).filter(|size| *size != [0, 0]);
+        let process = Process {
+            terminal: config.tty,
+            console_size: size.filter(|_| config.tty).map(|[height, width]| ConsoleSize { height, width }),
+            args: config.cmd.clone().unwrap_or_default(),
+            env: spec::environment(&container_config, &record.config.hostname, config.env.as_deref().unwrap_or_default()).into_iter().filter(|entry| entry.contains('=')).collect(),
+            cwd: if config.working_dir.is_empty() { record.config.working_dir.clone() } else { config.working_dir.clone() },
+            capabilities: Some(spec::capability_sets(security::capabilities(&capable)?)),
+            no_new_privileges: options.no_new_privileges,
+            apparmor_profile: options.apparmor,
+            oom_score_adj: Some(host.oom_score_adj),
+            rlimits: Vec::new(),
+            ..Process::default()
+        };
+        let attach = (!start.detach).then(|| Attach { stdin: config.attach_stdin, stdout: config.attach_stdout, stderr: config.attach_stderr, detach_keys: start.detach_keys.clone() });
+        let user = if config.user.is_empty() { record.config.user.clone() } else { config.user.clone() };
+        Ok(protocol::Exec { id: exec.id.clone(), process, user: UserRequest { user, groups: host.group_add.clone().unwrap_or_default() }, filter, stdin: config.attach_stdin && attach.is_some(), attach })
+    }
+
+    pub async fn exec_resize(&self, id: &str, height: u16, width: u16) -> Result<()> {
+        let exec = self.exec(id)?;
+        if !exec.state().running {
+            return Err(Error::conflict(format!("exec {id} is not running")));
+        }
+        let reply = ask(&self.instance, &exec.container, &Request::Resize { exec: Some(exec.id.clone()), height, width }).await?.0;
+        expect_done(reply, "cannot resize the exec's terminal")
+    }
+
+    pub(super) fn exec_ended(&self, container: &Container, id: &str, exit: &Exit) {
+        if let Ok(exec) = self.exec(id) {
+            exec.change(|state| {
+                state.running = false;
+                state.exit_code = Some(exit.code);
+            });
+        }
+        self.publish(container, "exec_die", &[("execID", id.to_owned()), ("exitCode", exit.code.to_string())]);
+    }
+
+    /// The container's end is the end of all its execs.
+    pub(super) fn execs_of_ended(&self, container: &Container) {
+        const KILLED: i32 = 137;
+        for exec in self.execs.lock().unwrap_or_else(PoisonError::into_inner).values().filter(|exec| exec.container == container.id) {
+            exec.change(|state| {
+                if std::mem::replace(&mut state.running, false) {
+                    state.exit_code.get_or_insert(KILLED);
+                }
+            });
+        }
+    }
+
+    pub(super) fn running_execs(&self, container: &str) -> Vec<String> {
+        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.values().filter(|exec| exec.container == container && exec.state().running).map(|exec| exec.id.clone()).collect()
+    }
+
+    /// Knows an exec again that an earlier engine started.
+    pub(super) fn adopt_exec(&self, container: &str, id: &str, pid: i32) {
+        let state = ExecState { started: true, running: true, pid, exit_code: None };
+        let exec = Exec { id: id.to_owned(), container: container.to_owned(), config: ExecConfig::default(), state: Mutex::new(state) };
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner).entry(id.to_owned()).or_insert_with(|| Arc::new(exec));
+    }
+}
+
+fn check_can_exec(container: &Container) -> Result<()> {
+    match container.status() {
+        Status::Running => Ok(()),
+        Status::Paused => Err(Error::conflict(format!("container {} is paused, unpause the container before exec", container.id))),
+        Status::Restarting => Err(Error::conflict(format!("container {} is restarting, wait until the container is running", container.id))),
+        _ => Err(Error::conflict(format!("container {} is not running", container.id))),
+    }
+}
+
+/// A runtime's refusal in the words Docker's clients know, with the exit code it stands for.
+fn explain(error: whelk_runtime::Error) -> (Error, i32) {
+    use whelk_runtime::Error as Runtime;
+    const FAILED: &str = "OCI runtime exec failed: exec failed: unable to start container process";
+    match error {
+        Runtime::CommandNotFound(text) => (Error::invalid(format!("{FAILED}: {text}")), 127),
+        Runtime::NotExecutable(text) => (Error::invalid(format!("{FAILED}: {text}{}", if text.ends_with("permission denied") { "" } else { ": permission denied" })), 126),
+        Runtime::NoSuchUser(text) => (Error::invalid(text), 126),
+        Runtime::State(text) => (Error::conflict(text), 128),
+        other => (Error::invalid(format!("{FAILED}: {other}")), 128),
+    }
+}

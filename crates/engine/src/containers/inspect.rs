@@ -1,0 +1,79 @@
+//! Everything about one container.
+
+use std::path::PathBuf;
+
+use super::Containers;
+use crate::error::Result;
+use crate::model::Record;
+use crate::volumes::{self, Source};
+
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    pub record: Record,
+    /// Its generated files, once it was started.
+    pub directory: PathBuf,
+    pub files_made: bool,
+    pub log_path: PathBuf,
+    /// Layer directories, the topmost first.
+    pub lower: Vec<PathBuf>,
+    pub mounts: Vec<MountPoint>,
+    pub execs: Vec<String>,
+    pub size: Option<(u64, u64)>,
+}
+
+/// A mount as `inspect` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPoint {
+    pub kind: &'static str,
+    pub source: String,
+    pub destination: String,
+    pub mode: String,
+    pub writable: bool,
+    pub propagation: String,
+}
+
+impl Containers {
+    pub async fn inspect(&self, name: &str, size: bool) -> Result<Inspected> {
+        let container = self.find(name)?;
+        let record = container.record().clone();
+        let directory = self.instance.container_dir(&record.id);
+        let details = crate::logging::Details { labels: Some(&record.config.labels), env: record.config.env.as_ref() };
+        let log = crate::logging::config(&record.host.log_config, &directory, &record.id, &details)?;
+        let size = if size { Some(self.sizes(&record).await) } else { None };
+        Ok(Inspected {
+            files_made: whelk_sys::fs::exists(directory.join("hosts")),
+            log_path: log.path,
+            lower: self.layers(&record.image).unwrap_or_default(),
+            mounts: mount_points(&record)?,
+            execs: self.running_execs(&record.id),
+            directory,
+            size,
+            record,
+        })
+    }
+}
+
+/// The mounts that a container asks for, as they are listed.
+pub fn mount_points(record: &Record) -> Result<Vec<MountPoint>> {
+    let listed = |plan: volumes::MountPlan| match plan.source {
+        Source::Bind { path, .. } => Some(MountPoint { kind: "bind", source: path, destination: plan.target, mode: plan.mode, writable: !plan.read_only, propagation: plan.propagation }),
+        // Only those of --mount are listed; --tmpfs has a field of its own.
+        Source::Tmpfs if !record.host.tmpfs.contains_key(&plan.target) => {
+            Some(MountPoint { kind: "tmpfs", source: String::new(), destination: plan.target, mode: String::new(), writable: !plan.read_only, propagation: String::new() })
+        }
+        Source::Tmpfs => None,
+    };
+    Ok(volumes::plan(&record.config, &record.host)?.into_iter().filter_map(listed).collect())
+}
+
+impl Containers {
+    /// The directories that make up a container's file system, the topmost first, for export.
+    pub fn export_layers(&self, name: &str) -> Result<Vec<PathBuf>> {
+        let container = self.find(name)?;
+        let image = container.record().image.clone();
+        let mut layers = vec![self.instance.container_dir(&container.id).join("upper")];
+        layers.extend(self.layers(&image)?);
+        self.publish(&container, "export", &[]);
+        Ok(layers)
+    }
+}

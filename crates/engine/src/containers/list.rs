@@ -1,0 +1,170 @@
+//! Listing containers: a snapshot of their records, filtered.
+
+use super::Containers;
+use crate::error::{Error, Result};
+use crate::filters::Filters;
+use crate::model::{Record, Status};
+
+#[derive(Clone, Debug, Default)]
+pub struct ListRequest {
+    /// Also those that do not run.
+    pub all: bool,
+    /// The newest so many, in any state.
+    pub limit: Option<usize>,
+    /// Compute the sizes of their files.
+    pub size: bool,
+    pub filters: Filters,
+}
+
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub record: Record,
+    /// Bytes in the writable layer, and in it and the image.
+    pub size: Option<(u64, u64)>,
+}
+
+pub const FILTERS: &[&str] = &[
+    "ancestor", "before", "expose", "exited", "health", "id", "isolation", "is-task", "label", "label!", "name", "network", "publish", "since", "status", "volume",
+];
+
+impl Containers {
+    /// The newest first.
+    ///
+    /// # Errors
+    /// A filter value that makes no sense.
+    pub async fn list(&self, request: &ListRequest) -> Result<Vec<Listed>> {
+        let mut records: Vec<Record> = self.all().iter().map(|container| container.record().clone()).collect();
+        records.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        let matcher = Matcher::new(self, request)?;
+        records.retain(|record| matcher.matches(record));
+        if let Some(limit) = request.limit {
+            records.truncate(limit);
+        }
+        let mut listed = Vec::with_capacity(records.len());
+        for record in records {
+            let size = if request.size { Some(self.sizes(&record).await) } else { None };
+            listed.push(Listed { record, size });
+        }
+        Ok(listed)
+    }
+
+    /// Bytes in the writable layer, and in it and the image.
+    pub(super) async fn sizes(&self, record: &Record) -> (u64, u64) {
+        let writable = self.writable_size(&record.id).await;
+        let image = record.image.parse().ok().and_then(|id| self.images.get(&id).ok()).map_or(0, |image| image.size);
+        (writable, writable + image)
+    }
+
+    pub(super) async fn writable_size(&self, id: &str) -> u64 {
+        let upper = self.instance.container_dir(id).join("upper");
+        tokio::task::spawn_blocking(move || tree_size(&upper)).await.unwrap_or(0)
+    }
+}
+
+fn tree_size(path: &std::path::Path) -> u64 {
+    let Ok(entries) = whelk_sys::fs::list(path) else { return 0 };
+    entries
+        .iter()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => tree_size(&entry.path()),
+            Ok(metadata) if metadata.is_file() => metadata.len(),
+            _ => 0,
+        })
+        .sum()
+}
+
+struct Matcher<'a> {
+    request: &'a ListRequest,
+    only_running: bool,
+    before: Option<i64>,
+    since: Option<i64>,
+    exited: Vec<i32>,
+    /// Images that `ancestor` names, with all that are built on the same layers.
+    ancestors: Option<Vec<String>>,
+    names: Vec<Pattern>,
+}
+
+/// A part of a name, where people write a regular expression: `^`, `$` and `.*` are understood.
+struct Pattern {
+    text: String,
+    start: bool,
+    end: bool,
+}
+
+impl Pattern {
+    fn new(text: &str) -> Self {
+        let (text, start) = text.strip_prefix('^').map_or((text, false), |rest| (rest, true));
+        let (text, end) = text.strip_suffix('$').map_or((text, false), |rest| (rest, true));
+        Self { text: text.to_owned(), start, end }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        let text = &self.text;
+        match (self.start, self.end) {
+            (true, true) => name == text,
+            (true, false) => name.starts_with(text.as_str()),
+            (false, true) => name.ends_with(text.as_str()),
+            (false, false) => text.is_empty() || text.split(".*").try_fold(name, |rest, part| rest.find(part).map(|at| &rest[at + part.len()..])).is_some(),
+        }
+    }
+}
+
+impl<'a> Matcher<'a> {
+    fn new(containers: &Containers, request: &'a ListRequest) -> Result<Self> {
+        let filters = &request.filters;
+        let time_of = |key: &str| -> Result<Option<i64>> {
+            let Some(names) = filters.get(key) else { return Ok(None) };
+            names.iter().map(|name| containers.find(name).map(|container| container.record().created_at)).next().transpose()
+        };
+        let exited = filters.get("exited").into_iter().flatten().map(|code| code.parse().map_err(|_| Error::invalid(format!("invalid filter 'exited={code}'")))).collect::<Result<Vec<i32>>>()?;
+        const STATUSES: [&str; 7] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+        if let Some(wrong) = filters.get("status").into_iter().flatten().find(|status| !STATUSES.contains(&status.as_str())) {
+            return Err(Error::invalid(format!("invalid filter 'status={wrong}'")));
+        }
+        filters.flag("is-task")?;
+        let ancestors = filters.get("ancestor").map(|names| names.iter().filter_map(|name| containers.images.find(name).ok()).map(|image| image.id.to_string()).collect());
+        let wide = request.all || request.limit.is_some() || filters.get("status").is_some() || filters.get("exited").is_some() || filters.get("before").is_some() || filters.get("since").is_some();
+        Ok(Self {
+            request,
+            only_running: !wide,
+            before: time_of("before")?,
+            since: time_of("since")?,
+            exited,
+            ancestors,
+            names: filters.get("name").into_iter().flatten().map(|name| Pattern::new(name.strip_prefix('/').unwrap_or(name))).collect(),
+        })
+    }
+
+    fn matches(&self, record: &Record) -> bool {
+        let filters = &self.request.filters;
+        let state = &record.state;
+        (!self.only_running || state.status.is_running() || state.status == Status::Restarting)
+            && filters.any("id", |id| record.id.starts_with(id))
+            && (self.names.is_empty() || self.names.iter().any(|pattern| pattern.matches(&record.name)))
+            && filters.any("status", |status| state.status.as_str() == status)
+            && (self.exited.is_empty() || (state.status == Status::Exited && self.exited.contains(&state.exit_code)))
+            && filters.labels(&record.config.labels)
+            && self.before.is_none_or(|time| record.created_at < time)
+            && self.since.is_none_or(|time| record.created_at > time)
+            && self.ancestors.as_ref().is_none_or(|images| images.contains(&record.image))
+            && filters.any("network", |network| record.host.network_mode == network)
+            && filters.any("health", |health| health == "none")
+            && filters.any("isolation", |isolation| isolation == "default")
+            && filters.any("expose", |port| record.config.exposed_ports.keys().any(|known| known == port || known.split('/').next() == Some(port)))
+            && filters.any("publish", |_| false)
+            && filters.any("volume", |volume| crate::volumes::plan(&record.config, &record.host).is_ok_and(|plans| plans.iter().any(|plan| plan.target == volume || matches!(&plan.source, crate::volumes::Source::Bind { path, .. } if path == volume))))
+            && !matches!(filters.flag("is-task"), Ok(Some(true)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match_in_part_and_by_anchors() {
+        let check = |pattern: &str, name: &str| Pattern::new(pattern).matches(name);
+        assert!(check("eb", "web") && check("^web$", "web") && check("w.*b", "web") && check("", "x"));
+        assert!(!check("^eb", "web") && !check("we$", "web") && !check("b.*w", "web"));
+    }
+}

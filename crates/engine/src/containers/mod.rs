@@ -1,0 +1,240 @@
+//! Containers and their lives.
+//!
+//! ```text
+//!            start              pause
+//! created ──────────► running ◄───────► paused
+//!    │                 │   ▲ restart policy
+//!    │            exit ▼   │
+//!    │               exited ──(restarting)
+//!    └──── rm ──► removing ◄┘ ──► gone (or dead, if files could not be removed)
+//! ```
+//! Each operation on a container holds its `operation` lock, so that two never interleave. What others see is the
+//! record behind a lock of its own, held only for moments: a stuck container never blocks a list.
+
+mod attach;
+mod create;
+mod exec;
+mod files;
+mod inspect;
+mod list;
+mod logs;
+mod monitor;
+mod recover;
+mod remove;
+mod start;
+mod stop;
+mod top;
+mod update;
+mod wait;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use whelk_shim::protocol::Attach;
+
+pub use attach::{AttachRequest, Attached};
+pub use create::{CreateRequest, Created};
+pub use exec::{Exec, ExecConfig, ExecStart, ExecState};
+pub use inspect::{Inspected, MountPoint, mount_points};
+pub use list::{FILTERS, ListRequest, Listed};
+pub use logs::{LogChunk, LogsRequest};
+pub use remove::RemoveRequest;
+pub use top::Top;
+pub use update::UpdateRequest;
+pub use wait::{Waited, WaitCondition};
+
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::images::Images;
+use crate::instance::Instance;
+use crate::model::{Record, State, Status};
+use crate::shims::Shims;
+use crate::store::Store;
+use crate::validate::Host;
+
+/// All containers of an engine.
+#[derive(Debug)]
+pub struct Containers {
+    pub(crate) instance: Instance,
+    pub(crate) store: Arc<Store>,
+    pub(crate) images: Arc<Images>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) shims: Arc<Shims>,
+    pub(crate) host: Host,
+    /// The engine's own program, for `--init`.
+    pub(crate) executable: PathBuf,
+    index: RwLock<Index>,
+    execs: Mutex<HashMap<String, Arc<Exec>>>,
+    /// Files of compiled seccomp filters by profile and capabilities.
+    filters: Mutex<HashMap<String, PathBuf>>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    by_id: BTreeMap<String, Arc<Container>>,
+    by_name: HashMap<String, String>,
+}
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    pub id: String,
+    record: Mutex<Record>,
+    operation: tokio::sync::Mutex<()>,
+    progress: watch::Sender<Progress>,
+    /// Clients that attached before the start.
+    waiting: Mutex<Vec<(Attach, OwnedFd)>>,
+    /// Takes a shim's last sign of life from its monitor to whoever wants to start the container again.
+    shim: watch::Sender<bool>,
+}
+
+/// What those who wait for a container look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub running: bool,
+    /// How often it has ended (or failed to start).
+    pub exits: u64,
+    pub exit_code: i32,
+    pub removed: bool,
+}
+
+/// What a new set of containers is made with.
+#[derive(Debug)]
+pub struct Parts {
+    pub instance: Instance,
+    pub store: Arc<Store>,
+    pub images: Arc<Images>,
+    pub events: Arc<Events>,
+    pub shims: Arc<Shims>,
+    pub host: Host,
+    pub executable: PathBuf,
+}
+
+impl Containers {
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { instance, store, images, events, shims, host, executable } = parts;
+        Arc::new(Self { instance, store, images, events, shims, host, executable, index: RwLock::default(), execs: Mutex::default(), filters: Mutex::default() })
+    }
+
+    /// Finds a container by id, name, or a beginning of the id that no other has.
+    ///
+    /// # Errors
+    /// None, or several.
+    pub fn find(&self, name: &str) -> Result<Arc<Container>> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let plain = name.strip_prefix('/').unwrap_or(name);
+        if let Some(container) = index.by_id.get(plain).or_else(|| index.by_name.get(plain).and_then(|id| index.by_id.get(id))) {
+            return Ok(container.clone());
+        }
+        if plain.is_empty() {
+            return Err(Error::no_such_container(name));
+        }
+        let mut matches = index.by_id.range(plain.to_owned()..).take_while(|(id, _)| id.starts_with(plain));
+        match (matches.next(), matches.next()) {
+            (Some((_, container)), None) => Ok(container.clone()),
+            (Some(_), Some(_)) => Err(Error::invalid(format!("multiple IDs found with provided prefix: {name}"))),
+            (None, _) => Err(Error::no_such_container(name)),
+        }
+    }
+
+    pub fn all(&self) -> Vec<Arc<Container>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).by_id.values().cloned().collect()
+    }
+
+    fn add(&self, container: Arc<Container>) {
+        let name = container.record().name.clone();
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        index.by_name.insert(name, container.id.clone());
+        index.by_id.insert(container.id.clone(), container);
+    }
+
+    fn forget(&self, container: &Container) {
+        let name = container.record().name.clone();
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        if index.by_name.get(&name) == Some(&container.id) {
+            index.by_name.remove(&name);
+        }
+        index.by_id.remove(&container.id);
+    }
+
+    /// Writes a container's record to the store.
+    fn save(&self, container: &Container) -> Result<()> {
+        let record = container.record().clone();
+        self.store.update_container(&record)
+    }
+
+    /// Writes the record where there is nobody to report a failure to.
+    fn save_or_complain(&self, container: &Container) {
+        if let Err(error) = self.save(container) {
+            tracing::error!(container = container.id, "{error}");
+        }
+    }
+
+    /// Tells the bus what happened to a container.
+    fn publish(&self, container: &Container, action: &str, more: &[(&str, String)]) {
+        let attributes = {
+            let record = container.record();
+            let mut attributes = record.config.labels.clone();
+            attributes.insert("image".into(), record.config.image.clone());
+            attributes.insert("name".into(), record.name.clone());
+            attributes.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+            attributes
+        };
+        self.events.publish("container", action, container.id.clone(), attributes);
+    }
+}
+
+impl Container {
+    fn new(record: Record) -> Arc<Self> {
+        let progress = Progress { exit_code: record.state.exit_code, ..Progress::default() };
+        Arc::new(Self {
+            id: record.id.clone(),
+            record: Mutex::new(record),
+            operation: tokio::sync::Mutex::new(()),
+            progress: watch::Sender::new(progress),
+            waiting: Mutex::default(),
+            shim: watch::Sender::new(false),
+        })
+    }
+
+    /// The record as it is now. Hold it for moments only, and never across an `await`.
+    pub fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn state(&self) -> State {
+        self.record().state.clone()
+    }
+
+    pub fn status(&self) -> Status {
+        self.record().state.status
+    }
+
+    pub fn name(&self) -> String {
+        self.record().name.clone()
+    }
+
+    /// Whether a shim of this container is alive.
+    fn has_shim(&self) -> bool {
+        *self.shim.borrow()
+    }
+
+    /// The running container's first process.
+    ///
+    /// # Errors
+    /// In Docker's words, when it does not run.
+    pub(crate) fn running_pid(&self) -> Result<i32> {
+        let record = self.record();
+        if record.state.status.is_running() { Ok(record.state.pid) } else { Err(Error::conflict(format!("container {} is not running", self.id))) }
+    }
+
+    /// Waits until the shim of the last run has ended: only then may the next one use its directory and cgroup.
+    async fn shim_gone(&self) {
+        let mut shim = self.shim.subscribe();
+        // The sender lives in self: it cannot be gone.
+        let _ = shim.wait_for(|alive| !alive).await;
+    }
+}

@@ -1,0 +1,148 @@
+//! Following what shims tell: out of memory, an exec's end, the container's end.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use whelk_runtime::cgroup::Cgroup;
+use whelk_shim::protocol::{Event, Exit};
+use whelk_sys::fs;
+
+use super::{Container, Containers};
+use crate::events::now;
+use crate::model::Status;
+use crate::shims::read_message;
+
+/// The restart policy waits this long after the first end, and twice as long after each further one.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// A run of this length counts as a success: the delay starts anew.
+const LONG_RUN: i64 = 10_000_000_000;
+
+/// Follows a shim over the connection on which it tells its events.
+pub(super) fn spawn(containers: &Arc<Containers>, container: &Arc<Container>, events: UnixStream) {
+    // A monitor must not keep an engine alive that is shutting down.
+    let containers = Arc::downgrade(containers);
+    tokio::spawn(follow(containers, container.clone(), events));
+}
+
+async fn follow(containers: Weak<Containers>, container: Arc<Container>, mut events: UnixStream) {
+    let mut ended = false;
+    while let Ok(event) = read_message::<Event>(&mut events).await {
+        let Some(containers) = containers.upgrade() else { return };
+        match event {
+            Event::State { pid, paused, execs: _ } => containers.adopt_state(&container, pid, paused),
+            Event::OutOfMemory => containers.publish(&container, "oom", &[]),
+            Event::ExecExited { id, exit } => containers.exec_ended(&container, &id, &exit),
+            Event::Exited(exit) => {
+                ended = true;
+                containers.ended(&container, &exit);
+            }
+        }
+    }
+    let Some(containers) = containers.upgrade() else { return };
+    if !ended {
+        let exit = containers.after_lost_shim(&container).await;
+        containers.ended(&container, &exit);
+    }
+    let _ = fs::remove_tree(containers.instance.run_dir(&container.id));
+    container.shim.send_replace(false);
+}
+
+impl Containers {
+    fn adopt_state(&self, container: &Container, pid: i32, paused: bool) {
+        let mut record = container.record();
+        record.state.pid = pid;
+        record.state.status = if paused { Status::Paused } else { Status::Running };
+    }
+
+    /// How a container ended whose shim did not live to tell: by its record, or else it is ended now. Without its shim
+    /// it has nobody to read its output or collect its end.
+    pub(super) async fn after_lost_shim(&self, container: &Container) -> Exit {
+        const KILLED: i32 = 137;
+        if let Some(exit) = self.exit_record(&container.id) {
+            return exit;
+        }
+        let path = self.cgroup_path(container);
+        let killed = tokio::task::spawn_blocking(move || {
+            let cgroup = Cgroup::at(&path)?;
+            let _ = cgroup.freeze(false);
+            cgroup.kill_all()?;
+            cgroup.remove()
+        });
+        if let Ok(Err(error)) = killed.await {
+            tracing::warn!(container = container.id, "clean up after a lost shim: {error}");
+        }
+        container.record().state.error = "the container's shim was killed".into();
+        Exit { code: KILLED, signal: Some(9), oom_killed: false, at: now() }
+    }
+
+    pub(super) fn exit_record(&self, id: &str) -> Option<Exit> {
+        serde_json::from_slice(&fs::read(self.instance.run_dir(id).join("exit.json")).ok()?).ok()
+    }
+
+    pub(super) fn cgroup_path(&self, container: &Container) -> String {
+        let record = container.record();
+        let parent = if record.host.cgroup_parent.is_empty() { self.instance.cgroup_parent() } else { record.host.cgroup_parent.trim_end_matches('/').to_owned() };
+        format!("{parent}/{}", container.id)
+    }
+
+    /// Takes note of a container's end, and does what its settings say about it.
+    pub(super) fn ended(self: &Arc<Self>, container: &Arc<Container>, exit: &Exit) {
+        let (ran, restart) = {
+            let mut record = container.record();
+            let ran = exit.at - record.state.started_at;
+            record.state.status = Status::Exited;
+            record.state.pid = 0;
+            record.state.exit_code = exit.code;
+            record.state.oom_killed = exit.oom_killed;
+            record.state.finished_at = exit.at;
+            if ran >= LONG_RUN {
+                record.state.restart_count = 0;
+            }
+            let policy = &record.host.restart_policy;
+            let wanted = match policy.name.as_str() {
+                "always" | "unless-stopped" => true,
+                "on-failure" => exit.code != 0 && (policy.maximum_retry_count == 0 || i64::from(record.state.restart_count) < policy.maximum_retry_count),
+                _ => false,
+            };
+            let restart = wanted && !record.state.stopped_by_user;
+            if restart {
+                record.state.status = Status::Restarting;
+            }
+            (ran, restart)
+        };
+        let auto_remove = container.record().host.auto_remove;
+        if !auto_remove {
+            self.save_or_complain(container);
+        }
+        self.execs_of_ended(container);
+        self.publish(container, "die", &[("exitCode", exit.code.to_string()), ("execDuration", (ran.max(0) / 1_000_000_000).to_string())]);
+        container.progress.send_modify(|progress| {
+            progress.running = false;
+            progress.exits += 1;
+            progress.exit_code = exit.code;
+        });
+        if auto_remove {
+            self.remove_now(container);
+        } else if restart {
+            tokio::spawn(restart_later(Arc::downgrade(self), container.clone()));
+        }
+    }
+}
+
+async fn restart_later(containers: Weak<Containers>, container: Arc<Container>) {
+    let count = container.record().state.restart_count;
+    let delay = FIRST_DELAY.saturating_mul(1u32.checked_shl(count).unwrap_or(u32::MAX)).min(LONGEST_DELAY);
+    tokio::time::sleep(delay).await;
+    let Some(containers) = containers.upgrade() else { return };
+    let _operation = container.operation.lock().await;
+    // Stopped, removed or started by somebody while this was waiting.
+    if container.status() != Status::Restarting {
+        return;
+    }
+    container.record().state.restart_count += 1;
+    if let Err(error) = containers.start_locked(&container).await {
+        tracing::warn!(container = container.id, "restart: {error}");
+    }
+}

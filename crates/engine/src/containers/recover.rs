@@ -1,0 +1,85 @@
+//! Picking containers up again after the engine was away. Every step may run twice.
+
+use std::sync::Arc;
+
+use whelk_shim::protocol::{Event, Reply, Request};
+use whelk_sys::fs;
+
+use super::{Container, Containers, monitor};
+use crate::error::Result;
+use crate::model::Status;
+use crate::shims::{ask, read_message};
+
+impl Containers {
+    /// Reads all records, connects to all shims, and settles what does not fit together.
+    pub async fn recover(self: &Arc<Self>) -> Result<()> {
+        for record in self.store.containers()? {
+            self.add(Container::new(record));
+        }
+        self.collect_garbage()?;
+        for container in self.all() {
+            self.recover_one(&container).await;
+        }
+        // Started last, when all that run are known.
+        for container in self.all() {
+            let wanted = {
+                let record = container.record();
+                let policy = record.host.restart_policy.name.as_str();
+                record.state.status == Status::Restarting || (record.state.status == Status::Exited && (policy == "always" || policy == "unless-stopped" && !record.state.stopped_by_user))
+            };
+            if wanted {
+                let (containers, container) = (self.clone(), container.clone());
+                tokio::spawn(async move {
+                    let _operation = container.operation.lock().await;
+                    if !container.status().is_running()
+                        && let Err(error) = containers.start_locked(&container).await
+                    {
+                        tracing::warn!(container = container.id, "start after recovery: {error}");
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn recover_one(self: &Arc<Self>, container: &Arc<Container>) {
+        // Any container may have a shim: the engine could have ended between a start and its record.
+        if let Ok((Reply::Done, mut events)) = ask(&self.instance, &container.id, &Request::Subscribe).await
+            && let Ok(Event::State { pid, paused, execs }) = read_message(&mut events).await
+        {
+            {
+                let mut record = container.record();
+                record.state.pid = pid;
+                record.state.status = if paused { Status::Paused } else { Status::Running };
+            }
+            for (id, pid) in execs {
+                self.adopt_exec(&container.id, &id, pid);
+            }
+            container.shim.send_replace(true);
+            container.progress.send_modify(|progress| progress.running = true);
+            self.save_or_complain(container);
+            monitor::spawn(self, container, events);
+            return;
+        }
+        let was_running = container.status().is_running();
+        if was_running || self.exit_record(&container.id).is_some() {
+            let exit = self.after_lost_shim(container).await;
+            self.ended(container, &exit);
+        } else if matches!(container.status(), Status::Removing | Status::Dead) {
+            container.record().state.status = Status::Exited;
+            self.remove_now(container);
+        }
+        let _ = fs::remove_tree(self.instance.run_dir(&container.id));
+    }
+
+    /// Removes directories that no record names: what was being made or removed when the engine ended.
+    fn collect_garbage(&self) -> Result<()> {
+        let known = |entry: &std::fs::DirEntry| entry.file_name().to_str().is_some_and(|id| self.find(id).is_ok_and(|container| container.id == id));
+        for directory in [self.instance.root.join("containers"), self.instance.run.join("containers")] {
+            for entry in fs::list(directory)?.iter().filter(|entry| !known(entry)) {
+                self.images.store().discard(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! Removing a container. What cannot be removed at once goes to the trash; the container itself is gone either way.
+
+use std::sync::{Arc, PoisonError};
+
+use whelk_sys::fs;
+
+use super::{Container, Containers};
+use crate::error::{Error, Result};
+use crate::model::Status;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RemoveRequest {
+    /// Kill it first if it runs.
+    pub force: bool,
+}
+
+impl Containers {
+    /// # Errors
+    /// [`Error::Conflict`] if it runs and is not to be killed.
+    pub async fn remove(self: &Arc<Self>, name: &str, request: RemoveRequest) -> Result<()> {
+        let container = self.find(name)?;
+        let status = container.status();
+        if status == Status::Removing {
+            return Err(Error::conflict(format!("removal of container {} is already in progress", container.id)));
+        }
+        if !request.force {
+            let refuse = |what: &str| Err(Error::conflict(format!("cannot remove container {:?}: container is {what}: stop the container before removing or force remove", format!("/{}", container.name()))));
+            match status {
+                Status::Paused => return Err(Error::conflict(format!("cannot remove container {:?}: container is paused and must be unpaused first", format!("/{}", container.name())))),
+                Status::Running => return refuse("running"),
+                Status::Restarting => return refuse("restarting"),
+                _ => {}
+            }
+        }
+        let _operation = container.operation.lock().await;
+        if container.progress.borrow().removed {
+            return Err(Error::no_such_container(name));
+        }
+        container.record().state.stopped_by_user = true;
+        if container.status().is_running() {
+            // Not to be removed by its own end as well.
+            container.record().host.auto_remove = false;
+            match self.kill(&container.id, "KILL").await {
+                Ok(()) | Err(Error::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        container.shim_gone().await;
+        self.remove_now(&container);
+        Ok(())
+    }
+
+    /// Takes a container that does not run out of the world.
+    pub(super) fn remove_now(self: &Arc<Self>, container: &Arc<Container>) {
+        {
+            let mut record = container.record();
+            if record.state.status == Status::Removing {
+                return;
+            }
+            record.state.status = Status::Removing;
+        }
+        // The record goes first: files without a record are garbage that the next start collects, a record without
+        // files would be a broken container.
+        if let Err(error) = self.store.delete_container(&container.id) {
+            tracing::error!(container = container.id, "remove: {error}");
+            container.record().state.status = Status::Dead;
+            return;
+        }
+        self.forget(container);
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, exec| exec.container != container.id);
+        container.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let trashed = self.images.store().trash(&self.instance.container_dir(&container.id));
+        self.publish(container, "destroy", &[]);
+        container.progress.send_modify(|progress| progress.removed = true);
+        match trashed {
+            // Its files are deleted when nobody waits for it.
+            Ok(Some(path)) => drop(tokio::task::spawn_blocking(move || {
+                if let Err(error) = fs::remove_tree(&path) {
+                    tracing::warn!("empty the trash: {error}");
+                }
+            })),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(container = container.id, "remove: {error}"),
+        }
+    }
+
+    /// Removes all containers that do not run and match `matches`; returns their ids and the bytes they took.
+    pub async fn prune(self: &Arc<Self>, matches: impl Fn(&crate::model::Record) -> bool) -> Result<(Vec<String>, u64)> {
+        let mut removed = Vec::new();
+        let mut reclaimed = 0;
+        for container in self.all() {
+            let candidate = {
+                let record = container.record();
+                matches!(record.state.status, Status::Created | Status::Exited | Status::Dead) && matches(&record)
+            };
+            if !candidate {
+                continue;
+            }
+            let size = self.writable_size(&container.id).await;
+            if self.remove(&container.id, RemoveRequest::default()).await.is_ok() {
+                reclaimed += size;
+                removed.push(container.id.clone());
+            }
+        }
+        Ok((removed, reclaimed))
+    }
+}

@@ -1,0 +1,297 @@
+//! Starting a container: its settings become a configuration, and a shim runs it.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+use whelk_image::Digest;
+use whelk_runtime::spec::{Device, DeviceKind, Spec};
+use whelk_runtime::{Overlay, Rootfs};
+use whelk_shim::protocol::{Attach, Launch};
+use whelk_runtime::user::UserRequest;
+use whelk_sys::fs;
+
+use super::{Container, Containers, files, monitor};
+use crate::error::{Error, Result};
+use crate::logging;
+use crate::model::{HostConfig, Record, Status};
+use crate::security::{Options, Seccomp};
+use crate::shims::LaunchError;
+use crate::spec::{self, Surroundings};
+use crate::volumes::{self, Source};
+
+/// What clients of Docker expect in front of a runtime's words; its CLI reads exit codes out of these texts.
+const CREATE_FAILED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during container init";
+
+impl Containers {
+    /// # Errors
+    /// [`Error::NotModified`] if it runs already; [`Error::Invalid`] for a command that cannot be executed.
+    pub async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
+        let container = self.find(name)?;
+        let _operation = container.operation.lock().await;
+        container.record().state.stopped_by_user = false;
+        self.start_locked(&container).await
+    }
+
+    /// Starts a container whose operation lock the caller holds.
+    pub(super) async fn start_locked(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        match container.status() {
+            Status::Running => return Err(Error::NotModified(format!("container {} is already running", container.id))),
+            Status::Paused => return Err(Error::conflict("cannot start a paused container, try unpause instead")),
+            Status::Removing => return Err(Error::conflict("container is marked for removal and cannot be started")),
+            Status::Dead => return Err(Error::conflict("container is marked for removal and cannot be started")),
+            Status::Created | Status::Exited | Status::Restarting => {}
+        }
+        container.shim_gone().await;
+        let attached = std::mem::take(&mut *container.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        match self.launch(container, attached).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.start_failed(container, &error);
+                Err(error.error)
+            }
+        }
+    }
+
+    async fn launch(self: &Arc<Self>, container: &Arc<Container>, attached: Vec<(Attach, OwnedFd)>) -> std::result::Result<(), StartError> {
+        let record = container.record().clone();
+        let (wanted, streams): (Vec<Attach>, Vec<OwnedFd>) = attached.into_iter().unzip();
+        let launch = self.plan(&record, wanted)?;
+        let ((pid, started_at), events) = self.shims.launch(&launch, streams).await.map_err(StartError::from)?;
+        {
+            let mut record = container.record();
+            record.state.status = Status::Running;
+            record.state.pid = pid;
+            record.state.started_at = started_at;
+            record.state.error.clear();
+            record.state.exit_code = 0;
+            record.state.oom_killed = false;
+        }
+        container.shim.send_replace(true);
+        container.progress.send_modify(|progress| progress.running = true);
+        // Nothing is lost if this fails or the engine ends here: the next start finds the shim.
+        self.save_or_complain(container);
+        self.publish(container, "start", &[]);
+        monitor::spawn(self, container, events);
+        Ok(())
+    }
+
+    /// Everything a shim needs, and the files that must be there first.
+    fn plan(&self, record: &Record, attached: Vec<Attach>) -> Result<Launch> {
+        let (config, host) = (&record.config, &record.host);
+        let directory = self.instance.container_dir(&record.id);
+        let run_dir = self.instance.run_dir(&record.id);
+        files::write(&directory, config, host)?;
+        // What a shim that was killed left behind.
+        fs::remove_tree(&run_dir)?;
+        fs::create_dir(&run_dir, 0o700)?;
+        for plan in volumes::plan(config, host)? {
+            if let Source::Bind { path, create: true } = &plan.source
+                && !fs::exists(path)
+            {
+                fs::create_dir_all(path, 0o755)?;
+            }
+        }
+        let mut spec = self.spec(record, &directory)?;
+        let hostname = spec.hostname.clone();
+        let capabilities = spec.process.as_ref().and_then(|process| process.capabilities.clone()).unwrap_or_default().bounding;
+        if let Some(process) = &mut spec.process {
+            process.env = spec::environment(config, if hostname.is_empty() { &config.hostname } else { &hostname }, &[]);
+        }
+        let details = logging::Details { labels: Some(&config.labels), env: config.env.as_ref() };
+        Ok(Launch {
+            id: record.id.clone(),
+            rootfs: self.rootfs(record, &directory)?,
+            user: UserRequest { user: config.user.clone(), groups: host.group_add.clone().unwrap_or_default() },
+            filter: self.filter(host, &capabilities)?,
+            log: logging::config(&host.log_config, &directory, &record.id, &details)?,
+            spec,
+            run_dir,
+            scratch: self.instance.scratch(),
+            stdin: config.open_stdin,
+            stdin_once: config.stdin_once,
+            attached,
+        })
+    }
+
+    fn spec(&self, record: &Record, directory: &Path) -> Result<Spec> {
+        let host = &record.host;
+        let pid_of = |mode: &str| mode.strip_prefix("container:").map(|name| self.find(name).and_then(|other| other.running_pid())).transpose();
+        let surroundings = Surroundings {
+            id: &record.id,
+            directory,
+            cgroup_parent: &self.instance.cgroup_parent(),
+            network_of: pid_of(&host.network_mode)?,
+            pid_of: pid_of(&host.pid_mode)?,
+            ipc_of: pid_of(&host.ipc_mode)?,
+            devices: devices(host)?,
+            device_number: &device_number,
+            executable: &self.executable,
+        };
+        spec::generate(&record.config, host, &surroundings)
+    }
+
+    fn rootfs(&self, record: &Record, directory: &Path) -> Result<Rootfs> {
+        let work = directory.join("work");
+        // The mark of a volatile mount keeps the kernel from mounting again what may be incomplete; the layer of a
+        // container that is removed at its end may be used again meanwhile (restart).
+        fs::remove_tree(work.join("work/incompat"))?;
+        let mut lower = self.layers(&record.image)?;
+        if lower.is_empty() {
+            // An image without layers still needs something to lie below.
+            let empty = directory.join("empty");
+            fs::create_dir_all(&empty, 0o755)?;
+            lower.push(empty);
+        }
+        Ok(Rootfs::Overlay(Overlay { lower, upper: directory.join("upper"), work, volatile: record.host.auto_remove }))
+    }
+
+    /// The directories of an image's layers, the topmost first.
+    pub(super) fn layers(&self, image: &str) -> Result<Vec<PathBuf>> {
+        if image.is_empty() {
+            return Ok(Vec::new());
+        }
+        let id: Digest = image.parse()?;
+        let image = self.images.get(&id)?;
+        Ok(image.config.rootfs.diff_ids.iter().rev().map(|diff_id| self.images.store().layer_files(diff_id)).collect())
+    }
+
+    /// The file of the seccomp filter for these settings, compiled at its first use.
+    pub(super) fn filter(&self, host: &HostConfig, capabilities: &[String]) -> Result<Option<PathBuf>> {
+        let profile = match Options::parse(host)?.seccomp {
+            Seccomp::Unconfined => return Ok(None),
+            Seccomp::Default => String::new(),
+            Seccomp::Custom(profile) => profile,
+        };
+        let mut key = capabilities.to_vec();
+        key.sort();
+        let key = Digest::of(format!("{profile}\0{}", key.join(",")).as_bytes()).hex().to_owned();
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(path) = filters.get(&key) {
+            return Ok(Some(path.clone()));
+        }
+        let invalid = |error: whelk_runtime::Error| Error::invalid(error.to_string());
+        let rules = if profile.is_empty() { whelk_runtime::seccomp::default_profile(capabilities) } else { whelk_runtime::seccomp::from_json(&profile, capabilities).map_err(invalid)? };
+        let filter = whelk_runtime::seccomp::compile(&rules).map_err(invalid)?;
+        if filter.listener.is_some() {
+            return Err(Error::Unsupported("seccomp: SCMP_ACT_NOTIFY is not available for containers of the engine".into()));
+        }
+        let path = self.instance.filter_path(&key);
+        fs::replace(&path, whelk_shim::filter::encode(&filter), 0o600)?;
+        filters.insert(key, path.clone());
+        Ok(Some(path))
+    }
+
+    /// Notes why a container did not start, as Docker shows it.
+    fn start_failed(self: &Arc<Self>, container: &Arc<Container>, failure: &StartError) {
+        {
+            let mut record = container.record();
+            record.state.error = failure.error.to_string();
+            record.state.exit_code = failure.exit_code;
+            if record.state.status == Status::Restarting {
+                record.state.status = Status::Exited;
+            }
+        }
+        let _ = fs::remove_tree(self.instance.run_dir(&container.id));
+        self.save_or_complain(container);
+        container.progress.send_modify(|progress| {
+            progress.exits += 1;
+            progress.exit_code = failure.exit_code;
+        });
+        if container.record().host.auto_remove {
+            self.remove_now(container);
+        }
+    }
+}
+
+/// A failed start: what to tell the client, and the exit code it leaves.
+struct StartError {
+    error: Error,
+    exit_code: i32,
+}
+
+impl From<Error> for StartError {
+    fn from(error: Error) -> Self {
+        const NOT_STARTED: i32 = 128;
+        Self { error, exit_code: NOT_STARTED }
+    }
+}
+
+impl From<LaunchError> for StartError {
+    fn from(error: LaunchError) -> Self {
+        use whelk_runtime::Error as Runtime;
+        let with = |error: Error, exit_code: i32| Self { error, exit_code };
+        match error {
+            LaunchError::Engine(error) => error.into(),
+            LaunchError::Runtime(Runtime::CommandNotFound(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 127),
+            LaunchError::Runtime(Runtime::NotExecutable(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}{}", if text.ends_with("permission denied") { "" } else { ": permission denied" })), 126),
+            LaunchError::Runtime(Runtime::NoSuchUser(text)) => with(Error::internal(text), 128),
+            LaunchError::Runtime(Runtime::Invalid(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 128),
+            LaunchError::Runtime(Runtime::Os(text)) if text.starts_with("Cannot mkdir") => with(Error::internal(text), 128),
+            LaunchError::Runtime(other) => with(Error::internal(format!("{CREATE_FAILED}: {other}")), 128),
+        }
+    }
+}
+
+/// The device nodes of a container with the access it gets.
+fn devices(host: &HostConfig) -> Result<Vec<(Device, String)>> {
+    let mut devices = Vec::new();
+    if host.privileged {
+        collect_devices(Path::new("/dev"), Path::new("/dev"), "rwm", &mut devices)?;
+    }
+    for mapping in host.devices.iter().flatten() {
+        let access = spec::device_access(mapping)?;
+        let target = if mapping.path_in_container.is_empty() { &mapping.path_on_host } else { &mapping.path_in_container };
+        let gather = |text: String| Error::internal(format!("error gathering device information while adding custom device {:?}: {text}", mapping.path_on_host));
+        let source = fs::canonicalize(&mapping.path_on_host).map_err(|error| gather(whelk_sys::errno_text(&error.source)))?;
+        let before = devices.len();
+        let target = Path::new(target);
+        devices.retain(|(device, _): &(Device, String)| Path::new(&device.path) != target);
+        if fs::metadata(&source)?.is_dir() {
+            collect_devices(&source, target, &access, &mut devices)?;
+        } else {
+            devices.extend(device_at(&source, target)?.map(|device| (device, access)));
+        }
+        if devices.len() < before || devices.iter().all(|(device, _)| !Path::new(&device.path).starts_with(target)) {
+            return Err(gather("not a device node".into()));
+        }
+    }
+    Ok(devices)
+}
+
+/// Directories of `/dev` that are not devices of the host to hand on.
+const NOT_DEVICES: [&str; 7] = ["pts", "shm", "fd", "mqueue", "console", ".lxc", ".udev"];
+
+fn collect_devices(source: &Path, target: &Path, access: &str, devices: &mut Vec<(Device, String)>) -> Result<()> {
+    for entry in fs::list(source)? {
+        let name = entry.file_name();
+        if NOT_DEVICES.iter().any(|skipped| name == *skipped) {
+            continue;
+        }
+        let (path, target) = (entry.path(), target.join(&name));
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => collect_devices(&path, &target, access, devices)?,
+            Ok(_) => devices.extend(device_at(&path, &target)?.map(|device| (device, access.to_owned()))),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn device_at(source: &Path, target: &Path) -> Result<Option<Device>> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let Ok(metadata) = fs::metadata(source) else { return Ok(None) };
+    let kind = match metadata.file_type() {
+        kind if kind.is_char_device() => DeviceKind::Char,
+        kind if kind.is_block_device() => DeviceKind::Block,
+        _ => return Ok(None),
+    };
+    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+    Ok(Some(Device { path: target.to_string_lossy().into_owned(), kind, major: major.into(), minor: minor.into(), file_mode: Some(metadata.mode() & 0o777), uid: metadata.uid(), gid: metadata.gid() }))
+}
+
+pub(super) fn device_number(path: &str) -> Result<(i64, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata(path).map_err(|error| Error::internal(error.to_string()))?;
+    Ok((rustix::fs::major(metadata.rdev()).into(), rustix::fs::minor(metadata.rdev()).into()))
+}

@@ -1,0 +1,193 @@
+//! Ending a container: stop, kill, restart; and stopping it in its tracks: pause.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use whelk_shim::protocol::{Reply, Request};
+
+use super::{Container, Containers};
+use crate::error::{Error, Result};
+use crate::model::Status;
+use crate::shims::ask;
+use crate::signals;
+
+/// Seconds between the stop signal and the kill, unless the container says otherwise.
+const DEFAULT_TIMEOUT: i64 = 10;
+/// How long the kernel may take to end a killed process before a stop gives up.
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Containers {
+    /// # Errors
+    /// [`Error::NotModified`] if it does not run.
+    pub async fn stop(self: &Arc<Self>, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
+        let signal = signal.filter(|signal| !signal.is_empty()).map(signals::parse).transpose()?;
+        let container = self.find(name)?;
+        let _operation = container.operation.lock().await;
+        container.record().state.stopped_by_user = true;
+        match container.status() {
+            Status::Restarting => {
+                container.record().state.status = Status::Exited;
+                return self.save(&container);
+            }
+            status if !status.is_running() => {
+                self.save(&container)?;
+                return Err(Error::NotModified(format!("container {} is not running", container.id)));
+            }
+            _ => {}
+        }
+        self.stop_locked(&container, signal, timeout).await
+    }
+
+    async fn stop_locked(self: &Arc<Self>, container: &Arc<Container>, signal: Option<i32>, timeout: Option<i64>) -> Result<()> {
+        let (default_signal, default_timeout) = {
+            let record = container.record();
+            let signal = if record.config.stop_signal.is_empty() { signals::TERM } else { signals::parse(&record.config.stop_signal)? };
+            (signal, record.config.stop_timeout.unwrap_or(DEFAULT_TIMEOUT))
+        };
+        let timeout = timeout.unwrap_or(default_timeout);
+        let mut progress = container.progress.subscribe();
+        let exits = progress.borrow_and_update().exits;
+        if container.status() == Status::Paused {
+            // A frozen process cannot end.
+            self.resume_locked(container).await?;
+        }
+        self.send_signal(container, signal.unwrap_or(default_signal)).await?;
+        let wait = progress.wait_for(|progress| progress.exits > exits);
+        let ended = match u64::try_from(timeout) {
+            Ok(seconds) => tokio::time::timeout(Duration::from_secs(seconds), wait).await.is_ok(),
+            // Negative: for as long as it takes.
+            Err(_) => wait.await.is_ok(),
+        };
+        if !ended {
+            self.send_signal(container, signals::KILL).await?;
+            let wait = progress.wait_for(|progress| progress.exits > exits);
+            if tokio::time::timeout(KILL_TIMEOUT, wait).await.is_err() {
+                return Err(Error::internal(format!("cannot stop container: {}: tried to kill container, but did not receive an exit event", container.id)));
+            }
+        }
+        self.publish(container, "stop", &[]);
+        Ok(())
+    }
+
+    /// Sends a signal and tells the bus. A container that ended meanwhile is as good as signalled.
+    async fn send_signal(&self, container: &Container, signal: i32) -> Result<()> {
+        let reply = ask(&self.instance, &container.id, &Request::Signal { exec: None, signal }).await;
+        match reply {
+            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) | Err(_) if !container.status().is_running() || !container.has_shim() => return Ok(()),
+            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => return Ok(()),
+            Ok((Reply::Failed(error), _)) => return Err(Error::internal(format!("cannot kill container: {}: {error}", container.id))),
+            Ok(_) => {}
+            Err(error) => return Err(error),
+        }
+        self.publish(container, "kill", &[("signal", signal.to_string())]);
+        Ok(())
+    }
+
+    /// # Errors
+    /// [`Error::Conflict`] if it does not run.
+    pub async fn kill(self: &Arc<Self>, name: &str, signal: &str) -> Result<()> {
+        let signal = if signal.is_empty() { signals::KILL } else { signals::parse(signal)? };
+        let container = self.find(name)?;
+        let status = container.status();
+        if !status.is_running() {
+            return Err(Error::conflict(format!("cannot kill container: {name}: container {} is not running", container.id)));
+        }
+        let stop_signal = {
+            let record = container.record();
+            if record.config.stop_signal.is_empty() { signals::TERM } else { signals::parse(&record.config.stop_signal).unwrap_or(signals::TERM) }
+        };
+        if signal == signals::KILL || signal == stop_signal {
+            container.record().state.stopped_by_user = true;
+        }
+        let mut progress = container.progress.subscribe();
+        let exits = progress.borrow_and_update().exits;
+        self.send_signal(&container, signal).await?;
+        if status == Status::Paused && (signal == signals::KILL || signal == stop_signal) {
+            self.resume_locked(&container).await?;
+        }
+        if signal == signals::KILL {
+            // Who kills expects it to be dead afterwards.
+            let wait = progress.wait_for(|progress| progress.exits > exits);
+            if tokio::time::timeout(KILL_TIMEOUT, wait).await.is_err() {
+                return Err(Error::internal(format!("cannot kill container: {name}: it did not end")));
+            }
+        }
+        Ok(())
+    }
+
+    pub async fn restart(self: &Arc<Self>, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
+        let signal = signal.filter(|signal| !signal.is_empty()).map(signals::parse).transpose()?;
+        let container = self.find(name)?;
+        let _operation = container.operation.lock().await;
+        // The container of an ended --rm run is going away; one that runs is stopped without being removed.
+        let auto_remove = std::mem::replace(&mut container.record().host.auto_remove, false);
+        container.record().state.stopped_by_user = true;
+        let stopped = if container.status().is_running() { self.stop_locked(&container, signal, timeout).await } else { Ok(()) };
+        container.record().host.auto_remove = auto_remove;
+        stopped?;
+        if container.status() == Status::Restarting {
+            container.record().state.status = Status::Exited;
+        }
+        container.record().state.stopped_by_user = false;
+        self.start_locked(&container).await?;
+        self.publish(&container, "restart", &[]);
+        Ok(())
+    }
+
+    pub async fn pause(&self, name: &str) -> Result<()> {
+        let container = self.find(name)?;
+        let _operation = container.operation.lock().await;
+        match container.status() {
+            Status::Paused => return Err(Error::conflict(format!("container {} is already paused", container.id))),
+            Status::Restarting => return Err(Error::conflict(format!("container {} is restarting, wait until the container is running", container.id))),
+            Status::Running => {}
+            _ => return Err(Error::conflict(format!("container {} is not running", container.id))),
+        }
+        expect_done(ask(&self.instance, &container.id, &Request::Pause).await?.0, &format!("cannot pause container {}", container.id))?;
+        container.record().state.status = Status::Paused;
+        self.save(&container)?;
+        self.publish(&container, "pause", &[]);
+        Ok(())
+    }
+
+    pub async fn unpause(&self, name: &str) -> Result<()> {
+        let container = self.find(name)?;
+        let _operation = container.operation.lock().await;
+        if container.status() != Status::Paused {
+            return Err(Error::internal(format!("Container {} is not paused", container.id)));
+        }
+        self.resume_locked(&container).await
+    }
+
+    async fn resume_locked(&self, container: &Container) -> Result<()> {
+        expect_done(ask(&self.instance, &container.id, &Request::Resume).await?.0, &format!("cannot unpause container {}", container.id))?;
+        {
+            let mut record = container.record();
+            if record.state.status == Status::Paused {
+                record.state.status = Status::Running;
+            }
+        }
+        self.save(container)?;
+        self.publish(container, "unpause", &[]);
+        Ok(())
+    }
+
+    pub async fn resize(&self, name: &str, height: u16, width: u16) -> Result<()> {
+        let container = self.find(name)?;
+        container.running_pid()?;
+        let reply = ask(&self.instance, &container.id, &Request::Resize { exec: None, height, width }).await?.0;
+        expect_done(reply, "cannot resize the container's terminal")?;
+        self.publish(&container, "resize", &[("height", height.to_string()), ("width", width.to_string())]);
+        Ok(())
+    }
+}
+
+/// # Errors
+/// What the shim could not do.
+pub(super) fn expect_done(reply: Reply, step: &str) -> Result<()> {
+    match reply {
+        Reply::Failed(whelk_runtime::Error::State(text)) => Err(Error::conflict(format!("{step}: {text}"))),
+        Reply::Failed(error) => Err(Error::internal(format!("{step}: {error}"))),
+        _ => Ok(()),
+    }
+}

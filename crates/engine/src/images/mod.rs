@@ -1,0 +1,384 @@
+//! Images: which exist, under what names, and bringing them in and out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+use whelk_image::archive::{self, Import, Loaded, Saved};
+use whelk_image::{Digest, ImageConfig, Reference};
+
+use crate::error::{Error, Result};
+use crate::events::{Events, now};
+use crate::filters::Filters;
+use crate::store::Store;
+
+/// An image the engine has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    pub id: Digest,
+    pub config: ImageConfig,
+    /// Bytes of file content in all layers.
+    pub size: u64,
+    /// When it last got a name, in nanoseconds since the epoch; 0 for never.
+    pub tagged_at: i64,
+}
+
+/// An image as it is kept in the store: the configuration is a blob of its own.
+#[derive(Debug, Serialize, Deserialize)]
+struct ImageRecord {
+    id: Digest,
+    size: u64,
+    #[serde(default)]
+    tagged_at: i64,
+}
+
+#[derive(Debug)]
+pub struct Images {
+    files: whelk_image::Store,
+    store: Arc<Store>,
+    events: Arc<Events>,
+    index: RwLock<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    by_id: BTreeMap<Digest, Arc<Image>>,
+    /// Full names with tag to ids.
+    tags: BTreeMap<String, Digest>,
+}
+
+/// What a removal did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    Untagged(String),
+    Deleted(Digest),
+}
+
+pub const FILTERS: &[&str] = &["before", "dangling", "label", "label!", "reference", "since", "until"];
+
+impl Images {
+    /// Opens the images below an engine's root.
+    pub fn open(root: &std::path::Path, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
+        let files = whelk_image::Store::open(root)?;
+        let mut index = Index::default();
+        for record in store.images::<ImageRecord>()? {
+            match files.blob(&record.id).and_then(|bytes| ImageConfig::parse(&bytes)) {
+                Ok(config) => drop(index.by_id.insert(record.id.clone(), Arc::new(Image { id: record.id, config, size: record.size, tagged_at: record.tagged_at }))),
+                Err(error) => tracing::error!("image {} cannot be used: {error}", record.id),
+            }
+        }
+        for (name, id) in store.tags()? {
+            if let Ok(id) = id.parse()
+                && index.by_id.contains_key(&id)
+            {
+                index.tags.insert(name, id);
+            }
+        }
+        Ok(Arc::new(Self { files, store, events, index: RwLock::new(index) }))
+    }
+
+    /// The blobs and layers.
+    pub fn store(&self) -> &whelk_image::Store {
+        &self.files
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn get(&self, id: &Digest) -> Result<Arc<Image>> {
+        self.read().by_id.get(id).cloned().ok_or_else(|| Error::no_such_image(id.as_str()))
+    }
+
+    /// Finds an image by name, id, or a beginning of its id that no other has.
+    ///
+    /// # Errors
+    /// A malformed name, none, or several.
+    pub fn find(&self, name: &str) -> Result<Arc<Image>> {
+        let index = self.read();
+        if let Ok(id) = name.parse::<Digest>() {
+            return index.by_id.get(&id).cloned().ok_or_else(|| Error::no_such_image(name));
+        }
+        let by_name = if name.starts_with("sha256:") { None } else { name.parse::<Reference>().ok() };
+        if let Some(reference) = &by_name {
+            let tagged = reference.clone().with_default_tag();
+            let named = Reference { digest: None, ..tagged.clone() };
+            if let Some(id) = index.tags.get(&named.to_string())
+                && tagged.digest.as_ref().is_none_or(|digest| digest == id)
+            {
+                return index.by_id.get(id).cloned().ok_or_else(|| Error::no_such_image(name));
+            }
+        }
+        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+        if !prefix.is_empty() && prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            let mut matches = index.by_id.values().filter(|image| image.id.hex().starts_with(prefix));
+            match (matches.next(), matches.next()) {
+                (Some(image), None) => return Ok(image.clone()),
+                (Some(_), Some(_)) => return Err(Error::invalid(format!("No such image: {name}: the prefix is ambiguous"))),
+                (None, _) => {}
+            }
+        }
+        match name.parse::<Reference>() {
+            Ok(reference) if by_name.is_some() => Err(Error::no_such_image(&reference.with_default_tag().familiar())),
+            Ok(_) => Err(Error::no_such_image(name)),
+            Err(_) if prefix.len() == 64 || name.starts_with("sha256:") => Err(Error::no_such_image(name)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The names of an image as people write them.
+    pub fn names_of(&self, id: &Digest) -> Vec<String> {
+        self.read().tags.iter().filter(|(_, tagged)| *tagged == id).filter_map(|(name, _)| name.parse::<Reference>().ok()).map(|name| name.familiar()).collect()
+    }
+
+    pub fn count(&self) -> usize {
+        self.read().by_id.len()
+    }
+
+    /// All images that match, the newest first.
+    ///
+    /// # Errors
+    /// A filter value that makes no sense.
+    pub fn list(&self, filters: &Filters) -> Result<Vec<Arc<Image>>> {
+        let created = |image: &Image| image.config.created.clone().unwrap_or_default();
+        let bound = |key: &str| -> Result<Option<String>> { filters.get(key).and_then(|names| names.first()).map(|name| self.find(name).map(|image| created(&image))).transpose() };
+        let (before, since, dangling) = (bound("before")?, bound("since")?, filters.flag("dangling")?);
+        let mut images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
+        images.retain(|image| {
+            let names = self.names_of(&image.id);
+            dangling.is_none_or(|dangling| names.is_empty() == dangling)
+                && filters.labels(&image.config.config.labels)
+                && filters.any("reference", |pattern| names.iter().any(|name| matches_reference(pattern, name)))
+                && before.as_ref().is_none_or(|time| created(image) < *time)
+                && since.as_ref().is_none_or(|time| created(image) > *time)
+        });
+        images.sort_by(|a, b| created(b).cmp(&created(a)).then_with(|| a.id.cmp(&b.id)));
+        Ok(images)
+    }
+
+    /// Puts images that are in the store under their names.
+    fn record(&self, loaded: &Loaded) -> Result<()> {
+        let names: Vec<String> = loaded.names.iter().map(Reference::to_string).collect();
+        let tagged_at = if names.is_empty() { 0 } else { now() };
+        self.store.put_image(loaded.id.as_str(), &ImageRecord { id: loaded.id.clone(), size: loaded.size, tagged_at }, &names)?;
+        let mut index = self.write();
+        index.by_id.insert(loaded.id.clone(), Arc::new(Image { id: loaded.id.clone(), config: loaded.config.clone(), size: loaded.size, tagged_at }));
+        for name in names {
+            index.tags.insert(name, loaded.id.clone());
+        }
+        Ok(())
+    }
+
+    /// Reads an image archive. Blocking.
+    pub fn load(&self, input: impl Read + Send) -> Result<Vec<Loaded>> {
+        let loaded = archive::load(&self.files, input)?;
+        // Everything is on disk before a record says so.
+        self.files.sync()?;
+        for image in &loaded {
+            self.record(image)?;
+            self.publish("load", &image.id, image.names.first().map_or_else(|| image.id.to_string(), Reference::familiar));
+        }
+        Ok(loaded)
+    }
+
+    /// Makes an image out of an archive of files. Blocking.
+    pub fn import(&self, input: impl Read + Send, import: Import) -> Result<Digest> {
+        let loaded = archive::import(&self.files, input, import)?;
+        self.files.sync()?;
+        self.record(&loaded)?;
+        self.publish("import", &loaded.id, loaded.names.first().map_or_else(|| loaded.id.to_string(), Reference::familiar));
+        Ok(loaded.id)
+    }
+
+    /// What `save NAME…` writes: each image with the names it was asked for by.
+    ///
+    /// # Errors
+    /// An image that is not here.
+    pub fn to_save(&self, names: &[String]) -> Result<Vec<Saved>> {
+        let mut images: Vec<Saved> = Vec::new();
+        for name in names {
+            let image = self.find(name)?;
+            let by_id = image.id.as_str() == name || image.id.hex().starts_with(name.strip_prefix("sha256:").unwrap_or(name));
+            let names: Vec<Reference> = if by_id {
+                Vec::new()
+            } else {
+                let reference: Reference = name.parse()?;
+                match reference.tag {
+                    // A name without a tag stands for all its tags.
+                    None => self.names_of(&image.id).iter().filter_map(|name| name.parse::<Reference>().ok()).filter(|other| other.name() == reference.name()).collect(),
+                    Some(_) => vec![reference],
+                }
+            };
+            match images.iter_mut().find(|known| known.id == image.id) {
+                Some(known) => known.names.extend(names),
+                None => images.push(Saved { id: image.id.clone(), names }),
+            }
+        }
+        for image in &mut images {
+            let mut seen = BTreeSet::new();
+            image.names.retain(|name| seen.insert(name.clone()));
+        }
+        Ok(images)
+    }
+
+    /// Writes an image archive. Blocking.
+    pub fn save(&self, images: &[Saved], output: impl Write) -> Result<()> {
+        archive::save(&self.files, images, output)?;
+        for image in images {
+            self.publish("save", &image.id, image.names.first().map_or_else(|| image.id.to_string(), Reference::familiar));
+        }
+        Ok(())
+    }
+
+    /// Gives an image a further name.
+    ///
+    /// # Errors
+    /// A malformed name, or one with a digest.
+    pub fn tag(&self, name: &str, repository: &str, tag: &str) -> Result<()> {
+        let image = self.find(name)?;
+        let mut reference: Reference = repository.parse()?;
+        if reference.digest.is_some() {
+            return Err(Error::invalid("refusing to create a tag with a digest reference"));
+        }
+        if !tag.is_empty() {
+            whelk_image::reference::check_tag(tag)?;
+            reference.tag = Some(tag.to_owned());
+        }
+        let reference = reference.with_default_tag();
+        self.store.put_tag(&reference.to_string(), image.id.as_str())?;
+        self.write().tags.insert(reference.to_string(), image.id.clone());
+        self.publish("tag", &image.id, reference.familiar());
+        Ok(())
+    }
+
+    /// Takes a name off an image, and removes the image with its last name.
+    ///
+    /// `users` says which containers use an image: id and whether it runs.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when a container needs it and `force` does not help.
+    pub fn remove(&self, name: &str, force: bool, users: impl Fn(&Digest) -> Vec<(String, bool)>) -> Result<Vec<Removed>> {
+        let image = self.find(name)?;
+        let by_id = !self.is_name_of(name, &image.id);
+        let names: Vec<String> = self.read().tags.iter().filter(|(_, id)| **id == image.id).map(|(name, _)| name.clone()).collect();
+        let short = &image.id.hex()[..12];
+        let users = users(&image.id);
+        if by_id && names.len() > 1 && !force {
+            return Err(Error::conflict(format!("conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories")));
+        }
+        let last = by_id || names.len() <= 1;
+        if last {
+            if let Some((user, _)) = users.iter().find(|(_, running)| *running) {
+                let (what, forced) = if by_id { (short, "cannot be forced") } else { (name, "must be forced") };
+                if by_id || !force {
+                    let relation = if by_id { "image is being used by running container" } else { "container" };
+                    let text = if by_id { format!("{relation} {}", &user[..12]) } else { format!("{relation} {} is using its referenced image {short}", &user[..12]) };
+                    return Err(Error::conflict(format!("conflict: unable to {} {what} ({forced}) - {text}", if by_id { "delete" } else { "remove repository reference" })));
+                }
+            } else if let Some((user, _)) = users.first().filter(|_| !force) {
+                let text = if by_id {
+                    format!("conflict: unable to delete {short} (must be forced) - image is being used by stopped container {}", &user[..12])
+                } else {
+                    format!("conflict: unable to remove repository reference {name:?} (must be forced) - container {} is using its referenced image {short}", &user[..12])
+                };
+                return Err(Error::conflict(text));
+            }
+        }
+        let gone: Vec<String> = if by_id { names } else { names.into_iter().filter(|full| self.full_name(name).as_deref() == Some(full)).collect() };
+        let mut removed = Vec::new();
+        for full in gone {
+            self.store.delete_tag(&full)?;
+            self.write().tags.remove(&full);
+            let familiar = full.parse::<Reference>().map_or(full, |name| name.familiar());
+            self.publish("untag", &image.id, image.id.to_string());
+            removed.push(Removed::Untagged(familiar));
+        }
+        // A container keeps its image's files; without a name the image stays, dangling, until it is free.
+        if last && users.is_empty() {
+            self.delete(&image)?;
+            removed.push(Removed::Deleted(image.id.clone()));
+        }
+        Ok(removed)
+    }
+
+    fn full_name(&self, name: &str) -> Option<String> {
+        name.parse::<Reference>().ok().map(|reference| Reference { digest: None, ..reference.with_default_tag() }.to_string())
+    }
+
+    fn is_name_of(&self, name: &str, id: &Digest) -> bool {
+        self.full_name(name).is_some_and(|full| self.read().tags.get(&full) == Some(id))
+    }
+
+    /// Forgets an image and removes what only it needed: the record first, then files that nothing names any more.
+    fn delete(&self, image: &Image) -> Result<()> {
+        self.store.delete_image(image.id.as_str())?;
+        let unused: Vec<Digest> = {
+            let mut index = self.write();
+            index.by_id.remove(&image.id);
+            let used: BTreeSet<&Digest> = index.by_id.values().flat_map(|other| &other.config.rootfs.diff_ids).collect();
+            image.config.rootfs.diff_ids.iter().filter(|layer| !used.contains(layer)).cloned().collect()
+        };
+        self.files.remove_blob(&image.id)?;
+        for layer in unused {
+            self.files.remove_layer(&layer)?;
+        }
+        self.publish("delete", &image.id, image.id.to_string());
+        Ok(())
+    }
+
+    /// Removes images without a name that no container uses (with `all`, also named ones); returns what was done and
+    /// the bytes that became free.
+    pub fn prune(&self, all: bool, filters: &Filters, in_use: impl Fn(&Digest) -> bool) -> Result<(Vec<Removed>, u64)> {
+        let mut removed = Vec::new();
+        let mut reclaimed = 0;
+        let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
+        for image in images {
+            let dangling = self.names_of(&image.id).is_empty();
+            if (dangling || all) && !in_use(&image.id) && filters.labels(&image.config.config.labels) {
+                removed.extend(self.remove(image.id.as_str(), true, |_| Vec::new())?);
+                reclaimed += image.size;
+            }
+        }
+        Ok((removed, reclaimed))
+    }
+
+    fn publish(&self, action: &str, id: &Digest, name: String) {
+        let mut attributes = self.read().by_id.get(id).map(|image| image.config.config.labels.clone()).unwrap_or_default();
+        attributes.insert("name".into(), name);
+        self.events.publish("image", action, id.to_string(), attributes);
+    }
+}
+
+/// Whether a name matches a pattern with `*` and `?`, which may leave out the tag.
+fn matches_reference(pattern: &str, name: &str) -> bool {
+    let without_tag = name.rsplit_once(':').map_or(name, |(repository, _)| repository);
+    glob(pattern.as_bytes(), name.as_bytes()) || glob(pattern.as_bytes(), without_tag.as_bytes())
+}
+
+/// Shell patterns where `*` does not cross a slash.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => glob(rest, text) || text.split_first().is_some_and(|(first, tail)| *first != b'/' && glob(pattern, tail)),
+        (Some((b'?', rest)), Some((first, tail))) => *first != b'/' && glob(rest, tail),
+        (Some((wanted, rest)), Some((found, tail))) => wanted == found && glob(rest, tail),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_match_with_and_without_tag() {
+        for (pattern, name, expected) in [("busybox", "busybox:latest", true), ("busy*", "busybox:1", true), ("*:latest", "a:latest", true), ("*", "a/b:1", false), ("*/*", "a/b:1", true), ("x", "y:1", false)] {
+            assert_eq!(matches_reference(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}

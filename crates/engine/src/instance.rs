@@ -1,0 +1,77 @@
+//! Where one engine keeps what. Several live side by side on a machine, each with its own of everything.
+
+use std::path::{Path, PathBuf};
+
+use whelk_sys::fs;
+
+use crate::error::{Error, Result};
+
+/// Root directory, run directory and name of an engine.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// What must outlive the machine: images, containers, the store.
+    pub root: PathBuf,
+    /// What lives as long as the machine: sockets, exit records.
+    pub run: PathBuf,
+    /// Part of the name of everything that others can see: cgroups first of all.
+    pub name: String,
+}
+
+impl Instance {
+    /// # Errors
+    /// A name that could not be a directory's.
+    pub fn new(root: PathBuf, run: PathBuf, name: String) -> Result<Self> {
+        let valid = !name.is_empty() && name.len() <= 32 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_');
+        if !valid {
+            return Err(Error::invalid(format!("invalid instance name {name:?}: use up to 32 of a-z, 0-9, - and _")));
+        }
+        Ok(Self { root, run, name })
+    }
+
+    /// Makes the directories. Nobody but root gets below them: images hold set-id programs (CVE-2021-41091).
+    pub fn prepare(&self) -> Result<()> {
+        for directory in [&self.root, &self.root.join("containers"), &self.run, &self.run.join("containers"), &self.run.join("seccomp"), &self.scratch()] {
+            fs::create_dir_all(directory, 0o700)?;
+        }
+        Ok(())
+    }
+
+    /// The writable layer, log and generated files of a container.
+    pub fn container_dir(&self, id: &str) -> PathBuf {
+        self.root.join("containers").join(id)
+    }
+
+    /// The socket and the exit record of a container.
+    pub fn run_dir(&self, id: &str) -> PathBuf {
+        self.run.join("containers").join(id)
+    }
+
+    /// An empty directory on which containers attach their roots, each in its own mount namespace.
+    pub fn scratch(&self) -> PathBuf {
+        self.run.join("rootfs")
+    }
+
+    /// The file of a compiled seccomp filter.
+    pub fn filter_path(&self, key: &str) -> PathBuf {
+        self.run.join("seccomp").join(key)
+    }
+
+    /// The cgroup that containers are in, unless they ask for another.
+    pub fn cgroup_parent(&self) -> String {
+        format!("/{}", self.name)
+    }
+
+    pub fn shims_cgroup(&self) -> String {
+        format!("/{}/shims", self.name)
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.root.join("store.db")
+    }
+}
+
+/// A descriptor's path, for addresses that are longer than a socket's may be.
+pub(crate) fn through_descriptor(directory: &std::os::fd::OwnedFd, name: &str) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
+}

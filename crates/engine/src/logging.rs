@@ -1,0 +1,107 @@
+//! From `--log-driver` and `--log-opt` to a log's configuration.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use whelk_shim::logs::{Driver, LogConfig};
+
+use crate::error::{Error, Result};
+use crate::model;
+
+/// What `local` keeps: five files of 20 MB, the older ones compressed.
+const LOCAL_SIZE: u64 = 20 << 20;
+const LOCAL_FILES: u32 = 5;
+
+/// The configuration of a container's log in `directory`.
+///
+/// # Errors
+/// A driver or an option that does not exist, or a value that makes no sense.
+pub fn config(wanted: &model::LogConfig, directory: &Path, id: &str, details: &Details<'_>) -> Result<LogConfig> {
+    let driver = match wanted.kind.as_str() {
+        "" | "local" => Driver::Local,
+        "json-file" => Driver::JsonFile,
+        "none" => Driver::None,
+        other => return Err(Error::invalid(format!("error looking up logging plugin {other}: plugin {other:?} not found"))),
+    };
+    let name = if driver == Driver::JsonFile { format!("{id}-json.log") } else { "container.log".into() };
+    let mut config = LogConfig { driver, path: directory.join(name), max_size: 0, max_files: 1, compress: false, attributes: BTreeMap::new() };
+    if driver == Driver::Local {
+        (config.max_size, config.max_files, config.compress) = (LOCAL_SIZE, LOCAL_FILES, true);
+    }
+    if driver == Driver::None {
+        return Ok(config);
+    }
+    for (key, value) in &wanted.config {
+        match key.as_str() {
+            "max-size" => config.max_size = size(value)?,
+            "max-file" => config.max_files = value.parse().ok().filter(|count| *count > 0).ok_or_else(|| Error::invalid(format!("invalid max-file: {value:?}: a number above 0")))?,
+            "compress" => config.compress = value.parse().map_err(|_| Error::invalid(format!("invalid compress: {value:?}: true or false")))?,
+            // The shim writes to a file and never waits for anybody, so both modes behave the same.
+            "mode" if matches!(value.as_str(), "blocking" | "non-blocking") => {}
+            "mode" => return Err(Error::invalid(format!("logger: logging mode not supported: {value}"))),
+            "max-buffer-size" => drop(size(value)?),
+            "labels" => config.attributes.extend(value.split(',').filter_map(|label| Some((label.to_owned(), details.labels?.get(label)?.clone())))),
+            "env" => config.attributes.extend(value.split(',').filter_map(|name| Some((name.to_owned(), details.env(name)?)))),
+            "tag" if value.contains("{{") => return Err(Error::Unsupported("log option tag with a template: not available in this version of whelk".into())),
+            "tag" => drop(config.attributes.insert("tag".into(), value.clone())),
+            "labels-regex" | "env-regex" => return Err(Error::Unsupported(format!("log option {key}: not available in this version of whelk"))),
+            _ => return Err(Error::invalid(format!("unknown log opt '{key}' for {} log driver", if driver == Driver::Local { "local" } else { "json-file" }))),
+        }
+    }
+    Ok(config)
+}
+
+/// What `labels` and `env` options pick from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Details<'a> {
+    pub labels: Option<&'a BTreeMap<String, String>>,
+    pub env: Option<&'a Vec<String>>,
+}
+
+impl Details<'_> {
+    fn env(&self, name: &str) -> Option<String> {
+        self.env?.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+    }
+}
+
+/// Bytes: `10m`, `64k`, `1g`, `1.5mb`.
+fn size(text: &str) -> Result<u64> {
+    let invalid = || Error::invalid(format!("invalid size: '{text}'"));
+    if text == "-1" {
+        return Ok(0);
+    }
+    let lower = text.to_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match lower[digits.len()..].trim_end_matches('b').trim_end_matches('i') {
+        "" => 1u64,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1 << 40,
+        _ => return Err(invalid()),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| invalid())?;
+    if number.is_finite() && number >= 0.0 { Ok((number * factor as f64) as u64) } else { Err(invalid()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(driver: &str, options: &[(&str, &str)], expected: &str) {
+        let wanted = model::LogConfig { kind: driver.into(), config: options.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect() };
+        let outcome = config(&wanted, Path::new("/d"), "id", &Details::default()).map(|c| format!("{} {} {} {}", c.path.display(), c.max_size, c.max_files, c.compress));
+        assert_eq!(outcome.unwrap_or_else(|error| error.to_string()), expected, "{driver} {options:?}");
+    }
+
+    #[test]
+    fn drivers_and_options() {
+        check("", &[], "/d/container.log 20971520 5 true");
+        check("json-file", &[("max-size", "10k"), ("max-file", "3"), ("compress", "true")], "/d/id-json.log 10240 3 true");
+        check("json-file", &[], "/d/id-json.log 0 1 false");
+        check("bogus", &[], "error looking up logging plugin bogus: plugin \"bogus\" not found");
+        check("json-file", &[("bogus", "1")], "unknown log opt 'bogus' for json-file log driver");
+        check("local", &[("max-size", "abc")], "invalid size: 'abc'");
+        check("local", &[("max-file", "0")], "invalid max-file: \"0\": a number above 0");
+    }
+}

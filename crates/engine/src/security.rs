@@ -1,0 +1,143 @@
+//! Capabilities and `--security-opt`.
+
+use std::collections::BTreeSet;
+
+use whelk_runtime::caps;
+
+use crate::error::{Error, Result};
+use crate::model::HostConfig;
+
+/// The capabilities a container gets, by name.
+///
+/// # Errors
+/// A name that does not exist.
+pub fn capabilities(host: &HostConfig) -> Result<Vec<String>> {
+    let add = normalise(host.cap_add.as_deref(), "CapAdd")?;
+    let drop = normalise(host.cap_drop.as_deref(), "CapDrop")?;
+    if host.privileged {
+        return Ok(caps::available().into_iter().map(str::to_owned).collect());
+    }
+    let all = || caps::available().into_iter().map(str::to_owned);
+    let has_all = |set: &BTreeSet<String>| set.contains("ALL");
+    let base: Vec<String> = match (has_all(&add), has_all(&drop)) {
+        (true, _) => all().collect(),
+        (false, true) => Vec::new(),
+        (false, false) => caps::DEFAULT.iter().map(|&name| name.to_owned()).collect(),
+    };
+    let mut result: Vec<String> = base.into_iter().filter(|name| !drop.contains(name)).collect();
+    result.extend(add.into_iter().filter(|name| name != "ALL" && (has_all(&drop) || !drop.contains(name))));
+    let mut seen = BTreeSet::new();
+    result.retain(|name| seen.insert(name.clone()));
+    Ok(result)
+}
+
+fn normalise(names: Option<&[String]>, field: &str) -> Result<BTreeSet<String>> {
+    let normal = |name: &String| {
+        let upper = name.to_uppercase();
+        if upper == "ALL" {
+            return Ok(upper);
+        }
+        let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
+        if caps::number(&name).is_some() { Ok(name) } else { Err(Error::invalid(format!("invalid {field}: unknown capability: {name:?}"))) }
+    };
+    names.unwrap_or_default().iter().map(normal).collect()
+}
+
+/// How system calls are filtered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    #[default]
+    Default,
+    Unconfined,
+    /// A profile as JSON.
+    Custom(String),
+}
+
+/// The meaning of all `--security-opt`s of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    pub no_new_privileges: bool,
+    pub seccomp: Seccomp,
+    /// Empty for the host's default.
+    pub apparmor: String,
+    pub selinux_disabled: bool,
+    pub selinux: Vec<String>,
+    pub writable_cgroups: bool,
+}
+
+impl Options {
+    /// # Errors
+    /// An option that does not exist or has a value that makes no sense.
+    pub fn parse(host: &HostConfig) -> Result<Self> {
+        let mut options = Self::default();
+        for option in host.security_opt.iter().flatten() {
+            let invalid = || Error::invalid(format!("invalid --security-opt 2: {option:?}"));
+            if option == "no-new-privileges" {
+                options.no_new_privileges = true;
+                continue;
+            }
+            if option == "disable" {
+                options.selinux_disabled = true;
+                continue;
+            }
+            // Old clients separate by a colon; a profile contains many of those, so "=" is looked for first.
+            let (key, value) = option.split_once('=').or_else(|| option.split_once(':')).ok_or_else(|| Error::invalid(format!("invalid --security-opt 1: {option:?}")))?;
+            let flag = || match value {
+                "true" | "1" | "t" | "True" | "TRUE" => Ok(true),
+                "false" | "0" | "f" | "False" | "FALSE" => Ok(false),
+                _ => Err(invalid()),
+            };
+            match key {
+                "no-new-privileges" => options.no_new_privileges = flag()?,
+                "writable-cgroups" => options.writable_cgroups = flag()?,
+                "apparmor" => options.apparmor = value.to_owned(),
+                "label" if value == "disable" => options.selinux_disabled = true,
+                "label" => options.selinux.push(value.to_owned()),
+                "seccomp" => {
+                    options.seccomp = match value {
+                        "unconfined" => Seccomp::Unconfined,
+                        "builtin" | "" => Seccomp::Default,
+                        profile => Seccomp::Custom(profile.to_owned()),
+                    }
+                }
+                _ => return Err(invalid()),
+            }
+        }
+        if host.privileged && options.seccomp == Seccomp::Default {
+            options.seccomp = Seccomp::Unconfined;
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caps_of(add: &[&str], drop: &[&str]) -> String {
+        let list = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
+        let host = HostConfig { cap_add: list(add), cap_drop: list(drop), ..HostConfig::default() };
+        capabilities(&host).map_or_else(|error| error.to_string(), |names| names.join(" "))
+    }
+
+    #[test]
+    fn adding_and_dropping() {
+        assert_eq!(caps_of(&["net_admin", "CAP_CHOWN"], &["all"]), "CAP_CHOWN CAP_NET_ADMIN");
+        assert!(!caps_of(&[], &["MKNOD"]).contains("MKNOD"));
+        assert!(caps_of(&["ALL"], &["SYS_ADMIN"]).contains("SYS_PTRACE") && !caps_of(&["ALL"], &["SYS_ADMIN"]).contains("SYS_ADMIN"));
+        assert_eq!(caps_of(&["FOO"], &[]), "invalid CapAdd: unknown capability: \"CAP_FOO\"");
+        assert_eq!(caps_of(&[""], &[]), "invalid CapAdd: unknown capability: \"CAP_\"");
+    }
+
+    fn options(words: &[&str]) -> Result<Options> {
+        Options::parse(&HostConfig { security_opt: Some(words.iter().map(|&word| word.to_owned()).collect()), ..HostConfig::default() })
+    }
+
+    #[test]
+    fn security_options() {
+        assert!(options(&["no-new-privileges:true"]).unwrap().no_new_privileges);
+        assert_eq!(options(&["seccomp={\"a\":1}"]).unwrap().seccomp, Seccomp::Custom("{\"a\":1}".into()));
+        assert_eq!(options(&["foo=bar"]).unwrap_err().to_string(), "invalid --security-opt 2: \"foo=bar\"");
+        assert!(options(&["no-new-privileges=maybe"]).is_err());
+    }
+}

@@ -1,0 +1,183 @@
+//! Starting shims and talking to them.
+//!
+//! A few shims are always ready: loading a program, detaching from the engine and entering a cgroup are done before a
+//! container needs it. Handing one a container takes a message.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use whelk_shim::protocol::{self, Launch, Launched, Reply, Request};
+use whelk_sys::mount::{MountAttr, set_attr};
+
+use crate::error::{Error, Result};
+use crate::instance::{Instance, through_descriptor};
+
+/// How many shims wait for a container.
+const READY: usize = 2;
+
+/// Read-only, as `MOUNT_ATTR_RDONLY`.
+const RDONLY: u64 = 1;
+
+#[derive(Debug)]
+pub struct Shims {
+    ready: Mutex<VecDeque<UnixStream>>,
+    refill: tokio::sync::Notify,
+    /// The engine's own program on a read-only mount that is attached nowhere: what a container could reach of it
+    /// through `/proc` cannot be written to (CVE-2019-5736).
+    executable: OwnedFd,
+    cgroup: String,
+}
+
+impl Shims {
+    pub fn new(instance: &Instance, executable: &Path) -> Result<Arc<Self>> {
+        let fail = |error: std::io::Error| Error::internal(format!("prepare {} for shims: {}", executable.display(), whelk_sys::errno_text(&error)));
+        let tree = open_tree(CWD, executable, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(|error| fail(error.into()))?;
+        set_attr(tree.as_fd(), MountAttr { set: RDONLY, ..MountAttr::default() }, false).map_err(fail)?;
+        Ok(Arc::new(Self { ready: Mutex::default(), refill: tokio::sync::Notify::new(), executable: tree, cgroup: instance.shims_cgroup() }))
+    }
+
+    /// Keeps shims ready for as long as the engine runs.
+    pub async fn keep_ready(self: Arc<Self>) {
+        loop {
+            while self.ready.lock().unwrap_or_else(PoisonError::into_inner).len() < READY {
+                let shims = self.clone();
+                match tokio::task::spawn_blocking(move || shims.spawn()).await {
+                    Ok(Ok(socket)) => {
+                        if let Ok(socket) = UnixStream::from_std(socket) {
+                            self.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(socket);
+                        }
+                    }
+                    // A start will meet the same error and report it.
+                    Ok(Err(error)) => {
+                        tracing::warn!("no shim could be started ahead: {error}");
+                        break;
+                    }
+                    Err(_) => return,
+                }
+            }
+            self.refill.notified().await;
+        }
+    }
+
+    /// Starts a shim that waits on its standard input for a container.
+    fn spawn(&self) -> Result<std::os::unix::net::UnixStream> {
+        let fail = |error: std::io::Error| Error::internal(format!("start a shim: {}", whelk_sys::errno_text(&error)));
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
+        let program = OsString::from(format!("/proc/self/fd/{}", self.executable.as_raw_fd()));
+        let mut child = Command::new(program)
+            .arg0("whelk")
+            .args(["shim", "--cgroup", &self.cgroup])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(fail)?;
+        // What was started only forks the shim and ends.
+        child.wait().map_err(fail)?;
+        ours.set_nonblocking(true).map_err(fail)?;
+        Ok(ours)
+    }
+
+    /// Runs a container in a shim; `attached` are the connections of clients that attached before the start. Returns
+    /// pid, start time, and the connection that carries the shim's events.
+    ///
+    /// # Errors
+    /// What kept the container from starting.
+    pub async fn launch(self: &Arc<Self>, launch: &Launch, attached: Vec<OwnedFd>) -> std::result::Result<((i32, i64), UnixStream), LaunchError> {
+        // Taken out in a statement of its own: the lock must not be held while waiting.
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        self.refill.notify_one();
+        let mut socket = match ready {
+            Some(socket) => socket,
+            None => {
+                let shims = self.clone();
+                let spawned = tokio::task::spawn_blocking(move || shims.spawn()).await.map_err(|error| Error::internal(error.to_string()))??;
+                UnixStream::from_std(spawned).map_err(|error| Error::internal(error.to_string()))?
+            }
+        };
+        let message = protocol::encode(launch).map_err(|error| Error::internal(error.to_string()))?;
+        send(&mut socket, &message, attached).await?;
+        match read_message::<Launched>(&mut socket).await? {
+            Launched::Running { pid, started_at } => Ok(((pid, started_at), socket)),
+            Launched::Failed(error) => Err(LaunchError::Runtime(error)),
+        }
+    }
+}
+
+/// Why a container did not start.
+#[derive(Debug)]
+pub enum LaunchError {
+    Engine(Error),
+    Runtime(whelk_runtime::Error),
+}
+
+impl From<Error> for LaunchError {
+    fn from(error: Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+/// Sends a message with descriptors on its first byte.
+async fn send(socket: &mut UnixStream, message: &[u8], fds: Vec<OwnedFd>) -> Result<()> {
+    let lost = |error: std::io::Error| Error::internal(format!("the shim ended early: {}", whelk_sys::errno_text(&error)));
+    let sent = loop {
+        socket.writable().await.map_err(lost)?;
+        let result = socket.try_io(tokio::io::Interest::WRITABLE, || {
+            const MOST: usize = 253;
+            let borrowed: Vec<_> = fds.iter().take(MOST).map(AsFd::as_fd).collect();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !borrowed.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(&borrowed));
+            }
+            sendmsg(socket.as_fd(), &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL).map_err(Into::into)
+        });
+        match result {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            result => break result.map_err(lost)?,
+        }
+    };
+    socket.write_all(&message[sent..]).await.map_err(lost)
+}
+
+/// Reads one message of a shim.
+pub async fn read_message<T: for<'de> serde::Deserialize<'de>>(socket: &mut UnixStream) -> Result<T> {
+    let lost = |error: std::io::Error| Error::internal(format!("the shim ended early: {}", whelk_sys::errno_text(&error)));
+    let mut head = [0; 4];
+    socket.read_exact(&mut head).await.map_err(lost)?;
+    let mut body = vec![0; protocol::announced(head).map_err(lost)?];
+    socket.read_exact(&mut body).await.map_err(lost)?;
+    serde_json::from_slice(&body).map_err(|error| Error::internal(format!("malformed message of a shim: {error}")))
+}
+
+/// Connects to the shim of a container.
+pub async fn connect(instance: &Instance, id: &str) -> Result<UnixStream> {
+    let directory = instance.run_dir(id);
+    let fail = |error: std::io::Error| Error::internal(format!("connect to the shim of container {id}: {}", whelk_sys::errno_text(&error)));
+    let directory = rustix::fs::open(&directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| fail(error.into()))?;
+    UnixStream::connect(through_descriptor(&directory, "shim.sock")).await.map_err(fail)
+}
+
+/// Asks a shim something and returns the connection with its answer.
+pub async fn ask(instance: &Instance, id: &str, request: &Request) -> Result<(Reply, UnixStream)> {
+    let mut socket = connect(instance, id).await?;
+    let message = protocol::encode(request).map_err(|error| Error::internal(error.to_string()))?;
+    let lost = |error: std::io::Error| Error::internal(format!("the shim of container {id} ended: {}", whelk_sys::errno_text(&error)));
+    socket.write_all(&message).await.map_err(lost)?;
+    let reply = read_message(&mut socket).await?;
+    Ok((reply, socket))
+}

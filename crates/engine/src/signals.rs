@@ -1,0 +1,59 @@
+//! Signals by name or number.
+
+use crate::error::{Error, Result};
+
+const NAMES: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
+
+pub const KILL: i32 = 9;
+pub const TERM: i32 = 15;
+
+const RTMIN: i32 = 34;
+const RTMAX: i32 = 64;
+
+/// The number of a signal: `15`, `TERM`, `SIGTERM`, `sigterm`, `RTMIN+3`.
+///
+/// # Errors
+/// Anything else, in Docker's words.
+pub fn parse(text: &str) -> Result<i32> {
+    let invalid = || Error::invalid(format!("invalid signal: {text}"));
+    if let Ok(number) = text.parse::<i32>() {
+        return if (1..=RTMAX).contains(&number) { Ok(number) } else { Err(invalid()) };
+    }
+    let upper = text.to_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let alias = match name {
+        "IOT" => "ABRT",
+        "CLD" => "CHLD",
+        "POLL" => "IO",
+        other => other,
+    };
+    if let Some(index) = NAMES.iter().position(|known| *known == alias) {
+        return i32::try_from(index + 1).map_err(|_| invalid());
+    }
+    let real_time = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(""), _) => Some(RTMIN),
+        (Some(offset), _) => offset.strip_prefix('+').and_then(|offset| offset.parse::<i32>().ok()).map(|offset| RTMIN.saturating_add(offset)),
+        (_, Some("")) => Some(RTMAX),
+        (_, Some(offset)) => offset.strip_prefix('-').and_then(|offset| offset.parse::<i32>().ok()).map(|offset| RTMAX.saturating_sub(offset)),
+        _ => None,
+    };
+    real_time.filter(|number| (RTMIN..=RTMAX).contains(number)).ok_or_else(invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers() {
+        for (text, number) in [("TERM", 15), ("SIGKILL", 9), ("sigusr1", 10), ("9", 9), ("RTMIN+3", 37), ("SIGRTMAX-1", 63), ("IO", 29)] {
+            assert_eq!(parse(text).unwrap(), number, "{text}");
+        }
+        for text in ["", "0", "65", "-1", "BOGUS", "RTMIN+99", "RTMAX-99", "RTMIN-1"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

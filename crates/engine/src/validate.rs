@@ -1,0 +1,354 @@
+//! Checks a container's settings before anything is made, and fills in the defaults that depend on no host.
+//!
+//! Pure: what the host has is given by [`Host`]. The texts of refusals are Docker's where Docker refuses too.
+
+use crate::error::{Error, Result};
+use crate::model::{Config, HostConfig};
+use crate::{names, security, signals, volumes};
+
+/// What of the host decides about settings.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub cpus: u32,
+    pub memory_nodes: String,
+    pub cgroup_v2: bool,
+    pub has_blkio_weight: bool,
+    pub has_swap_limit: bool,
+}
+
+/// Docker's smallest memory limit, in bytes: less does not start a process.
+const LEAST_MEMORY: i64 = 6 << 20;
+/// The default CFS period, in microseconds.
+const PERIOD: i64 = 100_000;
+
+/// Checks settings and completes them. Returns what the user should be warned of.
+pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    refuse_unsupported(config, host_config)?;
+    check_config(config)?;
+    check_modes(config, host_config, host)?;
+    check_memory(host_config, host, &mut warnings)?;
+    check_cpu(host_config, host)?;
+    check_block_io(host_config, host, &mut warnings);
+    check_restart_policy(host_config)?;
+    check_sysctls(host_config)?;
+    security::capabilities(host_config)?;
+    security::Options::parse(host_config)?;
+    volumes::plan(config, host_config)?;
+    crate::logging::config(&host_config.log_config, std::path::Path::new(""), "", &Default::default())?;
+    if !(-1000..=1000).contains(&host_config.oom_score_adj) {
+        return Err(Error::invalid(format!("Invalid value {}, range for oom score adj is [-1000, 1000]", host_config.oom_score_adj)));
+    }
+    if host_config.shm_size < 0 {
+        return Err(Error::invalid("SHM size can not be less than 0"));
+    }
+    if host_config.shm_size == 0 {
+        host_config.shm_size = 64 << 20;
+    }
+    if host_config.annotations.contains_key("") {
+        return Err(Error::invalid("invalid Annotations: the empty string is not permitted as an annotation key"));
+    }
+    for host in host_config.extra_hosts.iter().flatten() {
+        if !host.contains(':') {
+            return Err(Error::invalid(format!("bad format for add-host: {host:?}")));
+        }
+    }
+    Ok(warnings)
+}
+
+/// What this version does not do is refused by name, never ignored.
+fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
+    let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let refused = [
+        (!host.port_bindings.is_empty() || host.publish_all_ports, "publishing ports (-p, -P) needs a bridge network"),
+        (given(&host.links), "--link needs a bridge network"),
+        (given(&host.volumes_from), "--volumes-from"),
+        (!host.volume_driver.is_empty(), "--volume-driver"),
+        (!host.storage_opt.is_empty(), "--storage-opt"),
+        (host.device_requests.as_ref().is_some_and(|list| !list.is_empty()), "device requests (--gpus)"),
+        (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
+        (host.cpu_count != 0 || host.cpu_percent != 0 || host.io_maximum_iops != 0 || host.io_maximum_bandwidth != 0, "a limit that exists on Windows only"),
+        (!matches!(host.userns_mode.as_str(), "" | "host"), "--userns"),
+        (config.healthcheck.as_ref().is_some_and(|check| check["Test"].as_array().is_some_and(|test| !test.is_empty() && test[0] != "NONE")), "health checks (--health-cmd)"),
+        (!config.mac_address.is_empty(), "--mac-address"),
+    ];
+    match refused.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(Error::Unsupported(format!("{what}: not available in this version of whelk"))),
+        None => Ok(()),
+    }
+}
+
+fn check_config(config: &mut Config) -> Result<()> {
+    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+        return Err(Error::invalid(format!("the working directory '{}' is invalid, it needs to be an absolute path", config.working_dir)));
+    }
+    for entry in config.env.iter().flatten() {
+        if entry.is_empty() || entry.starts_with('=') || entry.contains('\0') {
+            return Err(Error::invalid(format!("invalid environment variable: {entry}")));
+        }
+    }
+    // A name without a value means: not set. It must not reach the program as something else.
+    if let Some(env) = &mut config.env {
+        env.retain(|entry| entry.contains('='));
+    }
+    if !config.stop_signal.is_empty() {
+        signals::parse(&config.stop_signal)?;
+    }
+    if config.hostname.len() > 64 || config.hostname.contains(['\0', '\n']) {
+        return Err(Error::invalid(format!("invalid hostname: {:?}", config.hostname)));
+    }
+    Ok(())
+}
+
+fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<()> {
+    let container = |mode: &str| mode.strip_prefix("container:").is_some_and(|id| !id.is_empty());
+    if matches!(host.network_mode.as_str(), "" | "default") {
+        host.network_mode = "none".into();
+    }
+    let network = host.network_mode.clone();
+    if !matches!(network.as_str(), "none" | "host") && !container(&network) {
+        return Err(if network == "bridge" { Error::Unsupported("network bridge: not available in this version of whelk; use --network host, none or container:NAME".into()) } else { Error::NotFound(format!("network {network} not found")) });
+    }
+    if !matches!(host.pid_mode.as_str(), "" | "host") && !container(&host.pid_mode) {
+        return Err(Error::invalid(format!("invalid PID mode: {}", host.pid_mode)));
+    }
+    if !matches!(host.ipc_mode.as_str(), "" | "host" | "private" | "shareable" | "none") && !container(&host.ipc_mode) {
+        return Err(Error::invalid(format!("invalid IPC mode: {}", host.ipc_mode)));
+    }
+    if host.ipc_mode.is_empty() {
+        host.ipc_mode = "private".into();
+    }
+    if !matches!(host.uts_mode.as_str(), "" | "host") {
+        return Err(Error::invalid(format!("invalid UTS mode: {}", host.uts_mode)));
+    }
+    if host.uts_mode == "host" && !config.hostname.is_empty() {
+        return Err(Error::invalid("conflicting options: hostname and the UTS mode"));
+    }
+    match host.cgroupns_mode.as_str() {
+        "" => host.cgroupns_mode = if facts.cgroup_v2 { "private" } else { "host" }.into(),
+        "private" | "host" => {}
+        other => return Err(Error::invalid(format!("invalid cgroup namespace mode: {other}"))),
+    }
+    if !matches!(host.isolation.as_str(), "" | "default") {
+        return Err(Error::invalid(format!("invalid isolation ({}): linux only supports 'default'", host.isolation)));
+    }
+    match host.runtime.as_str() {
+        "" | "runc" | "io.containerd.runc.v2" | "whelk" => {}
+        other => return Err(Error::invalid(format!("unknown or invalid runtime name: {other}"))),
+    }
+    // Clients look for the name they know.
+    host.runtime = "runc".into();
+    if container(&network) && (!config.hostname.is_empty()) {
+        return Err(Error::invalid("conflicting options: hostname and the network mode"));
+    }
+    Ok(())
+}
+
+fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>) -> Result<()> {
+    if host.memory != 0 && host.memory < LEAST_MEMORY {
+        return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
+    }
+    if host.memory > 0 && host.memory_swap != 0 && !facts.has_swap_limit {
+        warnings.push("Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.".into());
+        host.memory_swap = -1;
+    }
+    if host.memory > 0 && host.memory_swap > 0 && host.memory_swap < host.memory {
+        return Err(Error::invalid("Minimum memoryswap limit should be larger than memory limit, see usage"));
+    }
+    if host.memory == 0 && host.memory_swap > 0 {
+        return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
+    }
+    if host.memory > 0 && host.memory_swap == 0 && facts.has_swap_limit {
+        host.memory_swap = host.memory.saturating_mul(2);
+    }
+    match host.memory_swappiness {
+        Some(-1) => host.memory_swappiness = None,
+        Some(value) if !(0..=100).contains(&value) => return Err(Error::invalid(format!("Invalid value: {value}, valid memory swappiness range is 0-100"))),
+        Some(_) if facts.cgroup_v2 => {
+            warnings.push("Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.".into());
+            host.memory_swappiness = None;
+        }
+        _ => {}
+    }
+    if host.memory_reservation != 0 && host.memory_reservation < LEAST_MEMORY {
+        return Err(Error::invalid("Minimum memory reservation allowed is 6MB"));
+    }
+    if host.memory > 0 && host.memory_reservation > host.memory {
+        return Err(Error::invalid("Minimum memory limit can not be less than memory reservation limit, see usage"));
+    }
+    if host.oom_kill_disable == Some(true) && facts.cgroup_v2 {
+        warnings.push("Your kernel does not support OomKillDisable. OomKillDisable discarded.".into());
+        host.oom_kill_disable = None;
+    } else if host.oom_kill_disable == Some(true) && host.memory == 0 {
+        warnings.push("OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.".into());
+    }
+    if host.oom_kill_disable.is_none() && !facts.cgroup_v2 {
+        host.oom_kill_disable = Some(false);
+    }
+    if host.pids_limit.is_some_and(|limit| limit <= 0) {
+        host.pids_limit = None;
+    }
+    Ok(())
+}
+
+fn check_cpu(host: &HostConfig, facts: &Host) -> Result<()> {
+    if host.nano_cpus != 0 {
+        if host.cpu_period != 0 {
+            return Err(Error::invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set"));
+        }
+        if host.cpu_quota != 0 {
+            return Err(Error::invalid("Conflicting options: Nano CPUs and CPU Quota cannot both be set"));
+        }
+        if host.nano_cpus < 0 || host.nano_cpus > i64::from(facts.cpus) * 1_000_000_000 {
+            return Err(Error::invalid(format!("range of CPUs is from 0.01 to {}.00, as there are only {} CPUs available", facts.cpus, facts.cpus)));
+        }
+    }
+    if host.cpu_shares < 0 {
+        return Err(Error::invalid(format!("invalid CPU shares ({}): value must be a positive integer", host.cpu_shares)));
+    }
+    if host.cpu_period != 0 && !(1_000..=1_000_000).contains(&host.cpu_period) {
+        return Err(Error::invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"));
+    }
+    if host.cpu_quota > 0 && host.cpu_quota < 1_000 {
+        return Err(Error::invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)"));
+    }
+    if facts.cgroup_v2 && (host.cpu_realtime_period != 0 || host.cpu_realtime_runtime != 0) {
+        return Err(Error::invalid("Your kernel does not support CPU real-time scheduler"));
+    }
+    let available = if facts.cpus <= 1 { "0".to_owned() } else { format!("0-{}", facts.cpus - 1) };
+    check_set(&host.cpuset_cpus, &available, "cpus", "CPUs")?;
+    check_set(&host.cpuset_mems, &facts.memory_nodes, "mems", "memory nodes")
+}
+
+/// # Errors
+/// A list that is none, or one with numbers that are not available.
+fn check_set(wanted: &str, available: &str, field: &str, what: &str) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let numbers = parse_set(wanted).ok_or_else(|| Error::invalid(format!("Invalid value {wanted} for cpuset {field}: invalid format: {wanted}")))?;
+    let have = parse_set(available).unwrap_or_default();
+    if numbers.iter().all(|number| have.contains(number)) { Ok(()) } else { Err(Error::invalid(format!("Requested {what} are not available - requested {wanted}, available: {available}"))) }
+}
+
+/// The numbers of a list such as `0-2,7`.
+fn parse_set(text: &str) -> Option<Vec<u32>> {
+    // More than any machine has, and small enough to enumerate.
+    const MOST: u32 = 8192;
+    let mut numbers = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        if first > last || last > MOST {
+            return None;
+        }
+        numbers.extend(first..=last);
+    }
+    Some(numbers)
+}
+
+fn check_block_io(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>) {
+    if host.blkio_weight != 0 && !facts.has_blkio_weight {
+        warnings.push("Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.".into());
+        host.blkio_weight = 0;
+    }
+    if host.blkio_weight_device.as_ref().is_some_and(|list| !list.is_empty()) && !facts.has_blkio_weight {
+        warnings.push("Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded.".into());
+        host.blkio_weight_device = Some(Vec::new());
+    }
+}
+
+fn check_restart_policy(host: &mut HostConfig) -> Result<()> {
+    let policy = &mut host.restart_policy;
+    let fail = |text: String| Err(Error::invalid(format!("invalid restart policy: {text}")));
+    match policy.name.as_str() {
+        "" => policy.name = "no".into(),
+        "no" | "always" | "unless-stopped" | "on-failure" => {}
+        other => return fail(format!("unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'")),
+    }
+    if policy.maximum_retry_count < 0 {
+        return fail("maximum retry count cannot be negative".into());
+    }
+    if policy.maximum_retry_count > 0 && policy.name != "on-failure" {
+        return fail("maximum retry count can only be used with 'on-failure'".into());
+    }
+    if host.auto_remove && policy.name != "no" {
+        return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
+    }
+    Ok(())
+}
+
+/// Only parameters that belong to a namespace of the container's own may be set.
+fn check_sysctls(host: &HostConfig) -> Result<()> {
+    const IPC: &[&str] = &["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"];
+    for key in host.sysctls.keys() {
+        let key = key.replace('/', ".");
+        if key.split('.').any(|part| part.is_empty() || part == "..") {
+            return Err(Error::invalid(format!("invalid sysctl {key:?}")));
+        }
+        let (ipc, net) = (IPC.contains(&key.as_str()) || key.starts_with("fs.mqueue."), key.starts_with("net."));
+        if !ipc && !net && key != "kernel.domainname" {
+            return Err(Error::invalid(format!("sysctl '{key}' is not allowed: it is not separate for each container")));
+        }
+        if net && host.network_mode == "host" {
+            return Err(Error::invalid(format!("sysctl '{key}' not allowed in host network namespace")));
+        }
+        if ipc && host.ipc_mode == "host" {
+            return Err(Error::invalid(format!("sysctl '{key}' not allowed in host ipc namespace")));
+        }
+    }
+    Ok(())
+}
+
+/// CFS quota and period of a number of billionths of a processor.
+pub(crate) fn quota_of(nano_cpus: i64) -> (i64, i64) {
+    (nano_cpus / 1_000_000_000 * PERIOD + nano_cpus % 1_000_000_000 * PERIOD / 1_000_000_000, PERIOD)
+}
+
+/// # Errors
+/// As [`names::check`]; a leading slash is how the API writes names.
+pub fn name(name: &str) -> Result<&str> {
+    let name = name.strip_prefix('/').unwrap_or(name);
+    names::check(name)?;
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Host {
+        Host { cpus: 2, memory_nodes: "0".into(), cgroup_v2: false, has_blkio_weight: false, has_swap_limit: true }
+    }
+
+    fn check(change: impl FnOnce(&mut Config, &mut HostConfig), expected: &str) {
+        let (mut config, mut host) = (Config::default(), HostConfig::default());
+        change(&mut config, &mut host);
+        let outcome = settings(&mut config, &mut host, &facts());
+        assert_eq!(outcome.map_or_else(|error| error.to_string(), |warnings| warnings.join("; ")), expected);
+    }
+
+    #[test]
+    fn refusals_read_as_dockers() {
+        check(|_, _| {}, "");
+        check(|_, host| host.memory = 1 << 20, "Minimum memory limit allowed is 6MB");
+        check(|_, host| (host.memory, host.memory_swap) = (64 << 20, 32 << 20), "Minimum memoryswap limit should be larger than memory limit, see usage");
+        check(|_, host| host.cpuset_cpus = "99".into(), "Requested CPUs are not available - requested 99, available: 0-1");
+        check(|_, host| host.cpuset_cpus = "1-0".into(), "Invalid value 1-0 for cpuset cpus: invalid format: 1-0");
+        check(|_, host| host.nano_cpus = 99_000_000_000, "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available");
+        check(|_, host| host.oom_score_adj = 2000, "Invalid value 2000, range for oom score adj is [-1000, 1000]");
+        check(|config, _| config.working_dir = "rel".into(), "the working directory 'rel' is invalid, it needs to be an absolute path");
+        check(|config, _| config.stop_signal = "BOGUS".into(), "invalid signal: BOGUS");
+        check(|config, _| config.env = Some(vec!["=x".into()]), "invalid environment variable: =x");
+        check(|_, host| host.restart_policy.name = "bogus".into(), "invalid restart policy: unknown policy 'bogus'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'");
+        check(|_, host| host.blkio_weight = 300, "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.");
+        check(|_, host| host.network_mode = "mynet".into(), "network mynet not found");
+        check(|_, host| drop(host.sysctls.insert("kernel.panic".into(), "1".into())), "sysctl 'kernel.panic' is not allowed: it is not separate for each container");
+    }
+
+    #[test]
+    fn processors_become_quotas() {
+        assert_eq!(quota_of(1_500_000_000), (150_000, 100_000));
+        assert_eq!(quota_of(10_000_000), (1_000, 100_000));
+    }
+}

@@ -1,0 +1,450 @@
+//! What the tests of this crate share: a store with neighbours that must not change, archives made from entries that
+//! are data, and directories written down as lines.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
+
+pub(crate) mod images;
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tar::{EntryType, GnuExtSparseHeader, Header};
+use whelk_image::{Digest, Store};
+use whelk_sys::fs;
+
+/// The time of every entry that has no other.
+pub(crate) const MTIME: u64 = 1_000_000_000;
+
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// A store in a directory of its own, beside a directory that nothing may touch:
+///
+/// ```text
+/// <base>/store/…     so that from a layer's root ../../../../outside is
+/// <base>/outside/…   here
+/// ```
+pub(crate) struct Bench {
+    pub(crate) base: PathBuf,
+    pub(crate) store: Store,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let base = std::env::temp_dir().join(format!("whelk-image-{}-{number}", std::process::id()));
+        fs::remove_tree(&base).unwrap();
+        fs::create_dir_all(base.join("outside/directory"), 0o755).unwrap();
+        fs::write(base.join("outside/file"), "untouched").unwrap();
+        fs::write(base.join("outside/directory/file"), "untouched").unwrap();
+        let store = Store::open(&base.join("store")).unwrap();
+        Self { base, store }
+    }
+
+    pub(crate) fn outside(&self) -> PathBuf {
+        self.base.join("outside")
+    }
+
+    /// What `outside` is now, to be compared later.
+    pub(crate) fn guard(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        snapshot(&self.outside(), &mut lines);
+        lines
+    }
+
+    /// Unpacks an archive and says where its files are.
+    #[track_caller]
+    pub(crate) fn unpack_only(&self, archive: &[u8]) -> PathBuf {
+        let layer = self.store.put_layer(archive, Some(&Digest::of(archive))).unwrap();
+        self.check_temporary("unpacking");
+        self.store.layer_files(&layer.diff_id)
+    }
+
+    /// The same, after a check that the store gives the archive back bit for bit.
+    #[track_caller]
+    pub(crate) fn unpack(&self, archive: &[u8]) -> PathBuf {
+        let files = self.unpack_only(archive);
+        assert!(self.written(&Digest::of(archive)) == archive, "the archive comes back otherwise than it came");
+        files
+    }
+
+    /// The archive of a layer, as the store writes it.
+    #[track_caller]
+    pub(crate) fn written(&self, diff_id: &Digest) -> Vec<u8> {
+        let mut archive = Vec::new();
+        self.store.write_layer(diff_id, &mut archive).unwrap();
+        archive
+    }
+
+    pub(crate) fn names(&self, directory: &str) -> Vec<String> {
+        names(&self.base.join("store").join(directory))
+    }
+
+    /// Nothing half-made lies about.
+    #[track_caller]
+    pub(crate) fn check_temporary(&self, what: &str) {
+        for directory in ["tmp", "trash"] {
+            assert!(self.names(directory).is_empty(), "{what}: {directory} has {:?}", self.names(directory));
+        }
+    }
+
+    /// The store is as empty as it was made.
+    #[track_caller]
+    pub(crate) fn check_empty(&self, what: &str) {
+        self.check_temporary(what);
+        for directory in ["layers", "blobs/sha256"] {
+            assert!(self.names(directory).is_empty(), "{what}: {directory} has {:?}", self.names(directory));
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = fs::remove_tree(&self.base);
+    }
+}
+
+pub(crate) fn names(directory: &Path) -> Vec<String> {
+    fs::list(directory).unwrap().iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// All that can be seen of a directory from outside, except when it was read.
+fn snapshot(path: &Path, lines: &mut Vec<String>) {
+    let data = fs::metadata(path).unwrap();
+    let times = format!("{}.{} {}.{}", data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
+    lines.push(format!("{} {} {:o} {}:{} {} {} {times}", path.display(), data.ino(), data.mode(), data.uid(), data.gid(), data.nlink(), data.len()));
+    if data.is_dir() {
+        for entry in fs::list(path).unwrap() {
+            snapshot(&entry.path(), lines);
+        }
+    } else if data.is_file() {
+        lines.push(String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned());
+    }
+}
+
+/// A directory as lines: `path kind mode owner:group` and what else there is to say of the kind.
+pub(crate) fn listing(root: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    list_into(root, root, &mut lines);
+    lines
+}
+
+fn list_into(root: &Path, directory: &Path, lines: &mut Vec<String>) {
+    for entry in fs::list(directory).unwrap() {
+        let path = entry.path();
+        lines.push(line(&path, path.strip_prefix(root).unwrap()));
+        if fs::metadata(&path).unwrap().is_dir() {
+            list_into(root, &path, lines);
+        }
+    }
+}
+
+fn line(path: &Path, name: &Path) -> String {
+    let data = fs::metadata(path).unwrap();
+    let kind = data.file_type();
+    let name = name.display();
+    let owned = format!("{:04o} {}:{}", data.mode() & 0o7777, data.uid(), data.gid());
+    if kind.is_dir() {
+        let opaque = if xattr(path, "trusted.overlay.opaque").is_some() { " opaque" } else { "" };
+        return format!("{name} dir {owned}{opaque}");
+    }
+    if kind.is_file() {
+        let content = fs::read(path).unwrap();
+        return format!("{name} file {owned} {}", String::from_utf8_lossy(&content)).trim_end().to_owned();
+    }
+    if kind.is_symlink() {
+        return format!("{name} link {}:{} {}", data.uid(), data.gid(), fs::read_link(path).unwrap().display());
+    }
+    if kind.is_fifo() {
+        return format!("{name} fifo {owned}");
+    }
+    if kind.is_char_device() && data.rdev() == 0 {
+        return format!("{name} whiteout");
+    }
+    let kind = if kind.is_char_device() { "char" } else { "block" };
+    format!("{name} {kind} {owned} {}:{}", rustix::fs::major(data.rdev()), rustix::fs::minor(data.rdev()))
+}
+
+pub(crate) fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let mut value = vec![0u8; 64 << 10];
+    let length = rustix::fs::lgetxattr(path, name, &mut value[..]).ok()?;
+    value.truncate(length);
+    Some(value)
+}
+
+/// An archive's entry, whether it makes sense or not.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    name: Vec<u8>,
+    kind: EntryType,
+    content: Vec<u8>,
+    link: Vec<u8>,
+    mode: u32,
+    uid: u64,
+    gid: u64,
+    mtime: u64,
+    size: Option<u64>,
+    device: Option<(u32, u32)>,
+    pax: Vec<(String, Vec<u8>)>,
+    change: Option<fn(&mut Header)>,
+}
+
+pub(crate) fn entry(kind: EntryType, name: impl AsRef<[u8]>) -> Entry {
+    Entry {
+        name: name.as_ref().to_vec(),
+        kind,
+        content: Vec::new(),
+        link: Vec::new(),
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: MTIME,
+        size: None,
+        device: None,
+        pax: Vec::new(),
+        change: None,
+    }
+}
+
+pub(crate) fn file(name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Entry {
+    let mut entry = entry(EntryType::Regular, name);
+    entry.content = content.as_ref().to_vec();
+    entry
+}
+
+pub(crate) fn dir(name: impl AsRef<[u8]>) -> Entry {
+    entry(EntryType::Directory, name).mode(0o755)
+}
+
+pub(crate) fn symlink(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Entry {
+    let mut entry = entry(EntryType::Symlink, name).mode(0o777);
+    entry.link = target.as_ref().to_vec();
+    entry
+}
+
+pub(crate) fn hard_link(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Entry {
+    let mut entry = entry(EntryType::Link, name);
+    entry.link = target.as_ref().to_vec();
+    entry
+}
+
+pub(crate) fn device(kind: EntryType, name: &str, major: u32, minor: u32) -> Entry {
+    let mut entry = entry(kind, name);
+    entry.device = Some((major, minor));
+    entry
+}
+
+/// As Docker writes them, with the fields for device numbers filled in.
+pub(crate) fn fifo(name: &str) -> Entry {
+    device(EntryType::Fifo, name, 0, 0)
+}
+
+/// What hides `name`, a path, in the layers below.
+pub(crate) fn whiteout(name: &str) -> Entry {
+    match name.rsplit_once('/') {
+        Some((parent, name)) => file(format!("{parent}/.wh.{name}"), ""),
+        None => file(format!(".wh.{name}"), ""),
+    }
+}
+
+impl Entry {
+    pub(crate) fn mode(mut self, mode: u32) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    pub(crate) fn owner(mut self, uid: u64, gid: u64) -> Self {
+        self.uid = uid;
+        self.gid = gid;
+        self
+    }
+
+    pub(crate) fn mtime(mut self, mtime: u64) -> Self {
+        self.mtime = mtime;
+        self
+    }
+
+    /// The size that the header claims.
+    pub(crate) fn size(mut self, size: u64) -> Self {
+        self.size = Some(size);
+        self
+    }
+
+    /// A record in an extended header in front.
+    pub(crate) fn pax(mut self, key: &str, value: impl AsRef<[u8]>) -> Self {
+        self.pax.push((key.to_owned(), value.as_ref().to_vec()));
+        self
+    }
+
+    pub(crate) fn xattr(self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.pax(&format!("SCHILY.xattr.{name}"), value)
+    }
+
+    /// A last change to the header, before its checksum is made.
+    pub(crate) fn change(mut self, change: fn(&mut Header)) -> Self {
+        self.change = Some(change);
+        self
+    }
+
+    fn write(&self, archive: &mut Vec<u8>) {
+        if !self.pax.is_empty() {
+            write_special(EntryType::XHeader, &pax_records(&self.pax), archive);
+        }
+        for (kind, name) in [(EntryType::GNULongName, &self.name), (EntryType::GNULongLink, &self.link)] {
+            if name.len() > 100 {
+                let mut content = name.clone();
+                content.push(0);
+                write_special(kind, &content, archive);
+            }
+        }
+        let mut header = Header::new_gnu();
+        header.set_entry_type(self.kind);
+        fill(&mut header.as_old_mut().name, &self.name);
+        fill(&mut header.as_old_mut().linkname, &self.link);
+        header.set_mode(self.mode);
+        header.set_uid(self.uid);
+        header.set_gid(self.gid);
+        header.set_mtime(self.mtime);
+        header.set_size(self.size.unwrap_or(self.content.len() as u64));
+        if let Some((major, minor)) = self.device {
+            header.set_device_major(major).unwrap();
+            header.set_device_minor(minor).unwrap();
+        }
+        if let Some(change) = self.change {
+            change(&mut header);
+        }
+        write_block(header, &self.content, archive);
+    }
+}
+
+/// Copies without any of the checks that honest writers make.
+fn fill(field: &mut [u8; 100], bytes: &[u8]) {
+    let length = bytes.len().min(field.len());
+    field[..length].copy_from_slice(&bytes[..length]);
+}
+
+fn write_special(kind: EntryType, content: &[u8], archive: &mut Vec<u8>) {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    fill(&mut header.as_old_mut().name, b"././@special");
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(content.len() as u64);
+    write_block(header, content, archive);
+}
+
+fn write_block(mut header: Header, content: &[u8], archive: &mut Vec<u8>) {
+    header.set_cksum();
+    archive.extend_from_slice(header.as_bytes());
+    archive.extend_from_slice(content);
+    archive.resize(archive.len().next_multiple_of(512), 0);
+}
+
+/// The records of an extended header: `length key=value`, where the length counts its own digits.
+pub(crate) fn pax_records(records: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (key, value) in records {
+        let rest = key.len() + value.len() + 3;
+        let mut length = rest;
+        while rest + length.to_string().len() != length {
+            length = rest + length.to_string().len();
+        }
+        bytes.extend_from_slice(format!("{length} {key}=").as_bytes());
+        bytes.extend_from_slice(value);
+        bytes.push(b'\n');
+    }
+    bytes
+}
+
+/// Entries without the blocks that end an archive.
+pub(crate) fn pack_open(entries: &[Entry]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for entry in entries {
+        entry.write(&mut archive);
+    }
+    archive
+}
+
+pub(crate) fn pack(entries: &[Entry]) -> Vec<u8> {
+    ended(pack_open(entries))
+}
+
+pub(crate) fn ended(mut archive: Vec<u8>) -> Vec<u8> {
+    archive.extend_from_slice(&[0; 1024]);
+    archive
+}
+
+/// A sparse file in GNU's old form: where (offset, length) the content's parts belong. Not ended.
+pub(crate) fn sparse(name: &str, parts: &[(u64, u64)], content: &[u8], real_size: u64) -> Vec<u8> {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::GNUSparse);
+    fill(&mut header.as_old_mut().name, name.as_bytes());
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(MTIME);
+    header.set_size(content.len() as u64);
+    let gnu = header.as_gnu_mut().unwrap();
+    gnu.set_real_size(real_size);
+    gnu.set_is_extended(parts.len() > 4);
+    for (slot, (offset, length)) in gnu.sparse.iter_mut().zip(parts) {
+        slot.set_offset(*offset);
+        slot.set_length(*length);
+    }
+    header.set_cksum();
+    let mut archive = header.as_bytes().to_vec();
+    let rest = parts.get(4..).unwrap_or_default();
+    for (number, group) in rest.chunks(21).enumerate() {
+        let mut extension = GnuExtSparseHeader::new();
+        for (slot, (offset, length)) in extension.sparse_mut().iter_mut().zip(group) {
+            slot.set_offset(*offset);
+            slot.set_length(*length);
+        }
+        extension.set_is_extended((number + 1) * 21 < rest.len());
+        archive.extend_from_slice(extension.as_bytes());
+    }
+    archive.extend_from_slice(content);
+    archive.resize(archive.len().next_multiple_of(512), 0);
+    archive
+}
+
+pub(crate) fn gzip(content: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+pub(crate) fn zstandard(content: &[u8]) -> Vec<u8> {
+    zstd::encode_all(content, 1).unwrap()
+}
+
+/// Bytes that compress badly, always the same ones.
+pub(crate) fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// Does `work` on a thread of its own, and fails when that takes unreasonably long.
+#[track_caller]
+pub(crate) fn within<T: Send + 'static>(seconds: u64, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(work());
+    });
+    match receiver.recv_timeout(Duration::from_secs(seconds)) {
+        Ok(result) => result,
+        Err(error) => panic!("not done after {seconds} s: {error}"),
+    }
+}

@@ -1,0 +1,127 @@
+//! `whelk daemon`: the engine as a process.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use serde::Deserialize;
+use whelk_engine::Engine;
+use whelk_engine::instance::Instance;
+use whelk_sys::fs;
+
+/// Run the whelk engine
+#[derive(Debug, Parser)]
+#[command(name = "whelk daemon", version)]
+struct Arguments {
+    /// Socket to listen on, as unix:///PATH
+    #[arg(short = 'H', long)]
+    host: Option<String>,
+    /// Directory for images, containers and the engine's records
+    #[arg(long, alias = "data-root")]
+    root: Option<PathBuf>,
+    /// Directory for sockets and other state that a reboot may take
+    #[arg(long, alias = "exec-root")]
+    run: Option<PathBuf>,
+    /// Name of this engine among others on the machine; part of its cgroups' names
+    #[arg(long)]
+    instance: Option<String>,
+    /// Group that may connect to the socket
+    #[arg(short = 'G', long)]
+    group: Option<String>,
+    /// Configuration file with the keys of Docker's daemon.json
+    #[arg(long, default_value = "/etc/whelk/daemon.json")]
+    config_file: PathBuf,
+    /// Log more
+    #[arg(short = 'D', long)]
+    debug: bool,
+}
+
+/// What the configuration file may say. A key that is not known here is refused by name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct File {
+    data_root: Option<PathBuf>,
+    exec_root: Option<PathBuf>,
+    hosts: Vec<String>,
+    group: Option<String>,
+    debug: bool,
+    instance: Option<String>,
+}
+
+const LARGEST_FILE: u64 = 1 << 20;
+
+pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments = Arguments::parse_from(std::iter::once(OsString::from("whelk daemon")).chain(arguments.skip(usize::from(std::env::args().nth(1).as_deref() == Some("daemon")))));
+    let result = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime").and_then(|runtime| {
+        let result = runtime.block_on(run(arguments));
+        // Work that is still blocking must not keep a stopped engine alive.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        result
+    });
+    super::report("daemon", result.map_err(|error| format!("{error:#}")))
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let file = read_file(&arguments.config_file)?;
+    let filter = if arguments.debug || file.debug { "debug" } else { "info" };
+    tracing_subscriber::fmt().with_env_filter(std::env::var("WHELK_LOG").unwrap_or_else(|_| filter.to_owned())).with_writer(std::io::stderr).with_ansi(false).init();
+    let host = arguments.host.or_else(|| file.hosts.into_iter().next()).unwrap_or_else(|| "unix:///run/whelk/whelk.sock".into());
+    let Some(socket) = host.strip_prefix("unix://").map(PathBuf::from) else { bail!("unsupported host {host:?}: this version listens on unix:///PATH only") };
+    let group = arguments.group.or(file.group).map(|name| group_id(&name)).transpose()?.or_else(|| group_id("whelk").ok());
+    let instance = Instance::new(
+        arguments.root.or(file.data_root).unwrap_or_else(|| "/var/lib/whelk".into()),
+        arguments.run.or(file.exec_root).unwrap_or_else(|| "/run/whelk".into()),
+        arguments.instance.or(file.instance).unwrap_or_else(|| "whelk".into()),
+    )?;
+    let _lock = lock(&instance)?;
+    whelk_sys::process::raise_file_limit();
+    whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
+    let executable = std::env::current_exe().context("find this program")?;
+    let listener = whelk_api::Listener::bind(&socket, group)?;
+    let engine = Engine::open(instance, executable).await?;
+    tracing::info!("listening at {host}");
+    tokio::select! {
+        () = whelk_api::serve(engine, &listener) => {}
+        () = asked_to_stop() => tracing::info!("stopping; containers run on"),
+    }
+    Ok(())
+}
+
+fn read_file(path: &std::path::Path) -> anyhow::Result<File> {
+    match fs::read_at_most(path, LARGEST_FILE) {
+        Err(error) if error.is_not_found() => Ok(File::default()),
+        content => serde_json::from_slice(&content?).with_context(|| format!("configuration file {}", path.display())),
+    }
+}
+
+/// Keeps a second engine away from the same state.
+fn lock(instance: &Instance) -> anyhow::Result<std::fs::File> {
+    fs::create_dir_all(&instance.root, 0o700)?;
+    let path = instance.root.join("lock");
+    let file = fs::append(&path, 0o600)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => bail!("another engine uses {}", instance.root.display()),
+    }
+}
+
+fn group_id(name: &str) -> anyhow::Result<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let groups = fs::read_at_most("/etc/group", LARGEST_FILE)?;
+    let groups = String::from_utf8_lossy(&groups);
+    let found = groups.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split(':').nth(1)?.parse().ok());
+    found.with_context(|| format!("group {name} does not exist"))
+}
+
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,61 @@
+//! The first process of a container with `--init`: starts the program, passes signals on, and collects orphans.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode};
+
+use rustix::process::{Pid, WaitOptions, waitpid};
+use whelk_sys::signal;
+
+/// Signals that are about this process itself, not for the program.
+const OWN: [i32; 9] = [4, 5, 6, 7, 8, 11, 17, 21, 22];
+
+pub(crate) fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
+    let mut arguments: Vec<_> = arguments.collect();
+    if arguments.first().is_some_and(|first| first == "--") {
+        arguments.remove(0);
+    }
+    let Some((program, rest)) = arguments.split_first() else { return super::report("init", Err("no program to run")) };
+    let passed: Vec<i32> = (1..=31).filter(|signal| !OWN.contains(signal) && !matches!(signal, 9 | 19)).collect();
+    let watched: Vec<i32> = passed.iter().copied().chain([17]).collect();
+    let signals = match signal::signal_fd(&watched) {
+        Ok(signals) => signals,
+        Err(error) => return super::report("init", Err(error)),
+    };
+    let child = match spawn(program, rest) {
+        Ok(child) => child,
+        Err(error) => {
+            let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+            let _ = super::report("init", Err(format!("{}: {}", program.display(), whelk_sys::errno_text(&error))));
+            return ExitCode::from(code);
+        }
+    };
+    loop {
+        let mut ready = [rustix::event::PollFd::new(&signals, rustix::event::PollFlags::IN)];
+        let _ = rustix::event::poll(&mut ready, None);
+        for number in signal::drain(&signals).into_iter().filter(|number| *number != 17) {
+            let _ = signal::kill(child, number);
+        }
+        while let Ok(Some((pid, status))) = waitpid(None::<Pid>, WaitOptions::NOHANG) {
+            if pid.as_raw_nonzero().get() == child {
+                let status = std::process::ExitStatus::from_raw(status.as_raw());
+                let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);
+                return ExitCode::from(u8::try_from(code).unwrap_or(255));
+            }
+        }
+    }
+}
+
+/// Starts the program with no signal blocked.
+fn spawn(program: &std::ffi::OsStr, arguments: &[std::ffi::OsString]) -> std::io::Result<i32> {
+    use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now};
+    match clone_process(CloneFlags::default(), None)? {
+        Cloned::Child => {
+            let _ = signal::reset_all();
+            let _ = rustix::process::setsid();
+            let error = std::os::unix::process::CommandExt::exec(Command::new(program).args(arguments));
+            let _ = super::report("init", Err(format!("{}: {}", program.display(), whelk_sys::errno_text(&error))));
+            exit_now(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
+        }
+        Cloned::Parent { pid, .. } => Ok(pid.as_raw_nonzero().get()),
+    }
+}

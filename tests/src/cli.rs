@@ -1,0 +1,299 @@
+//! The two command lines: the unmodified `docker` and our own.
+
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::engine::Engine;
+use crate::pty::Pty;
+use crate::{PATIENCE, happens};
+
+/// No command of a case takes longer than this.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    Docker,
+    Whelk,
+}
+
+impl Program {
+    /// Where the program is. Ours lies beside the directory of the test programs, unless `WHELK_BIN` names another.
+    pub fn path(self) -> PathBuf {
+        if self == Self::Docker {
+            return PathBuf::from("docker");
+        }
+        std::env::var_os("WHELK_BIN").map_or_else(
+            || {
+                let this = std::env::current_exe().expect("the test program's own path");
+                this.parent().and_then(std::path::Path::parent).expect("it lies in deps/").join("whelk")
+            },
+            PathBuf::from,
+        )
+    }
+}
+
+/// One of the command lines, talking to one engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Cli<'e> {
+    engine: &'e Engine,
+    program: Program,
+}
+
+impl<'e> Cli<'e> {
+    pub(crate) fn new(engine: &'e Engine, program: Program) -> Self {
+        Self { engine, program }
+    }
+
+    pub fn engine(self) -> &'e Engine {
+        self.engine
+    }
+
+    pub fn program(self) -> Program {
+        self.program
+    }
+
+    /// Runs a command to its end, without input.
+    #[track_caller]
+    pub fn run(self, args: &[&str]) -> Output {
+        self.spawn_with(args, Stdio::null()).finish()
+    }
+
+    /// Runs a command with `input` on its standard input.
+    #[track_caller]
+    pub fn feed(self, args: &[&str], input: &[u8]) -> Output {
+        let mut running = self.spawn_with(args, Stdio::piped());
+        let mut stdin = running.stdin.take().expect("a pipe to the command");
+        let input = input.to_vec();
+        // A command may end before it has read all; that is not ours to judge.
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let output = running.finish();
+        let _ = writer.join();
+        output
+    }
+
+    /// Starts a command that goes on while the case does other things. Its input stays open until it is closed.
+    #[track_caller]
+    pub fn spawn(self, args: &[&str]) -> Running {
+        self.spawn_with(args, Stdio::piped())
+    }
+
+    /// Starts a command on a terminal of its own.
+    #[track_caller]
+    pub fn pty(self, args: &[&str]) -> Pty {
+        Pty::start(self.engine, &self.program.path(), args)
+    }
+
+    /// `run --rm --network none FLAGS busybox sh -c SCRIPT`
+    #[track_caller]
+    pub fn sh(self, flags: &[&str], script: &str) -> Output {
+        let mut args = vec!["run", "--rm", "--network", "none"];
+        args.extend_from_slice(flags);
+        args.extend_from_slice(&["busybox", "sh", "-c", script]);
+        self.run(&args)
+    }
+
+    /// `run -d --network none --name NAME FLAGS busybox COMMAND…`, which must succeed. Returns the container's id.
+    #[track_caller]
+    pub fn up(self, name: &str, flags: &[&str], command: &[&str]) -> String {
+        let mut args = vec!["run", "-d", "--network", "none", "--name", name];
+        args.extend_from_slice(flags);
+        args.push("busybox");
+        args.extend_from_slice(command);
+        self.run(&args).ok()
+    }
+
+    #[track_caller]
+    fn spawn_with(self, args: &[&str], stdin: Stdio) -> Running {
+        let mut command = Command::new(self.program.path());
+        command.args(args);
+        self.engine.set_environment(&mut command);
+        Running::start(command, stdin, format!("{:?} {}", self.program, args.join(" ")))
+    }
+}
+
+/// A command that ended.
+#[must_use = "nobody looked how the command ended"]
+#[derive(Clone, Debug)]
+pub struct Output {
+    command: String,
+    /// The exit status, or 128 + the signal's number.
+    pub code: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// Standard output as text.
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard error as text.
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Standard output without blanks around it, of a command that must have succeeded.
+    #[track_caller]
+    pub fn ok(&self) -> String {
+        self.exits(0);
+        self.out().trim().to_owned()
+    }
+
+    /// Standard error without blanks around it, of a command that must have failed in just this way.
+    #[track_caller]
+    pub fn fails(&self, code: i32) -> String {
+        self.exits(code);
+        self.err().trim().to_owned()
+    }
+
+    /// Both outputs, of a command that must have ended with this status.
+    #[track_caller]
+    pub fn exits(&self, code: i32) -> String {
+        let (out, err) = (self.out(), self.err());
+        assert_eq!(
+            self.code, code,
+            "{}: expected status {code}, got {}\n--- stdout:\n{out}\n--- stderr:\n{err}\n---",
+            self.command, self.code
+        );
+        out + &err
+    }
+
+    /// Checks that the command failed with this status and said `text` on standard error.
+    #[track_caller]
+    pub fn refuses(&self, code: i32, text: &str) {
+        let err = self.fails(code);
+        assert!(err.contains(text), "{}: expected {text:?} in {err:?}", self.command);
+    }
+}
+
+/// A command that runs beside the case. Killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    command: String,
+    child: Child,
+    pub stdin: Option<ChildStdin>,
+    stdout: Arc<Mutex<Vec<u8>>>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+    readers: Vec<JoinHandle<()>>,
+    /// What of standard output has been looked for already.
+    seen: usize,
+}
+
+impl Running {
+    #[track_caller]
+    fn start(mut command: Command, stdin: Stdio, shown: String) -> Self {
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}"));
+        let stdout: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let stderr: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let readers = vec![
+            collect(child.stdout.take().expect("a pipe"), Arc::clone(&stdout)),
+            collect(child.stderr.take().expect("a pipe"), Arc::clone(&stderr)),
+        ];
+        let stdin = child.stdin.take();
+        Self { command: shown, child, stdin, stdout, stderr, readers, seen: 0 }
+    }
+
+    /// What came on standard output so far.
+    pub fn so_far(&self) -> String {
+        String::from_utf8_lossy(&text(&self.stdout)).into_owned()
+    }
+
+    /// Waits until standard output has `wanted` behind what was found before.
+    #[track_caller]
+    pub fn expect(&mut self, wanted: &str) {
+        let begin = Instant::now();
+        loop {
+            let all = text(&self.stdout);
+            if let Some(at) = all[self.seen..].windows(wanted.len()).position(|window| window == wanted.as_bytes()) {
+                self.seen += at + wanted.len();
+                return;
+            }
+            let (out, err) = (self.so_far(), String::from_utf8_lossy(&text(&self.stderr)).into_owned());
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "{}: waited in vain for {wanted:?}\n--- stdout:\n{out}\n--- stderr:\n{err}\n---",
+                self.command
+            );
+            std::thread::sleep(crate::POLL);
+        }
+    }
+
+    #[track_caller]
+    pub fn write(&mut self, bytes: &[u8]) {
+        let stdin = self.stdin.as_mut().expect("input is open");
+        stdin.write_all(bytes).and_then(|()| stdin.flush()).expect("write to the command");
+    }
+
+    /// The end of the command's input.
+    pub fn close_input(&mut self) {
+        self.stdin = None;
+    }
+
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("signal the command");
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for the command's end.
+    ///
+    /// # Panics
+    /// When it does not come in time; the command is killed then.
+    #[track_caller]
+    pub fn finish(&mut self) -> Output {
+        self.close_input();
+        if !happens(TIMEOUT, || !matches!(self.child.try_wait(), Ok(None))) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            panic!(
+                "{}: still running after {TIMEOUT:?}; it said {:?} {:?}",
+                self.command,
+                self.so_far(),
+                String::from_utf8_lossy(&text(&self.stderr))
+            );
+        }
+        let status = self.child.wait().expect("wait for the command");
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1);
+        Output { command: self.command.clone(), code, stdout: text(&self.stdout), stderr: text(&self.stderr) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(buffer: &Mutex<Vec<u8>>) -> Vec<u8> {
+    buffer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Reads a pipe to its end on a thread of its own.
+fn collect(mut pipe: impl Read + Send + 'static, into: Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut piece = vec![0; 64 << 10];
+        while let Ok(count) = pipe.read(&mut piece) {
+            if count == 0 {
+                break;
+            }
+            into.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&piece[..count]);
+        }
+    })
+}

@@ -1,0 +1,430 @@
+//! One engine for one case: started, talked to, killed, and searched for leftovers at the end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::attached::{Attached, Events};
+use crate::cli::{Cli, Output, Program};
+use crate::http::{self, Response};
+use crate::{PATIENCE, escape, eventually, happens, images, leftovers};
+
+/// How long an engine may take to stop once it was asked to.
+const STOP: Duration = Duration::from_secs(10);
+
+/// An engine with its own directories, socket and instance name. Gone, with all it made, when dropped.
+#[derive(Debug)]
+pub struct Engine {
+    dir: PathBuf,
+    name: String,
+    env: Vec<(String, String)>,
+    daemon: Mutex<Option<Child>>,
+    /// It has answered once. One that never did is not asked to clean up.
+    served: AtomicBool,
+}
+
+impl Engine {
+    /// Starts an engine that has the image `busybox`.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::with_env(&[])
+    }
+
+    /// The same with further environment variables for the engine's process.
+    #[track_caller]
+    pub fn with_env(env: &[(&str, &str)]) -> Self {
+        let engine = Self::without_images(env);
+        engine.load(&fs::read(images::busybox()).expect("read busybox.tar"));
+        engine
+    }
+
+    /// Starts an engine that has nothing.
+    #[track_caller]
+    pub fn without_images(env: &[(&str, &str)]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // The letter at the end keeps one name from being the beginning of another.
+        let name = format!("t{:x}x{:x}z", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let base = std::env::var_os("WHELK_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let dir = base.join(format!("whelk-{name}"));
+        fs::create_dir_all(&dir).expect("make the engine's directory");
+        let env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let engine = Self { dir, name, env, daemon: Mutex::new(None), served: AtomicBool::new(false) };
+        engine.restart();
+        engine
+    }
+
+    /// The instance's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    pub fn run(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("whelk.sock")
+    }
+
+    /// A new directory for the case's own files, removed with the engine.
+    #[track_caller]
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        let path = self.dir.join("case").join(name);
+        fs::create_dir_all(&path).expect("make a directory for the case");
+        path
+    }
+
+    /// The same as text, for a command line.
+    #[track_caller]
+    pub fn scratch_text(&self, name: &str) -> String {
+        self.scratch(name).display().to_string()
+    }
+
+    // The two command lines.
+
+    pub fn cli(&self, program: Program) -> Cli<'_> {
+        Cli::new(self, program)
+    }
+
+    #[track_caller]
+    pub fn docker(&self, args: &[&str]) -> Output {
+        self.cli(Program::Docker).run(args)
+    }
+
+    #[track_caller]
+    pub fn whelk(&self, args: &[&str]) -> Output {
+        self.cli(Program::Whelk).run(args)
+    }
+
+    /// Does the same through both command lines, one after the other. What the first leaves is removed in between.
+    #[track_caller]
+    pub fn both(&self, case: impl Fn(Cli<'_>)) {
+        for program in [Program::Docker, Program::Whelk] {
+            case(self.cli(program));
+            if let Err(error) = self.remove_containers() {
+                panic!("with {program:?}: {error}");
+            }
+        }
+    }
+
+    /// Tells a command line where this engine is, and keeps the user's own settings from it.
+    pub(crate) fn set_environment(&self, command: &mut Command) {
+        command
+            .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
+            .env("DOCKER_CONFIG", self.dir.join("docker-config"))
+            .env("DOCKER_CLI_HINTS", "false")
+            .env("LC_ALL", "C");
+        for name in ["DOCKER_CONTEXT", "DOCKER_API_VERSION", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_DEFAULT_PLATFORM", "WHELK_HOST"] {
+            command.env_remove(name);
+        }
+    }
+
+    // The API.
+
+    /// One request, with any headers and body.
+    #[track_caller]
+    pub fn http(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        http::request(&self.socket(), method, path, headers, body)
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}{}", self.last_words()))
+    }
+
+    /// One request with a JSON body: status and answer.
+    #[track_caller]
+    pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let response = match body {
+            Some(body) => self.http(method, path, &[("Content-Type", "application/json")], body.to_string().as_bytes()),
+            None => self.http(method, path, &[], b""),
+        };
+        (response.status, response.json())
+    }
+
+    /// The answer to a request that must succeed.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Value {
+        let (status, answer) = self.api("GET", path, None);
+        assert_eq!(status, 200, "GET {path}: {answer}");
+        answer
+    }
+
+    /// Creates a container from a request's body and returns its id.
+    #[track_caller]
+    pub fn create(&self, name: &str, body: &Value) -> String {
+        let (status, answer) = self.api("POST", &format!("/containers/create?name={}", escape(name)), Some(body));
+        assert_eq!(status, 201, "create {name}: {answer}");
+        answer["Id"].as_str().expect("an id").to_owned()
+    }
+
+    /// What `inspect` says of a container.
+    #[track_caller]
+    pub fn inspect(&self, name: &str) -> Value {
+        self.get(&format!("/containers/{name}/json"))
+    }
+
+    /// A container's state in one word, or "" if there is none.
+    pub fn state(&self, name: &str) -> String {
+        let (status, answer) = self.api("GET", &format!("/containers/{name}/json"), None);
+        if status == 200 { answer["State"]["Status"].as_str().unwrap_or_default().to_owned() } else { String::new() }
+    }
+
+    /// Waits until a container is in a state ("" for gone).
+    #[track_caller]
+    pub fn await_state(&self, name: &str, state: &str) {
+        eventually(&format!("{name} to be {state:?}"), || (self.state(name) == state).then_some(()));
+    }
+
+    /// The first process of a container, as the host numbers it.
+    #[track_caller]
+    pub fn pid(&self, name: &str) -> i32 {
+        let pid = self.inspect(name)["State"]["Pid"].as_i64().unwrap_or_default();
+        assert!(pid > 0, "{name} has no process");
+        i32::try_from(pid).expect("a pid")
+    }
+
+    /// All that a container has written to standard output, without a terminal.
+    #[track_caller]
+    pub fn logs(&self, name: &str) -> String {
+        let response = self.http("GET", &format!("/containers/{name}/logs?stdout=1"), &[], b"");
+        assert_eq!(response.status, 200, "logs of {name}: {}", response.text());
+        let (mut text, mut rest) = (Vec::new(), response.body.as_slice());
+        while let Some((head, tail)) = rest.split_first_chunk::<8>() {
+            let length = u32::from_be_bytes([head[4], head[5], head[6], head[7]]) as usize;
+            text.extend_from_slice(&tail[..length]);
+            rest = &tail[length..];
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Waits until a container has written `text` to standard output.
+    #[track_caller]
+    pub fn await_log(&self, name: &str, text: &str) {
+        eventually(&format!("{text:?} in the log of {name}"), || self.logs(name).contains(text).then_some(()));
+    }
+
+    /// Attaches to a container before or while it runs. `streams` is the query: `stream=1&stdout=1`.
+    #[track_caller]
+    pub fn attach(&self, name: &str, streams: &str, framed: bool) -> Attached {
+        Attached::open(&self.socket(), &format!("/containers/{name}/attach?{streams}"), None, framed)
+    }
+
+    /// Makes an exec and returns its id.
+    #[track_caller]
+    pub fn create_exec(&self, name: &str, body: &Value) -> String {
+        let (status, answer) = self.api("POST", &format!("/containers/{name}/exec"), Some(body));
+        assert_eq!(status, 201, "exec in {name}: {answer}");
+        answer["Id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Starts an exec with its streams on this connection.
+    #[track_caller]
+    pub fn start_exec(&self, id: &str, tty: bool) -> Attached {
+        let body = serde_json::json!({"Detach": false, "Tty": tty});
+        Attached::open(&self.socket(), &format!("/exec/{id}/start"), Some(&body), !tty)
+    }
+
+    /// Listens to events from now on; `query` may say since when instead, or filter.
+    #[track_caller]
+    pub fn events(&self, query: &str) -> Events {
+        Events::open(&self.socket(), &format!("/events?{query}"))
+    }
+
+    /// Loads an image archive.
+    #[track_caller]
+    pub fn load(&self, archive: &[u8]) {
+        let response = self.try_load(archive);
+        assert!(response.status == 200 && !response.text().contains("\"error\""), "load: {} {}", response.status, response.text());
+    }
+
+    /// The answer to loading an archive that may be refused.
+    #[track_caller]
+    pub fn try_load(&self, archive: &[u8]) -> Response {
+        self.http("POST", "/images/load?quiet=1", &[("Content-Type", "application/x-tar")], archive)
+    }
+
+    /// Makes an image out of one archive of files, with Dockerfile instructions for its configuration.
+    #[track_caller]
+    pub fn import(&self, name: &str, changes: &[&str], archive: &[u8]) {
+        let changes: String = changes.iter().map(|change| format!("&changes={}", escape(change))).collect();
+        let path = format!("/images/create?fromSrc=-&repo={}{changes}", escape(name));
+        let response = self.http("POST", &path, &[("Content-Type", "application/x-tar")], archive);
+        assert!(response.status == 200 && !response.text().contains("\"error\""), "import {name}: {} {}", response.status, response.text());
+    }
+
+    // Life and death.
+
+    /// Kills the engine without a chance to do anything about it. Its containers are on their own.
+    #[track_caller]
+    pub fn kill9(&self) {
+        let mut child = self.daemon().take().expect("the engine runs");
+        child.kill().expect("kill the engine");
+        child.wait().expect("wait for the engine");
+    }
+
+    /// Starts the engine (again) on the same directories and waits until it answers.
+    #[track_caller]
+    pub fn restart(&self) {
+        if let Err(error) = self.launch() {
+            panic!("{error}{}", self.last_words());
+        }
+    }
+
+    fn launch(&self) -> Result<(), String> {
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(self.log()).map_err(|error| format!("open the engine's log: {error}"))?;
+        let errors = log.try_clone().map_err(|error| error.to_string())?;
+        let host = format!("unix://{}", self.socket().display());
+        let mut command = Command::new(Program::Whelk.path());
+        command.arg("daemon").arg("--root").arg(self.root()).arg("--run").arg(self.run()).args(["--host", &host, "--instance", &self.name]);
+        command.envs(self.env.iter().map(|(key, value)| (key, value))).env_remove("DOCKER_HOST").env_remove("WHELK_HOST");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .map_err(|error| format!("start {:?}: {error}", Program::Whelk.path()))?;
+        *self.daemon() = Some(child);
+        let mut ended = None;
+        let answers = happens(PATIENCE, || {
+            ended = self.daemon().as_mut().and_then(|child| child.try_wait().ok().flatten());
+            ended.is_some() || self.answers()
+        });
+        match ended {
+            Some(status) => Err(format!("the engine ended at its start: {status}")),
+            None if !answers => Err(format!("the engine does not answer within {PATIENCE:?}")),
+            None => {
+                self.served.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the engine serves requests.
+    pub fn answers(&self) -> bool {
+        self.socket().exists() && http::request(&self.socket(), "GET", "/_ping", &[], b"").is_ok_and(|response| response.status == 200)
+    }
+
+    /// The pid of the engine itself.
+    #[track_caller]
+    pub fn daemon_pid(&self) -> i32 {
+        i32::try_from(self.daemon().as_ref().expect("the engine runs").id()).expect("a pid")
+    }
+
+    fn daemon(&self) -> MutexGuard<'_, Option<Child>> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("daemon.log")
+    }
+
+    /// The end of what the engine wrote to its standard error, for a failed case to show.
+    pub fn last_words(&self) -> String {
+        const LINES: usize = 60;
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        format!("\n--- the engine's log ends with:\n{}\n---", lines[lines.len().saturating_sub(LINES)..].join("\n"))
+    }
+
+    // The end.
+
+    /// Removes all containers, whatever they are doing.
+    pub fn remove_containers(&self) -> Result<(), String> {
+        let request = |method: &str, path: &str| {
+            http::request(&self.socket(), method, path, &[], b"").map_err(|error| format!("{method} {path}: {error}"))
+        };
+        let answer = request("GET", "/containers/json?all=1")?.json();
+        for container in answer.as_array().ok_or_else(|| format!("the list of containers is {answer}"))? {
+            let id = container["Id"].as_str().unwrap_or_default();
+            let response = request("DELETE", &format!("/containers/{id}?force=1&v=1"))?;
+            // One with --rm may go by itself meanwhile.
+            if !matches!(response.status, 204 | 404 | 409) {
+                return Err(format!("remove container {id}: {} {}", response.status, response.text()));
+            }
+        }
+        let empty = || request("GET", "/containers/json?all=1").is_ok_and(|response| response.json().as_array().is_some_and(Vec::is_empty));
+        if happens(PATIENCE, empty) { Ok(()) } else { Err("containers that cannot be removed".into()) }
+    }
+
+    /// Removes everything and returns what should not have been there.
+    fn tear_down(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.served.load(Ordering::Relaxed) {
+            problems.extend(self.stop().err());
+            problems.extend(leftovers::clean(&self.name, &self.dir));
+            return problems;
+        }
+        let ended = self.daemon().as_mut().and_then(|child| child.try_wait().ok().flatten());
+        if let Some(status) = ended {
+            problems.push(format!("the engine ended by itself: {status}"));
+        }
+        // A case may end with the engine killed.
+        if ended.is_some() || self.daemon().is_none() {
+            problems.extend(self.launch().err());
+        }
+        problems.extend(self.remove_containers().err());
+        for directory in [
+            self.root().join("containers"),
+            self.root().join("tmp"),
+            self.root().join("trash"),
+            self.run().join("containers"),
+            self.run().join("netns"),
+        ] {
+            if !happens(STOP, || entries(&directory).is_empty()) {
+                problems.push(format!("files in {}: {:?}", directory.display(), entries(&directory)));
+            }
+        }
+        problems.extend(self.stop().err());
+        problems.extend(leftovers::clean(&self.name, &self.dir));
+        problems
+    }
+
+    fn stop(&self) -> Result<(), String> {
+        let Some(mut child) = self.daemon().take() else { return Ok(()) };
+        let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+        if happens(STOP, || !matches!(child.try_wait(), Ok(None))) {
+            return Ok(());
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        Err(format!("the engine did not end within {STOP:?} of SIGTERM"))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        if failed {
+            eprintln!("{}", self.last_words());
+        }
+        let problems = self.tear_down();
+        let keep = std::env::var_os("WHELK_TEST_KEEP").is_some() && (failed || !problems.is_empty());
+        if !keep {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+        if problems.is_empty() {
+            return;
+        }
+        let text = format!("the engine left something behind:\n  {}", problems.join("\n  "));
+        // A second panic would end the whole test program.
+        if failed {
+            eprintln!("{text}");
+        } else {
+            panic!("{text}");
+        }
+    }
+}
+
+/// The names in a directory; none if it is not there.
+pub(crate) fn entries(directory: &Path) -> Vec<String> {
+    let Ok(listing) = fs::read_dir(directory) else { return Vec::new() };
+    listing.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}

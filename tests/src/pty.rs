@@ -1,0 +1,153 @@
+//! A command on a terminal, as a person sits at it.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::PATIENCE;
+use crate::engine::Engine;
+
+/// A command that runs on a terminal of 24 rows and 80 columns. Killed when dropped.
+#[derive(Debug)]
+pub struct Pty {
+    terminal: OwnedFd,
+    child: Child,
+    command: String,
+    /// All that appeared on the terminal.
+    screen: Vec<u8>,
+    /// What of it has been looked for already.
+    seen: usize,
+}
+
+impl Pty {
+    #[track_caller]
+    pub(crate) fn start(engine: &Engine, program: &Path, args: &[&str]) -> Self {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let terminal = openpt(flags).expect("open a terminal");
+        grantpt(&terminal).expect("take the terminal");
+        unlockpt(&terminal).expect("unlock the terminal");
+        set_size(&terminal, 24, 80);
+        let side = || Stdio::from(ioctl_tiocgptpeer(&terminal, flags).expect("open the terminal's other side"));
+        // It makes the terminal the command's own, so that a change of its size is told (SIGWINCH).
+        let mut command = Command::new("setsid");
+        command.arg("--ctty").arg(program).args(args).env("TERM", "xterm").stdin(side()).stdout(side()).stderr(side());
+        engine.set_environment(&mut command);
+        let shown = format!("{} {}", program.display(), args.join(" "));
+        let child = command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}"));
+        Self { terminal, child, command: shown, screen: Vec::new(), seen: 0 }
+    }
+
+    /// Gives the terminal another size.
+    #[track_caller]
+    pub fn resize(&self, rows: u16, columns: u16) {
+        set_size(&self.terminal, rows, columns);
+    }
+
+    /// Presses keys.
+    #[track_caller]
+    pub fn keys(&mut self, keys: &str) {
+        let mut rest = keys.as_bytes();
+        while !rest.is_empty() {
+            let count = rustix::io::write(&self.terminal, rest).expect("press keys");
+            rest = &rest[count..];
+        }
+    }
+
+    /// Waits until the terminal shows `text` behind what was found before.
+    #[track_caller]
+    pub fn expect(&mut self, text: &str) {
+        let begin = Instant::now();
+        let mut open = true;
+        loop {
+            if let Some(at) = self.screen[self.seen..].windows(text.len()).position(|window| window == text.as_bytes()) {
+                self.seen += at + text.len();
+                return;
+            }
+            assert!(open, "{}: ended before {text:?} appeared: {:?}", self.command, self.screen());
+            assert!(begin.elapsed() < PATIENCE, "{}: waited in vain for {text:?}: {:?}", self.command, self.screen());
+            open = self.read();
+        }
+    }
+
+    /// Presses keys again and again until the terminal shows `text`: for what takes keys only once it is ready.
+    #[track_caller]
+    pub fn insist(&mut self, keys: &str, text: &str) {
+        let begin = Instant::now();
+        loop {
+            self.keys(keys);
+            for _ in 0..5 {
+                let found = self.screen[self.seen..].windows(text.len()).position(|window| window == text.as_bytes());
+                if let Some(at) = found {
+                    self.seen += at + text.len();
+                    return;
+                }
+                assert!(self.read(), "{}: ended before {text:?} appeared: {:?}", self.command, self.screen());
+            }
+            assert!(begin.elapsed() < PATIENCE, "{}: waited in vain for {text:?}: {:?}", self.command, self.screen());
+        }
+    }
+
+    /// Everything that appeared so far.
+    pub fn screen(&self) -> String {
+        String::from_utf8_lossy(&self.screen).into_owned()
+    }
+
+    /// Waits for the command's end and returns its exit status.
+    #[track_caller]
+    pub fn finish(&mut self) -> i32 {
+        let begin = Instant::now();
+        loop {
+            let open = self.read();
+            if let Some(status) = self.child.try_wait().expect("wait for the command") {
+                while self.read_now() {}
+                return status.code().unwrap_or(-1);
+            }
+            assert!(begin.elapsed() < PATIENCE, "{}: still running: {:?}", self.command, self.screen());
+            if !open {
+                std::thread::sleep(crate::POLL);
+            }
+        }
+    }
+
+    /// Reads what comes within a tenth of a second; false when nobody has the other side open any more.
+    fn read(&mut self) -> bool {
+        const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        self.read_within(&WAIT).unwrap_or(false)
+    }
+
+    /// Whether something was there to be read.
+    fn read_now(&mut self) -> bool {
+        const NONE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let before = self.screen.len();
+        self.read_within(&NONE).is_ok() && self.screen.len() > before
+    }
+
+    fn read_within(&mut self, wait: &Timespec) -> rustix::io::Result<bool> {
+        let ready = poll(&mut [PollFd::new(&self.terminal, PollFlags::IN)], Some(wait))?;
+        if ready == 0 {
+            return Ok(true);
+        }
+        let mut piece = [0u8; 4096];
+        let count = rustix::io::read(&self.terminal, &mut piece[..])?;
+        self.screen.extend_from_slice(&piece[..count]);
+        Ok(count > 0)
+    }
+}
+
+#[track_caller]
+fn set_size(terminal: &OwnedFd, rows: u16, columns: u16) {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(terminal, size).expect("set the terminal's size");
+}
+
+impl Drop for Pty {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

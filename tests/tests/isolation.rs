@@ -1,0 +1,349 @@
+//! What a process finds in its container, and what it cannot do there.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::fs;
+
+use whelk_tests::{Cli, Engine, Program, images};
+
+/// Runs a script in a container with these flags, through both command lines, and checks all that it prints.
+#[track_caller]
+fn check(engine: &Engine, flags: &[&str], script: &str, expected: &str) {
+    for program in [Program::Docker, Program::Whelk] {
+        let output = engine.cli(program).sh(flags, script);
+        assert_eq!(output.exits(0).trim(), expected, "{program:?} {flags:?} {script}");
+    }
+}
+
+/// Likewise for a script that must fail and say why.
+#[track_caller]
+fn check_refused(engine: &Engine, flags: &[&str], script: &str, text: &str) {
+    for program in [Program::Docker, Program::Whelk] {
+        let output = engine.cli(program).sh(flags, script);
+        assert!(output.code != 0 && output.err().contains(text), "{program:?} {flags:?} {script}: {} {:?}", output.code, output.err());
+    }
+}
+
+/// A line of this process's own status. The engine's is the same.
+fn own_status(key: &str) -> String {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim_start_matches(':').trim().to_owned()
+}
+
+fn host_namespace(kind: &str) -> String {
+    fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().display().to_string()
+}
+
+/// Inheritable, permitted, effective, bounding and ambient capabilities, one a line.
+const CAPABILITIES: &str = "grep ^Cap /proc/self/status | cut -f2";
+const NONE: &str = "0000000000000000";
+
+#[test]
+fn capabilities_are_dockers_and_none_is_inheritable() {
+    let engine = Engine::start();
+    let all = own_status("CapBnd");
+    let sets = |permitted: &str, bounding: &str| [NONE, permitted, permitted, bounding, NONE].join("\n");
+    let default = "00000000a80425fb";
+    check(&engine, &[], CAPABILITIES, &sets(default, default));
+    check(&engine, &["--user", "1000"], CAPABILITIES, &sets(NONE, default));
+    check(&engine, &["--cap-add", "SYS_ADMIN"], CAPABILITIES, &sets("00000000a82425fb", "00000000a82425fb"));
+    check(&engine, &["--cap-drop", "ALL"], CAPABILITIES, &sets(NONE, NONE));
+    check(
+        &engine,
+        &["--cap-drop", "all", "--cap-add", "cap_net_bind_service"],
+        CAPABILITIES,
+        &sets("0000000000000400", "0000000000000400"),
+    );
+    check(&engine, &["--cap-add", "ALL"], CAPABILITIES, &sets(&all, &all));
+    check(&engine, &["--privileged"], CAPABILITIES, &sets(&all, &all));
+    let cli = engine.cli(Program::Whelk);
+    cli.up("up", &[], &["sleep", "600"]);
+    let exec = |flags: &[&str]| cli.run(&[&["exec"][..], flags, &["up", "sh", "-c", CAPABILITIES][..]].concat()).ok();
+    assert_eq!(exec(&[]), sets(default, default));
+    assert_eq!(exec(&["-u", "1000"]), sets(NONE, default));
+    assert_eq!(exec(&["--privileged"]), sets(&all, &all));
+}
+
+#[test]
+fn the_default_seccomp_profile_is_on_and_others_can_be_had() {
+    let engine = Engine::start();
+    let mode = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | cut -f2 | tr '\\n' ' '";
+    check(&engine, &[], mode, "0 2");
+    check(&engine, &["--security-opt", "no-new-privileges"], mode, "1 2");
+    check(&engine, &["--security-opt", "no-new-privileges:true", "--user", "1000"], mode, "1 2");
+    check(&engine, &["--security-opt", "seccomp=unconfined"], mode, "0 0");
+    check(&engine, &["--security-opt", "apparmor=unconfined"], mode, "0 2");
+    check(&engine, &["--privileged"], mode, "0 0");
+    check_refused(&engine, &[], "unshare -U true", "Operation not permitted");
+    if std::process::Command::new("unshare").args(["-U", "true"]).status().unwrap().success() {
+        check(&engine, &["--security-opt", "seccomp=unconfined"], "unshare -U true; echo $?", "0");
+    }
+    let profile = engine.scratch("seccomp").join("profile.json");
+    fs::write(
+        &profile,
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"#,
+    )
+    .unwrap();
+    let option = format!("seccomp={}", profile.display());
+    check(&engine, &["--security-opt", &option], mode, "0 2");
+    check_refused(&engine, &["--security-opt", &option], "mkdir /new", "No space left on device");
+}
+
+#[test]
+fn kernel_crypto_sockets_are_out_of_reach() {
+    // CVE-2026-31431: the page cache written through AF_ALG.
+    let engine = Engine::start();
+    engine.load(&fs::read(images::python()).unwrap());
+    let program = "import socket\ntry:\n    socket.socket(38, socket.SOCK_SEQPACKET, 0)\n    print('open')\nexcept OSError as error:\n    print(error.errno)";
+    let output = engine.whelk(&["run", "--rm", "--network", "none", "python", "python3", "-c", program]);
+    assert_eq!(output.ok(), "1", "EPERM from the filter, not EAFNOSUPPORT from a kernel that happens to lack it");
+    let output = engine.docker(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "python",
+        "python3",
+        "-c",
+        "import socket; socket.socket(); socket.socketpair(); print('fine')",
+    ]);
+    assert_eq!(output.ok(), "fine");
+}
+
+#[test]
+fn namespaces_are_the_containers_own_unless_asked_otherwise() {
+    let engine = Engine::start();
+    let links = "for kind in pid ipc uts mnt net user; do readlink /proc/self/ns/$kind; done";
+    for program in [Program::Docker, Program::Whelk] {
+        let text = engine.cli(program).sh(&[], links).ok();
+        for (kind, link) in ["pid", "ipc", "uts", "mnt", "net"].into_iter().zip(text.lines()) {
+            assert_ne!(link, host_namespace(kind), "{program:?}");
+        }
+        assert_eq!(text.lines().last(), Some(host_namespace("user").as_str()));
+        for kind in ["pid", "ipc", "uts"] {
+            let text = engine.cli(program).sh(&[&format!("--{kind}"), "host"], &format!("readlink /proc/self/ns/{kind}")).ok();
+            assert_eq!(text, host_namespace(kind), "{program:?} --{kind} host");
+        }
+        let output = engine.cli(program).run(&["run", "--rm", "--network", "host", "busybox", "readlink", "/proc/self/ns/net"]);
+        assert_eq!(output.ok(), host_namespace("net"), "{program:?} --network host");
+    }
+    let groups = "cut -d: -f3 /proc/1/cgroup | sort -u";
+    check(&engine, &["--cgroupns", "private"], groups, "/");
+    check(&engine, &["--cgroupns", "host"], &format!("{groups} | grep -c /{}/", engine.name()), "1");
+}
+
+#[test]
+fn namespaces_of_another_container_can_be_joined() {
+    Engine::start().both(|cli| {
+        cli.up("donor", &["--ipc", "shareable"], &["sleep", "600"]);
+        cli.up("closed", &[], &["sleep", "600"]);
+        let of_donor = |kind: &str| cli.run(&["exec", "donor", "readlink", &format!("/proc/self/ns/{kind}")]).ok();
+        for kind in ["pid", "ipc"] {
+            let text = cli.sh(&[&format!("--{kind}"), "container:donor"], &format!("readlink /proc/self/ns/{kind}")).ok();
+            assert_eq!(text, of_donor(kind), "{kind}");
+        }
+        let output = cli.run(&["run", "--rm", "--network", "container:donor", "busybox", "readlink", "/proc/self/ns/net"]);
+        assert_eq!(output.ok(), of_donor("net"));
+        cli.sh(&["--pid", "container:donor"], "cat /proc/1/cmdline | tr '\\0' ' '").exits(0);
+        cli.sh(&["--ipc", "container:closed"], "true")
+            .refuses(125, "non-shareable IPC (hint: use IpcMode:shareable for the donor container)");
+        cli.sh(&["--pid", "container:nosuch"], "true").refuses(125, "No such container: nosuch");
+        cli.run(&["stop", "-t", "0", "closed"]).ok();
+        cli.sh(&["--pid", "container:closed"], "true").refuses(125, "is not running");
+    });
+}
+
+#[test]
+fn kernel_interfaces_are_hidden_or_read_only() {
+    let engine = Engine::start();
+    // Files are covered by the null device, directories by an empty one; what this kernel lacks needs no cover.
+    let files = "for f in asound interrupts kcore keys latency_stats timer_list timer_stats sched_debug; do [ -f /proc/$f -o -c /proc/$f ] && stat -c %t:%T /proc/$f; done | sort -u";
+    check(&engine, &[], files, "1:3");
+    check(
+        &engine,
+        &[],
+        "for d in /proc/acpi /proc/scsi /sys/firmware /sys/devices/virtual/powercap; do [ -d $d ] && ls -A $d; done; true",
+        "",
+    );
+    check_refused(&engine, &[], "echo 1 >/proc/sys/kernel/panic", "Read-only file system");
+    check_refused(&engine, &[], "mkdir /sys/fs/x", "Read-only file system");
+    check(&engine, &[], "for d in bus fs irq sys; do grep -c \" /proc/$d ro,\" /proc/self/mountinfo; done | tr -d '\\n'", "1111");
+    check(&engine, &[], "grep ' /proc ' /proc/self/mountinfo | grep -c 'nosuid,nodev,noexec'", "1");
+    // /proc/sysrq-trigger is read-only where the kernel has it.
+    check(&engine, &[], "[ ! -e /proc/sysrq-trigger ] || grep -q ' /proc/sysrq-trigger ro,' /proc/self/mountinfo; echo $?", "0");
+    check(&engine, &["--security-opt", "systempaths=unconfined"], "grep -c ' /proc/' /proc/self/mountinfo || true", "0");
+}
+
+#[test]
+fn dev_holds_what_every_program_needs_and_no_more() {
+    let engine = Engine::start();
+    check(&engine, &[], "echo $(ls /dev)", "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero");
+    check(
+        &engine,
+        &[],
+        "stat -c '%n %t:%T %a' /dev/null /dev/zero /dev/tty | tr '\\n' ' '",
+        "/dev/null 1:3 666 /dev/zero 1:5 666 /dev/tty 5:0 666",
+    );
+    check(
+        &engine,
+        &[],
+        "readlink /dev/fd /dev/ptmx; echo x >/dev/shm/x; df -k /dev/shm | tail -1 | awk '{print $2}'",
+        "/proc/self/fd\npts/ptmx\n65536",
+    );
+    check(&engine, &["--shm-size", "1m"], "df -k /dev/shm | tail -1 | awk '{print $2}'", "1024");
+    // A node can be made for any device, but not opened.
+    check_refused(&engine, &[], "mknod /tmp/loop c 10 237 && cat </tmp/loop", "Operation not permitted");
+    let output = engine.docker(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--device-cgroup-rule",
+        "c 10:237 rwm",
+        "busybox",
+        "sh",
+        "-c",
+        "mknod /tmp/loop c 10 237; : </tmp/loop",
+    ]);
+    assert!(!output.err().contains("Operation not permitted"), "{}", output.err());
+    check(
+        &engine,
+        &["--device", "/dev/zero:/dev/mine"],
+        "stat -c %t:%T /dev/mine; head -c 3 /dev/mine | od -An -tx1 | tr -d ' '",
+        "1:5\n000000",
+    );
+}
+
+#[test]
+fn only_the_standard_streams_are_open() {
+    // CVE-2024-21626 and its kind. The fourth is the directory that ls itself reads.
+    let engine = Engine::start();
+    let expected = "0 1 2 3";
+    let list = "echo $(ls /proc/self/fd)";
+    for flags in [&[][..], &["-i"], &["--init"], &["--privileged"], &["--user", "1000"]] {
+        check(&engine, flags, list, expected);
+    }
+    engine.both(|cli| {
+        assert_eq!(cli.sh(&["-t"], list).ok(), expected);
+        cli.up("up", &[], &["sleep", "600"]);
+        for flags in [&[][..], &["-i"], &["-t"], &["--privileged"]] {
+            assert_eq!(cli.run(&[&["exec"][..], flags, &["up", "sh", "-c", list][..]].concat()).ok(), expected, "exec {flags:?}");
+        }
+        assert_eq!(cli.run(&["exec", "up", "sh", "-c", "echo $(ls /proc/1/fd)"]).ok(), "0 1 2");
+    });
+}
+
+#[test]
+fn privileged_lifts_confinement_and_only_that() {
+    let engine = Engine::start();
+    check_refused(&engine, &[], "mount -t tmpfs none /mnt", "permission denied");
+    check(
+        &engine,
+        &["--privileged"],
+        "mount -t tmpfs none /mnt && echo mounted; grep -c ' /proc/' /proc/self/mountinfo; grep -c ' /sys rw,' /proc/self/mountinfo",
+        "mounted\n0\n1",
+    );
+    check(
+        &engine,
+        &["--privileged"],
+        "[ -c /dev/loop-control -o -c /dev/kmsg ]; echo $?",
+        if fs::exists("/dev/loop-control").unwrap() || fs::exists("/dev/kmsg").unwrap() { "0" } else { "1" },
+    );
+    assert_ne!(
+        engine.whelk(&["run", "--rm", "--privileged", "--network", "none", "busybox", "readlink", "/proc/self/ns/pid"]).ok(),
+        host_namespace("pid")
+    );
+}
+
+#[test]
+fn users_and_groups_come_from_the_images_files() {
+    let engine = Engine::start();
+    let id = |user: &str, expected: &str| check(&engine, &["-u", user], "id", expected);
+    check(&engine, &[], "id", "uid=0(root) gid=0(root) groups=0(root),10(wheel)");
+    id("root", "uid=0(root) gid=0(root) groups=0(root),10(wheel)");
+    id("1000", "uid=1000 gid=0(root) groups=0(root)");
+    id("1000:1000", "uid=1000 gid=1000 groups=1000");
+    id("nobody", "uid=65534(nobody) gid=65534(nobody) groups=65534(nobody)");
+    id("33", "uid=33(www-data) gid=33(www-data) groups=20(staff),33(www-data)");
+    id("0:5", "uid=0(root) gid=5(tty) groups=5(tty)");
+    id("daemon:wheel", "uid=1(daemon) gid=10(wheel) groups=10(wheel)");
+    check(
+        &engine,
+        &["-u", "nobody", "--group-add", "wheel", "--group-add", "1234"],
+        "id",
+        "uid=65534(nobody) gid=65534(nobody) groups=10(wheel),1234,65534(nobody)",
+    );
+    check(&engine, &["-u", "nobody"], "echo $HOME", "/home");
+    check(&engine, &["-u", "4242"], "echo $HOME", "/");
+    check(&engine, &["-e", "HOME=/x"], "echo $HOME", "/x");
+}
+
+#[test]
+fn names_of_the_host_are_as_asked() {
+    let engine = Engine::start();
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned();
+    let script = "hostname; cat /etc/hostname; cat /proc/sys/kernel/domainname; echo $HOSTNAME";
+    check(&engine, &["--hostname", "hh.dom", "--domainname", "dd"], script, "hh.dom\nhh.dom\ndd\nhh.dom");
+    check(&engine, &["--uts", "host"], "hostname", &host);
+    check_refused(&engine, &["--uts", "host", "--hostname", "x"], "true", "conflicting options: hostname and the UTS mode");
+    engine.both(|cli: Cli<'_>| {
+        let id = cli.up("named", &[], &["sleep", "600"]);
+        assert_eq!(cli.run(&["exec", "named", "hostname"]).ok(), &id[..12]);
+    });
+}
+
+#[test]
+fn the_root_can_be_read_only() {
+    let engine = Engine::start();
+    for path in ["/x", "/etc/x", "/etc/hosts"] {
+        check_refused(&engine, &["--read-only"], &format!("touch {path}"), "Read-only file system");
+    }
+    check(&engine, &["--read-only", "--tmpfs", "/tmp"], "touch /tmp/x /dev/shm/x && ls /tmp", "x");
+    check(&engine, &["--tmpfs", "/t:size=1m,mode=700,uid=5"], "stat -c '%a %u' /t; df -k /t | tail -1 | awk '{print $2}'", "700 5\n1024");
+    check_refused(&engine, &["--tmpfs", "/t:size=64k"], "head -c 100000 /dev/zero >/t/x", "No space left on device");
+    check(&engine, &["--mount", "type=tmpfs,dst=/t,tmpfs-size=65536"], "df -k /t | tail -1 | awk '{print $2}'", "64");
+}
+
+#[test]
+fn init_is_the_first_process_and_reaps() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        // An orphan dies; its body must not stay.
+        let script = "[ $$ != 1 ] || exit 8; (sleep 0.1 &); i=0; while ps | grep -q '[s]leep'; do usleep 20000; i=$((i+1)); [ $i -lt 500 ] || exit 9; done; exit 3";
+        cli.sh(&["--init"], script).exits(3);
+        cli.up("init", &["--init"], &["sleep", "600"]);
+        let first = cli.run(&["exec", "init", "cat", "/proc/1/comm"]).ok();
+        assert_ne!(first, "sleep");
+        cli.run(&["stop", "-t", "20", "init"]).ok();
+        assert_eq!(cli.engine().inspect("init")["State"]["ExitCode"], 143, "it passes signals on");
+    });
+}
+
+#[test]
+fn sysctls_and_ulimits_are_set_for_the_container_alone() {
+    let engine = Engine::start();
+    check(&engine, &["--sysctl", "net.ipv4.ip_unprivileged_port_start=1024"], "cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "1024");
+    check(&engine, &["--sysctl", "kernel.msgmax=5000"], "cat /proc/sys/kernel/msgmax", "5000");
+    check(&engine, &[], "cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    assert_ne!(fs::read_to_string("/proc/sys/kernel/msgmax").unwrap().trim(), "5000");
+    check_refused(&engine, &["--sysctl", "vm.swappiness=1"], "true", "is not allowed");
+    check_refused(&engine, &["--ipc", "host", "--sysctl", "kernel.msgmax=5000"], "true", "kernel.msgmax");
+    check(&engine, &["--ulimit", "nofile=100:200", "--ulimit", "core=0"], "ulimit -n; ulimit -Hn; ulimit -c", "100\n200\n0");
+    check(&engine, &["--oom-score-adj", "300"], "cat /proc/self/oom_score_adj", "300");
+}
+
+#[test]
+fn the_environment_and_directory_are_as_asked() {
+    let engine = Engine::start();
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    engine.both(|cli| {
+        let output = cli.run(&["run", "--rm", "--network", "none", "--hostname", "hh", "-e", "A=b c", "busybox", "env"]);
+        assert_eq!(output.ok(), format!("{path}\nHOSTNAME=hh\nA=b c\nHOME=/root"));
+        let output = cli.run(&["run", "--rm", "--network", "none", "--entrypoint", "/bin/echo", "busybox", "a", "b"]);
+        assert_eq!(output.ok(), "a b");
+    });
+    check(&engine, &[], "pwd", "/");
+    check(&engine, &["-w", "/new/dir"], "pwd; stat -c %u /new/dir", "/new/dir\n0");
+    check(&engine, &["-w", "/a/../b"], "pwd", "/b");
+    check(&engine, &["-t"], "echo $TERM; tty", "xterm\r\n/dev/pts/0");
+    check_refused(&engine, &["-w", "/etc/passwd"], "true", "Cannot mkdir: /etc/passwd is not a directory");
+}

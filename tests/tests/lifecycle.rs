@@ -1,0 +1,364 @@
+//! A container's life: its states, its exit status, its names, and what each command says on the way.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use whelk_tests::{Cli, Engine, eventually, stays};
+
+/// A program that ends by itself only when it is told to, and says when it can be told.
+const TRAPS: &str = "trap 'exit 5' USR1; trap 'exit 6' TERM; echo ready; while :; do sleep 0.02; done";
+
+#[test]
+fn run_passes_on_output_and_status() {
+    Engine::start().both(|cli| {
+        let output = cli.sh(&[], "echo out; echo err >&2; exit 42");
+        output.exits(42);
+        assert_eq!((output.out().as_str(), output.err().as_str()), ("out\n", "err\n"));
+        let echoed = cli.feed(&["run", "--rm", "-i", "--network", "none", "busybox", "cat"], b"in\n");
+        assert_eq!(echoed.ok(), "in");
+        assert_eq!(cli.run(&["ps", "-aq"]).ok(), "");
+    });
+}
+
+#[test]
+fn commands_that_cannot_run_have_dockers_statuses() {
+    Engine::start().both(|cli| {
+        let check = |command: &str, code: i32, text: &str| {
+            cli.run(&["run", "--rm", "--network", "none", "busybox", command]).refuses(code, text);
+            assert_eq!(cli.run(&["ps", "-aq"]).ok(), "", "after {command}");
+        };
+        check("nosuch", 127, "exec: \"nosuch\": executable file not found in $PATH");
+        check("", 127, "exec: \"\": executable file not found in $PATH");
+        check("/nosuch/x", 127, "exec: \"/nosuch/x\": stat /nosuch/x: no such file or directory");
+        check("/etc/passwd", 126, "exec: \"/etc/passwd\": permission denied");
+        check("/etc", 126, "exec: \"/etc\": is a directory: permission denied");
+    });
+}
+
+#[test]
+fn a_failed_start_leaves_a_created_container_that_says_why() {
+    Engine::start().both(|cli| {
+        let output = cli.run(&["run", "-d", "--network", "none", "--name", "bad", "busybox", "nosuch"]);
+        output.refuses(127, "executable file not found in $PATH");
+        let state = &cli.engine().inspect("bad")["State"];
+        assert_eq!((state["Status"].as_str(), state["ExitCode"].as_i64()), (Some("created"), Some(127)));
+        assert!(state["Error"].as_str().unwrap().contains("executable file not found"), "{state}");
+        let output = cli.run(&["start", "bad"]);
+        output.refuses(1, "Error: failed to start containers: bad");
+        assert_eq!(cli.run(&["rm", "bad"]).ok(), "bad");
+    });
+}
+
+#[test]
+fn a_signal_ends_with_128_plus_its_number() {
+    Engine::start().both(|cli| {
+        cli.up("killed", &[], &["sleep", "600"]);
+        assert_eq!(cli.run(&["kill", "killed"]).ok(), "killed");
+        assert_eq!(cli.run(&["wait", "killed"]).ok(), "137");
+        let state = &cli.engine().inspect("killed")["State"];
+        assert_eq!((state["ExitCode"].as_i64(), state["OOMKilled"].as_bool()), (Some(137), Some(false)));
+        cli.up("hup", &["--init"], &["sleep", "600"]);
+        cli.run(&["kill", "-s", "HUP", "hup"]).ok();
+        assert_eq!(cli.run(&["wait", "hup"]).ok(), "129");
+        // A shell that is the first process of a container ends like any other.
+        cli.sh(&["--init"], "kill -TERM $$").exits(143);
+    });
+}
+
+#[test]
+fn run_passes_on_signals_that_it_gets() {
+    Engine::start().both(|cli| {
+        for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+            let mut running =
+                cli.spawn(&["run", "--rm", "--init", "--network", "none", "busybox", "sh", "-c", "echo ready; exec sleep 600"]);
+            running.expect("ready");
+            running.signal(signal);
+            running.finish().exits(code);
+        }
+    });
+}
+
+#[test]
+fn states_follow_the_commands() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        let id = cli.run(&["create", "--network", "none", "--name", "one", "busybox", "sleep", "600"]).ok();
+        assert_eq!((id.len(), engine.state("one").as_str()), (64, "created"));
+        for (command, state) in
+            [("start", "running"), ("pause", "paused"), ("unpause", "running"), ("kill", "exited"), ("start", "running")]
+        {
+            assert_eq!(cli.run(&[command, "one"]).ok(), "one", "{command}");
+            assert_eq!(engine.state("one"), state, "after {command}");
+        }
+        assert_eq!(cli.run(&["inspect", "-f", "{{.State.Status}} {{.State.Running}}", "one"]).ok(), "running true");
+        cli.run(&["rm", "one"])
+            .refuses(1, "cannot remove container \"one\": container is running: stop the container before removing or force remove");
+        assert_eq!(cli.run(&["stop", "-t", "0", "one"]).ok(), "one");
+        assert_eq!(cli.run(&["rm", "one"]).ok(), "one");
+        cli.run(&["rm", "one"]).refuses(1, "Error response from daemon: No such container: one");
+        assert_eq!(cli.run(&["rm", "-f", "one"]).exits(0).trim(), "Error response from daemon: No such container: one");
+    });
+}
+
+/// A container in each state, made anew for each call.
+fn fresh(engine: &Engine, state: &str) -> String {
+    let command = if state == "exited" { json!(["true"]) } else { json!(["sleep", "600"]) };
+    engine.api("DELETE", &format!("/containers/{state}?force=1"), None);
+    let id = engine.create(state, &json!({"Image": "busybox", "Cmd": command, "HostConfig": {"NetworkMode": "none"}}));
+    if state != "created" {
+        assert_eq!(engine.api("POST", &format!("/containers/{state}/start"), None).0, 204);
+    }
+    if state == "exited" {
+        engine.await_state(state, "exited");
+    }
+    if state == "paused" {
+        assert_eq!(engine.api("POST", &format!("/containers/{state}/pause"), None).0, 204);
+    }
+    id
+}
+
+#[test]
+fn every_command_in_every_state_answers_as_dockers() {
+    let engine = Engine::start();
+    // Of each command: the status and the text it gives to created, running, exited, paused. ID stands for the id.
+    let table: &[(&str, &str, [(u16, &str); 4])] = &[
+        ("POST", "start", [(204, ""), (304, ""), (204, ""), (409, "cannot start a paused container, try unpause instead")]),
+        ("POST", "stop?t=0", [(304, ""), (204, ""), (304, ""), (204, "")]),
+        (
+            "POST",
+            "kill",
+            [
+                (409, "cannot kill container: created: container ID is not running"),
+                (204, ""),
+                (409, "cannot kill container: exited: container ID is not running"),
+                (204, ""),
+            ],
+        ),
+        ("POST", "restart?t=0", [(204, ""), (204, ""), (204, ""), (204, "")]),
+        (
+            "POST",
+            "pause",
+            [
+                (409, "container ID is not running"),
+                (204, ""),
+                (409, "container ID is not running"),
+                (409, "Container ID is already paused"),
+            ],
+        ),
+        (
+            "POST",
+            "unpause",
+            [(500, "Container ID is not paused"), (500, "Container ID is not paused"), (500, "Container ID is not paused"), (204, "")],
+        ),
+        ("GET", "top", [(409, "container ID is not running"), (200, ""), (409, "container ID is not running"), (200, "")]),
+        (
+            "DELETE",
+            "",
+            [
+                (204, ""),
+                (409, "cannot remove container \"running\": container is running: stop the container before removing or force remove"),
+                (204, ""),
+                (409, "cannot remove container \"paused\": container is paused and must be unpaused first"),
+            ],
+        ),
+        ("DELETE", "?force=1", [(204, ""), (204, ""), (204, ""), (204, "")]),
+    ];
+    for (method, command, expected) in table {
+        for (state, (status, text)) in ["created", "running", "exited", "paused"].into_iter().zip(expected) {
+            let id = fresh(&engine, state);
+            let separator = if command.is_empty() || command.starts_with('?') { "" } else { "/" };
+            let (found, answer) = engine.api(method, &format!("/containers/{state}{separator}{command}"), None);
+            assert_eq!(found, *status, "{method} {command} when {state}: {answer}");
+            if !text.is_empty() {
+                assert_eq!(answer["message"].as_str(), Some(text.replace("ID", &id).as_str()), "{method} {command} when {state}");
+            }
+        }
+    }
+}
+
+#[test]
+fn stop_sends_the_stop_signal() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        cli.up("own", &["--stop-signal", "USR1"], &["sh", "-c", TRAPS]);
+        engine.await_log("own", "ready");
+        assert_eq!(cli.run(&["stop", "own"]).ok(), "own");
+        assert_eq!(engine.inspect("own")["State"]["ExitCode"], 5);
+        cli.up("usual", &[], &["sh", "-c", TRAPS]);
+        engine.await_log("usual", "ready");
+        cli.run(&["stop", "usual"]).ok();
+        assert_eq!(engine.inspect("usual")["State"]["ExitCode"], 6);
+        cli.up("given", &[], &["sh", "-c", TRAPS]);
+        engine.await_log("given", "ready");
+        cli.run(&["stop", "-s", "USR1", "given"]).ok();
+        assert_eq!(engine.inspect("given")["State"]["ExitCode"], 5);
+    });
+}
+
+#[test]
+fn stop_kills_when_the_time_is_over_and_not_before() {
+    let engine = Engine::start();
+    let cli = engine.cli(whelk_tests::Program::Docker);
+    // Without a handler, the kernel keeps signals from the first process of a pid namespace.
+    let check = |flags: &[&str], stop: &[&str], least: u64, most: u64| {
+        cli.up("deaf", flags, &["sleep", "600"]);
+        let begin = Instant::now();
+        cli.run(&[&["stop"][..], stop, &["deaf"][..]].concat()).ok();
+        let took = begin.elapsed();
+        assert!((Duration::from_secs(least)..Duration::from_secs(most)).contains(&took), "{flags:?} {stop:?} took {took:?}");
+        assert_eq!(engine.inspect("deaf")["State"]["ExitCode"], 137);
+        cli.run(&["rm", "deaf"]).ok();
+    };
+    check(&["--stop-timeout", "1"], &[], 1, 8);
+    check(&[], &["-t", "2"], 2, 9);
+    check(&["--stop-timeout", "20"], &["-t", "0"], 0, 8);
+}
+
+#[test]
+fn restart_runs_the_program_again_on_the_same_files() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        cli.up("again", &[], &["sh", "-c", "echo x >>/runs; wc -l </runs; exec sleep 600"]);
+        engine.await_log("again", "1\n");
+        let before = engine.inspect("again")["State"].clone();
+        assert_eq!(cli.run(&["restart", "-t", "0", "again"]).ok(), "again");
+        engine.await_log("again", "1\n2\n");
+        let after = engine.inspect("again");
+        assert_ne!(after["State"]["Pid"], before["Pid"]);
+        assert_ne!(after["State"]["StartedAt"], before["StartedAt"]);
+        assert_eq!(after["RestartCount"], 0, "a restart by hand is none by policy");
+        cli.run(&["kill", "again"]).ok();
+        cli.run(&["start", "again"]).ok();
+        engine.await_log("again", "1\n2\n3\n");
+    });
+}
+
+#[test]
+fn start_attached_shows_output_and_passes_the_status_on() {
+    Engine::start().both(|cli| {
+        cli.run(&["create", "--network", "none", "--name", "seven", "busybox", "sh", "-c", "echo hi; exit 7"]).ok();
+        for _ in 0..2 {
+            let output = cli.run(&["start", "-a", "seven"]);
+            output.exits(7);
+            assert_eq!(output.out(), "hi\n");
+        }
+        assert_eq!(cli.run(&["start", "seven"]).ok(), "seven");
+        assert_eq!(cli.run(&["wait", "seven"]).ok(), "7");
+    });
+}
+
+#[test]
+fn rm_removes_a_container_at_its_end() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.sh(&[], "exit 3").exits(3);
+        assert_eq!(cli.run(&["ps", "-aq"]).ok(), "");
+        cli.up("soon", &["--rm"], &["sleep", "600"]);
+        cli.run(&["kill", "soon"]).ok();
+        engine.await_state("soon", "");
+        let left = || std::fs::read_dir(engine.root().join("containers")).map_or(0, Iterator::count);
+        eventually("its directory to be gone", || (left() == 0).then_some(()));
+    });
+}
+
+#[test]
+fn wait_gives_the_status_of_each() {
+    Engine::start().both(|cli| {
+        for (name, code) in [("five", "exit 5"), ("zero", "exit 0")] {
+            cli.up(name, &[], &["sh", "-c", code]);
+        }
+        cli.up("later", &[], &["sh", "-c", TRAPS]);
+        cli.engine().await_log("later", "ready");
+        let mut waiting = cli.spawn(&["wait", "five", "zero", "later", "nosuch"]);
+        waiting.expect("5\n0\n");
+        assert!(waiting.is_running());
+        cli.run(&["kill", "-s", "USR1", "later"]).ok();
+        let output = waiting.finish();
+        output.refuses(1, "Error response from daemon: No such container: nosuch");
+        assert_eq!(output.out(), "5\n0\n5\n");
+    });
+}
+
+#[test]
+fn pause_stops_the_clock_of_a_container() {
+    Engine::start().both(|cli| {
+        let shared = cli.engine().scratch("pause");
+        let count = || std::fs::read_to_string(shared.join("n")).unwrap_or_default();
+        let volume = format!("{}:/b", shared.display());
+        cli.up("counts", &["-v", &volume], &["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >/b/n; done"]);
+        eventually("it counts", || count().trim().parse::<u64>().is_ok_and(|n| n > 10).then_some(()));
+        assert_eq!(cli.run(&["pause", "counts"]).ok(), "counts");
+        let frozen = count();
+        stays("it does not count while it is paused", Duration::from_millis(300), || count() == frozen);
+        cli.run(&["exec", "counts", "true"]).refuses(1, "Container counts is paused, unpause the container before exec");
+        cli.run(&["unpause", "counts"]).ok();
+        eventually("it counts again", || (count() != frozen).then_some(()));
+        // A paused container can be stopped and removed too.
+        cli.run(&["pause", "counts"]).ok();
+        cli.run(&["stop", "-t", "0", "counts"]).ok();
+        assert_eq!(cli.engine().state("counts"), "exited");
+    });
+}
+
+#[test]
+fn a_restart_policy_starts_again_as_often_as_it_says() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        cli.up("thrice", &["--restart", "on-failure:2"], &["sh", "-c", "echo run; exit 4"]);
+        eventually("the last try", || (engine.inspect("thrice")["RestartCount"] == 2 && engine.state("thrice") == "exited").then_some(()));
+        assert_eq!(engine.logs("thrice"), "run\nrun\nrun\n");
+        assert_eq!(engine.inspect("thrice")["State"]["ExitCode"], 4);
+        cli.up("once", &["--restart", "on-failure:2"], &["sh", "-c", "echo run"]);
+        engine.await_state("once", "exited");
+        assert_eq!((engine.logs("once").as_str(), engine.inspect("once")["RestartCount"].as_i64()), ("run\n", Some(0)));
+        cli.up("always", &["--restart", "always"], &["sh", "-c", TRAPS]);
+        engine.await_log("always", "ready\n");
+        // What dies by itself comes back; what was stopped does not.
+        kill_process(Pid::from_raw(engine.pid("always")).unwrap(), Signal::USR1).unwrap();
+        engine.await_log("always", "ready\nready\n");
+        cli.run(&["stop", "always"]).ok();
+        stays("it is stopped", Duration::from_millis(500), || engine.state("always") == "exited");
+    });
+}
+
+#[test]
+fn update_changes_what_inspect_shows() {
+    Engine::start().both(|cli| {
+        cli.up("changed", &[], &["sleep", "600"]);
+        assert_eq!(cli.run(&["update", "--restart", "on-failure:3", "--cpus", "0.5", "changed"]).ok(), "changed");
+        let config = &cli.engine().inspect("changed")["HostConfig"];
+        assert_eq!(config["RestartPolicy"], json!({"Name": "on-failure", "MaximumRetryCount": 3}));
+        assert_eq!(config["NanoCpus"], 500_000_000);
+        cli.run(&["update", "-m", "1m", "changed"]).refuses(1, "Minimum memory limit allowed is 6MB");
+        cli.run(&["update", "changed"]).refuses(1, "you must provide one or more flags when using this command");
+    });
+}
+
+#[test]
+fn top_lists_the_processes_as_the_host_sees_them() {
+    let words = |line: Option<&str>| line.unwrap_or_default().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    Engine::start().both(|cli: Cli<'_>| {
+        cli.up("busy", &[], &["sleep", "600"]);
+        let pid = cli.engine().pid("busy").to_string();
+        let text = cli.run(&["top", "busy"]).ok();
+        assert_eq!(words(text.lines().next()), ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
+        let row = words(text.lines().nth(1));
+        assert_eq!((row[0].as_str(), &row[1], &row[7..]), ("root", &pid, &["sleep".to_owned(), "600".to_owned()][..]));
+        let text = cli.run(&["top", "busy", "-o", "pid,args"]).ok();
+        assert_eq!(words(text.lines().nth(1)), [pid.as_str(), "sleep", "600"]);
+        cli.run(&["top", "nosuch"]).refuses(1, "No such container: nosuch");
+    });
+}
+
+#[test]
+fn a_cidfile_holds_the_id() {
+    Engine::start().both(|cli| {
+        let file = cli.engine().scratch("cid").join(format!("{:?}", cli.program()));
+        let path = file.display().to_string();
+        let id = cli.run(&["create", "--network", "none", "--cidfile", &path, "busybox", "true"]).ok();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), id);
+        cli.run(&["create", "--cidfile", &path, "busybox", "true"]).refuses(1, "container ID file found");
+    });
+}
