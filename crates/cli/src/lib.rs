@@ -1,2 +1,60 @@
-//! stub
-pub fn main() -> std::process::ExitCode { std::process::ExitCode::FAILURE }
+//! The command line: Docker's commands and flags, over the Engine API and nothing else.
+//!
+//! `commands` has one file per command or family of commands; `client` speaks HTTP; `format` makes tables and carries
+//! out Go templates.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line does")]
+
+mod autostart;
+mod client;
+mod commands;
+mod format;
+mod terminal;
+
+use std::process::ExitCode;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    // A pipe that its reader closes ends the program quietly, as with any other.
+    match commands::run() {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            if !failure.text.is_empty() {
+                eprintln!("{}", failure.text);
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// How a command failed: what to say and the exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub text: String,
+    pub code: u8,
+}
+
+pub(crate) type Outcome<T = u8> = Result<T, Failure>;
+
+impl Failure {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), code: 1 }
+    }
+
+    pub(crate) fn with_code(code: u8, text: impl Into<String>) -> Self {
+        Self { text: text.into(), code }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(format!("{error:#}"))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        // Whoever read our output has seen enough.
+        if error.kind() == std::io::ErrorKind::BrokenPipe { Self::with_code(0, "") } else { Self::new(error.to_string()) }
+    }
+}

@@ -457,14 +457,14 @@ fn a_later_entry_replaces_an_earlier_one() {
     check_files(&[dir("x/"), file("x/y", ""), dir("x/z/"), file("x/z/deep", ""), file("x", "new")], &["x file 0644 0:0 new"]);
     check_files(&[dir("x/"), file("x/y", ""), symlink("x", "y")], &["x link 0:0 y"]);
     check_files(&[symlink("x", "y"), file("x", "new"), file("z", "")], &["x file 0644 0:0 new", "z file 0644 0:0"]);
-    check_files(&[symlink("x", "d"), dir("d/"), dir("x/"), file("x/f", "")], &["d dir 0755 0:0", "x dir 0755 0:0 opaque", "x/f file 0644 0:0"]);
+    check_files(
+        &[symlink("x", "d"), dir("d/"), dir("x/"), file("x/f", "")],
+        &["d dir 0755 0:0", "x dir 0755 0:0 opaque", "x/f file 0644 0:0"],
+    );
     check_files(&[fifo("x"), file("x", "new")], &["x file 0644 0:0 new"]);
     check_files(&[dir("x/"), file("x/y", "kept"), dir("x/").mode(0o711)], &["x dir 0711 0:0", "x/y file 0644 0:0 kept"]);
     // Replacing one name of a file leaves the others alone.
-    check_files(
-        &[file("a", "old"), hard_link("b", "a"), file("a", "new")],
-        &["a file 0644 0:0 new", "b file 0644 0:0 old"],
-    );
+    check_files(&[file("a", "old"), hard_link("b", "a"), file("a", "new")], &["a file 0644 0:0 new", "b file 0644 0:0 old"]);
     check_files(&[file("a", "1"), file("b", "2"), hard_link("b", "a")], &["a file 0644 0:0 1", "b file 0644 0:0 1"]);
 }
 
@@ -572,7 +572,8 @@ fn compressed_layers() {
     check_compressed(&gzip(&archive), &archive);
     check_compressed(&[gzip(first), gzip(second)].concat(), &archive);
     check_compressed(&[gzip(b""), gzip(first), gzip(b""), gzip(second)].concat(), &archive);
-    let mut named = flate2::GzBuilder::new().filename("layer.tar").comment("a comment").mtime(5).write(Vec::new(), flate2::Compression::best());
+    let mut named =
+        flate2::GzBuilder::new().filename("layer.tar").comment("a comment").mtime(5).write(Vec::new(), flate2::Compression::best());
     named.write_all(&archive).unwrap();
     check_compressed(&named.finish().unwrap(), &archive);
     check_compressed(&zstandard(&archive), &archive);

@@ -414,7 +414,7 @@ impl Shim {
 
     /// Collects every child that has ended: started processes, and orphans that the kernel gave to this subreaper.
     fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             let ended = self.processes.values().find(|process| process.pid == pid && process.exit.is_none()).map(|process| process.number);
             match ended {
                 Some(INIT) => self.init_ended(status),

@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{WaitOptions, wait};
 use whelk_sys::signal;
 
 /// Signals that are about this process itself, not for the program.
@@ -35,7 +35,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitC
         for number in signal::drain(&signals).into_iter().filter(|number| *number != 17) {
             let _ = signal::kill(child, number);
         }
-        while let Ok(Some((pid, status))) = waitpid(None::<Pid>, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if pid.as_raw_nonzero().get() == child {
                 let status = std::process::ExitStatus::from_raw(status.as_raw());
                 let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);

@@ -78,13 +78,20 @@ pub(crate) fn index(manifests: &[Value]) -> Vec<u8> {
     bytes(&json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}))
 }
 
+/// Archives have what images share once.
+fn push_once(entries: &mut Vec<Entry>, entry: Entry) {
+    if !entries.iter().any(|there| there.name == entry.name) {
+        entries.push(entry);
+    }
+}
+
 /// Docker's archive as it is written since version 25, without the parts for OCI.
 pub(crate) fn docker_archive(images: &[(&Image, &[&str])]) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut manifest = Vec::new();
     for (image, names) in images {
-        entries.extend(image.layers.iter().map(|layer| blob(layer)));
-        entries.push(blob(&image.config));
+        image.layers.iter().for_each(|layer| push_once(&mut entries, blob(layer)));
+        push_once(&mut entries, blob(&image.config));
         manifest.push(json!({"Config": blob_name(&image.config), "RepoTags": names, "Layers": image.layer_names()}));
     }
     entries.push(file("manifest.json", bytes(&Value::Array(manifest))));
@@ -136,9 +143,9 @@ pub(crate) fn oci_archive(images: &[(&Image, &str)]) -> Vec<Entry> {
     let mut manifests = Vec::new();
     for (image, name) in images {
         let manifest = image.manifest();
-        entries.extend(image.layers.iter().map(|layer| blob(layer)));
-        entries.push(blob(&image.config));
-        entries.push(blob(&manifest));
+        image.layers.iter().for_each(|layer| push_once(&mut entries, blob(layer)));
+        push_once(&mut entries, blob(&image.config));
+        push_once(&mut entries, blob(&manifest));
         let mut descriptor = descriptor(MANIFEST, &manifest);
         descriptor["annotations"] = json!({"io.containerd.image.name": name});
         manifests.push(descriptor);

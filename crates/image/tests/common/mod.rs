@@ -5,6 +5,7 @@
 
 pub(crate) mod images;
 
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +18,9 @@ use whelk_sys::fs;
 
 /// The time of every entry that has no other.
 pub(crate) const MTIME: u64 = 1_000_000_000;
+
+/// From the root of a layer that is being unpacked to the directory that nothing may touch.
+pub(crate) const CLIMB: &str = "../../../../outside";
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
@@ -114,7 +118,16 @@ pub(crate) fn names(directory: &Path) -> Vec<String> {
 fn snapshot(path: &Path, lines: &mut Vec<String>) {
     let data = fs::metadata(path).unwrap();
     let times = format!("{}.{} {}.{}", data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
-    lines.push(format!("{} {} {:o} {}:{} {} {} {times}", path.display(), data.ino(), data.mode(), data.uid(), data.gid(), data.nlink(), data.len()));
+    lines.push(format!(
+        "{} {} {:o} {}:{} {} {} {times}",
+        path.display(),
+        data.ino(),
+        data.mode(),
+        data.uid(),
+        data.gid(),
+        data.nlink(),
+        data.len()
+    ));
     if data.is_dir() {
         for entry in fs::list(path).unwrap() {
             snapshot(&entry.path(), lines);
@@ -420,6 +433,11 @@ pub(crate) fn gzip(content: &[u8]) -> Vec<u8> {
 
 pub(crate) fn zstandard(content: &[u8]) -> Vec<u8> {
     zstd::encode_all(content, 1).unwrap()
+}
+
+/// Zeros without end, after a beginning.
+pub(crate) fn endless(beginning: Vec<u8>, length: u64) -> impl Read + Send {
+    io::Cursor::new(beginning).chain(io::repeat(0).take(length))
 }
 
 /// Bytes that compress badly, always the same ones.

@@ -1,0 +1,46 @@
+//! Starting an engine when none listens at the default socket: a first `whelk run` needs no other step.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::client::{Client, DEFAULT_SOCKET};
+use crate::{Failure, Outcome};
+
+/// How long a new engine may take until it listens.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Makes sure that an engine listens at the default socket.
+pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
+    if client.connect().await.is_ok() {
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::new(format!("no whelk engine listens at {DEFAULT_SOCKET}, and only root may start one: run \"sudo whelk daemon\"")));
+    }
+    eprintln!("whelk: no engine at {DEFAULT_SOCKET}, starting one");
+    let program = std::env::current_exe()?;
+    let log = log_file()?;
+    // In a session of its own: it stays when this command and its terminal are gone.
+    let mut engine = Command::new("/proc/self/exe");
+    engine.arg0(program).arg("daemon").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+    let mut engine = engine.spawn().map_err(|error| Failure::new(format!("start an engine: {error}")))?;
+    let begin = Instant::now();
+    while begin.elapsed() < PATIENCE {
+        if client.connect().await.is_ok() {
+            return Ok(());
+        }
+        if let Ok(Some(status)) = engine.try_wait() {
+            return Err(Failure::new(format!("the engine ended at once ({status}); see {LOG}")));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Err(Failure::new(format!("the engine does not answer; see {LOG}")))
+}
+
+const LOG: &str = "/var/log/whelk.log";
+
+fn log_file() -> Outcome<Stdio> {
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(LOG);
+    file.map(Stdio::from).map_err(|error| Failure::new(format!("open {LOG}: {error}")))
+}

@@ -1,0 +1,196 @@
+//! Connecting this terminal to a container's streams; shared by `run`, `start -a`, `attach` and `exec`.
+
+use clap::Args;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::client::{Client, escape_name};
+use crate::terminal::{self, Raw};
+use crate::{Failure, Outcome};
+
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    /// Do not attach STDIN
+    #[arg(long)]
+    no_stdin: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, default_value = "")]
+    detach_keys: String,
+    /// Proxy all received signals to the process
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    sig_proxy: bool,
+    container: String,
+}
+
+/// What a connection carries.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Streams {
+    pub stdin: bool,
+    pub tty: bool,
+    pub detach_keys: String,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Output,
+    Detached,
+}
+
+/// Copies both ways until the output ends or the keys to detach are typed.
+pub(crate) async fn pump(connection: TokioIo<Upgraded>, streams: &Streams) -> Outcome<Ended> {
+    let keys = terminal::detach_keys(&streams.detach_keys)?;
+    let raw = if streams.tty && streams.stdin { Raw::enter() } else { None };
+    let (mut read, mut write) = tokio::io::split(connection);
+    let input = async {
+        if !streams.stdin {
+            let _ = write.shutdown().await;
+            return std::future::pending().await;
+        }
+        let mut stdin = tokio::io::stdin();
+        let mut buffer = vec![0; 32 << 10];
+        let mut matched = 0;
+        loop {
+            let Ok(count) = stdin.read(&mut buffer).await else { return std::future::pending().await };
+            if count == 0 {
+                let _ = write.shutdown().await;
+                return std::future::pending().await;
+            }
+            if streams.tty && raw.is_some() {
+                for &byte in &buffer[..count] {
+                    matched = if byte == keys[matched] { matched + 1 } else { usize::from(byte == keys[0]) };
+                    if matched == keys.len() {
+                        return Ended::Detached;
+                    }
+                }
+            }
+            if write.write_all(&buffer[..count]).await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    };
+    let output = copy_output(&mut read, streams.tty);
+    let ended = tokio::select! {
+        ended = input => ended,
+        result = output => { result?; Ended::Output }
+    };
+    drop(raw);
+    Ok(ended)
+}
+
+/// Output to this terminal: as it comes with a terminal, else taken out of its frames to the right stream.
+async fn copy_output(read: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Outcome<()> {
+    use std::io::Write;
+    let mut buffer = vec![0; 64 << 10];
+    if tty {
+        loop {
+            let count = read.read(&mut buffer).await.unwrap_or(0);
+            if count == 0 {
+                return Ok(());
+            }
+            let mut out = std::io::stdout();
+            out.write_all(&buffer[..count]).and_then(|()| out.flush())?;
+        }
+    }
+    demultiplex(read).await
+}
+
+/// Takes frames apart until the stream ends.
+pub(crate) async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outcome<()> {
+    use std::io::Write;
+    const STDERR: u8 = 2;
+    let mut buffer = Vec::with_capacity(64 << 10);
+    loop {
+        if read.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
+            return Ok(());
+        }
+        let mut start = 0;
+        let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
+        while let Some([stream, _, _, _, a, b, c, d]) = buffer[start..].first_chunk::<8>() {
+            let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+            let Some(data) = buffer.get(start + 8..start + 8 + length) else {
+                let needed = start + 8 + length - buffer.len();
+                buffer.reserve(needed);
+                break;
+            };
+            if *stream == STDERR { err.write_all(data)? } else { out.write_all(data)? }
+            start += 8 + length;
+        }
+        out.flush()?;
+        drop((out, err));
+        buffer.drain(..start);
+    }
+}
+
+/// Tells the engine the terminal's size, now and at every change, until dropped.
+pub(crate) fn follow_size(client: &Client, path: String) -> tokio::task::JoinHandle<()> {
+    let client = client.clone();
+    tokio::spawn(async move {
+        let Ok(mut changes) = signal(SignalKind::window_change()) else { return };
+        loop {
+            if let Some((height, width)) = terminal::size() {
+                let _ = client.post(&format!("{path}?h={height}&w={width}"), None).await;
+            }
+            if changes.recv().await.is_none() {
+                return;
+            }
+        }
+    })
+}
+
+/// Passes signals that this command gets on to the container, until dropped.
+pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHandle<()> {
+    let (client, id) = (client.clone(), id.to_owned());
+    tokio::spawn(async move {
+        let kinds = [(SignalKind::interrupt(), "INT"), (SignalKind::terminate(), "TERM"), (SignalKind::hangup(), "HUP"), (SignalKind::quit(), "QUIT"), (SignalKind::user_defined1(), "USR1"), (SignalKind::user_defined2(), "USR2")];
+        let mut tasks = tokio::task::JoinSet::new();
+        for (kind, name) in kinds {
+            let (client, id) = (client.clone(), id.clone());
+            tasks.spawn(async move {
+                let Ok(mut received) = signal(kind) else { return };
+                while received.recv().await.is_some() {
+                    let _ = client.post(&format!("/containers/{id}/kill?signal={name}"), None).await;
+                }
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+    })
+}
+
+/// The query of an attach request.
+pub(crate) fn attach_path(id: &str, stdin: bool, stdout: bool, stderr: bool, detach_keys: &str) -> String {
+    let on = |flag: bool| if flag { "1" } else { "" };
+    format!("/containers/{}/attach{}", escape_name(id), crate::client::query(&[("stream", "1"), ("stdin", on(stdin)), ("stdout", on(stdout)), ("stderr", on(stderr)), ("detachKeys", detach_keys)]))
+}
+
+pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
+    let name = escape_name(&args.container);
+    let container = client.get(&format!("/containers/{name}/json")).await?;
+    let state = &container["State"];
+    if state["Running"] != true {
+        return Err(Failure::new("cannot attach to a stopped container, start it first"));
+    }
+    if state["Paused"] == true {
+        return Err(Failure::new("cannot attach to a paused container, unpause it first"));
+    }
+    let tty = container["Config"]["Tty"] == true;
+    let stdin = !args.no_stdin && container["Config"]["OpenStdin"] == true;
+    if tty && stdin && !terminal::stdin_is_terminal() {
+        return Err(Failure::new("the input device is not a TTY"));
+    }
+    let waiting = { let (client, path) = (client.clone(), format!("/containers/{name}/wait")); tokio::spawn(async move { client.post(&path, None).await }) };
+    let connection = client.hijack(&attach_path(&args.container, stdin, true, true, &args.detach_keys), None).await?;
+    let size = tty.then(|| follow_size(client, format!("/containers/{name}/resize")));
+    let signals = (args.sig_proxy && !tty).then(|| forward_signals(client, &name));
+    let ended = pump(connection, &Streams { stdin, tty, detach_keys: args.detach_keys }).await;
+    for task in [size, signals].into_iter().flatten() {
+        task.abort();
+    }
+    if ended? == Ended::Detached {
+        return Err(Failure::new("read escape sequence"));
+    }
+    let status = waiting.await.map_err(|error| Failure::new(error.to_string()))??;
+    Ok(u8::try_from(status["StatusCode"].as_i64().unwrap_or(0)).unwrap_or(1))
+}

@@ -1,0 +1,291 @@
+//! The commands that do one thing to each container named: start, stop, kill, rm, …
+
+use clap::Args;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use super::attach::{Ended, Streams, attach_path, follow_size, forward_signals, pump};
+use super::run::{exit_code, wait_request};
+use super::{Names, for_each};
+use crate::client::{Client, escape_name, no_body, query};
+use crate::format::table::{align, print_text};
+use crate::format::units::parse_size;
+use crate::{Failure, Outcome, terminal};
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// Attach STDOUT/STDERR and forward signals
+    #[arg(short, long)]
+    attach: bool,
+    /// Attach container's STDIN
+    #[arg(short, long)]
+    interactive: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, default_value = "")]
+    detach_keys: String,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
+    if !args.attach && !args.interactive {
+        let outcome = for_each(&args.containers, async |name| {
+            client.post(&format!("/containers/{}/start", escape_name(name)), None).await?;
+            println!("{name}");
+            Ok(())
+        })
+        .await;
+        return outcome.map_err(|failure| Failure::new(format!("{}\nfailed to start containers: {}", failure.text, args.containers.join(", "))));
+    }
+    let [name] = args.containers.as_slice() else { return Err(Failure::new("you cannot start and attach multiple containers at once")) };
+    let container = client.get(&format!("/containers/{}/json", escape_name(name))).await?;
+    let id = container["Id"].as_str().unwrap_or_default().to_owned();
+    let tty = container["Config"]["Tty"] == true;
+    let stdin = args.interactive && container["Config"]["OpenStdin"] == true;
+    let connection = client.hijack(&attach_path(&id, stdin, true, true, &args.detach_keys), None).await?;
+    let removed = container["HostConfig"]["AutoRemove"] == true;
+    let wait = wait_request(client, &id, if removed { "removed" } else { "next-exit" }).await?;
+    let signals = (!tty).then(|| forward_signals(client, &id));
+    let streams = Streams { stdin, tty: tty && terminal::stdin_is_terminal() || tty, detach_keys: args.detach_keys };
+    client.post(&format!("/containers/{id}/start"), None).await?;
+    let size = tty.then(|| follow_size(client, format!("/containers/{id}/resize")));
+    let ended = pump(connection, &streams).await;
+    for task in [size, signals].into_iter().flatten() {
+        task.abort();
+    }
+    if ended? == Ended::Detached {
+        return Ok(0);
+    }
+    Ok(exit_code(&crate::client::read(wait).await?))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Signal to send to the container
+    #[arg(short, long, default_value = "")]
+    signal: String,
+    /// Seconds to wait before killing the container
+    #[arg(short = 't', long, visible_alias = "time", allow_hyphen_values = true)]
+    timeout: Option<i64>,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+pub(crate) async fn stop(client: &Client, args: StopArgs, action: &str) -> Outcome {
+    let timeout = args.timeout.map(|seconds| seconds.to_string()).unwrap_or_default();
+    let query = query(&[("signal", &args.signal), ("t", &timeout)]);
+    for_each(&args.containers, async |name| {
+        client.post(&format!("/containers/{}/{action}{query}", escape_name(name)), None).await?;
+        println!("{name}");
+        Ok(())
+    })
+    .await
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Signal to send to the container
+    #[arg(short, long, default_value = "")]
+    signal: String,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+pub(crate) async fn kill(client: &Client, args: KillArgs) -> Outcome {
+    for_each(&args.containers, async |name| {
+        client.post(&format!("/containers/{}/kill{}", escape_name(name), query(&[("signal", &args.signal)])), None).await?;
+        println!("{name}");
+        Ok(())
+    })
+    .await
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Force the removal of a running container (uses SIGKILL)
+    #[arg(short, long)]
+    force: bool,
+    /// Remove the specified link
+    #[arg(short, long)]
+    link: bool,
+    /// Remove anonymous volumes associated with the container
+    #[arg(short, long)]
+    volumes: bool,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
+    let on = |flag: bool| if flag { "1" } else { "" };
+    let query = query(&[("force", on(args.force)), ("link", on(args.link)), ("v", on(args.volumes))]);
+    for_each(&args.containers, async |name| {
+        match client.delete(&format!("/containers/{}{query}", escape_name(name))).await {
+            // With force, what is not there is as removed as it can be.
+            Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
+                eprintln!("{error}");
+                return Ok(());
+            }
+            result => result?,
+        };
+        println!("{name}");
+        Ok(())
+    })
+    .await
+}
+
+/// A request without parameters for each container.
+pub(crate) async fn each(client: &Client, names: &[String], action: &str) -> Outcome {
+    for_each(names, async |name| {
+        client.post(&format!("/containers/{}/{action}", escape_name(name)), None).await?;
+        println!("{name}");
+        Ok(())
+    })
+    .await
+}
+
+pub(crate) async fn wait(client: &Client, names: Names) -> Outcome {
+    for_each(&names.containers, async |name| {
+        let status = client.post(&format!("/containers/{}/wait", escape_name(name)), None).await?;
+        println!("{}", status["StatusCode"]);
+        Ok(())
+    })
+    .await
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    container: String,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ps OPTIONS")]
+    options: Vec<String>,
+}
+
+pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
+    let top = client.get(&format!("/containers/{}/top{}", escape_name(&args.container), query(&[("ps_args", &args.options.join(" "))]))).await?;
+    let line = |cells: &Value| cells.as_array().into_iter().flatten().map(|cell| cell.as_str().unwrap_or_default()).collect::<Vec<_>>().join("\t");
+    let mut lines = vec![line(&top["Titles"])];
+    lines.extend(top["Processes"].as_array().into_iter().flatten().map(line));
+    print_text(&align(&lines));
+    Ok(0)
+}
+
+pub(crate) async fn rename(client: &Client, name: &str, new_name: &str) -> Outcome {
+    client.post(&format!("/containers/{}/rename{}", escape_name(name), query(&[("name", new_name)])), None).await.map_err(|error| Failure::new(format!("{error}\nfailed to rename container named {name}")))?;
+    Ok(0)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// Block IO (relative weight), between 10 and 1000, or 0 to disable
+    #[arg(long)]
+    blkio_weight: Option<u16>,
+    /// Limit CPU CFS (Completely Fair Scheduler) period
+    #[arg(long)]
+    cpu_period: Option<i64>,
+    /// Limit CPU CFS (Completely Fair Scheduler) quota
+    #[arg(long, allow_hyphen_values = true)]
+    cpu_quota: Option<i64>,
+    /// Limit the CPU real-time period in microseconds
+    #[arg(long)]
+    cpu_rt_period: Option<i64>,
+    /// Limit the CPU real-time runtime in microseconds
+    #[arg(long)]
+    cpu_rt_runtime: Option<i64>,
+    /// CPU shares (relative weight)
+    #[arg(short, long)]
+    cpu_shares: Option<i64>,
+    /// Number of CPUs
+    #[arg(long)]
+    cpus: Option<f64>,
+    /// CPUs in which to allow execution (0-3, 0,1)
+    #[arg(long)]
+    cpuset_cpus: Option<String>,
+    /// MEMs in which to allow execution (0-3, 0,1)
+    #[arg(long)]
+    cpuset_mems: Option<String>,
+    /// Memory limit
+    #[arg(short, long)]
+    memory: Option<String>,
+    /// Memory soft limit
+    #[arg(long)]
+    memory_reservation: Option<String>,
+    /// Swap limit equal to memory plus swap: '-1' to enable unlimited swap
+    #[arg(long, allow_hyphen_values = true)]
+    memory_swap: Option<String>,
+    /// Tune container pids limit (set -1 for unlimited)
+    #[arg(long, allow_hyphen_values = true)]
+    pids_limit: Option<i64>,
+    /// Restart policy to apply when a container exits
+    #[arg(long)]
+    restart: Option<String>,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+pub(crate) async fn update(client: &Client, args: UpdateArgs) -> Outcome {
+    let size = |value: &Option<String>| value.as_deref().map_or(Ok(0), |text| if text == "-1" { Ok(-1) } else { parse_size(text) });
+    let mut body = json!({
+        "BlkioWeight": args.blkio_weight.unwrap_or(0), "CpuPeriod": args.cpu_period.unwrap_or(0), "CpuQuota": args.cpu_quota.unwrap_or(0),
+        "CpuRealtimePeriod": args.cpu_rt_period.unwrap_or(0), "CpuRealtimeRuntime": args.cpu_rt_runtime.unwrap_or(0), "CpuShares": args.cpu_shares.unwrap_or(0),
+        "NanoCpus": args.cpus.map_or(0, |cpus| (cpus * 1e9).round() as i64), "CpusetCpus": args.cpuset_cpus.unwrap_or_default(), "CpusetMems": args.cpuset_mems.unwrap_or_default(),
+        "Memory": size(&args.memory)?, "MemoryReservation": size(&args.memory_reservation)?, "MemorySwap": size(&args.memory_swap)?, "PidsLimit": args.pids_limit,
+    });
+    if let Some(policy) = &args.restart {
+        let (name, count) = policy.split_once(':').unwrap_or((policy, "0"));
+        let count: i64 = count.parse().map_err(|_| Failure::new("invalid restart policy format: maximum retry count must be an integer"))?;
+        body["RestartPolicy"] = json!({"Name": name, "MaximumRetryCount": count});
+    }
+    for_each(&args.containers, async |name| {
+        let answer = client.post(&format!("/containers/{}/update", escape_name(name)), Some(&body)).await?;
+        for warning in answer["Warnings"].as_array().into_iter().flatten() {
+            eprintln!("{}", warning.as_str().unwrap_or_default());
+        }
+        println!("{name}");
+        Ok(())
+    })
+    .await
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Write to a file, instead of STDOUT
+    #[arg(short, long)]
+    output: Option<String>,
+    container: String,
+}
+
+pub(crate) async fn export(client: &Client, args: ExportArgs) -> Outcome {
+    if args.output.is_none() && terminal::stdout_is_terminal() {
+        return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
+    }
+    let response = client.send(hyper::Method::GET, &format!("/containers/{}/export", escape_name(&args.container)), &[], no_body()).await?;
+    write_body(response, args.output.as_deref()).await?;
+    Ok(0)
+}
+
+/// Writes an answer's body to a file, which is there only if it is whole, or to standard output.
+pub(crate) async fn write_body(response: hyper::Response<hyper::body::Incoming>, path: Option<&str>) -> Outcome<()> {
+    use std::io::Write;
+    let mut body = response.into_body();
+    let staged = path.map(|path| format!("{path}.part"));
+    let mut output: Box<dyn Write> = match &staged {
+        Some(staged) => Box::new(std::fs::File::create(staged).map_err(|error| Failure::new(format!("create {staged}: {error}")))?),
+        None => Box::new(std::io::stdout()),
+    };
+    let result: Outcome<()> = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Failure::new(format!("the engine ended the stream early: {error}")))?;
+            if let Ok(data) = frame.into_data() {
+                output.write_all(&data)?;
+            }
+        }
+        Ok(output.flush()?)
+    }
+    .await;
+    if let (Some(staged), Some(path)) = (&staged, path) {
+        match &result {
+            Ok(()) => std::fs::rename(staged, path).map_err(|error| Failure::new(format!("write {path}: {error}")))?,
+            Err(_) => drop(std::fs::remove_file(staged)),
+        }
+    }
+    result
+}

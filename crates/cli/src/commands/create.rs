@@ -1,0 +1,601 @@
+//! `create`, and the flags it shares with `run`.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::client::{Client, query};
+use crate::format::units::parse_size;
+use crate::{Failure, Outcome};
+
+/// What a container is made with.
+#[derive(Debug, Default, Args)]
+pub(crate) struct CreateArgs {
+    /// Assign a name to the container
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Automatically remove the container when it exits
+    #[arg(long)]
+    pub rm: bool,
+    /// Keep STDIN open even if not attached
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Allocate a pseudo-TTY
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Attach to STDIN, STDOUT or STDERR
+    #[arg(short, long)]
+    pub attach: Vec<String>,
+    /// Set environment variables
+    #[arg(short, long)]
+    pub env: Vec<String>,
+    /// Read in a file of environment variables
+    #[arg(long)]
+    pub env_file: Vec<String>,
+    /// Set meta data on a container
+    #[arg(short, long)]
+    pub label: Vec<String>,
+    /// Read in a line delimited file of labels
+    #[arg(long)]
+    pub label_file: Vec<String>,
+    /// Add an annotation to the container
+    #[arg(long)]
+    pub annotation: Vec<String>,
+    /// Overwrite the default ENTRYPOINT of the image
+    #[arg(long)]
+    pub entrypoint: Option<String>,
+    /// Working directory inside the container
+    #[arg(short, long)]
+    pub workdir: Option<String>,
+    /// Username or UID (format: <name|uid>[:<group|gid>])
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Add additional groups to join
+    #[arg(long)]
+    pub group_add: Vec<String>,
+    /// Container host name
+    #[arg(short = 'h', long)]
+    pub hostname: Option<String>,
+    /// Container NIS domain name
+    #[arg(long)]
+    pub domainname: Option<String>,
+    /// Connect a container to a network
+    #[arg(long, alias = "net")]
+    pub network: Vec<String>,
+    /// Publish a container's port(s) to the host
+    #[arg(short, long)]
+    pub publish: Vec<String>,
+    /// Publish all exposed ports to random ports
+    #[arg(short = 'P', long)]
+    pub publish_all: bool,
+    /// Expose a port or a range of ports
+    #[arg(long)]
+    pub expose: Vec<String>,
+    /// Set custom DNS servers
+    #[arg(long)]
+    pub dns: Vec<String>,
+    /// Set DNS options
+    #[arg(long, alias = "dns-opt")]
+    pub dns_option: Vec<String>,
+    /// Set custom DNS search domains
+    #[arg(long)]
+    pub dns_search: Vec<String>,
+    /// Add a custom host-to-IP mapping (host:ip)
+    #[arg(long)]
+    pub add_host: Vec<String>,
+    /// Bind mount a volume
+    #[arg(short, long)]
+    pub volume: Vec<String>,
+    /// Attach a filesystem mount to the container
+    #[arg(long)]
+    pub mount: Vec<String>,
+    /// Mount a tmpfs directory
+    #[arg(long)]
+    pub tmpfs: Vec<String>,
+    /// Mount volumes from the specified container(s)
+    #[arg(long)]
+    pub volumes_from: Vec<String>,
+    /// Mount the container's root filesystem as read only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Give extended privileges to this container
+    #[arg(long)]
+    pub privileged: bool,
+    /// Add Linux capabilities
+    #[arg(long)]
+    pub cap_add: Vec<String>,
+    /// Drop Linux capabilities
+    #[arg(long)]
+    pub cap_drop: Vec<String>,
+    /// Security Options
+    #[arg(long)]
+    pub security_opt: Vec<String>,
+    /// Add a host device to the container
+    #[arg(long)]
+    pub device: Vec<String>,
+    /// Add a rule to the cgroup allowed devices list
+    #[arg(long)]
+    pub device_cgroup_rule: Vec<String>,
+    /// GPU devices to add to the container
+    #[arg(long)]
+    pub gpus: Option<String>,
+    /// PID namespace to use
+    #[arg(long)]
+    pub pid: Option<String>,
+    /// IPC mode to use
+    #[arg(long)]
+    pub ipc: Option<String>,
+    /// UTS namespace to use
+    #[arg(long)]
+    pub uts: Option<String>,
+    /// User namespace to use
+    #[arg(long)]
+    pub userns: Option<String>,
+    /// Cgroup namespace to use (host|private)
+    #[arg(long)]
+    pub cgroupns: Option<String>,
+    /// Optional parent cgroup for the container
+    #[arg(long)]
+    pub cgroup_parent: Option<String>,
+    /// Sysctl options
+    #[arg(long)]
+    pub sysctl: Vec<String>,
+    /// Ulimit options
+    #[arg(long)]
+    pub ulimit: Vec<String>,
+    /// Memory limit
+    #[arg(short, long)]
+    pub memory: Option<String>,
+    /// Swap limit equal to memory plus swap: '-1' to enable unlimited swap
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory_swap: Option<String>,
+    /// Memory soft limit
+    #[arg(long)]
+    pub memory_reservation: Option<String>,
+    /// Tune container memory swappiness (0 to 100)
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory_swappiness: Option<i64>,
+    /// Disable OOM Killer
+    #[arg(long)]
+    pub oom_kill_disable: bool,
+    /// Tune host's OOM preferences (-1000 to 1000)
+    #[arg(long, allow_hyphen_values = true)]
+    pub oom_score_adj: Option<i64>,
+    /// Number of CPUs
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpus: Option<String>,
+    /// CPU shares (relative weight)
+    #[arg(short, long, allow_hyphen_values = true)]
+    pub cpu_shares: Option<i64>,
+    /// Limit CPU CFS (Completely Fair Scheduler) period
+    #[arg(long)]
+    pub cpu_period: Option<i64>,
+    /// Limit CPU CFS (Completely Fair Scheduler) quota
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_quota: Option<i64>,
+    /// Limit CPU real-time period in microseconds
+    #[arg(long)]
+    pub cpu_rt_period: Option<i64>,
+    /// Limit CPU real-time runtime in microseconds
+    #[arg(long)]
+    pub cpu_rt_runtime: Option<i64>,
+    /// CPUs in which to allow execution (0-3, 0,1)
+    #[arg(long)]
+    pub cpuset_cpus: Option<String>,
+    /// MEMs in which to allow execution (0-3, 0,1)
+    #[arg(long)]
+    pub cpuset_mems: Option<String>,
+    /// Tune container pids limit (set -1 for unlimited)
+    #[arg(long, allow_hyphen_values = true)]
+    pub pids_limit: Option<i64>,
+    /// Block IO (relative weight), between 10 and 1000, or 0 to disable
+    #[arg(long)]
+    pub blkio_weight: Option<u16>,
+    /// Block IO weight (relative device weight)
+    #[arg(long)]
+    pub blkio_weight_device: Vec<String>,
+    /// Limit read rate (bytes per second) from a device
+    #[arg(long)]
+    pub device_read_bps: Vec<String>,
+    /// Limit write rate (bytes per second) to a device
+    #[arg(long)]
+    pub device_write_bps: Vec<String>,
+    /// Limit read rate (IO per second) from a device
+    #[arg(long)]
+    pub device_read_iops: Vec<String>,
+    /// Limit write rate (IO per second) to a device
+    #[arg(long)]
+    pub device_write_iops: Vec<String>,
+    /// Size of /dev/shm
+    #[arg(long)]
+    pub shm_size: Option<String>,
+    /// Storage driver options for the container
+    #[arg(long)]
+    pub storage_opt: Vec<String>,
+    /// Restart policy to apply when a container exits
+    #[arg(long, default_value = "no")]
+    pub restart: String,
+    /// Signal to stop the container
+    #[arg(long)]
+    pub stop_signal: Option<String>,
+    /// Timeout (in seconds) to stop a container
+    #[arg(long, allow_hyphen_values = true)]
+    pub stop_timeout: Option<i64>,
+    /// Run an init inside the container that forwards signals and reaps processes
+    #[arg(long)]
+    pub init: bool,
+    /// Logging driver for the container
+    #[arg(long)]
+    pub log_driver: Option<String>,
+    /// Log driver options
+    #[arg(long)]
+    pub log_opt: Vec<String>,
+    /// Command to run to check health
+    #[arg(long)]
+    pub health_cmd: Option<String>,
+    /// Disable any container-specified HEALTHCHECK
+    #[arg(long)]
+    pub no_healthcheck: bool,
+    /// Runtime to use for this container
+    #[arg(long)]
+    pub runtime: Option<String>,
+    /// Write the container ID to the file
+    #[arg(long)]
+    pub cidfile: Option<String>,
+    /// Set platform if server is multi-platform capable
+    #[arg(long)]
+    pub platform: Option<String>,
+    /// Pull image before running ("always", "missing", "never")
+    #[arg(long, default_value = "missing")]
+    pub pull: String,
+    /// Suppress the pull output
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Image, and the command to run in it
+    #[arg(required = true, value_names = ["IMAGE", "COMMAND"], trailing_var_arg = true, allow_hyphen_values = true)]
+    pub image_and_command: Vec<String>,
+}
+
+pub(crate) async fn create(client: &Client, args: CreateArgs) -> Outcome {
+    let id = make(client, &args, args.attach.is_empty(), None).await?;
+    println!("{id}");
+    Ok(0)
+}
+
+/// Creates the container and returns its id. Warnings go to standard error.
+pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<String> {
+    if !matches!(args.pull.as_str(), "always" | "missing" | "never") {
+        return Err(Failure::new(format!("invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"", args.pull)));
+    }
+    if let Some(path) = &args.cidfile
+        && std::fs::symlink_metadata(path).is_ok()
+    {
+        return Err(Failure::new(format!("container ID file found, make sure the other container isn't running or delete {path}")));
+    }
+    let body = body(args, attach_all, detach)?;
+    let path = format!("/containers/create{}", query(&[("name", args.name.as_deref().unwrap_or_default()), ("platform", args.platform.as_deref().unwrap_or_default())]));
+    let created = client.post(&path, Some(&body)).await?;
+    for warning in created["Warnings"].as_array().into_iter().flatten() {
+        eprintln!("WARNING: {}", warning.as_str().unwrap_or_default());
+    }
+    let id = created["Id"].as_str().unwrap_or_default().to_owned();
+    if let Some(path) = &args.cidfile {
+        std::fs::write(path, &id).map_err(|error| Failure::new(format!("write {path}: {error}")))?;
+    }
+    Ok(id)
+}
+
+fn list(values: &[String]) -> Value {
+    if values.is_empty() { Value::Null } else { json!(values) }
+}
+
+/// The body of the request.
+fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Value> {
+    let (image, command) = args.image_and_command.split_first().ok_or_else(|| Failure::new("an image is needed"))?;
+    let attached = |stream: &str| args.attach.iter().any(|given| given.eq_ignore_ascii_case(stream));
+    if let Some(wrong) = args.attach.iter().find(|stream| !["stdin", "stdout", "stderr"].contains(&stream.to_lowercase().as_str())) {
+        return Err(Failure::with_code(125, format!("invalid argument {wrong:?} for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR")));
+    }
+    let detached = detach == Some(true);
+    let all = attach_all && args.attach.is_empty() && !detached;
+    let stdin = !detached && (attached("stdin") || all && args.interactive && detach.is_some());
+    Ok(json!({
+        "Hostname": args.hostname.clone().unwrap_or_default(),
+        "Domainname": args.domainname.clone().unwrap_or_default(),
+        "User": args.user.clone().unwrap_or_default(),
+        "AttachStdin": stdin, "AttachStdout": all || attached("stdout"), "AttachStderr": all || attached("stderr"),
+        "Tty": args.tty, "OpenStdin": args.interactive, "StdinOnce": args.interactive && !detached,
+        "Env": environment(&args.env, &args.env_file)?,
+        "Cmd": if command.is_empty() { Value::Null } else { json!(command) },
+        "Image": image,
+        "WorkingDir": args.workdir.clone().unwrap_or_default(),
+        "Entrypoint": args.entrypoint.as_ref().map(|entrypoint| vec![entrypoint]),
+        "ExposedPorts": args.expose.iter().map(|port| (if port.contains('/') { port.clone() } else { format!("{port}/tcp") }, json!({}))).collect::<Map<_, _>>(),
+        "Labels": pairs(&args.label, &args.label_file)?,
+        "StopSignal": args.stop_signal.clone().unwrap_or_default(),
+        "StopTimeout": args.stop_timeout,
+        "Healthcheck": healthcheck(args),
+        "HostConfig": host_config(args)?,
+    }))
+}
+
+fn healthcheck(args: &CreateArgs) -> Value {
+    match &args.health_cmd {
+        Some(command) => json!({"Test": ["CMD-SHELL", command]}),
+        None if args.no_healthcheck => json!({"Test": ["NONE"]}),
+        None => Value::Null,
+    }
+}
+
+fn host_config(args: &CreateArgs) -> Outcome<Value> {
+    let size = |value: &Option<String>, flag: &str| value.as_deref().map_or(Ok(0), |text| named(parse_size(text), text, flag));
+    let (security, paths) = security(args)?;
+    let network = match args.network.as_slice() {
+        [] => "default".to_owned(),
+        [one] => one.clone(),
+        _ => return Err(Failure::new("several networks: not available in this version of whelk")),
+    };
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let mut host = json!({
+        "Binds": list(&args.volume),
+        "ContainerIDFile": text(&args.cidfile),
+        "LogConfig": {"Type": text(&args.log_driver), "Config": key_values(&args.log_opt)?},
+        "NetworkMode": network,
+        "PortBindings": args.publish.iter().map(|port| (port.clone(), Value::Null)).collect::<Map<_, _>>(),
+        "PublishAllPorts": args.publish_all,
+        "RestartPolicy": restart_policy(&args.restart)?,
+        "AutoRemove": args.rm,
+        "VolumesFrom": list(&args.volumes_from),
+        "Annotations": key_values(&args.annotation)?,
+        "CapAdd": list(&args.cap_add), "CapDrop": list(&args.cap_drop),
+        "CgroupnsMode": text(&args.cgroupns),
+        "Dns": list(&args.dns), "DnsOptions": list(&args.dns_option), "DnsSearch": list(&args.dns_search),
+        "ExtraHosts": list(&args.add_host), "GroupAdd": list(&args.group_add),
+        "IpcMode": text(&args.ipc), "PidMode": text(&args.pid), "UTSMode": text(&args.uts), "UsernsMode": text(&args.userns),
+        "OomScoreAdj": args.oom_score_adj.unwrap_or(0), "OomKillDisable": args.oom_kill_disable,
+        "Privileged": args.privileged, "ReadonlyRootfs": args.read_only,
+        "SecurityOpt": list(&security),
+        "StorageOpt": key_values(&args.storage_opt)?,
+        "Tmpfs": args.tmpfs.iter().map(|tmpfs| { let (path, options) = tmpfs.split_once(':').unwrap_or((tmpfs, "")); (path.to_owned(), json!(options)) }).collect::<Map<_, _>>(),
+        "ShmSize": size(&args.shm_size, "--shm-size")?,
+        "Sysctls": key_values(&args.sysctl)?,
+        "Runtime": text(&args.runtime),
+        "CpuShares": args.cpu_shares.unwrap_or(0),
+        "Memory": size(&args.memory, "-m, --memory")?,
+        "MemoryReservation": size(&args.memory_reservation, "--memory-reservation")?,
+        "MemorySwap": match args.memory_swap.as_deref() { Some("-1") => -1, _ => size(&args.memory_swap, "--memory-swap")? },
+        "MemorySwappiness": args.memory_swappiness.unwrap_or(-1),
+        "NanoCpus": args.cpus.as_deref().map_or(Ok(0), nano_cpus)?,
+        "CgroupParent": text(&args.cgroup_parent),
+        "BlkioWeight": args.blkio_weight.unwrap_or(0),
+    });
+    let more = json!({
+        "BlkioWeightDevice": rates(&args.blkio_weight_device, "--blkio-weight-device", "Weight", false)?,
+        "BlkioDeviceReadBps": rates(&args.device_read_bps, "--device-read-bps", "Rate", true)?,
+        "BlkioDeviceWriteBps": rates(&args.device_write_bps, "--device-write-bps", "Rate", true)?,
+        "BlkioDeviceReadIOps": rates(&args.device_read_iops, "--device-read-iops", "Rate", false)?,
+        "BlkioDeviceWriteIOps": rates(&args.device_write_iops, "--device-write-iops", "Rate", false)?,
+        "CpuPeriod": args.cpu_period.unwrap_or(0), "CpuQuota": args.cpu_quota.unwrap_or(0),
+        "CpuRealtimePeriod": args.cpu_rt_period.unwrap_or(0), "CpuRealtimeRuntime": args.cpu_rt_runtime.unwrap_or(0),
+        "CpusetCpus": text(&args.cpuset_cpus), "CpusetMems": text(&args.cpuset_mems),
+        "Devices": args.device.iter().map(|device| parse_device(device)).collect::<Vec<_>>(),
+        "DeviceCgroupRules": list(&args.device_cgroup_rule),
+        "DeviceRequests": args.gpus.as_ref().map(|gpus| json!([{"Driver": "", "Count": if gpus == "all" { -1 } else { 1 }, "Capabilities": [["gpu"]]}])),
+        "PidsLimit": args.pids_limit,
+        "Ulimits": args.ulimit.iter().map(|limit| parse_ulimit(limit)).collect::<Outcome<Vec<_>>>()?,
+        "Mounts": args.mount.iter().map(|mount| parse_mount(mount)).collect::<Outcome<Vec<_>>>()?,
+        "Init": args.init.then_some(true),
+    });
+    if let (Value::Object(host), Value::Object(more)) = (&mut host, more) {
+        host.extend(more);
+        if paths {
+            host.insert("MaskedPaths".into(), json!([]));
+            host.insert("ReadonlyPaths".into(), json!([]));
+        }
+        if let Some((height, width)) = crate::terminal::size().filter(|_| args.tty) {
+            host.insert("ConsoleSize".into(), json!([height, width]));
+        }
+    }
+    Ok(host)
+}
+
+/// Puts the flag's name in front of what is wrong with its value.
+fn named<T>(outcome: Outcome<T>, value: &str, flag: &str) -> Outcome<T> {
+    outcome.map_err(|failure| Failure::with_code(125, format!("invalid argument {value:?} for {flag:?} flag: {}", failure.text)))
+}
+
+fn nano_cpus(text: &str) -> Outcome<i64> {
+    let number: f64 = text.parse().map_err(|_| Failure::with_code(125, format!("invalid argument {text:?} for \"--cpus\" flag: failed to parse {text} as a rational number")))?;
+    Ok((number * 1e9).round() as i64)
+}
+
+/// Security options as the engine takes them: a profile's file becomes its content. Also whether system paths are open.
+fn security(args: &CreateArgs) -> Outcome<(Vec<String>, bool)> {
+    let mut options = Vec::new();
+    let mut open_paths = false;
+    for option in &args.security_opt {
+        match option.split_once('=').or_else(|| option.split_once(':')) {
+            Some(("systempaths", "unconfined")) => open_paths = true,
+            Some(("seccomp", profile)) if !matches!(profile, "unconfined" | "builtin") => {
+                if profile.is_empty() {
+                    return Err(Failure::with_code(125, format!("Invalid --security-opt: {option:?}")));
+                }
+                let text = std::fs::read_to_string(profile).map_err(|error| Failure::with_code(125, format!("opening seccomp profile ({profile}) failed: open {profile}: {}", plain(&error))))?;
+                let json: Value = serde_json::from_str(&text).map_err(|error| Failure::with_code(125, format!("compacting json for seccomp profile ({profile}) failed: {error}")))?;
+                options.push(format!("seccomp={json}"));
+            }
+            None if option != "no-new-privileges" => return Err(Failure::with_code(125, format!("Invalid --security-opt: {option:?}"))),
+            _ => options.push(option.clone()),
+        }
+    }
+    Ok((options, open_paths))
+}
+
+/// An error of the system as Go words it.
+pub(crate) fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    text.chars().next().map_or_else(String::new, |first| first.to_lowercase().chain(text.chars().skip(1)).collect())
+}
+
+fn restart_policy(text: &str) -> Outcome<Value> {
+    let (name, count) = text.split_once(':').unwrap_or((text, ""));
+    let count: i64 = if count.is_empty() { 0 } else { count.parse().map_err(|_| Failure::with_code(125, "invalid restart policy format: maximum retry count must be an integer"))? };
+    Ok(json!({"Name": name, "MaximumRetryCount": count}))
+}
+
+/// The environment: files first, then flags; a name alone takes the value it has here.
+pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> {
+    let mut entries: BTreeMap<String, Option<String>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for entry in lines_of(files)?.iter().chain(given) {
+        let (name, value) = match entry.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (entry.as_str(), std::env::var(entry).ok()),
+        };
+        if name.is_empty() {
+            return Err(Failure::with_code(125, format!("invalid argument {entry:?} for \"-e, --env\" flag: invalid environment variable: {entry}")));
+        }
+        if !entries.contains_key(name) {
+            order.push(name.to_owned());
+        }
+        entries.insert(name.to_owned(), value);
+    }
+    let list: Vec<String> = order.into_iter().filter_map(|name| entries.remove(&name).flatten().map(|value| format!("{name}={value}"))).collect();
+    Ok(if list.is_empty() { Value::Null } else { json!(list) })
+}
+
+fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
+    let mut lines = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).map_err(|error| Failure::with_code(125, format!("open {file}: {}", plain(&error))))?;
+        lines.extend(text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned));
+    }
+    Ok(lines)
+}
+
+fn pairs(given: &[String], files: &[String]) -> Outcome<Map<String, Value>> {
+    Ok(lines_of(files)?.iter().chain(given).map(|entry| { let (key, value) = entry.split_once('=').unwrap_or((entry, "")); (key.to_owned(), json!(value)) }).collect())
+}
+
+fn key_values(given: &[String]) -> Outcome<Map<String, Value>> {
+    given.iter().map(|entry| entry.split_once('=').map(|(key, value)| (key.to_owned(), json!(value))).ok_or_else(|| Failure::with_code(125, format!("invalid option {entry:?}: key=value is needed")))).collect()
+}
+
+/// `DEVICE:NUMBER`, with a size suffix where bytes are meant.
+fn rates(given: &[String], flag: &str, field: &str, bytes: bool) -> Outcome<Vec<Value>> {
+    given
+        .iter()
+        .map(|entry| {
+            let bad = || Failure::with_code(125, format!("invalid argument {entry:?} for {flag:?} flag: bad format: {entry}"));
+            let (path, rate) = entry.split_once(':').ok_or_else(bad)?;
+            let rate = if bytes { named(parse_size(rate), entry, flag)? } else { rate.parse().map_err(|_| bad())? };
+            Ok(json!({"Path": path, field: rate}))
+        })
+        .collect()
+}
+
+/// `HOST[:CONTAINER[:MODE]]`
+fn parse_device(text: &str) -> Value {
+    let parts: Vec<&str> = text.split(':').collect();
+    let is_mode = |mode: &str| !mode.is_empty() && mode.chars().all(|letter| "rwm".contains(letter));
+    let (host, container, mode) = match parts.as_slice() {
+        [host, mode] if is_mode(mode) => (*host, *host, *mode),
+        [host, container] => (*host, *container, "rwm"),
+        [host, container, mode] => (*host, *container, *mode),
+        _ => (text, text, "rwm"),
+    };
+    json!({"PathOnHost": host, "PathInContainer": container, "CgroupPermissions": mode})
+}
+
+/// `TYPE=SOFT[:HARD]`
+fn parse_ulimit(text: &str) -> Outcome<Value> {
+    const NAMES: [&str; 15] = ["core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"];
+    let fail = |reason: String| Failure::with_code(125, format!("invalid argument {text:?} for \"--ulimit\" flag: {reason}"));
+    let (name, values) = text.split_once('=').ok_or_else(|| fail(format!("invalid ulimit argument: {text}")))?;
+    if !NAMES.contains(&name) {
+        return Err(fail(format!("invalid ulimit type: {name}")));
+    }
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    let number = |value: &str| value.parse::<i64>().map_err(|_| fail(format!("strconv.ParseInt: parsing {value:?}: invalid syntax")));
+    let (soft, hard) = (number(soft)?, number(hard)?);
+    if hard != -1 && (soft == -1 || soft > hard) {
+        return Err(fail(format!("ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")));
+    }
+    Ok(json!({"Name": name, "Soft": soft, "Hard": hard}))
+}
+
+/// `type=bind,source=…,target=…,readonly,…`
+fn parse_mount(text: &str) -> Outcome<Value> {
+    let fail = |reason: String| Failure::with_code(125, format!("invalid argument {text:?} for \"--mount\" flag: {reason}"));
+    let (mut mount, mut bind, mut tmpfs) = (Map::new(), Map::new(), Map::new());
+    mount.insert("Type".into(), json!("volume"));
+    for field in text.split(',') {
+        let (key, value) = match field.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (field, None),
+        };
+        let value_or = |fallback: &str| value.unwrap_or(fallback).to_owned();
+        let flag = || match value {
+            None | Some("true" | "1") => Ok(true),
+            Some("false" | "0") => Ok(false),
+            Some(other) => Err(fail(format!("invalid value for {key}: {other}"))),
+        };
+        match key {
+            "readonly" | "ro" => drop(mount.insert("ReadOnly".into(), json!(flag()?))),
+            "bind-nonrecursive" => drop(bind.insert("NonRecursive".into(), json!(flag()?))),
+            "bind-create-src" => drop(bind.insert("CreateMountpoint".into(), json!(flag()?))),
+            _ if value.is_none() => return Err(fail(format!("invalid field '{field}' must be a key=value pair"))),
+            "type" => drop(mount.insert("Type".into(), json!(value_or("").to_lowercase()))),
+            "source" | "src" => {
+                let source = value_or("");
+                let source = if source.starts_with('.') { std::path::absolute(&source).map_or(source, |path| path.to_string_lossy().into_owned()) } else { source };
+                mount.insert("Source".into(), json!(source));
+            }
+            "target" | "dst" | "destination" => drop(mount.insert("Target".into(), json!(value_or("")))),
+            "bind-propagation" => drop(bind.insert("Propagation".into(), json!(value_or("")))),
+            "bind-recursive" => match value_or("").as_str() {
+                "enabled" => {}
+                "disabled" => drop(bind.insert("NonRecursive".into(), json!(true))),
+                "writable" => drop(bind.insert("ReadOnlyNonRecursive".into(), json!(true))),
+                "readonly" => drop(bind.insert("ReadOnlyForceRecursive".into(), json!(true))),
+                other => return Err(fail(format!("invalid value for bind-recursive: {other}"))),
+            },
+            "tmpfs-size" => drop(tmpfs.insert("SizeBytes".into(), json!(parse_size(&value_or(""))?))),
+            "tmpfs-mode" => drop(tmpfs.insert("Mode".into(), json!(u32::from_str_radix(&value_or(""), 8).map_err(|_| fail(format!("invalid value for tmpfs-mode: {}", value_or(""))))?))),
+            other => return Err(fail(format!("unexpected key '{other}' in '{field}'"))),
+        }
+    }
+    if !mount.contains_key("Target") {
+        return Err(fail("target is required".into()));
+    }
+    if !bind.is_empty() {
+        mount.insert("BindOptions".into(), Value::Object(bind));
+    }
+    if !tmpfs.is_empty() {
+        mount.insert("TmpfsOptions".into(), Value::Object(tmpfs));
+    }
+    Ok(Value::Object(mount))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_and_limits() {
+        assert_eq!(parse_mount("type=bind,src=/a,dst=/b,ro").unwrap(), json!({"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": true}));
+        assert!(parse_mount("bogus").unwrap_err().text.ends_with("invalid field 'bogus' must be a key=value pair"));
+        assert!(parse_mount("type=volume").unwrap_err().text.ends_with("target is required"));
+        assert_eq!(parse_ulimit("nofile=10:20").unwrap(), json!({"Name": "nofile", "Soft": 10, "Hard": 20}));
+        assert!(parse_ulimit("foo=1").unwrap_err().text.ends_with("invalid ulimit type: foo"));
+        assert_eq!(parse_device("/dev/a:r"), json!({"PathOnHost": "/dev/a", "PathInContainer": "/dev/a", "CgroupPermissions": "r"}));
+    }
+
+    #[test]
+    fn the_environment_has_each_name_once() {
+        assert_eq!(environment(&["A=1".into(), "A=2".into(), "NOT_SET_ANYWHERE_X".into()], &[]).unwrap(), json!(["A=2"]));
+        assert!(environment(&["=x".into()], &[]).is_err());
+    }
+}

@@ -1,0 +1,303 @@
+//! The commands about images.
+
+use std::io::Read;
+
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use serde_json::{Map, Value, json};
+
+use super::containers::write_body;
+use super::{filters, for_each};
+use crate::client::{Body, Client, escape, escape_name, no_body, query};
+use crate::format::table::{self, Column};
+use crate::format::units::{ago, size};
+use crate::{Failure, Outcome, terminal};
+
+#[derive(Debug, Args)]
+pub(crate) struct ImagesArgs {
+    /// Show all images (default hides intermediate images)
+    #[arg(short, long)]
+    all: bool,
+    /// Show digests
+    #[arg(long)]
+    digests: bool,
+    /// Filter output based on conditions provided
+    #[arg(short, long)]
+    filter: Vec<String>,
+    /// Format output using a custom template
+    #[arg(long, default_value = "")]
+    format: String,
+    /// Don't truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only show image IDs
+    #[arg(short, long)]
+    quiet: bool,
+    repository: Option<String>,
+}
+
+const COLUMNS: &[Column] = &[
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("Digest", "DIGEST"),
+    ("ID", "IMAGE ID"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("Size", "SIZE"),
+    ("VirtualSize", "SIZE"),
+    ("SharedSize", "SHARED SIZE"),
+    ("UniqueSize", "UNIQUE SIZE"),
+    ("Containers", "CONTAINERS"),
+];
+
+pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
+    let mut given = args.filter.clone();
+    given.extend(args.repository.as_ref().map(|repository| format!("reference={repository}")));
+    let images = client.get(&format!("/images/json{}", query(&[("all", if args.all { "1" } else { "" }), ("filters", &filters(&given)?)]))).await?;
+    let mut rows = Vec::new();
+    for image in images.as_array().into_iter().flatten() {
+        let id = image["Id"].as_str().unwrap_or_default();
+        let created = image["Created"].as_i64().unwrap_or(0);
+        let local = jiff::Timestamp::from_second(created).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
+        let bytes = size(image["Size"].as_u64().unwrap_or(0), 3);
+        let tags: Vec<&str> = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        for name in if tags.is_empty() { vec!["<none>:<none>"] } else { tags } {
+            let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "<none>"));
+            if args.repository.as_ref().is_some_and(|wanted| !matches_repository(wanted, repository, tag)) {
+                continue;
+            }
+            let fields = json!({
+                "Repository": repository, "Tag": tag, "Digest": "<none>",
+                "ID": if args.no_trunc { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
+                "CreatedSince": ago(created), "CreatedAt": local.strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string(),
+                "Size": bytes, "VirtualSize": bytes, "SharedSize": "N/A", "UniqueSize": "N/A", "Containers": "N/A",
+            });
+            rows.push(fields.as_object().cloned().unwrap_or_default());
+        }
+    }
+    let default = if args.digests { "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}" } else { "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}" };
+    table::print(&args.format, args.quiet, default, "ID", COLUMNS, &rows)?;
+    Ok(0)
+}
+
+/// Whether a listed name is the one asked for; patterns were the engine's to match.
+fn matches_repository(wanted: &str, repository: &str, tag: &str) -> bool {
+    wanted.contains(['*', '?']) || wanted == repository || wanted == format!("{repository}:{tag}") || wanted.trim_start_matches("docker.io/").trim_start_matches("library/") == repository
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// Force removal of the image
+    #[arg(short, long)]
+    force: bool,
+    /// Do not delete untagged parents
+    #[arg(long)]
+    no_prune: bool,
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
+    let query = query(&[("force", if args.force { "1" } else { "" }), ("noprune", if args.no_prune { "1" } else { "" })]);
+    for_each(&args.images, async |name| {
+        let removed = match client.delete(&format!("/images/{}{query}", escape_name(name))).await {
+            Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
+                eprintln!("{error}");
+                return Ok(());
+            }
+            result => result?,
+        };
+        print_removed(&removed);
+        Ok(())
+    })
+    .await
+}
+
+/// `Untagged: …` and `Deleted: …`
+pub(crate) fn print_removed(removed: &Value) {
+    for entry in removed.as_array().into_iter().flatten() {
+        for (action, name) in entry.as_object().into_iter().flatten() {
+            println!("{action}: {}", name.as_str().unwrap_or_default());
+        }
+    }
+}
+
+pub(crate) async fn tag(client: &Client, source: &str, target: &str) -> Outcome {
+    let (repository, tag) = match target.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
+        _ => (target, ""),
+    };
+    client.post(&format!("/images/{}/tag{}", escape_name(source), query(&[("repo", repository), ("tag", tag)])), None).await?;
+    Ok(0)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// Format output using a custom template
+    #[arg(long, default_value = "")]
+    format: String,
+    /// Print sizes and dates in human readable format
+    #[arg(short = 'H', long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    human: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only show image IDs
+    #[arg(short, long)]
+    quiet: bool,
+    image: String,
+}
+
+const HISTORY: &[Column] = &[("ID", "IMAGE"), ("CreatedSince", "CREATED"), ("CreatedAt", "CREATED AT"), ("CreatedBy", "CREATED BY"), ("Size", "SIZE"), ("Comment", "COMMENT")];
+
+pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
+    let steps = client.get(&format!("/images/{}/history", escape_name(&args.image))).await?;
+    let row = |step: &Value| -> Map<String, Value> {
+        let id = step["Id"].as_str().unwrap_or_default();
+        let created = step["Created"].as_i64().unwrap_or(0);
+        let bytes = step["Size"].as_u64().unwrap_or(0);
+        let by = step["CreatedBy"].as_str().unwrap_or_default().replace('\t', " ");
+        let at = jiff::Timestamp::from_second(created).unwrap_or_default().to_string();
+        let fields = json!({
+            "ID": if args.no_trunc || id == "<missing>" { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
+            "CreatedSince": if args.human { ago(created) } else { at.clone() }, "CreatedAt": at,
+            "CreatedBy": if args.no_trunc || by.chars().count() <= 45 { by } else { by.chars().take(44).collect::<String>() + "…" },
+            "Size": if args.human { size(bytes, 3) } else { bytes.to_string() },
+            "Comment": step["Comment"],
+        });
+        fields.as_object().cloned().unwrap_or_default()
+    };
+    let rows: Vec<_> = steps.as_array().into_iter().flatten().map(row).collect();
+    let created = if args.human { "CreatedSince" } else { "CreatedAt" };
+    table::print(&args.format, args.quiet, &format!("{{{{.ID}}}}\t{{{{.{created}}}}}\t{{{{.CreatedBy}}}}\t{{{{.Size}}}}\t{{{{.Comment}}}}"), "ID", HISTORY, &rows)?;
+    Ok(0)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// Read from tar archive file, instead of STDIN
+    #[arg(short, long)]
+    input: Option<String>,
+    /// Suppress the load output
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
+    let body = match args.input.as_deref() {
+        Some(path) if path != "-" => file_body(path)?,
+        _ if terminal::stdin_is_terminal() => return Err(Failure::new("requested load from stdin, but stdin is empty")),
+        _ => reader_body(std::io::stdin()),
+    };
+    let response = client.send(hyper::Method::POST, &format!("/images/load{}", query(&[("quiet", if args.quiet { "1" } else { "" })])), &[("content-type", "application/x-tar")], body).await?;
+    print_messages(response).await
+}
+
+/// Prints the messages of a streamed answer.
+async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Outcome {
+    let body = response.into_body().collect().await.map_err(|error| Failure::new(error.to_string()))?.to_bytes();
+    for message in serde_json::Deserializer::from_slice(&body).into_iter::<Value>() {
+        let message = message.map_err(|error| Failure::new(format!("reading the engine's answer: {error}")))?;
+        if let Some(error) = message["error"].as_str() {
+            return Err(Failure::new(error));
+        }
+        if let Some(text) = message["stream"].as_str() {
+            print!("{text}");
+        }
+        if let Some(text) = message["status"].as_str() {
+            println!("{text}");
+        }
+    }
+    Ok(0)
+}
+
+fn file_body(path: &str) -> Outcome<Body> {
+    std::fs::File::open(path).map(reader_body).map_err(|error| Failure::new(format!("open {path}: {}", super::create::plain(&error))))
+}
+
+/// A request's body out of something that is read on a thread of its own.
+fn reader_body(mut reader: impl Read + Send + 'static) -> Body {
+    let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Frame<Bytes>>>(4);
+    std::thread::spawn(move || {
+        const PIECE: usize = 256 << 10;
+        loop {
+            let mut piece = vec![0; PIECE];
+            let message = match reader.read(&mut piece) {
+                Ok(0) => return,
+                Ok(count) => {
+                    piece.truncate(count);
+                    Ok(Frame::data(Bytes::from(piece)))
+                }
+                Err(error) => Err(error),
+            };
+            let failed = message.is_err();
+            if sender.blocking_send(message).is_err() || failed {
+                return;
+            }
+        }
+    });
+    StreamBody::new(Receiver(receiver)).boxed()
+}
+
+struct Receiver(tokio::sync::mpsc::Receiver<std::io::Result<Frame<Bytes>>>);
+
+impl futures_core::Stream for Receiver {
+    type Item = std::io::Result<Frame<Bytes>>;
+    fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
+        self.0.poll_recv(cx)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    /// Write to a file, instead of STDOUT
+    #[arg(short, long)]
+    output: Option<String>,
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+pub(crate) async fn save(client: &Client, args: SaveArgs) -> Outcome {
+    if args.output.is_none() && terminal::stdout_is_terminal() {
+        return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
+    }
+    let names: Vec<String> = args.images.iter().map(|name| format!("names={}", escape(name))).collect();
+    let response = client.send(hyper::Method::GET, &format!("/images/get?{}", names.join("&")), &[], no_body()).await?;
+    write_body(response, args.output.as_deref()).await?;
+    Ok(0)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// Apply Dockerfile instruction to the created image
+    #[arg(short, long)]
+    change: Vec<String>,
+    /// Set commit message for imported image
+    #[arg(short, long, default_value = "")]
+    message: String,
+    /// Set platform if server is multi-platform capable
+    #[arg(long, default_value = "")]
+    platform: String,
+    /// File to import, or - for STDIN
+    file: String,
+    /// Name of the new image
+    repository: Option<String>,
+}
+
+pub(crate) async fn import(client: &Client, args: ImportArgs) -> Outcome {
+    let body = match args.file.as_str() {
+        "-" => reader_body(std::io::stdin()),
+        url if url.starts_with("http://") || url.starts_with("https://") => return Err(Failure::new("import from a URL: not available in this version of whelk; download it and import the file")),
+        path => file_body(path)?,
+    };
+    let name = args.repository.unwrap_or_default();
+    let (repository, tag) = match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
+        _ => (name.as_str(), ""),
+    };
+    let query = query(&[("fromSrc", "-"), ("repo", repository), ("tag", tag), ("message", &args.message), ("platform", &args.platform), ("changes", &args.change.join("\n"))]);
+    let response = client.send(hyper::Method::POST, &format!("/images/create{query}"), &[("content-type", "application/x-tar")], body).await?;
+    print_messages(response).await
+}

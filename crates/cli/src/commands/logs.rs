@@ -1,0 +1,70 @@
+//! `logs`
+
+use clap::Args;
+use http_body_util::BodyExt;
+use tokio::io::AsyncWriteExt;
+
+use super::attach::demultiplex;
+use crate::Outcome;
+use crate::client::{Client, escape_name, no_body, query};
+use crate::format::units::moment;
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Follow log output
+    #[arg(short, long)]
+    follow: bool,
+    /// Show logs since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m")
+    #[arg(long, default_value = "")]
+    since: String,
+    /// Show logs before a timestamp or relative
+    #[arg(long, default_value = "")]
+    until: String,
+    /// Number of lines to show from the end of the logs
+    #[arg(short = 'n', long, default_value = "all")]
+    tail: String,
+    /// Show timestamps
+    #[arg(short, long)]
+    timestamps: bool,
+    /// Show extra details provided to logs
+    #[arg(long)]
+    details: bool,
+    container: String,
+}
+
+pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
+    let on = |flag: bool| if flag { "1" } else { "" };
+    let name = escape_name(&args.container);
+    let container = client.get(&format!("/containers/{name}/json")).await?;
+    let query = query(&[
+        ("stdout", "1"),
+        ("stderr", "1"),
+        ("follow", on(args.follow)),
+        ("timestamps", on(args.timestamps)),
+        ("details", on(args.details)),
+        ("since", &moment(&args.since)?),
+        ("until", &moment(&args.until)?),
+        ("tail", &args.tail),
+    ]);
+    let response = client.send(hyper::Method::GET, &format!("/containers/{name}/logs{query}"), &[], no_body()).await?;
+    let tty = container["Config"]["Tty"] == true;
+    // The body goes through a pipe so that frames can be read across its pieces.
+    let (mut sender, mut receiver) = tokio::io::duplex(256 << 10);
+    let feeding = tokio::spawn(async move {
+        let mut body = response.into_body();
+        while let Some(Ok(frame)) = body.frame().await {
+            if let Ok(data) = frame.into_data()
+                && sender.write_all(&data).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+    if tty {
+        tokio::io::copy(&mut receiver, &mut tokio::io::stdout()).await?;
+    } else {
+        demultiplex(&mut receiver).await?;
+    }
+    let _ = feeding.await;
+    Ok(0)
+}

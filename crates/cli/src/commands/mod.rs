@@ -1,0 +1,283 @@
+//! The commands, their flags, and which function carries each out.
+
+mod attach;
+mod containers;
+mod create;
+mod exec;
+mod images;
+mod logs;
+mod ps;
+mod run;
+mod system;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use serde_json::Value;
+
+use crate::client::{Client, Host};
+use crate::{Failure, Outcome, autostart};
+
+/// Run containers
+#[derive(Debug, Parser)]
+#[command(name = "whelk", version, disable_help_subcommand = true, disable_help_flag = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Socket of the engine: unix:///PATH or tcp://HOST:PORT
+    #[arg(short = 'H', long, global = true)]
+    host: Option<String>,
+    /// Print help
+    // Long only: -h is the host name of `run`.
+    #[arg(long, global = true, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create and run a new container from an image
+    Run(run::RunArgs),
+    #[command(flatten)]
+    Container(ContainerCommand),
+    #[command(flatten)]
+    Image(ImageCommand),
+    #[command(flatten)]
+    System(SystemCommand),
+    /// Manage containers
+    #[command(name = "container", subcommand)]
+    ContainerGroup(ContainerGroup),
+    /// Manage images
+    #[command(name = "image", subcommand)]
+    ImageGroup(ImageGroup),
+    /// Manage the engine
+    #[command(name = "system", subcommand)]
+    SystemGroup(SystemCommand),
+    /// Print a completion script for a shell
+    Completion { shell: clap_complete::Shell },
+    /// Write manual pages into a directory
+    #[command(hide = true)]
+    Man { directory: std::path::PathBuf },
+}
+
+#[derive(Debug, Subcommand)]
+enum ContainerCommand {
+    /// Create a new container
+    Create(create::CreateArgs),
+    /// Start one or more stopped containers
+    Start(containers::StartArgs),
+    /// Stop one or more running containers
+    Stop(containers::StopArgs),
+    /// Restart one or more containers
+    Restart(containers::StopArgs),
+    /// Kill one or more running containers
+    Kill(containers::KillArgs),
+    /// Remove one or more containers
+    Rm(containers::RmArgs),
+    /// List containers
+    Ps(ps::PsArgs),
+    /// Fetch the logs of a container
+    Logs(logs::LogsArgs),
+    /// Execute a command in a running container
+    Exec(exec::ExecArgs),
+    /// Attach local standard input, output, and error streams to a running container
+    Attach(attach::AttachArgs),
+    /// Block until one or more containers stop, then print their exit codes
+    Wait(Names),
+    /// Pause all processes within one or more containers
+    Pause(Names),
+    /// Unpause all processes within one or more containers
+    Unpause(Names),
+    /// Display the running processes of a container
+    Top(containers::TopArgs),
+    /// Rename a container
+    Rename { container: String, new_name: String },
+    /// Update configuration of one or more containers
+    Update(containers::UpdateArgs),
+    /// Export a container's filesystem as a tar archive
+    Export(containers::ExportArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ContainerGroup {
+    Run(run::RunArgs),
+    /// List containers
+    #[command(visible_alias = "list")]
+    Ls(ps::PsArgs),
+    /// Display detailed information on one or more containers
+    Inspect(system::InspectArgs),
+    /// Remove all stopped containers
+    Prune(system::PruneArgs),
+    #[command(flatten)]
+    Other(ContainerCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// List images
+    Images(images::ImagesArgs),
+    /// Remove one or more images
+    Rmi(images::RmiArgs),
+    /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
+    Tag { source_image: String, target_image: String },
+    /// Show the history of an image
+    History(images::HistoryArgs),
+    /// Load an image from a tar archive or STDIN
+    Load(images::LoadArgs),
+    /// Save one or more images to a tar archive (streamed to STDOUT by default)
+    Save(images::SaveArgs),
+    /// Import the contents from a tarball to create a filesystem image
+    Import(images::ImportArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageGroup {
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(images::ImagesArgs),
+    /// Remove one or more images
+    #[command(visible_alias = "remove")]
+    Rm(images::RmiArgs),
+    /// Display detailed information on one or more images
+    Inspect(system::InspectArgs),
+    /// Remove unused images
+    Prune(system::PruneArgs),
+    #[command(flatten)]
+    Other(ImageCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum SystemCommand {
+    /// Return low-level information on objects
+    Inspect(system::InspectArgs),
+    /// Get real time events from the server
+    Events(system::EventsArgs),
+    /// Display system-wide information
+    Info(system::FormatArgs),
+    /// Show the version information
+    Version(system::FormatArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Names {
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+}
+
+/// The code for mistakes in flags.
+const USAGE: u8 = 125;
+
+pub(crate) fn run() -> Outcome {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let shows_help = !error.use_stderr();
+            let _ = error.print();
+            return Ok(if shows_help { 0 } else { USAGE });
+        }
+    };
+    match cli.command {
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "whelk", &mut std::io::stdout());
+            return Ok(0);
+        }
+        Command::Man { directory } => return clap_mangen::generate_to(Cli::command(), directory).map(|()| 0).map_err(Into::into),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let (host, is_default) = Host::choose(cli.host.as_deref())?;
+        let client = Client::new(host);
+        if is_default {
+            autostart::ensure(&client).await?;
+        }
+        dispatch(&client, cli.command).await
+    });
+    // A read of standard input that is still under way must not keep the command alive.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn dispatch(client: &Client, command: Command) -> Outcome {
+    match command {
+        Command::Run(args) | Command::ContainerGroup(ContainerGroup::Run(args)) => run::run(client, args).await,
+        Command::Container(command) | Command::ContainerGroup(ContainerGroup::Other(command)) => container(client, command).await,
+        Command::ContainerGroup(ContainerGroup::Ls(args)) => ps::ps(client, args).await,
+        Command::ContainerGroup(ContainerGroup::Inspect(args)) => system::inspect(client, args, Some("container")).await,
+        Command::ContainerGroup(ContainerGroup::Prune(args)) => system::prune(client, args, "containers").await,
+        Command::Image(command) | Command::ImageGroup(ImageGroup::Other(command)) => image(client, command).await,
+        Command::ImageGroup(ImageGroup::Ls(args)) => images::images(client, args).await,
+        Command::ImageGroup(ImageGroup::Rm(args)) => images::rmi(client, args).await,
+        Command::ImageGroup(ImageGroup::Inspect(args)) => system::inspect(client, args, Some("image")).await,
+        Command::ImageGroup(ImageGroup::Prune(args)) => system::prune(client, args, "images").await,
+        Command::System(command) | Command::SystemGroup(command) => match command {
+            SystemCommand::Inspect(args) => system::inspect(client, args, None).await,
+            SystemCommand::Events(args) => system::events(client, args).await,
+            SystemCommand::Info(args) => system::info(client, args).await,
+            SystemCommand::Version(args) => system::version(client, args).await,
+        },
+        Command::Completion { .. } | Command::Man { .. } => Ok(0),
+    }
+}
+
+async fn container(client: &Client, command: ContainerCommand) -> Outcome {
+    match command {
+        ContainerCommand::Create(args) => create::create(client, args).await,
+        ContainerCommand::Start(args) => containers::start(client, args).await,
+        ContainerCommand::Stop(args) => containers::stop(client, args, "stop").await,
+        ContainerCommand::Restart(args) => containers::stop(client, args, "restart").await,
+        ContainerCommand::Kill(args) => containers::kill(client, args).await,
+        ContainerCommand::Rm(args) => containers::rm(client, args).await,
+        ContainerCommand::Ps(args) => ps::ps(client, args).await,
+        ContainerCommand::Logs(args) => logs::logs(client, args).await,
+        ContainerCommand::Exec(args) => exec::exec(client, args).await,
+        ContainerCommand::Attach(args) => attach::attach(client, args).await,
+        ContainerCommand::Wait(names) => containers::wait(client, names).await,
+        ContainerCommand::Pause(names) => containers::each(client, &names.containers, "pause").await,
+        ContainerCommand::Unpause(names) => containers::each(client, &names.containers, "unpause").await,
+        ContainerCommand::Top(args) => containers::top(client, args).await,
+        ContainerCommand::Rename { container, new_name } => containers::rename(client, &container, &new_name).await,
+        ContainerCommand::Update(args) => containers::update(client, args).await,
+        ContainerCommand::Export(args) => containers::export(client, args).await,
+    }
+}
+
+async fn image(client: &Client, command: ImageCommand) -> Outcome {
+    match command {
+        ImageCommand::Images(args) => images::images(client, args).await,
+        ImageCommand::Rmi(args) => images::rmi(client, args).await,
+        ImageCommand::Tag { source_image, target_image } => images::tag(client, &source_image, &target_image).await,
+        ImageCommand::History(args) => images::history(client, args).await,
+        ImageCommand::Load(args) => images::load(client, args).await,
+        ImageCommand::Save(args) => images::save(client, args).await,
+        ImageCommand::Import(args) => images::import(client, args).await,
+    }
+}
+
+/// Filters as given (`key=value`) in the API's form; an empty text for none.
+pub(crate) fn filters(given: &[String]) -> Outcome<String> {
+    let mut map = serde_json::Map::new();
+    for filter in given {
+        let Some((key, value)) = filter.split_once('=') else { return Err(Failure::with_code(USAGE, format!("invalid argument {filter:?} for \"-f, --filter\" flag: invalid filter '{filter}'"))) };
+        map.entry(key.trim().to_lowercase()).or_insert_with(|| Value::Array(Vec::new())).as_array_mut().map(|list| list.push(Value::from(value.trim()))).unwrap_or_default();
+    }
+    Ok(if map.is_empty() { String::new() } else { Value::Object(map).to_string() })
+}
+
+/// Does something for each name; goes on after errors, and fails at the end if there was one.
+pub(crate) async fn for_each<F: AsyncFnMut(&str) -> Outcome<()>>(names: &[String], mut action: F) -> Outcome {
+    let mut failures = Vec::new();
+    for name in names {
+        if let Err(failure) = action(name).await {
+            failures.push(failure.text);
+        }
+    }
+    if failures.is_empty() { Ok(0) } else { Err(Failure::new(failures.join("\n"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,96 @@
+//! `run`: create, attach, start, wait.
+
+use clap::Args;
+use serde_json::Value;
+
+use super::attach::{Ended, Streams, attach_path, follow_size, forward_signals, pump};
+use super::create::{CreateArgs, make};
+use crate::client::{ApiError, Client};
+use crate::{Failure, Outcome, terminal};
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Run container in background and print container ID
+    #[arg(short, long)]
+    detach: bool,
+    /// Proxy received signals to the process
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    sig_proxy: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, default_value = "")]
+    detach_keys: String,
+    #[command(flatten)]
+    create: CreateArgs,
+}
+
+/// The code for everything that fails before the container's own program runs.
+const NOT_RUN: u8 = 125;
+
+pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
+    let create = &args.create;
+    if create.rm && create.restart != "no" {
+        return Err(not_run("conflicting options: cannot specify both --restart and --rm"));
+    }
+    if args.detach && !create.attach.is_empty() {
+        return Err(Failure::new("conflicting options: cannot specify both --attach and --detach"));
+    }
+    let attached = |stream: &str| create.attach.iter().any(|given| given.eq_ignore_ascii_case(stream));
+    let stdin = !args.detach && create.interactive && (create.attach.is_empty() || attached("stdin"));
+    if create.tty && stdin && !terminal::stdin_is_terminal() {
+        return Err(Failure::new("the input device is not a TTY"));
+    }
+    let id = make(client, create, true, Some(args.detach)).await.map_err(|failure| Failure { code: NOT_RUN, text: format!("whelk: {}", failure.text) })?;
+    if args.detach {
+        start(client, &id).await?;
+        println!("{id}");
+        return Ok(0);
+    }
+    let (stdout, stderr) = (create.attach.is_empty() || attached("stdout"), (create.attach.is_empty() || attached("stderr")) && !create.tty);
+    let path = attach_path(&id, stdin, stdout, stderr, &args.detach_keys);
+    let connection = client.hijack(&path, None).await.map_err(|error| not_run(&error.to_string()))?;
+    // Asked before the start, or a short program could end unseen.
+    let condition = if create.rm { "removed" } else { "next-exit" };
+    let wait = wait_request(client, &id, condition).await.map_err(|error| not_run(&error.to_string()))?;
+    let streams = Streams { stdin, tty: create.tty, detach_keys: args.detach_keys.clone() };
+    let signals = (args.sig_proxy && !create.tty).then(|| forward_signals(client, &id));
+    let pumping = pump(connection, &streams);
+    tokio::pin!(pumping);
+    start(client, &id).await?;
+    let size = create.tty.then(|| follow_size(client, format!("/containers/{id}/resize")));
+    let ended = pumping.await;
+    for task in [size, signals].into_iter().flatten() {
+        task.abort();
+    }
+    if ended? == Ended::Detached {
+        return Ok(0);
+    }
+    let status = crate::client::read(wait).await?;
+    Ok(exit_code(&status))
+}
+
+/// Sends a wait request and returns when the engine has taken it: its answer's head.
+pub(crate) async fn wait_request(client: &Client, id: &str, condition: &str) -> Result<hyper::Response<hyper::body::Incoming>, ApiError> {
+    client.send(hyper::Method::POST, &format!("/containers/{id}/wait?condition={condition}"), &[], crate::client::no_body()).await
+}
+
+pub(crate) fn exit_code(status: &Value) -> u8 {
+    u8::try_from(status["StatusCode"].as_i64().unwrap_or(0)).unwrap_or(NOT_RUN)
+}
+
+fn not_run(text: &str) -> Failure {
+    Failure::with_code(NOT_RUN, format!("whelk: {text}"))
+}
+
+/// Starts a container; a program that cannot run gives the exit codes that shells give.
+async fn start(client: &Client, id: &str) -> Outcome<()> {
+    let Err(error) = client.post(&format!("/containers/{id}/start"), None).await else { return Ok(()) };
+    let text = error.to_string();
+    let code = if ["executable file not found", "no such file or directory", "system cannot find the file specified"].iter().any(|part| text.contains(part)) {
+        127
+    } else if text.contains("permission denied") || text.contains("is a directory") {
+        126
+    } else {
+        NOT_RUN
+    };
+    Err(Failure::with_code(code, format!("whelk: {text}")))
+}

@@ -1,0 +1,212 @@
+//! The commands about everything: inspect, events, info, version, prune.
+
+use std::io::{IsTerminal, Write};
+
+use clap::Args;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use super::filters;
+use super::images::print_removed;
+use crate::client::{Client, escape_name, no_body, query};
+use crate::format::template::Template;
+use crate::format::units::{moment, size};
+use crate::{Failure, Outcome};
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Format output using a custom template: 'json' or a Go template
+    #[arg(short, long, default_value = "")]
+    format: String,
+    /// Display total file sizes if the type is container
+    #[arg(short, long)]
+    size: bool,
+    /// Only inspect objects of the given type
+    #[arg(long = "type")]
+    kind: Option<String>,
+    #[arg(required = true, value_name = "NAME|ID")]
+    names: Vec<String>,
+}
+
+pub(crate) async fn inspect(client: &Client, args: InspectArgs, kind: Option<&str>) -> Outcome {
+    let kind = kind.or(args.kind.as_deref());
+    if let Some(kind) = kind.filter(|kind| !matches!(*kind, "container" | "image")) {
+        return Err(Failure::new(format!("{kind:?} is not a valid value for --type")));
+    }
+    let mut found = Vec::new();
+    let mut failures = Vec::new();
+    for name in &args.names {
+        match inspect_one(client, name, kind, args.size).await {
+            Ok(value) => found.push(value),
+            Err(failure) => failures.push(failure.text),
+        }
+    }
+    match args.format.as_str() {
+        "" => println!("{}", pretty(&Value::Array(found))),
+        "json" => found.iter().for_each(|value| println!("{value}")),
+        format => {
+            let template = Template::parse(format)?;
+            for value in &found {
+                println!("{}", template.execute(value)?);
+            }
+        }
+    }
+    if failures.is_empty() { Ok(0) } else { Err(Failure::new(failures.join("\n"))) }
+}
+
+async fn inspect_one(client: &Client, name: &str, kind: Option<&str>, size: bool) -> Outcome<Value> {
+    let path = escape_name(name);
+    if kind != Some("image") {
+        match client.get(&format!("/containers/{path}/json{}", query(&[("size", if size { "1" } else { "" })]))).await {
+            Err(error) if error.status == hyper::StatusCode::NOT_FOUND && kind.is_none() => {}
+            result => return Ok(result?),
+        }
+    }
+    match client.get(&format!("/images/{path}/json")).await {
+        Err(error) if error.status == hyper::StatusCode::NOT_FOUND && kind.is_none() => Err(Failure::new(format!("error: no such object: {name}"))),
+        result => Ok(result?),
+    }
+}
+
+/// JSON indented by four, as Docker prints objects.
+fn pretty(value: &Value) -> String {
+    let mut out = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
+    let _ = serde::Serialize::serialize(value, &mut serializer);
+    String::from_utf8(out).unwrap_or_default()
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Filter output based on conditions provided
+    #[arg(short, long)]
+    filter: Vec<String>,
+    /// Format output using a custom template: 'json' or a Go template
+    #[arg(long, default_value = "")]
+    format: String,
+    /// Show all events created since timestamp
+    #[arg(long, default_value = "")]
+    since: String,
+    /// Stream events until this timestamp
+    #[arg(long, default_value = "")]
+    until: String,
+}
+
+pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
+    let query = query(&[("since", &moment(&args.since)?), ("until", &moment(&args.until)?), ("filters", &filters(&args.filter)?)]);
+    let template = match args.format.as_str() {
+        "" => None,
+        "json" => Some(Template::parse("{{json .}}")?),
+        format => Some(Template::parse(format)?),
+    };
+    let response = client.send(hyper::Method::GET, &format!("/events{query}"), &[], no_body()).await?;
+    let mut body = response.into_body();
+    let mut pending = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        let Ok(data) = frame.into_data() else { continue };
+        pending.extend_from_slice(&data);
+        while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let Ok(event) = serde_json::from_slice::<Value>(&line) else { continue };
+            let text = match &template {
+                Some(template) => template.execute(&event)?,
+                None => event_line(&event),
+            };
+            let mut out = std::io::stdout();
+            writeln!(out, "{text}").and_then(|()| out.flush())?;
+        }
+    }
+    Ok(0)
+}
+
+/// `TIME TYPE ACTION ID (key=value, …)`
+fn event_line(event: &Value) -> String {
+    let nanoseconds = event["timeNano"].as_i64().unwrap_or(0);
+    let time = jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
+    let mut attributes: Vec<String> = event["Actor"]["Attributes"].as_object().into_iter().flatten().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    attributes.sort();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let head = format!("{} {} {} {}", time.strftime("%Y-%m-%dT%H:%M:%S.%9f%:z"), text(&event["Type"]), text(&event["Action"]), text(&event["Actor"]["ID"]));
+    if attributes.is_empty() { head } else { format!("{head} ({})", attributes.join(", ")) }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FormatArgs {
+    /// Format output using a custom template: 'json' or a Go template
+    #[arg(short, long, default_value = "")]
+    format: String,
+}
+
+/// Carries out `--format` on one object, or prints the text for people.
+fn print_one(value: &Value, format: &str, text: impl FnOnce() -> String) -> Outcome {
+    match format {
+        "" => print!("{}", text()),
+        "json" => println!("{value}"),
+        format => println!("{}", Template::parse(format)?.execute(value)?),
+    }
+    Ok(0)
+}
+
+pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
+    let info = client.get("/info").await?;
+    print_one(&info, &args.format, || {
+        let line = |label: &str, key: &str| format!(" {label}: {}\n", info[key].as_str().map_or_else(|| info[key].to_string(), str::to_owned));
+        let mut text = format!("Client:\n Version: {}\n\nServer:\n", env!("CARGO_PKG_VERSION"));
+        for (label, key) in [("Containers", "Containers"), (" Running", "ContainersRunning"), (" Paused", "ContainersPaused"), (" Stopped", "ContainersStopped"), ("Images", "Images"), ("Server Version", "ServerVersion"), ("Storage Driver", "Driver"), ("Logging Driver", "LoggingDriver"), ("Cgroup Driver", "CgroupDriver"), ("Cgroup Version", "CgroupVersion"), ("Kernel Version", "KernelVersion"), ("Operating System", "OperatingSystem"), ("OSType", "OSType"), ("Architecture", "Architecture"), ("CPUs", "NCPU")] {
+            text += &line(label, key);
+        }
+        text += &format!(" Total Memory: {}\n", size(info["MemTotal"].as_u64().unwrap_or(0), 4));
+        text + &line("Name", "Name") + &line("ID", "ID") + &line("Root Dir", "DockerRootDir")
+    })
+}
+
+pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {
+    let server = client.get("/version").await?;
+    let own = json!({"Version": env!("CARGO_PKG_VERSION"), "ApiVersion": "1.51", "Os": "linux", "Arch": server["Arch"]});
+    print_one(&json!({"Client": own, "Server": server}), &args.format, || {
+        let block = |name: &str, value: &Value| format!("{name}:\n Version:      {}\n API version:  {}\n OS/Arch:      {}/{}\n", value["Version"].as_str().unwrap_or_default(), value["ApiVersion"].as_str().unwrap_or_default(), value["Os"].as_str().unwrap_or_default(), value["Arch"].as_str().unwrap_or_default());
+        format!("{}\n{} Kernel:       {}\n", block("Client", &own), block("Server", &server), server["KernelVersion"].as_str().unwrap_or_default())
+    })
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Remove all unused images, not just dangling ones
+    #[arg(short, long)]
+    all: bool,
+    /// Provide filter values
+    #[arg(long)]
+    filter: Vec<String>,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+}
+
+pub(crate) async fn prune(client: &Client, args: PruneArgs, what: &str) -> Outcome {
+    if !args.force {
+        let warning = if what == "containers" { "all stopped containers" } else if args.all { "all images without at least one container associated to them" } else { "all dangling images" };
+        eprint!("WARNING! This will remove {warning}.\nAre you sure you want to continue? [y/N] ");
+        let mut answer = String::new();
+        if !std::io::stdin().is_terminal() || std::io::stdin().read_line(&mut answer).is_err() || !matches!(answer.trim(), "y" | "Y") {
+            return Ok(0);
+        }
+    }
+    let mut given = args.filter;
+    if what == "images" && args.all {
+        given.push("dangling=false".into());
+    }
+    let answer = client.post(&format!("/{what}/prune{}", query(&[("filters", &filters(&given)?)])), None).await?;
+    if what == "containers" {
+        let deleted: Vec<&str> = answer["ContainersDeleted"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if !deleted.is_empty() {
+            println!("Deleted Containers:\n{}\n", deleted.join("\n"));
+        }
+    } else if answer["ImagesDeleted"].is_array() {
+        println!("Deleted Images:");
+        print_removed(&answer["ImagesDeleted"]);
+        println!();
+    }
+    println!("Total reclaimed space: {}", size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4));
+    Ok(0)
+}

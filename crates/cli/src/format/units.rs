@@ -1,0 +1,139 @@
+//! Sizes and spans as Docker writes them, and reading sizes.
+
+use crate::{Failure, Outcome};
+
+/// Bytes in powers of 1000 with four significant digits: `1.984MB`; `digits` says how many.
+pub(crate) fn size(bytes: u64, digits: usize) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{}{}", significant(value, digits), UNITS[unit])
+}
+
+/// A number with at most so many significant digits, as Go's `%.Ng` writes it for numbers of this size.
+fn significant(value: f64, digits: usize) -> String {
+    let before_point = if value < 1.0 { 1 } else { value.log10().floor() as usize + 1 };
+    let text = format!("{value:.*}", digits.saturating_sub(before_point));
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// Bytes from `512`, `64m`, `1.5gb`, in powers of 1024.
+pub(crate) fn parse_size(text: &str) -> Outcome<i64> {
+    let invalid = || Failure::new(format!("invalid size: '{text}'"));
+    let lower = text.trim().to_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 = digits.trim().parse().map_err(|_| invalid())?;
+    if number < 0.0 || !number.is_finite() || digits.is_empty() {
+        return Err(invalid());
+    }
+    let suffix = &lower[digits.len()..];
+    let factor = match suffix {
+        "" | "b" => 1u64,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        "t" | "tb" | "tib" => 1 << 40,
+        "p" | "pb" | "pib" => 1 << 50,
+        other => return Err(Failure::new(format!("invalid suffix: '{other}'"))),
+    };
+    Ok((number * factor as f64) as i64)
+}
+
+/// `2 hours ago`, from seconds since the epoch.
+pub(crate) fn ago(seconds: i64) -> String {
+    let now = jiff::Timestamp::now().as_second();
+    format!("{} ago", span(now - seconds))
+}
+
+/// A span of time as people say it.
+pub(crate) fn span(seconds: i64) -> String {
+    let seconds = seconds.max(0);
+    let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
+    match () {
+        () if seconds < 1 => "Less than a second".into(),
+        () if seconds == 1 => "1 second".into(),
+        () if seconds < 60 => format!("{seconds} seconds"),
+        () if minutes == 1 => "About a minute".into(),
+        () if minutes < 60 => format!("{minutes} minutes"),
+        () if hours == 1 => "About an hour".into(),
+        () if hours < 48 => format!("{hours} hours"),
+        () if hours < 24 * 14 => format!("{} days", hours / 24),
+        () if hours < 24 * 60 => format!("{} weeks", hours / 24 / 7),
+        () if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
+        () => format!("{} years", hours / 24 / 365),
+    }
+}
+
+/// Nanoseconds of a Go duration: `1h30m`, `500ms`.
+pub(crate) fn parse_duration(text: &str) -> Option<i64> {
+    let mut total = 0f64;
+    let mut rest = text;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let number = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+        let (value, tail) = rest.split_at(number);
+        let unit = tail.len() - tail.trim_start_matches(|c: char| c.is_alphabetic()).len();
+        let (unit, tail) = tail.split_at(unit);
+        let factor = match unit {
+            "ns" => 1.0,
+            "us" | "µs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 60e9,
+            "h" => 3600e9,
+            _ => return None,
+        };
+        total += value.parse::<f64>().ok()? * factor;
+        rest = tail;
+    }
+    Some(total as i64)
+}
+
+/// A moment for `--since` and `--until`: RFC 3339 in many lengths, seconds, or a duration back from now.
+pub(crate) fn moment(text: &str) -> Outcome<String> {
+    if text.is_empty() || text.parse::<f64>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let nanoseconds = |time: jiff::Timestamp| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond());
+    if let Some(back) = parse_duration(text) {
+        let now = jiff::Timestamp::now().as_nanosecond() - i128::from(back);
+        return jiff::Timestamp::from_nanosecond(now).map(nanoseconds).map_err(|error| Failure::new(error.to_string()));
+    }
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Ok(nanoseconds(time));
+    }
+    let local = text.parse::<jiff::civil::DateTime>().or_else(|_| text.parse::<jiff::civil::Date>().map(|date| date.to_datetime(jiff::civil::Time::midnight())));
+    let zoned = local.and_then(|time| time.to_zoned(jiff::tz::TimeZone::system()));
+    zoned.map(|time| nanoseconds(time.timestamp())).map_err(|_| Failure::new(format!("failed to parse value as time or duration: {text:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (bytes, text) in [(0, "0B"), (999, "999B"), (1000, "1kB"), (1_983_915, "1.984MB"), (123_456_789, "123.5MB"), (1_500_000_000, "1.5GB")] {
+            assert_eq!(size(bytes, 4), text);
+        }
+        assert_eq!(size(1_983_915, 3), "1.98MB");
+        assert_eq!(parse_size("64m").unwrap(), 64 << 20);
+        assert_eq!(parse_size("1.5k").unwrap(), 1536);
+        assert_eq!(parse_size("10x").unwrap_err().text, "invalid suffix: 'x'");
+        assert_eq!(parse_size("abc").unwrap_err().text, "invalid size: 'abc'");
+        assert_eq!(parse_size("-1").unwrap_err().text, "invalid size: '-1'");
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("1h30m"), Some(5_400_000_000_000));
+        assert_eq!(parse_duration("500ms"), Some(500_000_000));
+        assert_eq!(parse_duration("5"), None);
+        assert!(moment("bogus").is_err() && moment("2024-01-02").is_ok());
+    }
+}

@@ -1,0 +1,53 @@
+//! The user's terminal: raw mode while a program in a container has it, and its size.
+
+use std::io::IsTerminal;
+
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+/// Raw mode on standard input, undone when dropped.
+pub(crate) struct Raw(Termios);
+
+impl Raw {
+    pub(crate) fn enter() -> Option<Self> {
+        let stdin = std::io::stdin();
+        let before = tcgetattr(&stdin).ok()?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&stdin, OptionalActions::Now, &raw).ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+pub(crate) fn stdin_is_terminal() -> bool {
+    std::io::stdin().is_terminal()
+}
+
+pub(crate) fn stdout_is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Height and width.
+pub(crate) fn size() -> Option<(u16, u16)> {
+    tcgetwinsize(std::io::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0).map(|size| (size.ws_row, size.ws_col))
+}
+
+/// The keys to detach as typed bytes, from `ctrl-p,ctrl-q`.
+pub(crate) fn detach_keys(text: &str) -> Result<Vec<u8>, crate::Failure> {
+    if text.is_empty() {
+        return Ok(vec![16, 17]);
+    }
+    text.split(',')
+        .map(|key| match key.strip_prefix("ctrl-").map(str::as_bytes) {
+            Some([letter]) if letter.is_ascii_alphabetic() => Ok(letter.to_ascii_lowercase() - b'a' + 1),
+            Some([symbol @ (b'@' | b'[' | b'\\' | b']' | b'^' | b'_')]) => Ok(symbol - b'@'),
+            None if key.len() == 1 => Ok(key.as_bytes()[0]),
+            _ => Err(crate::Failure::new(format!("invalid detach keys ({text}) provided"))),
+        })
+        .collect()
+}
