@@ -212,8 +212,9 @@ pub(crate) fn request(socket: &Path, method: &str, path: &str, headers: &[(&str,
     let mut connection = Connection::open(socket)?;
     let mut all = vec![("Connection", "close")];
     all.extend_from_slice(headers);
-    connection.send(method, path, &all, body)?;
-    connection.response()
+    // Who refuses a request may answer and hang up before it is sent.
+    let sent = connection.send(method, path, &all, body);
+    connection.response().or_else(|error| Err(sent.err().unwrap_or(error)))
 }
 
 /// A query's value with everything escaped that could be taken for something else.

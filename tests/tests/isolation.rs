@@ -126,9 +126,8 @@ fn namespaces_are_the_containers_own_unless_asked_otherwise() {
         let output = engine.cli(program).run(&["run", "--rm", "--network", "host", "busybox", "readlink", "/proc/self/ns/net"]);
         assert_eq!(output.ok(), host_namespace("net"), "{program:?} --network host");
     }
-    let groups = "cut -d: -f3 /proc/1/cgroup | sort -u";
-    check(&engine, &["--cgroupns", "private"], groups, "/");
-    check(&engine, &["--cgroupns", "host"], &format!("{groups} | grep -c /{}/", engine.name()), "1");
+    check(&engine, &["--cgroupns", "private"], "cut -d: -f3 /proc/1/cgroup | sort -u", "/");
+    check(&engine, &["--cgroupns", "host"], &format!("grep -q /{}/ /proc/1/cgroup && echo below", engine.name()), "below");
 }
 
 #[test]
@@ -143,7 +142,7 @@ fn namespaces_of_another_container_can_be_joined() {
         }
         let output = cli.run(&["run", "--rm", "--network", "container:donor", "busybox", "readlink", "/proc/self/ns/net"]);
         assert_eq!(output.ok(), of_donor("net"));
-        cli.sh(&["--pid", "container:donor"], "cat /proc/1/cmdline | tr '\\0' ' '").exits(0);
+        assert_eq!(cli.sh(&["--pid", "container:donor"], "tr '\\0' ' ' </proc/1/cmdline").ok(), "sleep 600");
         cli.sh(&["--ipc", "container:closed"], "true")
             .refuses(125, "non-shareable IPC (hint: use IpcMode:shareable for the donor container)");
         cli.sh(&["--pid", "container:nosuch"], "true").refuses(125, "No such container: nosuch");
@@ -186,7 +185,7 @@ fn dev_holds_what_every_program_needs_and_no_more() {
     check(
         &engine,
         &[],
-        "readlink /dev/fd /dev/ptmx; echo x >/dev/shm/x; df -k /dev/shm | tail -1 | awk '{print $2}'",
+        "readlink /dev/fd; readlink /dev/ptmx; echo x >/dev/shm/x; df -k /dev/shm | tail -1 | awk '{print $2}'",
         "/proc/self/fd\npts/ptmx\n65536",
     );
     check(&engine, &["--shm-size", "1m"], "df -k /dev/shm | tail -1 | awk '{print $2}'", "1024");
@@ -205,12 +204,7 @@ fn dev_holds_what_every_program_needs_and_no_more() {
         "mknod /tmp/loop c 10 237; : </tmp/loop",
     ]);
     assert!(!output.err().contains("Operation not permitted"), "{}", output.err());
-    check(
-        &engine,
-        &["--device", "/dev/zero:/dev/mine"],
-        "stat -c %t:%T /dev/mine; head -c 3 /dev/mine | od -An -tx1 | tr -d ' '",
-        "1:5\n000000",
-    );
+    check(&engine, &["--device", "/dev/zero:/dev/mine"], "stat -c %t:%T /dev/mine; head -c 3 /dev/mine | wc -c", "1:5\n3");
 }
 
 #[test]
@@ -219,13 +213,15 @@ fn only_the_standard_streams_are_open() {
     let engine = Engine::start();
     let expected = "0 1 2 3";
     let list = "echo $(ls /proc/self/fd)";
-    for flags in [&[][..], &["-i"], &["--init"], &["--privileged"], &["--user", "1000"]] {
+    let variants: [&[&str]; 5] = [&[], &["-i"], &["--init"], &["--privileged"], &["--user", "1000"]];
+    for flags in variants {
         check(&engine, flags, list, expected);
     }
     engine.both(|cli| {
         assert_eq!(cli.sh(&["-t"], list).ok(), expected);
         cli.up("up", &[], &["sleep", "600"]);
-        for flags in [&[][..], &["-i"], &["-t"], &["--privileged"]] {
+        let variants: [&[&str]; 4] = [&[], &["-i"], &["-t"], &["--privileged"]];
+        for flags in variants {
             assert_eq!(cli.run(&[&["exec"][..], flags, &["up", "sh", "-c", list][..]].concat()).ok(), expected, "exec {flags:?}");
         }
         assert_eq!(cli.run(&["exec", "up", "sh", "-c", "echo $(ls /proc/1/fd)"]).ok(), "0 1 2");
@@ -281,8 +277,8 @@ fn users_and_groups_come_from_the_images_files() {
 fn names_of_the_host_are_as_asked() {
     let engine = Engine::start();
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned();
-    let script = "hostname; cat /etc/hostname; cat /proc/sys/kernel/domainname; echo $HOSTNAME";
-    check(&engine, &["--hostname", "hh.dom", "--domainname", "dd"], script, "hh.dom\nhh.dom\ndd\nhh.dom");
+    let script = "hostname; cat /etc/hostname; cat /proc/sys/kernel/domainname";
+    check(&engine, &["--hostname", "hh.dom", "--domainname", "dd"], script, "hh.dom\nhh.dom\ndd");
     check(&engine, &["--uts", "host"], "hostname", &host);
     check_refused(&engine, &["--uts", "host", "--hostname", "x"], "true", "conflicting options: hostname and the UTS mode");
     engine.both(|cli: Cli<'_>| {
@@ -299,7 +295,7 @@ fn the_root_can_be_read_only() {
     }
     check(&engine, &["--read-only", "--tmpfs", "/tmp"], "touch /tmp/x /dev/shm/x && ls /tmp", "x");
     check(&engine, &["--tmpfs", "/t:size=1m,mode=700,uid=5"], "stat -c '%a %u' /t; df -k /t | tail -1 | awk '{print $2}'", "700 5\n1024");
-    check_refused(&engine, &["--tmpfs", "/t:size=64k"], "head -c 100000 /dev/zero >/t/x", "No space left on device");
+    check_refused(&engine, &["--tmpfs", "/t:size=64k"], "dd if=/dev/zero of=/t/x bs=100000 count=1", "No space left on device");
     check(&engine, &["--mount", "type=tmpfs,dst=/t,tmpfs-size=65536"], "df -k /t | tail -1 | awk '{print $2}'", "64");
 }
 
@@ -308,7 +304,7 @@ fn init_is_the_first_process_and_reaps() {
     let engine = Engine::start();
     engine.both(|cli| {
         // An orphan dies; its body must not stay.
-        let script = "[ $$ != 1 ] || exit 8; (sleep 0.1 &); i=0; while ps | grep -q '[s]leep'; do usleep 20000; i=$((i+1)); [ $i -lt 500 ] || exit 9; done; exit 3";
+        let script = "[ $$ != 1 ] || exit 8; (sleep 0.1 &); i=0; while cat /proc/[0-9]*/comm 2>/dev/null | grep -qx sleep; do usleep 20000; i=$((i+1)); [ $i -lt 500 ] || exit 9; done; exit 3";
         cli.sh(&["--init"], script).exits(3);
         cli.up("init", &["--init"], &["sleep", "600"]);
         let first = cli.run(&["exec", "init", "cat", "/proc/1/comm"]).ok();

@@ -77,7 +77,17 @@ pub(crate) fn json<T: DeserializeOwned>(body: &Bytes) -> ApiResult<T> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Err(ApiError::invalid("invalid JSON: got EOF while reading request body"));
     }
-    let mut value: Value = serde_json::from_slice(body).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+    let mut documents = serde_json::Deserializer::from_slice(body).into_iter::<Value>();
+    let mut value = documents.next().unwrap_or(Ok(Value::Null)).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+    if documents.next().is_some() {
+        return Err(ApiError::invalid("unexpected content after JSON"));
+    }
+    if !value.is_object() && !value.is_null() {
+        return Err(ApiError::invalid("invalid JSON: json: cannot unmarshal this value into a Go struct"));
+    }
+    if value.is_null() {
+        value = Value::Object(serde_json::Map::new());
+    }
     drop_nulls(&mut value);
     serde_json::from_value(value).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
 }

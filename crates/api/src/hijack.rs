@@ -8,6 +8,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::server::ClientSocket;
+
 /// What precedes the live stream: recorded output, for attach with logs.
 pub(crate) type Prelude = Option<tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>>;
 
@@ -25,6 +27,7 @@ pub(crate) fn connect(mut request: Request, stream: Option<UnixStream>, mut prel
     if !wants_upgrade(request.headers()) {
         return ordinary(request, stream, prelude, content_type);
     }
+    let socket = request.extensions().get::<crate::server::ClientSocket>().cloned();
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
@@ -37,7 +40,7 @@ pub(crate) fn connect(mut request: Request, stream: Option<UnixStream>, mut prel
             }
         }
         if let Some(mut stream) = stream {
-            bridge(&mut client, &mut stream).await;
+            bridge(&mut client, &mut stream, socket.as_ref()).await;
         }
         let _ = client.shutdown().await;
     });
@@ -50,15 +53,20 @@ pub(crate) fn connect(mut request: Request, stream: Option<UnixStream>, mut prel
         .unwrap_or_default()
 }
 
-/// Copies both ways. The end of the output ends everything; the end of the input is only passed on.
-async fn bridge(client: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin), stream: &mut UnixStream) {
+/// Copies both ways. The end of the output ends everything; the end of the input is only passed on, unless the client
+/// is gone altogether.
+async fn bridge(client: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin), stream: &mut UnixStream, socket: Option<&ClientSocket>) {
     let (mut client_read, mut client_write) = tokio::io::split(client);
     let (mut stream_read, mut stream_write) = stream.split();
     let input = async {
         let result = tokio::io::copy(&mut client_read, &mut stream_write).await;
         let _ = stream_write.shutdown().await;
-        // A half-closed client still wants its output; one that is gone shows when that is written to it.
-        if result.is_ok() { std::future::pending::<()>().await }
+        // A half-closed client still wants its output. One that is gone altogether would show only when something is
+        // written to it, which may be never: its socket is asked instead.
+        const INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+        while result.is_ok() && !socket.is_some_and(ClientSocket::is_gone) {
+            tokio::time::sleep(INTERVAL).await;
+        }
     };
     let output = async {
         let _ = tokio::io::copy(&mut stream_read, &mut client_write).await;

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::UnixListener;
 use whelk_engine::Engine;
 use whelk_sys::fs;
@@ -58,9 +57,23 @@ impl Drop for Listener {
     }
 }
 
+/// The socket a request came on, for those that outlive their request.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientSocket(Arc<OwnedFd>);
+
+impl ClientSocket {
+    /// Whether the other side has closed it for both directions.
+    pub(crate) fn is_gone(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut socket = [PollFd::new(&*self.0, PollFlags::empty())];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut socket, Some(&at_once)).is_ok() && socket[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+}
+
 /// Serves the API until the future is dropped.
 pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
-    let service = TowerToHyperService::new(routes::router(engine));
+    let routes = routes::router(engine);
     loop {
         let stream = match listener.socket.accept().await {
             Ok((stream, _)) => stream,
@@ -71,7 +84,14 @@ pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
                 continue;
             }
         };
-        let service = service.clone();
+        let routes = routes.clone();
+        let socket = stream.as_fd().try_clone_to_owned().map(|fd| ClientSocket(Arc::new(fd)));
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            if let Ok(socket) = &socket {
+                request.extensions_mut().insert(socket.clone());
+            }
+            tower_service::Service::call(&mut routes.clone(), request)
+        });
         tokio::spawn(async move {
             let connection = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(LARGEST_HEAD).half_close(true).serve_connection(TokioIo::new(stream), service).with_upgrades();
             // A client that goes away in the middle of something is not news.

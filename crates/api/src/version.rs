@@ -45,16 +45,18 @@ fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
     let newest = ApiVersion(NEWEST.0, NEWEST.1);
     let Some(rest) = path.strip_prefix("/v") else { return Ok((newest, None)) };
     let (version, rest) = rest.split_once('/').unwrap_or((rest, ""));
-    let parsed = version.split_once('.').and_then(|(major, minor)| Some(ApiVersion(major.parse().ok()?, minor.parse().ok()?)));
+    let (major, minor) = version.split_once('.').unwrap_or((version, "0"));
+    let parsed = major.parse().ok().zip(minor.parse().ok()).map(|(major, minor)| ApiVersion(major, minor));
     let Some(parsed) = parsed else { return Ok((newest, None)) };
     let text = |ApiVersion(major, minor): ApiVersion| format!("{major}.{minor}");
+    let given = version;
     if parsed < ApiVersion(OLDEST.0, OLDEST.1) {
-        let refusal = format!("client version {} is too old. Minimum supported API version is {}, please upgrade your client to a newer version", text(parsed), text(ApiVersion(OLDEST.0, OLDEST.1)));
+        let refusal = format!("client version {} is too old. Minimum supported API version is {}, please upgrade your client to a newer version", given, text(ApiVersion(OLDEST.0, OLDEST.1)));
         // Plain text: clients this old do not read JSON errors.
         return Err(Box::new((StatusCode::BAD_REQUEST, refusal + "\n").into_response()));
     }
     if parsed > newest {
-        return Err(Box::new(message(StatusCode::BAD_REQUEST, &format!("client version {} is too new. Maximum supported API version is {}", text(parsed), text(newest)))));
+        return Err(Box::new(message(StatusCode::BAD_REQUEST, &format!("client version {} is too new. Maximum supported API version is {}", given, text(newest)))));
     }
     Ok((parsed, Some(format!("/{rest}"))))
 }

@@ -120,7 +120,8 @@ fn duration(nanoseconds: i64) -> String {
 
 pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
     let record = &listed.record;
-    let command = whelk_engine::command(&record.config).join(" ");
+    let command: Vec<String> = whelk_engine::command(&record.config).into_iter().enumerate().map(|(index, word)| if index > 0 && word.contains(' ') { format!("'{word}'") } else { word }).collect();
+    let command = command.join(" ");
     let mounts = whelk_engine::containers::mount_points(record).unwrap_or_default();
     let mut value = json!({
         "Id": record.id,
@@ -224,6 +225,11 @@ pub(crate) fn image(image: &Image, names: &[String], version: ApiVersion) -> Val
     }
     if version < ApiVersion(1, 44) {
         value["VirtualSize"] = json!(image.size);
+    }
+    if version < ApiVersion(1, 45) {
+        // The configuration of the container that a build once made it in; there is none.
+        value["ContainerConfig"] = json!({"Hostname": "", "Env": null, "Cmd": null, "Image": "", "Volumes": null, "WorkingDir": "", "Entrypoint": null, "OnBuild": null, "Labels": null});
+        value["Container"] = json!("");
     }
     value
 }

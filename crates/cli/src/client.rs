@@ -211,7 +211,7 @@ pub(crate) fn escape(text: &str) -> String {
 
 /// An image's name in a path: slashes stay.
 pub(crate) fn escape_name(text: &str) -> String {
-    escape(text).replace("%2F", "/").replace("%3A", ":").replace("%40", "@")
+    escape(text.trim_start_matches('/')).replace("%2F", "/").replace("%3A", ":").replace("%40", "@")
 }
 
 /// A query out of pairs; empty values are left out.

@@ -25,7 +25,7 @@ impl Filters {
         if text.is_empty() {
             return Ok(Self::default());
         }
-        let invalid = || Error::invalid(format!("invalid filter: {text}"));
+        let invalid = || Error::invalid("invalid filter");
         let value: BTreeMap<String, serde_json::Value> = serde_json::from_str(text).map_err(|_| invalid())?;
         let mut filters = BTreeMap::new();
         for (key, values) in value {

@@ -188,7 +188,8 @@ fn mounts(config: &Config, host: &HostConfig, options: &Options, surroundings: &
     ];
     match host.ipc_mode.as_str() {
         "host" => {
-            mounts.push(mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind", "nosuid", "noexec", "nodev"]));
+            // In the host's namespace this shows the host's queues.
+            mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
             mounts.push(mount("/dev/shm", "bind", "/dev/shm", &["rbind"]));
         }
         mode => {

@@ -36,6 +36,9 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
     security::Options::parse(host_config)?;
     volumes::plan(config, host_config)?;
     crate::logging::config(&host_config.log_config, std::path::Path::new(""), "", &Default::default())?;
+    if host_config.log_config.kind.is_empty() {
+        host_config.log_config.kind = "local".into();
+    }
     if !(-1000..=1000).contains(&host_config.oom_score_adj) {
         return Err(Error::invalid(format!("Invalid value {}, range for oom score adj is [-1000, 1000]", host_config.oom_score_adj)));
     }
@@ -81,6 +84,9 @@ fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
 fn check_config(config: &mut Config) -> Result<()> {
     if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
         return Err(Error::invalid(format!("the working directory '{}' is invalid, it needs to be an absolute path", config.working_dir)));
+    }
+    if !config.working_dir.is_empty() {
+        config.working_dir = volumes::clean(&config.working_dir);
     }
     for entry in config.env.iter().flatten() {
         if entry.is_empty() || entry.starts_with('=') || entry.contains('\0') {

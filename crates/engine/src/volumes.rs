@@ -48,7 +48,7 @@ pub fn plan(_config: &Config, host: &HostConfig) -> Result<Vec<MountPlan>> {
 }
 
 /// An absolute path without `.`, `..` and double slashes.
-fn clean(path: &str) -> String {
+pub(crate) fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {

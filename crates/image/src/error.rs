@@ -36,11 +36,14 @@ impl Error {
     }
 }
 
-/// For `map_err`: what was being done. A stream that is not what it should be (`InvalidData`, a premature end) is the
-/// sender's fault, everything else this machine's.
+/// For `map_err`: what was being done. What the kernel did not say itself, parsers said about the sender's bytes; and
+/// some of what the kernel says is about names and values that the sender chose.
 pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
-    move |source| match source.kind() {
-        std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput | std::io::ErrorKind::UnexpectedEof => Error::Invalid(format!("{}: {source}", operation.into())),
-        _ => Error::Io { operation: operation.into(), source },
+    use rustix::io::Errno;
+    const SENDERS: [Errno; 5] = [Errno::NAMETOOLONG, Errno::LOOP, Errno::TOOBIG, Errno::RANGE, Errno::ILSEQ];
+    move |source| match source.raw_os_error() {
+        None => Error::Invalid(format!("{}: {source}", operation.into())),
+        Some(code) if SENDERS.iter().any(|errno| errno.raw_os_error() == code) => Error::Invalid(format!("{}: {}", operation.into(), whelk_sys::errno_text(&source))),
+        Some(_) => Error::Io { operation: operation.into(), source },
     }
 }

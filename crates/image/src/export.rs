@@ -25,6 +25,9 @@ pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
     export.archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
 }
 
+/// Deeper than any honest tree; every level costs stack and a descriptor.
+const DEEPEST: usize = 512;
+
 struct Export<W: Write> {
     archive: Builder<W>,
     /// The first name of each file that has several, by device and inode.
@@ -57,6 +60,13 @@ impl<W: Write> Export<W> {
         };
         let mut header = header(&stat);
         let kind = FileType::from_raw_mode(stat.st_mode);
+        // A socket without its listener is nothing; and a whiteout shows only where there is nothing to hide.
+        if kind == FileType::Socket || kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+            return Ok(());
+        }
+        if path.components().count() > DEEPEST {
+            return Err(crate::Error::invalid(format!("{}: more than {DEEPEST} directories deep", path.display())));
+        }
         if !kind.is_dir() && stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
                 header.set_entry_type(EntryType::Link);
@@ -87,10 +97,12 @@ impl<W: Write> Export<W> {
             }
             FileType::Symlink => {
                 let target = readlinkat(parent, name, Vec::new()).map_err(step)?;
-                self.archive.append_link(&mut header, path, Path::new(OsStr::from_bytes(target.to_bytes()))).map_err(failed)
+                // Written to the byte where it fits: the library would tidy it up.
+                match header.set_link_name_literal(target.to_bytes()) {
+                    Ok(()) => self.archive.append_data(&mut header, path, io::empty()).map_err(failed),
+                    Err(_) => self.archive.append_link(&mut header, path, Path::new(OsStr::from_bytes(target.to_bytes()))).map_err(failed),
+                }
             }
-            // A socket without its listener is nothing.
-            FileType::Socket => Ok(()),
             _ => self.archive.append_data(&mut header, path, io::empty()).map_err(failed),
         }
     }

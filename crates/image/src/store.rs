@@ -86,6 +86,25 @@ impl Store {
         self.layer_path(diff_id).join("fs")
     }
 
+    /// The directories to mount for these layers (given from the bottom up), the topmost first: each once, and nothing
+    /// below one whose root hides all that is under it, because overlay does not look at that mark on a root.
+    pub fn lower_layers(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
+        let mut lower: Vec<PathBuf> = Vec::new();
+        for diff_id in diff_ids.iter().rev() {
+            let files = self.layer_files(diff_id);
+            if lower.contains(&files) {
+                continue;
+            }
+            let mut mark = [0u8; 1];
+            let opaque = rustix::fs::lgetxattr(&files, "trusted.overlay.opaque", &mut mark[..]).is_ok_and(|length| length == 1 && mark == *b"y");
+            lower.push(files);
+            if opaque {
+                break;
+            }
+        }
+        lower
+    }
+
     pub fn put_blob(&self, content: &[u8]) -> Result<Digest> {
         let digest = Digest::of(content);
         let path = self.blob_path(&digest);

@@ -63,7 +63,12 @@ impl Context<'_> {
         if options.bind == Bind::Recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
-        let tree = open_tree(CWD, mount.source.as_str(), flags).map_err(os_at("bind mount source", &mount.source))?;
+        let tree = match (open_tree(CWD, mount.source.as_str(), flags), process_of(&mount.source)) {
+            // The path leads into another container: its mounts can be cloned only from within its mount namespace.
+            (Err(Errno::INVAL), Some((pid, path))) => from_namespace_of(pid, path, flags),
+            (tree, _) => tree,
+        }
+        .map_err(os_at("bind mount source", &mount.source))?;
         let attributes = |attributes: Attributes, recursive| match attributes {
             Attributes { set: 0, clear: 0 } => Ok(()),
             Attributes { set, clear } => set_attr(tree.as_fd(), MountAttr { set, clear, ..MountAttr::default() }, recursive).map_err(os_at("set attributes of", &mount.destination)),
@@ -126,8 +131,49 @@ impl Context<'_> {
         } else {
             in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755)).map_err(step)?
         };
+        check_not_proc(mount, tree, &target)?;
         attach_at(tree, &target).map_err(os_at("mount", format!("{} at {destination}", if is_bind { &mount.source } else { &mount.kind })))
     }
+}
+
+/// The process and the path of `/proc/PID/root/PATH`.
+fn process_of(source: &str) -> Option<(u32, &str)> {
+    let (pid, path) = source.strip_prefix("/proc/")?.split_once("/root/")?;
+    Some((pid.parse().ok()?, path))
+}
+
+/// Clones a mount of another process's mount namespace, by a visit there.
+fn from_namespace_of(pid: u32, path: &str, flags: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
+    use whelk_sys::process::{CloneFlags, setns};
+    let open = |path: &str| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
+    let (own, theirs) = (open("/proc/self/ns/mnt")?, open(&format!("/proc/{pid}/ns/mnt"))?);
+    setns(theirs.as_fd(), CloneFlags::NEWNS).map_err(errno)?;
+    let root = open("/");
+    let opened = root.and_then(|root| in_root::open(&root, path, OFlags::PATH, Mode::empty()).map_err(errno));
+    let tree = opened.and_then(|opened| open_tree(opened.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH));
+    setns(own.as_fd(), CloneFlags::NEWNS).map_err(errno)?;
+    tree
+}
+
+/// Files of procfs that programs inside may be shown something else for. Everything else there decides about safety:
+/// labels, masks and limits are written through it (CVE-2019-19921).
+const COVERABLE: [&str; 11] = [
+    "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg", "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+fn check_not_proc(mount: &Mount, tree: &OwnedFd, target: &OwnedFd) -> Result<()> {
+    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+    let on_proc = |fd: &OwnedFd| rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u64 == PROC_SUPER_MAGIC);
+    let destination = mount.destination.trim_end_matches('/');
+    if destination == "/proc" && on_proc(tree) || COVERABLE.contains(&destination) {
+        return Ok(());
+    }
+    if destination == "/proc" || destination.starts_with("/proc/") || on_proc(target) {
+        return Err(Error::invalid(format!("{:?} cannot be mounted because it is inside /proc", mount.destination)));
+    }
+    Ok(())
 }
 
 /// Puts a detached tree on an opened target.

@@ -118,6 +118,10 @@ fn lookup(passwd: &str, group: &str, request: &UserRequest) -> Result<Identity> 
         let gid = group_id(group, extra)?;
         push(&mut identity.groups, gid);
     }
+    // The primary group is one of a process's groups, as login programs set them.
+    if !identity.groups.contains(&identity.gid) {
+        identity.groups.insert(0, identity.gid);
+    }
     Ok(identity)
 }
 
@@ -175,26 +179,26 @@ mod tests {
 
     #[test]
     fn users_resolve_as_dockers() {
-        check("", &[], Ok((0, 0, &[10], "/root")));
-        check("web", &[], Ok((33, 33, &[10, 50], "/var/www")));
-        check("33", &[], Ok((33, 33, &[10, 50], "/var/www")));
-        check("web:staff", &[], Ok((33, 50, &[], "/var/www")));
-        check(":0", &[], Ok((0, 0, &[], "/root")));
-        check("root:", &[], Ok((0, 0, &[10], "/root")));
-        check("77", &[], Ok((77, 0, &[], "/")));
-        check("77:88", &["wheel", "1234"], Ok((77, 88, &[10, 1234], "/")));
+        check("", &[], Ok((0, 0, &[0, 10], "/root")));
+        check("web", &[], Ok((33, 33, &[33, 10, 50], "/var/www")));
+        check("33", &[], Ok((33, 33, &[33, 10, 50], "/var/www")));
+        check("web:staff", &[], Ok((33, 50, &[50], "/var/www")));
+        check(":0", &[], Ok((0, 0, &[0], "/root")));
+        check("root:", &[], Ok((0, 0, &[0, 10], "/root")));
+        check("77", &[], Ok((77, 0, &[0], "/")));
+        check("77:88", &["wheel", "1234"], Ok((77, 88, &[88, 10, 1234], "/")));
         check("nosuch", &[], Err("unable to find user nosuch: no matching entries in passwd file"));
         check("0:nosuch", &[], Err("unable to find group nosuch: no matching entries in group file"));
     }
 
     #[test]
     fn numbers_are_never_names_and_never_wrap() {
-        check("1000", &[], Ok((1000, 0, &[], "/")));
+        check("1000", &[], Ok((1000, 0, &[0], "/")));
         for user in ["2147483648", "4294967295", "4294967296", "-1", "99999999999999999999", "0:4294967296", "huge"] {
             check(user, &[], Err("uids and gids must be in range 0-2147483647"));
         }
         check("0x0", &[], Err("unable to find user 0x0: no matching entries in passwd file"));
         check("0", &["huge"], Err("uids and gids must be in range 0-2147483647"));
-        check("2147483647", &[], Ok((2_147_483_647, 0, &[], "/")));
+        check("2147483647", &[], Ok((2_147_483_647, 0, &[0], "/")));
     }
 }

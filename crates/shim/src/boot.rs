@@ -176,6 +176,7 @@ fn start(launch: Launch, attached: Vec<OwnedFd>, poll: Poll, signals: OwnedFd) -
         clients: Default::default(),
         next: INIT,
         paused: false,
+        oom_told: false,
         buffer: vec![0; BUFFER],
     };
     for (stream, wants) in attached.into_iter().zip(wanted) {

@@ -41,6 +41,7 @@ pub(crate) struct Shim {
     pub clients: BTreeMap<u64, Client>,
     pub next: u64,
     pub paused: bool,
+    pub oom_told: bool,
     pub buffer: Vec<u8>,
 }
 
@@ -445,6 +446,9 @@ impl Shim {
         self.log.finish();
         let exit = Exit { oom_killed: self.cgroup.oom_kills() > 0, ..exit_of(status) };
         record(&self.launch, &exit);
+        if exit.oom_killed && !std::mem::replace(&mut self.oom_told, true) {
+            self.publish(&Event::OutOfMemory);
+        }
         if let Some(init) = self.processes.get_mut(&INIT) {
             init.exit = Some(exit.clone());
         }
@@ -479,8 +483,8 @@ impl Shim {
             let mut scratch = [0; 512];
             while rustix::io::read(oom.as_fd(), &mut scratch).is_ok_and(|count| count > 0) {}
         }
-        // The watch also fires for events that killed nobody.
-        if self.cgroup.oom_kills() > 0 {
+        // Told once a life; the end's record says it again.
+        if !std::mem::replace(&mut self.oom_told, true) {
             self.publish(&Event::OutOfMemory);
         }
     }

@@ -28,6 +28,9 @@ pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
 
 pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params, body: Bytes) -> ApiResult {
     let mut value: Value = read_json(&body)?;
+    if value.as_object().is_some_and(serde_json::Map::is_empty) {
+        return Err(ApiError::invalid("config cannot be empty in order to create a container"));
+    }
     let malformed = |error: serde_json::Error| ApiError::invalid(format!("invalid JSON: {error}"));
     let host: HostConfig = value.as_object_mut().and_then(|map| map.remove("HostConfig")).map(serde_json::from_value).transpose().map_err(malformed)?.unwrap_or_default();
     let config: Config = serde_json::from_value(value).map_err(malformed)?;

@@ -17,7 +17,7 @@ use crate::{hijack, wire};
 
 pub(super) async fn create(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
     let config: ExecConfig = json(&body)?;
-    detach_keys(&config.detach_keys)?;
+    detach_keys(&config.detach_keys).map_err(|_| ApiError::invalid(format!("Invalid escape keys ({}) provided", config.detach_keys)))?;
     let id = engine.containers.exec_create(&id, config)?;
     Ok(json_response(StatusCode::CREATED, &json!({"Id": id})))
 }

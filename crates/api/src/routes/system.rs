@@ -70,6 +70,11 @@ pub(super) async fn info(State(engine): App) -> Response {
 /// Streams events as lines of JSON: the past ones asked for, then those to come, until the end asked for.
 pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
     let (since, until) = (params.time("since")?, params.time("until")?);
+    if let (Some(since), Some(until)) = (since, until)
+        && since > until
+    {
+        return Err(crate::error::ApiError::invalid(format!("`since` time ({}) cannot be after `until` time ({})", params.text("since"), params.text("until"))));
+    }
     let filters = Filters::parse_any(params.text("filters"))?;
     let (past, mut live) = engine.events.subscribe();
     let (sender, receiver) = tokio::sync::mpsc::channel(16);

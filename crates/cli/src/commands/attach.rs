@@ -170,10 +170,10 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
     let container = client.get(&format!("/containers/{name}/json")).await?;
     let state = &container["State"];
     if state["Running"] != true {
-        return Err(Failure::new("cannot attach to a stopped container, start it first"));
+        return Err(Failure::new("You cannot attach to a stopped container, start it first"));
     }
     if state["Paused"] == true {
-        return Err(Failure::new("cannot attach to a paused container, unpause it first"));
+        return Err(Failure::new("You cannot attach to a paused container, unpause it first"));
     }
     let tty = container["Config"]["Tty"] == true;
     let stdin = !args.no_stdin && container["Config"]["OpenStdin"] == true;

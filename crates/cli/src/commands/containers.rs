@@ -29,13 +29,17 @@ pub(crate) struct StartArgs {
 
 pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
     if !args.attach && !args.interactive {
-        let outcome = for_each(&args.containers, async |name| {
-            client.post(&format!("/containers/{}/start", escape_name(name)), None).await?;
-            println!("{name}");
-            Ok(())
-        })
-        .await;
-        return outcome.map_err(|failure| Failure::new(format!("{}\nfailed to start containers: {}", failure.text, args.containers.join(", "))));
+        let mut failed = Vec::new();
+        for name in &args.containers {
+            match client.post(&format!("/containers/{}/start", escape_name(name)), None).await {
+                Ok(_) => println!("{name}"),
+                Err(error) => {
+                    eprintln!("{error}");
+                    failed.push(name.as_str());
+                }
+            }
+        }
+        return if failed.is_empty() { Ok(0) } else { Err(Failure::new(format!("Error: failed to start containers: {}", failed.join(", ")))) };
     }
     let [name] = args.containers.as_slice() else { return Err(Failure::new("you cannot start and attach multiple containers at once")) };
     let container = client.get(&format!("/containers/{}/json", escape_name(name))).await?;
@@ -221,8 +225,19 @@ pub(crate) struct UpdateArgs {
     containers: Vec<String>,
 }
 
+impl UpdateArgs {
+    fn changes_something(&self) -> bool {
+        let numbers = [self.cpu_period, self.cpu_quota, self.cpu_rt_period, self.cpu_rt_runtime, self.cpu_shares, self.pids_limit];
+        let texts = [&self.cpuset_cpus, &self.cpuset_mems, &self.memory, &self.memory_reservation, &self.memory_swap, &self.restart];
+        numbers.iter().any(Option::is_some) || texts.iter().any(|text| text.is_some()) || self.blkio_weight.is_some() || self.cpus.is_some()
+    }
+}
+
 pub(crate) async fn update(client: &Client, args: UpdateArgs) -> Outcome {
     let size = |value: &Option<String>| value.as_deref().map_or(Ok(0), |text| if text == "-1" { Ok(-1) } else { parse_size(text) });
+    if !args.changes_something() {
+        return Err(Failure::new("you must provide one or more flags when using this command"));
+    }
     let mut body = json!({
         "BlkioWeight": args.blkio_weight.unwrap_or(0), "CpuPeriod": args.cpu_period.unwrap_or(0), "CpuQuota": args.cpu_quota.unwrap_or(0),
         "CpuRealtimePeriod": args.cpu_rt_period.unwrap_or(0), "CpuRealtimeRuntime": args.cpu_rt_runtime.unwrap_or(0), "CpuShares": args.cpu_shares.unwrap_or(0),

@@ -265,6 +265,10 @@ pub(crate) async fn create(client: &Client, args: CreateArgs) -> Outcome {
 
 /// Creates the container and returns its id. Warnings go to standard error.
 pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<String> {
+    // Whatever comes first is taken for the image, so that a command's own flags stay its own.
+    if let Some(flag) = args.image_and_command.first().filter(|word| word.starts_with('-') && !std::env::args().any(|word| word == "--")) {
+        return Err(Failure::with_code(125, super::unknown_flag(flag)));
+    }
     if !matches!(args.pull.as_str(), "always" | "missing" | "never") {
         return Err(Failure::new(format!("invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"", args.pull)));
     }
@@ -293,6 +297,9 @@ fn list(values: &[String]) -> Value {
 /// The body of the request.
 fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Value> {
     let (image, command) = args.image_and_command.split_first().ok_or_else(|| Failure::new("an image is needed"))?;
+    if image.is_empty() {
+        return Err(Failure::new("invalid reference format"));
+    }
     let attached = |stream: &str| args.attach.iter().any(|given| given.eq_ignore_ascii_case(stream));
     if let Some(wrong) = args.attach.iter().find(|stream| !["stdin", "stdout", "stderr"].contains(&stream.to_lowercase().as_str())) {
         return Err(Failure::with_code(125, format!("invalid argument {wrong:?} for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR")));

@@ -129,8 +129,11 @@ pub(crate) async fn tag(client: &Client, source: &str, target: &str) -> Outcome 
         Some((repository, tag)) if !tag.contains('/') => (repository, tag),
         _ => (target, ""),
     };
-    client.post(&format!("/images/{}/tag{}", escape_name(source), query(&[("repo", repository), ("tag", tag)])), None).await?;
-    Ok(0)
+    let answer = client.post(&format!("/images/{}/tag{}", escape_name(source), query(&[("repo", repository), ("tag", tag)])), None).await;
+    match answer {
+        Err(error) if error.status == hyper::StatusCode::BAD_REQUEST => Err(Failure::new(format!("Error parsing reference: {target:?} is not a valid repository/tag: {}", error.message))),
+        answer => answer.map(|_| 0).map_err(Into::into),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
 
 use super::attach::demultiplex;
-use crate::Outcome;
+use crate::{Failure, Outcome};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::units::moment;
 
@@ -21,7 +21,7 @@ pub(crate) struct LogsArgs {
     #[arg(long, default_value = "")]
     until: String,
     /// Number of lines to show from the end of the logs
-    #[arg(short = 'n', long, default_value = "all")]
+    #[arg(short = 'n', long, default_value = "all", allow_hyphen_values = true)]
     tail: String,
     /// Show timestamps
     #[arg(short, long)]
@@ -42,8 +42,8 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
         ("follow", on(args.follow)),
         ("timestamps", on(args.timestamps)),
         ("details", on(args.details)),
-        ("since", &moment(&args.since)?),
-        ("until", &moment(&args.until)?),
+        ("since", &moment(&args.since).map_err(|failure| Failure::new(format!("invalid value for \"since\": {}", failure.text)))?),
+        ("until", &moment(&args.until).map_err(|failure| Failure::new(format!("invalid value for \"until\": {}", failure.text)))?),
         ("tail", &args.tail),
     ]);
     let response = client.send(hyper::Method::GET, &format!("/containers/{name}/logs{query}"), &[], no_body()).await?;

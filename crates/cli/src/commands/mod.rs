@@ -21,7 +21,7 @@ use crate::{Failure, Outcome, autostart};
 #[command(name = "whelk", version, disable_help_subcommand = true, disable_help_flag = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
     /// Socket of the engine: unix:///PATH or tcp://HOST:PORT
-    #[arg(short = 'H', long, global = true)]
+    #[arg(short = 'H', long)]
     host: Option<String>,
     /// Print help
     // Long only: -h is the host name of `run`.
@@ -168,9 +168,7 @@ pub(crate) fn run() -> Outcome {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let shows_help = !error.use_stderr();
-            let _ = error.print();
-            return Ok(if shows_help { 0 } else { USAGE });
+            return usage(&error);
         }
     };
     match cli.command {
@@ -193,6 +191,56 @@ pub(crate) fn run() -> Outcome {
     // A read of standard input that is still under way must not keep the command alive.
     runtime.shutdown_background();
     outcome
+}
+
+/// Mistakes in flags in the words that users of Docker know.
+fn usage(error: &clap::Error) -> Outcome {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if !error.use_stderr() {
+        let _ = error.print();
+        return Ok(0);
+    }
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(list)) => list.join(" "),
+        _ => String::new(),
+    };
+    let argument = context(ContextKind::InvalidArg);
+    let flag = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
+    let value = context(ContextKind::InvalidValue);
+    let command: Vec<String> = std::env::args().skip(1).take_while(|word| !word.starts_with('-')).take(1).collect();
+    let command = command.join(" ");
+    let text = match error.kind() {
+        ErrorKind::UnknownArgument => unknown_flag(&flag),
+        ErrorKind::InvalidValue if value.is_empty() => needs_argument(&flag),
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => format!("invalid argument {value:?} for {flag:?} flag: strconv.ParseInt: parsing {value:?}: invalid syntax"),
+        ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues => {
+            return Err(Failure::new(format!("whelk: 'whelk {command}' requires at least 1 argument\n\nUsage:  whelk {command} --help shows how to use it")));
+        }
+        ErrorKind::InvalidSubcommand => return Err(Failure::new(format!("whelk: unknown command: whelk {}\n\nRun 'whelk --help' for more information", context(ContextKind::InvalidSubcommand)))),
+        _ => {
+            let _ = error.print();
+            return Ok(USAGE);
+        }
+    };
+    Err(Failure::with_code(USAGE, format!("{text}\n\nUsage:  whelk {command} --help shows how to use it")))
+}
+
+/// A flag that does not exist.
+pub(crate) fn unknown_flag(flag: &str) -> String {
+    match flag.strip_prefix('-').filter(|rest| !rest.starts_with('-')).and_then(|rest| rest.chars().next()) {
+        Some(letter) => format!("unknown shorthand flag: '{letter}' in {flag}"),
+        None => format!("unknown flag: {flag}"),
+    }
+}
+
+fn needs_argument(flag: &str) -> String {
+    // The parser names both forms of a flag; the one that was typed is told.
+    let typed = std::env::args().find(|word| word.split('=').next() == Some(flag) || word.starts_with('-') && !word.starts_with("--") && flag.starts_with("--") && word.len() == 2);
+    match typed.as_deref().and_then(|word| word.strip_prefix('-')).filter(|word| !word.starts_with('-')) {
+        Some(letter) => format!("flag needs an argument: '{letter}' in -{letter}"),
+        None => format!("flag needs an argument: {flag}"),
+    }
 }
 
 async fn dispatch(client: &Client, command: Command) -> Outcome {

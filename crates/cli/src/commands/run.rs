@@ -39,7 +39,7 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
     if create.tty && stdin && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }
-    let id = make(client, create, true, Some(args.detach)).await.map_err(|failure| Failure { code: NOT_RUN, text: format!("whelk: {}", failure.text) })?;
+    let id = make(client, create, true, Some(args.detach)).await.map_err(|failure| Failure { text: if failure.code == NOT_RUN { failure.text } else { format!("whelk: {}", failure.text) }, code: NOT_RUN })?;
     if args.detach {
         start(client, &id).await?;
         println!("{id}");

@@ -63,7 +63,7 @@ async fn inspect_one(client: &Client, name: &str, kind: Option<&str>, size: bool
         }
     }
     match client.get(&format!("/images/{path}/json")).await {
-        Err(error) if error.status == hyper::StatusCode::NOT_FOUND && kind.is_none() => Err(Failure::new(format!("error: no such object: {name}"))),
+        Err(error) if error.status == hyper::StatusCode::NOT_FOUND && kind.is_none() => Err(Failure::new(format!("Error: No such object: {name}"))),
         result => Ok(result?),
     }
 }

@@ -58,7 +58,8 @@ impl Template {
 
     pub(crate) fn execute(&self, value: &Value) -> Outcome<String> {
         let mut scope = Scope { top: value.clone(), variables: Vec::new(), out: String::new() };
-        scope.run(&self.nodes, value)?;
+        // A template that is no template is a mistake of its own kind (64); one that does not fit its object is not.
+        scope.run(&self.nodes, value).map_err(|failure| Failure { code: 1, ..failure })?;
         Ok(scope.out)
     }
 }

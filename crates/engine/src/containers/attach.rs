@@ -37,7 +37,7 @@ impl Containers {
         };
         let attach = Attach { stdin: request.stdin && container.record().config.open_stdin, stdout: request.stdout, stderr: request.stderr, detach_keys: request.detach_keys };
         let stream = match status {
-            Status::Paused => return Err(Error::conflict(format!("container {} is paused, unpause the container before attach", container.id))),
+            Status::Paused => return Err(Error::conflict(format!("container {} is paused, unpause the container before attach", name))),
             Status::Removing | Status::Dead => return Err(Error::conflict(format!("container {} is being removed", container.id))),
             Status::Running => {
                 let (reply, stream) = ask(&self.instance, &container.id, &Request::Attach(attach)).await?;

@@ -46,11 +46,6 @@ impl Containers {
             return Err(Error::invalid("no command specified"));
         }
         let warnings = validate::settings(&mut config, &mut host, &self.host)?;
-        for mode in [&host.network_mode, &host.pid_mode, &host.ipc_mode] {
-            if let Some(other) = mode.strip_prefix("container:") {
-                self.find(other)?;
-            }
-        }
         let id = names::random_id();
         config.hostname = crate::spec::hostname(&config, &id);
         fill_paths(&mut host);

@@ -81,7 +81,7 @@ impl Containers {
         if config.cmd.as_ref().is_none_or(Vec::is_empty) {
             return Err(Error::invalid("no exec command specified"));
         }
-        check_can_exec(&container)?;
+        check_can_exec(&container, name)?;
         for entry in config.env.iter().flatten() {
             if entry.is_empty() || entry.starts_with('=') {
                 return Err(Error::invalid(format!("invalid environment variable: {entry}")));
@@ -108,7 +108,7 @@ impl Containers {
     pub async fn exec_start(&self, id: &str, start: ExecStart) -> Result<Option<UnixStream>> {
         let exec = self.exec(id)?;
         let container = self.find(&exec.container)?;
-        check_can_exec(&container)?;
+        check_can_exec(&container, &container.id)?;
         {
             let mut state = exec.state.lock().unwrap_or_else(PoisonError::into_inner);
             if state.started {
@@ -218,10 +218,10 @@ impl Containers {
     }
 }
 
-fn check_can_exec(container: &Container) -> Result<()> {
+fn check_can_exec(container: &Container, name: &str) -> Result<()> {
     match container.status() {
         Status::Running => Ok(()),
-        Status::Paused => Err(Error::conflict(format!("container {} is paused, unpause the container before exec", container.id))),
+        Status::Paused => Err(Error::conflict(format!("Container {name} is paused, unpause the container before exec"))),
         Status::Restarting => Err(Error::conflict(format!("container {} is restarting, wait until the container is running", container.id))),
         _ => Err(Error::conflict(format!("container {} is not running", container.id))),
     }
@@ -236,6 +236,10 @@ fn explain(error: whelk_runtime::Error) -> (Error, i32) {
         Runtime::NotExecutable(text) => (Error::invalid(format!("{FAILED}: {text}{}", if text.ends_with("permission denied") { "" } else { ": permission denied" })), 126),
         Runtime::NoSuchUser(text) => (Error::invalid(text), 126),
         Runtime::State(text) => (Error::conflict(text), 128),
-        other => (Error::invalid(format!("{FAILED}: {other}")), 128),
+        // Shells and Docker's clients read a missing working directory as "not found" too.
+        other => {
+            let code = if other.to_string().contains("no such file or directory") { 127 } else { 128 };
+            (Error::invalid(format!("{FAILED}: {other}")), code)
+        }
     }
 }

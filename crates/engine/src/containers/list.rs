@@ -1,5 +1,7 @@
 //! Listing containers: a snapshot of their records, filtered.
 
+use regex_lite::Regex;
+
 use super::Containers;
 use crate::error::{Error, Result};
 use crate::filters::Filters;
@@ -81,32 +83,8 @@ struct Matcher<'a> {
     exited: Vec<i32>,
     /// Images that `ancestor` names, with all that are built on the same layers.
     ancestors: Option<Vec<String>>,
-    names: Vec<Pattern>,
-}
-
-/// A part of a name, where people write a regular expression: `^`, `$` and `.*` are understood.
-struct Pattern {
-    text: String,
-    start: bool,
-    end: bool,
-}
-
-impl Pattern {
-    fn new(text: &str) -> Self {
-        let (text, start) = text.strip_prefix('^').map_or((text, false), |rest| (rest, true));
-        let (text, end) = text.strip_suffix('$').map_or((text, false), |rest| (rest, true));
-        Self { text: text.to_owned(), start, end }
-    }
-
-    fn matches(&self, name: &str) -> bool {
-        let text = &self.text;
-        match (self.start, self.end) {
-            (true, true) => name == text,
-            (true, false) => name.starts_with(text.as_str()),
-            (false, true) => name.ends_with(text.as_str()),
-            (false, false) => text.is_empty() || text.split(".*").try_fold(name, |rest, part| rest.find(part).map(|at| &rest[at + part.len()..])).is_some(),
-        }
-    }
+    /// Expressions for names, which are matched with and without their slash.
+    names: Vec<Regex>,
 }
 
 impl<'a> Matcher<'a> {
@@ -131,7 +109,7 @@ impl<'a> Matcher<'a> {
             since: time_of("since")?,
             exited,
             ancestors,
-            names: filters.get("name").into_iter().flatten().map(|name| Pattern::new(name.strip_prefix('/').unwrap_or(name))).collect(),
+            names: filters.get("name").into_iter().flatten().map(|name| Regex::new(name).map_err(|error| Error::invalid(format!("invalid filter 'name={name}': {error}")))).collect::<Result<_>>()?,
         })
     }
 
@@ -140,7 +118,7 @@ impl<'a> Matcher<'a> {
         let state = &record.state;
         (!self.only_running || state.status.is_running() || state.status == Status::Restarting)
             && filters.any("id", |id| record.id.starts_with(id))
-            && (self.names.is_empty() || self.names.iter().any(|pattern| pattern.matches(&record.name)))
+            && (self.names.is_empty() || self.names.iter().any(|pattern| pattern.is_match(&record.name) || pattern.is_match(&format!("/{}", record.name))))
             && filters.any("status", |status| state.status.as_str() == status)
             && (self.exited.is_empty() || (state.status == Status::Exited && self.exited.contains(&state.exit_code)))
             && filters.labels(&record.config.labels)
@@ -157,14 +135,3 @@ impl<'a> Matcher<'a> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_match_in_part_and_by_anchors() {
-        let check = |pattern: &str, name: &str| Pattern::new(pattern).matches(name);
-        assert!(check("eb", "web") && check("^web$", "web") && check("w.*b", "web") && check("", "x"));
-        assert!(!check("^eb", "web") && !check("we$", "web") && !check("b.*w", "web"));
-    }
-}

@@ -153,7 +153,7 @@ impl Containers {
         }
         let id: Digest = image.parse()?;
         let image = self.images.get(&id)?;
-        Ok(image.config.rootfs.diff_ids.iter().rev().map(|diff_id| self.images.store().layer_files(diff_id)).collect())
+        Ok(self.images.store().lower_layers(&image.config.rootfs.diff_ids))
     }
 
     /// The file of the seccomp filter for these settings, compiled at its first use.

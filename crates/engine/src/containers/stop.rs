@@ -86,7 +86,7 @@ impl Containers {
     /// # Errors
     /// [`Error::Conflict`] if it does not run.
     pub async fn kill(self: &Arc<Self>, name: &str, signal: &str) -> Result<()> {
-        let signal = if signal.is_empty() { signals::KILL } else { signals::parse(signal)? };
+        let signal = if signal.is_empty() { signals::KILL } else { signals::parse(signal).map_err(|error| Error::invalid(format!("cannot kill container: {name}: {error}")))? };
         let container = self.find(name)?;
         let status = container.status();
         if !status.is_running() {
@@ -138,7 +138,7 @@ impl Containers {
         let container = self.find(name)?;
         let _operation = container.operation.lock().await;
         match container.status() {
-            Status::Paused => return Err(Error::conflict(format!("container {} is already paused", container.id))),
+            Status::Paused => return Err(Error::conflict(format!("Container {} is already paused", container.id))),
             Status::Restarting => return Err(Error::conflict(format!("container {} is restarting, wait until the container is running", container.id))),
             Status::Running => {}
             _ => return Err(Error::conflict(format!("container {} is not running", container.id))),

@@ -121,7 +121,7 @@ impl Containers {
         {
             let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             if let Some(owner) = index.by_name.get(&new_name) {
-                return Err(name_taken(&new_name, owner));
+                return Err(Error::conflict(format!("Error when allocating new name: {}", name_taken(&new_name, owner))));
             }
             index.by_name.insert(new_name.clone(), container.id.clone());
         }

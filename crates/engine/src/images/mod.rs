@@ -272,20 +272,17 @@ impl Images {
             return Err(Error::conflict(format!("conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories")));
         }
         let last = by_id || names.len() <= 1;
-        if last {
-            if let Some((user, _)) = users.iter().find(|(_, running)| *running) {
-                let (what, forced) = if by_id { (short, "cannot be forced") } else { (name, "must be forced") };
-                if by_id || !force {
-                    let relation = if by_id { "image is being used by running container" } else { "container" };
-                    let text = if by_id { format!("{relation} {}", &user[..12]) } else { format!("{relation} {} is using its referenced image {short}", &user[..12]) };
-                    return Err(Error::conflict(format!("conflict: unable to {} {what} ({forced}) - {text}", if by_id { "delete" } else { "remove repository reference" })));
-                }
-            } else if let Some((user, _)) = users.first().filter(|_| !force) {
-                let text = if by_id {
-                    format!("conflict: unable to delete {short} (must be forced) - image is being used by stopped container {}", &user[..12])
-                } else {
-                    format!("conflict: unable to remove repository reference {name:?} (must be forced) - container {} is using its referenced image {short}", &user[..12])
-                };
+        if last
+            && let Some((user, running)) = users.iter().find(|(_, running)| *running).or(users.first())
+        {
+            let user = &user[..12];
+            let text = match (by_id, running) {
+                (true, true) => Some(format!("conflict: unable to delete {short} (cannot be forced) - image is being used by running container {user}")),
+                (true, false) if !force => Some(format!("conflict: unable to delete {short} (must be forced) - image is being used by stopped container {user}")),
+                (false, _) if !force => Some(format!("conflict: unable to remove repository reference {name:?} (must force) - container {user} is using its referenced image {short}")),
+                _ => None,
+            };
+            if let Some(text) = text {
                 return Err(Error::conflict(text));
             }
         }

@@ -34,7 +34,8 @@ pub struct Loaded {
 
 /// An archive may hold this many parts: images have at most some hundred layers.
 const MOST_PARTS: usize = 20_000;
-const MOST_LAYERS: usize = 1_000;
+/// As many as overlay takes.
+const MOST_LAYERS: usize = 500;
 /// Indexes may name indexes, but not for ever.
 const DEEPEST_INDEX: usize = 4;
 const LARGEST_HEADERS: u64 = 4 << 20;
@@ -141,6 +142,7 @@ enum Part {
 impl Parts {
     fn set_aside(input: impl Read, directory: &Path) -> Result<Self> {
         let mut parts = BTreeMap::new();
+        let mut number = 0u64;
         let headers = Rc::new(Cell::new(0));
         let mut archive = Archive::new(HeaderBound { inner: input, headers: headers.clone() });
         for entry in archive.entries().map_err(io("invalid archive"))? {
@@ -149,7 +151,9 @@ impl Parts {
             let key = part_name(Path::new(&name))?;
             let part = match entry.header().entry_type() {
                 EntryType::Regular | EntryType::Continuous => {
-                    let path = directory.join(parts.len().to_string());
+                    // Numbered, not named: a name that comes twice must not overwrite what was checked.
+                    let path = directory.join(number.to_string());
+                    number += 1;
                     let mut file = Hashing::new(fs::create(&path, 0o600)?);
                     let size = entry.size();
                     headers.set(CONTENT);
@@ -171,7 +175,7 @@ impl Parts {
             };
             headers.set(0);
             parts.insert(key, part);
-            if parts.len() > MOST_PARTS {
+            if parts.len() > MOST_PARTS || number > MOST_PARTS as u64 {
                 return Err(Error::invalid(format!("invalid archive: more than {MOST_PARTS} entries")));
             }
         }
@@ -228,7 +232,7 @@ impl Parts {
     /// A part that is named by a digest must have it.
     fn check_name(&self, part: &str) -> Result<()> {
         let stem = part.rsplit('/').next().unwrap_or(part).trim_end_matches(".json");
-        let by_digest = part.starts_with("blobs/sha256/") || part.ends_with(".json") && stem.len() == 64;
+        let by_digest = part.trim_start_matches("./").starts_with("blobs/sha256/") || part.ends_with(".json") && stem.len() == 64;
         let (_, _, digest) = self.file(part)?;
         if by_digest && digest.hex() != stem { Err(Error::invalid(format!("invalid archive: {part} has the digest {digest}"))) } else { Ok(()) }
     }
@@ -236,15 +240,19 @@ impl Parts {
     fn oci_images(&self) -> Result<Vec<Source>> {
         let index: Index = serde_json::from_slice(&self.read("index.json")?).map_err(|error| Error::invalid(format!("invalid archive: index.json: {error}")))?;
         let mut sources = Vec::new();
-        self.collect(&index, None, 0, &mut sources)?;
+        self.collect(&index, None, 0, &mut 0, &mut sources)?;
         if sources.is_empty() { Err(Error::invalid(format!("invalid archive: no image for linux/{ARCHITECTURE}"))) } else { Ok(sources) }
     }
 
-    fn collect(&self, index: &Index, outer: Option<&Reference>, depth: usize, sources: &mut Vec<Source>) -> Result<()> {
+    fn collect(&self, index: &Index, outer: Option<&Reference>, depth: usize, visited: &mut usize, sources: &mut Vec<Source>) -> Result<()> {
         if depth > DEEPEST_INDEX {
             return Err(Error::invalid("invalid archive: indexes are nested too deeply"));
         }
         for descriptor in &index.manifests {
+            *visited += 1;
+            if *visited > MOST_LAYERS {
+                return Err(Error::invalid("invalid archive: its indexes name too much"));
+            }
             let name = descriptor.annotations.get(NAME_ANNOTATION).or_else(|| descriptor.annotations.get(TAG_ANNOTATION).filter(|name| name.contains([':', '/'])));
             let name = name.map(|name| name.parse::<Reference>().map(Reference::with_default_tag)).transpose()?;
             let name = name.as_ref().or(outer);
@@ -254,7 +262,7 @@ impl Parts {
             let content = self.blob(&descriptor.digest)?;
             let malformed = |error| Error::invalid(format!("invalid archive: {}: {error}", descriptor.digest));
             if descriptor.media_type == INDEX || descriptor.media_type == "application/vnd.docker.distribution.manifest.list.v2+json" {
-                self.collect(&serde_json::from_slice(&content).map_err(malformed)?, name, depth + 1, sources)?;
+                self.collect(&serde_json::from_slice(&content).map_err(malformed)?, name, depth + 1, visited, sources)?;
                 continue;
             }
             let manifest: Manifest = serde_json::from_slice(&content).map_err(malformed)?;

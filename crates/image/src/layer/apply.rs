@@ -22,7 +22,13 @@ use crate::error::{Error, Result, io};
 
 /// Headers of one entry (long names, extended attributes) may take this many bytes; memory must not be the sender's
 /// to fill.
-const LARGEST_HEADERS: u64 = 4 << 20;
+const LARGEST_HEADERS: u64 = 1 << 20;
+
+/// A file with holes may claim any size; this is the largest that is believed, in bytes.
+const LARGEST_SPARSE: u64 = 64 << 30;
+
+/// Deeper trees serve only to exhaust whoever walks them.
+const DEEPEST: usize = 512;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -53,13 +59,13 @@ pub fn apply(input: impl Read, directory: &Path) -> Result<Applied> {
     // A file made by a previous umask would not have the archive's mode; modes are set explicitly below.
     for entry in archive.entries().map_err(io("read layer archive"))? {
         let mut entry = entry.map_err(io("read layer archive"))?;
-        tap.entry_begins();
+        let extensions = pax_records(&tap.entry_begins());
         let name = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
-        layer.add(&mut entry, &tap).map_err(|error| error.during(&format!("layer entry {name:?}")))?;
+        layer.add(&mut entry, &tap, &extensions).map_err(|error| error.during(&format!("layer entry {name:?}")))?;
     }
     // The padding behind the end mark is part of the archive's digest.
     let mut rest = archive.into_inner();
-    tap.entry_begins();
+    drop(tap.entry_begins());
     io::copy(&mut rest, &mut Sink(&tap)).map_err(io("read layer archive"))?;
     layer.finish_directories()?;
     let (diff_id, _, _) = rest.inner.finish();
@@ -73,7 +79,7 @@ struct Sink<'a>(&'a Tap);
 
 impl io::Write for Sink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.entry_begins();
+        drop(self.0.entry_begins());
         Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -88,25 +94,27 @@ struct Tap(Rc<TapState>);
 struct TapState {
     recorder: RefCell<Option<Recorder>>,
     in_content: Cell<bool>,
-    headers: Cell<u64>,
+    /// The header blocks of the present entry, behind the padding of the one before.
+    headers: RefCell<Vec<u8>>,
 }
 
 impl Tap {
     fn new(recorder: Recorder) -> Self {
-        Self(Rc::new(TapState { recorder: RefCell::new(Some(recorder)), in_content: Cell::new(false), headers: Cell::new(0) }))
+        Self(Rc::new(TapState { recorder: RefCell::new(Some(recorder)), in_content: Cell::new(false), headers: RefCell::default() }))
     }
 
-    fn entry_begins(&self) {
-        self.0.headers.set(0);
+    /// Takes the header blocks of the entry that was just read.
+    fn entry_begins(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.headers.borrow_mut())
     }
 
     fn pass(&self, bytes: &[u8]) -> io::Result<()> {
         if self.0.in_content.get() {
             return Ok(());
         }
-        let headers = self.0.headers.get() + bytes.len() as u64;
-        self.0.headers.set(headers);
-        if headers > LARGEST_HEADERS {
+        let mut headers = self.0.headers.borrow_mut();
+        headers.extend_from_slice(bytes);
+        if headers.len() as u64 > LARGEST_HEADERS {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("an entry's headers are larger than {LARGEST_HEADERS} bytes")));
         }
         self.0.recorder.borrow_mut().as_mut().map_or(Ok(()), |recorder| recorder.verbatim(bytes))
@@ -121,6 +129,11 @@ impl Tap {
         let result = read();
         self.0.in_content.set(false);
         result
+    }
+
+    /// Keeps the content of files at and below `path`, which are about to be replaced: the archive has it.
+    fn set_aside(&self, root: &OwnedFd, path: &Path) -> Result<()> {
+        self.0.recorder.borrow_mut().as_mut().map_or(Ok(()), |recorder| recorder.set_aside(root, path).map_err(io("set replaced content aside")))
     }
 
     fn finish(&self) -> Result<()> {
@@ -160,13 +173,17 @@ struct Metadata {
 }
 
 impl Layer {
-    fn add(&mut self, entry: &mut Entry<'_, impl Read>, tap: &Tap) -> Result<()> {
-        let kind = entry.header().entry_type();
+    fn add(&mut self, entry: &mut Entry<'_, impl Read>, tap: &Tap, extensions: &[(String, Vec<u8>)]) -> Result<()> {
+        let mut kind = entry.header().entry_type();
+        // How archives older than entry types mark directories.
+        if kind.is_file() && entry.path_bytes().ends_with(b"/") {
+            kind = EntryType::Directory;
+        }
         if matches!(kind, EntryType::XGlobalHeader) {
             return Ok(());
         }
         let path = relative(OsStr::from_bytes(&entry.path_bytes()))?;
-        let metadata = Metadata::of(entry)?;
+        let metadata = Metadata::of(entry, extensions)?;
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             // The root itself: only its metadata.
             let root = self.root.try_clone().map_err(io("duplicate descriptor"))?;
@@ -179,7 +196,7 @@ impl Layer {
         if name.as_bytes().starts_with(WHITEOUT) {
             return whiteout(&parent, &name);
         }
-        let hides_lower = self.make_room(&parent, &name, kind)?;
+        let hides_lower = self.make_room(&parent, &name, &path, kind, tap)?;
         match kind {
             EntryType::Directory => {
                 match mkdirat(&parent, &name, Mode::from_raw_mode(0o700)) {
@@ -196,6 +213,9 @@ impl Layer {
             EntryType::Link => return self.hard_link(entry, &parent, &name),
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().ok_or_else(|| Error::invalid("symbolic link without a target"))?;
+                if target.is_empty() {
+                    return Err(Error::invalid("symbolic link without a target"));
+                }
                 check_symlink(&parent_path, Path::new(OsStr::from_bytes(&target)))?;
                 symlinkat(&*target, &parent, &name).map_err(|error| io("symlink")(error.into()))?;
             }
@@ -233,24 +253,25 @@ impl Layer {
     }
 
     /// Removes what an earlier entry left under this name, except a directory that is just described again. Says
-    /// whether what was there hid something in the layers below.
-    fn make_room(&mut self, parent: &OwnedFd, name: &OsStr, kind: EntryType) -> Result<bool> {
+    /// whether a directory made now must hide the one of the layers below: whatever stood here hid that already.
+    fn make_room(&mut self, parent: &OwnedFd, name: &OsStr, path: &Path, kind: EntryType, tap: &Tap) -> Result<bool> {
         let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(false),
             result => result.map_err(|error| io("stat")(error.into()))?,
         };
-        let existing = FileType::from_raw_mode(stat.st_mode);
-        if existing.is_dir() {
-            if kind.is_dir() {
-                return Ok(false);
-            }
+        let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+        if is_directory && kind.is_dir() {
+            return Ok(false);
+        }
+        tap.set_aside(&self.root, path)?;
+        if is_directory {
             // What is below goes with it, and so does any descriptor into it.
             self.parent = None;
             remove_tree(parent, name)?;
-            return Ok(false);
+        } else if statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            unlinkat(parent, name, AtFlags::empty()).map_err(|error| io("replace")(error.into()))?;
         }
-        unlinkat(parent, name, AtFlags::empty()).map_err(|error| io("replace")(error.into()))?;
-        Ok(existing == FileType::CharacterDevice && stat.st_rdev == 0)
+        Ok(!is_directory)
     }
 
     fn regular(&mut self, entry: &mut Entry<'_, impl Read>, tap: &Tap, parent: &OwnedFd, name: &OsStr, path: &Path, metadata: &Metadata) -> Result<()> {
@@ -259,6 +280,9 @@ impl Layer {
         let mut file = std::fs::File::from(file);
         let size = entry.size();
         let sparse = entry.header().entry_type() == EntryType::GNUSparse;
+        if sparse && size > LARGEST_SPARSE {
+            return Err(Error::invalid(format!("a sparse file of {size} bytes")));
+        }
         let copied = if sparse {
             // Its bytes in the archive are not its content, so they stay verbatim in the index.
             copy_sparse(entry, &mut file, tap)?
@@ -281,6 +305,11 @@ impl Layer {
         };
         let (Some(target_parent), Some(target_name)) = (target.parent(), target.file_name()) else { return Err(Error::invalid("hard link to the root")) };
         let directory = in_root::open_no_links(&self.root, target_parent, OFlags::PATH | OFlags::DIRECTORY).map_err(refuse)?;
+        let stat = statat(&directory, target_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| refuse(error.into()))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind.is_dir() || kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+            return Err(Error::invalid(format!("hard link to {}, which is a directory or a whiteout", target.display())));
+        }
         linkat(&directory, target_name, parent, name, AtFlags::empty()).map_err(|error| refuse(error.into()))
     }
 
@@ -291,7 +320,7 @@ impl Layer {
     }
 
     fn finish_directories(&self) -> Result<()> {
-        for (path, mtime) in self.directories.iter().rev() {
+        for (path, mtime) in &self.directories {
             // One that a later entry replaced is gone; that is fine.
             if let Ok(directory) = in_root::open_no_links(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
                 rustix::fs::futimens(&directory, &times(*mtime)).map_err(|error| io("set times")(error.into()))?;
@@ -310,6 +339,10 @@ fn relative(name: &OsStr) -> Result<PathBuf> {
     if name.is_empty() {
         return Err(Error::invalid("empty name"));
     }
+    // The root may be written as itself.
+    if name == "/" {
+        return Ok(path);
+    }
     for component in Path::new(name).components() {
         match component {
             Component::Normal(part) => path.push(part),
@@ -317,6 +350,9 @@ fn relative(name: &OsStr) -> Result<PathBuf> {
             Component::RootDir | Component::Prefix(_) => return Err(Error::invalid("absolute path")),
             Component::ParentDir => return Err(Error::invalid("path with \"..\"")),
         }
+    }
+    if path.components().count() > DEEPEST {
+        return Err(Error::invalid(format!("more than {DEEPEST} directories deep")));
     }
     Ok(path)
 }
@@ -370,7 +406,14 @@ fn set_opaque(directory: &OwnedFd) -> Result<()> {
 
 fn make_node(entry: &Entry<'_, impl Read>, kind: EntryType, parent: &OwnedFd, name: &OsStr, mode: u32) -> Result<()> {
     let number = |result: io::Result<Option<u32>>| result.map_err(io("device number")).map(Option::unwrap_or_default);
-    let (major, minor) = (number(entry.header().device_major())?, number(entry.header().device_minor())?);
+    // Pipes have no numbers, and some archivers leave the fields blank.
+    let (major, minor) = if kind == EntryType::Fifo { (0, 0) } else { (number(entry.header().device_major())?, number(entry.header().device_minor())?) };
+    // What the kernel would cut off could turn one device into another.
+    const LARGEST_MAJOR: u32 = 0xfff;
+    const LARGEST_MINOR: u32 = 0xf_ffff;
+    if major > LARGEST_MAJOR || minor > LARGEST_MINOR {
+        return Err(Error::invalid(format!("device number {major}:{minor} is out of range")));
+    }
     let file_type = match kind {
         EntryType::Char => FileType::CharacterDevice,
         EntryType::Block => FileType::BlockDevice,
@@ -390,7 +433,7 @@ fn copy_sparse(entry: &mut Entry<'_, impl Read>, file: &mut std::fs::File, tap: 
     let mut total = 0u64;
     loop {
         let count = entry.read(&mut buffer).map_err(io("read sparse file"))?;
-        tap.entry_begins();
+        drop(tap.entry_begins());
         if count == 0 {
             break;
         }
@@ -426,30 +469,70 @@ fn remove_tree(parent: &OwnedFd, name: &OsStr) -> Result<()> {
 }
 
 impl Metadata {
-    fn of(entry: &mut Entry<'_, impl Read>) -> Result<Self> {
+    fn of(entry: &Entry<'_, impl Read>, extensions: &[(String, Vec<u8>)]) -> Result<Self> {
         let header = entry.header();
-        let id = |result: io::Result<u64>| result.map_err(io("owner")).and_then(|id| u32::try_from(id).map_err(|_| Error::invalid(format!("owner {id} is out of range"))));
+        // The largest number stands for "leave as it is" in chown(2).
+        let valid = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| Error::invalid(format!("owner {id} is out of range")));
+        let id = |result: io::Result<u64>| result.map_err(io("owner")).and_then(valid);
         let (mode, uid, gid) = (header.mode().map_err(io("mode"))?, id(header.uid())?, id(header.gid())?);
         let mut mtime = Timespec { tv_sec: i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0), tv_nsec: 0 };
         let mut xattrs = Vec::new();
-        if let Some(extensions) = entry.pax_extensions().map_err(io("extended header"))? {
-            for extension in extensions {
-                let extension = extension.map_err(io("extended header"))?;
-                let key = extension.key().map_err(|_| Error::invalid("extended header with a key that is not UTF-8"))?;
-                if let Some(name) = key.strip_prefix(XATTR) {
-                    // The overlay's own would let a layer redirect names into other layers.
-                    if name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.") {
-                        return Err(Error::invalid(format!("extended attribute {name} is not for archives")));
-                    }
-                    xattrs.push((name.to_owned(), extension.value_bytes().to_vec()));
-                } else if key == "mtime"
-                    && let Some(time) = extension.value().ok().and_then(parse_time)
-                {
-                    mtime = time;
+        for (key, value) in extensions {
+            if key.starts_with("GNU.sparse.") {
+                return Err(Error::invalid("sparse files in extended headers are not supported"));
+            }
+            if let Some(name) = key.strip_prefix(XATTR) {
+                // The overlay's own would let a layer redirect names into other layers.
+                if name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.") {
+                    return Err(Error::invalid(format!("extended attribute {name} is not for archives")));
                 }
+                xattrs.push((name.to_owned(), value.clone()));
+            } else if key == "mtime"
+                && let Some(time) = std::str::from_utf8(value).ok().and_then(parse_time)
+            {
+                mtime = time;
             }
         }
         Ok(Self { mode, uid, gid, mtime, xattrs })
+    }
+}
+
+/// The records of an entry's extended headers, from its header blocks. Values may hold any byte: a record's length
+/// says where it ends, not a newline.
+fn pax_records(headers: &[u8]) -> Vec<(String, Vec<u8>)> {
+    const BLOCK: usize = 512;
+    let mut records = Vec::new();
+    // What is no whole block in front is the padding of the entry before.
+    let mut rest = &headers[headers.len() % BLOCK..];
+    while rest.len() >= BLOCK {
+        let (block, tail) = rest.split_at(BLOCK);
+        let header = tar::Header::from_byte_slice(block);
+        let kind = header.entry_type();
+        if !kind.is_pax_local_extensions() && !kind.is_gnu_longname() && !kind.is_gnu_longlink() && !kind.is_pax_global_extensions() {
+            break;
+        }
+        let size = header.entry_size().ok().and_then(|size| usize::try_from(size).ok()).unwrap_or(usize::MAX);
+        let Some(content) = tail.get(..size) else { break };
+        if kind.is_pax_local_extensions() {
+            parse_records(content, &mut records);
+        }
+        rest = tail.get(size.div_ceil(BLOCK) * BLOCK..).unwrap_or_default();
+    }
+    records
+}
+
+/// `LENGTH KEY=VALUE\n`, one after another. Stops at what is none.
+fn parse_records(mut content: &[u8], records: &mut Vec<(String, Vec<u8>)>) {
+    while let Some(space) = content.iter().position(|&byte| byte == b' ') {
+        let length = std::str::from_utf8(&content[..space]).ok().and_then(|text| text.parse::<usize>().ok());
+        let Some(record) = length.and_then(|length| content.get(space + 1..length)) else { return };
+        let Some(body) = record.strip_suffix(b"\n") else { return };
+        if let Some(equals) = body.iter().position(|&byte| byte == b'=')
+            && let Ok(key) = std::str::from_utf8(&body[..equals])
+        {
+            records.push((key.to_owned(), body[equals + 1..].to_vec()));
+        }
+        content = &content[space + 1 + record.len()..];
     }
 }
 

@@ -5,12 +5,16 @@
 //!   0x00 | length (u32 LE) | bytes                        verbatim
 //!   0x01 | size (u64 LE) | path length (u16 LE) | path    the content of this file of the layer
 //! ```
+//! Content that a later entry of the same archive replaced lies in `replaced/<number of the content segment>`.
+//!
 //! Replaying the segments gives the uncompressed archive back, whose digest is the layer's diff-id.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use whelk_sys::{fs, in_root};
@@ -20,18 +24,23 @@ use crate::error::{Error, Result, io};
 const VERBATIM: u8 = 0;
 const CONTENT: u8 = 1;
 const LEVEL: i32 = 3;
+const REPLACED: &str = "replaced";
 
 /// Writes the segments while an archive is read.
 pub(super) struct Recorder {
     output: zstd::stream::write::Encoder<'static, BufWriter<File>>,
     verbatim: Vec<u8>,
+    /// The content segment that each file came from.
+    contents: BTreeMap<PathBuf, u64>,
+    segments: u64,
+    replaced: PathBuf,
 }
 
 impl Recorder {
     pub(super) fn create(path: &Path) -> Result<Self> {
         let file = BufWriter::new(fs::create(path, 0o600)?);
         let output = zstd::stream::write::Encoder::new(file, LEVEL).map_err(io("write layer index"))?;
-        Ok(Self { output, verbatim: Vec::with_capacity(64 << 10) })
+        Ok(Self { output, verbatim: Vec::with_capacity(64 << 10), contents: BTreeMap::new(), segments: 0, replaced: path.with_file_name(REPLACED) })
     }
 
     pub(super) fn verbatim(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -52,12 +61,29 @@ impl Recorder {
     /// Notes that the next `size` bytes of the archive are the content of the file at `path`.
     pub(super) fn content(&mut self, path: &Path, size: u64) -> io::Result<()> {
         self.flush()?;
+        self.contents.insert(path.to_owned(), self.segments);
+        self.segments += 1;
         let path = path.as_os_str().as_bytes();
         let length = u16::try_from(path.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         self.output.write_all(&[CONTENT])?;
         self.output.write_all(&size.to_le_bytes())?;
         self.output.write_all(&length.to_le_bytes())?;
         self.output.write_all(path)
+    }
+
+    /// Moves the content of files at and below `path` to where replaying finds it once they are gone.
+    pub(super) fn set_aside(&mut self, root: &OwnedFd, path: &Path) -> io::Result<()> {
+        let below: Vec<PathBuf> = self.contents.range(path.to_owned()..).map(|(known, _)| known.clone()).take_while(|known| known.starts_with(path)).collect();
+        for known in below {
+            let Some(segment) = self.contents.remove(&known) else { continue };
+            if !fs::exists(&self.replaced) {
+                fs::create_dir(&self.replaced, 0o700).map_err(|error| error.source)?;
+            }
+            let (Some(parent), Some(name)) = (known.parent(), known.file_name()) else { continue };
+            let parent = in_root::open_no_links(root, parent, OFlags::PATH | OFlags::DIRECTORY)?;
+            rustix::fs::renameat(&parent, name, rustix::fs::CWD, self.replaced.join(segment.to_string()))?;
+        }
+        Ok(())
     }
 
     pub(super) fn finish(mut self) -> io::Result<()> {
@@ -76,6 +102,7 @@ pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
     let step = || io(format!("read layer {}", directory.display()));
     let mut index = BufReader::new(zstd::stream::read::Decoder::new(index).map_err(step())?);
     let mut kind = [0; 1];
+    let mut segment = 0u64;
     while index.read(&mut kind).map_err(step())? == 1 {
         if kind[0] == VERBATIM {
             let mut length = [0; 4];
@@ -89,8 +116,16 @@ pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
             let mut path = vec![0; usize::from(u16::from_le_bytes(length))];
             index.read_exact(&mut path).map_err(step())?;
             let path = Path::new(std::ffi::OsStr::from_bytes(&path));
-            let file = in_root::open_no_links(&root, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(fs::at("open", directory.join("fs").join(path)))?;
-            copy_exactly(&mut File::from(file), output, u64::from_le_bytes(size)).map_err(|error| Error::Io { operation: format!("read {} of layer {}", path.display(), directory.display()), source: error })?;
+            let replaced = directory.join(REPLACED).join(segment.to_string());
+            let mut file = match fs::open(&replaced) {
+                Err(error) if error.is_not_found() => {
+                    let file = in_root::open_no_links(&root, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(fs::at("open", directory.join("fs").join(path)))?;
+                    File::from(file)
+                }
+                replaced => replaced?,
+            };
+            segment += 1;
+            copy_exactly(&mut file, output, u64::from_le_bytes(size)).map_err(|error| Error::Io { operation: format!("read {} of layer {}", path.display(), directory.display()), source: error })?;
         }
     }
     Ok(())

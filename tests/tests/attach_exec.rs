@@ -1,0 +1,252 @@
+//! Further processes in a container, and connections to those that run there.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::fs;
+
+use serde_json::json;
+use whelk_tests::{Engine, Program, eventually};
+
+#[test]
+fn exec_passes_on_streams_and_status() {
+    Engine::start().both(|cli| {
+        cli.up("up", &[], &["sleep", "600"]);
+        let output = cli.run(&["exec", "up", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+        output.exits(7);
+        assert_eq!((output.out().as_str(), output.err().as_str()), ("out\n", "err\n"));
+        cli.run(&["exec", "up", "sh", "-c", "kill -9 $$"]).exits(137);
+        cli.run(&["exec", "up", "sh", "-c", "kill -TERM $$"]).exits(143);
+        assert_eq!(cli.feed(&["exec", "-i", "up", "sh", "-c", "cat; echo end"], b"through\n").ok(), "through\nend");
+        assert_eq!(cli.feed(&["exec", "up", "cat"], b"not for it").ok(), "", "without -i nothing is passed in");
+        let large = vec![b'x'; 3 << 20];
+        assert_eq!(cli.feed(&["exec", "-i", "up", "cat"], &large).stdout, large);
+    });
+}
+
+#[test]
+fn exec_of_what_cannot_run_has_dockers_statuses() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        cli.up("up", &[], &["sleep", "600"]);
+        let check = |args: &[&str], code: i32, text: &str| {
+            let all = cli.run(&[&["exec"][..], args].concat()).exits(code);
+            assert!(all.contains(text), "{args:?}: {all}");
+        };
+        check(&["up", "nosuch"], 127, "exec: \"nosuch\": executable file not found in $PATH");
+        check(&["up", "/etc/passwd"], 126, "exec: \"/etc/passwd\": permission denied");
+        check(&["up", "/etc"], 126, "exec: \"/etc\": is a directory: permission denied");
+        check(&["-w", "/nosuch", "up", "pwd"], 127, "no such file or directory");
+        check(&["-u", "nosuch", "up", "true"], 1, "unable to find user nosuch: no matching entries in passwd file");
+        check(&["nosuch", "true"], 1, "No such container: nosuch");
+        check(&["-d", "up", "nosuch"], 1, "executable file not found in $PATH");
+        cli.run(&["create", "--network", "none", "--name", "made", "busybox", "true"]).ok();
+        check(&["made", "true"], 1, "is not running");
+        cli.run(&["pause", "up"]).ok();
+        check(&["up", "true"], 1, "Container up is paused, unpause the container before exec");
+        assert_eq!(engine.inspect("up")["State"]["Status"], "paused");
+    });
+}
+
+#[test]
+fn exec_has_a_user_directory_and_environment_of_its_own() {
+    Engine::start().both(|cli| {
+        cli.up("up", &["-e", "A=b", "-w", "/tmp"], &["sleep", "600"]);
+        let exec = |args: &[&str]| cli.run(&[&["exec"][..], args].concat()).ok();
+        assert_eq!(exec(&["up", "sh", "-c", "pwd; id -u; echo $A $HOME"]), "/tmp\n0\nb /root");
+        assert_eq!(
+            exec(&["-u", "nobody", "-w", "/etc", "-e", "A=c", "-e", "X=y", "up", "sh", "-c", "pwd; id -un; echo $A $X $HOME"]),
+            "/etc\nnobody\nc y /home"
+        );
+        assert_eq!(exec(&["-u", "1000:10", "up", "id"]), "uid=1000 gid=10(wheel) groups=10(wheel)");
+        assert_eq!(exec(&["-t", "up", "sh", "-c", "tty; echo $TERM"]), "/dev/pts/0\r\nxterm");
+        // It lives where the container lives, and counts against its limits.
+        let host = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        exec(&["-d", "up", "sh", "-c", "touch /tmp/made; exec sleep 300"]);
+        eventually("the detached exec to run", || (exec(&["up", "ls", "/tmp"]) == "made").then_some(()));
+        let top = cli.run(&["top", "up", "-o", "pid,args"]).ok();
+        let pid =
+            top.lines().find(|line| line.ends_with("sleep 300")).and_then(|line| line.split_whitespace().next()).unwrap().parse().unwrap();
+        assert_eq!(host(pid), host(cli.engine().pid("up")));
+    });
+}
+
+#[test]
+fn exec_can_be_inspected() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
+    let id = engine.create_exec("up", &json!({"Cmd": ["sh", "-c", "read x; exit 5"], "AttachStdin": true, "AttachStdout": true}));
+    let before = engine.get(&format!("/exec/{id}/json"));
+    assert_eq!((before["Running"].as_bool(), before["ExitCode"].is_null(), before["Pid"].as_i64()), (Some(false), true, Some(0)));
+    let mut stream = engine.start_exec(&id, false);
+    let running = eventually("it to run", || {
+        let found = engine.get(&format!("/exec/{id}/json"));
+        (found["Running"] == true && found["Pid"].as_i64() > Some(0)).then_some(found)
+    });
+    assert_eq!(running["ContainerID"], engine.inspect("up")["Id"]);
+    assert_eq!(engine.inspect("up")["ExecIDs"], json!([id]));
+    stream.write(b"go\n");
+    stream.to_end();
+    let after = eventually("its end to be known", || {
+        let found = engine.get(&format!("/exec/{id}/json"));
+        (found["Running"] == false).then_some(found)
+    });
+    assert_eq!(after["ExitCode"], 5);
+    eventually("the container to forget it", || engine.inspect("up")["ExecIDs"].is_null().then_some(()));
+    let (status, answer) = engine.api("POST", &format!("/exec/{id}/start"), Some(&json!({"Detach": true})));
+    assert!(status >= 400 || answer.to_string().contains("has already run"), "{status} {answer}");
+    assert_eq!(engine.api("GET", "/exec/nosuch/json", None), (404, json!({"message": "No such exec instance: nosuch"})));
+}
+
+#[test]
+fn a_terminal_session_can_be_left_and_entered_again() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        let mut first = cli.pty(&["run", "-it", "--name", "shell", "--network", "none", "busybox", "sh"]);
+        first.insist("echo mark$((1+1))\n", "mark2");
+        first.keys("\x10\x11");
+        assert_eq!(first.finish(), 0, "{}", first.screen());
+        assert_eq!(engine.state("shell"), "running");
+        let mut second = cli.pty(&["attach", "shell"]);
+        second.insist("echo mark$((2+2))\n", "mark4");
+        second.keys("\x10\x11");
+        assert_eq!(second.finish(), 1, "{}", second.screen());
+        assert!(second.screen().contains("read escape sequence"), "{}", second.screen());
+        let mut third = cli.pty(&["attach", "--detach-keys", "ctrl-a,b", "shell"]);
+        third.insist("echo mark$((3+3))\n", "mark6");
+        third.keys("\x01b");
+        assert_eq!(third.finish(), 1, "{}", third.screen());
+        let mut last = cli.pty(&["attach", "shell"]);
+        last.insist("echo mark$((4+4))\n", "mark8");
+        last.keys("exit 4\n");
+        assert_eq!(last.finish(), 4, "{}", last.screen());
+        engine.await_state("shell", "exited");
+        cli.run(&["attach", "shell"]).refuses(1, "You cannot attach to a stopped container, start it first");
+    });
+}
+
+#[test]
+fn a_terminal_has_the_size_of_the_one_outside() {
+    Engine::start().both(|cli| {
+        let mut shell = cli.pty(&["run", "-it", "--rm", "--network", "none", "busybox", "sh"]);
+        shell.insist("stty size\n", "24 80");
+        shell.resize(40, 132);
+        shell.insist("stty size\n", "40 132");
+        shell.keys("exit\n");
+        assert_eq!(shell.finish(), 0, "{}", shell.screen());
+        cli.up("up", &[], &["sleep", "600"]);
+        let mut exec = cli.pty(&["exec", "-it", "up", "sh"]);
+        exec.resize(30, 100);
+        exec.insist("stty size\n", "30 100");
+        exec.keys("exit 6\n");
+        assert_eq!(exec.finish(), 6, "{}", exec.screen());
+    });
+}
+
+#[test]
+fn keys_that_interrupt_reach_the_program() {
+    Engine::start().both(|cli| {
+        let script = "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done";
+        let mut session = cli.pty(&["run", "-it", "--rm", "--network", "none", "busybox", "sh", "-c", script]);
+        session.expect("ready");
+        session.keys("\x03");
+        session.expect("caught");
+        assert_eq!(session.finish(), 9);
+    });
+}
+
+#[test]
+fn a_terminal_is_demanded_where_there_is_none() {
+    Engine::start().both(|cli| {
+        cli.run(&["run", "-it", "--rm", "--network", "none", "busybox", "true"]).refuses(1, "the input device is not a TTY");
+        cli.up("up", &[], &["sleep", "600"]);
+        cli.run(&["exec", "-it", "up", "true"]).refuses(1, "the input device is not a TTY");
+    });
+}
+
+#[test]
+fn several_clients_see_the_same_and_any_may_write() {
+    let engine = Engine::start();
+    let body = json!({"Image": "busybox", "Cmd": ["cat"], "OpenStdin": true, "HostConfig": {"NetworkMode": "none"}});
+    engine.create("echo", &body);
+    let streams = "stream=1&stdin=1&stdout=1&stderr=1";
+    let mut early = engine.attach("echo", streams, true);
+    assert_eq!(engine.api("POST", "/containers/echo/start", None).0, 204);
+    let mut other = engine.attach("echo", streams, true);
+    let silent = engine.attach("echo", "stream=1&stderr=1", true);
+    early.write(b"from the first\n");
+    early.expect("from the first\n");
+    other.expect("from the first\n");
+    other.write(b"from the second\n");
+    early.expect("from the second\n");
+    other.expect("from the second\n");
+    // One leaves; the program and the others do not mind.
+    drop(early);
+    other.write(b"still here\n");
+    other.expect("still here\n");
+    let mut late = engine.attach("echo", &format!("{streams}&logs=1"), true);
+    late.expect("from the first\nfrom the second\nstill here\n");
+    assert_eq!(engine.api("POST", "/containers/echo/kill", None).0, 204);
+    other.to_end();
+    assert_eq!(silent.to_end(), (String::new(), String::new()), "it asked for standard error only");
+}
+
+#[test]
+fn input_ends_with_the_first_client_only_if_asked() {
+    let engine = Engine::start();
+    for once in [true, false] {
+        let name = format!("once-{once}");
+        let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "cat; echo end"], "OpenStdin": true, "StdinOnce": once, "HostConfig": {"NetworkMode": "none"}});
+        engine.create(&name, &body);
+        assert_eq!(engine.api("POST", &format!("/containers/{name}/start"), None).0, 204);
+        let mut client = engine.attach(&name, "stream=1&stdin=1&stdout=1", true);
+        client.write(b"in\n");
+        client.expect("in\n");
+        client.close_input();
+        if once {
+            client.expect("end\n");
+            client.to_end();
+            engine.await_state(&name, "exited");
+        } else {
+            drop(client);
+            let mut next = engine.attach(&name, "stream=1&stdin=1&stdout=1", true);
+            next.write(b"more\n");
+            next.expect("more\n");
+            assert_eq!(engine.state(&name), "running");
+        }
+    }
+}
+
+#[test]
+fn attach_ends_with_the_programs_status() {
+    Engine::start().both(|cli| {
+        let gate = cli.engine().scratch(&format!("gate-{:?}", cli.program()));
+        let script = "while [ ! -e /b/go ]; do echo tick; sleep 0.05; done; exit 3";
+        cli.up("ticks", &["-v", &format!("{}:/b", gate.display())], &["sh", "-c", script]);
+        let mut attached = cli.spawn(&["attach", "--no-stdin", "ticks"]);
+        attached.expect("tick\ntick\n");
+        fs::write(gate.join("go"), "").unwrap();
+        attached.finish().exits(3);
+        cli.up("paused", &[], &["sleep", "600"]);
+        cli.run(&["pause", "paused"]).ok();
+        cli.run(&["attach", "paused"]).refuses(1, "You cannot attach to a paused container, unpause it first");
+    });
+}
+
+#[test]
+fn large_output_arrives_whole_and_in_order() {
+    Engine::start().both(|cli| {
+        let output = cli.sh(&[], "seq 200000");
+        output.exits(0);
+        let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+        assert!(output.out() == expected, "{} of {} bytes", output.stdout.len(), expected.len());
+        cli.up("up", &[], &["sleep", "600"]);
+        assert!(cli.run(&["exec", "up", "seq", "200000"]).out() == expected);
+    });
+}
+
+#[test]
+fn detach_keys_that_are_none_are_refused() {
+    Engine::start().both(|cli| {
+        cli.up("up", &[], &["sleep", "600"]);
+        cli.run(&["exec", "--detach-keys", "bogus", "up", "true"]).refuses(1, "Invalid escape keys (bogus) provided");
+    });
+}

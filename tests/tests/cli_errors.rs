@@ -1,0 +1,200 @@
+//! What both command lines say to mistakes, and the status they end with.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::process::Command;
+
+use whelk_tests::{Engine, Program, eventually};
+
+/// Runs a command line that must fail through both programs. Where Docker's text names its program, ours may name itself.
+#[track_caller]
+fn check(engine: &Engine, args: &[&str], code: i32, text: &str) {
+    engine.docker(args).refuses(code, text);
+    let err = engine.whelk(args).fails(code);
+    let renamed = text.replace("docker ", "whelk ");
+    assert!(err.contains(text) || err.contains(&renamed), "whelk {}: expected {text:?} in {err:?}", args.join(" "));
+}
+
+#[track_caller]
+fn check_nothing_left(engine: &Engine) {
+    eventually("nothing to be left", || (engine.get("/containers/json?all=1") == serde_json::json!([])).then_some(()));
+}
+
+#[test]
+fn images_that_are_not_there_or_cannot_be() {
+    let engine = Engine::start();
+    check(
+        &engine,
+        &["run", "--rm", "--pull", "never", "nosuchimage", "true"],
+        125,
+        "Error response from daemon: No such image: nosuchimage:latest",
+    );
+    check(&engine, &["create", "--pull", "never", "nosuchimage:tag"], 1, "Error response from daemon: No such image: nosuchimage:tag");
+    check(
+        &engine,
+        &["run", "--rm", "--pull", "bogus", "busybox", "true"],
+        125,
+        "invalid pull option: 'bogus': must be one of \"always\", \"missing\" or \"never\"",
+    );
+    check(&engine, &["run", "UPPER"], 125, "invalid reference format: repository name (library/UPPER) must be lowercase");
+    for bad in ["a b", "busybox:bad/tag", "", "-busybox:x", "busybox@sha256:xyz"] {
+        check(&engine, &["run", "--rm", "--", bad], 125, "invalid reference format");
+    }
+    check(&engine, &["inspect", "--type", "image", "nosuch"], 1, "No such image: nosuch:latest");
+    check_nothing_left(&engine);
+}
+
+#[test]
+fn flags_that_do_not_exist_or_lack_their_value() {
+    let engine = Engine::start();
+    check(&engine, &["run", "--nosuch"], 125, "unknown flag: --nosuch");
+    check(&engine, &["run", "-Z"], 125, "unknown shorthand flag: 'Z' in -Z");
+    check(&engine, &["run", "--memory"], 125, "flag needs an argument: --memory");
+    check(&engine, &["run", "-m"], 125, "flag needs an argument: 'm' in -m");
+    check(&engine, &["ps", "--nosuch"], 125, "unknown flag: --nosuch");
+    check(&engine, &["nosuchcommand"], 1, "unknown command: docker nosuchcommand");
+    check(&engine, &["container", "nosuch"], 1, "unknown command: docker container nosuch");
+    let counts: [(&[&str], &str); 10] = [
+        (&["run"], "'docker run' requires at least 1 argument"),
+        (&["create"], "'docker create' requires at least 1 argument"),
+        (&["start"], "'docker start' requires at least 1 argument"),
+        (&["rm"], "'docker rm' requires at least 1 argument"),
+        (&["exec", "x"], "'docker exec' requires at least 2 arguments"),
+        (&["logs", "a", "b"], "'docker logs' requires 1 argument"),
+        (&["rename", "a"], "'docker rename' requires 2 arguments"),
+        (&["ps", "x"], "'docker ps' accepts no arguments"),
+        (&["images", "a", "b"], "'docker images' requires at most 1 argument"),
+        (&["tag", "a"], "'docker tag' requires 2 arguments"),
+    ];
+    for (args, text) in counts {
+        check(&engine, args, 1, text);
+    }
+    check_nothing_left(&engine);
+}
+
+#[test]
+fn values_that_make_no_sense() {
+    let engine = Engine::start();
+    let run = |flags: &[&str], text: &str| {
+        let mut args = vec!["run", "--rm", "--network", "none"];
+        args.extend_from_slice(flags);
+        args.extend_from_slice(&["busybox", "true"]);
+        check(&engine, &args, 125, text);
+    };
+    run(&["-m", "abc"], "invalid argument \"abc\" for \"-m, --memory\" flag: invalid size: 'abc'");
+    run(&["-m", "10x"], "invalid suffix: 'x'");
+    run(&["-m", "1m"], "Minimum memory limit allowed is 6MB");
+    run(&["--cpus", "abc"], "invalid argument \"abc\" for \"--cpus\" flag: failed to parse abc as a rational number");
+    run(&["--pids-limit", "abc"], "invalid argument \"abc\" for \"--pids-limit\" flag: strconv.ParseInt: parsing \"abc\": invalid syntax");
+    run(&["--ulimit", "foo=1"], "invalid ulimit type: foo");
+    run(&["--ulimit", "nofile=10:5"], "ulimit soft limit must be less than or equal to hard limit: 10 > 5");
+    run(&["-e", "=x"], "invalid environment variable: =x");
+    run(&["--env-file", "/nosuch"], "open /nosuch: no such file or directory");
+    run(&["-a", "bogus"], "valid streams are STDIN, STDOUT and STDERR");
+    run(&["--stop-signal", "BOGUS"], "invalid signal: BOGUS");
+    run(&["--restart", "always"], "conflicting options: cannot specify both --restart and --rm");
+    run(&["--cap-add", "FOO"], "invalid CapAdd: unknown capability: \"CAP_FOO\"");
+    run(&["--security-opt", "foo"], "Invalid --security-opt: \"foo\"");
+    run(
+        &["--security-opt", "seccomp=/nosuch.json"],
+        "opening seccomp profile (/nosuch.json) failed: open /nosuch.json: no such file or directory",
+    );
+    run(&["--sysctl", "foo.bar=1"], "sysctl 'foo.bar=1' is not allowed");
+    run(&["--device", "/etc/passwd"], "error gathering device information while adding custom device \"/etc/passwd\": not a device node");
+    run(&["--device", "x"], "x is not an absolute path");
+    run(&["--pid", "bogus"], "--pid: invalid PID mode");
+    run(&["--ipc", "bogus"], "invalid IPC mode: bogus");
+    run(&["--uts", "bogus"], "--uts: invalid UTS mode");
+    run(&["--log-driver", "bogus"], "error looking up logging plugin bogus: plugin \"bogus\" not found");
+    run(&["--log-driver", "json-file", "--log-opt", "bogus=1"], "unknown log opt 'bogus' for json-file log driver");
+    run(&["--log-driver", "json-file", "--log-opt", "max-size=abc"], "invalid size: 'abc'");
+    run(&["--mount", "bogus"], "invalid argument \"bogus\" for \"--mount\" flag: invalid field 'bogus' must be a key=value pair");
+    run(&["-w", "relative"], "the working directory 'relative' is invalid, it needs to be an absolute path");
+    run(&["-u", "nosuch"], "unable to find user nosuch: no matching entries in passwd file");
+    run(&["--runtime", "bogus"], "unknown or invalid runtime name: bogus");
+    check_nothing_left(&engine);
+}
+
+#[test]
+fn networks_that_are_not_there() {
+    let engine = Engine::start();
+    for (network, text) in [
+        ("container:nosuch", "No such container: nosuch"),
+        ("container:", "invalid network mode: invalid container format container:<name|id>"),
+        ("nosuchnet", "nosuchnet"),
+    ] {
+        check(&engine, &["run", "--rm", "--network", network, "busybox", "true"], 125, text);
+    }
+    check_nothing_left(&engine);
+}
+
+#[test]
+fn things_that_are_not_there() {
+    let engine = Engine::start();
+    for command in ["start", "stop", "kill", "restart", "pause", "unpause", "wait", "rm", "logs", "top", "attach"] {
+        check(&engine, &[command, "nosuch"], 1, "No such container: nosuch");
+    }
+    check(&engine, &["exec", "nosuch", "true"], 1, "No such container: nosuch");
+    check(&engine, &["export", "nosuch"], 1, "No such container: nosuch");
+    check(&engine, &["inspect", "nosuch"], 1, "Error: No such object: nosuch");
+    check(&engine, &["inspect", "--type", "bogus", "nosuch"], 1, "unknown type: \"bogus\"");
+    check(&engine, &["save", "nosuch"], 1, "No such image: nosuch");
+    check(&engine, &["load", "-i", "/nosuch"], 1, "open /nosuch: no such file or directory");
+    check(&engine, &["import", "/nosuch"], 1, "open /nosuch: no such file or directory");
+    check(&engine, &["ps", "--filter", "foo=bar"], 1, "Error response from daemon: invalid filter 'foo'");
+    check(&engine, &["ps", "--filter", "foo"], 125, "bad format of filter (expected name=value)");
+    check(&engine, &["ps", "--format", "{{"], 1, "template: :1: unclosed action");
+}
+
+#[test]
+fn signals_that_are_none() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
+    check(&engine, &["kill", "-s", "BOGUS", "up"], 1, "cannot kill container: up: invalid signal: BOGUS");
+    check(&engine, &["kill", "-s", "0", "up"], 1, "invalid signal: 0");
+    check(&engine, &["kill", "-s", "65", "up"], 1, "the linux daemon does not support signal 65");
+    check(&engine, &["stop", "-s", "BOGUS", "up"], 1, "invalid signal: BOGUS");
+    check(
+        &engine,
+        &["stop", "-t", "abc", "up"],
+        125,
+        "invalid argument \"abc\" for \"-t, --timeout\" flag: strconv.ParseInt: parsing \"abc\": invalid syntax",
+    );
+    assert_eq!(engine.state("up"), "running", "none of them did anything");
+}
+
+#[test]
+fn an_engine_that_is_not_there() {
+    let nowhere = std::env::temp_dir().join("no-engine-listens-here.sock");
+    for program in [Program::Docker, Program::Whelk] {
+        let cases: [(&[&str], i32); 3] = [(&["ps"], 1), (&["run", "busybox", "true"], 125), (&["exec", "a", "b"], 1)];
+        for (args, code) in cases {
+            let output = Command::new(program.path())
+                .args(args)
+                .env("DOCKER_HOST", format!("unix://{}", nowhere.display()))
+                .env_remove("WHELK_HOST")
+                .env_remove("DOCKER_CONTEXT")
+                .output()
+                .unwrap();
+            let err = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{program:?} {args:?}: {err}");
+            assert!(
+                err.contains("Cannot connect to the ") && err.contains(&format!("unix://{}", nowhere.display())),
+                "{program:?} {args:?}: {err}"
+            );
+        }
+    }
+}
+
+#[test]
+fn help_is_there_and_no_failure() {
+    let engine = Engine::without_images(&[]);
+    for program in [Program::Docker, Program::Whelk] {
+        let cli = engine.cli(program);
+        let cases: [(&[&str], &str); 4] =
+            [(&["--help"], "run"), (&["run", "--help"], "--memory"), (&["ps", "--help"], "--filter"), (&["image", "--help"], "inspect")];
+        for (args, text) in cases {
+            let said = cli.run(args).exits(0);
+            assert!(said.contains(text), "{program:?} {args:?}: {said}");
+        }
+    }
+}

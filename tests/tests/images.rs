@@ -1,0 +1,288 @@
+//! Images: into the engine, out of it, and what they are called there.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::fs;
+
+use serde_json::{Value, json};
+use whelk_tests::images::{self, Archive, gzip, pack, sha256, zstd};
+use whelk_tests::tar::{self, Entry, Kind, Tar};
+use whelk_tests::{Engine, Program, eventually};
+
+/// The names of what lies below the engine's root: what a refused archive must not add to.
+fn stored(engine: &Engine) -> Vec<String> {
+    let mut found = Vec::new();
+    for directory in ["layers", "blobs/sha256", "tmp"] {
+        let Ok(listing) = fs::read_dir(engine.root().join(directory)) else { continue };
+        found.extend(listing.map(|entry| format!("{directory}/{}", entry.unwrap().file_name().to_string_lossy())));
+    }
+    found.sort();
+    found
+}
+
+/// The parts of a saved archive by name.
+fn parts_of(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
+    tar::read(archive).into_iter().filter(|entry| entry.kind == b'0').map(|entry| (entry.path, entry.content)).collect()
+}
+
+fn runs(engine: &Engine, image: &str) -> String {
+    engine.whelk(&["run", "--rm", "--network", "none", image, "cat", "/etc/which"]).ok()
+}
+
+/// A small image that says which one it is.
+fn marked(tag: &str) -> Archive {
+    Archive::new(tag, vec![images::small_root().finish(), Tar::new().file("etc/which", tag).finish()])
+}
+
+#[test]
+fn load_says_what_it_loaded_from_a_file_and_from_standard_input() {
+    let engine = Engine::without_images(&[]);
+    let path = images::busybox().display().to_string();
+    let bytes = fs::read(images::busybox()).unwrap();
+    for program in [Program::Docker, Program::Whelk] {
+        let cli = engine.cli(program);
+        assert_eq!(cli.run(&["images", "-q"]).ok(), "");
+        assert_eq!(cli.run(&["load", "-i", &path]).ok().lines().last(), Some("Loaded image: busybox:latest"));
+        assert_eq!(cli.feed(&["load", "-q"], &bytes).ok(), "Loaded image: busybox:latest");
+        assert_eq!(cli.run(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok(), "busybox:latest");
+        let removed = cli.run(&["rmi", "busybox"]).ok();
+        assert!(removed.starts_with("Untagged: busybox:latest\nDeleted: sha256:"), "{removed}");
+    }
+    assert_eq!(stored(&engine), Vec::<String>::new(), "nothing is left of an image that was removed");
+}
+
+#[test]
+fn every_form_of_archive_can_be_loaded() {
+    let engine = Engine::without_images(&[]);
+    let plain = marked("form").build();
+    engine.load(&plain);
+    let saved = engine.http("GET", "/images/form/get", &[], b"").body;
+    let parts = parts_of(&saved);
+    let without = |left_out: &str| pack(&parts.iter().filter(|(name, _)| name != left_out).cloned().collect::<Vec<_>>());
+    assert!(parts.iter().any(|(name, _)| name == "index.json") && parts.iter().any(|(name, _)| name == "manifest.json"));
+    let mut packed_layers = marked("form");
+    let true_ids: Vec<String> = packed_layers.layers.iter().map(|layer| format!("sha256:{}", sha256(layer))).collect();
+    packed_layers.layers = vec![gzip(&packed_layers.layers[0]), zstd(&packed_layers.layers[1])];
+    packed_layers.diff_ids = Some(true_ids);
+    let forms = [
+        ("gzip", gzip(&plain)),
+        ("zstd", zstd(&plain)),
+        ("saved", saved.clone()),
+        ("OCI layout only", without("manifest.json")),
+        ("Docker's only", without("index.json")),
+        ("OCI layout, gzip", gzip(&without("manifest.json"))),
+        ("compressed layers", packed_layers.build()),
+    ];
+    let id = engine.get("/images/form/json")["Id"].clone();
+    for (what, archive) in forms {
+        engine.docker(&["rmi", "form"]).ok();
+        let answer = engine.try_load(&archive);
+        assert!(answer.text().contains("Loaded image: form:latest"), "{what}: {} {}", answer.status, answer.text());
+        assert_eq!(runs(&engine, "form"), "form", "{what}");
+        assert_eq!(engine.get("/images/form/json")["Id"], id, "{what}: the same image");
+    }
+}
+
+#[test]
+fn save_gives_back_what_was_loaded_bit_for_bit() {
+    let engine = Engine::start();
+    let original = tar::read(&fs::read(images::busybox()).unwrap());
+    let layer = &original.iter().find(|entry| entry.path.ends_with("layer.tar")).unwrap().content;
+    let image = engine.get("/images/busybox/json");
+    assert_eq!(image["RootFS"]["Layers"], json!([format!("sha256:{}", sha256(layer))]));
+    for program in [Program::Docker, Program::Whelk] {
+        let cli = engine.cli(program);
+        let saved = cli.run(&["save", "busybox"]);
+        assert_eq!(saved.code, 0, "{}", saved.err());
+        let manifest: Value = serde_json::from_slice(&tar::file(&saved.stdout, "manifest.json")).unwrap();
+        assert_eq!(manifest[0]["RepoTags"], json!(["busybox:latest"]));
+        let config = tar::file(&saved.stdout, manifest[0]["Config"].as_str().unwrap());
+        assert_eq!(format!("sha256:{}", sha256(&config)), image["Id"].as_str().unwrap());
+        assert!(tar::file(&saved.stdout, manifest[0]["Layers"][0].as_str().unwrap()) == *layer, "the layer is not the same");
+        let file = engine.scratch("saved").join(format!("{program:?}.tar"));
+        cli.run(&["save", "-o", &file.display().to_string(), "busybox"]).ok();
+        assert!(fs::read(&file).unwrap() == saved.stdout, "twice the same");
+        cli.run(&["rmi", "busybox"]).ok();
+        engine.load(&saved.stdout);
+        assert_eq!(engine.get("/images/busybox/json")["Id"], image["Id"]);
+    }
+}
+
+#[test]
+fn several_images_go_through_one_archive() {
+    let engine = Engine::without_images(&[]);
+    for tag in ["one:1", "two:2"] {
+        engine.load(&marked(tag).build());
+    }
+    engine.docker(&["tag", "one:1", "example.com/deep/one:copy"]).ok();
+    let saved = engine.whelk(&["save", "one:1", "two:2", "example.com/deep/one:copy"]).stdout;
+    let layers = parts_of(&saved).iter().filter(|(_, content)| *content == images::small_root().finish()).count();
+    assert_eq!(layers, 1, "a layer that both have is there once");
+    engine.docker(&["rmi", "one:1", "two:2", "example.com/deep/one:copy"]).ok();
+    assert_eq!(engine.docker(&["images", "-q"]).ok(), "");
+    let loaded = engine.cli(Program::Docker).feed(&["load"], &saved).ok();
+    for name in ["one:1", "two:2", "example.com/deep/one:copy"] {
+        assert!(loaded.contains(&format!("Loaded image: {name}")), "{loaded}");
+    }
+    assert_eq!((runs(&engine, "one:1").as_str(), runs(&engine, "two:2").as_str()), ("one:1", "two:2"));
+}
+
+#[test]
+fn tags_come_and_go() {
+    Engine::start().both(|cli| {
+        let id = cli.run(&["images", "-q", "--no-trunc", "busybox"]).ok();
+        assert_eq!(cli.run(&["tag", "busybox", "mine:1"]).ok(), "");
+        cli.run(&["tag", &id, "localhost:5000/a/b"]).ok();
+        let names = cli.run(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok();
+        for name in ["busybox:latest", "mine:1", "localhost:5000/a/b:latest"] {
+            assert!(names.lines().any(|line| line == name), "{names}");
+        }
+        let short = &id.trim_start_matches("sha256:")[..12];
+        cli.run(&["rmi", short])
+            .refuses(1, &format!("conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"));
+        assert_eq!(cli.run(&["rmi", "mine:1", "localhost:5000/a/b"]).ok(), "Untagged: mine:1\nUntagged: localhost:5000/a/b:latest");
+        cli.run(&["tag", "nosuch", "x"]).refuses(1, "Error response from daemon: No such image: nosuch:latest");
+        cli.run(&["tag", "busybox", "UPPER"]).refuses(
+            1,
+            "\"UPPER\" is not a valid repository/tag: invalid reference format: repository name (library/UPPER) must be lowercase",
+        );
+        cli.run(&["rmi", "nosuch"]).refuses(1, "No such image: nosuch:latest");
+        assert_eq!(cli.run(&["images", "-q", "--no-trunc"]).ok(), id);
+    });
+}
+
+#[test]
+fn an_image_in_use_is_not_removed() {
+    Engine::start().both(|cli| {
+        let id = cli.run(&["images", "-q", "busybox"]).ok();
+        let container = cli.up("user", &[], &["sleep", "600"]);
+        let short = &container[..12];
+        cli.run(&["rmi", "busybox"])
+            .refuses(1, &format!("conflict: unable to remove repository reference \"busybox\" (must force) - container {short} is using its referenced image {id}"));
+        cli.run(&["rmi", "-f", &id]).refuses(1, &format!("conflict: unable to delete {id} (cannot be forced) - image is being used by running container {short}"));
+        cli.run(&["kill", "user"]).ok();
+        cli.run(&["rmi", &id]).refuses(1, &format!("conflict: unable to delete {id} (must be forced) - image is being used by stopped container {short}"));
+        // Untagged by force, the container still runs.
+        assert_eq!(cli.run(&["rmi", "-f", "busybox"]).ok().lines().next(), Some("Untagged: busybox:latest"));
+        cli.run(&["start", "user"]).ok();
+        assert_eq!(cli.run(&["exec", "user", "echo", "fine"]).ok(), "fine");
+        cli.run(&["rm", "-f", "user"]).ok();
+        cli.engine().load(&fs::read(images::busybox()).unwrap());
+    });
+}
+
+#[test]
+fn lists_history_and_inspect_look_like_dockers() {
+    Engine::start().both(|cli| {
+        let text = cli.run(&["images"]).ok();
+        let words: Vec<&str> = text.lines().next().unwrap().split_whitespace().collect();
+        assert_eq!(words, ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]);
+        let row = text.lines().nth(1).unwrap();
+        assert!(row.starts_with("busybox      latest    ") && row.contains(" years ago ") && row.ends_with("MB"), "{row}");
+        let text = cli.run(&["history", "--format", "{{.CreatedBy}}|{{.Size}}", "busybox"]).ok();
+        assert_eq!(text.lines().next(), Some("CMD [\"sh\"]|0B"));
+        assert_eq!(text.lines().count(), 2);
+        let text = cli
+            .run(&[
+                "image",
+                "inspect",
+                "-f",
+                "{{.Os}} {{.Config.Cmd}} {{len .RootFS.Layers}} {{index .RepoTags 0}} {{.Created}}",
+                "busybox",
+            ])
+            .ok();
+        assert_eq!(text, "linux [sh] 1 busybox:latest 2024-01-01T00:00:00Z");
+        assert_eq!(cli.run(&["images", "-q", "nosuch"]).ok(), "");
+        assert_eq!(cli.run(&["images", "-q", "-f", "reference=busy*"]).ok().len(), 12);
+        assert_eq!(cli.run(&["images", "-q", "-f", "dangling=true"]).ok(), "");
+        cli.run(&["image", "inspect", "nosuch"]).refuses(1, "No such image: nosuch:latest");
+        cli.run(&["history", "nosuch"]).refuses(1, "No such image: nosuch:latest");
+    });
+}
+
+#[test]
+fn a_container_exported_and_imported_is_an_image() {
+    Engine::start().both(|cli| {
+        cli.up("source", &[], &["sh", "-c", "echo made >/made; rm /etc/group; exec sleep 600"]);
+        cli.engine().await_state("source", "running");
+        eventually("the program to have done it", || (cli.run(&["exec", "source", "ls", "/etc/group"]).code != 0).then_some(()));
+        let exported = cli.run(&["export", "source"]);
+        assert_eq!(exported.code, 0, "{}", exported.err());
+        let entries = tar::read(&exported.stdout);
+        assert_eq!(tar::file(&exported.stdout, "made"), b"made\n");
+        assert!(!entries.iter().any(|entry| entry.path == "etc/group") && entries.iter().any(|entry| entry.path == "bin/busybox"));
+        let id = cli.feed(&["import", "--change", "CMD [\"cat\", \"/made\"]", "--change", "ENV A=b", "-", "flat:1"], &exported.stdout).ok();
+        assert_eq!(cli.run(&["images", "-q", "--no-trunc", "flat:1"]).ok(), id);
+        assert_eq!(cli.run(&["run", "--rm", "--network", "none", "flat:1"]).ok(), "made");
+        assert_eq!(cli.run(&["image", "inspect", "-f", "{{json .Config.Env}} {{len .RootFS.Layers}}", "flat:1"]).ok(), "[\"A=b\"] 1");
+        let file = cli.engine().scratch("export").join("x.tar").display().to_string();
+        cli.run(&["export", "-o", &file, "source"]).ok();
+        cli.run(&["import", &file]).ok();
+        cli.run(&["rmi", "flat:1"]).ok();
+    });
+}
+
+#[test]
+fn files_arrive_as_the_archive_has_them() {
+    let engine = Engine::start();
+    let long = format!("d/{}", "n".repeat(90));
+    let root = images::small_root()
+        .dir("d")
+        .entry(&Entry { mode: 0o4755, owner: (1000, 1001), mtime: 1_000_000_000, content: b"suid", ..Entry::new("d/suid", Kind::File) })
+        .entry(&Entry { mode: 0o1777, ..Entry::new("d/sticky", Kind::Directory) })
+        .entry(&Entry {
+            target: "d/suid",
+            mode: 0o4755,
+            owner: (1000, 1001),
+            mtime: 1_000_000_000,
+            ..Entry::new("d/second", Kind::HardLink)
+        })
+        .symlink("d/dangling", "/no/such/place")
+        .fifo("d/pipe")
+        .device("d/zero", 1, 5)
+        .file(&long, "long")
+        .file("d/ with space\u{e9}", "odd");
+    engine.import("kinds", &[], &root.finish());
+    let script = "cd /d; stat -c '%n %a %u:%g %h %Y' suid; stat -c %a sticky; readlink dangling; stat -c %F pipe; stat -c %t:%T zero; cat second n*; cat ' with space\u{e9}'";
+    let output = engine.whelk(&["run", "--rm", "--network", "none", "kinds", "sh", "-c", script]);
+    assert_eq!(output.ok(), "suid 4755 1000:1001 2 1000000000\n1777\n/no/such/place\nfifo\n1:5\nsuidlongodd");
+}
+
+#[test]
+fn later_layers_hide_what_they_say() {
+    let engine = Engine::without_images(&[]);
+    let layers = vec![
+        images::small_root()
+            .dir("d")
+            .file("d/a", "1")
+            .file("d/b", "1")
+            .file("gone", "1")
+            .dir("o")
+            .file("o/old", "1")
+            .dir("swap")
+            .file("swap/x", "1")
+            .finish(),
+        Tar::new()
+            .file("d/.wh.a", "")
+            .file(".wh.gone", "")
+            .dir("o")
+            .file("o/.wh..wh..opq", "")
+            .file("o/new", "2")
+            .file("swap", "a file now")
+            .finish(),
+        Tar::new().file("d/a", "3").finish(),
+    ];
+    engine.load(&Archive::new("hides", layers).build());
+    let output = engine.whelk(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "hides",
+        "sh",
+        "-c",
+        "cat /d/a /d/b; ls /o /gone; cat /swap; echo; ls -a /d /o | grep wh",
+    ]);
+    let (out, err) = (output.out(), output.err());
+    assert!(out.starts_with("31/o:\nnew\n") && out.contains("a file now"), "{out}");
+    assert!(err.contains("/gone: No such file or directory") && !out.contains(".wh."), "{out} {err}");
+}

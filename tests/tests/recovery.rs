@@ -1,0 +1,254 @@
+//! The engine dies; containers do not. When it is back, it knows all of them, and what became of them meanwhile.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use whelk_tests::{Engine, Program, eventually, stays};
+
+/// Counts aloud until it is told to stop.
+const COUNTS: &str = "i=0; while [ ! -e /b/stop ]; do i=$((i+1)); echo $i; sleep 0.01; done; exit 7";
+
+/// Whether a process is there and not just its body.
+fn exists(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+/// The last number in a log that must count from one without a gap.
+#[track_caller]
+fn counted(log: &str) -> usize {
+    let numbers: Vec<usize> = log.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(numbers.iter().copied().eq(1..=numbers.len()), "a gap in {numbers:?}");
+    numbers.len()
+}
+
+/// The shim of a container: the parent of its first process.
+fn shim_of(engine: &Engine, name: &str) -> i32 {
+    let status = fs::read_to_string(format!("/proc/{}/status", engine.pid(name))).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).and_then(|rest| rest.trim().parse().ok()).unwrap()
+}
+
+#[test]
+fn containers_run_on_while_the_engine_is_away() {
+    let engine = Engine::start();
+    let shared = engine.scratch("shared");
+    let cli = engine.cli(Program::Docker);
+    let id = cli.up("counts", &["-v", &format!("{}:/b", shared.display())], &["sh", "-c", COUNTS]);
+    engine.await_log("counts", "3\n");
+    let before = engine.inspect("counts");
+    let pid = engine.pid("counts");
+    engine.kill9();
+    stays("the container runs without an engine", Duration::from_millis(300), || exists(pid));
+    engine.restart();
+    let after = engine.inspect("counts");
+    assert_eq!(after["Id"], id.as_str());
+    for field in ["Status", "Pid", "StartedAt"] {
+        assert_eq!(after["State"][field], before["State"][field], "{field}");
+    }
+    assert_eq!(after["HostConfig"], before["HostConfig"]);
+    // Its log has no gap where the engine was away, and goes on.
+    let reached = counted(&engine.logs("counts"));
+    eventually("the log to go on", || (counted(&engine.logs("counts")) > reached + 5).then_some(()));
+    // All that can be done to a running container can be done to it.
+    for program in [Program::Docker, Program::Whelk] {
+        let cli = engine.cli(program);
+        assert_eq!(cli.run(&["exec", "counts", "echo", "alive"]).ok(), "alive");
+        assert!(cli.run(&["top", "counts"]).ok().contains("sh -c"));
+        cli.run(&["pause", "counts"]).ok();
+        cli.run(&["unpause", "counts"]).ok();
+        let mut attached = cli.spawn(&["attach", "--no-stdin", "counts"]);
+        attached.expect("\n");
+        drop(attached);
+    }
+    let mut following = cli.spawn(&["logs", "-f", "counts"]);
+    following.expect("\n5\n");
+    fs::write(shared.join("stop"), "").unwrap();
+    assert_eq!(cli.run(&["wait", "counts"]).ok(), "7");
+    counted(&following.finish().ok());
+}
+
+#[test]
+fn an_exit_while_the_engine_is_away_is_known_afterwards() {
+    let engine = Engine::start();
+    let shared = engine.scratch("shared");
+    let volume = format!("{}:/b", shared.display());
+    let cli = engine.cli(Program::Docker);
+    cli.up("exits", &["-v", &volume], &["sh", "-c", COUNTS]);
+    cli.up("removed", &["--rm", "-v", &volume], &["sh", "-c", COUNTS]);
+    cli.up("killed", &[], &["sleep", "600"]);
+    cli.up(
+        "again",
+        &["--restart", "always", "-v", &volume],
+        &["sh", "-c", "echo run; [ -e /b/second ] || { while [ ! -e /b/stop ]; do sleep 0.02; done; exit 1; }; exec sleep 600"],
+    );
+    engine.await_log("again", "run\n");
+    let pids = ["exits", "removed", "killed", "again"].map(|name| engine.pid(name));
+    engine.kill9();
+    fs::write(shared.join("second"), "").unwrap();
+    fs::write(shared.join("stop"), "").unwrap();
+    kill_process(Pid::from_raw(pids[2]).unwrap(), Signal::KILL).unwrap();
+    eventually("all of them to end", || (!pids.iter().any(|pid| exists(*pid))).then_some(()));
+    engine.restart();
+    engine.await_state("exits", "exited");
+    let state = &engine.inspect("exits")["State"];
+    assert_eq!((state["ExitCode"].as_i64(), state["Pid"].as_i64()), (Some(7), Some(0)), "{state}");
+    assert!(state["FinishedAt"].as_str().unwrap() > state["StartedAt"].as_str().unwrap(), "{state}");
+    counted(&engine.logs("exits"));
+    assert_eq!(cli.run(&["wait", "killed"]).ok(), "137");
+    engine.await_state("removed", "");
+    engine.await_log("again", "run\nrun\n");
+    engine.await_state("again", "running");
+}
+
+#[test]
+fn a_paused_container_is_still_paused() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    cli.up("frozen", &[], &["sleep", "600"]);
+    cli.run(&["pause", "frozen"]).ok();
+    engine.kill9();
+    engine.restart();
+    assert_eq!(engine.state("frozen"), "paused");
+    cli.run(&["unpause", "frozen"]).ok();
+    assert_eq!(cli.run(&["exec", "frozen", "echo", "thawed"]).ok(), "thawed");
+}
+
+#[test]
+fn what_was_not_running_is_as_it_was() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["create", "--network", "none", "--name", "made", "--label", "k=v", "busybox", "true"]).ok();
+    cli.up("over", &[], &["sh", "-c", "echo said; exit 3"]);
+    engine.await_state("over", "exited");
+    cli.run(&["tag", "busybox", "other:1"]).ok();
+    let before = (engine.inspect("made"), engine.inspect("over"), engine.get("/images/json"));
+    engine.kill9();
+    engine.restart();
+    assert_eq!((engine.inspect("made"), engine.inspect("over"), engine.get("/images/json")), before);
+    assert_eq!(cli.run(&["logs", "over"]).ok(), "said");
+    assert_eq!(cli.run(&["start", "-a", "over"]).exits(3), "said\n");
+    cli.run(&["rm", "made"]).ok();
+}
+
+#[test]
+fn a_terminal_survives_the_engine() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["run", "-dit", "--network", "none", "--name", "shell", "busybox", "sh"]).ok();
+    let mut before = cli.pty(&["attach", "shell"]);
+    before.insist("kept=$((40+2)); echo is$kept\n", "is42");
+    engine.kill9();
+    before.finish();
+    engine.restart();
+    let mut after = cli.pty(&["attach", "shell"]);
+    after.insist("echo still$kept\n", "still42");
+    after.resize(33, 99);
+    after.insist("stty size\n", "33 99");
+    after.keys("exit 5\n");
+    assert_eq!(after.finish(), 5, "{}", after.screen());
+}
+
+#[test]
+fn a_container_whose_shim_is_killed_is_over_and_can_be_started_again() {
+    let engine = Engine::start();
+    for away in [false, true] {
+        let name = format!("orphan-{away}");
+        engine.cli(Program::Docker).up(&name, &[], &["sh", "-c", "echo run; sleep 600 & sleep 600"]);
+        engine.await_log(&name, "run");
+        let (pid, shim) = (engine.pid(&name), shim_of(&engine, &name));
+        if away {
+            engine.kill9();
+        }
+        kill_process(Pid::from_raw(shim).unwrap(), Signal::KILL).unwrap();
+        if away {
+            engine.restart();
+        }
+        engine.await_state(&name, "exited");
+        eventually("its processes to be gone", || (!exists(pid)).then_some(()));
+        assert_ne!(engine.inspect(&name)["State"]["ExitCode"], 0, "nobody knows how it ended, so it did not end well");
+        engine.whelk(&["start", &name]).ok();
+        engine.await_log(&name, "run\nrun\n");
+        engine.whelk(&["rm", "-f", &name]).ok();
+    }
+}
+
+#[test]
+fn an_engine_killed_at_any_moment_leaves_nothing_half_made() {
+    let engine = Engine::start();
+    for round in 0..8u64 {
+        std::thread::scope(|scope| {
+            // What these are told does not matter: the engine dies under them.
+            let mut clients = Vec::new();
+            for client in 0..3 {
+                let name = format!("half-{round}-{client}");
+                let cli = engine.cli(if client == 0 { Program::Docker } else { Program::Whelk });
+                clients.push(
+                    scope.spawn(move || {
+                        cli.run(&["run", "-d", "--rm", "--network", "none", "--name", &name, "busybox", "sleep", "600"]).code
+                    }),
+                );
+            }
+            // Each round strikes at another moment.
+            std::thread::sleep(Duration::from_millis(7 * round * round));
+            engine.kill9();
+            for client in clients {
+                let _ = client.join().unwrap();
+            }
+        });
+        engine.restart();
+        for container in engine.get("/containers/json?all=1").as_array().unwrap() {
+            let (id, state) = (container["Id"].as_str().unwrap(), container["State"].as_str().unwrap());
+            assert!(matches!(state, "created" | "running" | "exited"), "{container}");
+            if state == "running" {
+                assert_eq!(engine.whelk(&["exec", id, "echo", "alive"]).ok(), "alive");
+            }
+        }
+        engine.remove_containers().unwrap();
+        for directory in ["containers", "tmp"] {
+            eventually(&format!("{directory} to be empty"), || {
+                fs::read_dir(engine.root().join(directory)).unwrap().next().is_none().then_some(())
+            });
+        }
+    }
+}
+
+#[test]
+fn an_engine_killed_while_it_loads_shows_no_half_image() {
+    let engine = Engine::without_images(&[]);
+    let archive = fs::read(whelk_tests::images::busybox()).unwrap();
+    for round in 0..6u64 {
+        std::thread::scope(|scope| {
+            let loading = scope.spawn(|| engine.cli(Program::Whelk).feed(&["load", "-q"], &archive).code);
+            // Each round strikes at another moment.
+            std::thread::sleep(Duration::from_millis(10 * round));
+            engine.kill9();
+            let _ = loading.join().unwrap();
+        });
+        engine.restart();
+        let tmp: Vec<_> = fs::read_dir(engine.root().join("tmp")).unwrap().collect();
+        assert!(tmp.is_empty(), "{tmp:?}");
+        if engine.get("/images/json") != json!([]) {
+            assert_eq!(engine.cli(Program::Docker).sh(&[], "echo whole").ok(), "whole");
+            engine.docker(&["rmi", "busybox"]).ok();
+        }
+    }
+    engine.load(&archive);
+    assert_eq!(engine.cli(Program::Docker).sh(&[], "echo whole").ok(), "whole");
+}
+
+#[test]
+fn two_engines_live_side_by_side() {
+    let (one, two) = (Engine::start(), Engine::start());
+    let ids = [&one, &two].map(|engine| engine.cli(Program::Docker).up("same", &[], &["sleep", "600"]));
+    for (engine, id) in [(&one, &ids[0]), (&two, &ids[1])] {
+        assert_eq!(engine.whelk(&["ps", "-q", "--no-trunc"]).ok(), *id);
+    }
+    one.kill9();
+    assert_eq!(two.docker(&["exec", "same", "echo", "fine"]).ok(), "fine");
+    one.restart();
+    two.docker(&["rm", "-f", "same"]).ok();
+    assert_eq!(one.docker(&["exec", "same", "echo", "fine"]).ok(), "fine");
+}

@@ -1,0 +1,155 @@
+//! Limits: what the kernel's cgroup files say, and what happens when a program meets one.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use whelk_tests::{Engine, escape, eventually, now_nanos};
+
+/// A container's cgroup file as the host sees it: by controller and name on v1, by name on v2.
+#[track_caller]
+fn limit(engine: &Engine, container: &str, (controller, old_name): (&str, &str), new_name: &str) -> String {
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", engine.pid(container))).unwrap();
+    let unified = is_v2();
+    let path = groups
+        .lines()
+        .filter_map(|line| line.split_once(':').and_then(|(_, rest)| rest.split_once(':')))
+        .find(|(controllers, _)| if unified { controllers.is_empty() } else { controllers.split(',').any(|one| one == controller) })
+        .map(
+            |(_, path)| {
+                if unified { format!("/sys/fs/cgroup{path}/{new_name}") } else { format!("/sys/fs/cgroup/{controller}{path}/{old_name}") }
+            },
+        )
+        .unwrap_or_else(|| panic!("no cgroup with {controller}: {groups}"));
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}")).trim().to_owned()
+}
+
+fn is_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+#[test]
+fn limits_arrive_at_the_kernel() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        let flags = ["-m", "64m", "--memory-reservation", "32m", "--cpus", "0.5", "-c", "512", "--pids-limit", "50", "--cpuset-cpus", "0"];
+        cli.up("limited", &flags, &["sleep", "600"]);
+        let find = |old: (&str, &str), new: &str| limit(engine, "limited", old, new);
+        assert_eq!(find(("memory", "memory.limit_in_bytes"), "memory.max"), "67108864");
+        assert_eq!(find(("memory", "memory.soft_limit_in_bytes"), "memory.low"), "33554432");
+        assert_eq!(find(("cpu", "cpu.cfs_quota_us"), "cpu.max"), if is_v2() { "50000 100000" } else { "50000" });
+        if !is_v2() {
+            assert_eq!(find(("cpu", "cpu.shares"), ""), "512");
+        }
+        assert_eq!(find(("pids", "pids.max"), "pids.max"), "50");
+        assert_eq!(find(("cpuset", "cpuset.cpus"), "cpuset.cpus"), "0");
+        cli.up("free", &[], &["sleep", "600"]);
+        assert_eq!(limit(engine, "free", ("pids", "pids.max"), "pids.max"), "max");
+    });
+}
+
+#[test]
+fn update_changes_the_limits_of_a_running_container() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        cli.up("changing", &["-m", "64m", "--pids-limit", "50"], &["sleep", "600"]);
+        assert_eq!(
+            cli.run(&["update", "-m", "32m", "--memory-swap", "64m", "--pids-limit", "20", "--cpus", "0.25", "changing"]).ok(),
+            "changing"
+        );
+        assert_eq!(limit(engine, "changing", ("memory", "memory.limit_in_bytes"), "memory.max"), "33554432");
+        assert_eq!(limit(engine, "changing", ("pids", "pids.max"), "pids.max"), "20");
+        assert_eq!(limit(engine, "changing", ("cpu", "cpu.cfs_quota_us"), "cpu.max"), if is_v2() { "25000 100000" } else { "25000" });
+        // And they are still there after a restart.
+        cli.run(&["restart", "-t", "0", "changing"]).ok();
+        assert_eq!(limit(engine, "changing", ("pids", "pids.max"), "pids.max"), "20");
+        assert_eq!(engine.inspect("changing")["HostConfig"]["Memory"], 32 << 20);
+    });
+}
+
+#[test]
+fn a_program_without_memory_is_killed_and_the_engine_says_so() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        let since = now_nanos() / 1_000_000_000;
+        let output =
+            cli.run(&["run", "--network", "none", "--name", "hungry", "-m", "16m", "--memory-swap", "16m", "busybox", "tail", "/dev/zero"]);
+        output.exits(137);
+        let state = &engine.inspect("hungry")["State"];
+        assert_eq!((state["OOMKilled"].as_bool(), state["ExitCode"].as_i64()), (Some(true), Some(137)), "{state}");
+        let filters = escape(r#"{"event": ["oom"], "container": ["hungry"]}"#);
+        assert_eq!(engine.events(&format!("since={since}&filters={filters}")).until("oom"), ["container oom"]);
+        // The next run of the same container is judged anew.
+        cli.up("modest", &["-m", "16m"], &["true"]);
+        engine.await_state("modest", "exited");
+        assert_eq!(engine.inspect("modest")["State"]["OOMKilled"], false);
+    });
+}
+
+#[test]
+fn a_fork_bomb_meets_the_pids_limit() {
+    Engine::start().both(|cli| {
+        let output = cli.sh(&["--pids-limit", "10"], "for i in $(seq 20); do sleep 30 & done; echo no limit");
+        assert!(
+            output.code != 0 && output.err().contains("can't fork") && !output.out().contains("no limit"),
+            "{} {}",
+            output.code,
+            output.err()
+        );
+        cli.sh(&["--pids-limit", "-1"], "for i in $(seq 20); do true & done; wait; echo no limit").exits(0);
+    });
+}
+
+#[test]
+fn impossible_limits_are_refused_as_dockers() {
+    let engine = Engine::start();
+    let check = |mut host_config: serde_json::Value, text: &str| {
+        host_config["NetworkMode"] = json!("none");
+        let (status, answer) = engine.api("POST", "/containers/create", Some(&json!({"Image": "busybox", "HostConfig": host_config})));
+        assert_eq!((status, answer["message"].as_str()), (400, Some(text)), "{host_config}");
+    };
+    check(json!({"Memory": 1 << 20}), "Minimum memory limit allowed is 6MB");
+    check(json!({"Memory": 64 << 20, "MemorySwap": 32 << 20}), "Minimum memoryswap limit should be larger than memory limit, see usage");
+    check(json!({"MemorySwap": 64 << 20}), "You should always set the Memory limit when using Memoryswap limit, see usage");
+    check(
+        json!({"Memory": 64 << 20, "MemoryReservation": 128 << 20}),
+        "Minimum memory limit can not be less than memory reservation limit, see usage",
+    );
+    check(json!({"MemorySwappiness": 101}), "Invalid value: 101, valid memory swappiness range is 0-100");
+    check(json!({"OomScoreAdj": 2000}), "Invalid value 2000, range for oom score adj is [-1000, 1000]");
+    check(json!({"CpusetCpus": "abc"}), "Invalid value abc for cpuset cpus: invalid format: abc");
+    check(json!({"NanoCpus": 1_000_000_000, "CpuPeriod": 100_000}), "Conflicting options: Nano CPUs and CPU Period cannot both be set");
+    check(json!({"CpuPeriod": 1}), "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)");
+    check(json!({"CpuQuota": 1}), "CPU cfs quota can not be less than 1ms (i.e. 1000)");
+    check(json!({"CpuShares": -1}), "invalid CPU shares (-1): value must be a positive integer");
+    check(json!({"ShmSize": -1}), "SHM size can not be less than 0");
+    assert_eq!(engine.get("/containers/json?all=1"), json!([]));
+}
+
+#[test]
+fn a_containers_cgroup_goes_with_it() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.up("grouped", &[], &["sh", "-c", "sleep 600 & sleep 600"]);
+        let groups = fs::read_to_string(format!("/proc/{}/cgroup", engine.pid("grouped"))).unwrap();
+        // number:controllers:path
+        let places: Vec<String> = groups
+            .lines()
+            .filter_map(|line| line.split_once(':').and_then(|(_, rest)| rest.split_once(':')))
+            .filter(|(_, path)| path.contains(engine.name()))
+            .map(|(controllers, path)| match controllers {
+                "" if is_v2() => format!("/sys/fs/cgroup{path}"),
+                "" => format!("/sys/fs/cgroup/unified{path}"),
+                one => format!("/sys/fs/cgroup/{}{path}", one.trim_start_matches("name=")),
+            })
+            .filter(|place| Path::new(place).exists())
+            .collect();
+        assert!(!places.is_empty(), "{groups}");
+        cli.run(&["kill", "grouped"]).ok();
+        engine.await_state("grouped", "exited");
+        for place in places {
+            eventually(&format!("{place} to be gone"), || (!Path::new(&place).exists()).then_some(()));
+        }
+    });
+}
