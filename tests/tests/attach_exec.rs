@@ -128,6 +128,8 @@ fn a_terminal_has_the_size_of_the_one_outside() {
     Engine::start().both(|cli| {
         let mut shell = cli.pty(&["run", "-it", "--rm", "--network", "none", "busybox", "sh"]);
         shell.insist("stty size\n", "24 80");
+        // The command line listens to its terminal's changes some time after the start.
+        std::thread::sleep(std::time::Duration::from_millis(500));
         shell.resize(40, 132);
         shell.insist("stty size\n", "40 132");
         shell.keys("exit\n");

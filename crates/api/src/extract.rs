@@ -9,22 +9,31 @@ use whelk_engine::filters::Filters;
 
 use crate::error::{ApiError, ApiResult};
 
-/// The parameters of a query; each name once, the last value counts.
+/// The parameters of a query. Where one value is wanted, the last one counts.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Params(HashMap<String, String>);
+pub(crate) struct Params(HashMap<String, Vec<String>>);
 
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> Result<Self, Self::Rejection> {
         let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state).await.map_err(|error| ApiError::invalid(error.to_string()))?;
-        Ok(Self(query.0.into_iter().collect()))
+        let mut params: HashMap<String, Vec<String>> = HashMap::new();
+        for (name, value) in query.0 {
+            params.entry(name).or_default().push(value);
+        }
+        Ok(Self(params))
     }
 }
 
 impl Params {
     pub(crate) fn text(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", String::as_str)
+        self.0.get(name).and_then(|values| values.last()).map_or("", String::as_str)
+    }
+
+    /// All values of a parameter that may be given several times.
+    pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.get(name).into_iter().flatten().map(String::as_str)
     }
 
     /// What Docker takes for true: anything but these.
@@ -33,7 +42,7 @@ impl Params {
     }
 
     pub(crate) fn flag_or(&self, name: &str, default: bool) -> bool {
-        match self.0.get(name).map(|value| value.trim().to_lowercase()) {
+        match self.0.get(name).and_then(|values| values.last()).map(|value| value.trim().to_lowercase()) {
             None => default,
             Some(value) => !matches!(value.as_str(), "" | "0" | "no" | "false" | "none"),
         }
@@ -144,7 +153,7 @@ mod tests {
 
     #[test]
     fn times() {
-        let params = |text: &str| Params([("since".to_owned(), text.to_owned())].into());
+        let params = |text: &str| Params([("since".to_owned(), vec![text.to_owned()])].into());
         assert_eq!(params("1700000000.25").time("since").unwrap(), Some(1_700_000_000_250_000_000));
         assert_eq!(params("2023-11-14T22:13:20Z").time("since").unwrap(), Some(1_700_000_000_000_000_000));
         assert!(params("x").time("since").is_err());

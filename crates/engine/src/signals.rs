@@ -20,7 +20,11 @@ const RTMAX: i32 = 64;
 pub fn parse(text: &str) -> Result<i32> {
     let invalid = || Error::invalid(format!("invalid signal: {text}"));
     if let Ok(number) = text.parse::<i32>() {
-        return if (1..=RTMAX).contains(&number) { Ok(number) } else { Err(invalid()) };
+        return match number {
+            1..=RTMAX => Ok(number),
+            number if number > RTMAX => Err(Error::invalid(format!("the linux daemon does not support signal {number}"))),
+            _ => Err(invalid()),
+        };
     }
     let upper = text.to_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);

@@ -112,8 +112,12 @@ fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<(
         host.network_mode = "none".into();
     }
     let network = host.network_mode.clone();
-    if !matches!(network.as_str(), "none" | "host") && !container(&network) {
-        return Err(if network == "bridge" { Error::Unsupported("network bridge: not available in this version of whelk; use --network host, none or container:NAME".into()) } else { Error::NotFound(format!("network {network} not found")) });
+    if network == "container:" {
+        return Err(Error::invalid("invalid network mode: invalid container format container:<name|id>"));
+    }
+    // Any other name is looked for at the start, as Docker does: the network may be made until then.
+    if network == "bridge" {
+        return Err(Error::Unsupported("network bridge: not available in this version of whelk; use --network host, none or container:NAME".into()));
     }
     if !matches!(host.pid_mode.as_str(), "" | "host") && !container(&host.pid_mode) {
         return Err(Error::invalid(format!("invalid PID mode: {}", host.pid_mode)));
@@ -348,7 +352,6 @@ mod tests {
         check(|config, _| config.env = Some(vec!["=x".into()]), "invalid environment variable: =x");
         check(|_, host| host.restart_policy.name = "bogus".into(), "invalid restart policy: unknown policy 'bogus'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'");
         check(|_, host| host.blkio_weight = 300, "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.");
-        check(|_, host| host.network_mode = "mynet".into(), "network mynet not found");
         check(|_, host| drop(host.sysctls.insert("kernel.panic".into(), "1".into())), "sysctl 'kernel.panic' is not allowed: it is not separate for each container");
     }
 

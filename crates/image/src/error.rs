@@ -40,7 +40,7 @@ impl Error {
 /// some of what the kernel says is about names and values that the sender chose.
 pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     use rustix::io::Errno;
-    const SENDERS: [Errno; 5] = [Errno::NAMETOOLONG, Errno::LOOP, Errno::TOOBIG, Errno::RANGE, Errno::ILSEQ];
+    const SENDERS: [Errno; 6] = [Errno::INVAL, Errno::NAMETOOLONG, Errno::LOOP, Errno::TOOBIG, Errno::RANGE, Errno::ILSEQ];
     move |source| match source.raw_os_error() {
         None => Error::Invalid(format!("{}: {source}", operation.into())),
         Some(code) if SENDERS.iter().any(|errno| errno.raw_os_error() == code) => Error::Invalid(format!("{}: {}", operation.into(), whelk_sys::errno_text(&source))),

@@ -18,7 +18,8 @@ use crate::error::{Result, io};
 
 /// Writes all files below the layers `lower` (the topmost first) to `output`.
 pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
-    let root = whelk_sys::overlay::read_only(lower).map_err(|error| io("mount the container's layers")(error.into()))?;
+    let lower = crate::store::visible(lower.iter().cloned());
+    let root = whelk_sys::overlay::read_only(&lower).map_err(|error| io("mount the container's layers")(error.into()))?;
     let root = openat(&root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| io("open the container's root")(error.into()))?;
     let mut export = Export { archive: Builder::new(output), links: HashMap::new() };
     export.directory(&root, Path::new(""))?;

@@ -89,20 +89,7 @@ impl Store {
     /// The directories to mount for these layers (given from the bottom up), the topmost first: each once, and nothing
     /// below one whose root hides all that is under it, because overlay does not look at that mark on a root.
     pub fn lower_layers(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
-        let mut lower: Vec<PathBuf> = Vec::new();
-        for diff_id in diff_ids.iter().rev() {
-            let files = self.layer_files(diff_id);
-            if lower.contains(&files) {
-                continue;
-            }
-            let mut mark = [0u8; 1];
-            let opaque = rustix::fs::lgetxattr(&files, "trusted.overlay.opaque", &mut mark[..]).is_ok_and(|length| length == 1 && mark == *b"y");
-            lower.push(files);
-            if opaque {
-                break;
-            }
-        }
-        lower
+        visible(diff_ids.iter().rev().map(|diff_id| self.layer_files(diff_id)))
     }
 
     pub fn put_blob(&self, content: &[u8]) -> Result<Digest> {
@@ -192,6 +179,24 @@ impl Store {
         let root = rustix::fs::open(&self.root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fs::at("open", &self.root))?;
         rustix::fs::syncfs(&root).map_err(|error| io(format!("sync {}", self.root.display()))(error.into()))
     }
+}
+
+/// The layers of a stack (the topmost first) that overlay shall be given: each once, since it refuses one that comes
+/// twice, and none below one whose root is opaque.
+pub(crate) fn visible(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut lower: Vec<PathBuf> = Vec::new();
+    for files in layers {
+        if lower.contains(&files) {
+            continue;
+        }
+        let mut mark = [0u8; 1];
+        let opaque = rustix::fs::lgetxattr(&files, "trusted.overlay.opaque", &mut mark[..]).is_ok_and(|length| length == 1 && mark == *b"y");
+        lower.push(files);
+        if opaque {
+            break;
+        }
+    }
+    lower
 }
 
 /// A name nobody else has.

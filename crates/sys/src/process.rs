@@ -126,6 +126,13 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
 
+/// Lets the program that `command` starts begin with no signal blocked or ignored, whatever the caller has blocked.
+pub fn reset_signals_of(command: &mut std::process::Command) -> &mut std::process::Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only sigaction(2) and sigprocmask(2) are called, which are async-signal-safe.
+    unsafe { command.pre_exec(crate::signal::reset_all) }
+}
+
 /// Ends the process at once: no destructors, no flushing. What a forked child that failed must do.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) has no preconditions.

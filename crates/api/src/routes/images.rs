@@ -93,7 +93,7 @@ pub(super) async fn create(State(engine): App, params: Params, body: Body) -> Ap
             Some(reference.with_default_tag())
         }
     };
-    let config = whelk_image::changes::apply(params.text("changes").lines()).map_err(Error::from)?;
+    let config = whelk_image::changes::apply(params.all("changes").flat_map(str::lines)).map_err(Error::from)?;
     let comment = if params.text("message").is_empty() { "Imported from -".to_owned() } else { params.text("message").to_owned() };
     let (images, reader) = (engine.images.clone(), stream::reader(body));
     let id = tokio::task::spawn_blocking(move || images.import(reader, Import { config, comment, name })).await.map_err(|error| Error::Internal(error.to_string()))??;

@@ -366,7 +366,7 @@ fn host_config(args: &CreateArgs) -> Outcome<Value> {
         "StorageOpt": key_values(&args.storage_opt)?,
         "Tmpfs": args.tmpfs.iter().map(|tmpfs| { let (path, options) = tmpfs.split_once(':').unwrap_or((tmpfs, "")); (path.to_owned(), json!(options)) }).collect::<Map<_, _>>(),
         "ShmSize": size(&args.shm_size, "--shm-size")?,
-        "Sysctls": key_values(&args.sysctl)?,
+        "Sysctls": sysctls(&args.sysctl)?,
         "Runtime": text(&args.runtime),
         "CpuShares": args.cpu_shares.unwrap_or(0),
         "Memory": size(&args.memory, "-m, --memory")?,
@@ -386,7 +386,7 @@ fn host_config(args: &CreateArgs) -> Outcome<Value> {
         "CpuPeriod": args.cpu_period.unwrap_or(0), "CpuQuota": args.cpu_quota.unwrap_or(0),
         "CpuRealtimePeriod": args.cpu_rt_period.unwrap_or(0), "CpuRealtimeRuntime": args.cpu_rt_runtime.unwrap_or(0),
         "CpusetCpus": text(&args.cpuset_cpus), "CpusetMems": text(&args.cpuset_mems),
-        "Devices": args.device.iter().map(|device| parse_device(device)).collect::<Vec<_>>(),
+        "Devices": args.device.iter().map(|device| parse_device(device)).collect::<Outcome<Vec<_>>>()?,
         "DeviceCgroupRules": list(&args.device_cgroup_rule),
         "DeviceRequests": args.gpus.as_ref().map(|gpus| json!([{"Driver": "", "Count": if gpus == "all" { -1 } else { 1 }, "Capabilities": [["gpu"]]}])),
         "PidsLimit": args.pids_limit,
@@ -490,6 +490,18 @@ fn key_values(given: &[String]) -> Outcome<Map<String, Value>> {
     given.iter().map(|entry| entry.split_once('=').map(|(key, value)| (key.to_owned(), json!(value))).ok_or_else(|| Failure::with_code(125, format!("invalid option {entry:?}: key=value is needed")))).collect()
 }
 
+/// Kernel parameters, only those that belong to a namespace.
+fn sysctls(given: &[String]) -> Outcome<Map<String, Value>> {
+    const IPC: [&str; 8] = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"];
+    for entry in given {
+        let key = entry.split('=').next().unwrap_or_default();
+        if !entry.contains('=') || !(IPC.contains(&key) || key.starts_with("net.") || key.starts_with("fs.mqueue.") || key == "kernel.domainname") {
+            return Err(Failure::with_code(125, format!("invalid argument {entry:?} for \"--sysctl\" flag: sysctl '{entry}' is not allowed")));
+        }
+    }
+    key_values(given)
+}
+
 /// `DEVICE:NUMBER`, with a size suffix where bytes are meant.
 fn rates(given: &[String], flag: &str, field: &str, bytes: bool) -> Outcome<Vec<Value>> {
     given
@@ -504,7 +516,7 @@ fn rates(given: &[String], flag: &str, field: &str, bytes: bool) -> Outcome<Vec<
 }
 
 /// `HOST[:CONTAINER[:MODE]]`
-fn parse_device(text: &str) -> Value {
+fn parse_device(text: &str) -> Outcome<Value> {
     let parts: Vec<&str> = text.split(':').collect();
     let is_mode = |mode: &str| !mode.is_empty() && mode.chars().all(|letter| "rwm".contains(letter));
     let (host, container, mode) = match parts.as_slice() {
@@ -513,7 +525,10 @@ fn parse_device(text: &str) -> Value {
         [host, container, mode] => (*host, *container, *mode),
         _ => (text, text, "rwm"),
     };
-    json!({"PathOnHost": host, "PathInContainer": container, "CgroupPermissions": mode})
+    if !host.starts_with('/') {
+        return Err(Failure::with_code(125, format!("invalid argument {text:?} for \"--device\" flag: {host} is not an absolute path")));
+    }
+    Ok(json!({"PathOnHost": host, "PathInContainer": container, "CgroupPermissions": mode}))
 }
 
 /// `TYPE=SOFT[:HARD]`
@@ -597,7 +612,7 @@ mod tests {
         assert!(parse_mount("type=volume").unwrap_err().text.ends_with("target is required"));
         assert_eq!(parse_ulimit("nofile=10:20").unwrap(), json!({"Name": "nofile", "Soft": 10, "Hard": 20}));
         assert!(parse_ulimit("foo=1").unwrap_err().text.ends_with("invalid ulimit type: foo"));
-        assert_eq!(parse_device("/dev/a:r"), json!({"PathOnHost": "/dev/a", "PathInContainer": "/dev/a", "CgroupPermissions": "r"}));
+        assert_eq!(parse_device("/dev/a:r").unwrap(), json!({"PathOnHost": "/dev/a", "PathInContainer": "/dev/a", "CgroupPermissions": "r"}));
     }
 
     #[test]

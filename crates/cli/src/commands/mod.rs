@@ -208,22 +208,49 @@ fn usage(error: &clap::Error) -> Outcome {
     let argument = context(ContextKind::InvalidArg);
     let flag = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
     let value = context(ContextKind::InvalidValue);
-    let command: Vec<String> = std::env::args().skip(1).take_while(|word| !word.starts_with('-')).take(1).collect();
-    let command = command.join(" ");
+    let words: Vec<String> = std::env::args().skip(1).take_while(|word| !word.starts_with('-')).collect();
+    let grouped = words.first().is_some_and(|word| matches!(word.as_str(), "container" | "image" | "system"));
+    let command = words.iter().take(1 + usize::from(grouped)).cloned().collect::<Vec<_>>().join(" ");
+    let hint = format!("\n\nUsage:  whelk {command} --help shows how to use it");
+    let count = || Failure::new(format!("whelk: 'whelk {command}' {}{hint}", arguments_of(command.rsplit(' ').next().unwrap_or_default())));
     let text = match error.kind() {
+        ErrorKind::UnknownArgument if !flag.starts_with('-') => return Err(count()),
         ErrorKind::UnknownArgument => unknown_flag(&flag),
         ErrorKind::InvalidValue if value.is_empty() => needs_argument(&flag),
-        ErrorKind::ValueValidation | ErrorKind::InvalidValue => format!("invalid argument {value:?} for {flag:?} flag: strconv.ParseInt: parsing {value:?}: invalid syntax"),
-        ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues => {
-            return Err(Failure::new(format!("whelk: 'whelk {command}' requires at least 1 argument\n\nUsage:  whelk {command} --help shows how to use it")));
-        }
-        ErrorKind::InvalidSubcommand => return Err(Failure::new(format!("whelk: unknown command: whelk {}\n\nRun 'whelk --help' for more information", context(ContextKind::InvalidSubcommand)))),
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => format!("invalid argument {value:?} for {:?} flag: strconv.ParseInt: parsing {value:?}: invalid syntax", both_forms(&words, &flag)),
+        ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => return Err(count()),
+        ErrorKind::InvalidSubcommand => return Err(Failure::new(format!("whelk: unknown command: whelk {command}\n\nRun 'whelk --help' for more information"))),
         _ => {
             let _ = error.print();
             return Ok(USAGE);
         }
     };
-    Err(Failure::with_code(USAGE, format!("{text}\n\nUsage:  whelk {command} --help shows how to use it")))
+    Err(Failure::with_code(USAGE, format!("{text}{hint}")))
+}
+
+/// A flag as it is told: `-t, --timeout`, or its long form alone.
+fn both_forms(words: &[String], flag: &str) -> String {
+    let mut command = Cli::command();
+    for word in words {
+        match command.find_subcommand(word) {
+            Some(next) => command = next.clone(),
+            None => break,
+        }
+    }
+    let short = command.get_arguments().find(|argument| argument.get_long().is_some_and(|long| flag == format!("--{long}"))).and_then(clap::Arg::get_short);
+    short.map_or_else(|| flag.to_owned(), |short| format!("-{short}, {flag}"))
+}
+
+/// How many arguments a command takes, as it is told to those who gave another number.
+fn arguments_of(command: &str) -> &'static str {
+    match command {
+        "exec" => "requires at least 2 arguments",
+        "rename" | "tag" => "requires 2 arguments",
+        "logs" | "attach" | "export" | "history" => "requires 1 argument",
+        "images" | "ls" => "requires at most 1 argument",
+        "ps" | "load" | "info" | "version" | "events" | "prune" => "accepts no arguments",
+        _ => "requires at least 1 argument",
+    }
 }
 
 /// A flag that does not exist.
@@ -303,7 +330,7 @@ async fn image(client: &Client, command: ImageCommand) -> Outcome {
 pub(crate) fn filters(given: &[String]) -> Outcome<String> {
     let mut map = serde_json::Map::new();
     for filter in given {
-        let Some((key, value)) = filter.split_once('=') else { return Err(Failure::with_code(USAGE, format!("invalid argument {filter:?} for \"-f, --filter\" flag: invalid filter '{filter}'"))) };
+        let Some((key, value)) = filter.split_once('=') else { return Err(Failure::with_code(USAGE, format!("invalid argument {filter:?} for \"-f, --filter\" flag: bad format of filter (expected name=value)"))) };
         map.entry(key.trim().to_lowercase()).or_insert_with(|| Value::Array(Vec::new())).as_array_mut().map(|list| list.push(Value::from(value.trim()))).unwrap_or_default();
     }
     Ok(if map.is_empty() { String::new() } else { Value::Object(map).to_string() })

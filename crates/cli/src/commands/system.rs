@@ -31,7 +31,7 @@ pub(crate) struct InspectArgs {
 pub(crate) async fn inspect(client: &Client, args: InspectArgs, kind: Option<&str>) -> Outcome {
     let kind = kind.or(args.kind.as_deref());
     if let Some(kind) = kind.filter(|kind| !matches!(*kind, "container" | "image")) {
-        return Err(Failure::new(format!("{kind:?} is not a valid value for --type")));
+        return Err(Failure::new(format!("unknown type: {kind:?}")));
     }
     let mut found = Vec::new();
     let mut failures = Vec::new();

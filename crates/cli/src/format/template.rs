@@ -82,7 +82,7 @@ fn split(text: &str) -> Outcome<Vec<Token>> {
             before = before.trim_end();
             action = trimmed;
         }
-        let Some(close) = closing(action) else { return fail("unclosed action") };
+        let Some(close) = closing(action) else { return fail(":1: unclosed action") };
         rest = &action[close + 2..];
         let body = &action[..close];
         trim = body.ends_with(" -");

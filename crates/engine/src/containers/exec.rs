@@ -90,6 +90,7 @@ impl Containers {
         if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
             return Err(Error::invalid(format!("the working directory '{}' is invalid, it needs to be an absolute path", config.working_dir)));
         }
+        check_user(&container, &config.user)?;
         let exec = Arc::new(Exec { id: names::random_id(), container: container.id.clone(), config, state: Mutex::default() });
         self.publish(&container, &format!("exec_create: {}", exec.command_line()), &[("execID", exec.id.clone())]);
         let id = exec.id.clone();
@@ -216,6 +217,18 @@ impl Containers {
         let exec = Exec { id: id.to_owned(), container: container.to_owned(), config: ExecConfig::default(), state: Mutex::new(state) };
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).entry(id.to_owned()).or_insert_with(|| Arc::new(exec));
     }
+}
+
+/// Looks a user up in the container's own files, so that a wrong one is told at once.
+fn check_user(container: &Container, user: &str) -> Result<()> {
+    if user.is_empty() {
+        return Ok(());
+    }
+    use rustix::fs::{Mode, OFlags, open};
+    let root = open(format!("/proc/{}/root", container.running_pid()?), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root = root.map_err(|error| Error::internal(format!("open the root of container {}: {error}", container.id)))?;
+    let request = UserRequest { user: user.to_owned(), groups: Vec::new() };
+    whelk_runtime::user::resolve(&root, &request).map(drop).map_err(|error| Error::invalid(error.to_string()))
 }
 
 fn check_can_exec(container: &Container, name: &str) -> Result<()> {

@@ -94,10 +94,14 @@ impl<'a> Matcher<'a> {
             let Some(names) = filters.get(key) else { return Ok(None) };
             names.iter().map(|name| containers.find(name).map(|container| container.record().created_at)).next().transpose()
         };
-        let exited = filters.get("exited").into_iter().flatten().map(|code| code.parse().map_err(|_| Error::invalid(format!("invalid filter 'exited={code}'")))).collect::<Result<Vec<i32>>>()?;
+        let exited = filters.get("exited").into_iter().flatten().map(|code| code.parse().map_err(|_| Error::invalid(format!("invalid filter 'exited={code}': strconv.Atoi: parsing {code:?}: invalid syntax")))).collect::<Result<Vec<i32>>>()?;
         const STATUSES: [&str; 7] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
         if let Some(wrong) = filters.get("status").into_iter().flatten().find(|status| !STATUSES.contains(&status.as_str())) {
-            return Err(Error::invalid(format!("invalid filter 'status={wrong}'")));
+            return Err(Error::invalid(format!("invalid filter 'status={wrong}': invalid value for state ({wrong}): must be one of {}", STATUSES.join(", "))));
+        }
+        const HEALTH: [&str; 4] = ["none", "starting", "healthy", "unhealthy"];
+        if let Some(wrong) = filters.get("health").into_iter().flatten().find(|health| !HEALTH.contains(&health.as_str())) {
+            return Err(Error::invalid(format!("invalid filter 'health={wrong}': invalid value for health ({wrong}): must be one of {}", HEALTH.join(", "))));
         }
         filters.flag("is-task")?;
         let ancestors = filters.get("ancestor").map(|names| names.iter().filter_map(|name| containers.images.find(name).ok()).map(|image| image.id.to_string()).collect());

@@ -116,6 +116,15 @@ impl Containers {
 
     fn spec(&self, record: &Record, directory: &Path) -> Result<Spec> {
         let host = &record.host;
+        if !matches!(host.network_mode.as_str(), "none" | "host") && !host.network_mode.starts_with("container:") {
+            return Err(Error::NotFound(format!("failed to set up container networking: network {} not found", host.network_mode)));
+        }
+        if let Some(donor) = host.ipc_mode.strip_prefix("container:") {
+            let donor = self.find(donor)?;
+            if donor.record().host.ipc_mode != "shareable" {
+                return Err(Error::invalid(format!("can't join IPC of container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", donor.id)));
+            }
+        }
         let pid_of = |mode: &str| mode.strip_prefix("container:").map(|name| self.find(name).and_then(|other| other.running_pid())).transpose();
         let surroundings = Surroundings {
             id: &record.id,

@@ -112,7 +112,7 @@ impl Containers {
         if new_name.is_empty() {
             return Err(Error::invalid("Neither old nor new names may be empty"));
         }
-        let new_name = validate::name(new_name)?.to_owned();
+        let new_name = validate::name(new_name).map_err(|_| Error::invalid(format!("Error when allocating new name: Invalid container name (/{}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", new_name.trim_start_matches('/'))))?.to_owned();
         let _operation = container.operation.lock().await;
         let old_name = container.name();
         if old_name == new_name {

@@ -59,8 +59,8 @@ pub fn apply(input: impl Read, directory: &Path) -> Result<Applied> {
     // A file made by a previous umask would not have the archive's mode; modes are set explicitly below.
     for entry in archive.entries().map_err(io("read layer archive"))? {
         let mut entry = entry.map_err(io("read layer archive"))?;
-        let extensions = pax_records(&tap.entry_begins());
         let name = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+        let extensions = pax_records(&tap.entry_begins()).map_err(|error| error.during(&format!("layer entry {name:?}")))?;
         layer.add(&mut entry, &tap, &extensions).map_err(|error| error.during(&format!("layer entry {name:?}")))?;
     }
     // The padding behind the end mark is part of the archive's digest.
@@ -176,7 +176,8 @@ impl Layer {
     fn add(&mut self, entry: &mut Entry<'_, impl Read>, tap: &Tap, extensions: &[(String, Vec<u8>)]) -> Result<()> {
         let mut kind = entry.header().entry_type();
         // How archives older than entry types mark directories.
-        if kind.is_file() && entry.path_bytes().ends_with(b"/") {
+        const KIND: usize = 156;
+        if entry.header().as_bytes()[KIND] == 0 && entry.path_bytes().ends_with(b"/") {
             kind = EntryType::Directory;
         }
         if matches!(kind, EntryType::XGlobalHeader) {
@@ -499,7 +500,7 @@ impl Metadata {
 
 /// The records of an entry's extended headers, from its header blocks. Values may hold any byte: a record's length
 /// says where it ends, not a newline.
-fn pax_records(headers: &[u8]) -> Vec<(String, Vec<u8>)> {
+fn pax_records(headers: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     const BLOCK: usize = 512;
     let mut records = Vec::new();
     // What is no whole block in front is the padding of the entry before.
@@ -514,26 +515,26 @@ fn pax_records(headers: &[u8]) -> Vec<(String, Vec<u8>)> {
         let size = header.entry_size().ok().and_then(|size| usize::try_from(size).ok()).unwrap_or(usize::MAX);
         let Some(content) = tail.get(..size) else { break };
         if kind.is_pax_local_extensions() {
-            parse_records(content, &mut records);
+            parse_records(content, &mut records)?;
         }
         rest = tail.get(size.div_ceil(BLOCK) * BLOCK..).unwrap_or_default();
     }
-    records
+    Ok(records)
 }
 
-/// `LENGTH KEY=VALUE\n`, one after another. Stops at what is none.
-fn parse_records(mut content: &[u8], records: &mut Vec<(String, Vec<u8>)>) {
-    while let Some(space) = content.iter().position(|&byte| byte == b' ') {
-        let length = std::str::from_utf8(&content[..space]).ok().and_then(|text| text.parse::<usize>().ok());
-        let Some(record) = length.and_then(|length| content.get(space + 1..length)) else { return };
-        let Some(body) = record.strip_suffix(b"\n") else { return };
-        if let Some(equals) = body.iter().position(|&byte| byte == b'=')
-            && let Ok(key) = std::str::from_utf8(&body[..equals])
-        {
-            records.push((key.to_owned(), body[equals + 1..].to_vec()));
-        }
-        content = &content[space + 1 + record.len()..];
+/// `LENGTH KEY=VALUE\n`, one after another.
+fn parse_records(mut content: &[u8], records: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
+    let malformed = || Error::invalid("malformed extended header");
+    while !content.is_empty() {
+        let space = content.iter().position(|&byte| byte == b' ').ok_or_else(malformed)?;
+        let length: usize = std::str::from_utf8(&content[..space]).ok().and_then(|text| text.parse().ok()).ok_or_else(malformed)?;
+        let record = content.get(space + 1..length).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(malformed)?;
+        let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(malformed)?;
+        let key = std::str::from_utf8(&record[..equals]).map_err(|_| malformed())?;
+        records.push((key.to_owned(), record[equals + 1..].to_vec()));
+        content = &content[length..];
     }
+    Ok(())
 }
 
 /// Seconds since the epoch with a fraction: `1700000000.25`.
