@@ -214,7 +214,7 @@ pub(crate) fn request(socket: &Path, method: &str, path: &str, headers: &[(&str,
     all.extend_from_slice(headers);
     // Who refuses a request may answer and hang up before it is sent.
     let sent = connection.send(method, path, &all, body);
-    connection.response().or_else(|error| Err(sent.err().unwrap_or(error)))
+    connection.response().map_err(|error| sent.err().unwrap_or(error))
 }
 
 /// A query's value with everything escaped that could be taken for something else.

@@ -115,7 +115,7 @@ fn the_parts_of_an_archive_stay_inside() {
         let manifest = json!([{"Config": path, "RepoTags": ["x:1"], "Layers": [path]}]).to_string();
         refused(&engine, &path, &Tar::new().file(&path, "{}").file("manifest.json", &manifest).finish());
         let link =
-            Tar::new().symlink("config.json", &format!("{outside}/secret")).file("manifest.json", &manifest.replace(&path, "config.json"));
+            Tar::new().symlink("config.json", &format!("{outside}/secret")).file("manifest.json", manifest.replace(&path, "config.json"));
         refused(&engine, "a link to a file of the host", &link.finish());
     }
     let through = Tar::new().symlink("dir", &outside).file("dir/new", "x").file("manifest.json", "[]").finish();

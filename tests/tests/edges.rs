@@ -45,7 +45,8 @@ fn crates_use_only_what_the_table_allows() {
 #[test]
 fn the_table_lists_every_crate() {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
-    let found: BTreeSet<String> = fs::read_dir(crates).expect("crates").map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect();
+    let found: BTreeSet<String> =
+        fs::read_dir(crates).expect("crates").map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect();
     assert_eq!(found, ALLOWED.iter().map(|(name, _)| (*name).to_owned()).collect());
 }
 

@@ -123,6 +123,7 @@ fn fresh(engine: &Engine, state: &str) -> String {
 fn every_command_in_every_state_answers_as_dockers() {
     let engine = Engine::start();
     // Of each command: the status and the text it gives to created, running, exited, paused. ID stands for the id.
+    #[allow(clippy::type_complexity, reason = "a table")]
     let table: &[(&str, &str, [(u16, &str); 4])] = &[
         ("POST", "start", [(204, ""), (304, ""), (204, ""), (409, "cannot start a paused container, try unpause instead")]),
         ("POST", "stop?t=0", [(304, ""), (204, ""), (304, ""), (204, "")]),

@@ -17,7 +17,9 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> Result<Self, Self::Rejection> {
-        let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state).await.map_err(|error| ApiError::invalid(error.to_string()))?;
+        let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::invalid(error.to_string()))?;
         let mut params: HashMap<String, Vec<String>> = HashMap::new();
         for (name, value) in query.0 {
             params.entry(name).or_default().push(value);
@@ -132,7 +134,9 @@ pub(crate) fn detach_keys(text: &str) -> ApiResult<Vec<u8>> {
                 Some("]") => Ok(29),
                 Some("^") => Ok(30),
                 Some("_") => Ok(31),
-                Some(letter) if letter.len() == 1 && letter.as_bytes()[0].is_ascii_alphabetic() => Ok(letter.as_bytes()[0].to_ascii_lowercase() - b'a' + 1),
+                Some(letter) if letter.len() == 1 && letter.as_bytes()[0].is_ascii_alphabetic() => {
+                    Ok(letter.as_bytes()[0].to_ascii_lowercase() - b'a' + 1)
+                }
                 None if key.len() == 1 => Ok(key.as_bytes()[0]),
                 _ => Err(invalid()),
             }

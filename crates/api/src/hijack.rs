@@ -17,12 +17,25 @@ const RAW: &str = "application/vnd.docker.raw-stream";
 const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE) && headers.get(header::CONNECTION).and_then(|value| value.to_str().ok()).is_some_and(|value| value.to_lowercase().contains("upgrade"))
+    headers.contains_key(header::UPGRADE)
+        && headers
+            .get(header::CONNECTION)
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|value| value.to_lowercase().contains("upgrade"))
 }
 
-/// Connects a request to a stream. With `Upgrade` the connection itself becomes the stream (101); without, the output
+/// Connects a request to a stream; `last` is waited for before its end is shown. With `Upgrade` the connection itself becomes the stream (101); without, the output
 /// is the body of an ordinary answer, and input is what comes as the request's body.
-pub(crate) fn connect(mut request: Request, stream: Option<UnixStream>, mut prelude: Prelude, multiplexed: bool) -> axum::response::Response {
+pub(crate) fn connect(
+    mut request: Request,
+    stream: Option<UnixStream>,
+    mut prelude: Prelude,
+    multiplexed: bool,
+    last: impl Future<Output = ()> + Send + 'static,
+) -> axum::response::Response {
+    // What must be so before the client sees the end; but no client waits for ever for it.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+    let last = tokio::time::timeout(PATIENCE, last);
     let content_type = if multiplexed { MULTIPLEXED } else { RAW };
     if !wants_upgrade(request.headers()) {
         return ordinary(request, stream, prelude, content_type);
@@ -42,6 +55,7 @@ pub(crate) fn connect(mut request: Request, stream: Option<UnixStream>, mut prel
         if let Some(mut stream) = stream {
             bridge(&mut client, &mut stream, socket.as_ref()).await;
         }
+        let _ = last.await;
         let _ = client.shutdown().await;
     });
     Response::builder()
@@ -55,7 +69,11 @@ pub(crate) fn connect(mut request: Request, stream: Option<UnixStream>, mut prel
 
 /// Copies both ways. The end of the output ends everything; the end of the input is only passed on, unless the client
 /// is gone altogether.
-async fn bridge(client: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin), stream: &mut UnixStream, socket: Option<&ClientSocket>) {
+async fn bridge(
+    client: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
+    stream: &mut UnixStream,
+    socket: Option<&ClientSocket>,
+) {
     let (mut client_read, mut client_write) = tokio::io::split(client);
     let (mut stream_read, mut stream_write) = stream.split();
     let input = async {
@@ -70,7 +88,7 @@ async fn bridge(client: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite 
     };
     let output = async {
         let _ = tokio::io::copy(&mut stream_read, &mut client_write).await;
-        let _ = client_write.shutdown().await;
+        let _ = client_write.flush().await;
     };
     tokio::select! {
         () = input => {}
@@ -106,5 +124,9 @@ fn ordinary(request: Request, stream: Option<UnixStream>, prelude: Prelude, cont
             }
         }
     });
-    Response::builder().status(StatusCode::OK).header(header::CONTENT_TYPE, content_type).body(crate::stream::from_channel(receiver)).unwrap_or_default()
+    Response::builder()
+        .status(StatusCode::OK)
+        .header(header::CONTENT_TYPE, content_type)
+        .body(crate::stream::from_channel(receiver))
+        .unwrap_or_default()
 }

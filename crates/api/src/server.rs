@@ -40,9 +40,11 @@ impl Listener {
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
         let lock: OwnedFd = fs::append(Path::new(&lock_path), 0o600).map_err(context)?.into();
-        rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| std::io::Error::new(std::io::ErrorKind::AddrInUse, format!("another engine serves {}", path.display())))?;
+        rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| std::io::Error::new(std::io::ErrorKind::AddrInUse, format!("another engine serves {}", path.display())))?;
         fs::remove_if_there(path).map_err(context)?;
-        let socket = UnixListener::bind(path).map_err(|error| std::io::Error::new(error.kind(), format!("listen at {}: {error}", path.display())))?;
+        let socket = UnixListener::bind(path)
+            .map_err(|error| std::io::Error::new(error.kind(), format!("listen at {}: {error}", path.display())))?;
         fs::set_mode(path, 0o660).map_err(context)?;
         if let Some(group) = group {
             rustix::fs::chown(path, None, Some(rustix::fs::Gid::from_raw(group)))?;
@@ -93,7 +95,13 @@ pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
             tower_service::Service::call(&mut routes.clone(), request)
         });
         tokio::spawn(async move {
-            let connection = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(LARGEST_HEAD).half_close(true).serve_connection(TokioIo::new(stream), service).with_upgrades();
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(LARGEST_HEAD)
+                .half_close(true)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
             // A client that goes away in the middle of something is not news.
             if let Err(error) = connection.await {
                 tracing::debug!("connection: {error}");

@@ -50,7 +50,8 @@ pub(crate) fn reader(body: Body) -> BodyReader {
         let mut pieces = body.into_data_stream();
         while let Some(piece) = pieces.next().await {
             let failed = piece.is_err();
-            if sender.send(piece.map_err(|error| io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string()))).await.is_err() || failed {
+            if sender.send(piece.map_err(|error| io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string()))).await.is_err() || failed
+            {
                 return;
             }
         }

@@ -51,12 +51,19 @@ fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
     let text = |ApiVersion(major, minor): ApiVersion| format!("{major}.{minor}");
     let given = version;
     if parsed < ApiVersion(OLDEST.0, OLDEST.1) {
-        let refusal = format!("client version {} is too old. Minimum supported API version is {}, please upgrade your client to a newer version", given, text(ApiVersion(OLDEST.0, OLDEST.1)));
+        let refusal = format!(
+            "client version {} is too old. Minimum supported API version is {}, please upgrade your client to a newer version",
+            given,
+            text(ApiVersion(OLDEST.0, OLDEST.1))
+        );
         // Plain text: clients this old do not read JSON errors.
         return Err(Box::new((StatusCode::BAD_REQUEST, refusal + "\n").into_response()));
     }
     if parsed > newest {
-        return Err(Box::new(message(StatusCode::BAD_REQUEST, &format!("client version {} is too new. Maximum supported API version is {}", given, text(newest)))));
+        return Err(Box::new(message(
+            StatusCode::BAD_REQUEST,
+            &format!("client version {} is too new. Maximum supported API version is {}", given, text(newest)),
+        )));
     }
     Ok((parsed, Some(format!("/{rest}"))))
 }

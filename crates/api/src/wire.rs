@@ -10,7 +10,11 @@ use crate::version::ApiVersion;
 
 /// Nanoseconds since the epoch as RFC 3339; 0 stands for never, Go's zero time.
 pub(crate) fn time(nanoseconds: i64) -> String {
-    if nanoseconds == 0 { "0001-01-01T00:00:00Z".into() } else { jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default().to_string() }
+    if nanoseconds == 0 {
+        "0001-01-01T00:00:00Z".into()
+    } else {
+        jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default().to_string()
+    }
 }
 
 fn state(state: &State) -> Value {
@@ -120,7 +124,11 @@ fn duration(nanoseconds: i64) -> String {
 
 pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
     let record = &listed.record;
-    let command: Vec<String> = whelk_engine::command(&record.config).into_iter().enumerate().map(|(index, word)| if index > 0 && word.contains(' ') { format!("'{word}'") } else { word }).collect();
+    let command: Vec<String> = whelk_engine::command(&record.config)
+        .into_iter()
+        .enumerate()
+        .map(|(index, word)| if index > 0 && word.contains(' ') { format!("'{word}'") } else { word })
+        .collect();
     let command = command.join(" ");
     let mounts = whelk_engine::containers::mount_points(record).unwrap_or_default();
     let mut value = json!({
@@ -149,7 +157,11 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
 
 pub(crate) fn exec(exec: &Exec) -> Value {
     let (config, state) = (&exec.config, exec.state());
-    let (entrypoint, arguments) = config.cmd.as_deref().and_then(<[String]>::split_first).map_or((String::new(), Vec::new()), |(first, rest)| (first.clone(), rest.to_vec()));
+    let (entrypoint, arguments) = config
+        .cmd
+        .as_deref()
+        .and_then(<[String]>::split_first)
+        .map_or((String::new(), Vec::new()), |(first, rest)| (first.clone(), rest.to_vec()));
     let mut process = json!({"tty": config.tty, "entrypoint": entrypoint, "arguments": arguments, "privileged": config.privileged});
     if !config.user.is_empty() {
         process["user"] = json!(config.user);
@@ -199,7 +211,19 @@ pub(crate) fn image(image: &Image, names: &[String], version: ApiVersion) -> Val
         && let Value::Object(map) = &mut container
     {
         // Older clients read these without asking whether they are there.
-        for (key, default) in [("User", json!("")), ("Env", Value::Null), ("Cmd", Value::Null), ("Entrypoint", Value::Null), ("Volumes", Value::Null), ("WorkingDir", json!("")), ("Labels", Value::Null), ("OnBuild", Value::Null), ("Image", json!("")), ("Hostname", json!("")), ("Domainname", json!(""))] {
+        for (key, default) in [
+            ("User", json!("")),
+            ("Env", Value::Null),
+            ("Cmd", Value::Null),
+            ("Entrypoint", Value::Null),
+            ("Volumes", Value::Null),
+            ("WorkingDir", json!("")),
+            ("Labels", Value::Null),
+            ("OnBuild", Value::Null),
+            ("Image", json!("")),
+            ("Hostname", json!("")),
+            ("Domainname", json!("")),
+        ] {
             map.entry(key).or_insert(default);
         }
     }
@@ -281,7 +305,17 @@ mod tests {
     #[test]
     fn spans_read_as_people_say_them() {
         let second = 1_000_000_000;
-        for (seconds, text) in [(0, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (60, "About a minute"), (150, "2 minutes"), (3600, "About an hour"), (7300, "2 hours"), (200_000, "2 days"), (1_500_000, "2 weeks")] {
+        for (seconds, text) in [
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (150, "2 minutes"),
+            (3600, "About an hour"),
+            (7300, "2 hours"),
+            (200_000, "2 days"),
+            (1_500_000, "2 weeks"),
+        ] {
             assert_eq!(duration(seconds * second), text, "{seconds}");
         }
     }

@@ -16,7 +16,9 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
         return Ok(());
     }
     if !rustix::process::geteuid().is_root() {
-        return Err(Failure::new(format!("no whelk engine listens at {DEFAULT_SOCKET}, and only root may start one: run \"sudo whelk daemon\"")));
+        return Err(Failure::new(format!(
+            "no whelk engine listens at {DEFAULT_SOCKET}, and only root may start one: run \"sudo whelk daemon\""
+        )));
     }
     eprintln!("whelk: no engine at {DEFAULT_SOCKET}, starting one");
     let program = std::env::current_exe()?;

@@ -29,7 +29,8 @@ pub(crate) const DEFAULT_SOCKET: &str = "/run/whelk/whelk.sock";
 impl Host {
     /// From `--host`, `WHELK_HOST` or `DOCKER_HOST`; says also whether it is the default.
     pub(crate) fn choose(flag: Option<&str>) -> Outcome<(Self, bool)> {
-        let from_environment = || ["WHELK_HOST", "DOCKER_HOST"].iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        let from_environment =
+            || ["WHELK_HOST", "DOCKER_HOST"].iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
         match flag.map(str::to_owned).or_else(from_environment) {
             None => Ok((Self::Unix(DEFAULT_SOCKET.into()), true)),
             Some(text) => Self::parse(&text).map(|host| (host, false)),
@@ -42,7 +43,11 @@ impl Host {
         }
         if let Some(address) = text.strip_prefix("tcp://").or_else(|| text.strip_prefix("http://")) {
             let address = address.trim_end_matches('/');
-            return Ok(Self::Tcp(if address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) { address.to_owned() } else { format!("{address}:2375") }));
+            return Ok(Self::Tcp(if address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+                address.to_owned()
+            } else {
+                format!("{address}:2375")
+            }));
         }
         Err(Failure::new(format!("unable to parse docker host {text:?}: use unix:///PATH or tcp://HOST:PORT")))
     }
@@ -105,7 +110,11 @@ impl From<ApiError> for Failure {
 
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.status == StatusCode::MISDIRECTED_REQUEST { f.write_str(&self.message) } else { write!(f, "Error response from daemon: {}", self.message) }
+        if self.status == StatusCode::MISDIRECTED_REQUEST {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "Error response from daemon: {}", self.message)
+        }
     }
 }
 
@@ -134,14 +143,21 @@ impl Client {
     }
 
     /// Sends a request; answers above 399 are errors with the engine's message.
-    pub(crate) async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Body) -> ApiResult<Response<hyper::body::Incoming>> {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> ApiResult<Response<hyper::body::Incoming>> {
         // A status that the engine never sends marks errors on the way to it.
         let unreachable = |error: &dyn std::fmt::Display| ApiError {
             status: StatusCode::MISDIRECTED_REQUEST,
             message: format!("Cannot connect to the Docker daemon at {}. Is the docker daemon running? ({error})", self.host),
         };
         let connection = self.connect().await.map_err(|error| unreachable(&error))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(connection)).await.map_err(|error| unreachable(&error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(connection)).await.map_err(|error| unreachable(&error))?;
         tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder().method(method).uri(format!("{API}{path}")).header("host", "whelk");
         for (name, value) in headers {
@@ -177,7 +193,10 @@ impl Client {
         headers.extend([("connection", "Upgrade"), ("upgrade", "tcp")]);
         let response = self.send(Method::POST, path, &headers, body).await?;
         let status = response.status();
-        hyper::upgrade::on(response).await.map(TokioIo::new).map_err(|error| ApiError { status, message: format!("the connection was not handed over: {error}") })
+        hyper::upgrade::on(response)
+            .await
+            .map(TokioIo::new)
+            .map_err(|error| ApiError { status, message: format!("the connection was not handed over: {error}") })
     }
 }
 
@@ -216,7 +235,8 @@ pub(crate) fn escape_name(text: &str) -> String {
 
 /// A query out of pairs; empty values are left out.
 pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
-    let list: Vec<String> = pairs.iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| format!("{key}={}", escape(value))).collect();
+    let list: Vec<String> =
+        pairs.iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| format!("{key}={}", escape(value))).collect();
     if list.is_empty() { String::new() } else { format!("?{}", list.join("&")) }
 }
 

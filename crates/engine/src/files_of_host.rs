@@ -8,14 +8,17 @@ use crate::validate::Host;
 pub(crate) fn facts() -> Host {
     let cgroup_v2 = matches!(layout(), Ok(Layout::V2(_)));
     let tree = |controller: &str| match layout() {
-        Ok(Layout::V1(trees)) => trees.iter().find(|tree| tree.controllers.iter().any(|name| name == controller)).map(|tree| tree.root.clone()),
+        Ok(Layout::V1(trees)) => {
+            trees.iter().find(|tree| tree.controllers.iter().any(|name| name == controller)).map(|tree| tree.root.clone())
+        }
         _ => None,
     };
     Host {
         cpus: std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
         memory_nodes: fs::read_to_string("/sys/devices/system/node/online").map_or_else(|_| "0".into(), |text| text.trim().to_owned()),
         cgroup_v2,
-        has_blkio_weight: cgroup_v2 || tree("blkio").is_some_and(|root| fs::exists(root.join("blkio.weight")) || fs::exists(root.join("blkio.bfq.weight"))),
+        has_blkio_weight: cgroup_v2
+            || tree("blkio").is_some_and(|root| fs::exists(root.join("blkio.weight")) || fs::exists(root.join("blkio.bfq.weight"))),
         has_swap_limit: cgroup_v2 || tree("memory").is_some_and(|root| fs::exists(root.join("memory.memsw.limit_in_bytes"))),
     }
 }

@@ -30,8 +30,12 @@ impl Filters {
         let mut filters = BTreeMap::new();
         for (key, values) in value {
             let values: BTreeSet<String> = match values {
-                serde_json::Value::Array(list) => list.into_iter().map(|value| value.as_str().map(str::to_owned).ok_or_else(invalid)).collect::<Result<_>>()?,
-                serde_json::Value::Object(map) => map.into_iter().filter(|(_, on)| on.as_bool() == Some(true)).map(|(value, _)| value).collect(),
+                serde_json::Value::Array(list) => {
+                    list.into_iter().map(|value| value.as_str().map(str::to_owned).ok_or_else(invalid)).collect::<Result<_>>()?
+                }
+                serde_json::Value::Object(map) => {
+                    map.into_iter().filter(|(_, on)| on.as_bool() == Some(true)).map(|(value, _)| value).collect()
+                }
                 _ => return Err(invalid()),
             };
             filters.insert(key, values);
@@ -58,7 +62,8 @@ impl Filters {
             Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
             None => labels.contains_key(wanted),
         };
-        self.get("label").is_none_or(|wanted| wanted.iter().all(holds)) && self.get("label!").is_none_or(|unwanted| !unwanted.iter().any(holds))
+        self.get("label").is_none_or(|wanted| wanted.iter().all(holds))
+            && self.get("label!").is_none_or(|unwanted| !unwanted.iter().any(holds))
     }
 
     /// A filter that is `true` or `false`.

@@ -21,7 +21,9 @@ impl Instance {
     /// # Errors
     /// A name that could not be a directory's.
     pub fn new(root: PathBuf, run: PathBuf, name: String) -> Result<Self> {
-        let valid = !name.is_empty() && name.len() <= 32 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_');
+        let valid = !name.is_empty()
+            && name.len() <= 32
+            && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_');
         if !valid {
             return Err(Error::invalid(format!("invalid instance name {name:?}: use up to 32 of a-z, 0-9, - and _")));
         }
@@ -30,7 +32,9 @@ impl Instance {
 
     /// Makes the directories. Nobody but root gets below them: images hold set-id programs (CVE-2021-41091).
     pub fn prepare(&self) -> Result<()> {
-        for directory in [&self.root, &self.root.join("containers"), &self.run, &self.run.join("containers"), &self.run.join("seccomp"), &self.scratch()] {
+        for directory in
+            [&self.root, &self.root.join("containers"), &self.run, &self.run.join("containers"), &self.run.join("seccomp"), &self.scratch()]
+        {
             fs::create_dir_all(directory, 0o700)?;
         }
         Ok(())

@@ -7,8 +7,8 @@
 pub mod containers;
 pub mod error;
 pub mod events;
-pub mod filters;
 mod files_of_host;
+pub mod filters;
 pub mod images;
 pub mod instance;
 mod logging;
@@ -59,7 +59,15 @@ impl Engine {
         let shims = Shims::new(&instance, &executable)?;
         let host = files_of_host::facts();
         let id = store.get_or_set_meta("engine-id", names::random_id)?;
-        let containers = Containers::new(Parts { instance: instance.clone(), store, images: images.clone(), events: events.clone(), shims: shims.clone(), host, executable });
+        let containers = Containers::new(Parts {
+            instance: instance.clone(),
+            store,
+            images: images.clone(),
+            events: events.clone(),
+            shims: shims.clone(),
+            host,
+            executable,
+        });
         containers.recover().await?;
         tokio::spawn(shims.keep_ready());
         Ok(Arc::new(Self { instance, containers, images, events, id }))

@@ -24,7 +24,8 @@ pub fn config(wanted: &model::LogConfig, directory: &Path, id: &str, details: &D
         other => return Err(Error::invalid(format!("error looking up logging plugin {other}: plugin {other:?} not found"))),
     };
     let name = if driver == Driver::JsonFile { format!("{id}-json.log") } else { "container.log".into() };
-    let mut config = LogConfig { driver, path: directory.join(name), max_size: 0, max_files: 1, compress: false, attributes: BTreeMap::new() };
+    let mut config =
+        LogConfig { driver, path: directory.join(name), max_size: 0, max_files: 1, compress: false, attributes: BTreeMap::new() };
     if driver == Driver::Local {
         (config.max_size, config.max_files, config.compress) = (LOCAL_SIZE, LOCAL_FILES, true);
     }
@@ -34,18 +35,37 @@ pub fn config(wanted: &model::LogConfig, directory: &Path, id: &str, details: &D
     for (key, value) in &wanted.config {
         match key.as_str() {
             "max-size" => config.max_size = size(value)?,
-            "max-file" => config.max_files = value.parse().ok().filter(|count| *count > 0).ok_or_else(|| Error::invalid(format!("invalid max-file: {value:?}: a number above 0")))?,
-            "compress" => config.compress = value.parse().map_err(|_| Error::invalid(format!("invalid compress: {value:?}: true or false")))?,
+            "max-file" => {
+                config.max_files = value
+                    .parse()
+                    .ok()
+                    .filter(|count| *count > 0)
+                    .ok_or_else(|| Error::invalid(format!("invalid max-file: {value:?}: a number above 0")))?
+            }
+            "compress" => {
+                config.compress = value.parse().map_err(|_| Error::invalid(format!("invalid compress: {value:?}: true or false")))?
+            }
             // The shim writes to a file and never waits for anybody, so both modes behave the same.
             "mode" if matches!(value.as_str(), "blocking" | "non-blocking") => {}
             "mode" => return Err(Error::invalid(format!("logger: logging mode not supported: {value}"))),
             "max-buffer-size" => drop(size(value)?),
-            "labels" => config.attributes.extend(value.split(',').filter_map(|label| Some((label.to_owned(), details.labels?.get(label)?.clone())))),
+            "labels" => {
+                config.attributes.extend(value.split(',').filter_map(|label| Some((label.to_owned(), details.labels?.get(label)?.clone()))))
+            }
             "env" => config.attributes.extend(value.split(',').filter_map(|name| Some((name.to_owned(), details.env(name)?)))),
-            "tag" if value.contains("{{") => return Err(Error::Unsupported("log option tag with a template: not available in this version of whelk".into())),
+            "tag" if value.contains("{{") => {
+                return Err(Error::Unsupported("log option tag with a template: not available in this version of whelk".into()));
+            }
             "tag" => drop(config.attributes.insert("tag".into(), value.clone())),
-            "labels-regex" | "env-regex" => return Err(Error::Unsupported(format!("log option {key}: not available in this version of whelk"))),
-            _ => return Err(Error::invalid(format!("unknown log opt '{key}' for {} log driver", if driver == Driver::Local { "local" } else { "json-file" }))),
+            "labels-regex" | "env-regex" => {
+                return Err(Error::Unsupported(format!("log option {key}: not available in this version of whelk")));
+            }
+            _ => {
+                return Err(Error::invalid(format!(
+                    "unknown log opt '{key}' for {} log driver",
+                    if driver == Driver::Local { "local" } else { "json-file" }
+                )));
+            }
         }
     }
     Ok(config)
@@ -90,7 +110,8 @@ mod tests {
 
     fn check(driver: &str, options: &[(&str, &str)], expected: &str) {
         let wanted = model::LogConfig { kind: driver.into(), config: options.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect() };
-        let outcome = config(&wanted, Path::new("/d"), "id", &Details::default()).map(|c| format!("{} {} {} {}", c.path.display(), c.max_size, c.max_files, c.compress));
+        let outcome = config(&wanted, Path::new("/d"), "id", &Details::default())
+            .map(|c| format!("{} {} {} {}", c.path.display(), c.max_size, c.max_files, c.compress));
         assert_eq!(outcome.unwrap_or_else(|error| error.to_string()), expected, "{driver} {options:?}");
     }
 

@@ -81,7 +81,10 @@ impl Options {
                 continue;
             }
             // Old clients separate by a colon; a profile contains many of those, so "=" is looked for first.
-            let (key, value) = option.split_once('=').or_else(|| option.split_once(':')).ok_or_else(|| Error::invalid(format!("invalid --security-opt 1: {option:?}")))?;
+            let (key, value) = option
+                .split_once('=')
+                .or_else(|| option.split_once(':'))
+                .ok_or_else(|| Error::invalid(format!("invalid --security-opt 1: {option:?}")))?;
             let flag = || match value {
                 "true" | "1" | "t" | "True" | "TRUE" => Ok(true),
                 "false" | "0" | "f" | "False" | "FALSE" => Ok(false),

@@ -42,10 +42,18 @@ pub struct Shims {
 
 impl Shims {
     pub fn new(instance: &Instance, executable: &Path) -> Result<Arc<Self>> {
-        let fail = |error: std::io::Error| Error::internal(format!("prepare {} for shims: {}", executable.display(), whelk_sys::errno_text(&error)));
-        let tree = open_tree(CWD, executable, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(|error| fail(error.into()))?;
+        let fail = |error: std::io::Error| {
+            Error::internal(format!("prepare {} for shims: {}", executable.display(), whelk_sys::errno_text(&error)))
+        };
+        let tree = open_tree(CWD, executable, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+            .map_err(|error| fail(error.into()))?;
         set_attr(tree.as_fd(), MountAttr { set: RDONLY, ..MountAttr::default() }, false).map_err(fail)?;
-        Ok(Arc::new(Self { ready: Mutex::default(), refill: tokio::sync::Notify::new(), executable: tree, cgroup: instance.shims_cgroup() }))
+        Ok(Arc::new(Self {
+            ready: Mutex::default(),
+            refill: tokio::sync::Notify::new(),
+            executable: tree,
+            cgroup: instance.shims_cgroup(),
+        }))
     }
 
     /// Keeps shims ready for as long as the engine runs.
@@ -97,7 +105,11 @@ impl Shims {
     ///
     /// # Errors
     /// What kept the container from starting.
-    pub async fn launch(self: &Arc<Self>, launch: &Launch, attached: Vec<OwnedFd>) -> std::result::Result<((i32, i64), UnixStream), LaunchError> {
+    pub async fn launch(
+        self: &Arc<Self>,
+        launch: &Launch,
+        attached: Vec<OwnedFd>,
+    ) -> std::result::Result<((i32, i64), UnixStream), LaunchError> {
         // Taken out in a statement of its own: the lock must not be held while waiting.
         let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         self.refill.notify_one();
@@ -105,7 +117,8 @@ impl Shims {
             Some(socket) => socket,
             None => {
                 let shims = self.clone();
-                let spawned = tokio::task::spawn_blocking(move || shims.spawn()).await.map_err(|error| Error::internal(error.to_string()))??;
+                let spawned =
+                    tokio::task::spawn_blocking(move || shims.spawn()).await.map_err(|error| Error::internal(error.to_string()))??;
                 UnixStream::from_std(spawned).map_err(|error| Error::internal(error.to_string()))?
             }
         };
@@ -168,7 +181,8 @@ pub async fn read_message<T: for<'de> serde::Deserialize<'de>>(socket: &mut Unix
 pub async fn connect(instance: &Instance, id: &str) -> Result<UnixStream> {
     let directory = instance.run_dir(id);
     let fail = |error: std::io::Error| Error::internal(format!("connect to the shim of container {id}: {}", whelk_sys::errno_text(&error)));
-    let directory = rustix::fs::open(&directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| fail(error.into()))?;
+    let directory = rustix::fs::open(&directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| fail(error.into()))?;
     UnixStream::connect(through_descriptor(&directory, "shim.sock")).await.map_err(fail)
 }
 

@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 
 const NAMES: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD",
+    "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
 pub const KILL: i32 = 9;
@@ -39,9 +39,13 @@ pub fn parse(text: &str) -> Result<i32> {
     }
     let real_time = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
         (Some(""), _) => Some(RTMIN),
-        (Some(offset), _) => offset.strip_prefix('+').and_then(|offset| offset.parse::<i32>().ok()).map(|offset| RTMIN.saturating_add(offset)),
+        (Some(offset), _) => {
+            offset.strip_prefix('+').and_then(|offset| offset.parse::<i32>().ok()).map(|offset| RTMIN.saturating_add(offset))
+        }
         (_, Some("")) => Some(RTMAX),
-        (_, Some(offset)) => offset.strip_prefix('-').and_then(|offset| offset.parse::<i32>().ok()).map(|offset| RTMAX.saturating_sub(offset)),
+        (_, Some(offset)) => {
+            offset.strip_prefix('-').and_then(|offset| offset.parse::<i32>().ok()).map(|offset| RTMAX.saturating_sub(offset))
+        }
         _ => None,
     };
     real_time.filter(|number| (RTMIN..=RTMAX).contains(number)).ok_or_else(invalid)

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use whelk_runtime::cgroup::DEFAULT_RULES;
 use whelk_runtime::spec::{
-    BlockIo, Capabilities, ConsoleSize, Cpu, Device, DeviceKind, DeviceRule, Linux, Memory, Mount, Namespace, NamespaceKind, Pids, Process, Resources, Rlimit, Root, Spec, ThrottleDevice, VERSION,
-    WeightDevice,
+    BlockIo, Capabilities, ConsoleSize, Cpu, Device, DeviceKind, DeviceRule, Linux, Memory, Mount, Namespace, NamespaceKind, Pids, Process,
+    Resources, Rlimit, Root, Spec, ThrottleDevice, VERSION, WeightDevice,
 };
 
 use crate::error::{Error, Result};
@@ -58,7 +58,9 @@ const INIT: &str = "/sbin/docker-init";
 pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<'_>) -> Result<Spec> {
     let options = Options::parse(host)?;
     let strings = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
-    let paths = |given: &Option<Vec<String>>, default: &[&str]| given.clone().unwrap_or_else(|| if host.privileged { Vec::new() } else { strings(default) });
+    let paths = |given: &Option<Vec<String>>, default: &[&str]| {
+        given.clone().unwrap_or_else(|| if host.privileged { Vec::new() } else { strings(default) })
+    };
     let mut sysctl = host.sysctls.clone();
     if host.network_mode != "host" && !host.network_mode.starts_with("container:") {
         // Without capabilities a container may ping and use low ports: nothing outside its network sees them.
@@ -76,7 +78,11 @@ pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<
         linux: Linux {
             namespaces: namespaces(host, surroundings),
             devices: surroundings.devices.iter().map(|(device, _)| device.clone()).collect(),
-            cgroups_path: format!("{}/{}", if host.cgroup_parent.is_empty() { surroundings.cgroup_parent } else { host.cgroup_parent.trim_end_matches('/') }, surroundings.id),
+            cgroups_path: format!(
+                "{}/{}",
+                if host.cgroup_parent.is_empty() { surroundings.cgroup_parent } else { host.cgroup_parent.trim_end_matches('/') },
+                surroundings.id
+            ),
             resources: resources(host, surroundings)?,
             sysctl,
             masked_paths: paths(&host.masked_paths, &MASKED_PATHS),
@@ -101,11 +107,21 @@ fn process(config: &Config, host: &HostConfig, options: &Options) -> Result<Proc
     args.extend(command(config));
     Ok(Process {
         terminal: config.tty,
-        console_size: (config.tty && host.console_size != [0, 0]).then_some(ConsoleSize { height: host.console_size[0], width: host.console_size[1] }),
+        console_size: (config.tty && host.console_size != [0, 0])
+            .then_some(ConsoleSize { height: host.console_size[0], width: host.console_size[1] }),
         args,
         cwd: if config.working_dir.is_empty() { "/".into() } else { config.working_dir.clone() },
         capabilities: Some(capability_sets(security::capabilities(host)?)),
-        rlimits: host.ulimits.iter().flatten().map(|limit| Rlimit { kind: format!("RLIMIT_{}", limit.name.to_uppercase()), soft: limit_value(limit.soft), hard: limit_value(limit.hard) }).collect(),
+        rlimits: host
+            .ulimits
+            .iter()
+            .flatten()
+            .map(|limit| Rlimit {
+                kind: format!("RLIMIT_{}", limit.name.to_uppercase()),
+                soft: limit_value(limit.soft),
+                hard: limit_value(limit.hard),
+            })
+            .collect(),
         no_new_privileges: options.no_new_privileges,
         apparmor_profile: options.apparmor.clone(),
         oom_score_adj: Some(host.oom_score_adj),
@@ -172,13 +188,20 @@ fn namespaces(host: &HostConfig, surroundings: &Surroundings<'_>) -> Vec<Namespa
 }
 
 fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
-    Mount { destination: destination.into(), kind: kind.into(), source: source.into(), options: options.iter().map(|&option| option.to_owned()).collect(), ..Mount::default() }
+    Mount {
+        destination: destination.into(),
+        kind: kind.into(),
+        source: source.into(),
+        options: options.iter().map(|&option| option.to_owned()).collect(),
+        ..Mount::default()
+    }
 }
 
 fn mounts(config: &Config, host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>) -> Result<Vec<Mount>> {
     let writable_kernel = host.privileged;
     let sys: &[&str] = if writable_kernel { &["nosuid", "noexec", "nodev"] } else { &["nosuid", "noexec", "nodev", "ro"] };
-    let cgroup: &[&str] = if writable_kernel || options.writable_cgroups { &["nosuid", "noexec", "nodev"] } else { &["ro", "nosuid", "noexec", "nodev"] };
+    let cgroup: &[&str] =
+        if writable_kernel || options.writable_cgroups { &["nosuid", "noexec", "nodev"] } else { &["ro", "nosuid", "noexec", "nodev"] };
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -197,7 +220,12 @@ fn mounts(config: &Config, host: &HostConfig, options: &Options, surroundings: &
             match surroundings.ipc_of {
                 Some(pid) => mounts.push(mount("/dev/shm", "bind", &format!("/proc/{pid}/root/dev/shm"), &["rbind"])),
                 None if mode == "none" => {}
-                None => mounts.push(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={}", host.shm_size)])),
+                None => mounts.push(mount(
+                    "/dev/shm",
+                    "tmpfs",
+                    "shm",
+                    &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={}", host.shm_size)],
+                )),
             }
         }
     }
@@ -240,8 +268,20 @@ fn device_rules(host: &HostConfig, surroundings: &Surroundings<'_>) -> Result<Ve
         rules.push(DeviceRule { allow: true, access: "rwm".into(), ..DeviceRule::default() });
         return Ok(rules);
     }
-    rules.extend(DEFAULT_RULES.iter().map(|&(kind, major, minor, access)| DeviceRule { allow: true, kind: Some(kind), major, minor, access: access.into() }));
-    rules.extend(surroundings.devices.iter().map(|(device, access)| DeviceRule { allow: true, kind: Some(device.kind), major: Some(device.major), minor: Some(device.minor), access: access.clone() }));
+    rules.extend(DEFAULT_RULES.iter().map(|&(kind, major, minor, access)| DeviceRule {
+        allow: true,
+        kind: Some(kind),
+        major,
+        minor,
+        access: access.into(),
+    }));
+    rules.extend(surroundings.devices.iter().map(|(device, access)| DeviceRule {
+        allow: true,
+        kind: Some(device.kind),
+        major: Some(device.major),
+        minor: Some(device.minor),
+        access: access.clone(),
+    }));
     for rule in host.device_cgroup_rules.iter().flatten() {
         rules.push(parse_rule(rule)?);
     }
@@ -270,7 +310,11 @@ fn parse_rule(text: &str) -> Result<DeviceRule> {
 /// The access that a `--device` mapping gives.
 pub fn device_access(mapping: &DeviceMapping) -> Result<String> {
     let access = if mapping.cgroup_permissions.is_empty() { "rwm" } else { &mapping.cgroup_permissions };
-    if access.chars().all(|letter| "rwm".contains(letter)) { Ok(access.to_owned()) } else { Err(Error::invalid(format!("invalid device mode: {access}"))) }
+    if access.chars().all(|letter| "rwm".contains(letter)) {
+        Ok(access.to_owned())
+    } else {
+        Err(Error::invalid(format!("invalid device mode: {access}")))
+    }
 }
 
 fn resources(host: &HostConfig, surroundings: &Surroundings<'_>) -> Result<Resources> {
@@ -288,7 +332,10 @@ pub fn limits(host: &HostConfig, device_number: &dyn Fn(&str) -> Result<(i64, i6
         (some(host.cpu_quota), some(host.cpu_period))
     };
     let throttle = |list: &Option<Vec<crate::model::ThrottleDevice>>| -> Result<Vec<ThrottleDevice>> {
-        list.iter().flatten().map(|device| device_number(&device.path).map(|(major, minor)| ThrottleDevice { major, minor, rate: device.rate })).collect()
+        list.iter()
+            .flatten()
+            .map(|device| device_number(&device.path).map(|(major, minor)| ThrottleDevice { major, minor, rate: device.rate }))
+            .collect()
     };
     let weights = host.blkio_weight_device.iter().flatten();
     Ok(Resources {
@@ -313,7 +360,16 @@ pub fn limits(host: &HostConfig, device_number: &dyn Fn(&str) -> Result<(i64, i6
         pids: host.pids_limit.map(|limit| Pids { limit }),
         block_io: BlockIo {
             weight: (host.blkio_weight != 0).then_some(host.blkio_weight),
-            weight_device: weights.map(|device| device_number(&device.path).map(|(major, minor)| WeightDevice { major, minor, weight: Some(device.weight), leaf_weight: None })).collect::<Result<_>>()?,
+            weight_device: weights
+                .map(|device| {
+                    device_number(&device.path).map(|(major, minor)| WeightDevice {
+                        major,
+                        minor,
+                        weight: Some(device.weight),
+                        leaf_weight: None,
+                    })
+                })
+                .collect::<Result<_>>()?,
             throttle_read_bps_device: throttle(&host.blkio_device_read_bps)?,
             throttle_write_bps_device: throttle(&host.blkio_device_write_bps)?,
             throttle_read_iops_device: throttle(&host.blkio_device_read_iops)?,

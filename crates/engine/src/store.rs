@@ -47,10 +47,13 @@ impl Store {
     fn migrate(&self) -> Result<()> {
         let mut connection = self.connection();
         let transaction = connection.transaction()?;
-        let found: Option<String> = transaction.query_row("SELECT value FROM meta WHERE key = 'schema'", [], |row| row.get(0)).optional()?;
+        let found: Option<String> =
+            transaction.query_row("SELECT value FROM meta WHERE key = 'schema'", [], |row| row.get(0)).optional()?;
         let found = found.and_then(|text| text.parse().ok()).unwrap_or(0);
         if found > SCHEMA_VERSION {
-            return Err(Error::internal(format!("the store has version {found}, this engine knows {SCHEMA_VERSION}: it was written by a newer one")));
+            return Err(Error::internal(format!(
+                "the store has version {found}, this engine knows {SCHEMA_VERSION}: it was written by a newer one"
+            )));
         }
         if found < 1 {
             transaction.execute_batch(
@@ -65,12 +68,20 @@ impl Store {
 
     /// Adds a container. The name must be free: that is the caller's to have checked, and the table's to insist on.
     pub fn insert_container(&self, record: &Record) -> Result<()> {
-        self.connection().prepare_cached("INSERT INTO containers VALUES(?1, ?2, ?3)")?.execute(params![record.id, record.name, encode(record)?])?;
+        self.connection().prepare_cached("INSERT INTO containers VALUES(?1, ?2, ?3)")?.execute(params![
+            record.id,
+            record.name,
+            encode(record)?
+        ])?;
         Ok(())
     }
 
     pub fn update_container(&self, record: &Record) -> Result<()> {
-        self.connection().prepare_cached("UPDATE containers SET name = ?2, record = ?3 WHERE id = ?1")?.execute(params![record.id, record.name, encode(record)?])?;
+        self.connection().prepare_cached("UPDATE containers SET name = ?2, record = ?3 WHERE id = ?1")?.execute(params![
+            record.id,
+            record.name,
+            encode(record)?
+        ])?;
         Ok(())
     }
 

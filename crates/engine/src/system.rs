@@ -38,7 +38,12 @@ impl Engine {
         let uname = rustix::system::uname();
         let machine = rustix::system::sysinfo();
         let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let of_release = |key: &str| release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).map_or_else(String::new, |value| value.trim_matches('"').to_owned());
+        let of_release = |key: &str| {
+            release
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+                .map_or_else(String::new, |value| value.trim_matches('"').to_owned())
+        };
         Info {
             id: self.id.clone(),
             running: count(&[Status::Running, Status::Restarting]),

@@ -70,9 +70,18 @@ fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
         (!host.storage_opt.is_empty(), "--storage-opt"),
         (host.device_requests.as_ref().is_some_and(|list| !list.is_empty()), "device requests (--gpus)"),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
-        (host.cpu_count != 0 || host.cpu_percent != 0 || host.io_maximum_iops != 0 || host.io_maximum_bandwidth != 0, "a limit that exists on Windows only"),
+        (
+            host.cpu_count != 0 || host.cpu_percent != 0 || host.io_maximum_iops != 0 || host.io_maximum_bandwidth != 0,
+            "a limit that exists on Windows only",
+        ),
         (!matches!(host.userns_mode.as_str(), "" | "host"), "--userns"),
-        (config.healthcheck.as_ref().is_some_and(|check| check["Test"].as_array().is_some_and(|test| !test.is_empty() && test[0] != "NONE")), "health checks (--health-cmd)"),
+        (
+            config
+                .healthcheck
+                .as_ref()
+                .is_some_and(|check| check["Test"].as_array().is_some_and(|test| !test.is_empty() && test[0] != "NONE")),
+            "health checks (--health-cmd)",
+        ),
         (!config.mac_address.is_empty(), "--mac-address"),
     ];
     match refused.iter().find(|(asked, _)| *asked) {
@@ -117,7 +126,9 @@ fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<(
     }
     // Any other name is looked for at the start, as Docker does: the network may be made until then.
     if network == "bridge" {
-        return Err(Error::Unsupported("network bridge: not available in this version of whelk; use --network host, none or container:NAME".into()));
+        return Err(Error::Unsupported(
+            "network bridge: not available in this version of whelk; use --network host, none or container:NAME".into(),
+        ));
     }
     if !matches!(host.pid_mode.as_str(), "" | "host") && !container(&host.pid_mode) {
         return Err(Error::invalid(format!("invalid PID mode: {}", host.pid_mode)));
@@ -159,7 +170,8 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
         return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
     }
     if host.memory > 0 && host.memory_swap != 0 && !facts.has_swap_limit {
-        warnings.push("Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.".into());
+        warnings
+            .push("Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.".into());
         host.memory_swap = -1;
     }
     if host.memory > 0 && host.memory_swap > 0 && host.memory_swap < host.memory {
@@ -173,9 +185,14 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
     }
     match host.memory_swappiness {
         Some(-1) => host.memory_swappiness = None,
-        Some(value) if !(0..=100).contains(&value) => return Err(Error::invalid(format!("Invalid value: {value}, valid memory swappiness range is 0-100"))),
+        Some(value) if !(0..=100).contains(&value) => {
+            return Err(Error::invalid(format!("Invalid value: {value}, valid memory swappiness range is 0-100")));
+        }
         Some(_) if facts.cgroup_v2 => {
-            warnings.push("Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.".into());
+            warnings.push(
+                "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded."
+                    .into(),
+            );
             host.memory_swappiness = None;
         }
         _ => {}
@@ -190,7 +207,10 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
         warnings.push("Your kernel does not support OomKillDisable. OomKillDisable discarded.".into());
         host.oom_kill_disable = None;
     } else if host.oom_kill_disable == Some(true) && host.memory == 0 {
-        warnings.push("OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.".into());
+        warnings.push(
+            "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources."
+                .into(),
+        );
     }
     if host.oom_kill_disable.is_none() && !facts.cgroup_v2 {
         host.oom_kill_disable = Some(false);
@@ -210,7 +230,10 @@ fn check_cpu(host: &HostConfig, facts: &Host) -> Result<()> {
             return Err(Error::invalid("Conflicting options: Nano CPUs and CPU Quota cannot both be set"));
         }
         if host.nano_cpus < 0 || host.nano_cpus > i64::from(facts.cpus) * 1_000_000_000 {
-            return Err(Error::invalid(format!("range of CPUs is from 0.01 to {}.00, as there are only {} CPUs available", facts.cpus, facts.cpus)));
+            return Err(Error::invalid(format!(
+                "range of CPUs is from 0.01 to {}.00, as there are only {} CPUs available",
+                facts.cpus, facts.cpus
+            )));
         }
     }
     if host.cpu_shares < 0 {
@@ -236,9 +259,14 @@ fn check_set(wanted: &str, available: &str, field: &str, what: &str) -> Result<(
     if wanted.is_empty() {
         return Ok(());
     }
-    let numbers = parse_set(wanted).ok_or_else(|| Error::invalid(format!("Invalid value {wanted} for cpuset {field}: invalid format: {wanted}")))?;
+    let numbers =
+        parse_set(wanted).ok_or_else(|| Error::invalid(format!("Invalid value {wanted} for cpuset {field}: invalid format: {wanted}")))?;
     let have = parse_set(available).unwrap_or_default();
-    if numbers.iter().all(|number| have.contains(number)) { Ok(()) } else { Err(Error::invalid(format!("Requested {what} are not available - requested {wanted}, available: {available}"))) }
+    if numbers.iter().all(|number| have.contains(number)) {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!("Requested {what} are not available - requested {wanted}, available: {available}")))
+    }
 }
 
 /// The numbers of a list such as `0-2,7`.
@@ -290,7 +318,16 @@ fn check_restart_policy(host: &mut HostConfig) -> Result<()> {
 
 /// Only parameters that belong to a namespace of the container's own may be set.
 fn check_sysctls(host: &HostConfig) -> Result<()> {
-    const IPC: &[&str] = &["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"];
+    const IPC: &[&str] = &[
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
     for key in host.sysctls.keys() {
         let key = key.replace('/', ".");
         if key.split('.').any(|part| part.is_empty() || part == "..") {
@@ -342,7 +379,10 @@ mod tests {
     fn refusals_read_as_dockers() {
         check(|_, _| {}, "");
         check(|_, host| host.memory = 1 << 20, "Minimum memory limit allowed is 6MB");
-        check(|_, host| (host.memory, host.memory_swap) = (64 << 20, 32 << 20), "Minimum memoryswap limit should be larger than memory limit, see usage");
+        check(
+            |_, host| (host.memory, host.memory_swap) = (64 << 20, 32 << 20),
+            "Minimum memoryswap limit should be larger than memory limit, see usage",
+        );
         check(|_, host| host.cpuset_cpus = "99".into(), "Requested CPUs are not available - requested 99, available: 0-1");
         check(|_, host| host.cpuset_cpus = "1-0".into(), "Invalid value 1-0 for cpuset cpus: invalid format: 1-0");
         check(|_, host| host.nano_cpus = 99_000_000_000, "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available");
@@ -350,9 +390,18 @@ mod tests {
         check(|config, _| config.working_dir = "rel".into(), "the working directory 'rel' is invalid, it needs to be an absolute path");
         check(|config, _| config.stop_signal = "BOGUS".into(), "invalid signal: BOGUS");
         check(|config, _| config.env = Some(vec!["=x".into()]), "invalid environment variable: =x");
-        check(|_, host| host.restart_policy.name = "bogus".into(), "invalid restart policy: unknown policy 'bogus'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'");
-        check(|_, host| host.blkio_weight = 300, "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.");
-        check(|_, host| drop(host.sysctls.insert("kernel.panic".into(), "1".into())), "sysctl 'kernel.panic' is not allowed: it is not separate for each container");
+        check(
+            |_, host| host.restart_policy.name = "bogus".into(),
+            "invalid restart policy: unknown policy 'bogus'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
+        );
+        check(
+            |_, host| host.blkio_weight = 300,
+            "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.",
+        );
+        check(
+            |_, host| drop(host.sysctls.insert("kernel.panic".into(), "1".into())),
+            "sysctl 'kernel.panic' is not allowed: it is not separate for each container",
+        );
     }
 
     #[test]

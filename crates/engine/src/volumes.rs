@@ -6,7 +6,10 @@ use crate::model::{Config, HostConfig};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A path of the host. `create` makes a missing directory.
-    Bind { path: String, create: bool },
+    Bind {
+        path: String,
+        create: bool,
+    },
     Tmpfs,
 }
 
@@ -74,7 +77,8 @@ const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "sl
 
 /// `SOURCE:TARGET[:MODE]`
 fn parse_bind(spec: &str) -> Result<MountPlan> {
-    let invalid = |error: Error| Error::invalid(format!("invalid volume specification: '{spec}': invalid mount config for type \"bind\": {error}"));
+    let invalid =
+        |error: Error| Error::invalid(format!("invalid volume specification: '{spec}': invalid mount config for type \"bind\": {error}"));
     let parts: Vec<&str> = spec.split(':').collect();
     let (source, target, mode) = match parts.as_slice() {
         [source, target] => (*source, *target, ""),
@@ -82,7 +86,9 @@ fn parse_bind(spec: &str) -> Result<MountPlan> {
         _ => return Err(Error::invalid(format!("invalid volume specification: '{spec}'"))),
     };
     if !source.starts_with('/') {
-        return Err(Error::Unsupported(format!("volume {source}: volumes are not available in this version of whelk; give an absolute path of the host")));
+        return Err(Error::Unsupported(format!(
+            "volume {source}: volumes are not available in this version of whelk; give an absolute path of the host"
+        )));
     }
     let target = check_target(target).map_err(invalid)?;
     let (mut read_only, mut propagation, mut recursive) = (None, None, true);
@@ -90,7 +96,11 @@ fn parse_bind(spec: &str) -> Result<MountPlan> {
         let fresh = match word {
             "ro" | "rw" => read_only.replace(word == "ro").is_none(),
             "nocopy" | "consistent" | "cached" | "delegated" => true,
-            "z" | "Z" => return Err(Error::Unsupported(format!("mount option {word}: SELinux relabelling is not available in this version of whelk"))),
+            "z" | "Z" => {
+                return Err(Error::Unsupported(format!(
+                    "mount option {word}: SELinux relabelling is not available in this version of whelk"
+                )));
+            }
             "bind-nonrecursive" => {
                 recursive = false;
                 true
@@ -106,7 +116,16 @@ fn parse_bind(spec: &str) -> Result<MountPlan> {
 }
 
 #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the options of one mount, each named where it is given")]
-fn bind(path: String, target: String, read_only: bool, propagation: &str, recursive: bool, recursive_read_only: bool, create: bool, mode: &str) -> MountPlan {
+fn bind(
+    path: String,
+    target: String,
+    read_only: bool,
+    propagation: &str,
+    recursive: bool,
+    recursive_read_only: bool,
+    create: bool,
+    mode: &str,
+) -> MountPlan {
     let mut options = vec![if recursive { "rbind" } else { "bind" }.to_owned(), propagation.to_owned()];
     if read_only {
         options.push("ro".into());
@@ -114,7 +133,14 @@ fn bind(path: String, target: String, read_only: bool, propagation: &str, recurs
             options.push("rro".into());
         }
     }
-    MountPlan { source: Source::Bind { path, create }, target, options, read_only, mode: mode.to_owned(), propagation: propagation.to_owned() }
+    MountPlan {
+        source: Source::Bind { path, create },
+        target,
+        options,
+        read_only,
+        mode: mode.to_owned(),
+        propagation: propagation.to_owned(),
+    }
 }
 
 fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
@@ -142,7 +168,16 @@ fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
             if !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
                 return fail(&format!("bind source path does not exist: {}", mount.source));
             }
-            Ok(bind(clean(&mount.source), target, mount.read_only, propagation, !options.non_recursive, !options.read_only_non_recursive, options.create_mountpoint, ""))
+            Ok(bind(
+                clean(&mount.source),
+                target,
+                mount.read_only,
+                propagation,
+                !options.non_recursive,
+                !options.read_only_non_recursive,
+                options.create_mountpoint,
+                "",
+            ))
         }
         "tmpfs" => {
             if !mount.source.is_empty() {
@@ -162,14 +197,34 @@ fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
             }
             tmpfs(&target, &words.join(","))
         }
-        "volume" | "image" | "cluster" | "npipe" => Err(Error::Unsupported(format!("mount type {}: not available in this version of whelk", mount.kind))),
+        "volume" | "image" | "cluster" | "npipe" => {
+            Err(Error::Unsupported(format!("mount type {}: not available in this version of whelk", mount.kind)))
+        }
         _ => fail("mount type unknown"),
     }
 }
 
 fn tmpfs(target: &str, options: &str) -> Result<MountPlan> {
-    const FLAGS: [&str; 18] =
-        ["exec", "noexec", "suid", "nosuid", "dev", "nodev", "ro", "rw", "sync", "async", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime"];
+    const FLAGS: [&str; 18] = [
+        "exec",
+        "noexec",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "ro",
+        "rw",
+        "sync",
+        "async",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+    ];
     const KEYS: [&str; 9] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge", "noswap"];
     let target = check_target(target)?;
     let mut words: Vec<String> = ["noexec", "nosuid", "nodev"].map(str::to_owned).into();
@@ -199,8 +254,14 @@ mod tests {
         check("/a/../c:/b/./x:ro,rslave", "Bind { path: \"/c\", create: true } /b/x rbind,rslave,ro,rro");
         check("/a:/b:bogus", "invalid mode: bogus");
         check("/a:/b:ro,rw", "invalid mode: ro,rw");
-        check("/:/", "invalid volume specification: '/:/': invalid mount config for type \"bind\": invalid specification: destination can't be '/'");
-        check("/a:b", "invalid volume specification: '/a:b': invalid mount config for type \"bind\": invalid mount path: 'b' mount path must be absolute");
+        check(
+            "/:/",
+            "invalid volume specification: '/:/': invalid mount config for type \"bind\": invalid specification: destination can't be '/'",
+        );
+        check(
+            "/a:b",
+            "invalid volume specification: '/a:b': invalid mount config for type \"bind\": invalid mount path: 'b' mount path must be absolute",
+        );
     }
 
     #[test]

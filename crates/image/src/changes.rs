@@ -61,7 +61,11 @@ fn command(rest: &str) -> Result<Vec<String>> {
 }
 
 fn list_or_words(rest: &str) -> Result<Vec<String>> {
-    if rest.starts_with('[') { serde_json::from_str(rest).map_err(|error| Error::invalid(error.to_string())) } else { Ok(required(rest)?.split_whitespace().map(str::to_owned).collect()) }
+    if rest.starts_with('[') {
+        serde_json::from_str(rest).map_err(|error| Error::invalid(error.to_string()))
+    } else {
+        Ok(required(rest)?.split_whitespace().map(str::to_owned).collect())
+    }
 }
 
 /// `A=1 B="two words"`, or the old form `A the rest`.
@@ -72,7 +76,14 @@ fn pairs(rest: &str) -> Result<Vec<(String, String)>> {
         let (name, value) = rest.split_once(char::is_whitespace).ok_or_else(|| Error::invalid("a value is needed"))?;
         return Ok(vec![(name.to_owned(), value.trim().to_owned())]);
     }
-    words.iter().map(|word| word.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| Error::invalid(format!("{word:?} has no value")))).collect()
+    words
+        .iter()
+        .map(|word| {
+            word.split_once('=')
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .ok_or_else(|| Error::invalid(format!("{word:?} has no value")))
+        })
+        .collect()
 }
 
 /// Splits at spaces outside quotes, and takes quotes and backslashes off.
@@ -102,7 +113,15 @@ mod tests {
 
     #[test]
     fn instructions_change_the_configuration() {
-        let config = apply(["CMD [\"a\", \"b c\"]", "env A=1 B=\"two words\" C=x\\ y", "ENV OLD the rest", "EXPOSE 80 53/udp", "WORKDIR /w", "ENTRYPOINT run it"]).unwrap();
+        let config = apply([
+            "CMD [\"a\", \"b c\"]",
+            "env A=1 B=\"two words\" C=x\\ y",
+            "ENV OLD the rest",
+            "EXPOSE 80 53/udp",
+            "WORKDIR /w",
+            "ENTRYPOINT run it",
+        ])
+        .unwrap();
         assert_eq!(config.cmd, ["a", "b c"]);
         assert_eq!(config.env, ["A=1", "B=two words", "C=x y", "OLD=the rest"]);
         assert_eq!(config.exposed_ports.keys().collect::<Vec<_>>(), ["53/udp", "80/tcp"]);

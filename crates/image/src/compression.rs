@@ -13,13 +13,19 @@ pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Sen
     let mut input = BufReader::with_capacity(256 << 10, input);
     let start = input.fill_buf().map_err(io("read archive"))?;
     Ok(match start {
-        [0x1f, 0x8b, ..] => Box::new(Bounded::new(flate2::bufread::MultiGzDecoder::new(Counting { inner: input, count: Default::default() }), |decoder| decoder.get_ref().count)),
+        [0x1f, 0x8b, ..] => {
+            Box::new(Bounded::new(flate2::bufread::MultiGzDecoder::new(Counting { inner: input, count: Default::default() }), |decoder| {
+                decoder.get_ref().count
+            }))
+        }
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
             let decoder = zstd::stream::read::Decoder::with_buffer(Counting { inner: input, count: 0 }).map_err(io("read zstd stream"))?;
             Box::new(Bounded::new(decoder, |decoder| decoder.get_ref().count))
         }
         [b'B', b'Z', b'h', ..] => return Err(Error::invalid("bzip2 archives are not supported: use gzip, zstd or no compression")),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(Error::invalid("xz archives are not supported: use gzip, zstd or no compression")),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => {
+            return Err(Error::invalid("xz archives are not supported: use gzip, zstd or no compression"));
+        }
         _ => Box::new(input),
     })
 }
@@ -71,7 +77,10 @@ impl<D: Read> Read for Bounded<D> {
         let count = self.decoder.read(buffer)?;
         self.produced += count as u64;
         if self.produced > HARMLESS && self.produced / MOST_GROWTH > (self.consumed)(&self.decoder) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("decompression bomb: more than {MOST_GROWTH} bytes for each compressed one")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("decompression bomb: more than {MOST_GROWTH} bytes for each compressed one"),
+            ));
         }
         Ok(count)
     }

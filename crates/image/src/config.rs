@@ -94,13 +94,17 @@ impl ImageConfig {
     /// # Errors
     /// Malformed JSON, a digest that is none, or a root file system that is not made of layers.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let config: Self = serde_json::from_slice(bytes).map_err(|error| Error::invalid(format!("invalid image configuration: {error}")))?;
+        let config: Self =
+            serde_json::from_slice(bytes).map_err(|error| Error::invalid(format!("invalid image configuration: {error}")))?;
         if config.rootfs.kind != "layers" {
             return Err(Error::invalid(format!("invalid image configuration: unknown rootfs type {:?}", config.rootfs.kind)));
         }
         let layers = config.history.iter().filter(|entry| !entry.empty_layer).count();
         if !config.history.is_empty() && layers > config.rootfs.diff_ids.len() {
-            return Err(Error::invalid(format!("invalid image configuration: the history names {layers} layers, there are {}", config.rootfs.diff_ids.len())));
+            return Err(Error::invalid(format!(
+                "invalid image configuration: the history names {layers} layers, there are {}",
+                config.rootfs.diff_ids.len()
+            )));
         }
         Ok(config)
     }
@@ -122,7 +126,13 @@ mod tests {
 
     #[test]
     fn broken_ones_are_refused() {
-        for text in ["", "{}", r#"{"rootfs":{"type":"aufs"}}"#, r#"{"rootfs":{"type":"layers","diff_ids":["sha256:../../x"]}}"#, r#"{"rootfs":{"type":"layers"},"history":[{}]}"#] {
+        for text in [
+            "",
+            "{}",
+            r#"{"rootfs":{"type":"aufs"}}"#,
+            r#"{"rootfs":{"type":"layers","diff_ids":["sha256:../../x"]}}"#,
+            r#"{"rootfs":{"type":"layers"},"history":[{}]}"#,
+        ] {
             assert!(ImageConfig::parse(text.as_bytes()).is_err(), "{text}");
         }
     }

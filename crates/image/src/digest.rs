@@ -47,7 +47,9 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self> {
         match text.strip_prefix(PREFIX) {
-            Some(hex) if hex.len() == DIGITS && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) => Ok(Self(text.to_owned())),
+            Some(hex) if hex.len() == DIGITS && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) => {
+                Ok(Self(text.to_owned()))
+            }
             Some(_) => Err(Error::invalid(format!("invalid checksum digest length or character in {text:?}"))),
             None => Err(Error::invalid(format!("unsupported digest algorithm in {text:?}"))),
         }
@@ -131,7 +133,15 @@ mod tests {
         let good = Digest::of(b"");
         assert_eq!(good.as_str(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert_eq!(good.as_str().parse::<Digest>().unwrap(), good);
-        for bad in ["", "sha256:", "sha256:../../etc/passwd", "sha512:00", "md5:d41d8cd98f00b204e9800998ecf8427e", &good.as_str().to_uppercase(), &good.as_str()[..70]] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:../../etc/passwd",
+            "sha512:00",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            &good.as_str().to_uppercase(),
+            &good.as_str()[..70],
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -43,7 +43,9 @@ pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(std::io::Error) ->
     const SENDERS: [Errno; 6] = [Errno::INVAL, Errno::NAMETOOLONG, Errno::LOOP, Errno::TOOBIG, Errno::RANGE, Errno::ILSEQ];
     move |source| match source.raw_os_error() {
         None => Error::Invalid(format!("{}: {source}", operation.into())),
-        Some(code) if SENDERS.iter().any(|errno| errno.raw_os_error() == code) => Error::Invalid(format!("{}: {}", operation.into(), whelk_sys::errno_text(&source))),
+        Some(code) if SENDERS.iter().any(|errno| errno.raw_os_error() == code) => {
+            Error::Invalid(format!("{}: {}", operation.into(), whelk_sys::errno_text(&source)))
+        }
         Some(_) => Error::Io { operation: operation.into(), source },
     }
 }

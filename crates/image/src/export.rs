@@ -20,7 +20,8 @@ use crate::error::{Result, io};
 pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
     let lower = crate::store::visible(lower.iter().cloned());
     let root = whelk_sys::overlay::read_only(&lower).map_err(|error| io("mount the container's layers")(error.into()))?;
-    let root = openat(&root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| io("open the container's root")(error.into()))?;
+    let root = openat(&root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| io("open the container's root")(error.into()))?;
     let mut export = Export { archive: Builder::new(output), links: HashMap::new() };
     export.directory(&root, Path::new(""))?;
     export.archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
@@ -126,7 +127,9 @@ impl<W: Write> Export<W> {
         if extensions.is_empty() {
             return Ok(());
         }
-        self.archive.append_pax_extensions(extensions.iter().map(|(key, value)| (key.as_str(), value.as_slice()))).map_err(io("write archive"))
+        self.archive
+            .append_pax_extensions(extensions.iter().map(|(key, value)| (key.as_str(), value.as_slice())))
+            .map_err(io("write archive"))
     }
 }
 

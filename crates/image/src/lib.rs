@@ -20,4 +20,4 @@ pub use digest::Digest;
 pub use error::{Error, Result};
 pub use export::export;
 pub use reference::Reference;
-pub use store::{Layer, LARGEST_CONFIG, Scratch, Store};
+pub use store::{LARGEST_CONFIG, Layer, Scratch, Store};

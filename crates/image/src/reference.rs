@@ -99,7 +99,9 @@ impl FromStr for Reference {
             return Err(invalid());
         }
         if domain.len() + 1 + path.len() > LONGEST_NAME {
-            return Err(Error::invalid(format!("invalid reference format: repository name must not be more than {LONGEST_NAME} characters")));
+            return Err(Error::invalid(format!(
+                "invalid reference format: repository name must not be more than {LONGEST_NAME} characters"
+            )));
         }
         Ok(Self { domain, path, tag: tag.map(str::to_owned), digest })
     }
@@ -109,7 +111,9 @@ impl FromStr for Reference {
 /// Anything but a letter, digit or `_` followed by up to 127 of these, `.` and `-`.
 pub fn check_tag(tag: &str) -> Result<()> {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    let valid = tag.len() <= LONGEST_TAG && tag.bytes().next().is_some_and(word) && tag.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-');
+    let valid = tag.len() <= LONGEST_TAG
+        && tag.bytes().next().is_some_and(word)
+        && tag.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-');
     if valid { Ok(()) } else { Err(Error::invalid("invalid tag format")) }
 }
 
@@ -130,7 +134,12 @@ fn check_domain(domain: &str) -> bool {
         return address.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || port.strip_prefix(':').is_some_and(check_port));
     }
     let (host, port) = domain.split_once(':').map_or((domain, None), |(host, port)| (host, Some(port)));
-    let label = |label: &str| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-') && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
     host.split('.').all(label) && port.is_none_or(check_port)
 }
 
@@ -146,7 +155,9 @@ fn check_path(path: &str) -> bool {
         if !bytes.first().is_some_and(alphanumeric) || !bytes.last().is_some_and(alphanumeric) {
             return false;
         }
-        bytes.split(alphanumeric).all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-'))
+        bytes
+            .split(alphanumeric)
+            .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-'))
     })
 }
 
@@ -176,9 +187,33 @@ mod tests {
     #[test]
     fn bad_names_are_refused() {
         let long = "a/".repeat(200) + "a";
-        for text in ["", "a b", "a:", ":tag", "a:bad/tag", "a//b", "/a", "a/", "-a", "a-", "a..b", "a___b", "a@sha256:12", "a@md5:00", "host:port/a", "UP PER", "a:.x", &long, "a\0b", "ü"] {
+        for text in [
+            "",
+            "a b",
+            "a:",
+            ":tag",
+            "a:bad/tag",
+            "a//b",
+            "/a",
+            "a/",
+            "-a",
+            "a-",
+            "a..b",
+            "a___b",
+            "a@sha256:12",
+            "a@md5:00",
+            "host:port/a",
+            "UP PER",
+            "a:.x",
+            &long,
+            "a\0b",
+            "ü",
+        ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
-        assert_eq!("UPPER".parse::<Reference>().unwrap_err().to_string(), "invalid reference format: repository name (library/UPPER) must be lowercase");
+        assert_eq!(
+            "UPPER".parse::<Reference>().unwrap_err().to_string(),
+            "invalid reference format: repository name (library/UPPER) must be lowercase"
+        );
     }
 }

@@ -176,7 +176,8 @@ impl Store {
 
     /// Waits until all that was written is on disk, so that a record may name it.
     pub fn sync(&self) -> Result<()> {
-        let root = rustix::fs::open(&self.root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fs::at("open", &self.root))?;
+        let root = rustix::fs::open(&self.root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(fs::at("open", &self.root))?;
         rustix::fs::syncfs(&root).map_err(|error| io(format!("sync {}", self.root.display()))(error.into()))
     }
 }
@@ -190,7 +191,8 @@ pub(crate) fn visible(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf>
             continue;
         }
         let mut mark = [0u8; 1];
-        let opaque = rustix::fs::lgetxattr(&files, "trusted.overlay.opaque", &mut mark[..]).is_ok_and(|length| length == 1 && mark == *b"y");
+        let opaque =
+            rustix::fs::lgetxattr(&files, "trusted.overlay.opaque", &mut mark[..]).is_ok_and(|length| length == 1 && mark == *b"y");
         lower.push(files);
         if opaque {
             break;

@@ -524,7 +524,7 @@ fn export_of_devices_and_long_names() {
                 device(EntryType::Char, "null", 1, 3).mode(0o666),
                 device(EntryType::Block, "disk", 8, 1).owner(0, 6),
                 fifo("pipe"),
-                dir(&format!("{}/", "d".repeat(200))),
+                dir(format!("{}/", "d".repeat(200))),
                 file(&long, "x"),
             ],
             &[],

@@ -552,6 +552,7 @@ fn a_decompression_bomb_leaves_nothing() {
 fn sparse_files_that_are_malformed() {
     const HUGE: u64 = 1 << 62;
     let content = noise(1024);
+    #[allow(clippy::type_complexity, reason = "a table")]
     let cases: &[(&str, &[(u64, u64)], u64)] = &[
         ("overlapping", &[(0, 512), (256, 512)], 1024),
         ("out of order", &[(4096, 512), (0, 512)], 8192),

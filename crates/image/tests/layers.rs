@@ -546,7 +546,7 @@ fn what_follows_the_end_mark_comes_back_too() {
     archive.extend_from_slice(&noise(10_000));
     bench.unpack(&archive);
     // Archives that stop without an end mark, as some programs write them.
-    bench.unpack(&pack_open(&[file("f", "x"), file("g", &noise(1000))]));
+    bench.unpack(&pack_open(&[file("f", "x"), file("g", noise(1000))]));
 }
 
 #[test]

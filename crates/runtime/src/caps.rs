@@ -1,6 +1,9 @@
 //! Capabilities by name, and giving a process exactly the sets it was configured with.
 
-use rustix::thread::{CapabilitySet, CapabilitySets, clear_ambient_capability_set, configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
+    set_capabilities,
+};
 
 use crate::error::{Error, Result, os};
 use crate::spec::Capabilities;

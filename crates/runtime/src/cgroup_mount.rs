@@ -3,7 +3,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    open_tree,
+};
 use whelk_sys::in_root;
 use whelk_sys::mount::{MountAttr, set_attr};
 
@@ -17,14 +20,16 @@ use crate::spec::Mount;
 /// its directories are bound from the host.
 pub(crate) fn mount(root: &OwnedFd, mount: &Mount, cgroup: Option<&Cgroup>, own_namespace: bool) -> Result<()> {
     let options = Options::parse(&mount.options, false)?;
-    let target = in_root::create_dir_all(root, &mount.destination, Mode::from_raw_mode(0o755)).map_err(os_at("open mount point", &mount.destination))?;
+    let target = in_root::create_dir_all(root, &mount.destination, Mode::from_raw_mode(0o755))
+        .map_err(os_at("open mount point", &mount.destination))?;
     let step = || os_at::<rustix::io::Errno>("mount cgroup at", &mount.destination);
     let Layout::V1(trees) = layout()? else {
         let tree = match (own_namespace, cgroup) {
             (false, Some(cgroup)) => bind(&cgroup.paths().remove(0).1)?,
             _ => new_mount("cgroup2", &[])?,
         };
-        set_attr(tree.as_fd(), MountAttr { set: options.here.set, ..MountAttr::default() }, false).map_err(os("set attributes of the cgroup mount"))?;
+        set_attr(tree.as_fd(), MountAttr { set: options.here.set, ..MountAttr::default() }, false)
+            .map_err(os("set attributes of the cgroup mount"))?;
         return attach_at(&tree, &target).map_err(step());
     };
     let holder = tmpfs()?;
@@ -42,7 +47,8 @@ pub(crate) fn mount(root: &OwnedFd, mount: &Mount, cgroup: Option<&Cgroup>, own_
             },
             _ => new_mount("cgroup", &tree.controllers)?,
         };
-        set_attr(mounted.as_fd(), MountAttr { set: options.here.set | NOSUID | NODEV | NOEXEC, ..MountAttr::default() }, false).map_err(os("set attributes of the cgroup mount"))?;
+        set_attr(mounted.as_fd(), MountAttr { set: options.here.set | NOSUID | NODEV | NOEXEC, ..MountAttr::default() }, false)
+            .map_err(os("set attributes of the cgroup mount"))?;
         let place = in_root::create_dir_all(&holder, name, Mode::from_raw_mode(0o755)).map_err(os_at("create cgroup mount point", name))?;
         attach_at(&mounted, &place).map_err(step())?;
         // Controllers mounted together are also known by their single names.
@@ -50,7 +56,8 @@ pub(crate) fn mount(root: &OwnedFd, mount: &Mount, cgroup: Option<&Cgroup>, own_
             rustix::fs::symlinkat(name, &holder, single.as_str()).map_err(os_at("link cgroup controller", single))?;
         }
     }
-    set_attr(holder.as_fd(), MountAttr { set: options.here.set & RDONLY, ..MountAttr::default() }, false).map_err(os("make the cgroup directory read-only"))
+    set_attr(holder.as_fd(), MountAttr { set: options.here.set & RDONLY, ..MountAttr::default() }, false)
+        .map_err(os("make the cgroup directory read-only"))
 }
 
 fn tmpfs() -> Result<OwnedFd> {
@@ -77,5 +84,6 @@ fn new_mount(kind: &str, controllers: &[String]) -> Result<OwnedFd> {
 }
 
 fn bind(path: &std::path::Path) -> Result<OwnedFd> {
-    open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(|error| Error::Os(format!("open cgroup {}: {error}", path.display())))
+    open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        .map_err(|error| Error::Os(format!("open cgroup {}: {error}", path.display())))
 }

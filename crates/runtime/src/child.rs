@@ -29,7 +29,13 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     let own_user_namespace = linux.namespace(NamespaceKind::User).is_some();
     let mut waiter = Waiter { sync, own_cgroup_namespace: linux.has_new(NamespaceKind::Cgroup), done: false };
     rustix::process::setsid().map_err(os("setsid"))?;
-    new_session_keyring(c"_ses").or_else(|error| if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) { Ok(()) } else { Err(os("create session keyring")(error)) })?;
+    new_session_keyring(c"_ses").or_else(|error| {
+        if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) {
+            Ok(())
+        } else {
+            Err(os("create session keyring")(error))
+        }
+    })?;
     if own_user_namespace {
         // Until its ids are mapped the process is nobody.
         waiter.wait()?;
@@ -113,7 +119,10 @@ impl Waiter<'_> {
 fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd, waiter: &mut Waiter<'_>) -> Result<KeyMounts> {
     let linux = &launch.spec.linux;
     let user_namespace = match linux.namespace(NamespaceKind::User) {
-        Some(_) => Some(rustix::fs::open("/proc/self/ns/user", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty()).map_err(os("open own user namespace"))?),
+        Some(_) => Some(
+            rustix::fs::open("/proc/self/ns/user", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
+                .map_err(os("open own user namespace"))?,
+        ),
         None => None,
     };
     let context = Context { root, mount_label: &linux.mount_label, user_namespace: user_namespace.as_ref() };
@@ -149,7 +158,16 @@ fn run_hooks(launch: &Launch<'_>, _root: &OwnedFd, sync: &Sync) -> Result<()> {
         sync.expect(&Message::HooksDone)?;
     }
     // In the container's namespaces, but with the host's files: that is what these hooks are for.
-    hooks::run(&hooks.create_container, &crate::state_json(launch.id, "creating", rustix::process::getpid().as_raw_nonzero().get(), launch.bundle, &launch.spec.annotations))
+    hooks::run(
+        &hooks.create_container,
+        &crate::state_json(
+            launch.id,
+            "creating",
+            rustix::process::getpid().as_raw_nonzero().get(),
+            launch.bundle,
+            &launch.spec.annotations,
+        ),
+    )
 }
 
 /// A procfs that is attached nowhere, for containers that mount none.

@@ -15,7 +15,8 @@ use crate::spec::{Device, DeviceKind};
 /// What the OCI specification puts into every container: name, major, minor.
 const DEFAULT: &[(&str, i64, i64)] = &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-const LINKS: &[(&str, &str)] = &[("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")];
+const LINKS: &[(&str, &str)] =
+    &[("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")];
 
 /// Fills `/dev`. With `bind` (in a user namespace, where nodes cannot be made) the host's nodes are mounted instead.
 pub(crate) fn create(root: &OwnedFd, devices: &[Device], bind: bool) -> Result<()> {
@@ -58,7 +59,8 @@ fn link(dev: &OwnedFd, name: &str, target: &str) -> Result<()> {
 fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> Result<()> {
     let step = |error: Errno| os_at("create device", &device.path)(error);
     if bind {
-        let source = open_tree(CWD, device.path.as_str(), OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(step)?;
+        let source =
+            open_tree(CWD, device.path.as_str(), OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(step)?;
         let target = in_root::create_file(directory, name).map_err(os_at("create device", &device.path))?;
         return attach_at(&source, &target).map_err(step);
     }
@@ -79,7 +81,8 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
     }
     chmodat(directory, name, mode, AtFlags::empty()).map_err(step)?;
     if device.uid != 0 || device.gid != 0 {
-        chownat(directory, name, Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)), AtFlags::SYMLINK_NOFOLLOW).map_err(step)?;
+        chownat(directory, name, Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(step)?;
     }
     Ok(())
 }
@@ -87,7 +90,8 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
 /// The host's `/dev/null`, checked to be just that: what files are masked with. The container's own could have been
 /// swapped for a link by then (CVE-2025-31133).
 pub(crate) fn host_null() -> Result<OwnedFd> {
-    let null = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(os("open /dev/null"))?;
+    let null =
+        rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(os("open /dev/null"))?;
     let stat = rustix::fs::fstat(null.as_fd()).map_err(os("stat /dev/null"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != makedev(1, 3) {
         return Err(Error::invalid("the host's /dev/null is not the null device"));

@@ -96,7 +96,8 @@ fn enter<'a>(exec: &'a Exec<'_>, flags: CloneFlags, sync: &Sync) -> Result<proce
     sync.expect(&Message::Go)?;
     setns(exec.init.as_fd(), flags.without(CloneFlags::NEWPID)).map_err(os("enter the container"))?;
     rustix::process::chdir("/").map_err(os("chdir to the container's root"))?;
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os("open the container's root"))?;
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(os("open the container's root"))?;
     let proc = process::entered_proc()?;
     let identity = process::identity(&root, exec.process, exec.user)?;
     if exec.process.terminal {
@@ -107,5 +108,8 @@ fn enter<'a>(exec: &'a Exec<'_>, flags: CloneFlags, sync: &Sync) -> Result<proce
     } else if let Some([input, output, error]) = &exec.streams {
         process::take_streams([input, output, error], identity.uid)?;
     }
-    process::prepare(exec.process, process::Surroundings { identity, proc: &proc, filter: exec.filter, personality: exec.linux.personality.as_ref() })
+    process::prepare(
+        exec.process,
+        process::Surroundings { identity, proc: &proc, filter: exec.filter, personality: exec.linux.personality.as_ref() },
+    )
 }

@@ -22,7 +22,12 @@ fn run_one(hook: &Hook, state: &serde_json::Value) -> Result<()> {
         command.arg0(name).args(arguments);
     }
     command.env_clear().envs(hook.env.iter().filter_map(|entry| entry.split_once('=')));
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|error| Error::Os(whelk_sys::errno_text(&error)))?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| Error::Os(whelk_sys::errno_text(&error)))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A hook that does not read its input is free not to.
         let _ = stdin.write_all(state.to_string().as_bytes());

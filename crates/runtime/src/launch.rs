@@ -73,16 +73,17 @@ pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
     }
     let (ours, theirs) = Sync::pair()?;
     let birthplace = cgroup.and_then(Cgroup::birthplace);
-    let (pid, pidfd) = match clone_process(namespaces::birth_flags(linux), birthplace).map_err(os("create the container's first process"))? {
-        Cloned::Child => {
-            drop(ours);
-            let error = child::run(launch, cgroup, &theirs);
-            // The starter may be gone; then nobody is left to tell.
-            let _ = theirs.send(&Message::Failed(error), None);
-            exit_now(1)
-        }
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
-    };
+    let (pid, pidfd) =
+        match clone_process(namespaces::birth_flags(linux), birthplace).map_err(os("create the container's first process"))? {
+            Cloned::Child => {
+                drop(ours);
+                let error = child::run(launch, cgroup, &theirs);
+                // The starter may be gone; then nobody is left to tell.
+                let _ = theirs.send(&Message::Failed(error), None);
+                exit_now(1)
+            }
+            Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        };
     drop(theirs);
     let mut created = Created { pid, pidfd, terminal: None, sync: ours };
     match created.settle(launch, cgroup) {

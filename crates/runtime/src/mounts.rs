@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
-    open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 use whelk_sys::in_root;
 use whelk_sys::mount::{MountAttr, set_attr};
@@ -47,7 +47,8 @@ impl Context<'_> {
         for &flags in &options.propagation {
             let recursive = flags.contains(Propagation::REC);
             let propagation = u64::from((flags - Propagation::REC).bits());
-            set_attr(tree.as_fd(), MountAttr { propagation, ..MountAttr::default() }, recursive).map_err(os_at("set propagation of", &mount.destination))?;
+            set_attr(tree.as_fd(), MountAttr { propagation, ..MountAttr::default() }, recursive)
+                .map_err(os_at("set propagation of", &mount.destination))?;
         }
         match (mount.destination.trim_end_matches('/'), mount.kind.as_str()) {
             ("/proc", "proc") => keys.proc = Some(tree),
@@ -71,7 +72,8 @@ impl Context<'_> {
         .map_err(os_at("bind mount source", &mount.source))?;
         let attributes = |attributes: Attributes, recursive| match attributes {
             Attributes { set: 0, clear: 0 } => Ok(()),
-            Attributes { set, clear } => set_attr(tree.as_fd(), MountAttr { set, clear, ..MountAttr::default() }, recursive).map_err(os_at("set attributes of", &mount.destination)),
+            Attributes { set, clear } => set_attr(tree.as_fd(), MountAttr { set, clear, ..MountAttr::default() }, recursive)
+                .map_err(os_at("set attributes of", &mount.destination)),
         };
         attributes(options.here, false)?;
         attributes(options.recursive, true)?;
@@ -86,7 +88,9 @@ impl Context<'_> {
         let namespace = match (&own, options.id_map) {
             (Some(own), _) => own,
             (None, IdMap::No) => return Ok(()),
-            (None, _) => self.user_namespace.ok_or_else(|| Error::invalid(format!("mount {}: idmap needs mappings, or a user namespace of the container", mount.destination)))?,
+            (None, _) => self.user_namespace.ok_or_else(|| {
+                Error::invalid(format!("mount {}: idmap needs mappings, or a user namespace of the container", mount.destination))
+            })?,
         };
         let attr = MountAttr { user_namespace: Some(namespace.as_fd()), ..MountAttr::default() };
         set_attr(tree.as_fd(), attr, recursive).map_err(os_at("map ids of", &mount.destination))
@@ -159,7 +163,16 @@ fn from_namespace_of(pid: u32, path: &str, flags: OpenTreeFlags) -> rustix::io::
 /// Files of procfs that programs inside may be shown something else for. Everything else there decides about safety:
 /// labels, masks and limits are written through it (CVE-2019-19921).
 const COVERABLE: [&str; 11] = [
-    "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg", "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid",
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
     "/proc/sys/crypto/fips_enabled",
 ];
 
@@ -241,13 +254,17 @@ fn copy_tree(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 mkdirat(to, name, mode)?;
-                copy_tree(&openat(from, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?, &openat(to, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?)?;
+                copy_tree(
+                    &openat(from, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?,
+                    &openat(to, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?,
+                )?;
             }
             FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?.as_c_str(), to, name)?,
             FileType::RegularFile => {
                 let input = openat(from, name, OFlags::RDONLY | OFlags::NONBLOCK | nofollow, Mode::empty())?;
                 let output = openat(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow, mode)?;
-                std::io::copy(&mut std::fs::File::from(input), &mut std::fs::File::from(output)).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+                std::io::copy(&mut std::fs::File::from(input), &mut std::fs::File::from(output))
+                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
             }
             // Devices, sockets and pipes mean nothing in a fresh tmpfs.
             _ => continue,

@@ -102,7 +102,9 @@ pub(crate) fn new_time_namespace(linux: &Linux) -> Result<()> {
 
 /// Writes the id mappings of a new user namespace, from outside it.
 pub(crate) fn write_id_maps(pid: Pid, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
-    let text = |mappings: &[IdMapping]| mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect::<String>();
+    let text = |mappings: &[IdMapping]| {
+        mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect::<String>()
+    };
     let pid = pid.as_raw_nonzero();
     fs::write(format!("/proc/{pid}/uid_map"), text(uids))?;
     Ok(fs::write(format!("/proc/{pid}/gid_map"), text(gids))?)

@@ -24,7 +24,11 @@ pub(crate) fn identity(root: &OwnedFd, process: &Process, request: Option<&UserR
     match request {
         Some(request) => user::resolve(root, request),
         None => {
-            let home = if process.env.iter().any(|entry| entry.starts_with("HOME=")) { String::new() } else { user::home_of(root, process.user.uid) };
+            let home = if process.env.iter().any(|entry| entry.starts_with("HOME=")) {
+                String::new()
+            } else {
+                user::home_of(root, process.user.uid)
+            };
             Ok(Identity { uid: process.user.uid, gid: process.user.gid, groups: process.user.additional_gids.clone(), home })
         }
     }
@@ -49,15 +53,24 @@ pub(crate) fn enter_directory(cwd: &str) -> Result<()> {
         Err(error) => return Err(Error::Os(format!("chdir to cwd ({cwd:?}) set in config.json failed: {}", errno_text(&error.into())))),
     }
     // A directory outside the root (through a leaked descriptor) has no path inside it (CVE-2024-21626).
-    let here = rustix::process::getcwd(Vec::new()).map_err(os("current working directory is outside of container mount namespace root -- possible container breakout detected"))?;
-    if here.to_bytes().first() == Some(&b'/') { Ok(()) } else { Err(Error::Os("current working directory is outside of container mount namespace root -- possible container breakout detected".into())) }
+    let here = rustix::process::getcwd(Vec::new())
+        .map_err(os("current working directory is outside of container mount namespace root -- possible container breakout detected"))?;
+    if here.to_bytes().first() == Some(&b'/') {
+        Ok(())
+    } else {
+        Err(Error::Os(
+            "current working directory is outside of container mount namespace root -- possible container breakout detected".into(),
+        ))
+    }
 }
 
 /// Creates the working directory where the image has none.
 pub(crate) fn make_directory(root: &OwnedFd, cwd: &str) -> Result<()> {
     match in_root::create_dir_all(root, cwd, Mode::from_raw_mode(0o755)) {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Err(Error::Os(format!("Cannot mkdir: {cwd} is not a directory"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            Err(Error::Os(format!("Cannot mkdir: {cwd} is not a directory")))
+        }
         Err(error) => Err(Error::Os(format!("mkdir {cwd}: {}", errno_text(&error)))),
     }
 }
@@ -185,7 +198,10 @@ impl Prepared<'_> {
 
 /// Hands the seccomp notification descriptor to the agent that the configuration names (OCI "listenerPath").
 fn send_listener(fd: &OwnedFd, path: &str, metadata: &str) -> Result<()> {
-    use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, sendmsg, socket_with};
+    use rustix::net::{
+        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, sendmsg,
+        socket_with,
+    };
     let step = || os_at::<Errno>("send seccomp listener to", path);
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(step())?;
     connect(&socket, &SocketAddrUnix::new(path).map_err(step())?).map_err(step())?;
@@ -260,7 +276,11 @@ fn executable(path: &str) -> std::result::Result<(), Errno> {
 fn exec_error(name: &str, error: &std::io::Error) -> Error {
     let text = format!("exec: {name:?}: {}", errno_text(error));
     // A program whose interpreter is missing is "not found" too: that is what shells and other engines answer.
-    if error.kind() == std::io::ErrorKind::NotFound { Error::CommandNotFound(format!("exec {name}: {}", errno_text(error))) } else { Error::NotExecutable(text) }
+    if error.kind() == std::io::ErrorKind::NotFound {
+        Error::CommandNotFound(format!("exec {name}: {}", errno_text(error)))
+    } else {
+        Error::NotExecutable(text)
+    }
 }
 
 fn set_limit(limit: &RlimitSpec) -> Result<()> {
@@ -284,7 +304,8 @@ fn set_limit(limit: &RlimitSpec) -> Result<()> {
         other => return Err(Error::invalid(format!("invalid rlimit type {other:?}"))),
     };
     let value = |number: u64| (number != u64::MAX).then_some(number);
-    setrlimit(resource, Rlimit { current: value(limit.soft), maximum: value(limit.hard) }).map_err(os_at("error setting rlimit type", &limit.kind))
+    setrlimit(resource, Rlimit { current: value(limit.soft), maximum: value(limit.hard) })
+        .map_err(os_at("error setting rlimit type", &limit.kind))
 }
 
 /// Asks the host's security module for the process's label at exec. A label that no module here understands is an
@@ -293,7 +314,8 @@ fn label(proc: &OwnedFd, process: &Process) -> Result<()> {
     let me = rustix::process::getpid();
     if !process.apparmor_profile.is_empty() && process.apparmor_profile != "unconfined" {
         let path = if fs::exists("/proc/self/attr/apparmor/exec") { "attr/apparmor/exec" } else { "attr/exec" };
-        write_proc(proc, &format!("{me}/{path}"), &format!("exec {}", process.apparmor_profile)).map_err(|error| error.during("apply apparmor profile"))?;
+        write_proc(proc, &format!("{me}/{path}"), &format!("exec {}", process.apparmor_profile))
+            .map_err(|error| error.during("apply apparmor profile"))?;
     }
     if !process.selinux_label.is_empty() {
         write_proc(proc, &format!("{me}/attr/exec"), &process.selinux_label).map_err(|error| error.during("apply selinux label"))?;
@@ -342,13 +364,22 @@ fn scheduler_attr(scheduler: &crate::spec::Scheduler) -> Result<SchedAttr> {
                 other => return Err(Error::invalid(format!("unknown scheduler flag {other:?}"))),
             })
     })?;
-    Ok(SchedAttr { policy, flags, nice: scheduler.nice, priority: scheduler.priority, runtime: scheduler.runtime, deadline: scheduler.deadline, period: scheduler.period })
+    Ok(SchedAttr {
+        policy,
+        flags,
+        nice: scheduler.nice,
+        priority: scheduler.priority,
+        runtime: scheduler.runtime,
+        deadline: scheduler.deadline,
+        period: scheduler.period,
+    })
 }
 
 /// The procfs of the container that the caller has entered, checked to be one.
 pub(crate) fn entered_proc() -> Result<OwnedFd> {
     const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-    let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", "/proc"))?;
+    let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .map_err(os_at("open", "/proc"))?;
     let magic = rustix::fs::fstatfs(&proc).map_err(os_at("statfs", "/proc"))?.f_type;
     if magic as u64 == PROC_SUPER_MAGIC { Ok(proc) } else { Err(Error::invalid("/proc in the container is not procfs")) }
 }

@@ -22,7 +22,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType, recvmsg, sendmsg, socketpair,
 };
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +85,8 @@ impl Sync {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         });
-        let message = serde_json::from_slice(&text[..received.bytes]).map_err(|error| Error::Os(format!("malformed message from the half-made container: {error}")))?;
+        let message = serde_json::from_slice(&text[..received.bytes])
+            .map_err(|error| Error::Os(format!("malformed message from the half-made container: {error}")))?;
         Ok(Some((message, fd)))
     }
 

@@ -28,7 +28,8 @@ pub(crate) fn open(devpts: &OwnedFd, size: Option<&ConsoleSize>) -> Result<Termi
         return Err(Error::invalid("/dev/pts/ptmx in the container is not a terminal multiplexer"));
     }
     unlockpt(&master).map_err(os("unlock the terminal"))?;
-    let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).map_err(os("open the terminal's other end"))?;
+    let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+        .map_err(os("open the terminal's other end"))?;
     if let Some(size) = size {
         let window = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(&master, window).map_err(os("size the terminal"))?;
@@ -56,5 +57,9 @@ pub(crate) fn entered_devpts() -> Result<OwnedFd> {
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os("open /"))?;
     let devpts = in_root::open(&root, "/dev/pts", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).map_err(os_at("open", "/dev/pts"))?;
     let magic = rustix::fs::fstatfs(devpts.as_fd()).map_err(os_at("statfs", "/dev/pts"))?.f_type;
-    if magic as u64 == DEVPTS_SUPER_MAGIC { Ok(devpts) } else { Err(Error::invalid("the container has no terminals: /dev/pts is not devpts")) }
+    if magic as u64 == DEVPTS_SUPER_MAGIC {
+        Ok(devpts)
+    } else {
+        Err(Error::invalid("the container has no terminals: /dev/pts is not devpts"))
+    }
 }

@@ -75,7 +75,8 @@ struct Group<'a> {
 fn passwd_entries(text: &str) -> impl Iterator<Item = Passwd<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.split(':');
-        let (name, _, uid, gid, _, home) = (fields.next()?, fields.next(), fields.next()?, fields.next()?, fields.next(), fields.next().unwrap_or("/"));
+        let (name, _, uid, gid, _, home) =
+            (fields.next()?, fields.next(), fields.next()?, fields.next()?, fields.next(), fields.next().unwrap_or("/"));
         Some(Passwd { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: if home.is_empty() { "/" } else { home } })
     })
 }
@@ -136,7 +137,10 @@ fn group_id(group: &str, wanted: &str) -> Result<u32> {
         return in_range(gid);
     }
     let entry = group_entries(group).find(|entry| entry.name == wanted);
-    entry.map_or_else(|| Err(Error::NoSuchUser(format!("unable to find group {wanted}: no matching entries in group file"))), |entry| in_range(entry.gid))
+    entry.map_or_else(
+        || Err(Error::NoSuchUser(format!("unable to find group {wanted}: no matching entries in group file"))),
+        |entry| in_range(entry.gid),
+    )
 }
 
 /// The number that a name stands for, if it is one. Negative ones are out of range, not names.

@@ -9,7 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, recvmsg, socket_with};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, recvmsg,
+    socket_with,
+};
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::launch::{self, Gate};
 use whelk_runtime::{Error, Result};
@@ -40,9 +43,11 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
         Cloned::Child => {}
     }
     let _ = rustix::process::setsid();
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| Error::Os(format!("become subreaper: {error}")))?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|error| Error::Os(format!("become subreaper: {error}")))?;
     // Not readable through /proc from a container that sees this process before its program runs (CVE-2019-5736).
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(|error| Error::Os(format!("prctl: {error}")))?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|error| Error::Os(format!("prctl: {error}")))?;
     signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let signals = signal::signal_fd(&[rustix::process::Signal::CHILD.as_raw()]).map_err(step("signalfd"))?;
     let poll = Poll::new().map_err(|error| Error::Os(format!("epoll: {error}")))?;
@@ -55,7 +60,9 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     let run_dir = launch.run_dir.clone();
     let outcome = start(launch, attached, poll, signals);
     let message = match &outcome {
-        Ok((shim, started_at)) => Launched::Running { pid: shim.processes.get(&INIT).map_or(0, |init| pid_number(init.pid)), started_at: *started_at },
+        Ok((shim, started_at)) => {
+            Launched::Running { pid: shim.processes.get(&INIT).map_or(0, |init| pid_number(init.pid)), started_at: *started_at }
+        }
         Err(error) => Launched::Failed(error.clone()),
     };
     // The engine may have died meanwhile; the container runs all the same and is found by its socket.
@@ -222,7 +229,8 @@ fn listen_in(run_dir: &std::path::Path) -> Result<OwnedFd> {
     let step = |error: rustix::io::Errno| Error::Os(format!("listen in {}: {error}", run_dir.display()));
     let directory = rustix::fs::open(run_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(step)?;
     fs::remove_if_there(run_dir.join("shim.sock"))?;
-    let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None).map_err(step)?;
+    let listener =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None).map_err(step)?;
     let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/shim.sock", directory.as_raw_fd())).map_err(step)?;
     bind(&listener, &address).map_err(step)?;
     const BACKLOG: i32 = 64;

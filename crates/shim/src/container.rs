@@ -188,7 +188,11 @@ impl Shim {
         let Some(client) = self.clients.get(&number) else { return };
         let Role::Attached(attached) = &client.role else { return self.drop_client(number) };
         let (process, wanted_input) = (attached.process, attached.wants.stdin);
-        let hung_up = rustix::event::poll(&mut [rustix::event::PollFd::new(&client.stream, rustix::event::PollFlags::empty())], Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0);
+        let hung_up = rustix::event::poll(
+            &mut [rustix::event::PollFd::new(&client.stream, rustix::event::PollFlags::empty())],
+            Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }),
+        )
+        .is_ok_and(|n| n > 0);
         if hung_up {
             return self.drop_client(number);
         }
@@ -252,7 +256,8 @@ impl Shim {
 
     fn publish(&mut self, event: &Event) {
         let Ok(bytes) = protocol::encode(event) else { return };
-        let subscribers: Vec<u64> = self.clients.iter().filter(|(_, client)| matches!(client.role, Role::Subscriber)).map(|(&number, _)| number).collect();
+        let subscribers: Vec<u64> =
+            self.clients.iter().filter(|(_, client)| matches!(client.role, Role::Subscriber)).map(|(&number, _)| number).collect();
         for number in subscribers {
             self.send(number, &[&bytes]);
         }
@@ -312,7 +317,8 @@ impl Shim {
 
     fn signal(&self, exec: Option<&str>, signal: i32) -> Result<Reply> {
         let process = self.find(exec)?;
-        signal::pidfd_send(&process.pidfd, signal).map_err(|error| Error::Os(format!("signal {signal}: {}", whelk_sys::errno_text(&error))))?;
+        signal::pidfd_send(&process.pidfd, signal)
+            .map_err(|error| Error::Os(format!("signal {signal}: {}", whelk_sys::errno_text(&error))))?;
         Ok(Reply::Done)
     }
 
@@ -352,12 +358,26 @@ impl Shim {
         }
         let init = self.find(None)?;
         let filter = request.filter.as_deref().map(filter::read).transpose()?;
-        let pipes = if request.process.terminal { None } else { Some(Pipes::open(request.stdin).map_err(|error| Error::Os(format!("pipe: {error}")))?) };
+        let pipes = if request.process.terminal {
+            None
+        } else {
+            Some(Pipes::open(request.stdin).map_err(|error| Error::Os(format!("pipe: {error}")))?)
+        };
         let (streams, ours) = match pipes {
             Some(Pipes { theirs, input, outputs }) => (Some(theirs), Some((input, outputs))),
             None => (None, None),
         };
-        let executed = exec(&exec::Exec { init: &init.pidfd, linux: self.linux(), process: &request.process, user: Some(&request.user), filter: filter.as_ref(), streams }, Some(&self.cgroup))?;
+        let executed = exec(
+            &exec::Exec {
+                init: &init.pidfd,
+                linux: self.linux(),
+                process: &request.process,
+                user: Some(&request.user),
+                filter: filter.as_ref(),
+                streams,
+            },
+            Some(&self.cgroup),
+        )?;
         self.next += 1;
         let number = self.next;
         let mut process = Process::new(number, Some(request.id), executed.pid, executed.pidfd);
@@ -391,13 +411,21 @@ impl Shim {
             .clients
             .iter()
             .filter_map(|(&client, state)| match &state.role {
-                Role::Attached(attached) if attached.process == number && (if stream == 1 { attached.wants.stdout } else { attached.wants.stderr }) => Some((client, attached.terminal)),
+                Role::Attached(attached)
+                    if attached.process == number && (if stream == 1 { attached.wants.stdout } else { attached.wants.stderr }) =>
+                {
+                    Some((client, attached.terminal))
+                }
                 _ => None,
             })
             .collect();
         let mut behind = false;
         for (client, terminal) in receivers {
-            if terminal { self.send(client, &[data]) } else { self.send(client, &[&header, data]) }
+            if terminal {
+                self.send(client, &[data])
+            } else {
+                self.send(client, &[&header, data])
+            }
             behind |= self.clients.get(&client).is_some_and(|client| client.waiting() > HIGH_WATER);
         }
         if behind && let Some(process) = self.processes.get_mut(&number) {
@@ -407,7 +435,9 @@ impl Shim {
 
     /// Goes on reading a process's output when none of its clients is behind any more.
     fn release_output(&mut self, number: u64) {
-        let behind = self.clients.values().any(|client| matches!(&client.role, Role::Attached(attached) if attached.process == number) && client.waiting() > HIGH_WATER / 2);
+        let behind = self.clients.values().any(|client| {
+            matches!(&client.role, Role::Attached(attached) if attached.process == number) && client.waiting() > HIGH_WATER / 2
+        });
         if let Some(process) = self.processes.get_mut(&number).filter(|_| !behind) {
             process.hold(false, &self.poll);
         }
@@ -468,8 +498,12 @@ impl Shim {
 
     /// Ends the connections of a process's clients once they have everything.
     fn close_clients_of(&mut self, number: u64) {
-        let attached: Vec<u64> =
-            self.clients.iter().filter(|(_, client)| matches!(&client.role, Role::Attached(attached) if attached.process == number)).map(|(&client, _)| client).collect();
+        let attached: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| matches!(&client.role, Role::Attached(attached) if attached.process == number))
+            .map(|(&client, _)| client)
+            .collect();
         for client in attached {
             if let Some(client) = self.clients.get_mut(&client) {
                 client.closing = true;

@@ -93,7 +93,16 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_kernel() {
-        for token in [Token::Listener, Token::Signals, Token::OutOfMemory, Token::Output(1), Token::ErrorOutput(2), Token::Terminal(3), Token::Input(4), Token::Client(1 << 40)] {
+        for token in [
+            Token::Listener,
+            Token::Signals,
+            Token::OutOfMemory,
+            Token::Output(1),
+            Token::ErrorOutput(2),
+            Token::Terminal(3),
+            Token::Input(4),
+            Token::Client(1 << 40),
+        ] {
             assert_eq!(Token::decode(token.encode()), token);
         }
     }

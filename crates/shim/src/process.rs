@@ -70,7 +70,12 @@ impl Process {
     }
 
     /// Takes over the shim's ends of the streams and watches them.
-    pub(crate) fn connect(&mut self, terminal: Option<OwnedFd>, pipes: Option<(Option<OwnedFd>, [Option<OwnedFd>; 2])>, poll: &Poll) -> rustix::io::Result<()> {
+    pub(crate) fn connect(
+        &mut self,
+        terminal: Option<OwnedFd>,
+        pipes: Option<(Option<OwnedFd>, [Option<OwnedFd>; 2])>,
+        poll: &Poll,
+    ) -> rustix::io::Result<()> {
         if let Some(terminal) = terminal {
             rustix::fs::fcntl_setfl(&terminal, OFlags::NONBLOCK)?;
             poll.add(&terminal, Token::Terminal(self.number), EventFlags::IN)?;
@@ -163,7 +168,11 @@ impl Process {
 
     /// The descriptor that output of `stream` (1 or 2) comes from.
     pub(crate) fn output(&self, stream: u8) -> Option<&OwnedFd> {
-        if self.terminal.is_some() { self.terminal.as_ref().filter(|_| stream == 1) } else { self.outputs[usize::from(stream == 2)].as_ref() }
+        if self.terminal.is_some() {
+            self.terminal.as_ref().filter(|_| stream == 1)
+        } else {
+            self.outputs[usize::from(stream == 2)].as_ref()
+        }
     }
 
     /// Lets go of an output that has ended.

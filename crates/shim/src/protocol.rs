@@ -55,7 +55,10 @@ pub struct Launch {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Launched {
     /// The program runs. Times are nanoseconds since the epoch.
-    Running { pid: i32, started_at: i64 },
+    Running {
+        pid: i32,
+        started_at: i64,
+    },
     Failed(whelk_runtime::Error),
 }
 
@@ -78,9 +81,16 @@ pub enum Request {
     /// Runs a further process.
     Exec(Box<Exec>),
     /// Sends a signal to the first process, or to the exec named.
-    Signal { exec: Option<String>, signal: i32 },
+    Signal {
+        exec: Option<String>,
+        signal: i32,
+    },
     /// Sets the size of the terminal of the first process, or of the exec named.
-    Resize { exec: Option<String>, height: u16, width: u16 },
+    Resize {
+        exec: Option<String>,
+        height: u16,
+        width: u16,
+    },
     Pause,
     Resume,
     Update(Box<Resources>),
@@ -112,9 +122,16 @@ pub enum Reply {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// The state at the time of the subscription.
-    State { pid: i32, paused: bool, execs: Vec<(String, i32)> },
+    State {
+        pid: i32,
+        paused: bool,
+        execs: Vec<(String, i32)>,
+    },
     OutOfMemory,
-    ExecExited { id: String, exit: Exit },
+    ExecExited {
+        id: String,
+        exit: Exit,
+    },
     Exited(Exit),
 }
 
@@ -145,7 +162,11 @@ pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
 /// `InvalidData` above [`LARGEST_MESSAGE`].
 pub fn announced(head: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_le_bytes(head) as usize;
-    if length > LARGEST_MESSAGE { Err(io::Error::new(io::ErrorKind::InvalidData, format!("message of {length} bytes"))) } else { Ok(length) }
+    if length > LARGEST_MESSAGE {
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("message of {length} bytes")))
+    } else {
+        Ok(length)
+    }
 }
 
 /// Takes a complete message off the front of `buffer`, or `None` when more bytes are needed.

@@ -60,7 +60,8 @@ pub fn create_dir_all(root: impl AsFd, path: impl AsRef<Path>, mode: Mode) -> io
         Err(error) => return Err(error.into()),
     }
     // Not through a link: one that is here now was put here by somebody else.
-    rustix::fs::openat(&parent, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(Into::into)
+    rustix::fs::openat(&parent, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Into::into)
 }
 
 /// Opens the file `path` below `root`, creating an empty one (and its parents) where there is none.
@@ -72,7 +73,12 @@ pub fn create_file(root: impl AsFd, path: impl AsRef<Path>) -> io::Result<OwnedF
     }
     let Some((parent, name)) = split(path) else { return Err(io::Error::from(Errno::ISDIR)) };
     let parent = create_dir_all(root.as_fd(), parent, Mode::from_raw_mode(0o755))?;
-    rustix::fs::openat(&parent, name, OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))?;
+    rustix::fs::openat(
+        &parent,
+        name,
+        OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o644),
+    )?;
     rustix::fs::openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(Into::into)
 }
 

@@ -163,7 +163,14 @@ pub fn dup_onto(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
 /// `EINVAL` for `CLONE_FILES` and friends: only namespaces may be unshared here, so that the descriptor table that
 /// safe code relies on stays shared.
 pub fn unshare(flags: CloneFlags) -> io::Result<()> {
-    const NAMESPACES: u64 = (raw::CLONE_NEWCGROUP | raw::CLONE_NEWIPC | raw::CLONE_NEWNET | raw::CLONE_NEWNS | raw::CLONE_NEWPID | raw::CLONE_NEWUSER | raw::CLONE_NEWUTS | raw::CLONE_NEWTIME) as u64;
+    const NAMESPACES: u64 = (raw::CLONE_NEWCGROUP
+        | raw::CLONE_NEWIPC
+        | raw::CLONE_NEWNET
+        | raw::CLONE_NEWNS
+        | raw::CLONE_NEWPID
+        | raw::CLONE_NEWUSER
+        | raw::CLONE_NEWUTS
+        | raw::CLONE_NEWTIME) as u64;
     if flags.0 & !NAMESPACES != 0 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }

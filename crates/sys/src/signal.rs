@@ -26,7 +26,11 @@ pub fn drain(fd: &OwnedFd) -> Vec<i32> {
             break;
         }
         // `ssi_signo` is the first u32 of each record (signalfd(2)).
-        signals.extend(buffer[..read].chunks_exact(size_of::<libc::signalfd_siginfo>()).map(|record| i32::from_ne_bytes([record[0], record[1], record[2], record[3]])));
+        signals.extend(
+            buffer[..read]
+                .chunks_exact(size_of::<libc::signalfd_siginfo>())
+                .map(|record| i32::from_ne_bytes([record[0], record[1], record[2], record[3]])),
+        );
     }
     signals
 }

@@ -53,22 +53,33 @@ struct File {
 const LARGEST_FILE: u64 = 1 << 20;
 
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let arguments = Arguments::parse_from(std::iter::once(OsString::from("whelk daemon")).chain(arguments.skip(usize::from(std::env::args().nth(1).as_deref() == Some("daemon")))));
-    let result = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime").and_then(|runtime| {
-        let result = runtime.block_on(run(arguments));
-        // Work that is still blocking must not keep a stopped engine alive.
-        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-        result
-    });
+    let arguments = Arguments::parse_from(
+        std::iter::once(OsString::from("whelk daemon"))
+            .chain(arguments.skip(usize::from(std::env::args().nth(1).as_deref() == Some("daemon")))),
+    );
+    let result = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime").and_then(
+        |runtime| {
+            let result = runtime.block_on(run(arguments));
+            // Work that is still blocking must not keep a stopped engine alive.
+            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+            result
+        },
+    );
     super::report("daemon", result.map_err(|error| format!("{error:#}")))
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let file = read_file(&arguments.config_file)?;
     let filter = if arguments.debug || file.debug { "debug" } else { "info" };
-    tracing_subscriber::fmt().with_env_filter(std::env::var("WHELK_LOG").unwrap_or_else(|_| filter.to_owned())).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(std::env::var("WHELK_LOG").unwrap_or_else(|_| filter.to_owned()))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     let host = arguments.host.or_else(|| file.hosts.into_iter().next()).unwrap_or_else(|| "unix:///run/whelk/whelk.sock".into());
-    let Some(socket) = host.strip_prefix("unix://").map(PathBuf::from) else { bail!("unsupported host {host:?}: this version listens on unix:///PATH only") };
+    let Some(socket) = host.strip_prefix("unix://").map(PathBuf::from) else {
+        bail!("unsupported host {host:?}: this version listens on unix:///PATH only")
+    };
     let group = arguments.group.or(file.group).map(|name| group_id(&name)).transpose()?.or_else(|| group_id("whelk").ok());
     let instance = Instance::new(
         arguments.root.or(file.data_root).unwrap_or_else(|| "/var/lib/whelk".into()),
@@ -119,7 +130,9 @@ fn group_id(name: &str) -> anyhow::Result<u32> {
 
 async fn asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return std::future::pending().await };
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -6,7 +6,9 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
 use whelk_engine::Error;
-use whelk_engine::containers::{AttachRequest, CreateRequest, FILTERS, ListRequest, LogsRequest, RemoveRequest, UpdateRequest, WaitCondition};
+use whelk_engine::containers::{
+    AttachRequest, CreateRequest, FILTERS, ListRequest, LogsRequest, RemoveRequest, UpdateRequest, WaitCondition,
+};
 use whelk_engine::events::now;
 use whelk_engine::model::{Config, HostConfig};
 use whelk_shim::logs::Record;
@@ -20,7 +22,12 @@ use crate::{hijack, stream, wire};
 
 pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
     let limit: Option<i64> = params.number("limit")?;
-    let request = ListRequest { all: params.flag("all"), limit: limit.filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok()), size: params.flag("size"), filters: params.filters(FILTERS)? };
+    let request = ListRequest {
+        all: params.flag("all"),
+        limit: limit.filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok()),
+        size: params.flag("size"),
+        filters: params.filters(FILTERS)?,
+    };
     let listed = engine.containers.list(&request).await?;
     let now = now();
     Ok(ok(&listed.iter().map(|container| wire::listed(container, now)).collect::<Vec<_>>()))
@@ -32,10 +39,22 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
         return Err(ApiError::invalid("config cannot be empty in order to create a container"));
     }
     let malformed = |error: serde_json::Error| ApiError::invalid(format!("invalid JSON: {error}"));
-    let host: HostConfig = value.as_object_mut().and_then(|map| map.remove("HostConfig")).map(serde_json::from_value).transpose().map_err(malformed)?.unwrap_or_default();
+    let host: HostConfig = value
+        .as_object_mut()
+        .and_then(|map| map.remove("HostConfig"))
+        .map(serde_json::from_value)
+        .transpose()
+        .map_err(malformed)?
+        .unwrap_or_default();
     let config: Config = serde_json::from_value(value).map_err(malformed)?;
-    let host = if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() { HostConfig { ipc_mode: "shareable".into(), ..host } } else { host };
-    let created = engine.containers.create(CreateRequest { name: params.text("name").to_owned(), platform: params.text("platform").to_owned(), config, host })?;
+    let host =
+        if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() { HostConfig { ipc_mode: "shareable".into(), ..host } } else { host };
+    let created = engine.containers.create(CreateRequest {
+        name: params.text("name").to_owned(),
+        platform: params.text("platform").to_owned(),
+        config,
+        host,
+    })?;
     Ok(json_response(StatusCode::CREATED, &json!({"Id": created.id, "Warnings": created.warnings})))
 }
 
@@ -134,16 +153,23 @@ pub(super) async fn attach(State(engine): App, Path(id): Path<String>, params: P
     };
     if !params.flag("stream") {
         let tty = engine.containers.find(&id)?.record().config.tty;
-        return Ok(hijack::connect(request, None, prelude, !tty));
+        return Ok(hijack::connect(request, None, prelude, !tty, async {}));
     }
     let attached = engine.containers.attach(&id, wanted).await?;
-    Ok(hijack::connect(request, Some(attached.stream), prelude, !attached.tty))
+    Ok(hijack::connect(request, Some(attached.stream), prelude, !attached.tty, async {}))
 }
 
 pub(super) async fn logs(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
     // "all", and what is no number, mean all of them.
     let tail = params.text("tail").parse::<usize>().ok();
-    let request = LogsRequest { stdout: params.flag("stdout"), stderr: params.flag("stderr"), follow: params.flag("follow"), since: params.time("since")?, until: params.time("until")?, tail };
+    let request = LogsRequest {
+        stdout: params.flag("stdout"),
+        stderr: params.flag("stderr"),
+        follow: params.flag("follow"),
+        since: params.time("since")?,
+        until: params.time("until")?,
+        tail,
+    };
     let (tty, records) = engine.containers.logs(&id, request)?;
     let body = encode_logs(records, tty, params.flag("timestamps"), params.flag("details"));
     let content_type = if tty { "application/vnd.docker.raw-stream" } else { "application/vnd.docker.multiplexed-stream" };
@@ -151,7 +177,12 @@ pub(super) async fn logs(State(engine): App, Path(id): Path<String>, params: Par
 }
 
 /// Log records as clients read them: framed by stream unless there is a terminal, with what they asked for in front.
-fn encode_logs(mut records: tokio::sync::mpsc::Receiver<whelk_engine::containers::LogChunk>, tty: bool, timestamps: bool, details: bool) -> tokio::sync::mpsc::Receiver<std::io::Result<Bytes>> {
+fn encode_logs(
+    mut records: tokio::sync::mpsc::Receiver<whelk_engine::containers::LogChunk>,
+    tty: bool,
+    timestamps: bool,
+    details: bool,
+) -> tokio::sync::mpsc::Receiver<std::io::Result<Bytes>> {
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     tokio::spawn(async move {
         while let Some(chunk) = records.recv().await {

@@ -34,24 +34,33 @@ struct StartBody {
 /// then, as far as clients are concerned.
 pub(super) async fn start(State(engine): App, Path(id): Path<String>, request: Request) -> ApiResult {
     let (parts, body) = request.into_parts();
-    let body = http_body_util::Limited::new(body, LARGEST_BODY).collect().await.map_err(|error| ApiError::invalid(format!("read body: {error}")))?.to_bytes();
+    let body = http_body_util::Limited::new(body, LARGEST_BODY)
+        .collect()
+        .await
+        .map_err(|error| ApiError::invalid(format!("read body: {error}")))?
+        .to_bytes();
     let start: StartBody = json_or_default(&body)?;
     let exec = engine.containers.exec(&id)?;
     let tty = exec.config.tty;
     let keys = detach_keys(&exec.config.detach_keys)?;
-    let started = engine.containers.exec_start(&id, ExecStart { detach: start.detach, tty: start.tty, console_size: start.console_size, detach_keys: keys }).await;
+    let started = engine
+        .containers
+        .exec_start(&id, ExecStart { detach: start.detach, tty: start.tty, console_size: start.console_size, detach_keys: keys })
+        .await;
     let request = Request::from_parts(parts, axum::body::Body::empty());
     match started {
-        Ok(Some(stream)) => Ok(hijack::connect(request, Some(stream), None, !tty)),
+        Ok(Some(stream)) => Ok(hijack::connect(request, Some(stream), None, !tty, async move { exec.ended().await })),
         Ok(None) => Ok(StatusCode::OK.into_response()),
-        Err(error) if start.detach || matches!(error, whelk_engine::Error::Conflict(_) | whelk_engine::Error::NotFound(_)) => Err(error.into()),
+        Err(error) if start.detach || matches!(error, whelk_engine::Error::Conflict(_) | whelk_engine::Error::NotFound(_)) => {
+            Err(error.into())
+        }
         Err(error) => {
             let text = format!("{error}\r\n");
             let mut frame = if tty { Vec::new() } else { output_header(1, text.len()).to_vec() };
             frame.extend(text.as_bytes());
             let (sender, prelude) = tokio::sync::mpsc::channel(1);
             let _ = sender.try_send(Ok(Bytes::from(frame)));
-            Ok(hijack::connect(request, None, Some(prelude), !tty))
+            Ok(hijack::connect(request, None, Some(prelude), !tty, async {}))
         }
     }
 }

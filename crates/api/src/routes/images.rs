@@ -62,8 +62,14 @@ fn archive(engine: &Engine, names: &[String]) -> ApiResult {
 
 pub(super) async fn get_many(State(engine): App, request: Request) -> ApiResult {
     let query = request.uri().query().unwrap_or_default();
-    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(request.uri()).map_err(|error| ApiError::invalid(format!("{query}: {error}")))?;
-    let names: Vec<String> = pairs.0.into_iter().filter(|(key, _)| key == "names").flat_map(|(_, value)| value.split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
+    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(request.uri())
+        .map_err(|error| ApiError::invalid(format!("{query}: {error}")))?;
+    let names: Vec<String> = pairs
+        .0
+        .into_iter()
+        .filter(|(key, _)| key == "names")
+        .flat_map(|(_, value)| value.split(',').map(str::to_owned).collect::<Vec<_>>())
+        .collect();
     archive(&engine, &names)
 }
 
@@ -77,10 +83,17 @@ pub(super) async fn create(State(engine): App, params: Params, body: Body) -> Ap
             whelk_image::reference::check_tag(tag).map_err(Error::from)?;
         }
         let name = Reference { tag: Some(tag.to_owned()).filter(|tag| !tag.is_empty()), ..reference }.with_default_tag();
-        return Err(Error::Unsupported(format!("pull {}: pulling from registries is not available in this version of whelk; use load or import", name.familiar())).into());
+        return Err(Error::Unsupported(format!(
+            "pull {}: pulling from registries is not available in this version of whelk; use load or import",
+            name.familiar()
+        ))
+        .into());
     }
     if params.text("fromSrc") != "-" {
-        return Err(Error::Unsupported("import from a URL: not available in this version of whelk; send the archive itself (fromSrc=-)".into()).into());
+        return Err(Error::Unsupported(
+            "import from a URL: not available in this version of whelk; send the archive itself (fromSrc=-)".into(),
+        )
+        .into());
     }
     let name = match params.text("repo") {
         "" => None,
@@ -96,7 +109,9 @@ pub(super) async fn create(State(engine): App, params: Params, body: Body) -> Ap
     let config = whelk_image::changes::apply(params.all("changes").flat_map(str::lines)).map_err(Error::from)?;
     let comment = if params.text("message").is_empty() { "Imported from -".to_owned() } else { params.text("message").to_owned() };
     let (images, reader) = (engine.images.clone(), stream::reader(body));
-    let id = tokio::task::spawn_blocking(move || images.import(reader, Import { config, comment, name })).await.map_err(|error| Error::Internal(error.to_string()))??;
+    let id = tokio::task::spawn_blocking(move || images.import(reader, Import { config, comment, name }))
+        .await
+        .map_err(|error| Error::Internal(error.to_string()))??;
     Ok(([(header::CONTENT_TYPE, "application/json")], format!("{}\n", json!({"status": id}))).into_response())
 }
 
@@ -113,7 +128,12 @@ pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
 /// The containers that use an image: id, and whether it runs.
 fn users(engine: &Engine, id: &Digest) -> Vec<(String, bool)> {
     let containers = engine.containers.all();
-    containers.iter().map(|container| container.record()).filter(|record| record.image == id.as_str()).map(|record| (record.id.clone(), record.state.status.is_running())).collect()
+    containers
+        .iter()
+        .map(|container| container.record())
+        .filter(|record| record.image == id.as_str())
+        .map(|record| (record.id.clone(), record.state.status.is_running()))
+        .collect()
 }
 
 fn removals(removed: &[Removed]) -> Value {
@@ -132,7 +152,14 @@ pub(super) async fn get_by_name(State(engine): App, Extension(version): Extensio
         }
         Some((name, "history")) => {
             let image = engine.images.find(name)?;
-            let sizes = image.config.rootfs.diff_ids.iter().map(|layer| engine.images.store().layer_size(layer)).collect::<Result<Vec<_>, _>>().map_err(Error::from)?;
+            let sizes = image
+                .config
+                .rootfs
+                .diff_ids
+                .iter()
+                .map(|layer| engine.images.store().layer_size(layer))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(Error::from)?;
             Ok(ok(&wire::history(&image, &engine.images.names_of(&image.id), &sizes)))
         }
         Some((name, "get")) => archive(&engine, &[name.to_owned()]),

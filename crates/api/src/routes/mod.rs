@@ -74,7 +74,11 @@ async fn check_content_type(request: Request, next: middleware::Next) -> Respons
     let takes_archive = matches!(request.uri().path(), "/images/load" | "/images/create");
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let empty = request.headers().get(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
-    if takes_archive || content_type.is_empty() || empty || content_type.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
+    if takes_archive
+        || content_type.is_empty()
+        || empty
+        || content_type.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    {
         return next.run(request).await;
     }
     message(StatusCode::BAD_REQUEST, &format!("unsupported Content-Type header ({content_type}): must be 'application/json'"))

@@ -15,7 +15,11 @@ use crate::extract::Params;
 use crate::{NEWEST, OLDEST, stream, wire};
 
 pub(super) async fn ping() -> Response {
-    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-cache, no-store, must-revalidate"), (header::PRAGMA, "no-cache")];
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache, no-store, must-revalidate"),
+        (header::PRAGMA, "no-cache"),
+    ];
     // No builder and no swarm: clients ask these two before they use either.
     (headers, [("builder-version", "1"), ("swarm", "inactive")], "OK").into_response()
 }
@@ -73,7 +77,11 @@ pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
     if let (Some(since), Some(until)) = (since, until)
         && since > until
     {
-        return Err(crate::error::ApiError::invalid(format!("`since` time ({}) cannot be after `until` time ({})", params.text("since"), params.text("until"))));
+        return Err(crate::error::ApiError::invalid(format!(
+            "`since` time ({}) cannot be after `until` time ({})",
+            params.text("since"),
+            params.text("until")
+        )));
     }
     let filters = Filters::parse_any(params.text("filters"))?;
     let (past, mut live) = engine.events.subscribe();
@@ -118,7 +126,9 @@ pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
 
 fn matches(filters: &Filters, event: &Event) -> bool {
     let name = event.attributes.get("name").map_or("", String::as_str);
-    let is = |kind: &str, value: &str| event.kind == kind && (event.id == value || event.id.starts_with(value) || name == value.trim_start_matches('/'));
+    let is = |kind: &str, value: &str| {
+        event.kind == kind && (event.id == value || event.id.starts_with(value) || name == value.trim_start_matches('/'))
+    };
     // "exec_create: sh" is found by "exec_create" too.
     let action = |wanted: &str| event.action == wanted || event.action.split(':').next() == Some(wanted);
     filters.any("type", |kind| event.kind == kind)
@@ -130,5 +140,7 @@ fn matches(filters: &Filters, event: &Event) -> bool {
         })
         && filters.labels(&event.attributes)
         && filters.any("scope", |scope| scope == "local")
-        && ["network", "volume", "plugin", "daemon", "node", "service", "secret", "config"].iter().all(|kind| filters.any(kind, |_| event.kind == *kind))
+        && ["network", "volume", "plugin", "daemon", "node", "service", "secret", "config"]
+            .iter()
+            .all(|kind| filters.any(kind, |_| event.kind == *kind))
 }

@@ -115,7 +115,11 @@ pub(crate) async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outco
                 buffer.reserve(needed);
                 break;
             };
-            if *stream == STDERR { err.write_all(data)? } else { out.write_all(data)? }
+            if *stream == STDERR {
+                err.write_all(data)?
+            } else {
+                out.write_all(data)?
+            }
             start += 8 + length;
         }
         out.flush()?;
@@ -144,7 +148,14 @@ pub(crate) fn follow_size(client: &Client, path: String) -> tokio::task::JoinHan
 pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHandle<()> {
     let (client, id) = (client.clone(), id.to_owned());
     tokio::spawn(async move {
-        let kinds = [(SignalKind::interrupt(), "INT"), (SignalKind::terminate(), "TERM"), (SignalKind::hangup(), "HUP"), (SignalKind::quit(), "QUIT"), (SignalKind::user_defined1(), "USR1"), (SignalKind::user_defined2(), "USR2")];
+        let kinds = [
+            (SignalKind::interrupt(), "INT"),
+            (SignalKind::terminate(), "TERM"),
+            (SignalKind::hangup(), "HUP"),
+            (SignalKind::quit(), "QUIT"),
+            (SignalKind::user_defined1(), "USR1"),
+            (SignalKind::user_defined2(), "USR2"),
+        ];
         let mut tasks = tokio::task::JoinSet::new();
         for (kind, name) in kinds {
             let (client, id) = (client.clone(), id.clone());
@@ -162,7 +173,17 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
 /// The query of an attach request.
 pub(crate) fn attach_path(id: &str, stdin: bool, stdout: bool, stderr: bool, detach_keys: &str) -> String {
     let on = |flag: bool| if flag { "1" } else { "" };
-    format!("/containers/{}/attach{}", escape_name(id), crate::client::query(&[("stream", "1"), ("stdin", on(stdin)), ("stdout", on(stdout)), ("stderr", on(stderr)), ("detachKeys", detach_keys)]))
+    format!(
+        "/containers/{}/attach{}",
+        escape_name(id),
+        crate::client::query(&[
+            ("stream", "1"),
+            ("stdin", on(stdin)),
+            ("stdout", on(stdout)),
+            ("stderr", on(stderr)),
+            ("detachKeys", detach_keys)
+        ])
+    )
 }
 
 pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
@@ -180,7 +201,10 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
     if tty && stdin && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }
-    let waiting = { let (client, path) = (client.clone(), format!("/containers/{name}/wait")); tokio::spawn(async move { client.post(&path, None).await }) };
+    let waiting = {
+        let (client, path) = (client.clone(), format!("/containers/{name}/wait"));
+        tokio::spawn(async move { client.post(&path, None).await })
+    };
     let connection = client.hijack(&attach_path(&args.container, stdin, true, true, &args.detach_keys), None).await?;
     let size = tty.then(|| follow_size(client, format!("/containers/{name}/resize")));
     let signals = (args.sig_proxy && !tty).then(|| forward_signals(client, &name));

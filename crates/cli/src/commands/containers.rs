@@ -39,7 +39,11 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
                 }
             }
         }
-        return if failed.is_empty() { Ok(0) } else { Err(Failure::new(format!("Error: failed to start containers: {}", failed.join(", ")))) };
+        return if failed.is_empty() {
+            Ok(0)
+        } else {
+            Err(Failure::new(format!("Error: failed to start containers: {}", failed.join(", "))))
+        };
     }
     let [name] = args.containers.as_slice() else { return Err(Failure::new("you cannot start and attach multiple containers at once")) };
     let container = client.get(&format!("/containers/{}/json", escape_name(name))).await?;
@@ -50,7 +54,7 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
     let removed = container["HostConfig"]["AutoRemove"] == true;
     let wait = wait_request(client, &id, if removed { "removed" } else { "next-exit" }).await?;
     let signals = (!tty).then(|| forward_signals(client, &id));
-    let streams = Streams { stdin, tty: tty && terminal::stdin_is_terminal() || tty, detach_keys: args.detach_keys };
+    let streams = Streams { stdin, tty, detach_keys: args.detach_keys };
     client.post(&format!("/containers/{id}/start"), None).await?;
     let size = tty.then(|| follow_size(client, format!("/containers/{id}/resize")));
     let ended = pump(connection, &streams).await;
@@ -164,8 +168,10 @@ pub(crate) struct TopArgs {
 }
 
 pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
-    let top = client.get(&format!("/containers/{}/top{}", escape_name(&args.container), query(&[("ps_args", &args.options.join(" "))]))).await?;
-    let line = |cells: &Value| cells.as_array().into_iter().flatten().map(|cell| cell.as_str().unwrap_or_default()).collect::<Vec<_>>().join("\t");
+    let top =
+        client.get(&format!("/containers/{}/top{}", escape_name(&args.container), query(&[("ps_args", &args.options.join(" "))]))).await?;
+    let line =
+        |cells: &Value| cells.as_array().into_iter().flatten().map(|cell| cell.as_str().unwrap_or_default()).collect::<Vec<_>>().join("\t");
     let mut lines = vec![line(&top["Titles"])];
     lines.extend(top["Processes"].as_array().into_iter().flatten().map(line));
     print_text(&align(&lines));
@@ -173,7 +179,10 @@ pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
 }
 
 pub(crate) async fn rename(client: &Client, name: &str, new_name: &str) -> Outcome {
-    client.post(&format!("/containers/{}/rename{}", escape_name(name), query(&[("name", new_name)])), None).await.map_err(|error| Failure::new(format!("{error}\nfailed to rename container named {name}")))?;
+    client
+        .post(&format!("/containers/{}/rename{}", escape_name(name), query(&[("name", new_name)])), None)
+        .await
+        .map_err(|error| Failure::new(format!("{error}\nfailed to rename container named {name}")))?;
     Ok(0)
 }
 
@@ -246,7 +255,8 @@ pub(crate) async fn update(client: &Client, args: UpdateArgs) -> Outcome {
     });
     if let Some(policy) = &args.restart {
         let (name, count) = policy.split_once(':').unwrap_or((policy, "0"));
-        let count: i64 = count.parse().map_err(|_| Failure::new("invalid restart policy format: maximum retry count must be an integer"))?;
+        let count: i64 =
+            count.parse().map_err(|_| Failure::new("invalid restart policy format: maximum retry count must be an integer"))?;
         body["RestartPolicy"] = json!({"Name": name, "MaximumRetryCount": count});
     }
     for_each(&args.containers, async |name| {

@@ -278,7 +278,10 @@ pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, d
         return Err(Failure::new(format!("container ID file found, make sure the other container isn't running or delete {path}")));
     }
     let body = body(args, attach_all, detach)?;
-    let path = format!("/containers/create{}", query(&[("name", args.name.as_deref().unwrap_or_default()), ("platform", args.platform.as_deref().unwrap_or_default())]));
+    let path = format!(
+        "/containers/create{}",
+        query(&[("name", args.name.as_deref().unwrap_or_default()), ("platform", args.platform.as_deref().unwrap_or_default())])
+    );
     let created = client.post(&path, Some(&body)).await?;
     for warning in created["Warnings"].as_array().into_iter().flatten() {
         eprintln!("WARNING: {}", warning.as_str().unwrap_or_default());
@@ -302,7 +305,10 @@ fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Va
     }
     let attached = |stream: &str| args.attach.iter().any(|given| given.eq_ignore_ascii_case(stream));
     if let Some(wrong) = args.attach.iter().find(|stream| !["stdin", "stdout", "stderr"].contains(&stream.to_lowercase().as_str())) {
-        return Err(Failure::with_code(125, format!("invalid argument {wrong:?} for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR")));
+        return Err(Failure::with_code(
+            125,
+            format!("invalid argument {wrong:?} for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR"),
+        ));
     }
     let detached = detach == Some(true);
     let all = attach_all && args.attach.is_empty() && !detached;
@@ -337,6 +343,16 @@ fn healthcheck(args: &CreateArgs) -> Value {
 
 fn host_config(args: &CreateArgs) -> Outcome<Value> {
     let size = |value: &Option<String>, flag: &str| value.as_deref().map_or(Ok(0), |text| named(parse_size(text), text, flag));
+    let is_container = |mode: &str| mode.strip_prefix("container:").is_some_and(|name| !name.is_empty());
+    let modes = [
+        ("--pid: invalid PID mode", args.pid.as_deref().is_none_or(|mode| matches!(mode, "" | "host") || is_container(mode))),
+        ("--uts: invalid UTS mode", args.uts.as_deref().is_none_or(|mode| matches!(mode, "" | "host"))),
+        ("--userns: invalid USER mode", args.userns.as_deref().is_none_or(|mode| matches!(mode, "" | "host"))),
+        ("--cgroupns: invalid CGROUP mode", args.cgroupns.as_deref().is_none_or(|mode| matches!(mode, "" | "host" | "private"))),
+    ];
+    if let Some((text, _)) = modes.iter().find(|(_, valid)| !valid) {
+        return Err(Failure::new(*text));
+    }
     let (security, paths) = security(args)?;
     let network = match args.network.as_slice() {
         [] => "default".to_owned(),
@@ -413,7 +429,9 @@ fn named<T>(outcome: Outcome<T>, value: &str, flag: &str) -> Outcome<T> {
 }
 
 fn nano_cpus(text: &str) -> Outcome<i64> {
-    let number: f64 = text.parse().map_err(|_| Failure::with_code(125, format!("invalid argument {text:?} for \"--cpus\" flag: failed to parse {text} as a rational number")))?;
+    let number: f64 = text.parse().map_err(|_| {
+        Failure::with_code(125, format!("invalid argument {text:?} for \"--cpus\" flag: failed to parse {text} as a rational number"))
+    })?;
     Ok((number * 1e9).round() as i64)
 }
 
@@ -428,8 +446,11 @@ fn security(args: &CreateArgs) -> Outcome<(Vec<String>, bool)> {
                 if profile.is_empty() {
                     return Err(Failure::with_code(125, format!("Invalid --security-opt: {option:?}")));
                 }
-                let text = std::fs::read_to_string(profile).map_err(|error| Failure::with_code(125, format!("opening seccomp profile ({profile}) failed: open {profile}: {}", plain(&error))))?;
-                let json: Value = serde_json::from_str(&text).map_err(|error| Failure::with_code(125, format!("compacting json for seccomp profile ({profile}) failed: {error}")))?;
+                let text = std::fs::read_to_string(profile).map_err(|error| {
+                    Failure::with_code(125, format!("opening seccomp profile ({profile}) failed: open {profile}: {}", plain(&error)))
+                })?;
+                let json: Value = serde_json::from_str(&text)
+                    .map_err(|error| Failure::with_code(125, format!("compacting json for seccomp profile ({profile}) failed: {error}")))?;
                 options.push(format!("seccomp={json}"));
             }
             None if option != "no-new-privileges" => return Err(Failure::with_code(125, format!("Invalid --security-opt: {option:?}"))),
@@ -448,7 +469,11 @@ pub(crate) fn plain(error: &std::io::Error) -> String {
 
 fn restart_policy(text: &str) -> Outcome<Value> {
     let (name, count) = text.split_once(':').unwrap_or((text, ""));
-    let count: i64 = if count.is_empty() { 0 } else { count.parse().map_err(|_| Failure::with_code(125, "invalid restart policy format: maximum retry count must be an integer"))? };
+    let count: i64 = if count.is_empty() {
+        0
+    } else {
+        count.parse().map_err(|_| Failure::with_code(125, "invalid restart policy format: maximum retry count must be an integer"))?
+    };
     Ok(json!({"Name": name, "MaximumRetryCount": count}))
 }
 
@@ -462,14 +487,18 @@ pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> 
             None => (entry.as_str(), std::env::var(entry).ok()),
         };
         if name.is_empty() {
-            return Err(Failure::with_code(125, format!("invalid argument {entry:?} for \"-e, --env\" flag: invalid environment variable: {entry}")));
+            return Err(Failure::with_code(
+                125,
+                format!("invalid argument {entry:?} for \"-e, --env\" flag: invalid environment variable: {entry}"),
+            ));
         }
         if !entries.contains_key(name) {
             order.push(name.to_owned());
         }
         entries.insert(name.to_owned(), value);
     }
-    let list: Vec<String> = order.into_iter().filter_map(|name| entries.remove(&name).flatten().map(|value| format!("{name}={value}"))).collect();
+    let list: Vec<String> =
+        order.into_iter().filter_map(|name| entries.remove(&name).flatten().map(|value| format!("{name}={value}"))).collect();
     Ok(if list.is_empty() { Value::Null } else { json!(list) })
 }
 
@@ -483,20 +512,49 @@ fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
 }
 
 fn pairs(given: &[String], files: &[String]) -> Outcome<Map<String, Value>> {
-    Ok(lines_of(files)?.iter().chain(given).map(|entry| { let (key, value) = entry.split_once('=').unwrap_or((entry, "")); (key.to_owned(), json!(value)) }).collect())
+    Ok(lines_of(files)?
+        .iter()
+        .chain(given)
+        .map(|entry| {
+            let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
+            (key.to_owned(), json!(value))
+        })
+        .collect())
 }
 
 fn key_values(given: &[String]) -> Outcome<Map<String, Value>> {
-    given.iter().map(|entry| entry.split_once('=').map(|(key, value)| (key.to_owned(), json!(value))).ok_or_else(|| Failure::with_code(125, format!("invalid option {entry:?}: key=value is needed")))).collect()
+    given
+        .iter()
+        .map(|entry| {
+            entry
+                .split_once('=')
+                .map(|(key, value)| (key.to_owned(), json!(value)))
+                .ok_or_else(|| Failure::with_code(125, format!("invalid option {entry:?}: key=value is needed")))
+        })
+        .collect()
 }
 
 /// Kernel parameters, only those that belong to a namespace.
 fn sysctls(given: &[String]) -> Outcome<Map<String, Value>> {
-    const IPC: [&str; 8] = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"];
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
     for entry in given {
         let key = entry.split('=').next().unwrap_or_default();
-        if !entry.contains('=') || !(IPC.contains(&key) || key.starts_with("net.") || key.starts_with("fs.mqueue.") || key == "kernel.domainname") {
-            return Err(Failure::with_code(125, format!("invalid argument {entry:?} for \"--sysctl\" flag: sysctl '{entry}' is not allowed")));
+        if !entry.contains('=')
+            || !(IPC.contains(&key) || key.starts_with("net.") || key.starts_with("fs.mqueue.") || key == "kernel.domainname")
+        {
+            return Err(Failure::with_code(
+                125,
+                format!("invalid argument {entry:?} for \"--sysctl\" flag: sysctl '{entry}' is not allowed"),
+            ));
         }
     }
     key_values(given)
@@ -533,7 +591,23 @@ fn parse_device(text: &str) -> Outcome<Value> {
 
 /// `TYPE=SOFT[:HARD]`
 fn parse_ulimit(text: &str) -> Outcome<Value> {
-    const NAMES: [&str; 15] = ["core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"];
+    const NAMES: [&str; 15] = [
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
     let fail = |reason: String| Failure::with_code(125, format!("invalid argument {text:?} for \"--ulimit\" flag: {reason}"));
     let (name, values) = text.split_once('=').ok_or_else(|| fail(format!("invalid ulimit argument: {text}")))?;
     if !NAMES.contains(&name) {
@@ -572,7 +646,11 @@ fn parse_mount(text: &str) -> Outcome<Value> {
             "type" => drop(mount.insert("Type".into(), json!(value_or("").to_lowercase()))),
             "source" | "src" => {
                 let source = value_or("");
-                let source = if source.starts_with('.') { std::path::absolute(&source).map_or(source, |path| path.to_string_lossy().into_owned()) } else { source };
+                let source = if source.starts_with('.') {
+                    std::path::absolute(&source).map_or(source, |path| path.to_string_lossy().into_owned())
+                } else {
+                    source
+                };
                 mount.insert("Source".into(), json!(source));
             }
             "target" | "dst" | "destination" => drop(mount.insert("Target".into(), json!(value_or("")))),
@@ -585,7 +663,10 @@ fn parse_mount(text: &str) -> Outcome<Value> {
                 other => return Err(fail(format!("invalid value for bind-recursive: {other}"))),
             },
             "tmpfs-size" => drop(tmpfs.insert("SizeBytes".into(), json!(parse_size(&value_or(""))?))),
-            "tmpfs-mode" => drop(tmpfs.insert("Mode".into(), json!(u32::from_str_radix(&value_or(""), 8).map_err(|_| fail(format!("invalid value for tmpfs-mode: {}", value_or(""))))?))),
+            "tmpfs-mode" => drop(tmpfs.insert(
+                "Mode".into(),
+                json!(u32::from_str_radix(&value_or(""), 8).map_err(|_| fail(format!("invalid value for tmpfs-mode: {}", value_or(""))))?),
+            )),
             other => return Err(fail(format!("unexpected key '{other}' in '{field}'"))),
         }
     }
@@ -607,12 +688,18 @@ mod tests {
 
     #[test]
     fn mounts_and_limits() {
-        assert_eq!(parse_mount("type=bind,src=/a,dst=/b,ro").unwrap(), json!({"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": true}));
+        assert_eq!(
+            parse_mount("type=bind,src=/a,dst=/b,ro").unwrap(),
+            json!({"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": true})
+        );
         assert!(parse_mount("bogus").unwrap_err().text.ends_with("invalid field 'bogus' must be a key=value pair"));
         assert!(parse_mount("type=volume").unwrap_err().text.ends_with("target is required"));
         assert_eq!(parse_ulimit("nofile=10:20").unwrap(), json!({"Name": "nofile", "Soft": 10, "Hard": 20}));
         assert!(parse_ulimit("foo=1").unwrap_err().text.ends_with("invalid ulimit type: foo"));
-        assert_eq!(parse_device("/dev/a:r").unwrap(), json!({"PathOnHost": "/dev/a", "PathInContainer": "/dev/a", "CgroupPermissions": "r"}));
+        assert_eq!(
+            parse_device("/dev/a:r").unwrap(),
+            json!({"PathOnHost": "/dev/a", "PathInContainer": "/dev/a", "CgroupPermissions": "r"})
+        );
     }
 
     #[test]

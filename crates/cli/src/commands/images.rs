@@ -55,7 +55,8 @@ const COLUMNS: &[Column] = &[
 pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     let mut given = args.filter.clone();
     given.extend(args.repository.as_ref().map(|repository| format!("reference={repository}")));
-    let images = client.get(&format!("/images/json{}", query(&[("all", if args.all { "1" } else { "" }), ("filters", &filters(&given)?)]))).await?;
+    let images =
+        client.get(&format!("/images/json{}", query(&[("all", if args.all { "1" } else { "" }), ("filters", &filters(&given)?)]))).await?;
     let mut rows = Vec::new();
     for image in images.as_array().into_iter().flatten() {
         let id = image["Id"].as_str().unwrap_or_default();
@@ -77,14 +78,21 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
             rows.push(fields.as_object().cloned().unwrap_or_default());
         }
     }
-    let default = if args.digests { "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}" } else { "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}" };
+    let default = if args.digests {
+        "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+    } else {
+        "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+    };
     table::print(&args.format, args.quiet, default, "ID", COLUMNS, &rows)?;
     Ok(0)
 }
 
 /// Whether a listed name is the one asked for; patterns were the engine's to match.
 fn matches_repository(wanted: &str, repository: &str, tag: &str) -> bool {
-    wanted.contains(['*', '?']) || wanted == repository || wanted == format!("{repository}:{tag}") || wanted.trim_start_matches("docker.io/").trim_start_matches("library/") == repository
+    wanted.contains(['*', '?'])
+        || wanted == repository
+        || wanted == format!("{repository}:{tag}")
+        || wanted.trim_start_matches("docker.io/").trim_start_matches("library/") == repository
 }
 
 #[derive(Debug, Args)]
@@ -131,7 +139,9 @@ pub(crate) async fn tag(client: &Client, source: &str, target: &str) -> Outcome 
     };
     let answer = client.post(&format!("/images/{}/tag{}", escape_name(source), query(&[("repo", repository), ("tag", tag)])), None).await;
     match answer {
-        Err(error) if error.status == hyper::StatusCode::BAD_REQUEST => Err(Failure::new(format!("Error parsing reference: {target:?} is not a valid repository/tag: {}", error.message))),
+        Err(error) if error.status == hyper::StatusCode::BAD_REQUEST => {
+            Err(Failure::new(format!("Error parsing reference: {target:?} is not a valid repository/tag: {}", error.message)))
+        }
         answer => answer.map(|_| 0).map_err(Into::into),
     }
 }
@@ -153,7 +163,14 @@ pub(crate) struct HistoryArgs {
     image: String,
 }
 
-const HISTORY: &[Column] = &[("ID", "IMAGE"), ("CreatedSince", "CREATED"), ("CreatedAt", "CREATED AT"), ("CreatedBy", "CREATED BY"), ("Size", "SIZE"), ("Comment", "COMMENT")];
+const HISTORY: &[Column] = &[
+    ("ID", "IMAGE"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("CreatedBy", "CREATED BY"),
+    ("Size", "SIZE"),
+    ("Comment", "COMMENT"),
+];
 
 pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
     let steps = client.get(&format!("/images/{}/history", escape_name(&args.image))).await?;
@@ -174,7 +191,14 @@ pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
     };
     let rows: Vec<_> = steps.as_array().into_iter().flatten().map(row).collect();
     let created = if args.human { "CreatedSince" } else { "CreatedAt" };
-    table::print(&args.format, args.quiet, &format!("{{{{.ID}}}}\t{{{{.{created}}}}}\t{{{{.CreatedBy}}}}\t{{{{.Size}}}}\t{{{{.Comment}}}}"), "ID", HISTORY, &rows)?;
+    table::print(
+        &args.format,
+        args.quiet,
+        &format!("{{{{.ID}}}}\t{{{{.{created}}}}}\t{{{{.CreatedBy}}}}\t{{{{.Size}}}}\t{{{{.Comment}}}}"),
+        "ID",
+        HISTORY,
+        &rows,
+    )?;
     Ok(0)
 }
 
@@ -194,7 +218,14 @@ pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
         _ if terminal::stdin_is_terminal() => return Err(Failure::new("requested load from stdin, but stdin is empty")),
         _ => reader_body(std::io::stdin()),
     };
-    let response = client.send(hyper::Method::POST, &format!("/images/load{}", query(&[("quiet", if args.quiet { "1" } else { "" })])), &[("content-type", "application/x-tar")], body).await?;
+    let response = client
+        .send(
+            hyper::Method::POST,
+            &format!("/images/load{}", query(&[("quiet", if args.quiet { "1" } else { "" })])),
+            &[("content-type", "application/x-tar")],
+            body,
+        )
+        .await?;
     print_messages(response).await
 }
 
@@ -292,7 +323,9 @@ pub(crate) struct ImportArgs {
 pub(crate) async fn import(client: &Client, args: ImportArgs) -> Outcome {
     let body = match args.file.as_str() {
         "-" => reader_body(std::io::stdin()),
-        url if url.starts_with("http://") || url.starts_with("https://") => return Err(Failure::new("import from a URL: not available in this version of whelk; download it and import the file")),
+        url if url.starts_with("http://") || url.starts_with("https://") => {
+            return Err(Failure::new("import from a URL: not available in this version of whelk; download it and import the file"));
+        }
         path => file_body(path)?,
     };
     let name = args.repository.unwrap_or_default();
@@ -300,7 +333,15 @@ pub(crate) async fn import(client: &Client, args: ImportArgs) -> Outcome {
         Some((repository, tag)) if !tag.contains('/') => (repository, tag),
         _ => (name.as_str(), ""),
     };
-    let query = query(&[("fromSrc", "-"), ("repo", repository), ("tag", tag), ("message", &args.message), ("platform", &args.platform), ("changes", &args.change.join("\n"))]);
-    let response = client.send(hyper::Method::POST, &format!("/images/create{query}"), &[("content-type", "application/x-tar")], body).await?;
+    let query = query(&[
+        ("fromSrc", "-"),
+        ("repo", repository),
+        ("tag", tag),
+        ("message", &args.message),
+        ("platform", &args.platform),
+        ("changes", &args.change.join("\n")),
+    ]);
+    let response =
+        client.send(hyper::Method::POST, &format!("/images/create{query}"), &[("content-type", "application/x-tar")], body).await?;
     print_messages(response).await
 }

@@ -5,9 +5,9 @@ use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
 
 use super::attach::demultiplex;
-use crate::{Failure, Outcome};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::units::moment;
+use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {

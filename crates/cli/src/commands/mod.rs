@@ -32,6 +32,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one value in the life of the process")]
 enum Command {
     /// Create and run a new container from an image
     Run(run::RunArgs),
@@ -58,6 +59,7 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one value in the life of the process")]
 enum ContainerCommand {
     /// Create a new container
     Create(create::CreateArgs),
@@ -96,6 +98,7 @@ enum ContainerCommand {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one value in the life of the process")]
 enum ContainerGroup {
     Run(run::RunArgs),
     /// List containers
@@ -217,9 +220,14 @@ fn usage(error: &clap::Error) -> Outcome {
         ErrorKind::UnknownArgument if !flag.starts_with('-') => return Err(count()),
         ErrorKind::UnknownArgument => unknown_flag(&flag),
         ErrorKind::InvalidValue if value.is_empty() => needs_argument(&flag),
-        ErrorKind::ValueValidation | ErrorKind::InvalidValue => format!("invalid argument {value:?} for {:?} flag: strconv.ParseInt: parsing {value:?}: invalid syntax", both_forms(&words, &flag)),
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => format!(
+            "invalid argument {value:?} for {:?} flag: strconv.ParseInt: parsing {value:?}: invalid syntax",
+            both_forms(&words, &flag)
+        ),
         ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => return Err(count()),
-        ErrorKind::InvalidSubcommand => return Err(Failure::new(format!("whelk: unknown command: whelk {command}\n\nRun 'whelk --help' for more information"))),
+        ErrorKind::InvalidSubcommand => {
+            return Err(Failure::new(format!("whelk: unknown command: whelk {command}\n\nRun 'whelk --help' for more information")));
+        }
         _ => {
             let _ = error.print();
             return Ok(USAGE);
@@ -237,7 +245,10 @@ fn both_forms(words: &[String], flag: &str) -> String {
             None => break,
         }
     }
-    let short = command.get_arguments().find(|argument| argument.get_long().is_some_and(|long| flag == format!("--{long}"))).and_then(clap::Arg::get_short);
+    let short = command
+        .get_arguments()
+        .find(|argument| argument.get_long().is_some_and(|long| flag == format!("--{long}")))
+        .and_then(clap::Arg::get_short);
     short.map_or_else(|| flag.to_owned(), |short| format!("-{short}, {flag}"))
 }
 
@@ -263,7 +274,10 @@ pub(crate) fn unknown_flag(flag: &str) -> String {
 
 fn needs_argument(flag: &str) -> String {
     // The parser names both forms of a flag; the one that was typed is told.
-    let typed = std::env::args().find(|word| word.split('=').next() == Some(flag) || word.starts_with('-') && !word.starts_with("--") && flag.starts_with("--") && word.len() == 2);
+    let typed = std::env::args().find(|word| {
+        word.split('=').next() == Some(flag)
+            || word.starts_with('-') && !word.starts_with("--") && flag.starts_with("--") && word.len() == 2
+    });
     match typed.as_deref().and_then(|word| word.strip_prefix('-')).filter(|word| !word.starts_with('-')) {
         Some(letter) => format!("flag needs an argument: '{letter}' in -{letter}"),
         None => format!("flag needs an argument: {flag}"),
@@ -330,8 +344,17 @@ async fn image(client: &Client, command: ImageCommand) -> Outcome {
 pub(crate) fn filters(given: &[String]) -> Outcome<String> {
     let mut map = serde_json::Map::new();
     for filter in given {
-        let Some((key, value)) = filter.split_once('=') else { return Err(Failure::with_code(USAGE, format!("invalid argument {filter:?} for \"-f, --filter\" flag: bad format of filter (expected name=value)"))) };
-        map.entry(key.trim().to_lowercase()).or_insert_with(|| Value::Array(Vec::new())).as_array_mut().map(|list| list.push(Value::from(value.trim()))).unwrap_or_default();
+        let Some((key, value)) = filter.split_once('=') else {
+            return Err(Failure::with_code(
+                USAGE,
+                format!("invalid argument {filter:?} for \"-f, --filter\" flag: bad format of filter (expected name=value)"),
+            ));
+        };
+        map.entry(key.trim().to_lowercase())
+            .or_insert_with(|| Value::Array(Vec::new()))
+            .as_array_mut()
+            .map(|list| list.push(Value::from(value.trim())))
+            .unwrap_or_default();
     }
     Ok(if map.is_empty() { String::new() } else { Value::Object(map).to_string() })
 }

@@ -59,9 +59,15 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
     let limit = if args.latest { 1 } else { args.last };
     let size = args.size || args.format.contains(".Size");
     let limit = if limit > 0 { limit.to_string() } else { String::new() };
-    let query = query(&[("all", if args.all { "1" } else { "" }), ("limit", &limit), ("size", if size { "1" } else { "" }), ("filters", &filters(&args.filter)?)]);
+    let query = query(&[
+        ("all", if args.all { "1" } else { "" }),
+        ("limit", &limit),
+        ("size", if size { "1" } else { "" }),
+        ("filters", &filters(&args.filter)?),
+    ]);
     let containers = client.get(&format!("/containers/json{query}")).await?;
-    let rows: Vec<Map<String, Value>> = containers.as_array().into_iter().flatten().map(|container| row(container, args.no_trunc)).collect();
+    let rows: Vec<Map<String, Value>> =
+        containers.as_array().into_iter().flatten().map(|container| row(container, args.no_trunc)).collect();
     let default = if args.size {
         "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}\t{{.Size}}"
     } else {
@@ -77,12 +83,26 @@ fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
     let created = container["Created"].as_i64().unwrap_or(0);
     let local = jiff::Timestamp::from_second(created).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
     let join = |values: Vec<String>| values.join(",");
-    let names = container["Names"].as_array().into_iter().flatten().filter_map(Value::as_str).map(|name| name.trim_start_matches('/').to_owned()).collect();
-    let mut labels: Vec<String> = container["Labels"].as_object().into_iter().flatten().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    let names = container["Names"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(|name| name.trim_start_matches('/').to_owned())
+        .collect();
+    let mut labels: Vec<String> = container["Labels"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
     labels.sort();
-    let mounts = container["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Source"].as_str()).map(|source| if no_trunc || source.chars().count() <= 15 { source.to_owned() } else { source.chars().take(14).collect::<String>() + "…" });
+    let mounts = container["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Source"].as_str()).map(|source| {
+        if no_trunc || source.chars().count() <= 15 { source.to_owned() } else { source.chars().take(14).collect::<String>() + "…" }
+    });
     let command = text("Command");
-    let command = if no_trunc || command.chars().count() <= 20 { command.to_owned() } else { command.chars().take(19).collect::<String>() + "…" };
+    let command =
+        if no_trunc || command.chars().count() <= 20 { command.to_owned() } else { command.chars().take(19).collect::<String>() + "…" };
     let image = text("Image");
     let sizes = (container["SizeRw"].as_u64().unwrap_or(0), container["SizeRootFs"].as_u64().unwrap_or(0));
     let fields = json!({

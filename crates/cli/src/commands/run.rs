@@ -39,13 +39,17 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
     if create.tty && stdin && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }
-    let id = make(client, create, true, Some(args.detach)).await.map_err(|failure| Failure { text: if failure.code == NOT_RUN { failure.text } else { format!("whelk: {}", failure.text) }, code: NOT_RUN })?;
+    let id = make(client, create, true, Some(args.detach)).await.map_err(|failure| Failure {
+        text: if failure.code == NOT_RUN { failure.text } else { format!("whelk: {}", failure.text) },
+        code: NOT_RUN,
+    })?;
     if args.detach {
         start(client, &id).await?;
         println!("{id}");
         return Ok(0);
     }
-    let (stdout, stderr) = (create.attach.is_empty() || attached("stdout"), (create.attach.is_empty() || attached("stderr")) && !create.tty);
+    let (stdout, stderr) =
+        (create.attach.is_empty() || attached("stdout"), (create.attach.is_empty() || attached("stderr")) && !create.tty);
     let path = attach_path(&id, stdin, stdout, stderr, &args.detach_keys);
     let connection = client.hijack(&path, None).await.map_err(|error| not_run(&error.to_string()))?;
     // Asked before the start, or a short program could end unseen.
@@ -85,7 +89,10 @@ fn not_run(text: &str) -> Failure {
 async fn start(client: &Client, id: &str) -> Outcome<()> {
     let Err(error) = client.post(&format!("/containers/{id}/start"), None).await else { return Ok(()) };
     let text = error.to_string();
-    let code = if ["executable file not found", "no such file or directory", "system cannot find the file specified"].iter().any(|part| text.contains(part)) {
+    let code = if ["executable file not found", "no such file or directory", "system cannot find the file specified"]
+        .iter()
+        .any(|part| text.contains(part))
+    {
         127
     } else if text.contains("permission denied") || text.contains("is a directory") {
         126

@@ -63,7 +63,9 @@ async fn inspect_one(client: &Client, name: &str, kind: Option<&str>, size: bool
         }
     }
     match client.get(&format!("/images/{path}/json")).await {
-        Err(error) if error.status == hyper::StatusCode::NOT_FOUND && kind.is_none() => Err(Failure::new(format!("Error: No such object: {name}"))),
+        Err(error) if error.status == hyper::StatusCode::NOT_FOUND && kind.is_none() => {
+            Err(Failure::new(format!("Error: No such object: {name}")))
+        }
         result => Ok(result?),
     }
 }
@@ -124,10 +126,21 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
 fn event_line(event: &Value) -> String {
     let nanoseconds = event["timeNano"].as_i64().unwrap_or(0);
     let time = jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
-    let mut attributes: Vec<String> = event["Actor"]["Attributes"].as_object().into_iter().flatten().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    let mut attributes: Vec<String> = event["Actor"]["Attributes"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
     attributes.sort();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let head = format!("{} {} {} {}", time.strftime("%Y-%m-%dT%H:%M:%S.%9f%:z"), text(&event["Type"]), text(&event["Action"]), text(&event["Actor"]["ID"]));
+    let head = format!(
+        "{} {} {} {}",
+        time.strftime("%Y-%m-%dT%H:%M:%S.%9f%:z"),
+        text(&event["Type"]),
+        text(&event["Action"]),
+        text(&event["Actor"]["ID"])
+    );
     if attributes.is_empty() { head } else { format!("{head} ({})", attributes.join(", ")) }
 }
 
@@ -151,9 +164,26 @@ fn print_one(value: &Value, format: &str, text: impl FnOnce() -> String) -> Outc
 pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
     let info = client.get("/info").await?;
     print_one(&info, &args.format, || {
-        let line = |label: &str, key: &str| format!(" {label}: {}\n", info[key].as_str().map_or_else(|| info[key].to_string(), str::to_owned));
+        let line =
+            |label: &str, key: &str| format!(" {label}: {}\n", info[key].as_str().map_or_else(|| info[key].to_string(), str::to_owned));
         let mut text = format!("Client:\n Version: {}\n\nServer:\n", env!("CARGO_PKG_VERSION"));
-        for (label, key) in [("Containers", "Containers"), (" Running", "ContainersRunning"), (" Paused", "ContainersPaused"), (" Stopped", "ContainersStopped"), ("Images", "Images"), ("Server Version", "ServerVersion"), ("Storage Driver", "Driver"), ("Logging Driver", "LoggingDriver"), ("Cgroup Driver", "CgroupDriver"), ("Cgroup Version", "CgroupVersion"), ("Kernel Version", "KernelVersion"), ("Operating System", "OperatingSystem"), ("OSType", "OSType"), ("Architecture", "Architecture"), ("CPUs", "NCPU")] {
+        for (label, key) in [
+            ("Containers", "Containers"),
+            (" Running", "ContainersRunning"),
+            (" Paused", "ContainersPaused"),
+            (" Stopped", "ContainersStopped"),
+            ("Images", "Images"),
+            ("Server Version", "ServerVersion"),
+            ("Storage Driver", "Driver"),
+            ("Logging Driver", "LoggingDriver"),
+            ("Cgroup Driver", "CgroupDriver"),
+            ("Cgroup Version", "CgroupVersion"),
+            ("Kernel Version", "KernelVersion"),
+            ("Operating System", "OperatingSystem"),
+            ("OSType", "OSType"),
+            ("Architecture", "Architecture"),
+            ("CPUs", "NCPU"),
+        ] {
             text += &line(label, key);
         }
         text += &format!(" Total Memory: {}\n", size(info["MemTotal"].as_u64().unwrap_or(0), 4));
@@ -165,8 +195,21 @@ pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {
     let server = client.get("/version").await?;
     let own = json!({"Version": env!("CARGO_PKG_VERSION"), "ApiVersion": "1.51", "Os": "linux", "Arch": server["Arch"]});
     print_one(&json!({"Client": own, "Server": server}), &args.format, || {
-        let block = |name: &str, value: &Value| format!("{name}:\n Version:      {}\n API version:  {}\n OS/Arch:      {}/{}\n", value["Version"].as_str().unwrap_or_default(), value["ApiVersion"].as_str().unwrap_or_default(), value["Os"].as_str().unwrap_or_default(), value["Arch"].as_str().unwrap_or_default());
-        format!("{}\n{} Kernel:       {}\n", block("Client", &own), block("Server", &server), server["KernelVersion"].as_str().unwrap_or_default())
+        let block = |name: &str, value: &Value| {
+            format!(
+                "{name}:\n Version:      {}\n API version:  {}\n OS/Arch:      {}/{}\n",
+                value["Version"].as_str().unwrap_or_default(),
+                value["ApiVersion"].as_str().unwrap_or_default(),
+                value["Os"].as_str().unwrap_or_default(),
+                value["Arch"].as_str().unwrap_or_default()
+            )
+        };
+        format!(
+            "{}\n{} Kernel:       {}\n",
+            block("Client", &own),
+            block("Server", &server),
+            server["KernelVersion"].as_str().unwrap_or_default()
+        )
     })
 }
 
@@ -185,7 +228,13 @@ pub(crate) struct PruneArgs {
 
 pub(crate) async fn prune(client: &Client, args: PruneArgs, what: &str) -> Outcome {
     if !args.force {
-        let warning = if what == "containers" { "all stopped containers" } else if args.all { "all images without at least one container associated to them" } else { "all dangling images" };
+        let warning = if what == "containers" {
+            "all stopped containers"
+        } else if args.all {
+            "all images without at least one container associated to them"
+        } else {
+            "all dangling images"
+        };
         eprint!("WARNING! This will remove {warning}.\nAre you sure you want to continue? [y/N] ");
         let mut answer = String::new();
         if !std::io::stdin().is_terminal() || std::io::stdin().read_line(&mut answer).is_err() || !matches!(answer.trim(), "y" | "Y") {

@@ -20,16 +20,17 @@ pub(crate) fn print(format: &str, quiet: bool, default: &str, id: &str, columns:
         "json" => "{{json .}}".to_owned(),
         other => other.to_owned(),
     };
+    let parse = |text: &str| Template::parse(text).map_err(|failure| crate::Failure { code: 1, ..failure });
     let mut lines = Vec::new();
     let template = match format.strip_prefix("table ") {
         Some(table) => {
             // Typed on a command line, a tab is two characters.
-            let template = Template::parse(&table.replace("\\t", "\t").replace("\\n", "\n"))?;
+            let template = parse(&table.replace("\\t", "\t").replace("\\n", "\n"))?;
             let headings: Map<String, Value> = columns.iter().map(|&(name, heading)| (name.to_owned(), Value::from(heading))).collect();
             lines.push(template.execute(&Value::Object(headings))?);
             template
         }
-        None => Template::parse(&format.replace("\\t", "\t").replace("\\n", "\n"))?,
+        None => parse(&format.replace("\\t", "\t").replace("\\n", "\n"))?,
     };
     for row in rows {
         lines.push(template.execute(&Value::Object(row.clone()))?);

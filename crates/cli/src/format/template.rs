@@ -192,7 +192,9 @@ impl Parser<'_> {
 }
 
 fn statement(action: &str) -> Outcome<Node> {
-    if let Some((name, value)) = action.split_once(":=").or_else(|| action.split_once(" = ")).filter(|(name, _)| name.trim().starts_with('$')) {
+    if let Some((name, value)) =
+        action.split_once(":=").or_else(|| action.split_once(" = ")).filter(|(name, _)| name.trim().starts_with('$'))
+    {
         return Ok(Node::Assign(name.trim().to_owned(), pipeline(value)?));
     }
     pipeline(action).map(Node::Print)
@@ -226,10 +228,8 @@ fn words(text: &str) -> Outcome<Vec<String>> {
                 word.extend(letters.next());
                 continue;
             }
-            (letter, Some(open)) => {
-                if letter == open {
-                    quote = None;
-                }
+            (letter, Some(open)) if letter == open => {
+                quote = None;
             }
             ('"' | '`', None) => quote = Some(letter),
             ('(', None) => depth += 1,
@@ -289,7 +289,8 @@ fn operand(word: &str) -> Outcome<Operand> {
 }
 
 const FUNCTIONS: &[&str] = &[
-    "json", "join", "split", "upper", "lower", "title", "truncate", "pad", "println", "print", "printf", "len", "index", "slice", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "html", "js", "urlquery",
+    "json", "join", "split", "upper", "lower", "title", "truncate", "pad", "println", "print", "printf", "len", "index", "slice", "eq",
+    "ne", "lt", "le", "gt", "ge", "and", "or", "not", "html", "js", "urlquery",
 ];
 
 struct Scope {
@@ -454,7 +455,9 @@ fn call(name: &str, arguments: Vec<Value>) -> Outcome<Value> {
         ("join", [Value::Null, _]) => Value::from(""),
         ("split", [value, separator]) => text(value).split(&text(separator)).map(Value::from).collect(),
         ("truncate", [value, length]) => Value::from(text(value).chars().take(number(length).unwrap_or(0)).collect::<String>()),
-        ("pad", [value, before, after]) => Value::from(format!("{}{}{}", " ".repeat(number(before).unwrap_or(0)), text(value), " ".repeat(number(after).unwrap_or(0)))),
+        ("pad", [value, before, after]) => {
+            Value::from(format!("{}{}{}", " ".repeat(number(before).unwrap_or(0)), text(value), " ".repeat(number(after).unwrap_or(0))))
+        }
         ("println", values) => Value::from(values.iter().map(display).collect::<Vec<_>>().join(" ") + "\n"),
         ("print" | "html" | "js" | "urlquery", values) => Value::from(values.iter().map(display).collect::<String>()),
         ("printf", [Value::String(format), values @ ..]) => Value::from(printf(format, values)),
@@ -553,7 +556,8 @@ mod tests {
     use serde_json::json;
 
     fn check(template: &str, expected: &str) {
-        let value = json!({"A": "x", "N": 5, "L": ["a", "b"], "M": {"k": "v", "a": 1}, "E": [], "Z": null, "T": true, "O": {"P": {"Q": "deep"}}});
+        let value =
+            json!({"A": "x", "N": 5, "L": ["a", "b"], "M": {"k": "v", "a": 1}, "E": [], "Z": null, "T": true, "O": {"P": {"Q": "deep"}}});
         let outcome = Template::parse(template).and_then(|template| template.execute(&value));
         assert_eq!(outcome.unwrap_or_else(|failure| failure.text), expected, "{template}");
     }

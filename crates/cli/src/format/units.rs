@@ -107,9 +107,13 @@ pub(crate) fn moment(text: &str) -> Outcome<String> {
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return Ok(nanoseconds(time));
     }
-    let local = text.parse::<jiff::civil::DateTime>().or_else(|_| text.parse::<jiff::civil::Date>().map(|date| date.to_datetime(jiff::civil::Time::midnight())));
+    let local = text
+        .parse::<jiff::civil::DateTime>()
+        .or_else(|_| text.parse::<jiff::civil::Date>().map(|date| date.to_datetime(jiff::civil::Time::midnight())));
     let zoned = local.and_then(|time| time.to_zoned(jiff::tz::TimeZone::system()));
-    zoned.map(|time| nanoseconds(time.timestamp())).map_err(|_| Failure::new(format!("failed to parse value as time or duration: {text:?}")))
+    zoned
+        .map(|time| nanoseconds(time.timestamp()))
+        .map_err(|_| Failure::new(format!("failed to parse value as time or duration: {text:?}")))
 }
 
 #[cfg(test)]
@@ -118,7 +122,9 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (bytes, text) in [(0, "0B"), (999, "999B"), (1000, "1kB"), (1_983_915, "1.984MB"), (123_456_789, "123.5MB"), (1_500_000_000, "1.5GB")] {
+        for (bytes, text) in
+            [(0, "0B"), (999, "999B"), (1000, "1kB"), (1_983_915, "1.984MB"), (123_456_789, "123.5MB"), (1_500_000_000, "1.5GB")]
+        {
             assert_eq!(size(bytes, 4), text);
         }
         assert_eq!(size(1_983_915, 3), "1.98MB");

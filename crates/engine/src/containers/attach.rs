@@ -6,8 +6,8 @@ use std::sync::PoisonError;
 use tokio::net::UnixStream;
 use whelk_shim::protocol::{Attach, Request};
 
-use super::stop::expect_done;
 use super::Containers;
+use super::stop::expect_done;
 use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::shims::ask;
@@ -35,7 +35,12 @@ impl Containers {
             let record = container.record();
             (record.state.status, record.config.tty)
         };
-        let attach = Attach { stdin: request.stdin && container.record().config.open_stdin, stdout: request.stdout, stderr: request.stderr, detach_keys: request.detach_keys };
+        let attach = Attach {
+            stdin: request.stdin && container.record().config.open_stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            detach_keys: request.detach_keys,
+        };
         let stream = match status {
             Status::Paused => return Err(Error::conflict(format!("container {} is paused, unpause the container before attach", name))),
             Status::Removing | Status::Dead => return Err(Error::conflict(format!("container {} is being removed", container.id))),

@@ -50,7 +50,16 @@ impl Containers {
         config.hostname = crate::spec::hostname(&config, &id);
         fill_paths(&mut host);
         let image = image.map(|image| image.id.to_string()).unwrap_or_default();
-        let mut record = Record { version: SCHEMA_VERSION, id: id.clone(), name: String::new(), created_at: now(), image, config, host, state: State::default() };
+        let mut record = Record {
+            version: SCHEMA_VERSION,
+            id: id.clone(),
+            name: String::new(),
+            created_at: now(),
+            image,
+            config,
+            host,
+            state: State::default(),
+        };
         self.reserve_name(&mut record, wanted_name)?;
         let made = self.make_files(&id).and_then(|()| self.store.insert_container(&record));
         if let Err(error) = made {
@@ -72,7 +81,10 @@ impl Containers {
                 Some(owner) => return Err(name_taken(&name, owner)),
                 None => name,
             },
-            None => (0..).map(|attempt: u32| names::random(attempt.saturating_sub(ATTEMPTS))).find(|name| !index.by_name.contains_key(name)).unwrap_or_default(),
+            None => (0..)
+                .map(|attempt: u32| names::random(attempt.saturating_sub(ATTEMPTS)))
+                .find(|name| !index.by_name.contains_key(name))
+                .unwrap_or_default(),
         };
         index.by_name.insert(record.name.clone(), record.id.clone());
         Ok(())
@@ -88,7 +100,9 @@ impl Containers {
 }
 
 pub(super) fn name_taken(name: &str, owner: &str) -> Error {
-    Error::conflict(format!("Conflict. The container name \"/{name}\" is already in use by container \"{owner}\". You have to remove (or rename) that container to be able to reuse that name."))
+    Error::conflict(format!(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{owner}\". You have to remove (or rename) that container to be able to reuse that name."
+    ))
 }
 
 /// # Errors
@@ -101,11 +115,15 @@ fn check_platform(wanted: &str, image: &ImageConfig, name: &str) -> Result<()> {
     if parts.len() > 3 || parts.iter().any(|part| part.is_empty()) {
         return Err(Error::invalid(format!("{wanted:?}: cannot parse platform specifier: invalid argument")));
     }
-    let matches = parts[0] == image.os && parts.get(1).is_none_or(|arch| *arch == image.architecture) || parts.len() == 1 && parts[0] == image.architecture;
+    let matches = parts[0] == image.os && parts.get(1).is_none_or(|arch| *arch == image.architecture)
+        || parts.len() == 1 && parts[0] == image.architecture;
     if matches {
         return Ok(());
     }
-    Err(Error::NotFound(format!("image with reference {name} was found but its platform ({}/{}) does not match the specified platform ({wanted})", image.os, image.architecture)))
+    Err(Error::NotFound(format!(
+        "image with reference {name} was found but its platform ({}/{}) does not match the specified platform ({wanted})",
+        image.os, image.architecture
+    )))
 }
 
 /// Fills what the request leaves open with what the image says.

@@ -38,6 +38,8 @@ pub struct Exec {
     pub container: String,
     pub config: ExecConfig,
     state: Mutex<ExecState>,
+    /// Rung when it has ended.
+    ended: tokio::sync::Notify,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,10 +57,27 @@ impl Exec {
 
     fn change(&self, change: impl FnOnce(&mut ExecState)) {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.ended.notify_waiters();
+    }
+
+    /// Waits until the engine knows how it ended.
+    pub async fn ended(&self) {
+        loop {
+            let rung = self.ended.notified();
+            if !self.state().running {
+                return;
+            }
+            rung.await;
+        }
     }
 
     fn command_line(&self) -> String {
-        let (command, arguments) = self.config.cmd.as_deref().and_then(<[String]>::split_first).map_or((String::new(), String::new()), |(first, rest)| (first.clone(), rest.join(" ")));
+        let (command, arguments) = self
+            .config
+            .cmd
+            .as_deref()
+            .and_then(<[String]>::split_first)
+            .map_or((String::new(), String::new()), |(first, rest)| (first.clone(), rest.join(" ")));
         // One space even without arguments: that is how Docker writes it.
         format!("{command} {arguments}")
     }
@@ -88,10 +107,19 @@ impl Containers {
             }
         }
         if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
-            return Err(Error::invalid(format!("the working directory '{}' is invalid, it needs to be an absolute path", config.working_dir)));
+            return Err(Error::invalid(format!(
+                "the working directory '{}' is invalid, it needs to be an absolute path",
+                config.working_dir
+            )));
         }
         check_user(&container, &config.user)?;
-        let exec = Arc::new(Exec { id: names::random_id(), container: container.id.clone(), config, state: Mutex::default() });
+        let exec = Arc::new(Exec {
+            id: names::random_id(),
+            container: container.id.clone(),
+            config,
+            state: Mutex::default(),
+            ended: tokio::sync::Notify::new(),
+        });
         self.publish(&container, &format!("exec_create: {}", exec.command_line()), &[("execID", exec.id.clone())]);
         let id = exec.id.clone();
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), exec);
@@ -99,7 +127,12 @@ impl Containers {
     }
 
     pub fn exec(&self, id: &str) -> Result<Arc<Exec>> {
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().ok_or_else(|| Error::NotFound(format!("No such exec instance: {id}")))
+        self.execs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("No such exec instance: {id}")))
     }
 
     /// Starts an exec. Returns the connection to its streams, unless it is detached.
@@ -131,11 +164,17 @@ impl Containers {
         }
     }
 
-    async fn run_exec(&self, exec: &Exec, container: &Container, start: ExecStart) -> std::result::Result<Option<UnixStream>, (Error, i32)> {
+    async fn run_exec(
+        &self,
+        exec: &Exec,
+        container: &Container,
+        start: ExecStart,
+    ) -> std::result::Result<Option<UnixStream>, (Error, i32)> {
         const NOT_STARTED: i32 = 128;
         let request = self.exec_request(exec, container, &start).map_err(|error| (error, NOT_STARTED))?;
         let detached = request.attach.is_none();
-        let (reply, stream) = ask(&self.instance, &container.id, &Request::Exec(Box::new(request))).await.map_err(|error| (error, NOT_STARTED))?;
+        let (reply, stream) =
+            ask(&self.instance, &container.id, &Request::Exec(Box::new(request))).await.map_err(|error| (error, NOT_STARTED))?;
         match reply {
             Reply::Started { pid } => {
                 exec.change(|state| state.pid = pid);
@@ -161,7 +200,10 @@ impl Containers {
             terminal: config.tty,
             console_size: size.filter(|_| config.tty).map(|[height, width]| ConsoleSize { height, width }),
             args: config.cmd.clone().unwrap_or_default(),
-            env: spec::environment(&container_config, &record.config.hostname, config.env.as_deref().unwrap_or_default()).into_iter().filter(|entry| entry.contains('=')).collect(),
+            env: spec::environment(&container_config, &record.config.hostname, config.env.as_deref().unwrap_or_default())
+                .into_iter()
+                .filter(|entry| entry.contains('='))
+                .collect(),
             cwd: if config.working_dir.is_empty() { record.config.working_dir.clone() } else { config.working_dir.clone() },
             capabilities: Some(spec::capability_sets(security::capabilities(&capable)?)),
             no_new_privileges: options.no_new_privileges,
@@ -170,9 +212,21 @@ impl Containers {
             rlimits: Vec::new(),
             ..Process::default()
         };
-        let attach = (!start.detach).then(|| Attach { stdin: config.attach_stdin, stdout: config.attach_stdout, stderr: config.attach_stderr, detach_keys: start.detach_keys.clone() });
+        let attach = (!start.detach).then(|| Attach {
+            stdin: config.attach_stdin,
+            stdout: config.attach_stdout,
+            stderr: config.attach_stderr,
+            detach_keys: start.detach_keys.clone(),
+        });
         let user = if config.user.is_empty() { record.config.user.clone() } else { config.user.clone() };
-        Ok(protocol::Exec { id: exec.id.clone(), process, user: UserRequest { user, groups: host.group_add.clone().unwrap_or_default() }, filter, stdin: config.attach_stdin && attach.is_some(), attach })
+        Ok(protocol::Exec {
+            id: exec.id.clone(),
+            process,
+            user: UserRequest { user, groups: host.group_add.clone().unwrap_or_default() },
+            filter,
+            stdin: config.attach_stdin && attach.is_some(),
+            attach,
+        })
     }
 
     pub async fn exec_resize(&self, id: &str, height: u16, width: u16) -> Result<()> {
@@ -214,7 +268,13 @@ impl Containers {
     /// Knows an exec again that an earlier engine started.
     pub(super) fn adopt_exec(&self, container: &str, id: &str, pid: i32) {
         let state = ExecState { started: true, running: true, pid, exit_code: None };
-        let exec = Exec { id: id.to_owned(), container: container.to_owned(), config: ExecConfig::default(), state: Mutex::new(state) };
+        let exec = Exec {
+            id: id.to_owned(),
+            container: container.to_owned(),
+            config: ExecConfig::default(),
+            state: Mutex::new(state),
+            ended: tokio::sync::Notify::new(),
+        };
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).entry(id.to_owned()).or_insert_with(|| Arc::new(exec));
     }
 }
@@ -235,7 +295,9 @@ fn check_can_exec(container: &Container, name: &str) -> Result<()> {
     match container.status() {
         Status::Running => Ok(()),
         Status::Paused => Err(Error::conflict(format!("Container {name} is paused, unpause the container before exec"))),
-        Status::Restarting => Err(Error::conflict(format!("container {} is restarting, wait until the container is running", container.id))),
+        Status::Restarting => {
+            Err(Error::conflict(format!("container {} is restarting, wait until the container is running", container.id)))
+        }
         _ => Err(Error::conflict(format!("container {} is not running", container.id))),
     }
 }
@@ -246,7 +308,10 @@ fn explain(error: whelk_runtime::Error) -> (Error, i32) {
     const FAILED: &str = "OCI runtime exec failed: exec failed: unable to start container process";
     match error {
         Runtime::CommandNotFound(text) => (Error::invalid(format!("{FAILED}: {text}")), 127),
-        Runtime::NotExecutable(text) => (Error::invalid(format!("{FAILED}: {text}{}", if text.ends_with("permission denied") { "" } else { ": permission denied" })), 126),
+        Runtime::NotExecutable(text) => (
+            Error::invalid(format!("{FAILED}: {text}{}", if text.ends_with("permission denied") { "" } else { ": permission denied" })),
+            126,
+        ),
         Runtime::NoSuchUser(text) => (Error::invalid(text), 126),
         Runtime::State(text) => (Error::conflict(text), 128),
         // Shells and Docker's clients read a missing working directory as "not found" too.

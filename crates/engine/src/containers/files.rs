@@ -38,7 +38,12 @@ fn hosts(config: &Config, host: &HostConfig) -> String {
         }
     }
     if host.network_mode == "none" {
-        let _ = writeln!(text, "127.0.1.1\t{}{}", config.hostname, if config.domainname.is_empty() { String::new() } else { format!(".{}", config.domainname) });
+        let _ = writeln!(
+            text,
+            "127.0.1.1\t{}{}",
+            config.hostname,
+            if config.domainname.is_empty() { String::new() } else { format!(".{}", config.domainname) }
+        );
     }
     text
 }

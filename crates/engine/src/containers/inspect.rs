@@ -56,11 +56,23 @@ impl Containers {
 /// The mounts that a container asks for, as they are listed.
 pub fn mount_points(record: &Record) -> Result<Vec<MountPoint>> {
     let listed = |plan: volumes::MountPlan| match plan.source {
-        Source::Bind { path, .. } => Some(MountPoint { kind: "bind", source: path, destination: plan.target, mode: plan.mode, writable: !plan.read_only, propagation: plan.propagation }),
+        Source::Bind { path, .. } => Some(MountPoint {
+            kind: "bind",
+            source: path,
+            destination: plan.target,
+            mode: plan.mode,
+            writable: !plan.read_only,
+            propagation: plan.propagation,
+        }),
         // Only those of --mount are listed; --tmpfs has a field of its own.
-        Source::Tmpfs if !record.host.tmpfs.contains_key(&plan.target) => {
-            Some(MountPoint { kind: "tmpfs", source: String::new(), destination: plan.target, mode: String::new(), writable: !plan.read_only, propagation: String::new() })
-        }
+        Source::Tmpfs if !record.host.tmpfs.contains_key(&plan.target) => Some(MountPoint {
+            kind: "tmpfs",
+            source: String::new(),
+            destination: plan.target,
+            mode: String::new(),
+            writable: !plan.read_only,
+            propagation: String::new(),
+        }),
         Source::Tmpfs => None,
     };
     Ok(volumes::plan(&record.config, &record.host)?.into_iter().filter_map(listed).collect())

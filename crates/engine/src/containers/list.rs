@@ -26,7 +26,22 @@ pub struct Listed {
 }
 
 pub const FILTERS: &[&str] = &[
-    "ancestor", "before", "expose", "exited", "health", "id", "isolation", "is-task", "label", "label!", "name", "network", "publish", "since", "status", "volume",
+    "ancestor",
+    "before",
+    "expose",
+    "exited",
+    "health",
+    "id",
+    "isolation",
+    "is-task",
+    "label",
+    "label!",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
 ];
 
 impl Containers {
@@ -94,18 +109,39 @@ impl<'a> Matcher<'a> {
             let Some(names) = filters.get(key) else { return Ok(None) };
             names.iter().map(|name| containers.find(name).map(|container| container.record().created_at)).next().transpose()
         };
-        let exited = filters.get("exited").into_iter().flatten().map(|code| code.parse().map_err(|_| Error::invalid(format!("invalid filter 'exited={code}': strconv.Atoi: parsing {code:?}: invalid syntax")))).collect::<Result<Vec<i32>>>()?;
+        let exited = filters
+            .get("exited")
+            .into_iter()
+            .flatten()
+            .map(|code| {
+                code.parse()
+                    .map_err(|_| Error::invalid(format!("invalid filter 'exited={code}': strconv.Atoi: parsing {code:?}: invalid syntax")))
+            })
+            .collect::<Result<Vec<i32>>>()?;
         const STATUSES: [&str; 7] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
         if let Some(wrong) = filters.get("status").into_iter().flatten().find(|status| !STATUSES.contains(&status.as_str())) {
-            return Err(Error::invalid(format!("invalid filter 'status={wrong}': invalid value for state ({wrong}): must be one of {}", STATUSES.join(", "))));
+            return Err(Error::invalid(format!(
+                "invalid filter 'status={wrong}': invalid value for state ({wrong}): must be one of {}",
+                STATUSES.join(", ")
+            )));
         }
         const HEALTH: [&str; 4] = ["none", "starting", "healthy", "unhealthy"];
         if let Some(wrong) = filters.get("health").into_iter().flatten().find(|health| !HEALTH.contains(&health.as_str())) {
-            return Err(Error::invalid(format!("invalid filter 'health={wrong}': invalid value for health ({wrong}): must be one of {}", HEALTH.join(", "))));
+            return Err(Error::invalid(format!(
+                "invalid filter 'health={wrong}': invalid value for health ({wrong}): must be one of {}",
+                HEALTH.join(", ")
+            )));
         }
         filters.flag("is-task")?;
-        let ancestors = filters.get("ancestor").map(|names| names.iter().filter_map(|name| containers.images.find(name).ok()).map(|image| image.id.to_string()).collect());
-        let wide = request.all || request.limit.is_some() || filters.get("status").is_some() || filters.get("exited").is_some() || filters.get("before").is_some() || filters.get("since").is_some();
+        let ancestors = filters
+            .get("ancestor")
+            .map(|names| names.iter().filter_map(|name| containers.images.find(name).ok()).map(|image| image.id.to_string()).collect());
+        let wide = request.all
+            || request.limit.is_some()
+            || filters.get("status").is_some()
+            || filters.get("exited").is_some()
+            || filters.get("before").is_some()
+            || filters.get("since").is_some();
         Ok(Self {
             request,
             only_running: !wide,
@@ -113,7 +149,12 @@ impl<'a> Matcher<'a> {
             since: time_of("since")?,
             exited,
             ancestors,
-            names: filters.get("name").into_iter().flatten().map(|name| Regex::new(name).map_err(|error| Error::invalid(format!("invalid filter 'name={name}': {error}")))).collect::<Result<_>>()?,
+            names: filters
+                .get("name")
+                .into_iter()
+                .flatten()
+                .map(|name| Regex::new(name).map_err(|error| Error::invalid(format!("invalid filter 'name={name}': {error}"))))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -122,7 +163,8 @@ impl<'a> Matcher<'a> {
         let state = &record.state;
         (!self.only_running || state.status.is_running() || state.status == Status::Restarting)
             && filters.any("id", |id| record.id.starts_with(id))
-            && (self.names.is_empty() || self.names.iter().any(|pattern| pattern.is_match(&record.name) || pattern.is_match(&format!("/{}", record.name))))
+            && (self.names.is_empty()
+                || self.names.iter().any(|pattern| pattern.is_match(&record.name) || pattern.is_match(&format!("/{}", record.name))))
             && filters.any("status", |status| state.status.as_str() == status)
             && (self.exited.is_empty() || (state.status == Status::Exited && self.exited.contains(&state.exit_code)))
             && filters.labels(&record.config.labels)
@@ -132,10 +174,17 @@ impl<'a> Matcher<'a> {
             && filters.any("network", |network| record.host.network_mode == network)
             && filters.any("health", |health| health == "none")
             && filters.any("isolation", |isolation| isolation == "default")
-            && filters.any("expose", |port| record.config.exposed_ports.keys().any(|known| known == port || known.split('/').next() == Some(port)))
+            && filters.any("expose", |port| {
+                record.config.exposed_ports.keys().any(|known| known == port || known.split('/').next() == Some(port))
+            })
             && filters.any("publish", |_| false)
-            && filters.any("volume", |volume| crate::volumes::plan(&record.config, &record.host).is_ok_and(|plans| plans.iter().any(|plan| plan.target == volume || matches!(&plan.source, crate::volumes::Source::Bind { path, .. } if path == volume))))
+            && filters.any("volume", |volume| {
+                crate::volumes::plan(&record.config, &record.host).is_ok_and(|plans| {
+                    plans.iter().any(|plan| {
+                        plan.target == volume || matches!(&plan.source, crate::volumes::Source::Bind { path, .. } if path == volume)
+                    })
+                })
+            })
             && !matches!(filters.flag("is-task"), Ok(Some(true)))
     }
 }
-

@@ -54,8 +54,15 @@ impl Containers {
             let first_exits = progress.borrow_and_update().exits;
             loop {
                 // Looked at before reading: what is written until then is read below, so nothing is missed.
-                let over = !request.follow || { let now = *progress.borrow(); !now.running || now.exits > first_exits || now.removed };
-                let read = tokio::task::spawn_blocking(move || { let records = reader.read(); (reader, records) }).await;
+                let over = !request.follow || {
+                    let now = *progress.borrow();
+                    !now.running || now.exits > first_exits || now.removed
+                };
+                let read = tokio::task::spawn_blocking(move || {
+                    let records = reader.read();
+                    (reader, records)
+                })
+                .await;
                 let Ok((returned, records)) = read else { return };
                 reader = returned;
                 let records = match records {

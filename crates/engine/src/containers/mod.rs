@@ -44,7 +44,7 @@ pub use logs::{LogChunk, LogsRequest};
 pub use remove::RemoveRequest;
 pub use top::Top;
 pub use update::UpdateRequest;
-pub use wait::{Waited, WaitCondition};
+pub use wait::{WaitCondition, Waited};
 
 use crate::error::{Error, Result};
 use crate::events::Events;
@@ -116,7 +116,18 @@ pub struct Parts {
 impl Containers {
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { instance, store, images, events, shims, host, executable } = parts;
-        Arc::new(Self { instance, store, images, events, shims, host, executable, index: RwLock::default(), execs: Mutex::default(), filters: Mutex::default() })
+        Arc::new(Self {
+            instance,
+            store,
+            images,
+            events,
+            shims,
+            host,
+            executable,
+            index: RwLock::default(),
+            execs: Mutex::default(),
+            filters: Mutex::default(),
+        })
     }
 
     /// Finds a container by id, name, or a beginning of the id that no other has.
@@ -228,7 +239,11 @@ impl Container {
     /// In Docker's words, when it does not run.
     pub(crate) fn running_pid(&self) -> Result<i32> {
         let record = self.record();
-        if record.state.status.is_running() { Ok(record.state.pid) } else { Err(Error::conflict(format!("container {} is not running", self.id))) }
+        if record.state.status.is_running() {
+            Ok(record.state.pid)
+        } else {
+            Err(Error::conflict(format!("container {} is not running", self.id)))
+        }
     }
 
     /// Waits until the shim of the last run has ended: only then may the next one use its directory and cgroup.

@@ -83,7 +83,11 @@ impl Containers {
 
     pub(super) fn cgroup_path(&self, container: &Container) -> String {
         let record = container.record();
-        let parent = if record.host.cgroup_parent.is_empty() { self.instance.cgroup_parent() } else { record.host.cgroup_parent.trim_end_matches('/').to_owned() };
+        let parent = if record.host.cgroup_parent.is_empty() {
+            self.instance.cgroup_parent()
+        } else {
+            record.host.cgroup_parent.trim_end_matches('/').to_owned()
+        };
         format!("{parent}/{}", container.id)
     }
 
@@ -103,7 +107,10 @@ impl Containers {
             let policy = &record.host.restart_policy;
             let wanted = match policy.name.as_str() {
                 "always" | "unless-stopped" => true,
-                "on-failure" => exit.code != 0 && (policy.maximum_retry_count == 0 || i64::from(record.state.restart_count) < policy.maximum_retry_count),
+                "on-failure" => {
+                    exit.code != 0
+                        && (policy.maximum_retry_count == 0 || i64::from(record.state.restart_count) < policy.maximum_retry_count)
+                }
                 _ => false,
             };
             let restart = wanted && !record.state.stopped_by_user;

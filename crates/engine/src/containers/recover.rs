@@ -25,7 +25,9 @@ impl Containers {
             let wanted = {
                 let record = container.record();
                 let policy = record.host.restart_policy.name.as_str();
-                record.state.status == Status::Restarting || (record.state.status == Status::Exited && (policy == "always" || policy == "unless-stopped" && !record.state.stopped_by_user))
+                record.state.status == Status::Restarting
+                    || (record.state.status == Status::Exited
+                        && (policy == "always" || policy == "unless-stopped" && !record.state.stopped_by_user))
             };
             if wanted {
                 let (containers, container) = (self.clone(), container.clone());
@@ -74,7 +76,9 @@ impl Containers {
 
     /// Removes directories that no record names: what was being made or removed when the engine ended.
     fn collect_garbage(&self) -> Result<()> {
-        let known = |entry: &std::fs::DirEntry| entry.file_name().to_str().is_some_and(|id| self.find(id).is_ok_and(|container| container.id == id));
+        let known = |entry: &std::fs::DirEntry| {
+            entry.file_name().to_str().is_some_and(|id| self.find(id).is_ok_and(|container| container.id == id))
+        };
         for directory in [self.instance.root.join("containers"), self.instance.run.join("containers")] {
             for entry in fs::list(directory)?.iter().filter(|entry| !known(entry)) {
                 self.images.store().discard(&entry.path())?;

@@ -24,9 +24,19 @@ impl Containers {
             return Err(Error::conflict(format!("removal of container {} is already in progress", container.id)));
         }
         if !request.force {
-            let refuse = |what: &str| Err(Error::conflict(format!("cannot remove container {:?}: container is {what}: stop the container before removing or force remove", container.name())));
+            let refuse = |what: &str| {
+                Err(Error::conflict(format!(
+                    "cannot remove container {:?}: container is {what}: stop the container before removing or force remove",
+                    container.name()
+                )))
+            };
             match status {
-                Status::Paused => return Err(Error::conflict(format!("cannot remove container {:?}: container is paused and must be unpaused first", container.name()))),
+                Status::Paused => {
+                    return Err(Error::conflict(format!(
+                        "cannot remove container {:?}: container is paused and must be unpaused first",
+                        container.name()
+                    )));
+                }
                 Status::Running => return refuse("running"),
                 Status::Restarting => return refuse("restarting"),
                 _ => {}

@@ -6,9 +6,9 @@ use std::sync::{Arc, PoisonError};
 
 use whelk_image::Digest;
 use whelk_runtime::spec::{Device, DeviceKind, Spec};
+use whelk_runtime::user::UserRequest;
 use whelk_runtime::{Overlay, Rootfs};
 use whelk_shim::protocol::{Attach, Launch};
-use whelk_runtime::user::UserRequest;
 use whelk_sys::fs;
 
 use super::{Container, Containers, files, monitor};
@@ -122,10 +122,14 @@ impl Containers {
         if let Some(donor) = host.ipc_mode.strip_prefix("container:") {
             let donor = self.find(donor)?;
             if donor.record().host.ipc_mode != "shareable" {
-                return Err(Error::invalid(format!("can't join IPC of container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", donor.id)));
+                return Err(Error::invalid(format!(
+                    "can't join IPC of container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
+                    donor.id
+                )));
             }
         }
-        let pid_of = |mode: &str| mode.strip_prefix("container:").map(|name| self.find(name).and_then(|other| other.running_pid())).transpose();
+        let pid_of =
+            |mode: &str| mode.strip_prefix("container:").map(|name| self.find(name).and_then(|other| other.running_pid())).transpose();
         let surroundings = Surroundings {
             id: &record.id,
             directory,
@@ -180,7 +184,11 @@ impl Containers {
             return Ok(Some(path.clone()));
         }
         let invalid = |error: whelk_runtime::Error| Error::invalid(error.to_string());
-        let rules = if profile.is_empty() { whelk_runtime::seccomp::default_profile(capabilities) } else { whelk_runtime::seccomp::from_json(&profile, capabilities).map_err(invalid)? };
+        let rules = if profile.is_empty() {
+            whelk_runtime::seccomp::default_profile(capabilities)
+        } else {
+            whelk_runtime::seccomp::from_json(&profile, capabilities).map_err(invalid)?
+        };
         let filter = whelk_runtime::seccomp::compile(&rules).map_err(invalid)?;
         if filter.listener.is_some() {
             return Err(Error::Unsupported("seccomp: SCMP_ACT_NOTIFY is not available for containers of the engine".into()));
@@ -233,7 +241,13 @@ impl From<LaunchError> for StartError {
         match error {
             LaunchError::Engine(error) => error.into(),
             LaunchError::Runtime(Runtime::CommandNotFound(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 127),
-            LaunchError::Runtime(Runtime::NotExecutable(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}{}", if text.ends_with("permission denied") { "" } else { ": permission denied" })), 126),
+            LaunchError::Runtime(Runtime::NotExecutable(text)) => with(
+                Error::invalid(format!(
+                    "{CREATE_FAILED}: {text}{}",
+                    if text.ends_with("permission denied") { "" } else { ": permission denied" }
+                )),
+                126,
+            ),
             LaunchError::Runtime(Runtime::NoSuchUser(text)) => with(Error::internal(text), 128),
             LaunchError::Runtime(Runtime::Invalid(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 128),
             LaunchError::Runtime(Runtime::Os(text)) if text.starts_with("Cannot mkdir") => with(Error::internal(text), 128),
@@ -251,7 +265,9 @@ fn devices(host: &HostConfig) -> Result<Vec<(Device, String)>> {
     for mapping in host.devices.iter().flatten() {
         let access = spec::device_access(mapping)?;
         let target = if mapping.path_in_container.is_empty() { &mapping.path_on_host } else { &mapping.path_in_container };
-        let gather = |text: String| Error::internal(format!("error gathering device information while adding custom device {:?}: {text}", mapping.path_on_host));
+        let gather = |text: String| {
+            Error::internal(format!("error gathering device information while adding custom device {:?}: {text}", mapping.path_on_host))
+        };
         let source = fs::canonicalize(&mapping.path_on_host).map_err(|error| gather(whelk_sys::errno_text(&error.source)))?;
         let before = devices.len();
         let target = Path::new(target);
@@ -296,7 +312,15 @@ fn device_at(source: &Path, target: &Path) -> Result<Option<Device>> {
         _ => return Ok(None),
     };
     let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-    Ok(Some(Device { path: target.to_string_lossy().into_owned(), kind, major: major.into(), minor: minor.into(), file_mode: Some(metadata.mode() & 0o777), uid: metadata.uid(), gid: metadata.gid() }))
+    Ok(Some(Device {
+        path: target.to_string_lossy().into_owned(),
+        kind,
+        major: major.into(),
+        minor: minor.into(),
+        file_mode: Some(metadata.mode() & 0o777),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    }))
 }
 
 pub(super) fn device_number(path: &str) -> Result<(i64, i64)> {

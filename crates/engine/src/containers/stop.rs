@@ -62,7 +62,10 @@ impl Containers {
             self.send_signal(container, signals::KILL).await?;
             let wait = progress.wait_for(|progress| progress.exits > exits);
             if tokio::time::timeout(KILL_TIMEOUT, wait).await.is_err() {
-                return Err(Error::internal(format!("cannot stop container: {}: tried to kill container, but did not receive an exit event", container.id)));
+                return Err(Error::internal(format!(
+                    "cannot stop container: {}: tried to kill container, but did not receive an exit event",
+                    container.id
+                )));
             }
         }
         self.publish(container, "stop", &[]);
@@ -73,7 +76,11 @@ impl Containers {
     async fn send_signal(&self, container: &Container, signal: i32) -> Result<()> {
         let reply = ask(&self.instance, &container.id, &Request::Signal { exec: None, signal }).await;
         match reply {
-            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) | Err(_) if !container.status().is_running() || !container.has_shim() => return Ok(()),
+            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) | Err(_)
+                if !container.status().is_running() || !container.has_shim() =>
+            {
+                return Ok(());
+            }
             Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => return Ok(()),
             Ok((Reply::Failed(error), _)) => return Err(Error::internal(format!("cannot kill container: {}: {error}", container.id))),
             Ok(_) => {}
@@ -86,7 +93,11 @@ impl Containers {
     /// # Errors
     /// [`Error::Conflict`] if it does not run.
     pub async fn kill(self: &Arc<Self>, name: &str, signal: &str) -> Result<()> {
-        let signal = if signal.is_empty() { signals::KILL } else { signals::parse(signal).map_err(|error| Error::invalid(format!("cannot kill container: {name}: {error}")))? };
+        let signal = if signal.is_empty() {
+            signals::KILL
+        } else {
+            signals::parse(signal).map_err(|error| Error::invalid(format!("cannot kill container: {name}: {error}")))?
+        };
         let container = self.find(name)?;
         let status = container.status();
         if !status.is_running() {
@@ -94,7 +105,11 @@ impl Containers {
         }
         let stop_signal = {
             let record = container.record();
-            if record.config.stop_signal.is_empty() { signals::TERM } else { signals::parse(&record.config.stop_signal).unwrap_or(signals::TERM) }
+            if record.config.stop_signal.is_empty() {
+                signals::TERM
+            } else {
+                signals::parse(&record.config.stop_signal).unwrap_or(signals::TERM)
+            }
         };
         if signal == signals::KILL || signal == stop_signal {
             container.record().state.stopped_by_user = true;
@@ -139,7 +154,9 @@ impl Containers {
         let _operation = container.operation.lock().await;
         match container.status() {
             Status::Paused => return Err(Error::conflict(format!("Container {} is already paused", container.id))),
-            Status::Restarting => return Err(Error::conflict(format!("container {} is restarting, wait until the container is running", container.id))),
+            Status::Restarting => {
+                return Err(Error::conflict(format!("container {} is restarting, wait until the container is running", container.id)));
+            }
             Status::Running => {}
             _ => return Err(Error::conflict(format!("container {} is not running", container.id))),
         }

@@ -75,13 +75,20 @@ impl Containers {
 }
 
 fn columns(arguments: &str) -> Result<Vec<&'static Column>> {
-    let find = |name: &str| COLUMNS.iter().find(|(_, names, _)| names.contains(&name.to_lowercase().as_str())).ok_or_else(|| Error::invalid(format!("ps: unknown column {name:?}")));
+    let find = |name: &str| {
+        COLUMNS
+            .iter()
+            .find(|(_, names, _)| names.contains(&name.to_lowercase().as_str()))
+            .ok_or_else(|| Error::invalid(format!("ps: unknown column {name:?}")))
+    };
     let words: Vec<&str> = arguments.split_whitespace().collect();
     let mut names: Option<Vec<String>> = None;
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
         let list = match word {
-            "-o" | "o" | "-eo" | "-Ao" | "axo" | "--format" => words.next().ok_or_else(|| Error::invalid("ps: -o needs a list of columns"))?,
+            "-o" | "o" | "-eo" | "-Ao" | "axo" | "--format" => {
+                words.next().ok_or_else(|| Error::invalid("ps: -o needs a list of columns"))?
+            }
             "-ef" | "-Af" | "-f" | "ef" => &FULL.join(","),
             "aux" | "-aux" | "axu" | "u" | "auxw" | "auxww" => &USER.join(","),
             "-e" | "-A" | "ax" | "-ax" | "x" | "a" | "-w" | "-ww" | "ww" => continue,
@@ -145,7 +152,8 @@ impl Info {
         let number = |index: usize| fields.get(index - 3).and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
         let unsigned = |index: usize| u64::try_from(number(index)).unwrap_or(0);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let id = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().nth(1)?.parse::<u32>().ok()).unwrap_or(0);
+        let id =
+            |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().nth(1)?.parse::<u32>().ok()).unwrap_or(0);
         let uid = id("Uid:");
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
@@ -218,7 +226,14 @@ fn clock(seconds: u64) -> String {
 fn users() -> HashMap<u32, String> {
     let passwd = fs::read_at_most("/etc/passwd", 1 << 20).unwrap_or_default();
     let passwd = String::from_utf8_lossy(&passwd);
-    passwd.lines().filter_map(|line| { let mut fields = line.split(':'); let name = fields.next()?; Some((fields.nth(1)?.parse().ok()?, name.to_owned())) }).collect()
+    passwd
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            Some((fields.nth(1)?.parse().ok()?, name.to_owned()))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -226,7 +241,8 @@ mod tests {
     use super::*;
 
     fn titles(arguments: &str) -> String {
-        columns(arguments).map_or_else(|error| error.to_string(), |columns| columns.iter().map(|column| column.0).collect::<Vec<_>>().join(" "))
+        columns(arguments)
+            .map_or_else(|error| error.to_string(), |columns| columns.iter().map(|column| column.0).collect::<Vec<_>>().join(" "))
     }
 
     #[test]

@@ -77,7 +77,10 @@ impl Containers {
         let _operation = container.operation.lock().await;
         let mut record = container.record().clone();
         if record.state.status == crate::model::Status::Removing || record.state.status == crate::model::Status::Dead {
-            return Err(Error::conflict(format!("Cannot update container {}: container is marked for removal and cannot be \"update\"", container.id)));
+            return Err(Error::conflict(format!(
+                "Cannot update container {}: container is marked for removal and cannot be \"update\"",
+                container.id
+            )));
         }
         let old_memory = record.host.memory;
         request.apply(&mut record.host);
@@ -91,13 +94,21 @@ impl Containers {
         let given = record.host.clone();
         let warnings = validate::settings(&mut record.config.clone(), &mut record.host, &self.host)?;
         // Only what an update may touch was checked anew; the rest keeps its exact form.
-        record.host = HostConfig { blkio_weight: record.host.blkio_weight, pids_limit: request.pids_limit.map_or(record.host.pids_limit, Some), memory_swap: record.host.memory_swap, ..given };
+        record.host = HostConfig {
+            blkio_weight: record.host.blkio_weight,
+            pids_limit: request.pids_limit.map_or(record.host.pids_limit, Some),
+            memory_swap: record.host.memory_swap,
+            ..given
+        };
         if record.state.status.is_running() {
             let mut limits = spec::limits(&record.host, &start::device_number)?;
             if let Some(limit) = request.pids_limit {
                 limits.pids = Some(whelk_runtime::spec::Pids { limit });
             }
-            expect_done(ask(&self.instance, &container.id, &Request::Update(Box::new(limits))).await?.0, &format!("Cannot update container {}", container.id))?;
+            expect_done(
+                ask(&self.instance, &container.id, &Request::Update(Box::new(limits))).await?.0,
+                &format!("Cannot update container {}", container.id),
+            )?;
         }
         container.record().host = record.host;
         self.save(&container)?;
@@ -112,7 +123,14 @@ impl Containers {
         if new_name.is_empty() {
             return Err(Error::invalid("Neither old nor new names may be empty"));
         }
-        let new_name = validate::name(new_name).map_err(|_| Error::invalid(format!("Error when allocating new name: Invalid container name (/{}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", new_name.trim_start_matches('/'))))?.to_owned();
+        let new_name = validate::name(new_name)
+            .map_err(|_| {
+                Error::invalid(format!(
+                    "Error when allocating new name: Invalid container name (/{}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed",
+                    new_name.trim_start_matches('/')
+                ))
+            })?
+            .to_owned();
         let _operation = container.operation.lock().await;
         let old_name = container.name();
         if old_name == new_name {

@@ -64,7 +64,12 @@ impl Images {
         let mut index = Index::default();
         for record in store.images::<ImageRecord>()? {
             match files.blob(&record.id).and_then(|bytes| ImageConfig::parse(&bytes)) {
-                Ok(config) => drop(index.by_id.insert(record.id.clone(), Arc::new(Image { id: record.id, config, size: record.size, tagged_at: record.tagged_at }))),
+                Ok(config) => {
+                    drop(index.by_id.insert(
+                        record.id.clone(),
+                        Arc::new(Image { id: record.id, config, size: record.size, tagged_at: record.tagged_at }),
+                    ))
+                }
                 Err(error) => tracing::error!("image {} cannot be used: {error}", record.id),
             }
         }
@@ -133,7 +138,13 @@ impl Images {
 
     /// The names of an image as people write them.
     pub fn names_of(&self, id: &Digest) -> Vec<String> {
-        self.read().tags.iter().filter(|(_, tagged)| *tagged == id).filter_map(|(name, _)| name.parse::<Reference>().ok()).map(|name| name.familiar()).collect()
+        self.read()
+            .tags
+            .iter()
+            .filter(|(_, tagged)| *tagged == id)
+            .filter_map(|(name, _)| name.parse::<Reference>().ok())
+            .map(|name| name.familiar())
+            .collect()
     }
 
     pub fn count(&self) -> usize {
@@ -146,7 +157,9 @@ impl Images {
     /// A filter value that makes no sense.
     pub fn list(&self, filters: &Filters) -> Result<Vec<Arc<Image>>> {
         let created = |image: &Image| image.config.created.clone().unwrap_or_default();
-        let bound = |key: &str| -> Result<Option<String>> { filters.get(key).and_then(|names| names.first()).map(|name| self.find(name).map(|image| created(&image))).transpose() };
+        let bound = |key: &str| -> Result<Option<String>> {
+            filters.get(key).and_then(|names| names.first()).map(|name| self.find(name).map(|image| created(&image))).transpose()
+        };
         let (before, since, dangling) = (bound("before")?, bound("since")?, filters.flag("dangling")?);
         let mut images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
         images.retain(|image| {
@@ -167,7 +180,10 @@ impl Images {
         let tagged_at = if names.is_empty() { 0 } else { now() };
         self.store.put_image(loaded.id.as_str(), &ImageRecord { id: loaded.id.clone(), size: loaded.size, tagged_at }, &names)?;
         let mut index = self.write();
-        index.by_id.insert(loaded.id.clone(), Arc::new(Image { id: loaded.id.clone(), config: loaded.config.clone(), size: loaded.size, tagged_at }));
+        index.by_id.insert(
+            loaded.id.clone(),
+            Arc::new(Image { id: loaded.id.clone(), config: loaded.config.clone(), size: loaded.size, tagged_at }),
+        );
         for name in names {
             index.tags.insert(name, loaded.id.clone());
         }
@@ -210,7 +226,12 @@ impl Images {
                 let reference: Reference = name.parse()?;
                 match reference.tag {
                     // A name without a tag stands for all its tags.
-                    None => self.names_of(&image.id).iter().filter_map(|name| name.parse::<Reference>().ok()).filter(|other| other.name() == reference.name()).collect(),
+                    None => self
+                        .names_of(&image.id)
+                        .iter()
+                        .filter_map(|name| name.parse::<Reference>().ok())
+                        .filter(|other| other.name() == reference.name())
+                        .collect(),
                     Some(_) => vec![reference],
                 }
             };
@@ -269,24 +290,31 @@ impl Images {
         let short = &image.id.hex()[..12];
         let users = users(&image.id);
         if by_id && names.len() > 1 && !force {
-            return Err(Error::conflict(format!("conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories")));
+            return Err(Error::conflict(format!(
+                "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
+            )));
         }
         let last = by_id || names.len() <= 1;
-        if last
-            && let Some((user, running)) = users.iter().find(|(_, running)| *running).or(users.first())
-        {
+        if last && let Some((user, running)) = users.iter().find(|(_, running)| *running).or(users.first()) {
             let user = &user[..12];
             let text = match (by_id, running) {
-                (true, true) => Some(format!("conflict: unable to delete {short} (cannot be forced) - image is being used by running container {user}")),
-                (true, false) if !force => Some(format!("conflict: unable to delete {short} (must be forced) - image is being used by stopped container {user}")),
-                (false, _) if !force => Some(format!("conflict: unable to remove repository reference {name:?} (must force) - container {user} is using its referenced image {short}")),
+                (true, true) => {
+                    Some(format!("conflict: unable to delete {short} (cannot be forced) - image is being used by running container {user}"))
+                }
+                (true, false) if !force => {
+                    Some(format!("conflict: unable to delete {short} (must be forced) - image is being used by stopped container {user}"))
+                }
+                (false, _) if !force => Some(format!(
+                    "conflict: unable to remove repository reference {name:?} (must force) - container {user} is using its referenced image {short}"
+                )),
                 _ => None,
             };
             if let Some(text) = text {
                 return Err(Error::conflict(text));
             }
         }
-        let gone: Vec<String> = if by_id { names } else { names.into_iter().filter(|full| self.full_name(name).as_deref() == Some(full)).collect() };
+        let gone: Vec<String> =
+            if by_id { names } else { names.into_iter().filter(|full| self.full_name(name).as_deref() == Some(full)).collect() };
         let mut removed = Vec::new();
         for full in gone {
             self.store.delete_tag(&full)?;
@@ -361,7 +389,9 @@ fn matches_reference(pattern: &str, name: &str) -> bool {
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,
-        (Some((b'*', rest)), _) => glob(rest, text) || text.split_first().is_some_and(|(first, tail)| *first != b'/' && glob(pattern, tail)),
+        (Some((b'*', rest)), _) => {
+            glob(rest, text) || text.split_first().is_some_and(|(first, tail)| *first != b'/' && glob(pattern, tail))
+        }
         (Some((b'?', rest)), Some((first, tail))) => *first != b'/' && glob(rest, tail),
         (Some((wanted, rest)), Some((found, tail))) => wanted == found && glob(rest, tail),
         _ => false,
@@ -374,7 +404,14 @@ mod tests {
 
     #[test]
     fn references_match_with_and_without_tag() {
-        for (pattern, name, expected) in [("busybox", "busybox:latest", true), ("busy*", "busybox:1", true), ("*:latest", "a:latest", true), ("*", "a/b:1", false), ("*/*", "a/b:1", true), ("x", "y:1", false)] {
+        for (pattern, name, expected) in [
+            ("busybox", "busybox:latest", true),
+            ("busy*", "busybox:1", true),
+            ("*:latest", "a:latest", true),
+            ("*", "a/b:1", false),
+            ("*/*", "a/b:1", true),
+            ("x", "y:1", false),
+        ] {
             assert_eq!(matches_reference(pattern, name), expected, "{pattern} {name}");
         }
     }

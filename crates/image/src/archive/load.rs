@@ -74,10 +74,17 @@ impl Source {
     fn new(config_bytes: Vec<u8>, layers: Vec<String>, names: Vec<Reference>) -> Result<Self> {
         let config = ImageConfig::parse(&config_bytes)?;
         if layers.len() != config.rootfs.diff_ids.len() {
-            return Err(Error::invalid(format!("invalid archive: an image has {} layers, its configuration names {}", layers.len(), config.rootfs.diff_ids.len())));
+            return Err(Error::invalid(format!(
+                "invalid archive: an image has {} layers, its configuration names {}",
+                layers.len(),
+                config.rootfs.diff_ids.len()
+            )));
         }
         if layers.len() > MOST_LAYERS {
-            return Err(Error::invalid(format!("invalid archive: an image has {} layers, at most {MOST_LAYERS} are possible", layers.len())));
+            return Err(Error::invalid(format!(
+                "invalid archive: an image has {} layers, at most {MOST_LAYERS} are possible",
+                layers.len()
+            )));
         }
         Ok(Self { config_bytes, config, layers, names })
     }
@@ -115,7 +122,10 @@ fn unpack_layers(store: &Store, parts: &Parts, sources: &[Source]) -> Result<()>
                 while let Some((diff_id, part)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(error) = parts.path(part).and_then(|path| unpack(store, &path, diff_id)) {
                         next.store(work.len(), Ordering::Relaxed);
-                        failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error.during(&format!("layer {part}")));
+                        failed
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner)
+                            .get_or_insert(error.during(&format!("layer {part}")));
                     }
                 }
             });
@@ -134,7 +144,11 @@ struct Parts {
 }
 
 enum Part {
-    File { path: PathBuf, size: u64, digest: Digest },
+    File {
+        path: PathBuf,
+        size: u64,
+        digest: Digest,
+    },
     /// Old archives name a layer that several images share by links.
     Link(String),
 }
@@ -147,7 +161,8 @@ impl Parts {
         let mut archive = Archive::new(HeaderBound { inner: input, headers: headers.clone() });
         for entry in archive.entries().map_err(io("invalid archive"))? {
             let mut entry = entry.map_err(io("invalid archive"))?;
-            let name = String::from_utf8(entry.path_bytes().into_owned()).map_err(|_| Error::invalid("invalid archive: a name is not UTF-8"))?;
+            let name =
+                String::from_utf8(entry.path_bytes().into_owned()).map_err(|_| Error::invalid("invalid archive: a name is not UTF-8"))?;
             let key = part_name(Path::new(&name))?;
             let part = match entry.header().entry_type() {
                 EntryType::Regular | EntryType::Continuous => {
@@ -157,7 +172,9 @@ impl Parts {
                     let mut file = Hashing::new(fs::create(&path, 0o600)?);
                     let size = entry.size();
                     headers.set(CONTENT);
-                    let copied = std::io::copy(&mut entry, &mut file).and_then(|copied| file.flush().map(|()| copied)).map_err(io(format!("invalid archive: {name}")))?;
+                    let copied = std::io::copy(&mut entry, &mut file)
+                        .and_then(|copied| file.flush().map(|()| copied))
+                        .map_err(io(format!("invalid archive: {name}")))?;
                     if copied != size {
                         return Err(Error::invalid(format!("invalid archive: {name} is cut short: {copied} of {size} bytes")));
                     }
@@ -166,8 +183,13 @@ impl Parts {
                 }
                 EntryType::Symlink | EntryType::Link => {
                     let target = entry.link_name_bytes().unwrap_or_default();
-                    let target = String::from_utf8(target.into_owned()).map_err(|_| Error::invalid("invalid archive: a name is not UTF-8"))?;
-                    let base = if entry.header().entry_type() == EntryType::Symlink { Path::new(&key).parent().unwrap_or(Path::new("")) } else { Path::new("") };
+                    let target =
+                        String::from_utf8(target.into_owned()).map_err(|_| Error::invalid("invalid archive: a name is not UTF-8"))?;
+                    let base = if entry.header().entry_type() == EntryType::Symlink {
+                        Path::new(&key).parent().unwrap_or(Path::new(""))
+                    } else {
+                        Path::new("")
+                    };
                     Part::Link(resolve(base, Path::new(&target))?)
                 }
                 EntryType::Directory | EntryType::XGlobalHeader => continue,
@@ -216,7 +238,8 @@ impl Parts {
     }
 
     fn docker_images(&self) -> Result<Vec<Source>> {
-        let images: Vec<DockerImage> = serde_json::from_slice(&self.read("manifest.json")?).map_err(|error| Error::invalid(format!("invalid archive: manifest.json: {error}")))?;
+        let images: Vec<DockerImage> = serde_json::from_slice(&self.read("manifest.json")?)
+            .map_err(|error| Error::invalid(format!("invalid archive: manifest.json: {error}")))?;
         images.into_iter().map(|image| self.docker_image(image)).collect()
     }
 
@@ -234,17 +257,29 @@ impl Parts {
         let stem = part.rsplit('/').next().unwrap_or(part).trim_end_matches(".json");
         let by_digest = part.trim_start_matches("./").starts_with("blobs/sha256/") || part.ends_with(".json") && stem.len() == 64;
         let (_, _, digest) = self.file(part)?;
-        if by_digest && digest.hex() != stem { Err(Error::invalid(format!("invalid archive: {part} has the digest {digest}"))) } else { Ok(()) }
+        if by_digest && digest.hex() != stem {
+            Err(Error::invalid(format!("invalid archive: {part} has the digest {digest}")))
+        } else {
+            Ok(())
+        }
     }
 
     fn oci_images(&self) -> Result<Vec<Source>> {
-        let index: Index = serde_json::from_slice(&self.read("index.json")?).map_err(|error| Error::invalid(format!("invalid archive: index.json: {error}")))?;
+        let index: Index = serde_json::from_slice(&self.read("index.json")?)
+            .map_err(|error| Error::invalid(format!("invalid archive: index.json: {error}")))?;
         let mut sources = Vec::new();
         self.collect(&index, None, 0, &mut 0, &mut sources)?;
         if sources.is_empty() { Err(Error::invalid(format!("invalid archive: no image for linux/{ARCHITECTURE}"))) } else { Ok(sources) }
     }
 
-    fn collect(&self, index: &Index, outer: Option<&Reference>, depth: usize, visited: &mut usize, sources: &mut Vec<Source>) -> Result<()> {
+    fn collect(
+        &self,
+        index: &Index,
+        outer: Option<&Reference>,
+        depth: usize,
+        visited: &mut usize,
+        sources: &mut Vec<Source>,
+    ) -> Result<()> {
         if depth > DEEPEST_INDEX {
             return Err(Error::invalid("invalid archive: indexes are nested too deeply"));
         }
@@ -253,7 +288,10 @@ impl Parts {
             if *visited > MOST_LAYERS {
                 return Err(Error::invalid("invalid archive: its indexes name too much"));
             }
-            let name = descriptor.annotations.get(NAME_ANNOTATION).or_else(|| descriptor.annotations.get(TAG_ANNOTATION).filter(|name| name.contains([':', '/'])));
+            let name = descriptor
+                .annotations
+                .get(NAME_ANNOTATION)
+                .or_else(|| descriptor.annotations.get(TAG_ANNOTATION).filter(|name| name.contains([':', '/'])));
             let name = name.map(|name| name.parse::<Reference>().map(Reference::with_default_tag)).transpose()?;
             let name = name.as_ref().or(outer);
             if descriptor.platform.as_ref().is_some_and(|platform| platform.os != "linux" || platform.architecture != ARCHITECTURE) {
@@ -320,7 +358,10 @@ impl<R: Read> Read for HeaderBound<R> {
         if self.headers.get() != CONTENT {
             self.headers.set(self.headers.get() + count as u64);
             if self.headers.get() > LARGEST_HEADERS {
-                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("an entry's headers are larger than {LARGEST_HEADERS} bytes")));
+                return Err(std::io::Error::new(
+                    std::io::ErrorKind::InvalidData,
+                    format!("an entry's headers are larger than {LARGEST_HEADERS} bytes"),
+                ));
             }
         }
         Ok(count)

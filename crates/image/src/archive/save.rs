@@ -41,7 +41,12 @@ pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
             layers.push(descriptor(LAYER, diff_id.clone(), size));
         }
         write_blob(&mut archive, &mut written, &image.id, &config_bytes)?;
-        let manifest = Manifest { schema_version: 2, media_type: MANIFEST.into(), config: descriptor(CONFIG, image.id.clone(), config_bytes.len() as u64), layers };
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: MANIFEST.into(),
+            config: descriptor(CONFIG, image.id.clone(), config_bytes.len() as u64),
+            layers,
+        };
         let manifest_bytes = serde_json::to_vec(&manifest).map_err(|error| Error::invalid(error.to_string()))?;
         let manifest_digest = Digest::of(&manifest_bytes);
         write_blob(&mut archive, &mut written, &manifest_digest, &manifest_bytes)?;

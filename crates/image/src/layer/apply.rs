@@ -11,7 +11,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat, unlinkat, utimensat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, linkat, makedev, mkdirat, mknodat, openat, statat,
+    symlinkat, unlinkat, utimensat,
+};
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 use whelk_sys::{fs, in_root};
@@ -52,7 +55,8 @@ pub struct Applied {
 pub fn apply(input: impl Read, directory: &Path) -> Result<Applied> {
     let root_path = directory.join("fs");
     fs::create_dir(&root_path, 0o755)?;
-    let root = rustix::fs::open(&root_path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fs::at("open", &root_path))?;
+    let root = rustix::fs::open(&root_path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(fs::at("open", &root_path))?;
     let tap = Tap::new(Recorder::create(&directory.join("split.zst"))?);
     let mut archive = Archive::new(Tapped { inner: Hashing::new(input), tap: tap.clone() });
     let mut layer = Layer { root, parent: None, directories: Vec::new(), size: 0 };
@@ -133,7 +137,11 @@ impl Tap {
 
     /// Keeps the content of files at and below `path`, which are about to be replaced: the archive has it.
     fn set_aside(&self, root: &OwnedFd, path: &Path) -> Result<()> {
-        self.0.recorder.borrow_mut().as_mut().map_or(Ok(()), |recorder| recorder.set_aside(root, path).map_err(io("set replaced content aside")))
+        self.0
+            .recorder
+            .borrow_mut()
+            .as_mut()
+            .map_or(Ok(()), |recorder| recorder.set_aside(root, path).map_err(io("set replaced content aside")))
     }
 
     fn finish(&self) -> Result<()> {
@@ -188,7 +196,11 @@ impl Layer {
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             // The root itself: only its metadata.
             let root = self.root.try_clone().map_err(io("duplicate descriptor"))?;
-            return if kind.is_dir() { self.describe_directory(&root, Path::new("."), &metadata) } else { Err(Error::invalid("the root must be a directory")) };
+            return if kind.is_dir() {
+                self.describe_directory(&root, Path::new("."), &metadata)
+            } else {
+                Err(Error::invalid("the root must be a directory"))
+            };
         };
         let parent_path = path.parent().unwrap_or(Path::new("")).to_owned();
         self.enter(&parent_path)?;
@@ -204,13 +216,17 @@ impl Layer {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(io("mkdir")(error.into())),
                 }
-                let directory = openat(&parent, &name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(|error| io("open")(error.into()))?;
+                let directory =
+                    openat(&parent, &name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+                        .map_err(|error| io("open")(error.into()))?;
                 if hides_lower {
                     set_opaque(&directory)?;
                 }
                 return self.describe_directory(&directory, &path, &metadata);
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => return self.regular(entry, tap, &parent, &name, &path, &metadata),
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                return self.regular(entry, tap, &parent, &name, &path, &metadata);
+            }
             EntryType::Link => return self.hard_link(entry, &parent, &name),
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().ok_or_else(|| Error::invalid("symbolic link without a target"))?;
@@ -233,7 +249,9 @@ impl Layer {
         }
         let directory = match in_root::open_no_links(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create_parents(path)?,
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::LOOP | Errno::NOTDIR)) => return Err(Error::invalid(format!("{} is not a directory: the path goes through a link or a file", path.display()))),
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::LOOP | Errno::NOTDIR)) => {
+                return Err(Error::invalid(format!("{} is not a directory: the path goes through a link or a file", path.display())));
+            }
             result => result.map_err(io(format!("open {}", path.display())))?,
         };
         self.parent = Some((path.to_owned(), directory));
@@ -247,8 +265,13 @@ impl Layer {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(io(format!("mkdir {}", path.display()))(error.into())),
             }
-            directory = openat(&directory, part.as_os_str(), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|_| Error::invalid(format!("{} is not a directory: the path goes through a link or a file", path.display())))?;
+            directory = openat(
+                &directory,
+                part.as_os_str(),
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .map_err(|_| Error::invalid(format!("{} is not a directory: the path goes through a link or a file", path.display())))?;
         }
         Ok(directory)
     }
@@ -275,7 +298,15 @@ impl Layer {
         Ok(!is_directory)
     }
 
-    fn regular(&mut self, entry: &mut Entry<'_, impl Read>, tap: &Tap, parent: &OwnedFd, name: &OsStr, path: &Path, metadata: &Metadata) -> Result<()> {
+    fn regular(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        tap: &Tap,
+        parent: &OwnedFd,
+        name: &OsStr,
+        path: &Path,
+        metadata: &Metadata,
+    ) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(|error| io("create")(error.into()))?;
         let mut file = std::fs::File::from(file);
@@ -301,10 +332,14 @@ impl Layer {
         let target = entry.link_name_bytes().ok_or_else(|| Error::invalid("hard link without a target"))?;
         let target = relative(OsStr::from_bytes(&target)).map_err(|error| error.during("hard link target"))?;
         let refuse = |error: io::Error| match Errno::from_io_error(&error) {
-            Some(Errno::LOOP | Errno::NOTDIR | Errno::NOENT) => Error::invalid(format!("hard link to {}, which is not in this layer", target.display())),
+            Some(Errno::LOOP | Errno::NOTDIR | Errno::NOENT) => {
+                Error::invalid(format!("hard link to {}, which is not in this layer", target.display()))
+            }
             _ => io(format!("link to {}", target.display()))(error),
         };
-        let (Some(target_parent), Some(target_name)) = (target.parent(), target.file_name()) else { return Err(Error::invalid("hard link to the root")) };
+        let (Some(target_parent), Some(target_name)) = (target.parent(), target.file_name()) else {
+            return Err(Error::invalid("hard link to the root"));
+        };
         let directory = in_root::open_no_links(&self.root, target_parent, OFlags::PATH | OFlags::DIRECTORY).map_err(refuse)?;
         let stat = statat(&directory, target_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| refuse(error.into()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -367,7 +402,9 @@ fn check_symlink(parent: &Path, target: &Path) -> Result<()> {
     }
     for component in target.components() {
         match component {
-            Component::ParentDir if depth == 0 => return Err(Error::invalid(format!("symbolic link to {} leads outside", target.display()))),
+            Component::ParentDir if depth == 0 => {
+                return Err(Error::invalid(format!("symbolic link to {} leads outside", target.display())));
+            }
             Component::ParentDir => depth -= 1,
             Component::Normal(_) => depth += 1,
             _ => {}
@@ -392,23 +429,27 @@ fn whiteout(parent: &OwnedFd, name: &OsStr) -> Result<()> {
     match statat(parent, &hidden, AtFlags::SYMLINK_NOFOLLOW) {
         // This layer puts something in the place of what it hides: a directory must not show the old one's content.
         Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
-            let directory = openat(parent, &hidden, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(|error| io("open")(error.into()))?;
+            let directory = openat(parent, &hidden, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|error| io("open")(error.into()))?;
             set_opaque(&directory)
         }
         Ok(_) => Ok(()),
-        Err(Errno::NOENT) => mknodat(parent, &hidden, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)).map_err(|error| io("make whiteout")(error.into())),
+        Err(Errno::NOENT) => mknodat(parent, &hidden, FileType::CharacterDevice, Mode::empty(), makedev(0, 0))
+            .map_err(|error| io("make whiteout")(error.into())),
         Err(error) => Err(io("stat")(error.into())),
     }
 }
 
 fn set_opaque(directory: &OwnedFd) -> Result<()> {
-    rustix::fs::fsetxattr(directory, "trusted.overlay.opaque", b"y", XattrFlags::empty()).map_err(|error| io("mark directory opaque")(error.into()))
+    rustix::fs::fsetxattr(directory, "trusted.overlay.opaque", b"y", XattrFlags::empty())
+        .map_err(|error| io("mark directory opaque")(error.into()))
 }
 
 fn make_node(entry: &Entry<'_, impl Read>, kind: EntryType, parent: &OwnedFd, name: &OsStr, mode: u32) -> Result<()> {
     let number = |result: io::Result<Option<u32>>| result.map_err(io("device number")).map(Option::unwrap_or_default);
     // Pipes have no numbers, and some archivers leave the fields blank.
-    let (major, minor) = if kind == EntryType::Fifo { (0, 0) } else { (number(entry.header().device_major())?, number(entry.header().device_minor())?) };
+    let (major, minor) =
+        if kind == EntryType::Fifo { (0, 0) } else { (number(entry.header().device_major())?, number(entry.header().device_minor())?) };
     // What the kernel would cut off could turn one device into another.
     const LARGEST_MAJOR: u32 = 0xfff;
     const LARGEST_MINOR: u32 = 0xf_ffff;
@@ -453,7 +494,8 @@ fn copy_sparse(entry: &mut Entry<'_, impl Read>, file: &mut std::fs::File, tap: 
 
 fn remove_tree(parent: &OwnedFd, name: &OsStr) -> Result<()> {
     let fail = |error: Errno| io("replace directory")(error.into());
-    let directory = openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
+    let directory =
+        openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
     for entry in rustix::fs::Dir::read_from(&directory).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let child = entry.file_name();
@@ -473,7 +515,9 @@ impl Metadata {
     fn of(entry: &Entry<'_, impl Read>, extensions: &[(String, Vec<u8>)]) -> Result<Self> {
         let header = entry.header();
         // The largest number stands for "leave as it is" in chown(2).
-        let valid = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| Error::invalid(format!("owner {id} is out of range")));
+        let valid = |id: u64| {
+            u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| Error::invalid(format!("owner {id} is out of range")))
+        };
         let id = |result: io::Result<u64>| result.map_err(io("owner")).and_then(valid);
         let (mode, uid, gid) = (header.mode().map_err(io("mode"))?, id(header.uid())?, id(header.gid())?);
         let mut mtime = Timespec { tv_sec: i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0), tv_nsec: 0 };
@@ -566,7 +610,8 @@ fn describe(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<()> {
 /// The same for what cannot be opened: links, devices, pipes. They were made a moment ago in a directory of ours.
 fn describe_by_name(parent: &OwnedFd, name: &OsStr, kind: EntryType, metadata: &Metadata) -> Result<()> {
     let fail = |what: &'static str| move |error: Errno| io(what)(error.into());
-    rustix::fs::chownat(parent, name, Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)), AtFlags::SYMLINK_NOFOLLOW).map_err(fail("chown"))?;
+    rustix::fs::chownat(parent, name, Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)), AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(fail("chown"))?;
     if kind != EntryType::Symlink {
         rustix::fs::chmodat(parent, name, Mode::from_raw_mode(metadata.mode & 0o7777), AtFlags::empty()).map_err(fail("chmod"))?;
     }

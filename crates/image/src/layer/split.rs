@@ -40,7 +40,13 @@ impl Recorder {
     pub(super) fn create(path: &Path) -> Result<Self> {
         let file = BufWriter::new(fs::create(path, 0o600)?);
         let output = zstd::stream::write::Encoder::new(file, LEVEL).map_err(io("write layer index"))?;
-        Ok(Self { output, verbatim: Vec::with_capacity(64 << 10), contents: BTreeMap::new(), segments: 0, replaced: path.with_file_name(REPLACED) })
+        Ok(Self {
+            output,
+            verbatim: Vec::with_capacity(64 << 10),
+            contents: BTreeMap::new(),
+            segments: 0,
+            replaced: path.with_file_name(REPLACED),
+        })
     }
 
     pub(super) fn verbatim(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -73,7 +79,8 @@ impl Recorder {
 
     /// Moves the content of files at and below `path` to where replaying finds it once they are gone.
     pub(super) fn set_aside(&mut self, root: &OwnedFd, path: &Path) -> io::Result<()> {
-        let below: Vec<PathBuf> = self.contents.range(path.to_owned()..).map(|(known, _)| known.clone()).take_while(|known| known.starts_with(path)).collect();
+        let below: Vec<PathBuf> =
+            self.contents.range(path.to_owned()..).map(|(known, _)| known.clone()).take_while(|known| known.starts_with(path)).collect();
         for known in below {
             let Some(segment) = self.contents.remove(&known) else { continue };
             if !fs::exists(&self.replaced) {
@@ -98,7 +105,8 @@ impl Recorder {
 /// A file of the layer that is missing or has another size: the store was changed from outside.
 pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
     let index = fs::open(directory.join("split.zst"))?;
-    let root = rustix::fs::open(directory.join("fs"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fs::at("open", directory.join("fs")))?;
+    let root = rustix::fs::open(directory.join("fs"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(fs::at("open", directory.join("fs")))?;
     let step = || io(format!("read layer {}", directory.display()));
     let mut index = BufReader::new(zstd::stream::read::Decoder::new(index).map_err(step())?);
     let mut kind = [0; 1];
@@ -119,13 +127,17 @@ pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
             let replaced = directory.join(REPLACED).join(segment.to_string());
             let mut file = match fs::open(&replaced) {
                 Err(error) if error.is_not_found() => {
-                    let file = in_root::open_no_links(&root, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(fs::at("open", directory.join("fs").join(path)))?;
+                    let file = in_root::open_no_links(&root, path, OFlags::RDONLY | OFlags::NONBLOCK)
+                        .map_err(fs::at("open", directory.join("fs").join(path)))?;
                     File::from(file)
                 }
                 replaced => replaced?,
             };
             segment += 1;
-            copy_exactly(&mut file, output, u64::from_le_bytes(size)).map_err(|error| Error::Io { operation: format!("read {} of layer {}", path.display(), directory.display()), source: error })?;
+            copy_exactly(&mut file, output, u64::from_le_bytes(size)).map_err(|error| Error::Io {
+                operation: format!("read {} of layer {}", path.display(), directory.display()),
+                source: error,
+            })?;
         }
     }
     Ok(())

@@ -132,7 +132,9 @@ mod tests {
 
     fn default_rules() -> Vec<DeviceRule> {
         let deny = rule(false, DeviceKind::All, None, None, "rwm");
-        std::iter::once(deny).chain(DEFAULT_RULES.iter().map(|&(kind, major, minor, access)| rule(true, kind, major, minor, access))).collect()
+        std::iter::once(deny)
+            .chain(DEFAULT_RULES.iter().map(|&(kind, major, minor, access)| rule(true, kind, major, minor, access)))
+            .collect()
     }
 
     /// What the kernel's interpreter would answer.
@@ -143,7 +145,11 @@ mod tests {
             let i = program[pc];
             let (d, s) = (usize::from(i.registers & 15), usize::from(i.registers >> 4));
             pc += 1;
-            let mut jump = |taken: bool| if taken { pc += usize::try_from(i.offset).unwrap() };
+            let mut jump = |taken: bool| {
+                if taken {
+                    pc += usize::try_from(i.offset).unwrap()
+                }
+            };
             match i.code {
                 LOAD_WORD => registers[d] = context[usize::try_from(i.offset).unwrap() / 4],
                 MOVE => registers[d] = i.value.into(),

@@ -51,11 +51,17 @@ fn parse_layout(mountinfo: &str) -> Result<Layout> {
     for line in mountinfo.lines() {
         // proc_pid_mountinfo(5): … mount-point options [optional…] - type source super-options
         let Some((left, right)) = line.split_once(" - ") else { continue };
-        let (Some(point), Some(kind), Some(options)) = (left.split(' ').nth(4), right.split(' ').next(), right.split(' ').nth(2)) else { continue };
+        let (Some(point), Some(kind), Some(options)) = (left.split(' ').nth(4), right.split(' ').next(), right.split(' ').nth(2)) else {
+            continue;
+        };
         match kind {
             "cgroup2" if unified.is_none() => unified = Some(PathBuf::from(point)),
             "cgroup" => {
-                let controllers = options.split(',').filter(|option| v1::KNOWN.contains(option) || option.starts_with("name=")).map(str::to_owned).collect();
+                let controllers = options
+                    .split(',')
+                    .filter(|option| v1::KNOWN.contains(option) || option.starts_with("name="))
+                    .map(str::to_owned)
+                    .collect();
                 let tree = Tree { controllers, root: PathBuf::from(point) };
                 if !trees.iter().any(|known: &Tree| known.controllers == tree.controllers) {
                     trees.push(tree);
@@ -227,7 +233,11 @@ impl Cgroup {
         for directory in directories {
             loop {
                 match files::remove_below(directory) {
-                    Err(error) if error.source.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) && begin.elapsed() < LIMIT => std::thread::sleep(POLL),
+                    Err(error)
+                        if error.source.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) && begin.elapsed() < LIMIT =>
+                    {
+                        std::thread::sleep(POLL)
+                    }
                     Err(error) => {
                         result = Err(error.into());
                         break;

@@ -11,7 +11,22 @@ use super::{Tree, devices};
 use crate::error::{Error, Result, os};
 use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Resources, ThrottleDevice};
 
-pub(super) const KNOWN: &[&str] = &["blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids", "rdma", "misc"];
+pub(super) const KNOWN: &[&str] = &[
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+    "rdma",
+    "misc",
+];
 
 #[derive(Debug)]
 pub(super) struct Cgroup {
@@ -40,12 +55,19 @@ impl Cgroup {
     }
 
     fn directory(&self, controller: &str) -> Option<&Path> {
-        self.trees.iter().find(|(controllers, _, _)| controllers.iter().any(|name| name == controller)).map(|(_, _, directory)| directory.as_path())
+        self.trees
+            .iter()
+            .find(|(controllers, _, _)| controllers.iter().any(|name| name == controller))
+            .map(|(_, _, directory)| directory.as_path())
     }
 
     /// The directory to list processes in: every tree has the same ones.
     pub(super) fn main_directory(&self) -> &Path {
-        ["freezer", "devices", "memory"].into_iter().find_map(|name| self.directory(name)).or_else(|| self.trees.first().map(|tree| tree.2.as_path())).unwrap_or(Path::new("/nonexistent"))
+        ["freezer", "devices", "memory"]
+            .into_iter()
+            .find_map(|name| self.directory(name))
+            .or_else(|| self.trees.first().map(|tree| tree.2.as_path()))
+            .unwrap_or(Path::new("/nonexistent"))
     }
 
     pub(super) fn directories(&self) -> Vec<&Path> {
@@ -94,7 +116,14 @@ impl Cgroup {
     }
 
     fn apply_cpu(&self, cpu: &Cpu) -> Result<()> {
-        if cpu.shares.is_some() || cpu.quota.is_some() || cpu.period.is_some() || cpu.realtime_period.is_some() || cpu.realtime_runtime.is_some() || cpu.burst.is_some() || cpu.idle.is_some() {
+        if cpu.shares.is_some()
+            || cpu.quota.is_some()
+            || cpu.period.is_some()
+            || cpu.realtime_period.is_some()
+            || cpu.realtime_runtime.is_some()
+            || cpu.burst.is_some()
+            || cpu.idle.is_some()
+        {
             let directory = self.need("cpu")?;
             set_some(directory, "cpu.shares", cpu.shares)?;
             // A quota above the old period times its limit may be refused until the new period is there, and the other
@@ -140,7 +169,8 @@ impl Cgroup {
     }
 
     pub(super) fn is_frozen(&self) -> bool {
-        self.directory("freezer").is_some_and(|directory| fs::read_to_string(directory.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED"))
+        self.directory("freezer")
+            .is_some_and(|directory| fs::read_to_string(directory.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED"))
     }
 
     pub(super) fn oom_kills(&self) -> u64 {
@@ -150,7 +180,8 @@ impl Cgroup {
     /// An eventfd registered with the memory controller (kernel: admin-guide/cgroup-v1/memory, "OOM Control").
     pub(super) fn oom_watch(&self) -> Result<OwnedFd> {
         let directory = self.need("memory")?;
-        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK).map_err(os("eventfd"))?;
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
+            .map_err(os("eventfd"))?;
         let control = fs::open(directory.join("memory.oom_control"))?;
         set(directory, "cgroup.event_control", format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd()))?;
         Ok(event)
@@ -214,7 +245,9 @@ fn apply_block_io(directory: &Path, io: &BlockIo) -> Result<()> {
             set(directory, "blkio.leaf_weight_device", format!("{}:{} {weight}", device.major, device.minor))?;
         }
     }
-    let throttle = |file: &str, devices: &[ThrottleDevice]| devices.iter().try_for_each(|device| set(directory, file, format!("{}:{} {}", device.major, device.minor, device.rate)));
+    let throttle = |file: &str, devices: &[ThrottleDevice]| {
+        devices.iter().try_for_each(|device| set(directory, file, format!("{}:{} {}", device.major, device.minor, device.rate)))
+    };
     throttle("blkio.throttle.read_bps_device", &io.throttle_read_bps_device)?;
     throttle("blkio.throttle.write_bps_device", &io.throttle_write_bps_device)?;
     throttle("blkio.throttle.read_iops_device", &io.throttle_read_iops_device)?;

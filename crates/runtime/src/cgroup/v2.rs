@@ -7,8 +7,8 @@ use rustix::fs::{Mode, OFlags, inotify};
 use rustix::process::Pid;
 use whelk_sys::fs;
 
-use super::files::{counter, set, set_some, try_set};
 use super::devices;
+use super::files::{counter, set, set_some, try_set};
 use crate::error::{Error, Result, os, os_at};
 use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Rdma, Resources};
 
@@ -143,7 +143,12 @@ impl Cgroup {
                 set(&self.path, "io.bfq.weight", format!("{}:{} {weight}", device.major, device.minor))?;
             }
         }
-        let limits = [("rbps", &io.throttle_read_bps_device), ("wbps", &io.throttle_write_bps_device), ("riops", &io.throttle_read_iops_device), ("wiops", &io.throttle_write_iops_device)];
+        let limits = [
+            ("rbps", &io.throttle_read_bps_device),
+            ("wbps", &io.throttle_write_bps_device),
+            ("riops", &io.throttle_read_iops_device),
+            ("wiops", &io.throttle_write_iops_device),
+        ];
         for (key, devices) in limits {
             for device in devices {
                 set(&self.path, "io.max", format!("{}:{} {key}={}", device.major, device.minor, device.rate))?;
@@ -168,7 +173,9 @@ impl Cgroup {
         let old = whelk_sys::bpf::attached_device_filters(directory).map_err(os("query device filters"))?;
         let program = whelk_sys::bpf::load_device_filter(&devices::v2_program(rules)).map_err(os("load device filter"))?;
         whelk_sys::bpf::attach_device_filter(directory, program.as_fd()).map_err(os("attach device filter"))?;
-        old.iter().try_for_each(|filter| whelk_sys::bpf::detach_device_filter(directory, filter.as_fd())).map_err(os("detach device filter"))
+        old.iter()
+            .try_for_each(|filter| whelk_sys::bpf::detach_device_filter(directory, filter.as_fd()))
+            .map_err(os("detach device filter"))
     }
 
     pub(super) fn freeze(&self, frozen: bool) -> Result<bool> {

@@ -59,9 +59,25 @@ const NATIVE: &Architecture = if cfg!(target_arch = "aarch64") { &AARCH64 } else
 
 /// Architectures that profiles name for other machines; their programs cannot run here, so they need no section.
 const FOREIGN: &[&str] = &[
-    "SCMP_ARCH_ARM", "SCMP_ARCH_MIPS", "SCMP_ARCH_MIPS64", "SCMP_ARCH_MIPS64N32", "SCMP_ARCH_MIPSEL", "SCMP_ARCH_MIPSEL64",
-    "SCMP_ARCH_MIPSEL64N32", "SCMP_ARCH_PPC", "SCMP_ARCH_PPC64", "SCMP_ARCH_PPC64LE", "SCMP_ARCH_S390", "SCMP_ARCH_S390X",
-    "SCMP_ARCH_PARISC", "SCMP_ARCH_PARISC64", "SCMP_ARCH_RISCV64", "SCMP_ARCH_LOONGARCH64", "SCMP_ARCH_M68K", "SCMP_ARCH_SH", "SCMP_ARCH_SHEB",
+    "SCMP_ARCH_ARM",
+    "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64",
+    "SCMP_ARCH_MIPS64N32",
+    "SCMP_ARCH_MIPSEL",
+    "SCMP_ARCH_MIPSEL64",
+    "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PPC",
+    "SCMP_ARCH_PPC64",
+    "SCMP_ARCH_PPC64LE",
+    "SCMP_ARCH_S390",
+    "SCMP_ARCH_S390X",
+    "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64",
+    "SCMP_ARCH_RISCV64",
+    "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_M68K",
+    "SCMP_ARCH_SH",
+    "SCMP_ARCH_SHEB",
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,9 +135,14 @@ pub fn compile(seccomp: &Seccomp) -> Result<Filter> {
     }
     program.push(ret(default));
     if program.len() > MOST_INSTRUCTIONS {
-        return Err(Error::invalid(format!("seccomp: the profile needs {} instructions, the kernel takes {MOST_INSTRUCTIONS}", program.len())));
+        return Err(Error::invalid(format!(
+            "seccomp: the profile needs {} instructions, the kernel takes {MOST_INSTRUCTIONS}",
+            program.len()
+        )));
     }
-    let notifies = std::iter::once(&seccomp.default_action).chain(seccomp.syscalls.iter().map(|rule| &rule.action)).any(|action| action == "SCMP_ACT_NOTIFY");
+    let notifies = std::iter::once(&seccomp.default_action)
+        .chain(seccomp.syscalls.iter().map(|rule| &rule.action))
+        .any(|action| action == "SCMP_ACT_NOTIFY");
     if notifies && seccomp.listener_path.is_empty() {
         return Err(Error::invalid("seccomp: SCMP_ACT_NOTIFY needs a listenerPath"));
     }
@@ -348,7 +369,7 @@ mod tests {
 
     /// What the kernel's interpreter would answer.
     fn run(program: &[Instruction], arch: u32, nr: u32, args: [u64; 6]) -> u32 {
-        let mut data = vec![0u8; 64];
+        let mut data = [0u8; 64];
         data[0..4].copy_from_slice(&nr.to_le_bytes());
         data[4..8].copy_from_slice(&arch.to_le_bytes());
         for (i, arg) in args.iter().enumerate() {
@@ -447,7 +468,9 @@ mod tests {
             ("GE", 1 << 32, 7, false),
         ];
         for &(op, value, arg, holds) in cases {
-            let text = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[{{"index":1,"value":{value},"op":"SCMP_CMP_{op}"}}]}}]}}"#);
+            let text = format!(
+                r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[{{"index":1,"value":{value},"op":"SCMP_CMP_{op}"}}]}}]}}"#
+            );
             let filter = compile(&from_json::<&str>(&text, &[]).unwrap()).unwrap();
             assert_eq!(call(&filter, "read", [0, arg, 0, 0, 0, 0]) == ALLOW, holds, "{arg:#x} {op} {value:#x}");
         }

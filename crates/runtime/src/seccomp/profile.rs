@@ -9,7 +9,8 @@ use crate::spec::{Seccomp, Syscall, SyscallArg};
 /// Go's name for the architecture this was built for, as profiles use it.
 const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 /// The same in libseccomp's terms, with the ones its kernel also runs.
-const NATIVE: &[&str] = if cfg!(target_arch = "aarch64") { &["SCMP_ARCH_AARCH64"] } else { &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"] };
+const NATIVE: &[&str] =
+    if cfg!(target_arch = "aarch64") { &["SCMP_ARCH_AARCH64"] } else { &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"] };
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
@@ -24,8 +25,14 @@ pub fn default_profile<S: AsRef<str>>(capabilities: &[S]) -> Seccomp {
         args,
     };
     let mut syscalls = vec![allow(ALWAYS, Vec::new())];
-    syscalls.extend(WITH_ARGUMENT.iter().map(|&(name, index, op, value)| allow(&[name], vec![SyscallArg { index, value, value_two: 0, op: op.into() }])));
-    syscalls.extend(ON_ARCHITECTURE.iter().filter(|(architecture, _)| *architecture == ARCHITECTURE).map(|(_, names)| allow(names, Vec::new())));
+    syscalls.extend(
+        WITH_ARGUMENT
+            .iter()
+            .map(|&(name, index, op, value)| allow(&[name], vec![SyscallArg { index, value, value_two: 0, op: op.into() }])),
+    );
+    syscalls.extend(
+        ON_ARCHITECTURE.iter().filter(|(architecture, _)| *architecture == ARCHITECTURE).map(|(_, names)| allow(names, Vec::new())),
+    );
     syscalls.extend(WITH_CAPABILITY.iter().filter(|(capability, _)| holds(capability)).map(|(_, names)| allow(names, Vec::new())));
     if !holds("CAP_SYS_ADMIN") {
         let no_namespaces = SyscallArg { index: 0, value: CLONE_NAMESPACES, value_two: 0, op: "SCMP_CMP_MASKED_EQ".into() };
@@ -110,7 +117,8 @@ struct Condition {
 /// # Errors
 /// What the JSON parser says; both `name` and `names`, or both `architectures` and `archMap`, in one place.
 pub fn from_json<S: AsRef<str>>(text: &str, capabilities: &[S]) -> Result<Seccomp> {
-    let profile: Profile = serde_json::from_str(text).map_err(|error| Error::invalid(format!("decoding seccomp profile failed: {error}")))?;
+    let profile: Profile =
+        serde_json::from_str(text).map_err(|error| Error::invalid(format!("decoding seccomp profile failed: {error}")))?;
     let mut architectures = profile.architectures.unwrap_or_default();
     if let Some(map) = profile.arch_map.filter(|map| !map.is_empty()) {
         if !architectures.is_empty() {
@@ -154,14 +162,18 @@ impl Condition {
         let arch = self.arches.as_ref().is_none_or(|arches| arches.is_empty() || arches.iter().any(|arch| arch == ARCHITECTURE));
         let caps = self.caps.iter().flatten().all(|name| capabilities.iter().any(|held| held.as_ref() == name));
         let kernel = match &self.min_kernel {
-            Some(least) => version(&rustix::system::uname().release().to_string_lossy()) >= Some(version(least).ok_or_else(|| Error::invalid(format!("seccomp profile: invalid minKernel {least:?}")))?),
+            Some(least) => {
+                version(&rustix::system::uname().release().to_string_lossy())
+                    >= Some(version(least).ok_or_else(|| Error::invalid(format!("seccomp profile: invalid minKernel {least:?}")))?)
+            }
             None => true,
         };
         Ok(arch && caps && kernel)
     }
 
     fn any_holds<S: AsRef<str>>(&self, capabilities: &[S]) -> bool {
-        self.arches.iter().flatten().any(|arch| arch == ARCHITECTURE) || self.caps.iter().flatten().any(|name| capabilities.iter().any(|held| held.as_ref() == name))
+        self.arches.iter().flatten().any(|arch| arch == ARCHITECTURE)
+            || self.caps.iter().flatten().any(|name| capabilities.iter().any(|held| held.as_ref() == name))
     }
 }
 

@@ -55,10 +55,14 @@ mod tests {
 
     #[test]
     fn lines_read_as_dockers() {
-        let record = Record { time: 1_700_000_000_120_000_000, stream: Stream::Stderr, data: b"h\"i\xff\n".to_vec(), attributes: BTreeMap::new() };
+        let record =
+            Record { time: 1_700_000_000_120_000_000, stream: Stream::Stderr, data: b"h\"i\xff\n".to_vec(), attributes: BTreeMap::new() };
         let mut out = Vec::new();
         encode(&record, &mut out);
-        assert_eq!(String::from_utf8(out.clone()).unwrap(), "{\"log\":\"h\\\"i\u{fffd}\\n\",\"stream\":\"stderr\",\"time\":\"2023-11-14T22:13:20.12Z\"}\n");
+        assert_eq!(
+            String::from_utf8(out.clone()).unwrap(),
+            "{\"log\":\"h\\\"i\u{fffd}\\n\",\"stream\":\"stderr\",\"time\":\"2023-11-14T22:13:20.12Z\"}\n"
+        );
         assert_eq!(decode(&out).unwrap().time, record.time);
         assert_eq!(decode(b"{\"log\":\"cut"), None);
     }

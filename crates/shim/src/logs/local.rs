@@ -41,5 +41,8 @@ pub(super) fn decode(bytes: &[u8], attributes: &BTreeMap<String, String>) -> Dec
         2 => Stream::Stderr,
         _ => return Decoded::Damaged,
     };
-    Decoded::Record(Record { time: i64::from_le_bytes(*time), stream, data: rest[1..].to_vec(), attributes: attributes.clone() }, HEAD + length)
+    Decoded::Record(
+        Record { time: i64::from_le_bytes(*time), stream, data: rest[1..].to_vec(), attributes: attributes.clone() },
+        HEAD + length,
+    )
 }

@@ -93,7 +93,8 @@ impl Writer {
             Err(_) => self.lost += self.encoded.len() as u64,
         }
         self.encoded.clear();
-        if self.full_with(0) && rotation::rotate(&self.config).is_ok()
+        if self.full_with(0)
+            && rotation::rotate(&self.config).is_ok()
             && let Ok(file) = fs::append(&self.config.path, 0o640)
         {
             self.file = Some(file);
