@@ -14,7 +14,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine", &["image", "runtime", "shim", "sys"]),
     ("api", &["engine", "image", "shim", "sys"]),
     ("cli", &[]),
-    ("whelk", &["api", "cli", "engine", "runtime", "shim", "sys"]),
+    ("oci", &["runtime", "sys"]),
+    ("whelk", &["api", "cli", "engine", "oci", "shim", "sys"]),
 ];
 
 /// Crates from outside that some of ours must do without.

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         Some("daemon") => daemon::main(std::env::args_os().skip(1)),
         Some("shim") => shim(),
         Some("init") => init::main(std::env::args_os().skip(2)),
-        Some("oci") => report("oci", Err("the OCI runtime command line is not available in this version of whelk")),
+        Some("oci") => whelk_oci::main(std::env::args_os().skip(2)),
         _ => whelk_cli::main(),
     }
 }

@@ -1,0 +1,479 @@
+//! The commands, one function each.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, sendmsg,
+    socket_with,
+};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid};
+use serde_json::json;
+use whelk_runtime::cgroup::{Cgroup, DEFAULT_RULES};
+use whelk_runtime::launch::{self, Gate, Launch};
+use whelk_runtime::spec::{DeviceRule, Pids, Process, Resources, Spec, VERSION};
+use whelk_runtime::{Error, Result, Rootfs, caps, exec, hooks, seccomp, state_json};
+use whelk_sys::{fs, signal};
+
+use crate::state::{State, Status, directory, process};
+use crate::{Cli, Command, Create, Delete, Exec, Kill, List, Ps, Update};
+
+pub(crate) fn run(cli: Cli) -> Result<u8> {
+    if cli.systemd_cgroup {
+        return Err(Error::invalid("--systemd-cgroup: cgroups by systemd are not available in this version of whelk"));
+    }
+    let root = cli.root.as_path();
+    match cli.command {
+        Command::Create(args) => create(root, &args).map(|()| 0),
+        Command::Start { id } => start(root, &id).map(|()| 0),
+        Command::Run(args) => {
+            // Its orphans come here, so that their end is collected.
+            let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+            create(root, &args.create)?;
+            start(root, &args.create.id)?;
+            if args.detach {
+                return Ok(0);
+            }
+            let state = State::load(root, &args.create.id)?;
+            let code = wait_for(state.pid)?;
+            delete(root, &Delete { force: true, id: args.create.id })?;
+            Ok(code)
+        }
+        Command::State { id } => {
+            println!("{:#}", describe(root, &State::load(root, &id)?)?);
+            Ok(0)
+        }
+        Command::Kill(args) => kill(root, &args).map(|()| 0),
+        Command::Delete(args) => delete(root, &args).map(|()| 0),
+        Command::Exec(args) => exec(root, args),
+        Command::Ps(args) => ps(root, &args).map(|()| 0),
+        Command::List(args) => list(root, &args).map(|()| 0),
+        Command::Pause { id } => freeze(root, &id, true).map(|()| 0),
+        Command::Resume { id } => freeze(root, &id, false).map(|()| 0),
+        Command::Update(args) => update(root, args).map(|()| 0),
+        Command::Features => {
+            println!("{:#}", features());
+            Ok(0)
+        }
+        Command::Spec(args) => {
+            let path = args.bundle.join("config.json");
+            if fs::exists(&path) {
+                return Err(Error::invalid(format!("{} exists already", path.display())));
+            }
+            fs::write(&path, format!("{:#}\n", example()))?;
+            Ok(0)
+        }
+    }
+}
+
+fn describe(root: &Path, state: &State) -> Result<serde_json::Value> {
+    let directory = directory(root, &state.id)?;
+    let status = state.status(&directory)?;
+    let pid = if status == Status::Stopped { 0 } else { state.pid };
+    let spec = state.spec(&directory)?;
+    let mut value = state_json(&state.id, status.as_str(), pid, &state.bundle, &spec.annotations);
+    value["created"] = json!(state.created);
+    Ok(value)
+}
+
+fn create(root: &Path, args: &Create) -> Result<()> {
+    let bundle = fs::canonicalize(&args.bundle.bundle)?;
+    let config = fs::read(bundle.join("config.json"))?;
+    let spec: Spec = serde_json::from_slice(&config).map_err(|error| Error::invalid(format!("config.json: {error}")))?;
+    if !spec.oci_version.starts_with("1.") {
+        return Err(Error::invalid(format!("config.json has version {:?}, this runtime knows 1.x", spec.oci_version)));
+    }
+    let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
+    if terminal != args.console_socket.is_some() {
+        return Err(Error::invalid(if terminal {
+            "a terminal needs --console-socket"
+        } else {
+            "--console-socket needs a terminal in the configuration"
+        }));
+    }
+    let directory = directory(root, &args.id)?;
+    fs::create_dir_all(root, 0o700)?;
+    fs::create_dir(&directory, 0o700).map_err(|error| {
+        if error.source.kind() == std::io::ErrorKind::AlreadyExists {
+            Error::State(format!("container with given ID {} already exists", args.id))
+        } else {
+            error.into()
+        }
+    })?;
+    let path = if spec.linux.cgroups_path.is_empty() {
+        format!("/{}", args.id)
+    } else {
+        format!("/{}", spec.linux.cgroups_path.trim_start_matches('/'))
+    };
+    let mut cgroup = Cgroup::at(&path)?;
+    let made = fs::write(directory.join("config.json"), &config)
+        .map_err(Error::from)
+        .and_then(|()| make(args, &spec, &bundle, &directory, &mut cgroup, path));
+    if made.is_err() {
+        let _ = cgroup.remove();
+        let _ = fs::remove_tree(&directory);
+    }
+    made
+}
+
+fn make(args: &Create, spec: &Spec, bundle: &Path, directory: &Path, cgroup: &mut Cgroup, path: String) -> Result<()> {
+    let root_path =
+        spec.root.as_ref().map(|root| bundle.join(&root.path)).ok_or_else(|| Error::invalid("the configuration has no root"))?;
+    let rootfs = Rootfs::Directory(fs::canonicalize(root_path)?);
+    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let fifo_path = directory.join("exec.fifo");
+    let step = |error: rustix::io::Errno| Error::Os(format!("make {}: {error}", fifo_path.display()));
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo_path, Mode::from_raw_mode(0o600)).map_err(step)?;
+    // Open for both directions: reading waits for a byte, not for a writer to come and go.
+    let fifo = rustix::fs::open(&fifo_path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(step)?;
+    cgroup.create(&with_default_devices(&spec.linux.resources))?;
+    let launch = Launch {
+        id: &args.id,
+        spec,
+        bundle,
+        rootfs: &rootfs,
+        scratch: directory,
+        user: None,
+        make_cwd: true,
+        filter: filter.as_ref(),
+        streams: None,
+        gate: Gate::Fifo(fifo),
+    };
+    let created = launch::create(&launch, Some(cgroup))?;
+    let pid = created.pid.as_raw_nonzero().get();
+    let finish = || -> Result<()> {
+        if let (Some(terminal), Some(socket)) = (&created.terminal, &args.console_socket) {
+            send_terminal(terminal, socket)?;
+        }
+        let (_, start_time) = process(pid).ok_or_else(|| Error::Os("the container's first process has ended".into()))?;
+        State {
+            id: args.id.clone(),
+            pid,
+            start_time,
+            bundle: bundle.to_owned(),
+            cgroup: path,
+            created: jiff::Timestamp::now().to_string(),
+        }
+        .save(directory)?;
+        args.pid_file.as_ref().map_or(Ok(()), |file| fs::replace(file, pid.to_string(), 0o644).map_err(Into::into))
+    };
+    finish().inspect_err(|_| {
+        let _ = signal::pidfd_send(&created.pidfd, 9);
+        let _ = waitpid(Some(created.pid), WaitOptions::empty());
+    })
+}
+
+/// The limits with the devices that every container may use, whatever its rules say.
+fn with_default_devices(resources: &Resources) -> Resources {
+    let mut resources = resources.clone();
+    if !resources.devices.is_empty() {
+        resources.devices.extend(DEFAULT_RULES.iter().map(|&(kind, major, minor, access)| DeviceRule {
+            allow: true,
+            kind: Some(kind),
+            major,
+            minor,
+            access: access.to_owned(),
+        }));
+    }
+    resources
+}
+
+/// Sends a terminal's master to whoever listens at `socket`.
+fn send_terminal(terminal: &OwnedFd, path: &Path) -> Result<()> {
+    let step = |error: rustix::io::Errno| Error::Os(format!("send the terminal to {}: {error}", path.display()));
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(step)?;
+    connect(&socket, &SocketAddrUnix::new(path).map_err(step)?).map_err(step)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [terminal.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(&socket, &[IoSlice::new(b"/dev/ptmx")], &mut control, SendFlags::NOSIGNAL).map(drop).map_err(step)
+}
+
+fn start(root: &Path, id: &str) -> Result<()> {
+    let state = State::load(root, id)?;
+    let directory = directory(root, id)?;
+    let status = state.status(&directory)?;
+    if status != Status::Created {
+        return Err(Error::State(format!("cannot start a container that is {}", status.as_str())));
+    }
+    let path = directory.join("exec.fifo");
+    let step = |error: rustix::io::Errno| Error::Os(format!("start container {id}: {error}"));
+    let fifo = rustix::fs::open(&path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).map_err(step)?;
+    // Removed first: from here on the container counts as running.
+    fs::remove_file(&path)?;
+    rustix::io::write(&fifo, b"0").map_err(step)?;
+    let spec = state.spec(&directory)?;
+    hooks::run(&spec.hooks.poststart, &describe(root, &state)?)
+}
+
+/// Waits for a child; 128 and the number for one that a signal ended.
+fn wait_for(pid: i32) -> Result<u8> {
+    let pid = Pid::from_raw(pid).ok_or_else(|| Error::Os("no process to wait for".into()))?;
+    let status: Option<(Pid, WaitStatus)> =
+        waitpid(Some(pid), WaitOptions::empty()).map_err(|error| Error::Os(format!("wait for process {pid}: {error}")))?;
+    let code = status.and_then(|(_, status)| status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal)));
+    Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+}
+
+/// A signal by name or number.
+fn parse_signal(text: &str) -> Result<i32> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT",
+        "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    if let Some(number) = text.parse::<i32>().ok().filter(|number| (1..=64).contains(number)) {
+        return Ok(number);
+    }
+    let upper = text.to_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let index = NAMES.iter().position(|known| *known == name).and_then(|index| i32::try_from(index + 1).ok());
+    index.ok_or_else(|| Error::invalid(format!("unknown signal {text:?}")))
+}
+
+fn kill(root: &Path, args: &Kill) -> Result<()> {
+    let number = parse_signal(&args.signal)?;
+    let state = State::load(root, &args.id)?;
+    if args.all {
+        for pid in state.cgroup()?.processes()? {
+            let _ = signal::kill(pid, number);
+        }
+        return Ok(());
+    }
+    if state.status(&directory(root, &args.id)?)? == Status::Stopped {
+        return Err(Error::State("container not running".into()));
+    }
+    signal::pidfd_send(&open_pidfd(state.pid)?, number)
+        .map_err(|error| Error::Os(format!("signal container {}: {}", args.id, whelk_sys::errno_text(&error))))
+}
+
+fn open_pidfd(pid: i32) -> Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or_else(|| Error::State("container not running".into()))?;
+    pidfd_open(pid, PidfdFlags::empty()).map_err(|error| Error::Os(format!("open process {pid}: {error}")))
+}
+
+fn delete(root: &Path, args: &Delete) -> Result<()> {
+    let state = match State::load(root, &args.id) {
+        Err(Error::State(_)) if args.force => return Ok(()),
+        state => state?,
+    };
+    let directory = directory(root, &args.id)?;
+    let status = state.status(&directory)?;
+    if matches!(status, Status::Running | Status::Paused) && !args.force {
+        return Err(Error::State(format!("cannot delete container {} that is not stopped: {}", args.id, status.as_str())));
+    }
+    let cgroup = state.cgroup()?;
+    if status != Status::Stopped {
+        let _ = cgroup.freeze(false);
+        cgroup.kill_all()?;
+        let _ = signal::kill(state.pid, 9);
+        // Its parent may be somebody else; what counts is that the kernel has ended it.
+        const PATIENCE: u32 = 2_000;
+        for _ in 0..PATIENCE {
+            if state.status(&directory)? == Status::Stopped {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let spec = state.spec(&directory)?;
+    cgroup.remove()?;
+    fs::remove_tree(&directory)?;
+    // After the container is gone, and never a reason for it to stay.
+    hooks::run(&spec.hooks.poststop, &state_json(&state.id, "stopped", 0, &state.bundle, &spec.annotations)).or(Ok(()))
+}
+
+fn exec(root: &Path, args: Exec) -> Result<u8> {
+    let state = State::load(root, &args.id)?;
+    let directory = directory(root, &args.id)?;
+    let status = state.status(&directory)?;
+    if !matches!(status, Status::Running | Status::Created) {
+        return Err(Error::State(format!("cannot exec in a container that is {}", status.as_str())));
+    }
+    let spec = state.spec(&directory)?;
+    let wanted = wanted_process(&spec, &args)?;
+    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let request = exec::Exec {
+        init: &open_pidfd(state.pid)?,
+        linux: &spec.linux,
+        process: &wanted,
+        user: None,
+        filter: filter.as_ref(),
+        streams: None,
+    };
+    let executed = exec::exec(&request, Some(&state.cgroup()?))?;
+    let pid = executed.pid.as_raw_nonzero().get();
+    if let (Some(terminal), Some(socket)) = (&executed.terminal, &args.console_socket) {
+        send_terminal(terminal, socket)?;
+    }
+    if let Some(file) = &args.pid_file {
+        fs::replace(file, pid.to_string(), 0o644)?;
+    }
+    if args.detach { Ok(0) } else { wait_for(pid) }
+}
+
+fn wanted_process(spec: &Spec, args: &Exec) -> Result<Process> {
+    let mut wanted = match &args.process {
+        Some(file) => serde_json::from_slice(&fs::read(file)?).map_err(|error| Error::invalid(format!("{}: {error}", file.display())))?,
+        None => {
+            let mut wanted = spec.process.clone().unwrap_or_default();
+            wanted.args.clone_from(&args.command);
+            wanted.terminal = args.tty;
+            wanted.env.extend(args.env.iter().cloned());
+            if let Some(cwd) = &args.cwd {
+                wanted.cwd.clone_from(cwd);
+            }
+            if let Some(user) = &args.user {
+                let invalid = || Error::invalid(format!("invalid user {user:?}: UID[:GID] is needed"));
+                let (uid, gid) = user.split_once(':').unwrap_or((user, "0"));
+                (wanted.user.uid, wanted.user.gid) = (uid.parse().map_err(|_| invalid())?, gid.parse().map_err(|_| invalid())?);
+            }
+            wanted
+        }
+    };
+    wanted.terminal |= args.tty;
+    if wanted.args.is_empty() {
+        return Err(Error::invalid("no command to execute"));
+    }
+    if wanted.terminal && args.console_socket.is_none() {
+        return Err(Error::invalid("a terminal needs --console-socket"));
+    }
+    Ok(wanted)
+}
+
+fn ps(root: &Path, args: &Ps) -> Result<()> {
+    let mut pids = State::load(root, &args.id)?.cgroup()?.processes()?;
+    pids.sort_unstable();
+    match args.format.as_str() {
+        "json" => println!("{}", json!(pids)),
+        "table" => {
+            println!("PID     COMMAND");
+            for pid in pids {
+                let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                println!("{pid:<7} {}", String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " "));
+            }
+        }
+        other => return Err(Error::invalid(format!("unknown format {other:?}: table or json"))),
+    }
+    Ok(())
+}
+
+fn list(root: &Path, args: &List) -> Result<()> {
+    let entries = if fs::exists(root) { fs::list(root)? } else { Vec::new() };
+    let mut found = Vec::new();
+    for entry in entries {
+        // One that is being made or removed right now is no container.
+        if let Some(state) = entry.file_name().to_str().and_then(|id| State::load(root, id).ok())
+            && let Ok(described) = describe(root, &state)
+        {
+            found.push(described);
+        }
+    }
+    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match args.format.as_str() {
+        _ if args.quiet => found.iter().for_each(|state| println!("{}", text(&state["id"]))),
+        "json" => println!("{}", json!(found)),
+        "table" => {
+            println!("{:<24} {:<8} {:<9} {:<32} CREATED", "ID", "PID", "STATUS", "BUNDLE");
+            for state in &found {
+                println!(
+                    "{:<24} {:<8} {:<9} {:<32} {}",
+                    text(&state["id"]),
+                    text(&state["pid"]),
+                    text(&state["status"]),
+                    text(&state["bundle"]),
+                    text(&state["created"])
+                );
+            }
+        }
+        other => return Err(Error::invalid(format!("unknown format {other:?}: table or json"))),
+    }
+    Ok(())
+}
+
+fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
+    let state = State::load(root, id)?;
+    let status = state.status(&directory(root, id)?)?;
+    let fits = if frozen { matches!(status, Status::Running | Status::Created) } else { status == Status::Paused };
+    if !fits {
+        return Err(Error::State(format!("cannot {} a container that is {}", if frozen { "pause" } else { "resume" }, status.as_str())));
+    }
+    state.cgroup()?.freeze(frozen)
+}
+
+fn update(root: &Path, args: Update) -> Result<()> {
+    let state = State::load(root, &args.id)?;
+    let mut resources: Resources = match &args.resources {
+        Some(file) => {
+            let bytes = if file.as_os_str() == "-" {
+                std::io::read_to_string(std::io::stdin()).map(String::into_bytes).map_err(|error| Error::Os(error.to_string()))?
+            } else {
+                fs::read(file)?
+            };
+            serde_json::from_slice(&bytes).map_err(|error| Error::invalid(format!("{}: {error}", file.display())))?
+        }
+        None => Resources::default(),
+    };
+    resources.devices.clear();
+    let (memory, cpu) = (&mut resources.memory, &mut resources.cpu);
+    memory.limit = args.memory.or(memory.limit);
+    memory.swap = args.memory_swap.or(memory.swap);
+    memory.reservation = args.memory_reservation.or(memory.reservation);
+    cpu.shares = args.cpu_share.or(cpu.shares);
+    cpu.quota = args.cpu_quota.or(cpu.quota);
+    cpu.period = args.cpu_period.or(cpu.period);
+    for (field, value) in [(&mut cpu.cpus, args.cpuset_cpus), (&mut cpu.mems, args.cpuset_mems)] {
+        if !value.is_empty() {
+            *field = value;
+        }
+    }
+    resources.pids = args.pids_limit.map(|limit| Pids { limit }).or(resources.pids.take());
+    state.cgroup()?.apply(&resources)
+}
+
+fn features() -> serde_json::Value {
+    json!({
+        "ociVersionMin": "1.0.0", "ociVersionMax": VERSION,
+        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": caps::NAMES.as_slice(),
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false},
+            "seccomp": {"enabled": true, "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_AARCH64"]},
+            "apparmor": {"enabled": true}, "selinux": {"enabled": true}, "intelRdt": {"enabled": false},
+            "mountExtensions": {"idmap": {"enabled": true}},
+        },
+    })
+}
+
+/// A configuration that runs a shell in `rootfs`.
+fn example() -> serde_json::Value {
+    let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
+    json!({
+        "ociVersion": VERSION,
+        "process": {
+            "user": {"uid": 0, "gid": 0}, "args": ["sh"], "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"], "cwd": "/",
+            "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities}, "noNewPrivileges": true,
+        },
+        "root": {"path": "rootfs", "readonly": true},
+        "hostname": "whelk",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
+            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+        ],
+        "linux": {
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
+            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    })
+}

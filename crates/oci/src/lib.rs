@@ -1,0 +1,227 @@
+//! `whelk oci`: the runtime behind the command line that the OCI runtime specification and its users expect.
+//!
+//! ```text
+//! <root>/<id>/state.json    pid and start time of the first process, bundle, cgroup
+//!            /config.json   the configuration the container was created with
+//!            /exec.fifo     there until the container is started: a byte written to it lets the program run
+//! ```
+//! Each call is a process of its own with one thread; nothing stays behind but the container.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line does")]
+
+mod commands;
+mod state;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// The OCI runtime command line
+#[derive(Debug, Parser)]
+#[command(name = "whelk oci", version)]
+struct Cli {
+    /// Directory for the state of containers
+    #[arg(long, global = true, default_value = "/run/whelk/oci")]
+    root: PathBuf,
+    /// File for errors, beside standard error
+    #[arg(long, global = true)]
+    log: Option<PathBuf>,
+    /// Format of the log file: text or json
+    #[arg(long, global = true, default_value = "text")]
+    log_format: String,
+    /// Let systemd manage cgroups
+    #[arg(long, global = true)]
+    systemd_cgroup: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a container
+    Create(Create),
+    /// Run the program of a created container
+    Start { id: String },
+    /// Create a container, run its program and wait for it
+    Run(Run),
+    /// Print a container's state
+    State { id: String },
+    /// Send a signal to a container's first process
+    Kill(Kill),
+    /// Remove a container that has ended
+    Delete(Delete),
+    /// Run a further process in a container
+    Exec(Exec),
+    /// List a container's processes
+    Ps(Ps),
+    /// List containers
+    List(List),
+    /// Stop all processes of a container in their tracks
+    Pause { id: String },
+    /// Let the processes of a paused container go on
+    Resume { id: String },
+    /// Change the limits of a container
+    Update(Update),
+    /// Print what this runtime can do
+    Features,
+    /// Write a configuration to start from
+    Spec(Bundle),
+}
+
+#[derive(Debug, Args)]
+struct Bundle {
+    /// Directory with config.json
+    #[arg(short, long, default_value = ".")]
+    bundle: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    #[command(flatten)]
+    bundle: Bundle,
+    /// File for the pid of the first process
+    #[arg(long)]
+    pid_file: Option<PathBuf>,
+    /// Socket to send the terminal's master to
+    #[arg(long)]
+    console_socket: Option<PathBuf>,
+    id: String,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    create: Create,
+    /// Do not wait for the program
+    #[arg(short, long)]
+    detach: bool,
+}
+
+#[derive(Debug, Args)]
+struct Kill {
+    /// Send it to all processes of the container
+    #[arg(short, long)]
+    all: bool,
+    id: String,
+    #[arg(default_value = "TERM", allow_hyphen_values = true)]
+    signal: String,
+}
+
+#[derive(Debug, Args)]
+struct Delete {
+    /// Kill it first if it runs; a missing one is fine
+    #[arg(short, long)]
+    force: bool,
+    id: String,
+}
+
+#[derive(Debug, Args)]
+struct Exec {
+    /// File with the process to run (an OCI process object)
+    #[arg(short, long)]
+    process: Option<PathBuf>,
+    /// Allocate a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Working directory
+    #[arg(long)]
+    cwd: Option<String>,
+    /// Environment variables
+    #[arg(short, long)]
+    env: Vec<String>,
+    /// User as UID[:GID]
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Do not wait for the process
+    #[arg(short, long)]
+    detach: bool,
+    /// File for the process's pid
+    #[arg(long)]
+    pid_file: Option<PathBuf>,
+    /// Socket to send the terminal's master to
+    #[arg(long)]
+    console_socket: Option<PathBuf>,
+    id: String,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Ps {
+    /// table or json
+    #[arg(short, long, default_value = "table")]
+    format: String,
+    id: String,
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// table or json
+    #[arg(short, long, default_value = "table")]
+    format: String,
+    /// Only ids
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+struct Update {
+    /// File with the limits (an OCI resources object), or - for standard input
+    #[arg(short, long)]
+    resources: Option<PathBuf>,
+    /// Memory limit in bytes
+    #[arg(long, allow_hyphen_values = true)]
+    memory: Option<i64>,
+    /// Memory and swap limit in bytes, -1 for none
+    #[arg(long, allow_hyphen_values = true)]
+    memory_swap: Option<i64>,
+    /// Soft memory limit in bytes
+    #[arg(long, allow_hyphen_values = true)]
+    memory_reservation: Option<i64>,
+    /// Relative CPU weight
+    #[arg(long)]
+    cpu_share: Option<u64>,
+    /// CPU time allowed per period, in microseconds
+    #[arg(long, allow_hyphen_values = true)]
+    cpu_quota: Option<i64>,
+    /// Length of the period, in microseconds
+    #[arg(long)]
+    cpu_period: Option<u64>,
+    /// Processors to use
+    #[arg(long, default_value = "")]
+    cpuset_cpus: String,
+    /// Memory nodes to use
+    #[arg(long, default_value = "")]
+    cpuset_mems: String,
+    /// Most processes
+    #[arg(long, allow_hyphen_values = true)]
+    pids_limit: Option<i64>,
+    id: String,
+}
+
+/// Runs the command line; `arguments` begin behind `oci`.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = Cli::parse_from(std::iter::once(OsString::from("whelk oci")).chain(arguments));
+    let (log, log_format) = (cli.log.clone(), cli.log_format.clone());
+    match commands::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("whelk oci: {error}");
+            if let Some(log) = log {
+                // Callers read the reason of a failure out of this file.
+                let line = if log_format == "json" {
+                    serde_json::json!({"level": "error", "msg": error.to_string(), "time": jiff::Timestamp::now().to_string()}).to_string()
+                } else {
+                    format!("level=error msg={:?}", error.to_string())
+                };
+                if let Ok(mut file) = whelk_sys::fs::append(&log, 0o600) {
+                    use std::io::Write;
+                    let _ = writeln!(file, "{line}");
+                }
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A container's state on disk, and what its first process says about it.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use whelk_runtime::cgroup::Cgroup;
+use whelk_runtime::spec::Spec;
+use whelk_runtime::{Error, Result};
+use whelk_sys::fs;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct State {
+    pub id: String,
+    pub pid: i32,
+    /// Clock ticks after boot (proc_pid_stat(5), field 22): with it, a pid cannot be mistaken for a later one's.
+    pub start_time: u64,
+    pub bundle: PathBuf,
+    pub cgroup: String,
+    pub created: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// The directory of a container.
+///
+/// # Errors
+/// An id that could lead elsewhere.
+pub(crate) fn directory(root: &Path, id: &str) -> Result<PathBuf> {
+    let valid = whelk_sys::in_root::is_entry_name(id.as_ref())
+        && id.len() <= 1024
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte));
+    if valid {
+        Ok(root.join(id))
+    } else {
+        Err(Error::invalid(format!("invalid container ID {id:?}: use letters, digits, '_', '+', '-' and '.'")))
+    }
+}
+
+impl State {
+    pub(crate) fn load(root: &Path, id: &str) -> Result<Self> {
+        let bytes = match fs::read(directory(root, id)?.join("state.json")) {
+            Err(error) if error.is_not_found() => return Err(Error::State("container does not exist".into())),
+            bytes => bytes?,
+        };
+        serde_json::from_slice(&bytes).map_err(|error| Error::Os(format!("state of container {id}: {error}")))
+    }
+
+    pub(crate) fn save(&self, directory: &Path) -> Result<()> {
+        let bytes = serde_json::to_vec(self).map_err(|error| Error::Os(error.to_string()))?;
+        Ok(fs::replace(directory.join("state.json"), bytes, 0o600)?)
+    }
+
+    pub(crate) fn spec(&self, directory: &Path) -> Result<Spec> {
+        let bytes = fs::read(directory.join("config.json"))?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::invalid(format!("config.json: {error}")))
+    }
+
+    pub(crate) fn cgroup(&self) -> Result<Cgroup> {
+        Cgroup::at(&self.cgroup)
+    }
+
+    pub(crate) fn status(&self, directory: &Path) -> Result<Status> {
+        if process(self.pid).is_none_or(|(state, start)| state == 'Z' || state == 'X' || start != self.start_time) {
+            return Ok(Status::Stopped);
+        }
+        if fs::exists(directory.join("exec.fifo")) {
+            return Ok(Status::Created);
+        }
+        Ok(if self.cgroup()?.is_frozen() { Status::Paused } else { Status::Running })
+    }
+}
+
+/// State letter and start time of a process.
+pub(crate) fn process(pid: i32) -> Option<(char, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
+}

@@ -1,0 +1,150 @@
+//! `whelk oci`: the life of a container through the OCI runtime command line.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test says why it fails by failing")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use whelk_tests::{Engine, Program, eventually};
+
+/// A bundle with busybox, and a directory for the runtime's state; everything goes with the engine's scratch.
+struct Bundle {
+    engine: Engine,
+    path: PathBuf,
+    id: String,
+}
+
+impl Bundle {
+    fn new(script: &str, change: impl FnOnce(&mut Value)) -> Self {
+        let engine = Engine::start();
+        let path = engine.scratch("bundle");
+        let rootfs = path.join("rootfs");
+        fs::create_dir(&rootfs).unwrap();
+        engine.docker(&["create", "--name", "source", "busybox"]).ok();
+        let archive = path.join("root.tar");
+        engine.docker(&["export", "-o", &archive.display().to_string(), "source"]).ok();
+        assert!(Command::new("tar").arg("-C").arg(&rootfs).arg("-xf").arg(&archive).status().unwrap().success());
+        let id = format!("oci-{}", std::process::id()) + &path.display().to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "");
+        let bundle = Self { engine, path, id };
+        bundle.call(&["spec", "--bundle", &bundle.path.display().to_string()]);
+        let config = bundle.path.join("config.json");
+        let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        spec["process"]["args"] = json!(["sh", "-c", script]);
+        spec["linux"]["cgroupsPath"] = json!(format!("/{}", bundle.id));
+        change(&mut spec);
+        fs::write(config, spec.to_string()).unwrap();
+        bundle
+    }
+
+    fn output(&self, args: &[&str]) -> Output {
+        let state = self.path.join("state").display().to_string();
+        Command::new(Program::Whelk.path()).args(["oci", "--root", &state]).args(args).output().unwrap()
+    }
+
+    fn call(&self, args: &[&str]) -> String {
+        let output = self.output(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn fails(&self, args: &[&str], text: &str) {
+        let output = self.output(args);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(text), "{args:?}: expected {text:?} in {error:?}");
+    }
+
+    fn bundle_path(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn create(&self) {
+        // Standard output stays with the container: it must not be this command's pipe.
+        let log = fs::File::create(self.path.join("log")).unwrap();
+        let state = self.path.join("state").display().to_string();
+        let mut command = Command::new(Program::Whelk.path());
+        command.args(["oci", "--root", &state, "create", "--bundle", &self.bundle_path(), &self.id]);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        assert!(command.status().unwrap().success(), "{}", fs::read_to_string(self.path.join("log")).unwrap());
+    }
+
+    fn status(&self) -> String {
+        let state: Value = serde_json::from_str(&self.call(&["state", &self.id])).unwrap();
+        state["status"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        let _ = self.output(&["delete", "--force", &self.id]);
+        assert!(std::thread::panicking() || !cgroup_exists(&self.id), "the cgroup of {} is left", self.id);
+    }
+}
+
+fn cgroup_exists(name: &str) -> bool {
+    ["", "memory", "pids", "freezer"].iter().any(|tree| PathBuf::from("/sys/fs/cgroup").join(tree).join(name).exists())
+}
+
+#[test]
+fn a_container_goes_through_all_its_states() {
+    let bundle = Bundle::new("echo started; sleep 600; true", |spec| spec["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}}));
+    let id = bundle.id.as_str();
+    bundle.create();
+    assert_eq!(bundle.status(), "created");
+    bundle.fails(&["create", "--bundle", &bundle.bundle_path(), id], "already exists");
+    bundle.call(&["start", id]);
+    eventually("the program to run", || fs::read_to_string(bundle.path.join("log")).unwrap().contains("started").then_some(()));
+    assert_eq!(bundle.status(), "running");
+    bundle.fails(&["start", id], "cannot start a container that is running");
+    bundle.fails(&["delete", id], "not stopped");
+    let pids: Vec<i32> = serde_json::from_str(&bundle.call(&["ps", "--format", "json", id])).unwrap();
+    assert_eq!(pids.len(), 2, "the shell and its child: {pids:?}");
+    bundle.call(&["pause", id]);
+    assert_eq!(bundle.status(), "paused");
+    bundle.call(&["resume", id]);
+    bundle.call(&["update", "--memory", "33554432", id]);
+    assert_eq!(bundle.call(&["list", "--quiet"]).trim(), id);
+    bundle.call(&["kill", id, "KILL"]);
+    eventually("the container to end", || (bundle.status() == "stopped").then_some(()));
+    bundle.fails(&["kill", id], "container not running");
+    bundle.call(&["delete", id]);
+    bundle.fails(&["state", id], "container does not exist");
+}
+
+#[test]
+fn run_and_exec_give_the_programs_status() {
+    let bundle = Bundle::new("exit 7", |_| {});
+    let output = bundle.output(&["run", "--bundle", &bundle.bundle_path(), &bundle.id]);
+    assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+    let running = Bundle::new("sleep 600", |_| {});
+    running.create();
+    running.call(&["start", &running.id]);
+    assert_eq!(
+        running.call(&["exec", "--env", "A=b", "--cwd", "/tmp", &running.id, "sh", "-c", "echo $A $(pwd) $(id -u)"]).trim(),
+        "b /tmp 0"
+    );
+    assert_eq!(running.output(&["exec", &running.id, "sh", "-c", "exit 3"]).status.code(), Some(3));
+    running.fails(&["exec", &running.id, "nosuch"], "executable file not found in $PATH");
+}
+
+#[test]
+fn broken_bundles_are_refused_and_leave_nothing() {
+    let bundle = Bundle::new("true", |spec| spec["process"]["args"] = json!(["nosuch"]));
+    let path = bundle.bundle_path();
+    bundle.fails(&["run", "--bundle", &path, &bundle.id], "executable file not found in $PATH");
+    bundle.fails(&["run", "--bundle", "/nonexistent", &bundle.id], "no such file or directory");
+    bundle.fails(&["state", "../x"], "invalid container ID");
+    fs::write(bundle.path.join("config.json"), "{").unwrap();
+    bundle.fails(&["create", "--bundle", &path, &bundle.id], "config.json");
+    assert_eq!(bundle.call(&["list", "--quiet"]), "");
+    assert!(!cgroup_exists(&bundle.id));
+    drop(bundle.engine.docker(&["ps"]));
+}
+
+#[test]
+fn features_name_what_is_there() {
+    let bundle = Bundle::new("true", |_| {});
+    let features: Value = serde_json::from_str(&bundle.call(&["features"])).unwrap();
+    assert_eq!(features["ociVersionMax"], "1.2.1");
+    assert!(features["linux"]["namespaces"].as_array().unwrap().contains(&json!("time")));
+}
