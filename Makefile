@@ -27,7 +27,7 @@ demo: release
 test: setup
 	tests/images/make $(IMAGES)
 	cargo build --locked -p whelk
-	cargo test --locked --workspace
+	cargo test --locked --workspace --no-fail-fast
 
 check:
 	cargo fmt --all --check

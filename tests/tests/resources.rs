@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use whelk_tests::{Engine, escape, eventually, now_nanos};
+use whelk_tests::{Engine, Program, escape, eventually, now_nanos};
 
 /// A container's cgroup file as the host sees it: by controller and name on v1, by name on v2.
 #[track_caller]
@@ -47,6 +47,28 @@ fn limits_arrive_at_the_kernel() {
         cli.up("free", &[], &["sleep", "600"]);
         assert_eq!(limit(engine, "free", ("pids", "pids.max"), "pids.max"), "max");
     });
+}
+
+#[test]
+fn first_containers_below_a_new_parent_may_start_at_once() {
+    let engine = Engine::start();
+    let parent = format!("/{}/new", engine.name());
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let (engine, parent) = (&engine, &parent);
+            scope.spawn(move || {
+                let name = format!("first{number}");
+                engine.cli(Program::Whelk).up(&name, &["--cgroup-parent", parent, "--cpuset-cpus", "0", "-m", "32m"], &["sleep", "600"]);
+                assert_eq!(limit(engine, &name, ("memory", "memory.limit_in_bytes"), "memory.max"), "33554432");
+                engine.cli(Program::Whelk).run(&["rm", "-f", &name]).ok();
+            });
+        }
+    });
+    // A parent that the user named is the user's to remove.
+    let trees = fs::read_dir("/sys/fs/cgroup").unwrap().map(|tree| tree.unwrap().path());
+    for tree in trees.chain(["/sys/fs/cgroup".into()]) {
+        let _ = fs::remove_dir(tree.join(parent.trim_start_matches('/')));
+    }
 }
 
 #[test]

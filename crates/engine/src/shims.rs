@@ -18,6 +18,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::{self, Launch, Launched, Reply, Request};
 use whelk_sys::mount::{MountAttr, set_attr};
 
@@ -48,6 +49,10 @@ impl Shims {
         let tree = open_tree(CWD, executable, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
             .map_err(|error| fail(error.into()))?;
         set_attr(tree.as_fd(), MountAttr { set: RDONLY, ..MountAttr::default() }, false).map_err(fail)?;
+        // Here once, so that no two containers' starts make the instance's cgroup at the same time.
+        Cgroup::at(&instance.shims_cgroup())
+            .and_then(|mut cgroup| cgroup.create(&Default::default()))
+            .map_err(|error| Error::internal(error.to_string()))?;
         Ok(Arc::new(Self {
             ready: Mutex::default(),
             refill: tokio::sync::Notify::new(),

@@ -89,9 +89,8 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
 /// their cost is not counted as the engine's.
 fn join(path: &str) -> Result<()> {
     let mut cgroup = Cgroup::at(path)?;
-    if !cgroup.exists() {
-        cgroup.create(&Default::default())?;
-    }
+    // The first shims may come here at once: each makes sure of every directory itself.
+    cgroup.create(&Default::default())?;
     cgroup.add(rustix::process::getpid())
 }
 

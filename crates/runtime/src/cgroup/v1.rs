@@ -189,11 +189,9 @@ impl Cgroup {
 }
 
 /// Creates a cpuset directory; one without CPUs and memory nodes takes no process, so each new level starts with its
-/// parent's.
+/// parent's. A level that is there may be one that another process has just made and not filled yet: it is looked at
+/// as well.
 fn create_cpuset(root: &Path, directory: &Path) -> Result<()> {
-    if fs::exists(directory) {
-        return Ok(());
-    }
     let Some(parent) = directory.parent().filter(|parent| parent.starts_with(root)) else { return Ok(()) };
     if parent != root {
         create_cpuset(root, parent)?;
@@ -203,7 +201,9 @@ fn create_cpuset(root: &Path, directory: &Path) -> Result<()> {
         result => result?,
     }
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        set(directory, file, fs::read_to_string(parent.join(file))?.trim())?;
+        if fs::read_to_string(directory.join(file))?.trim().is_empty() {
+            set(directory, file, fs::read_to_string(parent.join(file))?.trim())?;
+        }
     }
     Ok(())
 }

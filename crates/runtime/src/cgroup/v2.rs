@@ -34,7 +34,9 @@ impl Cgroup {
 
     pub(super) fn create(&mut self) -> Result<()> {
         // With the parents there and their controllers on, which is so from the second container on, one mkdir does it.
-        if self.path.parent().is_some_and(fs::exists) {
+        let handed_down =
+            |parent: &Path| fs::read_to_string(parent.join("cgroup.subtree_control")).is_ok_and(|list| !list.trim().is_empty());
+        if self.path.parent().is_some_and(handed_down) {
             match fs::create_dir(&self.path, 0o755) {
                 Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {}
                 result => result?,
@@ -52,10 +54,13 @@ impl Cgroup {
         let mut level = self.root.clone();
         for part in relative.components() {
             let available = fs::read_to_string(level.join("cgroup.controllers"))?;
-            for controller in available.split_whitespace() {
-                // One by one: a controller that cannot be handed down (real-time threads and `cpu`) must not keep the
-                // others; a limit that then cannot be set is reported when it is set.
-                let _ = try_set(&level, "cgroup.subtree_control", &format!("+{controller}"));
+            let all: Vec<String> = available.split_whitespace().map(|controller| format!("+{controller}")).collect();
+            if try_set(&level, "cgroup.subtree_control", &all.join(" ")).is_err() {
+                // One that cannot be handed down (`cpu`, where there are real-time threads) must not keep the others; a
+                // limit that then cannot be set is reported when it is set.
+                for controller in &all {
+                    let _ = try_set(&level, "cgroup.subtree_control", controller);
+                }
             }
             level.push(part);
             match fs::create_dir(&level, 0o755) {
