@@ -27,7 +27,8 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     let linux = &spec.linux;
     let Some(process) = &spec.process else { return Err(Error::invalid("the configuration has no process")) };
     let own_user_namespace = linux.namespace(NamespaceKind::User).is_some();
-    let mut waiter = Waiter { sync, own_cgroup_namespace: linux.has_new(NamespaceKind::Cgroup), done: false };
+    // In the cgroup first: what is done from here on counts as the container's.
+    cgroup.map_or(Ok(()), Cgroup::enter)?;
     rustix::process::setsid().map_err(os("setsid"))?;
     new_session_keyring(c"_ses").or_else(|error| {
         if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) {
@@ -36,13 +37,17 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
             Err(os("create session keyring")(error))
         }
     })?;
-    if own_user_namespace {
-        // Until its ids are mapped the process is nobody.
-        waiter.wait()?;
+    if linux.has_new(NamespaceKind::User) {
+        // Until then the process is nobody.
+        sync.expect(&Message::IdsMapped)?;
     }
     namespaces::join_existing(linux)?;
     if own_user_namespace {
         become_root()?;
+    }
+    if linux.has_new(NamespaceKind::Cgroup) {
+        // Its root is where the process is at this moment.
+        unshare(CloneFlags::NEWCGROUP).map_err(os("create cgroup namespace"))?;
     }
     if linux.has_new(NamespaceKind::Network) {
         whelk_sys::net::loopback_up().map_err(os("bring up loopback"))?;
@@ -51,8 +56,7 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
 
     let null = devices::host_null()?;
     let root = rootfs::attach(launch.rootfs, launch.scratch)?;
-    let keys = mount_all(launch, cgroup, &root, &mut waiter)?;
-    waiter.wait()?;
+    let keys = mount_all(launch, cgroup, &root)?;
     if !keys.dev_is_bound {
         devices::create(&root, &linux.devices, own_user_namespace)?;
     }
@@ -95,28 +99,7 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     Ok(prepared)
 }
 
-/// Waits, once, until the starter has put this process into its cgroups and mapped its ids; makes the cgroup
-/// namespace then, whose root is where the process is at that moment.
-struct Waiter<'a> {
-    sync: &'a Sync,
-    own_cgroup_namespace: bool,
-    done: bool,
-}
-
-impl Waiter<'_> {
-    fn wait(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.done, true) {
-            return Ok(());
-        }
-        self.sync.expect(&Message::Go)?;
-        if self.own_cgroup_namespace {
-            unshare(CloneFlags::NEWCGROUP).map_err(os("create cgroup namespace"))?;
-        }
-        Ok(())
-    }
-}
-
-fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd, waiter: &mut Waiter<'_>) -> Result<KeyMounts> {
+fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd) -> Result<KeyMounts> {
     let linux = &launch.spec.linux;
     let user_namespace = match linux.namespace(NamespaceKind::User) {
         Some(_) => Some(
@@ -129,8 +112,7 @@ fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd, waite
     let mut keys = KeyMounts::default();
     for mount in &launch.spec.mounts {
         if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") {
-            waiter.wait()?;
-            cgroup_mount::mount(root, mount, cgroup, waiter.own_cgroup_namespace)?;
+            cgroup_mount::mount(root, mount, cgroup, linux.has_new(NamespaceKind::Cgroup))?;
         } else {
             context.mount(mount, &mut keys)?;
         }

@@ -54,7 +54,7 @@ pub fn exec(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
     let (pid, pidfd) = match clone_process(CloneFlags::default(), birthplace).map_err(os("create process"))? {
         Cloned::Child => {
             drop(ours);
-            let error = match enter(exec, flags, &theirs) {
+            let error = match enter(exec, cgroup, flags, &theirs) {
                 Ok(prepared) => prepared.execute(),
                 Err(error) => error,
             };
@@ -64,7 +64,7 @@ pub fn exec(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs);
-    match settle(&ours, pid, cgroup) {
+    match settle(&ours) {
         Ok(terminal) => Ok(Executed { pid, pidfd, terminal }),
         Err(error) => {
             let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
@@ -74,11 +74,7 @@ pub fn exec(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
     }
 }
 
-fn settle(sync: &Sync, pid: Pid, cgroup: Option<&Cgroup>) -> Result<Option<OwnedFd>> {
-    if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.birthplace().is_none()) {
-        cgroup.add(pid)?;
-    }
-    sync.send(&Message::Go, None)?;
+fn settle(sync: &Sync) -> Result<Option<OwnedFd>> {
     let mut terminal = None;
     loop {
         match sync.receive()? {
@@ -90,10 +86,10 @@ fn settle(sync: &Sync, pid: Pid, cgroup: Option<&Cgroup>) -> Result<Option<Owned
     }
 }
 
-fn enter<'a>(exec: &'a Exec<'_>, flags: CloneFlags, sync: &Sync) -> Result<process::Prepared<'a>> {
-    rustix::process::setsid().map_err(os("setsid"))?;
+fn enter<'a>(exec: &'a Exec<'_>, cgroup: Option<&Cgroup>, flags: CloneFlags, sync: &Sync) -> Result<process::Prepared<'a>> {
     // In the cgroup first: what is done from here on counts as the container's.
-    sync.expect(&Message::Go)?;
+    cgroup.map_or(Ok(()), Cgroup::enter)?;
+    rustix::process::setsid().map_err(os("setsid"))?;
     setns(exec.init.as_fd(), flags.without(CloneFlags::NEWPID)).map_err(os("enter the container"))?;
     rustix::process::chdir("/").map_err(os("chdir to the container's root"))?;
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())

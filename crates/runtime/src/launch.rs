@@ -86,7 +86,7 @@ pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
         };
     drop(theirs);
     let mut created = Created { pid, pidfd, terminal: None, sync: ours };
-    match created.settle(launch, cgroup) {
+    match created.settle(launch) {
         Ok(()) => Ok(created),
         Err(error) => {
             created.abandon();
@@ -96,15 +96,12 @@ pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
 }
 
 impl Created {
-    fn settle(&mut self, launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<()> {
+    fn settle(&mut self, launch: &Launch<'_>) -> Result<()> {
         let linux = &launch.spec.linux;
-        if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.birthplace().is_none()) {
-            cgroup.add(self.pid)?;
-        }
         if linux.has_new(NamespaceKind::User) {
             namespaces::write_id_maps(self.pid, &linux.uid_mappings, &linux.gid_mappings)?;
+            self.sync.send(&Message::IdsMapped, None).map_err(|error| self.explain(error))?;
         }
-        self.sync.send(&Message::Go, None).map_err(|error| self.explain(error))?;
         loop {
             match self.sync.receive()? {
                 Some((Message::Console, terminal)) => self.terminal = terminal,

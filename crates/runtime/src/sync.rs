@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! starter                          child
-//!    │  Go (cgroups, id maps done)   │  mounts …
+//!    │           IdsMapped           │  only with a user namespace
 //!    ├──────────────────────────────►│
 //!    │           Console + pty       │  only with a terminal
 //!    │◄──────────────────────────────┤
@@ -31,7 +31,7 @@ use crate::error::{Error, Result, os};
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Message {
-    Go,
+    IdsMapped,
     Console,
     RunHooks,
     HooksDone,

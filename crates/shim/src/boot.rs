@@ -37,12 +37,15 @@ const BUFFER: usize = 64 << 10;
 /// input.
 pub fn run(cgroup: Option<&str>) -> Result<()> {
     let step = |what: &'static str| move |error: std::io::Error| Error::Os(format!("{what}: {}", whelk_sys::errno_text(&error)));
+    let home = cgroup.map(home).transpose()?;
     // A child of init, in a session of its own: nothing that happens to the engine or its terminal reaches it.
-    match clone_process(CloneFlags::default(), None).map_err(step("fork"))? {
+    match clone_process(CloneFlags::default(), home.as_ref().and_then(Cgroup::birthplace)).map_err(step("fork"))? {
         Cloned::Parent { .. } => exit_now(0),
         Cloned::Child => {}
     }
     let _ = rustix::process::setsid();
+    // It was executed through a descriptor, whose number would be its name in `ps`.
+    let _ = rustix::thread::set_name(c"whelk-shim");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| Error::Os(format!("become subreaper: {error}")))?;
     // Not readable through /proc from a container that sees this process before its program runs (CVE-2019-5736).
@@ -51,8 +54,8 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let signals = signal::signal_fd(&[rustix::process::Signal::CHILD.as_raw()]).map_err(step("signalfd"))?;
     let poll = Poll::new().map_err(|error| Error::Os(format!("epoll: {error}")))?;
-    if let Some(cgroup) = cgroup {
-        join(cgroup)?;
+    if let Some(home) = home {
+        home.enter()?;
     }
     let engine = rustix::stdio::stdin().try_clone_to_owned().map_err(step("take over the engine's socket"))?;
     let Some((launch, attached)) = receive(&engine)? else { return Ok(()) };
@@ -85,13 +88,13 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     result
 }
 
-/// Moves this process into the shims' cgroup, so that stopping the engine's service does not stop containers and
-/// their cost is not counted as the engine's.
-fn join(path: &str) -> Result<()> {
+/// The shims' own cgroup: stopping the engine's service does not stop containers, and their cost is not counted as the
+/// engine's.
+fn home(path: &str) -> Result<Cgroup> {
     let mut cgroup = Cgroup::at(path)?;
     // The first shims may come here at once: each makes sure of every directory itself.
     cgroup.create(&Default::default())?;
-    cgroup.add(rustix::process::getpid())
+    Ok(cgroup)
 }
 
 /// Standard input was the engine's socket; the engine must see it end.

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
 use whelk_sys::fs;
 
 pub use devices::DEFAULT_RULES;
@@ -143,11 +142,12 @@ impl Cgroup {
         }
     }
 
-    /// Moves a process in. Does nothing for one that was born here.
-    pub fn add(&self, pid: Pid) -> Result<()> {
+    /// Moves the calling process in, which must have one thread. One that was born in [`Cgroup::birthplace`] is there
+    /// already.
+    pub fn enter(&self) -> Result<()> {
         match &self.kind {
-            Kind::V1(cgroup) => cgroup.add(pid),
-            Kind::V2(cgroup) => cgroup.add(pid),
+            Kind::V1(cgroup) => cgroup.enter(),
+            Kind::V2(cgroup) => cgroup.enter(),
         }
     }
 

@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::process::Pid;
 use whelk_sys::fs;
 
 use super::files::{counter, set, set_some, try_set};
@@ -50,8 +49,10 @@ impl Cgroup {
         Ok(())
     }
 
-    pub(super) fn add(&self, pid: Pid) -> Result<()> {
-        self.trees.iter().try_for_each(|(_, _, directory)| set(directory, "cgroup.procs", pid.as_raw_nonzero()))
+    /// By way of `tasks`, as itself: for a thread that moves itself the kernel needs no lock against forks and exits
+    /// anywhere, whose first taker waits for an RCU grace period (some 10 ms; `cgroup_procs_write_start`, 5.17).
+    pub(super) fn enter(&self) -> Result<()> {
+        self.trees.iter().try_for_each(|(_, _, directory)| set(directory, "tasks", 0))
     }
 
     fn directory(&self, controller: &str) -> Option<&Path> {

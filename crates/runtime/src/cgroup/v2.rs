@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, inotify};
-use rustix::process::Pid;
 use whelk_sys::fs;
 
 use super::devices;
@@ -71,8 +70,8 @@ impl Cgroup {
         Ok(())
     }
 
-    pub(super) fn add(&self, pid: Pid) -> Result<()> {
-        set(&self.path, "cgroup.procs", pid.as_raw_nonzero())
+    pub(super) fn enter(&self) -> Result<()> {
+        if self.directory.is_some() { Ok(()) } else { set(&self.path, "cgroup.procs", 0) }
     }
 
     pub(super) fn apply(&self, resources: &Resources) -> Result<()> {
