@@ -11,7 +11,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime", &["sys"]),
     ("shim", &["runtime", "sys"]),
     ("image", &["sys"]),
-    ("engine", &["image", "runtime", "shim", "sys"]),
+    ("network", &["sys"]),
+    ("engine", &["image", "network", "runtime", "shim", "sys"]),
     ("api", &["engine", "image", "shim", "sys"]),
     ("cli", &[]),
     ("oci", &["runtime", "sys"]),
@@ -23,6 +24,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("runtime", &["tokio", "hyper", "axum"]),
     ("shim", &["tokio", "hyper", "axum"]),
     ("image", &["tokio", "hyper", "axum"]),
+    ("network", &["tokio", "hyper", "axum"]),
     ("engine", &["hyper", "axum"]),
 ];
 

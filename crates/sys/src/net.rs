@@ -1,11 +1,12 @@
-//! The one thing a container without a network still needs: its loopback interface up.
+//! Network namespaces, and what each of them needs: its loopback interface up.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::check;
+use crate::process::CloneFlags;
 
 /// Brings `lo` up in the caller's network namespace.
 pub fn loopback_up() -> io::Result<()> {
@@ -17,4 +18,32 @@ pub fn loopback_up() -> io::Result<()> {
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: SIOCSIFFLAGS (netdevice(7)) reads an ifreq, which outlives the call.
     check(i64::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request) })).map(drop)
+}
+
+/// Runs `work` inside another network namespace, on a thread of its own: however it ends, the caller stays where it is.
+///
+/// # Errors
+/// `setns(2)`'s; `work`'s own outcome is inside.
+pub fn within<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    on_own_thread(|| {
+        crate::process::setns(namespace, CloneFlags::NEWNET)?;
+        Ok(work())
+    })
+}
+
+/// Runs `work` inside a new network namespace, on a thread of its own.
+pub fn new_namespace<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    on_own_thread(|| {
+        crate::process::unshare(CloneFlags::NEWNET)?;
+        work()
+    })
+}
+
+fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    // A small stack: what runs here makes a few system calls.
+    const STACK: usize = 64 << 10;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the network namespace panicked")))
+    })
 }

@@ -1,0 +1,390 @@
+//! The instance's own rules: one nf_tables table, made once, whose sets and maps say what there is.
+//!
+//! ```text
+//! table inet NAME
+//!   spoof    prerouting raw      what claims to come from where it cannot is dropped
+//!   publish  prerouting dstnat   to one of the host's addresses: led to a container by the maps `ports*`
+//!   loop     output dstnat       the same for the host itself, 127.0.0.1 included
+//!   leave    postrouting srcnat  masquerading: to the outside, back to the same bridge, from 127.0.0.1
+//!   guard    forward filter      `user` first, then what may pass from where to where
+//!   user     (empty)             the administrator's own rules; never touched
+//! table bridge NAME
+//!   ports    prerouting filter   a container sends from its own addresses only
+//! ```
+//! Publishing a port or making a network changes elements, not rules. The table decides on this instance's traffic
+//! only, and never overrides a drop of another table: in nf_tables every table has its say.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+
+use ipnet::IpNet;
+use rustix::io::Errno;
+use rustix::net::netlink::NETFILTER;
+
+use crate::error::{Error, Result};
+use crate::netlink::{Message, Socket};
+use crate::nft::{self, ETHER, Element, Hook, IFNAME, IPV4, IPV6, PROTOCOL, Rule, SERVICE, Set, Table, Value, transaction};
+use crate::port::{Protocol, Publication};
+
+const RAW: i32 = -300;
+const DSTNAT: i32 = -100;
+const FILTER: i32 = 0;
+const SRCNAT: i32 = 100;
+
+/// The rules of one instance.
+#[derive(Debug)]
+pub struct Firewall {
+    inet: Table,
+    bridge: Table,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    socket: Socket,
+    /// All elements that should be there: what is put back when somebody flushes the table.
+    elements: BTreeSet<(Place, Value, Option<Value>, Option<Value>)>,
+}
+
+/// A set or map of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Bridges,
+    Pairs,
+    Internal,
+    Open,
+    Masquerade4,
+    Masquerade6,
+    Sources4,
+    Sources6,
+    Ports4,
+    Ports4At,
+    Ports6,
+    Ports6At,
+    /// In the bridge table: the containers' interfaces, and what each may send from.
+    Interfaces,
+    Senders,
+    Senders4,
+    Senders6,
+}
+
+impl Place {
+    const ALL: [Self; 16] = [
+        Self::Bridges,
+        Self::Pairs,
+        Self::Internal,
+        Self::Open,
+        Self::Masquerade4,
+        Self::Masquerade6,
+        Self::Sources4,
+        Self::Sources6,
+        Self::Ports4,
+        Self::Ports4At,
+        Self::Ports6,
+        Self::Ports6At,
+        Self::Interfaces,
+        Self::Senders,
+        Self::Senders4,
+        Self::Senders6,
+    ];
+
+    fn is_bridge_family(self) -> bool {
+        matches!(self, Self::Interfaces | Self::Senders | Self::Senders4 | Self::Senders6)
+    }
+
+    fn set(self) -> Set<'static> {
+        const PLAIN: Set<'static> = Set { name: "", key: &[IFNAME], data: &[], interval: false };
+        match self {
+            Self::Bridges => Set { name: "bridges", ..PLAIN },
+            Self::Pairs => Set { name: "pairs", key: &[IFNAME, IFNAME], ..PLAIN },
+            Self::Internal => Set { name: "internal", ..PLAIN },
+            Self::Open => Set { name: "open", ..PLAIN },
+            Self::Masquerade4 => Set { name: "masquerade4", ..PLAIN },
+            Self::Masquerade6 => Set { name: "masquerade6", ..PLAIN },
+            Self::Sources4 => Set { name: "sources4", key: &[IFNAME, IPV4], interval: true, ..PLAIN },
+            Self::Sources6 => Set { name: "sources6", key: &[IFNAME, IPV6], interval: true, ..PLAIN },
+            Self::Ports4 => Set { name: "ports4", key: &[PROTOCOL, SERVICE], data: &[IPV4, SERVICE], ..PLAIN },
+            Self::Ports4At => Set { name: "ports4_at", key: &[IPV4, PROTOCOL, SERVICE], data: &[IPV4, SERVICE], ..PLAIN },
+            Self::Ports6 => Set { name: "ports6", key: &[PROTOCOL, SERVICE], data: &[IPV6, SERVICE], ..PLAIN },
+            Self::Ports6At => Set { name: "ports6_at", key: &[IPV6, PROTOCOL, SERVICE], data: &[IPV6, SERVICE], ..PLAIN },
+            Self::Interfaces => Set { name: "interfaces", ..PLAIN },
+            Self::Senders => Set { name: "senders", key: &[IFNAME, ETHER], ..PLAIN },
+            Self::Senders4 => Set { name: "senders4", key: &[IFNAME, IPV4], ..PLAIN },
+            Self::Senders6 => Set { name: "senders6", key: &[IFNAME, IPV6], ..PLAIN },
+        }
+    }
+}
+
+type Entry = (Place, Element);
+
+/// What the rules need to know of a bridge.
+#[derive(Clone, Debug)]
+pub struct BridgeRules {
+    pub name: String,
+    pub subnets: Vec<IpNet>,
+    /// Nothing leaves, nothing comes in.
+    pub internal: bool,
+    pub masquerade4: bool,
+    pub masquerade6: bool,
+    /// Reachable from outside without published ports (gateway modes `routed` and `nat-unprotected`).
+    pub open: bool,
+}
+
+impl BridgeRules {
+    fn entries(&self) -> Vec<Entry> {
+        let name = || Value::new().name(&self.name);
+        let mut entries = vec![(Place::Bridges, Element::key(name())), (Place::Pairs, Element::key(name().name(&self.name)))];
+        for (wanted, place) in [
+            (self.internal, Place::Internal),
+            (self.open, Place::Open),
+            (self.masquerade4 && !self.internal, Place::Masquerade4),
+            (self.masquerade6 && !self.internal, Place::Masquerade6),
+        ] {
+            if wanted {
+                entries.push((place, Element::key(name())));
+            }
+        }
+        let mut ranges: Vec<(IpAddr, IpAddr)> = self.subnets.iter().map(|net| (net.network(), net.broadcast())).collect();
+        if self.subnets.iter().any(|net| matches!(net, IpNet::V6(_))) {
+            // Neighbour discovery: link-local addresses, and none at all before the first.
+            ranges.push((Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), Ipv6Addr::new(0xfebf, !0, !0, !0, !0, !0, !0, !0).into()));
+            ranges.push((Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()));
+        }
+        for (first, last) in ranges {
+            let place = if first.is_ipv4() { Place::Sources4 } else { Place::Sources6 };
+            entries.push((place, Element { key: name().ip(first), end: Some(name().ip(last)), data: None }));
+        }
+        entries
+    }
+}
+
+/// What a container's port on a bridge may send from.
+#[derive(Clone, Debug)]
+pub struct SenderRules {
+    pub interface: String,
+    pub mac: [u8; 6],
+    pub addresses: Vec<IpAddr>,
+}
+
+impl SenderRules {
+    fn entries(&self) -> Vec<Entry> {
+        let name = || Value::new().name(&self.interface);
+        let mut entries = vec![(Place::Interfaces, Element::key(name())), (Place::Senders, Element::key(name().mac(self.mac)))];
+        for address in &self.addresses {
+            let place = if address.is_ipv4() { Place::Senders4 } else { Place::Senders6 };
+            entries.push((place, Element::key(name().ip(*address))));
+        }
+        entries
+    }
+}
+
+fn publication_entry(publication: &Publication) -> Entry {
+    let Publication { protocol, host, to } = publication;
+    let at = !host.ip().is_unspecified();
+    let place = match (host, at) {
+        (SocketAddr::V4(_), false) => Place::Ports4,
+        (SocketAddr::V4(_), true) => Place::Ports4At,
+        (SocketAddr::V6(_), false) => Place::Ports6,
+        (SocketAddr::V6(_), true) => Place::Ports6At,
+    };
+    let key = if at { Value::new().ip(host.ip()) } else { Value::new() };
+    let element =
+        Element { key: key.protocol(protocol.number()).port(host.port()), end: None, data: Some(Value::new().ip(to.ip()).port(to.port())) };
+    (place, element)
+}
+
+impl Firewall {
+    /// Puts the instance's tables in place, without elements: what an earlier run left is replaced at once, except the
+    /// administrator's rules in `user`, which go with the table.
+    pub fn new(name: &str) -> Result<Self> {
+        let firewall = Self {
+            inet: Table { family: nft::INET, name: name.into() },
+            bridge: Table { family: nft::BRIDGE, name: name.into() },
+            state: Mutex::new(State { socket: Socket::open(Some(NETFILTER), 0)?, elements: BTreeSet::new() }),
+        };
+        firewall.restore()?;
+        Ok(firewall)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table(&self, place: Place) -> &Table {
+        if place.is_bridge_family() { &self.bridge } else { &self.inet }
+    }
+
+    /// Makes the tables anew, with all elements that should be there, as one transaction.
+    pub fn restore(&self) -> Result<()> {
+        let mut state = self.state();
+        let mut messages = Vec::new();
+        for table in [&self.inet, &self.bridge] {
+            // Adding first makes deleting safe when there is none.
+            messages.extend([table.add(), table.delete(), table.add()]);
+        }
+        for (id, place) in (1..).zip(Place::ALL) {
+            messages.push(self.table(place).set(place.set(), id));
+        }
+        messages.extend(inet_rules(&self.inet));
+        messages.extend(bridge_rules(&self.bridge));
+        let entries: Vec<Entry> = state
+            .elements
+            .iter()
+            .map(|(place, key, end, data)| (*place, Element { key: key.clone(), end: end.clone(), data: data.clone() }))
+            .collect();
+        // An attribute's length has sixteen bits: large sets go in pieces.
+        const AT_ONCE: usize = 400;
+        for place in Place::ALL {
+            let elements: Vec<Element> = entries.iter().filter(|(at, _)| *at == place).map(|(_, element)| element.clone()).collect();
+            for chunk in elements.chunks(AT_ONCE) {
+                messages.push(self.table(place).add_elements(place.set().name, chunk));
+            }
+        }
+        state.socket.batch(transaction(messages)).map_err(|error| Error::kernel("write the nf_tables rules", error))
+    }
+
+    /// Whether the tables are there. Somebody's `nft flush ruleset` takes them away.
+    pub fn is_there(&self) -> bool {
+        let mut state = self.state();
+        [&self.inet, &self.bridge].into_iter().all(|table| !matches!(state.socket.get(table.get()), Err(Errno::NOENT)))
+    }
+
+    /// Removes the tables: when the instance is given up.
+    pub fn remove(&self) -> Result<()> {
+        let messages = [&self.inet, &self.bridge].into_iter().flat_map(|table| [table.add(), table.delete()]).collect();
+        self.state().socket.batch(transaction(messages)).map_err(|error| Error::kernel("remove the nf_tables rules", error))
+    }
+
+    pub fn add_bridge(&self, bridge: &BridgeRules) -> Result<()> {
+        self.change(bridge.entries(), true)
+    }
+
+    pub fn remove_bridge(&self, bridge: &BridgeRules) -> Result<()> {
+        self.change(bridge.entries(), false)
+    }
+
+    pub fn add_sender(&self, sender: &SenderRules) -> Result<()> {
+        self.change(sender.entries(), true)
+    }
+
+    pub fn remove_sender(&self, sender: &SenderRules) -> Result<()> {
+        self.change(sender.entries(), false)
+    }
+
+    pub fn publish(&self, publications: &[Publication]) -> Result<()> {
+        self.change(publications.iter().map(publication_entry).collect(), true)
+    }
+
+    pub fn withdraw(&self, publications: &[Publication]) -> Result<()> {
+        self.change(publications.iter().map(publication_entry).collect(), false)
+    }
+
+    /// Adds or removes elements, all or none. Removing what is not there is fine.
+    fn change(&self, entries: Vec<Entry>, add: bool) -> Result<()> {
+        let mut state = self.state();
+        let known = |state: &State, (place, element): &Entry| {
+            state.elements.contains(&(*place, element.key.clone(), element.end.clone(), element.data.clone()))
+        };
+        let entries: Vec<Entry> = entries.into_iter().filter(|entry| known(&state, entry) != add).collect();
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let messages: Vec<Message> = entries
+            .iter()
+            .map(|(place, element)| {
+                let (table, set, one) = (self.table(*place), place.set().name, std::slice::from_ref(element));
+                if add { table.add_new_elements(set, one) } else { table.delete_elements(set, one) }
+            })
+            .collect();
+        let result = state.socket.batch(transaction(messages));
+        // NOENT: the table (or just this element) was taken away behind our back; what should be there is known.
+        if let Err(error) = result
+            && error != Errno::NOENT
+        {
+            return Err(Error::kernel("change the nf_tables rules", error));
+        }
+        for (place, element) in entries {
+            let entry = (place, element.key, element.end, element.data);
+            if add {
+                state.elements.insert(entry);
+            } else {
+                state.elements.remove(&entry);
+            }
+        }
+        drop(state);
+        if result.is_err() { self.restore() } else { Ok(()) }
+    }
+}
+
+fn inet_rules(table: &Table) -> Vec<Message> {
+    let base = |name, kind, number, priority| table.chain(name, Some(Hook { kind, number, priority }));
+    let mut messages = vec![
+        table.chain("user", None),
+        base("spoof", "filter", nft::PREROUTING, RAW),
+        base("publish", "nat", nft::PREROUTING, DSTNAT),
+        base("loop", "nat", nft::OUTPUT, DSTNAT),
+        base("leave", "nat", nft::POSTROUTING, SRCNAT),
+        base("guard", "filter", nft::FORWARD, FILTER),
+    ];
+    let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
+    let new = Rule::new;
+    // 127.0.0.0/8 is routable behind our bridges (for the host's own loopback connections); containers must not use that.
+    rule("spoof", new().input_name().among("bridges").ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).drop());
+    rule("spoof", new().input_name().among("bridges").ipv4().input_name().source4().not_among("sources4").drop());
+    rule("spoof", new().input_name().among("bridges").ipv6().input_name().source6().not_among("sources6").drop());
+    for chain in ["publish", "loop"] {
+        let to_host = || new().for_this_host();
+        rule(chain, to_host().ipv4().destination4().protocol().destination_port().destination_from("ports4_at", IPV4));
+        rule(chain, to_host().ipv4().protocol().destination_port().destination_from("ports4", IPV4));
+        rule(chain, to_host().ipv6().destination6().protocol().destination_port().destination_from("ports6_at", IPV6));
+        rule(chain, to_host().ipv6().protocol().destination_port().destination_from("ports6", IPV6));
+    }
+    // By address, not by the interface it came from: where bridged traffic is filtered (br_netfilter) none is known here.
+    rule("leave", new().ipv4().output_name().source4().among("sources4").translated().masquerade());
+    rule("leave", new().ipv6().output_name().source6().among("sources6").translated().masquerade());
+    rule("leave", new().output_name().among("bridges").ipv4().source4().in_network(Ipv4Addr::LOCALHOST.into(), 8).masquerade());
+    rule("leave", new().output_name().among("bridges").ipv6().source6().in_network(Ipv6Addr::LOCALHOST.into(), 128).masquerade());
+    rule("leave", new().input_name().among("masquerade4").output_name().not_among("bridges").ipv4().masquerade());
+    rule("leave", new().input_name().among("masquerade6").output_name().not_among("bridges").ipv6().masquerade());
+    rule("guard", new().jump("user"));
+    rule("guard", new().established().accept());
+    rule("guard", new().input_name().output_name().among("pairs").accept());
+    rule("guard", new().input_name().among("internal").drop());
+    rule("guard", new().output_name().among("internal").drop());
+    rule("guard", new().output_name().among("bridges").translated().accept());
+    rule("guard", new().input_name().among("bridges").output_name().among("bridges").drop());
+    rule("guard", new().output_name().among("open").accept());
+    rule("guard", new().output_name().among("bridges").drop());
+    messages
+}
+
+/// What the interfaces of containers may send: frames from their own hardware address, ARP and IP from their own
+/// addresses. Other interfaces (the bridge itself, ports that others plugged in) pass.
+fn bridge_rules(table: &Table) -> Vec<Message> {
+    let mut messages =
+        vec![table.chain("ports", Some(Hook { kind: "filter", number: nft::PREROUTING, priority: RAW })), table.chain("checked", None)];
+    let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
+    const ARP: u16 = 0x0806;
+    const IP: u16 = 0x0800;
+    const IP6: u16 = 0x86dd;
+    let new = Rule::new;
+    rule("ports", new().input_name().among("interfaces").jump("checked"));
+    rule("checked", new().input_name().source_mac().not_among("senders").drop());
+    rule("checked", new().ether_type(ARP).input_name().arp_source().not_among("senders4").drop());
+    rule("checked", new().ether_type(IP).input_name().source4().not_among("senders4").drop());
+    rule("checked", new().ether_type(IP6).source6().in_network(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10).accept());
+    rule("checked", new().ether_type(IP6).source6().in_network(Ipv6Addr::UNSPECIFIED.into(), 128).accept());
+    rule("checked", new().ether_type(IP6).input_name().source6().not_among("senders6").drop());
+    messages
+}
+
+impl Protocol {
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}

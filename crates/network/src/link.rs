@@ -1,0 +1,318 @@
+//! Interfaces, addresses and routes, over rtnetlink(7).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use ipnet::IpNet;
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::netlink::{Attributes, CREATE, EXCLUSIVE, Message, REPLACE, Reply, Socket};
+
+// linux/rtnetlink.h
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RT_TABLE_MAIN: u8 = 254;
+const RTPROT_STATIC: u8 = 4;
+const RTN_UNICAST: u8 = 1;
+const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_LINK: u8 = 253;
+// linux/if_link.h
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_PROTINFO: u16 = 12;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_MACVLAN_MODE: u16 = 1;
+const IFLA_VLAN_ID: u16 = 1;
+const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFF_UP: u32 = 1;
+// linux/if_addr.h
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+/// No duplicate address detection: the address is given out once, and a container must not wait a second for it.
+const IFA_F_NODAD: u8 = 2;
+
+const AF_BRIDGE: u8 = 7;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// The longest name of an interface, in bytes (IFNAMSIZ less its zero).
+pub const LONGEST_NAME: usize = 15;
+
+/// An interface as the kernel lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// The index of the bridge that it is a port of.
+    pub master: Option<u32>,
+    /// `bridge`, `veth`, …; empty for hardware.
+    pub kind: String,
+    pub mtu: u32,
+    pub mac: [u8; 6],
+    pub up: bool,
+}
+
+/// One end of a veth pair that is to be a container's interface, in the container's namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer<'a> {
+    pub name: &'a str,
+    pub mac: [u8; 6],
+    pub namespace: BorrowedFd<'a>,
+}
+
+/// How the ports of a bridge may talk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Port {
+    /// Not to other isolated ports (`icc=false`).
+    pub isolated: bool,
+    /// Frames may go back where they came from.
+    pub hairpin: bool,
+}
+
+/// A connection to rtnetlink in the namespace it was opened in.
+#[derive(Debug)]
+pub struct Links(Socket);
+
+fn ifinfo(family: u8, index: u32, flags: u32, change: u32) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[0] = family;
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..16].copy_from_slice(&change.to_ne_bytes());
+    header
+}
+
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+fn kernel(what: String) -> impl FnOnce(Errno) -> Error {
+    move |error| Error::kernel(&what, error)
+}
+
+impl Links {
+    pub fn open() -> Result<Self> {
+        Socket::open(None, 0).map(Self)
+    }
+
+    /// Opens the connection inside another network namespace.
+    pub fn open_in(namespace: BorrowedFd<'_>) -> Result<Self> {
+        whelk_sys::net::within(namespace, Self::open).map_err(|error| Error::io("enter the network namespace", &error))?
+    }
+
+    /// An interface by name, or `None`.
+    pub fn find(&mut self, name: &str) -> Result<Option<Link>> {
+        let message = Message::new(RTM_GETLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name);
+        match self.0.get(message) {
+            Ok(reply) => Ok(reply.as_ref().and_then(parse_link)),
+            Err(Errno::NODEV) => Ok(None),
+            Err(error) => Err(Error::kernel(&format!("look up interface {name}"), error)),
+        }
+    }
+
+    pub fn list(&mut self) -> Result<Vec<Link>> {
+        let replies = self.0.dump(Message::new(RTM_GETLINK, 0, &ifinfo(0, 0, 0, 0))).map_err(kernel("list interfaces".into()))?;
+        Ok(replies.iter().filter_map(parse_link).collect())
+    }
+
+    fn index(&mut self, name: &str) -> Result<u32> {
+        self.find(name)?.map(|link| link.index).ok_or_else(|| Error::Kernel(format!("the interface {name} was just made and is not there")))
+    }
+
+    /// Makes a bridge, up, and returns its index.
+    pub fn create_bridge(&mut self, name: &str, mtu: u32, mac: [u8; 6]) -> Result<u32> {
+        let mut message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP))
+            .text(IFLA_IFNAME, name)
+            // Given, not taken from its first port: else it would change with the ports, and neighbours would have to learn anew.
+            .bytes(IFLA_ADDRESS, &mac)
+            .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "bridge"));
+        if mtu > 0 {
+            message = message.u32(IFLA_MTU, mtu);
+        }
+        self.0.request(message).map_err(kernel(format!("create bridge {name}")))?;
+        self.index(name)
+    }
+
+    /// Makes a veth pair whose other end is born inside the container's namespace: moving one there would cost an RCU
+    /// grace period, tens of milliseconds.
+    pub fn create_veth(&mut self, name: &str, bridge: u32, mtu: u32, peer: Peer<'_>, port: Port) -> Result<()> {
+        let with_mtu = move |message: Message| if mtu > 0 { message.u32(IFLA_MTU, mtu) } else { message };
+        let message = with_mtu(Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP)))
+            .text(IFLA_IFNAME, name)
+            .u32(IFLA_MASTER, bridge)
+            .nest(IFLA_LINKINFO, |info| {
+                info.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |data| {
+                    data.nest(VETH_INFO_PEER, |inner| {
+                        // Brought up later: a veth cannot be, before it has its other end.
+                        with_mtu(inner.raw(&ifinfo(0, 0, 0, 0)))
+                            .text(IFLA_IFNAME, peer.name)
+                            .bytes(IFLA_ADDRESS, &peer.mac)
+                            .u32(IFLA_NET_NS_FD, peer.namespace.as_raw_fd().cast_unsigned())
+                    })
+                })
+            });
+        self.0.request(message).map_err(kernel(format!("create interface pair {name}")))?;
+        if port.isolated || port.hairpin {
+            let index = self.index(name)?;
+            let message = Message::new(RTM_SETLINK, 0, &ifinfo(AF_BRIDGE, index, 0, 0))
+                .nest(IFLA_PROTINFO, |info| info.u8(IFLA_BRPORT_MODE, port.hairpin.into()).u8(IFLA_BRPORT_ISOLATED, port.isolated.into()));
+            self.0.request(message).map_err(kernel(format!("set the bridge port {name}")))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a macvlan interface of `parent` inside a namespace. `mode` as in `linux/if_link.h`.
+    pub fn create_macvlan(&mut self, parent: u32, mode: u32, peer: Peer<'_>) -> Result<()> {
+        let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP))
+            .text(IFLA_IFNAME, peer.name)
+            .bytes(IFLA_ADDRESS, &peer.mac)
+            .u32(IFLA_LINK, parent)
+            .u32(IFLA_NET_NS_FD, peer.namespace.as_raw_fd().cast_unsigned())
+            .nest(IFLA_LINKINFO, |info| {
+                info.text(IFLA_INFO_KIND, "macvlan").nest(IFLA_INFO_DATA, |data| data.u32(IFLA_MACVLAN_MODE, mode))
+            });
+        self.0.request(message).map_err(kernel("create macvlan interface".into()))
+    }
+
+    /// Makes an 802.1q sub-interface, up.
+    pub fn create_vlan(&mut self, name: &str, parent: u32, id: u16) -> Result<u32> {
+        let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP))
+            .text(IFLA_IFNAME, name)
+            .u32(IFLA_LINK, parent)
+            .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "vlan").nest(IFLA_INFO_DATA, |data| data.u16(IFLA_VLAN_ID, id)));
+        self.0.request(message).map_err(kernel(format!("create vlan interface {name}")))?;
+        self.index(name)
+    }
+
+    /// Makes an interface that leads nowhere, up: the parent of macvlan networks that need none.
+    pub fn create_dummy(&mut self, name: &str) -> Result<u32> {
+        let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP))
+            .text(IFLA_IFNAME, name)
+            .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "dummy"));
+        self.0.request(message).map_err(kernel(format!("create interface {name}")))?;
+        self.index(name)
+    }
+
+    pub fn set_up(&mut self, index: u32) -> Result<()> {
+        let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, index, IFF_UP, IFF_UP));
+        self.0.request(message).map_err(kernel(format!("bring up interface {index}")))
+    }
+
+    /// Removes an interface; a missing one is fine.
+    pub fn delete(&mut self, name: &str) -> Result<()> {
+        match self.0.request(Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name)) {
+            Err(Errno::NODEV) => Ok(()),
+            result => result.map_err(kernel(format!("remove interface {name}"))),
+        }
+    }
+
+    /// Gives an interface an address; one that it has already is fine.
+    pub fn add_address(&mut self, index: u32, address: IpNet) -> Result<()> {
+        let mut message = address_message(RTM_NEWADDR, CREATE | REPLACE, index, address);
+        if let IpNet::V4(net) = address
+            && net.prefix_len() < 31
+        {
+            message = message.ip(IFA_BROADCAST, net.broadcast().into());
+        }
+        self.0.request(message).map_err(kernel(format!("add address {address}")))
+    }
+
+    pub fn remove_address(&mut self, index: u32, address: IpNet) -> Result<()> {
+        match self.0.request(address_message(RTM_DELADDR, 0, index, address)) {
+            Err(Errno::ADDRNOTAVAIL) => Ok(()),
+            result => result.map_err(kernel(format!("remove address {address}"))),
+        }
+    }
+
+    /// A route through an interface, to a gateway or to the link itself.
+    pub fn add_route(&mut self, index: u32, to: IpNet, gateway: Option<IpAddr>, metric: u32) -> Result<()> {
+        let scope = if gateway.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
+        let header = [family(to.addr()), to.prefix_len(), 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST, 0, 0, 0, 0];
+        let mut message = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header).u32(RTA_OIF, index);
+        if to.prefix_len() > 0 {
+            message = message.ip(RTA_DST, to.network());
+        }
+        if let Some(gateway) = gateway {
+            message = message.ip(RTA_GATEWAY, gateway);
+        }
+        if metric > 0 {
+            message = message.u32(RTA_PRIORITY, metric);
+        }
+        let way = gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
+        self.0.request(message).map_err(kernel(format!("add route to {to}{way}")))
+    }
+
+    /// The networks that this namespace's main table leads to, without default routes.
+    pub fn routes(&mut self) -> Result<Vec<IpNet>> {
+        let mut found = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            let header = [family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            match self.0.dump(Message::new(RTM_GETROUTE, 0, &header)) {
+                Ok(replies) => found.extend(replies.iter().filter_map(parse_route)),
+                // A kernel without IPv6.
+                Err(Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => {}
+                Err(error) => return Err(Error::kernel("list routes", error)),
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn address_message(kind: u16, flags: u16, index: u32, address: IpNet) -> Message {
+    let ip_flags = if address.addr().is_ipv6() { IFA_F_NODAD } else { 0 };
+    let mut header = [0; 8];
+    header[0] = family(address.addr());
+    header[1] = address.prefix_len();
+    header[2] = ip_flags;
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    Message::new(kind, flags, &header).ip(IFA_LOCAL, address.addr()).ip(IFA_ADDRESS, address.addr())
+}
+
+fn parse_link(reply: &Reply) -> Option<Link> {
+    let (header, attributes) = reply.split(16)?;
+    let info = attributes.find(IFLA_LINKINFO).map(Attributes);
+    Some(Link {
+        index: u32::from_ne_bytes(header[4..8].try_into().ok()?),
+        name: attributes.text(IFLA_IFNAME)?,
+        master: attributes.u32(IFLA_MASTER),
+        kind: info.and_then(|info| info.text(IFLA_INFO_KIND)).unwrap_or_default(),
+        mtu: attributes.u32(IFLA_MTU).unwrap_or_default(),
+        mac: attributes.find(IFLA_ADDRESS).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
+        up: u32::from_ne_bytes(header[8..12].try_into().ok()?) & IFF_UP != 0,
+    })
+}
+
+fn parse_route(reply: &Reply) -> Option<IpNet> {
+    let (header, attributes) = reply.split(12)?;
+    if header[4] != RT_TABLE_MAIN || header[1] == 0 {
+        return None;
+    }
+    let unspecified = if header[0] == AF_INET { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let net = IpNet::new(attributes.ip(RTA_DST).unwrap_or(unspecified), header[1]).ok()?;
+    // Link-local and multicast routes are on every interface; they are nobody's network.
+    let common = match net.addr() {
+        IpAddr::V4(address) => address.is_multicast(),
+        IpAddr::V6(address) => address.is_multicast() || address.is_unicast_link_local(),
+    };
+    (!common).then_some(net)
+}

@@ -1,0 +1,224 @@
+//! Published ports: who has which port of the host.
+//!
+//! A published port is held by a bound socket that never listens: the kernel leads the traffic to the container before it
+//! would reach the socket, and a program that wants the same port is told that it is in use.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    pub fn parse(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "tcp" => Some(Self::Tcp),
+            "udp" => Some(Self::Udp),
+            "sctp" => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        })
+    }
+}
+
+/// A port of the host that leads to a port of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Publication {
+    pub protocol: Protocol,
+    pub host: SocketAddr,
+    pub to: SocketAddr,
+}
+
+/// A port that is asked for: a range of the host's, of which any free one will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub protocol: Protocol,
+    /// `None` for every address of the host.
+    pub address: Option<IpAddr>,
+    /// First and last; 0 for one that the kernel chooses.
+    pub ports: (u16, u16),
+}
+
+/// A port of the host, taken.
+#[derive(Debug)]
+pub struct Held {
+    pub owner: String,
+    _socket: Option<OwnedFd>,
+}
+
+/// All ports of the host that this engine's containers have.
+#[derive(Debug, Default)]
+pub struct Ports(Mutex<BTreeMap<(Protocol, SocketAddr), Held>>);
+
+impl Ports {
+    /// Takes a port of the host on each of `addresses` at once: the same number everywhere. Returns that number.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], which names who has the port.
+    pub fn take(&self, owner: &str, wanted: Wanted, addresses: &[IpAddr]) -> Result<u16> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (first, last) = wanted.ports;
+        let mut refused = None;
+        /// How often the kernel may choose a port that then is taken on another address.
+        const TRIES: u16 = 64;
+        let candidates: Box<dyn Iterator<Item = u16>> = if first == 0 { Box::new((0..TRIES).map(|_| 0)) } else { Box::new(first..=last) };
+        for port in candidates {
+            match take_one(&held, wanted.protocol, addresses, port) {
+                Ok((port, sockets)) => {
+                    for (address, socket) in addresses.iter().zip(sockets) {
+                        let holder = Held { owner: owner.to_owned(), _socket: socket };
+                        held.insert((wanted.protocol, SocketAddr::new(*address, port)), holder);
+                    }
+                    return Ok(port);
+                }
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        Err(refused.unwrap_or_else(|| Error::invalid("empty range of ports")))
+    }
+
+    pub fn release(&self, protocol: Protocol, at: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(protocol, at));
+    }
+}
+
+type Sockets = Vec<Option<OwnedFd>>;
+
+fn take_one(held: &BTreeMap<(Protocol, SocketAddr), Held>, protocol: Protocol, addresses: &[IpAddr], port: u16) -> Result<(u16, Sockets)> {
+    let mut sockets = Sockets::new();
+    let mut chosen = port;
+    for address in addresses {
+        let at = SocketAddr::new(*address, chosen);
+        if let Some(owner) = owner_of(held, protocol, at) {
+            return Err(Error::Conflict(format!("Bind for {at} failed: port is already allocated (by container {owner})")));
+        }
+        match hold(protocol, at) {
+            Ok((socket, port)) => {
+                chosen = port;
+                sockets.push(socket);
+            }
+            Err(Errno::ADDRINUSE) => {
+                let who = crate::owner::of_port(protocol, at).map(|who| format!(" (by {who})")).unwrap_or_default();
+                return Err(Error::Conflict(format!("failed to bind host port {at}/{protocol}: address already in use{who}")));
+            }
+            Err(Errno::ADDRNOTAVAIL) => {
+                return Err(Error::invalid(format!("failed to bind host port {at}/{protocol}: cannot assign requested address")));
+            }
+            Err(error) => return Err(Error::kernel(&format!("failed to bind host port {at}/{protocol}"), error)),
+        }
+    }
+    Ok((chosen, sockets))
+}
+
+/// The container that has a port on this address, on all addresses, or (for all addresses) on any.
+fn owner_of(held: &BTreeMap<(Protocol, SocketAddr), Held>, protocol: Protocol, at: SocketAddr) -> Option<&str> {
+    let same_family = |other: &SocketAddr| other.is_ipv4() == at.is_ipv4();
+    held.iter()
+        .find(|((used, other), _)| {
+            *used == protocol
+                && other.port() == at.port()
+                && at.port() != 0
+                && same_family(other)
+                && (other.ip() == at.ip() || other.ip().is_unspecified() || at.ip().is_unspecified())
+        })
+        .map(|(_, held)| held.owner.as_str())
+}
+
+/// Binds a socket to the port. Without `SO_REUSEADDR`: with it, a server that sets it as well could bind the port too.
+/// Only where nothing but finished connections (`TIME_WAIT`) is in the way it is set.
+fn hold(protocol: Protocol, at: SocketAddr) -> std::result::Result<(Option<OwnedFd>, u16), Errno> {
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (SocketType::STREAM, None),
+        Protocol::Udp => (SocketType::DGRAM, None),
+        Protocol::Sctp => (SocketType::STREAM, Some(rustix::net::ipproto::SCTP)),
+    };
+    let family = if at.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = match socket_with(family, kind, SocketFlags::CLOEXEC, number) {
+        Ok(socket) => socket,
+        // A kernel that does not speak SCTP itself still passes it on.
+        Err(Errno::PROTONOSUPPORT) if protocol == Protocol::Sctp && at.port() != 0 => return Ok((None, at.port())),
+        Err(error) => return Err(error),
+    };
+    if at.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    match bind(&socket, &at) {
+        Err(Errno::ADDRINUSE) if protocol == Protocol::Tcp && crate::owner::of_port(protocol, at).is_none() => {
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            bind(&socket, &at)?;
+        }
+        result => result?,
+    }
+    let port = SocketAddr::try_from(getsockname(&socket)?).map_or(at.port(), |address| address.port());
+    Ok((Some(socket), port))
+}
+
+/// The addresses that a wish without one means.
+pub fn every_address(ipv4: bool, ipv6: bool) -> Vec<IpAddr> {
+    let mut all = Vec::new();
+    if ipv4 {
+        all.push(Ipv4Addr::UNSPECIFIED.into());
+    }
+    if ipv6 {
+        all.push(Ipv6Addr::UNSPECIFIED.into());
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn wanted(ports: (u16, u16)) -> Wanted {
+        Wanted { protocol: Protocol::Tcp, address: Some(LOCAL), ports }
+    }
+
+    #[test]
+    fn a_port_is_taken_once_and_its_owner_named() {
+        let ports = Ports::default();
+        let port = ports.take("web", wanted((0, 0)), &[LOCAL]).unwrap();
+        let again = ports.take("other", wanted((port, port)), &[LOCAL]).unwrap_err();
+        assert_eq!(again.to_string(), format!("Bind for 127.0.0.1:{port} failed: port is already allocated (by container web)"));
+        let everywhere = ports.take("other", wanted((port, port)), &every_address(true, false)).unwrap_err();
+        assert!(everywhere.to_string().contains("by container web"), "{everywhere}");
+        assert!(std::net::TcpListener::bind((LOCAL, port)).is_err(), "a program could take it");
+        ports.release(Protocol::Tcp, SocketAddr::new(LOCAL, port));
+        assert_eq!(ports.take("other", wanted((port, port)), &[LOCAL]).unwrap(), port);
+    }
+
+    #[test]
+    fn a_program_that_listens_is_named() {
+        let listener = std::net::TcpListener::bind((LOCAL, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let error = Ports::default().take("web", wanted((port, port)), &[LOCAL]).unwrap_err().to_string();
+        assert!(error.contains(&format!("address already in use (by process {} ", std::process::id())), "{error}");
+        // Of a range, the next free one is taken.
+        let next = Ports::default().take("web", wanted((port, port.saturating_add(20))), &[LOCAL]).unwrap();
+        assert!(next > port);
+    }
+}

@@ -1,0 +1,260 @@
+//! The rules at work: real packets between namespaces that the test makes, the "host" being one of them.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use whelk_network::port::{Protocol, Publication};
+use whelk_network::{BridgeRules, Firewall, Links, Peer, Port, SenderRules, namespace};
+
+/// A namespace that plays the host, with one of our bridges and a neighbour on its outer link.
+struct Host {
+    namespace: OwnedFd,
+    outside: OwnedFd,
+    firewall: Firewall,
+}
+
+struct Container {
+    namespace: OwnedFd,
+    address: IpAddr,
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn inside<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
+    whelk_sys::net::within(namespace.as_fd(), work).unwrap()
+}
+
+fn sysctl(namespace: &OwnedFd, key: &str, value: &str) {
+    inside(namespace, || std::fs::write(format!("/proc/sys/net/{}", key.replace('.', "/")), value)).unwrap();
+}
+
+const MAC: [u8; 6] = [2, 0x42, 0, 0, 0, 1];
+
+impl Host {
+    fn new() -> Self {
+        let namespace = namespace::create().unwrap();
+        let outside = namespace::create().unwrap();
+        sysctl(&namespace, "ipv4.ip_forward", "1");
+        let firewall = inside(&namespace, || {
+            let mut links = Links::open().unwrap();
+            // The outer link is a bridge too, so that the same code makes it; the rules do not know it.
+            let outer = links.create_bridge("outer", 0, [2, 0, 0, 0, 0, 1]).unwrap();
+            links.add_address(outer, net("198.51.100.1/24")).unwrap();
+            let peer = Peer { name: "eth0", mac: [2, 0, 0, 0, 0, 2], namespace: outside.as_fd() };
+            links.create_veth("vouter", outer, 0, peer, Port::default()).unwrap();
+            Firewall::new("whelktest").unwrap()
+        });
+        give(&outside, "198.51.100.2/24", "198.51.100.1");
+        Self { namespace, outside, firewall }
+    }
+
+    fn bridge(&self, name: &str, address: &str, internal: bool) {
+        inside(&self.namespace, || {
+            let mut links = Links::open().unwrap();
+            let index = links.create_bridge(name, 0, [2, 0x42, 0, 0, 0, 0xff]).unwrap();
+            links.add_address(index, net(address)).unwrap();
+        });
+        sysctl(&self.namespace, &format!("ipv4.conf.{name}.route_localnet"), "1");
+        let rules = BridgeRules {
+            name: name.into(),
+            subnets: vec![net(address).trunc()],
+            internal,
+            masquerade4: true,
+            masquerade6: true,
+            open: false,
+        };
+        self.firewall.add_bridge(&rules).unwrap();
+    }
+
+    fn container(&self, bridge: &str, number: u8, address: &str, gateway: &str) -> Container {
+        let namespace = namespace::create().unwrap();
+        let mut mac = MAC;
+        mac[5] = number;
+        let interface = format!("v{number}");
+        inside(&self.namespace, || {
+            let mut links = Links::open().unwrap();
+            let master = links.find(bridge).unwrap().unwrap().index;
+            let peer = Peer { name: "eth0", mac, namespace: namespace.as_fd() };
+            links.create_veth(&interface, master, 0, peer, Port { hairpin: true, isolated: false }).unwrap();
+        });
+        let address_only = net(address).addr();
+        self.firewall.add_sender(&SenderRules { interface, mac, addresses: vec![address_only] }).unwrap();
+        give(&namespace, address, gateway);
+        Container { namespace, address: address_only }
+    }
+
+    fn publish(&self, protocol: Protocol, host: &str, to: &str) -> Publication {
+        let publication = Publication { protocol, host: at(host), to: at(to) };
+        self.firewall.publish(&[publication]).unwrap();
+        publication
+    }
+}
+
+fn give(namespace: &OwnedFd, address: &str, gateway: &str) {
+    inside(namespace, || {
+        let mut links = Links::open().unwrap();
+        let index = links.find("eth0").unwrap().unwrap().index;
+        links.add_address(index, net(address)).unwrap();
+        links.set_up(index).unwrap();
+        links.add_route(index, net("0.0.0.0/0"), Some(gateway.parse().unwrap()), 0).unwrap();
+    });
+}
+
+/// Serves one connection after the other in a namespace: answers with the address that the client seems to have.
+fn serve(namespace: &OwnedFd, port: u16) {
+    let listener = inside(namespace, || TcpListener::bind(("0.0.0.0", port)).unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let _ = write!(stream, "{}", stream.peer_addr().unwrap().ip());
+        }
+    });
+}
+
+/// Who the server says the caller is, or `None` when nothing answers.
+fn ask(namespace: &OwnedFd, server: &str) -> Option<String> {
+    const LIMIT: Duration = Duration::from_millis(400);
+    let stream = inside(namespace, || TcpStream::connect_timeout(&at(server), LIMIT)).ok()?;
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut text = String::new();
+    { stream }.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+#[test]
+fn published_ports_are_reached_from_everywhere_they_should_be() {
+    let host = Host::new();
+    host.bridge("br1", "10.77.1.1/24", false);
+    let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
+    let neighbour = host.container("br1", 3, "10.77.1.3/24", "10.77.1.1");
+    serve(&server.namespace, 80);
+    assert_eq!(ask(&host.outside, "198.51.100.1:8080"), None, "not published yet");
+    host.publish(Protocol::Tcp, "0.0.0.0:8080", "10.77.1.2:80");
+    assert_eq!(ask(&host.outside, "198.51.100.1:8080").as_deref(), Some("198.51.100.2"), "the client's own address");
+    assert_eq!(ask(&host.namespace, "127.0.0.1:8080").as_deref(), Some("10.77.1.1"), "from the host's loopback");
+    assert!(ask(&host.namespace, "198.51.100.1:8080").is_some(), "from the host by its address");
+    assert_eq!(ask(&neighbour.namespace, "198.51.100.1:8080").as_deref(), Some("10.77.1.1"), "from a neighbour, back to its own bridge");
+    assert_eq!(ask(&server.namespace, "198.51.100.1:8080").as_deref(), Some("10.77.1.1"), "from itself");
+    assert_eq!(ask(&host.namespace, "10.77.1.2:80").as_deref(), Some("10.77.1.1"));
+    assert_eq!(ask(&neighbour.namespace, "10.77.1.2:80").as_deref(), Some("10.77.1.3"));
+}
+
+#[test]
+fn a_port_on_loopback_is_the_hosts_alone() {
+    let host = Host::new();
+    host.bridge("br1", "10.77.1.1/24", false);
+    let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
+    let neighbour = host.container("br1", 3, "10.77.1.3/24", "10.77.1.1");
+    serve(&server.namespace, 80);
+    let publication = host.publish(Protocol::Tcp, "127.0.0.1:8080", "10.77.1.2:80");
+    assert!(ask(&host.namespace, "127.0.0.1:8080").is_some());
+    for from in [&host.outside, &neighbour.namespace] {
+        assert_eq!(ask(from, "198.51.100.1:8080"), None);
+    }
+    // A neighbour that routes 127.0.0.1 to the host by hand.
+    sysctl(&neighbour.namespace, "ipv4.conf.all.route_localnet", "1");
+    inside(&neighbour.namespace, || {
+        let mut links = Links::open().unwrap();
+        let index = links.find("eth0").unwrap().unwrap().index;
+        links.add_route(index, net("127.0.0.1/32"), Some("10.77.1.1".parse().unwrap()), 0).unwrap();
+    });
+    assert_eq!(ask(&neighbour.namespace, "127.0.0.1:8080"), None);
+    host.firewall.withdraw(&[publication]).unwrap();
+    assert_eq!(ask(&host.namespace, "127.0.0.1:8080"), None, "withdrawn");
+}
+
+#[test]
+fn containers_are_not_reached_around_the_rules() {
+    let host = Host::new();
+    host.bridge("br1", "10.77.1.1/24", false);
+    host.bridge("br2", "10.77.2.1/24", false);
+    host.bridge("shut", "10.77.3.1/24", true);
+    let one = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
+    let two = host.container("br2", 3, "10.77.2.2/24", "10.77.2.1");
+    let shut = host.container("shut", 4, "10.77.3.2/24", "10.77.3.1");
+    let shut_too = host.container("shut", 5, "10.77.3.3/24", "10.77.3.1");
+    for container in [&one, &two, &shut, &shut_too] {
+        serve(&container.namespace, 80);
+    }
+    serve(&host.outside, 80);
+    // From the outside by routing to the containers' addresses.
+    assert_eq!(ask(&host.outside, "10.77.1.2:80"), None);
+    assert_eq!(ask(&host.outside, "10.77.3.2:80"), None);
+    // From one network to another.
+    assert_eq!(ask(&one.namespace, "10.77.2.2:80"), None);
+    assert_eq!(ask(&one.namespace, "10.77.3.2:80"), None);
+    assert_eq!(ask(&shut.namespace, "10.77.1.2:80"), None);
+    // Out: masqueraded, or not at all.
+    assert_eq!(ask(&one.namespace, "198.51.100.2:80").as_deref(), Some("198.51.100.1"));
+    assert_eq!(ask(&shut.namespace, "198.51.100.2:80"), None);
+    assert_eq!(ask(&shut.namespace, "10.77.3.3:80").as_deref(), Some("10.77.3.2"), "inside it talks");
+    // A port published on another network can be used, but not from an internal one.
+    host.publish(Protocol::Tcp, "0.0.0.0:8080", "10.77.2.2:80");
+    assert_eq!(ask(&one.namespace, "198.51.100.1:8080").as_deref(), Some("10.77.1.2"));
+    assert_eq!(ask(&shut.namespace, "10.77.3.1:8080"), None);
+}
+
+#[test]
+fn false_senders_are_dropped() {
+    let host = Host::new();
+    host.bridge("br1", "10.77.1.1/24", false);
+    let liar = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
+    let victim = host.container("br1", 3, "10.77.1.3/24", "10.77.1.1");
+    let listener = inside(&victim.namespace, || UdpSocket::bind((victim.address, 5000)).unwrap());
+    listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let say = |text: &str, source: &str| {
+        inside(&liar.namespace, || {
+            let socket = UdpSocket::bind((source, 0)).unwrap();
+            socket.send_to(text.as_bytes(), "10.77.1.3:5000").unwrap();
+        });
+    };
+    let heard = || {
+        let mut buffer = [0; 16];
+        listener.recv_from(&mut buffer).ok().map(|(length, _)| String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    say("honest", "10.77.1.2");
+    assert_eq!(heard().as_deref(), Some("honest"));
+    inside(&liar.namespace, || {
+        let mut links = Links::open().unwrap();
+        let index = links.find("eth0").unwrap().unwrap().index;
+        links.add_address(index, net("10.77.1.9/24")).unwrap();
+        links.add_address(index, net("192.0.2.7/32")).unwrap();
+    });
+    say("neighbour", "10.77.1.9");
+    assert_eq!(heard(), None, "an address of the network that is not its own");
+    say("stranger", "192.0.2.7");
+    assert_eq!(heard(), None, "an address from elsewhere");
+    say("honest", "10.77.1.2");
+    assert_eq!(heard().as_deref(), Some("honest"));
+}
+
+#[test]
+fn rules_taken_away_are_put_back() {
+    let host = Host::new();
+    host.bridge("br1", "10.77.1.1/24", false);
+    let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
+    serve(&server.namespace, 80);
+    host.publish(Protocol::Tcp, "0.0.0.0:8080", "10.77.1.2:80");
+    assert!(host.firewall.is_there());
+    inside(&host.namespace, || Firewall::new("whelktest").unwrap().remove().unwrap());
+    assert!(!host.firewall.is_there());
+    assert_eq!(ask(&host.outside, "198.51.100.1:8080"), None);
+    host.firewall.restore().unwrap();
+    assert!(ask(&host.outside, "198.51.100.1:8080").is_some());
+    // Also found out by the next change.
+    inside(&host.namespace, || Firewall::new("whelktest").unwrap().remove().unwrap());
+    host.publish(Protocol::Tcp, "0.0.0.0:8081", "10.77.1.2:80");
+    for port in ["198.51.100.1:8080", "198.51.100.1:8081"] {
+        assert!(ask(&host.outside, port).is_some(), "{port}");
+    }
+}
