@@ -50,8 +50,16 @@ pub fn exec(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
         setns(exec.init.as_fd(), CloneFlags::NEWPID).map_err(os("enter the container's pid namespace"))?;
     }
     let (ours, theirs) = Sync::pair()?;
-    let birthplace = cgroup.and_then(Cgroup::birthplace);
-    let (pid, pidfd) = match clone_process(CloneFlags::default(), birthplace).map_err(os("create process"))? {
+    let mut cgroup = cgroup;
+    let nested;
+    let mut born = clone_process(CloneFlags::default(), cgroup.and_then(Cgroup::birthplace));
+    if born.as_ref().is_err_and(is_busy) {
+        // The container has divided its cgroup: on v2 only the leaves hold processes. Its first process is in one.
+        nested = Cgroup::of_process(exec.init)?;
+        cgroup = Some(&nested);
+        born = clone_process(CloneFlags::default(), None);
+    }
+    let (pid, pidfd) = match born.map_err(os("create process"))? {
         Cloned::Child => {
             drop(ours);
             let error = match enter(exec, cgroup, flags, &theirs) {
@@ -72,6 +80,10 @@ pub fn exec(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
             Err(error)
         }
     }
+}
+
+fn is_busy(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
 }
 
 fn settle(sync: &Sync) -> Result<Option<OwnedFd>> {

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
-    open_tree, unmount,
+    MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree, unmount,
 };
 use serde::{Deserialize, Serialize};
 use whelk_sys::mount::{MountAttr, set_attr};
-use whelk_sys::overlay::Writable;
+use whelk_sys::overlay::{self, Writable};
 
 use crate::error::{Error, Result, os, os_at};
 use crate::mount_options::RDONLY;
@@ -47,37 +46,20 @@ pub(crate) fn attach(rootfs: &Rootfs, scratch: &Path) -> Result<OwnedFd> {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
             (open_tree(CWD, path, flags).map_err(os_at("open root file system", path))?, path.as_path())
         }
-        Rootfs::Overlay(overlay) => match whelk_sys::overlay::mount(
-            &overlay.lower,
-            Some(Writable { upper: &overlay.upper, work: &overlay.work, volatile: overlay.volatile }),
-        ) {
-            Ok(tree) => (tree, scratch),
-            Err(Errno::INVAL | Errno::NOSYS) => return classic_overlay(overlay, scratch),
-            Err(error) => return Err(os_at("mount overlay on", &overlay.upper)(error)),
-        },
+        Rootfs::Overlay(Overlay { lower, upper, work, volatile }) => {
+            let writable = Some(Writable { upper, work, volatile: *volatile });
+            match overlay::mount(lower, writable) {
+                Ok(tree) => (tree, scratch),
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    return overlay::mount_at(scratch, lower, writable).map_err(os_at("mount overlay on", upper));
+                }
+                Err(error) => return Err(os_at("mount overlay on", upper)(error)),
+            }
+        }
     };
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(tree.as_fd(), "", CWD, place, flags).map_err(os_at("attach root file system at", place))?;
     Ok(tree)
-}
-
-/// The same through mount(2), for kernels before 6.5, where its options may be a page long.
-fn classic_overlay(overlay: &Overlay, scratch: &Path) -> Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
-    let layers = overlay
-        .lower
-        .iter()
-        .map(|lower| {
-            rustix::fs::open(lower, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open layer", lower))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let lower = layers.iter().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd())).collect::<Vec<_>>().join(":");
-    let (upper, work) = (overlay.upper.display(), overlay.work.display());
-    let volatile = if overlay.volatile { ",volatile" } else { "" };
-    let options = std::ffi::CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}{volatile}"))
-        .map_err(|_| Error::invalid("NUL in a layer path"))?;
-    mount("overlay", scratch, "overlay", MountFlags::empty(), options.as_c_str()).map_err(os_at("mount overlay on", &overlay.upper))?;
-    rustix::fs::open(scratch, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", scratch))
 }
 
 /// Makes `root` the root of the mount namespace and lets go of the host's.

@@ -118,7 +118,11 @@ impl Containers {
         let exits = progress.borrow_and_update().exits;
         self.send_signal(&container, signal).await?;
         if status == Status::Paused && (signal == signals::KILL || signal == stop_signal) {
-            self.resume_locked(&container).await?;
+            // What was killed may be gone before it could be let go on.
+            let resumed = self.resume_locked(&container).await;
+            if signal != signals::KILL {
+                resumed?;
+            }
         }
         if signal == signals::KILL {
             // Who kills expects it to be dead afterwards.

@@ -75,7 +75,13 @@ pub(super) fn v2_program(rules: &[DeviceRule]) -> Vec<Instruction> {
         op(LOAD_WORD, MINOR, SCRATCH, 8, 0),
     ];
     for rule in rules.iter().rev() {
-        program.extend(rule_block(rule));
+        let block = rule_block(rule);
+        let answers_all = !block.iter().any(is_test);
+        program.extend(block);
+        if answers_all {
+            // The kernel refuses a program with instructions that nothing reaches.
+            return program;
+        }
     }
     program.extend([op(MOVE, RESULT, 0, 0, 0), op(EXIT, 0, 0, 0, 0)]);
     program
@@ -110,12 +116,16 @@ fn rule_block(rule: &DeviceRule) -> Vec<Instruction> {
     }
     let end = tests.len() + 2;
     for (index, test) in tests.iter_mut().enumerate() {
-        if matches!(test.code, JUMP_EQUAL | JUMP_NOT_EQUAL | JUMP_NOT_EQUAL_REGISTER) {
+        if is_test(test) {
             test.offset = i16::try_from(end - index - 1).unwrap_or(i16::MAX);
         }
     }
     tests.extend([op(MOVE, RESULT, 0, 0, i32::from(rule.allow)), op(EXIT, 0, 0, 0, 0)]);
     tests
+}
+
+fn is_test(instruction: &Instruction) -> bool {
+    matches!(instruction.code, JUMP_EQUAL | JUMP_NOT_EQUAL | JUMP_NOT_EQUAL_REGISTER)
 }
 
 fn op(code: u8, destination: u8, source: u8, offset: i16, value: i32) -> Instruction {
@@ -173,6 +183,28 @@ mod tests {
         assert!(run(&program, KIND_BLOCK, ACCESS_MKNOD, 8, 0), "may be created");
         assert!(!run(&program, KIND_BLOCK, ACCESS_READ, 8, 0), "may not be opened");
         assert!(!run(&program, KIND_CHAR, ACCESS_READ, 10, 200));
+    }
+
+    /// The kernel's verifier refuses a program otherwise.
+    #[test]
+    fn every_instruction_is_reached() {
+        let anything = rule(true, DeviceKind::All, None, None, "rwm");
+        for rules in [default_rules(), vec![anything.clone()], [default_rules(), vec![anything]].concat(), Vec::new()] {
+            let program = v2_program(&rules);
+            let (mut reached, mut ahead) = (vec![false; program.len()], vec![0]);
+            while let Some(pc) = ahead.pop() {
+                if std::mem::replace(&mut reached[pc], true) {
+                    continue;
+                }
+                if is_test(&program[pc]) {
+                    ahead.push(pc + 1 + usize::try_from(program[pc].offset).unwrap());
+                }
+                if program[pc].code != EXIT {
+                    ahead.push(pc + 1);
+                }
+            }
+            assert_eq!(reached.iter().position(|reached| !reached), None, "{rules:?}");
+        }
     }
 
     #[test]

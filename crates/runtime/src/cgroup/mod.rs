@@ -8,7 +8,7 @@ mod files;
 mod v1;
 mod v2;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -110,6 +110,16 @@ impl Cgroup {
             Layout::V2(root) => Kind::V2(v2::Cgroup::at(root, relative)),
         };
         Ok(Self { kind })
+    }
+
+    /// The cgroup a process is in, on v2.
+    pub fn of_process(pidfd: impl AsFd) -> Result<Self> {
+        // proc(5): the descriptor's own file names the process; then one line "0::/path".
+        let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", pidfd.as_fd().as_raw_fd()))?;
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap_or_default().trim();
+        let lines = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let path = lines.lines().find_map(|line| line.strip_prefix("0::"));
+        Self::at(path.ok_or_else(|| Error::Os(format!("process {pid} is in no cgroup of version 2")))?)
     }
 
     /// Makes the cgroup with its parents and sets its limits.

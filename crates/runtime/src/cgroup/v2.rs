@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, inotify};
+use rustix::io::Errno;
 use whelk_sys::fs;
 
 use super::devices;
@@ -33,9 +34,7 @@ impl Cgroup {
 
     pub(super) fn create(&mut self) -> Result<()> {
         // With the parents there and their controllers on, which is so from the second container on, one mkdir does it.
-        let handed_down =
-            |parent: &Path| fs::read_to_string(parent.join("cgroup.subtree_control")).is_ok_and(|list| !list.trim().is_empty());
-        if self.path.parent().is_some_and(handed_down) {
+        if self.path.parent().is_some_and(hands_all_down) {
             match fs::create_dir(&self.path, 0o755) {
                 Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {}
                 result => result?,
@@ -54,7 +53,13 @@ impl Cgroup {
         for part in relative.components() {
             let available = fs::read_to_string(level.join("cgroup.controllers"))?;
             let all: Vec<String> = available.split_whitespace().map(|controller| format!("+{controller}")).collect();
-            if try_set(&level, "cgroup.subtree_control", &all.join(" ")).is_err() {
+            if let Err(error) = try_set(&level, "cgroup.subtree_control", &all.join(" ")) {
+                if error.source.raw_os_error() == Some(Errno::BUSY.raw_os_error()) && level != self.root {
+                    return Err(Error::invalid(format!(
+                        "cgroup {} holds processes itself, so it cannot hand limits down to a container's cgroup",
+                        level.display()
+                    )));
+                }
                 // One that cannot be handed down (`cpu`, where there are real-time threads) must not keep the others; a
                 // limit that then cannot be set is reported when it is set.
                 for controller in &all {
@@ -206,6 +211,12 @@ impl Cgroup {
     pub(super) fn kill(&self) -> Result<()> {
         set(&self.path, "cgroup.kill", 1)
     }
+}
+
+fn hands_all_down(parent: &Path) -> bool {
+    let list = |file| fs::read_to_string(parent.join(file)).unwrap_or_default();
+    let given = list("cgroup.subtree_control");
+    !given.trim().is_empty() && list("cgroup.controllers").split_whitespace().all(|one| given.split_whitespace().any(|other| one == other))
 }
 
 fn open(path: &Path) -> Result<OwnedFd> {
