@@ -371,6 +371,7 @@ impl Engine {
             problems.extend(self.launch().err());
         }
         problems.extend(self.remove_containers().err());
+        problems.extend(self.check_interfaces().err());
         for directory in [
             self.root().join("containers"),
             self.root().join("tmp"),
@@ -383,8 +384,39 @@ impl Engine {
             }
         }
         problems.extend(self.stop().err());
+        problems.extend(self.uninstall().err());
         problems.extend(leftovers::clean(&self.name, &self.dir));
         problems
+    }
+
+    /// The bridge of the default network, whose name all interfaces of the engine begin like.
+    pub fn bridge(&self) -> String {
+        self.get("/networks/bridge")["Options"]["com.docker.network.bridge.name"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The interfaces on the host that are this engine's, without the default bridge.
+    pub fn interfaces(&self) -> Vec<String> {
+        let bridge = self.bridge();
+        let prefix = bridge.trim_end_matches('0');
+        entries(Path::new("/sys/class/net")).into_iter().filter(|name| name.starts_with(prefix) && *name != bridge).collect()
+    }
+
+    /// Without containers and networks there are no interfaces.
+    fn check_interfaces(&self) -> Result<(), String> {
+        let answer = http::request(&self.socket(), "POST", "/networks/prune", &[], b"").map_err(|error| error.to_string())?;
+        if answer.status != 200 {
+            return Err(format!("prune networks: {}", answer.text()));
+        }
+        let gone = happens(STOP, || self.interfaces().is_empty());
+        if gone { Ok(()) } else { Err(format!("interfaces: {:?}", self.interfaces())) }
+    }
+
+    /// Has the engine take its bridge and rules off the host.
+    fn uninstall(&self) -> Result<(), String> {
+        let mut command = Command::new(Program::Whelk.path());
+        command.arg("daemon").arg("--root").arg(self.root()).arg("--run").arg(self.run()).args(["--instance", &self.name, "--uninstall"]);
+        let output = command.output().map_err(|error| format!("uninstall: {error}"))?;
+        if output.status.success() { Ok(()) } else { Err(format!("uninstall: {}", String::from_utf8_lossy(&output.stderr))) }
     }
 
     fn stop(&self) -> Result<(), String> {

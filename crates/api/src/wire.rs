@@ -1,10 +1,13 @@
 //! The engine's objects as the API's JSON, in the newest version's form, and what older versions had besides.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 use whelk_engine::containers::{Exec, Inspected, Listed, MountPoint};
 use whelk_engine::events::Event;
 use whelk_engine::images::Image;
 use whelk_engine::model::{Record, State, Status};
+use whelk_engine::networks::{Endpoint, Member, NetworkRecord};
 
 use crate::version::ApiVersion;
 
@@ -37,17 +40,117 @@ fn mount_point(mount: &MountPoint) -> Value {
     json!({"Type": mount.kind, "Source": mount.source, "Destination": mount.destination, "Mode": mount.mode, "RW": mount.writable, "Propagation": mount.propagation})
 }
 
-/// The one endpoint that host and none containers have, by the network's name.
+/// A container's places in networks, by name.
 fn endpoints(record: &Record) -> Value {
-    let mode = record.host.network_mode.as_str();
-    let endpoint = json!({
-        "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "GwPriority": 0, "NetworkID": "", "EndpointID": "",
-        "Gateway": "", "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
-    });
-    if mode.starts_with("container:") { json!({}) } else { json!({mode: endpoint}) }
+    let shown = |endpoint: &Endpoint| {
+        let mut value = serde_json::to_value(endpoint).unwrap_or_default();
+        if let Value::Object(map) = &mut value {
+            map.remove("Interface");
+            map.remove("WantedMac");
+        }
+        value
+    };
+    Value::Object(record.networks.iter().map(|(name, endpoint)| (name.clone(), shown(endpoint))).collect())
 }
 
-pub(crate) fn container(inspected: &Inspected) -> Value {
+/// Published ports by the container's port; exposed ones that are not published lead to null.
+fn port_map(record: &Record) -> Value {
+    let mut map: Map<String, Value> =
+        if record.state.status.is_running() && !record.networks.is_empty() && record.host.network_mode != "host" {
+            record
+                .config
+                .exposed_ports
+                .keys()
+                .map(|port| (if port.contains('/') { port.clone() } else { format!("{port}/tcp") }, Value::Null))
+                .collect()
+        } else {
+            Map::new()
+        };
+    for publication in &record.ports {
+        let entry = map.entry(format!("{}/{}", publication.to.port(), publication.protocol)).or_insert(Value::Null);
+        let binding = json!({"HostIp": publication.host.ip(), "HostPort": publication.host.port().to_string()});
+        match entry {
+            // The same port of the host for both of the container's addresses is one binding.
+            Value::Array(list) if !list.contains(&binding) => list.push(binding),
+            Value::Array(_) => {}
+            other => *other = json!([binding]),
+        }
+    }
+    map.sort_keys();
+    Value::Object(map)
+}
+
+/// Ports as lists show them.
+fn port_list(record: &Record) -> Value {
+    let mut list = Vec::new();
+    if record.state.status.is_running() && record.host.network_mode != "host" {
+        for port in record.config.exposed_ports.keys() {
+            let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+            let published = record.ports.iter().any(|one| one.to.port().to_string() == number && one.protocol.to_string() == protocol);
+            if !published && let Ok(number) = number.parse::<u16>() {
+                list.push(json!({"PrivatePort": number, "Type": protocol}));
+            }
+        }
+    }
+    for publication in &record.ports {
+        list.push(json!({
+            "IP": publication.host.ip(), "PrivatePort": publication.to.port(), "PublicPort": publication.host.port(), "Type": publication.protocol,
+        }));
+    }
+    Value::Array(list)
+}
+
+/// The network part of a container. What the default network gave is on top as well, as it was before there were others.
+fn network_settings(record: &Record, version: ApiVersion) -> Value {
+    let mut settings = json!({
+        "Bridge": "", "SandboxID": record.sandbox_id(), "SandboxKey": record.sandbox_key(), "Ports": port_map(record),
+    });
+    if version < ApiVersion(1, 52) {
+        let top = record.networks.get("bridge").cloned().unwrap_or_default();
+        let more = json!({
+            "HairpinMode": false, "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null,
+            "EndpointID": top.endpoint_id, "Gateway": top.gateway, "GlobalIPv6Address": top.global_ipv6_address,
+            "GlobalIPv6PrefixLen": top.global_ipv6_prefix_len, "IPAddress": top.ip_address, "IPPrefixLen": top.ip_prefix_len,
+            "IPv6Gateway": top.ipv6_gateway, "MacAddress": top.mac_address,
+        });
+        if let (Value::Object(settings), Value::Object(more)) = (&mut settings, more) {
+            settings.extend(more);
+        }
+    }
+    settings["Networks"] = endpoints(record);
+    settings
+}
+
+pub(crate) fn network(record: &NetworkRecord, members: &BTreeMap<String, Member>) -> Value {
+    let containers: Map<String, Value> = members
+        .iter()
+        .map(|(id, member)| {
+            let address = |ipv4: bool| member.addresses.iter().find(|net| net.addr().is_ipv4() == ipv4).map_or_else(String::new, ToString::to_string);
+            let shown = json!({"Name": member.name, "EndpointID": member.endpoint_id, "MacAddress": member.mac, "IPv4Address": address(true), "IPv6Address": address(false)});
+            (id.clone(), shown)
+        })
+        .collect();
+    json!({
+        "Name": record.name,
+        "Id": record.id,
+        "Created": time(record.created_at),
+        "Scope": "local",
+        "Driver": record.driver,
+        "EnableIPv4": record.enable_ipv4,
+        "EnableIPv6": record.enable_ipv6,
+        "IPAM": record.ipam,
+        "Internal": record.internal,
+        "Attachable": record.attachable,
+        "Ingress": false,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": false,
+        "Containers": containers,
+        "Options": record.options,
+        "Labels": record.labels,
+    })
+}
+
+pub(crate) fn container(inspected: &Inspected, version: ApiVersion) -> Value {
     let Inspected { record, directory, files_made, log_path, lower, mounts, execs, size } = inspected;
     let file = |name: &str| if *files_made { directory.join(name).to_string_lossy().into_owned() } else { String::new() };
     let mut command = whelk_engine::command(&record.config);
@@ -76,11 +179,7 @@ pub(crate) fn container(inspected: &Inspected) -> Value {
         "GraphDriver": {"Data": {"ID": record.id, "LowerDir": lower.join(":"), "UpperDir": directory.join("upper"), "WorkDir": directory.join("work")}, "Name": "overlay2"},
         "Mounts": mounts.iter().map(mount_point).collect::<Vec<_>>(),
         "Config": record.config,
-        "NetworkSettings": {
-            "Bridge": "", "SandboxID": "", "SandboxKey": "", "Ports": {}, "HairpinMode": false, "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
-            "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null, "EndpointID": "", "Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
-            "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "", "MacAddress": "", "Networks": endpoints(record),
-        },
+        "NetworkSettings": network_settings(record, version),
     });
     if let Some((writable, total)) = size {
         value["SizeRw"] = json!(writable);
@@ -138,7 +237,7 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
         "ImageID": record.image,
         "Command": command,
         "Created": record.created_at / 1_000_000_000,
-        "Ports": [],
+        "Ports": port_list(record),
         "Labels": record.config.labels,
         "State": record.state.status.as_str(),
         "Status": status_text(&record.state, now),

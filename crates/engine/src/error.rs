@@ -12,6 +12,9 @@ pub enum Error {
     /// What was asked for makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// It is not allowed, whoever asks.
+    #[error("{0}")]
+    Denied(String),
     /// It is already so.
     #[error("{0}")]
     NotModified(String),
@@ -36,12 +39,37 @@ impl Error {
         Self::Internal(text.into())
     }
 
+    /// The same kind of error, with what was being done in front of its text.
+    #[must_use]
+    pub fn prefixed(self, what: &str) -> Self {
+        let with = |text: String| format!("{what}: {text}");
+        match self {
+            Self::NotFound(text) => Self::NotFound(with(text)),
+            Self::Conflict(text) => Self::Conflict(with(text)),
+            Self::Invalid(text) => Self::Invalid(with(text)),
+            Self::Denied(text) => Self::Denied(with(text)),
+            Self::NotModified(text) => Self::NotModified(with(text)),
+            Self::Unsupported(text) => Self::Unsupported(with(text)),
+            Self::Internal(text) => Self::Internal(with(text)),
+        }
+    }
+
     pub fn no_such_container(name: &str) -> Self {
         Self::NotFound(format!("No such container: {name}"))
     }
 
+    pub fn no_such_network(name: &str) -> Self {
+        Self::NotFound(format!("network {name} not found"))
+    }
+
     pub fn no_such_image(name: &str) -> Self {
         Self::NotFound(format!("No such image: {name}"))
+    }
+}
+
+impl From<whelk_runtime::Error> for Error {
+    fn from(error: whelk_runtime::Error) -> Self {
+        Self::Internal(error.to_string())
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Instance {
     pub run: PathBuf,
     /// Part of the name of everything that others can see: cgroups first of all.
     pub name: String,
+    /// Whether rules of the host's other firewalls are left as they are, also where they keep containers from the network.
+    pub respect_host_firewall: bool,
 }
 
 impl Instance {
@@ -27,7 +29,7 @@ impl Instance {
         if !valid {
             return Err(Error::invalid(format!("invalid instance name {name:?}: use up to 32 of a-z, 0-9, - and _")));
         }
-        Ok(Self { root, run, name })
+        Ok(Self { root, run, name, respect_host_firewall: false })
     }
 
     /// Makes the directories. Nobody but root gets below them: images hold set-id programs (CVE-2021-41091).

@@ -1,6 +1,6 @@
 //! The engine: containers and images, what happens to them, and how they survive the engine itself.
 //!
-//! Services own their state: [`containers::Containers`], [`images::Images`], [`events::Events`]. [`Engine`] holds them
+//! Services own their state: [`containers::Containers`], [`images::Images`], [`networks::Networks`], [`events::Events`]. [`Engine`] holds them
 //! together and knows nothing else. HTTP is not known here.
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod instance;
 mod logging;
 pub mod model;
 mod names;
+pub mod networks;
 mod security;
 mod shims;
 pub mod signals;
@@ -32,8 +33,10 @@ use containers::{Containers, Parts};
 use events::Events;
 use images::Images;
 use instance::Instance;
+use networks::Networks;
 use shims::Shims;
 use store::Store;
+use whelk_runtime::cgroup::Cgroup;
 
 /// One engine: its services.
 #[derive(Debug)]
@@ -41,6 +44,7 @@ pub struct Engine {
     pub instance: Instance,
     pub containers: Arc<Containers>,
     pub images: Arc<Images>,
+    pub networks: Arc<Networks>,
     pub events: Arc<Events>,
     /// A number of the engine's own, made once.
     pub id: String,
@@ -57,12 +61,14 @@ impl Engine {
         let events = Arc::new(Events::default());
         let images = Images::open(&instance.root, store.clone(), events.clone())?;
         let shims = Shims::new(&instance, &executable)?;
+        let networks = Networks::open(&instance, store.clone(), events.clone())?;
         let host = files_of_host::facts();
         let id = store.get_or_set_meta("engine-id", names::random_id)?;
         let containers = Containers::new(Parts {
             instance: instance.clone(),
             store,
             images: images.clone(),
+            networks: networks.clone(),
             events: events.clone(),
             shims: shims.clone(),
             host,
@@ -70,7 +76,24 @@ impl Engine {
         });
         containers.recover().await?;
         tokio::spawn(shims.keep_ready());
-        Ok(Arc::new(Self { instance, containers, images, events, id }))
+        tokio::spawn(networks.clone().keep());
+        Ok(Arc::new(Self { instance, containers, images, networks, events, id }))
+    }
+
+    /// Takes what an instance has on the host besides its directories away: bridges, rules, cgroups. Its next start makes
+    /// them anew.
+    ///
+    /// # Errors
+    /// Containers still run.
+    pub fn uninstall(instance: &Instance) -> Result<()> {
+        for path in [instance.shims_cgroup(), instance.cgroup_parent()] {
+            let cgroup = Cgroup::at(&path)?;
+            if !cgroup.processes()?.is_empty() {
+                return Err(Error::conflict(format!("containers of instance {} still run: stop or remove them first", instance.name)));
+            }
+            cgroup.remove()?;
+        }
+        networks::uninstall(instance)
     }
 }
 

@@ -7,6 +7,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use whelk_network::port::Publication;
+
+use crate::networks::Endpoint;
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -313,4 +316,22 @@ pub struct Record {
     pub config: Config,
     pub host: HostConfig,
     pub state: State,
+    /// Its places in networks, by the network's name.
+    #[serde(default)]
+    pub networks: BTreeMap<String, Endpoint>,
+    /// The ports of the host that lead to it, while it runs.
+    #[serde(default)]
+    pub ports: Vec<Publication>,
+}
+
+impl Record {
+    /// What clients know the container's network namespace by, while it has one of its own.
+    pub fn sandbox_id(&self) -> &str {
+        self.networks.values().find(|endpoint| !endpoint.endpoint_id.is_empty()).map_or("", |endpoint| &endpoint.endpoint_id)
+    }
+
+    /// Where that namespace can be opened.
+    pub fn sandbox_key(&self) -> String {
+        if self.state.pid > 0 { format!("/proc/{}/ns/net", self.state.pid) } else { String::new() }
+    }
 }

@@ -1,7 +1,8 @@
 //! The engine's records in SQLite: typed columns for what is looked up, JSON for the rest.
 //!
 //! ```text
-//! containers(id, name unique, record)      images(id, record)      tags(name, image)      meta(key, value)
+//! containers(id, name unique, record)   networks(id, name unique, record)   images(id, record)   tags(name, image)
+//! meta(key, value)
 //! ```
 //! One connection behind a lock: a commit takes some 20 µs (WAL, synchronous=NORMAL) and survives any crash of the
 //! engine; a power loss may take the last commits back, never tear one.
@@ -14,9 +15,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result};
 use crate::model::Record;
+use crate::networks::NetworkRecord;
 
 /// The version of the tables and records that this engine writes. Each step up has a migration.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 #[derive(Debug)]
 pub struct Store {
@@ -62,6 +64,11 @@ impl Store {
                  CREATE TABLE tags(name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE) WITHOUT ROWID;",
             )?;
         }
+        if found < 2 {
+            transaction.execute_batch(
+                "CREATE TABLE networks(id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL) WITHOUT ROWID;",
+            )?;
+        }
         transaction.execute("INSERT OR REPLACE INTO meta VALUES('schema', ?1)", [SCHEMA_VERSION.to_string()])?;
         Ok(transaction.commit()?)
     }
@@ -92,6 +99,21 @@ impl Store {
 
     pub fn containers(&self) -> Result<Vec<Record>> {
         self.all("SELECT record FROM containers")
+    }
+
+    pub fn put_network(&self, record: &NetworkRecord) -> Result<()> {
+        self.connection()
+            .execute("INSERT OR REPLACE INTO networks VALUES(?1, ?2, ?3)", params![record.id, record.name, encode(record)?])?;
+        Ok(())
+    }
+
+    pub fn delete_network(&self, id: &str) -> Result<()> {
+        self.connection().execute("DELETE FROM networks WHERE id = ?1", [id])?;
+        Ok(())
+    }
+
+    pub fn networks(&self) -> Result<Vec<NetworkRecord>> {
+        self.all("SELECT record FROM networks")
     }
 
     /// Adds or replaces an image and gives it names, taking them from others that had them.

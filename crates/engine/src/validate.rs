@@ -63,8 +63,6 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
 fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
     let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let refused = [
-        (!host.port_bindings.is_empty() || host.publish_all_ports, "publishing ports (-p, -P) needs a bridge network"),
-        (given(&host.links), "--link needs a bridge network"),
         (given(&host.volumes_from), "--volumes-from"),
         (!host.volume_driver.is_empty(), "--volume-driver"),
         (!host.storage_opt.is_empty(), "--storage-opt"),
@@ -82,7 +80,6 @@ fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
                 .is_some_and(|check| check["Test"].as_array().is_some_and(|test| !test.is_empty() && test[0] != "NONE")),
             "health checks (--health-cmd)",
         ),
-        (!config.mac_address.is_empty(), "--mac-address"),
     ];
     match refused.iter().find(|(asked, _)| *asked) {
         Some((_, what)) => Err(Error::Unsupported(format!("{what}: not available in this version of whelk"))),
@@ -118,18 +115,14 @@ fn check_config(config: &mut Config) -> Result<()> {
 fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<()> {
     let container = |mode: &str| mode.strip_prefix("container:").is_some_and(|id| !id.is_empty());
     if matches!(host.network_mode.as_str(), "" | "default") {
-        host.network_mode = "none".into();
+        host.network_mode = if config.network_disabled { "none" } else { "bridge" }.into();
     }
     let network = host.network_mode.clone();
     if network == "container:" {
         return Err(Error::invalid("invalid network mode: invalid container format container:<name|id>"));
     }
     // Any other name is looked for at the start, as Docker does: the network may be made until then.
-    if network == "bridge" {
-        return Err(Error::Unsupported(
-            "network bridge: not available in this version of whelk; use --network host, none or container:NAME".into(),
-        ));
-    }
+    crate::networks::check_ports(config, host)?;
     if !matches!(host.pid_mode.as_str(), "" | "host") && !container(&host.pid_mode) {
         return Err(Error::invalid(format!("invalid PID mode: {}", host.pid_mode)));
     }

@@ -43,6 +43,8 @@ pub struct Firewall {
 #[derive(Debug)]
 struct State {
     socket: Socket,
+    /// Whether the tables were written by this engine.
+    active: bool,
     /// All elements that should be there: what is put back when somebody flushes the table.
     elements: BTreeSet<(Place, Value, Option<Value>, Option<Value>)>,
 }
@@ -195,16 +197,14 @@ fn publication_entry(publication: &Publication) -> Entry {
 }
 
 impl Firewall {
-    /// Puts the instance's tables in place, without elements: what an earlier run left is replaced at once, except the
-    /// administrator's rules in `user`, which go with the table.
+    /// Nothing is written before [`Firewall::restore`]: until then the tables of an earlier run stay in force, and changes
+    /// are only remembered.
     pub fn new(name: &str) -> Result<Self> {
-        let firewall = Self {
+        Ok(Self {
             inet: Table { family: nft::INET, name: name.into() },
             bridge: Table { family: nft::BRIDGE, name: name.into() },
-            state: Mutex::new(State { socket: Socket::open(Some(NETFILTER), 0)?, elements: BTreeSet::new() }),
-        };
-        firewall.restore()?;
-        Ok(firewall)
+            state: Mutex::new(State { socket: Socket::open(Some(NETFILTER), 0)?, active: false, elements: BTreeSet::new() }),
+        })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -241,7 +241,9 @@ impl Firewall {
                 messages.push(self.table(place).add_elements(place.set().name, chunk));
             }
         }
-        state.socket.batch(transaction(messages)).map_err(|error| Error::kernel("write the nf_tables rules", error))
+        state.socket.batch(transaction(messages)).map_err(|error| Error::kernel("write the nf_tables rules", error))?;
+        state.active = true;
+        Ok(())
     }
 
     /// Whether the tables are there. Somebody's `nft flush ruleset` takes them away.
@@ -297,7 +299,7 @@ impl Firewall {
                 if add { table.add_new_elements(set, one) } else { table.delete_elements(set, one) }
             })
             .collect();
-        let result = state.socket.batch(transaction(messages));
+        let result = if state.active { state.socket.batch(transaction(messages)) } else { Ok(()) };
         // NOENT: the table (or just this element) was taken away behind our back; what should be there is known.
         if let Err(error) = result
             && error != Errno::NOENT

@@ -13,8 +13,10 @@ pub mod namespace;
 mod netlink;
 mod nft;
 mod owner;
+mod passage;
 pub mod port;
 
 pub use error::{Error, Result};
 pub use firewall::{BridgeRules, Firewall, SenderRules};
 pub use link::{LONGEST_NAME, Link, Links, Peer, Port};
+pub use passage::Passage;

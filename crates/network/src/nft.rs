@@ -14,15 +14,21 @@ const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_GETTABLE: u16 = 1;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_NEWSET: u16 = 9;
 const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_DELSETELEM: u16 = 14;
 
 pub(crate) const INET: u8 = 1;
 pub(crate) const BRIDGE: u8 = 7;
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
+pub(crate) const IP: u8 = 2;
+pub(crate) const IP6: u8 = 10;
+
+/// The kind of user data that `nft list` shows as a rule's comment.
+pub(crate) const COMMENT: u8 = 0;
 
 /// `NFT_REG32_00`.
 const FIRST: u32 = 8;
@@ -205,6 +211,30 @@ impl Table {
             .nest(4, |list| rule.0.into_iter().fold(list, |list, expression| expression(list)))
     }
 
+    /// A rule in front of all others, with a comment.
+    pub(crate) fn first_rule(&self, chain: &str, rule: Rule, comment: &str) -> Message {
+        let mut data = vec![COMMENT, u8::try_from(comment.len() + 1).unwrap_or(u8::MAX)];
+        data.extend_from_slice(comment.as_bytes());
+        data.push(0);
+        message(NFT_MSG_NEWRULE, CREATE, self.family)
+            .text(1, &self.name)
+            .text(2, chain)
+            .nest(4, |list| rule.0.into_iter().fold(list, |list, expression| expression(list)))
+            .bytes(7, &data)
+    }
+
+    pub(crate) fn delete_rule(&self, chain: &str, handle: u64) -> Message {
+        message(NFT_MSG_DELRULE, 0, self.family).text(1, &self.name).text(2, chain).bytes(3, &handle.to_be_bytes())
+    }
+
+    pub(crate) fn get_chain(&self, chain: &str) -> Message {
+        message(NFT_MSG_GETCHAIN, 0, self.family).text(1, &self.name).text(3, chain)
+    }
+
+    pub(crate) fn get_rules(&self, chain: &str) -> Message {
+        message(NFT_MSG_GETRULE, 0, self.family).text(1, &self.name).text(2, chain)
+    }
+
     /// `id` tells sets of one transaction apart.
     pub(crate) fn set(&self, set: Set<'_>, id: u32) -> Message {
         const NFT_SET_INTERVAL: u32 = 0x4;
@@ -357,11 +387,20 @@ impl Rule {
     // Tests.
 
     pub(crate) fn ipv4(self) -> Self {
-        self.meta(15, 1).compare(0, vec![NFPROTO_IPV4])
+        self.meta(15, 1).compare(0, vec![IP])
     }
 
     pub(crate) fn ipv6(self) -> Self {
-        self.meta(15, 1).compare(0, vec![NFPROTO_IPV6])
+        self.meta(15, 1).compare(0, vec![IP6])
+    }
+
+    /// The input interface has this name, or begins with it where it ends in `*`.
+    pub(crate) fn input_is(self, name: &str) -> Self {
+        self.input_name().compare(0, pattern(name))
+    }
+
+    pub(crate) fn output_is(self, name: &str) -> Self {
+        self.output_name().compare(0, pattern(name))
     }
 
     /// The frame's type, in tables of the bridge family.
@@ -485,7 +524,7 @@ impl Rule {
     pub(crate) fn destination_from(mut self, map: &str, address: Type) -> Self {
         self.1 = 0;
         let map = map.to_owned();
-        let family = if address == IPV4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 };
+        let family = if address == IPV4 { IP } else { IP6 };
         let port = FIRST + padded(address.1) / 4;
         const NFT_NAT_DNAT: u32 = 1;
         self.push("lookup", move |data| data.text(1, &map).be32(2, FIRST).be32(3, FIRST))
@@ -497,6 +536,18 @@ impl Rule {
         const NFT_NAT_DNAT: u32 = 1;
         self.push("immediate", move |data| data.be32(1, FIRST).nest(2, |value| value.bytes(1, &address.octets())))
             .push("immediate", move |data| data.be32(1, FIRST + 1).nest(2, |value| value.bytes(1, &port.to_be_bytes())))
-            .push("nat", |data| data.be32(1, NFT_NAT_DNAT).be32(2, NFPROTO_IPV4.into()).be32(3, FIRST).be32(5, FIRST + 1))
+            .push("nat", |data| data.be32(1, NFT_NAT_DNAT).be32(2, IP.into()).be32(3, FIRST).be32(5, FIRST + 1))
+    }
+}
+
+/// As many bytes of an interface's name as have to be the same.
+fn pattern(name: &str) -> Vec<u8> {
+    match name.strip_suffix('*') {
+        Some(beginning) => beginning.as_bytes().to_vec(),
+        None => {
+            let mut bytes = name.as_bytes().to_vec();
+            bytes.resize(16, 0);
+            bytes
+        }
     }
 }

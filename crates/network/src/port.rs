@@ -1,16 +1,18 @@
 //! Published ports: who has which port of the host.
 //!
-//! A published port is held by a bound socket that never listens: the kernel leads the traffic to the container before it
-//! would reach the socket, and a program that wants the same port is told that it is in use.
+//! A published port is held by a socket of ours: the kernel leads the traffic to the container before it would reach the
+//! socket, and a program that wants the same port is told that it is in use. For TCP the socket listens, so that everybody
+//! can see who has the port, but drops what arrives: should the rules be gone for a moment, a client's first packet
+//! is lost, and sent again, where otherwise it would be refused.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -171,6 +173,10 @@ fn hold(protocol: Protocol, at: SocketAddr) -> std::result::Result<(Option<Owned
             bind(&socket, &at)?;
         }
         result => result?,
+    }
+    whelk_sys::net::drop_all_packets(socket.as_fd()).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+    if protocol == Protocol::Tcp {
+        listen(&socket, 0)?;
     }
     let port = SocketAddr::try_from(getsockname(&socket)?).map_or(at.port(), |address| address.port());
     Ok((Some(socket), port))

@@ -52,7 +52,9 @@ impl Host {
             links.add_address(outer, net("198.51.100.1/24")).unwrap();
             let peer = Peer { name: "eth0", mac: [2, 0, 0, 0, 0, 2], namespace: outside.as_fd() };
             links.create_veth("vouter", outer, 0, peer, Port::default()).unwrap();
-            Firewall::new("whelktest").unwrap()
+            let firewall = Firewall::new("whelktest").unwrap();
+            firewall.restore().unwrap();
+            firewall
         });
         give(&outside, "198.51.100.2/24", "198.51.100.1");
         Self { namespace, outside, firewall }

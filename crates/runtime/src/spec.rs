@@ -363,6 +363,13 @@ impl Linux {
     pub fn has_new(&self, kind: NamespaceKind) -> bool {
         self.namespace(kind).is_some_and(|namespace| namespace.path.is_none())
     }
+
+    /// Has the container enter an existing namespace in place of a new one.
+    pub fn join(&mut self, kind: NamespaceKind, path: PathBuf) {
+        for namespace in self.namespaces.iter_mut().filter(|namespace| namespace.kind == kind) {
+            namespace.path = Some(path.clone());
+        }
+    }
 }
 
 #[cfg(test)]

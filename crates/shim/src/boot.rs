@@ -15,6 +15,7 @@ use rustix::net::{
 };
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::launch::{self, Gate};
+use whelk_runtime::spec::NamespaceKind;
 use whelk_runtime::{Error, Result};
 use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now};
 use whelk_sys::{fs, signal};
@@ -58,10 +59,16 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
         home.enter()?;
     }
     let engine = rustix::stdio::stdin().try_clone_to_owned().map_err(step("take over the engine's socket"))?;
-    let Some((launch, attached)) = receive(&engine)? else { return Ok(()) };
+    let Some((mut launch, mut attached)) = receive(&engine)? else { return Ok(()) };
+    // Kept open only until the container is inside: the namespace lives as long as its processes.
+    let network = if launch.network && !attached.is_empty() { Some(attached.remove(0)) } else { None };
+    if let Some(network) = &network {
+        launch.spec.linux.join(NamespaceKind::Network, format!("/proc/self/fd/{}", network.as_raw_fd()).into());
+    }
 
     let run_dir = launch.run_dir.clone();
     let outcome = start(launch, attached, poll, signals);
+    drop(network);
     let message = match &outcome {
         Ok((shim, started_at)) => {
             Launched::Running { pid: shim.processes.get(&INIT).map_or(0, |init| pid_number(init.pid)), started_at: *started_at }

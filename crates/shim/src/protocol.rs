@@ -50,6 +50,9 @@ pub struct Launch {
     /// Clients that attached before the start; one descriptor each comes with this message.
     #[serde(default)]
     pub attached: Vec<Attach>,
+    /// The first descriptor that comes with this message is the container's network namespace.
+    #[serde(default)]
+    pub network: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -20,6 +20,18 @@ pub fn loopback_up() -> io::Result<()> {
     check(i64::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request) })).map(drop)
 }
 
+/// Has the kernel drop all packets that arrive at a socket. One that listens then stays silent.
+pub fn drop_all_packets(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // BPF_RET | BPF_K: keep no byte.
+    let mut program = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
+    let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: SO_ATTACH_FILTER (socket(7)) copies a sock_fprog and the program it points to, which outlive the call.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const filter).cast(), length) };
+    check(i64::from(result)).map(drop)
+}
+
 /// Runs `work` inside another network namespace, on a thread of its own: however it ends, the caller stays where it is.
 ///
 /// # Errors

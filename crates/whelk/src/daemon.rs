@@ -33,6 +33,9 @@ struct Arguments {
     /// Configuration file with the keys of Docker's daemon.json
     #[arg(long, default_value = "/etc/whelk/daemon.json")]
     config_file: PathBuf,
+    /// Take the bridges, rules and cgroups of this instance off the host and exit; its directories stay
+    #[arg(long)]
+    uninstall: bool,
     /// Log more
     #[arg(short = 'D', long)]
     debug: bool,
@@ -48,6 +51,19 @@ struct File {
     group: Option<String>,
     debug: bool,
     instance: Option<String>,
+    /// Whelk's own key.
+    firewall: FirewallMode,
+}
+
+/// What becomes of the rules of the host's other firewalls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum FirewallMode {
+    /// They let containers' traffic through: the engine's own rules decide about it, as with Docker.
+    #[default]
+    Own,
+    /// They stay in force for containers too.
+    RespectHost,
 }
 
 const LARGEST_FILE: u64 = 1 << 20;
@@ -81,12 +97,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         bail!("unsupported host {host:?}: this version listens on unix:///PATH only")
     };
     let group = arguments.group.or(file.group).map(|name| group_id(&name)).transpose()?.or_else(|| group_id("whelk").ok());
-    let instance = Instance::new(
+    let mut instance = Instance::new(
         arguments.root.or(file.data_root).unwrap_or_else(|| "/var/lib/whelk".into()),
         arguments.run.or(file.exec_root).unwrap_or_else(|| "/run/whelk".into()),
         arguments.instance.or(file.instance).unwrap_or_else(|| "whelk".into()),
     )?;
+    instance.respect_host_firewall = file.firewall == FirewallMode::RespectHost;
     let _lock = lock(&instance)?;
+    if arguments.uninstall {
+        return Ok(Engine::uninstall(&instance)?);
+    }
     whelk_sys::process::raise_file_limit();
     whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let executable = std::env::current_exe().context("find this program")?;

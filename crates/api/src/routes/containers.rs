@@ -46,6 +46,14 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
         .transpose()
         .map_err(malformed)?
         .unwrap_or_default();
+    let networks = value
+        .as_object_mut()
+        .and_then(|map| map.remove("NetworkingConfig"))
+        .and_then(|mut config| config.as_object_mut().and_then(|map| map.remove("EndpointsConfig")))
+        .map(serde_json::from_value)
+        .transpose()
+        .map_err(malformed)?
+        .unwrap_or_default();
     let config: Config = serde_json::from_value(value).map_err(malformed)?;
     let host =
         if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() { HostConfig { ipc_mode: "shareable".into(), ..host } } else { host };
@@ -54,12 +62,18 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
         platform: params.text("platform").to_owned(),
         config,
         host,
+        networks,
     })?;
     Ok(json_response(StatusCode::CREATED, &json!({"Id": created.id, "Warnings": created.warnings})))
 }
 
-pub(super) async fn inspect(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
-    Ok(ok(&wire::container(&engine.containers.inspect(&id, params.flag("size")).await?)))
+pub(super) async fn inspect(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
+    Ok(ok(&wire::container(&engine.containers.inspect(&id, params.flag("size")).await?, version)))
 }
 
 pub(super) async fn top(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {

@@ -3,6 +3,7 @@
 mod containers;
 mod exec;
 mod images;
+mod networks;
 mod system;
 
 use std::sync::Arc;
@@ -57,6 +58,12 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/images/create", post(images::create))
         .route("/images/prune", post(images::prune))
         .route("/images/{*rest}", get(images::get_by_name).post(images::post_by_name).delete(images::delete))
+        .route("/networks", get(networks::list))
+        .route("/networks/create", post(networks::create))
+        .route("/networks/prune", post(networks::prune))
+        .route("/networks/{id}", get(networks::inspect).delete(networks::delete))
+        .route("/networks/{id}/connect", post(networks::connect))
+        .route("/networks/{id}/disconnect", post(networks::disconnect))
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))

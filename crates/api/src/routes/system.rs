@@ -54,7 +54,7 @@ pub(super) async fn info(State(engine): App) -> Response {
         "Images": info.images,
         "Driver": "overlay2",
         "DriverStatus": [["Backing Filesystem", info.backing_file_system], ["Supports d_type", "true"]],
-        "Plugins": {"Volume": [], "Network": ["host", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
+        "Plugins": {"Volume": [], "Network": ["bridge", "host", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "PidsLimit": true,
         "IPv4Forwarding": true, "Debug": false, "NFd": info.open_files, "OomKillDisable": v1, "NGoroutines": 0,
         "SystemTime": wire::time(now()),
@@ -140,7 +140,8 @@ fn matches(filters: &Filters, event: &Event) -> bool {
         })
         && filters.labels(&event.attributes)
         && filters.any("scope", |scope| scope == "local")
-        && ["network", "volume", "plugin", "daemon", "node", "service", "secret", "config"]
+        && filters.any("network", |value| is("network", value))
+        && ["volume", "plugin", "daemon", "node", "service", "secret", "config"]
             .iter()
             .all(|kind| filters.any(kind, |_| event.kind == *kind))
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::networking::NetworkArgs;
+use super::{key_values, labels_of};
 use crate::client::{Client, query};
 use crate::format::units::parse_size;
 use crate::{Failure, Outcome};
@@ -60,30 +62,8 @@ pub(crate) struct CreateArgs {
     /// Container NIS domain name
     #[arg(long)]
     pub domainname: Option<String>,
-    /// Connect a container to a network
-    #[arg(long, alias = "net")]
-    pub network: Vec<String>,
-    /// Publish a container's port(s) to the host
-    #[arg(short, long)]
-    pub publish: Vec<String>,
-    /// Publish all exposed ports to random ports
-    #[arg(short = 'P', long)]
-    pub publish_all: bool,
-    /// Expose a port or a range of ports
-    #[arg(long)]
-    pub expose: Vec<String>,
-    /// Set custom DNS servers
-    #[arg(long)]
-    pub dns: Vec<String>,
-    /// Set DNS options
-    #[arg(long, alias = "dns-opt")]
-    pub dns_option: Vec<String>,
-    /// Set custom DNS search domains
-    #[arg(long)]
-    pub dns_search: Vec<String>,
-    /// Add a custom host-to-IP mapping (host:ip)
-    #[arg(long)]
-    pub add_host: Vec<String>,
+    #[command(flatten)]
+    pub networks: NetworkArgs,
     /// Bind mount a volume
     #[arg(short, long)]
     pub volume: Vec<String>,
@@ -310,6 +290,7 @@ fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Va
             format!("invalid argument {wrong:?} for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR"),
         ));
     }
+    let networking = args.networks.parse()?;
     let detached = detach == Some(true);
     let all = attach_all && args.attach.is_empty() && !detached;
     let stdin = !detached && (attached("stdin") || all && args.interactive && detach.is_some());
@@ -324,12 +305,13 @@ fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Va
         "Image": image,
         "WorkingDir": args.workdir.clone().unwrap_or_default(),
         "Entrypoint": args.entrypoint.as_ref().map(|entrypoint| vec![entrypoint]),
-        "ExposedPorts": args.expose.iter().map(|port| (if port.contains('/') { port.clone() } else { format!("{port}/tcp") }, json!({}))).collect::<Map<_, _>>(),
+        "ExposedPorts": networking.exposed,
         "Labels": pairs(&args.label, &args.label_file)?,
         "StopSignal": args.stop_signal.clone().unwrap_or_default(),
         "StopTimeout": args.stop_timeout,
         "Healthcheck": healthcheck(args),
-        "HostConfig": host_config(args)?,
+        "HostConfig": host_config(args, networking.mode, networking.bindings)?,
+        "NetworkingConfig": {"EndpointsConfig": networking.endpoints},
     }))
 }
 
@@ -341,7 +323,8 @@ fn healthcheck(args: &CreateArgs) -> Value {
     }
 }
 
-fn host_config(args: &CreateArgs) -> Outcome<Value> {
+fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Value>) -> Outcome<Value> {
+    let networks = &args.networks;
     let size = |value: &Option<String>, flag: &str| value.as_deref().map_or(Ok(0), |text| named(parse_size(text), text, flag));
     let is_container = |mode: &str| mode.strip_prefix("container:").is_some_and(|name| !name.is_empty());
     let modes = [
@@ -354,27 +337,23 @@ fn host_config(args: &CreateArgs) -> Outcome<Value> {
         return Err(Failure::new(*text));
     }
     let (security, paths) = security(args)?;
-    let network = match args.network.as_slice() {
-        [] => "default".to_owned(),
-        [one] => one.clone(),
-        _ => return Err(Failure::new("several networks: not available in this version of whelk")),
-    };
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let mut host = json!({
         "Binds": list(&args.volume),
         "ContainerIDFile": text(&args.cidfile),
         "LogConfig": {"Type": text(&args.log_driver), "Config": key_values(&args.log_opt)?},
-        "NetworkMode": network,
-        "PortBindings": args.publish.iter().map(|port| (port.clone(), Value::Null)).collect::<Map<_, _>>(),
-        "PublishAllPorts": args.publish_all,
+        "NetworkMode": network_mode,
+        "PortBindings": bindings,
+        "PublishAllPorts": networks.publish_all,
+        "Links": list(&networks.link),
         "RestartPolicy": restart_policy(&args.restart)?,
         "AutoRemove": args.rm,
         "VolumesFrom": list(&args.volumes_from),
         "Annotations": key_values(&args.annotation)?,
         "CapAdd": list(&args.cap_add), "CapDrop": list(&args.cap_drop),
         "CgroupnsMode": text(&args.cgroupns),
-        "Dns": list(&args.dns), "DnsOptions": list(&args.dns_option), "DnsSearch": list(&args.dns_search),
-        "ExtraHosts": list(&args.add_host), "GroupAdd": list(&args.group_add),
+        "Dns": list(&networks.dns), "DnsOptions": list(&networks.dns_option), "DnsSearch": list(&networks.dns_search),
+        "ExtraHosts": list(&networks.add_host), "GroupAdd": list(&args.group_add),
         "IpcMode": text(&args.ipc), "PidMode": text(&args.pid), "UTSMode": text(&args.uts), "UsernsMode": text(&args.userns),
         "OomScoreAdj": args.oom_score_adj.unwrap_or(0), "OomKillDisable": args.oom_kill_disable,
         "Privileged": args.privileged, "ReadonlyRootfs": args.read_only,
@@ -512,26 +491,7 @@ fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
 }
 
 fn pairs(given: &[String], files: &[String]) -> Outcome<Map<String, Value>> {
-    Ok(lines_of(files)?
-        .iter()
-        .chain(given)
-        .map(|entry| {
-            let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
-            (key.to_owned(), json!(value))
-        })
-        .collect())
-}
-
-fn key_values(given: &[String]) -> Outcome<Map<String, Value>> {
-    given
-        .iter()
-        .map(|entry| {
-            entry
-                .split_once('=')
-                .map(|(key, value)| (key.to_owned(), json!(value)))
-                .ok_or_else(|| Failure::with_code(125, format!("invalid option {entry:?}: key=value is needed")))
-        })
-        .collect()
+    Ok(labels_of(&[lines_of(files)?.as_slice(), given].concat()))
 }
 
 /// Kernel parameters, only those that belong to a namespace.

@@ -6,6 +6,9 @@ mod create;
 mod exec;
 mod images;
 mod logs;
+mod networking;
+mod networks;
+mod ports;
 mod ps;
 mod run;
 mod system;
@@ -48,6 +51,9 @@ enum Command {
     /// Manage images
     #[command(name = "image", subcommand)]
     ImageGroup(ImageGroup),
+    /// Manage networks
+    #[command(name = "network", subcommand)]
+    NetworkGroup(networks::NetworkCommand),
     /// Manage the engine
     #[command(name = "system", subcommand)]
     SystemGroup(SystemCommand),
@@ -87,6 +93,8 @@ enum ContainerCommand {
     Pause(Names),
     /// Unpause all processes within one or more containers
     Unpause(Names),
+    /// List port mappings or a specific mapping for the container
+    Port(ports::PortArgs),
     /// Display the running processes of a container
     Top(containers::TopArgs),
     /// Rename a container
@@ -212,10 +220,10 @@ fn usage(error: &clap::Error) -> Outcome {
     let flag = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
     let value = context(ContextKind::InvalidValue);
     let words: Vec<String> = std::env::args().skip(1).take_while(|word| !word.starts_with('-')).collect();
-    let grouped = words.first().is_some_and(|word| matches!(word.as_str(), "container" | "image" | "system"));
+    let grouped = words.first().is_some_and(|word| Cli::command().find_subcommand(word).is_some_and(clap::Command::has_subcommands));
     let command = words.iter().take(1 + usize::from(grouped)).cloned().collect::<Vec<_>>().join(" ");
     let hint = format!("\n\nUsage:  whelk {command} --help shows how to use it");
-    let count = || Failure::new(format!("whelk: 'whelk {command}' {}{hint}", arguments_of(command.rsplit(' ').next().unwrap_or_default())));
+    let count = || Failure::new(format!("whelk: 'whelk {command}' {}{hint}", arguments_of(&command)));
     let text = match error.kind() {
         ErrorKind::UnknownArgument if !flag.starts_with('-') => return Err(count()),
         ErrorKind::UnknownArgument => unknown_flag(&flag),
@@ -255,7 +263,14 @@ fn both_forms(words: &[String], flag: &str) -> String {
 /// How many arguments a command takes, as it is told to those who gave another number.
 fn arguments_of(command: &str) -> &'static str {
     match command {
+        "network connect" | "network disconnect" => return "requires 2 arguments",
+        "network create" => return "requires 1 argument",
+        "network ls" => return "accepts no arguments",
+        _ => {}
+    }
+    match command.rsplit(' ').next().unwrap_or_default() {
         "exec" => "requires at least 2 arguments",
+        "port" => "requires at least 1 and at most 2 arguments",
         "rename" | "tag" => "requires 2 arguments",
         "logs" | "attach" | "export" | "history" => "requires 1 argument",
         "images" | "ls" => "requires at most 1 argument",
@@ -296,6 +311,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::ImageGroup(ImageGroup::Rm(args)) => images::rmi(client, args).await,
         Command::ImageGroup(ImageGroup::Inspect(args)) => system::inspect(client, args, Some("image")).await,
         Command::ImageGroup(ImageGroup::Prune(args)) => system::prune(client, args, "images").await,
+        Command::NetworkGroup(command) => networks::network(client, command).await,
         Command::System(command) | Command::SystemGroup(command) => match command {
             SystemCommand::Inspect(args) => system::inspect(client, args, None).await,
             SystemCommand::Events(args) => system::events(client, args).await,
@@ -321,6 +337,7 @@ async fn container(client: &Client, command: ContainerCommand) -> Outcome {
         ContainerCommand::Wait(names) => containers::wait(client, names).await,
         ContainerCommand::Pause(names) => containers::each(client, &names.containers, "pause").await,
         ContainerCommand::Unpause(names) => containers::each(client, &names.containers, "unpause").await,
+        ContainerCommand::Port(args) => ports::port(client, args).await,
         ContainerCommand::Top(args) => containers::top(client, args).await,
         ContainerCommand::Rename { container, new_name } => containers::rename(client, &container, &new_name).await,
         ContainerCommand::Update(args) => containers::update(client, args).await,
@@ -357,6 +374,38 @@ pub(crate) fn filters(given: &[String]) -> Outcome<String> {
             .unwrap_or_default();
     }
     Ok(if map.is_empty() { String::new() } else { Value::Object(map).to_string() })
+}
+
+/// `key=value` options, each of them whole.
+pub(crate) fn key_values(given: &[String]) -> Outcome<serde_json::Map<String, Value>> {
+    given
+        .iter()
+        .map(|entry| {
+            entry
+                .split_once('=')
+                .map(|(key, value)| (key.to_owned(), Value::from(value)))
+                .ok_or_else(|| Failure::with_code(USAGE, format!("invalid option {entry:?}: key=value is needed")))
+        })
+        .collect()
+}
+
+/// `key=value` labels; a key alone has an empty value.
+pub(crate) fn labels_of(given: &[String]) -> serde_json::Map<String, Value> {
+    given
+        .iter()
+        .map(|entry| {
+            let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
+            (key.to_owned(), Value::from(value))
+        })
+        .collect()
+}
+
+/// Asks whether to go on. Where nobody can answer, the answer is no.
+pub(crate) fn confirmed(what: &str) -> bool {
+    use std::io::IsTerminal;
+    eprint!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().is_terminal() && std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y")
 }
 
 /// Does something for each name; goes on after errors, and fails at the end if there was one.

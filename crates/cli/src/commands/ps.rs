@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::filters;
+use super::{filters, ports};
 use crate::Outcome;
 use crate::client::{Client, query};
 use crate::format::table::{self, Column};
@@ -111,14 +111,14 @@ fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
         "Command": format!("{command:?}"),
         "CreatedAt": local.strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string(),
         "RunningFor": ago(created),
-        "Ports": "",
+        "Ports": ports::column(&container["Ports"]),
         "State": text("State"),
         "Status": text("Status"),
         "Size": if sizes.1 > 0 { format!("{} (virtual {})", size(sizes.0, 3), size(sizes.1, 3)) } else { size(sizes.0, 3) },
         "Names": join(names),
         "Labels": join(labels),
         "Mounts": join(mounts.collect()),
-        "LocalVolumes": "0",
+        "LocalVolumes": container["Mounts"].as_array().into_iter().flatten().filter(|mount| mount["Driver"] == "local").count().to_string(),
         "Networks": join(container["NetworkSettings"]["Networks"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()),
         "Platform": Value::Null,
     });

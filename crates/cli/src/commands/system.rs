@@ -1,13 +1,13 @@
 //! The commands about everything: inspect, events, info, version, prune.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use clap::Args;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::filters;
 use super::images::print_removed;
+use super::{confirmed, filters};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::template::Template;
 use crate::format::units::{moment, size};
@@ -30,7 +30,7 @@ pub(crate) struct InspectArgs {
 
 pub(crate) async fn inspect(client: &Client, args: InspectArgs, kind: Option<&str>) -> Outcome {
     let kind = kind.or(args.kind.as_deref());
-    if let Some(kind) = kind.filter(|kind| !matches!(*kind, "container" | "image")) {
+    if let Some(kind) = kind.filter(|kind| !KINDS.iter().any(|(known, _)| known == kind)) {
         return Err(Failure::new(format!("unknown type: {kind:?}")));
     }
     let mut found = Vec::new();
@@ -54,19 +54,23 @@ pub(crate) async fn inspect(client: &Client, args: InspectArgs, kind: Option<&st
     if failures.is_empty() { Ok(0) } else { Err(Failure::new(failures.join("\n"))) }
 }
 
+/// The kinds of objects in the order they are looked for, and where the API has them.
+const KINDS: &[(&str, &str)] = &[("container", "/containers/{}/json"), ("image", "/images/{}/json"), ("network", "/networks/{}")];
+
 async fn inspect_one(client: &Client, name: &str, kind: Option<&str>, size: bool) -> Outcome<Value> {
-    let path = escape_name(name);
-    if kind != Some("image") {
-        match client.get(&format!("/containers/{path}/json{}", query(&[("size", if size { "1" } else { "" })]))).await {
+    for (known, path) in KINDS.iter().filter(|(known, _)| kind.is_none_or(|kind| kind == *known)) {
+        let size = query(&[("size", if size && *known == "container" { "1" } else { "" })]);
+        match client.get(&(path.replace("{}", &escape_name(name)) + &size)).await {
             Err(error) if error.status == hyper::StatusCode::NOT_FOUND && kind.is_none() => {}
             result => return Ok(result?),
         }
     }
-    match client.get(&format!("/images/{path}/json")).await {
-        Err(error) if error.status == hyper::StatusCode::NOT_FOUND && kind.is_none() => {
-            Err(Failure::new(format!("Error: No such object: {name}")))
-        }
-        result => Ok(result?),
+    Err(Failure::new(format!("Error: No such object: {name}")))
+}
+
+impl InspectArgs {
+    pub(crate) fn new(format: String, names: Vec<String>) -> Self {
+        Self { format, size: false, kind: None, names }
     }
 }
 
@@ -235,9 +239,7 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs, what: &str) -> Outco
         } else {
             "all dangling images"
         };
-        eprint!("WARNING! This will remove {warning}.\nAre you sure you want to continue? [y/N] ");
-        let mut answer = String::new();
-        if !std::io::stdin().is_terminal() || std::io::stdin().read_line(&mut answer).is_err() || !matches!(answer.trim(), "y" | "Y") {
+        if !confirmed(warning) {
             return Ok(0);
         }
     }

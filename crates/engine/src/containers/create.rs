@@ -9,6 +9,7 @@ use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::{Config, HostConfig, Record, State};
+use crate::networks::Endpoint;
 use crate::store::SCHEMA_VERSION;
 use crate::{names, validate};
 
@@ -20,6 +21,8 @@ pub struct CreateRequest {
     pub platform: String,
     pub config: Config,
     pub host: HostConfig,
+    /// Its places in networks, by the name or id of each.
+    pub networks: BTreeMap<String, Endpoint>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +38,7 @@ impl Containers {
     /// # Errors
     /// Settings that make no sense, an image that is not here, a name that is taken.
     pub fn create(&self, request: CreateRequest) -> Result<Created> {
-        let CreateRequest { name, platform, mut config, mut host } = request;
+        let CreateRequest { name, platform, mut config, mut host, networks } = request;
         let wanted_name = if name.is_empty() { None } else { Some(validate::name(&name)?.to_owned()) };
         let image = if config.image.is_empty() { None } else { Some(self.images.find(&config.image)?) };
         if let Some(image) = &image {
@@ -46,6 +49,7 @@ impl Containers {
             return Err(Error::invalid("no command specified"));
         }
         let warnings = validate::settings(&mut config, &mut host, &self.host)?;
+        let networks = self.place(&config, &mut host, networks)?;
         let id = names::random_id();
         config.hostname = crate::spec::hostname(&config, &id);
         fill_paths(&mut host);
@@ -59,6 +63,8 @@ impl Containers {
             config,
             host,
             state: State::default(),
+            networks,
+            ports: Vec::new(),
         };
         self.reserve_name(&mut record, wanted_name)?;
         let made = self.make_files(&id).and_then(|()| self.store.insert_container(&record));

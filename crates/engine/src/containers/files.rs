@@ -3,28 +3,39 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use whelk_network::names::RESOLVER;
 use whelk_sys::fs;
 
+use super::Containers;
 use crate::error::Result;
-use crate::model::{Config, HostConfig};
+use crate::model::Record;
+use crate::networks::{Endpoint, has_own_networks, host_servers, split_link, uses_resolver};
 
 /// Host files are small; a larger one is not what it should be.
 const LARGEST: u64 = 1 << 20;
 
-/// Writes `hostname`, `hosts` and `resolv.conf` into the container's directory. Files that are there already stay as
-/// they are: the container may have edited them.
-pub(super) fn write(directory: &Path, config: &Config, host: &HostConfig) -> Result<()> {
-    let write = |name: &str, content: String| {
-        let path = directory.join(name);
-        if fs::exists(&path) { Ok(()) } else { fs::write(&path, content).and_then(|()| fs::set_mode(&path, 0o644)) }
-    };
-    write("hostname", format!("{}\n", config.hostname))?;
-    write("hosts", hosts(config, host))?;
-    write("resolv.conf", resolv_conf(host))?;
-    Ok(())
+/// Writes `hostname`, `hosts` and `resolv.conf` into the container's directory. A `hostname` that is there already stays
+/// as it is: the container may have edited it. The others depend on what its networks gave it this time.
+pub(super) fn write(directory: &Path, record: &Record, containers: &Containers) -> Result<()> {
+    let hostname = directory.join("hostname");
+    if !fs::exists(&hostname) {
+        write_file(&hostname, format!("{}\n", record.config.hostname))?;
+    }
+    write_hosts(directory, record, containers)?;
+    write_file(&directory.join("resolv.conf"), resolv_conf(record))
 }
 
-fn hosts(config: &Config, host: &HostConfig) -> String {
+fn write_file(path: &Path, content: String) -> Result<()> {
+    Ok(fs::write(path, content).and_then(|()| fs::set_mode(path, 0o644))?)
+}
+
+/// Writes `hosts` anew: also into a running container, whose mount this file is.
+pub(super) fn write_hosts(directory: &Path, record: &Record, containers: &Containers) -> Result<()> {
+    write_file(&directory.join("hosts"), hosts(record, containers))
+}
+
+fn hosts(record: &Record, containers: &Containers) -> String {
+    let (config, host) = (&record.config, &record.host);
     let mut text = if host.network_mode == "host" {
         fs::read_at_most("/etc/hosts", LARGEST).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     } else {
@@ -33,9 +44,25 @@ fn hosts(config: &Config, host: &HostConfig) -> String {
     for entry in host.extra_hosts.iter().flatten() {
         // `name:address`, or `name=address`; the address itself may have colons.
         if let Some((name, address)) = entry.split_once(['=', ':']) {
-            let address = if address == "host-gateway" { "127.0.0.1" } else { address.trim_matches(['[', ']']) };
+            let address =
+                if address == "host-gateway" { containers.networks.host_gateway() } else { address.trim_matches(['[', ']']).to_owned() };
             let _ = writeln!(text, "{address}\t{name}");
         }
+    }
+    // On the default network links are the only names there are.
+    for (target, alias) in host.links.iter().flatten().map(|link| split_link(link)) {
+        if let Ok(target) = containers.find(&target)
+            && record.networks.contains_key("bridge")
+        {
+            let target = target.record();
+            for address in target.networks.get("bridge").map(Endpoint::addresses).unwrap_or_default() {
+                let _ = writeln!(text, "{address}\t{alias} {} {}", target.config.hostname, target.name);
+            }
+        }
+    }
+    let domain = if config.domainname.is_empty() { String::new() } else { format!("{}.{} ", config.hostname, config.domainname) };
+    for address in record.networks.values().flat_map(Endpoint::addresses) {
+        let _ = writeln!(text, "{address}\t{domain}{}", config.hostname);
     }
     if host.network_mode == "none" {
         let _ = writeln!(
@@ -48,10 +75,23 @@ fn hosts(config: &Config, host: &HostConfig) -> String {
     text
 }
 
-fn resolv_conf(host: &HostConfig) -> String {
+fn resolv_conf(record: &Record) -> String {
+    let host = &record.host;
     let base = fs::read_at_most("/etc/resolv.conf", LARGEST).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let given = |list: &Option<Vec<String>>| list.clone().filter(|list| !list.is_empty());
     let (servers, search, options) = (given(&host.dns), given(&host.dns_search), given(&host.dns_options));
+    let (servers, options) = if uses_resolver(record) {
+        // Ours; it asks the others. Without dots a name is one of a network's first, so no search list goes before.
+        let mut options = options.unwrap_or_default();
+        if !options.iter().any(|option| option.starts_with("ndots:")) {
+            options.push("ndots:0".into());
+        }
+        (Some(vec![RESOLVER.to_string()]), Some(options))
+    } else if servers.is_none() && has_own_networks(&host.network_mode) {
+        (reachable(&base), options)
+    } else {
+        (servers, options)
+    };
     if servers.is_none() && search.is_none() && options.is_none() {
         return base;
     }
@@ -73,4 +113,18 @@ fn resolv_conf(host: &HostConfig) -> String {
         let _ = writeln!(text, "options {}", options.join(" "));
     }
     text
+}
+
+/// The host's resolvers that can be reached from a container, where not all can: one on the host's own loopback cannot.
+fn reachable(base: &str) -> Option<Vec<String>> {
+    let servers = host_servers();
+    let (local, others): (Vec<_>, Vec<_>) = servers.into_iter().partition(std::net::IpAddr::is_loopback);
+    if local.is_empty() && (!others.is_empty() || base.is_empty()) {
+        return None;
+    }
+    if others.is_empty() {
+        // As Docker does: somebody has to answer.
+        return Some(vec!["8.8.8.8".into(), "8.8.4.4".into()]);
+    }
+    Some(others.iter().map(ToString::to_string).collect())
 }

@@ -171,13 +171,23 @@ impl<'a> Matcher<'a> {
             && self.before.is_none_or(|time| record.created_at < time)
             && self.since.is_none_or(|time| record.created_at > time)
             && self.ancestors.as_ref().is_none_or(|images| images.contains(&record.image))
-            && filters.any("network", |network| record.host.network_mode == network)
+            && filters.any("network", |network| {
+                record
+                    .networks
+                    .iter()
+                    .any(|(name, endpoint)| name == network || !network.is_empty() && endpoint.network_id.starts_with(network))
+            })
             && filters.any("health", |health| health == "none")
             && filters.any("isolation", |isolation| isolation == "default")
             && filters.any("expose", |port| {
                 record.config.exposed_ports.keys().any(|known| known == port || known.split('/').next() == Some(port))
             })
-            && filters.any("publish", |_| false)
+            && filters.any("publish", |port| {
+                record.ports.iter().any(|one| {
+                    let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+                    one.protocol.to_string() == protocol && [one.host.port(), one.to.port()].iter().any(|known| known.to_string() == number)
+                })
+            })
             && filters.any("volume", |volume| {
                 crate::volumes::plan(&record.config, &record.host).is_ok_and(|plans| {
                     plans.iter().any(|plan| {

@@ -19,6 +19,7 @@ mod inspect;
 mod list;
 mod logs;
 mod monitor;
+mod network;
 mod recover;
 mod remove;
 mod start;
@@ -51,6 +52,7 @@ use crate::events::Events;
 use crate::images::Images;
 use crate::instance::Instance;
 use crate::model::{Record, State, Status};
+use crate::networks::Networks;
 use crate::shims::Shims;
 use crate::store::Store;
 use crate::validate::Host;
@@ -61,6 +63,7 @@ pub struct Containers {
     pub(crate) instance: Instance,
     pub(crate) store: Arc<Store>,
     pub(crate) images: Arc<Images>,
+    pub(crate) networks: Arc<Networks>,
     pub(crate) events: Arc<Events>,
     pub(crate) shims: Arc<Shims>,
     pub(crate) host: Host,
@@ -107,6 +110,7 @@ pub struct Parts {
     pub instance: Instance,
     pub store: Arc<Store>,
     pub images: Arc<Images>,
+    pub networks: Arc<Networks>,
     pub events: Arc<Events>,
     pub shims: Arc<Shims>,
     pub host: Host,
@@ -115,11 +119,12 @@ pub struct Parts {
 
 impl Containers {
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { instance, store, images, events, shims, host, executable } = parts;
+        let Parts { instance, store, images, networks, events, shims, host, executable } = parts;
         Arc::new(Self {
             instance,
             store,
             images,
+            networks,
             events,
             shims,
             host,

@@ -119,6 +119,8 @@ impl Containers {
             }
             (ran, restart)
         };
+        // Before anybody hears of the end: who does may want the same port.
+        self.leave(container);
         let auto_remove = container.record().host.auto_remove;
         if !auto_remove {
             self.save_or_complain(container);

@@ -20,6 +20,7 @@ impl Containers {
         for container in self.all() {
             self.recover_one(&container).await;
         }
+        self.networks.settle();
         // Started last, when all that run are known.
         for container in self.all() {
             let wanted = {
@@ -57,12 +58,15 @@ impl Containers {
             for (id, pid) in execs {
                 self.adopt_exec(&container.id, &id, pid);
             }
+            self.networks.adopt(&container.record().clone());
             container.shim.send_replace(true);
             container.progress.send_modify(|progress| progress.running = true);
             self.save_or_complain(container);
             monitor::spawn(self, container, events);
             return;
         }
+        // Also what a start that was cut short had taken.
+        self.leave(container);
         let was_running = container.status().is_running();
         if was_running || self.exit_record(&container.id).is_some() {
             let exit = self.after_lost_shim(container).await;

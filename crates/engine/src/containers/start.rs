@@ -54,10 +54,60 @@ impl Containers {
     }
 
     async fn launch(self: &Arc<Self>, container: &Arc<Container>, attached: Vec<(Attach, OwnedFd)>) -> std::result::Result<(), StartError> {
+        let namespace = self.join(container).await?;
+        match self.launch_joined(container, attached, namespace).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.leave(container);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the container's places in its networks. The record is saved before anything runs: addresses in use must be
+    /// known whatever happens to this process.
+    async fn join(self: &Arc<Self>, container: &Arc<Container>) -> Result<Option<OwnedFd>> {
+        let mut record = container.record().clone();
+        let networks = self.networks.clone();
+        let (record, joined) = tokio::task::spawn_blocking(move || {
+            let joined = networks.join(&mut record);
+            (record, joined)
+        })
+        .await
+        .map_err(|error| Error::internal(error.to_string()))?;
+        let namespace = joined.map_err(|error| error.prefixed("failed to set up container networking"))?;
+        {
+            let mut current = container.record();
+            current.networks = record.networks;
+            current.ports = record.ports;
+        }
+        if namespace.is_some() {
+            self.store.update_container(&container.record().clone())?;
+        }
+        Ok(namespace)
+    }
+
+    /// Gives back the places of a container that does not run.
+    pub(super) fn leave(&self, container: &Container) {
+        let mut record = container.record().clone();
+        self.networks.leave(&mut record);
+        let mut current = container.record();
+        current.networks = record.networks;
+        current.ports = record.ports;
+    }
+
+    async fn launch_joined(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        attached: Vec<(Attach, OwnedFd)>,
+        namespace: Option<OwnedFd>,
+    ) -> std::result::Result<(), StartError> {
         let record = container.record().clone();
         let (wanted, streams): (Vec<Attach>, Vec<OwnedFd>) = attached.into_iter().unzip();
-        let launch = self.plan(&record, wanted)?;
-        let ((pid, started_at), events) = self.shims.launch(&launch, streams).await.map_err(StartError::from)?;
+        let mut launch = self.plan(&record, wanted)?;
+        launch.network = namespace.is_some();
+        let descriptors = namespace.into_iter().chain(streams).collect();
+        let ((pid, started_at), events) = self.shims.launch(&launch, descriptors).await.map_err(StartError::from)?;
         {
             let mut record = container.record();
             record.state.status = Status::Running;
@@ -71,6 +121,7 @@ impl Containers {
         container.progress.send_modify(|progress| progress.running = true);
         // Nothing is lost if this fails or the engine ends here: the next start finds the shim.
         self.save_or_complain(container);
+        self.networks.announce(&container.record().clone());
         self.publish(container, "start", &[]);
         monitor::spawn(self, container, events);
         Ok(())
@@ -81,7 +132,7 @@ impl Containers {
         let (config, host) = (&record.config, &record.host);
         let directory = self.instance.container_dir(&record.id);
         let run_dir = self.instance.run_dir(&record.id);
-        files::write(&directory, config, host)?;
+        files::write(&directory, record, self)?;
         // What a shim that was killed left behind.
         fs::remove_tree(&run_dir)?;
         fs::create_dir(&run_dir, 0o700)?;
@@ -111,14 +162,12 @@ impl Containers {
             stdin: config.open_stdin,
             stdin_once: config.stdin_once,
             attached,
+            network: false,
         })
     }
 
     fn spec(&self, record: &Record, directory: &Path) -> Result<Spec> {
         let host = &record.host;
-        if !matches!(host.network_mode.as_str(), "none" | "host") && !host.network_mode.starts_with("container:") {
-            return Err(Error::NotFound(format!("failed to set up container networking: network {} not found", host.network_mode)));
-        }
         if let Some(donor) = host.ipc_mode.strip_prefix("container:") {
             let donor = self.find(donor)?;
             if donor.record().host.ipc_mode != "shareable" {

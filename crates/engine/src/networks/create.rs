@@ -1,0 +1,383 @@
+//! Making a network.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use whelk_network::LONGEST_NAME;
+use whelk_network::ipam::{self, Block};
+use whelk_sys::fs;
+
+use super::model::{Ipam, IpamConfig, NetworkRecord, option};
+use super::{Network, Networks};
+use crate::error::{Error, Result};
+use crate::events::now;
+use crate::names;
+
+#[derive(Clone, Debug, Default)]
+pub struct CreateNetwork {
+    pub name: String,
+    /// Empty for `bridge`.
+    pub driver: String,
+    pub enable_ipv4: Option<bool>,
+    pub enable_ipv6: Option<bool>,
+    pub ipam: Ipam,
+    pub internal: bool,
+    pub attachable: bool,
+    pub options: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The default network's subnet where nothing is in its way: the one that people know.
+const DEFAULT_SUBNET: &str = "172.17.0.0/16";
+
+impl Networks {
+    /// The three networks that always exist.
+    pub(super) fn create_predefined(&self) -> Result<()> {
+        for (name, driver) in [("bridge", "bridge"), ("host", "host"), ("none", "null")] {
+            if self.state().values().any(|network| network.record.name == name) {
+                continue;
+            }
+            let options: BTreeMap<String, String> = if name == "bridge" {
+                [
+                    (option::BRIDGE_NAME, super::default_bridge(&self.instance)),
+                    (option::DEFAULT_BRIDGE, "true".into()),
+                    (option::ICC, "true".into()),
+                    (option::MASQUERADE, "true".into()),
+                    (option::HOST_BINDING, "0.0.0.0".into()),
+                    (option::MTU, "1500".into()),
+                ]
+                .map(|(key, value)| (key.to_owned(), value))
+                .into()
+            } else {
+                BTreeMap::new()
+            };
+            let request = CreateNetwork {
+                name: name.into(),
+                driver: driver.into(),
+                enable_ipv4: Some(true),
+                enable_ipv6: Some(false),
+                options,
+                ..CreateNetwork::default()
+            };
+            self.make(request)?;
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// A name that is taken, subnets that overlap, settings that make no sense.
+    pub fn create(&self, request: CreateNetwork) -> Result<NetworkRecord> {
+        if matches!(request.name.as_str(), "bridge" | "host" | "none" | "default") {
+            return Err(Error::Denied(format!("operation is not permitted on predefined {} network ", request.name)));
+        }
+        let record = self.make(request)?;
+        self.publish(&record, "create", None);
+        Ok(record)
+    }
+
+    fn make(&self, request: CreateNetwork) -> Result<NetworkRecord> {
+        let CreateNetwork { name, driver, enable_ipv4, enable_ipv6, mut ipam, internal, attachable, options, labels } = request;
+        check_name(&name)?;
+        let driver = if driver.is_empty() { "bridge".to_owned() } else { driver };
+        check_driver(&driver, &name)?;
+        check_options(&driver, &options)?;
+        if !matches!(ipam.driver.as_str(), "" | "default") {
+            return Err(Error::NotFound(format!(
+                "could not find an available, non-overlapping address pool: IPAM driver {:?} not found",
+                ipam.driver
+            )));
+        }
+        let is_v6 = |config: &IpamConfig| config.subnet.contains(':');
+        let bridged = matches!(driver.as_str(), "bridge" | "macvlan");
+        let enable_ipv4 = enable_ipv4.unwrap_or(true);
+        // Two families on by default: unless a network was planned by hand with one of them.
+        let enable_ipv6 =
+            enable_ipv6.unwrap_or_else(|| driver == "bridge" && has_ipv6() && (ipam.config.is_empty() || ipam.config.iter().any(is_v6)));
+        if bridged && !enable_ipv4 && !enable_ipv6 {
+            return Err(Error::invalid("IPv4 or IPv6 must be enabled"));
+        }
+        let id = names::random_id();
+        // Two engines of one machine must not choose the same subnet at the same time.
+        let _lock = lock_namespace()?;
+        let mut state = self.state_mut();
+        if let Some(other) = state.values().find(|network| network.record.name == name) {
+            return Err(Error::conflict(format!("network with name {} already exists", other.record.name)));
+        }
+        if bridged {
+            let taken: Vec<IpNet> = state.values().flat_map(|network| network.record.subnets()).collect();
+            for config in &ipam.config {
+                check_config(config, enable_ipv6)?;
+                if let Some(other) = config.subnet.parse().ok().and_then(|subnet| taken.iter().find(|other| ipam::overlap(other, &subnet)))
+                {
+                    return Err(Error::Denied(format!(
+                        "invalid pool request: Pool overlaps with other one on this address space: {} and {other}",
+                        config.subnet
+                    )));
+                }
+            }
+            if enable_ipv4 && !ipam.config.iter().any(|config| !is_v6(config)) {
+                let mut avoid = taken.clone();
+                avoid.extend(self.links().routes()?);
+                ipam.config.insert(0, self.choose_subnet(&name, &avoid)?);
+            }
+            if enable_ipv6 && !ipam.config.iter().any(is_v6) {
+                ipam.config.push(IpamConfig { subnet: ipam::unique_local(&id).to_string(), ..IpamConfig::default() });
+            }
+        }
+        ipam.driver = "default".into();
+        let mut record =
+            NetworkRecord { name, id, created_at: now(), driver, enable_ipv4, enable_ipv6, ipam, internal, attachable, options, labels };
+        let blocks = blocks(&record)?;
+        for (config, block) in record.ipam.config.iter_mut().zip(&blocks) {
+            if config.gateway.is_empty() && record.driver == "bridge" || config.gateway.is_empty() && !record.internal {
+                config.gateway = block.gateway.to_string();
+            }
+        }
+        // The record first: what it does not explain is removed at the next start.
+        self.store.put_network(&record)?;
+        if let Err(error) = self.materialize(&record) {
+            self.dissolve(&record);
+            self.store.delete_network(&record.id)?;
+            return Err(error);
+        }
+        state.insert(record.id.clone(), Network { record: record.clone(), blocks, members: BTreeMap::new() });
+        Ok(record)
+    }
+
+    fn choose_subnet(&self, name: &str, avoid: &[IpNet]) -> Result<IpamConfig> {
+        let known: Option<IpNet> = (name == "bridge").then(|| DEFAULT_SUBNET.parse().ok()).flatten();
+        let subnet = match known.filter(|subnet| !avoid.iter().any(|other| ipam::overlap(subnet, other))) {
+            Some(subnet) => subnet,
+            None => ipam::choose(&self.pools, avoid)?,
+        };
+        Ok(IpamConfig { subnet: subnet.to_string(), ..IpamConfig::default() })
+    }
+
+    /// Makes what the host has of a network, or finds it there.
+    pub(super) fn materialize(&self, record: &NetworkRecord) -> Result<()> {
+        match record.driver.as_str() {
+            "bridge" => self.make_bridge(record),
+            "macvlan" => self.macvlan_parent(record).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    fn make_bridge(&self, record: &NetworkRecord) -> Result<()> {
+        let name = self.bridge_name(record);
+        let mtu = record.option(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut links = self.links();
+        let index = match links.find(&name)? {
+            Some(link) if link.kind == "bridge" => link.index,
+            Some(_) => return Err(Error::invalid(format!("interface {name} exists and is not a bridge"))),
+            None => links.create_bridge(&name, mtu, mac(&record.id))?,
+        };
+        drop(links);
+        if !record.enable_ipv6 {
+            // Not even a link-local address on a network without IPv6 (CVE-2024-32473).
+            set_sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1", true)?;
+        } else {
+            set_sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0", true)?;
+        }
+        // So that connections from 127.0.0.1 can be led to containers; containers themselves are kept from it by a rule.
+        set_sysctl(&format!("net/ipv4/conf/{name}/route_localnet"), "1", false)?;
+        if !record.internal {
+            forward(record.enable_ipv6)?;
+        }
+        let mut links = self.links();
+        for config in &record.ipam.config {
+            let (Ok(subnet), Ok(gateway)) = (config.subnet.parse::<IpNet>(), config.gateway.parse::<IpAddr>()) else { continue };
+            let isolated =
+                record.option(if gateway.is_ipv4() { option::GATEWAY_MODE_4 } else { option::GATEWAY_MODE_6 }) == Some("isolated");
+            if !isolated && let Ok(address) = IpNet::new(gateway, subnet.prefix_len()) {
+                links.add_address(index, address)?;
+            }
+        }
+        links.set_up(index)?;
+        drop(links);
+        self.firewall.add_bridge(&self.rules(record))?;
+        Ok(())
+    }
+
+    /// The index of the interface that a macvlan network's containers hang on, made where it is missing.
+    pub(super) fn macvlan_parent(&self, record: &NetworkRecord) -> Result<u32> {
+        let mut links = self.links();
+        let Some(parent) = record.option(option::PARENT) else {
+            let name = self.interface(super::BRIDGE, &record.id);
+            return Ok(match links.find(&name)? {
+                Some(link) => link.index,
+                None => links.create_dummy(&name)?,
+            });
+        };
+        if let Some(link) = links.find(parent)? {
+            return Ok(link.index);
+        }
+        let missing = || Error::invalid(format!("invalid subinterface vlan name {parent}, example formatting is eth0.10"));
+        let (base, vlan) = parent.rsplit_once('.').ok_or_else(missing)?;
+        let vlan: u16 = vlan.parse().ok().filter(|vlan| (1..4095).contains(vlan)).ok_or_else(missing)?;
+        let base = links.find(base)?.ok_or_else(|| Error::NotFound(format!("the parent interface {base} was not found on the host")))?;
+        Ok(links.create_vlan(parent, base.index, vlan)?)
+    }
+
+    /// Takes away what the host has of a network.
+    pub(super) fn dissolve(&self, record: &NetworkRecord) {
+        let outcome = match record.driver.as_str() {
+            "bridge" => self.firewall.remove_bridge(&self.rules(record)).and_then(|()| self.links().delete(&self.bridge_name(record))),
+            "macvlan" if record.option(option::PARENT).is_none() => self.links().delete(&self.interface(super::BRIDGE, &record.id)),
+            _ => Ok(()),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(network = record.name, "remove: {error}");
+        }
+    }
+}
+
+/// The addresses of a network, by subnet.
+pub(super) fn blocks(record: &NetworkRecord) -> Result<Vec<Block>> {
+    let address = |text: &str| -> Result<Option<IpAddr>> {
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| Error::invalid(format!("invalid address: {text}"))) }
+    };
+    record
+        .ipam
+        .config
+        .iter()
+        .map(|config| {
+            let subnet: IpNet = config.subnet.parse().map_err(|_| Error::invalid(format!("invalid subnet {}", config.subnet)))?;
+            let range = if config.ip_range.is_empty() { None } else { config.ip_range.parse().ok() };
+            let reserved: Vec<IpAddr> = config.auxiliary_addresses.values().filter_map(|text| text.parse().ok()).collect();
+            Ok(Block::new(subnet, range, address(&config.gateway)?, &reserved)?)
+        })
+        .collect()
+}
+
+fn check_name(name: &str) -> Result<()> {
+    if name.trim().is_empty() {
+        return Err(Error::invalid("invalid network name: name is empty"));
+    }
+    let valid = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    if valid {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("invalid network name: {name:?}: only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed")))
+}
+
+fn check_driver(driver: &str, name: &str) -> Result<()> {
+    match driver {
+        "bridge" | "macvlan" => Ok(()),
+        "host" | "null" if matches!(name, "host" | "none") => Ok(()),
+        "host" | "null" => Err(Error::Denied(format!("only one instance of {driver:?} network is allowed"))),
+        "ipvlan" | "overlay" => Err(Error::Unsupported(format!("network driver {driver}: not available in this version of whelk"))),
+        _ => Err(Error::NotFound(format!("could not find plugin {driver} in v1 plugin registry: plugin not found"))),
+    }
+}
+
+fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()> {
+    for (key, value) in options {
+        let known = match key.as_str() {
+            option::BRIDGE_NAME => {
+                if value.is_empty() || value.len() > LONGEST_NAME || value.contains(['/', ' ', ':']) || value.starts_with('.') {
+                    return Err(Error::invalid(format!("invalid bridge name {value:?}: up to {LONGEST_NAME} characters")));
+                }
+                driver == "bridge"
+            }
+            option::MTU => {
+                if value.parse::<u32>().is_err() {
+                    return Err(Error::invalid(format!("invalid MTU: {value}")));
+                }
+                true
+            }
+            option::GATEWAY_MODE_4 | option::GATEWAY_MODE_6 => {
+                if value == "routed" {
+                    return Err(Error::Unsupported(format!("{key}={value}: not available in this version of whelk")));
+                }
+                if !matches!(value.as_str(), "nat" | "isolated" | "nat-unprotected") {
+                    return Err(Error::invalid(format!("unknown gateway mode {value}")));
+                }
+                driver == "bridge"
+            }
+            option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC | option::CONTAINER_PREFIX => driver == "bridge",
+            option::HOST_BINDING => {
+                if value.parse::<IpAddr>().is_err() {
+                    return Err(Error::invalid(format!("invalid host binding address: {value}")));
+                }
+                driver == "bridge"
+            }
+            option::PARENT | option::MACVLAN_MODE => driver == "macvlan",
+            _ => false,
+        };
+        if !known {
+            return Err(Error::Unsupported(format!("network option {key}: not available with driver {driver} in this version of whelk")));
+        }
+    }
+    Ok(())
+}
+
+fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<()> {
+    let Ok(subnet) = config.subnet.parse::<IpNet>() else {
+        return Err(Error::invalid(format!("invalid network config:\ninvalid subnet {}: invalid CIDR block notation", config.subnet)));
+    };
+    let wrong = |text: String| Err(Error::invalid(format!("invalid network config:\n{text}")));
+    if subnet.addr() != subnet.network() {
+        return wrong(format!("invalid subnet {subnet}: it should be {}", subnet.trunc()));
+    }
+    if subnet.addr().is_ipv6() && !enable_ipv6 {
+        return wrong(format!("invalid subnet {subnet}: IPv6 has not been enabled for this network"));
+    }
+    if !config.ip_range.is_empty() {
+        let Ok(range) = config.ip_range.parse::<IpNet>() else {
+            return wrong(format!("invalid ip-range {}: invalid CIDR block notation", config.ip_range));
+        };
+        if !subnet.contains(&range) {
+            return wrong(format!("invalid ip-range {range}: parent subnet {subnet} doesn't contain ip-range"));
+        }
+    }
+    for (what, address) in std::iter::once(("gateway", &config.gateway))
+        .filter(|(_, address)| !address.is_empty())
+        .chain(config.auxiliary_addresses.values().map(|address| ("auxiliary address", address)))
+    {
+        match address.parse::<IpAddr>() {
+            Err(_) => return wrong(format!("invalid {what} {address}: invalid address")),
+            Ok(parsed) if !subnet.contains(&parsed) => {
+                return wrong(format!("invalid {what} {address}: parent subnet {subnet} doesn't contain this address"));
+            }
+            Ok(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// A hardware address for a bridge: locally administered, and the same whenever the bridge is made again.
+fn mac(id: &str) -> [u8; 6] {
+    let digits = u64::from_str_radix(&id[..10.min(id.len())], 16).unwrap_or_default().to_be_bytes();
+    [0x02, digits[3], digits[4], digits[5], digits[6], digits[7]]
+}
+
+fn has_ipv6() -> bool {
+    fs::exists("/proc/sys/net/ipv6")
+}
+
+/// Holds other engines of this network namespace off.
+fn lock_namespace() -> Result<std::fs::File> {
+    let file = fs::open("/proc/self/ns/net")?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|error| Error::internal(format!("lock the network namespace: {error}")))?;
+    Ok(file)
+}
+
+pub(super) fn set_sysctl(key: &str, value: &str, may_be_missing: bool) -> Result<()> {
+    match fs::write(format!("/proc/sys/{key}"), value) {
+        Err(error) if may_be_missing && error.is_not_found() => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// Lets the kernel pass packets on between interfaces.
+fn forward(ipv6: bool) -> Result<()> {
+    let on = |key: &str| fs::read_to_string(format!("/proc/sys/{key}")).is_ok_and(|value| value.trim() == "1");
+    let mut keys = vec!["net/ipv4/ip_forward"];
+    if ipv6 {
+        keys.extend(["net/ipv6/conf/default/forwarding", "net/ipv6/conf/all/forwarding"]);
+    }
+    keys.into_iter().filter(|key| !on(key)).try_for_each(|key| set_sysctl(key, "1", true))
+}

@@ -1,0 +1,524 @@
+//! A container's places in networks: taken before it starts, given back when it has ended.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ipnet::IpNet;
+use whelk_network::{Links, Peer, Port, SenderRules};
+use whelk_sys::fs;
+
+use super::model::{Endpoint, NetworkRecord, option};
+use super::{Member, Network, Networks, gateway_of};
+use crate::error::{Error, Result};
+use crate::model::Record;
+use crate::names::random_id;
+
+#[derive(Clone, Debug, Default)]
+pub struct ConnectRequest {
+    pub container: String,
+    pub endpoint: Endpoint,
+}
+
+/// What a container's interface is called, by its number.
+const INTERFACE_PREFIX: &str = "eth";
+
+impl Networks {
+    /// Takes a container's places in all its networks and makes a namespace with their interfaces. `None` for one that
+    /// has no networks of its own. On an error nothing is kept.
+    pub fn join(&self, record: &mut Record) -> Result<Option<OwnedFd>> {
+        if !has_own_networks(&record.host.network_mode) {
+            for (name, endpoint) in &mut record.networks {
+                endpoint.network_id = self.find(name)?.id;
+            }
+            return Ok(None);
+        }
+        let namespace = match self.spare().pop() {
+            Some(namespace) => namespace,
+            None => whelk_network::namespace::create()?,
+        };
+        self.refill.notify_one();
+        let joined = self.join_all(record, namespace.as_fd());
+        match joined {
+            Ok(()) => Ok(Some(namespace)),
+            Err(error) => {
+                self.leave(record);
+                Err(error)
+            }
+        }
+    }
+
+    fn join_all(&self, record: &mut Record, namespace: BorrowedFd<'_>) -> Result<()> {
+        // The network that the container was created on comes first and gives it its eth0.
+        let first = self.find(&record.host.network_mode)?.name;
+        let mut names: Vec<String> = record.networks.keys().filter(|name| **name != first).cloned().collect();
+        names.insert(0, first);
+        for name in names {
+            let network = self.find(&name)?;
+            let mut endpoint = record.networks.remove(&name).unwrap_or_default();
+            let outcome = self.attach(record, &network, &mut endpoint, namespace);
+            record.networks.insert(network.name.clone(), endpoint);
+            outcome?;
+        }
+        self.set_default_gateway(record, namespace)?;
+        self.publish_ports(record)?;
+        self.start_resolver(record, namespace)
+    }
+
+    /// Gives a container an interface in one network.
+    fn attach(&self, container: &Record, network: &NetworkRecord, endpoint: &mut Endpoint, namespace: BorrowedFd<'_>) -> Result<()> {
+        endpoint.network_id.clone_from(&network.id);
+        endpoint.endpoint_id = random_id();
+        endpoint.interface = self.interface_name(container, network, endpoint)?;
+        self.take_addresses(container, network, endpoint)?;
+        let mac = mac_of(endpoint)?;
+        let peer = Peer { name: &endpoint.interface, mac, namespace };
+        let mtu = network.option(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0);
+        if network.driver == "macvlan" {
+            let parent = self.macvlan_parent(network)?;
+            self.links().create_macvlan(parent, macvlan_mode(network)?, peer)?;
+        } else {
+            let port = Port { isolated: !network.switch(option::ICC, true), hairpin: true };
+            let name = self.host_interface(endpoint);
+            let mut links = self.links();
+            let bridge = links.find(&self.bridge_name(network))?;
+            let bridge = match bridge {
+                Some(bridge) => bridge,
+                None => {
+                    // Somebody removed it by hand.
+                    drop(links);
+                    self.materialize(network)?;
+                    links = self.links();
+                    links.find(&self.bridge_name(network))?.ok_or_else(|| Error::internal("the bridge was removed again"))?
+                }
+            };
+            links.create_veth(&name, bridge.index, mtu, peer, port)?;
+            drop(links);
+            self.firewall.add_sender(&SenderRules { interface: name, mac, addresses: endpoint.addresses() })?;
+        }
+        configure(network, endpoint, namespace)
+    }
+
+    fn interface_name(&self, container: &Record, network: &NetworkRecord, endpoint: &Endpoint) -> Result<String> {
+        let wanted = endpoint.driver_opts.iter().flatten().find(|(key, _)| *key == option::INTERFACE_NAME).map(|(_, name)| name.clone());
+        if let Some(name) = wanted {
+            if name.is_empty()
+                || name.len() > whelk_network::LONGEST_NAME
+                || name == "lo"
+                || name.contains(['/', ' ', ':'])
+                || name.starts_with('.')
+            {
+                return Err(Error::invalid(format!("invalid interface name {name:?}")));
+            }
+            return Ok(name);
+        }
+        let prefix = network.option(option::CONTAINER_PREFIX).unwrap_or(INTERFACE_PREFIX);
+        let used = |name: &str| container.networks.values().any(|endpoint| endpoint.interface == name);
+        (0..)
+            .map(|number: u32| format!("{prefix}{number}"))
+            .find(|name| !used(name))
+            .ok_or_else(|| Error::internal("no interface name is free"))
+    }
+
+    /// Takes the addresses of an endpoint and enters the container among the network's members, as one step.
+    fn take_addresses(&self, container: &Record, network: &NetworkRecord, endpoint: &mut Endpoint) -> Result<()> {
+        let mut state = self.state_mut();
+        let Some(network) = state.get_mut(&network.id) else { return Err(Error::no_such_network(&network.name)) };
+        let asked = endpoint.ipam_config.clone().unwrap_or_default();
+        let mut taken: Vec<(IpAddr, u8)> = Vec::new();
+        for (ipv4, text) in [(true, &asked.ipv4_address), (false, &asked.ipv6_address)] {
+            let wanted: Option<IpAddr> = if text.is_empty() {
+                None
+            } else {
+                Some(text.parse().map_err(|_| Error::invalid(format!("invalid endpoint settings:\ninvalid IP address: {text}")))?)
+            };
+            match take(network, ipv4, wanted) {
+                Ok(found) => taken.extend(found),
+                Err(error) => {
+                    give_back(network, taken.iter().map(|(address, _)| *address));
+                    return Err(error);
+                }
+            }
+        }
+        for (address, bits) in &taken {
+            match address {
+                IpAddr::V4(_) => {
+                    endpoint.ip_address = address.to_string();
+                    endpoint.ip_prefix_len = *bits;
+                    endpoint.gateway = gateway_of(&network.blocks, true)
+                        .filter(|_| has_gateway(&network.record, true))
+                        .map_or_else(String::new, |gateway| gateway.to_string());
+                }
+                IpAddr::V6(_) => {
+                    endpoint.global_ipv6_address = address.to_string();
+                    endpoint.global_ipv6_prefix_len = *bits;
+                    endpoint.ipv6_gateway = gateway_of(&network.blocks, false)
+                        .filter(|_| has_gateway(&network.record, false))
+                        .map_or_else(String::new, |gateway| gateway.to_string());
+                }
+            }
+        }
+        endpoint.mac_address = if endpoint.wanted_mac.is_empty() { mac_for(endpoint) } else { endpoint.wanted_mac.clone() };
+        endpoint.dns_names = (network.record.name != "bridge").then(|| names_of(container, endpoint));
+        network.members.insert(container.id.clone(), member(container, endpoint));
+        Ok(())
+    }
+
+    /// The host's address on the default network: what `host-gateway` stands for.
+    pub fn host_gateway(&self) -> String {
+        let state = self.state();
+        let bridge = state.values().find(|network| network.record.name == "bridge");
+        bridge.and_then(|bridge| gateway_of(&bridge.blocks, true)).map_or_else(|| "127.0.0.1".into(), |gateway| gateway.to_string())
+    }
+
+    /// Tells that a container has started to use its networks.
+    pub fn announce(&self, record: &Record) {
+        for endpoint in record.networks.values() {
+            if let Ok(network) = self.find(&endpoint.network_id) {
+                self.publish(&network, "connect", Some(&record.id));
+            }
+        }
+    }
+
+    /// Gives back all that a container has in its networks. Never stops at an error.
+    pub fn leave(&self, record: &mut Record) {
+        if let Some(task) = self.resolvers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&record.id) {
+            task.abort();
+        }
+        self.withdraw_ports(record);
+        let endpoints: Vec<(String, Endpoint)> = record.networks.iter().map(|(name, endpoint)| (name.clone(), endpoint.clone())).collect();
+        for (name, endpoint) in endpoints {
+            if let Ok(network) = self.find(if endpoint.network_id.is_empty() { &name } else { &endpoint.network_id }) {
+                self.detach(&record.id, &network, &endpoint);
+                if record.state.started_at > 0 && !endpoint.network_id.is_empty() {
+                    self.publish(&network, "disconnect", Some(&record.id));
+                }
+            }
+        }
+        record.networks.values_mut().for_each(Endpoint::clear);
+    }
+
+    /// Takes one interface away, and frees its addresses.
+    fn detach(&self, container: &str, network: &NetworkRecord, endpoint: &Endpoint) {
+        if endpoint.endpoint_id.is_empty() {
+            return;
+        }
+        if network.driver == "bridge" {
+            let name = self.host_interface(endpoint);
+            if let Ok(mac) = mac_of(endpoint)
+                && let Err(error) =
+                    self.firewall.remove_sender(&SenderRules { interface: name.clone(), mac, addresses: endpoint.addresses() })
+            {
+                tracing::warn!(network = network.name, "{error}");
+            }
+            // The kernel takes tens of milliseconds to remove an interface, and nobody has to wait for that.
+            self.doomed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name);
+            self.refill.notify_one();
+        }
+        if let Some(network) = self.state_mut().get_mut(&network.id)
+            && network.members.get(container).is_some_and(|member| member.endpoint_id == endpoint.endpoint_id)
+        {
+            network.members.remove(container);
+            give_back(network, endpoint.addresses().into_iter());
+        }
+    }
+
+    /// Takes note of what a running container has, after the engine was away.
+    pub fn adopt(&self, record: &Record) {
+        if !has_own_networks(&record.host.network_mode) {
+            return;
+        }
+        for endpoint in record.networks.values().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
+            if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
+                for address in endpoint.addresses() {
+                    let _ = take(network, address.is_ipv4(), Some(address));
+                }
+                network.members.insert(record.id.clone(), member(record, endpoint));
+            }
+            if let Ok(mac) = mac_of(endpoint) {
+                let sender = SenderRules { interface: self.host_interface(endpoint), mac, addresses: endpoint.addresses() };
+                if let Err(error) = self.firewall.add_sender(&sender) {
+                    tracing::warn!(container = record.id, "{error}");
+                }
+            }
+        }
+        self.adopt_ports(record);
+        let resolving = open_namespace(record.state.pid).and_then(|namespace| self.start_resolver(record, namespace.as_fd()));
+        if let Err(error) = resolving {
+            tracing::warn!(container = record.id, "answer names: {error}");
+        }
+    }
+
+    /// Connects a container to a network: at once if it runs, else at its next start.
+    pub fn connect(&self, record: &mut Record, network: &str, mut endpoint: Endpoint) -> Result<()> {
+        let network = self.find(network)?;
+        if !has_own_networks(&record.host.network_mode) || matches!(network.driver.as_str(), "host" | "null") {
+            let what = if network.driver == "host" || record.host.network_mode == "host" {
+                "container cannot be disconnected from host network or connected to host network"
+            } else {
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+            };
+            return Err(Error::Denied(what.into()));
+        }
+        check_endpoint(&network, &endpoint)?;
+        if record.networks.contains_key(&network.name) {
+            return Err(Error::Denied(format!("endpoint with name {} already exists in network {}", record.name, network.name)));
+        }
+        endpoint.network_id.clone_from(&network.id);
+        endpoint.wanted_mac.clone_from(&endpoint.mac_address);
+        if !record.state.status.is_running() {
+            record.networks.insert(network.name.clone(), endpoint);
+            return Ok(());
+        }
+        let namespace = open_namespace(record.state.pid)?;
+        if let Err(error) = self.attach(record, &network, &mut endpoint, namespace.as_fd()) {
+            self.detach(&record.id, &network, &endpoint);
+            return Err(error);
+        }
+        record.networks.insert(network.name.clone(), endpoint);
+        self.set_default_gateway(record, namespace.as_fd())?;
+        self.start_resolver(record, namespace.as_fd())?;
+        self.publish(&network, "connect", Some(&record.id));
+        Ok(())
+    }
+
+    /// # Errors
+    /// A container that is not in the network.
+    pub fn disconnect(&self, record: &mut Record, network: &str) -> Result<()> {
+        let network = self.find(network)?;
+        if record.host.network_mode == "host" || network.driver == "host" {
+            return Err(Error::Denied("container cannot be disconnected from host network or connected to host network".into()));
+        }
+        let Some(endpoint) = record.networks.remove(&network.name) else {
+            return Err(Error::Denied(format!("container {} is not connected to network {}", record.id, network.name)));
+        };
+        let had_ports = !record.ports.is_empty();
+        if had_ports && record.ports.iter().any(|publication| endpoint.addresses().contains(&publication.to.ip())) {
+            self.withdraw_ports(record);
+        }
+        self.detach(&record.id, &network, &endpoint);
+        if record.state.status.is_running() {
+            let namespace = open_namespace(record.state.pid)?;
+            self.set_default_gateway(record, namespace.as_fd())?;
+            if had_ports && record.ports.is_empty() {
+                self.publish_ports(record)?;
+            }
+            self.publish(&network, "disconnect", Some(&record.id));
+        }
+        Ok(())
+    }
+
+    /// The default routes lead through the network with the highest priority, by name where they are equal.
+    fn set_default_gateway(&self, record: &Record, namespace: BorrowedFd<'_>) -> Result<()> {
+        let first = &record.host.network_mode;
+        let best = |ipv4: bool| {
+            record
+                .networks
+                .iter()
+                .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
+                .filter_map(|(name, endpoint)| {
+                    let gateway: IpAddr = if ipv4 { &endpoint.gateway } else { &endpoint.ipv6_gateway }.parse().ok()?;
+                    Some(((endpoint.gw_priority, name == first, std::cmp::Reverse(name)), gateway, &endpoint.interface))
+                })
+                .max_by_key(|(rank, _, _)| *rank)
+        };
+        let routes: Vec<(IpAddr, &String)> =
+            [best(true), best(false)].into_iter().flatten().map(|(_, gateway, interface)| (gateway, interface)).collect();
+        within(namespace, || {
+            let mut links = Links::open()?;
+            for (gateway, interface) in routes {
+                if let Some(link) = links.find(interface)? {
+                    let everything =
+                        if gateway.is_ipv4() { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) };
+                    links.add_route(link.index, everything, Some(gateway), 0)?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Whether a network mode names networks of the container's own.
+pub(crate) fn has_own_networks(mode: &str) -> bool {
+    !matches!(mode, "none" | "host") && !mode.starts_with("container:")
+}
+
+/// Whether a container reaches anything but its own network through this one.
+fn has_gateway(record: &NetworkRecord, ipv4: bool) -> bool {
+    let mode = record.option(if ipv4 { option::GATEWAY_MODE_4 } else { option::GATEWAY_MODE_6 });
+    !record.internal && mode != Some("isolated")
+}
+
+fn take(network: &mut Network, ipv4: bool, wanted: Option<IpAddr>) -> Result<Option<(IpAddr, u8)>> {
+    let mut blocks: Vec<_> = network.blocks.iter_mut().filter(|block| block.subnet.addr().is_ipv4() == ipv4).collect();
+    if let Some(wanted) = wanted {
+        let Some(block) = blocks.iter_mut().find(|block| block.subnet.contains(&wanted)) else {
+            return Err(Error::invalid(format!("invalid address {wanted}: It does not belong to any of this network's subnets")));
+        };
+        return match block.take(Some(wanted)) {
+            Ok(address) => Ok(Some((address, block.subnet.prefix_len()))),
+            Err(whelk_network::Error::Conflict(text)) => Err(Error::Denied(text)),
+            Err(error) => Err(error.into()),
+        };
+    }
+    if blocks.is_empty() {
+        return Ok(None);
+    }
+    for block in blocks {
+        if let Ok(address) = block.take(None) {
+            return Ok(Some((address, block.subnet.prefix_len())));
+        }
+    }
+    Err(Error::internal(format!(
+        "no available {} addresses on this network's address pools: {} ({})",
+        if ipv4 { "IPv4" } else { "IPv6" },
+        network.record.name,
+        network.record.id
+    )))
+}
+
+fn give_back(network: &mut Network, addresses: impl Iterator<Item = IpAddr>) {
+    for address in addresses {
+        if let Some(block) = network.blocks.iter_mut().find(|block| block.subnet.contains(&address)) {
+            block.release(address);
+        }
+    }
+}
+
+/// A hardware address made of the IPv4 address, so that neighbours' caches stay right when an address is used again; or
+/// of the endpoint's id.
+fn mac_for(endpoint: &Endpoint) -> String {
+    let bytes = match endpoint.ip_address.parse::<std::net::Ipv4Addr>() {
+        Ok(address) => address.octets(),
+        Err(_) => u32::from_str_radix(&endpoint.endpoint_id[..8], 16).unwrap_or_default().to_be_bytes(),
+    };
+    format!("02:42:{:02x}:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2], bytes[3])
+}
+
+fn mac_of(endpoint: &Endpoint) -> Result<[u8; 6]> {
+    parse_mac(&endpoint.mac_address)
+}
+
+pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let invalid = || Error::invalid(format!("invalid MAC address: {text}"));
+    let bytes: Vec<u8> = text.split([':', '-']).map(|part| u8::from_str_radix(part, 16).map_err(|_| invalid())).collect::<Result<_>>()?;
+    <[u8; 6]>::try_from(bytes).ok().filter(|bytes| bytes[0] & 1 == 0).ok_or_else(invalid)
+}
+
+fn macvlan_mode(network: &NetworkRecord) -> Result<u32> {
+    Ok(match network.option(option::MACVLAN_MODE).unwrap_or("bridge") {
+        "private" => 1,
+        "vepa" => 2,
+        "bridge" => 4,
+        "passthru" => 8,
+        other => {
+            return Err(Error::invalid(format!(
+                "requested macvlan mode '{other}' is not valid, 'bridge' mode is the macvlan driver default"
+            )));
+        }
+    })
+}
+
+/// The names a container is found under in a network of users.
+fn names_of(container: &Record, endpoint: &Endpoint) -> Vec<String> {
+    let mut names = vec![container.name.clone()];
+    let short: String = container.id.chars().take(12).collect();
+    for name in endpoint.aliases.iter().flatten().chain([&short, &container.config.hostname]) {
+        if !name.is_empty() && !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+fn member(container: &Record, endpoint: &Endpoint) -> Member {
+    let net = |address: &str, bits: u8| address.parse::<IpAddr>().ok().and_then(|address| IpNet::new(address, bits).ok());
+    Member {
+        name: container.name.clone(),
+        endpoint_id: endpoint.endpoint_id.clone(),
+        mac: endpoint.mac_address.clone(),
+        addresses: [net(&endpoint.ip_address, endpoint.ip_prefix_len), net(&endpoint.global_ipv6_address, endpoint.global_ipv6_prefix_len)]
+            .into_iter()
+            .flatten()
+            .collect(),
+        names: endpoint.dns_names.iter().flatten().map(|name| name.to_ascii_lowercase()).collect(),
+        links: container.host.links.iter().chain(&endpoint.links).flatten().map(|link| split_link(link)).collect(),
+    }
+}
+
+/// `container[:alias]`
+pub(crate) fn split_link(link: &str) -> (String, String) {
+    let (target, alias) = link.split_once(':').unwrap_or((link, link));
+    (target.trim_start_matches('/').to_owned(), alias.rsplit('/').next().unwrap_or(alias).to_ascii_lowercase())
+}
+
+/// Gives the interface inside the namespace its addresses.
+fn configure(network: &NetworkRecord, endpoint: &Endpoint, namespace: BorrowedFd<'_>) -> Result<()> {
+    let net = |address: &str, bits: u8| address.parse::<IpAddr>().ok().and_then(|address| IpNet::new(address, bits).ok());
+    let addresses: Vec<IpNet> =
+        [net(&endpoint.ip_address, endpoint.ip_prefix_len), net(&endpoint.global_ipv6_address, endpoint.global_ipv6_prefix_len)]
+            .into_iter()
+            .flatten()
+            .collect();
+    let link_local: Vec<IpNet> = endpoint
+        .ipam_config
+        .iter()
+        .flat_map(|config| config.link_local_ips.iter().flatten())
+        .filter_map(|text| text.parse::<IpAddr>().ok())
+        .filter_map(|address| IpNet::new(address, if address.is_ipv4() { 16 } else { 64 }).ok())
+        .collect();
+    let has_v6 = network.enable_ipv6;
+    let name = endpoint.interface.as_str();
+    within(namespace, move || {
+        // Networks without IPv6 must not have it by the back door (CVE-2024-32473); those with it have a planned one.
+        let (key, value) = if has_v6 { ("accept_ra", "0") } else { ("disable_ipv6", "1") };
+        super::create::set_sysctl(&format!("net/ipv6/conf/{name}/{key}"), value, true)?;
+        let mut links = Links::open()?;
+        let link = links.find(name)?.ok_or_else(|| Error::internal(format!("interface {name} is not in the container's namespace")))?;
+        for address in addresses.into_iter().chain(link_local) {
+            links.add_address(link.index, address)?;
+        }
+        Ok(links.set_up(link.index)?)
+    })
+}
+
+fn within(namespace: BorrowedFd<'_>, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    whelk_sys::net::within(namespace, work)
+        .map_err(|error| Error::internal(format!("enter the container's network: {}", whelk_sys::errno_text(&error))))?
+}
+
+/// The network namespace of a process.
+pub(super) fn open_namespace(pid: i32) -> Result<OwnedFd> {
+    Ok(fs::open(format!("/proc/{pid}/ns/net"))?.into())
+}
+
+/// What can be known to be wrong before anything is made.
+pub(crate) fn check_endpoint(network: &NetworkRecord, endpoint: &Endpoint) -> Result<()> {
+    let wrong = |text: String| Err(Error::invalid(format!("invalid endpoint settings:\n{text}")));
+    if !endpoint.mac_address.is_empty() {
+        parse_mac(&endpoint.mac_address)?;
+    }
+    let Some(config) = &endpoint.ipam_config else { return Ok(()) };
+    for (text, ipv4) in [(&config.ipv4_address, true), (&config.ipv6_address, false)] {
+        if text.is_empty() {
+            continue;
+        }
+        let family = if ipv4 { "IPv4" } else { "IPv6" };
+        match text.parse::<IpAddr>() {
+            Ok(address) if address.is_ipv4() == ipv4 => {
+                if network.name == "bridge" {
+                    return Err(Error::invalid("user specified IP address is supported on user defined networks only"));
+                }
+                if !network.subnets().iter().any(|subnet| subnet.contains(&address)) {
+                    return wrong(format!("no configured subnet or ip-range contain the IP address {address}"));
+                }
+            }
+            _ => return wrong(format!("invalid {family} address: {text}")),
+        }
+    }
+    for text in config.link_local_ips.iter().flatten() {
+        if text.parse::<IpAddr>().is_err() {
+            return wrong(format!("invalid link-local IP address: {text}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! Listing networks.
+
+use super::{NetworkRecord, Networks};
+use crate::error::{Error, Result};
+use crate::filters::Filters;
+
+/// What networks can be filtered by.
+pub const FILTERS: &[&str] = &["dangling", "driver", "id", "label", "label!", "name", "scope", "type"];
+
+impl Networks {
+    /// # Errors
+    /// A filter's value that makes no sense.
+    pub fn list(&self, filters: &Filters) -> Result<Vec<NetworkRecord>> {
+        if let Some(wrong) = filters.get("type").into_iter().flatten().find(|kind| !matches!(kind.as_str(), "custom" | "builtin")) {
+            return Err(Error::invalid(format!("invalid filter: 'type'='{wrong}'")));
+        }
+        let dangling = filters.flag("dangling")?;
+        let state = self.state();
+        let mut found: Vec<NetworkRecord> = state
+            .values()
+            .filter(|network| dangling.is_none_or(|dangling| (network.members.is_empty() && !network.record.is_predefined()) == dangling))
+            .map(|network| &network.record)
+            .filter(|record| {
+                filters.any("id", |id| record.id.starts_with(id))
+                    && filters.any("name", |name| record.name.contains(name))
+                    && filters.any("driver", |driver| record.driver == driver)
+                    && filters.any("scope", |scope| scope == "local")
+                    && filters.any("type", |kind| (kind == "builtin") == record.is_predefined())
+                    && filters.labels(&record.labels)
+            })
+            .cloned()
+            .collect();
+        found.sort_by_key(|record| record.created_at);
+        Ok(found)
+    }
+}

@@ -1,0 +1,329 @@
+//! Networks: what connects containers to each other and to the outside.
+//!
+//! A network is a record; a bridge network is a bridge on the host as well, and its addresses in [`Block`]s. A running
+//! container's place in it (an *endpoint*) is a veth pair, addresses, an entry in the rules, and names. All of it is made
+//! anew from the records when the engine starts; interfaces of ours that no record explains are removed.
+
+mod create;
+mod endpoints;
+mod list;
+pub mod model;
+mod names;
+mod publish;
+mod remove;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+use ipnet::IpNet;
+use whelk_image::Digest;
+use whelk_network::ipam::{Block, Pool};
+use whelk_network::port::Ports;
+use whelk_network::{BridgeRules, Firewall, LONGEST_NAME, Links, Passage};
+
+pub use create::CreateNetwork;
+pub use endpoints::ConnectRequest;
+pub(crate) use endpoints::{check_endpoint, has_own_networks, parse_mac, split_link};
+pub use list::FILTERS as NETWORK_FILTERS;
+use model::option;
+pub use model::{Endpoint, EndpointIpam, NetworkRecord};
+pub(crate) use names::{host_servers, uses_resolver};
+pub(crate) use publish::check as check_ports;
+pub(crate) use remove::uninstall;
+
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::instance::Instance;
+use crate::store::Store;
+
+/// All networks of an engine.
+#[derive(Debug)]
+pub struct Networks {
+    this: Weak<Self>,
+    instance: Instance,
+    store: Arc<Store>,
+    events: Arc<Events>,
+    firewall: Firewall,
+    ports: Ports,
+    links: Mutex<Links>,
+    state: RwLock<BTreeMap<String, Network>>,
+    pools: Vec<Pool>,
+    /// Namespaces made ahead, for containers to come.
+    spare: Mutex<Vec<OwnedFd>>,
+    /// Interfaces to be removed when there is time.
+    doomed: Mutex<Vec<String>>,
+    refill: tokio::sync::Notify,
+    /// What answers names for each container.
+    resolvers: Mutex<HashMap<String, tokio::task::JoinHandle<()>>>,
+}
+
+/// One network, with what is known only while the engine runs.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) record: NetworkRecord,
+    blocks: Vec<Block>,
+    /// By container.
+    members: BTreeMap<String, Member>,
+}
+
+/// A running container in a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    pub name: String,
+    pub endpoint_id: String,
+    pub mac: String,
+    pub addresses: Vec<IpNet>,
+    /// Lower case: the names it is found under.
+    pub names: Vec<String>,
+    /// Names that only this container uses, for others.
+    pub links: Vec<(String, String)>,
+}
+
+impl From<whelk_network::Error> for Error {
+    fn from(error: whelk_network::Error) -> Self {
+        use whelk_network::Error as Network;
+        let text = error.to_string();
+        match error {
+            Network::Invalid(_) => Self::Invalid(text),
+            Network::Conflict(_) | Network::Exhausted(_) | Network::Kernel(_) => Self::Internal(text),
+            Network::Unsupported(_) => Self::Unsupported(text),
+        }
+    }
+}
+
+/// How many namespaces are kept ready.
+const SPARE: usize = 3;
+
+impl Networks {
+    /// Reads the networks and puts bridges in place. The rules are written by [`Networks::settle`], when the running
+    /// containers are known: until then those of an earlier run stay in force.
+    pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
+        let firewall = Firewall::new(&instance.name)?;
+        let links = Mutex::new(Links::open()?);
+        let networks = Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            firewall,
+            links,
+            instance: instance.clone(),
+            store: store.clone(),
+            events,
+            ports: Ports::default(),
+            state: RwLock::default(),
+            pools: whelk_network::ipam::default_pools(),
+            spare: Mutex::default(),
+            doomed: Mutex::default(),
+            refill: tokio::sync::Notify::new(),
+            resolvers: Mutex::default(),
+        });
+        let records = store.networks()?;
+        for record in records {
+            if let Err(error) = networks.bring_back(record.clone()) {
+                tracing::error!(network = record.name, "bring back the network: {error}");
+            }
+        }
+        networks.create_predefined()?;
+        Ok(networks)
+    }
+
+    fn bring_back(&self, record: NetworkRecord) -> Result<()> {
+        let blocks = create::blocks(&record)?;
+        self.materialize(&record)?;
+        self.state_mut().insert(record.id.clone(), Network { record, blocks, members: BTreeMap::new() });
+        Ok(())
+    }
+
+    /// Writes the rules and removes what no container explains, after all running ones were adopted.
+    pub fn settle(&self) {
+        if let Err(error) = self.firewall.restore() {
+            tracing::error!("{error}; networks will not work");
+        }
+        self.ensure_passage();
+        if let Err(error) = self.remove_stale_links() {
+            tracing::warn!("look for interfaces left over: {error}");
+        }
+    }
+
+    /// Keeps namespaces ready and the rules in place for as long as the engine runs.
+    pub async fn keep(self: Arc<Self>) {
+        const CHECK: std::time::Duration = std::time::Duration::from_secs(5);
+        loop {
+            let networks = self.clone();
+            let work = tokio::task::spawn_blocking(move || {
+                networks.remove_doomed();
+                while networks.spare().len() < SPARE {
+                    match whelk_network::namespace::create() {
+                        Ok(namespace) => networks.spare().push(namespace),
+                        Err(error) => {
+                            tracing::warn!("no network namespace could be made ahead: {error}");
+                            break;
+                        }
+                    }
+                }
+                // Somebody flushed the rules (`nft flush ruleset`, a firewall's reload).
+                if !networks.firewall.is_there()
+                    && let Err(error) = networks.firewall.restore()
+                {
+                    tracing::error!("put the rules back: {error}");
+                }
+                networks.ensure_passage();
+            });
+            if work.await.is_err() {
+                return;
+            }
+            let _ = tokio::time::timeout(CHECK, self.refill.notified()).await;
+        }
+    }
+
+    /// Has the host's other firewalls let our traffic through to our own rules, unless the administrator forbids it.
+    fn ensure_passage(&self) {
+        if self.instance.respect_host_firewall {
+            return;
+        }
+        let mut bridges = vec![format!("{}*", prefix(&self.instance))];
+        bridges.extend(
+            self.state()
+                .values()
+                .filter(|network| network.record.name != "bridge")
+                .filter_map(|network| network.record.option(option::BRIDGE_NAME).map(str::to_owned)),
+        );
+        if let Err(error) = Passage::new(&self.instance.name).ensure(&bridges) {
+            tracing::warn!("{error}");
+        }
+    }
+
+    fn remove_doomed(&self) {
+        let doomed = std::mem::take(&mut *self.doomed.lock().unwrap_or_else(PoisonError::into_inner));
+        for name in doomed {
+            if let Err(error) = self.links().delete(&name) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn links(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn state(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Network>> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Network>> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds a network by name, id, or a beginning of the id that no other has.
+    ///
+    /// # Errors
+    /// None, or several.
+    pub fn find(&self, name: &str) -> Result<NetworkRecord> {
+        let state = self.state();
+        // `default` is what old clients call the default bridge.
+        let name = if name == "default" { "bridge" } else { name };
+        if let Some(network) = state.values().find(|network| network.record.name == name).or_else(|| state.get(name)) {
+            return Ok(network.record.clone());
+        }
+        let mut matching = state.range(name.to_owned()..).take_while(|(id, _)| !name.is_empty() && id.starts_with(name));
+        match (matching.next(), matching.next()) {
+            (Some((_, network)), None) => Ok(network.record.clone()),
+            (Some(_), Some(_)) => Err(Error::invalid(format!("network {name} is ambiguous (2 matches found based on ID prefix)"))),
+            _ => Err(Error::no_such_network(name)),
+        }
+    }
+
+    /// The name of an interface of ours: the instance's prefix, a mark for the kind, and digits of the object's id.
+    fn interface(&self, mark: char, id: &str) -> String {
+        let prefix = prefix(&self.instance);
+        format!("{prefix}{mark}{}", &id[..(LONGEST_NAME - prefix.len() - 1).min(id.len())])
+    }
+
+    fn bridge_name(&self, record: &NetworkRecord) -> String {
+        match record.option(option::BRIDGE_NAME) {
+            Some(name) => name.to_owned(),
+            None => self.interface(BRIDGE, &record.id),
+        }
+    }
+
+    fn host_interface(&self, endpoint: &Endpoint) -> String {
+        self.interface(VETH, &endpoint.endpoint_id)
+    }
+
+    fn remove_stale_links(&self) -> Result<()> {
+        let prefix = prefix(&self.instance);
+        let mut known: HashSet<String> = HashSet::new();
+        for network in self.state().values() {
+            known.insert(self.bridge_name(&network.record));
+            known.extend(network.members.values().map(|member| self.interface(VETH, &member.endpoint_id)));
+        }
+        let mut links = self.links();
+        for link in links.list()? {
+            if is_ours(&prefix, &link.name) && !known.contains(&link.name) {
+                links.delete(&link.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn rules(&self, record: &NetworkRecord) -> BridgeRules {
+        let masquerade = record.switch(option::MASQUERADE, true);
+        let mode = |key: &str| record.option(key).unwrap_or("nat");
+        BridgeRules {
+            name: self.bridge_name(record),
+            subnets: record.subnets(),
+            internal: record.internal,
+            masquerade4: masquerade && mode(option::GATEWAY_MODE_4).starts_with("nat"),
+            masquerade6: masquerade && mode(option::GATEWAY_MODE_6).starts_with("nat"),
+            open: mode(option::GATEWAY_MODE_4) == "nat-unprotected",
+        }
+    }
+
+    fn publish(&self, record: &NetworkRecord, action: &str, container: Option<&str>) {
+        let mut attributes: BTreeMap<String, String> =
+            [("name".to_owned(), record.name.clone()), ("type".to_owned(), record.driver.clone())].into();
+        if let Some(container) = container {
+            attributes.insert("container".into(), container.to_owned());
+        }
+        self.events.publish("network", action, record.id.clone(), attributes);
+    }
+
+    /// The containers in a network, by their id.
+    pub fn members(&self, id: &str) -> BTreeMap<String, Member> {
+        self.state().get(id).map(|network| network.members.clone()).unwrap_or_default()
+    }
+}
+
+/// What the names of an instance's interfaces begin with.
+fn prefix(instance: &Instance) -> String {
+    const LONGEST: usize = 8;
+    let name = &instance.name;
+    if name.len() <= LONGEST && name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return name.clone();
+    }
+    let begin: String = name.chars().filter(char::is_ascii_alphanumeric).take(LONGEST / 2).collect();
+    format!("{begin}{}", &Digest::of(name.as_bytes()).hex()[..LONGEST / 2])
+}
+
+/// The bridge of the default network.
+fn default_bridge(instance: &Instance) -> String {
+    format!("{}0", prefix(instance))
+}
+
+/// Whether an interface is one that [`Networks::interface`] named.
+fn is_ours(prefix: &str, name: &str) -> bool {
+    let digits = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix([BRIDGE, VETH]));
+    name.len() == LONGEST_NAME && digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+const BRIDGE: char = '-';
+const VETH: char = 'v';
+
+/// Which of a network's gateways are for which family.
+fn gateway_of(blocks: &[Block], ipv4: bool) -> Option<IpAddr> {
+    blocks.iter().map(|block| block.gateway).find(|gateway| gateway.is_ipv4() == ipv4)
+}

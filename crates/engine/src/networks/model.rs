@@ -1,0 +1,151 @@
+//! A network and a container's place in it, as they are kept and shown.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A network as it is kept in the store, under the names of the Engine API.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NetworkRecord {
+    pub name: String,
+    pub id: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    pub driver: String,
+    #[serde(rename = "EnableIPv4")]
+    pub enable_ipv4: bool,
+    #[serde(rename = "EnableIPv6")]
+    pub enable_ipv6: bool,
+    pub ipam: Ipam,
+    pub internal: bool,
+    pub attachable: bool,
+    pub options: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Ipam {
+    pub driver: String,
+    pub options: Option<BTreeMap<String, String>>,
+    pub config: Vec<IpamConfig>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct IpamConfig {
+    pub subnet: String,
+    #[serde(rename = "IPRange", skip_serializing_if = "String::is_empty")]
+    pub ip_range: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub gateway: String,
+    #[serde(rename = "AuxiliaryAddresses", alias = "AuxAddress", skip_serializing_if = "BTreeMap::is_empty")]
+    pub auxiliary_addresses: BTreeMap<String, String>,
+}
+
+/// A container's place in a network: what was asked for, and, while it runs, what it got.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Endpoint {
+    #[serde(rename = "IPAMConfig")]
+    pub ipam_config: Option<EndpointIpam>,
+    pub links: Option<Vec<String>>,
+    pub aliases: Option<Vec<String>>,
+    pub mac_address: String,
+    pub driver_opts: Option<BTreeMap<String, String>>,
+    pub gw_priority: i64,
+    #[serde(rename = "NetworkID")]
+    pub network_id: String,
+    #[serde(rename = "EndpointID")]
+    pub endpoint_id: String,
+    pub gateway: String,
+    #[serde(rename = "IPAddress")]
+    pub ip_address: String,
+    #[serde(rename = "IPPrefixLen")]
+    pub ip_prefix_len: u8,
+    #[serde(rename = "IPv6Gateway")]
+    pub ipv6_gateway: String,
+    #[serde(rename = "GlobalIPv6Address")]
+    pub global_ipv6_address: String,
+    #[serde(rename = "GlobalIPv6PrefixLen")]
+    pub global_ipv6_prefix_len: u8,
+    #[serde(rename = "DNSNames")]
+    pub dns_names: Option<Vec<String>>,
+    /// The interface's name inside the container, while it is there.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub interface: String,
+    /// The hardware address that was asked for; `mac_address` is the one in use.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub wanted_mac: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct EndpointIpam {
+    #[serde(rename = "IPv4Address", skip_serializing_if = "String::is_empty")]
+    pub ipv4_address: String,
+    #[serde(rename = "IPv6Address", skip_serializing_if = "String::is_empty")]
+    pub ipv6_address: String,
+    #[serde(rename = "LinkLocalIPs", skip_serializing_if = "Option::is_none")]
+    pub link_local_ips: Option<Vec<String>>,
+}
+
+impl Endpoint {
+    /// Forgets what it got: the container does not run any more.
+    pub fn clear(&mut self) {
+        *self = Self {
+            ipam_config: self.ipam_config.take(),
+            links: self.links.take(),
+            aliases: self.aliases.take(),
+            driver_opts: self.driver_opts.take(),
+            gw_priority: self.gw_priority,
+            network_id: std::mem::take(&mut self.network_id),
+            dns_names: self.dns_names.take(),
+            mac_address: self.wanted_mac.clone(),
+            wanted_mac: std::mem::take(&mut self.wanted_mac),
+            ..Self::default()
+        };
+    }
+
+    pub fn addresses(&self) -> Vec<std::net::IpAddr> {
+        [&self.ip_address, &self.global_ipv6_address].into_iter().filter_map(|text| text.parse().ok()).collect()
+    }
+}
+
+impl NetworkRecord {
+    pub fn subnets(&self) -> Vec<IpNet> {
+        self.ipam.config.iter().filter_map(|config| config.subnet.parse().ok()).collect()
+    }
+
+    /// One of the three that always exist.
+    pub fn is_predefined(&self) -> bool {
+        matches!(self.name.as_str(), "bridge" | "host" | "none")
+    }
+
+    pub fn option(&self, name: &str) -> Option<&str> {
+        self.options.get(name).map(String::as_str)
+    }
+
+    /// An option that is on or off; `default` where it is not given.
+    pub fn switch(&self, name: &str, default: bool) -> bool {
+        self.option(name).map_or(default, |value| value == "true" || value == "1")
+    }
+}
+
+/// The driver options of bridges.
+pub mod option {
+    pub const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
+    pub const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
+    pub const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
+    pub const ICC: &str = "com.docker.network.bridge.enable_icc";
+    pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
+    pub const MTU: &str = "com.docker.network.driver.mtu";
+    pub const GATEWAY_MODE_4: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+    pub const GATEWAY_MODE_6: &str = "com.docker.network.bridge.gateway_mode_ipv6";
+    pub const CONTAINER_PREFIX: &str = "com.docker.network.container_iface_prefix";
+    pub const INTERFACE_NAME: &str = "com.docker.network.endpoint.ifname";
+    pub const PARENT: &str = "parent";
+    pub const MACVLAN_MODE: &str = "macvlan_mode";
+}

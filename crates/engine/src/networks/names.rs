@@ -1,0 +1,246 @@
+//! Answering a container's questions for names: what is in its networks from here, the rest from the host's resolvers.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use whelk_network::dns::{self, Known, Question, Verdict};
+use whelk_network::names::RESOLVER;
+use whelk_sys::fs;
+
+use super::{Networks, endpoints};
+use crate::error::{Error, Result};
+use crate::model::Record;
+
+/// How long one resolver of the host may take, before the next is asked.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How many questions of one container may be on their way to the host's resolvers: a flood stays its own problem.
+const IN_FLIGHT: usize = 256;
+/// The largest packet: what a datagram can hold.
+const LARGEST: usize = 65_535;
+const PORT: u16 = 53;
+const LARGEST_FILE: u64 = 1 << 20;
+
+impl Networks {
+    /// Starts answering for a container, unless it is on the default network alone: there the host's own resolvers are
+    /// asked, as with Docker.
+    pub(super) fn start_resolver(&self, record: &Record, namespace: BorrowedFd<'_>) -> Result<()> {
+        let Some(networks) = self.this.upgrade() else { return Ok(()) };
+        let mut resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !uses_resolver(record) || resolvers.contains_key(&record.id) {
+            return Ok(());
+        }
+        let sockets = whelk_network::names::open(namespace)?;
+        let failed = |error: std::io::Error| Error::internal(format!("answer names: {error}"));
+        // Entering these into the runtime needs its context, which a blocking thread of it has.
+        let udp = UdpSocket::from_std(sockets.udp).map_err(failed)?;
+        let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
+        let resolver = Arc::new(Resolver {
+            networks: Arc::downgrade(&networks),
+            container: record.id.clone(),
+            servers: servers(record),
+            permits: Semaphore::new(IN_FLIGHT),
+        });
+        let task = tokio::spawn(async move {
+            tokio::join!(serve_udp(resolver.clone(), Arc::new(udp)), serve_tcp(resolver, tcp));
+        });
+        resolvers.insert(record.id.clone(), task);
+        Ok(())
+    }
+
+    /// What a container may know of a name: what is in the networks that it is in itself.
+    pub fn look_up(&self, container: &str, question: &Question) -> Known {
+        let state = self.state();
+        let own = || {
+            state
+                .values()
+                .filter(|network| network.record.name != "bridge")
+                .filter_map(|network| Some((network, network.members.get(container)?)))
+        };
+        match question {
+            Question::Address(name) => {
+                let mut found: Vec<IpAddr> = Vec::new();
+                let mut known = false;
+                for (network, me) in own() {
+                    // `web.net` names a container in one network.
+                    let suffix = format!(".{}", network.record.name.to_ascii_lowercase());
+                    let plain = name.strip_suffix(&suffix).unwrap_or(name);
+                    let linked = me.links.iter().find(|(_, alias)| alias == plain).map(|(target, _)| target.as_str());
+                    for (id, member) in &network.members {
+                        let matches = match linked {
+                            Some(target) => member.name == target || id.starts_with(target),
+                            None => member.names.iter().any(|other| other == plain),
+                        };
+                        if matches {
+                            known = true;
+                            found.extend(member.addresses.iter().map(ipnet::IpNet::addr));
+                        }
+                    }
+                }
+                if known { Known::Addresses(found) } else { Known::Nothing }
+            }
+            Question::Name(address) => own()
+                .find_map(|(network, _)| {
+                    let member = network.members.values().find(|member| member.addresses.iter().any(|known| known.addr() == *address))?;
+                    Some(Known::Name(format!("{}.{}", member.name, network.record.name)))
+                })
+                .unwrap_or(Known::Nothing),
+        }
+    }
+
+    /// Whether a container may ask the outside for names: not from internal networks alone (CVE-2024-29018).
+    fn may_ask_outside(&self, container: &str) -> bool {
+        self.state().values().any(|network| !network.record.internal && network.members.contains_key(container))
+    }
+}
+
+/// Whether a container asks us for names.
+pub(crate) fn uses_resolver(record: &Record) -> bool {
+    endpoints::has_own_networks(&record.host.network_mode) && record.networks.keys().any(|name| name != "bridge")
+}
+
+/// The servers that questions are passed on to: the container's own (`--dns`), or the host's.
+fn servers(record: &Record) -> Vec<SocketAddr> {
+    let given: Vec<IpAddr> = record.host.dns.iter().flatten().filter_map(|text| text.parse().ok()).collect();
+    let list = if given.is_empty() { host_servers() } else { given };
+    list.into_iter().filter(|address| *address != IpAddr::V4(RESOLVER)).map(|address| SocketAddr::new(address, PORT)).collect()
+}
+
+/// The resolvers of the host.
+pub(crate) fn host_servers() -> Vec<IpAddr> {
+    let text = fs::read_at_most("/etc/resolv.conf", LARGEST_FILE).unwrap_or_default();
+    String::from_utf8_lossy(&text).lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok()).collect()
+}
+
+#[derive(Debug)]
+struct Resolver {
+    networks: Weak<Networks>,
+    container: String,
+    servers: Vec<SocketAddr>,
+    permits: Semaphore,
+}
+
+impl Resolver {
+    fn answer(&self, packet: &[u8], stream: bool) -> Verdict {
+        let Some(networks) = self.networks.upgrade() else { return Verdict::Ignore };
+        let verdict = dns::answer(packet, stream, |question| networks.look_up(&self.container, question));
+        match verdict {
+            Verdict::Forward if self.servers.is_empty() || !networks.may_ask_outside(&self.container) => refuse(packet),
+            verdict => verdict,
+        }
+    }
+
+    /// Asks the servers in their order; what one says is passed on as it is.
+    async fn forward(&self, packet: &[u8]) -> Option<Vec<u8>> {
+        for server in &self.servers {
+            if let Ok(Ok(reply)) = tokio::time::timeout(PATIENCE, ask(*server, packet)).await {
+                return Some(reply);
+            }
+        }
+        dns::failure(packet)
+    }
+
+    async fn forward_stream(&self, packet: &[u8]) -> Option<Vec<u8>> {
+        for server in &self.servers {
+            if let Ok(Ok(reply)) = tokio::time::timeout(PATIENCE, ask_stream(*server, packet)).await {
+                return Some(reply);
+            }
+        }
+        dns::failure(packet)
+    }
+}
+
+fn refuse(packet: &[u8]) -> Verdict {
+    dns::failure(packet).map_or(Verdict::Ignore, Verdict::Reply)
+}
+
+async fn ask(server: SocketAddr, packet: &[u8]) -> std::io::Result<Vec<u8>> {
+    let any: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(server).await?;
+    socket.send(packet).await?;
+    let mut reply = vec![0; LARGEST];
+    loop {
+        let length = socket.recv(&mut reply).await?;
+        // The id is what ties an answer to a question.
+        if length >= 2 && reply[..2] == packet[..2] {
+            reply.truncate(length);
+            return Ok(reply);
+        }
+    }
+}
+
+async fn ask_stream(server: SocketAddr, packet: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    write_framed(&mut stream, packet).await?;
+    read_framed(&mut stream).await
+}
+
+/// Over TCP each message has its length in front (RFC 1035 4.2.2).
+async fn read_framed(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut packet = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut packet).await?;
+    Ok(packet)
+}
+
+async fn write_framed(stream: &mut TcpStream, packet: &[u8]) -> std::io::Result<()> {
+    let length = u16::try_from(packet.len()).map_err(|_| std::io::ErrorKind::InvalidData)?;
+    let mut framed = length.to_be_bytes().to_vec();
+    framed.extend_from_slice(packet);
+    stream.write_all(&framed).await
+}
+
+async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
+    let mut buffer = vec![0; LARGEST];
+    loop {
+        let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
+            // An error that an earlier answer left on the socket; one that stays must not spin.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        match resolver.answer(&buffer[..length], false) {
+            Verdict::Reply(reply) => drop(socket.send_to(&reply, client).await),
+            Verdict::Ignore => {}
+            Verdict::Forward => {
+                let (resolver, socket, packet) = (resolver.clone(), socket.clone(), buffer[..length].to_vec());
+                tokio::spawn(async move {
+                    // With too many on their way the client asks again, later.
+                    let Ok(_permit) = resolver.permits.try_acquire() else { return };
+                    if let Some(reply) = resolver.forward(&packet).await {
+                        let _ = socket.send_to(&reply, client).await;
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
+    /// A connection without a question for this long is ended.
+    const IDLE: Duration = Duration::from_secs(10);
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        let resolver = resolver.clone();
+        tokio::spawn(async move {
+            let Ok(_permit) = resolver.permits.try_acquire() else { return };
+            while let Ok(Ok(packet)) = tokio::time::timeout(IDLE, read_framed(&mut stream)).await {
+                let reply = match resolver.answer(&packet, true) {
+                    Verdict::Reply(reply) => Some(reply),
+                    Verdict::Ignore => None,
+                    Verdict::Forward => resolver.forward_stream(&packet).await,
+                };
+                let Some(reply) = reply else { return };
+                if write_framed(&mut stream, &reply).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}

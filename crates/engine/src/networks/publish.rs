@@ -1,0 +1,209 @@
+//! Published ports: what was asked for becomes ports of the host, held and led to the container.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::Deserialize;
+use whelk_network::port::{Protocol, Publication, Wanted, every_address};
+
+use super::Networks;
+use super::model::option;
+use crate::error::{Error, Result};
+use crate::model::{Config, HostConfig, Record};
+
+/// One port as it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PortWish {
+    /// The container's.
+    pub(crate) port: u16,
+    pub(crate) wanted: Wanted,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Binding {
+    host_ip: String,
+    host_port: String,
+}
+
+/// `80/tcp`, or without a protocol for TCP.
+pub(crate) fn parse_port(text: &str) -> Result<(u16, Protocol)> {
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let number =
+        number.parse().ok().filter(|number| *number > 0).ok_or_else(|| Error::invalid(format!("invalid port specification: {text:?}")))?;
+    let protocol = Protocol::parse(protocol).ok_or_else(|| Error::invalid(format!("invalid proto: {protocol}")))?;
+    Ok((number, protocol))
+}
+
+fn parse_range(text: &str) -> Result<(u16, u16)> {
+    let invalid = || Error::invalid(format!("invalid port specification: {text:?}"));
+    if text.is_empty() {
+        return Ok((0, 0));
+    }
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.parse().map_err(|_| invalid())?, last.parse().map_err(|_| invalid())?);
+    if first > last { Err(invalid()) } else { Ok((first, last)) }
+}
+
+/// All ports that a container wants published.
+///
+/// # Errors
+/// A specification that makes no sense.
+pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>> {
+    let mut wishes = Vec::new();
+    for (key, value) in &host.port_bindings {
+        let (port, protocol) = parse_port(key)?;
+        let bindings: Option<Vec<Binding>> =
+            serde_json::from_value(value.clone()).map_err(|error| Error::invalid(format!("invalid port binding {key}: {error}")))?;
+        let bindings = bindings.filter(|list| !list.is_empty()).unwrap_or_else(|| vec![Binding::default()]);
+        for Binding { host_ip, host_port } in bindings {
+            let address = if host_ip.is_empty() {
+                None
+            } else {
+                let plain = host_ip.trim_matches(['[', ']']);
+                Some(plain.parse().map_err(|_| Error::invalid(format!("invalid IP address: {host_ip}")))?)
+            };
+            wishes.push(PortWish { port, wanted: Wanted { protocol, address, ports: parse_range(&host_port)? } });
+        }
+    }
+    for key in config.exposed_ports.keys() {
+        let (port, protocol) = parse_port(key)?;
+        let given = wishes.iter().any(|wish| wish.port == port && wish.wanted.protocol == protocol);
+        if host.publish_all_ports && !given {
+            wishes.push(PortWish { port, wanted: Wanted { protocol, address: None, ports: (0, 0) } });
+        }
+    }
+    Ok(wishes)
+}
+
+impl Networks {
+    /// Publishes a container's ports through the network that leads it outside. On an error none is published.
+    pub(super) fn publish_ports(&self, record: &mut Record) -> Result<()> {
+        let wishes = wishes(&record.config, &record.host)?;
+        if wishes.is_empty() {
+            return Ok(());
+        }
+        let Some((network, endpoint)) = self.outward(record) else { return Ok(()) };
+        let default: IpAddr =
+            network.option(option::HOST_BINDING).and_then(|text| text.parse().ok()).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let targets: BTreeMap<bool, IpAddr> = endpoint.addresses().into_iter().map(|address| (address.is_ipv4(), address)).collect();
+        let (name, endpoint_id) = (record.name.clone(), endpoint.endpoint_id.clone());
+        let failed = |text: String| {
+            Error::internal(format!("driver failed programming external connectivity on endpoint {name} ({endpoint_id}): {text}"))
+        };
+        for wish in wishes {
+            let addresses = match wish.wanted.address {
+                None if default.is_unspecified() => every_address(targets.contains_key(&true), targets.contains_key(&false)),
+                None => vec![default],
+                Some(address) => vec![address],
+            };
+            let addresses: Vec<IpAddr> = addresses.into_iter().filter(|address| targets.contains_key(&address.is_ipv4())).collect();
+            if addresses.is_empty() {
+                let family = if wish.wanted.address.is_some_and(|address| address.is_ipv6()) { "IPv6" } else { "IPv4" };
+                self.withdraw_ports(record);
+                return Err(failed(format!("the container has no {family} address in network {}", network.name)));
+            }
+            match self.ports.take(&record.name, wish.wanted, &addresses) {
+                Ok(port) => record.ports.extend(addresses.iter().map(|address| Publication {
+                    protocol: wish.wanted.protocol,
+                    host: SocketAddr::new(*address, port),
+                    to: SocketAddr::new(targets[&address.is_ipv4()], wish.port),
+                })),
+                Err(error) => {
+                    self.withdraw_ports(record);
+                    return Err(failed(error.to_string()));
+                }
+            }
+        }
+        if let Err(error) = self.firewall.publish(&record.ports) {
+            self.withdraw_ports(record);
+            return Err(failed(error.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The network through which a container is reached from outside.
+    fn outward(&self, record: &Record) -> Option<(super::NetworkRecord, super::Endpoint)> {
+        record
+            .networks
+            .iter()
+            .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
+            .filter_map(|(_, endpoint)| Some((self.find(&endpoint.network_id).ok()?, endpoint.clone())))
+            .filter(|(network, _)| network.driver == "bridge" && !network.internal)
+            .max_by_key(|(network, endpoint)| {
+                (endpoint.gw_priority, network.name == record.host.network_mode, std::cmp::Reverse(network.name.clone()))
+            })
+    }
+
+    pub(super) fn withdraw_ports(&self, record: &mut Record) {
+        if let Err(error) = self.firewall.withdraw(&record.ports) {
+            tracing::warn!(container = record.id, "{error}");
+        }
+        for publication in record.ports.drain(..) {
+            self.ports.release(publication.protocol, publication.host);
+        }
+    }
+
+    /// Holds the ports of a running container again.
+    pub(super) fn adopt_ports(&self, record: &Record) {
+        for publication in &record.ports {
+            let port = publication.host.port();
+            let wanted = Wanted { protocol: publication.protocol, address: Some(publication.host.ip()), ports: (port, port) };
+            if let Err(error) = self.ports.take(&record.name, wanted, &[publication.host.ip()]) {
+                tracing::warn!(container = record.id, "a published port was lost while the engine was away: {error}");
+            }
+        }
+        if let Err(error) = self.firewall.publish(&record.ports) {
+            tracing::warn!(container = record.id, "{error}");
+        }
+    }
+}
+
+/// Refuses settings that cannot work, at create.
+pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
+    wishes(config, host)?;
+    if host.network_mode.starts_with("container:") && (!host.port_bindings.is_empty() || host.publish_all_ports) {
+        return Err(Error::invalid("conflicting options: port publishing and the container type network mode"));
+    }
+    if host.network_mode.starts_with("container:") && !config.exposed_ports.is_empty() && !host.port_bindings.is_empty() {
+        return Err(Error::invalid("conflicting options: port exposing and the container type network mode"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(bindings: serde_json::Value, expected: &str) {
+        let host = HostConfig { port_bindings: serde_json::from_value(bindings).unwrap(), ..HostConfig::default() };
+        let found = wishes(&Config::default(), &host).map_or_else(
+            |error| error.to_string(),
+            |wishes| {
+                let one = |wish: &PortWish| {
+                    let Wanted { protocol, address, ports } = wish.wanted;
+                    format!("{}/{protocol} at {address:?} {ports:?}", wish.port)
+                };
+                wishes.iter().map(one).collect::<Vec<_>>().join("; ")
+            },
+        );
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn bindings() {
+        check(json!({"80/tcp": null}), "80/tcp at None (0, 0)");
+        check(json!({"80": [{"HostPort": "8080"}]}), "80/tcp at None (8080, 8080)");
+        check(json!({"53/udp": [{"HostIp": "127.0.0.1", "HostPort": "5300-5310"}]}), "53/udp at Some(127.0.0.1) (5300, 5310)");
+        check(
+            json!({"80/tcp": [{"HostIp": "[::1]", "HostPort": "1"}, {"HostPort": "2"}]}),
+            "80/tcp at Some(::1) (1, 1); 80/tcp at None (2, 2)",
+        );
+        check(json!({"0/tcp": null}), "invalid port specification: \"0/tcp\"");
+        check(json!({"80/x": null}), "invalid proto: x");
+        check(json!({"80": [{"HostPort": "9-8"}]}), "invalid port specification: \"9-8\"");
+        check(json!({"80": [{"HostIp": "x"}]}), "invalid IP address: x");
+    }
+}

@@ -1,0 +1,69 @@
+//! Removing networks.
+
+use whelk_network::{Firewall, Links, Passage};
+use whelk_sys::fs;
+
+use super::model::option;
+use super::{NetworkRecord, Networks};
+use crate::error::{Error, Result};
+use crate::instance::Instance;
+use crate::store::Store;
+
+/// Takes the bridges, interfaces and rules of an instance off the host, for good or until its next start.
+pub(crate) fn uninstall(instance: &Instance) -> Result<()> {
+    let mut given_up = vec![super::default_bridge(instance)];
+    let mut links = Links::open()?;
+    let prefix = super::prefix(instance);
+    given_up.extend(links.list()?.into_iter().map(|link| link.name).filter(|name| super::is_ours(&prefix, name)));
+    if fs::exists(instance.database()) {
+        let named = Store::open(&instance.database())?.networks()?;
+        given_up.extend(named.iter().filter_map(|record| record.option(option::BRIDGE_NAME)).map(str::to_owned));
+    }
+    given_up.sort();
+    given_up.dedup();
+    for name in given_up {
+        links.delete(&name)?;
+    }
+    Passage::new(&instance.name).remove()?;
+    Ok(Firewall::new(&instance.name)?.remove()?)
+}
+
+impl Networks {
+    /// # Errors
+    /// One of the three that always exist, or one in use.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let record = self.find(name)?;
+        if record.is_predefined() {
+            return Err(Error::Denied(format!("{} is a pre-defined network and cannot be removed", record.name)));
+        }
+        let mut state = self.state_mut();
+        let Some(network) = state.get(&record.id) else { return Err(Error::no_such_network(name)) };
+        if !network.members.is_empty() {
+            let names: Vec<String> =
+                network.members.values().map(|member| format!("name:{:?} id:{:?}", member.name, &member.endpoint_id[..12])).collect();
+            return Err(Error::Denied(format!(
+                "error while removing network: network {} has active endpoints ({})",
+                record.name,
+                names.join(", ")
+            )));
+        }
+        self.store.delete_network(&record.id)?;
+        state.remove(&record.id);
+        drop(state);
+        self.dissolve(&record);
+        self.publish(&record, "destroy", None);
+        Ok(())
+    }
+
+    /// Removes all networks that nobody uses, `in_use` telling of containers that do not run; returns their names.
+    pub fn prune(&self, matches: impl Fn(&NetworkRecord) -> bool, in_use: impl Fn(&NetworkRecord) -> bool) -> Vec<String> {
+        let candidates: Vec<NetworkRecord> = self
+            .state()
+            .values()
+            .filter(|network| network.members.is_empty() && !network.record.is_predefined())
+            .map(|network| network.record.clone())
+            .filter(|record| matches(record) && !in_use(record))
+            .collect();
+        candidates.into_iter().filter(|record| self.remove(&record.id).is_ok()).map(|record| record.name).collect()
+    }
+}

@@ -1,0 +1,419 @@
+//! Networks as their users see them: published ports, names, several networks, and what keeps them apart.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use serde_json::json;
+use whelk_network::{Firewall, Links};
+use whelk_tests::{Cli, Engine, Program, escape, eventually};
+
+/// Serves one word over HTTP.
+const SERVES: &str = "mkdir -p /w; echo \"$0\" >/w/index.html; exec httpd -f -p 80 -h /w";
+
+/// `run -d --name NAME FLAGS busybox sh -c SCRIPT WORD`: a container on a network, `NAME` being its word.
+#[track_caller]
+fn up(cli: Cli<'_>, name: &str, flags: &[&str], script: &str) {
+    let mut args = vec!["run", "-d", "--name", name];
+    args.extend_from_slice(flags);
+    args.extend_from_slice(&["busybox", "sh", "-c", script, name]);
+    cli.run(&args).ok();
+}
+
+#[track_caller]
+fn inside(cli: Cli<'_>, name: &str, script: &str) -> String {
+    cli.run(&["exec", name, "sh", "-c", script]).ok()
+}
+
+/// The host's side of the first published port.
+#[track_caller]
+fn published(cli: Cli<'_>, name: &str) -> SocketAddr {
+    let text = cli.run(&["port", name]).ok();
+    text.lines().next().unwrap().split(" -> ").nth(1).unwrap().replace("0.0.0.0", "127.0.0.1").parse().unwrap()
+}
+
+fn fetch(address: SocketAddr) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    text.split("\r\n\r\n").nth(1).map(|body| body.trim().to_owned())
+}
+
+#[track_caller]
+fn serves(address: SocketAddr, word: &str) {
+    assert_eq!(eventually("the server to answer", || fetch(address)), word);
+}
+
+#[test]
+fn a_published_port_leads_to_the_container() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        up(cli, "web", &["-p", "127.0.0.1::80", "-p", "80/udp"], SERVES);
+        let address = published(cli, "web");
+        serves(address, "web");
+        assert_eq!(cli.run(&["port", "web", "80"]).ok(), address.to_string());
+        cli.run(&["port", "web", "81"]).refuses(1, "No public port '81' published for web");
+        let shown = cli.run(&["ps", "--format", "{{.Ports}}"]).ok();
+        assert!(shown.contains(&format!("{address}->80/tcp")) && shown.contains("->80/udp"), "{shown}");
+        cli.run(&["stop", "-t", "0", "web"]).ok();
+        assert_eq!(fetch(address), None);
+        assert_eq!(cli.run(&["port", "web"]).ok(), "");
+        cli.run(&["rm", "web"]).ok();
+    });
+}
+
+#[test]
+fn a_port_in_use_names_who_has_it() {
+    let engine = Engine::start();
+    let other = Engine::start();
+    engine.both(|cli| {
+        up(cli, "first", &["-p", "127.0.0.1::80"], SERVES);
+        let address = published(cli, "first");
+        let wanted = format!("{address}:80");
+        cli.run(&["run", "--name", "second", "-p", &wanted, "busybox", "true"]).refuses(125, "by container first");
+        assert_eq!(engine.inspect("second")["State"]["Status"], "created");
+        other
+            .cli(cli.program())
+            .run(&["run", "--rm", "-p", &wanted, "busybox", "true"])
+            .refuses(125, &format!("(by process {} (whelk))", engine.daemon_pid()));
+        // What was refused has left nothing that would be in the way now.
+        cli.run(&["rm", "-f", "first"]).ok();
+        other.cli(cli.program()).run(&["run", "--rm", "-p", &wanted, "busybox", "true"]).ok();
+        cli.run(&["start", "second"]).ok();
+    });
+    // A process of the host.
+    let cli = engine.cli(Program::Docker);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let wanted = format!("127.0.0.1:{}:80", listener.local_addr().unwrap().port());
+    cli.run(&["run", "--rm", "-p", &wanted, "busybox", "true"]).refuses(125, &format!("process {}", std::process::id()));
+    drop(listener);
+    cli.run(&["run", "--rm", "-p", &wanted, "busybox", "true"]).ok();
+}
+
+#[test]
+fn a_port_is_free_again_after_each_of_many_starts() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
+    let address = published(cli, "web");
+    cli.run(&["rm", "-f", "web"]).ok();
+    let id = engine.create(
+        "again",
+        &json!({
+            "Image": "busybox", "Cmd": ["sh", "-c", SERVES, "again"],
+            "HostConfig": {"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": address.port().to_string()}]}},
+        }),
+    );
+    for round in 0..50 {
+        let (status, answer) = engine.api("POST", &format!("/containers/{id}/start"), None);
+        assert_eq!(status, 204, "round {round}: {answer}");
+        if round % 10 == 0 {
+            serves(address, "again");
+        }
+        let (status, answer) = engine.api("POST", &format!("/containers/{id}/stop?t=0"), None);
+        assert_eq!(status, 204, "round {round}: {answer}");
+    }
+}
+
+#[test]
+fn exposed_ports_and_ranges_get_ports_of_the_host() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        up(cli, "all", &["-P", "--expose", "80", "--expose", "90-91/udp"], "sleep 60");
+        let ports = cli.run(&["port", "all"]).ok();
+        assert_eq!(ports.lines().map(|line| line.split(" -> ").next().unwrap()).collect::<Vec<_>>(), ["80/tcp", "90/udp", "91/udp"]);
+        cli.run(&["rm", "-f", "all"]).ok();
+        up(cli, "only", &["--expose", "80"], "sleep 60");
+        assert_eq!(cli.run(&["ps", "--format", "{{.Ports}}"]).ok(), "80/tcp");
+        cli.run(&["rm", "-f", "only"]).ok();
+    });
+}
+
+#[test]
+fn containers_find_each_other_by_name() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "app"]).ok();
+        up(cli, "db", &["--network", "app", "--network-alias", "database", "--hostname", "host-of-db"], SERVES);
+        up(cli, "client", &["--network", "app"], "sleep 60");
+        for name in ["db", "database", "DB", "host-of-db", "db.app"] {
+            let page = format!("until wget -qO- http://{name}/ 2>/dev/null; do sleep 0.1; done");
+            assert_eq!(inside(cli, "client", &page), "db", "{name}");
+        }
+        let address = inside(cli, "client", "nslookup -type=a db | tail -n +4 | grep Address | awk '{print $2}'");
+        assert_eq!(engine.inspect("db")["NetworkSettings"]["Networks"]["app"]["IPAddress"], address.as_str());
+        assert!(inside(cli, "client", &format!("nslookup {address}")).contains("db.app"));
+        assert!(inside(cli, "client", "nslookup -type=aaaa db").contains("fd"));
+        let config = inside(cli, "client", "cat /etc/resolv.conf");
+        assert!(config.contains("nameserver 127.0.0.11") && config.contains("options ndots:0"), "{config}");
+        // Whoever is elsewhere does not find them.
+        up(cli, "stranger", &[], "sleep 60");
+        cli.run(&["exec", "stranger", "ping", "-c1", "-w1", "db"]).fails(1);
+        // A name goes with its container.
+        cli.run(&["stop", "-t", "0", "db"]).ok();
+        cli.run(&["exec", "client", "nslookup", "db"]).fails(1);
+        cli.run(&["rm", "-f", "db", "client", "stranger"]).ok();
+        cli.run(&["network", "rm", "app"]).ok();
+    });
+}
+
+#[test]
+fn an_alias_of_several_containers_has_all_their_addresses() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
+    for name in ["one", "two", "three"] {
+        up(cli, name, &["--network", "app", "--network-alias", "all"], "sleep 60");
+    }
+    let answer = inside(cli, "one", "nslookup all | tail -n +4 | grep -c Address");
+    assert_eq!(answer, "3");
+}
+
+#[test]
+fn a_running_container_joins_and_leaves_networks() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "front"]).ok();
+        cli.run(&["network", "create", "back"]).ok();
+        up(cli, "web", &["--network", "front"], "sleep 60");
+        up(cli, "db", &["--network", "back"], SERVES);
+        cli.run(&["exec", "web", "nslookup", "db"]).fails(1);
+        cli.run(&["network", "connect", "--alias", "www", "back", "web"]).ok();
+        assert_eq!(inside(cli, "web", "until wget -qO- http://db/ 2>/dev/null; do sleep 0.1; done"), "db");
+        assert!(inside(cli, "db", "ping -c1 -w2 www").contains("1 packets received"));
+        assert_eq!(inside(cli, "web", "ls /sys/class/net | tr '\\n' ' '"), "eth0 eth1 lo ".trim_end());
+        cli.run(&["network", "connect", "back", "web"]).refuses(1, "already exists in network back");
+        cli.run(&["network", "rm", "back"]).refuses(1, "has active endpoints");
+        cli.run(&["network", "disconnect", "back", "web"]).ok();
+        cli.run(&["exec", "web", "nslookup", "db"]).fails(1);
+        cli.run(&["network", "disconnect", "back", "web"]).refuses(1, "is not connected to network back");
+        // Connecting survives a restart of the container.
+        cli.run(&["network", "connect", "back", "web"]).ok();
+        cli.run(&["restart", "-t", "0", "web"]).ok();
+        assert!(inside(cli, "web", "nslookup db").contains("Address"));
+        cli.run(&["rm", "-f", "web", "db"]).ok();
+        let removed = cli.run(&["network", "prune", "-f"]).ok();
+        assert!(removed.contains("front") && removed.contains("back"), "{removed}");
+    });
+}
+
+#[test]
+fn networks_are_kept_apart() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "one"]).ok();
+    cli.run(&["network", "create", "--internal", "inner"]).ok();
+    up(cli, "aa", &["--network", "one", "-p", "127.0.0.1::80"], SERVES);
+    up(cli, "bb", &[], "sleep 60");
+    up(cli, "cc", &["--network", "inner"], SERVES);
+    let address =
+        |name: &str, network: &str| engine.inspect(name)["NetworkSettings"]["Networks"][network]["IPAddress"].as_str().unwrap().to_owned();
+    let (a, c) = (address("aa", "one"), address("cc", "inner"));
+    // Without an answer, busybox' wget ends by a signal or with an error.
+    let apart = |args: &[&str]| assert_ne!(cli.run(args).code, 0, "{args:?}");
+    serves(published(cli, "aa"), "aa");
+    for (from, to) in [("bb", &a), ("bb", &c), ("aa", &c)] {
+        apart(&["exec", from, "wget", "-T", "1", "-qO-", &format!("http://{to}/")]);
+        // Nor by making the host the router.
+        let around = format!("ip route add {to} via $(ip route | awk '/default/ {{print $3}}') 2>/dev/null; wget -T 1 -qO- http://{to}/");
+        apart(&["exec", "--privileged", from, "sh", "-c", &around]);
+    }
+    // Published on 127.0.0.1 means there: not by the host's other addresses.
+    let gateway = engine.inspect("bb")["NetworkSettings"]["Networks"]["bridge"]["Gateway"].as_str().unwrap().to_owned();
+    let port = published(cli, "aa").port();
+    apart(&["exec", "bb", "wget", "-T", "1", "-qO-", &format!("http://{gateway}:{port}/")]);
+    // An internal network leads nowhere.
+    assert_eq!(inside(cli, "cc", "ip route | grep -c default || true"), "0");
+}
+
+#[test]
+fn a_container_sends_from_its_own_address_only() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    cli.run(&["network", "create", "--subnet", "10.213.7.0/24", "--ipv6=false", "flat"]).ok();
+    up(cli, "liar", &["--network", "flat", "--ip", "10.213.7.10", "--cap-add", "NET_ADMIN"], "sleep 60");
+    up(cli, "other", &["--network", "flat", "--ip", "10.213.7.11"], "sleep 60");
+    assert!(inside(cli, "liar", "ping -c1 -w2 10.213.7.11").contains("1 packets received"));
+    let lie = "ip addr add 10.213.7.99/24 dev eth0; ping -c1 -w1 -I 10.213.7.99 10.213.7.11";
+    cli.run(&["exec", "liar", "sh", "-c", lie]).fails(1);
+    // Nor does it speak for another's address in ARP.
+    let steal = "ip addr add 10.213.7.11/24 dev eth0; arping -c1 -w1 -U -I eth0 10.213.7.11; true";
+    inside(cli, "liar", steal);
+    let neighbours = inside(cli, "other", "ip neigh; arp -n");
+    assert!(!neighbours.contains("10.213.7.99"), "{neighbours}");
+}
+
+#[test]
+fn addresses_and_hardware_addresses_are_as_asked() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let create = ["network", "create", "--subnet", "10.213.8.0/24", "--gateway", "10.213.8.7", "--ip-range", "10.213.8.128/25", "plan"];
+        cli.run(&create).ok();
+        up(cli, "fixed", &["--network", "plan", "--ip", "10.213.8.20", "--mac-address", "02:aa:bb:cc:dd:ee"], "sleep 60");
+        let shown = inside(cli, "fixed", "ip addr show eth0; ip route");
+        for part in ["10.213.8.20/24", "02:aa:bb:cc:dd:ee", "default via 10.213.8.7"] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+        up(cli, "ranged", &["--network", "plan"], "sleep 60");
+        let address = engine.inspect("ranged")["NetworkSettings"]["Networks"]["plan"]["IPAddress"].as_str().unwrap().to_owned();
+        assert!(address.rsplit('.').next().unwrap().parse::<u8>().unwrap() >= 128, "{address}");
+        cli.run(&["run", "--rm", "--network", "plan", "--ip", "10.213.8.20", "busybox", "true"]).refuses(125, "Address already in use");
+        cli.run(&["run", "--rm", "--network", "plan", "--ip", "10.1.2.3", "busybox", "true"]).refuses(125, "10.1.2.3");
+        cli.run(&["run", "--rm", "--ip", "172.17.0.9", "busybox", "true"]).refuses(125, "user specified IP address is supported");
+        cli.run(&["rm", "-f", "fixed", "ranged"]).ok();
+        cli.run(&["network", "rm", "plan"]).ok();
+    });
+}
+
+#[test]
+fn the_way_out_is_the_network_with_the_highest_priority() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "--subnet", "10.213.9.0/24", "--ipv6=false", "low"]).ok();
+        cli.run(&["network", "create", "--subnet", "10.213.10.0/24", "--ipv6=false", "high"]).ok();
+        let flags = ["--network", "name=low", "--network", "name=high,gw-priority=10"];
+        up(cli, "two", &flags, "sleep 60");
+        assert!(inside(cli, "two", "ip route").contains("default via 10.213.10.1"));
+        cli.run(&["network", "disconnect", "high", "two"]).ok();
+        assert!(inside(cli, "two", "ip route").contains("default via 10.213.9.1"));
+        cli.run(&["rm", "-f", "two"]).ok();
+        cli.run(&["network", "rm", "low", "high"]).ok();
+    });
+}
+
+#[test]
+fn files_of_names_are_as_asked() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let flags =
+            ["run", "--rm", "--name", "named", "--hostname", "me", "--add-host", "far:10.9.8.7", "--add-host", "outside:host-gateway"];
+        let run = |more: &[&str], command: &[&str]| cli.run(&[&flags[..], more, &["busybox"], command].concat()).ok();
+        let hosts = run(&[], &["cat", "/etc/hosts"]);
+        assert!(hosts.contains("10.9.8.7\tfar") && hosts.contains("\tme") && hosts.contains("\toutside"), "{hosts}");
+        let resolv = run(&["--dns", "9.9.9.9", "--dns-search", "corp.example", "--dns-option", "ndots:3"], &["cat", "/etc/resolv.conf"]);
+        for line in ["nameserver 9.9.9.9", "search corp.example", "options ndots:3"] {
+            assert!(resolv.contains(line), "{resolv}");
+        }
+        up(cli, "target", &[], SERVES);
+        let page = "until wget -qO- http://short/; do sleep 0.1; done";
+        assert_eq!(cli.run(&["run", "--rm", "--link", "target:short", "busybox", "sh", "-c", page]).ok(), "target");
+        cli.run(&["rm", "-f", "target"]).ok();
+    });
+}
+
+#[test]
+fn another_containers_network_is_shared_whole() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        up(cli, "owner", &[], SERVES);
+        let page = "until wget -qO- http://127.0.0.1/ 2>/dev/null; do sleep 0.1; done";
+        assert_eq!(cli.run(&["run", "--rm", "--network", "container:owner", "busybox", "sh", "-c", page]).ok(), "owner");
+        let refused = cli.run(&["run", "--rm", "--network", "container:owner", "-p", "80", "busybox", "true"]);
+        refused.refuses(125, "conflicting options: port publishing and the container type network mode");
+        cli.run(&["rm", "-f", "owner"]).ok();
+    });
+}
+
+#[test]
+fn networks_outlive_an_engine_that_is_killed() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "app"]).ok();
+    up(cli, "web", &["--network", "app", "-p", "127.0.0.1::80"], SERVES);
+    up(cli, "client", &["--network", "app"], "sleep 300");
+    let address = published(cli, "web");
+    serves(address, "web");
+    let before = engine.get("/networks/app");
+    for _ in 0..5 {
+        engine.kill9();
+        // Nobody is needed for packets to flow.
+        serves(address, "web");
+        engine.restart();
+        assert!(inside(cli, "client", "nslookup web").contains("Address"));
+        serves(address, "web");
+    }
+    assert_eq!(engine.get("/networks/app"), before);
+    // What is known is known for good: the port is taken, and free afterwards.
+    cli.run(&["run", "--rm", "-p", &format!("{address}:80"), "busybox", "true"]).refuses(125, "web");
+    cli.run(&["rm", "-f", "web"]).ok();
+    cli.run(&["run", "--rm", "-p", &format!("{address}:80"), "busybox", "true"]).ok();
+}
+
+#[test]
+fn an_engine_that_was_away_gives_back_what_ended_meanwhile() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
+    let address = published(cli, "web");
+    let pid = rustix::process::Pid::from_raw(engine.pid("web")).unwrap();
+    engine.kill9();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    engine.restart();
+    engine.await_state("web", "exited");
+    eventually("the interface to go", || engine.interfaces().is_empty().then_some(()));
+    cli.run(&["run", "--rm", "-p", &format!("{address}:80"), "busybox", "true"]).ok();
+}
+
+#[test]
+fn rules_and_bridges_that_others_remove_come_back() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
+    let address = published(cli, "web");
+    serves(address, "web");
+    Firewall::new(engine.name()).unwrap().remove().unwrap();
+    serves(address, "web");
+    cli.run(&["rm", "-f", "web"]).ok();
+    Links::open().unwrap().delete(&engine.bridge()).unwrap();
+    up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
+    serves(published(cli, "web"), "web");
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "taken", "--subnet", "10.213.11.0/24"]).ok();
+        for (args, text) in [
+            (&["network", "create", "taken"][..], "network with name taken already exists"),
+            (&["network", "create", "--subnet", "10.213.11.128/25", "x"], "Pool overlaps"),
+            (&["network", "create", "--subnet", "1.2.3.4", "x"], "invalid CIDR block notation"),
+            (&["network", "create", "--subnet", "10.213.12.0/24", "--gateway", "10.99.0.1", "x"], "no matching subnet for gateway"),
+            (&["network", "create", "--gateway", "10.99.0.1", "x"], "every ip-range or gateway must have a corresponding subnet"),
+            (&["network", "create", "-d", "nosuch", "x"], "plugin nosuch"),
+            (&["network", "create", "-d", "overlay", "x"], "network driver overlay: not available"),
+            (&["network", "create", "--opt", "some.thing=1", "x"], "network option some.thing"),
+            (&["network", "create", "bridge"], "predefined bridge network"),
+            (&["network", "create", "../x"], "invalid network name"),
+            (&["network", "rm", "bridge"], "is a pre-defined network and cannot be removed"),
+            (&["network", "rm", "nosuch"], "network nosuch not found"),
+            (&["network", "inspect", "nosuch"], "network nosuch not found"),
+            (&["network", "connect", "taken", "nosuch"], "No such container: nosuch"),
+            (&["network", "ls", "-f", "foo=bar"], "invalid filter 'foo'"),
+        ] {
+            cli.run(args).refuses(1, text);
+        }
+        cli.run(&["run", "--rm", "--network", "nosuch", "busybox", "true"]).refuses(125, "network nosuch not found");
+        cli.run(&["run", "--rm", "--network-alias", "x", "busybox", "true"]).refuses(125, "only supported for user-defined networks");
+        cli.run(&["run", "--rm", "-p", "abc", "busybox", "true"]).refuses(125, "invalid containerPort: abc");
+        // Nothing of it is there.
+        assert_eq!(cli.run(&["network", "ls", "--format", "{{.Name}}"]).ok(), "bridge\nhost\nnone\ntaken");
+        assert_eq!(cli.run(&["network", "inspect", "-f", "{{.Driver}} {{.Scope}}", "taken"]).ok(), "bridge local");
+        cli.run(&["network", "rm", "taken"]).ok();
+    });
+}
+
+#[test]
+fn events_tell_of_networks() {
+    let engine = Engine::start();
+    let mut events = engine.events(&format!("filters={}", escape(r#"{"type": ["network"]}"#)));
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "seen"]).ok();
+    up(cli, "brief", &["--network", "seen"], "true");
+    engine.await_state("brief", "exited");
+    cli.run(&["network", "rm", "seen"]).ok();
+    assert_eq!(events.until("destroy"), ["network create", "network connect", "network disconnect", "network destroy"]);
+}
