@@ -8,6 +8,7 @@ use whelk_engine::events::Event;
 use whelk_engine::images::Image;
 use whelk_engine::model::{Record, State, Status};
 use whelk_engine::networks::{Endpoint, Member, NetworkRecord};
+use whelk_engine::volumes::VolumeRecord;
 
 use crate::version::ApiVersion;
 
@@ -37,7 +38,20 @@ fn state(state: &State) -> Value {
 }
 
 fn mount_point(mount: &MountPoint) -> Value {
-    json!({"Type": mount.kind, "Source": mount.source, "Destination": mount.destination, "Mode": mount.mode, "RW": mount.writable, "Propagation": mount.propagation})
+    let mut value = json!({"Type": mount.kind, "Source": mount.source, "Destination": mount.destination, "Mode": mount.mode, "RW": mount.writable, "Propagation": mount.propagation});
+    if !mount.name.is_empty() {
+        value["Name"] = json!(mount.name);
+        value["Driver"] = json!(mount.driver);
+    }
+    value
+}
+
+pub(crate) fn volume(record: &VolumeRecord, path: &std::path::Path) -> Value {
+    let created = jiff::Timestamp::from_second(record.created_at / 1_000_000_000).unwrap_or_default();
+    json!({
+        "CreatedAt": created.to_string(), "Driver": record.driver, "Labels": record.labels, "Mountpoint": path, "Name": record.name,
+        "Options": record.options, "Scope": "local",
+    })
 }
 
 /// A container's places in networks, by name.
@@ -229,7 +243,6 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
         .map(|(index, word)| if index > 0 && word.contains(' ') { format!("'{word}'") } else { word })
         .collect();
     let command = command.join(" ");
-    let mounts = whelk_engine::containers::mount_points(record).unwrap_or_default();
     let mut value = json!({
         "Id": record.id,
         "Names": [format!("/{}", record.name)],
@@ -243,7 +256,7 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
         "Status": status_text(&record.state, now),
         "HostConfig": {"NetworkMode": record.host.network_mode},
         "NetworkSettings": {"Networks": endpoints(record)},
-        "Mounts": mounts.iter().map(mount_point).collect::<Vec<_>>(),
+        "Mounts": listed.mounts.iter().map(mount_point).collect::<Vec<_>>(),
     });
     if let Some((writable, total)) = listed.size {
         if writable > 0 {

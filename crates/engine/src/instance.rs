@@ -71,6 +71,15 @@ impl Instance {
         format!("/{}/shims", self.name)
     }
 
+    pub fn volumes_dir(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// The content of a volume, whose name was checked.
+    pub fn volume_path(&self, name: &str) -> PathBuf {
+        self.volumes_dir().join(name).join("_data")
+    }
+
     pub fn database(&self) -> PathBuf {
         self.root.join("store.db")
     }

@@ -1,7 +1,7 @@
 //! The engine: containers and images, what happens to them, and how they survive the engine itself.
 //!
-//! Services own their state: [`containers::Containers`], [`images::Images`], [`networks::Networks`], [`events::Events`]. [`Engine`] holds them
-//! together and knows nothing else. HTTP is not known here.
+//! Services own their state: [`containers::Containers`], [`images::Images`], [`networks::Networks`],
+//! [`volumes::Volumes`], [`events::Events`]. [`Engine`] holds them together and knows nothing else. HTTP is not known here.
 #![forbid(unsafe_code)]
 
 pub mod containers;
@@ -13,6 +13,7 @@ pub mod images;
 pub mod instance;
 mod logging;
 pub mod model;
+mod mounts;
 mod names;
 pub mod networks;
 mod security;
@@ -22,7 +23,7 @@ mod spec;
 pub mod store;
 pub mod system;
 mod validate;
-mod volumes;
+pub mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use instance::Instance;
 use networks::Networks;
 use shims::Shims;
 use store::Store;
+use volumes::Volumes;
 use whelk_runtime::cgroup::Cgroup;
 
 /// One engine: its services.
@@ -45,6 +47,7 @@ pub struct Engine {
     pub containers: Arc<Containers>,
     pub images: Arc<Images>,
     pub networks: Arc<Networks>,
+    pub volumes: Arc<Volumes>,
     pub events: Arc<Events>,
     /// A number of the engine's own, made once.
     pub id: String,
@@ -62,6 +65,7 @@ impl Engine {
         let images = Images::open(&instance.root, store.clone(), events.clone())?;
         let shims = Shims::new(&instance, &executable)?;
         let networks = Networks::open(&instance, store.clone(), events.clone())?;
+        let volumes = Volumes::open(&instance, store.clone(), events.clone(), images.clone())?;
         let host = files_of_host::facts();
         let id = store.get_or_set_meta("engine-id", names::random_id)?;
         let containers = Containers::new(Parts {
@@ -69,6 +73,7 @@ impl Engine {
             store,
             images: images.clone(),
             networks: networks.clone(),
+            volumes: volumes.clone(),
             events: events.clone(),
             shims: shims.clone(),
             host,
@@ -77,7 +82,7 @@ impl Engine {
         containers.recover().await?;
         tokio::spawn(shims.keep_ready());
         tokio::spawn(networks.clone().keep());
-        Ok(Arc::new(Self { instance, containers, images, networks, events, id }))
+        Ok(Arc::new(Self { instance, containers, images, networks, volumes, events, id }))
     }
 
     /// Takes what an instance has on the host besides its directories away: bridges, rules, cgroups. Its next start makes

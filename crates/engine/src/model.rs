@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use whelk_network::port::Publication;
 
+use crate::mounts::MountPlan;
 use crate::networks::Endpoint;
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -219,7 +220,7 @@ pub struct Mount {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bind_options: Option<BindOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub volume_options: Option<serde_json::Value>,
+    pub volume_options: Option<VolumeOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_options: Option<serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -239,6 +240,28 @@ pub struct BindOptions {
     pub read_only_non_recursive: bool,
     #[serde(skip_serializing_if = "is_default")]
     pub read_only_force_recursive: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct VolumeOptions {
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_copy: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub subpath: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver_config: Option<DriverConfig>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DriverConfig {
+    #[serde(skip_serializing_if = "is_default")]
+    pub name: String,
+    #[serde(skip_serializing_if = "is_default")]
+    pub options: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -319,6 +342,9 @@ pub struct Record {
     /// Its places in networks, by the network's name.
     #[serde(default)]
     pub networks: BTreeMap<String, Endpoint>,
+    /// What it mounts, with the volumes that were found or made for it.
+    #[serde(default)]
+    pub mounts: Vec<MountPlan>,
     /// The ports of the host that lead to it, while it runs.
     #[serde(default)]
     pub ports: Vec<Publication>,

@@ -11,9 +11,9 @@ use whelk_runtime::spec::{
 
 use crate::error::{Error, Result};
 use crate::model::{Config, DeviceMapping, HostConfig};
+use crate::mounts::{MountPlan, Source};
 use crate::security::{self, Options};
 use crate::validate::quota_of;
-use crate::volumes::{self, Source};
 
 /// What the configuration needs to know beside the settings.
 pub struct Surroundings<'a> {
@@ -30,6 +30,8 @@ pub struct Surroundings<'a> {
     /// Device numbers of paths that limits name.
     pub device_number: &'a dyn Fn(&str) -> Result<(i64, i64)>,
     pub executable: &'a Path,
+    pub mounts: &'a [MountPlan],
+    pub volume_path: &'a dyn Fn(&str) -> PathBuf,
 }
 
 pub const MASKED_PATHS: [&str; 12] = [
@@ -73,7 +75,7 @@ pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<
         root: Some(Root { path: PathBuf::from("/"), readonly: host.readonly_rootfs }),
         hostname: if host.uts_mode == "host" { String::new() } else { hostname(config, surroundings.id) },
         domainname: config.domainname.clone(),
-        mounts: mounts(config, host, &options, surroundings)?,
+        mounts: mounts(host, &options, surroundings),
         annotations: host.annotations.clone(),
         linux: Linux {
             namespaces: namespaces(host, surroundings),
@@ -87,7 +89,7 @@ pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<
             sysctl,
             masked_paths: paths(&host.masked_paths, &MASKED_PATHS),
             readonly_paths: paths(&host.readonly_paths, &READONLY_PATHS),
-            rootfs_propagation: rootfs_propagation(config, host)?,
+            rootfs_propagation: rootfs_propagation(surroundings.mounts),
             ..Linux::default()
         },
         ..Spec::default()
@@ -197,7 +199,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
     }
 }
 
-fn mounts(config: &Config, host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>) -> Result<Vec<Mount>> {
+fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>) -> Vec<Mount> {
     let writable_kernel = host.privileged;
     let sys: &[&str] = if writable_kernel { &["nosuid", "noexec", "nodev"] } else { &["nosuid", "noexec", "nodev", "ro"] };
     let cgroup: &[&str] =
@@ -236,30 +238,30 @@ fn mounts(config: &Config, host: &HostConfig, options: &Options, surroundings: &
     if host.init == Some(true) {
         mounts.push(mount(INIT, "bind", &surroundings.executable.to_string_lossy(), &["bind", "ro"]));
     }
-    for plan in volumes::plan(config, host)? {
+    for plan in surroundings.mounts {
         // What the user mounts takes the place of what would be there.
         mounts.retain(|mount| mount.destination != plan.target);
         let words: Vec<&str> = plan.options.iter().map(String::as_str).collect();
         mounts.push(match &plan.source {
             Source::Bind { path, .. } => mount(&plan.target, "bind", path, &words),
+            Source::Volume(volume) => mount(&plan.target, "bind", &(surroundings.volume_path)(&volume.name).to_string_lossy(), &words),
             Source::Tmpfs => mount(&plan.target, "tmpfs", "tmpfs", &words),
         });
     }
-    Ok(mounts)
+    mounts
 }
 
 /// Mounts that shall reach the host, or come from it, need a root that lets them.
-fn rootfs_propagation(config: &Config, host: &HostConfig) -> Result<String> {
-    let plans = volumes::plan(config, host)?;
+fn rootfs_propagation(plans: &[MountPlan]) -> String {
     let any = |kind: &str| plans.iter().any(|plan| plan.propagation.trim_start_matches('r') == kind);
-    Ok(if any("shared") {
+    if any("shared") {
         "shared"
     } else if any("slave") {
         "slave"
     } else {
         ""
     }
-    .into())
+    .into()
 }
 
 fn device_rules(host: &HostConfig, surroundings: &Surroundings<'_>) -> Result<Vec<DeviceRule>> {
@@ -398,6 +400,8 @@ mod tests {
             devices: Vec::new(),
             device_number: &|_| Ok((8, 0)),
             executable: Path::new("/whelk"),
+            mounts: &crate::mounts::plan(&host).expect("mounts"),
+            volume_path: &|name| Path::new("/volumes").join(name),
         };
         generate(&config, &host, &surroundings).expect("valid")
     }

@@ -1,8 +1,8 @@
 //! The engine's records in SQLite: typed columns for what is looked up, JSON for the rest.
 //!
 //! ```text
-//! containers(id, name unique, record)   networks(id, name unique, record)   images(id, record)   tags(name, image)
-//! meta(key, value)
+//! containers(id, name unique, record)   networks(id, name unique, record)   volumes(name, record)
+//! images(id, record)   tags(name, image)   meta(key, value)
 //! ```
 //! One connection behind a lock: a commit takes some 20 µs (WAL, synchronous=NORMAL) and survives any crash of the
 //! engine; a power loss may take the last commits back, never tear one.
@@ -16,9 +16,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::error::{Error, Result};
 use crate::model::Record;
 use crate::networks::NetworkRecord;
+use crate::volumes::VolumeRecord;
 
 /// The version of the tables and records that this engine writes. Each step up has a migration.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 #[derive(Debug)]
 pub struct Store {
@@ -69,6 +70,9 @@ impl Store {
                 "CREATE TABLE networks(id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL) WITHOUT ROWID;",
             )?;
         }
+        if found < 3 {
+            transaction.execute_batch("CREATE TABLE volumes(name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;")?;
+        }
         transaction.execute("INSERT OR REPLACE INTO meta VALUES('schema', ?1)", [SCHEMA_VERSION.to_string()])?;
         Ok(transaction.commit()?)
     }
@@ -114,6 +118,20 @@ impl Store {
 
     pub fn networks(&self) -> Result<Vec<NetworkRecord>> {
         self.all("SELECT record FROM networks")
+    }
+
+    pub fn put_volume(&self, record: &VolumeRecord) -> Result<()> {
+        self.connection().execute("INSERT OR REPLACE INTO volumes VALUES(?1, ?2)", params![record.name, encode(record)?])?;
+        Ok(())
+    }
+
+    pub fn delete_volume(&self, name: &str) -> Result<()> {
+        self.connection().execute("DELETE FROM volumes WHERE name = ?1", [name])?;
+        Ok(())
+    }
+
+    pub fn volumes(&self) -> Result<Vec<VolumeRecord>> {
+        self.all("SELECT record FROM volumes")
     }
 
     /// Adds or replaces an image and gives it names, taking them from others that had them.

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::{Config, HostConfig};
-use crate::{names, security, signals, volumes};
+use crate::{mounts, names, security, signals};
 
 /// What of the host decides about settings.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
     check_sysctls(host_config)?;
     security::capabilities(host_config)?;
     security::Options::parse(host_config)?;
-    volumes::plan(config, host_config)?;
+    mounts::plan(host_config)?;
     crate::logging::config(&host_config.log_config, std::path::Path::new(""), "", &Default::default())?;
     if host_config.log_config.kind.is_empty() {
         host_config.log_config.kind = "local".into();
@@ -61,10 +61,7 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
 
 /// What this version does not do is refused by name, never ignored.
 fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
-    let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let refused = [
-        (given(&host.volumes_from), "--volumes-from"),
-        (!host.volume_driver.is_empty(), "--volume-driver"),
         (!host.storage_opt.is_empty(), "--storage-opt"),
         (host.device_requests.as_ref().is_some_and(|list| !list.is_empty()), "device requests (--gpus)"),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
@@ -92,7 +89,7 @@ fn check_config(config: &mut Config) -> Result<()> {
         return Err(Error::invalid(format!("the working directory '{}' is invalid, it needs to be an absolute path", config.working_dir)));
     }
     if !config.working_dir.is_empty() {
-        config.working_dir = volumes::clean(&config.working_dir);
+        config.working_dir = mounts::clean(&config.working_dir);
     }
     for entry in config.env.iter().flatten() {
         if entry.is_empty() || entry.starts_with('=') || entry.contains('\0') {

@@ -8,6 +8,7 @@ pub mod archive;
 pub mod changes;
 pub mod compression;
 pub mod config;
+mod copy_up;
 pub mod digest;
 mod error;
 mod export;
@@ -16,6 +17,7 @@ pub mod reference;
 mod store;
 
 pub use config::ImageConfig;
+pub use copy_up::copy_up;
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use export::export;

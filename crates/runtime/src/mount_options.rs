@@ -54,6 +54,8 @@ pub(crate) struct Options {
     pub recursive: Attributes,
     pub propagation: Vec<Propagation>,
     pub id_map: IdMap,
+    /// What to mount of a bind mount's source, below it (mount(8)'s `X-mount.subdir`).
+    pub subdirectory: Option<String>,
     /// Copy what the mount hides into it.
     pub copy_up: bool,
     /// The rest, for the file system: a flag, or a key with a value.
@@ -102,6 +104,7 @@ impl Options {
             "ridmap" => self.id_map = IdMap::Recursive,
             "tmpcopyup" => self.copy_up = true,
             _ => match word.split_once('=') {
+                Some(("X-mount.subdir", path)) => self.subdirectory = Some(path.to_owned()),
                 Some((key, value)) => self.data.push((key.to_owned(), Some(value.to_owned()))),
                 None => self.data.push((word.to_owned(), None)),
             },

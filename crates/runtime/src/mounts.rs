@@ -64,10 +64,14 @@ impl Context<'_> {
         if options.bind == Bind::Recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
-        let tree = match (open_tree(CWD, mount.source.as_str(), flags), process_of(&mount.source)) {
-            // The path leads into another container: its mounts can be cloned only from within its mount namespace.
-            (Err(Errno::INVAL), Some((pid, path))) => from_namespace_of(pid, path, flags),
-            (tree, _) => tree,
+        let tree = match (&options.subdirectory, process_of(&mount.source)) {
+            (Some(subdirectory), _) => open_inside(&mount.source, subdirectory)
+                .and_then(|inside| open_tree(inside.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)),
+            (None, process) => match (open_tree(CWD, mount.source.as_str(), flags), process) {
+                // The path leads into another container: its mounts can be cloned only from within its mount namespace.
+                (Err(Errno::INVAL), Some((pid, path))) => from_namespace_of(pid, path, flags),
+                (tree, _) => tree,
+            },
         }
         .map_err(os_at("bind mount source", &mount.source))?;
         let attributes = |attributes: Attributes, recursive| match attributes {
@@ -138,6 +142,13 @@ impl Context<'_> {
         check_not_proc(mount, tree, &target)?;
         attach_at(tree, &target).map_err(os_at("mount", format!("{} at {destination}", if is_bind { &mount.source } else { &mount.kind })))
     }
+}
+
+/// Opens what lies below the directory `source`, links taken as if that were the root: whoever writes there cannot lead
+/// the mount elsewhere.
+fn open_inside(source: &str, path: &str) -> rustix::io::Result<OwnedFd> {
+    let source = rustix::fs::open(source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    in_root::open(&source, path, OFlags::PATH, Mode::empty()).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
 }
 
 /// The process and the path of `/proc/PID/root/PATH`.
@@ -237,39 +248,5 @@ fn copy_up(root: &OwnedFd, destination: &str, tree: &OwnedFd) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(os_at("open", destination)(error)),
     };
-    copy_tree(&source, tree).map_err(os_at("copy up", destination))
-}
-
-fn copy_tree(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
-    use rustix::fs::{AtFlags, Dir, Gid, Uid, chownat, mkdirat, openat, readlinkat, statat, symlinkat};
-    for entry in Dir::read_from(from)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name == c"." || name == c".." {
-            continue;
-        }
-        let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-        let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                mkdirat(to, name, mode)?;
-                copy_tree(
-                    &openat(from, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?,
-                    &openat(to, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?,
-                )?;
-            }
-            FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?.as_c_str(), to, name)?,
-            FileType::RegularFile => {
-                let input = openat(from, name, OFlags::RDONLY | OFlags::NONBLOCK | nofollow, Mode::empty())?;
-                let output = openat(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow, mode)?;
-                std::io::copy(&mut std::fs::File::from(input), &mut std::fs::File::from(output))
-                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-            }
-            // Devices, sockets and pipes mean nothing in a fresh tmpfs.
-            _ => continue,
-        }
-        chownat(to, name, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)), AtFlags::SYMLINK_NOFOLLOW)?;
-    }
-    Ok(())
+    whelk_sys::copy::tree(&source, tree).map_err(os_at("copy up", destination))
 }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "this crate is where the unsafe code lives; see each block's SAFETY note")]
 
 pub mod bpf;
+pub mod copy;
 pub mod fs;
 pub mod in_root;
 pub mod mount;

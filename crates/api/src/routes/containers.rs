@@ -57,13 +57,9 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
     let config: Config = serde_json::from_value(value).map_err(malformed)?;
     let host =
         if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() { HostConfig { ipc_mode: "shareable".into(), ..host } } else { host };
-    let created = engine.containers.create(CreateRequest {
-        name: params.text("name").to_owned(),
-        platform: params.text("platform").to_owned(),
-        config,
-        host,
-        networks,
-    })?;
+    let request =
+        CreateRequest { name: params.text("name").to_owned(), platform: params.text("platform").to_owned(), config, host, networks };
+    let created = engine.containers.create(request).await?;
     Ok(json_response(StatusCode::CREATED, &json!({"Id": created.id, "Warnings": created.warnings})))
 }
 
@@ -244,7 +240,7 @@ pub(super) async fn delete(State(engine): App, Path(id): Path<String>, params: P
     if params.flag("link") {
         return Err(Error::Unsupported("removing links: not available in this version of whelk".into()).into());
     }
-    engine.containers.remove(&id, RemoveRequest { force: params.flag("force") }).await?;
+    engine.containers.remove(&id, RemoveRequest { force: params.flag("force"), volumes: params.flag("v") }).await?;
     Ok(no_content())
 }
 

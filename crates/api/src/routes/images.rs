@@ -39,7 +39,7 @@ pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVe
 pub(super) async fn load(State(engine): App, request: Request) -> ApiResult {
     let reader = stream::reader(request.into_body());
     let images = engine.images.clone();
-    let loaded = tokio::task::spawn_blocking(move || images.load(reader)).await.map_err(|error| Error::Internal(error.to_string()))??;
+    let loaded = super::blocking(move || images.load(reader)).await?;
     let mut lines = String::new();
     for image in loaded {
         let text = |name: String| format!("{}\n", json!({"stream": name}));

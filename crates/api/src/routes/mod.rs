@@ -5,6 +5,7 @@ mod exec;
 mod images;
 mod networks;
 mod system;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -64,6 +65,11 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/networks/{id}", get(networks::inspect).delete(networks::delete))
         .route("/networks/{id}/connect", post(networks::connect))
         .route("/networks/{id}/disconnect", post(networks::disconnect))
+        .route("/volumes", get(volumes::list))
+        .route("/volumes/create", post(volumes::create))
+        .route("/volumes/prune", post(volumes::prune))
+        .route("/volumes/{name}", get(volumes::inspect).delete(volumes::delete).put(volumes::update))
+        .route("/system/df", get(system::disk_usage))
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
@@ -89,6 +95,11 @@ async fn check_content_type(request: Request, next: middleware::Next) -> Respons
         return next.run(request).await;
     }
     message(StatusCode::BAD_REQUEST, &format!("unsupported Content-Type header ({content_type}): must be 'application/json'"))
+}
+
+/// Carries out work that blocks where it may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> whelk_engine::Result<T> + Send + 'static) -> whelk_engine::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| whelk_engine::Error::internal(error.to_string()))?
 }
 
 /// JSON with the newline that Docker ends it with.

@@ -12,7 +12,7 @@ use whelk_engine::Error;
 use whelk_engine::networks::model::Ipam;
 use whelk_engine::networks::{ConnectRequest, CreateNetwork, Endpoint, NETWORK_FILTERS};
 
-use super::{App, json as json_response, no_content, ok};
+use super::{App, blocking, json as json_response, no_content, ok};
 use crate::error::ApiResult;
 use crate::extract::{Params, json as read_json};
 use crate::version::ApiVersion;
@@ -89,15 +89,14 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
         labels: body.labels,
     };
     let networks = engine.networks.clone();
-    let record =
-        tokio::task::spawn_blocking(move || networks.create(request)).await.map_err(|error| Error::internal(error.to_string()))??;
+    let record = blocking(move || networks.create(request)).await?;
     Ok(json_response(StatusCode::CREATED, &json!({"Id": record.id, "Warning": ""})))
 }
 
 pub(super) async fn delete(State(engine): App, Path(id): Path<String>) -> ApiResult {
     let record = engine.networks.find(&id)?;
     let networks = engine.networks.clone();
-    tokio::task::spawn_blocking(move || networks.remove(&record.id)).await.map_err(|error| Error::internal(error.to_string()))??;
+    blocking(move || networks.remove(&record.id)).await?;
     Ok(no_content())
 }
 
@@ -132,11 +131,10 @@ pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
         return Err(Error::Unsupported("prune filter until: not available in this version of whelk".into()).into());
     }
     let (networks, containers) = (engine.networks.clone(), engine.containers.clone());
-    let removed = tokio::task::spawn_blocking(move || {
+    let removed = blocking(move || {
         let in_use = containers.networks_in_use();
-        networks.prune(|record| filters.labels(&record.labels), |record| in_use.contains(&record.name))
+        Ok(networks.prune(|record| filters.labels(&record.labels), |record| in_use.contains(&record.name)))
     })
-    .await
-    .map_err(|error| Error::internal(error.to_string()))?;
+    .await?;
     Ok(ok(&json!({"NetworksDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }})))
 }

@@ -1,17 +1,20 @@
 //! The engine as a whole: ping, version, info, events.
 
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
+use whelk_engine::Error;
+use whelk_engine::containers::ListRequest;
 use whelk_engine::events::{Event, now};
 use whelk_engine::filters::Filters;
 use whelk_engine::system::VERSION;
 
-use super::{App, ok};
+use super::{App, blocking, ok};
 use crate::error::ApiResult;
 use crate::extract::Params;
+use crate::version::ApiVersion;
 use crate::{NEWEST, OLDEST, stream, wire};
 
 pub(super) async fn ping() -> Response {
@@ -37,6 +40,51 @@ pub(super) async fn version(State(engine): App) -> Response {
     }))
 }
 
+/// What takes how much on disk; `type` names what to look at.
+pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
+    let kinds: Vec<&str> = params.all("type").collect();
+    if let Some(wrong) = kinds.iter().find(|kind| !matches!(**kind, "container" | "image" | "volume" | "build-cache")) {
+        return Err(Error::invalid(format!("unknown object type: {wrong}")).into());
+    }
+    let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
+    let mut usage = json!({});
+    let containers = engine.containers.list(&ListRequest { all: true, size: wanted("container"), ..ListRequest::default() }).await?;
+    if wanted("image") {
+        let (total, shared) = engine.images.layer_usage()?;
+        let images = engine.images.list(&Filters::default())?;
+        let shown = images.iter().map(|image| {
+            let users = containers.iter().filter(|container| container.record.image == image.id.as_str()).count();
+            let mut summary = wire::image_summary(image, &engine.images.names_of(&image.id), users, version);
+            summary["Containers"] = json!(users);
+            summary["SharedSize"] = json!(shared.get(&image.id).copied().unwrap_or(0));
+            summary
+        });
+        usage["LayersSize"] = json!(total);
+        usage["Images"] = shown.collect();
+    }
+    if wanted("container") {
+        let now = now();
+        usage["Containers"] = containers.iter().map(|container| wire::listed(container, now)).collect();
+    }
+    if wanted("volume") {
+        let volumes = engine.volumes.clone();
+        let shown = blocking(move || {
+            let found = volumes.list(&Filters::default())?;
+            let shown = found.iter().map(|record| {
+                let mut value = wire::volume(record, &volumes.path(&record.name));
+                value["UsageData"] = json!({"RefCount": volumes.users(&record.name), "Size": volumes.size(&record.name)});
+                value
+            });
+            Ok(shown.collect::<Value>())
+        });
+        usage["Volumes"] = shown.await?;
+    }
+    if wanted("build-cache") {
+        usage["BuildCache"] = json!([]);
+    }
+    Ok(ok(&usage))
+}
+
 pub(super) async fn info(State(engine): App) -> Response {
     let info = engine.info();
     let v1 = info.cgroup_version == 1;
@@ -54,7 +102,7 @@ pub(super) async fn info(State(engine): App) -> Response {
         "Images": info.images,
         "Driver": "overlay2",
         "DriverStatus": [["Backing Filesystem", info.backing_file_system], ["Supports d_type", "true"]],
-        "Plugins": {"Volume": [], "Network": ["bridge", "host", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "PidsLimit": true,
         "IPv4Forwarding": true, "Debug": false, "NFd": info.open_files, "OomKillDisable": v1, "NGoroutines": 0,
         "SystemTime": wire::time(now()),
@@ -141,7 +189,6 @@ fn matches(filters: &Filters, event: &Event) -> bool {
         && filters.labels(&event.attributes)
         && filters.any("scope", |scope| scope == "local")
         && filters.any("network", |value| is("network", value))
-        && ["volume", "plugin", "daemon", "node", "service", "secret", "config"]
-            .iter()
-            .all(|kind| filters.any(kind, |_| event.kind == *kind))
+        && filters.any("volume", |value| is("volume", value))
+        && ["plugin", "daemon", "node", "service", "secret", "config"].iter().all(|kind| filters.any(kind, |_| event.kind == *kind))
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::networking::NetworkArgs;
-use super::{key_values, labels_of};
+use super::{key_values, labels_of, mounts};
 use crate::client::{Client, query};
 use crate::format::units::parse_size;
 use crate::{Failure, Outcome};
@@ -73,6 +73,9 @@ pub(crate) struct CreateArgs {
     /// Mount a tmpfs directory
     #[arg(long)]
     pub tmpfs: Vec<String>,
+    /// Optional volume driver for the container
+    #[arg(long)]
+    pub volume_driver: Option<String>,
     /// Mount volumes from the specified container(s)
     #[arg(long)]
     pub volumes_from: Vec<String>,
@@ -291,6 +294,7 @@ fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Va
         ));
     }
     let networking = args.networks.parse()?;
+    let (binds, anonymous) = mounts::parse_volumes(&args.volume)?;
     let detached = detach == Some(true);
     let all = attach_all && args.attach.is_empty() && !detached;
     let stdin = !detached && (attached("stdin") || all && args.interactive && detach.is_some());
@@ -310,7 +314,8 @@ fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Va
         "StopSignal": args.stop_signal.clone().unwrap_or_default(),
         "StopTimeout": args.stop_timeout,
         "Healthcheck": healthcheck(args),
-        "HostConfig": host_config(args, networking.mode, networking.bindings)?,
+        "Volumes": anonymous,
+        "HostConfig": host_config(args, networking.mode, networking.bindings, binds)?,
         "NetworkingConfig": {"EndpointsConfig": networking.endpoints},
     }))
 }
@@ -323,7 +328,7 @@ fn healthcheck(args: &CreateArgs) -> Value {
     }
 }
 
-fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Value>) -> Outcome<Value> {
+fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Value>, binds: Vec<String>) -> Outcome<Value> {
     let networks = &args.networks;
     let size = |value: &Option<String>, flag: &str| value.as_deref().map_or(Ok(0), |text| named(parse_size(text), text, flag));
     let is_container = |mode: &str| mode.strip_prefix("container:").is_some_and(|name| !name.is_empty());
@@ -339,7 +344,7 @@ fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Va
     let (security, paths) = security(args)?;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let mut host = json!({
-        "Binds": list(&args.volume),
+        "Binds": list(&binds),
         "ContainerIDFile": text(&args.cidfile),
         "LogConfig": {"Type": text(&args.log_driver), "Config": key_values(&args.log_opt)?},
         "NetworkMode": network_mode,
@@ -386,8 +391,9 @@ fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Va
         "DeviceRequests": args.gpus.as_ref().map(|gpus| json!([{"Driver": "", "Count": if gpus == "all" { -1 } else { 1 }, "Capabilities": [["gpu"]]}])),
         "PidsLimit": args.pids_limit,
         "Ulimits": args.ulimit.iter().map(|limit| parse_ulimit(limit)).collect::<Outcome<Vec<_>>>()?,
-        "Mounts": args.mount.iter().map(|mount| parse_mount(mount)).collect::<Outcome<Vec<_>>>()?,
+        "Mounts": args.mount.iter().map(|mount| mounts::parse_mount(mount)).collect::<Outcome<Vec<_>>>()?,
         "Init": args.init.then_some(true),
+        "VolumeDriver": text(&args.volume_driver),
     });
     if let (Value::Object(host), Value::Object(more)) = (&mut host, more) {
         host.extend(more);
@@ -582,78 +588,12 @@ fn parse_ulimit(text: &str) -> Outcome<Value> {
     Ok(json!({"Name": name, "Soft": soft, "Hard": hard}))
 }
 
-/// `type=bind,source=…,target=…,readonly,…`
-fn parse_mount(text: &str) -> Outcome<Value> {
-    let fail = |reason: String| Failure::with_code(125, format!("invalid argument {text:?} for \"--mount\" flag: {reason}"));
-    let (mut mount, mut bind, mut tmpfs) = (Map::new(), Map::new(), Map::new());
-    mount.insert("Type".into(), json!("volume"));
-    for field in text.split(',') {
-        let (key, value) = match field.split_once('=') {
-            Some((key, value)) => (key, Some(value)),
-            None => (field, None),
-        };
-        let value_or = |fallback: &str| value.unwrap_or(fallback).to_owned();
-        let flag = || match value {
-            None | Some("true" | "1") => Ok(true),
-            Some("false" | "0") => Ok(false),
-            Some(other) => Err(fail(format!("invalid value for {key}: {other}"))),
-        };
-        match key {
-            "readonly" | "ro" => drop(mount.insert("ReadOnly".into(), json!(flag()?))),
-            "bind-nonrecursive" => drop(bind.insert("NonRecursive".into(), json!(flag()?))),
-            "bind-create-src" => drop(bind.insert("CreateMountpoint".into(), json!(flag()?))),
-            _ if value.is_none() => return Err(fail(format!("invalid field '{field}' must be a key=value pair"))),
-            "type" => drop(mount.insert("Type".into(), json!(value_or("").to_lowercase()))),
-            "source" | "src" => {
-                let source = value_or("");
-                let source = if source.starts_with('.') {
-                    std::path::absolute(&source).map_or(source, |path| path.to_string_lossy().into_owned())
-                } else {
-                    source
-                };
-                mount.insert("Source".into(), json!(source));
-            }
-            "target" | "dst" | "destination" => drop(mount.insert("Target".into(), json!(value_or("")))),
-            "bind-propagation" => drop(bind.insert("Propagation".into(), json!(value_or("")))),
-            "bind-recursive" => match value_or("").as_str() {
-                "enabled" => {}
-                "disabled" => drop(bind.insert("NonRecursive".into(), json!(true))),
-                "writable" => drop(bind.insert("ReadOnlyNonRecursive".into(), json!(true))),
-                "readonly" => drop(bind.insert("ReadOnlyForceRecursive".into(), json!(true))),
-                other => return Err(fail(format!("invalid value for bind-recursive: {other}"))),
-            },
-            "tmpfs-size" => drop(tmpfs.insert("SizeBytes".into(), json!(parse_size(&value_or(""))?))),
-            "tmpfs-mode" => drop(tmpfs.insert(
-                "Mode".into(),
-                json!(u32::from_str_radix(&value_or(""), 8).map_err(|_| fail(format!("invalid value for tmpfs-mode: {}", value_or(""))))?),
-            )),
-            other => return Err(fail(format!("unexpected key '{other}' in '{field}'"))),
-        }
-    }
-    if !mount.contains_key("Target") {
-        return Err(fail("target is required".into()));
-    }
-    if !bind.is_empty() {
-        mount.insert("BindOptions".into(), Value::Object(bind));
-    }
-    if !tmpfs.is_empty() {
-        mount.insert("TmpfsOptions".into(), Value::Object(tmpfs));
-    }
-    Ok(Value::Object(mount))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn mounts_and_limits() {
-        assert_eq!(
-            parse_mount("type=bind,src=/a,dst=/b,ro").unwrap(),
-            json!({"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": true})
-        );
-        assert!(parse_mount("bogus").unwrap_err().text.ends_with("invalid field 'bogus' must be a key=value pair"));
-        assert!(parse_mount("type=volume").unwrap_err().text.ends_with("target is required"));
+    fn devices_and_limits() {
         assert_eq!(parse_ulimit("nofile=10:20").unwrap(), json!({"Name": "nofile", "Soft": 10, "Hard": 20}));
         assert!(parse_ulimit("foo=1").unwrap_err().text.ends_with("invalid ulimit type: foo"));
         assert_eq!(

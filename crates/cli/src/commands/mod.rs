@@ -3,15 +3,18 @@
 mod attach;
 mod containers;
 mod create;
+mod df;
 mod exec;
 mod images;
 mod logs;
+mod mounts;
 mod networking;
 mod networks;
 mod ports;
 mod ps;
 mod run;
 mod system;
+mod volumes;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
@@ -54,9 +57,12 @@ enum Command {
     /// Manage networks
     #[command(name = "network", subcommand)]
     NetworkGroup(networks::NetworkCommand),
+    /// Manage volumes
+    #[command(name = "volume", subcommand)]
+    VolumeGroup(volumes::VolumeCommand),
     /// Manage the engine
     #[command(name = "system", subcommand)]
-    SystemGroup(SystemCommand),
+    SystemGroup(SystemGroup),
     /// Print a completion script for a shell
     Completion { shell: clap_complete::Shell },
     /// Write manual pages into a directory
@@ -166,6 +172,14 @@ enum SystemCommand {
     Version(system::FormatArgs),
 }
 
+#[derive(Debug, Subcommand)]
+enum SystemGroup {
+    /// Show disk usage
+    Df(df::DfArgs),
+    #[command(flatten)]
+    Other(SystemCommand),
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Names {
     #[arg(required = true, value_name = "CONTAINER")]
@@ -265,7 +279,8 @@ fn arguments_of(command: &str) -> &'static str {
     match command {
         "network connect" | "network disconnect" => return "requires 2 arguments",
         "network create" => return "requires 1 argument",
-        "network ls" => return "accepts no arguments",
+        "volume create" => return "requires at most 1 argument",
+        "network ls" | "volume ls" | "system df" => return "accepts no arguments",
         _ => {}
     }
     match command.rsplit(' ').next().unwrap_or_default() {
@@ -312,7 +327,9 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::ImageGroup(ImageGroup::Inspect(args)) => system::inspect(client, args, Some("image")).await,
         Command::ImageGroup(ImageGroup::Prune(args)) => system::prune(client, args, "images").await,
         Command::NetworkGroup(command) => networks::network(client, command).await,
-        Command::System(command) | Command::SystemGroup(command) => match command {
+        Command::VolumeGroup(command) => volumes::volume(client, command).await,
+        Command::SystemGroup(SystemGroup::Df(args)) => df::df(client, args).await,
+        Command::System(command) | Command::SystemGroup(SystemGroup::Other(command)) => match command {
             SystemCommand::Inspect(args) => system::inspect(client, args, None).await,
             SystemCommand::Events(args) => system::events(client, args).await,
             SystemCommand::Info(args) => system::info(client, args).await,

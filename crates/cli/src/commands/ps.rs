@@ -97,9 +97,14 @@ fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
     labels.sort();
-    let mounts = container["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Source"].as_str()).map(|source| {
-        if no_trunc || source.chars().count() <= 15 { source.to_owned() } else { source.chars().take(14).collect::<String>() + "…" }
-    });
+    let mounts = container["Mounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|mount| mount["Name"].as_str().or(mount["Source"].as_str()))
+        .map(|source| {
+            if no_trunc || source.chars().count() <= 15 { source.to_owned() } else { source.chars().take(14).collect::<String>() + "…" }
+        });
     let command = text("Command");
     let command =
         if no_trunc || command.chars().count() <= 20 { command.to_owned() } else { command.chars().take(19).collect::<String>() + "…" };

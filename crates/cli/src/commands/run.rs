@@ -39,9 +39,9 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
     if create.tty && stdin && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }
-    let id = make(client, create, true, Some(args.detach)).await.map_err(|failure| Failure {
-        text: if failure.code == NOT_RUN { failure.text } else { format!("whelk: {}", failure.text) },
-        code: NOT_RUN,
+    let id = make(client, create, true, Some(args.detach)).await.map_err(|failure| match failure.code {
+        NOT_RUN => failure,
+        _ => Failure::with_code(code_of(&failure.text), format!("whelk: {}", failure.text)),
     })?;
     if args.detach {
         start(client, &id).await?;
@@ -89,7 +89,12 @@ fn not_run(text: &str) -> Failure {
 async fn start(client: &Client, id: &str) -> Outcome<()> {
     let Err(error) = client.post(&format!("/containers/{id}/start"), None).await else { return Ok(()) };
     let text = error.to_string();
-    let code = if ["executable file not found", "no such file or directory", "system cannot find the file specified"]
+    Err(Failure::with_code(code_of(&text), format!("whelk: {text}")))
+}
+
+/// The code of a program that shells give for what an error's text is about.
+fn code_of(text: &str) -> u8 {
+    if ["executable file not found", "no such file or directory", "system cannot find the file specified"]
         .iter()
         .any(|part| text.contains(part))
     {
@@ -98,6 +103,5 @@ async fn start(client: &Client, id: &str) -> Outcome<()> {
         126
     } else {
         NOT_RUN
-    };
-    Err(Failure::with_code(code, format!("whelk: {text}")))
+    }
 }

@@ -55,7 +55,8 @@ pub(crate) async fn inspect(client: &Client, args: InspectArgs, kind: Option<&st
 }
 
 /// The kinds of objects in the order they are looked for, and where the API has them.
-const KINDS: &[(&str, &str)] = &[("container", "/containers/{}/json"), ("image", "/images/{}/json"), ("network", "/networks/{}")];
+const KINDS: &[(&str, &str)] =
+    &[("container", "/containers/{}/json"), ("image", "/images/{}/json"), ("network", "/networks/{}"), ("volume", "/volumes/{}")];
 
 async fn inspect_one(client: &Client, name: &str, kind: Option<&str>, size: bool) -> Outcome<Value> {
     for (known, path) in KINDS.iter().filter(|(known, _)| kind.is_none_or(|kind| kind == *known)) {

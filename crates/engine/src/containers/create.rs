@@ -1,6 +1,7 @@
 //! Making a container: a record and a directory; nothing is mounted and no process started.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use whelk_image::ImageConfig;
 use whelk_sys::fs;
@@ -37,7 +38,7 @@ const ATTEMPTS: u32 = 6;
 impl Containers {
     /// # Errors
     /// Settings that make no sense, an image that is not here, a name that is taken.
-    pub fn create(&self, request: CreateRequest) -> Result<Created> {
+    pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
         let CreateRequest { name, platform, mut config, mut host, networks } = request;
         let wanted_name = if name.is_empty() { None } else { Some(validate::name(&name)?.to_owned()) };
         let image = if config.image.is_empty() { None } else { Some(self.images.find(&config.image)?) };
@@ -54,6 +55,7 @@ impl Containers {
         config.hostname = crate::spec::hostname(&config, &id);
         fill_paths(&mut host);
         let image = image.map(|image| image.id.to_string()).unwrap_or_default();
+        let mounts = self.resolve_mounts(&id, &config, &host)?;
         let mut record = Record {
             version: SCHEMA_VERSION,
             id: id.clone(),
@@ -64,19 +66,31 @@ impl Containers {
             host,
             state: State::default(),
             networks,
+            mounts,
             ports: Vec::new(),
         };
-        self.reserve_name(&mut record, wanted_name)?;
-        let made = self.make_files(&id).and_then(|()| self.store.insert_container(&record));
-        if let Err(error) = made {
-            self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner).by_name.remove(&record.name);
-            let _ = fs::remove_tree(self.instance.container_dir(&id));
+        if let Err(error) = self.settle_in(&mut record, wanted_name).await {
+            self.release_volumes(&id, &record.mounts, true);
             return Err(error);
         }
         let container = Container::new(record);
         self.add(container.clone());
         self.publish(&container, "create", &[]);
         Ok(Created { id, warnings })
+    }
+
+    /// Gives a container its name, its files and its place in the store.
+    async fn settle_in(self: &Arc<Self>, record: &mut Record, wanted_name: Option<String>) -> Result<()> {
+        self.reserve_name(record, wanted_name)?;
+        let mut made = self.make_files(&record.id);
+        if made.is_ok() {
+            made = self.fill_volumes(record).await.and_then(|()| self.store.insert_container(record));
+        }
+        if made.is_err() {
+            self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner).by_name.remove(&record.name);
+            let _ = fs::remove_tree(self.instance.container_dir(&record.id));
+        }
+        made
     }
 
     /// Takes a name for the container, so that nobody else can meanwhile.

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::Containers;
 use crate::error::Result;
 use crate::model::Record;
-use crate::volumes::{self, Source};
+use crate::mounts::{MountPlan, Source};
+use crate::volumes::LOCAL;
 
 #[derive(Clone, Debug)]
 pub struct Inspected {
@@ -25,6 +26,9 @@ pub struct Inspected {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
     pub kind: &'static str,
+    /// A volume's.
+    pub name: String,
+    pub driver: &'static str,
     pub source: String,
     pub destination: String,
     pub mode: String,
@@ -44,7 +48,7 @@ impl Containers {
             files_made: whelk_sys::fs::exists(directory.join("hosts")),
             log_path: log.path,
             lower: self.layers(&record.image).unwrap_or_default(),
-            mounts: mount_points(&record)?,
+            mounts: self.mount_points(&record),
             execs: self.running_execs(&record.id),
             directory,
             size,
@@ -53,29 +57,39 @@ impl Containers {
     }
 }
 
-/// The mounts that a container asks for, as they are listed.
-pub fn mount_points(record: &Record) -> Result<Vec<MountPoint>> {
-    let listed = |plan: volumes::MountPlan| match plan.source {
-        Source::Bind { path, .. } => Some(MountPoint {
-            kind: "bind",
-            source: path,
-            destination: plan.target,
-            mode: plan.mode,
-            writable: !plan.read_only,
-            propagation: plan.propagation,
-        }),
-        // Only those of --mount are listed; --tmpfs has a field of its own.
-        Source::Tmpfs if !record.host.tmpfs.contains_key(&plan.target) => Some(MountPoint {
-            kind: "tmpfs",
-            source: String::new(),
-            destination: plan.target,
-            mode: String::new(),
-            writable: !plan.read_only,
-            propagation: String::new(),
-        }),
-        Source::Tmpfs => None,
-    };
-    Ok(volumes::plan(&record.config, &record.host)?.into_iter().filter_map(listed).collect())
+impl Containers {
+    /// What a container mounts, as it is listed.
+    pub fn mount_points(&self, record: &Record) -> Vec<MountPoint> {
+        let listed = |plan: &MountPlan| {
+            let mut point = MountPoint {
+                kind: "bind",
+                name: String::new(),
+                driver: "",
+                source: String::new(),
+                destination: plan.target.clone(),
+                mode: plan.mode.clone(),
+                writable: !plan.read_only,
+                propagation: plan.propagation.clone(),
+            };
+            match &plan.source {
+                Source::Bind { path, .. } => point.source.clone_from(path),
+                Source::Volume(volume) => {
+                    point.kind = "volume";
+                    point.name.clone_from(&volume.name);
+                    point.driver = LOCAL;
+                    point.source = self.volumes.path(&volume.name).to_string_lossy().into_owned();
+                }
+                // Only those of --mount are listed; --tmpfs has a field of its own.
+                Source::Tmpfs if record.host.tmpfs.contains_key(&plan.target) => return None,
+                Source::Tmpfs => {
+                    point.kind = "tmpfs";
+                    point.mode.clear();
+                }
+            }
+            Some(point)
+        };
+        record.mounts.iter().filter_map(listed).collect()
+    }
 }
 
 impl Containers {

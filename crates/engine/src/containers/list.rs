@@ -2,10 +2,11 @@
 
 use regex_lite::Regex;
 
-use super::Containers;
+use super::{Containers, MountPoint};
 use crate::error::{Error, Result};
 use crate::filters::Filters;
 use crate::model::{Record, Status};
+use crate::mounts::Source;
 
 #[derive(Clone, Debug, Default)]
 pub struct ListRequest {
@@ -21,6 +22,7 @@ pub struct ListRequest {
 #[derive(Clone, Debug)]
 pub struct Listed {
     pub record: Record,
+    pub mounts: Vec<MountPoint>,
     /// Bytes in the writable layer, and in it and the image.
     pub size: Option<(u64, u64)>,
 }
@@ -60,7 +62,7 @@ impl Containers {
         let mut listed = Vec::with_capacity(records.len());
         for record in records {
             let size = if request.size { Some(self.sizes(&record).await) } else { None };
-            listed.push(Listed { record, size });
+            listed.push(Listed { mounts: self.mount_points(&record), record, size });
         }
         Ok(listed)
     }
@@ -189,10 +191,13 @@ impl<'a> Matcher<'a> {
                 })
             })
             && filters.any("volume", |volume| {
-                crate::volumes::plan(&record.config, &record.host).is_ok_and(|plans| {
-                    plans.iter().any(|plan| {
-                        plan.target == volume || matches!(&plan.source, crate::volumes::Source::Bind { path, .. } if path == volume)
-                    })
+                record.mounts.iter().any(|plan| {
+                    let named = match &plan.source {
+                        Source::Bind { path, .. } => path == volume,
+                        Source::Volume(used) => used.name == volume,
+                        Source::Tmpfs => false,
+                    };
+                    named || plan.target == volume
                 })
             })
             && !matches!(filters.flag("is-task"), Ok(Some(true)))

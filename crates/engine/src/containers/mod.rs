@@ -26,6 +26,7 @@ mod start;
 mod stop;
 mod top;
 mod update;
+mod volumes;
 mod wait;
 
 use std::collections::{BTreeMap, HashMap};
@@ -39,7 +40,7 @@ use whelk_shim::protocol::Attach;
 pub use attach::{AttachRequest, Attached};
 pub use create::{CreateRequest, Created};
 pub use exec::{Exec, ExecConfig, ExecStart, ExecState};
-pub use inspect::{Inspected, MountPoint, mount_points};
+pub use inspect::{Inspected, MountPoint};
 pub use list::{FILTERS, ListRequest, Listed};
 pub use logs::{LogChunk, LogsRequest};
 pub use remove::RemoveRequest;
@@ -56,6 +57,7 @@ use crate::networks::Networks;
 use crate::shims::Shims;
 use crate::store::Store;
 use crate::validate::Host;
+use crate::volumes::Volumes;
 
 /// All containers of an engine.
 #[derive(Debug)]
@@ -64,6 +66,7 @@ pub struct Containers {
     pub(crate) store: Arc<Store>,
     pub(crate) images: Arc<Images>,
     pub(crate) networks: Arc<Networks>,
+    pub(crate) volumes: Arc<Volumes>,
     pub(crate) events: Arc<Events>,
     pub(crate) shims: Arc<Shims>,
     pub(crate) host: Host,
@@ -111,6 +114,7 @@ pub struct Parts {
     pub store: Arc<Store>,
     pub images: Arc<Images>,
     pub networks: Arc<Networks>,
+    pub volumes: Arc<Volumes>,
     pub events: Arc<Events>,
     pub shims: Arc<Shims>,
     pub host: Host,
@@ -119,12 +123,13 @@ pub struct Parts {
 
 impl Containers {
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { instance, store, images, networks, events, shims, host, executable } = parts;
+        let Parts { instance, store, images, networks, volumes, events, shims, host, executable } = parts;
         Arc::new(Self {
             instance,
             store,
             images,
             networks,
+            volumes,
             events,
             shims,
             host,

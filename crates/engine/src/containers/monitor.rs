@@ -121,6 +121,7 @@ impl Containers {
         };
         // Before anybody hears of the end: who does may want the same port.
         self.leave(container);
+        self.leave_mounts(container);
         let auto_remove = container.record().host.auto_remove;
         if !auto_remove {
             self.save_or_complain(container);
@@ -133,7 +134,7 @@ impl Containers {
             progress.exit_code = exit.code;
         });
         if auto_remove {
-            self.remove_now(container);
+            self.remove_now(container, true);
         } else if restart {
             tokio::spawn(restart_later(Arc::downgrade(self), container.clone()));
         }

@@ -8,12 +8,19 @@ use whelk_sys::fs;
 use super::{Container, Containers, monitor};
 use crate::error::Result;
 use crate::model::Status;
+use crate::mounts;
 use crate::shims::{ask, read_message};
+
+/// Records before this version say in their settings only what they mount.
+const WITH_MOUNTS: u32 = 3;
 
 impl Containers {
     /// Reads all records, connects to all shims, and settles what does not fit together.
     pub async fn recover(self: &Arc<Self>) -> Result<()> {
-        for record in self.store.containers()? {
+        for mut record in self.store.containers()? {
+            if record.version < WITH_MOUNTS {
+                record.mounts = mounts::plan(&record.host)?;
+            }
             self.add(Container::new(record));
         }
         self.collect_garbage()?;
@@ -21,6 +28,7 @@ impl Containers {
             self.recover_one(&container).await;
         }
         self.networks.settle();
+        self.volumes.settle();
         // Started last, when all that run are known.
         for container in self.all() {
             let wanted = {
@@ -59,12 +67,14 @@ impl Containers {
                 self.adopt_exec(&container.id, &id, pid);
             }
             self.networks.adopt(&container.record().clone());
+            self.adopt_volumes(container, true);
             container.shim.send_replace(true);
             container.progress.send_modify(|progress| progress.running = true);
             self.save_or_complain(container);
             monitor::spawn(self, container, events);
             return;
         }
+        self.adopt_volumes(container, false);
         // Also what a start that was cut short had taken.
         self.leave(container);
         let was_running = container.status().is_running();
@@ -73,7 +83,7 @@ impl Containers {
             self.ended(container, &exit);
         } else if matches!(container.status(), Status::Removing | Status::Dead) {
             container.record().state.status = Status::Exited;
-            self.remove_now(container);
+            self.remove_now(container, false);
         }
         let _ = fs::remove_tree(self.instance.run_dir(&container.id));
     }

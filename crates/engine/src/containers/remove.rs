@@ -12,6 +12,8 @@ use crate::model::Status;
 pub struct RemoveRequest {
     /// Kill it first if it runs.
     pub force: bool,
+    /// Its anonymous volumes too.
+    pub volumes: bool,
 }
 
 impl Containers {
@@ -56,12 +58,12 @@ impl Containers {
             }
         }
         container.shim_gone().await;
-        self.remove_now(&container);
+        self.remove_now(&container, request.volumes);
         Ok(())
     }
 
     /// Takes a container that does not run out of the world.
-    pub(super) fn remove_now(self: &Arc<Self>, container: &Arc<Container>) {
+    pub(super) fn remove_now(self: &Arc<Self>, container: &Arc<Container>, volumes: bool) {
         {
             let mut record = container.record();
             if record.state.status == Status::Removing {
@@ -77,6 +79,8 @@ impl Containers {
             return;
         }
         self.forget(container);
+        let mounts = std::mem::take(&mut container.record().mounts);
+        self.release_volumes(&container.id, &mounts, volumes);
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, exec| exec.container != container.id);
         container.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let trashed = self.images.store().trash(&self.instance.container_dir(&container.id));

@@ -18,7 +18,6 @@ use crate::model::{HostConfig, Record, Status};
 use crate::security::{Options, Seccomp};
 use crate::shims::LaunchError;
 use crate::spec::{self, Surroundings};
-use crate::volumes::{self, Source};
 
 /// What clients of Docker expect in front of a runtime's words; its CLI reads exit codes out of these texts.
 const CREATE_FAILED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during container init";
@@ -59,6 +58,7 @@ impl Containers {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.leave(container);
+                self.leave_mounts(container);
                 Err(error)
             }
         }
@@ -136,13 +136,7 @@ impl Containers {
         // What a shim that was killed left behind.
         fs::remove_tree(&run_dir)?;
         fs::create_dir(&run_dir, 0o700)?;
-        for plan in volumes::plan(config, host)? {
-            if let Source::Bind { path, create: true } = &plan.source
-                && !fs::exists(path)
-            {
-                fs::create_dir_all(path, 0o755)?;
-            }
-        }
+        self.enter_mounts(record)?;
         let mut spec = self.spec(record, &directory)?;
         let hostname = spec.hostname.clone();
         let capabilities = spec.process.as_ref().and_then(|process| process.capabilities.clone()).unwrap_or_default().bounding;
@@ -189,6 +183,8 @@ impl Containers {
             devices: devices(host)?,
             device_number: &device_number,
             executable: &self.executable,
+            mounts: &record.mounts,
+            volume_path: &|name| self.volumes.path(name),
         };
         spec::generate(&record.config, host, &surroundings)
     }
@@ -265,7 +261,7 @@ impl Containers {
             progress.exit_code = failure.exit_code;
         });
         if container.record().host.auto_remove {
-            self.remove_now(container);
+            self.remove_now(container, true);
         }
     }
 }

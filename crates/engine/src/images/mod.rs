@@ -174,6 +174,25 @@ impl Images {
         Ok(images)
     }
 
+    /// The bytes of all layers, each counted once, and for each image those of layers that others have too.
+    pub fn layer_usage(&self) -> Result<(u64, BTreeMap<Digest, u64>)> {
+        let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
+        let mut users: BTreeMap<&Digest, usize> = BTreeMap::new();
+        for image in &images {
+            let layers: BTreeSet<&Digest> = image.config.rootfs.diff_ids.iter().collect();
+            layers.into_iter().for_each(|layer| *users.entry(layer).or_default() += 1);
+        }
+        let mut sizes = BTreeMap::new();
+        for layer in users.keys() {
+            sizes.insert(*layer, self.files.layer_size(layer)?);
+        }
+        let shared = images.iter().map(|image| {
+            let layers: BTreeSet<&Digest> = image.config.rootfs.diff_ids.iter().filter(|layer| users[layer] > 1).collect();
+            (image.id.clone(), layers.iter().map(|layer| sizes[*layer]).sum())
+        });
+        Ok((sizes.values().sum(), shared.collect()))
+    }
+
     /// Puts images that are in the store under their names.
     fn record(&self, loaded: &Loaded) -> Result<()> {
         let names: Vec<String> = loaded.names.iter().map(Reference::to_string).collect();

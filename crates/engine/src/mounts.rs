@@ -1,20 +1,40 @@
-//! What a container mounts besides its own files: binds and tmpfs, from `-v`, `--mount` and `--tmpfs`.
+//! What a container mounts besides its own files: binds, volumes and tmpfs, from `-v`, `--mount` and `--tmpfs`.
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig};
+use crate::model::HostConfig;
+use crate::volumes::CreateVolume;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// A path of the host. `create` makes a missing directory.
     Bind {
         path: String,
         create: bool,
     },
+    Volume(VolumeUse),
     Tmpfs,
 }
 
+/// How a container uses a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUse {
+    /// Empty in a plan: a name is chosen when the container is created.
+    pub name: String,
+    /// The directory below the volume's that is mounted; empty for all of it.
+    pub subpath: String,
+    /// An empty volume gets what the image has there.
+    pub copy: bool,
+    /// Made for this container.
+    pub anonymous: bool,
+    /// What it is made with where it is missing.
+    #[serde(skip)]
+    pub make: CreateVolume,
+}
+
 /// One mount, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountPlan {
     pub source: Source,
     pub target: String,
@@ -26,14 +46,28 @@ pub struct MountPlan {
     pub propagation: String,
 }
 
-/// All mounts a container asks for, parents before children.
+impl MountPlan {
+    pub fn volume(&self) -> Option<&VolumeUse> {
+        match &self.source {
+            Source::Volume(volume) => Some(volume),
+            _ => None,
+        }
+    }
+
+    /// An anonymous volume, as `-v /path` and an image's `VOLUME` ask for it.
+    pub fn anonymous(target: &str) -> Result<Self> {
+        Ok(volume(VolumeUse { copy: true, ..VolumeUse::default() }, check_target(target)?, false, ""))
+    }
+}
+
+/// All mounts that a container's settings ask for.
 ///
 /// # Errors
-/// A specification that makes no sense, a target twice, and volumes, which this version does not have.
-pub fn plan(_config: &Config, host: &HostConfig) -> Result<Vec<MountPlan>> {
+/// A specification that makes no sense, a target twice.
+pub fn plan(host: &HostConfig) -> Result<Vec<MountPlan>> {
     let mut plans = Vec::new();
     for bind in host.binds.iter().flatten() {
-        plans.push(parse_bind(bind)?);
+        plans.push(parse_bind(bind, &host.volume_driver)?);
     }
     for mount in host.mounts.iter().flatten() {
         plans.push(parse_mount(mount)?);
@@ -46,8 +80,34 @@ pub fn plan(_config: &Config, host: &HostConfig) -> Result<Vec<MountPlan>> {
             return Err(Error::invalid(format!("Duplicate mount point: {}", plan.target)));
         }
     }
-    plans.sort_by_key(|plan| plan.target.matches('/').count());
     Ok(plans)
+}
+
+/// Parents before children.
+pub fn sort(plans: &mut [MountPlan]) {
+    plans.sort_by_key(|plan| plan.target.matches('/').count());
+}
+
+/// One `--volumes-from`: a container's name and, if it was given, whether the mounts are read-only.
+pub fn parse_volumes_from(text: &str) -> Result<(&str, Option<bool>)> {
+    let Some((name, mode)) = text.split_once(':') else { return Ok((text, None)) };
+    let mut read_only = None;
+    for word in mode.split(',') {
+        match word {
+            "ro" | "rw" if read_only.is_none() => read_only = Some(word == "ro"),
+            "z" | "Z" => check_relabel(word)?,
+            _ => return Err(Error::invalid(format!("invalid mode: {mode}"))),
+        }
+    }
+    Ok((name, read_only))
+}
+
+/// SELinux labels are changed where there are any, and only there do these words mean something.
+fn check_relabel(word: &str) -> Result<()> {
+    if whelk_sys::fs::exists("/sys/fs/selinux/enforce") {
+        return Err(Error::Unsupported(format!("mount option {word}: SELinux relabelling is not available in this version of whelk")));
+    }
+    Ok(())
 }
 
 /// An absolute path without `.`, `..` and double slashes.
@@ -75,31 +135,30 @@ fn check_target(target: &str) -> Result<String> {
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
-/// `SOURCE:TARGET[:MODE]`
-fn parse_bind(spec: &str) -> Result<MountPlan> {
-    let invalid =
-        |error: Error| Error::invalid(format!("invalid volume specification: '{spec}': invalid mount config for type \"bind\": {error}"));
+/// `SOURCE:TARGET[:MODE]`; a source that is no absolute path is a volume's name.
+fn parse_bind(spec: &str, driver: &str) -> Result<MountPlan> {
     let parts: Vec<&str> = spec.split(':').collect();
     let (source, target, mode) = match parts.as_slice() {
         [source, target] => (*source, *target, ""),
         [source, target, mode] => (*source, *target, *mode),
         _ => return Err(Error::invalid(format!("invalid volume specification: '{spec}'"))),
     };
-    if !source.starts_with('/') {
-        return Err(Error::Unsupported(format!(
-            "volume {source}: volumes are not available in this version of whelk; give an absolute path of the host"
-        )));
+    let is_bind = source.starts_with('/');
+    let kind = if is_bind { "bind" } else { "volume" };
+    let invalid =
+        |error: Error| Error::invalid(format!("invalid volume specification: '{spec}': invalid mount config for type {kind:?}: {error}"));
+    if source.is_empty() {
+        return Err(Error::invalid(format!("invalid volume specification: '{spec}'")));
     }
-    let target = check_target(target).map_err(invalid)?;
-    let (mut read_only, mut propagation, mut recursive) = (None, None, true);
+    let (mut read_only, mut propagation, mut recursive, mut copy) = (None, None, true, None);
     for word in mode.split(',').filter(|word| !word.is_empty()) {
         let fresh = match word {
             "ro" | "rw" => read_only.replace(word == "ro").is_none(),
-            "nocopy" | "consistent" | "cached" | "delegated" => true,
+            "nocopy" => copy.replace(false).is_none(),
+            "consistent" | "cached" | "delegated" => true,
             "z" | "Z" => {
-                return Err(Error::Unsupported(format!(
-                    "mount option {word}: SELinux relabelling is not available in this version of whelk"
-                )));
+                check_relabel(word)?;
+                true
             }
             "bind-nonrecursive" => {
                 recursive = false;
@@ -112,7 +171,27 @@ fn parse_bind(spec: &str) -> Result<MountPlan> {
             return Err(Error::invalid(format!("invalid mode: {mode}")));
         }
     }
+    let target = check_target(target).map_err(invalid)?;
+    if !is_bind {
+        if propagation.is_some() || !recursive {
+            return Err(invalid(Error::invalid("field BindOptions must not be specified")));
+        }
+        let make = CreateVolume { name: source.to_owned(), driver: driver.to_owned(), ..CreateVolume::default() };
+        let volume_use = VolumeUse { name: source.to_owned(), copy: copy.unwrap_or(true), make, ..VolumeUse::default() };
+        return Ok(volume(volume_use, target, read_only == Some(true), if mode.is_empty() { "z" } else { mode }));
+    }
     Ok(bind(clean(source), target, read_only == Some(true), propagation.unwrap_or("rprivate"), recursive, true, true, mode))
+}
+
+fn volume(volume: VolumeUse, target: String, read_only: bool, mode: &str) -> MountPlan {
+    let mut options: Vec<String> = vec!["rbind".into(), "rprivate".into()];
+    if read_only {
+        options.extend(["ro", "rro"].map(str::to_owned));
+    }
+    if !volume.subpath.is_empty() {
+        options.push(format!("X-mount.subdir={}", volume.subpath));
+    }
+    MountPlan { source: Source::Volume(volume), target, options, read_only, mode: mode.to_owned(), propagation: String::new() }
 }
 
 #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the options of one mount, each named where it is given")]
@@ -152,6 +231,14 @@ fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
         Ok(target) => target,
         Err(error) => return fail(&error.to_string()),
     };
+    let foreign = [
+        ("BindOptions", mount.bind_options.is_some() && mount.kind != "bind"),
+        ("VolumeOptions", mount.volume_options.is_some() && mount.kind != "volume"),
+        ("TmpfsOptions", mount.tmpfs_options.is_some() && mount.kind != "tmpfs"),
+    ];
+    if let Some((field, _)) = foreign.iter().find(|(_, given)| *given) {
+        return fail(&format!("field {field} must not be specified"));
+    }
     match mount.kind.as_str() {
         "bind" => {
             if mount.source.is_empty() {
@@ -197,11 +284,30 @@ fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
             }
             tmpfs(&target, &words.join(","))
         }
-        "volume" | "image" | "cluster" | "npipe" => {
+        "volume" => match volume_of(mount) {
+            Ok((volume_use, read_only)) => Ok(volume(volume_use, target, read_only, "z")),
+            Err(reason) => fail(reason),
+        },
+        "image" | "cluster" | "npipe" => {
             Err(Error::Unsupported(format!("mount type {}: not available in this version of whelk", mount.kind)))
         }
         _ => fail("mount type unknown"),
     }
+}
+
+/// Which volume a `--mount` means, and whether it is read-only.
+fn volume_of(mount: &crate::model::Mount) -> std::result::Result<(VolumeUse, bool), &'static str> {
+    let options = mount.volume_options.clone().unwrap_or_default();
+    if mount.source.is_empty() && mount.read_only {
+        return Err("must not set ReadOnly mode when using anonymous volumes");
+    }
+    let subpath = options.subpath;
+    if subpath.starts_with('/') || subpath.split('/').any(|part| part == "..") {
+        return Err("subpath must be a relative path within the volume");
+    }
+    let driver = options.driver_config.unwrap_or_default();
+    let make = CreateVolume { name: mount.source.clone(), driver: driver.name, options: driver.options, labels: options.labels };
+    Ok((VolumeUse { name: mount.source.clone(), subpath, copy: !options.no_copy, make, anonymous: false }, mount.read_only))
 }
 
 fn tmpfs(target: &str, options: &str) -> Result<MountPlan> {
@@ -244,7 +350,7 @@ mod tests {
     use super::*;
 
     fn check(bind: &str, expected: &str) {
-        let outcome = parse_bind(bind).map(|plan| format!("{:?} {} {}", plan.source, plan.target, plan.options.join(",")));
+        let outcome = parse_bind(bind, "").map(|plan| format!("{:?} {} {}", plan.source, plan.target, plan.options.join(",")));
         assert_eq!(outcome.unwrap_or_else(|error| error.to_string()), expected, "{bind}");
     }
 
@@ -262,6 +368,20 @@ mod tests {
             "/a:b",
             "invalid volume specification: '/a:b': invalid mount config for type \"bind\": invalid mount path: 'b' mount path must be absolute",
         );
+    }
+
+    #[test]
+    fn volumes() {
+        let named = |spec: &str| parse_bind(spec, "").map(|plan| (plan.volume().unwrap().clone(), plan));
+        let (volume, plan) = named("data:/x:ro,nocopy").unwrap();
+        assert_eq!((volume.name.as_str(), volume.copy, plan.read_only, plan.mode.as_str()), ("data", false, true, "ro,nocopy"));
+        assert_eq!(named("data:/x").unwrap().1.mode, "z");
+        check(
+            "data:/x:rprivate",
+            "invalid volume specification: 'data:/x:rprivate': invalid mount config for type \"volume\": field BindOptions must not be specified",
+        );
+        assert_eq!(parse_volumes_from("c:ro").unwrap(), ("c", Some(true)));
+        assert_eq!(parse_volumes_from("c:foo").unwrap_err().to_string(), "invalid mode: foo");
     }
 
     #[test]

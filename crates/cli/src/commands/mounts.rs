@@ -1,0 +1,141 @@
+//! The grammars of `--volume` and `--mount`.
+
+use serde_json::{Map, Value, json};
+
+use crate::format::units::parse_size;
+use crate::{Failure, Outcome};
+
+/// What `--volume` comes to: binds and named volumes as they are written, and paths that get anonymous ones.
+pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Map<String, Value>)> {
+    let (mut binds, mut anonymous) = (Vec::new(), Map::new());
+    for spec in given {
+        let wrong = |reason: &str| Failure::with_code(125, format!("invalid spec: {spec}: {reason}"));
+        let parts: Vec<&str> = spec.split(':').collect();
+        if parts.iter().any(|part| part.is_empty()) {
+            return Err(wrong(if spec.is_empty() { "volume name is required" } else { "empty section between colons" }));
+        }
+        match parts.as_slice() {
+            [target] => drop(anonymous.insert((*target).to_owned(), json!({}))),
+            [source, rest @ ..] if rest.len() <= 2 => {
+                // What begins with a dot is a path from here; the engine knows no such thing.
+                let source = if source.starts_with('.') { absolute(source) } else { (*source).to_owned() };
+                binds.push(format!("{source}:{}", rest.join(":")));
+            }
+            _ => return Err(wrong("too many colons")),
+        }
+    }
+    Ok((binds, anonymous))
+}
+
+fn absolute(path: &str) -> String {
+    std::path::absolute(path).map_or_else(|_| path.to_owned(), |path| path.to_string_lossy().into_owned())
+}
+
+/// `type=bind,source=…,target=…,readonly,…`
+pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
+    let fail = |reason: String| Failure::with_code(125, format!("invalid argument {text:?} for \"--mount\" flag: {reason}"));
+    let (mut mount, mut bind, mut volume, mut tmpfs) = (Map::new(), Map::new(), Map::new(), Map::new());
+    let (mut labels, mut driver_options) = (Map::new(), Map::new());
+    mount.insert("Type".into(), json!("volume"));
+    for field in text.split(',') {
+        let (key, value) = match field.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (field, None),
+        };
+        let text = value.unwrap_or_default();
+        let flag = || match value {
+            None | Some("true" | "1") => Ok(true),
+            Some("false" | "0") => Ok(false),
+            Some(other) => Err(fail(format!("invalid value for {key}: {other}"))),
+        };
+        match key {
+            "readonly" | "ro" => drop(mount.insert("ReadOnly".into(), json!(flag()?))),
+            "bind-nonrecursive" => drop(bind.insert("NonRecursive".into(), json!(flag()?))),
+            "bind-create-src" => drop(bind.insert("CreateMountpoint".into(), json!(flag()?))),
+            "volume-nocopy" => drop(volume.insert("NoCopy".into(), json!(flag()?))),
+            _ if value.is_none() => return Err(fail(format!("invalid field '{field}' must be a key=value pair"))),
+            "type" => drop(mount.insert("Type".into(), json!(text.to_lowercase()))),
+            "source" | "src" => {
+                mount.insert("Source".into(), json!(if text.starts_with('.') { absolute(text) } else { text.to_owned() }));
+            }
+            "target" | "dst" | "destination" => drop(mount.insert("Target".into(), json!(text))),
+            "consistency" => drop(mount.insert("Consistency".into(), json!(text))),
+            "bind-propagation" => drop(bind.insert("Propagation".into(), json!(text))),
+            "bind-recursive" => match text {
+                "enabled" => {}
+                "disabled" => drop(bind.insert("NonRecursive".into(), json!(true))),
+                "writable" => drop(bind.insert("ReadOnlyNonRecursive".into(), json!(true))),
+                "readonly" => drop(bind.insert("ReadOnlyForceRecursive".into(), json!(true))),
+                other => return Err(fail(format!("invalid value for bind-recursive: {other}"))),
+            },
+            "volume-subpath" => drop(volume.insert("Subpath".into(), json!(text))),
+            "volume-driver" => volume.entry("DriverConfig").or_insert_with(|| json!({}))["Name"] = json!(text),
+            "volume-label" => {
+                let (key, value) = text.split_once('=').unwrap_or((text, ""));
+                labels.insert(key.to_owned(), json!(value));
+            }
+            "volume-opt" => {
+                let (key, value) = text.split_once('=').unwrap_or((text, ""));
+                driver_options.insert(key.to_owned(), json!(value));
+            }
+            "tmpfs-size" => drop(tmpfs.insert("SizeBytes".into(), json!(parse_size(text)?))),
+            "tmpfs-mode" => drop(tmpfs.insert(
+                "Mode".into(),
+                json!(u32::from_str_radix(text, 8).map_err(|_| fail(format!("invalid value for tmpfs-mode: {text}")))?),
+            )),
+            other => return Err(fail(format!("unexpected key '{other}' in '{field}'"))),
+        }
+    }
+    if !mount.contains_key("Target") {
+        return Err(fail("target is required".into()));
+    }
+    if !labels.is_empty() {
+        volume.insert("Labels".into(), Value::Object(labels));
+    }
+    if !driver_options.is_empty() {
+        volume.entry("DriverConfig").or_insert_with(|| json!({}))["Options"] = Value::Object(driver_options);
+    }
+    let kind = mount["Type"].as_str().unwrap_or_default().to_owned();
+    for (name, field, options) in [("bind", "BindOptions", bind), ("volume", "VolumeOptions", volume), ("tmpfs", "TmpfsOptions", tmpfs)] {
+        if options.is_empty() {
+            continue;
+        }
+        if kind != name {
+            return Err(fail(format!("cannot mix '{name}-*' options with mount type '{kind}'")));
+        }
+        mount.insert(field.into(), Value::Object(options));
+    }
+    Ok(Value::Object(mount))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts() {
+        assert_eq!(
+            parse_mount("type=bind,src=/a,dst=/b,ro").unwrap(),
+            json!({"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": true})
+        );
+        assert_eq!(
+            parse_mount("src=v,dst=/b,volume-nocopy,volume-opt=type=nfs,volume-label=a=b,volume-subpath=x").unwrap(),
+            json!({"Type": "volume", "Source": "v", "Target": "/b", "VolumeOptions": {
+                "NoCopy": true, "DriverConfig": {"Options": {"type": "nfs"}}, "Labels": {"a": "b"}, "Subpath": "x"}})
+        );
+        let text = |text: &str| parse_mount(text).unwrap_err().text;
+        assert!(text("bogus").ends_with("invalid field 'bogus' must be a key=value pair"));
+        assert!(text("type=volume").ends_with("target is required"));
+        assert!(text("type=volume,dst=/x,bind-propagation=shared").ends_with("cannot mix 'bind-*' options with mount type 'volume'"));
+    }
+
+    #[test]
+    fn volumes() {
+        let own = |text: &str| parse_volumes(&[text.to_owned()]);
+        assert_eq!(own("/a").unwrap().1, json!({"/a": {}}).as_object().unwrap().clone());
+        assert_eq!(own("/a:/b:ro").unwrap().0, ["/a:/b:ro"]);
+        assert!(own("./a:/b").unwrap().0[0].starts_with('/'));
+        assert_eq!(own("a:").unwrap_err().text, "invalid spec: a:: empty section between colons");
+        assert_eq!(own("/a:/b:/c:ro").unwrap_err().text, "invalid spec: /a:/b:/c:ro: too many colons");
+    }
+}

@@ -1,0 +1,287 @@
+//! Copies of file trees, with all that files have: owners, modes, times, extended attributes, holes, hard links.
+//!
+//! Both trees are walked by descriptor and no link is followed: whoever changes one meanwhile cannot lead the copy
+//! outside.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, copy_file_range,
+    fgetxattr, flistxattr, fsetxattr, ftruncate, linkat, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+/// Deeper than any honest tree; every level costs stack and two descriptors.
+const DEEPEST: usize = 512;
+
+/// Copies what the directory `from` holds into the directory `to`. Where the file system can share data (reflinks), it
+/// does.
+pub fn tree(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
+    let to = to.as_fd();
+    Copy { links: HashMap::new(), top: openat(to, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())? }.directory(
+        &reopen(from)?,
+        &reopen(to)?,
+        &CString::default(),
+        0,
+    )
+}
+
+/// Gives `to` the owner, mode, extended attributes and times of `from`; both are directories.
+pub fn directory_attributes(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
+    let (from, to) = (reopen(from)?, reopen(to)?);
+    let stat = rustix::fs::fstat(&from)?;
+    copy_attributes(&from, &to)?;
+    rustix::fs::fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    rustix::fs::fchmod(&to, mode_of(&stat))?;
+    rustix::fs::futimens(&to, &times_of(&stat))
+}
+
+fn reopen(directory: impl AsFd) -> Result<OwnedFd, Errno> {
+    openat(directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn mode_of(stat: &Stat) -> Mode {
+    Mode::from_raw_mode(stat.st_mode & 0o7777)
+}
+
+#[allow(clippy::cast_possible_wrap, clippy::useless_conversion, reason = "the field types differ between architectures")]
+fn times_of(stat: &Stat) -> Timestamps {
+    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    Timestamps {
+        last_access: time(stat.st_atime.into(), stat.st_atime_nsec as i64),
+        last_modification: time(stat.st_mtime.into(), stat.st_mtime_nsec as i64),
+    }
+}
+
+struct Copy {
+    /// Where the first name of each file with several was put, below `top`.
+    links: HashMap<(u64, u64), CString>,
+    top: OwnedFd,
+}
+
+impl Copy {
+    fn directory(&mut self, from: &OwnedFd, to: &OwnedFd, path: &CStr, depth: usize) -> Result<(), Errno> {
+        if depth > DEEPEST {
+            return Err(Errno::LOOP);
+        }
+        for entry in Dir::read_from(from)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                self.entry(from, to, path, name, depth)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, from: &OwnedFd, to: &OwnedFd, path: &CStr, name: &CStr, depth: usize) -> Result<(), Errno> {
+        let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let own_path = join(path, name);
+        if kind != FileType::Directory && stat.st_nlink > 1 {
+            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
+                return linkat(&self.top, first.as_c_str(), to, name, AtFlags::empty());
+            }
+            self.links.insert((stat.st_dev, stat.st_ino), own_path.clone());
+        }
+        let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open_directory = |at: &OwnedFd| openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty());
+        match kind {
+            FileType::Directory => {
+                mkdirat(to, name, Mode::RWXU)?;
+                let (from, to) = (open_directory(from)?, open_directory(to)?);
+                copy_attributes(&from, &to)?;
+                self.directory(&from, &to, &own_path, depth + 1)?;
+            }
+            FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?.as_c_str(), to, name)?,
+            FileType::RegularFile => {
+                let input = openat(from, name, OFlags::RDONLY | OFlags::NONBLOCK | nofollow, Mode::empty())?;
+                let output = openat(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow, Mode::RUSR | Mode::WUSR)?;
+                copy_data(&input, &output, stat.st_size.try_into().unwrap_or(0))?;
+                copy_attributes(&input, &output)?;
+            }
+            kind => match mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev) {
+                // A device, in a user namespace.
+                Err(Errno::PERM) => return Ok(()),
+                result => result?,
+            },
+        }
+        // The owner first: changing it takes set-id bits away.
+        chownat(to, name, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+        if kind != FileType::Symlink {
+            chmodat(to, name, mode_of(&stat), AtFlags::empty())?;
+        }
+        utimensat(to, name, &times_of(&stat), AtFlags::SYMLINK_NOFOLLOW)
+    }
+}
+
+fn join(path: &CStr, name: &CStr) -> CString {
+    let mut bytes = path.to_bytes().to_vec();
+    if !bytes.is_empty() {
+        bytes.push(b'/');
+    }
+    bytes.extend_from_slice(name.to_bytes());
+    CString::new(bytes).unwrap_or_default()
+}
+
+/// The parts of a file that hold data; holes stay holes.
+fn copy_data(from: &OwnedFd, to: &OwnedFd, size: u64) -> Result<(), Errno> {
+    let mut offset = 0;
+    while offset < size {
+        let begin = match seek(from, SeekFrom::Data(offset)) {
+            Ok(begin) => begin,
+            // Nothing but a hole is left.
+            Err(Errno::NXIO) => break,
+            // A file system that does not know of holes.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => offset,
+            Err(error) => return Err(error),
+        };
+        let end = seek(from, SeekFrom::Hole(begin)).unwrap_or(size).max(begin + 1);
+        copy_range(from, to, begin, end)?;
+        offset = end;
+    }
+    ftruncate(to, size)
+}
+
+fn copy_range(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(), Errno> {
+    /// As much as one call is asked to copy.
+    const AT_ONCE: usize = 1 << 30;
+    while at < end {
+        let length = usize::try_from(end - at).unwrap_or(AT_ONCE).min(AT_ONCE);
+        let (mut input, mut output) = (at, at);
+        match copy_file_range(from, Some(&mut input), to, Some(&mut output), length) {
+            // The file was cut meanwhile.
+            Ok(0) => return Ok(()),
+            Ok(copied) => at += copied as u64,
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return copy_by_hand(from, to, at, end),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(), Errno> {
+    let mut buffer = vec![0; 256 << 10];
+    while at < end {
+        let most = usize::try_from(end - at).unwrap_or(buffer.len()).min(buffer.len());
+        let count = match rustix::io::pread(from, &mut buffer[..most], at) {
+            Ok(0) => return Ok(()),
+            Err(Errno::INTR) => continue,
+            result => result?,
+        };
+        let mut written = 0;
+        while written < count {
+            written += rustix::io::pwrite(to, &buffer[written..count], at + written as u64)?;
+        }
+        at += count as u64;
+    }
+    Ok(())
+}
+
+/// Extended attributes, as far as the target's file system takes them.
+fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+    /// The kernel's own bounds: 64 KiB of names, 64 KiB for each value.
+    const LARGEST: usize = 64 << 10;
+    let mut names = vec![0u8; LARGEST];
+    let length = match flistxattr(from, &mut names) {
+        Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+        result => result?,
+    };
+    let mut value = vec![0u8; LARGEST];
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let name = CString::new(name).unwrap_or_default();
+        // The kernel's own marks of overlay and of SELinux belong to where they are.
+        if name.to_bytes().starts_with(b"trusted.overlay.") || name.to_bytes() == b"security.selinux" {
+            continue;
+        }
+        let length = match fgetxattr(from, name.as_c_str(), &mut value) {
+            Err(Errno::NODATA) => continue,
+            result => result?,
+        };
+        match fsetxattr(to, name.as_c_str(), &value[..length], XattrFlags::empty()) {
+            Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory holds nothing.
+pub fn is_empty(directory: impl AsFd) -> Result<bool, Errno> {
+    for entry in Dir::read_from(reopen(directory)?)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b".." | b"lost+found") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// How much a tree takes on disk, in bytes; files with several names count once.
+pub fn disk_usage(directory: impl AsFd) -> Result<u64, Errno> {
+    fn walk(directory: &OwnedFd, seen: &mut std::collections::HashSet<(u64, u64)>, depth: usize) -> Result<u64, Errno> {
+        let mut total = 0;
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            // What goes away meanwhile takes nothing.
+            let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                if depth < DEEPEST
+                    && let Ok(inner) = openat(directory, name, flags, Mode::empty())
+                {
+                    total += walk(&inner, seen, depth + 1)?;
+                }
+            } else if stat.st_nlink < 2 || seen.insert((stat.st_dev, stat.st_ino)) {
+                total += u64::try_from(stat.st_size).unwrap_or(0);
+            }
+        }
+        Ok(total)
+    }
+    walk(&reopen(directory)?, &mut std::collections::HashSet::new(), 0)
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a panic with its place is all the error handling that a test needs")]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_has_all_that_its_files_have() {
+        let base = std::env::temp_dir().join(format!("whelk-copy-{}", std::process::id()));
+        let (from, to) = (base.join("from"), base.join("to"));
+        fs::create_dir_all(from.join("sub")).unwrap();
+        fs::create_dir(&to).unwrap();
+        fs::write(from.join("sub/file"), "content").unwrap();
+        fs::set_permissions(from.join("sub/file"), fs::Permissions::from_mode(0o640)).unwrap();
+        fs::hard_link(from.join("sub/file"), from.join("twin")).unwrap();
+        symlink("/etc/passwd", from.join("link")).unwrap();
+        let sparse = fs::File::create(from.join("sparse")).unwrap();
+        sparse.write_all_at(b"end", 10 << 20).unwrap();
+        mknodat(fs::File::open(&from).unwrap(), c"pipe", FileType::Fifo, Mode::RUSR, 0).unwrap();
+        tree(fs::File::open(&from).unwrap(), fs::File::open(&to).unwrap()).unwrap();
+        let meta = |path: &str| fs::symlink_metadata(to.join(path)).unwrap();
+        assert_eq!(fs::read_to_string(to.join("sub/file")).unwrap(), "content");
+        assert_eq!(meta("sub/file").mode() & 0o7777, 0o640);
+        assert_eq!((meta("twin").ino(), meta("twin").nlink()), (meta("sub/file").ino(), 2));
+        assert_eq!(fs::read_link(to.join("link")).unwrap(), std::path::Path::new("/etc/passwd"));
+        assert_eq!(meta("sparse").len(), (10 << 20) + 3);
+        assert!(meta("sparse").blocks() * 512 < 1 << 20, "the hole was filled");
+        assert_eq!(meta("sub/file").mtime_nsec(), fs::metadata(from.join("sub/file")).unwrap().mtime_nsec());
+        assert_eq!(FileType::from_raw_mode(meta("pipe").mode()), FileType::Fifo);
+        assert!(!is_empty(fs::File::open(&to).unwrap()).unwrap());
+        // The link's own length counts; the twins count once.
+        assert_eq!(disk_usage(fs::File::open(&to).unwrap()).unwrap(), 7 + 11 + (10 << 20) + 3);
+        fs::remove_dir_all(&base).unwrap();
+    }
+}

@@ -1,0 +1,271 @@
+//! Volumes: data that outlives its containers, and everything that keeps it where it belongs.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::fs;
+
+use serde_json::{Value, json};
+use whelk_tests::{Cli, Engine, Program};
+
+/// `run --rm FLAGS busybox sh -c SCRIPT`
+#[track_caller]
+fn sh(cli: Cli<'_>, flags: &[&str], script: &str) -> String {
+    cli.sh(flags, script).ok()
+}
+
+#[track_caller]
+fn volumes(cli: Cli<'_>) -> Vec<String> {
+    cli.run(&["volume", "ls", "-q"]).ok().lines().map(str::to_owned).collect()
+}
+
+/// An image with content at /data, and /data and /vol declared as volumes.
+fn load_image_with_volumes(engine: &Engine) {
+    let cli = engine.cli(Program::Docker);
+    let script =
+        "mkdir -p /data/sub; echo hi >/data/file; ln /data/file /data/twin; ln -s file /data/link; chmod 750 /data; chown 33:44 /data";
+    cli.run(&["run", "--name", "maker", "--network", "none", "busybox", "sh", "-c", script]).ok();
+    let file = engine.scratch("image").join("files.tar");
+    cli.run(&["export", "-o", &file.to_string_lossy(), "maker"]).ok();
+    engine.import("volimg", &["VOLUME /data", "VOLUME /vol", "CMD [\"sh\"]"], &fs::read(&file).unwrap());
+    cli.run(&["rm", "maker"]).ok();
+}
+
+#[test]
+fn data_outlives_its_container() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        sh(cli, &["-v", "data:/d"], "echo kept >/d/file");
+        assert_eq!(sh(cli, &["-v", "data:/e:ro"], "cat /e/file; touch /e/x 2>&1 || true"), "kept\ntouch: /e/x: Read-only file system");
+        assert_eq!(sh(cli, &["--mount", "type=volume,source=data,target=/m"], "cat /m/file"), "kept");
+        assert_eq!(cli.run(&["volume", "inspect", "-f", "{{.Driver}} {{.Scope}} {{.Name}}", "data"]).ok(), "local local data");
+        cli.up("user", &["-v", "data:/d"], &["sleep", "60"]);
+        let id = engine.inspect("user")["Id"].as_str().unwrap().to_owned();
+        cli.run(&["volume", "rm", "data"]).refuses(1, &format!("remove data: volume is in use - [{id}]"));
+        cli.run(&["volume", "rm", "-f", "data"]).refuses(1, "volume is in use");
+        cli.run(&["rm", "-f", "user"]).ok();
+        assert_eq!(cli.run(&["volume", "rm", "data"]).ok(), "data");
+        assert_eq!(sh(cli, &["-v", "data:/d"], "ls /d"), "");
+        cli.run(&["volume", "rm", "data"]).ok();
+    });
+}
+
+#[test]
+fn an_empty_volume_gets_what_the_image_has_there() {
+    let engine = Engine::start();
+    load_image_with_volumes(&engine);
+    engine.both(|cli| {
+        let look = "cd /data && cat file link && stat -c '%a %u:%g' . && stat -c %h twin && ls -A";
+        let expected = "hi\nhi\n750 33:44\n2\nfile\nlink\nsub\ntwin";
+        let run = |flags: &[&str], script: &str| {
+            cli.run(&[&["run", "--rm", "--network", "none"], flags, &["volimg", "sh", "-c", script]].concat()).ok()
+        };
+        assert_eq!(run(&[], look), expected);
+        assert!(volumes(cli).is_empty(), "--rm takes anonymous volumes along");
+        assert_eq!(run(&["-v", "full:/data"], look), expected);
+        assert_eq!(run(&["-v", "full:/data"], "rm /data/file; ls -A /data"), "link\nsub\ntwin");
+        assert_eq!(run(&["-v", "full:/data"], "ls -A /data"), "link\nsub\ntwin", "what is not empty stays as it is");
+        assert_eq!(run(&["-v", "bare:/data:nocopy"], "ls -A /data; stat -c '%a %u' /data"), "755 0");
+        assert_eq!(run(&["--mount", "source=bare2,target=/data,volume-nocopy"], "ls -A /data"), "");
+        cli.run(&["volume", "rm", "full", "bare", "bare2"]).ok();
+    });
+}
+
+#[test]
+fn anonymous_volumes_go_with_whom_they_were_made_for() {
+    let engine = Engine::start();
+    load_image_with_volumes(&engine);
+    engine.both(|cli| {
+        cli.run(&["run", "--name", "keeps", "--network", "none", "volimg", "true"]).ok();
+        assert_eq!(volumes(cli).len(), 2);
+        let mounts = engine.inspect("keeps")["Mounts"].clone();
+        assert_eq!(mounts[0]["Type"], "volume");
+        assert_eq!((&mounts[0]["Destination"], &mounts[0]["Mode"], &mounts[0]["RW"]), (&json!("/data"), &json!(""), &json!(true)));
+        cli.run(&["rm", "keeps"]).ok();
+        assert_eq!(volumes(cli).len(), 2, "rm without -v keeps them");
+        let pruned = cli.run(&["volume", "prune", "-f"]).ok();
+        assert!(pruned.starts_with("Deleted Volumes:") && pruned.contains("Total reclaimed space: 7B"), "{pruned}");
+        cli.run(&["create", "--name", "drops", "-v", "/anon", "-v", "named:/n", "volimg"]).ok();
+        assert_eq!(volumes(cli).len(), 4);
+        cli.run(&["rm", "-v", "drops"]).ok();
+        assert_eq!(volumes(cli), ["named"], "those with a name stay");
+        cli.run(&["volume", "prune", "-f"]).ok();
+        assert_eq!(volumes(cli), ["named"]);
+        cli.run(&["volume", "prune", "-f", "--all"]).ok();
+        assert!(volumes(cli).is_empty());
+    });
+}
+
+#[test]
+fn volumes_of_other_containers_can_be_used() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let host = engine.scratch_text("host");
+        cli.up("first", &["-v", "named:/n", "-v", "/anon", "-v", &format!("{host}:/host:ro"), "--tmpfs", "/t"], &["sleep", "60"]);
+        sh(cli, &["--volumes-from", "first"], "echo 1 >/n/x; echo 2 >/anon/y; [ ! -d /t ]; ! touch /host/z 2>/dev/null");
+        assert_eq!(cli.run(&["exec", "first", "cat", "/n/x", "/anon/y"]).ok(), "1\n2");
+        cli.sh(&["--volumes-from", "first:ro"], "touch /n/z").refuses(1, "Read-only file system");
+        let own = engine.scratch_text("own");
+        assert_eq!(sh(cli, &["--volumes-from", "first", "-v", &format!("{own}:/n")], "ls /n"), "", "what is given here wins");
+        cli.sh(&["--volumes-from", "nosuch"], "true").refuses(125, "No such container: nosuch");
+        cli.sh(&["--volumes-from", "first:foo"], "true").refuses(125, "invalid mode: foo");
+        // The anonymous one lives as long as anybody uses it.
+        cli.up("second", &["--volumes-from", "first"], &["sleep", "60"]);
+        cli.run(&["rm", "-fv", "first"]).ok();
+        assert_eq!(cli.run(&["exec", "second", "cat", "/anon/y"]).ok(), "2");
+        cli.run(&["rm", "-fv", "second"]).ok();
+        assert_eq!(volumes(cli), ["named"]);
+        cli.run(&["volume", "rm", "named"]).ok();
+    });
+}
+
+#[test]
+fn a_part_of_a_volume_can_be_mounted_and_nothing_outside() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        sh(cli, &["-v", "data:/d"], "mkdir -p /d/in/deep; ln -s /etc /d/out; ln -s ../../../../etc /d/up");
+        sh(cli, &["--mount", "source=data,target=/x,volume-subpath=in/deep"], "touch /x/f");
+        assert_eq!(sh(cli, &["-v", "data:/d"], "ls /d/in/deep"), "f");
+        let refused = |subpath: &str, text: &str| {
+            // Command lines take "no such file" for a program that is not there.
+            let code = if text.contains("no such file") { 127 } else { 125 };
+            cli.sh(&["--mount", &format!("source=data,target=/x,volume-subpath={subpath}")], "cat /x/passwd").refuses(code, text);
+        };
+        refused("nosuch", "no such file or directory");
+        refused("../..", "subpath must be a relative path within the volume");
+        // Links are followed inside the volume only, where these lead to nothing.
+        refused("out", "no such file or directory");
+        refused("up", "no such file or directory");
+        cli.run(&["volume", "rm", "data"]).ok();
+    });
+}
+
+#[test]
+fn a_volume_can_be_a_file_system_of_its_own() {
+    let engine = Engine::start();
+    let mounted = |engine: &Engine| {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().filter(|line| line.contains(&format!("{}/volumes/", engine.root().display()))).count()
+    };
+    engine.both(|cli| {
+        cli.run(&["volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=1m,uid=1000", "memory"]).ok();
+        cli.up("one", &["-v", "memory:/m"], &["sh", "-c", "echo shared >/m/f; sleep 60"]);
+        assert_eq!(
+            sh(cli, &["-v", "memory:/m"], "until cat /m/f 2>/dev/null; do :; done; stat -c %u /m; df -k /m | tail -1 | awk '{print $2}'"),
+            "shared\n1000\n1024"
+        );
+        assert_eq!(mounted(&engine), 1);
+        // It stays while the engine is away.
+        engine.kill9();
+        engine.restart();
+        assert_eq!(cli.run(&["exec", "one", "cat", "/m/f"]).ok(), "shared");
+        cli.run(&["rm", "-f", "one"]).ok();
+        assert_eq!(mounted(&engine), 0, "and goes with its last user");
+        assert_eq!(sh(cli, &["-v", "memory:/m"], "ls /m"), "");
+        let host = engine.scratch("host");
+        fs::write(host.join("file"), "of the host").unwrap();
+        let device = format!("device={}", host.display());
+        cli.run(&["volume", "create", "--opt", "type=none", "--opt", &device, "--opt", "o=bind", "bound"]).ok();
+        assert_eq!(sh(cli, &["-v", "bound:/b"], "cat /b/file"), "of the host");
+        cli.run(&["volume", "create", "--opt", "type=none", "--opt", "device=/nosuch", "--opt", "o=bind", "broken"]).ok();
+        cli.sh(&["-v", "broken:/b"], "true").refuses(127, "failed to mount local volume");
+        cli.run(&["volume", "rm", "memory", "bound", "broken"]).ok();
+        assert_eq!(fs::read_to_string(host.join("file")).unwrap(), "of the host", "what was bound is not ours to delete");
+    });
+}
+
+#[test]
+fn volumes_survive_an_engine_that_is_killed() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.up("user", &["-v", "data:/d", "-v", "/anon"], &["sh", "-c", "echo kept >/d/f; sleep 300"]);
+    let before = engine.get("/volumes");
+    engine.kill9();
+    engine.restart();
+    assert_eq!(engine.get("/volumes"), before);
+    cli.run(&["volume", "rm", "data"]).refuses(1, "volume is in use");
+    cli.run(&["rm", "-fv", "user"]).ok();
+    assert_eq!(volumes(cli), ["data"]);
+    // A directory that no record knows is data all the same.
+    engine.kill9();
+    fs::create_dir_all(engine.root().join("volumes/found/_data")).unwrap();
+    fs::write(engine.root().join("volumes/found/_data/f"), "found").unwrap();
+    engine.restart();
+    assert_eq!(sh(cli, &["-v", "found:/f"], "cat /f/f"), "found");
+    assert_eq!(sh(cli, &["-v", "data:/d"], "cat /d/f"), "kept");
+}
+
+#[test]
+fn lists_filters_and_disk_usage() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["volume", "create", "--label", "a=b", "labeled"]).ok();
+        sh(cli, &["-v", "used:/d"], "head -c 1000 /dev/zero >/d/f");
+        cli.up("user", &["-v", "used:/d"], &["sleep", "60"]);
+        let listed = |filter: &str| cli.run(&["volume", "ls", "-q", "-f", filter]).ok();
+        assert_eq!(listed("label=a"), "labeled");
+        assert_eq!(listed("dangling=true"), "labeled");
+        assert_eq!(listed("dangling=false"), "used");
+        assert_eq!(listed("name=use"), "used");
+        cli.run(&["volume", "ls", "-f", "foo=bar"]).refuses(1, "invalid filter 'foo'");
+        let usage = cli.run(&["system", "df"]).ok();
+        let line = usage.lines().find(|line| line.starts_with("Local Volumes")).unwrap().split_whitespace().collect::<Vec<_>>();
+        assert_eq!(line, ["Local", "Volumes", "2", "1", "1kB", "0B", "(0%)"], "{usage}");
+        assert!(cli.run(&["system", "df", "-v"]).ok().contains("labeled"));
+        assert_eq!(cli.run(&["ps", "--format", "{{.Mounts}} {{.LocalVolumes}}"]).ok(), "used 1");
+        assert!(!cli.run(&["ps", "-q", "-f", "volume=used"]).ok().is_empty());
+        cli.run(&["rm", "-f", "user"]).ok();
+        cli.run(&["volume", "rm", "used", "labeled"]).ok();
+    });
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        for (args, text) in [
+            (&["create", "x"][..], "volume name is too short"),
+            (&["create", "../xx"], "includes invalid characters for a local volume name"),
+            (&["create", "--opt", "type=tmpfs", "yy"], "missing required option: \"device\""),
+            (&["create", "--opt", "foo=bar", "yy"], "invalid option: \"foo\""),
+            (&["create", "--opt", "size=10m", "yy"], "quota size requested but no quota support"),
+            (&["create", "-d", "nosuch", "yy"], "plugin \"nosuch\" not found"),
+            (&["inspect", "nosuch"], "get nosuch: no such volume"),
+            (&["rm", "nosuch"], "get nosuch: no such volume"),
+        ] {
+            cli.run(&[&["volume"], args].concat()).refuses(1, text);
+        }
+        for (flags, text) in [
+            (&["-v", "named:/x:bogus"][..], "invalid mode: bogus"),
+            (&["-v", "named:"], "empty section between colons"),
+            (&["-v", "/a:/b:/c:ro"], "too many colons"),
+            (&["-v", "named:rel"], "mount path must be absolute"),
+            (&["-v", "named:/x:rprivate"], "field BindOptions must not be specified"),
+            (&["-v", "na me:/x"], "includes invalid characters"),
+            (&["-v", "named:/a", "-v", "other:/a"], "Duplicate mount point: /a"),
+            (&["--mount", "type=volume,source=/abs,target=/x"], "includes invalid characters"),
+            (&["--mount", "type=volume,target=/x,readonly"], "must not set ReadOnly mode when using anonymous volumes"),
+            (&["--mount", "type=bind,source=/nosuchpath,target=/x"], "bind source path does not exist: /nosuchpath"),
+            (&["--volume-driver", "nosuch", "-v", "zz:/z"], "plugin \"nosuch\" not found"),
+        ] {
+            cli.sh(flags, "true").refuses(125, text);
+        }
+        assert!(volumes(cli).is_empty(), "{:?}", volumes(cli));
+    });
+}
+
+#[test]
+fn many_start_with_one_empty_volume_at_once() {
+    let engine = Engine::start();
+    load_image_with_volumes(&engine);
+    let body =
+        |_: usize| json!({"Image": "volimg", "Cmd": ["cat", "/data/file"], "HostConfig": {"NetworkMode": "none", "Binds": ["race:/data"]}});
+    let outcomes: Vec<(u16, Value)> = std::thread::scope(|scope| {
+        let engine = &engine;
+        let threads: Vec<_> =
+            (0..8).map(|n| scope.spawn(move || engine.api("POST", &format!("/containers/create?name=racer{n}"), Some(&body(n))))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(outcomes.iter().all(|(status, _)| *status == 201), "{outcomes:?}");
+    for n in 0..8 {
+        assert_eq!(engine.cli(Program::Docker).run(&["start", "-a", &format!("racer{n}")]).ok(), "hi");
+    }
+}
