@@ -73,12 +73,14 @@ fn a_port_in_use_names_who_has_it() {
         up(cli, "first", &["-p", "127.0.0.1::80"], SERVES);
         let address = published(cli, "first");
         let wanted = format!("{address}:80");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", engine.pid("first"))).unwrap();
+        let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim();
         cli.run(&["run", "--name", "second", "-p", &wanted, "busybox", "true"]).refuses(125, "by container first");
         assert_eq!(engine.inspect("second")["State"]["Status"], "created");
         other
             .cli(cli.program())
             .run(&["run", "--rm", "-p", &wanted, "busybox", "true"])
-            .refuses(125, &format!("(by process {} (whelk))", engine.daemon_pid()));
+            .refuses(125, &format!("(by process {} (whelk-shim))", shim));
         // What was refused has left nothing that would be in the way now.
         cli.run(&["rm", "-f", "first"]).ok();
         other.cli(cli.program()).run(&["run", "--rm", "-p", &wanted, "busybox", "true"]).ok();
@@ -329,8 +331,9 @@ fn networks_outlive_an_engine_that_is_killed() {
     let before = engine.get("/networks/app");
     for _ in 0..5 {
         engine.kill9();
-        // Nobody is needed for packets to flow.
+        // Nobody is needed for packets to flow, and nobody else gets the port.
         serves(address, "web");
+        assert!(TcpListener::bind(address).is_err());
         engine.restart();
         assert!(inside(cli, "client", "nslookup web").contains("Address"));
         serves(address, "web");
@@ -416,4 +419,71 @@ fn events_tell_of_networks() {
     engine.await_state("brief", "exited");
     cli.run(&["network", "rm", "seen"]).ok();
     assert_eq!(events.until("destroy"), ["network create", "network connect", "network disconnect", "network destroy"]);
+}
+
+#[test]
+fn interfaces_of_others_are_left_alone() {
+    let engine = Engine::start();
+    let other = Engine::start();
+    // A bridge that somebody else made.
+    let foreign = format!("f{:x}br", std::process::id());
+    let mut links = Links::open().unwrap();
+    links.create_bridge(&foreign, 0, [2, 0, 0, 9, 9, 9]).unwrap();
+    let mut names = vec![foreign.clone(), engine.bridge(), other.bridge(), "lo".into()];
+    names.push("a%d".into());
+    for name in &names {
+        let option = format!("com.docker.network.bridge.name={name}");
+        let output = engine.docker(&["network", "create", "--opt", &option, "thief"]);
+        assert_eq!(output.code, 1, "{name}: {}", output.out());
+        assert_eq!(engine.docker(&["network", "ls", "-q", "-f", "name=thief"]).ok(), "");
+    }
+    for name in &names[..3] {
+        assert!(links.find(name).unwrap().is_some(), "{name} is gone");
+    }
+    links.delete(&foreign).unwrap();
+    // One's own name is fine, and goes with the network.
+    let own = format!("o{:x}br", std::process::id());
+    engine.docker(&["network", "create", "--opt", &format!("com.docker.network.bridge.name={own}"), "mine"]).ok();
+    assert!(links.find(&own).unwrap().is_some());
+    engine.docker(&["network", "rm", "mine"]).ok();
+    assert!(links.find(&own).unwrap().is_none());
+}
+
+#[test]
+fn names_follow_what_happens_to_containers() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "app"]).ok();
+        up(cli, "server", &["--network", "app"], SERVES);
+        // From the default network, where there are no names.
+        up(cli, "late", &[], "sleep 60");
+        cli.run(&["exec", "late", "nslookup", "server"]).fails(1);
+        cli.run(&["network", "connect", "app", "late"]).ok();
+        assert_eq!(inside(cli, "late", "until wget -qO- http://server/ 2>/dev/null; do sleep 0.1; done"), "server");
+        cli.run(&["rename", "server", "renamed"]).ok();
+        assert!(inside(cli, "late", "nslookup renamed").contains("Address"));
+        cli.run(&["exec", "late", "nslookup", "server"]).fails(1);
+        // What was left stays left.
+        cli.run(&["network", "disconnect", "bridge", "late"]).ok();
+        cli.run(&["restart", "-t", "0", "late"]).ok();
+        assert_eq!(inside(cli, "late", "ls /sys/class/net | tr '\\n' ' '"), "eth0 lo ".trim_end());
+        cli.run(&["rm", "-f", "late", "renamed"]).ok();
+        cli.run(&["network", "rm", "app"]).ok();
+    });
+}
+
+#[test]
+fn what_clients_send_back_of_other_containers_is_not_taken_for_their_own() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    up(cli, "first", &["-p", "127.0.0.1::80"], SERVES);
+    let address = published(cli, "first");
+    let endpoint = engine.inspect("first")["NetworkSettings"]["Networks"]["bridge"].clone();
+    let body = json!({"Image": "busybox", "Cmd": ["true"], "NetworkingConfig": {"EndpointsConfig": {"bridge": endpoint}}});
+    engine.create("copy", &body);
+    let copied = engine.inspect("copy")["NetworkSettings"]["Networks"]["bridge"].clone();
+    assert_eq!((copied["EndpointID"].as_str(), copied["IPAddress"].as_str()), (Some(""), Some("")));
+    engine.kill9();
+    engine.restart();
+    serves(address, "first");
 }

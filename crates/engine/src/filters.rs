@@ -4,6 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Result};
 
+/// What Go takes for true and false.
+pub(crate) fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "True" | "TRUE" => Some(true),
+        "0" | "f" | "F" | "false" | "False" | "FALSE" => Some(false),
+        _ => None,
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters(BTreeMap<String, BTreeSet<String>>);
 
@@ -69,14 +78,7 @@ impl Filters {
     /// A filter that is `true` or `false`.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         let Some(values) = self.get(key) else { return Ok(None) };
-        let flags: Option<BTreeSet<bool>> = values
-            .iter()
-            .map(|value| match value.as_str() {
-                "1" | "true" | "True" | "TRUE" | "t" => Some(true),
-                "0" | "false" | "False" | "FALSE" | "f" => Some(false),
-                _ => None,
-            })
-            .collect();
+        let flags: Option<BTreeSet<bool>> = values.iter().map(|value| parse_bool(value)).collect();
         match flags {
             Some(flags) if flags.len() == 1 => Ok(flags.first().copied()),
             _ => Err(Error::invalid(format!("invalid filter '{key}={:?}'", values.iter().collect::<Vec<_>>()))),

@@ -18,8 +18,8 @@ use crate::validate::quota_of;
 /// What the configuration needs to know beside the settings.
 pub struct Surroundings<'a> {
     pub id: &'a str,
-    /// Where the container's generated files are.
-    pub directory: &'a Path,
+    /// Where its files of names are: those of the container whose network it shares, if it does.
+    pub names: &'a Path,
     pub cgroup_parent: &'a str,
     /// First processes of the containers whose namespaces are shared.
     pub network_of: Option<i32>,
@@ -233,7 +233,7 @@ fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>)
     }
     for file in ["resolv.conf", "hostname", "hosts"] {
         let read_only: &[&str] = if host.readonly_rootfs { &["rbind", "rprivate", "ro"] } else { &["rbind", "rprivate"] };
-        mounts.push(mount(&format!("/etc/{file}"), "bind", &surroundings.directory.join(file).to_string_lossy(), read_only));
+        mounts.push(mount(&format!("/etc/{file}"), "bind", &surroundings.names.join(file).to_string_lossy(), read_only));
     }
     if host.init == Some(true) {
         mounts.push(mount(INIT, "bind", &surroundings.executable.to_string_lossy(), &["bind", "ro"]));
@@ -392,7 +392,7 @@ mod tests {
         change(&mut config, &mut host);
         let surroundings = Surroundings {
             id: "0123456789abcdef",
-            directory: Path::new("/d"),
+            names: Path::new("/d"),
             cgroup_parent: "/whelk",
             network_of: None,
             pid_of: None,

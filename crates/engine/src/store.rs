@@ -106,8 +106,10 @@ impl Store {
     }
 
     pub fn put_network(&self, record: &NetworkRecord) -> Result<()> {
-        self.connection()
-            .execute("INSERT OR REPLACE INTO networks VALUES(?1, ?2, ?3)", params![record.id, record.name, encode(record)?])?;
+        self.connection().execute(
+            "INSERT INTO networks VALUES(?1, ?2, ?3) ON CONFLICT(id) DO UPDATE SET record = ?3",
+            params![record.id, record.name, encode(record)?],
+        )?;
         Ok(())
     }
 

@@ -3,7 +3,8 @@
 //! ```text
 //! table inet NAME
 //!   spoof    prerouting raw      what claims to come from where it cannot is dropped
-//!   publish  prerouting dstnat   to one of the host's addresses: led to a container by the maps `ports*`
+//!   publish  prerouting dstnat   to one of the host's addresses, but not from outside to 127.0.0.0/8: led to a container
+//!                                by the maps `ports*`
 //!   loop     output dstnat       the same for the host itself, 127.0.0.1 included
 //!   leave    postrouting srcnat  masquerading: to the outside, back to the same bridge, from 127.0.0.1
 //!   guard    forward filter      `user` first, then what may pass from where to where
@@ -55,7 +56,8 @@ enum Place {
     Bridges,
     Pairs,
     Internal,
-    Open,
+    Open4,
+    Open6,
     Masquerade4,
     Masquerade6,
     Sources4,
@@ -72,11 +74,12 @@ enum Place {
 }
 
 impl Place {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Bridges,
         Self::Pairs,
         Self::Internal,
-        Self::Open,
+        Self::Open4,
+        Self::Open6,
         Self::Masquerade4,
         Self::Masquerade6,
         Self::Sources4,
@@ -101,7 +104,8 @@ impl Place {
             Self::Bridges => Set { name: "bridges", ..PLAIN },
             Self::Pairs => Set { name: "pairs", key: &[IFNAME, IFNAME], ..PLAIN },
             Self::Internal => Set { name: "internal", ..PLAIN },
-            Self::Open => Set { name: "open", ..PLAIN },
+            Self::Open4 => Set { name: "open4", ..PLAIN },
+            Self::Open6 => Set { name: "open6", ..PLAIN },
             Self::Masquerade4 => Set { name: "masquerade4", ..PLAIN },
             Self::Masquerade6 => Set { name: "masquerade6", ..PLAIN },
             Self::Sources4 => Set { name: "sources4", key: &[IFNAME, IPV4], interval: true, ..PLAIN },
@@ -129,17 +133,25 @@ pub struct BridgeRules {
     pub internal: bool,
     pub masquerade4: bool,
     pub masquerade6: bool,
+    /// Whether its containers reach each other.
+    pub icc: bool,
     /// Reachable from outside without published ports (gateway modes `routed` and `nat-unprotected`).
-    pub open: bool,
+    pub open4: bool,
+    pub open6: bool,
 }
 
 impl BridgeRules {
     fn entries(&self) -> Vec<Entry> {
         let name = || Value::new().name(&self.name);
-        let mut entries = vec![(Place::Bridges, Element::key(name())), (Place::Pairs, Element::key(name().name(&self.name)))];
+        let mut entries = vec![(Place::Bridges, Element::key(name()))];
+        if self.icc {
+            // Without it, the host does not send from one to the other either what it is given to route.
+            entries.push((Place::Pairs, Element::key(name().name(&self.name))));
+        }
         for (wanted, place) in [
             (self.internal, Place::Internal),
-            (self.open, Place::Open),
+            (self.open4 && !self.internal, Place::Open4),
+            (self.open6 && !self.internal, Place::Open6),
             (self.masquerade4 && !self.internal, Place::Masquerade4),
             (self.masquerade6 && !self.internal, Place::Masquerade6),
         ] {
@@ -215,16 +227,39 @@ impl Firewall {
         if place.is_bridge_family() { &self.bridge } else { &self.inet }
     }
 
-    /// Makes the tables anew, with all elements that should be there, as one transaction.
+    /// Writes all rules and all elements that should be there, as one transaction. The administrator's chain `user` is
+    /// left as it is, unless the tables are of another version's making.
     pub fn restore(&self) -> Result<()> {
         let mut state = self.state();
+        let messages = self.messages(&state, false);
+        let mut written = state.socket.batch(transaction(messages));
+        if matches!(written, Err(Errno::EXIST | Errno::BUSY | Errno::INVAL | Errno::OPNOTSUPP)) {
+            // What is there cannot become what it should be.
+            let messages = self.messages(&state, true);
+            written = state.socket.batch(transaction(messages));
+        }
+        written.map_err(|error| Error::kernel("write the nf_tables rules", error))?;
+        state.active = true;
+        Ok(())
+    }
+
+    fn messages(&self, state: &State, anew: bool) -> Vec<Message> {
         let mut messages = Vec::new();
         for table in [&self.inet, &self.bridge] {
-            // Adding first makes deleting safe when there is none.
-            messages.extend([table.add(), table.delete(), table.add()]);
+            messages.push(table.add());
+            if anew {
+                messages.extend([table.delete(), table.add()]);
+            }
+        }
+        for (table, chain) in self.chains() {
+            messages.push(chain.add(table));
+        }
+        for (table, chain) in self.chains().filter(|(_, chain)| chain.name != "user") {
+            messages.push(table.flush_chain(chain.name));
         }
         for (id, place) in (1..).zip(Place::ALL) {
-            messages.push(self.table(place).set(place.set(), id));
+            let (table, set) = (self.table(place), place.set());
+            messages.extend([table.set(set, id), table.flush_set(set.name)]);
         }
         messages.extend(inet_rules(&self.inet));
         messages.extend(bridge_rules(&self.bridge));
@@ -241,15 +276,56 @@ impl Firewall {
                 messages.push(self.table(place).add_elements(place.set().name, chunk));
             }
         }
-        state.socket.batch(transaction(messages)).map_err(|error| Error::kernel("write the nf_tables rules", error))?;
-        state.active = true;
-        Ok(())
+        messages
     }
 
-    /// Whether the tables are there. Somebody's `nft flush ruleset` takes them away.
-    pub fn is_there(&self) -> bool {
+    fn chains(&self) -> impl Iterator<Item = (&Table, Chain)> {
+        let inet = INET_CHAINS.iter().map(|chain| (&self.inet, *chain));
+        inet.chain(BRIDGE_CHAINS.iter().map(|chain| (&self.bridge, *chain)))
+    }
+
+    /// Has the rules written if they are not.
+    ///
+    /// # Errors
+    /// They cannot be: nothing may be connected then.
+    pub fn require(&self) -> Result<()> {
+        let active = self.state().active;
+        if active { Ok(()) } else { self.restore() }
+    }
+
+    /// A number that every change of any rules makes larger.
+    pub fn generation(&self) -> Option<u32> {
+        let reply = self.state().socket.get(nft::get_generation()).ok()??;
+        let (_, attributes) = reply.split(4)?;
+        attributes.find(1)?.try_into().ok().map(u32::from_be_bytes)
+    }
+
+    /// Whether all that should be there is. Somebody's `nft flush ruleset` takes it away.
+    pub fn is_whole(&self) -> bool {
         let mut state = self.state();
-        [&self.inet, &self.bridge].into_iter().all(|table| !matches!(state.socket.get(table.get()), Err(Errno::NOENT)))
+        let mut expected: Vec<usize> = Vec::new();
+        let rules: Vec<&Table> = vec![&self.inet, &self.bridge];
+        expected.push(inet_rules(&self.inet).len());
+        expected.push(bridge_rules(&self.bridge).len());
+        for ((table, chains), expected) in rules.into_iter().zip([INET_CHAINS, BRIDGE_CHAINS]).zip(expected) {
+            let mut found = 0;
+            for chain in chains.iter().filter(|chain| chain.name != "user") {
+                let Ok(rules) = state.socket.dump(table.get_rules(chain.name)) else { return false };
+                found += rules.len();
+            }
+            if found != expected {
+                return false;
+            }
+        }
+        let mut wanted = std::collections::BTreeMap::new();
+        for (place, ..) in &state.elements {
+            *wanted.entry(*place).or_insert(0usize) += 1;
+        }
+        Place::ALL.into_iter().all(|place| {
+            let Ok(replies) = state.socket.dump(self.table(place).get_elements(place.set().name)) else { return false };
+            let lists = replies.iter().filter_map(|reply| reply.split(4)).filter_map(|(_, attributes)| attributes.find(3));
+            lists.map(|list| crate::netlink::Attributes(list).count()).sum::<usize>() == wanted.get(&place).copied().unwrap_or(0)
+        })
     }
 
     /// Removes the tables: when the instance is given up.
@@ -275,11 +351,13 @@ impl Firewall {
     }
 
     pub fn publish(&self, publications: &[Publication]) -> Result<()> {
-        self.change(publications.iter().map(publication_entry).collect(), true)
+        self.change(publications.iter().map(publication_entry).collect(), true)?;
+        crate::conntrack::forget(&mut self.state().socket, publications)
     }
 
     pub fn withdraw(&self, publications: &[Publication]) -> Result<()> {
-        self.change(publications.iter().map(publication_entry).collect(), false)
+        self.change(publications.iter().map(publication_entry).collect(), false)?;
+        crate::conntrack::forget(&mut self.state().socket, publications)
     }
 
     /// Adds or removes elements, all or none. Removing what is not there is fine.
@@ -319,22 +397,47 @@ impl Firewall {
     }
 }
 
+/// A chain of ours, and where the kernel calls it.
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    name: &'static str,
+    hook: Option<Hook>,
+}
+
+impl Chain {
+    const fn base(name: &'static str, kind: &'static str, number: u32, priority: i32) -> Self {
+        Self { name, hook: Some(Hook { kind, number, priority }) }
+    }
+
+    const fn plain(name: &'static str) -> Self {
+        Self { name, hook: None }
+    }
+
+    fn add(self, table: &Table) -> Message {
+        table.chain(self.name, self.hook)
+    }
+}
+
+const INET_CHAINS: &[Chain] = &[
+    Chain::plain("user"),
+    Chain::base("spoof", "filter", nft::PREROUTING, RAW),
+    Chain::base("publish", "nat", nft::PREROUTING, DSTNAT),
+    Chain::base("loop", "nat", nft::OUTPUT, DSTNAT),
+    Chain::base("leave", "nat", nft::POSTROUTING, SRCNAT),
+    Chain::base("guard", "filter", nft::FORWARD, FILTER),
+];
+const BRIDGE_CHAINS: &[Chain] = &[Chain::base("ports", "filter", nft::PREROUTING, RAW), Chain::plain("checked")];
+
 fn inet_rules(table: &Table) -> Vec<Message> {
-    let base = |name, kind, number, priority| table.chain(name, Some(Hook { kind, number, priority }));
-    let mut messages = vec![
-        table.chain("user", None),
-        base("spoof", "filter", nft::PREROUTING, RAW),
-        base("publish", "nat", nft::PREROUTING, DSTNAT),
-        base("loop", "nat", nft::OUTPUT, DSTNAT),
-        base("leave", "nat", nft::POSTROUTING, SRCNAT),
-        base("guard", "filter", nft::FORWARD, FILTER),
-    ];
+    let mut messages = Vec::new();
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
     let new = Rule::new;
     // 127.0.0.0/8 is routable behind our bridges (for the host's own loopback connections); containers must not use that.
     rule("spoof", new().input_name().among("bridges").ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).drop());
     rule("spoof", new().input_name().among("bridges").ipv4().input_name().source4().not_among("sources4").drop());
     rule("spoof", new().input_name().among("bridges").ipv6().input_name().source6().not_among("sources6").drop());
+    // A port on 127.0.0.1 is the host's own: from outside nobody is led there (CVE-2025-54388).
+    rule("publish", new().ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).accept());
     for chain in ["publish", "loop"] {
         let to_host = || new().for_this_host();
         rule(chain, to_host().ipv4().destination4().protocol().destination_port().destination_from("ports4_at", IPV4));
@@ -356,7 +459,8 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     rule("guard", new().output_name().among("internal").drop());
     rule("guard", new().output_name().among("bridges").translated().accept());
     rule("guard", new().input_name().among("bridges").output_name().among("bridges").drop());
-    rule("guard", new().output_name().among("open").accept());
+    rule("guard", new().ipv4().output_name().among("open4").accept());
+    rule("guard", new().ipv6().output_name().among("open6").accept());
     rule("guard", new().output_name().among("bridges").drop());
     messages
 }
@@ -364,8 +468,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
 /// What the interfaces of containers may send: frames from their own hardware address, ARP and IP from their own
 /// addresses. Other interfaces (the bridge itself, ports that others plugged in) pass.
 fn bridge_rules(table: &Table) -> Vec<Message> {
-    let mut messages =
-        vec![table.chain("ports", Some(Hook { kind: "filter", number: nft::PREROUTING, priority: RAW })), table.chain("checked", None)];
+    let mut messages = Vec::new();
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
     const ARP: u16 = 0x0806;
     const IP: u16 = 0x0800;
@@ -375,7 +478,18 @@ fn bridge_rules(table: &Table) -> Vec<Message> {
     rule("checked", new().input_name().source_mac().not_among("senders").drop());
     rule("checked", new().ether_type(ARP).input_name().arp_source().not_among("senders4").drop());
     rule("checked", new().ether_type(IP).input_name().source4().not_among("senders4").drop());
-    rule("checked", new().ether_type(IP6).source6().in_network(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10).accept());
+    // Neighbours say which address is theirs; routers are not among them.
+    const ICMPV6: u8 = 58;
+    const ROUTER_ADVERTISEMENT: u8 = 134;
+    const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    const REDIRECT: u8 = 137;
+    let icmp = |kind: u8| new().ether_type(IP6).protocol_is(ICMPV6).icmp_type_is(kind);
+    let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+    rule("checked", icmp(ROUTER_ADVERTISEMENT).drop());
+    rule("checked", icmp(REDIRECT).drop());
+    rule("checked", icmp(NEIGHBOUR_ADVERTISEMENT).neighbour_target().in_network(link_local.into(), 10).accept());
+    rule("checked", icmp(NEIGHBOUR_ADVERTISEMENT).input_name().neighbour_target().not_among("senders6").drop());
+    rule("checked", new().ether_type(IP6).source6().in_network(link_local.into(), 10).accept());
     rule("checked", new().ether_type(IP6).source6().in_network(Ipv6Addr::UNSPECIFIED.into(), 128).accept());
     rule("checked", new().ether_type(IP6).input_name().source6().not_among("senders6").drop());
     messages

@@ -3,6 +3,7 @@
 //! Blocking code over netlink; the engine's records say what should be, this crate makes it so.
 #![forbid(unsafe_code)]
 
+mod conntrack;
 pub mod dns;
 mod error;
 mod firewall;

@@ -19,6 +19,8 @@ const NFT_MSG_NEWRULE: u16 = 6;
 const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_NEWSET: u16 = 9;
+const NFT_MSG_GETSETELEM: u16 = 13;
+const NFT_MSG_GETGEN: u16 = 16;
 const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_DELSETELEM: u16 = 14;
 
@@ -136,6 +138,11 @@ fn message(kind: u16, flags: u16, family: u8) -> Message {
     Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &generic(family))
 }
 
+/// Asks for the number of the ruleset's last change.
+pub(crate) fn get_generation() -> Message {
+    message(NFT_MSG_GETGEN, 0, 0)
+}
+
 /// Puts messages into the frame that makes them one transaction.
 pub(crate) fn transaction(messages: Vec<Message>) -> Vec<Message> {
     let frame = |kind| {
@@ -229,6 +236,18 @@ impl Table {
 
     pub(crate) fn get_chain(&self, chain: &str) -> Message {
         message(NFT_MSG_GETCHAIN, 0, self.family).text(1, &self.name).text(3, chain)
+    }
+
+    pub(crate) fn flush_chain(&self, chain: &str) -> Message {
+        message(NFT_MSG_DELRULE, 0, self.family).text(1, &self.name).text(2, chain)
+    }
+
+    pub(crate) fn flush_set(&self, set: &str) -> Message {
+        message(NFT_MSG_DELSETELEM, 0, self.family).text(1, &self.name).text(2, set)
+    }
+
+    pub(crate) fn get_elements(&self, set: &str) -> Message {
+        message(NFT_MSG_GETSETELEM, 0, self.family).text(1, &self.name).text(2, set)
     }
 
     pub(crate) fn get_rules(&self, chain: &str) -> Message {
@@ -424,6 +443,15 @@ impl Rule {
 
     pub(crate) fn destination_port_is(self, port: u16) -> Self {
         self.destination_port().compare(0, port.to_be_bytes().to_vec())
+    }
+
+    pub(crate) fn icmp_type_is(self, number: u8) -> Self {
+        self.payload(2, 0, 1).compare(0, vec![number])
+    }
+
+    /// The address that a neighbour advertisement (RFC 4861) is about.
+    pub(crate) fn neighbour_target(self) -> Self {
+        self.payload(2, 8, 16)
     }
 
     /// What was loaded has these leading bits: `bits` of `value`.

@@ -9,16 +9,32 @@ use crate::port::Protocol;
 /// The process that listens on a port (or, without connections to speak of, is bound to it), as "process PID (name)".
 /// Connections that wait for their end have no process and do not count.
 pub(crate) fn of_port(protocol: Protocol, at: SocketAddr) -> Option<String> {
+    let inode = inode_of(protocol, at)?;
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let process = process_with(&inode).map(|pid| format!("process {pid} ({})", name(pid).trim()));
+    Some(process.unwrap_or_else(|| "a process of another namespace".into()))
+}
+
+/// The pid of that process.
+pub(crate) fn pid_of_port(protocol: Protocol, at: SocketAddr) -> Option<u32> {
+    process_with(&inode_of(protocol, at)?)
+}
+
+/// Whether there is such a process, told without looking for it.
+pub(crate) fn is_taken(protocol: Protocol, at: SocketAddr) -> bool {
+    inode_of(protocol, at).is_some()
+}
+
+fn inode_of(protocol: Protocol, at: SocketAddr) -> Option<String> {
     let files: &[&str] = match protocol {
         Protocol::Tcp => &["/proc/net/tcp", "/proc/net/tcp6"],
         Protocol::Udp => &["/proc/net/udp", "/proc/net/udp6"],
         Protocol::Sctp => return None,
     };
-    let inode = files.iter().find_map(|file| {
+    files.iter().find_map(|file| {
         let table = fs::read_to_string(file).ok()?;
         table.lines().skip(1).find_map(|line| socket_at(line, protocol, at))
-    })?;
-    Some(process_with(&inode).unwrap_or_else(|| "a process of another namespace".into()))
+    })
 }
 
 /// The inode in one line of `/proc/net/tcp` if it is in the way of `at`.
@@ -49,14 +65,13 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-fn process_with(inode: &str) -> Option<String> {
+fn process_with(inode: &str) -> Option<u32> {
     let wanted = format!("socket:[{inode}]");
     for process in fs::list("/proc").ok()? {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let Ok(descriptors) = fs::list(process.path().join("fd")) else { continue };
         if descriptors.iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())) {
-            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return Some(format!("process {pid} ({})", name.trim()));
+            return Some(pid);
         }
     }
     None

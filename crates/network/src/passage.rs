@@ -36,19 +36,26 @@ impl Passage {
     pub fn ensure(&self, bridges: &[String]) -> Result<()> {
         let mut socket = Socket::open(Some(NETFILTER), 0)?;
         for (table, chain) in chains() {
-            let present: Vec<String> = rules(&mut socket, &table, chain)?.iter().filter_map(comment).collect();
-            let mut missing = Vec::new();
-            for bridge in bridges {
-                for incoming in [true, false] {
-                    let mark = self.mark(bridge, incoming);
-                    if !present.contains(&mark) {
-                        let rule = if incoming { Rule::new().input_is(bridge) } else { Rule::new().output_is(bridge) };
-                        missing.push(table.first_rule(chain, rule.accept(), &mark));
-                    }
+            let wanted: Vec<(String, &String, bool)> =
+                bridges.iter().flat_map(|bridge| [true, false].map(|incoming| (self.mark(bridge, incoming), bridge, incoming))).collect();
+            let found = rules(&mut socket, &table, chain)?;
+            let present: Vec<String> = found.iter().filter_map(comment).collect();
+            let mut messages = Vec::new();
+            for (mark, bridge, incoming) in &wanted {
+                if !present.contains(mark) {
+                    let rule = if *incoming { Rule::new().input_is(bridge) } else { Rule::new().output_is(bridge) };
+                    messages.push(table.first_rule(chain, rule.accept(), mark));
                 }
             }
-            if !missing.is_empty() {
-                change(&mut socket, missing)?;
+            // Those of bridges that are gone.
+            for rule in found
+                .iter()
+                .filter(|rule| comment(rule).is_some_and(|mark| self.is_own(&mark) && !wanted.iter().any(|(one, ..)| *one == mark)))
+            {
+                messages.extend(handle(rule).map(|handle| table.delete_rule(chain, handle)));
+            }
+            if !messages.is_empty() {
+                change(&mut socket, messages)?;
             }
         }
         Ok(())
@@ -58,15 +65,18 @@ impl Passage {
     pub fn remove(&self) -> Result<()> {
         let mut socket = Socket::open(Some(NETFILTER), 0)?;
         for (table, chain) in chains() {
-            let ours = format!("{} ", self.instance);
             let found = rules(&mut socket, &table, chain)?;
-            let ours = found.iter().filter(|rule| comment(rule).is_some_and(|comment| comment.starts_with(&ours)));
+            let ours = found.iter().filter(|rule| comment(rule).is_some_and(|mark| self.is_own(&mark)));
             let messages: Vec<Message> = ours.filter_map(handle).map(|handle| table.delete_rule(chain, handle)).collect();
             if !messages.is_empty() {
                 change(&mut socket, messages)?;
             }
         }
         Ok(())
+    }
+
+    fn is_own(&self, mark: &str) -> bool {
+        mark.strip_prefix(&self.instance).is_some_and(|rest| rest.starts_with(' '))
     }
 
     /// What tells a rule of ours: the instance, the bridge and the direction.

@@ -66,9 +66,19 @@ pub struct Wanted {
 
 /// A port of the host, taken.
 #[derive(Debug)]
-pub struct Held {
-    pub owner: String,
-    _socket: Option<OwnedFd>,
+struct Held {
+    owner: Owner,
+    /// `None` when the container's own process holds it.
+    socket: Option<OwnedFd>,
+}
+
+/// Who has a port: what tells containers apart, and what people call them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub id: String,
+    pub name: String,
+    /// The process that holds ports for it, if it runs.
+    pub process: Option<u32>,
 }
 
 /// All ports of the host that this engine's containers have.
@@ -80,7 +90,7 @@ impl Ports {
     ///
     /// # Errors
     /// [`Error::Conflict`], which names who has the port.
-    pub fn take(&self, owner: &str, wanted: Wanted, addresses: &[IpAddr]) -> Result<u16> {
+    pub fn take(&self, owner: &Owner, wanted: Wanted, addresses: &[IpAddr]) -> Result<u16> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (first, last) = wanted.ports;
         let mut refused = None;
@@ -88,10 +98,10 @@ impl Ports {
         const TRIES: u16 = 64;
         let candidates: Box<dyn Iterator<Item = u16>> = if first == 0 { Box::new((0..TRIES).map(|_| 0)) } else { Box::new(first..=last) };
         for port in candidates {
-            match take_one(&held, wanted.protocol, addresses, port) {
+            match take_one(&held, owner, wanted.protocol, addresses, port) {
                 Ok((port, sockets)) => {
                     for (address, socket) in addresses.iter().zip(sockets) {
-                        let holder = Held { owner: owner.to_owned(), _socket: socket };
+                        let holder = Held { owner: owner.clone(), socket };
                         held.insert((wanted.protocol, SocketAddr::new(*address, port)), holder);
                     }
                     return Ok(port);
@@ -99,37 +109,82 @@ impl Ports {
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
-        Err(refused.unwrap_or_else(|| Error::invalid("empty range of ports")))
+        Err(match refused {
+            None => Error::invalid("empty range of ports"),
+            // Found out once, for the error that is told.
+            Some(Refused::InUse(at)) => {
+                let who = crate::owner::of_port(wanted.protocol, at).map(|who| format!(" (by {who})")).unwrap_or_default();
+                Error::Conflict(format!("failed to bind host port {at}/{}: address already in use{who}", wanted.protocol))
+            }
+            Some(Refused::Error(error)) => error,
+        })
     }
 
-    pub fn release(&self, protocol: Protocol, at: SocketAddr) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(protocol, at));
+    /// The sockets of an owner's ports, for a process that lives as long as the container: what happens to the engine
+    /// then cannot make the ports anybody else's.
+    pub fn lend(&self, owner: &str, most: usize) -> Vec<OwnedFd> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.values_mut().filter(|held| held.owner.id == owner).filter_map(|held| held.socket.take()).take(most).collect()
+    }
+
+    /// Gives a port back, if it is this owner's. Says whether it was.
+    pub fn release(&self, owner: &str, protocol: Protocol, at: SocketAddr) -> bool {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = held.get(&(protocol, at)).is_some_and(|held| held.owner.id == owner);
+        if own {
+            held.remove(&(protocol, at));
+        }
+        own
+    }
+
+    /// The name of a container has changed.
+    pub fn rename(&self, owner: &str, name: &str) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for held in held.values_mut().filter(|held| held.owner.id == owner) {
+            name.clone_into(&mut held.owner.name);
+        }
     }
 }
 
 type Sockets = Vec<Option<OwnedFd>>;
 
-fn take_one(held: &BTreeMap<(Protocol, SocketAddr), Held>, protocol: Protocol, addresses: &[IpAddr], port: u16) -> Result<(u16, Sockets)> {
+/// Why a port could not be had.
+enum Refused {
+    /// By a process.
+    InUse(SocketAddr),
+    Error(Error),
+}
+
+fn take_one(
+    held: &BTreeMap<(Protocol, SocketAddr), Held>,
+    owner: &Owner,
+    protocol: Protocol,
+    addresses: &[IpAddr],
+    port: u16,
+) -> std::result::Result<(u16, Sockets), Refused> {
     let mut sockets = Sockets::new();
     let mut chosen = port;
     for address in addresses {
         let at = SocketAddr::new(*address, chosen);
         if let Some(owner) = owner_of(held, protocol, at) {
-            return Err(Error::Conflict(format!("Bind for {at} failed: port is already allocated (by container {owner})")));
+            let text = format!("Bind for {at} failed: port is already allocated (by container {owner})");
+            return Err(Refused::Error(Error::Conflict(text)));
         }
         match hold(protocol, at) {
             Ok((socket, port)) => {
                 chosen = port;
                 sockets.push(socket);
             }
-            Err(Errno::ADDRINUSE) => {
-                let who = crate::owner::of_port(protocol, at).map(|who| format!(" (by {who})")).unwrap_or_default();
-                return Err(Error::Conflict(format!("failed to bind host port {at}/{protocol}: address already in use{who}")));
+            // Held for it already: the engine was away, or the port was withdrawn meanwhile.
+            Err(Errno::ADDRINUSE) if owner.process.is_some() && crate::owner::pid_of_port(protocol, at) == owner.process => {
+                sockets.push(None);
             }
+            Err(Errno::ADDRINUSE) => return Err(Refused::InUse(at)),
             Err(Errno::ADDRNOTAVAIL) => {
-                return Err(Error::invalid(format!("failed to bind host port {at}/{protocol}: cannot assign requested address")));
+                let text = format!("failed to bind host port {at}/{protocol}: cannot assign requested address");
+                return Err(Refused::Error(Error::invalid(text)));
             }
-            Err(error) => return Err(Error::kernel(&format!("failed to bind host port {at}/{protocol}"), error)),
+            Err(error) => return Err(Refused::Error(Error::kernel(&format!("failed to bind host port {at}/{protocol}"), error))),
         }
     }
     Ok((chosen, sockets))
@@ -146,7 +201,7 @@ fn owner_of(held: &BTreeMap<(Protocol, SocketAddr), Held>, protocol: Protocol, a
                 && same_family(other)
                 && (other.ip() == at.ip() || other.ip().is_unspecified() || at.ip().is_unspecified())
         })
-        .map(|(_, held)| held.owner.as_str())
+        .map(|(_, held)| held.owner.name.as_str())
 }
 
 /// Binds a socket to the port. Without `SO_REUSEADDR`: with it, a server that sets it as well could bind the port too.
@@ -168,7 +223,7 @@ fn hold(protocol: Protocol, at: SocketAddr) -> std::result::Result<(Option<Owned
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
     match bind(&socket, &at) {
-        Err(Errno::ADDRINUSE) if protocol == Protocol::Tcp && crate::owner::of_port(protocol, at).is_none() => {
+        Err(Errno::ADDRINUSE) if protocol == Protocol::Tcp && !crate::owner::is_taken(protocol, at) => {
             sockopt::set_socket_reuseaddr(&socket, true)?;
             bind(&socket, &at)?;
         }
@@ -198,6 +253,10 @@ pub fn every_address(ipv4: bool, ipv6: bool) -> Vec<IpAddr> {
 mod tests {
     use super::*;
 
+    fn owner(name: &str) -> Owner {
+        Owner { id: name.into(), name: name.into(), process: None }
+    }
+
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     fn wanted(ports: (u16, u16)) -> Wanted {
@@ -207,24 +266,25 @@ mod tests {
     #[test]
     fn a_port_is_taken_once_and_its_owner_named() {
         let ports = Ports::default();
-        let port = ports.take("web", wanted((0, 0)), &[LOCAL]).unwrap();
-        let again = ports.take("other", wanted((port, port)), &[LOCAL]).unwrap_err();
+        let port = ports.take(&owner("web"), wanted((0, 0)), &[LOCAL]).unwrap();
+        let again = ports.take(&owner("other"), wanted((port, port)), &[LOCAL]).unwrap_err();
         assert_eq!(again.to_string(), format!("Bind for 127.0.0.1:{port} failed: port is already allocated (by container web)"));
-        let everywhere = ports.take("other", wanted((port, port)), &every_address(true, false)).unwrap_err();
+        let everywhere = ports.take(&owner("other"), wanted((port, port)), &every_address(true, false)).unwrap_err();
         assert!(everywhere.to_string().contains("by container web"), "{everywhere}");
         assert!(std::net::TcpListener::bind((LOCAL, port)).is_err(), "a program could take it");
-        ports.release(Protocol::Tcp, SocketAddr::new(LOCAL, port));
-        assert_eq!(ports.take("other", wanted((port, port)), &[LOCAL]).unwrap(), port);
+        assert!(!ports.release("other", Protocol::Tcp, SocketAddr::new(LOCAL, port)), "only its owner gives it back");
+        assert!(ports.release("web", Protocol::Tcp, SocketAddr::new(LOCAL, port)));
+        assert_eq!(ports.take(&owner("other"), wanted((port, port)), &[LOCAL]).unwrap(), port);
     }
 
     #[test]
     fn a_program_that_listens_is_named() {
         let listener = std::net::TcpListener::bind((LOCAL, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let error = Ports::default().take("web", wanted((port, port)), &[LOCAL]).unwrap_err().to_string();
+        let error = Ports::default().take(&owner("web"), wanted((port, port)), &[LOCAL]).unwrap_err().to_string();
         assert!(error.contains(&format!("address already in use (by process {} ", std::process::id())), "{error}");
         // Of a range, the next free one is taken.
-        let next = Ports::default().take("web", wanted((port, port.saturating_add(20))), &[LOCAL]).unwrap();
+        let next = Ports::default().take(&owner("web"), wanted((port, port.saturating_add(20))), &[LOCAL]).unwrap();
         assert!(next > port);
     }
 }

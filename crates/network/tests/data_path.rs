@@ -73,7 +73,9 @@ impl Host {
             internal,
             masquerade4: true,
             masquerade6: true,
-            open: false,
+            icc: true,
+            open4: false,
+            open6: false,
         };
         self.firewall.add_bridge(&rules).unwrap();
     }
@@ -171,6 +173,16 @@ fn a_port_on_loopback_is_the_hosts_alone() {
         links.add_route(index, net("127.0.0.1/32"), Some("10.77.1.1".parse().unwrap()), 0).unwrap();
     });
     assert_eq!(ask(&neighbour.namespace, "127.0.0.1:8080"), None);
+    // And one on the host's own network, who has given up its loopback address for it.
+    sysctl(&host.outside, "ipv4.conf.all.route_localnet", "1");
+    sysctl(&host.namespace, "ipv4.conf.all.route_localnet", "1");
+    inside(&host.outside, || {
+        let mut links = Links::open().unwrap();
+        let (loopback, index) = (links.find("lo").unwrap().unwrap().index, links.find("eth0").unwrap().unwrap().index);
+        links.remove_address(loopback, net("127.0.0.1/8")).unwrap();
+        links.add_route(index, net("127.0.0.1/32"), Some("198.51.100.1".parse().unwrap()), 0).unwrap();
+    });
+    assert_eq!(ask(&host.outside, "127.0.0.1:8080"), None);
     host.firewall.withdraw(&[publication]).unwrap();
     assert_eq!(ask(&host.namespace, "127.0.0.1:8080"), None, "withdrawn");
 }
@@ -247,16 +259,41 @@ fn rules_taken_away_are_put_back() {
     let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
     serve(&server.namespace, 80);
     host.publish(Protocol::Tcp, "0.0.0.0:8080", "10.77.1.2:80");
-    assert!(host.firewall.is_there());
+    assert!(host.firewall.is_whole());
     inside(&host.namespace, || Firewall::new("whelktest").unwrap().remove().unwrap());
-    assert!(!host.firewall.is_there());
+    assert!(!host.firewall.is_whole());
     assert_eq!(ask(&host.outside, "198.51.100.1:8080"), None);
     host.firewall.restore().unwrap();
     assert!(ask(&host.outside, "198.51.100.1:8080").is_some());
+    // The administrator's own chain is not touched, and a missing element is noticed.
+    let generation = host.firewall.generation().unwrap();
+    host.firewall.restore().unwrap();
+    assert!(host.firewall.generation().unwrap() > generation);
+    assert!(host.firewall.is_whole());
     // Also found out by the next change.
     inside(&host.namespace, || Firewall::new("whelktest").unwrap().remove().unwrap());
     host.publish(Protocol::Tcp, "0.0.0.0:8081", "10.77.1.2:80");
     for port in ["198.51.100.1:8080", "198.51.100.1:8081"] {
         assert!(ask(&host.outside, port).is_some(), "{port}");
     }
+}
+
+#[test]
+fn a_steady_udp_sender_finds_a_port_that_is_published_later() {
+    let host = Host::new();
+    host.bridge("br1", "10.77.1.1/24", false);
+    let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
+    let listener = inside(&server.namespace, || UdpSocket::bind("0.0.0.0:9000").unwrap());
+    listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    // Somebody of the host answers first, so that the kernel takes note of the connection.
+    let other = inside(&host.namespace, || UdpSocket::bind("0.0.0.0:9000").unwrap());
+    let sender = inside(&host.outside, || UdpSocket::bind("0.0.0.0:7000").unwrap());
+    let mut buffer = [0; 16];
+    sender.send_to(b"early", "198.51.100.1:9000").unwrap();
+    other.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    other.recv_from(&mut buffer).unwrap();
+    host.publish(Protocol::Udp, "0.0.0.0:9000", "10.77.1.2:9000");
+    sender.send_to(b"late", "198.51.100.1:9000").unwrap();
+    let (length, _) = listener.recv_from(&mut buffer).expect("what is sent later arrives at the container");
+    assert_eq!(&buffer[..length], b"late");
 }

@@ -66,8 +66,10 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
         launch.spec.linux.join(NamespaceKind::Network, format!("/proc/self/fd/{}", network.as_raw_fd()).into());
     }
 
+    let ports = attached.drain(..launch.ports.min(attached.len())).collect();
+
     let run_dir = launch.run_dir.clone();
-    let outcome = start(launch, attached, poll, signals);
+    let outcome = start(launch, attached, ports, poll, signals);
     drop(network);
     let message = match &outcome {
         Ok((shim, started_at)) => {
@@ -159,7 +161,7 @@ fn receive(engine: &OwnedFd) -> Result<Option<(Launch, Vec<OwnedFd>)>> {
 }
 
 /// Makes the container and everything that serves it. On an error nothing is left behind.
-fn start(launch: Launch, attached: Vec<OwnedFd>, poll: Poll, signals: OwnedFd) -> Result<(Shim, i64)> {
+fn start(launch: Launch, attached: Vec<OwnedFd>, ports: Vec<OwnedFd>, poll: Poll, signals: OwnedFd) -> Result<(Shim, i64)> {
     let filter = launch.filter.as_deref().map(filter::read).transpose()?;
     let log = Writer::open(launch.log.clone())?;
     let listener = listen_in(&launch.run_dir)?;
@@ -193,6 +195,7 @@ fn start(launch: Launch, attached: Vec<OwnedFd>, poll: Poll, signals: OwnedFd) -
         next: INIT,
         paused: false,
         oom_told: false,
+        ports,
         buffer: vec![0; BUFFER],
     };
     for (stream, wants) in attached.into_iter().zip(wanted) {

@@ -42,6 +42,8 @@ pub(crate) struct Shim {
     pub next: u64,
     pub paused: bool,
     pub oom_told: bool,
+    /// Published ports: nobody else gets them while the container runs.
+    pub ports: Vec<OwnedFd>,
     pub buffer: Vec<u8>,
 }
 
@@ -474,6 +476,8 @@ impl Shim {
         }
         self.drain(INIT);
         self.log.finish();
+        // Before anybody hears of the end: who does may want them.
+        self.ports.clear();
         let exit = Exit { oom_killed: self.cgroup.oom_kills() > 0, ..exit_of(status) };
         record(&self.launch, &exit);
         if exit.oom_killed && !std::mem::replace(&mut self.oom_told, true) {

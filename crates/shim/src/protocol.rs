@@ -53,6 +53,9 @@ pub struct Launch {
     /// The first descriptor that comes with this message is the container's network namespace.
     #[serde(default)]
     pub network: bool,
+    /// How many descriptors come next that are only to be kept open until the container has ended: published ports.
+    #[serde(default)]
+    pub ports: usize,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use whelk_sys::fs;
 use super::Containers;
 use crate::error::Result;
 use crate::model::Record;
-use crate::networks::{Endpoint, has_own_networks, host_servers, split_link, uses_resolver};
+use crate::networks::{Endpoint, has_own_networks, host_servers, resolved_servers, split_link, uses_resolver};
 
 /// Host files are small; a larger one is not what it should be.
 const LARGEST: u64 = 1 << 20;
@@ -21,17 +21,17 @@ pub(super) fn write(directory: &Path, record: &Record, containers: &Containers) 
     if !fs::exists(&hostname) {
         write_file(&hostname, format!("{}\n", record.config.hostname))?;
     }
-    write_hosts(directory, record, containers)?;
-    write_file(&directory.join("resolv.conf"), resolv_conf(record))
+    write_names(directory, record, containers)
 }
 
 fn write_file(path: &Path, content: String) -> Result<()> {
     Ok(fs::write(path, content).and_then(|()| fs::set_mode(path, 0o644))?)
 }
 
-/// Writes `hosts` anew: also into a running container, whose mount this file is.
-pub(super) fn write_hosts(directory: &Path, record: &Record, containers: &Containers) -> Result<()> {
-    write_file(&directory.join("hosts"), hosts(record, containers))
+/// Writes `hosts` and `resolv.conf` anew: also into a running container, whose mounts these files are.
+pub(super) fn write_names(directory: &Path, record: &Record, containers: &Containers) -> Result<()> {
+    write_file(&directory.join("hosts"), hosts(record, containers))?;
+    write_file(&directory.join("resolv.conf"), resolv_conf(record))
 }
 
 fn hosts(record: &Record, containers: &Containers) -> String {
@@ -123,6 +123,10 @@ fn reachable(base: &str) -> Option<Vec<String>> {
         return None;
     }
     if others.is_empty() {
+        let behind = resolved_servers();
+        if !behind.is_empty() {
+            return Some(behind.iter().map(ToString::to_string).collect());
+        }
         // As Docker does: somebody has to answer.
         return Some(vec!["8.8.8.8".into(), "8.8.4.4".into()]);
     }

@@ -90,6 +90,8 @@ pub struct Container {
     pub id: String,
     record: Mutex<Record>,
     operation: tokio::sync::Mutex<()>,
+    /// Held while its places in networks change, which its end does as well.
+    networking: Mutex<()>,
     progress: watch::Sender<Progress>,
     /// Clients that attached before the start.
     waiting: Mutex<Vec<(Attach, OwnedFd)>>,
@@ -215,6 +217,7 @@ impl Container {
             id: record.id.clone(),
             record: Mutex::new(record),
             operation: tokio::sync::Mutex::new(()),
+            networking: Mutex::default(),
             progress: watch::Sender::new(progress),
             waiting: Mutex::default(),
             shim: watch::Sender::new(false),
@@ -224,6 +227,10 @@ impl Container {
     /// The record as it is now. Hold it for moments only, and never across an `await`.
     pub fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn networking(&self) -> MutexGuard<'_, ()> {
+        self.networking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn state(&self) -> State {

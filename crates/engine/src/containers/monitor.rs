@@ -120,7 +120,7 @@ impl Containers {
             (ran, restart)
         };
         // Before anybody hears of the end: who does may want the same port.
-        self.leave(container);
+        let left = self.leave(container);
         self.leave_mounts(container);
         let auto_remove = container.record().host.auto_remove;
         if !auto_remove {
@@ -128,6 +128,7 @@ impl Containers {
         }
         self.execs_of_ended(container);
         self.publish(container, "die", &[("exitCode", exit.code.to_string()), ("execDuration", (ran.max(0) / 1_000_000_000).to_string())]);
+        self.networks.announce_left(&container.id, &left);
         container.progress.send_modify(|progress| {
             progress.running = false;
             progress.exits += 1;

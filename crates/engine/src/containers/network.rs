@@ -19,7 +19,8 @@ impl Containers {
         let mode = host.network_mode.clone();
         let own = has_own_networks(&mode);
         let mut places = BTreeMap::new();
-        for (name, mut endpoint) in wanted {
+        for (name, endpoint) in wanted {
+            let endpoint = endpoint.requested();
             let name = if name == "default" { "bridge".to_owned() } else { name };
             if name != mode && !own {
                 return Err(Error::invalid(format!(
@@ -29,7 +30,6 @@ impl Containers {
             if !endpoint.mac_address.is_empty() {
                 parse_mac(&endpoint.mac_address)?;
             }
-            endpoint.wanted_mac.clone_from(&endpoint.mac_address);
             // One that is not there yet may be made before the start.
             let name = match self.networks.find(&name) {
                 Ok(network) => {
@@ -63,7 +63,8 @@ impl Containers {
     /// A container that is in the network already, or that has no networks of its own.
     pub async fn connect(self: &Arc<Self>, network: &str, request: ConnectRequest) -> Result<()> {
         let ConnectRequest { container, endpoint } = request;
-        self.change_networks(&container, network, move |networks, record, network| networks.connect(record, network, endpoint)).await
+        self.change_networks(&container, network, move |networks, record, network| networks.connect(record, network, endpoint.requested()))
+            .await
     }
 
     /// `force` takes a container out that the engine does not know any more; there is none such here.
@@ -85,23 +86,22 @@ impl Containers {
         let network = self.networks.find(network)?.id;
         let container = self.find(name)?;
         let _operation = container.operation.lock().await;
-        let mut record = container.record().clone();
-        let networks = self.networks.clone();
-        let (record, outcome) = tokio::task::spawn_blocking(move || {
+        let (networks, changed) = (self.networks.clone(), container.clone());
+        let outcome = tokio::task::spawn_blocking(move || {
+            // A container that ends meanwhile gives its places back behind this.
+            let _networking = changed.networking();
+            let mut record = changed.record().clone();
             let outcome = change(&networks, &mut record, &network);
-            (record, outcome)
+            let mut current = changed.record();
+            current.networks = record.networks;
+            current.ports = record.ports;
+            outcome
         })
         .await
         .map_err(|error| Error::internal(error.to_string()))?;
-        {
-            // Only what this has changed: the container may have ended meanwhile.
-            let mut current = container.record();
-            current.networks = record.networks;
-            current.ports = record.ports;
-        }
         self.save_or_complain(&container);
         if outcome.is_ok() && container.status().is_running() {
-            super::files::write_hosts(&self.instance.container_dir(&container.id), &container.record().clone(), self)?;
+            super::files::write_names(&self.instance.container_dir(&container.id), &container.record().clone(), self)?;
         }
         outcome
     }

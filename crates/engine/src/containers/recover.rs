@@ -66,7 +66,13 @@ impl Containers {
             for (id, pid) in execs {
                 self.adopt_exec(&container.id, &id, pid);
             }
-            self.networks.adopt(&container.record().clone());
+            let mut adopted = container.record().clone();
+            self.networks.adopt(&mut adopted);
+            {
+                let mut record = container.record();
+                record.networks = adopted.networks;
+                record.ports = adopted.ports;
+            }
             self.adopt_volumes(container, true);
             container.shim.send_replace(true);
             container.progress.send_modify(|progress| progress.running = true);
@@ -76,7 +82,9 @@ impl Containers {
         }
         self.adopt_volumes(container, false);
         // Also what a start that was cut short had taken.
-        self.leave(container);
+        if !self.leave(container).is_empty() {
+            self.save_or_complain(container);
+        }
         let was_running = container.status().is_running();
         if was_running || self.exit_record(&container.id).is_some() {
             let exit = self.after_lost_shim(container).await;

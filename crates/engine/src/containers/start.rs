@@ -15,6 +15,7 @@ use super::{Container, Containers, files, monitor};
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::model::{HostConfig, Record, Status};
+use crate::networks::NetworkRecord;
 use crate::security::{Options, Seccomp};
 use crate::shims::LaunchError;
 use crate::spec::{self, Surroundings};
@@ -57,7 +58,7 @@ impl Containers {
         match self.launch_joined(container, attached, namespace).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.leave(container);
+                drop(self.leave(container));
                 self.leave_mounts(container);
                 Err(error)
             }
@@ -81,19 +82,24 @@ impl Containers {
             current.networks = record.networks;
             current.ports = record.ports;
         }
-        if namespace.is_some() {
-            self.store.update_container(&container.record().clone())?;
+        if namespace.is_some()
+            && let Err(error) = self.store.update_container(&container.record().clone())
+        {
+            drop(self.leave(container));
+            return Err(error);
         }
         Ok(namespace)
     }
 
-    /// Gives back the places of a container that does not run.
-    pub(super) fn leave(&self, container: &Container) {
+    /// Gives back the places of a container that does not run, and says which networks it was in.
+    pub(super) fn leave(&self, container: &Container) -> Vec<NetworkRecord> {
+        let _networking = container.networking();
         let mut record = container.record().clone();
-        self.networks.leave(&mut record);
+        let left = self.networks.leave(&mut record);
         let mut current = container.record();
         current.networks = record.networks;
         current.ports = record.ports;
+        left
     }
 
     async fn launch_joined(
@@ -106,7 +112,11 @@ impl Containers {
         let (wanted, streams): (Vec<Attach>, Vec<OwnedFd>) = attached.into_iter().unzip();
         let mut launch = self.plan(&record, wanted)?;
         launch.network = namespace.is_some();
-        let descriptors = namespace.into_iter().chain(streams).collect();
+        // As many as one message carries beside the others.
+        const MOST_PORTS: usize = 200;
+        let ports = self.networks.lend_ports(&record.id, MOST_PORTS);
+        launch.ports = ports.len();
+        let descriptors = namespace.into_iter().chain(ports).chain(streams).collect();
         let ((pid, started_at), events) = self.shims.launch(&launch, descriptors).await.map_err(StartError::from)?;
         {
             let mut record = container.record();
@@ -157,6 +167,7 @@ impl Containers {
             stdin_once: config.stdin_once,
             attached,
             network: false,
+            ports: 0,
         })
     }
 
@@ -173,9 +184,12 @@ impl Containers {
         }
         let pid_of =
             |mode: &str| mode.strip_prefix("container:").map(|name| self.find(name).and_then(|other| other.running_pid())).transpose();
+        // A container in another's network is known by that one's names.
+        let donor = host.network_mode.strip_prefix("container:").map(|name| self.find(name)).transpose()?;
+        let names = donor.map_or_else(|| directory.to_owned(), |donor| self.instance.container_dir(&donor.id));
         let surroundings = Surroundings {
             id: &record.id,
-            directory,
+            names: &names,
             cgroup_parent: &self.instance.cgroup_parent(),
             network_of: pid_of(&host.network_mode)?,
             pid_of: pid_of(&host.pid_mode)?,

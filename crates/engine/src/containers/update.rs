@@ -144,6 +144,12 @@ impl Containers {
             index.by_name.insert(new_name.clone(), container.id.clone());
         }
         container.record().name.clone_from(&new_name);
+        {
+            let _networking = container.networking();
+            let mut renamed = container.record().clone();
+            self.networks.rename(&mut renamed);
+            container.record().networks = renamed.networks;
+        }
         let saved = self.save(&container);
         let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if saved.is_err() {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use whelk_network::LONGEST_NAME;
 use whelk_network::ipam::{self, Block};
+use whelk_network::{LONGEST_NAME, Link, Links};
 use whelk_sys::fs;
 
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
@@ -99,10 +99,23 @@ impl Networks {
         }
         let id = names::random_id();
         // Two engines of one machine must not choose the same subnet at the same time.
-        let _lock = lock_namespace()?;
+        let _lock = lock_subnets()?;
         let mut state = self.state_mut();
         if let Some(other) = state.values().find(|network| network.record.name == name) {
             return Err(Error::conflict(format!("network with name {} already exists", other.record.name)));
+        }
+        let bridge = options.get(option::BRIDGE_NAME);
+        if let Some(other) = state.values().find(|network| bridge.is_some_and(|bridge| self.bridge_name(&network.record) == *bridge)) {
+            return Err(Error::conflict(format!(
+                "bridge name {} is already used by network {}",
+                bridge.map_or("", String::as_str),
+                other.record.name
+            )));
+        }
+        if options.iter().any(|(key, value)| matches!(key.as_str(), option::GATEWAY_MODE_4 | option::GATEWAY_MODE_6) && value == "isolated")
+            && !internal
+        {
+            return Err(Error::invalid("gateway mode 'isolated' can only be used for an internal network"));
         }
         if bridged {
             let taken: Vec<IpNet> = state.values().flat_map(|network| network.record.subnets()).collect();
@@ -168,8 +181,8 @@ impl Networks {
         let mtu = record.option(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut links = self.links();
         let index = match links.find(&name)? {
-            Some(link) if link.kind == "bridge" => link.index,
-            Some(_) => return Err(Error::invalid(format!("interface {name} exists and is not a bridge"))),
+            Some(link) if is_bridge_of(&link, record) => link.index,
+            Some(_) => return Err(Error::conflict(format!("interface {name} exists already and is not this network's"))),
             None => links.create_bridge(&name, mtu, mac(&record.id))?,
         };
         drop(links);
@@ -222,13 +235,29 @@ impl Networks {
     /// Takes away what the host has of a network.
     pub(super) fn dissolve(&self, record: &NetworkRecord) {
         let outcome = match record.driver.as_str() {
-            "bridge" => self.firewall.remove_bridge(&self.rules(record)).and_then(|()| self.links().delete(&self.bridge_name(record))),
+            "bridge" => self
+                .firewall
+                .remove_bridge(&self.rules(record))
+                .and_then(|()| delete_bridge(&mut self.links(), &self.bridge_name(record), record)),
             "macvlan" if record.option(option::PARENT).is_none() => self.links().delete(&self.interface(super::BRIDGE, &record.id)),
             _ => Ok(()),
         };
         if let Err(error) = outcome {
             tracing::warn!(network = record.name, "remove: {error}");
         }
+    }
+}
+
+/// Whether an interface is the bridge that was made for a network: its hardware address says so.
+fn is_bridge_of(link: &Link, record: &NetworkRecord) -> bool {
+    link.kind == "bridge" && link.mac == mac(&record.id)
+}
+
+/// Removes a network's bridge, and nothing else of that name.
+pub(super) fn delete_bridge(links: &mut Links, name: &str, record: &NetworkRecord) -> whelk_network::Result<()> {
+    match links.find(name)? {
+        Some(link) if is_bridge_of(&link, record) => links.delete(name),
+        _ => Ok(()),
     }
 }
 
@@ -276,9 +305,7 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
     for (key, value) in options {
         let known = match key.as_str() {
             option::BRIDGE_NAME => {
-                if value.is_empty() || value.len() > LONGEST_NAME || value.contains(['/', ' ', ':']) || value.starts_with('.') {
-                    return Err(Error::invalid(format!("invalid bridge name {value:?}: up to {LONGEST_NAME} characters")));
-                }
+                check_interface_name(value)?;
                 driver == "bridge"
             }
             option::MTU => {
@@ -296,7 +323,16 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
                 }
                 driver == "bridge"
             }
-            option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC | option::CONTAINER_PREFIX => driver == "bridge",
+            option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC => {
+                if crate::filters::parse_bool(value).is_none() {
+                    return Err(Error::invalid(format!("invalid value {value:?} for network option {key}: true or false is needed")));
+                }
+                driver == "bridge"
+            }
+            option::CONTAINER_PREFIX => {
+                check_interface_name(value)?;
+                true
+            }
             option::HOST_BINDING => {
                 if value.parse::<IpAddr>().is_err() {
                     return Err(Error::invalid(format!("invalid host binding address: {value}")));
@@ -311,6 +347,20 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// # Errors
+/// What is no interface's name, or is one only for a part of the system.
+pub(super) fn check_interface_name(name: &str) -> Result<()> {
+    let valid = !name.is_empty()
+        && name.len() <= LONGEST_NAME
+        && !matches!(name, "." | ".." | "lo")
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    if valid {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!("invalid interface name {name:?}: up to {LONGEST_NAME} of a-z, A-Z, 0-9, _, . and -")))
+    }
 }
 
 fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<()> {
@@ -357,11 +407,11 @@ fn has_ipv6() -> bool {
     fs::exists("/proc/sys/net/ipv6")
 }
 
-/// Holds other engines of this network namespace off.
-fn lock_namespace() -> Result<std::fs::File> {
-    let file = fs::open("/proc/self/ns/net")?;
+/// Holds other engines of this machine off, by a file that only root can open: two must not choose one subnet.
+fn lock_subnets() -> Result<std::fs::File> {
+    let file = fs::append("/run/whelk-networks.lock", 0o600)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-        .map_err(|error| Error::internal(format!("lock the network namespace: {error}")))?;
+        .map_err(|error| Error::internal(format!("lock the networks of this machine: {error}")))?;
     Ok(file)
 }
 
@@ -372,11 +422,25 @@ pub(super) fn set_sysctl(key: &str, value: &str, may_be_missing: bool) -> Result
     }
 }
 
+/// A host that forwards does not listen to routers any more, unless it is told to: it would lose its own way out.
+fn keep_router_advertisements() -> Result<()> {
+    for interface in fs::list("/proc/sys/net/ipv6/conf")? {
+        let path = interface.path().join("accept_ra");
+        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+            fs::write(&path, "2")?;
+        }
+    }
+    Ok(())
+}
+
 /// Lets the kernel pass packets on between interfaces.
 fn forward(ipv6: bool) -> Result<()> {
     let on = |key: &str| fs::read_to_string(format!("/proc/sys/{key}")).is_ok_and(|value| value.trim() == "1");
     let mut keys = vec!["net/ipv4/ip_forward"];
     if ipv6 {
+        if !on("net/ipv6/conf/all/forwarding") {
+            keep_router_advertisements()?;
+        }
         keys.extend(["net/ipv6/conf/default/forwarding", "net/ipv6/conf/all/forwarding"]);
     }
     keys.into_iter().filter(|key| !on(key)).try_for_each(|key| set_sysctl(key, "1", true))

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::PoisonError;
 
 use ipnet::IpNet;
 use whelk_network::{Links, Peer, Port, SenderRules};
@@ -32,6 +33,8 @@ impl Networks {
             }
             return Ok(None);
         }
+        // Without rules nothing would keep the container apart from others.
+        self.firewall.require()?;
         let namespace = match self.spare().pop() {
             Some(namespace) => namespace,
             None => whelk_network::namespace::create()?,
@@ -41,17 +44,16 @@ impl Networks {
         match joined {
             Ok(()) => Ok(Some(namespace)),
             Err(error) => {
-                self.leave(record);
+                drop(self.leave(record));
                 Err(error)
             }
         }
     }
 
     fn join_all(&self, record: &mut Record, namespace: BorrowedFd<'_>) -> Result<()> {
-        // The network that the container was created on comes first and gives it its eth0.
-        let first = self.find(&record.host.network_mode)?.name;
-        let mut names: Vec<String> = record.networks.keys().filter(|name| **name != first).cloned().collect();
-        names.insert(0, first);
+        // The network that the container was created on comes first and gives it its eth0, unless it has left it.
+        let mut names: Vec<String> = record.networks.keys().cloned().collect();
+        names.sort_by_key(|name| !self.is_mode(record, name));
         for name in names {
             let network = self.find(&name)?;
             let mut endpoint = record.networks.remove(&name).unwrap_or_default();
@@ -62,6 +64,11 @@ impl Networks {
         self.set_default_gateway(record, namespace)?;
         self.publish_ports(record)?;
         self.start_resolver(record, namespace)
+    }
+
+    /// Whether a container was created on this network, however its mode names it.
+    pub(super) fn is_mode(&self, record: &Record, network: &str) -> bool {
+        record.host.network_mode == network || self.find(&record.host.network_mode).is_ok_and(|mode| mode.name == network)
     }
 
     /// Gives a container an interface in one network.
@@ -101,14 +108,7 @@ impl Networks {
     fn interface_name(&self, container: &Record, network: &NetworkRecord, endpoint: &Endpoint) -> Result<String> {
         let wanted = endpoint.driver_opts.iter().flatten().find(|(key, _)| *key == option::INTERFACE_NAME).map(|(_, name)| name.clone());
         if let Some(name) = wanted {
-            if name.is_empty()
-                || name.len() > whelk_network::LONGEST_NAME
-                || name == "lo"
-                || name.contains(['/', ' ', ':'])
-                || name.starts_with('.')
-            {
-                return Err(Error::invalid(format!("invalid interface name {name:?}")));
-            }
+            super::create::check_interface_name(&name)?;
             return Ok(name);
         }
         let prefix = network.option(option::CONTAINER_PREFIX).unwrap_or(INTERFACE_PREFIX);
@@ -179,28 +179,40 @@ impl Networks {
         }
     }
 
-    /// Gives back all that a container has in its networks. Never stops at an error.
-    pub fn leave(&self, record: &mut Record) {
-        if let Some(task) = self.resolvers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&record.id) {
+    /// Gives back all that a container that has ended had in its networks, and says which it was in. Never stops at an
+    /// error.
+    pub fn leave(&self, record: &mut Record) -> Vec<NetworkRecord> {
+        if let Some(task) = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.id) {
             task.abort();
         }
         self.withdraw_ports(record);
-        let endpoints: Vec<(String, Endpoint)> = record.networks.iter().map(|(name, endpoint)| (name.clone(), endpoint.clone())).collect();
-        for (name, endpoint) in endpoints {
-            if let Ok(network) = self.find(if endpoint.network_id.is_empty() { &name } else { &endpoint.network_id }) {
-                self.detach(&record.id, &network, &endpoint);
-                if record.state.started_at > 0 && !endpoint.network_id.is_empty() {
-                    self.publish(&network, "disconnect", Some(&record.id));
-                }
+        let mut left = Vec::new();
+        for endpoint in record.networks.values_mut().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
+            if let Ok(network) = self.find(&endpoint.network_id) {
+                self.detach(&record.id, &network, endpoint, None);
+                left.push(network);
             }
+            endpoint.clear();
         }
-        record.networks.values_mut().for_each(Endpoint::clear);
+        left
     }
 
-    /// Takes one interface away, and frees its addresses.
-    fn detach(&self, container: &str, network: &NetworkRecord, endpoint: &Endpoint) {
+    /// Tells that a container does not use networks any more.
+    pub fn announce_left(&self, container: &str, left: &[NetworkRecord]) {
+        left.iter().for_each(|network| self.publish(network, "disconnect", Some(container)));
+    }
+
+    /// Takes one interface away, and frees its addresses. `namespace` is that of a container that runs on: it must be out
+    /// of the network before anything that was its own can be another's.
+    fn detach(&self, container: &str, network: &NetworkRecord, endpoint: &Endpoint, namespace: Option<BorrowedFd<'_>>) {
         if endpoint.endpoint_id.is_empty() {
             return;
+        }
+        if let Some(namespace) = namespace {
+            let interface = endpoint.interface.clone();
+            if let Err(error) = within(namespace, move || Ok(Links::open()?.delete(&interface)?)) {
+                tracing::warn!(network = network.name, "{error}");
+            }
         }
         if network.driver == "bridge" {
             let name = self.host_interface(endpoint);
@@ -211,7 +223,7 @@ impl Networks {
                 tracing::warn!(network = network.name, "{error}");
             }
             // The kernel takes tens of milliseconds to remove an interface, and nobody has to wait for that.
-            self.doomed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name);
+            self.doomed().push(name);
             self.refill.notify_one();
         }
         if let Some(network) = self.state_mut().get_mut(&network.id)
@@ -223,29 +235,54 @@ impl Networks {
     }
 
     /// Takes note of what a running container has, after the engine was away.
-    pub fn adopt(&self, record: &Record) {
+    pub fn adopt(&self, record: &mut Record) {
         if !has_own_networks(&record.host.network_mode) {
             return;
         }
-        for endpoint in record.networks.values().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
-            if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
+        let mut networks = std::mem::take(&mut record.networks);
+        for endpoint in networks.values_mut().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
+            let Ok(network) = self.find(&endpoint.network_id) else { continue };
+            let name = self.host_interface(endpoint);
+            if network.driver == "bridge" && matches!(self.links().find(&name), Ok(None)) {
+                // It was being disconnected when the engine ended.
+                endpoint.clear();
+                continue;
+            }
+            if let Some(network) = self.state_mut().get_mut(&network.id) {
                 for address in endpoint.addresses() {
                     let _ = take(network, address.is_ipv4(), Some(address));
                 }
+                endpoint.dns_names = endpoint.dns_names.is_some().then(|| names_of(record, endpoint));
                 network.members.insert(record.id.clone(), member(record, endpoint));
             }
-            if let Ok(mac) = mac_of(endpoint) {
-                let sender = SenderRules { interface: self.host_interface(endpoint), mac, addresses: endpoint.addresses() };
+            if let (Ok(mac), "bridge") = (mac_of(endpoint), network.driver.as_str()) {
+                let sender = SenderRules { interface: name, mac, addresses: endpoint.addresses() };
                 if let Err(error) = self.firewall.add_sender(&sender) {
                     tracing::warn!(container = record.id, "{error}");
                 }
             }
         }
+        record.networks = networks;
         self.adopt_ports(record);
         let resolving = open_namespace(record.state.pid).and_then(|namespace| self.start_resolver(record, namespace.as_fd()));
         if let Err(error) = resolving {
             tracing::warn!(container = record.id, "answer names: {error}");
         }
+    }
+
+    /// A container has another name from now on.
+    pub fn rename(&self, record: &mut Record) {
+        self.ports.rename(&record.id, &record.name);
+        let mut networks = std::mem::take(&mut record.networks);
+        for endpoint in networks.values_mut().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
+            endpoint.dns_names = endpoint.dns_names.is_some().then(|| names_of(record, endpoint));
+            if let Some(network) = self.state_mut().get_mut(&endpoint.network_id)
+                && network.members.contains_key(&record.id)
+            {
+                network.members.insert(record.id.clone(), member(record, endpoint));
+            }
+        }
+        record.networks = networks;
     }
 
     /// Connects a container to a network: at once if it runs, else at its next start.
@@ -264,19 +301,22 @@ impl Networks {
             return Err(Error::Denied(format!("endpoint with name {} already exists in network {}", record.name, network.name)));
         }
         endpoint.network_id.clone_from(&network.id);
-        endpoint.wanted_mac.clone_from(&endpoint.mac_address);
         if !record.state.status.is_running() {
             record.networks.insert(network.name.clone(), endpoint);
             return Ok(());
         }
         let namespace = open_namespace(record.state.pid)?;
-        if let Err(error) = self.attach(record, &network, &mut endpoint, namespace.as_fd()) {
-            self.detach(&record.id, &network, &endpoint);
+        let attached = self.attach(record, &network, &mut endpoint, namespace.as_fd());
+        record.networks.insert(network.name.clone(), endpoint);
+        let connected = attached
+            .and_then(|()| self.set_default_gateway(record, namespace.as_fd()))
+            .and_then(|()| self.start_resolver(record, namespace.as_fd()));
+        if let Err(error) = connected {
+            if let Some(endpoint) = record.networks.remove(&network.name) {
+                self.detach(&record.id, &network, &endpoint, Some(namespace.as_fd()));
+            }
             return Err(error);
         }
-        record.networks.insert(network.name.clone(), endpoint);
-        self.set_default_gateway(record, namespace.as_fd())?;
-        self.start_resolver(record, namespace.as_fd())?;
         self.publish(&network, "connect", Some(&record.id));
         Ok(())
     }
@@ -291,25 +331,25 @@ impl Networks {
         let Some(endpoint) = record.networks.remove(&network.name) else {
             return Err(Error::Denied(format!("container {} is not connected to network {}", record.id, network.name)));
         };
+        if !record.state.status.is_running() {
+            return Ok(());
+        }
         let had_ports = !record.ports.is_empty();
         if had_ports && record.ports.iter().any(|publication| endpoint.addresses().contains(&publication.to.ip())) {
             self.withdraw_ports(record);
         }
-        self.detach(&record.id, &network, &endpoint);
-        if record.state.status.is_running() {
-            let namespace = open_namespace(record.state.pid)?;
-            self.set_default_gateway(record, namespace.as_fd())?;
-            if had_ports && record.ports.is_empty() {
-                self.publish_ports(record)?;
-            }
-            self.publish(&network, "disconnect", Some(&record.id));
+        let namespace = open_namespace(record.state.pid)?;
+        self.detach(&record.id, &network, &endpoint, Some(namespace.as_fd()));
+        self.publish(&network, "disconnect", Some(&record.id));
+        self.set_default_gateway(record, namespace.as_fd())?;
+        if had_ports && record.ports.is_empty() {
+            self.publish_ports(record)?;
         }
         Ok(())
     }
 
     /// The default routes lead through the network with the highest priority, by name where they are equal.
     fn set_default_gateway(&self, record: &Record, namespace: BorrowedFd<'_>) -> Result<()> {
-        let first = &record.host.network_mode;
         let best = |ipv4: bool| {
             record
                 .networks
@@ -317,7 +357,7 @@ impl Networks {
                 .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
                 .filter_map(|(name, endpoint)| {
                     let gateway: IpAddr = if ipv4 { &endpoint.gateway } else { &endpoint.ipv6_gateway }.parse().ok()?;
-                    Some(((endpoint.gw_priority, name == first, std::cmp::Reverse(name)), gateway, &endpoint.interface))
+                    Some(((endpoint.gw_priority, self.is_mode(record, name), std::cmp::Reverse(name)), gateway, &endpoint.interface))
                 })
                 .max_by_key(|(rank, _, _)| *rank)
         };
@@ -431,15 +471,11 @@ fn names_of(container: &Record, endpoint: &Endpoint) -> Vec<String> {
 }
 
 fn member(container: &Record, endpoint: &Endpoint) -> Member {
-    let net = |address: &str, bits: u8| address.parse::<IpAddr>().ok().and_then(|address| IpNet::new(address, bits).ok());
     Member {
         name: container.name.clone(),
         endpoint_id: endpoint.endpoint_id.clone(),
         mac: endpoint.mac_address.clone(),
-        addresses: [net(&endpoint.ip_address, endpoint.ip_prefix_len), net(&endpoint.global_ipv6_address, endpoint.global_ipv6_prefix_len)]
-            .into_iter()
-            .flatten()
-            .collect(),
+        addresses: endpoint.nets(),
         names: endpoint.dns_names.iter().flatten().map(|name| name.to_ascii_lowercase()).collect(),
         links: container.host.links.iter().chain(&endpoint.links).flatten().map(|link| split_link(link)).collect(),
     }
@@ -453,12 +489,7 @@ pub(crate) fn split_link(link: &str) -> (String, String) {
 
 /// Gives the interface inside the namespace its addresses.
 fn configure(network: &NetworkRecord, endpoint: &Endpoint, namespace: BorrowedFd<'_>) -> Result<()> {
-    let net = |address: &str, bits: u8| address.parse::<IpAddr>().ok().and_then(|address| IpNet::new(address, bits).ok());
-    let addresses: Vec<IpNet> =
-        [net(&endpoint.ip_address, endpoint.ip_prefix_len), net(&endpoint.global_ipv6_address, endpoint.global_ipv6_prefix_len)]
-            .into_iter()
-            .flatten()
-            .collect();
+    let addresses = endpoint.nets();
     let link_local: Vec<IpNet> = endpoint
         .ipam_config
         .iter()
@@ -487,8 +518,17 @@ fn within(namespace: BorrowedFd<'_>, work: impl FnOnce() -> Result<()> + Send) -
 }
 
 /// The network namespace of a process.
+///
+/// # Errors
+/// It is the engine's own: the process is not the one that was meant any more.
 pub(super) fn open_namespace(pid: i32) -> Result<OwnedFd> {
-    Ok(fs::open(format!("/proc/{pid}/ns/net"))?.into())
+    use std::os::unix::fs::MetadataExt;
+    let inode = |file: &std::fs::File| file.metadata().map(|found| found.ino()).map_err(fs::at("stat", "a network namespace"));
+    let namespace = fs::open(format!("/proc/{pid}/ns/net"))?;
+    if inode(&namespace)? == inode(&fs::open("/proc/self/ns/net")?)? {
+        return Err(Error::internal(format!("process {pid} is not in a network namespace of its own")));
+    }
+    Ok(namespace.into())
 }
 
 /// What can be known to be wrong before anything is made.

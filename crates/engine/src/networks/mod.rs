@@ -15,6 +15,7 @@ mod remove;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use ipnet::IpNet;
@@ -29,7 +30,7 @@ pub(crate) use endpoints::{check_endpoint, has_own_networks, parse_mac, split_li
 pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
 pub use model::{Endpoint, EndpointIpam, NetworkRecord};
-pub(crate) use names::{host_servers, uses_resolver};
+pub(crate) use names::{host_servers, resolved_servers, uses_resolver};
 pub(crate) use publish::check as check_ports;
 pub(crate) use remove::uninstall;
 
@@ -55,6 +56,8 @@ pub struct Networks {
     /// Interfaces to be removed when there is time.
     doomed: Mutex<Vec<String>>,
     refill: tokio::sync::Notify,
+    /// Counts answers with several addresses.
+    turn: AtomicUsize,
     /// What answers names for each container.
     resolvers: Mutex<HashMap<String, tokio::task::JoinHandle<()>>>,
 }
@@ -115,6 +118,7 @@ impl Networks {
             spare: Mutex::default(),
             doomed: Mutex::default(),
             refill: tokio::sync::Notify::new(),
+            turn: AtomicUsize::default(),
             resolvers: Mutex::default(),
         });
         let records = store.networks()?;
@@ -129,9 +133,10 @@ impl Networks {
 
     fn bring_back(&self, record: NetworkRecord) -> Result<()> {
         let blocks = create::blocks(&record)?;
-        self.materialize(&record)?;
-        self.state_mut().insert(record.id.clone(), Network { record, blocks, members: BTreeMap::new() });
-        Ok(())
+        // Known first: what cannot be made now (its parent is not there yet) is made when it is needed, and its addresses
+        // stay its own.
+        self.state_mut().insert(record.id.clone(), Network { record: record.clone(), blocks, members: BTreeMap::new() });
+        self.materialize(&record)
     }
 
     /// Writes the rules and removes what no container explains, after all running ones were adopted.
@@ -148,6 +153,8 @@ impl Networks {
     /// Keeps namespaces ready and the rules in place for as long as the engine runs.
     pub async fn keep(self: Arc<Self>) {
         const CHECK: std::time::Duration = std::time::Duration::from_secs(5);
+        // The ruleset's number when everything was last seen to be in its place.
+        let mut checked = None;
         loop {
             let networks = self.clone();
             let work = tokio::task::spawn_blocking(move || {
@@ -161,19 +168,30 @@ impl Networks {
                         }
                     }
                 }
-                // Somebody flushed the rules (`nft flush ruleset`, a firewall's reload).
-                if !networks.firewall.is_there()
-                    && let Err(error) = networks.firewall.restore()
-                {
-                    tracing::error!("put the rules back: {error}");
-                }
-                networks.ensure_passage();
+                networks.check_rules(checked)
             });
-            if work.await.is_err() {
-                return;
+            match work.await {
+                Ok(generation) => checked = generation,
+                Err(error) => tracing::error!("look after the networks: {error}"),
             }
             let _ = tokio::time::timeout(CHECK, self.refill.notified()).await;
         }
+    }
+
+    /// Puts back what somebody took away (`nft flush ruleset`, a firewall's reload). Looks only when any rules have
+    /// changed since `checked`; returns what to compare with next time.
+    fn check_rules(&self, checked: Option<u32>) -> Option<u32> {
+        let generation = self.firewall.generation();
+        if generation.is_some() && generation == checked {
+            return checked;
+        }
+        if !self.firewall.is_whole()
+            && let Err(error) = self.firewall.restore()
+        {
+            tracing::error!("put the rules back: {error}");
+        }
+        self.ensure_passage();
+        generation
     }
 
     /// Has the host's other firewalls let our traffic through to our own rules, unless the administrator forbids it.
@@ -194,12 +212,28 @@ impl Networks {
     }
 
     fn remove_doomed(&self) {
-        let doomed = std::mem::take(&mut *self.doomed.lock().unwrap_or_else(PoisonError::into_inner));
-        for name in doomed {
-            if let Err(error) = self.links().delete(&name) {
+        let doomed = std::mem::take(&mut *self.doomed());
+        if doomed.is_empty() {
+            return;
+        }
+        // A connection of its own: the kernel takes its time, and nobody else shall wait.
+        let mut links = match Links::open() {
+            Ok(links) => links,
+            Err(error) => {
                 tracing::warn!("{error}");
+                return self.doomed().extend(doomed);
+            }
+        };
+        for name in doomed {
+            if let Err(error) = links.delete(&name) {
+                tracing::warn!("{error}");
+                self.doomed().push(name);
             }
         }
+    }
+
+    fn doomed(&self) -> MutexGuard<'_, Vec<String>> {
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn spare(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
@@ -240,7 +274,7 @@ impl Networks {
     /// The name of an interface of ours: the instance's prefix, a mark for the kind, and digits of the object's id.
     fn interface(&self, mark: char, id: &str) -> String {
         let prefix = prefix(&self.instance);
-        format!("{prefix}{mark}{}", &id[..(LONGEST_NAME - prefix.len() - 1).min(id.len())])
+        format!("{prefix}{mark}{}", id.chars().take(LONGEST_NAME - prefix.len() - 1).collect::<String>())
     }
 
     fn bridge_name(&self, record: &NetworkRecord) -> String {
@@ -279,7 +313,9 @@ impl Networks {
             internal: record.internal,
             masquerade4: masquerade && mode(option::GATEWAY_MODE_4).starts_with("nat"),
             masquerade6: masquerade && mode(option::GATEWAY_MODE_6).starts_with("nat"),
-            open: mode(option::GATEWAY_MODE_4) == "nat-unprotected",
+            icc: record.switch(option::ICC, true),
+            open4: mode(option::GATEWAY_MODE_4) == "nat-unprotected",
+            open6: mode(option::GATEWAY_MODE_6) == "nat-unprotected",
         }
     }
 

@@ -93,6 +93,23 @@ pub struct EndpointIpam {
 }
 
 impl Endpoint {
+    /// Of what a client sent, only what can be asked for: clients send back what they were once shown.
+    #[must_use]
+    pub fn requested(self) -> Self {
+        let Self { ipam_config, links, aliases, driver_opts, gw_priority, mac_address, .. } = self;
+        let wanted_mac = mac_address.clone();
+        Self { ipam_config, links, aliases, driver_opts, gw_priority, mac_address, wanted_mac, ..Self::default() }
+    }
+
+    /// The addresses with their networks' lengths.
+    pub fn nets(&self) -> Vec<IpNet> {
+        let net = |address: &str, bits: u8| IpNet::new(address.parse().ok()?, bits).ok();
+        [net(&self.ip_address, self.ip_prefix_len), net(&self.global_ipv6_address, self.global_ipv6_prefix_len)]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
     /// Forgets what it got: the container does not run any more.
     pub fn clear(&mut self) {
         *self = Self {
@@ -130,7 +147,7 @@ impl NetworkRecord {
 
     /// An option that is on or off; `default` where it is not given.
     pub fn switch(&self, name: &str, default: bool) -> bool {
-        self.option(name).map_or(default, |value| value == "true" || value == "1")
+        self.option(name).and_then(crate::filters::parse_bool).unwrap_or(default)
     }
 }
 

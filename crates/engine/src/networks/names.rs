@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -20,8 +21,12 @@ use crate::model::Record;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How many questions of one container may be on their way to the host's resolvers: a flood stays its own problem.
 const IN_FLIGHT: usize = 256;
-/// The largest packet: what a datagram can hold.
+/// How many connections (questions over TCP) one container may have. Each may hold a message of the largest size.
+const CONNECTIONS: usize = 32;
+/// The largest answer: what a datagram can hold.
 const LARGEST: usize = 65_535;
+/// The largest question that comes in a datagram.
+const LARGEST_QUESTION: usize = 4096;
 const PORT: u16 = 53;
 const LARGEST_FILE: u64 = 1 << 20;
 
@@ -43,7 +48,8 @@ impl Networks {
             networks: Arc::downgrade(&networks),
             container: record.id.clone(),
             servers: servers(record),
-            permits: Semaphore::new(IN_FLIGHT),
+            permits: Arc::new(Semaphore::new(IN_FLIGHT)),
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
         });
         let task = tokio::spawn(async move {
             tokio::join!(serve_udp(resolver.clone(), Arc::new(udp)), serve_tcp(resolver, tcp));
@@ -81,6 +87,12 @@ impl Networks {
                         }
                     }
                 }
+                // Another one first each time: whoever takes the first address spreads the load.
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                if !found.is_empty() {
+                    let length = found.len();
+                    found.rotate_left(turn % length);
+                }
                 if known { Known::Addresses(found) } else { Known::Nothing }
             }
             Question::Name(address) => own()
@@ -112,7 +124,16 @@ fn servers(record: &Record) -> Vec<SocketAddr> {
 
 /// The resolvers of the host.
 pub(crate) fn host_servers() -> Vec<IpAddr> {
-    let text = fs::read_at_most("/etc/resolv.conf", LARGEST_FILE).unwrap_or_default();
+    servers_in("/etc/resolv.conf")
+}
+
+/// Those that systemd-resolved asks, where the host asks nobody else: they are reached from containers, it is not.
+pub(crate) fn resolved_servers() -> Vec<IpAddr> {
+    servers_in("/run/systemd/resolve/resolv.conf")
+}
+
+fn servers_in(path: &str) -> Vec<IpAddr> {
+    let text = fs::read_at_most(path, LARGEST_FILE).unwrap_or_default();
     String::from_utf8_lossy(&text).lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok()).collect()
 }
 
@@ -121,7 +142,8 @@ struct Resolver {
     networks: Weak<Networks>,
     container: String,
     servers: Vec<SocketAddr>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
 }
 
 impl Resolver {
@@ -195,7 +217,7 @@ async fn write_framed(stream: &mut TcpStream, packet: &[u8]) -> std::io::Result<
 }
 
 async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
-    let mut buffer = vec![0; LARGEST];
+    let mut buffer = vec![0; LARGEST_QUESTION];
     loop {
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
             // An error that an earlier answer left on the socket; one that stays must not spin.
@@ -206,10 +228,11 @@ async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
             Verdict::Reply(reply) => drop(socket.send_to(&reply, client).await),
             Verdict::Ignore => {}
             Verdict::Forward => {
+                // With too many on their way the client asks again, later.
+                let Ok(permit) = resolver.permits.clone().try_acquire_owned() else { continue };
                 let (resolver, socket, packet) = (resolver.clone(), socket.clone(), buffer[..length].to_vec());
                 tokio::spawn(async move {
-                    // With too many on their way the client asks again, later.
-                    let Ok(_permit) = resolver.permits.try_acquire() else { return };
+                    let _permit = permit;
                     if let Some(reply) = resolver.forward(&packet).await {
                         let _ = socket.send_to(&reply, client).await;
                     }
@@ -227,9 +250,10 @@ async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
+        let Ok(permit) = resolver.connections.clone().try_acquire_owned() else { continue };
         let resolver = resolver.clone();
         tokio::spawn(async move {
-            let Ok(_permit) = resolver.permits.try_acquire() else { return };
+            let _permit = permit;
             while let Ok(Ok(packet)) = tokio::time::timeout(IDLE, read_framed(&mut stream)).await {
                 let reply = match resolver.answer(&packet, true) {
                     Verdict::Reply(reply) => Some(reply),
@@ -237,7 +261,8 @@ async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
                     Verdict::Forward => resolver.forward_stream(&packet).await,
                 };
                 let Some(reply) = reply else { return };
-                if write_framed(&mut stream, &reply).await.is_err() {
+                // Who asks and does not read is not waited for.
+                if !matches!(tokio::time::timeout(IDLE, write_framed(&mut stream, &reply)).await, Ok(Ok(()))) {
                     return;
                 }
             }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use serde::Deserialize;
-use whelk_network::port::{Protocol, Publication, Wanted, every_address};
+use whelk_network::port::{Owner, Protocol, Publication, Wanted, every_address};
+use whelk_sys::fs;
 
 use super::Networks;
 use super::model::option;
@@ -103,7 +105,7 @@ impl Networks {
                 self.withdraw_ports(record);
                 return Err(failed(format!("the container has no {family} address in network {}", network.name)));
             }
-            match self.ports.take(&record.name, wish.wanted, &addresses) {
+            match self.ports.take(&owner_of(record), wish.wanted, &addresses) {
                 Ok(port) => record.ports.extend(addresses.iter().map(|address| Publication {
                     protocol: wish.wanted.protocol,
                     host: SocketAddr::new(*address, port),
@@ -131,32 +133,53 @@ impl Networks {
             .filter_map(|(_, endpoint)| Some((self.find(&endpoint.network_id).ok()?, endpoint.clone())))
             .filter(|(network, _)| network.driver == "bridge" && !network.internal)
             .max_by_key(|(network, endpoint)| {
-                (endpoint.gw_priority, network.name == record.host.network_mode, std::cmp::Reverse(network.name.clone()))
+                (endpoint.gw_priority, self.is_mode(record, &network.name), std::cmp::Reverse(network.name.clone()))
             })
     }
 
     pub(super) fn withdraw_ports(&self, record: &mut Record) {
-        if let Err(error) = self.firewall.withdraw(&record.ports) {
+        let (ports, id) = (&self.ports, &record.id);
+        // Only what is its own: a record may be older than who has the port now.
+        let own: Vec<Publication> = record.ports.drain(..).filter(|one| ports.release(id, one.protocol, one.host)).collect();
+        if let Err(error) = self.firewall.withdraw(&own) {
             tracing::warn!(container = record.id, "{error}");
-        }
-        for publication in record.ports.drain(..) {
-            self.ports.release(publication.protocol, publication.host);
         }
     }
 
-    /// Holds the ports of a running container again.
-    pub(super) fn adopt_ports(&self, record: &Record) {
-        for publication in &record.ports {
-            let port = publication.host.port();
-            let wanted = Wanted { protocol: publication.protocol, address: Some(publication.host.ip()), ports: (port, port) };
-            if let Err(error) = self.ports.take(&record.name, wanted, &[publication.host.ip()]) {
-                tracing::warn!(container = record.id, "a published port was lost while the engine was away: {error}");
+    /// The sockets that hold a container's ports, for its shim.
+    pub fn lend_ports(&self, container: &str, most: usize) -> Vec<OwnedFd> {
+        self.ports.lend(container, most)
+    }
+
+    /// Takes note of the ports of a running container again.
+    pub(super) fn adopt_ports(&self, record: &mut Record) {
+        let owner = owner_of(record);
+        record.ports.retain(|publication| {
+            let at = publication.host;
+            let wanted = Wanted { protocol: publication.protocol, address: Some(at.ip()), ports: (at.port(), at.port()) };
+            let held = self.ports.take(&owner, wanted, &[at.ip()]);
+            if let Err(error) = &held {
+                tracing::warn!(container = owner.id, "a published port was lost while the engine was away: {error}");
             }
-        }
+            held.is_ok()
+        });
         if let Err(error) = self.firewall.publish(&record.ports) {
             tracing::warn!(container = record.id, "{error}");
         }
     }
+}
+
+/// The parent of a process: of a container's first one it is the shim.
+fn parent_of(pid: i32) -> Option<u32> {
+    if pid <= 0 {
+        return None;
+    }
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+fn owner_of(record: &Record) -> Owner {
+    Owner { id: record.id.clone(), name: record.name.clone(), process: parent_of(record.state.pid) }
 }
 
 /// Refuses settings that cannot work, at create.

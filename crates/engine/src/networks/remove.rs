@@ -3,6 +3,7 @@
 use whelk_network::{Firewall, Links, Passage};
 use whelk_sys::fs;
 
+use super::create::delete_bridge;
 use super::model::option;
 use super::{NetworkRecord, Networks};
 use crate::error::{Error, Result};
@@ -11,18 +12,19 @@ use crate::store::Store;
 
 /// Takes the bridges, interfaces and rules of an instance off the host, for good or until its next start.
 pub(crate) fn uninstall(instance: &Instance) -> Result<()> {
-    let mut given_up = vec![super::default_bridge(instance)];
     let mut links = Links::open()?;
-    let prefix = super::prefix(instance);
-    given_up.extend(links.list()?.into_iter().map(|link| link.name).filter(|name| super::is_ours(&prefix, name)));
     if fs::exists(instance.database()) {
-        let named = Store::open(&instance.database())?.networks()?;
-        given_up.extend(named.iter().filter_map(|record| record.option(option::BRIDGE_NAME)).map(str::to_owned));
+        for record in Store::open(&instance.database())?.networks()? {
+            if let Some(name) = record.option(option::BRIDGE_NAME) {
+                delete_bridge(&mut links, name, &record)?;
+            }
+        }
     }
-    given_up.sort();
-    given_up.dedup();
-    for name in given_up {
-        links.delete(&name)?;
+    let (prefix, default) = (super::prefix(instance), super::default_bridge(instance));
+    for link in links.list()? {
+        if super::is_ours(&prefix, &link.name) || link.name == default && link.kind == "bridge" {
+            links.delete(&link.name)?;
+        }
     }
     Passage::new(&instance.name).remove()?;
     Ok(Firewall::new(&instance.name)?.remove()?)
@@ -47,10 +49,11 @@ impl Networks {
                 names.join(", ")
             )));
         }
-        self.store.delete_network(&record.id)?;
         state.remove(&record.id);
         drop(state);
+        // The record goes last: should the engine end here, the network is there again, and can be removed again.
         self.dissolve(&record);
+        self.store.delete_network(&record.id)?;
         self.publish(&record, "destroy", None);
         Ok(())
     }
