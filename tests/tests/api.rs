@@ -351,3 +351,38 @@ fn info_and_version_describe_the_engine() {
         assert_eq!(output.ok(), "1 local");
     }
 }
+
+#[test]
+fn keys_of_settings_match_whatever_their_case() {
+    let engine = Engine::start();
+    let body = json!({"image": "busybox", "cmd": ["true"], "hostConfig": {"memory": 67_108_864, "networkMode": "none"}});
+    let (status, created) = engine.api("POST", "/containers/create?name=folded", Some(&body));
+    assert_eq!(status, 201, "{created}");
+    let shown = engine.inspect("folded");
+    assert_eq!((&shown["HostConfig"]["Memory"], &shown["Config"]["Cmd"]), (&json!(67_108_864), &json!(["true"])));
+}
+
+#[test]
+fn there_is_no_swarm_and_clients_are_told_so() {
+    let engine = Engine::start();
+    for path in ["/swarm", "/nodes", "/services"] {
+        let (status, answer) = engine.api("GET", path, None);
+        assert_eq!(status, 503);
+        assert!(answer["message"].as_str().unwrap().contains("This node is not a swarm manager"), "{answer}");
+    }
+    assert_eq!(engine.api("POST", "/swarm/leave?force=1", None).0, 503);
+}
+
+#[test]
+fn what_an_exec_prints_is_framed_as_its_start_asks() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("target", &[], &["sleep", "60"]);
+    let exec = || engine.create_exec("target", &json!({"Cmd": ["echo", "out"], "Tty": true, "AttachStdout": true, "AttachStderr": true}));
+    // Created with a terminal, started without: frames, as the client will expect them.
+    let start = |id: &str, tty: bool| {
+        let body = json!({"Detach": false, "Tty": tty}).to_string();
+        engine.http("POST", &format!("/exec/{id}/start"), &[("content-type", "application/json")], body.as_bytes()).body
+    };
+    assert_eq!(start(&exec(), false), b"\x01\0\0\0\0\0\0\x05out\r\n");
+    assert_eq!(start(&exec(), true), b"out\r\n");
+}

@@ -100,7 +100,7 @@ pub(crate) fn json<T: DeserializeOwned>(body: &Bytes) -> ApiResult<T> {
         value = Value::Object(serde_json::Map::new());
     }
     drop_nulls(&mut value);
-    serde_json::from_value(value).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+    crate::folding::from_value(value).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
 }
 
 /// The same for a body that may be missing.

@@ -24,13 +24,23 @@ fn wants_upgrade(headers: &HeaderMap) -> bool {
             .is_some_and(|value| value.to_lowercase().contains("upgrade"))
 }
 
-/// Connects a request to a stream; `last` is waited for before its end is shown. With `Upgrade` the connection itself becomes the stream (101); without, the output
-/// is the body of an ordinary answer, and input is what comes as the request's body.
+/// What a client is connected to: recorded output first, then a live stream.
+#[derive(Default)]
+pub(crate) struct Source {
+    pub prelude: Prelude,
+    pub stream: Option<UnixStream>,
+}
+
+/// Connects a request to what `source` opens; `last` is waited for before its end is shown. With `Upgrade` the connection
+/// itself becomes the stream (101); without, the output is the body of an ordinary answer, and input is what comes as the
+/// request's body.
+///
+/// The answer's head goes out before anything is opened: clients with buffered readers lose what comes in one piece with
+/// it.
 pub(crate) fn connect(
     mut request: Request,
-    stream: Option<UnixStream>,
-    mut prelude: Prelude,
     multiplexed: bool,
+    source: impl Future<Output = Source> + Send + 'static,
     last: impl Future<Output = ()> + Send + 'static,
 ) -> axum::response::Response {
     // What must be so before the client sees the end; but no client waits for ever for it.
@@ -38,12 +48,15 @@ pub(crate) fn connect(
     let last = tokio::time::timeout(PATIENCE, last);
     let content_type = if multiplexed { MULTIPLEXED } else { RAW };
     if !wants_upgrade(request.headers()) {
-        return ordinary(request, stream, prelude, content_type);
+        return ordinary(request, source, content_type);
     }
     let socket = request.extensions().get::<crate::server::ClientSocket>().cloned();
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        let Ok(upgraded) = upgrade.await else { return };
+        let upgraded = upgrade.await;
+        // Also for a client that is gone: what was asked for is done.
+        let Source { mut prelude, stream } = source.await;
+        let Ok(upgraded) = upgraded else { return };
         let mut client = TokioIo::new(upgraded);
         if let Some(prelude) = &mut prelude {
             while let Some(Ok(piece)) = prelude.recv().await {
@@ -96,9 +109,10 @@ async fn bridge(
     }
 }
 
-fn ordinary(request: Request, stream: Option<UnixStream>, prelude: Prelude, content_type: &str) -> axum::response::Response {
+fn ordinary(request: Request, source: impl Future<Output = Source> + Send + 'static, content_type: &str) -> axum::response::Response {
     let (sender, receiver) = tokio::sync::mpsc::channel(8);
     tokio::spawn(async move {
+        let Source { prelude, stream } = source.await;
         if let Some(mut prelude) = prelude {
             while let Some(piece) = prelude.recv().await {
                 if sender.send(piece).await.is_err() {

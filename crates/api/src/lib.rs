@@ -7,6 +7,7 @@
 
 mod error;
 mod extract;
+mod folding;
 mod hijack;
 mod routes;
 mod server;

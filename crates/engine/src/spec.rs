@@ -158,6 +158,11 @@ pub fn environment(config: &Config, hostname: &str, extra: &[String]) -> Vec<Str
     let given = config.env.iter().flatten().chain(extra);
     for entry in given {
         let name = entry.split('=').next().unwrap_or_default();
+        // A name without a value takes a variable away.
+        if !entry.contains('=') {
+            environment.retain(|known| known.split('=').next() != Some(name));
+            continue;
+        }
         match environment.iter_mut().find(|known| known.split('=').next() == Some(name)) {
             Some(known) => known.clone_from(entry),
             None => environment.push(entry.clone()),

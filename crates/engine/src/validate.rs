@@ -51,6 +51,16 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
     if host_config.annotations.contains_key("") {
         return Err(Error::invalid("invalid Annotations: the empty string is not permitted as an annotation key"));
     }
+    let lists = [&host_config.extra_hosts, &host_config.dns_search, &host_config.dns_options];
+    // They become lines of files that programs trust.
+    if let Some(wrong) =
+        lists.into_iter().flatten().flatten().find(|text| text.contains(|letter: char| letter.is_control() || letter.is_whitespace()))
+    {
+        return Err(Error::invalid(format!("invalid name or option {wrong:?}: blanks and control characters are not allowed")));
+    }
+    if let Some(wrong) = host_config.dns.iter().flatten().find(|server| server.parse::<std::net::IpAddr>().is_err()) {
+        return Err(Error::invalid(format!("invalid IP address: {wrong}")));
+    }
     for host in host_config.extra_hosts.iter().flatten() {
         if !host.contains(':') {
             return Err(Error::invalid(format!("bad format for add-host: {host:?}")));
@@ -95,10 +105,6 @@ fn check_config(config: &mut Config) -> Result<()> {
         if entry.is_empty() || entry.starts_with('=') || entry.contains('\0') {
             return Err(Error::invalid(format!("invalid environment variable: {entry}")));
         }
-    }
-    // A name without a value means: not set. It must not reach the program as something else.
-    if let Some(env) = &mut config.env {
-        env.retain(|entry| entry.contains('='));
     }
     if !config.stop_signal.is_empty() {
         signals::parse(&config.stop_signal)?;

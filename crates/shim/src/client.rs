@@ -36,14 +36,16 @@ pub(crate) struct Attached {
     /// The number of the process it is attached to.
     pub process: u64,
     pub wants: Attach,
-    pub terminal: bool,
+    /// It gets output without frames.
+    pub raw: bool,
     detach: DetachKeys,
 }
 
 impl Attached {
     pub(crate) fn new(process: u64, wants: Attach, terminal: bool) -> Self {
         let keys = if terminal { wants.detach_keys.clone() } else { Vec::new() };
-        Self { process, wants, terminal, detach: DetachKeys { keys, matched: 0 } }
+        let raw = wants.raw.unwrap_or(terminal);
+        Self { process, wants, raw, detach: DetachKeys { keys, matched: 0 } }
     }
 
     /// Input as the program shall see it, and whether the client typed the keys to detach.

@@ -151,6 +151,8 @@ impl Shim {
                         self.give_input(process, &input);
                     }
                     if detached {
+                        let exec = self.processes.get(&process).and_then(|process| process.exec.clone());
+                        self.publish(&Event::Detached { exec });
                         self.drop_client(number);
                     }
                 }
@@ -416,14 +418,14 @@ impl Shim {
                 Role::Attached(attached)
                     if attached.process == number && (if stream == 1 { attached.wants.stdout } else { attached.wants.stderr }) =>
                 {
-                    Some((client, attached.terminal))
+                    Some((client, attached.raw))
                 }
                 _ => None,
             })
             .collect();
         let mut behind = false;
-        for (client, terminal) in receivers {
-            if terminal {
+        for (client, raw) in receivers {
+            if raw {
                 self.send(client, &[data])
             } else {
                 self.send(client, &[&header, data])

@@ -77,6 +77,8 @@ pub struct Attach {
     pub stderr: bool,
     /// Bytes that end the attachment when typed at a terminal; empty for none.
     pub detach_keys: Vec<u8>,
+    /// Output without frames. When it is not said: as the process has a terminal.
+    pub raw: Option<bool>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -134,6 +136,10 @@ pub enum Event {
         execs: Vec<(String, i32)>,
     },
     OutOfMemory,
+    /// A client typed its keys to detach from the first process, or from the exec named.
+    Detached {
+        exec: Option<String>,
+    },
     ExecExited {
         id: String,
         exit: Exit,

@@ -17,8 +17,10 @@ use whelk_shim::protocol::output_header;
 use super::{App, json as json_response, no_content, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Params, detach_keys, json as read_json, json_or_default};
+use crate::folding;
+use crate::hijack::{self, Source};
 use crate::version::ApiVersion;
-use crate::{hijack, stream, wire};
+use crate::{stream, wire};
 
 pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
     let limit: Option<i64> = params.number("limit")?;
@@ -41,20 +43,20 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
     let malformed = |error: serde_json::Error| ApiError::invalid(format!("invalid JSON: {error}"));
     let host: HostConfig = value
         .as_object_mut()
-        .and_then(|map| map.remove("HostConfig"))
-        .map(serde_json::from_value)
+        .and_then(|map| folding::take(map, "HostConfig"))
+        .map(folding::from_value)
         .transpose()
         .map_err(malformed)?
         .unwrap_or_default();
     let networks = value
         .as_object_mut()
-        .and_then(|map| map.remove("NetworkingConfig"))
-        .and_then(|mut config| config.as_object_mut().and_then(|map| map.remove("EndpointsConfig")))
-        .map(serde_json::from_value)
+        .and_then(|map| folding::take(map, "NetworkingConfig"))
+        .and_then(|mut config| config.as_object_mut().and_then(|map| folding::take(map, "EndpointsConfig")))
+        .map(folding::from_value)
         .transpose()
         .map_err(malformed)?
         .unwrap_or_default();
-    let config: Config = serde_json::from_value(value).map_err(malformed)?;
+    let config: Config = folding::from_value(value).map_err(malformed)?;
     let host =
         if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() { HostConfig { ipc_mode: "shareable".into(), ..host } } else { host };
     let request =
@@ -163,10 +165,10 @@ pub(super) async fn attach(State(engine): App, Path(id): Path<String>, params: P
     };
     if !params.flag("stream") {
         let tty = engine.containers.find(&id)?.record().config.tty;
-        return Ok(hijack::connect(request, None, prelude, !tty, async {}));
+        return Ok(hijack::connect(request, !tty, async { Source { prelude, stream: None } }, async {}));
     }
     let attached = engine.containers.attach(&id, wanted).await?;
-    Ok(hijack::connect(request, Some(attached.stream), prelude, !attached.tty, async {}))
+    Ok(hijack::connect(request, !attached.tty, async { Source { prelude, stream: Some(attached.stream) } }, async {}))
 }
 
 pub(super) async fn logs(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {

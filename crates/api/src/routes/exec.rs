@@ -13,7 +13,8 @@ use whelk_shim::protocol::output_header;
 use super::{App, json as json_response, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{LARGEST_BODY, Params, detach_keys, json, json_or_default};
-use crate::{hijack, wire};
+use crate::hijack::{self, Source};
+use crate::wire;
 
 pub(super) async fn create(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
     let config: ExecConfig = json(&body)?;
@@ -40,29 +41,30 @@ pub(super) async fn start(State(engine): App, Path(id): Path<String>, request: R
         .map_err(|error| ApiError::invalid(format!("read body: {error}")))?
         .to_bytes();
     let start: StartBody = json_or_default(&body)?;
-    let exec = engine.containers.exec(&id)?;
-    let tty = exec.config.tty;
-    let keys = detach_keys(&exec.config.detach_keys)?;
-    let started = engine
-        .containers
-        .exec_start(&id, ExecStart { detach: start.detach, tty: start.tty, console_size: start.console_size, detach_keys: keys })
-        .await;
+    let keys = detach_keys(&engine.containers.exec(&id)?.config.detach_keys)?;
+    let exec = engine.containers.exec_claim(&id)?;
     let request = Request::from_parts(parts, axum::body::Body::empty());
-    match started {
-        Ok(Some(stream)) => Ok(hijack::connect(request, Some(stream), None, !tty, async move { exec.ended().await })),
-        Ok(None) => Ok(StatusCode::OK.into_response()),
-        Err(error) if start.detach || matches!(error, whelk_engine::Error::Conflict(_) | whelk_engine::Error::NotFound(_)) => {
-            Err(error.into())
-        }
-        Err(error) => {
-            let text = format!("{error}\r\n");
-            let mut frame = if tty { Vec::new() } else { output_header(1, text.len()).to_vec() };
-            frame.extend(text.as_bytes());
-            let (sender, prelude) = tokio::sync::mpsc::channel(1);
-            let _ = sender.try_send(Ok(Bytes::from(frame)));
-            Ok(hijack::connect(request, None, Some(prelude), !tty, async {}))
-        }
+    let StartBody { detach, tty, console_size } = start;
+    let start = ExecStart { detach, tty, console_size, detach_keys: keys };
+    if detach {
+        engine.containers.exec_start(&exec, start).await?;
+        return Ok(StatusCode::OK.into_response());
     }
+    let running = exec.clone();
+    let source = async move {
+        match engine.containers.exec_start(&running, start).await {
+            Ok(stream) => Source { prelude: None, stream },
+            Err(error) => {
+                let text = format!("{error}\r\n");
+                let mut frame = if tty { Vec::new() } else { output_header(1, text.len()).to_vec() };
+                frame.extend(text.as_bytes());
+                let (sender, prelude) = tokio::sync::mpsc::channel(1);
+                let _ = sender.try_send(Ok(Bytes::from(frame)));
+                Source { prelude: Some(prelude), stream: None }
+            }
+        }
+    };
+    Ok(hijack::connect(request, !tty, source, async move { exec.ended().await }))
 }
 
 pub(super) async fn resize(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {

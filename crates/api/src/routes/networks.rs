@@ -117,6 +117,7 @@ pub(super) async fn connect(State(engine): App, Path(id): Path<String>, body: By
 
 pub(super) async fn disconnect(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
     let body: ConnectBody = read_json(&body)?;
+    engine.networks.find(&id)?;
     match engine.containers.disconnect(&id, &body.container).await {
         // By force: also one that is gone.
         Err(Error::NotFound(_)) if body.force => {}

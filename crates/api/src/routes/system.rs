@@ -2,7 +2,7 @@
 
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use whelk_engine::Error;
@@ -38,6 +38,17 @@ pub(super) async fn version(State(engine): App) -> Response {
         "Components": [{"Name": "Engine", "Version": VERSION, "Details": details}],
         "Version": VERSION, "ApiVersion": api, "MinAPIVersion": least, "GitCommit": "", "GoVersion": "", "Os": "linux", "Arch": arch, "KernelVersion": info.kernel, "BuildTime": "",
     }))
+}
+
+/// What Docker answers where there is no swarm, as there is none here: clients ask whether there is.
+pub(super) async fn no_swarm() -> Response {
+    let text =
+        "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
+    super::message(StatusCode::SERVICE_UNAVAILABLE, text)
+}
+
+pub(super) async fn no_swarm_to_leave() -> Response {
+    super::message(StatusCode::SERVICE_UNAVAILABLE, "This node is not part of a swarm")
 }
 
 /// What takes how much on disk; `type` names what to look at.

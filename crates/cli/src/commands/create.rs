@@ -358,7 +358,7 @@ fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Va
         "CapAdd": list(&args.cap_add), "CapDrop": list(&args.cap_drop),
         "CgroupnsMode": text(&args.cgroupns),
         "Dns": list(&networks.dns), "DnsOptions": list(&networks.dns_option), "DnsSearch": list(&networks.dns_search),
-        "ExtraHosts": list(&networks.add_host), "GroupAdd": list(&args.group_add),
+        "ExtraHosts": list(&networks.add_host.iter().map(|host| host.replacen('=', ":", 1)).collect::<Vec<_>>()), "GroupAdd": list(&args.group_add),
         "IpcMode": text(&args.ipc), "PidMode": text(&args.pid), "UTSMode": text(&args.uts), "UsernsMode": text(&args.userns),
         "OomScoreAdj": args.oom_score_adj.unwrap_or(0), "OomKillDisable": args.oom_kill_disable,
         "Privileged": args.privileged, "ReadonlyRootfs": args.read_only,

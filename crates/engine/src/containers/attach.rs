@@ -40,6 +40,7 @@ impl Containers {
             stdout: request.stdout,
             stderr: request.stderr,
             detach_keys: request.detach_keys,
+            raw: None,
         };
         let stream = match status {
             Status::Paused => return Err(Error::conflict(format!("container {} is paused, unpause the container before attach", name))),

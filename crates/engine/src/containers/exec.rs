@@ -48,6 +48,8 @@ pub struct ExecState {
     pub running: bool,
     pub pid: i32,
     pub exit_code: Option<i32>,
+    /// Its client has left it to itself.
+    pub detached: bool,
 }
 
 impl Exec {
@@ -60,11 +62,12 @@ impl Exec {
         self.ended.notify_waiters();
     }
 
-    /// Waits until the engine knows how it ended.
+    /// Waits until the engine knows how it ended, or that nobody waits for that any more.
     pub async fn ended(&self) {
         loop {
             let rung = self.ended.notified();
-            if !self.state().running {
+            let state = self.state();
+            if !state.running || state.detached {
                 return;
             }
             rung.await;
@@ -82,6 +85,9 @@ impl Exec {
         format!("{command} {arguments}")
     }
 }
+
+/// The exit code of an exec whose program never ran.
+const NOT_STARTED: i32 = 128;
 
 /// How an exec's streams are used.
 #[derive(Clone, Debug, Default)]
@@ -135,33 +141,43 @@ impl Containers {
             .ok_or_else(|| Error::NotFound(format!("No such exec instance: {id}")))
     }
 
-    /// Starts an exec. Returns the connection to its streams, unless it is detached.
+    /// Makes sure that an exec can be started, and that nobody else starts it.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it was started already; what kept its program from running otherwise.
-    pub async fn exec_start(&self, id: &str, start: ExecStart) -> Result<Option<UnixStream>> {
+    /// [`Error::Conflict`] when it was started already, or the container does not run.
+    pub fn exec_claim(&self, id: &str) -> Result<Arc<Exec>> {
         let exec = self.exec(id)?;
         let container = self.find(&exec.container)?;
         check_can_exec(&container, &container.id)?;
-        {
-            let mut state = exec.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if state.started {
-                return Err(Error::conflict(format!("exec command {id} has already run")));
-            }
-            state.started = true;
-            state.running = true;
+        let mut state = exec.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.started {
+            return Err(Error::conflict(format!("exec command {id} has already run")));
         }
-        self.publish(&container, &format!("exec_start: {}", exec.command_line()), &[("execID", exec.id.clone())]);
-        match self.run_exec(&exec, &container, start).await {
-            Ok(stream) => Ok(stream),
-            Err((error, exit_code)) => {
-                exec.change(|state| {
-                    state.running = false;
-                    state.exit_code = Some(exit_code);
-                });
-                Err(error)
+        state.started = true;
+        state.running = true;
+        drop(state);
+        Ok(exec)
+    }
+
+    /// Starts an exec that was claimed. Returns the connection to its streams, unless it is detached.
+    ///
+    /// # Errors
+    /// What kept its program from running.
+    pub async fn exec_start(&self, exec: &Exec, start: ExecStart) -> Result<Option<UnixStream>> {
+        let outcome = match self.find(&exec.container) {
+            Ok(container) => {
+                self.publish(&container, &format!("exec_start: {}", exec.command_line()), &[("execID", exec.id.clone())]);
+                self.run_exec(exec, &container, start).await
             }
-        }
+            Err(error) => Err((error, NOT_STARTED)),
+        };
+        outcome.map_err(|(error, exit_code)| {
+            exec.change(|state| {
+                state.running = false;
+                state.exit_code = Some(exit_code);
+            });
+            error
+        })
     }
 
     async fn run_exec(
@@ -170,7 +186,6 @@ impl Containers {
         container: &Container,
         start: ExecStart,
     ) -> std::result::Result<Option<UnixStream>, (Error, i32)> {
-        const NOT_STARTED: i32 = 128;
         let request = self.exec_request(exec, container, &start).map_err(|error| (error, NOT_STARTED))?;
         let detached = request.attach.is_none();
         let (reply, stream) =
@@ -217,6 +232,7 @@ impl Containers {
             stdout: config.attach_stdout,
             stderr: config.attach_stderr,
             detach_keys: start.detach_keys.clone(),
+            raw: Some(start.tty),
         });
         let user = if config.user.is_empty() { record.config.user.clone() } else { config.user.clone() };
         Ok(protocol::Exec {
@@ -236,6 +252,19 @@ impl Containers {
         }
         let reply = ask(&self.instance, &exec.container, &Request::Resize { exec: Some(exec.id.clone()), height, width }).await?.0;
         expect_done(reply, "cannot resize the exec's terminal")
+    }
+
+    /// A client typed the keys to detach from a container or from an exec.
+    pub(super) fn detached(&self, container: &Container, exec: Option<&str>) {
+        match exec {
+            None => self.publish(container, "detach", &[]),
+            Some(id) => {
+                if let Ok(exec) = self.exec(id) {
+                    exec.change(|state| state.detached = true);
+                }
+                self.publish(container, "exec_detach", &[("execID", id.to_owned())]);
+            }
+        }
     }
 
     pub(super) fn exec_ended(&self, container: &Container, id: &str, exit: &Exit) {
@@ -267,7 +296,7 @@ impl Containers {
 
     /// Knows an exec again that an earlier engine started.
     pub(super) fn adopt_exec(&self, container: &str, id: &str, pid: i32) {
-        let state = ExecState { started: true, running: true, pid, exit_code: None };
+        let state = ExecState { started: true, running: true, pid, ..ExecState::default() };
         let exec = Exec {
             id: id.to_owned(),
             container: container.to_owned(),

@@ -33,6 +33,7 @@ async fn follow(containers: Weak<Containers>, container: Arc<Container>, mut eve
         match event {
             Event::State { pid, paused, execs: _ } => containers.adopt_state(&container, pid, paused),
             Event::OutOfMemory => containers.publish(&container, "oom", &[]),
+            Event::Detached { exec } => containers.detached(&container, exec.as_deref()),
             Event::ExecExited { id, exit } => containers.exec_ended(&container, &id, &exit),
             Event::Exited(exit) => {
                 ended = true;

@@ -82,9 +82,13 @@ impl Containers {
                 return Ok(());
             }
             Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => return Ok(()),
+            // Its shim may be going at this very moment, and the news of the end be on their way.
+            Err(error) => {
+                const ON_THEIR_WAY: Duration = Duration::from_secs(2);
+                return tokio::time::timeout(ON_THEIR_WAY, container.shim_gone()).await.map_err(|_| error);
+            }
             Ok((Reply::Failed(error), _)) => return Err(Error::internal(format!("cannot kill container: {}: {error}", container.id))),
             Ok(_) => {}
-            Err(error) => return Err(error),
         }
         self.publish(container, "kill", &[("signal", signal.to_string())]);
         Ok(())
