@@ -2,6 +2,7 @@
 # make test    set up and run all tests (as root: they make containers)
 # make check   formatting and lints
 # make bench   the benchmarks, beside Docker where one listens
+# make test-vm the tests that depend on cgroups, in a small emulated machine with cgroup v2 and Debian's kernel
 # make install the release binary, completions and manual pages below PREFIX
 
 SHELL := /bin/bash
@@ -11,7 +12,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/$(HOST)/release/whelk
 IMAGES ?= $(HOME)/.cache/whelk/images
 
-.PHONY: all setup release demo test check bench install
+.PHONY: all setup release demo test test-vm check bench install
 
 all: release
 
@@ -28,6 +29,11 @@ test: setup
 	tests/images/make $(IMAGES)
 	cargo build --locked -p whelk
 	cargo test --locked --workspace --no-fail-fast
+
+test-vm: setup
+	cargo build --locked -p whelk
+	cargo test --locked -p whelk-tests --no-run
+	tests/vm/run
 
 check:
 	cargo fmt --all --check
