@@ -428,7 +428,7 @@ fn interfaces_of_others_are_left_alone() {
     // A bridge that somebody else made.
     let foreign = format!("f{:x}br", std::process::id());
     let mut links = Links::open().unwrap();
-    links.create_bridge(&foreign, 0, [2, 0, 0, 9, 9, 9]).unwrap();
+    links.create_bridge(&foreign, 0, [2, 0, 0, 9, 9, 9], "of a test").unwrap();
     let mut names = vec![foreign.clone(), engine.bridge(), other.bridge(), "lo".into()];
     names.push("a%d".into());
     for name in &names {
@@ -486,4 +486,17 @@ fn what_clients_send_back_of_other_containers_is_not_taken_for_their_own() {
     engine.kill9();
     engine.restart();
     serves(address, "first");
+}
+
+#[test]
+fn an_engine_whose_records_are_lost_takes_its_own_bridge_again() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["run", "--rm", "busybox", "true"]).ok();
+    engine.kill9();
+    std::fs::remove_dir_all(engine.root()).unwrap();
+    engine.restart();
+    engine.load(&std::fs::read(whelk_tests::images::busybox()).unwrap());
+    up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
+    serves(published(cli, "web"), "web");
 }

@@ -35,6 +35,7 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -63,13 +64,11 @@ pub const LONGEST_NAME: usize = 15;
 pub struct Link {
     pub index: u32,
     pub name: String,
-    /// The index of the bridge that it is a port of.
-    pub master: Option<u32>,
     /// `bridge`, `veth`, …; empty for hardware.
     pub kind: String,
-    pub mtu: u32,
     pub mac: [u8; 6],
-    pub up: bool,
+    /// What somebody noted about it (`ip link show` shows it).
+    pub alias: String,
 }
 
 /// One end of a veth pair that is to be a container's interface, in the container's namespace.
@@ -139,8 +138,8 @@ impl Links {
         self.find(name)?.map(|link| link.index).ok_or_else(|| Error::Kernel(format!("the interface {name} was just made and is not there")))
     }
 
-    /// Makes a bridge, up, and returns its index.
-    pub fn create_bridge(&mut self, name: &str, mtu: u32, mac: [u8; 6]) -> Result<u32> {
+    /// Makes a bridge, up, with a note about it, and returns its index.
+    pub fn create_bridge(&mut self, name: &str, mtu: u32, mac: [u8; 6], alias: &str) -> Result<u32> {
         let mut message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP))
             .text(IFLA_IFNAME, name)
             // Given, not taken from its first port: else it would change with the ports, and neighbours would have to learn anew.
@@ -150,7 +149,11 @@ impl Links {
             message = message.u32(IFLA_MTU, mtu);
         }
         self.0.request(message).map_err(kernel(format!("create bridge {name}")))?;
-        self.index(name)
+        let index = self.index(name)?;
+        // The kernel takes it for an interface that is there only.
+        let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, index, 0, 0)).text(IFLA_IFALIAS, alias);
+        self.0.request(message).map_err(kernel(format!("describe bridge {name}")))?;
+        Ok(index)
     }
 
     /// Makes a veth pair whose other end is born inside the container's namespace: moving one there would cost an RCU
@@ -294,11 +297,9 @@ fn parse_link(reply: &Reply) -> Option<Link> {
     Some(Link {
         index: u32::from_ne_bytes(header[4..8].try_into().ok()?),
         name: attributes.text(IFLA_IFNAME)?,
-        master: attributes.u32(IFLA_MASTER),
         kind: info.and_then(|info| info.text(IFLA_INFO_KIND)).unwrap_or_default(),
-        mtu: attributes.u32(IFLA_MTU).unwrap_or_default(),
         mac: attributes.find(IFLA_ADDRESS).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
-        up: u32::from_ne_bytes(header[8..12].try_into().ok()?) & IFF_UP != 0,
+        alias: attributes.text(IFLA_IFALIAS).unwrap_or_default(),
     })
 }
 

@@ -144,10 +144,6 @@ impl<'a> Attributes<'a> {
         Some(String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned())
     }
 
-    pub(crate) fn u32(self, kind: u16) -> Option<u32> {
-        self.find(kind)?.try_into().ok().map(u32::from_ne_bytes)
-    }
-
     pub(crate) fn ip(self, kind: u16) -> Option<IpAddr> {
         let value = self.find(kind)?;
         <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()

@@ -48,7 +48,7 @@ impl Host {
         let firewall = inside(&namespace, || {
             let mut links = Links::open().unwrap();
             // The outer link is a bridge too, so that the same code makes it; the rules do not know it.
-            let outer = links.create_bridge("outer", 0, [2, 0, 0, 0, 0, 1]).unwrap();
+            let outer = links.create_bridge("outer", 0, [2, 0, 0, 0, 0, 1], "of a test").unwrap();
             links.add_address(outer, net("198.51.100.1/24")).unwrap();
             let peer = Peer { name: "eth0", mac: [2, 0, 0, 0, 0, 2], namespace: outside.as_fd() };
             links.create_veth("vouter", outer, 0, peer, Port::default()).unwrap();
@@ -63,7 +63,7 @@ impl Host {
     fn bridge(&self, name: &str, address: &str, internal: bool) {
         inside(&self.namespace, || {
             let mut links = Links::open().unwrap();
-            let index = links.create_bridge(name, 0, [2, 0x42, 0, 0, 0, 0xff]).unwrap();
+            let index = links.create_bridge(name, 0, [2, 0x42, 0, 0, 0, 0xff], "of a test").unwrap();
             links.add_address(index, net(address)).unwrap();
         });
         sysctl(&self.namespace, &format!("ipv4.conf.{name}.route_localnet"), "1");

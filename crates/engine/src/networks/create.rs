@@ -12,6 +12,7 @@ use super::model::{Ipam, IpamConfig, NetworkRecord, option};
 use super::{Network, Networks};
 use crate::error::{Error, Result};
 use crate::events::now;
+use crate::instance::Instance;
 use crate::names;
 
 #[derive(Clone, Debug, Default)]
@@ -182,8 +183,13 @@ impl Networks {
         let mut links = self.links();
         let index = match links.find(&name)? {
             Some(link) if is_bridge_of(&link, record) => link.index,
+            // Of an earlier life of this instance, whose records are gone.
+            Some(link) if is_of_instance(&self.instance, &link) => {
+                links.delete(&name)?;
+                links.create_bridge(&name, mtu, mac(&record.id), &alias(&self.instance, &record.id))?
+            }
             Some(_) => return Err(Error::conflict(format!("interface {name} exists already and is not this network's"))),
-            None => links.create_bridge(&name, mtu, mac(&record.id))?,
+            None => links.create_bridge(&name, mtu, mac(&record.id), &alias(&self.instance, &record.id))?,
         };
         drop(links);
         if !record.enable_ipv6 {
@@ -246,6 +252,16 @@ impl Networks {
             tracing::warn!(network = record.name, "remove: {error}");
         }
     }
+}
+
+/// What is noted about a bridge: whose it is.
+fn alias(instance: &Instance, id: &str) -> String {
+    format!("whelk {} {id}", instance.name)
+}
+
+/// Whether an interface is a bridge that this instance has made, for whatever network.
+pub(super) fn is_of_instance(instance: &Instance, link: &Link) -> bool {
+    link.kind == "bridge" && link.alias.starts_with(&alias(instance, ""))
 }
 
 /// Whether an interface is the bridge that was made for a network: its hardware address says so.

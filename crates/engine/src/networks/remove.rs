@@ -3,7 +3,7 @@
 use whelk_network::{Firewall, Links, Passage};
 use whelk_sys::fs;
 
-use super::create::delete_bridge;
+use super::create::{delete_bridge, is_of_instance};
 use super::model::option;
 use super::{NetworkRecord, Networks};
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ pub(crate) fn uninstall(instance: &Instance) -> Result<()> {
     }
     let (prefix, default) = (super::prefix(instance), super::default_bridge(instance));
     for link in links.list()? {
-        if super::is_ours(&prefix, &link.name) || link.name == default && link.kind == "bridge" {
+        if super::is_ours(&prefix, &link.name) || link.name == default && is_of_instance(instance, &link) {
             links.delete(&link.name)?;
         }
     }
