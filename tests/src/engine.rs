@@ -269,6 +269,15 @@ impl Engine {
         child.wait().expect("wait for the engine");
     }
 
+    /// Gives the engine a configuration file for its next start.
+    pub fn configure(&self, content: &Value) {
+        fs::write(self.config(), content.to_string()).expect("write the configuration file");
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("daemon.json")
+    }
+
     /// Starts the engine (again) on the same directories and waits until it answers.
     #[track_caller]
     pub fn restart(&self) {
@@ -284,6 +293,9 @@ impl Engine {
         let host = format!("unix://{}", self.socket().display());
         let mut command = Command::new(Program::Whelk.path());
         command.arg("daemon").arg("--root").arg(self.root()).arg("--run").arg(self.run()).args(["--host", &host, "--instance", &self.name]);
+        if self.config().exists() {
+            command.arg("--config-file").arg(self.config());
+        }
         command.envs(self.env.iter().map(|(key, value)| (key, value))).env_remove("DOCKER_HOST").env_remove("WHELK_HOST");
         let child = command
             .stdin(Stdio::null())

@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use serde_json::Value;
-use whelk_tests::{Cli, Engine};
+use serde_json::{Value, json};
+use whelk_tests::{Cli, Engine, Program};
 
 /// Does the same with each log driver that can be read, through both command lines.
 fn each_driver(case: impl Fn(Cli<'_>, &[&str])) {
@@ -237,4 +237,20 @@ fn the_api_sends_frames_and_wants_a_stream() {
     assert_eq!(response.body, b"\x02\0\0\0\0\0\0\x04err\n");
     let (status, answer) = engine.api("GET", "/containers/said/logs", None);
     assert_eq!((status, answer["message"].as_str()), (400, Some("Bad parameters: you must choose at least one stream")));
+}
+
+#[test]
+fn the_default_driver_is_the_configurations() {
+    let engine = Engine::start();
+    engine.kill9();
+    engine.configure(&json!({"log-driver": "json-file", "log-opts": {"max-size": "1m"}}));
+    engine.restart();
+    assert_eq!(engine.get("/info")["LoggingDriver"], "json-file");
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["run", "--name", "plain", "--network", "none", "busybox", "echo", "said"]).ok();
+    cli.run(&["run", "--name", "own", "--network", "none", "--log-driver", "local", "busybox", "true"]).ok();
+    let log = |name: &str| engine.inspect(name)["HostConfig"]["LogConfig"].clone();
+    assert_eq!(log("plain"), json!({"Type": "json-file", "Config": {"max-size": "1m"}}));
+    assert_eq!(log("own"), json!({"Type": "local", "Config": {}}));
+    assert_eq!(engine.logs("plain"), "said\n");
 }

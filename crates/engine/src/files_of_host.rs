@@ -3,9 +3,10 @@
 use whelk_runtime::cgroup::{Layout, layout};
 use whelk_sys::fs;
 
+use crate::model::LogConfig;
 use crate::validate::Host;
 
-pub(crate) fn facts() -> Host {
+pub(crate) fn facts(default_log: LogConfig) -> Host {
     let cgroup_v2 = matches!(layout(), Ok(Layout::V2(_)));
     let tree = |controller: &str| match layout() {
         Ok(Layout::V1(trees)) => {
@@ -20,5 +21,6 @@ pub(crate) fn facts() -> Host {
         has_blkio_weight: cgroup_v2
             || tree("blkio").is_some_and(|root| fs::exists(root.join("blkio.weight")) || fs::exists(root.join("blkio.bfq.weight"))),
         has_swap_limit: cgroup_v2 || tree("memory").is_some_and(|root| fs::exists(root.join("memory.memsw.limit_in_bytes"))),
+        default_log,
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use whelk_sys::fs;
 
 use crate::error::{Error, Result};
+use crate::model::LogConfig;
 
 /// Root directory, run directory and name of an engine.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Instance {
     pub name: String,
     /// Whether rules of the host's other firewalls are left as they are, also where they keep containers from the network.
     pub respect_host_firewall: bool,
+    /// The log of containers that do not say which they want.
+    pub default_log: LogConfig,
 }
 
 impl Instance {
@@ -29,7 +32,7 @@ impl Instance {
         if !valid {
             return Err(Error::invalid(format!("invalid instance name {name:?}: use up to 32 of a-z, 0-9, - and _")));
         }
-        Ok(Self { root, run, name, respect_host_firewall: false })
+        Ok(Self { root, run, name, respect_host_firewall: false, default_log: LogConfig { kind: "local".into(), ..LogConfig::default() } })
     }
 
     /// Makes the directories. Nobody but root gets below them: images hold set-id programs (CVE-2021-41091).

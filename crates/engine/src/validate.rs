@@ -3,7 +3,7 @@
 //! Pure: what the host has is given by [`Host`]. The texts of refusals are Docker's where Docker refuses too.
 
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig};
+use crate::model::{Config, HostConfig, LogConfig};
 use crate::{mounts, names, security, signals};
 
 /// What of the host decides about settings.
@@ -14,6 +14,8 @@ pub struct Host {
     pub cgroup_v2: bool,
     pub has_blkio_weight: bool,
     pub has_swap_limit: bool,
+    /// The log of containers that do not say which they want.
+    pub default_log: LogConfig,
 }
 
 /// Docker's smallest memory limit, in bytes: less does not start a process.
@@ -35,10 +37,16 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
     security::capabilities(host_config)?;
     security::Options::parse(host_config)?;
     mounts::plan(host_config)?;
-    crate::logging::config(&host_config.log_config, std::path::Path::new(""), "", &Default::default())?;
-    if host_config.log_config.kind.is_empty() {
-        host_config.log_config.kind = "local".into();
+    let (log, default) = (&mut host_config.log_config, &host.default_log);
+    if log.kind.is_empty() {
+        log.kind.clone_from(&default.kind);
     }
+    if log.kind == default.kind {
+        for (key, value) in &default.config {
+            log.config.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    crate::logging::config(log, std::path::Path::new(""), "", &Default::default())?;
     if !(-1000..=1000).contains(&host_config.oom_score_adj) {
         return Err(Error::invalid(format!("Invalid value {}, range for oom score adj is [-1000, 1000]", host_config.oom_score_adj)));
     }
@@ -361,7 +369,8 @@ mod tests {
     use super::*;
 
     fn facts() -> Host {
-        Host { cpus: 2, memory_nodes: "0".into(), cgroup_v2: false, has_blkio_weight: false, has_swap_limit: true }
+        let default_log = LogConfig { kind: "local".into(), ..LogConfig::default() };
+        Host { cpus: 2, memory_nodes: "0".into(), cgroup_v2: false, has_blkio_weight: false, has_swap_limit: true, default_log }
     }
 
     fn check(change: impl FnOnce(&mut Config, &mut HostConfig), expected: &str) {

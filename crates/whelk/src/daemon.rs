@@ -1,5 +1,6 @@
 //! `whelk daemon`: the engine as a process.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ struct File {
     group: Option<String>,
     debug: bool,
     instance: Option<String>,
+    log_driver: Option<String>,
+    log_opts: BTreeMap<String, String>,
     /// Whelk's own key.
     firewall: FirewallMode,
 }
@@ -102,6 +105,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         arguments.run.or(file.exec_root).unwrap_or_else(|| "/run/whelk".into()),
         arguments.instance.or(file.instance).unwrap_or_else(|| "whelk".into()),
     )?;
+    if let Some(driver) = file.log_driver {
+        instance.default_log.kind = driver;
+    }
+    instance.default_log.config = file.log_opts;
     instance.respect_host_firewall = file.firewall == FirewallMode::RespectHost;
     let _lock = lock(&instance)?;
     if arguments.uninstall {

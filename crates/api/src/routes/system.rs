@@ -117,7 +117,7 @@ pub(super) async fn info(State(engine): App) -> Response {
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "PidsLimit": true,
         "IPv4Forwarding": true, "Debug": false, "NFd": info.open_files, "OomKillDisable": v1, "NGoroutines": 0,
         "SystemTime": wire::time(now()),
-        "LoggingDriver": "local", "CgroupDriver": "cgroupfs", "CgroupVersion": info.cgroup_version.to_string(), "NEventsListener": info.event_listeners,
+        "LoggingDriver": engine.instance.default_log.kind, "CgroupDriver": "cgroupfs", "CgroupVersion": info.cgroup_version.to_string(), "NEventsListener": info.event_listeners,
         "KernelVersion": info.kernel, "OperatingSystem": info.operating_system, "OSVersion": info.os_version, "OSType": "linux", "Architecture": info.architecture,
         "IndexServerAddress": "", "RegistryConfig": null,
         "NCPU": info.cpus, "MemTotal": info.memory, "GenericResources": null, "DockerRootDir": info.root,
