@@ -15,7 +15,7 @@
 //! Publishing a port or making a network changes elements, not rules. The table decides on this instance's traffic
 //! only, and never overrides a drop of another table: in nf_tables every table has its say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
 use crate::error::{Error, Result};
-use crate::netlink::{Message, Socket};
+use crate::netlink::{Attributes, Message, Socket};
 use crate::nft::{self, ETHER, Element, Hook, IFNAME, IPV4, IPV6, PROTOCOL, Rule, SERVICE, Set, Table, Value, transaction};
 use crate::port::{Protocol, Publication};
 
@@ -39,6 +39,8 @@ pub struct Firewall {
     inet: Table,
     bridge: Table,
     state: Mutex<State>,
+    /// Looks, while others change.
+    watcher: Mutex<Socket>,
 }
 
 #[derive(Debug)]
@@ -216,6 +218,7 @@ impl Firewall {
             inet: Table { family: nft::INET, name: name.into() },
             bridge: Table { family: nft::BRIDGE, name: name.into() },
             state: Mutex::new(State { socket: Socket::open(Some(NETFILTER), 0)?, active: false, elements: BTreeSet::new() }),
+            watcher: Mutex::new(Socket::open(Some(NETFILTER), 0)?),
         })
     }
 
@@ -295,37 +298,35 @@ impl Firewall {
 
     /// A number that every change of any rules makes larger.
     pub fn generation(&self) -> Option<u32> {
-        let reply = self.state().socket.get(nft::get_generation()).ok()??;
+        let reply = self.watcher.lock().unwrap_or_else(PoisonError::into_inner).get(nft::get_generation()).ok()??;
         let (_, attributes) = reply.split(4)?;
         attributes.find(1)?.try_into().ok().map(u32::from_be_bytes)
     }
 
-    /// Whether all that should be there is. Somebody's `nft flush ruleset` takes it away.
+    /// Whether all that should be there is. Somebody's `nft flush ruleset` takes it away. Takes some milliseconds, and keeps
+    /// nobody waiting.
     pub fn is_whole(&self) -> bool {
-        let mut state = self.state();
-        let mut expected: Vec<usize> = Vec::new();
-        let rules: Vec<&Table> = vec![&self.inet, &self.bridge];
-        expected.push(inet_rules(&self.inet).len());
-        expected.push(bridge_rules(&self.bridge).len());
-        for ((table, chains), expected) in rules.into_iter().zip([INET_CHAINS, BRIDGE_CHAINS]).zip(expected) {
-            let mut found = 0;
-            for chain in chains.iter().filter(|chain| chain.name != "user") {
-                let Ok(rules) = state.socket.dump(table.get_rules(chain.name)) else { return false };
-                found += rules.len();
-            }
-            if found != expected {
-                return false;
-            }
+        let generation = self.generation();
+        let mut wanted: BTreeMap<Place, usize> = BTreeMap::new();
+        for (place, ..) in &self.state().elements {
+            *wanted.entry(*place).or_default() += 1;
         }
-        let mut wanted = std::collections::BTreeMap::new();
-        for (place, ..) in &state.elements {
-            *wanted.entry(*place).or_insert(0usize) += 1;
-        }
-        Place::ALL.into_iter().all(|place| {
-            let Ok(replies) = state.socket.dump(self.table(place).get_elements(place.set().name)) else { return false };
-            let lists = replies.iter().filter_map(|reply| reply.split(4)).filter_map(|(_, attributes)| attributes.find(3));
-            lists.map(|list| crate::netlink::Attributes(list).count()).sum::<usize>() == wanted.get(&place).copied().unwrap_or(0)
-        })
+        let mut socket = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rules_in = |table: &Table, chains: &[Chain]| -> Option<usize> {
+            let chains = chains.iter().filter(|chain| chain.name != "user");
+            chains.map(|chain| socket.dump(table.get_rules(chain.name)).ok().map(|rules| rules.len())).sum()
+        };
+        let rules = rules_in(&self.inet, INET_CHAINS) == Some(inet_rules(&self.inet).len())
+            && rules_in(&self.bridge, BRIDGE_CHAINS) == Some(bridge_rules(&self.bridge).len());
+        let whole = rules
+            && Place::ALL.into_iter().all(|place| {
+                let Ok(replies) = socket.dump(self.table(place).get_elements(place.set().name)) else { return false };
+                let lists = replies.iter().filter_map(|reply| reply.split(4)).filter_map(|(_, attributes)| attributes.find(3));
+                lists.map(|list| Attributes(list).count()).sum::<usize>() == wanted.get(&place).copied().unwrap_or(0)
+            });
+        drop(socket);
+        // What was changed meanwhile says nothing.
+        whole || self.generation() != generation
     }
 
     /// Removes the tables: when the instance is given up.

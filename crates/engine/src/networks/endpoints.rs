@@ -214,16 +214,9 @@ impl Networks {
                 tracing::warn!(network = network.name, "{error}");
             }
         }
-        if network.driver == "bridge" {
-            let name = self.host_interface(endpoint);
-            if let Ok(mac) = mac_of(endpoint)
-                && let Err(error) =
-                    self.firewall.remove_sender(&SenderRules { interface: name.clone(), mac, addresses: endpoint.addresses() })
-            {
-                tracing::warn!(network = network.name, "{error}");
-            }
+        if let ("bridge", Ok(mac)) = (network.driver.as_str(), mac_of(endpoint)) {
             // The kernel takes tens of milliseconds to remove an interface, and nobody has to wait for that.
-            self.doomed().push(name);
+            self.doomed().push(SenderRules { interface: self.host_interface(endpoint), mac, addresses: endpoint.addresses() });
             self.refill.notify_one();
         }
         if let Some(network) = self.state_mut().get_mut(&network.id)

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use whelk_image::Digest;
 use whelk_network::ipam::{Block, Pool};
 use whelk_network::port::Ports;
-use whelk_network::{BridgeRules, Firewall, LONGEST_NAME, Links, Passage};
+use whelk_network::{BridgeRules, Firewall, LONGEST_NAME, Links, Passage, SenderRules};
 
 pub use create::CreateNetwork;
 pub use endpoints::ConnectRequest;
@@ -53,8 +53,8 @@ pub struct Networks {
     pools: Vec<Pool>,
     /// Namespaces made ahead, for containers to come.
     spare: Mutex<Vec<OwnedFd>>,
-    /// Interfaces to be removed when there is time.
-    doomed: Mutex<Vec<String>>,
+    /// Interfaces to be removed when there is time, with the rules about them.
+    doomed: Mutex<Vec<SenderRules>>,
     refill: tokio::sync::Notify,
     /// Counts answers with several addresses.
     turn: AtomicUsize,
@@ -155,7 +155,12 @@ impl Networks {
         const CHECK: std::time::Duration = std::time::Duration::from_secs(5);
         // The ruleset's number when everything was last seen to be in its place.
         let mut checked = None;
+        let mut last = std::time::Instant::now();
         loop {
+            let check = last.elapsed() >= CHECK;
+            if check {
+                last = std::time::Instant::now();
+            }
             let networks = self.clone();
             let work = tokio::task::spawn_blocking(move || {
                 networks.remove_doomed();
@@ -168,7 +173,7 @@ impl Networks {
                         }
                     }
                 }
-                networks.check_rules(checked)
+                if check { networks.check_rules(checked) } else { checked }
             });
             match work.await {
                 Ok(generation) => checked = generation,
@@ -224,15 +229,16 @@ impl Networks {
                 return self.doomed().extend(doomed);
             }
         };
-        for name in doomed {
-            if let Err(error) = links.delete(&name) {
+        for sender in doomed {
+            // The interface first: without rules it could send anything.
+            if let Err(error) = links.delete(&sender.interface).and_then(|()| self.firewall.remove_sender(&sender)) {
                 tracing::warn!("{error}");
-                self.doomed().push(name);
+                self.doomed().push(sender);
             }
         }
     }
 
-    fn doomed(&self) -> MutexGuard<'_, Vec<String>> {
+    fn doomed(&self) -> MutexGuard<'_, Vec<SenderRules>> {
         self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
