@@ -319,6 +319,18 @@ impl Engine {
         }
     }
 
+    /// What a second engine with this one's instance name and directories of its own says before it ends.
+    #[track_caller]
+    pub fn start_rival(&self) -> String {
+        let place = self.scratch("rival");
+        let host = format!("unix://{}", place.join("s.sock").display());
+        let mut command = Command::new(Program::Whelk.path());
+        command.arg("daemon").arg("--root").arg(place.join("root")).arg("--run").arg(place.join("run"));
+        let output = command.args(["--host", &host, "--instance", &self.name]).output().expect("start a second engine");
+        assert!(!output.status.success(), "a second engine of the same name ran");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     /// Whether the engine serves requests.
     pub fn answers(&self) -> bool {
         self.socket().exists() && http::request(&self.socket(), "GET", "/_ping", &[], b"").is_ok_and(|response| response.status == 200)

@@ -198,3 +198,53 @@ fn help_is_there_and_no_failure() {
         }
     }
 }
+
+#[test]
+fn what_is_to_come_is_refused_by_name() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
+    let cases: [(&[&str], i32, &str); 6] = [
+        (&["cp", "up:/etc/hosts", "/tmp/never"], 1, "copying files to and from containers: not available in this version of whelk"),
+        (&["diff", "up"], 1, "listing what a container has changed: not available"),
+        (&["commit", "up", "x"], 1, "making images of containers: not available"),
+        (&["stats", "--no-stream", "up"], 1, "statistics: not available"),
+        (&["search", "x"], 1, "searching registries: not available"),
+        (&["plugin", "ls"], 1, "plugins: not available"),
+    ];
+    for (args, code, text) in cases {
+        engine.docker(args).refuses(code, text);
+    }
+    for command in ["build", "pull", "cp", "commit", "compose"] {
+        engine.whelk(&[command, "x"]).refuses(1, &format!("whelk: {command}: not available in this version of whelk"));
+    }
+    engine.whelk(&["run", "--pull", "always", "busybox", "true"]).refuses(125, "pulling from registries is not available");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_panic() {
+    let mut child = Command::new(Program::Whelk.path())
+        .args(["completion", "bash"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(!err.contains("panicked") && output.status.code() != Some(101), "{err}");
+}
+
+#[test]
+fn completions_and_manual_pages_know_the_commands() {
+    let engine = Engine::without_images(&[]);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = engine.whelk(&["completion", shell]).ok();
+        for word in ["network", "volume", "memory-swappiness"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    let pages = engine.scratch("man");
+    engine.whelk(&["man", &pages.display().to_string()]).ok();
+    let run = std::fs::read_to_string(pages.join("whelk-run.1")).unwrap();
+    assert!(run.contains("publish"), "{run}");
+}

@@ -313,6 +313,10 @@ fn another_containers_network_is_shared_whole() {
         up(cli, "owner", &[], SERVES);
         let page = "until wget -qO- http://127.0.0.1/ 2>/dev/null; do sleep 0.1; done";
         assert_eq!(cli.run(&["run", "--rm", "--network", "container:owner", "busybox", "sh", "-c", page]).ok(), "owner");
+        // Its name is the owner's as well, and stays so.
+        let name = cli.run(&["exec", "owner", "hostname"]).ok();
+        assert_eq!(cli.run(&["run", "--rm", "--network", "container:owner", "busybox", "hostname"]).ok(), name);
+        assert_eq!(cli.run(&["exec", "owner", "hostname"]).ok(), name);
         let refused = cli.run(&["run", "--rm", "--network", "container:owner", "-p", "80", "busybox", "true"]);
         refused.refuses(125, "conflicting options: port publishing and the container type network mode");
         cli.run(&["rm", "-f", "owner"]).ok();
@@ -390,6 +394,7 @@ fn what_cannot_be_is_refused() {
             (&["network", "create", "-d", "overlay", "x"], "network driver overlay: not available"),
             (&["network", "create", "--opt", "some.thing=1", "x"], "network option some.thing"),
             (&["network", "create", "bridge"], "predefined bridge network"),
+            (&["network", "create", "--subnet", "127.0.5.0/24", "x"], "loopback and multicast addresses cannot be a network's"),
             (&["network", "create", "../x"], "invalid network name"),
             (&["network", "rm", "bridge"], "is a pre-defined network and cannot be removed"),
             (&["network", "rm", "nosuch"], "network nosuch not found"),
@@ -402,6 +407,10 @@ fn what_cannot_be_is_refused() {
         cli.run(&["run", "--rm", "--network", "nosuch", "busybox", "true"]).refuses(125, "network nosuch not found");
         cli.run(&["run", "--rm", "--network-alias", "x", "busybox", "true"]).refuses(125, "only supported for user-defined networks");
         cli.run(&["run", "--rm", "-p", "abc", "busybox", "true"]).refuses(125, "invalid containerPort: abc");
+        cli.run(&["run", "--rm", "-p", "[::1]::80", "busybox", "true"]).refuses(125, "publishing on ::1: not available");
+        cli.run(&["run", "--rm", "--link", "nosuch", "busybox", "true"]).refuses(125, "could not get container for nosuch");
+        let warned = cli.run(&["run", "--rm", "--network", "host", "-p", "80", "busybox", "true"]);
+        assert!(warned.err().contains("Published ports are discarded when using host network mode"), "{}", warned.err());
         // Nothing of it is there.
         assert_eq!(cli.run(&["network", "ls", "--format", "{{.Name}}"]).ok(), "bridge\nhost\nnone\ntaken");
         assert_eq!(cli.run(&["network", "inspect", "-f", "{{.Driver}} {{.Scope}}", "taken"]).ok(), "bridge local");
@@ -499,4 +508,48 @@ fn an_engine_whose_records_are_lost_takes_its_own_bridge_again() {
     engine.load(&std::fs::read(whelk_tests::images::busybox()).unwrap());
     up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
     serves(published(cli, "web"), "web");
+}
+
+#[test]
+fn two_hundred_containers_find_each_other() {
+    const COUNT: usize = 200;
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "crowd"]).ok();
+    let start = |n: usize| {
+        let body = json!({"Image": "busybox", "Cmd": ["sleep", "300"], "HostConfig": {"NetworkMode": "crowd"}});
+        let id = engine.create(&format!("member{n}"), &body);
+        let (status, answer) = engine.api("POST", &format!("/containers/{id}/start"), None);
+        assert_eq!(status, 204, "{answer}");
+    };
+    std::thread::scope(|scope| {
+        for part in 0..8 {
+            scope.spawn(move || (0..COUNT).filter(|n| n % 8 == part).for_each(start));
+        }
+    });
+    let members = engine.get("/networks/crowd")["Containers"].as_object().unwrap().clone();
+    assert_eq!(members.len(), COUNT);
+    let mut addresses: Vec<&str> = members.values().map(|member| member["IPv4Address"].as_str().unwrap()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert_eq!(addresses.len(), COUNT, "an address was given twice");
+    let script = format!("for n in $(seq 0 {}); do nslookup -type=a member$n >/dev/null || echo member$n; done", COUNT - 1);
+    assert_eq!(inside(cli, "member7", &script), "", "names that are not found");
+    assert!(inside(cli, "member199", "ping -c1 -w2 member0").contains("1 packets received"));
+}
+
+#[test]
+fn macvlan_networks_connect_their_members_and_let_go_of_them() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    // Any interface with a carrier will do as the parent; the default bridge has one with its first member.
+    up(cli, "two", &[], "sleep 300");
+    let parent = format!("parent={}", engine.bridge());
+    cli.run(&["network", "create", "-d", "macvlan", "--subnet", "10.213.20.0/24", "-o", &parent, "flat"]).ok();
+    up(cli, "one", &["--network", "flat"], SERVES);
+    cli.run(&["network", "connect", "flat", "two"]).ok();
+    assert_eq!(inside(cli, "two", "until wget -qO- http://one/ 2>/dev/null; do sleep 0.1; done"), "one");
+    cli.run(&["network", "disconnect", "flat", "two"]).ok();
+    assert_eq!(inside(cli, "two", "ls /sys/class/net | tr '\\n' ' '"), "eth0 lo ".trim_end());
+    cli.run(&["network", "create", "-d", "macvlan", "--subnet", "10.213.21.0/24", "-o", "parent=nosuch0", "lost"]).refuses(1, "nosuch0");
 }

@@ -73,7 +73,12 @@ pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<
         oci_version: VERSION.into(),
         process: Some(process(config, host, &options)?),
         root: Some(Root { path: PathBuf::from("/"), readonly: host.readonly_rootfs }),
-        hostname: if host.uts_mode == "host" { String::new() } else { hostname(config, surroundings.id) },
+        // A name that is shared with others is not this container's to set.
+        hostname: if host.uts_mode == "host" || surroundings.network_of.is_some() {
+            String::new()
+        } else {
+            hostname(config, surroundings.id)
+        },
         domainname: config.domainname.clone(),
         mounts: mounts(host, &options, surroundings),
         annotations: host.annotations.clone(),

@@ -439,6 +439,8 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     rule("spoof", new().input_name().among("bridges").ipv6().input_name().source6().not_among("sources6").drop());
     // A port on 127.0.0.1 is the host's own: from outside nobody is led there (CVE-2025-54388).
     rule("publish", new().ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).accept());
+    // No packet from ::1 may leave by another interface.
+    rule("loop", new().ipv6().destination6().in_network(Ipv6Addr::LOCALHOST.into(), 128).accept());
     for chain in ["publish", "loop"] {
         let to_host = || new().for_this_host();
         rule(chain, to_host().ipv4().destination4().protocol().destination_port().destination_from("ports4_at", IPV4));
@@ -450,7 +452,6 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     rule("leave", new().ipv4().output_name().source4().among("sources4").translated().masquerade());
     rule("leave", new().ipv6().output_name().source6().among("sources6").translated().masquerade());
     rule("leave", new().output_name().among("bridges").ipv4().source4().in_network(Ipv4Addr::LOCALHOST.into(), 8).masquerade());
-    rule("leave", new().output_name().among("bridges").ipv6().source6().in_network(Ipv6Addr::LOCALHOST.into(), 128).masquerade());
     rule("leave", new().input_name().among("masquerade4").output_name().not_among("bridges").ipv4().masquerade());
     rule("leave", new().input_name().among("masquerade6").output_name().not_among("bridges").ipv6().masquerade());
     rule("guard", new().jump("user"));

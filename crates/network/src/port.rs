@@ -229,9 +229,13 @@ fn hold(protocol: Protocol, at: SocketAddr) -> std::result::Result<(Option<Owned
         }
         result => result?,
     }
-    whelk_sys::net::drop_all_packets(socket.as_fd()).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
-    if protocol == Protocol::Tcp {
-        listen(&socket, 0)?;
+    // For IPv6 the socket is what clients on ::1 meet, whom the kernel leads to no other interface: they have to be refused
+    // at once, so that they try 127.0.0.1.
+    if at.is_ipv4() {
+        whelk_sys::net::drop_all_packets(socket.as_fd()).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+        if protocol == Protocol::Tcp {
+            listen(&socket, 0)?;
+        }
     }
     let port = SocketAddr::try_from(getsockname(&socket)?).map_or(at.port(), |address| address.port());
     Ok((Some(socket), port))

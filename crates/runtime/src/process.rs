@@ -157,6 +157,9 @@ impl Prepared<'_> {
 
     fn try_execute(self) -> Result<std::convert::Infallible> {
         set_keep_capabilities(false).map_err(os("drop keep-capabilities"))?;
+        // Under the filter as little as possible: a profile need not allow these.
+        cloexec_from(3).map_err(os("close_range"))?;
+        signal::reset_all().map_err(os("reset signals"))?;
         // Installing a filter needs CAP_SYS_ADMIN unless no_new_privs is set, so it goes before the capabilities then,
         // and as late as possible otherwise. The user change has cleared the effective set: raise it for this step.
         if !self.process.no_new_privileges {
@@ -166,8 +169,6 @@ impl Prepared<'_> {
         if let Some(sets) = &self.sets {
             sets.apply()?;
         }
-        cloexec_from(3).map_err(os("close_range"))?;
-        signal::reset_all().map_err(os("reset signals"))?;
         if self.process.no_new_privileges {
             self.install_filter()?;
         }

@@ -110,9 +110,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     instance.default_log.config = file.log_opts;
     instance.respect_host_firewall = file.firewall == FirewallMode::RespectHost;
+    let _instance = lock_instance(&instance)?;
     let _lock = lock(&instance)?;
     if arguments.uninstall {
-        return Ok(Engine::uninstall(&instance)?);
+        Engine::uninstall(&instance)?;
+        return Ok(fs::remove_file(instance_lock(&instance))?);
     }
     whelk_sys::process::raise_file_limit();
     whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
@@ -143,6 +145,25 @@ fn lock(instance: &Instance) -> anyhow::Result<std::fs::File> {
         Ok(()) => Ok(file),
         Err(_) => bail!("another engine uses {}", instance.root.display()),
     }
+}
+
+fn instance_lock(instance: &Instance) -> std::path::PathBuf {
+    format!("/run/whelk-instance-{}.lock", instance.name).into()
+}
+
+/// Keeps a second engine away from the same names: of cgroups, interfaces, rules.
+fn lock_instance(instance: &Instance) -> anyhow::Result<std::fs::File> {
+    use std::io::Write;
+    let path = instance_lock(instance);
+    let mut file = fs::append(&path, 0o600)?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let root = fs::read_at_most(&path, LARGEST_FILE).unwrap_or_default();
+        bail!("instance {:?} is run by another engine, with root {}", instance.name, String::from_utf8_lossy(&root).trim());
+    }
+    // For whoever is refused to read.
+    rustix::fs::ftruncate(&file, 0)
+        .and_then(|()| file.write_all(instance.root.display().to_string().as_bytes()).map_err(|_| rustix::io::Errno::IO))?;
+    Ok(file)
 }
 
 fn group_id(name: &str) -> anyhow::Result<u32> {

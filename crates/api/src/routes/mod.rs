@@ -3,6 +3,7 @@
 mod containers;
 mod exec;
 mod images;
+mod missing;
 mod networks;
 mod system;
 mod volumes;
@@ -13,7 +14,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{any, delete, get, post};
 use axum::{Router, middleware};
 use whelk_engine::Engine;
 
@@ -70,6 +71,16 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/volumes/prune", post(volumes::prune))
         .route("/volumes/{name}", get(volumes::inspect).delete(volumes::delete).put(volumes::update))
         .route("/system/df", get(system::disk_usage))
+        .route("/containers/{id}/archive", any(missing::archive))
+        .route("/containers/{id}/changes", any(missing::changes))
+        .route("/containers/{id}/stats", any(missing::stats))
+        .route("/containers/{id}/attach/ws", any(missing::websocket))
+        .route("/commit", any(missing::commit))
+        .route("/build", any(missing::build))
+        .route("/build/prune", any(missing::build))
+        .route("/images/search", any(missing::search))
+        .route("/auth", any(missing::login))
+        .route("/plugins", any(missing::plugins))
         .route("/swarm/leave", post(system::no_swarm_to_leave))
         .route("/swarm", get(system::no_swarm))
         .route("/nodes", get(system::no_swarm))
@@ -91,7 +102,7 @@ async fn not_found() -> Response {
 
 /// A body that is not JSON where JSON is expected is a mistake of the client that is better named than guessed at.
 async fn check_content_type(request: Request, next: middleware::Next) -> Response {
-    let takes_archive = matches!(request.uri().path(), "/images/load" | "/images/create");
+    let takes_archive = matches!(request.uri().path(), "/images/load" | "/images/create" | "/build");
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let empty = request.headers().get(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
     if takes_archive

@@ -255,6 +255,9 @@ pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, d
     if !matches!(args.pull.as_str(), "always" | "missing" | "never") {
         return Err(Failure::new(format!("invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"", args.pull)));
     }
+    if args.pull == "always" {
+        return Err(Failure::new("--pull always: pulling from registries is not available in this version of whelk; use load or import"));
+    }
     if let Some(path) = &args.cidfile
         && std::fs::symlink_metadata(path).is_ok()
     {

@@ -186,6 +186,12 @@ pub(crate) struct Names {
     pub containers: Vec<String>,
 }
 
+/// Docker's commands that are to come.
+const NOT_YET: &[&str] = &[
+    "build", "builder", "buildx", "commit", "compose", "config", "context", "cp", "diff", "login", "logout", "manifest", "node", "plugin",
+    "pull", "push", "search", "secret", "service", "stack", "stats", "swarm", "trust",
+];
+
 /// The code for mistakes in flags.
 const USAGE: u8 = 125;
 
@@ -198,8 +204,9 @@ pub(crate) fn run() -> Outcome {
     };
     match cli.command {
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "whelk", &mut std::io::stdout());
-            return Ok(0);
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "whelk", &mut script);
+            return std::io::Write::write_all(&mut std::io::stdout(), &script).map(|()| 0).map_err(Into::into);
         }
         Command::Man { directory } => return clap_mangen::generate_to(Cli::command(), directory).map(|()| 0).map_err(Into::into),
         _ => {}
@@ -247,6 +254,10 @@ fn usage(error: &clap::Error) -> Outcome {
             both_forms(&words, &flag)
         ),
         ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => return Err(count()),
+        ErrorKind::InvalidSubcommand if NOT_YET.contains(&command.as_str()) => {
+            let hint = if matches!(command.as_str(), "pull" | "push" | "login") { "; images come in by load and import" } else { "" };
+            return Err(Failure::new(format!("whelk: {command}: not available in this version of whelk{hint}")));
+        }
         ErrorKind::InvalidSubcommand => {
             return Err(Failure::new(format!("whelk: unknown command: whelk {command}\n\nRun 'whelk --help' for more information")));
         }

@@ -52,7 +52,11 @@ impl Containers {
         let warnings = validate::settings(&mut config, &mut host, &self.host)?;
         let networks = self.place(&config, &mut host, networks)?;
         let id = names::random_id();
-        config.hostname = crate::spec::hostname(&config, &id);
+        config.hostname = match host.network_mode.strip_prefix("container:").and_then(|donor| self.find(donor).ok()) {
+            // Who shares another's network has its name as well.
+            Some(donor) => donor.record().config.hostname.clone(),
+            None => crate::spec::hostname(&config, &id),
+        };
         fill_paths(&mut host);
         let image = image.map(|image| image.id.to_string()).unwrap_or_default();
         let mounts = self.resolve_mounts(&id, &config, &host)?;

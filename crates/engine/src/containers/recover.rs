@@ -61,6 +61,10 @@ impl Containers {
             {
                 let mut record = container.record();
                 record.state.pid = pid;
+                if !record.state.status.is_running() {
+                    // The engine ended between the start and its record; the shim's socket was made then.
+                    record.state.started_at = self.shim_born(&container.id);
+                }
                 record.state.status = if paused { Status::Paused } else { Status::Running };
             }
             for (id, pid) in execs {
@@ -92,8 +96,18 @@ impl Containers {
         } else if matches!(container.status(), Status::Removing | Status::Dead) {
             container.record().state.status = Status::Exited;
             self.remove_now(container, false);
+        } else if container.record().host.auto_remove {
+            // Who wanted it has gone with the engine.
+            self.remove_now(container, true);
         }
         let _ = fs::remove_tree(self.instance.run_dir(&container.id));
+    }
+
+    /// When a container's shim began to serve, in nanoseconds since the epoch.
+    fn shim_born(&self, id: &str) -> i64 {
+        let made = fs::metadata(self.instance.run_dir(id).join("shim.sock")).ok().and_then(|found| found.modified().ok());
+        let since = made.and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
+        since.and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or_else(crate::events::now)
     }
 
     /// Removes directories that no record names: what was being made or removed when the engine ended.

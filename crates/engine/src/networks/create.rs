@@ -383,6 +383,9 @@ fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<()> {
         return Err(Error::invalid(format!("invalid network config:\ninvalid subnet {}: invalid CIDR block notation", config.subnet)));
     };
     let wrong = |text: String| Err(Error::invalid(format!("invalid network config:\n{text}")));
+    if subnet.network().is_loopback() || subnet.network().is_multicast() {
+        return wrong(format!("invalid subnet {subnet}: loopback and multicast addresses cannot be a network's"));
+    }
     if subnet.addr() != subnet.network() {
         return wrong(format!("invalid subnet {subnet}: it should be {}", subnet.trunc()));
     }

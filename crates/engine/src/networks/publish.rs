@@ -63,7 +63,11 @@ pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>
                 None
             } else {
                 let plain = host_ip.trim_matches(['[', ']']);
-                Some(plain.parse().map_err(|_| Error::invalid(format!("invalid IP address: {host_ip}")))?)
+                let address: IpAddr = plain.parse().map_err(|_| Error::invalid(format!("invalid IP address: {host_ip}")))?;
+                if address.is_ipv6() && address.is_loopback() {
+                    return Err(Error::Unsupported("publishing on ::1: not available in this version of whelk; 127.0.0.1 works".into()));
+                }
+                Some(address)
             };
             wishes.push(PortWish { port, wanted: Wanted { protocol, address, ports: parse_range(&host_port)? } });
         }

@@ -376,8 +376,10 @@ fn check_name(name: &str) -> Result<()> {
     if name.len() == 1 {
         return Err(Error::invalid("volume name is too short, names should be at least two alphanumeric characters"));
     }
-    let valid = name.len() <= 255
-        && name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
+    if name.len() > 255 {
+        return Err(Error::invalid("volume name is too long, names may have up to 255 characters"));
+    }
+    let valid = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
     if valid {
         return Ok(());
