@@ -319,6 +319,8 @@ fn another_containers_network_is_shared_whole() {
         assert_eq!(cli.run(&["exec", "owner", "hostname"]).ok(), name);
         let refused = cli.run(&["run", "--rm", "--network", "container:owner", "-p", "80", "busybox", "true"]);
         refused.refuses(125, "conflicting options: port publishing and the container type network mode");
+        let refused = cli.run(&["run", "--rm", "--network", "container:owner", "--expose", "80", "busybox", "true"]);
+        refused.refuses(125, "conflicting options: port exposing and the container type network mode");
         cli.run(&["rm", "-f", "owner"]).ok();
     });
 }

@@ -42,6 +42,7 @@ impl Containers {
         let CreateRequest { name, platform, mut config, mut host, networks } = request;
         let wanted_name = if name.is_empty() { None } else { Some(validate::name(&name)?.to_owned()) };
         let image = if config.image.is_empty() { None } else { Some(self.images.find(&config.image)?) };
+        crate::networks::check_exposed(&config, &host)?;
         if let Some(image) = &image {
             check_platform(&platform, &image.config, &config.image)?;
             inherit(&mut config, &image.config);

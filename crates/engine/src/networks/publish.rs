@@ -192,7 +192,13 @@ pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
     if host.network_mode.starts_with("container:") && (!host.port_bindings.is_empty() || host.publish_all_ports) {
         return Err(Error::invalid("conflicting options: port publishing and the container type network mode"));
     }
-    if host.network_mode.starts_with("container:") && !config.exposed_ports.is_empty() && !host.port_bindings.is_empty() {
+    Ok(())
+}
+
+/// Checks what a client asks to expose, which is not yet joined by what the image does.
+pub(crate) fn check_exposed(config: &Config, host: &HostConfig) -> Result<()> {
+    let publishes = !host.port_bindings.is_empty() || host.publish_all_ports;
+    if host.network_mode.starts_with("container:") && !config.exposed_ports.is_empty() && !publishes {
         return Err(Error::invalid("conflicting options: port exposing and the container type network mode"));
     }
     Ok(())
@@ -225,9 +231,10 @@ mod tests {
         check(json!({"80": [{"HostPort": "8080"}]}), "80/tcp at None (8080, 8080)");
         check(json!({"53/udp": [{"HostIp": "127.0.0.1", "HostPort": "5300-5310"}]}), "53/udp at Some(127.0.0.1) (5300, 5310)");
         check(
-            json!({"80/tcp": [{"HostIp": "[::1]", "HostPort": "1"}, {"HostPort": "2"}]}),
-            "80/tcp at Some(::1) (1, 1); 80/tcp at None (2, 2)",
+            json!({"80/tcp": [{"HostIp": "[2001:db8::1]", "HostPort": "1"}, {"HostPort": "2"}]}),
+            "80/tcp at Some(2001:db8::1) (1, 1); 80/tcp at None (2, 2)",
         );
+        check(json!({"80/tcp": [{"HostIp": "::1"}]}), "publishing on ::1: not available in this version of whelk; 127.0.0.1 works");
         check(json!({"0/tcp": null}), "invalid port specification: \"0/tcp\"");
         check(json!({"80/x": null}), "invalid proto: x");
         check(json!({"80": [{"HostPort": "9-8"}]}), "invalid port specification: \"9-8\"");
