@@ -36,13 +36,20 @@ impl Error {
     }
 }
 
+/// What a parser says, without the bytes that it may quote.
+fn parser_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    // The first field of a header that is looked at is its checksum: what has none that can be read is something else.
+    if text.contains("when getting cksum") { "not a tar archive".into() } else { text.escape_debug().to_string() }
+}
+
 /// For `map_err`: what was being done. What the kernel did not say itself, parsers said about the sender's bytes; and
 /// some of what the kernel says is about names and values that the sender chose.
 pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     use rustix::io::Errno;
     const SENDERS: [Errno; 6] = [Errno::INVAL, Errno::NAMETOOLONG, Errno::LOOP, Errno::TOOBIG, Errno::RANGE, Errno::ILSEQ];
     move |source| match source.raw_os_error() {
-        None => Error::Invalid(format!("{}: {source}", operation.into())),
+        None => Error::Invalid(format!("{}: {}", operation.into(), parser_text(&source))),
         Some(code) if SENDERS.iter().any(|errno| errno.raw_os_error() == code) => {
             Error::Invalid(format!("{}: {}", operation.into(), whelk_sys::errno_text(&source)))
         }

@@ -16,6 +16,8 @@ mod run;
 mod system;
 mod volumes;
 
+use std::ffi::OsString;
+
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
 
@@ -24,7 +26,15 @@ use crate::{Failure, Outcome, autostart};
 
 /// Run containers
 #[derive(Debug, Parser)]
-#[command(name = "whelk", version, disable_help_subcommand = true, disable_help_flag = true, arg_required_else_help = true)]
+#[command(
+    name = "whelk",
+    version,
+    disable_version_flag = true,
+    disable_help_subcommand = true,
+    disable_help_flag = true,
+    arg_required_else_help = true,
+    after_help = "The engine itself is `whelk daemon`; `whelk oci` is a runtime for other engines. Both have a --help of their own."
+)]
 pub(crate) struct Cli {
     /// Socket of the engine: unix:///PATH or tcp://HOST:PORT
     #[arg(short = 'H', long)]
@@ -33,6 +43,9 @@ pub(crate) struct Cli {
     // Long only: -h is the host name of `run`.
     #[arg(long, global = true, action = clap::ArgAction::Help)]
     help: Option<bool>,
+    /// Print version
+    #[arg(short, long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }
@@ -196,11 +209,14 @@ const NOT_YET: &[&str] = &[
 const USAGE: u8 = 125;
 
 pub(crate) fn run() -> Outcome {
-    let cli = match Cli::try_parse() {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|word| word == "help") {
+        arguments.remove(1);
+        arguments.push("--help".into());
+    }
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            return usage(&error);
-        }
+        Err(error) => return usage(&error),
     };
     match cli.command {
         Command::Completion { shell } => {
@@ -241,6 +257,15 @@ fn usage(error: &clap::Error) -> Outcome {
     let flag = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
     let value = context(ContextKind::InvalidValue);
     let words: Vec<String> = std::env::args().skip(1).take_while(|word| !word.starts_with('-')).collect();
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = std::io::Write::write_all(&mut std::io::stdout(), error.render().to_string().as_bytes());
+        return Ok(0);
+    }
+    if error.kind() == ErrorKind::UnknownArgument && flag == "-h" {
+        eprintln!("Flag shorthand -h has been deprecated, use --help");
+        let arguments = ["whelk"].into_iter().chain(words.iter().map(String::as_str)).chain(["--help"]);
+        return Cli::try_parse_from(arguments).map_or_else(|help| usage(&help), |_| Ok(0));
+    }
     let grouped = words.first().is_some_and(|word| Cli::command().find_subcommand(word).is_some_and(clap::Command::has_subcommands));
     let command = words.iter().take(1 + usize::from(grouped)).cloned().collect::<Vec<_>>().join(" ");
     let hint = format!("\n\nUsage:  whelk {command} --help shows how to use it");
@@ -249,6 +274,10 @@ fn usage(error: &clap::Error) -> Outcome {
         ErrorKind::UnknownArgument if !flag.starts_with('-') => return Err(count()),
         ErrorKind::UnknownArgument => unknown_flag(&flag),
         ErrorKind::InvalidValue if value.is_empty() => needs_argument(&flag),
+        ErrorKind::InvalidValue if flag.starts_with('<') => {
+            let known = context(ContextKind::ValidValue).replace(' ', ", ");
+            return Err(Failure::new(format!("whelk: {command}: {value:?} is none of {known}")));
+        }
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => format!(
             "invalid argument {value:?} for {:?} flag: strconv.ParseInt: parsing {value:?}: invalid syntax",
             both_forms(&words, &flag)
