@@ -555,3 +555,47 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
     assert_eq!(inside(cli, "two", "ls /sys/class/net | tr '\\n' ' '"), "eth0 lo ".trim_end());
     cli.run(&["network", "create", "-d", "macvlan", "--subnet", "10.213.21.0/24", "-o", "parent=nosuch0", "lost"]).refuses(1, "nosuch0");
 }
+
+#[test]
+fn the_configuration_file_shapes_networks() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    up(cli, "busy", &[], "sleep 300");
+    let configured = json!({
+        "bip": "10.213.30.1/24", "fixed-cidr": "10.213.30.128/25", "mtu": 1400, "ip": "127.0.0.1",
+        "default-address-pools": [{"base": "10.213.31.0/24", "size": 28}],
+        "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1380"}},
+        "dns": ["10.213.30.99"], "dns-search": ["example.test"], "dns-opts": ["timeout:1"], "host-gateway-ip": "10.213.30.77",
+    });
+    engine.configure(&configured);
+    let subnet = |engine: &Engine| engine.get("/networks/bridge")["IPAM"]["Config"][0]["Subnet"].as_str().unwrap().to_owned();
+    let before = subnet(&engine);
+    engine.kill9();
+    engine.restart();
+    assert_eq!(subnet(&engine), before, "a network is not changed under a container that runs");
+    cli.run(&["rm", "-f", "busy"]).ok();
+    engine.kill9();
+    engine.restart();
+    assert_eq!(subnet(&engine), "10.213.30.0/24");
+    up(cli, "web", &["-p", "80", "--add-host", "outside:host-gateway"], SERVES);
+    assert!(published(cli, "web").ip().is_loopback());
+    serves(published(cli, "web"), "web");
+    assert_eq!(engine.inspect("web")["NetworkSettings"]["Gateway"], "10.213.30.1");
+    let address = engine.inspect("web")["NetworkSettings"]["IPAddress"].as_str().unwrap().to_owned();
+    assert!(address.rsplit('.').next().unwrap().parse::<u8>().unwrap() >= 128, "{address}");
+    assert_eq!(inside(cli, "web", "cat /sys/class/net/eth0/mtu"), "1400");
+    let files = inside(cli, "web", "cat /etc/resolv.conf /etc/hosts");
+    for line in ["nameserver 10.213.30.99", "search example.test", "options timeout:1", "10.213.30.77\toutside"] {
+        assert!(files.lines().any(|found| found == line), "{line} is not in {files}");
+    }
+    cli.run(&["network", "create", "--ipv6=false", "small"]).ok();
+    assert_eq!(engine.get("/networks/small")["IPAM"]["Config"][0]["Subnet"], "10.213.31.0/28");
+    up(cli, "member", &["--network", "small"], "sleep 300");
+    assert_eq!(inside(cli, "member", "cat /sys/class/net/eth0/mtu"), "1380");
+    // And back again.
+    cli.run(&["rm", "-f", "web", "member"]).ok();
+    engine.configure(&json!({}));
+    engine.kill9();
+    engine.restart();
+    assert_eq!(engine.get("/networks/bridge")["Options"]["com.docker.network.driver.mtu"], "1500");
+}

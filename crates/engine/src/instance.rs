@@ -6,6 +6,7 @@ use whelk_sys::fs;
 
 use crate::error::{Error, Result};
 use crate::model::LogConfig;
+use crate::networks::NetworkDefaults;
 
 /// Root directory, run directory and name of an engine.
 #[derive(Clone, Debug)]
@@ -20,6 +21,7 @@ pub struct Instance {
     pub respect_host_firewall: bool,
     /// The log of containers that do not say which they want.
     pub default_log: LogConfig,
+    pub networks: NetworkDefaults,
 }
 
 impl Instance {
@@ -32,7 +34,8 @@ impl Instance {
         if !valid {
             return Err(Error::invalid(format!("invalid instance name {name:?}: use up to 32 of a-z, 0-9, - and _")));
         }
-        Ok(Self { root, run, name, respect_host_firewall: false, default_log: LogConfig { kind: "local".into(), ..LogConfig::default() } })
+        let default_log = LogConfig { kind: "local".into(), ..LogConfig::default() };
+        Ok(Self { root, run, name, respect_host_firewall: false, default_log, networks: NetworkDefaults::default() })
     }
 
     /// Makes the directories. Nobody but root gets below them: images hold set-id programs (CVE-2021-41091).

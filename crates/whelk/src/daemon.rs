@@ -1,16 +1,16 @@
 //! `whelk daemon`: the engine as a process.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use serde::Deserialize;
 use whelk_engine::Engine;
 use whelk_engine::instance::Instance;
 use whelk_sys::fs;
+
+use crate::config;
 
 /// Run the whelk engine
 #[derive(Debug, Parser)]
@@ -42,33 +42,6 @@ struct Arguments {
     debug: bool,
 }
 
-/// What the configuration file may say. A key that is not known here is refused by name.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-struct File {
-    data_root: Option<PathBuf>,
-    exec_root: Option<PathBuf>,
-    hosts: Vec<String>,
-    group: Option<String>,
-    debug: bool,
-    instance: Option<String>,
-    log_driver: Option<String>,
-    log_opts: BTreeMap<String, String>,
-    /// Whelk's own key.
-    firewall: FirewallMode,
-}
-
-/// What becomes of the rules of the host's other firewalls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum FirewallMode {
-    /// They let containers' traffic through: the engine's own rules decide about it, as with Docker.
-    #[default]
-    Own,
-    /// They stay in force for containers too.
-    RespectHost,
-}
-
 const LARGEST_FILE: u64 = 1 << 20;
 
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -88,28 +61,24 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let file = read_file(&arguments.config_file)?;
+    let mut file = config::read(&arguments.config_file)?;
     let filter = if arguments.debug || file.debug { "debug" } else { "info" };
     tracing_subscriber::fmt()
         .with_env_filter(std::env::var("WHELK_LOG").unwrap_or_else(|_| filter.to_owned()))
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    let host = arguments.host.or_else(|| file.hosts.into_iter().next()).unwrap_or_else(|| "unix:///run/whelk/whelk.sock".into());
+    let host = arguments.host.or_else(|| file.hosts.pop()).unwrap_or_else(|| "unix:///run/whelk/whelk.sock".into());
     let Some(socket) = host.strip_prefix("unix://").map(PathBuf::from) else {
         bail!("unsupported host {host:?}: this version listens on unix:///PATH only")
     };
-    let group = arguments.group.or(file.group).map(|name| group_id(&name)).transpose()?.or_else(|| group_id("whelk").ok());
+    let group = arguments.group.or_else(|| file.group.take()).map(|name| group_id(&name)).transpose()?.or_else(|| group_id("whelk").ok());
     let mut instance = Instance::new(
-        arguments.root.or(file.data_root).unwrap_or_else(|| "/var/lib/whelk".into()),
-        arguments.run.or(file.exec_root).unwrap_or_else(|| "/run/whelk".into()),
-        arguments.instance.or(file.instance).unwrap_or_else(|| "whelk".into()),
+        arguments.root.or_else(|| file.data_root.take()).unwrap_or_else(|| "/var/lib/whelk".into()),
+        arguments.run.or_else(|| file.exec_root.take()).unwrap_or_else(|| "/run/whelk".into()),
+        arguments.instance.or_else(|| file.instance.take()).unwrap_or_else(|| "whelk".into()),
     )?;
-    if let Some(driver) = file.log_driver {
-        instance.default_log.kind = driver;
-    }
-    instance.default_log.config = file.log_opts;
-    instance.respect_host_firewall = file.firewall == FirewallMode::RespectHost;
+    file.apply(&mut instance);
     let _instance = lock_instance(&instance)?;
     let _lock = lock(&instance)?;
     if arguments.uninstall {
@@ -127,13 +96,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         () = asked_to_stop() => tracing::info!("stopping; containers run on"),
     }
     Ok(())
-}
-
-fn read_file(path: &std::path::Path) -> anyhow::Result<File> {
-    match fs::read_at_most(path, LARGEST_FILE) {
-        Err(error) if error.is_not_found() => Ok(File::default()),
-        content => serde_json::from_slice(&content?).with_context(|| format!("configuration file {}", path.display())),
-    }
 }
 
 /// Keeps a second engine away from the same state.

@@ -1,6 +1,7 @@
 //! One executable, several programs: picks the one that its name or first argument asks for, and nothing else.
 #![forbid(unsafe_code)]
 
+mod config;
 mod daemon;
 mod init;
 

@@ -9,7 +9,7 @@ use whelk_sys::fs;
 use super::Containers;
 use crate::error::Result;
 use crate::model::Record;
-use crate::networks::{Endpoint, has_own_networks, host_servers, resolved_servers, split_link, uses_resolver};
+use crate::networks::{Endpoint, NetworkDefaults, has_own_networks, host_servers, resolved_servers, split_link, uses_resolver};
 
 /// Host files are small; a larger one is not what it should be.
 const LARGEST: u64 = 1 << 20;
@@ -31,7 +31,7 @@ fn write_file(path: &Path, content: String) -> Result<()> {
 /// Writes `hosts` and `resolv.conf` anew: also into a running container, whose mounts these files are.
 pub(super) fn write_names(directory: &Path, record: &Record, containers: &Containers) -> Result<()> {
     write_file(&directory.join("hosts"), hosts(record, containers))?;
-    write_file(&directory.join("resolv.conf"), resolv_conf(record))
+    write_file(&directory.join("resolv.conf"), resolv_conf(record, &containers.instance.networks))
 }
 
 fn hosts(record: &Record, containers: &Containers) -> String {
@@ -75,11 +75,15 @@ fn hosts(record: &Record, containers: &Containers) -> String {
     text
 }
 
-fn resolv_conf(record: &Record) -> String {
+fn resolv_conf(record: &Record, defaults: &NetworkDefaults) -> String {
     let host = &record.host;
     let base = fs::read_at_most("/etc/resolv.conf", LARGEST).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let given = |list: &Option<Vec<String>>| list.clone().filter(|list| !list.is_empty());
-    let (servers, search, options) = (given(&host.dns), given(&host.dns_search), given(&host.dns_options));
+    let given = |list: &Option<Vec<String>>, set: &[String]| {
+        Some(list.clone().filter(|list| !list.is_empty()).unwrap_or_else(|| set.to_vec())).filter(|list| !list.is_empty())
+    };
+    let servers: Vec<String> = defaults.servers.iter().map(ToString::to_string).collect();
+    let (servers, search, options) =
+        (given(&host.dns, &servers), given(&host.dns_search, &defaults.search), given(&host.dns_options, &defaults.resolver_options));
     let (servers, options) = if uses_resolver(record) {
         // Ours; it asks the others. Without dots a name is one of a network's first, so no search list goes before.
         let mut options = options.unwrap_or_default();

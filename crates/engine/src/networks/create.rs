@@ -9,7 +9,7 @@ use whelk_network::{LONGEST_NAME, Link, Links};
 use whelk_sys::fs;
 
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
-use super::{Network, Networks};
+use super::{Network, Networks, defaults};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::instance::Instance;
@@ -35,35 +35,34 @@ const DEFAULT_SUBNET: &str = "172.17.0.0/16";
 impl Networks {
     /// The three networks that always exist.
     pub(super) fn create_predefined(&self) -> Result<()> {
-        for (name, driver) in [("bridge", "bridge"), ("host", "host"), ("none", "null")] {
-            if self.state().values().any(|network| network.record.name == name) {
-                continue;
+        self.create_default()?;
+        for (name, driver) in [("host", "host"), ("none", "null")] {
+            if !self.state().values().any(|network| network.record.name == name) {
+                let (name, driver) = (name.into(), driver.into());
+                self.make(CreateNetwork { name, driver, enable_ipv4: Some(true), enable_ipv6: Some(false), ..CreateNetwork::default() })?;
             }
-            let options: BTreeMap<String, String> = if name == "bridge" {
-                [
-                    (option::BRIDGE_NAME, super::default_bridge(&self.instance)),
-                    (option::DEFAULT_BRIDGE, "true".into()),
-                    (option::ICC, "true".into()),
-                    (option::MASQUERADE, "true".into()),
-                    (option::HOST_BINDING, "0.0.0.0".into()),
-                    (option::MTU, "1500".into()),
-                ]
-                .map(|(key, value)| (key.to_owned(), value))
-                .into()
-            } else {
-                BTreeMap::new()
-            };
-            let request = CreateNetwork {
-                name: name.into(),
-                driver: driver.into(),
-                enable_ipv4: Some(true),
-                enable_ipv6: Some(false),
-                options,
-                ..CreateNetwork::default()
-            };
-            self.make(request)?;
         }
         Ok(())
+    }
+
+    /// Makes the default network, or makes it anew where other settings are wanted by now.
+    fn create_default(&self) -> Result<()> {
+        let wanted = self.instance.networks.bridge(&self.instance);
+        let there = self.state().values().find(|network| network.record.name == "bridge").map(|network| network.record.clone());
+        if let Some(there) = there {
+            if defaults::fits(&there, &wanted) {
+                return Ok(());
+            }
+            let in_use = |record: &crate::model::Record| record.state.status.is_running() && record.networks.contains_key("bridge");
+            if self.store.containers()?.iter().any(in_use) {
+                tracing::warn!("containers run on the default network: its new settings take effect at a start of the engine without them");
+                return Ok(());
+            }
+            self.dissolve(&there);
+            self.store.delete_network(&there.id)?;
+            self.state_mut().remove(&there.id);
+        }
+        self.make(wanted).map(drop)
     }
 
     /// # Errors
@@ -78,10 +77,13 @@ impl Networks {
     }
 
     fn make(&self, request: CreateNetwork) -> Result<NetworkRecord> {
-        let CreateNetwork { name, driver, enable_ipv4, enable_ipv6, mut ipam, internal, attachable, options, labels } = request;
+        let CreateNetwork { name, driver, enable_ipv4, enable_ipv6, mut ipam, internal, attachable, mut options, labels } = request;
         check_name(&name)?;
         let driver = if driver.is_empty() { "bridge".to_owned() } else { driver };
         check_driver(&driver, &name)?;
+        if name != "bridge" {
+            self.instance.networks.complete(&driver, &mut options);
+        }
         check_options(&driver, &options)?;
         if !matches!(ipam.driver.as_str(), "" | "default") {
             return Err(Error::NotFound(format!(
@@ -200,7 +202,7 @@ impl Networks {
         }
         // So that connections from 127.0.0.1 can be led to containers; containers themselves are kept from it by a rule.
         set_sysctl(&format!("net/ipv4/conf/{name}/route_localnet"), "1", false)?;
-        if !record.internal {
+        if !record.internal && self.instance.networks.forward {
             forward(record.enable_ipv6)?;
         }
         let mut links = self.links();

@@ -163,8 +163,11 @@ impl Networks {
         Ok(())
     }
 
-    /// The host's address on the default network: what `host-gateway` stands for.
+    /// What `host-gateway` stands for: the host's address on the default network, unless another was set.
     pub fn host_gateway(&self) -> String {
+        if let Some(address) = self.instance.networks.host_gateway {
+            return address.to_string();
+        }
         let state = self.state();
         let bridge = state.values().find(|network| network.record.name == "bridge");
         bridge.and_then(|bridge| gateway_of(&bridge.blocks, true)).map_or_else(|| "127.0.0.1".into(), |gateway| gateway.to_string())

@@ -5,6 +5,7 @@
 //! anew from the records when the engine starts; interfaces of ours that no record explains are removed.
 
 mod create;
+mod defaults;
 mod endpoints;
 mod list;
 pub mod model;
@@ -20,11 +21,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use ipnet::IpNet;
 use whelk_image::Digest;
-use whelk_network::ipam::{Block, Pool};
+use whelk_network::ipam::Block;
+pub use whelk_network::ipam::Pool;
 use whelk_network::port::Ports;
 use whelk_network::{BridgeRules, Firewall, LONGEST_NAME, Links, Passage, SenderRules};
 
 pub use create::CreateNetwork;
+pub use defaults::NetworkDefaults;
 pub use endpoints::ConnectRequest;
 pub(crate) use endpoints::{check_endpoint, has_own_networks, parse_mac, split_link};
 pub use list::FILTERS as NETWORK_FILTERS;
@@ -105,6 +108,7 @@ impl Networks {
     pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
         let firewall = Firewall::new(&instance.name)?;
         let links = Mutex::new(Links::open()?);
+        let defaults = &instance.networks;
         let networks = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             firewall,
@@ -114,7 +118,7 @@ impl Networks {
             events,
             ports: Ports::default(),
             state: RwLock::default(),
-            pools: whelk_network::ipam::default_pools(),
+            pools: if defaults.pools.is_empty() { whelk_network::ipam::default_pools() } else { defaults.pools.clone() },
             spare: Mutex::default(),
             doomed: Mutex::default(),
             refill: tokio::sync::Notify::new(),

@@ -47,7 +47,7 @@ impl Networks {
         let resolver = Arc::new(Resolver {
             networks: Arc::downgrade(&networks),
             container: record.id.clone(),
-            servers: servers(record),
+            servers: servers(record, &self.instance.networks.servers),
             permits: Arc::new(Semaphore::new(IN_FLIGHT)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
         });
@@ -115,10 +115,16 @@ pub(crate) fn uses_resolver(record: &Record) -> bool {
     endpoints::has_own_networks(&record.host.network_mode) && record.networks.keys().any(|name| name != "bridge")
 }
 
-/// The servers that questions are passed on to: the container's own (`--dns`), or the host's.
-fn servers(record: &Record) -> Vec<SocketAddr> {
+/// The servers that questions are passed on to: the container's own (`--dns`), those set for all, or the host's.
+fn servers(record: &Record, set: &[IpAddr]) -> Vec<SocketAddr> {
     let given: Vec<IpAddr> = record.host.dns.iter().flatten().filter_map(|text| text.parse().ok()).collect();
-    let list = if given.is_empty() { host_servers() } else { given };
+    let list = if !given.is_empty() {
+        given
+    } else if !set.is_empty() {
+        set.to_vec()
+    } else {
+        host_servers()
+    };
     list.into_iter().filter(|address| *address != IpAddr::V4(RESOLVER)).map(|address| SocketAddr::new(address, PORT)).collect()
 }
 

@@ -1,0 +1,148 @@
+//! The configuration file: the keys of Docker's daemon.json that mean something here, and one of our own.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use ipnet::IpNet;
+use serde::Deserialize;
+use whelk_engine::instance::Instance;
+use whelk_engine::networks::{NetworkDefaults, Pool};
+use whelk_sys::fs;
+
+/// What the configuration file may say. A key that is not known here is refused by name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct File {
+    pub data_root: Option<PathBuf>,
+    pub exec_root: Option<PathBuf>,
+    pub hosts: Vec<String>,
+    pub group: Option<String>,
+    pub debug: bool,
+    pub instance: Option<String>,
+    log_driver: Option<String>,
+    log_opts: BTreeMap<String, String>,
+    /// Whelk's own key.
+    firewall: FirewallMode,
+    bip: Option<IpNet>,
+    bip6: Option<IpNet>,
+    fixed_cidr: Option<IpNet>,
+    fixed_cidr_v6: Option<IpNet>,
+    ipv6: bool,
+    default_address_pools: Vec<Pool>,
+    default_network_opts: BTreeMap<String, BTreeMap<String, String>>,
+    mtu: Option<u32>,
+    icc: Option<bool>,
+    ip: Option<IpAddr>,
+    ip_forward: Option<bool>,
+    ip_masq: Option<bool>,
+    host_gateway_ip: Option<IpAddr>,
+    dns: Vec<IpAddr>,
+    dns_search: Vec<String>,
+    dns_opts: Vec<String>,
+    live_restore: Option<bool>,
+    userland_proxy: Option<bool>,
+}
+
+/// What becomes of the rules of the host's other firewalls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum FirewallMode {
+    /// They let containers' traffic through: the engine's own rules decide about it, as with Docker.
+    #[default]
+    Own,
+    /// They stay in force for containers too.
+    RespectHost,
+}
+
+const LARGEST: u64 = 1 << 20;
+
+/// A file that is not there says nothing.
+pub(crate) fn read(path: &Path) -> anyhow::Result<File> {
+    match fs::read_at_most(path, LARGEST) {
+        Err(error) if error.is_not_found() => Ok(File::default()),
+        content => parse(&content?).with_context(|| format!("configuration file {}", path.display())),
+    }
+}
+
+fn parse(content: &[u8]) -> anyhow::Result<File> {
+    let file: File = serde_json::from_slice(content)?;
+    if file.userland_proxy == Some(true) {
+        bail!("userland-proxy: there is none; ports are published by the kernel alone");
+    }
+    if file.live_restore == Some(false) {
+        bail!("live-restore: containers always run on when the engine stops");
+    }
+    if let Some(driver) = file.default_network_opts.keys().find(|driver| !matches!(driver.as_str(), "bridge" | "macvlan" | "ipvlan")) {
+        bail!("default-network-opts: there is no network driver {driver}");
+    }
+    file.networks().check().map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok(file)
+}
+
+impl File {
+    /// Enters into the instance what the file says of it.
+    pub(crate) fn apply(self, instance: &mut Instance) {
+        instance.networks = self.networks();
+        instance.respect_host_firewall = self.firewall == FirewallMode::RespectHost;
+        instance.default_log.config = self.log_opts;
+        if let Some(driver) = self.log_driver {
+            instance.default_log.kind = driver;
+        }
+    }
+
+    fn networks(&self) -> NetworkDefaults {
+        NetworkDefaults {
+            bridge_addresses: [self.bip, self.bip6].into_iter().flatten().collect(),
+            ranges: [self.fixed_cidr, self.fixed_cidr_v6].into_iter().flatten().collect(),
+            ipv6: self.ipv6,
+            pools: self.default_address_pools.clone(),
+            options: self.default_network_opts.clone(),
+            mtu: self.mtu,
+            icc: self.icc.unwrap_or(true),
+            masquerade: self.ip_masq.unwrap_or(true),
+            forward: self.ip_forward.unwrap_or(true),
+            binding: self.ip,
+            host_gateway: self.host_gateway_ip,
+            servers: self.dns.clone(),
+            search: self.dns_search.clone(),
+            resolver_options: self.dns_opts.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(content: &str, text: &str) {
+        let error = format!("{:#}", parse(content.as_bytes()).unwrap_err());
+        assert!(error.contains(text), "{error}");
+    }
+
+    #[test]
+    fn dockers_keys_are_understood() {
+        let content = r#"{"bip": "10.1.2.1/24", "fixed-cidr": "10.1.2.128/25", "mtu": 1400, "icc": false, "dns": ["10.0.0.2"],
+            "default-address-pools": [{"base": "10.200.0.0/16", "size": 26}], "live-restore": true, "userland-proxy": false,
+            "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1400"}}}"#;
+        let networks = parse(content.as_bytes()).unwrap().networks();
+        assert_eq!(networks.bridge_addresses, ["10.1.2.1/24".parse().unwrap()]);
+        assert_eq!(networks.pools, [Pool { base: "10.200.0.0/16".parse().unwrap(), size: 26 }]);
+        assert!(!networks.icc && networks.masquerade && networks.forward);
+    }
+
+    #[test]
+    fn what_means_nothing_here_is_refused_by_name() {
+        refused(r#"{"registry-mirrors": []}"#, "registry-mirrors");
+        refused(r#"{"userland-proxy": true}"#, "userland-proxy");
+        refused(r#"{"live-restore": false}"#, "live-restore");
+        refused(r#"{"bip": "10.1.2.0/24"}"#, "bip 10.1.2.0/24");
+        refused(r#"{"bip": "x"}"#, "line 1");
+        refused(r#"{"bip": "10.1.2.1/24", "fixed-cidr": "10.9.0.0/24"}"#, "fixed-cidr 10.9.0.0/24");
+        refused(r#"{"default-address-pools": [{"base": "10.0.0.0/16", "size": 12}]}"#, "10.0.0.0/16");
+        refused(r#"{"default-network-opts": {"nosuch": {}}}"#, "nosuch");
+        refused(r#"{"mtu": 10}"#, "mtu 10");
+    }
+}
