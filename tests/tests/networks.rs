@@ -214,6 +214,8 @@ fn networks_are_kept_apart() {
     let address =
         |name: &str, network: &str| engine.inspect(name)["NetworkSettings"]["Networks"][network]["IPAddress"].as_str().unwrap().to_owned();
     let (a, c) = (address("aa", "one"), address("cc", "inner"));
+    up(cli, "dd", &["--network", "inner"], "sleep 60");
+    assert_eq!(inside(cli, "dd", &format!("until wget -qO- http://{c}/ 2>/dev/null; do sleep 0.1; done")), "cc", "it does serve");
     // Without an answer, busybox' wget ends by a signal or with an error.
     let apart = |args: &[&str]| assert_ne!(cli.run(args).code, 0, "{args:?}");
     serves(published(cli, "aa"), "aa");
@@ -242,10 +244,79 @@ fn a_container_sends_from_its_own_address_only() {
     let lie = "ip addr add 10.213.7.99/24 dev eth0; ping -c1 -w1 -I 10.213.7.99 10.213.7.11";
     cli.run(&["exec", "liar", "sh", "-c", lie]).fails(1);
     // Nor does it speak for another's address in ARP.
-    let steal = "ip addr add 10.213.7.11/24 dev eth0; arping -c1 -w1 -U -I eth0 10.213.7.11; true";
+    up(cli, "witness", &["--network", "flat", "--ip", "10.213.7.12"], "sleep 60");
+    let known = |address: &str| inside(cli, "witness", &format!("ping -c1 -w2 {address} >/dev/null; ip neigh show {address}"));
+    let (liar, victim) = (known("10.213.7.10"), known("10.213.7.11"));
+    assert!(liar.contains("02:42:0a:d5:07:0a") && victim.contains("02:42:0a:d5:07:0b"), "{liar} {victim}");
+    let steal = "ip addr add 10.213.7.11/32 dev eth0; arping -c2 -w3 -U -I eth0 10.213.7.11; true";
     inside(cli, "liar", steal);
-    let neighbours = inside(cli, "other", "ip neigh; arp -n");
-    assert!(!neighbours.contains("10.213.7.99"), "{neighbours}");
+    let after = inside(cli, "witness", "ip neigh show 10.213.7.11");
+    assert!(after.contains("02:42:0a:d5:07:0b"), "{after}");
+}
+
+#[test]
+fn ipv6_is_led_and_kept_like_ipv4() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv4=false", "--ipv6", "--subnet", "fd00:213:1::/64", "six"]).ok();
+    cli.run(&["network", "create", "--ipv6", "--subnet", "fd00:213:2::/64", "both"]).ok();
+    up(cli, "web", &["--network", "six", "-p", "80"], SERVES);
+    up(cli, "pair", &["--network", "both", "--ip6", "fd00:213:2::20", "--cap-add", "NET_ADMIN"], SERVES);
+    up(cli, "peer", &["--network", "both"], "sleep 300");
+    // An address is not used before it is known to be nobody else's.
+    let ping = "until ping6 -c1 -w1 fd00:213:2::20 >/dev/null; do sleep 0.1; done; echo answers";
+    assert_eq!(inside(cli, "peer", ping), "answers");
+    assert!(inside(cli, "peer", "nslookup -type=aaaa pair").contains("fd00:213:2::20"));
+    // Networks are apart in this family too, also by way of the host.
+    let address = engine.inspect("web")["NetworkSettings"]["Networks"]["six"]["GlobalIPv6Address"].as_str().unwrap().to_owned();
+    cli.run(&["exec", "peer", "ping6", "-c1", "-w1", &address]).fails(1);
+    // And nobody sends from an address that is not its own.
+    let lie = "ip -6 addr add fd00:213:2::99/64 dev eth0 nodad; ping6 -c1 -w1 -I fd00:213:2::99 fd00:213:2::1";
+    cli.run(&["exec", "pair", "sh", "-c", lie]).fails(1);
+    // From the host, by an address of its own; and after the engine was away.
+    let port = engine.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"].as_str().unwrap().to_owned();
+    let at: SocketAddr = format!("[fd00:213:1::1]:{port}").parse().unwrap();
+    serves(at, "web");
+    engine.kill9();
+    engine.restart();
+    serves(at, "web");
+    assert_eq!(engine.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"], port.as_str());
+    cli.run(&["network", "disconnect", "six", "web"]).ok();
+    cli.run(&["network", "connect", "six", "web"]).ok();
+    assert!(engine.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"].is_string(), "published again");
+}
+
+#[test]
+fn options_of_places_in_networks() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "--ipv6=false", "opts"]).ok();
+        let option = "name=opts,driver-opt=com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1,driver-opt=com.docker.network.endpoint.ifname=lan0";
+        up(cli, "set", &["--network", option], "sleep 300");
+        assert_eq!(inside(cli, "set", "cat /proc/sys/net/ipv4/conf/lan0/log_martians"), "1");
+        for (option, text) in [
+            ("com.docker.network.endpoint.sysctls=net.core.somaxconn=1", "unrecognised network interface sysctl"),
+            ("com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.../../x=1", "unrecognised network interface sysctl"),
+            ("some.option=1", "endpoint option some.option: not available"),
+        ] {
+            let network = format!("name=opts,driver-opt={option}");
+            cli.run(&["run", "--rm", "--network", &network, "busybox", "true"]).refuses(125, text);
+        }
+        cli.run(&["rm", "-f", "set"]).ok();
+        cli.run(&["network", "rm", "opts"]).ok();
+    });
+}
+
+#[test]
+fn a_port_is_published_when_a_network_leads_outside_at_last() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--internal", "--ipv6=false", "inner"]).ok();
+    cli.run(&["network", "create", "--ipv6=false", "outer"]).ok();
+    up(cli, "late", &["--network", "inner", "-p", "127.0.0.1::80"], SERVES);
+    assert!(engine.inspect("late")["NetworkSettings"]["Ports"]["80/tcp"][0].is_null());
+    cli.run(&["network", "connect", "outer", "late"]).ok();
+    serves(published(cli, "late"), "late");
 }
 
 #[test]

@@ -5,13 +5,14 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -19,7 +20,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use whelk_runtime::cgroup::Cgroup;
-use whelk_shim::protocol::{self, Launch, Launched, Reply, Request};
+use whelk_shim::protocol::{self, Event, Launch, Launched, Reply, Request};
 use whelk_sys::mount::{MountAttr, set_attr};
 
 use crate::error::{Error, Result};
@@ -174,29 +175,97 @@ async fn send(socket: &mut UnixStream, message: &[u8], fds: Vec<OwnedFd>) -> Res
 
 /// Reads one message of a shim.
 pub async fn read_message<T: for<'de> serde::Deserialize<'de>>(socket: &mut UnixStream) -> Result<T> {
+    let body = read_body(socket).await?;
+    serde_json::from_slice(&body).map_err(|error| Error::internal(format!("malformed message of a shim: {error}")))
+}
+
+/// Reads the next event of a shim. What another version of it tells and this one does not know is passed over.
+///
+/// # Errors
+/// The connection has ended.
+pub async fn read_event(socket: &mut UnixStream) -> Result<Event> {
+    loop {
+        match serde_json::from_slice(&read_body(socket).await?) {
+            Ok(event) => return Ok(event),
+            Err(error) => tracing::warn!("an event of a shim that means nothing here: {error}"),
+        }
+    }
+}
+
+async fn read_body(socket: &mut UnixStream) -> Result<Vec<u8>> {
     let lost = |error: std::io::Error| Error::internal(format!("the shim ended early: {}", whelk_sys::errno_text(&error)));
     let mut head = [0; 4];
     socket.read_exact(&mut head).await.map_err(lost)?;
     let mut body = vec![0; protocol::announced(head).map_err(lost)?];
     socket.read_exact(&mut body).await.map_err(lost)?;
-    serde_json::from_slice(&body).map_err(|error| Error::internal(format!("malformed message of a shim: {error}")))
+    Ok(body)
 }
 
-/// Connects to the shim of a container.
-pub async fn connect(instance: &Instance, id: &str) -> Result<UnixStream> {
-    let directory = instance.run_dir(id);
-    let fail = |error: std::io::Error| Error::internal(format!("connect to the shim of container {id}: {}", whelk_sys::errno_text(&error)));
-    let directory = rustix::fs::open(&directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| fail(error.into()))?;
-    UnixStream::connect(through_descriptor(&directory, "shim.sock")).await.map_err(fail)
+/// How long a shim may take to answer what it can answer by itself.
+const ANSWER: Duration = Duration::from_secs(10);
+
+async fn connect(instance: &Instance, id: &str) -> std::io::Result<UnixStream> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(instance.run_dir(id), flags, Mode::empty())?;
+    UnixStream::connect(through_descriptor(&directory, "shim.sock")).await
 }
 
 /// Asks a shim something and returns the connection with its answer.
+///
+/// # Errors
+/// There is none, or it does not answer in time.
 pub async fn ask(instance: &Instance, id: &str, request: &Request) -> Result<(Reply, UnixStream)> {
-    let mut socket = connect(instance, id).await?;
+    let answer = tokio::time::timeout(ANSWER, ask_patiently(instance, id, request)).await;
+    answer.unwrap_or_else(|_| Err(Error::internal(format!("the shim of container {id} does not answer"))))
+}
+
+/// The same for what may take as long as the container likes.
+pub async fn ask_patiently(instance: &Instance, id: &str, request: &Request) -> Result<(Reply, UnixStream)> {
+    let fail = |error: std::io::Error| Error::internal(format!("connect to the shim of container {id}: {}", whelk_sys::errno_text(&error)));
+    let mut socket = connect(instance, id).await.map_err(fail)?;
     let message = protocol::encode(request).map_err(|error| Error::internal(error.to_string()))?;
     let lost = |error: std::io::Error| Error::internal(format!("the shim of container {id} ended: {}", whelk_sys::errno_text(&error)));
     socket.write_all(&message).await.map_err(lost)?;
     let reply = read_message(&mut socket).await?;
     Ok((reply, socket))
+}
+
+/// What is known of a container's shim.
+#[derive(Debug)]
+pub enum Contact {
+    /// It tells how the container is, and goes on to tell its events.
+    Running { state: Event, events: UnixStream },
+    /// There is none.
+    Gone,
+    /// There is one, but it cannot be talked to now.
+    Silent,
+}
+
+/// Gets in touch with the shim of a container. Only when nobody listens at its socket it is taken for gone: any other
+/// trouble may pass, and the container is well without us.
+pub async fn contact(instance: &Instance, id: &str) -> Contact {
+    const AGAIN: Duration = Duration::from_millis(50);
+    let attempts = async {
+        loop {
+            match connect(instance, id).await {
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Contact::Gone,
+                Err(error) => tracing::debug!(container = id, "connect to the shim: {error}"),
+                Ok(socket) => match subscribe(socket).await {
+                    Ok(contact) => return contact,
+                    Err(error) => tracing::debug!(container = id, "{error}"),
+                },
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    tokio::time::timeout(ANSWER, attempts).await.unwrap_or(Contact::Silent)
+}
+
+async fn subscribe(mut events: UnixStream) -> Result<Contact> {
+    let message = protocol::encode(&Request::Subscribe).map_err(|error| Error::internal(error.to_string()))?;
+    events.write_all(&message).await.map_err(|error| Error::internal(error.to_string()))?;
+    match read_message(&mut events).await? {
+        Reply::Done => Ok(Contact::Running { state: read_message(&mut events).await?, events }),
+        other => Err(Error::internal(format!("a shim answered {other:?}"))),
+    }
 }

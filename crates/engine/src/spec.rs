@@ -106,6 +106,16 @@ pub fn hostname(config: &Config, id: &str) -> String {
     if config.hostname.is_empty() { id.chars().take(12).collect() } else { config.hostname.clone() }
 }
 
+/// What each process of the container is limited to.
+pub(crate) fn rlimits(host: &HostConfig) -> Vec<Rlimit> {
+    let limit = |limit: &crate::model::Ulimit| Rlimit {
+        kind: format!("RLIMIT_{}", limit.name.to_uppercase()),
+        soft: limit_value(limit.soft),
+        hard: limit_value(limit.hard),
+    };
+    host.ulimits.iter().flatten().map(limit).collect()
+}
+
 fn process(config: &Config, host: &HostConfig, options: &Options) -> Result<Process> {
     let mut args: Vec<String> = Vec::new();
     if host.init == Some(true) {
@@ -119,16 +129,7 @@ fn process(config: &Config, host: &HostConfig, options: &Options) -> Result<Proc
         args,
         cwd: if config.working_dir.is_empty() { "/".into() } else { config.working_dir.clone() },
         capabilities: Some(capability_sets(security::capabilities(host)?)),
-        rlimits: host
-            .ulimits
-            .iter()
-            .flatten()
-            .map(|limit| Rlimit {
-                kind: format!("RLIMIT_{}", limit.name.to_uppercase()),
-                soft: limit_value(limit.soft),
-                hard: limit_value(limit.hard),
-            })
-            .collect(),
+        rlimits: rlimits(host),
         no_new_privileges: options.no_new_privileges,
         apparmor_profile: options.apparmor.clone(),
         oom_score_adj: Some(host.oom_score_adj),

@@ -3,11 +3,13 @@
 //! ```text
 //! <root>/blobs/sha256/<digits>     configurations, by digest
 //! <root>/layers/<digits>/…         unpacked layers, by diff-id
-//! <root>/tmp/<random>/…            what is being made; emptied when the engine starts
-//! <root>/trash/<random>            what is being removed; likewise
+//! <root>/tmp/<random>/…            what is being made; thrown away when the engine starts
+//! <root>/trash/<random>            what is being removed; emptied behind the engine's start
 //! ```
 //! Everything is made in `tmp/` and renamed when it is whole, so nothing half-made is ever found under its name.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -53,17 +55,29 @@ impl Drop for Scratch {
 pub const LARGEST_CONFIG: u64 = 8 << 20;
 
 impl Store {
-    /// Opens the store below `root`, making its directories and emptying the temporary ones.
+    /// Opens the store below `root`, making its directories and throwing away what was being made in an earlier run.
     pub fn open(root: &Path) -> Result<Self> {
         for (directory, mode) in [("blobs/sha256", 0o700), ("layers", 0o700), ("tmp", 0o700), ("trash", 0o700)] {
             fs::create_dir_all(root.join(directory), mode)?;
         }
-        for directory in ["tmp", "trash"] {
-            for entry in fs::list(root.join(directory))? {
-                fs::remove_tree(entry.path())?;
-            }
+        let store = Self { root: root.to_owned() };
+        for entry in fs::list(root.join("tmp"))? {
+            store.trash(&entry.path())?;
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(store)
+    }
+
+    /// Removes what earlier runs left in the trash. Takes its time, and may fail for good (an immutable file, a disk with
+    /// errors): nobody should wait for it.
+    ///
+    /// # Errors
+    /// The first one; the rest is removed all the same.
+    pub fn empty_trash(&self) -> Result<()> {
+        let mut outcome = Ok(());
+        for entry in fs::list(self.root.join("trash"))? {
+            outcome = outcome.and(fs::remove_tree(entry.path()));
+        }
+        Ok(outcome?)
     }
 
     /// A new directory for something that is being made.
@@ -149,13 +163,21 @@ impl Store {
         layer::replay(&self.layer_path(diff_id), output)
     }
 
-    pub fn remove_blob(&self, digest: &Digest) -> Result<()> {
-        Ok(fs::remove_if_there(self.blob_path(digest))?)
-    }
-
-    /// Takes a layer out of the store at once; its files are removed behind that.
-    pub fn remove_layer(&self, diff_id: &Digest) -> Result<()> {
-        self.discard(&self.layer_path(diff_id))
+    /// Removes all blobs and layers that are not among these. Nothing may be coming in meanwhile.
+    ///
+    /// # Errors
+    /// The first one; the others are removed all the same.
+    pub fn keep_only(&self, blobs: &BTreeSet<&Digest>, layers: &BTreeSet<&Digest>) -> Result<()> {
+        let mut outcome = Ok(());
+        for (directory, known) in [("blobs/sha256", blobs), ("layers", layers)] {
+            let known: BTreeSet<&OsStr> = known.iter().map(|digest| OsStr::new(digest.hex())).collect();
+            for entry in fs::list(self.root.join(directory))? {
+                if !known.contains(entry.file_name().as_os_str()) {
+                    outcome = outcome.and(self.discard(&entry.path()));
+                }
+            }
+        }
+        outcome
     }
 
     /// Moves a file or directory to the trash and removes it there. After a crash in between, the next start does.

@@ -612,10 +612,10 @@ fn layers_are_removed_whole() {
     let archive = pack(&[dir("d/").mode(0), file("d/f", "x").mode(0), symlink("l", "/"), whiteout("gone")]);
     bench.unpack(&archive);
     let diff_id = Digest::of(&archive);
-    bench.store.remove_layer(&diff_id).unwrap();
+    bench.store.discard(&bench.store.layer_path(&diff_id)).unwrap();
     bench.check_empty("removed");
     assert!(!bench.store.has_layer(&diff_id));
-    bench.store.remove_layer(&diff_id).expect("removing what is not there is fine");
+    bench.store.discard(&bench.store.layer_path(&diff_id)).expect("removing what is not there is fine");
     assert!(bench.store.write_layer(&diff_id, &mut std::io::sink()).is_err());
 }
 
@@ -662,8 +662,8 @@ fn blobs() {
     assert!(matches!(bench.store.blob(&Digest::of(b"other")), Err(Error::NotFound(_))));
     fs::write(bench.store.blob_path(&digest), "damaged").unwrap();
     assert!(matches!(bench.store.blob(&digest), Err(Error::Invalid(_))));
-    bench.store.remove_blob(&digest).unwrap();
-    bench.store.remove_blob(&digest).unwrap();
+    bench.store.discard(&bench.store.blob_path(&digest)).unwrap();
+    bench.store.discard(&bench.store.blob_path(&digest)).unwrap();
     bench.check_empty("removed");
 }
 
@@ -680,6 +680,8 @@ fn opening_a_store_removes_what_was_left_half_made() {
     }
     let guard = bench.guard();
     let store = Store::open(&bench.base.join("store")).unwrap();
+    assert!(fs::list(bench.base.join("store/tmp")).unwrap().is_empty());
+    store.empty_trash().unwrap();
     bench.check_temporary("opened again");
     assert_eq!(bench.guard(), guard);
     assert!(store.has_layer(&Digest::of(&archive)));

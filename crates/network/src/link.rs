@@ -184,9 +184,11 @@ impl Links {
         Ok(())
     }
 
-    /// Makes a macvlan interface of `parent` inside a namespace. `mode` as in `linux/if_link.h`.
-    pub fn create_macvlan(&mut self, parent: u32, mode: u32, peer: Peer<'_>) -> Result<()> {
-        let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP))
+    /// Makes a macvlan interface of `parent` inside a namespace. `mode` as in `linux/if_link.h`; an `mtu` of 0 is the
+    /// parent's.
+    pub fn create_macvlan(&mut self, parent: u32, mode: u32, mtu: u32, peer: Peer<'_>) -> Result<()> {
+        let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP));
+        let message = if mtu > 0 { message.u32(IFLA_MTU, mtu) } else { message }
             .text(IFLA_IFNAME, peer.name)
             .bytes(IFLA_ADDRESS, &peer.mac)
             .u32(IFLA_LINK, parent)

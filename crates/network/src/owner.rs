@@ -15,11 +15,6 @@ pub(crate) fn of_port(protocol: Protocol, at: SocketAddr) -> Option<String> {
     Some(process.unwrap_or_else(|| "a process of another namespace".into()))
 }
 
-/// The pid of that process.
-pub(crate) fn pid_of_port(protocol: Protocol, at: SocketAddr) -> Option<u32> {
-    process_with(&inode_of(protocol, at)?)
-}
-
 /// Whether there is such a process, told without looking for it.
 pub(crate) fn is_taken(protocol: Protocol, at: SocketAddr) -> bool {
     inode_of(protocol, at).is_some()

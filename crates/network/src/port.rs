@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt};
@@ -77,13 +77,19 @@ struct Held {
 pub struct Owner {
     pub id: String,
     pub name: String,
-    /// The process that holds ports for it, if it runs.
-    pub process: Option<u32>,
 }
 
 /// All ports of the host that this engine's containers have.
 #[derive(Debug, Default)]
-pub struct Ports(Mutex<BTreeMap<(Protocol, SocketAddr), Held>>);
+pub struct Ports(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    held: BTreeMap<(Protocol, SocketAddr), Held>,
+    /// Ports whose sockets containers' own processes have, by container, from when they were lent to the container's end:
+    /// also while they are not published.
+    lent: BTreeMap<(Protocol, SocketAddr), String>,
+}
 
 impl Ports {
     /// Takes a port of the host on each of `addresses` at once: the same number everywhere. Returns that number.
@@ -91,18 +97,18 @@ impl Ports {
     /// # Errors
     /// [`Error::Conflict`], which names who has the port.
     pub fn take(&self, owner: &Owner, wanted: Wanted, addresses: &[IpAddr]) -> Result<u16> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let (first, last) = wanted.ports;
         let mut refused = None;
         /// How often the kernel may choose a port that then is taken on another address.
         const TRIES: u16 = 64;
         let candidates: Box<dyn Iterator<Item = u16>> = if first == 0 { Box::new((0..TRIES).map(|_| 0)) } else { Box::new(first..=last) };
         for port in candidates {
-            match take_one(&held, owner, wanted.protocol, addresses, port) {
+            match take_one(&state, owner, wanted.protocol, addresses, port) {
                 Ok((port, sockets)) => {
                     for (address, socket) in addresses.iter().zip(sockets) {
                         let holder = Held { owner: owner.clone(), socket };
-                        held.insert((wanted.protocol, SocketAddr::new(*address, port)), holder);
+                        state.held.insert((wanted.protocol, SocketAddr::new(*address, port)), holder);
                     }
                     return Ok(port);
                 }
@@ -123,24 +129,59 @@ impl Ports {
     /// The sockets of an owner's ports, for a process that lives as long as the container: what happens to the engine
     /// then cannot make the ports anybody else's.
     pub fn lend(&self, owner: &str, most: usize) -> Vec<OwnedFd> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.values_mut().filter(|held| held.owner.id == owner).filter_map(|held| held.socket.take()).take(most).collect()
+        let mut state = self.state();
+        let State { held, lent } = &mut *state;
+        let own = held.iter_mut().filter(|(_, held)| held.owner.id == owner);
+        let sockets = own.filter_map(|(port, held)| held.socket.take().map(|socket| (*port, socket)));
+        sockets
+            .take(most)
+            .map(|(port, socket)| {
+                lent.insert(port, owner.to_owned());
+                socket
+            })
+            .collect()
     }
 
-    /// Gives a port back, if it is this owner's. Says whether it was.
-    pub fn release(&self, owner: &str, protocol: Protocol, at: SocketAddr) -> bool {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = held.get(&(protocol, at)).is_some_and(|held| held.owner.id == owner);
-        if own {
-            held.remove(&(protocol, at));
+    /// Takes note of a port of a container that runs. Whether its process has the socket cannot always be seen; what
+    /// cannot be had is taken for that.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] with another container.
+    pub fn adopt(&self, owner: &Owner, protocol: Protocol, at: SocketAddr) -> Result<()> {
+        let mut state = self.state();
+        if let Some(other) = owner_of(&state.held, protocol, at) {
+            return Err(Error::Conflict(format!("port {at}/{protocol} is allocated to container {other}")));
         }
-        own
+        let socket = hold(protocol, at).ok().and_then(|(socket, _)| socket);
+        if socket.is_none() {
+            state.lent.insert((protocol, at), owner.id.clone());
+        }
+        state.held.insert((protocol, at), Held { owner: owner.clone(), socket });
+        Ok(())
+    }
+
+    /// Whether a port is this owner's.
+    pub fn is_own(&self, owner: &str, protocol: Protocol, at: SocketAddr) -> bool {
+        self.state().held.get(&(protocol, at)).is_some_and(|held| held.owner.id == owner)
+    }
+
+    /// Gives a port back that is not published any more.
+    pub fn release(&self, protocol: Protocol, at: SocketAddr) {
+        self.state().held.remove(&(protocol, at));
+    }
+
+    /// A container has ended, and with it the process that had its sockets.
+    pub fn forget(&self, owner: &str) {
+        self.state().lent.retain(|_, other| other != owner);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name of a container has changed.
     pub fn rename(&self, owner: &str, name: &str) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for held in held.values_mut().filter(|held| held.owner.id == owner) {
+        for held in self.state().held.values_mut().filter(|held| held.owner.id == owner) {
             name.clone_into(&mut held.owner.name);
         }
     }
@@ -156,7 +197,7 @@ enum Refused {
 }
 
 fn take_one(
-    held: &BTreeMap<(Protocol, SocketAddr), Held>,
+    state: &State,
     owner: &Owner,
     protocol: Protocol,
     addresses: &[IpAddr],
@@ -166,7 +207,7 @@ fn take_one(
     let mut chosen = port;
     for address in addresses {
         let at = SocketAddr::new(*address, chosen);
-        if let Some(owner) = owner_of(held, protocol, at) {
+        if let Some(owner) = owner_of(&state.held, protocol, at) {
             let text = format!("Bind for {at} failed: port is already allocated (by container {owner})");
             return Err(Refused::Error(Error::Conflict(text)));
         }
@@ -175,10 +216,8 @@ fn take_one(
                 chosen = port;
                 sockets.push(socket);
             }
-            // Held for it already: the engine was away, or the port was withdrawn meanwhile.
-            Err(Errno::ADDRINUSE) if owner.process.is_some() && crate::owner::pid_of_port(protocol, at) == owner.process => {
-                sockets.push(None);
-            }
+            // Its own process has it, from before it was withdrawn.
+            Err(Errno::ADDRINUSE) if state.lent.get(&(protocol, at)) == Some(&owner.id) => sockets.push(None),
             Err(Errno::ADDRINUSE) => return Err(Refused::InUse(at)),
             Err(Errno::ADDRNOTAVAIL) => {
                 let text = format!("failed to bind host port {at}/{protocol}: cannot assign requested address");
@@ -258,7 +297,7 @@ mod tests {
     use super::*;
 
     fn owner(name: &str) -> Owner {
-        Owner { id: name.into(), name: name.into(), process: None }
+        Owner { id: name.into(), name: name.into() }
     }
 
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -276,9 +315,35 @@ mod tests {
         let everywhere = ports.take(&owner("other"), wanted((port, port)), &every_address(true, false)).unwrap_err();
         assert!(everywhere.to_string().contains("by container web"), "{everywhere}");
         assert!(std::net::TcpListener::bind((LOCAL, port)).is_err(), "a program could take it");
-        assert!(!ports.release("other", Protocol::Tcp, SocketAddr::new(LOCAL, port)), "only its owner gives it back");
-        assert!(ports.release("web", Protocol::Tcp, SocketAddr::new(LOCAL, port)));
+        let at = SocketAddr::new(LOCAL, port);
+        assert!(ports.is_own("web", Protocol::Tcp, at) && !ports.is_own("other", Protocol::Tcp, at));
+        ports.release(Protocol::Tcp, at);
         assert_eq!(ports.take(&owner("other"), wanted((port, port)), &[LOCAL]).unwrap(), port);
+    }
+
+    #[test]
+    fn what_a_containers_process_has_stays_its_own() {
+        let (before, web) = (Ports::default(), owner("web"));
+        // Of each kind: whether a socket can be seen to be somebody's differs.
+        for (protocol, address) in [(Protocol::Tcp, LOCAL), (Protocol::Udp, LOCAL), (Protocol::Tcp, IpAddr::V6(Ipv6Addr::UNSPECIFIED))] {
+            let any = Wanted { protocol, address: Some(address), ports: (0, 0) };
+            let port = before.take(&web, any, &[address]).unwrap();
+            let lent = before.lend("web", 10);
+            assert_eq!(lent.len(), 1);
+            // Another engine, after this one was killed.
+            let (after, at) = (Ports::default(), SocketAddr::new(address, port));
+            after.adopt(&web, protocol, at).unwrap();
+            after.adopt(&owner("other"), protocol, at).unwrap_err();
+            let same = Wanted { protocol, address: Some(address), ports: (port, port) };
+            after.release(protocol, at);
+            after.take(&owner("other"), same, &[address]).unwrap_err();
+            assert_eq!(after.take(&web, same, &[address]).unwrap(), port, "taken again while its process has it");
+            after.release(protocol, at);
+            after.forget("web");
+            drop(lent);
+            assert_eq!(after.take(&owner("other"), same, &[address]).unwrap(), port);
+            before.release(protocol, at);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::namespaces;
 use crate::process;
 use crate::seccomp::Filter;
 use crate::spec::{Linux, Process};
-use crate::sync::{Message, Sync};
+use crate::sync::{Message, Received, Sync};
 use crate::terminal;
 use crate::user::UserRequest;
 
@@ -37,14 +37,40 @@ pub struct Executed {
     pub terminal: Option<OwnedFd>,
 }
 
+/// A process on its way to its program. What it does on that way depends on the container: a slow file system, a frozen
+/// cgroup, exhausted memory may keep it for as long as they like.
+#[derive(Debug)]
+pub struct Starting {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+    sync: Sync,
+    terminal: Option<OwnedFd>,
+}
+
 /// Starts a process in the container. Returns when the kernel has accepted its program.
+///
+/// # Errors
+/// As [`crate::launch::create`].
+pub fn exec(request: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
+    let mut starting = start(request, cgroup)?;
+    match starting.settle(true) {
+        Ok(_) => Ok(Executed { pid: starting.pid, pidfd: starting.pidfd, terminal: starting.terminal }),
+        Err(error) => {
+            starting.kill();
+            let _ = rustix::process::waitpid(Some(starting.pid), rustix::process::WaitOptions::empty());
+            Err(error)
+        }
+    }
+}
+
+/// Begins to start a process in the container; [`Starting::settle`] tells what has become of it.
 ///
 /// The caller must have one thread. Its own "namespace for children" becomes the container's pid namespace and stays
 /// so: a caller serves one container.
 ///
 /// # Errors
 /// As [`crate::launch::create`].
-pub fn exec(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
+pub fn start(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Starting> {
     let flags = namespaces::all_flags(exec.linux);
     if flags.contains(CloneFlags::NEWPID) {
         setns(exec.init.as_fd(), CloneFlags::NEWPID).map_err(os("enter the container's pid namespace"))?;
@@ -72,30 +98,46 @@ pub fn exec(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs);
-    match settle(&ours) {
-        Ok(terminal) => Ok(Executed { pid, pidfd, terminal }),
-        Err(error) => {
-            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-            Err(error)
+    Ok(Starting { pid, pidfd, sync: ours, terminal: None })
+}
+
+impl Starting {
+    /// Whether the kernel has accepted the program; with `wait` not before that is decided.
+    ///
+    /// # Errors
+    /// Why the program cannot run; the process ends then.
+    pub fn settle(&mut self, wait: bool) -> Result<bool> {
+        loop {
+            match self.sync.look(wait)? {
+                Received::Message(Message::Console, fd) => self.terminal = fd,
+                Received::Message(Message::Failed(error), _) => return Err(error),
+                Received::Message(message, _) => {
+                    return Err(Error::Os(format!("unexpected message {message:?} while starting a process")));
+                }
+                Received::End => return Ok(true),
+                Received::Nothing => return Ok(false),
+            }
         }
+    }
+
+    /// Becomes readable when [`Starting::settle`] has something to tell.
+    pub fn descriptor(&self) -> &OwnedFd {
+        self.sync.descriptor()
+    }
+
+    /// The terminal that the process has made for itself, for whoever started it.
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    /// Ends a process whose program cannot run. Its parent still has to collect it.
+    pub fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
     }
 }
 
 fn is_busy(error: &std::io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
-}
-
-fn settle(sync: &Sync) -> Result<Option<OwnedFd>> {
-    let mut terminal = None;
-    loop {
-        match sync.receive()? {
-            Some((Message::Console, fd)) => terminal = fd,
-            Some((Message::Failed(error), _)) => return Err(error),
-            Some((message, _)) => return Err(Error::Os(format!("unexpected message {message:?} while starting a process"))),
-            None => return Ok(terminal),
-        }
-    }
 }
 
 fn enter<'a>(exec: &'a Exec<'_>, cgroup: Option<&Cgroup>, flags: CloneFlags, sync: &Sync) -> Result<process::Prepared<'a>> {

@@ -40,6 +40,15 @@ pub(crate) enum Message {
     Failed(Error),
 }
 
+/// What there was to receive.
+#[derive(Debug)]
+pub(crate) enum Received {
+    Message(Message, Option<OwnedFd>),
+    /// The other side is gone, or has executed its program.
+    End,
+    Nothing,
+}
+
 #[derive(Debug)]
 pub(crate) struct Sync(OwnedFd);
 
@@ -68,18 +77,28 @@ impl Sync {
 
     /// The next message, or `None` when the other side is gone or has executed its program.
     pub(crate) fn receive(&self) -> Result<Option<(Message, Option<OwnedFd>)>> {
+        match self.look(true)? {
+            Received::Message(message, fd) => Ok(Some((message, fd))),
+            Received::End | Received::Nothing => Ok(None),
+        }
+    }
+
+    /// The next message. Without `wait`, [`Received::Nothing`] if none has come yet.
+    pub(crate) fn look(&self, wait: bool) -> Result<Received> {
+        let flags = if wait { RecvFlags::CMSG_CLOEXEC } else { RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT };
         let mut text = vec![0; LARGEST];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
-            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut control, flags) {
                 Err(Errno::INTR) => {}
-                Err(Errno::CONNRESET) => return Ok(None),
+                Err(Errno::CONNRESET) => return Ok(Received::End),
+                Err(Errno::AGAIN) => return Ok(Received::Nothing),
                 result => break result.map_err(os("receive from the half-made container"))?,
             }
         };
         if received.bytes == 0 {
-            return Ok(None);
+            return Ok(Received::End);
         }
         let fd = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
@@ -87,7 +106,11 @@ impl Sync {
         });
         let message = serde_json::from_slice(&text[..received.bytes])
             .map_err(|error| Error::Os(format!("malformed message from the half-made container: {error}")))?;
-        Ok(Some((message, fd)))
+        Ok(Received::Message(message, fd))
+    }
+
+    pub(crate) fn descriptor(&self) -> &OwnedFd {
+        &self.0
     }
 
     /// Receives what must be `expected`.

@@ -191,6 +191,7 @@ fn start(launch: Launch, attached: Vec<OwnedFd>, ports: Vec<OwnedFd>, poll: Poll
         cgroup,
         log,
         processes: [(INIT, init)].into(),
+        starting: Default::default(),
         clients: Default::default(),
         next: INIT,
         paused: false,

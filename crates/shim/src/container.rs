@@ -11,7 +11,7 @@ use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 use rustix::termios::Winsize;
 use whelk_runtime::cgroup::Cgroup;
-use whelk_runtime::exec::{self, exec};
+use whelk_runtime::exec::{self, Starting};
 use whelk_runtime::spec::{Linux, NamespaceKind};
 use whelk_runtime::{Error, Result};
 use whelk_sys::{fs, signal};
@@ -38,6 +38,8 @@ pub(crate) struct Shim {
     pub cgroup: Cgroup,
     pub log: Writer,
     pub processes: BTreeMap<u64, Process>,
+    /// Those of them that have not reached their program yet.
+    pub starting: BTreeMap<u64, StartingExec>,
     pub clients: BTreeMap<u64, Client>,
     pub next: u64,
     pub paused: bool,
@@ -45,6 +47,14 @@ pub(crate) struct Shim {
     /// Published ports: nobody else gets them while the container runs.
     pub ports: Vec<OwnedFd>,
     pub buffer: Vec<u8>,
+}
+
+/// A process on its way to its program, and who waits for that.
+pub(crate) struct StartingExec {
+    starting: Starting,
+    streams: Option<(Option<OwnedFd>, [Option<OwnedFd>; 2])>,
+    client: u64,
+    attach: Option<Attach>,
 }
 
 impl Shim {
@@ -93,6 +103,7 @@ impl Shim {
             }
             Token::Input(number) => self.pump_input(number),
             Token::Client(number) => self.client_ready(number, flags),
+            Token::Starting(number) => self.settle(number),
         }
     }
 
@@ -340,23 +351,12 @@ impl Shim {
     }
 
     fn exec(&mut self, client: u64, request: Exec) {
-        let attach = request.attach.clone();
-        match self.start_exec(request) {
-            Ok((number, pid)) => {
-                self.reply(client, &Reply::Started { pid });
-                if let Some(wants) = attach {
-                    self.attach(client, number, wants);
-                    // The process may be over already; its client gets what there is and the end.
-                    if self.processes.get(&number).is_none_or(|process| process.exit.is_some()) {
-                        self.close_clients_of(number);
-                    }
-                }
-            }
-            Err(error) => self.reply(client, &Reply::Failed(error)),
+        if let Err(error) = self.start_exec(client, request) {
+            self.reply(client, &Reply::Failed(error));
         }
     }
 
-    fn start_exec(&mut self, request: Exec) -> Result<(u64, i32)> {
+    fn start_exec(&mut self, client: u64, request: Exec) -> Result<()> {
         if self.paused || self.cgroup.is_frozen() {
             return Err(Error::State("the container is paused".into()));
         }
@@ -367,27 +367,58 @@ impl Shim {
         } else {
             Some(Pipes::open(request.stdin).map_err(|error| Error::Os(format!("pipe: {error}")))?)
         };
-        let (streams, ours) = match pipes {
+        let (theirs, streams) = match pipes {
             Some(Pipes { theirs, input, outputs }) => (Some(theirs), Some((input, outputs))),
             None => (None, None),
         };
-        let executed = exec(
+        let starting = exec::start(
             &exec::Exec {
                 init: &init.pidfd,
                 linux: self.linux(),
                 process: &request.process,
                 user: Some(&request.user),
                 filter: filter.as_ref(),
-                streams,
+                streams: theirs,
             },
             Some(&self.cgroup),
         )?;
         self.next += 1;
         let number = self.next;
-        let mut process = Process::new(number, Some(request.id), executed.pid, executed.pidfd);
-        process.connect(executed.terminal, ours, &self.poll).map_err(|error| Error::Os(format!("watch streams: {error}")))?;
-        self.processes.insert(number, process);
-        Ok((number, executed.pid.as_raw_nonzero().get()))
+        let watched = starting.pidfd.try_clone().and_then(|pidfd| {
+            self.poll.add(starting.descriptor(), Token::Starting(number), EventFlags::IN).map(|()| pidfd).map_err(Into::into)
+        });
+        let pidfd = watched.map_err(|error| {
+            starting.kill();
+            Error::Os(format!("watch a process: {}", whelk_sys::errno_text(&error)))
+        })?;
+        self.processes.insert(number, Process::new(number, Some(request.id), starting.pid, pidfd));
+        self.starting.insert(number, StartingExec { starting, streams, client, attach: request.attach });
+        Ok(())
+    }
+
+    /// Goes on with a process that is being started, as far as it has come.
+    fn settle(&mut self, number: u64) {
+        let Some(exec) = self.starting.get_mut(&number) else { return };
+        let settled = exec.starting.settle(false);
+        if matches!(settled, Ok(false)) {
+            return;
+        }
+        let Some(StartingExec { mut starting, streams, client, attach }) = self.starting.remove(&number) else { return };
+        self.poll.remove(starting.descriptor());
+        let connected = settled.and_then(|_| {
+            let process = self.processes.get_mut(&number).ok_or_else(|| Error::State("the process is gone".into()))?;
+            let connected = process.connect(starting.take_terminal(), streams, &self.poll);
+            connected.map_err(|error| Error::Os(format!("watch streams: {error}")))
+        });
+        if let Err(error) = connected {
+            starting.kill();
+            self.processes.remove(&number);
+            return self.reply(client, &Reply::Failed(error));
+        }
+        self.reply(client, &Reply::Started { pid: starting.pid.as_raw_nonzero().get() });
+        if let Some(wants) = attach {
+            self.attach(client, number, wants);
+        }
     }
 
     /// Reads one piece of output and passes it on. False when there was none.
@@ -460,6 +491,8 @@ impl Shim {
     }
 
     fn exec_ended(&mut self, number: u64, status: WaitStatus) {
+        // What it has said on its way is said in full by now. One that could not start is gone after this.
+        self.settle(number);
         self.drain(number);
         let Some(process) = self.processes.get_mut(&number) else { return };
         let exit = exit_of(status);
@@ -492,13 +525,19 @@ impl Shim {
         self.close_clients_of(INIT);
     }
 
-    /// Reads what is left in a dead process's pipes. What its surviving children might write later is not waited for.
+    /// Reads what is left in a dead process's pipes. What its surviving children write meanwhile or later is not waited for.
     fn drain(&mut self, number: u64) {
         if let Some(process) = self.processes.get_mut(&number) {
             process.hold(false, &self.poll);
         }
+        // A pipe and a terminal hold less.
+        const MOST_LEFT: usize = 1 << 20;
         for stream in [1, 2] {
-            while self.read_output(number, stream) {}
+            for _ in 0..MOST_LEFT.div_ceil(self.buffer.len()) {
+                if !self.read_output(number, stream) {
+                    break;
+                }
+            }
         }
     }
 
@@ -522,6 +561,9 @@ impl Shim {
         if let Some(oom) = &self.oom {
             let mut scratch = [0; 512];
             while rustix::io::read(oom.as_fd(), &mut scratch).is_ok_and(|count| count > 0) {}
+        }
+        if !self.cgroup.was_out_of_memory() {
+            return;
         }
         // Told once a life; the end's record says it again.
         if !std::mem::replace(&mut self.oom_told, true) {
@@ -551,7 +593,6 @@ pub(crate) fn set_nonblocking(fd: &OwnedFd) -> rustix::io::Result<()> {
     rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)
 }
 
-/// The pid of the container's first process, for logs.
 pub(crate) fn pid_number(pid: Pid) -> i32 {
     pid.as_raw_nonzero().get()
 }

@@ -18,6 +18,8 @@ pub(crate) enum Token {
     Terminal(u64),
     Input(u64),
     Client(u64),
+    /// A process on its way to its program.
+    Starting(u64),
 }
 
 /// The kind lies above this bit, the number below.
@@ -34,6 +36,7 @@ impl Token {
             Self::Terminal(n) => (5, n),
             Self::Input(n) => (6, n),
             Self::Client(n) => (7, n),
+            Self::Starting(n) => (8, n),
         };
         kind << KIND_SHIFT | number
     }
@@ -48,7 +51,8 @@ impl Token {
             4 => Self::ErrorOutput(number),
             5 => Self::Terminal(number),
             6 => Self::Input(number),
-            _ => Self::Client(number),
+            7 => Self::Client(number),
+            _ => Self::Starting(number),
         }
     }
 }

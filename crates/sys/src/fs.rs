@@ -123,13 +123,9 @@ pub fn remove_dir(path: impl AsRef<Path>) -> Result<()> {
     std::fs::remove_dir(&path).map_err(at("rmdir", path))
 }
 
-/// Removes a tree (or a file) without following links; a missing one is fine.
+/// Removes a tree (or a file), entering neither links nor mounts; a missing one is fine.
 pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
-    match std::fs::remove_dir_all(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => remove_file(path),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PathError::new("remove", path.as_ref(), error)),
-        _ => Ok(()),
-    }
+    crate::remove::tree(path.as_ref()).map_err(at("remove", path))
 }
 
 /// Removes a file that may be missing.

@@ -43,20 +43,25 @@ struct Arguments {
 }
 
 const LARGEST_FILE: u64 = 1 << 20;
+/// What may block is done elsewhere; beside the API these answer all containers' questions for names.
+const WORKERS: usize = 4;
 
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments = Arguments::parse_from(
         std::iter::once(OsString::from("whelk daemon"))
             .chain(arguments.skip(usize::from(std::env::args().nth(1).as_deref() == Some("daemon")))),
     );
-    let result = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime").and_then(
-        |runtime| {
-            let result = runtime.block_on(run(arguments));
-            // Work that is still blocking must not keep a stopped engine alive.
-            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-            result
-        },
-    );
+    // What containers get to see must not depend on the shell that the engine was started from.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let result =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().context("start the runtime").and_then(
+            |runtime| {
+                let result = runtime.block_on(run(arguments));
+                // Work that is still blocking must not keep a stopped engine alive.
+                runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+                result
+            },
+        );
     super::report("daemon", result.map_err(|error| format!("{error:#}")))
 }
 
@@ -121,6 +126,11 @@ fn lock_instance(instance: &Instance) -> anyhow::Result<std::fs::File> {
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         let root = fs::read_at_most(&path, LARGEST_FILE).unwrap_or_default();
         bail!("instance {:?} is run by another engine, with root {}", instance.name, String::from_utf8_lossy(&root).trim());
+    }
+    // An engine that is taken off the host removes the file, perhaps just now.
+    let inode = |metadata: std::fs::Metadata| std::os::unix::fs::MetadataExt::ino(&metadata);
+    if file.metadata().map(inode).ok() != fs::metadata(&path).map(inode).ok() {
+        bail!("instance {:?} is just being taken off this host", instance.name);
     }
     // For whoever is refused to read.
     rustix::fs::ftruncate(&file, 0)

@@ -121,7 +121,7 @@ pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
         return Err(Error::Unsupported("prune filter until: not available in this version of whelk".into()).into());
     }
     let all = filters.flag("dangling")? == Some(false);
-    let (removed, reclaimed) = engine.images.prune(all, &filters, |id| !users(&engine, id).is_empty())?;
+    let (removed, reclaimed) = super::blocking(move || engine.images.prune(all, &filters, |id| users(&engine, id))).await?;
     Ok(ok(&json!({"ImagesDeleted": if removed.is_empty() { Value::Null } else { removals(&removed) }, "SpaceReclaimed": reclaimed})))
 }
 
@@ -179,7 +179,8 @@ pub(super) async fn post_by_name(State(engine): App, Path(rest): Path<String>, p
 }
 
 pub(super) async fn delete(State(engine): App, Path(name): Path<String>, params: Params) -> ApiResult {
-    let removed = engine.images.remove(&name, params.flag("force"), |id| users(&engine, id))?;
+    let force = params.flag("force");
+    let removed = super::blocking(move || engine.images.remove(&name, force, |id| users(&engine, id))).await?;
     Ok(ok(&removals(&removed)))
 }
 

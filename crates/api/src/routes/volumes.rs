@@ -48,12 +48,14 @@ pub(super) async fn create(State(engine): App, body: Bytes) -> ApiResult {
         options: body.driver_opts.unwrap_or_default(),
         labels: body.labels.unwrap_or_default(),
     };
-    let record = engine.volumes.create(request)?;
+    let volumes = engine.volumes.clone();
+    let record = blocking(move || volumes.create(request)).await?;
     Ok(json_response(StatusCode::CREATED, &wire::volume(&record, &engine.volumes.path(&record.name))))
 }
 
 pub(super) async fn delete(State(engine): App, Path(name): Path<String>, params: Params) -> ApiResult {
-    engine.volumes.remove(&name, params.flag("force"))?;
+    let (volumes, force) = (engine.volumes.clone(), params.flag("force"));
+    blocking(move || volumes.remove(&name, force)).await?;
     Ok(no_content())
 }
 

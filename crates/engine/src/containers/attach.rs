@@ -27,6 +27,16 @@ pub struct Attached {
     pub tty: bool,
 }
 
+/// As many clients as can be handed to a shim together with everything else.
+const MOST_WAITING: usize = 40;
+
+/// Whether the client at the other end of a connection is gone.
+pub(super) fn has_left(stream: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut asked = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
+}
+
 impl Containers {
     /// Attaches to a container that runs, or that will be started: then the connection waits for that.
     pub async fn attach(&self, name: &str, request: AttachRequest) -> Result<Attached> {
@@ -54,7 +64,12 @@ impl Containers {
                 let fail = |error: std::io::Error| Error::internal(format!("attach: {}", whelk_sys::errno_text(&error)));
                 let (ours, theirs) = UnixStream::pair().map_err(fail)?;
                 let theirs = OwnedFd::from(theirs.into_std().map_err(fail)?);
-                container.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((attach, theirs));
+                let mut waiting = container.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                waiting.retain(|(_, stream)| !has_left(stream));
+                if waiting.len() >= MOST_WAITING {
+                    return Err(Error::conflict(format!("container {}: {MOST_WAITING} clients wait for it already", container.id)));
+                }
+                waiting.push((attach, theirs));
                 ours
             }
         };

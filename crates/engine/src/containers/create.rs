@@ -41,9 +41,10 @@ impl Containers {
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
         let CreateRequest { name, platform, mut config, mut host, networks } = request;
         let wanted_name = if name.is_empty() { None } else { Some(validate::name(&name)?.to_owned()) };
-        let image = if config.image.is_empty() { None } else { Some(self.images.find(&config.image)?) };
+        let pinned = if config.image.is_empty() { None } else { Some(self.images.pin(&config.image)?) };
+        let image = pinned.as_ref().map(|(image, _)| image);
         crate::networks::check_exposed(&config, &host)?;
-        if let Some(image) = &image {
+        if let Some(image) = image {
             check_platform(&platform, &image.config, &config.image)?;
             inherit(&mut config, &image.config);
         }

@@ -1,6 +1,7 @@
 //! Further processes in a running container.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
@@ -12,7 +13,7 @@ use super::stop::expect_done;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::model::Status;
-use crate::shims::ask;
+use crate::shims::{ask, ask_patiently};
 use crate::{names, security, spec};
 
 /// What an exec was made to be.
@@ -50,7 +51,11 @@ pub struct ExecState {
     pub exit_code: Option<i32>,
     /// Its client has left it to itself.
     pub detached: bool,
+    pub ended_at: Option<Instant>,
 }
+
+/// How long an exec that has ended can be asked about.
+const REMEMBERED: Duration = Duration::from_secs(300);
 
 impl Exec {
     pub fn state(&self) -> ExecState {
@@ -128,7 +133,9 @@ impl Containers {
         });
         self.publish(&container, &format!("exec_create: {}", exec.command_line()), &[("execID", exec.id.clone())]);
         let id = exec.id.clone();
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), exec);
+        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.retain(|_, exec| exec.state().ended_at.is_none_or(|at| at.elapsed() < REMEMBERED));
+        execs.insert(id.clone(), exec);
         Ok(id)
     }
 
@@ -175,6 +182,7 @@ impl Containers {
             exec.change(|state| {
                 state.running = false;
                 state.exit_code = Some(exit_code);
+                state.ended_at = Some(Instant::now());
             });
             error
         })
@@ -189,7 +197,7 @@ impl Containers {
         let request = self.exec_request(exec, container, &start).map_err(|error| (error, NOT_STARTED))?;
         let detached = request.attach.is_none();
         let (reply, stream) =
-            ask(&self.instance, &container.id, &Request::Exec(Box::new(request))).await.map_err(|error| (error, NOT_STARTED))?;
+            ask_patiently(&self.instance, &container.id, &Request::Exec(Box::new(request))).await.map_err(|error| (error, NOT_STARTED))?;
         match reply {
             Reply::Started { pid } => {
                 exec.change(|state| state.pid = pid);
@@ -224,7 +232,7 @@ impl Containers {
             no_new_privileges: options.no_new_privileges,
             apparmor_profile: options.apparmor,
             oom_score_adj: Some(host.oom_score_adj),
-            rlimits: Vec::new(),
+            rlimits: spec::rlimits(host),
             ..Process::default()
         };
         let attach = (!start.detach).then(|| Attach {
@@ -272,6 +280,7 @@ impl Containers {
             exec.change(|state| {
                 state.running = false;
                 state.exit_code = Some(exit.code);
+                state.ended_at = Some(Instant::now());
             });
         }
         self.publish(container, "exec_die", &[("execID", id.to_owned()), ("exitCode", exit.code.to_string())]);

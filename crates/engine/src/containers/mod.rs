@@ -32,6 +32,7 @@ mod wait;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::watch;
@@ -93,6 +94,8 @@ pub struct Container {
     /// Held while its places in networks change, which its end does as well.
     networking: Mutex<()>,
     progress: watch::Sender<Progress>,
+    /// How often it has ended soon after its start in a row: the restart policy waits longer each time.
+    short_runs: AtomicU32,
     /// Clients that attached before the start.
     waiting: Mutex<Vec<(Attach, OwnedFd)>>,
     /// Takes a shim's last sign of life from its monitor to whoever wants to start the container again.
@@ -219,6 +222,7 @@ impl Container {
             operation: tokio::sync::Mutex::new(()),
             networking: Mutex::default(),
             progress: watch::Sender::new(progress),
+            short_runs: AtomicU32::default(),
             waiting: Mutex::default(),
             shim: watch::Sender::new(false),
         })

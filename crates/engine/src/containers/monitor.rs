@@ -1,5 +1,6 @@
 //! Following what shims tell: out of memory, an exec's end, the container's end.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use whelk_sys::fs;
 
 use super::{Container, Containers};
 use crate::events::now;
+use crate::instance::Instance;
 use crate::model::Status;
-use crate::shims::read_message;
+use crate::shims::{Contact, contact, read_event};
 
 /// The restart policy waits this long after the first end, and twice as long after each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -19,42 +21,70 @@ const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A run of this length counts as a success: the delay starts anew.
 const LONG_RUN: i64 = 10_000_000_000;
 
-/// Follows a shim over the connection on which it tells its events.
-pub(super) fn spawn(containers: &Arc<Containers>, container: &Arc<Container>, events: UnixStream) {
+/// Follows a shim over the connection on which it tells its events, or one that could not be talked to yet.
+pub(super) fn spawn(containers: &Arc<Containers>, container: &Arc<Container>, events: Option<UnixStream>) {
     // A monitor must not keep an engine alive that is shutting down.
-    let containers = Arc::downgrade(containers);
-    tokio::spawn(follow(containers, container.clone(), events));
+    let (instance, containers) = (containers.instance.clone(), Arc::downgrade(containers));
+    tokio::spawn(follow(instance, containers, container.clone(), events));
 }
 
-async fn follow(containers: Weak<Containers>, container: Arc<Container>, mut events: UnixStream) {
-    let mut ended = false;
-    while let Ok(event) = read_message::<Event>(&mut events).await {
-        let Some(containers) = containers.upgrade() else { return };
-        match event {
-            Event::State { pid, paused, execs: _ } => containers.adopt_state(&container, pid, paused),
-            Event::OutOfMemory => containers.publish(&container, "oom", &[]),
-            Event::Detached { exec } => containers.detached(&container, exec.as_deref()),
-            Event::ExecExited { id, exit } => containers.exec_ended(&container, &id, &exit),
-            Event::Exited(exit) => {
-                ended = true;
-                containers.ended(&container, &exit);
-            }
+async fn follow(instance: Instance, containers: Weak<Containers>, container: Arc<Container>, mut events: Option<UnixStream>) {
+    /// How long to wait before a shim is asked again that has not answered.
+    const AGAIN: Duration = Duration::from_secs(1);
+    let exit = loop {
+        if let Some(events) = &mut events
+            && let Some(exit) = follow_events(&containers, &container, events).await
+        {
+            break Some(exit);
         }
-    }
+        match contact(&instance, &container.id).await {
+            Contact::Running { state, events: renewed } => {
+                let Some(containers) = containers.upgrade() else { return };
+                containers.take_note(&container, state).await;
+                events = Some(renewed);
+            }
+            Contact::Gone => break None,
+            Contact::Silent => tokio::time::sleep(AGAIN).await,
+        }
+    };
     let Some(containers) = containers.upgrade() else { return };
-    if !ended {
-        let exit = containers.after_lost_shim(&container).await;
-        containers.ended(&container, &exit);
+    let exit = match exit {
+        Some(exit) => exit,
+        None => containers.after_lost_shim(&container).await,
+    };
+    containers.ended(&container, &exit).await;
+    // The shim may still be handing out the last output.
+    if let Some(mut events) = events {
+        while read_event(&mut events).await.is_ok() {}
     }
     let _ = fs::remove_tree(containers.instance.run_dir(&container.id));
     container.shim.send_replace(false);
 }
 
+/// Follows events until the container's end, or until the connection ends without it.
+async fn follow_events(containers: &Weak<Containers>, container: &Arc<Container>, events: &mut UnixStream) -> Option<Exit> {
+    while let Ok(event) = read_event(events).await {
+        if let Event::Exited(exit) = event {
+            return Some(exit);
+        }
+        containers.upgrade()?.take_note(container, event).await;
+    }
+    None
+}
+
 impl Containers {
-    fn adopt_state(&self, container: &Container, pid: i32, paused: bool) {
-        let mut record = container.record();
-        record.state.pid = pid;
-        record.state.status = if paused { Status::Paused } else { Status::Running };
+    async fn take_note(self: &Arc<Self>, container: &Arc<Container>, event: Event) {
+        match event {
+            Event::State { pid, paused, execs: _ } => {
+                let mut record = container.record();
+                record.state.pid = pid;
+                record.state.status = if paused { Status::Paused } else { Status::Running };
+            }
+            Event::OutOfMemory => self.publish(container, "oom", &[]),
+            Event::Detached { exec } => self.detached(container, exec.as_deref()),
+            Event::ExecExited { id, exit } => self.exec_ended(container, &id, &exit),
+            Event::Exited(exit) => self.ended(container, &exit).await,
+        }
     }
 
     /// How a container ended whose shim did not live to tell: by its record, or else it is ended now. Without its shim
@@ -93,7 +123,7 @@ impl Containers {
     }
 
     /// Takes note of a container's end, and does what its settings say about it.
-    pub(super) fn ended(self: &Arc<Self>, container: &Arc<Container>, exit: &Exit) {
+    pub(super) async fn ended(self: &Arc<Self>, container: &Arc<Container>, exit: &Exit) {
         let (ran, restart) = {
             let mut record = container.record();
             let ran = exit.at - record.state.started_at;
@@ -103,7 +133,7 @@ impl Containers {
             record.state.oom_killed = exit.oom_killed;
             record.state.finished_at = exit.at;
             if ran >= LONG_RUN {
-                record.state.restart_count = 0;
+                container.short_runs.store(0, Ordering::Relaxed);
             }
             let policy = &record.host.restart_policy;
             let wanted = match policy.name.as_str() {
@@ -121,8 +151,7 @@ impl Containers {
             (ran, restart)
         };
         // Before anybody hears of the end: who does may want the same port.
-        let left = self.leave(container);
-        self.leave_mounts(container);
+        let left = self.give_back(container).await;
         let auto_remove = container.record().host.auto_remove;
         if !auto_remove {
             self.save_or_complain(container);
@@ -144,8 +173,8 @@ impl Containers {
 }
 
 async fn restart_later(containers: Weak<Containers>, container: Arc<Container>) {
-    let count = container.record().state.restart_count;
-    let delay = FIRST_DELAY.saturating_mul(1u32.checked_shl(count).unwrap_or(u32::MAX)).min(LONGEST_DELAY);
+    let before = container.short_runs.fetch_add(1, Ordering::Relaxed);
+    let delay = FIRST_DELAY.saturating_mul(1u32.checked_shl(before).unwrap_or(u32::MAX)).min(LONGEST_DELAY);
     tokio::time::sleep(delay).await;
     let Some(containers) = containers.upgrade() else { return };
     let _operation = container.operation.lock().await;

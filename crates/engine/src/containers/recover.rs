@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use whelk_shim::protocol::{Event, Reply, Request};
+use tokio::net::UnixStream;
+use whelk_shim::protocol::Event;
 use whelk_sys::fs;
 
 use super::{Container, Containers, monitor};
 use crate::error::Result;
 use crate::model::Status;
 use crate::mounts;
-use crate::shims::{ask, read_message};
+use crate::shims::{Contact, contact};
 
 /// Records before this version say in their settings only what they mount.
 const WITH_MOUNTS: u32 = 3;
@@ -19,13 +20,23 @@ impl Containers {
     pub async fn recover(self: &Arc<Self>) -> Result<()> {
         for mut record in self.store.containers()? {
             if record.version < WITH_MOUNTS {
-                record.mounts = mounts::plan(&record.host)?;
+                match mounts::plan(&record.host) {
+                    Ok(plans) => record.mounts = plans,
+                    Err(error) => tracing::error!(container = record.id, "its mounts cannot be read: {error}"),
+                }
             }
             self.add(Container::new(record));
         }
-        self.collect_garbage()?;
-        for container in self.all() {
-            self.recover_one(&container).await;
+        if let Err(error) = self.collect_garbage() {
+            tracing::warn!("remove what no container has: {error}");
+        }
+        // All at once: one that does not answer must not hold up the others.
+        let contacts = self.all().into_iter().map(|container| async move {
+            let found = contact(&self.instance, &container.id).await;
+            (container, found)
+        });
+        for (container, found) in futures_util::future::join_all(contacts).await {
+            self.recover_one(&container, found).await;
         }
         self.networks.settle();
         self.volumes.settle();
@@ -53,37 +64,52 @@ impl Containers {
         Ok(())
     }
 
-    async fn recover_one(self: &Arc<Self>, container: &Arc<Container>) {
-        // Any container may have a shim: the engine could have ended between a start and its record.
-        if let Ok((Reply::Done, mut events)) = ask(&self.instance, &container.id, &Request::Subscribe).await
-            && let Ok(Event::State { pid, paused, execs }) = read_message(&mut events).await
-        {
-            {
-                let mut record = container.record();
-                record.state.pid = pid;
-                if !record.state.status.is_running() {
-                    // The engine ended between the start and its record; the shim's socket was made then.
-                    record.state.started_at = self.shim_born(&container.id);
+    /// Any container may have a shim: the engine could have ended between a start and its record.
+    async fn recover_one(self: &Arc<Self>, container: &Arc<Container>, found: Contact) {
+        match found {
+            Contact::Running { state: Event::State { pid, paused, execs }, events } => {
+                {
+                    let mut record = container.record();
+                    record.state.pid = pid;
+                    if !record.state.status.is_running() {
+                        // The engine ended between the start and its record; the shim's socket was made then.
+                        record.state.started_at = self.shim_born(&container.id);
+                    }
+                    record.state.status = if paused { Status::Paused } else { Status::Running };
                 }
-                record.state.status = if paused { Status::Paused } else { Status::Running };
+                for (id, pid) in execs {
+                    self.adopt_exec(&container.id, &id, pid);
+                }
+                self.adopt(container, Some(events));
             }
-            for (id, pid) in execs {
-                self.adopt_exec(&container.id, &id, pid);
+            Contact::Gone => self.recover_ended(container).await,
+            Contact::Running { .. } | Contact::Silent if container.status().is_running() => {
+                tracing::error!(container = container.id, "its shim does not answer");
+                self.adopt(container, None);
             }
-            let mut adopted = container.record().clone();
-            self.networks.adopt(&mut adopted);
-            {
-                let mut record = container.record();
-                record.networks = adopted.networks;
-                record.ports = adopted.ports;
+            Contact::Running { .. } | Contact::Silent => {
+                tracing::error!(container = container.id, "its shim does not answer, and it is not known to have run");
             }
-            self.adopt_volumes(container, true);
-            container.shim.send_replace(true);
-            container.progress.send_modify(|progress| progress.running = true);
-            self.save_or_complain(container);
-            monitor::spawn(self, container, events);
-            return;
         }
+    }
+
+    /// Takes note of what a container has that runs.
+    fn adopt(self: &Arc<Self>, container: &Arc<Container>, events: Option<UnixStream>) {
+        let mut adopted = container.record().clone();
+        self.networks.adopt(&mut adopted);
+        {
+            let mut record = container.record();
+            record.networks = adopted.networks;
+            record.ports = adopted.ports;
+        }
+        self.adopt_volumes(container, true);
+        container.shim.send_replace(true);
+        container.progress.send_modify(|progress| progress.running = true);
+        self.save_or_complain(container);
+        monitor::spawn(self, container, events);
+    }
+
+    async fn recover_ended(self: &Arc<Self>, container: &Arc<Container>) {
         self.adopt_volumes(container, false);
         // Also what a start that was cut short had taken.
         if !self.leave(container).is_empty() {
@@ -92,7 +118,7 @@ impl Containers {
         let was_running = container.status().is_running();
         if was_running || self.exit_record(&container.id).is_some() {
             let exit = self.after_lost_shim(container).await;
-            self.ended(container, &exit);
+            self.ended(container, &exit).await;
         } else if matches!(container.status(), Status::Removing | Status::Dead) {
             container.record().state.status = Status::Exited;
             self.remove_now(container, false);
@@ -117,7 +143,7 @@ impl Containers {
         };
         for directory in [self.instance.root.join("containers"), self.instance.run.join("containers")] {
             for entry in fs::list(directory)?.iter().filter(|entry| !known(entry)) {
-                self.images.store().discard(&entry.path())?;
+                self.images.store().trash(&entry.path())?;
             }
         }
         Ok(())

@@ -44,22 +44,29 @@ impl Containers {
                 _ => {}
             }
         }
+        // Before it is waited for: a stop that waits for the container's end has the lock.
+        self.kill_for_removal(&container).await?;
         let _operation = container.operation.lock().await;
         if container.progress.borrow().removed {
             return Err(Error::no_such_container(name));
         }
-        container.record().state.stopped_by_user = true;
-        if container.status().is_running() {
-            // Not to be removed by its own end as well.
-            container.record().host.auto_remove = false;
-            match self.kill(&container.id, "KILL").await {
-                Ok(()) | Err(Error::Conflict(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.kill_for_removal(&container).await?;
         container.shim_gone().await;
         self.remove_now(&container, request.volumes);
         Ok(())
+    }
+
+    async fn kill_for_removal(self: &Arc<Self>, container: &Container) -> Result<()> {
+        container.record().state.stopped_by_user = true;
+        if !container.status().is_running() {
+            return Ok(());
+        }
+        // Not to be removed by its own end as well.
+        container.record().host.auto_remove = false;
+        match self.kill(&container.id, "KILL").await {
+            Ok(()) | Err(Error::Conflict(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes a container that does not run out of the world.

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use whelk_image::Digest;
@@ -11,6 +12,7 @@ use whelk_runtime::{Overlay, Rootfs};
 use whelk_shim::protocol::{Attach, Launch};
 use whelk_sys::fs;
 
+use super::attach::has_left;
 use super::{Container, Containers, files, monitor};
 use crate::error::{Error, Result};
 use crate::logging;
@@ -29,8 +31,20 @@ impl Containers {
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
         let container = self.find(name)?;
         let _operation = container.operation.lock().await;
-        container.record().state.stopped_by_user = false;
-        self.start_locked(&container).await
+        self.start_anew(&container).await
+    }
+
+    /// Starts a container because somebody wants it: what became of earlier runs is forgotten.
+    pub(super) async fn start_anew(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        container.short_runs.store(0, Ordering::Relaxed);
+        {
+            let mut record = container.record();
+            record.state.stopped_by_user = false;
+            if !record.state.status.is_running() {
+                record.state.restart_count = 0;
+            }
+        }
+        self.start_locked(container).await
     }
 
     /// Starts a container whose operation lock the caller holds.
@@ -43,7 +57,8 @@ impl Containers {
             Status::Created | Status::Exited | Status::Restarting => {}
         }
         container.shim_gone().await;
-        let attached = std::mem::take(&mut *container.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut attached = std::mem::take(&mut *container.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        attached.retain(|(_, stream)| !has_left(stream));
         match self.launch(container, attached).await {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -54,41 +69,55 @@ impl Containers {
     }
 
     async fn launch(self: &Arc<Self>, container: &Arc<Container>, attached: Vec<(Attach, OwnedFd)>) -> std::result::Result<(), StartError> {
-        let namespace = self.join(container).await?;
-        match self.launch_joined(container, attached, namespace).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                drop(self.leave(container));
-                self.leave_mounts(container);
-                Err(error)
+        let (wanted, streams): (Vec<Attach>, Vec<OwnedFd>) = attached.into_iter().unzip();
+        let (containers, target) = (self.clone(), container.clone());
+        let prepared = tokio::task::spawn_blocking(move || containers.prepare(&target, wanted)).await;
+        let started = match prepared.map_err(|error| Error::internal(error.to_string())).flatten() {
+            Ok((launch, mut descriptors)) => {
+                descriptors.extend(streams);
+                self.run(container, &launch, descriptors).await
             }
+            Err(error) => Err(error.into()),
+        };
+        if started.is_err() {
+            drop(self.give_back(container).await);
         }
+        started
     }
 
-    /// Takes the container's places in its networks. The record is saved before anything runs: addresses in use must be
-    /// known whatever happens to this process.
-    async fn join(self: &Arc<Self>, container: &Arc<Container>) -> Result<Option<OwnedFd>> {
+    /// Takes the container's places in its networks, mounts its volumes, and writes its files: all that may block. Returns
+    /// what its shim gets, with the network namespace and the published ports first among the descriptors.
+    fn prepare(&self, container: &Container, attached: Vec<Attach>) -> Result<(Launch, Vec<OwnedFd>)> {
         let mut record = container.record().clone();
-        let networks = self.networks.clone();
-        let (record, joined) = tokio::task::spawn_blocking(move || {
-            let joined = networks.join(&mut record);
-            (record, joined)
-        })
-        .await
-        .map_err(|error| Error::internal(error.to_string()))?;
+        let joined = self.networks.join(&mut record);
         let namespace = joined.map_err(|error| error.prefixed("failed to set up container networking"))?;
         {
             let mut current = container.record();
-            current.networks = record.networks;
-            current.ports = record.ports;
+            current.networks.clone_from(&record.networks);
+            current.ports.clone_from(&record.ports);
         }
-        if namespace.is_some()
-            && let Err(error) = self.store.update_container(&container.record().clone())
-        {
-            drop(self.leave(container));
-            return Err(error);
+        // Saved before anything runs: addresses in use must be known whatever happens to this process.
+        if namespace.is_some() {
+            self.save(container)?;
         }
-        Ok(namespace)
+        let mut launch = self.plan(&record, attached)?;
+        launch.network = namespace.is_some();
+        // As many as one message carries beside the others.
+        const MOST_PORTS: usize = 200;
+        let ports = self.networks.lend_ports(&record.id, MOST_PORTS);
+        launch.ports = ports.len();
+        Ok((launch, namespace.into_iter().chain(ports).collect()))
+    }
+
+    /// Gives back what a container has that does not run: its places in networks, which are returned, and its mounts.
+    pub(super) async fn give_back(self: &Arc<Self>, container: &Arc<Container>) -> Vec<NetworkRecord> {
+        let (containers, target) = (self.clone(), container.clone());
+        let given_back = tokio::task::spawn_blocking(move || {
+            let left = containers.leave(&target);
+            containers.leave_mounts(&target);
+            left
+        });
+        given_back.await.unwrap_or_default()
     }
 
     /// Gives back the places of a container that does not run, and says which networks it was in.
@@ -102,22 +131,13 @@ impl Containers {
         left
     }
 
-    async fn launch_joined(
+    async fn run(
         self: &Arc<Self>,
         container: &Arc<Container>,
-        attached: Vec<(Attach, OwnedFd)>,
-        namespace: Option<OwnedFd>,
+        launch: &Launch,
+        descriptors: Vec<OwnedFd>,
     ) -> std::result::Result<(), StartError> {
-        let record = container.record().clone();
-        let (wanted, streams): (Vec<Attach>, Vec<OwnedFd>) = attached.into_iter().unzip();
-        let mut launch = self.plan(&record, wanted)?;
-        launch.network = namespace.is_some();
-        // As many as one message carries beside the others.
-        const MOST_PORTS: usize = 200;
-        let ports = self.networks.lend_ports(&record.id, MOST_PORTS);
-        launch.ports = ports.len();
-        let descriptors = namespace.into_iter().chain(ports).chain(streams).collect();
-        let ((pid, started_at), events) = self.shims.launch(&launch, descriptors).await.map_err(StartError::from)?;
+        let ((pid, started_at), events) = self.shims.launch(launch, descriptors).await.map_err(StartError::from)?;
         {
             let mut record = container.record();
             record.state.status = Status::Running;
@@ -133,7 +153,7 @@ impl Containers {
         self.save_or_complain(container);
         self.networks.announce(&container.record().clone());
         self.publish(container, "start", &[]);
-        monitor::spawn(self, container, events);
+        monitor::spawn(self, container, Some(events));
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::{Reply, Request};
 
 use super::{Container, Containers};
@@ -33,7 +34,8 @@ impl Containers {
                 self.save(&container)?;
                 return Err(Error::NotModified(format!("container {} is not running", container.id)));
             }
-            _ => {}
+            // Known whatever happens to this process: nobody is to start it again.
+            _ => self.save(&container)?,
         }
         self.stop_locked(&container, signal, timeout).await
     }
@@ -51,7 +53,9 @@ impl Containers {
             // A frozen process cannot end.
             self.resume_locked(container).await?;
         }
-        self.send_signal(container, signal.unwrap_or(default_signal)).await?;
+        if let Err(error) = self.send_signal(container, signal.unwrap_or(default_signal)).await {
+            tracing::warn!(container = container.id, "stop: {error}");
+        }
         let wait = progress.wait_for(|progress| progress.exits > exits);
         let ended = match u64::try_from(timeout) {
             Ok(seconds) => tokio::time::timeout(Duration::from_secs(seconds), wait).await.is_ok(),
@@ -85,7 +89,17 @@ impl Containers {
             // Its shim may be going at this very moment, and the news of the end be on their way.
             Err(error) => {
                 const ON_THEIR_WAY: Duration = Duration::from_secs(2);
-                return tokio::time::timeout(ON_THEIR_WAY, container.shim_gone()).await.map_err(|_| error);
+                if tokio::time::timeout(ON_THEIR_WAY, container.shim_gone()).await.is_ok() {
+                    return Ok(());
+                }
+                if signal != signals::KILL {
+                    return Err(error);
+                }
+                // The kernel needs no shim for this.
+                let path = self.cgroup_path(container);
+                let killed = tokio::task::spawn_blocking(move || Cgroup::at(&path).and_then(|cgroup| cgroup.kill_all())).await;
+                let killed = killed.map_err(|error| error.to_string()).and_then(|killed| killed.map_err(|error| error.to_string()));
+                killed.map_err(|error| Error::internal(format!("cannot kill container: {}: {error}", container.id)))?;
             }
             Ok((Reply::Failed(error), _)) => return Err(Error::internal(format!("cannot kill container: {}: {error}", container.id))),
             Ok(_) => {}
@@ -117,6 +131,7 @@ impl Containers {
         };
         if signal == signals::KILL || signal == stop_signal {
             container.record().state.stopped_by_user = true;
+            self.save(&container)?;
         }
         let mut progress = container.progress.subscribe();
         let exits = progress.borrow_and_update().exits;
@@ -151,8 +166,7 @@ impl Containers {
         if container.status() == Status::Restarting {
             container.record().state.status = Status::Exited;
         }
-        container.record().state.stopped_by_user = false;
-        self.start_locked(&container).await?;
+        self.start_anew(&container).await?;
         self.publish(&container, "restart", &[]);
         Ok(())
     }

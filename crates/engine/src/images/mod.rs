@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use whelk_image::archive::{self, Import, Loaded, Saved};
@@ -39,6 +39,29 @@ pub struct Images {
     store: Arc<Store>,
     events: Arc<Events>,
     index: RwLock<Index>,
+    /// Read by those who bring layers in, which no image names yet.
+    incoming: RwLock<()>,
+    /// Held to decide that an image is used by a container to be, or by none: how many, by image.
+    pins: Arc<Mutex<BTreeMap<Digest, usize>>>,
+}
+
+/// Keeps an image from being removed for as long as a container of it is being made.
+#[derive(Debug)]
+pub struct Pin {
+    image: Digest,
+    pins: Arc<Mutex<BTreeMap<Digest, usize>>>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = pins.get_mut(&self.image) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.image);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -62,15 +85,17 @@ impl Images {
     pub fn open(root: &std::path::Path, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
         let files = whelk_image::Store::open(root)?;
         let mut index = Index::default();
+        let mut all_readable = true;
         for record in store.images::<ImageRecord>()? {
-            match files.blob(&record.id).and_then(|bytes| ImageConfig::parse(&bytes)) {
+            match files.blob(&record.id).and_then(|bytes| ImageConfig::parse(&bytes)).and_then(|config| whole(&files, config)) {
                 Ok(config) => {
-                    drop(index.by_id.insert(
-                        record.id.clone(),
-                        Arc::new(Image { id: record.id, config, size: record.size, tagged_at: record.tagged_at }),
-                    ))
+                    let image = Image { id: record.id, config, size: record.size, tagged_at: record.tagged_at };
+                    index.by_id.insert(image.id.clone(), Arc::new(image));
                 }
-                Err(error) => tracing::error!("image {} cannot be used: {error}", record.id),
+                Err(error) => {
+                    all_readable = false;
+                    tracing::error!("image {} cannot be used: {error}", record.id);
+                }
             }
         }
         for (name, id) in store.tags()? {
@@ -80,7 +105,19 @@ impl Images {
                 index.tags.insert(name, id);
             }
         }
-        Ok(Arc::new(Self { files, store, events, index: RwLock::new(index) }))
+        let (index, incoming) = (RwLock::new(index), RwLock::default());
+        let images = Arc::new(Self { files, store, events, index, incoming, pins: Arc::default() });
+        // What a load that was cut short has left may not be whole. Where something cannot be read, nothing is thrown away.
+        if all_readable {
+            images.sweep();
+        }
+        let files = images.files.clone();
+        std::thread::spawn(move || {
+            if let Err(error) = files.empty_trash() {
+                tracing::warn!("empty the trash: {error}");
+            }
+        });
+        Ok(images)
     }
 
     /// The blobs and layers.
@@ -94,6 +131,19 @@ impl Images {
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds an image for a container that is being made, and keeps it until the [`Pin`] is dropped.
+    ///
+    /// # Errors
+    /// As [`Images::find`].
+    pub fn pin(&self, name: &str) -> Result<(Arc<Image>, Pin)> {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let image = self.find(name)?;
+        *pins.entry(image.id.clone()).or_default() += 1;
+        drop(pins);
+        let pin = Pin { image: image.id.clone(), pins: self.pins.clone() };
+        Ok((image, pin))
     }
 
     pub fn get(&self, id: &Digest) -> Result<Arc<Image>> {
@@ -211,6 +261,10 @@ impl Images {
 
     /// Reads an image archive. Blocking.
     pub fn load(&self, input: impl Read + Send) -> Result<Vec<Loaded>> {
+        self.bring_in(|| self.load_archive(input))
+    }
+
+    fn load_archive(&self, input: impl Read + Send) -> Result<Vec<Loaded>> {
         let loaded = archive::load(&self.files, input)?;
         // Everything is on disk before a record says so.
         self.files.sync()?;
@@ -223,11 +277,38 @@ impl Images {
 
     /// Makes an image out of an archive of files. Blocking.
     pub fn import(&self, input: impl Read + Send, import: Import) -> Result<Digest> {
+        self.bring_in(|| self.import_archive(input, import))
+    }
+
+    fn import_archive(&self, input: impl Read + Send, import: Import) -> Result<Digest> {
         let loaded = archive::import(&self.files, input, import)?;
         self.files.sync()?;
         self.record(&loaded)?;
         self.publish("import", &loaded.id, loaded.names.first().map_or_else(|| loaded.id.to_string(), Reference::familiar));
         Ok(loaded.id)
+    }
+
+    /// Carries out what makes layers and then images of them. Meanwhile no layer is removed; afterwards those are that no
+    /// image has got.
+    fn bring_in<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let outcome = {
+            let _incoming = self.incoming.read().unwrap_or_else(PoisonError::into_inner);
+            work()
+        };
+        self.sweep();
+        outcome
+    }
+
+    /// Removes layers and configurations that no image has, unless some are just coming in: then whoever brings them in
+    /// does it.
+    fn sweep(&self) {
+        let Ok(_incoming) = self.incoming.try_write() else { return };
+        let index = self.read();
+        let layers = index.by_id.values().flat_map(|image| &image.config.rootfs.diff_ids).collect();
+        let blobs = index.by_id.keys().collect();
+        if let Err(error) = self.files.keep_only(&blobs, &layers) {
+            tracing::warn!("remove what no image needs: {error}");
+        }
     }
 
     /// What `save NAME…` writes: each image with the names it was asked for by.
@@ -303,6 +384,7 @@ impl Images {
     /// # Errors
     /// [`Error::Conflict`] when a container needs it and `force` does not help.
     pub fn remove(&self, name: &str, force: bool, users: impl Fn(&Digest) -> Vec<(String, bool)>) -> Result<Vec<Removed>> {
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let image = self.find(name)?;
         let by_id = !self.is_name_of(name, &image.id);
         let names: Vec<String> = self.read().tags.iter().filter(|(_, id)| **id == image.id).map(|(name, _)| name.clone()).collect();
@@ -314,6 +396,9 @@ impl Images {
             )));
         }
         let last = by_id || names.len() <= 1;
+        if last && pins.contains_key(&image.id) {
+            return Err(Error::conflict(format!("conflict: unable to delete {short} - a container is being made of it")));
+        }
         if last && let Some((user, running)) = users.iter().find(|(_, running)| *running).or(users.first()) {
             let user = &user[..12];
             let text = match (by_id, running) {
@@ -343,9 +428,14 @@ impl Images {
             removed.push(Removed::Untagged(familiar));
         }
         // A container keeps its image's files; without a name the image stays, dangling, until it is free.
-        if last && users.is_empty() {
+        let deleted = last && users.is_empty();
+        if deleted {
             self.delete(&image)?;
             removed.push(Removed::Deleted(image.id.clone()));
+        }
+        drop(pins);
+        if deleted {
+            self.sweep();
         }
         Ok(removed)
     }
@@ -358,34 +448,35 @@ impl Images {
         self.full_name(name).is_some_and(|full| self.read().tags.get(&full) == Some(id))
     }
 
-    /// Forgets an image and removes what only it needed: the record first, then files that nothing names any more.
+    /// Forgets an image; its files go with the next [`Images::sweep`].
     fn delete(&self, image: &Image) -> Result<()> {
         self.store.delete_image(image.id.as_str())?;
-        let unused: Vec<Digest> = {
-            let mut index = self.write();
-            index.by_id.remove(&image.id);
-            let used: BTreeSet<&Digest> = index.by_id.values().flat_map(|other| &other.config.rootfs.diff_ids).collect();
-            image.config.rootfs.diff_ids.iter().filter(|layer| !used.contains(layer)).cloned().collect()
-        };
-        self.files.remove_blob(&image.id)?;
-        for layer in unused {
-            self.files.remove_layer(&layer)?;
-        }
+        self.write().by_id.remove(&image.id);
         self.publish("delete", &image.id, image.id.to_string());
         Ok(())
     }
 
     /// Removes images without a name that no container uses (with `all`, also named ones); returns what was done and
     /// the bytes that became free.
-    pub fn prune(&self, all: bool, filters: &Filters, in_use: impl Fn(&Digest) -> bool) -> Result<(Vec<Removed>, u64)> {
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn prune(&self, all: bool, filters: &Filters, users: impl Fn(&Digest) -> Vec<(String, bool)>) -> Result<(Vec<Removed>, u64)> {
         let mut removed = Vec::new();
         let mut reclaimed = 0;
         let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
         for image in images {
             let dangling = self.names_of(&image.id).is_empty();
-            if (dangling || all) && !in_use(&image.id) && filters.labels(&image.config.config.labels) {
-                removed.extend(self.remove(image.id.as_str(), true, |_| Vec::new())?);
-                reclaimed += image.size;
+            if (dangling || all) && users(&image.id).is_empty() && filters.labels(&image.config.config.labels) {
+                match self.remove(image.id.as_str(), true, &users) {
+                    Ok(gone) => {
+                        removed.extend(gone);
+                        reclaimed += image.size;
+                    }
+                    // Somebody has begun to use it.
+                    Err(Error::Conflict(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok((removed, reclaimed))
@@ -398,6 +489,14 @@ impl Images {
     }
 }
 
+/// A configuration whose layers are all there.
+fn whole(files: &whelk_image::Store, config: ImageConfig) -> whelk_image::Result<ImageConfig> {
+    match config.rootfs.diff_ids.iter().find(|layer| !files.has_layer(layer)) {
+        Some(layer) => Err(whelk_image::Error::NotFound(format!("its layer {layer} is not there"))),
+        None => Ok(config),
+    }
+}
+
 /// Whether a name matches a pattern with `*` and `?`, which may leave out the tag.
 fn matches_reference(pattern: &str, name: &str) -> bool {
     let without_tag = name.rsplit_once(':').map_or(name, |(repository, _)| repository);
@@ -406,14 +505,30 @@ fn matches_reference(pattern: &str, name: &str) -> bool {
 
 /// Shell patterns where `*` does not cross a slash.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern.split_first(), text.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => {
-            glob(rest, text) || text.split_first().is_some_and(|(first, tail)| *first != b'/' && glob(pattern, tail))
+    let (mut at, mut read) = (0, 0);
+    // Where the last star was, and how much of the text it has taken: what follows it is tried again one further on.
+    let mut star: Option<(usize, usize)> = None;
+    loop {
+        match (pattern.get(at), text.get(read)) {
+            (None, None) => return true,
+            (Some(b'*'), _) => {
+                star = Some((at, read));
+                at += 1;
+                continue;
+            }
+            (Some(b'?'), Some(found)) if *found != b'/' => {}
+            (Some(wanted), Some(found)) if wanted == found && *wanted != b'?' => {}
+            _ => {
+                let Some((after, taken)) = star.filter(|(_, taken)| text.get(*taken).is_some_and(|byte| *byte != b'/')) else {
+                    return false;
+                };
+                star = Some((after, taken + 1));
+                (at, read) = (after + 1, taken + 1);
+                continue;
+            }
         }
-        (Some((b'?', rest)), Some((first, tail))) => *first != b'/' && glob(rest, tail),
-        (Some((wanted, rest)), Some((found, tail))) => wanted == found && glob(rest, tail),
-        _ => false,
+        at += 1;
+        read += 1;
     }
 }
 
@@ -430,8 +545,14 @@ mod tests {
             ("*", "a/b:1", false),
             ("*/*", "a/b:1", true),
             ("x", "y:1", false),
+            ("a*c*e", "abcde:1", true),
+            ("a*c*e", "ab/cde:1", false),
+            ("*/b?", "a/bc:1", true),
+            ("a?", "a:1", false),
         ] {
             assert_eq!(matches_reference(pattern, name), expected, "{pattern} {name}");
         }
+        // In no time, however often a star could take another part.
+        assert!(!matches_reference(&("*a".repeat(30) + "b"), &"a".repeat(200)));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::PoisonError;
 
 use ipnet::IpNet;
 use whelk_network::ipam::{self, Block};
@@ -95,15 +97,16 @@ impl Networks {
         let bridged = matches!(driver.as_str(), "bridge" | "macvlan");
         let enable_ipv4 = enable_ipv4.unwrap_or(true);
         // Two families on by default: unless a network was planned by hand with one of them.
-        let enable_ipv6 =
-            enable_ipv6.unwrap_or_else(|| driver == "bridge" && has_ipv6() && (ipam.config.is_empty() || ipam.config.iter().any(is_v6)));
+        let enable_ipv6 = enable_ipv6
+            .unwrap_or_else(|| driver == "bridge" && host_has_ipv6() && (ipam.config.is_empty() || ipam.config.iter().any(is_v6)));
         if bridged && !enable_ipv4 && !enable_ipv6 {
             return Err(Error::invalid("IPv4 or IPv6 must be enabled"));
         }
         let id = names::random_id();
         // Two engines of one machine must not choose the same subnet at the same time.
         let _lock = lock_subnets()?;
-        let mut state = self.state_mut();
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         if let Some(other) = state.values().find(|network| network.record.name == name) {
             return Err(Error::conflict(format!("network with name {} already exists", other.record.name)));
         }
@@ -121,16 +124,15 @@ impl Networks {
             return Err(Error::invalid("gateway mode 'isolated' can only be used for an internal network"));
         }
         if bridged {
-            let taken: Vec<IpNet> = state.values().flat_map(|network| network.record.subnets()).collect();
+            let mut taken: Vec<IpNet> = state.values().flat_map(|network| network.record.subnets()).collect();
             for config in &ipam.config {
-                check_config(config, enable_ipv6)?;
-                if let Some(other) = config.subnet.parse().ok().and_then(|subnet| taken.iter().find(|other| ipam::overlap(other, &subnet)))
-                {
+                let subnet = check_config(config, enable_ipv6)?;
+                if let Some(other) = taken.iter().find(|other| ipam::overlap(other, &subnet)) {
                     return Err(Error::Denied(format!(
-                        "invalid pool request: Pool overlaps with other one on this address space: {} and {other}",
-                        config.subnet
+                        "invalid pool request: Pool overlaps with other one on this address space: {subnet} and {other}"
                     )));
                 }
+                taken.push(subnet);
             }
             if enable_ipv4 && !ipam.config.iter().any(|config| !is_v6(config)) {
                 let mut avoid = taken.clone();
@@ -141,6 +143,8 @@ impl Networks {
                 ipam.config.push(IpamConfig { subnet: ipam::unique_local(&id).to_string(), ..IpamConfig::default() });
             }
         }
+        // Names are answered from it: nobody is to wait for the kernel here.
+        drop(state);
         ipam.driver = "default".into();
         let mut record =
             NetworkRecord { name, id, created_at: now(), driver, enable_ipv4, enable_ipv6, ipam, internal, attachable, options, labels };
@@ -157,7 +161,7 @@ impl Networks {
             self.store.delete_network(&record.id)?;
             return Err(error);
         }
-        state.insert(record.id.clone(), Network { record: record.clone(), blocks, members: BTreeMap::new() });
+        self.state_mut().insert(record.id.clone(), Network { record: record.clone(), blocks, members: BTreeMap::new() });
         Ok(record)
     }
 
@@ -194,10 +198,10 @@ impl Networks {
             None => links.create_bridge(&name, mtu, mac(&record.id), &alias(&self.instance, &record.id))?,
         };
         drop(links);
-        if !record.enable_ipv6 {
-            // Not even a link-local address on a network without IPv6 (CVE-2024-32473).
-            set_sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1", true)?;
-        } else {
+        // Not even a link-local address on a network without IPv6 (CVE-2024-32473); one with it may have it whatever the
+        // host's default is.
+        set_sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), if record.enable_ipv6 { "0" } else { "1" }, true)?;
+        if record.enable_ipv6 {
             set_sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0", true)?;
         }
         // So that connections from 127.0.0.1 can be led to containers; containers themselves are kept from it by a rule.
@@ -380,7 +384,7 @@ pub(super) fn check_interface_name(name: &str) -> Result<()> {
     }
 }
 
-fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<()> {
+fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
     let Ok(subnet) = config.subnet.parse::<IpNet>() else {
         return Err(Error::invalid(format!("invalid network config:\ninvalid subnet {}: invalid CIDR block notation", config.subnet)));
     };
@@ -414,7 +418,7 @@ fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<()> {
             Ok(_) => {}
         }
     }
-    Ok(())
+    Ok(subnet)
 }
 
 /// A hardware address for a bridge: locally administered, and the same whenever the bridge is made again.
@@ -423,8 +427,9 @@ fn mac(id: &str) -> [u8; 6] {
     [0x02, digits[3], digits[4], digits[5], digits[6], digits[7]]
 }
 
-fn has_ipv6() -> bool {
-    fs::exists("/proc/sys/net/ipv6")
+/// Whether new interfaces of the host have IPv6.
+fn host_has_ipv6() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6").is_ok_and(|value| value.trim() == "0")
 }
 
 /// Holds other engines of this machine off, by a file that only root can open: two must not choose one subnet.
@@ -436,7 +441,11 @@ fn lock_subnets() -> Result<std::fs::File> {
 }
 
 pub(super) fn set_sysctl(key: &str, value: &str, may_be_missing: bool) -> Result<()> {
-    match fs::write(format!("/proc/sys/{key}"), value) {
+    set_sysctl_at(&Path::new("/proc/sys").join(key), value, may_be_missing)
+}
+
+fn set_sysctl_at(path: &Path, value: &str, may_be_missing: bool) -> Result<()> {
+    match fs::write(path, value) {
         Err(error) if may_be_missing && error.is_not_found() => Ok(()),
         result => Ok(result?),
     }
@@ -447,7 +456,8 @@ fn keep_router_advertisements() -> Result<()> {
     for interface in fs::list("/proc/sys/net/ipv6/conf")? {
         let path = interface.path().join("accept_ra");
         if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
-            fs::write(&path, "2")?;
+            // Another engine's interface may be gone by now.
+            set_sysctl_at(&path, "2", true)?;
         }
     }
     Ok(())

@@ -82,7 +82,7 @@ impl Networks {
         let mtu = network.option(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0);
         if network.driver == "macvlan" {
             let parent = self.macvlan_parent(network)?;
-            self.links().create_macvlan(parent, macvlan_mode(network)?, peer)?;
+            self.links().create_macvlan(parent, macvlan_mode(network)?, mtu, peer)?;
         } else {
             let port = Port { isolated: !network.switch(option::ICC, true), hairpin: true };
             let name = self.host_interface(endpoint);
@@ -98,9 +98,9 @@ impl Networks {
                     links.find(&self.bridge_name(network))?.ok_or_else(|| Error::internal("the bridge was removed again"))?
                 }
             };
+            // The rules first: without them it could send anything.
+            self.firewall.add_sender(&SenderRules { interface: name.clone(), mac, addresses: endpoint.addresses() })?;
             links.create_veth(&name, bridge.index, mtu, peer, port)?;
-            drop(links);
-            self.firewall.add_sender(&SenderRules { interface: name, mac, addresses: endpoint.addresses() })?;
         }
         configure(network, endpoint, namespace)
     }
@@ -189,6 +189,7 @@ impl Networks {
             task.abort();
         }
         self.withdraw_ports(record);
+        self.ports.forget(&record.id);
         let mut left = Vec::new();
         for endpoint in record.networks.values_mut().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
             if let Ok(network) = self.find(&endpoint.network_id) {
@@ -302,11 +303,15 @@ impl Networks {
             return Ok(());
         }
         let namespace = open_namespace(record.state.pid)?;
+        let outward = |record: &Record| self.outward(record).map(|(network, _)| network.id);
+        let before = outward(record);
         let attached = self.attach(record, &network, &mut endpoint, namespace.as_fd());
         record.networks.insert(network.name.clone(), endpoint);
         let connected = attached
             .and_then(|()| self.set_default_gateway(record, namespace.as_fd()))
-            .and_then(|()| self.start_resolver(record, namespace.as_fd()));
+            .and_then(|()| self.start_resolver(record, namespace.as_fd()))
+            // Ports lead to where the container is reached from outside now.
+            .and_then(|()| if outward(record) == before { Ok(()) } else { self.publish_anew(record) });
         if let Err(error) = connected {
             if let Some(endpoint) = record.networks.remove(&network.name) {
                 self.detach(&record.id, &network, &endpoint, Some(namespace.as_fd()));
@@ -334,14 +339,21 @@ impl Networks {
         if had_ports && record.ports.iter().any(|publication| endpoint.addresses().contains(&publication.to.ip())) {
             self.withdraw_ports(record);
         }
-        let namespace = open_namespace(record.state.pid)?;
-        self.detach(&record.id, &network, &endpoint, Some(namespace.as_fd()));
+        // None if its process has just ended: then all that it had goes anyway.
+        let namespace = open_namespace(record.state.pid).ok();
+        self.detach(&record.id, &network, &endpoint, namespace.as_ref().map(AsFd::as_fd));
         self.publish(&network, "disconnect", Some(&record.id));
+        let Some(namespace) = namespace else { return Ok(()) };
         self.set_default_gateway(record, namespace.as_fd())?;
         if had_ports && record.ports.is_empty() {
             self.publish_ports(record)?;
         }
         Ok(())
+    }
+
+    fn publish_anew(&self, record: &mut Record) -> Result<()> {
+        self.withdraw_ports(record);
+        self.publish_ports(record)
     }
 
     /// The default routes lead through the network with the highest priority, by name where they are equal.
@@ -353,7 +365,7 @@ impl Networks {
                 .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
                 .filter_map(|(name, endpoint)| {
                     let gateway: IpAddr = if ipv4 { &endpoint.gateway } else { &endpoint.ipv6_gateway }.parse().ok()?;
-                    Some(((endpoint.gw_priority, self.is_mode(record, name), std::cmp::Reverse(name)), gateway, &endpoint.interface))
+                    Some(((endpoint.gw_priority, std::cmp::Reverse(name)), gateway, &endpoint.interface))
                 })
                 .max_by_key(|(rank, _, _)| *rank)
         };
@@ -495,10 +507,16 @@ fn configure(network: &NetworkRecord, endpoint: &Endpoint, namespace: BorrowedFd
         .collect();
     let has_v6 = network.enable_ipv6;
     let name = endpoint.interface.as_str();
+    let sysctls = sysctls(endpoint)?;
     within(namespace, move || {
         // Networks without IPv6 must not have it by the back door (CVE-2024-32473); those with it have a planned one.
-        let (key, value) = if has_v6 { ("accept_ra", "0") } else { ("disable_ipv6", "1") };
-        super::create::set_sysctl(&format!("net/ipv6/conf/{name}/{key}"), value, true)?;
+        let settings: &[(&str, &str)] = if has_v6 { &[("disable_ipv6", "0"), ("accept_ra", "0")] } else { &[("disable_ipv6", "1")] };
+        for (key, value) in settings {
+            super::create::set_sysctl(&format!("net/ipv6/conf/{name}/{key}"), value, true)?;
+        }
+        for (path, value) in sysctls {
+            super::create::set_sysctl(&path, &value, false)?;
+        }
         let mut links = Links::open()?;
         let link = links.find(name)?.ok_or_else(|| Error::internal(format!("interface {name} is not in the container's namespace")))?;
         for address in addresses.into_iter().chain(link_local) {
@@ -506,6 +524,28 @@ fn configure(network: &NetworkRecord, endpoint: &Endpoint, namespace: BorrowedFd
         }
         Ok(links.set_up(link.index)?)
     })
+}
+
+/// The kernel's settings for this interface alone, as paths below `/proc/sys` and values.
+fn sysctls(endpoint: &Endpoint) -> Result<Vec<(String, String)>> {
+    let text = endpoint.driver_opts.iter().flatten().find(|(key, _)| *key == option::SYSCTLS).map(|(_, text)| text.as_str());
+    text.unwrap_or_default()
+        .split(',')
+        .filter(|setting| !setting.is_empty())
+        .map(|setting| {
+            let wrong = || Error::invalid(format!("invalid endpoint settings:\nunrecognised network interface sysctl '{setting}'; represent 'net.X.Y.ethN.Z=V' as 'net.X.Y.IFNAME.Z=V'"));
+            let (key, value) = setting.split_once('=').ok_or_else(wrong)?;
+            let mut parts: Vec<&str> = key.split('.').collect();
+            // Docker's command line makes all of it lower case.
+            let known = matches!(parts[..], ["net", "ipv4" | "ipv6" | "mpls", "conf" | "neigh", interface, name]
+                if interface.eq_ignore_ascii_case("IFNAME") && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'));
+            if !known {
+                return Err(wrong());
+            }
+            parts[3] = &endpoint.interface;
+            Ok((parts.join("/"), value.trim().to_owned()))
+        })
+        .collect()
 }
 
 fn within(namespace: BorrowedFd<'_>, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
@@ -532,6 +572,13 @@ pub(crate) fn check_endpoint(network: &NetworkRecord, endpoint: &Endpoint) -> Re
     let wrong = |text: String| Err(Error::invalid(format!("invalid endpoint settings:\n{text}")));
     if !endpoint.mac_address.is_empty() {
         parse_mac(&endpoint.mac_address)?;
+    }
+    for (key, value) in endpoint.driver_opts.iter().flatten() {
+        match key.as_str() {
+            option::INTERFACE_NAME => super::create::check_interface_name(value)?,
+            option::SYSCTLS => drop(sysctls(endpoint)?),
+            _ => return Err(Error::Unsupported(format!("endpoint option {key}: not available in this version of whelk"))),
+        }
     }
     let Some(config) = &endpoint.ipam_config else { return Ok(()) };
     for (text, ipv4) in [(&config.ipv4_address, true), (&config.ipv6_address, false)] {

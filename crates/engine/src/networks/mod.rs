@@ -53,6 +53,8 @@ pub struct Networks {
     ports: Ports,
     links: Mutex<Links>,
     state: RwLock<BTreeMap<String, Network>>,
+    /// Held while a network is made or removed, which takes the kernel its time.
+    changing: Mutex<()>,
     pools: Vec<Pool>,
     /// Namespaces made ahead, for containers to come.
     spare: Mutex<Vec<OwnedFd>>,
@@ -118,6 +120,7 @@ impl Networks {
             events,
             ports: Ports::default(),
             state: RwLock::default(),
+            changing: Mutex::default(),
             pools: if defaults.pools.is_empty() { whelk_network::ipam::default_pools() } else { defaults.pools.clone() },
             spare: Mutex::default(),
             doomed: Mutex::default(),
@@ -208,7 +211,7 @@ impl Networks {
         if self.instance.respect_host_firewall {
             return;
         }
-        let mut bridges = vec![format!("{}*", prefix(&self.instance))];
+        let mut bridges = vec![format!("{}{BRIDGE}*", prefix(&self.instance)), default_bridge(&self.instance)];
         bridges.extend(
             self.state()
                 .values()

@@ -163,6 +163,7 @@ pub mod option {
     pub const GATEWAY_MODE_6: &str = "com.docker.network.bridge.gateway_mode_ipv6";
     pub const CONTAINER_PREFIX: &str = "com.docker.network.container_iface_prefix";
     pub const INTERFACE_NAME: &str = "com.docker.network.endpoint.ifname";
+    pub const SYSCTLS: &str = "com.docker.network.endpoint.sysctls";
     pub const PARENT: &str = "parent";
     pub const MACVLAN_MODE: &str = "macvlan_mode";
 }

@@ -88,10 +88,16 @@ impl Networks {
                     }
                 }
                 // Another one first each time: whoever takes the first address spreads the load.
-                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-                if !found.is_empty() {
-                    let length = found.len();
-                    found.rotate_left(turn % length);
+                if found.len() > 1 {
+                    // Scattered, or the two questions of a client that wants both families would go hand in hand.
+                    const GOLDEN: usize = 0x9E37_79B9;
+                    let turn = self.turn.fetch_add(1, Ordering::Relaxed).wrapping_mul(GOLDEN) >> 16;
+                    found.sort_by_key(IpAddr::is_ipv6);
+                    let ipv4 = found.partition_point(IpAddr::is_ipv4);
+                    let (four, six) = found.split_at_mut(ipv4);
+                    for family in [four, six].into_iter().filter(|family| !family.is_empty()) {
+                        family.rotate_left(turn % family.len());
+                    }
                 }
                 if known { Known::Addresses(found) } else { Known::Nothing }
             }

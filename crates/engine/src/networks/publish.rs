@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 
 use serde::Deserialize;
 use whelk_network::port::{Owner, Protocol, Publication, Wanted, every_address};
-use whelk_sys::fs;
 
 use super::Networks;
 use super::model::option;
@@ -129,25 +128,25 @@ impl Networks {
     }
 
     /// The network through which a container is reached from outside.
-    fn outward(&self, record: &Record) -> Option<(super::NetworkRecord, super::Endpoint)> {
+    pub(super) fn outward(&self, record: &Record) -> Option<(super::NetworkRecord, super::Endpoint)> {
         record
             .networks
             .iter()
             .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
             .filter_map(|(_, endpoint)| Some((self.find(&endpoint.network_id).ok()?, endpoint.clone())))
             .filter(|(network, _)| network.driver == "bridge" && !network.internal)
-            .max_by_key(|(network, endpoint)| {
-                (endpoint.gw_priority, self.is_mode(record, &network.name), std::cmp::Reverse(network.name.clone()))
-            })
+            .max_by_key(|(network, endpoint)| (endpoint.gw_priority, std::cmp::Reverse(network.name.clone())))
     }
 
     pub(super) fn withdraw_ports(&self, record: &mut Record) {
         let (ports, id) = (&self.ports, &record.id);
         // Only what is its own: a record may be older than who has the port now.
-        let own: Vec<Publication> = record.ports.drain(..).filter(|one| ports.release(id, one.protocol, one.host)).collect();
+        let own: Vec<Publication> = record.ports.drain(..).filter(|one| ports.is_own(id, one.protocol, one.host)).collect();
+        // While a rule leads a port elsewhere it cannot be another's.
         if let Err(error) = self.firewall.withdraw(&own) {
             tracing::warn!(container = record.id, "{error}");
         }
+        own.iter().for_each(|one| ports.release(one.protocol, one.host));
     }
 
     /// The sockets that hold a container's ports, for its shim.
@@ -159,9 +158,7 @@ impl Networks {
     pub(super) fn adopt_ports(&self, record: &mut Record) {
         let owner = owner_of(record);
         record.ports.retain(|publication| {
-            let at = publication.host;
-            let wanted = Wanted { protocol: publication.protocol, address: Some(at.ip()), ports: (at.port(), at.port()) };
-            let held = self.ports.take(&owner, wanted, &[at.ip()]);
+            let held = self.ports.adopt(&owner, publication.protocol, publication.host);
             if let Err(error) = &held {
                 tracing::warn!(container = owner.id, "a published port was lost while the engine was away: {error}");
             }
@@ -173,17 +170,8 @@ impl Networks {
     }
 }
 
-/// The parent of a process: of a container's first one it is the shim.
-fn parent_of(pid: i32) -> Option<u32> {
-    if pid <= 0 {
-        return None;
-    }
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
-}
-
 fn owner_of(record: &Record) -> Owner {
-    Owner { id: record.id.clone(), name: record.name.clone(), process: parent_of(record.state.pid) }
+    Owner { id: record.id.clone(), name: record.name.clone() }
 }
 
 /// Refuses settings that cannot work, at create.

@@ -1,5 +1,7 @@
 //! Removing networks.
 
+use std::sync::PoisonError;
+
 use whelk_network::{Firewall, Links, Passage};
 use whelk_sys::fs;
 
@@ -12,28 +14,37 @@ use crate::store::Store;
 
 /// Takes the bridges, interfaces and rules of an instance off the host, for good or until its next start.
 pub(crate) fn uninstall(instance: &Instance) -> Result<()> {
+    // All of it is tried, whatever fails.
+    let links = remove_links(instance);
+    let passage = Passage::new(&instance.name).remove();
+    let rules = Firewall::new(&instance.name).and_then(|firewall| firewall.remove());
+    links.and(passage.map_err(Into::into)).and(rules.map_err(Into::into))
+}
+
+fn remove_links(instance: &Instance) -> Result<()> {
     let mut links = Links::open()?;
+    let mut outcome = Ok(());
     if fs::exists(instance.database()) {
         for record in Store::open(&instance.database())?.networks()? {
             if let Some(name) = record.option(option::BRIDGE_NAME) {
-                delete_bridge(&mut links, name, &record)?;
+                outcome = outcome.and(delete_bridge(&mut links, name, &record));
             }
         }
     }
     let (prefix, default) = (super::prefix(instance), super::default_bridge(instance));
     for link in links.list()? {
         if super::is_ours(&prefix, &link.name) || link.name == default && is_of_instance(instance, &link) {
-            links.delete(&link.name)?;
+            outcome = outcome.and(links.delete(&link.name));
         }
     }
-    Passage::new(&instance.name).remove()?;
-    Ok(Firewall::new(&instance.name)?.remove()?)
+    Ok(outcome?)
 }
 
 impl Networks {
     /// # Errors
     /// One of the three that always exist, or one in use.
     pub fn remove(&self, name: &str) -> Result<()> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
         if record.is_predefined() {
             return Err(Error::Denied(format!("{} is a pre-defined network and cannot be removed", record.name)));

@@ -5,7 +5,10 @@ use std::ffi::CString;
 use std::net::ToSocketAddrs;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount as mount_file_system, mount_bind, mount_bind_recursive, mount_remount};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount as mount_file_system, mount_bind, mount_bind_recursive, mount_remount,
+};
 use whelk_sys::{errno_text, fs};
 
 use super::VolumeRecord;
@@ -60,6 +63,8 @@ pub(super) fn mount(record: &VolumeRecord, path: &Path) -> Result<()> {
     }
     let failed = |error: rustix::io::Errno| {
         let text = errno_text(&error.into());
+        // Passwords are for the kernel only.
+        let data: Vec<&str> = data.iter().map(|word| if word.starts_with("pass") { "password=********" } else { word }).collect();
         Error::internal(format!(
             "failed to mount local volume: mount {device}:{}, flags: {:#x}, data: {}: {text}",
             path.display(),
@@ -67,15 +72,20 @@ pub(super) fn mount(record: &VolumeRecord, path: &Path) -> Result<()> {
             data.join(",")
         ))
     };
-    if let Some(recursive) = bind {
+    let mounted = if let Some(recursive) = bind {
         if recursive { mount_bind_recursive(device, path) } else { mount_bind(device, path) }.map_err(failed)?;
-        if !flags.is_empty() {
-            mount_remount(path, flags | MountFlags::BIND, c"").map_err(failed)?;
-        }
-        return Ok(());
-    }
-    let text = CString::new(data.join(",")).map_err(|_| Error::invalid("NUL in a mount option"))?;
-    mount_file_system(device, path, kind, flags, text.as_c_str()).map_err(failed)
+        if flags.is_empty() { Ok(()) } else { mount_remount(path, flags | MountFlags::BIND, c"").map_err(failed) }
+    } else {
+        let text = CString::new(data.join(",")).map_err(|_| Error::invalid("NUL in a mount option"))?;
+        mount_file_system(device, path, kind, flags, text.as_c_str()).map_err(failed)
+    };
+    mounted.and_then(|()| keep_apart(path)).inspect_err(|_| drop(unmount(path)))
+}
+
+/// Cuts a mount off from those that it was cloned from: what is unmounted below one would be unmounted below the other.
+fn keep_apart(path: &Path) -> Result<()> {
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change(path, flags).map_err(fs::at("make private", path)).map_err(Into::into)
 }
 
 fn resolve(host: &str) -> Result<String> {
@@ -88,14 +98,18 @@ fn resolve(host: &str) -> Result<String> {
 }
 
 pub(super) fn unmount(path: &Path) -> Result<()> {
+    // Once more: the engine may have ended between mounting it and this.
+    keep_apart(path)?;
     rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(fs::at("unmount", path)).map_err(Into::into)
 }
 
-/// Whether something is mounted exactly here.
+/// Whether something is mounted exactly here. Where that cannot be told, as with a server that does not answer, it is.
 pub(super) fn is_mount_point(path: &Path) -> bool {
     use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
-    statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
-        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+    match statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC, StatxFlags::BASIC_STATS) {
+        Ok(found) => found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+        Err(error) => error != Errno::NOENT,
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,9 @@
 //! A volume is a record and a directory, `volumes/NAME/_data`. One with a file system of its own (`type`, `device`) has
 //! that mounted there from the start of the first container that uses it to the end of the last. A volume is used by
 //! every container whose record names it, running or not; that is what keeps it from being removed.
+//!
+//! Mounting takes as long as a server somewhere takes. It happens under the volume's own lock, its `gate`, and never under
+//! that of all volumes; whoever enters or leaves a volume must be able to block.
 
 mod local;
 
@@ -83,29 +86,35 @@ struct Volume {
     users: BTreeSet<String>,
     /// Those of them that run.
     running: BTreeSet<String>,
-    /// Held while its first content is copied.
-    filling: Arc<Mutex<()>>,
+    /// Held while something is mounted, unmounted or copied there for the first time.
+    gate: Arc<Mutex<()>>,
 }
 
+/// What a volume was made with, beside its data: whoever finds a volume without a record knows what it is.
+const DESCRIPTION: &str = "volume.json";
+
 impl Volumes {
-    /// Reads the volumes. A directory without a record is data that must not be lost: it becomes a volume; a record
-    /// without a directory is a removal that was cut short.
+    /// Reads the volumes. A directory without a record is data that must not be lost: it becomes a volume again. A record
+    /// without a directory stays as well: its disk may come back.
     pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>, images: Arc<Images>) -> Result<Arc<Self>> {
         fs::create_dir_all(instance.volumes_dir(), 0o700)?;
         let volumes = Self { instance: instance.clone(), store, events, images, state: RwLock::default() };
         let mut state = volumes.state_mut();
         for record in volumes.store.volumes()? {
-            if fs::exists(instance.volumes_dir().join(&record.name)) {
-                state.insert(record.name.clone(), Volume { record, ..Volume::default() });
-            } else {
-                tracing::warn!(volume = record.name, "the volume's directory is gone");
-                volumes.store.delete_volume(&record.name)?;
+            if !fs::exists(instance.volumes_dir().join(&record.name)) {
+                tracing::error!(volume = record.name, "the volume's directory is gone");
             }
+            state.insert(record.name.clone(), Volume { record, ..Volume::default() });
         }
         for entry in fs::list(instance.volumes_dir())? {
             let Ok(name) = entry.file_name().into_string() else { continue };
             if check_name(&name).is_ok() && !state.contains_key(&name) {
-                let record = VolumeRecord { name: name.clone(), driver: LOCAL.into(), created_at: now(), ..VolumeRecord::default() };
+                let record = described(&entry.path().join(DESCRIPTION)).unwrap_or_else(|| VolumeRecord {
+                    driver: LOCAL.into(),
+                    created_at: now(),
+                    ..VolumeRecord::default()
+                });
+                let record = VolumeRecord { name: name.clone(), ..record };
                 volumes.store.put_volume(&record)?;
                 state.insert(name, Volume { record, ..Volume::default() });
             }
@@ -163,16 +172,33 @@ impl Volumes {
         }
         let filled = |map: BTreeMap<String, String>| if map.is_empty() { None } else { Some(map) };
         let record = VolumeRecord { name: name.clone(), driver, created_at: now(), labels: filled(labels), options: filled(options) };
-        // The directory first: without a record it is taken for a volume, a record without it for a removal.
-        fs::create_dir_all(self.path(&name), 0o755)?;
-        // Nobody else has a say about what is mounted below; whoever may enter the data is decided by its own mode.
-        fs::set_mode(self.instance.volumes_dir().join(&name), 0o701)?;
+        self.make_directory(&record)?;
         self.store.put_volume(&record)?;
         let users = container.map(str::to_owned).into_iter().collect();
         state.insert(name, Volume { record: record.clone(), users, ..Volume::default() });
         drop(state);
         self.publish(&record, "create", &[]);
         Ok(record)
+    }
+
+    /// Makes a volume's directory, whole or not at all.
+    fn make_directory(&self, record: &VolumeRecord) -> Result<()> {
+        let directory = self.instance.volumes_dir().join(&record.name);
+        if fs::exists(&directory) {
+            // Of a volume whose removal was cut short before it came to this.
+            return Ok(());
+        }
+        let scratch = self.images.store().scratch()?;
+        // Nobody else has a say about what is mounted below; whoever may enter the data is decided by its own mode.
+        fs::set_mode(scratch.path(), 0o701)?;
+        fs::create_dir(scratch.path().join("_data"), 0o755)?;
+        let description = serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
+        fs::write(scratch.path().join(DESCRIPTION), description)?;
+        Ok(fs::rename(scratch.path(), directory)?)
+    }
+
+    fn gate(&self, name: &str) -> Result<Arc<Mutex<()>>> {
+        self.state().get(name).map(|volume| volume.gate.clone()).ok_or_else(|| no_such_volume(name))
     }
 
     /// Notes that a container names a volume: at recovery, and for `--volumes-from`.
@@ -192,75 +218,83 @@ impl Volumes {
         }
     }
 
-    /// Prepares a volume for a container that starts. Mounts what is to be mounted.
+    /// Prepares a volume for a container that starts. Mounts what is to be mounted. Blocks.
     pub fn enter(&self, name: &str, container: &str, details: &[(&str, String)]) -> Result<()> {
-        let mut state = self.state_mut();
-        let volume = state.get_mut(name).ok_or_else(|| no_such_volume(name))?;
-        let path = self.path(name);
-        if volume.record.is_mounted() && volume.running.is_empty() && !local::is_mount_point(&path) {
-            local::mount(&volume.record, &path)
-                .map_err(|error| error.prefixed(&format!("error while mounting volume '{}'", path.display())))?;
+        let gate = self.gate(name)?;
+        let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = self.find(name)?;
+        self.mount(&record)?;
+        if let Some(volume) = self.state_mut().get_mut(name) {
+            volume.running.insert(container.to_owned());
         }
-        volume.running.insert(container.to_owned());
-        let record = volume.record.clone();
-        drop(state);
         let mut attributes = vec![("container", container.to_owned())];
         attributes.extend_from_slice(details);
         self.publish(&record, "mount", &attributes);
         Ok(())
     }
 
-    /// A container that used a volume has ended.
+    /// Mounts a volume's own file system where it is not there yet.
+    fn mount(&self, record: &VolumeRecord) -> Result<()> {
+        let path = self.path(&record.name);
+        if !record.is_mounted() || local::is_mount_point(&path) {
+            return Ok(());
+        }
+        local::mount(record, &path).map_err(|error| error.prefixed(&format!("error while mounting volume '{}'", path.display())))
+    }
+
+    /// A container that used a volume has ended. Blocks.
     pub fn leave(&self, name: &str, container: &str) {
-        let mut state = self.state_mut();
-        let Some(volume) = state.get_mut(name) else { return };
-        if !volume.running.remove(container) {
-            return;
-        }
-        if volume.running.is_empty() && volume.record.is_mounted() {
-            self.unmount(name);
-        }
-        let record = volume.record.clone();
-        drop(state);
+        let Ok(gate) = self.gate(name) else { return };
+        // Only what is mounted can be in somebody's way here.
+        let is_mounted = self.find(name).is_ok_and(|record| record.is_mounted());
+        let _gate = is_mounted.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
+        let record = {
+            let mut state = self.state_mut();
+            let Some(volume) = state.get_mut(name) else { return };
+            if !volume.running.remove(container) {
+                return;
+            }
+            volume.record.clone()
+        };
+        self.unmount_unused(&record);
         self.publish(&record, "unmount", &[("container", container.to_owned())]);
     }
 
-    fn unmount(&self, name: &str) {
-        let path = self.path(name);
-        if local::is_mount_point(&path)
-            && let Err(error) = local::unmount(&path)
+    /// Unmounts what no running container uses. Its gate is held.
+    fn unmount_unused(&self, record: &VolumeRecord) {
+        let in_use = self.state().get(&record.name).is_some_and(|volume| !volume.running.is_empty());
+        if record.is_mounted()
+            && !in_use
+            && let Err(error) = self.unmount(&record.name)
         {
-            tracing::warn!(volume = name, "{error}");
+            tracing::warn!(volume = record.name, "{error}");
         }
+    }
+
+    fn unmount(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        if local::is_mount_point(&path) { local::unmount(&path) } else { Ok(()) }
     }
 
     /// Unmounts what no running container uses, after all of them were adopted.
     pub fn settle(&self) {
-        for (name, volume) in self.state().iter() {
-            if volume.record.is_mounted() && volume.running.is_empty() {
-                self.unmount(name);
-            }
-        }
+        let records: Vec<VolumeRecord> = self.state().values().map(|volume| volume.record.clone()).collect();
+        records.iter().for_each(|record| self.unmount_unused(record));
     }
 
     /// Copies what an image has at a path into a volume that is empty: its first use gives it its content.
     ///
     /// `layers` are the image's, the topmost first. Blocks.
     pub fn fill(&self, name: &str, layers: &[PathBuf], path: &str) -> Result<()> {
-        let filling = self.state().get(name).map(|volume| volume.filling.clone()).ok_or_else(|| no_such_volume(name))?;
-        let _filling = filling.lock().unwrap_or_else(PoisonError::into_inner);
+        let gate = self.gate(name)?;
+        let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
         // A file system of its own is there only while a container runs.
-        let mounted_for_this = record.is_mounted() && !local::is_mount_point(&self.path(name));
-        if mounted_for_this {
-            local::mount(&record, &self.path(name))?;
-        }
-        // In use, the directory itself has to stay.
+        self.mount(&record)?;
+        // In use, the directory itself has to stay. Who is about to use it waits at the gate.
         let at_once = !record.is_mounted() && self.state().get(name).is_none_or(|volume| volume.running.is_empty());
         let outcome = whelk_image::copy_up(layers, path, &self.path(name), at_once);
-        if mounted_for_this {
-            local::unmount(&self.path(name))?;
-        }
+        self.unmount_unused(&record);
         outcome.map_err(|error| Error::internal(format!("copy the image's {path} to volume {name}: {error}")))
     }
 
@@ -280,15 +314,18 @@ impl Volumes {
             let users: Vec<&str> = volume.users.iter().map(String::as_str).collect();
             return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
         }
-        // What is mounted is not ours to delete.
-        self.unmount(name);
         let record = volume.record.clone();
-        let trashed = self.images.store().trash(&self.instance.volumes_dir().join(name))?;
+        // What is mounted is not ours to delete.
+        if record.is_mounted() {
+            self.unmount(name)?;
+        }
+        // The record first: from a directory that is left over the volume comes back as it was.
         self.store.delete_volume(name)?;
+        let trashed = self.images.store().trash(&self.instance.volumes_dir().join(name));
         state.remove(name);
         drop(state);
         self.publish(&record, "destroy", &[]);
-        if let Some(path) = trashed {
+        if let Some(path) = trashed? {
             // Deleted when nobody waits for it.
             std::thread::spawn(move || {
                 if let Err(error) = fs::remove_tree(&path) {
@@ -362,6 +399,12 @@ impl Volumes {
         attributes.insert("driver".into(), record.driver.clone());
         self.events.publish("volume", action, record.name.clone(), attributes);
     }
+}
+
+/// What a volume's own directory says that it is.
+fn described(path: &std::path::Path) -> Option<VolumeRecord> {
+    const LARGEST: u64 = 1 << 20;
+    serde_json::from_slice(&fs::read_at_most(path, LARGEST).ok()?).ok()
 }
 
 pub(crate) const LOCAL: &str = "local";

@@ -42,8 +42,7 @@ const LARGEST_HEADERS: u64 = 4 << 20;
 
 /// Reads an archive (plain, gzip or zstd; Docker's or OCI layout) and puts its images into the store.
 ///
-/// Nothing is kept of an archive that is refused, except layers that were whole: they are garbage that the next
-/// collection takes.
+/// Nothing is kept of an archive that is refused, except layers that were whole: [`Store::keep_only`] removes them.
 ///
 /// # Errors
 /// [`Error::Invalid`] saying what is wrong with the archive.

@@ -291,7 +291,7 @@ impl Layer {
         if is_directory {
             // What is below goes with it, and so does any descriptor into it.
             self.parent = None;
-            remove_tree(parent, name)?;
+            whelk_sys::remove::entry(parent, name).map_err(io("replace directory"))?;
         } else if statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             unlinkat(parent, name, AtFlags::empty()).map_err(|error| io("replace")(error.into()))?;
         }
@@ -490,25 +490,6 @@ fn copy_sparse(entry: &mut Entry<'_, impl Read>, file: &mut std::fs::File, tap: 
     }
     file.set_len(total).map_err(io("truncate"))?;
     Ok(total)
-}
-
-fn remove_tree(parent: &OwnedFd, name: &OsStr) -> Result<()> {
-    let fail = |error: Errno| io("replace directory")(error.into());
-    let directory =
-        openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
-    for entry in rustix::fs::Dir::read_from(&directory).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let child = entry.file_name();
-        if child == c"." || child == c".." {
-            continue;
-        }
-        let child = OsStr::from_bytes(child.to_bytes());
-        match unlinkat(&directory, child, AtFlags::empty()) {
-            Err(Errno::ISDIR) => remove_tree(&directory, child)?,
-            result => result.map_err(fail)?,
-        }
-    }
-    unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(fail)
 }
 
 impl Metadata {

@@ -209,11 +209,21 @@ impl Cgroup {
         }
     }
 
-    /// A descriptor that becomes readable when the kernel runs out of memory here; read [`Cgroup::oom_kills`] then.
+    /// A descriptor that becomes readable when the kernel may have run out of memory here; [`Cgroup::was_out_of_memory`]
+    /// tells whether it has.
     pub fn oom_watch(&self) -> Result<std::os::fd::OwnedFd> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.oom_watch(),
             Kind::V2(cgroup) => cgroup.oom_watch(),
+        }
+    }
+
+    pub fn was_out_of_memory(&self) -> bool {
+        match &self.kind {
+            // Told of nothing else.
+            Kind::V1(_) => true,
+            // Also told when memory gets short and is reclaimed.
+            Kind::V2(cgroup) => cgroup.oom_kills() > 0,
         }
     }
 
@@ -224,10 +234,16 @@ impl Cgroup {
         {
             return Ok(());
         }
-        for pid in self.processes()? {
-            let _ = whelk_sys::signal::kill(pid, rustix::process::Signal::KILL.as_raw());
+        // Frozen, none of them can have further children before it is killed.
+        let frozen = self.freeze(true).is_ok();
+        let processes = self.processes();
+        for pid in processes.iter().flatten() {
+            let _ = whelk_sys::signal::kill(*pid, rustix::process::Signal::KILL.as_raw());
         }
-        Ok(())
+        if frozen {
+            self.freeze(false)?;
+        }
+        processes.map(drop)
     }
 
     /// Removes the cgroup and those below it. A missing one is fine; one that a dying process still holds is asked for

@@ -17,6 +17,8 @@ pub struct Reader {
     files: VecDeque<Box<dyn Read + Send>>,
     /// Rotations at the time the newest of `files` was the current one.
     rotations: u64,
+    /// The inode of the newest of `files`.
+    newest: u64,
     /// Bytes read but not decoded yet: an unfinished record.
     pending: Vec<u8>,
     start: usize,
@@ -35,14 +37,23 @@ impl Reader {
     /// Opens all files of the log. A log that nobody has written yet is an empty one.
     pub fn open(config: LogConfig) -> Result<Self> {
         let lock = rotation::lock(&config, false)?;
-        let mut files = VecDeque::new();
-        for index in (0..=u64::from(config.max_files)).rev() {
-            if let Some(path) = rotation::existing(&config, index) {
-                files.push_back(open(&path)?);
+        let rotations = lock.rotations();
+        let most = u64::from(config.max_files);
+        let mut reader = Self { config, files: VecDeque::new(), rotations, newest: 0, pending: Vec::new(), start: 0 };
+        reader.open_from(most)?;
+        Ok(reader)
+    }
+
+    /// Opens the files from the `index`th one back to the current one.
+    fn open_from(&mut self, index: u64) -> Result<()> {
+        for index in (0..=index).rev() {
+            if let Some(path) = rotation::existing(&self.config, index) {
+                let file = fs::open(&path)?;
+                self.newest = inode(&file, &path)?;
+                self.files.push_back(decompress(file, &path)?);
             }
         }
-        let rotations = lock.rotations();
-        Ok(Self { config, files, rotations, pending: Vec::new(), start: 0 })
+        Ok(())
     }
 
     /// The next records, or none when all that is written so far has been read. Call again for what comes later.
@@ -87,16 +98,13 @@ impl Reader {
             return Ok(true);
         }
         let lock = rotation::lock(&self.config, false)?;
-        let behind = lock.rotations() - self.rotations.min(lock.rotations());
-        if behind == 0 {
-            // The current file: it may not have existed when the log was opened.
-            if self.files.is_empty()
-                && let Some(path) = rotation::existing(&self.config, 0)
-            {
-                self.files.push_back(open(&path)?);
-                return Ok(true);
+        let counted = lock.rotations() - self.rotations.min(lock.rotations());
+        if counted == 0 {
+            // Another may have come without being counted: the first one, or one whose writer was killed.
+            let current = fs::metadata(&self.config.path).map(|found| std::os::unix::fs::MetadataExt::ino(&found));
+            if current.is_err() || current.is_ok_and(|inode| inode == self.newest && !self.files.is_empty()) {
+                return Ok(false);
             }
-            return Ok(false);
         }
         // The present file was rotated away. Nothing is appended to it any more, but its last bytes may have come after
         // the last look at it.
@@ -105,12 +113,8 @@ impl Reader {
         }
         self.files.clear();
         self.pending.clear();
-        for index in (0..behind).rev() {
-            if let Some(path) = rotation::existing(&self.config, index) {
-                self.files.push_back(open(&path)?);
-            }
-        }
-        self.rotations += behind;
+        self.open_from(counted.max(1) - 1)?;
+        self.rotations += counted;
         Ok(!self.files.is_empty())
     }
 
@@ -130,10 +134,7 @@ impl Reader {
                         self.start += length;
                     }
                     Decoded::More => break,
-                    Decoded::Damaged => {
-                        self.start = self.pending.len();
-                        break;
-                    }
+                    Decoded::Damaged(length) => self.start += length,
                 },
             }
         }
@@ -141,8 +142,11 @@ impl Reader {
     }
 }
 
-fn open(path: &Path) -> Result<Box<dyn Read + Send>> {
-    let file: File = fs::open(path)?;
+fn inode(file: &File, path: &Path) -> Result<u64> {
+    file.metadata().map(|found| std::os::unix::fs::MetadataExt::ino(&found)).map_err(fs::at("stat", path))
+}
+
+fn decompress(file: File, path: &Path) -> Result<Box<dyn Read + Send>> {
     Ok(match path.extension().and_then(|extension| extension.to_str()) {
         Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file))),
         Some("zst") => Box::new(zstd::stream::read::Decoder::new(file).map_err(fs::at("decompress", path))?),
@@ -228,6 +232,55 @@ mod tests {
         }
         assert!(fs::metadata(&config.path).map_or(0, |metadata| metadata.len()) < 200);
         assert_eq!(rotation::existing(&config, 1), None);
+        fs::remove_tree(config.path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_rotation_that_fails_loses_nothing_and_is_tried_again_later() {
+        let config = config("stuck", Driver::Local, 600, 4);
+        let mut writer = Writer::open(config.clone()).unwrap();
+        let mut lines = (0..).map(|n| format!("line {n}\n"));
+        let mut write =
+            |writer: &mut Writer, count: usize| lines.by_ref().take(count).for_each(|line| writer.write(Stream::Stdout, line.as_bytes()));
+        write(&mut writer, 100);
+        let kept = |config: &LogConfig| (1..4).filter(|index| rotation::existing(config, *index).is_some()).count();
+        assert_eq!(kept(&config), 3);
+        let mut reader = Reader::open(config.clone()).unwrap();
+        let oldest_kept = read_all(&mut reader);
+        // Without its lock no rotation can begin.
+        let blocked = config.path.with_file_name("container.log.lock");
+        fs::remove_file(&blocked).unwrap();
+        fs::create_dir(&blocked, 0o700).unwrap();
+        write(&mut writer, 200);
+        assert_eq!(kept(&config), 3, "a failing rotation removes nothing");
+        fs::remove_tree(&blocked).unwrap();
+        let all = read_all(&mut Reader::open(config.clone()).unwrap());
+        assert!(all.starts_with(&oldest_kept) && all.ends_with("line 299\n"), "{}", all.len());
+        write(&mut writer, 100);
+        assert!(fs::metadata(&config.path).unwrap().len() < 600, "rotated again");
+        assert!(read_all(&mut Reader::open(config.clone()).unwrap()).ends_with("line 399\n"));
+        fs::remove_tree(config.path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn what_follows_a_damaged_record_is_read() {
+        use std::io::Write;
+        let config = config("damaged", Driver::Local, 0, 1);
+        let mut writer = Writer::open(config.clone()).unwrap();
+        writer.write(Stream::Stdout, b"before\n");
+        // A record whose writer was killed in the middle of it.
+        let mut half = Vec::new();
+        local::encode(
+            &Record { time: super::super::now(), stream: Stream::Stdout, data: vec![b'x'; 100], attributes: Default::default() },
+            &mut half,
+        );
+        fs::append(&config.path, 0o640).unwrap().write_all(&half[..50]).unwrap();
+        let mut writer = Writer::open(config.clone()).unwrap();
+        for line in 0..20 {
+            writer.write(Stream::Stdout, format!("after {line}\n").as_bytes());
+        }
+        let read = read_all(&mut Reader::open(config.clone()).unwrap());
+        assert!(read.starts_with("before\n") && read.ends_with("after 18\nafter 19\n"), "{read}");
         fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
 }

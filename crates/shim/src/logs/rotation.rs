@@ -3,25 +3,27 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use whelk_sys::fs::{self, Result};
 
 use super::{Driver, LogConfig};
 
-/// A held lock on a log's set of files. Unlocks when dropped.
+/// A held lock on a log's set of files, in which the rotations are counted. Unlocks when dropped.
 pub(super) struct Lock {
-    _file: File,
+    file: File,
     path: PathBuf,
 }
 
 pub(super) fn lock(config: &LogConfig, exclusive: bool) -> Result<Lock> {
     let path = with_suffix(&config.path, ".lock");
-    let file = fs::append(&path, 0o640)?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(&path, flags, Mode::from_raw_mode(0o640)).map_err(fs::at("open", &path))?);
     let operation = if exclusive { FlockOperation::LockExclusive } else { FlockOperation::LockShared };
     rustix::fs::flock(file.as_fd(), operation).map_err(fs::at("lock", &path))?;
-    Ok(Lock { _file: file, path })
+    Ok(Lock { file, path })
 }
 
 impl Lock {
@@ -30,8 +32,9 @@ impl Lock {
         fs::read_to_string(&self.path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
+    /// Always of the same length and in the same place, so that a full disk cannot leave half of it.
     fn set_rotations(&self, count: u64) -> Result<()> {
-        fs::write(&self.path, count.to_string())
+        self.file.write_all_at(format!("{count:020}").as_bytes(), 0).map_err(fs::at("write", &self.path))
     }
 }
 
@@ -56,38 +59,54 @@ pub(super) fn existing(config: &LogConfig, index: u64) -> Option<PathBuf> {
 }
 
 /// Moves the current file to `.1`, each older one a number up, and removes the oldest. With one file only, the current
-/// one just goes.
+/// one just goes. After a failure the current file may still be there; nothing has been lost then that would not have
+/// gone anyway.
 pub(super) fn rotate(config: &LogConfig) -> Result<()> {
     let lock = lock(config, true)?;
+    if existing(config, 0).is_none() {
+        return Ok(());
+    }
     let kept = u64::from(config.max_files.max(1)) - 1;
-    for index in (1..=kept).rev() {
-        let Some(path) = existing(config, index) else { continue };
-        if index == kept {
-            fs::remove_file(&path)?;
-        } else {
-            let packed = path.extension().is_some_and(|extension| extension == "gz" || extension == "zst");
-            let suffix = if packed { compressed_suffix(config.driver) } else { "" };
-            fs::rename(&path, with_suffix(&config.path, &format!(".{}{suffix}", index + 1)))?;
-        }
-    }
     if kept == 0 {
-        fs::remove_if_there(&config.path)?;
-    } else {
-        let first = with_suffix(&config.path, ".1");
-        fs::rename(&config.path, &first)?;
-        if config.compress {
-            compress(config.driver, &first)?;
-        }
+        fs::remove_file(&config.path)?;
+        return lock.set_rotations(lock.rotations() + 1);
     }
-    lock.set_rotations(lock.rotations() + 1)
+    // Up to the first number that is free: what an earlier rotation has moved is not moved again.
+    let free = (1..=kept).find(|index| existing(config, *index).is_none());
+    if let (None, Some(oldest)) = (free, existing(config, kept)) {
+        fs::remove_file(oldest)?;
+    }
+    for index in (1..free.unwrap_or(kept)).rev() {
+        let Some(path) = existing(config, index) else { continue };
+        let packed = path.extension().is_some_and(|extension| extension == "gz" || extension == "zst");
+        let suffix = if packed { compressed_suffix(config.driver) } else { "" };
+        fs::rename(&path, with_suffix(&config.path, &format!(".{}{suffix}", index + 1)))?;
+    }
+    let first = with_suffix(&config.path, ".1");
+    fs::rename(&config.path, &first)?;
+    lock.set_rotations(lock.rotations() + 1)?;
+    if config.compress
+        && let Err(error) = compress(config.driver, &first)
+    {
+        crate::complain(&format!("{error}; the file stays as it is"));
+    }
+    Ok(())
 }
 
 /// Replaces a file by its compressed form. Readers that have it open go on reading the old one.
 fn compress(driver: Driver, path: &Path) -> Result<()> {
     let packed = with_suffix(path, compressed_suffix(driver));
     let staged = with_suffix(&packed, ".new");
+    let written = write_compressed(driver, path, &staged).and_then(|()| fs::rename(&staged, &packed));
+    if written.is_err() {
+        let _ = fs::remove_if_there(&staged);
+    }
+    written.and_then(|()| fs::remove_file(path))
+}
+
+fn write_compressed(driver: Driver, path: &Path, staged: &Path) -> Result<()> {
     let mut input = fs::open(path)?;
-    let output = fs::create(&staged, 0o640)?;
+    let output = fs::create(staged, 0o640)?;
     let step = |error: io::Error| fs::PathError::new("compress", path, error);
     if driver == Driver::JsonFile {
         let mut encoder = flate2::write::GzEncoder::new(output, flate2::Compression::fast());
@@ -96,6 +115,5 @@ fn compress(driver: Driver, path: &Path) -> Result<()> {
         const LEVEL: i32 = 1;
         zstd::stream::copy_encode(&mut input, output, LEVEL).map_err(step)?;
     }
-    fs::rename(&staged, &packed)?;
-    fs::remove_file(path)
+    Ok(())
 }

@@ -13,6 +13,8 @@ pub struct Writer {
     config: LogConfig,
     file: Option<File>,
     size: u64,
+    /// When the file is rotated next, in bytes; 0 for never.
+    rotate_at: u64,
     /// The beginning of a line whose end has not come yet, for each stream.
     unfinished: [Vec<u8>; 2],
     encoded: Vec<u8>,
@@ -24,7 +26,8 @@ impl Writer {
     pub fn open(config: LogConfig) -> Result<Self> {
         let file = if config.driver == Driver::None { None } else { Some(fs::append(&config.path, 0o640)?) };
         let size = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
-        Ok(Self { config, file, size, unfinished: Default::default(), encoded: Vec::new(), lost: 0 })
+        let rotate_at = config.max_size;
+        Ok(Self { config, file, size, rotate_at, unfinished: Default::default(), encoded: Vec::new(), lost: 0 })
     }
 
     /// Takes output as it comes. Complete lines are written at once; the rest waits for its end or for [`PIECE`] bytes.
@@ -79,7 +82,7 @@ impl Writer {
     }
 
     fn full_with(&self, more: usize) -> bool {
-        self.config.max_size > 0 && self.size + more as u64 >= self.config.max_size
+        self.rotate_at > 0 && self.size + more as u64 >= self.rotate_at
     }
 
     fn flush(&mut self) {
@@ -89,16 +92,32 @@ impl Writer {
         }
         match file.write_all(&self.encoded) {
             Ok(()) => self.size += self.encoded.len() as u64,
-            // The container must not stop because its log has no room; the loss is counted.
-            Err(_) => self.lost += self.encoded.len() as u64,
+            // The container must not stop because its log has no room; the loss is counted. A part of a record would
+            // make unreadable what comes behind it.
+            Err(_) => {
+                self.lost += self.encoded.len() as u64;
+                let _ = file.set_len(self.size);
+            }
         }
         self.encoded.clear();
-        if self.full_with(0)
-            && rotation::rotate(&self.config).is_ok()
-            && let Ok(file) = fs::append(&self.config.path, 0o640)
-        {
-            self.file = Some(file);
-            self.size = 0;
+        if self.full_with(0) {
+            self.rotate();
+        }
+    }
+
+    fn rotate(&mut self) {
+        match rotation::rotate(&self.config).and_then(|()| fs::append(&self.config.path, 0o640)) {
+            Ok(file) => {
+                self.file = Some(file);
+                self.size = 0;
+                self.rotate_at = self.config.max_size;
+            }
+            Err(error) => {
+                // Tried again when more has come: not with every line.
+                const PARTS: u64 = 8;
+                self.rotate_at = self.size + self.config.max_size.div_ceil(PARTS);
+                crate::complain(&error.to_string());
+            }
         }
     }
 }
