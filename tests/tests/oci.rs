@@ -148,3 +148,86 @@ fn features_name_what_is_there() {
     assert_eq!(features["ociVersionMax"], "1.2.1");
     assert!(features["linux"]["namespaces"].as_array().unwrap().contains(&json!("time")));
 }
+
+#[test]
+fn what_exec_is_asked_for() {
+    let bundle = Bundle::new("sleep 600", |spec| {
+        spec["process"]["env"] = json!(["PATH=/bin:/usr/bin", "SAID=before"]);
+        spec["process"]["capabilities"] = json!({"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]});
+    });
+    bundle.create();
+    bundle.call(&["start", &bundle.id]);
+    let exec =
+        |flags: &[&str], script: &str| bundle.call(&[&["exec"], flags, &[&bundle.id, "sh", "-c", script]].concat()).trim().to_owned();
+    assert_eq!(exec(&["--env", "SAID=after"], "echo $SAID; env | grep -c SAID"), "after\n1", "the later value counts");
+    let held = "grep CapEff /proc/self/status";
+    assert!(exec(&[], held).ends_with("0000000000000020") && exec(&["--cap", "CAP_CHOWN"], held).ends_with("0000000000000021"));
+    // Descriptors behind the three streams, only as many as asked for, and only if they are there.
+    let through = |flags: &str| {
+        let state = bundle.path.join("state").display().to_string();
+        let whelk = Program::Whelk.path();
+        let script = format!(
+            "exec 3>/dev/null 4>/dev/null; exec {} oci --root {state} exec {flags} {} ls /proc/self/fd",
+            whelk.display(),
+            bundle.id
+        );
+        Command::new("sh").arg("-c").arg(script).output().unwrap()
+    };
+    let open =
+        |flags: &str| String::from_utf8(through(flags).stdout).unwrap().split_whitespace().filter(|fd| matches!(*fd, "3" | "4")).count();
+    // The listing itself opens one.
+    assert_eq!((open(""), open("--preserve-fds 2")), (1, 2));
+    let refused = through("--preserve-fds 9");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is not open"), "{refused:?}");
+    // A process object may name processors.
+    let object = json!({"args": ["sh", "-c", "grep Cpus_allowed_list /proc/self/status"], "cwd": "/", "user": {"uid": 0, "gid": 0},
+        "env": ["PATH=/bin"], "execCPUAffinity": {"initial": "0", "final": "1"}});
+    let file = bundle.path.join("process.json");
+    fs::write(&file, object.to_string()).unwrap();
+    let said = bundle.call(&["exec", "--process", &file.display().to_string(), &bundle.id]);
+    assert!(said.trim().ends_with("1"), "{said}");
+    bundle.call(&["pause", &bundle.id]);
+    bundle.fails(&["exec", &bundle.id, "true"], "paused");
+    bundle.call(&["resume", &bundle.id]);
+}
+
+#[test]
+fn hooks_run_when_they_should() {
+    let bundle = Bundle::new("sleep 600", |spec| {
+        spec["process"]["env"] = json!(["PATH=/bin:/usr/bin", "OF=process"]);
+        spec["root"]["readonly"] = json!(false);
+        let hook = |script: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+        spec["hooks"] = json!({
+            "startContainer": [hook("echo $OF > /started")],
+            "poststop": [hook("exit 1"), hook("touch /tmp/whelk-poststop-$$; rm /tmp/whelk-poststop-$$; exit 0")],
+        });
+    });
+    bundle.create();
+    let mark = bundle.path.join("rootfs/started");
+    assert!(!mark.exists(), "not before the start");
+    bundle.call(&["start", &bundle.id]);
+    eventually("the hook to have run", || (fs::read_to_string(&mark).ok()? == "process\n").then_some(()));
+    let output = bundle.output(&["delete", "--force", &bundle.id]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && told.matches("warning: poststop").count() == 1, "{told}");
+}
+
+#[test]
+fn what_a_killed_create_leaves_is_removed_by_force() {
+    let bundle = Bundle::new("true", |_| {});
+    let directory = bundle.path.join("state").join(&bundle.id);
+    fs::create_dir_all(&directory).unwrap();
+    fs::copy(bundle.path.join("config.json"), directory.join("config.json")).unwrap();
+    bundle.fails(&["create", "--bundle", &bundle.bundle_path(), &bundle.id], "already exists");
+    bundle.call(&["delete", "--force", &bundle.id]);
+    let output = bundle.output(&["run", "--bundle", &bundle.bundle_path(), &bundle.id]);
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_capability_that_nobody_knows_is_a_warning() {
+    let bundle = Bundle::new("true", |spec| spec["process"]["capabilities"] = json!({"bounding": ["CAP_NOSUCH"]}));
+    let output = bundle.output(&["run", "--bundle", &bundle.bundle_path(), &bundle.id]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && told.contains("ignoring unknown or unavailable capabilities: [CAP_NOSUCH]"), "{told}");
+}

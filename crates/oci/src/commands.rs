@@ -1,5 +1,6 @@
 //! The commands, one function each.
 
+use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,27 +21,27 @@ use whelk_runtime::{Error, Result, Rootfs, caps, exec, hooks, seccomp, state_jso
 use whelk_sys::{fs, signal};
 
 use crate::state::{State, Status, directory, process};
-use crate::{Cli, Command, Create, Delete, Exec, Kill, List, Ps, Update};
+use crate::{Cli, Command, Create, Delete, Exec, Kill, List, Log, Ps, Update};
 
-pub(crate) fn run(cli: Cli) -> Result<u8> {
+pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
     if cli.systemd_cgroup {
         return Err(Error::invalid("--systemd-cgroup: cgroups by systemd are not available in this version of whelk"));
     }
     let root = cli.root.as_path();
     match cli.command {
-        Command::Create(args) => create(root, &args).map(|()| 0),
+        Command::Create(args) => create(root, &args, log).map(|()| 0),
         Command::Start { id } => start(root, &id).map(|()| 0),
         Command::Run(args) => {
             // Its orphans come here, so that their end is collected.
             let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-            create(root, &args.create)?;
+            create(root, &args.create, log)?;
             start(root, &args.create.id)?;
             if args.detach {
                 return Ok(0);
             }
             let state = State::load(root, &args.create.id)?;
             let code = wait_for(state.pid)?;
-            delete(root, &Delete { force: true, id: args.create.id })?;
+            delete(root, &Delete { force: true, id: args.create.id }, log)?;
             Ok(code)
         }
         Command::State { id } => {
@@ -48,8 +49,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
             Ok(0)
         }
         Command::Kill(args) => kill(root, &args).map(|()| 0),
-        Command::Delete(args) => delete(root, &args).map(|()| 0),
-        Command::Exec(args) => exec(root, args),
+        Command::Delete(args) => delete(root, &args, log).map(|()| 0),
+        Command::Exec(args) => exec(root, args, log),
         Command::Ps(args) => ps(root, &args).map(|()| 0),
         Command::List(args) => list(root, &args).map(|()| 0),
         Command::Pause { id } => freeze(root, &id, true).map(|()| 0),
@@ -80,10 +81,10 @@ fn describe(root: &Path, state: &State) -> Result<serde_json::Value> {
     Ok(value)
 }
 
-fn create(root: &Path, args: &Create) -> Result<()> {
+fn create(root: &Path, args: &Create, log: &Log) -> Result<()> {
     let bundle = fs::canonicalize(&args.bundle.bundle)?;
     let config = fs::read(bundle.join("config.json"))?;
-    let spec: Spec = serde_json::from_slice(&config).map_err(|error| Error::invalid(format!("config.json: {error}")))?;
+    let mut spec: Spec = serde_json::from_slice(&config).map_err(|error| Error::invalid(format!("config.json: {error}")))?;
     if !spec.oci_version.starts_with("1.") {
         return Err(Error::invalid(format!("config.json has version {:?}, this runtime knows 1.x", spec.oci_version)));
     }
@@ -95,6 +96,10 @@ fn create(root: &Path, args: &Create) -> Result<()> {
             "--console-socket needs a terminal in the configuration"
         }));
     }
+    spec.process.iter_mut().for_each(|process| leave_out_unknown(process, log));
+    check_preserved(args.preserve_fds)?;
+    let path = cgroup_path(&args.id, &spec);
+    let mut cgroup = Cgroup::at(&path)?;
     let directory = directory(root, &args.id)?;
     fs::create_dir_all(root, 0o700)?;
     fs::create_dir(&directory, 0o700).map_err(|error| {
@@ -104,12 +109,6 @@ fn create(root: &Path, args: &Create) -> Result<()> {
             error.into()
         }
     })?;
-    let path = if spec.linux.cgroups_path.is_empty() {
-        format!("/{}", args.id)
-    } else {
-        format!("/{}", spec.linux.cgroups_path.trim_start_matches('/'))
-    };
-    let mut cgroup = Cgroup::at(&path)?;
     let made = fs::write(directory.join("config.json"), &config)
         .map_err(Error::from)
         .and_then(|()| make(args, &spec, &bundle, &directory, &mut cgroup, path));
@@ -118,6 +117,32 @@ fn create(root: &Path, args: &Create) -> Result<()> {
         let _ = fs::remove_tree(&directory);
     }
     made
+}
+
+fn cgroup_path(id: &str, spec: &Spec) -> String {
+    if spec.linux.cgroups_path.is_empty() { format!("/{id}") } else { format!("/{}", spec.linux.cgroups_path.trim_start_matches('/')) }
+}
+
+/// Capabilities that no kernel knows are no reason to fail, as the specification has it, but to warn.
+fn leave_out_unknown(process: &mut Process, log: &Log) {
+    let Some(sets) = &mut process.capabilities else { return };
+    let mut unknown = BTreeSet::new();
+    for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted, &mut sets.inheritable, &mut sets.ambient] {
+        unknown.extend(set.extract_if(.., |name| caps::number(name).is_none()));
+    }
+    if !unknown.is_empty() {
+        let names: Vec<String> = unknown.into_iter().collect();
+        log.tell("warning", &format!("ignoring unknown or unavailable capabilities: [{}]", names.join(" ")));
+    }
+}
+
+/// # Errors
+/// Descriptors that are to be preserved and not open.
+fn check_preserved(count: u32) -> Result<()> {
+    match (3..3u32.saturating_add(count)).find(|number| !fs::exists(format!("/proc/self/fd/{number}"))) {
+        Some(number) => Err(Error::invalid(format!("--preserve-fds {count}: descriptor {number} is not open"))),
+        None => Ok(()),
+    }
 }
 
 fn make(args: &Create, spec: &Spec, bundle: &Path, directory: &Path, cgroup: &mut Cgroup, path: String) -> Result<()> {
@@ -141,6 +166,7 @@ fn make(args: &Create, spec: &Spec, bundle: &Path, directory: &Path, cgroup: &mu
         make_cwd: true,
         filter: filter.as_ref(),
         streams: None,
+        preserved: args.preserve_fds,
         gate: Gate::Fifo(fifo),
     };
     let created = launch::create(&launch, Some(cgroup))?;
@@ -204,9 +230,9 @@ fn start(root: &Path, id: &str) -> Result<()> {
     let path = directory.join("exec.fifo");
     let step = |error: rustix::io::Errno| Error::Os(format!("start container {id}: {error}"));
     let fifo = rustix::fs::open(&path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).map_err(step)?;
-    // Removed first: from here on the container counts as running.
-    fs::remove_file(&path)?;
+    // Who is killed behind this leaves a container that runs and can be started once more, which does nothing.
     rustix::io::write(&fifo, b"0").map_err(step)?;
+    fs::remove_file(&path)?;
     let spec = state.spec(&directory)?;
     hooks::run(&spec.hooks.poststart, &describe(root, &state)?)
 }
@@ -256,9 +282,9 @@ fn open_pidfd(pid: i32) -> Result<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).map_err(|error| Error::Os(format!("open process {pid}: {error}")))
 }
 
-fn delete(root: &Path, args: &Delete) -> Result<()> {
+fn delete(root: &Path, args: &Delete, log: &Log) -> Result<()> {
     let state = match State::load(root, &args.id) {
-        Err(Error::State(_)) if args.force => return Ok(()),
+        Err(Error::State(_)) if args.force => return remove_half_made(&args.id, &directory(root, &args.id)?),
         state => state?,
     };
     let directory = directory(root, &args.id)?;
@@ -284,18 +310,39 @@ fn delete(root: &Path, args: &Delete) -> Result<()> {
     cgroup.remove()?;
     fs::remove_tree(&directory)?;
     // After the container is gone, and never a reason for it to stay.
-    hooks::run(&spec.hooks.poststop, &state_json(&state.id, "stopped", 0, &state.bundle, &spec.annotations)).or(Ok(()))
+    let state = state_json(&state.id, "stopped", 0, &state.bundle, &spec.annotations);
+    for hook in &spec.hooks.poststop {
+        if let Err(error) = hooks::run(std::slice::from_ref(hook), &state) {
+            log.tell("warning", &format!("poststop {error}"));
+        }
+    }
+    Ok(())
 }
 
-fn exec(root: &Path, args: Exec) -> Result<u8> {
+/// Removes what a `create` that was killed has left: it was not far enough to say so in its state.
+fn remove_half_made(id: &str, directory: &Path) -> Result<()> {
+    if let Ok(config) = fs::read(directory.join("config.json"))
+        && let Ok(spec) = serde_json::from_slice::<Spec>(&config)
+    {
+        let cgroup = Cgroup::at(&cgroup_path(id, &spec))?;
+        cgroup.kill_all()?;
+        cgroup.remove()?;
+    }
+    Ok(fs::remove_tree(directory)?)
+}
+
+fn exec(root: &Path, args: Exec, log: &Log) -> Result<u8> {
     let state = State::load(root, &args.id)?;
     let directory = directory(root, &args.id)?;
     let status = state.status(&directory)?;
-    if !matches!(status, Status::Running | Status::Created) {
+    let fits = matches!(status, Status::Running | Status::Created) || status == Status::Paused && args.ignore_paused;
+    if !fits {
         return Err(Error::State(format!("cannot exec in a container that is {}", status.as_str())));
     }
     let spec = state.spec(&directory)?;
-    let wanted = wanted_process(&spec, &args)?;
+    let mut wanted = wanted_process(&spec, &args)?;
+    leave_out_unknown(&mut wanted, log);
+    check_preserved(args.preserve_fds)?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let request = exec::Exec {
         init: &open_pidfd(state.pid)?,
@@ -304,6 +351,7 @@ fn exec(root: &Path, args: Exec) -> Result<u8> {
         user: None,
         filter: filter.as_ref(),
         streams: None,
+        preserved: args.preserve_fds,
     };
     let executed = exec::exec(&request, Some(&state.cgroup()?))?;
     let pid = executed.pid.as_raw_nonzero().get();
@@ -336,6 +384,12 @@ fn wanted_process(spec: &Spec, args: &Exec) -> Result<Process> {
         }
     };
     wanted.terminal |= args.tty;
+    if !args.cap.is_empty() {
+        let sets = wanted.capabilities.get_or_insert_default();
+        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+            set.extend(args.cap.iter().filter(|cap| !set.contains(cap)).cloned().collect::<Vec<_>>());
+        }
+    }
     if wanted.args.is_empty() {
         return Err(Error::invalid("no command to execute"));
     }

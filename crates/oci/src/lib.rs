@@ -31,6 +31,9 @@ struct Cli {
     /// Format of the log file: text or json
     #[arg(long, global = true, default_value = "text")]
     log_format: String,
+    /// Tell more: each command that is carried out
+    #[arg(long, global = true)]
+    debug: bool,
     /// Let systemd manage cgroups
     #[arg(long, global = true)]
     systemd_cgroup: bool,
@@ -87,6 +90,9 @@ struct Create {
     /// Socket to send the terminal's master to
     #[arg(long)]
     console_socket: Option<PathBuf>,
+    /// How many descriptors behind standard error the program gets
+    #[arg(long, default_value_t = 0)]
+    preserve_fds: u32,
     id: String,
 }
 
@@ -134,6 +140,15 @@ struct Exec {
     /// User as UID[:GID]
     #[arg(short, long)]
     user: Option<String>,
+    /// Capabilities to have beside the container's
+    #[arg(short, long)]
+    cap: Vec<String>,
+    /// Also in a container that is paused: the process runs when it is resumed
+    #[arg(long)]
+    ignore_paused: bool,
+    /// How many descriptors behind standard error the program gets
+    #[arg(long, default_value_t = 0)]
+    preserve_fds: u32,
     /// Do not wait for the process
     #[arg(short, long)]
     detach: bool,
@@ -204,24 +219,37 @@ struct Update {
 /// Runs the command line; `arguments` begin behind `oci`.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(std::iter::once(OsString::from("whelk oci")).chain(arguments));
-    let (log, log_format) = (cli.log.clone(), cli.log_format.clone());
-    match commands::run(cli) {
+    let log = Log { file: cli.log.clone(), as_json: cli.log_format == "json" };
+    if cli.debug {
+        log.tell("debug", &format!("{:?}", cli.command));
+    }
+    match commands::run(cli, &log) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("whelk oci: {error}");
-            if let Some(log) = log {
-                // Callers read the reason of a failure out of this file.
-                let line = if log_format == "json" {
-                    serde_json::json!({"level": "error", "msg": error.to_string(), "time": jiff::Timestamp::now().to_string()}).to_string()
-                } else {
-                    format!("level=error msg={:?}", error.to_string())
-                };
-                if let Ok(mut file) = whelk_sys::fs::append(&log, 0o600) {
-                    use std::io::Write;
-                    let _ = writeln!(file, "{line}");
-                }
-            }
+            log.tell("error", &error.to_string());
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where callers read what went wrong: on standard error, and in a file where they want one.
+struct Log {
+    file: Option<PathBuf>,
+    as_json: bool,
+}
+
+impl Log {
+    fn tell(&self, level: &str, text: &str) {
+        eprintln!("whelk oci: {level}: {text}");
+        let Some(file) = &self.file else { return };
+        let line = if self.as_json {
+            serde_json::json!({"level": level, "msg": text, "time": jiff::Timestamp::now().to_string()}).to_string()
+        } else {
+            format!("level={level} msg={text:?}")
+        };
+        if let Ok(mut file) = whelk_sys::fs::append(file, 0o600) {
+            use std::io::Write;
+            let _ = writeln!(file, "{line}");
         }
     }
 }

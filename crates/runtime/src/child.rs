@@ -61,7 +61,7 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
         devices::create(&root, &linux.devices, own_user_namespace)?;
     }
     let terminal = open_terminal(process, &keys, &root, sync)?;
-    run_hooks(launch, &root, sync)?;
+    run_hooks(launch, sync)?;
 
     let proc = match keys.proc {
         Some(proc) => proc,
@@ -88,14 +88,21 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
         (None, Some([input, output, error])) => process::take_streams([input, output, error], identity.uid)?,
         (None, None) => {}
     }
-    hooks::run(&spec.hooks.start_container, &crate::state_json(launch.id, "created", 1, launch.bundle, &spec.annotations))?;
-    let surroundings = process::Surroundings { identity, proc: &proc, filter: launch.filter, personality: linux.personality.as_ref() };
+    let surroundings = process::Surroundings {
+        identity,
+        proc: &proc,
+        filter: launch.filter,
+        personality: linux.personality.as_ref(),
+        preserved: launch.preserved,
+    };
     let prepared = process::prepare(process, surroundings)?;
     sync.send(&Message::Ready, None)?;
     match &launch.gate {
         Gate::Starter => drop(sync.expect(&Message::Start)?),
         Gate::Fifo(fifo) => wait_for_byte(fifo)?,
     }
+    let state = crate::state_json(launch.id, "created", 1, launch.bundle, &spec.annotations);
+    hooks::run_with(&spec.hooks.start_container, &state, &process.env)?;
     Ok(prepared)
 }
 
@@ -133,7 +140,7 @@ fn open_terminal(process: &Process, keys: &KeyMounts, root: &OwnedFd, sync: &Syn
     Ok(Some(terminal.slave))
 }
 
-fn run_hooks(launch: &Launch<'_>, _root: &OwnedFd, sync: &Sync) -> Result<()> {
+fn run_hooks(launch: &Launch<'_>, sync: &Sync) -> Result<()> {
     let hooks = &launch.spec.hooks;
     if !hooks.prestart.is_empty() || !hooks.create_runtime.is_empty() {
         sync.send(&Message::RunHooks, None)?;

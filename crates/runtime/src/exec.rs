@@ -6,6 +6,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now, setns};
 
+use crate::affinity;
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result, os};
 use crate::namespaces;
@@ -27,6 +28,8 @@ pub struct Exec<'a> {
     pub user: Option<&'a UserRequest>,
     pub filter: Option<&'a Filter>,
     pub streams: Option<[OwnedFd; 3]>,
+    /// How many descriptors behind the three streams the program gets as they are.
+    pub preserved: u32,
 }
 
 /// A process that runs in the container, as a child of the caller.
@@ -141,8 +144,12 @@ fn is_busy(error: &std::io::Error) -> bool {
 }
 
 fn enter<'a>(exec: &'a Exec<'_>, cgroup: Option<&Cgroup>, flags: CloneFlags, sync: &Sync) -> Result<process::Prepared<'a>> {
+    let affinity = exec.process.exec_cpu_affinity.as_ref();
+    let run_on = |processors: Option<&String>| processors.map_or(Ok(()), |list| affinity::set(list));
+    run_on(affinity.and_then(|affinity| affinity.initial.as_ref()))?;
     // In the cgroup first: what is done from here on counts as the container's.
     cgroup.map_or(Ok(()), Cgroup::enter)?;
+    run_on(affinity.and_then(|affinity| affinity.finally.as_ref()))?;
     rustix::process::setsid().map_err(os("setsid"))?;
     setns(exec.init.as_fd(), flags.without(CloneFlags::NEWPID)).map_err(os("enter the container"))?;
     rustix::process::chdir("/").map_err(os("chdir to the container's root"))?;
@@ -160,6 +167,12 @@ fn enter<'a>(exec: &'a Exec<'_>, cgroup: Option<&Cgroup>, flags: CloneFlags, syn
     }
     process::prepare(
         exec.process,
-        process::Surroundings { identity, proc: &proc, filter: exec.filter, personality: exec.linux.personality.as_ref() },
+        process::Surroundings {
+            identity,
+            proc: &proc,
+            filter: exec.filter,
+            personality: exec.linux.personality.as_ref(),
+            preserved: exec.preserved,
+        },
     )
 }

@@ -13,15 +13,22 @@ use crate::spec::Hook;
 /// # Errors
 /// The first hook that cannot be run, fails, or takes longer than its timeout.
 pub fn run(hooks: &[Hook], state: &serde_json::Value) -> Result<()> {
-    hooks.iter().try_for_each(|hook| run_one(hook, state).map_err(|error| error.during(&format!("hook {}", hook.path.display()))))
+    run_with(hooks, state, &[])
 }
 
-fn run_one(hook: &Hook, state: &serde_json::Value) -> Result<()> {
+/// The same with an environment for those that have none of their own.
+pub fn run_with(hooks: &[Hook], state: &serde_json::Value, environment: &[String]) -> Result<()> {
+    let during = |hook: &Hook, error: Error| error.during(&format!("hook {}", hook.path.display()));
+    hooks.iter().try_for_each(|hook| run_one(hook, state, environment).map_err(|error| during(hook, error)))
+}
+
+fn run_one(hook: &Hook, state: &serde_json::Value, environment: &[String]) -> Result<()> {
     let mut command = Command::new(&hook.path);
     if let Some((name, arguments)) = hook.args.split_first() {
         command.arg0(name).args(arguments);
     }
-    command.env_clear().envs(hook.env.iter().filter_map(|entry| entry.split_once('=')));
+    let environment = if hook.env.is_empty() { environment } else { &hook.env };
+    command.env_clear().envs(environment.iter().filter_map(|entry| entry.split_once('=')));
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -31,6 +31,8 @@ pub struct Launch<'a> {
     pub filter: Option<&'a Filter>,
     /// Input, output and error of the program; unused with a terminal.
     pub streams: Option<[OwnedFd; 3]>,
+    /// How many descriptors behind the three streams the program gets as they are.
+    pub preserved: u32,
     /// What the made container waits on before it executes its program.
     pub gate: Gate,
 }
@@ -78,8 +80,11 @@ pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
             Cloned::Child => {
                 drop(ours);
                 let error = child::run(launch, cgroup, &theirs);
-                // The starter may be gone; then nobody is left to tell.
-                let _ = theirs.send(&Message::Failed(error), None);
+                let text = format!("{error}\n");
+                if theirs.send(&Message::Failed(error), None).is_err() {
+                    // The starter is gone: whoever has the container's error output is left to tell.
+                    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+                }
                 exit_now(1)
             }
             Cloned::Parent { pid, pidfd } => (pid, pidfd),

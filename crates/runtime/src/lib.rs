@@ -5,6 +5,7 @@
 //! counts it. Both must be called from a process with one thread: the shim, or `whelk oci`.
 #![forbid(unsafe_code)]
 
+mod affinity;
 pub mod caps;
 pub mod cgroup;
 mod cgroup_mount;

@@ -131,9 +131,11 @@ impl Context<'_> {
         let step = os_at::<std::io::Error>("open mount point", destination);
         let target = if matches!(mount.kind.as_str(), "proc" | "sysfs") {
             // A link here would put the real thing elsewhere and leave labels and masks on a fake (CVE-2019-16884).
-            in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755)).map_err(step)?;
-            in_root::open_no_links(self.root, destination, OFlags::PATH | OFlags::DIRECTORY)
-                .map_err(|_| Error::invalid(format!("filesystem {:?} must be mounted on ordinary directory: {destination}", mount.kind)))?
+            let extraordinary =
+                || Error::invalid(format!("filesystem {:?} must be mounted on ordinary directory: {destination}", mount.kind));
+            in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755))
+                .map_err(|error| if error.kind() == std::io::ErrorKind::NotADirectory { extraordinary() } else { step(error) })?;
+            in_root::open_no_links(self.root, destination, OFlags::PATH | OFlags::DIRECTORY).map_err(|_| extraordinary())?
         } else if is_bind && !is_directory(tree)? {
             in_root::create_file(self.root, destination).map_err(step)?
         } else {

@@ -2,6 +2,7 @@
 //!
 //! Shared by a container's first process and by exec. The order matters and is explained where it does.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -75,6 +76,8 @@ pub(crate) fn make_directory(root: &OwnedFd, cwd: &str) -> Result<()> {
     }
 }
 
+const STREAMS: u32 = 3;
+
 /// Everything before the final step that may still fail with a clear message: the program is found, its arguments are
 /// ready, limits are set.
 pub(crate) struct Prepared<'a> {
@@ -85,6 +88,7 @@ pub(crate) struct Prepared<'a> {
     program: CString,
     arguments: Vec<CString>,
     environment: Vec<CString>,
+    preserved: u32,
 }
 
 /// What the process is prepared with beside its own configuration.
@@ -93,11 +97,13 @@ pub(crate) struct Surroundings<'a, 'p> {
     pub proc: &'p OwnedFd,
     pub filter: Option<&'a Filter>,
     pub personality: Option<&'a Personality>,
+    /// How many descriptors behind the three streams the program gets.
+    pub preserved: u32,
 }
 
 /// Sets limits and priorities, drops what can be dropped early, changes the user, and finds the program.
 pub(crate) fn prepare<'a>(process: &'a Process, surroundings: Surroundings<'a, '_>) -> Result<Prepared<'a>> {
-    let Surroundings { identity, proc, filter, personality } = surroundings;
+    let Surroundings { identity, proc, filter, personality, preserved } = surroundings;
     let sets = process.capabilities.as_ref().map(Sets::resolve).transpose()?;
     if let Some(score) = process.oom_score_adj {
         // By number, not "self": that is a link, and this must be the process's own file on a real procfs.
@@ -120,7 +126,7 @@ pub(crate) fn prepare<'a>(process: &'a Process, surroundings: Surroundings<'a, '
     if process.no_new_privileges {
         set_no_new_privs(true).map_err(os("set no_new_privs"))?;
     }
-    let mut prepared = Prepared { process, identity, sets, filter, program: CString::default(), arguments, environment };
+    let mut prepared = Prepared { process, identity, sets, filter, program: CString::default(), arguments, environment, preserved };
     prepared.become_user()?;
     // As the user: a file that only root may execute is not executable for others.
     prepared.program = find_program(process)?;
@@ -158,7 +164,7 @@ impl Prepared<'_> {
     fn try_execute(self) -> Result<std::convert::Infallible> {
         set_keep_capabilities(false).map_err(os("drop keep-capabilities"))?;
         // Under the filter as little as possible: a profile need not allow these.
-        cloexec_from(3).map_err(os("close_range"))?;
+        cloexec_from(STREAMS + self.preserved).map_err(os("close_range"))?;
         signal::reset_all().map_err(os("reset signals"))?;
         // Installing a filter needs CAP_SYS_ADMIN unless no_new_privs is set, so it goes before the capabilities then,
         // and as late as possible otherwise. The user change has cleared the effective set: raise it for this step.
@@ -222,13 +228,21 @@ fn c_string(text: &str) -> Result<CString> {
 /// the starter's own environment can take their place.
 fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>> {
     let mut has_home = false;
-    let mut environment = Vec::with_capacity(process.env.len() + 1);
-    for entry in &process.env {
+    let mut last = HashMap::with_capacity(process.env.len());
+    for (index, entry) in process.env.iter().enumerate() {
         match entry.split_once('=') {
-            Some((name, value)) if !name.is_empty() => has_home |= name == "HOME" && !value.is_empty(),
+            Some((name, value)) if !name.is_empty() => {
+                has_home |= name == "HOME" && !value.is_empty();
+                last.insert(name, index);
+            }
             _ => return Err(Error::invalid(format!("invalid environment variable {entry:?}"))),
         }
-        if !entry.is_empty() && entry != "HOME=" {
+    }
+    let mut environment = Vec::with_capacity(process.env.len() + 1);
+    for (index, entry) in process.env.iter().enumerate() {
+        // Of a name that comes twice the later value counts.
+        let counts = entry.split_once('=').is_some_and(|(name, _)| last.get(name) == Some(&index));
+        if counts && entry != "HOME=" {
             environment.push(c_string(entry)?);
         }
     }

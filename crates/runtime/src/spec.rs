@@ -59,9 +59,17 @@ wire! {
         pub apparmor_profile: String,
         pub selinux_label: String,
         pub oom_score_adj: Option<i32>,
+        #[serde(rename = "execCPUAffinity")]
+        pub exec_cpu_affinity: Option<CpuAffinity>,
         pub scheduler: Option<Scheduler>,
         #[serde(rename = "ioPriority")]
         pub io_priority: Option<IoPriority>,
+    }
+
+    pub struct CpuAffinity {
+        pub initial: Option<String>,
+        #[serde(rename = "final")]
+        pub finally: Option<String>,
     }
 
     pub struct ConsoleSize {

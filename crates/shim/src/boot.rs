@@ -224,6 +224,7 @@ fn start_init(launch: &Launch, filter: Option<&whelk_runtime::seccomp::Filter>, 
         user: Some(&launch.user),
         make_cwd: true,
         filter,
+        preserved: 0,
         streams,
         gate: Gate::Starter,
     };

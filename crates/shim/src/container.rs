@@ -379,6 +379,7 @@ impl Shim {
                 user: Some(&request.user),
                 filter: filter.as_ref(),
                 streams: theirs,
+                preserved: 0,
             },
             Some(&self.cgroup),
         )?;

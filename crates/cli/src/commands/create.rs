@@ -1,7 +1,5 @@
 //! `create`, and the flags it shares with `run`.
 
-use std::collections::BTreeMap;
-
 use clap::Args;
 use serde_json::{Map, Value, json};
 
@@ -465,28 +463,31 @@ fn restart_policy(text: &str) -> Outcome<Value> {
     Ok(json!({"Name": name, "MaximumRetryCount": count}))
 }
 
-/// The environment: files first, then flags; a name alone takes the value it has here.
+/// The environment: files first, then flags; a name alone takes the value it has here. One that has none here takes away
+/// the image's, but in a file it means nothing.
 pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> {
-    let mut entries: BTreeMap<String, Option<String>> = BTreeMap::new();
-    let mut order = Vec::new();
-    for entry in lines_of(files)?.iter().chain(given) {
-        let (name, value) = match entry.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (entry.as_str(), std::env::var(entry).ok()),
-        };
+    let mut entries: Vec<(String, String)> = Vec::new();
+    let from_files = lines_of(files)?.into_iter().map(|line| (line, false));
+    for (entry, is_flag) in from_files.chain(given.iter().map(|entry| (entry.clone(), true))) {
+        let name = entry.split('=').next().unwrap_or_default().to_owned();
         if name.is_empty() {
             return Err(Failure::with_code(
                 125,
                 format!("invalid argument {entry:?} for \"-e, --env\" flag: invalid environment variable: {entry}"),
             ));
         }
-        if !entries.contains_key(name) {
-            order.push(name.to_owned());
+        let entry = match std::env::var(&name) {
+            _ if entry.contains('=') => entry,
+            Ok(value) => format!("{name}={value}"),
+            Err(_) if is_flag => entry,
+            Err(_) => continue,
+        };
+        match entries.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, earlier)) => *earlier = entry,
+            None => entries.push((name, entry)),
         }
-        entries.insert(name.to_owned(), value);
     }
-    let list: Vec<String> =
-        order.into_iter().filter_map(|name| entries.remove(&name).flatten().map(|value| format!("{name}={value}"))).collect();
+    let list: Vec<String> = entries.into_iter().map(|(_, entry)| entry).collect();
     Ok(if list.is_empty() { Value::Null } else { json!(list) })
 }
 
@@ -607,7 +608,8 @@ mod tests {
 
     #[test]
     fn the_environment_has_each_name_once() {
-        assert_eq!(environment(&["A=1".into(), "A=2".into(), "NOT_SET_ANYWHERE_X".into()], &[]).unwrap(), json!(["A=2"]));
+        let given = ["A=1", "A=2", "NOT_SET_ANYWHERE_X"].map(str::to_owned);
+        assert_eq!(environment(&given, &[]).unwrap(), json!(["A=2", "NOT_SET_ANYWHERE_X"]));
         assert!(environment(&["=x".into()], &[]).is_err());
     }
 }

@@ -31,16 +31,45 @@ fn absolute(path: &str) -> String {
     std::path::absolute(path).map_or_else(|_| path.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
+/// The fields between commas, as in a line of CSV: one that begins with a quote may have commas in it, and quotes written
+/// twice. `None` when such a field does not end.
+pub(crate) fn fields(text: &str) -> Option<Vec<String>> {
+    let mut fields = Vec::new();
+    let mut rest = text;
+    loop {
+        let (field, behind) = match rest.strip_prefix('"') {
+            None => rest.split_at(rest.find(',').unwrap_or(rest.len())),
+            Some(quoted) => {
+                let end = quoted.match_indices('"').find(|(at, _)| closes(quoted, *at))?.0;
+                (&quoted[..end], &quoted[end + 1..])
+            }
+        };
+        fields.push(if rest.starts_with('"') { field.replace("\"\"", "\"") } else { field.to_owned() });
+        match behind.strip_prefix(',') {
+            Some(next) => rest = next,
+            None if behind.is_empty() => return Some(fields),
+            None => return None,
+        }
+    }
+}
+
+/// Whether the quote at `at` is a field's last: neither the first nor the second of two.
+fn closes(text: &str, at: usize) -> bool {
+    let before = text[..at].bytes().rev().take_while(|byte| *byte == b'"').count();
+    let after = text[at + 1..].starts_with('"');
+    before.is_multiple_of(2) && !after
+}
+
 /// `type=bind,source=…,target=…,readonly,…`
 pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
     let fail = |reason: String| Failure::with_code(125, format!("invalid argument {text:?} for \"--mount\" flag: {reason}"));
     let (mut mount, mut bind, mut volume, mut tmpfs) = (Map::new(), Map::new(), Map::new(), Map::new());
     let (mut labels, mut driver_options) = (Map::new(), Map::new());
     mount.insert("Type".into(), json!("volume"));
-    for field in text.split(',') {
+    for field in &fields(text).ok_or_else(|| fail("a quoted field does not end".into()))? {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key, Some(value)),
-            None => (field, None),
+            None => (field.as_str(), None),
         };
         let text = value.unwrap_or_default();
         let flag = || match value {
@@ -123,7 +152,13 @@ mod tests {
             json!({"Type": "volume", "Source": "v", "Target": "/b", "VolumeOptions": {
                 "NoCopy": true, "DriverConfig": {"Options": {"type": "nfs"}}, "Labels": {"a": "b"}, "Subpath": "x"}})
         );
+        assert_eq!(
+            parse_mount(r#"src=v,dst=/b,volume-opt=type=nfs,"volume-opt=o=addr=10.0.0.1,vers=4","volume-label=a=""b""""#).unwrap(),
+            json!({"Type": "volume", "Source": "v", "Target": "/b", "VolumeOptions": {
+                "DriverConfig": {"Options": {"type": "nfs", "o": "addr=10.0.0.1,vers=4"}}, "Labels": {"a": "\"b\""}}})
+        );
         let text = |text: &str| parse_mount(text).unwrap_err().text;
+        assert!(text("src=v,\"dst=/b").ends_with("a quoted field does not end"));
         assert!(text("bogus").ends_with("invalid field 'bogus' must be a key=value pair"));
         assert!(text("type=volume").ends_with("target is required"));
         assert!(text("type=volume,dst=/x,bind-propagation=shared").ends_with("cannot mix 'bind-*' options with mount type 'volume'"));

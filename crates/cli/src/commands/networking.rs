@@ -225,7 +225,7 @@ fn attachment(text: &str) -> Outcome<Attachment> {
     }
     let fail = |reason: String| invalid(format!("invalid argument {text:?} for \"--network\" flag: {reason}"));
     let mut result = Attachment::default();
-    for field in text.split(',') {
+    for field in &super::mounts::fields(text).ok_or_else(|| fail("a quoted field does not end".into()))? {
         let (key, value) = field.split_once('=').ok_or_else(|| fail(format!("invalid field {field}")))?;
         let value = value.trim().to_owned();
         match key.trim().to_lowercase().as_str() {
@@ -238,7 +238,7 @@ fn attachment(text: &str) -> Outcome<Attachment> {
             "link-local-ip" => result.link_local.push(value),
             "driver-opt" => {
                 let (key, value) = value.split_once('=').ok_or_else(|| fail("invalid key value pair format in driver options".into()))?;
-                result.driver_options.insert(key.to_lowercase(), json!(value));
+                result.driver_options.insert(key.trim().to_lowercase(), json!(value.trim()));
             }
             "gw-priority" => result.priority = value.parse().map_err(|_| fail(format!("invalid gw-priority ({value}): invalid syntax")))?,
             _ => return Err(fail(format!("invalid field key {key}"))),
