@@ -23,9 +23,9 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
     eprintln!("whelk: no engine at {DEFAULT_SOCKET}, starting one");
     let program = std::env::current_exe()?;
     let log = log_file()?;
-    // In a session of its own: it stays when this command and its terminal are gone.
+    // It takes itself out of this session: it stays when this command and its terminal are gone.
     let mut engine = Command::new("/proc/self/exe");
-    engine.arg0(program).arg("daemon").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+    engine.arg0(program).args(["daemon", "--background"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let mut engine = engine.spawn().map_err(|error| Failure::new(format!("start an engine: {error}")))?;
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {

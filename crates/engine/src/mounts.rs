@@ -104,7 +104,7 @@ pub fn parse_volumes_from(text: &str) -> Result<(&str, Option<bool>)> {
 
 /// SELinux labels are changed where there are any, and only there do these words mean something.
 fn check_relabel(word: &str) -> Result<()> {
-    if whelk_sys::fs::exists("/sys/fs/selinux/enforce") {
+    if whelk_sys::fs::exists(crate::security::SELINUX) {
         return Err(Error::Unsupported(format!("mount option {word}: SELinux relabelling is not available in this version of whelk")));
     }
     Ok(())

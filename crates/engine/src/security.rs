@@ -53,6 +53,9 @@ pub enum Seccomp {
     Custom(String),
 }
 
+/// Where the kernel says that SELinux is on.
+pub(crate) const SELINUX: &str = "/sys/fs/selinux/enforce";
+
 /// The meaning of all `--security-opt`s of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -60,8 +63,6 @@ pub struct Options {
     pub seccomp: Seccomp,
     /// Empty for the host's default.
     pub apparmor: String,
-    pub selinux_disabled: bool,
-    pub selinux: Vec<String>,
     pub writable_cgroups: bool,
 }
 
@@ -77,7 +78,7 @@ impl Options {
                 continue;
             }
             if option == "disable" {
-                options.selinux_disabled = true;
+                // An old form of "label=disable".
                 continue;
             }
             // Old clients separate by a colon; a profile contains many of those, so "=" is looked for first.
@@ -94,8 +95,11 @@ impl Options {
                 "no-new-privileges" => options.no_new_privileges = flag()?,
                 "writable-cgroups" => options.writable_cgroups = flag()?,
                 "apparmor" => options.apparmor = value.to_owned(),
-                "label" if value == "disable" => options.selinux_disabled = true,
-                "label" => options.selinux.push(value.to_owned()),
+                // Containers are not confined by SELinux, which is what is asked for, or what the host does not have.
+                "label" if value == "disable" || !whelk_sys::fs::exists(SELINUX) => {}
+                "label" => {
+                    return Err(Error::Unsupported(format!("--security-opt {option}: not available in this version of whelk")));
+                }
                 "seccomp" => {
                     options.seccomp = match value {
                         "unconfined" => Seccomp::Unconfined,

@@ -186,11 +186,20 @@ impl Store {
         Ok(value)
     }
 
+    /// All records that can be read: one that cannot must not keep the engine from the others.
     fn all<T: DeserializeOwned>(&self, query: &str) -> Result<Vec<T>> {
         let connection = self.connection();
         let mut statement = connection.prepare_cached(query)?;
         let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-        rows.map(|row| serde_json::from_str(&row?).map_err(|error| Error::internal(format!("the engine's store: {error}")))).collect()
+        let mut records = Vec::new();
+        for row in rows {
+            let text = row?;
+            match serde_json::from_str(&text) {
+                Ok(record) => records.push(record),
+                Err(error) => tracing::error!("a record of the engine's store cannot be read: {error}: {text}"),
+            }
+        }
+        Ok(records)
     }
 }
 

@@ -2,6 +2,8 @@
 //! translation (or the lack of one) that was right when the entry was made: when a port is published or withdrawn, such
 //! entries have to go.
 
+use std::net::{IpAddr, SocketAddr};
+
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -13,6 +15,9 @@ const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_DST: u16 = 4;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
@@ -22,9 +27,9 @@ const AF_INET6: u8 = 10;
 
 /// Forgets the UDP connections to published ports.
 pub(crate) fn forget(socket: &mut Socket, publications: &[Publication]) -> Result<()> {
-    let ports = |ipv4: bool| -> Vec<u16> {
+    let ports = |ipv4: bool| -> Vec<SocketAddr> {
         let udp = publications.iter().filter(|one| one.protocol == Protocol::Udp && one.host.is_ipv4() == ipv4);
-        udp.map(|one| one.host.port()).collect()
+        udp.map(|one| one.host).collect()
     };
     for (family, ports) in [(AF_INET, ports(true)), (AF_INET6, ports(false))] {
         if !ports.is_empty() {
@@ -34,7 +39,7 @@ pub(crate) fn forget(socket: &mut Socket, publications: &[Publication]) -> Resul
     Ok(())
 }
 
-fn forget_family(socket: &mut Socket, family: u8, ports: &[u16]) -> std::result::Result<(), Errno> {
+fn forget_family(socket: &mut Socket, family: u8, ports: &[SocketAddr]) -> std::result::Result<(), Errno> {
     let message = |kind: u16| Message::new(NFNL_SUBSYS_CTNETLINK << 8 | kind, 0, &[family, 0, 0, 0]);
     let entries = match socket.dump(message(IPCTNL_MSG_CT_GET)) {
         // A kernel without the means to look has nothing to forget, as far as anybody can tell.
@@ -43,7 +48,7 @@ fn forget_family(socket: &mut Socket, family: u8, ports: &[u16]) -> std::result:
     };
     for entry in &entries {
         let Some(tuple) = entry.split(HEADER).and_then(|(_, attributes)| attributes.find(CTA_TUPLE_ORIG)) else { continue };
-        if udp_port(tuple).is_some_and(|port| ports.contains(&port)) {
+        if destination(tuple).is_some_and(|to| ports.iter().any(|port| is_at(to, *port))) {
             // Its own key, as it came.
             let delete = message(IPCTNL_MSG_CT_DELETE).nest(CTA_TUPLE_ORIG, |inner| inner.raw(tuple));
             match socket.request(delete) {
@@ -55,10 +60,23 @@ fn forget_family(socket: &mut Socket, family: u8, ports: &[u16]) -> std::result:
     Ok(())
 }
 
-/// The destination port in the original direction, of a UDP connection.
-fn udp_port(tuple: &[u8]) -> Option<u16> {
-    let protocol = Attributes(Attributes(tuple).find(CTA_TUPLE_PROTO)?);
+/// Whether what was sent to an address went to a published port: its own address, or with none of its own any of the
+/// host's. What containers send to the same port elsewhere is none of it.
+fn is_at(to: SocketAddr, port: SocketAddr) -> bool {
+    let is_local = || std::net::UdpSocket::bind(SocketAddr::new(to.ip(), 0)).is_ok();
+    to.port() == port.port() && (to.ip() == port.ip() || port.ip().is_unspecified() && is_local())
+}
+
+/// The destination in the original direction, of a UDP connection.
+fn destination(tuple: &[u8]) -> Option<SocketAddr> {
+    let tuple = Attributes(tuple);
+    let protocol = Attributes(tuple.find(CTA_TUPLE_PROTO)?);
     let is_udp = protocol.find(CTA_PROTO_NUM)?.first() == Some(&Protocol::Udp.number());
     let port = protocol.find(CTA_PROTO_DST_PORT)?.try_into().ok().map(u16::from_be_bytes)?;
-    is_udp.then_some(port)
+    let addresses = Attributes(tuple.find(CTA_TUPLE_IP)?);
+    let ip = match addresses.find(CTA_IP_V4_DST) {
+        Some(bytes) => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        None => IpAddr::from(<[u8; 16]>::try_from(addresses.find(CTA_IP_V6_DST)?).ok()?),
+    };
+    is_udp.then_some(SocketAddr::new(ip, port))
 }

@@ -99,7 +99,8 @@ impl Host {
 
     fn publish(&self, protocol: Protocol, host: &str, to: &str) -> Publication {
         let publication = Publication { protocol, host: at(host), to: at(to) };
-        self.firewall.publish(&[publication]).unwrap();
+        // Which addresses are the host's own is asked where the engine would be.
+        inside(&self.namespace, || self.firewall.publish(&[publication]).unwrap());
         publication
     }
 }

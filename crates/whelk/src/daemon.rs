@@ -40,6 +40,9 @@ struct Arguments {
     /// Log more
     #[arg(short = 'D', long)]
     debug: bool,
+    /// Leave the terminal and the directory that it was started from
+    #[arg(long, hide = true)]
+    background: bool,
 }
 
 const LARGEST_FILE: u64 = 1 << 20;
@@ -49,8 +52,13 @@ const WORKERS: usize = 4;
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments = Arguments::parse_from(
         std::iter::once(OsString::from("whelk daemon"))
-            .chain(arguments.skip(usize::from(std::env::args().nth(1).as_deref() == Some("daemon")))),
+            .chain(arguments.skip(usize::from(std::env::args_os().nth(1).is_some_and(|word| word == "daemon")))),
     );
+    if arguments.background {
+        // A process that leads a group already has a session that is meant for it.
+        let _ = rustix::process::setsid();
+        let _ = rustix::process::chdir("/");
+    }
     // What containers get to see must not depend on the shell that the engine was started from.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let result =

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         "docker-init" | "whelk-init" => return init::main(arguments),
         _ => {}
     }
-    match std::env::args().nth(1).as_deref() {
+    match std::env::args_os().nth(1).as_ref().and_then(|word| word.to_str()) {
         Some("daemon") => daemon::main(std::env::args_os().skip(1)),
         Some("shim") => shim(),
         Some("init") => init::main(std::env::args_os().skip(2)),
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 
 /// `whelk shim --cgroup PATH`: started by the engine only.
 fn shim() -> ExitCode {
-    let mut arguments = std::env::args().skip(2);
+    let mut arguments = std::env::args_os().skip(2).map(|word| word.to_string_lossy().into_owned());
     let cgroup = if arguments.next().as_deref() == Some("--cgroup") { arguments.next() } else { None };
     report("shim", whelk_shim::boot::run(cgroup.as_deref()))
 }

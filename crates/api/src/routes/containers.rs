@@ -141,10 +141,7 @@ pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Par
     tokio::spawn(async move {
         tokio::select! {
             waited = waited => {
-                let mut body = json!({"StatusCode": waited.exit_code});
-                if !waited.error.is_empty() {
-                    body["Error"] = json!({"Message": waited.error});
-                }
+                let body = json!({"StatusCode": waited.exit_code});
                 let _ = sender.send(Ok(Bytes::from(format!("{body}\n")))).await;
             }
             () = sender.closed() => {}

@@ -157,7 +157,9 @@ pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
         }
         let end = async {
             match until {
-                Some(until) => tokio::time::sleep(std::time::Duration::from_nanos(u64::try_from(until - now()).unwrap_or(0))).await,
+                Some(until) => {
+                    tokio::time::sleep(std::time::Duration::from_nanos(u64::try_from(until.saturating_sub(now())).unwrap_or(0))).await
+                }
                 None => std::future::pending().await,
             }
         };

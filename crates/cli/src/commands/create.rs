@@ -247,7 +247,8 @@ pub(crate) async fn create(client: &Client, args: CreateArgs) -> Outcome {
 /// Creates the container and returns its id. Warnings go to standard error.
 pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<String> {
     // Whatever comes first is taken for the image, so that a command's own flags stay its own.
-    if let Some(flag) = args.image_and_command.first().filter(|word| word.starts_with('-') && !std::env::args().any(|word| word == "--")) {
+    if let Some(flag) = args.image_and_command.first().filter(|word| word.starts_with('-') && !std::env::args_os().any(|word| word == "--"))
+    {
         return Err(Failure::with_code(125, super::unknown_flag(flag)));
     }
     if !matches!(args.pull.as_str(), "always" | "missing" | "never") {

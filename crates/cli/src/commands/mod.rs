@@ -256,7 +256,7 @@ fn usage(error: &clap::Error) -> Outcome {
     let argument = context(ContextKind::InvalidArg);
     let flag = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
     let value = context(ContextKind::InvalidValue);
-    let words: Vec<String> = std::env::args().skip(1).take_while(|word| !word.starts_with('-')).collect();
+    let words: Vec<String> = typed_words().skip(1).take_while(|word| !word.starts_with('-')).collect();
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = std::io::Write::write_all(&mut std::io::stdout(), error.render().to_string().as_bytes());
         return Ok(0);
@@ -296,6 +296,11 @@ fn usage(error: &clap::Error) -> Outcome {
         }
     };
     Err(Failure::with_code(USAGE, format!("{text}{hint}")))
+}
+
+/// The words of the command line, as far as they can be read.
+fn typed_words() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned())
 }
 
 /// A flag as it is told: `-t, --timeout`, or its long form alone.
@@ -344,7 +349,7 @@ pub(crate) fn unknown_flag(flag: &str) -> String {
 
 fn needs_argument(flag: &str) -> String {
     // The parser names both forms of a flag; the one that was typed is told.
-    let typed = std::env::args().find(|word| {
+    let typed = typed_words().find(|word| {
         word.split('=').next() == Some(flag)
             || word.starts_with('-') && !word.starts_with("--") && flag.starts_with("--") && word.len() == 2
     });

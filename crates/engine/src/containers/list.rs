@@ -135,9 +135,7 @@ impl<'a> Matcher<'a> {
             )));
         }
         filters.flag("is-task")?;
-        let ancestors = filters
-            .get("ancestor")
-            .map(|names| names.iter().filter_map(|name| containers.images.find(name).ok()).map(|image| image.id.to_string()).collect());
+        let ancestors = filters.get("ancestor").map(|names| names.iter().flat_map(|name| containers.images.built_on(name)).collect());
         let wide = request.all
             || request.limit.is_some()
             || filters.get("status").is_some()

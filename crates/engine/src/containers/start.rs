@@ -259,7 +259,8 @@ impl Containers {
         key.sort();
         let key = Digest::of(format!("{profile}\0{}", key.join(",")).as_bytes()).hex().to_owned();
         let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(path) = filters.get(&key) {
+        // Something that tidies up may have taken it away.
+        if let Some(path) = filters.get(&key).filter(|path| fs::exists(path)) {
             return Ok(Some(path.clone()));
         }
         let invalid = |error: whelk_runtime::Error| Error::invalid(error.to_string());
@@ -367,7 +368,12 @@ fn devices(host: &HostConfig) -> Result<Vec<(Device, String)>> {
 const NOT_DEVICES: [&str; 7] = ["pts", "shm", "fd", "mqueue", "console", ".lxc", ".udev"];
 
 fn collect_devices(source: &Path, target: &Path, access: &str, devices: &mut Vec<(Device, String)>) -> Result<()> {
-    for entry in fs::list(source)? {
+    let entries = match fs::list(source) {
+        // Unplugged meanwhile.
+        Err(error) if error.is_not_found() => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let name = entry.file_name();
         if NOT_DEVICES.iter().any(|skipped| name == *skipped) {
             continue;

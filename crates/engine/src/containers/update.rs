@@ -5,7 +5,7 @@ use whelk_shim::protocol::Request;
 
 use super::create::name_taken;
 use super::stop::expect_done;
-use super::{Containers, start};
+use super::{Container, Containers, start};
 use crate::error::{Error, Result};
 use crate::model::{HostConfig, RestartPolicy};
 use crate::shims::ask;
@@ -82,7 +82,6 @@ impl Containers {
                 container.id
             )));
         }
-        let old_memory = record.host.memory;
         request.apply(&mut record.host);
         if request.memory != 0 && request.memory_swap == 0 && record.host.memory_swap > 0 && record.host.memory > record.host.memory_swap {
             return Err(Error::conflict(format!(
@@ -90,7 +89,6 @@ impl Containers {
                 container.id
             )));
         }
-        let _ = old_memory;
         let given = record.host.clone();
         let warnings = validate::settings(&mut record.config.clone(), &mut record.host, &self.host)?;
         // Only what an update may touch was checked anew; the rest keeps its exact form.
@@ -105,10 +103,14 @@ impl Containers {
             if let Some(limit) = request.pids_limit {
                 limits.pids = Some(whelk_runtime::spec::Pids { limit });
             }
-            expect_done(
-                ask(&self.instance, &container.id, &Request::Update(Box::new(limits))).await?.0,
-                &format!("Cannot update container {}", container.id),
-            )?;
+            let reply = ask(&self.instance, &container.id, &Request::Update(Box::new(limits))).await?.0;
+            if let Err(error) = expect_done(reply, &format!("Cannot update container {}", container.id)) {
+                // The kernel takes limits one by one: those before the one that it refused are put back.
+                let old = spec::limits(&container.record().host.clone(), &start::device_number)?;
+                let reply = ask(&self.instance, &container.id, &Request::Update(Box::new(old))).await?.0;
+                expect_done(reply, &format!("{error}; restore the limits of container {}", container.id))?;
+                return Err(error);
+            }
         }
         container.record().host = record.host;
         self.save(&container)?;
@@ -144,22 +146,26 @@ impl Containers {
             index.by_name.insert(new_name.clone(), container.id.clone());
         }
         container.record().name.clone_from(&new_name);
-        {
-            let _networking = container.networking();
-            let mut renamed = container.record().clone();
-            self.networks.rename(&mut renamed);
-            container.record().networks = renamed.networks;
-        }
+        self.rename_in_networks(&container);
         let saved = self.save(&container);
         let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if saved.is_err() {
-            container.record().name = old_name;
             index.by_name.remove(&new_name);
+            drop(index);
+            container.record().name = old_name;
+            self.rename_in_networks(&container);
             return saved;
         }
         index.by_name.remove(&old_name);
         drop(index);
         self.publish(&container, "rename", &[("oldName", format!("/{old_name}"))]);
         Ok(())
+    }
+
+    fn rename_in_networks(&self, container: &Container) {
+        let _networking = container.networking();
+        let mut renamed = container.record().clone();
+        self.networks.rename(&mut renamed);
+        container.record().networks = renamed.networks;
     }
 }

@@ -28,8 +28,6 @@ impl std::str::FromStr for WaitCondition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waited {
     pub exit_code: i32,
-    /// Why it did not start, where that is how it ended.
-    pub error: String,
 }
 
 impl Containers {
@@ -49,7 +47,7 @@ impl Containers {
             };
             let seen = progress.wait_for(done).await.map(|seen| *seen);
             let exit_code = seen.map_or_else(|_| container.state().exit_code, |seen| seen.exit_code);
-            Waited { exit_code, error: String::new() }
+            Waited { exit_code }
         })
     }
 }

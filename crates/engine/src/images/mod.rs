@@ -186,6 +186,16 @@ impl Images {
         }
     }
 
+    /// The ids of an image and of all that have its layers below their own.
+    pub fn built_on(&self, name: &str) -> Vec<String> {
+        let Ok(image) = self.find(name) else { return Vec::new() };
+        let layers = &image.config.rootfs.diff_ids;
+        let index = self.read();
+        let is_on_top =
+            |other: &&Arc<Image>| other.id == image.id || !layers.is_empty() && other.config.rootfs.diff_ids.starts_with(layers);
+        index.by_id.values().filter(is_on_top).map(|other| other.id.to_string()).collect()
+    }
+
     /// The names of an image as people write them.
     pub fn names_of(&self, id: &Digest) -> Vec<String> {
         self.read()

@@ -210,7 +210,9 @@ fn create_cpuset(root: &Path, directory: &Path) -> Result<()> {
 }
 
 fn apply_memory(directory: &Path, memory: &Memory) -> Result<()> {
-    if let (Some(limit), Some(swap)) = (memory.limit, memory.swap) {
+    // Without swap accounting there is nothing to say about swap, and no limit is what it has anyway.
+    let swap = memory.swap.filter(|swap| *swap >= 0 || fs::exists(directory.join("memory.memsw.limit_in_bytes")));
+    if let (Some(limit), Some(swap)) = (memory.limit, swap) {
         // Memory must never be above memory-and-swap, also in between: raise the larger one first, lower it last.
         if try_set(directory, "memory.limit_in_bytes", &limit.to_string()).is_err() {
             set(directory, "memory.memsw.limit_in_bytes", swap)?;
@@ -220,7 +222,7 @@ fn apply_memory(directory: &Path, memory: &Memory) -> Result<()> {
         }
     } else {
         set_some(directory, "memory.limit_in_bytes", memory.limit)?;
-        set_some(directory, "memory.memsw.limit_in_bytes", memory.swap)?;
+        set_some(directory, "memory.memsw.limit_in_bytes", swap)?;
     }
     set_some(directory, "memory.soft_limit_in_bytes", memory.reservation)?;
     set_some(directory, "memory.kmem.tcp.limit_in_bytes", memory.kernel_tcp)?;

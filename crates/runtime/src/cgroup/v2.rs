@@ -107,7 +107,8 @@ impl Cgroup {
 
     fn apply_memory(&self, memory: &Memory) -> Result<()> {
         // Swap first when memory shrinks or grows: in v2 the two do not depend on each other.
-        if let Some(swap) = swap_max(memory)? {
+        // Without swap accounting there is nothing to say about swap, and no limit is what it has anyway.
+        if let Some(swap) = swap_max(memory)?.filter(|swap| *swap >= 0 || fs::exists(self.path.join("memory.swap.max"))) {
             set(&self.path, "memory.swap.max", max_or(swap))?;
         }
         set_some(&self.path, "memory.max", memory.limit.map(max_or))?;
