@@ -262,3 +262,26 @@ fn one_engine_at_a_time_has_a_name() {
     assert!(said.contains("is run by another engine") && said.contains(&engine.root().display().to_string()), "{said}");
     assert_eq!(engine.docker(&["exec", "runs", "echo", "fine"]).ok(), "fine");
 }
+
+#[test]
+fn a_shim_that_does_not_answer_holds_up_nobody() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    for name in ["stuck", "well"] {
+        cli.up(name, &[], &["sh", "-c", COUNTS]);
+    }
+    let (pid, shim) = (engine.pid("stuck"), Pid::from_raw(shim_of(&engine, "stuck")).unwrap());
+    kill_process(shim, Signal::STOP).unwrap();
+    engine.kill9();
+    engine.restart();
+    assert_eq!(cli.run(&["exec", "well", "echo", "fine"]).ok(), "fine");
+    assert_eq!(engine.state("stuck"), "running");
+    assert!(exists(pid), "nobody ends a container because its shim is slow");
+    kill_process(shim, Signal::CONT).unwrap();
+    eventually("it to be picked up", || (cli.run(&["exec", "stuck", "echo", "back"]).out() == "back\n").then_some(()));
+    // Its end is told.
+    let mut waits = cli.spawn(&["wait", "stuck"]);
+    assert!(waits.is_running());
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(waits.finish().ok(), "137");
+}

@@ -173,6 +173,51 @@ fn a_volume_can_be_a_file_system_of_its_own() {
 }
 
 #[test]
+fn what_the_host_has_mounted_stays_mounted() {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    // A file system of the host's, shared as most are, with another one mounted into it while a container uses it.
+    let host = engine.scratch("host");
+    mount("tmpfs", &host, "tmpfs", MountFlags::empty(), None).unwrap();
+    mount_change(&host, MountPropagationFlags::SHARED).unwrap();
+    let device = format!("device={}", host.display());
+    cli.run(&["volume", "create", "--opt", "type=none", "--opt", &device, "--opt", "o=rbind", "bound"]).ok();
+    cli.up("user", &["-v", "bound:/b"], &["sleep", "300"]);
+    let inner = host.join("usb");
+    fs::create_dir(&inner).unwrap();
+    mount("tmpfs", &inner, "tmpfs", MountFlags::empty(), None).unwrap();
+    fs::write(inner.join("file"), "there").unwrap();
+    cli.run(&["rm", "-f", "user"]).ok();
+    cli.run(&["volume", "rm", "bound"]).ok();
+    let found = fs::read_to_string(inner.join("file"));
+    let _ = unmount(&inner, UnmountFlags::DETACH);
+    unmount(&host, UnmountFlags::DETACH).unwrap();
+    assert_eq!(found.unwrap(), "there");
+}
+
+#[test]
+fn a_volume_whose_record_is_lost_comes_back_as_it_was() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["volume", "create", "--label", "a=b", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "memory"]).ok();
+    let before = engine.get("/volumes/memory");
+    engine.kill9();
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(format!("{}/store.db{suffix}", engine.root().display()));
+    }
+    engine.restart();
+    assert_eq!(engine.get("/volumes/memory"), before);
+    // And one whose directory is not there is still known.
+    fs::rename(engine.root().join("volumes/memory"), engine.root().join("away")).unwrap();
+    engine.kill9();
+    engine.restart();
+    assert_eq!(engine.get("/volumes/memory"), before);
+    fs::rename(engine.root().join("away"), engine.root().join("volumes/memory")).unwrap();
+    cli.run(&["volume", "rm", "memory"]).ok();
+}
+
+#[test]
 fn volumes_survive_an_engine_that_is_killed() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);

@@ -202,7 +202,7 @@ async fn read_body(socket: &mut UnixStream) -> Result<Vec<u8>> {
 }
 
 /// How long a shim may take to answer what it can answer by itself.
-const ANSWER: Duration = Duration::from_secs(10);
+pub const ANSWER: Duration = Duration::from_secs(10);
 
 async fn connect(instance: &Instance, id: &str) -> std::io::Result<UnixStream> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -243,7 +243,7 @@ pub enum Contact {
 
 /// Gets in touch with the shim of a container. Only when nobody listens at its socket it is taken for gone: any other
 /// trouble may pass, and the container is well without us.
-pub async fn contact(instance: &Instance, id: &str) -> Contact {
+pub async fn contact(instance: &Instance, id: &str, patience: Duration) -> Contact {
     const AGAIN: Duration = Duration::from_millis(50);
     let attempts = async {
         loop {
@@ -258,7 +258,7 @@ pub async fn contact(instance: &Instance, id: &str) -> Contact {
             tokio::time::sleep(AGAIN).await;
         }
     };
-    tokio::time::timeout(ANSWER, attempts).await.unwrap_or(Contact::Silent)
+    tokio::time::timeout(patience, attempts).await.unwrap_or(Contact::Silent)
 }
 
 async fn subscribe(mut events: UnixStream) -> Result<Contact> {

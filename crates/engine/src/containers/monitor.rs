@@ -13,7 +13,7 @@ use super::{Container, Containers};
 use crate::events::now;
 use crate::instance::Instance;
 use crate::model::Status;
-use crate::shims::{Contact, contact, read_event};
+use crate::shims::{ANSWER, Contact, contact, read_event};
 
 /// The restart policy waits this long after the first end, and twice as long after each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ async fn follow(instance: Instance, containers: Weak<Containers>, container: Arc
         {
             break Some(exit);
         }
-        match contact(&instance, &container.id).await {
+        match contact(&instance, &container.id, ANSWER).await {
             Contact::Running { state, events: renewed } => {
                 let Some(containers) = containers.upgrade() else { return };
                 containers.take_note(&container, state).await;

@@ -1,6 +1,7 @@
 //! Picking containers up again after the engine was away. Every step may run twice.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use whelk_shim::protocol::Event;
@@ -14,6 +15,9 @@ use crate::shims::{Contact, contact};
 
 /// Records before this version say in their settings only what they mount.
 const WITH_MOUNTS: u32 = 3;
+
+/// How long a shim may take to answer at the engine's start; who takes longer is picked up when it answers.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Containers {
     /// Reads all records, connects to all shims, and settles what does not fit together.
@@ -32,7 +36,7 @@ impl Containers {
         }
         // All at once: one that does not answer must not hold up the others.
         let contacts = self.all().into_iter().map(|container| async move {
-            let found = contact(&self.instance, &container.id).await;
+            let found = contact(&self.instance, &container.id, PATIENCE).await;
             (container, found)
         });
         for (container, found) in futures_util::future::join_all(contacts).await {
