@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::PoisonError;
 
 use ipnet::IpNet;
+use whelk_network::names::NameSockets;
 use whelk_network::{Links, Peer, Port, SenderRules};
 use whelk_sys::fs;
 
 use super::model::{Endpoint, NetworkRecord, option};
-use super::{Member, Network, Networks, gateway_of};
+use super::{Member, Network, Networks, Spare, gateway_of};
 use crate::error::{Error, Result};
 use crate::model::Record;
 use crate::names::random_id;
@@ -35,12 +36,13 @@ impl Networks {
         }
         // Without rules nothing would keep the container apart from others.
         self.firewall.require()?;
-        let namespace = match self.spare().pop() {
-            Some(namespace) => namespace,
-            None => whelk_network::namespace::create()?,
+        let spare = self.spare().pop();
+        let (namespace, names) = match spare {
+            Some(Spare { namespace, names }) => (namespace, Some(names)),
+            None => (whelk_network::namespace::create()?, None),
         };
         self.refill.notify_one();
-        let joined = self.join_all(record, namespace.as_fd());
+        let joined = self.join_all(record, namespace.as_fd(), names);
         match joined {
             Ok(()) => Ok(Some(namespace)),
             Err(error) => {
@@ -50,11 +52,11 @@ impl Networks {
         }
     }
 
-    fn join_all(&self, record: &mut Record, namespace: BorrowedFd<'_>) -> Result<()> {
+    fn join_all(&self, record: &mut Record, namespace: BorrowedFd<'_>, names: Option<NameSockets>) -> Result<()> {
         // The network that the container was created on comes first and gives it its eth0, unless it has left it.
-        let mut names: Vec<String> = record.networks.keys().cloned().collect();
-        names.sort_by_key(|name| !self.is_mode(record, name));
-        for name in names {
+        let mut networks: Vec<String> = record.networks.keys().cloned().collect();
+        networks.sort_by_key(|name| !self.is_mode(record, name));
+        for name in networks {
             let network = self.find(&name)?;
             let mut endpoint = record.networks.remove(&name).unwrap_or_default();
             let outcome = self.attach(record, &network, &mut endpoint, namespace);
@@ -63,7 +65,7 @@ impl Networks {
         }
         self.set_default_gateway(record, namespace)?;
         self.publish_ports(record)?;
-        self.start_resolver(record, namespace)
+        self.start_resolver(record, namespace, names)
     }
 
     /// Whether a container was created on this network, however its mode names it.
@@ -261,7 +263,7 @@ impl Networks {
         }
         record.networks = networks;
         self.adopt_ports(record);
-        let resolving = open_namespace(record.state.pid).and_then(|namespace| self.start_resolver(record, namespace.as_fd()));
+        let resolving = open_namespace(record.state.pid).and_then(|namespace| self.start_resolver(record, namespace.as_fd(), None));
         if let Err(error) = resolving {
             tracing::warn!(container = record.id, "answer names: {error}");
         }
@@ -309,7 +311,7 @@ impl Networks {
         record.networks.insert(network.name.clone(), endpoint);
         let connected = attached
             .and_then(|()| self.set_default_gateway(record, namespace.as_fd()))
-            .and_then(|()| self.start_resolver(record, namespace.as_fd()))
+            .and_then(|()| self.start_resolver(record, namespace.as_fd(), None))
             // Ports lead to where the container is reached from outside now.
             .and_then(|()| if outward(record) == before { Ok(()) } else { self.publish_anew(record) });
         if let Err(error) = connected {

@@ -15,7 +15,7 @@ mod remove;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
@@ -23,6 +23,7 @@ use ipnet::IpNet;
 use whelk_image::Digest;
 use whelk_network::ipam::Block;
 pub use whelk_network::ipam::Pool;
+use whelk_network::names::NameSockets;
 use whelk_network::port::Ports;
 use whelk_network::{BridgeRules, Firewall, LONGEST_NAME, Links, Passage, SenderRules};
 
@@ -56,8 +57,7 @@ pub struct Networks {
     /// Held while a network is made or removed, which takes the kernel its time.
     changing: Mutex<()>,
     pools: Vec<Pool>,
-    /// Namespaces made ahead, for containers to come.
-    spare: Mutex<Vec<OwnedFd>>,
+    spare: Mutex<Vec<Spare>>,
     /// Interfaces to be removed when there is time, with the rules about them.
     doomed: Mutex<Vec<SenderRules>>,
     refill: tokio::sync::Notify,
@@ -65,6 +65,22 @@ pub struct Networks {
     turn: AtomicUsize,
     /// What answers names for each container.
     resolvers: Mutex<HashMap<String, tokio::task::JoinHandle<()>>>,
+}
+
+/// A namespace made ahead, for a container to come, with the sockets at which names are asked for.
+#[derive(Debug)]
+struct Spare {
+    namespace: OwnedFd,
+    names: NameSockets,
+}
+
+impl Spare {
+    fn make() -> whelk_network::Result<Self> {
+        let namespace = whelk_network::namespace::create()?;
+        // The kernel takes its time to lead questions there.
+        let names = whelk_network::names::open(namespace.as_fd())?;
+        Ok(Self { namespace, names })
+    }
 }
 
 /// One network, with what is known only while the engine runs.
@@ -172,8 +188,8 @@ impl Networks {
             let work = tokio::task::spawn_blocking(move || {
                 networks.remove_doomed();
                 while networks.spare().len() < SPARE {
-                    match whelk_network::namespace::create() {
-                        Ok(namespace) => networks.spare().push(namespace),
+                    match Spare::make() {
+                        Ok(spare) => networks.spare().push(spare),
                         Err(error) => {
                             tracing::warn!("no network namespace could be made ahead: {error}");
                             break;
@@ -249,7 +265,7 @@ impl Networks {
         self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn spare(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
+    fn spare(&self) -> MutexGuard<'_, Vec<Spare>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

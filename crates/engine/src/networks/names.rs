@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use whelk_network::dns::{self, Known, Question, Verdict};
-use whelk_network::names::RESOLVER;
+use whelk_network::names::{NameSockets, RESOLVER};
 use whelk_sys::fs;
 
 use super::{Networks, endpoints};
@@ -33,13 +33,16 @@ const LARGEST_FILE: u64 = 1 << 20;
 impl Networks {
     /// Starts answering for a container, unless it is on the default network alone: there the host's own resolvers are
     /// asked, as with Docker.
-    pub(super) fn start_resolver(&self, record: &Record, namespace: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn start_resolver(&self, record: &Record, namespace: BorrowedFd<'_>, sockets: Option<NameSockets>) -> Result<()> {
         let Some(networks) = self.this.upgrade() else { return Ok(()) };
         let mut resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
         if !uses_resolver(record) || resolvers.contains_key(&record.id) {
             return Ok(());
         }
-        let sockets = whelk_network::names::open(namespace)?;
+        let sockets = match sockets {
+            Some(sockets) => sockets,
+            None => whelk_network::names::open(namespace)?,
+        };
         let failed = |error: std::io::Error| Error::internal(format!("answer names: {error}"));
         // Entering these into the runtime needs its context, which a blocking thread of it has.
         let udp = UdpSocket::from_std(sockets.udp).map_err(failed)?;
