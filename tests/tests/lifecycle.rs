@@ -363,3 +363,27 @@ fn a_cidfile_holds_the_id() {
         cli.run(&["create", "--cidfile", &path, "busybox", "true"]).refuses(1, "container ID file found");
     });
 }
+
+#[test]
+fn pruning_leaves_what_is_used_or_too_new() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let count = |what: &str| engine.get(what).as_array().map_or(0, Vec::len);
+        cli.run(&["run", "--name", "over", "--network", "none", "--label", "a=1", "busybox", "true"]).ok();
+        cli.run(&["network", "create", "unused"]).ok();
+        cli.up("runs", &["--label", "a=1"], &["sleep", "300"]);
+        for command in ["container", "network", "image", "system"] {
+            cli.run(&[command, "prune", "-f", "--filter", "until=1h"]).ok();
+            cli.run(&[command, "prune", "-f", "--filter", "until=nonsense"]).refuses(1, "nonsense");
+        }
+        assert_eq!((count("/containers/json?all=1"), count("/networks")), (2, 4), "all of it is newer than an hour");
+        let told = cli.run(&["system", "prune", "-f", "--filter", "label=a=1"]).ok();
+        assert!(told.contains("Deleted Containers:") && told.contains("Total reclaimed space:"), "{told}");
+        assert_eq!((count("/containers/json?all=1"), count("/networks")), (1, 4), "what runs, and what has no such label");
+        let told = cli.run(&["system", "prune", "-f", "--filter", "until=0s"]).ok();
+        assert!(told.contains("unused"), "{told}");
+        assert_eq!(count("/networks"), 3);
+        assert_eq!(cli.run(&["images", "-q", "--filter", "until=1h"]).ok().is_empty(), false, "the image was made long ago");
+        cli.run(&["rm", "-f", "runs"]).ok();
+    });
+}

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use axum::body::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use whelk_engine::filters::Filters;
+use whelk_engine::filters::{Filters, moment};
 
 use crate::error::{ApiError, ApiResult};
 
@@ -68,15 +68,7 @@ impl Params {
             return Ok(None);
         }
         let invalid = || ApiError::invalid(format!("invalid value for {name:?}: {text:?}"));
-        if let Some((seconds, fraction)) = text.split_once('.').or(Some((text, "")))
-            && let Ok(seconds) = seconds.parse::<i64>()
-            && fraction.bytes().all(|byte| byte.is_ascii_digit())
-        {
-            let nanoseconds: i64 = format!("{fraction:0<9.9}").parse().map_err(|_| invalid())?;
-            return Ok(Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)));
-        }
-        let time: jiff::Timestamp = text.parse().map_err(|_| invalid())?;
-        i64::try_from(time.as_nanosecond()).map(Some).map_err(|_| invalid())
+        moment(text, whelk_engine::events::now()).map(Some).ok_or_else(invalid)
     }
 }
 

@@ -13,6 +13,27 @@ pub(crate) fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
+/// A moment in nanoseconds since the epoch: seconds with a fraction, RFC 3339 or a beginning of it (in local time), or a
+/// duration back from `now` (`1h30m`).
+pub fn moment(text: &str, now: i64) -> Option<i64> {
+    const SECOND: i64 = 1_000_000_000;
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if let Ok(seconds) = seconds.parse::<i64>()
+        && fraction.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        return Some(seconds.saturating_mul(SECOND).saturating_add(format!("{fraction:0<9.9}").parse().ok()?));
+    }
+    if let Ok(back) = text.parse::<jiff::SignedDuration>() {
+        return now.checked_sub(i64::try_from(back.as_nanos()).ok()?);
+    }
+    let time = text.parse::<jiff::Timestamp>().or_else(|_| {
+        let date = || text.parse::<jiff::civil::Date>().map(|date| date.to_datetime(jiff::civil::Time::midnight()));
+        let local = text.parse::<jiff::civil::DateTime>().or_else(|_| date());
+        local.and_then(|time| time.to_zoned(jiff::tz::TimeZone::system())).map(|time| time.timestamp())
+    });
+    i64::try_from(time.ok()?.as_nanosecond()).ok()
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters(BTreeMap<String, BTreeSet<String>>);
 
@@ -75,6 +96,23 @@ impl Filters {
             && self.get("label!").is_none_or(|unwanted| !unwanted.iter().any(holds))
     }
 
+    /// The moment before which something must have been made, in nanoseconds since the epoch.
+    ///
+    /// # Errors
+    /// No moment, or several.
+    pub fn until(&self) -> Result<Option<i64>> {
+        let Some(values) = self.get("until") else { return Ok(None) };
+        let mut values = values.iter();
+        match (values.next(), values.next()) {
+            (Some(text), None) => {
+                let wrong =
+                    || Error::invalid(format!("invalid filter 'until={text}': failed to parse value as time or duration: {text:?}"));
+                moment(text, crate::events::now()).map(Some).ok_or_else(wrong)
+            }
+            _ => Err(Error::invalid("more than one until filter specified")),
+        }
+    }
+
     /// A filter that is `true` or `false`.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         let Some(values) = self.get(key) else { return Ok(None) };
@@ -99,6 +137,21 @@ mod tests {
         assert_eq!(Filters::parse(r#"{"foo":["x"]}"#, &["status"]).unwrap_err().to_string(), "invalid filter 'foo'");
         for text in ["[]", "x", r#"{"a":5}"#, r#"{"a":[5]}"#] {
             assert!(Filters::parse(text, &["a"]).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn moments() {
+        const SECOND: i64 = 1_000_000_000;
+        let now = 1_700_000_000 * SECOND;
+        assert_eq!(moment("1600000000", now), Some(1_600_000_000 * SECOND));
+        assert_eq!(moment("1600000000.5", now), Some(1_600_000_000 * SECOND + SECOND / 2));
+        assert_eq!(moment("1h30m", now), Some(now - 5400 * SECOND));
+        assert_eq!(moment("500ms", now), Some(now - SECOND / 2));
+        assert_eq!(moment("2020-09-13T12:26:40Z", now), Some(1_600_000_000 * SECOND));
+        assert!(moment("2020-09-13", now).is_some() && moment("2020-09-13T12:26", now).is_some());
+        for wrong in ["", "x", "1h30", "99999999999999999999h", "1.x"] {
+            assert_eq!(moment(wrong, now), None, "{wrong}");
         }
     }
 

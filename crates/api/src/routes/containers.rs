@@ -10,7 +10,7 @@ use whelk_engine::containers::{
     AttachRequest, CreateRequest, FILTERS, ListRequest, LogsRequest, RemoveRequest, UpdateRequest, WaitCondition,
 };
 use whelk_engine::events::now;
-use whelk_engine::model::{Config, HostConfig};
+use whelk_engine::model::{self, Config, HostConfig};
 use whelk_shim::logs::Record;
 use whelk_shim::protocol::output_header;
 
@@ -245,9 +245,8 @@ pub(super) async fn delete(State(engine): App, Path(id): Path<String>, params: P
 
 pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
     let filters = params.filters(&["label", "label!", "until"])?;
-    if filters.get("until").is_some() {
-        return Err(Error::Unsupported("prune filter until: not available in this version of whelk".into()).into());
-    }
-    let (removed, reclaimed) = engine.containers.prune(|record| filters.labels(&record.config.labels)).await?;
+    let until = filters.until()?.unwrap_or(i64::MAX);
+    let matches = |record: &model::Record| filters.labels(&record.config.labels) && record.created_at < until;
+    let (removed, reclaimed) = engine.containers.prune(matches).await?;
     Ok(ok(&json!({"ContainersDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }, "SpaceReclaimed": reclaimed})))
 }

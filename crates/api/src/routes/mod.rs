@@ -77,7 +77,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/containers/{id}/attach/ws", any(missing::websocket))
         .route("/commit", any(missing::commit))
         .route("/build", any(missing::build))
-        .route("/build/prune", any(missing::build))
+        .route("/build/prune", post(images::prune_builds))
         .route("/images/search", any(missing::search))
         .route("/auth", any(missing::login))
         .route("/plugins", any(missing::plugins))

@@ -128,13 +128,11 @@ pub(super) async fn disconnect(State(engine): App, Path(id): Path<String>, body:
 
 pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
     let filters = params.filters(&["label", "label!", "until"])?;
-    if filters.get("until").is_some() {
-        return Err(Error::Unsupported("prune filter until: not available in this version of whelk".into()).into());
-    }
+    let until = filters.until()?.unwrap_or(i64::MAX);
     let (networks, containers) = (engine.networks.clone(), engine.containers.clone());
     let removed = blocking(move || {
         let in_use = containers.networks_in_use();
-        Ok(networks.prune(|record| filters.labels(&record.labels), |record| in_use.contains(&record.name)))
+        Ok(networks.prune(|record| filters.labels(&record.labels) && record.created_at < until, |record| in_use.contains(&record.name)))
     })
     .await?;
     Ok(ok(&json!({"NetworksDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }})))

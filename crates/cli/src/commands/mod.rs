@@ -189,6 +189,8 @@ enum SystemCommand {
 enum SystemGroup {
     /// Show disk usage
     Df(df::DfArgs),
+    /// Remove unused data
+    Prune(system::PruneAllArgs),
     #[command(flatten)]
     Other(SystemCommand),
 }
@@ -373,6 +375,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::ImageGroup(ImageGroup::Prune(args)) => system::prune(client, args, "images").await,
         Command::NetworkGroup(command) => networks::network(client, command).await,
         Command::VolumeGroup(command) => volumes::volume(client, command).await,
+        Command::SystemGroup(SystemGroup::Prune(args)) => system::prune_all(client, args).await,
         Command::SystemGroup(SystemGroup::Df(args)) => df::df(client, args).await,
         Command::System(command) | Command::SystemGroup(SystemGroup::Other(command)) => match command {
             SystemCommand::Inspect(args) => system::inspect(client, args, None).await,
@@ -464,8 +467,13 @@ pub(crate) fn labels_of(given: &[String]) -> serde_json::Map<String, Value> {
 
 /// Asks whether to go on. Where nobody can answer, the answer is no.
 pub(crate) fn confirmed(what: &str) -> bool {
+    asked(&format!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] "))
+}
+
+/// Whether the user says yes. Without a terminal nobody does.
+pub(crate) fn asked(question: &str) -> bool {
     use std::io::IsTerminal;
-    eprint!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ");
+    eprint!("{question}");
     let mut answer = String::new();
     std::io::stdin().is_terminal() && std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y")
 }

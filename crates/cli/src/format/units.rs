@@ -67,31 +67,9 @@ pub(crate) fn span(seconds: i64) -> String {
     }
 }
 
-/// Nanoseconds of a Go duration: `1h30m`, `500ms`.
+/// Nanoseconds of a duration: `1h30m`, `500ms`.
 pub(crate) fn parse_duration(text: &str) -> Option<i64> {
-    let mut total = 0f64;
-    let mut rest = text;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let number = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
-        let (value, tail) = rest.split_at(number);
-        let unit = tail.len() - tail.trim_start_matches(|c: char| c.is_alphabetic()).len();
-        let (unit, tail) = tail.split_at(unit);
-        let factor = match unit {
-            "ns" => 1.0,
-            "us" | "µs" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 60e9,
-            "h" => 3600e9,
-            _ => return None,
-        };
-        total += value.parse::<f64>().ok()? * factor;
-        rest = tail;
-    }
-    Some(total as i64)
+    i64::try_from(text.parse::<jiff::SignedDuration>().ok()?.as_nanos()).ok()
 }
 
 /// A moment for `--since` and `--until`: RFC 3339 in many lengths, seconds, or a duration back from now.

@@ -220,6 +220,7 @@ impl Images {
         let bound = |key: &str| -> Result<Option<String>> {
             filters.get(key).and_then(|names| names.first()).map(|name| self.find(name).map(|image| created(&image))).transpose()
         };
+        let until = until(filters)?;
         let (before, since, dangling) = (bound("before")?, bound("since")?, filters.flag("dangling")?);
         let mut images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
         images.retain(|image| {
@@ -227,6 +228,7 @@ impl Images {
             dangling.is_none_or(|dangling| names.is_empty() == dangling)
                 && filters.labels(&image.config.config.labels)
                 && filters.any("reference", |pattern| names.iter().any(|name| matches_reference(pattern, name)))
+                && until.is_none_or(|until| made_before(image, until))
                 && before.as_ref().is_none_or(|time| created(image) < *time)
                 && since.as_ref().is_none_or(|time| created(image) > *time)
         });
@@ -472,12 +474,17 @@ impl Images {
     /// # Errors
     /// The store's.
     pub fn prune(&self, all: bool, filters: &Filters, users: impl Fn(&Digest) -> Vec<(String, bool)>) -> Result<(Vec<Removed>, u64)> {
+        let before = until(filters)?;
         let mut removed = Vec::new();
         let mut reclaimed = 0;
         let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
         for image in images {
             let dangling = self.names_of(&image.id).is_empty();
-            if (dangling || all) && users(&image.id).is_empty() && filters.labels(&image.config.config.labels) {
+            if (dangling || all)
+                && users(&image.id).is_empty()
+                && filters.labels(&image.config.config.labels)
+                && before.is_none_or(|before| made_before(&image, before))
+            {
                 match self.remove(image.id.as_str(), true, &users) {
                     Ok(gone) => {
                         removed.extend(gone);
@@ -497,6 +504,15 @@ impl Images {
         attributes.insert("name".into(), name);
         self.events.publish("image", action, id.to_string(), attributes);
     }
+}
+
+fn until(filters: &Filters) -> Result<Option<jiff::Timestamp>> {
+    Ok(filters.until()?.and_then(|nanoseconds| jiff::Timestamp::from_nanosecond(nanoseconds.into()).ok()))
+}
+
+/// Whether an image says that it was made before. One that does not say when is as old as can be.
+fn made_before(image: &Image, time: jiff::Timestamp) -> bool {
+    image.config.created.as_deref().is_none_or(|created| created.parse().is_ok_and(|created: jiff::Timestamp| created < time))
 }
 
 /// A configuration whose layers are all there.
