@@ -41,6 +41,8 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_MACVLAN_MODE: u16 = 1;
+const IFLA_IPVLAN_MODE: u16 = 1;
+const IFLA_IPVLAN_FLAGS: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
@@ -187,16 +189,35 @@ impl Links {
     /// Makes a macvlan interface of `parent` inside a namespace. `mode` as in `linux/if_link.h`; an `mtu` of 0 is the
     /// parent's.
     pub fn create_macvlan(&mut self, parent: u32, mode: u32, mtu: u32, peer: Peer<'_>) -> Result<()> {
+        self.create_on(parent, "macvlan", mtu, peer, Some(peer.mac), |data| data.u32(IFLA_MACVLAN_MODE, mode))
+    }
+
+    /// Makes an ipvlan interface of `parent` inside a namespace; it has the parent's hardware address. `mode` and `flags` as
+    /// in `linux/if_link.h`.
+    pub fn create_ipvlan(&mut self, parent: u32, (mode, flags): (u16, u16), mtu: u32, peer: Peer<'_>) -> Result<()> {
+        self.create_on(parent, "ipvlan", mtu, peer, None, |data| data.u16(IFLA_IPVLAN_MODE, mode).u16(IFLA_IPVLAN_FLAGS, flags))
+    }
+
+    fn create_on(
+        &mut self,
+        parent: u32,
+        kind: &str,
+        mtu: u32,
+        peer: Peer<'_>,
+        mac: Option<[u8; 6]>,
+        data: impl FnOnce(Message) -> Message,
+    ) -> Result<()> {
         let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP));
-        let message = if mtu > 0 { message.u32(IFLA_MTU, mtu) } else { message }
+        let message = if mtu > 0 { message.u32(IFLA_MTU, mtu) } else { message };
+        let message = if let Some(mac) = mac { message.bytes(IFLA_ADDRESS, &mac) } else { message }
             .text(IFLA_IFNAME, peer.name)
-            .bytes(IFLA_ADDRESS, &peer.mac)
             .u32(IFLA_LINK, parent)
             .u32(IFLA_NET_NS_FD, peer.namespace.as_raw_fd().cast_unsigned())
-            .nest(IFLA_LINKINFO, |info| {
-                info.text(IFLA_INFO_KIND, "macvlan").nest(IFLA_INFO_DATA, |data| data.u32(IFLA_MACVLAN_MODE, mode))
-            });
-        self.0.request(message).map_err(kernel("create macvlan interface".into()))
+            .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, kind).nest(IFLA_INFO_DATA, data));
+        match self.0.request(message) {
+            Err(Errno::OPNOTSUPP) => Err(Error::Unsupported(format!("this kernel has no {kind} interfaces"))),
+            result => result.map_err(kernel(format!("create {kind} interface"))),
+        }
     }
 
     /// Makes an 802.1q sub-interface, up.

@@ -113,7 +113,7 @@ pub(super) async fn info(State(engine): App) -> Response {
         "Images": info.images,
         "Driver": "overlay2",
         "DriverStatus": [["Backing Filesystem", info.backing_file_system], ["Supports d_type", "true"]],
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "PidsLimit": true,
         "IPv4Forwarding": true, "Debug": false, "NFd": info.open_files, "OomKillDisable": v1, "NGoroutines": 0,
         "SystemTime": wire::time(now()),

@@ -94,7 +94,7 @@ impl Networks {
             )));
         }
         let is_v6 = |config: &IpamConfig| config.subnet.contains(':');
-        let bridged = matches!(driver.as_str(), "bridge" | "macvlan");
+        let bridged = matches!(driver.as_str(), "bridge" | "macvlan" | "ipvlan");
         let enable_ipv4 = enable_ipv4.unwrap_or(true);
         // Two families on by default: unless a network was planned by hand with one of them.
         let enable_ipv6 = enable_ipv6
@@ -146,8 +146,22 @@ impl Networks {
         // Names are answered from it: nobody is to wait for the kernel here.
         drop(state);
         ipam.driver = "default".into();
-        let mut record =
-            NetworkRecord { name, id, created_at: now(), driver, enable_ipv4, enable_ipv6, ipam, internal, attachable, options, labels };
+        let created_at = now();
+        let made_parent = self.would_make_parent(&driver, &options)?;
+        let mut record = NetworkRecord {
+            name,
+            id,
+            created_at,
+            driver,
+            enable_ipv4,
+            enable_ipv6,
+            ipam,
+            internal,
+            attachable,
+            options,
+            labels,
+            made_parent,
+        };
         let blocks = blocks(&record)?;
         for (config, block) in record.ipam.config.iter_mut().zip(&blocks) {
             if config.gateway.is_empty() && record.driver == "bridge" || config.gateway.is_empty() && !record.internal {
@@ -178,7 +192,7 @@ impl Networks {
     pub(super) fn materialize(&self, record: &NetworkRecord) -> Result<()> {
         match record.driver.as_str() {
             "bridge" => self.make_bridge(record),
-            "macvlan" => self.macvlan_parent(record).map(drop),
+            "macvlan" | "ipvlan" => self.parent(record).map(drop),
             _ => Ok(()),
         }
     }
@@ -224,8 +238,16 @@ impl Networks {
         Ok(())
     }
 
-    /// The index of the interface that a macvlan network's containers hang on, made where it is missing.
-    pub(super) fn macvlan_parent(&self, record: &NetworkRecord) -> Result<u32> {
+    /// Whether the parent of a new network is one that only such networks need.
+    fn would_make_parent(&self, driver: &str, options: &BTreeMap<String, String>) -> Result<bool> {
+        let Some(parent) = options.get(option::PARENT).filter(|_| matches!(driver, "macvlan" | "ipvlan")) else { return Ok(false) };
+        let made_before =
+            self.state().values().any(|other| other.record.made_parent && other.record.option(option::PARENT) == Some(parent));
+        Ok(made_before || self.links().find(parent)?.is_none())
+    }
+
+    /// The index of the interface that a network's containers hang on, made where it is missing.
+    pub(super) fn parent(&self, record: &NetworkRecord) -> Result<u32> {
         let mut links = self.links();
         let Some(parent) = record.option(option::PARENT) else {
             let name = self.interface(super::BRIDGE, &record.id);
@@ -251,7 +273,15 @@ impl Networks {
                 .firewall
                 .remove_bridge(&self.rules(record))
                 .and_then(|()| delete_bridge(&mut self.links(), &self.bridge_name(record), record)),
-            "macvlan" if record.option(option::PARENT).is_none() => self.links().delete(&self.interface(super::BRIDGE, &record.id)),
+            "macvlan" | "ipvlan" => match record.option(option::PARENT) {
+                None => self.links().delete(&self.interface(super::BRIDGE, &record.id)),
+                Some(parent) => {
+                    let in_use = self.state().values().any(|other| {
+                        other.record.id != record.id && other.record.has_parent() && other.record.option(option::PARENT) == Some(parent)
+                    });
+                    if record.made_parent && !in_use { self.links().delete(parent) } else { Ok(()) }
+                }
+            },
             _ => Ok(()),
         };
         if let Err(error) = outcome {
@@ -314,10 +344,10 @@ fn check_name(name: &str) -> Result<()> {
 
 fn check_driver(driver: &str, name: &str) -> Result<()> {
     match driver {
-        "bridge" | "macvlan" => Ok(()),
+        "bridge" | "macvlan" | "ipvlan" => Ok(()),
         "host" | "null" if matches!(name, "host" | "none") => Ok(()),
         "host" | "null" => Err(Error::Denied(format!("only one instance of {driver:?} network is allowed"))),
-        "ipvlan" | "overlay" => Err(Error::Unsupported(format!("network driver {driver}: not available in this version of whelk"))),
+        "overlay" => Err(Error::Unsupported(format!("network driver {driver}: not available in this version of whelk"))),
         _ => Err(Error::NotFound(format!("could not find plugin {driver} in v1 plugin registry: plugin not found"))),
     }
 }
@@ -360,7 +390,22 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
                 }
                 driver == "bridge"
             }
-            option::PARENT | option::MACVLAN_MODE => driver == "macvlan",
+            option::PARENT => {
+                check_interface_name(value)?;
+                matches!(driver, "macvlan" | "ipvlan")
+            }
+            option::MACVLAN_MODE => {
+                super::endpoints::macvlan_mode(value)?;
+                driver == "macvlan"
+            }
+            option::IPVLAN_MODE => {
+                super::endpoints::ipvlan_mode(value)?;
+                driver == "ipvlan"
+            }
+            option::IPVLAN_FLAG => {
+                super::endpoints::ipvlan_flag(value)?;
+                driver == "ipvlan"
+            }
             _ => false,
         };
         if !known {

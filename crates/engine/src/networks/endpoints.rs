@@ -83,8 +83,16 @@ impl Networks {
         let peer = Peer { name: &endpoint.interface, mac, namespace };
         let mtu = network.option(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0);
         if network.driver == "macvlan" {
-            let parent = self.macvlan_parent(network)?;
-            self.links().create_macvlan(parent, macvlan_mode(network)?, mtu, peer)?;
+            let mode = macvlan_mode(network.option(option::MACVLAN_MODE).unwrap_or("bridge"))?;
+            let parent = self.parent(network)?;
+            self.links().create_macvlan(parent, mode, mtu, peer)?;
+        } else if network.driver == "ipvlan" {
+            let mode = ipvlan_mode(network.option(option::IPVLAN_MODE).unwrap_or("l2"))?;
+            let flag = ipvlan_flag(network.option(option::IPVLAN_FLAG).unwrap_or("bridge"))?;
+            let parent = self.parent(network)?;
+            self.links().create_ipvlan(parent, (mode, flag), mtu, peer)?;
+            // It has its parent's.
+            endpoint.mac_address.clear();
         } else {
             let port = Port { isolated: !network.switch(option::ICC, true), hairpin: true };
             let name = self.host_interface(endpoint);
@@ -366,20 +374,26 @@ impl Networks {
                 .iter()
                 .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
                 .filter_map(|(name, endpoint)| {
-                    let gateway: IpAddr = if ipv4 { &endpoint.gateway } else { &endpoint.ipv6_gateway }.parse().ok()?;
-                    Some(((endpoint.gw_priority, std::cmp::Reverse(name)), gateway, &endpoint.interface))
+                    let gateway: Option<IpAddr> = if ipv4 { &endpoint.gateway } else { &endpoint.ipv6_gateway }.parse().ok();
+                    let has_family = if ipv4 { !endpoint.ip_address.is_empty() } else { !endpoint.global_ipv6_address.is_empty() };
+                    let by_device =
+                        || has_family && self.find(name).is_ok_and(|network| network.is_routed_by_device() && !network.internal);
+                    (gateway.is_some() || by_device()).then_some((
+                        (endpoint.gw_priority, std::cmp::Reverse(name)),
+                        (ipv4, gateway),
+                        &endpoint.interface,
+                    ))
                 })
                 .max_by_key(|(rank, _, _)| *rank)
         };
-        let routes: Vec<(IpAddr, &String)> =
-            [best(true), best(false)].into_iter().flatten().map(|(_, gateway, interface)| (gateway, interface)).collect();
+        let routes: Vec<((bool, Option<IpAddr>), &String)> =
+            [best(true), best(false)].into_iter().flatten().map(|(_, way, interface)| (way, interface)).collect();
         within(namespace, || {
             let mut links = Links::open()?;
-            for (gateway, interface) in routes {
+            for ((ipv4, gateway), interface) in routes {
                 if let Some(link) = links.find(interface)? {
-                    let everything =
-                        if gateway.is_ipv4() { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) };
-                    links.add_route(link.index, everything, Some(gateway), 0)?;
+                    let everything = if ipv4 { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) };
+                    links.add_route(link.index, everything, gateway, 0)?;
                 }
             }
             Ok(())
@@ -395,7 +409,7 @@ pub(crate) fn has_own_networks(mode: &str) -> bool {
 /// Whether a container reaches anything but its own network through this one.
 fn has_gateway(record: &NetworkRecord, ipv4: bool) -> bool {
     let mode = record.option(if ipv4 { option::GATEWAY_MODE_4 } else { option::GATEWAY_MODE_6 });
-    !record.internal && mode != Some("isolated")
+    !record.internal && mode != Some("isolated") && !record.is_routed_by_device()
 }
 
 fn take(network: &mut Network, ipv4: bool, wanted: Option<IpAddr>) -> Result<Option<(IpAddr, u8)>> {
@@ -454,8 +468,9 @@ pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     <[u8; 6]>::try_from(bytes).ok().filter(|bytes| bytes[0] & 1 == 0).ok_or_else(invalid)
 }
 
-fn macvlan_mode(network: &NetworkRecord) -> Result<u32> {
-    Ok(match network.option(option::MACVLAN_MODE).unwrap_or("bridge") {
+/// As in `linux/if_link.h`.
+pub(super) fn macvlan_mode(mode: &str) -> Result<u32> {
+    Ok(match mode {
         "private" => 1,
         "vepa" => 2,
         "bridge" => 4,
@@ -466,6 +481,24 @@ fn macvlan_mode(network: &NetworkRecord) -> Result<u32> {
             )));
         }
     })
+}
+
+pub(super) fn ipvlan_mode(mode: &str) -> Result<u16> {
+    match mode {
+        "l2" => Ok(0),
+        "l3" => Ok(1),
+        "l3s" => Ok(2),
+        other => Err(Error::invalid(format!("requested ipvlan mode '{other}' is not valid, 'l2' mode is the ipvlan driver default"))),
+    }
+}
+
+pub(super) fn ipvlan_flag(flag: &str) -> Result<u16> {
+    match flag {
+        "bridge" => Ok(0),
+        "private" => Ok(1),
+        "vepa" => Ok(2),
+        other => Err(Error::invalid(format!("requested ipvlan flag '{other}' is not valid, 'bridge' is the ipvlan driver default"))),
+    }
 }
 
 /// The names a container is found under in a network of users.
@@ -574,6 +607,9 @@ pub(crate) fn check_endpoint(network: &NetworkRecord, endpoint: &Endpoint) -> Re
     let wrong = |text: String| Err(Error::invalid(format!("invalid endpoint settings:\n{text}")));
     if !endpoint.mac_address.is_empty() {
         parse_mac(&endpoint.mac_address)?;
+        if network.driver == "ipvlan" {
+            return wrong("interfaces of ipvlan networks have their parent's MAC address".into());
+        }
     }
     for (key, value) in endpoint.driver_opts.iter().flatten() {
         match key.as_str() {

@@ -23,6 +23,8 @@ pub struct NetworkRecord {
     pub attachable: bool,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
+    /// Its parent interface is there only for networks like this one, and goes with the last of them.
+    pub made_parent: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -136,6 +138,16 @@ impl NetworkRecord {
         self.ipam.config.iter().filter_map(|config| config.subnet.parse().ok()).collect()
     }
 
+    /// Whether its containers' interfaces hang on one of the host's, without a bridge.
+    pub fn has_parent(&self) -> bool {
+        matches!(self.driver.as_str(), "macvlan" | "ipvlan")
+    }
+
+    /// Whether its containers route by themselves, without a gateway.
+    pub fn is_routed_by_device(&self) -> bool {
+        self.driver == "ipvlan" && self.option(option::IPVLAN_MODE).is_some_and(|mode| mode.starts_with("l3"))
+    }
+
     /// One of the three that always exist.
     pub fn is_predefined(&self) -> bool {
         matches!(self.name.as_str(), "bridge" | "host" | "none")
@@ -166,4 +178,6 @@ pub mod option {
     pub const SYSCTLS: &str = "com.docker.network.endpoint.sysctls";
     pub const PARENT: &str = "parent";
     pub const MACVLAN_MODE: &str = "macvlan_mode";
+    pub const IPVLAN_MODE: &str = "ipvlan_mode";
+    pub const IPVLAN_FLAG: &str = "ipvlan_flag";
 }
