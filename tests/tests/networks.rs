@@ -164,6 +164,53 @@ fn containers_find_each_other_by_name() {
     });
 }
 
+/// Answers every question that comes to a port in a container's network with one address, and says who has asked.
+fn answers(engine: &Engine, name: &str, at: &str, address: [u8; 4]) -> std::sync::mpsc::Receiver<SocketAddr> {
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid(name))).unwrap();
+    let socket = whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind(at).unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let (asked, who) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut packet = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut packet) {
+            // The question, an answer to it, and an address (RFC 1035): for an A record, or nothing.
+            let kind = packet[length - 3];
+            packet[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(kind == 1)]);
+            let record = [&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4][..], &address].concat();
+            packet[8..12].fill(0);
+            let reply = if kind == 1 { [&packet[..length], &record].concat() } else { packet[..length].to_vec() };
+            if socket.send_to(&reply, from).is_err() || asked.send(from).is_err() {
+                return;
+            }
+        }
+    });
+    who
+}
+
+#[test]
+fn other_names_are_asked_for_through_the_containers_own_network() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--subnet", "10.213.40.0/24", "--ipv6=false", "names"]).ok();
+    cli.run(&["network", "create", "--internal", "--ipv6=false", "inner"]).ok();
+    up(cli, "server", &["--network", "names", "--ip", "10.213.40.53"], "sleep 300");
+    up(cli, "asks", &["--network", "names", "--ip", "10.213.40.7", "--dns", "10.213.40.53"], "sleep 300");
+    up(cli, "itself", &["--network", "names", "--dns", "127.0.0.1"], "sleep 300");
+    up(cli, "inner", &["--network", "inner", "--dns", "10.213.40.53"], "sleep 300");
+    let look_up = "nslookup -type=a far.test || true";
+    let who = answers(&engine, "server", "0.0.0.0:53", [10, 1, 2, 3]);
+    let answer = inside(cli, "asks", look_up);
+    assert!(answer.contains("10.1.2.3") && answer.contains("127.0.0.11"), "{answer}");
+    assert_eq!(who.recv().unwrap().ip().to_string(), "10.213.40.7", "not the host's address");
+    // A resolver in the container itself, and not the host's at that address.
+    let _own = answers(&engine, "itself", "127.0.0.1:53", [10, 4, 5, 6]);
+    assert!(inside(cli, "itself", look_up).contains("10.4.5.6"));
+    // From an internal network nobody is asked.
+    let answer = inside(cli, "inner", look_up);
+    assert!(!answer.contains("10.1.2.3"), "{answer}");
+    assert!(who.try_recv().is_err());
+}
+
 #[test]
 fn an_alias_of_several_containers_has_all_their_addresses() {
     let engine = Engine::start();

@@ -1,13 +1,14 @@
-//! Answering a container's questions for names: what is in its networks from here, the rest from the host's resolvers.
+//! Answering a container's questions for names: what is in its networks from here, the rest from resolvers outside, which are
+//! asked through the container's own network.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use whelk_network::dns::{self, Known, Question, Verdict};
 use whelk_network::names::{NameSockets, RESOLVER};
@@ -39,11 +40,11 @@ impl Networks {
         if !uses_resolver(record) || resolvers.contains_key(&record.id) {
             return Ok(());
         }
+        let failed = |error: std::io::Error| Error::internal(format!("answer names: {error}"));
         let sockets = match sockets {
             Some(sockets) => sockets,
             None => whelk_network::names::open(namespace)?,
         };
-        let failed = |error: std::io::Error| Error::internal(format!("answer names: {error}"));
         // Entering these into the runtime needs its context, which a blocking thread of it has.
         let udp = UdpSocket::from_std(sockets.udp).map_err(failed)?;
         let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
@@ -51,6 +52,7 @@ impl Networks {
             networks: Arc::downgrade(&networks),
             container: record.id.clone(),
             servers: servers(record, &self.instance.networks.servers),
+            namespace: Arc::new(namespace.try_clone_to_owned().map_err(failed)?),
             permits: Arc::new(Semaphore::new(IN_FLIGHT)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
         });
@@ -124,17 +126,28 @@ pub(crate) fn uses_resolver(record: &Record) -> bool {
     endpoints::has_own_networks(&record.host.network_mode) && record.networks.keys().any(|name| name != "bridge")
 }
 
+/// A resolver that questions are passed on to.
+#[derive(Clone, Copy, Debug)]
+struct Server {
+    address: SocketAddr,
+    /// Asked from the host: the container's own network does not lead there.
+    from_host: bool,
+}
+
 /// The servers that questions are passed on to: the container's own (`--dns`), those set for all, or the host's.
-fn servers(record: &Record, set: &[IpAddr]) -> Vec<SocketAddr> {
+fn servers(record: &Record, set: &[IpAddr]) -> Vec<Server> {
     let given: Vec<IpAddr> = record.host.dns.iter().flatten().filter_map(|text| text.parse().ok()).collect();
-    let list = if !given.is_empty() {
-        given
+    let has_ipv6 = record.networks.values().any(|endpoint| !endpoint.global_ipv6_address.is_empty());
+    let server = |address: IpAddr, from_host: bool| Server { address: SocketAddr::new(address, PORT), from_host };
+    let servers: Vec<Server> = if !given.is_empty() {
+        given.into_iter().map(|address| server(address, false)).collect()
     } else if !set.is_empty() {
-        set.to_vec()
+        set.iter().map(|address| server(*address, false)).collect()
     } else {
-        host_servers()
+        let from_host = |address: &IpAddr| address.is_loopback() || address.is_ipv6() && !has_ipv6;
+        host_servers().into_iter().map(|address| server(address, from_host(&address))).collect()
     };
-    list.into_iter().filter(|address| *address != IpAddr::V4(RESOLVER)).map(|address| SocketAddr::new(address, PORT)).collect()
+    servers.into_iter().filter(|server| server.address.ip() != IpAddr::V4(RESOLVER)).collect()
 }
 
 /// The resolvers of the host.
@@ -156,7 +169,9 @@ fn servers_in(path: &str) -> Vec<IpAddr> {
 struct Resolver {
     networks: Weak<Networks>,
     container: String,
-    servers: Vec<SocketAddr>,
+    servers: Vec<Server>,
+    /// The container's network.
+    namespace: Arc<OwnedFd>,
     permits: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
@@ -174,7 +189,7 @@ impl Resolver {
     /// Asks the servers in their order; what one says is passed on as it is.
     async fn forward(&self, packet: &[u8]) -> Option<Vec<u8>> {
         for server in &self.servers {
-            if let Ok(Ok(reply)) = tokio::time::timeout(PATIENCE, ask(*server, packet)).await {
+            if let Ok(Ok(reply)) = tokio::time::timeout(PATIENCE, self.ask(*server, packet)).await {
                 return Some(reply);
             }
         }
@@ -183,38 +198,62 @@ impl Resolver {
 
     async fn forward_stream(&self, packet: &[u8]) -> Option<Vec<u8>> {
         for server in &self.servers {
-            if let Ok(Ok(reply)) = tokio::time::timeout(PATIENCE, ask_stream(*server, packet)).await {
+            if let Ok(Ok(reply)) = tokio::time::timeout(PATIENCE, self.ask_stream(*server, packet)).await {
                 return Some(reply);
             }
         }
         dns::failure(packet)
     }
+
+    async fn ask(&self, server: Server, packet: &[u8]) -> std::io::Result<Vec<u8>> {
+        let any: SocketAddr = if server.address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+        let socket = self
+            .open(server, move || {
+                let socket = std::net::UdpSocket::bind(any)?;
+                socket.set_nonblocking(true).map(|()| socket)
+            })
+            .await?;
+        let socket = UdpSocket::from_std(socket)?;
+        socket.connect(server.address).await?;
+        socket.send(packet).await?;
+        let mut reply = vec![0; LARGEST];
+        loop {
+            let length = socket.recv(&mut reply).await?;
+            // The id is what ties an answer to a question.
+            if length >= 2 && reply[..2] == packet[..2] {
+                reply.truncate(length);
+                return Ok(reply);
+            }
+        }
+    }
+
+    async fn ask_stream(&self, server: Server, packet: &[u8]) -> std::io::Result<Vec<u8>> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+        let family = if server.address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = self.open(server, move || Ok(socket_with(family, SocketType::STREAM, flags, None)?)).await?;
+        let mut stream = TcpSocket::from_std_stream(socket.into()).connect(server.address).await?;
+        write_framed(&mut stream, packet).await?;
+        read_framed(&mut stream).await
+    }
+
+    /// A socket in the container's own network: what it asks takes the container's ways, and meets the rules about it.
+    async fn open<T: Send + 'static>(
+        &self,
+        server: Server,
+        make: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> std::io::Result<T> {
+        if server.from_host {
+            return make();
+        }
+        let namespace = self.namespace.clone();
+        let opened = tokio::task::spawn_blocking(move || whelk_sys::net::within(namespace.as_fd(), make).flatten());
+        opened.await.map_err(std::io::Error::other)?
+    }
 }
 
 fn refuse(packet: &[u8]) -> Verdict {
     dns::failure(packet).map_or(Verdict::Ignore, Verdict::Reply)
-}
-
-async fn ask(server: SocketAddr, packet: &[u8]) -> std::io::Result<Vec<u8>> {
-    let any: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(server).await?;
-    socket.send(packet).await?;
-    let mut reply = vec![0; LARGEST];
-    loop {
-        let length = socket.recv(&mut reply).await?;
-        // The id is what ties an answer to a question.
-        if length >= 2 && reply[..2] == packet[..2] {
-            reply.truncate(length);
-            return Ok(reply);
-        }
-    }
-}
-
-async fn ask_stream(server: SocketAddr, packet: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await?;
-    write_framed(&mut stream, packet).await?;
-    read_framed(&mut stream).await
 }
 
 /// Over TCP each message has its length in front (RFC 1035 4.2.2).
