@@ -231,19 +231,37 @@ impl Firewall {
     }
 
     /// Writes all rules and all elements that should be there, as one transaction. The administrator's chain `user` is
-    /// left as it is, unless the tables are of another version's making.
+    /// left as it is; where tables of another version's making have to give way, its rules are written again.
+    ///
+    /// # Errors
+    /// Also when those rules cannot be: what the administrator has closed must not open by itself.
     pub fn restore(&self) -> Result<()> {
         let mut state = self.state();
         let messages = self.messages(&state, false);
         let mut written = state.socket.batch(transaction(messages));
         if matches!(written, Err(Errno::EXIST | Errno::BUSY | Errno::INVAL | Errno::OPNOTSUPP)) {
             // What is there cannot become what it should be.
-            let messages = self.messages(&state, true);
+            let kept = self.user_rules(&mut state.socket).map_err(|error| Error::kernel("read the rules in chain user", error))?;
+            let mut messages = self.messages(&state, true);
+            messages.extend(kept);
             written = state.socket.batch(transaction(messages));
         }
         written.map_err(|error| Error::kernel("write the nf_tables rules", error))?;
         state.active = true;
         Ok(())
+    }
+
+    /// What makes the rules in the administrator's chain once more.
+    fn user_rules(&self, socket: &mut Socket) -> std::result::Result<Vec<Message>, Errno> {
+        let rules = match socket.get(self.inet.get_chain(USER)) {
+            Err(Errno::NOENT) => return Ok(Vec::new()),
+            chain => chain.and_then(|_| socket.dump(self.inet.get_rules(USER)))?,
+        };
+        let again = rules.iter().filter_map(|rule| {
+            let (_, attributes) = rule.split(nft::HEADER)?;
+            Some(self.inet.same_rule(USER, attributes.find(nft::RULE_EXPRESSIONS)?, attributes.find(nft::RULE_USERDATA)))
+        });
+        Ok(again.collect())
     }
 
     fn messages(&self, state: &State, anew: bool) -> Vec<Message> {
@@ -257,7 +275,7 @@ impl Firewall {
         for (table, chain) in self.chains() {
             messages.push(chain.add(table));
         }
-        for (table, chain) in self.chains().filter(|(_, chain)| chain.name != "user") {
+        for (table, chain) in self.chains().filter(|(_, chain)| chain.name != USER) {
             messages.push(table.flush_chain(chain.name));
         }
         for (id, place) in (1..).zip(Place::ALL) {
@@ -419,8 +437,11 @@ impl Chain {
     }
 }
 
+/// The administrator's own chain, asked before all others about what is forwarded.
+const USER: &str = "user";
+
 const INET_CHAINS: &[Chain] = &[
-    Chain::plain("user"),
+    Chain::plain(USER),
     Chain::base("spoof", "filter", nft::PREROUTING, RAW),
     Chain::base("publish", "nat", nft::PREROUTING, DSTNAT),
     Chain::base("loop", "nat", nft::OUTPUT, DSTNAT),
@@ -454,7 +475,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     rule("leave", new().output_name().among("bridges").ipv4().source4().in_network(Ipv4Addr::LOCALHOST.into(), 8).masquerade());
     rule("leave", new().input_name().among("masquerade4").output_name().not_among("bridges").ipv4().masquerade());
     rule("leave", new().input_name().among("masquerade6").output_name().not_among("bridges").ipv6().masquerade());
-    rule("guard", new().jump("user"));
+    rule("guard", new().jump(USER));
     rule("guard", new().established().accept());
     rule("guard", new().input_name().output_name().among("pairs").accept());
     rule("guard", new().input_name().among("internal").drop());
@@ -504,5 +525,49 @@ impl Protocol {
             Self::Udp => 17,
             Self::Sctp => 132,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn what_an_administrator_has_closed_stays_closed_when_tables_give_way() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let host = crate::namespace::create().unwrap();
+        whelk_sys::net::within(host.as_fd(), || {
+            let mut socket = Socket::open(Some(NETFILTER), 0).unwrap();
+            let table = Table { family: nft::INET, name: "test".into() };
+            // As another version may have made it: a chain of ours that the kernel calls from elsewhere.
+            let elsewhere = Hook { kind: "filter", number: nft::POSTROUTING, priority: FILTER };
+            let messages = vec![
+                table.add(),
+                table.chain(USER, None),
+                table.chain("guard", Some(elsewhere)),
+                table.rule(USER, Rule::new().input_is("closed0").drop()),
+                table.first_rule(USER, Rule::new().protocol_is(17).drop(), "by hand"),
+            ];
+            socket.batch(transaction(messages)).unwrap();
+            let firewall = Firewall::new("test").unwrap();
+            let rules = |socket: &mut Socket| {
+                let replies = socket.dump(table.get_rules(USER)).unwrap();
+                let parts = |rule: &crate::netlink::Reply| {
+                    let (_, attributes) = rule.split(nft::HEADER).unwrap();
+                    [nft::RULE_EXPRESSIONS, nft::RULE_USERDATA].map(|kind| attributes.find(kind).map(<[u8]>::to_vec))
+                };
+                replies.iter().map(parts).collect::<Vec<_>>()
+            };
+            let before = rules(&mut socket);
+            assert_eq!(before.len(), 2);
+            firewall.restore().unwrap();
+            assert!(firewall.is_whole());
+            assert_eq!(rules(&mut socket), before);
+        })
+        .unwrap();
     }
 }

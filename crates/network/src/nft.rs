@@ -139,6 +139,12 @@ fn message(kind: u16, flags: u16, family: u8) -> Message {
 }
 
 /// Asks for the number of the ruleset's last change.
+/// The fixed header of nf_tables messages.
+pub(crate) const HEADER: usize = 4;
+pub(crate) const RULE_HANDLE: u16 = 3;
+pub(crate) const RULE_EXPRESSIONS: u16 = 4;
+pub(crate) const RULE_USERDATA: u16 = 7;
+
 pub(crate) fn get_generation() -> Message {
     message(NFT_MSG_GETGEN, 0, 0)
 }
@@ -215,7 +221,7 @@ impl Table {
         message(NFT_MSG_NEWRULE, CREATE | APPEND, self.family)
             .text(1, &self.name)
             .text(2, chain)
-            .nest(4, |list| rule.0.into_iter().fold(list, |list, expression| expression(list)))
+            .nest(RULE_EXPRESSIONS, |list| rule.0.into_iter().fold(list, |list, expression| expression(list)))
     }
 
     /// A rule in front of all others, with a comment.
@@ -226,12 +232,19 @@ impl Table {
         message(NFT_MSG_NEWRULE, CREATE, self.family)
             .text(1, &self.name)
             .text(2, chain)
-            .nest(4, |list| rule.0.into_iter().fold(list, |list, expression| expression(list)))
-            .bytes(7, &data)
+            .nest(RULE_EXPRESSIONS, |list| rule.0.into_iter().fold(list, |list, expression| expression(list)))
+            .bytes(RULE_USERDATA, &data)
+    }
+
+    /// A rule behind all others, of what the kernel has told of one: its expressions, and its comment or the like.
+    pub(crate) fn same_rule(&self, chain: &str, expressions: &[u8], user_data: Option<&[u8]>) -> Message {
+        let message = message(NFT_MSG_NEWRULE, CREATE | APPEND, self.family).text(1, &self.name).text(2, chain);
+        let message = message.nest(RULE_EXPRESSIONS, |list| list.raw(expressions));
+        if let Some(data) = user_data { message.bytes(RULE_USERDATA, data) } else { message }
     }
 
     pub(crate) fn delete_rule(&self, chain: &str, handle: u64) -> Message {
-        message(NFT_MSG_DELRULE, 0, self.family).text(1, &self.name).text(2, chain).bytes(3, &handle.to_be_bytes())
+        message(NFT_MSG_DELRULE, 0, self.family).text(1, &self.name).text(2, chain).bytes(RULE_HANDLE, &handle.to_be_bytes())
     }
 
     pub(crate) fn get_chain(&self, chain: &str) -> Message {

@@ -16,11 +16,6 @@ use crate::nft::{self, Rule, Table, transaction};
 const CHAINS: &[(u8, &str, &str)] =
     &[(nft::IP, "filter", "FORWARD"), (nft::IP6, "filter", "FORWARD"), (nft::INET, "firewalld", "filter_FORWARD")];
 
-/// The fixed header of nf_tables messages.
-const HEADER: usize = 4;
-const RULE_HANDLE: u16 = 3;
-const RULE_USERDATA: u16 = 7;
-
 /// The rules of one instance in chains that are not its own.
 #[derive(Clone, Debug)]
 pub struct Passage {
@@ -107,19 +102,19 @@ fn change(socket: &mut Socket, messages: Vec<Message>) -> Result<()> {
 }
 
 fn attributes(rule: &Reply) -> Option<Attributes<'_>> {
-    rule.split(HEADER).map(|(_, attributes)| attributes)
+    rule.split(nft::HEADER).map(|(_, attributes)| attributes)
 }
 
 /// The comment in a rule's user data: kind, length, text with a zero.
 fn comment(rule: &Reply) -> Option<String> {
-    let data = attributes(rule)?.find(RULE_USERDATA)?;
+    let data = attributes(rule)?.find(nft::RULE_USERDATA)?;
     let (&[kind, length], text) = data.split_first_chunk::<2>()?;
     let text = text.get(..usize::from(length).checked_sub(1)?)?;
     (kind == nft::COMMENT).then(|| String::from_utf8_lossy(text).into_owned())
 }
 
 fn handle(rule: &Reply) -> Option<u64> {
-    attributes(rule)?.find(RULE_HANDLE)?.try_into().ok().map(u64::from_be_bytes)
+    attributes(rule)?.find(nft::RULE_HANDLE)?.try_into().ok().map(u64::from_be_bytes)
 }
 
 #[cfg(test)]
