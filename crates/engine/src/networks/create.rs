@@ -79,6 +79,34 @@ impl Networks {
     }
 
     fn make(&self, request: CreateNetwork) -> Result<NetworkRecord> {
+        let mut record = self.draft(request)?;
+        // Two engines of one machine must not choose the same subnet at the same time.
+        let _lock = lock_subnets()?;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_unused(&record)?;
+        if record.has_subnets() {
+            self.plan_subnets(&mut record)?;
+        }
+        record.made_parent = self.would_make_parent(&record)?;
+        let blocks = blocks(&record)?;
+        for (config, block) in record.ipam.config.iter_mut().zip(&blocks) {
+            if config.gateway.is_empty() && (record.driver == "bridge" || !record.internal) {
+                config.gateway = block.gateway.to_string();
+            }
+        }
+        // The record first: what it does not explain is removed at the next start.
+        self.store.put_network(&record)?;
+        if let Err(error) = self.materialize(&record) {
+            self.dissolve(&record);
+            self.store.delete_network(&record.id)?;
+            return Err(error);
+        }
+        self.state_mut().insert(record.id.clone(), Network { record: record.clone(), blocks, members: BTreeMap::new() });
+        Ok(record)
+    }
+
+    /// A network as it is asked for, checked as far as that goes without a look at others.
+    fn draft(&self, request: CreateNetwork) -> Result<NetworkRecord> {
         let CreateNetwork { name, driver, enable_ipv4, enable_ipv6, mut ipam, internal, attachable, mut options, labels } = request;
         check_name(&name)?;
         let driver = if driver.is_empty() { "bridge".to_owned() } else { driver };
@@ -87,68 +115,27 @@ impl Networks {
             self.instance.networks.complete(&driver, &mut options);
         }
         check_options(&driver, &options)?;
+        let is_isolated = |(key, value): (&String, &String)| {
+            [option::GATEWAY_MODE_4, option::GATEWAY_MODE_6].contains(&key.as_str()) && value == "isolated"
+        };
+        if !internal && options.iter().any(is_isolated) {
+            return Err(Error::invalid("gateway mode 'isolated' can only be used for an internal network"));
+        }
         if !matches!(ipam.driver.as_str(), "" | "default") {
             return Err(Error::NotFound(format!(
                 "could not find an available, non-overlapping address pool: IPAM driver {:?} not found",
                 ipam.driver
             )));
         }
-        let is_v6 = |config: &IpamConfig| config.subnet.contains(':');
-        let bridged = matches!(driver.as_str(), "bridge" | "macvlan" | "ipvlan");
+        ipam.driver = "default".into();
         let enable_ipv4 = enable_ipv4.unwrap_or(true);
         // Two families on by default: unless a network was planned by hand with one of them.
-        let enable_ipv6 = enable_ipv6
-            .unwrap_or_else(|| driver == "bridge" && host_has_ipv6() && (ipam.config.is_empty() || ipam.config.iter().any(is_v6)));
-        if bridged && !enable_ipv4 && !enable_ipv6 {
-            return Err(Error::invalid("IPv4 or IPv6 must be enabled"));
-        }
-        let id = names::random_id();
-        // Two engines of one machine must not choose the same subnet at the same time.
-        let _lock = lock_subnets()?;
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.state();
-        if let Some(other) = state.values().find(|network| network.record.name == name) {
-            return Err(Error::conflict(format!("network with name {} already exists", other.record.name)));
-        }
-        let bridge = options.get(option::BRIDGE_NAME);
-        if let Some(other) = state.values().find(|network| bridge.is_some_and(|bridge| self.bridge_name(&network.record) == *bridge)) {
-            return Err(Error::conflict(format!(
-                "bridge name {} is already used by network {}",
-                bridge.map_or("", String::as_str),
-                other.record.name
-            )));
-        }
-        if options.iter().any(|(key, value)| matches!(key.as_str(), option::GATEWAY_MODE_4 | option::GATEWAY_MODE_6) && value == "isolated")
-            && !internal
-        {
-            return Err(Error::invalid("gateway mode 'isolated' can only be used for an internal network"));
-        }
-        if bridged {
-            let mut taken: Vec<IpNet> = state.values().flat_map(|network| network.record.subnets()).collect();
-            for config in &ipam.config {
-                let subnet = check_config(config, enable_ipv6)?;
-                if let Some(other) = taken.iter().find(|other| ipam::overlap(other, &subnet)) {
-                    return Err(Error::Denied(format!(
-                        "invalid pool request: Pool overlaps with other one on this address space: {subnet} and {other}"
-                    )));
-                }
-                taken.push(subnet);
-            }
-            if enable_ipv4 && !ipam.config.iter().any(|config| !is_v6(config)) {
-                let mut avoid = taken.clone();
-                avoid.extend(self.links().routes()?);
-                ipam.config.insert(0, self.choose_subnet(&name, &avoid)?);
-            }
-            if enable_ipv6 && !ipam.config.iter().any(is_v6) {
-                ipam.config.push(IpamConfig { subnet: ipam::unique_local(&id).to_string(), ..IpamConfig::default() });
-            }
-        }
-        // Names are answered from it: nobody is to wait for the kernel here.
-        drop(state);
-        ipam.driver = "default".into();
-        let created_at = now();
-        let made_parent = self.would_make_parent(&driver, &options)?;
-        let mut record = NetworkRecord {
+        let enable_ipv6 = enable_ipv6.unwrap_or_else(|| {
+            driver == "bridge" && host_has_ipv6() && (ipam.config.is_empty() || ipam.config.iter().any(IpamConfig::is_ipv6))
+        });
+        let (id, created_at) = (names::random_id(), now());
+        let made_parent = false;
+        let record = NetworkRecord {
             name,
             id,
             created_at,
@@ -162,21 +149,45 @@ impl Networks {
             labels,
             made_parent,
         };
-        let blocks = blocks(&record)?;
-        for (config, block) in record.ipam.config.iter_mut().zip(&blocks) {
-            if config.gateway.is_empty() && record.driver == "bridge" || config.gateway.is_empty() && !record.internal {
-                config.gateway = block.gateway.to_string();
-            }
+        if record.has_subnets() && !enable_ipv4 && !enable_ipv6 {
+            return Err(Error::invalid("IPv4 or IPv6 must be enabled"));
         }
-        // The record first: what it does not explain is removed at the next start.
-        self.store.put_network(&record)?;
-        if let Err(error) = self.materialize(&record) {
-            self.dissolve(&record);
-            self.store.delete_network(&record.id)?;
-            return Err(error);
-        }
-        self.state_mut().insert(record.id.clone(), Network { record: record.clone(), blocks, members: BTreeMap::new() });
         Ok(record)
+    }
+
+    fn check_unused(&self, record: &NetworkRecord) -> Result<()> {
+        let state = self.state();
+        if state.values().any(|network| network.record.name == record.name) {
+            return Err(Error::conflict(format!("network with name {} already exists", record.name)));
+        }
+        let Some(bridge) = record.option(option::BRIDGE_NAME) else { return Ok(()) };
+        match state.values().find(|network| self.bridge_name(&network.record) == bridge) {
+            Some(other) => Err(Error::conflict(format!("bridge name {bridge} is already used by network {}", other.record.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the subnets that are asked for, and chooses those that are not.
+    fn plan_subnets(&self, record: &mut NetworkRecord) -> Result<()> {
+        let mut taken: Vec<IpNet> = self.state().values().flat_map(|network| network.record.subnets()).collect();
+        for config in &record.ipam.config {
+            let subnet = check_config(config, record.enable_ipv6)?;
+            if let Some(other) = taken.iter().find(|other| ipam::overlap(other, &subnet)) {
+                return Err(Error::Denied(format!(
+                    "invalid pool request: Pool overlaps with other one on this address space: {subnet} and {other}"
+                )));
+            }
+            taken.push(subnet);
+        }
+        if record.enable_ipv4 && record.ipam.config.iter().all(IpamConfig::is_ipv6) {
+            taken.extend(self.links().routes()?);
+            let chosen = self.choose_subnet(&record.name, &taken)?;
+            record.ipam.config.insert(0, chosen);
+        }
+        if record.enable_ipv6 && !record.ipam.config.iter().any(IpamConfig::is_ipv6) {
+            record.ipam.config.push(IpamConfig { subnet: ipam::unique_local(&record.id).to_string(), ..IpamConfig::default() });
+        }
+        Ok(())
     }
 
     fn choose_subnet(&self, name: &str, avoid: &[IpNet]) -> Result<IpamConfig> {
@@ -239,8 +250,8 @@ impl Networks {
     }
 
     /// Whether the parent of a new network is one that only such networks need.
-    fn would_make_parent(&self, driver: &str, options: &BTreeMap<String, String>) -> Result<bool> {
-        let Some(parent) = options.get(option::PARENT).filter(|_| matches!(driver, "macvlan" | "ipvlan")) else { return Ok(false) };
+    fn would_make_parent(&self, record: &NetworkRecord) -> Result<bool> {
+        let Some(parent) = record.option(option::PARENT) else { return Ok(false) };
         let made_before =
             self.state().values().any(|other| other.record.made_parent && other.record.option(option::PARENT) == Some(parent));
         Ok(made_before || self.links().find(parent)?.is_none())

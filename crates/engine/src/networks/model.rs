@@ -47,6 +47,12 @@ pub struct IpamConfig {
     pub auxiliary_addresses: BTreeMap<String, String>,
 }
 
+impl IpamConfig {
+    pub fn is_ipv6(&self) -> bool {
+        self.subnet.contains(':')
+    }
+}
+
 /// A container's place in a network: what was asked for, and, while it runs, what it got.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -136,6 +142,11 @@ impl Endpoint {
 impl NetworkRecord {
     pub fn subnets(&self) -> Vec<IpNet> {
         self.ipam.config.iter().filter_map(|config| config.subnet.parse().ok()).collect()
+    }
+
+    /// Whether containers get addresses in it.
+    pub fn has_subnets(&self) -> bool {
+        self.driver == "bridge" || self.has_parent()
     }
 
     /// Whether its containers' interfaces hang on one of the host's, without a bridge.
