@@ -319,15 +319,21 @@ impl Engine {
         }
     }
 
-    /// What a second engine with this one's instance name and directories of its own says before it ends.
+    /// What a second engine says before it ends that has this one's instance name; or one of its own, and this one's run
+    /// directory.
     #[track_caller]
-    pub fn start_rival(&self) -> String {
+    pub fn start_rival(&self, name: Option<&str>) -> String {
         let place = self.scratch("rival");
         let host = format!("unix://{}", place.join("s.sock").display());
+        let run = name.map_or_else(|| place.join("run"), |_| self.run());
+        let instance = name.map_or_else(|| self.name.clone(), |name| format!("{}{name}", self.name));
         let mut command = Command::new(Program::Whelk.path());
-        command.arg("daemon").arg("--root").arg(place.join("root")).arg("--run").arg(place.join("run"));
-        let output = command.args(["--host", &host, "--instance", &self.name]).output().expect("start a second engine");
-        assert!(!output.status.success(), "a second engine of the same name ran");
+        command.arg("daemon").arg("--root").arg(place.join("root")).arg("--run").arg(run);
+        let output = command.args(["--host", &host, "--instance", &instance]).output().expect("start a second engine");
+        if name.is_some() {
+            let _ = fs::remove_file(format!("/run/whelk-instance-{instance}.lock"));
+        }
+        assert!(!output.status.success(), "a second engine ran");
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 

@@ -217,6 +217,8 @@ fn what_is_to_come_is_refused_by_name() {
     for command in ["build", "pull", "cp", "commit", "compose"] {
         engine.whelk(&[command, "x"]).refuses(1, &format!("whelk: {command}: not available in this version of whelk"));
     }
+    engine.whelk(&["container", "stats"]).refuses(1, "whelk: container stats: not available in this version of whelk");
+    engine.whelk(&["run", "--health-interval", "5s", "busybox"]).refuses(125, "--health-interval: health checks are not available");
     engine.whelk(&["run", "--pull", "always", "busybox", "true"]).refuses(125, "pulling from registries is not available");
 }
 
@@ -247,4 +249,30 @@ fn completions_and_manual_pages_know_the_commands() {
     engine.whelk(&["man", &pages.display().to_string()]).ok();
     let run = std::fs::read_to_string(pages.join("whelk-run.1")).unwrap();
     assert!(run.contains("publish"), "{run}");
+}
+
+#[test]
+fn templates_do_what_scripts_rely_on() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("one", &["--label", "a.b=c d"], &["sleep", "600"]);
+    for (args, expected) in [
+        (&["inspect", "-f", "{{if .State.Health}}h{{else}}none{{end}}{{.SizeRw}}", "one"][..], "none<nil>"),
+        (&["ps", "--format", "{{.Label \"a.b\"}}|{{printf \"%.2s\" .Names}}"], "c d|on"),
+        (&["inspect", "-f", "{{html \"<a>\"}} {{urlquery \"a b\"}}", "one"], "&lt;a&gt; a+b"),
+    ] {
+        for program in [Program::Docker, Program::Whelk] {
+            let said = engine.cli(program).run(args).ok();
+            assert_eq!(said.replace("<no value>", "<nil>"), expected, "{program:?} {args:?}");
+        }
+    }
+}
+
+#[test]
+fn an_upload_that_is_refused_is_told_why() {
+    let engine = Engine::without_images(&[]);
+    let file = engine.scratch("files").join("garbage");
+    std::fs::write(&file, vec![0xa7; 5_000_000]).unwrap();
+    for _ in 0..10 {
+        check(&engine, &["load", "-i", &file.display().to_string()], 1, "invalid archive: not a tar archive");
+    }
 }

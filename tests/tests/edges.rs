@@ -4,6 +4,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
+use std::sync::LazyLock;
+
+use serde_json::Value;
 
 /// Each crate with the crates of this project that it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
@@ -28,12 +32,20 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("engine", &["hyper", "axum"]),
 ];
 
+/// What each crate uses when it is built, for whatever machine; what only its tests use is left out.
 fn dependencies(name: &str) -> BTreeSet<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates").join(name).join("Cargo.toml");
-    let manifest = fs::read_to_string(&path).expect("a manifest");
-    let section = manifest.split("[dependencies]").nth(1).expect("a dependencies section");
-    let lines = section.lines().take_while(|line| !line.starts_with('['));
-    lines.filter_map(|line| line.split(['.', ' ', '=']).next()).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    static METADATA: LazyLock<Value> = LazyLock::new(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        let cargo = cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]);
+        let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo metadata");
+        serde_json::from_slice(&output.stdout).expect("what cargo says of this workspace")
+    });
+    let package = |name: &str| if name == "whelk" { name.to_owned() } else { format!("whelk-{name}") };
+    let packages = METADATA["packages"].as_array().expect("packages");
+    let found = packages.iter().find(|found| found["name"] == package(name)).expect("the crate");
+    let dependencies = found["dependencies"].as_array().expect("dependencies").iter();
+    let used = dependencies.filter(|dependency| dependency["kind"] != "dev");
+    used.filter_map(|dependency| dependency["name"].as_str()).map(str::to_owned).collect()
 }
 
 #[test]

@@ -258,8 +258,11 @@ fn two_engines_live_side_by_side() {
 fn one_engine_at_a_time_has_a_name() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up("runs", &[], &["sleep", "600"]);
-    let said = engine.start_rival();
+    let said = engine.start_rival(None);
     assert!(said.contains("is run by another engine") && said.contains(&engine.root().display().to_string()), "{said}");
+    // Nor does one of another name get what is this one's, by naming its directory.
+    let said = engine.start_rival(Some("rival"));
+    assert!(said.contains(&format!("another engine uses {}", engine.run().display())), "{said}");
     assert_eq!(engine.docker(&["exec", "runs", "echo", "fine"]).ok(), "fine");
 }
 
@@ -284,4 +287,44 @@ fn a_shim_that_does_not_answer_holds_up_nobody() {
     assert!(waits.is_running());
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     assert_eq!(waits.finish().ok(), "137");
+}
+
+#[test]
+fn on_a_full_disk_containers_can_be_stopped_and_removed() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    let engine = Engine::start();
+    engine.kill9();
+    mount("tmpfs", engine.root(), "tmpfs", MountFlags::empty(), Some(c"size=24m")).unwrap();
+    engine.restart();
+    engine.load(&fs::read(whelk_tests::images::busybox()).unwrap());
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let cli = engine.cli(Program::Docker);
+        let shared = engine.scratch("shared");
+        let fill = "while [ ! -e /b/go ]; do sleep 0.05; done; dd if=/dev/zero of=/fill bs=64k 2>/dev/null; while :; do dd if=/dev/zero bs=1k count=1 2>/dev/null >>/more || sleep 0.1; done";
+        for name in ["stopped", "killed", "removed"] {
+            cli.up(name, &["-v", &format!("{}:/b", shared.display())], &["sh", "-c", fill]);
+        }
+        fs::write(shared.join("go"), "").unwrap();
+        let free = || rustix::fs::statvfs(engine.root()).unwrap().f_bavail;
+        eventually("the disk to be full", || (free() == 0).then_some(()));
+        cli.run(&["stop", "-t", "0", "stopped"]).ok();
+        cli.run(&["kill", "killed"]).ok();
+        for name in ["stopped", "killed"] {
+            engine.await_state(name, "exited");
+        }
+        // One that has nothing on the disk makes no room there, and is told so; the one that fills it goes.
+        for name in ["removed", "stopped", "killed", "removed", "stopped", "killed"] {
+            let removed = cli.run(&["rm", "-f", name]);
+            assert!(removed.code == 0 || removed.err().contains("disk is full"), "{}", removed.err());
+        }
+        assert_eq!(engine.get("/containers/json?all=1"), json!([]));
+        eventually("room on the disk", || (free() > 1000).then_some(()));
+        assert_eq!(cli.sh(&[], "echo again").ok(), "again");
+    }));
+    engine.kill9();
+    unmount(engine.root(), UnmountFlags::DETACH).unwrap();
+    engine.restart();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
 }

@@ -34,8 +34,8 @@ impl Listener {
     /// Another engine serves this socket.
     pub fn bind(path: &Path, group: Option<u32>) -> std::io::Result<Self> {
         let context = |error: fs::PathError| std::io::Error::other(error.to_string());
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent, 0o755).map_err(context)?;
+        if let Some(parent) = path.parent().filter(|parent| !fs::exists(parent)) {
+            fs::create_dir(parent, 0o755).map_err(context)?;
         }
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");

@@ -10,6 +10,9 @@ use tokio::sync::mpsc;
 const DEPTH: usize = 8;
 const PIECE: usize = 128 << 10;
 
+/// How long a client may go on to send what nobody wants any more.
+const LONGEST_REST: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// A body out of what a channel brings. It ends where the channel does; an error cuts it off.
 pub(crate) fn from_channel(receiver: mpsc::Receiver<io::Result<Bytes>>) -> Body {
     Body::from_stream(futures_util::stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|piece| (piece, receiver))))
@@ -50,11 +53,14 @@ pub(crate) fn reader(body: Body) -> BodyReader {
         let mut pieces = body.into_data_stream();
         while let Some(piece) = pieces.next().await {
             let failed = piece.is_err();
-            if sender.send(piece.map_err(|error| io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string()))).await.is_err() || failed
-            {
-                return;
+            let piece = piece.map_err(|error| io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string()));
+            if failed || sender.send(piece).await.is_err() {
+                break;
             }
         }
+        // What was refused before its end is read to the end all the same: most clients look for an answer only then.
+        let rest = async { while let Some(Ok(_)) = pieces.next().await {} };
+        let _ = tokio::time::timeout(LONGEST_REST, rest).await;
     });
     BodyReader { receiver, piece: Bytes::new() }
 }

@@ -163,8 +163,13 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(body).map_err(|error| unreachable(&error))?;
-        let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
+        let failed = |message: String| ApiError { status: StatusCode::MISDIRECTED_REQUEST, message };
+        let request = request.body(body).map_err(|error| failed(format!("the request cannot be sent: {error}")))?;
+        let response = sender.send_request(request).await.map_err(|error| {
+            // What a file that is being sent says of itself is not the engine's fault.
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            failed(format!("error during connect: {}: {error}{cause}", self.host))
+        })?;
         if response.status().is_client_error() || response.status().is_server_error() {
             let status = response.status();
             let text = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();

@@ -34,6 +34,8 @@ impl Instance {
         if !valid {
             return Err(Error::invalid(format!("invalid instance name {name:?}: use up to 32 of a-z, 0-9, - and _")));
         }
+        let absolute = |path: PathBuf| std::path::absolute(&path).map_err(|error| Error::invalid(format!("{}: {error}", path.display())));
+        let (root, run) = (absolute(root)?, absolute(run)?);
         let default_log = LogConfig { kind: "local".into(), ..LogConfig::default() };
         Ok(Self { root, run, name, respect_host_firewall: false, default_log, networks: NetworkDefaults::default() })
     }

@@ -35,11 +35,8 @@ impl std::fmt::Display for PathError {
     }
 }
 
-impl std::error::Error for PathError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
-    }
-}
+// Its text has the cause's already: as a source that would be told twice.
+impl std::error::Error for PathError {}
 
 pub type Result<T> = std::result::Result<T, PathError>;
 

@@ -58,15 +58,24 @@ enum FirewallMode {
 
 const LARGEST: u64 = 1 << 20;
 
-/// A file that is not there says nothing.
-pub(crate) fn read(path: &Path) -> anyhow::Result<File> {
-    match fs::read_at_most(path, LARGEST) {
-        Err(error) if error.is_not_found() => Ok(File::default()),
-        content => parse(&content?).with_context(|| format!("configuration file {}", path.display())),
-    }
+/// Reads the file that was asked for, or the usual one, which need not be there.
+pub(crate) fn read(path: Option<&Path>) -> anyhow::Result<File> {
+    let usual = Path::new("/etc/whelk/daemon.json");
+    let content = match fs::read_at_most(path.unwrap_or(usual), LARGEST) {
+        Err(error) if error.is_not_found() && path.is_none() => return Ok(File::default()),
+        content => content?,
+    };
+    parse(&content).with_context(|| format!("configuration file {}", path.unwrap_or(usual).display()))
 }
 
 fn parse(content: &[u8]) -> anyhow::Result<File> {
+    if content.trim_ascii().is_empty() {
+        return Ok(File::default());
+    }
+    // A list would be read as well, by position.
+    if !content.trim_ascii().starts_with(b"{") {
+        bail!("a JSON object is needed");
+    }
     let file: File = serde_json::from_slice(content)?;
     if file.userland_proxy == Some(true) {
         bail!("userland-proxy: there is none; ports are published by the kernel alone");
@@ -135,6 +144,8 @@ mod tests {
 
     #[test]
     fn what_means_nothing_here_is_refused_by_name() {
+        assert!(parse(b" \n").is_ok());
+        refused("[]", "a JSON object is needed");
         refused(r#"{"registry-mirrors": []}"#, "registry-mirrors");
         refused(r#"{"userland-proxy": true}"#, "userland-proxy");
         refused(r#"{"live-restore": false}"#, "live-restore");

@@ -1,7 +1,7 @@
 //! `whelk daemon`: the engine as a process.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -16,24 +16,25 @@ use crate::config;
 #[derive(Debug, Parser)]
 #[command(name = "whelk daemon", version)]
 struct Arguments {
-    /// Socket to listen on, as unix:///PATH
+    /// Socket to listen on, as unix:///PATH [default: unix:///run/whelk/whelk.sock]
     #[arg(short = 'H', long)]
     host: Option<String>,
-    /// Directory for images, containers and the engine's records
+    /// Directory for images, containers and the engine's records [default: /var/lib/whelk]
     #[arg(long, alias = "data-root")]
     root: Option<PathBuf>,
-    /// Directory for sockets and other state that a reboot may take
+    /// Directory for sockets and other state that a reboot may take; another one for each engine [default: /run/whelk]
     #[arg(long, alias = "exec-root")]
     run: Option<PathBuf>,
-    /// Name of this engine among others on the machine; part of its cgroups' names
+    /// Name of this engine among others on the machine; part of its cgroups' names [default: whelk]
     #[arg(long)]
     instance: Option<String>,
     /// Group that may connect to the socket
     #[arg(short = 'G', long)]
     group: Option<String>,
-    /// Configuration file with the keys of Docker's daemon.json
-    #[arg(long, default_value = "/etc/whelk/daemon.json")]
-    config_file: PathBuf,
+    /// Configuration file with the keys of Docker's daemon.json [default: /etc/whelk/daemon.json]
+    // Without the flag /etc/whelk/daemon.json, which need not be there.
+    #[arg(long)]
+    config_file: Option<PathBuf>,
     /// Take the bridges, rules and cgroups of this instance off the host and exit; its directories stay
     #[arg(long)]
     uninstall: bool,
@@ -74,13 +75,16 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut file = config::read(&arguments.config_file)?;
+    let mut file = config::read(arguments.config_file.as_deref())?;
     let filter = if arguments.debug || file.debug { "debug" } else { "info" };
     tracing_subscriber::fmt()
         .with_env_filter(std::env::var("WHELK_LOG").unwrap_or_else(|_| filter.to_owned()))
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    if file.hosts.len() > 1 {
+        bail!("hosts: this version listens on one socket only");
+    }
     let host = arguments.host.or_else(|| file.hosts.pop()).unwrap_or_else(|| "unix:///run/whelk/whelk.sock".into());
     let Some(socket) = host.strip_prefix("unix://").map(PathBuf::from) else {
         bail!("unsupported host {host:?}: this version listens on unix:///PATH only")
@@ -93,7 +97,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     )?;
     file.apply(&mut instance);
     let _instance = lock_instance(&instance)?;
-    let _lock = lock(&instance)?;
+    let _locks = [lock(&instance.root)?, lock(&instance.run)?];
     if arguments.uninstall {
         Engine::uninstall(&instance)?;
         return Ok(fs::remove_file(instance_lock(&instance))?);
@@ -112,13 +116,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// Keeps a second engine away from the same state.
-fn lock(instance: &Instance) -> anyhow::Result<std::fs::File> {
-    fs::create_dir_all(&instance.root, 0o700)?;
-    let path = instance.root.join("lock");
-    let file = fs::append(&path, 0o600)?;
+fn lock(directory: &Path) -> anyhow::Result<std::fs::File> {
+    fs::create_dir_all(directory, 0o700)?;
+    let file = fs::append(directory.join("lock"), 0o600)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(_) => bail!("another engine uses {}", instance.root.display()),
+        Err(_) => bail!("another engine uses {}", directory.display()),
     }
 }
 

@@ -5,6 +5,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use super::attach::{Ended, Streams, attach_path, follow_size, forward_signals, pump};
+use super::create::plain;
 use super::run::{exit_code, wait_request};
 use super::{Names, for_each};
 use crate::client::{Client, escape_name, no_body, query};
@@ -293,7 +294,10 @@ pub(crate) async fn write_body(response: hyper::Response<hyper::body::Incoming>,
     let mut body = response.into_body();
     let staged = path.map(|path| format!("{path}.part"));
     let mut output: Box<dyn Write> = match &staged {
-        Some(staged) => Box::new(std::fs::File::create(staged).map_err(|error| Failure::new(format!("create {staged}: {error}")))?),
+        Some(staged) => Box::new(
+            std::fs::File::create(staged)
+                .map_err(|error| Failure::new(format!("write {}: {}", path.unwrap_or_default(), plain(&error))))?,
+        ),
         None => Box::new(std::io::stdout()),
     };
     let result: Outcome<()> = async {
@@ -308,7 +312,7 @@ pub(crate) async fn write_body(response: hyper::Response<hyper::body::Incoming>,
     .await;
     if let (Some(staged), Some(path)) = (&staged, path) {
         match &result {
-            Ok(()) => std::fs::rename(staged, path).map_err(|error| Failure::new(format!("write {path}: {error}")))?,
+            Ok(()) => std::fs::rename(staged, path).map_err(|error| Failure::new(format!("write {path}: {}", plain(&error))))?,
             Err(_) => drop(std::fs::remove_file(staged)),
         }
     }

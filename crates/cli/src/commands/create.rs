@@ -215,6 +215,21 @@ pub(crate) struct CreateArgs {
     /// Command to run to check health
     #[arg(long)]
     pub health_cmd: Option<String>,
+    /// Time between running the check
+    #[arg(long)]
+    pub health_interval: Option<String>,
+    /// Maximum time to allow one check to run
+    #[arg(long)]
+    pub health_timeout: Option<String>,
+    /// Consecutive failures needed to report unhealthy
+    #[arg(long)]
+    pub health_retries: Option<String>,
+    /// Start period for the container to initialize before starting health-retries countdown
+    #[arg(long)]
+    pub health_start_period: Option<String>,
+    /// Time between running the check during the start period
+    #[arg(long)]
+    pub health_start_interval: Option<String>,
     /// Disable any container-specified HEALTHCHECK
     #[arg(long)]
     pub no_healthcheck: bool,
@@ -253,6 +268,16 @@ pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, d
     }
     if !matches!(args.pull.as_str(), "always" | "missing" | "never") {
         return Err(Failure::new(format!("invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"", args.pull)));
+    }
+    let health = [
+        ("interval", &args.health_interval),
+        ("timeout", &args.health_timeout),
+        ("retries", &args.health_retries),
+        ("start-period", &args.health_start_period),
+        ("start-interval", &args.health_start_interval),
+    ];
+    if let Some((name, _)) = health.iter().find(|(_, value)| value.is_some()) {
+        return Err(Failure::with_code(125, format!("--health-{name}: health checks are not available in this version of whelk")));
     }
     if args.pull == "always" {
         return Err(Failure::new("--pull always: pulling from registries is not available in this version of whelk; use load or import"));

@@ -52,19 +52,23 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
     let (mut sender, mut receiver) = tokio::io::duplex(256 << 10);
     let feeding = tokio::spawn(async move {
         let mut body = response.into_body();
-        while let Some(Ok(frame)) = body.frame().await {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Failure::new("unexpected EOF"))?;
             if let Ok(data) = frame.into_data()
                 && sender.write_all(&data).await.is_err()
             {
-                return;
+                break;
             }
         }
+        Ok::<(), Failure>(())
     });
     if tty {
         tokio::io::copy(&mut receiver, &mut tokio::io::stdout()).await?;
     } else {
         demultiplex(&mut receiver).await?;
     }
-    let _ = feeding.await;
-    Ok(0)
+    match feeding.await {
+        Ok(fed) => fed.map(|()| 0),
+        Err(_) => Ok(0),
+    }
 }

@@ -203,8 +203,30 @@ pub(crate) struct Names {
 
 /// Docker's commands that are to come.
 const NOT_YET: &[&str] = &[
-    "build", "builder", "buildx", "commit", "compose", "config", "context", "cp", "diff", "login", "logout", "manifest", "node", "plugin",
-    "pull", "push", "search", "secret", "service", "stack", "stats", "swarm", "trust",
+    "build",
+    "builder",
+    "buildx",
+    "commit",
+    "compose",
+    "config",
+    "context",
+    "cp",
+    "diff",
+    "login",
+    "logout",
+    "manifest",
+    "node",
+    "plugin",
+    "checkpoint",
+    "pull",
+    "push",
+    "search",
+    "secret",
+    "service",
+    "stack",
+    "stats",
+    "swarm",
+    "trust",
 ];
 
 /// The code for mistakes in flags.
@@ -256,7 +278,7 @@ fn usage(error: &clap::Error) -> Outcome {
         _ => String::new(),
     };
     let argument = context(ContextKind::InvalidArg);
-    let flag = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
+    let flag = argument.split([' ', '=', '[']).next().unwrap_or_default().to_owned();
     let value = context(ContextKind::InvalidValue);
     let words: Vec<String> = typed_words().skip(1).take_while(|word| !word.starts_with('-')).collect();
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
@@ -270,7 +292,7 @@ fn usage(error: &clap::Error) -> Outcome {
     }
     let grouped = words.first().is_some_and(|word| Cli::command().find_subcommand(word).is_some_and(clap::Command::has_subcommands));
     let command = words.iter().take(1 + usize::from(grouped)).cloned().collect::<Vec<_>>().join(" ");
-    let hint = format!("\n\nUsage:  whelk {command} --help shows how to use it");
+    let hint = format!("\n\n{}\n\nRun 'whelk {command} --help' for more information", usage_of(&command));
     let count = || Failure::new(format!("whelk: 'whelk {command}' {}{hint}", arguments_of(&command)));
     let text = match error.kind() {
         ErrorKind::UnknownArgument if !flag.starts_with('-') => return Err(count()),
@@ -280,12 +302,16 @@ fn usage(error: &clap::Error) -> Outcome {
             let known = context(ContextKind::ValidValue).replace(' ', ", ");
             return Err(Failure::new(format!("whelk: {command}: {value:?} is none of {known}")));
         }
+        ErrorKind::InvalidValue if context(ContextKind::ValidValue) == "true false" => format!(
+            "invalid argument {value:?} for {:?} flag: strconv.ParseBool: parsing {value:?}: invalid syntax",
+            both_forms(&words, &flag)
+        ),
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => format!(
             "invalid argument {value:?} for {:?} flag: strconv.ParseInt: parsing {value:?}: invalid syntax",
             both_forms(&words, &flag)
         ),
         ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => return Err(count()),
-        ErrorKind::InvalidSubcommand if NOT_YET.contains(&command.as_str()) => {
+        ErrorKind::InvalidSubcommand if command.split(' ').any(|word| NOT_YET.contains(&word)) => {
             let hint = if matches!(command.as_str(), "pull" | "push" | "login") { "; images come in by load and import" } else { "" };
             return Err(Failure::new(format!("whelk: {command}: not available in this version of whelk{hint}")));
         }
@@ -298,6 +324,14 @@ fn usage(error: &clap::Error) -> Outcome {
         }
     };
     Err(Failure::with_code(USAGE, format!("{text}{hint}")))
+}
+
+/// How a command is used, in one line.
+fn usage_of(command: &str) -> String {
+    let mut whole = Cli::command();
+    whole.build();
+    let found = command.split(' ').try_fold(&mut whole, |command, word| command.find_subcommand_mut(word));
+    found.map_or_else(|| "Usage: whelk [OPTIONS] COMMAND".to_owned(), |command| command.render_usage().to_string().trim().to_owned())
 }
 
 /// The words of the command line, as far as they can be read.

@@ -68,7 +68,7 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
     if ended? == Ended::Detached {
         return Ok(0);
     }
-    let status = crate::client::read(wait).await?;
+    let status = crate::client::read(wait).await.map_err(|error| not_run(&error.to_string()))?;
     Ok(exit_code(&status))
 }
 

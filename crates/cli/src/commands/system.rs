@@ -45,6 +45,7 @@ pub(crate) async fn inspect(client: &Client, args: InspectArgs, kind: Option<&st
         "" => println!("{}", pretty(&Value::Array(found))),
         "json" => found.iter().for_each(|value| println!("{value}")),
         format => {
+            found.iter_mut().for_each(name_optional);
             let template = Template::parse(format)?;
             for value in &found {
                 println!("{}", template.execute(value)?);
@@ -52,6 +53,18 @@ pub(crate) async fn inspect(client: &Client, args: InspectArgs, kind: Option<&st
         }
     }
     if failures.is_empty() { Ok(0) } else { Err(Failure::new(failures.join("\n"))) }
+}
+
+/// Puts in what a container may have and this one has not, for templates to ask for.
+fn name_optional(container: &mut Value) {
+    if !container["HostConfig"].is_object() {
+        return;
+    }
+    for (place, name) in [("/State", "Health"), ("", "SizeRw"), ("", "SizeRootFs")] {
+        if let Some(Value::Object(fields)) = container.pointer_mut(place) {
+            fields.entry(name).or_insert(Value::Null);
+        }
+    }
 }
 
 /// The kinds of objects in the order they are looked for, and where the API has them.
@@ -110,8 +123,8 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
     let response = client.send(hyper::Method::GET, &format!("/events{query}"), &[], no_body()).await?;
     let mut body = response.into_body();
     let mut pending = Vec::new();
-    while let Some(Ok(frame)) = body.frame().await {
-        let Ok(data) = frame.into_data() else { continue };
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Failure::new("unexpected EOF"))?.into_data() else { continue };
         pending.extend_from_slice(&data);
         while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = pending.drain(..=end).collect();

@@ -290,7 +290,7 @@ fn operand(word: &str) -> Outcome<Operand> {
 
 const FUNCTIONS: &[&str] = &[
     "json", "join", "split", "upper", "lower", "title", "truncate", "pad", "println", "print", "printf", "len", "index", "slice", "eq",
-    "ne", "lt", "le", "gt", "ge", "and", "or", "not", "html", "js", "urlquery",
+    "ne", "lt", "le", "gt", "ge", "and", "or", "not", "html", "urlquery",
 ];
 
 struct Scope {
@@ -371,6 +371,8 @@ impl Scope {
             values.extend(last.take());
             last = Some(match head {
                 Operand::Function(name) => call(name, values)?,
+                // The one method that rows of tables have.
+                Operand::Field(path) if path.as_slice() == ["Label"] && values.len() == 1 => label(dot, &display(&values[0])),
                 other if values.is_empty() => self.operand(other, dot)?,
                 other => return fail(format!("can't give argument to non-function {other:?}")),
             });
@@ -391,6 +393,13 @@ impl Scope {
             Operand::Nested(pipeline, path) => walk(&self.value(pipeline, dot)?, path),
         }
     }
+}
+
+/// The value of a label, out of a list like `a=1,b=2`.
+fn label(row: &Value, name: &str) -> Value {
+    let list = row["Labels"].as_str().unwrap_or_default();
+    let found = list.split(',').find_map(|entry| entry.split_once('=').filter(|(key, _)| *key == name));
+    Value::from(found.map(|(_, value)| value).unwrap_or_default())
 }
 
 fn walk(value: &Value, path: &[String]) -> Outcome<Value> {
@@ -459,7 +468,13 @@ fn call(name: &str, arguments: Vec<Value>) -> Outcome<Value> {
             Value::from(format!("{}{}{}", " ".repeat(number(before).unwrap_or(0)), text(value), " ".repeat(number(after).unwrap_or(0))))
         }
         ("println", values) => Value::from(values.iter().map(display).collect::<Vec<_>>().join(" ") + "\n"),
-        ("print" | "html" | "js" | "urlquery", values) => Value::from(values.iter().map(display).collect::<String>()),
+        ("print", values) => Value::from(values.iter().map(display).collect::<String>()),
+        ("urlquery", values) => Value::from(crate::client::escape(&values.iter().map(display).collect::<String>()).replace("%20", "+")),
+        ("html", values) => {
+            let text: String = values.iter().map(display).collect();
+            let escaped = [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\"", "&#34;"), ("'", "&#39;")];
+            Value::from(escaped.iter().fold(text, |text, (letter, name)| text.replace(letter, name)))
+        }
         ("printf", [Value::String(format), values @ ..]) => Value::from(printf(format, values)),
         ("len", [value]) => Value::from(match value {
             Value::Array(list) => list.len(),
@@ -534,6 +549,13 @@ fn printf(format: &str, values: &[Value]) -> String {
             width.push(digit);
         }
         let width: usize = width.parse().unwrap_or(0);
+        let precision: Option<usize> = letters.next_if_eq(&'.').map(|_| {
+            let mut digits = String::new();
+            while let Some(digit) = letters.next_if(char::is_ascii_digit) {
+                digits.push(digit);
+            }
+            digits.parse().unwrap_or(0)
+        });
         let text = match letters.next() {
             Some('%') => "%".to_owned(),
             Some('q') => values.next().map_or_else(String::new, |value| Value::from(display(value)).to_string()),
@@ -541,6 +563,7 @@ fn printf(format: &str, values: &[Value]) -> String {
             Some(other) => format!("%!{other}"),
             None => "%!(NOVERB)".to_owned(),
         };
+        let text = precision.map_or_else(|| text.clone(), |most| text.chars().take(most).collect());
         let _ = match (left, zero) {
             (true, _) => write!(out, "{text:<width$}"),
             (_, true) => write!(out, "{text:0>width$}"),

@@ -39,7 +39,11 @@ pub(crate) fn parse_size(text: &str) -> Outcome<i64> {
         "p" | "pb" | "pib" => 1 << 50,
         other => return Err(Failure::new(format!("invalid suffix: '{other}'"))),
     };
-    Ok((number * factor as f64) as i64)
+    let bytes = number * factor as f64;
+    if bytes >= i64::MAX as f64 {
+        return Err(Failure::new(format!("invalid size: '{text}': too large")));
+    }
+    Ok(bytes as i64)
 }
 
 /// `2 hours ago`, from seconds since the epoch.
@@ -111,6 +115,7 @@ mod tests {
         assert_eq!(parse_size("10x").unwrap_err().text, "invalid suffix: 'x'");
         assert_eq!(parse_size("abc").unwrap_err().text, "invalid size: 'abc'");
         assert_eq!(parse_size("-1").unwrap_err().text, "invalid size: '-1'");
+        assert_eq!(parse_size("99999999999999999999").unwrap_err().text, "invalid size: '99999999999999999999': too large");
     }
 
     #[test]

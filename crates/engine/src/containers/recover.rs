@@ -125,10 +125,10 @@ impl Containers {
             self.ended(container, &exit).await;
         } else if matches!(container.status(), Status::Removing | Status::Dead) {
             container.record().state.status = Status::Exited;
-            self.remove_now(container, false);
+            self.remove_or_complain(container, false);
         } else if container.record().host.auto_remove {
             // Who wanted it has gone with the engine.
-            self.remove_now(container, true);
+            self.remove_or_complain(container, true);
         }
         let _ = fs::remove_tree(self.instance.run_dir(&container.id));
     }

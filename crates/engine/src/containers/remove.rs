@@ -52,8 +52,7 @@ impl Containers {
         }
         self.kill_for_removal(&container).await?;
         container.shim_gone().await;
-        self.remove_now(&container, request.volumes);
-        Ok(())
+        self.remove_now(&container, request.volumes)
     }
 
     async fn kill_for_removal(self: &Arc<Self>, container: &Container) -> Result<()> {
@@ -70,20 +69,23 @@ impl Containers {
     }
 
     /// Takes a container that does not run out of the world.
-    pub(super) fn remove_now(self: &Arc<Self>, container: &Arc<Container>, volumes: bool) {
+    ///
+    /// # Errors
+    /// The store's; the container is dead then.
+    pub(super) fn remove_now(self: &Arc<Self>, container: &Arc<Container>, volumes: bool) -> Result<()> {
         {
             let mut record = container.record();
             if record.state.status == Status::Removing {
-                return;
+                return Ok(());
             }
             record.state.status = Status::Removing;
         }
         // The record goes first: files without a record are garbage that the next start collects, a record without
         // files would be a broken container.
-        if let Err(error) = self.store.delete_container(&container.id) {
+        if let Err(error) = self.store.delete_container(&container.id).or_else(|error| self.make_room_and_delete(container, &error)) {
             tracing::error!(container = container.id, "remove: {error}");
             container.record().state.status = Status::Dead;
-            return;
+            return Err(error);
         }
         self.forget(container);
         let mounts = std::mem::take(&mut container.record().mounts);
@@ -103,6 +105,21 @@ impl Containers {
             Ok(None) => {}
             Err(error) => tracing::warn!(container = container.id, "remove: {error}"),
         }
+        Ok(())
+    }
+
+    /// The same where there is nobody to report a failure to; it is in the log.
+    pub(super) fn remove_or_complain(self: &Arc<Self>, container: &Arc<Container>, volumes: bool) {
+        let _ = self.remove_now(container, volumes);
+    }
+
+    /// Where the store cannot forget a container, its disk may be full, and this container be what fills it.
+    fn make_room_and_delete(&self, container: &Container, error: &Error) -> Result<()> {
+        tracing::warn!(container = container.id, "remove: {error}; its files go first");
+        tokio::task::block_in_place(|| {
+            fs::remove_tree(self.instance.container_dir(&container.id))?;
+            self.store.delete_container(&container.id)
+        })
     }
 
     /// Removes all containers that do not run and match `matches`; returns their ids and the bytes they took.

@@ -296,7 +296,7 @@ impl Containers {
             progress.exit_code = failure.exit_code;
         });
         if container.record().host.auto_remove {
-            self.remove_now(container, true);
+            self.remove_or_complain(container, true);
         }
     }
 }

@@ -34,8 +34,8 @@ impl Containers {
                 self.save(&container)?;
                 return Err(Error::NotModified(format!("container {} is not running", container.id)));
             }
-            // Known whatever happens to this process: nobody is to start it again.
-            _ => self.save(&container)?,
+            // Known whatever happens to this process: nobody is to start it again. But it is stopped whatever the store says.
+            _ => self.save_or_complain(&container),
         }
         self.stop_locked(&container, signal, timeout).await
     }
@@ -131,7 +131,7 @@ impl Containers {
         };
         if signal == signals::KILL || signal == stop_signal {
             container.record().state.stopped_by_user = true;
-            self.save(&container)?;
+            self.save_or_complain(&container);
         }
         let mut progress = container.progress.subscribe();
         let exits = progress.borrow_and_update().exits;

@@ -615,7 +615,11 @@ pub(crate) fn check_endpoint(network: &NetworkRecord, endpoint: &Endpoint) -> Re
         match key.as_str() {
             option::INTERFACE_NAME => super::create::check_interface_name(value)?,
             option::SYSCTLS => drop(sysctls(endpoint)?),
-            _ => return Err(Error::Unsupported(format!("endpoint option {key}: not available in this version of whelk"))),
+            key if key.starts_with("com.docker.network.") => {
+                return Err(Error::Unsupported(format!("endpoint option {key}: not available in this version of whelk")));
+            }
+            // Somebody else's note: kept and shown.
+            _ => {}
         }
     }
     let Some(config) = &endpoint.ipam_config else { return Ok(()) };
