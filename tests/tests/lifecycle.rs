@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use whelk_tests::{Cli, Engine, eventually, stays};
+use whelk_tests::{Cli, Engine, Program, eventually, stays};
 
 /// A program that ends by itself only when it is told to, and says when it can be told.
 const TRAPS: &str = "trap 'exit 5' USR1; trap 'exit 6' TERM; echo ready; while :; do sleep 0.02; done";
@@ -386,4 +386,29 @@ fn pruning_leaves_what_is_used_or_too_new() {
         assert!(!cli.run(&["images", "-q", "--filter", "until=1h"]).ok().is_empty(), "the image was made long ago");
         cli.run(&["rm", "-f", "runs"]).ok();
     });
+}
+
+#[test]
+fn a_stop_that_waits_holds_up_nobody() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.up("stubborn", &[], &["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]);
+    let mut waits = cli.spawn(&["stop", "-t", "60", "stubborn"]);
+    let begin = Instant::now();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(waits.is_running());
+    cli.run(&["start", "stubborn"]).ok();
+    cli.run(&["pause", "stubborn"]).ok();
+    cli.run(&["unpause", "stubborn"]).ok();
+    cli.run(&["stop", "-t", "0", "stubborn"]).ok();
+    waits.finish().ok();
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    assert_eq!(engine.inspect("stubborn")["State"]["ExitCode"], 137);
+    // The same for a restart, and for one without end.
+    cli.run(&["start", "stubborn"]).ok();
+    let mut restarts = cli.spawn(&["restart", "-t", "-1", "stubborn"]);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(restarts.is_running());
+    cli.run(&["rm", "-f", "stubborn"]).ok();
+    restarts.finish().fails(1);
 }

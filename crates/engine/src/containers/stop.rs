@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::{Reply, Request};
 
-use super::{Container, Containers};
+use super::{Container, Containers, Progress};
 use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::shims::ask;
@@ -17,13 +18,22 @@ const DEFAULT_TIMEOUT: i64 = 10;
 /// How long the kernel may take to end a killed process before a stop gives up.
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A container that was asked to end.
+struct Stopping {
+    progress: watch::Receiver<Progress>,
+    /// How often it had ended before.
+    exits: u64,
+    /// In seconds; negative for as long as it takes.
+    timeout: i64,
+}
+
 impl Containers {
     /// # Errors
     /// [`Error::NotModified`] if it does not run.
     pub async fn stop(self: &Arc<Self>, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
         let signal = signal.filter(|signal| !signal.is_empty()).map(signals::parse).transpose()?;
         let container = self.find(name)?;
-        let _operation = container.operation.lock().await;
+        let operation = container.operation.lock().await;
         container.record().state.stopped_by_user = true;
         match container.status() {
             Status::Restarting => {
@@ -37,10 +47,14 @@ impl Containers {
             // Known whatever happens to this process: nobody is to start it again. But it is stopped whatever the store says.
             _ => self.save_or_complain(&container),
         }
-        self.stop_locked(&container, signal, timeout).await
+        let stopping = self.begin_stop(&container, signal, timeout).await?;
+        // Others need not wait until it has ended: not to pause it, and not to give it less time.
+        drop(operation);
+        self.finish_stop(&container, stopping).await
     }
 
-    async fn stop_locked(self: &Arc<Self>, container: &Arc<Container>, signal: Option<i32>, timeout: Option<i64>) -> Result<()> {
+    /// Asks a container to end. Its operation lock is held.
+    async fn begin_stop(self: &Arc<Self>, container: &Arc<Container>, signal: Option<i32>, timeout: Option<i64>) -> Result<Stopping> {
         let (default_signal, default_timeout) = {
             let record = container.record();
             let signal = if record.config.stop_signal.is_empty() { signals::TERM } else { signals::parse(&record.config.stop_signal)? };
@@ -56,6 +70,12 @@ impl Containers {
         if let Err(error) = self.send_signal(container, signal.unwrap_or(default_signal)).await {
             tracing::warn!(container = container.id, "stop: {error}");
         }
+        Ok(Stopping { progress, exits, timeout })
+    }
+
+    /// Waits for the end of a container that was asked for it, and kills it when its time is up.
+    async fn finish_stop(self: &Arc<Self>, container: &Arc<Container>, stopping: Stopping) -> Result<()> {
+        let Stopping { mut progress, exits, timeout } = stopping;
         let wait = progress.wait_for(|progress| progress.exits > exits);
         let ended = match u64::try_from(timeout) {
             Ok(seconds) => tokio::time::timeout(Duration::from_secs(seconds), wait).await.is_ok(),
@@ -64,6 +84,10 @@ impl Containers {
         };
         if !ended {
             self.send_signal(container, signals::KILL).await?;
+            if container.status() == Status::Paused {
+                // Somebody has paused it meanwhile. What was killed may be gone before it could be let go on.
+                let _ = self.resume_locked(container).await;
+            }
             let wait = progress.wait_for(|progress| progress.exits > exits);
             if tokio::time::timeout(KILL_TIMEOUT, wait).await.is_err() {
                 return Err(Error::internal(format!(
@@ -156,13 +180,20 @@ impl Containers {
     pub async fn restart(self: &Arc<Self>, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
         let signal = signal.filter(|signal| !signal.is_empty()).map(signals::parse).transpose()?;
         let container = self.find(name)?;
-        let _operation = container.operation.lock().await;
+        let operation = container.operation.lock().await;
         // The container of an ended --rm run is going away; one that runs is stopped without being removed.
         let auto_remove = std::mem::replace(&mut container.record().host.auto_remove, false);
         container.record().state.stopped_by_user = true;
-        let stopped = if container.status().is_running() { self.stop_locked(&container, signal, timeout).await } else { Ok(()) };
+        let stopping = if container.status().is_running() { Some(self.begin_stop(&container, signal, timeout).await) } else { None };
+        drop(operation);
+        let stopped = match stopping {
+            Some(Ok(stopping)) => self.finish_stop(&container, stopping).await,
+            Some(Err(error)) => Err(error),
+            None => Ok(()),
+        };
         container.record().host.auto_remove = auto_remove;
         stopped?;
+        let _operation = container.operation.lock().await;
         if container.status() == Status::Restarting {
             container.record().state.status = Status::Exited;
         }
