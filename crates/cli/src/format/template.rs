@@ -395,6 +395,11 @@ impl Scope {
     }
 }
 
+fn escape_html(text: &str) -> String {
+    let names = [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\"", "&#34;"), ("'", "&#39;")];
+    names.iter().fold(text.to_owned(), |text, (letter, name)| text.replace(letter, name))
+}
+
 /// The value of a label, out of a list like `a=1,b=2`.
 fn label(row: &Value, name: &str) -> Value {
     let list = row["Labels"].as_str().unwrap_or_default();
@@ -470,11 +475,7 @@ fn call(name: &str, arguments: Vec<Value>) -> Outcome<Value> {
         ("println", values) => Value::from(values.iter().map(display).collect::<Vec<_>>().join(" ") + "\n"),
         ("print", values) => Value::from(values.iter().map(display).collect::<String>()),
         ("urlquery", values) => Value::from(crate::client::escape(&values.iter().map(display).collect::<String>()).replace("%20", "+")),
-        ("html", values) => {
-            let text: String = values.iter().map(display).collect();
-            let escaped = [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\"", "&#34;"), ("'", "&#39;")];
-            Value::from(escaped.iter().fold(text, |text, (letter, name)| text.replace(letter, name)))
-        }
+        ("html", values) => Value::from(escape_html(&values.iter().map(display).collect::<String>())),
         ("printf", [Value::String(format), values @ ..]) => Value::from(printf(format, values)),
         ("len", [value]) => Value::from(match value {
             Value::Array(list) => list.len(),
