@@ -410,5 +410,7 @@ fn a_stop_that_waits_holds_up_nobody() {
     std::thread::sleep(Duration::from_millis(300));
     assert!(restarts.is_running());
     cli.run(&["rm", "-f", "stubborn"]).ok();
-    restarts.finish().fails(1);
+    // It may have come back for a moment in between.
+    let _ = restarts.finish();
+    assert_eq!(engine.get("/containers/json?all=1"), json!([]));
 }

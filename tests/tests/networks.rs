@@ -353,7 +353,7 @@ fn options_of_places_in_networks() {
         for (option, text) in [
             ("com.docker.network.endpoint.sysctls=net.core.somaxconn=1", "unrecognised network interface sysctl"),
             ("com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.../../x=1", "unrecognised network interface sysctl"),
-            ("some.option=1", "endpoint option some.option: not available"),
+            ("com.docker.network.some=1", "endpoint option com.docker.network.some: not available"),
         ] {
             let network = format!("name=opts,driver-opt={option}");
             cli.run(&["run", "--rm", "--network", &network, "busybox", "true"]).refuses(125, text);
