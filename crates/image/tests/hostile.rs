@@ -537,15 +537,13 @@ fn a_decompression_bomb_ends() {
     assert!(total < (4 << 30) + (16 << 20), "{total}");
 }
 
+/// Fast gzip does not make bombs: its zeros grow less than those of real layers may.
 #[test]
-#[ignore = "hashes twice 4 GiB, which takes a while"]
 fn a_decompression_bomb_leaves_nothing() {
-    for compress in [gzip, zstandard] {
-        let bench = Bench::new();
-        let result = bench.store.put_layer(bomb(compress), None);
-        assert!(matches!(result, Err(Error::Invalid(_))), "{result:?}");
-        bench.check_empty("bomb");
-    }
+    let bench = Bench::new();
+    let result = bench.store.put_layer(bomb(zstandard), None);
+    assert!(matches!(&result, Err(Error::Invalid(text)) if text.contains("decompression bomb")), "{result:?}");
+    bench.check_empty("bomb");
 }
 
 #[test]
