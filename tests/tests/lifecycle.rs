@@ -392,7 +392,7 @@ fn pruning_leaves_what_is_used_or_too_new() {
 fn a_stop_that_waits_holds_up_nobody() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    cli.up("stubborn", &[], &["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]);
+    cli.up("stubborn", &["--restart", "always"], &["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]);
     let mut waits = cli.spawn(&["stop", "-t", "60", "stubborn"]);
     let begin = Instant::now();
     std::thread::sleep(Duration::from_millis(300));
@@ -404,6 +404,9 @@ fn a_stop_that_waits_holds_up_nobody() {
     waits.finish().ok();
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     assert_eq!(engine.inspect("stubborn")["State"]["ExitCode"], 137);
+    stays("it stays stopped, though somebody asked for its start meanwhile", Duration::from_millis(500), || {
+        engine.state("stubborn") == "exited"
+    });
     // The same for a restart, and for one without end.
     cli.run(&["start", "stubborn"]).ok();
     let mut restarts = cli.spawn(&["restart", "-t", "-1", "stubborn"]);

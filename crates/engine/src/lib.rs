@@ -65,7 +65,7 @@ impl Engine {
         let images = Images::open(&instance.root, store.clone(), events.clone())?;
         let shims = Shims::new(&instance, &executable)?;
         let networks = Networks::open(&instance, store.clone(), events.clone())?;
-        let volumes = Volumes::open(&instance, store.clone(), events.clone(), images.clone())?;
+        let volumes = Volumes::open(&instance, store.clone(), events.clone())?;
         crate::logging::config(&instance.default_log, std::path::Path::new(""), "", &Default::default())?;
         let host = files_of_host::facts(instance.default_log.clone());
         let id = store.get_or_set_meta("engine-id", names::random_id)?;

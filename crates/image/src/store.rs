@@ -163,17 +163,23 @@ impl Store {
         layer::replay(&self.layer_path(diff_id), output)
     }
 
-    /// Removes all blobs and layers that are not among these. Nothing may be coming in meanwhile.
+    /// Takes all blobs and layers out of the store that are not among these, and returns where they are for now: who calls
+    /// this removes them, when nobody waits for it. Nothing may be coming in meanwhile.
     ///
     /// # Errors
-    /// The first one; the others are removed all the same.
-    pub fn keep_only(&self, blobs: &BTreeSet<&Digest>, layers: &BTreeSet<&Digest>) -> Result<()> {
-        let mut outcome = Ok(());
+    /// The first one; the others are taken out all the same, and removed at the next start.
+    pub fn keep_only(&self, blobs: &BTreeSet<Digest>, layers: &BTreeSet<Digest>) -> Result<Vec<PathBuf>> {
+        let mut outcome = Ok(Vec::new());
         for (directory, known) in [("blobs/sha256", blobs), ("layers", layers)] {
             let known: BTreeSet<&OsStr> = known.iter().map(|digest| OsStr::new(digest.hex())).collect();
             for entry in fs::list(self.root.join(directory))? {
-                if !known.contains(entry.file_name().as_os_str()) {
-                    outcome = outcome.and(self.discard(&entry.path()));
+                if known.contains(entry.file_name().as_os_str()) {
+                    continue;
+                }
+                match (self.trash(&entry.path()), &mut outcome) {
+                    (Ok(trashed), Ok(all)) => all.extend(trashed),
+                    (Err(error), Ok(_)) => outcome = Err(error),
+                    (_, Err(_)) => {}
                 }
             }
         }

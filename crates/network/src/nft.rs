@@ -138,13 +138,13 @@ fn message(kind: u16, flags: u16, family: u8) -> Message {
     Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &generic(family))
 }
 
-/// Asks for the number of the ruleset's last change.
 /// The fixed header of nf_tables messages.
 pub(crate) const HEADER: usize = 4;
 pub(crate) const RULE_HANDLE: u16 = 3;
 pub(crate) const RULE_EXPRESSIONS: u16 = 4;
 pub(crate) const RULE_USERDATA: u16 = 7;
 
+/// Asks for the number of the ruleset's last change.
 pub(crate) fn get_generation() -> Message {
     message(NFT_MSG_GETGEN, 0, 0)
 }

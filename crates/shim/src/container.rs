@@ -306,7 +306,8 @@ impl Shim {
     }
 
     fn state(&self) -> Event {
-        let execs = self.processes.values().filter(|process| process.exit.is_none());
+        // One that has not reached its program may never be an exec.
+        let execs = self.processes.values().filter(|process| process.exit.is_none() && !self.starting.contains_key(&process.number));
         Event::State {
             pid: self.init().map_or(0, |init| init.pid.as_raw_nonzero().get()),
             paused: self.paused,

@@ -36,15 +36,24 @@ pub fn entry(parent: impl AsFd, name: &OsStr) -> io::Result<()> {
         Err(Errno::ISDIR) => {}
         Err(error) => return Err(error.into()),
     }
-    let root = open(parent.as_fd(), &name)?;
-    let mut removal = Removal { root: root.as_fd(), lifted: 0, error: None };
+    let root = match open(parent.as_fd(), &name) {
+        // Somebody else was faster.
+        Err(Errno::NOENT) => return Ok(()),
+        root => root?,
+    };
+    let mut removal = Removal { root: root.as_fd(), lifted: 0, number: 0, error: None };
     let mut before = None;
     while before != Some(removal.lifted) {
         before = Some(removal.lifted);
         removal.empty(root.as_fd(), DEPTH);
     }
-    let removed = unlinkat(&parent, &*name, AtFlags::REMOVEDIR);
+    let removed = gone(unlinkat(&parent, &*name, AtFlags::REMOVEDIR));
     removal.error.map_or(removed, Err).map_err(Into::into)
+}
+
+/// What somebody else has removed meanwhile is removed.
+fn gone(removed: rustix::io::Result<()>) -> rustix::io::Result<()> {
+    if removed == Err(Errno::NOENT) { Ok(()) } else { removed }
 }
 
 fn open(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -57,6 +66,8 @@ struct Removal<'a> {
     root: BorrowedFd<'a>,
     /// How many have been.
     lifted: u64,
+    /// The last name that was tried for one.
+    number: u64,
     error: Option<Errno>,
 }
 
@@ -87,25 +98,28 @@ impl Removal<'_> {
         }
         match unlinkat(directory, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-            result => return result,
+            result => return gone(result),
         }
         if depth == 0 {
             return self.lift(directory, name);
         }
-        self.empty(open(directory, name)?.as_fd(), depth - 1);
+        match open(directory, name) {
+            Err(Errno::NOENT) => return Ok(()),
+            child => self.empty(child?.as_fd(), depth - 1),
+        }
         match unlinkat(directory, name, AtFlags::REMOVEDIR) {
             // The reason is known already.
             Err(Errno::NOTEMPTY | Errno::EXIST) if self.error.is_some() => Ok(()),
-            result => result,
+            result => gone(result),
         }
     }
 
     fn lift(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
         loop {
-            self.lifted += 1;
-            match renameat_with(directory, name, self.root, format!(".deep-{}", self.lifted), RenameFlags::NOREPLACE) {
+            self.number += 1;
+            match renameat_with(directory, name, self.root, format!(".deep-{}", self.number), RenameFlags::NOREPLACE) {
                 Err(Errno::EXIST) => {}
-                result => return result,
+                result => return result.map(|()| self.lifted += 1),
             }
         }
     }

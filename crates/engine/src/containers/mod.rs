@@ -96,6 +96,8 @@ pub struct Container {
     progress: watch::Sender<Progress>,
     /// How often it has ended soon after its start in a row: the restart policy waits longer each time.
     short_runs: AtomicU32,
+    /// How many are stopping it in order to start it again.
+    restarts: AtomicU32,
     /// Clients that attached before the start.
     waiting: Mutex<Vec<(Attach, OwnedFd)>>,
     /// Takes a shim's last sign of life from its monitor to whoever wants to start the container again.
@@ -223,6 +225,7 @@ impl Container {
             networking: Mutex::default(),
             progress: watch::Sender::new(progress),
             short_runs: AtomicU32::default(),
+            restarts: AtomicU32::default(),
             waiting: Mutex::default(),
             shim: watch::Sender::new(false),
         })

@@ -152,7 +152,7 @@ impl Containers {
         };
         // Before anybody hears of the end: who does may want the same port.
         let left = self.give_back(container).await;
-        let auto_remove = container.record().host.auto_remove;
+        let auto_remove = container.record().host.auto_remove && container.restarts.load(Ordering::Relaxed) == 0;
         if !auto_remove {
             self.save_or_complain(container);
         }

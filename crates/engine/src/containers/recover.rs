@@ -34,6 +34,12 @@ impl Containers {
         if let Err(error) = self.collect_garbage() {
             tracing::warn!("remove what no container has: {error}");
         }
+        let store = self.images.store().clone();
+        std::thread::spawn(move || {
+            if let Err(error) = store.empty_trash() {
+                tracing::warn!("empty the trash: {error}");
+            }
+        });
         // All at once: one that does not answer must not hold up the others.
         let contacts = self.all().into_iter().map(|container| async move {
             let found = contact(&self.instance, &container.id, PATIENCE).await;
@@ -87,12 +93,10 @@ impl Containers {
                 self.adopt(container, Some(events));
             }
             Contact::Gone => self.recover_ended(container).await,
-            Contact::Running { .. } | Contact::Silent if container.status().is_running() => {
+            // Also one that is not known to run: its start may be under way. What it has stays its own until it is known.
+            Contact::Running { .. } | Contact::Silent => {
                 tracing::error!(container = container.id, "its shim does not answer");
                 self.adopt(container, None);
-            }
-            Contact::Running { .. } | Contact::Silent => {
-                tracing::error!(container = container.id, "its shim does not answer, and it is not known to have run");
             }
         }
     }
@@ -145,10 +149,11 @@ impl Containers {
         let known = |entry: &std::fs::DirEntry| {
             entry.file_name().to_str().is_some_and(|id| self.find(id).is_ok_and(|container| container.id == id))
         };
-        for directory in [self.instance.root.join("containers"), self.instance.run.join("containers")] {
-            for entry in fs::list(directory)?.iter().filter(|entry| !known(entry)) {
-                self.images.store().trash(&entry.path())?;
-            }
+        for entry in fs::list(self.instance.run.join("containers"))?.iter().filter(|entry| !known(entry)) {
+            fs::remove_tree(entry.path())?;
+        }
+        for entry in fs::list(self.instance.root.join("containers"))?.iter().filter(|entry| !known(entry)) {
+            self.images.store().trash(&entry.path())?;
         }
         Ok(())
     }

@@ -44,7 +44,7 @@ impl Containers {
                 _ => {}
             }
         }
-        // Before it is waited for: a stop that waits for the container's end has the lock.
+        // Without waiting for whatever else is being done to it.
         self.kill_for_removal(&container).await?;
         let _operation = container.operation.lock().await;
         if container.progress.borrow().removed {

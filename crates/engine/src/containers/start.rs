@@ -36,12 +36,13 @@ impl Containers {
 
     /// Starts a container because somebody wants it: what became of earlier runs is forgotten.
     pub(super) async fn start_anew(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
-        container.short_runs.store(0, Ordering::Relaxed);
         {
             let mut record = container.record();
-            record.state.stopped_by_user = false;
-            if !record.state.status.is_running() {
+            // One that runs may be just being stopped, and is to stay so.
+            if matches!(record.state.status, Status::Created | Status::Exited | Status::Restarting) {
+                record.state.stopped_by_user = false;
                 record.state.restart_count = 0;
+                container.short_runs.store(0, Ordering::Relaxed);
             }
         }
         self.start_locked(container).await

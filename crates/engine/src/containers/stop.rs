@@ -1,6 +1,7 @@
 //! Ending a container: stop, kill, restart; and stopping it in its tracks: pause.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -181,9 +182,9 @@ impl Containers {
         let signal = signal.filter(|signal| !signal.is_empty()).map(signals::parse).transpose()?;
         let container = self.find(name)?;
         let operation = container.operation.lock().await;
-        // The container of an ended --rm run is going away; one that runs is stopped without being removed.
-        let auto_remove = std::mem::replace(&mut container.record().host.auto_remove, false);
         container.record().state.stopped_by_user = true;
+        // Its end is not that of a --rm run.
+        container.restarts.fetch_add(1, Ordering::Relaxed);
         let stopping = if container.status().is_running() { Some(self.begin_stop(&container, signal, timeout).await) } else { None };
         drop(operation);
         let stopped = match stopping {
@@ -191,13 +192,17 @@ impl Containers {
             Some(Err(error)) => Err(error),
             None => Ok(()),
         };
-        container.record().host.auto_remove = auto_remove;
+        container.restarts.fetch_sub(1, Ordering::Relaxed);
         stopped?;
         let _operation = container.operation.lock().await;
         if container.status() == Status::Restarting {
             container.record().state.status = Status::Exited;
         }
-        self.start_anew(&container).await?;
+        match self.start_anew(&container).await {
+            // Somebody else has started it again already.
+            Ok(()) | Err(Error::NotModified(_)) => {}
+            Err(error) => return Err(error),
+        }
         self.publish(&container, "restart", &[]);
         Ok(())
     }

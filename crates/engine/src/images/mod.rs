@@ -41,6 +41,8 @@ pub struct Images {
     index: RwLock<Index>,
     /// Read by those who bring layers in, which no image names yet.
     incoming: RwLock<()>,
+    /// Some image could not be read: what it has may look like nobody's.
+    unreadable: bool,
     /// Held to decide that an image is used by a container to be, or by none: how many, by image.
     pins: Arc<Mutex<BTreeMap<Digest, usize>>>,
 }
@@ -85,7 +87,7 @@ impl Images {
     pub fn open(root: &std::path::Path, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
         let files = whelk_image::Store::open(root)?;
         let mut index = Index::default();
-        let mut all_readable = true;
+        let mut unreadable = false;
         for record in store.images::<ImageRecord>()? {
             match files.blob(&record.id).and_then(|bytes| ImageConfig::parse(&bytes)).and_then(|config| whole(&files, config)) {
                 Ok(config) => {
@@ -93,7 +95,7 @@ impl Images {
                     index.by_id.insert(image.id.clone(), Arc::new(image));
                 }
                 Err(error) => {
-                    all_readable = false;
+                    unreadable = true;
                     tracing::error!("image {} cannot be used: {error}", record.id);
                 }
             }
@@ -106,17 +108,9 @@ impl Images {
             }
         }
         let (index, incoming) = (RwLock::new(index), RwLock::default());
-        let images = Arc::new(Self { files, store, events, index, incoming, pins: Arc::default() });
-        // What a load that was cut short has left may not be whole. Where something cannot be read, nothing is thrown away.
-        if all_readable {
-            images.sweep();
-        }
-        let files = images.files.clone();
-        std::thread::spawn(move || {
-            if let Err(error) = files.empty_trash() {
-                tracing::warn!("empty the trash: {error}");
-            }
-        });
+        let images = Arc::new(Self { files, store, events, index, incoming, unreadable, pins: Arc::default() });
+        // What a load that was cut short has left may not be whole. It goes with the trash.
+        drop(images.throw_away());
         Ok(images)
     }
 
@@ -311,16 +305,31 @@ impl Images {
         outcome
     }
 
-    /// Removes layers and configurations that no image has, unless some are just coming in: then whoever brings them in
-    /// does it.
+    /// Removes layers and configurations that no image has. Blocks for as long as that takes, but holds nobody up.
     fn sweep(&self) {
-        let Ok(_incoming) = self.incoming.try_write() else { return };
-        let index = self.read();
-        let layers = index.by_id.values().flat_map(|image| &image.config.rootfs.diff_ids).collect();
-        let blobs = index.by_id.keys().collect();
-        if let Err(error) = self.files.keep_only(&blobs, &layers) {
-            tracing::warn!("remove what no image needs: {error}");
+        for path in self.throw_away() {
+            if let Err(error) = whelk_sys::fs::remove_tree(&path) {
+                tracing::warn!("remove what no image needs: {error}");
+            }
         }
+    }
+
+    /// Takes out of the store what no image has, unless something is just coming in: then whoever brings it in does that.
+    /// Where an image cannot be read, nothing is thrown away.
+    fn throw_away(&self) -> Vec<std::path::PathBuf> {
+        let Ok(_incoming) = self.incoming.try_write() else { return Vec::new() };
+        if self.unreadable {
+            return Vec::new();
+        }
+        let (layers, blobs) = {
+            let index = self.read();
+            let layers = index.by_id.values().flat_map(|image| &image.config.rootfs.diff_ids).cloned().collect();
+            (layers, index.by_id.keys().cloned().collect())
+        };
+        self.files.keep_only(&blobs, &layers).unwrap_or_else(|error| {
+            tracing::warn!("remove what no image needs: {error}");
+            Vec::new()
+        })
     }
 
     /// What `save NAME…` writes: each image with the names it was asked for by.
@@ -396,12 +405,26 @@ impl Images {
     /// # Errors
     /// [`Error::Conflict`] when a container needs it and `force` does not help.
     pub fn remove(&self, name: &str, force: bool, users: impl Fn(&Digest) -> Vec<(String, bool)>) -> Result<Vec<Removed>> {
+        self.remove_unless(name, force, false, users)
+    }
+
+    /// The same; with `unless_used` an image that containers use stays as it is, whatever is forced.
+    fn remove_unless(
+        &self,
+        name: &str,
+        force: bool,
+        unless_used: bool,
+        users: impl Fn(&Digest) -> Vec<(String, bool)>,
+    ) -> Result<Vec<Removed>> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let image = self.find(name)?;
         let by_id = !self.is_name_of(name, &image.id);
         let names: Vec<String> = self.read().tags.iter().filter(|(_, id)| **id == image.id).map(|(name, _)| name.clone()).collect();
         let short = &image.id.hex()[..12];
         let users = users(&image.id);
+        if unless_used && !users.is_empty() {
+            return Err(Error::conflict(format!("conflict: unable to delete {short} - containers use it")));
+        }
         if by_id && names.len() > 1 && !force {
             return Err(Error::conflict(format!(
                 "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
@@ -485,7 +508,7 @@ impl Images {
                 && filters.labels(&image.config.config.labels)
                 && before.is_none_or(|before| made_before(&image, before))
             {
-                match self.remove(image.id.as_str(), true, &users) {
+                match self.remove_unless(image.id.as_str(), true, true, &users) {
                     Ok(gone) => {
                         removed.extend(gone);
                         reclaimed += image.size;

@@ -326,6 +326,12 @@ impl Networks {
             if let Some(endpoint) = record.networks.remove(&network.name) {
                 self.detach(&record.id, &network, &endpoint, Some(namespace.as_fd()));
             }
+            // As it was before, as far as that can be.
+            let restored = self.set_default_gateway(record, namespace.as_fd());
+            let published = if record.ports.is_empty() { self.publish_ports(record) } else { Ok(()) };
+            if let Err(error) = restored.and(published) {
+                tracing::warn!(container = record.id, "after a failed connect: {error}");
+            }
             return Err(error);
         }
         self.publish(&network, "connect", Some(&record.id));

@@ -19,7 +19,6 @@ use whelk_sys::{copy, fs};
 use crate::error::{Error, Result};
 use crate::events::{Events, now};
 use crate::filters::Filters;
-use crate::images::Images;
 use crate::instance::Instance;
 use crate::names;
 use crate::store::Store;
@@ -75,7 +74,6 @@ pub struct Volumes {
     instance: Instance,
     store: Arc<Store>,
     events: Arc<Events>,
-    images: Arc<Images>,
     state: RwLock<BTreeMap<String, Volume>>,
 }
 
@@ -93,12 +91,21 @@ struct Volume {
 /// What a volume was made with, beside its data: whoever finds a volume without a record knows what it is.
 const DESCRIPTION: &str = "volume.json";
 
+/// What directories are called that are to be a volume or were one: no volume's name begins like this.
+const HALF_MADE: &str = ".half-";
+
+fn discard(path: &std::path::Path) {
+    if let Err(error) = fs::remove_tree(path) {
+        tracing::warn!("remove what was a volume: {error}");
+    }
+}
+
 impl Volumes {
     /// Reads the volumes. A directory without a record is data that must not be lost: it becomes a volume again. A record
     /// without a directory stays as well: its disk may come back.
-    pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>, images: Arc<Images>) -> Result<Arc<Self>> {
+    pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
         fs::create_dir_all(instance.volumes_dir(), 0o700)?;
-        let volumes = Self { instance: instance.clone(), store, events, images, state: RwLock::default() };
+        let volumes = Self { instance: instance.clone(), store, events, state: RwLock::default() };
         let mut state = volumes.state_mut();
         for record in volumes.store.volumes()? {
             if !fs::exists(instance.volumes_dir().join(&record.name)) {
@@ -108,6 +115,10 @@ impl Volumes {
         }
         for entry in fs::list(instance.volumes_dir())? {
             let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with(HALF_MADE) {
+                std::thread::spawn(move || discard(&entry.path()));
+                continue;
+            }
             if check_name(&name).is_ok() && !state.contains_key(&name) {
                 let record = described(&entry.path().join(DESCRIPTION)).unwrap_or_else(|| VolumeRecord {
                     driver: LOCAL.into(),
@@ -185,16 +196,20 @@ impl Volumes {
     fn make_directory(&self, record: &VolumeRecord) -> Result<()> {
         let directory = self.instance.volumes_dir().join(&record.name);
         if fs::exists(&directory) {
-            // Of a volume whose removal was cut short before it came to this.
-            return Ok(());
+            return Err(Error::internal(format!("{} is there and no volume's", directory.display())));
         }
-        let scratch = self.images.store().scratch()?;
-        // Nobody else has a say about what is mounted below; whoever may enter the data is decided by its own mode.
-        fs::set_mode(scratch.path(), 0o701)?;
-        fs::create_dir(scratch.path().join("_data"), 0o755)?;
+        // On the same disk: the volumes may have one of their own.
+        let staged = self.instance.volumes_dir().join(format!("{HALF_MADE}{}", names::random_id()));
         let description = serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
-        fs::write(scratch.path().join(DESCRIPTION), description)?;
-        Ok(fs::rename(scratch.path(), directory)?)
+        // Nobody else has a say about what is mounted below; whoever may enter the data is decided by its own mode.
+        let made = fs::create_dir(&staged, 0o701)
+            .and_then(|()| fs::create_dir(staged.join("_data"), 0o755))
+            .and_then(|()| fs::write(staged.join(DESCRIPTION), description))
+            .and_then(|()| fs::rename(&staged, directory));
+        if made.is_err() {
+            let _ = fs::remove_tree(&staged);
+        }
+        Ok(made?)
     }
 
     fn gate(&self, name: &str) -> Result<Arc<Mutex<()>>> {
@@ -308,6 +323,14 @@ impl Volumes {
     }
 
     fn remove_unused(&self, name: &str) -> Result<()> {
+        let gate = self.gate(name)?;
+        // Only what is mounted, which may take its time, can be in somebody's way here.
+        let is_mounted = self.find(name)?.is_mounted();
+        let _gate = is_mounted.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
+        if is_mounted && self.users(name) == 0 {
+            // What is mounted is not ours to delete.
+            self.unmount(name)?;
+        }
         let mut state = self.state_mut();
         let volume = state.get(name).ok_or_else(|| no_such_volume(name))?;
         if !volume.users.is_empty() {
@@ -315,24 +338,21 @@ impl Volumes {
             return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
         }
         let record = volume.record.clone();
-        // What is mounted is not ours to delete.
-        if record.is_mounted() {
-            self.unmount(name)?;
-        }
         // The record first: from a directory that is left over the volume comes back as it was.
         self.store.delete_volume(name)?;
-        let trashed = self.images.store().trash(&self.instance.volumes_dir().join(name));
+        let trashed = self.instance.volumes_dir().join(format!("{HALF_MADE}{}", names::random_id()));
+        match fs::rename(self.instance.volumes_dir().join(name), &trashed) {
+            Err(error) if !error.is_not_found() => {
+                self.store.put_volume(&record)?;
+                return Err(error.into());
+            }
+            _ => {}
+        }
         state.remove(name);
         drop(state);
         self.publish(&record, "destroy", &[]);
-        if let Some(path) = trashed? {
-            // Deleted when nobody waits for it.
-            std::thread::spawn(move || {
-                if let Err(error) = fs::remove_tree(&path) {
-                    tracing::warn!("empty the trash: {error}");
-                }
-            });
-        }
+        // Deleted when nobody waits for it.
+        std::thread::spawn(move || discard(&trashed));
         Ok(())
     }
 
