@@ -231,3 +231,36 @@ fn a_capability_that_nobody_knows_is_a_warning() {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && told.contains("ignoring unknown or unavailable capabilities: [CAP_NOSUCH]"), "{told}");
 }
+
+#[test]
+fn ids_of_a_mount_are_mapped() {
+    let bundle = Bundle::new("stat -c %u:%g /m/file >&2", |_| {});
+    let shared = bundle.engine.scratch("shared");
+    fs::write(shared.join("file"), "").unwrap();
+    let config = bundle.path.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    let mapping = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    spec["mounts"].as_array_mut().unwrap().push(json!({
+        "destination": "/m", "type": "bind", "source": shared, "options": ["rbind", "idmap"], "uidMappings": mapping, "gidMappings": mapping,
+    }));
+    fs::write(config, spec.to_string()).unwrap();
+    let output = bundle.output(&["run", "--bundle", &bundle.bundle_path(), &bundle.id]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // Not every file system can do it on every kernel; ext4 can.
+    const EXT4: i64 = 0xef53;
+    let must = rustix::fs::statfs(&shared).unwrap().f_type == EXT4;
+    assert!(said.contains("100000:100000") || !must && !output.status.success() && said.contains("map ids of"), "{said}");
+}
+
+#[test]
+fn huge_pages_are_limited_where_the_kernel_counts_them() {
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    if !controllers.split_whitespace().any(|one| one == "hugetlb") {
+        return;
+    }
+    let limits = json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]});
+    let bundle = Bundle::new("sleep 600", |spec| spec["linux"]["resources"] = limits);
+    bundle.create();
+    let file = PathBuf::from("/sys/fs/cgroup").join(&bundle.id).join("hugetlb.2MB.max");
+    assert_eq!(fs::read_to_string(file).unwrap().trim(), (4 << 20).to_string());
+}

@@ -189,3 +189,31 @@ fn exec_enters_a_container_that_divided_its_cgroup() {
     engine.await_log("divided", "divided");
     assert_eq!(cli.run(&["exec", "divided", "cat", "/proc/self/cgroup"]).ok(), "0::/inner");
 }
+
+/// A disk of the host and its number.
+fn disk() -> Option<(String, String)> {
+    let mut disks = fs::read_dir("/sys/block").ok()?.flatten();
+    disks.find_map(|disk| {
+        let path = format!("/dev/{}", disk.file_name().to_str()?);
+        let number = fs::read_to_string(disk.path().join("dev")).ok()?.trim().to_owned();
+        Path::new(&path).exists().then_some((path, number))
+    })
+}
+
+#[test]
+fn throttles_of_devices_arrive_at_the_kernel() {
+    let Some((disk, number)) = disk() else { return };
+    Engine::start().both(|cli| {
+        let (reading, writing) = (format!("{disk}:1mb"), format!("{disk}:100"));
+        cli.up("slow", &["--device-read-bps", &reading, "--device-write-iops", &writing], &["sleep", "600"]);
+        let find = |name: &str| limit(cli.engine(), "slow", ("blkio", name), "io.max");
+        let (read, write) = (find("blkio.throttle.read_bps_device"), find("blkio.throttle.write_iops_device"));
+        if is_v2() {
+            assert!(read.starts_with(&number) && read.contains("rbps=1048576") && read.contains("wiops=100"), "{read}");
+        } else {
+            assert_eq!((read, write), (format!("{number} 1048576"), format!("{number} 100")));
+        }
+        cli.run(&["rm", "-f", "slow"]).ok();
+        cli.run(&["run", "--rm", "--device-read-bps", "/dev/nosuch:1mb", "busybox", "true"]).refuses(127, "/dev/nosuch");
+    });
+}

@@ -159,8 +159,8 @@ fn run_hooks(launch: &Launch<'_>, sync: &Sync) -> Result<()> {
     )
 }
 
-/// A procfs that is attached nowhere, for containers that mount none.
-fn private_proc() -> Result<OwnedFd> {
+/// A procfs of this process's own pid namespace, attached nowhere.
+pub(crate) fn private_proc() -> Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).map_err(os("open procfs"))?;
     fsconfig_create(&context).map_err(os("create procfs"))?;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(os("mount procfs"))

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now, setns};
 
@@ -104,7 +105,9 @@ impl Created {
     fn settle(&mut self, launch: &Launch<'_>) -> Result<()> {
         let linux = &launch.spec.linux;
         if linux.has_new(NamespaceKind::User) {
-            namespaces::write_id_maps(self.pid, &linux.uid_mappings, &linux.gid_mappings)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(os("open /proc"))?;
+            namespaces::write_id_maps(&proc, self.pid, &linux.uid_mappings, &linux.gid_mappings)?;
             self.sync.send(&Message::IdsMapped, None).map_err(|error| self.explain(error))?;
         }
         loop {

@@ -232,9 +232,11 @@ fn user_namespace_with(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd
             exit_now(0)
         }
         Cloned::Parent { pid, pidfd } => {
-            let result = crate::namespaces::write_id_maps(pid, uids, gids).and_then(|()| {
-                let path = format!("/proc/{}/ns/user", pid.as_raw_nonzero());
-                rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", path))
+            // The container's pids are its own: in the host's procfs this one is somebody else.
+            let result = crate::child::private_proc().and_then(|proc| {
+                crate::namespaces::write_id_maps(&proc, pid, uids, gids)?;
+                let path = format!("{}/ns/user", pid.as_raw_nonzero());
+                rustix::fs::openat(&proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", path))
             });
             let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());

@@ -101,11 +101,15 @@ pub(crate) fn new_time_namespace(linux: &Linux) -> Result<()> {
 }
 
 /// Writes the id mappings of a new user namespace, from outside it.
-pub(crate) fn write_id_maps(pid: Pid, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
+pub(crate) fn write_id_maps(proc: &OwnedFd, pid: Pid, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
     let text = |mappings: &[IdMapping]| {
         mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect::<String>()
     };
-    let pid = pid.as_raw_nonzero();
-    fs::write(format!("/proc/{pid}/uid_map"), text(uids))?;
-    Ok(fs::write(format!("/proc/{pid}/gid_map"), text(gids))?)
+    for (name, mappings) in [("uid_map", uids), ("gid_map", gids)] {
+        let path = format!("{}/{name}", pid.as_raw_nonzero());
+        let step = || os_at::<rustix::io::Errno>("write", format!("/proc/{path}"));
+        let file = rustix::fs::openat(proc, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(step())?;
+        rustix::io::write(&file, text(mappings).as_bytes()).map_err(step())?;
+    }
+    Ok(())
 }
