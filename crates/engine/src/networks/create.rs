@@ -406,15 +406,15 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
                 matches!(driver, "macvlan" | "ipvlan")
             }
             option::MACVLAN_MODE => {
-                super::endpoints::macvlan_mode(value)?;
+                super::settings::macvlan_mode(value)?;
                 driver == "macvlan"
             }
             option::IPVLAN_MODE => {
-                super::endpoints::ipvlan_mode(value)?;
+                super::settings::ipvlan_mode(value)?;
                 driver == "ipvlan"
             }
             option::IPVLAN_FLAG => {
-                super::endpoints::ipvlan_flag(value)?;
+                super::settings::ipvlan_flag(value)?;
                 driver == "ipvlan"
             }
             _ => false,

@@ -12,6 +12,7 @@ pub mod model;
 mod names;
 mod publish;
 mod remove;
+mod settings;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -30,13 +31,14 @@ use whelk_network::{BridgeRules, Firewall, LONGEST_NAME, Links, Passage, SenderR
 pub use create::CreateNetwork;
 pub use defaults::NetworkDefaults;
 pub use endpoints::ConnectRequest;
-pub(crate) use endpoints::{check_endpoint, has_own_networks, parse_mac, split_link};
+pub(crate) use endpoints::{has_own_networks, split_link};
 pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
 pub use model::{Endpoint, EndpointIpam, NetworkRecord};
 pub(crate) use names::{host_servers, resolved_servers, uses_resolver};
 pub(crate) use publish::{check as check_ports, check_exposed};
 pub(crate) use remove::uninstall;
+pub(crate) use settings::{check_endpoint, parse_mac};
 
 use crate::error::{Error, Result};
 use crate::events::Events;
