@@ -4,6 +4,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use whelk_tests::tar::Tar;
 use whelk_tests::{Cli, Engine, Program};
 
 /// `run --rm FLAGS busybox sh -c SCRIPT`
@@ -313,4 +314,118 @@ fn many_start_with_one_empty_volume_at_once() {
     for n in 0..8 {
         assert_eq!(engine.cli(Program::Docker).run(&["start", "-a", &format!("racer{n}")]).ok(), "hi");
     }
+}
+
+#[test]
+fn files_of_an_image_are_read_by_another_container() {
+    let engine = Engine::start();
+    engine.import("toolbox", &["CMD [\"sh\"]"], &Tar::new().file("tools/hammer", "iron\n").file("readme", "of tools\n").finish());
+    engine.both(|cli| {
+        let run = |mount: &str, script: &str| cli.sh(&["--mount", mount], script);
+        let whole = "type=image,src=toolbox,dst=/m";
+        assert_eq!(run(whole, "cat /m/tools/hammer /m/readme; ls /m").ok(), "iron\nof tools\nreadme\ntools");
+        run(whole, "echo x >/m/readme").refuses(1, "can't create /m/readme: Read-only file system");
+        assert_eq!(run("type=image,src=toolbox,dst=/m,image-subpath=tools", "cat /m/hammer").ok(), "iron");
+        assert_eq!(run("type=image,src=toolbox,dst=/m,image-subpath=tools/hammer", "cat /m").ok(), "iron");
+        run("type=image,src=toolbox,dst=/m,image-subpath=saw", "true").refuses(127, "cannot access path saw: no such file or directory");
+        run("type=image,src=toolbox,dst=/m,image-subpath=../x", "true").refuses(125, "subpath must be a relative path within the volume");
+        run("type=image,dst=/m", "true").refuses(125, "field Source must not be empty");
+        run("type=image,src=toolbox,dst=/m,bind-propagation=shared", "true").refuses(125, "cannot mix 'bind-*' options with mount type 'image'");
+        cli.run(&["create", "--name", "reader", "--mount", whole, "busybox"]).ok();
+        let reader = engine.inspect("reader");
+        let mount = json!({"Type": "image", "Name": "toolbox", "Source": "", "Destination": "/m", "Mode": "", "RW": false, "Propagation": "rprivate"});
+        assert_eq!(reader["Mounts"][0], mount);
+        // It is in use as long as there is a container that reads it.
+        cli.run(&["rmi", "toolbox"]).refuses(1, "is using its referenced image");
+        cli.run(&["rm", "reader"]).ok();
+    });
+    let body = json!({"Image": "busybox", "HostConfig": {"Mounts": [{"Type": "image", "Source": "nosuch", "Target": "/m"}]}});
+    let create = |version: &str| engine.api("POST", &format!("/{version}/containers/create"), Some(&body));
+    assert_eq!(create("v1.48"), (404, json!({"message": "No such image: nosuch:latest"})));
+    assert_eq!(create("v1.47"), (400, json!({"message": "Mount type \"Image\" needs API v1.48 or newer"})));
+}
+
+#[test]
+fn files_in_a_mapped_mount_belong_to_their_owner_outside() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let engine = Engine::start();
+    let home = engine.scratch("home");
+    fs::write(home.join("own"), "mine").unwrap();
+    fs::write(home.join("roots"), "root's").unwrap();
+    chown(home.join("own"), Some(1234), Some(4321)).unwrap();
+    chown(&home, Some(1234), Some(4321)).unwrap();
+    let cli = engine.cli(Program::Whelk);
+    let mount = format!("type=bind,src={},dst=/home,map-user=auto", home.display());
+    let run = |user: &str, script: &str| cli.sh(&["--user", user, "--mount", &mount], script);
+    let owner = |name: &str| fs::metadata(home.join(name)).map(|found| (found.uid(), found.gid())).unwrap();
+    assert_eq!(run("root", "stat -c '%u:%g' /home /home/own; echo new >/home/new; echo more >>/home/own").ok(), "0:0\n0:0");
+    assert_eq!((owner("new"), owner("own")), ((1234, 4321), (1234, 4321)));
+    // A name of the image's, with a group of its own.
+    assert_eq!(run("daemon", "stat -c '%U' /home/own; echo x >/home/daemons; id -u").ok(), "daemon\n1");
+    assert_eq!(owner("daemons"), (1234, 4321));
+    // What is root's outside is nobody's inside, and nobody's to write.
+    assert_eq!(run("root", "stat -c %u /home/roots; echo x 2>/dev/null >>/home/roots || echo no").ok(), "65534\nno");
+    // The owner's own id leads nowhere inside: nothing of root's is made through it.
+    run("root", "chown 1234 /home/new").fails(1);
+    run("1234:4321", "echo as myself >/home/same && stat -c '%u:%g' /home/same").ok();
+    assert_eq!(owner("same"), (1234, 4321));
+    cli.run(&["create", "--mount", &mount.replace("auto", "bogus"), "busybox"]).refuses(1, "only \"auto\" is known");
+}
+
+#[test]
+fn the_content_of_volumes_goes_out_in_and_over() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    let script = "cd /d; chmod 750 .; chown 33:44 .; mkdir sub; echo hi >sub/file; ln sub/file twin; ln -s ../../etc/x link; echo no >.wh.odd; chmod 4755 twin; date -d @1 >/dev/null; touch -d @1000000000 sub";
+    sh(cli, &["-v", "data:/d", "--label", "x"], script);
+    let look = "cd /d; stat -c '%a %u:%g' .; find . | sort; cat sub/file .wh.odd; readlink link; stat -c '%h %a' twin; stat -c %Y sub";
+    let expected = sh(cli, &["-v", "data:/d"], look);
+    let file = engine.scratch("archive").join("data.tar");
+    cli.run(&["volume", "export", "-o", &file.to_string_lossy(), "data"]).ok();
+    // A new volume, from a file; another from what comes in compressed.
+    let archive = fs::read(&file).unwrap();
+    assert_eq!(cli.run(&["volume", "import", "second", &file.to_string_lossy()]).ok(), "second");
+    assert_eq!(sh(cli, &["-v", "second:/d"], look), expected);
+    assert_eq!(cli.feed(&["volume", "import", "third"], &whelk_tests::images::gzip(&archive)).ok(), "third");
+    assert_eq!(sh(cli, &["-v", "third:/d"], look), expected);
+    // Beside what is there, in the place of what has its name.
+    sh(cli, &["-v", "third:/d"], "cd /d; rm -r sub; echo mine >own; echo other >twin");
+    cli.feed(&["volume", "import", "third", "-"], &archive).ok();
+    assert_eq!(sh(cli, &["-v", "third:/d"], "cat /d/own /d/twin"), "mine\nhi");
+    // What goes wrong leaves no volume.
+    cli.feed(&["volume", "import", "bad"], b"this is no archive").fails(1);
+    cli.feed(&["volume", "import", "bad"], &Tar::new().file("../../escape", "x").finish()).refuses(1, "path with \"..\"");
+    cli.feed(&["volume", "import", "-bad"], &archive).fails(125);
+    cli.feed(&["volume", "import", "b"], &archive).refuses(1, "volume name is too short");
+    cli.run(&["volume", "export", "-o", "/dev/null", "bad"]).refuses(1, "no such volume");
+    assert_eq!(fs::read_dir(engine.root().join("volumes")).unwrap().count(), 3);
+    // Not under those who use it.
+    cli.up("user", &["-v", "data:/d"], &["sh", "-c", "while :; do date >/d/now; mv /d/now /d/then; done"]);
+    cli.feed(&["volume", "import", "data"], &archive).refuses(1, "volume data is in use");
+    // They may go on while it is copied, or wait for that.
+    assert_eq!(cli.run(&["volume", "clone", "--label", "a=b", "data", "twin"]).ok(), "twin");
+    assert_eq!(cli.run(&["volume", "clone", "--pause", "data", "still"]).ok(), "still");
+    assert_eq!(engine.state("user"), "running");
+    cli.run(&["rm", "-f", "user"]).ok();
+    assert_eq!(sh(cli, &["-v", "twin:/d"], "cat /d/sub/file; stat -c '%a %u:%g' /d"), "hi\n750 33:44");
+    assert_eq!(engine.get("/volumes/twin")["Labels"], json!({"a": "b"}));
+    cli.run(&["volume", "clone", "data", "twin"]).refuses(1, "a volume with the name twin exists already");
+    cli.run(&["volume", "clone", "nosuch", "copy"]).refuses(1, "no such volume");
+    // A snapshot stays as it was.
+    assert_eq!(cli.run(&["volume", "snapshot", "data", "saved"]).ok(), "saved");
+    let named = cli.run(&["volume", "snapshot", "data"]).ok();
+    assert!(named.starts_with("data-2"), "{named}");
+    cli.sh(&["-v", "saved:/d"], "echo x >/d/own").refuses(1, "Read-only file system");
+    cli.sh(&["-v", "saved:/d"], "mount -o remount,rw /d").fails(1);
+    cli.feed(&["volume", "import", "saved"], &archive).refuses(1, "is a snapshot");
+    assert_eq!(engine.get("/volumes/saved")["Options"], json!({"snapshot-of": "data"}));
+    cli.run(&["volume", "create", "-o", "snapshot-of=data", "forged"]).refuses(1, "invalid option");
+    cli.run(&["volume", "clone", "saved", "again"]).ok();
+    sh(cli, &["-v", "again:/d"], "echo x >/d/own");
+    // One that has its own file system is mounted for as long as it takes.
+    cli.run(&["volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "memory"]).ok();
+    assert_eq!(whelk_tests::tar::read(&cli.run(&["volume", "export", "memory"]).stdout).len(), 1);
+    engine.kill9();
+    engine.restart();
+    assert_eq!(sh(cli, &["-v", "second:/d"], look), expected);
 }

@@ -41,6 +41,8 @@ fn mount_point(mount: &MountPoint) -> Value {
     let mut value = json!({"Type": mount.kind, "Source": mount.source, "Destination": mount.destination, "Mode": mount.mode, "RW": mount.writable, "Propagation": mount.propagation});
     if !mount.name.is_empty() {
         value["Name"] = json!(mount.name);
+    }
+    if !mount.driver.is_empty() {
         value["Driver"] = json!(mount.driver);
     }
     value

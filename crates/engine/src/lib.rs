@@ -13,7 +13,7 @@ pub mod images;
 pub mod instance;
 mod logging;
 pub mod model;
-mod mounts;
+pub mod mounts;
 mod names;
 pub mod networks;
 mod security;

@@ -222,7 +222,7 @@ pub struct Mount {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_options: Option<VolumeOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_options: Option<serde_json::Value>,
+    pub image_options: Option<ImageOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tmpfs_options: Option<TmpfsOptions>,
 }
@@ -240,6 +240,16 @@ pub struct BindOptions {
     pub read_only_non_recursive: bool,
     #[serde(skip_serializing_if = "is_default")]
     pub read_only_force_recursive: bool,
+    /// Beyond Docker: `auto` shows the files of the source's owner as the container's user's; what that one makes is the owner's.
+    #[serde(skip_serializing_if = "is_default")]
+    pub map_user: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageOptions {
+    #[serde(skip_serializing_if = "is_default")]
+    pub subpath: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! What a container mounts besides its own files: binds, volumes and tmpfs, from `-v`, `--mount` and `--tmpfs`.
 
 use serde::{Deserialize, Serialize};
+use whelk_runtime::spec::IdMapping;
 
 use crate::error::{Error, Result};
 use crate::model::HostConfig;
@@ -8,13 +9,27 @@ use crate::volumes::CreateVolume;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
-    /// A path of the host. `create` makes a missing directory.
+    /// A path of the host. `create` makes a missing directory; with `map_user` its owner's files are the container's user's.
     Bind {
         path: String,
         create: bool,
+        #[serde(default)]
+        map_user: bool,
     },
     Volume(VolumeUse),
+    Image(ImageUse),
     Tmpfs,
+}
+
+/// An image whose files a container reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageUse {
+    /// As it was asked for.
+    pub name: String,
+    /// Empty in a plan: found when the container is created.
+    pub id: String,
+    /// What of it is mounted; empty for all of it.
+    pub subpath: String,
 }
 
 /// How a container uses a volume.
@@ -50,6 +65,20 @@ impl MountPlan {
     pub fn volume(&self) -> Option<&VolumeUse> {
         match &self.source {
             Source::Volume(volume) => Some(volume),
+            _ => None,
+        }
+    }
+
+    pub fn make_read_only(&mut self) {
+        if !self.read_only {
+            self.read_only = true;
+            self.options.extend(["ro", "rro"].map(str::to_owned));
+        }
+    }
+
+    pub fn image(&self) -> Option<&ImageUse> {
+        match &self.source {
+            Source::Image(image) => Some(image),
             _ => None,
         }
     }
@@ -180,7 +209,8 @@ fn parse_bind(spec: &str, driver: &str) -> Result<MountPlan> {
         let volume_use = VolumeUse { name: source.to_owned(), copy: copy.unwrap_or(true), make, ..VolumeUse::default() };
         return Ok(volume(volume_use, target, read_only == Some(true), if mode.is_empty() { "z" } else { mode }));
     }
-    Ok(bind(clean(source), target, read_only == Some(true), propagation.unwrap_or("rprivate"), recursive, true, true, mode))
+    let source = Source::Bind { path: clean(source), create: true, map_user: false };
+    Ok(bind(source, target, read_only == Some(true), propagation.unwrap_or("rprivate"), recursive, true, mode))
 }
 
 fn volume(volume: VolumeUse, target: String, read_only: bool, mode: &str) -> MountPlan {
@@ -188,21 +218,22 @@ fn volume(volume: VolumeUse, target: String, read_only: bool, mode: &str) -> Mou
     if read_only {
         options.extend(["ro", "rro"].map(str::to_owned));
     }
-    if !volume.subpath.is_empty() {
-        options.push(format!("X-mount.subdir={}", volume.subpath));
-    }
+    options.extend(subdirectory(&volume.subpath));
     MountPlan { source: Source::Volume(volume), target, options, read_only, mode: mode.to_owned(), propagation: String::new() }
 }
 
-#[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the options of one mount, each named where it is given")]
+fn subdirectory(path: &str) -> Option<String> {
+    (!path.is_empty()).then(|| format!("X-mount.subdir={path}"))
+}
+
+#[allow(clippy::fn_params_excessive_bools, reason = "the options of one mount, each named where it is given")]
 fn bind(
-    path: String,
+    source: Source,
     target: String,
     read_only: bool,
     propagation: &str,
     recursive: bool,
     recursive_read_only: bool,
-    create: bool,
     mode: &str,
 ) -> MountPlan {
     let mut options = vec![if recursive { "rbind" } else { "bind" }.to_owned(), propagation.to_owned()];
@@ -212,14 +243,7 @@ fn bind(
             options.push("rro".into());
         }
     }
-    MountPlan {
-        source: Source::Bind { path, create },
-        target,
-        options,
-        read_only,
-        mode: mode.to_owned(),
-        propagation: propagation.to_owned(),
-    }
+    MountPlan { source, target, options, read_only, mode: mode.to_owned(), propagation: propagation.to_owned() }
 }
 
 fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
@@ -235,6 +259,7 @@ fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
         ("BindOptions", mount.bind_options.is_some() && mount.kind != "bind"),
         ("VolumeOptions", mount.volume_options.is_some() && mount.kind != "volume"),
         ("TmpfsOptions", mount.tmpfs_options.is_some() && mount.kind != "tmpfs"),
+        ("ImageOptions", mount.image_options.is_some() && mount.kind != "image"),
     ];
     if let Some((field, _)) = foreign.iter().find(|(_, given)| *given) {
         return fail(&format!("field {field} must not be specified"));
@@ -255,16 +280,14 @@ fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
             if !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
                 return fail(&format!("bind source path does not exist: {}", mount.source));
             }
-            Ok(bind(
-                clean(&mount.source),
-                target,
-                mount.read_only,
-                propagation,
-                !options.non_recursive,
-                !options.read_only_non_recursive,
-                options.create_mountpoint,
-                "",
-            ))
+            let map_user = match options.map_user.as_str() {
+                "" => false,
+                "auto" => true,
+                other => return fail(&format!("invalid user mapping {other:?}: only \"auto\" is known")),
+            };
+            let source = Source::Bind { path: clean(&mount.source), create: options.create_mountpoint, map_user };
+            let (recursive, read_only_below) = (!options.non_recursive, !options.read_only_non_recursive);
+            Ok(bind(source, target, mount.read_only, propagation, recursive, read_only_below, ""))
         }
         "tmpfs" => {
             if !mount.source.is_empty() {
@@ -288,9 +311,19 @@ fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
             Ok((volume_use, read_only)) => Ok(volume(volume_use, target, read_only, "z")),
             Err(reason) => fail(reason),
         },
-        "image" | "cluster" | "npipe" => {
-            Err(Error::Unsupported(format!("mount type {}: not available in this version of whelk", mount.kind)))
-        }
+        "image" => match image_of(mount) {
+            Ok(image) => Ok(MountPlan {
+                // Who mounts an image reads what it has; nothing is written there.
+                options: ["ro".to_owned()].into_iter().chain(subdirectory(&image.subpath)).collect(),
+                source: Source::Image(image),
+                target,
+                read_only: true,
+                mode: String::new(),
+                propagation: "rprivate".into(),
+            }),
+            Err(reason) => fail(reason),
+        },
+        "cluster" | "npipe" => Err(Error::Unsupported(format!("mount type {}: not available in this version of whelk", mount.kind))),
         _ => fail("mount type unknown"),
     }
 }
@@ -302,12 +335,26 @@ fn volume_of(mount: &crate::model::Mount) -> std::result::Result<(VolumeUse, boo
         return Err("must not set ReadOnly mode when using anonymous volumes");
     }
     let subpath = options.subpath;
-    if subpath.starts_with('/') || subpath.split('/').any(|part| part == "..") {
-        return Err("subpath must be a relative path within the volume");
-    }
+    check_subpath(&subpath)?;
     let driver = options.driver_config.unwrap_or_default();
     let make = CreateVolume { name: mount.source.clone(), driver: driver.name, options: driver.options, labels: options.labels };
     Ok((VolumeUse { name: mount.source.clone(), subpath, copy: !options.no_copy, make, anonymous: false }, mount.read_only))
+}
+
+fn image_of(mount: &crate::model::Mount) -> std::result::Result<ImageUse, &'static str> {
+    if mount.source.is_empty() {
+        return Err("field Source must not be empty");
+    }
+    let subpath = mount.image_options.clone().unwrap_or_default().subpath;
+    check_subpath(&subpath)?;
+    Ok(ImageUse { name: mount.source.clone(), id: String::new(), subpath })
+}
+
+fn check_subpath(subpath: &str) -> std::result::Result<(), &'static str> {
+    if subpath.starts_with('/') || subpath.split('/').any(|part| part == "..") {
+        return Err("subpath must be a relative path within the volume");
+    }
+    Ok(())
 }
 
 fn tmpfs(target: &str, options: &str) -> Result<MountPlan> {
@@ -345,6 +392,22 @@ fn tmpfs(target: &str, options: &str) -> Result<MountPlan> {
     Ok(MountPlan { source: Source::Tmpfs, target, options: words, read_only, mode: options.to_owned(), propagation: String::new() })
 }
 
+/// A mapping of all ids to themselves, but for `disk` and `shown`: what belongs to `disk` on disk is shown as `shown`'s. What
+/// belongs to `shown` on disk is shown as nobody's, and what `disk` would write inside has no owner to go to: it is refused.
+pub(crate) fn shown_as(disk: u32, shown: u32) -> Vec<IdMapping> {
+    if disk == shown {
+        return vec![IdMapping { container_id: 0, host_id: 0, size: u32::MAX }];
+    }
+    let mut maps = vec![IdMapping { container_id: disk, host_id: shown, size: 1 }];
+    let (low, high) = (disk.min(shown), disk.max(shown));
+    for (begin, end) in [(0, low), (low + 1, high), (high + 1, u32::MAX)] {
+        if begin < end {
+            maps.push(IdMapping { container_id: begin, host_id: begin, size: end - begin });
+        }
+    }
+    maps
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -356,8 +419,8 @@ mod tests {
 
     #[test]
     fn binds() {
-        check("/a:/b", "Bind { path: \"/a\", create: true } /b rbind,rprivate");
-        check("/a/../c:/b/./x:ro,rslave", "Bind { path: \"/c\", create: true } /b/x rbind,rslave,ro,rro");
+        check("/a:/b", "Bind { path: \"/a\", create: true, map_user: false } /b rbind,rprivate");
+        check("/a/../c:/b/./x:ro,rslave", "Bind { path: \"/c\", create: true, map_user: false } /b/x rbind,rslave,ro,rro");
         check("/a:/b:bogus", "invalid mode: bogus");
         check("/a:/b:ro,rw", "invalid mode: ro,rw");
         check(
@@ -389,5 +452,15 @@ mod tests {
         assert_eq!(tmpfs("/x", "size=1m,exec").unwrap().options.join(","), "noexec,nosuid,nodev,size=1m,exec");
         assert_eq!(tmpfs("/x", "bogus").unwrap_err().to_string(), "invalid tmpfs option \"bogus\"");
         assert_eq!(tmpfs("rel", "").unwrap_err().to_string(), "invalid mount path: 'rel' mount path must be absolute");
+    }
+
+    #[test]
+    fn an_owner_is_shown_as_another() {
+        let maps = |disk, shown| -> Vec<(u32, u32, u32)> {
+            shown_as(disk, shown).iter().map(|map| (map.container_id, map.host_id, map.size)).collect()
+        };
+        assert_eq!(maps(5, 5), [(0, 0, u32::MAX)]);
+        assert_eq!(maps(1000, 0), [(1000, 0, 1), (1, 1, 999), (1001, 1001, u32::MAX - 1001)]);
+        assert_eq!(maps(0, 1), [(0, 1, 1), (2, 2, u32::MAX - 2)]);
     }
 }

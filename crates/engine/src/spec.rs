@@ -11,7 +11,6 @@ use whelk_runtime::spec::{
 
 use crate::error::{Error, Result};
 use crate::model::{Config, DeviceMapping, HostConfig};
-use crate::mounts::{MountPlan, Source};
 use crate::security::{self, Options};
 use crate::validate::quota_of;
 
@@ -30,8 +29,8 @@ pub struct Surroundings<'a> {
     /// Device numbers of paths that limits name.
     pub device_number: &'a dyn Fn(&str) -> Result<(i64, i64)>,
     pub executable: &'a Path,
-    pub mounts: &'a [MountPlan],
-    pub volume_path: &'a dyn Fn(&str) -> PathBuf,
+    /// What the user mounts.
+    pub mounts: Vec<Mount>,
 }
 
 pub const MASKED_PATHS: [&str; 12] = [
@@ -57,7 +56,7 @@ const INIT: &str = "/sbin/docker-init";
 
 /// # Errors
 /// Settings that only show here to make no sense, such as a device of a limit that does not exist.
-pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<'_>) -> Result<Spec> {
+pub fn generate(config: &Config, host: &HostConfig, mut surroundings: Surroundings<'_>) -> Result<Spec> {
     let options = Options::parse(host)?;
     let strings = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
     let paths = |given: &Option<Vec<String>>, default: &[&str]| {
@@ -69,6 +68,8 @@ pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<
         sysctl.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
         sysctl.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| "0 2147483647".into());
     }
+    let user_mounts = std::mem::take(&mut surroundings.mounts);
+    let surroundings = &surroundings;
     Ok(Spec {
         oci_version: VERSION.into(),
         process: Some(process(config, host, &options)?),
@@ -80,7 +81,7 @@ pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<
             hostname(config, surroundings.id)
         },
         domainname: config.domainname.clone(),
-        mounts: mounts(host, &options, surroundings),
+        mounts: mounts(host, &options, surroundings, &user_mounts),
         annotations: host.annotations.clone(),
         linux: Linux {
             namespaces: namespaces(host, surroundings),
@@ -94,7 +95,7 @@ pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<
             sysctl,
             masked_paths: paths(&host.masked_paths, &MASKED_PATHS),
             readonly_paths: paths(&host.readonly_paths, &READONLY_PATHS),
-            rootfs_propagation: rootfs_propagation(surroundings.mounts),
+            rootfs_propagation: rootfs_propagation(&user_mounts),
             ..Linux::default()
         },
         ..Spec::default()
@@ -210,7 +211,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
     }
 }
 
-fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>) -> Vec<Mount> {
+fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>, user_mounts: &[Mount]) -> Vec<Mount> {
     let writable_kernel = host.privileged;
     let sys: &[&str] = if writable_kernel { &["nosuid", "noexec", "nodev"] } else { &["nosuid", "noexec", "nodev", "ro"] };
     let cgroup: &[&str] =
@@ -249,22 +250,17 @@ fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>)
     if host.init == Some(true) {
         mounts.push(mount(INIT, "bind", &surroundings.executable.to_string_lossy(), &["bind", "ro"]));
     }
-    for plan in surroundings.mounts {
+    for user_mount in user_mounts {
         // What the user mounts takes the place of what would be there.
-        mounts.retain(|mount| mount.destination != plan.target);
-        let words: Vec<&str> = plan.options.iter().map(String::as_str).collect();
-        mounts.push(match &plan.source {
-            Source::Bind { path, .. } => mount(&plan.target, "bind", path, &words),
-            Source::Volume(volume) => mount(&plan.target, "bind", &(surroundings.volume_path)(&volume.name).to_string_lossy(), &words),
-            Source::Tmpfs => mount(&plan.target, "tmpfs", "tmpfs", &words),
-        });
+        mounts.retain(|mount| mount.destination != user_mount.destination);
+        mounts.push(user_mount.clone());
     }
     mounts
 }
 
 /// Mounts that shall reach the host, or come from it, need a root that lets them.
-fn rootfs_propagation(plans: &[MountPlan]) -> String {
-    let any = |kind: &str| plans.iter().any(|plan| plan.propagation.trim_start_matches('r') == kind);
+fn rootfs_propagation(mounts: &[Mount]) -> String {
+    let any = |kind: &str| mounts.iter().flat_map(|mount| &mount.options).any(|word| word.strip_prefix('r').unwrap_or(word) == kind);
     if any("shared") {
         "shared"
     } else if any("slave") {
@@ -411,10 +407,9 @@ mod tests {
             devices: Vec::new(),
             device_number: &|_| Ok((8, 0)),
             executable: Path::new("/whelk"),
-            mounts: &crate::mounts::plan(&host).expect("mounts"),
-            volume_path: &|name| Path::new("/volumes").join(name),
+            mounts: vec![mount("/dev/shm", "bind", "/x", &["rbind", "rslave"])],
         };
-        generate(&config, &host, &surroundings).expect("valid")
+        generate(&config, &host, surroundings).expect("valid")
     }
 
     #[test]
@@ -438,10 +433,10 @@ mod tests {
 
     #[test]
     fn user_mounts_replace_default_ones() {
-        let spec = spec(|_, host| host.binds = Some(vec!["/x:/dev/shm".into()]));
+        let spec = spec(|_, _| {});
         let shm: Vec<_> = spec.mounts.iter().filter(|mount| mount.destination == "/dev/shm").collect();
         assert_eq!(shm.len(), 1);
-        assert_eq!(shm[0].source, "/x");
+        assert_eq!((shm[0].source.as_str(), spec.linux.rootfs_propagation.as_str()), ("/x", "slave"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
+use whelk_sys::fs;
 
 use crate::error::{Result, io};
 
@@ -20,11 +21,26 @@ use crate::error::{Result, io};
 pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
     let lower = crate::store::visible(lower.iter().cloned());
     let root = whelk_sys::overlay::read_only(&lower).map_err(|error| io("mount the container's layers")(error.into()))?;
-    let root = openat(&root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| io("open the container's root")(error.into()))?;
+    let root = open_directory(&root)?;
     let mut export = Export { archive: Builder::new(output), links: HashMap::new() };
     export.directory(&root, Path::new(""))?;
-    export.archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
+    export.finish()
+}
+
+/// Writes all files in `directory` to `output`, and first of all, as `./`, whose it is and what its mode is.
+pub fn export_directory(directory: &Path, output: impl Write) -> Result<()> {
+    let root = open_directory(fs::open(directory)?)?;
+    let mut export = Export { archive: Builder::new(output), links: HashMap::new() };
+    let stat = rustix::fs::fstat(&root).map_err(|error| io("look at the directory")(error.into()))?;
+    export.extensions(&stat, &root)?;
+    export.archive.append_data(&mut header(&stat), Path::new("./"), io::empty()).map_err(io("write archive"))?;
+    export.directory(&root, Path::new("."))?;
+    export.finish()
+}
+
+fn open_directory(directory: impl AsFd) -> Result<OwnedFd> {
+    openat(directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| io("open the root of what is exported")(error.into()))
 }
 
 /// Deeper than any honest tree; every level costs stack and a descriptor.
@@ -37,6 +53,10 @@ struct Export<W: Write> {
 }
 
 impl<W: Write> Export<W> {
+    fn finish(self) -> Result<()> {
+        self.archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
+    }
+
     fn directory(&mut self, directory: &OwnedFd, path: &Path) -> Result<()> {
         let step = |error: Errno| io(format!("read {}", path.display()))(error.into());
         let mut names: Vec<OsString> = Vec::new();

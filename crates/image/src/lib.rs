@@ -20,6 +20,6 @@ pub use config::ImageConfig;
 pub use copy_up::copy_up;
 pub use digest::Digest;
 pub use error::{Error, Result};
-pub use export::export;
+pub use export::{export, export_directory};
 pub use reference::Reference;
 pub use store::{LARGEST_CONFIG, Layer, Scratch, Store};

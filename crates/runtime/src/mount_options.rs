@@ -54,7 +54,7 @@ pub(crate) struct Options {
     pub recursive: Attributes,
     pub propagation: Vec<Propagation>,
     pub id_map: IdMap,
-    /// What to mount of a bind mount's source, below it (mount(8)'s `X-mount.subdir`).
+    /// What to mount of a bind mount's source or of merged layers, below it (mount(8)'s `X-mount.subdir`).
     pub subdirectory: Option<String>,
     /// Copy what the mount hides into it.
     pub copy_up: bool,

@@ -5,15 +5,16 @@
 //! (CVE-2021-30465), and no half-configured mount is ever visible.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
-use whelk_sys::in_root;
 use whelk_sys::mount::{MountAttr, set_attr};
+use whelk_sys::{in_root, overlay};
 
 use crate::error::{Error, Result, os_at};
 use crate::mount_options::{Attributes, Bind, IdMap, Options};
@@ -41,8 +42,15 @@ impl Context<'_> {
     pub(crate) fn mount(&self, mount: &Mount, keys: &mut KeyMounts) -> Result<()> {
         let is_bind = mount.kind == "bind" || mount.options.iter().any(|word| word == "bind" || word == "rbind");
         let options = Options::parse(&mount.options, is_bind).map_err(|error| error.during(&format!("mount {}", mount.destination)))?;
-        let tree = if is_bind { self.bind(mount, &options)? } else { self.file_system(mount, &options)? };
-        self.attach(mount, &tree, is_bind)?;
+        let layers = layers_of(mount, &options);
+        let tree = if is_bind {
+            self.bind(mount, &options)?
+        } else if let Some(layers) = &layers {
+            merged(mount, &options, layers)?
+        } else {
+            self.file_system(mount, &options)?
+        };
+        self.attach(mount, &tree, is_bind || layers.is_some())?;
         // Propagation is a property of the place in the tree, so it is set once the mount has one.
         for &flags in &options.propagation {
             let recursive = flags.contains(Propagation::REC);
@@ -74,13 +82,7 @@ impl Context<'_> {
             },
         }
         .map_err(os_at("bind mount source", &mount.source))?;
-        let attributes = |attributes: Attributes, recursive| match attributes {
-            Attributes { set: 0, clear: 0 } => Ok(()),
-            Attributes { set, clear } => set_attr(tree.as_fd(), MountAttr { set, clear, ..MountAttr::default() }, recursive)
-                .map_err(os_at("set attributes of", &mount.destination)),
-        };
-        attributes(options.here, false)?;
-        attributes(options.recursive, true)?;
+        set_attributes(mount, options, &tree)?;
         self.id_map(mount, options, &tree)?;
         Ok(tree)
     }
@@ -97,7 +99,10 @@ impl Context<'_> {
             })?,
         };
         let attr = MountAttr { user_namespace: Some(namespace.as_fd()), ..MountAttr::default() };
-        set_attr(tree.as_fd(), attr, recursive).map_err(os_at("map ids of", &mount.destination))
+        set_attr(tree.as_fd(), attr, recursive).map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::INVAL) => Error::invalid(format!("the file system of {} cannot be mounted with other ids", mount.source)),
+            _ => os_at("map ids of", &mount.destination)(error),
+        })
     }
 
     fn file_system(&self, mount: &Mount, options: &Options) -> Result<OwnedFd> {
@@ -126,7 +131,7 @@ impl Context<'_> {
         Ok(tree)
     }
 
-    fn attach(&self, mount: &Mount, tree: &OwnedFd, is_bind: bool) -> Result<()> {
+    fn attach(&self, mount: &Mount, tree: &OwnedFd, may_be_file: bool) -> Result<()> {
         let destination = mount.destination.as_str();
         let step = os_at::<std::io::Error>("open mount point", destination);
         let target = if matches!(mount.kind.as_str(), "proc" | "sysfs") {
@@ -136,14 +141,59 @@ impl Context<'_> {
             in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755))
                 .map_err(|error| if error.kind() == std::io::ErrorKind::NotADirectory { extraordinary() } else { step(error) })?;
             in_root::open_no_links(self.root, destination, OFlags::PATH | OFlags::DIRECTORY).map_err(|_| extraordinary())?
-        } else if is_bind && !is_directory(tree)? {
+        } else if may_be_file && !is_directory(tree)? {
             in_root::create_file(self.root, destination).map_err(step)?
         } else {
             in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755)).map_err(step)?
         };
         check_not_proc(mount, tree, &target)?;
-        attach_at(tree, &target).map_err(os_at("mount", format!("{} at {destination}", if is_bind { &mount.source } else { &mount.kind })))
+        attach_at(tree, &target)
+            .map_err(os_at("mount", format!("{} at {destination}", if may_be_file { &mount.source } else { &mount.kind })))
     }
+}
+
+fn set_attributes(mount: &Mount, options: &Options, tree: &OwnedFd) -> Result<()> {
+    let set = |attributes: Attributes, recursive| match attributes {
+        Attributes { set: 0, clear: 0 } => Ok(()),
+        Attributes { set, clear } => set_attr(tree.as_fd(), MountAttr { set, clear, ..MountAttr::default() }, recursive)
+            .map_err(os_at("set attributes of", &mount.destination)),
+    };
+    set(options.here, false)?;
+    set(options.recursive, true)
+}
+
+/// The layers that an overlay shall show, the topmost first, if they are all that it is told: each is an option of its
+/// own (`lowerdir+=PATH`), so that neither their number nor their length is bounded by an option's.
+fn layers_of(mount: &Mount, options: &Options) -> Option<Vec<PathBuf>> {
+    let layer = |(key, value): &(String, Option<String>)| value.as_ref().filter(|_| key == "lowerdir+").map(PathBuf::from);
+    if mount.kind == "overlay" && !options.data.is_empty() { options.data.iter().map(layer).collect() } else { None }
+}
+
+/// Layers merged, to be read only: all of it, or what is at a path in there.
+fn merged(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<OwnedFd> {
+    let step = |error: Errno| os_at("mount", format!("{} at {}", mount.source, mount.destination))(error);
+    // A part can be cloned only of what is attached: for a moment that is the topmost layer's place.
+    let place = &layers[0];
+    let whole = match (overlay::mount(layers, None), &options.subdirectory) {
+        (Ok(tree), None) => {
+            set_attributes(mount, options, &tree)?;
+            return Ok(tree);
+        }
+        (Ok(tree), Some(_)) => {
+            move_mount(tree.as_fd(), "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(step)?;
+            tree
+        }
+        (Err(Errno::INVAL | Errno::NOSYS), _) => overlay::mount_at(place, layers, None).map_err(step)?,
+        (Err(error), _) => return Err(step(error)),
+    };
+    let path = options.subdirectory.as_deref().unwrap_or("/");
+    let part = in_root::open(&whole, path, OFlags::PATH, Mode::empty())
+        .map_err(os_at("cannot access path", path))
+        .and_then(|part| clone_of(part, false).map_err(step));
+    unmount(place, UnmountFlags::DETACH).map_err(step)?;
+    let part = part?;
+    set_attributes(mount, options, &part)?;
+    Ok(part)
 }
 
 /// Opens what lies below the directory `source`, links taken as if that were the root: whoever writes there cannot lead

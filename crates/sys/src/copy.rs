@@ -70,7 +70,11 @@ impl Copy {
             let entry = entry?;
             let name = entry.file_name();
             if name != c"." && name != c".." {
-                self.entry(from, to, path, name, depth)?;
+                match self.entry(from, to, path, name, depth) {
+                    // Removed, or replaced by something else, since the directory was read: somebody is using it.
+                    Err(Errno::NOENT) => {}
+                    result => result?,
+                }
             }
         }
         Ok(())

@@ -57,6 +57,9 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
         .map_err(malformed)?
         .unwrap_or_default();
     let config: Config = folding::from_value(value).map_err(malformed)?;
+    if version < ApiVersion(1, 48) && host.mounts.iter().flatten().any(|mount| mount.kind == "image") {
+        return Err(ApiError::invalid("Mount type \"Image\" needs API v1.48 or newer"));
+    }
     let host =
         if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() { HostConfig { ipc_mode: "shareable".into(), ..host } } else { host };
     let request =

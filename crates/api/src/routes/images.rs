@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use whelk_engine::containers::ListRequest;
 use whelk_engine::images::{FILTERS, Removed};
+use whelk_engine::mounts::MountPlan;
 use whelk_engine::{Engine, Error};
 use whelk_image::archive::Import;
 use whelk_image::{Digest, Reference};
@@ -133,7 +134,9 @@ fn users(engine: &Engine, id: &Digest) -> Vec<(String, bool)> {
     containers
         .iter()
         .map(|container| container.record())
-        .filter(|record| record.image == id.as_str())
+        .filter(|record| {
+            record.image == id.as_str() || record.mounts.iter().filter_map(MountPlan::image).any(|image| image.id == id.as_str())
+        })
         .map(|record| (record.id.clone(), record.state.status.is_running()))
         .collect()
 }

@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use whelk_engine::Error;
+use whelk_engine::containers::CopyVolume;
 use whelk_engine::volumes::{CreateVolume, FILTERS, PRUNE_FILTERS};
+use whelk_engine::{Engine, Error};
 
 use super::{App, blocking, json as json_response, no_content, ok};
-use crate::error::ApiResult;
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{Params, json as read_json};
 use crate::version::ApiVersion;
-use crate::wire;
+use crate::{stream, wire};
 
 pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
     let found = engine.volumes.list(&params.filters(FILTERS)?)?;
@@ -57,6 +59,49 @@ pub(super) async fn delete(State(engine): App, Path(name): Path<String>, params:
     let (volumes, force) = (engine.volumes.clone(), params.flag("force"));
     blocking(move || volumes.remove(&name, force)).await?;
     Ok(no_content())
+}
+
+/// Beyond Docker's API: the volume's content as an archive.
+pub(super) async fn export(State(engine): App, Path(name): Path<String>) -> ApiResult {
+    let volumes = engine.volumes.clone();
+    let held = blocking(move || volumes.hold(&name)).await?;
+    let body = stream::written(move |output| held.export(output));
+    Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
+}
+
+/// Beyond Docker's API: an archive, plain or compressed, into a volume, which is made if it is missing.
+pub(super) async fn import(State(engine): App, Path(name): Path<String>, body: Body) -> ApiResult {
+    let (volumes, reader) = (engine.volumes.clone(), stream::reader(body));
+    let record = blocking(move || volumes.import(&name, reader)).await?;
+    Ok(ok(&wire::volume(&record, &engine.volumes.path(&record.name))))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+struct CopyBody {
+    name: String,
+    labels: BTreeMap<String, String>,
+    /// Let the containers that use it stand still meanwhile.
+    pause: bool,
+}
+
+/// Beyond Docker's API: a new volume with another's content.
+pub(super) async fn copy(State(engine): App, Path(source): Path<String>, body: Bytes) -> ApiResult {
+    make_copy(&engine, source, &body, false).await
+}
+
+/// Beyond Docker's API: a volume's state at this time, to be read only.
+pub(super) async fn snapshot(State(engine): App, Path(source): Path<String>, body: Bytes) -> ApiResult {
+    make_copy(&engine, source, &body, true).await
+}
+
+async fn make_copy(engine: &Engine, source: String, body: &Bytes, snapshot: bool) -> ApiResult {
+    let CopyBody { name, labels, pause } = read_json(body)?;
+    if name.is_empty() {
+        return Err(ApiError::invalid("the new volume needs a name"));
+    }
+    let record = engine.containers.copy_volume(CopyVolume { source, name, labels, snapshot, pause }).await?;
+    Ok(json_response(StatusCode::CREATED, &wire::volume(&record, &engine.volumes.path(&record.name))))
 }
 
 /// Only cluster volumes can be changed.

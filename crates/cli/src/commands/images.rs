@@ -247,12 +247,12 @@ async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Out
     Ok(0)
 }
 
-fn file_body(path: &str) -> Outcome<Body> {
+pub(super) fn file_body(path: &str) -> Outcome<Body> {
     std::fs::File::open(path).map(reader_body).map_err(|error| Failure::new(format!("open {path}: {}", super::create::plain(&error))))
 }
 
 /// A request's body out of something that is read on a thread of its own.
-fn reader_body(mut reader: impl Read + Send + 'static) -> Body {
+pub(super) fn reader_body(mut reader: impl Read + Send + 'static) -> Body {
     let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Frame<Bytes>>>(4);
     std::thread::spawn(move || {
         const PIECE: usize = 256 << 10;

@@ -63,7 +63,7 @@ fn closes(text: &str, at: usize) -> bool {
 /// `type=bind,source=…,target=…,readonly,…`
 pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
     let fail = |reason: String| Failure::with_code(125, format!("invalid argument {text:?} for \"--mount\" flag: {reason}"));
-    let (mut mount, mut bind, mut volume, mut tmpfs) = (Map::new(), Map::new(), Map::new(), Map::new());
+    let (mut mount, mut bind, mut volume, mut image, mut tmpfs) = (Map::new(), Map::new(), Map::new(), Map::new(), Map::new());
     let (mut labels, mut driver_options) = (Map::new(), Map::new());
     mount.insert("Type".into(), json!("volume"));
     for field in &fields(text).ok_or_else(|| fail("a quoted field does not end".into()))? {
@@ -97,6 +97,8 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
                 "readonly" => drop(bind.insert("ReadOnlyForceRecursive".into(), json!(true))),
                 other => return Err(fail(format!("invalid value for bind-recursive: {other}"))),
             },
+            "map-user" => drop(bind.insert("MapUser".into(), json!(text))),
+            "image-subpath" => drop(image.insert("Subpath".into(), json!(text))),
             "volume-subpath" => drop(volume.insert("Subpath".into(), json!(text))),
             "volume-driver" => volume.entry("DriverConfig").or_insert_with(|| json!({}))["Name"] = json!(text),
             "volume-label" => {
@@ -125,7 +127,13 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
         volume.entry("DriverConfig").or_insert_with(|| json!({}))["Options"] = Value::Object(driver_options);
     }
     let kind = mount["Type"].as_str().unwrap_or_default().to_owned();
-    for (name, field, options) in [("bind", "BindOptions", bind), ("volume", "VolumeOptions", volume), ("tmpfs", "TmpfsOptions", tmpfs)] {
+    let options = [
+        ("bind", "BindOptions", bind),
+        ("volume", "VolumeOptions", volume),
+        ("image", "ImageOptions", image),
+        ("tmpfs", "TmpfsOptions", tmpfs),
+    ];
+    for (name, field, options) in options {
         if options.is_empty() {
             continue;
         }

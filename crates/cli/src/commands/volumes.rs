@@ -3,16 +3,24 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::containers::write_body;
+use super::images::{file_body, reader_body};
 use super::{confirmed, filters, for_each, key_values, labels_of};
-use crate::client::{Client, escape_name, query};
+use crate::client::{Client, escape_name, no_body, query};
 use crate::format::table::{self, Column};
 use crate::format::units::size;
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, terminal};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
+    /// Copy a volume into a new one
+    Clone(CloneArgs),
     /// Create a volume
     Create(CreateArgs),
+    /// Write a volume's content as a tar archive to a file or STDOUT
+    Export(ExportArgs),
+    /// Unpack a tar archive into a volume, which is created if it is missing
+    Import(ImportArgs),
     /// Display detailed information on one or more volumes
     Inspect(InspectArgs),
     /// List volumes
@@ -23,13 +31,26 @@ pub(crate) enum VolumeCommand {
     /// Remove one or more volumes
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
+    /// Keep a volume's present content in a new volume that can only be read
+    Snapshot(SnapshotArgs),
     /// Update a volume (cluster volumes only)
     Update { volume: String },
 }
 
 pub(crate) async fn volume(client: &Client, command: VolumeCommand) -> Outcome {
     match command {
+        VolumeCommand::Clone(args) => {
+            let ClonedArgs { label, pause, volume } = args.cloned;
+            copy(client, "clone", &volume, &args.name, &label, pause).await
+        }
         VolumeCommand::Create(args) => create(client, args).await,
+        VolumeCommand::Export(args) => export(client, args).await,
+        VolumeCommand::Import(args) => import(client, args).await,
+        VolumeCommand::Snapshot(args) => {
+            let ClonedArgs { label, pause, volume } = args.cloned;
+            let name = args.name.unwrap_or_else(|| format!("{volume}-{}", jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S")));
+            copy(client, "snapshot", &volume, &name, &label, pause).await
+        }
         VolumeCommand::Inspect(args) => {
             super::system::inspect(client, super::system::InspectArgs::new(args.format, args.names), Some("volume")).await
         }
@@ -64,6 +85,78 @@ async fn create(client: &Client, args: CreateArgs) -> Outcome {
     });
     let created = client.post("/volumes/create", Some(&body)).await?;
     println!("{}", created["Name"].as_str().unwrap_or_default());
+    Ok(0)
+}
+
+/// What `clone` and `snapshot` have in common.
+#[derive(Debug, Args)]
+struct ClonedArgs {
+    /// Set metadata for the new volume
+    #[arg(long)]
+    label: Vec<String>,
+    /// Pause the containers that use the volume meanwhile
+    #[arg(long)]
+    pause: bool,
+    volume: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CloneArgs {
+    #[command(flatten)]
+    cloned: ClonedArgs,
+    /// Name of the new volume
+    name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    #[command(flatten)]
+    cloned: ClonedArgs,
+    /// Name of the new volume (default: the volume's name and the time)
+    name: Option<String>,
+}
+
+async fn copy(client: &Client, how: &str, source: &str, name: &str, labels: &[String], pause: bool) -> Outcome {
+    let body = json!({"Name": name, "Labels": labels_of(labels), "Pause": pause});
+    let made = client.post(&format!("/volumes/{}/{how}", escape_name(source)), Some(&body)).await?;
+    println!("{}", made["Name"].as_str().unwrap_or_default());
+    Ok(0)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Write to a file, instead of STDOUT
+    #[arg(short, long)]
+    output: Option<String>,
+    volume: String,
+}
+
+async fn export(client: &Client, args: ExportArgs) -> Outcome {
+    if args.output.is_none() && terminal::stdout_is_terminal() {
+        return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
+    }
+    let response = client.send(hyper::Method::GET, &format!("/volumes/{}/export", escape_name(&args.volume)), &[], no_body()).await?;
+    write_body(response, args.output.as_deref()).await?;
+    Ok(0)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    volume: String,
+    /// Archive to read, or - for STDIN
+    #[arg(default_value = "-")]
+    file: String,
+}
+
+async fn import(client: &Client, args: ImportArgs) -> Outcome {
+    let body = match args.file.as_str() {
+        "-" if terminal::stdin_is_terminal() => return Err(Failure::new("requested import from stdin, but stdin is empty")),
+        "-" => reader_body(std::io::stdin()),
+        path => file_body(path)?,
+    };
+    let path = format!("/volumes/{}/import", escape_name(&args.volume));
+    client.send(hyper::Method::POST, &path, &[("content-type", "application/x-tar")], body).await?;
+    println!("{}", args.volume);
     Ok(0)
 }
 

@@ -1,7 +1,7 @@
 //! The small files that a container gets from the engine: names and resolvers.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use whelk_network::names::RESOLVER;
 use whelk_sys::fs;
@@ -22,6 +22,13 @@ pub(super) fn write(directory: &Path, record: &Record, containers: &Containers) 
         write_file(&hostname, format!("{}\n", record.config.hostname))?;
     }
     write_names(directory, record, containers)
+}
+
+/// What takes the place of layers that an image does not have.
+pub(super) fn empty_directory(directory: &Path) -> Result<PathBuf> {
+    let empty = directory.join("empty");
+    fs::create_dir_all(&empty, 0o755)?;
+    Ok(empty)
 }
 
 fn write_file(path: &Path, content: String) -> Result<()> {

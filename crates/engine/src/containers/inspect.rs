@@ -79,6 +79,10 @@ impl Containers {
                     point.driver = LOCAL;
                     point.source = self.volumes.path(&volume.name).to_string_lossy().into_owned();
                 }
+                Source::Image(image) => {
+                    point.kind = "image";
+                    point.name.clone_from(&image.name);
+                }
                 // Only those of --mount are listed; --tmpfs has a field of its own.
                 Source::Tmpfs if record.host.tmpfs.contains_key(&plan.target) => return None,
                 Source::Tmpfs => {

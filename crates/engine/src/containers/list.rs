@@ -193,7 +193,7 @@ impl<'a> Matcher<'a> {
                     let named = match &plan.source {
                         Source::Bind { path, .. } => path == volume,
                         Source::Volume(used) => used.name == volume,
-                        Source::Tmpfs => false,
+                        Source::Image(_) | Source::Tmpfs => false,
                     };
                     named || plan.target == volume
                 })

@@ -47,6 +47,7 @@ pub use logs::{LogChunk, LogsRequest};
 pub use remove::RemoveRequest;
 pub use top::Top;
 pub use update::UpdateRequest;
+pub use volumes::CopyVolume;
 pub use wait::{WaitCondition, Waited};
 
 use crate::error::{Error, Result};

@@ -218,10 +218,9 @@ impl Containers {
             devices: devices(host)?,
             device_number: &device_number,
             executable: &self.executable,
-            mounts: &record.mounts,
-            volume_path: &|name| self.volumes.path(name),
+            mounts: self.mounts_of(record, directory)?,
         };
-        spec::generate(&record.config, host, &surroundings)
+        spec::generate(&record.config, host, surroundings)
     }
 
     fn rootfs(&self, record: &Record, directory: &Path) -> Result<Rootfs> {
@@ -232,9 +231,7 @@ impl Containers {
         let mut lower = self.layers(&record.image)?;
         if lower.is_empty() {
             // An image without layers still needs something to lie below.
-            let empty = directory.join("empty");
-            fs::create_dir_all(&empty, 0o755)?;
-            lower.push(empty);
+            lower.push(files::empty_directory(directory)?);
         }
         Ok(Rootfs::Overlay(Overlay { lower, upper: directory.join("upper"), work, volatile: record.host.auto_remove }))
     }

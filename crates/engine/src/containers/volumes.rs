@@ -1,21 +1,39 @@
 //! What containers have to do with volumes.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
+use whelk_runtime::spec::{IdMapping, Mount};
+use whelk_runtime::user::UserRequest;
 use whelk_sys::{errno_text, fs, in_root};
 
-use super::{Container, Containers};
+use super::{Container, Containers, files};
 use crate::error::{Error, Result};
+use crate::images::Pin;
 use crate::model::{Config, HostConfig, Record};
 use crate::mounts::{self, MountPlan, Source, VolumeUse};
+use crate::volumes::VolumeRecord;
+
+/// A copy of a volume to be made.
+#[derive(Clone, Debug, Default)]
+pub struct CopyVolume {
+    pub source: String,
+    pub name: String,
+    /// Beside those of the source.
+    pub labels: BTreeMap<String, String>,
+    /// Only to be read.
+    pub snapshot: bool,
+    pub pause: bool,
+}
 
 impl Containers {
     /// All that a new container mounts. Volumes that are missing are made, and all are kept for it from here on:
-    /// [`Containers::release_volumes`] takes that back.
-    pub(super) fn resolve_mounts(&self, id: &str, config: &Config, host: &HostConfig) -> Result<Vec<MountPlan>> {
-        let mut plans = Vec::new();
+    /// [`Containers::release_volumes`] takes that back. Images are kept by the pins until a record says so.
+    pub(super) fn resolve_mounts(&self, id: &str, config: &Config, host: &HostConfig) -> Result<(Vec<MountPlan>, Vec<Pin>)> {
+        let (mut plans, mut pins) = (Vec::new(), Vec::new());
         for from in host.volumes_from.iter().flatten() {
             let (name, read_only) = mounts::parse_volumes_from(from)?;
             // Not a "not found": clients take that for a missing image, and pull it.
@@ -25,9 +43,8 @@ impl Containers {
                 if plan.source == Source::Tmpfs {
                     continue;
                 }
-                if read_only == Some(true) && !plan.read_only {
-                    plan.read_only = true;
-                    plan.options.extend(["ro", "rro"].map(str::to_owned));
+                if read_only == Some(true) {
+                    plan.make_read_only();
                 }
                 put(&mut plans, plan);
             }
@@ -43,29 +60,69 @@ impl Containers {
         }
         mounts::sort(&mut plans);
         for index in 0..plans.len() {
-            if let Source::Volume(volume) = &mut plans[index].source
-                && let Err(error) = self.take_volume(id, volume)
-            {
+            let mut must_be_read_only = false;
+            let taken = match &mut plans[index].source {
+                Source::Volume(volume) => self.take_volume(id, volume).map(|is_snapshot| must_be_read_only = is_snapshot),
+                Source::Image(image) => self.images.pin(&image.name).map(|(found, pin)| {
+                    image.id = found.id.to_string();
+                    pins.push(pin);
+                }),
+                Source::Bind { .. } | Source::Tmpfs => Ok(()),
+            };
+            if must_be_read_only {
+                plans[index].make_read_only();
+            }
+            if let Err(error) = taken {
                 self.release_volumes(id, &plans[..index], true);
                 return Err(error);
             }
         }
-        Ok(plans)
+        Ok((plans, pins))
     }
 
-    fn take_volume(&self, id: &str, volume: &mut VolumeUse) -> Result<()> {
+    /// Says whether it may only be read.
+    fn take_volume(&self, id: &str, volume: &mut VolumeUse) -> Result<bool> {
         let mut make = std::mem::take(&mut volume.make);
         if make.name.is_empty() {
             // One of `--volumes-from` has its name already.
             make.name.clone_from(&volume.name);
         }
         volume.anonymous = make.name.is_empty() || volume.anonymous;
-        volume.name = match self.volumes.create_for(make, Some(id)) {
+        let record = match self.volumes.create_for(make, Some(id)) {
             // Likewise.
             Err(Error::NotFound(text)) => return Err(Error::Invalid(text)),
-            made => made?.name,
+            made => made?,
         };
-        Ok(())
+        let is_snapshot = record.is_snapshot();
+        volume.name = record.name;
+        volume.copy &= !is_snapshot;
+        Ok(is_snapshot)
+    }
+
+    /// Copies a volume into a new one. With `pause` the containers that run with it stand still meanwhile, so that the copy is
+    /// of one moment.
+    pub async fn copy_volume(self: &Arc<Self>, request: CopyVolume) -> Result<VolumeRecord> {
+        let mut paused = Vec::new();
+        if request.pause {
+            for id in self.volumes.running(&request.source) {
+                // One that has ended meanwhile, or stands still already, changes nothing.
+                if self.pause(&id).await.is_ok() {
+                    paused.push(id);
+                }
+            }
+        }
+        let volumes = self.volumes.clone();
+        let copied = tokio::task::spawn_blocking(move || {
+            let source = volumes.hold(&request.source)?;
+            volumes.copy(&source, &request.name, request.labels, request.snapshot)
+        })
+        .await;
+        for id in paused {
+            if let Err(error) = self.unpause(&id).await {
+                tracing::warn!(container = id, "after a volume was copied: {error}");
+            }
+        }
+        copied.map_err(|error| Error::internal(error.to_string()))?
     }
 
     /// A container does not use its volumes any more; `anonymous` ones that nobody uses now go as well.
@@ -95,11 +152,59 @@ impl Containers {
             .map_err(|error| Error::internal(error.to_string()))?
     }
 
+    /// The mounts that a container's runtime is told.
+    pub(super) fn mounts_of(&self, record: &Record, directory: &Path) -> Result<Vec<Mount>> {
+        record.mounts.iter().map(|plan| self.mount_of(plan, record, directory)).collect()
+    }
+
+    fn mount_of(&self, plan: &MountPlan, record: &Record, directory: &Path) -> Result<Mount> {
+        let mut mount = Mount { destination: plan.target.clone(), options: plan.options.clone(), ..Mount::default() };
+        (mount.kind, mount.source) = match &plan.source {
+            Source::Bind { path, map_user, .. } => {
+                if *map_user {
+                    (mount.uid_mappings, mount.gid_mappings) = self.owner_as_user(record, directory, path)?;
+                }
+                ("bind".into(), path.clone())
+            }
+            Source::Volume(volume) => ("bind".into(), self.volumes.path(&volume.name).to_string_lossy().into_owned()),
+            Source::Tmpfs => ("tmpfs".into(), "tmpfs".into()),
+            Source::Image(image) => {
+                // Overlay takes no less than two layers, and the lowest has no say.
+                let layers = self.layers(&image.id)?.into_iter().chain([files::empty_directory(directory)?]);
+                let layers: Vec<String> = layers.map(|layer| layer.to_string_lossy().into_owned()).collect();
+                if let [empty] = layers.as_slice() {
+                    mount.options.push("bind".into());
+                    ("bind".into(), empty.clone())
+                } else {
+                    mount.options.extend(layers.iter().map(|layer| format!("lowerdir+={layer}")));
+                    ("overlay".into(), image.name.clone())
+                }
+            }
+        };
+        Ok(mount)
+    }
+
+    /// The id mappings with which what the owner of `path` has is the container's user's, and what that one makes there is
+    /// the owner's. None where they are the same.
+    fn owner_as_user(&self, record: &Record, directory: &Path, path: &str) -> Result<(Vec<IdMapping>, Vec<IdMapping>)> {
+        let owner = fs::metadata(path)?;
+        let mut layers = vec![directory.join("upper")];
+        layers.extend(self.layers(&record.image)?);
+        let root = whelk_sys::overlay::read_only(&layers)
+            .map_err(|error| Error::internal(format!("mount the container's layers: {}", errno_text(&error.into()))))?;
+        let request = UserRequest { user: record.config.user.clone(), groups: Vec::new() };
+        let user = whelk_runtime::user::resolve(root, &request).map_err(|error| Error::internal(error.to_string()))?;
+        if (owner.uid(), owner.gid()) == (user.uid, user.gid) {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        Ok((mounts::shown_as(owner.uid(), user.uid), mounts::shown_as(owner.gid(), user.gid)))
+    }
+
     /// Makes what a container is about to mount ready.
     pub(super) fn enter_mounts(&self, record: &Record) -> Result<()> {
         for plan in &record.mounts {
             match &plan.source {
-                Source::Bind { path, create: true } if !fs::exists(path) => fs::create_dir_all(path, 0o755)?,
+                Source::Bind { path, create: true, .. } if !fs::exists(path) => fs::create_dir_all(path, 0o755)?,
                 Source::Volume(volume) => {
                     let details = [
                         ("destination", plan.target.clone()),

@@ -8,13 +8,17 @@
 //! that of all volumes; whoever enters or leaves a volume must be able to block.
 
 mod local;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use whelk_sys::{copy, fs};
+
+pub use transfer::Hold;
 
 use crate::error::{Error, Result};
 use crate::events::{Events, now};
@@ -45,6 +49,11 @@ impl VolumeRecord {
         self.options.as_ref().and_then(|options| options.get(key)).map_or("", String::as_str)
     }
 
+    /// Whether it is the state of another volume at some time: it is only ever read.
+    pub fn is_snapshot(&self) -> bool {
+        !self.option(SNAPSHOT_OF).is_empty()
+    }
+
     /// Whether it has a file system of its own, or is a place elsewhere on the host.
     fn is_mounted(&self) -> bool {
         !self.option("device").is_empty()
@@ -53,6 +62,9 @@ impl VolumeRecord {
 
 /// The label of volumes without a name.
 const ANONYMOUS: &str = "com.docker.volume.anonymous";
+
+/// The option of a snapshot, which names the volume that it is of.
+const SNAPSHOT_OF: &str = "snapshot-of";
 
 /// What volumes can be filtered by.
 pub const FILTERS: &[&str] = &["dangling", "driver", "label", "label!", "name"];
@@ -93,6 +105,51 @@ const DESCRIPTION: &str = "volume.json";
 
 /// What directories are called that are to be a volume or were one: no volume's name begins like this.
 const HALF_MADE: &str = ".half-";
+
+/// Where a volume's content is, in its directory.
+const DATA: &str = "_data";
+
+/// A directory that is to be a volume's. What has not become that goes away.
+struct Staged {
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Waits until all that is in it is on disk.
+    fn sync(&self) -> Result<()> {
+        let directory = fs::open(&self.path)?;
+        Ok(rustix::fs::openat(&directory, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .and_then(rustix::fs::syncfs)
+            .map_err(fs::at("sync", &self.path))?)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if fs::exists(&self.path) {
+            discard(&self.path);
+        }
+    }
+}
+
+/// What a new volume is, once all that was asked for is checked.
+fn new_record(request: CreateVolume) -> Result<VolumeRecord> {
+    let CreateVolume { name, driver, options, mut labels } = request;
+    let driver = if driver.is_empty() { LOCAL.to_owned() } else { driver };
+    let anonymous = name.is_empty();
+    let name = if anonymous { names::random_id() } else { name };
+    let wrong = |error: Error| error.prefixed(&format!("create {name}"));
+    if driver != LOCAL {
+        return Err(wrong(Error::NotFound(format!("error looking up volume plugin {driver}: plugin {driver:?} not found"))));
+    }
+    check_name(&name).map_err(wrong)?;
+    local::check(&options).map_err(wrong)?;
+    if anonymous {
+        labels.insert(ANONYMOUS.into(), String::new());
+    }
+    let filled = |map: BTreeMap<String, String>| if map.is_empty() { None } else { Some(map) };
+    Ok(VolumeRecord { name, driver, created_at: now(), labels: filled(labels), options: filled(options) })
+}
 
 fn discard(path: &std::path::Path) {
     if let Err(error) = fs::remove_tree(path) {
@@ -163,53 +220,62 @@ impl Volumes {
 
     /// The same for a container, which from then on uses it.
     pub fn create_for(&self, request: CreateVolume, container: Option<&str>) -> Result<VolumeRecord> {
-        let CreateVolume { name, driver, options, mut labels } = request;
-        let driver = if driver.is_empty() { LOCAL.to_owned() } else { driver };
-        let anonymous = name.is_empty();
-        let name = if anonymous { names::random_id() } else { name };
-        let wrong = |error: Error| error.prefixed(&format!("create {name}"));
-        if driver != LOCAL {
-            return Err(wrong(Error::NotFound(format!("error looking up volume plugin {driver}: plugin {driver:?} not found"))));
-        }
         let mut state = self.state_mut();
-        if let Some(volume) = state.get_mut(&name) {
+        if let Some(volume) = state.get_mut(&request.name) {
             volume.users.extend(container.map(str::to_owned));
             return Ok(volume.record.clone());
         }
-        check_name(&name).map_err(wrong)?;
-        local::check(&options).map_err(wrong)?;
-        if anonymous {
-            labels.insert(ANONYMOUS.into(), String::new());
+        let record = new_record(request)?;
+        self.put_in_place(&mut state, &self.stage(&record)?, &record)?;
+        if let Some(volume) = state.get_mut(&record.name) {
+            volume.users.extend(container.map(str::to_owned));
         }
-        let filled = |map: BTreeMap<String, String>| if map.is_empty() { None } else { Some(map) };
-        let record = VolumeRecord { name: name.clone(), driver, created_at: now(), labels: filled(labels), options: filled(options) };
-        self.make_directory(&record)?;
-        self.store.put_volume(&record)?;
-        let users = container.map(str::to_owned).into_iter().collect();
-        state.insert(name, Volume { record: record.clone(), users, ..Volume::default() });
         drop(state);
         self.publish(&record, "create", &[]);
         Ok(record)
     }
 
-    /// Makes a volume's directory, whole or not at all.
-    fn make_directory(&self, record: &VolumeRecord) -> Result<()> {
+    /// Makes a volume that has something in it from its first moment on: what `fill` puts into the directory it is given.
+    fn create_filled(&self, record: VolumeRecord, fill: impl FnOnce(&std::path::Path) -> Result<()>) -> Result<VolumeRecord> {
+        let taken = |name: &str| Error::conflict(format!("a volume with the name {name} exists already"));
+        if self.find(&record.name).is_ok() {
+            return Err(taken(&record.name));
+        }
+        let staged = self.stage(&record)?;
+        let filled = fill(&staged.path.join(DATA)).and_then(|()| staged.sync());
+        let made = filled.and_then(|()| {
+            let mut state = self.state_mut();
+            if state.contains_key(&record.name) { Err(taken(&record.name)) } else { self.put_in_place(&mut state, &staged, &record) }
+        });
+        made?;
+        self.publish(&record, "create", &[]);
+        Ok(record)
+    }
+
+    /// Makes a volume's directory where nobody sees it yet.
+    fn stage(&self, record: &VolumeRecord) -> Result<Staged> {
+        // On the same disk: the volumes may have one of their own.
+        let staged = Staged { path: self.instance.volumes_dir().join(format!("{HALF_MADE}{}", names::random_id())) };
+        let description = serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
+        // Nobody else has a say about what is mounted below; whoever may enter the data is decided by its own mode.
+        fs::create_dir(&staged.path, 0o701)?;
+        fs::create_dir(staged.path.join(DATA), 0o755)?;
+        fs::write(staged.path.join(DESCRIPTION), description)?;
+        Ok(staged)
+    }
+
+    fn put_in_place(&self, state: &mut BTreeMap<String, Volume>, staged: &Staged, record: &VolumeRecord) -> Result<()> {
         let directory = self.instance.volumes_dir().join(&record.name);
         if fs::exists(&directory) {
             return Err(Error::internal(format!("{} is there and no volume's", directory.display())));
         }
-        // On the same disk: the volumes may have one of their own.
-        let staged = self.instance.volumes_dir().join(format!("{HALF_MADE}{}", names::random_id()));
-        let description = serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
-        // Nobody else has a say about what is mounted below; whoever may enter the data is decided by its own mode.
-        let made = fs::create_dir(&staged, 0o701)
-            .and_then(|()| fs::create_dir(staged.join("_data"), 0o755))
-            .and_then(|()| fs::write(staged.join(DESCRIPTION), description))
-            .and_then(|()| fs::rename(&staged, directory));
-        if made.is_err() {
-            let _ = fs::remove_tree(&staged);
+        fs::rename(&staged.path, &directory)?;
+        if let Err(error) = self.store.put_volume(record) {
+            fs::rename(&directory, &staged.path)?;
+            return Err(error);
         }
-        Ok(made?)
+        state.insert(record.name.clone(), Volume { record: record.clone(), ..Volume::default() });
+        Ok(())
     }
 
     fn gate(&self, name: &str) -> Result<Arc<Mutex<()>>> {
@@ -235,17 +301,22 @@ impl Volumes {
 
     /// Prepares a volume for a container that starts. Mounts what is to be mounted. Blocks.
     pub fn enter(&self, name: &str, container: &str, details: &[(&str, String)]) -> Result<()> {
+        let record = self.begin_use(name, container)?;
+        let mut attributes = vec![("container", container.to_owned())];
+        attributes.extend_from_slice(details);
+        self.publish(&record, "mount", &attributes);
+        Ok(())
+    }
+
+    fn begin_use(&self, name: &str, user: &str) -> Result<VolumeRecord> {
         let gate = self.gate(name)?;
         let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
         self.mount(&record)?;
         if let Some(volume) = self.state_mut().get_mut(name) {
-            volume.running.insert(container.to_owned());
+            volume.running.insert(user.to_owned());
         }
-        let mut attributes = vec![("container", container.to_owned())];
-        attributes.extend_from_slice(details);
-        self.publish(&record, "mount", &attributes);
-        Ok(())
+        Ok(record)
     }
 
     /// Mounts a volume's own file system where it is not there yet.
@@ -259,27 +330,37 @@ impl Volumes {
 
     /// A container that used a volume has ended. Blocks.
     pub fn leave(&self, name: &str, container: &str) {
-        let Ok(gate) = self.gate(name) else { return };
+        if let Some(record) = self.end_use(name, container) {
+            self.publish(&record, "unmount", &[("container", container.to_owned())]);
+        }
+    }
+
+    fn end_use(&self, name: &str, user: &str) -> Option<VolumeRecord> {
+        let gate = self.gate(name).ok()?;
         // Only what is mounted can be in somebody's way here.
         let is_mounted = self.find(name).is_ok_and(|record| record.is_mounted());
         let _gate = is_mounted.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
         let record = {
             let mut state = self.state_mut();
-            let Some(volume) = state.get_mut(name) else { return };
-            if !volume.running.remove(container) {
-                return;
+            let volume = state.get_mut(name)?;
+            if !volume.running.remove(user) {
+                return None;
             }
             volume.record.clone()
         };
         self.unmount_unused(&record);
-        self.publish(&record, "unmount", &[("container", container.to_owned())]);
+        Some(record)
+    }
+
+    /// Whether somebody uses its content just now.
+    fn is_in_use(&self, name: &str) -> bool {
+        self.state().get(name).is_some_and(|volume| !volume.running.is_empty())
     }
 
     /// Unmounts what no running container uses. Its gate is held.
     fn unmount_unused(&self, record: &VolumeRecord) {
-        let in_use = self.state().get(&record.name).is_some_and(|volume| !volume.running.is_empty());
         if record.is_mounted()
-            && !in_use
+            && !self.is_in_use(&record.name)
             && let Err(error) = self.unmount(&record.name)
         {
             tracing::warn!(volume = record.name, "{error}");
@@ -307,7 +388,7 @@ impl Volumes {
         // A file system of its own is there only while a container runs.
         self.mount(&record)?;
         // In use, the directory itself has to stay. Who is about to use it waits at the gate.
-        let at_once = !record.is_mounted() && self.state().get(name).is_none_or(|volume| volume.running.is_empty());
+        let at_once = !record.is_mounted() && !self.is_in_use(name);
         let outcome = whelk_image::copy_up(layers, path, &self.path(name), at_once);
         self.unmount_unused(&record);
         outcome.map_err(|error| Error::internal(format!("copy the image's {path} to volume {name}: {error}")))
@@ -327,14 +408,15 @@ impl Volumes {
         // Only what is mounted, which may take its time, can be in somebody's way here.
         let is_mounted = self.find(name)?.is_mounted();
         let _gate = is_mounted.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
-        if is_mounted && self.users(name) == 0 {
+        if is_mounted && self.users(name) == 0 && !self.is_in_use(name) {
             // What is mounted is not ours to delete.
             self.unmount(name)?;
         }
         let mut state = self.state_mut();
         let volume = state.get(name).ok_or_else(|| no_such_volume(name))?;
-        if !volume.users.is_empty() {
-            let users: Vec<&str> = volume.users.iter().map(String::as_str).collect();
+        if !volume.users.is_empty() || !volume.running.is_empty() {
+            let users: BTreeSet<&str> = volume.users.iter().chain(&volume.running).map(String::as_str).collect();
+            let users: Vec<&str> = users.into_iter().collect();
             return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
         }
         let record = volume.record.clone();
@@ -384,6 +466,11 @@ impl Volumes {
     /// How many containers use a volume.
     pub fn users(&self, name: &str) -> usize {
         self.state().get(name).map_or(0, |volume| volume.users.len())
+    }
+
+    /// The containers that run with it.
+    pub fn running(&self, name: &str) -> Vec<String> {
+        self.state().get(name).map(|volume| volume.running.iter().cloned().collect()).unwrap_or_default()
     }
 
     /// The bytes a volume's files have. Blocks.

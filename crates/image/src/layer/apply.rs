@@ -55,27 +55,22 @@ pub struct Applied {
 pub fn apply(input: impl Read, directory: &Path) -> Result<Applied> {
     let root_path = directory.join("fs");
     fs::create_dir(&root_path, 0o755)?;
-    let root = rustix::fs::open(&root_path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(fs::at("open", &root_path))?;
-    let tap = Tap::new(Recorder::create(&directory.join("split.zst"))?);
-    let mut archive = Archive::new(Tapped { inner: Hashing::new(input), tap: tap.clone() });
-    let mut layer = Layer { root, parent: None, directories: Vec::new(), size: 0 };
-    // A file made by a previous umask would not have the archive's mode; modes are set explicitly below.
-    for entry in archive.entries().map_err(io("read layer archive"))? {
-        let mut entry = entry.map_err(io("read layer archive"))?;
-        let name = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
-        let extensions = pax_records(&tap.entry_begins()).map_err(|error| error.during(&format!("layer entry {name:?}")))?;
-        layer.add(&mut entry, &tap, &extensions).map_err(|error| error.during(&format!("layer entry {name:?}")))?;
-    }
-    // The padding behind the end mark is part of the archive's digest.
-    let mut rest = archive.into_inner();
-    drop(tap.entry_begins());
-    io::copy(&mut rest, &mut Sink(&tap)).map_err(io("read layer archive"))?;
-    layer.finish_directories()?;
-    let (diff_id, _, _) = rest.inner.finish();
-    drop(rest.tap);
+    let tap = Tap::new(Some(Recorder::create(&directory.join("split.zst"))?));
+    let mut layer = Layer::at(&root_path, Purpose::Layer)?;
+    let input = layer.add_all(Hashing::new(input), &tap).map_err(|error| error.during("layer"))?;
+    let (diff_id, _, _) = input.finish();
     tap.finish()?;
     Ok(Applied { diff_id, size: layer.size })
+}
+
+/// Unpacks the archive `input`, plain or compressed, into the directory `root`, beside what is there. What the archive has
+/// takes the place of what has its name. Nobody may be changing that directory.
+///
+/// # Errors
+/// As for a layer. What was unpacked by then stays.
+pub fn unpack(input: impl Read + Send, root: &Path) -> Result<()> {
+    let mut layer = Layer::at(root, Purpose::Files)?;
+    layer.add_all(crate::compression::decompress(input)?, &Tap::new(None)).map(drop)
 }
 
 /// Discards trailing bytes while keeping the header bound from tripping on long padding.
@@ -103,8 +98,8 @@ struct TapState {
 }
 
 impl Tap {
-    fn new(recorder: Recorder) -> Self {
-        Self(Rc::new(TapState { recorder: RefCell::new(Some(recorder)), in_content: Cell::new(false), headers: RefCell::default() }))
+    fn new(recorder: Option<Recorder>) -> Self {
+        Self(Rc::new(TapState { recorder: RefCell::new(recorder), in_content: Cell::new(false), headers: RefCell::default() }))
     }
 
     /// Takes the header blocks of the entry that was just read.
@@ -150,7 +145,7 @@ impl Tap {
 }
 
 struct Tapped<R> {
-    inner: Hashing<R>,
+    inner: R,
     tap: Tap,
 }
 
@@ -162,8 +157,18 @@ impl<R: Read> Read for Tapped<R> {
     }
 }
 
+/// What an archive's files are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// A layer above others, in which some names hide what the others have.
+    Layer,
+    /// Just files.
+    Files,
+}
+
 struct Layer {
     root: OwnedFd,
+    purpose: Purpose,
     /// The parent of the previous entry: archives list siblings together.
     parent: Option<(PathBuf, OwnedFd)>,
     /// Directories whose times are set last, because making their children changes them.
@@ -181,6 +186,30 @@ struct Metadata {
 }
 
 impl Layer {
+    fn at(root: &Path, purpose: Purpose) -> Result<Self> {
+        let root =
+            rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fs::at("open", root))?;
+        Ok(Self { root, purpose, parent: None, directories: Vec::new(), size: 0 })
+    }
+
+    /// Unpacks all entries, and returns the input, read to its end.
+    fn add_all<R: Read>(&mut self, input: R, tap: &Tap) -> Result<R> {
+        let mut archive = Archive::new(Tapped { inner: input, tap: tap.clone() });
+        for entry in archive.entries().map_err(io("read archive"))? {
+            let mut entry = entry.map_err(io("read archive"))?;
+            let name = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+            let during = |error: Error| error.during(&format!("entry {name:?}"));
+            let extensions = pax_records(&tap.entry_begins()).map_err(during)?;
+            self.add(&mut entry, tap, &extensions).map_err(during)?;
+        }
+        // The padding behind the end mark is part of the archive's digest.
+        let mut rest = archive.into_inner();
+        drop(tap.entry_begins());
+        io::copy(&mut rest, &mut Sink(tap)).map_err(io("read archive"))?;
+        self.finish_directories()?;
+        Ok(rest.inner)
+    }
+
     fn add(&mut self, entry: &mut Entry<'_, impl Read>, tap: &Tap, extensions: &[(String, Vec<u8>)]) -> Result<()> {
         let mut kind = entry.header().entry_type();
         // How archives older than entry types mark directories.
@@ -206,7 +235,7 @@ impl Layer {
         self.enter(&parent_path)?;
         let Some((_, parent)) = &self.parent else { return Err(Error::invalid("no parent directory")) };
         let parent = parent.try_clone().map_err(io("duplicate descriptor"))?;
-        if name.as_bytes().starts_with(WHITEOUT) {
+        if self.purpose == Purpose::Layer && name.as_bytes().starts_with(WHITEOUT) {
             return whiteout(&parent, &name);
         }
         let hides_lower = self.make_room(&parent, &name, &path, kind, tap)?;
@@ -219,7 +248,7 @@ impl Layer {
                 let directory =
                     openat(&parent, &name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
                         .map_err(|error| io("open")(error.into()))?;
-                if hides_lower {
+                if hides_lower && self.purpose == Purpose::Layer {
                     set_opaque(&directory)?;
                 }
                 return self.describe_directory(&directory, &path, &metadata);
@@ -233,7 +262,9 @@ impl Layer {
                 if target.is_empty() {
                     return Err(Error::invalid("symbolic link without a target"));
                 }
-                check_symlink(&parent_path, Path::new(OsStr::from_bytes(&target)))?;
+                if self.purpose == Purpose::Layer {
+                    check_symlink(&parent_path, Path::new(OsStr::from_bytes(&target)))?;
+                }
                 symlinkat(&*target, &parent, &name).map_err(|error| io("symlink")(error.into()))?;
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => make_node(entry, kind, &parent, &name, metadata.mode)?,

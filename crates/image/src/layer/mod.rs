@@ -9,5 +9,5 @@
 mod apply;
 mod split;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, unpack};
 pub use split::replay;
