@@ -429,3 +429,50 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     engine.restart();
     assert_eq!(sh(cli, &["-v", "second:/d"], look), expected);
 }
+
+#[test]
+fn a_volume_takes_no_more_of_the_disk_than_it_may() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    engine.kill9();
+    // A disk of its own for the volumes, with project quotas where the kernel has them.
+    let (volumes, image) = (engine.root().join("volumes"), engine.scratch("disk").join("ext4"));
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let tool =
+        |program: &str, args: &[&str]| std::process::Command::new(program).args(args).output().is_ok_and(|done| done.status.success());
+    let (image, place) = (image.to_string_lossy(), volumes.to_string_lossy());
+    let mounted = tool("mkfs.ext4", &["-q", "-O", "quota,project", &image]) && tool("mount", &["-o", "loop,prjquota", &image, &place]);
+    engine.restart();
+    for wrong in ["0", "-1", "much"] {
+        cli.run(&["volume", "create", "-o", &format!("size={wrong}"), "small"]).refuses(1, &format!("invalid size: '{wrong}'"));
+    }
+    let made = cli.run(&["volume", "create", "-o", "size=2m", "small"]);
+    if !mounted {
+        made.refuses(1, "create small: quota size requested but no quota support");
+        assert_eq!(volumes.read_dir().unwrap().count(), 0);
+        return;
+    }
+    assert_eq!(made.ok(), "small");
+    let fill = "dd if=/dev/zero of=/d/big bs=1M count=8 2>&1 | tail -1; stat -c %s /d/big";
+    // Directories count as well.
+    let filled = |volume: &str, script: &str| -> u64 {
+        let said = sh(cli, &["-v", &format!("{volume}:/d")], script);
+        said.lines().last().and_then(|size| size.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+    };
+    let allowed = (2 << 20) - (64 << 10)..=2 << 20;
+    assert!(allowed.contains(&filled("small", fill)));
+    assert_eq!(filled("other", fill), 8 << 20, "another has no limit");
+    assert_eq!(engine.get("/volumes/small")["Options"], json!({"size": "2m"}));
+    // A copy may take as much; each for itself, and what is removed leaves nothing that counts.
+    engine.cli(Program::Whelk).run(&["volume", "clone", "small", "copy"]).ok();
+    assert!(allowed.contains(&filled("copy", &format!("rm /d/big; {fill}"))));
+    for _ in 0..3 {
+        cli.run(&["volume", "rm", "small"]).ok();
+        cli.run(&["volume", "create", "-o", "size=2m", "small"]).ok();
+        assert!(allowed.contains(&filled("small", fill)));
+    }
+    cli.run(&["volume", "rm", "small", "copy", "other"]).ok();
+    engine.kill9();
+    assert!(tool("umount", &[&place]));
+    engine.restart();
+}

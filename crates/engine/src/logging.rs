@@ -85,7 +85,7 @@ impl Details<'_> {
 }
 
 /// Bytes: `10m`, `64k`, `1g`, `1.5mb`.
-fn size(text: &str) -> Result<u64> {
+pub(crate) fn size(text: &str) -> Result<u64> {
     let invalid = || Error::invalid(format!("invalid size: '{text}'"));
     if text == "-1" {
         return Ok(0);

@@ -10,6 +10,7 @@ pub mod mount;
 pub mod net;
 pub mod overlay;
 pub mod process;
+pub mod quota;
 pub mod remove;
 pub mod seccomp;
 pub mod signal;

@@ -22,10 +22,26 @@ pub(super) fn check(options: &BTreeMap<String, String>) -> Result<()> {
             return Err(Error::invalid(format!("missing required option: {needed:?}")));
         }
     }
-    match options.keys().find(|key| !matches!(key.as_str(), "type" | "device" | "o")).map(String::as_str) {
+    if let Some(size) = options.get(SIZE) {
+        if options.contains_key("device") {
+            return Err(Error::invalid("size is for volumes without a device; a tmpfs takes it among its options: o=size=…"));
+        }
+        parse_size(size)?;
+    }
+    match options.keys().find(|key| !matches!(key.as_str(), "type" | "device" | "o" | SIZE)).map(String::as_str) {
         None => Ok(()),
-        Some("size") => Err(Error::invalid("quota size requested but no quota support")),
         Some(key) => Err(Error::invalid(format!("invalid option: {key:?}"))),
+    }
+}
+
+/// The option that says how many bytes a volume's files may take.
+pub(super) const SIZE: &str = "size";
+
+/// Bytes, as [`crate::logging::size`] reads them, and some at least.
+pub(super) fn parse_size(text: &str) -> Result<u64> {
+    match crate::logging::size(text) {
+        Ok(0) => Err(Error::invalid(format!("invalid size: '{text}'"))),
+        size => size,
     }
 }
 
@@ -127,6 +143,10 @@ mod tests {
         assert_eq!(checked(&[("type", "tmpfs")]), "missing required option: \"device\"");
         assert_eq!(checked(&[("o", "size=1m")]), "missing required option: \"device\"");
         assert_eq!(checked(&[("foo", "bar")]), "invalid option: \"foo\"");
-        assert_eq!(checked(&[("size", "1m")]), "quota size requested but no quota support");
+        assert_eq!(checked(&[("size", "1m")]), "fine");
+        for size in ["0", "-1", "abc", "", "1x"] {
+            assert_eq!(checked(&[("size", size)]), format!("invalid size: '{size}'"));
+        }
+        assert!(checked(&[("size", "1m"), ("type", "tmpfs"), ("device", "tmpfs")]).starts_with("size is for volumes without a device"));
     }
 }

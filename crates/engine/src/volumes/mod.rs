@@ -8,6 +8,7 @@
 //! that of all volumes; whoever enters or leaves a volume must be able to block.
 
 mod local;
+mod quota;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -261,6 +262,11 @@ impl Volumes {
         fs::create_dir(&staged.path, 0o701)?;
         fs::create_dir(staged.path.join(DATA), 0o755)?;
         fs::write(staged.path.join(DESCRIPTION), description)?;
+        let size = record.option(local::SIZE);
+        if !size.is_empty() {
+            let limited = local::parse_size(size).and_then(|size| quota::limit(&staged.path.join(DATA), size));
+            limited.map_err(|error| error.prefixed(&format!("create {}", record.name)))?;
+        }
         Ok(staged)
     }
 
@@ -434,7 +440,12 @@ impl Volumes {
         drop(state);
         self.publish(&record, "destroy", &[]);
         // Deleted when nobody waits for it.
-        std::thread::spawn(move || discard(&trashed));
+        std::thread::spawn(move || {
+            if !record.option(local::SIZE).is_empty() {
+                quota::lift(&trashed.join(DATA));
+            }
+            discard(&trashed);
+        });
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 
 use whelk_sys::{copy, errno_text, fs};
 
-use super::{CreateVolume, SNAPSHOT_OF, VolumeRecord, Volumes, new_record};
+use super::{CreateVolume, SNAPSHOT_OF, VolumeRecord, Volumes, local, new_record};
 use crate::error::{Error, Result};
 use crate::names;
 
@@ -83,6 +83,9 @@ impl Volumes {
         request.labels = source.record.labels.clone().unwrap_or_default();
         request.labels.remove(super::ANONYMOUS);
         request.labels.extend(labels);
+        if let Some(size) = source.record.options.as_ref().and_then(|options| options.get(local::SIZE)) {
+            request.options.insert(local::SIZE.into(), size.clone());
+        }
         let mut record = new_record(request)?;
         if snapshot {
             record.options.get_or_insert_default().insert(SNAPSHOT_OF.into(), source.record.name.clone());

@@ -1,0 +1,48 @@
+//! Volumes that may take only so much of the disk (`-o size=`), by project quotas.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use whelk_sys::{fs, quota};
+
+use crate::error::{Error, Result};
+
+/// The first project that is tried: far above those that people give by hand.
+const FIRST: u32 = 1 << 20;
+
+/// Held from when a project was found that nobody has until it has a limit.
+static CHOOSING: Mutex<()> = Mutex::new(());
+
+/// Lets the files in `directory`, which is empty, take no more than `limit` bytes.
+///
+/// # Errors
+/// The file system has no project quotas.
+pub(super) fn limit(directory: &Path, limit: u64) -> Result<()> {
+    let directory = open(directory)?;
+    let unsupported = |_| Error::invalid("quota size requested but no quota support");
+    let _choosing = CHOOSING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut project = FIRST;
+    while quota::get(&directory, project).map_err(unsupported)? != quota::Quota::default() {
+        project += 1;
+    }
+    quota::set_limit(&directory, project, limit).map_err(unsupported)?;
+    quota::set_project(&directory, project).map_err(unsupported)
+}
+
+/// Lifts the limit of a directory that goes away. Blocks that its files still have keep others from its project.
+pub(super) fn lift(directory: &Path) {
+    let lifted = open(directory).map_err(drop).and_then(|directory| {
+        let project = quota::project_of(&directory).map_err(drop)?;
+        if project >= FIRST { quota::set_limit(&directory, project, 0).map_err(drop) } else { Ok(()) }
+    });
+    if lifted.is_err() {
+        tracing::warn!("the quota of {} was not lifted", directory.display());
+    }
+}
+
+fn open(directory: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(CWD, directory, flags, Mode::empty()).map_err(fs::at("open", directory))?)
+}

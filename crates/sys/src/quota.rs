@@ -1,0 +1,77 @@
+//! Project quotas: how much the files below a directory may take on disk. They are there where the file system was made and
+//! mounted with them (ext4: `prjquota`, XFS: `pquota`).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use linux_raw_sys::general as raw;
+
+use crate::check;
+
+const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
+const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
+const PROJECTS: u32 = 2;
+const GET_QUOTA: u32 = 0x80_0007;
+const SET_QUOTA: u32 = 0x80_0008;
+
+/// In this many bytes limits are counted.
+const BLOCK: u64 = 1024;
+
+/// What a project has of a file system, in bytes. A limit of 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    pub limit: u64,
+    pub used: u64,
+}
+
+/// The project that a directory's files count for.
+pub fn project_of(directory: impl AsFd) -> io::Result<u32> {
+    Ok(attributes(directory.as_fd())?.fsx_projid)
+}
+
+/// Makes a directory, and all that will be made below it, count for a project.
+pub fn set_project(directory: impl AsFd, project: u32) -> io::Result<()> {
+    let mut attributes = attributes(directory.as_fd())?;
+    attributes.fsx_projid = project;
+    attributes.fsx_xflags |= raw::FS_XFLAG_PROJINHERIT;
+    // SAFETY: the request takes a pointer to an fsxattr, which outlives the call.
+    check(unsafe { libc::ioctl(directory.as_fd().as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attributes) }.into()).map(drop)
+}
+
+fn attributes(directory: BorrowedFd<'_>) -> io::Result<raw::fsxattr> {
+    // SAFETY: a plain struct of integers, for which all zeros are valid.
+    let mut attributes: raw::fsxattr = unsafe { std::mem::zeroed() };
+    // SAFETY: the request fills an fsxattr, which outlives the call.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) }.into())?;
+    Ok(attributes)
+}
+
+/// What a project has of the file system that `directory` is on.
+///
+/// # Errors
+/// `ENOSYS`, `ESRCH` and others where there are no project quotas.
+pub fn get(directory: impl AsFd, project: u32) -> io::Result<Quota> {
+    // SAFETY: a plain struct of integers, for which all zeros are valid.
+    let mut found: libc::dqblk = unsafe { std::mem::zeroed() };
+    match control(directory.as_fd(), GET_QUOTA, project, &mut found) {
+        Ok(()) => Ok(Quota { limit: found.dqb_bhardlimit * BLOCK, used: found.dqb_curspace }),
+        // XFS, of a project that it has never seen.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Quota::default()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Limits what a project may take, in bytes; 0 lifts the limit.
+pub fn set_limit(directory: impl AsFd, project: u32, limit: u64) -> io::Result<()> {
+    // SAFETY: a plain struct of integers, for which all zeros are valid.
+    let mut wanted: libc::dqblk = unsafe { std::mem::zeroed() };
+    wanted.dqb_bhardlimit = limit.div_ceil(BLOCK);
+    wanted.dqb_valid = libc::QIF_BLIMITS;
+    control(directory.as_fd(), SET_QUOTA, project, &mut wanted)
+}
+
+fn control(directory: BorrowedFd<'_>, command: u32, project: u32, quota: &mut libc::dqblk) -> io::Result<()> {
+    let command = command << 8 | PROJECTS;
+    // SAFETY: both commands take a pointer to a dqblk, which outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_quotactl_fd, directory.as_raw_fd(), command, project, std::ptr::from_mut(quota)) }).map(drop)
+}
