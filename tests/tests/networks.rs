@@ -500,8 +500,11 @@ fn rules_and_bridges_that_others_remove_come_back() {
     up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
     let address = published(cli, "web");
     serves(address, "web");
-    Firewall::new(engine.name()).unwrap().remove().unwrap();
-    serves(address, "web");
+    let rules = Firewall::new(engine.name()).unwrap();
+    rules.remove().unwrap();
+    // A connection that was tried without them would stay as it was for a while.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(fetch(address).as_deref(), Some("web"), "noticed late");
     cli.run(&["rm", "-f", "web"]).ok();
     Links::open().unwrap().delete(&engine.bridge()).unwrap();
     up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);

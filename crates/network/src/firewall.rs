@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
@@ -50,6 +51,18 @@ struct State {
     active: bool,
     /// All elements that should be there: what is put back when somebody flushes the table.
     elements: BTreeSet<(Place, Value, Option<Value>, Option<Value>)>,
+}
+
+/// Tells that others have changed rules of the machine.
+#[derive(Debug)]
+pub struct Changes(Socket);
+
+impl Changes {
+    /// Waits for the next. Blocks.
+    pub fn wait(&self) {
+        // Lost messages are told as an error, and are changes as well.
+        let _ = self.0.receive(&mut [0; 4096]);
+    }
 }
 
 /// A set or map of ours.
@@ -321,6 +334,15 @@ impl Firewall {
         attributes.find(1)?.try_into().ok().map(u32::from_be_bytes)
     }
 
+    /// What tells when somebody else has changed any rules.
+    pub fn changes_of_others(&self) -> Result<Changes> {
+        let socket = Socket::open(Some(NETFILTER), 1 << (nft::GROUP - 1))?;
+        let own = self.state().socket.port().map_err(|error| Error::kernel("name a netlink socket", error))?;
+        let failed = |error: std::io::Error| Error::kernel("filter a netlink socket", Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        whelk_sys::net::keep_notices(socket.as_fd(), nft::new_generation(), own).map_err(failed)?;
+        Ok(Changes(socket))
+    }
+
     /// Whether all that should be there is. Somebody's `nft flush ruleset` takes it away. Takes some milliseconds, and keeps
     /// nobody waiting.
     pub fn is_whole(&self) -> bool {
@@ -530,8 +552,6 @@ impl Protocol {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]

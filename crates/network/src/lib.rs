@@ -18,6 +18,6 @@ mod passage;
 pub mod port;
 
 pub use error::{Error, Result};
-pub use firewall::{BridgeRules, Firewall, SenderRules};
+pub use firewall::{BridgeRules, Changes, Firewall, SenderRules};
 pub use link::{LONGEST_NAME, Link, Links, Peer, Port};
 pub use passage::Passage;

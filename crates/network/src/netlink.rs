@@ -7,11 +7,11 @@
 //! Sources: netlink(7), rtnetlink(7), `linux/netlink.h`.
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with, sockopt};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname, recv, send, socket_with, sockopt};
 
 use crate::error::{Error, Result};
 
@@ -169,6 +169,12 @@ pub(crate) struct Socket {
     sequence: u32,
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Large enough for what the kernel puts into one answer (it uses up to 32 KiB for dumps).
 const BUFFER: usize = 64 << 10;
 
@@ -256,6 +262,11 @@ impl Socket {
                 return result;
             }
         }
+    }
+
+    /// The number that the kernel knows this socket by.
+    pub(crate) fn port(&self) -> std::result::Result<u32, Errno> {
+        Ok(SocketAddrNetlink::try_from(getsockname(&self.fd)?)?.pid())
     }
 
     fn send(&self, bytes: &[u8]) -> std::result::Result<(), Errno> {

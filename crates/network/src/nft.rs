@@ -20,6 +20,7 @@ const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_NEWSET: u16 = 9;
 const NFT_MSG_GETSETELEM: u16 = 13;
+const NFT_MSG_NEWGEN: u16 = 15;
 const NFT_MSG_GETGEN: u16 = 16;
 const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_DELSETELEM: u16 = 14;
@@ -145,6 +146,14 @@ pub(crate) const RULE_EXPRESSIONS: u16 = 4;
 pub(crate) const RULE_USERDATA: u16 = 7;
 
 /// Asks for the number of the ruleset's last change.
+/// The multicast group that hears of all changes.
+pub(crate) const GROUP: u32 = 7;
+
+/// The kind of the message that ends what is told of a transaction.
+pub(crate) fn new_generation() -> u16 {
+    NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN
+}
+
 pub(crate) fn get_generation() -> Message {
     message(NFT_MSG_GETGEN, 0, 0)
 }

@@ -7,6 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::check;
 use crate::process::CloneFlags;
+use crate::seccomp::Instruction;
 
 /// Brings `lo` up in the caller's network namespace.
 pub fn loopback_up() -> io::Result<()> {
@@ -22,11 +23,41 @@ pub fn loopback_up() -> io::Result<()> {
 
 /// Has the kernel drop all packets that arrive at a socket. One that listens then stays silent.
 pub fn drop_all_packets(socket: BorrowedFd<'_>) -> io::Result<()> {
-    // BPF_RET | BPF_K: keep no byte.
-    let mut program = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
-    let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    attach_filter(socket, &[Instruction { code: RETURN, jump_true: 0, jump_false: 0, value: 0 }])
+}
+
+/// Has the kernel keep only those netlink messages at a socket that are of one kind and not answers to one port's requests.
+pub fn keep_notices(socket: BorrowedFd<'_>, kind: u16, not_of: u32) -> io::Result<()> {
+    // Loads are big-endian, the message's numbers the machine's.
+    let (kind, not_of) = (u16::from_be_bytes(kind.to_ne_bytes()).into(), u32::from_be_bytes(not_of.to_ne_bytes()));
+    const KIND_AT: u32 = 4;
+    const PORT_AT: u32 = 12;
+    let step = |code, jump_true, jump_false, value| Instruction { code, jump_true, jump_false, value };
+    attach_filter(
+        socket,
+        &[
+            step(LOAD_HALF, 0, 0, KIND_AT),
+            step(JUMP_EQUAL, 0, 3, kind),
+            step(LOAD_WORD, 0, 0, PORT_AT),
+            step(JUMP_EQUAL, 1, 0, not_of),
+            step(RETURN, 0, 0, u32::MAX),
+            step(RETURN, 0, 0, 0),
+        ],
+    )
+}
+
+// Of classic BPF, `linux/bpf_common.h`.
+const LOAD_WORD: u16 = 0x20;
+const LOAD_HALF: u16 = 0x28;
+const JUMP_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+
+fn attach_filter(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+    let count = u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let filter = libc::sock_fprog { len: count, filter: program.as_ptr() as *mut libc::sock_filter };
     let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    // SAFETY: SO_ATTACH_FILTER (socket(7)) copies a sock_fprog and the program it points to, which outlive the call.
+    // SAFETY: SO_ATTACH_FILTER (socket(7)) copies a sock_fprog and the program it points to, which has sock_filter's layout
+    // and is not written to; both outlive the call.
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const filter).cast(), length) };
     check(i64::from(result)).map(drop)

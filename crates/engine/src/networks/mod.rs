@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use whelk_image::Digest;
@@ -177,14 +178,28 @@ impl Networks {
 
     /// Keeps namespaces ready and the rules in place for as long as the engine runs.
     pub async fn keep(self: Arc<Self>) {
-        const CHECK: std::time::Duration = std::time::Duration::from_secs(5);
+        const CHECK: Duration = Duration::from_secs(5);
+        // Others may change their rules piece by piece.
+        const AT_MOST_EVERY: Duration = Duration::from_millis(100);
+        let changes = Arc::new(tokio::sync::Notify::new());
+        match self.firewall.changes_of_others() {
+            Ok(others) => drop(std::thread::spawn({
+                let changes = changes.clone();
+                move || loop {
+                    others.wait();
+                    changes.notify_one();
+                }
+            })),
+            Err(error) => tracing::warn!("changes of rules are noticed late: {error}"),
+        }
         // The ruleset's number when everything was last seen to be in its place.
         let mut checked = None;
-        let mut last = std::time::Instant::now();
+        let mut last = Instant::now();
+        let mut changed = false;
         loop {
-            let check = last.elapsed() >= CHECK;
+            let check = changed || last.elapsed() >= CHECK;
             if check {
-                last = std::time::Instant::now();
+                last = Instant::now();
             }
             let networks = self.clone();
             let work = tokio::task::spawn_blocking(move || {
@@ -204,7 +219,14 @@ impl Networks {
                 Ok(generation) => checked = generation,
                 Err(error) => tracing::error!("look after the networks: {error}"),
             }
-            let _ = tokio::time::timeout(CHECK, self.refill.notified()).await;
+            changed = tokio::select! {
+                () = self.refill.notified() => false,
+                () = tokio::time::sleep(CHECK) => false,
+                () = changes.notified() => {
+                    tokio::time::sleep(AT_MOST_EVERY.saturating_sub(last.elapsed())).await;
+                    true
+                }
+            };
         }
     }
 
