@@ -13,7 +13,6 @@ use crate::netlink::{Attributes, CREATE, EXCLUSIVE, Message, REPLACE, Reply, Soc
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
@@ -33,12 +32,13 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
-const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_IPVLAN_MODE: u16 = 1;
@@ -54,7 +54,6 @@ const IFA_BROADCAST: u16 = 4;
 /// No duplicate address detection: the address is given out once, and a container must not wait a second for it.
 const IFA_F_NODAD: u8 = 2;
 
-const AF_BRIDGE: u8 = 7;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -178,9 +177,11 @@ impl Links {
             });
         self.0.request(message).map_err(kernel(format!("create interface pair {name}")))?;
         if port.isolated || port.hairpin {
-            let index = self.index(name)?;
-            let message = Message::new(RTM_SETLINK, 0, &ifinfo(AF_BRIDGE, index, 0, 0))
-                .nest(IFLA_PROTINFO, |info| info.u8(IFLA_BRPORT_MODE, port.hairpin.into()).u8(IFLA_BRPORT_ISOLATED, port.isolated.into()));
+            let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, |info| {
+                info.text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, |data| {
+                    data.u8(IFLA_BRPORT_MODE, port.hairpin.into()).u8(IFLA_BRPORT_ISOLATED, port.isolated.into())
+                })
+            });
             self.0.request(message).map_err(kernel(format!("set the bridge port {name}")))?;
         }
         Ok(())

@@ -129,7 +129,7 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let host = crate::namespace::create().unwrap();
+        let host = crate::namespace::Namespace::create().unwrap();
         whelk_sys::net::within(host.as_fd(), || {
             let mut socket = Socket::open(Some(NETFILTER), 0).unwrap();
             let passage = Passage::new("test");

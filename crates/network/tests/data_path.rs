@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use whelk_network::namespace::Namespace;
 use whelk_network::port::{Protocol, Publication};
-use whelk_network::{BridgeRules, Firewall, Links, Peer, Port, SenderRules, namespace};
+use whelk_network::{BridgeRules, Firewall, Links, Peer, Port, SenderRules};
 
 /// A namespace that plays the host, with one of our bridges and a neighbour on its outer link.
 struct Host {
@@ -42,8 +43,8 @@ const MAC: [u8; 6] = [2, 0x42, 0, 0, 0, 1];
 
 impl Host {
     fn new() -> Self {
-        let namespace = namespace::create().unwrap();
-        let outside = namespace::create().unwrap();
+        let namespace = OwnedFd::from(Namespace::create().unwrap());
+        let outside = OwnedFd::from(Namespace::create().unwrap());
         sysctl(&namespace, "ipv4.ip_forward", "1");
         let firewall = inside(&namespace, || {
             let mut links = Links::open().unwrap();
@@ -81,7 +82,7 @@ impl Host {
     }
 
     fn container(&self, bridge: &str, number: u8, address: &str, gateway: &str) -> Container {
-        let namespace = namespace::create().unwrap();
+        let namespace = OwnedFd::from(Namespace::create().unwrap());
         let mut mac = MAC;
         mac[5] = number;
         let interface = format!("v{number}");

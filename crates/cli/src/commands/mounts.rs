@@ -126,19 +126,24 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
     if !driver_options.is_empty() {
         volume.entry("DriverConfig").or_insert_with(|| json!({}))["Options"] = Value::Object(driver_options);
     }
-    let kind = mount["Type"].as_str().unwrap_or_default().to_owned();
     let options = [
         ("bind", "BindOptions", bind),
         ("volume", "VolumeOptions", volume),
         ("image", "ImageOptions", image),
         ("tmpfs", "TmpfsOptions", tmpfs),
     ];
+    with_options(mount, options).map_err(fail)
+}
+
+/// A mount with the options of its kind; others make no sense.
+fn with_options(mut mount: Map<String, Value>, options: [(&str, &str, Map<String, Value>); 4]) -> Result<Value, String> {
+    let kind = mount["Type"].as_str().unwrap_or_default().to_owned();
     for (name, field, options) in options {
         if options.is_empty() {
             continue;
         }
         if kind != name {
-            return Err(fail(format!("cannot mix '{name}-*' options with mount type '{kind}'")));
+            return Err(format!("cannot mix '{name}-*' options with mount type '{kind}'"));
         }
         mount.insert(field.into(), Value::Object(options));
     }

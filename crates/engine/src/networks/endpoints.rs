@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 
 use ipnet::IpNet;
 use whelk_network::names::NameSockets;
+use whelk_network::namespace::{Ipv6, Namespace};
 use whelk_network::{Links, Peer, Port, SenderRules};
 use whelk_sys::fs;
 
@@ -38,14 +39,16 @@ impl Networks {
         // Without rules nothing would keep the container apart from others.
         self.firewall.require()?;
         let spare = self.spare().pop();
-        let (namespace, names) = match spare {
+        let (mut namespace, names) = match spare {
             Some(Spare { namespace, names }) => (namespace, Some(names)),
-            None => (whelk_network::namespace::create()?, None),
+            None => {
+                self.refill.notify_one();
+                (Namespace::create()?, None)
+            }
         };
-        self.refill.notify_one();
-        let joined = self.join_all(record, namespace.as_fd(), names);
+        let joined = self.join_all(record, &mut namespace, names);
         match joined {
-            Ok(()) => Ok(Some(namespace)),
+            Ok(()) => Ok(Some(namespace.into())),
             Err(error) => {
                 drop(self.leave(record));
                 Err(error)
@@ -53,20 +56,27 @@ impl Networks {
         }
     }
 
-    fn join_all(&self, record: &mut Record, namespace: BorrowedFd<'_>, names: Option<NameSockets>) -> Result<()> {
+    fn join_all(&self, record: &mut Record, namespace: &mut Namespace, names: Option<NameSockets>) -> Result<()> {
         // The network that the container was created on comes first and gives it its eth0, unless it has left it.
         let mut networks: Vec<String> = record.networks.keys().cloned().collect();
         networks.sort_by_key(|name| !self.is_mode(record, name));
         for name in networks {
             let network = self.find(&name)?;
             let mut endpoint = record.networks.remove(&name).unwrap_or_default();
-            let outcome = self.attach(record, &network, &mut endpoint, namespace);
+            // Networks without IPv6 must not have it by the back door (CVE-2024-32473); those with it have a planned one.
+            namespace.set_ipv6(if network.enable_ipv6 { Ipv6::Given } else { Ipv6::Off })?;
+            let outcome = self
+                .attach(record, &network, &mut endpoint, namespace.as_fd())
+                .and_then(|()| set_sysctls(sysctls(&endpoint)?, namespace.as_fd(), false))
+                .and_then(|()| configure(&endpoint, &mut namespace.links));
             record.networks.insert(network.name.clone(), endpoint);
             outcome?;
         }
-        self.set_default_gateway(record, namespace)?;
+        // What the container may make there itself is its own matter.
+        namespace.set_ipv6(Ipv6::Automatic)?;
+        self.set_default_gateway(record, &mut namespace.links)?;
         self.publish_ports(record)?;
-        self.start_resolver(record, namespace, names)
+        self.start_resolver(record, namespace.as_fd(), names)
     }
 
     /// Whether a container was created on this network, however its mode names it.
@@ -113,7 +123,28 @@ impl Networks {
             self.firewall.add_sender(&SenderRules { interface: name.clone(), mac, addresses: endpoint.addresses() })?;
             links.create_veth(&name, bridge.index, mtu, peer, port)?;
         }
-        configure(network, endpoint, namespace)
+        Ok(())
+    }
+
+    /// Gives a running container an interface in one network. Returns a connection to what its namespace has.
+    fn attach_running(
+        &self,
+        container: &Record,
+        network: &NetworkRecord,
+        endpoint: &mut Endpoint,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<Links> {
+        self.attach(container, network, endpoint, namespace)?;
+        let name = &endpoint.interface;
+        let settings: &[(&str, &str)] =
+            if network.enable_ipv6 { &[("disable_ipv6", "0"), ("accept_ra", "0")] } else { &[("disable_ipv6", "1")] };
+        let settings = settings.iter().map(|(key, value)| (format!("net/ipv6/conf/{name}/{key}"), (*value).to_owned()));
+        // A kernel without IPv6 has nothing to switch off.
+        set_sysctls(settings.collect(), namespace, true)?;
+        set_sysctls(sysctls(endpoint)?, namespace, false)?;
+        let mut links = Links::open_in(namespace)?;
+        configure(endpoint, &mut links)?;
+        Ok(links)
     }
 
     fn interface_name(&self, container: &Record, network: &NetworkRecord, endpoint: &Endpoint) -> Result<String> {
@@ -186,6 +217,8 @@ impl Networks {
 
     /// Tells that a container has started to use its networks.
     pub fn announce(&self, record: &Record) {
+        // Not before: on its way to the start nothing shall compete with the container.
+        self.refill.notify_one();
         for endpoint in record.networks.values() {
             if let Ok(network) = self.find(&endpoint.network_id) {
                 self.publish(&network, "connect", Some(&record.id));
@@ -316,10 +349,10 @@ impl Networks {
         let namespace = open_namespace(record.state.pid)?;
         let outward = |record: &Record| self.outward(record).map(|(network, _)| network.id);
         let before = outward(record);
-        let attached = self.attach(record, &network, &mut endpoint, namespace.as_fd());
+        let attached = self.attach_running(record, &network, &mut endpoint, namespace.as_fd());
         record.networks.insert(network.name.clone(), endpoint);
         let connected = attached
-            .and_then(|()| self.set_default_gateway(record, namespace.as_fd()))
+            .and_then(|mut links| self.set_default_gateway(record, &mut links))
             .and_then(|()| self.start_resolver(record, namespace.as_fd(), None))
             // Ports lead to where the container is reached from outside now.
             .and_then(|()| if outward(record) == before { Ok(()) } else { self.publish_anew(record) });
@@ -328,7 +361,8 @@ impl Networks {
                 self.detach(&record.id, &network, &endpoint, Some(namespace.as_fd()));
             }
             // As it was before, as far as that can be.
-            let restored = self.set_default_gateway(record, namespace.as_fd());
+            let restored =
+                Links::open_in(namespace.as_fd()).map_err(Error::from).and_then(|mut links| self.set_default_gateway(record, &mut links));
             let published = if record.ports.is_empty() { self.publish_ports(record) } else { Ok(()) };
             if let Err(error) = restored.and(published) {
                 tracing::warn!(container = record.id, "after a failed connect: {error}");
@@ -361,7 +395,7 @@ impl Networks {
         self.detach(&record.id, &network, &endpoint, namespace.as_ref().map(AsFd::as_fd));
         self.publish(&network, "disconnect", Some(&record.id));
         let Some(namespace) = namespace else { return Ok(()) };
-        self.set_default_gateway(record, namespace.as_fd())?;
+        self.set_default_gateway(record, &mut Links::open_in(namespace.as_fd())?)?;
         if had_ports && record.ports.is_empty() {
             self.publish_ports(record)?;
         }
@@ -374,7 +408,7 @@ impl Networks {
     }
 
     /// The default routes lead through the network with the highest priority, by name where they are equal.
-    fn set_default_gateway(&self, record: &Record, namespace: BorrowedFd<'_>) -> Result<()> {
+    fn set_default_gateway(&self, record: &Record, links: &mut Links) -> Result<()> {
         let best = |ipv4: bool| {
             record
                 .networks
@@ -393,18 +427,13 @@ impl Networks {
                 })
                 .max_by_key(|(rank, _, _)| *rank)
         };
-        let routes: Vec<((bool, Option<IpAddr>), &String)> =
-            [best(true), best(false)].into_iter().flatten().map(|(_, way, interface)| (way, interface)).collect();
-        within(namespace, || {
-            let mut links = Links::open()?;
-            for ((ipv4, gateway), interface) in routes {
-                if let Some(link) = links.find(interface)? {
-                    let everything = if ipv4 { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) };
-                    links.add_route(link.index, everything, gateway, 0)?;
-                }
+        for (_, (ipv4, gateway), interface) in [best(true), best(false)].into_iter().flatten() {
+            if let Some(link) = links.find(interface)? {
+                let everything = if ipv4 { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) };
+                links.add_route(link.index, everything, gateway, 0)?;
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 }
 
@@ -499,34 +528,27 @@ pub(crate) fn split_link(link: &str) -> (String, String) {
 }
 
 /// Gives the interface inside the namespace its addresses.
-fn configure(network: &NetworkRecord, endpoint: &Endpoint, namespace: BorrowedFd<'_>) -> Result<()> {
-    let addresses = endpoint.nets();
-    let link_local: Vec<IpNet> = endpoint
+fn configure(endpoint: &Endpoint, links: &mut Links) -> Result<()> {
+    let link_local = endpoint
         .ipam_config
         .iter()
         .flat_map(|config| config.link_local_ips.iter().flatten())
         .filter_map(|text| text.parse::<IpAddr>().ok())
-        .filter_map(|address| IpNet::new(address, if address.is_ipv4() { 16 } else { 64 }).ok())
-        .collect();
-    let has_v6 = network.enable_ipv6;
+        .filter_map(|address| IpNet::new(address, if address.is_ipv4() { 16 } else { 64 }).ok());
     let name = endpoint.interface.as_str();
-    let sysctls = sysctls(endpoint)?;
-    within(namespace, move || {
-        // Networks without IPv6 must not have it by the back door (CVE-2024-32473); those with it have a planned one.
-        let settings: &[(&str, &str)] = if has_v6 { &[("disable_ipv6", "0"), ("accept_ra", "0")] } else { &[("disable_ipv6", "1")] };
-        for (key, value) in settings {
-            super::create::set_sysctl(&format!("net/ipv6/conf/{name}/{key}"), value, true)?;
-        }
-        for (path, value) in sysctls {
-            super::create::set_sysctl(&path, &value, false)?;
-        }
-        let mut links = Links::open()?;
-        let link = links.find(name)?.ok_or_else(|| Error::internal(format!("interface {name} is not in the container's namespace")))?;
-        for address in addresses.into_iter().chain(link_local) {
-            links.add_address(link.index, address)?;
-        }
-        Ok(links.set_up(link.index)?)
-    })
+    let link = links.find(name)?.ok_or_else(|| Error::internal(format!("interface {name} is not in the container's namespace")))?;
+    for address in endpoint.nets().into_iter().chain(link_local) {
+        links.add_address(link.index, address)?;
+    }
+    Ok(links.set_up(link.index)?)
+}
+
+/// Sets what the kernel knows under paths below `/proc/sys`, inside a namespace.
+fn set_sysctls(settings: Vec<(String, String)>, namespace: BorrowedFd<'_>, may_be_missing: bool) -> Result<()> {
+    if settings.is_empty() {
+        return Ok(());
+    }
+    within(namespace, move || settings.iter().try_for_each(|(path, value)| super::create::set_sysctl(path, value, may_be_missing)))
 }
 
 fn within(namespace: BorrowedFd<'_>, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {

@@ -16,7 +16,7 @@ mod settings;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use whelk_image::Digest;
 use whelk_network::ipam::Block;
 pub use whelk_network::ipam::Pool;
 use whelk_network::names::NameSockets;
+use whelk_network::namespace::{Ipv6, Namespace};
 use whelk_network::port::Ports;
 use whelk_network::{BridgeRules, Firewall, LONGEST_NAME, Links, Passage, SenderRules};
 
@@ -73,13 +74,15 @@ pub struct Networks {
 /// A namespace made ahead, for a container to come, with the sockets at which names are asked for.
 #[derive(Debug)]
 struct Spare {
-    namespace: OwnedFd,
+    namespace: Namespace,
     names: NameSockets,
 }
 
 impl Spare {
     fn make() -> whelk_network::Result<Self> {
-        let namespace = whelk_network::namespace::create()?;
+        let mut namespace = Namespace::create()?;
+        // What most networks want.
+        namespace.set_ipv6(Ipv6::Off)?;
         // The kernel takes its time to lead questions there.
         let names = whelk_network::names::open(namespace.as_fd())?;
         Ok(Self { namespace, names })
