@@ -43,6 +43,7 @@ impl Store {
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
+        whelk_sys::step();
         // A panic while the lock was held left no half-done transaction: SQLite rolls it back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -272,6 +272,7 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> std::result::Result<(), Errno> {
+        whelk_sys::step();
         loop {
             match send(&self.fd, bytes, SendFlags::empty()) {
                 Err(Errno::INTR) => {}

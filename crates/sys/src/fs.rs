@@ -83,11 +83,13 @@ pub fn read_at_most(path: impl AsRef<Path>, most: u64) -> Result<Vec<u8>> {
 }
 
 pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
+    crate::step();
     std::fs::write(&path, content).map_err(at("write", path))
 }
 
 /// Replaces a file whole: readers see the old content or the new, never a part. Not flushed to disk.
 pub fn replace(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> Result<()> {
+    crate::step();
     let path = path.as_ref();
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
@@ -98,10 +100,12 @@ pub fn replace(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> 
 }
 
 pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    crate::step();
     std::fs::rename(&from, to).map_err(at("rename", from))
 }
 
 pub fn create_dir(path: impl AsRef<Path>, mode: u32) -> Result<()> {
+    crate::step();
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().mode(mode).create(&path).map_err(at("mkdir", path))
 }
@@ -113,15 +117,18 @@ pub fn create_dir_all(path: impl AsRef<Path>, mode: u32) -> Result<()> {
 }
 
 pub fn remove_file(path: impl AsRef<Path>) -> Result<()> {
+    crate::step();
     std::fs::remove_file(&path).map_err(at("remove", path))
 }
 
 pub fn remove_dir(path: impl AsRef<Path>) -> Result<()> {
+    crate::step();
     std::fs::remove_dir(&path).map_err(at("rmdir", path))
 }
 
 /// Removes a tree (or a file), entering neither links nor mounts; a missing one is fine.
 pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
+    crate::step();
     crate::remove::tree(path.as_ref()).map_err(at("remove", path))
 }
 
@@ -158,6 +165,7 @@ pub fn read_link(path: impl AsRef<Path>) -> Result<PathBuf> {
 }
 
 pub fn hard_link(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    crate::step();
     std::fs::hard_link(&from, to).map_err(at("link", from))
 }
 

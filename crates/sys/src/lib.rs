@@ -14,6 +14,9 @@ pub mod quota;
 pub mod remove;
 pub mod seccomp;
 pub mod signal;
+mod step;
+
+pub use step::step;
 
 use std::io;
 
