@@ -118,6 +118,7 @@ impl Shims {
     ) -> std::result::Result<((i32, i64), UnixStream), LaunchError> {
         // Taken out in a statement of its own: the lock must not be held while waiting.
         let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        self.refill.notify_one();
         let mut socket = match ready {
             Some(socket) => socket,
             None => {
@@ -132,8 +133,6 @@ impl Shims {
         send(&mut socket, &message, attached).await?;
         let launched = read_message::<Launched>(&mut socket).await;
         whelk_sys::step();
-        // Not before: on its way to the start nothing shall compete with the container.
-        self.refill.notify_one();
         match launched? {
             Launched::Running { pid, started_at } => Ok(((pid, started_at), socket)),
             Launched::Failed(error) => Err(LaunchError::Runtime(error)),
