@@ -283,6 +283,53 @@ fn networks_are_kept_apart() {
 }
 
 #[test]
+fn a_routed_networks_containers_are_reached_by_their_own_addresses() {
+    const MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "-o", &format!("{MODE}=bad"), "way"])
+        .refuses(1, &format!("failed to parse {MODE} value: bad (unknown gateway mode bad)"));
+    cli.run(&["network", "create", "--ipv6=false", "--subnet", "10.213.31.0/24", "-o", &format!("{MODE}=routed"), "way"]).ok();
+    let serves_both = format!("httpd -p 81; {SERVES}");
+    up(cli, "web", &["--network", "way", "--ip", "10.213.31.5", "-p", "80", "-p", "8080:80", "-p", "53:53/udp"], &serves_both);
+    let look = || {
+        let ports = engine.inspect("web")["NetworkSettings"]["Ports"].clone();
+        let none = json!([{"HostIp": "0.0.0.0", "HostPort": ""}]);
+        assert_eq!(ports, json!({"80/tcp": none, "53/udp": none}));
+        assert_eq!(cli.run(&["port", "web", "80"]).ok(), "0.0.0.0:");
+        assert!(TcpListener::bind(("127.0.0.1", 8080)).is_ok(), "no port of the host's is taken");
+        serves("10.213.31.5:80".parse().unwrap(), "web");
+        // From another network by the door only; from an internal one not at all.
+        let reaches = |from: &str, port: u16| {
+            let connect = format!("nc -w 1 10.213.31.5 {port} </dev/null");
+            cli.run(&["exec", from, "sh", "-c", &connect]).code == 0
+        };
+        assert!(reaches("bb", 80) && reaches("web", 81));
+        assert!(!reaches("bb", 81) && !reaches("inner", 80));
+        assert!(inside(cli, "bb", "ping -c1 -w2 10.213.31.5").contains("1 packets received"));
+    };
+    up(cli, "bb", &[], "sleep 300");
+    cli.run(&["network", "create", "--internal", "closed"]).ok();
+    up(cli, "inner", &["--network", "closed"], "sleep 300");
+    look();
+    let rows = cli.run(&["ps", "-f", "name=web", "--format", "{{.Ports}}"]).ok();
+    assert_eq!(rows, engine.whelk(&["ps", "-f", "name=web", "--format", "{{.Ports}}"]).ok());
+    engine.kill9();
+    engine.restart();
+    look();
+    // Both ways at once: the host's port for one family, the own address for the other.
+    cli.run(&["network", "create", "--ipv6", "-o", "com.docker.network.bridge.gateway_mode_ipv6=routed", "mixed"]).ok();
+    up(cli, "mix", &["--network", "mixed", "-p", "80"], SERVES);
+    let ports = engine.inspect("mix")["NetworkSettings"]["Ports"]["80/tcp"].clone();
+    assert!(ports.as_array().unwrap().contains(&json!({"HostIp": "::", "HostPort": ""})), "{ports}");
+    serves(published(cli, "mix"), "mix");
+    let six = engine.inspect("mix")["NetworkSettings"]["Networks"]["mixed"]["GlobalIPv6Address"].as_str().unwrap().to_owned();
+    serves(format!("[{six}]:80").parse().unwrap(), "mix");
+    cli.run(&["rm", "-f", "web"]).ok();
+    cli.run(&["run", "--rm", "--network", "way", "--ip", "10.213.31.5", "-p", "80", "busybox", "true"]).ok();
+}
+
+#[test]
 fn a_container_sends_from_its_own_address_only() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);

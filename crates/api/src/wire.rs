@@ -84,7 +84,8 @@ fn port_map(record: &Record) -> Value {
         };
     for publication in &record.ports {
         let entry = map.entry(format!("{}/{}", publication.to.port(), publication.protocol)).or_insert(Value::Null);
-        let binding = json!({"HostIp": publication.host.ip(), "HostPort": publication.host.port().to_string()});
+        let host_port = if publication.is_direct() { String::new() } else { publication.host.port().to_string() };
+        let binding = json!({"HostIp": publication.host.ip(), "HostPort": host_port});
         match entry {
             // The same port of the host for both of the container's addresses is one binding.
             Value::Array(list) if !list.contains(&binding) => list.push(binding),
@@ -109,9 +110,11 @@ fn port_list(record: &Record) -> Value {
         }
     }
     for publication in &record.ports {
-        list.push(json!({
-            "IP": publication.host.ip(), "PrivatePort": publication.to.port(), "PublicPort": publication.host.port(), "Type": publication.protocol,
-        }));
+        let mut port = json!({"IP": publication.host.ip(), "PrivatePort": publication.to.port(), "Type": publication.protocol});
+        if !publication.is_direct() {
+            port["PublicPort"] = json!(publication.host.port());
+        }
+        list.push(port);
     }
     Value::Array(list)
 }

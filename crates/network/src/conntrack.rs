@@ -28,7 +28,7 @@ const AF_INET6: u8 = 10;
 /// Forgets the UDP connections to published ports.
 pub(crate) fn forget(socket: &mut Socket, publications: &[Publication]) -> Result<()> {
     let ports = |ipv4: bool| -> Vec<SocketAddr> {
-        let udp = publications.iter().filter(|one| one.protocol == Protocol::Udp && one.host.is_ipv4() == ipv4);
+        let udp = publications.iter().filter(|one| one.protocol == Protocol::Udp && !one.is_direct() && one.host.is_ipv4() == ipv4);
         udp.map(|one| one.host).collect()
     };
     for (family, ports) in [(AF_INET, ports(true)), (AF_INET6, ports(false))] {

@@ -7,7 +7,8 @@
 //!                                by the maps `ports*`
 //!   loop     output dstnat       the same for the host itself, 127.0.0.1 included
 //!   leave    postrouting srcnat  masquerading: to the outside, back to the same bridge, from 127.0.0.1
-//!   guard    forward filter      `user` first, then what may pass from where to where
+//!   guard    forward filter      `user` first, then what may pass from where to where: what `publish` has led there, and
+//!                                by the `doors*` what goes to the own addresses of containers on `routed*` bridges
 //!   user     (empty)             the administrator's own rules; never touched
 //! table bridge NAME
 //!   ports    prerouting filter   a container sends from its own addresses only
@@ -73,6 +74,10 @@ enum Place {
     Internal,
     Open4,
     Open6,
+    Routed4,
+    Routed6,
+    Doors4,
+    Doors6,
     Masquerade4,
     Masquerade6,
     Sources4,
@@ -89,12 +94,16 @@ enum Place {
 }
 
 impl Place {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 21] = [
         Self::Bridges,
         Self::Pairs,
         Self::Internal,
         Self::Open4,
         Self::Open6,
+        Self::Routed4,
+        Self::Routed6,
+        Self::Doors4,
+        Self::Doors6,
         Self::Masquerade4,
         Self::Masquerade6,
         Self::Sources4,
@@ -121,6 +130,10 @@ impl Place {
             Self::Internal => Set { name: "internal", ..PLAIN },
             Self::Open4 => Set { name: "open4", ..PLAIN },
             Self::Open6 => Set { name: "open6", ..PLAIN },
+            Self::Routed4 => Set { name: "routed4", ..PLAIN },
+            Self::Routed6 => Set { name: "routed6", ..PLAIN },
+            Self::Doors4 => Set { name: "doors4", key: &[IPV4, PROTOCOL, SERVICE], ..PLAIN },
+            Self::Doors6 => Set { name: "doors6", key: &[IPV6, PROTOCOL, SERVICE], ..PLAIN },
             Self::Masquerade4 => Set { name: "masquerade4", ..PLAIN },
             Self::Masquerade6 => Set { name: "masquerade6", ..PLAIN },
             Self::Sources4 => Set { name: "sources4", key: &[IFNAME, IPV4], interval: true, ..PLAIN },
@@ -150,9 +163,12 @@ pub struct BridgeRules {
     pub masquerade6: bool,
     /// Whether its containers reach each other.
     pub icc: bool,
-    /// Reachable from outside without published ports (gateway modes `routed` and `nat-unprotected`).
+    /// Reachable from outside without published ports (gateway mode `nat-unprotected`).
     pub open4: bool,
     pub open6: bool,
+    /// Its containers' own addresses lead to their published ports, from everywhere (gateway mode `routed`).
+    pub routed4: bool,
+    pub routed6: bool,
 }
 
 impl BridgeRules {
@@ -167,6 +183,8 @@ impl BridgeRules {
             (self.internal, Place::Internal),
             (self.open4 && !self.internal, Place::Open4),
             (self.open6 && !self.internal, Place::Open6),
+            (self.routed4 && !self.internal, Place::Routed4),
+            (self.routed6 && !self.internal, Place::Routed6),
             (self.masquerade4 && !self.internal, Place::Masquerade4),
             (self.masquerade6 && !self.internal, Place::Masquerade6),
         ] {
@@ -210,6 +228,10 @@ impl SenderRules {
 
 fn publication_entry(publication: &Publication) -> Entry {
     let Publication { protocol, host, to } = publication;
+    if publication.is_direct() {
+        let place = if to.is_ipv4() { Place::Doors4 } else { Place::Doors6 };
+        return (place, Element::key(Value::new().ip(to.ip()).protocol(protocol.number()).port(to.port())));
+    }
     let at = !host.ip().is_unspecified();
     let place = match (host, at) {
         (SocketAddr::V4(_), false) => Place::Ports4,
@@ -503,6 +525,15 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     rule("guard", new().input_name().among("internal").drop());
     rule("guard", new().output_name().among("internal").drop());
     rule("guard", new().output_name().among("bridges").translated().accept());
+    // Where addresses lead to containers as they are, others of our bridges come in by the same doors.
+    const ICMP: u8 = 1;
+    const ICMPV6: u8 = 58;
+    let routed4 = || new().ipv4().output_name().among("routed4");
+    rule("guard", routed4().destination4().protocol().destination_port().among("doors4").accept());
+    rule("guard", routed4().protocol_is(ICMP).accept());
+    let routed6 = || new().ipv6().output_name().among("routed6");
+    rule("guard", routed6().destination6().protocol().destination_port().among("doors6").accept());
+    rule("guard", routed6().protocol_is(ICMPV6).accept());
     rule("guard", new().input_name().among("bridges").output_name().among("bridges").drop());
     rule("guard", new().ipv4().output_name().among("open4").accept());
     rule("guard", new().ipv6().output_name().among("open6").accept());

@@ -46,12 +46,19 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A port of the host that leads to a port of a container.
+/// A port of the host that leads to a port of a container. Port 0 stands for none: see [`Publication::is_direct`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Publication {
     pub protocol: Protocol,
     pub host: SocketAddr,
     pub to: SocketAddr,
+}
+
+impl Publication {
+    /// Whether the container's own address leads there, and no port of the host (gateway mode `routed`).
+    pub fn is_direct(&self) -> bool {
+        self.host.port() == 0
+    }
 }
 
 /// A port that is asked for: a range of the host's, of which any free one will do.

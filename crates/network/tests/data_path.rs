@@ -62,22 +62,29 @@ impl Host {
     }
 
     fn bridge(&self, name: &str, address: &str, internal: bool) {
+        self.bridge_with(name, address, |rules| rules.internal = internal);
+    }
+
+    fn bridge_with(&self, name: &str, address: &str, change: impl FnOnce(&mut BridgeRules)) {
         inside(&self.namespace, || {
             let mut links = Links::open().unwrap();
             let index = links.create_bridge(name, 0, [2, 0x42, 0, 0, 0, 0xff], "of a test").unwrap();
             links.add_address(index, net(address)).unwrap();
         });
         sysctl(&self.namespace, &format!("ipv4.conf.{name}.route_localnet"), "1");
-        let rules = BridgeRules {
+        let mut rules = BridgeRules {
             name: name.into(),
             subnets: vec![net(address).trunc()],
-            internal,
+            internal: false,
             masquerade4: true,
             masquerade6: true,
             icc: true,
             open4: false,
             open6: false,
+            routed4: false,
+            routed6: false,
         };
+        change(&mut rules);
         self.firewall.add_bridge(&rules).unwrap();
     }
 
@@ -156,6 +163,33 @@ fn published_ports_are_reached_from_everywhere_they_should_be() {
     assert_eq!(ask(&server.namespace, "198.51.100.1:8080").as_deref(), Some("10.77.1.1"), "from itself");
     assert_eq!(ask(&host.namespace, "10.77.1.2:80").as_deref(), Some("10.77.1.1"));
     assert_eq!(ask(&neighbour.namespace, "10.77.1.2:80").as_deref(), Some("10.77.1.3"));
+}
+
+#[test]
+fn routed_containers_are_themselves_to_the_outside() {
+    let host = Host::new();
+    host.bridge_with("br1", "10.77.1.1/24", |rules| (rules.routed4, rules.masquerade4) = (true, false));
+    host.bridge("br2", "10.77.2.1/24", false);
+    host.bridge("br3", "10.77.3.1/24", true);
+    let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
+    let other = host.container("br2", 3, "10.77.2.2/24", "10.77.2.1");
+    let closed = host.container("br3", 4, "10.77.3.2/24", "10.77.3.1");
+    serve(&server.namespace, 80);
+    serve(&server.namespace, 81);
+    serve(&other.namespace, 80);
+    serve(&host.outside, 80);
+    assert_eq!(ask(&host.outside, "10.77.1.2:80"), None, "not published yet");
+    let publication = host.publish(Protocol::Tcp, "0.0.0.0:0", "10.77.1.2:80");
+    assert_eq!(ask(&host.outside, "10.77.1.2:80").as_deref(), Some("198.51.100.2"));
+    assert_eq!(ask(&other.namespace, "10.77.1.2:80").as_deref(), Some("10.77.2.2"), "from another network, as itself");
+    assert_eq!(ask(&host.outside, "10.77.1.2:81"), None);
+    assert_eq!(ask(&other.namespace, "10.77.1.2:81"), None);
+    assert_eq!(ask(&closed.namespace, "10.77.1.2:80"), None);
+    // Out it goes as itself as well; but its door is no way into others' networks.
+    assert_eq!(ask(&server.namespace, "198.51.100.2:80").as_deref(), Some("10.77.1.2"));
+    assert_eq!(ask(&server.namespace, "10.77.2.2:80"), None);
+    inside(&host.namespace, || host.firewall.withdraw(&[publication]).unwrap());
+    assert_eq!(ask(&host.outside, "10.77.1.2:80"), None);
 }
 
 #[test]

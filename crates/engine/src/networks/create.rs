@@ -377,11 +377,8 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
                 true
             }
             option::GATEWAY_MODE_4 | option::GATEWAY_MODE_6 => {
-                if value == "routed" {
-                    return Err(Error::Unsupported(format!("{key}={value}: not available in this version of whelk")));
-                }
-                if !matches!(value.as_str(), "nat" | "isolated" | "nat-unprotected") {
-                    return Err(Error::invalid(format!("unknown gateway mode {value}")));
+                if !matches!(value.as_str(), "nat" | "routed" | "isolated" | "nat-unprotected") {
+                    return Err(Error::invalid(format!("failed to parse {key} value: {value} (unknown gateway mode {value})")));
                 }
                 driver == "bridge"
             }

@@ -372,6 +372,8 @@ impl Networks {
             icc: record.switch(option::ICC, true),
             open4: mode(option::GATEWAY_MODE_4) == "nat-unprotected",
             open6: mode(option::GATEWAY_MODE_6) == "nat-unprotected",
+            routed4: record.is_routed(true),
+            routed6: record.is_routed(false),
         }
     }
 

@@ -155,6 +155,11 @@ impl NetworkRecord {
     }
 
     /// Whether its containers route by themselves, without a gateway.
+    /// Whether its containers are reached by their own addresses, and not by ports of the host.
+    pub fn is_routed(&self, ipv4: bool) -> bool {
+        self.option(if ipv4 { option::GATEWAY_MODE_4 } else { option::GATEWAY_MODE_6 }) == Some("routed")
+    }
+
     pub fn is_routed_by_device(&self) -> bool {
         self.driver == "ipvlan" && self.option(option::IPVLAN_MODE).is_some_and(|mode| mode.starts_with("l3"))
     }

@@ -1,7 +1,7 @@
 //! Published ports: what was asked for becomes ports of the host, held and led to the container.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use serde::Deserialize;
@@ -108,11 +108,24 @@ impl Networks {
                 self.withdraw_ports(record);
                 return Err(failed(format!("the container has no {family} address in network {}", network.name)));
             }
+            let to = |address: &IpAddr| SocketAddr::new(targets[&address.is_ipv4()], wish.port);
+            let (direct, addresses): (Vec<IpAddr>, Vec<IpAddr>) =
+                addresses.into_iter().partition(|address| network.is_routed(address.is_ipv4()));
+            for address in direct {
+                let host = SocketAddr::new(if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }, 0);
+                let publication = Publication { protocol: wish.wanted.protocol, host, to: to(&address) };
+                if !record.ports.contains(&publication) {
+                    record.ports.push(publication);
+                }
+            }
+            if addresses.is_empty() {
+                continue;
+            }
             match self.ports.take(&owner_of(record), wish.wanted, &addresses) {
                 Ok(port) => record.ports.extend(addresses.iter().map(|address| Publication {
                     protocol: wish.wanted.protocol,
                     host: SocketAddr::new(*address, port),
-                    to: SocketAddr::new(targets[&address.is_ipv4()], wish.port),
+                    to: to(address),
                 })),
                 Err(error) => {
                     self.withdraw_ports(record);
@@ -141,12 +154,13 @@ impl Networks {
     pub(super) fn withdraw_ports(&self, record: &mut Record) {
         let (ports, id) = (&self.ports, &record.id);
         // Only what is its own: a record may be older than who has the port now.
-        let own: Vec<Publication> = record.ports.drain(..).filter(|one| ports.is_own(id, one.protocol, one.host)).collect();
+        let is_own = |one: &Publication| one.is_direct() || ports.is_own(id, one.protocol, one.host);
+        let own: Vec<Publication> = record.ports.drain(..).filter(is_own).collect();
         // While a rule leads a port elsewhere it cannot be another's.
         if let Err(error) = self.firewall.withdraw(&own) {
             tracing::warn!(container = record.id, "{error}");
         }
-        own.iter().for_each(|one| ports.release(one.protocol, one.host));
+        own.iter().filter(|one| !one.is_direct()).for_each(|one| ports.release(one.protocol, one.host));
     }
 
     /// The sockets that hold a container's ports, for its shim.
@@ -158,6 +172,9 @@ impl Networks {
     pub(super) fn adopt_ports(&self, record: &mut Record) {
         let owner = owner_of(record);
         record.ports.retain(|publication| {
+            if publication.is_direct() {
+                return true;
+            }
             let held = self.ports.adopt(&owner, publication.protocol, publication.host);
             if let Err(error) = &held {
                 tracing::warn!(container = owner.id, "a published port was lost while the engine was away: {error}");
