@@ -916,3 +916,60 @@ fn a_flood_of_questions_is_its_senders_own_problem() {
     waits.sort_unstable();
     assert!(waits[waits.len() * 99 / 100] < Duration::from_millis(100), "{:?}", &waits[waits.len() - 8..]);
 }
+
+#[test]
+fn links_of_the_default_network_are_names_and_variables() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        up(cli, "db", &["--expose", "80", "-p", "127.0.0.1::5432", "-e", "FOO=bar"], "sleep 300");
+        let address = || engine.inspect("db")["NetworkSettings"]["Networks"]["bridge"]["IPAddress"].as_str().unwrap().to_owned();
+        cli.run(&["run", "-d", "--name", "web", "--link", "db:database", "busybox", "sleep", "300"]).ok();
+        let at = address();
+        let variables = |text: String| text.lines().filter(|line| line.starts_with("DATABASE")).collect::<Vec<_>>().join(" ");
+        let expected = |at: &str| {
+            let port = |number: u16| {
+                let key = format!("DATABASE_PORT_{number}_TCP");
+                format!("{key}=tcp://{at}:{number} {key}_ADDR={at} {key}_PORT={number} {key}_PROTO=tcp")
+            };
+            format!("DATABASE_PORT=tcp://{at}:80 {} {} DATABASE_NAME=/web/database DATABASE_ENV_FOO=bar", port(80), port(5432))
+        };
+        assert_eq!(variables(cli.run(&["exec", "web", "env"]).ok()), expected(&at));
+        assert!(variables(inside(cli, "web", "tr '\\0' '\\n' </proc/1/environ")).starts_with("DATABASE_PORT="));
+        let id = engine.inspect("db")["Id"].as_str().unwrap()[..12].to_owned();
+        assert_eq!(inside(cli, "web", "grep database /etc/hosts"), format!("{at}\tdatabase {id} db"));
+        assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(["/db:/web/database"]));
+        // The other one has a further name.
+        for name in ["web/database", "/web/database"] {
+            assert_eq!(cli.run(&["inspect", "-f", "{{.Name}}", name]).ok(), "/db");
+        }
+        assert_eq!(cli.run(&["ps", "-f", "name=db", "--format", "{{.Names}}"]).ok(), "db");
+        assert_eq!(cli.run(&["ps", "-f", "name=db", "--no-trunc", "--format", "{{.Names}}"]).ok(), "db,web/database");
+        // It comes back elsewhere, and under another name.
+        cli.run(&["stop", "-t", "0", "db"]).ok();
+        let refused = cli.run(&["exec", "web", "true"]).exits(128);
+        assert!(refused.contains("Cannot link to a non running container: /db AS /web/database"), "{refused}");
+        cli.run(&["restart", "-t", "0", "web"]).refuses(1, "Cannot link to a non running container: /db AS /web/database");
+        up(cli, "squatter", &[], "sleep 300");
+        cli.run(&["start", "db"]).ok();
+        assert_ne!(address(), at);
+        cli.run(&["start", "web"]).ok();
+        assert_eq!(variables(cli.run(&["exec", "web", "env"]).ok()), expected(&address()));
+        cli.run(&["stop", "-t", "0", "db"]).ok();
+        cli.run(&["rm", "-f", "squatter"]).ok();
+        cli.run(&["start", "db"]).ok();
+        eventually("the hosts file to follow", || inside(cli, "web", "grep database /etc/hosts").starts_with(&address()).then_some(()));
+        cli.run(&["rename", "db", "store"]).ok();
+        assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(["/store:/web/database"]));
+        // A link can be taken away alone.
+        cli.run(&["rm", "--link", "web"]).refuses(1, "Conflict, cannot remove the default link name of the container");
+        cli.run(&["rm", "--link", "web/nope"]).refuses(1, "No such container: web/nope");
+        cli.run(&["rm", "--link", "/web/database"]).ok();
+        assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(null));
+        assert_eq!(inside(cli, "web", "grep -c database /etc/hosts; env | grep -c DATABASE; true"), "0\n0");
+        cli.run(&["rm", "-f", "web", "store"]).ok();
+        cli.run(&["run", "-d", "--name", "hosted", "--network", "host", "busybox", "sleep", "300"]).ok();
+        cli.run(&["create", "--link", "hosted", "busybox"]).refuses(1, "host type networking can't be used with links");
+        cli.run(&["create", "--link", "nosuch:x", "busybox"]).refuses(1, "could not get container for nosuch: No such container: nosuch");
+        cli.run(&["rm", "-f", "hosted"]).ok();
+    });
+}

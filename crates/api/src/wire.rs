@@ -248,9 +248,11 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
         .map(|(index, word)| if index > 0 && word.contains(' ') { format!("'{word}'") } else { word })
         .collect();
     let command = command.join(" ");
+    let mut names = vec![format!("/{}", record.name)];
+    names.extend_from_slice(&listed.link_names);
     let mut value = json!({
         "Id": record.id,
-        "Names": [format!("/{}", record.name)],
+        "Names": names,
         "Image": record.config.image,
         "ImageID": record.image,
         "Command": command,

@@ -156,13 +156,13 @@ pub fn capability_sets(names: Vec<String>) -> Capabilities {
     Capabilities { bounding: names.clone(), effective: names.clone(), permitted: names, ..Capabilities::default() }
 }
 
-/// The environment: defaults first, then what image and user set, each name once.
-pub fn environment(config: &Config, hostname: &str, extra: &[String]) -> Vec<String> {
+/// The environment: defaults first, then what `links` tell, then what image and user set, each name once.
+pub fn environment(config: &Config, hostname: &str, links: &[String], extra: &[String]) -> Vec<String> {
     let mut environment = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}")];
     if config.tty {
         environment.push("TERM=xterm".into());
     }
-    let given = config.env.iter().flatten().chain(extra);
+    let given = links.iter().chain(config.env.iter().flatten()).chain(extra);
     for entry in given {
         let name = entry.split('=').next().unwrap_or_default();
         // A name without a value takes a variable away.
@@ -442,7 +442,7 @@ mod tests {
     #[test]
     fn the_environment_has_each_name_once() {
         let config = Config { env: Some(vec!["PATH=/x".into(), "A=1".into()]), tty: true, ..Config::default() };
-        assert_eq!(environment(&config, "h", &["A=2".into()]), ["PATH=/x", "HOSTNAME=h", "TERM=xterm", "A=2"]);
+        assert_eq!(environment(&config, "h", &[], &["A=2".into()]), ["PATH=/x", "HOSTNAME=h", "TERM=xterm", "A=2"]);
     }
 
     #[test]

@@ -238,9 +238,28 @@ pub(super) async fn export(State(engine): App, Path(id): Path<String>) -> ApiRes
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 
+/// The routes of a container that is called by the name that a link gives it.
+pub(super) async fn inspect_linked(
+    engine: App,
+    version: Extension<ApiVersion>,
+    Path((linker, alias)): Path<(String, String)>,
+    params: Params,
+) -> ApiResult {
+    inspect(engine, version, Path(format!("{linker}/{alias}")), params).await
+}
+
+pub(super) async fn logs_linked(engine: App, Path((linker, alias)): Path<(String, String)>, params: Params) -> ApiResult {
+    logs(engine, Path(format!("{linker}/{alias}")), params).await
+}
+
+pub(super) async fn delete_linked(engine: App, Path((linker, alias)): Path<(String, String)>, params: Params) -> ApiResult {
+    delete(engine, Path(format!("{linker}/{alias}")), params).await
+}
+
 pub(super) async fn delete(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
     if params.flag("link") {
-        return Err(Error::Unsupported("removing links: not available in this version of whelk".into()).into());
+        engine.containers.remove_link(&id).await?;
+        return Ok(no_content());
     }
     engine.containers.remove(&id, RemoveRequest { force: params.flag("force"), volumes: params.flag("v") }).await?;
     Ok(no_content())

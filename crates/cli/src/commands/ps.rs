@@ -89,6 +89,8 @@ fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
         .flatten()
         .filter_map(Value::as_str)
         .map(|name| name.trim_start_matches('/').to_owned())
+        // Names that links give are names for all that.
+        .filter(|name| no_trunc || !name.contains('/'))
         .collect();
     let mut labels: Vec<String> = container["Labels"]
         .as_object()

@@ -223,10 +223,15 @@ impl Containers {
             terminal: config.tty,
             console_size: size.filter(|_| config.tty).map(|[height, width]| ConsoleSize { height, width }),
             args: config.cmd.clone().unwrap_or_default(),
-            env: spec::environment(&container_config, &record.config.hostname, config.env.as_deref().unwrap_or_default())
-                .into_iter()
-                .filter(|entry| entry.contains('='))
-                .collect(),
+            env: spec::environment(
+                &container_config,
+                &record.config.hostname,
+                &self.link_environment(&record)?,
+                config.env.as_deref().unwrap_or_default(),
+            )
+            .into_iter()
+            .filter(|entry| entry.contains('='))
+            .collect(),
             cwd: if config.working_dir.is_empty() { record.config.working_dir.clone() } else { config.working_dir.clone() },
             capabilities: Some(spec::capability_sets(security::capabilities(&capable)?)),
             no_new_privileges: options.no_new_privileges,

@@ -9,7 +9,7 @@ use whelk_sys::fs;
 use super::Containers;
 use crate::error::Result;
 use crate::model::Record;
-use crate::networks::{Endpoint, NetworkDefaults, has_own_networks, host_servers, resolved_servers, split_link, uses_resolver};
+use crate::networks::{Endpoint, NetworkDefaults, has_own_networks, host_servers, resolved_servers, uses_resolver};
 
 /// Host files are small; a larger one is not what it should be.
 const LARGEST: u64 = 1 << 20;
@@ -57,14 +57,12 @@ fn hosts(record: &Record, containers: &Containers) -> String {
         }
     }
     // On the default network links are the only names there are.
-    for (target, alias) in host.links.iter().flatten().map(|link| split_link(link)) {
-        if let Ok(target) = containers.find(&target)
-            && record.networks.contains_key("bridge")
-        {
-            let target = target.record();
-            for address in target.networks.get("bridge").map(Endpoint::addresses).unwrap_or_default() {
-                let _ = writeln!(text, "{address}\t{alias} {} {}", target.config.hostname, target.name);
-            }
+    for (target, alias) in containers.links_of(record) {
+        let target = target.record();
+        for address in target.networks.get("bridge").map(Endpoint::addresses).unwrap_or_default() {
+            let mut names = vec![alias.as_str(), &target.config.hostname];
+            names.extend(Some(target.name.as_str()).filter(|name| *name != alias));
+            let _ = writeln!(text, "{address}\t{}", names.join(" "));
         }
     }
     let domain = if config.domainname.is_empty() { String::new() } else { format!("{}.{} ", config.hostname, config.domainname) };

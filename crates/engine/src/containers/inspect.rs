@@ -39,7 +39,8 @@ pub struct MountPoint {
 impl Containers {
     pub async fn inspect(&self, name: &str, size: bool) -> Result<Inspected> {
         let container = self.find(name)?;
-        let record = container.record().clone();
+        let mut record = container.record().clone();
+        record.host.links = self.shown_links(&record);
         let directory = self.instance.container_dir(&record.id);
         let details = crate::logging::Details { labels: Some(&record.config.labels), env: record.config.env.as_ref() };
         let log = crate::logging::config(&record.host.log_config, &directory, &record.id, &details)?;

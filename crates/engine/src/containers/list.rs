@@ -23,6 +23,8 @@ pub struct ListRequest {
 pub struct Listed {
     pub record: Record,
     pub mounts: Vec<MountPoint>,
+    /// What those that have linked it call it: `/LINKER/ALIAS`.
+    pub link_names: Vec<String>,
     /// Bytes in the writable layer, and in it and the image.
     pub size: Option<(u64, u64)>,
 }
@@ -54,6 +56,7 @@ impl Containers {
     pub async fn list(&self, request: &ListRequest) -> Result<Vec<Listed>> {
         let mut records: Vec<Record> = self.all().iter().map(|container| container.record().clone()).collect();
         records.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        let mut link_names = self.link_names(records.iter());
         let matcher = Matcher::new(self, request)?;
         records.retain(|record| matcher.matches(record));
         if let Some(limit) = request.limit {
@@ -62,7 +65,8 @@ impl Containers {
         let mut listed = Vec::with_capacity(records.len());
         for record in records {
             let size = if request.size { Some(self.sizes(&record).await) } else { None };
-            listed.push(Listed { mounts: self.mount_points(&record), record, size });
+            let link_names = link_names.remove(&record.id).unwrap_or_default();
+            listed.push(Listed { mounts: self.mount_points(&record), record, link_names, size });
         }
         Ok(listed)
     }

@@ -16,6 +16,7 @@ mod create;
 mod exec;
 mod files;
 mod inspect;
+mod links;
 mod list;
 mod logs;
 mod monitor;
@@ -161,12 +162,21 @@ impl Containers {
         if plain.is_empty() {
             return Err(Error::no_such_container(name));
         }
+        if let Some((linker, alias)) = plain.split_once('/') {
+            drop(index);
+            let linked = self.find(linker).ok().and_then(|linker| self.linked(&linker, alias));
+            return linked.ok_or_else(|| Error::no_such_container(name));
+        }
         let mut matches = index.by_id.range(plain.to_owned()..).take_while(|(id, _)| id.starts_with(plain));
         match (matches.next(), matches.next()) {
             (Some((_, container)), None) => Ok(container.clone()),
             (Some(_), Some(_)) => Err(Error::invalid(format!("multiple IDs found with provided prefix: {name}"))),
             (None, _) => Err(Error::no_such_container(name)),
         }
+    }
+
+    fn by_id(&self, id: &str) -> Option<Arc<Container>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).by_id.get(id).cloned()
     }
 
     pub fn all(&self) -> Vec<Arc<Container>> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Containers;
 use crate::error::{Error, Result};
 use crate::model::{Config, HostConfig};
-use crate::networks::{ConnectRequest, Endpoint, check_endpoint, has_own_networks, parse_mac, split_link};
+use crate::networks::{ConnectRequest, Endpoint, check_endpoint, has_own_networks, parse_mac};
 
 impl Containers {
     /// A new container's places: the network of its mode first of all.
@@ -16,13 +16,9 @@ impl Containers {
         host: &mut HostConfig,
         wanted: BTreeMap<String, Endpoint>,
     ) -> Result<BTreeMap<String, Endpoint>> {
+        self.resolve_links(host)?;
         let mode = host.network_mode.clone();
         let own = has_own_networks(&mode);
-        if mode == "bridge" {
-            for (target, _) in host.links.iter().flatten().map(|link| split_link(link)) {
-                self.find(&target).map_err(|error| Error::invalid(format!("could not get container for {target}: {error}")))?;
-            }
-        }
         let mut places = BTreeMap::new();
         for (name, endpoint) in wanted {
             let endpoint = endpoint.requested();

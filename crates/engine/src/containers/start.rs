@@ -90,6 +90,7 @@ impl Containers {
     /// what its shim gets, with the network namespace and the published ports first among the descriptors.
     fn prepare(&self, container: &Container, attached: Vec<Attach>) -> Result<(Launch, Vec<OwnedFd>)> {
         let mut record = container.record().clone();
+        let links = self.link_environment(&record)?;
         let joined = self.networks.join(&mut record);
         let namespace = joined.map_err(|error| error.prefixed("failed to set up container networking"))?;
         {
@@ -101,7 +102,7 @@ impl Containers {
         if namespace.is_some() {
             self.save(container)?;
         }
-        let mut launch = self.plan(&record, attached)?;
+        let mut launch = self.plan(&record, attached, &links)?;
         launch.network = namespace.is_some();
         // As many as one message carries beside the others.
         const MOST_PORTS: usize = 200;
@@ -153,13 +154,14 @@ impl Containers {
         // Nothing is lost if this fails or the engine ends here: the next start finds the shim.
         self.save_or_complain(container);
         self.networks.announce(&container.record().clone());
+        self.tell_linkers(&container.id);
         self.publish(container, "start", &[]);
         monitor::spawn(self, container, Some(events));
         Ok(())
     }
 
     /// Everything a shim needs, and the files that must be there first.
-    fn plan(&self, record: &Record, attached: Vec<Attach>) -> Result<Launch> {
+    fn plan(&self, record: &Record, attached: Vec<Attach>, links: &[String]) -> Result<Launch> {
         let (config, host) = (&record.config, &record.host);
         let directory = self.instance.container_dir(&record.id);
         let run_dir = self.instance.run_dir(&record.id);
@@ -172,7 +174,7 @@ impl Containers {
         let hostname = spec.hostname.clone();
         let capabilities = spec.process.as_ref().and_then(|process| process.capabilities.clone()).unwrap_or_default().bounding;
         if let Some(process) = &mut spec.process {
-            process.env = spec::environment(config, if hostname.is_empty() { &config.hostname } else { &hostname }, &[]);
+            process.env = spec::environment(config, if hostname.is_empty() { &config.hostname } else { &hostname }, links, &[]);
         }
         let details = logging::Details { labels: Some(&config.labels), env: config.env.as_ref() };
         Ok(Launch {

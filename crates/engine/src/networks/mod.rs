@@ -38,7 +38,7 @@ pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
 pub use model::{Endpoint, EndpointIpam, NetworkRecord};
 pub(crate) use names::{host_servers, resolved_servers, uses_resolver};
-pub(crate) use publish::{check as check_ports, check_exposed};
+pub(crate) use publish::{check as check_ports, check_exposed, parse_port};
 pub(crate) use remove::uninstall;
 pub(crate) use settings::{check_endpoint, parse_mac};
 

@@ -1,0 +1,246 @@
+//! Links of the default network: how containers found each other before networks had names. The one that links has the
+//! other's address in its `/etc/hosts` and what it exposes in its environment; the other one gets a further name,
+//! `LINKER/ALIAS`.
+//!
+//! A link is kept as `ID:ALIAS`, so that it outlives other names. On networks of users links are only names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use whelk_network::port::Protocol;
+
+use super::{Container, Containers, files};
+use crate::error::{Error, Result};
+use crate::model::{Config, HostConfig, Record};
+use crate::networks::{Endpoint, parse_port, split_link};
+
+/// The network that has them.
+const DEFAULT: &str = "bridge";
+
+impl Containers {
+    /// Settles whom a new container's links mean. Of several with one alias the first counts.
+    pub(super) fn resolve_links(&self, host: &mut HostConfig) -> Result<()> {
+        let Some(links) = host.links.take().filter(|links| !links.is_empty()) else { return Ok(()) };
+        let undefined = |what: &str| {
+            Err(Error::invalid(format!("conflicting options: {what} can't be used with links. This would result in undefined behavior")))
+        };
+        match host.network_mode.as_str() {
+            "host" => return undefined("host type networking"),
+            mode if mode.starts_with("container:") => return undefined("container type network"),
+            DEFAULT => {}
+            _ => {
+                host.links = Some(links);
+                return Ok(());
+            }
+        }
+        let mut resolved: Vec<String> = Vec::new();
+        let mut aliases = BTreeSet::new();
+        for link in &links {
+            if link.is_empty() || link.split(':').count() > 2 {
+                let text =
+                    if link.is_empty() { "empty string specified for links".into() } else { format!("bad format for links: {link}") };
+                return Err(Error::internal(text));
+            }
+            let (target, alias) = split_link(link);
+            let found = self.find(&target).map_err(|error| Error::invalid(format!("could not get container for {target}: {error}")))?;
+            let record = found.record();
+            match record.host.network_mode.as_str() {
+                "host" => return undefined("host type networking"),
+                _ if !record.networks.contains_key(DEFAULT) => {
+                    return Err(Error::invalid(format!("container {} not attached to default bridge network", found.id)));
+                }
+                _ => {}
+            }
+            if !alias.is_empty() && aliases.insert(alias.clone()) {
+                resolved.push(format!("{}:{alias}", found.id));
+            }
+        }
+        host.links = Some(resolved);
+        Ok(())
+    }
+
+    /// Whom a container has linked on the default network, and as what. Those that are gone are left out.
+    pub(super) fn links_of(&self, record: &Record) -> Vec<(Arc<Container>, String)> {
+        if record.host.network_mode != DEFAULT {
+            return Vec::new();
+        }
+        let links = record.host.links.iter().flatten().map(|link| split_link(link));
+        links.filter_map(|(id, alias)| Some((self.by_id(&id)?, alias))).collect()
+    }
+
+    /// A container's links as `inspect` shows them.
+    pub(super) fn shown_links(&self, record: &Record) -> Option<Vec<String>> {
+        if record.host.network_mode != DEFAULT {
+            return record.host.links.clone();
+        }
+        let links = self.links_of(record).into_iter().map(|(target, alias)| format!("/{}:/{}/{alias}", target.name(), record.name));
+        Some(links.collect::<Vec<_>>()).filter(|links| !links.is_empty())
+    }
+
+    /// The names that links give, by the id of who has them.
+    pub(super) fn link_names<'a>(&self, records: impl Iterator<Item = &'a Record>) -> BTreeMap<String, Vec<String>> {
+        let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for record in records.filter(|record| record.host.links.is_some()) {
+            for (target, alias) in self.links_of(record) {
+                names.entry(target.id.clone()).or_default().push(format!("/{}/{alias}", record.name));
+            }
+        }
+        names
+    }
+
+    /// Whom a container calls `alias`.
+    pub(super) fn linked(&self, linker: &Container, alias: &str) -> Option<Arc<Container>> {
+        let record = linker.record().clone();
+        self.links_of(&record).into_iter().find(|(_, known)| known.eq_ignore_ascii_case(alias)).map(|(target, _)| target)
+    }
+
+    /// The variables that tell a container of those that it has linked.
+    ///
+    /// # Errors
+    /// One of them does not run.
+    pub(super) fn link_environment(&self, record: &Record) -> Result<Vec<String>> {
+        let mut environment = Vec::new();
+        for (target, alias) in self.links_of(record) {
+            let target = target.record();
+            let name = format!("/{}/{alias}", record.name);
+            if !target.state.status.is_running() {
+                return Err(Error::internal(format!("Cannot link to a non running container: /{} AS {name}", target.name)));
+            }
+            let address = target.networks.get(DEFAULT).map(Endpoint::addresses).unwrap_or_default().into_iter().find(IpAddr::is_ipv4);
+            environment.extend(variables(&alias, &name, address, &target.config, &target.host));
+        }
+        Ok(environment)
+    }
+
+    /// Tells those that have linked a container where it is now.
+    pub(super) fn tell_linkers(&self, id: &str) {
+        let is_linker = |record: &Record| {
+            record.state.status.is_running()
+                && record.host.network_mode == DEFAULT
+                && record.host.links.iter().flatten().any(|link| link.starts_with(id))
+        };
+        for container in self.all() {
+            if !is_linker(&container.record()) {
+                continue;
+            }
+            let record = container.record().clone();
+            if let Err(error) = files::write_names(&self.instance.container_dir(&record.id), &record, self) {
+                tracing::warn!(container = record.id, "{error}");
+            }
+        }
+    }
+
+    /// Takes a link away: `LINKER/ALIAS`.
+    pub async fn remove_link(self: &Arc<Self>, name: &str) -> Result<()> {
+        let Some((linker, alias)) = name.trim_start_matches('/').split_once('/') else {
+            return Err(Error::internal("Conflict, cannot remove the default link name of the container"));
+        };
+        let missing = || Error::no_such_container(&format!("{linker}/{alias}"));
+        let container = self.find(linker).map_err(|_| missing())?;
+        let _operation = container.operation.lock().await;
+        let target = self.linked(&container, alias).ok_or_else(missing)?;
+        let record = {
+            let mut record = container.record();
+            if let Some(links) = &mut record.host.links {
+                links.retain(|link| split_link(link) != (target.id.clone(), alias.to_ascii_lowercase()));
+            }
+            record.clone()
+        };
+        self.save(&container)?;
+        if record.state.status.is_running() {
+            files::write_names(&self.instance.container_dir(&record.id), &record, self)?;
+        }
+        Ok(())
+    }
+}
+
+/// What one link adds to the environment: where each exposed port is, each range of them, the name, and the other's own
+/// variables.
+fn variables(alias: &str, name: &str, address: Option<IpAddr>, config: &Config, host: &HostConfig) -> Vec<String> {
+    let prefix = alias.replace('-', "_").to_uppercase();
+    let address = address.map(|address| address.to_string()).unwrap_or_default();
+    let known = config.exposed_ports.keys().chain(host.port_bindings.keys());
+    let ports: BTreeSet<(bool, u16, String)> = known
+        .filter_map(|port| parse_port(port).ok())
+        .map(|(number, protocol)| (protocol != Protocol::Tcp, number, protocol.to_string()))
+        .collect();
+    let ports: Vec<(u16, String)> = ports.into_iter().map(|(_, number, protocol)| (number, protocol)).collect();
+    let mut environment = Vec::new();
+    let mut put = |key: &str, value: String| environment.push(format!("{prefix}_{key}={value}"));
+    if let Some((number, protocol)) = ports.first() {
+        put("PORT", format!("{protocol}://{address}:{number}"));
+    }
+    let mut start = 0;
+    for (index, (number, protocol)) in ports.iter().enumerate() {
+        let key = format!("PORT_{number}_{}", protocol.to_uppercase());
+        put(&key, format!("{protocol}://{address}:{number}"));
+        put(&format!("{key}_ADDR"), address.clone());
+        put(&format!("{key}_PORT"), number.to_string());
+        put(&format!("{key}_PROTO"), protocol.clone());
+        let in_range = index > 0 && ports[index - 1] == (number - 1, protocol.clone());
+        if in_range && index + 1 < ports.len() {
+            continue;
+        }
+        let end = if in_range { index } else { index.saturating_sub(1) };
+        if end > start {
+            let ((begin, protocol), (end, _)) = (&ports[start], &ports[end]);
+            let key = format!("PORT_{begin}_{}", protocol.to_uppercase());
+            put(&format!("{key}_START"), format!("{protocol}://{address}:{begin}"));
+            put(&format!("{key}_PORT_START"), begin.to_string());
+            put(&format!("{key}_END"), format!("{protocol}://{address}:{end}"));
+            put(&format!("{key}_PORT_END"), end.to_string());
+        }
+        start = index;
+    }
+    put("NAME", name.to_owned());
+    for entry in config.env.iter().flatten() {
+        if let Some((key, value)) = entry.split_once('=')
+            && !matches!(key, "PATH" | "HOME")
+        {
+            put(&format!("ENV_{key}"), value.to_owned());
+        }
+    }
+    environment
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(ports: &[&str], env: &[&str]) -> String {
+        let config = Config {
+            exposed_ports: ports.iter().map(|port| ((*port).to_owned(), serde_json::json!({}))).collect(),
+            env: Some(env.iter().map(|&entry| entry.to_owned()).collect()),
+            ..Config::default()
+        };
+        variables("my-db", "/web/my-db", "10.0.0.2".parse().ok(), &config, &HostConfig::default()).join(" ")
+    }
+
+    #[test]
+    fn variables_of_a_link() {
+        assert_eq!(of(&[], &["PATH=/bin", "A=1", "EMPTY=", "BARE"]), "MY_DB_NAME=/web/my-db MY_DB_ENV_A=1 MY_DB_ENV_EMPTY=");
+        assert_eq!(
+            of(&["53/udp", "80/tcp"], &[]),
+            "MY_DB_PORT=tcp://10.0.0.2:80 \
+             MY_DB_PORT_80_TCP=tcp://10.0.0.2:80 MY_DB_PORT_80_TCP_ADDR=10.0.0.2 MY_DB_PORT_80_TCP_PORT=80 MY_DB_PORT_80_TCP_PROTO=tcp \
+             MY_DB_PORT_53_UDP=udp://10.0.0.2:53 MY_DB_PORT_53_UDP_ADDR=10.0.0.2 MY_DB_PORT_53_UDP_PORT=53 MY_DB_PORT_53_UDP_PROTO=udp \
+             MY_DB_NAME=/web/my-db"
+        );
+    }
+
+    #[test]
+    fn ranges_are_told_behind_the_port_that_ends_them() {
+        let keys = |text: String| {
+            text.split(' ')
+                .filter_map(|entry| entry.split('=').next())
+                .filter(|key| key.ends_with("_ADDR") || key.ends_with("_START") && !key.ends_with("_PORT_START"))
+                .map(|key| key.trim_start_matches("MY_DB_PORT_").to_owned())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(keys(of(&["70/tcp", "71/tcp", "72/tcp"], &[])), "70_TCP_ADDR 71_TCP_ADDR 72_TCP_ADDR 70_TCP_START");
+        assert_eq!(keys(of(&["70/tcp", "71/tcp", "53/udp"], &[])), "70_TCP_ADDR 71_TCP_ADDR 53_UDP_ADDR 70_TCP_START");
+        assert_eq!(keys(of(&["70/tcp", "71/udp"], &[])), "70_TCP_ADDR 71_UDP_ADDR");
+    }
+}
