@@ -8,7 +8,7 @@ use whelk_engine::events::Event;
 use whelk_engine::images::Image;
 use whelk_engine::model::{Record, State, Status};
 use whelk_engine::networks::{Endpoint, Member, NetworkRecord};
-use whelk_engine::volumes::VolumeRecord;
+use whelk_engine::volumes::Shown;
 
 use crate::version::ApiVersion;
 
@@ -48,12 +48,21 @@ fn mount_point(mount: &MountPoint) -> Value {
     value
 }
 
-pub(crate) fn volume(record: &VolumeRecord, path: &std::path::Path) -> Value {
-    let created = jiff::Timestamp::from_second(record.created_at / 1_000_000_000).unwrap_or_default();
-    json!({
-        "CreatedAt": created.to_string(), "Driver": record.driver, "Labels": record.labels, "Mountpoint": path, "Name": record.name,
-        "Options": record.options, "Scope": "local",
-    })
+pub(crate) fn volume(shown: &Shown) -> Value {
+    let record = &shown.record;
+    let created = if shown.created_at.is_empty() {
+        jiff::Timestamp::from_second(record.created_at / 1_000_000_000).unwrap_or_default().to_string()
+    } else {
+        shown.created_at.clone()
+    };
+    let mut value = json!({
+        "CreatedAt": created, "Driver": record.driver, "Labels": record.labels, "Mountpoint": shown.mountpoint, "Name": record.name,
+        "Options": record.options, "Scope": shown.scope,
+    });
+    if let Some(status) = &shown.status {
+        value["Status"] = status.clone();
+    }
+    value
 }
 
 /// A container's places in networks, by name.

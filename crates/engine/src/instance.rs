@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use crate::model::LogConfig;
 use crate::networks::NetworkDefaults;
 
+/// The name of an instance that was not given one.
+pub const DEFAULT_INSTANCE: &str = "whelk";
+
 /// Root directory, run directory and name of an engine.
 #[derive(Clone, Debug)]
 pub struct Instance {
@@ -86,6 +89,18 @@ impl Instance {
     /// The content of a volume, whose name was checked.
     pub fn volume_path(&self, name: &str) -> PathBuf {
         self.volumes_dir().join(name).join("_data")
+    }
+
+    /// Where plugins are looked for: in a directory of the instance's own, and by the one that everybody means also where
+    /// Docker does.
+    pub fn plugin_places(&self) -> whelk_plugin::Places {
+        let own = self.run.join("plugins");
+        let mut places = whelk_plugin::Places { sockets: vec![own.clone()], descriptions: vec![own] };
+        if self.name == DEFAULT_INSTANCE {
+            places.sockets.push("/run/docker/plugins".into());
+            places.descriptions.extend(["/etc/docker/plugins".into(), "/usr/lib/docker/plugins".into()]);
+        }
+        places
     }
 
     pub fn database(&self) -> PathBuf {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use whelk_engine::Engine;
-use whelk_engine::instance::Instance;
+use whelk_engine::instance::{DEFAULT_INSTANCE, Instance};
 use whelk_sys::fs;
 
 use crate::config;
@@ -93,7 +93,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut instance = Instance::new(
         arguments.root.or_else(|| file.data_root.take()).unwrap_or_else(|| "/var/lib/whelk".into()),
         arguments.run.or_else(|| file.exec_root.take()).unwrap_or_else(|| "/run/whelk".into()),
-        arguments.instance.or_else(|| file.instance.take()).unwrap_or_else(|| "whelk".into()),
+        arguments.instance.or_else(|| file.instance.take()).unwrap_or_else(|| DEFAULT_INSTANCE.into()),
     )?;
     file.apply(&mut instance);
     let _instance = lock_instance(&instance)?;

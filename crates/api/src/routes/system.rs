@@ -10,6 +10,7 @@ use whelk_engine::containers::ListRequest;
 use whelk_engine::events::{Event, now};
 use whelk_engine::filters::Filters;
 use whelk_engine::system::VERSION;
+use whelk_engine::volumes::LOCAL;
 
 use super::{App, blocking, ok};
 use crate::error::ApiResult;
@@ -81,12 +82,16 @@ pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension
         let volumes = engine.volumes.clone();
         let shown = blocking(move || {
             let found = volumes.list(&Filters::default())?;
-            let shown = found.iter().map(|record| {
-                let mut value = wire::volume(record, &volumes.path(&record.name));
-                value["UsageData"] = json!({"RefCount": volumes.users(&record.name), "Size": volumes.size(&record.name)});
-                value
+            // What plugins have takes nothing of this disk.
+            let local = found.into_iter().filter(|record| record.driver == LOCAL);
+            let shown = local.map(|record| {
+                let shown = volumes.show_record(record)?;
+                let mut value = wire::volume(&shown);
+                let name = &shown.record.name;
+                value["UsageData"] = json!({"RefCount": volumes.users(name), "Size": volumes.size(name)});
+                Ok(value)
             });
-            Ok(shown.collect::<Value>())
+            shown.collect::<Result<Value, Error>>()
         });
         usage["Volumes"] = shown.await?;
     }
@@ -113,7 +118,7 @@ pub(super) async fn info(State(engine): App) -> Response {
         "Images": info.images,
         "Driver": "overlay2",
         "DriverStatus": [["Backing Filesystem", info.backing_file_system], ["Supports d_type", "true"]],
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
+        "Plugins": {"Volume": engine.volumes.drivers(), "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "PidsLimit": true,
         "IPv4Forwarding": true, "Debug": false, "NFd": info.open_files, "OomKillDisable": v1, "NGoroutines": 0,
         "SystemTime": wire::time(now()),

@@ -19,14 +19,16 @@ use crate::version::ApiVersion;
 use crate::{stream, wire};
 
 pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
-    let found = engine.volumes.list(&params.filters(FILTERS)?)?;
-    let shown: Vec<Value> = found.iter().map(|record| wire::volume(record, &engine.volumes.path(&record.name))).collect();
-    Ok(ok(&json!({"Volumes": shown, "Warnings": null})))
+    let filters = params.filters(FILTERS)?;
+    let volumes = engine.volumes.clone();
+    let (found, warnings) = blocking(move || volumes.show_all(&filters)).await?;
+    let shown: Vec<Value> = found.iter().map(wire::volume).collect();
+    Ok(ok(&json!({"Volumes": shown, "Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) }})))
 }
 
 pub(super) async fn inspect(State(engine): App, Path(name): Path<String>) -> ApiResult {
-    let record = engine.volumes.find(&name)?;
-    Ok(ok(&wire::volume(&record, &engine.volumes.path(&record.name))))
+    let volumes = engine.volumes.clone();
+    Ok(ok(&wire::volume(&blocking(move || volumes.show(&name)).await?)))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -51,8 +53,8 @@ pub(super) async fn create(State(engine): App, body: Bytes) -> ApiResult {
         labels: body.labels.unwrap_or_default(),
     };
     let volumes = engine.volumes.clone();
-    let record = blocking(move || volumes.create(request)).await?;
-    Ok(json_response(StatusCode::CREATED, &wire::volume(&record, &engine.volumes.path(&record.name))))
+    let made = blocking(move || volumes.create(request).and_then(|record| volumes.show_record(record))).await?;
+    Ok(json_response(StatusCode::CREATED, &wire::volume(&made)))
 }
 
 pub(super) async fn delete(State(engine): App, Path(name): Path<String>, params: Params) -> ApiResult {
@@ -72,8 +74,8 @@ pub(super) async fn export(State(engine): App, Path(name): Path<String>) -> ApiR
 /// Beyond Docker's API: an archive, plain or compressed, into a volume, which is made if it is missing.
 pub(super) async fn import(State(engine): App, Path(name): Path<String>, body: Body) -> ApiResult {
     let (volumes, reader) = (engine.volumes.clone(), stream::reader(body));
-    let record = blocking(move || volumes.import(&name, reader)).await?;
-    Ok(ok(&wire::volume(&record, &engine.volumes.path(&record.name))))
+    let filled = blocking(move || volumes.import(&name, reader).and_then(|record| volumes.show_record(record))).await?;
+    Ok(ok(&wire::volume(&filled)))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -101,7 +103,9 @@ async fn make_copy(engine: &Engine, source: String, body: &Bytes, snapshot: bool
         return Err(ApiError::invalid("the new volume needs a name"));
     }
     let record = engine.containers.copy_volume(CopyVolume { source, name, labels, snapshot, pause }).await?;
-    Ok(json_response(StatusCode::CREATED, &wire::volume(&record, &engine.volumes.path(&record.name))))
+    let volumes = engine.volumes.clone();
+    let made = blocking(move || volumes.show_record(record)).await?;
+    Ok(json_response(StatusCode::CREATED, &wire::volume(&made)))
 }
 
 /// Only cluster volumes can be changed.

@@ -61,7 +61,7 @@ impl Containers {
         };
         fill_paths(&mut host);
         let image = image.map(|image| image.id.to_string()).unwrap_or_default();
-        let (mounts, _pins) = self.resolve_mounts(&id, &config, &host)?;
+        let (mounts, _pins) = self.resolve_mounts_aside(&id, &config, &host).await?;
         let mut record = Record {
             version: SCHEMA_VERSION,
             id: id.clone(),

@@ -28,7 +28,7 @@ pub struct MountPoint {
     pub kind: &'static str,
     /// A volume's.
     pub name: String,
-    pub driver: &'static str,
+    pub driver: String,
     pub source: String,
     pub destination: String,
     pub mode: String,
@@ -65,7 +65,7 @@ impl Containers {
             let mut point = MountPoint {
                 kind: "bind",
                 name: String::new(),
-                driver: "",
+                driver: String::new(),
                 source: String::new(),
                 destination: plan.target.clone(),
                 mode: plan.mode.clone(),
@@ -77,7 +77,7 @@ impl Containers {
                 Source::Volume(volume) => {
                     point.kind = "volume";
                     point.name.clone_from(&volume.name);
-                    point.driver = LOCAL;
+                    point.driver = self.volumes.find(&volume.name).map_or_else(|_| LOCAL.into(), |record| record.driver);
                     point.source = self.volumes.path(&volume.name).to_string_lossy().into_owned();
                 }
                 Source::Image(image) => {

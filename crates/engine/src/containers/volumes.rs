@@ -81,6 +81,22 @@ impl Containers {
     }
 
     /// Says whether it may only be read.
+    /// The same where it may block: volumes may be other programs' to make.
+    pub(super) async fn resolve_mounts_aside(
+        self: &Arc<Self>,
+        id: &str,
+        config: &Config,
+        host: &HostConfig,
+    ) -> Result<(Vec<MountPlan>, Vec<Pin>)> {
+        if host.binds.is_none() && host.mounts.is_none() && host.volumes_from.is_none() && config.volumes.is_none() {
+            return self.resolve_mounts(id, config, host);
+        }
+        let (containers, id, config, host) = (self.clone(), id.to_owned(), config.clone(), host.clone());
+        tokio::task::spawn_blocking(move || containers.resolve_mounts(&id, &config, &host))
+            .await
+            .map_err(|error| Error::internal(error.to_string()))?
+    }
+
     fn take_volume(&self, id: &str, volume: &mut VolumeUse) -> Result<bool> {
         let mut make = std::mem::take(&mut volume.make);
         if make.name.is_empty() {

@@ -7,6 +7,7 @@
 //! Mounting takes as long as a server somewhere takes. It happens under the volume's own lock, its `gate`, and never under
 //! that of all volumes; whoever enters or leaves a volume must be able to block.
 
+mod drivers;
 mod local;
 mod quota;
 mod transfer;
@@ -19,6 +20,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use whelk_sys::{copy, fs};
 
+pub use drivers::Shown;
 pub use transfer::Hold;
 
 use crate::error::{Error, Result};
@@ -57,7 +59,7 @@ impl VolumeRecord {
 
     /// Whether it has a file system of its own, or is a place elsewhere on the host.
     fn is_mounted(&self) -> bool {
-        !self.option("device").is_empty()
+        self.driver == LOCAL && !self.option("device").is_empty()
     }
 }
 
@@ -88,6 +90,7 @@ pub struct Volumes {
     store: Arc<Store>,
     events: Arc<Events>,
     state: RwLock<BTreeMap<String, Volume>>,
+    drivers: drivers::Drivers,
 }
 
 #[derive(Debug, Default)]
@@ -97,6 +100,8 @@ struct Volume {
     users: BTreeSet<String>,
     /// Those of them that run.
     running: BTreeSet<String>,
+    /// Where its plugin has put its content, since it was last mounted.
+    mountpoint: Option<PathBuf>,
     /// Held while something is mounted, unmounted or copied there for the first time.
     gate: Arc<Mutex<()>>,
 }
@@ -135,21 +140,27 @@ impl Drop for Staged {
 
 /// What a new volume is, once all that was asked for is checked.
 fn new_record(request: CreateVolume) -> Result<VolumeRecord> {
-    let CreateVolume { name, driver, options, mut labels } = request;
-    let driver = if driver.is_empty() { LOCAL.to_owned() } else { driver };
+    let CreateVolume { name, options, labels, .. } = request;
     let anonymous = name.is_empty();
     let name = if anonymous { names::random_id() } else { name };
     let wrong = |error: Error| error.prefixed(&format!("create {name}"));
-    if driver != LOCAL {
-        return Err(wrong(Error::NotFound(format!("error looking up volume plugin {driver}: plugin {driver:?} not found"))));
-    }
     check_name(&name).map_err(wrong)?;
     local::check(&options).map_err(wrong)?;
+    Ok(record(name, LOCAL.into(), options, labels, anonymous))
+}
+
+fn record(
+    name: String,
+    driver: String,
+    options: BTreeMap<String, String>,
+    mut labels: BTreeMap<String, String>,
+    anonymous: bool,
+) -> VolumeRecord {
     if anonymous {
         labels.insert(ANONYMOUS.into(), String::new());
     }
     let filled = |map: BTreeMap<String, String>| if map.is_empty() { None } else { Some(map) };
-    Ok(VolumeRecord { name, driver, created_at: now(), labels: filled(labels), options: filled(options) })
+    VolumeRecord { name, driver, created_at: now(), labels: filled(labels), options: filled(options) }
 }
 
 fn discard(path: &std::path::Path) {
@@ -163,10 +174,11 @@ impl Volumes {
     /// without a directory stays as well: its disk may come back.
     pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
         fs::create_dir_all(instance.volumes_dir(), 0o700)?;
-        let volumes = Self { instance: instance.clone(), store, events, state: RwLock::default() };
+        let drivers = drivers::Drivers::new(instance.plugin_places());
+        let volumes = Self { instance: instance.clone(), store, events, state: RwLock::default(), drivers };
         let mut state = volumes.state_mut();
         for record in volumes.store.volumes()? {
-            if !fs::exists(instance.volumes_dir().join(&record.name)) {
+            if record.driver == LOCAL && !fs::exists(instance.volumes_dir().join(&record.name)) {
                 tracing::error!(volume = record.name, "the volume's directory is gone");
             }
             state.insert(record.name.clone(), Volume { record, ..Volume::default() });
@@ -200,9 +212,12 @@ impl Volumes {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a volume's content is.
+    /// Where a volume's content is; empty for one that a plugin has and has not mounted.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.instance.volume_path(name)
+        match self.state().get(name) {
+            Some(volume) if volume.record.driver != LOCAL => volume.mountpoint.clone().unwrap_or_default(),
+            _ => self.instance.volume_path(name),
+        }
     }
 
     /// # Errors
@@ -219,8 +234,22 @@ impl Volumes {
         self.create_for(request, None)
     }
 
-    /// The same for a container, which from then on uses it.
-    pub fn create_for(&self, request: CreateVolume, container: Option<&str>) -> Result<VolumeRecord> {
+    /// The same for a container, which from then on uses it. Blocks, where plugins are asked.
+    pub fn create_for(&self, mut request: CreateVolume, container: Option<&str>) -> Result<VolumeRecord> {
+        if let Some(found) = self.use_existing(&request, container) {
+            return found;
+        }
+        let is_of_plugin = match request.driver.as_str() {
+            "" => self.discover(&request.name).is_some(),
+            LOCAL => false,
+            _ => {
+                request.name = self.create_by_plugin(request.clone())?.name;
+                true
+            }
+        };
+        if is_of_plugin {
+            return self.use_existing(&request, container).unwrap_or_else(|| Err(no_such_volume(&request.name)));
+        }
         let mut state = self.state_mut();
         if let Some(volume) = state.get_mut(&request.name) {
             volume.users.extend(container.map(str::to_owned));
@@ -234,6 +263,20 @@ impl Volumes {
         drop(state);
         self.publish(&record, "create", &[]);
         Ok(record)
+    }
+
+    /// The volume of that name, if there is one, with one more user.
+    fn use_existing(&self, request: &CreateVolume, container: Option<&str>) -> Option<Result<VolumeRecord>> {
+        let mut state = self.state_mut();
+        let volume = state.get_mut(&request.name)?;
+        if !request.driver.is_empty() && request.driver != volume.record.driver {
+            let (name, driver) = (&request.name, &volume.record.driver);
+            return Some(Err(Error::conflict(format!(
+                "create {name}: driver '{driver}' already has volume '{name}': volume name must be unique"
+            ))));
+        }
+        volume.users.extend(container.map(str::to_owned));
+        Some(Ok(volume.record.clone()))
     }
 
     /// Makes a volume that has something in it from its first moment on: what `fill` puts into the directory it is given.
@@ -318,11 +361,25 @@ impl Volumes {
         let gate = self.gate(name)?;
         let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
-        self.mount(&record)?;
+        let uses = self.state().get(name).is_some_and(|volume| volume.running.contains(user));
+        // A container may mount it at several places.
+        if !uses || self.path(name).as_os_str().is_empty() {
+            self.mount_for(&record, user)?;
+        }
         if let Some(volume) = self.state_mut().get_mut(name) {
             volume.running.insert(user.to_owned());
         }
         Ok(record)
+    }
+
+    /// Makes a volume's content available for `user`. Its gate is held.
+    fn mount_for(&self, record: &VolumeRecord, user: &str) -> Result<()> {
+        if record.driver == LOCAL { self.mount(record) } else { self.mount_by_plugin(record, user) }
+    }
+
+    /// Takes that back. Its gate is held.
+    fn unmount_for(&self, record: &VolumeRecord, user: &str) {
+        if record.driver == LOCAL { self.unmount_unused(record) } else { self.unmount_by_plugin(record, user) }
     }
 
     /// Mounts a volume's own file system where it is not there yet.
@@ -344,7 +401,7 @@ impl Volumes {
     fn end_use(&self, name: &str, user: &str) -> Option<VolumeRecord> {
         let gate = self.gate(name).ok()?;
         // Only what is mounted can be in somebody's way here.
-        let is_mounted = self.find(name).is_ok_and(|record| record.is_mounted());
+        let is_mounted = self.find(name).is_ok_and(|record| record.is_mounted() || record.driver != LOCAL);
         let _gate = is_mounted.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
         let record = {
             let mut state = self.state_mut();
@@ -354,7 +411,7 @@ impl Volumes {
             }
             volume.record.clone()
         };
-        self.unmount_unused(&record);
+        self.unmount_for(&record, user);
         Some(record)
     }
 
@@ -392,31 +449,44 @@ impl Volumes {
         let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
         // A file system of its own is there only while a container runs.
-        self.mount(&record)?;
+        let filler = names::random_id();
+        self.mount_for(&record, &filler)?;
         // In use, the directory itself has to stay. Who is about to use it waits at the gate.
-        let at_once = !record.is_mounted() && !self.is_in_use(name);
+        let at_once = record.driver == LOCAL && !record.is_mounted() && !self.is_in_use(name);
         let outcome = whelk_image::copy_up(layers, path, &self.path(name), at_once);
-        self.unmount_unused(&record);
+        self.unmount_for(&record, &filler);
         outcome.map_err(|error| Error::internal(format!("copy the image's {path} to volume {name}: {error}")))
     }
 
     /// # Errors
     /// There is none, or containers use it.
     pub fn remove(&self, name: &str, force: bool) -> Result<()> {
-        match self.remove_unused(name) {
+        if self.find(name).is_err() {
+            // One that only a plugin knows so far.
+            drop(self.discover(name));
+        }
+        match self.remove_unused(name, force) {
             Err(Error::NotFound(_)) if force => Ok(()),
             outcome => outcome,
         }
     }
 
-    fn remove_unused(&self, name: &str) -> Result<()> {
+    /// `force` has the engine forget a volume that its plugin cannot remove.
+    fn remove_unused(&self, name: &str, force: bool) -> Result<()> {
         let gate = self.gate(name)?;
+        let record = self.find(name)?;
         // Only what is mounted, which may take its time, can be in somebody's way here.
-        let is_mounted = self.find(name)?.is_mounted();
-        let _gate = is_mounted.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
-        if is_mounted && self.users(name) == 0 && !self.is_in_use(name) {
-            // What is mounted is not ours to delete.
-            self.unmount(name)?;
+        let is_elsewhere = record.is_mounted() || record.driver != LOCAL;
+        let _gate = is_elsewhere.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
+        if is_elsewhere && self.users(name) == 0 && !self.is_in_use(name) {
+            if record.driver == LOCAL {
+                // What is mounted is not ours to delete.
+                self.unmount(name)?;
+            } else if let Err(error) = self.remove_by_plugin(&record)
+                && !force
+            {
+                return Err(error);
+            }
         }
         let mut state = self.state_mut();
         let volume = state.get(name).ok_or_else(|| no_such_volume(name))?;
@@ -425,9 +495,14 @@ impl Volumes {
             let users: Vec<&str> = users.into_iter().collect();
             return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
         }
-        let record = volume.record.clone();
         // The record first: from a directory that is left over the volume comes back as it was.
         self.store.delete_volume(name)?;
+        if record.driver != LOCAL {
+            state.remove(name);
+            drop(state);
+            self.publish(&record, "destroy", &[]);
+            return Ok(());
+        }
         let trashed = self.instance.volumes_dir().join(format!("{HALF_MADE}{}", names::random_id()));
         match fs::rename(self.instance.volumes_dir().join(name), &trashed) {
             Err(error) if !error.is_not_found() => {
@@ -452,7 +527,7 @@ impl Volumes {
     /// Removes a volume of a container that is gone, if it was made for it and nobody else uses it.
     pub fn remove_anonymous(&self, name: &str) {
         if self.find(name).is_ok_and(|record| record.is_anonymous())
-            && let Err(error) = self.remove_unused(name)
+            && let Err(error) = self.remove_unused(name, false)
             && !matches!(error, Error::Conflict(_))
         {
             tracing::warn!(volume = name, "{error}");
@@ -465,11 +540,7 @@ impl Volumes {
         let dangling = filters.flag("dangling")?;
         let none = BTreeMap::new();
         let matches = |volume: &&Volume| {
-            let record = &volume.record;
-            dangling.is_none_or(|dangling| volume.users.is_empty() == dangling)
-                && filters.any("driver", |driver| record.driver == driver)
-                && filters.any("name", |name| record.name.contains(name))
-                && filters.labels(record.labels.as_ref().unwrap_or(&none))
+            dangling.is_none_or(|dangling| volume.users.is_empty() == dangling) && matches(filters, &volume.record, &none)
         };
         Ok(self.state().values().filter(matches).map(|volume| volume.record.clone()).collect())
     }
@@ -496,6 +567,7 @@ impl Volumes {
         let candidates: Vec<String> = self
             .state()
             .values()
+            .filter(|volume| volume.record.driver == LOCAL)
             .filter(|volume| volume.users.is_empty() && (all || volume.record.is_anonymous()))
             .filter(|volume| filters.labels(volume.record.labels.as_ref().unwrap_or(&none)))
             .map(|volume| volume.record.name.clone())
@@ -503,7 +575,7 @@ impl Volumes {
         let (mut removed, mut reclaimed) = (Vec::new(), 0);
         for name in candidates {
             let size = self.size(&name);
-            if self.remove_unused(&name).is_ok() {
+            if self.remove_unused(&name, false).is_ok() {
                 removed.push(name);
                 reclaimed += size;
             }
@@ -519,13 +591,20 @@ impl Volumes {
     }
 }
 
+fn matches(filters: &Filters, record: &VolumeRecord, none: &BTreeMap<String, String>) -> bool {
+    filters.any("driver", |driver| record.driver == driver)
+        && filters.any("name", |name| record.name.contains(name))
+        && filters.labels(record.labels.as_ref().unwrap_or(none))
+}
+
 /// What a volume's own directory says that it is.
 fn described(path: &std::path::Path) -> Option<VolumeRecord> {
     const LARGEST: u64 = 1 << 20;
     serde_json::from_slice(&fs::read_at_most(path, LARGEST).ok()?).ok()
 }
 
-pub(crate) const LOCAL: &str = "local";
+/// The driver that is the engine itself.
+pub const LOCAL: &str = "local";
 
 fn no_such_volume(name: &str) -> Error {
     Error::NotFound(format!("get {name}: no such volume"))

@@ -43,7 +43,7 @@ impl Hold {
 impl Volumes {
     /// Keeps a volume for whoever is about to read its content. Mounts what is to be mounted. Blocks.
     pub fn hold(self: &Arc<Self>, name: &str) -> Result<Hold> {
-        let mark = format!("reader-{}", names::random_id());
+        let mark = names::random_id();
         let record = self.begin_use(name, &mark)?;
         Ok(Hold { volumes: self.clone(), record, mark })
     }
@@ -67,9 +67,10 @@ impl Volumes {
         if self.is_in_use(name) {
             return Err(Error::conflict(format!("volume {name} is in use: stop the containers that use it first")));
         }
-        self.mount(&record)?;
+        let importer = names::random_id();
+        self.mount_for(&record, &importer)?;
         let outcome = whelk_image::layer::unpack(input, &self.path(name)).map_err(during);
-        self.unmount_unused(&record);
+        self.unmount_for(&record, &importer);
         outcome.map(|()| record)
     }
 

@@ -1,0 +1,275 @@
+//! Docker's plugin protocol (v1), the engine's side: finding plugins, and calling them.
+//!
+//! A plugin is a program of the administrator's that listens somewhere and answers `POST /Interface.Method` with JSON. It is
+//! found by a socket or by a file that says where it listens; the file's name is the plugin's. Plugins are trusted as much as
+//! the engine is: what they answer is bounded and checked all the same, because they are other people's programs.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::{TcpStream, UnixStream};
+use whelk_sys::{errno_text, fs};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("plugin {0:?} not found")]
+    NotFound(String),
+    /// It is described wrongly, cannot be reached, or does not speak the protocol.
+    #[error("{0}")]
+    Broken(String),
+    /// What the plugin says itself.
+    #[error("{0}")]
+    Refused(String),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Where a plugin listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Address {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+/// A plugin that has answered, and what it implements.
+#[derive(Clone, Debug)]
+pub struct Plugin {
+    name: String,
+    address: Address,
+}
+
+/// The directories in which plugins are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// Of sockets: `NAME.sock`, or `NAME/NAME.sock`.
+    pub sockets: Vec<PathBuf>,
+    /// Of descriptions: `NAME.spec` (an address), `NAME.json` (an object with one as `Addr`).
+    pub descriptions: Vec<PathBuf>,
+}
+
+/// The largest answer that is read, in bytes.
+const LARGEST: usize = 16 << 20;
+/// The largest description that is read, in bytes.
+const LARGEST_DESCRIPTION: u64 = 64 << 10;
+const ACCEPT: &str = "application/vnd.docker.plugins.v1.2+json";
+
+impl Places {
+    /// The names of all plugins with a socket: those that can be found without being asked for.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for entry in self.sockets.iter().filter_map(|directory| fs::list(directory).ok()).flatten() {
+            let path = entry.path();
+            let (Some(stem), extension) = (path.file_stem().and_then(|stem| stem.to_str()), path.extension()) else { continue };
+            let is_socket = extension.is_some_and(|extension| extension == "sock") || fs::exists(path.join(format!("{stem}.sock")));
+            if is_socket && is_name(stem) && !names.iter().any(|known| known == stem) {
+                names.push(stem.to_owned());
+            }
+        }
+        names.sort();
+        names
+    }
+
+    fn address(&self, name: &str) -> Result<Address> {
+        if !is_name(name) {
+            return Err(Error::NotFound(name.into()));
+        }
+        for directory in &self.sockets {
+            for path in [directory.join(format!("{name}.sock")), directory.join(name).join(format!("{name}.sock"))] {
+                if fs::exists(&path) {
+                    return Ok(Address::Unix(path));
+                }
+            }
+        }
+        for directory in &self.descriptions {
+            for (extension, is_json) in [("spec", false), ("json", true)] {
+                let path = directory.join(format!("{name}.{extension}"));
+                if fs::exists(&path) {
+                    return described(&path, is_json);
+                }
+            }
+        }
+        Err(Error::NotFound(name.into()))
+    }
+
+    /// Finds a plugin, and asks it what it is.
+    ///
+    /// # Errors
+    /// There is none, it does not answer, or it does not implement `interface`.
+    pub fn activate(&self, name: &str, interface: &str) -> Result<Plugin> {
+        #[derive(Debug, Default, serde::Deserialize)]
+        #[serde(rename_all = "PascalCase", default)]
+        struct Manifest {
+            implements: Vec<String>,
+        }
+        const LIMIT: Duration = Duration::from_secs(10);
+        let plugin = Plugin { name: name.to_owned(), address: self.address(name)? };
+        let manifest: Manifest = plugin.call("Plugin.Activate", &(), LIMIT)?;
+        if !manifest.implements.iter().any(|known| known == interface) {
+            return Err(Error::Broken(format!(
+                "Plugin does not implement the requested driver: plugin={name:?}, requested implementation={interface:?}"
+            )));
+        }
+        Ok(plugin)
+    }
+}
+
+/// Whether a plugin can be called so: its name is part of paths.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
+}
+
+fn described(path: &Path, is_json: bool) -> Result<Address> {
+    let broken = |text: String| Error::Broken(format!("{}: {text}", path.display()));
+    let content = fs::read_at_most(path, LARGEST_DESCRIPTION).map_err(|error| Error::Broken(error.to_string()))?;
+    let text = String::from_utf8_lossy(&content).into_owned();
+    let address = if is_json {
+        let value: Value = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+        if !value["TLSConfig"].is_null() {
+            return Err(broken("TLSConfig: plugins over TLS are not supported".into()));
+        }
+        value["Addr"].as_str().unwrap_or_default().to_owned()
+    } else {
+        text.trim().to_owned()
+    };
+    match address.split_once("://") {
+        Some(("unix", path)) if path.starts_with('/') => Ok(Address::Unix(path.into())),
+        Some(("tcp" | "http", host)) if !host.is_empty() => Ok(Address::Tcp(host.trim_end_matches('/').into())),
+        _ => Err(broken(format!("unknown address {address:?}: unix:///PATH or tcp://HOST:PORT is needed"))),
+    }
+}
+
+impl Plugin {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Calls `Interface.Method` and waits for the answer, but no longer than `limit`. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with what the plugin says.
+    pub fn call<T: DeserializeOwned>(&self, method: &str, body: &impl Serialize, limit: Duration) -> Result<T> {
+        let broken = |text: String| Error::Broken(text);
+        let mut bytes = serde_json::to_vec(body).map_err(|error| broken(error.to_string()))?;
+        if bytes == b"null" {
+            bytes.clear();
+        }
+        // A thread of its own: the caller's may be one that must not wait for futures.
+        let answer = std::thread::scope(|scope| {
+            let exchange = || -> Result<(u16, Bytes)> {
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| broken(error.to_string()))?;
+                runtime.block_on(async {
+                    let answer = tokio::time::timeout(limit, self.exchange(method, bytes)).await;
+                    answer.unwrap_or_else(|_| Err(broken(format!("{}: no answer within {} s", self.describe(method), limit.as_secs()))))
+                })
+            };
+            scope.spawn(exchange).join().unwrap_or_else(|_| Err(broken("the call ended in a panic".into())))
+        });
+        let (status, content) = answer?;
+        let value: serde_json::Result<Value> = serde_json::from_slice(&content);
+        if status != 200 {
+            let told = value.ok().and_then(|value| value["Err"].as_str().map(str::to_owned));
+            let told = told.unwrap_or_else(|| String::from_utf8_lossy(&content).trim().to_owned());
+            return Err(Error::Refused(format!("{method}: {told}")));
+        }
+        let value = value.map_err(|error| broken(format!("{}: {error}", self.describe(method))))?;
+        if let Some(text) = value["Err"].as_str().filter(|text| !text.is_empty()) {
+            return Err(Error::Refused(text.to_owned()));
+        }
+        serde_json::from_value(value).map_err(|error| broken(format!("{}: {error}", self.describe(method))))
+    }
+
+    fn describe(&self, method: &str) -> String {
+        format!("plugin {}: {method}", self.name)
+    }
+
+    async fn exchange(&self, method: &str, body: Vec<u8>) -> Result<(u16, Bytes)> {
+        let unreachable = |error: std::io::Error| {
+            let at = match &self.address {
+                Address::Unix(path) => path.display().to_string(),
+                Address::Tcp(host) => host.clone(),
+            };
+            Error::Broken(format!("{}: {at}: {}", self.describe(method), errno_text(&error)))
+        };
+        match &self.address {
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(unreachable)?;
+                self.request(TokioIo::new(stream), "plugin.moby.localhost", method, body).await
+            }
+            Address::Tcp(host) => {
+                let stream = TcpStream::connect(host.as_str()).await.map_err(unreachable)?;
+                self.request(TokioIo::new(stream), host, method, body).await
+            }
+        }
+    }
+
+    async fn request(
+        &self,
+        stream: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+        host: &str,
+        method: &str,
+        body: Vec<u8>,
+    ) -> Result<(u16, Bytes)> {
+        let failed = |error: &dyn std::fmt::Display| Error::Broken(format!("{}: {error}", self.describe(method)));
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(|error| failed(&error))?;
+        tokio::spawn(connection);
+        let request = hyper::Request::post(format!("/{method}"))
+            .header("host", host)
+            .header("accept", ACCEPT)
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| failed(&error))?;
+        let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
+        let status = response.status().as_u16();
+        let content = Limited::new(response.into_body(), LARGEST).collect().await.map_err(|error| failed(&error))?.to_bytes();
+        Ok((status, content))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plugins_are_found_by_sockets_and_descriptions() {
+        let base = std::env::temp_dir().join(format!("whelk-plugins-{}", std::process::id()));
+        let places = Places { sockets: vec![base.join("run")], descriptions: vec![base.join("etc")] };
+        std::fs::create_dir_all(base.join("run/inner")).unwrap();
+        std::fs::create_dir_all(base.join("etc")).unwrap();
+        for (path, content) in [
+            ("run/plain.sock", ""),
+            ("run/inner/inner.sock", ""),
+            ("run/other.txt", ""),
+            ("etc/far.spec", "tcp://127.0.0.1:9000\n"),
+            ("etc/near.spec", "unix:///run/near.sock"),
+            ("etc/object.json", r#"{"Name": "x", "Addr": "http://127.0.0.1:9001/"}"#),
+            ("etc/bad.spec", "gopher://x"),
+            ("etc/secret.json", r#"{"Addr": "https://x", "TLSConfig": {}}"#),
+            ("etc/broken.json", "{"),
+        ] {
+            std::fs::write(base.join(path), content).unwrap();
+        }
+        assert_eq!(places.names(), ["inner", "plain"]);
+        let found = |name: &str| places.address(name).map_err(|error| error.to_string());
+        assert_eq!(found("plain"), Ok(Address::Unix(base.join("run/plain.sock"))));
+        assert_eq!(found("inner"), Ok(Address::Unix(base.join("run/inner/inner.sock"))));
+        assert_eq!(found("far"), Ok(Address::Tcp("127.0.0.1:9000".into())));
+        assert_eq!(found("near"), Ok(Address::Unix("/run/near.sock".into())));
+        assert_eq!(found("object"), Ok(Address::Tcp("127.0.0.1:9001".into())));
+        assert!(found("bad").unwrap_err().contains("unknown address"));
+        assert!(found("secret").unwrap_err().contains("TLSConfig"));
+        assert!(found("broken").is_err());
+        for name in ["nosuch", "", "../etc/far", ".hidden", "a/b"] {
+            assert_eq!(found(name), Err(format!("plugin {name:?} not found")));
+        }
+        std::fs::remove_dir_all(&base).unwrap();
+    }
+}

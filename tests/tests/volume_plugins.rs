@@ -1,0 +1,224 @@
+//! Volumes whose content a plugin keeps.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use whelk_tests::{Engine, Program};
+
+/// A volume plugin that keeps directories, and notes what it is asked.
+#[derive(Clone)]
+struct Plugin(Arc<Inner>);
+
+struct Inner {
+    base: PathBuf,
+    volumes: Mutex<BTreeMap<String, Value>>,
+    asked: Mutex<Vec<String>>,
+    /// What to answer instead of doing it, by method.
+    errors: Mutex<BTreeMap<String, String>>,
+}
+
+impl Plugin {
+    /// Starts one that an engine finds under `name`.
+    fn start(engine: &Engine, name: &str) -> Self {
+        let directory = engine.run().join("plugins");
+        fs::create_dir_all(&directory).unwrap();
+        let plugin = Self(Arc::new(Inner {
+            base: engine.scratch(name),
+            volumes: Mutex::default(),
+            asked: Mutex::default(),
+            errors: Mutex::default(),
+        }));
+        let socket = directory.join(format!("{name}.sock"));
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let serving = plugin.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                serving.serve(stream);
+            }
+        });
+        plugin
+    }
+
+    fn serve(&self, stream: std::os::unix::net::UnixStream) {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let (mut first, mut length) = (String::new(), 0);
+        if reader.read_line(&mut first).is_err() {
+            return;
+        }
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).unwrap_or(0) <= 2 {
+                break;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        let method = first.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
+        let answer = self.answer(&method, &serde_json::from_slice(&body).unwrap_or_default()).to_string();
+        let mut stream = stream;
+        let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}", answer.len());
+    }
+
+    fn answer(&self, method: &str, body: &Value) -> Value {
+        let method = method.trim_start_matches("VolumeDriver.");
+        let name = body["Name"].as_str().unwrap_or_default();
+        let details = [name, body["ID"].as_str().unwrap_or_default()].join(" ");
+        self.0.asked.lock().unwrap().push(format!("{method} {}", details.trim()).trim().to_owned());
+        if let Some(error) = self.0.errors.lock().unwrap().get(method) {
+            return json!({"Err": error});
+        }
+        let mut volumes = self.0.volumes.lock().unwrap();
+        let path = self.0.base.join(name);
+        let described = |name: &str, options: &Value| json!({"Name": name, "Mountpoint": self.0.base.join(name), "CreatedAt": "2024-05-06T07:08:09Z", "Status": {"options": options}});
+        match method {
+            "Plugin.Activate" => json!({"Implements": ["VolumeDriver"]}),
+            "Capabilities" => json!({"Capabilities": {"Scope": "global"}}),
+            "Create" => {
+                fs::create_dir_all(&path).unwrap();
+                volumes.insert(name.to_owned(), body["Opts"].clone());
+                json!({"Err": ""})
+            }
+            "Get" => match volumes.get(name) {
+                Some(options) => json!({"Volume": described(name, options)}),
+                None => json!({"Err": "no such volume of mine"}),
+            },
+            "List" => json!({"Volumes": volumes.iter().map(|(name, options)| described(name, options)).collect::<Vec<_>>()}),
+            "Mount" => json!({"Mountpoint": path}),
+            "Unmount" => json!({}),
+            "Remove" => {
+                volumes.remove(name);
+                let _ = fs::remove_dir_all(path);
+                json!({})
+            }
+            _ => json!({"Err": "unknown"}),
+        }
+    }
+
+    /// What it was asked since the last time, without what changes nothing.
+    fn asked(&self) -> Vec<String> {
+        let mut asked = std::mem::take(&mut *self.0.asked.lock().unwrap());
+        asked.retain(|line| !["Get", "List", "Capabilities", "Plugin.Activate"].iter().any(|question| line.starts_with(question)));
+        asked
+    }
+
+    fn refuse(&self, method: &str, error: Option<&str>) {
+        let mut errors = self.0.errors.lock().unwrap();
+        match error {
+            Some(error) => drop(errors.insert(method.to_owned(), error.to_owned())),
+            None => drop(errors.remove(method)),
+        }
+    }
+
+    fn path(&self, volume: &str) -> PathBuf {
+        self.0.base.join(volume)
+    }
+}
+
+#[test]
+fn a_plugin_keeps_volumes() {
+    let engine = Engine::start();
+    let plugin = Plugin::start(&engine, "keeper");
+    engine.both(|cli| {
+        assert_eq!(cli.run(&["volume", "create", "-d", "keeper", "-o", "a=b", "--label", "x=y", "data"]).ok(), "data");
+        assert_eq!(plugin.asked(), ["Create data"]);
+        let shown: Value = serde_json::from_str(&cli.run(&["volume", "inspect", "data"]).ok()).unwrap();
+        assert_eq!(
+            shown[0],
+            json!({"CreatedAt": "2024-05-06T07:08:09Z", "Driver": "keeper", "Labels": {"x": "y"}, "Mountpoint": plugin.path("data"), "Name": "data",
+                "Options": {"a": "b"}, "Scope": "global", "Status": {"options": {"a": "b"}}})
+        );
+        assert_eq!(cli.sh(&["-v", "data:/d", "-v", "data:/e"], "echo hi >/d/file; cat /e/file").ok(), "hi");
+        let asked = plugin.asked();
+        // Mounted for a look whether it is empty, once for each place; then for the container, once.
+        assert_eq!(asked.len(), 6, "{asked:?}");
+        for pair in asked.chunks(2) {
+            assert!(pair[0].starts_with("Mount data ") && pair[1] == pair[0].replace("Mount", "Unmount"), "{asked:?}");
+        }
+        assert_eq!(fs::read_to_string(plugin.path("data").join("file")).unwrap(), "hi\n");
+        assert_eq!(cli.run(&["info", "-f", "{{.Plugins.Volume}}"]).ok(), "[local keeper]");
+        // A running container has it from its start to its end, whoever lives meanwhile.
+        cli.up("user", &["-v", "data:/d:nocopy"], &["sleep", "300"]);
+        let id = engine.inspect("user")["Id"].as_str().unwrap().to_owned();
+        assert_eq!(plugin.asked(), [format!("Mount data {id}")]);
+        assert_eq!(engine.inspect("user")["Mounts"][0]["Driver"], "keeper");
+        assert_eq!(engine.inspect("user")["Mounts"][0]["Source"], plugin.path("data").to_str().unwrap());
+        cli.run(&["volume", "rm", "data"]).refuses(1, &format!("remove data: volume is in use - [{id}]"));
+        engine.kill9();
+        engine.restart();
+        cli.run(&["rm", "-f", "user"]).ok();
+        assert_eq!(plugin.asked(), [format!("Unmount data {id}")]);
+        cli.run(&["volume", "create", "data"]).refuses(1, "driver 'keeper' already has volume 'data': volume name must be unique");
+        assert_eq!(cli.run(&["volume", "rm", "data"]).ok(), "data");
+        assert_eq!(plugin.asked(), ["Remove data"]);
+        // Made by a container's start; found though the engine has never heard of it.
+        cli.sh(&["--volume-driver", "keeper", "-v", "made:/d"], "echo made >/d/file").ok();
+        assert_eq!(plugin.asked().first().map(String::as_str), Some("Create made"));
+        plugin.answer("VolumeDriver.Create", &json!({"Name": "strange", "Opts": null}));
+        fs::write(plugin.path("strange").join("file"), "from elsewhere").unwrap();
+        assert_eq!(cli.run(&["volume", "ls", "-f", "driver=keeper", "--format", "{{.Name}} {{.Scope}}"]).ok(), "made global\nstrange global");
+        assert_eq!(cli.sh(&["-v", "strange:/d"], "cat /d/file").ok(), "from elsewhere");
+        // Nobody but its owner says what goes.
+        cli.run(&["volume", "prune", "-af"]).ok();
+        assert!(plugin.path("made").exists());
+        cli.run(&["volume", "rm", "made", "strange"]).ok();
+        assert!(!plugin.path("made").exists() && !plugin.path("strange").exists());
+        plugin.asked();
+    });
+    // The image's content comes first, as with any other volume.
+    engine.import("full", &["VOLUME /data", "CMD [\"sh\"]"], &whelk_tests::tar::Tar::new().file("data/first", "of the image").finish());
+    let cli = engine.cli(Program::Whelk);
+    cli.run(&["create", "--name", "filled", "--volume-driver", "keeper", "-v", "new:/data", "full", "true"]).ok();
+    assert_eq!(fs::read_to_string(plugin.path("new").join("first")).unwrap(), "of the image");
+    let asked = plugin.asked();
+    assert_eq!((asked[0].as_str(), asked[2].clone()), ("Create new", asked[1].replace("Mount", "Unmount")), "{asked:?}");
+    cli.run(&["rm", "filled"]).ok();
+    cli.run(&["volume", "rm", "new"]).ok();
+}
+
+#[test]
+fn what_plugins_get_wrong_is_told() {
+    let engine = Engine::start();
+    let plugin = Plugin::start(&engine, "moody");
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["volume", "create", "-d", "nosuch", "v1"])
+        .refuses(1, "create v1: error looking up volume plugin nosuch: plugin \"nosuch\" not found");
+    cli.sh(&["--volume-driver", "nosuch", "-v", "v1:/d"], "true").refuses(125, "plugin \"nosuch\" not found");
+    cli.run(&["volume", "create", "-d", "../moody", "v1"]).refuses(1, "not found");
+    plugin.refuse("Create", Some("out of disks"));
+    cli.run(&["volume", "create", "-d", "moody", "v1"]).refuses(1, "create v1: out of disks");
+    plugin.refuse("Create", None);
+    cli.run(&["volume", "create", "-d", "moody", "v1"]).ok();
+    plugin.refuse("Mount", Some("out of order"));
+    cli.sh(&["-v", "v1:/d"], "true").refuses(125, "error while mounting volume '': out of order");
+    plugin.refuse("Mount", None);
+    plugin.asked();
+    plugin.refuse("List", Some("forgot"));
+    assert_eq!(engine.get("/volumes")["Warnings"], json!(["list moody: forgot"]));
+    assert_eq!(cli.run(&["volume", "ls", "-q"]).ok(), "v1");
+    plugin.refuse("List", None);
+    plugin.refuse("Remove", Some("cannot let go"));
+    cli.run(&["volume", "rm", "v1"]).refuses(1, "remove v1: cannot let go");
+    plugin.refuse("Unmount", Some("cannot let go"));
+    cli.sh(&["-v", "v1:/d"], "true").ok();
+    cli.run(&["volume", "rm", "-f", "v1"]).ok();
+    // One that listens no more, and one that says where it listens.
+    fs::write(engine.run().join("plugins/gone.spec"), "unix:///nosuch/plugin.sock").unwrap();
+    cli.run(&["volume", "create", "-d", "gone", "v2"]).refuses(1, "/nosuch/plugin.sock: no such file or directory");
+    fs::write(engine.run().join("plugins/bad.spec"), "ftp://x").unwrap();
+    cli.run(&["volume", "create", "-d", "bad", "v2"]).refuses(1, "unknown address");
+    let place = engine.run().join("plugins/moody.sock");
+    fs::write(engine.run().join("plugins/again.json"), json!({"Addr": format!("unix://{}", Path::new(&place).display())}).to_string())
+        .unwrap();
+    cli.run(&["volume", "create", "-d", "again", "v3"]).ok();
+    cli.run(&["volume", "rm", "-f", "v3"]).ok();
+}
