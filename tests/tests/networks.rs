@@ -973,3 +973,34 @@ fn links_of_the_default_network_are_names_and_variables() {
         cli.run(&["rm", "-f", "hosted"]).ok();
     });
 }
+
+#[test]
+fn a_flood_of_frames_is_its_senders_own_problem() {
+    const FLOOD: &str = "
+import os, socket
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+wire.bind(('eth0', 0))
+while True:
+    # To everybody, from anybody: what fills the tables of switches; and questions to all neighbours.
+    for kind in (b'\\x08\\x00', b'\\x08\\x06', b'\\x86\\xdd', b'\\x88\\xb5'):
+        wire.send(b'\\xff' * 6 + b'\\x02' + os.urandom(5) + kind + os.urandom(46))
+";
+    let engine = Engine::start();
+    engine.load(&std::fs::read(whelk_tests::images::python()).unwrap());
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "-o", "com.docker.network.bridge.name=wflood0", "crowd"]).ok();
+    up(cli, "web", &["--network", "crowd", "-p", "127.0.0.1::80"], SERVES);
+    up(cli, "other", &["--network", "crowd"], "sleep 300");
+    cli.run(&["run", "-d", "--name", "flood", "--network", "crowd", "python", "python3", "-c", FLOOD]).ok();
+    let sent = || -> u64 { inside(cli, "flood", "cat /sys/class/net/eth0/statistics/tx_packets").parse().unwrap() };
+    eventually("the flood", || (sent() > 20_000).then_some(()));
+    for _ in 0..20 {
+        serves(published(cli, "web"), "web");
+        assert_eq!(inside(cli, "other", "wget -qO- http://web/"), "web");
+    }
+    // Each known neighbour is an entry of 16 bytes; none of them was made up.
+    let known = std::fs::read("/sys/class/net/wflood0/brforward").unwrap().len() / 16;
+    assert!(known < 20, "the bridge believes in {known} neighbours");
+    let heard: u64 = inside(cli, "other", "cat /sys/class/net/eth0/statistics/rx_packets").parse().unwrap();
+    assert!(heard < sent() / 10, "{heard} frames of the flood's {} came through", sent());
+}

@@ -476,3 +476,48 @@ fn a_volume_takes_no_more_of_the_disk_than_it_may() {
     assert!(tool("umount", &[&place]));
     engine.restart();
 }
+
+#[test]
+fn a_full_disk_and_one_that_cannot_be_written_are_told_and_lose_nothing() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    engine.kill9();
+    let disk = engine.root().join("volumes");
+    let mount = |options: &str| {
+        let done = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&disk).status().unwrap();
+        assert!(done.success());
+    };
+    mount("size=1m,nr_inodes=40");
+    engine.restart();
+    sh(cli, &["-v", "full:/d"], "echo kept >/d/file; dd if=/dev/zero of=/d/big bs=64k 2>/dev/null; true");
+    // Directories may still be made, files not.
+    let refused = cli.run(&["volume", "create", "more"]);
+    refused.refuses(1, "no space left on device");
+    assert_eq!(volumes(cli), ["full"]);
+    assert_eq!(disk.read_dir().unwrap().count(), 1, "something half-made is left");
+    assert_eq!(sh(cli, &["-v", "full:/d"], "cat /d/file"), "kept");
+    cli.run(&["run", "--rm", "-v", "another:/d", "busybox", "true"]).refuses(125, "no space left on device");
+    let whelk = engine.cli(Program::Whelk);
+    whelk.run(&["volume", "clone", "full", "twin"]).refuses(1, "no space left on device");
+    whelk.feed(&["volume", "import", "twin"], &Tar::new().file("x", vec![1; 1 << 20]).finish()).refuses(1, "no space left on device");
+    assert_eq!((volumes(cli), disk.read_dir().unwrap().count()), (vec!["full".to_owned()], 1));
+    sh(cli, &["-v", "full:/d"], "rm /d/big");
+    cli.run(&["volume", "create", "more"]).ok();
+    // Read only: what is there can be read, and stays.
+    mount("remount,ro");
+    cli.run(&["volume", "create", "third"]).refuses(1, "read-only file system");
+    cli.run(&["volume", "rm", "more"]).refuses(1, "read-only file system");
+    assert_eq!(volumes(cli), ["full", "more"]);
+    assert_eq!(sh(cli, &["-v", "full:/d"], "cat /d/file; echo x 2>/dev/null >/d/file || echo no"), "kept\nno");
+    let bind = format!("{}:/d", disk.join("made/here").display());
+    cli.run(&["run", "--rm", "-v", &bind, "busybox", "true"]).refuses(125, "read-only file system");
+    assert_eq!(engine.get("/containers/json?all=1"), json!([]));
+    engine.kill9();
+    engine.restart();
+    assert_eq!(volumes(cli), ["full", "more"]);
+    mount("remount,rw");
+    cli.run(&["volume", "rm", "full", "more"]).ok();
+    engine.kill9();
+    assert!(std::process::Command::new("umount").arg(&disk).status().unwrap().success());
+    engine.restart();
+}

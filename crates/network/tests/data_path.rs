@@ -336,3 +336,35 @@ fn a_steady_udp_sender_finds_a_port_that_is_published_later() {
     let (length, _) = listener.recv_from(&mut buffer).expect("what is sent later arrives at the container");
     assert_eq!(&buffer[..length], b"late");
 }
+
+/// As many connections as the kernel remembers, and more, from one container: the others' come through all the same.
+#[test]
+fn a_flood_of_connections_is_its_senders_own_problem() {
+    /// Larger tables take longer to fill than a test may.
+    const MOST: usize = 300_000;
+    let most: usize = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap().trim().parse().unwrap();
+    if most > MOST {
+        return;
+    }
+    let host = Host::new();
+    host.bridge("br1", "10.77.1.1/24", false);
+    let flood = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
+    let other = host.container("br1", 3, "10.77.1.3/24", "10.77.1.1");
+    serve(&other.namespace, 80);
+    serve(&host.outside, 80);
+    host.publish(Protocol::Tcp, "0.0.0.0:8080", "10.77.1.3:80");
+    let mut sent = 0;
+    while sent < most + most / 10 {
+        let socket = inside(&flood.namespace, || UdpSocket::bind("0.0.0.0:0").unwrap());
+        for port in 1..u16::MAX {
+            // Some are lost, or told to be unwanted: that is not the point.
+            sent += usize::from(socket.send_to(b"x", ("198.51.100.2", port)).is_ok());
+        }
+    }
+    let remembered = inside(&host.namespace, || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap());
+    assert!(remembered.trim().parse::<usize>().unwrap() > most * 9 / 10, "{remembered} of {most}: that was no flood");
+    for _ in 0..50 {
+        assert!(ask(&other.namespace, "198.51.100.2:80").is_some());
+        assert!(ask(&host.outside, "198.51.100.1:8080").is_some());
+    }
+}
