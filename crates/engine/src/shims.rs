@@ -93,8 +93,8 @@ impl Shims {
         let mut child = Command::new(program)
             .arg0("whelk")
             .args(["shim", "--cgroup", &self.cgroup])
+            // With a directory to go to this would be a fork, which copies the engine's page tables.
             .env_clear()
-            .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())

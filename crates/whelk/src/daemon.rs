@@ -58,7 +58,6 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     if arguments.background {
         // A process that leads a group already has a session that is meant for it.
         let _ = rustix::process::setsid();
-        let _ = rustix::process::chdir("/");
     }
     // What containers get to see must not depend on the shell that the engine was started from.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -105,7 +104,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     whelk_sys::process::raise_file_limit();
     whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let executable = std::env::current_exe().context("find this program")?;
-    let listener = whelk_api::Listener::bind(&socket, group)?;
+    let listener = whelk_api::Listener::bind(&std::path::absolute(socket)?, group)?;
+    // Nothing relative is needed from here on; shims inherit this, and hold no other directory.
+    rustix::process::chdir("/")?;
     let engine = Engine::open(instance, executable).await?;
     tracing::info!("listening at {host}");
     tokio::select! {
