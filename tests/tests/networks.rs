@@ -967,6 +967,18 @@ fn links_of_the_default_network_are_names_and_variables() {
         assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(null));
         assert_eq!(inside(cli, "web", "grep -c database /etc/hosts; env | grep -c DATABASE; true"), "0\n0");
         cli.run(&["rm", "-f", "web", "store"]).ok();
+        // Those that come back after the engine, or the machine, come in an order that lets them.
+        for (name, link) in [("base", "--link=none"), ("top", "--link=base")] {
+            let mut args = vec!["run", "-d", "--restart=always", "--name", name, link, "busybox", "sleep", "300"];
+            args.retain(|arg| *arg != "--link=none");
+            cli.run(&args).ok();
+        }
+        let pids = ["top", "base"].map(|name| rustix::process::Pid::from_raw(engine.pid(name)).unwrap());
+        engine.kill9();
+        pids.iter().for_each(|pid| rustix::process::kill_process(*pid, rustix::process::Signal::KILL).unwrap());
+        engine.restart();
+        ["base", "top"].iter().for_each(|name| engine.await_state(name, "running"));
+        cli.run(&["rm", "-f", "top", "base"]).ok();
         cli.run(&["run", "-d", "--name", "hosted", "--network", "host", "busybox", "sleep", "300"]).ok();
         cli.run(&["create", "--link", "hosted", "busybox"]).refuses(1, "host type networking can't be used with links");
         cli.run(&["create", "--link", "nosuch:x", "busybox"]).refuses(1, "could not get container for nosuch: No such container: nosuch");

@@ -53,6 +53,10 @@ impl Case {
     }
 
     fn all_can_be_made_again(self, cli: Cli<'_>) {
+        if has(cli, "volume", "copy") {
+            assert_eq!(cli.run(&["run", "--rm", "-v", "copy:/v", "busybox", "cat", "/v/file"]).ok(), "whole");
+            cli.run(&["volume", "rm", "copy"]).ok();
+        }
         if has(cli, "container", "one") {
             cli.run(&["rm", "-f", "one"]).ok();
         }
@@ -138,4 +142,16 @@ fn container_remove() {
 fn volume_create_and_remove() {
     Case(77).at_every_step(&[], &words("volume create kept"));
     Case(77).at_every_step(&[words("volume create kept")], &words("volume rm kept"));
+}
+
+#[test]
+fn volume_copies() {
+    let made = words("run --rm -v kept:/v busybox sh -c echo${IFS}whole>/v/file");
+    Case(78).at_every_step(&[made.clone()], &words("volume clone kept copy"));
+    Case(78).at_every_step(&[made.clone()], &words("volume snapshot kept copy"));
+    // An archive of what the others copy.
+    let archive = std::env::temp_dir().join(format!("whelk-steps-{}.tar", std::process::id()));
+    fs::write(&archive, whelk_tests::tar::Tar::new().file("file", "whole\n").finish()).unwrap();
+    Case(78).at_every_step(&[made], &words(&format!("volume import copy {}", archive.display())));
+    fs::remove_file(&archive).unwrap();
 }

@@ -157,6 +157,15 @@ fn a_plugin_keeps_volumes() {
         engine.restart();
         cli.run(&["rm", "-f", "user"]).ok();
         assert_eq!(plugin.asked(), [format!("Unmount data {id}")]);
+        // Also who has ended while no engine was there, or is killed on the way to a start.
+        cli.up("brief", &["-v", "data:/d:nocopy"], &["sleep", "300"]);
+        let (brief, pid) = (engine.inspect("brief")["Id"].as_str().unwrap().to_owned(), engine.pid("brief"));
+        engine.kill9();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+        engine.restart();
+        engine.await_state("brief", "exited");
+        assert_eq!(plugin.asked(), [format!("Mount data {brief}"), format!("Unmount data {brief}")]);
+        cli.run(&["rm", "brief"]).ok();
         cli.run(&["volume", "create", "data"]).refuses(1, "driver 'keeper' already has volume 'data': volume name must be unique");
         assert_eq!(cli.run(&["volume", "rm", "data"]).ok(), "data");
         assert_eq!(plugin.asked(), ["Remove data"]);
@@ -211,6 +220,13 @@ fn what_plugins_get_wrong_is_told() {
     plugin.refuse("Unmount", Some("cannot let go"));
     cli.sh(&["-v", "v1:/d"], "true").ok();
     cli.run(&["volume", "rm", "-f", "v1"]).ok();
+    // What was removed behind the engine's back can be made again.
+    cli.run(&["volume", "create", "-d", "moody", "gone"]).ok();
+    plugin.refuse("Remove", None);
+    plugin.answer("VolumeDriver.Remove", &json!({"Name": "gone"}));
+    cli.run(&["volume", "create", "-d", "moody", "gone"]).ok();
+    assert!(plugin.path("gone").exists());
+    cli.run(&["volume", "rm", "gone"]).ok();
     // One that listens no more, and one that says where it listens.
     fs::write(engine.run().join("plugins/gone.spec"), "unix:///nosuch/plugin.sock").unwrap();
     cli.run(&["volume", "create", "-d", "gone", "v2"]).refuses(1, "/nosuch/plugin.sock: no such file or directory");

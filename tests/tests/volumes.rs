@@ -399,12 +399,20 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     cli.feed(&["volume", "import", "b"], &archive).refuses(1, "volume name is too short");
     cli.run(&["volume", "export", "-o", "/dev/null", "bad"]).refuses(1, "no such volume");
     assert_eq!(fs::read_dir(engine.root().join("volumes")).unwrap().count(), 3);
+    // Nor does what ends too early, or is nothing at all; a client may say beforehand how long it is.
+    cli.feed(&["volume", "import", "bad"], &archive[..archive.len() - 1024]).refuses(1, "cut short");
+    cli.feed(&["volume", "import", "bad"], b"").refuses(1, "cut short");
+    let sent = engine.http("POST", "/volumes/sent/import", &[("Content-Type", "application/x-tar")], &archive);
+    assert_eq!((sent.status, sent.json()["Name"].as_str()), (200, Some("sent")));
+    assert_eq!(sh(cli, &["-v", "sent:/d"], look), expected);
+    cli.run(&["volume", "rm", "sent"]).ok();
     // Not under those who use it.
     cli.up("user", &["-v", "data:/d"], &["sh", "-c", "while :; do date >/d/now; mv /d/now /d/then; done"]);
     cli.feed(&["volume", "import", "data"], &archive).refuses(1, "volume data is in use");
     // They may go on while it is copied, or wait for that.
     assert_eq!(cli.run(&["volume", "clone", "--label", "a=b", "data", "twin"]).ok(), "twin");
     assert_eq!(cli.run(&["volume", "clone", "--pause", "data", "still"]).ok(), "still");
+    assert!(whelk_tests::tar::read(&cli.run(&["volume", "export", "data"]).stdout).iter().any(|found| found.path.ends_with("file")));
     assert_eq!(engine.state("user"), "running");
     cli.run(&["rm", "-f", "user"]).ok();
     assert_eq!(sh(cli, &["-v", "twin:/d"], "cat /d/sub/file; stat -c '%a %u:%g' /d"), "hi\n750 33:44");
@@ -469,6 +477,8 @@ fn a_volume_takes_no_more_of_the_disk_than_it_may() {
     for _ in 0..3 {
         cli.run(&["volume", "rm", "small"]).ok();
         cli.run(&["volume", "create", "-o", "size=2m", "small"]).ok();
+        // Also one that has got what the image has there.
+        assert!(sh(cli, &["-v", "small:/etc"], "ls /etc").contains("passwd"));
         assert!(allowed.contains(&filled("small", fill)));
     }
     cli.run(&["volume", "rm", "small", "copy", "other"]).ok();

@@ -30,7 +30,7 @@ pub struct Surroundings<'a> {
     pub device_number: &'a dyn Fn(&str) -> Result<(i64, i64)>,
     pub executable: &'a Path,
     /// What the user mounts.
-    pub mounts: Vec<Mount>,
+    pub mounts: &'a [Mount],
 }
 
 pub const MASKED_PATHS: [&str; 12] = [
@@ -56,7 +56,7 @@ const INIT: &str = "/sbin/docker-init";
 
 /// # Errors
 /// Settings that only show here to make no sense, such as a device of a limit that does not exist.
-pub fn generate(config: &Config, host: &HostConfig, mut surroundings: Surroundings<'_>) -> Result<Spec> {
+pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<'_>) -> Result<Spec> {
     let options = Options::parse(host)?;
     let strings = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
     let paths = |given: &Option<Vec<String>>, default: &[&str]| {
@@ -68,8 +68,6 @@ pub fn generate(config: &Config, host: &HostConfig, mut surroundings: Surroundin
         sysctl.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
         sysctl.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| "0 2147483647".into());
     }
-    let user_mounts = std::mem::take(&mut surroundings.mounts);
-    let surroundings = &surroundings;
     Ok(Spec {
         oci_version: VERSION.into(),
         process: Some(process(config, host, &options)?),
@@ -81,7 +79,7 @@ pub fn generate(config: &Config, host: &HostConfig, mut surroundings: Surroundin
             hostname(config, surroundings.id)
         },
         domainname: config.domainname.clone(),
-        mounts: mounts(host, &options, surroundings, &user_mounts),
+        mounts: mounts(host, &options, surroundings),
         annotations: host.annotations.clone(),
         linux: Linux {
             namespaces: namespaces(host, surroundings),
@@ -95,7 +93,7 @@ pub fn generate(config: &Config, host: &HostConfig, mut surroundings: Surroundin
             sysctl,
             masked_paths: paths(&host.masked_paths, &MASKED_PATHS),
             readonly_paths: paths(&host.readonly_paths, &READONLY_PATHS),
-            rootfs_propagation: rootfs_propagation(&user_mounts),
+            rootfs_propagation: rootfs_propagation(surroundings.mounts),
             ..Linux::default()
         },
         ..Spec::default()
@@ -211,7 +209,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
     }
 }
 
-fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>, user_mounts: &[Mount]) -> Vec<Mount> {
+fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>) -> Vec<Mount> {
     let writable_kernel = host.privileged;
     let sys: &[&str] = if writable_kernel { &["nosuid", "noexec", "nodev"] } else { &["nosuid", "noexec", "nodev", "ro"] };
     let cgroup: &[&str] =
@@ -250,7 +248,7 @@ fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>,
     if host.init == Some(true) {
         mounts.push(mount(INIT, "bind", &surroundings.executable.to_string_lossy(), &["bind", "ro"]));
     }
-    for user_mount in user_mounts {
+    for user_mount in surroundings.mounts {
         // What the user mounts takes the place of what would be there.
         mounts.retain(|mount| mount.destination != user_mount.destination);
         mounts.push(user_mount.clone());
@@ -407,9 +405,9 @@ mod tests {
             devices: Vec::new(),
             device_number: &|_| Ok((8, 0)),
             executable: Path::new("/whelk"),
-            mounts: vec![mount("/dev/shm", "bind", "/x", &["rbind", "rslave"])],
+            mounts: &[mount("/dev/shm", "bind", "/x", &["rbind", "rslave"])],
         };
-        generate(&config, &host, surroundings).expect("valid")
+        generate(&config, &host, &surroundings).expect("valid")
     }
 
     #[test]

@@ -23,14 +23,14 @@ pub fn copy_up(layers: &[PathBuf], path: &str, target: &Path, at_once: bool) -> 
     let Ok(source) = in_root::open(&root, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) else { return Ok(()) };
     if !at_once {
         let target = fs::open(target)?;
-        copy::tree(&source, &target).map_err(step("copy"))?;
+        copy::tree(&source, &target, copy::Source::Layers).map_err(step("copy"))?;
         return copy::directory_attributes(&source, &target).map_err(step("copy attributes"));
     }
     let staging = target.with_extension("new");
     fs::remove_tree(&staging)?;
     fs::create_dir(&staging, 0o700)?;
     let copied = fs::open(&staging)?;
-    copy::tree(&source, &copied).map_err(step("copy"))?;
+    copy::tree(&source, &copied, copy::Source::Layers).map_err(step("copy"))?;
     copy::directory_attributes(&source, &copied).map_err(step("copy attributes"))?;
     // Takes the place of an empty directory only.
     Ok(fs::rename(&staging, target)?)

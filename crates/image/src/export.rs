@@ -22,7 +22,7 @@ pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
     let lower = crate::store::visible(lower.iter().cloned());
     let root = whelk_sys::overlay::read_only(&lower).map_err(|error| io("mount the container's layers")(error.into()))?;
     let root = open_directory(&root)?;
-    let mut export = Export { archive: Builder::new(output), links: HashMap::new() };
+    let mut export = Export { archive: Builder::new(output), links: HashMap::new(), of_layers: true };
     export.directory(&root, Path::new(""))?;
     export.finish()
 }
@@ -30,7 +30,7 @@ pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
 /// Writes all files in `directory` to `output`, and first of all, as `./`, whose it is and what its mode is.
 pub fn export_directory(directory: &Path, output: impl Write) -> Result<()> {
     let root = open_directory(fs::open(directory)?)?;
-    let mut export = Export { archive: Builder::new(output), links: HashMap::new() };
+    let mut export = Export { archive: Builder::new(output), links: HashMap::new(), of_layers: false };
     let stat = rustix::fs::fstat(&root).map_err(|error| io("look at the directory")(error.into()))?;
     export.extensions(&stat, &root)?;
     export.archive.append_data(&mut header(&stat), Path::new("./"), io::empty()).map_err(io("write archive"))?;
@@ -48,6 +48,8 @@ const DEEPEST: usize = 512;
 
 struct Export<W: Write> {
     archive: Builder<W>,
+    /// The marks of an overlay are not the files' own.
+    of_layers: bool,
     /// The first name of each file that has several, by device and inode.
     links: HashMap<(u64, u64), PathBuf>,
 }
@@ -83,7 +85,7 @@ impl<W: Write> Export<W> {
         let mut header = header(&stat);
         let kind = FileType::from_raw_mode(stat.st_mode);
         // A socket without its listener is nothing; and a whiteout shows only where there is nothing to hide.
-        if kind == FileType::Socket || kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+        if kind == FileType::Socket || self.of_layers && kind == FileType::CharacterDevice && stat.st_rdev == 0 {
             return Ok(());
         }
         if path.components().count() > DEEPEST {
@@ -95,38 +97,53 @@ impl<W: Write> Export<W> {
                 header.set_size(0);
                 return self.archive.append_link(&mut header, path, first).map_err(io(format!("export {}", path.display())));
             }
-            self.links.insert((stat.st_dev, stat.st_ino), path.to_owned());
         }
+        let gone = |error: Errno| matches!(error, Errno::NOENT | Errno::LOOP | Errno::NOTDIR);
         let open = |flags: OFlags| openat(parent, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
         let failed = io(format!("export {}", path.display()));
         match kind {
             FileType::Directory => {
-                let directory = open(OFlags::RDONLY | OFlags::DIRECTORY).map_err(step)?;
+                let directory = match open(OFlags::RDONLY | OFlags::DIRECTORY) {
+                    // Removed or replaced since it was looked at, likewise below.
+                    Err(error) if gone(error) => return Ok(()),
+                    result => result.map_err(step)?,
+                };
                 self.extensions(&stat, &directory)?;
                 let mut name = path.as_os_str().to_owned();
                 name.push("/");
                 self.archive.append_data(&mut header, Path::new(&name), io::empty()).map_err(failed)?;
-                self.directory(&directory, path)
+                return self.directory(&directory, path);
             }
             FileType::RegularFile => {
-                let file = open(OFlags::RDONLY).map_err(step)?;
+                let file = match open(OFlags::RDONLY) {
+                    Err(error) if gone(error) => return Ok(()),
+                    result => result.map_err(step)?,
+                };
                 self.extensions(&stat, &file)?;
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
                 header.set_size(size);
                 // A file that shrinks meanwhile is filled up: the header has promised its size.
                 let content = std::fs::File::from(file).chain(io::repeat(0)).take(size);
-                self.archive.append_data(&mut header, path, content).map_err(failed)
+                self.archive.append_data(&mut header, path, content).map_err(failed)?;
             }
             FileType::Symlink => {
-                let target = readlinkat(parent, name, Vec::new()).map_err(step)?;
+                let target = match readlinkat(parent, name, Vec::new()) {
+                    Err(error) if gone(error) || error == Errno::INVAL => return Ok(()),
+                    result => result.map_err(step)?,
+                };
                 // Written to the byte where it fits: the library would tidy it up.
                 match header.set_link_name_literal(target.to_bytes()) {
-                    Ok(()) => self.archive.append_data(&mut header, path, io::empty()).map_err(failed),
-                    Err(_) => self.archive.append_link(&mut header, path, Path::new(OsStr::from_bytes(target.to_bytes()))).map_err(failed),
+                    Ok(()) => self.archive.append_data(&mut header, path, io::empty()),
+                    Err(_) => self.archive.append_link(&mut header, path, Path::new(OsStr::from_bytes(target.to_bytes()))),
                 }
+                .map_err(failed)?;
             }
-            _ => self.archive.append_data(&mut header, path, io::empty()).map_err(failed),
+            _ => self.archive.append_data(&mut header, path, io::empty()).map_err(failed)?,
         }
+        if stat.st_nlink > 1 {
+            self.links.insert((stat.st_dev, stat.st_ino), path.to_owned());
+        }
+        Ok(())
     }
 
     /// Extended attributes and the exact time, in a header of their own in front of the entry.
@@ -137,7 +154,10 @@ impl<W: Write> Export<W> {
         }
         let mut names = vec![0u8; 64 << 10];
         let length = rustix::fs::flistxattr(fd.as_fd(), &mut names[..]).unwrap_or(0);
-        for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty() && !name.starts_with(b"trusted.overlay.")) {
+        for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+            if self.of_layers && name.starts_with(b"trusted.overlay.") {
+                continue;
+            }
             let mut value = vec![0u8; 64 << 10];
             if let (Ok(text), Ok(length)) = (std::str::from_utf8(name), rustix::fs::fgetxattr(fd.as_fd(), name, &mut value[..])) {
                 value.truncate(length);

@@ -61,8 +61,6 @@ fn open_here() -> Result<NameSockets> {
         let rule = to_resolver.protocol_is(protocol.number()).destination_port_is(PORT).destination(RESOLVER, port);
         messages.push(table.rule(chain, rule));
     }
-    socket
-        .batch(transaction(messages))
-        .map_err(|error| Error::kernel("lead questions for names to the resolver", error))?;
+    socket.batch(transaction(messages)).map_err(|error| Error::kernel("lead questions for names to the resolver", error))?;
     Ok(NameSockets { udp, tcp })
 }

@@ -145,7 +145,6 @@ pub(crate) const RULE_HANDLE: u16 = 3;
 pub(crate) const RULE_EXPRESSIONS: u16 = 4;
 pub(crate) const RULE_USERDATA: u16 = 7;
 
-/// Asks for the number of the ruleset's last change.
 /// The multicast group that hears of all changes.
 pub(crate) const GROUP: u32 = 7;
 
@@ -154,6 +153,7 @@ pub(crate) fn new_generation() -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN
 }
 
+/// Asks for the number of the ruleset's last change.
 pub(crate) fn get_generation() -> Message {
     message(NFT_MSG_GETGEN, 0, 0)
 }

@@ -5,6 +5,7 @@
 //! the engine is: what they answer is bounded and checked all the same, because they are other people's programs.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,19 +62,21 @@ const LARGEST_DESCRIPTION: u64 = 64 << 10;
 const ACCEPT: &str = "application/vnd.docker.plugins.v1.2+json";
 
 impl Places {
-    /// The names of all plugins with a socket: those that can be found without being asked for.
+    /// The names of all plugins that there are sockets or descriptions of.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        for entry in self.sockets.iter().filter_map(|directory| fs::list(directory).ok()).flatten() {
-            let path = entry.path();
-            let (Some(stem), extension) = (path.file_stem().and_then(|stem| stem.to_str()), path.extension()) else { continue };
-            let is_socket = extension.is_some_and(|extension| extension == "sock") || fs::exists(path.join(format!("{stem}.sock")));
-            if is_socket && is_name(stem) && !names.iter().any(|known| known == stem) {
-                names.push(stem.to_owned());
+        let mut names = BTreeSet::new();
+        for (directories, extensions) in [(&self.sockets, &["sock"][..]), (&self.descriptions, &["spec", "json"])] {
+            for entry in directories.iter().filter_map(|directory| fs::list(directory).ok()).flatten() {
+                let path = entry.path();
+                let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
+                let is_one = extensions.iter().any(|one| path.extension().is_some_and(|found| found == *one))
+                    || fs::exists(path.join(format!("{stem}.sock")));
+                if is_one && is_name(stem) {
+                    names.insert(stem.to_owned());
+                }
             }
         }
-        names.sort();
-        names
+        names.into_iter().collect()
     }
 
     fn address(&self, name: &str) -> Result<Address> {
@@ -257,7 +260,7 @@ mod tests {
         ] {
             std::fs::write(base.join(path), content).unwrap();
         }
-        assert_eq!(places.names(), ["inner", "plain"]);
+        assert_eq!(places.names(), ["bad", "broken", "far", "inner", "near", "object", "plain", "secret"]);
         let found = |name: &str| places.address(name).map_err(|error| error.to_string());
         assert_eq!(found("plain"), Ok(Address::Unix(base.join("run/plain.sock"))));
         assert_eq!(found("inner"), Ok(Address::Unix(base.join("run/inner/inner.sock"))));

@@ -302,5 +302,5 @@ fn copy_up(root: &OwnedFd, destination: &str, tree: &OwnedFd) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(os_at("open", destination)(error)),
     };
-    whelk_sys::copy::tree(&source, tree).map_err(os_at("copy up", destination))
+    whelk_sys::copy::tree(&source, tree, whelk_sys::copy::Source::Layers).map_err(os_at("copy up", destination))
 }

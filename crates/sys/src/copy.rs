@@ -16,23 +16,28 @@ use rustix::io::Errno;
 /// Deeper than any honest tree; every level costs stack and two descriptors.
 const DEEPEST: usize = 512;
 
+/// What is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Files that lie still below an overlay: its marks are not theirs, and stay behind.
+    Layers,
+    /// Files that somebody may be using: all of what they are is theirs, and some may be gone before they are reached.
+    InUse,
+}
+
 /// Copies what the directory `from` holds into the directory `to`. Where the file system can share data (reflinks), it
 /// does.
-pub fn tree(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
+pub fn tree(from: impl AsFd, to: impl AsFd, source: Source) -> Result<(), Errno> {
     let to = to.as_fd();
-    Copy { links: HashMap::new(), top: openat(to, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())? }.directory(
-        &reopen(from)?,
-        &reopen(to)?,
-        &CString::default(),
-        0,
-    )
+    Copy { source, links: HashMap::new(), top: openat(to, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())? }
+        .directory(&reopen(from)?, &reopen(to)?, &CString::default(), 0)
 }
 
 /// Gives `to` the owner, mode, extended attributes and times of `from`; both are directories.
 pub fn directory_attributes(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
     let (from, to) = (reopen(from)?, reopen(to)?);
     let stat = rustix::fs::fstat(&from)?;
-    copy_attributes(&from, &to)?;
+    copy_attributes(&from, &to, Source::Layers)?;
     rustix::fs::fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     rustix::fs::fchmod(&to, mode_of(&stat))?;
     rustix::fs::futimens(&to, &times_of(&stat))
@@ -56,6 +61,7 @@ fn times_of(stat: &Stat) -> Timestamps {
 }
 
 struct Copy {
+    source: Source,
     /// Where the first name of each file with several was put, below `top`.
     links: HashMap<(u64, u64), CString>,
     top: OwnedFd,
@@ -71,8 +77,8 @@ impl Copy {
             let name = entry.file_name();
             if name != c"." && name != c".." {
                 match self.entry(from, to, path, name, depth) {
-                    // Removed, or replaced by something else, since the directory was read: somebody is using it.
-                    Err(Errno::NOENT) => {}
+                    // Removed, or replaced by something else, since the directory was read.
+                    Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) if self.source == Source::InUse => {}
                     result => result?,
                 }
             }
@@ -88,7 +94,6 @@ impl Copy {
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
                 return linkat(&self.top, first.as_c_str(), to, name, AtFlags::empty());
             }
-            self.links.insert((stat.st_dev, stat.st_ino), own_path.clone());
         }
         let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open_directory = |at: &OwnedFd| openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty());
@@ -96,15 +101,20 @@ impl Copy {
             FileType::Directory => {
                 mkdirat(to, name, Mode::RWXU)?;
                 let (from, to) = (open_directory(from)?, open_directory(to)?);
-                copy_attributes(&from, &to)?;
+                copy_attributes(&from, &to, self.source)?;
                 self.directory(&from, &to, &own_path, depth + 1)?;
             }
-            FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?.as_c_str(), to, name)?,
+            FileType::Symlink => {
+                // No link any more.
+                let target =
+                    readlinkat(from, name, Vec::new()).map_err(|error| if error == Errno::INVAL { Errno::NOENT } else { error })?;
+                symlinkat(target.as_c_str(), to, name)?;
+            }
             FileType::RegularFile => {
                 let input = openat(from, name, OFlags::RDONLY | OFlags::NONBLOCK | nofollow, Mode::empty())?;
                 let output = openat(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow, Mode::RUSR | Mode::WUSR)?;
                 copy_data(&input, &output, stat.st_size.try_into().unwrap_or(0))?;
-                copy_attributes(&input, &output)?;
+                copy_attributes(&input, &output, self.source)?;
             }
             kind => match mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev) {
                 // A device, in a user namespace.
@@ -117,7 +127,11 @@ impl Copy {
         if kind != FileType::Symlink {
             chmodat(to, name, mode_of(&stat), AtFlags::empty())?;
         }
-        utimensat(to, name, &times_of(&stat), AtFlags::SYMLINK_NOFOLLOW)
+        utimensat(to, name, &times_of(&stat), AtFlags::SYMLINK_NOFOLLOW)?;
+        if kind != FileType::Directory && stat.st_nlink > 1 {
+            self.links.insert((stat.st_dev, stat.st_ino), own_path);
+        }
+        Ok(())
     }
 }
 
@@ -186,7 +200,7 @@ fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(
 }
 
 /// Extended attributes, as far as the target's file system takes them.
-fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+fn copy_attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), Errno> {
     /// The kernel's own bounds: 64 KiB of names, 64 KiB for each value.
     const LARGEST: usize = 64 << 10;
     let mut names = vec![0u8; LARGEST];
@@ -198,7 +212,8 @@ fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let name = CString::new(name).unwrap_or_default();
         // The kernel's own marks of overlay and of SELinux belong to where they are.
-        if name.to_bytes().starts_with(b"trusted.overlay.") || name.to_bytes() == b"security.selinux" {
+        let is_mark = source == Source::Layers && name.to_bytes().starts_with(b"trusted.overlay.");
+        if is_mark || name.to_bytes() == b"security.selinux" {
             continue;
         }
         let length = match fgetxattr(from, name.as_c_str(), &mut value) {
@@ -273,7 +288,7 @@ mod tests {
         let sparse = fs::File::create(from.join("sparse")).unwrap();
         sparse.write_all_at(b"end", 10 << 20).unwrap();
         mknodat(fs::File::open(&from).unwrap(), c"pipe", FileType::Fifo, Mode::RUSR, 0).unwrap();
-        tree(fs::File::open(&from).unwrap(), fs::File::open(&to).unwrap()).unwrap();
+        tree(fs::File::open(&from).unwrap(), fs::File::open(&to).unwrap(), Source::Layers).unwrap();
         let meta = |path: &str| fs::symlink_metadata(to.join(path)).unwrap();
         assert_eq!(fs::read_to_string(to.join("sub/file")).unwrap(), "content");
         assert_eq!(meta("sub/file").mode() & 0o7777, 0o640);

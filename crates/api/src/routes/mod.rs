@@ -109,7 +109,9 @@ async fn not_found() -> Response {
 
 /// A body that is not JSON where JSON is expected is a mistake of the client that is better named than guessed at.
 async fn check_content_type(request: Request, next: middleware::Next) -> Response {
-    let takes_archive = matches!(request.uri().path(), "/images/load" | "/images/create" | "/build");
+    let path = request.uri().path();
+    let takes_archive =
+        matches!(path, "/images/load" | "/images/create" | "/build") || path.starts_with("/volumes/") && path.ends_with("/import");
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let empty = request.headers().get(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
     if takes_archive

@@ -57,7 +57,8 @@ fn hosts(record: &Record, containers: &Containers) -> String {
         }
     }
     // On the default network links are the only names there are.
-    for (target, alias) in containers.links_of(record) {
+    let links = if record.networks.contains_key("bridge") { containers.links_of(record) } else { Vec::new() };
+    for (target, alias) in links {
         let target = target.record();
         for address in target.networks.get("bridge").map(Endpoint::addresses).unwrap_or_default() {
             let mut names = vec![alias.as_str(), &target.config.hostname];

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use whelk_network::port::Protocol;
 
@@ -33,6 +34,11 @@ impl Containers {
                 host.links = Some(links);
                 return Ok(());
             }
+        }
+        if self.networks.find(DEFAULT).is_ok_and(|network| !network.connects_containers()) {
+            return Err(Error::Unsupported(
+                "links where containers do not reach each other (icc=false): not available in this version of whelk".into(),
+            ));
         }
         let mut resolved: Vec<String> = Vec::new();
         let mut aliases = BTreeSet::new();
@@ -66,7 +72,23 @@ impl Containers {
             return Vec::new();
         }
         let links = record.host.links.iter().flatten().map(|link| split_link(link));
-        links.filter_map(|(id, alias)| Some((self.by_id(&id)?, alias))).collect()
+        // Records of earlier versions have names.
+        let target = |name: &str| self.by_id(name).or_else(|| self.find(name).ok());
+        links.filter_map(|(id, alias)| Some((target(&id)?, alias))).collect()
+    }
+
+    /// Waits, but not for ever, for those that a container has linked and that are to be started as well.
+    pub(super) async fn await_links(&self, container: &Container) {
+        const LONGEST: Duration = Duration::from_secs(10);
+        let record = container.record().clone();
+        let running = self.links_of(&record).into_iter().map(|(target, _)| async move {
+            let policy = target.record().host.restart_policy.name.clone();
+            if matches!(policy.as_str(), "always" | "unless-stopped" | "on-failure") {
+                let mut progress = target.progress.subscribe();
+                drop(progress.wait_for(|progress| progress.running).await);
+            }
+        });
+        drop(tokio::time::timeout(LONGEST, futures_util::future::join_all(running)).await);
     }
 
     /// A container's links as `inspect` shows them.
@@ -101,6 +123,9 @@ impl Containers {
     /// One of them does not run.
     pub(super) fn link_environment(&self, record: &Record) -> Result<Vec<String>> {
         let mut environment = Vec::new();
+        if !record.networks.contains_key(DEFAULT) {
+            return Ok(environment);
+        }
         for (target, alias) in self.links_of(record) {
             let target = target.record();
             let name = format!("/{}/{alias}", record.name);
@@ -114,21 +139,27 @@ impl Containers {
     }
 
     /// Tells those that have linked a container where it is now.
-    pub(super) fn tell_linkers(&self, id: &str) {
+    pub(super) fn tell_linkers(self: &Arc<Self>, id: &str) {
         let is_linker = |record: &Record| {
             record.state.status.is_running()
                 && record.host.network_mode == DEFAULT
                 && record.host.links.iter().flatten().any(|link| link.starts_with(id))
         };
-        for container in self.all() {
-            if !is_linker(&container.record()) {
-                continue;
-            }
-            let record = container.record().clone();
-            if let Err(error) = files::write_names(&self.instance.container_dir(&record.id), &record, self) {
-                tracing::warn!(container = record.id, "{error}");
-            }
+        let linkers: Vec<Arc<Container>> = self.all().into_iter().filter(|container| is_linker(&container.record())).collect();
+        if linkers.is_empty() {
+            return;
         }
+        let containers = self.clone();
+        tokio::task::spawn_blocking(move || {
+            for container in linkers {
+                // What its networks are may be changing just now.
+                let _networking = container.networking();
+                let record = container.record().clone();
+                if let Err(error) = files::write_names(&containers.instance.container_dir(&record.id), &record, &containers) {
+                    tracing::warn!(container = record.id, "{error}");
+                }
+            }
+        });
     }
 
     /// Takes a link away: `LINKER/ALIAS`.

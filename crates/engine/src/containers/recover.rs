@@ -62,6 +62,7 @@ impl Containers {
             if wanted {
                 let (containers, container) = (self.clone(), container.clone());
                 tokio::spawn(async move {
+                    containers.await_links(&container).await;
                     let _operation = container.operation.lock().await;
                     if !container.status().is_running()
                         && let Err(error) = containers.start_locked(&container).await
@@ -118,13 +119,19 @@ impl Containers {
     }
 
     async fn recover_ended(self: &Arc<Self>, container: &Arc<Container>) {
-        self.adopt_volumes(container, false);
+        let was_running = container.status().is_running();
+        let has_ended = was_running || self.exit_record(&container.id).is_some();
+        // Made on the way to a start, before anything is mounted.
+        let was_starting = fs::exists(self.instance.run_dir(&container.id));
+        self.adopt_volumes(container, has_ended || was_starting);
         // Also what a start that was cut short had taken.
         if !self.leave(container).is_empty() {
             self.save_or_complain(container);
         }
-        let was_running = container.status().is_running();
-        if was_running || self.exit_record(&container.id).is_some() {
+        if !has_ended && was_starting {
+            drop(self.give_back(container).await);
+        }
+        if has_ended {
             let exit = self.after_lost_shim(container).await;
             self.ended(container, &exit).await;
         } else if matches!(container.status(), Status::Removing | Status::Dead) {

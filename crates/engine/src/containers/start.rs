@@ -220,9 +220,9 @@ impl Containers {
             devices: devices(host)?,
             device_number: &device_number,
             executable: &self.executable,
-            mounts: self.mounts_of(record, directory)?,
+            mounts: &self.mounts_of(record, directory)?,
         };
-        spec::generate(&record.config, host, surroundings)
+        spec::generate(&record.config, host, &surroundings)
     }
 
     fn rootfs(&self, record: &Record, directory: &Path) -> Result<Rootfs> {

@@ -13,8 +13,8 @@ use whelk_sys::{errno_text, fs, in_root};
 use super::{Container, Containers, files};
 use crate::error::{Error, Result};
 use crate::images::Pin;
-use crate::model::{Config, HostConfig, Record};
-use crate::mounts::{self, MountPlan, Source, VolumeUse};
+use crate::model::{Config, HostConfig, Record, Status};
+use crate::mounts::{self, ImageUse, MountPlan, Source, VolumeUse};
 use crate::volumes::VolumeRecord;
 
 /// A copy of a volume to be made.
@@ -63,10 +63,7 @@ impl Containers {
             let mut must_be_read_only = false;
             let taken = match &mut plans[index].source {
                 Source::Volume(volume) => self.take_volume(id, volume).map(|is_snapshot| must_be_read_only = is_snapshot),
-                Source::Image(image) => self.images.pin(&image.name).map(|(found, pin)| {
-                    image.id = found.id.to_string();
-                    pins.push(pin);
-                }),
+                Source::Image(image) => self.pin_image(image).map(|pin| pins.push(pin)),
                 Source::Bind { .. } | Source::Tmpfs => Ok(()),
             };
             if must_be_read_only {
@@ -80,7 +77,19 @@ impl Containers {
         Ok((plans, pins))
     }
 
-    /// Says whether it may only be read.
+    /// An image that a container mounts; one of `--volumes-from` is the one that its donor has, whatever has its name by now.
+    fn pin_image(&self, image: &mut ImageUse) -> Result<Pin> {
+        let is_inherited = !image.id.is_empty();
+        let pinned = self.images.pin(if is_inherited { &image.id } else { &image.name });
+        let (found, pin) = pinned.map_err(|error| match error {
+            // Clients would take that for the container's own image, and pull it.
+            Error::NotFound(text) if is_inherited => Error::Invalid(text),
+            error => error,
+        })?;
+        image.id = found.id.to_string();
+        Ok(pin)
+    }
+
     /// The same where it may block: volumes may be other programs' to make.
     pub(super) async fn resolve_mounts_aside(
         self: &Arc<Self>,
@@ -97,6 +106,7 @@ impl Containers {
             .map_err(|error| Error::internal(error.to_string()))?
     }
 
+    /// Says whether it may only be read.
     fn take_volume(&self, id: &str, volume: &mut VolumeUse) -> Result<bool> {
         let mut make = std::mem::take(&mut volume.make);
         if make.name.is_empty() {
@@ -119,26 +129,44 @@ impl Containers {
     /// of one moment.
     pub async fn copy_volume(self: &Arc<Self>, request: CopyVolume) -> Result<VolumeRecord> {
         let mut paused = Vec::new();
+        let mut ready = Ok(());
         if request.pause {
-            for id in self.volumes.running(&request.source) {
-                // One that has ended meanwhile, or stands still already, changes nothing.
-                if self.pause(&id).await.is_ok() {
-                    paused.push(id);
-                }
-            }
+            ready = self.pause_users(&request.source, &mut paused).await;
         }
         let volumes = self.volumes.clone();
-        let copied = tokio::task::spawn_blocking(move || {
-            let source = volumes.hold(&request.source)?;
-            volumes.copy(&source, &request.name, request.labels, request.snapshot)
-        })
-        .await;
-        for id in paused {
-            if let Err(error) = self.unpause(&id).await {
-                tracing::warn!(container = id, "after a volume was copied: {error}");
+        let copied = match ready {
+            Ok(()) => tokio::task::spawn_blocking(move || {
+                let source = volumes.hold(&request.source)?;
+                volumes.copy(&source, &request.name, request.labels, request.snapshot)
+            })
+            .await
+            .map_err(|error| Error::internal(error.to_string()))
+            .flatten(),
+            Err(error) => Err(error),
+        };
+        for container in paused {
+            if container.status() == Status::Paused
+                && let Err(error) = self.unpause(&container.id).await
+            {
+                tracing::warn!(container = container.id, "after a volume was copied: {error}");
             }
         }
-        copied.map_err(|error| Error::internal(error.to_string()))?
+        copied
+    }
+
+    /// Pauses the containers that run with a volume, and says which: also those that may be paused when it fails.
+    async fn pause_users(&self, volume: &str, paused: &mut Vec<Arc<Container>>) -> Result<()> {
+        for id in self.volumes.running(volume) {
+            let Some(container) = self.by_id(&id).filter(|container| container.status() == Status::Running) else { continue };
+            let outcome = self.pause(&id).await;
+            paused.push(container);
+            match outcome {
+                // It has ended meanwhile.
+                Err(Error::Conflict(_) | Error::NotFound(_)) => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
     }
 
     /// A container does not use its volumes any more; `anonymous` ones that nobody uses now go as well.

@@ -105,7 +105,7 @@ impl Networks {
             // It has its parent's.
             endpoint.mac_address.clear();
         } else {
-            let port = Port { isolated: !network.switch(option::ICC, true), hairpin: true };
+            let port = Port { isolated: !network.connects_containers(), hairpin: true };
             let name = self.host_interface(endpoint);
             let mut links = self.links();
             let bridge = links.find(&self.bridge_name(network))?;

@@ -369,7 +369,7 @@ impl Networks {
             internal: record.internal,
             masquerade4: masquerade && mode(option::GATEWAY_MODE_4).starts_with("nat"),
             masquerade6: masquerade && mode(option::GATEWAY_MODE_6).starts_with("nat"),
-            icc: record.switch(option::ICC, true),
+            icc: record.connects_containers(),
             open4: mode(option::GATEWAY_MODE_4) == "nat-unprotected",
             open6: mode(option::GATEWAY_MODE_6) == "nat-unprotected",
             routed4: record.is_routed(true),

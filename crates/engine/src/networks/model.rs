@@ -154,14 +154,19 @@ impl NetworkRecord {
         matches!(self.driver.as_str(), "macvlan" | "ipvlan")
     }
 
-    /// Whether its containers route by themselves, without a gateway.
     /// Whether its containers are reached by their own addresses, and not by ports of the host.
     pub fn is_routed(&self, ipv4: bool) -> bool {
         self.option(if ipv4 { option::GATEWAY_MODE_4 } else { option::GATEWAY_MODE_6 }) == Some("routed")
     }
 
+    /// Whether its containers route by themselves, without a gateway.
     pub fn is_routed_by_device(&self) -> bool {
         self.driver == "ipvlan" && self.option(option::IPVLAN_MODE).is_some_and(|mode| mode.starts_with("l3"))
+    }
+
+    /// Whether its containers reach each other.
+    pub fn connects_containers(&self) -> bool {
+        self.switch(option::ICC, true)
     }
 
     /// One of the three that always exist.

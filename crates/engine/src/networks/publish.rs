@@ -112,6 +112,13 @@ impl Networks {
             let (direct, addresses): (Vec<IpAddr>, Vec<IpAddr>) =
                 addresses.into_iter().partition(|address| network.is_routed(address.is_ipv4()));
             for address in direct {
+                if !address.is_unspecified() || wish.wanted.ports != (0, 0) {
+                    tracing::info!(
+                        container = name,
+                        "{address}: its network is routed: no address or port of the host's leads to port {}",
+                        wish.port
+                    );
+                }
                 let host = SocketAddr::new(if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }, 0);
                 let publication = Publication { protocol: wish.wanted.protocol, host, to: to(&address) };
                 if !record.ports.contains(&publication) {
@@ -154,7 +161,12 @@ impl Networks {
     pub(super) fn withdraw_ports(&self, record: &mut Record) {
         let (ports, id) = (&self.ports, &record.id);
         // Only what is its own: a record may be older than who has the port now.
-        let is_own = |one: &Publication| one.is_direct() || ports.is_own(id, one.protocol, one.host);
+        let has = |address: IpAddr| {
+            let state = self.state();
+            let mut places = state.values().filter_map(|network| network.members.get(id));
+            places.any(|member| member.addresses.iter().any(|net| net.addr() == address))
+        };
+        let is_own = |one: &Publication| if one.is_direct() { has(one.to.ip()) } else { ports.is_own(id, one.protocol, one.host) };
         let own: Vec<Publication> = record.ports.drain(..).filter(is_own).collect();
         // While a rule leads a port elsewhere it cannot be another's.
         if let Err(error) = self.firewall.withdraw(&own) {

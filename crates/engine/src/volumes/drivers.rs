@@ -166,14 +166,19 @@ impl Driver {
         #[derive(Debug, Default, Deserialize)]
         #[serde(rename_all = "PascalCase", default)]
         struct Answer {
+            #[serde(deserialize_with = "or_default")]
             mountpoint: PathBuf,
         }
-        let answer: Answer = self.plugin.call("VolumeDriver.Mount", &json!({"Name": name, "ID": id}), TO_CHANGE)?;
-        if answer.mountpoint.is_absolute() {
-            return Ok(answer.mountpoint);
+        let body = json!({"Name": name, "ID": id});
+        let mounted = self.plugin.call("VolumeDriver.Mount", &body, TO_CHANGE).and_then(|Answer { mountpoint }| {
+            let text = || format!("plugin {}: mountpoint {mountpoint:?} is no absolute path", self.name());
+            if mountpoint.is_absolute() { Ok(mountpoint) } else { Err(whelk_plugin::Error::Broken(text())) }
+        });
+        if let Err(whelk_plugin::Error::Broken(_)) = mounted {
+            // It may have mounted all the same.
+            drop(self.plugin.call::<Value>("VolumeDriver.Unmount", &body, TO_LOOK));
         }
-        drop(self.unmount(name, id));
-        Err(whelk_plugin::Error::Broken(format!("plugin {}: mountpoint {:?} is no absolute path", self.name(), answer.mountpoint)))
+        mounted
     }
 
     pub(super) fn unmount(&self, name: &str, id: &str) -> whelk_plugin::Result<()> {
@@ -288,6 +293,24 @@ impl Volumes {
             }
         }
         None
+    }
+
+    /// Forgets a volume that nobody uses and that its plugin does not have any more.
+    pub(super) fn forget_if_gone(&self, name: &str) -> Result<()> {
+        let is_idle = |volume: &Volume| volume.record.driver != LOCAL && volume.users.is_empty() && volume.running.is_empty();
+        let Some(record) = self.state().get(name).filter(|volume| is_idle(volume)).map(|volume| volume.record.clone()) else {
+            return Ok(());
+        };
+        let there = self.drivers.get(&record.driver).and_then(|driver| self.drivers.ask(&driver, |driver| driver.find(name)));
+        // One that does not answer may have it.
+        if let Ok(None) = there {
+            let mut state = self.state_mut();
+            if state.get(name).is_some_and(is_idle) {
+                self.store.delete_volume(name)?;
+                state.remove(name);
+            }
+        }
+        Ok(())
     }
 
     /// Makes a volume by a plugin, unless the plugin has it.

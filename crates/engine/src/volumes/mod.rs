@@ -54,7 +54,12 @@ impl VolumeRecord {
 
     /// Whether it is the state of another volume at some time: it is only ever read.
     pub fn is_snapshot(&self) -> bool {
-        !self.option(SNAPSHOT_OF).is_empty()
+        self.driver == LOCAL && !self.option(SNAPSHOT_OF).is_empty()
+    }
+
+    /// How much of the disk it may take, or empty.
+    fn size(&self) -> &str {
+        if self.driver == LOCAL { self.option(local::SIZE) } else { "" }
     }
 
     /// Whether it has a file system of its own, or is a place elsewhere on the host.
@@ -102,8 +107,19 @@ struct Volume {
     running: BTreeSet<String>,
     /// Where its plugin has put its content, since it was last mounted.
     mountpoint: Option<PathBuf>,
+    /// What is being done to it that nobody may get in between, in words.
+    busy: Option<&'static str>,
     /// Held while something is mounted, unmounted or copied there for the first time.
     gate: Arc<Mutex<()>>,
+}
+
+impl Volume {
+    fn idle(&self) -> Result<()> {
+        match self.busy {
+            Some(what) => Err(Error::conflict(format!("volume {} is being {what}", self.record.name))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a volume was made with, beside its data: whoever finds a volume without a record knows what it is.
@@ -163,7 +179,9 @@ fn record(
     VolumeRecord { name, driver, created_at: now(), labels: filled(labels), options: filled(options) }
 }
 
+/// Removes what was a volume's directory, or was to be one.
 fn discard(path: &std::path::Path) {
+    quota::lift(&path.join(DATA));
     if let Err(error) = fs::remove_tree(path) {
         tracing::warn!("remove what was a volume: {error}");
     }
@@ -236,6 +254,7 @@ impl Volumes {
 
     /// The same for a container, which from then on uses it. Blocks, where plugins are asked.
     pub fn create_for(&self, mut request: CreateVolume, container: Option<&str>) -> Result<VolumeRecord> {
+        self.forget_if_gone(&request.name)?;
         if let Some(found) = self.use_existing(&request, container) {
             return found;
         }
@@ -275,6 +294,9 @@ impl Volumes {
                 "create {name}: driver '{driver}' already has volume '{name}': volume name must be unique"
             ))));
         }
+        if let Err(error) = volume.idle() {
+            return Some(Err(error));
+        }
         volume.users.extend(container.map(str::to_owned));
         Some(Ok(volume.record.clone()))
     }
@@ -305,7 +327,7 @@ impl Volumes {
         fs::create_dir(&staged.path, 0o701)?;
         fs::create_dir(staged.path.join(DATA), 0o755)?;
         fs::write(staged.path.join(DESCRIPTION), description)?;
-        let size = record.option(local::SIZE);
+        let size = record.size();
         if !size.is_empty() {
             let limited = local::parse_size(size).and_then(|size| quota::limit(&staged.path.join(DATA), size));
             limited.map_err(|error| error.prefixed(&format!("create {}", record.name)))?;
@@ -361,6 +383,7 @@ impl Volumes {
         let gate = self.gate(name)?;
         let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
+        self.check_idle(name)?;
         let uses = self.state().get(name).is_some_and(|volume| volume.running.contains(user));
         // A container may mount it at several places.
         if !uses || self.path(name).as_os_str().is_empty() {
@@ -370,6 +393,12 @@ impl Volumes {
             volume.running.insert(user.to_owned());
         }
         Ok(record)
+    }
+
+    /// # Errors
+    /// Something is being done to it meanwhile.
+    fn check_idle(&self, name: &str) -> Result<()> {
+        self.state().get(name).map_or(Ok(()), |volume| volume.idle())
     }
 
     /// Makes a volume's content available for `user`. Its gate is held.
@@ -448,11 +477,14 @@ impl Volumes {
         let gate = self.gate(name)?;
         let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
+        self.check_idle(name)?;
         // A file system of its own is there only while a container runs.
         let filler = names::random_id();
         self.mount_for(&record, &filler)?;
         // In use, the directory itself has to stay. Who is about to use it waits at the gate.
-        let at_once = record.driver == LOCAL && !record.is_mounted() && !self.is_in_use(name);
+        // And one that takes the place of a directory with a limit would have none.
+        let is_plain = record.driver == LOCAL && !record.is_mounted() && record.size().is_empty();
+        let at_once = is_plain && !self.is_in_use(name);
         let outcome = whelk_image::copy_up(layers, path, &self.path(name), at_once);
         self.unmount_for(&record, &filler);
         outcome.map_err(|error| Error::internal(format!("copy the image's {path} to volume {name}: {error}")))
@@ -478,26 +510,25 @@ impl Volumes {
         // Only what is mounted, which may take its time, can be in somebody's way here.
         let is_elsewhere = record.is_mounted() || record.driver != LOCAL;
         let _gate = is_elsewhere.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
-        if is_elsewhere && self.users(name) == 0 && !self.is_in_use(name) {
-            if record.driver == LOCAL {
+        if is_elsewhere {
+            self.begin_removal(name)?;
+            let removed = match record.driver.as_str() {
                 // What is mounted is not ours to delete.
-                self.unmount(name)?;
-            } else if let Err(error) = self.remove_by_plugin(&record)
-                && !force
-            {
-                return Err(error);
+                LOCAL => self.unmount(name),
+                _ => self.remove_by_plugin(&record).or_else(|error| if force { Ok(()) } else { Err(error) }),
+            };
+            if let Some(volume) = self.state_mut().get_mut(name) {
+                volume.busy = removed.is_ok().then_some(REMOVED);
             }
+            removed?;
         }
         let mut state = self.state_mut();
         let volume = state.get(name).ok_or_else(|| no_such_volume(name))?;
-        if !volume.users.is_empty() || !volume.running.is_empty() {
-            let users: BTreeSet<&str> = volume.users.iter().chain(&volume.running).map(String::as_str).collect();
-            let users: Vec<&str> = users.into_iter().collect();
-            return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
-        }
+        check_unused(volume)?;
         // The record first: from a directory that is left over the volume comes back as it was.
         self.store.delete_volume(name)?;
         if record.driver != LOCAL {
+            // Its files are the plugin's.
             state.remove(name);
             drop(state);
             self.publish(&record, "destroy", &[]);
@@ -515,23 +546,32 @@ impl Volumes {
         drop(state);
         self.publish(&record, "destroy", &[]);
         // Deleted when nobody waits for it.
-        std::thread::spawn(move || {
-            if !record.option(local::SIZE).is_empty() {
-                quota::lift(&trashed.join(DATA));
-            }
-            discard(&trashed);
-        });
+        std::thread::spawn(move || discard(&trashed));
+        Ok(())
+    }
+
+    /// Keeps others from a volume whose removal takes its time.
+    fn begin_removal(&self, name: &str) -> Result<()> {
+        let mut state = self.state_mut();
+        let volume = state.get_mut(name).ok_or_else(|| no_such_volume(name))?;
+        check_unused(volume)?;
+        volume.busy = Some(REMOVED);
         Ok(())
     }
 
     /// Removes a volume of a container that is gone, if it was made for it and nobody else uses it.
-    pub fn remove_anonymous(&self, name: &str) {
-        if self.find(name).is_ok_and(|record| record.is_anonymous())
-            && let Err(error) = self.remove_unused(name, false)
-            && !matches!(error, Error::Conflict(_))
-        {
-            tracing::warn!(volume = name, "{error}");
+    pub fn remove_anonymous(self: &Arc<Self>, name: &str) {
+        let Ok(record) = self.find(name) else { return };
+        if !record.is_anonymous() {
+            return;
         }
+        let (volumes, name) = (self.clone(), record.name.clone());
+        let remove = move || match volumes.remove_unused(&name, false) {
+            Ok(()) | Err(Error::Conflict(_)) => {}
+            Err(error) => tracing::warn!(volume = name, "{error}"),
+        };
+        // What others mount or keep takes its time, which nobody here has.
+        if record.is_mounted() || record.driver != LOCAL { drop(std::thread::spawn(remove)) } else { remove() }
     }
 
     /// # Errors
@@ -589,6 +629,19 @@ impl Volumes {
         attributes.insert("driver".into(), record.driver.clone());
         self.events.publish("volume", action, record.name.clone(), attributes);
     }
+}
+
+const REMOVED: &str = "removed";
+
+/// # Errors
+/// Somebody names it or uses it.
+fn check_unused(volume: &Volume) -> Result<()> {
+    let users: BTreeSet<&str> = volume.users.iter().chain(&volume.running).map(String::as_str).collect();
+    if users.is_empty() {
+        return Ok(());
+    }
+    let users: Vec<&str> = users.into_iter().collect();
+    Err(Error::conflict(format!("remove {}: volume is in use - [{}]", volume.record.name, users.join(", "))))
 }
 
 fn matches(filters: &Filters, record: &VolumeRecord, none: &BTreeMap<String, String>) -> bool {

@@ -27,18 +27,21 @@ pub(super) fn limit(directory: &Path, limit: u64) -> Result<()> {
     while quota::get(&directory, project).map_err(unsupported)? != quota::Quota::default() {
         project += 1;
     }
-    quota::set_limit(&directory, project, limit).map_err(unsupported)?;
-    quota::set_project(&directory, project).map_err(unsupported)
+    // In this order: a directory that goes away takes its project's limit along.
+    quota::set_project(&directory, project).map_err(unsupported)?;
+    quota::set_limit(&directory, project, limit).map_err(unsupported)
 }
 
-/// Lifts the limit of a directory that goes away. Blocks that its files still have keep others from its project.
+/// Lifts the limit of a directory that goes away, if it has one. Blocks that its files still have keep others from its
+/// project.
 pub(super) fn lift(directory: &Path) {
-    let lifted = open(directory).map_err(drop).and_then(|directory| {
-        let project = quota::project_of(&directory).map_err(drop)?;
-        if project >= FIRST { quota::set_limit(&directory, project, 0).map_err(drop) } else { Ok(()) }
-    });
-    if lifted.is_err() {
-        tracing::warn!("the quota of {} was not lifted", directory.display());
+    let Ok(opened) = open(directory) else { return };
+    // Without project quotas there is no limit either.
+    let Ok(project) = quota::project_of(&opened) else { return };
+    if project >= FIRST
+        && let Err(error) = quota::set_limit(&opened, project, 0)
+    {
+        tracing::warn!("lift the quota of {}: {error}", directory.display());
     }
 }
 

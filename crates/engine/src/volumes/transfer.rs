@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use whelk_sys::{copy, errno_text, fs};
 
@@ -36,7 +36,7 @@ impl Hold {
         let source = self.volumes.path(&self.record.name);
         let failed = |error: rustix::io::Errno| Error::internal(format!("copy {}: {}", source.display(), errno_text(&error.into())));
         let (from, to) = (fs::open(&source)?, fs::open(target)?);
-        copy::tree(&from, &to).and_then(|()| copy::directory_attributes(&from, &to)).map_err(failed)
+        copy::tree(&from, &to, copy::Source::InUse).and_then(|()| copy::directory_attributes(&from, &to)).map_err(failed)
     }
 }
 
@@ -54,23 +54,38 @@ impl Volumes {
     /// Somebody uses the volume: files that change meanwhile could lead the unpacking elsewhere.
     pub fn import(&self, name: &str, input: impl Read + Send) -> Result<VolumeRecord> {
         let during = |error: whelk_image::Error| Error::from(error).prefixed(&format!("import into volume {name}"));
-        let Ok(gate) = self.gate(name) else {
+        if self.find(name).is_err() {
+            // One that only a plugin knows so far.
+            drop(self.discover(name));
+        }
+        let Ok(record) = self.find(name) else {
             let record = new_record(CreateVolume { name: name.to_owned(), ..CreateVolume::default() })?;
             return self.create_filled(record, |directory| whelk_image::layer::unpack(input, directory).map_err(during));
         };
-        // Whoever wants to use it waits for its end.
-        let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = self.find(name)?;
         if record.is_snapshot() {
             return Err(Error::conflict(format!("volume {name} is a snapshot, which stays as it is: clone it")));
         }
-        if self.is_in_use(name) {
-            return Err(Error::conflict(format!("volume {name} is in use: stop the containers that use it first")));
-        }
         let importer = names::random_id();
-        self.mount_for(&record, &importer)?;
-        let outcome = whelk_image::layer::unpack(input, &self.path(name)).map_err(during);
-        self.unmount_for(&record, &importer);
+        self.begin_use(name, &importer)?;
+        // Whoever wants to use it is told to wait: an import takes as long as its sender takes.
+        let begun = {
+            let mut state = self.state_mut();
+            match state.get_mut(name) {
+                Some(volume) if volume.running.len() == 1 => {
+                    volume.busy = Some("imported into");
+                    Ok(())
+                }
+                _ => Err(Error::conflict(format!("volume {name} is in use: stop the containers that use it first"))),
+            }
+        };
+        let outcome = begun.and_then(|()| {
+            let outcome = whelk_image::layer::unpack(input, &self.path(name)).map_err(during);
+            if let Some(volume) = self.state_mut().get_mut(name) {
+                volume.busy = None;
+            }
+            outcome
+        });
+        drop(self.end_use(name, &importer));
         outcome.map(|()| record)
     }
 
@@ -84,8 +99,8 @@ impl Volumes {
         request.labels = source.record.labels.clone().unwrap_or_default();
         request.labels.remove(super::ANONYMOUS);
         request.labels.extend(labels);
-        if let Some(size) = source.record.options.as_ref().and_then(|options| options.get(local::SIZE)) {
-            request.options.insert(local::SIZE.into(), size.clone());
+        if !source.record.size().is_empty() {
+            request.options.insert(local::SIZE.into(), source.record.size().to_owned());
         }
         let mut record = new_record(request)?;
         if snapshot {

@@ -30,6 +30,9 @@ const LARGEST_HEADERS: u64 = 1 << 20;
 /// A file with holes may claim any size; this is the largest that is believed, in bytes.
 const LARGEST_SPARSE: u64 = 64 << 30;
 
+/// What archives consist of, in bytes.
+const BLOCK: usize = 512;
+
 /// Deeper trees serve only to exhaust whoever walks them.
 const DEEPEST: usize = 512;
 
@@ -204,7 +207,10 @@ impl Layer {
         }
         // The padding behind the end mark is part of the archive's digest.
         let mut rest = archive.into_inner();
-        drop(tap.entry_begins());
+        // A layer's digest says that it is whole. Of other archives all that is known is how they end: with a block of zeros.
+        if tap.entry_begins().len() < BLOCK && self.purpose == Purpose::Files {
+            return Err(Error::invalid("the archive is cut short: it has no end mark"));
+        }
         io::copy(&mut rest, &mut Sink(tap)).map_err(io("read archive"))?;
         self.finish_directories()?;
         Ok(rest.inner)
@@ -221,7 +227,7 @@ impl Layer {
             return Ok(());
         }
         let path = relative(OsStr::from_bytes(&entry.path_bytes()))?;
-        let metadata = Metadata::of(entry, extensions)?;
+        let metadata = Metadata::of(entry, extensions, self.purpose)?;
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             // The root itself: only its metadata.
             let root = self.root.try_clone().map_err(io("duplicate descriptor"))?;
@@ -267,7 +273,7 @@ impl Layer {
                 }
                 symlinkat(&*target, &parent, &name).map_err(|error| io("symlink")(error.into()))?;
             }
-            EntryType::Char | EntryType::Block | EntryType::Fifo => make_node(entry, kind, &parent, &name, metadata.mode)?,
+            EntryType::Char | EntryType::Block | EntryType::Fifo => self.make_node(entry, kind, &parent, &name, metadata.mode)?,
             other => return Err(Error::invalid(format!("unknown entry type {:?}", other.as_byte() as char))),
         }
         describe_by_name(&parent, &name, kind, &metadata)
@@ -380,6 +386,29 @@ impl Layer {
         linkat(&directory, target_name, parent, name, AtFlags::empty()).map_err(|error| refuse(error.into()))
     }
 
+    fn make_node(&self, entry: &Entry<'_, impl Read>, kind: EntryType, parent: &OwnedFd, name: &OsStr, mode: u32) -> Result<()> {
+        let number = |result: io::Result<Option<u32>>| result.map_err(io("device number")).map(Option::unwrap_or_default);
+        // Pipes have no numbers, and some archivers leave the fields blank.
+        let (major, minor) =
+            if kind == EntryType::Fifo { (0, 0) } else { (number(entry.header().device_major())?, number(entry.header().device_minor())?) };
+        // What the kernel would cut off could turn one device into another.
+        const LARGEST_MAJOR: u32 = 0xfff;
+        const LARGEST_MINOR: u32 = 0xf_ffff;
+        if major > LARGEST_MAJOR || minor > LARGEST_MINOR {
+            return Err(Error::invalid(format!("device number {major}:{minor} is out of range")));
+        }
+        let file_type = match kind {
+            EntryType::Char => FileType::CharacterDevice,
+            EntryType::Block => FileType::BlockDevice,
+            _ => FileType::Fifo,
+        };
+        if kind == EntryType::Char && (major, minor) == (0, 0) && self.purpose == Purpose::Layer {
+            return Err(Error::invalid("character device 0:0: whiteouts have names of their own"));
+        }
+        mknodat(parent, name, file_type, Mode::from_raw_mode(mode & 0o7777), makedev(major, minor))
+            .map_err(|error| io("mknod")(error.into()))
+    }
+
     fn describe_directory(&mut self, directory: &OwnedFd, path: &Path, metadata: &Metadata) -> Result<()> {
         describe(directory.as_fd(), metadata)?;
         self.directories.push((path.to_owned(), metadata.mtime));
@@ -476,28 +505,6 @@ fn set_opaque(directory: &OwnedFd) -> Result<()> {
         .map_err(|error| io("mark directory opaque")(error.into()))
 }
 
-fn make_node(entry: &Entry<'_, impl Read>, kind: EntryType, parent: &OwnedFd, name: &OsStr, mode: u32) -> Result<()> {
-    let number = |result: io::Result<Option<u32>>| result.map_err(io("device number")).map(Option::unwrap_or_default);
-    // Pipes have no numbers, and some archivers leave the fields blank.
-    let (major, minor) =
-        if kind == EntryType::Fifo { (0, 0) } else { (number(entry.header().device_major())?, number(entry.header().device_minor())?) };
-    // What the kernel would cut off could turn one device into another.
-    const LARGEST_MAJOR: u32 = 0xfff;
-    const LARGEST_MINOR: u32 = 0xf_ffff;
-    if major > LARGEST_MAJOR || minor > LARGEST_MINOR {
-        return Err(Error::invalid(format!("device number {major}:{minor} is out of range")));
-    }
-    let file_type = match kind {
-        EntryType::Char => FileType::CharacterDevice,
-        EntryType::Block => FileType::BlockDevice,
-        _ => FileType::Fifo,
-    };
-    if kind == EntryType::Char && (major, minor) == (0, 0) {
-        return Err(Error::invalid("character device 0:0: whiteouts have names of their own"));
-    }
-    mknodat(parent, name, file_type, Mode::from_raw_mode(mode & 0o7777), makedev(major, minor)).map_err(|error| io("mknod")(error.into()))
-}
-
 /// Copies a sparse file's content, leaving its holes.
 fn copy_sparse(entry: &mut Entry<'_, impl Read>, file: &mut std::fs::File, tap: &Tap) -> Result<u64> {
     use std::io::{Seek, SeekFrom, Write};
@@ -524,7 +531,7 @@ fn copy_sparse(entry: &mut Entry<'_, impl Read>, file: &mut std::fs::File, tap: 
 }
 
 impl Metadata {
-    fn of(entry: &Entry<'_, impl Read>, extensions: &[(String, Vec<u8>)]) -> Result<Self> {
+    fn of(entry: &Entry<'_, impl Read>, extensions: &[(String, Vec<u8>)], purpose: Purpose) -> Result<Self> {
         let header = entry.header();
         // The largest number stands for "leave as it is" in chown(2).
         let valid = |id: u64| {
@@ -540,7 +547,8 @@ impl Metadata {
             }
             if let Some(name) = key.strip_prefix(XATTR) {
                 // The overlay's own would let a layer redirect names into other layers.
-                if name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.") {
+                let is_mark = name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
+                if is_mark && purpose == Purpose::Layer {
                     return Err(Error::invalid(format!("extended attribute {name} is not for archives")));
                 }
                 xattrs.push((name.to_owned(), value.clone()));
@@ -557,7 +565,6 @@ impl Metadata {
 /// The records of an entry's extended headers, from its header blocks. Values may hold any byte: a record's length
 /// says where it ends, not a newline.
 fn pax_records(headers: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
-    const BLOCK: usize = 512;
     let mut records = Vec::new();
     // What is no whole block in front is the padding of the entry before.
     let mut rest = &headers[headers.len() % BLOCK..];
