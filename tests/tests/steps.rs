@@ -147,8 +147,8 @@ fn volume_create_and_remove() {
 #[test]
 fn volume_copies() {
     let made = words("run --rm -v kept:/v busybox sh -c echo${IFS}whole>/v/file");
-    Case(78).at_every_step(&[made.clone()], &words("volume clone kept copy"));
-    Case(78).at_every_step(&[made.clone()], &words("volume snapshot kept copy"));
+    Case(78).at_every_step(std::slice::from_ref(&made), &words("volume clone kept copy"));
+    Case(78).at_every_step(std::slice::from_ref(&made), &words("volume snapshot kept copy"));
     // An archive of what the others copy.
     let archive = std::env::temp_dir().join(format!("whelk-steps-{}.tar", std::process::id()));
     fs::write(&archive, whelk_tests::tar::Tar::new().file("file", "whole\n").finish()).unwrap();

@@ -91,12 +91,13 @@ impl<W: Write> Export<W> {
         if path.components().count() > DEEPEST {
             return Err(crate::Error::invalid(format!("{}: more than {DEEPEST} directories deep", path.display())));
         }
-        if !kind.is_dir() && stat.st_nlink > 1 {
-            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
-                header.set_entry_type(EntryType::Link);
-                header.set_size(0);
-                return self.archive.append_link(&mut header, path, first).map_err(io(format!("export {}", path.display())));
-            }
+        if !kind.is_dir()
+            && stat.st_nlink > 1
+            && let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino))
+        {
+            header.set_entry_type(EntryType::Link);
+            header.set_size(0);
+            return self.archive.append_link(&mut header, path, first).map_err(io(format!("export {}", path.display())));
         }
         let gone = |error: Errno| matches!(error, Errno::NOENT | Errno::LOOP | Errno::NOTDIR);
         let open = |flags: OFlags| openat(parent, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());

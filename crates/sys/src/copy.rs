@@ -90,10 +90,11 @@ impl Copy {
         let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let own_path = join(path, name);
-        if kind != FileType::Directory && stat.st_nlink > 1 {
-            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
-                return linkat(&self.top, first.as_c_str(), to, name, AtFlags::empty());
-            }
+        if kind != FileType::Directory
+            && stat.st_nlink > 1
+            && let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino))
+        {
+            return linkat(&self.top, first.as_c_str(), to, name, AtFlags::empty());
         }
         let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open_directory = |at: &OwnedFd| openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty());
