@@ -291,6 +291,11 @@ impl Links {
 
     /// The networks that this namespace's main table leads to, without default routes.
     pub fn routes(&mut self) -> Result<Vec<IpNet>> {
+        Ok(self.routes_by_link()?.into_iter().map(|(to, _)| to).collect())
+    }
+
+    /// The same with the index of the interface that each leads through, or 0 where there are several.
+    pub fn routes_by_link(&mut self) -> Result<Vec<(IpNet, u32)>> {
         let mut found = Vec::new();
         for family in [AF_INET, AF_INET6] {
             let header = [family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -327,7 +332,7 @@ fn parse_link(reply: &Reply) -> Option<Link> {
     })
 }
 
-fn parse_route(reply: &Reply) -> Option<IpNet> {
+fn parse_route(reply: &Reply) -> Option<(IpNet, u32)> {
     let (header, attributes) = reply.split(12)?;
     if header[4] != RT_TABLE_MAIN || header[1] == 0 {
         return None;
@@ -339,5 +344,6 @@ fn parse_route(reply: &Reply) -> Option<IpNet> {
         IpAddr::V4(address) => address.is_multicast(),
         IpAddr::V6(address) => address.is_multicast() || address.is_unicast_link_local(),
     };
-    (!common).then_some(net)
+    let link = attributes.find(RTA_OIF).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    (!common).then_some((net, link))
 }

@@ -65,6 +65,8 @@ pub struct Networks {
     /// Interfaces to be removed when there is time, with the rules about them.
     doomed: Mutex<Vec<SenderRules>>,
     refill: tokio::sync::Notify,
+    /// What was told of routes in networks' way.
+    overlaps: Mutex<HashSet<String>>,
     /// Counts answers with several addresses.
     turn: AtomicUsize,
     /// What answers names for each container.
@@ -147,6 +149,7 @@ impl Networks {
             spare: Mutex::default(),
             doomed: Mutex::default(),
             refill: tokio::sync::Notify::new(),
+            overlaps: Mutex::default(),
             turn: AtomicUsize::default(),
             resolvers: Mutex::default(),
         });
@@ -182,6 +185,7 @@ impl Networks {
     /// Keeps namespaces ready and the rules in place for as long as the engine runs.
     pub async fn keep(self: Arc<Self>) {
         const CHECK: Duration = Duration::from_secs(5);
+        const ROUTES: Duration = Duration::from_secs(60);
         // Others may change their rules piece by piece.
         const AT_MOST_EVERY: Duration = Duration::from_millis(100);
         let changes = Arc::new(tokio::sync::Notify::new());
@@ -199,10 +203,15 @@ impl Networks {
         let mut checked = None;
         let mut last = Instant::now();
         let mut changed = false;
+        let mut routes_seen = Instant::now();
         loop {
             let check = changed || last.elapsed() >= CHECK;
             if check {
                 last = Instant::now();
+            }
+            let look_at_routes = routes_seen.elapsed() >= ROUTES;
+            if look_at_routes {
+                routes_seen = Instant::now();
             }
             let networks = self.clone();
             let work = tokio::task::spawn_blocking(move || {
@@ -215,6 +224,9 @@ impl Networks {
                             break;
                         }
                     }
+                }
+                if look_at_routes {
+                    networks.check_routes();
                 }
                 if check { networks.check_rules(checked) } else { checked }
             });
@@ -247,6 +259,27 @@ impl Networks {
         }
         self.ensure_passage();
         generation
+    }
+
+    /// Tells, once, of routes that have appeared since a network was made and lead its addresses elsewhere: a VPN's, mostly.
+    fn check_routes(&self) {
+        let Ok(routes) = Links::open().and_then(|mut links| links.routes_by_link()) else { return };
+        let bridges: Vec<(String, Vec<IpNet>, String)> = self
+            .state()
+            .values()
+            .filter(|network| network.record.driver == "bridge")
+            .map(|network| (network.record.name.clone(), network.record.subnets(), self.bridge_name(&network.record)))
+            .collect();
+        let mut links = self.links();
+        let mut index = |name: &str| links.find(name).ok().flatten().map_or(0, |link| link.index);
+        let own: Vec<_> = bridges.into_iter().map(|(network, subnets, bridge)| (network, subnets, index(&bridge))).collect();
+        drop(links);
+        let mut known = self.overlaps.lock().unwrap_or_else(PoisonError::into_inner);
+        let found: HashSet<String> = foreign_routes(&own, &routes).collect();
+        for text in found.difference(&known) {
+            tracing::warn!("{text}");
+        }
+        *known = found;
     }
 
     /// Has the host's other firewalls let our traffic through to our own rules, unless the administrator forbids it.
@@ -392,6 +425,21 @@ impl Networks {
     }
 }
 
+/// What there is to say of routes that lead into a network's subnets by another way than its bridge. `networks`: name, subnets
+/// and the bridge's index.
+fn foreign_routes<'a>(networks: &'a [(String, Vec<IpNet>, u32)], routes: &'a [(IpNet, u32)]) -> impl Iterator<Item = String> + 'a {
+    networks.iter().flat_map(|(name, subnets, bridge)| {
+        let overlapping = subnets.iter().flat_map(move |subnet| {
+            // A wider route is the way to everything else; the kernel takes the narrower one.
+            let hides = move |route: &IpNet| route.prefix_len() >= subnet.prefix_len() && whelk_network::ipam::overlap(route, subnet);
+            routes.iter().filter(move |(route, link)| link != bridge && hides(route)).map(move |(route, _)| (route, subnet))
+        });
+        overlapping.map(move |(route, subnet)| {
+            format!("network {name}: a route to {route} on the host leads addresses of its subnet {subnet} elsewhere: remove the network and make it anew")
+        })
+    })
+}
+
 /// What the names of an instance's interfaces begin with.
 fn prefix(instance: &Instance) -> String {
     const LONGEST: usize = 8;
@@ -420,4 +468,25 @@ const VETH: char = 'v';
 /// Which of a network's gateways are for which family.
 fn gateway_of(blocks: &[Block], ipv4: bool) -> Option<IpAddr> {
     blocks.iter().map(|block| block.gateway).find(|gateway| gateway.is_ipv4() == ipv4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_in_a_networks_way() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap_or_default();
+        let networks = [("app".to_owned(), vec![net("10.1.2.0/24"), net("fd00:1::/64")], 7)];
+        let found = |routes: &[(&str, u32)]| {
+            let routes: Vec<(IpNet, u32)> = routes.iter().map(|(to, link)| (net(to), *link)).collect();
+            foreign_routes(&networks, &routes).collect::<Vec<_>>()
+        };
+        // Its own, one beside it, and a wider one are in nobody's way.
+        assert!(found(&[("10.1.2.0/24", 7), ("10.1.3.0/24", 2), ("10.0.0.0/8", 2), ("fd00:1::/64", 7)]).is_empty());
+        for route in ["10.1.2.0/24", "10.1.2.128/25", "10.1.2.5/32", "fd00:1::/96"] {
+            let said = found(&[(route, 2)]);
+            assert!(said.len() == 1 && said[0].contains(route), "{said:?}");
+        }
+    }
 }
