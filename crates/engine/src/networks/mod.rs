@@ -275,7 +275,7 @@ impl Networks {
         let own: Vec<_> = bridges.into_iter().map(|(network, subnets, bridge)| (network, subnets, index(&bridge))).collect();
         drop(links);
         let mut known = self.overlaps.lock().unwrap_or_else(PoisonError::into_inner);
-        let found: HashSet<String> = foreign_routes(&own, &routes).collect();
+        let found = foreign_routes(&own, &routes);
         for text in found.difference(&known) {
             tracing::warn!("{text}");
         }
@@ -427,17 +427,20 @@ impl Networks {
 
 /// What there is to say of routes that lead into a network's subnets by another way than its bridge. `networks`: name, subnets
 /// and the bridge's index.
-fn foreign_routes<'a>(networks: &'a [(String, Vec<IpNet>, u32)], routes: &'a [(IpNet, u32)]) -> impl Iterator<Item = String> + 'a {
-    networks.iter().flat_map(|(name, subnets, bridge)| {
-        let overlapping = subnets.iter().flat_map(move |subnet| {
+fn foreign_routes(networks: &[(String, Vec<IpNet>, u32)], routes: &[(IpNet, u32)]) -> HashSet<String> {
+    let mut found = HashSet::new();
+    for (name, subnets, bridge) in networks {
+        for subnet in subnets {
             // A wider route is the way to everything else; the kernel takes the narrower one.
-            let hides = move |route: &IpNet| route.prefix_len() >= subnet.prefix_len() && whelk_network::ipam::overlap(route, subnet);
-            routes.iter().filter(move |(route, link)| link != bridge && hides(route)).map(move |(route, _)| (route, subnet))
-        });
-        overlapping.map(move |(route, subnet)| {
-            format!("network {name}: a route to {route} on the host leads addresses of its subnet {subnet} elsewhere: remove the network and make it anew")
-        })
-    })
+            let hides = |route: &IpNet| route.prefix_len() >= subnet.prefix_len() && whelk_network::ipam::overlap(route, subnet);
+            for (route, _) in routes.iter().filter(|(route, link)| link != bridge && hides(route)) {
+                found.insert(format!(
+                    "network {name}: a route to {route} on the host leads addresses of its subnet {subnet} elsewhere: remove the network and make it anew"
+                ));
+            }
+        }
+    }
+    found
 }
 
 /// What the names of an instance's interfaces begin with.
@@ -480,7 +483,7 @@ mod tests {
         let networks = [("app".to_owned(), vec![net("10.1.2.0/24"), net("fd00:1::/64")], 7)];
         let found = |routes: &[(&str, u32)]| {
             let routes: Vec<(IpNet, u32)> = routes.iter().map(|(to, link)| (net(to), *link)).collect();
-            foreign_routes(&networks, &routes).collect::<Vec<_>>()
+            foreign_routes(&networks, &routes).into_iter().collect::<Vec<_>>()
         };
         // Its own, one beside it, and a wider one are in nobody's way.
         assert!(found(&[("10.1.2.0/24", 7), ("10.1.3.0/24", 2), ("10.0.0.0/8", 2), ("fd00:1::/64", 7)]).is_empty());
