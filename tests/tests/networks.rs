@@ -1016,3 +1016,62 @@ while True:
     let heard: u64 = inside(cli, "other", "cat /sys/class/net/eth0/statistics/rx_packets").parse().unwrap();
     assert!(heard < sent() / 10, "{heard} frames of the flood's {} came through", sent());
 }
+
+#[test]
+fn names_are_answered_at_once_when_an_engine_comes_back() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
+    for name in ["one", "two", "three"] {
+        up(cli, name, &["--network", "app"], "sleep 300");
+    }
+    // Connected before, as a program's resolver library may be.
+    let resolver = resolver_of(&engine, "one");
+    resolver.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    let answers = |id: u16| {
+        drop(resolver.send(&question(id, "two")));
+        let mut answer = [0; 512];
+        // One address, in an answer to this question.
+        matches!(resolver.recv(&mut answer), Ok(length) if length > 12 && answer[..2] == id.to_be_bytes() && answer[7] == 1)
+    };
+    eventually("an answer", || answers(1).then_some(()));
+    for id in 2..7 {
+        engine.kill9();
+        assert!(!answers(id), "nobody is there");
+        engine.restart();
+        let back = Instant::now();
+        while !answers(id) {
+            assert!(back.elapsed() < Duration::from_millis(100), "no answer in time");
+        }
+    }
+}
+
+#[test]
+fn containers_have_no_way_to_the_engine() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    // By no network: whatever it listens at is a file, below a directory that containers do not have.
+    let pid = engine.daemon_pid();
+    let own: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    assert!(!own.is_empty());
+    for table in ["tcp", "tcp6", "udp", "udp6", "raw", "raw6"] {
+        let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
+        let ours =
+            sockets.lines().skip(1).filter(|line| line.split_whitespace().nth(9).is_some_and(|inode| own.iter().any(|one| one == inode)));
+        assert_eq!(ours.collect::<Vec<_>>(), Vec::<&str>::new(), "{table}");
+    }
+    // Nor by a name without a file, which the host's network would lead to (CVE-2020-15257).
+    let hosted = |script: &str| cli.run(&["run", "--rm", "--network", "host", "--pid", "host", "busybox", "sh", "-c", script]);
+    let names = hosted("cat /proc/net/unix").ok();
+    assert!(names.contains(&engine.socket().to_string_lossy().into_owned()), "the engine's socket is known by name");
+    let abstract_names = names.lines().filter_map(|line| line.split_whitespace().nth(7)).filter(|name| name.starts_with('@'));
+    assert!(!abstract_names.into_iter().any(|name| name.contains("whelk")), "{names}");
+    let path = engine.socket();
+    hosted(&format!("ls {}", path.display())).refuses(1, "No such file or directory");
+    // The engine's own view of files is not open to others either.
+    hosted(&format!("ls /proc/{pid}/root{}", path.display())).refuses(1, "Permission denied");
+}
