@@ -590,6 +590,7 @@ fn what_cannot_be_is_refused() {
         cli.run(&["run", "--rm", "--link", "nosuch", "busybox", "true"]).refuses(125, "could not get container for nosuch");
         let warned = cli.run(&["run", "--rm", "--network", "host", "-p", "80", "busybox", "true"]);
         assert!(warned.err().contains("Published ports are discarded when using host network mode"), "{}", warned.err());
+        assert_eq!(cli.run(&["network", "ls", "-f", "name=^taken$", "--format", "{{.Name}}"]).ok(), "taken");
         // Nothing of it is there.
         assert_eq!(cli.run(&["network", "ls", "--format", "{{.Name}}"]).ok(), "bridge\nhost\nnone\ntaken");
         assert_eq!(cli.run(&["network", "inspect", "-f", "{{.Driver}} {{.Scope}}", "taken"]).ok(), "bridge local");

@@ -370,6 +370,7 @@ fn files_in_a_mapped_mount_belong_to_their_owner_outside() {
     run("1234:4321", "echo as myself >/home/same && stat -c '%u:%g' /home/same").ok();
     assert_eq!(owner("same"), (1234, 4321));
     cli.run(&["create", "--mount", &mount.replace("auto", "bogus"), "busybox"]).refuses(1, "only \"auto\" is known");
+    cli.run(&["create", "--mount", &mount.replace("auto", ""), "busybox"]).refuses(125, "map-user needs a value");
 }
 
 #[test]
@@ -399,6 +400,12 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     cli.feed(&["volume", "import", "b"], &archive).refuses(1, "volume name is too short");
     cli.run(&["volume", "export", "-o", "/dev/null", "bad"]).refuses(1, "no such volume");
     assert_eq!(fs::read_dir(engine.root().join("volumes")).unwrap().count(), 3);
+    // What is there stays as it is until the whole of what comes for it is there.
+    let longer = Tar::new().file("own", vec![b'x'; 5000]).finish();
+    cli.feed(&["volume", "import", "third"], &longer[..2048]).fails(1);
+    assert_eq!(sh(cli, &["-v", "third:/d"], "cat /d/own; ls -A /d"), "mine\n.wh.odd\nlink\nown\nsub\ntwin");
+    cli.feed(&["volume", "import", "third"], &longer).ok();
+    assert_eq!(sh(cli, &["-v", "third:/d"], "stat -c %s /d/own; rm /d/own"), "5000");
     // Nor does what ends too early, or is nothing at all; a client may say beforehand how long it is.
     cli.feed(&["volume", "import", "bad"], &archive[..archive.len() - 1024]).refuses(1, "cut short");
     cli.feed(&["volume", "import", "bad"], b"").refuses(1, "cut short");
@@ -419,6 +426,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     assert_eq!(engine.get("/volumes/twin")["Labels"], json!({"a": "b"}));
     cli.run(&["volume", "clone", "data", "twin"]).refuses(1, "a volume with the name twin exists already");
     cli.run(&["volume", "clone", "nosuch", "copy"]).refuses(1, "no such volume");
+    cli.run(&["volume", "clone", "data"]).refuses(1, "'whelk volume clone' requires 2 arguments");
     // A snapshot stays as it was.
     assert_eq!(cli.run(&["volume", "snapshot", "data", "saved"]).ok(), "saved");
     let named = cli.run(&["volume", "snapshot", "data"]).ok();
@@ -433,6 +441,11 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     // One that has its own file system is mounted for as long as it takes.
     cli.run(&["volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "memory"]).ok();
     assert_eq!(whelk_tests::tar::read(&cli.run(&["volume", "export", "memory"]).stdout).len(), 1);
+    cli.feed(&["volume", "import", "memory"], &archive).refuses(1, "holds nothing but while a container runs with it");
+    cli.run(&["volume", "import", "dir", "/"]).refuses(1, "read /: is a directory");
+    // Names are found by patterns.
+    let named = |pattern: &str| cli.run(&["volume", "ls", "-q", "-f", &format!("name={pattern}")]).ok();
+    assert_eq!((named("^thi"), named("ird$"), named("^ird"), named("[")), ("third".into(), "third".into(), String::new(), String::new()));
     engine.kill9();
     engine.restart();
     assert_eq!(sh(cli, &["-v", "second:/d"], look), expected);

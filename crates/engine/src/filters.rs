@@ -82,6 +82,14 @@ impl Filters {
     }
 
     /// Whether `matches` holds for one of the key's values, or the key is not filtered by.
+    /// Whether a value matches one of those given as patterns, as Docker's names do; without any it does. One that is no pattern
+    /// stands for itself.
+    pub fn any_pattern(&self, key: &str, value: &str) -> bool {
+        self.any(key, |pattern| {
+            value == pattern || regex_lite::Regex::new(pattern).map_or_else(|_| value.contains(pattern), |regex| regex.is_match(value))
+        })
+    }
+
     pub fn any(&self, key: &str, matches: impl Fn(&str) -> bool) -> bool {
         self.get(key).is_none_or(|values| values.iter().any(|value| matches(value)))
     }

@@ -230,7 +230,7 @@ pub(crate) fn visible(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf>
 }
 
 /// A name nobody else has.
-fn random_name() -> String {
+pub(crate) fn random_name() -> String {
     let mut bytes = [0u8; 12];
     // The kernel's generator does not fail for so few bytes once it is seeded, which it is long before an engine runs.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());

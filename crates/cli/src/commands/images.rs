@@ -248,7 +248,12 @@ async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Out
 }
 
 pub(super) fn file_body(path: &str) -> Outcome<Body> {
-    std::fs::File::open(path).map(reader_body).map_err(|error| Failure::new(format!("open {path}: {}", super::create::plain(&error))))
+    let failed = |what: &'static str| move |error: std::io::Error| Failure::new(format!("{what} {path}: {}", super::create::plain(&error)));
+    let file = std::fs::File::open(path).map_err(failed("open"))?;
+    if file.metadata().is_ok_and(|found| found.is_dir()) {
+        return Err(failed("read")(std::io::ErrorKind::IsADirectory.into()));
+    }
+    Ok(reader_body(file))
 }
 
 /// A request's body out of something that is read on a thread of its own.

@@ -358,7 +358,8 @@ fn both_forms(words: &[String], flag: &str) -> String {
 /// How many arguments a command takes, as it is told to those who gave another number.
 fn arguments_of(command: &str) -> &'static str {
     match command {
-        "network connect" | "network disconnect" => return "requires 2 arguments",
+        "network connect" | "network disconnect" | "volume clone" => return "requires 2 arguments",
+        "volume import" | "volume snapshot" => return "requires at least 1 and at most 2 arguments",
         "network create" => return "requires 1 argument",
         "volume create" => return "requires at most 1 argument",
         "network ls" | "volume ls" | "system df" => return "accepts no arguments",

@@ -97,6 +97,7 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
                 "readonly" => drop(bind.insert("ReadOnlyForceRecursive".into(), json!(true))),
                 other => return Err(fail(format!("invalid value for bind-recursive: {other}"))),
             },
+            "map-user" if text.is_empty() => return Err(fail("map-user needs a value: auto".into())),
             "map-user" => drop(bind.insert("MapUser".into(), json!(text))),
             "image-subpath" => drop(image.insert("Subpath".into(), json!(text))),
             "volume-subpath" => drop(volume.insert("Subpath".into(), json!(text))),

@@ -22,7 +22,7 @@ impl Networks {
             .map(|network| &network.record)
             .filter(|record| {
                 filters.any("id", |id| record.id.starts_with(id))
-                    && filters.any("name", |name| record.name.contains(name))
+                    && filters.any_pattern("name", &record.name)
                     && filters.any("driver", |driver| record.driver == driver)
                     && filters.any("scope", |scope| scope == "local")
                     && filters.any("type", |kind| (kind == "builtin") == record.is_predefined())

@@ -646,7 +646,7 @@ fn check_unused(volume: &Volume) -> Result<()> {
 
 fn matches(filters: &Filters, record: &VolumeRecord, none: &BTreeMap<String, String>) -> bool {
     filters.any("driver", |driver| record.driver == driver)
-        && filters.any("name", |name| record.name.contains(name))
+        && filters.any_pattern("name", &record.name)
         && filters.labels(record.labels.as_ref().unwrap_or(none))
 }
 

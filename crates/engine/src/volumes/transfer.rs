@@ -65,6 +65,9 @@ impl Volumes {
         if record.is_snapshot() {
             return Err(Error::conflict(format!("volume {name} is a snapshot, which stays as it is: clone it")));
         }
+        if record.option("type") == "tmpfs" {
+            return Err(Error::conflict(format!("volume {name} is a tmpfs, which holds nothing but while a container runs with it")));
+        }
         let importer = names::random_id();
         self.begin_use(name, &importer)?;
         // Whoever wants to use it is told to wait: an import takes as long as its sender takes.

@@ -12,8 +12,8 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, linkat, makedev, mkdirat, mknodat, openat, statat,
-    symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, linkat, makedev, mkdirat, mknodat, openat, renameat,
+    statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
@@ -244,6 +244,9 @@ impl Layer {
         if self.purpose == Purpose::Layer && name.as_bytes().starts_with(WHITEOUT) {
             return whiteout(&parent, &name);
         }
+        if self.purpose == Purpose::Files && matches!(kind, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse) {
+            return self.swap_in(entry, tap, &parent, &name, &path, &metadata);
+        }
         let hides_lower = self.make_room(&parent, &name, &path, kind, tap)?;
         match kind {
             EntryType::Directory => {
@@ -363,6 +366,31 @@ impl Layer {
         }
         self.size += size;
         describe(file.as_fd(), metadata)
+    }
+
+    /// Puts a file in the place of what has its name, whole or not at all.
+    fn swap_in(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        tap: &Tap,
+        parent: &OwnedFd,
+        name: &OsStr,
+        path: &Path,
+        metadata: &Metadata,
+    ) -> Result<()> {
+        let staged = OsString::from(format!(".import-{}", crate::store::random_name()));
+        let swap = || renameat(parent, &staged, parent, name);
+        let done = self.regular(entry, tap, parent, &staged, path, metadata).and_then(|()| match swap() {
+            Err(Errno::ISDIR) => {
+                self.make_room(parent, name, path, EntryType::Regular, tap)?;
+                swap().map_err(|error| io("replace")(error.into()))
+            }
+            result => result.map_err(|error| io("replace")(error.into())),
+        });
+        if done.is_err() {
+            let _ = unlinkat(parent, &staged, AtFlags::empty());
+        }
+        done
     }
 
     fn hard_link(&self, entry: &Entry<'_, impl Read>, parent: &OwnedFd, name: &OsStr) -> Result<()> {
