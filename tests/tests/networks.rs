@@ -734,6 +734,30 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
     cli.run(&["network", "create", "-d", "macvlan", "--subnet", "10.213.21.0/24", "-o", "parent=nosuch0", "lost"]).refuses(1, "nosuch0");
     let wrong = ["network", "create", "-d", "macvlan", "--subnet", "10.213.21.0/24", "-o", &parent, "-o", "macvlan_mode=x", "lost"];
     cli.run(&wrong).refuses(1, "requested macvlan mode 'x' is not valid");
+    // Every mode is the kernel's own; only "bridge" lets members talk.
+    for mode in ["private", "vepa", "passthru"] {
+        let option = format!("macvlan_mode={mode}");
+        // Passing through takes the whole parent, which here is in use: one that has no other.
+        let parent: &[&str] = if mode == "passthru" { &[] } else { &["-o", &parent] };
+        let create = ["network", "create", "-d", "macvlan", "--subnet", "10.213.24.0/24", "-o", &option];
+        let made = cli.run(&[&create[..], parent, &["moded"]].concat());
+        if mode == "passthru" && made.code != 0 {
+            // Without a parent one is made, which not every kernel can.
+            made.refuses(1, "operation not supported");
+            continue;
+        }
+        made.ok();
+        let reach = "ip addr show eth0 | grep -c 10.213.24; ping -c1 -w1 10.213.24.3 >/dev/null && echo reached || echo apart";
+        let mut names = vec!["m1"];
+        up(cli, "m1", &["--network", "moded", "--ip", "10.213.24.2"], "sleep 300");
+        if mode != "passthru" {
+            up(cli, "m2", &["--network", "moded", "--ip", "10.213.24.3"], "sleep 300");
+            names.push("m2");
+        }
+        assert_eq!(inside(cli, "m1", reach), "1\napart", "{mode}");
+        cli.run(&[&["rm", "-f"][..], &names].concat()).ok();
+        cli.run(&["network", "rm", "moded"]).ok();
+    }
     // A sub-interface that was made for networks goes with the last of them.
     let (vlan, option) = (format!("{}.7", engine.bridge()), format!("parent={}.7", engine.bridge()));
     let there = || std::path::Path::new("/sys/class/net").join(&vlan).exists();
