@@ -380,6 +380,18 @@ fn ipv6_is_led_and_kept_like_ipv4() {
     let port = engine.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"].as_str().unwrap().to_owned();
     let at: SocketAddr = format!("[fd00:213:1::1]:{port}").parse().unwrap();
     serves(at, "web");
+    // By the host's loopback where it can be led out of it; elsewhere refused at once, for clients to try 127.0.0.1.
+    let loopback: SocketAddr = format!("[::1]:{port}").parse().unwrap();
+    let alone = ["run", "-d", "--rm", "--name", "alone", "--network", "six", "-p", "[::1]::80", "busybox", "sh", "-c", SERVES, "alone"];
+    if std::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-ip6tables").is_ok_and(|value| value.trim() == "1") {
+        assert_eq!(TcpStream::connect(loopback).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+        cli.run(&alone).refuses(125, "::1 leads to no container while the host filters bridged packets");
+    } else {
+        serves(loopback, "web");
+        cli.run(&alone).ok();
+        serves(published(cli, "alone"), "alone");
+        cli.run(&["rm", "-f", "alone"]).ok();
+    }
     engine.kill9();
     engine.restart();
     serves(at, "web");
@@ -586,7 +598,7 @@ fn what_cannot_be_is_refused() {
         cli.run(&["run", "--rm", "--network", "nosuch", "busybox", "true"]).refuses(125, "network nosuch not found");
         cli.run(&["run", "--rm", "--network-alias", "x", "busybox", "true"]).refuses(125, "only supported for user-defined networks");
         cli.run(&["run", "--rm", "-p", "abc", "busybox", "true"]).refuses(125, "invalid containerPort: abc");
-        cli.run(&["run", "--rm", "-p", "[::1]::80", "busybox", "true"]).refuses(125, "publishing on ::1: not available");
+        cli.run(&["run", "--rm", "-p", "[::1]::80", "busybox", "true"]).refuses(125, "the container has no IPv6 address in network bridge");
         cli.run(&["run", "--rm", "--link", "nosuch", "busybox", "true"]).refuses(125, "could not get container for nosuch");
         let warned = cli.run(&["run", "--rm", "--network", "host", "-p", "80", "busybox", "true"]);
         assert!(warned.err().contains("Published ports are discarded when using host network mode"), "{}", warned.err());

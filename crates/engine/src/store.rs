@@ -5,11 +5,13 @@
 //! images(id, record)   tags(name, image)   meta(key, value)
 //! ```
 //! One connection behind a lock: a commit takes some 20 µs (WAL, synchronous=NORMAL) and survives any crash of the
-//! engine; a power loss may take the last commits back, never tear one.
+//! engine; a power loss may take the last commits back, never tear one. The files are larger than they need be: what is
+//! already there can be written on a full disk too, and that is where containers have to be stopped and removed.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -20,6 +22,10 @@ use crate::volumes::VolumeRecord;
 
 /// The version of the tables and records that this engine writes. Each step up has a migration.
 pub const SCHEMA_VERSION: u32 = 3;
+
+/// How much room the log has at least, and the tables beside what is in them: as much as is logged before SQLite starts the
+/// log over.
+const RESERVE: u64 = 4 << 20;
 
 #[derive(Debug)]
 pub struct Store {
@@ -37,9 +43,26 @@ impl Store {
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
              CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;",
         )?;
+        // The log stays as large as it is, also when it is not needed any more.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         let store = Self { connection: Mutex::new(connection) };
         store.migrate()?;
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        if whelk_sys::fs::metadata(log)?.len() < RESERVE
+            && let Err(error) = store.make_room()
+        {
+            tracing::warn!("the engine's store has no reserve: {error}");
+        }
         Ok(store)
+    }
+
+    /// Makes the log and the tables as large as they may become before long.
+    fn make_room(&self) -> Result<()> {
+        // Not as one transaction: what is gone again when it ends would not be written at all.
+        Ok(self.connection().execute_batch(&format!(
+            "DROP TABLE IF EXISTS reserve; CREATE TABLE reserve AS SELECT zeroblob({RESERVE}); DROP TABLE reserve; PRAGMA shrink_memory"
+        ))?)
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {

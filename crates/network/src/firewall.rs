@@ -5,8 +5,8 @@
 //!   spoof    prerouting raw      what claims to come from where it cannot is dropped
 //!   publish  prerouting dstnat   to one of the host's addresses, but not from outside to 127.0.0.0/8: led to a container
 //!                                by the maps `ports*`
-//!   loop     output dstnat       the same for the host itself, 127.0.0.1 included
-//!   leave    postrouting srcnat  masquerading: to the outside, back to the same bridge, from 127.0.0.1
+//!   loop     output dstnat       the same for the host itself, 127.0.0.1 included, and ::1 where it can be (`loopback6`)
+//!   leave    postrouting srcnat  masquerading: to the outside, back to the same bridge, from 127.0.0.1 and ::1
 //!   guard    forward filter      `user` first, then what may pass from where to where: what `publish` has led there, and
 //!                                by the `doors*` what goes to the own addresses of containers on `routed*` bridges
 //!   user     (empty)             the administrator's own rules; never touched
@@ -86,6 +86,8 @@ enum Place {
     Ports4At,
     Ports6,
     Ports6At,
+    /// ::1, where the host's own connections to it can be led to containers.
+    Loopback6,
     /// In the bridge table: the containers' interfaces, and what each may send from.
     Interfaces,
     Senders,
@@ -94,7 +96,7 @@ enum Place {
 }
 
 impl Place {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::Bridges,
         Self::Pairs,
         Self::Internal,
@@ -112,6 +114,7 @@ impl Place {
         Self::Ports4At,
         Self::Ports6,
         Self::Ports6At,
+        Self::Loopback6,
         Self::Interfaces,
         Self::Senders,
         Self::Senders4,
@@ -142,6 +145,7 @@ impl Place {
             Self::Ports4At => Set { name: "ports4_at", key: &[IPV4, PROTOCOL, SERVICE], data: &[IPV4, SERVICE], ..PLAIN },
             Self::Ports6 => Set { name: "ports6", key: &[PROTOCOL, SERVICE], data: &[IPV6, SERVICE], ..PLAIN },
             Self::Ports6At => Set { name: "ports6_at", key: &[IPV6, PROTOCOL, SERVICE], data: &[IPV6, SERVICE], ..PLAIN },
+            Self::Loopback6 => Set { name: "loopback6", key: &[IPV6], ..PLAIN },
             Self::Interfaces => Set { name: "interfaces", ..PLAIN },
             Self::Senders => Set { name: "senders", key: &[IFNAME, ETHER], ..PLAIN },
             Self::Senders4 => Set { name: "senders4", key: &[IFNAME, IPV4], ..PLAIN },
@@ -413,6 +417,16 @@ impl Firewall {
         self.change(sender.entries(), false)
     }
 
+    /// Has the host's own connections to ::1 led to containers where that works, and tells whether it does. They need
+    /// [`crate::Links::deliver_loopback6`], and a host that does not put bridged packets through its rules
+    /// (`net.bridge.bridge-nf-call-ip6tables`): there, answers are for ::1 again before the kernel looks at them, and it
+    /// drops what comes for ::1 from outside.
+    pub fn lead_loopback6(&self) -> Result<bool> {
+        let filtered = whelk_sys::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-ip6tables").is_ok_and(|value| value.trim() != "0");
+        self.change(vec![(Place::Loopback6, Element::key(Value::new().ip(Ipv6Addr::LOCALHOST.into())))], !filtered)?;
+        Ok(!filtered)
+    }
+
     pub fn publish(&self, publications: &[Publication]) -> Result<()> {
         self.change(publications.iter().map(publication_entry).collect(), true)?;
         crate::conntrack::forget(&mut self.state().socket, publications)
@@ -504,8 +518,8 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     rule("spoof", new().input_name().among("bridges").ipv6().input_name().source6().not_among("sources6").drop());
     // A port on 127.0.0.1 is the host's own: from outside nobody is led there (CVE-2025-54388).
     rule("publish", new().ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).accept());
-    // No packet from ::1 may leave by another interface.
-    rule("loop", new().ipv6().destination6().in_network(Ipv6Addr::LOCALHOST.into(), 128).accept());
+    rule("publish", new().ipv6().destination6().in_network(Ipv6Addr::LOCALHOST.into(), 128).accept());
+    rule("loop", new().ipv6().destination6().in_network(Ipv6Addr::LOCALHOST.into(), 128).destination6().not_among("loopback6").accept());
     for chain in ["publish", "loop"] {
         let to_host = || new().for_this_host();
         rule(chain, to_host().ipv4().destination4().protocol().destination_port().destination_from("ports4_at", IPV4));
@@ -517,6 +531,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     rule("leave", new().ipv4().output_name().source4().among("sources4").translated().masquerade());
     rule("leave", new().ipv6().output_name().source6().among("sources6").translated().masquerade());
     rule("leave", new().output_name().among("bridges").ipv4().source4().in_network(Ipv4Addr::LOCALHOST.into(), 8).masquerade());
+    rule("leave", new().output_name().among("bridges").ipv6().source6().in_network(Ipv6Addr::LOCALHOST.into(), 128).masquerade());
     rule("leave", new().input_name().among("masquerade4").output_name().not_among("bridges").ipv4().masquerade());
     rule("leave", new().input_name().among("masquerade6").output_name().not_among("bridges").ipv6().masquerade());
     rule("guard", new().jump(USER));

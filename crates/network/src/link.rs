@@ -22,10 +22,13 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_LOCAL: u8 = 255;
 const RTPROT_STATIC: u8 = 4;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
+const RT_SCOPE_HOST: u8 = 254;
 // linux/if_link.h
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -287,6 +290,20 @@ impl Links {
         }
         let way = gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
         self.0.request(message).map_err(kernel(format!("add route to {to}{way}")))
+    }
+
+    /// Has packets for ::1 that come in by this interface delivered here: what `route_localnet` does for IPv4. The kernel
+    /// drops those that are sent so; what is left are answers to connections that rules have led out of it.
+    pub fn deliver_loopback6(&mut self, index: u32) -> Result<()> {
+        // After the loopback interface's own route, whose metric is 0.
+        const METRIC: u32 = 4096;
+        let to = Ipv6Addr::LOCALHOST;
+        let header = [AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0, 0, 0, 0];
+        let message = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header)
+            .u32(RTA_OIF, index)
+            .ip(RTA_DST, to.into())
+            .u32(RTA_PRIORITY, METRIC);
+        self.0.request(message).map_err(kernel(format!("add route to {to}")))
     }
 
     /// The networks that this namespace's main table leads to, without default routes.

@@ -275,8 +275,8 @@ fn hold(protocol: Protocol, at: SocketAddr) -> std::result::Result<(Option<Owned
         }
         result => result?,
     }
-    // For IPv6 the socket is what clients on ::1 meet, whom the kernel leads to no other interface: they have to be refused
-    // at once, so that they try 127.0.0.1.
+    // For IPv6 the socket is what clients on ::1 meet where they cannot be led to the container: they have to be refused at
+    // once, so that they try 127.0.0.1.
     if at.is_ipv4() {
         whelk_sys::net::drop_all_packets(socket.as_fd()).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
         if protocol == Protocol::Tcp {

@@ -119,17 +119,19 @@ fn give(namespace: &OwnedFd, address: &str, gateway: &str) {
         let index = links.find("eth0").unwrap().unwrap().index;
         links.add_address(index, net(address)).unwrap();
         links.set_up(index).unwrap();
-        links.add_route(index, net("0.0.0.0/0"), Some(gateway.parse().unwrap()), 0).unwrap();
+        let everywhere = if net(address).addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        links.add_route(index, net(everywhere), Some(gateway.parse().unwrap()), 0).unwrap();
     });
 }
 
 /// Serves one connection after the other in a namespace: answers with the address that the client seems to have.
 fn serve(namespace: &OwnedFd, port: u16) {
-    let listener = inside(namespace, || TcpListener::bind(("0.0.0.0", port)).unwrap());
+    // Of both families.
+    let listener = inside(namespace, || TcpListener::bind(("::", port)).unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut stream = stream;
-            let _ = write!(stream, "{}", stream.peer_addr().unwrap().ip());
+            let _ = write!(stream, "{}", stream.peer_addr().unwrap().ip().to_canonical());
         }
     });
 }
@@ -224,6 +226,59 @@ fn a_port_on_loopback_is_the_hosts_alone() {
     assert_eq!(ask(&host.outside, "127.0.0.1:8080"), None);
     host.firewall.withdraw(&[publication]).unwrap();
     assert_eq!(ask(&host.namespace, "127.0.0.1:8080"), None, "withdrawn");
+}
+
+#[test]
+fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
+    const FILTER: &str = "bridge.bridge-nf-call-ip6tables";
+    let host = Host::new();
+    sysctl(&host.namespace, "ipv6.conf.all.forwarding", "1");
+    host.bridge("br1", "fd77:1::1/64", false);
+    inside(&host.namespace, || {
+        let mut links = Links::open().unwrap();
+        let index = links.find("br1").unwrap().unwrap().index;
+        links.deliver_loopback6(index).unwrap();
+        // Again, as an engine does that comes back.
+        links.deliver_loopback6(index).unwrap();
+    });
+    let server = host.container("br1", 2, "fd77:1::2/64", "fd77:1::1");
+    let neighbour = host.container("br1", 3, "fd77:1::3/64", "fd77:1::1");
+    serve(&server.namespace, 80);
+    host.publish(Protocol::Tcp, "[::1]:8080", "[fd77:1::2]:80");
+    host.publish(Protocol::Tcp, "[::]:8081", "[fd77:1::2]:80");
+    let filters = inside(&host.namespace, || std::fs::exists("/proc/sys/net/bridge").unwrap());
+    if filters {
+        sysctl(&host.namespace, FILTER, "1");
+        assert!(!inside(&host.namespace, || host.firewall.lead_loopback6().unwrap()));
+        for port in ["[::1]:8080", "[::1]:8081"] {
+            let asked = std::time::Instant::now();
+            assert_eq!(ask(&host.namespace, port), None);
+            assert!(asked.elapsed() < Duration::from_millis(200), "not refused, but lost");
+        }
+        sysctl(&host.namespace, FILTER, "0");
+    }
+    assert!(inside(&host.namespace, || host.firewall.lead_loopback6().unwrap()));
+    for port in ["[::1]:8080", "[::1]:8081"] {
+        assert_eq!(ask(&host.namespace, port).as_deref(), Some("fd77:1::1"));
+    }
+    assert!(ask(&neighbour.namespace, "[fd77:1::1]:8081").is_some());
+    assert_eq!(ask(&neighbour.namespace, "[fd77:1::1]:8080"), None, "on ::1 only");
+    // A neighbour that routes ::1 to the host by hand, whether the host puts bridged packets through its rules or not.
+    inside(&neighbour.namespace, || {
+        let mut links = Links::open().unwrap();
+        let index = links.find("eth0").unwrap().unwrap().index;
+        let loopback = links.find("lo").unwrap().unwrap().index;
+        links.remove_address(loopback, net("::1/128")).unwrap();
+        links.add_route(index, net("::1/128"), Some("fd77:1::1".parse().unwrap()), 0).unwrap();
+    });
+    for filter in ["0", "1"] {
+        if filters {
+            sysctl(&host.namespace, FILTER, filter);
+        }
+        for port in ["[::1]:8080", "[::1]:8081"] {
+            assert_eq!(ask(&neighbour.namespace, port), None);
+        }
+    }
 }
 
 #[test]

@@ -39,10 +39,11 @@ impl Containers {
         match container.status() {
             Status::Restarting => {
                 container.record().state.status = Status::Exited;
-                return self.save(&container);
+                self.save_or_complain(&container);
+                return Ok(());
             }
             status if !status.is_running() => {
-                self.save(&container)?;
+                self.save_or_complain(&container);
                 return Err(Error::NotModified(format!("container {} is not running", container.id)));
             }
             // Known whatever happens to this process: nobody is to start it again. But it is stopped whatever the store says.
@@ -220,7 +221,7 @@ impl Containers {
         }
         expect_done(ask(&self.instance, &container.id, &Request::Pause).await?.0, &format!("cannot pause container {}", container.id))?;
         container.record().state.status = Status::Paused;
-        self.save(&container)?;
+        self.save_or_complain(&container);
         self.publish(&container, "pause", &[]);
         Ok(())
     }
@@ -242,7 +243,7 @@ impl Containers {
                 record.state.status = Status::Running;
             }
         }
-        self.save(container)?;
+        self.save_or_complain(container);
         self.publish(container, "unpause", &[]);
         Ok(())
     }

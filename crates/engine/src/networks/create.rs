@@ -244,6 +244,9 @@ impl Networks {
             }
         }
         links.set_up(index)?;
+        if record.enable_ipv6 && !record.internal {
+            links.deliver_loopback6(index)?;
+        }
         drop(links);
         self.firewall.add_bridge(&self.rules(record))?;
         Ok(())

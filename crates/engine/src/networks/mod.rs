@@ -177,6 +177,7 @@ impl Networks {
             tracing::error!("{error}; networks will not work");
         }
         self.ensure_passage();
+        self.lead_loopback6();
         if let Err(error) = self.remove_stale_links() {
             tracing::warn!("look for interfaces left over: {error}");
         }
@@ -227,6 +228,7 @@ impl Networks {
                 }
                 if look_at_routes {
                     networks.check_routes();
+                    networks.lead_loopback6();
                 }
                 if check { networks.check_rules(checked) } else { checked }
             });
@@ -295,6 +297,13 @@ impl Networks {
                 .filter_map(|network| network.record.option(option::BRIDGE_NAME).map(str::to_owned)),
         );
         if let Err(error) = Passage::new(&self.instance.name).ensure(&bridges) {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// Follows the host, which may begin to filter bridged packets at any time.
+    fn lead_loopback6(&self) {
+        if let Err(error) = self.firewall.lead_loopback6() {
             tracing::warn!("{error}");
         }
     }

@@ -63,9 +63,6 @@ pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>
             } else {
                 let plain = host_ip.trim_matches(['[', ']']);
                 let address: IpAddr = plain.parse().map_err(|_| Error::invalid(format!("invalid IP address: {host_ip}")))?;
-                if address.is_ipv6() && address.is_loopback() {
-                    return Err(Error::Unsupported("publishing on ::1: not available in this version of whelk; 127.0.0.1 works".into()));
-                }
                 Some(address)
             };
             wishes.push(PortWish { port, wanted: Wanted { protocol, address, ports: parse_range(&host_port)? } });
@@ -127,6 +124,14 @@ impl Networks {
             }
             if addresses.is_empty() {
                 continue;
+            }
+            if addresses.contains(&Ipv6Addr::LOCALHOST.into()) && !self.firewall.lead_loopback6()? {
+                self.withdraw_ports(record);
+                return Err(failed(
+                    "::1 leads to no container while the host filters bridged packets (net.bridge.bridge-nf-call-ip6tables is 1); \
+                     127.0.0.1 does"
+                        .to_owned(),
+                ));
             }
             match self.ports.take(&owner_of(record), wish.wanted, &addresses) {
                 Ok(port) => record.ports.extend(addresses.iter().map(|address| Publication {
@@ -251,7 +256,7 @@ mod tests {
             json!({"80/tcp": [{"HostIp": "[2001:db8::1]", "HostPort": "1"}, {"HostPort": "2"}]}),
             "80/tcp at Some(2001:db8::1) (1, 1); 80/tcp at None (2, 2)",
         );
-        check(json!({"80/tcp": [{"HostIp": "::1"}]}), "publishing on ::1: not available in this version of whelk; 127.0.0.1 works");
+        check(json!({"80/tcp": [{"HostIp": "::1"}]}), "80/tcp at Some(::1) (0, 0)");
         check(json!({"0/tcp": null}), "invalid port specification: \"0/tcp\"");
         check(json!({"80/x": null}), "invalid proto: x");
         check(json!({"80": [{"HostPort": "9-8"}]}), "invalid port specification: \"9-8\"");
