@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use whelk_tests::{Engine, Program};
+use whelk_tests::{Engine, Program, eventually};
 
 /// A volume plugin that keeps directories, and notes what it is asked.
 #[derive(Clone)]
@@ -19,6 +19,8 @@ struct Inner {
     base: PathBuf,
     volumes: Mutex<BTreeMap<String, Value>>,
     asked: Mutex<Vec<String>>,
+    /// Who is killed when it is asked this.
+    victim: Mutex<Option<(String, rustix::process::Pid)>>,
     /// What to answer instead of doing it, by method.
     errors: Mutex<BTreeMap<String, String>>,
 }
@@ -33,6 +35,7 @@ impl Plugin {
             volumes: Mutex::default(),
             asked: Mutex::default(),
             errors: Mutex::default(),
+            victim: Mutex::default(),
         }));
         let socket = directory.join(format!("{name}.sock"));
         let _ = fs::remove_file(&socket);
@@ -74,6 +77,9 @@ impl Plugin {
         let name = body["Name"].as_str().unwrap_or_default();
         let details = [name, body["ID"].as_str().unwrap_or_default()].join(" ");
         self.0.asked.lock().unwrap().push(format!("{method} {}", details.trim()).trim().to_owned());
+        if let Some((_, victim)) = self.0.victim.lock().unwrap().take_if(|(when, _)| when == method) {
+            rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
+        }
         if let Some(error) = self.0.errors.lock().unwrap().get(method) {
             return json!({"Err": error});
         }
@@ -119,6 +125,11 @@ impl Plugin {
         }
     }
 
+    /// Kills a process instead of an answer to the next question of this kind.
+    fn kill_at(&self, method: &str, pid: i32) {
+        *self.0.victim.lock().unwrap() = Some((method.to_owned(), rustix::process::Pid::from_raw(pid).unwrap()));
+    }
+
     fn path(&self, volume: &str) -> PathBuf {
         self.0.base.join(volume)
     }
@@ -150,6 +161,8 @@ fn a_plugin_keeps_volumes() {
         cli.up("user", &["-v", "data:/d:nocopy"], &["sleep", "300"]);
         let id = engine.inspect("user")["Id"].as_str().unwrap().to_owned();
         assert_eq!(plugin.asked(), [format!("Mount data {id}")]);
+        engine.kill9();
+        engine.restart();
         assert_eq!(engine.inspect("user")["Mounts"][0]["Driver"], "keeper");
         assert_eq!(engine.inspect("user")["Mounts"][0]["Source"], plugin.path("data").to_str().unwrap());
         cli.run(&["volume", "rm", "data"]).refuses(1, &format!("remove data: volume is in use - [{id}]"));
@@ -157,6 +170,19 @@ fn a_plugin_keeps_volumes() {
         engine.restart();
         cli.run(&["rm", "-f", "user"]).ok();
         assert_eq!(plugin.asked(), [format!("Unmount data {id}")]);
+        // Also what an engine had mounted for itself when it was killed: to fill it, to read it.
+        let uses: [&[&str]; 2] = [&["create", "-v", "data:/d", "busybox"], &["volume", "export", "data"]];
+        for args in uses {
+            plugin.kill_at("Mount", engine.daemon_pid());
+            assert_ne!(engine.whelk(args).code, 0);
+            engine.kill9();
+            engine.restart();
+            eventually("the volume to be let go", || {
+                let asked = plugin.0.asked.lock().unwrap().clone();
+                asked.iter().find_map(|line| line.strip_prefix("Mount")).filter(|what| asked.contains(&format!("Unmount{what}"))).map(drop)
+            });
+            plugin.asked();
+        }
         // Also who has ended while no engine was there, or is killed on the way to a start.
         cli.up("brief", &["-v", "data:/d:nocopy"], &["sleep", "300"]);
         let (brief, pid) = (engine.inspect("brief")["Id"].as_str().unwrap().to_owned(), engine.pid("brief"));

@@ -422,7 +422,8 @@ impl Firewall {
     /// (`net.bridge.bridge-nf-call-ip6tables`): there, answers are for ::1 again before the kernel looks at them, and it
     /// drops what comes for ::1 from outside.
     pub fn lead_loopback6(&self) -> Result<bool> {
-        let filtered = whelk_sys::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-ip6tables").is_ok_and(|value| value.trim() != "0");
+        let filtered =
+            whelk_sys::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-ip6tables").is_ok_and(|value| value.trim() != "0");
         self.change(vec![(Place::Loopback6, Element::key(Value::new().ip(Ipv6Addr::LOCALHOST.into())))], !filtered)?;
         Ok(!filtered)
     }

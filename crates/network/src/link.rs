@@ -299,10 +299,8 @@ impl Links {
         const METRIC: u32 = 4096;
         let to = Ipv6Addr::LOCALHOST;
         let header = [AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0, 0, 0, 0];
-        let message = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header)
-            .u32(RTA_OIF, index)
-            .ip(RTA_DST, to.into())
-            .u32(RTA_PRIORITY, METRIC);
+        let message =
+            Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header).u32(RTA_OIF, index).ip(RTA_DST, to.into()).u32(RTA_PRIORITY, METRIC);
         self.0.request(message).map_err(kernel(format!("add route to {to}")))
     }
 

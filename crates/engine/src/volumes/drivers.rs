@@ -347,20 +347,64 @@ impl Volumes {
     pub(super) fn mount_by_plugin(&self, record: &VolumeRecord, user: &str) -> Result<()> {
         let failed = |error: Error| error.prefixed(&format!("error while mounting volume '{}'", self.path(&record.name).display()));
         let driver = self.drivers.get(&record.driver).map_err(failed)?;
-        let mountpoint = self.drivers.ask(&driver, |driver| driver.mount(&record.name, user)).map_err(failed)?;
-        if let Some(volume) = self.state_mut().get_mut(&record.name) {
-            volume.mountpoint = Some(mountpoint);
+        // Noted first: whatever ends this engine, the next one knows what to take back.
+        self.note(&record.name, |record| {
+            record.mounts.insert(user.to_owned());
+        })?;
+        match self.drivers.ask(&driver, |driver| driver.mount(&record.name, user)) {
+            Ok(mountpoint) => self.note(&record.name, |record| record.mountpoint = mountpoint),
+            Err(error) => {
+                self.note(&record.name, |record| {
+                    record.mounts.remove(user);
+                })?;
+                Err(failed(error))
+            }
         }
-        Ok(())
     }
 
-    /// Takes that back.
+    /// Takes that back. A plugin that does not answer is asked again by the next engine.
     pub(super) fn unmount_by_plugin(&self, record: &VolumeRecord, user: &str) {
-        let unmounted =
-            self.drivers.get(&record.driver).and_then(|driver| self.drivers.ask(&driver, |driver| driver.unmount(&record.name, user)));
-        if let Err(error) = unmounted {
+        let unmounted = self.drivers.get(&record.driver).and_then(|driver| {
+            self.drivers.ask(&driver, |driver| match driver.unmount(&record.name, user) {
+                Err(error @ whelk_plugin::Error::Refused(_)) => {
+                    tracing::warn!(volume = record.name, "error unmounting volume: {error}");
+                    Ok(())
+                }
+                outcome => outcome,
+            })
+        });
+        let noted = unmounted.and_then(|()| {
+            self.note(&record.name, |record| {
+                record.mounts.remove(user);
+            })
+        });
+        if let Err(error) = noted {
             tracing::warn!(volume = record.name, "error unmounting volume: {error}");
         }
+    }
+
+    /// Has plugins take back what an engine that was killed has left mounted, by when nobody waits for it.
+    pub(super) fn settle_plugins(self: &Arc<Self>, records: &[VolumeRecord]) {
+        for record in records.iter().filter(|record| !record.mounts.is_empty()).cloned() {
+            let volumes = self.clone();
+            std::thread::spawn(move || {
+                let Ok(gate) = volumes.gate(&record.name) else { return };
+                let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
+                let running = volumes.running(&record.name);
+                for user in record.mounts.iter().filter(|user| !running.contains(user)) {
+                    volumes.unmount_by_plugin(&record, user);
+                }
+            });
+        }
+    }
+
+    /// Changes what is known of a volume, for good.
+    fn note(&self, name: &str, change: impl FnOnce(&mut VolumeRecord)) -> Result<()> {
+        let mut state = self.state_mut();
+        // One that is gone by now has nothing to be known.
+        let Some(volume) = state.get_mut(name) else { return Ok(()) };
+        change(&mut volume.record);
+        self.store.put_volume(&volume.record)
     }
 
     /// Has a volume's plugin remove it.

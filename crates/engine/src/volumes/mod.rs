@@ -40,6 +40,16 @@ pub struct VolumeRecord {
     pub created_at: i64,
     pub labels: Option<BTreeMap<String, String>>,
     pub options: Option<BTreeMap<String, String>>,
+    /// Where its plugin has put its content, since it was last mounted.
+    #[serde(skip_serializing_if = "is_empty")]
+    mountpoint: PathBuf,
+    /// For whom its plugin was asked to mount it, and not yet to take that back.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    mounts: BTreeSet<String>,
+}
+
+fn is_empty(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 impl VolumeRecord {
@@ -105,8 +115,6 @@ struct Volume {
     users: BTreeSet<String>,
     /// Those of them that run.
     running: BTreeSet<String>,
-    /// Where its plugin has put its content, since it was last mounted.
-    mountpoint: Option<PathBuf>,
     /// What is being done to it that nobody may get in between, in words.
     busy: Option<&'static str>,
     /// Held while something is mounted, unmounted or copied there for the first time.
@@ -176,7 +184,7 @@ fn record(
         labels.insert(ANONYMOUS.into(), String::new());
     }
     let filled = |map: BTreeMap<String, String>| if map.is_empty() { None } else { Some(map) };
-    VolumeRecord { name, driver, created_at: now(), labels: filled(labels), options: filled(options) }
+    VolumeRecord { name, driver, created_at: now(), labels: filled(labels), options: filled(options), ..VolumeRecord::default() }
 }
 
 /// Removes what was a volume's directory, or was to be one.
@@ -233,7 +241,7 @@ impl Volumes {
     /// Where a volume's content is; empty for one that a plugin has and has not mounted.
     pub fn path(&self, name: &str) -> PathBuf {
         match self.state().get(name) {
-            Some(volume) if volume.record.driver != LOCAL => volume.mountpoint.clone().unwrap_or_default(),
+            Some(volume) if volume.record.driver != LOCAL => volume.record.mountpoint.clone(),
             _ => self.instance.volume_path(name),
         }
     }
@@ -465,9 +473,10 @@ impl Volumes {
     }
 
     /// Unmounts what no running container uses, after all of them were adopted.
-    pub fn settle(&self) {
+    pub fn settle(self: &Arc<Self>) {
         let records: Vec<VolumeRecord> = self.state().values().map(|volume| volume.record.clone()).collect();
         records.iter().for_each(|record| self.unmount_unused(record));
+        self.settle_plugins(&records);
     }
 
     /// Copies what an image has at a path into a volume that is empty: its first use gives it its content.
