@@ -88,6 +88,9 @@ fn values_that_make_no_sense() {
     run(&["--ulimit", "foo=1"], "invalid ulimit type: foo");
     run(&["--ulimit", "nofile=10:5"], "ulimit soft limit must be less than or equal to hard limit: 10 > 5");
     run(&["-e", "=x"], "invalid environment variable: =x");
+    run(&["--label", "=x"], "invalid argument \"=x\" for \"");
+    run(&["--label", "=x"], "invalid label '=x': empty name");
+    run(&["--label", "a b=x"], "label 'a b' contains whitespaces");
     run(&["--env-file", "/nosuch"], "open /nosuch: no such file or directory");
     run(&["-a", "bogus"], "valid streams are STDIN, STDOUT and STDERR");
     run(&["--stop-signal", "BOGUS"], "invalid signal: BOGUS");
@@ -132,6 +135,9 @@ fn things_that_are_not_there() {
     let engine = Engine::start();
     for command in ["start", "stop", "kill", "restart", "pause", "unpause", "wait", "rm", "logs", "top", "attach"] {
         check(&engine, &[command, "nosuch"], 1, "No such container: nosuch");
+    }
+    for kind in ["container", "network", "volume"] {
+        check(&engine, &[kind, "inspect", ""], 1, &format!("invalid {kind} name or ID: value is empty"));
     }
     check(&engine, &["exec", "nosuch", "true"], 1, "No such container: nosuch");
     check(&engine, &["export", "nosuch"], 1, "No such container: nosuch");
@@ -183,6 +189,12 @@ fn an_engine_that_is_not_there() {
             );
         }
     }
+    // Nor can it be taken off the host.
+    let uninstall = ["daemon", "--uninstall", "--instance", "nosuch", "--root"];
+    let output = Command::new(Program::Whelk.path()).args(uninstall).arg(&nowhere).arg("--run").arg(&nowhere).output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && err.contains("there is no instance \"nosuch\" on this host"), "{err}");
+    assert!(!nowhere.exists() && !std::path::Path::new("/run/whelk-instance-nosuch.lock").exists());
 }
 
 #[test]

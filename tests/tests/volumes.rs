@@ -430,6 +430,8 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     // A snapshot stays as it was.
     assert_eq!(cli.run(&["volume", "snapshot", "data", "saved"]).ok(), "saved");
     let named = cli.run(&["volume", "snapshot", "data"]).ok();
+    let again = cli.run(&["volume", "snapshot", "data"]).ok();
+    cli.run(&["volume", "rm", &again]).ok();
     assert!(named.starts_with("data-2"), "{named}");
     cli.sh(&["-v", "saved:/d"], "echo x >/d/own").refuses(1, "Read-only file system");
     cli.sh(&["-v", "saved:/d"], "mount -o remount,rw /d").fails(1);

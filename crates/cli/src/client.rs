@@ -150,6 +150,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: Body,
     ) -> ApiResult<Response<hyper::body::Incoming>> {
+        check_named(path)?;
         // A status that the engine never sends marks errors on the way to it.
         let unreachable = |error: &dyn std::fmt::Display| ApiError {
             status: StatusCode::MISDIRECTED_REQUEST,
@@ -202,6 +203,19 @@ impl Client {
             .await
             .map(TokioIo::new)
             .map_err(|error| ApiError { status, message: format!("the connection was not handed over: {error}") })
+    }
+}
+
+/// # Errors
+/// A path without the name of what it is about: the engine would take it for another path.
+fn check_named(path: &str) -> ApiResult<()> {
+    let mut parts = path.split(['/', '?']).skip(1);
+    match (parts.next(), parts.next()) {
+        (Some(kind @ ("containers" | "networks" | "volumes")), Some("")) => Err(ApiError {
+            status: StatusCode::MISDIRECTED_REQUEST,
+            message: format!("invalid {} name or ID: value is empty", kind.trim_end_matches('s')),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -261,5 +275,15 @@ mod tests {
     fn queries_are_escaped() {
         assert_eq!(query(&[("a", "x y&z"), ("b", "")]), "?a=x%20y%26z");
         assert_eq!(escape_name("a/b:c@d e"), "a/b:c@d%20e");
+    }
+
+    #[test]
+    fn a_missing_name_is_told() {
+        let checked = |path: &str| check_named(path).map_err(|error| error.to_string());
+        assert_eq!(checked("/volumes/?force=1"), Err("invalid volume name or ID: value is empty".into()));
+        assert_eq!(checked("/containers//start"), Err("invalid container name or ID: value is empty".into()));
+        for path in ["/volumes", "/volumes?a=b", "/volumes/x", "/images//json"] {
+            assert_eq!(checked(path), Ok(()), "{path}");
+        }
     }
 }

@@ -182,11 +182,12 @@ impl Plugin {
             let told = told.unwrap_or_else(|| String::from_utf8_lossy(&content).trim().to_owned());
             return Err(Error::Refused(format!("{method}: {told}")));
         }
-        let value = value.map_err(|error| broken(format!("{}: {error}", self.describe(method))))?;
+        let unreadable = |error: serde_json::Error| broken(format!("{}: its answer cannot be read: {error}", self.describe(method)));
+        let value = value.map_err(unreadable)?;
         if let Some(text) = value["Err"].as_str().filter(|text| !text.is_empty()) {
             return Err(Error::Refused(text.to_owned()));
         }
-        serde_json::from_value(value).map_err(|error| broken(format!("{}: {error}", self.describe(method))))
+        serde_json::from_value(value).map_err(unreadable)
     }
 
     fn describe(&self, method: &str) -> String {

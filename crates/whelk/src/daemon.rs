@@ -95,6 +95,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         arguments.instance.or_else(|| file.instance.take()).unwrap_or_else(|| DEFAULT_INSTANCE.into()),
     )?;
     file.apply(&mut instance);
+    if arguments.uninstall && !fs::exists(instance_lock(&instance)) && !fs::exists(instance.database()) {
+        bail!("there is no instance {:?} on this host with root {}", instance.name, instance.root.display());
+    }
     let _instance = lock_instance(&instance)?;
     let _locks = [lock(&instance.root)?, lock(&instance.run)?];
     if arguments.uninstall {

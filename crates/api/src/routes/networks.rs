@@ -117,10 +117,12 @@ pub(super) async fn connect(State(engine): App, Path(id): Path<String>, body: By
 
 pub(super) async fn disconnect(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
     let body: ConnectBody = read_json(&body)?;
-    engine.networks.find(&id)?;
+    let network = engine.networks.find(&id)?;
     match engine.containers.disconnect(&id, &body.container).await {
-        // By force: also one that is gone.
-        Err(Error::NotFound(_)) if body.force => {}
+        // Force is for places of containers that are gone. Here they go with their containers.
+        Err(Error::NotFound(_)) if body.force && engine.containers.find(&body.container).is_err() => {
+            return Err(Error::NotFound(format!("endpoint {} not found in network {}", body.container, network.name)).into());
+        }
         outcome => outcome?,
     }
     Ok(StatusCode::OK.into_response())

@@ -16,7 +16,7 @@ pub(crate) struct AttachArgs {
     #[arg(long)]
     no_stdin: bool,
     /// Override the key sequence for detaching a container
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     detach_keys: String,
     /// Proxy all received signals to the process
     #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]

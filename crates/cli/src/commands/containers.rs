@@ -22,7 +22,7 @@ pub(crate) struct StartArgs {
     #[arg(short, long)]
     interactive: bool,
     /// Override the key sequence for detaching a container
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     detach_keys: String,
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -71,7 +71,7 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
     /// Signal to send to the container
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     signal: String,
     /// Seconds to wait before killing the container
     #[arg(short = 't', long, visible_alias = "time", allow_hyphen_values = true)]
@@ -94,7 +94,7 @@ pub(crate) async fn stop(client: &Client, args: StopArgs, action: &str) -> Outco
 #[derive(Debug, Args)]
 pub(crate) struct KillArgs {
     /// Signal to send to the container
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     signal: String,
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,

@@ -527,7 +527,7 @@ fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
 }
 
 fn pairs(given: &[String], files: &[String]) -> Outcome<Map<String, Value>> {
-    Ok(labels_of(&[lines_of(files)?.as_slice(), given].concat()))
+    labels_of(&[lines_of(files)?.as_slice(), given].concat())
 }
 
 /// Kernel parameters, only those that belong to a namespace.

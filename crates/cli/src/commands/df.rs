@@ -3,15 +3,15 @@
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::Outcome;
 use crate::client::Client;
 use crate::format::table::{self, Column};
 use crate::format::units::{ago, size};
+use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
 pub(crate) struct DfArgs {
     /// Format output using a custom template
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     format: String,
     /// Show detailed information on space usage
     #[arg(short, long)]
@@ -24,6 +24,9 @@ const COLUMNS: &[Column] =
 pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
     let usage = client.get("/system/df").await?;
     if args.verbose {
+        if !args.format.is_empty() {
+            return Err(Failure::new("--format: not available together with --verbose in this version of whelk"));
+        }
         return verbose(&usage);
     }
     let list = |key: &str| usage[key].as_array().cloned().unwrap_or_default();
@@ -86,7 +89,7 @@ fn verbose(usage: &Value) -> Outcome {
             short(&image["Id"]),
             bytes(&image["Size"]),
             bytes(&image["SharedSize"]),
-            size(unique, 3),
+            size(unique, 4),
             image["Containers"]
         ));
     }
@@ -114,5 +117,6 @@ fn verbose(usage: &Value) -> Outcome {
     }
     println!("Local Volumes space usage:\n\n{}", table::align(&lines));
     println!("Build cache usage: 0B\n");
+    println!("{}", table::align(&["CACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED".to_owned()]));
     Ok(0)
 }

@@ -35,7 +35,7 @@ pub(crate) struct ExecArgs {
     #[arg(long)]
     privileged: bool,
     /// Override the key sequence for detaching a container
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     detach_keys: String,
     #[arg(required = true, num_args = 2.., value_names = ["CONTAINER", "COMMAND"], trailing_var_arg = true, allow_hyphen_values = true)]
     container_and_command: Vec<String>,

@@ -27,7 +27,7 @@ pub(crate) struct ImagesArgs {
     #[arg(short, long)]
     filter: Vec<String>,
     /// Format output using a custom template
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     format: String,
     /// Don't truncate output
     #[arg(long)]
@@ -149,7 +149,7 @@ pub(crate) async fn tag(client: &Client, source: &str, target: &str) -> Outcome 
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArgs {
     /// Format output using a custom template
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     format: String,
     /// Print sizes and dates in human readable format
     #[arg(short = 'H', long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
@@ -314,10 +314,10 @@ pub(crate) struct ImportArgs {
     #[arg(short, long)]
     change: Vec<String>,
     /// Set commit message for imported image
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     message: String,
     /// Set platform if server is multi-platform capable
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     platform: String,
     /// File to import, or - for STDIN
     file: String,

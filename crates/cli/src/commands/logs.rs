@@ -15,10 +15,10 @@ pub(crate) struct LogsArgs {
     #[arg(short, long)]
     follow: bool,
     /// Show logs since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m")
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     since: String,
     /// Show logs before a timestamp or relative
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     until: String,
     /// Number of lines to show from the end of the logs
     #[arg(short = 'n', long, default_value = "all", allow_hyphen_values = true)]

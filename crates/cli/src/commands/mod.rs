@@ -490,12 +490,20 @@ pub(crate) fn key_values(given: &[String]) -> Outcome<serde_json::Map<String, Va
 }
 
 /// `key=value` labels; a key alone has an empty value.
-pub(crate) fn labels_of(given: &[String]) -> serde_json::Map<String, Value> {
+///
+/// # Errors
+/// A key that is empty or has spaces.
+pub(crate) fn labels_of(given: &[String]) -> Outcome<serde_json::Map<String, Value>> {
     given
         .iter()
         .map(|entry| {
+            let wrong = |text: String| Err(Failure::with_code(USAGE, format!("invalid argument {entry:?} for \"--label\" flag: {text}")));
             let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
-            (key.to_owned(), Value::from(value))
+            match key.trim_start() {
+                "" => wrong(format!("invalid label '{entry}': empty name")),
+                key if key.contains(char::is_whitespace) => wrong(format!("label '{key}' contains whitespaces")),
+                key => Ok((key.to_owned(), Value::from(value))),
+            }
         })
         .collect()
 }

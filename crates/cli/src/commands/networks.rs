@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{confirmed, filters, for_each, key_values, labels_of};
 use crate::client::{Client, escape_name, query};
+use crate::format::natural;
 use crate::format::table::{self, Column};
 use crate::{Failure, Outcome};
 
@@ -44,11 +45,12 @@ pub(crate) async fn network(client: &Client, command: NetworkCommand) -> Outcome
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// Format output using a custom template: 'json' or a Go template
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     format: String,
     /// Verbose output for diagnostics
     #[arg(short, long)]
     verbose: bool,
+    /// Names or ids of networks
     #[arg(required = true, value_name = "NETWORK")]
     names: Vec<String>,
 }
@@ -99,11 +101,12 @@ pub(crate) struct CreateArgs {
     #[arg(short, long)]
     opt: Vec<String>,
     /// Control the network's scope
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     scope: String,
     /// Subnet in CIDR format that represents a network segment
     #[arg(long, value_delimiter = ',')]
     subnet: Vec<String>,
+    /// Name of the network
     network: String,
 }
 
@@ -112,7 +115,7 @@ async fn create(client: &Client, args: CreateArgs) -> Outcome {
     let body = json!({
         "Name": args.network, "Driver": args.driver, "Scope": args.scope, "EnableIPv4": args.ipv4, "EnableIPv6": args.ipv6,
         "IPAM": {"Driver": args.ipam_driver, "Options": key_values(&args.ipam_opt)?, "Config": config},
-        "Internal": args.internal, "Attachable": args.attachable, "Options": key_values(&args.opt)?, "Labels": labels_of(&args.label),
+        "Internal": args.internal, "Attachable": args.attachable, "Options": key_values(&args.opt)?, "Labels": labels_of(&args.label)?,
     });
     let created = client.post("/networks/create", Some(&body)).await?;
     println!("{}", created["Id"].as_str().unwrap_or_default());
@@ -174,10 +177,10 @@ pub(crate) struct ConnectArgs {
     #[arg(long, allow_hyphen_values = true, default_value_t = 0)]
     gw_priority: i64,
     /// IPv4 address (e.g., "172.30.100.104")
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     ip: String,
     /// IPv6 address (e.g., "2001:db8::33")
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     ip6: String,
     /// Add link to another container
     #[arg(long)]
@@ -185,7 +188,9 @@ pub(crate) struct ConnectArgs {
     /// Add a link-local address for the container
     #[arg(long, value_delimiter = ',')]
     link_local_ip: Vec<String>,
+    /// Name or id of the network
     network: String,
+    /// Name or id of the container
     container: String,
 }
 
@@ -206,7 +211,9 @@ pub(crate) struct DisconnectArgs {
     /// Force the container to disconnect from a network
     #[arg(short, long)]
     force: bool,
+    /// Name or id of the network
     network: String,
+    /// Name or id of the container
     container: String,
 }
 
@@ -222,7 +229,7 @@ pub(crate) struct LsArgs {
     #[arg(short, long)]
     filter: Vec<String>,
     /// Format output using a custom template
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     format: String,
     /// Do not truncate the output
     #[arg(long)]
@@ -247,7 +254,7 @@ const COLUMNS: &[Column] = &[
 async fn ls(client: &Client, args: LsArgs) -> Outcome {
     let networks = client.get(&format!("/networks{}", query(&[("filters", &filters(&args.filter)?)]))).await?;
     let mut networks = networks.as_array().cloned().unwrap_or_default();
-    networks.sort_by(|one, other| one["Name"].as_str().cmp(&other["Name"].as_str()));
+    networks.sort_by(|one, other| natural(one["Name"].as_str(), other["Name"].as_str()));
     let row = |network: &Value| {
         let text = |key: &str| network[key].as_str().unwrap_or_default().to_owned();
         let switch = |key: &str| network[key].as_bool().unwrap_or(false).to_string();
@@ -298,6 +305,7 @@ pub(crate) struct RmArgs {
     /// Do not error if the network does not exist
     #[arg(short, long)]
     force: bool,
+    /// Names or ids of networks
     #[arg(required = true, value_name = "NETWORK")]
     networks: Vec<String>,
 }

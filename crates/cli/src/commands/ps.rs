@@ -18,7 +18,7 @@ pub(crate) struct PsArgs {
     #[arg(short, long)]
     filter: Vec<String>,
     /// Format output using a custom template
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     format: String,
     /// Show n last created containers (includes all states)
     #[arg(short = 'n', long, default_value = "-1", allow_hyphen_values = true)]

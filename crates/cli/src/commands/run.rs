@@ -17,7 +17,7 @@ pub(crate) struct RunArgs {
     #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
     sig_proxy: bool,
     /// Override the key sequence for detaching a container
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     detach_keys: String,
     #[command(flatten)]
     create: CreateArgs,

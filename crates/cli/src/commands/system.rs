@@ -16,7 +16,7 @@ use crate::{Failure, Outcome};
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// Format output using a custom template: 'json' or a Go template
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     format: String,
     /// Display total file sizes if the type is container
     #[arg(short, long)]
@@ -103,13 +103,13 @@ pub(crate) struct EventsArgs {
     #[arg(short, long)]
     filter: Vec<String>,
     /// Format output using a custom template: 'json' or a Go template
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     format: String,
     /// Show all events created since timestamp
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     since: String,
     /// Stream events until this timestamp
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     until: String,
 }
 
@@ -165,7 +165,7 @@ fn event_line(event: &Value) -> String {
 #[derive(Debug, Args)]
 pub(crate) struct FormatArgs {
     /// Format output using a custom template: 'json' or a Go template
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     format: String,
 }
 

@@ -7,6 +7,7 @@ use super::containers::write_body;
 use super::images::{file_body, reader_body};
 use super::{confirmed, filters, for_each, key_values, labels_of};
 use crate::client::{Client, escape_name, no_body, query};
+use crate::format::natural;
 use crate::format::table::{self, Column};
 use crate::format::units::size;
 use crate::{Failure, Outcome, terminal};
@@ -34,7 +35,10 @@ pub(crate) enum VolumeCommand {
     /// Keep a volume's present content in a new volume that can only be read
     Snapshot(SnapshotArgs),
     /// Update a volume (cluster volumes only)
-    Update { volume: String },
+    Update {
+        /// Name of the volume
+        volume: String,
+    },
 }
 
 pub(crate) async fn volume(client: &Client, command: VolumeCommand) -> Outcome {
@@ -48,7 +52,7 @@ pub(crate) async fn volume(client: &Client, command: VolumeCommand) -> Outcome {
         VolumeCommand::Import(args) => import(client, args).await,
         VolumeCommand::Snapshot(args) => {
             let ClonedArgs { label, pause, volume } = args.cloned;
-            let name = args.name.unwrap_or_else(|| format!("{volume}-{}", jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S")));
+            let name = args.name.unwrap_or_else(|| format!("{volume}-{}", jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S.%3f")));
             copy(client, "snapshot", &volume, &name, &label, pause).await
         }
         VolumeCommand::Inspect(args) => {
@@ -75,13 +79,14 @@ pub(crate) struct CreateArgs {
     /// Set driver specific options
     #[arg(short, long)]
     opt: Vec<String>,
+    /// Name of the volume (default: a random one)
     volume: Option<String>,
 }
 
 async fn create(client: &Client, args: CreateArgs) -> Outcome {
     let body = json!({
         "Name": args.volume.or(args.name).unwrap_or_default(), "Driver": args.driver, "DriverOpts": key_values(&args.opt)?,
-        "Labels": labels_of(&args.label),
+        "Labels": labels_of(&args.label)?,
     });
     let created = client.post("/volumes/create", Some(&body)).await?;
     println!("{}", created["Name"].as_str().unwrap_or_default());
@@ -97,6 +102,7 @@ struct ClonedArgs {
     /// Pause the containers that use the volume meanwhile
     #[arg(long)]
     pause: bool,
+    /// Name of the volume to copy
     volume: String,
 }
 
@@ -117,7 +123,7 @@ pub(crate) struct SnapshotArgs {
 }
 
 async fn copy(client: &Client, how: &str, source: &str, name: &str, labels: &[String], pause: bool) -> Outcome {
-    let body = json!({"Name": name, "Labels": labels_of(labels), "Pause": pause});
+    let body = json!({"Name": name, "Labels": labels_of(labels)?, "Pause": pause});
     let made = client.post(&format!("/volumes/{}/{how}", escape_name(source)), Some(&body)).await?;
     println!("{}", made["Name"].as_str().unwrap_or_default());
     Ok(0)
@@ -128,6 +134,7 @@ pub(crate) struct ExportArgs {
     /// Write to a file, instead of STDOUT
     #[arg(short, long)]
     output: Option<String>,
+    /// Name of the volume
     volume: String,
 }
 
@@ -142,6 +149,7 @@ async fn export(client: &Client, args: ExportArgs) -> Outcome {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
+    /// Name of the volume
     volume: String,
     /// Archive to read, or - for STDIN
     #[arg(default_value = "-")]
@@ -163,8 +171,9 @@ async fn import(client: &Client, args: ImportArgs) -> Outcome {
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// Format output using a custom template: 'json' or a Go template
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     format: String,
+    /// Names of volumes
     #[arg(required = true, value_name = "VOLUME")]
     names: Vec<String>,
 }
@@ -175,7 +184,7 @@ pub(crate) struct LsArgs {
     #[arg(short, long)]
     filter: Vec<String>,
     /// Format output using a custom template
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     format: String,
     /// Only display volume names
     #[arg(short, long)]
@@ -210,7 +219,9 @@ async fn ls(client: &Client, args: LsArgs) -> Outcome {
         });
         fields.as_object().cloned().unwrap_or_default()
     };
-    let rows: Vec<_> = volumes["Volumes"].as_array().into_iter().flatten().map(row).collect();
+    let mut volumes: Vec<&Value> = volumes["Volumes"].as_array().into_iter().flatten().collect();
+    volumes.sort_by(|one, other| natural(one["Name"].as_str(), other["Name"].as_str()));
+    let rows: Vec<_> = volumes.into_iter().map(row).collect();
     table::print(&args.format, args.quiet, "{{.Driver}}\t{{.Name}}", "Name", COLUMNS, &rows)?;
     Ok(0)
 }
@@ -251,6 +262,7 @@ pub(crate) struct RmArgs {
     /// Force the removal of one or more volumes
     #[arg(short, long)]
     force: bool,
+    /// Names of volumes
     #[arg(required = true, value_name = "VOLUME")]
     volumes: Vec<String>,
 }

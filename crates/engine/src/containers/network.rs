@@ -68,7 +68,8 @@ impl Containers {
             .await
     }
 
-    /// `force` takes a container out that the engine does not know any more; there is none such here.
+    /// # Errors
+    /// A container that is not there, or not in the network.
     pub async fn disconnect(self: &Arc<Self>, network: &str, container: &str) -> Result<()> {
         self.change_networks(container, network, |networks, record, network| networks.disconnect(record, network)).await
     }

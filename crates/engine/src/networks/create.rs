@@ -349,6 +349,10 @@ fn check_name(name: &str) -> Result<()> {
     if name.trim().is_empty() {
         return Err(Error::invalid("invalid network name: name is empty"));
     }
+    const LONGEST: usize = 255;
+    if name.len() > LONGEST {
+        return Err(Error::invalid(format!("invalid network name: it is longer than {LONGEST} bytes")));
+    }
     // Docker takes anything else; what could not be asked for by path, or read on a terminal, is of no use to anybody.
     if name.contains('/') || name.chars().any(char::is_control) {
         return Err(Error::invalid(format!("invalid network name: {name:?}: it must not have slashes or control characters")));
