@@ -300,8 +300,12 @@ impl Links {
         let to = Ipv6Addr::LOCALHOST;
         let header = [AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0, 0, 0, 0];
         let message =
-            Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header).u32(RTA_OIF, index).ip(RTA_DST, to.into()).u32(RTA_PRIORITY, METRIC);
-        self.0.request(message).map_err(kernel(format!("add route to {to}")))
+            Message::new(RTM_NEWROUTE, CREATE, &header).u32(RTA_OIF, index).ip(RTA_DST, to.into()).u32(RTA_PRIORITY, METRIC);
+        // Beside those of other interfaces, so not in their place.
+        match self.0.request(message) {
+            Err(Errno::EXIST) => Ok(()),
+            result => result.map_err(kernel(format!("add route to {to}"))),
+        }
     }
 
     /// The networks that this namespace's main table leads to, without default routes.

@@ -234,18 +234,23 @@ fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
     let host = Host::new();
     sysctl(&host.namespace, "ipv6.conf.all.forwarding", "1");
     host.bridge("br1", "fd77:1::1/64", false);
+    host.bridge("br2", "fd77:2::1/64", false);
     inside(&host.namespace, || {
         let mut links = Links::open().unwrap();
-        let index = links.find("br1").unwrap().unwrap().index;
-        links.deliver_loopback6(index).unwrap();
-        // Again, as an engine does that comes back.
-        links.deliver_loopback6(index).unwrap();
+        // The last time as an engine does that comes back.
+        for bridge in ["br1", "br2", "br1"] {
+            let index = links.find(bridge).unwrap().unwrap().index;
+            links.deliver_loopback6(index).unwrap();
+        }
     });
     let server = host.container("br1", 2, "fd77:1::2/64", "fd77:1::1");
+    let other = host.container("br2", 4, "fd77:2::2/64", "fd77:2::1");
     let neighbour = host.container("br1", 3, "fd77:1::3/64", "fd77:1::1");
     serve(&server.namespace, 80);
+    serve(&other.namespace, 80);
     host.publish(Protocol::Tcp, "[::1]:8080", "[fd77:1::2]:80");
     host.publish(Protocol::Tcp, "[::]:8081", "[fd77:1::2]:80");
+    host.publish(Protocol::Tcp, "[::1]:8082", "[fd77:2::2]:80");
     let filters = inside(&host.namespace, || std::fs::exists("/proc/sys/net/bridge").unwrap());
     if filters {
         sysctl(&host.namespace, FILTER, "1");
@@ -261,6 +266,7 @@ fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
     for port in ["[::1]:8080", "[::1]:8081"] {
         assert_eq!(ask(&host.namespace, port).as_deref(), Some("fd77:1::1"));
     }
+    assert_eq!(ask(&host.namespace, "[::1]:8082").as_deref(), Some("fd77:2::1"), "behind another bridge");
     assert!(ask(&neighbour.namespace, "[fd77:1::1]:8081").is_some());
     assert_eq!(ask(&neighbour.namespace, "[fd77:1::1]:8080"), None, "on ::1 only");
     // A neighbour that routes ::1 to the host by hand, whether the host puts bridged packets through its rules or not.
