@@ -179,6 +179,44 @@ impl Links {
                 })
             });
         self.0.request(message).map_err(kernel(format!("create interface pair {name}")))?;
+        self.set_port(name, port)
+    }
+
+    /// Makes a veth pair, down: one end here, the other in the namespace `elsewhere`. Returns the index of the first.
+    pub fn create_pair(&mut self, name: &str, outer: &str, elsewhere: BorrowedFd<'_>) -> Result<u32> {
+        let message =
+            Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, |info| {
+                info.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |data| {
+                    data.nest(VETH_INFO_PEER, |inner| {
+                        inner.raw(&ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, outer).u32(IFLA_NET_NS_FD, elsewhere.as_raw_fd().cast_unsigned())
+                    })
+                })
+            });
+        self.0.request(message).map_err(kernel(format!("create interface pair {outer}")))?;
+        self.index(name)
+    }
+
+    /// Makes an interface that is there already a bridge's port, and brings it up. An `mtu` of 0 stays as it is.
+    pub fn join_bridge(&mut self, name: &str, bridge: u32, mtu: u32, port: Port) -> Result<()> {
+        let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, IFF_UP, IFF_UP)).text(IFLA_IFNAME, name).u32(IFLA_MASTER, bridge);
+        let message = if mtu > 0 { message.u32(IFLA_MTU, mtu) } else { message };
+        self.0.request(message).map_err(kernel(format!("connect interface {name}")))?;
+        self.set_port(name, port)
+    }
+
+    /// Gives an interface that is down what a container's is to have. A `name` of `None` and an `mtu` of 0 stay as they are.
+    pub fn adapt(&mut self, index: u32, name: Option<&str>, mac: [u8; 6], mtu: u32) -> Result<()> {
+        let mut message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, index, 0, 0)).bytes(IFLA_ADDRESS, &mac);
+        if let Some(name) = name {
+            message = message.text(IFLA_IFNAME, name);
+        }
+        if mtu > 0 {
+            message = message.u32(IFLA_MTU, mtu);
+        }
+        self.0.request(message).map_err(kernel(format!("set up interface {index}")))
+    }
+
+    fn set_port(&mut self, name: &str, port: Port) -> Result<()> {
         if port.isolated || port.hairpin {
             let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, |info| {
                 info.text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, |data| {
@@ -299,8 +337,7 @@ impl Links {
         const METRIC: u32 = 4096;
         let to = Ipv6Addr::LOCALHOST;
         let header = [AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0, 0, 0, 0];
-        let message =
-            Message::new(RTM_NEWROUTE, CREATE, &header).u32(RTA_OIF, index).ip(RTA_DST, to.into()).u32(RTA_PRIORITY, METRIC);
+        let message = Message::new(RTM_NEWROUTE, CREATE, &header).u32(RTA_OIF, index).ip(RTA_DST, to.into()).u32(RTA_PRIORITY, METRIC);
         // Beside those of other interfaces, so not in their place.
         match self.0.request(message) {
             Err(Errno::EXIST) => Ok(()),

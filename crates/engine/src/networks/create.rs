@@ -210,7 +210,7 @@ impl Networks {
 
     fn make_bridge(&self, record: &NetworkRecord) -> Result<()> {
         let name = self.bridge_name(record);
-        let mtu = record.option(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mtu = record.mtu();
         let mut links = self.links();
         let index = match links.find(&name)? {
             Some(link) if is_bridge_of(&link, record) => link.index,

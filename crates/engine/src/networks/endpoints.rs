@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 
 use ipnet::IpNet;
 use whelk_network::names::NameSockets;
-use whelk_network::namespace::{Ipv6, Namespace};
+use whelk_network::namespace::{Interface, Ipv6, Namespace};
 use whelk_network::{Links, Peer, Port, SenderRules};
 use whelk_sys::fs;
 
@@ -25,6 +25,8 @@ pub struct ConnectRequest {
 
 /// What a container's interface is called, by its number.
 const INTERFACE_PREFIX: &str = "eth";
+/// So the first is called this, unless something else is wanted.
+pub(super) const FIRST_INTERFACE: &str = "eth0";
 
 impl Networks {
     /// Takes a container's places in all its networks and makes a namespace with their interfaces. `None` for one that
@@ -38,15 +40,18 @@ impl Networks {
         }
         // Without rules nothing would keep the container apart from others.
         self.firewall.require()?;
-        let spare = self.spare().pop();
-        let (mut namespace, names) = match spare {
-            Some(Spare { namespace, names }) => (namespace, Some(names)),
+        // What is there already must fit its first network.
+        let first = self.in_order(record).into_iter().next();
+        let fits = first.is_some_and(|name| self.find(&name).is_ok_and(|network| network.driver == "bridge"));
+        let spare = if fits { self.spare().pop() } else { None };
+        let (mut namespace, ready, names) = match spare {
+            Some(Spare { namespace, interface, endpoint_id, names }) => (namespace, Some((interface, endpoint_id)), Some(names)),
             None => {
                 self.refill.notify_one();
-                (Namespace::create()?, None)
+                (Namespace::create()?, None, None)
             }
         };
-        let joined = self.join_all(record, &mut namespace, names);
+        let joined = self.join_all(record, &mut namespace, ready, names);
         match joined {
             Ok(()) => Ok(Some(namespace.into())),
             Err(error) => {
@@ -56,17 +61,27 @@ impl Networks {
         }
     }
 
-    fn join_all(&self, record: &mut Record, namespace: &mut Namespace, names: Option<NameSockets>) -> Result<()> {
-        // The network that the container was created on comes first and gives it its eth0, unless it has left it.
-        let mut networks: Vec<String> = record.networks.keys().cloned().collect();
-        networks.sort_by_key(|name| !self.is_mode(record, name));
-        for name in networks {
+    fn join_all(
+        &self,
+        record: &mut Record,
+        namespace: &mut Namespace,
+        mut ready: Option<(Interface, String)>,
+        names: Option<NameSockets>,
+    ) -> Result<()> {
+        for name in self.in_order(record) {
             let network = self.find(&name)?;
             let mut endpoint = record.networks.remove(&name).unwrap_or_default();
             // Networks without IPv6 must not have it by the back door (CVE-2024-32473); those with it have a planned one.
-            namespace.set_ipv6(if network.enable_ipv6 { Ipv6::Given } else { Ipv6::Off })?;
+            let ipv6 = if network.enable_ipv6 { Ipv6::Given } else { Ipv6::Off };
+            if ready.is_none() {
+                namespace.set_ipv6(ipv6)?;
+            }
             let outcome = self
-                .attach(record, &network, &mut endpoint, namespace.as_fd())
+                .attach(record, &network, &mut endpoint, namespace.as_fd(), ready.as_ref().map(|(_, id)| id.as_str()))
+                .and_then(|()| match ready.take() {
+                    Some((interface, _)) => adapt(interface, &network, &endpoint, &mut namespace.links, ipv6),
+                    None => Ok(()),
+                })
                 .and_then(|()| set_sysctls(sysctls(&endpoint)?, namespace.as_fd(), false))
                 .and_then(|()| configure(&endpoint, &mut namespace.links));
             record.networks.insert(network.name.clone(), endpoint);
@@ -79,20 +94,35 @@ impl Networks {
         self.start_resolver(record, namespace.as_fd(), names)
     }
 
+    /// The networks of a container: the one that it was created on comes first and gives it its eth0, unless it has left it.
+    fn in_order(&self, record: &Record) -> Vec<String> {
+        let mut networks: Vec<String> = record.networks.keys().cloned().collect();
+        networks.sort_by_key(|name| !self.is_mode(record, name));
+        networks
+    }
+
     /// Whether a container was created on this network, however its mode names it.
     pub(super) fn is_mode(&self, record: &Record, network: &str) -> bool {
         record.host.network_mode == network || self.find(&record.host.network_mode).is_ok_and(|mode| mode.name == network)
     }
 
-    /// Gives a container an interface in one network.
-    fn attach(&self, container: &Record, network: &NetworkRecord, endpoint: &mut Endpoint, namespace: BorrowedFd<'_>) -> Result<()> {
+    /// Gives a container an interface in one network. `ready` is the id of an endpoint for which a pair of interfaces is there
+    /// already: its outer end is connected.
+    fn attach(
+        &self,
+        container: &Record,
+        network: &NetworkRecord,
+        endpoint: &mut Endpoint,
+        namespace: BorrowedFd<'_>,
+        ready: Option<&str>,
+    ) -> Result<()> {
         endpoint.network_id.clone_from(&network.id);
-        endpoint.endpoint_id = random_id();
+        endpoint.endpoint_id = ready.map_or_else(random_id, str::to_owned);
         endpoint.interface = self.interface_name(container, network, endpoint)?;
         self.take_addresses(container, network, endpoint)?;
         let mac = mac_of(endpoint)?;
         let peer = Peer { name: &endpoint.interface, mac, namespace };
-        let mtu = network.option(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mtu = network.mtu();
         if network.driver == "macvlan" {
             let mode = macvlan_mode(network.option(option::MACVLAN_MODE).unwrap_or("bridge"))?;
             let parent = self.parent(network)?;
@@ -121,7 +151,10 @@ impl Networks {
             };
             // The rules first: without them it could send anything.
             self.firewall.add_sender(&SenderRules { interface: name.clone(), mac, addresses: endpoint.addresses() })?;
-            links.create_veth(&name, bridge.index, mtu, peer, port)?;
+            match ready {
+                Some(_) => links.join_bridge(&name, bridge.index, mtu, port)?,
+                None => links.create_veth(&name, bridge.index, mtu, peer, port)?,
+            }
         }
         Ok(())
     }
@@ -134,7 +167,7 @@ impl Networks {
         endpoint: &mut Endpoint,
         namespace: BorrowedFd<'_>,
     ) -> Result<Links> {
-        self.attach(container, network, endpoint, namespace)?;
+        self.attach(container, network, endpoint, namespace, None)?;
         let name = &endpoint.interface;
         let settings: &[(&str, &str)] =
             if network.enable_ipv6 { &[("disable_ipv6", "0"), ("accept_ra", "0")] } else { &[("disable_ipv6", "1")] };
@@ -525,6 +558,13 @@ fn member(container: &Record, endpoint: &Endpoint) -> Member {
 pub(crate) fn split_link(link: &str) -> (String, String) {
     let (target, alias) = link.split_once(':').unwrap_or((link, link));
     (target.trim_start_matches('/').to_owned(), alias.rsplit('/').next().unwrap_or(alias).to_ascii_lowercase())
+}
+
+/// Makes the inner end of a pair that was made ahead what its network and endpoint say.
+fn adapt(mut interface: Interface, network: &NetworkRecord, endpoint: &Endpoint, links: &mut Links, ipv6: Ipv6) -> Result<()> {
+    interface.set_ipv6(ipv6)?;
+    let name = Some(endpoint.interface.as_str()).filter(|name| *name != FIRST_INTERFACE);
+    Ok(links.adapt(interface.index, name, mac_of(endpoint)?, network.mtu())?)
 }
 
 /// Gives the interface inside the namespace its addresses.

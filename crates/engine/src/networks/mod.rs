@@ -26,7 +26,7 @@ use whelk_image::Digest;
 use whelk_network::ipam::Block;
 pub use whelk_network::ipam::Pool;
 use whelk_network::names::NameSockets;
-use whelk_network::namespace::{Ipv6, Namespace};
+use whelk_network::namespace::{Interface, Namespace};
 use whelk_network::port::Ports;
 use whelk_network::{BridgeRules, Firewall, LONGEST_NAME, Links, Passage, SenderRules};
 
@@ -73,22 +73,14 @@ pub struct Networks {
     resolvers: Mutex<HashMap<String, tokio::task::JoinHandle<()>>>,
 }
 
-/// A namespace made ahead, for a container to come, with the sockets at which names are asked for.
+/// A namespace made ahead, for a container to come, with an interface and the sockets at which names are asked for.
 #[derive(Debug)]
 struct Spare {
     namespace: Namespace,
+    /// Its outer end is called what that of the endpoint with this id is to be called.
+    interface: Interface,
+    endpoint_id: String,
     names: NameSockets,
-}
-
-impl Spare {
-    fn make() -> whelk_network::Result<Self> {
-        let mut namespace = Namespace::create()?;
-        // What most networks want.
-        namespace.set_ipv6(Ipv6::Off)?;
-        // The kernel takes its time to lead questions there.
-        let names = whelk_network::names::open(namespace.as_fd())?;
-        Ok(Self { namespace, names })
-    }
 }
 
 /// One network, with what is known only while the engine runs.
@@ -218,7 +210,7 @@ impl Networks {
             let work = tokio::task::spawn_blocking(move || {
                 networks.remove_doomed();
                 while networks.spare().len() < SPARE {
-                    match Spare::make() {
+                    match networks.make_spare() {
                         Ok(spare) => networks.spare().push(spare),
                         Err(error) => {
                             tracing::warn!("no network namespace could be made ahead: {error}");
@@ -245,6 +237,14 @@ impl Networks {
                 }
             };
         }
+    }
+
+    fn make_spare(&self) -> whelk_network::Result<Spare> {
+        let endpoint_id = crate::names::random_id();
+        let (namespace, interface) = Namespace::create_with_interface(endpoints::FIRST_INTERFACE, &self.interface(VETH, &endpoint_id))?;
+        // The kernel takes its time to lead questions there.
+        let names = whelk_network::names::open(namespace.as_fd())?;
+        Ok(Spare { namespace, interface, endpoint_id, names })
     }
 
     /// Puts back what somebody took away (`nft flush ruleset`, a firewall's reload). Looks only when any rules have

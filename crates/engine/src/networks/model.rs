@@ -159,6 +159,11 @@ impl NetworkRecord {
         self.option(if ipv4 { option::GATEWAY_MODE_4 } else { option::GATEWAY_MODE_6 }) == Some("routed")
     }
 
+    /// Of its interfaces, in bytes; 0 for the kernel's choice.
+    pub fn mtu(&self) -> u32 {
+        self.option(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
     /// Whether its containers route by themselves, without a gateway.
     pub fn is_routed_by_device(&self) -> bool {
         self.driver == "ipvlan" && self.option(option::IPVLAN_MODE).is_some_and(|mode| mode.starts_with("l3"))
