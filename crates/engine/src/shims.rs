@@ -28,6 +28,8 @@ use crate::instance::{Instance, through_descriptor};
 
 /// How many shims wait for a container.
 const READY: usize = 2;
+/// For how long nothing shall compete with a container that starts, while there is something left for the next.
+pub(crate) const QUIET: Duration = Duration::from_millis(15);
 
 /// Read-only, as `MOUNT_ATTR_RDONLY`.
 const RDONLY: u64 = 1;
@@ -82,6 +84,9 @@ impl Shims {
                 }
             }
             self.refill.notified().await;
+            if !self.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                tokio::time::sleep(QUIET).await;
+            }
         }
     }
 

@@ -229,7 +229,12 @@ impl Networks {
                 Err(error) => tracing::error!("look after the networks: {error}"),
             }
             changed = tokio::select! {
-                () = self.refill.notified() => false,
+                () = self.refill.notified() => {
+                    if !self.spare().is_empty() {
+                        tokio::time::sleep(crate::shims::QUIET).await;
+                    }
+                    false
+                }
                 () = tokio::time::sleep(CHECK) => false,
                 () = changes.notified() => {
                     tokio::time::sleep(AT_MOST_EVERY.saturating_sub(last.elapsed())).await;
