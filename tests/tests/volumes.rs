@@ -453,19 +453,63 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     assert_eq!(sh(cli, &["-v", "second:/d"], look), expected);
 }
 
+/// Gives an engine's volumes a disk of their own, of so many MiB; `false` where the kernel has no such file system. Runs the
+/// engine anew.
+fn give_disk(engine: &Engine, size: u64, make: &[&str], options: &str) -> bool {
+    let image = engine.scratch("disk").join("image");
+    fs::File::create(&image).unwrap().set_len(size << 20).unwrap();
+    engine.kill9();
+    let run = |program: &str, args: &[&str], more: [&std::path::Path; 2]| {
+        let more = more.into_iter().filter(|path| !path.as_os_str().is_empty());
+        std::process::Command::new(program).args(args).args(more).output().is_ok_and(|done| done.status.success())
+    };
+    let mounted =
+        run(make[0], &make[1..], [&image, "".as_ref()]) && run("mount", &["-o", options], [&image, &engine.root().join("volumes")]);
+    engine.restart();
+    mounted
+}
+
+fn take_disk(engine: &Engine) {
+    engine.kill9();
+    assert!(std::process::Command::new("umount").arg(engine.root().join("volumes")).status().unwrap().success());
+    engine.restart();
+}
+
+#[test]
+fn a_copy_shares_its_data_where_the_file_system_can() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    if !give_disk(&engine, 200, &["mkfs.btrfs", "-q"], "loop") {
+        return;
+    }
+    let taken = || {
+        let disk = fs::File::open(engine.root().join("volumes")).unwrap();
+        rustix::fs::syncfs(&disk).unwrap();
+        let found = rustix::fs::fstatvfs(&disk).unwrap();
+        (found.f_blocks - found.f_bfree) * found.f_frsize >> 20
+    };
+    sh(cli, &["-v", "data:/d"], "head -c 50000000 /dev/urandom >/d/big; echo first >/d/small");
+    let before = taken();
+    assert!(before > 40, "{before}");
+    cli.run(&["volume", "snapshot", "data", "saved"]).ok();
+    cli.run(&["volume", "clone", "data", "twin"]).ok();
+    let after = taken();
+    assert!(after < before + 10, "from {before} to {after} MiB");
+    // What becomes of one is not the others' matter.
+    sh(cli, &["-v", "data:/d"], "echo second >/d/small; head -c 1000 /dev/zero | dd of=/d/big conv=notrunc 2>/dev/null");
+    let same = "md5sum /d/big | cut -d' ' -f1; cat /d/small";
+    let (saved, twin) = (sh(cli, &["-v", "saved:/d"], same), sh(cli, &["-v", "twin:/d"], same));
+    assert!(saved == twin && saved.ends_with("first") && saved != sh(cli, &["-v", "data:/d"], same));
+    cli.run(&["volume", "rm", "data", "saved", "twin"]).ok();
+    take_disk(&engine);
+}
+
 #[test]
 fn a_volume_takes_no_more_of_the_disk_than_it_may() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    engine.kill9();
-    // A disk of its own for the volumes, with project quotas where the kernel has them.
-    let (volumes, image) = (engine.root().join("volumes"), engine.scratch("disk").join("ext4"));
-    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-    let tool =
-        |program: &str, args: &[&str]| std::process::Command::new(program).args(args).output().is_ok_and(|done| done.status.success());
-    let (image, place) = (image.to_string_lossy(), volumes.to_string_lossy());
-    let mounted = tool("mkfs.ext4", &["-q", "-O", "quota,project", &image]) && tool("mount", &["-o", "loop,prjquota", &image, &place]);
-    engine.restart();
+    let volumes = engine.root().join("volumes");
+    let mounted = give_disk(&engine, 64, &["mkfs.ext4", "-q", "-O", "quota,project"], "loop,prjquota");
     for wrong in ["0", "-1", "much"] {
         cli.run(&["volume", "create", "-o", &format!("size={wrong}"), "small"]).refuses(1, &format!("invalid size: '{wrong}'"));
     }
@@ -497,9 +541,7 @@ fn a_volume_takes_no_more_of_the_disk_than_it_may() {
         assert!(allowed.contains(&filled("small", fill)));
     }
     cli.run(&["volume", "rm", "small", "copy", "other"]).ok();
-    engine.kill9();
-    assert!(tool("umount", &[&place]));
-    engine.restart();
+    take_disk(&engine);
 }
 
 #[test]
