@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! table inet NAME
-//!   spoof    prerouting raw      what claims to come from where it cannot is dropped
+//!   spoof    prerouting raw      what comes from our bridges goes through `entering`: what claims to come from where it
+//!                                cannot is dropped
 //!   publish  prerouting dstnat   to one of the host's addresses, but not from outside to 127.0.0.0/8: led to a container
 //!                                by the maps `ports*`
 //!   loop     output dstnat       the same for the host itself, 127.0.0.1 included, and ::1 where it can be (`loopback6`)
@@ -501,6 +502,7 @@ const USER: &str = "user";
 
 const INET_CHAINS: &[Chain] = &[
     Chain::plain(USER),
+    Chain::plain("entering"),
     Chain::base("spoof", "filter", nft::PREROUTING, RAW),
     Chain::base("publish", "nat", nft::PREROUTING, DSTNAT),
     Chain::base("loop", "nat", nft::OUTPUT, DSTNAT),
@@ -513,10 +515,11 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
     let new = Rule::new;
+    rule("spoof", new().input_name().among("bridges").jump("entering"));
     // 127.0.0.0/8 is routable behind our bridges (for the host's own loopback connections); containers must not use that.
-    rule("spoof", new().input_name().among("bridges").ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).drop());
-    rule("spoof", new().input_name().among("bridges").ipv4().input_name().source4().not_among("sources4").drop());
-    rule("spoof", new().input_name().among("bridges").ipv6().input_name().source6().not_among("sources6").drop());
+    rule("entering", new().ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).drop());
+    rule("entering", new().ipv4().input_name().source4().not_among("sources4").drop());
+    rule("entering", new().ipv6().input_name().source6().not_among("sources6").drop());
     // A port on 127.0.0.1 is the host's own: from outside nobody is led there (CVE-2025-54388).
     rule("publish", new().ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).accept());
     rule("publish", new().ipv6().destination6().in_network(Ipv6Addr::LOCALHOST.into(), 128).accept());
@@ -568,8 +571,10 @@ fn bridge_rules(table: &Table) -> Vec<Message> {
     let new = Rule::new;
     rule("ports", new().input_name().among("interfaces").jump("checked"));
     rule("checked", new().input_name().source_mac().not_among("senders").drop());
+    // The most frequent first.
+    rule("checked", new().ether_type(IP).input_name().source4().among("senders4").accept());
+    rule("checked", new().ether_type(IP).drop());
     rule("checked", new().ether_type(ARP).input_name().arp_source().not_among("senders4").drop());
-    rule("checked", new().ether_type(IP).input_name().source4().not_among("senders4").drop());
     // Neighbours say which address is theirs; routers are not among them.
     const ICMPV6: u8 = 58;
     const ROUTER_ADVERTISEMENT: u8 = 134;
