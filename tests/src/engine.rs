@@ -424,20 +424,14 @@ impl Engine {
         self.get("/networks/bridge")["Options"]["com.docker.network.bridge.name"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// The interfaces on the host that are this engine's, without the default bridge and the few that are made ahead: those
-    /// are ends of pairs that no bridge has yet.
+    /// The interfaces on the host that are this engine's, without the default bridge and those that are made ahead.
     pub fn interfaces(&self) -> Vec<String> {
-        const AHEAD: usize = 3;
         let bridge = self.bridge();
         let prefix = bridge.strip_suffix('0').unwrap_or(&bridge);
-        let all = entries(Path::new("/sys/class/net")).into_iter().filter(|name| name.starts_with(prefix) && *name != bridge);
-        let is_ahead =
-            |name: &String| name[prefix.len()..].starts_with('v') && !Path::new("/sys/class/net").join(name).join("master").exists();
-        let (ahead, mut used): (Vec<String>, Vec<String>) = all.partition(is_ahead);
-        if ahead.len() > AHEAD {
-            used.extend(ahead);
-        }
-        used
+        let all = Path::new("/sys/class/net");
+        let note = |name: &String| fs::read_to_string(all.join(name).join("ifalias")).unwrap_or_default();
+        let own = entries(all).into_iter().filter(|name| name.starts_with(prefix) && *name != bridge);
+        own.filter(|name| !note(name).ends_with(" made ahead\n")).collect()
     }
 
     /// Without containers and networks there are no interfaces.

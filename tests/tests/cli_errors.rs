@@ -88,8 +88,7 @@ fn values_that_make_no_sense() {
     run(&["--ulimit", "foo=1"], "invalid ulimit type: foo");
     run(&["--ulimit", "nofile=10:5"], "ulimit soft limit must be less than or equal to hard limit: 10 > 5");
     run(&["-e", "=x"], "invalid environment variable: =x");
-    run(&["--label", "=x"], "invalid argument \"=x\" for \"");
-    run(&["--label", "=x"], "invalid label '=x': empty name");
+    run(&["--label", "=x"], "invalid argument \"=x\" for \"-l, --label\" flag: invalid label '=x': empty name");
     run(&["--label", "a b=x"], "label 'a b' contains whitespaces");
     run(&["--env-file", "/nosuch"], "open /nosuch: no such file or directory");
     run(&["-a", "bogus"], "valid streams are STDIN, STDOUT and STDERR");

@@ -486,7 +486,7 @@ fn a_copy_shares_its_data_where_the_file_system_can() {
         let disk = fs::File::open(engine.root().join("volumes")).unwrap();
         rustix::fs::syncfs(&disk).unwrap();
         let found = rustix::fs::fstatvfs(&disk).unwrap();
-        (found.f_blocks - found.f_bfree) * found.f_frsize >> 20
+        ((found.f_blocks - found.f_bfree) * found.f_frsize) >> 20
     };
     sh(cli, &["-v", "data:/d"], "head -c 50000000 /dev/urandom >/d/big; echo first >/d/small");
     let before = taken();

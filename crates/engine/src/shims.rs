@@ -28,8 +28,6 @@ use crate::instance::{Instance, through_descriptor};
 
 /// How many shims wait for a container.
 const READY: usize = 2;
-/// For how long nothing shall compete with a container that starts, while there is something left for the next.
-pub(crate) const QUIET: Duration = Duration::from_millis(15);
 
 /// Read-only, as `MOUNT_ATTR_RDONLY`.
 const RDONLY: u64 = 1;
@@ -83,10 +81,7 @@ impl Shims {
                     Err(_) => return,
                 }
             }
-            self.refill.notified().await;
-            if !self.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-                tokio::time::sleep(QUIET).await;
-            }
+            time_to_refill(&self.refill, || self.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty()).await;
         }
     }
 
@@ -143,6 +138,19 @@ impl Shims {
             Launched::Failed(error) => Err(LaunchError::Runtime(error)),
         }
     }
+}
+
+/// Waits until something is to be made ahead: a while after something was taken, because nothing shall compete with the
+/// container that it was taken for, or at once when little is left for the next.
+pub(crate) async fn time_to_refill(taken: &tokio::sync::Notify, is_low: impl Fn() -> bool) {
+    const QUIET: Duration = Duration::from_millis(15);
+    taken.notified().await;
+    let until_low = async {
+        while !is_low() {
+            taken.notified().await;
+        }
+    };
+    let _ = tokio::time::timeout(QUIET, until_low).await;
 }
 
 /// Why a container did not start.

@@ -5,8 +5,9 @@
 //! images(id, record)   tags(name, image)   meta(key, value)
 //! ```
 //! One connection behind a lock: a commit takes some 20 µs (WAL, synchronous=NORMAL) and survives any crash of the
-//! engine; a power loss may take the last commits back, never tear one. The files are larger than they need be: what is
-//! already there can be written on a full disk too, and that is where containers have to be stopped and removed.
+//! engine; a power loss may take the last commits back, never tear one. Log and tables are larger than they need be: where
+//! the file system overwrites in place they can be written on a full disk too, and there containers have to be stopped and
+//! removed.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -40,7 +41,10 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self> {
         let connection = Connection::open(path)?;
         connection.execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
+            // One connection of one process: it needs no file that others would follow it by (`-shm`).
+            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000;
+             PRAGMA foreign_keys = ON;
+             DROP TABLE IF EXISTS reserve;
              CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;",
         )?;
         // The log stays as large as it is, also when it is not needed any more.
@@ -49,7 +53,7 @@ impl Store {
         store.migrate()?;
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
-        if whelk_sys::fs::metadata(log)?.len() < RESERVE
+        if (whelk_sys::fs::metadata(log)?.len() < RESERVE || store.free()? < RESERVE / 2)
             && let Err(error) = store.make_room()
         {
             tracing::warn!("the engine's store has no reserve: {error}");
@@ -57,11 +61,19 @@ impl Store {
         Ok(store)
     }
 
+    /// The room in the tables, in bytes.
+    fn free(&self) -> Result<u64> {
+        let query = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
+        let free: i64 = self.connection().query_row(query, [], |row| row.get(0))?;
+        Ok(u64::try_from(free).unwrap_or(0))
+    }
+
     /// Makes the log and the tables as large as they may become before long.
     fn make_room(&self) -> Result<()> {
-        // Not as one transaction: what is gone again when it ends would not be written at all.
+        // Not as one transaction: what is gone again when it ends would not be written at all. And with a small cache: what it
+        // takes stays the process's.
         Ok(self.connection().execute_batch(&format!(
-            "DROP TABLE IF EXISTS reserve; CREATE TABLE reserve AS SELECT zeroblob({RESERVE}); DROP TABLE reserve; PRAGMA shrink_memory"
+            "PRAGMA cache_size = -64; CREATE TABLE reserve AS SELECT zeroblob({RESERVE}); DROP TABLE reserve; PRAGMA cache_size = -2000"
         ))?)
     }
 

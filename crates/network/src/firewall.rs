@@ -516,8 +516,9 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
     let new = Rule::new;
     rule("spoof", new().input_name().among("bridges").jump("entering"));
-    // 127.0.0.0/8 is routable behind our bridges (for the host's own loopback connections); containers must not use that.
+    // 127.0.0.0/8 and ::1 are routed behind our bridges (for the host's own loopback connections); containers must not use that.
     rule("entering", new().ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).drop());
+    rule("entering", new().ipv6().destination6().in_network(Ipv6Addr::LOCALHOST.into(), 128).drop());
     rule("entering", new().ipv4().input_name().source4().not_among("sources4").drop());
     rule("entering", new().ipv6().input_name().source6().not_among("sources6").drop());
     // A port on 127.0.0.1 is the host's own: from outside nobody is led there (CVE-2025-54388).

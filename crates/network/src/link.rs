@@ -153,11 +153,15 @@ impl Links {
             message = message.u32(IFLA_MTU, mtu);
         }
         self.0.request(message).map_err(kernel(format!("create bridge {name}")))?;
-        let index = self.index(name)?;
         // The kernel takes it for an interface that is there only.
-        let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, index, 0, 0)).text(IFLA_IFALIAS, alias);
-        self.0.request(message).map_err(kernel(format!("describe bridge {name}")))?;
-        Ok(index)
+        self.describe(name, alias)?;
+        self.index(name)
+    }
+
+    /// Notes something about an interface.
+    pub fn describe(&mut self, name: &str, alias: &str) -> Result<()> {
+        let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name).text(IFLA_IFALIAS, alias);
+        self.0.request(message).map_err(kernel(format!("describe interface {name}")))
     }
 
     /// Makes a veth pair whose other end is born inside the container's namespace: moving one there would cost an RCU
@@ -196,9 +200,13 @@ impl Links {
         self.index(name)
     }
 
-    /// Makes an interface that is there already a bridge's port, and brings it up. An `mtu` of 0 stays as it is.
+    /// Makes an interface that is there already a bridge's port, and brings it up. What was noted about it goes; an `mtu` of 0
+    /// stays as it is.
     pub fn join_bridge(&mut self, name: &str, bridge: u32, mtu: u32, port: Port) -> Result<()> {
-        let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, IFF_UP, IFF_UP)).text(IFLA_IFNAME, name).u32(IFLA_MASTER, bridge);
+        let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, IFF_UP, IFF_UP))
+            .text(IFLA_IFNAME, name)
+            .u32(IFLA_MASTER, bridge)
+            .bytes(IFLA_IFALIAS, &[]);
         let message = if mtu > 0 { message.u32(IFLA_MTU, mtu) } else { message };
         self.0.request(message).map_err(kernel(format!("connect interface {name}")))?;
         self.set_port(name, port)

@@ -337,7 +337,7 @@ fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Va
         "WorkingDir": args.workdir.clone().unwrap_or_default(),
         "Entrypoint": args.entrypoint.as_ref().map(|entrypoint| vec![entrypoint]),
         "ExposedPorts": networking.exposed,
-        "Labels": pairs(&args.label, &args.label_file)?,
+        "Labels": labels(args)?,
         "StopSignal": args.stop_signal.clone().unwrap_or_default(),
         "StopTimeout": args.stop_timeout,
         "Healthcheck": healthcheck(args),
@@ -526,8 +526,11 @@ fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
     Ok(lines)
 }
 
-fn pairs(given: &[String], files: &[String]) -> Outcome<Map<String, Value>> {
-    labels_of(&[lines_of(files)?.as_slice(), given].concat())
+/// Those of files first: the others take their place.
+fn labels(args: &CreateArgs) -> Outcome<Map<String, Value>> {
+    let mut labels = labels_of(&lines_of(&args.label_file)?, "--label-file")?;
+    labels.extend(labels_of(&args.label, "-l, --label")?);
+    Ok(labels)
 }
 
 /// Kernel parameters, only those that belong to a namespace.

@@ -489,15 +489,15 @@ pub(crate) fn key_values(given: &[String]) -> Outcome<serde_json::Map<String, Va
         .collect()
 }
 
-/// `key=value` labels; a key alone has an empty value.
+/// `key=value` labels, given by `flag`; a key alone has an empty value.
 ///
 /// # Errors
 /// A key that is empty or has spaces.
-pub(crate) fn labels_of(given: &[String]) -> Outcome<serde_json::Map<String, Value>> {
+pub(crate) fn labels_of(given: &[String], flag: &str) -> Outcome<serde_json::Map<String, Value>> {
     given
         .iter()
         .map(|entry| {
-            let wrong = |text: String| Err(Failure::with_code(USAGE, format!("invalid argument {entry:?} for \"--label\" flag: {text}")));
+            let wrong = |text: String| Err(Failure::with_code(USAGE, format!("invalid argument {entry:?} for \"{flag}\" flag: {text}")));
             let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
             match key.trim_start() {
                 "" => wrong(format!("invalid label '{entry}': empty name")),

@@ -115,7 +115,7 @@ async fn create(client: &Client, args: CreateArgs) -> Outcome {
     let body = json!({
         "Name": args.network, "Driver": args.driver, "Scope": args.scope, "EnableIPv4": args.ipv4, "EnableIPv6": args.ipv6,
         "IPAM": {"Driver": args.ipam_driver, "Options": key_values(&args.ipam_opt)?, "Config": config},
-        "Internal": args.internal, "Attachable": args.attachable, "Options": key_values(&args.opt)?, "Labels": labels_of(&args.label)?,
+        "Internal": args.internal, "Attachable": args.attachable, "Options": key_values(&args.opt)?, "Labels": labels_of(&args.label, "--label")?,
     });
     let created = client.post("/networks/create", Some(&body)).await?;
     println!("{}", created["Id"].as_str().unwrap_or_default());

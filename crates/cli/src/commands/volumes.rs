@@ -86,7 +86,7 @@ pub(crate) struct CreateArgs {
 async fn create(client: &Client, args: CreateArgs) -> Outcome {
     let body = json!({
         "Name": args.volume.or(args.name).unwrap_or_default(), "Driver": args.driver, "DriverOpts": key_values(&args.opt)?,
-        "Labels": labels_of(&args.label)?,
+        "Labels": labels_of(&args.label, "--label")?,
     });
     let created = client.post("/volumes/create", Some(&body)).await?;
     println!("{}", created["Name"].as_str().unwrap_or_default());
@@ -123,7 +123,7 @@ pub(crate) struct SnapshotArgs {
 }
 
 async fn copy(client: &Client, how: &str, source: &str, name: &str, labels: &[String], pause: bool) -> Outcome {
-    let body = json!({"Name": name, "Labels": labels_of(labels)?, "Pause": pause});
+    let body = json!({"Name": name, "Labels": labels_of(labels, "--label")?, "Pause": pause});
     let made = client.post(&format!("/volumes/{}/{how}", escape_name(source)), Some(&body)).await?;
     println!("{}", made["Name"].as_str().unwrap_or_default());
     Ok(0)

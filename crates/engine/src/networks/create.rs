@@ -304,8 +304,8 @@ impl Networks {
     }
 }
 
-/// What is noted about a bridge: whose it is.
-fn alias(instance: &Instance, id: &str) -> String {
+/// What is noted about a bridge: whose it is. Of an interface that is made ahead, `id` says that.
+pub(super) fn alias(instance: &Instance, id: &str) -> String {
     format!("whelk {} {id}", instance.name)
 }
 

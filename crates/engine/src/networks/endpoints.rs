@@ -12,7 +12,7 @@ use whelk_sys::fs;
 
 use super::model::{Endpoint, NetworkRecord, option};
 use super::settings::{check_endpoint, ipvlan_flag, ipvlan_mode, macvlan_mode, parse_mac, sysctls};
-use super::{Member, Network, Networks, Spare, gateway_of};
+use super::{Member, Network, Networks, Spare, VETH, gateway_of};
 use crate::error::{Error, Result};
 use crate::model::Record;
 use crate::names::random_id;
@@ -47,16 +47,21 @@ impl Networks {
         let (mut namespace, ready, names) = match spare {
             Some(Spare { namespace, interface, endpoint_id, names }) => (namespace, Some((interface, endpoint_id)), Some(names)),
             None => {
-                self.refill.notify_one();
+                if fits {
+                    self.refill.notify_one();
+                }
                 (Namespace::create()?, None, None)
             }
         };
+        let outer = ready.as_ref().map(|(_, id)| self.interface(VETH, id));
         let joined = self.join_all(record, &mut namespace, ready, names);
         match joined {
             Ok(()) => Ok(Some(namespace.into())),
             Err(error) => {
                 drop(self.leave(record));
-                Err(error)
+                let gone = outer.is_some_and(|outer| matches!(self.links().find(&outer), Ok(None)));
+                // Somebody removed it by hand.
+                if gone { self.join(record) } else { Err(error) }
             }
         }
     }

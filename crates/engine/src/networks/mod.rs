@@ -165,11 +165,11 @@ impl Networks {
 
     /// Writes the rules and removes what no container explains, after all running ones were adopted.
     pub fn settle(&self) {
+        self.lead_loopback6();
         if let Err(error) = self.firewall.restore() {
             tracing::error!("{error}; networks will not work");
         }
         self.ensure_passage();
-        self.lead_loopback6();
         if let Err(error) = self.remove_stale_links() {
             tracing::warn!("look for interfaces left over: {error}");
         }
@@ -220,21 +220,20 @@ impl Networks {
                 }
                 if look_at_routes {
                     networks.check_routes();
-                    networks.lead_loopback6();
                 }
-                if check { networks.check_rules(checked) } else { checked }
+                if check {
+                    networks.lead_loopback6();
+                    networks.check_rules(checked)
+                } else {
+                    checked
+                }
             });
             match work.await {
                 Ok(generation) => checked = generation,
                 Err(error) => tracing::error!("look after the networks: {error}"),
             }
             changed = tokio::select! {
-                () = self.refill.notified() => {
-                    if !self.spare().is_empty() {
-                        tokio::time::sleep(crate::shims::QUIET).await;
-                    }
-                    false
-                }
+                () = crate::shims::time_to_refill(&self.refill, || self.spare().len() < 2) => false,
                 () = tokio::time::sleep(CHECK) => false,
                 () = changes.notified() => {
                     tokio::time::sleep(AT_MOST_EVERY.saturating_sub(last.elapsed())).await;
@@ -246,7 +245,9 @@ impl Networks {
 
     fn make_spare(&self) -> whelk_network::Result<Spare> {
         let endpoint_id = crate::names::random_id();
-        let (namespace, interface) = Namespace::create_with_interface(endpoints::FIRST_INTERFACE, &self.interface(VETH, &endpoint_id))?;
+        let outer = self.interface(VETH, &endpoint_id);
+        let (namespace, interface) = Namespace::create_with_interface(endpoints::FIRST_INTERFACE, &outer)?;
+        self.links().describe(&outer, &create::alias(&self.instance, "made ahead"))?;
         // The kernel takes its time to lead questions there.
         let names = whelk_network::names::open(namespace.as_fd())?;
         Ok(Spare { namespace, interface, endpoint_id, names })

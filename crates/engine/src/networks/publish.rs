@@ -125,13 +125,14 @@ impl Networks {
             if addresses.is_empty() {
                 continue;
             }
-            if addresses.contains(&Ipv6Addr::LOCALHOST.into()) && !self.firewall.lead_loopback6()? {
-                self.withdraw_ports(record);
-                return Err(failed(
-                    "::1 leads to no container while the host filters bridged packets (net.bridge.bridge-nf-call-ip6tables is 1); \
-                     127.0.0.1 does"
-                        .to_owned(),
-                ));
+            if addresses.contains(&Ipv6Addr::LOCALHOST.into()) {
+                const FILTERED: &str = "::1 leads to no container while the host filters bridged packets \
+                                        (net.bridge.bridge-nf-call-ip6tables is 1); 127.0.0.1 does";
+                let led = self.firewall.lead_loopback6().map_err(|error| error.to_string());
+                if let Err(text) = led.and_then(|led| if led { Ok(()) } else { Err(FILTERED.to_owned()) }) {
+                    self.withdraw_ports(record);
+                    return Err(failed(text));
+                }
             }
             match self.ports.take(&owner_of(record), wish.wanted, &addresses) {
                 Ok(port) => record.ports.extend(addresses.iter().map(|address| Publication {

@@ -350,13 +350,22 @@ impl Volumes {
         // Noted first: whatever ends this engine, the next one knows what to take back.
         self.note(&record.name, |record| {
             record.mounts.insert(user.to_owned());
-        })?;
-        match self.drivers.ask(&driver, |driver| driver.mount(&record.name, user)) {
-            Ok(mountpoint) => self.note(&record.name, |record| record.mountpoint = mountpoint),
+        })
+        .map_err(failed)?;
+        let mut refused = false;
+        let mounted = self.drivers.ask(&driver, |driver| {
+            driver.mount(&record.name, user).inspect_err(|error| refused = matches!(error, whelk_plugin::Error::Refused(_)))
+        });
+        match mounted {
+            Ok(mountpoint) => {
+                let noted = self.note(&record.name, |record| record.mountpoint = mountpoint);
+                noted.inspect_err(|_| self.unmount_by_plugin(record, user)).map_err(failed)
+            }
             Err(error) => {
-                self.note(&record.name, |record| {
-                    record.mounts.remove(user);
-                })?;
+                // One that did not answer may have mounted it all the same.
+                if refused {
+                    self.note_unmounted(record, user);
+                }
                 Err(failed(error))
             }
         }
@@ -373,29 +382,42 @@ impl Volumes {
                 outcome => outcome,
             })
         });
-        let noted = unmounted.and_then(|()| {
-            self.note(&record.name, |record| {
-                record.mounts.remove(user);
-            })
-        });
-        if let Err(error) = noted {
-            tracing::warn!(volume = record.name, "error unmounting volume: {error}");
+        match unmounted {
+            Ok(()) => self.note_unmounted(record, user),
+            Err(error) => tracing::warn!(volume = record.name, "error unmounting volume: {error}"),
         }
     }
 
-    /// Has plugins take back what an engine that was killed has left mounted, by when nobody waits for it.
+    fn note_unmounted(&self, record: &VolumeRecord, user: &str) {
+        let noted = self.note(&record.name, |record| {
+            record.mounts.remove(user);
+            if record.mounts.is_empty() {
+                record.mountpoint = PathBuf::new();
+            }
+        });
+        if let Err(error) = noted {
+            tracing::warn!(volume = record.name, "note that it is not mounted any more: {error}");
+        }
+    }
+
+    /// Has plugins take back what an engine that was killed has left mounted, while nobody waits for it.
     pub(super) fn settle_plugins(self: &Arc<Self>, records: &[VolumeRecord]) {
-        for record in records.iter().filter(|record| !record.mounts.is_empty()).cloned() {
-            let volumes = self.clone();
+        for record in records.iter().filter(|record| !self.left_mounted(record).is_empty()) {
+            let (volumes, name) = (self.clone(), record.name.clone());
             std::thread::spawn(move || {
-                let Ok(gate) = volumes.gate(&record.name) else { return };
+                let Ok(gate) = volumes.gate(&name) else { return };
                 let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
-                let running = volumes.running(&record.name);
-                for user in record.mounts.iter().filter(|user| !running.contains(user)) {
-                    volumes.unmount_by_plugin(&record, user);
-                }
+                // As it is by now.
+                let Ok(record) = volumes.find(&name) else { return };
+                volumes.left_mounted(&record).iter().for_each(|user| volumes.unmount_by_plugin(&record, user));
             });
         }
+    }
+
+    /// For whom a plugin has mounted a volume, as far as is known, that do not use it.
+    fn left_mounted(&self, record: &VolumeRecord) -> Vec<String> {
+        let running = self.running(&record.name);
+        record.mounts.iter().filter(|user| !running.contains(user)).cloned().collect()
     }
 
     /// Changes what is known of a volume, for good.
@@ -403,8 +425,11 @@ impl Volumes {
         let mut state = self.state_mut();
         // One that is gone by now has nothing to be known.
         let Some(volume) = state.get_mut(name) else { return Ok(()) };
-        change(&mut volume.record);
-        self.store.put_volume(&volume.record)
+        let mut record = volume.record.clone();
+        change(&mut record);
+        self.store.put_volume(&record)?;
+        volume.record = record;
+        Ok(())
     }
 
     /// Has a volume's plugin remove it.
