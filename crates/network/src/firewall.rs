@@ -149,7 +149,7 @@ impl Place {
             Self::Loopback6 => Set { name: "loopback6", key: &[IPV6], ..PLAIN },
             Self::Interfaces => Set { name: "interfaces", ..PLAIN },
             Self::Senders => Set { name: "senders", key: &[IFNAME, ETHER], ..PLAIN },
-            Self::Senders4 => Set { name: "senders4", key: &[IFNAME, IPV4], ..PLAIN },
+            Self::Senders4 => Set { name: "senders4", key: &[IFNAME, ETHER, IPV4], ..PLAIN },
             Self::Senders6 => Set { name: "senders6", key: &[IFNAME, IPV6], ..PLAIN },
         }
     }
@@ -224,8 +224,10 @@ impl SenderRules {
         let name = || Value::new().name(&self.interface);
         let mut entries = vec![(Place::Interfaces, Element::key(name())), (Place::Senders, Element::key(name().mac(self.mac)))];
         for address in &self.addresses {
-            let place = if address.is_ipv4() { Place::Senders4 } else { Place::Senders6 };
-            entries.push((place, Element::key(name().ip(*address))));
+            entries.push(match address {
+                IpAddr::V4(_) => (Place::Senders4, Element::key(name().mac(self.mac).ip(*address))),
+                IpAddr::V6(_) => (Place::Senders6, Element::key(name().ip(*address))),
+            });
         }
         entries
     }
@@ -570,12 +572,12 @@ fn bridge_rules(table: &Table) -> Vec<Message> {
     const IP: u16 = 0x0800;
     const IP6: u16 = 0x86dd;
     let new = Rule::new;
+    // What is most frequent takes a single look.
+    rule("ports", new().ether_type(IP).input_name().source_mac().source4().among("senders4").accept());
     rule("ports", new().input_name().among("interfaces").jump("checked"));
-    rule("checked", new().input_name().source_mac().not_among("senders").drop());
-    // The most frequent first.
-    rule("checked", new().ether_type(IP).input_name().source4().among("senders4").accept());
     rule("checked", new().ether_type(IP).drop());
-    rule("checked", new().ether_type(ARP).input_name().arp_source().not_among("senders4").drop());
+    rule("checked", new().input_name().source_mac().not_among("senders").drop());
+    rule("checked", new().ether_type(ARP).input_name().source_mac().arp_source().not_among("senders4").drop());
     // Neighbours say which address is theirs; routers are not among them.
     const ICMPV6: u8 = 58;
     const ROUTER_ADVERTISEMENT: u8 = 134;

@@ -138,7 +138,7 @@ fn serve(namespace: &OwnedFd, port: u16) {
 
 /// Who the server says the caller is, or `None` when nothing answers.
 fn ask(namespace: &OwnedFd, server: &str) -> Option<String> {
-    const LIMIT: Duration = Duration::from_millis(400);
+    const LIMIT: Duration = Duration::from_secs(1);
     let stream = inside(namespace, || TcpStream::connect_timeout(&at(server), LIMIT)).ok()?;
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     let mut text = String::new();
@@ -328,7 +328,7 @@ fn false_senders_are_dropped() {
     let liar = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
     let victim = host.container("br1", 3, "10.77.1.3/24", "10.77.1.1");
     let listener = inside(&victim.namespace, || UdpSocket::bind((victim.address, 5000)).unwrap());
-    listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    listener.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let say = |text: &str, source: &str| {
         inside(&liar.namespace, || {
             let socket = UdpSocket::bind((source, 0)).unwrap();
