@@ -22,6 +22,7 @@ mod http;
 pub mod images;
 mod leftovers;
 mod pty;
+pub mod serving;
 pub mod tar;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,321 @@
+//! Names in networks: who answers them, with what, and how soon.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use whelk_tests::serving::{SERVES, inside, up};
+use whelk_tests::{Engine, Program, eventually};
+
+#[test]
+fn containers_find_each_other_by_name() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "app"]).ok();
+        up(cli, "db", &["--network", "app", "--network-alias", "database", "--hostname", "host-of-db"], SERVES);
+        up(cli, "client", &["--network", "app"], "sleep 60");
+        for name in ["db", "database", "DB", "host-of-db", "db.app"] {
+            let page = format!("until wget -qO- http://{name}/ 2>/dev/null; do sleep 0.1; done");
+            assert_eq!(inside(cli, "client", &page), "db", "{name}");
+        }
+        let address = inside(cli, "client", "nslookup -type=a db | tail -n +4 | grep Address | awk '{print $2}'");
+        assert_eq!(engine.inspect("db")["NetworkSettings"]["Networks"]["app"]["IPAddress"], address.as_str());
+        assert!(inside(cli, "client", &format!("nslookup {address}")).contains("db.app"));
+        assert!(inside(cli, "client", "nslookup -type=aaaa db").contains("fd"));
+        let config = inside(cli, "client", "cat /etc/resolv.conf");
+        assert!(config.contains("nameserver 127.0.0.11") && config.contains("options ndots:0"), "{config}");
+        // Whoever is elsewhere does not find them.
+        up(cli, "stranger", &[], "sleep 60");
+        cli.run(&["exec", "stranger", "ping", "-c1", "-w1", "db"]).fails(1);
+        // A name goes with its container.
+        cli.run(&["stop", "-t", "0", "db"]).ok();
+        cli.run(&["exec", "client", "nslookup", "db"]).fails(1);
+        cli.run(&["rm", "-f", "db", "client", "stranger"]).ok();
+        cli.run(&["network", "rm", "app"]).ok();
+    });
+}
+
+/// Answers every question that comes to a port in a container's network with one address, and says who has asked.
+fn answers(engine: &Engine, name: &str, at: &str, address: [u8; 4]) -> std::sync::mpsc::Receiver<SocketAddr> {
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid(name))).unwrap();
+    let socket = whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind(at).unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let (asked, who) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut packet = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut packet) {
+            // The question, an answer to it, and an address (RFC 1035): for an A record, or nothing.
+            let kind = packet[length - 3];
+            packet[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(kind == 1)]);
+            let record = [&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4][..], &address].concat();
+            packet[8..12].fill(0);
+            let reply = if kind == 1 { [&packet[..length], &record].concat() } else { packet[..length].to_vec() };
+            if socket.send_to(&reply, from).is_err() || asked.send(from).is_err() {
+                return;
+            }
+        }
+    });
+    who
+}
+
+#[test]
+fn other_names_are_asked_for_through_the_containers_own_network() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--subnet", "10.213.40.0/24", "--ipv6=false", "names"]).ok();
+    cli.run(&["network", "create", "--internal", "--ipv6=false", "inner"]).ok();
+    up(cli, "server", &["--network", "names", "--ip", "10.213.40.53"], "sleep 300");
+    up(cli, "asks", &["--network", "names", "--ip", "10.213.40.7", "--dns", "10.213.40.53"], "sleep 300");
+    up(cli, "itself", &["--network", "names", "--dns", "127.0.0.1"], "sleep 300");
+    up(cli, "inner", &["--network", "inner", "--dns", "10.213.40.53"], "sleep 300");
+    let look_up = "nslookup -type=a far.test || true";
+    let who = answers(&engine, "server", "0.0.0.0:53", [10, 1, 2, 3]);
+    let answer = inside(cli, "asks", look_up);
+    assert!(answer.contains("10.1.2.3") && answer.contains("127.0.0.11"), "{answer}");
+    assert_eq!(who.recv().unwrap().ip().to_string(), "10.213.40.7", "not the host's address");
+    // A resolver in the container itself, and not the host's at that address.
+    let _own = answers(&engine, "itself", "127.0.0.1:53", [10, 4, 5, 6]);
+    assert!(inside(cli, "itself", look_up).contains("10.4.5.6"));
+    // From an internal network nobody is asked.
+    let answer = inside(cli, "inner", look_up);
+    assert!(!answer.contains("10.1.2.3"), "{answer}");
+    assert!(who.try_recv().is_err());
+}
+
+#[test]
+fn an_alias_of_several_containers_has_all_their_addresses() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
+    for name in ["one", "two", "three"] {
+        up(cli, name, &["--network", "app", "--network-alias", "all"], "sleep 60");
+    }
+    let answer = inside(cli, "one", "nslookup all | tail -n +4 | grep -c Address");
+    assert_eq!(answer, "3");
+}
+
+#[test]
+fn files_of_names_are_as_asked() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let flags =
+            ["run", "--rm", "--name", "named", "--hostname", "me", "--add-host", "far:10.9.8.7", "--add-host", "outside:host-gateway"];
+        let run = |more: &[&str], command: &[&str]| cli.run(&[&flags[..], more, &["busybox"], command].concat()).ok();
+        let hosts = run(&[], &["cat", "/etc/hosts"]);
+        assert!(hosts.contains("10.9.8.7\tfar") && hosts.contains("\tme") && hosts.contains("\toutside"), "{hosts}");
+        let resolv = run(&["--dns", "9.9.9.9", "--dns-search", "corp.example", "--dns-option", "ndots:3"], &["cat", "/etc/resolv.conf"]);
+        for line in ["nameserver 9.9.9.9", "search corp.example", "options ndots:3"] {
+            assert!(resolv.contains(line), "{resolv}");
+        }
+        up(cli, "target", &[], SERVES);
+        let page = "until wget -qO- http://short/; do sleep 0.1; done";
+        assert_eq!(cli.run(&["run", "--rm", "--link", "target:short", "busybox", "sh", "-c", page]).ok(), "target");
+        cli.run(&["rm", "-f", "target"]).ok();
+    });
+}
+
+#[test]
+fn names_follow_what_happens_to_containers() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "app"]).ok();
+        up(cli, "server", &["--network", "app"], SERVES);
+        // From the default network, where there are no names.
+        up(cli, "late", &[], "sleep 60");
+        cli.run(&["exec", "late", "nslookup", "server"]).fails(1);
+        cli.run(&["network", "connect", "app", "late"]).ok();
+        assert_eq!(inside(cli, "late", "until wget -qO- http://server/ 2>/dev/null; do sleep 0.1; done"), "server");
+        cli.run(&["rename", "server", "renamed"]).ok();
+        assert!(inside(cli, "late", "nslookup renamed").contains("Address"));
+        cli.run(&["exec", "late", "nslookup", "server"]).fails(1);
+        // What was left stays left.
+        cli.run(&["network", "disconnect", "bridge", "late"]).ok();
+        cli.run(&["restart", "-t", "0", "late"]).ok();
+        assert_eq!(inside(cli, "late", "ls /sys/class/net | tr '\\n' ' '"), "eth0 lo ".trim_end());
+        cli.run(&["rm", "-f", "late", "renamed"]).ok();
+        cli.run(&["network", "rm", "app"]).ok();
+    });
+}
+
+#[test]
+fn two_hundred_containers_find_each_other() {
+    const COUNT: usize = 200;
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "crowd"]).ok();
+    let start = |n: usize| {
+        let body = json!({"Image": "busybox", "Cmd": ["sleep", "300"], "HostConfig": {"NetworkMode": "crowd"}});
+        let id = engine.create(&format!("member{n}"), &body);
+        let (status, answer) = engine.api("POST", &format!("/containers/{id}/start"), None);
+        assert_eq!(status, 204, "{answer}");
+    };
+    std::thread::scope(|scope| {
+        for part in 0..8 {
+            scope.spawn(move || (0..COUNT).filter(|n| n % 8 == part).for_each(start));
+        }
+    });
+    let members = engine.get("/networks/crowd")["Containers"].as_object().unwrap().clone();
+    assert_eq!(members.len(), COUNT);
+    let mut addresses: Vec<&str> = members.values().map(|member| member["IPv4Address"].as_str().unwrap()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert_eq!(addresses.len(), COUNT, "an address was given twice");
+    let script = format!("for n in $(seq 0 {}); do nslookup -type=a member$n >/dev/null || echo member$n; done", COUNT - 1);
+    assert_eq!(inside(cli, "member7", &script), "", "names that are not found");
+    assert!(inside(cli, "member199", "ping -c1 -w2 member0").contains("1 packets received"));
+}
+
+/// A question for the address of a name.
+fn question(id: u16, name: &str) -> Vec<u8> {
+    let mut packet = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
+    for label in name.split('.') {
+        packet.push(u8::try_from(label.len()).unwrap());
+        packet.extend(label.as_bytes());
+    }
+    packet.extend([0, 0, 1, 0, 1]);
+    packet
+}
+
+/// A socket in a container's network that is connected to its resolver.
+fn resolver_of(engine: &Engine, name: &str) -> UdpSocket {
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid(name))).unwrap();
+    let socket = whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    socket.connect("127.0.0.11:53").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+}
+
+#[test]
+fn a_flood_of_questions_is_its_senders_own_problem() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "crowd"]).ok();
+    // Questions for the outside go to where nobody answers.
+    for name in ["flood", "other"] {
+        up(cli, name, &["--network", "crowd", "--dns", "192.0.2.1"], "sleep 300");
+    }
+    let (flood, other) = (resolver_of(&engine, "flood"), resolver_of(&engine, "other"));
+    let done = AtomicBool::new(false);
+    let mut waits = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let questions = ["nobody.example", "other"].map(|name| question(7, name));
+            while !done.load(Ordering::Relaxed) {
+                questions.iter().for_each(|question| drop(flood.send(question)));
+            }
+        });
+        for id in 0..400 {
+            let begin = Instant::now();
+            other.send(&question(id, "flood")).unwrap();
+            let mut answer = [0; 512];
+            let length = other.recv(&mut answer).expect("an answer");
+            assert_eq!((&answer[..2], answer[7]), (&id.to_be_bytes()[..], 1), "{length} bytes with one address");
+            waits.push(begin.elapsed());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    waits.sort_unstable();
+    assert!(waits[waits.len() * 99 / 100] < Duration::from_millis(100), "{:?}", &waits[waits.len() - 8..]);
+}
+
+#[test]
+fn links_of_the_default_network_are_names_and_variables() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        up(cli, "db", &["--expose", "80", "-p", "127.0.0.1::5432", "-e", "FOO=bar"], "sleep 300");
+        let address = || engine.inspect("db")["NetworkSettings"]["Networks"]["bridge"]["IPAddress"].as_str().unwrap().to_owned();
+        cli.run(&["run", "-d", "--name", "web", "--link", "db:database", "busybox", "sleep", "300"]).ok();
+        let at = address();
+        let variables = |text: String| text.lines().filter(|line| line.starts_with("DATABASE")).collect::<Vec<_>>().join(" ");
+        let expected = |at: &str| {
+            let port = |number: u16| {
+                let key = format!("DATABASE_PORT_{number}_TCP");
+                format!("{key}=tcp://{at}:{number} {key}_ADDR={at} {key}_PORT={number} {key}_PROTO=tcp")
+            };
+            format!("DATABASE_PORT=tcp://{at}:80 {} {} DATABASE_NAME=/web/database DATABASE_ENV_FOO=bar", port(80), port(5432))
+        };
+        assert_eq!(variables(cli.run(&["exec", "web", "env"]).ok()), expected(&at));
+        assert!(variables(inside(cli, "web", "tr '\\0' '\\n' </proc/1/environ")).starts_with("DATABASE_PORT="));
+        let id = engine.inspect("db")["Id"].as_str().unwrap()[..12].to_owned();
+        assert_eq!(inside(cli, "web", "grep database /etc/hosts"), format!("{at}\tdatabase {id} db"));
+        assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(["/db:/web/database"]));
+        // The other one has a further name.
+        for name in ["web/database", "/web/database"] {
+            assert_eq!(cli.run(&["inspect", "-f", "{{.Name}}", name]).ok(), "/db");
+        }
+        assert_eq!(cli.run(&["ps", "-f", "name=db", "--format", "{{.Names}}"]).ok(), "db");
+        assert_eq!(cli.run(&["ps", "-f", "name=db", "--no-trunc", "--format", "{{.Names}}"]).ok(), "db,web/database");
+        // It comes back elsewhere, and under another name.
+        cli.run(&["stop", "-t", "0", "db"]).ok();
+        let refused = cli.run(&["exec", "web", "true"]).exits(128);
+        assert!(refused.contains("Cannot link to a non running container: /db AS /web/database"), "{refused}");
+        cli.run(&["restart", "-t", "0", "web"]).refuses(1, "Cannot link to a non running container: /db AS /web/database");
+        up(cli, "squatter", &[], "sleep 300");
+        cli.run(&["start", "db"]).ok();
+        assert_ne!(address(), at);
+        cli.run(&["start", "web"]).ok();
+        assert_eq!(variables(cli.run(&["exec", "web", "env"]).ok()), expected(&address()));
+        cli.run(&["stop", "-t", "0", "db"]).ok();
+        cli.run(&["rm", "-f", "squatter"]).ok();
+        cli.run(&["start", "db"]).ok();
+        eventually("the hosts file to follow", || inside(cli, "web", "grep database /etc/hosts").starts_with(&address()).then_some(()));
+        cli.run(&["rename", "db", "store"]).ok();
+        assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(["/store:/web/database"]));
+        // A link can be taken away alone.
+        cli.run(&["rm", "--link", "web"]).refuses(1, "Conflict, cannot remove the default link name of the container");
+        cli.run(&["rm", "--link", "web/nope"]).refuses(1, "No such container: web/nope");
+        cli.run(&["rm", "--link", "/web/database"]).ok();
+        assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(null));
+        assert_eq!(inside(cli, "web", "grep -c database /etc/hosts; env | grep -c DATABASE; true"), "0\n0");
+        cli.run(&["rm", "-f", "web", "store"]).ok();
+        // Those that come back after the engine, or the machine, come in an order that lets them.
+        for (name, link) in [("base", "--link=none"), ("top", "--link=base")] {
+            let mut args = vec!["run", "-d", "--restart=always", "--name", name, link, "busybox", "sleep", "300"];
+            args.retain(|arg| *arg != "--link=none");
+            cli.run(&args).ok();
+        }
+        let pids = ["top", "base"].map(|name| rustix::process::Pid::from_raw(engine.pid(name)).unwrap());
+        engine.kill9();
+        pids.iter().for_each(|pid| rustix::process::kill_process(*pid, rustix::process::Signal::KILL).unwrap());
+        engine.restart();
+        ["base", "top"].iter().for_each(|name| engine.await_state(name, "running"));
+        cli.run(&["rm", "-f", "top", "base"]).ok();
+        cli.run(&["run", "-d", "--name", "hosted", "--network", "host", "busybox", "sleep", "300"]).ok();
+        cli.run(&["create", "--link", "hosted", "busybox"]).refuses(1, "host type networking can't be used with links");
+        cli.run(&["create", "--link", "nosuch:x", "busybox"]).refuses(1, "could not get container for nosuch: No such container: nosuch");
+        cli.run(&["rm", "-f", "hosted"]).ok();
+    });
+}
+
+#[test]
+fn names_are_answered_at_once_when_an_engine_comes_back() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
+    for name in ["one", "two", "three"] {
+        up(cli, name, &["--network", "app"], "sleep 300");
+    }
+    // Connected before, as a program's resolver library may be.
+    let resolver = resolver_of(&engine, "one");
+    resolver.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    let answers = |id: u16| {
+        drop(resolver.send(&question(id, "two")));
+        let mut answer = [0; 512];
+        // One address, in an answer to this question.
+        matches!(resolver.recv(&mut answer), Ok(length) if length > 12 && answer[..2] == id.to_be_bytes() && answer[7] == 1)
+    };
+    eventually("an answer", || answers(1).then_some(()));
+    for id in 2..7 {
+        engine.kill9();
+        assert!(!answers(id), "nobody is there");
+        engine.restart();
+        let back = Instant::now();
+        while !answers(id) {
+            assert!(back.elapsed() < Duration::from_millis(100), "no answer in time");
+        }
+    }
+}
