@@ -461,6 +461,13 @@ fn what_cannot_be_is_refused() {
             cli.run(args).refuses(1, text);
         }
         cli.run(&["run", "--rm", "--network", "nosuch", "busybox", "true"]).refuses(125, "network nosuch not found");
+        cli.run(&["run", "--rm", "--network", "host", "--ip", "10.9.9.9", "busybox", "true"])
+            .refuses(125, "user specified IP address is supported on user defined networks only");
+        // An id is what it says, whatever is called like it.
+        let id = cli.run(&["network", "inspect", "-f", "{{.Id}}", "taken"]).ok();
+        cli.run(&["network", "create", "--label", "old=1", &id]).ok();
+        assert_eq!(cli.run(&["network", "inspect", "-f", "{{.Name}}", &id]).ok(), "taken");
+        assert!(cli.run(&["network", "prune", "-f", "--filter", "label=old"]).ok().contains(&id));
         cli.run(&["run", "--rm", "--network-alias", "x", "busybox", "true"]).refuses(125, "only supported for user-defined networks");
         cli.run(&["run", "--rm", "-p", "abc", "busybox", "true"]).refuses(125, "invalid containerPort: abc");
         cli.run(&["run", "--rm", "-p", "[::1]::80", "busybox", "true"]).refuses(125, "the container has no IPv6 address in network bridge");

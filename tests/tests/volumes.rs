@@ -426,6 +426,11 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     assert_eq!(engine.get("/volumes/twin")["Labels"], json!({"a": "b"}));
     cli.run(&["volume", "clone", "data", "twin"]).refuses(1, "a volume with the name twin exists already");
     cli.run(&["volume", "clone", "nosuch", "copy"]).refuses(1, "no such volume");
+    // What cannot take the place of what is there leaves nothing beside it.
+    let place = engine.scratch("place");
+    let refused = cli.run(&["volume", "export", "-o", &place.to_string_lossy(), "data"]);
+    refused.refuses(1, "is a directory");
+    assert!(!place.with_extension("part").exists());
     cli.run(&["volume", "clone", "data"]).refuses(1, "'whelk volume clone' requires 2 arguments");
     // A snapshot stays as it was.
     assert_eq!(cli.run(&["volume", "snapshot", "data", "saved"]).ok(), "saved");

@@ -209,6 +209,9 @@ fn parse_bind(spec: &str, driver: &str) -> Result<MountPlan> {
         let volume_use = VolumeUse { name: source.to_owned(), copy: copy.unwrap_or(true), make, ..VolumeUse::default() };
         return Ok(volume(volume_use, target, read_only == Some(true), if mode.is_empty() { "z" } else { mode }));
     }
+    if copy.is_some() {
+        return Err(invalid(Error::invalid("field VolumeOptions must not be specified")));
+    }
     let source = Source::Bind { path: clean(source), create: true, map_user: false };
     Ok(bind(source, target, read_only == Some(true), propagation.unwrap_or("rprivate"), recursive, true, mode))
 }
@@ -422,6 +425,10 @@ mod tests {
         check("/a:/b", "Bind { path: \"/a\", create: true, map_user: false } /b rbind,rprivate");
         check("/a/../c:/b/./x:ro,rslave", "Bind { path: \"/c\", create: true, map_user: false } /b/x rbind,rslave,ro,rro");
         check("/a:/b:bogus", "invalid mode: bogus");
+        check(
+            "/a:/b:nocopy",
+            "invalid volume specification: '/a:/b:nocopy': invalid mount config for type \"bind\": field VolumeOptions must not be specified",
+        );
         check("/a:/b:ro,rw", "invalid mode: ro,rw");
         check(
             "/:/",

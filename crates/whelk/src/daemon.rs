@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -66,7 +67,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             |runtime| {
                 let result = runtime.block_on(run(arguments));
                 // Work that is still blocking must not keep a stopped engine alive.
-                runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+                runtime.shutdown_timeout(Duration::from_secs(1));
                 result
             },
         );
@@ -99,9 +100,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         bail!("there is no instance {:?} on this host with root {}", instance.name, instance.root.display());
     }
     let _instance = lock_instance(&instance)?;
-    let _locks = [lock(&instance.root)?, lock(&instance.run)?];
+    let (root, _run) = (lock(&instance.root)?, lock(&instance.run)?);
+    let root = belongs(root, &instance)?;
     if arguments.uninstall {
         Engine::uninstall(&instance)?;
+        // Another name may have it from now on.
+        rustix::fs::ftruncate(&root, 0)?;
         return Ok(fs::remove_file(instance_lock(&instance))?);
     }
     whelk_sys::process::raise_file_limit();
@@ -123,10 +127,42 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 fn lock(directory: &Path) -> anyhow::Result<std::fs::File> {
     fs::create_dir_all(directory, 0o700)?;
     let file = fs::append(directory.join("lock"), 0o600)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(_) => bail!("another engine uses {}", directory.display()),
+    if is_locked(&file) {
+        bail!("another engine uses {}", directory.display());
     }
+    Ok(file)
+}
+
+/// Locks a file. Whether another process has it, and keeps it: one that was just killed may take a moment to be gone.
+fn is_locked(file: &std::fs::File) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const POLL: Duration = Duration::from_millis(20);
+    let begun = Instant::now();
+    while rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        if begun.elapsed() > PATIENCE {
+            return true;
+        }
+        std::thread::sleep(POLL);
+    }
+    false
+}
+
+/// Sees to it that a root has one instance's name, which is in its lock: names of bridges, rules and cgroups of what runs
+/// are made of it.
+fn belongs(mut lock: std::fs::File, instance: &Instance) -> anyhow::Result<std::fs::File> {
+    use std::io::Write;
+    let known = fs::read_at_most(instance.root.join("lock"), LARGEST_FILE)?;
+    let known = String::from_utf8_lossy(&known);
+    if known.is_empty() {
+        lock.write_all(instance.name.as_bytes())?;
+    } else if known != instance.name {
+        bail!(
+            "{} belongs to instance {known:?}, not {:?}: say `--instance {known}`, or take that one off this host first (`--uninstall`)",
+            instance.root.display(),
+            instance.name
+        );
+    }
+    Ok(lock)
 }
 
 fn instance_lock(instance: &Instance) -> std::path::PathBuf {
@@ -138,7 +174,7 @@ fn lock_instance(instance: &Instance) -> anyhow::Result<std::fs::File> {
     use std::io::Write;
     let path = instance_lock(instance);
     let mut file = fs::append(&path, 0o600)?;
-    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+    if is_locked(&file) {
         let root = fs::read_at_most(&path, LARGEST_FILE).unwrap_or_default();
         bail!("instance {:?} is run by another engine, with root {}", instance.name, String::from_utf8_lossy(&root).trim());
     }

@@ -312,7 +312,10 @@ pub(crate) async fn write_body(response: hyper::Response<hyper::body::Incoming>,
     .await;
     if let (Some(staged), Some(path)) = (&staged, path) {
         match &result {
-            Ok(()) => std::fs::rename(staged, path).map_err(|error| Failure::new(format!("write {path}: {}", plain(&error))))?,
+            Ok(()) => std::fs::rename(staged, path).map_err(|error| {
+                drop(std::fs::remove_file(staged));
+                Failure::new(format!("write {path}: {}", plain(&error)))
+            })?,
             Err(_) => drop(std::fs::remove_file(staged)),
         }
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::containers::write_body;
 use super::images::{file_body, reader_body};
 use super::{confirmed, filters, for_each, key_values, labels_of};
-use crate::client::{Client, escape_name, no_body, query};
+use crate::client::{Client, escape, no_body, query};
 use crate::format::natural;
 use crate::format::table::{self, Column};
 use crate::format::units::size;
@@ -124,7 +124,7 @@ pub(crate) struct SnapshotArgs {
 
 async fn copy(client: &Client, how: &str, source: &str, name: &str, labels: &[String], pause: bool) -> Outcome {
     let body = json!({"Name": name, "Labels": labels_of(labels, "--label")?, "Pause": pause});
-    let made = client.post(&format!("/volumes/{}/{how}", escape_name(source)), Some(&body)).await?;
+    let made = client.post(&format!("/volumes/{}/{how}", escape(source)), Some(&body)).await?;
     println!("{}", made["Name"].as_str().unwrap_or_default());
     Ok(0)
 }
@@ -142,7 +142,7 @@ async fn export(client: &Client, args: ExportArgs) -> Outcome {
     if args.output.is_none() && terminal::stdout_is_terminal() {
         return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
     }
-    let response = client.send(hyper::Method::GET, &format!("/volumes/{}/export", escape_name(&args.volume)), &[], no_body()).await?;
+    let response = client.send(hyper::Method::GET, &format!("/volumes/{}/export", escape(&args.volume)), &[], no_body()).await?;
     write_body(response, args.output.as_deref()).await?;
     Ok(0)
 }
@@ -162,7 +162,7 @@ async fn import(client: &Client, args: ImportArgs) -> Outcome {
         "-" => reader_body(std::io::stdin()),
         path => file_body(path)?,
     };
-    let path = format!("/volumes/{}/import", escape_name(&args.volume));
+    let path = format!("/volumes/{}/import", escape(&args.volume));
     client.send(hyper::Method::POST, &path, &[("content-type", "application/x-tar")], body).await?;
     println!("{}", args.volume);
     Ok(0)
@@ -270,7 +270,7 @@ pub(crate) struct RmArgs {
 async fn rm(client: &Client, args: RmArgs) -> Outcome {
     let query = query(&[("force", if args.force { "1" } else { "" })]);
     for_each(&args.volumes, async |name| {
-        client.delete(&format!("/volumes/{}{query}", escape_name(name))).await?;
+        client.delete(&format!("/volumes/{}{query}", escape(name))).await?;
         println!("{name}");
         Ok(())
     })

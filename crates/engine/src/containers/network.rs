@@ -36,6 +36,12 @@ impl Containers {
                 Ok(network) => {
                     if own {
                         check_endpoint(&network, &endpoint)?;
+                    } else if endpoint
+                        .ipam_config
+                        .as_ref()
+                        .is_some_and(|asked| !asked.ipv4_address.is_empty() || !asked.ipv6_address.is_empty())
+                    {
+                        return Err(Error::invalid("user specified IP address is supported on user defined networks only"));
                     }
                     network.name
                 }

@@ -356,7 +356,7 @@ impl Networks {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds a network by name, id, or a beginning of the id that no other has.
+    /// Finds a network by id, name, or a beginning of the id that no other has.
     ///
     /// # Errors
     /// None, or several.
@@ -364,7 +364,7 @@ impl Networks {
         let state = self.state();
         // `default` is what old clients call the default bridge.
         let name = if name == "default" { "bridge" } else { name };
-        if let Some(network) = state.values().find(|network| network.record.name == name).or_else(|| state.get(name)) {
+        if let Some(network) = state.get(name).or_else(|| state.values().find(|network| network.record.name == name)) {
             return Ok(network.record.clone());
         }
         let mut matching = state.range(name.to_owned()..).take_while(|(id, _)| !name.is_empty() && id.starts_with(name));
