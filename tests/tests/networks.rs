@@ -433,6 +433,70 @@ fn rules_and_bridges_that_others_remove_come_back() {
 }
 
 #[test]
+fn the_hosts_firewall_has_the_last_word_where_that_is_wanted() {
+    if std::process::Command::new("nft").arg("--version").output().is_err() {
+        // The small machine of tests/vm has none; `make test` sets it up.
+        return;
+    }
+    // A host of its own: networks and the usual places are, and its firewall lets nothing through.
+    let settings = std::path::Path::new("/etc/whelk");
+    let made = std::fs::create_dir(settings).is_ok();
+    let rules_with = |word: &str, firewall: &str| {
+        let name = format!("f{word}{:x}", std::process::id());
+        let script = format!(
+            r#"for place in /run /var/lib /var/log /etc/whelk; do mount -t tmpfs none $place || exit 9; done
+            nft 'add table ip filter; add chain ip filter FORWARD {{ type filter hook forward priority 0; policy drop; }}' || exit 6
+            echo '{{"instance": "{name}"{firewall}}}' >/etc/whelk/daemon.json
+            "$0" ps -q 2>/dev/null || exit 8
+            nft list chain ip filter FORWARD
+            for pid in $(pgrep -f 'daemon --background'); do
+              [ $pid != $$ ] && [ "$(readlink /proc/$pid/ns/mnt)" = "$(readlink /proc/self/ns/mnt)" ] && kill $pid
+            done
+            for try in 1 2 3 4 5 6 7 8 9; do "$0" daemon --uninstall 2>/dev/null && exit 0; sleep 0.3; done; exit 7"#
+        );
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-n", "-m", "sh", "-c", &script]).arg(Program::Whelk.path()).env_remove("DOCKER_HOST").env_remove("WHELK_HOST");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).matches(&format!("comment \"{name} ")).count()
+    };
+    let (open, closed) = (rules_with("o", ""), rules_with("c", r#", "firewall": "respect-host""#));
+    if made {
+        let _ = std::fs::remove_dir(settings);
+    }
+    assert!(open >= 2 && closed == 0, "{open} {closed}");
+}
+
+#[test]
+fn settings_of_networks_and_places_hold() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let create = ["network", "create", "--attachable", "--ipv6=false", "--subnet", "10.213.60.0/29"];
+        let aux = ["--aux-address", "router=10.213.60.2", "--aux-address", "other=10.213.60.3"];
+        let binding = ["-o", "com.docker.network.bridge.host_binding_ipv4=127.0.0.1", "set"];
+        cli.run(&[&create[..], &aux, &binding].concat()).ok();
+        let shown = engine.get("/networks/set");
+        assert_eq!(shown["Attachable"], true);
+        assert_eq!(shown["IPAM"]["Config"][0]["AuxiliaryAddresses"], json!({"router": "10.213.60.2", "other": "10.213.60.3"}));
+        let flags = ["--network", "set", "--link-local-ip", "169.254.7.7", "-p", "80", "-p", "15999:5000/sctp"];
+        up(cli, "one", &flags, SERVES);
+        let one = engine.inspect("one");
+        // The first that is neither the gateway's nor set aside.
+        assert_eq!(one["NetworkSettings"]["Networks"]["set"]["IPAddress"], "10.213.60.4");
+        assert!(inside(cli, "one", "ip addr show eth0").contains("169.254.7.7/16"));
+        let ports = &one["NetworkSettings"]["Ports"];
+        assert_eq!(ports["80/tcp"][0]["HostIp"], "127.0.0.1");
+        assert_eq!(ports["5000/sctp"], json!([{"HostIp": "127.0.0.1", "HostPort": "15999"}]));
+        assert!(cli.run(&["port", "one"]).ok().contains("5000/sctp -> 127.0.0.1:15999"));
+        // A port of another protocol is another port; the same is taken.
+        cli.run(&["run", "--rm", "--network", "set", "-p", "15999:5000/udp", "busybox", "true"]).ok();
+        cli.run(&["run", "--rm", "--network", "set", "-p", "15999:5000/sctp", "busybox", "true"]).refuses(125, "port is already allocated");
+        cli.run(&["rm", "-f", "one"]).ok();
+        cli.run(&["network", "rm", "set"]).ok();
+    });
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let engine = Engine::start();
     engine.both(|cli| {

@@ -481,6 +481,34 @@ fn take_disk(engine: &Engine) {
 }
 
 #[test]
+fn grammars_of_mounts_do_what_they_say() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let mounted = |flags: &[&str], script: &str| sh(cli, flags, script);
+        let options = mounted(&["--mount", "type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=1770"], "stat -c %a /t; df -k /t | tail -1");
+        assert!(options.starts_with("1770\n") && options.contains(" 1024 "), "{options}");
+        let options = mounted(&["--tmpfs", "/t:size=2m,mode=700"], "stat -c %a /t; df -k /t | tail -1");
+        assert!(options.starts_with("700\n") && options.contains(" 2048 "), "{options}");
+        // How mounts go on below: told by what the kernel says of them.
+        let place = engine.scratch_text("place");
+        for (flag, mark) in [("rprivate", false), ("rslave", true)] {
+            let table = "grep ' /p ' /proc/self/mountinfo";
+            let short = mounted(&["-v", &format!("{place}:/p:{flag}")], table);
+            let long = mounted(&["--mount", &format!("type=bind,src={place},dst=/p,bind-propagation={flag}")], table);
+            assert!([short, long].iter().all(|line| !line.contains("shared:") && (mark || !line.contains("master:"))), "{flag}");
+        }
+        // `-v` makes a missing source, `--mount` does not.
+        let missing = format!("{place}/made-{:?}", cli.program());
+        cli.sh(&["--mount", &format!("type=bind,src={missing},dst=/p")], "true").refuses(125, "bind source path does not exist");
+        mounted(&["-v", &format!("{missing}:/p")], "true");
+        assert!(std::path::Path::new(&missing).is_dir());
+        cli.run(&["volume", "create", "plain"]).ok();
+        cli.run(&["volume", "update", "plain", "--availability", "active"]).fails(1);
+        cli.run(&["volume", "rm", "plain"]).ok();
+    });
+}
+
+#[test]
 fn a_copy_shares_its_data_where_the_file_system_can() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);

@@ -36,6 +36,9 @@ pub(crate) enum VolumeCommand {
     Snapshot(SnapshotArgs),
     /// Update a volume (cluster volumes only)
     Update {
+        /// Cluster volume availability ("active", "pause", "drain")
+        #[arg(long)]
+        availability: Option<String>,
         /// Name of the volume
         volume: String,
     },
