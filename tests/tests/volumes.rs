@@ -509,6 +509,42 @@ fn grammars_of_mounts_do_what_they_say() {
 }
 
 #[test]
+fn a_block_device_is_a_volume_while_containers_run() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let image = engine.scratch("disk").join("image");
+    fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let output = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let image = image.to_string_lossy();
+    run("mkfs.ext4", &["-q", &image]);
+    let device = run("losetup", &["-f", "--show", &image]);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let options = ["-o", "type=ext4", "-o", &format!("device={device}"), "-o", "o=noatime", "disk"];
+        cli.run(&[&["volume", "create"][..], &options].concat()).ok();
+        let seen = sh(cli, &["-v", "disk:/d"], "echo kept >/d/file; grep ' /d ' /proc/mounts");
+        assert!(seen.starts_with(&device) && seen.contains(" ext4 ") && seen.contains("noatime"), "{seen}");
+        assert!(!fs::read_to_string("/proc/mounts").unwrap().contains(&device), "still mounted");
+        assert_eq!(sh(cli, &["-v", "disk:/d"], "cat /d/file; ls -d /d/lost+found"), "kept\n/d/lost+found");
+        cli.run(&["volume", "rm", "disk"]).ok();
+        // Of a server's, which nobody is here, the kernel is told the address: it knows no names.
+        cli.run(&["volume", "create", "-o", "type=nfs", "-o", "o=addr=localhost,ro,soft", "-o", "device=:/x", "share"]).ok();
+        let refused = cli.sh(&["-v", "share:/d"], "true");
+        refused.refuses(125, "failed to mount local volume: mount :/x:");
+        let told = refused.err();
+        assert!(["addr=127.0.0.1,soft", "addr=::1,soft"].iter().any(|data| told.contains(data)), "{told}");
+        cli.run(&["volume", "rm", "share"]).ok();
+    }));
+    run("losetup", &["-d", &device]);
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
 fn a_copy_shares_its_data_where_the_file_system_can() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
