@@ -133,6 +133,37 @@ pub fn reset_signals_of(command: &mut std::process::Command) -> &mut std::proces
     unsafe { command.pre_exec(crate::signal::reset_all) }
 }
 
+/// Makes the process that `command` starts, which must lead a process group, the foreground group of the terminal on its
+/// standard input, if that is its controlling terminal. It can read from the terminal and gets its signals then.
+pub fn in_foreground(command: &mut std::process::Command) -> &mut std::process::Command {
+    use std::os::unix::process::CommandExt;
+    let take_terminal = || {
+        // A group in the background that asks for the foreground is stopped by SIGTTOU unless that is ignored.
+        crate::signal::ignore(libc::SIGTTOU);
+        // Fails where there is no terminal.
+        let _ = rustix::termios::tcsetpgrp(rustix::stdio::stdin(), rustix::process::getpgrp());
+        Ok(())
+    };
+    // SAFETY: between fork and exec only signal(2), getpgrp(2) and ioctl(2) are called, which are async-signal-safe.
+    unsafe { command.pre_exec(take_terminal) }
+}
+
+/// Runs `work` in a child process that has the standard streams and no other descriptor. The child ends with what `work`
+/// returns; the caller collects it. `input` must not hold descriptors: they are closed in the child.
+///
+/// # Errors
+/// As [`clone_process`].
+pub fn fork_apart<T>(input: &T, work: fn(&T) -> i32) -> io::Result<Pid> {
+    match clone_process(CloneFlags::default(), None)? {
+        Cloned::Parent { pid, .. } => Ok(pid),
+        Cloned::Child => {
+            // SAFETY: this process ends below without returning, so nothing uses or closes the descriptors that go here.
+            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+            exit_now(work(input))
+        }
+    }
+}
+
 /// Ends the process at once: no destructors, no flushing. What a forked child that failed must do.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) has no preconditions.

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 
 use rustix::process::{WaitOptions, wait};
-use whelk_sys::signal;
+use whelk_sys::{process, signal};
 
 /// Signals that are about this process itself, not for the program.
 const OWN: [i32; 9] = [4, 5, 6, 7, 8, 11, 17, 21, 22];
@@ -45,12 +45,13 @@ pub(crate) fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitC
     }
 }
 
-/// Starts the program in a process group of its own, with no signal blocked. Not by clone3, which a container's filter
-/// refuses.
+/// Starts the program in a process group of its own, which gets the terminal if there is one, with no signal blocked. Not
+/// by clone3, which a container's filter refuses.
 fn spawn(program: &std::ffi::OsStr, arguments: &[std::ffi::OsString]) -> std::io::Result<i32> {
     use std::os::unix::process::CommandExt;
     let mut command = Command::new(program);
     command.args(arguments).process_group(0);
-    let child = whelk_sys::process::reset_signals_of(&mut command).spawn()?;
+    // Signals are reset last: taking the terminal changes one of them.
+    let child = process::reset_signals_of(process::in_foreground(&mut command)).spawn()?;
     i32::try_from(child.id()).map_err(std::io::Error::other)
 }
