@@ -254,3 +254,121 @@ fn the_default_driver_is_the_configurations() {
     assert_eq!(log("own"), json!({"Type": "local", "Config": {}}));
     assert_eq!(engine.logs("plain"), "said\n");
 }
+
+#[test]
+fn following_to_the_end_of_a_container_that_is_removed_loses_nothing() {
+    each_driver(|cli, driver| {
+        let script = "echo a; sleep .4; seq 1 500; echo end";
+        let names: Vec<String> = (0..6).map(|number| format!("gone-{number}")).collect();
+        // Small files, so that the follower has to open further ones when the container may be gone already.
+        let flags = [&["--rm", "--log-opt", "max-size=2k", "--log-opt", "max-file=20"][..], driver].concat();
+        names.iter().for_each(|name| drop(cli.up(name, &flags, &["sh", "-c", script])));
+        let mut following: Vec<_> = names.iter().map(|name| cli.spawn(&["logs", "-f", name])).collect();
+        for (following, name) in following.iter_mut().zip(&names) {
+            let said = following.finish();
+            let said = (said.ok(), said.err());
+            assert_eq!((said.0.lines().count(), said.0.lines().last(), said.1.as_str()), (502, Some("end"), ""), "{name} {driver:?}");
+        }
+        cli.up("said", &[], &["true"]);
+    });
+}
+
+#[test]
+fn without_following_a_log_ends_where_it_was() {
+    each_driver(|cli, driver| {
+        let flags = [driver, &["--log-opt", "max-size=1m", "--log-opt", "max-file=2"][..]].concat();
+        cli.up("said", &flags, &["yes"]);
+        cli.engine().await_log("said", "y\n");
+        for flags in [&["logs"][..], &["logs", "--tail", "3"]] {
+            let begin = std::time::Instant::now();
+            let said = cli.run(&[flags, &["said"]].concat()).ok();
+            assert!(said.lines().all(|line| line == "y") && begin.elapsed().as_secs() < 20, "{flags:?}: {:?}", begin.elapsed());
+            assert!(flags.len() == 1 || said.lines().count() == 3, "{flags:?}: {}", said.lines().count());
+        }
+    });
+}
+
+#[test]
+fn tail_comes_before_other_selections() {
+    each_driver(|cli, driver| {
+        say(cli, driver, "for i in 1 2 3; do echo line $i; sleep 0.1; done");
+        let text = cli.run(&["logs", "-t", "said"]).ok();
+        let second = text.lines().nth(1).and_then(|line| line.split(' ').next()).unwrap();
+        assert_eq!(cli.run(&["logs", "--until", second, "--tail", "1", "said"]).ok(), "");
+        assert_eq!(cli.run(&["logs", "--until", second, "--tail", "2", "said"]).ok(), "line 2");
+    });
+}
+
+/// A container that has not run yet, and its log, which the case writes.
+fn with_log(engine: &Engine, options: &Value, lines: usize, line: impl Fn(usize) -> String) -> PathBuf {
+    use std::io::Write;
+    let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "echo said; sleep 600"],
+        "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": "json-file", "Config": options}}});
+    engine.create("said", &body);
+    // A log has a path once the container has one.
+    let id = engine.inspect("said")["Id"].as_str().unwrap().to_owned();
+    let path = engine.root().join("containers").join(&id).join(format!("{id}-json.log"));
+    let mut file = std::io::BufWriter::new(fs::File::create(&path).unwrap());
+    for number in 0..lines {
+        let record = format!("{{\"log\":\"{}\\n\",\"stream\":\"stdout\",\"time\":\"2026-01-02T03:04:05.123456789Z\"}}\n", line(number));
+        file.write_all(record.as_bytes()).unwrap();
+    }
+    file.flush().unwrap();
+    path
+}
+
+#[test]
+fn tails_of_large_logs_take_little_memory_and_time() {
+    const LINES: usize = 400_000;
+    let engine = Engine::start();
+    with_log(&engine, &json!({}), LINES, |number| format!("line {number}"));
+    let status = || fs::read_to_string(format!("/proc/{}/status", engine.daemon_pid())).unwrap();
+    let peak = || {
+        let status = status();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().split(' ').next().unwrap().parse::<u64>().unwrap() >> 10
+    };
+    fs::write(format!("/proc/{}/clear_refs", engine.daemon_pid()), "5").unwrap();
+    let before = peak();
+    let cli = engine.cli(Program::Whelk);
+    assert_eq!(cli.run(&["logs", "--tail", "100000000", "said"]).out().lines().count(), LINES);
+    assert!(peak() < before + 24, "{} MiB after {before} MiB", peak());
+    let begin = std::time::Instant::now();
+    assert_eq!(cli.run(&["logs", "--tail", "2", "said"]).ok(), format!("line {}\nline {}", LINES - 2, LINES - 1));
+    assert!(begin.elapsed().as_millis() < 500, "read from its end: {:?}", begin.elapsed());
+}
+
+#[test]
+fn compressing_a_log_holds_up_nobody() {
+    let engine = Engine::start();
+    // Lines that a compressor has work with; the first write of the container rotates the file.
+    let mut seed = 1u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let words: Vec<String> = (0..4096).map(|_| (0..8).map(|_| format!("{:016x}", random())).collect()).collect();
+    let options = json!({"max-size": "64m", "max-file": "3", "compress": "true"});
+    let path = with_log(&engine, &options, 350_000, |number| words[number * 7919 % 4096].clone() + &words[number % 4095]);
+    assert!(fs::metadata(&path).unwrap().len() > 64 << 20);
+    assert_eq!(engine.api("POST", "/containers/said/start", None).0, 204);
+    let packed = path.with_file_name(format!("{}.1.gz", path.file_name().unwrap().to_str().unwrap()));
+    let mut slowest = std::time::Duration::ZERO;
+    let mut rounds = 0;
+    whelk_tests::eventually("the old file to be compressed", || {
+        let begin = std::time::Instant::now();
+        engine.whelk(&["exec", "said", "true"]).ok();
+        engine.whelk(&["logs", "--tail", "1", "said"]).ok();
+        engine.whelk(&["ps"]).ok();
+        (slowest, rounds) = (slowest.max(begin.elapsed()), rounds + 1);
+        packed.exists().then_some(())
+    });
+    assert!(slowest.as_millis() < 1500, "{slowest:?} for an exec, a log and a list");
+    assert!(rounds > 1, "it was over before anybody could notice");
+    let plain = packed.with_extension("");
+    whelk_tests::eventually("the plain file to be gone", || (!plain.exists()).then_some(()));
+    let said = engine.logs("said");
+    assert_eq!((said.lines().count(), said.lines().last()), (350_001, Some("said")));
+}

@@ -1,6 +1,8 @@
 //! Removing a container. What cannot be removed at once goes to the trash; the container itself is gone either way.
 
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use whelk_sys::fs;
 
@@ -97,11 +99,7 @@ impl Containers {
         container.progress.send_modify(|progress| progress.removed = true);
         match trashed {
             // Its files are deleted when nobody waits for it.
-            Ok(Some(path)) => drop(tokio::task::spawn_blocking(move || {
-                if let Err(error) = fs::remove_tree(&path) {
-                    tracing::warn!("empty the trash: {error}");
-                }
-            })),
+            Ok(Some(path)) => drop(tokio::spawn(empty_trash(path, container.clone()))),
             Ok(None) => {}
             Err(error) => tracing::warn!(container = container.id, "remove: {error}"),
         }
@@ -141,5 +139,16 @@ impl Containers {
             }
         }
         Ok((removed, reclaimed))
+    }
+}
+
+/// Deletes the files of a removed container, once those who read its log have it whole; but nobody keeps them for long.
+async fn empty_trash(path: PathBuf, container: Arc<Container>) {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let mut readers = container.readers.subscribe();
+    let _ = tokio::time::timeout(PATIENCE, readers.wait_for(|readers| *readers == 0)).await;
+    let emptied = tokio::task::spawn_blocking(move || fs::remove_tree(&path)).await;
+    if let Ok(Err(error)) = emptied {
+        tracing::warn!("empty the trash: {error}");
     }
 }

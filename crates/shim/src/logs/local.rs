@@ -20,8 +20,9 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
 }
 
 /// What the front of a buffer holds.
-pub(super) enum Decoded {
-    Record(Record, usize),
+pub(super) enum Found {
+    /// A record of so many bytes.
+    Record(usize),
     /// The record is not complete yet.
     More,
     /// Not a record: the file was damaged here. This many bytes further on there may be one again.
@@ -44,21 +45,24 @@ fn resume(bytes: &[u8]) -> usize {
     (1..bytes.len()).find(begins).unwrap_or(bytes.len())
 }
 
-pub(super) fn decode(bytes: &[u8], attributes: &BTreeMap<String, String>) -> Decoded {
-    let Some(head) = bytes.first_chunk::<HEAD>() else { return Decoded::More };
+/// Looks for a record at the front of `bytes`.
+pub(super) fn find(bytes: &[u8]) -> Found {
+    let Some(head) = bytes.first_chunk::<HEAD>() else { return Found::More };
     let length = u32::from_le_bytes(*head) as usize;
     if !(FIXED..=FIXED + PIECE + 1).contains(&length) {
-        return Decoded::Damaged(resume(bytes));
+        return Found::Damaged(resume(bytes));
     }
-    let Some(body) = bytes.get(HEAD..HEAD + length) else { return Decoded::More };
-    let Some((time, rest)) = body.split_first_chunk::<8>() else { return Decoded::Damaged(resume(bytes)) };
-    let stream = match rest[0] {
-        1 => Stream::Stdout,
-        2 => Stream::Stderr,
-        _ => return Decoded::Damaged(resume(bytes)),
-    };
-    Decoded::Record(
-        Record { time: i64::from_le_bytes(*time), stream, data: rest[1..].to_vec(), attributes: attributes.clone() },
-        HEAD + length,
-    )
+    match bytes.get(HEAD + FIXED - 1) {
+        Some(1 | 2) if bytes.len() >= HEAD + length => Found::Record(HEAD + length),
+        Some(1 | 2) | None => Found::More,
+        Some(_) => Found::Damaged(resume(bytes)),
+    }
+}
+
+/// Reads a record that [`find`] has found. `None` for bytes that are none.
+pub(super) fn decode(record: &[u8], attributes: &BTreeMap<String, String>) -> Option<Record> {
+    let (time, rest) = record.get(HEAD..)?.split_first_chunk::<8>()?;
+    let (stream, data) = rest.split_first()?;
+    let stream = if *stream == Stream::Stderr as u8 { Stream::Stderr } else { Stream::Stdout };
+    Some(Record { time: i64::from_le_bytes(*time), stream, data: data.to_vec(), attributes: attributes.clone() })
 }

@@ -3,15 +3,18 @@
 //! ```text
 //! <path>          the current file
 //! <path>.1[.zst]  the one before it (.gz for json-file), <path>.2 … the older ones
+//! <path>.zst.new  one that is being compressed, locked by whoever does that
 //! <path>.lock     the number of rotations so far; locked exclusively while files are renamed
 //! ```
 //! A reader takes the lock (shared) only to find out which file follows the one it has read to its end. It holds
 //! descriptors, so what is renamed, compressed or removed under it is still read once and completely.
 
+mod compression;
 mod json_file;
 mod local;
 mod reader;
 mod rotation;
+mod tail;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -19,7 +22,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use reader::Reader;
+pub use compression::compress_rotated;
+pub use reader::{Reader, Selection};
 pub use writer::Writer;
 
 /// Longer lines are stored in pieces of this size, in bytes, as Docker does.

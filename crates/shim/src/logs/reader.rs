@@ -3,18 +3,33 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use whelk_sys::fs::{self, Result};
 
-use super::local::Decoded;
+use super::compression::inode;
+use super::local::Found;
+use super::tail::{self, Begin, Span};
 use super::{Driver, LogConfig, Record, json_file, local, rotation};
 
-/// Reads a container's log from its oldest record on.
+/// Which of a log's records are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Only so many of those that are there at the beginning: the last ones.
+    pub tail: Option<u64>,
+    /// Also those that are written later.
+    pub follow: bool,
+}
+
+/// Reads a container's log in order.
 pub struct Reader {
     config: LogConfig,
+    follow: bool,
     /// Files still to read, oldest first. The last one may still grow.
     files: VecDeque<Box<dyn Read + Send>>,
+    /// Records at the front of the present file that are not wanted.
+    skip: u64,
     /// Rotations at the time the newest of `files` was the current one.
     rotations: u64,
     /// The inode of the newest of `files`.
@@ -31,28 +46,68 @@ impl std::fmt::Debug for Reader {
 }
 
 /// How many bytes are read at a time.
-const CHUNK: usize = 128 << 10;
+pub(super) const CHUNK: usize = 128 << 10;
+
+/// One file of a log.
+pub(super) struct Part {
+    pub file: Arc<File>,
+    pub path: PathBuf,
+    /// How long it was when it was opened.
+    pub length: u64,
+}
+
+impl Part {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = fs::open(&path)?;
+        let length = file.metadata().map_err(fs::at("stat", &path))?.len();
+        Ok(Self { file: Arc::new(file), path, length })
+    }
+
+    pub(super) fn is_compressed(&self) -> bool {
+        self.path.extension().is_some_and(|extension| extension == "gz" || extension == "zst")
+    }
+
+    /// Its content from `offset` on: to its end, however far that moves, or to `end`. Of a compressed file all is read.
+    pub(super) fn read(&self, offset: u64, end: Option<u64>) -> Result<Box<dyn Read + Send>> {
+        let span = |at, end| Span { file: self.file.clone(), at, end };
+        Ok(match self.path.extension().and_then(|extension| extension.to_str()) {
+            Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(span(0, u64::MAX)))),
+            Some("zst") => Box::new(zstd::stream::read::Decoder::new(span(0, u64::MAX)).map_err(fs::at("decompress", &self.path))?),
+            _ => Box::new(span(offset, end.unwrap_or(u64::MAX))),
+        })
+    }
+}
 
 impl Reader {
-    /// Opens all files of the log. A log that nobody has written yet is an empty one.
-    pub fn open(config: LogConfig) -> Result<Self> {
+    /// Opens the files of a log. A log that nobody has written yet is an empty one.
+    pub fn open(config: LogConfig, selection: Selection) -> Result<Self> {
         let lock = rotation::lock(&config, false)?;
         let rotations = lock.rotations();
-        let most = u64::from(config.max_files);
-        let mut reader = Self { config, files: VecDeque::new(), rotations, newest: 0, pending: Vec::new(), start: 0 };
-        reader.open_from(most)?;
+        let parts = parts_from(&config, config.max_files.into())?;
+        // The writer waits for it.
+        drop(lock);
+        let begin = selection.tail.map_or(Ok(Begin::default()), |tail| tail::begin(config.driver, &parts, tail))?;
+        let mut reader = Self {
+            config,
+            follow: selection.follow,
+            files: VecDeque::new(),
+            skip: begin.skip,
+            rotations,
+            newest: 0,
+            pending: Vec::new(),
+            start: 0,
+        };
+        for (index, part) in parts.iter().enumerate().skip(begin.part) {
+            let offset = if index == begin.part { begin.offset } else { 0 };
+            let end = (!selection.follow).then_some(part.length);
+            reader.files.push_back(part.read(offset, end)?);
+        }
+        reader.set_newest(parts.last())?;
         Ok(reader)
     }
 
-    /// Opens the files from the `index`th one back to the current one.
-    fn open_from(&mut self, index: u64) -> Result<()> {
-        for index in (0..=index).rev() {
-            if let Some(path) = rotation::existing(&self.config, index) {
-                let file = fs::open(&path)?;
-                self.newest = inode(&file, &path)?;
-                self.files.push_back(decompress(file, &path)?);
-            }
-        }
+    fn set_newest(&mut self, part: Option<&Part>) -> Result<()> {
+        self.newest = part.map_or(Ok(0), |part| inode(&part.file, &part.path))?;
         Ok(())
     }
 
@@ -95,7 +150,11 @@ impl Reader {
         if self.files.len() > 1 {
             self.files.pop_front();
             self.pending.clear();
+            self.start = 0;
             return Ok(true);
+        }
+        if !self.follow {
+            return Ok(false);
         }
         let lock = rotation::lock(&self.config, false)?;
         let counted = lock.rotations() - self.rotations.min(lock.rotations());
@@ -113,50 +172,52 @@ impl Reader {
         }
         self.files.clear();
         self.pending.clear();
-        self.open_from(counted.max(1) - 1)?;
+        self.start = 0;
+        let parts = parts_from(&self.config, counted.max(1) - 1)?;
+        for part in &parts {
+            self.files.push_back(part.read(0, None)?);
+        }
+        self.set_newest(parts.last())?;
         self.rotations += counted;
         Ok(!self.files.is_empty())
     }
 
     fn decode(&mut self) -> Vec<Record> {
+        let driver = self.config.driver;
+        if self.skip > 0 {
+            let (passed, found) = tail::pass(driver, &self.pending[self.start..], self.skip);
+            self.start += passed;
+            self.skip -= found;
+        }
         let mut records = Vec::new();
-        loop {
+        // Not while some are to be skipped: what is there is only a part of one.
+        while self.skip == 0 {
             let bytes = &self.pending[self.start..];
-            match self.config.driver {
-                Driver::JsonFile => {
-                    let Some(newline) = bytes.iter().position(|&byte| byte == b'\n') else { break };
-                    records.extend(json_file::decode(&bytes[..newline]));
-                    self.start += newline + 1;
+            match tail::find(driver, bytes) {
+                Found::Record(length) => {
+                    let record = &bytes[..length];
+                    records.extend(match driver {
+                        Driver::JsonFile => json_file::decode(record),
+                        Driver::Local | Driver::None => local::decode(record, &self.config.attributes),
+                    });
+                    self.start += length;
                 }
-                Driver::Local | Driver::None => match local::decode(bytes, &self.config.attributes) {
-                    Decoded::Record(record, length) => {
-                        records.push(record);
-                        self.start += length;
-                    }
-                    Decoded::More => break,
-                    Decoded::Damaged(length) => self.start += length,
-                },
+                Found::Damaged(length) => self.start += length,
+                Found::More => break,
             }
         }
         records
     }
 }
 
-fn inode(file: &File, path: &Path) -> Result<u64> {
-    file.metadata().map(|found| std::os::unix::fs::MetadataExt::ino(&found)).map_err(fs::at("stat", path))
-}
-
-fn decompress(file: File, path: &Path) -> Result<Box<dyn Read + Send>> {
-    Ok(match path.extension().and_then(|extension| extension.to_str()) {
-        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file))),
-        Some("zst") => Box::new(zstd::stream::read::Decoder::new(file).map_err(fs::at("decompress", path))?),
-        _ => Box::new(file),
-    })
+/// Opens the files from the `index`th one back to the current one.
+fn parts_from(config: &LogConfig, index: u64) -> Result<Vec<Part>> {
+    (0..=index).rev().filter_map(|index| rotation::existing(config, index)).map(Part::open).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Stream, Writer};
+    use super::super::{Stream, Writer, compress_rotated};
     use super::*;
 
     fn config(name: &str, driver: Driver, max_size: u64, max_files: u32) -> LogConfig {
@@ -165,6 +226,8 @@ mod tests {
         fs::create_dir_all(&dir, 0o700).unwrap();
         LogConfig { driver, path: dir.join("container.log"), max_size, max_files, compress: true, attributes: Default::default() }
     }
+
+    const ALL: Selection = Selection { tail: None, follow: true };
 
     fn text(records: &[Record]) -> String {
         records.iter().map(|record| String::from_utf8_lossy(&record.data)).collect()
@@ -188,12 +251,16 @@ mod tests {
             // are kept that none is removed before it was read.
             let config = config("follow", driver, 600, 12);
             let mut writer = Writer::open(config.clone()).unwrap();
-            let mut reader = Reader::open(config.clone()).unwrap();
+            let mut reader = Reader::open(config.clone(), ALL).unwrap();
             let (mut expected, mut seen) = (String::new(), String::new());
             for step in 0..40 {
                 for line in 0..37 {
                     let line = format!("line {step}.{line} {}\n", "x".repeat(step % 7));
                     writer.write(if step % 2 == 0 { Stream::Stdout } else { Stream::Stderr }, line.as_bytes());
+                    // Not each time: several plain files are to wait for it now and then.
+                    if line.len() % 3 == 0 && writer.take_rotated() {
+                        compress_rotated(&config).unwrap();
+                    }
                     expected += &line;
                     if line.len() % 5 == 0 {
                         seen += &read_all(&mut reader);
@@ -202,7 +269,7 @@ mod tests {
                 seen += &read_all(&mut reader);
             }
             assert_eq!(seen, expected, "{driver:?}");
-            let kept = read_all(&mut Reader::open(config.clone()).unwrap());
+            let kept = read_all(&mut Reader::open(config.clone(), ALL).unwrap());
             assert!(expected.ends_with(&kept) && !kept.is_empty(), "{driver:?}: what is kept is the end of all");
             fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
@@ -215,7 +282,7 @@ mod tests {
             let mut writer = Writer::open(config.clone()).unwrap();
             let long = "y".repeat(40_000) + "\nend";
             writer.write(Stream::Stdout, long.as_bytes());
-            let mut reader = Reader::open(config.clone()).unwrap();
+            let mut reader = Reader::open(config.clone(), ALL).unwrap();
             assert_eq!(reader.read().unwrap().iter().map(|record| record.data.len()).collect::<Vec<_>>(), [16_384, 16_384, 7_233]);
             writer.finish();
             assert_eq!(text(&reader.read().unwrap()), "end");
@@ -245,7 +312,7 @@ mod tests {
         write(&mut writer, 100);
         let kept = |config: &LogConfig| (1..4).filter(|index| rotation::existing(config, *index).is_some()).count();
         assert_eq!(kept(&config), 3);
-        let mut reader = Reader::open(config.clone()).unwrap();
+        let mut reader = Reader::open(config.clone(), ALL).unwrap();
         let oldest_kept = read_all(&mut reader);
         // Without its lock no rotation can begin.
         let blocked = config.path.with_file_name("container.log.lock");
@@ -254,11 +321,11 @@ mod tests {
         write(&mut writer, 200);
         assert_eq!(kept(&config), 3, "a failing rotation removes nothing");
         fs::remove_tree(&blocked).unwrap();
-        let all = read_all(&mut Reader::open(config.clone()).unwrap());
+        let all = read_all(&mut Reader::open(config.clone(), ALL).unwrap());
         assert!(all.starts_with(&oldest_kept) && all.ends_with("line 299\n"), "{}", all.len());
         write(&mut writer, 100);
         assert!(fs::metadata(&config.path).unwrap().len() < 600, "rotated again");
-        assert!(read_all(&mut Reader::open(config.clone()).unwrap()).ends_with("line 399\n"));
+        assert!(read_all(&mut Reader::open(config.clone(), ALL).unwrap()).ends_with("line 399\n"));
         fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
 
@@ -279,8 +346,77 @@ mod tests {
         for line in 0..20 {
             writer.write(Stream::Stdout, format!("after {line}\n").as_bytes());
         }
-        let read = read_all(&mut Reader::open(config.clone()).unwrap());
+        let read = read_all(&mut Reader::open(config.clone(), ALL).unwrap());
         assert!(read.starts_with("before\n") && read.ends_with("after 18\nafter 19\n"), "{read}");
         fs::remove_tree(config.path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_tail_is_the_end_of_all_wherever_it_begins() {
+        for driver in [Driver::Local, Driver::JsonFile] {
+            let config = config("tail", driver, 2000, 6);
+            let mut writer = Writer::open(config.clone()).unwrap();
+            for line in 0..300 {
+                writer.write(Stream::Stdout, format!("line {line}\n").as_bytes());
+                // The newest rotated file stays plain.
+                if line == 280 && writer.take_rotated() {
+                    compress_rotated(&config).unwrap();
+                }
+            }
+            let read = |tail| read_all(&mut Reader::open(config.clone(), Selection { tail, follow: false }).unwrap());
+            let all = read(None);
+            let lines: Vec<&str> = all.split_inclusive('\n').collect();
+            assert!(lines.len() > 50 && lines.last() == Some(&"line 299\n"), "{driver:?}: {}", lines.len());
+            for tail in 0..=lines.len() + 2 {
+                let expected = lines[lines.len().saturating_sub(tail)..].concat();
+                assert!(read(Some(tail as u64)) == expected, "{driver:?}: tail {tail} of {}", lines.len());
+            }
+            assert_eq!(read(Some(u64::MAX)), all);
+            let mut follower = Reader::open(config.clone(), Selection { tail: Some(1), follow: true }).unwrap();
+            assert_eq!(read_all(&mut follower), "line 299\n");
+            writer.write(Stream::Stdout, b"later\n");
+            assert_eq!(read_all(&mut follower), "later\n");
+            fs::remove_tree(config.path.parent().unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn without_following_what_comes_later_is_not_read() {
+        for driver in [Driver::Local, Driver::JsonFile] {
+            let config = config("snapshot", driver, 600, 12);
+            let mut writer = Writer::open(config.clone()).unwrap();
+            writer.write(Stream::Stdout, b"before\n");
+            let mut reader = Reader::open(config.clone(), Selection::default()).unwrap();
+            for _ in 0..100 {
+                writer.write(Stream::Stdout, b"after\n");
+            }
+            assert_eq!(read_all(&mut reader), "before\n", "{driver:?}");
+            fs::remove_tree(config.path.parent().unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_are_compressed_while_others_are_rotated() {
+        for driver in [Driver::Local, Driver::JsonFile] {
+            let config = config("compress", driver, 600, 5);
+            let mut writer = Writer::open(config.clone()).unwrap();
+            let compressor = std::thread::spawn({
+                let config = config.clone();
+                move || (0..200).for_each(|_| compress_rotated(&config).unwrap())
+            });
+            let mut expected = String::new();
+            for line in 0..3000 {
+                let line = format!("line {line}\n");
+                writer.write(Stream::Stdout, line.as_bytes());
+                expected += &line;
+            }
+            compressor.join().unwrap();
+            compress_rotated(&config).unwrap();
+            let kept = read_all(&mut Reader::open(config.clone(), ALL).unwrap());
+            assert!(expected.ends_with(&kept) && kept.lines().count() > 30, "{driver:?}: {kept}");
+            let plain = (1..5).filter(|index| fs::exists(rotation::rotated(&config, *index))).count();
+            assert_eq!((plain, fs::exists(config.path.with_file_name("container.log.zst.new"))), (0, false), "{driver:?}");
+            fs::remove_tree(config.path.parent().unwrap()).unwrap();
+        }
     }
 }

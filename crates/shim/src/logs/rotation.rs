@@ -1,7 +1,8 @@
 //! Renaming a full log file out of the way, and finding the files of a log again.
+//!
+//! The lock is held for renames only: readers wait for it.
 
 use std::fs::File;
-use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ impl Lock {
     }
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
@@ -48,12 +49,17 @@ pub(super) fn compressed_suffix(driver: Driver) -> &'static str {
     if driver == Driver::JsonFile { ".gz" } else { ".zst" }
 }
 
+/// Where the `index`th file back from the current one is before it is compressed.
+pub(super) fn rotated(config: &LogConfig, index: u64) -> PathBuf {
+    with_suffix(&config.path, &format!(".{index}"))
+}
+
 /// The `index`th file back from the current one, which is 0: as it is, or compressed.
 pub(super) fn existing(config: &LogConfig, index: u64) -> Option<PathBuf> {
     if index == 0 {
         return fs::exists(&config.path).then(|| config.path.clone());
     }
-    let plain = with_suffix(&config.path, &format!(".{index}"));
+    let plain = rotated(config, index);
     let packed = with_suffix(&plain, compressed_suffix(config.driver));
     [plain, packed].into_iter().find(|path| fs::exists(path))
 }
@@ -82,38 +88,6 @@ pub(super) fn rotate(config: &LogConfig) -> Result<()> {
         let suffix = if packed { compressed_suffix(config.driver) } else { "" };
         fs::rename(&path, with_suffix(&config.path, &format!(".{}{suffix}", index + 1)))?;
     }
-    let first = with_suffix(&config.path, ".1");
-    fs::rename(&config.path, &first)?;
-    lock.set_rotations(lock.rotations() + 1)?;
-    if config.compress
-        && let Err(error) = compress(config.driver, &first)
-    {
-        crate::complain(&format!("{error}; the file stays as it is"));
-    }
-    Ok(())
-}
-
-/// Replaces a file by its compressed form. Readers that have it open go on reading the old one.
-fn compress(driver: Driver, path: &Path) -> Result<()> {
-    let packed = with_suffix(path, compressed_suffix(driver));
-    let staged = with_suffix(&packed, ".new");
-    let written = write_compressed(driver, path, &staged).and_then(|()| fs::rename(&staged, &packed));
-    if written.is_err() {
-        let _ = fs::remove_if_there(&staged);
-    }
-    written.and_then(|()| fs::remove_file(path))
-}
-
-fn write_compressed(driver: Driver, path: &Path, staged: &Path) -> Result<()> {
-    let mut input = fs::open(path)?;
-    let output = fs::create(staged, 0o640)?;
-    let step = |error: io::Error| fs::PathError::new("compress", path, error);
-    if driver == Driver::JsonFile {
-        let mut encoder = flate2::write::GzEncoder::new(output, flate2::Compression::fast());
-        io::copy(&mut input, &mut encoder).and_then(|_| encoder.finish()).and_then(|mut file| file.flush()).map_err(step)?;
-    } else {
-        const LEVEL: i32 = 1;
-        zstd::stream::copy_encode(&mut input, output, LEVEL).map_err(step)?;
-    }
-    Ok(())
+    fs::rename(&config.path, rotated(config, 1))?;
+    lock.set_rotations(lock.rotations() + 1)
 }

@@ -18,6 +18,7 @@ pub struct Writer {
     /// The beginning of a line whose end has not come yet, for each stream.
     unfinished: [Vec<u8>; 2],
     encoded: Vec<u8>,
+    rotated: bool,
     /// Bytes of records that could not be written (full disk); they are gone.
     pub lost: u64,
 }
@@ -27,7 +28,7 @@ impl Writer {
         let file = if config.driver == Driver::None { None } else { Some(fs::append(&config.path, 0o640)?) };
         let size = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
         let rotate_at = config.max_size;
-        Ok(Self { config, file, size, rotate_at, unfinished: Default::default(), encoded: Vec::new(), lost: 0 })
+        Ok(Self { config, file, size, rotate_at, unfinished: Default::default(), encoded: Vec::new(), rotated: false, lost: 0 })
     }
 
     /// Takes output as it comes. Complete lines are written at once; the rest waits for its end or for [`PIECE`] bytes.
@@ -62,6 +63,11 @@ impl Writer {
             }
         }
         self.flush();
+    }
+
+    /// Whether a file was rotated since the last call that is to be compressed: [`super::compress_rotated`] does it.
+    pub fn take_rotated(&mut self) -> bool {
+        std::mem::take(&mut self.rotated) && self.config.compress && self.config.max_files > 1
     }
 
     fn encode(&mut self, time: i64, stream: Stream) {
@@ -110,6 +116,7 @@ impl Writer {
             Ok(file) => {
                 self.file = Some(file);
                 self.size = 0;
+                self.rotated = true;
                 self.rotate_at = self.config.max_size;
             }
             Err(error) => {
