@@ -1,6 +1,9 @@
 //! A container's life: its states, its exit status, its names, and what each command says on the way.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -416,4 +419,65 @@ fn a_stop_that_waits_holds_up_nobody() {
     // It may have come back for a moment in between.
     let _ = restarts.finish();
     assert_eq!(engine.get("/containers/json?all=1"), json!([]));
+}
+
+#[test]
+fn the_status_of_a_removed_container_can_be_asked_for_by_id() {
+    let engine = Engine::start();
+    let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "exit 7"], "HostConfig": {"NetworkMode": "none", "AutoRemove": true}});
+    for condition in ["", "?condition=next-exit", "?condition=removed"] {
+        let id = engine.create("short", &body);
+        assert_eq!(engine.api("POST", &format!("/containers/{id}/start"), None).0, 204);
+        engine.await_state(&id, "");
+        assert_eq!(engine.api("POST", &format!("/containers/{id}/wait{condition}"), None), (200, json!({"StatusCode": 7})), "{condition}");
+        assert_eq!(engine.api("POST", &format!("/containers/short/wait{condition}"), None).0, 404);
+    }
+    // Whoever removes one knows what he does.
+    let id = engine.create("short", &body);
+    assert_eq!(engine.api("DELETE", &format!("/containers/{id}"), None).0, 204);
+    assert_eq!(engine.api("POST", &format!("/containers/{id}/wait"), None).0, 404);
+}
+
+#[test]
+fn a_pause_that_takes_long_holds_up_nobody() {
+    let engine = Engine::start();
+    // A disk whose image lies on another one that can be stopped: waiting for a disk is what nothing interrupts.
+    let (outer, inner) = (engine.scratch("outer"), engine.scratch("inner"));
+    let run = |program: &str, args: &[&Path]| Command::new(program).args(args).output().is_ok_and(|done| done.status.success());
+    let disk = |image: &Path, size: u64, place: &Path| {
+        fs::File::create(image).unwrap().set_len(size << 20).unwrap();
+        run("mkfs.ext4", &[image]) && run("mount", &[Path::new("-oloop"), image, place])
+    };
+    if !disk(&engine.scratch("images").join("outer"), 24, &outer) {
+        // Where no disk can be made there is nothing to wait for.
+        return;
+    }
+    assert!(disk(&outer.join("inner"), 8, &inner));
+    let cli = engine.cli(Program::Whelk);
+    cli.up("stuck", &["-v", &format!("{}:/d", inner.display())], &["sleep", "600"]);
+    assert!(run("fsfreeze", &[Path::new("-f"), &outer]));
+    cli.run(&["exec", "-d", "stuck", "dd", "if=/dev/zero", "of=/d/file", "bs=4k", "count=4", "conv=fsync"]).ok();
+    eventually("the process to be stuck", || {
+        let found = cli.run(&["top", "stuck", "-o", "stat,pid,args"]).ok();
+        found.lines().any(|line| line.starts_with('D')).then_some(())
+    });
+    let outcome = std::panic::catch_unwind(|| {
+        let mut pausing = cli.spawn(&["pause", "stuck"]);
+        std::thread::sleep(Duration::from_millis(300));
+        let begin = Instant::now();
+        assert!(pausing.is_running());
+        assert_eq!(engine.api("POST", "/containers/stuck/resize?h=10&w=10", None).0, 200);
+        assert!(engine.get("/containers/stuck/top")["Processes"].as_array().is_some());
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+        pausing.finish().refuses(1, "a process did not stop within 8 s");
+        assert_eq!(engine.state("stuck"), "running");
+        assert_eq!(cli.run(&["exec", "stuck", "echo", "goes on"]).ok(), "goes on");
+    });
+    let thawed = run("fsfreeze", &[Path::new("-u"), &outer]);
+    cli.run(&["rm", "-f", "stuck"]).ok();
+    let unmounted = run("umount", &[&inner]) && run("umount", &[&outer]);
+    if let Err(failure) = outcome {
+        std::panic::resume_unwind(failure);
+    }
+    assert_eq!((thawed, unmounted), (true, true));
 }

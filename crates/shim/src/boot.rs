@@ -195,7 +195,10 @@ fn start(launch: Launch, attached: Vec<OwnedFd>, ports: Vec<OwnedFd>, poll: Poll
         clients: Default::default(),
         next: INIT,
         paused: false,
+        freezing: None,
         oom_told: false,
+        compressor: None,
+        finished: false,
         ports,
         buffer: vec![0; BUFFER],
     };

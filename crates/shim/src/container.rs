@@ -8,20 +8,21 @@ use rustix::event::epoll::EventFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
-use rustix::process::{Pid, WaitOptions, WaitStatus};
+use rustix::process::Pid;
 use rustix::termios::Winsize;
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::exec::{self, Starting};
-use whelk_runtime::spec::{Linux, NamespaceKind};
+use whelk_runtime::spec::Linux;
 use whelk_runtime::{Error, Result};
-use whelk_sys::{fs, signal};
+use whelk_sys::signal;
 
 use crate::client::{Attached, Client, HIGH_WATER, Role, Sent};
 use crate::filter;
-use crate::logs::{Stream, Writer, now};
+use crate::logs::{Stream, Writer};
+use crate::pause::Freezing;
 use crate::poll::{Poll, Token};
 use crate::process::{Pipes, Process};
-use crate::protocol::{self, Attach, Event, Exec, Exit, Launch, Reply, Request};
+use crate::protocol::{self, Attach, Event, Exec, Launch, Reply, Request};
 
 /// How long clients may take to fetch the last output once the container has ended.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -43,7 +44,13 @@ pub(crate) struct Shim {
     pub clients: BTreeMap<u64, Client>,
     pub next: u64,
     pub paused: bool,
+    /// A pause that the kernel has not completed yet.
+    pub freezing: Option<Freezing>,
     pub oom_told: bool,
+    /// The child that compresses rotated log files.
+    pub compressor: Option<Pid>,
+    /// The container has ended, and everybody was told.
+    pub finished: bool,
     /// Published ports: nobody else gets them while the container runs.
     pub ports: Vec<OwnedFd>,
     pub buffer: Vec<u8>,
@@ -60,26 +67,36 @@ pub(crate) struct StartingExec {
 impl Shim {
     /// Runs until the container has ended and everybody who wanted to know has been told.
     pub(crate) fn serve(&mut self) -> Result<()> {
-        let mut deadline: Option<Instant> = None;
+        let mut farewell: Option<Instant> = None;
         loop {
-            if self.init().is_none_or(|init| init.exit.is_some()) {
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + FAREWELL);
-                if !self.clients.values().any(|client| client.waiting() > 0) || Instant::now() >= deadline {
+            if self.finished {
+                let farewell = *farewell.get_or_insert_with(|| Instant::now() + FAREWELL);
+                if !self.clients.values().any(|client| client.waiting() > 0) || Instant::now() >= farewell {
                     return Ok(());
                 }
             }
-            let ready = self.poll.wait(deadline.map(|_| 100)).map_err(|error| Error::Os(format!("epoll_wait: {error}")))?;
+            let timeout = self.next_deadline(farewell).map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let ready = self.poll.wait(timeout).map_err(|error| Error::Os(format!("epoll_wait: {error}")))?;
             for (token, flags) in ready {
                 self.handle(token, flags);
             }
+            self.finish_overdue();
+            self.continue_pause();
         }
+    }
+
+    /// When something is to be done at the latest even if nothing becomes ready.
+    fn next_deadline(&self, farewell: Option<Instant>) -> Option<Instant> {
+        let lingering = self.processes.values().filter_map(|process| process.deadline).min();
+        let freezing = self.freezing.as_ref().map(|freezing| freezing.again);
+        [farewell, lingering, freezing].into_iter().flatten().min()
     }
 
     fn init(&self) -> Option<&Process> {
         self.processes.get(&INIT)
     }
 
-    fn linux(&self) -> &Linux {
+    pub(crate) fn linux(&self) -> &Linux {
         &self.launch.spec.linux
     }
 
@@ -91,14 +108,14 @@ impl Shim {
                 self.reap();
             }
             Token::OutOfMemory => self.out_of_memory(),
-            Token::Output(number) => drop(self.read_output(number, 1)),
-            Token::ErrorOutput(number) => drop(self.read_output(number, 2)),
+            Token::Output(number) => self.output_ready(number, 1),
+            Token::ErrorOutput(number) => self.output_ready(number, 2),
             Token::Terminal(number) => {
                 if flags.contains(EventFlags::OUT) {
                     self.pump_input(number);
                 }
                 if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
-                    let _ = self.read_output(number, 1);
+                    self.output_ready(number, 1);
                 }
             }
             Token::Input(number) => self.pump_input(number),
@@ -237,7 +254,7 @@ impl Shim {
         }
     }
 
-    fn send(&mut self, number: u64, parts: &[&[u8]]) {
+    pub(crate) fn send(&mut self, number: u64, parts: &[&[u8]]) {
         let Some(client) = self.clients.get_mut(&number) else { return };
         let sent = client.send(parts);
         self.after_send(number, sent);
@@ -263,13 +280,13 @@ impl Shim {
         }
     }
 
-    fn reply(&mut self, number: u64, reply: &Reply) {
+    pub(crate) fn reply(&mut self, number: u64, reply: &Reply) {
         if let Ok(bytes) = protocol::encode(reply) {
             self.send(number, &[&bytes]);
         }
     }
 
-    fn publish(&mut self, event: &Event) {
+    pub(crate) fn publish(&mut self, event: &Event) {
         let Ok(bytes) = protocol::encode(event) else { return };
         let subscribers: Vec<u64> =
             self.clients.iter().filter(|(_, client)| matches!(client.role, Role::Subscriber)).map(|(&number, _)| number).collect();
@@ -297,8 +314,8 @@ impl Shim {
             Request::Exec(request) => return self.exec(number, *request),
             Request::Signal { exec, signal } => self.signal(exec.as_deref(), signal),
             Request::Resize { exec, height, width } => self.resize(exec.as_deref(), height, width),
-            Request::Pause => self.freeze(true),
-            Request::Resume => self.freeze(false),
+            Request::Pause => return self.pause(number),
+            Request::Resume => self.resume(),
             Request::Update(resources) => self.cgroup.apply(&resources).map(|()| Reply::Done),
             Request::Processes => self.cgroup.processes().map(Reply::Processes),
         };
@@ -338,16 +355,11 @@ impl Shim {
         Ok(Reply::Done)
     }
 
+    /// Sets the size of a process's terminal. Without one there is nothing to do, as with Docker.
     fn resize(&self, exec: Option<&str>, height: u16, width: u16) -> Result<Reply> {
-        let terminal = self.find(exec)?.terminal.as_ref().ok_or_else(|| Error::State("the process has no terminal".into()))?;
+        let Some(terminal) = &self.find(exec)?.terminal else { return Ok(Reply::Done) };
         let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(terminal, size).map_err(|error| Error::Os(format!("resize the terminal: {error}")))?;
-        Ok(Reply::Done)
-    }
-
-    fn freeze(&mut self, frozen: bool) -> Result<Reply> {
-        self.cgroup.freeze(frozen)?;
-        self.paused = frozen;
         Ok(Reply::Done)
     }
 
@@ -399,7 +411,7 @@ impl Shim {
     }
 
     /// Goes on with a process that is being started, as far as it has come.
-    fn settle(&mut self, number: u64) {
+    pub(crate) fn settle(&mut self, number: u64) {
         let Some(exec) = self.starting.get_mut(&number) else { return };
         let settled = exec.starting.settle(false);
         if matches!(settled, Ok(false)) {
@@ -423,8 +435,13 @@ impl Shim {
         }
     }
 
+    fn output_ready(&mut self, number: u64, stream: u8) {
+        self.read_output(number, stream);
+        self.finish_if_over(number);
+    }
+
     /// Reads one piece of output and passes it on. False when there was none.
-    fn read_output(&mut self, number: u64, stream: u8) -> bool {
+    pub(crate) fn read_output(&mut self, number: u64, stream: u8) -> bool {
         let Some(process) = self.processes.get_mut(&number) else { return false };
         let Some(fd) = process.output(stream) else { return false };
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -442,6 +459,7 @@ impl Shim {
     fn pass_on(&mut self, number: u64, stream: u8, data: &[u8]) {
         if number == INIT {
             self.log.write(if stream == 1 { Stream::Stdout } else { Stream::Stderr }, data);
+            self.compress_logs();
         }
         let header = protocol::output_header(stream, data.len());
         let receivers: Vec<(u64, bool)> = self
@@ -480,85 +498,6 @@ impl Shim {
         }
     }
 
-    /// Collects every child that has ended: started processes, and orphans that the kernel gave to this subreaper.
-    fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            let ended = self.processes.values().find(|process| process.pid == pid && process.exit.is_none()).map(|process| process.number);
-            match ended {
-                Some(INIT) => self.init_ended(status),
-                Some(number) => self.exec_ended(number, status),
-                None => {}
-            }
-        }
-    }
-
-    fn exec_ended(&mut self, number: u64, status: WaitStatus) {
-        // What it has said on its way is said in full by now. One that could not start is gone after this.
-        self.settle(number);
-        self.drain(number);
-        let Some(process) = self.processes.get_mut(&number) else { return };
-        let exit = exit_of(status);
-        process.exit = Some(exit.clone());
-        let id = process.exec.clone().unwrap_or_default();
-        // The end first: a client that sees its stream close asks at once how the exec ended.
-        self.publish(&Event::ExecExited { id, exit });
-        self.close_clients_of(number);
-        self.processes.remove(&number);
-    }
-
-    fn init_ended(&mut self, status: WaitStatus) {
-        if !self.linux().has_new(NamespaceKind::Pid) {
-            // The kernel ends the others only when the pid namespace was the container's own.
-            let _ = self.cgroup.kill_all();
-        }
-        self.drain(INIT);
-        self.log.finish();
-        // Before anybody hears of the end: who does may want them.
-        self.ports.clear();
-        let exit = Exit { oom_killed: self.cgroup.oom_kills() > 0, ..exit_of(status) };
-        record(&self.launch, &exit);
-        if exit.oom_killed && !std::mem::replace(&mut self.oom_told, true) {
-            self.publish(&Event::OutOfMemory);
-        }
-        if let Some(init) = self.processes.get_mut(&INIT) {
-            init.exit = Some(exit.clone());
-        }
-        self.publish(&Event::Exited(exit));
-        self.close_clients_of(INIT);
-    }
-
-    /// Reads what is left in a dead process's pipes. What its surviving children write meanwhile or later is not waited for.
-    fn drain(&mut self, number: u64) {
-        if let Some(process) = self.processes.get_mut(&number) {
-            process.hold(false, &self.poll);
-        }
-        // A pipe and a terminal hold less.
-        const MOST_LEFT: usize = 1 << 20;
-        for stream in [1, 2] {
-            for _ in 0..MOST_LEFT.div_ceil(self.buffer.len()) {
-                if !self.read_output(number, stream) {
-                    break;
-                }
-            }
-        }
-    }
-
-    /// Ends the connections of a process's clients once they have everything.
-    fn close_clients_of(&mut self, number: u64) {
-        let attached: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| matches!(&client.role, Role::Attached(attached) if attached.process == number))
-            .map(|(&client, _)| client)
-            .collect();
-        for client in attached {
-            if let Some(client) = self.clients.get_mut(&client) {
-                client.closing = true;
-            }
-            self.send(client, &[]);
-        }
-    }
-
     fn out_of_memory(&mut self) {
         if let Some(oom) = &self.oom {
             let mut scratch = [0; 512];
@@ -571,21 +510,6 @@ impl Shim {
         if !std::mem::replace(&mut self.oom_told, true) {
             self.publish(&Event::OutOfMemory);
         }
-    }
-}
-
-fn exit_of(status: WaitStatus) -> Exit {
-    let signal = status.terminating_signal();
-    let code = signal.map_or_else(|| status.exit_status().unwrap_or(255), |signal| 128 + signal);
-    Exit { code, signal, oom_killed: false, at: now() }
-}
-
-/// Writes the exit record before anybody is told. Complete or absent, but not flushed: the run directory does not
-/// outlive the machine, and neither does the container.
-fn record(launch: &Launch, exit: &Exit) {
-    let content = serde_json::to_vec(exit).unwrap_or_default();
-    if let Err(error) = fs::replace(launch.run_dir.join("exit.json"), content, 0o600) {
-        crate::complain(&format!("container {}: {error}", launch.id));
     }
 }
 

@@ -7,8 +7,10 @@
 pub mod boot;
 mod client;
 mod container;
+mod ending;
 pub mod filter;
 pub mod logs;
+mod pause;
 mod poll;
 mod process;
 pub mod protocol;

@@ -1,6 +1,7 @@
 //! epoll with typed tokens.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -79,9 +80,9 @@ impl Poll {
         let _ = epoll::delete(&self.0, fd);
     }
 
-    /// Waits for readiness, at most `milliseconds` if given.
-    pub(crate) fn wait(&self, milliseconds: Option<u32>) -> Result<Vec<(Token, EventFlags)>> {
-        let timeout = milliseconds.map(|ms| Timespec { tv_sec: (ms / 1000).into(), tv_nsec: (ms % 1000 * 1_000_000).into() });
+    /// Waits for readiness, at most for `timeout` if given.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> Result<Vec<(Token, EventFlags)>> {
+        let timeout = timeout.map(|timeout| Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }));
         let mut events = Vec::<Event>::with_capacity(32);
         match epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}

@@ -1,6 +1,7 @@
 //! One process of the container that the shim started: its streams and how it ended.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
 use rustix::fs::OFlags;
@@ -25,6 +26,8 @@ pub(crate) struct Process {
     pub outputs: [Option<OwnedFd>; 2],
     pub input: Input,
     pub exit: Option<Exit>,
+    /// Until when its output is waited for: it has ended, and not everybody has been told.
+    pub deadline: Option<Instant>,
     /// Output is not read while a client is behind.
     pub held: bool,
 }
@@ -66,7 +69,18 @@ impl Pipes {
 
 impl Process {
     pub(crate) fn new(number: u64, exec: Option<String>, pid: Pid, pidfd: OwnedFd) -> Self {
-        Self { number, exec, pid, pidfd, terminal: None, outputs: [None, None], input: Input::default(), exit: None, held: false }
+        Self {
+            number,
+            exec,
+            pid,
+            pidfd,
+            terminal: None,
+            outputs: [None, None],
+            input: Input::default(),
+            exit: None,
+            deadline: None,
+            held: false,
+        }
     }
 
     /// Takes over the shim's ends of the streams and watches them.
@@ -173,6 +187,11 @@ impl Process {
         } else {
             self.outputs[usize::from(stream == 2)].as_ref()
         }
+    }
+
+    /// Whether nobody has its output open any more.
+    pub(crate) fn output_has_ended(&self) -> bool {
+        self.terminal.is_none() && self.outputs.iter().all(Option::is_none)
     }
 
     /// Lets go of an output that has ended.

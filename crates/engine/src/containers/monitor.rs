@@ -165,6 +165,7 @@ impl Containers {
             progress.exit_code = exit.code;
         });
         if auto_remove {
+            self.keep_exit_code(&container.id, exit.code);
             self.remove_or_complain(container, true);
         } else if restart {
             tokio::spawn(restart_later(Arc::downgrade(self), container.clone()));

@@ -168,21 +168,24 @@ impl Cgroup {
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(10);
         let begin = Instant::now();
-        loop {
-            let done = match &self.kind {
-                Kind::V1(cgroup) => cgroup.freeze(frozen)?,
-                Kind::V2(cgroup) => cgroup.freeze(frozen)?,
-            };
-            if done {
-                return Ok(());
-            }
+        while !self.begin_freeze(frozen)? {
             if begin.elapsed() > LIMIT {
                 if frozen {
-                    let _ = self.freeze(false);
+                    let _ = self.begin_freeze(false);
                 }
                 return Err(Error::Os(format!("cgroup did not reach the state frozen={frozen} within {} s", LIMIT.as_secs())));
             }
             std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel to stop all processes or to let them go on, without waiting. Returns whether they are in that state;
+    /// if not, call it again later.
+    pub fn begin_freeze(&self, frozen: bool) -> Result<bool> {
+        match &self.kind {
+            Kind::V1(cgroup) => cgroup.freeze(frozen),
+            Kind::V2(cgroup) => cgroup.freeze(frozen),
         }
     }
 
@@ -234,15 +237,19 @@ impl Cgroup {
         {
             return Ok(());
         }
-        // Frozen, none of them can have further children before it is killed.
-        let frozen = self.freeze(true).is_ok();
+        // Frozen, none of them can have further children before it is killed. One in uninterruptible sleep keeps the cgroup
+        // from getting there, but the others are stopped, and that one has no children meanwhile either.
+        const LIMIT: Duration = Duration::from_millis(200);
+        let begin = Instant::now();
+        while matches!(self.begin_freeze(true), Ok(false)) && begin.elapsed() < LIMIT {
+            std::thread::sleep(POLL);
+        }
         let processes = self.processes();
         for pid in processes.iter().flatten() {
             let _ = whelk_sys::signal::kill(*pid, rustix::process::Signal::KILL.as_raw());
         }
-        if frozen {
-            self.freeze(false)?;
-        }
+        // Without a freezer nothing was stopped.
+        let _ = self.begin_freeze(false);
         processes.map(drop)
     }
 
