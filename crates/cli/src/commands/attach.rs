@@ -1,5 +1,8 @@
 //! Connecting this terminal to a container's streams; shared by `run`, `start -a`, `attach` and `exec`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use clap::Args;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -86,7 +89,7 @@ async fn copy_output(read: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Outco
     let mut buffer = vec![0; 64 << 10];
     if tty {
         loop {
-            let count = read.read(&mut buffer).await.unwrap_or(0);
+            let count = read.read(&mut buffer).await.map_err(broken)?;
             if count == 0 {
                 return Ok(());
             }
@@ -97,13 +100,17 @@ async fn copy_output(read: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Outco
     demultiplex(read).await
 }
 
+fn broken(error: std::io::Error) -> Failure {
+    Failure::new(format!("read the container's output: {error}"))
+}
+
 /// Takes frames apart until the stream ends.
 pub(crate) async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outcome<()> {
     use std::io::Write;
     const STDERR: u8 = 2;
     let mut buffer = Vec::with_capacity(64 << 10);
     loop {
-        if read.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
+        if read.read_buf(&mut buffer).await.map_err(broken)? == 0 {
             return Ok(());
         }
         let mut start = 0;
@@ -144,7 +151,18 @@ pub(crate) fn follow_size(client: &Client, path: String) -> tokio::task::JoinHan
     })
 }
 
-/// Passes signals that this command gets on to the container, until dropped.
+/// Gives a container's terminal another size than ours for a moment: a program draws its screen, or a shell its prompt,
+/// again only when the size changes.
+async fn redraw(client: &Client, name: &str) {
+    if let Some((height, width)) = terminal::size() {
+        let (height, width) = (height.saturating_add(1), width.saturating_add(1));
+        // The right size follows.
+        let _ = client.post(&format!("/containers/{name}/resize?h={height}&w={width}"), None).await;
+    }
+}
+
+/// Passes signals that this command gets on to the container, until dropped. The third interrupt or request to terminate
+/// ends this command, whatever the container does.
 pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHandle<()> {
     let (client, id) = (client.clone(), id.to_owned());
     tokio::spawn(async move {
@@ -156,18 +174,36 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
             (SignalKind::user_defined1(), "USR1"),
             (SignalKind::user_defined2(), "USR2"),
         ];
+        let (sender, mut received) = tokio::sync::mpsc::unbounded_channel();
         let mut tasks = tokio::task::JoinSet::new();
+        let terminations = Arc::new(AtomicU32::new(0));
         for (kind, name) in kinds {
-            let (client, id) = (client.clone(), id.clone());
+            let (sender, terminations) = (sender.clone(), terminations.clone());
             tasks.spawn(async move {
-                let Ok(mut received) = signal(kind) else { return };
-                while received.recv().await.is_some() {
-                    let _ = client.post(&format!("/containers/{id}/kill?signal={name}"), None).await;
+                let Ok(mut arrived) = signal(kind) else { return };
+                while arrived.recv().await.is_some() {
+                    if matches!(name, "INT" | "TERM") && terminations.fetch_add(1, Ordering::Relaxed) + 1 == MOST_TERMINATIONS {
+                        give_up();
+                    }
+                    if sender.send(name).is_err() {
+                        return;
+                    }
                 }
             });
         }
-        while tasks.join_next().await.is_some() {}
+        // Counted above even while the engine does not answer.
+        while let Some(name) = received.recv().await {
+            let _ = client.post(&format!("/containers/{id}/kill?signal={name}"), None).await;
+        }
     })
+}
+
+/// After so many SIGINT and SIGTERM a command does not wait for its container any longer.
+const MOST_TERMINATIONS: u32 = 3;
+
+fn give_up() -> ! {
+    eprintln!("\ngot {MOST_TERMINATIONS} SIGTERM/SIGINTs, forcefully exiting");
+    std::process::exit(1)
 }
 
 /// The query of an attach request.
@@ -206,6 +242,9 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
         tokio::spawn(async move { client.post(&path, None).await })
     };
     let connection = client.hijack(&attach_path(&args.container, stdin, true, true, &args.detach_keys), None).await?;
+    if tty {
+        redraw(client, &name).await;
+    }
     let size = tty.then(|| follow_size(client, format!("/containers/{name}/resize")));
     let signals = (args.sig_proxy && !tty).then(|| forward_signals(client, &name));
     let ended = pump(connection, &Streams { stdin, tty, detach_keys: args.detach_keys }).await;
