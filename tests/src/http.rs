@@ -122,6 +122,11 @@ impl Connection {
         Ok((status, headers))
     }
 
+    /// How many bytes have come that nobody has asked for yet.
+    pub fn unread(&self) -> usize {
+        self.unread.len()
+    }
+
     /// The next piece of the body, or `None` at its end.
     pub fn part(&mut self) -> io::Result<Option<Vec<u8>>> {
         let cut = || io::Error::new(ErrorKind::UnexpectedEof, "the body is cut short");

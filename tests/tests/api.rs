@@ -386,3 +386,38 @@ fn what_an_exec_prints_is_framed_as_its_start_asks() {
     assert_eq!(start(&exec(), false), b"\x01\0\0\0\0\0\0\x05out\r\n");
     assert_eq!(start(&exec(), true), b"out\r\n");
 }
+
+#[test]
+fn a_refused_upload_is_read_and_answered() {
+    let engine = Engine::start();
+    let upload = vec![0; 48 << 20];
+    let tar = [("Content-Type", "application/x-tar")];
+    let unused = "/containers/nosuch/archive?path=/";
+    for (method, path) in [
+        ("PUT", unused),
+        ("POST", "/build"),
+        ("POST", "/nosuch"),
+        ("POST", "/containers/create"),
+        ("POST", "/images/create?fromSrc=-&repo=big&changes=BOGUS"),
+        ("POST", "/images/load?platform=bogus"),
+    ] {
+        let mut client = Connection::open(&engine.socket()).unwrap();
+        client.send(method, path, &tar, &upload).unwrap_or_else(|error| panic!("{method} {path}: cut off while sending: {error}"));
+        let answer = client.response().unwrap();
+        let told = answer.json()["message"].as_str().is_some_and(|text| !text.is_empty());
+        assert!(answer.status >= 400 && told, "{method} {path}: {} {}", answer.status, answer.text());
+        // The connection goes on.
+        client.send("GET", "/_ping", &[], b"").unwrap();
+        assert_eq!(client.response().unwrap().status, 200, "{method} {path}");
+    }
+    // Who asks before sending is answered without.
+    let mut client = Connection::open(&engine.socket()).unwrap();
+    let head = format!("PUT {unused} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n");
+    client.send_raw(head.as_bytes()).unwrap();
+    let status = client.head().unwrap().0;
+    assert!(status >= 400, "{status}");
+    engine.both(|cli| {
+        let refused = cli.feed(&["import", "-c", "BOGUS", "-", "big"], &upload);
+        refused.refuses(1, "BOGUS is not a valid change command");
+    });
+}

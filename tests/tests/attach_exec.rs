@@ -2,9 +2,10 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
-use whelk_tests::{Engine, Program, eventually};
+use whelk_tests::{Connection, Engine, Program, eventually};
 
 #[test]
 fn exec_passes_on_streams_and_status() {
@@ -251,4 +252,188 @@ fn detach_keys_that_are_none_are_refused() {
         cli.up("up", &[], &["sleep", "600"]);
         cli.run(&["exec", "--detach-keys", "bogus", "up", "true"]).refuses(1, "Invalid escape keys (bogus) provided");
     });
+}
+
+#[test]
+fn a_program_that_closes_its_input_loses_no_output() {
+    Engine::start().both(|cli| {
+        cli.up("up", &[], &["sleep", "600"]);
+        let endless = b"y\n".repeat(4 << 20);
+        for round in 0..8 {
+            let output = cli.feed(&["exec", "-i", "up", "sh", "-c", "exec 0</dev/null; sleep .1; seq 1 100000; exit 7"], &endless);
+            assert_eq!((output.exits(7).lines().last(), output.err().as_str()), (Some("100000"), ""), "round {round}");
+        }
+    });
+}
+
+#[test]
+fn nothing_of_a_stream_comes_before_the_client_has_the_head() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("up", &[], &["sh", "-c", "while :; do echo tick; sleep .01; done"]);
+    let upgrade = [("Connection", "Upgrade"), ("Upgrade", "tcp"), ("Content-Type", "application/json")];
+    let check = |path: &str, body: &str| {
+        let mut connection = Connection::open(&engine.socket()).unwrap();
+        connection.send("POST", path, &upgrade, body.as_bytes()).unwrap();
+        // A client that does not look at once finds all that was sent meanwhile.
+        std::thread::sleep(Duration::from_millis(150));
+        assert_eq!(connection.head().unwrap().0, 101, "{path}");
+        assert_eq!(connection.unread(), 0, "{path}: the stream came with the head");
+        assert!(connection.part().unwrap().is_some(), "{path}");
+    };
+    for _ in 0..5 {
+        let id = engine.create_exec("up", &json!({"Cmd": ["echo", "x"], "AttachStdout": true}));
+        check(&format!("/exec/{id}/start"), "{}");
+        check("/containers/up/attach?stream=1&stdout=1&logs=1", "");
+    }
+}
+
+#[test]
+fn a_stream_ends_at_its_end_or_two_seconds_after_its_process() {
+    Engine::start().both(|cli| {
+        cli.up("up", &[], &["sleep", "600"]);
+        let exec = |script: &str| cli.run(&["exec", "up", "sh", "-c", script]);
+        let output = exec("(sleep .5; yes x | head -c 200000) & exit 4");
+        output.exits(4);
+        assert_eq!(output.stdout.len(), 200_000);
+        let begin = Instant::now();
+        assert_eq!(exec("echo first; (sleep 30; echo late) & exit 0").ok(), "first");
+        let taken = begin.elapsed();
+        assert!((Duration::from_millis(1900)..Duration::from_secs(6)).contains(&taken), "{taken:?}");
+    });
+}
+
+#[test]
+fn a_new_size_waits_for_the_start() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.up("up", &[], &["sleep", "600"]);
+    for round in 0..30 {
+        let id = engine.create_exec("up", &json!({"Cmd": ["sleep", "5"], "Tty": true, "AttachStdout": true}));
+        std::thread::scope(|scope| {
+            let starting = scope.spawn(|| engine.start_exec(&id, true));
+            assert_eq!(engine.api("POST", &format!("/exec/{id}/resize?h=20&w=30"), None), (200, json!(null)), "round {round}");
+            drop(starting.join());
+        });
+    }
+    assert_eq!(engine.api("POST", "/containers/up/resize?h=20&w=30", None).0, 200, "without a terminal there is nothing to do");
+    let id = engine.create_exec("up", &json!({"Cmd": ["true"]}));
+    engine.start_exec(&id, false).to_end();
+    let gone = json!({"message": format!("NotFound: process does not exist {id}: not found")});
+    assert_eq!(engine.api("POST", &format!("/exec/{id}/resize?h=20&w=30"), None), (404, gone));
+}
+
+#[test]
+fn a_client_that_attaches_during_a_start_is_attached() {
+    let engine = Engine::start();
+    let engine = &engine;
+    let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "sleep .4; echo said"], "HostConfig": {"NetworkMode": "none"}});
+    for round in 0..6 {
+        let names: Vec<String> = (0..4).map(|number| format!("race-{round}-{number}")).collect();
+        names.iter().for_each(|name| drop(engine.create(name, &body)));
+        std::thread::scope(|scope| {
+            for (name, delay) in names.iter().zip([0, 1, 2, 4]) {
+                scope.spawn(move || assert_eq!(engine.api("POST", &format!("/containers/{name}/start"), None).0, 204));
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_millis(delay));
+                    let said = engine.attach(name, "stream=1&stdout=1&stderr=1", true).to_end();
+                    assert_eq!(said, ("said\n".to_owned(), String::new()), "{name}");
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn the_third_interrupt_ends_the_command_line() {
+    Engine::start().both(|cli| {
+        let mut running = cli.spawn(&["run", "--name", "deaf", "--network", "none", "busybox", "sleep", "60"]);
+        cli.engine().await_state("deaf", "running");
+        for _ in 0..3 {
+            // Signals of one kind that come at once are one.
+            std::thread::sleep(Duration::from_millis(200));
+            running.signal(rustix::process::Signal::INT);
+        }
+        running.finish().refuses(1, "got 3 SIGTERM/SIGINTs, forcefully exiting");
+        assert_eq!(cli.engine().state("deaf"), "running");
+    });
+}
+
+#[test]
+fn a_shell_behind_init_has_its_terminal() {
+    Engine::start().both(|cli| {
+        let mut shell = cli.pty(&["run", "-it", "--rm", "--init", "--network", "none", "busybox", "sh"]);
+        shell.expect("/ # ");
+        shell.keys("echo mark$((1+1)); sleep 60\n");
+        shell.expect("mark2");
+        shell.keys("\x03");
+        shell.expect("/ # ");
+        shell.keys("exit 5\n");
+        assert_eq!(shell.finish(), 5, "{}", shell.screen());
+        // Without a terminal, and with one that is not its input.
+        assert_eq!(cli.feed(&["run", "-i", "--rm", "--init", "--network", "none", "busybox", "cat"], b"through\n").ok(), "through");
+        assert_eq!(cli.run(&["run", "-t", "--rm", "--init", "--network", "none", "busybox", "echo", "said"]).ok(), "said");
+    });
+}
+
+#[test]
+fn who_attaches_again_sees_the_prompt() {
+    Engine::start().both(|cli| {
+        let mut first = cli.pty(&["run", "-it", "--name", "shell", "--network", "none", "busybox", "sh"]);
+        first.expect("/ # ");
+        first.keys("\x10\x11");
+        assert_eq!(first.finish(), 0);
+        for _ in 0..2 {
+            let mut again = cli.pty(&["attach", "shell"]);
+            again.expect("/ # ");
+            again.keys("\x10\x11");
+            assert_eq!(again.finish(), 1);
+        }
+    });
+}
+
+#[test]
+fn clients_that_leave_are_noticed() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
+    engine.create("made", &json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}));
+    let open = || fs::read_dir(format!("/proc/{}/fd", engine.daemon_pid())).unwrap().count();
+    let upgrade = [("Connection", "Upgrade"), ("Upgrade", "tcp")];
+    let before = open();
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        for (method, path, headers) in [
+            ("GET", "/events", &[][..]),
+            ("POST", "/containers/up/wait", &[]),
+            ("POST", "/containers/made/wait?condition=next-exit", &[]),
+            ("GET", "/containers/up/logs?follow=1&stdout=1", &[]),
+            ("POST", "/containers/up/attach?stream=1&stdout=1&stdin=1", &[]),
+            ("POST", "/containers/up/attach?stream=1&stdout=1&stdin=1", &upgrade),
+        ] {
+            let mut client = Connection::open(&engine.socket()).unwrap();
+            client.send(method, path, headers, b"").unwrap();
+            client.head().unwrap();
+            clients.push(client);
+        }
+    }
+    assert!(open() > before + 200, "{} after {before}", open());
+    // One that sends no more still wants its answer.
+    let mut patient = Connection::open(&engine.socket()).unwrap();
+    patient.send("POST", "/containers/up/wait", &[], b"").unwrap();
+    patient.half_close().unwrap();
+    drop(clients);
+    eventually("the engine to close what was left", || (open() < before + 10).then_some(()));
+    assert_eq!(engine.api("POST", "/containers/up/kill", None).0, 204);
+    assert_eq!(patient.response().unwrap().json(), json!({"StatusCode": 137}));
+}
+
+#[test]
+fn what_was_sent_arrives_though_its_sender_has_left() {
+    let engine = Engine::start();
+    let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "sleep .5; wc -c"], "OpenStdin": true, "StdinOnce": true, "HostConfig": {"NetworkMode": "none"}});
+    engine.create("counts", &body);
+    let mut client = engine.attach("counts", "stream=1&stdin=1", true);
+    assert_eq!(engine.api("POST", "/containers/counts/start", None).0, 204);
+    client.write(&vec![b'x'; 600_000]);
+    drop(client);
+    engine.await_log("counts", "600000\n");
 }

@@ -1,17 +1,21 @@
 //! Requests whose connection becomes a raw stream in both directions: attach and exec.
 
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, Response, StatusCode, header};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, Stream, StreamExt};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::server::ClientSocket;
+use crate::peer::Peer;
 
 /// What precedes the live stream: recorded output, for attach with logs.
-pub(crate) type Prelude = Option<tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>>;
+pub(crate) type Prelude = Option<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>>;
 
 const RAW: &str = "application/vnd.docker.raw-stream";
 const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
@@ -31,45 +35,46 @@ pub(crate) struct Source {
     pub stream: Option<UnixStream>,
 }
 
+/// How long a client may take to read the head of the answer, and a known end to arrive, before the stream goes on.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a client that has all its output may go on to send input.
+const LONGEST_INPUT: Duration = Duration::from_secs(10);
+
 /// Connects a request to what `source` opens; `last` is waited for before its end is shown. With `Upgrade` the connection
 /// itself becomes the stream (101); without, the output is the body of an ordinary answer, and input is what comes as the
 /// request's body.
 ///
-/// The answer's head goes out before anything is opened: clients with buffered readers lose what comes in one piece with
-/// it.
+/// Nothing is opened before the client has read the answer's head: clients with buffered readers lose what comes in one
+/// piece with it.
 pub(crate) fn connect(
     mut request: Request,
     multiplexed: bool,
     source: impl Future<Output = Source> + Send + 'static,
     last: impl Future<Output = ()> + Send + 'static,
 ) -> axum::response::Response {
-    // What must be so before the client sees the end; but no client waits for ever for it.
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
-    let last = tokio::time::timeout(PATIENCE, last);
     let content_type = if multiplexed { MULTIPLEXED } else { RAW };
     if !wants_upgrade(request.headers()) {
         return ordinary(request, source, content_type);
     }
-    let socket = request.extensions().get::<crate::server::ClientSocket>().cloned();
+    let peer = request.extensions().get::<Peer>().cloned();
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let upgraded = upgrade.await;
+        let is_upgraded = upgraded.is_ok();
+        if let Some(peer) = peer.clone().filter(|_| is_upgraded) {
+            let _ = tokio::time::timeout(PATIENCE, peer.has_read_all()).await;
+        }
         // Also for a client that is gone: what was asked for is done.
-        let Source { mut prelude, stream } = source.await;
+        let source = source.await;
         let Ok(upgraded) = upgraded else { return };
-        let mut client = TokioIo::new(upgraded);
-        if let Some(prelude) = &mut prelude {
-            while let Some(Ok(piece)) = prelude.recv().await {
-                if client.write_all(&piece).await.is_err() {
-                    return;
-                }
+        let left = async {
+            match peer {
+                Some(peer) => peer.left().await,
+                None => std::future::pending().await,
             }
-        }
-        if let Some(mut stream) = stream {
-            bridge(&mut client, &mut stream, socket.as_ref()).await;
-        }
-        let _ = last.await;
-        let _ = client.shutdown().await;
+        };
+        serve(TokioIo::new(upgraded), source, left, last).await;
     });
     Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -80,33 +85,55 @@ pub(crate) fn connect(
         .unwrap_or_default()
 }
 
-/// Copies both ways. The end of the output ends everything; the end of the input is only passed on, unless the client
-/// is gone altogether.
-async fn bridge(
-    client: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
-    stream: &mut UnixStream,
-    socket: Option<&ClientSocket>,
-) {
-    let (mut client_read, mut client_write) = tokio::io::split(client);
-    let (mut stream_read, mut stream_write) = stream.split();
-    let input = async {
-        let result = tokio::io::copy(&mut client_read, &mut stream_write).await;
-        let _ = stream_write.shutdown().await;
-        // A half-closed client still wants its output. One that is gone altogether would show only when something is
-        // written to it, which may be never: its socket is asked instead.
-        const INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
-        while result.is_ok() && !socket.is_some_and(ClientSocket::is_gone) {
-            tokio::time::sleep(INTERVAL).await;
+/// Passes on the output to its end, and input meanwhile. When the client has left, only the input that it has sent still
+/// matters.
+async fn serve(client: impl AsyncRead + AsyncWrite, source: Source, left: impl Future<Output = ()>, last: impl Future<Output = ()>) {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    if let Some(mut prelude) = source.prelude {
+        while let Some(Ok(piece)) = prelude.next().await {
+            if to_client.write_all(&piece).await.is_err() {
+                break;
+            }
         }
-    };
-    let output = async {
-        let _ = tokio::io::copy(&mut stream_read, &mut client_write).await;
-        let _ = client_write.flush().await;
-    };
-    tokio::select! {
-        () = input => {}
-        () = output => {}
     }
+    if let Some(stream) = source.stream {
+        let (mut output, input) = stream.into_split();
+        let left = left.shared();
+        let copied = async {
+            // Fails when the client has left. The program must not wait for it while there is input.
+            if tokio::io::copy(&mut output, &mut to_client).await.is_err() {
+                let _ = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
+            }
+        };
+        let passed = async {
+            pass_input(&mut from_client, input).await;
+            left.clone().await;
+        };
+        let abandoned = async {
+            left.clone().await;
+            tokio::time::sleep(LONGEST_INPUT).await;
+        };
+        tokio::select! {
+            () = copied => {}
+            () = passed => {}
+            () = abandoned => {}
+        }
+    }
+    let _ = tokio::time::timeout(PATIENCE, last).await;
+    let _ = to_client.shutdown().await;
+    // A connection that is closed with input unread is reset, and the client may lose output that it has not read yet.
+    let mut nowhere = tokio::io::sink();
+    let rest = tokio::io::copy(&mut from_client, &mut nowhere);
+    let _ = tokio::time::timeout(LONGEST_INPUT, rest).await;
+}
+
+/// Copies input to the program and then its end. What the program does not take is dropped: its output goes on.
+async fn pass_input(client: &mut (impl AsyncRead + Unpin), mut input: impl AsyncWrite + Unpin) {
+    // Fails when the program has closed its input, or when the client cannot be read.
+    if tokio::io::copy(client, &mut input).await.is_err() {
+        let _ = tokio::io::copy(client, &mut tokio::io::sink()).await;
+    }
+    let _ = input.shutdown().await;
 }
 
 fn ordinary(request: Request, source: impl Future<Output = Source> + Send + 'static, content_type: &str) -> axum::response::Response {
@@ -114,28 +141,37 @@ fn ordinary(request: Request, source: impl Future<Output = Source> + Send + 'sta
     tokio::spawn(async move {
         let Source { prelude, stream } = source.await;
         if let Some(mut prelude) = prelude {
-            while let Some(piece) = prelude.recv().await {
+            while let Some(piece) = prelude.next().await {
                 if sender.send(piece).await.is_err() {
                     return;
                 }
             }
         }
         let Some(stream) = stream else { return };
-        let (mut read, mut write) = stream.into_split();
-        tokio::spawn(async move {
+        let (mut output, mut input) = stream.into_split();
+        let passed = async {
             let mut pieces = request.into_body().into_data_stream();
             while let Some(Ok(piece)) = pieces.next().await {
-                if write.write_all(&piece).await.is_err() {
+                if input.write_all(&piece).await.is_err() {
+                    break;
+                }
+            }
+            drop(pieces);
+            let _ = input.shutdown().await;
+            std::future::pending::<()>().await
+        };
+        let copied = async {
+            let mut buffer = vec![0; 64 << 10];
+            while let Ok(count @ 1..) = output.read(&mut buffer).await {
+                if sender.send(Ok(Bytes::copy_from_slice(&buffer[..count]))).await.is_err() {
                     return;
                 }
             }
-            let _ = write.shutdown().await;
-        });
-        let mut buffer = vec![0; 64 << 10];
-        while let Ok(count @ 1..) = read.read(&mut buffer).await {
-            if sender.send(Ok(Bytes::copy_from_slice(&buffer[..count]))).await.is_err() {
-                return;
-            }
+        };
+        tokio::select! {
+            () = copied => {}
+            () = passed => {}
+            () = sender.closed() => {}
         }
     });
     Response::builder()

@@ -9,6 +9,7 @@ mod error;
 mod extract;
 mod folding;
 mod hijack;
+mod peer;
 mod routes;
 mod server;
 mod stream;

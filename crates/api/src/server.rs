@@ -11,7 +11,9 @@ use tokio::net::UnixListener;
 use whelk_engine::Engine;
 use whelk_sys::fs;
 
+use crate::peer::{Peer, end_with};
 use crate::routes;
+use crate::stream::DrainedBody;
 
 /// How long a client may take to send the head of a request: enough for anybody honest, an end for slow-loris.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -59,20 +61,6 @@ impl Drop for Listener {
     }
 }
 
-/// The socket a request came on, for those that outlive their request.
-#[derive(Clone, Debug)]
-pub(crate) struct ClientSocket(Arc<OwnedFd>);
-
-impl ClientSocket {
-    /// Whether the other side has closed it for both directions.
-    pub(crate) fn is_gone(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut socket = [PollFd::new(&*self.0, PollFlags::empty())];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut socket, Some(&at_once)).is_ok() && socket[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
-    }
-}
-
 /// Serves the API until the future is dropped.
 pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
     let routes = routes::router(engine);
@@ -87,12 +75,21 @@ pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
             }
         };
         let routes = routes.clone();
-        let socket = stream.as_fd().try_clone_to_owned().map(|fd| ClientSocket(Arc::new(fd)));
-        let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            if let Ok(socket) = &socket {
-                request.extensions_mut().insert(socket.clone());
+        let peer = match Peer::of(&stream) {
+            Ok(peer) => peer,
+            Err(error) => {
+                tracing::warn!("accept: {error}");
+                continue;
             }
-            tower_service::Service::call(&mut routes.clone(), request)
+        };
+        let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            let peer = peer.clone();
+            let (head, body) = request.into_parts();
+            let body = axum::body::Body::new(DrainedBody::new(body, &head.headers));
+            let mut request = hyper::Request::from_parts(head, body);
+            request.extensions_mut().insert(peer.clone());
+            let response = tower_service::Service::call(&mut routes.clone(), request);
+            async move { response.await.map(|response| end_with(response, &peer)) }
         });
         tokio::spawn(async move {
             let connection = http1::Builder::new()

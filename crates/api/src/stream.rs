@@ -1,9 +1,14 @@
 //! Bodies that come in pieces: between the engine's blocking readers and writers and HTTP.
 
 use std::io::{self, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes};
-use futures_util::StreamExt;
+use axum::http::{HeaderMap, header};
+use futures_util::{Stream, StreamExt};
+use http_body_util::BodyExt;
+use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::sync::mpsc;
 
 /// Pieces in flight between a blocking side and HTTP.
@@ -15,7 +20,61 @@ const LONGEST_REST: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A body out of what a channel brings. It ends where the channel does; an error cuts it off.
 pub(crate) fn from_channel(receiver: mpsc::Receiver<io::Result<Bytes>>) -> Body {
-    Body::from_stream(futures_util::stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|piece| (piece, receiver))))
+    Body::from_stream(pieces(receiver))
+}
+
+/// What a channel brings, as a stream. Its sender learns that nobody wants it any more when the stream is dropped.
+pub(crate) fn pieces<T>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> {
+    futures_util::stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|piece| (piece, receiver)))
+}
+
+/// A request's body. What is left of it when it is dropped is read all the same, for a while: a client that is refused
+/// looks for the answer only when it has sent everything, and one whose connection is closed before may never find it.
+pub(crate) struct DrainedBody {
+    body: Option<Incoming>,
+    /// The client sends the body only when it is asked for it (`Expect: 100-continue`), which reading it does.
+    awaits_request: bool,
+}
+
+impl DrainedBody {
+    pub(crate) fn new(body: Incoming, headers: &HeaderMap) -> Self {
+        Self { body: Some(body), awaits_request: headers.contains_key(header::EXPECT) }
+    }
+}
+
+impl hyper::body::Body for DrainedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.awaits_request = false;
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) {
+            self.body = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(hyper::body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or(SizeHint::with_exact(0), hyper::body::Body::size_hint)
+    }
+}
+
+impl Drop for DrainedBody {
+    fn drop(&mut self) {
+        use hyper::body::Body as _;
+        let awaits_request = self.awaits_request;
+        let Some(mut body) = self.body.take().filter(|body| !body.is_end_stream() && !awaits_request) else { return };
+        tokio::spawn(async move {
+            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+            let _ = tokio::time::timeout(LONGEST_REST, rest).await;
+        });
+    }
 }
 
 /// A body out of what `write` writes on a blocking thread. If it fails, the body is cut off, so that the client does
@@ -58,9 +117,6 @@ pub(crate) fn reader(body: Body) -> BodyReader {
                 break;
             }
         }
-        // What was refused before its end is read to the end all the same: most clients look for an answer only then.
-        let rest = async { while let Some(Ok(_)) = pieces.next().await {} };
-        let _ = tokio::time::timeout(LONGEST_REST, rest).await;
     });
     BodyReader { receiver, piece: Bytes::new() }
 }

@@ -1,4 +1,4 @@
-//! Network namespaces, and what each of them needs: its loopback interface up.
+//! Network namespaces with their loopback interface, and what the kernel knows of sockets.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -19,6 +19,14 @@ pub fn loopback_up() -> io::Result<()> {
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: SIOCSIFFLAGS (netdevice(7)) reads an ifreq, which outlives the call.
     check(i64::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request) })).map(drop)
+}
+
+/// How many bytes of kernel memory hold what was sent on a unix socket and the other side has not read yet (`SIOCOUTQ`).
+pub fn unread_by_peer(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ's number (unix(7)), writes one int, which outlives the call.
+    check(i64::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) }))?;
+    Ok(u64::try_from(count).unwrap_or(0))
 }
 
 /// Has the kernel drop all packets that arrive at a socket. One that listens then stays silent.

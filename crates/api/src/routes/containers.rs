@@ -1,13 +1,14 @@
 //! `/containers/…`
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
+use futures_util::{Stream, StreamExt};
 use serde_json::{Value, json};
 use whelk_engine::Error;
 use whelk_engine::containers::{
-    AttachRequest, CreateRequest, FILTERS, ListRequest, LogsRequest, RemoveRequest, UpdateRequest, WaitCondition,
+    AttachRequest, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest, RemoveRequest, UpdateRequest, WaitCondition,
 };
 use whelk_engine::events::now;
 use whelk_engine::model::{self, Config, HostConfig};
@@ -157,9 +158,9 @@ pub(super) async fn attach(State(engine): App, Path(id): Path<String>, params: P
     let keys = detach_keys(params.text("detachKeys"))?;
     let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
     let wanted = AttachRequest { stdin: params.flag("stdin"), stdout, stderr, detach_keys: keys };
-    let prelude = if params.flag("logs") {
-        let (tty, records) = engine.containers.logs(&id, LogsRequest { stdout, stderr, ..LogsRequest::default() })?;
-        Some(encode_logs(records, tty, false, false))
+    let prelude: hijack::Prelude = if params.flag("logs") {
+        let (tty, records) = engine.containers.logs(&id, LogsRequest { stdout, stderr, ..LogsRequest::default() }).await?;
+        Some(Box::pin(encode_logs(records, tty, false, false)))
     } else {
         None
     };
@@ -173,7 +174,7 @@ pub(super) async fn attach(State(engine): App, Path(id): Path<String>, params: P
 
 pub(super) async fn logs(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
     // "all", and what is no number, mean all of them.
-    let tail = params.text("tail").parse::<usize>().ok();
+    let tail = params.text("tail").parse::<u64>().ok();
     let request = LogsRequest {
         stdout: params.flag("stdout"),
         stderr: params.flag("stderr"),
@@ -182,36 +183,25 @@ pub(super) async fn logs(State(engine): App, Path(id): Path<String>, params: Par
         until: params.time("until")?,
         tail,
     };
-    let (tty, records) = engine.containers.logs(&id, request)?;
+    let (tty, records) = engine.containers.logs(&id, request).await?;
     let body = encode_logs(records, tty, params.flag("timestamps"), params.flag("details"));
     let content_type = if tty { "application/vnd.docker.raw-stream" } else { "application/vnd.docker.multiplexed-stream" };
-    Ok(([(header::CONTENT_TYPE, content_type)], stream::from_channel(body)).into_response())
+    Ok(([(header::CONTENT_TYPE, content_type)], Body::from_stream(body)).into_response())
 }
 
 /// Log records as clients read them: framed by stream unless there is a terminal, with what they asked for in front.
 fn encode_logs(
-    mut records: tokio::sync::mpsc::Receiver<whelk_engine::containers::LogChunk>,
+    records: tokio::sync::mpsc::Receiver<LogChunk>,
     tty: bool,
     timestamps: bool,
     details: bool,
-) -> tokio::sync::mpsc::Receiver<std::io::Result<Bytes>> {
-    let (sender, receiver) = tokio::sync::mpsc::channel(4);
-    tokio::spawn(async move {
-        while let Some(chunk) = records.recv().await {
-            let piece = match chunk {
-                Ok(chunk) => {
-                    let mut bytes = Vec::new();
-                    chunk.iter().for_each(|record| encode_record(record, tty, timestamps, details, &mut bytes));
-                    Ok(Bytes::from(bytes))
-                }
-                Err(error) => Err(std::io::Error::other(error.to_string())),
-            };
-            if sender.send(piece).await.is_err() {
-                return;
-            }
-        }
-    });
-    receiver
+) -> impl Stream<Item = std::io::Result<Bytes>> {
+    stream::pieces(records).map(move |chunk: LogChunk| {
+        let records = chunk.map_err(|error| std::io::Error::other(error.to_string()))?;
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| encode_record(record, tty, timestamps, details, &mut bytes));
+        Ok(Bytes::from(bytes))
+    })
 }
 
 fn encode_record(record: &Record, tty: bool, timestamps: bool, details: bool, out: &mut Vec<u8>) {

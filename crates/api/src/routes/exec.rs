@@ -19,7 +19,7 @@ use crate::wire;
 pub(super) async fn create(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
     let config: ExecConfig = json(&body)?;
     detach_keys(&config.detach_keys).map_err(|_| ApiError::invalid(format!("Invalid escape keys ({}) provided", config.detach_keys)))?;
-    let id = engine.containers.exec_create(&id, config)?;
+    let id = engine.containers.exec_create(&id, config).await?;
     Ok(json_response(StatusCode::CREATED, &json!({"Id": id})))
 }
 
@@ -58,9 +58,8 @@ pub(super) async fn start(State(engine): App, Path(id): Path<String>, request: R
                 let text = format!("{error}\r\n");
                 let mut frame = if tty { Vec::new() } else { output_header(1, text.len()).to_vec() };
                 frame.extend(text.as_bytes());
-                let (sender, prelude) = tokio::sync::mpsc::channel(1);
-                let _ = sender.try_send(Ok(Bytes::from(frame)));
-                Source { prelude: Some(prelude), stream: None }
+                let said = futures_util::stream::once(std::future::ready(Ok(Bytes::from(frame))));
+                Source { prelude: Some(Box::pin(said)), stream: None }
             }
         }
     };

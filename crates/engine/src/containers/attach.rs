@@ -41,21 +41,24 @@ impl Containers {
     /// Attaches to a container that runs, or that will be started: then the connection waits for that.
     pub async fn attach(&self, name: &str, request: AttachRequest) -> Result<Attached> {
         let container = self.find(name)?;
-        let (status, tty) = {
+        let (open_stdin, tty) = {
             let record = container.record();
-            (record.state.status, record.config.tty)
+            (record.config.open_stdin, record.config.tty)
         };
         let attach = Attach {
-            stdin: request.stdin && container.record().config.open_stdin,
+            stdin: request.stdin && open_stdin,
             stdout: request.stdout,
             stderr: request.stderr,
             detach_keys: request.detach_keys,
             raw: None,
         };
-        let stream = match status {
+        // A start that is under way has taken its clients with it already: it is waited for. None begins meanwhile.
+        let operation = if container.status().is_running() { None } else { Some(container.operation.lock().await) };
+        let stream = match container.status() {
             Status::Paused => return Err(Error::conflict(format!("container {} is paused, unpause the container before attach", name))),
             Status::Removing | Status::Dead => return Err(Error::conflict(format!("container {} is being removed", container.id))),
             Status::Running => {
+                drop(operation);
                 let (reply, stream) = ask(&self.instance, &container.id, &Request::Attach(attach)).await?;
                 expect_done(reply, "attach")?;
                 stream

@@ -39,8 +39,8 @@ pub struct Exec {
     pub container: String,
     pub config: ExecConfig,
     state: Mutex<ExecState>,
-    /// Rung when it has ended.
-    ended: tokio::sync::Notify,
+    /// Rung when its state changes.
+    changed: tokio::sync::Notify,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,18 +64,25 @@ impl Exec {
 
     fn change(&self, change: impl FnOnce(&mut ExecState)) {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.ended.notify_waiters();
+        self.changed.notify_waiters();
     }
 
     /// Waits until the engine knows how it ended, or that nobody waits for that any more.
     pub async fn ended(&self) {
+        self.wait_for(|state| !state.running || state.detached).await;
+    }
+
+    async fn wait_for(&self, is_so: impl Fn(&ExecState) -> bool) -> ExecState {
         loop {
-            let rung = self.ended.notified();
+            // Registered before the state is looked at, so that no change is missed.
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
             let state = self.state();
-            if !state.running || state.detached {
-                return;
+            if is_so(&state) {
+                return state;
             }
-            rung.await;
+            changed.await;
         }
     }
 
@@ -106,11 +113,12 @@ pub struct ExecStart {
 impl Containers {
     /// # Errors
     /// A container that does not run, or no command.
-    pub fn exec_create(&self, name: &str, config: ExecConfig) -> Result<String> {
+    pub async fn exec_create(&self, name: &str, config: ExecConfig) -> Result<String> {
         let container = self.find(name)?;
         if config.cmd.as_ref().is_none_or(Vec::is_empty) {
             return Err(Error::invalid("no exec command specified"));
         }
+        container.started().await;
         check_can_exec(&container, name)?;
         for entry in config.env.iter().flatten() {
             if entry.is_empty() || entry.starts_with('=') {
@@ -123,13 +131,16 @@ impl Containers {
                 config.working_dir
             )));
         }
-        check_user(&container, &config.user)?;
+        let (target, user) = (container.clone(), config.user.clone());
+        // The container's files may lie on a file system that does not answer.
+        let checked = tokio::task::spawn_blocking(move || check_user(&target, &user)).await;
+        checked.map_err(|error| Error::internal(error.to_string()))??;
         let exec = Arc::new(Exec {
             id: names::random_id(),
             container: container.id.clone(),
             config,
             state: Mutex::default(),
-            ended: tokio::sync::Notify::new(),
+            changed: tokio::sync::Notify::new(),
         });
         self.publish(&container, &format!("exec_create: {}", exec.command_line()), &[("execID", exec.id.clone())]);
         let id = exec.id.clone();
@@ -258,13 +269,27 @@ impl Containers {
         })
     }
 
+    /// Sets the size of an exec's terminal, once its program runs.
+    ///
+    /// # Errors
+    /// It has ended, or is not started in time.
     pub async fn exec_resize(&self, id: &str, height: u16, width: u16) -> Result<()> {
+        /// As long as Docker waits.
+        const PATIENCE: Duration = Duration::from_secs(10);
         let exec = self.exec(id)?;
-        if !exec.state().running {
-            return Err(Error::conflict(format!("exec {id} is not running")));
+        let settled = exec.wait_for(|state| state.pid != 0 || state.exit_code.is_some());
+        let state = tokio::time::timeout(PATIENCE, settled).await;
+        let state = state.map_err(|_| Error::internal("timeout waiting for exec session ready"))?;
+        let gone = || Error::NotFound(format!("NotFound: process does not exist {id}: not found"));
+        if !state.running {
+            return Err(gone());
         }
         let reply = ask(&self.instance, &exec.container, &Request::Resize { exec: Some(exec.id.clone()), height, width }).await?.0;
-        expect_done(reply, "cannot resize the exec's terminal")
+        match reply {
+            // It ended meanwhile.
+            Reply::Failed(whelk_runtime::Error::State(_)) => Err(gone()),
+            reply => expect_done(reply, "cannot resize the exec's terminal"),
+        }
     }
 
     /// A client typed the keys to detach from a container or from an exec.
@@ -316,7 +341,7 @@ impl Containers {
             container: container.to_owned(),
             config: ExecConfig::default(),
             state: Mutex::new(state),
-            ended: tokio::sync::Notify::new(),
+            changed: tokio::sync::Notify::new(),
         };
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).entry(id.to_owned()).or_insert_with(|| Arc::new(exec));
     }

@@ -18,6 +18,7 @@ mod files;
 mod inspect;
 mod links;
 mod list;
+mod log_watch;
 mod logs;
 mod monitor;
 mod network;
@@ -34,7 +35,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::watch;
 use whelk_shim::protocol::Attach;
@@ -51,6 +52,7 @@ pub use update::UpdateRequest;
 pub use volumes::CopyVolume;
 pub use wait::{WaitCondition, Waited};
 
+use self::log_watch::LogWatch;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::images::Images;
@@ -77,6 +79,10 @@ pub struct Containers {
     pub(crate) executable: PathBuf,
     index: RwLock<Index>,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
+    /// How `--rm` containers ended that are gone, for those who ask late.
+    exits: Mutex<wait::Exits>,
+    /// Made when the first log is followed; `None` if the kernel refuses.
+    log_watch: OnceLock<Option<Arc<LogWatch>>>,
     /// Files of compiled seccomp filters by profile and capabilities.
     filters: Mutex<HashMap<String, PathBuf>>,
 }
@@ -102,6 +108,8 @@ pub struct Container {
     restarts: AtomicU32,
     /// Clients that attached before the start.
     waiting: Mutex<Vec<(Attach, OwnedFd)>>,
+    /// How many read its log.
+    readers: watch::Sender<usize>,
     /// Takes a shim's last sign of life from its monitor to whoever wants to start the container again.
     shim: watch::Sender<bool>,
 }
@@ -145,6 +153,8 @@ impl Containers {
             executable,
             index: RwLock::default(),
             execs: Mutex::default(),
+            exits: Mutex::default(),
+            log_watch: OnceLock::new(),
             filters: Mutex::default(),
         })
     }
@@ -238,6 +248,7 @@ impl Container {
             short_runs: AtomicU32::default(),
             restarts: AtomicU32::default(),
             waiting: Mutex::default(),
+            readers: watch::Sender::default(),
             shim: watch::Sender::new(false),
         })
     }
@@ -278,6 +289,13 @@ impl Container {
             Ok(record.state.pid)
         } else {
             Err(Error::conflict(format!("container {} is not running", self.id)))
+        }
+    }
+
+    /// Waits for a start that is under way, so that what comes meanwhile finds the container running, as with Docker.
+    async fn started(&self) {
+        if !self.status().is_running() {
+            drop(self.operation.lock().await);
         }
     }
 

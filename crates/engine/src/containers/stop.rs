@@ -250,6 +250,7 @@ impl Containers {
 
     pub async fn resize(&self, name: &str, height: u16, width: u16) -> Result<()> {
         let container = self.find(name)?;
+        container.started().await;
         container.running_pid()?;
         let reply = ask(&self.instance, &container.id, &Request::Resize { exec: None, height, width }).await?.0;
         expect_done(reply, "cannot resize the container's terminal")?;
