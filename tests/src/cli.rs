@@ -24,19 +24,27 @@ pub enum Program {
 }
 
 impl Program {
-    /// Where the program is. Ours lies beside the directory of the test programs, unless `WHELK_BIN` names another.
+    /// Where the program is: `docker` where `scripts/setup` put it; ours beside the directory of the test programs, unless
+    /// `WHELK_BIN` names another.
     pub fn path(self) -> PathBuf {
-        if self == Self::Docker {
-            return PathBuf::from("docker");
+        match self {
+            Self::Docker => tools().join("bin/docker"),
+            Self::Whelk => std::env::var_os("WHELK_BIN").map_or_else(|| Self::beside("whelk"), PathBuf::from),
         }
-        std::env::var_os("WHELK_BIN").map_or_else(
-            || {
-                let this = std::env::current_exe().expect("the test program's own path");
-                this.parent().and_then(std::path::Path::parent).expect("it lies in deps/").join("whelk")
-            },
-            PathBuf::from,
-        )
     }
+
+    /// A program that cargo built along with this one.
+    pub(crate) fn beside(name: &str) -> PathBuf {
+        let this = std::env::current_exe().expect("the program's own path");
+        let directory = this.parent().expect("it lies in a directory");
+        // Test programs lie in deps/, below all others.
+        if directory.ends_with("deps") { directory.with_file_name(name) } else { directory.join(name) }
+    }
+}
+
+/// The `usr` of the docker CLI's packages.
+pub(crate) fn tools() -> PathBuf {
+    crate::cache("WHELK_TOOLS", "tools").join("usr")
 }
 
 /// One of the command lines, talking to one engine.
@@ -191,7 +199,8 @@ impl Running {
     #[track_caller]
     fn start(mut command: Command, stdin: Stdio, shown: String) -> Self {
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}"));
+        let program = command.get_program().to_owned();
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{shown}: start {}: {error}", program.display()));
         let stdout: Arc<Mutex<Vec<u8>>> = Arc::default();
         let stderr: Arc<Mutex<Vec<u8>>> = Arc::default();
         let readers = vec![

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::attached::{Attached, Events};
-use crate::cli::{Cli, Output, Program};
+use crate::cli::{Cli, Output, Program, tools};
 use crate::http::{self, Response};
 use crate::{PATIENCE, escape, eventually, happens, images, leftovers};
 
@@ -47,14 +47,12 @@ impl Engine {
     /// Starts an engine that has nothing.
     #[track_caller]
     pub fn without_images(env: &[(&str, &str)]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        // The letter at the end keeps one name from being the beginning of another.
-        let name = format!("t{:x}x{:x}z", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let base = std::env::var_os("WHELK_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-        let dir = base.join(format!("whelk-{name}"));
-        fs::create_dir_all(&dir).expect("make the engine's directory");
+        let (name, dir) = leftovers::new_instance();
         let env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let engine = Self { dir, name, env, daemon: Mutex::new(None), served: AtomicBool::new(false) };
+        let plugins = serde_json::json!({"cliPluginsExtraDirs": [tools().join("libexec/docker/cli-plugins")]});
+        fs::create_dir(engine.docker_config()).expect("make the docker CLI's directory");
+        fs::write(engine.docker_config().join("config.json"), plugins.to_string()).expect("write the docker CLI's settings");
         engine.restart();
         engine
     }
@@ -117,11 +115,15 @@ impl Engine {
         }
     }
 
+    fn docker_config(&self) -> PathBuf {
+        self.dir.join("docker-config")
+    }
+
     /// Tells a command line where this engine is, and keeps the user's own settings from it.
     pub(crate) fn set_environment(&self, command: &mut Command) {
         command
             .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
-            .env("DOCKER_CONFIG", self.dir.join("docker-config"))
+            .env("DOCKER_CONFIG", self.docker_config())
             .env("DOCKER_CLI_HINTS", "false")
             .env("LC_ALL", "C");
         for name in ["DOCKER_CONTEXT", "DOCKER_API_VERSION", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_DEFAULT_PLATFORM", "WHELK_HOST"] {
@@ -319,6 +321,12 @@ impl Engine {
         }
     }
 
+    /// `whelk daemon --uninstall` for this instance, whose engine must not run.
+    pub fn uninstall(&self) -> std::process::Output {
+        let mut command = leftovers::uninstall_command(&self.name, &self.dir);
+        command.output().expect("run whelk daemon --uninstall")
+    }
+
     /// What a second engine says before it ends that has this one's instance name; or one of its own, and this one's run
     /// directory.
     #[track_caller]
@@ -389,7 +397,7 @@ impl Engine {
         let mut problems = Vec::new();
         if !self.served.load(Ordering::Relaxed) {
             problems.extend(self.stop().err());
-            problems.extend(leftovers::clean(&self.name, &self.dir));
+            problems.extend(leftovers::end(&self.name, &self.dir));
             return problems;
         }
         let ended = self.daemon().as_mut().and_then(|child| child.try_wait().ok().flatten());
@@ -414,8 +422,7 @@ impl Engine {
             }
         }
         problems.extend(self.stop().err());
-        problems.extend(self.uninstall().err());
-        problems.extend(leftovers::clean(&self.name, &self.dir));
+        problems.extend(leftovers::end(&self.name, &self.dir));
         problems
     }
 
@@ -442,14 +449,6 @@ impl Engine {
         }
         let gone = happens(STOP, || self.interfaces().is_empty());
         if gone { Ok(()) } else { Err(format!("interfaces: {:?}", self.interfaces())) }
-    }
-
-    /// Has the engine take its bridge and rules off the host.
-    fn uninstall(&self) -> Result<(), String> {
-        let mut command = Command::new(Program::Whelk.path());
-        command.arg("daemon").arg("--root").arg(self.root()).arg("--run").arg(self.run()).args(["--instance", &self.name, "--uninstall"]);
-        let output = command.output().map_err(|error| format!("uninstall: {error}"))?;
-        if output.status.success() { Ok(()) } else { Err(format!("uninstall: {}", String::from_utf8_lossy(&output.stderr))) }
     }
 
     fn stop(&self) -> Result<(), String> {

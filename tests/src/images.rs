@@ -22,10 +22,7 @@ pub fn python() -> PathBuf {
 fn image(name: &str) -> PathBuf {
     // The recipe has a lock among processes; this one keeps the threads of this process from all asking for it.
     static MAKING: Mutex<()> = Mutex::new(());
-    let directory = std::env::var_os("WHELK_TEST_IMAGES").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/whelk/images"),
-        PathBuf::from,
-    );
+    let directory = crate::cache("WHELK_TEST_IMAGES", "images");
     let path = directory.join(format!("{name}.tar"));
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     if !path.exists() {

@@ -1,21 +1,80 @@
-//! What an engine may leave behind on the host, found by its instance's name and its directory.
+//! What an engine leaves on the host, found by its instance's name and its directory; and a watcher that removes it when the test
+//! program is killed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cli::Program;
 use crate::happens;
 
 /// How long what is going already may take to be gone.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Looks for mounts, processes and cgroups of an instance that has ended; names them, and removes them.
-pub(crate) fn clean(name: &str, dir: &Path) -> Vec<String> {
+/// A name for an instance and a new directory for it. Both say which process they belong to.
+pub(crate) fn new_instance() -> (String, PathBuf) {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    watch();
+    // The letter at the end keeps one name from being the beginning of another.
+    let name = format!("{}{:x}z", prefix(std::process::id()), COUNT.fetch_add(1, Ordering::Relaxed));
+    let dir = base().join(format!("whelk-{name}"));
+    fs::create_dir_all(&dir).expect("make the instance's directory");
+    (name, dir)
+}
+
+fn prefix(pid: u32) -> String {
+    format!("t{pid:x}x")
+}
+
+fn base() -> PathBuf {
+    std::env::var_os("WHELK_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// Starts, once in a process, a program that waits for this process to end and then removes what it left: a process that is killed
+/// cannot.
+fn watch() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        let program = Program::beside("whelk-sweep");
+        // In a session of its own, so that Ctrl-C does not reach it. Its input ends with this process.
+        let mut command = Command::new("setsid");
+        command.arg(&program).arg(std::process::id().to_string()).stdin(Stdio::piped()).stdout(Stdio::null());
+        let child = command.spawn().unwrap_or_else(|error| panic!("start {}: {error}", program.display()));
+        std::mem::forget(child);
+    });
+}
+
+/// Removes everything that instances of a process which has ended left: directories, and what [`clean`] finds.
+pub fn sweep(pid: u32) -> Vec<String> {
+    let prefix = format!("whelk-{}", prefix(pid));
     let mut problems = Vec::new();
-    if !happens(GRACE, || processes(name, dir).is_empty()) {
+    for entry in fs::read_dir(base()).into_iter().flatten().flatten() {
+        let directory = entry.file_name().to_string_lossy().into_owned();
+        if let (true, Some(name)) = (directory.starts_with(&prefix), directory.strip_prefix("whelk-")) {
+            problems.extend(clean(name, &entry.path(), Duration::ZERO));
+            if std::env::var_os("WHELK_TEST_KEEP").is_none() {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+    problems
+}
+
+/// Looks for processes, mounts, loop devices and cgroups of an instance whose engine has ended; names them, and removes them.
+/// Has the instance's bridges and firewall rules removed.
+pub(crate) fn end(name: &str, dir: &Path) -> Vec<String> {
+    clean(name, dir, GRACE)
+}
+
+fn clean(name: &str, dir: &Path, grace: Duration) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !happens(grace, || processes(name, dir).is_empty()) {
         problems.extend(processes(name, dir).into_iter().map(|(pid, command)| format!("process {pid}: {command}")));
         let gone = happens(GRACE, || {
             for (pid, _) in processes(name, dir) {
@@ -31,17 +90,37 @@ pub(crate) fn clean(name: &str, dir: &Path) -> Vec<String> {
         problems.push(format!("mount {}", mount.display()));
         let _ = unmount(&mount, UnmountFlags::DETACH);
     }
+    for device in loop_devices(dir) {
+        problems.push(format!("loop device {}", device.display()));
+        let _ = Command::new("losetup").arg("-d").arg(&device).status();
+    }
+    problems.extend(uninstall(name, dir).err());
     for group in cgroups(name) {
-        let own = group.ends_with(name) || group.ends_with(format!("{name}/shims"));
-        // The instance's own two hold no process any more. That they outlive it costs nothing, like a service's slice.
-        if !own {
-            problems.push(format!("cgroup {}", group.display()));
-        }
+        problems.push(format!("cgroup {}", group.display()));
         if fs::remove_dir(&group).is_err() && group.exists() {
             problems.push(format!("cgroup {} cannot be removed", group.display()));
         }
     }
+    for lock in locks(name) {
+        problems.push(format!("lock {}", lock.display()));
+        let _ = fs::remove_file(&lock);
+    }
     problems
+}
+
+/// Has the program remove the instance's bridges, rules, cgroups and lock, if it has ever run.
+fn uninstall(name: &str, dir: &Path) -> Result<(), String> {
+    if locks(name).is_empty() {
+        return Ok(());
+    }
+    let output = uninstall_command(name, dir).output().map_err(|error| format!("uninstall: {error}"))?;
+    if output.status.success() { Ok(()) } else { Err(format!("uninstall: {}", String::from_utf8_lossy(&output.stderr))) }
+}
+
+pub(crate) fn uninstall_command(name: &str, dir: &Path) -> Command {
+    let mut command = Command::new(Program::Whelk.path());
+    command.arg("daemon").arg("--root").arg(dir.join("root")).arg("--run").arg(dir.join("run")).args(["--instance", name, "--uninstall"]);
+    command
 }
 
 /// Processes whose command line or cgroup names the instance or its directory.
@@ -74,14 +153,25 @@ fn mounts(dir: &Path) -> Vec<PathBuf> {
     table.lines().filter(|line| line.contains(&dir)).filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
 }
 
-/// The instance's cgroups in every hierarchy, the deepest first.
+/// Loop devices over files in the directory.
+fn loop_devices(dir: &Path) -> Vec<PathBuf> {
+    let named = |entry: &fs::DirEntry| fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+    let all = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    all.filter(|entry| Path::new(&named(entry)).starts_with(dir)).map(|entry| Path::new("/dev").join(entry.file_name())).collect()
+}
+
+/// The instance's cgroups in every hierarchy, and those that a case made whose names contain the instance's; the deepest first.
 fn cgroups(name: &str) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found = Vec::new();
     for line in table.lines() {
         let Some((left, right)) = line.split_once(" - ") else { continue };
         if let (Some(point), true) = (left.split(' ').nth(4), right.starts_with("cgroup")) {
-            below(&Path::new(point).join(name), &mut found);
+            for entry in fs::read_dir(point).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().contains(name) {
+                    below(&entry.path(), &mut found);
+                }
+            }
         }
     }
     found
@@ -95,4 +185,11 @@ fn below(directory: &Path, found: &mut Vec<PathBuf>) {
         }
     }
     found.push(directory.to_owned());
+}
+
+/// The lock files of the instance and of those whose names begin with its.
+fn locks(name: &str) -> Vec<PathBuf> {
+    let prefix = format!("whelk-instance-{name}");
+    let all = fs::read_dir("/run").into_iter().flatten().flatten();
+    all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).map(|entry| entry.path()).collect()
 }

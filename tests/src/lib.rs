@@ -2,12 +2,13 @@
 //!
 //! Each case starts an [`Engine`] in a directory of its own under an instance name of its own. When it goes out of
 //! scope, all its containers are removed, it is stopped, and the machine is searched for what it left: mounts, cgroups,
-//! processes, files. Anything found fails the case.
+//! processes, files. Anything found fails the case. Where the test program is killed, `whelk-sweep` does the same.
 //!
 //! | variable | what it says |
 //! | --- | --- |
 //! | `WHELK_BIN` | the program to test; otherwise the one that was built beside the cases |
 //! | `WHELK_TEST_DIR` | where engines keep their data; otherwise `/var/tmp` |
+//! | `WHELK_TOOLS` | where `scripts/setup` unpacked the docker CLI; otherwise `~/.cache/whelk/tools` |
 //! | `WHELK_TEST_IMAGES` | where the images are; otherwise `~/.cache/whelk/images`, made when missing |
 //! | `WHELK_TEST_KEEP` | when set, what a failed case left on disk is kept |
 #![forbid(unsafe_code)]
@@ -21,16 +22,20 @@ mod engine;
 mod http;
 pub mod images;
 mod leftovers;
+mod private_host;
 mod pty;
 pub mod serving;
 pub mod tar;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub use attached::{Attached, Events};
 pub use cli::{Cli, Output, Program, Running};
 pub use engine::Engine;
 pub use http::{Connection, Response, escape};
+pub use leftovers::sweep;
+pub use private_host::private_host;
 pub use pty::Pty;
 
 /// How long anything that must happen may take before the case fails.
@@ -78,6 +83,14 @@ fn happens(time: Duration, mut probe: impl FnMut() -> bool) -> bool {
         std::thread::sleep(POLL);
     }
     true
+}
+
+/// A directory that `variable` names, or one below `~/.cache/whelk`.
+fn cache(variable: &str, name: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/whelk").join(name),
+        PathBuf::from,
+    )
 }
 
 /// Nanoseconds since the epoch, as file and object names that sort and do not repeat need them, and time filters.

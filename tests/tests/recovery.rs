@@ -266,14 +266,15 @@ fn one_engine_at_a_time_has_a_name() {
     assert_eq!(engine.docker(&["exec", "runs", "echo", "fine"]).ok(), "fine");
     // A root has one name: what runs from it would be taken for somebody else's, or for nobody's.
     engine.kill9();
+    let another = format!("{}another", engine.name());
     for more in [&["--uninstall"][..], &[]] {
         let mut command = std::process::Command::new(Program::Whelk.path());
-        command.args(["daemon", "--instance", "another", "--root"]).arg(engine.root()).arg("--run").arg(engine.scratch("run")).args(more);
+        command.args(["daemon", "--instance", &another, "--root"]).arg(engine.root()).arg("--run").arg(engine.scratch("run")).args(more);
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(&format!("belongs to instance {:?}", engine.name())), "{said}");
     }
-    let _ = fs::remove_file("/run/whelk-instance-another.lock");
+    let _ = fs::remove_file(format!("/run/whelk-instance-{another}.lock"));
     engine.restart();
     assert_eq!(engine.docker(&["exec", "runs", "echo", "fine"]).ok(), "fine");
 }
