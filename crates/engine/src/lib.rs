@@ -27,6 +27,7 @@ pub mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use error::{Error, Result};
 
@@ -92,10 +93,17 @@ impl Engine {
     /// # Errors
     /// Containers still run.
     pub fn uninstall(instance: &Instance) -> Result<()> {
+        // Shims that were kept ready notice that the engine has ended, but take a moment to be gone.
+        const PATIENCE: Duration = Duration::from_secs(10);
+        const POLL: Duration = Duration::from_millis(10);
+        let begin = Instant::now();
         for path in [instance.shims_cgroup(), instance.cgroup_parent()] {
             let cgroup = Cgroup::at(&path)?;
-            if !cgroup.processes()?.is_empty() {
-                return Err(Error::conflict(format!("containers of instance {} still run: stop or remove them first", instance.name)));
+            while !cgroup.processes()?.is_empty() {
+                if shims::any_runs(instance) || begin.elapsed() > PATIENCE {
+                    return Err(Error::conflict(format!("containers of instance {} still run: stop or remove them first", instance.name)));
+                }
+                std::thread::sleep(POLL);
             }
             cgroup.remove()?;
         }

@@ -217,6 +217,16 @@ async fn read_body(socket: &mut UnixStream) -> Result<Vec<u8>> {
     Ok(body)
 }
 
+/// Whether a container of the instance has a shim, which listens for as long as the container runs.
+pub(crate) fn any_runs(instance: &Instance) -> bool {
+    let listens = |entry: &std::fs::DirEntry| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(entry.path(), flags, Mode::empty());
+        directory.is_ok_and(|directory| std::os::unix::net::UnixStream::connect(through_descriptor(&directory, "shim.sock")).is_ok())
+    };
+    whelk_sys::fs::list(instance.run.join("containers")).unwrap_or_default().iter().any(listens)
+}
+
 /// How long a shim may take to answer what it can answer by itself.
 pub const ANSWER: Duration = Duration::from_secs(10);
 

@@ -25,19 +25,25 @@ fn remove_links(instance: &Instance) -> Result<()> {
     let mut links = Links::open()?;
     let mut outcome = Ok(());
     if fs::exists(instance.database()) {
-        for record in Store::open(&instance.database())?.networks()? {
-            if let Some(name) = record.option(option::BRIDGE_NAME) {
-                outcome = outcome.and(delete_bridge(&mut links, name, &record));
+        // Records tell of bridges that users named; without them, what has a name of the instance's goes all the same.
+        match Store::open(&instance.database()).and_then(|store| store.networks()) {
+            Ok(records) => {
+                for record in records {
+                    if let Some(name) = record.option(option::BRIDGE_NAME) {
+                        outcome = outcome.and(delete_bridge(&mut links, name, &record).map_err(Error::from));
+                    }
+                }
             }
+            Err(error) => outcome = Err(error),
         }
     }
     let (prefix, default) = (super::prefix(instance), super::default_bridge(instance));
     for link in links.list()? {
         if super::is_ours(&prefix, &link.name) || link.name == default && is_of_instance(instance, &link) {
-            outcome = outcome.and(links.delete(&link.name));
+            outcome = outcome.and(links.delete(&link.name).map_err(Error::from));
         }
     }
-    Ok(outcome?)
+    outcome
 }
 
 impl Networks {
