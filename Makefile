@@ -3,16 +3,18 @@
 # make check   formatting and lints
 # make bench   the benchmarks, beside Docker where one listens
 # make test-vm the tests that depend on cgroups, in a small emulated machine with cgroup v2 and Debian's kernel
-# make install the release binary, completions and manual pages below PREFIX
+# make test-fresh  what README.md tells to type first, on a minimal Debian 12 made for it
+# make install the release binary, completions, manual pages and systemd units below PREFIX
 
 SHELL := /bin/bash
 PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/$(HOST)/release/whelk
 IMAGES ?= $(HOME)/.cache/whelk/images
 
-.PHONY: all setup release demo test test-vm check bench install
+.PHONY: all setup release demo test test-vm test-fresh check bench install install-systemd
 
 all: release
 
@@ -35,7 +37,10 @@ test-vm: setup
 	cargo test --locked -p whelk-tests --no-run
 	tests/vm/run
 
-check:
+test-fresh: setup
+	scripts/test-fresh
+
+check: setup
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
@@ -43,9 +48,15 @@ bench: release
 	tests/images/make $(IMAGES)
 	scripts/bench $(abspath $(RELEASE)) $(IMAGES)
 
-install: release
-	install -D -m 755 $(RELEASE) $(DESTDIR)$(PREFIX)/bin/whelk
-	ln -sf whelk $(DESTDIR)$(PREFIX)/bin/whelkd
+install: release install-systemd
+	install -D -m 755 $(RELEASE) $(DESTDIR)$(BINDIR)/whelk
+	ln -sf whelk $(DESTDIR)$(BINDIR)/whelkd
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	$(RELEASE) man $(DESTDIR)$(PREFIX)/share/man/man1
 	$(RELEASE) completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/whelk
+
+install-systemd:
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for unit in whelk.service whelk.socket; do \
+	  sed 's|@BINDIR@|$(BINDIR)|' contrib/systemd/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
+	done

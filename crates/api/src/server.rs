@@ -24,7 +24,8 @@ const LARGEST_HEAD: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    path: PathBuf,
+    /// Where it is bound, if the path is the engine's own to remove.
+    path: Option<PathBuf>,
     /// Held for as long as the socket is served, so that a second engine cannot take its path.
     _lock: OwnedFd,
 }
@@ -35,29 +36,65 @@ impl Listener {
     /// # Errors
     /// Another engine serves this socket.
     pub fn bind(path: &Path, group: Option<u32>) -> std::io::Result<Self> {
-        let context = |error: fs::PathError| std::io::Error::other(error.to_string());
         if let Some(parent) = path.parent().filter(|parent| !fs::exists(parent)) {
-            fs::create_dir(parent, 0o755).map_err(context)?;
+            fs::create_dir(parent, 0o755).map_err(described)?;
         }
-        let mut lock_path = path.as_os_str().to_owned();
-        lock_path.push(".lock");
-        let lock: OwnedFd = fs::append(Path::new(&lock_path), 0o600).map_err(context)?.into();
-        rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| std::io::Error::new(std::io::ErrorKind::AddrInUse, format!("another engine serves {}", path.display())))?;
-        fs::remove_if_there(path).map_err(context)?;
+        let lock = lock(path)?;
+        fs::remove_if_there(path).map_err(described)?;
         let socket = UnixListener::bind(path)
             .map_err(|error| std::io::Error::new(error.kind(), format!("listen at {}: {error}", path.display())))?;
-        fs::set_mode(path, 0o660).map_err(context)?;
-        if let Some(group) = group {
-            rustix::fs::chown(path, None, Some(rustix::fs::Gid::from_raw(group)))?;
-        }
-        Ok(Self { socket, path: path.to_owned(), _lock: lock })
+        restrict(path, group)?;
+        Ok(Self { socket, path: Some(path.to_owned()), _lock: lock })
     }
+
+    /// Serves a socket that somebody else listens on and keeps: a service manager. Only root and `group` may connect.
+    ///
+    /// # Errors
+    /// It is no listening unix socket with a path, or another engine serves it.
+    pub fn inherit(socket: OwnedFd, group: Option<u32>) -> std::io::Result<Self> {
+        use rustix::net::{AddressFamily, SocketType, sockopt};
+        let invalid = |text: &str| std::io::Error::new(std::io::ErrorKind::InvalidInput, text.to_owned());
+        let kind = (sockopt::socket_domain(&socket), sockopt::socket_type(&socket), sockopt::socket_acceptconn(&socket));
+        if kind != (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM), Ok(true)) {
+            return Err(invalid("the inherited descriptor is not a listening unix stream socket"));
+        }
+        let socket = std::os::unix::net::UnixListener::from(socket);
+        let address = socket.local_addr()?;
+        let path = address.as_pathname().ok_or_else(|| invalid("the inherited socket has no path"))?;
+        let lock = lock(path)?;
+        restrict(path, group)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: UnixListener::from_std(socket)?, path: None, _lock: lock })
+    }
+}
+
+fn described(error: fs::PathError) -> std::io::Error {
+    std::io::Error::other(error.to_string())
+}
+
+fn lock(path: &Path) -> std::io::Result<OwnedFd> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock: OwnedFd = fs::append(Path::new(&name), 0o600).map_err(described)?.into();
+    rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| std::io::Error::new(std::io::ErrorKind::AddrInUse, format!("another engine serves {}", path.display())))?;
+    Ok(lock)
+}
+
+/// Lets only root and `group` connect.
+fn restrict(path: &Path, group: Option<u32>) -> std::io::Result<()> {
+    fs::set_mode(path, 0o660).map_err(described)?;
+    if let Some(group) = group {
+        rustix::fs::chown(path, None, Some(rustix::fs::Gid::from_raw(group)))?;
+    }
+    Ok(())
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let _ = fs::remove_if_there(&self.path);
+        if let Some(path) = &self.path {
+            let _ = fs::remove_if_there(path);
+        }
     }
 }
 

@@ -12,8 +12,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Makes sure that an engine listens at the default socket.
 pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
-    if client.connect().await.is_ok() {
-        return Ok(());
+    match client.connect().await {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Err(client.unreachable(&error).into()),
+        Err(_) => {}
     }
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::new(format!(

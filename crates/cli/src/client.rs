@@ -142,6 +142,17 @@ impl Client {
         }
     }
 
+    /// The engine cannot be reached.
+    pub(crate) fn unreachable(&self, error: &std::io::Error) -> ApiError {
+        let message = if error.kind() == std::io::ErrorKind::PermissionDenied {
+            format!("permission denied while trying to connect to the Docker daemon socket at {}", self.host)
+        } else {
+            format!("Cannot connect to the Docker daemon at {}. Is the docker daemon running? ({error})", self.host)
+        };
+        // A status that the engine never sends marks errors on the way to it.
+        ApiError { status: StatusCode::MISDIRECTED_REQUEST, message }
+    }
+
     /// Sends a request; answers above 399 are errors with the engine's message.
     pub(crate) async fn send(
         &self,
@@ -151,14 +162,10 @@ impl Client {
         body: Body,
     ) -> ApiResult<Response<hyper::body::Incoming>> {
         check_named(path)?;
-        // A status that the engine never sends marks errors on the way to it.
-        let unreachable = |error: &dyn std::fmt::Display| ApiError {
-            status: StatusCode::MISDIRECTED_REQUEST,
-            message: format!("Cannot connect to the Docker daemon at {}. Is the docker daemon running? ({error})", self.host),
-        };
-        let connection = self.connect().await.map_err(|error| unreachable(&error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(connection)).await.map_err(|error| unreachable(&error))?;
+        let connection = self.connect().await.map_err(|error| self.unreachable(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(connection))
+            .await
+            .map_err(|error| self.unreachable(&std::io::Error::other(error)))?;
         tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder().method(method).uri(format!("{API}{path}")).header("host", "whelk");
         for (name, value) in headers {

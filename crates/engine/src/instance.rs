@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use whelk_sys::fs;
+use whelk_sys::overlay::{self, Writable};
 
 use crate::error::{Error, Result};
 use crate::model::LogConfig;
@@ -10,6 +11,9 @@ use crate::networks::NetworkDefaults;
 
 /// The name of an instance that was not given one.
 pub const DEFAULT_INSTANCE: &str = "whelk";
+
+/// `f_type` of overlayfs (statfs(2)).
+const OVERLAYFS_SUPER_MAGIC: rustix::fs::FsWord = 0x794c_7630;
 
 /// Root directory, run directory and name of an engine.
 #[derive(Clone, Debug)]
@@ -43,14 +47,40 @@ impl Instance {
         Ok(Self { root, run, name, respect_host_firewall: false, default_log, networks: NetworkDefaults::default() })
     }
 
-    /// Makes the directories. Nobody but root gets below them: images hold set-id programs (CVE-2021-41091).
+    /// Makes the directories. Nobody but root gets below them: images hold set-id programs (CVE-2021-41091). The run directory
+    /// lets others through, but not look around, since the socket that a group may use lies in it.
+    ///
+    /// # Errors
+    /// The root lies where containers' writable layers cannot be.
     pub fn prepare(&self) -> Result<()> {
         for directory in
             [&self.root, &self.root.join("containers"), &self.run, &self.run.join("containers"), &self.run.join("seccomp"), &self.scratch()]
         {
             fs::create_dir_all(directory, 0o700)?;
         }
-        Ok(())
+        fs::set_mode(&self.run, 0o711)?;
+        self.try_overlay()
+    }
+
+    /// Mounts an overlay that writes to the root directory, and lets go of it: what is wrong with the file system is said
+    /// now, not by each container's start.
+    fn try_overlay(&self) -> Result<()> {
+        let place = self.root.join("tmp").join(format!("overlay-{}", std::process::id()));
+        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| place.join(name));
+        for directory in [&lower, &upper, &work] {
+            fs::create_dir_all(directory, 0o700)?;
+        }
+        let tried = overlay::try_writable(&lower, Writable { upper: &upper, work: &work, volatile: false });
+        fs::remove_tree(&place)?;
+        tried.map_err(|error| {
+            let on_overlay = rustix::fs::statfs(&self.root).is_ok_and(|found| found.f_type == OVERLAYFS_SUPER_MAGIC);
+            let what = if on_overlay { "is on overlayfs" } else { "is on a file system" };
+            Error::invalid(format!(
+                "the root directory {} {what}, which cannot hold containers' writable layers (mount overlay: {}): choose another one (--root)",
+                self.root.display(),
+                whelk_sys::errno_text(&error.into())
+            ))
+        })
     }
 
     /// The writable layer, log and generated files of a container.

@@ -98,6 +98,7 @@ fn create(root: &Path, args: &Create, log: &Log) -> Result<()> {
     }
     spec.process.iter_mut().for_each(|process| leave_out_unknown(process, log));
     check_preserved(args.preserve_fds)?;
+    whelk_sys::mount::check_root_directory().map_err(|error| Error::Os(error.to_string()))?;
     let path = cgroup_path(&args.id, &spec);
     let mut cgroup = Cgroup::at(&path)?;
     let directory = directory(root, &args.id)?;

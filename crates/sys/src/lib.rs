@@ -37,3 +37,13 @@ pub fn errno_text(error: &io::Error) -> String {
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
+
+/// Runs `work` on a thread of its own: whatever namespaces it joins, the caller stays where it is.
+fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    // A small stack: what runs here makes a few system calls.
+    const STACK: usize = 64 << 10;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+    })
+}

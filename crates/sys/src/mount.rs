@@ -1,11 +1,14 @@
-//! `mount_setattr(2)`: attributes, propagation and id mapping of a mount or a whole tree of them.
+//! `mount_setattr(2)`: attributes, propagation and id mapping of a mount or a whole tree of them. And the root of a mount
+//! namespace.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use linux_raw_sys::general as raw;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, statx};
 
 use crate::check;
+use crate::process::{CloneFlags, setns, unshare};
 
 /// What to change on a mount. Bits are `MOUNT_ATTR_*` and, for propagation, one of `MS_PRIVATE` and its siblings.
 #[derive(Clone, Copy, Default, Debug)]
@@ -29,4 +32,32 @@ pub fn set_attr(mount: BorrowedFd<'_>, attr: MountAttr<'_>, recursive: bool) -> 
     // SAFETY: the path is a static C string and `args` is a mount_attr of the size given.
     check(unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, &raw const args, size_of_val(&args)) })
         .map(drop)
+}
+
+/// Checks that the caller's root directory is the root of its mount namespace. After chroot(2) it is not, and then a container must
+/// not be made: pivot_root(2) leaves the namespace's root in place, and whoever joins a container by setns(2) gets it.
+///
+/// # Errors
+/// It is another one, or cannot be compared.
+pub fn check_root_directory() -> io::Result<()> {
+    let identity = || -> io::Result<_> {
+        let found = statx(CWD, "/", AtFlags::empty(), StatxFlags::INO | StatxFlags::MNT_ID)?;
+        Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino, found.stx_mnt_id))
+    };
+    let own = identity()?;
+    let namespace = open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // On a thread of its own, which ends there. setns(2) refuses a thread that shares its root directory with others:
+    // unsharing the mount namespace ends that as well.
+    let joined = crate::on_own_thread(|| {
+        unshare(CloneFlags::NEWNS)?;
+        setns(namespace.as_fd(), CloneFlags::NEWNS)?;
+        identity()
+    })?;
+    if own == joined {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        "the root directory is not the root of its mount namespace: started inside a chroot, containers could reach files outside of \
+         it; enter it by pivot_root instead (unshare --mount, mount --bind, pivot_root)",
+    ))
 }

@@ -76,7 +76,7 @@ fn attach_filter(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<
 /// # Errors
 /// `setns(2)`'s; `work`'s own outcome is inside.
 pub fn within<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    on_own_thread(|| {
+    crate::on_own_thread(|| {
         crate::process::setns(namespace, CloneFlags::NEWNET)?;
         Ok(work())
     })
@@ -84,17 +84,8 @@ pub fn within<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T + Sen
 
 /// Runs `work` inside a new network namespace, on a thread of its own.
 pub fn new_namespace<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    on_own_thread(|| {
+    crate::on_own_thread(|| {
         crate::process::unshare(CloneFlags::NEWNET)?;
         work()
-    })
-}
-
-fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    // A small stack: what runs here makes a few system calls.
-    const STACK: usize = 64 << 10;
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the network namespace panicked")))
     })
 }

@@ -66,19 +66,31 @@ pub fn read_only(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
     match lower {
         [single] => open(single),
         _ => match mount(lower, None) {
-            Err(Errno::INVAL | Errno::NOSYS) => read_only_aside(lower),
+            Err(Errno::INVAL | Errno::NOSYS) => aside(lower, None),
             result => result,
         },
     }
 }
 
+/// Mounts an overlay for a try, wherever the kernel can, and lets go of it.
+///
+/// # Errors
+/// `EINVAL` for an upper directory that overlayfs cannot write to, as one on another overlayfs.
+pub fn try_writable(lower: &Path, writable: Writable<'_>) -> Result<(), Errno> {
+    let lower = [lower.to_owned()];
+    match mount(&lower, Some(writable)) {
+        Err(Errno::INVAL | Errno::NOSYS) => aside(&lower, Some(writable)).map(drop),
+        result => result.map(drop),
+    }
+}
+
 /// [`mount_at`] in a thread with a mount namespace of its own, from which a detached copy is taken out.
-fn read_only_aside(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
+fn aside(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedFd, Errno> {
     let make = || {
         crate::process::unshare(CloneFlags::NEWNS).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::PERM))?;
         mount_change("/", Propagation::PRIVATE | Propagation::REC)?;
         let place = &lower[0];
-        mount_at(place, lower, None)?;
+        mount_at(place, lower, writable)?;
         open_tree(CWD, place, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
     };
     std::thread::scope(|scope| scope.spawn(make).join().unwrap_or(Err(Errno::IO)))
@@ -109,7 +121,7 @@ mod tests {
         }
         let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let before = mounts();
-        let merged = read_only_aside(&layers).unwrap();
+        let merged = aside(&layers, None).unwrap();
         let inside = |name: &str| std::fs::read_to_string(format!("/proc/self/fd/{}/{name}", merged.as_raw_fd())).unwrap();
         assert_eq!(inside("shared"), "0");
         assert_eq!(inside("own39"), "");

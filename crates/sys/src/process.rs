@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use linux_raw_sys::general as raw;
 use rustix::process::Pid;
@@ -284,6 +285,30 @@ pub fn raise_file_limit() -> u64 {
         Ok(()) => limit.maximum.unwrap_or(u64::MAX),
         Err(_) => limit.current.unwrap_or(u64::MAX),
     }
+}
+
+/// Takes the descriptors that a service manager passed to this process: `LISTEN_FDS` of them from number 3 on, where
+/// `LISTEN_PID` is this process's id (sd_listen_fds(3)). They are closed in programs that this one executes. To be called once,
+/// before anything else opens a descriptor; a second call returns none.
+///
+/// # Errors
+/// `EBADF` when one of them is not open, `EINVAL` when `LISTEN_FDS` is no number of descriptors.
+pub fn listen_fds() -> io::Result<Vec<OwnedFd>> {
+    const FIRST: i32 = 3;
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    if variable("LISTEN_PID") != std::process::id().to_string() || TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
+    }
+    let count: u16 = variable("LISTEN_FDS").parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    (FIRST..FIRST + i32::from(count))
+        .map(|number| {
+            // SAFETY: fcntl(2) with F_SETFD changes a flag of the descriptor and fails where none is open.
+            check(i64::from(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }))?;
+            // SAFETY: it is open, and nobody else's: it was inherited, and each number is taken once (above).
+            Ok(unsafe { OwnedFd::from_raw_fd(number) })
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `whelk daemon`: the engine as a process.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,13 +12,13 @@ use whelk_engine::Engine;
 use whelk_engine::instance::{DEFAULT_INSTANCE, Instance};
 use whelk_sys::fs;
 
-use crate::config;
+use crate::{config, systemd};
 
 /// Run the whelk engine
 #[derive(Debug, Parser)]
 #[command(name = "whelk daemon", version)]
 struct Arguments {
-    /// Socket to listen on, as unix:///PATH [default: unix:///run/whelk/whelk.sock]
+    /// Socket to listen on, as unix:///PATH, or fd:// for the one that systemd passes [default: unix:///run/whelk/whelk.sock]
     #[arg(short = 'H', long)]
     host: Option<String>,
     /// Directory for images, containers and the engine's records [default: /var/lib/whelk]
@@ -60,12 +61,14 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         // A process that leads a group already has a session that is meant for it.
         let _ = rustix::process::setsid();
     }
+    // Before anything else opens a descriptor.
+    let inherited = systemd::socket();
     // What containers get to see must not depend on the shell that the engine was started from.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let result =
         tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().context("start the runtime").and_then(
             |runtime| {
-                let result = runtime.block_on(run(arguments));
+                let result = runtime.block_on(run(arguments, inherited));
                 // Work that is still blocking must not keep a stopped engine alive.
                 runtime.shutdown_timeout(Duration::from_secs(1));
                 result
@@ -74,7 +77,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     super::report("daemon", result.map_err(|error| format!("{error:#}")))
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
+async fn run(arguments: Arguments, inherited: anyhow::Result<Option<OwnedFd>>) -> anyhow::Result<()> {
     let mut file = config::read(arguments.config_file.as_deref())?;
     let filter = if arguments.debug || file.debug { "debug" } else { "info" };
     tracing_subscriber::fmt()
@@ -86,9 +89,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         bail!("hosts: this version listens on one socket only");
     }
     let host = arguments.host.or_else(|| file.hosts.pop()).unwrap_or_else(|| "unix:///run/whelk/whelk.sock".into());
-    let Some(socket) = host.strip_prefix("unix://").map(PathBuf::from) else {
-        bail!("unsupported host {host:?}: this version listens on unix:///PATH only")
-    };
+    let place = Place::parse(&host, inherited)?;
     let group = arguments.group.or_else(|| file.group.take()).map(|name| group_id(&name)).transpose()?.or_else(|| group_id("whelk").ok());
     let mut instance = Instance::new(
         arguments.root.or_else(|| file.data_root.take()).unwrap_or_else(|| "/var/lib/whelk".into()),
@@ -98,6 +99,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     file.apply(&mut instance);
     if arguments.uninstall && !fs::exists(instance_lock(&instance)) && !fs::exists(instance.database()) {
         bail!("there is no instance {:?} on this host with root {}", instance.name, instance.root.display());
+    }
+    if !arguments.uninstall {
+        whelk_sys::mount::check_root_directory()?;
     }
     let _instance = lock_instance(&instance)?;
     let (root, _run) = (lock(&instance.root)?, lock(&instance.run)?);
@@ -111,16 +115,45 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     whelk_sys::process::raise_file_limit();
     whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let executable = std::env::current_exe().context("find this program")?;
-    let listener = whelk_api::Listener::bind(&std::path::absolute(socket)?, group)?;
+    let listener = place.listen(group)?;
     // Nothing relative is needed from here on; shims inherit this, and hold no other directory.
     rustix::process::chdir("/")?;
     let engine = Engine::open(instance, executable).await?;
+    let stop = asked_to_stop()?;
     tracing::info!("listening at {host}");
+    systemd::notify_ready();
     tokio::select! {
         () = whelk_api::serve(engine, &listener) => {}
-        () = asked_to_stop() => tracing::info!("stopping; containers run on"),
+        () = stop => tracing::info!("stopping; containers run on"),
     }
     Ok(())
+}
+
+/// Where requests come in.
+#[derive(Debug)]
+enum Place {
+    Path(PathBuf),
+    Inherited(OwnedFd),
+}
+
+impl Place {
+    fn parse(host: &str, inherited: anyhow::Result<Option<OwnedFd>>) -> anyhow::Result<Self> {
+        if host == systemd::HOST {
+            let socket = inherited?.context("host fd://: no socket was passed (LISTEN_FDS); it is for systemd's socket units")?;
+            return Ok(Self::Inherited(socket));
+        }
+        let Some(path) = host.strip_prefix("unix://") else {
+            bail!("unsupported host {host:?}: this version listens on unix:///PATH or fd:// only")
+        };
+        Ok(Self::Path(std::path::absolute(path)?))
+    }
+
+    fn listen(self, group: Option<u32>) -> std::io::Result<whelk_api::Listener> {
+        match self {
+            Self::Path(path) => whelk_api::Listener::bind(&path, group),
+            Self::Inherited(socket) => whelk_api::Listener::inherit(socket, group),
+        }
+    }
 }
 
 /// Keeps a second engine away from the same state.
@@ -199,13 +232,14 @@ fn group_id(name: &str) -> anyhow::Result<u32> {
     found.with_context(|| format!("group {name} does not exist"))
 }
 
-async fn asked_to_stop() {
+/// Resolves when the engine is asked to stop, at any time after the call.
+fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
