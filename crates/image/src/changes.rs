@@ -1,133 +1,206 @@
-//! Dockerfile instructions that change an image's configuration, as `import --change` takes them.
+//! Dockerfile instructions applied to an image's configuration, as `import --change` and `commit --change` take them.
+
+use std::net::IpAddr;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::{Map, json};
+use whelk_dockerfile::{Command, Environment, Healthcheck, Instruction, Lexer, Pair};
 
 use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
 
-/// Applies instructions in order to an empty configuration.
+const SHELL: [&str; 2] = ["/bin/sh", "-c"];
+
+/// Applies instructions to `config`, in order; without any it stays as it is. The changes are the lines of one Dockerfile: a
+/// directive or a continuation in one of them holds for what follows.
 ///
 /// # Errors
-/// An instruction that changes no configuration, or one that is malformed.
-pub fn apply<'a>(changes: impl IntoIterator<Item = &'a str>) -> Result<ContainerConfig> {
-    let mut config = ContainerConfig::default();
-    for change in changes.into_iter().map(str::trim).filter(|change| !change.is_empty()) {
-        let (instruction, rest) = change.split_once(char::is_whitespace).unwrap_or((change, ""));
-        one(&mut config, &instruction.to_uppercase(), rest.trim()).map_err(|error| error.during(&format!("change {change:?}")))?;
+/// An instruction that changes no configuration, or one that is malformed, in Docker's words. A stop signal is not looked
+/// at: signals are the engine's knowledge.
+pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
+    if changes.is_empty() {
+        return Ok(());
     }
-    Ok(config)
-}
-
-fn one(config: &mut ContainerConfig, instruction: &str, rest: &str) -> Result<()> {
-    match instruction {
-        "CMD" => config.cmd = command(rest)?,
-        "ENTRYPOINT" => config.entrypoint = command(rest)?,
-        "ENV" => {
-            for (name, value) in pairs(rest)? {
-                config.env.retain(|entry| entry.split('=').next() != Some(&name));
-                config.env.push(format!("{name}={value}"));
-            }
-        }
-        "LABEL" => config.labels.extend(pairs(rest)?),
-        "EXPOSE" => {
-            for port in rest.split_whitespace() {
-                let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-                if number.split('-').any(|number| number.parse::<u16>().is_err()) || !matches!(protocol, "tcp" | "udp" | "sctp") {
-                    return Err(Error::invalid(format!("invalid port {port:?}")));
-                }
-                config.exposed_ports.insert(format!("{number}/{protocol}"), serde_json::json!({}));
-            }
-        }
-        "VOLUME" => config.volumes.extend(list_or_words(rest)?.into_iter().map(|path| (path, serde_json::json!({})))),
-        "USER" => config.user = required(rest)?,
-        "WORKDIR" => config.working_dir = required(rest)?,
-        "STOPSIGNAL" => config.stop_signal = required(rest)?,
-        "ONBUILD" => config.on_build.push(required(rest)?),
-        _ => return Err(Error::invalid(format!("{instruction} is not a valid change command"))),
+    let invalid = |error: whelk_dockerfile::Error| Error::invalid(error.to_string());
+    let dockerfile = whelk_dockerfile::parse(&changes.join("\n")).map_err(invalid)?;
+    if let Some(line) = dockerfile.lines.iter().find(|line| !Instruction::is_known(&line.instruction)) {
+        return Err(Error::invalid(format!("{} is not a valid change command", line.instruction)));
+    }
+    let mut command_given = false;
+    for line in &dockerfile.lines {
+        let environment = Environment::new(config.env.iter().map(String::as_str));
+        let instruction = Instruction::read(line, &Lexer { escape: dockerfile.escape, environment: &environment }).map_err(invalid)?;
+        one(config, instruction, &mut command_given)?;
     }
     Ok(())
 }
 
-fn required(rest: &str) -> Result<String> {
-    if rest.is_empty() { Err(Error::invalid("an argument is needed")) } else { Ok(rest.to_owned()) }
-}
-
-/// A JSON list is taken as it is, anything else is for the shell.
-fn command(rest: &str) -> Result<Vec<String>> {
-    if rest.starts_with('[')
-        && let Ok(list) = serde_json::from_str(rest)
-    {
-        return Ok(list);
-    }
-    Ok(vec!["/bin/sh".into(), "-c".into(), required(rest)?])
-}
-
-fn list_or_words(rest: &str) -> Result<Vec<String>> {
-    if rest.starts_with('[') {
-        serde_json::from_str(rest).map_err(|error| Error::invalid(error.to_string()))
-    } else {
-        Ok(required(rest)?.split_whitespace().map(str::to_owned).collect())
-    }
-}
-
-/// `A=1 B="two words"`, or the old form `A the rest`.
-fn pairs(rest: &str) -> Result<Vec<(String, String)>> {
-    let words = words(rest)?;
-    let first = words.first().ok_or_else(|| Error::invalid("an argument is needed"))?;
-    if !first.contains('=') {
-        let (name, value) = rest.split_once(char::is_whitespace).ok_or_else(|| Error::invalid("a value is needed"))?;
-        return Ok(vec![(name.to_owned(), value.trim().to_owned())]);
-    }
-    words
-        .iter()
-        .map(|word| {
-            word.split_once('=')
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .ok_or_else(|| Error::invalid(format!("{word:?} has no value")))
-        })
-        .collect()
-}
-
-/// Splits at spaces outside quotes, and takes quotes and backslashes off.
-fn words(text: &str) -> Result<Vec<String>> {
-    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
-    let mut letters = text.chars();
-    while let Some(letter) = letters.next() {
-        match (letter, quote) {
-            ('\\', None | Some('"')) => word.get_or_insert_default().extend(letters.next()),
-            (letter, Some(open)) if letter == open => quote = None,
-            (letter, Some(_)) => word.get_or_insert_default().push(letter),
-            ('"' | '\'', None) => {
-                quote = Some(letter);
-                word.get_or_insert_default();
+fn one(config: &mut ContainerConfig, instruction: Instruction, command_given: &mut bool) -> Result<()> {
+    match instruction {
+        Instruction::Cmd(command) => {
+            *command_given |= matches!(&command, Command::Shell(Some(_))) || matches!(&command, Command::Exec(list) if !list.is_empty());
+            config.cmd = with_shell(config, command);
+        }
+        Instruction::Entrypoint(Command::Shell(None)) => config.entrypoint = Vec::new(),
+        Instruction::Entrypoint(command) => {
+            config.entrypoint = with_shell(config, command);
+            // Arguments that were meant for another program.
+            if !*command_given {
+                config.cmd = Vec::new();
             }
-            (letter, None) if letter.is_whitespace() => words.extend(word.take()),
-            (letter, None) => word.get_or_insert_default().push(letter),
+        }
+        Instruction::Env(pairs) => pairs.into_iter().for_each(|pair| set_variable(&mut config.env, pair)),
+        Instruction::Expose(ports) => {
+            for port in ports {
+                config.exposed_ports.extend(expand_ports(&port)?.map(|port| (port, json!({}))));
+            }
+        }
+        Instruction::Healthcheck(check) => config.healthcheck = Some(health_json(check)),
+        Instruction::Label(pairs) => config.labels.extend(pairs.into_iter().map(|pair| (pair.key, pair.value))),
+        Instruction::Onbuild(trigger) => config.on_build.push(trigger),
+        Instruction::StopSignal(signal) => config.stop_signal = signal,
+        Instruction::User(user) => config.user = user,
+        Instruction::Volume(paths) => config.volumes.extend(paths.into_iter().map(|path| (path, json!({})))),
+        Instruction::Workdir(path) => config.working_dir = join(&config.working_dir, &path),
+    }
+    Ok(())
+}
+
+fn with_shell(config: &ContainerConfig, command: Command) -> Vec<String> {
+    match command {
+        Command::Exec(list) => list,
+        Command::Shell(line) => {
+            let shell = if config.shell.is_empty() { SHELL.map(str::to_owned).to_vec() } else { config.shell.clone() };
+            shell.into_iter().chain(line).collect()
         }
     }
-    words.extend(word);
-    if quote.is_some() { Err(Error::invalid("a quote is not closed")) } else { Ok(words) }
+}
+
+fn set_variable(environment: &mut Vec<String>, pair: Pair) {
+    let entry = format!("{}={}", pair.key, pair.value);
+    match environment.iter_mut().find(|known| known.split('=').next() == Some(&pair.key)) {
+        Some(known) => *known = entry,
+        None => environment.push(entry),
+    }
+}
+
+/// A path below the working directory, or an absolute one, without `.` and `..`.
+fn join(current: &str, path: &str) -> String {
+    let mut joined = PathBuf::from("/");
+    for component in Path::new("/").join(current).join(path).components() {
+        match component {
+            Component::Normal(part) => joined.push(part),
+            Component::ParentDir => {
+                joined.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    joined.to_string_lossy().into_owned()
+}
+
+/// The ports of `[[IP:]HOST:]PORT[-PORT][/PROTOCOL]`, each as `PORT/PROTOCOL`. Only the container's ports matter.
+fn expand_ports(text: &str) -> Result<impl Iterator<Item = String> + use<>> {
+    let (host, container) = text.rsplit_once(':').unwrap_or(("", text));
+    let (ip, host) = host.rsplit_once(':').unwrap_or(("", host));
+    let (ports, protocol) = container.split_once('/').unwrap_or((container, "tcp"));
+    let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol.to_lowercase() };
+    if !ip.is_empty() && ip.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_err() {
+        return Err(Error::invalid(format!("invalid IP address: {ip}")));
+    }
+    if ports.is_empty() {
+        return Err(Error::invalid(format!("no port specified: {text}<empty>")));
+    }
+    let (first, last) = range(ports).ok_or_else(|| Error::invalid(format!("invalid containerPort: {ports}")))?;
+    if !host.is_empty() && range(host).is_none() {
+        return Err(Error::invalid(format!("invalid hostPort: {host}")));
+    }
+    if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
+        return Err(Error::invalid(format!("invalid proto: {protocol}")));
+    }
+    Ok((first..=last).map(move |port| format!("{port}/{protocol}")))
+}
+
+fn range(text: &str) -> Option<(u16, u16)> {
+    let mut numbers = text.split('-').map(|number| number.parse::<u16>().ok());
+    let first = numbers.next()??;
+    // Docker reads no further than the second number.
+    let last = numbers.next().unwrap_or(Some(first))?;
+    (first <= last).then_some((first, last))
+}
+
+/// A health check as image configurations hold it: times in nanoseconds, what has its default left out.
+fn health_json(check: Healthcheck) -> serde_json::Value {
+    let mut fields = Map::new();
+    fields.insert("Test".into(), json!(check.test));
+    for (name, value) in [
+        ("Interval", check.interval),
+        ("Timeout", check.timeout),
+        ("StartPeriod", check.start_period),
+        ("StartInterval", check.start_interval),
+        ("Retries", check.retries.into()),
+    ] {
+        if value != 0 {
+            fields.insert(name.into(), json!(value));
+        }
+    }
+    fields.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn changed(changes: &[&str]) -> Result<ContainerConfig> {
+        let mut config = ContainerConfig { env: vec!["P=a".into()], cmd: vec!["old".into()], ..ContainerConfig::default() };
+        let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
+        apply(&mut config, &changes)?;
+        Ok(config)
+    }
+
     #[test]
     fn instructions_change_the_configuration() {
-        let config = apply([
+        let config = changed(&[
+            "ENV Q=$P:/x R=${P}b",
+            "ENV P=$P:/x",
+            "EXPOSE 90-92 53/UDP 8080:80",
+            "WORKDIR x",
+            "WORKDIR ../y/./z",
+            "HEALTHCHECK --interval=5s --retries=3 CMD echo a  b",
             "CMD [\"a\", \"b c\"]",
-            "env A=1 B=\"two words\" C=x\\ y",
-            "ENV OLD the rest",
-            "EXPOSE 80 53/udp",
-            "WORKDIR /w",
             "ENTRYPOINT run it",
+            "STOPSIGNAL SIGKILL",
+            "VOLUME /a /b",
+            "ONBUILD RUN x",
         ])
         .unwrap();
+        assert_eq!(config.env, ["P=a:/x", "Q=a:/x", "R=ab"]);
+        assert_eq!(config.exposed_ports.keys().collect::<Vec<_>>(), ["53/udp", "80/tcp", "90/tcp", "91/tcp", "92/tcp"]);
+        assert_eq!(config.working_dir, "/y/z");
+        assert_eq!(config.healthcheck, Some(json!({"Test": ["CMD-SHELL", "echo a  b"], "Interval": 5_000_000_000_i64, "Retries": 3})));
         assert_eq!(config.cmd, ["a", "b c"]);
-        assert_eq!(config.env, ["A=1", "B=two words", "C=x y", "OLD=the rest"]);
-        assert_eq!(config.exposed_ports.keys().collect::<Vec<_>>(), ["53/udp", "80/tcp"]);
         assert_eq!(config.entrypoint, ["/bin/sh", "-c", "run it"]);
-        for bad in ["RUN x", "CMD", "ENV A", "EXPOSE x", "ENV A=\"open"] {
-            assert!(apply([bad]).is_err(), "{bad}");
+        assert_eq!((config.stop_signal.as_str(), config.on_build.as_slice()), ("SIGKILL", ["RUN x".to_owned()].as_slice()));
+        assert_eq!(config.volumes.keys().collect::<Vec<_>>(), ["/a", "/b"]);
+        assert_eq!(changed(&["ENTRYPOINT [\"x\"]"]).unwrap().cmd, Vec::<String>::new(), "an image's command is not the new program's");
+        assert_eq!(changed(&["# escape=`", "ENV A=1 `", "B=2"]).unwrap().env, ["P=a", "A=1", "B=2"]);
+        assert_eq!(changed(&[]).unwrap().cmd, ["old"]);
+    }
+
+    #[test]
+    fn what_is_no_change_is_refused() {
+        for (change, expected) in [
+            ("RUN x", "RUN is not a valid change command"),
+            ("foo x", "foo is not a valid change command"),
+            ("MAINTAINER x", "MAINTAINER is not a valid change command"),
+            ("", "file with no instructions"),
+            ("EXPOSE x", "invalid containerPort: x"),
+            ("EXPOSE 70000", "invalid containerPort: 70000"),
+            ("EXPOSE 92-90", "invalid containerPort: 92-90"),
+            ("EXPOSE 80/foo", "invalid proto: foo"),
+            ("ENV A", "ENV must have two arguments"),
+        ] {
+            assert_eq!(changed(&[change]).unwrap_err().to_string(), expected);
         }
     }
 }

@@ -1,0 +1,416 @@
+//! Words: quotes, escapes, and variables with the modifiers that Dockerfiles know.
+//!
+//! The rules are BuildKit's: `$x`, `${x}`, `${x:-word}`, `${x-word}`, `+`, `?`, `#`, `##`, `%`, `%%`, `/` and `//`.
+
+use std::collections::HashMap;
+
+use regex_lite::Regex;
+
+use crate::{Error, Result};
+
+/// What a word may expand to, in bytes: variables that double themselves must not fill memory. The kernel takes 128 KiB
+/// as one argument or variable.
+pub const LONGEST_WORD: usize = 1 << 20;
+
+/// `${a:-${b:-…}}` may be nested this deep.
+const DEEPEST: usize = 64;
+
+/// Variables by name.
+#[derive(Clone, Debug, Default)]
+pub struct Environment(HashMap<String, String>);
+
+impl Environment {
+    /// Reads `NAME=value` entries; of several with one name the last counts.
+    pub fn new<'a>(entries: impl IntoIterator<Item = &'a str>) -> Self {
+        let pair = |entry: &'a str| entry.split_once('=').unwrap_or((entry, ""));
+        Self(entries.into_iter().map(pair).map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+}
+
+/// Expands words with one set of variables.
+#[derive(Clone, Copy, Debug)]
+pub struct Lexer<'a> {
+    pub escape: char,
+    pub environment: &'a Environment,
+}
+
+impl Lexer<'_> {
+    /// Replaces variables in `text` and takes quotes and escapes off; blanks stay.
+    ///
+    /// # Errors
+    /// A quote that is not closed, a bad substitution, a variable that must be set, a result that is too long.
+    pub fn word(&self, text: &str) -> Result<String> {
+        self.expand(text).map(|(word, _)| word)
+    }
+
+    /// The same, split at blanks outside quotes after the replacement.
+    ///
+    /// # Errors
+    /// As [`Lexer::word`].
+    pub fn words(&self, text: &str) -> Result<Vec<String>> {
+        self.expand(text).map(|(_, words)| words)
+    }
+
+    fn expand(&self, text: &str) -> Result<(String, Vec<String>)> {
+        let mut scan = Scan { lexer: *self, letters: text.chars().collect(), at: 0, depth: 0 };
+        scan.until(None, false).map_err(|error| Error::new(format!("failed to process {text:?}: {error}")))
+    }
+}
+
+/// A word that is being read.
+struct Scan<'a> {
+    lexer: Lexer<'a>,
+    letters: Vec<char>,
+    at: usize,
+    depth: usize,
+}
+
+/// What was read so far, as one text and as words.
+#[derive(Default)]
+struct Output {
+    text: String,
+    words: Vec<String>,
+    word: String,
+}
+
+impl Output {
+    /// Adds what belongs to a word whatever it is.
+    fn quoted(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.word.push_str(text);
+    }
+
+    /// Adds text whose blanks end words.
+    fn plain(&mut self, text: &str) {
+        self.text.push_str(text);
+        for letter in text.chars() {
+            if !letter.is_whitespace() {
+                self.word.push(letter);
+            } else if !self.word.is_empty() {
+                self.words.push(std::mem::take(&mut self.word));
+            }
+        }
+    }
+
+    fn finish(mut self) -> (String, Vec<String>) {
+        if !self.word.is_empty() {
+            self.words.push(self.word);
+        }
+        (self.text, self.words)
+    }
+}
+
+impl Scan<'_> {
+    fn peek(&self) -> Option<char> {
+        self.letters.get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let letter = self.peek();
+        self.at += usize::from(letter.is_some());
+        letter
+    }
+
+    /// Reads up to `stop` or the end. With `raw` the escape character stays: patterns have escapes of their own.
+    fn until(&mut self, stop: Option<char>, raw: bool) -> Result<(String, Vec<String>)> {
+        let mut output = Output::default();
+        while let Some(letter) = self.next() {
+            if Some(letter) == stop {
+                return Ok(output.finish());
+            }
+            match letter {
+                '\'' => output.quoted(&self.single_quotes()?),
+                '"' => output.quoted(&self.double_quotes(raw)?),
+                '$' => output.plain(&self.variable()?),
+                letter if letter == self.lexer.escape => {
+                    if raw {
+                        output.quoted(letter.encode_utf8(&mut [0; 4]));
+                    }
+                    let Some(escaped) = self.next() else { break };
+                    output.quoted(escaped.encode_utf8(&mut [0; 4]));
+                }
+                letter => output.plain(letter.encode_utf8(&mut [0; 4])),
+            }
+            if output.text.len() > LONGEST_WORD {
+                return Err(Error::new(format!("the expansion is longer than {LONGEST_WORD} bytes")));
+            }
+        }
+        match stop {
+            Some(stop) => Err(Error::new(format!("unexpected end of statement while looking for matching {stop}"))),
+            None => Ok(output.finish()),
+        }
+    }
+
+    /// Everything between single quotes is taken as it is.
+    fn single_quotes(&mut self) -> Result<String> {
+        let mut text = String::new();
+        loop {
+            match self.next() {
+                None => return Err(Error::new("unexpected end of statement while looking for matching single-quote")),
+                Some('\'') => return Ok(text),
+                Some(letter) => text.push(letter),
+            }
+        }
+    }
+
+    /// Between double quotes only variables are replaced, and only `"`, `$` and the escape itself are escaped.
+    fn double_quotes(&mut self, raw: bool) -> Result<String> {
+        let mut text = String::new();
+        loop {
+            match self.next() {
+                None => return Err(Error::new("unexpected end of statement while looking for matching double-quote")),
+                Some('"') => return Ok(text),
+                Some('$') => text += &self.variable()?,
+                Some(letter) if letter == self.lexer.escape => {
+                    if raw {
+                        text.push(letter);
+                    }
+                    match self.peek() {
+                        None => {}
+                        Some(escaped) if escaped == '"' || escaped == '$' || escaped == self.lexer.escape => text.extend(self.next()),
+                        Some(_) => text.push(letter),
+                    }
+                }
+                Some(letter) => text.push(letter),
+            }
+        }
+    }
+
+    /// What follows a `$`.
+    fn variable(&mut self) -> Result<String> {
+        if self.peek() != Some('{') {
+            let name = self.name();
+            return Ok(if name.is_empty() { "$".into() } else { self.lexer.environment.get(&name).unwrap_or_default().to_owned() });
+        }
+        self.next();
+        match self.peek() {
+            None => return Err(missing_brace()),
+            Some('{' | '}' | ':') => return Err(Error::new("syntax error: bad substitution")),
+            Some(_) => {}
+        }
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return Err(Error::new(format!("substitutions are nested more than {DEEPEST} deep")));
+        }
+        let value = self.substitution();
+        self.depth -= 1;
+        value
+    }
+
+    fn substitution(&mut self) -> Result<String> {
+        let name = self.name();
+        let environment = self.lexer.environment;
+        let value = environment.get(&name);
+        // What is no character any more is printed as Go prints it.
+        let mut modifier = self.next().unwrap_or(char::REPLACEMENT_CHARACTER);
+        let mut shown = modifier.to_string();
+        let empty_is_unset = modifier == ':';
+        if modifier == '}' {
+            return Ok(value.unwrap_or_default().to_owned());
+        }
+        if empty_is_unset {
+            modifier = self.next().unwrap_or(char::REPLACEMENT_CHARACTER);
+            shown.push(modifier);
+        }
+        let unsupported = || Error::new(format!("unsupported modifier ({shown}) in substitution"));
+        let is_set = value.is_some_and(|value| !(empty_is_unset && value.is_empty()));
+        match modifier {
+            '-' | '+' | '?' => {
+                let word = self.operand('}', false)?;
+                match modifier {
+                    '-' => Ok(if is_set { value.unwrap_or_default().to_owned() } else { word }),
+                    '+' => Ok(if is_set { word } else { String::new() }),
+                    _ if is_set => Ok(value.unwrap_or_default().to_owned()),
+                    _ if word.is_empty() => {
+                        let state = if value.is_some() { "empty" } else { "unset" };
+                        Err(Error::new(format!("{name}: is not allowed to be {state}")))
+                    }
+                    _ => Err(Error::new(format!("{name}: {word}"))),
+                }
+            }
+            '#' | '%' if !empty_is_unset => {
+                let word = self.operand('}', true)?;
+                let (greedy, pattern) = word.strip_prefix(modifier).map_or((false, word.as_str()), |rest| (true, rest));
+                trim(value.unwrap_or_default(), pattern, greedy, modifier == '%')
+            }
+            '/' if !empty_is_unset => {
+                let all = self.peek() == Some('/');
+                self.at += usize::from(all);
+                let pattern = self.operand('/', true)?;
+                let replacement = self.operand('}', true)?;
+                replace(value.unwrap_or_default(), &pattern, &replacement, all)
+            }
+            _ => Err(unsupported()),
+        }
+    }
+
+    /// The word behind a modifier, up to `stop`.
+    fn operand(&mut self, stop: char, raw: bool) -> Result<String> {
+        match self.until(Some(stop), raw) {
+            Err(_) if self.peek().is_none() && stop == '/' => Err(Error::new("syntax error: missing '/' in ${}")),
+            Err(_) if self.peek().is_none() => Err(missing_brace()),
+            result => result.map(|(word, _)| word),
+        }
+    }
+
+    /// A variable's name: letters, digits and `_`; digits alone; or one of the shell's special parameters.
+    fn name(&mut self) -> String {
+        let digits = self.peek().is_some_and(|letter| letter.is_ascii_digit());
+        let belongs = |letter: char| if digits { letter.is_ascii_digit() } else { letter.is_alphanumeric() || letter == '_' };
+        let mut name = String::new();
+        while let Some(letter) = self.peek().filter(|letter| belongs(*letter)) {
+            name.push(letter);
+            self.at += 1;
+        }
+        if name.is_empty() && matches!(self.peek(), Some('@' | '*' | '#' | '?' | '-' | '$' | '!')) {
+            name.extend(self.next());
+        }
+        name
+    }
+}
+
+fn missing_brace() -> Error {
+    Error::new("syntax error: missing '}'")
+}
+
+/// A shell pattern (`*` and `?`) as an expression.
+fn expression(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex> {
+    let failed = |cause: String| Error::new(format!("invalid pattern ({pattern}) in substitution: {cause}"));
+    let mut text = String::from(if anchored { "^" } else { "" });
+    let mut letters = pattern.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '*' => text += if greedy { ".*" } else { ".*?" },
+            '?' => text.push('.'),
+            '\\' => match letters.peek() {
+                // These are escaped for the sake of `${}`, not of the pattern.
+                Some('}' | '/') => {}
+                Some('*' | '?' | '\\') => text.extend(['\\'].into_iter().chain(letters.next())),
+                other => return Err(failed(format!("invalid escape '\\{}'", other.copied().unwrap_or(char::REPLACEMENT_CHARACTER)))),
+            },
+            letter => text += &regex_lite::escape(letter.encode_utf8(&mut [0; 4])),
+        }
+    }
+    Regex::new(&text).map_err(|error| failed(error.to_string()))
+}
+
+/// Takes what matches off the front, or off the end.
+fn trim(value: &str, pattern: &str, greedy: bool, at_end: bool) -> Result<String> {
+    if !at_end {
+        let found = expression(pattern, greedy, true)?.find(value).map_or(0, |found| found.end());
+        return Ok(value[found..].to_owned());
+    }
+    // Leftmost matching finds no shortest end, so both are turned around.
+    let turned: String = value.chars().rev().collect();
+    let trimmed = trim(&turned, &reversed(pattern), greedy, false)?;
+    Ok(trimmed.chars().rev().collect())
+}
+
+/// A pattern turned around, with its escapes still in front of what they escape.
+fn reversed(pattern: &str) -> String {
+    let mut pieces: Vec<String> = Vec::new();
+    let mut letters = pattern.chars();
+    while let Some(letter) = letters.next() {
+        let mut piece = letter.to_string();
+        if letter == '\\' {
+            piece.extend(letters.next());
+        }
+        pieces.push(piece);
+    }
+    pieces.reverse();
+    pieces.concat()
+}
+
+fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<String> {
+    let expression = expression(pattern, true, false)?;
+    let count = if all { 0 } else { 1 };
+    let pieces = expression.find_iter(value).take(if all { usize::MAX } else { 1 }).count();
+    if value.len().saturating_add(pieces.saturating_mul(replacement.len())) > LONGEST_WORD {
+        return Err(Error::new(format!("the expansion is longer than {LONGEST_WORD} bytes")));
+    }
+    Ok(expression.replacen(value, count, regex_lite::NoExpand(replacement)).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// BuildKit's own cases: `platform|input|expansion`.
+    #[test]
+    fn variables_expand_as_in_buildkit() {
+        let environment = Environment::new(["PWD=/home", "SHELL=bash", "KOREAN=한국어", "NULL="]);
+        let lexer = Lexer { escape: '\\', environment: &environment };
+        let mut count = 0;
+        for line in include_str!("../tests/variables.txt").lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+            let mut fields = line.splitn(3, '|').map(str::trim);
+            let (Some(platform), Some(input), Some(expected)) = (fields.next(), fields.next(), fields.next()) else { panic!("{line}") };
+            if platform == "W" {
+                continue;
+            }
+            let found = lexer.word(input).unwrap_or_else(|_| "error".into());
+            assert_eq!(found, expected, "{line}");
+            count += 1;
+        }
+        assert!(count > 200, "{count}");
+    }
+
+    #[test]
+    fn words_are_split_as_in_buildkit() {
+        let mut entries: Vec<String> = Vec::new();
+        for line in include_str!("../tests/words.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            if let Some(entry) = line.strip_prefix("ENV ") {
+                entries = vec![entry.to_owned()];
+                continue;
+            }
+            let (input, expected) = line.split_once('|').unwrap_or_else(|| panic!("{line}"));
+            let environment = Environment::new(entries.iter().map(String::as_str));
+            let words = Lexer { escape: '\\', environment: &environment }.words(input.trim());
+            assert_eq!(words.map_or_else(|_| "error".into(), |words| words.join(",")), expected.trim_start(), "{line}");
+        }
+    }
+
+    #[test]
+    fn patterns_trim_and_replace() {
+        let environment = Environment::new(["F=foo.tar.gz", "D=a/b/c", "S=x*y*z", "E="]);
+        let lexer = Lexer { escape: '\\', environment: &environment };
+        for (input, expected) in [
+            ("${F%.*}", "foo.tar"),
+            ("${F%%.*}", "foo"),
+            ("${F#*.}", "tar.gz"),
+            ("${F##*.}", "gz"),
+            ("${D/\\//-}", "a-b/c"),
+            ("${D//\\//-}", "a-b-c"),
+            ("${S#x\\*}", "y*z"),
+            ("${S%\\*z}", "x*y"),
+            ("${F/tar/zip}", "foo.zip.gz"),
+            ("${F/?oo/x}", "x.tar.gz"),
+            ("${E:-a}${E-b}", "a"),
+        ] {
+            let found = lexer.word(input).unwrap_or_else(|error| panic!("{input}: {error}"));
+            assert_eq!(found, expected, "{input}");
+        }
+        for (input, expected) in [
+            ("${F:#x}", "failed to process \"${F:#x}\": unsupported modifier (:#) in substitution"),
+            ("${N?}", "failed to process \"${N?}\": N: is not allowed to be unset"),
+            ("${E:?}", "failed to process \"${E:?}\": E: is not allowed to be empty"),
+            ("${N:?no}", "failed to process \"${N:?no}\": N: no"),
+            ("${F/a}", "failed to process \"${F/a}\": syntax error: missing '/' in ${}"),
+        ] {
+            assert_eq!(lexer.word(input).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn nothing_grows_without_bound() {
+        let long = format!("A={}", "x".repeat(LONGEST_WORD / 2));
+        let environment = Environment::new([long.as_str()]);
+        let lexer = Lexer { escape: '\\', environment: &environment };
+        assert!(lexer.word("$A$A").is_ok() && lexer.word("$A$A$A").is_err() && lexer.word("${A//x/yyy}").is_err());
+        let nested = "${a:-".repeat(100_000);
+        assert!(lexer.word(&nested).unwrap_err().to_string().contains("nested"));
+    }
+}
