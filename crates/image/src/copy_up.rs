@@ -14,7 +14,7 @@ use crate::error::{Result, io};
 /// directory, for another takes its place. Otherwise it grows in place.
 pub fn copy_up(layers: &[PathBuf], path: &str, target: &Path, at_once: bool) -> Result<()> {
     let step = |step: &'static str| move |error: rustix::io::Errno| io(step)(error.into());
-    let layers = crate::store::visible(layers.iter().cloned());
+    let layers = crate::store::distinct(layers.iter().cloned());
     if layers.is_empty() || !copy::is_empty(fs::open(target)?).map_err(step("look into the volume"))? {
         return Ok(());
     }

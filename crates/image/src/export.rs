@@ -19,9 +19,14 @@ use crate::error::{Result, io};
 
 /// Writes all files below the layers `lower` (the topmost first) to `output`.
 pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
-    let lower = crate::store::visible(lower.iter().cloned());
+    let lower = crate::store::distinct(lower.iter().cloned());
     let root = whelk_sys::overlay::read_only(&lower).map_err(|error| io("mount the container's layers")(error.into()))?;
-    let root = open_directory(&root)?;
+    export_root(&root, output)
+}
+
+/// Writes all files of a container's mounted root to `output`.
+pub fn export_root(root: &OwnedFd, output: impl Write) -> Result<()> {
+    let root = open_directory(root)?;
     let mut export = Export { archive: Builder::new(output), links: HashMap::new(), of_layers: true };
     export.directory(&root, Path::new(""))?;
     export.finish()

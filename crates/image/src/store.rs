@@ -100,10 +100,9 @@ impl Store {
         self.layer_path(diff_id).join("fs")
     }
 
-    /// The directories to mount for these layers (given from the bottom up), the topmost first: each once, and nothing
-    /// below one whose root hides all that is under it, because overlay does not look at that mark on a root.
+    /// The directories to mount for these layers (given from the bottom up), the topmost first, each once.
     pub fn lower_layers(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
-        visible(diff_ids.iter().rev().map(|diff_id| self.layer_files(diff_id)))
+        distinct(diff_ids.iter().rev().map(|diff_id| self.layer_files(diff_id)))
     }
 
     pub fn put_blob(&self, content: &[u8]) -> Result<Digest> {
@@ -211,19 +210,12 @@ impl Store {
 }
 
 /// The layers of a stack (the topmost first) that overlay shall be given: each once, since it refuses one that comes
-/// twice, and none below one whose root is opaque.
-pub(crate) fn visible(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
+/// twice.
+pub(crate) fn distinct(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
     let mut lower: Vec<PathBuf> = Vec::new();
     for files in layers {
-        if lower.contains(&files) {
-            continue;
-        }
-        let mut mark = [0u8; 1];
-        let opaque =
-            rustix::fs::lgetxattr(&files, "trusted.overlay.opaque", &mut mark[..]).is_ok_and(|length| length == 1 && mark == *b"y");
-        lower.push(files);
-        if opaque {
-            break;
+        if !lower.contains(&files) {
+            lower.push(files);
         }
     }
     lower

@@ -82,8 +82,6 @@ fn names_that_climb() {
         ("replacing", &[file(format!("{CLIMB}/file"), "x")]),
         ("describing", &[dir(CLIMB).mode(0o777)]),
         ("in the middle", &[dir("a/"), file("a/../../x", "x")]),
-        ("staying inside", &[dir("a/"), file("a/../x", "x")]),
-        ("at the end", &[dir("a/b/..")]),
         ("alone", &[dir("..")]),
         ("by an extended header", &[file("f", "x").pax("path", &target)]),
         ("with a dot in front", &[file(format!("./{target}"), "x")]),
@@ -152,9 +150,13 @@ fn writing_through_links() {
         let bench = Bench::new();
         let guard = bench.guard();
         let archive = pack(&entries(bench.outside().as_os_str().as_bytes()));
-        let result = bench.store.put_layer(archive.as_slice(), None);
-        assert!(matches!(result, Err(Error::Invalid(_))), "{what}: {result:?}");
-        bench.check_empty(what);
+        match bench.store.put_layer(archive.as_slice(), None) {
+            // Links lead around inside the layer; and the archive comes back as it was.
+            Ok(layer) => assert!(bench.written(&layer.diff_id) == archive, "{what}"),
+            Err(Error::Invalid(_)) => bench.check_empty(what),
+            Err(error) => panic!("{what}: {error}"),
+        }
+        bench.check_temporary(what);
         assert_eq!(bench.guard(), guard, "{what}");
     }
     assert!(!fs::exists("/whelk-planted"));
@@ -162,14 +164,20 @@ fn writing_through_links() {
 
 #[test]
 fn links_that_climb_above_the_root() {
-    let there = format!("{CLIMB}/file");
+    // They are what they are: whoever follows them in a container stays inside.
+    contained("at the top", |_| vec![symlink("l", format!("{CLIMB}/file"))], &[&format!("l link 0:0 {CLIMB}/file")]);
+    contained("from below", |_| vec![symlink("l", "..")], &["l link 0:0 .."]);
+    contained(
+        "used as a directory",
+        |_| vec![symlink("a/l", "../../../b"), file("a/l/x", "x"), dir("c/"), hard_link("c/y", "a/l/x")],
+        &["a dir 0755 0:0", "a/l link 0:0 ../../../b", "b dir 0755 0:0", "b/x file 0644 0:0 x", "c dir 0755 0:0", "c/y file 0644 0:0 x"],
+    );
+    contained(
+        "absolute",
+        |_| vec![dir("d/").mode(0o700), symlink("l", "/d/e"), file("l/x", "x"), whiteout("l/y"), file("/d/../f", "f")],
+        &["d dir 0700 0:0", "d/e dir 0755 0:0", "d/e/x file 0644 0:0 x", "d/e/y whiteout", "f file 0644 0:0 f", "l link 0:0 /d/e"],
+    );
     refused(&[
-        ("at the top", &[symlink("l", &there)]),
-        ("one step", &[symlink("l", "..")]),
-        ("from below", &[symlink("a/b/l", "../../..")]),
-        ("down and up", &[symlink("a/l", "x/y/../../../..")]),
-        ("by an extended header", &[symlink("l", "f").pax("linkpath", &there)]),
-        ("long", &[symlink("l", format!("{}{there}", "x/../".repeat(40)))]),
         ("empty", &[symlink("l", "")]),
         ("empty in an extended header", &[symlink("l", "f").pax("linkpath", "")]),
         ("NUL", &[symlink("l", "f").pax("linkpath", b"a\0b")]),
@@ -194,9 +202,13 @@ fn directories_that_become_links() {
         let bench = Bench::new();
         let guard = bench.guard();
         let archive = pack(&entries(bench.outside().as_os_str().as_bytes()));
-        let result = bench.store.put_layer(archive.as_slice(), None);
-        assert!(matches!(result, Err(Error::Invalid(_))), "{what}: {result:?}");
-        bench.check_empty(what);
+        match bench.store.put_layer(archive.as_slice(), None) {
+            // Links lead around inside the layer; and the archive comes back as it was.
+            Ok(layer) => assert!(bench.written(&layer.diff_id) == archive, "{what}"),
+            Err(Error::Invalid(_)) => bench.check_empty(what),
+            Err(error) => panic!("{what}: {error}"),
+        }
+        bench.check_temporary(what);
         assert_eq!(bench.guard(), guard, "{what}");
     }
 }
@@ -225,7 +237,6 @@ fn hard_links_to_elsewhere() {
         ("climbing in the middle", &[dir("d/"), hard_link("h", "d/../../f")]),
         ("by an extended header", &[file("f", ""), hard_link("h", "f").pax("linkpath", "/etc/passwd")]),
         ("through a link", &[symlink("l", "/etc"), hard_link("h", "l/passwd")]),
-        ("through a link to the layer", &[file("d/f", ""), symlink("l", "d"), hard_link("h", "l/f")]),
         ("through a file", &[file("f", ""), hard_link("h", "f/x")]),
         ("missing", &[hard_link("h", "nowhere")]),
         ("in a missing directory", &[hard_link("h", "no/where")]),
@@ -473,7 +484,7 @@ fn compressions_that_are_not_read() {
         let bench = Bench::new();
         let mut stream = start.to_vec();
         stream.extend_from_slice(&noise(5000));
-        let results = [bench.store.put_layer(stream.as_slice(), None).map(drop), load(&bench.store, stream.as_slice()).map(drop)];
+        let results = [bench.store.put_layer(stream.as_slice(), None).map(drop), load(&bench.store, stream.as_slice(), None).map(drop)];
         for result in results {
             match result {
                 Err(Error::Invalid(text)) => assert!(text.contains(name), "{text}"),

@@ -7,7 +7,13 @@
 //! With both, the original archive can be written again bit for bit, so it is not kept: an image lies on disk once.
 
 mod apply;
+mod metadata;
+mod pax;
+pub(crate) mod sparse;
 mod split;
+mod tap;
+mod tree;
 
 pub use apply::{Applied, apply, unpack};
 pub use split::replay;
+pub(crate) use tap::LARGEST_HEADERS;

@@ -9,14 +9,15 @@
 //!
 //! Replaying the segments gives the uncompressed archive back, whose digest is the layer's diff-id.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use whelk_sys::{fs, in_root};
 
 use crate::error::{Error, Result, io};
@@ -30,8 +31,8 @@ const REPLACED: &str = "replaced";
 pub(super) struct Recorder {
     output: zstd::stream::write::Encoder<'static, BufWriter<File>>,
     verbatim: Vec<u8>,
-    /// The content segment that each file came from.
-    contents: BTreeMap<PathBuf, u64>,
+    /// The content segment that each file came from, by inode number: names would take memory as senders please.
+    contents: HashMap<u64, u64>,
     segments: u64,
     replaced: PathBuf,
 }
@@ -43,7 +44,7 @@ impl Recorder {
         Ok(Self {
             output,
             verbatim: Vec::with_capacity(64 << 10),
-            contents: BTreeMap::new(),
+            contents: HashMap::new(),
             segments: 0,
             replaced: path.with_file_name(REPLACED),
         })
@@ -64,10 +65,10 @@ impl Recorder {
         Ok(())
     }
 
-    /// Notes that the next `size` bytes of the archive are the content of the file at `path`.
-    pub(super) fn content(&mut self, path: &Path, size: u64) -> io::Result<()> {
+    /// Notes that the next `size` bytes of the archive are the content of the file `inode` at `path`.
+    pub(super) fn content(&mut self, path: &Path, inode: u64, size: u64) -> io::Result<()> {
         self.flush()?;
-        self.contents.insert(path.to_owned(), self.segments);
+        self.contents.insert(inode, self.segments);
         self.segments += 1;
         let path = path.as_os_str().as_bytes();
         let length = u16::try_from(path.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
@@ -77,20 +78,26 @@ impl Recorder {
         self.output.write_all(path)
     }
 
-    /// Moves the content of files at and below `path` to where replaying finds it once they are gone.
-    pub(super) fn set_aside(&mut self, root: &OwnedFd, path: &Path) -> io::Result<()> {
-        let below: Vec<PathBuf> =
-            self.contents.range(path.to_owned()..).map(|(known, _)| known.clone()).take_while(|known| known.starts_with(path)).collect();
-        for known in below {
-            let Some(segment) = self.contents.remove(&known) else { continue };
-            if !fs::exists(&self.replaced) {
-                fs::create_dir(&self.replaced, 0o700).map_err(|error| error.source)?;
+    /// Moves the content of `name` in `parent`, a file or all files of a tree, to where replaying finds it once they are gone.
+    pub(super) fn set_aside(&mut self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode).is_dir() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let directory = openat(parent, name, flags, Mode::empty())?;
+            let mut names: Vec<OsString> = Vec::new();
+            for entry in Dir::read_from(&directory)? {
+                let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+                if in_root::is_entry_name(&name) {
+                    names.push(name);
+                }
             }
-            let (Some(parent), Some(name)) = (known.parent(), known.file_name()) else { continue };
-            let parent = in_root::open_no_links(root, parent, OFlags::PATH | OFlags::DIRECTORY)?;
-            rustix::fs::renameat(&parent, name, rustix::fs::CWD, self.replaced.join(segment.to_string()))?;
+            return names.iter().try_for_each(|name| self.set_aside(&directory, name));
         }
-        Ok(())
+        let Some(segment) = self.contents.remove(&stat.st_ino) else { return Ok(()) };
+        if !fs::exists(&self.replaced) {
+            fs::create_dir(&self.replaced, 0o700).map_err(|error| error.source)?;
+        }
+        Ok(rustix::fs::renameat(parent, name, rustix::fs::CWD, self.replaced.join(segment.to_string()))?)
     }
 
     pub(super) fn finish(mut self) -> io::Result<()> {

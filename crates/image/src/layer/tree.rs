@@ -1,0 +1,216 @@
+//! The directory that an archive is unpacked into: finding and making parents, and keeping directories' times.
+//!
+//! Names are resolved inside the root, links and all, as they would be for a process that has it as its root. A path is
+//! first freed of links, in which every step is one `*at` call on a single name, and then opened without following any: so
+//! neither an entry nor somebody else who changes the tree meanwhile can lead outside.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, Timespec, fstat, mkdirat, openat, readlinkat};
+use rustix::io::Errno;
+use whelk_sys::{fs, in_root};
+
+use super::metadata::times;
+use crate::error::{Error, Result, io};
+
+/// Deeper trees serve only to exhaust whoever walks them.
+const DEEPEST: usize = 512;
+/// As long as the kernel takes a path, in bytes.
+const LONGEST_PATH: usize = 4095;
+/// As many links as the kernel follows in one path.
+const MOST_LINKS: usize = 40;
+
+pub(super) struct Tree {
+    pub(super) root: OwnedFd,
+    /// The directory that the previous entry went into: archives list siblings together.
+    parent: Option<Parent>,
+    /// The inode numbers of directories whose times are an entry's.
+    described: HashSet<u64>,
+}
+
+struct Parent {
+    /// As entries name it.
+    named: PathBuf,
+    /// Without links.
+    path: PathBuf,
+    directory: OwnedFd,
+    times: DirectoryTimes,
+}
+
+/// What a directory's times were before something in it was changed.
+struct DirectoryTimes {
+    inode: u64,
+    modified: Timespec,
+}
+
+impl Tree {
+    pub(super) fn at(root: &Path) -> Result<Self> {
+        let root =
+            rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fs::at("open", root))?;
+        Ok(Self { root, parent: None, described: HashSet::new() })
+    }
+
+    /// Opens the directory that an entry goes into, making what is missing. Returns it and its path without links.
+    ///
+    /// # Errors
+    /// A path that goes through something else than directories and links, or whose links are endless.
+    pub(super) fn enter(&mut self, named: &Path) -> Result<(OwnedFd, PathBuf)> {
+        if self.parent.as_ref().is_none_or(|parent| parent.named != named) {
+            self.leave()?;
+            let (directory, path) = match self.open(named) {
+                Ok(directory) => (directory, named.to_owned()),
+                Err(error) if needs_walk(&error) => self.walk(named, true)?,
+                Err(error) => return Err(io(format!("open {}", named.display()))(error)),
+            };
+            let times = DirectoryTimes::of(&directory)?;
+            self.parent = Some(Parent { named: named.to_owned(), path, directory, times });
+        }
+        let Some(parent) = &self.parent else { return Err(Error::invalid("no parent directory")) };
+        Ok((duplicate(&parent.directory)?, parent.path.clone()))
+    }
+
+    /// Gives the directory that was entered last its times back: making its entries has changed them.
+    pub(super) fn leave(&mut self) -> Result<()> {
+        self.parent.take().map_or(Ok(()), |parent| parent.times.restore(&parent.directory, &self.described))
+    }
+
+    /// Notes that a directory has an entry's times.
+    pub(super) fn described(&mut self, directory: &OwnedFd) -> Result<()> {
+        self.described.insert(DirectoryTimes::of(directory)?.inode);
+        Ok(())
+    }
+
+    /// Opens an existing directory by an entry's name.
+    pub(super) fn existing(&self, named: &Path) -> io::Result<OwnedFd> {
+        match self.open(named) {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::LOOP | Errno::NOTDIR)) => {
+                self.walk(named, false).map(|(directory, _)| directory).map_err(|_| Errno::NOENT.into())
+            }
+            result => result,
+        }
+    }
+
+    fn open(&self, path: &Path) -> io::Result<OwnedFd> {
+        in_root::open_no_links(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// Goes down a path name by name, follows links inside the root, and with `make` makes directories that are missing.
+    fn walk(&self, named: &Path, make: bool) -> Result<(OwnedFd, PathBuf)> {
+        let refused = |what: &str| Error::invalid(format!("{} {what}", named.display()));
+        let mut at = PathBuf::new();
+        let mut directory = duplicate(&self.root)?;
+        let mut links = 0;
+        let mut pending = names(named);
+        while let Some(name) = pending.pop() {
+            if name == ".." {
+                at.pop();
+                directory = self.open(&at).map_err(io(format!("open {}", at.display())))?;
+                continue;
+            }
+            if make {
+                self.make(&directory, &name).map_err(|error| error.during(&format!("mkdir {}", named.display())))?;
+            }
+            match openat(&directory, &name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(next) => {
+                    at.push(&name);
+                    check_length(&at)?;
+                    directory = next;
+                }
+                Err(Errno::LOOP | Errno::NOTDIR) => {
+                    let target = readlinkat(&directory, &name, Vec::new())
+                        .map_err(|_| refused("is not a directory: the path goes through a file"))?;
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(refused("goes through too many links"));
+                    }
+                    let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+                    if target.is_absolute() {
+                        at = PathBuf::new();
+                        directory = duplicate(&self.root)?;
+                    }
+                    pending.extend(names(target));
+                }
+                Err(error) => return Err(io(format!("open {}", named.display()))(error.into())),
+            }
+        }
+        Ok((directory, at))
+    }
+
+    fn make(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+        let times = DirectoryTimes::of(parent)?;
+        match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => times.restore(parent, &self.described),
+            Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(io("create")(error.into())),
+        }
+    }
+}
+
+impl DirectoryTimes {
+    fn of(directory: &OwnedFd) -> Result<Self> {
+        let stat = fstat(directory).map_err(|error| io("stat")(error.into()))?;
+        Ok(Self { inode: stat.st_ino, modified: Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ } })
+    }
+
+    /// Only where an entry has set them: what no entry describes says when it was changed.
+    fn restore(&self, directory: &OwnedFd, described: &HashSet<u64>) -> Result<()> {
+        if described.contains(&self.inode) {
+            rustix::fs::futimens(directory, &times(self.modified)).map_err(|error| io("set times")(error.into()))?;
+        }
+        Ok(())
+    }
+}
+
+fn needs_walk(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::LOOP | Errno::NOTDIR))
+}
+
+pub(super) fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
+    fd.as_fd().try_clone_to_owned().map_err(io("duplicate descriptor"))
+}
+
+/// The names of a path, the last one first.
+fn names(path: &Path) -> Vec<OsString> {
+    let name = |component: Component<'_>| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::CurDir | Component::RootDir | Component::Prefix(_) => None,
+    };
+    path.components().rev().filter_map(name).collect()
+}
+
+fn check_length(path: &Path) -> Result<()> {
+    if path.components().count() > DEEPEST {
+        return Err(Error::invalid(format!("more than {DEEPEST} directories deep")));
+    }
+    if path.as_os_str().len() > LONGEST_PATH {
+        return Err(Error::invalid(format!("a path longer than {LONGEST_PATH} bytes")));
+    }
+    Ok(())
+}
+
+/// An entry's name as a path below the root: `/` in front counts for nothing, `..` takes a name away.
+///
+/// # Errors
+/// One that leads out of the root, and an empty or overlong one.
+pub(super) fn relative(name: &OsStr) -> Result<PathBuf> {
+    if name.is_empty() {
+        return Err(Error::invalid("empty name"));
+    }
+    let mut path = PathBuf::new();
+    for component in Path::new(name).components() {
+        match component {
+            Component::Normal(part) => path.push(part),
+            Component::ParentDir if path.pop() => {}
+            Component::ParentDir => return Err(Error::invalid("path with \"..\" that leads out of the root")),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    check_length(&path)?;
+    Ok(path)
+}
