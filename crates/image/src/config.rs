@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded::{self, MOST_LAYERS, MOST_STEPS};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -13,20 +14,22 @@ use crate::error::{Error, Result};
 pub struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub author: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    #[serde(default, deserialize_with = "null_is_default")]
     pub architecture: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub variant: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub os: String,
     #[serde(default, deserialize_with = "null_is_default")]
     pub config: ContainerConfig,
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub docker_version: String,
     pub rootfs: RootFs,
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_STEPS>")]
     pub history: Vec<History>,
 }
 
@@ -34,7 +37,7 @@ pub struct ImageConfig {
 pub struct RootFs {
     #[serde(rename = "type")]
     pub kind: String,
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_LAYERS>")]
     pub diff_ids: Vec<Digest>,
 }
 
@@ -42,13 +45,13 @@ pub struct RootFs {
 pub struct History {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub author: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub created_by: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    pub author: String,
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub comment: String,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "std::ops::Not::not")]
     pub empty_layer: bool,
 }
 
@@ -135,5 +138,18 @@ mod tests {
         ] {
             assert!(ImageConfig::parse(text.as_bytes()).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn lists_cost_no_more_than_they_may() {
+        let config = |history: &str, diff_ids: &str| {
+            let text = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":[{diff_ids}]}},"history":[{history}]}}"#);
+            ImageConfig::parse(text.as_bytes()).unwrap_err().to_string()
+        };
+        let many = |one: &str, count: usize| vec![one; count].join(",");
+        let steps = config(&many(r#"{"empty_layer":true}"#, MOST_STEPS + 1), "");
+        assert!(steps.contains("a list of more than 10000 elements"), "{steps}");
+        let layers = config("", &many(&format!("\"{}\"", Digest::of(b"")), MOST_LAYERS + 1));
+        assert!(layers.contains("a list of more than 500 elements"), "{layers}");
     }
 }

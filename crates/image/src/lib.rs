@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+mod bounded;
 pub mod changes;
 pub mod compression;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod digest;
 mod error;
 mod export;
 pub mod layer;
+pub mod platform;
 pub mod reference;
 mod store;
 
@@ -20,6 +22,7 @@ pub use config::ImageConfig;
 pub use copy_up::copy_up;
 pub use digest::Digest;
 pub use error::{Error, Result};
-pub use export::{export, export_directory};
+pub use export::{export, export_directory, export_root};
+pub use platform::Platform;
 pub use reference::Reference;
 pub use store::{LARGEST_CONFIG, Layer, Scratch, Store};

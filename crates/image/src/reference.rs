@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 const DEFAULT_DOMAIN: &str = "docker.io";
 const OFFICIAL_PREFIX: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
+/// What digests begin with.
+const ALGORITHM: &str = "sha256";
 const LONGEST_NAME: usize = 255;
 const LONGEST_TAG: usize = 128;
 
@@ -31,6 +33,20 @@ impl Reference {
             self.tag = Some(DEFAULT_TAG.into());
         }
         self
+    }
+
+    /// The same as a tag of an image: with the default one if there is none.
+    ///
+    /// # Errors
+    /// A digest, and a name that is a digest's beginning: neither could be told from an image's id.
+    pub fn into_tag(self) -> Result<Self> {
+        if self.digest.is_some() {
+            return Err(Error::invalid("refusing to create a tag with a digest reference"));
+        }
+        if self.familiar_name() == ALGORITHM {
+            return Err(Error::invalid("refusing to create an ambiguous tag using digest algorithm as name"));
+        }
+        Ok(self.with_default_tag())
     }
 
     /// Domain and path: `docker.io/library/busybox`.

@@ -3,8 +3,9 @@
 use std::io::Read;
 
 use super::Loaded;
-use crate::config::{ARCHITECTURE, ContainerConfig, History, ImageConfig, RootFs};
+use crate::config::{ContainerConfig, History, ImageConfig, RootFs};
 use crate::error::{Error, Result};
+use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::store::Store;
 
@@ -13,17 +14,21 @@ use crate::store::Store;
 pub struct Import {
     pub config: ContainerConfig,
     pub comment: String,
+    pub platform: Option<Platform>,
     pub name: Option<Reference>,
 }
 
 /// Makes an image with one layer from `input`, an archive that is plain or compressed.
 pub fn import(store: &Store, input: impl Read + Send, import: Import) -> Result<Loaded> {
     let layer = store.put_layer(input, None)?;
+    let platform = import.platform.unwrap_or_else(Platform::host);
     let created = jiff::Timestamp::now().to_string();
     let config = ImageConfig {
         created: Some(created.clone()),
-        architecture: ARCHITECTURE.into(),
-        os: "linux".into(),
+        comment: import.comment.clone(),
+        architecture: platform.architecture,
+        variant: platform.variant,
+        os: platform.os,
         config: import.config,
         rootfs: RootFs { kind: "layers".into(), diff_ids: vec![layer.diff_id] },
         history: vec![History { created: Some(created), comment: import.comment, ..History::default() }],

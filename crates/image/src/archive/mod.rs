@@ -1,12 +1,17 @@
 //! Whole images as files: what `save` writes and `load` reads, in Docker's and OCI's layouts, and single root file
 //! systems for `import`.
 
+mod docker;
 mod import;
+mod legacy;
 mod load;
+mod oci;
+mod parts;
 mod save;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded::{self, MOST_LAYERS, MOST_NAMES};
 use crate::digest::Digest;
 
 pub use import::{Import, import};
@@ -26,13 +31,17 @@ const TAG_ANNOTATION: &str = "org.opencontainers.image.ref.name";
 #[serde(rename_all = "PascalCase")]
 struct DockerImage {
     config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
-    #[serde(default)]
-    layers: Option<Vec<String>>,
+    /// Null without any.
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_NAMES>", serialize_with = "null_if_empty")]
+    repo_tags: Vec<String>,
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_LAYERS>")]
+    layers: Vec<String>,
+    /// What the layers are. Reading needs none of it: digests are computed.
+    #[serde(default, skip_deserializing, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    layer_sources: std::collections::BTreeMap<String, Descriptor>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Descriptor {
     media_type: String,
@@ -44,7 +53,7 @@ struct Descriptor {
     platform: Option<Platform>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Platform {
     architecture: String,
     os: String,
@@ -57,6 +66,7 @@ struct Index {
     schema_version: u32,
     #[serde(default)]
     media_type: String,
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_NAMES>")]
     manifests: Vec<Descriptor>,
 }
 
@@ -68,5 +78,10 @@ struct Manifest {
     #[serde(default)]
     media_type: String,
     config: Descriptor,
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_LAYERS>")]
     layers: Vec<Descriptor>,
+}
+
+fn null_if_empty<S: serde::Serializer>(list: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    if list.is_empty() { serializer.serialize_none() } else { list.serialize(serializer) }
 }

@@ -1,10 +1,11 @@
-//! Writing image archives: OCI layout and Docker's `manifest.json` in one file, as Docker writes them.
+//! Writing image archives: OCI layout, Docker's `manifest.json` and `repositories` in one file, as Docker writes them.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use tar::{Builder, EntryType, Header};
 
+use super::oci::blob_name;
 use super::{CONFIG, Descriptor, DockerImage, INDEX, Index, LAYER, MANIFEST, Manifest, NAME_ANNOTATION, Platform, TAG_ANNOTATION};
 use crate::config::ImageConfig;
 use crate::digest::{Digest, Hashing};
@@ -28,44 +29,58 @@ pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
     let mut written = BTreeMap::new();
     let mut index = Index { schema_version: 2, media_type: INDEX.into(), manifests: Vec::new() };
     let mut docker = Vec::new();
+    // The names of before there were manifests, for what reads no more: by repository, each tag with its last layer.
+    let mut repositories: BTreeMap<String, BTreeMap<&str, String>> = BTreeMap::new();
     for image in images {
         let config_bytes = store.blob(&image.id)?;
         let config = ImageConfig::parse(&config_bytes)?;
+        let time = created(&config);
         let mut layers = Vec::new();
         for diff_id in &config.rootfs.diff_ids {
             let size = match written.get(diff_id) {
                 Some(size) => *size,
-                None => write_layer(store, diff_id, &mut archive)?,
+                None => write_layer(store, diff_id, time, &mut archive)?,
             };
             written.insert(diff_id.clone(), size);
             layers.push(descriptor(LAYER, diff_id.clone(), size));
         }
-        write_blob(&mut archive, &mut written, &image.id, &config_bytes)?;
+        write_blob(&mut archive, &mut written, &image.id, &config_bytes, time)?;
         let manifest = Manifest {
             schema_version: 2,
             media_type: MANIFEST.into(),
             config: descriptor(CONFIG, image.id.clone(), config_bytes.len() as u64),
-            layers,
+            layers: layers.clone(),
         };
         let manifest_bytes = serde_json::to_vec(&manifest).map_err(|error| Error::invalid(error.to_string()))?;
         let manifest_digest = Digest::of(&manifest_bytes);
-        write_blob(&mut archive, &mut written, &manifest_digest, &manifest_bytes)?;
+        write_blob(&mut archive, &mut written, &manifest_digest, &manifest_bytes, 0)?;
         index.manifests.extend(index_entries(image, &config, &manifest_digest, manifest_bytes.len() as u64));
         docker.push(DockerImage {
             config: blob_name(&image.id),
-            repo_tags: (!image.names.is_empty()).then(|| image.names.iter().map(Reference::familiar).collect()),
-            layers: Some(config.rootfs.diff_ids.iter().map(blob_name).collect()),
+            repo_tags: image.names.iter().map(Reference::familiar).collect(),
+            layers: config.rootfs.diff_ids.iter().map(blob_name).collect(),
+            layer_sources: layers.into_iter().map(|layer| (layer.digest.to_string(), layer)).collect(),
         });
+        for name in &image.names {
+            if let (Some(tag), Some(layer)) = (&name.tag, config.rootfs.diff_ids.last()) {
+                repositories.entry(name.familiar_name()).or_default().insert(tag, layer.hex().to_owned());
+            }
+        }
     }
     let json = |value: serde_json::Result<Vec<u8>>| value.map_err(|error| Error::invalid(error.to_string()));
-    write_file(&mut archive, "index.json", &json(serde_json::to_vec(&index))?)?;
-    write_file(&mut archive, "manifest.json", &json(serde_json::to_vec(&docker))?)?;
-    write_file(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    write_file(&mut archive, "index.json", &json(serde_json::to_vec(&index))?, 0)?;
+    write_file(&mut archive, "manifest.json", &json(serde_json::to_vec(&docker))?, 0)?;
+    write_file(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0)?;
+    if !repositories.is_empty() {
+        write_file(&mut archive, "repositories", &json(serde_json::to_vec(&repositories))?, 0)?;
+    }
     archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
 }
 
-fn blob_name(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
+/// When an image was made, in seconds since the epoch: the time of its entries. The same images make the same archive.
+fn created(config: &ImageConfig) -> u64 {
+    let time = config.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    time.and_then(|time| u64::try_from(time.as_second()).ok()).unwrap_or(0)
 }
 
 fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
@@ -86,32 +101,37 @@ fn index_entries(image: &Saved, config: &ImageConfig, manifest: &Digest, size: u
     if image.names.is_empty() { vec![entry(None)] } else { image.names.iter().map(|name| entry(Some(name))).collect() }
 }
 
-fn header(size: u64) -> Header {
+fn header(size: u64, time: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::Regular);
     header.set_mode(0o644);
     header.set_size(size);
-    // No owner and no time: the same images make the same archive.
     header.set_uid(0);
     header.set_gid(0);
-    header.set_mtime(0);
+    header.set_mtime(time);
     header
 }
 
-fn write_file(archive: &mut Builder<impl Write>, name: &str, content: &[u8]) -> Result<()> {
-    archive.append_data(&mut header(content.len() as u64), name, content).map_err(io(format!("write {name}")))
+fn write_file(archive: &mut Builder<impl Write>, name: &str, content: &[u8], time: u64) -> Result<()> {
+    archive.append_data(&mut header(content.len() as u64, time), name, content).map_err(io(format!("write {name}")))
 }
 
-fn write_blob(archive: &mut Builder<impl Write>, written: &mut BTreeMap<Digest, u64>, digest: &Digest, content: &[u8]) -> Result<()> {
+fn write_blob(
+    archive: &mut Builder<impl Write>,
+    written: &mut BTreeMap<Digest, u64>,
+    digest: &Digest,
+    content: &[u8],
+    time: u64,
+) -> Result<()> {
     if written.insert(digest.clone(), content.len() as u64).is_none() {
-        write_file(archive, &blob_name(digest), content)?;
+        write_file(archive, &blob_name(digest), content, time)?;
     }
     Ok(())
 }
 
 /// Writes a layer's archive. Its size must stand in front, so it is made twice: once to measure it and to check that
 /// its digest is right, once to write it.
-fn write_layer(store: &Store, diff_id: &Digest, archive: &mut Builder<impl Write>) -> Result<u64> {
+fn write_layer(store: &Store, diff_id: &Digest, time: u64, archive: &mut Builder<impl Write>) -> Result<u64> {
     let mut measure = Hashing::new(io::sink());
     store.write_layer(diff_id, &mut measure)?;
     let (digest, size, _) = measure.finish();
@@ -119,7 +139,7 @@ fn write_layer(store: &Store, diff_id: &Digest, archive: &mut Builder<impl Write
         return Err(Error::invalid(format!("layer {diff_id} was changed on disk: its content is {digest}")));
     }
     let name = blob_name(diff_id);
-    let mut head = header(size);
+    let mut head = header(size, time);
     head.set_path(&name).map_err(io(format!("write {name}")))?;
     head.set_cksum();
     const BLOCK: u64 = 512;

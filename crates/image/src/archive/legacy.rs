@@ -1,0 +1,178 @@
+//! Docker's first layout: a directory per layer, `ID/json` and `ID/layer.tar`, and names in `repositories`.
+//!
+//! A layer's `json` is the configuration of the image that ends with it, without its layers and history: those follow from
+//! its parents. Images are made of the layers that a name leads to, and of those that are nobody's parent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use serde_json::Value;
+use whelk_sys::fs;
+
+use super::load::{Images, tag};
+use super::parts::{File, shown};
+use crate::bounded::MOST_LAYERS;
+use crate::config::{History, RootFs};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+
+/// What must be known of each layer.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Step {
+    parent: Option<String>,
+    created: Option<String>,
+    author: Option<String>,
+    comment: Option<String>,
+    container_config: Option<Container>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Container {
+    cmd: Option<Vec<String>>,
+}
+
+pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
+    let malformed = |error| Error::invalid(format!("invalid archive: repositories: {error}"));
+    let repositories: BTreeMap<String, BTreeMap<String, String>> =
+        serde_json::from_slice(&images.parts.read("repositories")?).map_err(malformed)?;
+    let mut steps = BTreeMap::new();
+    for name in images.parts.names() {
+        if let Some(id) = name.strip_suffix("/json").filter(|id| !id.contains('/')) {
+            steps.insert(id.to_owned(), step(images, id)?);
+        }
+    }
+    let mut reader = Reader { images, steps, layers: BTreeMap::new(), made: BTreeMap::new() };
+    let parents: BTreeSet<String> = reader.steps.values().filter_map(|step| step.parent.clone()).collect();
+    let tops: Vec<String> = reader.steps.keys().filter(|id| !parents.contains(*id)).cloned().collect();
+    for top in tops {
+        reader.image(&top)?;
+    }
+    for (repository, tags) in &repositories {
+        for (name, id) in tags {
+            let name = tag(&format!("{repository}:{name}"))?;
+            if let Some(index) = reader.image(id)? {
+                reader.images.name(index, [name])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn step(images: &Images<'_>, id: &str) -> Result<Step> {
+    let mut step: Step = serde_json::from_slice(&images.parts.read(&format!("{id}/json"))?)
+        .map_err(|error| Error::invalid(format!("invalid archive: {}/json: {error}", shown(id))))?;
+    step.parent = step.parent.filter(|parent| !parent.is_empty());
+    Ok(step)
+}
+
+struct Reader<'a, 'b> {
+    images: &'a mut Images<'b>,
+    steps: BTreeMap<String, Step>,
+    /// The diff-ids of the layers that were unpacked, by the digest of their part.
+    layers: BTreeMap<Digest, Digest>,
+    /// The images that were made, by the id of their last layer.
+    made: BTreeMap<String, Option<usize>>,
+}
+
+impl Reader<'_, '_> {
+    /// Makes the image that ends with a layer.
+    fn image(&mut self, id: &str) -> Result<Option<usize>> {
+        if let Some(made) = self.made.get(id) {
+            return Ok(*made);
+        }
+        let chain = self.chain(id)?;
+        let mut rootfs = RootFs { kind: "layers".into(), diff_ids: Vec::new() };
+        for id in &chain {
+            let file = self.images.parts.file(&format!("{id}/layer.tar"))?.clone();
+            rootfs.diff_ids.push(self.layer(&file).map_err(|error| error.during(&format!("layer {}", shown(id))))?);
+        }
+        let history: Vec<History> = chain.iter().map(|id| history(&self.steps[id])).collect();
+        let bytes = config(&self.images.parts.read(&format!("{id}/json"))?, &rootfs, &history)
+            .map_err(|error| Error::invalid(format!("invalid archive: {}/json: {error}", shown(id))))?;
+        let index = self.images.add_config(Digest::of(&bytes), &bytes, Vec::new())?;
+        self.made.insert(id.to_owned(), index);
+        Ok(index)
+    }
+
+    /// A layer with all below it, the lowest first.
+    fn chain(&self, id: &str) -> Result<Vec<String>> {
+        let mut chain = Vec::new();
+        let mut next = Some(id);
+        while let Some(id) = next {
+            let step = self.steps.get(id).ok_or_else(|| Error::invalid(format!("invalid archive: {}/json is missing", shown(id))))?;
+            if chain.len() == MOST_LAYERS {
+                return Err(Error::invalid(format!("invalid archive: an image has more than {MOST_LAYERS} layers")));
+            }
+            chain.push(id.to_owned());
+            next = step.parent.as_deref();
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    fn layer(&mut self, file: &File) -> Result<Digest> {
+        if let Some(known) = self.layers.get(&file.digest) {
+            return Ok(known.clone());
+        }
+        // Whether it is compressed is not known, so neither is its diff-id.
+        let diff_id = if self.images.store.has_layer(&file.digest) {
+            file.digest.clone()
+        } else {
+            self.images.store.put_layer(fs::open(&file.path)?, None)?.diff_id
+        };
+        self.layers.insert(file.digest.clone(), diff_id.clone());
+        Ok(diff_id)
+    }
+}
+
+fn history(step: &Step) -> History {
+    let command = step.container_config.as_ref().and_then(|container| container.cmd.as_deref()).unwrap_or_default();
+    History {
+        created: step.created.clone(),
+        author: step.author.clone().unwrap_or_default(),
+        created_by: command.join(" "),
+        comment: step.comment.clone().unwrap_or_default(),
+        empty_layer: false,
+    }
+}
+
+/// An image's configuration from that of its last layer, written as Docker writes it: the image's id is its digest.
+fn config(json: &[u8], rootfs: &RootFs, history: &[History]) -> serde_json::Result<Vec<u8>> {
+    let mut fields: BTreeMap<String, Value> = serde_json::from_slice(json)?;
+    for unwanted in ["id", "parent", "Size", "parent_id", "layer_id", "throwaway"] {
+        fields.remove(unwanted);
+    }
+    fields.insert("rootfs".into(), serde_json::to_value(rootfs)?);
+    fields.insert("history".into(), serde_json::to_value(history)?);
+    let mut text = serde_json::to_string(&fields)?;
+    // Go's encoder; outside of strings JSON has none of these.
+    for (letter, escaped) in [("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u{2028}", "\\u2028"), ("\u{2029}", "\\u2029")] {
+        text = text.replace(letter, escaped);
+    }
+    Ok(text.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_are_dockers_to_the_byte() {
+        let (base, top) = ("a".repeat(64), "b".repeat(64));
+        let json = format!(
+            r#"{{"id": "{top}", "parent": "{base}", "created": "2014-01-01T00:00:00Z", "docker_version": "1.9.1", "os": "linux", "architecture": "amd64", "author": "somebody <a@b>", "container_config": {{"Cmd": ["/bin/sh", "-c", "make b"]}}, "config": {{"Cmd": ["cat", "/etc/which"], "Env": ["A=b"]}}, "Size": 5}}"#
+        );
+        let diff_ids = [
+            "sha256:3431d8a0c77fbda64150522d3d858e4b333a8fc480527dcc3b379905d74489dd",
+            "sha256:b36837514aa8f82a51e3c85bea3c05c08202be949ba2e42e9bf62e1d5bd03666",
+        ];
+        let rootfs = RootFs { kind: "layers".into(), diff_ids: diff_ids.iter().map(|id| id.parse().unwrap()).collect() };
+        let step: Step = serde_json::from_str(&json).unwrap();
+        let below: Step = serde_json::from_str(&json.replace("make b", "make a")).unwrap();
+        let bytes = config(json.as_bytes(), &rootfs, &[history(&below), history(&step)]).unwrap();
+        // The id that Docker 28 gives the image.
+        assert_eq!(Digest::of(&bytes).as_str(), "sha256:1ad126b53ffc3c53a9b9a73bcf3aa605c1798dade5314c950fbe5c3fd816696d");
+    }
+}

@@ -1,0 +1,62 @@
+//! Lists in JSON that are read up to a number of elements: a few bytes of text each can cost a hundred in memory.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+
+/// As many layers as overlay takes.
+pub(crate) const MOST_LAYERS: usize = 500;
+/// Steps of an image's history: those that made no layer count as well.
+pub(crate) const MOST_STEPS: usize = 10_000;
+/// Images, or names of images, in one archive.
+pub(crate) const MOST_NAMES: usize = 10_000;
+
+/// Reads a list of at most `N` elements; null is an empty one.
+pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usize>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Option::<AtMost<T, N>>::deserialize(deserializer).map(|list| list.map_or_else(Vec::new, |list| list.0))
+}
+
+/// A list of at most `N` elements.
+pub(crate) struct AtMost<T, const N: usize>(pub(crate) Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for AtMost<T, N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ListVisitor(PhantomData))
+    }
+}
+
+struct ListVisitor<T, const N: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for ListVisitor<T, N> {
+    type Value = AtMost<T, N>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "a list of at most {N} elements")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(element) = elements.next_element()? {
+            if list.len() == N {
+                return Err(A::Error::custom(format!("a list of more than {N} elements")));
+            }
+            list.push(element);
+        }
+        Ok(AtMost(list))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_end_where_they_must() {
+        let read = |text: &str| serde_json::from_str::<AtMost<u8, 3>>(text).map(|list| list.0);
+        assert_eq!(read("[1,2,3]").unwrap(), [1, 2, 3]);
+        assert!(read("[1,2,3,4]").unwrap_err().to_string().starts_with("a list of more than 3 elements"));
+        assert!(read("{}").is_err());
+    }
+}

@@ -1,0 +1,236 @@
+//! Platforms: what an image is made for, as clients name it and as images say it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+use crate::config::{ARCHITECTURE, ImageConfig};
+use crate::error::{Error, Result};
+
+/// An operating system, an architecture, and a variant of it or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Platform {
+    pub os: String,
+    pub architecture: String,
+    pub variant: String,
+}
+
+impl Platform {
+    /// This engine's.
+    pub fn host() -> Self {
+        Self { os: "linux".into(), architecture: ARCHITECTURE.into(), variant: String::new() }
+    }
+
+    /// What an image's configuration says.
+    pub fn of(config: &ImageConfig) -> Self {
+        let os = if config.os.is_empty() { "linux" } else { &config.os };
+        Self { os: os.into(), architecture: config.architecture.clone(), variant: config.variant.clone() }
+    }
+
+    /// Whether an image for `other` is exactly for this one.
+    pub fn is(&self, other: &Self) -> bool {
+        self.clone().normalized() == other.clone().normalized()
+    }
+
+    /// Whether an image for `other` runs here: also one for an older variant, for the 32-bit sibling, or without a variant.
+    pub fn runs(&self, other: &Self) -> bool {
+        let (own, other) = (self.clone().normalized(), other.clone().normalized());
+        if own.os != other.os {
+            return false;
+        }
+        let (ours, theirs) = (own.level(), other.level());
+        match (own.architecture.as_str(), other.architecture.as_str()) {
+            ("amd64", "386") => other.variant.is_empty(),
+            ("arm64", "arm") => theirs <= 8,
+            (own, other) => own == other && theirs <= ours,
+        }
+    }
+
+    /// The number of the variant, where architectures have them.
+    fn level(&self) -> u32 {
+        let named = self.variant.strip_prefix('v').and_then(|variant| variant.split('.').next()).and_then(|level| level.parse().ok());
+        named.unwrap_or(match self.architecture.as_str() {
+            "arm64" => 8,
+            "arm" => 7,
+            "amd64" => 1,
+            // A variant that is no number is just another name.
+            _ => u32::from(!self.variant.is_empty()),
+        })
+    }
+
+    fn normalized(mut self) -> Self {
+        self.os = self.os.to_lowercase();
+        if self.os == "macos" {
+            self.os = "darwin".into();
+        }
+        let (architecture, variant) = (self.architecture.to_lowercase(), self.variant.to_lowercase());
+        (self.architecture, self.variant) = match (architecture.as_str(), variant.as_str()) {
+            ("i386", _) => ("386".into(), String::new()),
+            ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64".into(), String::new()),
+            ("x86_64" | "x86-64" | "amd64", _) => ("amd64".into(), variant),
+            ("aarch64" | "arm64", "8" | "v8" | "v8.0") => ("arm64".into(), String::new()),
+            ("aarch64" | "arm64", _) => ("arm64".into(), variant),
+            ("armhf", _) => ("arm".into(), "v7".into()),
+            ("armel", _) => ("arm".into(), "v6".into()),
+            ("arm", "" | "7") => ("arm".into(), "v7".into()),
+            ("arm", "5" | "6" | "8") => ("arm".into(), format!("v{variant}")),
+            _ => (architecture, variant),
+        };
+        self
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", self.variant) }
+    }
+}
+
+/// The operating systems and architectures that may stand alone.
+const SYSTEMS: &[&str] = &[
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "hurd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "nacl",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "windows",
+    "zos",
+];
+const ARCHITECTURES: &[&str] = &[
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "armbe",
+    "arm64",
+    "arm64be",
+    "ppc64",
+    "ppc64le",
+    "loong64",
+    "mips",
+    "mipsle",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "ppc",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
+    "wasm",
+];
+
+impl FromStr for Platform {
+    type Err = Error;
+
+    /// Reads `OS`, `ARCHITECTURE`, `OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`.
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = |what: &str| Error::invalid(format!("{text:?}: {what}: invalid argument"));
+        if text.contains('*') {
+            return Err(Error::invalid(format!("{text:?}: wildcards not yet supported: invalid argument")));
+        }
+        let parts: Vec<&str> = text.split('/').collect();
+        let word = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        if let Some(bad) = parts.iter().find(|part| !word(part)) {
+            return Err(Error::invalid(format!(
+                "{bad:?} is an invalid component of {text:?}: platform specifier component must match \"^[A-Za-z0-9_.-]+$\": invalid argument"
+            )));
+        }
+        let made = |os: &str, architecture: &str, variant: &str| {
+            Self { os: os.into(), architecture: architecture.into(), variant: variant.into() }.normalized()
+        };
+        match parts.as_slice() {
+            [one] => {
+                let system = made(one, ARCHITECTURE, "");
+                if SYSTEMS.contains(&system.os.as_str()) {
+                    return Ok(system);
+                }
+                let platform = made("linux", one, "").without_default();
+                let known = ARCHITECTURES.contains(&platform.architecture.as_str());
+                if known { Ok(platform) } else { Err(refuse("unknown operating system or architecture")) }
+            }
+            [os, architecture] => Ok(made(os, architecture, "").without_default()),
+            [os, architecture, variant] => {
+                let platform = made(os, architecture, variant);
+                let variant = if platform.architecture == "arm64" && platform.variant.is_empty() { "v8".into() } else { platform.variant };
+                Ok(Self { variant, ..platform })
+            }
+            _ => Err(refuse("cannot parse platform specifier")),
+        }
+    }
+}
+
+impl Platform {
+    fn without_default(mut self) -> Self {
+        if self.architecture == "arm" && self.variant == "v7" {
+            self.variant.clear();
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_read_as_containerd_reads_them() {
+        for (text, expected) in [
+            ("linux/arm64", "linux/arm64"),
+            ("arm64", "linux/arm64"),
+            ("aarch64", "linux/arm64"),
+            ("linux/arm/v7", "linux/arm/v7"),
+            ("linux/arm", "linux/arm"),
+            ("armhf", "linux/arm"),
+            ("linux/arm64/v8", "linux/arm64/v8"),
+            ("linux/x86_64", "linux/amd64"),
+            ("linux/bogus", "linux/bogus"),
+            ("Windows/AMD64", "windows/amd64"),
+        ] {
+            assert_eq!(text.parse::<Platform>().map(|platform| platform.to_string()).unwrap(), expected, "{text}");
+        }
+        assert_eq!("linux".parse::<Platform>().unwrap(), Platform::host());
+        for (text, expected) in [
+            ("bogus", "\"bogus\": unknown operating system or architecture: invalid argument"),
+            ("a/b/c/d", "\"a/b/c/d\": cannot parse platform specifier: invalid argument"),
+        ] {
+            assert_eq!(text.parse::<Platform>().unwrap_err().to_string(), expected);
+        }
+        assert!("linux/".parse::<Platform>().is_err() && "*".parse::<Platform>().is_err());
+    }
+
+    #[test]
+    fn an_image_runs_where_its_platform_is_enough() {
+        let platform = |text: &str| text.parse::<Platform>().unwrap();
+        for (own, image, runs) in [
+            ("linux/amd64", "linux/amd64", true),
+            ("linux/amd64/v3", "linux/amd64/v2", true),
+            ("linux/amd64", "linux/amd64/v3", false),
+            ("linux/amd64", "linux/386", true),
+            ("linux/amd64", "linux/arm64", false),
+            ("linux/arm64", "linux/arm/v7", true),
+            ("linux/arm/v6", "linux/arm/v7", false),
+            ("linux/arm/v7", "linux/arm/v5", true),
+            ("windows/amd64", "linux/amd64", false),
+        ] {
+            assert_eq!(platform(own).runs(&platform(image)), runs, "{own} {image}");
+        }
+        assert!(platform("linux/arm64").is(&platform("linux/arm64/v8")) && !platform("linux/amd64").is(&platform("linux/386")));
+    }
+}
