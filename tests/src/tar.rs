@@ -10,6 +10,8 @@ pub enum Kind {
     CharDevice = b'3',
     Directory = b'5',
     Fifo = b'6',
+    /// An extended header for the next entry.
+    Pax = b'x',
 }
 
 /// One entry to write.
@@ -78,6 +80,19 @@ impl Tar {
     #[must_use]
     pub fn device(self, path: &str, major: u32, minor: u32) -> Self {
         self.entry(&Entry { device: (major, minor), mode: 0o666, ..Entry::new(path, Kind::CharDevice) })
+    }
+
+    /// Appends an extended header (POSIX pax) for the entry that follows.
+    #[must_use]
+    pub fn pax(self, records: &[(&str, &str)]) -> Self {
+        let mut content = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            // The length counts its own digits.
+            let length = (1..=10).map(|digits| rest + digits).find(|length| length.to_string().len() + rest == *length);
+            content.extend_from_slice(format!("{} {key}={value}\n", length.unwrap_or_default()).as_bytes());
+        }
+        self.entry(&Entry { content: &content, ..Entry::new("pax", Kind::Pax) })
     }
 
     /// Appends an entry with everything as given, right or wrong.

@@ -204,3 +204,81 @@ fn an_image_without_layers_is_loaded_or_refused_but_runs_nothing_of_the_host() {
         }
     }
 }
+
+/// The most memory that the engine has ever had, in MiB.
+fn peak_memory(engine: &Engine) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", engine.daemon_pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// A configuration for these layers with further fields.
+fn config(layer: &[u8], more: &str) -> String {
+    format!(r#"{{"architecture":"amd64","os":"linux",{more}"rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#, images::sha256(layer))
+}
+
+#[test]
+fn many_names_of_one_large_configuration_cost_it_once() {
+    let engine = Engine::without_images(&[]);
+    let layer = Tar::new().file("x", "x").finish();
+    let config = config(&layer, &format!(r#""config":{{"Labels":{{"large":"{}"}}}},"#, "x".repeat(8_000_000)));
+    let manifest = |count: usize| {
+        let images: Vec<_> = (0..count).map(|n| json!({"Config": "c", "RepoTags": [format!("many:{n}")], "Layers": ["l"]})).collect();
+        gzip(&Tar::new().file("c", &config).file("l", &layer).file("manifest.json", json!(images).to_string()).finish())
+    };
+    let archive = manifest(3000);
+    assert!(archive.len() < 100_000, "a small archive: {}", archive.len());
+    let before = peak_memory(&engine);
+    let answer = engine.try_load(&archive);
+    assert_eq!(answer.text().lines().count(), 3000, "all names: {}", &answer.text()[..200]);
+    let grown = peak_memory(&engine) - before;
+    assert!(grown < 150, "{grown} MiB");
+    refused(&engine, "too many names", &manifest(10_001));
+    let lists = |field: &str, element: &str, count: usize| {
+        let text = crate::config(&layer, &format!(r#""{field}":[{}],"#, vec![element; count].join(",")));
+        let manifest = json!([{"Config": "c", "RepoTags": ["lists:1"], "Layers": ["l"]}]).to_string();
+        gzip(&Tar::new().file("c", text).file("l", &layer).file("manifest.json", manifest).finish())
+    };
+    refused(&engine, "an endless history", &lists("history", "{}", 2_000_000));
+    let layers = json!([{"Config": "c", "Layers": vec!["l"; 100_000]}]).to_string();
+    refused(&engine, "endless layers", &Tar::new().file("c", &config).file("l", &layer).file("manifest.json", layers).finish());
+    // Each of these is small enough, all of them are not.
+    let mut many = Tar::new().file("l", &layer);
+    let large = "x".repeat(7_000_000);
+    for n in 0..6 {
+        many = many.file(&format!("c{n}"), crate::config(&layer, &format!(r#""comment":"{n}{large}","#)));
+    }
+    let images: Vec<_> = (0..6).map(|n| json!({"Config": format!("c{n}"), "Layers": ["l"]})).collect();
+    refused(&engine, "too much metadata", &gzip(&many.file("manifest.json", json!(images).to_string()).finish()));
+    refused(&engine, "a long name", &Tar::new().pax(&[("path", &"n".repeat(3000))]).file("n", "").finish());
+    assert!(peak_memory(&engine) - before < 300, "{} MiB", peak_memory(&engine) - before);
+}
+
+#[test]
+fn entries_that_come_again_cost_no_memory() {
+    let engine = Engine::without_images(&[]);
+    let deep = vec!["d".repeat(200); 18].join("/");
+    let repeated = (0..20_000).fold(Tar::new(), |tar, _| tar.pax(&[("path", &format!("{deep}/"))]).dir("d"));
+    let layer = gzip(&repeated.finish());
+    let before = peak_memory(&engine);
+    engine.import("again", &[], &layer);
+    let grown = peak_memory(&engine) - before;
+    assert!(grown < 40, "{grown} MiB for one directory");
+}
+
+#[test]
+fn directories_have_the_times_of_the_archive() {
+    let engine = Engine::without_images(&[]);
+    let root = images::small_root()
+        .dir("d")
+        .dir("d/e")
+        .file("d/e/late", "x")
+        .file("d/later", "x")
+        .symlink("link", "d")
+        .file("link/last", "x")
+        .dir("d/e")
+        .file("d/new/file", "x");
+    engine.import("times", &[], &root.finish());
+    let output = engine.whelk(&["run", "--rm", "--network", "none", "times", "stat", "-c", "%n %Y", "/d", "/d/e", "/d/later"]);
+    assert_eq!(output.ok(), "/d 1704067200\n/d/e 1704067200\n/d/later 1704067200");
+}

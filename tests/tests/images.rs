@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::{Value, json};
 use whelk_tests::images::{self, Archive, gzip, pack, sha256, zstd};
 use whelk_tests::tar::{self, Entry, Kind, Tar};
-use whelk_tests::{Engine, Program, eventually};
+use whelk_tests::{Engine, Program, escape, eventually};
 
 /// The names of what lies below the engine's root: what a refused archive must not add to.
 fn stored(engine: &Engine) -> Vec<String> {
@@ -285,4 +285,247 @@ fn later_layers_hide_what_they_say() {
     let (out, err) = (output.out(), output.err());
     assert!(out.starts_with("31/o:\nnew\n") && out.contains("a file now"), "{out}");
     assert!(err.contains("/gone: No such file or directory") && !out.contains(".wh."), "{out} {err}");
+}
+
+#[test]
+fn archives_that_climb_or_use_links_are_resolved_inside() {
+    let engine = Engine::without_images(&[]);
+    let layer = images::small_root()
+        .file("/etc/absolute", "absolute")
+        .hard_link("etc/linked", "/etc/absolute")
+        .symlink("etc/above", "../../../../etc/absolute")
+        .symlink("elsewhere", "/etc")
+        .file("elsewhere/through", "through")
+        .symlink("climbs", "../../etc")
+        .file("climbs/up", "up")
+        .hard_link("etc/linked-through", "elsewhere/through")
+        .symlink("made", "/new/place")
+        .file("made/deep/file", "made")
+        .file("a/../b/c", "cleaned")
+        .finish();
+    let script =
+        "cat /etc/absolute /etc/linked /etc/above /etc/through /etc/up /etc/linked-through /new/place/deep/file /b/c; readlink /climbs";
+    let expected = "absoluteabsoluteabsolutethroughupthroughmadecleaned../../etc";
+    engine.import("links", &[], &layer);
+    engine.load(&Archive::new("loaded", vec![layer.clone()]).build());
+    for image in ["links", "loaded"] {
+        assert_eq!(engine.whelk(&["run", "--rm", "--network", "none", image, "sh", "-c", script]).ok(), expected, "{image}");
+    }
+    // The archive comes back as it was, whatever its files are called in the store.
+    let saved = engine.http("GET", "/images/loaded/get", &[], b"").body;
+    assert!(tar::file(&saved, &format!("blobs/sha256/{}", sha256(&layer))) == layer);
+    for (what, layer) in [
+        ("a name that climbs", Tar::new().file("../x", "x")),
+        ("a link that climbs", Tar::new().file("x", "x").hard_link("y", "../x")),
+        ("a loop", Tar::new().symlink("a", "b").symlink("b", "a").file("a/x", "x")),
+        ("a file as a directory", Tar::new().file("a", "x").file("a/b", "x")),
+    ] {
+        let answer = engine.http("POST", "/images/create?fromSrc=-", &[("Content-Type", "application/x-tar")], &layer.finish());
+        assert_eq!(answer.status, 400, "{what}: {}", answer.text());
+    }
+}
+
+#[test]
+fn files_with_holes_arrive_whole_in_every_format() {
+    let engine = Engine::without_images(&[]);
+    let root = engine.scratch("root");
+    let run = |program: &str, args: &[&str]| {
+        let output = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let archive = engine.scratch("archive").join("root.tar").display().to_string();
+    fs::write(&archive, images::small_root().finish()).unwrap();
+    run("tar", &["-C", &root.display().to_string(), "-xf", &archive]);
+    let file = fs::File::create(root.join("holes")).unwrap();
+    file.set_len(5_000_001).unwrap();
+    for (at, text) in [(0u64, "begin"), (1_000_000, "middle"), (3_000_000, "more"), (4_999_998, "end")] {
+        std::os::unix::fs::FileExt::write_all_at(&file, text.as_bytes(), at).unwrap();
+    }
+    let expected = sha256(&fs::read(root.join("holes")).unwrap());
+    for format in ["--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"] {
+        let posix = if format.starts_with("--sparse") { "--format=posix" } else { format };
+        let layer = run("tar", &["-C", &root.display().to_string(), "-c", "-S", posix, format, "."]);
+        assert!(layer.len() < 4_000_000, "{format}: the holes are not in the archive");
+        engine.import("imported", &[], &layer);
+        engine.load(&Archive::new("loaded", vec![layer.clone()]).build());
+        for image in ["imported", "loaded"] {
+            let script = "busybox sha256sum /holes; stat -c '%s %b' /holes";
+            let output = engine.whelk(&["run", "--rm", "--network", "none", image, "sh", "-c", script]).ok();
+            let words: Vec<&str> = output.split_whitespace().collect();
+            assert_eq!((words[0], words[2]), (expected.as_str(), "5000001"), "{format}, {image}");
+            assert!(words[3].parse::<u64>().unwrap() < 1000, "{format}, {image}: the holes are filled: {output}");
+        }
+        let saved = engine.http("GET", "/images/loaded/get", &[], b"").body;
+        assert!(tar::file(&saved, &format!("blobs/sha256/{}", sha256(&layer))) == layer, "{format}: not as it was");
+        // The parts of an image archive may have holes as well.
+        let parts = engine.scratch("parts");
+        for (name, content) in Archive::new("packed", vec![images::small_root().finish()]).parts() {
+            let path = parts.join(&name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let packed = run("tar", &["-C", &parts.display().to_string(), "-c", "-S", posix, format, "."]);
+        engine.load(&packed);
+        engine.docker(&["rmi", "imported", "loaded", "packed"]).ok();
+    }
+}
+
+#[test]
+fn a_mark_on_the_root_of_a_layer_hides_nothing() {
+    let engine = Engine::without_images(&[]);
+    let marked = Tar::new().file(".wh..wh..opq", "").file("new", "new").finish();
+    engine.load(&Archive::new("marked", vec![images::small_root().finish(), marked]).build());
+    assert_eq!(engine.whelk(&["run", "--rm", "--network", "none", "marked", "cat", "/new"]).ok(), "new");
+    assert_eq!(engine.whelk(&["run", "--rm", "--network", "none", "marked", "grep", "-c", "root", "/etc/passwd"]).ok(), "1");
+}
+
+#[test]
+fn changes_follow_the_rules_of_dockerfiles() {
+    let engine = Engine::without_images(&[]);
+    let config = |changes: &[&str]| {
+        engine.import("changed", changes, &Tar::new().file("x", "x").finish());
+        engine.get("/images/changed/json")["Config"].clone()
+    };
+    let found = config(&["ENV P=/a", "ENV P=$P:/x Q=${P}:b", "WORKDIR x", "WORKDIR y", "EXPOSE 90-92 53/udp", "LABEL \"a b\"=c"]);
+    assert_eq!(found["Env"], json!(["P=/a:/x", "Q=/a:b"]));
+    assert_eq!((&found["WorkingDir"], &found["Labels"]), (&json!("/x/y"), &json!({"a b": "c"})));
+    assert_eq!(found["ExposedPorts"], json!({"53/udp": {}, "90/tcp": {}, "91/tcp": {}, "92/tcp": {}}));
+    let found = config(&["HEALTHCHECK --interval=5s --retries=3 CMD echo a", "ENTRYPOINT [\"e\"]", "CMD c d", "ONBUILD RUN x"]);
+    assert_eq!(found["Healthcheck"], json!({"Test": ["CMD-SHELL", "echo a"], "Interval": 5_000_000_000_i64, "Retries": 3}));
+    assert_eq!((&found["Entrypoint"], &found["Cmd"]), (&json!(["e"]), &json!(["/bin/sh", "-c", "c d"])));
+    assert_eq!(found["OnBuild"], json!(["RUN x"]));
+    let archive = Tar::new().file("x", "x").finish();
+    engine.both(|cli| {
+        cli.feed(&["import", "-c", "USER 5:6", "-c", "STOPSIGNAL SIGUSR1", "-c", "VOLUME /v", "-", "by-cli"], &archive).ok();
+        let found = &cli.engine().get("/images/by-cli/json")["Config"];
+        assert_eq!((&found["User"], &found["StopSignal"], &found["Volumes"]), (&json!("5:6"), &json!("SIGUSR1"), &json!({"/v": {}})));
+        for (change, text) in [
+            ("RUN x", "RUN is not a valid change command"),
+            ("STOPSIGNAL FOO", "invalid signal: FOO"),
+            ("EXPOSE x", "invalid containerPort: x"),
+            ("ENV A", "ENV must have two arguments"),
+        ] {
+            cli.feed(&["import", "-c", change, "-", "refused"], &archive).refuses(1, text);
+        }
+        cli.run(&["image", "inspect", "refused"]).refuses(1, "No such image");
+    });
+}
+
+#[test]
+fn the_first_layout_of_archives_can_be_loaded() {
+    let engine = Engine::without_images(&[]);
+    let (base, top) = ("a".repeat(64), "b".repeat(64));
+    let json_of = |id: &str, parent: &str| {
+        let command = json!({"Cmd": ["/bin/sh", "-c", format!("make {}", &id[..1])]});
+        json!({"id": id, "parent": parent, "created": "2014-01-01T00:00:00Z", "docker_version": "1.9.1", "os": "linux", "architecture": "amd64",
+            "author": "somebody <a@b>", "container_config": command, "config": {"Cmd": ["cat", "/etc/which"], "Env": ["A=b"]}, "Size": 5})
+        .to_string()
+    };
+    let archive = Tar::new()
+        .dir(&base)
+        .file(&format!("{base}/VERSION"), "1.0")
+        .file(&format!("{base}/json"), json_of(&base, ""))
+        .file(&format!("{base}/layer.tar"), images::small_root().finish())
+        .file(&format!("{top}/VERSION"), "1.0")
+        .file(&format!("{top}/json"), json_of(&top, &base))
+        .file(&format!("{top}/layer.tar"), gzip(&Tar::new().file("etc/which", "old").finish()))
+        .file("repositories", json!({"old": {"1": top, "base": base}, "example.com/x": {"y": top}}).to_string())
+        .finish();
+    engine.load(&archive);
+    assert_eq!(engine.whelk(&["run", "--rm", "--network", "none", "old:1"]).ok(), "old");
+    let image = engine.get("/images/old:1/json");
+    assert_eq!(image["RepoTags"], json!(["example.com/x:y", "old:1"]));
+    assert_eq!((&image["Author"], &image["Config"]["Env"]), (&json!("somebody <a@b>"), &json!(["A=b"])));
+    assert_eq!(image["RootFS"]["Layers"].as_array().unwrap().len(), 2);
+    let steps = engine.whelk(&["history", "--no-trunc", "--format", "{{.CreatedBy}}", "old:1"]).ok();
+    assert_eq!(steps, "/bin/sh -c make b\n/bin/sh -c make a");
+    assert_eq!(engine.get("/images/old:base/json")["RootFS"]["Layers"].as_array().unwrap().len(), 1);
+    let endless = archive_with_loop(&base);
+    let answer = engine.try_load(&endless);
+    assert!(answer.text().contains("\"error\""), "parents that go in circles: {}", answer.text());
+}
+
+fn archive_with_loop(id: &str) -> Vec<u8> {
+    Tar::new()
+        .file(&format!("{id}/json"), json!({"id": id, "parent": id}).to_string())
+        .file(&format!("{id}/layer.tar"), Tar::new().finish())
+        .file("repositories", json!({"loop": {"1": id}}).to_string())
+        .finish()
+}
+
+#[test]
+fn save_writes_all_tags_of_a_name_with_the_times_of_the_images() {
+    let engine = Engine::without_images(&[]);
+    for tag in ["one:1", "one:2", "other:1"] {
+        engine.load(&marked(tag).build());
+    }
+    engine.docker(&["tag", "one:1", "one:also"]).ok();
+    let top = |tag: &str| sha256(&Tar::new().file("etc/which", tag).finish());
+    engine.both(|cli| {
+        let mut events = cli.engine().events(&format!("filters={}", escape("{\"type\":[\"image\"],\"event\":[\"save\"]}")));
+        let saved = cli.run(&["save", "one"]).stdout;
+        let manifest: Value = serde_json::from_slice(&tar::file(&saved, "manifest.json")).unwrap();
+        assert_eq!((&manifest[0]["RepoTags"], &manifest[1]["RepoTags"]), (&json!(["one:1", "one:also"]), &json!(["one:2"])));
+        let repositories: Value = serde_json::from_slice(&tar::file(&saved, "repositories")).unwrap();
+        assert_eq!(repositories, json!({"one": {"1": top("one:1"), "2": top("one:2"), "also": top("one:1")}}));
+        let entries = tar::read(&saved);
+        // 2024-01-01: what the images' configurations say.
+        let time = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap().mtime;
+        assert_eq!(time(manifest[0]["Config"].as_str().unwrap()), 1_704_067_200);
+        assert_eq!(time(manifest[0]["Layers"][1].as_str().unwrap()), 1_704_067_200);
+        assert_eq!((time("manifest.json"), time("repositories")), (0, 0));
+        let id = cli.engine().get("/images/one:1/json")["Id"].clone();
+        let event = events.next_event().unwrap();
+        assert_eq!((&event["Actor"]["ID"], &event["Actor"]["Attributes"]["name"]), (&id, &id));
+        let by_id = cli.run(&["save", id.as_str().unwrap()]).stdout;
+        assert!(!tar::read(&by_id).iter().any(|entry| entry.path == "repositories"));
+        let manifest: Value = serde_json::from_slice(&tar::file(&by_id, "manifest.json")).unwrap();
+        assert_eq!(manifest[0]["RepoTags"], Value::Null);
+    });
+}
+
+/// What the kernel has logged since this was called.
+fn kernel_log() -> impl FnOnce() -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut log = fs::OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg").unwrap();
+    log.seek(SeekFrom::End(0)).unwrap();
+    move || {
+        let mut text = Vec::new();
+        let mut record = [0; 8192];
+        while let Ok(count) = log.read(&mut record) {
+            text.extend_from_slice(&record[..count]);
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+#[test]
+fn exporting_what_runs_reads_what_is_mounted() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    cli.up(
+        "runs",
+        &["--tmpfs", "/scratch", "-v", "/data"],
+        &["sh", "-c", "echo new >/new; echo no >/scratch/x; rm /etc/group; exec sleep 600"],
+    );
+    eventually("the program to have done it", || (cli.run(&["exec", "runs", "ls", "/etc/group"]).code != 0).then_some(()));
+    // Somebody else's engine may have the kernel warn at the same time, but not again and again.
+    let quiet = (0..5).any(|_| {
+        let log = kernel_log();
+        let exported = tar::read(&cli.run(&["export", "runs"]).stdout);
+        let names: Vec<&str> = exported.iter().map(|entry| entry.path.as_str()).collect();
+        assert!(
+            names.contains(&"new") && names.contains(&"bin/busybox") && names.contains(&"scratch") && names.contains(&"data"),
+            "{names:?}"
+        );
+        assert!(!names.contains(&"scratch/x") && !names.contains(&"etc/group") && !names.iter().any(|name| name.starts_with("proc/")));
+        !log().contains("is in-use")
+    });
+    assert!(quiet, "overlay warns that a directory is mounted twice");
+    cli.run(&["kill", "runs"]).ok();
+    engine.await_state("runs", "exited");
+    assert_eq!(tar::file(&cli.run(&["export", "runs"]).stdout, "new"), b"new\n");
 }

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use whelk_engine::containers::{Exec, Inspected, Listed, MountPoint};
 use whelk_engine::events::Event;
-use whelk_engine::images::Image;
 use whelk_engine::model::{Record, State, Status};
 use whelk_engine::networks::{Endpoint, Member, NetworkRecord};
 use whelk_engine::volumes::Shown;
 
 use crate::version::ApiVersion;
+
+mod image;
+
+pub(crate) use image::{history, image, image_summary};
 
 /// Nanoseconds since the epoch as RFC 3339; 0 stands for never, Go's zero time.
 pub(crate) fn time(nanoseconds: i64) -> String {
@@ -262,7 +265,7 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
     let mut value = json!({
         "Id": record.id,
         "Names": names,
-        "Image": record.config.image,
+        "Image": listed.image,
         "ImageID": record.image,
         "Command": command,
         "Created": record.created_at / 1_000_000_000,
@@ -307,104 +310,6 @@ pub(crate) fn exec(exec: &Exec) -> Value {
         "DetachKeys": "",
         "Pid": state.pid,
     })
-}
-
-fn created_seconds(image: &Image) -> i64 {
-    image.config.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok()).map_or(0, jiff::Timestamp::as_second)
-}
-
-pub(crate) fn image_summary(image: &Image, names: &[String], containers: usize, version: ApiVersion) -> Value {
-    let labels = &image.config.config.labels;
-    let mut value = json!({
-        "Containers": if version >= ApiVersion(1, 51) { i64::try_from(containers).unwrap_or(-1) } else { -1 },
-        "Created": created_seconds(image),
-        "Id": image.id,
-        "Labels": if labels.is_empty() { Value::Null } else { json!(labels) },
-        "ParentId": "",
-        "RepoDigests": [],
-        "RepoTags": names,
-        "SharedSize": -1,
-        "Size": image.size,
-    });
-    if version < ApiVersion(1, 44) {
-        value["VirtualSize"] = json!(image.size);
-    }
-    value
-}
-
-pub(crate) fn image(image: &Image, names: &[String], version: ApiVersion) -> Value {
-    let config = &image.config;
-    let mut container = serde_json::to_value(&config.config).unwrap_or_default();
-    if version < ApiVersion(1, 50)
-        && let Value::Object(map) = &mut container
-    {
-        // Older clients read these without asking whether they are there.
-        for (key, default) in [
-            ("User", json!("")),
-            ("Env", Value::Null),
-            ("Cmd", Value::Null),
-            ("Entrypoint", Value::Null),
-            ("Volumes", Value::Null),
-            ("WorkingDir", json!("")),
-            ("Labels", Value::Null),
-            ("OnBuild", Value::Null),
-            ("Image", json!("")),
-            ("Hostname", json!("")),
-            ("Domainname", json!("")),
-        ] {
-            map.entry(key).or_insert(default);
-        }
-    }
-    let mut value = json!({
-        "Id": image.id,
-        "RepoTags": names,
-        "RepoDigests": [],
-        "Parent": "",
-        "Comment": config.history.last().map_or("", |entry| entry.comment.as_str()),
-        "Created": config.created.clone().unwrap_or_default(),
-        "DockerVersion": config.docker_version,
-        "Author": config.author,
-        "Architecture": config.architecture,
-        "Os": config.os,
-        "Size": image.size,
-        "GraphDriver": {"Data": null, "Name": "overlay2"},
-        "RootFS": {"Type": "layers", "Layers": config.rootfs.diff_ids},
-        "Metadata": {"LastTagTime": time(image.tagged_at)},
-        "Config": container,
-    });
-    if !config.variant.is_empty() {
-        value["Variant"] = json!(config.variant);
-    }
-    if version < ApiVersion(1, 44) {
-        value["VirtualSize"] = json!(image.size);
-    }
-    if version < ApiVersion(1, 45) {
-        // The configuration of the container that a build once made it in; there is none.
-        value["ContainerConfig"] = json!({"Hostname": "", "Env": null, "Cmd": null, "Image": "", "Volumes": null, "WorkingDir": "", "Entrypoint": null, "OnBuild": null, "Labels": null});
-        value["Container"] = json!("");
-    }
-    value
-}
-
-/// The steps that made an image, the last one first. `sizes` are those of its layers in order.
-pub(crate) fn history(image: &Image, names: &[String], sizes: &[u64]) -> Value {
-    let mut layers = sizes.iter();
-    let mut steps: Vec<Value> = image
-        .config
-        .history
-        .iter()
-        .map(|step| {
-            let created = step.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok()).map_or(0, jiff::Timestamp::as_second);
-            let size = if step.empty_layer { 0 } else { layers.next().copied().unwrap_or(0) };
-            json!({"Comment": step.comment, "Created": created, "CreatedBy": step.created_by, "Id": "<missing>", "Size": size, "Tags": null})
-        })
-        .collect();
-    steps.reverse();
-    if let Some(first) = steps.first_mut() {
-        first["Id"] = json!(image.id);
-        first["Tags"] = if names.is_empty() { Value::Null } else { json!(names) };
-    }
-    Value::Array(steps)
 }
 
 pub(crate) fn event(event: &Event) -> Value {

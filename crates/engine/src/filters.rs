@@ -127,7 +127,10 @@ impl Filters {
         let flags: Option<BTreeSet<bool>> = values.iter().map(|value| parse_bool(value)).collect();
         match flags {
             Some(flags) if flags.len() == 1 => Ok(flags.first().copied()),
-            _ => Err(Error::invalid(format!("invalid filter '{key}={:?}'", values.iter().collect::<Vec<_>>()))),
+            _ => {
+                let shown: Vec<&str> = values.iter().map(String::as_str).collect();
+                Err(Error::invalid(format!("invalid filter '{key}=[{}]'", shown.join(" "))))
+            }
         }
     }
 }

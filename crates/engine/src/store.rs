@@ -183,11 +183,6 @@ impl Store {
         Ok(transaction.commit()?)
     }
 
-    pub fn put_tag(&self, name: &str, image: &str) -> Result<()> {
-        self.connection().execute("INSERT OR REPLACE INTO tags VALUES(?1, ?2)", params![name, image])?;
-        Ok(())
-    }
-
     pub fn delete_tag(&self, name: &str) -> Result<()> {
         self.connection().execute("DELETE FROM tags WHERE name = ?1", [name])?;
         Ok(())

@@ -1,7 +1,7 @@
 //! Overlay mounts through the new mount API: made detached, attached by whoever needs them at a place.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -94,6 +94,19 @@ fn aside(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedFd, E
         open_tree(CWD, place, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
     };
     std::thread::scope(|scope| scope.spawn(make).join().unwrap_or(Err(Errno::IO)))
+}
+
+/// Copies the root mount of a running process's mount namespace, without the mounts below it. The copy is attached nowhere.
+/// Mounting the same directories a second time while they are in use is something that overlay warns about.
+pub fn root_of(process: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let copy = || {
+        // setns(2): only a thread that shares its root and working directory with no other may enter a mount namespace.
+        crate::process::unshare(CloneFlags::NEWNS).map_err(errno)?;
+        crate::process::setns(process, CloneFlags::NEWNS).map_err(errno)?;
+        open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+    };
+    std::thread::scope(|scope| scope.spawn(copy).join().unwrap_or(Err(Errno::IO)))
 }
 
 fn open(path: &Path) -> Result<OwnedFd, Errno> {

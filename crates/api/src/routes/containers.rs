@@ -223,8 +223,8 @@ fn encode_record(record: &Record, tty: bool, timestamps: bool, details: bool, ou
 }
 
 pub(super) async fn export(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    let lower = engine.containers.export_layers(&id)?;
-    let body = stream::written(move |output| whelk_image::export(&lower, output));
+    let exported = super::blocking(move || engine.containers.exported(&id)).await?;
+    let body = stream::written(move |output| exported.write(output));
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 

@@ -1,16 +1,18 @@
 //! `/images/…`. Names of images contain slashes, so what follows them in the path is found from its end.
 
+use std::collections::HashMap;
+
 use axum::body::{Body, Bytes};
-use axum::extract::{Extension, Path, Request, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use whelk_engine::containers::ListRequest;
+use whelk_engine::containers::{ListRequest, Listed};
 use whelk_engine::images::{FILTERS, Removed};
 use whelk_engine::mounts::MountPlan;
 use whelk_engine::{Engine, Error};
 use whelk_image::archive::Import;
-use whelk_image::{Digest, Reference};
+use whelk_image::{Digest, Platform, Reference};
 
 use super::{App, ok};
 use crate::error::{ApiError, ApiResult};
@@ -20,62 +22,105 @@ use crate::{stream, wire};
 
 pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
     let mut filters = params.filters(FILTERS)?;
-    if !params.text("filter").is_empty() {
-        // The filter of API versions before 1.41.
+    if version < ApiVersion(1, 41) && !params.text("filter").is_empty() {
         filters = whelk_engine::filters::Filters::parse(&json!({"reference": [params.text("filter")]}).to_string(), FILTERS)?;
     }
     let containers = engine.containers.list(&ListRequest { all: true, ..ListRequest::default() }).await?;
+    let users = users_by_image(&containers);
+    let shared = if version >= ApiVersion(1, 42) && params.flag("shared-size") { Some(engine.images.layer_usage()?.1) } else { None };
     let summaries: Vec<Value> = engine
         .images
         .list(&filters)?
         .iter()
-        .map(|image| {
-            let users = containers.iter().filter(|container| container.record.image == image.id.as_str()).count();
-            wire::image_summary(image, &engine.images.names_of(&image.id), users, version)
+        .map(|listed| {
+            let id = &listed.image.id;
+            let shared = shared.as_ref().map(|shared| shared.get(id).copied().unwrap_or(0));
+            wire::image_summary(listed, users.get(id.as_str()).copied().unwrap_or(0), shared, version)
         })
         .collect();
     Ok(ok(&summaries))
 }
 
-pub(super) async fn load(State(engine): App, request: Request) -> ApiResult {
-    let reader = stream::reader(request.into_body());
-    let images = engine.images.clone();
-    let loaded = super::blocking(move || images.load(reader)).await?;
-    let mut lines = String::new();
-    for image in loaded {
-        let text = |name: String| format!("{}\n", json!({"stream": name}));
-        if image.names.is_empty() {
-            lines += &text(format!("Loaded image ID: {}\n", image.id));
-        }
-        for name in image.names {
-            lines += &text(format!("Loaded image: {}\n", name.familiar()));
-        }
+/// How many containers each image has, by its id.
+pub(super) fn users_by_image(containers: &[Listed]) -> HashMap<&str, usize> {
+    let mut users = HashMap::new();
+    for container in containers {
+        *users.entry(container.record.image.as_str()).or_default() += 1;
     }
+    users
+}
+
+/// The platform that a request names as JSON, in API versions from `since` on; before, the parameter meant nothing.
+fn platform(params: &Params, name: &str, version: ApiVersion, since: ApiVersion) -> ApiResult<Option<Platform>> {
+    if version < since {
+        return Ok(None);
+    }
+    let mut given = params.all(name).filter(|text| !text.is_empty());
+    let Some(text) = given.next() else { return Ok(None) };
+    if params.all(name).count() > 1 {
+        return Err(ApiError::invalid("multiple platform parameters not supported"));
+    }
+    let platform: Platform = serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("failed to parse platform: {error}")))?;
+    match (platform.os.as_str(), platform.architecture.as_str()) {
+        ("", "") if !platform.variant.is_empty() => {
+            Err(ApiError::invalid("optional platform fields provided, but OS and Architecture are missing"))
+        }
+        ("", _) | (_, "") => Err(ApiError::invalid("both OS and Architecture must be provided")),
+        _ => Ok(Some(platform)),
+    }
+}
+
+pub(super) async fn load(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params, body: Body) -> ApiResult {
+    let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
+    let reader = stream::reader(body);
+    let images = engine.images.clone();
+    let loaded = super::blocking(move || images.load(reader, platform.as_ref())).await;
+    let text = |text: String| format!("{}\r\n", json!({"stream": text}));
+    let lines = match loaded {
+        // The answer's head is out before the archive is read, in Docker: what is wrong with it follows in the stream.
+        Err(error) => {
+            let error = error.to_string();
+            format!("{}\r\n", json!({"errorDetail": {"message": error}, "error": error}))
+        }
+        Ok(loaded) => {
+            let mut lines = String::new();
+            for (image, renamed) in loaded {
+                if image.names.is_empty() {
+                    lines += &text(format!("Loaded image ID: {}\n", image.id));
+                }
+                for name in image.names.iter().map(Reference::familiar) {
+                    if let Some(renamed) = renamed.iter().find(|renamed| renamed.name == name) {
+                        let old = &renamed.old;
+                        lines += &text(format!("The image {name} already exists, renaming the old one with ID {old} to empty string\n"));
+                    }
+                    lines += &text(format!("Loaded image: {name}\n"));
+                }
+            }
+            lines
+        }
+    };
     Ok(([(header::CONTENT_TYPE, "application/json")], lines).into_response())
 }
 
-fn archive(engine: &Engine, names: &[String]) -> ApiResult {
-    let saved = engine.images.to_save(names)?;
+fn archive(engine: &Engine, names: &[String], platform: Option<&Platform>) -> ApiResult {
+    let saved = engine.images.to_save(names, platform)?;
     let store = engine.images.clone();
     let body = stream::written(move |output| store.save(&saved, output));
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
 
-pub(super) async fn get_many(State(engine): App, request: Request) -> ApiResult {
-    let query = request.uri().query().unwrap_or_default();
-    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(request.uri())
-        .map_err(|error| ApiError::invalid(format!("{query}: {error}")))?;
-    let names: Vec<String> = pairs
-        .0
-        .into_iter()
-        .filter(|(key, _)| key == "names")
-        .flat_map(|(_, value)| value.split(',').map(str::to_owned).collect::<Vec<_>>())
-        .collect();
-    archive(&engine, &names)
+pub(super) async fn get_many(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
+    let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
+    let names: Vec<String> = params.all("names").flat_map(|names| names.split(',').map(str::to_owned)).collect();
+    archive(&engine, &names, platform.as_ref())
 }
 
 /// Makes an image from an archive (`fromSrc`). Pulling (`fromImage`) needs a registry client.
-pub(super) async fn create(State(engine): App, params: Params, body: Body) -> ApiResult {
+pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params, body: Body) -> ApiResult {
+    let platform = match params.text("platform") {
+        text if version >= ApiVersion(1, 32) && !text.is_empty() => Some(text.parse::<Platform>().map_err(Error::from)?),
+        _ => None,
+    };
     let image = params.text("fromImage");
     if !image.is_empty() {
         let tag = params.text("tag");
@@ -96,24 +141,30 @@ pub(super) async fn create(State(engine): App, params: Params, body: Body) -> Ap
         )
         .into());
     }
-    let name = match params.text("repo") {
-        "" => None,
-        repository => {
-            let mut reference: Reference = repository.parse().map_err(Error::from)?;
-            if !params.text("tag").is_empty() {
-                whelk_image::reference::check_tag(params.text("tag")).map_err(Error::from)?;
-                reference.tag = Some(params.text("tag").to_owned());
-            }
-            Some(reference.with_default_tag())
-        }
-    };
-    let config = whelk_image::changes::apply(params.all("changes").flat_map(str::lines)).map_err(Error::from)?;
+    let name = new_tag(&params)?;
+    let changes: Vec<String> = params.all("changes").map(str::to_owned).collect();
     let comment = if params.text("message").is_empty() { "Imported from -".to_owned() } else { params.text("message").to_owned() };
     let (images, reader) = (engine.images.clone(), stream::reader(body));
-    let id = tokio::task::spawn_blocking(move || images.import(reader, Import { config, comment, name }))
-        .await
-        .map_err(|error| Error::Internal(error.to_string()))??;
-    Ok(([(header::CONTENT_TYPE, "application/json")], format!("{}\n", json!({"status": id}))).into_response())
+    let import = Import { comment, platform, name, ..Import::default() };
+    let id = super::blocking(move || images.import(reader, import, &changes)).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], format!("{}\r\n", json!({"status": id}))).into_response())
+}
+
+/// The name that `repo` and `tag` give an image; `None` without any.
+fn new_tag(params: &Params) -> ApiResult<Option<Reference>> {
+    let (repository, tag) = (params.text("repo"), params.text("tag"));
+    if repository.is_empty() {
+        return Ok(None);
+    }
+    let mut reference: Reference = repository.parse().map_err(Error::from)?;
+    if reference.digest.is_some() {
+        return Err(ApiError::invalid("cannot import digest reference"));
+    }
+    if !tag.is_empty() {
+        whelk_image::reference::check_tag(tag).map_err(Error::from)?;
+        reference.tag = Some(tag.to_owned());
+    }
+    Ok(Some(reference.into_tag().map_err(Error::from)?))
 }
 
 pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
@@ -144,19 +195,29 @@ fn users(engine: &Engine, id: &Digest) -> Vec<(String, bool)> {
 fn removals(removed: &[Removed]) -> Value {
     let one = |removed: &Removed| match removed {
         Removed::Untagged(name) => json!({"Untagged": name}),
-        Removed::Deleted(id) => json!({"Deleted": id}),
+        Removed::Deleted(id) | Removed::DeletedLayer(id) => json!({"Deleted": id}),
     };
     removed.iter().map(one).collect()
 }
 
-pub(super) async fn get_by_name(State(engine): App, Extension(version): Extension<ApiVersion>, Path(rest): Path<String>) -> ApiResult {
+pub(super) async fn get_by_name(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Path(rest): Path<String>,
+    params: Params,
+) -> ApiResult {
     match rest.rsplit_once('/') {
         Some((name, "json")) => {
-            let image = engine.images.find(name)?;
+            let platform = platform(&params, "platform", version, ApiVersion(1, 49))?;
+            if platform.is_some() && params.flag("manifests") {
+                return Err(ApiError::invalid("conflicting options: manifests and platform options cannot both be set"));
+            }
+            let image = engine.images.find_for(name, platform.as_ref())?;
             Ok(ok(&wire::image(&image, &engine.images.names_of(&image.id), version)))
         }
         Some((name, "history")) => {
-            let image = engine.images.find(name)?;
+            let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
+            let image = engine.images.find_for(name, platform.as_ref())?;
             let sizes = image
                 .config
                 .rootfs
@@ -167,7 +228,10 @@ pub(super) async fn get_by_name(State(engine): App, Extension(version): Extensio
                 .map_err(Error::from)?;
             Ok(ok(&wire::history(&image, &engine.images.names_of(&image.id), &sizes)))
         }
-        Some((name, "get")) => archive(&engine, &[name.to_owned()]),
+        Some((name, "get")) => {
+            let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
+            archive(&engine, &[name.to_owned()], platform.as_ref())
+        }
         _ => Ok(not_found()),
     }
 }
@@ -175,7 +239,8 @@ pub(super) async fn get_by_name(State(engine): App, Extension(version): Extensio
 pub(super) async fn post_by_name(State(engine): App, Path(rest): Path<String>, params: Params, _body: Bytes) -> ApiResult {
     match rest.rsplit_once('/') {
         Some((name, "tag")) => {
-            engine.images.tag(name, params.text("repo"), params.text("tag"))?;
+            let tag = new_tag(&params)?.ok_or_else(|| ApiError::invalid("invalid reference format"))?;
+            engine.images.tag(name, &tag)?;
             Ok(StatusCode::CREATED.into_response())
         }
         Some((_, "push")) => Err(Error::Unsupported("push: registries are not available in this version of whelk; use save".into()).into()),
@@ -183,9 +248,18 @@ pub(super) async fn post_by_name(State(engine): App, Path(rest): Path<String>, p
     }
 }
 
-pub(super) async fn delete(State(engine): App, Path(name): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn delete(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Path(name): Path<String>,
+    params: Params,
+) -> ApiResult {
     let force = params.flag("force");
-    let removed = super::blocking(move || engine.images.remove(&name, force, |id| users(&engine, id))).await?;
+    if params.all("platforms").count() > 1 {
+        return Err(ApiError::invalid("multiple platforms are not supported"));
+    }
+    let platform = platform(&params, "platforms", version, ApiVersion(1, 50))?;
+    let removed = super::blocking(move || engine.images.remove(&name, force, platform.as_ref(), |id| users(&engine, id))).await?;
     Ok(ok(&removals(&removed)))
 }
 

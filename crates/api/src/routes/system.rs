@@ -64,11 +64,12 @@ pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension
     if wanted("image") {
         let (total, shared) = engine.images.layer_usage()?;
         let images = engine.images.list(&Filters::default())?;
-        let shown = images.iter().map(|image| {
-            let users = containers.iter().filter(|container| container.record.image == image.id.as_str()).count();
-            let mut summary = wire::image_summary(image, &engine.images.names_of(&image.id), users, version);
+        let users = super::images::users_by_image(&containers);
+        let shown = images.iter().map(|listed| {
+            let id = &listed.image.id;
+            let users = users.get(id.as_str()).copied().unwrap_or(0);
+            let mut summary = wire::image_summary(listed, users, Some(shared.get(id).copied().unwrap_or(0)), version);
             summary["Containers"] = json!(users);
-            summary["SharedSize"] = json!(shared.get(&image.id).copied().unwrap_or(0));
             summary
         });
         usage["LayersSize"] = json!(total);

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::containers::write_body;
 use super::{filters, for_each};
-use crate::client::{Body, Client, escape, escape_name, no_body, query};
+use crate::client::{ApiError, Body, Client, escape, escape_name, no_body, query};
 use crate::format::table::{self, Column};
 use crate::format::units::{ago, size};
 use crate::{Failure, Outcome, terminal};
@@ -66,9 +66,6 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
         let tags: Vec<&str> = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         for name in if tags.is_empty() { vec!["<none>:<none>"] } else { tags } {
             let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "<none>"));
-            if args.repository.as_ref().is_some_and(|wanted| !matches_repository(wanted, repository, tag)) {
-                continue;
-            }
             let fields = json!({
                 "Repository": repository, "Tag": tag, "Digest": "<none>",
                 "ID": if args.no_trunc { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
@@ -87,12 +84,30 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     Ok(0)
 }
 
-/// Whether a listed name is the one asked for; patterns were the engine's to match.
-fn matches_repository(wanted: &str, repository: &str, tag: &str) -> bool {
-    wanted.contains(['*', '?'])
-        || wanted == repository
-        || wanted == format!("{repository}:{tag}")
-        || wanted.trim_start_matches("docker.io/").trim_start_matches("library/") == repository
+/// A platform (`os[/arch[/variant]]`, or an architecture alone) as the API takes it; none without a text.
+///
+/// # Errors
+/// An empty part, and too many.
+fn platform_json(text: &str) -> Outcome<String> {
+    const SYSTEMS: [&str; 5] = ["darwin", "freebsd", "linux", "macos", "windows"];
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let host = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let parts: Vec<&str> = text.split('/').collect();
+    let (os, architecture, variant) = match parts.as_slice() {
+        _ if parts.contains(&"") => return Err(Failure::new(format!("{text:?} is an invalid platform specifier"))),
+        [system] if SYSTEMS.contains(&system.to_lowercase().as_str()) => (*system, host, ""),
+        [architecture] => ("linux", *architecture, ""),
+        [os, architecture] => (*os, *architecture, ""),
+        [os, architecture, variant] => (*os, *architecture, *variant),
+        _ => return Err(Failure::new(format!("{text:?}: cannot parse platform specifier: invalid argument"))),
+    };
+    let mut platform = json!({"architecture": architecture, "os": os});
+    if !variant.is_empty() {
+        platform["variant"] = json!(variant);
+    }
+    Ok(platform.to_string())
 }
 
 #[derive(Debug, Args)]
@@ -103,12 +118,18 @@ pub(crate) struct RmiArgs {
     /// Do not delete untagged parents
     #[arg(long)]
     no_prune: bool,
+    /// Remove only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g., `linux/amd64`)
+    #[arg(long)]
+    platform: Vec<String>,
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
 }
 
 pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
-    let query = query(&[("force", if args.force { "1" } else { "" }), ("noprune", if args.no_prune { "1" } else { "" })]);
+    let platforms = args.platform.iter().map(|platform| platform_json(platform)).collect::<Outcome<Vec<_>>>()?;
+    let mut parameters = vec![("force", if args.force { "1" } else { "" }), ("noprune", if args.no_prune { "1" } else { "" })];
+    parameters.extend(platforms.iter().map(|platform| ("platforms", platform.as_str())));
+    let query = query(&parameters);
     for_each(&args.images, async |name| {
         let removed = match client.delete(&format!("/images/{}{query}", escape_name(name))).await {
             Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
@@ -117,31 +138,41 @@ pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
             }
             result => result?,
         };
-        print_removed(&removed);
+        for (action, name) in actions(&removed) {
+            println!("{action}: {name}");
+        }
         Ok(())
     })
     .await
 }
 
-/// `Untagged: …` and `Deleted: …`
-pub(crate) fn print_removed(removed: &Value) {
-    for entry in removed.as_array().into_iter().flatten() {
-        for (action, name) in entry.as_object().into_iter().flatten() {
-            println!("{action}: {}", name.as_str().unwrap_or_default());
-        }
+/// What a removal has done, and to what.
+fn actions(removed: &Value) -> impl Iterator<Item = (&str, &str)> {
+    let entries = removed.as_array().into_iter().flatten().filter_map(Value::as_object).flatten();
+    entries.map(|(action, name)| (action.as_str(), name.as_str().unwrap_or_default()))
+}
+
+/// Prints what a prune has removed: `untagged: …` and `deleted: …`.
+pub(crate) fn print_pruned(removed: &Value) {
+    for (action, name) in actions(removed) {
+        println!("{}: {name}", action.to_lowercase());
     }
 }
 
+/// Whether a refusal is about the grammar of a name, which Docker's CLI checks itself.
+fn is_about_grammar(error: &ApiError) -> bool {
+    error.status == hyper::StatusCode::BAD_REQUEST
+        && (error.message.starts_with("invalid reference format") || error.message.starts_with("invalid repository name"))
+}
+
 pub(crate) async fn tag(client: &Client, source: &str, target: &str) -> Outcome {
-    let (repository, tag) = match target.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
-        _ => (target, ""),
-    };
-    let answer = client.post(&format!("/images/{}/tag{}", escape_name(source), query(&[("repo", repository), ("tag", tag)])), None).await;
-    match answer {
-        Err(error) if error.status == hyper::StatusCode::BAD_REQUEST => {
-            Err(Failure::new(format!("Error parsing reference: {target:?} is not a valid repository/tag: {}", error.message)))
-        }
+    let malformed = |name: &str, why: &str| Failure::new(format!("Error parsing reference: {name:?} is not a valid repository/tag: {why}"));
+    if source.trim().is_empty() {
+        return Err(malformed(source, "invalid reference format"));
+    }
+    // The engine takes name and tag apart: it knows the grammar.
+    match client.post(&format!("/images/{}/tag{}", escape_name(source), query(&[("repo", target)])), None).await {
+        Err(error) if is_about_grammar(&error) => Err(malformed(target, &error.message)),
         answer => answer.map(|_| 0).map_err(Into::into),
     }
 }
@@ -157,6 +188,9 @@ pub(crate) struct HistoryArgs {
     /// Don't truncate output
     #[arg(long)]
     no_trunc: bool,
+    /// Show history for the given platform. Formatted as `os[/arch[/variant]]` (e.g., `linux/amd64`)
+    #[arg(long, default_value = "", hide_default_value = true)]
+    platform: String,
     /// Only show image IDs
     #[arg(short, long)]
     quiet: bool,
@@ -173,7 +207,8 @@ const HISTORY: &[Column] = &[
 ];
 
 pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
-    let steps = client.get(&format!("/images/{}/history", escape_name(&args.image))).await?;
+    let query = query(&[("platform", &platform_json(&args.platform)?)]);
+    let steps = client.get(&format!("/images/{}/history{query}", escape_name(&args.image))).await?;
     let row = |step: &Value| -> Map<String, Value> {
         let id = step["Id"].as_str().unwrap_or_default();
         let created = step["Created"].as_i64().unwrap_or(0);
@@ -207,12 +242,16 @@ pub(crate) struct LoadArgs {
     /// Read from tar archive file, instead of STDIN
     #[arg(short, long)]
     input: Option<String>,
+    /// Load only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g., `linux/amd64`)
+    #[arg(long, default_value = "", hide_default_value = true)]
+    platform: String,
     /// Suppress the load output
     #[arg(short, long)]
     quiet: bool,
 }
 
 pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
+    let platform = platform_json(&args.platform)?;
     let body = match args.input.as_deref() {
         Some(path) if path != "-" => file_body(path)?,
         _ if terminal::stdin_is_terminal() => return Err(Failure::new("requested load from stdin, but stdin is empty")),
@@ -221,7 +260,7 @@ pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
     let response = client
         .send(
             hyper::Method::POST,
-            &format!("/images/load{}", query(&[("quiet", if args.quiet { "1" } else { "" })])),
+            &format!("/images/load{}", query(&[("quiet", if args.quiet { "1" } else { "" }), ("platform", &platform)])),
             &[("content-type", "application/x-tar")],
             body,
         )
@@ -294,6 +333,9 @@ pub(crate) struct SaveArgs {
     /// Write to a file, instead of STDOUT
     #[arg(short, long)]
     output: Option<String>,
+    /// Save only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g., `linux/amd64`)
+    #[arg(long, default_value = "", hide_default_value = true)]
+    platform: String,
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
 }
@@ -302,8 +344,12 @@ pub(crate) async fn save(client: &Client, args: SaveArgs) -> Outcome {
     if args.output.is_none() && terminal::stdout_is_terminal() {
         return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
     }
-    let names: Vec<String> = args.images.iter().map(|name| format!("names={}", escape(name))).collect();
-    let response = client.send(hyper::Method::GET, &format!("/images/get?{}", names.join("&")), &[], no_body()).await?;
+    let platform = platform_json(&args.platform)?;
+    let mut parameters: Vec<String> = args.images.iter().map(|name| format!("names={}", escape(name))).collect();
+    if !platform.is_empty() {
+        parameters.push(format!("platform={}", escape(&platform)));
+    }
+    let response = client.send(hyper::Method::GET, &format!("/images/get?{}", parameters.join("&")), &[], no_body()).await?;
     write_body(response, args.output.as_deref()).await?;
     Ok(0)
 }
@@ -333,20 +379,15 @@ pub(crate) async fn import(client: &Client, args: ImportArgs) -> Outcome {
         }
         path => file_body(path)?,
     };
-    let name = args.repository.unwrap_or_default();
-    let (repository, tag) = match name.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
-        _ => (name.as_str(), ""),
-    };
     let query = query(&[
         ("fromSrc", "-"),
-        ("repo", repository),
-        ("tag", tag),
+        ("repo", args.repository.as_deref().unwrap_or_default()),
         ("message", &args.message),
         ("platform", &args.platform),
         ("changes", &args.change.join("\n")),
     ]);
-    let response =
-        client.send(hyper::Method::POST, &format!("/images/create{query}"), &[("content-type", "application/x-tar")], body).await?;
-    print_messages(response).await
+    match client.send(hyper::Method::POST, &format!("/images/create{query}"), &[("content-type", "application/x-tar")], body).await {
+        Err(error) if is_about_grammar(&error) => Err(Failure::new(error.message)),
+        response => print_messages(response?).await,
+    }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::images::print_removed;
+use super::images::print_pruned;
 use super::{asked, confirmed, filters};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::template::Template;
@@ -269,7 +269,7 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs, what: &str) -> Outco
         }
     } else if answer["ImagesDeleted"].is_array() {
         println!("Deleted Images:");
-        print_removed(&answer["ImagesDeleted"]);
+        print_pruned(&answer["ImagesDeleted"]);
         println!();
     }
     println!("Total reclaimed space: {}", size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4));
@@ -320,7 +320,7 @@ pub(crate) async fn prune_all(client: &Client, args: PruneAllArgs) -> Outcome {
         if !deleted.is_empty() {
             println!("{title}:");
             if kind == "images" {
-                print_removed(&answer[field]);
+                print_pruned(&answer[field]);
             }
             deleted.iter().filter_map(Value::as_str).for_each(|name| println!("{name}"));
             println!();

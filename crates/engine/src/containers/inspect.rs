@@ -1,6 +1,10 @@
 //! Everything about one container.
 
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Containers;
 use crate::error::Result;
@@ -98,13 +102,51 @@ impl Containers {
 }
 
 impl Containers {
-    /// The directories that make up a container's file system, the topmost first, for export.
-    pub fn export_layers(&self, name: &str) -> Result<Vec<PathBuf>> {
+    /// A container's file system as it is now, for export. Blocking.
+    pub fn exported(&self, name: &str) -> Result<Exported> {
         let container = self.find(name)?;
         let image = container.record().image.clone();
-        let mut layers = vec![self.instance.container_dir(&container.id).join("upper")];
-        layers.extend(self.layers(&image)?);
+        let mounted = container.running_pid().ok().and_then(|pid| mounted_root(pid, &container.id));
+        let exported = match mounted {
+            Some(root) => Exported::Mounted(root),
+            None => {
+                let mut layers = vec![self.instance.container_dir(&container.id).join("upper")];
+                layers.extend(self.layers(&image)?);
+                Exported::Layers(layers)
+            }
+        };
         self.publish(&container, "export", &[]);
-        Ok(layers)
+        Ok(exported)
     }
+}
+
+/// Where a container's files are.
+#[derive(Debug)]
+pub enum Exported {
+    /// Directories that nothing has mounted, the topmost first.
+    Layers(Vec<PathBuf>),
+    /// The root of a running container, without what is mounted in it.
+    Mounted(OwnedFd),
+}
+
+impl Exported {
+    /// Writes all files as an archive.
+    pub fn write(&self, output: impl Write) -> Result<()> {
+        match self {
+            Self::Layers(layers) => whelk_image::export(layers, output)?,
+            Self::Mounted(root) => whelk_image::export_root(root, output)?,
+        }
+        Ok(())
+    }
+}
+
+/// The root of a container's process; `None` if that has ended.
+fn mounted_root(pid: i32, container: &str) -> Option<OwnedFd> {
+    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // Whatever has the number now: the descriptor and the file speak of one process, or entering its namespace fails.
+    let cgroup = whelk_sys::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    if !cgroup.contains(container) {
+        return None;
+    }
+    whelk_sys::overlay::root_of(process.as_fd()).ok()
 }

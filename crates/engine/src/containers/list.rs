@@ -23,6 +23,8 @@ pub struct ListRequest {
 pub struct Listed {
     pub record: Record,
     pub mounts: Vec<MountPoint>,
+    /// The image as the container was given it; its id if that name means another image now.
+    pub image: String,
     /// What those that have linked it call it: `/LINKER/ALIAS`.
     pub link_names: Vec<String>,
     /// Bytes in the writable layer, and in it and the image.
@@ -66,7 +68,10 @@ impl Containers {
         for record in records {
             let size = if request.size { Some(self.sizes(&record).await) } else { None };
             let link_names = link_names.remove(&record.id).unwrap_or_default();
-            listed.push(Listed { mounts: self.mount_points(&record), record, link_names, size });
+            let name = &record.config.image;
+            let is_same = self.images.find(name).is_ok_and(|image| image.id.as_str() == record.image);
+            let image = if is_same { name.clone() } else { record.image.clone() };
+            listed.push(Listed { mounts: self.mount_points(&record), image, record, link_names, size });
         }
         Ok(listed)
     }

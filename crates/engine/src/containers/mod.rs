@@ -43,7 +43,7 @@ use whelk_shim::protocol::Attach;
 pub use attach::{AttachRequest, Attached};
 pub use create::{CreateRequest, Created};
 pub use exec::{Exec, ExecConfig, ExecStart, ExecState};
-pub use inspect::{Inspected, MountPoint};
+pub use inspect::{Exported, Inspected, MountPoint};
 pub use list::{FILTERS, ListRequest, Listed};
 pub use logs::{LogChunk, LogsRequest};
 pub use remove::RemoveRequest;

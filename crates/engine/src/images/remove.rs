@@ -1,0 +1,182 @@
+//! Removing images: their names, and with the last name the image.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+
+use whelk_image::{Digest, Platform, Reference};
+
+use super::list::until;
+use super::{Image, Images};
+use crate::error::{Error, Result};
+use crate::filters::Filters;
+
+/// What a removal did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    Untagged(String),
+    Deleted(Digest),
+    /// A layer with all below it, by its chain id, that no other image has.
+    DeletedLayer(Digest),
+}
+
+impl Images {
+    /// Takes a name off an image, and removes the image with its last name.
+    ///
+    /// `users` says which containers use an image: id and whether it runs.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when a container needs it and `force` does not help; an image that is not for `platform`.
+    pub fn remove(
+        &self,
+        name: &str,
+        force: bool,
+        platform: Option<&Platform>,
+        users: impl Fn(&Digest) -> Vec<(String, bool)>,
+    ) -> Result<Vec<Removed>> {
+        if name.trim().is_empty() {
+            return Err(Error::invalid("image name cannot be blank"));
+        }
+        self.find_for(name, platform)?;
+        let removed = self.remove_one(name, force, users)?;
+        if removed.iter().any(|removed| matches!(removed, Removed::Deleted(_))) {
+            self.sweep();
+        }
+        Ok(removed)
+    }
+
+    fn remove_one(&self, name: &str, force: bool, users: impl Fn(&Digest) -> Vec<(String, bool)>) -> Result<Vec<Removed>> {
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let image = self.find(name)?;
+        let by_id = !self.is_name_of(name, &image.id);
+        let names: Vec<String> = self.read().tags.iter().filter(|(_, id)| **id == image.id).map(|(name, _)| name.clone()).collect();
+        let users = users(&image.id);
+        let last = by_id || names.len() <= 1;
+        check_conflicts(&image, name, &names, by_id, force, &users)?;
+        if last && pins.contains_key(&image.id) {
+            let short = &image.id.hex()[..12];
+            return Err(Error::conflict(format!("conflict: unable to delete {short} - a container is being made of it")));
+        }
+        let gone: Vec<String> =
+            if by_id { names } else { names.into_iter().filter(|full| self.full_name(name).as_deref() == Some(full)).collect() };
+        let mut removed = Vec::new();
+        for full in gone {
+            self.store.delete_tag(&full)?;
+            self.write().tags.remove(&full);
+            let familiar = full.parse::<Reference>().map_or(full, |name| name.familiar());
+            self.publish("untag", &image.id, image.id.to_string());
+            removed.push(Removed::Untagged(familiar));
+        }
+        // A container keeps its image's files; without a name the image stays, dangling, until it is free.
+        if last && users.is_empty() {
+            self.delete(&image)?;
+            removed.push(Removed::Deleted(image.id.clone()));
+            removed.extend(self.chains_of_nobody(&image).into_iter().map(Removed::DeletedLayer));
+        }
+        drop(pins);
+        Ok(removed)
+    }
+
+    fn full_name(&self, name: &str) -> Option<String> {
+        name.parse::<Reference>().ok().map(|reference| Reference { digest: None, ..reference.with_default_tag() }.to_string())
+    }
+
+    pub(super) fn is_name_of(&self, name: &str, id: &Digest) -> bool {
+        self.full_name(name).is_some_and(|full| self.read().tags.get(&full) == Some(id))
+    }
+
+    /// Forgets an image; its files go with the next [`Images::sweep`].
+    fn delete(&self, image: &Image) -> Result<()> {
+        {
+            // Held over both: a tag that is given meanwhile finds no image any more, here and on disk.
+            let mut index = self.write();
+            self.store.delete_image(image.id.as_str())?;
+            index.by_id.remove(&image.id);
+            index.tags.retain(|_, id| *id != image.id);
+        }
+        self.publish("delete", &image.id, image.id.to_string());
+        Ok(())
+    }
+
+    /// The chain ids of an image's layers that no image has on the same layers, the topmost first.
+    fn chains_of_nobody(&self, image: &Image) -> Vec<Digest> {
+        let layers = &image.config.rootfs.diff_ids;
+        let common = |other: &Arc<Image>| other.config.rootfs.diff_ids.iter().zip(layers).take_while(|(a, b)| a == b).count();
+        let kept = self.read().by_id.values().map(common).max().unwrap_or(0);
+        let mut chains: Vec<Digest> = Vec::new();
+        for layer in layers {
+            let chain = chains.last().map_or_else(|| layer.clone(), |below| Digest::of(format!("{below} {layer}").as_bytes()));
+            chains.push(chain);
+        }
+        chains.split_off(kept).into_iter().rev().collect()
+    }
+
+    /// Removes images without a name that no container uses (with `all`, also named ones); returns what was done and
+    /// the bytes that became free: a layer that another image has stays.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn prune(&self, all: bool, filters: &Filters, users: impl Fn(&Digest) -> Vec<(String, bool)>) -> Result<(Vec<Removed>, u64)> {
+        let before = until(filters)?;
+        let mut removed = Vec::new();
+        let mut free: BTreeMap<Digest, u64> = BTreeMap::new();
+        let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
+        for image in images {
+            let mut names = self.names_of(&image.id);
+            if !names.is_empty() && !all
+                || !filters.labels(&image.config.config.labels)
+                || before.is_some_and(|before| !image.made_before(before))
+            {
+                continue;
+            }
+            // One name after the other, as if each was removed by hand: an image in use keeps its last one.
+            if names.is_empty() && users(&image.id).is_empty() {
+                names.push(image.id.to_string());
+            }
+            for name in names {
+                match self.remove_one(&name, false, &users) {
+                    Ok(gone) => {
+                        if gone.contains(&Removed::Deleted(image.id.clone())) {
+                            for layer in image.layers() {
+                                free.insert(layer.clone(), self.files.layer_size(layer)?);
+                            }
+                        }
+                        removed.extend(gone);
+                    }
+                    // Somebody uses it, or has removed it meanwhile.
+                    Err(Error::Conflict(_) | Error::NotFound(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let kept: BTreeSet<Digest> = self.read().by_id.values().flat_map(|image| image.config.rootfs.diff_ids.iter().cloned()).collect();
+        free.retain(|layer, _| !kept.contains(layer));
+        self.sweep();
+        Ok((removed, free.values().sum()))
+    }
+}
+
+/// Who keeps an image, in Docker's order: what cannot be forced comes first.
+fn check_conflicts(image: &Image, name: &str, names: &[String], by_id: bool, force: bool, users: &[(String, bool)]) -> Result<()> {
+    let short = &image.id.hex()[..12];
+    let user = |running: bool| users.iter().find(|(_, runs)| *runs == running).map(|(user, _)| &user[..12]);
+    let conflict = |text: String| Err(Error::conflict(format!("conflict: unable to {text}")));
+    if !by_id {
+        return match users.first().filter(|_| !force && names.len() <= 1) {
+            Some((user, _)) => conflict(format!(
+                "remove repository reference {name:?} (must force) - container {} is using its referenced image {short}",
+                &user[..12]
+            )),
+            None => Ok(()),
+        };
+    }
+    if let Some(user) = user(true) {
+        return conflict(format!("delete {short} (cannot be forced) - image is being used by running container {user}"));
+    }
+    if names.len() > 1 && !force {
+        return conflict(format!("delete {short} (must be forced) - image is referenced in multiple repositories"));
+    }
+    match user(false).filter(|_| !force) {
+        Some(user) => conflict(format!("delete {short} (must be forced) - image is being used by stopped container {user}")),
+        None => Ok(()),
+    }
+}
