@@ -55,24 +55,15 @@ fn an_ancestor_is_the_image_or_what_it_stands_on() {
     for archive in [image("base", &[&root]), image("equal", &[&root]), image("child", &[&root, &layer("child")])] {
         engine.load(&archive.build());
     }
-    for tag in ["base", "equal", "child"] {
-        engine.create(tag, &json!({"Image": tag, "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}));
-    }
     engine.both(|cli| {
+        for tag in ["base", "equal", "child"] {
+            engine.create(tag, &json!({"Image": tag, "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}));
+        }
         for (ancestor, expected) in [("base", "child\nbase"), ("equal", "child\nequal"), ("child", "child"), ("nosuch", "")] {
             let found = cli.run(&["ps", "-a", "--format", "{{.Names}}", "-f", &format!("ancestor={ancestor}")]).ok();
             assert_eq!(found, expected, "{ancestor}");
         }
-        engine_containers_back(cli.engine());
     });
-}
-
-/// Both command lines find the same containers.
-fn engine_containers_back(engine: &Engine) {
-    engine.remove_containers().unwrap();
-    for tag in ["base", "equal", "child"] {
-        engine.create(tag, &json!({"Image": tag, "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}));
-    }
 }
 
 #[test]
@@ -239,14 +230,13 @@ fn platforms_are_told_apart() {
     });
     engine.import("foreign", &[], &archive);
     engine.http("POST", "/images/create?fromSrc=-&repo=foreign&platform=linux/arm64", &[("Content-Type", "application/x-tar")], &archive);
-    let platform = |text: &str| escape(text);
     for (path, since, status) in [
         ("/images/foreign/json?platform=", "1.49", 404),
         ("/images/foreign/history?platform=", "1.48", 404),
         ("/images/get?names=foreign&platform=", "1.48", 404),
     ] {
-        let other = platform("{\"os\":\"linux\",\"architecture\":\"s390x\"}");
-        let own = platform("{\"os\":\"linux\",\"architecture\":\"arm64\"}");
+        let other = escape("{\"os\":\"linux\",\"architecture\":\"s390x\"}");
+        let own = escape("{\"os\":\"linux\",\"architecture\":\"arm64\"}");
         assert_eq!(engine.http("GET", &format!("/v{since}{path}{other}"), &[], b"").status, status, "{path}");
         assert_eq!(engine.http("GET", &format!("/v1.47{path}{other}"), &[], b"").status, 200, "{path}: unknown to older clients");
         assert_eq!(engine.http("GET", &format!("/v{since}{path}{own}"), &[], b"").status, 200, "{path}");
@@ -254,18 +244,18 @@ fn platforms_are_told_apart() {
             ("{\"os\":\"linux\"}", "both OS and Architecture must be provided"),
             ("{\"variant\":\"v1\"}", "optional platform fields provided, but OS and Architecture are missing"),
         ] {
-            let (status, answer) = engine.api("GET", &format!("/v{since}{path}{}", platform(text)), None);
+            let (status, answer) = engine.api("GET", &format!("/v{since}{path}{}", escape(text)), None);
             assert_eq!((status, answer["message"].as_str()), (400, Some(message)), "{path}");
         }
     }
     let saved = engine.http("GET", "/images/foreign/get", &[], b"").body;
-    let load = |text: &str| engine.http("POST", &format!("/images/load?platform={}", platform(text)), &[], &saved).text();
+    let load = |text: &str| engine.http("POST", &format!("/images/load?platform={}", escape(text)), &[], &saved).text();
     engine.docker(&["rmi", "-f", "foreign"]).ok();
     load("{\"os\":\"linux\",\"architecture\":\"amd64\"}");
     assert!(!names(&engine.get("/images/json")).contains(&"foreign:latest"));
     load("{\"os\":\"linux\",\"architecture\":\"arm64\"}");
     assert!(names(&engine.get("/images/json")).contains(&"foreign:latest"));
-    let other = platform("{\"os\":\"linux\",\"architecture\":\"s390x\"}");
+    let other = escape("{\"os\":\"linux\",\"architecture\":\"s390x\"}");
     assert_eq!(engine.api("DELETE", &format!("/images/foreign?platforms={other}"), None).0, 404);
     engine.both(|cli| {
         engine.load(&saved);
