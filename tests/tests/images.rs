@@ -435,7 +435,7 @@ fn the_first_layout_of_archives_can_be_loaded() {
     engine.load(&archive);
     assert_eq!(engine.whelk(&["run", "--rm", "--network", "none", "old:1"]).ok(), "old");
     let image = engine.get("/images/old:1/json");
-    assert_eq!(image["RepoTags"], json!(["example.com/x:y", "old:1"]));
+    assert_eq!(image["RepoTags"], json!(["old:1", "example.com/x:y"]));
     assert_eq!((&image["Author"], &image["Config"]["Env"]), (&json!("somebody <a@b>"), &json!(["A=b"])));
     assert_eq!(image["RootFS"]["Layers"].as_array().unwrap().len(), 2);
     let steps = engine.whelk(&["history", "--no-trunc", "--format", "{{.CreatedBy}}", "old:1"]).ok();
