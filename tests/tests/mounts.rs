@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use whelk_tests::{Engine, Program, eventually};
 
 #[test]
@@ -87,5 +87,117 @@ fn what_is_mounted_in_a_container_stays_there() {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let ours: Vec<&str> = table.lines().filter(|line| line.contains(cli.engine().name()) && !line.contains("/netns/")).collect();
         assert!(ours.is_empty(), "nothing of a running container's files is mounted on the host: {ours:?}");
+    });
+}
+
+#[test]
+fn mounts_are_made_by_depth() {
+    Engine::start().both(|cli| {
+        // A volume or tmpfs on /etc does not hide the engine's own files, nor one on a directory another below it.
+        for flag in [["--tmpfs", "/etc"], ["-v", "/etc"]] {
+            let seen = cli.sh(&flag, "grep -c localhost /etc/hosts; grep -c . /etc/resolv.conf; cat /etc/hostname").ok();
+            let lines: Vec<&str> = seen.lines().collect();
+            assert!(lines.len() == 3 && lines[0] != "0" && lines[1] != "0" && lines[2].len() == 12, "{flag:?}: {seen}");
+        }
+        assert_eq!(cli.sh(&["-v", "/sbin", "--init"], "cat /proc/1/comm").ok(), "docker-init");
+        let host = cli.engine().scratch(&format!("deep-{:?}", cli.program()));
+        let below = format!("{}:/a/b", host.display());
+        fs::write(host.join("in"), "deep").unwrap();
+        assert_eq!(cli.sh(&["-v", &below, "--tmpfs", "/a"], "cat /a/b/in").ok(), "deep");
+        // What is mounted at /dev takes the place of all that the engine would put there.
+        assert_eq!(cli.sh(&["-v", "/dev:/dev"], "stat -f -c %T /dev/pts; [ /dev/null -ef /dev/null ] && echo whole").ok(), "devpts\nwhole");
+    });
+}
+
+#[test]
+fn a_tmpfs_has_the_mode_of_what_it_hides() {
+    Engine::start().both(|cli| {
+        let flags = ["--tmpfs", "/root", "--tmpfs", "/run", "--tmpfs", "/tmp", "--tmpfs", "/new", "--tmpfs", "/home:mode=710"];
+        let look = "stat -c '%a %n' /root /run /tmp /new /home";
+        let expected = "700 /root\n755 /run\n1777 /tmp\n1777 /new\n710 /home";
+        let create = ["create", "--name", "modes", "--network", "none"];
+        cli.run(&[&create[..], &flags, &["busybox", "sh", "-c", look]].concat()).ok();
+        for _ in 0..2 {
+            assert_eq!(cli.run(&["start", "-a", "modes"]).ok(), expected);
+        }
+    });
+}
+
+/// A mount that is shared, or not, in the engine's mount namespace, which is the case's own.
+struct HostMount(std::path::PathBuf);
+
+impl HostMount {
+    fn new(path: std::path::PathBuf, propagation: MountPropagationFlags) -> Self {
+        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
+        let mount = Self(path);
+        mount_change(&mount.0, propagation).unwrap();
+        mount
+    }
+}
+
+impl Drop for HostMount {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn mounts_reach_the_host_where_that_is_asked_for() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let shared = HostMount::new(engine.scratch("shared"), MountPropagationFlags::SHARED);
+        let alone = HostMount::new(engine.scratch("alone"), MountPropagationFlags::PRIVATE);
+        let (shared, alone) = (&shared.0, &alone.0);
+        for (mode, reaches) in [("shared", true), ("rshared", true), ("slave", false), ("rslave", false), ("rprivate", false)] {
+            let source = format!("{}:/x:{mode}", shared.display());
+            cli.sh(&["--privileged", "-v", &source], "mkdir -p /x/m && mount -t tmpfs inner /x/m && touch /x/m/f").ok();
+            assert_eq!(shared.join("m/f").exists(), reaches, "{mode}");
+            if reaches {
+                unmount(shared.join("m"), UnmountFlags::DETACH).unwrap();
+            }
+        }
+        // And in from there.
+        for (mode, arrives) in [("shared", true), ("slave", true), ("rprivate", false)] {
+            let source = format!("{}:/x:{mode}", shared.display());
+            cli.up("sees", &["-v", &source], &["sleep", "60"]);
+            fs::create_dir_all(shared.join("late")).unwrap();
+            let late = HostMount::new(shared.join("late"), MountPropagationFlags::PRIVATE);
+            fs::write(late.0.join("f"), "").unwrap();
+            assert_eq!(cli.run(&["exec", "sees", "ls", "/x/late"]).ok(), if arrives { "f" } else { "" }, "{mode}");
+            drop(late);
+            cli.run(&["rm", "-f", "sees"]).ok();
+        }
+        // Nothing else of the container is seen outside.
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!table.contains("/run/rootfs"), "{table}");
+        for (mode, what) in [("shared", "shared"), ("rshared", "shared"), ("slave", "shared or slave"), ("rslave", "shared or slave")] {
+            let place = alone.display();
+            // The engine's own directory is elsewhere: what is below it may always be a slave.
+            let expected = format!("path {place} is mounted on {place} but it is not a {what} mount");
+            cli.sh(&["-v", &format!("{place}:/x:{mode}")], "true").refuses(125, &expected);
+        }
+    });
+}
+
+#[test]
+fn binds_around_the_engines_directory_follow_what_it_unmounts() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let root = engine.root().display().to_string();
+        let parent = engine.root().parent().unwrap().display().to_string();
+        let binds = [format!("{root}:/a"), format!("{parent}:/b"), "/:/c".to_owned(), "/tmp:/d".to_owned()];
+        let mut args = vec!["create", "--name", "looks"];
+        binds.iter().for_each(|bind| args.extend(["-v", bind]));
+        cli.run(&[&args[..], &["busybox", "true"]].concat()).ok();
+        let mounts = engine.inspect("looks")["Mounts"].as_array().unwrap().clone();
+        for mount in &mounts {
+            let expected = if mount["Destination"] == "/d" { "rprivate" } else { "rslave" };
+            assert_eq!(mount["Propagation"], expected, "{mount}");
+        }
+        cli.run(&["start", "-a", "looks"]).ok();
+        cli.run(&["create", "-v", &format!("{parent}:/b:private"), "busybox"]).refuses(
+            1,
+            &format!("must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon root, daemon root: {root:?}"),
+        );
     });
 }

@@ -1,5 +1,9 @@
 //! What a container mounts besides its own files: binds, volumes and tmpfs, from `-v`, `--mount` and `--tmpfs`.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 use whelk_runtime::spec::IdMapping;
 
@@ -89,17 +93,17 @@ impl MountPlan {
     }
 }
 
-/// All mounts that a container's settings ask for.
+/// All mounts that a container's settings ask for. `data_root` is the engine's own directory.
 ///
 /// # Errors
 /// A specification that makes no sense, a target twice.
-pub fn plan(host: &HostConfig) -> Result<Vec<MountPlan>> {
+pub fn plan(host: &HostConfig, data_root: &Path) -> Result<Vec<MountPlan>> {
     let mut plans = Vec::new();
     for bind in host.binds.iter().flatten() {
-        plans.push(parse_bind(bind, &host.volume_driver)?);
+        plans.push(parse_bind(bind, &host.volume_driver, data_root)?);
     }
     for mount in host.mounts.iter().flatten() {
-        plans.push(parse_mount(mount)?);
+        plans.push(parse_mount(mount, data_root)?);
     }
     for (target, options) in &host.tmpfs {
         plans.push(tmpfs(target, options)?);
@@ -112,9 +116,14 @@ pub fn plan(host: &HostConfig) -> Result<Vec<MountPlan>> {
     Ok(plans)
 }
 
-/// Parents before children.
+/// Sorts parents before children.
 pub fn sort(plans: &mut [MountPlan]) {
-    plans.sort_by_key(|plan| plan.target.matches('/').count());
+    plans.sort_by_key(|plan| depth(&plan.target));
+}
+
+/// How many names a clean absolute path has.
+pub(crate) fn depth(target: &str) -> usize {
+    target.matches('/').count()
 }
 
 /// One `--volumes-from`: a container's name and, if it was given, whether the mounts are read-only.
@@ -164,8 +173,78 @@ fn check_target(target: &str) -> Result<String> {
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
+/// Whether a bind mount of `source` shows the engine's directory, or is a part of it.
+pub(crate) fn touches_data_root(source: &str, data_root: &Path) -> bool {
+    Path::new(source).starts_with(data_root) || data_root.starts_with(source)
+}
+
+/// The propagation of a bind mount. Where the engine's own mounts are below it, what the engine unmounts has to go away in the
+/// container as well: a private copy would keep it busy.
+fn propagation_of<'a>(source: &str, given: Option<&'a str>, data_root: &Path) -> Result<&'a str> {
+    match given {
+        None if touches_data_root(source, data_root) => Ok("rslave"),
+        None => Ok("rprivate"),
+        Some(given) if matches!(given, "rslave" | "rshared") || !touches_data_root(source, data_root) => Ok(given),
+        Some(given) => Err(Error::invalid(format!(
+            "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon \
+             root, daemon root: {:?}, bind mount source: {source:?}, propagation: {given:?}",
+            data_root.display().to_string()
+        ))),
+    }
+}
+
+/// Refuses a source whose mount cannot propagate as the plan asks: only from a shared mount do mounts get out of a container,
+/// and only from a shared or slave one do they get in. `mountinfo` is the host's table, `real` the source without links.
+pub(crate) fn check_propagation(plan: &MountPlan, source: &str, real: &Path, data_root: &Path, mountinfo: &str) -> Result<()> {
+    let wanted = match plan.propagation.as_str() {
+        "shared" | "rshared" => "shared",
+        "slave" | "rslave" if !touches_data_root(source, data_root) => "shared or slave",
+        _ => return Ok(()),
+    };
+    let Some((mount_point, tags)) = mount_of(real, mountinfo) else {
+        return Err(Error::internal(format!("could not find source mount of {source}")));
+    };
+    let fits = tags.iter().any(|tag| tag.starts_with("shared:") || wanted != "shared" && tag.starts_with("master:"));
+    if fits {
+        return Ok(());
+    }
+    Err(Error::internal(format!("path {source} is mounted on {} but it is not a {wanted} mount", mount_point.display())))
+}
+
+/// The mount that a path is on, and its optional fields (proc_pid_mountinfo(5)).
+fn mount_of<'a>(path: &Path, mountinfo: &'a str) -> Option<(PathBuf, Vec<&'a str>)> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (mount, _) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(4);
+        let point = PathBuf::from(unescape(fields.next()?));
+        path.starts_with(&point).then(|| (point, fields.skip(1).collect()))
+    });
+    // Of several at one place the last one is on top.
+    mounts.max_by_key(|(point, _): &(PathBuf, Vec<&str>)| point.components().count())
+}
+
+/// Undoes the kernel's `\040` for white space and backslashes in a path.
+fn unescape(text: &str) -> OsString {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.filter(|_| first == b'\\').and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
 /// `SOURCE:TARGET[:MODE]`; a source that is no absolute path is a volume's name.
-fn parse_bind(spec: &str, driver: &str) -> Result<MountPlan> {
+fn parse_bind(spec: &str, driver: &str, data_root: &Path) -> Result<MountPlan> {
     let parts: Vec<&str> = spec.split(':').collect();
     let (source, target, mode) = match parts.as_slice() {
         [source, target] => (*source, *target, ""),
@@ -212,8 +291,10 @@ fn parse_bind(spec: &str, driver: &str) -> Result<MountPlan> {
     if copy.is_some() {
         return Err(invalid(Error::invalid("field VolumeOptions must not be specified")));
     }
-    let source = Source::Bind { path: clean(source), create: true, map_user: false };
-    Ok(bind(source, target, read_only == Some(true), propagation.unwrap_or("rprivate"), recursive, true, mode))
+    let path = clean(source);
+    let propagation = propagation_of(&path, propagation, data_root)?;
+    let source = Source::Bind { path, create: true, map_user: false };
+    Ok(bind(source, target, read_only == Some(true), propagation, recursive, true, mode))
 }
 
 fn volume(volume: VolumeUse, target: String, read_only: bool, mode: &str) -> MountPlan {
@@ -249,7 +330,7 @@ fn bind(
     MountPlan { source, target, options, read_only, mode: mode.to_owned(), propagation: propagation.to_owned() }
 }
 
-fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
+fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPlan> {
     let fail = |text: &str| Err(Error::invalid(format!("invalid mount config for type {:?}: {text}", mount.kind)));
     if mount.target.is_empty() {
         return fail("field Target must not be empty");
@@ -276,10 +357,12 @@ fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
                 return fail(&format!("invalid mount path: '{}' mount path must be absolute", mount.source));
             }
             let options = mount.bind_options.clone().unwrap_or_default();
-            let propagation = if options.propagation.is_empty() { "rprivate" } else { &options.propagation };
-            if !PROPAGATIONS.contains(&propagation) {
-                return fail(&format!("invalid propagation mode: {propagation}"));
+            let given = Some(options.propagation.as_str()).filter(|given| !given.is_empty());
+            if let Some(given) = given.filter(|given| !PROPAGATIONS.contains(given)) {
+                return fail(&format!("invalid propagation mode: {given}"));
             }
+            let path = clean(&mount.source);
+            let propagation = propagation_of(&path, given, data_root)?;
             if !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
                 return fail(&format!("bind source path does not exist: {}", mount.source));
             }
@@ -288,7 +371,7 @@ fn parse_mount(mount: &crate::model::Mount) -> Result<MountPlan> {
                 "auto" => true,
                 other => return fail(&format!("invalid user mapping {other:?}: only \"auto\" is known")),
             };
-            let source = Source::Bind { path: clean(&mount.source), create: options.create_mountpoint, map_user };
+            let source = Source::Bind { path, create: options.create_mountpoint, map_user };
             let (recursive, read_only_below) = (!options.non_recursive, !options.read_only_non_recursive);
             Ok(bind(source, target, mount.read_only, propagation, recursive, read_only_below, ""))
         }
@@ -416,7 +499,8 @@ mod tests {
     use super::*;
 
     fn check(bind: &str, expected: &str) {
-        let outcome = parse_bind(bind, "").map(|plan| format!("{:?} {} {}", plan.source, plan.target, plan.options.join(",")));
+        let outcome = parse_bind(bind, "", Path::new("/data/root"))
+            .map(|plan| format!("{:?} {} {}", plan.source, plan.target, plan.options.join(",")));
         assert_eq!(outcome.unwrap_or_else(|error| error.to_string()), expected, "{bind}");
     }
 
@@ -441,8 +525,44 @@ mod tests {
     }
 
     #[test]
+    fn binds_around_the_data_root() {
+        for source in ["/", "/data", "/data/root", "/data/root/volumes"] {
+            check(&format!("{source}:/b"), &format!("Bind {{ path: {source:?}, create: true, map_user: false }} /b rbind,rslave"));
+        }
+        check("/data/rooter:/b", "Bind { path: \"/data/rooter\", create: true, map_user: false } /b rbind,rprivate");
+        check("/data:/b:rshared", "Bind { path: \"/data\", create: true, map_user: false } /b rbind,rshared");
+        check(
+            "/data:/b:rprivate",
+            "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon \
+             root, daemon root: \"/data/root\", bind mount source: \"/data\", propagation: \"rprivate\"",
+        );
+    }
+
+    #[test]
+    fn sources_must_propagate() {
+        let table = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda rw\n\
+                     30 22 0:5 / /mnt/with\\040space rw master:7 propagate_from:2 - tmpfs t rw\n\
+                     31 22 0:6 / /mnt/own rw - tmpfs t rw\n\
+                     32 31 0:7 / /mnt/own rw shared:9 - tmpfs over rw\n\
+                     33 22 0:8 / /mnt/alone rw - tmpfs t rw\n";
+        let outcome = |path: &str, mode: &str| {
+            let plan = parse_bind(&format!("{path}:/b:{mode}"), "", Path::new("/data/root")).unwrap();
+            check_propagation(&plan, path, Path::new(path), Path::new("/data/root"), table)
+                .map_or_else(|error| error.to_string(), |()| String::new())
+        };
+        for (path, mode) in [("/srv", "shared"), ("/mnt/with space/x", "slave"), ("/mnt/own", "rshared"), ("/mnt/alone", "private")] {
+            assert_eq!(outcome(path, mode), "", "{path} {mode}");
+        }
+        assert_eq!(
+            outcome("/mnt/with space/x", "shared"),
+            "path /mnt/with space/x is mounted on /mnt/with space but it is not a shared mount"
+        );
+        assert_eq!(outcome("/mnt/alone/x", "rslave"), "path /mnt/alone/x is mounted on /mnt/alone but it is not a shared or slave mount");
+    }
+
+    #[test]
     fn volumes() {
-        let named = |spec: &str| parse_bind(spec, "").map(|plan| (plan.volume().unwrap().clone(), plan));
+        let named = |spec: &str| parse_bind(spec, "", Path::new("/data/root")).map(|plan| (plan.volume().unwrap().clone(), plan));
         let (volume, plan) = named("data:/x:ro,nocopy").unwrap();
         assert_eq!((volume.name.as_str(), volume.copy, plan.read_only, plan.mode.as_str()), ("data", false, true, "ro,nocopy"));
         assert_eq!(named("data:/x").unwrap().1.mode, "z");

@@ -221,38 +221,42 @@ fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>)
         mount("/sys", "sysfs", "sysfs", sys),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", cgroup),
     ];
-    match host.ipc_mode.as_str() {
-        "host" => {
-            // In the host's namespace this shows the host's queues.
-            mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
-            mounts.push(mount("/dev/shm", "bind", "/dev/shm", &["rbind"]));
+    // In the host's namespace this shows the host's queues.
+    mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
+    // A mount of the user's replaces the default one at the same place, and one at /dev all of those below it.
+    mounts.retain(|default| {
+        let replaces = |target: &str| target == default.destination || target == "/dev" && default.destination.starts_with("/dev/");
+        !surroundings.mounts.iter().any(|mount| replaces(&mount.destination))
+    });
+    mounts.extend(by_depth(engine_mounts(host, surroundings), surroundings.mounts));
+    mounts
+}
+
+/// What the engine itself puts into a container: shared memory, the files of names, the reaper of `--init`.
+fn engine_mounts(host: &HostConfig, surroundings: &Surroundings<'_>) -> Vec<Mount> {
+    let shm = match (host.ipc_mode.as_str(), surroundings.ipc_of) {
+        ("host", _) => Some(mount("/dev/shm", "bind", "/dev/shm", &["rbind", "rprivate"])),
+        (_, Some(pid)) => Some(mount("/dev/shm", "bind", &format!("/proc/{pid}/root/dev/shm"), &["rbind", "rprivate"])),
+        ("none", None) => None,
+        (_, None) => {
+            let size = format!("size={}", host.shm_size);
+            Some(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size]))
         }
-        mode => {
-            mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
-            match surroundings.ipc_of {
-                Some(pid) => mounts.push(mount("/dev/shm", "bind", &format!("/proc/{pid}/root/dev/shm"), &["rbind"])),
-                None if mode == "none" => {}
-                None => mounts.push(mount(
-                    "/dev/shm",
-                    "tmpfs",
-                    "shm",
-                    &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={}", host.shm_size)],
-                )),
-            }
-        }
-    }
-    for file in ["resolv.conf", "hostname", "hosts"] {
-        let read_only: &[&str] = if host.readonly_rootfs { &["rbind", "rprivate", "ro"] } else { &["rbind", "rprivate"] };
-        mounts.push(mount(&format!("/etc/{file}"), "bind", &surroundings.names.join(file).to_string_lossy(), read_only));
-    }
-    if host.init == Some(true) {
-        mounts.push(mount(INIT, "bind", &surroundings.executable.to_string_lossy(), &["bind", "ro"]));
-    }
-    for user_mount in surroundings.mounts {
-        // What the user mounts takes the place of what would be there.
-        mounts.retain(|mount| mount.destination != user_mount.destination);
-        mounts.push(user_mount.clone());
-    }
+    };
+    let read_only: &[&str] = if host.readonly_rootfs { &["rbind", "rprivate", "ro"] } else { &["rbind", "rprivate"] };
+    let names = ["resolv.conf", "hostname", "hosts"]
+        .map(|file| mount(&format!("/etc/{file}"), "bind", &surroundings.names.join(file).to_string_lossy(), read_only));
+    let init =
+        (host.init == Some(true)).then(|| mount(INIT, "bind", &surroundings.executable.to_string_lossy(), &["bind", "private", "ro"]));
+    shm.into_iter().chain(names).chain(init).collect()
+}
+
+/// The engine's mounts and the user's in the order in which they are made: parents before children, so that a volume on `/etc`
+/// does not hide `/etc/hosts`. A mount of the user's replaces the engine's at the same place.
+fn by_depth(mut mounts: Vec<Mount>, of_user: &[Mount]) -> Vec<Mount> {
+    mounts.retain(|mount| !of_user.iter().any(|other| other.destination == mount.destination));
+    mounts.extend_from_slice(of_user);
+    mounts.sort_by_key(|mount| crate::mounts::depth(&mount.destination));
     mounts
 }
 

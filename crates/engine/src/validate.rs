@@ -41,7 +41,6 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
     check_sysctls(host_config)?;
     security::capabilities(host_config)?;
     security::Options::parse(host_config)?;
-    mounts::plan(host_config)?;
     let (log, default) = (&mut host_config.log_config, &host.default_log);
     if log.kind.is_empty() {
         log.kind.clone_from(&default.kind);

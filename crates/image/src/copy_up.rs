@@ -1,5 +1,6 @@
 //! What an image has at a path, copied to where a volume's content will be.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -10,28 +11,27 @@ use crate::error::{Result, io};
 /// Copies what `layers` (the topmost first) have in the directory `path` into the directory `target`, if that is empty.
 /// It also gets the owner, the mode and the times of the image's directory.
 ///
-/// With `at_once` the content appears as a whole or not at all, whatever happens meanwhile; then nobody may be using the
-/// directory, for another takes its place. Otherwise it grows in place.
-pub fn copy_up(layers: &[PathBuf], path: &str, target: &Path, at_once: bool) -> Result<()> {
+/// With `replaced`, the path of `target`, the content appears as a whole or not at all, whatever happens meanwhile; then nobody
+/// may be using the directory, for another takes its place. Otherwise it grows in place.
+pub fn copy_up(layers: &[PathBuf], path: &str, target: impl AsFd, replaced: Option<&Path>) -> Result<()> {
     let step = |step: &'static str| move |error: rustix::io::Errno| io(step)(error.into());
     let layers = crate::store::distinct(layers.iter().cloned());
-    if layers.is_empty() || !copy::is_empty(fs::open(target)?).map_err(step("look into the volume"))? {
+    if layers.is_empty() || !copy::is_empty(&target).map_err(step("look into the volume"))? {
         return Ok(());
     }
     let root = whelk_sys::overlay::read_only(&layers).map_err(step("mount the image's layers"))?;
     // No directory there, no content. Links lead around inside the image only.
     let Ok(source) = in_root::open(&root, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) else { return Ok(()) };
-    if !at_once {
-        let target = fs::open(target)?;
+    let Some(replaced) = replaced else {
         copy::tree(&source, &target, copy::Source::Layers).map_err(step("copy"))?;
         return copy::directory_attributes(&source, &target).map_err(step("copy attributes"));
-    }
-    let staging = target.with_extension("new");
+    };
+    let staging = replaced.with_extension("new");
     fs::remove_tree(&staging)?;
     fs::create_dir(&staging, 0o700)?;
     let copied = fs::open(&staging)?;
     copy::tree(&source, &copied, copy::Source::Layers).map_err(step("copy"))?;
     copy::directory_attributes(&source, &copied).map_err(step("copy attributes"))?;
     // Takes the place of an empty directory only.
-    Ok(fs::rename(&staging, target)?)
+    Ok(fs::rename(&staging, replaced)?)
 }

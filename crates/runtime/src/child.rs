@@ -1,5 +1,6 @@
 //! Creating a container: the child's side, from a fresh clone to the program.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::OFlags;
@@ -9,7 +10,7 @@ use whelk_sys::process::{CloneFlags, new_session_keyring, unshare};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result, os};
 use crate::launch::{Gate, Launch};
-use crate::mounts::{Context, KeyMounts};
+use crate::mounts::{self, Context, KeyMounts};
 use crate::spec::{NamespaceKind, Process};
 use crate::sync::{Message, Sync};
 use crate::{cgroup_mount, devices, hooks, masks, namespaces, process, rootfs, terminal};
@@ -55,8 +56,9 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     rustix::process::umask(rustix::fs::Mode::empty());
 
     let null = devices::host_null()?;
+    let shared = mounts::clone_shared(&spec.mounts, &linux.rootfs_propagation)?;
     let root = rootfs::attach(launch.rootfs, launch.scratch)?;
-    let keys = mount_all(launch, cgroup, &root)?;
+    let keys = mount_all(launch, cgroup, &root, shared)?;
     if !keys.dev_is_bound {
         devices::create(&root, &linux.devices, own_user_namespace)?;
     }
@@ -106,7 +108,7 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     Ok(prepared)
 }
 
-fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd) -> Result<KeyMounts> {
+fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd, mut shared: HashMap<usize, OwnedFd>) -> Result<KeyMounts> {
     let linux = &launch.spec.linux;
     let user_namespace = match linux.namespace(NamespaceKind::User) {
         Some(_) => Some(
@@ -117,11 +119,11 @@ fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd) -> Re
     };
     let context = Context { root, mount_label: &linux.mount_label, user_namespace: user_namespace.as_ref() };
     let mut keys = KeyMounts::default();
-    for mount in &launch.spec.mounts {
+    for (index, mount) in launch.spec.mounts.iter().enumerate() {
         if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") {
             cgroup_mount::mount(root, mount, cgroup, linux.has_new(NamespaceKind::Cgroup))?;
         } else {
-            context.mount(mount, &mut keys)?;
+            context.mount(mount, shared.remove(&index), &mut keys)?;
         }
     }
     Ok(keys)

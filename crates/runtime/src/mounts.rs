@@ -4,8 +4,9 @@
 //! was opened inside the root. No path is used twice, so nothing that moves in between can lead outside
 //! (CVE-2021-30465), and no half-configured mount is ever visible.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -39,12 +40,13 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    pub(crate) fn mount(&self, mount: &Mount, keys: &mut KeyMounts) -> Result<()> {
-        let is_bind = mount.kind == "bind" || mount.options.iter().any(|word| word == "bind" || word == "rbind");
-        let options = Options::parse(&mount.options, is_bind).map_err(|error| error.during(&format!("mount {}", mount.destination)))?;
+    /// Makes one mount. `shared` is the tree that [`clone_shared`] took for it.
+    pub(crate) fn mount(&self, mount: &Mount, shared: Option<OwnedFd>, keys: &mut KeyMounts) -> Result<()> {
+        let is_bind = is_bind(mount);
+        let options = parse_options(mount)?;
         let layers = layers_of(mount, &options);
         let tree = if is_bind {
-            self.bind(mount, &options)?
+            self.bind(mount, &options, shared)?
         } else if let Some(layers) = &layers {
             merged(mount, &options, layers)?
         } else {
@@ -67,21 +69,11 @@ impl Context<'_> {
         Ok(())
     }
 
-    fn bind(&self, mount: &Mount, options: &Options) -> Result<OwnedFd> {
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        if options.bind == Bind::Recursive {
-            flags |= OpenTreeFlags::AT_RECURSIVE;
-        }
-        let tree = match (&options.subdirectory, process_of(&mount.source)) {
-            (Some(subdirectory), _) => open_inside(&mount.source, subdirectory)
-                .and_then(|inside| open_tree(inside.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)),
-            (None, process) => match (open_tree(CWD, mount.source.as_str(), flags), process) {
-                // The path leads into another container: its mounts can be cloned only from within its mount namespace.
-                (Err(Errno::INVAL), Some((pid, path))) => from_namespace_of(pid, path, flags),
-                (tree, _) => tree,
-            },
-        }
-        .map_err(os_at("bind mount source", &mount.source))?;
+    fn bind(&self, mount: &Mount, options: &Options, shared: Option<OwnedFd>) -> Result<OwnedFd> {
+        let tree = match shared {
+            Some(tree) => tree,
+            None => clone_source(mount, options)?,
+        };
         set_attributes(mount, options, &tree)?;
         self.id_map(mount, options, &tree)?;
         Ok(tree)
@@ -110,6 +102,10 @@ impl Context<'_> {
         let context = fsopen(mount.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(step)?;
         let source = if mount.source.is_empty() { mount.kind.as_str() } else { mount.source.as_str() };
         fsconfig_set_string(context.as_fd(), "source", source).map_err(step)?;
+        if mount.kind == "tmpfs" && options.data.iter().all(|(key, _)| key != "mode") {
+            let mode = hidden_mode(self.root, Path::new(&mount.destination))?;
+            fsconfig_set_string(context.as_fd(), "mode", format!("{:o}", mode.as_raw_mode()).as_str()).map_err(step)?;
+        }
         for (key, value) in &options.data {
             match value {
                 Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()),
@@ -150,6 +146,74 @@ impl Context<'_> {
         attach_at(tree, &target)
             .map_err(os_at("mount", format!("{} at {destination}", if may_be_file { &mount.source } else { &mount.kind })))
     }
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    mount.kind == "bind" || mount.options.iter().any(|word| word == "bind" || word == "rbind")
+}
+
+fn parse_options(mount: &Mount) -> Result<Options> {
+    Options::parse(&mount.options, is_bind(mount)).map_err(|error| error.during(&format!("mount {}", mount.destination)))
+}
+
+/// Clones the sources of bind mounts that are to be shared with the host, by their place among `mounts`. To be called while the
+/// mount namespace still is the host's peer: what is cloned after [`crate::rootfs::attach`] only receives mounts from there.
+/// `propagation` is the root's: binds that do not say otherwise follow it, as with runc.
+pub(crate) fn clone_shared(mounts: &[Mount], propagation: &str) -> Result<HashMap<usize, OwnedFd>> {
+    let is_shared = |options: &Options| match options.propagation.as_slice() {
+        [] => matches!(propagation, "shared" | "rshared"),
+        flags => flags.iter().any(|flags| flags.contains(Propagation::SHARED)),
+    };
+    let mut trees = HashMap::new();
+    for (index, mount) in mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
+        let options = parse_options(mount)?;
+        if is_shared(&options) {
+            trees.insert(index, clone_source(mount, &options)?);
+        }
+    }
+    Ok(trees)
+}
+
+/// Clones what a bind mount shows.
+fn clone_source(mount: &Mount, options: &Options) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if options.bind == Bind::Recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    match (&options.subdirectory, process_of(&mount.source)) {
+        (Some(subdirectory), _) => {
+            open_inside(&mount.source, subdirectory).and_then(|inside| open_tree(inside.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH))
+        }
+        (None, process) => match (open_tree(CWD, mount.source.as_str(), flags), process) {
+            // The path leads into another container: its mounts can be cloned only from within its mount namespace.
+            (Err(Errno::INVAL), Some((pid, path))) => from_namespace_of(pid, path, flags),
+            (tree, _) => tree,
+        },
+    }
+    .map_err(os_at("bind mount source", &mount.source))
+}
+
+/// The mode for a tmpfs that does not say: that of the directory which it hides, as with runc. A missing directory is created
+/// with tmpfs's own default, so that the mount has the same mode at every start.
+fn hidden_mode(root: &OwnedFd, path: &Path) -> Result<Mode> {
+    const DEFAULT: Mode = Mode::from_raw_mode(0o1777);
+    match in_root::open(root, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+        Ok(directory) => {
+            let stat = rustix::fs::fstat(&directory).map_err(os_at("stat", path))?;
+            return Ok(Mode::from_raw_mode(stat.st_mode & 0o7777));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(os_at("open mount point", path)(error)),
+    }
+    if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
+        let step = |error: std::io::Error| os_at("create mount point", path)(error);
+        let parent = in_root::create_dir_all(root, parent, Mode::from_raw_mode(0o755)).map_err(step)?;
+        match rustix::fs::mkdirat(&parent, name, DEFAULT) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(step(error.into())),
+        }
+    }
+    Ok(DEFAULT)
 }
 
 fn set_attributes(mount: &Mount, options: &Options, tree: &OwnedFd) -> Result<()> {

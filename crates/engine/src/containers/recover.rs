@@ -24,7 +24,7 @@ impl Containers {
     pub async fn recover(self: &Arc<Self>) -> Result<()> {
         for mut record in self.store.containers()? {
             if record.version < WITH_MOUNTS {
-                match mounts::plan(&record.host) {
+                match mounts::plan(&record.host, &self.instance.root) {
                     Ok(plans) => record.mounts = plans,
                     Err(error) => tracing::error!(container = record.id, "its mounts cannot be read: {error}"),
                 }

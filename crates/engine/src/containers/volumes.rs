@@ -46,10 +46,14 @@ impl Containers {
                 if read_only == Some(true) {
                     plan.make_read_only();
                 }
+                if let Source::Volume(volume) = &mut plan.source {
+                    // It got its content with its first container; what is empty by now is so on purpose.
+                    volume.copy = false;
+                }
                 put(&mut plans, plan);
             }
         }
-        for plan in mounts::plan(host)? {
+        for plan in mounts::plan(host, &self.instance.root)? {
             put(&mut plans, plan);
         }
         for target in config.volumes.iter().flat_map(|volumes| volumes.keys()) {
@@ -181,19 +185,21 @@ impl Containers {
 
     /// Gives empty volumes what the image has at their place.
     pub(super) async fn fill_volumes(self: &Arc<Self>, record: &Record) -> Result<()> {
-        let fills: Vec<(String, String)> = record
+        let fills: Vec<(VolumeUse, String)> = record
             .mounts
             .iter()
-            .filter_map(|plan| plan.volume().filter(|volume| volume.copy).map(|volume| (volume.name.clone(), plan.target.clone())))
+            .filter_map(|plan| plan.volume().filter(|volume| volume.copy).map(|volume| (volume.clone(), plan.target.clone())))
             .collect();
         if fills.is_empty() || record.image.is_empty() {
             return Ok(());
         }
         let layers = self.layers(&record.image)?;
         let volumes = self.volumes.clone();
-        tokio::task::spawn_blocking(move || fills.iter().try_for_each(|(name, target)| volumes.fill(name, &layers, target)))
-            .await
-            .map_err(|error| Error::internal(error.to_string()))?
+        tokio::task::spawn_blocking(move || {
+            fills.iter().try_for_each(|(volume, target)| volumes.fill(&volume.name, &volume.subpath, &layers, target))
+        })
+        .await
+        .map_err(|error| Error::internal(error.to_string()))?
     }
 
     /// The mounts that a container's runtime is told.
@@ -248,7 +254,15 @@ impl Containers {
     pub(super) fn enter_mounts(&self, record: &Record) -> Result<()> {
         for plan in &record.mounts {
             match &plan.source {
-                Source::Bind { path, create: true, .. } if !fs::exists(path) => fs::create_dir_all(path, 0o755)?,
+                Source::Bind { path, create, .. } => {
+                    if *create && !fs::exists(path) {
+                        fs::create_dir_all(path, 0o755)?;
+                    }
+                    if plan.propagation != "rprivate" && plan.propagation != "private" {
+                        let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+                        mounts::check_propagation(plan, path, &fs::canonicalize(path)?, &self.instance.root, &mountinfo)?;
+                    }
+                }
                 Source::Volume(volume) => {
                     let details = [
                         ("destination", plan.target.clone()),

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
-use whelk_sys::{copy, fs};
+use whelk_sys::{copy, fs, in_root};
 
 pub use drivers::Shown;
 pub use transfer::Hold;
@@ -479,10 +479,11 @@ impl Volumes {
         self.settle_plugins(&records);
     }
 
-    /// Copies what an image has at a path into a volume that is empty: its first use gives it its content.
+    /// Copies what an image has at a path into a volume, or into the directory `subpath` of it, if that is empty: its first use
+    /// gives it its content. A `subpath` that is missing is reported when the container starts.
     ///
     /// `layers` are the image's, the topmost first. Blocks.
-    pub fn fill(&self, name: &str, layers: &[PathBuf], path: &str) -> Result<()> {
+    pub fn fill(&self, name: &str, subpath: &str, layers: &[PathBuf], path: &str) -> Result<()> {
         let gate = self.gate(name)?;
         let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
@@ -492,9 +493,15 @@ impl Volumes {
         self.mount_for(&record, &filler)?;
         // In use, the directory itself has to stay. Who is about to use it waits at the gate.
         // And one that takes the place of a directory with a limit would have none.
-        let is_plain = record.driver == LOCAL && !record.is_mounted() && record.size().is_empty();
-        let at_once = is_plain && !self.is_in_use(name);
-        let outcome = whelk_image::copy_up(layers, path, &self.path(name), at_once);
+        let is_plain = record.driver == LOCAL && !record.is_mounted() && record.size().is_empty() && subpath.is_empty();
+        let directory = self.path(name);
+        let replaced = (is_plain && !self.is_in_use(name)).then_some(directory.as_path());
+        let outcome = fs::open(&directory).map_err(whelk_image::Error::from).and_then(|root| {
+            match in_root::open(&root, subpath, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
+                Ok(target) => whelk_image::copy_up(layers, path, &target, replaced),
+                Err(_) => Ok(()),
+            }
+        });
         self.unmount_for(&record, &filler);
         outcome.map_err(|error| Error::internal(format!("copy the image's {path} to volume {name}: {error}")))
     }
