@@ -203,12 +203,26 @@ impl BridgeRules {
             ranges.push((Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), Ipv6Addr::new(0xfebf, !0, !0, !0, !0, !0, !0, !0).into()));
             ranges.push((Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()));
         }
-        for (first, last) in ranges {
+        // The kernel takes no ranges that overlap, such as a link-local subnet's and all link-local addresses.
+        for (first, last) in merged(ranges) {
             let place = if first.is_ipv4() { Place::Sources4 } else { Place::Sources6 };
             entries.push((place, Element { key: name().ip(first), end: Some(name().ip(last)), data: None }));
         }
         entries
     }
+}
+
+/// Ranges of addresses with those that overlap made one.
+fn merged(mut ranges: Vec<(IpAddr, IpAddr)>) -> Vec<(IpAddr, IpAddr)> {
+    ranges.sort_unstable();
+    let mut apart: Vec<(IpAddr, IpAddr)> = Vec::new();
+    for (first, last) in ranges {
+        match apart.last_mut() {
+            Some(before) if before.1.is_ipv4() == first.is_ipv4() && first <= before.1 => before.1 = before.1.max(last),
+            _ => apart.push((first, last)),
+        }
+    }
+    apart
 }
 
 /// What a container's port on a bridge may send from.
@@ -608,6 +622,15 @@ impl Protocol {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_do_not_overlap() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let ranges = [("fe80::", "febf::"), ("10.0.0.0", "10.0.0.255"), ("fe80::", "fe80::ff"), ("::", "::"), ("febf::", "fec0::")];
+        let merged = merged(ranges.map(|(first, last)| (ip(first), ip(last))).to_vec());
+        let expected = [("10.0.0.0", "10.0.0.255"), ("::", "::"), ("fe80::", "fec0::")];
+        assert_eq!(merged, expected.map(|(first, last)| (ip(first), ip(last))));
+    }
 
     #[test]
     fn what_an_administrator_has_closed_stays_closed_when_tables_give_way() {

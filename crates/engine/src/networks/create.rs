@@ -1,11 +1,11 @@
 //! Making a network.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::PoisonError;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use whelk_network::ipam::{self, Block};
 use whelk_network::{LONGEST_NAME, Link, Links};
 use whelk_sys::fs;
@@ -33,6 +33,11 @@ pub struct CreateNetwork {
 
 /// The default network's subnet where nothing is in its way: the one that people know.
 const DEFAULT_SUBNET: &str = "172.17.0.0/16";
+/// How large its subnet is where that one is taken: as large if there is room, or else smaller. More containers than 1,023 no
+/// bridge of Linux has.
+const DEFAULT_SIZES: [u8; 3] = [16, 20, 22];
+/// RFC 8200, section 5.
+pub(super) const LEAST_IPV6_MTU: u32 = 1280;
 
 impl Networks {
     /// The three networks that always exist.
@@ -129,9 +134,14 @@ impl Networks {
         }
         ipam.driver = "default".into();
         let enable_ipv4 = enable_ipv4.unwrap_or(true);
+        let mtu = options.get(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let carries_ipv6 = mtu == 0 || mtu >= LEAST_IPV6_MTU;
+        if enable_ipv6 == Some(true) && !carries_ipv6 {
+            return Err(Error::invalid(format!("invalid MTU: {mtu}: IPv6 needs {LEAST_IPV6_MTU} at least")));
+        }
         // Two families on by default: unless a network was planned by hand with one of them.
         let enable_ipv6 = enable_ipv6.unwrap_or_else(|| {
-            driver == "bridge" && host_has_ipv6() && (ipam.config.is_empty() || ipam.config.iter().any(IpamConfig::is_ipv6))
+            driver == "bridge" && carries_ipv6 && host_has_ipv6() && (ipam.config.is_empty() || ipam.config.iter().any(IpamConfig::is_ipv6))
         });
         let (id, created_at) = (names::random_id(), now());
         let made_parent = false;
@@ -181,22 +191,14 @@ impl Networks {
         }
         if record.enable_ipv4 && record.ipam.config.iter().all(IpamConfig::is_ipv6) {
             taken.extend(self.links().routes()?);
-            let chosen = self.choose_subnet(&record.name, &taken)?;
-            record.ipam.config.insert(0, chosen);
+            let sizes_are_set = !self.instance.networks.pools.is_empty();
+            let subnet = choose_subnet(record.name == "bridge", &self.pools, sizes_are_set, &taken)?;
+            record.ipam.config.insert(0, IpamConfig { subnet: subnet.to_string(), ..IpamConfig::default() });
         }
         if record.enable_ipv6 && !record.ipam.config.iter().any(IpamConfig::is_ipv6) {
             record.ipam.config.push(IpamConfig { subnet: ipam::unique_local(&record.id).to_string(), ..IpamConfig::default() });
         }
         Ok(())
-    }
-
-    fn choose_subnet(&self, name: &str, avoid: &[IpNet]) -> Result<IpamConfig> {
-        let known: Option<IpNet> = (name == "bridge").then(|| DEFAULT_SUBNET.parse().ok()).flatten();
-        let subnet = match known.filter(|subnet| !avoid.iter().any(|other| ipam::overlap(subnet, other))) {
-            Some(subnet) => subnet,
-            None => ipam::choose(&self.pools, avoid)?,
-        };
-        Ok(IpamConfig { subnet: subnet.to_string(), ..IpamConfig::default() })
     }
 
     /// Makes what the host has of a network, or finds it there.
@@ -327,6 +329,25 @@ pub(super) fn delete_bridge(links: &mut Links, name: &str, record: &NetworkRecor
     }
 }
 
+/// A free IPv4 subnet for a network. Without an administrator's word on sizes the default network gets a large one.
+fn choose_subnet(is_default: bool, pools: &[ipam::Pool], sizes_are_set: bool, avoid: &[IpNet]) -> Result<IpNet> {
+    if is_default
+        && let Ok(known) = DEFAULT_SUBNET.parse()
+        && !avoid.iter().any(|other| ipam::overlap(&known, other))
+    {
+        return Ok(known);
+    }
+    if is_default && !sizes_are_set {
+        let resized = |size: u8| -> Vec<ipam::Pool> {
+            pools.iter().filter(|pool| pool.base.prefix_len() <= size).map(|pool| ipam::Pool { size, ..*pool }).collect()
+        };
+        if let Some(subnet) = DEFAULT_SIZES.iter().find_map(|size| ipam::choose(&resized(*size), avoid).ok()) {
+            return Ok(subnet);
+        }
+    }
+    Ok(ipam::choose(pools, avoid)?)
+}
+
 /// The addresses of a network, by subnet.
 pub(super) fn blocks(record: &NetworkRecord) -> Result<Vec<Block>> {
     let address = |text: &str| -> Result<Option<IpAddr>> {
@@ -449,7 +470,12 @@ fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
         return Err(Error::invalid(format!("invalid network config:\ninvalid subnet {}: invalid CIDR block notation", config.subnet)));
     };
     let wrong = |text: String| Err(Error::invalid(format!("invalid network config:\n{text}")));
-    if subnet.network().is_loopback() || subnet.network().is_multicast() {
+    let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    let link_local = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64);
+    if ipam::overlap(&subnet, &link_local.into()) && subnet.prefix_len() < link_local.prefix_len() {
+        return wrong(format!("'{subnet}' clashes with the Link-Local prefix '{link_local}'"));
+    }
+    if loopback.iter().any(|address| subnet.contains(address)) || subnet.network().is_loopback() || subnet.network().is_multicast() {
         return wrong(format!("invalid subnet {subnet}: loopback and multicast addresses cannot be a network's"));
     }
     if subnet.addr() != subnet.network() {
@@ -534,4 +560,25 @@ fn forward(ipv6: bool) -> Result<()> {
         keys.extend(["net/ipv6/conf/default/forwarding", "net/ipv6/conf/all/forwarding"]);
     }
     keys.into_iter().filter(|key| !on(key)).try_for_each(|key| set_sysctl(key, "1", true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_network_is_large() {
+        let pools = ipam::default_pools();
+        let chosen = |is_default: bool, avoid: &[&str]| {
+            let avoid: Vec<IpNet> = avoid.iter().map(|net| net.parse().unwrap()).collect();
+            choose_subnet(is_default, &pools, false, &avoid).map_or_else(|error| error.to_string(), |subnet| subnet.to_string())
+        };
+        assert_eq!(chosen(true, &[]), "172.17.0.0/16");
+        assert_eq!(chosen(true, &["172.17.3.0/24", "172.18.0.0/24"]), "172.19.0.0/16");
+        assert_eq!(chosen(true, &["172.16.0.0/12", "192.168.0.0/24"]), "192.168.16.0/20");
+        assert_eq!(chosen(false, &["172.17.0.0/16"]), "172.18.0.0/24");
+        let small = [ipam::Pool { base: "10.0.0.0/8".parse().unwrap(), size: 26 }];
+        let avoid = ["172.17.0.0/16".parse().unwrap()];
+        assert_eq!(choose_subnet(true, &small, true, &avoid).unwrap().to_string(), "10.0.0.0/26", "as an administrator has said");
+    }
 }

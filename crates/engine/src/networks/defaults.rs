@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use whelk_network::ipam::Pool;
 
-use super::create::CreateNetwork;
+use super::create::{CreateNetwork, LEAST_IPV6_MTU};
 use super::default_bridge;
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
 use crate::error::{Error, Result};
@@ -91,6 +91,9 @@ impl NetworkDefaults {
         }
         if let Some(mtu) = self.mtu.filter(|mtu| !MTU.contains(mtu)) {
             return Err(Error::invalid(format!("mtu {mtu}: must be {} to {}", MTU.start(), MTU.end())));
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| self.ipv6 && *mtu < LEAST_IPV6_MTU) {
+            return Err(Error::invalid(format!("mtu {mtu}: IPv6 needs {LEAST_IPV6_MTU} at least")));
         }
         Ok(())
     }
