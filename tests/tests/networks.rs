@@ -503,7 +503,7 @@ fn what_cannot_be_is_refused() {
             (&["network", "create", "../x"], "invalid network name"),
             (&["network", "create", &"x".repeat(256)], "invalid network name: it is longer than 255 bytes"),
             (&["network", "inspect", ""], "invalid network name or ID: value is empty"),
-            (&["network", "disconnect", "-f", "taken", "nosuch"], "endpoint nosuch not found in network taken"),
+            (&["network", "disconnect", "-f", "taken", "nosuch"], "endpoint nosuch not found"),
             (&["network", "rm", "bridge"], "is a pre-defined network and cannot be removed"),
             (&["network", "rm", "nosuch"], "network nosuch not found"),
             (&["network", "inspect", "nosuch"], "network nosuch not found"),
@@ -832,4 +832,223 @@ fn containers_have_no_way_to_the_engine() {
     hosted(&format!("ls {}", path.display())).refuses(1, "No such file or directory");
     // The engine's own view of files is not open to others either.
     hosted(&format!("ls /proc/{pid}/root{}", path.display())).refuses(1, "Permission denied");
+}
+
+#[test]
+fn a_container_is_in_the_networks_that_it_asks_for() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    for name in ["one", "two"] {
+        cli.run(&["network", "create", "--ipv6=false", name]).ok();
+    }
+    let check = |mode: &str, places: &[&str], expected: &str| {
+        let places: serde_json::Map<String, serde_json::Value> = places.iter().map(|place| ((*place).to_owned(), json!({}))).collect();
+        let body = json!({
+            "Image": "busybox", "Cmd": ["sleep", "60"], "HostConfig": {"NetworkMode": mode}, "NetworkingConfig": {"EndpointsConfig": places},
+        });
+        engine.create("placed", &body);
+        let (status, answer) = engine.api("POST", "/containers/placed/start", None);
+        let found = if status == 204 {
+            let networks = engine.inspect("placed")["NetworkSettings"]["Networks"].as_object().unwrap().clone();
+            let names: Vec<&str> = networks.keys().map(String::as_str).collect();
+            format!("{} {}", names.join(","), inside(cli, "placed", "ls /sys/class/net | tr '\\n' ' '"))
+        } else {
+            format!("{status} {}", answer["message"].as_str().unwrap())
+        };
+        assert_eq!(found.trim_end(), expected, "{mode:?} {places:?}");
+        cli.run(&["rm", "-f", "placed"]).ok();
+    };
+    for mode in ["", "default", "bridge"] {
+        check(mode, &["one", "two"], "one,two eth0 eth1 lo");
+        check(mode, &[], "bridge eth0 lo");
+        check(mode, &["default", "two"], "bridge,two eth0 eth1 lo");
+    }
+    check("one", &["two"], "two eth0 lo");
+    check("one", &["one", "two"], "one,two eth0 eth1 lo");
+    check("", &["none"], "none lo");
+    const PREFIX: &str = "400 failed to set up container networking:";
+    const PRIVATE: &str = "container cannot be connected to multiple networks with one of the networks in private (none) mode";
+    const FOR_HOST: &str = "cannot connect container to host network - container must be created in host network mode";
+    check("", &["none", "two"], &format!("{PREFIX} {PRIVATE}"));
+    check("", &["host"], &format!("{PREFIX} {FOR_HOST}"));
+    check("one", &["nosuch"], "404 failed to set up container networking: network nosuch not found");
+}
+
+#[test]
+fn settings_that_no_network_can_keep_are_refused() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
+    up(cli, "donor", &["--network", "app"], "sleep 300");
+    let refused = |config: serde_json::Value, host: serde_json::Value, places: serde_json::Value, text: &str| {
+        let mut body = json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": host, "NetworkingConfig": {"EndpointsConfig": places}});
+        body.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+        let (status, answer) = engine.api("POST", "/containers/create?name=refused", Some(&body));
+        assert_eq!((status, answer["message"].as_str()), (400, Some(text)), "{body}");
+    };
+    const ALIAS: &str = "network-scoped alias is supported only for containers in user defined networks";
+    const ADDRESS: &str = "user specified IP address is supported on user defined networks only";
+    let of = |name: &str, text: &str| format!("invalid config for network {name}: invalid endpoint settings:\n{text}");
+    let none = || json!({});
+    for name in ["bridge", "host", "none"] {
+        refused(none(), json!({"NetworkMode": name}), json!({name: {"Aliases": ["x"]}}), &of(name, ALIAS));
+    }
+    refused(none(), none(), json!({"default": {"Aliases": ["x"]}}), &of("bridge", ALIAS));
+    const MODE: &str = "container:donor";
+    let conflicts = [
+        (none(), json!({"NetworkMode": MODE, "Dns": ["1.1.1.1"]}), "conflicting options: dns and the network mode"),
+        (
+            none(),
+            json!({"NetworkMode": MODE, "ExtraHosts": ["a:1.2.3.4"]}),
+            "conflicting options: custom host-to-IP mapping and the network mode",
+        ),
+        (json!({"MacAddress": "02:42:ac:11:00:09"}), json!({"NetworkMode": MODE}), "conflicting options: mac-address and the network mode"),
+        (json!({"Hostname": "x"}), json!({"NetworkMode": MODE}), "conflicting options: hostname and the network mode"),
+    ];
+    for (config, host, text) in conflicts {
+        refused(config, host, none(), text);
+    }
+    let place = |settings: serde_json::Value| json!({MODE: settings});
+    let shares = || json!({"NetworkMode": MODE});
+    refused(none(), shares(), place(json!({"IPAMConfig": {"IPv4Address": "10.1.1.1"}})), &of(MODE, ADDRESS));
+    refused(none(), shares(), place(json!({"MacAddress": "02:42:ac:11:00:09"})), "conflicting options: mac-address and the network mode");
+    refused(none(), json!({"PidMode": "container:nosuch"}), none(), "No such container: nosuch");
+    refused(none(), json!({"IpcMode": "container:nosuch"}), none(), "No such container: nosuch");
+    refused(
+        none(),
+        json!({"NetworkMode": "container:nosuch"}),
+        none(),
+        "joining network namespace of container: No such container: nosuch",
+    );
+}
+
+#[test]
+fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
+    up(cli, "donor", &["--network", "app"], "sleep 300");
+    engine.create("stopped", &json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"IpcMode": "shareable"}}));
+    let (stopped, donor) = (engine.inspect("stopped")["Id"].clone(), engine.inspect("donor")["Id"].clone());
+    let (stopped, donor) = (stopped.as_str().unwrap(), donor.as_str().unwrap());
+    let starts = [
+        (
+            "NetworkMode",
+            "stopped",
+            409,
+            "cannot join network namespace of a non running container: container stopped is created".to_owned(),
+        ),
+        ("PidMode", "stopped", 500, format!("failed to join PID namespace: container {stopped} is not running")),
+        ("IpcMode", "stopped", 409, format!("failed to join IPC namespace: container {stopped} is not running")),
+        (
+            "IpcMode",
+            "donor",
+            400,
+            format!(
+                "failed to join IPC namespace: container {donor}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
+            ),
+        ),
+    ];
+    for (mode, name, code, text) in starts {
+        engine.create("joins", &json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {mode: format!("container:{name}")}}));
+        let (status, answer) = engine.api("POST", "/containers/joins/start", None);
+        assert_eq!((status, answer["message"].as_str()), (code, Some(text.as_str())), "{mode} {name}");
+        cli.run(&["rm", "-f", "joins"]).ok();
+    }
+    // A link-local address is one.
+    for (address, text) in [("10.9.9.9", "invalid link local IP address: 10.9.9.9"), ("fd00::9", "invalid link local IP address: fd00::9")]
+    {
+        cli.run(&["run", "--rm", "--network", "app", "--link-local-ip", address, "busybox", "true"]).refuses(125, text);
+    }
+    let shown = cli.run(&["run", "--rm", "--network", "app", "--link-local-ip", "169.254.3.4", "busybox", "ip", "address"]).ok();
+    assert!(shown.contains("169.254.3.4/16"), "{shown}");
+    // A donor is known by its id, whatever it is called later.
+    cli.run(&["create", "--name", "guest", "--network", "container:donor", "busybox", "true"]).ok();
+    assert_eq!(engine.inspect("guest")["HostConfig"]["NetworkMode"], format!("container:{donor}"));
+    cli.run(&["rename", "donor", "other"]).ok();
+    cli.run(&["start", "-a", "guest"]).ok();
+    // Through a guest to its owner, whose files it has.
+    up(cli, "second", &["--network", "container:other"], "sleep 300");
+    let seen = cli.run(&["run", "--rm", "--network", "container:second", "busybox", "cat", "/etc/hosts"]).ok();
+    assert_eq!(seen, inside(cli, "other", "cat /etc/hosts"));
+    assert_eq!(engine.inspect("second")["HostsPath"], engine.inspect("other")["HostsPath"]);
+}
+
+#[test]
+fn networks_of_the_host_and_of_other_containers_are_not_joined_later() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
+    up(cli, "donor", &["--network", "app"], "sleep 300");
+    up(cli, "hosted", &["--network", "host"], "sleep 300");
+    up(cli, "guest", &["--network", "container:donor"], "sleep 300");
+    up(cli, "lone", &["--network", "none"], "sleep 300");
+    let check = |action: &str, network: &str, container: &str, code: u16, text: &str| {
+        let (status, answer) = engine.api("POST", &format!("/networks/{network}/{action}"), Some(&json!({"Container": container})));
+        let id = engine.inspect(container)["Id"].as_str().unwrap().to_owned();
+        let text = text.replace("ID", &id);
+        assert_eq!((status, answer["message"].as_str()), (code, Some(text.as_str())), "{action} {network} {container}");
+    };
+    const SHARES: &str = "container sharing network namespace with another container or host cannot be connected to any other network";
+    const FOR_HOST: &str = "cannot connect container to host network - container must be created in host network mode";
+    const PRIVATE: &str = "container cannot be connected to multiple networks with one of the networks in private (none) mode";
+    check("connect", "app", "hosted", 400, SHARES);
+    check("connect", "host", "hosted", 403, "endpoint with name hosted already exists in network host");
+    check(
+        "disconnect",
+        "host",
+        "hosted",
+        400,
+        "cannot disconnect container from host network - container was created in host network mode",
+    );
+    check("disconnect", "app", "hosted", 500, "container ID is not connected to network app");
+    check("connect", "app", "guest", 400, SHARES);
+    check("connect", "host", "guest", 400, SHARES);
+    check("disconnect", "app", "guest", 500, "container ID is not connected to network app");
+    check("connect", "host", "donor", 400, FOR_HOST);
+    check("connect", "none", "donor", 400, PRIVATE);
+    check("connect", "app", "lone", 400, PRIVATE);
+    check("connect", "host", "lone", 400, FOR_HOST);
+    let alias = json!({"Container": "donor", "EndpointConfig": {"Aliases": ["x"]}});
+    let (status, answer) = engine.api("POST", "/networks/bridge/connect", Some(&alias));
+    assert_eq!(status, 400);
+    assert!(answer["message"].as_str().unwrap().contains("network-scoped alias is supported only"), "{answer}");
+    // The place in a network that is gone is only a note, and can be taken away.
+    for force in [false, true] {
+        cli.run(&["network", "create", "--ipv6=false", "gone"]).ok();
+        cli.run(&["create", "--name", "stopped", "--network", "app", "busybox", "true"]).ok();
+        cli.run(&["network", "connect", "gone", "stopped"]).ok();
+        cli.run(&["network", "rm", "gone"]).ok();
+        cli.run(&["start", "stopped"]).refuses(1, "network gone not found");
+        let (status, answer) = engine.api("POST", "/networks/gone/disconnect", Some(&json!({"Container": "stopped", "Force": force})));
+        assert_eq!(status, 200, "{answer}");
+        cli.run(&["start", "-a", "stopped"]).ok();
+        cli.run(&["rm", "stopped"]).ok();
+    }
+    let (status, answer) = engine.api("POST", "/networks/gone/disconnect", Some(&json!({"Container": "donor", "Force": true})));
+    let donor = engine.inspect("donor")["Id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (status, answer["message"].as_str().unwrap()),
+        (500, format!("container {donor} is not connected to the network gone").as_str())
+    );
+}
+
+#[test]
+fn networks_with_link_local_subnets_and_small_packets_can_be_made() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6", "--subnet", "fe80::/64", "near"]).ok();
+    let shown = cli.run(&["run", "--rm", "--network", "near", "busybox", "ip", "-6", "route"]).ok();
+    assert!(shown.contains("default via fe80::1"), "{shown}");
+    cli.run(&["network", "create", "--ipv6", "--subnet", "fe80::/9", "wide"]).refuses(1, "clashes with the Link-Local prefix 'fe80::/64'");
+    const MTU: &str = "com.docker.network.driver.mtu=1000";
+    cli.run(&["network", "create", "-o", MTU, "small"]).ok();
+    assert_eq!(engine.get("/networks/small")["EnableIPv6"], false);
+    let shown = cli.run(&["run", "--rm", "--network", "small", "busybox", "ip", "link", "show", "eth0"]).ok();
+    assert!(shown.contains("mtu 1000"), "{shown}");
+    cli.run(&["network", "create", "--ipv6", "-o", MTU, "six"]).refuses(1, "invalid MTU: 1000: IPv6 needs 1280 at least");
+    // The default network takes more containers than the small subnets of others.
+    let subnet = engine.get("/networks/bridge")["IPAM"]["Config"][0]["Subnet"].as_str().unwrap().to_owned();
+    let bits: u8 = subnet.rsplit('/').next().unwrap().parse().unwrap();
+    assert!(bits <= 22, "{subnet}");
 }

@@ -85,6 +85,173 @@ fn other_names_are_asked_for_through_the_containers_own_network() {
     assert!(who.try_recv().is_err());
 }
 
+/// Says to every question at an address in a container's network that it cannot tell: `code` is SERVFAIL or its like.
+fn cannot_tell(engine: &Engine, name: &str, at: &str, code: u8) {
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid(name))).unwrap();
+    let socket = whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind(at).unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    std::thread::spawn(move || {
+        let mut packet = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut packet) {
+            packet[2..4].copy_from_slice(&[0x81, 0x80 | code]);
+            let _ = socket.send_to(&packet[..length], from);
+        }
+    });
+}
+
+#[test]
+fn a_server_that_cannot_tell_is_not_the_last_to_be_asked() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "names"]).ok();
+    up(
+        cli,
+        "asks",
+        &["--network", "names", "--dns", "127.0.0.21", "--dns", "127.0.0.22", "--dns", "127.0.0.23", "--dns", "127.0.0.24"],
+        "sleep 300",
+    );
+    const CODES: [u8; 3] = [2, 4, 5];
+    for (at, code) in ["127.0.0.21:53", "127.0.0.22:53", "127.0.0.23:53"].into_iter().zip(CODES) {
+        cannot_tell(&engine, "asks", at, code);
+    }
+    let resolver = resolver_of(&engine, "asks");
+    let ask = |id: u16| {
+        resolver.send(&question(id, "far.test")).unwrap();
+        let mut answer = [0; 512];
+        let length = resolver.recv(&mut answer).expect("an answer");
+        (answer[3] & 0xf, answer[..length].ends_with(&[10, 1, 2, 3]))
+    };
+    // When none of them can tell, the first one's word is passed on.
+    assert_eq!(ask(1), (2, false));
+    let _server = answers(&engine, "asks", "127.0.0.24:53", [10, 1, 2, 3]);
+    assert_eq!(ask(2), (0, true));
+}
+
+#[test]
+fn names_of_containers_are_answered_whole() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "names"]).ok();
+    up(cli, "asks", &["--network", "names", "--dns", "127.0.0.21"], "sleep 300");
+    // Who is asked about anything else says that there is no such name.
+    cannot_tell(&engine, "asks", "127.0.0.21:53", 3);
+    let resolver = resolver_of(&engine, "asks");
+    let ask = |kind: u16, name: &str| {
+        resolver.send(&question_of(kind, name, kind)).unwrap();
+        let mut answer = [0; 512];
+        resolver.recv(&mut answer).expect("an answer");
+        (answer[3] & 0xf, answer[7])
+    };
+    // AAAA, MX, TXT, SRV, SOA, HTTPS, PTR.
+    for kind in [28, 15, 16, 33, 6, 65, 12] {
+        assert_eq!(ask(kind, "asks"), (0, 0), "kind {kind}");
+        assert_eq!(ask(kind, "elsewhere"), (3, 0), "kind {kind}");
+    }
+    assert_eq!(ask(1, "asks"), (0, 1));
+}
+
+#[test]
+fn hosts_has_the_full_name_and_the_short_one() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let run = |flags: &[&str], script: &str| cli.run(&[&["run", "--rm"], flags, &["busybox", "sh", "-c", script]].concat()).ok();
+        let own = |flags: &[&str]| run(flags, "tail -n 1 /etc/hosts | cut -f 2");
+        assert_eq!(own(&["-h", "a.b.example"]), "a.b.example a");
+        assert_eq!(own(&["-h", "a.b", "--domainname", "c.d"]), "a.b.c.d a");
+        assert_eq!(own(&["-h", "a"]), "a");
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let seen = run(&["--network", "host"], "hostname; cat /etc/hostname; echo $HOSTNAME");
+        assert_eq!(seen, format!("{host}\n{host}\n{host}"));
+        assert_eq!(run(&["--network", "host", "-h", "mine"], "hostname"), "mine");
+    });
+}
+
+#[test]
+fn edited_files_of_names_survive_other_networks() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "--ipv6=false", "other"]).ok();
+        up(cli, "edited", &[], "sleep 300");
+        up(cli, "plain", &[], "sleep 300");
+        inside(cli, "edited", "echo '1.2.3.4 mine' >>/etc/hosts; echo 'nameserver 9.9.9.9 # mine' >/etc/resolv.conf");
+        let hosts = |name: &str| inside(cli, name, "cat /etc/hosts");
+        let (edited, plain) = (hosts("edited"), hosts("plain"));
+        for name in ["edited", "plain"] {
+            cli.run(&["network", "connect", "other", name]).ok();
+        }
+        let address = engine.inspect("edited")["NetworkSettings"]["Networks"]["other"]["IPAddress"].as_str().unwrap().to_owned();
+        let connected = hosts("edited");
+        assert!(connected.starts_with(&edited) && connected.contains("1.2.3.4 mine") && connected.contains(&address), "{connected}");
+        assert_eq!(inside(cli, "edited", "cat /etc/resolv.conf"), "nameserver 9.9.9.9 # mine");
+        // What nobody touched follows.
+        assert!(inside(cli, "plain", "cat /etc/resolv.conf").contains("nameserver 127.0.0.11"));
+        for name in ["edited", "plain"] {
+            cli.run(&["network", "disconnect", "other", name]).ok();
+        }
+        assert_eq!((hosts("edited"), hosts("plain")), (edited, plain));
+        assert_eq!(inside(cli, "edited", "cat /etc/resolv.conf"), "nameserver 9.9.9.9 # mine");
+        assert!(!inside(cli, "plain", "cat /etc/resolv.conf").contains("127.0.0.11"));
+        // Also by an engine that has not written them itself.
+        engine.kill9();
+        engine.restart();
+        for name in ["edited", "plain"] {
+            cli.run(&["network", "connect", "other", name]).ok();
+        }
+        assert!(hosts("edited").contains("1.2.3.4 mine"));
+        assert_eq!(inside(cli, "edited", "cat /etc/resolv.conf"), "nameserver 9.9.9.9 # mine");
+        assert!(inside(cli, "plain", "cat /etc/resolv.conf").contains("nameserver 127.0.0.11"));
+        cli.run(&["rm", "-f", "edited", "plain"]).ok();
+        cli.run(&["network", "rm", "other"]).ok();
+    });
+}
+
+#[test]
+fn comments_of_resolv_conf_say_who_is_asked() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
+    let resolv = |flags: &[&str]| cli.run(&[&["run", "--rm"], flags, &["busybox", "cat", "/etc/resolv.conf"]].concat()).ok();
+    let text = resolv(&["--network", "app", "--dns", "9.9.9.9", "--dns", "2001:db8::1", "--dns-search", "corp.example"]);
+    let (head, comments) = text.split_once("\n\n# Based").expect("comments at the end");
+    assert!(head.ends_with("nameserver 127.0.0.11\nsearch corp.example\noptions ndots:0") && head.starts_with("# Generated by"), "{head}");
+    assert_eq!(
+        comments,
+        " on host file: '/etc/resolv.conf' (internal resolver)\n# ExtServers: [9.9.9.9 2001:db8::1]\n\
+         # Overrides: [nameservers search]\n# Option ndots from: internal"
+    );
+    assert!(
+        resolv(&["--dns", "9.9.9.9"])
+            .ends_with("\nnameserver 9.9.9.9\n\n# Based on host file: '/etc/resolv.conf' (legacy)\n# Overrides: [nameservers]")
+    );
+}
+
+#[test]
+fn a_container_without_ipv6_has_it_nowhere() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6", "six"]).ok();
+    cli.run(&["network", "create", "--ipv6", "more"]).ok();
+    up(cli, "asks", &["--network", "six"], "sleep 300");
+    let addresses = |name: &str, network: &str| {
+        let place = engine.inspect(name)["NetworkSettings"]["Networks"][network].clone();
+        ["IPv6Gateway", "GlobalIPv6Address"].map(|key| place[key].as_str().unwrap().to_owned())
+    };
+    for setting in ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1"] {
+        up(cli, "four", &["--network", "six", "-p", "127.0.0.1::80", "-p", "80", "--sysctl", setting], SERVES);
+        cli.run(&["network", "connect", "more", "four"]).ok();
+        assert_eq!(inside(cli, "four", "ip -6 address; grep : /etc/hosts; true"), "", "{setting}");
+        assert_eq!(addresses("four", "six"), ["", ""]);
+        assert_eq!(addresses("four", "more"), ["", ""]);
+        assert!(!inside(cli, "asks", "nslookup -type=aaaa four").contains("fd"), "no address is told to others");
+        assert!(inside(cli, "asks", "nslookup -type=a four").contains("Address"));
+        cli.run(&["rm", "-f", "four"]).ok();
+    }
+    up(cli, "both", &["--network", "six", "--sysctl", "net.ipv6.conf.default.disable_ipv6=1"], "sleep 300");
+    assert!(inside(cli, "asks", "nslookup -type=aaaa both").contains(&addresses("both", "six")[1]));
+    cli.run(&["run", "--rm", "--network", "six", "--ip6", "::ffff:10.1.2.3", "busybox", "true"])
+        .refuses(125, "invalid IPv6 address: ::ffff:10.1.2.3");
+}
+
 #[test]
 fn an_alias_of_several_containers_has_all_their_addresses() {
     let engine = Engine::start();
@@ -170,12 +337,18 @@ fn two_hundred_containers_find_each_other() {
 
 /// A question for the address of a name.
 fn question(id: u16, name: &str) -> Vec<u8> {
+    question_of(id, name, 1)
+}
+
+fn question_of(id: u16, name: &str, kind: u16) -> Vec<u8> {
     let mut packet = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
     for label in name.split('.') {
         packet.push(u8::try_from(label.len()).unwrap());
         packet.extend(label.as_bytes());
     }
-    packet.extend([0, 0, 1, 0, 1]);
+    packet.push(0);
+    packet.extend(kind.to_be_bytes());
+    packet.extend([0, 1]);
     packet
 }
 
@@ -286,6 +459,13 @@ fn links_of_the_default_network_are_names_and_variables() {
         cli.run(&["rm", "-f", "top", "base"]).ok();
         cli.run(&["run", "-d", "--name", "hosted", "--network", "host", "busybox", "sleep", "300"]).ok();
         cli.run(&["create", "--link", "hosted", "busybox"]).refuses(1, "host type networking can't be used with links");
+        up(cli, "owner", &[], "sleep 300");
+        up(cli, "guest", &["--network", "container:owner"], "sleep 300");
+        up(cli, "linker", &["--link", "guest:Some-Alias"], "sleep 300");
+        let address = engine.inspect("owner")["NetworkSettings"]["Networks"]["bridge"]["IPAddress"].as_str().unwrap().to_owned();
+        assert!(inside(cli, "linker", "grep Some-Alias /etc/hosts").starts_with(&format!("{address}\tSome-Alias ")));
+        assert_eq!(engine.inspect("linker")["HostConfig"]["Links"], json!(["/owner:/linker/Some-Alias"]));
+        cli.run(&["rm", "-f", "linker", "guest", "owner"]).ok();
         cli.run(&["create", "--link", "nosuch:x", "busybox"]).refuses(1, "could not get container for nosuch: No such container: nosuch");
         cli.run(&["rm", "-f", "hosted"]).ok();
     });

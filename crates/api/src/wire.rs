@@ -182,8 +182,8 @@ pub(crate) fn network(record: &NetworkRecord, members: &BTreeMap<String, Member>
 }
 
 pub(crate) fn container(inspected: &Inspected, version: ApiVersion) -> Value {
-    let Inspected { record, directory, files_made, log_path, lower, mounts, execs, size } = inspected;
-    let file = |name: &str| if *files_made { directory.join(name).to_string_lossy().into_owned() } else { String::new() };
+    let Inspected { record, directory, names, files_made, log_path, lower, mounts, execs, size } = inspected;
+    let file = |name: &str| if *files_made { names.join(name).to_string_lossy().into_owned() } else { String::new() };
     let mut command = whelk_engine::command(&record.config);
     let path = if command.is_empty() { String::new() } else { command.remove(0) };
     let lower: Vec<_> = lower.iter().map(|path| path.to_string_lossy()).collect();

@@ -167,10 +167,24 @@ fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<(
     }
     // Clients look for the name they know.
     host.runtime = "runc".into();
-    if container(&network) && (!config.hostname.is_empty()) {
-        return Err(Error::invalid("conflicting options: hostname and the network mode"));
+    if container(&network) {
+        check_shared_network(config, host)?;
     }
     Ok(())
+}
+
+/// A container in another's network has that one's names.
+fn check_shared_network(config: &Config, host: &HostConfig) -> Result<()> {
+    let is_given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let conflicts = [
+        (!config.hostname.is_empty(), "hostname"),
+        (is_given(&host.dns), "dns"),
+        (is_given(&host.extra_hosts), "custom host-to-IP mapping"),
+    ];
+    match conflicts.iter().find(|(given, _)| *given) {
+        Some((_, what)) => Err(Error::invalid(format!("conflicting options: {what} and the network mode"))),
+        None => Ok(()),
+    }
 }
 
 fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>) -> Result<()> {
@@ -341,6 +355,15 @@ fn check_sysctls(host: &HostConfig) -> Result<()> {
         if key.split('.').any(|part| part.is_empty() || part == "..") {
             return Err(Error::invalid(format!("invalid sysctl {key:?}")));
         }
+        // Interfaces are not there yet when these are set, and which is called eth0 may change.
+        let parts: Vec<&str> = key.split('.').collect();
+        if let ["net", "ipv4" | "ipv6" | "mpls", "conf" | "neigh", interface, _] = parts[..]
+            && interface.starts_with("eth")
+        {
+            return Err(Error::invalid(format!(
+                "interface specific sysctl setting {key:?} must be supplied using driver option 'com.docker.network.endpoint.sysctls'"
+            )));
+        }
         let (ipc, net) = (IPC.contains(&key.as_str()) || key.starts_with("fs.mqueue."), key.starts_with("net."));
         if !ipc && !net && key != "kernel.domainname" {
             return Err(Error::invalid(format!("sysctl '{key}' is not allowed: it is not separate for each container")));
@@ -410,6 +433,16 @@ mod tests {
         check(
             |_, host| drop(host.sysctls.insert("kernel.panic".into(), "1".into())),
             "sysctl 'kernel.panic' is not allowed: it is not separate for each container",
+        );
+        check(
+            |_, host| drop(host.sysctls.insert("net/ipv6/conf/eth0/disable_ipv6".into(), "1".into())),
+            "interface specific sysctl setting \"net.ipv6.conf.eth0.disable_ipv6\" must be supplied using driver option 'com.docker.network.endpoint.sysctls'",
+        );
+        let shared = |host: &mut HostConfig| host.network_mode = "container:x".into();
+        check(|_, host| (shared(host), host.dns = Some(vec!["1.1.1.1".into()])).0, "conflicting options: dns and the network mode");
+        check(
+            |_, host| (shared(host), host.extra_hosts = Some(vec!["a:1.2.3.4".into()])).0,
+            "conflicting options: custom host-to-IP mapping and the network mode",
         );
     }
 

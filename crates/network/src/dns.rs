@@ -56,8 +56,7 @@ pub fn answer(packet: &[u8], stream: bool, look_up: impl FnOnce(&Question) -> Kn
     }
     let name = asked.qname().to_vec();
     let kind = asked.qtype();
-    let Some(question) = to_question(&name, kind) else { return Verdict::Forward };
-    let known = look_up(&question);
+    let known = look_up(&to_question(&name));
     let limit = if stream { usize::from(u16::MAX) } else { allowed(&message) };
     let reply = match known {
         Known::Nothing => return Verdict::Forward,
@@ -76,6 +75,8 @@ pub fn answer(packet: &[u8], stream: bool, look_up: impl FnOnce(&Question) -> Kn
             }
             Ok(())
         }),
+        // Likewise for what else could be asked about an address of ours.
+        Known::Name(_) if !matches!(kind, Rtype::PTR | Rtype::ANY) => reply(&message, limit, |_| Ok(())),
         Known::Name(target) => reply(&message, limit, |builder| {
             let target: Name<Vec<u8>> = target.parse().map_err(drop)?;
             builder.push((&name, Ttl::from_secs(TTL), Ptr::new(target))).map_err(drop)
@@ -90,6 +91,11 @@ pub fn failure(packet: &[u8]) -> Option<Vec<u8>> {
     let mut builder = MessageBuilder::new_vec().start_answer(&message, Rcode::SERVFAIL).ok()?;
     builder.header_mut().set_ra(true);
     Some(builder.finish())
+}
+
+/// Whether a reply says that its sender cannot tell: another one may. The same as for glibc's resolver.
+pub fn is_refusal(reply: &[u8]) -> bool {
+    Message::from_octets(reply).is_ok_and(|message| matches!(message.header().rcode(), Rcode::SERVFAIL | Rcode::NOTIMP | Rcode::REFUSED))
 }
 
 type Answers = domain::base::message_builder::AnswerBuilder<Vec<u8>>;
@@ -110,19 +116,15 @@ fn allowed(message: &Message<&[u8]>) -> usize {
     message.opt().map_or(SMALL, |opt| usize::from(opt.udp_payload_size()).clamp(SMALL, LARGE))
 }
 
-fn to_question(name: &Name<Vec<u8>>, kind: Rtype) -> Option<Question> {
+/// A name of ours is ours whole: questions of every kind about it are answered here.
+fn to_question(name: &Name<Vec<u8>>) -> Question {
     let text = name.to_string().to_ascii_lowercase();
-    match kind {
-        Rtype::A | Rtype::AAAA | Rtype::ANY => Some(Question::Address(text.trim_end_matches('.').to_owned())),
-        Rtype::PTR => to_address(&text).map(Question::Name),
-        // Other kinds (MX, SRV, TXT) of our names do not exist, and others' are not ours to know.
-        _ => None,
-    }
+    let text = text.trim_end_matches('.');
+    to_address(text).map_or_else(|| Question::Address(text.to_owned()), Question::Name)
 }
 
 /// The address behind a name for reverse lookups (RFC 1035 3.5, RFC 3596 2.5).
 fn to_address(name: &str) -> Option<IpAddr> {
-    let name = name.trim_end_matches('.');
     if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
         let octets: Vec<u8> = rest.split('.').rev().map(|part| part.parse().ok()).collect::<Option<_>>()?;
         return <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
@@ -190,7 +192,14 @@ mod tests {
         check("2.0.0.10.in-addr.arpa", Rtype::PTR, "web.net.");
         check("2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa", Rtype::PTR, "web.net.");
         check("example.com", Rtype::A, "Forward");
-        check("web", Rtype::MX, "Forward");
+        // Of every other kind there is nothing, and nobody else knows better.
+        for kind in [Rtype::MX, Rtype::TXT, Rtype::HTTPS, Rtype::SRV, Rtype::SOA, Rtype::NS, Rtype::PTR, Rtype::from_int(65_300)] {
+            check("web", kind, "");
+            check("example.com", kind, "Forward");
+        }
+        check("2.0.0.10.in-addr.arpa", Rtype::TXT, "");
+        check("2.0.0.10.in-addr.arpa", Rtype::ANY, "web.net.");
+        check("3.0.0.10.in-addr.arpa", Rtype::TXT, "Forward");
         check("nonsense.in-addr.arpa", Rtype::PTR, "Forward");
     }
 

@@ -117,11 +117,10 @@ pub(super) async fn connect(State(engine): App, Path(id): Path<String>, body: By
 
 pub(super) async fn disconnect(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
     let body: ConnectBody = read_json(&body)?;
-    let network = engine.networks.find(&id)?;
-    match engine.containers.disconnect(&id, &body.container).await {
+    match engine.containers.disconnect(&id, &body.container, body.force).await {
         // Force is for places of containers that are gone. Here they go with their containers.
         Err(Error::NotFound(_)) if body.force && engine.containers.find(&body.container).is_err() => {
-            return Err(Error::NotFound(format!("endpoint {} not found in network {}", body.container, network.name)).into());
+            return Err(Error::NotFound(format!("endpoint {} not found", body.container)).into());
         }
         outcome => outcome?,
     }

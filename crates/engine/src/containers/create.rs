@@ -54,11 +54,7 @@ impl Containers {
         let warnings = validate::settings(&mut config, &mut host, &self.host)?;
         let networks = self.place(&config, &mut host, networks)?;
         let id = names::random_id();
-        config.hostname = match host.network_mode.strip_prefix("container:").and_then(|donor| self.find(donor).ok()) {
-            // Who shares another's network has its name as well.
-            Some(donor) => donor.record().config.hostname.clone(),
-            None => crate::spec::hostname(&config, &id),
-        };
+        config.hostname = self.hostname(&config, &host, &id);
         fill_paths(&mut host);
         let image = image.map(|image| image.id.to_string()).unwrap_or_default();
         let (mounts, _pins) = self.resolve_mounts_aside(&id, &config, &host).await?;
@@ -83,6 +79,17 @@ impl Containers {
         self.add(container.clone());
         self.publish(&container, "create", &[]);
         Ok(Created { id, warnings })
+    }
+
+    /// The host name of a new container: who shares a network shares the name in it.
+    fn hostname(&self, config: &Config, host: &HostConfig, id: &str) -> String {
+        match host.network_mode.strip_prefix("container:").and_then(|donor| self.find(donor).ok()) {
+            Some(donor) => donor.record().config.hostname.clone(),
+            None if host.network_mode == "host" && config.hostname.is_empty() => {
+                rustix::system::uname().nodename().to_string_lossy().into_owned()
+            }
+            None => crate::spec::hostname(config, id),
+        }
     }
 
     /// Gives a container its name, its files and its place in the store.

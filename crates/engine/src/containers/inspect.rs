@@ -15,8 +15,10 @@ use crate::volumes::LOCAL;
 #[derive(Clone, Debug)]
 pub struct Inspected {
     pub record: Record,
-    /// Its generated files, once it was started.
     pub directory: PathBuf,
+    /// Where the files of names are that it mounts.
+    pub names: PathBuf,
+    /// Its generated files are there: it was started once.
     pub files_made: bool,
     pub log_path: PathBuf,
     /// Layer directories, the topmost first.
@@ -50,7 +52,8 @@ impl Containers {
         let log = crate::logging::config(&record.host.log_config, &directory, &record.id, &details)?;
         let size = if size { Some(self.sizes(&record).await) } else { None };
         Ok(Inspected {
-            files_made: whelk_sys::fs::exists(directory.join("hosts")),
+            files_made: record.state.started_at != 0,
+            names: self.names_dir(&record).unwrap_or_else(|_| directory.clone()),
             log_path: log.path,
             lower: self.layers(&record.image).unwrap_or_default(),
             mounts: self.mount_points(&record),

@@ -49,7 +49,8 @@ impl Containers {
                 return Err(Error::internal(text));
             }
             let (target, alias) = split_link(link);
-            let found = self.find(&target).map_err(|error| Error::invalid(format!("could not get container for {target}: {error}")))?;
+            let found =
+                self.owner_of_network(&target).map_err(|error| Error::invalid(format!("could not get container for {target}: {error}")))?;
             let record = found.record();
             match record.host.network_mode.as_str() {
                 "host" => return undefined("host type networking"),
@@ -114,7 +115,7 @@ impl Containers {
     /// Whom a container calls `alias`.
     pub(super) fn linked(&self, linker: &Container, alias: &str) -> Option<Arc<Container>> {
         let record = linker.record().clone();
-        self.links_of(&record).into_iter().find(|(_, known)| known.eq_ignore_ascii_case(alias)).map(|(target, _)| target)
+        self.links_of(&record).into_iter().find(|(_, known)| known == alias).map(|(target, _)| target)
     }
 
     /// The variables that tell a container of those that it has linked.
@@ -155,7 +156,8 @@ impl Containers {
                 // What its networks are may be changing just now.
                 let _networking = container.networking();
                 let record = container.record().clone();
-                if let Err(error) = files::write_names(&containers.instance.container_dir(&record.id), &record, &containers) {
+                let linked = files::links(&record, &containers);
+                if let Err(error) = files::update(&container, &record, &linked, &containers) {
                     tracing::warn!(container = record.id, "{error}");
                 }
             }
@@ -171,18 +173,19 @@ impl Containers {
         let container = self.find(linker).map_err(|_| missing())?;
         let _operation = container.operation.lock().await;
         let target = self.linked(&container, alias).ok_or_else(missing)?;
-        let record = {
-            let mut record = container.record();
-            if let Some(links) = &mut record.host.links {
-                links.retain(|link| split_link(link) != (target.id.clone(), alias.to_ascii_lowercase()));
-            }
-            record.clone()
-        };
-        self.save(&container)?;
-        if record.state.status.is_running() {
-            files::write_names(&self.instance.container_dir(&record.id), &record, self)?;
+        let before = container.record().clone();
+        let linked = files::links(&before, self);
+        if let Some(links) = &mut container.record().host.links {
+            links.retain(|link| split_link(link) != (target.id.clone(), alias.to_owned()));
         }
-        Ok(())
+        self.save(&container)?;
+        if !before.state.status.is_running() {
+            return Ok(());
+        }
+        let (containers, changed) = (self.clone(), container.clone());
+        tokio::task::spawn_blocking(move || files::update(&changed, &before, &linked, &containers))
+            .await
+            .map_err(|error| Error::internal(error.to_string()))?
     }
 }
 

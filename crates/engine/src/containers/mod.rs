@@ -13,6 +13,7 @@
 
 mod attach;
 mod create;
+mod donors;
 mod exec;
 mod files;
 mod inspect;
@@ -106,6 +107,8 @@ pub struct Container {
     short_runs: AtomicU32,
     /// How many are stopping it in order to start it again.
     restarts: AtomicU32,
+    /// The `resolv.conf` that this engine wrote last: one that differs was edited, and is left alone. Empty until then.
+    resolver_file: Mutex<String>,
     /// Clients that attached before the start.
     waiting: Mutex<Vec<(Attach, OwnedFd)>>,
     /// How many read its log.
@@ -244,6 +247,7 @@ impl Container {
             record: Mutex::new(record),
             operation: tokio::sync::Mutex::new(()),
             networking: Mutex::default(),
+            resolver_file: Mutex::default(),
             progress: watch::Sender::new(progress),
             short_runs: AtomicU32::default(),
             restarts: AtomicU32::default(),
@@ -260,6 +264,10 @@ impl Container {
 
     fn networking(&self) -> MutexGuard<'_, ()> {
         self.networking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn resolver_file(&self) -> MutexGuard<'_, String> {
+        self.resolver_file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn state(&self) -> State {

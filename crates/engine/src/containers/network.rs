@@ -3,19 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Containers;
+use super::{Containers, files};
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig};
-use crate::networks::{ConnectRequest, Endpoint, check_endpoint, has_own_networks, parse_mac};
+use crate::model::{Config, HostConfig, Record};
+use crate::networks::{ConnectRequest, Endpoint, Networks, check_endpoint, has_own_networks, parse_mac};
 
 impl Containers {
-    /// A new container's places: the network of its mode first of all.
+    /// A new container's places in networks: those that it asks for, or else the one that its mode names.
     pub(super) fn place(
         &self,
         config: &Config,
         host: &mut HostConfig,
         wanted: BTreeMap<String, Endpoint>,
     ) -> Result<BTreeMap<String, Endpoint>> {
+        let asked = host.network_mode.clone();
+        self.resolve_donors(host)?;
         self.resolve_links(host)?;
         let mode = host.network_mode.clone();
         let own = has_own_networks(&mode);
@@ -23,42 +25,34 @@ impl Containers {
         for (name, endpoint) in wanted {
             let endpoint = endpoint.requested();
             let name = if name == "default" { "bridge".to_owned() } else { name };
-            if name != mode && !own {
+            // One that is not there yet may be made before the start.
+            let network = self.networks.find(&name).ok();
+            let name = network.as_ref().map_or(name, |network| network.name.clone());
+            check_endpoint(&name, network.as_ref(), &endpoint)
+                .map_err(|error| error.prefixed(&format!("invalid config for network {name}")))?;
+            if name != asked && name != mode && !own {
                 return Err(Error::invalid(format!(
-                    "conflicting options: cannot attach both user-defined and non-user-defined network-modes ({mode} and {name})"
+                    "conflicting options: cannot attach both user-defined and non-user-defined network-modes ({asked} and {name})"
                 )));
             }
-            if !endpoint.mac_address.is_empty() {
-                parse_mac(&endpoint.mac_address)?;
-            }
-            // One that is not there yet may be made before the start.
-            let name = match self.networks.find(&name) {
-                Ok(network) => {
-                    if own {
-                        check_endpoint(&network, &endpoint)?;
-                    } else if endpoint
-                        .ipam_config
-                        .as_ref()
-                        .is_some_and(|asked| !asked.ipv4_address.is_empty() || !asked.ipv6_address.is_empty())
-                    {
-                        return Err(Error::invalid("user specified IP address is supported on user defined networks only"));
-                    }
-                    network.name
-                }
-                Err(_) => name,
-            };
             places.insert(name, endpoint);
         }
         if mode.starts_with("container:") {
+            let has_mac = |endpoint: &Endpoint| !endpoint.mac_address.is_empty();
+            if !config.mac_address.is_empty() || places.values().any(has_mac) {
+                return Err(Error::invalid("conflicting options: mac-address and the network mode"));
+            }
             return Ok(BTreeMap::new());
         }
         // By name, however it was called: the mode is what `inspect` shows and what links the two.
-        let first = match self.networks.find(&mode) {
-            Ok(network) => network.name,
-            Err(_) => mode,
-        };
-        let endpoint = places.entry(first).or_default();
-        if endpoint.wanted_mac.is_empty() && !config.mac_address.is_empty() {
+        let first = self.networks.find(&mode).map_or(mode, |network| network.name);
+        if places.is_empty() {
+            places.insert(first.clone(), Endpoint::default());
+        }
+        if let Some(endpoint) = places.get_mut(&first)
+            && endpoint.wanted_mac.is_empty()
+            && !config.mac_address.is_empty()
+        {
             parse_mac(&config.mac_address)?;
             endpoint.wanted_mac.clone_from(&config.mac_address);
             endpoint.mac_address.clone_from(&config.mac_address);
@@ -69,15 +63,35 @@ impl Containers {
     /// # Errors
     /// A container that is in the network already, or that has no networks of its own.
     pub async fn connect(self: &Arc<Self>, network: &str, request: ConnectRequest) -> Result<()> {
+        let network = self.networks.find(network)?.id;
         let ConnectRequest { container, endpoint } = request;
-        self.change_networks(&container, network, move |networks, record, network| networks.connect(record, network, endpoint.requested()))
-            .await
+        self.change_networks(&container, move |networks, record| networks.connect(record, &network, endpoint.requested())).await
     }
 
+    /// With `force`, an error says that the container has no place in the network even where there is no such network.
+    ///
     /// # Errors
     /// A container that is not there, or not in the network.
-    pub async fn disconnect(self: &Arc<Self>, network: &str, container: &str) -> Result<()> {
-        self.change_networks(container, network, |networks, record, network| networks.disconnect(record, network)).await
+    pub async fn disconnect(self: &Arc<Self>, network: &str, container: &str, force: bool) -> Result<()> {
+        match self.networks.find(network) {
+            Ok(network) => self.change_networks(container, move |networks, record| networks.disconnect(record, &network.id)).await,
+            Err(error) => {
+                // A network that was removed while the container did not run: its place is only a note by now.
+                let network = network.to_owned();
+                self.change_networks(container, move |_, record| {
+                    let place = record.networks.iter().find(|(name, place)| **name == network || place.network_id == network);
+                    match place.map(|(name, place)| (name.clone(), place.endpoint_id.is_empty())) {
+                        Some((name, true)) => {
+                            record.networks.remove(&name);
+                            Ok(())
+                        }
+                        _ if force => Err(Error::internal(format!("container {} is not connected to the network {network}", record.id))),
+                        _ => Err(error),
+                    }
+                })
+                .await
+            }
+        }
     }
 
     /// The names of all networks that containers are in, running or not.
@@ -88,29 +102,29 @@ impl Containers {
     async fn change_networks(
         self: &Arc<Self>,
         name: &str,
-        network: &str,
-        change: impl FnOnce(&crate::networks::Networks, &mut crate::model::Record, &str) -> Result<()> + Send + 'static,
+        change: impl FnOnce(&Networks, &mut Record) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let network = self.networks.find(network)?.id;
         let container = self.find(name)?;
         let _operation = container.operation.lock().await;
-        let (networks, changed) = (self.networks.clone(), container.clone());
+        let (containers, changed) = (self.clone(), container.clone());
         let outcome = tokio::task::spawn_blocking(move || {
             // A container that ends meanwhile gives its places back behind this.
             let _networking = changed.networking();
-            let mut record = changed.record().clone();
-            let outcome = change(&networks, &mut record, &network);
-            let mut current = changed.record();
-            current.networks = record.networks;
-            current.ports = record.ports;
-            outcome
+            let before = changed.record().clone();
+            let linked = files::links(&before, &containers);
+            let mut record = before.clone();
+            let outcome = change(&containers.networks, &mut record);
+            let is_running = {
+                let mut current = changed.record();
+                current.networks = record.networks;
+                current.ports = record.ports;
+                current.state.status.is_running()
+            };
+            if is_running { outcome.and_then(|()| files::update(&changed, &before, &linked, &containers)) } else { outcome }
         })
         .await
         .map_err(|error| Error::internal(error.to_string()))?;
         self.save_or_complain(&container);
-        if outcome.is_ok() && container.status().is_running() {
-            super::files::write_names(&self.instance.container_dir(&container.id), &container.record().clone(), self)?;
-        }
         outcome
     }
 }

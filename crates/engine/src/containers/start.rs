@@ -13,6 +13,7 @@ use whelk_shim::protocol::{Attach, Launch};
 use whelk_sys::fs;
 
 use super::attach::has_left;
+use super::donors::Shared;
 use super::{Container, Containers, files, monitor};
 use crate::error::{Error, Result};
 use crate::logging;
@@ -102,7 +103,7 @@ impl Containers {
         if namespace.is_some() {
             self.save(container)?;
         }
-        let mut launch = self.plan(&record, attached, &links)?;
+        let mut launch = self.plan(container, &record, attached, &links)?;
         launch.network = namespace.is_some();
         // As many as one message carries beside the others.
         const MOST_PORTS: usize = 200;
@@ -161,11 +162,11 @@ impl Containers {
     }
 
     /// Everything a shim needs, and the files that must be there first.
-    fn plan(&self, record: &Record, attached: Vec<Attach>, links: &[String]) -> Result<Launch> {
+    fn plan(&self, container: &Container, record: &Record, attached: Vec<Attach>, links: &[String]) -> Result<Launch> {
         let (config, host) = (&record.config, &record.host);
         let directory = self.instance.container_dir(&record.id);
         let run_dir = self.instance.run_dir(&record.id);
-        files::write(&directory, record, self)?;
+        files::write(container, &directory, record, self)?;
         // What a shim that was killed left behind.
         fs::remove_tree(&run_dir)?;
         fs::create_dir(&run_dir, 0o700)?;
@@ -196,27 +197,15 @@ impl Containers {
 
     fn spec(&self, record: &Record, directory: &Path) -> Result<Spec> {
         let host = &record.host;
-        if let Some(donor) = host.ipc_mode.strip_prefix("container:") {
-            let donor = self.find(donor)?;
-            if donor.record().host.ipc_mode != "shareable" {
-                return Err(Error::invalid(format!(
-                    "can't join IPC of container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
-                    donor.id
-                )));
-            }
-        }
-        let pid_of =
-            |mode: &str| mode.strip_prefix("container:").map(|name| self.find(name).and_then(|other| other.running_pid())).transpose();
-        // A container in another's network is known by that one's names.
-        let donor = host.network_mode.strip_prefix("container:").map(|name| self.find(name)).transpose()?;
-        let names = donor.map_or_else(|| directory.to_owned(), |donor| self.instance.container_dir(&donor.id));
+        let network_of = self.donor(Shared::Network, &host.network_mode)?;
+        let names = self.names_dir(record)?;
         let surroundings = Surroundings {
             id: &record.id,
             names: &names,
             cgroup_parent: &self.instance.cgroup_parent(),
-            network_of: pid_of(&host.network_mode)?,
-            pid_of: pid_of(&host.pid_mode)?,
-            ipc_of: pid_of(&host.ipc_mode)?,
+            network_of,
+            pid_of: self.donor(Shared::Pid, &host.pid_mode)?,
+            ipc_of: self.donor(Shared::Ipc, &host.ipc_mode)?,
             devices: devices(host)?,
             device_number: &device_number,
             executable: &self.executable,

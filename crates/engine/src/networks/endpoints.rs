@@ -11,7 +11,9 @@ use whelk_network::{Links, Peer, Port, SenderRules};
 use whelk_sys::fs;
 
 use super::model::{Endpoint, NetworkRecord, option};
-use super::settings::{check_endpoint, ipvlan_flag, ipvlan_mode, macvlan_mode, parse_mac, sysctls};
+use super::settings::{
+    check_endpoint, disables_ipv6, ipvlan_flag, ipvlan_mode, lacks_ipv6, link_local_addresses, macvlan_mode, parse_mac, sysctls,
+};
 use super::{Member, Network, Networks, Spare, VETH, gateway_of};
 use crate::error::{Error, Result};
 use crate::model::Record;
@@ -38,6 +40,7 @@ impl Networks {
             }
             return Ok(None);
         }
+        self.check_together(record)?;
         // Without rules nothing would keep the container apart from others.
         self.firewall.require()?;
         // What is there already must fit its first network.
@@ -66,6 +69,19 @@ impl Networks {
         }
     }
 
+    /// # Errors
+    /// Networks that a container cannot be in together, or that it had to be made for.
+    fn check_together(&self, record: &Record) -> Result<()> {
+        for name in record.networks.keys() {
+            match self.find(name)?.driver.as_str() {
+                "host" => return Err(Error::invalid(CREATED_FOR_HOST)),
+                "null" if record.networks.len() > 1 => return Err(Error::invalid(PRIVATE)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn join_all(
         &self,
         record: &mut Record,
@@ -76,8 +92,13 @@ impl Networks {
         for name in self.in_order(record) {
             let network = self.find(&name)?;
             let mut endpoint = record.networks.remove(&name).unwrap_or_default();
+            if network.driver == "null" {
+                endpoint.network_id.clone_from(&network.id);
+                record.networks.insert(network.name.clone(), endpoint);
+                continue;
+            }
             // Networks without IPv6 must not have it by the back door (CVE-2024-32473); those with it have a planned one.
-            let ipv6 = if network.enable_ipv6 { Ipv6::Given } else { Ipv6::Off };
+            let ipv6 = if has_ipv6(record, &network, &endpoint) { Ipv6::Given } else { Ipv6::Off };
             if ready.is_none() {
                 namespace.set_ipv6(ipv6)?;
             }
@@ -121,6 +142,7 @@ impl Networks {
         namespace: BorrowedFd<'_>,
         ready: Option<&str>,
     ) -> Result<()> {
+        link_local_addresses(endpoint)?;
         endpoint.network_id.clone_from(&network.id);
         endpoint.endpoint_id = ready.map_or_else(random_id, str::to_owned);
         endpoint.interface = self.interface_name(container, network, endpoint)?;
@@ -175,7 +197,7 @@ impl Networks {
         self.attach(container, network, endpoint, namespace, None)?;
         let name = &endpoint.interface;
         let settings: &[(&str, &str)] =
-            if network.enable_ipv6 { &[("disable_ipv6", "0"), ("accept_ra", "0")] } else { &[("disable_ipv6", "1")] };
+            if has_ipv6(container, network, endpoint) { &[("disable_ipv6", "0"), ("accept_ra", "0")] } else { &[("disable_ipv6", "1")] };
         let settings = settings.iter().map(|(key, value)| (format!("net/ipv6/conf/{name}/{key}"), (*value).to_owned()));
         // A kernel without IPv6 has nothing to switch off.
         set_sysctls(settings.collect(), namespace, true)?;
@@ -205,13 +227,22 @@ impl Networks {
         let Some(network) = state.get_mut(&network.id) else { return Err(Error::no_such_network(&network.name)) };
         let asked = endpoint.ipam_config.clone().unwrap_or_default();
         let mut taken: Vec<(IpAddr, u8)> = Vec::new();
+        let ipv6 = has_ipv6(container, &network.record, endpoint);
         for (ipv4, text) in [(true, &asked.ipv4_address), (false, &asked.ipv6_address)] {
+            if !ipv4 && !ipv6 && text.is_empty() {
+                continue;
+            }
             let wanted: Option<IpAddr> = if text.is_empty() {
                 None
             } else {
                 Some(text.parse().map_err(|_| Error::invalid(format!("invalid endpoint settings:\ninvalid IP address: {text}")))?)
             };
-            match take(network, ipv4, wanted) {
+            let found = if ipv4 || ipv6 {
+                take(network, ipv4, wanted)
+            } else {
+                Err(Error::invalid(format!("{text} is asked for, and IPv6 is switched off for the container")))
+            };
+            match found {
                 Ok(found) => taken.extend(found),
                 Err(error) => {
                     give_back(network, taken.iter().map(|(address, _)| *address));
@@ -367,20 +398,10 @@ impl Networks {
     /// Connects a container to a network: at once if it runs, else at its next start.
     pub fn connect(&self, record: &mut Record, network: &str, mut endpoint: Endpoint) -> Result<()> {
         let network = self.find(network)?;
-        if !has_own_networks(&record.host.network_mode) || matches!(network.driver.as_str(), "host" | "null") {
-            let what = if network.driver == "host" || record.host.network_mode == "host" {
-                "container cannot be disconnected from host network or connected to host network"
-            } else {
-                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
-            };
-            return Err(Error::Denied(what.into()));
-        }
-        check_endpoint(&network, &endpoint)?;
-        if record.networks.contains_key(&network.name) {
-            return Err(Error::Denied(format!("endpoint with name {} already exists in network {}", record.name, network.name)));
-        }
+        check_endpoint(&network.name, Some(&network), &endpoint)?;
+        check_connect(record, &network)?;
         endpoint.network_id.clone_from(&network.id);
-        if !record.state.status.is_running() {
+        if !record.state.status.is_running() || network.driver == "null" {
             record.networks.insert(network.name.clone(), endpoint);
             return Ok(());
         }
@@ -415,13 +436,15 @@ impl Networks {
     /// A container that is not in the network.
     pub fn disconnect(&self, record: &mut Record, network: &str) -> Result<()> {
         let network = self.find(network)?;
-        if record.host.network_mode == "host" || network.driver == "host" {
-            return Err(Error::Denied("container cannot be disconnected from host network or connected to host network".into()));
+        let is_running = record.state.status.is_running();
+        if record.host.network_mode == "host" && network.driver == "host" {
+            return Err(Error::invalid("cannot disconnect container from host network - container was created in host network mode"));
         }
         let Some(endpoint) = record.networks.remove(&network.name) else {
-            return Err(Error::Denied(format!("container {} is not connected to network {}", record.id, network.name)));
+            let which = if is_running { "network" } else { "the network" };
+            return Err(Error::internal(format!("container {} is not connected to {which} {}", record.id, network.name)));
         };
-        if !record.state.status.is_running() {
+        if !is_running || network.driver == "null" {
             return Ok(());
         }
         let had_ports = !record.ports.is_empty();
@@ -473,6 +496,35 @@ impl Networks {
         }
         Ok(())
     }
+}
+
+/// In Docker's words: why a container cannot be in a network.
+const CREATED_FOR_HOST: &str = "cannot connect container to host network - container must be created in host network mode";
+const PRIVATE: &str = "container cannot be connected to multiple networks with one of the networks in private (none) mode";
+const SHARES: &str = "container sharing network namespace with another container or host cannot be connected to any other network";
+
+/// Refuses to connect a container to a network that its kind or the network's keeps it from.
+fn check_connect(record: &Record, network: &NetworkRecord) -> Result<()> {
+    let mode = record.host.network_mode.as_str();
+    if mode.starts_with("container:") {
+        return Err(Error::invalid(SHARES));
+    }
+    if record.networks.contains_key(&network.name) {
+        return Err(Error::Denied(format!("endpoint with name {} already exists in network {}", record.name, network.name)));
+    }
+    let is_private = mode == "none" || record.networks.contains_key("none") || network.driver == "null" && !record.networks.is_empty();
+    match (mode, network.driver.as_str()) {
+        ("host", _) => Err(Error::invalid(SHARES)),
+        (_, "host") => Err(Error::invalid(CREATED_FOR_HOST)),
+        ("none", "null") => Ok(()),
+        _ if is_private => Err(Error::invalid(PRIVATE)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a container has IPv6 in a network.
+fn has_ipv6(container: &Record, network: &NetworkRecord, endpoint: &Endpoint) -> bool {
+    network.enable_ipv6 && !lacks_ipv6(&container.host) && !disables_ipv6(endpoint)
 }
 
 /// Whether a network mode names networks of the container's own.
@@ -555,14 +607,22 @@ fn member(container: &Record, endpoint: &Endpoint) -> Member {
         mac: endpoint.mac_address.clone(),
         addresses: endpoint.nets(),
         names: endpoint.dns_names.iter().flatten().map(|name| name.to_ascii_lowercase()).collect(),
-        links: container.host.links.iter().chain(&endpoint.links).flatten().map(|link| split_link(link)).collect(),
+        links: container
+            .host
+            .links
+            .iter()
+            .chain(&endpoint.links)
+            .flatten()
+            .map(|link| split_link(link))
+            .map(|(target, alias)| (target, alias.to_ascii_lowercase()))
+            .collect(),
     }
 }
 
 /// `container[:alias]`
 pub(crate) fn split_link(link: &str) -> (String, String) {
     let (target, alias) = link.split_once(':').unwrap_or((link, link));
-    (target.trim_start_matches('/').to_owned(), alias.rsplit('/').next().unwrap_or(alias).to_ascii_lowercase())
+    (target.trim_start_matches('/').to_owned(), alias.rsplit('/').next().unwrap_or(alias).to_owned())
 }
 
 /// Makes the inner end of a pair that was made ahead what its network and endpoint say.
@@ -574,12 +634,7 @@ fn adapt(mut interface: Interface, network: &NetworkRecord, endpoint: &Endpoint,
 
 /// Gives the interface inside the namespace its addresses.
 fn configure(endpoint: &Endpoint, links: &mut Links) -> Result<()> {
-    let link_local = endpoint
-        .ipam_config
-        .iter()
-        .flat_map(|config| config.link_local_ips.iter().flatten())
-        .filter_map(|text| text.parse::<IpAddr>().ok())
-        .filter_map(|address| IpNet::new(address, if address.is_ipv4() { 16 } else { 64 }).ok());
+    let link_local = link_local_addresses(endpoint)?;
     let name = endpoint.interface.as_str();
     let link = links.find(name)?.ok_or_else(|| Error::internal(format!("interface {name} is not in the container's namespace")))?;
     for address in endpoint.nets().into_iter().chain(link_local) {

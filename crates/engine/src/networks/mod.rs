@@ -12,6 +12,7 @@ pub mod model;
 mod names;
 mod publish;
 mod remove;
+pub(crate) mod resolv_conf;
 mod settings;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -37,10 +38,10 @@ pub(crate) use endpoints::{has_own_networks, split_link};
 pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
 pub use model::{Endpoint, EndpointIpam, NetworkRecord};
-pub(crate) use names::{host_servers, resolved_servers, uses_resolver};
+pub(crate) use names::{host_resolver, resolved_servers, uses_resolver};
 pub(crate) use publish::{check as check_ports, check_exposed, parse_port};
 pub(crate) use remove::uninstall;
-pub(crate) use settings::{check_endpoint, parse_mac};
+pub(crate) use settings::{check_endpoint, lacks_ipv6, parse_mac};
 
 use crate::error::{Error, Result};
 use crate::events::Events;

@@ -1,7 +1,7 @@
 //! Answering a container's questions for names: what is in its networks from here, the rest from resolvers outside, which are
 //! asked through the container's own network.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
@@ -14,12 +14,13 @@ use whelk_network::dns::{self, Known, Question, Verdict};
 use whelk_network::names::{NameSockets, RESOLVER};
 use whelk_sys::fs;
 
+use super::resolv_conf::{NameServer, ResolvConf};
 use super::{Networks, endpoints};
 use crate::error::{Error, Result};
 use crate::model::Record;
 
-/// How long one resolver of the host may take, before the next is asked.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long one resolver of the host may take, before the next is asked: as with Docker.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// How many questions of one container may be on their way to the host's resolvers: a flood stays its own problem.
 const IN_FLIGHT: usize = 256;
 /// How many connections (questions over TCP) one container may have. Each may hold a message of the largest size.
@@ -123,7 +124,7 @@ impl Networks {
 
 /// Whether a container asks us for names.
 pub(crate) fn uses_resolver(record: &Record) -> bool {
-    endpoints::has_own_networks(&record.host.network_mode) && record.networks.keys().any(|name| name != "bridge")
+    endpoints::has_own_networks(&record.host.network_mode) && record.networks.keys().any(|name| !matches!(name.as_str(), "bridge" | "none"))
 }
 
 /// A resolver that questions are passed on to.
@@ -144,25 +145,39 @@ fn servers(record: &Record, set: &[IpAddr]) -> Vec<Server> {
     } else if !set.is_empty() {
         set.iter().map(|address| server(*address, false)).collect()
     } else {
-        let from_host = |address: &IpAddr| address.is_loopback() || address.is_ipv6() && !has_ipv6;
-        host_servers().into_iter().map(|address| server(address, from_host(&address))).collect()
+        let from_host = |found: &NameServer| found.address.is_loopback() || !found.zone.is_empty() || found.address.is_ipv6() && !has_ipv6;
+        let reached = |found: NameServer| Some(Server { address: socket_address(&found)?, from_host: from_host(&found) });
+        host_resolver().servers.into_iter().filter_map(reached).collect()
     };
     servers.into_iter().filter(|server| server.address.ip() != IpAddr::V4(RESOLVER)).collect()
 }
 
-/// The resolvers of the host.
-pub(crate) fn host_servers() -> Vec<IpAddr> {
-    servers_in("/etc/resolv.conf")
+/// Where a server of the host's listens; `None` for one on an interface that is gone.
+fn socket_address(server: &NameServer) -> Option<SocketAddr> {
+    match server.address {
+        IpAddr::V6(address) if !server.zone.is_empty() => {
+            let index = || fs::read_to_string(format!("/sys/class/net/{}/ifindex", server.zone)).ok()?.trim().parse().ok();
+            // By number, or by the interface's name.
+            let scope = server.zone.parse().ok().or_else(|| if server.zone.contains('/') { None } else { index() })?;
+            Some(SocketAddrV6::new(address, PORT, 0, scope).into())
+        }
+        address => Some(SocketAddr::new(address, PORT)),
+    }
 }
 
-/// Those that systemd-resolved asks, where the host asks nobody else: they are reached from containers, it is not.
-pub(crate) fn resolved_servers() -> Vec<IpAddr> {
-    servers_in("/run/systemd/resolve/resolv.conf")
+/// How the host asks for names.
+pub(crate) fn host_resolver() -> ResolvConf {
+    read("/etc/resolv.conf")
 }
 
-fn servers_in(path: &str) -> Vec<IpAddr> {
+/// The servers that systemd-resolved asks. Where the host asks nobody else, these are reached from containers, and it is not.
+pub(crate) fn resolved_servers() -> Vec<NameServer> {
+    read("/run/systemd/resolve/resolv.conf").servers
+}
+
+fn read(path: &str) -> ResolvConf {
     let text = fs::read_at_most(path, LARGEST_FILE).unwrap_or_default();
-    String::from_utf8_lossy(&text).lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok()).collect()
+    ResolvConf::parse(&String::from_utf8_lossy(&text))
 }
 
 #[derive(Debug)]
@@ -186,23 +201,19 @@ impl Resolver {
         }
     }
 
-    /// Asks the servers in their order; what one says is passed on as it is.
-    async fn forward(&self, packet: &[u8]) -> Option<Vec<u8>> {
+    /// Asks the servers in their order. What one says is passed on as it is; where it says that it cannot tell, the next one is
+    /// asked.
+    async fn forward(&self, packet: &[u8], stream: bool) -> Option<Vec<u8>> {
+        let mut refused = None;
         for server in &self.servers {
-            if let Ok(Ok(reply)) = tokio::time::timeout(PATIENCE, self.ask(*server, packet)).await {
-                return Some(reply);
+            let asking = async { if stream { self.ask_stream(*server, packet).await } else { self.ask(*server, packet).await } };
+            match tokio::time::timeout(PATIENCE, asking).await {
+                Ok(Ok(reply)) if dns::is_refusal(&reply) => refused = refused.or(Some(reply)),
+                Ok(Ok(reply)) => return Some(reply),
+                _ => {}
             }
         }
-        dns::failure(packet)
-    }
-
-    async fn forward_stream(&self, packet: &[u8]) -> Option<Vec<u8>> {
-        for server in &self.servers {
-            if let Ok(Ok(reply)) = tokio::time::timeout(PATIENCE, self.ask_stream(*server, packet)).await {
-                return Some(reply);
-            }
-        }
-        dns::failure(packet)
+        refused.or_else(|| dns::failure(packet))
     }
 
     async fn ask(&self, server: Server, packet: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -287,7 +298,7 @@ async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
                 let (resolver, socket, packet) = (resolver.clone(), socket.clone(), buffer[..length].to_vec());
                 tokio::spawn(async move {
                     let _permit = permit;
-                    if let Some(reply) = resolver.forward(&packet).await {
+                    if let Some(reply) = resolver.forward(&packet, false).await {
                         let _ = socket.send_to(&reply, client).await;
                     }
                 });
@@ -312,7 +323,7 @@ async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
                 let reply = match resolver.answer(&packet, true) {
                     Verdict::Reply(reply) => Some(reply),
                     Verdict::Ignore => None,
-                    Verdict::Forward => resolver.forward_stream(&packet).await,
+                    Verdict::Forward => resolver.forward(&packet, true).await,
                 };
                 let Some(reply) = reply else { return };
                 // Who asks and does not read is not waited for.
