@@ -158,8 +158,10 @@ fn mounts_reach_the_host_where_that_is_asked_for() {
         }
         // And in from there.
         for (mode, arrives) in [("shared", true), ("slave", true), ("rprivate", false)] {
-            let source = format!("{}:/x:{mode}", shared.display());
-            cli.up("sees", &["-v", &source], &["sleep", "60"]);
+            let source = format!("type=bind,src={},dst=/x,bind-propagation={mode}", shared.display());
+            cli.up("sees", &["--mount", &source], &["sleep", "60"]);
+            let line = cli.run(&["exec", "sees", "grep", " /x ", "/proc/self/mountinfo"]).ok();
+            assert_eq!((line.contains("shared:"), line.contains("master:")), (mode == "shared", mode == "slave"), "{line}");
             fs::create_dir_all(shared.join("late")).unwrap();
             let late = HostMount::new(shared.join("late"), MountPropagationFlags::PRIVATE);
             fs::write(late.0.join("f"), "").unwrap();
@@ -200,4 +202,31 @@ fn binds_around_the_engines_directory_follow_what_it_unmounts() {
             &format!("must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon root, daemon root: {root:?}"),
         );
     });
+}
+
+#[test]
+fn what_programs_look_for_is_there_and_no_change_of_the_container() {
+    let engine = Engine::start();
+    let look = "stat -c '%a %s' /.dockerenv; readlink /etc/mtab; grep -c ' / overlay' /etc/mtab";
+    engine.both(|cli| {
+        assert_eq!(cli.sh(&[], look).ok(), "755 0\n/proc/mounts\n1");
+        let id = cli.up("kept", &[], &["sleep", "60"]);
+        let upper = engine.root().join("containers").join(id).join("upper");
+        assert_eq!(fs::read_dir(&upper).unwrap().count(), 0, "a start leaves nothing in the container's own layer");
+    });
+    // Directories of an image keep what they are.
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["run", "--name", "maker", "--network", "none", "busybox", "sh", "-c", "chmod 750 /etc; chown 3:4 /etc"]).ok();
+    let file = engine.scratch("image").join("files.tar");
+    cli.run(&["export", "-o", &file.to_string_lossy(), "maker"]).ok();
+    engine.import("odd", &["CMD [\"sh\"]"], &fs::read(&file).unwrap());
+    let run = |image: &str, script: &str| cli.run(&["run", "--rm", image, "sh", "-c", script]).ok();
+    assert_eq!(run("odd", "stat -c '%a %u:%g' /etc; cat /etc/hostname | wc -c"), "750 3:4\n13");
+    assert_eq!(run("odd", look), "755 0\n/proc/mounts\n1");
+    // With the layer's image its init layer goes.
+    let layers = || fs::read_dir(engine.root().join("layers")).unwrap().count();
+    let before = layers();
+    cli.run(&["rm", "-f", "maker"]).ok();
+    cli.run(&["rmi", "odd"]).ok();
+    eventually("the layer to go", || (layers() == before - 1).then_some(()));
 }

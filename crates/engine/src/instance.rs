@@ -70,7 +70,7 @@ impl Instance {
         for directory in [&lower, &upper, &work] {
             fs::create_dir_all(directory, 0o700)?;
         }
-        let tried = overlay::try_writable(&lower, Writable { upper: &upper, work: &work, volatile: false });
+        let tried = overlay::writable(std::slice::from_ref(&lower), Writable { upper: &upper, work: &work, volatile: false }).map(drop);
         fs::remove_tree(&place)?;
         tried.map_err(|error| {
             let on_overlay = rustix::fs::statfs(&self.root).is_ok_and(|found| found.f_type == OVERLAYFS_SUPER_MAGIC);

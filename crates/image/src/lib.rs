@@ -13,6 +13,7 @@ mod copy_up;
 pub mod digest;
 mod error;
 mod export;
+mod init_layer;
 pub mod layer;
 pub mod platform;
 pub mod reference;

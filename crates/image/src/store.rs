@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/blobs/sha256/<digits>     configurations, by digest
-//! <root>/layers/<digits>/…         unpacked layers, by diff-id
+//! <root>/layers/<digits>/…         unpacked layers, by diff-id; in the topmost one of an image its init layer
 //! <root>/tmp/<random>/…            what is being made; thrown away when the engine starts
 //! <root>/trash/<random>            what is being removed; emptied behind the engine's start
 //! ```

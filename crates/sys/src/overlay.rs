@@ -72,15 +72,14 @@ pub fn read_only(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Mounts an overlay for a try, wherever the kernel can, and lets go of it.
+/// Layers merged below a writable one, attached nowhere.
 ///
 /// # Errors
 /// `EINVAL` for an upper directory that overlayfs cannot write to, as one on another overlayfs.
-pub fn try_writable(lower: &Path, writable: Writable<'_>) -> Result<(), Errno> {
-    let lower = [lower.to_owned()];
-    match mount(&lower, Some(writable)) {
-        Err(Errno::INVAL | Errno::NOSYS) => aside(&lower, Some(writable)).map(drop),
-        result => result.map(drop),
+pub fn writable(lower: &[PathBuf], writable: Writable<'_>) -> Result<OwnedFd, Errno> {
+    match mount(lower, Some(writable)) {
+        Err(Errno::INVAL | Errno::NOSYS) => aside(lower, Some(writable)),
+        result => result,
     }
 }
 

@@ -113,8 +113,9 @@ impl Containers {
         let exported = match mounted {
             Some(root) => Exported::Mounted(root),
             None => {
-                let mut layers = vec![self.instance.container_dir(&container.id).join("upper")];
-                layers.extend(self.layers(&image)?);
+                let directory = self.instance.container_dir(&container.id);
+                let mut layers = vec![directory.join("upper")];
+                layers.extend(self.root_layers(&image, &directory)?);
                 Exported::Layers(layers)
             }
         };

@@ -219,12 +219,18 @@ impl Containers {
         // The mark of a volatile mount keeps the kernel from mounting again what may be incomplete; the layer of a
         // container that is removed at its end may be used again meanwhile (restart).
         fs::remove_tree(work.join("work/incompat"))?;
-        let mut lower = self.layers(&record.image)?;
-        if lower.is_empty() {
-            // An image without layers still needs something to lie below.
-            lower.push(files::empty_directory(directory)?);
-        }
+        let lower = self.root_layers(&record.image, directory)?;
         Ok(Rootfs::Overlay(Overlay { lower, upper: directory.join("upper"), work, volatile: record.host.auto_remove }))
+    }
+
+    /// What lies below a container's own layer, the topmost first: the init layer and the image's.
+    pub(super) fn root_layers(&self, image: &str, directory: &Path) -> Result<Vec<PathBuf>> {
+        let store = self.images.store();
+        if image.is_empty() {
+            return Ok(store.root_layers(&[], directory)?);
+        }
+        let image = self.images.get(&image.parse::<Digest>()?)?;
+        Ok(store.root_layers(&image.config.rootfs.diff_ids, directory)?)
     }
 
     /// The directories of an image's layers, the topmost first.

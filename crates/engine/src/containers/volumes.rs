@@ -193,10 +193,10 @@ impl Containers {
         if fills.is_empty() || record.image.is_empty() {
             return Ok(());
         }
-        let layers = self.layers(&record.image)?;
-        let volumes = self.volumes.clone();
+        let (containers, image, directory) = (self.clone(), record.image.clone(), self.instance.container_dir(&record.id));
         tokio::task::spawn_blocking(move || {
-            fills.iter().try_for_each(|(volume, target)| volumes.fill(&volume.name, &volume.subpath, &layers, target))
+            let layers = containers.root_layers(&image, &directory)?;
+            fills.iter().try_for_each(|(volume, target)| containers.volumes.fill(&volume.name, &volume.subpath, &layers, target))
         })
         .await
         .map_err(|error| Error::internal(error.to_string()))?
