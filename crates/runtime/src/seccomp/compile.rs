@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use whelk_sys::seccomp::{self as sys, Instruction};
 
 use super::syscalls::TABLE;
+use super::widths;
 use crate::error::{Error, Result};
 use crate::spec::{Seccomp, SyscallArg};
 
@@ -83,6 +84,8 @@ const FOREIGN: &[&str] = &[
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Check {
     index: usize,
+    /// How many of the argument's bits are compared: 16, 32 or all 64.
+    bits: u32,
     comparison: Comparison,
 }
 
@@ -189,11 +192,14 @@ fn ranges(seccomp: &Seccomp, arch: &Architecture, default: u32) -> Result<Vec<(u
         for name in &rule.names {
             let Some(number) = number(name, arch) else { continue };
             let outcome = by_number.entry(number).or_default();
-            if alternatives.is_empty() {
-                // The first unconditional rule wins, as with libseccomp.
-                outcome.otherwise.get_or_insert(act);
+            for checks in alternatives.iter().filter_map(|checks| as_the_kernel_compares(checks, name, arch)) {
+                if checks.is_empty() {
+                    // The first unconditional rule wins, as with libseccomp.
+                    outcome.otherwise.get_or_insert(act);
+                } else {
+                    outcome.rules.push((checks, act));
+                }
             }
-            outcome.rules.extend(alternatives.iter().map(|checks| (checks.clone(), act)));
         }
     }
     let mut ranges: Vec<(u32, Outcome)> = vec![(0, Outcome::default())];
@@ -229,11 +235,41 @@ fn number(name: &str, arch: &Architecture) -> Option<u32> {
 fn alternatives(args: &[SyscallArg]) -> Result<Vec<Vec<Check>>> {
     let checks = args.iter().map(check).collect::<Result<Vec<_>>>()?;
     let repeats = checks.iter().enumerate().any(|(i, a)| checks[..i].iter().any(|b| a.index == b.index));
-    Ok(match (checks.is_empty(), repeats) {
-        (true, _) => Vec::new(),
-        (_, true) => checks.into_iter().map(|check| vec![check]).collect(),
-        _ => vec![checks],
-    })
+    Ok(if repeats { checks.into_iter().map(|check| vec![check]).collect() } else { vec![checks] })
+}
+
+/// The checks with arguments as wide as the kernel takes them for this call. Those that always hold are left out; `None`
+/// when one never does.
+fn as_the_kernel_compares(checks: &[Check], call: &str, arch: &Architecture) -> Option<Vec<Check>> {
+    let mut narrowed = Vec::new();
+    for check in checks {
+        // A 32-bit program has no wider registers.
+        let bits = widths::bits(call, check.index).min(if arch.name == X86.name { 32 } else { 64 });
+        match check.comparison.narrowed(bits) {
+            Ok(comparison) => narrowed.push(Check { bits, comparison, ..*check }),
+            Err(true) => {}
+            Err(false) => return None,
+        }
+    }
+    Some(narrowed)
+}
+
+impl Comparison {
+    /// The same comparison with an argument of `bits` bits, or its result when it is the same for all of them.
+    fn narrowed(self, bits: u32) -> std::result::Result<Self, bool> {
+        let all = u64::MAX >> (64 - bits);
+        // Also a negative number that was extended to 64 bits fits.
+        let fits = |value: u64| (value <= all || value | (all >> 1) == u64::MAX).then_some(value & all);
+        match self {
+            Self::Equal(value) => fits(value).map(Self::Equal).ok_or(false),
+            Self::NotEqual(value) => fits(value).map(Self::NotEqual).ok_or(true),
+            Self::Less(value) => fits(value).map(Self::Less).ok_or(true),
+            Self::NotGreater(value) => fits(value).map(Self::NotGreater).ok_or(true),
+            Self::Greater(value) => fits(value).map(Self::Greater).ok_or(false),
+            Self::NotLess(value) => fits(value).map(Self::NotLess).ok_or(false),
+            Self::Masked { mask, value } => fits(value).map(|value| Self::Masked { mask: mask & all, value }).ok_or(false),
+        }
+    }
 }
 
 fn check(arg: &SyscallArg) -> Result<Check> {
@@ -251,7 +287,7 @@ fn check(arg: &SyscallArg) -> Result<Check> {
         "SCMP_CMP_MASKED_EQ" => Comparison::Masked { mask: arg.value, value: arg.value_two },
         op => return Err(Error::invalid(format!("seccomp: unknown operator {op:?}"))),
     };
-    Ok(Check { index: arg.index, comparison })
+    Ok(Check { index: arg.index, bits: u64::BITS, comparison })
 }
 
 /// Binary search over `ranges`; the number is in the accumulator.
@@ -287,37 +323,52 @@ fn all_of(checks: &[Check], act: u32) -> Vec<Instruction> {
 /// Runs `then` if the check holds, else jumps behind it. `then` always returns or falls out at its own end.
 fn if_holds(check: &Check, then: Vec<Instruction>) -> Vec<Instruction> {
     let low = OFFSET_ARGS + 8 * u32::try_from(check.index).unwrap_or_default();
-    let high = low + 4;
     let skip = u8::try_from(then.len()).unwrap_or(u8::MAX);
-    let words = |value: u64| ((value >> 32) as u32, value as u32);
-    let mut program = match check.comparison {
-        Comparison::Equal(value) => {
-            let (h, l) = words(value);
-            vec![load(high), jump(JUMP_EQUAL, h, 0, skip + 2), load(low), jump(JUMP_EQUAL, l, 0, skip)]
-        }
-        Comparison::NotEqual(value) => {
-            let (h, l) = words(value);
-            vec![load(high), jump(JUMP_EQUAL, h, 0, 2), load(low), jump(JUMP_EQUAL, l, skip, 0)]
-        }
-        Comparison::Masked { mask, value } => {
-            let ((mh, ml), (h, l)) = (words(mask), words(value));
-            vec![load(high), and(mh), jump(JUMP_EQUAL, h, 0, skip + 3), load(low), and(ml), jump(JUMP_EQUAL, l, 0, skip)]
-        }
-        // Greater in the high word decides; equal there leaves it to the low word.
-        Comparison::Greater(value) => ordered(high, low, value, JUMP_GREATER, true, skip),
-        Comparison::NotLess(value) => ordered(high, low, value, JUMP_NOT_LESS, true, skip),
-        Comparison::Less(value) => ordered(high, low, value, JUMP_NOT_LESS, false, skip),
-        Comparison::NotGreater(value) => ordered(high, low, value, JUMP_GREATER, false, skip),
+    let mut program = match check.bits {
+        64 => compare_both_words(check.comparison, low, skip),
+        32 => [vec![load(low)], compare_low_word(check.comparison, skip)].concat(),
+        bits => [vec![load(low), and(u32::MAX >> (32 - bits))], compare_low_word(check.comparison, skip)].concat(),
     };
     program.extend(then);
     program
 }
 
-fn ordered(high: u32, low: u32, value: u64, test_low: u16, wanted: bool, skip: u8) -> Vec<Instruction> {
-    let (h, l) = ((value >> 32) as u32, value as u32);
-    let (greater, less, on_true, on_false) = if wanted { (3, skip + 2, 0, skip) } else { (skip + 3, 2, skip, 0) };
-    // Distances count from behind each jump: [ld high][jgt h][jeq h][ld low][test l][then…]
-    vec![load(high), jump(JUMP_GREATER, h, greater, 0), jump(JUMP_EQUAL, h, 0, less), load(low), jump(test_low, l, on_true, on_false)]
+/// Jumps over `skip` instructions if the comparison of the accumulator with the low word does not hold.
+fn compare_low_word(comparison: Comparison, skip: u8) -> Vec<Instruction> {
+    match comparison {
+        Comparison::Equal(value) => vec![jump(JUMP_EQUAL, value as u32, 0, skip)],
+        Comparison::NotEqual(value) => vec![jump(JUMP_EQUAL, value as u32, skip, 0)],
+        Comparison::Masked { mask, value } => vec![and(mask as u32), jump(JUMP_EQUAL, value as u32, 0, skip)],
+        Comparison::Greater(value) => vec![jump(JUMP_GREATER, value as u32, 0, skip)],
+        Comparison::NotLess(value) => vec![jump(JUMP_NOT_LESS, value as u32, 0, skip)],
+        Comparison::Less(value) => vec![jump(JUMP_NOT_LESS, value as u32, skip, 0)],
+        Comparison::NotGreater(value) => vec![jump(JUMP_GREATER, value as u32, skip, 0)],
+    }
+}
+
+/// The same with the whole argument, whose words are at `low` and behind it.
+fn compare_both_words(comparison: Comparison, low: u32, skip: u8) -> Vec<Instruction> {
+    let test = compare_low_word(comparison, skip);
+    let high = |value: u64| (value >> 32) as u32;
+    // From behind a jump at the end of the high word's part: to `then`, and to what is behind it.
+    let held = u8::try_from(test.len() + 1).unwrap_or(u8::MAX);
+    let failed = held + skip;
+    let mut program = vec![load(low + 4)];
+    program.extend(match comparison {
+        Comparison::Equal(value) => vec![jump(JUMP_EQUAL, high(value), 0, failed)],
+        Comparison::NotEqual(value) => vec![jump(JUMP_EQUAL, high(value), 0, held)],
+        Comparison::Masked { mask, value } => vec![and(high(mask)), jump(JUMP_EQUAL, high(value), 0, failed)],
+        // Greater in the high word decides; equal there leaves it to the low word.
+        Comparison::Greater(value) | Comparison::NotLess(value) => {
+            vec![jump(JUMP_GREATER, high(value), held + 1, 0), jump(JUMP_EQUAL, high(value), 0, failed)]
+        }
+        Comparison::Less(value) | Comparison::NotGreater(value) => {
+            vec![jump(JUMP_GREATER, high(value), failed + 1, 0), jump(JUMP_EQUAL, high(value), 0, held)]
+        }
+    });
+    program.push(load(low));
+    program.extend(test);
+    program
 }
 
 /// `if accumulator OP value { yes } else { no }`, with a long jump where a short one does not reach.
@@ -411,10 +462,14 @@ mod tests {
         assert_eq!(call(&filter, "clone3", [0; 6]), ENOSYS);
         assert_eq!(call(&filter, "clone", [0x11, 0, 0, 0, 0, 0]), ALLOW);
         assert_eq!(call(&filter, "clone", [0x1000_0000, 0, 0, 0, 0, 0]), EPERM, "a new user namespace");
-        for (family, expected) in [(2, ALLOW), (38, EPERM), (39, ALLOW), (40, EPERM), (41, ALLOW), (1 << 32, ALLOW)] {
-            assert_eq!(call(&filter, "socket", [family, 0, 0, 0, 0, 0]), expected, "family {family}");
+        for (family, expected) in [(2, ALLOW), (38, EPERM), (39, ALLOW), (40, EPERM), (41, ALLOW)] {
+            // The kernel takes an int: what else is in the register does not matter.
+            for above in [0, 1 << 32, u64::MAX << 32] {
+                assert_eq!(call(&filter, "socket", [family | above, 0, 0, 0, 0, 0]), expected, "family {family} | {above:#x}");
+            }
         }
-        for (domain, expected) in [(0, ALLOW), (8, ALLOW), (9, EPERM), (0xffff_ffff, ALLOW), (0x1_ffff_ffff, EPERM)] {
+        assert_eq!(run(&filter.program, X86.audit, number("socketcall", &X86).unwrap(), [1; 6]), ENOSYS, "hides the family");
+        for (domain, expected) in [(0, ALLOW), (8, ALLOW), (9, EPERM), (0xffff_ffff, ALLOW), (1 << 32 | 9, EPERM)] {
             assert_eq!(call(&filter, "personality", [domain, 0, 0, 0, 0, 0]), expected, "domain {domain:#x}");
         }
         assert_eq!(run(&filter.program, 0x1234, 0, [0; 6]), EPERM, "a foreign architecture");
@@ -451,15 +506,26 @@ mod tests {
         }
     }
 
+    /// Whether `call` is allowed when its second argument, being `arg`, is compared with `value` (and `two`).
+    fn holds(name: &str, op: &str, value: u64, two: u64, arg: u64) -> bool {
+        let text = format!(
+            r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["{name}"],"action":"SCMP_ACT_ALLOW","args":[{{"index":1,"value":{value},"valueTwo":{two},"op":"SCMP_CMP_{op}"}}]}}]}}"#
+        );
+        let filter = compile(&from_json::<&str>(&text, &[]).unwrap()).unwrap();
+        call(&filter, name, [0, arg, 0, 0, 0, 0]) == ALLOW
+    }
+
     #[test]
-    fn comparisons_are_64_bit() {
+    fn what_the_kernel_takes_whole_is_compared_whole() {
         let cases: &[(&str, u64, u64, bool)] = &[
             ("EQ", 1 << 32, 1 << 32, true),
             ("EQ", 1 << 32, 0, false),
+            ("EQ", 5, 5 | 1 << 32, false),
             ("NE", 5, 5 | 1 << 32, true),
             ("NE", 5, 5, false),
             ("LT", 1 << 32, 0xffff_ffff, true),
             ("LT", 1 << 32, 1 << 32, false),
+            ("LT", 1 << 32, 1 << 33, false),
             ("LE", 1 << 32, 1 << 32, true),
             ("LE", 1 << 32, (1 << 32) + 1, false),
             ("GT", 0xffff_ffff, 1 << 32, true),
@@ -467,12 +533,51 @@ mod tests {
             ("GE", 1 << 32, 1 << 32, true),
             ("GE", 1 << 32, 7, false),
         ];
-        for &(op, value, arg, holds) in cases {
-            let text = format!(
-                r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[{{"index":1,"value":{value},"op":"SCMP_CMP_{op}"}}]}}]}}"#
-            );
-            let filter = compile(&from_json::<&str>(&text, &[]).unwrap()).unwrap();
-            assert_eq!(call(&filter, "read", [0, arg, 0, 0, 0, 0]) == ALLOW, holds, "{arg:#x} {op} {value:#x}");
+        for &(op, value, arg, expected) in cases {
+            assert_eq!(holds("read", op, value, 0, arg), expected, "{arg:#x} {op} {value:#x}");
+        }
+        assert!(holds("read", "MASKED_EQ", 0xff << 32, 7 << 32, 0xf07 << 32 | 1));
+        assert!(!holds("read", "MASKED_EQ", 0xff << 32 | 1, 7 << 32, 7 << 32 | 1));
+    }
+
+    /// The command of `ioctl` is an unsigned int, the mode of `chmod` a short.
+    #[test]
+    fn of_shorter_arguments_the_rest_of_the_register_counts_for_nothing() {
+        const ABOVE: u64 = 0xdead_beef << 32;
+        let minus = |number: i64| number as u64;
+        let cases: &[(&str, u64, u64, bool)] = &[
+            ("EQ", 0x5412, 0x5412, true),
+            ("EQ", 0x5412, 0x5413, false),
+            ("NE", 0x5412, 0x5412, false),
+            ("NE", 0x5412, 0x5413, true),
+            ("LT", 7, 6, true),
+            ("LT", 7, 7, false),
+            ("LE", 7, 7, true),
+            ("LE", 7, 8, false),
+            ("GT", 7, 8, true),
+            ("GT", 7, 7, false),
+            ("GE", 7, 7, true),
+            ("GE", 7, 6, false),
+            // A negative number, as profiles write it; and limits that no int reaches.
+            ("EQ", minus(-100), 0xffff_ff9c, true),
+            ("EQ", 1 << 32 | 5, 5, false),
+            ("NE", 1 << 32 | 5, 5, true),
+            ("LT", 1 << 32, 0xffff_ffff, true),
+            ("LE", 1 << 32, 0xffff_ffff, true),
+            ("GT", 1 << 32, 0xffff_ffff, false),
+            ("GE", 1 << 32, 0xffff_ffff, false),
+        ];
+        for &(op, value, arg, expected) in cases {
+            for arg in [arg, arg | ABOVE] {
+                assert_eq!(holds("ioctl", op, value, 0, arg), expected, "{arg:#x} {op} {value:#x}");
+            }
+        }
+        for arg in [0x30, 0x30 | ABOVE] {
+            assert!(holds("ioctl", "MASKED_EQ", minus(-16), 0x30, arg) && !holds("ioctl", "MASKED_EQ", 0xff, 0x31, arg));
+        }
+        for mode in [0o4755, 0o4755 | 0xf0000, 0o4755 | ABOVE] {
+            assert!(holds("chmod", "EQ", 0o4755, 0, mode) && !holds("chmod", "NE", 0o4755, 0, mode), "{mode:#x}");
+            assert!(holds("chmod", "MASKED_EQ", 0o4000, 0o4000, mode) && holds("chmod", "LT", 0o10000, 0, mode), "{mode:#x}");
         }
     }
 

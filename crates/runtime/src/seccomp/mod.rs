@@ -9,6 +9,7 @@ mod compile;
 mod default;
 mod profile;
 mod syscalls;
+mod widths;
 
 pub use compile::{Filter, compile};
 pub use profile::{default_profile, from_json};

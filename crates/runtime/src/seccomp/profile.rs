@@ -24,6 +24,8 @@ pub fn default_profile<S: AsRef<str>>(capabilities: &[S]) -> Seccomp {
         errno_ret: None,
         args,
     };
+    let missing =
+        |name: &str| Syscall { names: vec![name.to_owned()], action: "SCMP_ACT_ERRNO".into(), errno_ret: Some(ENOSYS), args: Vec::new() };
     let mut syscalls = vec![allow(ALWAYS, Vec::new())];
     syscalls.extend(
         WITH_ARGUMENT
@@ -38,8 +40,10 @@ pub fn default_profile<S: AsRef<str>>(capabilities: &[S]) -> Seccomp {
         let no_namespaces = SyscallArg { index: 0, value: CLONE_NAMESPACES, value_two: 0, op: "SCMP_CMP_MASKED_EQ".into() };
         syscalls.push(allow(&["clone"], vec![no_namespaces]));
         // The flags of clone3 lie behind a pointer that a filter cannot read; ENOSYS makes callers fall back to clone.
-        syscalls.push(Syscall { names: vec!["clone3".into()], action: "SCMP_ACT_ERRNO".into(), errno_ret: Some(ENOSYS), args: Vec::new() });
+        syscalls.push(missing("clone3"));
     }
+    // Likewise the address family for socketcall, by which 32-bit programs make sockets that `socket` refuses.
+    syscalls.push(missing("socketcall"));
     Seccomp {
         default_action: "SCMP_ACT_ERRNO".into(),
         default_errno_ret: Some(EPERM),
