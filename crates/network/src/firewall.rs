@@ -578,7 +578,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
 }
 
 /// What the interfaces of containers may send: frames from their own hardware address, ARP and IP from their own
-/// addresses. Other interfaces (the bridge itself, ports that others plugged in) pass.
+/// addresses, and nothing else. Other interfaces (the bridge itself, ports that others plugged in) pass.
 fn bridge_rules(table: &Table) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
@@ -592,20 +592,24 @@ fn bridge_rules(table: &Table) -> Vec<Message> {
     rule("checked", new().ether_type(IP).drop());
     rule("checked", new().input_name().source_mac().not_among("senders").drop());
     rule("checked", new().ether_type(ARP).input_name().source_mac().arp_source().not_among("senders4").drop());
+    rule("checked", new().ether_type(ARP).accept());
+    // Receivers take off priority tags (802.1Q, 802.1ad) in front of a packet, as many as there are; these rules do not see
+    // behind a second one.
+    rule("checked", new().ether_type_is_not(IP6).drop());
     // Neighbours say which address is theirs; routers are not among them.
     const ICMPV6: u8 = 58;
     const ROUTER_ADVERTISEMENT: u8 = 134;
     const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
     const REDIRECT: u8 = 137;
-    let icmp = |kind: u8| new().ether_type(IP6).protocol_is(ICMPV6).icmp_type_is(kind);
+    let icmp = |kind: u8| new().protocol_is(ICMPV6).icmp_type_is(kind);
     let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
     rule("checked", icmp(ROUTER_ADVERTISEMENT).drop());
     rule("checked", icmp(REDIRECT).drop());
     rule("checked", icmp(NEIGHBOUR_ADVERTISEMENT).neighbour_target().in_network(link_local.into(), 10).accept());
     rule("checked", icmp(NEIGHBOUR_ADVERTISEMENT).input_name().neighbour_target().not_among("senders6").drop());
-    rule("checked", new().ether_type(IP6).source6().in_network(link_local.into(), 10).accept());
-    rule("checked", new().ether_type(IP6).source6().in_network(Ipv6Addr::UNSPECIFIED.into(), 128).accept());
-    rule("checked", new().ether_type(IP6).input_name().source6().not_among("senders6").drop());
+    rule("checked", new().source6().in_network(link_local.into(), 10).accept());
+    rule("checked", new().source6().in_network(Ipv6Addr::UNSPECIFIED.into(), 128).accept());
+    rule("checked", new().input_name().source6().not_among("senders6").drop());
     messages
 }
 

@@ -449,6 +449,10 @@ impl Rule {
         self.meta(1, 2).compare(0, number.to_be_bytes().to_vec())
     }
 
+    pub(crate) fn ether_type_is_not(self, number: u16) -> Self {
+        self.meta(1, 2).compare(1, number.to_be_bytes().to_vec())
+    }
+
     /// The destination is one of the host's own addresses.
     pub(crate) fn for_this_host(mut self) -> Self {
         let register = self.register(4);
