@@ -28,7 +28,7 @@ pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
 pub fn export_root(root: &OwnedFd, output: impl Write) -> Result<()> {
     let root = open_directory(root)?;
     let mut export = Export { archive: Builder::new(output), links: HashMap::new(), of_layers: true };
-    export.directory(&root, Path::new(""))?;
+    export.tree(root, Path::new(""))?;
     export.finish()
 }
 
@@ -39,7 +39,7 @@ pub fn export_directory(directory: &Path, output: impl Write) -> Result<()> {
     let stat = rustix::fs::fstat(&root).map_err(|error| io("look at the directory")(error.into()))?;
     export.extensions(&stat, &root)?;
     export.archive.append_data(&mut header(&stat), Path::new("./"), io::empty()).map_err(io("write archive"))?;
-    export.directory(&root, Path::new("."))?;
+    export.tree(root, Path::new("."))?;
     export.finish()
 }
 
@@ -48,8 +48,52 @@ fn open_directory(directory: impl AsFd) -> Result<OwnedFd> {
         .map_err(|error| io("open the root of what is exported")(error.into()))
 }
 
-/// Deeper than any honest tree; every level costs stack and a descriptor.
-const DEEPEST: usize = 512;
+/// How many directories on the way down are kept open. Those further up are opened again when the walk comes back to them, so
+/// that depth costs neither descriptors nor stack.
+const OPEN: usize = 64;
+
+/// A directory that is being exported.
+struct Level {
+    /// `None` when it is closed for the time being.
+    directory: Option<OwnedFd>,
+    /// Device and inode.
+    identity: (u64, u64),
+    /// What is left to export, sorted.
+    names: std::vec::IntoIter<OsString>,
+}
+
+impl Level {
+    fn open(directory: OwnedFd, path: &Path) -> Result<Self> {
+        let step = |error: Errno| io(format!("read {}", path.display()))(error.into());
+        let mut names: Vec<OsString> = Vec::new();
+        for entry in Dir::read_from(&directory).map_err(step)? {
+            let name = entry.map_err(step)?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
+            }
+        }
+        names.sort();
+        let identity = identity(&directory).map_err(step)?;
+        Ok(Self { directory: Some(directory), identity, names: names.into_iter() })
+    }
+
+    /// Opens the directory again from one in it.
+    fn reopen(&mut self, child: &OwnedFd, path: &Path) -> Result<()> {
+        let step = |error: Errno| io(format!("return to {}", path.display()))(error.into());
+        let parent = openat(child, "..", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let parent = parent.map_err(step)?;
+        if identity(&parent).map_err(step)? != self.identity {
+            // Moved elsewhere meanwhile: what is beside it there was not asked for.
+            return Err(step(Errno::STALE));
+        }
+        self.directory = Some(parent);
+        Ok(())
+    }
+}
+
+fn identity(directory: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
+    rustix::fs::fstat(directory).map(|stat| (stat.st_dev, stat.st_ino))
+}
 
 struct Export<W: Write> {
     archive: Builder<W>,
@@ -64,37 +108,48 @@ impl<W: Write> Export<W> {
         self.archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
     }
 
-    fn directory(&mut self, directory: &OwnedFd, path: &Path) -> Result<()> {
-        let step = |error: Errno| io(format!("read {}", path.display()))(error.into());
-        let mut names: Vec<OsString> = Vec::new();
-        for entry in Dir::read_from(directory).map_err(step)? {
-            let name = entry.map_err(step)?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." {
-                names.push(OsString::from_vec(name));
+    /// Exports what is in a directory, at whatever depth, under names that begin with `top`.
+    fn tree(&mut self, directory: OwnedFd, top: &Path) -> Result<()> {
+        let mut path = top.to_owned();
+        let mut levels = vec![Level::open(directory, &path)?];
+        while let Some(level) = levels.last_mut() {
+            let (Some(name), Some(directory)) = (level.names.next(), &level.directory) else {
+                let left = levels.pop().and_then(|level| level.directory);
+                path.pop();
+                if let (Some(level), Some(left)) = (levels.last_mut(), left)
+                    && level.directory.is_none()
+                {
+                    level.reopen(&left, &path)?;
+                }
+                continue;
+            };
+            path.push(&name);
+            match self.entry(directory, &name, &path)? {
+                Some(directory) => {
+                    if let Some(far) = levels.len().checked_sub(OPEN) {
+                        levels[far].directory = None;
+                    }
+                    levels.push(Level::open(directory, &path)?);
+                }
+                None => drop(path.pop()),
             }
-        }
-        names.sort();
-        for name in names {
-            self.entry(directory, &name, &path.join(&name))?;
         }
         Ok(())
     }
 
-    fn entry(&mut self, parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
+    /// Exports one entry. Returns the directory that it is, whose entries come next.
+    fn entry(&mut self, parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<OwnedFd>> {
         let step = |error: Errno| io(format!("export {}", path.display()))(error.into());
         let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             // Removed since the directory was read: a running container's files change.
-            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT) => return Ok(None),
             result => result.map_err(step)?,
         };
         let mut header = header(&stat);
         let kind = FileType::from_raw_mode(stat.st_mode);
         // A socket without its listener is nothing; and a whiteout shows only where there is nothing to hide.
         if kind == FileType::Socket || self.of_layers && kind == FileType::CharacterDevice && stat.st_rdev == 0 {
-            return Ok(());
-        }
-        if path.components().count() > DEEPEST {
-            return Err(crate::Error::invalid(format!("{}: more than {DEEPEST} directories deep", path.display())));
+            return Ok(None);
         }
         if !kind.is_dir()
             && stat.st_nlink > 1
@@ -102,7 +157,8 @@ impl<W: Write> Export<W> {
         {
             header.set_entry_type(EntryType::Link);
             header.set_size(0);
-            return self.archive.append_link(&mut header, path, first).map_err(io(format!("export {}", path.display())));
+            self.archive.append_link(&mut header, path, first).map_err(io(format!("export {}", path.display())))?;
+            return Ok(None);
         }
         let gone = |error: Errno| matches!(error, Errno::NOENT | Errno::LOOP | Errno::NOTDIR);
         let open = |flags: OFlags| openat(parent, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
@@ -111,18 +167,18 @@ impl<W: Write> Export<W> {
             FileType::Directory => {
                 let directory = match open(OFlags::RDONLY | OFlags::DIRECTORY) {
                     // Removed or replaced since it was looked at, likewise below.
-                    Err(error) if gone(error) => return Ok(()),
+                    Err(error) if gone(error) => return Ok(None),
                     result => result.map_err(step)?,
                 };
                 self.extensions(&stat, &directory)?;
                 let mut name = path.as_os_str().to_owned();
                 name.push("/");
                 self.archive.append_data(&mut header, Path::new(&name), io::empty()).map_err(failed)?;
-                return self.directory(&directory, path);
+                return Ok(Some(directory));
             }
             FileType::RegularFile => {
                 let file = match open(OFlags::RDONLY) {
-                    Err(error) if gone(error) => return Ok(()),
+                    Err(error) if gone(error) => return Ok(None),
                     result => result.map_err(step)?,
                 };
                 self.extensions(&stat, &file)?;
@@ -134,7 +190,7 @@ impl<W: Write> Export<W> {
             }
             FileType::Symlink => {
                 let target = match readlinkat(parent, name, Vec::new()) {
-                    Err(error) if gone(error) || error == Errno::INVAL => return Ok(()),
+                    Err(error) if gone(error) || error == Errno::INVAL => return Ok(None),
                     result => result.map_err(step)?,
                 };
                 // Written to the byte where it fits: the library would tidy it up.
@@ -149,7 +205,7 @@ impl<W: Write> Export<W> {
         if stat.st_nlink > 1 {
             self.links.insert((stat.st_dev, stat.st_ino), path.to_owned());
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Extended attributes and the exact time, in a header of their own in front of the entry.
