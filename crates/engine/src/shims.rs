@@ -14,14 +14,12 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::{self, Event, Launch, Launched, Reply, Request};
-use whelk_sys::mount::{MountAttr, set_attr};
 
 use crate::error::{Error, Result};
 use crate::instance::{Instance, through_descriptor};
@@ -29,15 +27,11 @@ use crate::instance::{Instance, through_descriptor};
 /// How many shims wait for a container.
 const READY: usize = 2;
 
-/// Read-only, as `MOUNT_ATTR_RDONLY`.
-const RDONLY: u64 = 1;
-
 #[derive(Debug)]
 pub struct Shims {
     ready: Mutex<VecDeque<UnixStream>>,
     refill: tokio::sync::Notify,
-    /// The engine's own program on a read-only mount that is attached nowhere: what a container could reach of it
-    /// through `/proc` cannot be written to (CVE-2019-5736).
+    /// The engine's own program, from where nothing can be written to it ([`whelk_sys::program`]).
     executable: OwnedFd,
     cgroup: String,
 }
@@ -47,9 +41,7 @@ impl Shims {
         let fail = |error: std::io::Error| {
             Error::internal(format!("prepare {} for shims: {}", executable.display(), whelk_sys::errno_text(&error)))
         };
-        let tree = open_tree(CWD, executable, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-            .map_err(|error| fail(error.into()))?;
-        set_attr(tree.as_fd(), MountAttr { set: RDONLY, ..MountAttr::default() }, false).map_err(fail)?;
+        let program = whelk_sys::program::sealed(executable).map_err(fail)?;
         // Here once, so that no two containers' starts make the instance's cgroup at the same time.
         Cgroup::at(&instance.shims_cgroup())
             .and_then(|mut cgroup| cgroup.create(&Default::default()))
@@ -57,7 +49,7 @@ impl Shims {
         Ok(Arc::new(Self {
             ready: Mutex::default(),
             refill: tokio::sync::Notify::new(),
-            executable: tree,
+            executable: program,
             cgroup: instance.shims_cgroup(),
         }))
     }

@@ -12,11 +12,15 @@
 mod commands;
 mod state;
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use rustix::process::DumpableBehavior;
+use whelk_sys::process::exec_fd;
+use whelk_sys::program;
 
 /// The OCI runtime command line
 #[derive(Debug, Parser)]
@@ -219,6 +223,12 @@ struct Update {
 /// Runs the command line; `arguments` begin behind `oci`.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(std::iter::once(OsString::from("whelk oci")).chain(arguments));
+    if matches!(cli.command, Command::Create(_) | Command::Run(_) | Command::Exec(_))
+        && let Err(error) = protect()
+    {
+        eprintln!("whelk oci: error: protect this program from the container: {}", whelk_sys::errno_text(&error));
+        return ExitCode::FAILURE;
+    }
     let log = Log { file: cli.log.clone(), as_json: cli.log_format == "json" };
     if cli.debug {
         log.tell("debug", &format!("{:?}", cli.command));
@@ -230,6 +240,27 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Goes on from where a container cannot write to this program ([`whelk_sys::program`]), and closes this process's memory and
+/// descriptors to it. Nothing of a container has been touched before.
+fn protect() -> std::io::Result<()> {
+    use std::os::unix::ffi::OsStringExt;
+    let c_string = |text: OsString| CString::new(text.into_vec()).map_err(std::io::Error::other);
+    if !program::is_sealed()? {
+        let sealed = program::sealed(&std::env::current_exe()?)?;
+        let arguments = std::env::args_os().map(c_string).collect::<std::io::Result<Vec<_>>>()?;
+        let variable = |(mut name, value): (OsString, OsString)| {
+            name.push("=");
+            name.push(value);
+            name
+        };
+        let environment = std::env::vars_os().map(variable).map(c_string).collect::<std::io::Result<Vec<_>>>()?;
+        return Err(exec_fd(sealed.as_fd(), &arguments, &environment));
+    }
+    // Executed by a descriptor, whose number would be its name.
+    rustix::thread::set_name(c"whelk")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Into::into)
 }
 
 /// Where callers read what went wrong: on standard error, and in a file where they want one.

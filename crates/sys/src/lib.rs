@@ -10,6 +10,7 @@ pub mod mount;
 pub mod net;
 pub mod overlay;
 pub mod process;
+pub mod program;
 pub mod quota;
 pub mod remove;
 pub mod seccomp;
