@@ -12,7 +12,7 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, sendmsg,
     socket_with,
 };
-use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid};
+use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 use serde_json::json;
 use whelk_runtime::cgroup::{Cgroup, DEFAULT_RULES};
 use whelk_runtime::launch::{self, Gate, Launch};
@@ -271,16 +271,8 @@ fn kill(root: &Path, args: &Kill) -> Result<()> {
         }
         return Ok(());
     }
-    if state.status(&directory(root, &args.id)?)? == Status::Stopped {
-        return Err(Error::State("container not running".into()));
-    }
-    signal::pidfd_send(&open_pidfd(state.pid)?, number)
+    signal::pidfd_send(state.open_process()?, number)
         .map_err(|error| Error::Os(format!("signal container {}: {}", args.id, whelk_sys::errno_text(&error))))
-}
-
-fn open_pidfd(pid: i32) -> Result<OwnedFd> {
-    let pid = Pid::from_raw(pid).ok_or_else(|| Error::State("container not running".into()))?;
-    pidfd_open(pid, PidfdFlags::empty()).map_err(|error| Error::Os(format!("open process {pid}: {error}")))
 }
 
 fn delete(root: &Path, args: &Delete, log: &Log) -> Result<()> {
@@ -297,7 +289,9 @@ fn delete(root: &Path, args: &Delete, log: &Log) -> Result<()> {
     if status != Status::Stopped {
         let _ = cgroup.freeze(false);
         cgroup.kill_all()?;
-        let _ = signal::kill(state.pid, 9);
+        if let Ok(process) = state.open_process() {
+            let _ = signal::pidfd_send(process, 9);
+        }
         // Its parent may be somebody else; what counts is that the kernel has ended it.
         const PATIENCE: u32 = 2_000;
         for _ in 0..PATIENCE {
@@ -346,7 +340,8 @@ fn exec(root: &Path, args: Exec, log: &Log) -> Result<u8> {
     check_preserved(args.preserve_fds)?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let request = exec::Exec {
-        init: &open_pidfd(state.pid)?,
+        init: &state.open_process()?,
+        container: &args.id,
         linux: &spec.linux,
         process: &wanted,
         user: None,

@@ -1,7 +1,10 @@
 //! A container's state on disk, and what its first process says about it.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::spec::Spec;
@@ -76,8 +79,27 @@ impl State {
         Cgroup::at(&self.cgroup)
     }
 
+    /// The container's first process. Opened before it is recognised by its start time, so it cannot be another that has got
+    /// the number meanwhile.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) fn open_process(&self) -> Result<OwnedFd> {
+        let ended = || Error::State("container not running".into());
+        let pid = Pid::from_raw(self.pid).ok_or_else(ended)?;
+        let opened = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| match error {
+            Errno::SRCH => ended(),
+            error => Error::Os(format!("open process {pid}: {error}")),
+        })?;
+        if self.has_ended() { Err(ended()) } else { Ok(opened) }
+    }
+
+    fn has_ended(&self) -> bool {
+        process(self.pid).is_none_or(|(state, start)| state == 'Z' || state == 'X' || start != self.start_time)
+    }
+
     pub(crate) fn status(&self, directory: &Path) -> Result<Status> {
-        if process(self.pid).is_none_or(|(state, start)| state == 'Z' || state == 'X' || start != self.start_time) {
+        if self.has_ended() {
             return Ok(Status::Stopped);
         }
         if fs::exists(directory.join("exec.fifo")) {
@@ -87,9 +109,10 @@ impl State {
     }
 }
 
-/// State letter and start time of a process.
+/// State letter and start time of a process. Its name, which is in between, may be any bytes.
 pub(crate) fn process(pid: i32) -> Option<(char, u64)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
 }

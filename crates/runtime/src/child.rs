@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::OFlags;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
-use whelk_sys::process::{CloneFlags, new_session_keyring, unshare};
+use whelk_sys::process::{CloneFlags, unshare};
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result, os};
@@ -13,7 +13,7 @@ use crate::launch::{Gate, Launch};
 use crate::mounts::{self, Context, KeyMounts};
 use crate::spec::{NamespaceKind, Process};
 use crate::sync::{Message, Sync};
-use crate::{cgroup_mount, devices, hooks, masks, namespaces, process, rootfs, terminal};
+use crate::{cgroup_mount, devices, hooks, masks, namespaces, process, rootfs, sysctls, terminal};
 
 /// Runs in the new process. Returns only the error that kept it from becoming the program.
 pub(crate) fn run(launch: &Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Error {
@@ -28,24 +28,20 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     let linux = &spec.linux;
     let Some(process) = &spec.process else { return Err(Error::invalid("the configuration has no process")) };
     let own_user_namespace = linux.namespace(NamespaceKind::User).is_some();
+    let own_proc = process::own_proc()?;
+    process::set_oom_score(&own_proc, process)?;
     // In the cgroup first: what is done from here on counts as the container's.
     cgroup.map_or(Ok(()), Cgroup::enter)?;
     rustix::process::setsid().map_err(os("setsid"))?;
-    new_session_keyring(c"_ses").or_else(|error| {
-        if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) {
-            Ok(())
-        } else {
-            Err(os("create session keyring")(error))
-        }
-    })?;
     if linux.has_new(NamespaceKind::User) {
         // Until then the process is nobody.
         sync.expect(&Message::IdsMapped)?;
     }
     namespaces::join_existing(linux)?;
     if own_user_namespace {
-        become_root()?;
+        process::become_root()?;
     }
+    process::join_keyring(launch.id, true)?;
     if linux.has_new(NamespaceKind::Cgroup) {
         // Its root is where the process is at this moment.
         unshare(CloneFlags::NEWCGROUP).map_err(os("create cgroup namespace"))?;
@@ -65,16 +61,10 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     let terminal = open_terminal(process, &keys, &root, sync)?;
     run_hooks(launch, sync)?;
 
-    let proc = match keys.proc {
-        Some(proc) => proc,
-        None => private_proc()?,
-    };
-    masks::sysctls(&proc, &linux.sysctl)?;
+    sysctls::set(keys.proc.as_ref(), &linux.sysctl)?;
     masks::mask(&root, &linux.masked_paths, &null)?;
     masks::read_only(&root, &linux.readonly_paths)?;
-    if linux.namespace(NamespaceKind::Uts).is_some() {
-        set_names(&spec.hostname, &spec.domainname)?;
-    }
+    set_names(&spec.hostname, &spec.domainname)?;
     if launch.make_cwd {
         process::make_directory(&root, &process.cwd)?;
     }
@@ -85,18 +75,17 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     match (&terminal, &launch.streams) {
         (Some(slave), _) => {
             terminal::control(slave, identity.uid)?;
-            process::take_streams([slave; 3], 0)?;
+            process::take_streams([slave; 3])?;
         }
-        (None, Some([input, output, error])) => process::take_streams([input, output, error], identity.uid)?,
+        (None, Some([input, output, error])) => {
+            process::take_streams([input, output, error])?;
+            process::give_streams(identity.uid);
+        }
         (None, None) => {}
     }
-    let surroundings = process::Surroundings {
-        identity,
-        proc: &proc,
-        filter: launch.filter,
-        personality: linux.personality.as_ref(),
-        preserved: launch.preserved,
-    };
+    let surroundings =
+        process::Surroundings { identity, filter: launch.filter, personality: linux.personality.as_ref(), preserved: launch.preserved };
+    process::label(&own_proc, process)?;
     let prepared = process::prepare(process, surroundings)?;
     sync.send(&Message::Ready, None)?;
     match &launch.gate {
@@ -176,12 +165,6 @@ fn set_names(hostname: &str, domainname: &str) -> Result<()> {
         rustix::system::setdomainname(domainname.as_bytes()).map_err(os("set domain name"))?;
     }
     Ok(())
-}
-
-fn become_root() -> Result<()> {
-    use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
-    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(os("become root of the user namespace"))?;
-    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(os("become root of the user namespace"))
 }
 
 fn wait_for_byte(fifo: &OwnedFd) -> Result<()> {

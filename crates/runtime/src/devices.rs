@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mknodat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, symlinkat, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use whelk_sys::in_root;
@@ -69,6 +69,8 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
         DeviceKind::Fifo => FileType::Fifo,
         DeviceKind::Char | DeviceKind::All => FileType::CharacterDevice,
     };
+    // Given at once, there being no umask: by its name it could be a link to something else a moment later, where the directory is
+    // shared with another container.
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
     let number = |n: i64| u32::try_from(n).map_err(|_| Error::invalid(format!("invalid device number {n} for {}", device.path)));
     match mknodat(directory, name, kind, mode, makedev(number(device.major)?, number(device.minor)?)) {
@@ -79,7 +81,6 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
         }
         Err(error) => return Err(step(error)),
     }
-    chmodat(directory, name, mode, AtFlags::empty()).map_err(step)?;
     if device.uid != 0 || device.gid != 0 {
         chownat(directory, name, Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(step)?;

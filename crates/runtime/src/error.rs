@@ -15,6 +15,9 @@ pub enum Error {
     /// The configuration itself is wrong, or asks for what this host or version cannot do.
     #[error("{0}")]
     Invalid(String),
+    /// The configuration asks for what would have effects outside the container. Nothing was made.
+    #[error("{0}")]
+    Refused(String),
     /// The program to run does not exist in the container.
     #[error("{0}")]
     CommandNotFound(String),
@@ -42,6 +45,7 @@ impl Error {
         let with = |text: String| format!("{step}: {text}");
         match self {
             Self::Invalid(text) => Self::Invalid(with(text)),
+            Self::Refused(text) => Self::Refused(with(text)),
             Self::CommandNotFound(text) => Self::CommandNotFound(with(text)),
             Self::NotExecutable(text) => Self::NotExecutable(with(text)),
             Self::NoSuchUser(text) => Self::NoSuchUser(with(text)),

@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::Pid;
-use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now, setns};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use whelk_sys::process::{CloneFlags, Cloned, clone_process, close_others, exit_now, setns};
 
 use crate::affinity;
 use crate::cgroup::Cgroup;
@@ -12,7 +12,7 @@ use crate::error::{Error, Result, os};
 use crate::namespaces;
 use crate::process;
 use crate::seccomp::Filter;
-use crate::spec::{Linux, Process};
+use crate::spec::{Linux, NamespaceKind, Process};
 use crate::sync::{Message, Received, Sync};
 use crate::terminal;
 use crate::user::UserRequest;
@@ -22,6 +22,8 @@ use crate::user::UserRequest;
 pub struct Exec<'a> {
     /// The container's first process.
     pub init: &'a OwnedFd,
+    /// Whose session keyring is entered.
+    pub container: &'a str,
     /// The container's configuration: which namespaces to enter.
     pub linux: &'a Linux,
     pub process: &'a Process,
@@ -44,10 +46,19 @@ pub struct Executed {
 /// cgroup, exhausted memory may keep it for as long as they like.
 #[derive(Debug)]
 pub struct Starting {
-    pub pid: Pid,
-    pub pidfd: OwnedFd,
+    /// Goes ahead into the container and ends when the process is born.
+    guide: (Pid, OwnedFd),
+    process: Option<(Pid, OwnedFd)>,
     sync: Sync,
     terminal: Option<OwnedFd>,
+}
+
+/// How far a process is on its way.
+#[derive(Debug)]
+pub enum Progress {
+    OnItsWay,
+    /// The kernel has accepted its program, or it has been ended before.
+    Started,
 }
 
 /// Starts a process in the container. Returns when the kernel has accepted its program.
@@ -56,69 +67,85 @@ pub struct Starting {
 /// As [`crate::launch::create`].
 pub fn exec(request: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
     let mut starting = start(request, cgroup)?;
-    match starting.settle(true) {
-        Ok(_) => Ok(Executed { pid: starting.pid, pidfd: starting.pidfd, terminal: starting.terminal }),
-        Err(error) => {
-            starting.kill();
-            let _ = rustix::process::waitpid(Some(starting.pid), rustix::process::WaitOptions::empty());
+    let settled = starting.settle(true);
+    starting.collect_guide();
+    match (settled, starting.process) {
+        (Ok(_), Some((pid, pidfd))) => Ok(Executed { pid, pidfd, terminal: starting.terminal }),
+        (Ok(_), None) => Err(died()),
+        (Err(error), process) => {
+            if let Some((pid, pidfd)) = process {
+                let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+                let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            }
             Err(error)
         }
     }
 }
 
+fn died() -> Error {
+    Error::Os("the process died while it was set up".into())
+}
+
 /// Begins to start a process in the container; [`Starting::settle`] tells what has become of it.
 ///
-/// The caller must have one thread. Its own "namespace for children" becomes the container's pid namespace and stays
-/// so: a caller serves one container.
+/// What runs in the container sees the process from its birth, and whoever may trace it can look through its root and its
+/// descriptors (CVE-2016-9962). So it is born by a guide that the container does not see, which is inside by then and has closed
+/// what is not the container's.
 ///
 /// # Errors
 /// As [`crate::launch::create`].
 pub fn start(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Starting> {
-    let flags = namespaces::all_flags(exec.linux);
-    if flags.contains(CloneFlags::NEWPID) {
-        setns(exec.init.as_fd(), CloneFlags::NEWPID).map_err(os("enter the container's pid namespace"))?;
-    }
     let (ours, theirs) = Sync::pair()?;
+    ours.tell_senders()?;
     let mut cgroup = cgroup;
     let nested;
-    let mut born = clone_process(CloneFlags::default(), cgroup.and_then(Cgroup::birthplace));
-    if born.as_ref().is_err_and(is_busy) {
+    let mut cloned = clone_process(CloneFlags::default(), cgroup.and_then(Cgroup::birthplace));
+    if cloned.as_ref().is_err_and(is_busy) {
         // The container has divided its cgroup: on v2 only the leaves hold processes. Its first process is in one.
         nested = Cgroup::of_process(exec.init)?;
         cgroup = Some(&nested);
-        born = clone_process(CloneFlags::default(), None);
+        cloned = clone_process(CloneFlags::default(), None);
     }
-    let (pid, pidfd) = match born.map_err(os("create process"))? {
+    match cloned.map_err(os("create process"))? {
+        Cloned::Parent { pid, pidfd } => Ok(Starting { guide: (pid, pidfd), process: None, sync: ours, terminal: None }),
         Cloned::Child => {
             drop(ours);
-            let error = match enter(exec, cgroup, flags, &theirs) {
-                Ok(prepared) => prepared.execute(),
+            let outcome = guide(exec, cgroup, &theirs);
+            let error = match outcome {
+                Ok(Cloned::Parent { .. }) => exit_now(0),
+                Ok(Cloned::Child) => match enter(exec, &theirs) {
+                    Ok(prepared) => prepared.execute(),
+                    Err(error) => error,
+                },
                 Err(error) => error,
             };
             let _ = theirs.send(&Message::Failed(error), None);
             exit_now(1)
         }
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
-    };
-    drop(theirs);
-    Ok(Starting { pid, pidfd, sync: ours, terminal: None })
+    }
 }
 
 impl Starting {
-    /// Whether the kernel has accepted the program; with `wait` not before that is decided.
+    /// Takes note of what the process has told; with `wait` until it has started.
     ///
     /// # Errors
     /// Why the program cannot run; the process ends then.
-    pub fn settle(&mut self, wait: bool) -> Result<bool> {
+    pub fn settle(&mut self, wait: bool) -> Result<Progress> {
         loop {
             match self.sync.look(wait)? {
-                Received::Message(Message::Console, fd) => self.terminal = fd,
-                Received::Message(Message::Failed(error), _) => return Err(error),
-                Received::Message(message, _) => {
+                Received::Message(Message::Born, _, sender) => {
+                    let pid = sender.ok_or_else(|| Error::Os("a process without a number".into()))?;
+                    // A child that nobody has waited for yet: the number is still its own, also when it has ended.
+                    self.process = Some((pid, pidfd_open(pid, PidfdFlags::empty()).map_err(os("open the process"))?));
+                }
+                Received::Message(Message::Console, fd, _) => self.terminal = fd,
+                Received::Message(Message::Failed(error), ..) => return Err(error),
+                Received::Message(message, ..) => {
                     return Err(Error::Os(format!("unexpected message {message:?} while starting a process")));
                 }
-                Received::End => return Ok(true),
-                Received::Nothing => return Ok(false),
+                Received::End if self.process.is_none() => return Err(died()),
+                Received::End => return Ok(Progress::Started),
+                Received::Nothing => return Ok(Progress::OnItsWay),
             }
         }
     }
@@ -128,14 +155,26 @@ impl Starting {
         self.sync.descriptor()
     }
 
+    /// The process, once it is born.
+    pub fn process(&self) -> Option<&(Pid, OwnedFd)> {
+        self.process.as_ref()
+    }
+
     /// The terminal that the process has made for itself, for whoever started it.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
         self.terminal.take()
     }
 
-    /// Ends a process whose program cannot run. Its parent still has to collect it.
+    /// Ends a process whose program cannot run. Its parent still has to collect it, and its guide.
     pub fn kill(&self) {
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        for (_, pidfd) in self.process.iter().chain([&self.guide]) {
+            let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+        }
+    }
+
+    fn collect_guide(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.guide.1, rustix::process::Signal::KILL);
+        let _ = rustix::process::waitpid(Some(self.guide.0), rustix::process::WaitOptions::empty());
     }
 }
 
@@ -143,36 +182,56 @@ fn is_busy(error: &std::io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
 }
 
-fn enter<'a>(exec: &'a Exec<'_>, cgroup: Option<&Cgroup>, flags: CloneFlags, sync: &Sync) -> Result<process::Prepared<'a>> {
+/// Goes into the container, having prepared what needs the host's files, and bears the process.
+fn guide(exec: &Exec<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Result<Cloned> {
     let affinity = exec.process.exec_cpu_affinity.as_ref();
     let run_on = |processors: Option<&String>| processors.map_or(Ok(()), |list| affinity::set(list));
     run_on(affinity.and_then(|affinity| affinity.initial.as_ref()))?;
+    {
+        let own_proc = process::own_proc()?;
+        process::set_oom_score(&own_proc, exec.process)?;
+        // The label for the next execve is handed on to children.
+        process::label(&own_proc, exec.process)?;
+    }
     // In the cgroup first: what is done from here on counts as the container's.
     cgroup.map_or(Ok(()), Cgroup::enter)?;
     run_on(affinity.and_then(|affinity| affinity.finally.as_ref()))?;
-    rustix::process::setsid().map_err(os("setsid"))?;
-    setns(exec.init.as_fd(), flags.without(CloneFlags::NEWPID)).map_err(os("enter the container"))?;
+    match (&exec.streams, exec.process.terminal) {
+        (Some([input, output, error]), _) => process::take_streams([input, output, error])?,
+        // Until there is one.
+        (None, true) => {
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(os("open /dev/null"))?;
+            process::take_streams([&null; 3])?;
+        }
+        (None, false) => {}
+    }
+    setns(exec.init.as_fd(), namespaces::all_flags(exec.linux)).map_err(os("enter the container"))?;
     rustix::process::chdir("/").map_err(os("chdir to the container's root"))?;
+    close_others(process::STREAMS + exec.preserved, sync.descriptor().as_fd()).map_err(os("close descriptors"))?;
+    // A sibling: whoever started this process is its parent.
+    clone_process(CloneFlags::PARENT, None).map_err(os("create process"))
+}
+
+fn enter<'a>(exec: &'a Exec<'_>, sync: &Sync) -> Result<process::Prepared<'a>> {
+    sync.send(&Message::Born, None)?;
+    rustix::process::setsid().map_err(os("setsid"))?;
+    if exec.linux.namespace(NamespaceKind::User).is_some() {
+        process::become_root()?;
+    }
+    process::join_keyring(exec.container, false)?;
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(os("open the container's root"))?;
-    let proc = process::entered_proc()?;
     let identity = process::identity(&root, exec.process, exec.user)?;
     if exec.process.terminal {
         let terminal = terminal::open(&terminal::entered_devpts()?, exec.process.console_size.as_ref())?;
         sync.send(&Message::Console, Some(&terminal.master))?;
         terminal::control(&terminal.slave, identity.uid)?;
-        process::take_streams([&terminal.slave; 3], 0)?;
-    } else if let Some([input, output, error]) = &exec.streams {
-        process::take_streams([input, output, error], identity.uid)?;
+        process::take_streams([&terminal.slave; 3])?;
+    } else if exec.streams.is_some() {
+        process::give_streams(identity.uid);
     }
     process::prepare(
         exec.process,
-        process::Surroundings {
-            identity,
-            proc: &proc,
-            filter: exec.filter,
-            personality: exec.linux.personality.as_ref(),
-            preserved: exec.preserved,
-        },
+        process::Surroundings { identity, filter: exec.filter, personality: exec.linux.personality.as_ref(), preserved: exec.preserved },
     )
 }

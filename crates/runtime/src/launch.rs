@@ -14,7 +14,7 @@ use crate::seccomp::Filter;
 use crate::spec::{NamespaceKind, Spec};
 use crate::sync::{Message, Sync};
 use crate::user::UserRequest;
-use crate::{child, hooks, namespaces};
+use crate::{child, hooks, namespaces, sysctls};
 
 /// All that a container is made of.
 #[derive(Debug)]
@@ -65,7 +65,8 @@ pub struct Created {
 /// [`Error::CommandNotFound`] and [`Error::NotExecutable`] for the program; the step that failed otherwise.
 pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
     let linux = &launch.spec.linux;
-    namespaces::check(linux)?;
+    namespaces::check(launch.spec)?;
+    sysctls::check(linux)?;
     if let Some(namespace) = linux.namespace(NamespaceKind::Pid)
         && let Some(existing) = namespaces::open(namespace)?
     {

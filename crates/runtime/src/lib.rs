@@ -24,6 +24,7 @@ mod rootfs;
 pub mod seccomp;
 pub mod spec;
 mod sync;
+mod sysctls;
 mod terminal;
 pub mod user;
 

@@ -1,6 +1,5 @@
-//! Hiding and write-protecting kernel interfaces, and setting the container's own ones.
+//! Hiding and write-protecting kernel interfaces, and writing to them.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
@@ -61,17 +60,7 @@ pub(crate) fn read_only(root: &OwnedFd, paths: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Writes kernel parameters through the container's own procfs: `net.ipv4.ip_forward` or with slashes.
-pub(crate) fn sysctls(proc: &OwnedFd, values: &BTreeMap<String, String>) -> Result<()> {
-    for (key, value) in values {
-        // A dot separates, unless the key uses slashes: then dots belong to names (an interface eth0.1).
-        let path = if key.contains('/') { format!("sys/{key}") } else { format!("sys/{}", key.replace('.', "/")) };
-        write_proc(proc, &path, value).map_err(|error| error.during(&format!("sysctl {key}={value}")))?;
-    }
-    Ok(())
-}
-
-/// Writes to a file of procfs that was reached from its own root without links or mounts on the way.
+/// Writes to a file of procfs that was reached from a directory of it without links or mounts on the way.
 pub(crate) fn write_proc(proc: &OwnedFd, path: &str, value: &str) -> Result<()> {
     const PROC_SUPER_MAGIC: u64 = 0x9fa0;
     let file = in_root::open_same_mount(proc, path, OFlags::WRONLY).map_err(os_at("open /proc", path))?;

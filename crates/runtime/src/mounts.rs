@@ -184,11 +184,8 @@ fn clone_source(mount: &Mount, options: &Options) -> Result<OwnedFd> {
         (Some(subdirectory), _) => {
             open_inside(&mount.source, subdirectory).and_then(|inside| open_tree(inside.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH))
         }
-        (None, process) => match (open_tree(CWD, mount.source.as_str(), flags), process) {
-            // The path leads into another container: its mounts can be cloned only from within its mount namespace.
-            (Err(Errno::INVAL), Some((pid, path))) => from_namespace_of(pid, path, flags),
-            (tree, _) => tree,
-        },
+        (None, Some((process, path))) => from_root_of(process, path, flags),
+        (None, None) => open_tree(CWD, mount.source.as_str(), flags),
     }
     .map_err(os_at("bind mount source", &mount.source))
 }
@@ -267,21 +264,25 @@ fn open_inside(source: &str, path: &str) -> rustix::io::Result<OwnedFd> {
     in_root::open(&source, path, OFlags::PATH, Mode::empty()).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
 }
 
-/// The process and the path of `/proc/PID/root/PATH`.
-fn process_of(source: &str) -> Option<(u32, &str)> {
-    let (pid, path) = source.strip_prefix("/proc/")?.split_once("/root/")?;
-    Some((pid.parse().ok()?, path))
+/// The directory of the process in `/proc/PID/root/PATH`, and the path.
+fn process_of(source: &str) -> Option<(&str, &str)> {
+    let (process, path) = source.split_once("/root/")?;
+    process.strip_prefix("/proc/")?.parse::<u32>().ok()?;
+    Some((process, path))
 }
 
-/// Clones a mount of another process's mount namespace, by a visit there.
-fn from_namespace_of(pid: u32, path: &str, flags: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
+/// Clones the mount at a path in another process's root. Links on the way are that process's to make, so they lead nowhere
+/// else; and its mounts can be cloned only from within its mount namespace.
+fn from_root_of(process: &str, path: &str, flags: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
     use whelk_sys::process::{CloneFlags, setns};
-    let open = |path: &str| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
-    let (own, theirs) = (open("/proc/self/ns/mnt")?, open(&format!("/proc/{pid}/ns/mnt"))?);
+    let own = rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // One directory for both: the number may be another process's a moment later.
+    let process = rustix::fs::open(process, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let theirs = rustix::fs::openat(&process, "ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = rustix::fs::openat(&process, "root", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     setns(theirs.as_fd(), CloneFlags::NEWNS).map_err(errno)?;
-    let root = open("/");
-    let opened = root.and_then(|root| in_root::open(&root, path, OFlags::PATH, Mode::empty()).map_err(errno));
+    let opened = in_root::open(&root, path, OFlags::PATH, Mode::empty()).map_err(errno);
     let tree = opened.and_then(|opened| open_tree(opened.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH));
     setns(own.as_fd(), CloneFlags::NEWNS).map_err(errno)?;
     tree

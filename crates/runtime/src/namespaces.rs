@@ -9,7 +9,7 @@ use whelk_sys::fs;
 use whelk_sys::process::{CloneFlags, setns};
 
 use crate::error::{Error, Result, os, os_at};
-use crate::spec::{IdMapping, Linux, Namespace, NamespaceKind};
+use crate::spec::{IdMapping, Linux, Namespace, NamespaceKind, Spec};
 
 const ALL: [NamespaceKind; 8] = [
     NamespaceKind::User,
@@ -53,8 +53,15 @@ pub(crate) fn birth_flags(linux: &Linux) -> CloneFlags {
     if linux.time_offsets.is_empty() { flags } else { flags.without(CloneFlags::NEWTIME) }
 }
 
-/// A mount namespace is not optional: without one the container's mounts would be the host's.
-pub(crate) fn check(linux: &Linux) -> Result<()> {
+/// A mount namespace is not optional: without one the container's mounts would be the host's. Names are set in a UTS namespace
+/// that is not the host's.
+pub(crate) fn check(spec: &Spec) -> Result<()> {
+    let linux = &spec.linux;
+    for (name, what) in [(&spec.hostname, "hostname"), (&spec.domainname, "domainname")] {
+        if !name.is_empty() && !is_separate(linux, NamespaceKind::Uts)? {
+            return Err(Error::Refused(format!("unable to set {what} without a private UTS namespace")));
+        }
+    }
     if linux.namespace(NamespaceKind::Mount).is_none() {
         return Err(Error::invalid("the configuration must list a mount namespace"));
     }
@@ -67,6 +74,28 @@ pub(crate) fn check(linux: &Linux) -> Result<()> {
         return Err(Error::invalid("a new user namespace needs uidMappings"));
     }
     Ok(())
+}
+
+/// Whether the container is in another namespace of this kind than the caller. To join the caller's own by its path is the same
+/// as to have none.
+pub(crate) fn is_separate(linux: &Linux, kind: NamespaceKind) -> Result<bool> {
+    let Some(namespace) = linux.namespace(kind) else { return Ok(false) };
+    let Some(path) = &namespace.path else { return Ok(true) };
+    let identity = |path: &Path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).map_err(os_at("stat namespace", path));
+    Ok(identity(path)? != identity(Path::new(own_path(kind)))?)
+}
+
+fn own_path(kind: NamespaceKind) -> &'static str {
+    match kind {
+        NamespaceKind::Mount => "/proc/self/ns/mnt",
+        NamespaceKind::Pid => "/proc/self/ns/pid",
+        NamespaceKind::Network => "/proc/self/ns/net",
+        NamespaceKind::Ipc => "/proc/self/ns/ipc",
+        NamespaceKind::Uts => "/proc/self/ns/uts",
+        NamespaceKind::User => "/proc/self/ns/user",
+        NamespaceKind::Cgroup => "/proc/self/ns/cgroup",
+        NamespaceKind::Time => "/proc/self/ns/time",
+    }
 }
 
 /// Opens the namespace that a configuration names by path.

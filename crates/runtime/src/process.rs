@@ -10,8 +10,11 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{Gid, Uid, set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-use whelk_sys::process::{SchedAttr, cloexec_from, dup_onto, exec, set_io_priority, set_personality, set_scheduler};
-use whelk_sys::{errno_text, fs, in_root, seccomp, signal};
+use whelk_sys::process::{
+    SchedAttr, cloexec_from, dup_onto, exec, exit_now, join_session_keyring, let_keyring_be_joined, set_io_priority, set_personality,
+    set_scheduler,
+};
+use whelk_sys::{errno_text, in_root, seccomp, signal};
 
 use crate::caps::Sets;
 use crate::error::{Error, Result, os, os_at};
@@ -35,15 +38,19 @@ pub(crate) fn identity(root: &OwnedFd, process: &Process, request: Option<&UserR
     }
 }
 
-/// Replaces the standard streams. Pipes go to the process's user, who may want to open `/dev/stdout` again.
-pub(crate) fn take_streams(streams: [&OwnedFd; 3], uid: u32) -> Result<()> {
-    for (number, stream) in (0..).zip(streams) {
-        if uid != 0 && rustix::fs::fstat(stream).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
+/// Replaces the standard streams.
+pub(crate) fn take_streams(streams: [&OwnedFd; 3]) -> Result<()> {
+    (0..).zip(streams).try_for_each(|(number, stream)| dup_onto(stream.as_fd(), number).map_err(os("replace standard stream")))
+}
+
+/// Gives the standard streams that are pipes to the process's user, who may want to open `/dev/stdout` again.
+pub(crate) fn give_streams(uid: u32) {
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    for stream in streams.into_iter().filter(|_| uid != 0) {
+        if rustix::fs::fstat(stream).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
             let _ = rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None);
         }
-        dup_onto(stream.as_fd(), number).map_err(os("replace standard stream"))?;
     }
-    Ok(())
 }
 
 /// Enters the working directory, as root still: a directory that only root may enter works, as with other engines.
@@ -76,7 +83,11 @@ pub(crate) fn make_directory(root: &OwnedFd, cwd: &str) -> Result<()> {
     }
 }
 
-const STREAMS: u32 = 3;
+/// How many descriptors a program has in any case.
+pub(crate) const STREAMS: u32 = 3;
+
+/// The exit status of a program that the kernel does not execute, as with other runtimes.
+const NOT_EXECUTED: i32 = 255;
 
 /// Everything before the final step that may still fail with a clear message: the program is found, its arguments are
 /// ready, limits are set.
@@ -92,23 +103,29 @@ pub(crate) struct Prepared<'a> {
 }
 
 /// What the process is prepared with beside its own configuration.
-pub(crate) struct Surroundings<'a, 'p> {
+pub(crate) struct Surroundings<'a> {
     pub identity: Identity,
-    pub proc: &'p OwnedFd,
     pub filter: Option<&'a Filter>,
     pub personality: Option<&'a Personality>,
     /// How many descriptors behind the three streams the program gets.
     pub preserved: u32,
 }
 
+/// This process's directory in the host's procfs, to be opened before anything of the container is entered. What is at `/proc`
+/// in there is the container's choice: the host's own, where a pid of the container is another process's number.
+pub(crate) fn own_proc() -> Result<OwnedFd> {
+    rustix::fs::open("/proc/self", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", "/proc/self"))
+}
+
+/// Sets how soon the process and its children are killed for want of memory.
+pub(crate) fn set_oom_score(own_proc: &OwnedFd, process: &Process) -> Result<()> {
+    process.oom_score_adj.map_or(Ok(()), |score| write_proc(own_proc, "oom_score_adj", &score.to_string()))
+}
+
 /// Sets limits and priorities, drops what can be dropped early, changes the user, and finds the program.
-pub(crate) fn prepare<'a>(process: &'a Process, surroundings: Surroundings<'a, '_>) -> Result<Prepared<'a>> {
-    let Surroundings { identity, proc, filter, personality, preserved } = surroundings;
+pub(crate) fn prepare<'a>(process: &'a Process, surroundings: Surroundings<'a>) -> Result<Prepared<'a>> {
+    let Surroundings { identity, filter, personality, preserved } = surroundings;
     let sets = process.capabilities.as_ref().map(Sets::resolve).transpose()?;
-    if let Some(score) = process.oom_score_adj {
-        // By number, not "self": that is a link, and this must be the process's own file on a real procfs.
-        write_proc(proc, &format!("{}/oom_score_adj", rustix::process::getpid()), &score.to_string())?;
-    }
     process.rlimits.iter().try_for_each(set_limit)?;
     if let Some(personality) = personality {
         set_personality(personality_domain(personality)?).map_err(os("set personality"))?;
@@ -119,7 +136,6 @@ pub(crate) fn prepare<'a>(process: &'a Process, surroundings: Surroundings<'a, '
     if let Some(scheduler) = &process.scheduler {
         set_scheduler(scheduler_attr(scheduler)?).map_err(os("set scheduler"))?;
     }
-    label(proc, process)?;
     enter_directory(&process.cwd)?;
     let environment = environment(process, &identity)?;
     let arguments = process.args.iter().map(|argument| c_string(argument)).collect::<Result<Vec<_>>>()?;
@@ -153,7 +169,8 @@ impl Prepared<'_> {
         Ok(())
     }
 
-    /// Installs the filter, takes the final capabilities, and becomes the program. Returns only on failure.
+    /// Installs the filter, takes the final capabilities, and becomes the program. Returns only if that cannot be tried; a
+    /// program that the kernel refuses to execute counts as one that has started: it says so on its error output and exits.
     pub(crate) fn execute(self) -> Error {
         match self.try_execute() {
             Ok(never) => match never {},
@@ -179,8 +196,9 @@ impl Prepared<'_> {
             self.install_filter()?;
         }
         let error = exec(&self.program, &self.arguments, &self.environment);
-        let name = self.process.args.first().map(String::as_str).unwrap_or_default();
-        Err(exec_error(name, &error))
+        let text = format!("exec {}: {}\n", self.program.to_string_lossy(), errno_text(&error));
+        let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+        exit_now(NOT_EXECUTED)
     }
 
     fn raise_effective(&self) -> Result<()> {
@@ -258,7 +276,7 @@ fn find_program(process: &Process) -> Result<CString> {
     if name.contains('/') {
         return match executable(name) {
             Ok(()) => c_string(name),
-            Err(Errno::ACCESS) => Err(exec_error(name, &Errno::ACCESS.into())),
+            Err(Errno::ACCESS) => Err(denied(name)),
             Err(Errno::ISDIR) => Err(Error::NotExecutable(format!("exec: {name:?}: is a directory"))),
             Err(error) => Err(Error::CommandNotFound(format!("exec: {name:?}: stat {name}: {}", errno_text(&error.into())))),
         };
@@ -274,7 +292,7 @@ fn find_program(process: &Process) -> Result<CString> {
         }
     }
     Err(match refused {
-        Some(_) => exec_error(name, &Errno::ACCESS.into()),
+        Some(_) => denied(name),
         None => Error::CommandNotFound(format!("exec: {name:?}: executable file not found in $PATH")),
     })
 }
@@ -288,14 +306,8 @@ fn executable(path: &str) -> std::result::Result<(), Errno> {
     rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
 }
 
-fn exec_error(name: &str, error: &std::io::Error) -> Error {
-    let text = format!("exec: {name:?}: {}", errno_text(error));
-    // A program whose interpreter is missing is "not found" too: that is what shells and other engines answer.
-    if error.kind() == std::io::ErrorKind::NotFound {
-        Error::CommandNotFound(format!("exec {name}: {}", errno_text(error)))
-    } else {
-        Error::NotExecutable(text)
-    }
+fn denied(name: &str) -> Error {
+    Error::NotExecutable(format!("exec: {name:?}: permission denied"))
 }
 
 fn set_limit(limit: &RlimitSpec) -> Result<()> {
@@ -325,15 +337,15 @@ fn set_limit(limit: &RlimitSpec) -> Result<()> {
 
 /// Asks the host's security module for the process's label at exec. A label that no module here understands is an
 /// error: it must not be thought to protect.
-fn label(proc: &OwnedFd, process: &Process) -> Result<()> {
-    let me = rustix::process::getpid();
+pub(crate) fn label(own_proc: &OwnedFd, process: &Process) -> Result<()> {
     if !process.apparmor_profile.is_empty() && process.apparmor_profile != "unconfined" {
-        let path = if fs::exists("/proc/self/attr/apparmor/exec") { "attr/apparmor/exec" } else { "attr/exec" };
-        write_proc(proc, &format!("{me}/{path}"), &format!("exec {}", process.apparmor_profile))
+        const OWN_DIRECTORY: &str = "attr/apparmor/exec";
+        let path = if rustix::fs::statat(own_proc, OWN_DIRECTORY, AtFlags::empty()).is_ok() { OWN_DIRECTORY } else { "attr/exec" };
+        write_proc(own_proc, path, &format!("exec {}", process.apparmor_profile))
             .map_err(|error| error.during("apply apparmor profile"))?;
     }
     if !process.selinux_label.is_empty() {
-        write_proc(proc, &format!("{me}/attr/exec"), &process.selinux_label).map_err(|error| error.during("apply selinux label"))?;
+        write_proc(own_proc, "attr/exec", &process.selinux_label).map_err(|error| error.during("apply selinux label"))?;
     }
     Ok(())
 }
@@ -390,11 +402,16 @@ fn scheduler_attr(scheduler: &crate::spec::Scheduler) -> Result<SchedAttr> {
     })
 }
 
-/// The procfs of the container that the caller has entered, checked to be one.
-pub(crate) fn entered_proc() -> Result<OwnedFd> {
-    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-    let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-        .map_err(os_at("open", "/proc"))?;
-    let magic = rustix::fs::fstatfs(&proc).map_err(os_at("statfs", "/proc"))?.f_type;
-    if magic as u64 == PROC_SUPER_MAGIC { Ok(proc) } else { Err(Error::invalid("/proc in the container is not procfs")) }
+pub(crate) fn become_root() -> Result<()> {
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(os("become root of the user namespace"))?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(os("become root of the user namespace"))
+}
+
+/// Enters the session keyring of a container, which is new for its first process.
+pub(crate) fn join_keyring(container: &str, first: bool) -> Result<()> {
+    let joined = join_session_keyring(&c_string(&format!("_ses.{container}"))?);
+    match joined.and_then(|serial| if first { let_keyring_be_joined(serial) } else { Ok(()) }) {
+        Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => Ok(()),
+        result => result.map_err(os("join the container's session keyring")),
+    }
 }

@@ -15,6 +15,7 @@
 //!    │   end of file, or Failed      │
 //!    │◄──────────────────────────────┤
 //! ```
+//! An exec's child says `Born`, then `Console` if it has a terminal, and goes on by itself.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -31,6 +32,8 @@ use crate::error::{Error, Result, os};
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Message {
+    /// Says by its sender which process it is.
+    Born,
     IdsMapped,
     Console,
     RunHooks,
@@ -43,11 +46,14 @@ pub(crate) enum Message {
 /// What there was to receive.
 #[derive(Debug)]
 pub(crate) enum Received {
-    Message(Message, Option<OwnedFd>),
+    Message(Message, Option<OwnedFd>, Option<Sender>),
     /// The other side is gone, or has executed its program.
     End,
     Nothing,
 }
+
+/// The process that sent a message, for a receiver that has asked to be told ([`Sync::tell_senders`]).
+pub(crate) type Sender = rustix::process::Pid;
 
 #[derive(Debug)]
 pub(crate) struct Sync(OwnedFd);
@@ -59,6 +65,11 @@ impl Sync {
     pub(crate) fn pair() -> Result<(Self, Self)> {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(os("socketpair"))?;
         Ok((Self(a), Self(b)))
+    }
+
+    /// Has the kernel say of each message which process sent it, by its number in this process's pid namespace.
+    pub(crate) fn tell_senders(&self) -> Result<()> {
+        rustix::net::sockopt::set_socket_passcred(&self.0, true).map_err(os("ask for senders' numbers"))
     }
 
     pub(crate) fn send(&self, message: &Message, fd: Option<&OwnedFd>) -> Result<()> {
@@ -78,7 +89,7 @@ impl Sync {
     /// The next message, or `None` when the other side is gone or has executed its program.
     pub(crate) fn receive(&self) -> Result<Option<(Message, Option<OwnedFd>)>> {
         match self.look(true)? {
-            Received::Message(message, fd) => Ok(Some((message, fd))),
+            Received::Message(message, fd, _) => Ok(Some((message, fd))),
             Received::End | Received::Nothing => Ok(None),
         }
     }
@@ -87,7 +98,7 @@ impl Sync {
     pub(crate) fn look(&self, wait: bool) -> Result<Received> {
         let flags = if wait { RecvFlags::CMSG_CLOEXEC } else { RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT };
         let mut text = vec![0; LARGEST];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             match recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut control, flags) {
@@ -100,13 +111,17 @@ impl Sync {
         if received.bytes == 0 {
             return Ok(Received::End);
         }
-        let fd = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
+        let (mut fd, mut sender) = (None, None);
+        for message in control.drain() {
+            match message {
+                RecvAncillaryMessage::ScmRights(mut fds) => fd = fds.next(),
+                RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials.pid),
+                _ => {}
+            }
+        }
         let message = serde_json::from_slice(&text[..received.bytes])
             .map_err(|error| Error::Os(format!("malformed message from the half-made container: {error}")))?;
-        Ok(Received::Message(message, fd))
+        Ok(Received::Message(message, fd, sender))
     }
 
     pub(crate) fn descriptor(&self) -> &OwnedFd {

@@ -11,7 +11,7 @@ use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
 use rustix::process::Pid;
 use rustix::termios::Winsize;
 use whelk_runtime::cgroup::Cgroup;
-use whelk_runtime::exec::{self, Starting};
+use whelk_runtime::exec::{self, Progress, Starting};
 use whelk_runtime::spec::Linux;
 use whelk_runtime::{Error, Result};
 use whelk_sys::signal;
@@ -39,7 +39,7 @@ pub(crate) struct Shim {
     pub cgroup: Cgroup,
     pub log: Writer,
     pub processes: BTreeMap<u64, Process>,
-    /// Those of them that have not reached their program yet.
+    /// Those that have not reached their program yet, and may never be among them.
     pub starting: BTreeMap<u64, StartingExec>,
     pub clients: BTreeMap<u64, Client>,
     pub next: u64,
@@ -58,6 +58,7 @@ pub(crate) struct Shim {
 
 /// A process on its way to its program, and who waits for that.
 pub(crate) struct StartingExec {
+    id: String,
     starting: Starting,
     streams: Option<(Option<OwnedFd>, [Option<OwnedFd>; 2])>,
     client: u64,
@@ -120,7 +121,11 @@ impl Shim {
             }
             Token::Input(number) => self.pump_input(number),
             Token::Client(number) => self.client_ready(number, flags),
-            Token::Starting(number) => self.settle(number),
+            Token::Starting(number) => {
+                self.settle(number);
+                // It may have ended before it was known.
+                self.reap();
+            }
         }
     }
 
@@ -323,8 +328,7 @@ impl Shim {
     }
 
     fn state(&self) -> Event {
-        // One that has not reached its program may never be an exec.
-        let execs = self.processes.values().filter(|process| process.exit.is_none() && !self.starting.contains_key(&process.number));
+        let execs = self.processes.values().filter(|process| process.exit.is_none());
         Event::State {
             pid: self.init().map_or(0, |init| init.pid.as_raw_nonzero().get()),
             paused: self.paused,
@@ -387,6 +391,7 @@ impl Shim {
         let starting = exec::start(
             &exec::Exec {
                 init: &init.pidfd,
+                container: &self.launch.id,
                 linux: self.linux(),
                 process: &request.process,
                 user: Some(&request.user),
@@ -398,15 +403,11 @@ impl Shim {
         )?;
         self.next += 1;
         let number = self.next;
-        let watched = starting.pidfd.try_clone().and_then(|pidfd| {
-            self.poll.add(starting.descriptor(), Token::Starting(number), EventFlags::IN).map(|()| pidfd).map_err(Into::into)
-        });
-        let pidfd = watched.map_err(|error| {
+        self.poll.add(starting.descriptor(), Token::Starting(number), EventFlags::IN).map_err(|error| {
             starting.kill();
-            Error::Os(format!("watch a process: {}", whelk_sys::errno_text(&error)))
+            Error::Os(format!("watch a process: {error}"))
         })?;
-        self.processes.insert(number, Process::new(number, Some(request.id), starting.pid, pidfd));
-        self.starting.insert(number, StartingExec { starting, streams, client, attach: request.attach });
+        self.starting.insert(number, StartingExec { id: request.id, starting, streams, client, attach: request.attach });
         Ok(())
     }
 
@@ -414,22 +415,28 @@ impl Shim {
     pub(crate) fn settle(&mut self, number: u64) {
         let Some(exec) = self.starting.get_mut(&number) else { return };
         let settled = exec.starting.settle(false);
-        if matches!(settled, Ok(false)) {
+        if matches!(settled, Ok(Progress::OnItsWay)) {
             return;
         }
-        let Some(StartingExec { mut starting, streams, client, attach }) = self.starting.remove(&number) else { return };
+        let Some(StartingExec { id, mut starting, streams, client, attach }) = self.starting.remove(&number) else { return };
         self.poll.remove(starting.descriptor());
         let connected = settled.and_then(|_| {
-            let process = self.processes.get_mut(&number).ok_or_else(|| Error::State("the process is gone".into()))?;
+            let (pid, pidfd) = starting.process().ok_or_else(|| Error::State("the process is gone".into()))?;
+            let pidfd = pidfd.try_clone().map_err(|error| Error::Os(format!("duplicate a descriptor: {error}")))?;
+            let mut process = Process::new(number, Some(id), *pid, pidfd);
             let connected = process.connect(starting.take_terminal(), streams, &self.poll);
-            connected.map_err(|error| Error::Os(format!("watch streams: {error}")))
+            connected.map(|()| process).map_err(|error| Error::Os(format!("watch streams: {error}")))
         });
-        if let Err(error) = connected {
-            starting.kill();
-            self.processes.remove(&number);
-            return self.reply(client, &Reply::Failed(error));
-        }
-        self.reply(client, &Reply::Started { pid: starting.pid.as_raw_nonzero().get() });
+        let process = match connected {
+            Ok(process) => process,
+            Err(error) => {
+                starting.kill();
+                return self.reply(client, &Reply::Failed(error));
+            }
+        };
+        let pid = pid_number(process.pid);
+        self.processes.insert(number, process);
+        self.reply(client, &Reply::Started { pid });
         if let Some(wants) = attach {
             self.attach(client, number, wants);
         }

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::{WaitOptions, WaitStatus};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
 use whelk_runtime::Error;
 use whelk_runtime::spec::NamespaceKind;
 use whelk_sys::fs;
@@ -21,29 +21,40 @@ use crate::protocol::{Event, Exit, Launch, Reply};
 const LINGER: Duration = Duration::from_secs(2);
 
 impl Shim {
-    /// Collects every child that has ended: started processes, and orphans that the kernel gave to this subreaper.
+    /// Collects every child that has ended: started processes, and orphans that the kernel gave to this subreaper. While one
+    /// is on its way, only those that are known: it may be among the others, and its end must not be lost.
     pub(crate) fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            let ended = self.processes.values().find(|process| process.pid == pid && process.exit.is_none()).map(|process| process.number);
-            match ended {
-                Some(number) => self.process_ended(number, status),
-                None if self.compressor == Some(pid) => {
-                    self.compressor = None;
-                    // What was rotated meanwhile. After a failure the next rotation is soon enough.
-                    if status.exit_status() == Some(0) {
-                        self.compress_logs();
-                    }
-                }
-                None => {}
+        if self.starting.is_empty() {
+            while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+                self.child_ended(pid, status);
+            }
+            return;
+        }
+        let running = self.processes.values().filter(|process| process.exit.is_none()).map(|process| process.pid);
+        for pid in running.chain(self.compressor).collect::<Vec<_>>() {
+            if let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
+                self.child_ended(pid, status);
             }
         }
     }
 
+    fn child_ended(&mut self, pid: Pid, status: WaitStatus) {
+        let ended = self.processes.values().find(|process| process.pid == pid && process.exit.is_none()).map(|process| process.number);
+        match ended {
+            Some(number) => self.process_ended(number, status),
+            None if self.compressor == Some(pid) => {
+                self.compressor = None;
+                // What was rotated meanwhile. After a failure the next rotation is soon enough.
+                if status.exit_status() == Some(0) {
+                    self.compress_logs();
+                }
+            }
+            None => {}
+        }
+    }
+
     fn process_ended(&mut self, number: u64, status: WaitStatus) {
-        if number != INIT {
-            // What it has said on its way is said in full by now. One that could not start is gone after this.
-            self.settle(number);
-        } else if !self.linux().has_new(NamespaceKind::Pid) {
+        if number == INIT && !self.linux().has_new(NamespaceKind::Pid) {
             // The kernel ends the others only when the pid namespace was the container's own.
             let _ = self.cgroup.kill_all();
         }

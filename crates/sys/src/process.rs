@@ -7,7 +7,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use linux_raw_sys::general as raw;
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::check;
 
@@ -62,7 +62,7 @@ pub enum Cloned {
 /// `EBUSY` when the calling process has more than one thread: the child of a threaded process may not allocate, so
 /// only single-threaded callers may use this function. Otherwise what the kernel says.
 pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
-    if thread_count()? != 1 {
+    if !has_one_thread() {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     let mut pidfd: libc::c_int = -1;
@@ -97,12 +97,11 @@ pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::R
     Ok(Cloned::Parent { pid, pidfd })
 }
 
-/// How many threads this process has.
-fn thread_count() -> io::Result<usize> {
-    let stat = crate::fs::read_to_string("/proc/self/stat").map_err(|e| e.source)?;
-    // Field 20 of proc_pid_stat(5); the name in field 2 may hold anything, so count from its closing bracket.
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    after_name.split_ascii_whitespace().nth(17).and_then(|n| n.parse().ok()).ok_or_else(|| io::Error::other("malformed /proc/self/stat"))
+/// Whether the calling process has one thread. Asked without `/proc`, which may be another's by now: to unshare what threads
+/// share is allowed to a single one only, and does nothing then (unshare(2), `CLONE_THREAD`).
+fn has_one_thread() -> bool {
+    // SAFETY: without other threads the flag has no effect, with others it is refused.
+    unsafe { libc::unshare(libc::CLONE_THREAD) == 0 }
 }
 
 /// Replaces the program. Returns only when that failed.
@@ -178,6 +177,19 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
 }
 
+/// Closes every descriptor from `first` on but `kept`. For a forked child that goes on with nothing else: what owns the others
+/// in its memory must not be used or dropped any more.
+pub fn close_others(first: u32, kept: BorrowedFd<'_>) -> io::Result<()> {
+    let kept = kept.as_raw_fd() as u32;
+    for (begin, end) in [(first, kept.saturating_sub(1)), (first.max(kept + 1), u32::MAX)] {
+        if begin <= end {
+            // SAFETY: close_range(2) takes numbers; that nothing uses these descriptors later is the caller's promise.
+            check(unsafe { libc::syscall(libc::SYS_close_range, begin, end, 0) })?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes `fd` the process's descriptor `number` (0 to 2), without close-on-exec.
 pub fn dup_onto(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     if fd.as_raw_fd() == number {
@@ -216,11 +228,24 @@ pub fn setns(fd: BorrowedFd<'_>, flags: CloneFlags) -> io::Result<()> {
     check(i64::from(unsafe { libc::setns(fd.as_raw_fd(), flags.0 as libc::c_int) })).map(drop)
 }
 
-/// Gives the process a fresh, empty session keyring named `name`, so that a container cannot use its starter's keys.
-pub fn new_session_keyring(name: &CStr) -> io::Result<()> {
+/// Makes the session keyring named `name` the process's own, in place of the one it has inherited: an existing one that its
+/// owner lets it find by name, or a new and empty one. Returns its serial number.
+///
+/// # Errors
+/// `ENOSYS` on kernels without keys.
+pub fn join_session_keyring(name: &CStr) -> io::Result<i32> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: keyctl(2) reads one C string that outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) }).map(|serial| serial as i32)
+}
+
+/// Lets later processes of the same user join a session keyring by its name.
+pub fn let_keyring_be_joined(serial: i32) -> io::Result<()> {
+    const KEYCTL_SETPERM: libc::c_int = 5;
+    // keyctl_setperm(3): all to who possesses it; what new session keyrings grant their user (view, read, link), and search.
+    const PERMISSIONS: libc::c_ulong = 0x3f1b_0000;
+    // SAFETY: keyctl(2) takes numbers here.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, serial, PERMISSIONS) }).map(drop)
 }
 
 /// Sets the execution domain (`personality(2)`), for 32-bit containers on a 64-bit kernel.
@@ -276,15 +301,17 @@ pub fn set_scheduler(attr: SchedAttr) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const raw, 0) }).map(drop)
 }
 
-/// Raises the soft limit of open files to the hard one; returns the limit in force.
-pub fn raise_file_limit() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+/// The soft and the hard limit of open files; `u64::MAX` for none.
+pub fn file_limit() -> (u64, u64) {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
-        Err(_) => limit.current.unwrap_or(u64::MAX),
-    }
+    (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// Raises the soft limit of open files to the hard one, where that is allowed. Programs that are started later inherit it, and
+/// may not be made for so many (`select(2)`, or closing all there could be).
+pub fn raise_file_limit() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Takes the descriptors that a service manager passed to this process: `LISTEN_FDS` of them from number 3 on, where
