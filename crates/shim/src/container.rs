@@ -412,7 +412,7 @@ impl Shim {
     }
 
     /// Goes on with a process that is being started, as far as it has come.
-    pub(crate) fn settle(&mut self, number: u64) {
+    fn settle(&mut self, number: u64) {
         let Some(exec) = self.starting.get_mut(&number) else { return };
         let settled = exec.starting.settle(false);
         if matches!(settled, Ok(Progress::OnItsWay)) {

@@ -131,10 +131,7 @@ impl Containers {
                 config.working_dir
             )));
         }
-        let (target, user) = (container.clone(), config.user.clone());
-        // The container's files may lie on a file system that does not answer.
-        let checked = tokio::task::spawn_blocking(move || check_user(&target, &user)).await;
-        checked.map_err(|error| Error::internal(error.to_string()))??;
+        check_user(&container, &config.user).await?;
         let exec = Arc::new(Exec {
             id: names::random_id(),
             container: container.id.clone(),
@@ -248,7 +245,7 @@ impl Containers {
             no_new_privileges: options.no_new_privileges,
             apparmor_profile: options.apparmor,
             oom_score_adj: Some(host.oom_score_adj),
-            rlimits: spec::rlimits(host),
+            rlimits: spec::rlimits(host, self.instance.open_files),
             ..Process::default()
         };
         let attach = (!start.detach).then(|| Attach {
@@ -348,7 +345,7 @@ impl Containers {
 }
 
 /// Looks a user up in the container's own files, so that a wrong one is told at once.
-fn check_user(container: &Container, user: &str) -> Result<()> {
+async fn check_user(container: &Container, user: &str) -> Result<()> {
     if user.is_empty() {
         return Ok(());
     }
@@ -356,7 +353,8 @@ fn check_user(container: &Container, user: &str) -> Result<()> {
     let root = open(format!("/proc/{}/root", container.running_pid()?), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let root = root.map_err(|error| Error::internal(format!("open the root of container {}: {error}", container.id)))?;
     let request = UserRequest { user: user.to_owned(), groups: Vec::new() };
-    whelk_runtime::user::resolve(&root, &request).map(drop).map_err(|error| Error::invalid(error.to_string()))
+    let resolved = container.look(move || whelk_runtime::user::resolve(&root, &request)).await?;
+    resolved.map(drop).map_err(|error| Error::invalid(error.to_string()))
 }
 
 fn check_can_exec(container: &Container, name: &str) -> Result<()> {

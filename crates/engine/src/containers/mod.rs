@@ -60,7 +60,7 @@ use crate::images::Images;
 use crate::instance::Instance;
 use crate::model::{Record, State, Status};
 use crate::networks::Networks;
-use crate::shims::Shims;
+use crate::shims::{ANSWER, Shims};
 use crate::store::Store;
 use crate::validate::Host;
 use crate::volumes::Volumes;
@@ -113,6 +113,8 @@ pub struct Container {
     waiting: Mutex<Vec<(Attach, OwnedFd)>>,
     /// How many read its log.
     readers: watch::Sender<usize>,
+    /// Held by the one thread that looks at what the container's processes have: their files and memory may keep it for ever.
+    looking: Arc<tokio::sync::Mutex<()>>,
     /// Takes a shim's last sign of life from its monitor to whoever wants to start the container again.
     shim: watch::Sender<bool>,
 }
@@ -253,6 +255,7 @@ impl Container {
             restarts: AtomicU32::default(),
             waiting: Mutex::default(),
             readers: watch::Sender::default(),
+            looking: Arc::default(),
             shim: watch::Sender::new(false),
         })
     }
@@ -304,6 +307,27 @@ impl Container {
     async fn started(&self) {
         if !self.status().is_running() {
             drop(self.operation.lock().await);
+        }
+    }
+
+    /// Looks at the container's files or at its processes' memory, on a thread that may block: a file system that the
+    /// container serves itself need not answer. One such thread for each container at a time, so that it cannot take all.
+    ///
+    /// # Errors
+    /// It takes too long.
+    async fn look<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        let looking = self.looking.clone();
+        let looked = async {
+            let turn = looking.lock_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                work()
+            })
+            .await
+        };
+        match tokio::time::timeout(ANSWER, looked).await {
+            Ok(result) => result.map_err(|error| Error::internal(error.to_string())),
+            Err(_) => Err(Error::internal(format!("the files of container {} do not answer", self.id))),
         }
     }
 

@@ -80,7 +80,11 @@ impl Containers {
                 record.state.pid = pid;
                 record.state.status = if paused { Status::Paused } else { Status::Running };
             }
-            Event::OutOfMemory => self.publish(container, "oom", &[]),
+            Event::OutOfMemory => {
+                container.record().state.oom_killed = true;
+                self.save_or_complain(container);
+                self.publish(container, "oom", &[]);
+            }
             Event::Detached { exec } => self.detached(container, exec.as_deref()),
             Event::ExecExited { id, exit } => self.exec_ended(container, &id, &exit),
             Event::Exited(exit) => self.ended(container, &exit).await,
@@ -113,13 +117,7 @@ impl Containers {
     }
 
     pub(super) fn cgroup_path(&self, container: &Container) -> String {
-        let record = container.record();
-        let parent = if record.host.cgroup_parent.is_empty() {
-            self.instance.cgroup_parent()
-        } else {
-            record.host.cgroup_parent.trim_end_matches('/').to_owned()
-        };
-        format!("{parent}/{}", container.id)
+        crate::spec::cgroup_path(&container.record().host, &self.instance.cgroup_parent(), &container.id)
     }
 
     /// Takes note of a container's end, and does what its settings say about it.
@@ -130,7 +128,7 @@ impl Containers {
             record.state.status = Status::Exited;
             record.state.pid = 0;
             record.state.exit_code = exit.code;
-            record.state.oom_killed = exit.oom_killed;
+            record.state.oom_killed |= exit.oom_killed;
             record.state.finished_at = exit.at;
             if ran >= LONG_RUN {
                 container.short_runs.store(0, Ordering::Relaxed);

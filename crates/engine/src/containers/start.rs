@@ -25,6 +25,7 @@ use crate::spec::{self, Surroundings};
 
 /// What clients of Docker expect in front of a runtime's words; its CLI reads exit codes out of these texts.
 const CREATE_FAILED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during container init";
+const REFUSED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed";
 
 impl Containers {
     /// # Errors
@@ -209,6 +210,7 @@ impl Containers {
             devices: devices(host)?,
             device_number: &device_number,
             executable: &self.executable,
+            open_files: self.instance.open_files,
             mounts: &self.mounts_of(record, directory)?,
         };
         spec::generate(&record.config, host, &surroundings)
@@ -323,6 +325,7 @@ impl From<LaunchError> for StartError {
                 )),
                 126,
             ),
+            LaunchError::Runtime(Runtime::Refused(text)) => with(Error::internal(format!("{REFUSED}: {text}")), 128),
             LaunchError::Runtime(Runtime::NoSuchUser(text)) => with(Error::internal(text), 128),
             LaunchError::Runtime(Runtime::Invalid(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 128),
             LaunchError::Runtime(Runtime::Os(text)) if text.starts_with("Cannot mkdir") => with(Error::internal(text), 128),

@@ -59,14 +59,18 @@ impl Containers {
         let (reply, _) = ask(&self.instance, &container.id, &Request::Processes).await?;
         let Reply::Processes(mut pids) = reply else { return Err(Error::internal("cannot list the container's processes")) };
         pids.sort_unstable();
-        let machine = Machine::read();
-        let users = users();
-        let infos = pids.into_iter().filter_map(|pid| Info::read(pid, machine, &users));
+        // Command lines are in the processes' memory, which may be mapped from a file system that does not answer.
+        let read = move || {
+            let (machine, users) = (Machine::read(), users());
+            pids.into_iter().filter_map(|pid| Info::read(pid, machine, &users)).collect::<Vec<_>>()
+        };
+        let infos = container.look(read).await?;
         let full = columns.iter().map(|column| column.1[0]).eq(FULL.iter().copied());
         let processes = infos
+            .iter()
             .map(|info| {
                 // The full format shows the user's name under UID.
-                columns.iter().map(|(title, _, content)| if full && *title == "UID" { info.user.clone() } else { content(&info) }).collect()
+                columns.iter().map(|(title, _, content)| if full && *title == "UID" { info.user.clone() } else { content(info) }).collect()
             })
             .collect();
         self.publish(&container, "top", &[]);
@@ -144,19 +148,23 @@ struct Info {
 impl Info {
     /// `None` for a process that has ended meanwhile.
     fn read(pid: i32, machine: Machine, users: &HashMap<u32, String>) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (head, tail) = stat.rsplit_once(')')?;
-        let name = head.split_once('(')?.1.to_owned();
+        // The process's name is in both files, and may be any bytes.
+        let read = |file: &str| fs::read(format!("/proc/{pid}/{file}"));
+        let stat = read("stat").ok()?;
+        let end = stat.iter().rposition(|&byte| byte == b')')?;
+        let begin = stat[..end].iter().position(|&byte| byte == b'(')?;
+        let name = printable(&stat[begin + 1..end]);
+        let tail = String::from_utf8_lossy(&stat[end + 1..]);
         let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
         // Numbered from field 3 of proc_pid_stat(5).
         let number = |index: usize| fields.get(index - 3).and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
         let unsigned = |index: usize| u64::try_from(number(index)).unwrap_or(0);
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let status = read("status").ok()?;
+        let status = String::from_utf8_lossy(&status);
         let id =
             |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().nth(1)?.parse::<u32>().ok()).unwrap_or(0);
         let uid = id("Uid:");
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
+        let command = command_line(read("cmdline").unwrap_or_default());
         let mut state = fields.first().copied().unwrap_or("?").to_owned();
         if number(6) == i64::from(pid) {
             state.push('s');
@@ -217,6 +225,26 @@ impl Info {
     }
 }
 
+/// The words of a process's `cmdline` on one line.
+fn command_line(mut words: Vec<u8>) -> String {
+    words.truncate(words.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1));
+    words.iter_mut().filter(|byte| matches!(byte, 0 | b'\n')).for_each(|byte| *byte = b' ');
+    printable(&words)
+}
+
+/// What a process calls itself, without what would be a command to the terminal it is shown on: `?` for each byte of that and
+/// of what is not UTF-8, as `ps` has it.
+fn printable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            if letter.is_control() { text.extend(std::iter::repeat_n('?', letter.len_utf8())) } else { text.push(letter) }
+        }
+        text.extend(chunk.invalid().iter().map(|_| '?'));
+    }
+    text
+}
+
 fn clock(seconds: u64) -> String {
     let (days, hours, minutes, seconds) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     if days > 0 { format!("{days}-{hours:02}:{minutes:02}:{seconds:02}") } else { format!("{hours:02}:{minutes:02}:{seconds:02}") }
@@ -239,6 +267,14 @@ fn users() -> HashMap<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As `docker top` shows the same process.
+    #[test]
+    fn names_are_no_commands_to_a_terminal() {
+        assert_eq!(command_line(b"sh\0-c\0x\x1b[31mb\tc\nd\xc3\xa9\xffe\x7f\0\0".to_vec()), "sh -c x?[31mb?c d\u{e9}?e?");
+        assert_eq!(printable(b"a\x1bb\nc\td\xc2\x85e\xe2\x80\xaef\xff"), "a?b?c?d??e\u{202e}f?");
+        assert_eq!(command_line(Vec::new()), "");
+    }
 
     fn titles(arguments: &str) -> String {
         columns(arguments)
