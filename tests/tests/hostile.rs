@@ -2,10 +2,10 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
@@ -56,6 +56,52 @@ fn our_own_program_cannot_be_overwritten_from_inside() {
         engine.whelk(&["exec", "trap", "true"]).ok();
     }
     assert!(!engine.logs("trap").contains("WROTE"));
+    assert!(fs::read(&program).unwrap() == before, "the program was changed");
+}
+
+/// The same by a container that may mount, and so make a mount writable again that it has a descriptor in.
+#[test]
+fn a_container_that_may_mount_cannot_overwrite_our_program_either() {
+    let engine = Engine::start();
+    engine.load(&fs::read(images::python()).unwrap());
+    let program = Program::Whelk.path();
+    let before = fs::read(&program).unwrap();
+    if !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    // mount_setattr(2) with MOUNT_ATTR_RDONLY to clear, for everything that is not this container's own.
+    let trap = "
+import ctypes, errno, os
+libc = ctypes.CDLL(None)
+attr = (ctypes.c_uint64 * 4)(0, 1, 0, 0)
+def tried(path):
+    try:
+        fd = os.open(path, os.O_PATH)
+        libc.syscall(ctypes.c_long(442), fd, b'', 0x1000, attr, 32)
+        os.write(os.open('/proc/self/fd/%d' % fd, os.O_WRONLY | os.O_APPEND), b'POISON')
+        print('WROTE', path, flush=True)
+    except OSError as error:
+        # Only that it runs is in the way.
+        if error.errno == errno.ETXTBSY: print('REACHED', path, flush=True)
+tried('/sbin/docker-init')
+open('/evil', 'w').write('#!/proc/self/exe\\n')
+os.chmod('/evil', 0o755)
+print('ready', flush=True)
+own = os.readlink('/proc/self/exe')
+while True:
+    for pid in os.listdir('/proc'):
+        try:
+            if pid.isdigit() and pid != '1' and os.readlink('/proc/%s/exe' % pid) != own: tried('/proc/%s/exe' % pid)
+        except OSError: pass
+";
+    let flags = ["--network", "none", "--init", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"];
+    let run = [&["run", "-d", "--name", "trap"], &flags[..], &["python", "python3", "-c", trap]].concat();
+    engine.docker(&run).ok();
+    engine.await_log("trap", "ready");
+    for _ in 0..20 {
+        assert_ne!(engine.docker(&["exec", "trap", "/evil"]).code, 0);
+    }
+    assert_eq!(engine.logs("trap"), "ready\n");
     assert!(fs::read(&program).unwrap() == before, "the program was changed");
 }
 
@@ -174,6 +220,105 @@ fn a_link_swapped_under_a_mount_point_leads_nowhere() {
             victim.assert_untouched(&format!("round {round}"));
         }
     });
+}
+
+#[test]
+fn a_link_in_place_of_a_device_is_not_followed() {
+    // Another container swaps a device in a shared volume for a link as soon as it is made.
+    let engine = Engine::start();
+    let victim = Victim::new(&engine);
+    let (shared, secret) = (engine.scratch("shared"), victim.dir.join("secret"));
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&over);
+        scope.spawn(|| {
+            let (device, link) = (shared.join("device"), shared.join("link"));
+            while !over.load(Ordering::Relaxed) {
+                if fs::symlink_metadata(&device).is_ok_and(|metadata| metadata.file_type().is_char_device()) {
+                    let _ = symlink(&secret, &link);
+                    let _ = fs::rename(&link, &device);
+                }
+            }
+        });
+        for _ in 0..30 {
+            let volume = format!("{}:/s", shared.display());
+            let _ =
+                engine.whelk(&["run", "--rm", "--network", "none", "-v", &volume, "--device", "/dev/zero:/s/device", "busybox", "true"]);
+            assert_eq!(fs::metadata(&secret).unwrap().mode() & 0o777, 0o600);
+            let _ = fs::remove_file(shared.join("device"));
+        }
+    });
+}
+
+#[test]
+fn shared_memory_is_looked_for_in_its_owners_root() {
+    let engine = Engine::start();
+    let victim = Victim::new(&engine);
+    engine.both(|cli| {
+        // Its owner makes a link of it, which leads somewhere else on the host.
+        let script = format!("umount /dev/shm && rmdir /dev/shm && ln -s {} /dev/shm && echo ready; exec sleep 600", victim.path());
+        cli.up("donor", &["--ipc", "shareable", "--privileged"], &["sh", "-c", &script]);
+        engine.await_log("donor", "ready");
+        let output = cli.sh(&["--ipc", "container:donor"], "cat /dev/shm/secret; echo x >/dev/shm/new; mount");
+        assert!(output.code != 0 && !output.out().contains(SECRET) && !output.out().contains("/dev/shm"), "{}", output.out());
+        victim.assert_untouched("a container with its donor's shared memory");
+        // Inside the donor the link leads to what is there.
+        cli.run(&["exec", "donor", "sh", "-c", &format!("mkdir -p {0} && echo fine >{0}/file", victim.path())]).ok();
+        assert_eq!(cli.sh(&["--ipc", "container:donor"], "cat /dev/shm/file").ok(), "fine");
+        victim.assert_untouched("a link inside the donor");
+    });
+}
+
+#[test]
+fn an_exec_touches_no_process_of_the_host() {
+    // The container sees the host's /proc, where its own process ids are others'.
+    let engine = Engine::start();
+    let scores = || -> Vec<String> {
+        let read = |pid: u32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
+        (1..300).filter(|pid| *pid != std::process::id()).map(read).collect()
+    };
+    let before = scores();
+    engine.both(|cli| {
+        cli.up("up", &["-v", "/proc:/proc", "--oom-score-adj", "321"], &["sleep", "600"]);
+        for _ in 0..30 {
+            assert_eq!(cli.run(&["exec", "up", "cat", "/proc/self/oom_score_adj"]).ok(), "321");
+        }
+    });
+    let changed = scores().iter().zip(&before).any(|(now, before)| now != before && now.trim() == "321");
+    assert!(!changed, "{before:?} {:?}", scores());
+}
+
+#[test]
+fn an_exec_shows_nothing_of_the_host_to_who_may_trace_it() {
+    // CVE-2016-9962: the root and the descriptors of a process that enters the container, while it does.
+    let engine = Engine::start();
+    engine.load(&fs::read(images::python()).unwrap());
+    let mark = engine.root().join("lock");
+    let watch = "
+import os, sys
+print('ready', flush=True)
+while True:
+    for pid in os.listdir('/proc'):
+        if not pid.isdigit() or pid == '1': continue
+        try:
+            if os.path.exists('/proc/%s/root%s' % (pid, sys.argv[1])): print('ROOT', flush=True)
+            for fd in os.listdir('/proc/%s/fd' % pid):
+                target = os.readlink('/proc/%s/fd/%s' % (pid, fd))
+                if target.startswith('/') and not target.startswith('/dev/') and target != '/': print('FD', target, flush=True)
+        except OSError: pass
+";
+    let run = ["run", "-d", "--name", "watch", "--network", "none", "--cap-add", "SYS_PTRACE", "python", "python3", "-c", watch];
+    engine.docker(&[&run[..], &[&mark.display().to_string()]].concat()).ok();
+    engine.await_log("watch", "ready");
+    for program in [Program::Docker, Program::Whelk] {
+        for flags in [&[][..], &["-i"], &["-u", "nobody"]] {
+            for _ in 0..8 {
+                engine.cli(program).run(&[&["exec"], flags, &["watch", "true"]].concat()).ok();
+            }
+        }
+    }
+    assert_eq!(engine.logs("watch"), "ready\n");
 }
 
 #[test]
@@ -304,4 +449,96 @@ fn abandoned_attachments_are_forgotten() {
         drop(engine.attach("up", "stream=1&stdout=1&stderr=1", true));
     }
     eventually("their descriptors to be closed", || (open(shim) <= before.0 + 8 && open(daemon) <= before.1 + 32).then_some(()));
+}
+
+#[test]
+fn a_file_system_that_does_not_answer_stops_its_container_alone() {
+    // The container covers its own /etc with a FUSE file system that nobody serves.
+    let engine = Engine::start();
+    engine.load(&fs::read(images::python()).unwrap());
+    let freeze = "
+import ctypes, os, time
+fd = os.open('/dev/fuse', os.O_RDWR)
+options = b'fd=%d,rootmode=40000,user_id=0,group_id=0' % fd
+assert ctypes.CDLL(None).mount(b'x', b'/etc', b'fuse', ctypes.c_ulong(0), options) == 0
+print('ready', flush=True)
+time.sleep(600)
+";
+    let flags = ["--network", "none", "--device", "/dev/fuse", "--cap-add", "SYS_ADMIN"];
+    engine.docker(&[&["run", "-d", "--name", "frozen"], &flags[..], &["python", "python3", "-c", freeze]].concat()).ok();
+    engine.await_log("frozen", "ready");
+    let body = json!({"Cmd": ["true"], "User": "nobody"}).to_string();
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            let make = || engine.http("POST", "/containers/frozen/exec", &[("Content-Type", "application/json")], body.as_bytes()).status;
+            scope.spawn(make);
+        }
+        // Execs that have got as far as the container's shim.
+        for _ in 0..4 {
+            let exec = engine.create_exec("frozen", &json!({"Cmd": ["true"]}));
+            scope.spawn({
+                let engine = &engine;
+                move || {
+                    engine
+                        .http("POST", &format!("/exec/{exec}/start"), &[("Content-Type", "application/json")], b"{\"Detach\":true}")
+                        .status
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        for path in ["/containers/json", "/containers/frozen/json", "/info"] {
+            let asked = Instant::now();
+            let (status, answer) = engine.api("GET", path, None);
+            assert!(status == 200 && asked.elapsed() < Duration::from_secs(2), "{path}: {status} {answer}");
+        }
+        assert_eq!(engine.cli(Program::Whelk).sh(&[], "echo others run").ok(), "others run");
+        engine.docker(&["rm", "-f", "frozen"]).ok();
+    });
+}
+
+#[test]
+fn tags_in_front_of_a_packet_hide_nothing() {
+    // What a bridge's rules take for something else, its receivers take for what it is.
+    let engine = Engine::start();
+    engine.load(&fs::read(images::python()).unwrap());
+    let cli = engine.cli(Program::Docker);
+    let victim = ["run", "-d", "--name", "victim", "python", "python3", "-u", "-c"];
+    let listen = "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('0.0.0.0', 5000))
+print('ready')
+while True: print(s.recvfrom(100))
+";
+    cli.run(&[&victim[..], &[listen]].concat()).ok();
+    engine.await_log("victim", "ready");
+    let network = &engine.inspect("victim")["NetworkSettings"]["Networks"]["bridge"];
+    let [address, mac, gateway] = ["IPAddress", "MacAddress", "Gateway"].map(|key| network[key].as_str().unwrap().to_owned());
+    // Frames with none, one and two tags: an ARP answer that claims the gateway's address, and a datagram from it.
+    let attack = "
+import socket, struct, sys
+mac, address, gateway = bytes.fromhex(sys.argv[1].replace(':', '')), socket.inet_aton(sys.argv[2]), socket.inet_aton(sys.argv[3])
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(('eth0', 0))
+own = s.getsockname()[4]
+arp = struct.pack('!HHBBH', 1, 0x800, 6, 4, 2) + own + gateway + mac + address
+def checksum(data):
+    total = sum(struct.unpack('!%dH' % (len(data) // 2), data))
+    total = (total & 0xffff) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xffff
+def datagram(text, source):
+    head = lambda sum: struct.pack('!BBHHHBBH', 0x45, 0, 28 + len(text), 0, 0, 64, 17, sum) + source + address
+    return head(checksum(head(0))) + struct.pack('!HHHH', 1, 5000, 8 + len(text), 0) + text
+for tags in [], [0x8100], [0x8100, 0x8100], [0x88a8, 0x8100], [0x88a8, 0x88a8, 0x8100]:
+    for ethertype, body in (0x806, arp), (0x800, datagram(b'forged', gateway)):
+        s.send(mac + own + b''.join(struct.pack('!HH', tag, 0) for tag in tags) + struct.pack('!H', ethertype) + body)
+other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+other.sendto(b'honest', (sys.argv[2], 5000))
+";
+    cli.run(&["run", "--rm", "python", "python3", "-c", attack, &mac, &address, &gateway]).ok();
+    engine.await_log("victim", "honest");
+    assert!(!engine.logs("victim").contains("forged"), "{}", engine.logs("victim"));
+    let neighbours = cli.run(&["exec", "victim", "cat", "/proc/net/arp"]).ok();
+    let forged = neighbours.lines().filter(|line| line.starts_with(&format!("{gateway} "))).any(|line| !line.contains("00:00:00:00:00:00"));
+    assert!(!forged, "{neighbours}");
 }

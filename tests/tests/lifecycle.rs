@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use whelk_tests::{Cli, Engine, Program, eventually, stays};
+use whelk_tests::{Cli, Engine, Program, eventually, images, stays};
 
 /// A program that ends by itself only when it is told to, and says when it can be told.
 const TRAPS: &str = "trap 'exit 5' USR1; trap 'exit 6' TERM; echo ready; while :; do sleep 0.02; done";
@@ -37,6 +37,37 @@ fn commands_that_cannot_run_have_dockers_statuses() {
         check("/nosuch/x", 127, "exec: \"/nosuch/x\": stat /nosuch/x: no such file or directory");
         check("/etc/passwd", 126, "exec: \"/etc/passwd\": permission denied");
         check("/etc", 126, "exec: \"/etc\": is a directory: permission denied");
+    });
+}
+
+/// The container has started by then: who looks finds the reason in its output, and 255.
+#[test]
+fn what_the_kernel_does_not_execute_says_so_in_the_containers_output() {
+    let engine = Engine::start();
+    let root = images::small_root().program("text", "no program").program("orphan", "#!/nosuch\n");
+    engine.import("broken", &[], &root.finish());
+    let profile = engine.scratch("seccomp").join("profile.json");
+    let rule = r#"{"names": ["execve"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}"#;
+    fs::write(&profile, format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{rule}]}}"#)).unwrap();
+    let filter = format!("seccomp={}", profile.display());
+    engine.both(|cli| {
+        let check = |flags: &[&str], command: &str, text: &str| {
+            let run = [&["run", "--network", "none", "--name", "bad"], flags, &["broken", command]].concat();
+            assert_eq!(cli.run(&run).fails(255), format!("exec {command}: {text}"), "{flags:?}");
+            let state = &engine.inspect("bad")["State"];
+            assert_eq!((&state["Status"], &state["ExitCode"], &state["Error"]), (&json!("exited"), &json!(255), &json!("")), "{command}");
+            assert_eq!(cli.run(&["logs", "bad"]).err().trim(), format!("exec {command}: {text}"));
+            cli.run(&["rm", "bad"]).ok();
+        };
+        for more in [&[][..], &["--security-opt", "no-new-privileges"]] {
+            check(more, "/text", "exec format error");
+            check(more, "/orphan", "no such file or directory");
+            check(&[more, &["--security-opt", &filter]].concat(), "/bin/true", "operation not permitted");
+        }
+        cli.run(&["run", "-d", "--network", "none", "--name", "up", "broken", "sleep", "600"]).ok();
+        let output = cli.run(&["exec", "up", "/text"]);
+        assert_eq!(output.exits(255).trim(), "exec /text: exec format error");
+        cli.run(&["exec", "-d", "up", "/text"]).ok();
     });
 }
 
@@ -353,6 +384,13 @@ fn top_lists_the_processes_as_the_host_sees_them() {
         let text = cli.run(&["top", "busy", "-o", "pid,args"]).ok();
         assert_eq!(words(text.lines().nth(1)), [pid.as_str(), "sleep", "600"]);
         cli.run(&["top", "nosuch"]).refuses(1, "No such container: nosuch");
+        // What processes call themselves does not get to the terminal as it is, nor hides them.
+        let script = "n=\"$(printf '/tmp/a\\033b\\nc\\377')\"; printf '#!/bin/sh\\nsleep 600\\n' >\"$n\"; chmod +x \"$n\"; exec \"$n\" \"$(printf 'x\\033[31m\\ny\\377')\"";
+        cli.up("named", &[], &["sh", "-c", script]);
+        eventually("the program to run", || {
+            let text = cli.run(&["top", "named", "-o", "pid,comm,args"]).ok();
+            (text.contains(" a?b?c? ") && text.contains(" /tmp/a?b c? x?[31m y?")).then_some(())
+        });
     });
 }
 

@@ -81,6 +81,70 @@ impl Drop for Bundle {
     }
 }
 
+/// CVE-2019-5736: what runs in the container opens the runtime's program and writes to it.
+#[test]
+fn the_runtime_cannot_be_overwritten_from_inside() {
+    let trap = "printf '#!/proc/self/exe\\n' >/evil; chmod +x /evil; touch /ready; while :; do for p in /proc/[0-9]*; do case $(readlink $p/exe) in /bin/busybox|'') ;; *) \
+        ( exec 9<$p/exe && i=0 && while [ $i -lt 300 ]; do echo POISON >>/proc/self/fd/9 && touch /wrote; i=$((i+1)); done ) ;; esac; done; done 2>/dev/null";
+    let bundle = Bundle::new(trap, |spec| {
+        spec["root"]["readonly"] = json!(false);
+        spec["process"]["args"] = json!(["sh", "-c", trap]);
+    });
+    // A copy that may get lost.
+    let program = bundle.path.join("whelk");
+    fs::copy(Program::Whelk.path(), &program).unwrap();
+    let before = fs::read(&program).unwrap();
+    let state = bundle.path.join("state");
+    let call = |args: &[&str]| {
+        Command::new(&program).args(["oci", "--root", &state.display().to_string()]).args(args).stdout(std::process::Stdio::null()).status()
+    };
+    assert!(call(&["create", "--bundle", &bundle.bundle_path(), &bundle.id]).unwrap().success());
+    assert!(call(&["start", &bundle.id]).unwrap().success());
+    let rootfs = bundle.path.join("rootfs");
+    eventually("the trap to be set", || rootfs.join("ready").exists().then_some(()));
+    for _ in 0..30 {
+        assert!(!call(&["exec", &bundle.id, "/evil"]).unwrap().success());
+        assert!(call(&["exec", &bundle.id, "true"]).unwrap().success());
+    }
+    assert!(!rootfs.join("wrote").exists() && fs::read(&program).unwrap() == before, "the program was changed");
+}
+
+/// Its name is between what is read of a process to recognise it.
+#[test]
+fn a_container_whose_process_has_an_odd_name_runs() {
+    let script = "n=\"$(printf '/tmp/) Z\\377')\"; printf '#!/bin/sh\\nsleep 600; true\\n' >\"$n\"; chmod +x \"$n\"; exec \"$n\"";
+    let bundle = Bundle::new(script, |spec| spec["root"]["readonly"] = json!(false));
+    bundle.create();
+    bundle.call(&["start", &bundle.id]);
+    eventually("the program to run", || bundle.call(&["ps", &bundle.id]).contains("sleep 600").then_some(()));
+    assert_eq!(bundle.status(), "running");
+    bundle.fails(&["delete", &bundle.id], "not stopped");
+}
+
+#[test]
+fn names_and_parameters_of_the_host_are_not_a_containers_to_set() {
+    let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for (change, text) in [
+        (json!({"hostname": "evil"}), "unable to set hostname without a private UTS namespace"),
+        (json!({"hostname": "", "domainname": "evil"}), "unable to set domainname without a private UTS namespace"),
+        (
+            json!({"hostname": "", "sysctl": {"net.ipv4.ip_forward": "9"}}),
+            "sysctl \"net.ipv4.ip_forward\" not allowed in host network namespace",
+        ),
+    ] {
+        let bundle = Bundle::new("true", |spec| {
+            spec["hostname"] = change["hostname"].clone();
+            spec["domainname"] = json!(change["domainname"].as_str().unwrap_or_default());
+            spec["linux"]["sysctl"] = change.get("sysctl").cloned().unwrap_or(json!({}));
+            // The host's own by their paths, which is as good as none.
+            spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}, {"type": "ipc"},
+                {"type": "uts", "path": "/proc/self/ns/uts"}, {"type": "network", "path": "/proc/self/ns/net"}]);
+        });
+        bundle.fails(&["run", "--bundle", &bundle.bundle_path(), &bundle.id], text);
+    }
+    assert_eq!(fs::read_to_string("/proc/sys/kernel/hostname").unwrap(), own);
+}
+
 fn cgroup_exists(name: &str) -> bool {
     ["", "memory", "pids", "freezer"].iter().any(|tree| PathBuf::from("/sys/fs/cgroup").join(tree).join(name).exists())
 }

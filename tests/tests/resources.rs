@@ -217,3 +217,35 @@ fn throttles_of_devices_arrive_at_the_kernel() {
         cli.run(&["run", "--rm", "--device-read-bps", "/dev/nosuch:1mb", "busybox", "true"]).refuses(127, "/dev/nosuch");
     });
 }
+
+#[test]
+fn that_a_child_was_killed_for_want_of_memory_is_told_while_the_container_runs() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        cli.up("parent", &["-m", "16m", "--memory-swap", "16m"], &["sh", "-c", "tail /dev/zero; exec sleep 600"]);
+        eventually("the child to be killed", || engine.inspect("parent")["State"]["OOMKilled"].as_bool().filter(|killed| *killed));
+        assert_eq!(engine.state("parent"), "running");
+        cli.run(&["stop", "-t", "0", "parent"]).ok();
+        assert_eq!(engine.inspect("parent")["State"]["OOMKilled"], true);
+        cli.run(&["create", "--name", "other", "busybox", "true"]).ok();
+        assert_eq!(engine.inspect("other")["State"]["OOMKilled"], false);
+    });
+}
+
+#[test]
+fn a_cgroup_parent_that_climbs_stays_below_the_root() {
+    let engine = Engine::start();
+    let own = format!("/{}", engine.name());
+    engine.both(|cli| {
+        for (number, parent) in
+            [format!("../../..{own}"), format!("/a/../..{own}"), format!("{own}/.//"), own[1..].to_owned()].iter().enumerate()
+        {
+            let name = format!("climbs{number}");
+            cli.up(&name, &["--cgroup-parent", parent], &["sleep", "600"]);
+            let groups = fs::read_to_string(format!("/proc/{}/cgroup", engine.pid(&name))).unwrap();
+            let id = engine.inspect(&name)["Id"].as_str().unwrap().to_owned();
+            assert!(groups.contains(&format!(":{own}/{id}")), "{parent}: {groups}");
+            assert_eq!(engine.inspect(&name)["HostConfig"]["CgroupParent"], parent.as_str());
+        }
+    });
+}
