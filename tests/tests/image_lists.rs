@@ -248,6 +248,17 @@ fn platforms_are_told_apart() {
             assert_eq!((status, answer["message"].as_str()), (400, Some(message)), "{path}");
         }
     }
+    let create = |platform: &str| {
+        engine.api("POST", &format!("/containers/create?name=c&platform={platform}"), Some(&json!({"Image": "foreign", "Cmd": ["x"]})))
+    };
+    let (status, answer) = create("linux/s390x");
+    let wrong = "image with reference foreign was found but its platform (linux/arm64) does not match the specified platform (linux/s390x)";
+    assert_eq!((status, answer["message"].as_str()), (404, Some(wrong)));
+    let unknown = "\"bogus\": unknown operating system or architecture: invalid argument";
+    let (status, answer) = create("bogus");
+    assert_eq!((status, answer["message"].as_str()), (400, Some(unknown)));
+    assert_eq!(create("aarch64").0, 201);
+    engine.remove_containers().unwrap();
     let saved = engine.http("GET", "/images/foreign/get", &[], b"").body;
     let load = |text: &str| engine.http("POST", &format!("/images/load?platform={}", escape(text)), &[], &saved).text();
     engine.docker(&["rmi", "-f", "foreign"]).ok();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use whelk_image::ImageConfig;
+use whelk_image::{ImageConfig, Platform};
 use whelk_sys::fs;
 
 use super::{Container, Containers};
@@ -45,7 +45,8 @@ impl Containers {
         let image = pinned.as_ref().map(|(image, _)| image);
         crate::networks::check_exposed(&config, &host)?;
         if let Some(image) = image {
-            check_platform(&platform, &image.config, &config.image)?;
+            let wanted = if platform.is_empty() { None } else { Some(platform.parse::<Platform>()?) };
+            image.check_platform(wanted.as_ref(), &config.image)?;
             inherit(&mut config, &image.config);
         }
         if crate::spec::command(&config).next().is_none() {
@@ -136,27 +137,6 @@ pub(super) fn name_taken(name: &str, owner: &str) -> Error {
     Error::conflict(format!(
         "Conflict. The container name \"/{name}\" is already in use by container \"{owner}\". You have to remove (or rename) that container to be able to reuse that name."
     ))
-}
-
-/// # Errors
-/// An image for another machine than the one asked for.
-fn check_platform(wanted: &str, image: &ImageConfig, name: &str) -> Result<()> {
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let parts: Vec<&str> = wanted.split('/').collect();
-    if parts.len() > 3 || parts.iter().any(|part| part.is_empty()) {
-        return Err(Error::invalid(format!("{wanted:?}: cannot parse platform specifier: invalid argument")));
-    }
-    let matches = parts[0] == image.os && parts.get(1).is_none_or(|arch| *arch == image.architecture)
-        || parts.len() == 1 && parts[0] == image.architecture;
-    if matches {
-        return Ok(());
-    }
-    Err(Error::NotFound(format!(
-        "image with reference {name} was found but its platform ({}/{}) does not match the specified platform ({wanted})",
-        image.os, image.architecture
-    )))
 }
 
 /// Fills what the request leaves open with what the image says.

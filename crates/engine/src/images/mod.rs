@@ -38,6 +38,22 @@ struct ImageRecord {
     tagged_at: i64,
 }
 
+impl Image {
+    /// Checks that the image, which was asked for as `name`, runs on a platform, if one is given.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]: there is an image of that name, but not such a one.
+    pub(crate) fn check_platform(&self, wanted: Option<&Platform>, name: &str) -> Result<()> {
+        let own = Platform::of(&self.config);
+        match wanted.filter(|wanted| !wanted.runs(&own)) {
+            Some(wanted) => Err(Error::NotFound(format!(
+                "image with reference {name} was found but its platform ({own}) does not match the specified platform ({wanted})"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Images {
     files: whelk_image::Store,
@@ -182,13 +198,8 @@ impl Images {
     /// One that does not.
     pub fn find_for(&self, name: &str, platform: Option<&Platform>) -> Result<Arc<Image>> {
         let image = self.find(name)?;
-        let own = Platform::of(&image.config);
-        match platform.filter(|wanted| !wanted.runs(&own)) {
-            Some(wanted) => Err(Error::NotFound(format!(
-                "image with reference {name} was found but its platform ({own}) does not match the specified platform ({wanted})"
-            ))),
-            None => Ok(image),
-        }
+        image.check_platform(platform, name)?;
+        Ok(image)
     }
 
     /// The names of an image as people write them.
