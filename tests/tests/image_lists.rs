@@ -249,7 +249,7 @@ fn platforms_are_told_apart() {
         }
     }
     let create = |platform: &str| {
-        engine.api("POST", &format!("/containers/create?name=c&platform={platform}"), Some(&json!({"Image": "foreign", "Cmd": ["x"]})))
+        engine.api("POST", &format!("/containers/create?name=made&platform={platform}"), Some(&json!({"Image": "foreign", "Cmd": ["x"]})))
     };
     let (status, answer) = create("linux/s390x");
     let wrong = "image with reference foreign was found but its platform (linux/arm64) does not match the specified platform (linux/s390x)";

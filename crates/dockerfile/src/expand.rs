@@ -17,17 +17,16 @@ const DEEPEST: usize = 64;
 
 /// Variables by name.
 #[derive(Clone, Debug, Default)]
-pub struct Environment(HashMap<String, String>);
+pub struct Environment<'a>(HashMap<&'a str, &'a str>);
 
-impl Environment {
+impl<'a> Environment<'a> {
     /// Reads `NAME=value` entries; of several with one name the last counts.
-    pub fn new<'a>(entries: impl IntoIterator<Item = &'a str>) -> Self {
-        let pair = |entry: &'a str| entry.split_once('=').unwrap_or((entry, ""));
-        Self(entries.into_iter().map(pair).map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    pub fn new(entries: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(entries.into_iter().map(|entry| entry.split_once('=').unwrap_or((entry, ""))).collect())
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.get(name).copied()
     }
 }
 
@@ -35,7 +34,7 @@ impl Environment {
 #[derive(Clone, Copy, Debug)]
 pub struct Lexer<'a> {
     pub escape: char,
-    pub environment: &'a Environment,
+    pub environment: &'a Environment<'a>,
 }
 
 impl Lexer<'_> {
@@ -57,7 +56,10 @@ impl Lexer<'_> {
 
     fn expand(&self, text: &str) -> Result<(String, Vec<String>)> {
         let mut scan = Scan { lexer: *self, letters: text.chars().collect(), at: 0, depth: 0 };
-        scan.until(None, false).map_err(|error| Error::new(format!("failed to process {text:?}: {error}")))
+        // A word can be as long as a line; nobody wants to read that in an error.
+        const SHOWN: usize = 256;
+        let shown = || text.chars().take(SHOWN).collect::<String>();
+        scan.until(None, false).map_err(|error| Error::new(format!("failed to process {:?}: {error}", shown())))
     }
 }
 

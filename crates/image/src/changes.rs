@@ -10,6 +10,8 @@ use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
 
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
+/// What a configuration's texts may add up to, in bytes: variables that double each other must not fill memory.
+const LARGEST: usize = 2 << 20;
 
 /// Applies instructions to `config`, in order; without any it stays as it is. The changes are the lines of one Dockerfile: a
 /// directive or a continuation in one of them holds for what follows.
@@ -28,11 +30,23 @@ pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
     }
     let mut command_given = false;
     for line in &dockerfile.lines {
-        let environment = Environment::new(config.env.iter().map(String::as_str));
-        let instruction = Instruction::read(line, &Lexer { escape: dockerfile.escape, environment: &environment }).map_err(invalid)?;
+        let instruction = {
+            let environment = Environment::new(config.env.iter().map(String::as_str));
+            Instruction::read(line, &Lexer { escape: dockerfile.escape, environment: &environment }).map_err(invalid)?
+        };
         one(config, instruction, &mut command_given)?;
+        if size(config) > LARGEST {
+            return Err(Error::invalid(format!("the changes make a configuration of more than {LARGEST} bytes")));
+        }
     }
     Ok(())
+}
+
+fn size(config: &ContainerConfig) -> usize {
+    let lists = [&config.env, &config.cmd, &config.entrypoint, &config.on_build].into_iter().flatten().map(String::len);
+    let labels = config.labels.iter().map(|(key, value)| key.len() + value.len());
+    let paths = config.volumes.keys().map(String::len);
+    lists.chain(labels).chain(paths).sum()
 }
 
 fn one(config: &mut ContainerConfig, instruction: Instruction, command_given: &mut bool) -> Result<()> {
@@ -185,6 +199,17 @@ mod tests {
         assert_eq!(changed(&["ENTRYPOINT [\"x\"]"]).unwrap().cmd, Vec::<String>::new(), "an image's command is not the new program's");
         assert_eq!(changed(&["# escape=`", "ENV A=1 `", "B=2"]).unwrap().env, ["P=a", "A=1", "B=2"]);
         assert_eq!(changed(&[]).unwrap().cmd, ["old"]);
+    }
+
+    #[test]
+    fn variables_that_double_each_other_are_stopped() {
+        let mut changes = vec!["ENV A=xxxxxxxxxxxxxxxx"];
+        changes.extend(["ENV A=$A$A"; 14]);
+        changes.extend(["LABEL a=$A b=$A c=$A d=$A e=$A f=$A"]);
+        assert!(changed(&changes).unwrap().labels["f"].len() == 16 << 14);
+        changes.extend(["LABEL g=$A h=$A"]);
+        assert!(changed(&changes).unwrap_err().to_string().contains("more than 2097152 bytes"));
+        assert!(changed(&["ENV A=xxxxxxxxxxxxxxxx"].into_iter().chain(["ENV A=$A$A"; 60]).collect::<Vec<_>>()).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::config::{ContainerConfig, History, ImageConfig, RootFs};
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::store::Store;
+use crate::store::{LARGEST_CONFIG, Store};
 
 /// What the new image shall say of itself.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +35,9 @@ pub fn import(store: &Store, input: impl Read + Send, import: Import) -> Result<
         ..ImageConfig::default()
     };
     let bytes = serde_json::to_vec(&config).map_err(|error| Error::invalid(error.to_string()))?;
+    if bytes.len() as u64 > LARGEST_CONFIG {
+        return Err(Error::invalid(format!("the image's configuration is larger than {LARGEST_CONFIG} bytes")));
+    }
     let id = store.put_blob(&bytes)?;
     Ok(Loaded { id, config, names: import.name.into_iter().collect(), size: layer.size })
 }
