@@ -99,6 +99,9 @@ fn mounts_are_made_by_depth() {
             let lines: Vec<&str> = seen.lines().collect();
             assert!(lines.len() == 3 && lines[0] != "0" && lines[1] != "0" && lines[2].len() == 12, "{flag:?}: {seen}");
         }
+        // Made in a read-only tmpfs as well, which is that in the end.
+        let seen = cli.sh(&["--tmpfs", "/etc:ro"], "grep -c localhost /etc/hosts; touch /etc/x 2>&1; true").ok();
+        assert!(seen.ends_with("touch: /etc/x: Read-only file system") && !seen.starts_with('0'), "{seen}");
         assert_eq!(cli.sh(&["-v", "/sbin", "--init"], "cat /proc/1/comm").ok(), "docker-init");
         let host = cli.engine().scratch(&format!("deep-{:?}", cli.program()));
         let below = format!("{}:/a/b", host.display());

@@ -68,6 +68,7 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     if launch.make_cwd {
         process::make_directory(&root, &process.cwd)?;
     }
+    keys.make_read_only()?;
     let identity = process::identity(&root, process, launch.user)?;
     rootfs::pivot(&root)?;
     rootfs::finish(&linux.rootfs_propagation, spec.root.as_ref().is_some_and(|root| root.readonly))?;

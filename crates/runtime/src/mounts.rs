@@ -17,8 +17,8 @@ use rustix::mount::{
 use whelk_sys::mount::{MountAttr, set_attr};
 use whelk_sys::{in_root, overlay};
 
-use crate::error::{Error, Result, os_at};
-use crate::mount_options::{Attributes, Bind, IdMap, Options};
+use crate::error::{Error, Result, os, os_at};
+use crate::mount_options::{Attributes, Bind, IdMap, Options, RDONLY};
 use crate::spec::{IdMapping, Mount};
 
 /// Descriptors of mounts that later steps work on, whatever the container's files look like by then.
@@ -29,6 +29,17 @@ pub(crate) struct KeyMounts {
     pub devpts: Option<OwnedFd>,
     /// `/dev` was bound from outside: nothing is created in it.
     pub dev_is_bound: bool,
+    /// File systems of the container's own that are to be read-only when all is in its place: mount points and devices are made
+    /// in them before that.
+    read_only: Vec<OwnedFd>,
+}
+
+impl KeyMounts {
+    pub(crate) fn make_read_only(&self) -> Result<()> {
+        self.read_only.iter().try_for_each(|mount| {
+            set_attr(mount.as_fd(), MountAttr { set: RDONLY, ..MountAttr::default() }, false).map_err(os("make a mount read-only"))
+        })
+    }
 }
 
 /// What mounting needs to know beside the mount itself.
@@ -63,8 +74,14 @@ impl Context<'_> {
         match (mount.destination.trim_end_matches('/'), mount.kind.as_str()) {
             ("/proc", "proc") => keys.proc = Some(tree),
             (_, "devpts") => keys.devpts = Some(tree),
-            ("/dev", _) => keys.dev_is_bound = is_bind,
-            _ => {}
+            (place, _) => {
+                if place == "/dev" {
+                    keys.dev_is_bound = is_bind;
+                }
+                if is_filled(mount) && options.here.set & RDONLY != 0 {
+                    keys.read_only.push(tree);
+                }
+            }
         }
         Ok(())
     }
@@ -119,7 +136,8 @@ impl Context<'_> {
             fsconfig_set_string(context.as_fd(), "context", self.mount_label).map_err(step)?;
         }
         fsconfig_create(context.as_fd()).map_err(step)?;
-        let attributes = MountAttrFlags::from_bits_retain(u32::try_from(options.here.set).unwrap_or_default());
+        let now = if is_filled(mount) { options.here.set & !RDONLY } else { options.here.set };
+        let attributes = MountAttrFlags::from_bits_retain(u32::try_from(now).unwrap_or_default());
         let tree = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step)?;
         if options.copy_up {
             copy_up(self.root, &mount.destination, &tree)?;
@@ -146,6 +164,11 @@ impl Context<'_> {
         attach_at(tree, &target)
             .map_err(os_at("mount", format!("{} at {destination}", if may_be_file { &mount.source } else { &mount.kind })))
     }
+}
+
+/// Whether a file system is empty at first, so that what belongs there has to be made in it.
+fn is_filled(mount: &Mount) -> bool {
+    mount.kind == "tmpfs" && !is_bind(mount)
 }
 
 fn is_bind(mount: &Mount) -> bool {
