@@ -125,6 +125,17 @@ fn a_server_that_cannot_tell_is_not_the_last_to_be_asked() {
     assert_eq!(ask(1), (2, false));
     let _server = answers(&engine, "asks", "127.0.0.24:53", [10, 1, 2, 3]);
     assert_eq!(ask(2), (0, true));
+    // One that says nothing is waited for as long as Docker's resolver does.
+    up(cli, "waits", &["--network", "names", "--dns", "127.0.0.21", "--dns", "127.0.0.22"], "sleep 300");
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid("waits"))).unwrap();
+    let _silent = whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind("127.0.0.21:53").unwrap()).unwrap();
+    let _server = answers(&engine, "waits", "127.0.0.22:53", [10, 1, 2, 3]);
+    let resolver = resolver_of(&engine, "waits");
+    let begin = Instant::now();
+    resolver.send(&question(3, "far.test")).unwrap();
+    let length = resolver.recv(&mut [0; 512]).expect("an answer");
+    let waited = begin.elapsed();
+    assert!(length > 12 && waited >= Duration::from_secs(4) && waited < Duration::from_millis(4900), "{waited:?}");
 }
 
 #[test]
