@@ -1,8 +1,8 @@
 //! How containers are named, found and listed.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
 
-use serde_json::json;
-use whelk_tests::{Engine, eventually};
+use serde_json::{Value, json};
+use whelk_tests::{Engine, escape, eventually};
 
 #[test]
 fn a_container_is_found_by_name_id_and_prefix() {
@@ -148,6 +148,76 @@ fn ps_filters() {
     check(&["before=three"], &["up"]);
     check(&["since=three"], &["made"]);
     check(&["network=none"], &["made", "three", "up"]);
+}
+
+#[test]
+fn filters_choose_among_running_containers_unless_all_are_asked_for() {
+    let engine = Engine::start();
+    let start = |name: &str, body: Value| {
+        engine.create(name, &body);
+        assert_eq!(engine.api("POST", &format!("/containers/{name}/start"), None).0, 204, "{name}");
+    };
+    let none = json!({"NetworkMode": "none"});
+    start("ended", json!({"Image": "busybox", "Cmd": ["sh", "-c", "exit 3"], "HostConfig": none}));
+    start("alone", json!({"Image": "busybox", "Cmd": ["sleep", "600"], "ExposedPorts": {"91/tcp": {}}, "HostConfig": none}));
+    let bindings = json!({"80/tcp": [{"HostIp": "127.0.0.1"}], "53/udp": [{"HostIp": "127.0.0.1"}]});
+    start(
+        "served",
+        json!({"Image": "busybox", "Cmd": ["sleep", "600"], "ExposedPorts": {"91/tcp": {}}, "HostConfig": {"PortBindings": bindings}}),
+    );
+    engine.create("made", &json!({"Image": "busybox", "ExposedPorts": {"91/tcp": {}}, "HostConfig": none}));
+    engine.await_state("ended", "exited");
+    let ports = engine.inspect("served")["NetworkSettings"]["Ports"].clone();
+    let host = |port: &str| ports[port][0]["HostPort"].as_str().unwrap().parse::<u16>().unwrap();
+    let (tcp, udp) = (host("80/tcp"), host("53/udp"));
+    let list = |all: bool, filters: Value| {
+        let (status, answer) =
+            engine.api("GET", &format!("/containers/json?all={}&filters={}", u8::from(all), escape(&filters.to_string())), None);
+        assert_eq!(status, 200, "{filters}: {answer}");
+        let mut names: Vec<String> =
+            answer.as_array().unwrap().iter().map(|one| one["Names"][0].as_str().unwrap().trim_start_matches('/').to_owned()).collect();
+        names.sort_unstable();
+        names.join(" ")
+    };
+    for (filters, running, all) in [
+        (json!({"before": ["made"]}), "alone served", "alone ended served"),
+        (json!({"since": ["ended"]}), "alone served", "alone made served"),
+        (json!({"exited": ["3"]}), "", "ended"),
+        (json!({"status": ["exited"]}), "ended", "ended"),
+        (json!({"name": ["["]}), "", ""),
+    ] {
+        assert_eq!((list(false, filters.clone()).as_str(), list(true, filters.clone()).as_str()), (running, all), "{filters}");
+    }
+    for (filters, expected) in [
+        (json!({"publish": [tcp.to_string()]}), "served"),
+        (json!({"publish": [format!("{tcp}/udp")]}), ""),
+        (json!({"publish": [format!("{udp}/udp")]}), "served"),
+        (json!({"publish": [format!("{}-{}", tcp - 1, tcp)]}), "served"),
+        (json!({"publish": ["80"]}), ""),
+        (json!({"expose": ["80"]}), "served"),
+        (json!({"expose": ["50-60/udp"]}), "served"),
+        (json!({"expose": ["90-92"]}), "served"),
+        (json!({"expose": ["90-92/udp"]}), ""),
+        (json!({"publish": ["1"], "expose": ["91"]}), "served"),
+    ] {
+        assert_eq!(list(true, filters.clone()), expected, "{filters}");
+    }
+    for (value, text) in [
+        ("abc", "error while looking up for publish abc: strconv.ParseUint: parsing \"abc\": invalid syntax"),
+        ("5-1", "error while looking up for publish 5-1: Invalid range specified for the Port: 5-1"),
+        ("70000", "error while looking up for publish 70000: strconv.ParseUint: parsing \"70000\": value out of range"),
+        ("80:80", "filter for 'publish' should not contain ':': 80:80"),
+    ] {
+        let filters = escape(&json!({"publish": [value]}).to_string());
+        let (status, answer) = engine.api("GET", &format!("/containers/json?filters={filters}"), None);
+        assert_eq!((status, answer["message"].as_str()), (400, Some(text)));
+    }
+    // Who has no network has no ports.
+    for program in [whelk_tests::Program::Docker, whelk_tests::Program::Whelk] {
+        let shown = engine.cli(program).run(&["ps", "--filter", "name=alone", "--format", "[{{.Ports}}]"]);
+        assert_eq!(shown.ok(), "[]", "{program:?}");
+    }
+    assert_eq!(engine.inspect("alone")["NetworkSettings"]["Ports"], json!({}));
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! Listing containers: a snapshot of their records, filtered.
 
+use std::net::IpAddr;
+
 use regex_lite::Regex;
+use whelk_network::port::Protocol;
 
 use super::{Containers, MountPoint};
 use crate::error::{Error, Result};
 use crate::filters::Filters;
 use crate::model::{Record, Status};
 use crate::mounts::Source;
+use crate::networks::parse_port;
 
 #[derive(Clone, Debug, Default)]
 pub struct ListRequest {
@@ -101,6 +105,83 @@ fn tree_size(path: &std::path::Path) -> u64 {
         .sum()
 }
 
+/// A port of a container as lists show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListedPort {
+    pub protocol: Protocol,
+    pub private: u16,
+    /// Where it is published.
+    pub address: Option<IpAddr>,
+    /// The host's port that leads to it; none if the container is reached by its own address.
+    pub public: Option<u16>,
+}
+
+impl Record {
+    /// Whether it has ports of its own, which others can reach.
+    pub fn has_ports(&self) -> bool {
+        self.state.status.is_running() && crate::networks::has_own_networks(&self.host.network_mode)
+    }
+
+    /// The ports that it exposes and publishes while it runs.
+    pub fn listed_ports(&self) -> Vec<ListedPort> {
+        let exposed = self.config.exposed_ports.keys().filter(|_| self.has_ports()).filter_map(|port| parse_port(port).ok());
+        let unpublished =
+            exposed.filter(|(port, protocol)| !self.ports.iter().any(|one| (one.to.port(), one.protocol) == (*port, *protocol)));
+        let mut listed: Vec<ListedPort> =
+            unpublished.map(|(private, protocol)| ListedPort { protocol, private, address: None, public: None }).collect();
+        listed.extend(self.ports.iter().map(|one| ListedPort {
+            protocol: one.protocol,
+            private: one.to.port(),
+            address: Some(one.host.ip()),
+            public: Some(one.host.port()).filter(|_| !one.is_direct()),
+        }));
+        listed
+    }
+}
+
+/// A filter's value: `80`, `80/udp` or `8000-8100/tcp`.
+struct PortRange {
+    protocol: Protocol,
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    fn has(&self, protocol: Protocol, port: u16) -> bool {
+        self.protocol == protocol && (self.first..=self.last).contains(&port)
+    }
+}
+
+/// The ports that a filter names.
+///
+/// # Errors
+/// A value that is no port and no range.
+fn ports(filters: &Filters, key: &str) -> Result<Option<Vec<PortRange>>> {
+    let parse = |value: &String| {
+        if value.contains(':') {
+            return Err(Error::invalid(format!("filter for '{key}' should not contain ':': {value}")));
+        }
+        let wrong = |why: String| Error::invalid(format!("error while looking up for {key} {value}: {why}"));
+        let (range, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
+        if range.is_empty() {
+            return Err(wrong("Empty string specified for ports.".into()));
+        }
+        let protocol = Protocol::parse(protocol).ok_or_else(|| wrong(format!("invalid proto: {protocol}")))?;
+        let number = |text: &str| {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            let why = if digits { "value out of range" } else { "invalid syntax" };
+            text.parse::<u16>().map_err(|_| wrong(format!("strconv.ParseUint: parsing {text:?}: {why}")))
+        };
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (number(first)?, number(last)?);
+        if last < first {
+            return Err(wrong(format!("Invalid range specified for the Port: {range}")));
+        }
+        Ok(PortRange { protocol, first, last })
+    };
+    filters.get(key).map(|values| values.iter().map(parse).collect()).transpose()
+}
+
 struct Matcher<'a> {
     request: &'a ListRequest,
     only_running: bool,
@@ -110,7 +191,10 @@ struct Matcher<'a> {
     /// Images that `ancestor` names, with all that are built on the same layers.
     ancestors: Option<Vec<String>>,
     /// Expressions for names, which are matched with and without their slash.
-    names: Vec<Regex>,
+    names: Option<Vec<Regex>>,
+    /// Ports of the host, and of the container, one of which it must have.
+    published: Option<Vec<PortRange>>,
+    exposed: Option<Vec<PortRange>>,
 }
 
 impl<'a> Matcher<'a> {
@@ -145,12 +229,8 @@ impl<'a> Matcher<'a> {
         }
         filters.flag("is-task")?;
         let ancestors = filters.get("ancestor").map(|names| names.iter().flat_map(|name| containers.images.built_on(name)).collect());
-        let wide = request.all
-            || request.limit.is_some()
-            || filters.get("status").is_some()
-            || filters.get("exited").is_some()
-            || filters.get("before").is_some()
-            || filters.get("since").is_some();
+        // The other filters choose among those that run.
+        let wide = request.all || request.limit.is_some() || filters.get("status").is_some();
         Ok(Self {
             request,
             only_running: !wide,
@@ -158,12 +238,23 @@ impl<'a> Matcher<'a> {
             since: time_of("since")?,
             exited,
             ancestors,
-            names: filters
-                .get("name")
-                .into_iter()
-                .flatten()
-                .map(|name| Regex::new(name).map_err(|error| Error::invalid(format!("invalid filter 'name={name}': {error}"))))
-                .collect::<Result<_>>()?,
+            // What is no expression matches nothing.
+            names: filters.get("name").map(|names| names.iter().filter_map(|name| Regex::new(name).ok()).collect()),
+            published: ports(filters, "publish")?,
+            exposed: ports(filters, "expose")?,
+        })
+    }
+
+    /// Whether one of its ports is asked for, by its own number or by the host's.
+    fn has_port(&self, record: &Record) -> bool {
+        if self.published.is_none() && self.exposed.is_none() {
+            return true;
+        }
+        let among =
+            |ranges: &Option<Vec<PortRange>>, protocol: Protocol, port: u16| ranges.iter().flatten().any(|range| range.has(protocol, port));
+        record.listed_ports().iter().any(|port| {
+            among(&self.exposed, port.protocol, port.private)
+                || port.public.is_some_and(|public| among(&self.published, port.protocol, public))
         })
     }
 
@@ -172,8 +263,9 @@ impl<'a> Matcher<'a> {
         let state = &record.state;
         (!self.only_running || state.status.is_running() || state.status == Status::Restarting)
             && filters.any("id", |id| record.id.starts_with(id))
-            && (self.names.is_empty()
-                || self.names.iter().any(|pattern| pattern.is_match(&record.name) || pattern.is_match(&format!("/{}", record.name))))
+            && self.names.as_ref().is_none_or(|names| {
+                names.iter().any(|pattern| pattern.is_match(&record.name) || pattern.is_match(&format!("/{}", record.name)))
+            })
             && filters.any("status", |status| state.status.as_str() == status)
             && (self.exited.is_empty() || (state.status == Status::Exited && self.exited.contains(&state.exit_code)))
             && filters.labels(&record.config.labels)
@@ -187,16 +279,7 @@ impl<'a> Matcher<'a> {
                     .any(|(name, endpoint)| name == network || !network.is_empty() && endpoint.network_id.starts_with(network))
             })
             && filters.any("health", |health| health == "none")
-            && filters.any("isolation", |isolation| isolation == "default")
-            && filters.any("expose", |port| {
-                record.config.exposed_ports.keys().any(|known| known == port || known.split('/').next() == Some(port))
-            })
-            && filters.any("publish", |port| {
-                record.ports.iter().any(|one| {
-                    let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-                    one.protocol.to_string() == protocol && [one.host.port(), one.to.port()].iter().any(|known| known.to_string() == number)
-                })
-            })
+            && self.has_port(record)
             && filters.any("volume", |volume| {
                 record.mounts.iter().any(|plan| {
                     let named = match &plan.source {

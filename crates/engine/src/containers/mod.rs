@@ -45,7 +45,7 @@ pub use attach::{AttachRequest, Attached};
 pub use create::{CreateRequest, Created};
 pub use exec::{Exec, ExecConfig, ExecStart, ExecState};
 pub use inspect::{Exported, Inspected, MountPoint};
-pub use list::{FILTERS, ListRequest, Listed};
+pub use list::{FILTERS, ListRequest, Listed, ListedPort};
 pub use logs::{LogChunk, LogsRequest};
 pub use remove::RemoveRequest;
 pub use top::Top;
