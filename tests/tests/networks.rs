@@ -496,7 +496,7 @@ fn what_cannot_be_is_refused() {
             (&["network", "create", "--subnet", "1.2.3.4", "x"], "invalid CIDR block notation"),
             (&["network", "create", "--subnet", "10.213.12.0/24", "--gateway", "10.99.0.1", "x"], "no matching subnet for gateway"),
             (&["network", "create", "--gateway", "10.99.0.1", "x"], "every ip-range or gateway must have a corresponding subnet"),
-            (&["network", "create", "-d", "nosuch", "x"], "plugin nosuch"),
+            (&["network", "create", "-d", "nosuch", "x"], "plugin \"nosuch\" not found"),
             (&["network", "create", "-d", "overlay", "x"], "network driver overlay: not available"),
             (&["network", "create", "--opt", "some.thing=1", "x"], "network option some.thing"),
             (&["network", "create", "bridge"], "predefined bridge network"),

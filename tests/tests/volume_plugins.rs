@@ -228,6 +228,7 @@ fn what_plugins_get_wrong_is_told() {
     cli.run(&["volume", "create", "-d", "nosuch", "v1"])
         .refuses(1, "create v1: error looking up volume plugin nosuch: plugin \"nosuch\" not found");
     cli.sh(&["--volume-driver", "nosuch", "-v", "v1:/d"], "true").refuses(125, "plugin \"nosuch\" not found");
+    cli.sh(&["--volume-driver", "nosuch", "-v", "/d"], "true").refuses(125, "plugin \"nosuch\" not found");
     cli.run(&["volume", "create", "-d", "../moody", "v1"]).refuses(1, "not found");
     plugin.refuse("Create", Some("out of disks"));
     cli.run(&["volume", "create", "-d", "moody", "v1"]).refuses(1, "create v1: out of disks");

@@ -29,6 +29,8 @@ pub struct Instance {
     pub respect_host_firewall: bool,
     /// The log of containers that do not say which they want.
     pub default_log: LogConfig,
+    /// Whether the engine logs what helps only those who look for faults.
+    pub debug: bool,
     pub networks: NetworkDefaults,
     /// How many files a process of a container may have open that does not say otherwise: what the engine was started with.
     pub open_files: OpenFiles,
@@ -48,8 +50,8 @@ impl Instance {
         let (root, run) = (absolute(root)?, absolute(run)?);
         let default_log = LogConfig { kind: "local".into(), ..LogConfig::default() };
         let (soft, hard) = whelk_sys::process::file_limit();
-        let open_files = OpenFiles { soft, hard };
-        Ok(Self { root, run, name, respect_host_firewall: false, default_log, networks: NetworkDefaults::default(), open_files })
+        let (open_files, networks) = (OpenFiles { soft, hard }, NetworkDefaults::default());
+        Ok(Self { root, run, name, respect_host_firewall: false, default_log, debug: false, networks, open_files })
     }
 
     /// Makes the directories. Nobody but root gets below them: images hold set-id programs (CVE-2021-41091). The run directory

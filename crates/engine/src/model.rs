@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::{self, Visitor};
 use serde::{Deserialize, Serialize};
 use whelk_network::port::Publication;
 
@@ -26,7 +27,7 @@ pub struct Config {
     pub attach_stdin: bool,
     pub attach_stdout: bool,
     pub attach_stderr: bool,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "set", skip_serializing_if = "BTreeMap::is_empty")]
     pub exposed_ports: BTreeMap<String, serde_json::Value>,
     pub tty: bool,
     pub open_stdin: bool,
@@ -39,6 +40,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "is_default")]
     pub args_escaped: bool,
     pub image: String,
+    #[serde(deserialize_with = "optional_set")]
     pub volumes: Option<BTreeMap<String, serde_json::Value>>,
     pub working_dir: String,
     #[serde(deserialize_with = "one_or_many")]
@@ -54,22 +56,55 @@ pub struct Config {
     /// Seconds; -1 waits for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_timeout: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "is_empty_list")]
     pub shell: Option<Vec<String>>,
 }
 
-/// Commands come as a list, and from old clients as one string.
+fn is_empty_list(list: &Option<Vec<String>>) -> bool {
+    list.as_ref().is_none_or(Vec::is_empty)
+}
+
+type Set = BTreeMap<String, serde_json::Value>;
+
+/// Sets are written as maps to empty objects.
+fn set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Set, D::Error> {
+    optional_set(deserializer).map(Option::unwrap_or_default)
+}
+
+fn optional_set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Set>, D::Error> {
+    // Records of earlier versions may have anything there.
+    let found = Option::<BTreeMap<String, de::IgnoredAny>>::deserialize(deserializer)?;
+    Ok(found.map(|set| set.into_keys().map(|key| (key, serde_json::Value::Object(serde_json::Map::new()))).collect()))
+}
+
+/// Some lists may come as one string: commands and capabilities.
 fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
+    struct OneOrMany;
+
+    impl<'de> Visitor<'de> for OneOrMany {
+        type Value = Option<Vec<String>>;
+
+        /// What the value has to be if it is no list of strings.
+        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            formatter.write_str("string")
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(Some(vec![text.to_owned()]))
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+            Vec::deserialize(de::value::SeqAccessDeserializer::new(list))
+                .map(Some)
+                .map_err(|_| de::Error::invalid_type(de::Unexpected::Seq, &self))
+        }
     }
-    Ok(Option::<OneOrMany>::deserialize(deserializer)?.map(|value| match value {
-        OneOrMany::One(one) => vec![one],
-        OneOrMany::Many(many) => many,
-    }))
+
+    deserializer.deserialize_any(OneOrMany)
 }
 
 /// What the container gets of the host.
@@ -81,7 +116,7 @@ pub struct HostConfig {
     pub container_id_file: String,
     pub log_config: LogConfig,
     pub network_mode: String,
-    pub port_bindings: BTreeMap<String, serde_json::Value>,
+    pub port_bindings: Option<BTreeMap<String, Option<Vec<PortBinding>>>>,
     pub restart_policy: RestartPolicy,
     pub auto_remove: bool,
     pub volume_driver: String,
@@ -89,7 +124,9 @@ pub struct HostConfig {
     pub console_size: [u16; 2],
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    #[serde(deserialize_with = "one_or_many")]
     pub cap_add: Option<Vec<String>>,
+    #[serde(deserialize_with = "one_or_many")]
     pub cap_drop: Option<Vec<String>>,
     pub cgroupns_mode: String,
     pub dns: Option<Vec<String>>,
@@ -157,6 +194,27 @@ pub struct HostConfig {
     pub readonly_paths: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<bool>,
+}
+
+impl HostConfig {
+    /// The ports that are asked for by name.
+    pub fn bound_ports(&self) -> impl Iterator<Item = (&String, &Option<Vec<PortBinding>>)> {
+        self.port_bindings.iter().flatten()
+    }
+
+    /// Whether any port is to be reached from outside.
+    pub fn publishes(&self) -> bool {
+        self.publish_all_ports || self.bound_ports().next().is_some()
+    }
+}
+
+/// Where on the host a port of the container is to be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PortBinding {
+    pub host_ip: String,
+    /// One port or a range; empty for any.
+    pub host_port: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -369,5 +427,23 @@ impl Record {
     /// Where that namespace can be opened.
     pub fn sandbox_key(&self) -> String {
         if self.state.pid > 0 { format!("/proc/{}/ns/net", self.state.pid) } else { String::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_earlier_versions_can_be_read() {
+        let config: Config =
+            serde_json::from_str(r#"{"ExposedPorts":{"80":5},"Volumes":{"/v":null},"Cmd":"one","Entrypoint":["a","b"],"Shell":null}"#)
+                .unwrap();
+        assert_eq!(serde_json::json!([config.exposed_ports, config.volumes]), serde_json::json!([{"80": {}}, {"/v": {}}]));
+        assert_eq!((config.cmd, config.entrypoint, config.shell), (Some(vec!["one".into()]), Some(vec!["a".into(), "b".into()]), None));
+        let host: HostConfig =
+            serde_json::from_str(r#"{"PortBindings":{"80/tcp":null,"81":[{"HostPort":"1"}]},"CapAdd":["X"],"CapDrop":null}"#).unwrap();
+        assert_eq!(host.bound_ports().count(), 2);
+        assert_eq!((host.cap_add, host.cap_drop), (Some(vec!["X".into()]), None));
     }
 }

@@ -88,8 +88,9 @@ impl MountPlan {
     }
 
     /// An anonymous volume, as `-v /path` and an image's `VOLUME` ask for it.
-    pub fn anonymous(target: &str) -> Result<Self> {
-        Ok(volume(VolumeUse { copy: true, ..VolumeUse::default() }, check_target(target)?, false, ""))
+    pub fn anonymous(target: &str, driver: &str) -> Result<Self> {
+        let make = CreateVolume { driver: driver.to_owned(), ..CreateVolume::default() };
+        Ok(volume(VolumeUse { copy: true, make, ..VolumeUse::default() }, check_target(target)?, false, ""))
     }
 }
 

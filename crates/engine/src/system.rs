@@ -9,6 +9,9 @@ use crate::model::Status;
 /// The release of this engine.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The release of the OCI runtime specification that containers are run by.
+pub const RUNTIME_SPEC: &str = whelk_runtime::spec::VERSION;
+
 #[derive(Clone, Debug)]
 pub struct Info {
     pub id: String,
@@ -29,6 +32,9 @@ pub struct Info {
     pub event_listeners: usize,
     pub open_files: usize,
     pub apparmor: bool,
+    pub ipv4_forwarding: bool,
+    /// Whether packets that bridges forward pass the host's rules for IPv4 and for IPv6.
+    pub bridge_filter: (bool, bool),
 }
 
 impl Engine {
@@ -44,6 +50,7 @@ impl Engine {
                 .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
                 .map_or_else(String::new, |value| value.trim_matches('"').to_owned())
         };
+        let is_on = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
         Info {
             id: self.id.clone(),
             running: count(&[Status::Running, Status::Restarting]),
@@ -63,6 +70,8 @@ impl Engine {
             event_listeners: self.events.listeners(),
             open_files: fs::list("/proc/self/fd").map_or(0, |list| list.len()),
             apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')),
+            ipv4_forwarding: is_on("/proc/sys/net/ipv4/ip_forward"),
+            bridge_filter: (is_on("/proc/sys/net/bridge/bridge-nf-call-iptables"), is_on("/proc/sys/net/bridge/bridge-nf-call-ip6tables")),
         }
     }
 }

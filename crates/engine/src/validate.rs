@@ -27,10 +27,8 @@ const PERIOD: i64 = 100_000;
 pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     refuse_unsupported(config, host_config)?;
-    if matches!(host_config.network_mode.as_str(), "host" | "none")
-        && (!host_config.port_bindings.is_empty() || host_config.publish_all_ports)
-    {
-        warnings.push(format!("Published ports are discarded when using {} network mode", host_config.network_mode));
+    if host_config.network_mode == "host" && host_config.publishes() {
+        warnings.push("Published ports are discarded when using host network mode".into());
     }
     check_config(config)?;
     check_modes(config, host_config, host)?;

@@ -79,7 +79,8 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 async fn run(arguments: Arguments, inherited: anyhow::Result<Option<OwnedFd>>) -> anyhow::Result<()> {
     let mut file = config::read(arguments.config_file.as_deref())?;
-    let filter = if arguments.debug || file.debug { "debug" } else { "info" };
+    let debug = arguments.debug || file.debug;
+    let filter = if debug { "debug" } else { "info" };
     tracing_subscriber::fmt()
         .with_env_filter(std::env::var("WHELK_LOG").unwrap_or_else(|_| filter.to_owned()))
         .with_writer(std::io::stderr)
@@ -96,6 +97,7 @@ async fn run(arguments: Arguments, inherited: anyhow::Result<Option<OwnedFd>>) -
         arguments.run.or_else(|| file.exec_root.take()).unwrap_or_else(|| "/run/whelk".into()),
         arguments.instance.or_else(|| file.instance.take()).unwrap_or_else(|| DEFAULT_INSTANCE.into()),
     )?;
+    instance.debug = debug;
     file.apply(&mut instance);
     if arguments.uninstall && !fs::exists(instance_lock(&instance)) && !fs::exists(instance.database()) {
         bail!("there is no instance {:?} on this host with root {}", instance.name, instance.root.display());

@@ -49,6 +49,9 @@ impl Containers {
             image.check_platform(wanted.as_ref(), &config.image)?;
             inherit(&mut config, &image.config);
         }
+        // How clients take the image's entrypoint away, and what they send where nothing is to be mounted.
+        config.entrypoint.take_if(|entrypoint| *entrypoint == [""]);
+        config.volumes.take_if(|volumes| volumes.is_empty());
         if crate::spec::command(&config).next().is_none() {
             return Err(Error::invalid("no command specified"));
         }
@@ -158,13 +161,15 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
             env.push(entry.clone());
         }
     }
-    config.env = Some(env);
-    // An entrypoint given here replaces the image's together with its arguments.
-    if config.entrypoint.is_none() {
+    config.env = Some(env).filter(|env| !env.is_empty());
+    // An entrypoint given here replaces the image's together with its arguments; an empty one only the entrypoint.
+    if config.entrypoint.as_ref().is_none_or(Vec::is_empty) {
         if config.cmd.as_ref().is_none_or(Vec::is_empty) {
             config.cmd = Some(image.cmd.clone()).filter(|cmd| !cmd.is_empty());
         }
-        config.entrypoint = Some(image.entrypoint.clone()).filter(|entrypoint| !entrypoint.is_empty());
+        if config.entrypoint.is_none() {
+            config.entrypoint = Some(image.entrypoint.clone()).filter(|entrypoint| !entrypoint.is_empty());
+        }
     }
     for (key, value) in &image.labels {
         config.labels.entry(key.clone()).or_insert_with(|| value.clone());
@@ -178,9 +183,6 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
         for (path, value) in &image.volumes {
             volumes.entry(path.clone()).or_insert_with(|| value.clone());
         }
-    }
-    if config.working_dir.is_empty() {
-        config.working_dir = "/".into();
     }
 }
 

@@ -112,12 +112,9 @@ pub struct ExecStart {
 
 impl Containers {
     /// # Errors
-    /// A container that does not run, or no command.
+    /// A container that does not run, or settings that make no sense.
     pub async fn exec_create(&self, name: &str, config: ExecConfig) -> Result<String> {
         let container = self.find(name)?;
-        if config.cmd.as_ref().is_none_or(Vec::is_empty) {
-            return Err(Error::invalid("no exec command specified"));
-        }
         container.started().await;
         check_can_exec(&container, name)?;
         for entry in config.env.iter().flatten() {
@@ -166,7 +163,8 @@ impl Containers {
         check_can_exec(&container, &container.id)?;
         let mut state = exec.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.started {
-            return Err(Error::conflict(format!("exec command {id} has already run")));
+            let what = if state.running { "is already running" } else { "has already run" };
+            return Err(Error::conflict(format!("exec command {id} {what}")));
         }
         state.started = true;
         state.running = true;
@@ -240,7 +238,11 @@ impl Containers {
             .into_iter()
             .filter(|entry| entry.contains('='))
             .collect(),
-            cwd: if config.working_dir.is_empty() { record.config.working_dir.clone() } else { config.working_dir.clone() },
+            cwd: [&config.working_dir, &record.config.working_dir]
+                .into_iter()
+                .find(|path| !path.is_empty())
+                .map_or("/", String::as_str)
+                .into(),
             capabilities: Some(spec::capability_sets(security::capabilities(&capable)?)),
             no_new_privileges: options.no_new_privileges,
             apparmor_profile: options.apparmor,
@@ -313,10 +315,12 @@ impl Containers {
         self.publish(container, "exec_die", &[("execID", id.to_owned()), ("exitCode", exit.code.to_string())]);
     }
 
-    /// The container's end is the end of all its execs.
+    /// The container's end is the end of all its execs. Those that nobody has started can never be: they are forgotten.
     pub(super) fn execs_of_ended(&self, container: &Container) {
         const KILLED: i32 = 137;
-        for exec in self.execs.lock().unwrap_or_else(PoisonError::into_inner).values().filter(|exec| exec.container == container.id) {
+        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.retain(|_, exec| exec.container != container.id || exec.state().started);
+        for exec in execs.values().filter(|exec| exec.container == container.id) {
             exec.change(|state| {
                 if std::mem::replace(&mut state.running, false) {
                     state.exit_code.get_or_insert(KILLED);

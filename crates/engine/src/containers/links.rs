@@ -194,7 +194,7 @@ impl Containers {
 fn variables(alias: &str, name: &str, address: Option<IpAddr>, config: &Config, host: &HostConfig) -> Vec<String> {
     let prefix = alias.replace('-', "_").to_uppercase();
     let address = address.map(|address| address.to_string()).unwrap_or_default();
-    let known = config.exposed_ports.keys().chain(host.port_bindings.keys());
+    let known = config.exposed_ports.keys().chain(host.bound_ports().map(|(port, _)| port));
     let ports: BTreeSet<(bool, u16, String)> = known
         .filter_map(|port| parse_port(port).ok())
         .map(|(number, protocol)| (protocol != Protocol::Tcp, number, protocol.to_string()))

@@ -57,7 +57,7 @@ impl Containers {
             put(&mut plans, plan);
         }
         for target in config.volumes.iter().flat_map(|volumes| volumes.keys()) {
-            let plan = MountPlan::anonymous(target)?;
+            let plan = MountPlan::anonymous(target, &host.volume_driver)?;
             if !plans.iter().any(|other| other.target == plan.target) {
                 plans.push(plan);
             }

@@ -368,7 +368,7 @@ pub(super) fn blocks(record: &NetworkRecord) -> Result<Vec<Block>> {
 
 fn check_name(name: &str) -> Result<()> {
     if name.trim().is_empty() {
-        return Err(Error::invalid("invalid network name: name is empty"));
+        return Err(Error::invalid("invalid name: name is empty"));
     }
     const LONGEST: usize = 255;
     if name.len() > LONGEST {
@@ -387,7 +387,7 @@ fn check_driver(driver: &str, name: &str) -> Result<()> {
         "host" | "null" if matches!(name, "host" | "none") => Ok(()),
         "host" | "null" => Err(Error::Denied(format!("only one instance of {driver:?} network is allowed"))),
         "overlay" => Err(Error::Unsupported(format!("network driver {driver}: not available in this version of whelk"))),
-        _ => Err(Error::NotFound(format!("could not find plugin {driver} in v1 plugin registry: plugin not found"))),
+        _ => Err(Error::NotFound(format!("plugin {driver:?} not found"))),
     }
 }
 

@@ -35,10 +35,18 @@ impl Networks {
     /// has no networks of its own. On an error nothing is kept.
     pub fn join(&self, record: &mut Record) -> Result<Option<OwnedFd>> {
         if !has_own_networks(&record.host.network_mode) {
-            for (name, endpoint) in &mut record.networks {
+            let mut networks = std::mem::take(&mut record.networks);
+            let found = networks.iter_mut().try_for_each(|(name, endpoint)| {
                 endpoint.network_id = self.find(name)?.id;
+                endpoint.endpoint_id = random_id();
+                self.enter(record, endpoint);
+                Ok(())
+            });
+            record.networks = networks;
+            if found.is_err() {
+                drop(self.leave(record));
             }
-            return Ok(None);
+            return found.map(|()| None);
         }
         self.check_together(record)?;
         // Without rules nothing would keep the container apart from others.
@@ -344,9 +352,17 @@ impl Networks {
         }
     }
 
+    /// Counts a container among the members of a network.
+    fn enter(&self, container: &Record, endpoint: &Endpoint) {
+        if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
+            network.members.insert(container.id.clone(), member(container, endpoint));
+        }
+    }
+
     /// Takes note of what a running container has, after the engine was away.
     pub fn adopt(&self, record: &mut Record) {
         if !has_own_networks(&record.host.network_mode) {
+            record.networks.values().filter(|endpoint| !endpoint.endpoint_id.is_empty()).for_each(|endpoint| self.enter(record, endpoint));
             return;
         }
         let mut networks = std::mem::take(&mut record.networks);

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use serde::Deserialize;
 use whelk_network::port::{Owner, Protocol, Publication, Wanted, every_address};
 
 use super::Networks;
 use super::model::option;
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig, Record};
+use crate::model::{Config, HostConfig, PortBinding, Record};
 
 /// One port as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +17,6 @@ pub(crate) struct PortWish {
     /// The container's.
     pub(crate) port: u16,
     pub(crate) wanted: Wanted,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Binding {
-    host_ip: String,
-    host_port: String,
 }
 
 /// `80/tcp`, or without a protocol for TCP.
@@ -52,12 +44,11 @@ fn parse_range(text: &str) -> Result<(u16, u16)> {
 /// A specification that makes no sense.
 pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>> {
     let mut wishes = Vec::new();
-    for (key, value) in &host.port_bindings {
+    for (key, bindings) in host.bound_ports() {
         let (port, protocol) = parse_port(key)?;
-        let bindings: Option<Vec<Binding>> =
-            serde_json::from_value(value.clone()).map_err(|error| Error::invalid(format!("invalid port binding {key}: {error}")))?;
-        let bindings = bindings.filter(|list| !list.is_empty()).unwrap_or_else(|| vec![Binding::default()]);
-        for Binding { host_ip, host_port } in bindings {
+        let any = [PortBinding::default()];
+        let bindings = bindings.as_deref().filter(|list| !list.is_empty()).unwrap_or(&any);
+        for PortBinding { host_ip, host_port } in bindings {
             let address = if host_ip.is_empty() {
                 None
             } else {
@@ -65,7 +56,7 @@ pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>
                 let address: IpAddr = plain.parse().map_err(|_| Error::invalid(format!("invalid IP address: {host_ip}")))?;
                 Some(address)
             };
-            wishes.push(PortWish { port, wanted: Wanted { protocol, address, ports: parse_range(&host_port)? } });
+            wishes.push(PortWish { port, wanted: Wanted { protocol, address, ports: parse_range(host_port)? } });
         }
     }
     for key in config.exposed_ports.keys() {
@@ -212,7 +203,7 @@ fn owner_of(record: &Record) -> Owner {
 /// Refuses settings that cannot work, at create.
 pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
     wishes(config, host)?;
-    if host.network_mode.starts_with("container:") && (!host.port_bindings.is_empty() || host.publish_all_ports) {
+    if host.network_mode.starts_with("container:") && host.publishes() {
         return Err(Error::invalid("conflicting options: port publishing and the container type network mode"));
     }
     Ok(())
@@ -220,8 +211,7 @@ pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
 
 /// Checks what a client asks to expose, which is not yet joined by what the image does.
 pub(crate) fn check_exposed(config: &Config, host: &HostConfig) -> Result<()> {
-    let publishes = !host.port_bindings.is_empty() || host.publish_all_ports;
-    if host.network_mode.starts_with("container:") && !config.exposed_ports.is_empty() && !publishes {
+    if host.network_mode.starts_with("container:") && !config.exposed_ports.is_empty() && !host.publishes() {
         return Err(Error::invalid("conflicting options: port exposing and the container type network mode"));
     }
     Ok(())
