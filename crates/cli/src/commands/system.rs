@@ -10,7 +10,7 @@ use super::images::print_pruned;
 use super::{asked, confirmed, filters};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::template::Template;
-use crate::format::units::{moment, size};
+use crate::format::units::{binary_size, moment, size};
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -204,7 +204,7 @@ pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
         ] {
             text += &line(label, key);
         }
-        text += &format!(" Total Memory: {}\n", size(info["MemTotal"].as_u64().unwrap_or(0), 4));
+        text += &format!(" Total Memory: {}\n", binary_size(info["MemTotal"].as_u64().unwrap_or(0)));
         text + &line("Name", "Name") + &line("ID", "ID") + &line("Root Dir", "DockerRootDir")
     })
 }
@@ -222,12 +222,13 @@ pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {
                 value["Arch"].as_str().unwrap_or_default()
             )
         };
-        format!(
-            "{}\n{} Kernel:       {}\n",
-            block("Client", &own),
-            block("Server", &server),
-            server["KernelVersion"].as_str().unwrap_or_default()
-        )
+        let kernel = server["KernelVersion"].as_str().unwrap_or_default();
+        let mut text = format!("{}\n{} Kernel:       {kernel}\n", block("Client", &own), block("Server", &server));
+        for part in server["Components"].as_array().into_iter().flatten().filter(|part| part["Name"] != "Engine") {
+            let of = |key: &str| part[key].as_str().unwrap_or_default();
+            text += &format!(" {}:\n  Version:     {}\n", of("Name"), of("Version"));
+        }
+        text
     })
 }
 

@@ -13,6 +13,17 @@ pub(crate) fn size(bytes: u64, digits: usize) -> String {
     format!("{}{}", significant(value, digits), UNITS[unit])
 }
 
+/// Bytes in powers of 1024 with four significant digits: `23.54GiB`.
+pub(crate) fn binary_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{}{}", significant(value, 4), UNITS[unit])
+}
+
 /// A number with at most so many significant digits, as Go's `%.Ng` writes it for numbers of this size.
 fn significant(value: f64, digits: usize) -> String {
     let before_point = if value < 1.0 { 1 } else { value.log10().floor() as usize + 1 };
@@ -110,6 +121,7 @@ mod tests {
             assert_eq!(size(bytes, 4), text);
         }
         assert_eq!(size(1_983_915, 3), "1.98MB");
+        assert_eq!((binary_size(25_276_063_744).as_str(), binary_size(1023).as_str()), ("23.54GiB", "1023B"));
         assert_eq!(parse_size("64m").unwrap(), 64 << 20);
         assert_eq!(parse_size("1.5k").unwrap(), 1536);
         assert_eq!(parse_size("10x").unwrap_err().text, "invalid suffix: 'x'");
