@@ -94,9 +94,23 @@ fn unknown_routes_are_not_found() {
         ("DELETE", "/info"),
         ("GET", "/containers/create"),
         ("GET", "/vbogus/info"),
+        ("GET", "/info/"),
+        ("GET", "/v1.41/containers/json/"),
+        ("GET", "/plugins/x/enable"),
     ];
     for (method, path) in paths {
         check(&engine, method, path, None, 404, "page not found");
+    }
+    // What Docker's router does with everything: OPTIONS is answered, HEAD only where the API has it, and paths with
+    // empty parts lead to where they mean.
+    for path in ["/info", "/nosuch", "/v1.41/containers/x/json"] {
+        let response = engine.http("OPTIONS", path, &[], b"");
+        assert_eq!((response.status, response.text().as_str()), (200, ""), "{path}");
+    }
+    assert_eq!(engine.http("HEAD", "/info", &[], b"").status, 404);
+    for (path, location) in [("//info", "/info"), ("/v1.41/containers//json?all=1", "/v1.41/containers/json?all=1")] {
+        let response = engine.http("GET", path, &[], b"");
+        assert_eq!((response.status, response.header("location")), (301, Some(location)), "{path}");
     }
     check(&engine, "GET", "/containers/nosuch/json", None, 404, "No such container: nosuch");
     check(&engine, "GET", "/images/nosuch/json", None, 404, "No such image: nosuch:latest");
@@ -113,28 +127,91 @@ fn bodies_that_are_wrong_are_refused_with_a_reason() {
     };
     let json_kind = Some("application/json");
     for (body, text) in [
-        ("garbage", "invalid JSON: "),
-        ("{", "invalid JSON: "),
-        ("[]", "invalid JSON: "),
-        ("{\"Image\": 5}", "invalid JSON: "),
-        ("{\"Image\": \"busybox\", \"Env\": {\"a\": \"b\"}}", "invalid JSON: "),
+        ("garbage", "invalid JSON: invalid character 'g' looking for beginning of value"),
+        ("{", "invalid JSON: unexpected EOF"),
+        ("[]", "invalid JSON: json: cannot unmarshal array into Go value of type container.CreateRequest"),
+        ("{\"Image\": 5}", "invalid JSON: json: cannot unmarshal number into Go struct field .Image of type string"),
+        (
+            "{\"Image\": \"busybox\", \"Env\": {\"a\": \"b\"}}",
+            "invalid JSON: json: cannot unmarshal object into Go struct field .Env of type []string",
+        ),
+        (
+            "{\"Image\": \"busybox\", \"HostConfig\": {\"Memory\": \"64m\"}}",
+            "invalid JSON: json: cannot unmarshal string into Go struct field .HostConfig.Memory of type int64",
+        ),
+        (
+            "{\"Image\": \"busybox\", \"NetworkingConfig\": {\"EndpointsConfig\": {\"x\": 5}}}",
+            "invalid JSON: json: cannot unmarshal number into Go struct field .NetworkingConfig.EndpointsConfig.x of type network.EndpointSettings",
+        ),
         ("", "invalid JSON: got EOF while reading request body"),
+        (" ", "invalid JSON: got EOF while reading request body"),
         ("{} x", "unexpected content after JSON"),
         ("null", "config cannot be empty in order to create a container"),
         ("{}", "config cannot be empty in order to create a container"),
+        ("{\"HostConfig\": {\"Memory\": 0}}", "config cannot be empty in order to create a container"),
     ] {
-        let (status, message) = post(json_kind, body);
-        assert!(status == 400 && message.starts_with(text), "{body}: {status} {message}");
+        assert_eq!(post(json_kind, body), (400, text.to_owned()), "{body}");
     }
     assert_eq!(
         post(Some("text/plain"), "{}"),
         (400, "unsupported Content-Type header (text/plain): must be 'application/json'".to_owned())
     );
+    for (path, text) in [
+        ("/networks/create", "invalid name: name is empty"),
+        ("/networks/nosuch/connect", "invalid name or ID supplied: \"\""),
+        ("/networks/nosuch/disconnect", "invalid name or ID supplied: \"\""),
+    ] {
+        check(&engine, "POST", path, Some(&json!({})), 400, text);
+        check(&engine, "POST", path, None, 400, text);
+    }
     // Unknown fields do no harm, names are not case-sensitive, and a command may be one string.
     let (status, answer) =
         post(json_kind, "{\"image\": \"busybox\", \"Nosuch\": 1, \"Cmd\": \"echo\", \"HostConfig\": {\"NetworkMode\": \"none\"}}");
     assert_eq!(status, 201, "{answer}");
     assert_eq!(engine.get("/containers/json?all=1").as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn bodies_have_to_be_json_by_their_type_before_anything_is_looked_up() {
+    let engine = Engine::without_images(&[]);
+    let ask = |path: &str, kind: &str, chunked: bool, body: &str| {
+        let kind = if kind.is_empty() { String::new() } else { format!("Content-Type: {kind}\r\n") };
+        let body = if chunked { format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()) } else { body.to_owned() };
+        let length = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {}", body.len()) };
+        let mut connection = Connection::open(&engine.socket()).unwrap();
+        connection.send_raw(format!("POST {path} HTTP/1.1\r\nHost: d\r\n{kind}{length}\r\n\r\n{body}").as_bytes()).unwrap();
+        let response = connection.response().unwrap();
+        (response.status, response.json()["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let unsupported = (400, "unsupported Content-Type header (text/plain): must be 'application/json'".to_owned());
+    let malformed = (400, "malformed Content-Type header (): mime: no media type".to_owned());
+    for path in [
+        "/containers/create",
+        "/containers/nosuch/exec",
+        "/containers/nosuch/update",
+        "/exec/nosuch/start",
+        "/networks/create",
+        "/networks/nosuch/connect",
+        "/networks/nosuch/disconnect",
+        "/volumes/create",
+        "/volumes/nosuch/clone",
+    ] {
+        for chunked in [false, true] {
+            assert_eq!(ask(path, "text/plain", chunked, "{}"), unsupported, "{path}, chunked {chunked}");
+            assert_eq!(ask(path, "", chunked, "{}"), malformed, "{path}, chunked {chunked}");
+        }
+        assert_eq!(ask(path, "text/plain", false, ""), unsupported, "{path}");
+        assert_eq!(
+            ask(path, "application/json; charset=utf-8", false, "x").1,
+            "invalid JSON: invalid character 'x' looking for beginning of value"
+        );
+    }
+    // Nothing at all is what the settings are without it; operations without a body do not look at its type.
+    assert_eq!(ask("/exec/nosuch/start", "", false, ""), (404, "No such exec instance: nosuch".into()));
+    assert_eq!(ask("/containers/nosuch/stop", "text/plain", false, "x"), (404, "No such container: nosuch".into()));
+    let refused = "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24";
+    assert_eq!(ask("/containers/nosuch/start", "application/json", false, "{\"Binds\":[]}"), (400, refused.into()));
+    assert_eq!(ask("/containers/nosuch/start", "application/json", false, "{}"), (404, "No such container: nosuch".into()));
 }
 
 #[test]
@@ -363,14 +440,65 @@ fn keys_of_settings_match_whatever_their_case() {
 }
 
 #[test]
-fn there_is_no_swarm_and_clients_are_told_so() {
+fn what_the_engine_does_not_have_is_told_by_name() {
     let engine = Engine::start();
-    for path in ["/swarm", "/nodes", "/services"] {
-        let (status, answer) = engine.api("GET", path, None);
-        assert_eq!(status, 503);
-        assert!(answer["message"].as_str().unwrap().contains("This node is not a swarm manager"), "{answer}");
+    engine.create("made", &json!({"Image": "busybox", "HostConfig": {"NetworkMode": "none"}}));
+    let no_swarm = (503, "This node is not a swarm manager");
+    let missing = (501, "not available in this version of whelk");
+    let no_plugin = (404, "plugin \"a/x\" not found");
+    let mut operations = vec![
+        ("GET /swarm".to_owned(), no_swarm),
+        ("POST /swarm/update?version=1".to_owned(), no_swarm),
+        ("GET /swarm/unlockkey".to_owned(), no_swarm),
+        ("POST /swarm/unlock".to_owned(), no_swarm),
+        ("POST /swarm/leave?force=1".to_owned(), (503, "This node is not part of a swarm")),
+        ("POST /swarm/init".to_owned(), (501, "swarm mode: not available in this version of whelk")),
+        ("POST /swarm/join".to_owned(), missing),
+        ("POST /nodes/x/update?version=1".to_owned(), no_swarm),
+        ("GET /services/x/logs".to_owned(), no_swarm),
+        ("GET /tasks/x/logs".to_owned(), no_swarm),
+        ("PUT /volumes/x?version=1".to_owned(), (503, "volume update only valid for cluster volumes, but swarm is unavailable")),
+        ("GET /plugins/privileges?remote=x".to_owned(), missing),
+        ("POST /plugins/pull?remote=x".to_owned(), missing),
+        ("POST /plugins/create?name=x".to_owned(), missing),
+        ("GET /plugins/a/x/json".to_owned(), no_plugin),
+        ("DELETE /plugins/a/x".to_owned(), no_plugin),
+        ("POST /build".to_owned(), missing),
+        ("POST /build/cancel?id=x".to_owned(), missing),
+        ("POST /session".to_owned(), missing),
+        ("POST /grpc".to_owned(), missing),
+        ("GET /distribution/localhost:1/x/json".to_owned(), missing),
+        ("GET /images/search?term=x".to_owned(), missing),
+        ("GET /images/busybox/attestations".to_owned(), missing),
+        ("GET /images/nosuch/attestations".to_owned(), (404, "No such image: nosuch:latest")),
+        ("POST /images/busybox/push".to_owned(), missing),
+        ("POST /auth".to_owned(), missing),
+        ("POST /commit?container=made".to_owned(), missing),
+        ("POST /containers/made/checkpoints".to_owned(), missing),
+        ("DELETE /containers/made/checkpoints/c".to_owned(), missing),
+    ];
+    for kind in ["nodes", "services", "tasks", "secrets", "configs"] {
+        operations.extend([(format!("GET /{kind}"), no_swarm), (format!("GET /{kind}/x"), no_swarm)]);
     }
-    assert_eq!(engine.api("POST", "/swarm/leave?force=1", None).0, 503);
+    for kind in ["services", "secrets", "configs"] {
+        operations.extend([(format!("POST /{kind}/create"), no_swarm), (format!("POST /{kind}/x/update?version=1"), no_swarm)]);
+        operations.push((format!("DELETE /{kind}/x"), no_swarm));
+    }
+    for operation in ["enable", "disable", "upgrade?remote=x", "push", "set"] {
+        operations.push((format!("POST /plugins/a/x/{operation}"), no_plugin));
+    }
+    // Of a container that is not there, this is what is told first.
+    for operation in ["stats", "changes", "archive?path=/", "attach/ws"] {
+        operations.push((format!("GET /containers/made/{operation}"), missing));
+        operations.push((format!("GET /containers/nosuch/{operation}"), (404, "No such container: nosuch")));
+    }
+    for (operation, (status, text)) in operations {
+        let (method, path) = operation.split_once(' ').unwrap();
+        let (found, answer) = engine.api(method, &format!("/v1.47{path}"), None);
+        let message = answer["message"].as_str().unwrap_or_default();
+        assert!(found == status && message.contains(text), "{operation}: {found} {answer}");
+    }
+    assert_eq!(engine.get("/plugins"), json!([]));
 }
 
 #[test]
@@ -420,4 +548,101 @@ fn a_refused_upload_is_read_and_answered() {
         let refused = cli.feed(&["import", "-c", "BOGUS", "-", "big"], &upload);
         refused.refuses(1, "BOGUS is not a valid change command");
     });
+}
+
+#[test]
+fn streams_are_asked_for_in_all_the_ways_that_clients_have() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("target", &[], &["sleep", "60"]);
+    let (raw, framed) = ("application/vnd.docker.raw-stream", "application/vnd.docker.multiplexed-stream");
+    let ask = |version: &str, headers: &[(&str, &str)]| {
+        let exec = engine.create_exec("target", &json!({"Cmd": ["echo", "out"], "AttachStdout": true}));
+        let body = json!({"Detach": false}).to_string();
+        let mut all = vec![("Content-Type", "application/json")];
+        all.extend_from_slice(headers);
+        let mut connection = Connection::open(&engine.socket()).unwrap();
+        connection.send("POST", &format!("{version}/exec/{exec}/start"), &all, body.as_bytes()).unwrap();
+        let response = connection.response().unwrap();
+        assert_eq!(response.body, b"\x01\0\0\0\0\0\0\x04out\n", "{version} {headers:?}");
+        (response.status, response.header("content-type").unwrap_or_default().to_owned())
+    };
+    let upgrade = [("Upgrade", "tcp"), ("Connection", "Upgrade")];
+    assert_eq!(ask("", &upgrade), (101, framed.to_owned()));
+    assert_eq!(ask("", &upgrade[..1]), (101, framed.to_owned()), "without a Connection header");
+    assert_eq!(ask("/v1.41", &upgrade), (101, raw.to_owned()), "frames have a type of their own since 1.42");
+    assert_eq!(ask("/v1.42", &upgrade), (101, framed.to_owned()));
+    assert_eq!(ask("", &upgrade[1..]), (200, raw.to_owned()));
+    let logs = |version: &str| engine.http("GET", &format!("{version}/containers/target/logs?stdout=1"), &[], b"");
+    assert_eq!(logs("/v1.41").header("content-type"), Some(raw));
+    assert_eq!(logs("/v1.42").header("content-type"), Some(framed));
+}
+
+#[test]
+fn what_keeps_an_attach_from_its_stream_is_plain_text() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("target", &[], &["sleep", "60"]);
+    let ask = |path: &str| {
+        let response = engine.http("POST", path, &[("Upgrade", "tcp")], b"");
+        (response.status, response.header("content-type").unwrap_or_default().to_owned(), response.text())
+    };
+    let plain = |status: u16, text: &str| (status, "application/vnd.docker.raw-stream".to_owned(), format!("{text}\r\n"));
+    assert_eq!(ask("/containers/nosuch/attach?stream=1"), plain(404, "No such container: nosuch"));
+    assert_eq!(ask("/containers/nosuch/attach?logs=1"), plain(404, "No such container: nosuch"));
+    let keys = plain(400, "Invalid detach keys (ctrl-a,bogus) provided");
+    assert_eq!(ask("/containers/target/attach?stream=1&detachKeys=ctrl-a,bogus"), keys);
+    assert_eq!(ask("/containers/nosuch/attach?detachKeys=ctrl-a,bogus"), keys, "before the container is looked up");
+    check(
+        &engine,
+        "POST",
+        "/containers/target/exec",
+        Some(&json!({"Cmd": ["true"], "DetachKeys": "bogus"})),
+        400,
+        "Invalid escape keys (bogus) provided",
+    );
+}
+
+#[test]
+fn sizes_of_terminals_are_checked_before_the_object_is_looked_up() {
+    let engine = Engine::without_images(&[]);
+    for object in ["/containers/nosuch", "/exec/nosuch"] {
+        for (query, text) in [
+            ("", "invalid resize height \"\": invalid syntax"),
+            ("?h=1", "invalid resize width \"\": invalid syntax"),
+            ("?h=a&w=b", "invalid resize height \"a\": invalid syntax"),
+            ("?h=1&w=-1", "invalid resize width \"-1\": value out of range"),
+            ("?h=99999999999&w=1", "invalid resize height \"99999999999\": value out of range"),
+        ] {
+            check(&engine, "POST", &format!("{object}/resize{query}"), None, 400, text);
+        }
+        assert_eq!(engine.api("POST", &format!("{object}/resize?h=99999&w=1"), None).0, 404);
+    }
+}
+
+#[test]
+fn execs_end_with_their_container() {
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up("target", &[], &["sleep", "60"]);
+    for (path, body) in [("target", json!({"Cmd": []})), ("nosuch", json!({})), ("nosuch", json!({"Cmd": null}))] {
+        check(&engine, "POST", &format!("/containers/{path}/exec"), Some(&body), 400, "No exec command specified");
+    }
+    let exec = |command: &[&str]| engine.create_exec("target", &json!({"Cmd": command}));
+    let start = |id: &str| engine.api("POST", &format!("/exec/{id}/start"), Some(&json!({"Detach": true})));
+    let (unstarted, running) = (exec(&["true"]), exec(&["sleep", "60"]));
+    assert_eq!(start(&running).0, 200);
+    check(
+        &engine,
+        "POST",
+        &format!("/exec/{running}/start"),
+        Some(&json!({"Detach": true})),
+        409,
+        &format!("exec command {running} is already running"),
+    );
+    assert_eq!(engine.get(&format!("/exec/{unstarted}/json"))["Running"], false);
+    engine.docker(&["kill", "target"]).ok();
+    engine.await_state("target", "exited");
+    let gone = format!("No such exec instance: {unstarted}");
+    check(&engine, "GET", &format!("/exec/{unstarted}/json"), None, 404, &gone);
+    check(&engine, "POST", &format!("/exec/{unstarted}/start"), Some(&json!({})), 404, &gone);
+    let ended = engine.get(&format!("/exec/{running}/json"));
+    assert_eq!((&ended["Running"], &ended["ExitCode"], &ended["CanRemove"]), (&json!(false), &json!(137), &json!(false)));
 }

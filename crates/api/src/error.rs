@@ -21,6 +21,10 @@ impl ApiError {
         Self(Error::Invalid(text.into()))
     }
 
+    pub(crate) fn empty_body() -> Self {
+        Self::invalid("invalid JSON: got EOF while reading request body")
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match &self.0 {
             Error::NotFound(_) => StatusCode::NOT_FOUND,

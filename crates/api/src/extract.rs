@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
-use axum::body::Bytes;
+use axum::body::{Body, HttpBody};
+use axum::http::{HeaderMap, header};
+use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use whelk_engine::filters::{Filters, moment};
 
 use crate::error::{ApiError, ApiResult};
+use crate::json::{Syntax, Value, decode, parse};
 
 /// The parameters of a query. Where one value is wanted, the last one counts.
 #[derive(Clone, Debug, Default)]
@@ -53,8 +55,23 @@ impl Params {
     pub(crate) fn number<T: std::str::FromStr>(&self, name: &str) -> ApiResult<Option<T>> {
         match self.text(name) {
             "" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| ApiError::invalid(format!("invalid value {text:?} for parameter {name}"))),
+            text => text.parse().map(Some).map_err(|_| ApiError::invalid(format!("strconv.Atoi: parsing {text:?}: invalid syntax"))),
         }
+    }
+
+    /// The height and width of a terminal. What a terminal cannot have becomes the most that it can.
+    pub(crate) fn terminal_size(&self) -> ApiResult<(u16, u16)> {
+        let side = |name: &str, what: &str| {
+            let text = self.text(name);
+            let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+            let why = match text.parse::<u32>() {
+                Ok(number) if !text.starts_with('+') => return Ok(u16::try_from(number).unwrap_or(u16::MAX)),
+                _ if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => "value out of range",
+                _ => "invalid syntax",
+            };
+            Err(ApiError::invalid(format!("invalid resize {what} {text:?}: {why}")))
+        };
+        Ok((side("h", "height")?, side("w", "width")?))
     }
 
     pub(crate) fn filters(&self, known: &[&str]) -> ApiResult<Filters> {
@@ -75,40 +92,86 @@ impl Params {
 /// The largest JSON body that is read, in bytes.
 pub(crate) const LARGEST_BODY: usize = 8 << 20;
 
-/// Reads a JSON body. `null` counts as left out, as it does in Go.
-pub(crate) fn json<T: DeserializeOwned>(body: &Bytes) -> ApiResult<T> {
-    if body.iter().all(u8::is_ascii_whitespace) {
-        return Err(ApiError::invalid("invalid JSON: got EOF while reading request body"));
-    }
-    let mut documents = serde_json::Deserializer::from_slice(body).into_iter::<Value>();
-    let mut value = documents.next().unwrap_or(Ok(Value::Null)).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
-    if documents.next().is_some() {
-        return Err(ApiError::invalid("unexpected content after JSON"));
-    }
-    if !value.is_object() && !value.is_null() {
-        return Err(ApiError::invalid("invalid JSON: json: cannot unmarshal this value into a Go struct"));
-    }
-    if value.is_null() {
-        value = Value::Object(serde_json::Map::new());
-    }
-    drop_nulls(&mut value);
-    crate::folding::from_value(value).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+/// What a request's body describes, and what Docker calls it in errors.
+pub(crate) trait RequestBody: DeserializeOwned + Default {
+    const GO_TYPE: &'static str;
 }
 
-/// The same for a body that may be missing.
-pub(crate) fn json_or_default<T: DeserializeOwned + Default>(body: &Bytes) -> ApiResult<T> {
-    if body.iter().all(u8::is_ascii_whitespace) { Ok(T::default()) } else { json(body) }
+/// The JSON body of a request. It is read before the object that the request names is looked up, as Docker does.
+#[derive(Debug)]
+pub(crate) struct Json<T>(pub(crate) T);
+
+impl<T: RequestBody, S: Send + Sync> axum::extract::FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: axum::extract::Request, _: &S) -> Result<Self, Self::Rejection> {
+        let (parts, body) = request.into_parts();
+        json(&parts.headers, body).await.map(Self)
+    }
 }
 
-fn drop_nulls(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            map.retain(|_, value| !value.is_null());
-            map.values_mut().for_each(drop_nulls);
-        }
-        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
-        _ => {}
+/// Reads a JSON body; one that is empty stands for the defaults.
+///
+/// # Errors
+/// A content type other than JSON, a body that is no JSON, or one that does not fit.
+pub(crate) async fn json<T: RequestBody>(headers: &HeaderMap, body: Body) -> ApiResult<T> {
+    match json_value(headers, body).await? {
+        Some(value) => decode(value, T::GO_TYPE).map_err(invalid_json),
+        None => Ok(T::default()),
     }
+}
+
+/// The same, not yet as a struct; `None` if the body is empty.
+pub(crate) async fn json_value(headers: &HeaderMap, body: Body) -> ApiResult<Option<Value>> {
+    let empty = body.size_hint().exact() == Some(0);
+    let content_type = headers.get(header::CONTENT_TYPE).map_or("".into(), |value| String::from_utf8_lossy(value.as_bytes()));
+    if !(empty && content_type.is_empty()) {
+        check_media_type(&content_type)?;
+    }
+    if empty {
+        return Ok(None);
+    }
+    let body = Limited::new(body, LARGEST_BODY).collect().await.map_err(|error| ApiError::invalid(format!("read body: {error}")))?;
+    match parse(&body.to_bytes()) {
+        Ok((_, true)) => Err(ApiError::invalid("unexpected content after JSON")),
+        Ok((value, false)) => Ok(Some(value)),
+        Err(Syntax::Empty) => Err(ApiError::empty_body()),
+        Err(Syntax::Invalid(text)) => Err(invalid_json(text)),
+    }
+}
+
+pub(crate) fn invalid_json(error: impl std::fmt::Display) -> ApiError {
+    ApiError::invalid(format!("invalid JSON: {error}"))
+}
+
+/// # Errors
+/// A content type other than JSON, in the words of Docker and of Go's `mime` package.
+fn check_media_type(text: &str) -> ApiResult<()> {
+    let malformed = |why: &str| Err(ApiError::invalid(format!("malformed Content-Type header ({text}): mime: {why}")));
+    let token = |text: &str| text.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)).count();
+    let (kind, parameters) = text.split_once(';').unwrap_or((text, ""));
+    let kind = kind.trim().to_ascii_lowercase();
+    let (main, rest) = kind.split_at(token(&kind));
+    match (main, rest.strip_prefix('/')) {
+        ("", _) => return malformed("no media type"),
+        (_, None) if !rest.is_empty() => return malformed("expected slash after first token"),
+        (_, None) => {}
+        (_, Some(sub)) if token(sub) == 0 => return malformed("expected token after slash"),
+        (_, Some(sub)) if token(sub) < sub.len() => return malformed("unexpected content after media subtype"),
+        (_, Some(_)) => {}
+    }
+    let is_parameter = |text: &str| {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        token(name) == name.len() && !name.is_empty() && (value.starts_with('"') || token(value) == value.len() && !value.is_empty())
+    };
+    let mut parameters = parameters.trim().strip_suffix(';').unwrap_or(parameters.trim()).split(';');
+    if !parameters.clone().eq([""]) && !parameters.all(|parameter| is_parameter(parameter.trim())) {
+        return malformed("invalid media parameter");
+    }
+    if kind == "application/json" {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!("unsupported Content-Type header ({text}): must be 'application/json'")))
 }
 
 /// Keys to detach: `ctrl-p,ctrl-q`, or single characters.
@@ -145,6 +208,29 @@ mod tests {
         assert_eq!(detach_keys("").unwrap(), [16, 17]);
         assert_eq!(detach_keys("ctrl-x,q,ctrl-[").unwrap(), [24, b'q', 27]);
         assert!(detach_keys("bogus").is_err() && detach_keys("ctrl-xx").is_err());
+    }
+
+    #[test]
+    fn media_types() {
+        let check = |text: &str, expected: &str| {
+            let outcome = check_media_type(text).map_or_else(|error| error.0.to_string(), |()| String::new());
+            assert_eq!(outcome, expected, "{text}");
+        };
+        for fine in ["application/json", "APPLICATION/JSON", "application/json; charset=utf-8", "application/json;"] {
+            check(fine, "");
+        }
+        check("text/plain", "unsupported Content-Type header (text/plain): must be 'application/json'");
+        check("text", "unsupported Content-Type header (text): must be 'application/json'");
+        for (text, why) in [
+            ("", "no media type"),
+            ("/json", "no media type"),
+            ("text/", "expected token after slash"),
+            ("a b", "expected slash after first token"),
+            ("application/json, text/plain", "unexpected content after media subtype"),
+            ("application/json; x", "invalid media parameter"),
+        ] {
+            check(text, &format!("malformed Content-Type header ({text}): mime: {why}"));
+        }
     }
 
     #[test]

@@ -12,20 +12,15 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::compat::RAW_STREAM;
 use crate::peer::Peer;
 
 /// What precedes the live stream: recorded output, for attach with logs.
 pub(crate) type Prelude = Option<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>>;
 
-const RAW: &str = "application/vnd.docker.raw-stream";
-const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
-
+/// Docker looks for `Upgrade` alone: some clients leave `Connection: Upgrade` out.
 fn wants_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(header::UPGRADE)
-        && headers
-            .get(header::CONNECTION)
-            .and_then(|value| value.to_str().ok())
-            .is_some_and(|value| value.to_lowercase().contains("upgrade"))
 }
 
 /// What a client is connected to: recorded output first, then a live stream.
@@ -49,13 +44,12 @@ const LONGEST_INPUT: Duration = Duration::from_secs(10);
 /// piece with it.
 pub(crate) fn connect(
     mut request: Request,
-    multiplexed: bool,
+    content_type: &'static str,
     source: impl Future<Output = Source> + Send + 'static,
     last: impl Future<Output = ()> + Send + 'static,
 ) -> axum::response::Response {
-    let content_type = if multiplexed { MULTIPLEXED } else { RAW };
     if !wants_upgrade(request.headers()) {
-        return ordinary(request, source, content_type);
+        return ordinary(request, source);
     }
     let peer = request.extensions().get::<Peer>().cloned();
     let upgrade = hyper::upgrade::on(&mut request);
@@ -136,7 +130,7 @@ async fn pass_input(client: &mut (impl AsyncRead + Unpin), mut input: impl Async
     let _ = input.shutdown().await;
 }
 
-fn ordinary(request: Request, source: impl Future<Output = Source> + Send + 'static, content_type: &str) -> axum::response::Response {
+fn ordinary(request: Request, source: impl Future<Output = Source> + Send + 'static) -> axum::response::Response {
     let (sender, receiver) = tokio::sync::mpsc::channel(8);
     tokio::spawn(async move {
         let Source { prelude, stream } = source.await;
@@ -176,7 +170,7 @@ fn ordinary(request: Request, source: impl Future<Output = Source> + Send + 'sta
     });
     Response::builder()
         .status(StatusCode::OK)
-        .header(header::CONTENT_TYPE, content_type)
+        .header(header::CONTENT_TYPE, RAW_STREAM)
         .body(crate::stream::from_channel(receiver))
         .unwrap_or_default()
 }

@@ -1,7 +1,7 @@
 //! The version in front of a path: `/v1.44/containers/json`.
 
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -13,23 +13,14 @@ use crate::{NEWEST, OLDEST};
 pub(crate) struct ApiVersion(pub(crate) u32, pub(crate) u32);
 
 /// Takes the version off the path and puts the engine's own into every answer.
-pub(crate) async fn negotiate(mut request: Request, next: Next) -> Response {
-    let mut response = match split(request.uri().path()) {
-        Ok((version, rest)) => {
-            request.extensions_mut().insert(version);
-            if let Some(rest) = rest {
-                let path = match request.uri().query() {
-                    Some(query) => format!("{rest}?{query}"),
-                    None => rest,
-                };
-                match path.parse::<Uri>() {
-                    Ok(uri) => *request.uri_mut() = uri,
-                    Err(_) => return message(StatusCode::BAD_REQUEST, "malformed path"),
-                }
-            }
-            next.run(request).await
-        }
-        Err(refusal) => *refusal,
+pub(crate) async fn negotiate(request: Request, next: Next) -> Response {
+    let unclean = clean(request.uri());
+    let mut response = if request.method() == Method::OPTIONS {
+        StatusCode::OK.into_response()
+    } else if let Some(clean) = unclean {
+        (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, clean)]).into_response()
+    } else {
+        answer(request, next).await
     };
     let headers = response.headers_mut();
     let api = format!("{}.{}", NEWEST.0, NEWEST.1);
@@ -38,6 +29,43 @@ pub(crate) async fn negotiate(mut request: Request, next: Next) -> Response {
     headers.insert("ostype", HeaderValue::from_static("linux"));
     headers.insert("server", HeaderValue::from_static(concat!("Whelk/", env!("CARGO_PKG_VERSION"), " (linux)")));
     response
+}
+
+async fn answer(mut request: Request, next: Next) -> Response {
+    let (version, rest) = match split(request.uri().path()) {
+        Ok(found) => found,
+        Err(refusal) => return *refusal,
+    };
+    request.extensions_mut().insert(version);
+    if let Some(rest) = rest {
+        let path = match request.uri().query() {
+            Some(query) => format!("{rest}?{query}"),
+            None => rest,
+        };
+        match path.parse::<Uri>() {
+            Ok(uri) => *request.uri_mut() = uri,
+            Err(_) => return message(StatusCode::BAD_REQUEST, "malformed path"),
+        }
+    }
+    next.run(request).await
+}
+
+/// Where a path with empty or dotted parts really leads. Docker redirects clients there.
+fn clean(uri: &Uri) -> Option<String> {
+    // Something else than a path, such as the name of a host.
+    let path = Some(uri.path()).filter(|path| path.starts_with('/'))?;
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let end = if path.ends_with('/') && !parts.is_empty() { "/" } else { "" };
+    let clean = format!("/{}{end}", parts.join("/"));
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    (clean != path).then(|| clean + &query)
 }
 
 /// The version of a path and the path without it.
@@ -82,6 +110,17 @@ mod tests {
         check("/_ping", NEWEST, None);
         check("/volumes", NEWEST, None);
         check("/vx/y", NEWEST, None);
+        for (path, expected) in [
+            ("/info", None),
+            ("/info/", None),
+            ("/", None),
+            ("//info", Some("/info")),
+            ("/v1.41/containers//json?all=1", Some("/v1.41/containers/json?all=1")),
+            ("/a/./b/../c/", Some("/a/c/")),
+            ("/../..", Some("/")),
+        ] {
+            assert_eq!(clean(&path.parse().expect("a path")).as_deref(), expected, "{path}");
+        }
         assert!(split("/v1.10/info").is_err() && split("/v1.99/info").is_err());
     }
 }

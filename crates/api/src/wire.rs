@@ -1,15 +1,13 @@
-//! The engine's objects as the API's JSON, in the newest version's form, and what older versions had besides.
+//! The engine's objects as the API's JSON, in the newest version's form.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use whelk_engine::containers::{Exec, Inspected, Listed, MountPoint};
+use whelk_engine::containers::{Exec, Inspected, Listed, ListedPort, MountPoint};
 use whelk_engine::events::Event;
 use whelk_engine::model::{Record, State, Status};
 use whelk_engine::networks::{Endpoint, Member, NetworkRecord};
 use whelk_engine::volumes::Shown;
-
-use crate::version::ApiVersion;
 
 mod image;
 
@@ -68,13 +66,17 @@ pub(crate) fn volume(shown: &Shown) -> Value {
     value
 }
 
-/// A container's places in networks, by name.
-fn endpoints(record: &Record) -> Value {
+/// A container's places in networks, by name. Lists do not have what it is called there.
+fn endpoints(record: &Record, with_names: bool) -> Value {
     let shown = |endpoint: &Endpoint| {
         let mut value = serde_json::to_value(endpoint).unwrap_or_default();
         if let Value::Object(map) = &mut value {
             map.remove("Interface");
             map.remove("WantedMac");
+        }
+        if !with_names {
+            value["Aliases"] = Value::Null;
+            value["DNSNames"] = Value::Null;
         }
         value
     };
@@ -83,17 +85,9 @@ fn endpoints(record: &Record) -> Value {
 
 /// Published ports by the container's port; exposed ones that are not published lead to null.
 fn port_map(record: &Record) -> Value {
+    let exposed = record.config.exposed_ports.keys().filter(|_| record.has_ports());
     let mut map: Map<String, Value> =
-        if record.state.status.is_running() && !record.networks.is_empty() && record.host.network_mode != "host" {
-            record
-                .config
-                .exposed_ports
-                .keys()
-                .map(|port| (if port.contains('/') { port.clone() } else { format!("{port}/tcp") }, Value::Null))
-                .collect()
-        } else {
-            Map::new()
-        };
+        exposed.map(|port| (if port.contains('/') { port.clone() } else { format!("{port}/tcp") }, Value::Null)).collect();
     for publication in &record.ports {
         let entry = map.entry(format!("{}/{}", publication.to.port(), publication.protocol)).or_insert(Value::Null);
         let host_port = if publication.is_direct() { String::new() } else { publication.host.port().to_string() };
@@ -111,45 +105,32 @@ fn port_map(record: &Record) -> Value {
 
 /// Ports as lists show them.
 fn port_list(record: &Record) -> Value {
-    let mut list = Vec::new();
-    if record.state.status.is_running() && record.host.network_mode != "host" {
-        for port in record.config.exposed_ports.keys() {
-            let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-            let published = record.ports.iter().any(|one| one.to.port().to_string() == number && one.protocol.to_string() == protocol);
-            if !published && let Ok(number) = number.parse::<u16>() {
-                list.push(json!({"PrivatePort": number, "Type": protocol}));
-            }
+    let shown = |port: &ListedPort| {
+        let mut shown = Map::new();
+        if let Some(address) = port.address {
+            shown.insert("IP".into(), json!(address));
         }
-    }
-    for publication in &record.ports {
-        let mut port = json!({"IP": publication.host.ip(), "PrivatePort": publication.to.port(), "Type": publication.protocol});
-        if !publication.is_direct() {
-            port["PublicPort"] = json!(publication.host.port());
+        shown.insert("PrivatePort".into(), json!(port.private));
+        if let Some(public) = port.public {
+            shown.insert("PublicPort".into(), json!(public));
         }
-        list.push(port);
-    }
-    Value::Array(list)
+        shown.insert("Type".into(), json!(port.protocol));
+        Value::Object(shown)
+    };
+    record.listed_ports().iter().map(shown).collect()
 }
 
 /// The network part of a container. What the default network gave is on top as well, as it was before there were others.
-fn network_settings(record: &Record, version: ApiVersion) -> Value {
-    let mut settings = json!({
+fn network_settings(record: &Record) -> Value {
+    let top = record.networks.get("bridge").cloned().unwrap_or_default();
+    json!({
         "Bridge": "", "SandboxID": record.sandbox_id(), "SandboxKey": record.sandbox_key(), "Ports": port_map(record),
-    });
-    if version < ApiVersion(1, 52) {
-        let top = record.networks.get("bridge").cloned().unwrap_or_default();
-        let more = json!({
-            "HairpinMode": false, "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null,
-            "EndpointID": top.endpoint_id, "Gateway": top.gateway, "GlobalIPv6Address": top.global_ipv6_address,
-            "GlobalIPv6PrefixLen": top.global_ipv6_prefix_len, "IPAddress": top.ip_address, "IPPrefixLen": top.ip_prefix_len,
-            "IPv6Gateway": top.ipv6_gateway, "MacAddress": top.mac_address,
-        });
-        if let (Value::Object(settings), Value::Object(more)) = (&mut settings, more) {
-            settings.extend(more);
-        }
-    }
-    settings["Networks"] = endpoints(record);
-    settings
+        "HairpinMode": false, "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null,
+        "EndpointID": top.endpoint_id, "Gateway": top.gateway, "GlobalIPv6Address": top.global_ipv6_address,
+        "GlobalIPv6PrefixLen": top.global_ipv6_prefix_len, "IPAddress": top.ip_address, "IPPrefixLen": top.ip_prefix_len,
+        "IPv6Gateway": top.ipv6_gateway, "MacAddress": top.mac_address,
+        "Networks": endpoints(record, true),
+    })
 }
 
 pub(crate) fn network(record: &NetworkRecord, members: &BTreeMap<String, Member>) -> Value {
@@ -181,11 +162,18 @@ pub(crate) fn network(record: &NetworkRecord, members: &BTreeMap<String, Member>
     })
 }
 
-pub(crate) fn container(inspected: &Inspected, version: ApiVersion) -> Value {
+pub(crate) fn container(inspected: &Inspected) -> Value {
     let Inspected { record, directory, names, files_made, log_path, lower, mounts, execs, size } = inspected;
     let file = |name: &str| if *files_made { names.join(name).to_string_lossy().into_owned() } else { String::new() };
     let mut command = whelk_engine::command(&record.config);
     let path = if command.is_empty() { String::new() } else { command.remove(0) };
+    let mut config = json!(record.config);
+    // Clients look here for the hardware address, although it is the endpoint's.
+    if let Some(first) = record.networks.get(&record.host.network_mode).filter(|first| !first.wanted_mac.is_empty()) {
+        config["MacAddress"] = json!(first.wanted_mac);
+    }
+    // The root is mounted in the container's own namespace only: its first process leads there while it runs.
+    let merged = if record.state.pid > 0 { format!("/proc/{}/root", record.state.pid) } else { String::new() };
     let lower: Vec<_> = lower.iter().map(|path| path.to_string_lossy()).collect();
     let mut value = json!({
         "Id": record.id,
@@ -207,10 +195,10 @@ pub(crate) fn container(inspected: &Inspected, version: ApiVersion) -> Value {
         "AppArmorProfile": "",
         "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
         "HostConfig": record.host,
-        "GraphDriver": {"Data": {"ID": record.id, "LowerDir": lower.join(":"), "UpperDir": directory.join("upper"), "WorkDir": directory.join("work")}, "Name": "overlay2"},
+        "GraphDriver": {"Data": {"ID": record.id, "LowerDir": lower.join(":"), "MergedDir": merged, "UpperDir": directory.join("upper"), "WorkDir": directory.join("work")}, "Name": "overlay2"},
         "Mounts": mounts.iter().map(mount_point).collect::<Vec<_>>(),
-        "Config": record.config,
-        "NetworkSettings": network_settings(record, version),
+        "Config": config,
+        "NetworkSettings": network_settings(record),
     });
     if let Some((writable, total)) = size {
         value["SizeRw"] = json!(writable);
@@ -262,6 +250,10 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
     let command = command.join(" ");
     let mut names = vec![format!("/{}", record.name)];
     names.extend_from_slice(&listed.link_names);
+    let mut host = json!({"NetworkMode": record.host.network_mode});
+    if !record.host.annotations.is_empty() {
+        host["Annotations"] = json!(record.host.annotations);
+    }
     let mut value = json!({
         "Id": record.id,
         "Names": names,
@@ -273,8 +265,8 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
         "Labels": record.config.labels,
         "State": record.state.status.as_str(),
         "Status": status_text(&record.state, now),
-        "HostConfig": {"NetworkMode": record.host.network_mode},
-        "NetworkSettings": {"Networks": endpoints(record)},
+        "HostConfig": host,
+        "NetworkSettings": {"Networks": endpoints(record, false)},
         "Mounts": listed.mounts.iter().map(mount_point).collect::<Vec<_>>(),
     });
     if let Some((writable, total)) = listed.size {
@@ -305,7 +297,8 @@ pub(crate) fn exec(exec: &Exec) -> Value {
         "OpenStdin": config.attach_stdin,
         "OpenStderr": config.attach_stderr,
         "OpenStdout": config.attach_stdout,
-        "CanRemove": state.exit_code.is_some(),
+        // One that can be removed is gone already.
+        "CanRemove": false,
         "ContainerID": exec.container,
         "DetachKeys": "",
         "Pid": state.pid,

@@ -1,29 +1,33 @@
 //! `/containers/…`
 
-use axum::body::{Body, Bytes};
+use std::collections::BTreeMap;
+
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use whelk_engine::Error;
 use whelk_engine::containers::{
     AttachRequest, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest, RemoveRequest, UpdateRequest, WaitCondition,
 };
 use whelk_engine::events::now;
-use whelk_engine::model::{self, Config, HostConfig};
+use whelk_engine::model::{self, Config};
+use whelk_engine::networks::Endpoint;
 use whelk_shim::logs::Record;
 use whelk_shim::protocol::output_header;
 
 use super::{App, json as json_response, no_content, ok};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Params, detach_keys, json as read_json, json_or_default};
-use crate::folding;
+use crate::extract::{Json, Params, RequestBody, detach_keys, invalid_json, json_value};
 use crate::hijack::{self, Source};
+use crate::json::{decode, decode_field};
 use crate::version::ApiVersion;
-use crate::{stream, wire};
+use crate::{compat, stream, wire};
 
-pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
+pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
     let limit: Option<i64> = params.number("limit")?;
     let request = ListRequest {
         all: params.flag("all"),
@@ -33,40 +37,41 @@ pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
     };
     let listed = engine.containers.list(&request).await?;
     let now = now();
-    Ok(ok(&listed.iter().map(|container| wire::listed(container, now)).collect::<Vec<_>>()))
+    let shown = listed.iter().map(|container| {
+        let mut shown = wire::listed(container, now);
+        compat::downgrade_listed_container(version, &mut shown);
+        shown
+    });
+    Ok(ok(&shown.collect::<Vec<_>>()))
 }
 
-pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params, body: Bytes) -> ApiResult {
-    let mut value: Value = read_json(&body)?;
-    if value.as_object().is_some_and(serde_json::Map::is_empty) {
+pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params, request: Request) -> ApiResult {
+    let (parts, body) = request.into_parts();
+    let mut body = json_value(&parts.headers, body).await?.ok_or_else(ApiError::empty_body)?;
+    let host = body.take("HostConfig").map(|field| decode_field(field, "container.HostConfig")).transpose().map_err(invalid_json)?;
+    let networking = body.take("NetworkingConfig").map(|field| decode_field(field, "network.NetworkingConfig"));
+    let NetworkingConfig { endpoints_config } = networking.transpose().map_err(invalid_json)?.unwrap_or_default();
+    let config: Config = decode(body, "container.CreateRequest").map_err(invalid_json)?;
+    if config == Config::default() {
         return Err(ApiError::invalid("config cannot be empty in order to create a container"));
     }
-    let malformed = |error: serde_json::Error| ApiError::invalid(format!("invalid JSON: {error}"));
-    let host: HostConfig = value
-        .as_object_mut()
-        .and_then(|map| folding::take(map, "HostConfig"))
-        .map(folding::from_value)
-        .transpose()
-        .map_err(malformed)?
-        .unwrap_or_default();
-    let networks = value
-        .as_object_mut()
-        .and_then(|map| folding::take(map, "NetworkingConfig"))
-        .and_then(|mut config| config.as_object_mut().and_then(|map| folding::take(map, "EndpointsConfig")))
-        .map(folding::from_value)
-        .transpose()
-        .map_err(malformed)?
-        .unwrap_or_default();
-    let config: Config = folding::from_value(value).map_err(malformed)?;
-    if version < ApiVersion(1, 48) && host.mounts.iter().flatten().any(|mount| mount.kind == "image") {
-        return Err(ApiError::invalid("Mount type \"Image\" needs API v1.48 or newer"));
-    }
-    let host =
-        if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() { HostConfig { ipc_mode: "shareable".into(), ..host } } else { host };
-    let request =
-        CreateRequest { name: params.text("name").to_owned(), platform: params.text("platform").to_owned(), config, host, networks };
+    let mut request = CreateRequest {
+        name: params.text("name").to_owned(),
+        platform: params.text("platform").to_owned(),
+        config,
+        host: host.unwrap_or_default(),
+        networks: endpoints_config,
+    };
+    let mut warnings = compat::upgrade_container(version, &mut request)?;
     let created = engine.containers.create(request).await?;
-    Ok(json_response(StatusCode::CREATED, &json!({"Id": created.id, "Warnings": created.warnings})))
+    warnings.extend(created.warnings);
+    Ok(json_response(StatusCode::CREATED, &json!({"Id": created.id, "Warnings": warnings})))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkingConfig {
+    endpoints_config: BTreeMap<String, Endpoint>,
 }
 
 pub(super) async fn inspect(
@@ -75,7 +80,10 @@ pub(super) async fn inspect(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
-    Ok(ok(&wire::container(&engine.containers.inspect(&id, params.flag("size")).await?, version)))
+    let inspected = engine.containers.inspect(&id, params.flag("size")).await?;
+    let mut shown = wire::container(&inspected);
+    compat::downgrade_container(version, &inspected.record, &mut shown);
+    Ok(ok(&shown))
 }
 
 pub(super) async fn top(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
@@ -83,7 +91,14 @@ pub(super) async fn top(State(engine): App, Path(id): Path<String>, params: Para
     Ok(ok(&json!({"Processes": top.processes, "Titles": top.titles})))
 }
 
-pub(super) async fn start(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn start(State(engine): App, Path(id): Path<String>, params: Params, request: Request) -> ApiResult {
+    // Settings came here once. A few bytes are let through: clients send `{}` or `null`.
+    const LONGEST_EMPTY: u64 = 7;
+    if request.body().size_hint().exact().is_none_or(|length| length > LONGEST_EMPTY) {
+        return Err(ApiError::invalid(
+            "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24",
+        ));
+    }
     if !params.text("checkpoint").is_empty() {
         return Err(Error::Unsupported("checkpoints: not available in this version of whelk".into()).into());
     }
@@ -91,17 +106,27 @@ pub(super) async fn start(State(engine): App, Path(id): Path<String>, params: Pa
     Ok(no_content())
 }
 
-fn signal(params: &Params) -> Option<&str> {
-    Some(params.text("signal")).filter(|signal| !signal.is_empty())
+fn signal(version: ApiVersion, params: &Params) -> Option<&str> {
+    Some(params.text("signal")).filter(|signal| !signal.is_empty() && compat::stop_takes_signal(version))
 }
 
-pub(super) async fn stop(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
-    engine.containers.stop(&id, signal(&params), params.number("t")?).await?;
+pub(super) async fn stop(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
+    engine.containers.stop(&id, signal(version, &params), params.number("t")?).await?;
     Ok(no_content())
 }
 
-pub(super) async fn restart(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
-    engine.containers.restart(&id, signal(&params), params.number("t")?).await?;
+pub(super) async fn restart(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
+    engine.containers.restart(&id, signal(version, &params), params.number("t")?).await?;
     Ok(no_content())
 }
 
@@ -125,14 +150,17 @@ pub(super) async fn rename(State(engine): App, Path(id): Path<String>, params: P
     Ok(no_content())
 }
 
-pub(super) async fn update(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
-    let request: UpdateRequest = json_or_default(&body)?;
+impl RequestBody for UpdateRequest {
+    const GO_TYPE: &'static str = "container.UpdateConfig";
+}
+
+pub(super) async fn update(State(engine): App, Path(id): Path<String>, Json(request): Json<UpdateRequest>) -> ApiResult {
     let warnings = engine.containers.update(&id, request).await?;
-    Ok(ok(&json!({"Warnings": warnings})))
+    Ok(ok(&json!({"Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) }})))
 }
 
 pub(super) async fn resize(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
-    let (height, width) = (params.number("h")?.unwrap_or(0), params.number("w")?.unwrap_or(0));
+    let (height, width) = params.terminal_size()?;
     engine.containers.resize(&id, height, width).await?;
     Ok(StatusCode::OK.into_response())
 }
@@ -154,25 +182,45 @@ pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Par
     Ok(([(header::CONTENT_TYPE, "application/json")], stream::from_channel(receiver)).into_response())
 }
 
-pub(super) async fn attach(State(engine): App, Path(id): Path<String>, params: Params, request: Request) -> ApiResult {
+/// Errors are plain text here, as the answer would be the stream itself.
+pub(super) async fn attach(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    params: Params,
+    request: Request,
+) -> Response {
+    connect(&engine, version, &id, &params, request).await.unwrap_or_else(|error| {
+        let headers = [(header::CONTENT_TYPE, compat::RAW_STREAM), (header::CONNECTION, "close")];
+        (error.status(), headers, format!("{}\r\n", error.0)).into_response()
+    })
+}
+
+async fn connect(engine: &whelk_engine::Engine, version: ApiVersion, id: &str, params: &Params, request: Request) -> ApiResult {
     let keys = detach_keys(params.text("detachKeys"))?;
     let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
     let wanted = AttachRequest { stdin: params.flag("stdin"), stdout, stderr, detach_keys: keys };
     let prelude: hijack::Prelude = if params.flag("logs") {
-        let (tty, records) = engine.containers.logs(&id, LogsRequest { stdout, stderr, ..LogsRequest::default() }).await?;
+        let (tty, records) = engine.containers.logs(id, LogsRequest { stdout, stderr, ..LogsRequest::default() }).await?;
         Some(Box::pin(encode_logs(records, tty, false, false)))
     } else {
         None
     };
+    let stream_type = |tty: bool| if tty { compat::RAW_STREAM } else { compat::multiplexed_type(version) };
     if !params.flag("stream") {
-        let tty = engine.containers.find(&id)?.record().config.tty;
-        return Ok(hijack::connect(request, !tty, async { Source { prelude, stream: None } }, async {}));
+        let tty = engine.containers.find(id)?.record().config.tty;
+        return Ok(hijack::connect(request, stream_type(tty), async { Source { prelude, stream: None } }, async {}));
     }
-    let attached = engine.containers.attach(&id, wanted).await?;
-    Ok(hijack::connect(request, !attached.tty, async { Source { prelude, stream: Some(attached.stream) } }, async {}))
+    let attached = engine.containers.attach(id, wanted).await?;
+    Ok(hijack::connect(request, stream_type(attached.tty), async { Source { prelude, stream: Some(attached.stream) } }, async {}))
 }
 
-pub(super) async fn logs(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn logs(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
     // "all", and what is no number, mean all of them.
     let tail = params.text("tail").parse::<u64>().ok();
     let request = LogsRequest {
@@ -185,7 +233,7 @@ pub(super) async fn logs(State(engine): App, Path(id): Path<String>, params: Par
     };
     let (tty, records) = engine.containers.logs(&id, request).await?;
     let body = encode_logs(records, tty, params.flag("timestamps"), params.flag("details"));
-    let content_type = if tty { "application/vnd.docker.raw-stream" } else { "application/vnd.docker.multiplexed-stream" };
+    let content_type = if tty { compat::RAW_STREAM } else { compat::multiplexed_type(version) };
     Ok(([(header::CONTENT_TYPE, content_type)], Body::from_stream(body)).into_response())
 }
 
@@ -238,8 +286,13 @@ pub(super) async fn inspect_linked(
     inspect(engine, version, Path(format!("{linker}/{alias}")), params).await
 }
 
-pub(super) async fn logs_linked(engine: App, Path((linker, alias)): Path<(String, String)>, params: Params) -> ApiResult {
-    logs(engine, Path(format!("{linker}/{alias}")), params).await
+pub(super) async fn logs_linked(
+    engine: App,
+    version: Extension<ApiVersion>,
+    Path((linker, alias)): Path<(String, String)>,
+    params: Params,
+) -> ApiResult {
+    logs(engine, version, Path(format!("{linker}/{alias}")), params).await
 }
 
 pub(super) async fn delete_linked(engine: App, Path((linker, alias)): Path<(String, String)>, params: Params) -> ApiResult {

@@ -1,50 +1,65 @@
 //! `/containers/{id}/exec` and `/exec/…`
 
 use axum::body::Bytes;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use http_body_util::BodyExt;
 use serde::Deserialize;
-use serde_json::json;
 use whelk_engine::containers::{ExecConfig, ExecStart};
 use whelk_shim::protocol::output_header;
 
 use super::{App, json as json_response, ok};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{LARGEST_BODY, Params, detach_keys, json, json_or_default};
+use crate::extract::{Json, Params, RequestBody, detach_keys, json};
 use crate::hijack::{self, Source};
-use crate::wire;
+use crate::version::ApiVersion;
+use crate::{compat, wire};
 
-pub(super) async fn create(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
-    let config: ExecConfig = json(&body)?;
+impl RequestBody for ExecConfig {
+    const GO_TYPE: &'static str = "container.ExecOptions";
+}
+
+pub(super) async fn create(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    Json(mut config): Json<ExecConfig>,
+) -> ApiResult {
+    if config.cmd.as_ref().is_none_or(Vec::is_empty) {
+        return Err(ApiError::invalid("No exec command specified"));
+    }
+    compat::upgrade_exec(version, &mut config);
     detach_keys(&config.detach_keys).map_err(|_| ApiError::invalid(format!("Invalid escape keys ({}) provided", config.detach_keys)))?;
     let id = engine.containers.exec_create(&id, config).await?;
-    Ok(json_response(StatusCode::CREATED, &json!({"Id": id})))
+    Ok(json_response(StatusCode::CREATED, &serde_json::json!({"Id": id})))
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct StartBody {
+struct ExecStartBody {
     detach: bool,
     tty: bool,
     console_size: Option<[u16; 2]>,
 }
 
+impl RequestBody for ExecStartBody {
+    const GO_TYPE: &'static str = "container.ExecStartOptions";
+}
+
 /// Starts an exec. One that cannot run tells so in its own stream, and by its exit code: the answer's head is out by
 /// then, as far as clients are concerned.
-pub(super) async fn start(State(engine): App, Path(id): Path<String>, request: Request) -> ApiResult {
+pub(super) async fn start(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    request: Request,
+) -> ApiResult {
     let (parts, body) = request.into_parts();
-    let body = http_body_util::Limited::new(body, LARGEST_BODY)
-        .collect()
-        .await
-        .map_err(|error| ApiError::invalid(format!("read body: {error}")))?
-        .to_bytes();
-    let start: StartBody = json_or_default(&body)?;
+    let start: ExecStartBody = json(&parts.headers, body).await?;
     let keys = detach_keys(&engine.containers.exec(&id)?.config.detach_keys)?;
     let exec = engine.containers.exec_claim(&id)?;
     let request = Request::from_parts(parts, axum::body::Body::empty());
-    let StartBody { detach, tty, console_size } = start;
+    let ExecStartBody { detach, tty, console_size } = start;
     let start = ExecStart { detach, tty, console_size, detach_keys: keys };
     if detach {
         engine.containers.exec_start(&exec, start).await?;
@@ -63,11 +78,13 @@ pub(super) async fn start(State(engine): App, Path(id): Path<String>, request: R
             }
         }
     };
-    Ok(hijack::connect(request, !tty, source, async move { exec.ended().await }))
+    let stream_type = if tty { compat::RAW_STREAM } else { compat::multiplexed_type(version) };
+    Ok(hijack::connect(request, stream_type, source, async move { exec.ended().await }))
 }
 
 pub(super) async fn resize(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
-    engine.containers.exec_resize(&id, params.number("h")?.unwrap_or(0), params.number("w")?.unwrap_or(0)).await?;
+    let (height, width) = params.terminal_size()?;
+    engine.containers.exec_resize(&id, height, width).await?;
     Ok(StatusCode::OK.into_response())
 }
 

@@ -18,7 +18,7 @@ use super::{App, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
 use crate::version::ApiVersion;
-use crate::{stream, wire};
+use crate::{compat, stream, wire};
 
 pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
     let mut filters = params.filters(FILTERS)?;
@@ -35,7 +35,9 @@ pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVe
         .map(|listed| {
             let id = &listed.image.id;
             let shared = shared.as_ref().map(|shared| shared.get(id).copied().unwrap_or(0));
-            wire::image_summary(listed, users.get(id.as_str()).copied().unwrap_or(0), shared, version)
+            let mut summary = wire::image_summary(listed, users.get(id.as_str()).copied().unwrap_or(0), shared);
+            compat::downgrade_listed_image(version, &mut summary);
+            summary
         })
         .collect();
     Ok(ok(&summaries))
@@ -213,7 +215,9 @@ pub(super) async fn get_by_name(
                 return Err(ApiError::invalid("conflicting options: manifests and platform options cannot both be set"));
             }
             let image = engine.images.find_for(name, platform.as_ref())?;
-            Ok(ok(&wire::image(&image, &engine.images.names_of(&image.id), version)))
+            let mut shown = wire::image(&image, &engine.images.names_of(&image.id));
+            compat::downgrade_image(version, &mut shown);
+            Ok(ok(&shown))
         }
         Some((name, "history")) => {
             let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
@@ -227,6 +231,10 @@ pub(super) async fn get_by_name(
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(Error::from)?;
             Ok(ok(&wire::history(&image, &engine.images.names_of(&image.id), &sizes)))
+        }
+        Some((name, "attestations")) => {
+            engine.images.find(name)?;
+            Err(Error::Unsupported("attestations of images: not available in this version of whelk".into()).into())
         }
         Some((name, "get")) => {
             let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;

@@ -1,46 +1,145 @@
-//! What Docker's API has and this engine does not: refused by name.
+//! What Docker's API has and this engine does not: refused by name, or answered as Docker does where it has none of it.
 
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::response::Response;
-use whelk_engine::Error;
+use axum::routing::{any, delete, get, post};
+use serde_json::json;
+use whelk_engine::{Engine, Error};
 
-use crate::error::ApiResult;
+use super::{App, not_found, ok};
+use crate::error::{ApiResult, message};
+
+pub(super) fn routes() -> Router<Arc<Engine>> {
+    Router::new()
+        .route("/containers/{id}/archive", any(archive))
+        .route("/containers/{id}/changes", get(changes))
+        .route("/containers/{id}/stats", get(stats))
+        .route("/containers/{id}/attach/ws", get(websocket))
+        .route("/containers/{id}/checkpoints", get(checkpoints).post(checkpoints))
+        .route("/containers/{id}/checkpoints/{checkpoint}", delete(checkpoints))
+        .route("/commit", post(commit))
+        .route("/build", post(build))
+        .route("/build/cancel", post(build))
+        .route("/session", post(build))
+        .route("/grpc", post(build))
+        .route("/images/search", get(search))
+        .route("/distribution/{*rest}", get(distribution))
+        .route("/auth", post(login))
+        .route("/plugins", get(plugins))
+        .route("/plugins/privileges", get(plugin_install))
+        .route("/plugins/pull", post(plugin_install))
+        .route("/plugins/create", post(plugin_install))
+        .route("/plugins/{*rest}", any(plugin))
+        .merge(swarm_routes())
+}
+
+/// What needs a swarm. Clients ask whether there is one.
+fn swarm_routes() -> Router<Arc<Engine>> {
+    let mut routes = Router::new()
+        .route("/swarm", get(no_swarm))
+        .route("/swarm/init", post(swarm))
+        .route("/swarm/join", post(swarm))
+        .route("/swarm/leave", post(no_swarm_to_leave))
+        .route("/swarm/update", post(no_swarm))
+        .route("/swarm/unlockkey", get(no_swarm))
+        .route("/swarm/unlock", post(no_swarm));
+    for kind in ["nodes", "services", "tasks", "secrets", "configs"] {
+        routes = routes.route(&format!("/{kind}"), get(no_swarm)).route(&format!("/{kind}/{{id}}"), get(no_swarm).delete(no_swarm));
+    }
+    for kind in ["services", "secrets", "configs"] {
+        routes = routes.route(&format!("/{kind}/create"), post(no_swarm));
+    }
+    for kind in ["nodes", "services", "secrets", "configs"] {
+        routes = routes.route(&format!("/{kind}/{{id}}/update"), post(no_swarm));
+    }
+    routes.route("/services/{id}/logs", get(no_swarm)).route("/tasks/{id}/logs", get(no_swarm))
+}
 
 fn missing(what: &str) -> ApiResult<Response> {
     Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into())
 }
 
-pub(super) async fn archive() -> ApiResult {
-    missing("copying files to and from containers")
+/// The same for a container, which has to be there.
+fn missing_for(engine: &Engine, container: &str, what: &str) -> ApiResult {
+    engine.containers.find(container)?;
+    missing(what)
 }
 
-pub(super) async fn changes() -> ApiResult {
-    missing("listing what a container has changed")
+async fn archive(State(engine): App, Path(id): Path<String>) -> ApiResult {
+    missing_for(&engine, &id, "copying files to and from containers")
 }
 
-pub(super) async fn stats() -> ApiResult {
-    missing("statistics")
+async fn changes(State(engine): App, Path(id): Path<String>) -> ApiResult {
+    missing_for(&engine, &id, "listing what a container has changed")
 }
 
-pub(super) async fn websocket() -> ApiResult {
-    missing("attaching over WebSocket")
+async fn stats(State(engine): App, Path(id): Path<String>) -> ApiResult {
+    missing_for(&engine, &id, "statistics")
 }
 
-pub(super) async fn commit() -> ApiResult {
-    missing("making images of containers")
+async fn websocket(State(engine): App, Path(id): Path<String>) -> ApiResult {
+    missing_for(&engine, &id, "attaching over WebSocket")
 }
 
-pub(super) async fn build() -> ApiResult {
+async fn checkpoints() -> ApiResult {
+    missing("checkpoints")
+}
+
+async fn commit(State(engine): App, params: crate::extract::Params) -> ApiResult {
+    missing_for(&engine, params.text("container"), "making images of containers")
+}
+
+async fn build() -> ApiResult {
     missing("building images")
 }
 
-pub(super) async fn search() -> ApiResult {
+async fn search() -> ApiResult {
     missing("searching registries")
 }
 
-pub(super) async fn login() -> ApiResult {
+async fn distribution() -> ApiResult {
+    missing("asking registries about images")
+}
+
+async fn login() -> ApiResult {
     missing("registries")
 }
 
-pub(super) async fn plugins() -> ApiResult {
-    missing("plugins")
+/// None are managed by the engine; those that it talks to manage themselves.
+async fn plugins() -> Response {
+    ok(&json!([]))
+}
+
+async fn plugin_install() -> ApiResult {
+    missing("installing plugins")
+}
+
+async fn plugin(Path(rest): Path<String>, method: axum::http::Method) -> Response {
+    let (name, operation) = rest.rsplit_once('/').unwrap_or((&rest, ""));
+    let known = match method.as_str() {
+        "GET" => operation == "json",
+        "POST" => matches!(operation, "enable" | "disable" | "upgrade" | "push" | "set"),
+        "DELETE" => true,
+        _ => false,
+    };
+    let name = if method == axum::http::Method::DELETE { rest.as_str() } else { name };
+    if known { message(StatusCode::NOT_FOUND, &format!("plugin {name:?} not found")) } else { not_found().await }
+}
+
+async fn swarm() -> ApiResult {
+    missing("swarm mode")
+}
+
+async fn no_swarm() -> Response {
+    let text =
+        "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
+    message(StatusCode::SERVICE_UNAVAILABLE, text)
+}
+
+async fn no_swarm_to_leave() -> Response {
+    message(StatusCode::SERVICE_UNAVAILABLE, "This node is not part of a swarm")
 }

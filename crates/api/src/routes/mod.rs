@@ -10,12 +10,12 @@ mod volumes;
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::from_fn;
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, delete, get, post};
-use axum::{Router, middleware};
+use axum::routing::{delete, get, post};
 use whelk_engine::Engine;
 
 use crate::error::message;
@@ -78,27 +78,12 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/volumes/{name}/snapshot", post(volumes::snapshot))
         .route("/volumes/{name}", get(volumes::inspect).delete(volumes::delete).put(volumes::update))
         .route("/system/df", get(system::disk_usage))
-        .route("/containers/{id}/archive", any(missing::archive))
-        .route("/containers/{id}/changes", any(missing::changes))
-        .route("/containers/{id}/stats", any(missing::stats))
-        .route("/containers/{id}/attach/ws", any(missing::websocket))
-        .route("/commit", any(missing::commit))
-        .route("/build", any(missing::build))
         .route("/build/prune", post(images::prune_builds))
-        .route("/images/search", any(missing::search))
-        .route("/auth", any(missing::login))
-        .route("/plugins", any(missing::plugins))
-        .route("/swarm/leave", post(system::no_swarm_to_leave))
-        .route("/swarm", get(system::no_swarm))
-        .route("/nodes", get(system::no_swarm))
-        .route("/services", get(system::no_swarm))
-        .route("/tasks", get(system::no_swarm))
-        .route("/secrets", get(system::no_swarm))
-        .route("/configs", get(system::no_swarm))
+        .merge(missing::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
-        .layer(middleware::from_fn(check_content_type))
+        .layer(from_fn(refuse_head))
         .with_state(engine);
     Router::new().fallback_service(routes).layer(from_fn(version::negotiate))
 }
@@ -107,21 +92,13 @@ async fn not_found() -> Response {
     message(StatusCode::NOT_FOUND, "page not found")
 }
 
-/// A body that is not JSON where JSON is expected is a mistake of the client that is better named than guessed at.
-async fn check_content_type(request: Request, next: middleware::Next) -> Response {
+/// Docker answers HEAD only where the API has it, unlike axum, which answers it wherever GET is.
+async fn refuse_head(request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let takes_archive =
-        matches!(path, "/images/load" | "/images/create" | "/build") || path.starts_with("/volumes/") && path.ends_with("/import");
-    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let empty = request.headers().get(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
-    if takes_archive
-        || content_type.is_empty()
-        || empty
-        || content_type.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
-    {
-        return next.run(request).await;
+    if request.method() == Method::HEAD && path != "/_ping" && !path.ends_with("/archive") {
+        return not_found().await;
     }
-    message(StatusCode::BAD_REQUEST, &format!("unsupported Content-Type header ({content_type}): must be 'application/json'"))
+    next.run(request).await
 }
 
 /// Carries out work that blocks where it may.

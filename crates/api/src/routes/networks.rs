@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use axum::body::Bytes;
 use axum::extract::{Extension, Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
@@ -13,22 +12,18 @@ use whelk_engine::networks::model::Ipam;
 use whelk_engine::networks::{ConnectRequest, CreateNetwork, Endpoint, NETWORK_FILTERS};
 
 use super::{App, blocking, json as json_response, no_content, ok};
-use crate::error::ApiResult;
-use crate::extract::{Params, json as read_json};
+use crate::error::{ApiError, ApiResult};
+use crate::extract::{Json, Params, RequestBody};
 use crate::version::ApiVersion;
-use crate::wire;
+use crate::{compat, wire};
 
 pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
     let found = engine.networks.list(&params.filters(NETWORK_FILTERS)?)?;
     let shown: Vec<Value> = found
         .iter()
-        // Lists have no containers since 1.28.
         .map(|record| {
-            if version < ApiVersion(1, 28) {
-                wire::network(record, &engine.networks.members(&record.id))
-            } else {
-                wire::network(record, &BTreeMap::new())
-            }
+            let members = if compat::network_list_has_containers(version) { engine.networks.members(&record.id) } else { BTreeMap::new() };
+            wire::network(record, &members)
         })
         .collect();
     Ok(ok(&shown))
@@ -44,7 +39,7 @@ pub(super) async fn inspect(State(engine): App, Path(id): Path<String>, params: 
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct CreateBody {
+pub(super) struct NetworkBody {
     name: String,
     driver: String,
     scope: String,
@@ -63,8 +58,11 @@ struct CreateBody {
     labels: BTreeMap<String, String>,
 }
 
-pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, body: Bytes) -> ApiResult {
-    let body: CreateBody = read_json(&body)?;
+impl RequestBody for NetworkBody {
+    const GO_TYPE: &'static str = "network.CreateRequest";
+}
+
+pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, Json(body): Json<NetworkBody>) -> ApiResult {
     let from = body.config_from.as_ref().is_some_and(|from| from["Network"].as_str().is_some_and(|name| !name.is_empty()));
     for (asked, what) in [
         (body.ingress, "ingress networks"),
@@ -75,12 +73,11 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
             return Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into());
         }
     }
-    // Clients before 1.47 send "false" where nobody said anything.
-    let enable_ipv6 = if version < ApiVersion(1, 47) { body.enable_ipv6.filter(|enabled| *enabled) } else { body.enable_ipv6 };
+    let (enable_ipv4, enable_ipv6) = compat::upgrade_address_kinds(version, body.enable_ipv4, body.enable_ipv6);
     let request = CreateNetwork {
         name: body.name,
         driver: body.driver,
-        enable_ipv4: body.enable_ipv4,
+        enable_ipv4,
         enable_ipv6,
         ipam: body.ipam,
         internal: body.internal,
@@ -102,21 +99,39 @@ pub(super) async fn delete(State(engine): App, Path(id): Path<String>) -> ApiRes
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct ConnectBody {
+pub(super) struct ConnectBody {
     container: String,
     endpoint_config: Endpoint,
+}
+
+impl RequestBody for ConnectBody {
+    const GO_TYPE: &'static str = "network.ConnectOptions";
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct DisconnectBody {
+    container: String,
     force: bool,
 }
 
-pub(super) async fn connect(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
-    let body: ConnectBody = read_json(&body)?;
+impl RequestBody for DisconnectBody {
+    const GO_TYPE: &'static str = "network.DisconnectOptions";
+}
+
+fn check_named(container: &str) -> ApiResult<()> {
+    if container.is_empty() { Err(ApiError::invalid(format!("invalid name or ID supplied: {container:?}"))) } else { Ok(()) }
+}
+
+pub(super) async fn connect(State(engine): App, Path(id): Path<String>, Json(body): Json<ConnectBody>) -> ApiResult {
+    check_named(&body.container)?;
     let request = ConnectRequest { container: body.container, endpoint: body.endpoint_config };
     engine.containers.connect(&id, request).await?;
     Ok(StatusCode::OK.into_response())
 }
 
-pub(super) async fn disconnect(State(engine): App, Path(id): Path<String>, body: Bytes) -> ApiResult {
-    let body: ConnectBody = read_json(&body)?;
+pub(super) async fn disconnect(State(engine): App, Path(id): Path<String>, Json(body): Json<DisconnectBody>) -> ApiResult {
+    check_named(&body.container)?;
     match engine.containers.disconnect(&id, &body.container, body.force).await {
         // Force is for places of containers that are gone. Here they go with their containers.
         Err(Error::NotFound(_)) if body.force && engine.containers.find(&body.container).is_err() => {

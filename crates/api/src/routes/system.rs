@@ -2,21 +2,21 @@
 
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use whelk_engine::Error;
 use whelk_engine::containers::ListRequest;
 use whelk_engine::events::{Event, now};
 use whelk_engine::filters::Filters;
-use whelk_engine::system::VERSION;
+use whelk_engine::system::{RUNTIME_SPEC, VERSION};
 use whelk_engine::volumes::LOCAL;
 
 use super::{App, blocking, ok};
 use crate::error::ApiResult;
 use crate::extract::Params;
 use crate::version::ApiVersion;
-use crate::{NEWEST, OLDEST, stream, wire};
+use crate::{NEWEST, OLDEST, compat, stream, wire};
 
 pub(super) async fn ping() -> Response {
     let headers = [
@@ -33,23 +33,14 @@ pub(super) async fn version(State(engine): App) -> Response {
     let api = format!("{}.{}", NEWEST.0, NEWEST.1);
     let least = format!("{}.{}", OLDEST.0, OLDEST.1);
     let arch = if info.architecture == "aarch64" { "arm64" } else { "amd64" };
+    // One program in three roles. Docker's clients print what other components there are.
+    let part = |name: &str, details: Value| json!({"Name": name, "Version": VERSION, "Details": details});
     let details = json!({"ApiVersion": api, "Arch": arch, "BuildTime": "", "Experimental": "false", "GitCommit": "", "GoVersion": "", "KernelVersion": info.kernel, "MinAPIVersion": least, "Os": "linux"});
     ok(&json!({
         "Platform": {"Name": "Whelk"},
-        "Components": [{"Name": "Engine", "Version": VERSION, "Details": details}],
+        "Components": [part("Engine", details), part("whelk-oci", json!({"GitCommit": "", "RuntimeSpec": RUNTIME_SPEC})), part("whelk-init", json!({"GitCommit": ""}))],
         "Version": VERSION, "ApiVersion": api, "MinAPIVersion": least, "GitCommit": "", "GoVersion": "", "Os": "linux", "Arch": arch, "KernelVersion": info.kernel, "BuildTime": "",
     }))
-}
-
-/// What Docker answers where there is no swarm, as there is none here: clients ask whether there is.
-pub(super) async fn no_swarm() -> Response {
-    let text =
-        "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
-    super::message(StatusCode::SERVICE_UNAVAILABLE, text)
-}
-
-pub(super) async fn no_swarm_to_leave() -> Response {
-    super::message(StatusCode::SERVICE_UNAVAILABLE, "This node is not part of a swarm")
 }
 
 /// What takes how much on disk; `type` names what to look at.
@@ -68,7 +59,8 @@ pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension
         let shown = images.iter().map(|listed| {
             let id = &listed.image.id;
             let users = users.get(id.as_str()).copied().unwrap_or(0);
-            let mut summary = wire::image_summary(listed, users, Some(shared.get(id).copied().unwrap_or(0)), version);
+            let mut summary = wire::image_summary(listed, users, Some(shared.get(id).copied().unwrap_or(0)));
+            compat::downgrade_listed_image(version, &mut summary);
             summary["Containers"] = json!(users);
             summary
         });
@@ -77,7 +69,12 @@ pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension
     }
     if wanted("container") {
         let now = now();
-        usage["Containers"] = containers.iter().map(|container| wire::listed(container, now)).collect();
+        let shown = containers.iter().map(|container| {
+            let mut shown = wire::listed(container, now);
+            compat::downgrade_listed_container(version, &mut shown);
+            shown
+        });
+        usage["Containers"] = shown.collect();
     }
     if wanted("volume") {
         let volumes = engine.volumes.clone();
@@ -102,8 +99,9 @@ pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension
     Ok(ok(&usage))
 }
 
-pub(super) async fn info(State(engine): App) -> Response {
-    let info = engine.info();
+pub(super) async fn info(State(engine): App, Extension(version): Extension<ApiVersion>) -> ApiResult {
+    let about = engine.clone();
+    let info = blocking(move || Ok(about.info())).await?;
     let v1 = info.cgroup_version == 1;
     let mut security = vec!["name=seccomp,profile=builtin"];
     if info.apparmor {
@@ -112,7 +110,7 @@ pub(super) async fn info(State(engine): App) -> Response {
     if !v1 {
         security.push("name=cgroupns");
     }
-    ok(&json!({
+    let mut shown = json!({
         "ID": info.id,
         "Containers": info.running + info.paused + info.stopped,
         "ContainersRunning": info.running, "ContainersPaused": info.paused, "ContainersStopped": info.stopped,
@@ -121,19 +119,28 @@ pub(super) async fn info(State(engine): App) -> Response {
         "DriverStatus": [["Backing Filesystem", info.backing_file_system], ["Supports d_type", "true"]],
         "Plugins": {"Volume": engine.volumes.drivers(), "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "PidsLimit": true,
-        "IPv4Forwarding": true, "Debug": false, "NFd": info.open_files, "OomKillDisable": v1, "NGoroutines": 0,
+        "IPv4Forwarding": info.ipv4_forwarding, "Debug": engine.instance.debug, "NFd": info.open_files, "OomKillDisable": v1, "NGoroutines": 0,
         "SystemTime": wire::time(now()),
         "LoggingDriver": engine.instance.default_log.kind, "CgroupDriver": "cgroupfs", "CgroupVersion": info.cgroup_version.to_string(), "NEventsListener": info.event_listeners,
         "KernelVersion": info.kernel, "OperatingSystem": info.operating_system, "OSVersion": info.os_version, "OSType": "linux", "Architecture": info.architecture,
-        "IndexServerAddress": "", "RegistryConfig": null,
+        "IndexServerAddress": "https://index.docker.io/v1/",
+        "RegistryConfig": {
+            "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
+            "IndexConfigs": {"docker.io": {"Name": "docker.io", "Mirrors": [], "Secure": true, "Official": true}},
+            "Mirrors": null,
+        },
         "NCPU": info.cpus, "MemTotal": info.memory, "GenericResources": null, "DockerRootDir": info.root,
         "HttpProxy": "", "HttpsProxy": "", "NoProxy": "", "Name": info.name, "Labels": [], "ExperimentalBuild": false, "ServerVersion": VERSION,
-        "Runtimes": {"runc": {"path": "whelk"}}, "DefaultRuntime": "runc",
+        "Runtimes": {"io.containerd.runc.v2": {"path": "whelk"}, "runc": {"path": "whelk"}}, "DefaultRuntime": "runc",
         "Swarm": {"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "", "RemoteManagers": null},
         "LiveRestoreEnabled": true, "Isolation": "", "InitBinary": "whelk",
         "ContainerdCommit": {"ID": ""}, "RuncCommit": {"ID": ""}, "InitCommit": {"ID": ""},
+        "FirewallBackend": {"Driver": "nftables"},
+        // No directory means that devices of the Container Device Interface are not available.
         "SecurityOptions": security, "Warnings": null, "CDISpecDirs": [],
-    }))
+    });
+    compat::downgrade_info(version, info.bridge_filter, &mut shown);
+    Ok(ok(&shown))
 }
 
 /// Streams events as lines of JSON: the past ones asked for, then those to come, until the end asked for.

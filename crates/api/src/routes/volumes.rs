@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use whelk_engine::containers::CopyVolume;
@@ -13,10 +13,10 @@ use whelk_engine::volumes::{CreateVolume, FILTERS, PRUNE_FILTERS};
 use whelk_engine::{Engine, Error};
 
 use super::{App, blocking, json as json_response, no_content, ok};
-use crate::error::{ApiError, ApiResult};
-use crate::extract::{Params, json as read_json};
+use crate::error::{ApiError, ApiResult, message};
+use crate::extract::{Json, Params, RequestBody};
 use crate::version::ApiVersion;
-use crate::{stream, wire};
+use crate::{compat, stream, wire};
 
 pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
     let filters = params.filters(FILTERS)?;
@@ -33,7 +33,7 @@ pub(super) async fn inspect(State(engine): App, Path(name): Path<String>) -> Api
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct CreateBody {
+pub(super) struct VolumeBody {
     name: String,
     driver: String,
     driver_opts: Option<BTreeMap<String, String>>,
@@ -41,8 +41,11 @@ struct CreateBody {
     cluster_volume_spec: Option<Value>,
 }
 
-pub(super) async fn create(State(engine): App, body: Bytes) -> ApiResult {
-    let body: CreateBody = read_json(&body)?;
+impl RequestBody for VolumeBody {
+    const GO_TYPE: &'static str = "volume.CreateOptions";
+}
+
+pub(super) async fn create(State(engine): App, Json(body): Json<VolumeBody>) -> ApiResult {
     if body.cluster_volume_spec.is_some() {
         return Err(Error::Unsupported("cluster volumes: not available in this version of whelk".into()).into());
     }
@@ -80,25 +83,29 @@ pub(super) async fn import(State(engine): App, Path(name): Path<String>, body: B
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
-struct CopyBody {
+pub(super) struct CopyBody {
     name: String,
     labels: BTreeMap<String, String>,
     /// Let the containers that use it stand still meanwhile.
     pause: bool,
 }
 
+impl RequestBody for CopyBody {
+    const GO_TYPE: &'static str = "volume.CopyOptions";
+}
+
 /// Beyond Docker's API: a new volume with another's content.
-pub(super) async fn copy(State(engine): App, Path(source): Path<String>, body: Bytes) -> ApiResult {
-    make_copy(&engine, source, &body, false).await
+pub(super) async fn copy(State(engine): App, Path(source): Path<String>, Json(body): Json<CopyBody>) -> ApiResult {
+    make_copy(&engine, source, body, false).await
 }
 
 /// Beyond Docker's API: a volume's state at this time, to be read only.
-pub(super) async fn snapshot(State(engine): App, Path(source): Path<String>, body: Bytes) -> ApiResult {
-    make_copy(&engine, source, &body, true).await
+pub(super) async fn snapshot(State(engine): App, Path(source): Path<String>, Json(body): Json<CopyBody>) -> ApiResult {
+    make_copy(&engine, source, body, true).await
 }
 
-async fn make_copy(engine: &Engine, source: String, body: &Bytes, snapshot: bool) -> ApiResult {
-    let CopyBody { name, labels, pause } = read_json(body)?;
+async fn make_copy(engine: &Engine, source: String, body: CopyBody, snapshot: bool) -> ApiResult {
+    let CopyBody { name, labels, pause } = body;
     if name.is_empty() {
         return Err(ApiError::invalid("the new volume needs a name"));
     }
@@ -109,16 +116,14 @@ async fn make_copy(engine: &Engine, source: String, body: &Bytes, snapshot: bool
 }
 
 /// Only cluster volumes can be changed.
-pub(super) async fn update(State(engine): App, Path(name): Path<String>) -> ApiResult {
-    engine.volumes.find(&name)?;
-    Err(Error::Unsupported("volume update: only cluster volumes can be updated, which are not available in this version of whelk".into())
-        .into())
+pub(super) async fn update() -> Response {
+    let text = "volume update only valid for cluster volumes, but swarm is unavailable";
+    message(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 pub(super) async fn prune(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
     let filters = params.filters(PRUNE_FILTERS)?;
-    // All of them until 1.41; since then only those without a name, unless it is asked for.
-    let all = filters.flag("all")?.unwrap_or(version < ApiVersion(1, 42));
+    let all = filters.flag("all")?.unwrap_or(compat::prune_takes_named_volumes(version));
     let volumes = engine.volumes.clone();
     let (removed, reclaimed) = blocking(move || volumes.prune(&filters, all)).await?;
     Ok(ok(&json!({"VolumesDeleted": removed, "SpaceReclaimed": reclaimed})))

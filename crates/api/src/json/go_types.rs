@@ -1,0 +1,69 @@
+//! The Go types of fields, as Docker's errors name them, where the Rust type does not tell.
+
+/// The type of a struct's field. `structure` is the name that serde knows the struct by.
+pub(super) fn of_field(structure: &str, field: &str) -> Option<&'static str> {
+    Some(match (structure, field) {
+        ("Config", "ExposedPorts") => "nat.PortSet",
+        ("Config", "Volumes") => "map[string]struct {}",
+        ("Config", "Healthcheck") => "v1.HealthcheckConfig",
+        ("Config", "StopTimeout") | ("RestartPolicy", "MaximumRetryCount") | ("HostConfig", "OomScoreAdj") => "int",
+        ("Endpoint", "GwPriority" | "IPPrefixLen" | "GlobalIPv6PrefixLen") => "int",
+        ("HostConfig", field) => return of_host_config(field),
+        ("RestartPolicy", "Name") => "container.RestartPolicyMode",
+        ("UpdateRequest", "RestartPolicy") => "container.RestartPolicy",
+        ("Mount", "Type") => "mount.Type",
+        ("Mount", "Consistency") => "mount.Consistency",
+        ("Mount", "BindOptions") => "mount.BindOptions",
+        ("Mount", "VolumeOptions") => "mount.VolumeOptions",
+        ("Mount", "ImageOptions") => "mount.ImageOptions",
+        ("Mount", "TmpfsOptions") => "mount.TmpfsOptions",
+        ("BindOptions", "Propagation") => "mount.Propagation",
+        ("VolumeOptions", "DriverConfig") => "mount.Driver",
+        ("TmpfsOptions", "Mode") => "fs.FileMode",
+        ("TmpfsOptions", "Options") => "[][]string",
+        ("Endpoint", "IPAMConfig") => "network.EndpointIPAMConfig",
+        ("ConnectBody", "EndpointConfig") => "network.EndpointSettings",
+        ("Ipam", "Config") => "[]network.IPAMConfig",
+        ("NetworkingConfig", "EndpointsConfig") => "map[string]*network.EndpointSettings",
+        ("NetworkBody", "IPAM") => "network.IPAM",
+        ("NetworkBody", "ConfigFrom") => "network.ConfigReference",
+        ("VolumeBody", "ClusterVolumeSpec") => "volume.ClusterVolumeSpec",
+        ("ExecConfig" | "ExecStartBody", "ConsoleSize") => "[2]uint",
+        _ => return None,
+    })
+}
+
+fn of_host_config(field: &str) -> Option<&'static str> {
+    Some(match field {
+        "LogConfig" => "container.LogConfig",
+        "NetworkMode" => "container.NetworkMode",
+        "PortBindings" => "nat.PortMap",
+        "RestartPolicy" => "container.RestartPolicy",
+        "ConsoleSize" => "[2]uint",
+        "CgroupnsMode" => "container.CgroupnsMode",
+        "IpcMode" => "container.IpcMode",
+        "Cgroup" => "container.CgroupSpec",
+        "PidMode" => "container.PidMode",
+        "UTSMode" => "container.UTSMode",
+        "UsernsMode" => "container.UsernsMode",
+        "Isolation" => "container.Isolation",
+        "BlkioWeightDevice" => "[]*blkiodev.WeightDevice",
+        "BlkioDeviceReadBps" | "BlkioDeviceWriteBps" | "BlkioDeviceReadIOps" | "BlkioDeviceWriteIOps" => "[]*blkiodev.ThrottleDevice",
+        "Devices" => "[]container.DeviceMapping",
+        "DeviceRequests" => "[]container.DeviceRequest",
+        "Ulimits" => "[]*container.Ulimit",
+        "Mounts" => "[]mount.Mount",
+        _ => return None,
+    })
+}
+
+/// The type of what a slice, an array or a map holds.
+pub(super) fn of_element(container: &'static str) -> Option<&'static str> {
+    let element = match container {
+        "nat.PortMap" => "[]nat.PortBinding",
+        "nat.PortSet" => "struct {}",
+        _ if container.starts_with("map") || container.starts_with('[') => container.split_once(']')?.1,
+        _ => return None,
+    };
+    Some(element.strip_prefix('*').unwrap_or(element))
+}
