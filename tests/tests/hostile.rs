@@ -305,11 +305,12 @@ while True:
             if os.path.exists('/proc/%s/root%s' % (pid, sys.argv[1])): print('ROOT', flush=True)
             for fd in os.listdir('/proc/%s/fd' % pid):
                 target = os.readlink('/proc/%s/fd/%s' % (pid, fd))
-                if target.startswith('/') and not target.startswith('/dev/') and target != '/': print('FD', target, flush=True)
+                if target.startswith((sys.argv[2], '/sys/fs/cgroup')): print('FD', target, flush=True)
         except OSError: pass
 ";
     let run = ["run", "-d", "--name", "watch", "--network", "none", "--cap-add", "SYS_PTRACE", "python", "python3", "-c", watch];
-    engine.docker(&[&run[..], &[&mark.display().to_string()]].concat()).ok();
+    let places = [mark.display().to_string(), engine.root().parent().unwrap().display().to_string()];
+    engine.docker(&[&run[..], &[&places[0], &places[1]]].concat()).ok();
     engine.await_log("watch", "ready");
     for program in [Program::Docker, Program::Whelk] {
         for flags in [&[][..], &["-i"], &["-u", "nobody"]] {

@@ -404,7 +404,7 @@ fn ps(root: &Path, args: &Ps) -> Result<()> {
             println!("PID     COMMAND");
             for pid in pids {
                 let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                println!("{pid:<7} {}", String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " "));
+                println!("{pid:<7} {}", whelk_sys::text::command_line(command));
             }
         }
         other => return Err(Error::invalid(format!("unknown format {other:?}: table or json"))),

@@ -16,6 +16,7 @@ pub mod remove;
 pub mod seccomp;
 pub mod signal;
 mod step;
+pub mod text;
 
 pub use step::step;
 

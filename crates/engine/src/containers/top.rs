@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use whelk_shim::protocol::{Reply, Request};
 use whelk_sys::fs;
+use whelk_sys::text::{command_line, printable};
 
 use super::Containers;
 use crate::error::{Error, Result};
@@ -225,26 +226,6 @@ impl Info {
     }
 }
 
-/// The words of a process's `cmdline` on one line.
-fn command_line(mut words: Vec<u8>) -> String {
-    words.truncate(words.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1));
-    words.iter_mut().filter(|byte| matches!(byte, 0 | b'\n')).for_each(|byte| *byte = b' ');
-    printable(&words)
-}
-
-/// What a process calls itself, without what would be a command to the terminal it is shown on: `?` for each byte of that and
-/// of what is not UTF-8, as `ps` has it.
-fn printable(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for letter in chunk.valid().chars() {
-            if letter.is_control() { text.extend(std::iter::repeat_n('?', letter.len_utf8())) } else { text.push(letter) }
-        }
-        text.extend(chunk.invalid().iter().map(|_| '?'));
-    }
-    text
-}
-
 fn clock(seconds: u64) -> String {
     let (days, hours, minutes, seconds) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     if days > 0 { format!("{days}-{hours:02}:{minutes:02}:{seconds:02}") } else { format!("{hours:02}:{minutes:02}:{seconds:02}") }
@@ -267,14 +248,6 @@ fn users() -> HashMap<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// As `docker top` shows the same process.
-    #[test]
-    fn names_are_no_commands_to_a_terminal() {
-        assert_eq!(command_line(b"sh\0-c\0x\x1b[31mb\tc\nd\xc3\xa9\xffe\x7f\0\0".to_vec()), "sh -c x?[31mb?c d\u{e9}?e?");
-        assert_eq!(printable(b"a\x1bb\nc\td\xc2\x85e\xe2\x80\xaef\xff"), "a?b?c?d??e\u{202e}f?");
-        assert_eq!(command_line(Vec::new()), "");
-    }
 
     fn titles(arguments: &str) -> String {
         columns(arguments)
