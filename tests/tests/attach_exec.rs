@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
 
 use std::fs;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -258,10 +259,13 @@ fn detach_keys_that_are_none_are_refused() {
 fn a_program_that_closes_its_input_loses_no_output() {
     Engine::start().both(|cli| {
         cli.up("up", &[], &["sleep", "600"]);
-        let endless = b"y\n".repeat(4 << 20);
-        for round in 0..8 {
-            let output = cli.feed(&["exec", "-i", "up", "sh", "-c", "exec 0</dev/null; sleep .1; seq 1 100000; exit 7"], &endless);
+        for round in 0..10 {
+            let mut running = cli.spawn(&["exec", "-i", "up", "sh", "-c", "exec 0</dev/null; sleep .3; seq 1 100000; exit 7"]);
+            let mut input = running.stdin.take().unwrap();
+            let writer = std::thread::spawn(move || while input.write_all(&b"y\n".repeat(4096)).is_ok() {});
+            let output = running.finish();
             assert_eq!((output.exits(7).lines().last(), output.err().as_str()), (Some("100000"), ""), "round {round}");
+            writer.join().unwrap();
         }
     });
 }

@@ -279,12 +279,13 @@ fn without_following_a_log_ends_where_it_was() {
         let flags = [driver, &["--log-opt", "max-size=1m", "--log-opt", "max-file=2"][..]].concat();
         cli.up("said", &flags, &["yes"]);
         cli.engine().await_log("said", "y\n");
-        for flags in [&["logs"][..], &["logs", "--tail", "3"]] {
-            let begin = std::time::Instant::now();
-            let said = cli.run(&[flags, &["said"]].concat()).ok();
-            assert!(said.lines().all(|line| line == "y") && begin.elapsed().as_secs() < 20, "{flags:?}: {:?}", begin.elapsed());
-            assert!(flags.len() == 1 || said.lines().count() == 3, "{flags:?}: {}", said.lines().count());
+        // The smallest records that two files of this size can hold.
+        let most = (2 << 20) / if driver.contains(&"local") { 15 } else { 60 };
+        for _ in 0..3 {
+            let count = cli.run(&["logs", "said"]).ok().lines().filter(|line| *line == "y").count();
+            assert!(count > 0 && count <= most, "{count} lines, {most} at most");
         }
+        assert_eq!(cli.run(&["logs", "--tail", "3", "said"]).ok(), "y\ny\ny");
     });
 }
 
