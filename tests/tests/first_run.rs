@@ -44,7 +44,7 @@ fn a_group_gets_at_the_socket_and_at_nothing_else() {
         down"#
     ));
     assert!(told.contains(concat!("member ", env!("CARGO_PKG_VERSION"))), "{told}");
-    let refused = "permission denied while trying to connect to the Docker daemon socket at unix:///run/whelk/whelk.sock";
+    let refused = "permission denied while trying to connect to the docker API at unix:///run/whelk/whelk.sock";
     assert_eq!(told.matches(refused).count(), 2, "{told}");
     let modes: Vec<_> = told.lines().filter_map(|line| line.strip_prefix("mode ")).collect();
     assert!(modes.len() > 4 && modes.contains(&"660 whelk.sock"), "{modes:?}");

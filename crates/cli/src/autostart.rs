@@ -4,7 +4,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, DEFAULT_SOCKET};
+use crate::client::Client;
+use crate::endpoint::DEFAULT_SOCKET;
 use crate::{Failure, Outcome};
 
 /// How long a new engine may take until it listens.
@@ -14,7 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
     match client.connect().await {
         Ok(_) => return Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Err(client.unreachable(&error).into()),
+        Err(error) if !matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+            return Err(Failure::new(client.unreachable(&error)));
+        }
         Err(_) => {}
     }
     if !rustix::process::geteuid().is_root() {

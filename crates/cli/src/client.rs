@@ -12,55 +12,12 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::{Failure, Outcome};
+use crate::endpoint::Host;
+use crate::{Failure, plain};
 
 /// The version of the API that this client speaks.
+pub(crate) const API_VERSION: &str = "1.51";
 const API: &str = "/v1.51";
-
-/// Where the engine is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Host {
-    Unix(String),
-    Tcp(String),
-}
-
-pub(crate) const DEFAULT_SOCKET: &str = "/run/whelk/whelk.sock";
-
-impl Host {
-    /// From `--host`, `WHELK_HOST` or `DOCKER_HOST`; says also whether it is the default.
-    pub(crate) fn choose(flag: Option<&str>) -> Outcome<(Self, bool)> {
-        let from_environment =
-            || ["WHELK_HOST", "DOCKER_HOST"].iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
-        match flag.map(str::to_owned).or_else(from_environment) {
-            None => Ok((Self::Unix(DEFAULT_SOCKET.into()), true)),
-            Some(text) => Self::parse(&text).map(|host| (host, false)),
-        }
-    }
-
-    fn parse(text: &str) -> Outcome<Self> {
-        if let Some(path) = text.strip_prefix("unix://") {
-            return Ok(Self::Unix(path.to_owned()));
-        }
-        if let Some(address) = text.strip_prefix("tcp://").or_else(|| text.strip_prefix("http://")) {
-            let address = address.trim_end_matches('/');
-            return Ok(Self::Tcp(if address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
-                address.to_owned()
-            } else {
-                format!("{address}:2375")
-            }));
-        }
-        Err(Failure::new(format!("unable to parse docker host {text:?}: use unix:///PATH or tcp://HOST:PORT")))
-    }
-}
-
-impl std::fmt::Display for Host {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix://{path}"),
-            Self::Tcp(address) => write!(f, "tcp://{address}"),
-        }
-    }
-}
 
 /// A connection of either kind.
 pub(crate) enum Connection {
@@ -124,6 +81,10 @@ pub(crate) type ApiResult<T> = Result<T, ApiError>;
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     host: Host,
+    /// The context that the host is from.
+    context: String,
+    /// Tell on standard error what is asked of the engine.
+    debug: bool,
 }
 
 pub(crate) fn no_body() -> Body {
@@ -131,8 +92,29 @@ pub(crate) fn no_body() -> Body {
 }
 
 impl Client {
-    pub(crate) fn new(host: Host) -> Self {
-        Self { host }
+    pub(crate) fn new(host: Host, context: String, debug: bool) -> Self {
+        Self { host, context, debug }
+    }
+
+    pub(crate) fn context(&self) -> &str {
+        &self.context
+    }
+
+    pub(crate) fn debug(&self) -> bool {
+        self.debug
+    }
+
+    /// How a connection failed, in Docker's words: without access nobody can say whether an engine listens.
+    pub(crate) fn unreachable(&self, error: &std::io::Error) -> String {
+        match error.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                format!("permission denied while trying to connect to the docker API at {}", self.host)
+            }
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+                format!("Cannot connect to the Docker daemon at {}. Is the docker daemon running?", self.host)
+            }
+            _ => format!("error during connect: {}: {}", self.host, plain(error)),
+        }
     }
 
     pub(crate) async fn connect(&self) -> std::io::Result<Connection> {
@@ -140,17 +122,6 @@ impl Client {
             Host::Unix(path) => UnixStream::connect(path).await.map(Connection::Unix),
             Host::Tcp(address) => TcpStream::connect(address).await.map(Connection::Tcp),
         }
-    }
-
-    /// The engine cannot be reached.
-    pub(crate) fn unreachable(&self, error: &std::io::Error) -> ApiError {
-        let message = if error.kind() == std::io::ErrorKind::PermissionDenied {
-            format!("permission denied while trying to connect to the Docker daemon socket at {}", self.host)
-        } else {
-            format!("Cannot connect to the Docker daemon at {}. Is the docker daemon running? ({error})", self.host)
-        };
-        // A status that the engine never sends marks errors on the way to it.
-        ApiError { status: StatusCode::MISDIRECTED_REQUEST, message }
     }
 
     /// Sends a request; answers above 399 are errors with the engine's message.
@@ -162,16 +133,20 @@ impl Client {
         body: Body,
     ) -> ApiResult<Response<hyper::body::Incoming>> {
         check_named(path)?;
-        let connection = self.connect().await.map_err(|error| self.unreachable(&error))?;
+        // A status that the engine never sends marks errors on the way to it.
+        let failed = |message: String| ApiError { status: StatusCode::MISDIRECTED_REQUEST, message };
+        if self.debug {
+            eprintln!("DEBU[0000] {method} {API}{path} at {}", self.host);
+        }
+        let connection = self.connect().await.map_err(|error| failed(self.unreachable(&error)))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(connection))
             .await
-            .map_err(|error| self.unreachable(&std::io::Error::other(error)))?;
+            .map_err(|error| failed(format!("error during connect: {}: {error}", self.host)))?;
         tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder().method(method).uri(format!("{API}{path}")).header("host", "whelk");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let failed = |message: String| ApiError { status: StatusCode::MISDIRECTED_REQUEST, message };
         let request = request.body(body).map_err(|error| failed(format!("the request cannot be sent: {error}")))?;
         let response = sender.send_request(request).await.map_err(|error| {
             // What a file that is being sent says of itself is not the engine's fault.
@@ -269,14 +244,6 @@ pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hosts() {
-        assert_eq!(Host::parse("unix:///x.sock").unwrap(), Host::Unix("/x.sock".into()));
-        assert_eq!(Host::parse("tcp://h:1").unwrap(), Host::Tcp("h:1".into()));
-        assert_eq!(Host::parse("tcp://h").unwrap(), Host::Tcp("h:2375".into()));
-        assert!(Host::parse("ftp://x").is_err());
-    }
 
     #[test]
     fn queries_are_escaped() {

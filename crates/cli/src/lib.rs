@@ -9,6 +9,8 @@
 mod autostart;
 mod client;
 mod commands;
+mod endpoint;
+mod flags;
 mod format;
 mod terminal;
 
@@ -56,6 +58,13 @@ impl From<anyhow::Error> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         // Whoever read our output has seen enough.
-        if error.kind() == std::io::ErrorKind::BrokenPipe { Self::with_code(0, "") } else { Self::new(error.to_string()) }
+        if error.kind() == std::io::ErrorKind::BrokenPipe { Self::with_code(0, "") } else { Self::new(plain(&error)) }
     }
+}
+
+/// An error of the system as Go words it.
+pub(crate) fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    text.chars().next().map_or_else(String::new, |first| first.to_lowercase().chain(text.chars().skip(1)).collect())
 }

@@ -5,13 +5,12 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use super::attach::{Ended, Streams, attach_path, follow_size, forward_signals, pump};
-use super::create::plain;
 use super::run::{exit_code, wait_request};
 use super::{Names, for_each};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::table::{align, print_text};
 use crate::format::units::parse_size;
-use crate::{Failure, Outcome, terminal};
+use crate::{Failure, Outcome, plain, terminal};
 
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {

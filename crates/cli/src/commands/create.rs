@@ -7,7 +7,7 @@ use super::networking::NetworkArgs;
 use super::{key_values, labels_of, mounts};
 use crate::client::{Client, query};
 use crate::format::units::parse_size;
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, plain};
 
 /// What a container is made with.
 #[derive(Debug, Default, Args)]
@@ -261,11 +261,6 @@ pub(crate) async fn create(client: &Client, args: CreateArgs) -> Outcome {
 
 /// Creates the container and returns its id. Warnings go to standard error.
 pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<String> {
-    // Whatever comes first is taken for the image, so that a command's own flags stay its own.
-    if let Some(flag) = args.image_and_command.first().filter(|word| word.starts_with('-') && !std::env::args_os().any(|word| word == "--"))
-    {
-        return Err(Failure::with_code(125, super::unknown_flag(flag)));
-    }
     if !matches!(args.pull.as_str(), "always" | "missing" | "never") {
         return Err(Failure::new(format!("invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"", args.pull)));
     }
@@ -282,12 +277,8 @@ pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, d
     if args.pull == "always" {
         return Err(Failure::new("--pull always: pulling from registries is not available in this version of whelk; use load or import"));
     }
-    if let Some(path) = &args.cidfile
-        && std::fs::symlink_metadata(path).is_ok()
-    {
-        return Err(Failure::new(format!("container ID file found, make sure the other container isn't running or delete {path}")));
-    }
     let body = body(args, attach_all, detach)?;
+    let id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
     let path = format!(
         "/containers/create{}",
         query(&[("name", args.name.as_deref().unwrap_or_default()), ("platform", args.platform.as_deref().unwrap_or_default())])
@@ -297,10 +288,44 @@ pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, d
         eprintln!("WARNING: {}", warning.as_str().unwrap_or_default());
     }
     let id = created["Id"].as_str().unwrap_or_default().to_owned();
-    if let Some(path) = &args.cidfile {
-        std::fs::write(path, &id).map_err(|error| Failure::new(format!("write {path}: {error}")))?;
+    if let Some(file) = id_file {
+        file.write(&id)?;
     }
     Ok(id)
+}
+
+/// The file that `--cidfile` names: there before the container is made, and gone again if none was.
+struct IdFile<'a> {
+    path: &'a str,
+    file: std::fs::File,
+    written: bool,
+}
+
+impl<'a> IdFile<'a> {
+    fn create(path: &'a str) -> Outcome<Self> {
+        match std::fs::File::create_new(path) {
+            Ok(file) => Ok(Self { path, file, written: false }),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                Err(Failure::new(format!("container ID file found, make sure the other container isn't running or delete {path}")))
+            }
+            Err(error) => Err(Failure::new(format!("failed to create the container ID file: open {path}: {}", plain(&error)))),
+        }
+    }
+
+    fn write(mut self, id: &str) -> Outcome<()> {
+        self.written = true;
+        std::io::Write::write_all(&mut self.file, id.as_bytes()).map_err(|error| {
+            Failure::new(format!("failed to write the container ID ({id}) to file: write {}: {}", self.path, plain(&error)))
+        })
+    }
+}
+
+impl Drop for IdFile<'_> {
+    fn drop(&mut self) {
+        if !self.written {
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
 }
 
 fn list(values: &[String]) -> Value {
@@ -470,13 +495,6 @@ fn security(args: &CreateArgs) -> Outcome<(Vec<String>, bool)> {
         }
     }
     Ok((options, open_paths))
-}
-
-/// An error of the system as Go words it.
-pub(crate) fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    text.chars().next().map_or_else(String::new, |first| first.to_lowercase().chain(text.chars().skip(1)).collect())
 }
 
 fn restart_policy(text: &str) -> Outcome<Value> {

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::client::Client;
-use crate::format::table::{self, Column};
+use crate::format::table::{self, Table};
 use crate::format::units::{ago, size};
 use crate::{Failure, Outcome};
 
@@ -18,8 +18,11 @@ pub(crate) struct DfArgs {
     verbose: bool,
 }
 
-const COLUMNS: &[Column] =
-    &[("Type", "TYPE"), ("TotalCount", "TOTAL"), ("Active", "ACTIVE"), ("Size", "SIZE"), ("Reclaimable", "RECLAIMABLE")];
+const TABLE: Table = Table {
+    row: "*formatter.diskUsageImagesContext",
+    id: "Type",
+    columns: &[("Type", "TYPE"), ("TotalCount", "TOTAL"), ("Active", "ACTIVE"), ("Size", "SIZE"), ("Reclaimable", "RECLAIMABLE")],
+};
 
 pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
     let usage = client.get("/system/df").await?;
@@ -61,7 +64,7 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
         ),
         row("Build Cache", list("BuildCache").len(), 0, 0, 0),
     ];
-    table::print(&args.format, false, "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}", "Type", COLUMNS, &rows)?;
+    TABLE.print(&args.format, false, "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}", rows.into())?;
     Ok(0)
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::containers::write_body;
 use super::{filters, for_each};
 use crate::client::{ApiError, Body, Client, escape, escape_name, no_body, query};
-use crate::format::table::{self, Column};
+use crate::format::table::Table;
 use crate::format::units::{ago, size};
 use crate::{Failure, Outcome, terminal};
 
@@ -38,19 +38,23 @@ pub(crate) struct ImagesArgs {
     repository: Option<String>,
 }
 
-const COLUMNS: &[Column] = &[
-    ("Repository", "REPOSITORY"),
-    ("Tag", "TAG"),
-    ("Digest", "DIGEST"),
-    ("ID", "IMAGE ID"),
-    ("CreatedSince", "CREATED"),
-    ("CreatedAt", "CREATED AT"),
-    ("Size", "SIZE"),
-    ("VirtualSize", "SIZE"),
-    ("SharedSize", "SHARED SIZE"),
-    ("UniqueSize", "UNIQUE SIZE"),
-    ("Containers", "CONTAINERS"),
-];
+const TABLE: Table = Table {
+    row: "*formatter.imageContext",
+    id: "ID",
+    columns: &[
+        ("Repository", "REPOSITORY"),
+        ("Tag", "TAG"),
+        ("Digest", "DIGEST"),
+        ("ID", "IMAGE ID"),
+        ("CreatedSince", "CREATED"),
+        ("CreatedAt", "CREATED AT"),
+        ("Size", "SIZE"),
+        ("VirtualSize", "SIZE"),
+        ("SharedSize", "SHARED SIZE"),
+        ("UniqueSize", "UNIQUE SIZE"),
+        ("Containers", "CONTAINERS"),
+    ],
+};
 
 pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     let mut given = args.filter.clone();
@@ -80,7 +84,7 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     } else {
         "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
     };
-    table::print(&args.format, args.quiet, default, "ID", COLUMNS, &rows)?;
+    TABLE.print(&args.format, args.quiet, default, rows)?;
     Ok(0)
 }
 
@@ -88,7 +92,7 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
 ///
 /// # Errors
 /// An empty part, and too many.
-fn platform_json(text: &str) -> Outcome<String> {
+pub(super) fn platform_json(text: &str) -> Outcome<String> {
     const SYSTEMS: [&str; 5] = ["darwin", "freebsd", "linux", "macos", "windows"];
     if text.is_empty() {
         return Ok(String::new());
@@ -197,14 +201,18 @@ pub(crate) struct HistoryArgs {
     image: String,
 }
 
-const HISTORY: &[Column] = &[
-    ("ID", "IMAGE"),
-    ("CreatedSince", "CREATED"),
-    ("CreatedAt", "CREATED AT"),
-    ("CreatedBy", "CREATED BY"),
-    ("Size", "SIZE"),
-    ("Comment", "COMMENT"),
-];
+const HISTORY: Table = Table {
+    row: "*image.historyContext",
+    id: "ID",
+    columns: &[
+        ("ID", "IMAGE"),
+        ("CreatedSince", "CREATED"),
+        ("CreatedAt", "CREATED AT"),
+        ("CreatedBy", "CREATED BY"),
+        ("Size", "SIZE"),
+        ("Comment", "COMMENT"),
+    ],
+};
 
 pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
     let query = query(&[("platform", &platform_json(&args.platform)?)]);
@@ -224,16 +232,10 @@ pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
         });
         fields.as_object().cloned().unwrap_or_default()
     };
-    let rows: Vec<_> = steps.as_array().into_iter().flatten().map(row).collect();
+    let rows = steps.as_array().into_iter().flatten().map(row).collect();
     let created = if args.human { "CreatedSince" } else { "CreatedAt" };
-    table::print(
-        &args.format,
-        args.quiet,
-        &format!("{{{{.ID}}}}\t{{{{.{created}}}}}\t{{{{.CreatedBy}}}}\t{{{{.Size}}}}\t{{{{.Comment}}}}"),
-        "ID",
-        HISTORY,
-        &rows,
-    )?;
+    let default = format!("{{{{.ID}}}}\t{{{{.{created}}}}}\t{{{{.CreatedBy}}}}\t{{{{.Size}}}}\t{{{{.Comment}}}}");
+    HISTORY.print(&args.format, args.quiet, &default, rows)?;
     Ok(0)
 }
 
@@ -287,7 +289,7 @@ async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Out
 }
 
 pub(super) fn file_body(path: &str) -> Outcome<Body> {
-    let failed = |what: &'static str| move |error: std::io::Error| Failure::new(format!("{what} {path}: {}", super::create::plain(&error)));
+    let failed = |what: &'static str| move |error: std::io::Error| Failure::new(format!("{what} {path}: {}", crate::plain(&error)));
     let file = std::fs::File::open(path).map_err(failed("open"))?;
     if file.metadata().is_ok_and(|found| found.is_dir()) {
         return Err(failed("read")(std::io::ErrorKind::IsADirectory.into()));

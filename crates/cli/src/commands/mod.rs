@@ -14,6 +14,7 @@ mod ports;
 mod ps;
 mod run;
 mod system;
+mod usage;
 mod volumes;
 
 use std::ffi::OsString;
@@ -21,7 +22,9 @@ use std::ffi::OsString;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
 
-use crate::client::{Client, Host};
+use crate::client::Client;
+use crate::endpoint::{Endpoint, RootFlags};
+use crate::flags::{self, Line};
 use crate::{Failure, Outcome, autostart};
 
 /// Run containers
@@ -36,9 +39,8 @@ use crate::{Failure, Outcome, autostart};
     after_help = "The engine itself is `whelk daemon`; `whelk oci` is a runtime for other engines. Both have a --help of their own."
 )]
 pub(crate) struct Cli {
-    /// Socket of the engine: unix:///PATH or tcp://HOST:PORT
-    #[arg(short = 'H', long)]
-    host: Option<String>,
+    #[command(flatten)]
+    flags: RootFlags,
     /// Print help
     // Long only: -h is the host name of `run`.
     #[arg(long, global = true, action = clap::ArgAction::Help)]
@@ -76,6 +78,10 @@ enum Command {
     /// Manage the engine
     #[command(name = "system", subcommand)]
     SystemGroup(SystemGroup),
+    /// Return low-level information on objects
+    Inspect(system::InspectArgs),
+    /// Show the version information
+    Version(system::FormatArgs),
     /// Print a completion script for a shell
     Completion { shell: clap_complete::Shell },
     /// Write manual pages into a directory
@@ -132,7 +138,7 @@ enum ContainerGroup {
     #[command(visible_alias = "list")]
     Ls(ps::PsArgs),
     /// Display detailed information on one or more containers
-    Inspect(system::InspectArgs),
+    Inspect(system::InspectContainerArgs),
     /// Remove all stopped containers
     Prune(system::PruneArgs),
     #[command(flatten)]
@@ -166,7 +172,7 @@ enum ImageGroup {
     #[command(visible_alias = "remove")]
     Rm(images::RmiArgs),
     /// Display detailed information on one or more images
-    Inspect(system::InspectArgs),
+    Inspect(system::InspectImageArgs),
     /// Remove unused images
     Prune(system::PruneArgs),
     #[command(flatten)]
@@ -175,14 +181,10 @@ enum ImageGroup {
 
 #[derive(Debug, Subcommand)]
 enum SystemCommand {
-    /// Return low-level information on objects
-    Inspect(system::InspectArgs),
     /// Get real time events from the server
     Events(system::EventsArgs),
     /// Display system-wide information
     Info(system::FormatArgs),
-    /// Show the version information
-    Version(system::FormatArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -201,47 +203,30 @@ pub(crate) struct Names {
     pub containers: Vec<String>,
 }
 
-/// Docker's commands that are to come.
-const NOT_YET: &[&str] = &[
-    "build",
-    "builder",
-    "buildx",
-    "commit",
-    "compose",
-    "config",
-    "context",
-    "cp",
-    "diff",
-    "login",
-    "logout",
-    "manifest",
-    "node",
-    "plugin",
-    "checkpoint",
-    "pull",
-    "push",
-    "search",
-    "secret",
-    "service",
-    "stack",
-    "stats",
-    "swarm",
-    "trust",
-];
-
 /// The code for mistakes in flags.
 const USAGE: u8 = 125;
 
+/// Carries out the command line of this process.
 pub(crate) fn run() -> Outcome {
-    let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    if arguments.get(1).is_some_and(|word| word == "help") {
-        arguments.remove(1);
-        arguments.push("--help".into());
-    }
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
+    let words = std::env::args_os().skip(1).map(OsString::into_string).collect::<Result<Vec<_>, _>>();
+    let words = words.map_err(|word| Failure::with_code(USAGE, format!("the argument {} is not valid UTF-8", word.display())))?;
+    let tree = usage::tree();
+    let words = match flags::read(&tree, &words) {
+        Ok(Line::Words(words)) => words,
+        Ok(Line::Help { path, deprecated_shorthand }) => return usage::help(&tree, &path, deprecated_shorthand),
+        Err(mistake) => return Err(usage::explain(&tree, mistake)),
     };
+    let path: Vec<String> = usage::path_of(&tree, &words);
+    let cli = match Cli::try_parse_from(std::iter::once("whelk".to_owned()).chain(words)) {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => return error.print().map(|()| 0).map_err(Into::into),
+        Err(error) => return Err(Failure::with_code(USAGE, error.to_string())),
+    };
+    carry_out(cli).map_err(|failure| usage::with_trailer(&tree, &path, failure))
+}
+
+fn carry_out(cli: Cli) -> Outcome {
+    let debug = cli.flags.debug()?;
     match cli.command {
         Command::Completion { shell } => {
             let mut script = Vec::new();
@@ -253,9 +238,10 @@ pub(crate) fn run() -> Outcome {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
-        let (host, is_default) = Host::choose(cli.host.as_deref())?;
-        let client = Client::new(host);
-        if is_default {
+        let Endpoint { host, context, is_default } = cli.flags.endpoint()?;
+        let client = Client::new(host, context, debug);
+        // `version` says something without an engine, too, and starts none.
+        if is_default && !matches!(cli.command, Command::Version(_)) {
             autostart::ensure(&client).await?;
         }
         dispatch(&client, cli.command).await
@@ -265,159 +251,28 @@ pub(crate) fn run() -> Outcome {
     outcome
 }
 
-/// Mistakes in flags in the words that users of Docker know.
-fn usage(error: &clap::Error) -> Outcome {
-    use clap::error::{ContextKind, ContextValue, ErrorKind};
-    if !error.use_stderr() {
-        let _ = error.print();
-        return Ok(0);
-    }
-    let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => text.clone(),
-        Some(ContextValue::Strings(list)) => list.join(" "),
-        _ => String::new(),
-    };
-    let argument = context(ContextKind::InvalidArg);
-    let flag = argument.split([' ', '=', '[']).next().unwrap_or_default().to_owned();
-    let value = context(ContextKind::InvalidValue);
-    let words: Vec<String> = typed_words().skip(1).take_while(|word| !word.starts_with('-')).collect();
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let _ = std::io::Write::write_all(&mut std::io::stdout(), error.render().to_string().as_bytes());
-        return Ok(0);
-    }
-    if error.kind() == ErrorKind::UnknownArgument && flag == "-h" {
-        eprintln!("Flag shorthand -h has been deprecated, use --help");
-        let arguments = ["whelk"].into_iter().chain(words.iter().map(String::as_str)).chain(["--help"]);
-        return Cli::try_parse_from(arguments).map_or_else(|help| usage(&help), |_| Ok(0));
-    }
-    let grouped = words.first().is_some_and(|word| Cli::command().find_subcommand(word).is_some_and(clap::Command::has_subcommands));
-    let command = words.iter().take(1 + usize::from(grouped)).cloned().collect::<Vec<_>>().join(" ");
-    let hint = format!("\n\n{}\n\nRun 'whelk {command} --help' for more information", usage_of(&command));
-    let count = || Failure::new(format!("whelk: 'whelk {command}' {}{hint}", arguments_of(&command)));
-    let text = match error.kind() {
-        ErrorKind::UnknownArgument if !flag.starts_with('-') => return Err(count()),
-        ErrorKind::UnknownArgument => unknown_flag(&flag),
-        ErrorKind::InvalidValue if value.is_empty() => needs_argument(&flag),
-        ErrorKind::InvalidValue if flag.starts_with('<') => {
-            let known = context(ContextKind::ValidValue).replace(' ', ", ");
-            return Err(Failure::new(format!("whelk: {command}: {value:?} is none of {known}")));
-        }
-        ErrorKind::InvalidValue if context(ContextKind::ValidValue) == "true false" => format!(
-            "invalid argument {value:?} for {:?} flag: strconv.ParseBool: parsing {value:?}: invalid syntax",
-            both_forms(&words, &flag)
-        ),
-        ErrorKind::ValueValidation | ErrorKind::InvalidValue => format!(
-            "invalid argument {value:?} for {:?} flag: strconv.ParseInt: parsing {value:?}: invalid syntax",
-            both_forms(&words, &flag)
-        ),
-        ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => return Err(count()),
-        ErrorKind::InvalidSubcommand if command.split(' ').any(|word| NOT_YET.contains(&word)) => {
-            let hint = if matches!(command.as_str(), "pull" | "push" | "login") { "; images come in by load and import" } else { "" };
-            return Err(Failure::new(format!("whelk: {command}: not available in this version of whelk{hint}")));
-        }
-        ErrorKind::InvalidSubcommand => {
-            return Err(Failure::new(format!("whelk: unknown command: whelk {command}\n\nRun 'whelk --help' for more information")));
-        }
-        _ => {
-            let _ = error.print();
-            return Ok(USAGE);
-        }
-    };
-    Err(Failure::with_code(USAGE, format!("{text}{hint}")))
-}
-
-/// How a command is used, in one line.
-fn usage_of(command: &str) -> String {
-    let mut whole = Cli::command();
-    whole.build();
-    let found = command.split(' ').try_fold(&mut whole, |command, word| command.find_subcommand_mut(word));
-    found.map_or_else(|| "Usage: whelk [OPTIONS] COMMAND".to_owned(), |command| command.render_usage().to_string().trim().to_owned())
-}
-
-/// The words of the command line, as far as they can be read.
-fn typed_words() -> impl Iterator<Item = String> {
-    std::env::args_os().map(|word| word.to_string_lossy().into_owned())
-}
-
-/// A flag as it is told: `-t, --timeout`, or its long form alone.
-fn both_forms(words: &[String], flag: &str) -> String {
-    let mut command = Cli::command();
-    for word in words {
-        match command.find_subcommand(word) {
-            Some(next) => command = next.clone(),
-            None => break,
-        }
-    }
-    let short = command
-        .get_arguments()
-        .find(|argument| argument.get_long().is_some_and(|long| flag == format!("--{long}")))
-        .and_then(clap::Arg::get_short);
-    short.map_or_else(|| flag.to_owned(), |short| format!("-{short}, {flag}"))
-}
-
-/// How many arguments a command takes, as it is told to those who gave another number.
-fn arguments_of(command: &str) -> &'static str {
-    match command {
-        "network connect" | "network disconnect" | "volume clone" => return "requires 2 arguments",
-        "volume import" | "volume snapshot" => return "requires at least 1 and at most 2 arguments",
-        "network create" => return "requires 1 argument",
-        "volume create" => return "requires at most 1 argument",
-        "network ls" | "volume ls" | "system df" => return "accepts no arguments",
-        _ => {}
-    }
-    match command.rsplit(' ').next().unwrap_or_default() {
-        "exec" => "requires at least 2 arguments",
-        "port" => "requires at least 1 and at most 2 arguments",
-        "rename" | "tag" => "requires 2 arguments",
-        "logs" | "attach" | "export" | "history" => "requires 1 argument",
-        "images" | "ls" => "requires at most 1 argument",
-        "ps" | "load" | "info" | "version" | "events" | "prune" => "accepts no arguments",
-        _ => "requires at least 1 argument",
-    }
-}
-
-/// A flag that does not exist.
-pub(crate) fn unknown_flag(flag: &str) -> String {
-    match flag.strip_prefix('-').filter(|rest| !rest.starts_with('-')).and_then(|rest| rest.chars().next()) {
-        Some(letter) => format!("unknown shorthand flag: '{letter}' in {flag}"),
-        None => format!("unknown flag: {flag}"),
-    }
-}
-
-fn needs_argument(flag: &str) -> String {
-    // The parser names both forms of a flag; the one that was typed is told.
-    let typed = typed_words().find(|word| {
-        word.split('=').next() == Some(flag)
-            || word.starts_with('-') && !word.starts_with("--") && flag.starts_with("--") && word.len() == 2
-    });
-    match typed.as_deref().and_then(|word| word.strip_prefix('-')).filter(|word| !word.starts_with('-')) {
-        Some(letter) => format!("flag needs an argument: '{letter}' in -{letter}"),
-        None => format!("flag needs an argument: {flag}"),
-    }
-}
-
 async fn dispatch(client: &Client, command: Command) -> Outcome {
     match command {
         Command::Run(args) | Command::ContainerGroup(ContainerGroup::Run(args)) => run::run(client, args).await,
         Command::Container(command) | Command::ContainerGroup(ContainerGroup::Other(command)) => container(client, command).await,
         Command::ContainerGroup(ContainerGroup::Ls(args)) => ps::ps(client, args).await,
-        Command::ContainerGroup(ContainerGroup::Inspect(args)) => system::inspect(client, args, Some("container")).await,
+        Command::ContainerGroup(ContainerGroup::Inspect(args)) => system::inspect(client, args).await,
         Command::ContainerGroup(ContainerGroup::Prune(args)) => system::prune(client, args, "containers").await,
         Command::Image(command) | Command::ImageGroup(ImageGroup::Other(command)) => image(client, command).await,
         Command::ImageGroup(ImageGroup::Ls(args)) => images::images(client, args).await,
         Command::ImageGroup(ImageGroup::Rm(args)) => images::rmi(client, args).await,
-        Command::ImageGroup(ImageGroup::Inspect(args)) => system::inspect(client, args, Some("image")).await,
+        Command::ImageGroup(ImageGroup::Inspect(args)) => system::inspect(client, args).await,
         Command::ImageGroup(ImageGroup::Prune(args)) => system::prune(client, args, "images").await,
         Command::NetworkGroup(command) => networks::network(client, command).await,
         Command::VolumeGroup(command) => volumes::volume(client, command).await,
         Command::SystemGroup(SystemGroup::Prune(args)) => system::prune_all(client, args).await,
         Command::SystemGroup(SystemGroup::Df(args)) => df::df(client, args).await,
         Command::System(command) | Command::SystemGroup(SystemGroup::Other(command)) => match command {
-            SystemCommand::Inspect(args) => system::inspect(client, args, None).await,
             SystemCommand::Events(args) => system::events(client, args).await,
             SystemCommand::Info(args) => system::info(client, args).await,
-            SystemCommand::Version(args) => system::version(client, args).await,
         },
+        Command::Inspect(args) => system::inspect(client, args).await,
+        Command::Version(args) => system::version(client, args).await,
         Command::Completion { .. } | Command::Man { .. } => Ok(0),
     }
 }

@@ -4,10 +4,11 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
+use super::system::{Inspection, inspect};
 use super::{confirmed, filters, for_each, key_values, labels_of};
 use crate::client::{Client, escape_name, query};
 use crate::format::natural;
-use crate::format::table::{self, Column};
+use crate::format::table::Table;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Subcommand)]
@@ -35,7 +36,7 @@ pub(crate) async fn network(client: &Client, command: NetworkCommand) -> Outcome
         NetworkCommand::Connect(args) => connect(client, args).await,
         NetworkCommand::Create(args) => create(client, args).await,
         NetworkCommand::Disconnect(args) => disconnect(client, args).await,
-        NetworkCommand::Inspect(args) => super::system::inspect(client, args.into(), Some("network")).await,
+        NetworkCommand::Inspect(args) => inspect(client, args).await,
         NetworkCommand::Ls(args) => ls(client, args).await,
         NetworkCommand::Prune(args) => prune(client, args).await,
         NetworkCommand::Rm(args) => rm(client, args).await,
@@ -55,10 +56,10 @@ pub(crate) struct InspectArgs {
     names: Vec<String>,
 }
 
-impl From<InspectArgs> for super::system::InspectArgs {
+/// What `--verbose` adds is about services of a swarm.
+impl From<InspectArgs> for Inspection {
     fn from(args: InspectArgs) -> Self {
-        // What `--verbose` adds is about services of a swarm.
-        Self::new(args.format, args.names)
+        Self { format: args.format, names: args.names, kind: Some("network".into()), ..Self::default() }
     }
 }
 
@@ -239,17 +240,21 @@ pub(crate) struct LsArgs {
     quiet: bool,
 }
 
-const COLUMNS: &[Column] = &[
-    ("ID", "NETWORK ID"),
-    ("Name", "NAME"),
-    ("Driver", "DRIVER"),
-    ("Scope", "SCOPE"),
-    ("IPv4", "IPV4"),
-    ("IPv6", "IPV6"),
-    ("Internal", "INTERNAL"),
-    ("Labels", "LABELS"),
-    ("CreatedAt", "CREATED AT"),
-];
+const TABLE: Table = Table {
+    row: "*network.networkContext",
+    id: "ID",
+    columns: &[
+        ("ID", "NETWORK ID"),
+        ("Name", "NAME"),
+        ("Driver", "DRIVER"),
+        ("Scope", "SCOPE"),
+        ("IPv4", "IPV4"),
+        ("IPv6", "IPV6"),
+        ("Internal", "INTERNAL"),
+        ("Labels", "LABELS"),
+        ("CreatedAt", "CREATED AT"),
+    ],
+};
 
 async fn ls(client: &Client, args: LsArgs) -> Outcome {
     let networks = client.get(&format!("/networks{}", query(&[("filters", &filters(&args.filter)?)]))).await?;
@@ -259,22 +264,17 @@ async fn ls(client: &Client, args: LsArgs) -> Outcome {
         let text = |key: &str| network[key].as_str().unwrap_or_default().to_owned();
         let switch = |key: &str| network[key].as_bool().unwrap_or(false).to_string();
         let id = text("Id");
-        let labels: Vec<String> = network["Labels"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
-            .collect();
+        let labels = network["Labels"].as_object().cloned().unwrap_or_default();
         let created = text("Created").parse::<jiff::Timestamp>().map(|time| time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string());
         let fields = json!({
             "ID": if args.no_trunc { id } else { id.chars().take(12).collect() },
             "Name": text("Name"), "Driver": text("Driver"), "Scope": text("Scope"), "IPv4": switch("EnableIPv4"), "IPv6": switch("EnableIPv6"),
-            "Internal": switch("Internal"), "Labels": labels.join(","), "CreatedAt": created.unwrap_or_default(),
+            "Internal": switch("Internal"), "Labels": labels, "CreatedAt": created.unwrap_or_default(),
         });
         fields.as_object().cloned().unwrap_or_default()
     };
-    let rows: Vec<_> = networks.iter().map(row).collect();
-    table::print(&args.format, args.quiet, "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}", "ID", COLUMNS, &rows)?;
+    let rows = networks.iter().map(row).collect();
+    TABLE.print(&args.format, args.quiet, "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}", rows)?;
     Ok(0)
 }
 

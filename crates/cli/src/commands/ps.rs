@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{filters, ports};
 use crate::Outcome;
 use crate::client::{Client, query};
-use crate::format::table::{self, Column};
+use crate::format::table::Table;
 use crate::format::units::{ago, size};
 
 #[derive(Debug, Args)]
@@ -37,25 +37,30 @@ pub(crate) struct PsArgs {
     size: bool,
 }
 
-const COLUMNS: &[Column] = &[
-    ("ID", "CONTAINER ID"),
-    ("Image", "IMAGE"),
-    ("Command", "COMMAND"),
-    ("CreatedAt", "CREATED AT"),
-    ("RunningFor", "CREATED"),
-    ("Ports", "PORTS"),
-    ("State", "STATE"),
-    ("Status", "STATUS"),
-    ("Size", "SIZE"),
-    ("Names", "NAMES"),
-    ("Labels", "LABELS"),
-    ("Mounts", "MOUNTS"),
-    ("LocalVolumes", "LOCAL VOLUMES"),
-    ("Networks", "NETWORKS"),
-    ("Platform", "PLATFORM"),
-];
+const TABLE: Table = Table {
+    row: "*formatter.ContainerContext",
+    id: "ID",
+    columns: &[
+        ("ID", "CONTAINER ID"),
+        ("Image", "IMAGE"),
+        ("Command", "COMMAND"),
+        ("CreatedAt", "CREATED AT"),
+        ("RunningFor", "CREATED"),
+        ("Ports", "PORTS"),
+        ("State", "STATE"),
+        ("Status", "STATUS"),
+        ("Size", "SIZE"),
+        ("Names", "NAMES"),
+        ("Labels", "LABELS"),
+        ("Mounts", "MOUNTS"),
+        ("LocalVolumes", "LOCAL VOLUMES"),
+        ("Networks", "NETWORKS"),
+        ("Platform", "PLATFORM"),
+    ],
+};
 
 pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
+    TABLE.check(&args.format)?;
     let limit = if args.latest { 1 } else { args.last };
     let size = args.size || args.format.contains(".Size");
     let limit = if limit > 0 { limit.to_string() } else { String::new() };
@@ -73,7 +78,7 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
     } else {
         "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}"
     };
-    table::print(&args.format, args.quiet, default, "ID", COLUMNS, &rows)?;
+    TABLE.print(&args.format, args.quiet, default, rows)?;
     Ok(0)
 }
 
@@ -92,18 +97,12 @@ fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
         // Names that links give are names for all that.
         .filter(|name| no_trunc || !name.contains('/'))
         .collect();
-    let mut labels: Vec<String> = container["Labels"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
-        .collect();
-    labels.sort();
+    let labels = container["Labels"].as_object().cloned().unwrap_or_default();
     let mounts = container["Mounts"]
         .as_array()
         .into_iter()
         .flatten()
-        .filter_map(|mount| mount["Name"].as_str().or(mount["Source"].as_str()))
+        .map(|mount| mount["Name"].as_str().filter(|name| !name.is_empty()).or(mount["Source"].as_str()).unwrap_or_default())
         .map(|source| {
             if no_trunc || source.chars().count() <= 15 { source.to_owned() } else { source.chars().take(14).collect::<String>() + "…" }
         });
@@ -123,7 +122,7 @@ fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
         "Status": text("Status"),
         "Size": if sizes.1 > 0 { format!("{} (virtual {})", size(sizes.0, 3), size(sizes.1, 3)) } else { size(sizes.0, 3) },
         "Names": join(names),
-        "Labels": join(labels),
+        "Labels": labels,
         "Mounts": join(mounts.collect()),
         "LocalVolumes": container["Mounts"].as_array().into_iter().flatten().filter(|mount| mount["Driver"] == "local").count().to_string(),
         "Networks": join(container["NetworkSettings"]["Networks"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()),

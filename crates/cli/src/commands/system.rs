@@ -6,10 +6,11 @@ use clap::Args;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::images::print_pruned;
+use super::images::{platform_json, print_pruned};
 use super::{asked, confirmed, filters};
-use crate::client::{Client, escape_name, no_body, query};
-use crate::format::template::Template;
+use crate::client::{API_VERSION, Client, escape_name, no_body, query};
+use crate::format::table::print_text;
+use crate::format::template::{Mistake, Mode, Template, Typed};
 use crate::format::units::{binary_size, moment, size};
 use crate::{Failure, Outcome};
 
@@ -28,64 +29,126 @@ pub(crate) struct InspectArgs {
     names: Vec<String>,
 }
 
-pub(crate) async fn inspect(client: &Client, args: InspectArgs, kind: Option<&str>) -> Outcome {
-    let kind = kind.or(args.kind.as_deref());
-    if let Some(kind) = kind.filter(|kind| !KINDS.iter().any(|(known, _)| known == kind)) {
+#[derive(Debug, Args)]
+pub(crate) struct InspectContainerArgs {
+    /// Format output using a custom template: 'json' or a Go template
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    format: String,
+    /// Display total file sizes
+    #[arg(short, long)]
+    size: bool,
+    #[arg(required = true, value_name = "CONTAINER")]
+    names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectImageArgs {
+    /// Format output using a custom template: 'json' or a Go template
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    format: String,
+    /// Inspect a specific platform of the multi-platform image
+    #[arg(long)]
+    platform: Option<String>,
+    #[arg(required = true, value_name = "IMAGE")]
+    names: Vec<String>,
+}
+
+/// What is to be inspected, and how.
+#[derive(Debug, Default)]
+pub(super) struct Inspection {
+    pub format: String,
+    pub names: Vec<String>,
+    /// One of `KINDS`; none for whichever has the name.
+    pub kind: Option<String>,
+    pub size: bool,
+    pub platform: Option<String>,
+}
+
+impl From<InspectArgs> for Inspection {
+    fn from(args: InspectArgs) -> Self {
+        Self { format: args.format, names: args.names, kind: args.kind, size: args.size, platform: None }
+    }
+}
+
+impl From<InspectContainerArgs> for Inspection {
+    fn from(args: InspectContainerArgs) -> Self {
+        Self { format: args.format, names: args.names, kind: Some("container".into()), size: args.size, platform: None }
+    }
+}
+
+impl From<InspectImageArgs> for Inspection {
+    fn from(args: InspectImageArgs) -> Self {
+        Self { format: args.format, names: args.names, kind: Some("image".into()), size: false, platform: args.platform }
+    }
+}
+
+pub(super) async fn inspect(client: &Client, what: impl Into<Inspection>) -> Outcome {
+    let what = what.into();
+    let kind = what.kind.as_deref();
+    if let Some(kind) = kind.filter(|kind| !KINDS.iter().any(|known| known.name == *kind)) {
         return Err(Failure::new(format!("unknown type: {kind:?}")));
     }
-    let mut found = Vec::new();
-    let mut failures = Vec::new();
-    for name in &args.names {
-        match inspect_one(client, name, kind, args.size).await {
-            Ok(value) => found.push(value),
-            Err(failure) => failures.push(failure.text),
+    let template = match what.format.as_str() {
+        "" | "json" => None,
+        format => Some(Template::parse(format).map_err(|mistake| mistake.failure(64, "template parsing error: "))?),
+    };
+    let (mut found, mut shown, mut failures) = (Vec::new(), String::new(), Vec::new());
+    for name in &what.names {
+        match (inspect_one(client, name, &what).await, &template) {
+            (Ok(object), None) => found.push(object.json),
+            (Ok(object), Some(template)) => match show(template, object) {
+                Ok(text) => shown += &(text + "\n"),
+                Err(failure) => failures.push(failure.text),
+            },
+            (Err(failure), _) => failures.push(failure.text),
         }
     }
-    match args.format.as_str() {
-        "" => println!("{}", pretty(&Value::Array(found))),
-        "json" => found.iter().for_each(|value| println!("{value}")),
-        format => {
-            found.iter_mut().for_each(name_optional);
-            let template = Template::parse(format)?;
-            for value in &found {
-                println!("{}", template.execute(value)?);
-            }
-        }
-    }
+    print_text(&match what.format.as_str() {
+        "" => pretty(&Value::Array(found)) + "\n",
+        "json" => Value::Array(found).to_string() + "\n",
+        _ if shown.is_empty() => "\n".into(),
+        _ => shown,
+    });
     if failures.is_empty() { Ok(0) } else { Err(Failure::new(failures.join("\n"))) }
 }
 
-/// Puts in what a container may have and this one has not, for templates to ask for.
-fn name_optional(container: &mut Value) {
-    if !container["HostConfig"].is_object() {
-        return;
-    }
-    for (place, name) in [("/State", "Health"), ("", "SizeRw"), ("", "SizeRootFs")] {
-        if let Some(Value::Object(fields)) = container.pointer_mut(place) {
-            fields.entry(name).or_insert(Value::Null);
-        }
-    }
+/// What a template makes of an object: of its type in Docker's client, or else of its JSON as it came.
+fn show(template: &Template, object: Typed) -> Outcome<String> {
+    let typed = template.execute(&object, Mode::Values);
+    typed.or_else(|_| {
+        template.execute(&Typed::any(object.json), Mode::Raw).map_err(|mistake| mistake.failure(1, "template parsing error: "))
+    })
 }
 
-/// The kinds of objects in the order they are looked for, and where the API has them.
-const KINDS: &[(&str, &str)] =
-    &[("container", "/containers/{}/json"), ("image", "/images/{}/json"), ("network", "/networks/{}"), ("volume", "/volumes/{}")];
+/// A kind of object that can be inspected.
+struct InspectKind {
+    name: &'static str,
+    /// Where the API has it.
+    path: &'static str,
+    /// Its type in Docker's client.
+    ty: &'static str,
+}
 
-async fn inspect_one(client: &Client, name: &str, kind: Option<&str>, size: bool) -> Outcome<Value> {
-    for (known, path) in KINDS.iter().filter(|(known, _)| kind.is_none_or(|kind| kind == *known)) {
-        let size = query(&[("size", if size && *known == "container" { "1" } else { "" })]);
-        match client.get(&(path.replace("{}", &escape_name(name)) + &size)).await {
-            Err(error) if error.status == hyper::StatusCode::NOT_FOUND && kind.is_none() => {}
-            result => return Ok(result?),
+/// In the order they are looked for.
+const KINDS: &[InspectKind] = &[
+    InspectKind { name: "container", path: "/containers/{}/json", ty: "container.InspectResponse" },
+    InspectKind { name: "image", path: "/images/{}/json", ty: "image.InspectResponse" },
+    InspectKind { name: "network", path: "/networks/{}", ty: "network.Inspect" },
+    InspectKind { name: "volume", path: "/volumes/{}", ty: "volume.Volume" },
+];
+
+async fn inspect_one(client: &Client, name: &str, what: &Inspection) -> Outcome<Typed> {
+    let wanted = what.kind.as_deref();
+    for kind in KINDS.iter().filter(|kind| wanted.is_none_or(|wanted| wanted == kind.name)) {
+        let size = if what.size && kind.name == "container" { "1" } else { "" };
+        let platform = platform_json(what.platform.as_deref().unwrap_or_default())?;
+        let query = query(&[("size", size), ("platform", &platform)]);
+        match client.get(&(kind.path.replace("{}", &escape_name(name)) + &query)).await {
+            Err(error) if error.status == hyper::StatusCode::NOT_FOUND && wanted.is_none() => {}
+            result => return Ok(Typed::new(kind.ty, result?)),
         }
     }
     Err(Failure::new(format!("Error: No such object: {name}")))
-}
-
-impl InspectArgs {
-    pub(crate) fn new(format: String, names: Vec<String>) -> Self {
-        Self { format, size: false, kind: None, names }
-    }
 }
 
 /// JSON indented by four, as Docker prints objects.
@@ -115,11 +178,13 @@ pub(crate) struct EventsArgs {
 
 pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
     let query = query(&[("since", &moment(&args.since)?), ("until", &moment(&args.until)?), ("filters", &filters(&args.filter)?)]);
+    let bad = |mistake: Mistake, code| mistake.failure(code, "Error parsing format: ");
     let template = match args.format.as_str() {
         "" => None,
-        "json" => Some(Template::parse("{{json .}}")?),
-        format => Some(Template::parse(format)?),
+        "json" => Some("{{json .}}"),
+        format => Some(format),
     };
+    let template = template.map(Template::parse).transpose().map_err(|mistake| bad(mistake, 64))?;
     let response = client.send(hyper::Method::GET, &format!("/events{query}"), &[], no_body()).await?;
     let mut body = response.into_body();
     let mut pending = Vec::new();
@@ -130,7 +195,9 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
             let line: Vec<u8> = pending.drain(..=end).collect();
             let Ok(event) = serde_json::from_slice::<Value>(&line) else { continue };
             let text = match &template {
-                Some(template) => template.execute(&event)?,
+                Some(template) => {
+                    template.execute(&Typed::new("events.Message", event), Mode::Values).map_err(|mistake| bad(mistake, 1))?
+                }
                 None => event_line(&event),
             };
             let mut out = std::io::stdout();
@@ -170,66 +237,127 @@ pub(crate) struct FormatArgs {
 }
 
 /// Carries out `--format` on one object, or prints the text for people.
-fn print_one(value: &Value, format: &str, text: impl FnOnce() -> String) -> Outcome {
-    match format {
-        "" => print!("{}", text()),
-        "json" => println!("{value}"),
-        format => println!("{}", Template::parse(format)?.execute(value)?),
-    }
-    Ok(0)
+fn print_one(object: &Typed, name: &'static str, format: &str, text: impl FnOnce() -> String) -> Outcome<()> {
+    let text = match format {
+        "" => text(),
+        "json" => format!("{}\n", object.json),
+        format => {
+            let template = Template::named(name, format).map_err(|mistake| mistake.failure(64, "template parsing error: "))?;
+            template.execute(object, Mode::Values).map_err(|mistake| mistake.failure(1, ""))? + "\n"
+        }
+    };
+    print_text(&text);
+    Ok(())
 }
 
 pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
-    let info = client.get("/info").await?;
-    print_one(&info, &args.format, || {
-        let line =
-            |label: &str, key: &str| format!(" {label}: {}\n", info[key].as_str().map_or_else(|| info[key].to_string(), str::to_owned));
-        let mut text = format!("Client:\n Version: {}\n\nServer:\n", env!("CARGO_PKG_VERSION"));
-        for (label, key) in [
-            ("Containers", "Containers"),
-            (" Running", "ContainersRunning"),
-            (" Paused", "ContainersPaused"),
-            (" Stopped", "ContainersStopped"),
-            ("Images", "Images"),
-            ("Server Version", "ServerVersion"),
-            ("Storage Driver", "Driver"),
-            ("Logging Driver", "LoggingDriver"),
-            ("Cgroup Driver", "CgroupDriver"),
-            ("Cgroup Version", "CgroupVersion"),
-            ("Kernel Version", "KernelVersion"),
-            ("Operating System", "OperatingSystem"),
-            ("OSType", "OSType"),
-            ("Architecture", "Architecture"),
-            ("CPUs", "NCPU"),
-        ] {
-            text += &line(label, key);
-        }
-        text += &format!(" Total Memory: {}\n", binary_size(info["MemTotal"].as_u64().unwrap_or(0)));
-        text + &line("Name", "Name") + &line("ID", "ID") + &line("Root Dir", "DockerRootDir")
-    })
+    let mut info = client.get("/info").await?;
+    info["ClientInfo"] = json!({
+        "Debug": client.debug(), "Version": env!("CARGO_PKG_VERSION"), "DefaultAPIVersion": API_VERSION, "GitCommit": "", "GoVersion": "",
+        "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(), "Plugins": [], "Warnings": null,
+    });
+    print_one(&Typed::new("system.dockerInfo", info.clone()), "", &args.format, || info_text(client, &info))?;
+    Ok(0)
+}
+
+fn info_text(client: &Client, info: &Value) -> String {
+    let line = |label: &str, key: &str| format!(" {label}: {}\n", info[key].as_str().map_or_else(|| info[key].to_string(), str::to_owned));
+    let mut text = format!(
+        "Client:\n Version:    {}\n Context:    {}\n Debug Mode: {}\n\nServer:\n",
+        env!("CARGO_PKG_VERSION"),
+        client.context(),
+        client.debug()
+    );
+    for (label, key) in [
+        ("Containers", "Containers"),
+        (" Running", "ContainersRunning"),
+        (" Paused", "ContainersPaused"),
+        (" Stopped", "ContainersStopped"),
+        ("Images", "Images"),
+        ("Server Version", "ServerVersion"),
+        ("Storage Driver", "Driver"),
+        ("Logging Driver", "LoggingDriver"),
+        ("Cgroup Driver", "CgroupDriver"),
+        ("Cgroup Version", "CgroupVersion"),
+        ("Kernel Version", "KernelVersion"),
+        ("Operating System", "OperatingSystem"),
+        ("OSType", "OSType"),
+        ("Architecture", "Architecture"),
+        ("CPUs", "NCPU"),
+    ] {
+        text += &line(label, key);
+    }
+    text += &format!(" Total Memory: {}\n", binary_size(info["MemTotal"].as_u64().unwrap_or(0)));
+    text + &line("Name", "Name") + &line("ID", "ID") + &line("Docker Root Dir", "DockerRootDir")
+}
+
+/// The machine's architecture in Go's words.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {
-    let server = client.get("/version").await?;
-    let own = json!({"Version": env!("CARGO_PKG_VERSION"), "ApiVersion": "1.51", "Os": "linux", "Arch": server["Arch"]});
-    print_one(&json!({"Client": own, "Server": server}), &args.format, || {
-        let block = |name: &str, value: &Value| {
-            format!(
-                "{name}:\n Version:      {}\n API version:  {}\n OS/Arch:      {}/{}\n",
-                value["Version"].as_str().unwrap_or_default(),
-                value["ApiVersion"].as_str().unwrap_or_default(),
-                value["Os"].as_str().unwrap_or_default(),
-                value["Arch"].as_str().unwrap_or_default()
-            )
-        };
-        let kernel = server["KernelVersion"].as_str().unwrap_or_default();
-        let mut text = format!("{}\n{} Kernel:       {kernel}\n", block("Client", &own), block("Server", &server));
-        for part in server["Components"].as_array().into_iter().flatten().filter(|part| part["Name"] != "Engine") {
-            let of = |key: &str| part[key].as_str().unwrap_or_default();
-            text += &format!(" {}:\n  Version:     {}\n", of("Name"), of("Version"));
+    // What the client itself is can be told without an engine.
+    let server = client.get("/version").await;
+    let spoken =
+        server.as_ref().ok().and_then(|server| server["ApiVersion"].as_str()).map_or(API_VERSION, |theirs| older(theirs, API_VERSION));
+    let own = json!({
+        "Version": env!("CARGO_PKG_VERSION"), "ApiVersion": spoken, "DefaultAPIVersion": API_VERSION, "GitCommit": "", "GoVersion": "",
+        "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(),
+    });
+    let both = Typed::new("system.versionInfo", json!({"Client": own, "Server": server.as_ref().ok()}));
+    print_one(&both, "version", &args.format, || version_text(&own, server.as_ref().ok()))?;
+    server.map(|_| 0).map_err(Into::into)
+}
+
+/// The older one of two versions `1.N`.
+fn older<'v>(one: &'v str, other: &'v str) -> &'v str {
+    let minor = |version: &str| version.split_once('.').and_then(|(_, minor)| minor.parse::<u32>().ok()).unwrap_or(0);
+    if minor(one) < minor(other) { one } else { other }
+}
+
+fn version_text(own: &Value, server: Option<&Value>) -> String {
+    let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    let mut lines = String::from("Client:\n");
+    let mut line = |label: &str, value: String, indent: usize| {
+        let indent = " ".repeat(indent);
+        lines += format!("{indent}{:<19}{value}", format!("{label}:")).trim_end();
+        lines.push('\n');
+    };
+    let api = |value: &Value| match (text(value, "ApiVersion"), text(value, "MinAPIVersion")) {
+        (api, least) if least.is_empty() => api,
+        (api, least) => format!("{api} (minimum version {least})"),
+    };
+    line("Version", text(own, "Version"), 1);
+    line("API version", text(own, "ApiVersion"), 1);
+    line("OS/Arch", format!("{}/{}", text(own, "Os"), text(own, "Arch")), 1);
+    line("Context", text(own, "Context"), 1);
+    let Some(server) = server else { return lines };
+    let components = server["Components"].as_array().map(Vec::as_slice).unwrap_or_default();
+    lines += "\nServer:\n";
+    let mut line = |label: &str, value: &str, indent: usize| {
+        let (indent, width) = (" ".repeat(indent), 20 - indent);
+        lines += format!("{indent}{:<width$}{value}", format!("{label}:")).trim_end();
+        lines.push('\n');
+    };
+    line("Engine", "", 1);
+    line("Version", &text(server, "Version"), 2);
+    line("API version", &api(server), 2);
+    line("OS/Arch", &format!("{}/{}", text(server, "Os"), text(server, "Arch")), 2);
+    line("Kernel", &text(server, "KernelVersion"), 2);
+    line("Experimental", &server["Experimental"].as_bool().unwrap_or(false).to_string(), 2);
+    for component in components.iter().filter(|component| component["Name"] != "Engine") {
+        line(&text(component, "Name"), "", 1);
+        line("Version", &text(component, "Version"), 2);
+        for (key, value) in component["Details"].as_object().into_iter().flatten() {
+            line(key, value.as_str().unwrap_or_default(), 2);
         }
-        text
-    })
+    }
+    lines
 }
 
 #[derive(Debug, Args)]

@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 
 use super::containers::write_body;
 use super::images::{file_body, reader_body};
+use super::system::{Inspection, inspect};
 use super::{confirmed, filters, for_each, key_values, labels_of};
 use crate::client::{Client, escape, no_body, query};
 use crate::format::natural;
-use crate::format::table::{self, Column};
+use crate::format::table::Table;
 use crate::format::units::size;
 use crate::{Failure, Outcome, terminal};
 
@@ -59,7 +60,8 @@ pub(crate) async fn volume(client: &Client, command: VolumeCommand) -> Outcome {
             copy(client, "snapshot", &volume, &name, &label, pause).await
         }
         VolumeCommand::Inspect(args) => {
-            super::system::inspect(client, super::system::InspectArgs::new(args.format, args.names), Some("volume")).await
+            let what = Inspection { format: args.format, names: args.names, kind: Some("volume".into()), ..Inspection::default() };
+            inspect(client, what).await
         }
         VolumeCommand::Ls(args) => ls(client, args).await,
         VolumeCommand::Prune(args) => prune(client, args).await,
@@ -194,38 +196,37 @@ pub(crate) struct LsArgs {
     quiet: bool,
 }
 
-const COLUMNS: &[Column] = &[
-    ("Driver", "DRIVER"),
-    ("Name", "VOLUME NAME"),
-    ("Scope", "SCOPE"),
-    ("Mountpoint", "MOUNTPOINT"),
-    ("Labels", "LABELS"),
-    ("Links", "LINKS"),
-    ("Size", "SIZE"),
-    ("Group", "GROUP"),
-    ("Availability", "AVAILABILITY"),
-    ("Status", "STATUS"),
-];
+const TABLE: Table = Table {
+    row: "*formatter.volumeContext",
+    id: "Name",
+    columns: &[
+        ("Driver", "DRIVER"),
+        ("Name", "VOLUME NAME"),
+        ("Scope", "SCOPE"),
+        ("Mountpoint", "MOUNTPOINT"),
+        ("Labels", "LABELS"),
+        ("Links", "LINKS"),
+        ("Size", "SIZE"),
+        ("Group", "GROUP"),
+        ("Availability", "AVAILABILITY"),
+        ("Status", "STATUS"),
+    ],
+};
 
 async fn ls(client: &Client, args: LsArgs) -> Outcome {
     let volumes = client.get(&format!("/volumes{}", query(&[("filters", &filters(&args.filter)?)]))).await?;
     let row = |volume: &Value| {
-        let labels: Vec<String> = volume["Labels"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
-            .collect();
+        let labels = volume["Labels"].as_object().cloned().unwrap_or_default();
         let fields = json!({
             "Driver": volume["Driver"], "Name": volume["Name"], "Scope": volume["Scope"], "Mountpoint": volume["Mountpoint"],
-            "Labels": labels.join(","), "Links": "N/A", "Size": "N/A", "Group": "N/A", "Availability": "N/A", "Status": "N/A",
+            "Labels": labels, "Links": "N/A", "Size": "N/A", "Group": "N/A", "Availability": "N/A", "Status": "N/A",
         });
         fields.as_object().cloned().unwrap_or_default()
     };
     let mut volumes: Vec<&Value> = volumes["Volumes"].as_array().into_iter().flatten().collect();
     volumes.sort_by(|one, other| natural(one["Name"].as_str(), other["Name"].as_str()));
-    let rows: Vec<_> = volumes.into_iter().map(row).collect();
-    table::print(&args.format, args.quiet, "{{.Driver}}\t{{.Name}}", "Name", COLUMNS, &rows)?;
+    let rows = volumes.into_iter().map(row).collect();
+    TABLE.print(&args.format, args.quiet, "{{.Driver}}\t{{.Name}}", rows)?;
     Ok(0)
 }
 

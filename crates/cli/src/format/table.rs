@@ -2,41 +2,65 @@
 
 use serde_json::{Map, Value};
 
-use super::template::Template;
+use super::template::{Mode, Template, Typed};
 use crate::Outcome;
 
 /// A column: the field's name in templates and its heading.
 pub(crate) type Column = (&'static str, &'static str);
 
+/// What a list is made of.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// The type that Docker's client has for a row; errors name it.
+    pub row: &'static str,
+    /// The field that `--quiet` shows.
+    pub id: &'static str,
+    /// All that may be named in `--format`.
+    pub columns: &'static [Column],
+}
+
 /// Cells no narrower than this, and this far apart: Docker's numbers.
 const LEAST_WIDTH: usize = 10;
 const PADDING: usize = 3;
 
-/// Prints rows of fields. `default` is the template for a table; all `columns` may be named in `--format`.
-pub(crate) fn print(format: &str, quiet: bool, default: &str, id: &str, columns: &[Column], rows: &[Map<String, Value>]) -> Outcome<()> {
-    let format = match format {
-        "" | "table" if quiet => format!("{{{{.{id}}}}}"),
-        "" | "table" => format!("table {default}"),
-        "json" => "{{json .}}".to_owned(),
-        other => other.to_owned(),
-    };
-    let parse = |text: &str| Template::parse(text).map_err(|failure| crate::Failure { code: 1, ..failure });
-    let mut lines = Vec::new();
-    let template = match format.strip_prefix("table ") {
-        Some(table) => {
-            // Typed on a command line, a tab is two characters.
-            let template = parse(&table.replace("\\t", "\t").replace("\\n", "\n"))?;
-            let headings: Map<String, Value> = columns.iter().map(|&(name, heading)| (name.to_owned(), Value::from(heading))).collect();
-            lines.push(template.execute(&Value::Object(headings))?);
-            template
+impl Table {
+    /// Finds mistakes in a template before there are rows, as Docker's `ps` does.
+    pub(crate) fn check(&self, format: &str) -> Outcome<()> {
+        if matches!(format, "" | "table" | "json") {
+            return Ok(());
         }
-        None => parse(&format.replace("\\t", "\t").replace("\\n", "\n"))?,
-    };
-    for row in rows {
-        lines.push(template.execute(&Value::Object(row.clone()))?);
+        let template = Template::parse(format).map_err(|mistake| mistake.failure(1, "failed to parse template: "))?;
+        let empty = self.columns.iter().map(|&(name, _)| (name.to_owned(), Value::from(""))).collect();
+        let row = Typed::new(self.row, Value::Object(empty));
+        template.execute(&row, Mode::Values).map(drop).map_err(|mistake| mistake.failure(1, "failed to execute template: "))
     }
-    print_text(&align(&lines));
-    Ok(())
+
+    /// Prints rows of fields. `default` is the template for a table.
+    pub(crate) fn print(&self, format: &str, quiet: bool, default: &str, rows: Vec<Map<String, Value>>) -> Outcome<()> {
+        let format = match format {
+            "" | "table" if quiet => format!("{{{{.{}}}}}", self.id),
+            "" | "table" => format!("table {default}"),
+            "json" => "{{json .}}".to_owned(),
+            other => other.to_owned(),
+        };
+        let (is_table, text) = format.strip_prefix("table").map_or((false, format.as_str()), |text| (true, text));
+        // Typed on a command line, a tab is two characters.
+        let text = text.trim_matches(' ').replace("\\t", "\t").replace("\\n", "\n");
+        let template = Template::parse(&text).map_err(|mistake| mistake.failure(1, "template parsing error: "))?;
+        let execute = |fields: Map<String, Value>, mode| {
+            let row = Typed::new(self.row, Value::Object(fields));
+            template.execute(&row, mode).map_err(|mistake| mistake.failure(1, "template parsing error: "))
+        };
+        let lines = rows.into_iter().map(|row| execute(row, Mode::Values)).collect::<Outcome<Vec<_>>>()?;
+        if !is_table {
+            print_text(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+            return Ok(());
+        }
+        let headings = self.columns.iter().map(|&(name, heading)| (name.to_owned(), Value::from(heading))).collect();
+        let all: Vec<String> = std::iter::once(execute(headings, Mode::Headings)?).chain(lines).collect();
+        print_text(&align(&all));
+        Ok(())
+    }
 }
 
 /// Prints without dying when the reader has gone.

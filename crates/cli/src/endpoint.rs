@@ -1,0 +1,352 @@
+//! Where the engine is: the flags in front of the command, the environment, and Docker's contexts.
+//!
+//! ```text
+//! <config>/config.json                            {"currentContext": "NAME", …}
+//!         /contexts/meta/<sha256(NAME)>/meta.json   {"Name": "NAME", "Endpoints": {"docker": {"Host": "unix://…"}}}
+//!         /contexts/tls/<sha256(NAME)>/docker/      ca.pem, cert.pem, key.pem
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::{Failure, Outcome, plain};
+
+/// The flags in front of the command.
+#[derive(Debug, Default, Args)]
+pub(crate) struct RootFlags {
+    /// Location of client config files [default: ~/.docker]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Name of the context to use to connect to the engine (overrides WHELK_HOST, DOCKER_HOST and the current context)
+    #[arg(short, long)]
+    context: Option<String>,
+    /// Enable debug mode
+    #[arg(short = 'D', long)]
+    debug: bool,
+    /// Engine socket to connect to: unix:///PATH or tcp://HOST:PORT
+    #[arg(short = 'H', long)]
+    host: Vec<String>,
+    /// Set the logging level ("debug", "info", "warn", "error", "fatal")
+    #[arg(short, long, default_value = "info")]
+    log_level: String,
+    /// Use TLS; implied by --tlsverify
+    #[arg(long)]
+    tls: bool,
+    /// Trust certs signed only by this CA
+    #[arg(long)]
+    tlscacert: Option<String>,
+    /// Path to TLS certificate file
+    #[arg(long)]
+    tlscert: Option<String>,
+    /// Path to TLS key file
+    #[arg(long)]
+    tlskey: Option<String>,
+    /// Use TLS and verify the remote
+    #[arg(long)]
+    tlsverify: bool,
+}
+
+/// Where the engine is, and how that was decided.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub host: Host,
+    /// The name of the context that says so.
+    pub context: String,
+    /// Nothing says so: it is whelk's own place, where an engine may be started.
+    pub is_default: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    Unix(String),
+    Tcp(String),
+}
+
+pub(crate) const DEFAULT_SOCKET: &str = "/run/whelk/whelk.sock";
+const DEFAULT_CONTEXT: &str = "default";
+/// Config files are not larger than this.
+const LARGEST_FILE: u64 = 4 << 20;
+
+impl RootFlags {
+    /// Whether the client is to tell what it does.
+    ///
+    /// # Errors
+    /// A log level that does not exist.
+    pub(crate) fn debug(&self) -> Outcome<bool> {
+        match self.log_level.to_lowercase().as_str() {
+            "debug" | "trace" => Ok(true),
+            "info" | "warn" | "warning" | "error" | "fatal" | "panic" => Ok(self.debug),
+            _ => Err(Failure::new(format!("Unable to parse logging level: {}", self.log_level))),
+        }
+    }
+
+    /// Decides where the engine is: `--host` or `--context`, `WHELK_HOST` or `DOCKER_HOST`, `DOCKER_CONTEXT`, the current
+    /// context, whelk's own socket.
+    pub(crate) fn endpoint(&self) -> Outcome<Endpoint> {
+        self.endpoint_in(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn endpoint_in(&self, variable: &dyn Fn(&str) -> Option<String>) -> Outcome<Endpoint> {
+        if let Some(flag) = self.tls_flag() {
+            return Err(Failure::new(format!("{flag}: TLS connections are not available in this version of whelk; use a unix:// host")));
+        }
+        if !self.host.is_empty() && self.context.is_some() {
+            return Err(Failure::new("conflicting options: cannot specify both --host and --context"));
+        }
+        if self.host.len() > 1 {
+            return Err(unresolved("Specify only one -H"));
+        }
+        let from_variables = || ["WHELK_HOST", "DOCKER_HOST"].iter().find_map(|name| variable(name));
+        let config = self.config.clone().or_else(|| variable("DOCKER_CONFIG").map(PathBuf::from));
+        let config = config.or_else(|| Some(Path::new(&variable("HOME")?).join(".docker")));
+        let context = match &self.context {
+            Some(name) => Some(name.clone()),
+            None if !self.host.is_empty() || from_variables().is_some() => None,
+            None => match variable("DOCKER_CONTEXT") {
+                Some(name) => Some(name),
+                None => config.as_deref().and_then(current_context),
+            },
+        };
+        if let Some(name) = context.filter(|name| name != DEFAULT_CONTEXT) {
+            let host = context_host(config.as_deref(), &name).map_err(|reason| unresolved(&format!("context {name:?}: {reason}")))?;
+            return Ok(Endpoint { host: host.unwrap_or_default(), context: name, is_default: false });
+        }
+        let text = self.host.first().cloned().or_else(from_variables).unwrap_or_default();
+        let host = Host::parse(&text).map_err(|reason| unresolved(&reason))?;
+        if matches!(host, Host::Tcp(_))
+            && let Some(name) = ["DOCKER_TLS_VERIFY", "DOCKER_TLS"].into_iter().find(|name| variable(name).is_some())
+        {
+            return Err(Failure::new(format!("{name} is set, but TLS connections are not available in this version of whelk")));
+        }
+        let is_default = text.trim().is_empty();
+        Ok(Endpoint { host, context: DEFAULT_CONTEXT.into(), is_default })
+    }
+
+    /// A flag about TLS that was given. None of them may be ignored: the connection would be an open one.
+    fn tls_flag(&self) -> Option<&'static str> {
+        let given = [
+            ("--tlsverify", self.tlsverify),
+            ("--tls", self.tls),
+            ("--tlscacert", self.tlscacert.is_some()),
+            ("--tlscert", self.tlscert.is_some()),
+            ("--tlskey", self.tlskey.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+}
+
+fn unresolved(reason: &str) -> Failure {
+    Failure::new(format!("Failed to initialize: unable to resolve docker endpoint: {reason}"))
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::Unix(DEFAULT_SOCKET.into())
+    }
+}
+
+impl Host {
+    /// From the text of `--host`, `DOCKER_HOST` or a context.
+    fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        match text.split_once("://") {
+            None if text.is_empty() => Ok(Self::default()),
+            None => Ok(Self::tcp(text)),
+            Some(("unix", "")) => Ok(Self::default()),
+            Some(("unix", path)) => Ok(Self::Unix(path.to_owned())),
+            Some(("tcp" | "http", address)) => Ok(Self::tcp(address)),
+            Some((scheme @ ("ssh" | "https" | "npipe" | "fd"), _)) => {
+                Err(format!("{scheme}:// hosts are not available in this version of whelk: {text}"))
+            }
+            Some(_) => Err(format!("invalid bind address format: {text}")),
+        }
+    }
+
+    /// `[HOST][:PORT]`, completed with Docker's defaults.
+    fn tcp(address: &str) -> Self {
+        const PORT: u16 = 2375;
+        let address = address.trim_end_matches('/');
+        let (host, port) = match address.rsplit_once(':') {
+            Some((host, port)) if port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')) => (host, port.to_owned()),
+            _ => (address, PORT.to_string()),
+        };
+        Self::Tcp(format!("{}:{port}", if host.is_empty() { "localhost" } else { host }))
+    }
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{path}"),
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
+/// The context that `docker context use` chose. A file that cannot be read chooses none, and says so.
+fn current_context(config: &Path) -> Option<String> {
+    let path = config.join("config.json");
+    match read_json(&path) {
+        Ok(file) => file["currentContext"].as_str().filter(|name| !name.is_empty()).map(str::to_owned),
+        Err(reason) if reason.ends_with("no such file or directory") => None,
+        Err(reason) => {
+            eprintln!("WARNING: Error loading config file: {}: {reason}", path.display());
+            None
+        }
+    }
+}
+
+/// The host that a context of Docker's store names.
+fn context_host(config: Option<&Path>, name: &str) -> Result<Option<Host>, String> {
+    let Some(config) = config else { return Err("context not found: $HOME is not defined".into()) };
+    let id: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+    let meta =
+        read_json(&config.join("contexts/meta").join(&id).join("meta.json")).map_err(|reason| format!("context not found: {reason}"))?;
+    let endpoint = &meta["Endpoints"]["docker"];
+    let Some(host) = endpoint["Host"].as_str().filter(|host| !host.is_empty()) else { return Ok(None) };
+    let host = Host::parse(host)?;
+    let has_certificates = config.join("contexts/tls").join(&id).join("docker").exists();
+    if matches!(host, Host::Tcp(_)) && (has_certificates || endpoint["SkipTLSVerify"] == true) {
+        return Err(format!("TLS connections are not available in this version of whelk: {host}"));
+    }
+    Ok(Some(host))
+}
+
+fn read_json(path: &Path) -> Result<Value, String> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LARGEST_FILE).read_to_end(&mut text))
+        .map_err(|error| format!("open {}: {}", path.display(), plain(&error)))?;
+    serde_json::from_slice(&text).map_err(|error| format!("parsing {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A configuration directory with contexts, gone when dropped.
+    struct Config(PathBuf);
+
+    impl Config {
+        fn new(name: &str, current: &str, contexts: &[(&str, &str)]) -> Self {
+            let dir = std::env::temp_dir().join(format!("whelk-contexts-{}-{name}", std::process::id()));
+            for (name, endpoint) in contexts {
+                let id: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+                let meta = dir.join("contexts/meta").join(id);
+                std::fs::create_dir_all(&meta).unwrap();
+                let text = format!(r#"{{"Name": {name:?}, "Metadata": {{}}, "Endpoints": {{"docker": {endpoint}}}}}"#);
+                std::fs::write(meta.join("meta.json"), text).unwrap();
+            }
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("config.json"), current).unwrap();
+            Self(dir)
+        }
+
+        fn choose(&self, flags: RootFlags, variables: &[(&str, &str)]) -> Result<(String, bool), String> {
+            let variable = |name: &str| match name {
+                "DOCKER_CONFIG" => Some(self.0.display().to_string()),
+                _ => variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()),
+            };
+            flags.endpoint_in(&variable).map(|endpoint| (endpoint.host.to_string(), endpoint.is_default)).map_err(|failure| failure.text)
+        }
+    }
+
+    impl Drop for Config {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn with_host(host: &str) -> RootFlags {
+        RootFlags { host: vec![host.into()], ..RootFlags::default() }
+    }
+
+    fn with_context(name: &str) -> RootFlags {
+        RootFlags { context: Some(name.into()), ..RootFlags::default() }
+    }
+
+    #[test]
+    fn who_decides_where_the_engine_is() {
+        let config = Config::new(
+            "order",
+            r#"{"currentContext": "one"}"#,
+            &[("one", r#"{"Host": "unix:///one"}"#), ("two", r#"{"Host": "unix:///two"}"#)],
+        );
+        let chosen = |flags, variables: &[(&str, &str)]| config.choose(flags, variables).map(|(host, _)| host);
+        let all = [("DOCKER_CONTEXT", "two"), ("DOCKER_HOST", "unix:///docker"), ("WHELK_HOST", "unix:///whelk")];
+        assert_eq!(chosen(with_host("unix:///flag"), &all), Ok("unix:///flag".into()));
+        assert_eq!(chosen(with_context("one"), &all), Ok("unix:///one".into()));
+        assert_eq!(chosen(RootFlags::default(), &all), Ok("unix:///whelk".into()));
+        assert_eq!(chosen(RootFlags::default(), &all[..2]), Ok("unix:///docker".into()));
+        assert_eq!(chosen(RootFlags::default(), &all[..1]), Ok("unix:///two".into()));
+        assert_eq!(chosen(RootFlags::default(), &[]), Ok("unix:///one".into()));
+        assert_eq!(config.choose(with_context("default"), &[]), Ok((format!("unix://{DEFAULT_SOCKET}"), true)));
+        assert_eq!(config.choose(with_context("default"), &all), Ok(("unix:///whelk".into(), false)));
+    }
+
+    #[test]
+    fn contexts_that_cannot_be_used() {
+        let config = Config::new(
+            "bad",
+            "{",
+            &[("tls", r#"{"Host": "tcp://h:2376", "SkipTLSVerify": true}"#), ("ssh", r#"{"Host": "ssh://u@h"}"#), ("none", "{}")],
+        );
+        let refused = |flags, text: &str| {
+            let error = config.choose(flags, &[]).unwrap_err();
+            assert!(error.contains(text), "{error}");
+        };
+        refused(with_context("tls"), "TLS connections are not available");
+        refused(with_context("ssh"), "ssh:// hosts are not available");
+        // The name's hash is Docker's.
+        refused(with_context("foo"), "unable to resolve docker endpoint: context \"foo\": context not found: open ");
+        refused(
+            with_context("foo"),
+            "/contexts/meta/2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae/meta.json: no such file or directory",
+        );
+        assert_eq!(config.choose(with_context("none"), &[]), Ok((format!("unix://{DEFAULT_SOCKET}"), false)));
+        refused(RootFlags { host: vec!["a".into()], ..with_context("b") }, "conflicting options: cannot specify both --host and --context");
+        refused(RootFlags { host: vec!["a".into(), "b".into()], ..RootFlags::default() }, "Specify only one -H");
+        // A broken file is told about and decides nothing.
+        assert_eq!(config.choose(RootFlags::default(), &[]), Ok((format!("unix://{DEFAULT_SOCKET}"), true)));
+    }
+
+    #[test]
+    fn no_flag_about_tls_is_ignored() {
+        let config = Config::new("tls", "{}", &[]);
+        let cases = [
+            (RootFlags { tls: true, ..RootFlags::default() }, "--tls: TLS"),
+            (RootFlags { tlsverify: true, ..with_host("unix:///x") }, "--tlsverify: TLS"),
+            (RootFlags { tlscacert: Some("x".into()), ..RootFlags::default() }, "--tlscacert: TLS"),
+        ];
+        for (flags, text) in cases {
+            assert!(config.choose(flags, &[]).unwrap_err().contains(text));
+        }
+        let verify = [("DOCKER_TLS_VERIFY", "1")];
+        assert!(config.choose(with_host("tcp://h"), &verify).unwrap_err().contains("DOCKER_TLS_VERIFY is set"));
+        assert!(config.choose(with_host("unix:///x"), &verify).is_ok());
+    }
+
+    #[test]
+    fn hosts() {
+        let parsed = |text: &str| Host::parse(text).map(|host| host.to_string());
+        for (text, host) in [
+            ("unix:///x.sock", "unix:///x.sock"),
+            ("tcp://h:1", "tcp://h:1"),
+            ("tcp://h", "tcp://h:2375"),
+            ("tcp://h/", "tcp://h:2375"),
+            ("tcp://:5", "tcp://localhost:5"),
+            ("tcp://[::1]:5", "tcp://[::1]:5"),
+            ("tcp://[::1]", "tcp://[::1]:2375"),
+            ("h:80", "tcp://h:80"),
+            ("unix://", "unix:///run/whelk/whelk.sock"),
+            ("", "unix:///run/whelk/whelk.sock"),
+        ] {
+            assert_eq!(parsed(text), Ok(host.into()), "{text}");
+        }
+        assert_eq!(parsed("foo://x"), Err("invalid bind address format: foo://x".into()));
+    }
+}

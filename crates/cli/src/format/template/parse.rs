@@ -1,0 +1,388 @@
+//! Tokens to nodes.
+
+use std::collections::HashMap;
+
+use super::lex::{Kind, Part, Token, split, unquote};
+use super::value::Typed;
+use super::{Mistake, call};
+
+#[derive(Clone, Debug)]
+pub(super) enum Node {
+    Text(String),
+    Action(Pipeline),
+    If {
+        condition: Pipeline,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
+    Range {
+        over: Pipeline,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
+    With {
+        value: Pipeline,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
+    /// `{{template "name" .}}`
+    Template {
+        name: String,
+        dot: Option<Pipeline>,
+        place: Place,
+    },
+    Break,
+    Continue,
+}
+
+/// Commands joined by `|`: each one's result is the next one's last argument.
+#[derive(Clone, Debug)]
+pub(super) struct Pipeline {
+    /// The variables that get the result.
+    pub variables: Vec<String>,
+    /// They are new ones (`:=`).
+    pub declares: bool,
+    pub commands: Vec<Command>,
+    pub place: Place,
+}
+
+/// A value, or a function or method with its arguments.
+#[derive(Clone, Debug)]
+pub(super) struct Command {
+    pub operands: Vec<Operand>,
+    pub place: Place,
+}
+
+/// Where something stands in a template, and how it reads there: for errors.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub at: usize,
+    pub text: String,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Operand {
+    pub kind: Value,
+    pub place: Place,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Dot,
+    /// `.A.B`
+    Fields(Vec<String>),
+    /// `$x.A`
+    Variable(String, Vec<String>),
+    Function(String),
+    Literal(Typed),
+    /// `(…).A`
+    Nested(Pipeline, Vec<String>),
+}
+
+/// A template and those that it defines for itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parsed {
+    pub nodes: Vec<Node>,
+    pub named: HashMap<String, Vec<Node>>,
+}
+
+/// What ended a list of nodes.
+#[derive(Debug)]
+enum End<'t> {
+    Template,
+    Close,
+    /// `else`, with the tokens of what follows (`if …`, `with …`).
+    Else(Vec<Token<'t>>, usize),
+}
+
+pub(super) fn parse(template: &str) -> Result<Parsed, Mistake> {
+    let parts = split(template)?;
+    let mut parser = Parser { template, parts: parts.into_iter(), named: HashMap::new(), variables: vec!["$".into()], loops: 0 };
+    match parser.nodes()? {
+        (nodes, End::Template) => Ok(Parsed { nodes, named: parser.named }),
+        (_, End::Close) => Err(parser.wrong(template.len(), "unexpected {{end}}")),
+        (_, End::Else(..)) => Err(parser.wrong(template.len(), "unexpected {{else}}")),
+    }
+}
+
+struct Parser<'t> {
+    template: &'t str,
+    parts: std::vec::IntoIter<Part<'t>>,
+    named: HashMap<String, Vec<Node>>,
+    /// Those that are known where the parser is.
+    variables: Vec<String>,
+    /// How many `range` are open.
+    loops: usize,
+}
+
+impl<'t> Parser<'t> {
+    fn wrong(&self, at: usize, text: impl std::fmt::Display) -> Mistake {
+        Mistake::new(self.template, at, text)
+    }
+
+    fn nodes(&mut self) -> Result<(Vec<Node>, End<'t>), Mistake> {
+        let mut nodes = Vec::new();
+        while let Some(part) = self.parts.next() {
+            let (tokens, close) = match part {
+                Part::Text("") => continue,
+                Part::Text(text) => {
+                    nodes.push(Node::Text(text.to_owned()));
+                    continue;
+                }
+                Part::Action(tokens, close) => (tokens, close),
+            };
+            let word = tokens.first().filter(|token| token.kind == Kind::Word).map_or("", |token| token.text);
+            let rest = || tokens.get(1..).unwrap_or_default().to_vec();
+            match word {
+                "end" => return Ok((nodes, End::Close)),
+                "else" => return Ok((nodes, End::Else(rest(), close))),
+                "if" | "with" | "range" => nodes.push(self.control(word, rest(), close)?),
+                "break" | "continue" if self.loops == 0 => return Err(self.wrong(close, format!("{{{{{word}}}}} outside {{{{range}}}}"))),
+                "break" => nodes.push(Node::Break),
+                "continue" => nodes.push(Node::Continue),
+                "define" | "block" | "template" => nodes.extend(self.named_template(word, rest(), close)?),
+                _ => nodes.push(Node::Action(self.pipeline(tokens, close, "command")?)),
+            }
+        }
+        Ok((nodes, End::Template))
+    }
+
+    fn control(&mut self, word: &str, tokens: Vec<Token<'t>>, close: usize) -> Result<Node, Mistake> {
+        let known = self.variables.len();
+        let value = self.pipeline(tokens, close, word)?;
+        self.loops += usize::from(word == "range");
+        let (body, end) = self.nodes()?;
+        self.loops -= usize::from(word == "range");
+        let otherwise = match end {
+            End::Close => Vec::new(),
+            End::Else(tokens, close) => match tokens.first().map(|token| token.text) {
+                None => match self.nodes()? {
+                    (nodes, End::Close) => nodes,
+                    (_, End::Else(_, at)) => return Err(self.wrong(at, "expected end; found {{else}}")),
+                    (_, End::Template) => return Err(self.wrong(self.template.len(), "unexpected EOF")),
+                },
+                // One `end` ends both.
+                Some(next) if next == word && word != "range" => vec![self.control(next, tokens[1..].to_vec(), close)?],
+                Some(next) => return Err(self.wrong(close, format!("unexpected <{next}> in else"))),
+            },
+            End::Template => return Err(self.wrong(self.template.len(), "unexpected EOF")),
+        };
+        self.variables.truncate(known);
+        Ok(match word {
+            "if" => Node::If { condition: value, body, otherwise },
+            "with" => Node::With { value, body, otherwise },
+            _ => Node::Range { over: value, body, otherwise },
+        })
+    }
+
+    /// `define`, `template`, and `block`, which is both.
+    fn named_template(&mut self, word: &str, mut tokens: Vec<Token<'t>>, close: usize) -> Result<Option<Node>, Mistake> {
+        let name = match tokens.first() {
+            Some(token) if matches!(token.kind, Kind::Quoted) => unquote(token.text),
+            Some(token) if matches!(token.kind, Kind::Raw) => Some(token.text.trim_matches('`').to_owned()),
+            _ => None,
+        };
+        let Some(name) = name else { return Err(self.wrong(close, format!("unexpected token in {word} clause"))) };
+        let place = Place { at: tokens[0].at, text: format!("{{{{template {name:?}}}}}") };
+        tokens.remove(0);
+        let dot = match tokens.is_empty() {
+            true => None,
+            false => Some(self.pipeline(tokens, close, word)?),
+        };
+        if word != "template" {
+            let (variables, loops) = (std::mem::replace(&mut self.variables, vec!["$".into()]), std::mem::take(&mut self.loops));
+            let (body, end) = self.nodes()?;
+            (self.variables, self.loops) = (variables, loops);
+            if !matches!(end, End::Close) {
+                return Err(self.wrong(self.template.len(), "unexpected EOF"));
+            }
+            self.named.insert(name.clone(), body);
+        }
+        Ok((word != "define").then_some(Node::Template { name, dot, place }))
+    }
+
+    fn pipeline(&mut self, tokens: Vec<Token<'t>>, close: usize, context: &str) -> Result<Pipeline, Mistake> {
+        let mut tokens = Tokens { list: tokens, next: 0, close };
+        let pipeline = self.pipeline_of(&mut tokens, context)?;
+        match tokens.peek() {
+            None => Ok(pipeline),
+            Some(token) => Err(self.wrong(token.at, format!("unexpected <{}> in {context}", token.text))),
+        }
+    }
+
+    /// Reads up to the end or a closing parenthesis.
+    fn pipeline_of(&mut self, tokens: &mut Tokens<'t>, context: &str) -> Result<Pipeline, Mistake> {
+        let begin = tokens.at();
+        let (variables, declares) = self.declared(tokens, context)?;
+        let mut commands = Vec::new();
+        loop {
+            commands.push(self.command(tokens, context)?);
+            if !tokens.take("|") {
+                break;
+            }
+        }
+        if declares {
+            self.variables.extend(variables.iter().cloned());
+        }
+        for piped in &commands[1..] {
+            if matches!(piped.operands[0].kind, Value::Literal(_) | Value::Dot) {
+                let stage = commands.len();
+                return Err(self.wrong(piped.place.at, format!("non executable command in pipeline stage {stage}")));
+            }
+        }
+        let place = Place { at: begin, text: self.template[begin..tokens.previous_end().max(begin)].to_owned() };
+        Ok(Pipeline { variables, declares, commands, place })
+    }
+
+    /// `$x :=`, `$i, $x :=`, `$x =`
+    fn declared(&self, tokens: &mut Tokens<'t>, context: &str) -> Result<(Vec<String>, bool), Mistake> {
+        let sign = |index: usize| tokens.list.get(tokens.next + index).filter(|token| token.kind == Kind::Sign).map(|token| token.text);
+        let is_variable = |index: usize| tokens.list.get(tokens.next + index).is_some_and(|token| token.kind == Kind::Variable);
+        let count = match (sign(1), sign(3)) {
+            (Some(":=" | "="), _) if is_variable(0) => 1,
+            (Some(","), Some(":=" | "=")) if is_variable(0) && is_variable(2) => 2,
+            _ => return Ok((Vec::new(), false)),
+        };
+        let names: Vec<String> = (0..count).map(|index| tokens.list[tokens.next + 2 * index].text.to_owned()).collect();
+        if count == 2 && context != "range" {
+            return Err(self.wrong(tokens.at(), format!("too many declarations in {context}")));
+        }
+        let declares = sign(2 * count - 1) == Some(":=");
+        if let Some(unknown) = names.iter().find(|name| !declares && !self.variables.contains(name)) {
+            return Err(self.wrong(tokens.at(), format!("undefined variable {unknown:?}")));
+        }
+        tokens.next += 2 * count;
+        Ok((names, declares))
+    }
+
+    fn command(&mut self, tokens: &mut Tokens<'t>, context: &str) -> Result<Command, Mistake> {
+        let begin = tokens.at();
+        let mut operands = Vec::new();
+        while tokens.peek().is_some_and(|token| token.kind != Kind::Sign || token.text == "(") {
+            operands.push(self.operand(tokens)?);
+        }
+        if operands.is_empty() {
+            return Err(match tokens.peek() {
+                None => self.wrong(begin, format!("missing value for {context}")),
+                Some(token) => self.wrong(begin, format!("unexpected {:?} in {context}", token.text)),
+            });
+        }
+        let place = Place { at: begin, text: self.template[begin..tokens.previous_end()].to_owned() };
+        Ok(Command { operands, place })
+    }
+
+    fn operand(&mut self, tokens: &mut Tokens<'t>) -> Result<Operand, Mistake> {
+        let Some(token) = tokens.take_any() else { return Err(self.wrong(tokens.close, "unexpected end of action")) };
+        let mut place = Place { at: token.at, text: String::new() };
+        let bad = |what: &str| Mistake::new(self.template, token.at, format!("bad {what} syntax: {:?}", token.text));
+        let kind = match token.kind {
+            Kind::Dot => Value::Dot,
+            Kind::Field => {
+                let mut path = vec![token.text[1..].to_owned()];
+                if let Some(second) = tokens.peek_attached_field() {
+                    place.at = second;
+                }
+                path.extend(tokens.fields());
+                Value::Fields(path)
+            }
+            Kind::Variable if !self.variables.iter().any(|known| known == token.text) => {
+                return Err(self.wrong(token.at, format!("undefined variable {:?}", token.text)));
+            }
+            Kind::Variable => Value::Variable(token.text.to_owned(), tokens.fields()),
+            Kind::Word => match token.text {
+                "true" => Value::Literal(Typed::literal("bool", true)),
+                "false" => Value::Literal(Typed::literal("bool", false)),
+                "nil" => Value::Literal(Typed::missing()),
+                name if call::is_known(name) => Value::Function(name.to_owned()),
+                name => return Err(self.wrong(token.at, format!("function {name:?} not defined"))),
+            },
+            Kind::Number => Value::Literal(number(token.text).ok_or_else(|| bad("number"))?),
+            Kind::Quoted => Value::Literal(Typed::literal("string", unquote(token.text).ok_or_else(|| bad("string"))?)),
+            Kind::Raw => Value::Literal(Typed::literal("string", &token.text[1..token.text.len() - 1])),
+            Kind::Character => {
+                let letter = unquote(token.text).and_then(|text| text.chars().next()).ok_or_else(|| bad("character"))?;
+                Value::Literal(Typed::literal("int", i64::from(u32::from(letter))))
+            }
+            Kind::Sign => {
+                let nested = self.pipeline_of(tokens, "parenthesized pipeline")?;
+                if !tokens.take(")") {
+                    return Err(self.wrong(tokens.at(), "unclosed left paren"));
+                }
+                Value::Nested(nested, tokens.fields())
+            }
+        };
+        place.text = self.template[token.at..tokens.previous_end()].to_owned();
+        Ok(Operand { kind, place })
+    }
+}
+
+/// The tokens of one action, read one by one.
+struct Tokens<'t> {
+    list: Vec<Token<'t>>,
+    next: usize,
+    close: usize,
+}
+
+impl<'t> Tokens<'t> {
+    fn peek(&self) -> Option<&Token<'t>> {
+        self.list.get(self.next)
+    }
+
+    /// Where the next token stands.
+    fn at(&self) -> usize {
+        self.peek().map_or(self.close, |token| token.at)
+    }
+
+    fn previous_end(&self) -> usize {
+        self.next.checked_sub(1).and_then(|index| self.list.get(index)).map_or(0, |token| token.at + token.text.len())
+    }
+
+    fn take_any(&mut self) -> Option<Token<'t>> {
+        let token = self.peek().cloned();
+        self.next += 1;
+        token
+    }
+
+    fn take(&mut self, sign: &str) -> bool {
+        let found = self.peek().is_some_and(|token| token.kind == Kind::Sign && token.text == sign);
+        self.next += usize::from(found);
+        found
+    }
+
+    /// Where a field stands that directly follows.
+    fn peek_attached_field(&self) -> Option<usize> {
+        self.peek().filter(|token| token.kind == Kind::Field && !token.spaced).map(|token| token.at)
+    }
+
+    fn fields(&mut self) -> Vec<String> {
+        let mut path = Vec::new();
+        while self.peek_attached_field().is_some() {
+            path.extend(self.take_any().map(|token| token.text[1..].to_owned()));
+        }
+        path
+    }
+}
+
+/// A number as Go reads it: whole ones in any base, or with a point or exponent.
+fn number(text: &str) -> Option<Typed> {
+    let plain = text.replace('_', "");
+    let (sign, digits) = match plain.strip_prefix('-') {
+        Some(digits) => (-1, digits),
+        None => (1, plain.strip_prefix('+').unwrap_or(&plain)),
+    };
+    let based = |prefix: &str, radix: u32| {
+        let digits = digits.strip_prefix(prefix).or_else(|| digits.strip_prefix(&prefix.to_uppercase()))?;
+        i64::from_str_radix(digits, radix).ok()
+    };
+    let whole = based("0x", 16).or_else(|| based("0b", 2)).or_else(|| based("0o", 8)).or_else(|| {
+        let octal = digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|digit| digit.is_ascii_digit());
+        if octal { i64::from_str_radix(digits, 8).ok() } else { digits.parse().ok() }
+    });
+    match whole {
+        Some(whole) => Some(Typed::literal("int", sign * whole)),
+        None if digits.starts_with(|first: char| first.is_ascii_digit() || first == '.') => {
+            plain.parse::<f64>().ok().filter(|number| number.is_finite()).map(|number| Typed::literal("float64", number))
+        }
+        None => None,
+    }
+}
