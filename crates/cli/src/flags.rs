@@ -32,6 +32,15 @@ pub(crate) enum Kind {
     UnknownCommand(String),
 }
 
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Flag(text) | Self::Count(text) => f.write_str(text),
+            Self::UnknownCommand(name) => write!(f, "unknown command: {name}"),
+        }
+    }
+}
+
 /// Reads the words behind the program's name.
 pub(crate) fn read(root: &Command, words: &[String]) -> Result<Line, Mistake> {
     let (mut command, mut rest, mut path, mut line) = (root, words, Vec::new(), Vec::new());
@@ -40,7 +49,7 @@ pub(crate) fn read(root: &Command, words: &[String]) -> Result<Line, Mistake> {
         let level = match Level::read(command, rest) {
             Ok(level) => level,
             Err(Stop::Help { deprecated_shorthand }) => return Ok(Line::Help { path, deprecated_shorthand }),
-            Err(Stop::Mistake(text)) => return fail(&path, Kind::Flag(text)),
+            Err(Stop::Mistake(text) | Stop::NeedsValue { text, .. }) => return fail(&path, Kind::Flag(text)),
         };
         line.extend(level.words());
         if !command.has_subcommands() {
@@ -69,27 +78,78 @@ pub(crate) fn read(root: &Command, words: &[String]) -> Result<Line, Mistake> {
     }
 }
 
+/// Where the next word of a command line stands.
+#[derive(Debug)]
+pub(crate) struct Place<'c> {
+    pub command: &'c Command,
+    pub path: Vec<String>,
+    /// The flags in front of the commands, as clap gets them.
+    pub root_flags: Vec<String>,
+    pub arguments: Vec<String>,
+    /// It is this flag's value.
+    pub value_of: Option<&'c Arg>,
+    /// No flag can stand there.
+    pub closed: bool,
+}
+
+/// Where the word behind these stands; `None` where it cannot make sense any more.
+pub(crate) fn place<'c>(root: &'c Command, words: &[String]) -> Option<Place<'c>> {
+    let empty = Place { command: root, path: Vec::new(), root_flags: Vec::new(), arguments: Vec::new(), value_of: None, closed: false };
+    let (mut place, mut rest) = (empty, words);
+    loop {
+        let level = match Level::read(place.command, rest) {
+            Ok(level) => level,
+            Err(Stop::NeedsValue { argument, .. }) => {
+                place.value_of = Some(argument);
+                return Some(place);
+            }
+            Err(_) => return None,
+        };
+        if place.path.is_empty() {
+            place.root_flags = level.words();
+        }
+        let name = level.arguments.first().filter(|_| place.command.has_subcommands());
+        let Some(name) = name else {
+            (place.arguments, place.closed) = (level.arguments, level.closed);
+            return Some(place);
+        };
+        place.command = place.command.find_subcommand(name)?;
+        place.path.push(place.command.get_name().to_owned());
+        rest = &rest[rest.len() - level.arguments.len() + 1..];
+    }
+}
+
 /// The flags of one command, with the values they were given, and the words that are not flags.
 struct Level<'c> {
     command: &'c Command,
     given: Vec<(&'c Arg, String)>,
     arguments: Vec<String>,
+    /// No flags can follow.
+    closed: bool,
 }
 
 /// Why reading a command's flags stopped.
-enum Stop {
-    Help { deprecated_shorthand: bool },
+enum Stop<'c> {
+    Help {
+        deprecated_shorthand: bool,
+    },
     Mistake(String),
+    /// The words ended where a flag's value should be.
+    NeedsValue {
+        argument: &'c Arg,
+        text: String,
+    },
 }
 
 impl<'c> Level<'c> {
-    fn read(command: &'c Command, words: &[String]) -> Result<Self, Stop> {
+    fn read(command: &'c Command, words: &[String]) -> Result<Self, Stop<'c>> {
         // Behind the first argument of these nothing is a flag of ours: it is a command with arguments of its own.
         let stops_at_argument = command.has_subcommands() || command.get_positionals().any(Arg::is_trailing_var_arg_set);
-        let mut level = Self { command, given: Vec::new(), arguments: Vec::new() };
+        let mut level = Self { command, given: Vec::new(), arguments: Vec::new(), closed: false };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             if word == "--" {
+                level.closed = true;
                 level.arguments.extend(words.cloned());
                 break;
             }
@@ -100,6 +160,7 @@ impl<'c> Level<'c> {
             } else {
                 level.arguments.push(word.clone());
                 if stops_at_argument {
+                    level.closed = true;
                     level.arguments.extend(words.cloned());
                     break;
                 }
@@ -108,7 +169,7 @@ impl<'c> Level<'c> {
         Ok(level)
     }
 
-    fn long<'w>(&mut self, flag: &str, words: &mut impl Iterator<Item = &'w String>) -> Result<(), Stop> {
+    fn long<'w>(&mut self, flag: &str, words: &mut impl Iterator<Item = &'w String>) -> Result<(), Stop<'c>> {
         if flag.starts_with(['-', '=']) {
             return Err(Stop::Mistake(format!("bad flag syntax: --{flag}")));
         }
@@ -123,12 +184,14 @@ impl<'c> Level<'c> {
             return Err(Stop::Mistake(format!("unknown flag: --{name}")));
         };
         let value = value.or_else(|| implied(argument)).or_else(|| words.next().cloned());
-        let value = value.ok_or_else(|| Stop::Mistake(format!("flag needs an argument: --{name}")))?;
-        self.set(argument, value)
+        match value {
+            Some(value) => self.set(argument, value),
+            None => Err(Stop::NeedsValue { argument, text: format!("flag needs an argument: --{name}") }),
+        }
     }
 
     /// `-it`, `-p80:80`, `-m=1g`, `-e A=b`
-    fn shorthands<'w>(&mut self, letters: &str, words: &mut impl Iterator<Item = &'w String>) -> Result<(), Stop> {
+    fn shorthands<'w>(&mut self, letters: &str, words: &mut impl Iterator<Item = &'w String>) -> Result<(), Stop<'c>> {
         let mut rest = letters;
         while let Some(letter) = rest.chars().next() {
             let behind = &rest[letter.len_utf8()..];
@@ -149,13 +212,15 @@ impl<'c> Level<'c> {
                 continue;
             }
             let value = if behind.is_empty() { words.next().cloned() } else { Some(behind.to_owned()) };
-            let value = value.ok_or_else(|| Stop::Mistake(format!("flag needs an argument: {letter:?} in -{rest}")))?;
-            return self.set(argument, value);
+            return match value {
+                Some(value) => self.set(argument, value),
+                None => Err(Stop::NeedsValue { argument, text: format!("flag needs an argument: {letter:?} in -{rest}") }),
+            };
         }
         Ok(())
     }
 
-    fn set(&mut self, argument: &'c Arg, value: String) -> Result<(), Stop> {
+    fn set(&mut self, argument: &'c Arg, value: String) -> Result<(), Stop<'c>> {
         let kind = argument.get_value_parser().type_id();
         let checked = if is_switch(argument) {
             parse_bool(&value).map(|value| value.to_string())

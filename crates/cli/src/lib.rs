@@ -16,6 +16,25 @@ mod terminal;
 
 use std::process::ExitCode;
 
+/// The definitions of all commands, for manual pages.
+pub fn definitions() -> clap::Command {
+    commands::definitions()
+}
+
+/// The words behind a program's name as its command can be parsed from them: flags by the rules of Docker's programs.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn read_flags(mut command: clap::Command, words: impl Iterator<Item = std::ffi::OsString>) -> Result<Vec<String>, String> {
+    command.build();
+    let words = words.map(|word| word.into_string().map_err(|word| format!("the argument {} is not valid UTF-8", word.display())));
+    match flags::read(&command, &words.collect::<Result<Vec<_>, _>>()?) {
+        Ok(flags::Line::Words(words)) => Ok(words),
+        Ok(flags::Line::Help { .. }) => Ok(vec!["--help".into()]),
+        Err(mistake) => Err(mistake.kind.to_string()),
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     // A pipe that its reader closes ends the program quietly, as with any other.

@@ -17,7 +17,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use rustix::process::DumpableBehavior;
 use whelk_sys::process::exec_fd;
 use whelk_sys::program;
@@ -218,6 +218,11 @@ struct Update {
     #[arg(long, allow_hyphen_values = true)]
     pids_limit: Option<i64>,
     id: String,
+}
+
+/// The definitions of the commands, for manual pages.
+pub fn definitions() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command line; `arguments` begin behind `oci`.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use whelk_engine::Engine;
 use whelk_engine::instance::{DEFAULT_INSTANCE, Instance};
 use whelk_sys::fs;
@@ -52,11 +52,17 @@ const LARGEST_FILE: u64 = 1 << 20;
 /// What may block is done elsewhere; beside the API these answer all containers' questions for names.
 const WORKERS: usize = 4;
 
+/// The command's flags, for its manual page.
+pub(crate) fn definitions() -> clap::Command {
+    Arguments::command()
+}
+
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let arguments = Arguments::parse_from(
-        std::iter::once(OsString::from("whelk daemon"))
-            .chain(arguments.skip(usize::from(std::env::args_os().nth(1).is_some_and(|word| word == "daemon")))),
-    );
+    let words = arguments.skip(usize::from(std::env::args_os().nth(1).is_some_and(|word| word == "daemon")));
+    let arguments = match whelk_cli::read_flags(definitions(), words) {
+        Ok(words) => Arguments::parse_from(std::iter::once("whelk daemon".to_owned()).chain(words)),
+        Err(text) => return super::report("daemon", Err(format!("{text}\nSee 'whelk daemon --help'"))),
+    };
     if arguments.background {
         // A process that leads a group already has a session that is meant for it.
         let _ = rustix::process::setsid();

@@ -23,8 +23,21 @@ fn main() -> ExitCode {
         Some("shim") => shim(),
         Some("init") => init::main(std::env::args_os().skip(2)),
         Some("oci") => whelk_oci::main(std::env::args_os().skip(2)),
+        Some("man") => manual(std::env::args_os().nth(2)),
         _ => whelk_cli::main(),
     }
+}
+
+/// `whelk man DIRECTORY`: writes the manual pages of all commands.
+fn manual(directory: Option<std::ffi::OsString>) -> ExitCode {
+    let Some(directory) = directory else { return report("man", Err("the directory for the pages is missing")) };
+    let named = |command: clap::Command, name: &'static str| {
+        let file = name.replace(' ', "-");
+        command.name(file.clone()).display_name(file).bin_name(name).disable_help_subcommand(true)
+    };
+    let pages = [whelk_cli::definitions(), named(daemon::definitions(), "whelk daemon"), named(whelk_oci::definitions(), "whelk oci")];
+    let written = pages.into_iter().try_for_each(|command| clap_mangen::generate_to(command, &directory));
+    report("man", written.map_err(|error| format!("write pages to {}: {}", directory.display(), whelk_sys::errno_text(&error))))
 }
 
 /// `whelk shim --cgroup PATH`: started by the engine only.

@@ -99,18 +99,10 @@ fn verbose(usage: &Value) -> Outcome {
     println!("Images space usage:\n\n{}", table::align(&lines));
     lines = vec!["CONTAINER ID\tIMAGE\tCOMMAND\tLOCAL VOLUMES\tSIZE\tCREATED\tSTATUS\tNAMES".to_owned()];
     for container in list("Containers") {
-        let volumes = container["Mounts"].as_array().into_iter().flatten().filter(|mount| mount["Type"] == "volume").count();
-        let text = |key: &str| container[key].as_str().unwrap_or_default();
-        lines.push(format!(
-            "{}\t{}\t{:?}\t{volumes}\t{}\t{}\t{}\t{}",
-            short(&container["Id"]),
-            text("Image"),
-            text("Command"),
-            bytes(&container["SizeRw"]),
-            ago(container["Created"].as_i64().unwrap_or(0)),
-            text("Status"),
-            container["Names"][0].as_str().unwrap_or_default().trim_start_matches('/')
-        ));
+        let mut row = super::ps::row(&container, false);
+        row.insert("Size".into(), bytes(&container["SizeRw"]).into());
+        let fields = ["ID", "Image", "Command", "LocalVolumes", "Size", "RunningFor", "Status", "Names"];
+        lines.push(fields.map(|field| row[field].as_str().unwrap_or_default().to_owned()).join("\t"));
     }
     println!("Containers space usage:\n\n{}", table::align(&lines));
     lines = vec!["VOLUME NAME\tLINKS\tSIZE".to_owned()];

@@ -12,7 +12,7 @@ use super::containers::write_body;
 use super::{filters, for_each};
 use crate::client::{ApiError, Body, Client, escape, escape_name, no_body, query};
 use crate::format::table::Table;
-use crate::format::units::{ago, size};
+use crate::format::units::{ago, ellipsis, size};
 use crate::{Failure, Outcome, terminal};
 
 #[derive(Debug, Args)]
@@ -226,7 +226,7 @@ pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
         let fields = json!({
             "ID": if args.no_trunc || id == "<missing>" { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
             "CreatedSince": if args.human { ago(created) } else { at.clone() }, "CreatedAt": at,
-            "CreatedBy": if args.no_trunc || by.chars().count() <= 45 { by } else { by.chars().take(44).collect::<String>() + "…" },
+            "CreatedBy": if args.no_trunc { by } else { ellipsis(&by, 45) },
             "Size": if args.human { size(bytes, 3) } else { bytes.to_string() },
             "Comment": step["Comment"],
         });

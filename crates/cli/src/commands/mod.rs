@@ -1,6 +1,7 @@
 //! The commands, their flags, and which function carries each out.
 
 mod attach;
+mod completion;
 mod containers;
 mod create;
 mod df;
@@ -19,7 +20,7 @@ mod volumes;
 
 use std::ffi::OsString;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::client::Client;
@@ -83,10 +84,13 @@ enum Command {
     /// Show the version information
     Version(system::FormatArgs),
     /// Print a completion script for a shell
-    Completion { shell: clap_complete::Shell },
-    /// Write manual pages into a directory
-    #[command(hide = true)]
-    Man { directory: std::path::PathBuf },
+    Completion {
+        /// bash, zsh or fish
+        shell: String,
+    },
+    /// Print what can follow at the end of a command line
+    #[command(name = "__complete", hide = true)]
+    Complete { line: String },
 }
 
 #[derive(Debug, Subcommand)]
@@ -206,6 +210,11 @@ pub(crate) struct Names {
 /// The code for mistakes in flags.
 const USAGE: u8 = 125;
 
+/// The definitions of all commands.
+pub(crate) fn definitions() -> clap::Command {
+    usage::tree()
+}
+
 /// Carries out the command line of this process.
 pub(crate) fn run() -> Outcome {
     let words = std::env::args_os().skip(1).map(OsString::into_string).collect::<Result<Vec<_>, _>>();
@@ -228,12 +237,8 @@ pub(crate) fn run() -> Outcome {
 fn carry_out(cli: Cli) -> Outcome {
     let debug = cli.flags.debug()?;
     match cli.command {
-        Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "whelk", &mut script);
-            return std::io::Write::write_all(&mut std::io::stdout(), &script).map(|()| 0).map_err(Into::into);
-        }
-        Command::Man { directory } => return clap_mangen::generate_to(Cli::command(), directory).map(|()| 0).map_err(Into::into),
+        Command::Completion { shell } => return completion::script(&shell),
+        Command::Complete { line } => return completion::complete(&line),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -273,7 +278,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         },
         Command::Inspect(args) => system::inspect(client, args).await,
         Command::Version(args) => system::version(client, args).await,
-        Command::Completion { .. } | Command::Man { .. } => Ok(0),
+        Command::Completion { .. } | Command::Complete { .. } => Ok(0),
     }
 }
 
@@ -389,6 +394,8 @@ pub(crate) async fn for_each<F: AsyncFnMut(&str) -> Outcome<()>>(names: &[String
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]

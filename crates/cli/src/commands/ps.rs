@@ -7,7 +7,7 @@ use super::{filters, ports};
 use crate::Outcome;
 use crate::client::{Client, query};
 use crate::format::table::Table;
-use crate::format::units::{ago, size};
+use crate::format::units::{ago, ellipsis, size};
 
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
@@ -82,7 +82,7 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
     Ok(0)
 }
 
-fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
+pub(super) fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
     let text = |key: &str| container[key].as_str().unwrap_or_default();
     let short = |id: &str| if no_trunc { id.to_owned() } else { id.chars().take(12).collect() };
     let created = container["Created"].as_i64().unwrap_or(0);
@@ -103,12 +103,8 @@ fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
         .into_iter()
         .flatten()
         .map(|mount| mount["Name"].as_str().filter(|name| !name.is_empty()).or(mount["Source"].as_str()).unwrap_or_default())
-        .map(|source| {
-            if no_trunc || source.chars().count() <= 15 { source.to_owned() } else { source.chars().take(14).collect::<String>() + "…" }
-        });
-    let command = text("Command");
-    let command =
-        if no_trunc || command.chars().count() <= 20 { command.to_owned() } else { command.chars().take(19).collect::<String>() + "…" };
+        .map(|source| if no_trunc { source.to_owned() } else { ellipsis(source, 15) });
+    let command = if no_trunc { text("Command").to_owned() } else { ellipsis(text("Command"), 20) };
     let image = text("Image");
     let sizes = (container["SizeRw"].as_u64().unwrap_or(0), container["SizeRootFs"].as_u64().unwrap_or(0));
     let fields = json!({

@@ -24,6 +24,11 @@ pub(crate) fn binary_size(bytes: u64) -> String {
     format!("{}{}", significant(value, 4), UNITS[unit])
 }
 
+/// At most so many letters; a longer text ends in `…`.
+pub(crate) fn ellipsis(text: &str, most: usize) -> String {
+    if text.chars().count() <= most { text.to_owned() } else { text.chars().take(most.saturating_sub(1)).collect::<String>() + "…" }
+}
+
 /// A number with at most so many significant digits, as Go's `%.Ng` writes it for numbers of this size.
 fn significant(value: f64, digits: usize) -> String {
     let before_point = if value < 1.0 { 1 } else { value.log10().floor() as usize + 1 };

@@ -122,12 +122,6 @@ impl Containers {
                 return Err(Error::invalid(format!("invalid environment variable: {entry}")));
             }
         }
-        if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
-            return Err(Error::invalid(format!(
-                "the working directory '{}' is invalid, it needs to be an absolute path",
-                config.working_dir
-            )));
-        }
         check_user(&container, &config.user).await?;
         let exec = Arc::new(Exec {
             id: names::random_id(),
@@ -200,6 +194,10 @@ impl Containers {
         container: &Container,
         start: ExecStart,
     ) -> std::result::Result<Option<UnixStream>, (Error, i32)> {
+        // Docker's runtime looks at it, so that it is told where the program's output would be.
+        if !exec.config.working_dir.is_empty() && !exec.config.working_dir.starts_with('/') {
+            return Err((Error::internal("OCI runtime exec failed: exec failed: Cwd must be an absolute path"), NOT_STARTED));
+        }
         let request = self.exec_request(exec, container, &start).map_err(|error| (error, NOT_STARTED))?;
         let detached = request.attach.is_none();
         let (reply, stream) =

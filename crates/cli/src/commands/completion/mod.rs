@@ -1,0 +1,312 @@
+//! Completion of command lines: `completion SHELL` prints a script that asks `__complete LINE` for what can follow.
+//!
+//! ```text
+//! VALUE<tab>DESCRIPTION     for each word that can stand where the line ends
+//! :files                    names of files can stand there, too
+//! ```
+//! Names of objects come from the engine that the line is about, if it answers quickly; none is started.
+
+use std::time::Duration;
+
+use clap::{Arg, Command, Parser};
+use serde_json::Value;
+
+use super::usage;
+use crate::client::Client;
+use crate::endpoint::{Endpoint, RootFlags};
+use crate::flags::{self, Place, flags_of};
+use crate::format::table::print_text;
+use crate::{Failure, Outcome};
+
+/// An engine that does not answer in this time is not waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Prints the script for a shell.
+pub(super) fn script(shell: &str) -> Outcome {
+    print_text(match shell {
+        "bash" => include_str!("whelk.bash"),
+        "zsh" => include_str!("whelk.zsh"),
+        "fish" => include_str!("whelk.fish"),
+        other => return Err(Failure::new(format!("whelk: completion: {other:?} is none of bash, zsh, fish"))),
+    });
+    Ok(0)
+}
+
+/// What can stand somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Offer {
+    Nothing,
+    Words(&'static [&'static str]),
+    /// Containers in one of these states, separated by spaces; empty for all.
+    Containers(&'static str),
+    Images,
+    Networks,
+    Volumes,
+    /// A volume's name or a path.
+    VolumesAndFiles,
+    /// Whatever has a name.
+    Objects,
+    Variables,
+    Files,
+}
+
+/// A word, and what it is.
+type Candidate = (String, String);
+
+#[derive(Debug, Parser)]
+struct Root {
+    #[command(flatten)]
+    flags: RootFlags,
+}
+
+/// Prints what can follow at the end of a line.
+pub(super) fn complete(line: &str) -> Outcome {
+    let (words, typed) = split(line);
+    let tree = usage::tree();
+    let Some(place) = words.get(1..).and_then(|words| flags::place(&tree, words)) else { return Ok(0) };
+    let (offer, prefix) = offered(&place, &typed);
+    let mut candidates = match offer {
+        None => names(&place, &typed),
+        Some(offer) => {
+            let root = Root::try_parse_from(std::iter::once("whelk".to_owned()).chain(place.root_flags.iter().cloned()));
+            from_engine(offer, root.ok().map(|root| root.flags).unwrap_or_default())
+        }
+    };
+    let files = matches!(offer, Some(Offer::Files | Offer::VolumesAndFiles));
+    let wanted = typed.strip_prefix(&prefix).unwrap_or(&typed);
+    candidates.retain(|(word, _)| word.starts_with(wanted) && !place.arguments.contains(word));
+    candidates.sort();
+    candidates.dedup_by(|one, other| one.0 == other.0);
+    let shown = unbroken(&typed, &prefix);
+    let mut text = String::new();
+    for (word, description) in candidates {
+        let word = format!("{prefix}{word}");
+        let word = word.get(shown..).unwrap_or(&word);
+        text += &if description.is_empty() { format!("{word}\n") } else { format!("{word}\t{description}\n") };
+    }
+    if files {
+        text += ":files\n";
+    }
+    print_text(&text);
+    Ok(0)
+}
+
+/// The words of a line as a shell splits it, and the one that is being typed at its end.
+fn split(line: &str) -> (Vec<String>, String) {
+    let (mut words, mut word, mut open) = (Vec::new(), String::new(), false);
+    let mut quote = None;
+    let mut letters = line.chars();
+    while let Some(letter) = letters.next() {
+        match (letter, quote) {
+            ('\\', None | Some('"')) => word.extend(letters.next()),
+            (letter, Some(quoted)) if letter == quoted => quote = None,
+            ('"' | '\'', None) => (quote, open) = (Some(letter), true),
+            (letter, None) if letter.is_whitespace() => {
+                if open || !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+                open = false;
+            }
+            (letter, _) => word.push(letter),
+        }
+    }
+    (words, word)
+}
+
+/// How much of a typed word bash keeps when it puts a completion in: all up to the last of its word breaks.
+fn unbroken(typed: &str, prefix: &str) -> usize {
+    let breaks = std::env::var("WHELK_WORDBREAKS").unwrap_or_default();
+    let end = typed.rfind(|letter: char| matches!(letter, ':' | '=') && breaks.contains(letter)).map_or(0, |at| at + 1);
+    if typed.starts_with(prefix) { end } else { 0 }
+}
+
+/// What can stand at a place, and what of the typed word comes before that. `None` for names of commands and flags.
+fn offered(place: &Place, typed: &str) -> (Option<Offer>, String) {
+    if let Some(argument) = place.value_of {
+        return (Some(value_of(argument)), String::new());
+    }
+    if typed.starts_with('-') && !place.closed {
+        return match typed.split_once('=') {
+            Some((flag, _)) => {
+                let argument = flags_of(place.command).find(|argument| argument.get_long() == flag.strip_prefix("--"));
+                (Some(argument.map_or(Offer::Nothing, value_of)), format!("{flag}="))
+            }
+            None => (None, String::new()),
+        };
+    }
+    if place.command.has_subcommands() {
+        return (None, String::new());
+    }
+    let path: Vec<&str> = place.path.iter().map(String::as_str).collect();
+    (Some(argument_of(&path, place.arguments.len())), String::new())
+}
+
+/// The commands or flags that can stand at a place.
+fn names(place: &Place, typed: &str) -> Vec<Candidate> {
+    let about = |text: Option<&clap::builder::StyledStr>| text.map(ToString::to_string).unwrap_or_default();
+    if !typed.starts_with('-') {
+        let shown = place.command.get_subcommands().filter(|command| !command.is_hide_set());
+        return shown.map(|command: &Command| (command.get_name().to_owned(), about(command.get_about()))).collect();
+    }
+    let shown = flags_of(place.command).filter(|flag| !flag.is_hide_set());
+    let flags = shown.filter_map(|flag: &Arg| Some((format!("--{}", flag.get_long()?), about(flag.get_help()))));
+    flags.chain([("--help".to_owned(), "Print help".to_owned())]).collect()
+}
+
+/// What a flag takes.
+fn value_of(argument: &Arg) -> Offer {
+    match argument.get_long().unwrap_or_default() {
+        "attach" => Offer::Words(&["STDERR", "STDIN", "STDOUT"]),
+        "cap-add" | "cap-drop" => Offer::Words(&[
+            "ALL",
+            "CHOWN",
+            "DAC_OVERRIDE",
+            "IPC_LOCK",
+            "KILL",
+            "MKNOD",
+            "NET_ADMIN",
+            "NET_BIND_SERVICE",
+            "NET_RAW",
+            "SETGID",
+            "SETUID",
+            "SYS_ADMIN",
+            "SYS_CHROOT",
+            "SYS_NICE",
+            "SYS_PTRACE",
+            "SYS_RESOURCE",
+            "SYS_TIME",
+        ]),
+        "cgroupns" => Offer::Words(&["host", "private"]),
+        "driver" => Offer::Words(&["bridge", "ipvlan", "macvlan"]),
+        "env" => Offer::Variables,
+        "ipc" => Offer::Words(&["host", "none", "private", "shareable"]),
+        "log-driver" => Offer::Words(&["json-file", "local", "none"]),
+        "log-level" => Offer::Words(&["debug", "error", "fatal", "info", "warn"]),
+        "link" | "volumes-from" => Offer::Containers(""),
+        "network" => Offer::Networks,
+        "pid" | "userns" | "uts" => Offer::Words(&["host"]),
+        "pull" => Offer::Words(&["always", "missing", "never"]),
+        "restart" => Offer::Words(&["always", "no", "on-failure", "unless-stopped"]),
+        "signal" | "stop-signal" => Offer::Words(&["SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"]),
+        "type" => Offer::Words(&["container", "image", "network", "volume"]),
+        "volume" => Offer::VolumesAndFiles,
+        "cidfile" | "config" | "device" | "env-file" | "input" | "label-file" | "output" => Offer::Files,
+        _ => Offer::Nothing,
+    }
+}
+
+/// What a command's argument with this index is.
+fn argument_of(path: &[&str], index: usize) -> Offer {
+    const UP: &str = "running paused restarting";
+    match (path, index) {
+        (["network", "connect" | "disconnect"], 1) => Offer::Containers(""),
+        (["network", "connect" | "disconnect"], 0) | (["network", "inspect" | "rm"], _) => Offer::Networks,
+        (["volume", "inspect" | "rm"], _) | (["volume", "clone" | "export" | "import" | "snapshot" | "update"], 0) => Offer::Volumes,
+        (["volume", "import"], 1) | (["man"], _) => Offer::Files,
+        (["inspect"], _) => Offer::Objects,
+        (["completion"], 0) => Offer::Words(&["bash", "fish", "zsh"]),
+        (["image", "inspect" | "rm"] | [.., "rmi" | "save"], _) | ([.., "history" | "images" | "tag"] | ["image", "ls"], 0) => {
+            Offer::Images
+        }
+        ([.., "import"], 0) => Offer::Files,
+        (["run" | "create"] | ["container", "run" | "create"], 0) => Offer::Images,
+        ([.., "start"], _) => Offer::Containers("created exited"),
+        ([.., "stop" | "kill" | "pause"], _) | ([.., "attach" | "exec" | "port" | "top"], 0) => Offer::Containers(UP),
+        ([.., "unpause"], _) => Offer::Containers("paused"),
+        (["container", "inspect"] | [.., "restart" | "rm" | "update" | "wait"], _) | ([.., "export" | "logs" | "rename"], 0) => {
+            Offer::Containers("")
+        }
+        _ => Offer::Nothing,
+    }
+}
+
+fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
+    let word = |word: &&str| ((*word).to_owned(), String::new());
+    let paths: &[&str] = match offer {
+        Offer::Nothing | Offer::Files => return Vec::new(),
+        Offer::Words(words) => return words.iter().map(word).collect(),
+        Offer::Variables => return std::env::vars_os().filter_map(|(name, _)| Some((name.into_string().ok()?, String::new()))).collect(),
+        Offer::Containers(_) => &["/containers/json?all=1"],
+        Offer::Images => &["/images/json"],
+        Offer::Networks => &["/networks"],
+        Offer::Volumes | Offer::VolumesAndFiles => &["/volumes"],
+        Offer::Objects => &["/containers/json?all=1", "/images/json", "/networks", "/volumes"],
+    };
+    let states = if let Offer::Containers(states) = offer { states } else { "" };
+    let Ok(Endpoint { host, context, .. }) = flags.endpoint() else { return Vec::new() };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
+    let client = Client::new(host, context, false);
+    let answers = runtime.block_on(async {
+        let all = async {
+            let mut answers = Vec::new();
+            for path in paths {
+                answers.push(client.get(path).await.unwrap_or_default());
+            }
+            answers
+        };
+        tokio::time::timeout(PATIENCE, all).await.unwrap_or_default()
+    });
+    answers.iter().flat_map(|answer| objects(answer, states)).collect()
+}
+
+/// The names in a list of objects of any kind.
+fn objects(answer: &Value, states: &str) -> Vec<Candidate> {
+    let list = answer.as_array().or_else(|| answer["Volumes"].as_array()).map(Vec::as_slice).unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut found = Vec::new();
+    for object in list {
+        if let Some(names) = object["Names"].as_array() {
+            if states.is_empty() || states.split(' ').any(|state| object["State"] == state) {
+                let name = names.first().map(text).unwrap_or_default();
+                found.push((name.trim_start_matches('/').to_owned(), format!("{}, {}", text(&object["Image"]), text(&object["Status"]))));
+            }
+        } else if let Some(tags) = object["RepoTags"].as_array() {
+            found.extend(tags.iter().map(|tag| (text(tag), "image".to_owned())));
+        } else if !object["Name"].is_null() {
+            let kind = if object["Mountpoint"].is_null() { "network" } else { "volume" };
+            found.push((text(&object["Name"]), format!("{kind}, {}", text(&object["Driver"]))));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_split_as_by_a_shell() {
+        let words = |line: &str| {
+            let (words, typed) = split(line);
+            format!("{}|{typed}", words.join("|"))
+        };
+        assert_eq!(words("whelk run -e 'A b' x\\ y \"q\" "), "whelk|run|-e|A b|x y|q|");
+        assert_eq!(words("whelk rm ab"), "whelk|rm|ab");
+    }
+
+    #[test]
+    fn what_can_stand_where() {
+        let tree = usage::tree();
+        let offer = |line: &str| {
+            let (words, typed) = split(line);
+            offered(&flags::place(&tree, &words[1..]).unwrap(), &typed)
+        };
+        for (line, expected) in [
+            ("whelk ", None),
+            ("whelk network ", None),
+            ("whelk run --ne", None),
+            ("whelk run --network ", Some(Offer::Networks)),
+            ("whelk run -it ", Some(Offer::Images)),
+            ("whelk run -itv ", Some(Offer::VolumesAndFiles)),
+            ("whelk run busybox --ne", Some(Offer::Nothing)),
+            ("whelk exec -u x ", Some(Offer::Containers("running paused restarting"))),
+            ("whelk -H x container start ", Some(Offer::Containers("created exited"))),
+            ("whelk network connect a ", Some(Offer::Containers(""))),
+            ("whelk volume rm a ", Some(Offer::Volumes)),
+            ("whelk --log-level ", Some(Offer::Words(&["debug", "error", "fatal", "info", "warn"]))),
+        ] {
+            assert_eq!(offer(line).0, expected, "{line}");
+        }
+        assert_eq!(offer("whelk run --pull=m"), (Some(Offer::Words(&["always", "missing", "never"])), "--pull=".into()));
+    }
+}
