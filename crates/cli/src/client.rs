@@ -96,6 +96,17 @@ impl Client {
         Self { host, context, debug }
     }
 
+    /// The path of the engine's socket.
+    ///
+    /// # Errors
+    /// A host that has none.
+    pub(crate) fn socket(&self) -> Result<&str, &Host> {
+        match &self.host {
+            Host::Unix(path) => Ok(path),
+            Host::Tcp(_) => Err(&self.host),
+        }
+    }
+
     pub(crate) fn context(&self) -> &str {
         &self.context
     }
@@ -150,8 +161,11 @@ impl Client {
         let request = request.body(body).map_err(|error| failed(format!("the request cannot be sent: {error}")))?;
         let response = sender.send_request(request).await.map_err(|error| {
             // What a file that is being sent says of itself is not the engine's fault.
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            failed(format!("error during connect: {}: {error}{cause}", self.host))
+            let cause = std::error::Error::source(&error).map(|cause| match cause.downcast_ref::<std::io::Error>() {
+                Some(error) => format!(": {}", plain(error)),
+                None => format!(": {cause}"),
+            });
+            failed(format!("error during connect: {}: {error}{}", self.host, cause.unwrap_or_default()))
         })?;
         if response.status().is_client_error() || response.status().is_server_error() {
             let status = response.status();

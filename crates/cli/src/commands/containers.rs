@@ -5,8 +5,9 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use super::attach::{Ended, Streams, attach_path, follow_size, forward_signals, pump};
+use super::create::{named, nano_cpus};
 use super::run::{exit_code, wait_request};
-use super::{Names, for_each};
+use super::{Names, for_each, not_available};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::table::{align, print_text};
 use crate::format::units::parse_size;
@@ -23,11 +24,18 @@ pub(crate) struct StartArgs {
     /// Override the key sequence for detaching a container
     #[arg(long, default_value = "", hide_default_value = true)]
     detach_keys: String,
+    /// Restore from this checkpoint
+    #[arg(long)]
+    checkpoint: Option<String>,
+    /// Use a custom checkpoint storage directory
+    #[arg(long)]
+    checkpoint_dir: Option<String>,
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
+    not_available(&[("--checkpoint", args.checkpoint.is_some()), ("--checkpoint-dir", args.checkpoint_dir.is_some())], "checkpoints are")?;
     if !args.attach && !args.interactive {
         let mut failed = Vec::new();
         for name in &args.containers {
@@ -208,7 +216,7 @@ pub(crate) struct UpdateArgs {
     cpu_shares: Option<i64>,
     /// Number of CPUs
     #[arg(long)]
-    cpus: Option<f64>,
+    cpus: Option<String>,
     /// CPUs in which to allow execution (0-3, 0,1)
     #[arg(long)]
     cpuset_cpus: Option<String>,
@@ -237,21 +245,26 @@ pub(crate) struct UpdateArgs {
 impl UpdateArgs {
     fn changes_something(&self) -> bool {
         let numbers = [self.cpu_period, self.cpu_quota, self.cpu_rt_period, self.cpu_rt_runtime, self.cpu_shares, self.pids_limit];
-        let texts = [&self.cpuset_cpus, &self.cpuset_mems, &self.memory, &self.memory_reservation, &self.memory_swap, &self.restart];
-        numbers.iter().any(Option::is_some) || texts.iter().any(|text| text.is_some()) || self.blkio_weight.is_some() || self.cpus.is_some()
+        let texts =
+            [&self.cpus, &self.cpuset_cpus, &self.cpuset_mems, &self.memory, &self.memory_reservation, &self.memory_swap, &self.restart];
+        numbers.iter().any(Option::is_some) || texts.iter().any(|text| text.is_some()) || self.blkio_weight.is_some()
     }
 }
 
 pub(crate) async fn update(client: &Client, args: UpdateArgs) -> Outcome {
-    let size = |value: &Option<String>| value.as_deref().map_or(Ok(0), |text| if text == "-1" { Ok(-1) } else { parse_size(text) });
+    let size = |value: &Option<String>, flag: &str| match value.as_deref() {
+        None => Ok(0),
+        Some("-1") if flag == "--memory-swap" => Ok(-1),
+        Some(text) => named(parse_size(text), text, flag),
+    };
     if !args.changes_something() {
         return Err(Failure::new("you must provide one or more flags when using this command"));
     }
     let mut body = json!({
         "BlkioWeight": args.blkio_weight.unwrap_or(0), "CpuPeriod": args.cpu_period.unwrap_or(0), "CpuQuota": args.cpu_quota.unwrap_or(0),
         "CpuRealtimePeriod": args.cpu_rt_period.unwrap_or(0), "CpuRealtimeRuntime": args.cpu_rt_runtime.unwrap_or(0), "CpuShares": args.cpu_shares.unwrap_or(0),
-        "NanoCpus": args.cpus.map_or(0, |cpus| (cpus * 1e9).round() as i64), "CpusetCpus": args.cpuset_cpus.unwrap_or_default(), "CpusetMems": args.cpuset_mems.unwrap_or_default(),
-        "Memory": size(&args.memory)?, "MemoryReservation": size(&args.memory_reservation)?, "MemorySwap": size(&args.memory_swap)?, "PidsLimit": args.pids_limit,
+        "NanoCpus": args.cpus.as_deref().map_or(Ok(0), nano_cpus)?, "CpusetCpus": args.cpuset_cpus.unwrap_or_default(), "CpusetMems": args.cpuset_mems.unwrap_or_default(),
+        "Memory": size(&args.memory, "-m, --memory")?, "MemoryReservation": size(&args.memory_reservation, "--memory-reservation")?, "MemorySwap": size(&args.memory_swap, "--memory-swap")?, "PidsLimit": args.pids_limit,
     });
     if let Some(policy) = &args.restart {
         let (name, count) = policy.split_once(':').unwrap_or((policy, "0"));

@@ -161,6 +161,12 @@ pub(crate) struct CreateArgs {
     /// Limit CPU real-time runtime in microseconds
     #[arg(long)]
     pub cpu_rt_runtime: Option<i64>,
+    /// CPU count (Windows only)
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_count: Option<i64>,
+    /// CPU percent (Windows only)
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_percent: Option<i64>,
     /// CPUs in which to allow execution (0-3, 0,1)
     #[arg(long)]
     pub cpuset_cpus: Option<String>,
@@ -188,6 +194,18 @@ pub(crate) struct CreateArgs {
     /// Limit write rate (IO per second) to a device
     #[arg(long)]
     pub device_write_iops: Vec<String>,
+    /// Maximum IO bandwidth limit for the system drive (Windows only)
+    #[arg(long)]
+    pub io_maxbandwidth: Option<String>,
+    /// Maximum IOps limit for the system drive (Windows only)
+    #[arg(long)]
+    pub io_maxiops: Option<String>,
+    /// Kernel memory limit (deprecated: kernels have no such limit any more)
+    #[arg(long)]
+    pub kernel_memory: Option<String>,
+    /// Container isolation technology
+    #[arg(long)]
+    pub isolation: Option<String>,
     /// Size of /dev/shm
     #[arg(long)]
     pub shm_size: Option<String>,
@@ -242,6 +260,12 @@ pub(crate) struct CreateArgs {
     /// Set platform if server is multi-platform capable
     #[arg(long)]
     pub platform: Option<String>,
+    /// Skip image verification
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    pub disable_content_trust: bool,
+    /// Bind mount the engine's API socket into the container
+    #[arg(long)]
+    pub use_api_socket: bool,
     /// Pull image before running ("always", "missing", "never")
     #[arg(long, default_value = "missing")]
     pub pull: String,
@@ -274,15 +298,23 @@ pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, d
     if let Some((name, _)) = health.iter().find(|(_, value)| value.is_some()) {
         return Err(Failure::with_code(125, format!("--health-{name}: health checks are not available in this version of whelk")));
     }
+    check_supported(args)?;
     if args.pull == "always" {
         return Err(Failure::new("--pull always: pulling from registries is not available in this version of whelk; use load or import"));
     }
-    let body = body(args, attach_all, detach)?;
+    let mut body = body(args, attach_all, detach)?;
+    if args.use_api_socket
+        && let Some(mounts) = body["HostConfig"]["Mounts"].as_array_mut()
+    {
+        let socket = client.socket().map_err(|host| {
+            Failure::new(format!("flag --use-api-socket can only be used with unix sockets: docker endpoint {host} incompatible"))
+        })?;
+        mounts.push(json!({"Type": "bind", "Source": socket, "Target": "/var/run/docker.sock", "BindOptions": {}}));
+    }
     let id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
-    let path = format!(
-        "/containers/create{}",
-        query(&[("name", args.name.as_deref().unwrap_or_default()), ("platform", args.platform.as_deref().unwrap_or_default())])
-    );
+    let platform = args.platform.clone().or_else(|| std::env::var("DOCKER_DEFAULT_PLATFORM").ok()).unwrap_or_default();
+    let name = args.name.as_deref().unwrap_or_default();
+    let path = format!("/containers/create{}", query(&[("name", name), ("platform", &platform)]));
     let created = client.post(&path, Some(&body)).await?;
     for warning in created["Warnings"].as_array().into_iter().flatten() {
         eprintln!("WARNING: {}", warning.as_str().unwrap_or_default());
@@ -292,6 +324,29 @@ pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, d
         file.write(&id)?;
     }
     Ok(id)
+}
+
+/// Refuses the flags that Docker's client has and that mean nothing here.
+fn check_supported(args: &CreateArgs) -> Outcome<()> {
+    let windows = [
+        ("--cpu-count", args.cpu_count.is_some()),
+        ("--cpu-percent", args.cpu_percent.is_some()),
+        ("--io-maxbandwidth", args.io_maxbandwidth.is_some()),
+        ("--io-maxiops", args.io_maxiops.is_some()),
+    ];
+    if let Some((flag, _)) = windows.iter().find(|(_, given)| *given) {
+        return Err(Failure::new(format!(
+            "{flag:?} is only supported on a Docker daemon running on windows, but the Docker daemon is running on linux"
+        )));
+    }
+    if !args.disable_content_trust {
+        return Err(Failure::with_code(125, "--disable-content-trust=false: content trust is not available in this version of whelk"));
+    }
+    if let Some(limit) = &args.kernel_memory {
+        named(parse_size(limit), limit, "--kernel-memory")?;
+        eprintln!("WARNING: --kernel-memory is ignored: kernels have no such limit any more");
+    }
+    Ok(())
 }
 
 /// The file that `--cidfile` names: there before the container is made, and gone again if none was.
@@ -446,6 +501,7 @@ fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Va
         "Mounts": args.mount.iter().map(|mount| mounts::parse_mount(mount)).collect::<Outcome<Vec<_>>>()?,
         "Init": args.init.then_some(true),
         "VolumeDriver": text(&args.volume_driver),
+        "Isolation": text(&args.isolation),
     });
     if let (Value::Object(host), Value::Object(more)) = (&mut host, more) {
         host.extend(more);
@@ -461,11 +517,11 @@ fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Va
 }
 
 /// Puts the flag's name in front of what is wrong with its value.
-fn named<T>(outcome: Outcome<T>, value: &str, flag: &str) -> Outcome<T> {
+pub(super) fn named<T>(outcome: Outcome<T>, value: &str, flag: &str) -> Outcome<T> {
     outcome.map_err(|failure| Failure::with_code(125, format!("invalid argument {value:?} for {flag:?} flag: {}", failure.text)))
 }
 
-fn nano_cpus(text: &str) -> Outcome<i64> {
+pub(super) fn nano_cpus(text: &str) -> Outcome<i64> {
     let number: f64 = text.parse().map_err(|_| {
         Failure::with_code(125, format!("invalid argument {text:?} for \"--cpus\" flag: failed to parse {text} as a rational number"))
     })?;

@@ -35,6 +35,10 @@ pub(crate) struct ImagesArgs {
     /// Only show image IDs
     #[arg(short, long)]
     quiet: bool,
+    /// List multi-platform images as a tree
+    #[arg(long)]
+    tree: bool,
+    #[arg(value_name = "REPOSITORY[:TAG]")]
     repository: Option<String>,
 }
 
@@ -57,6 +61,7 @@ const TABLE: Table = Table {
 };
 
 pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
+    super::not_available(&[("--tree", args.tree)], "trees of images are")?;
     let mut given = args.filter.clone();
     given.extend(args.repository.as_ref().map(|repository| format!("reference={repository}")));
     let images =

@@ -107,6 +107,7 @@ enum ContainerCommand {
     /// Kill one or more running containers
     Kill(containers::KillArgs),
     /// Remove one or more containers
+    #[command(alias = "remove")]
     Rm(containers::RmArgs),
     /// List containers
     Ps(ps::PsArgs),
@@ -314,6 +315,14 @@ async fn image(client: &Client, command: ImageCommand) -> Outcome {
         ImageCommand::Load(args) => images::load(client, args).await,
         ImageCommand::Save(args) => images::save(client, args).await,
         ImageCommand::Import(args) => images::import(client, args).await,
+    }
+}
+
+/// Refuses flags of Docker's that there are, but that this version cannot carry out.
+pub(crate) fn not_available(flags: &[(&str, bool)], what: &str) -> Outcome<()> {
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Failure::new(format!("{flag}: {what} not available in this version of whelk"))),
+        None => Ok(()),
     }
 }
 

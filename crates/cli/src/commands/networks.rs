@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::system::{Inspection, inspect};
-use super::{confirmed, filters, for_each, key_values, labels_of};
+use super::{confirmed, filters, for_each, key_values, labels_of, not_available};
 use crate::client::{Client, escape_name, query};
 use crate::format::natural;
 use crate::format::table::Table;
@@ -71,6 +71,15 @@ pub(crate) struct CreateArgs {
     /// Auxiliary IPv4 or IPv6 addresses used by Network driver (NAME=ADDRESS)
     #[arg(long)]
     aux_address: Vec<String>,
+    /// The network from which to copy the configuration
+    #[arg(long)]
+    config_from: Option<String>,
+    /// Create a configuration only network
+    #[arg(long)]
+    config_only: bool,
+    /// Create swarm routing-mesh network
+    #[arg(long)]
+    ingress: bool,
     /// Driver to manage the Network
     #[arg(short, long, default_value = "bridge")]
     driver: String,
@@ -112,6 +121,8 @@ pub(crate) struct CreateArgs {
 }
 
 async fn create(client: &Client, args: CreateArgs) -> Outcome {
+    not_available(&[("--config-only", args.config_only), ("--config-from", args.config_from.is_some())], "configuration networks are")?;
+    not_available(&[("--ingress", args.ingress)], "networks of a swarm are")?;
     let config = ipam(&args)?;
     let body = json!({
         "Name": args.network, "Driver": args.driver, "Scope": args.scope, "EnableIPv4": args.ipv4, "EnableIPv6": args.ipv6,

@@ -99,7 +99,9 @@ pub(super) fn help(tree: &Command, path: &[String], deprecated_shorthand: bool) 
     if deprecated_shorthand {
         eprintln!("Flag shorthand -h has been deprecated, use --help");
     }
-    let text = command.clone().render_help().to_string();
+    // What a usage line says of an argument need not be said again.
+    let told = |argument: Arg| if argument.is_positional() && argument.get_help().is_none() { argument.hide(true) } else { argument };
+    let text = command.clone().mut_args(told).render_help().to_string();
     std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?;
     Ok(0)
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::containers::write_body;
 use super::images::{file_body, reader_body};
 use super::system::{Inspection, inspect};
-use super::{confirmed, filters, for_each, key_values, labels_of};
+use super::{confirmed, filters, for_each, key_values, labels_of, not_available};
 use crate::client::{Client, escape, no_body, query};
 use crate::format::natural;
 use crate::format::table::Table;
@@ -79,8 +79,10 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     label: Vec<String>,
     /// Specify volume name
-    #[arg(long, hide = true, conflicts_with = "volume")]
+    #[arg(long, hide = true)]
     name: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// Set driver specific options
     #[arg(short, long)]
     opt: Vec<String>,
@@ -88,7 +90,64 @@ pub(crate) struct CreateArgs {
     volume: Option<String>,
 }
 
+/// What is only for volumes of a swarm.
+#[derive(Debug, Args)]
+struct ClusterArgs {
+    /// Cluster Volume availability ("active", "pause", "drain")
+    #[arg(long)]
+    availability: Option<String>,
+    /// Cluster Volume group (cluster volumes)
+    #[arg(long)]
+    group: Option<String>,
+    /// Maximum size of the Cluster Volume in bytes
+    #[arg(long)]
+    limit_bytes: Option<String>,
+    /// Minimum size of the Cluster Volume in bytes
+    #[arg(long)]
+    required_bytes: Option<String>,
+    /// Cluster Volume access scope ("single", "multi")
+    #[arg(long)]
+    scope: Option<String>,
+    /// Cluster Volume secrets
+    #[arg(long)]
+    secret: Vec<String>,
+    /// Cluster Volume access sharing ("none", "readonly", "onewriter", "all")
+    #[arg(long)]
+    sharing: Option<String>,
+    /// A topology that the Cluster Volume would be preferred in
+    #[arg(long)]
+    topology_preferred: Vec<String>,
+    /// A topology that the Cluster Volume must be accessible from
+    #[arg(long)]
+    topology_required: Vec<String>,
+    /// Cluster Volume access type ("mount", "block")
+    #[arg(long = "type")]
+    kind: Option<String>,
+}
+
+impl ClusterArgs {
+    fn check(&self) -> Outcome<()> {
+        let given = [
+            ("--availability", self.availability.is_some()),
+            ("--group", self.group.is_some()),
+            ("--limit-bytes", self.limit_bytes.is_some()),
+            ("--required-bytes", self.required_bytes.is_some()),
+            ("--scope", self.scope.is_some()),
+            ("--secret", !self.secret.is_empty()),
+            ("--sharing", self.sharing.is_some()),
+            ("--topology-preferred", !self.topology_preferred.is_empty()),
+            ("--topology-required", !self.topology_required.is_empty()),
+            ("--type", self.kind.is_some()),
+        ];
+        not_available(&given, "volumes of a swarm are")
+    }
+}
+
 async fn create(client: &Client, args: CreateArgs) -> Outcome {
+    args.cluster.check()?;
+    if args.name.is_some() && args.volume.is_some() {
+        return Err(Failure::new("conflicting options: cannot specify a volume-name through both --name and as a positional arg"));
+    }
     let body = json!({
         "Name": args.volume.or(args.name).unwrap_or_default(), "Driver": args.driver, "DriverOpts": key_values(&args.opt)?,
         "Labels": labels_of(&args.label, "--label")?,
@@ -185,6 +244,9 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
+    /// Display only cluster volumes, and use cluster volume list formatting
+    #[arg(long)]
+    cluster: bool,
     /// Provide filter values (e.g. "dangling=true")
     #[arg(short, long)]
     filter: Vec<String>,
@@ -214,6 +276,7 @@ const TABLE: Table = Table {
 };
 
 async fn ls(client: &Client, args: LsArgs) -> Outcome {
+    not_available(&[("--cluster", args.cluster)], "volumes of a swarm are")?;
     let volumes = client.get(&format!("/volumes{}", query(&[("filters", &filters(&args.filter)?)]))).await?;
     let row = |volume: &Value| {
         let labels = volume["Labels"].as_object().cloned().unwrap_or_default();

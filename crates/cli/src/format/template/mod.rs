@@ -199,7 +199,7 @@ mod tests {
             ),
             (
                 "{{.State.Health.Status}}",
-                "template: :1:14: executing \"\" at <.State.Health.Status>: nil pointer evaluating *container.Health.Status",
+                "template: :1:8: executing \"\" at <.State.Health.Status>: nil pointer evaluating *container.Health.Status",
             ),
         ] {
             assert_eq!(execute(template, &container, Mode::Values), expected, "{template}");
