@@ -249,21 +249,6 @@ fn a_reader_that_leaves_is_no_panic() {
 }
 
 #[test]
-fn completions_and_manual_pages_know_the_commands() {
-    let engine = Engine::without_images(&[]);
-    for shell in ["bash", "zsh", "fish"] {
-        let script = engine.whelk(&["completion", shell]).ok();
-        for word in ["network", "volume", "memory-swappiness"] {
-            assert!(script.contains(word), "{shell}: {word}");
-        }
-    }
-    let pages = engine.scratch("man");
-    engine.whelk(&["man", &pages.display().to_string()]).ok();
-    let run = std::fs::read_to_string(pages.join("whelk-run.1")).unwrap();
-    assert!(run.contains("publish"), "{run}");
-}
-
-#[test]
 fn templates_do_what_scripts_rely_on() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up("one", &["--label", "a.b=c d"], &["sleep", "600"]);

@@ -251,23 +251,26 @@ fn print_one(object: &Typed, name: &'static str, format: &str, text: impl FnOnce
 }
 
 pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
-    let mut info = client.get("/info").await?;
+    // What the client itself is can be told without an engine.
+    let answer = client.get("/info").await;
+    let mut info = answer.as_ref().ok().cloned().unwrap_or_else(|| json!({}));
     info["ClientInfo"] = json!({
         "Debug": client.debug(), "Version": env!("CARGO_PKG_VERSION"), "DefaultAPIVersion": API_VERSION, "GitCommit": "", "GoVersion": "",
         "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(), "Plugins": [], "Warnings": null,
     });
-    print_one(&Typed::new("system.dockerInfo", info.clone()), "", &args.format, || info_text(client, &info))?;
-    Ok(0)
+    print_one(&Typed::new("system.dockerInfo", info.clone()), "", &args.format, || info_text(client, answer.as_ref().ok()))?;
+    answer.map(|_| 0).map_err(Into::into)
 }
 
-fn info_text(client: &Client, info: &Value) -> String {
-    let line = |label: &str, key: &str| format!(" {label}: {}\n", info[key].as_str().map_or_else(|| info[key].to_string(), str::to_owned));
+fn info_text(client: &Client, info: Option<&Value>) -> String {
     let mut text = format!(
         "Client:\n Version:    {}\n Context:    {}\n Debug Mode: {}\n\nServer:\n",
         env!("CARGO_PKG_VERSION"),
         client.context(),
         client.debug()
     );
+    let Some(info) = info else { return text };
+    let line = |label: &str, key: &str| format!(" {label}: {}\n", info[key].as_str().map_or_else(|| info[key].to_string(), str::to_owned));
     for (label, key) in [
         ("Containers", "Containers"),
         (" Running", "ContainersRunning"),
