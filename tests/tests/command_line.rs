@@ -113,7 +113,9 @@ fn mistakes_come_with_usage_and_a_hint() {
         (&["-c", "foo", "ps"], 1, "unable to resolve docker endpoint: context \"foo\": context not found"),
     ] {
         engine.docker(args).refuses(code, text);
-        engine.whelk(args).refuses(code, &text.replace("docker ", "whelk ").replace("whelk endpoint", "docker endpoint"));
+        engine
+            .whelk(args)
+            .refuses(code, &text.replace("docker ", "whelk ").replace("docker: ", "whelk: ").replace("whelk endpoint", "docker endpoint"));
     }
 }
 

@@ -79,7 +79,7 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
                 "Repository": repository, "Tag": tag, "Digest": "<none>",
                 "ID": if args.no_trunc { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
                 "CreatedSince": ago(created), "CreatedAt": local.strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string(),
-                "Size": bytes, "VirtualSize": bytes, "SharedSize": "N/A", "UniqueSize": "N/A", "Containers": "N/A",
+                "Size": bytes, "VirtualSize": size(image["Size"].as_u64().unwrap_or(0), 4), "SharedSize": "N/A", "UniqueSize": "N/A", "Containers": "N/A",
             });
             rows.push(fields.as_object().cloned().unwrap_or_default());
         }

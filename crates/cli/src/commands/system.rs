@@ -243,7 +243,9 @@ fn print_one(object: &Typed, name: &'static str, format: &str, text: impl FnOnce
         "json" => format!("{}\n", object.json),
         format => {
             let template = Template::named(name, format).map_err(|mistake| mistake.failure(64, "template parsing error: "))?;
-            template.execute(object, Mode::Values).map_err(|mistake| mistake.failure(1, ""))? + "\n"
+            let (text, outcome) = template.execute_until(object, Mode::Values);
+            print_text(&(text + "\n"));
+            return outcome.map_err(|mistake| mistake.failure(1, ""));
         }
     };
     print_text(&text);

@@ -60,6 +60,12 @@ impl Template {
     }
 
     pub(crate) fn execute(&self, value: &Typed, mode: Mode) -> Result<String, Mistake> {
+        let (text, outcome) = self.execute_until(value, mode);
+        outcome.map(|()| text)
+    }
+
+    /// The same with what comes before a mistake.
+    pub(crate) fn execute_until(&self, value: &Typed, mode: Mode) -> (String, Result<(), Mistake>) {
         run::run(self.name, &self.text, &self.parsed, value, mode)
     }
 }

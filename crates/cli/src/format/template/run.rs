@@ -39,11 +39,12 @@ enum Flow {
 /// Templates may call themselves, but not for ever.
 const DEEPEST: usize = 100;
 
-pub(super) fn run(name: &str, template: &str, parsed: &Parsed, top: &Typed, mode: Mode) -> Result<String, Mistake> {
+/// What a template makes of a value: all that comes before a mistake, and the mistake.
+pub(super) fn run(name: &str, template: &str, parsed: &Parsed, top: &Typed, mode: Mode) -> (String, Result<(), Mistake>) {
     let variables = vec![("$".to_owned(), top.clone())];
     let mut run = Run { name, template, named: &parsed.named, mode, variables, out: String::new(), depth: 0 };
-    run.nodes(&parsed.nodes, top)?;
-    Ok(run.out)
+    let outcome = run.nodes(&parsed.nodes, top);
+    (run.out, outcome.map(drop))
 }
 
 impl Run<'_> {
@@ -51,10 +52,8 @@ impl Run<'_> {
         let before = &self.template[..place.at.min(self.template.len())];
         let line = before.matches('\n').count() + 1;
         let column = before.rfind('\n').map_or(before.len(), |newline| before.len() - newline - 1);
-        let shown =
-            if place.text.len() > 20 { format!("{}...", place.text.chars().take(20).collect::<String>()) } else { place.text.clone() };
-        let name = self.name;
-        Err(Mistake(format!("template: {name}:{line}:{column}: executing {name:?} at <{shown}>: {text}")))
+        let (name, place) = (self.name, &place.text);
+        Err(Mistake(format!("template: {name}:{line}:{column}: executing {name:?} at <{place}>: {text}")))
     }
 
     fn nodes(&mut self, nodes: &[Node], dot: &Typed) -> Result<Flow, Mistake> {
