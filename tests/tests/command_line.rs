@@ -1,7 +1,7 @@
 //! How command lines are read, and how `--format` prints: both programs side by side.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use whelk_tests::{Engine, Program};
@@ -208,13 +208,9 @@ fn templates_over_typed_values() {
 
 /// A directory with Docker's configuration: one context, which is the current one.
 fn with_context(engine: &Engine) -> PathBuf {
-    // sha256("mine")
-    let id = "d1d4ed3f7ab3a2b0b3c3ba3ebd5bd0e6cba6ba3b0d8f3bd7b6b6a17c1ed9c6a7";
+    let hash = Command::new("sh").args(["-c", "printf mine | sha256sum"]).output().unwrap();
     let config = engine.scratch("config");
-    let id = Command::new("sh")
-        .args(["-c", "printf mine | sha256sum"])
-        .output()
-        .map_or(id.to_owned(), |output| String::from_utf8_lossy(&output.stdout)[..64].to_owned());
+    let id = String::from_utf8_lossy(&hash.stdout)[..64].to_owned();
     let meta = config.join("contexts/meta").join(id);
     std::fs::create_dir_all(&meta).unwrap();
     let host = engine.socket().display().to_string();
@@ -251,9 +247,6 @@ fn contexts_of_dockers_store_say_where_the_engine_is() {
 fn an_engine_that_may_not_be_reached_is_no_missing_one() {
     let engine = Engine::without_images(&[]);
     let socket = engine.socket();
-    for path in socket.ancestors().skip(1).take(1) {
-        std::os::unix::fs::chown(path, None, None).unwrap();
-    }
     // A copy that everybody may run; the socket is not everybody's.
     let program = engine.scratch("bin").join("whelk");
     std::fs::hard_link(Program::Whelk.path(), &program).or_else(|_| std::fs::copy(Program::Whelk.path(), &program).map(drop)).unwrap();
@@ -323,7 +316,6 @@ fn manual_pages_for_all_programs() {
     let missing: Vec<_> = found.iter().filter(|(name, text)| !page(name).contains(text)).collect();
     std::fs::remove_dir_all(&dir).unwrap();
     assert_eq!((made, missing.len()), ((0, String::new(), String::new()), 0), "{missing:?}");
-    assert!(!Path::new(&dir).exists());
 }
 
 #[test]
