@@ -71,7 +71,9 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
         let id = image["Id"].as_str().unwrap_or_default();
         let created = image["Created"].as_i64().unwrap_or(0);
         let local = jiff::Timestamp::from_second(created).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
-        let bytes = size(image["Size"].as_u64().unwrap_or(0), 3);
+        let (total, shared) = (image["Size"].as_u64().unwrap_or(0), image["SharedSize"].as_u64());
+        // What was not asked for is a negative number.
+        let shown = |bytes: Option<u64>| bytes.map_or_else(|| "N/A".to_owned(), |bytes| size(bytes, 4));
         let tags: Vec<&str> = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         for name in if tags.is_empty() { vec!["<none>:<none>"] } else { tags } {
             let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "<none>"));
@@ -79,7 +81,8 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
                 "Repository": repository, "Tag": tag, "Digest": "<none>",
                 "ID": if args.no_trunc { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
                 "CreatedSince": ago(created), "CreatedAt": local.strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string(),
-                "Size": bytes, "VirtualSize": size(image["Size"].as_u64().unwrap_or(0), 4), "SharedSize": "N/A", "UniqueSize": "N/A", "Containers": "N/A",
+                "Size": size(total, 3), "VirtualSize": size(total, 4), "SharedSize": shown(shared), "UniqueSize": shown(shared.map(|shared| total.saturating_sub(shared))),
+                "Containers": image["Containers"].as_u64().map_or_else(|| "N/A".to_owned(), |count| count.to_string()),
             });
             rows.push(fields.as_object().cloned().unwrap_or_default());
         }

@@ -258,7 +258,7 @@ fn equal(a: &Typed, b: &Typed) -> Result<bool> {
         (None, None) if matches!(a.kind(), Kind::List(_) | Kind::Map(_)) => {
             Err(format!("non-comparable type {}: {}", super::print::plain(a), type_name(a)))
         }
-        _ => Err("incompatible types for comparison".into()),
+        _ => Err(format!("incompatible types for comparison: {} and {}", type_name(a), type_name(b))),
     }
 }
 
@@ -268,7 +268,7 @@ fn order(a: &Typed, b: &Typed) -> Result<Ordering> {
         (Some(Basic::Float), Some(Basic::Float)) => Ok(a.as_float().total_cmp(&b.as_float())),
         (Some(Basic::Text), Some(Basic::Text)) => Ok(a.as_text().cmp(&b.as_text())),
         (Some(Basic::Bool), Some(Basic::Bool)) | (None, _) | (_, None) => Err("invalid type for comparison".into()),
-        _ => Err("incompatible types for comparison".into()),
+        _ => Err(format!("incompatible types for comparison: {} and {}", type_name(a), type_name(b))),
     }
 }
 

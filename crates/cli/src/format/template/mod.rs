@@ -138,7 +138,10 @@ mod tests {
             ("{{.A.X}}", "template: :1:4: executing \"\" at <.A.X>: can't evaluate field X in type string"),
             ("{{index .L 9}}", "template: :1:2: executing \"\" at <index .L 9>: error calling index: index out of range: 9"),
             ("{{index .M 3}}", "template: :1:2: executing \"\" at <index .M 3>: error calling index: value has type int; should be string"),
-            ("{{eq .A 1}}", "template: :1:2: executing \"\" at <eq .A 1>: error calling eq: incompatible types for comparison"),
+            (
+                "{{eq .A 1}}",
+                "template: :1:2: executing \"\" at <eq .A 1>: error calling eq: incompatible types for comparison: string and int",
+            ),
             ("{{range .T}}{{end}}", "template: :1:8: executing \"\" at <.T>: range can't iterate over true"),
             ("{{\"x}}", "template: :1: unterminated quoted string"),
         ] {
@@ -201,7 +204,7 @@ mod tests {
             ("{{.Id}}", "template: :1:2: executing \"\" at <.Id>: can't evaluate field Id in type container.InspectResponse"),
             (
                 "{{eq .State.Pid \"a\"}}",
-                "template: :1:2: executing \"\" at <eq .State.Pid \"a\">: error calling eq: incompatible types for comparison",
+                "template: :1:2: executing \"\" at <eq .State.Pid \"a\">: error calling eq: incompatible types for comparison: int and string",
             ),
             (
                 "{{.State.Health.Status}}",
