@@ -14,6 +14,7 @@ use crate::format::units::size;
 use crate::{Failure, Outcome, terminal};
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one value in the life of the process")]
 pub(crate) enum VolumeCommand {
     /// Copy a volume into a new one
     Clone(CloneArgs),
