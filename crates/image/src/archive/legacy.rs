@@ -91,7 +91,7 @@ impl Reader<'_, '_> {
         let history: Vec<History> = chain.iter().map(|id| history(&self.steps[id])).collect();
         let bytes = config(&self.images.parts.read(&format!("{id}/json"))?, &rootfs, &history)
             .map_err(|error| Error::invalid(format!("invalid archive: {}/json: {error}", shown(id))))?;
-        let index = self.images.add_config(Digest::of(&bytes), &bytes, Vec::new())?;
+        let index = self.images.add_config(Digest::of(&bytes), bytes, Vec::new())?;
         self.made.insert(id.to_owned(), index);
         Ok(index)
     }

@@ -73,6 +73,8 @@ pub(super) struct Images<'a> {
 struct Image {
     id: Digest,
     config: ImageConfig,
+    /// The configuration as it is stored. All of them together are bounded with the archive's metadata.
+    bytes: Vec<u8>,
     /// Part names, one for each diff-id; none for layers that are in the store already.
     layers: Vec<String>,
 }
@@ -88,7 +90,7 @@ impl Images<'_> {
             Some(index) => Some(*index),
             None => {
                 let bytes = self.parts.read(config)?;
-                self.add_config(id, &bytes, layers.clone())?
+                self.add_config(id, bytes, layers.clone())?
             }
         };
         let Some(index) = index else { return Ok(()) };
@@ -100,8 +102,8 @@ impl Images<'_> {
     }
 
     /// Adds the image that `bytes` configure, and says which it is; `None` if it is for another platform.
-    pub(super) fn add_config(&mut self, id: Digest, bytes: &[u8], layers: Vec<String>) -> Result<Option<usize>> {
-        let config = ImageConfig::parse(bytes)?;
+    pub(super) fn add_config(&mut self, id: Digest, bytes: Vec<u8>, layers: Vec<String>) -> Result<Option<usize>> {
+        let config = ImageConfig::parse(&bytes)?;
         if !matches!(config.os.as_str(), "" | "linux") {
             return Err(Error::invalid(format!("cannot load {} image on linux", super::parts::shown(&config.os))));
         }
@@ -111,10 +113,9 @@ impl Images<'_> {
         if self.list.len() >= MOST_IMAGES {
             return Err(Error::invalid(format!("invalid archive: more than {MOST_IMAGES} images")));
         }
-        self.store.put_blob(bytes)?;
         let index = self.list.len();
         self.by_id.insert(id.clone(), index);
-        self.list.push(Image { id, config, layers });
+        self.list.push(Image { id, config, bytes, layers });
         Ok(Some(index))
     }
 
@@ -167,6 +168,7 @@ impl Images<'_> {
         failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
+    /// Stores the configurations, now that nothing of the archive can be refused any more.
     fn finish(self) -> Result<Vec<Loaded>> {
         let owners: BTreeMap<&Reference, usize> = self.names.iter().map(|(name, index)| (name, *index)).collect();
         let mut names = vec![Vec::new(); self.list.len()];
@@ -179,6 +181,7 @@ impl Images<'_> {
         let loaded = self.list.into_iter().zip(names).map(|(image, names)| {
             let sizes = image.config.rootfs.diff_ids.iter().map(|diff_id| self.store.layer_size(diff_id));
             let size = sizes.sum::<Result<u64>>()?;
+            self.store.put_blob(&image.bytes)?;
             Ok(Loaded { id: image.id, config: image.config, names, size })
         });
         loaded.collect()
