@@ -258,12 +258,16 @@ fn the_default_driver_is_the_configurations() {
 #[test]
 fn following_to_the_end_of_a_container_that_is_removed_loses_nothing() {
     each_driver(|cli, driver| {
-        let script = "echo a; sleep .4; seq 1 500; echo end";
+        let script = "echo a; until [ -e /go/now ]; do sleep .02; done; seq 1 500; echo end";
         let names: Vec<String> = (0..6).map(|number| format!("gone-{number}")).collect();
+        let go = cli.engine().scratch(&format!("go-{:?}-{}", cli.program(), driver[1]));
+        let volume = format!("{}:/go", go.display());
         // Small files, so that the follower has to open further ones when the container may be gone already.
-        let flags = [&["--rm", "--log-opt", "max-size=2k", "--log-opt", "max-file=20"][..], driver].concat();
+        let flags = [&["--rm", "-v", &volume, "--log-opt", "max-size=2k", "--log-opt", "max-file=20"][..], driver].concat();
         names.iter().for_each(|name| drop(cli.up(name, &flags, &["sh", "-c", script])));
         let mut following: Vec<_> = names.iter().map(|name| cli.spawn(&["logs", "-f", name])).collect();
+        following.iter_mut().for_each(|following| following.expect("a\n"));
+        fs::write(go.join("now"), "").expect("let the containers end");
         for (following, name) in following.iter_mut().zip(&names) {
             let said = following.finish();
             let said = (said.ok(), said.err());
