@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use whelk_engine::Engine;
 use whelk_sys::fs;
+use whelk_sys::process::descriptors_are_scarce;
 
 use crate::peer::{Peer, end_with};
 use crate::routes;
@@ -98,6 +99,23 @@ impl Drop for Listener {
     }
 }
 
+/// How many descriptors are kept for what requests have to open, and for containers that start again by themselves.
+const RESERVE: u64 = 96;
+
+/// Keeps a client waiting, and with it all that come later, while others have almost all descriptors that there may be. Those that
+/// ask for nothing are disconnected after [`HEAD_TIMEOUT`].
+async fn wait_for_descriptors(stream: &UnixStream) {
+    const POLL: Duration = Duration::from_millis(20);
+    let is_scarce = || stream.as_fd().try_clone_to_owned().is_ok_and(|newest| descriptors_are_scarce(newest.as_fd(), RESERVE));
+    if !is_scarce() {
+        return;
+    }
+    tracing::warn!("clients have to wait: there are too many connections for the engine's limit of open files (LimitNOFILE, ulimit -n)");
+    while is_scarce() {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
 /// Serves the API until the future is dropped.
 pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
     let routes = routes::router(engine);
@@ -111,6 +129,7 @@ pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
                 continue;
             }
         };
+        wait_for_descriptors(&stream).await;
         let routes = routes.clone();
         let peer = match Peer::of(&stream) {
             Ok(peer) => peer,

@@ -338,6 +338,13 @@ pub fn listen_fds() -> io::Result<Vec<OwnedFd>> {
         .collect()
 }
 
+/// Whether fewer than `reserve` more descriptors can be opened. `newest` was opened just now: the kernel gives out the lowest number
+/// that is free, so that its number says how many there are.
+pub fn descriptors_are_scarce(newest: BorrowedFd<'_>, reserve: u64) -> bool {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    u64::try_from(newest.as_raw_fd()).is_ok_and(|number| number.saturating_add(reserve) >= limit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
