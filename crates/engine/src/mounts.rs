@@ -1,5 +1,6 @@
 //! What a container mounts besides its own files: binds, volumes and tmpfs, from `-v`, `--mount` and `--tmpfs`.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -109,10 +110,9 @@ pub fn plan(host: &HostConfig, data_root: &Path) -> Result<Vec<MountPlan>> {
     for (target, options) in &host.tmpfs {
         plans.push(tmpfs(target, options)?);
     }
-    for (index, plan) in plans.iter().enumerate() {
-        if plans[..index].iter().any(|other| other.target == plan.target) {
-            return Err(Error::invalid(format!("Duplicate mount point: {}", plan.target)));
-        }
+    let mut targets = HashSet::new();
+    if let Some(twice) = plans.iter().find(|plan| !targets.insert(plan.target.as_str())) {
+        return Err(Error::invalid(format!("Duplicate mount point: {}", twice.target)));
     }
     Ok(plans)
 }
@@ -424,7 +424,8 @@ fn volume_of(mount: &crate::model::Mount) -> std::result::Result<(VolumeUse, boo
     let subpath = options.subpath;
     check_subpath(&subpath)?;
     let driver = options.driver_config.unwrap_or_default();
-    let make = CreateVolume { name: mount.source.clone(), driver: driver.name, options: driver.options, labels: options.labels };
+    let make =
+        CreateVolume { name: mount.source.clone(), driver: driver.name, options: driver.options, labels: options.labels, passing: false };
     Ok((VolumeUse { name: mount.source.clone(), subpath, copy: !options.no_copy, make, anonymous: false }, mount.read_only))
 }
 

@@ -1,6 +1,7 @@
 //! From a container's settings to the OCI configuration that the runtime carries out. Pure: everything that depends on
 //! the host comes in by [`Surroundings`].
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use whelk_runtime::cgroup::DEFAULT_RULES;
@@ -173,24 +174,30 @@ pub fn capability_sets(names: Vec<String>) -> Capabilities {
 
 /// The environment: defaults first, then what `links` tell, then what image and user set, each name once.
 pub fn environment(config: &Config, hostname: &str, links: &[String], extra: &[String]) -> Vec<String> {
-    let mut environment = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}")];
+    let mut defaults = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}")];
     if config.tty {
-        environment.push("TERM=xterm".into());
+        defaults.push("TERM=xterm".into());
     }
-    let given = links.iter().chain(config.env.iter().flatten()).chain(extra);
-    for entry in given {
-        let name = entry.split('=').next().unwrap_or_default();
-        // A name without a value takes a variable away.
-        if !entry.contains('=') {
-            environment.retain(|known| known.split('=').next() != Some(name));
-            continue;
-        }
-        match environment.iter_mut().find(|known| known.split('=').next() == Some(name)) {
-            Some(known) => known.clone_from(entry),
-            None => environment.push(entry.clone()),
+    let mut environment: Vec<Option<&String>> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for entry in defaults.iter().chain(links).chain(config.env.iter().flatten()).chain(extra) {
+        match entry.split_once('=') {
+            Some((name, _)) => match places.get(name) {
+                Some(place) => environment[*place] = Some(entry),
+                None => {
+                    places.insert(name, environment.len());
+                    environment.push(Some(entry));
+                }
+            },
+            // A name without a value takes a variable away.
+            None => {
+                if let Some(place) = places.remove(entry.as_str()) {
+                    environment[place] = None;
+                }
+            }
         }
     }
-    environment
+    environment.into_iter().flatten().cloned().collect()
 }
 
 fn namespaces(host: &HostConfig, surroundings: &Surroundings<'_>) -> Vec<Namespace> {
@@ -504,6 +511,8 @@ mod tests {
     fn the_environment_has_each_name_once() {
         let config = Config { env: Some(vec!["PATH=/x".into(), "A=1".into()]), tty: true, ..Config::default() };
         assert_eq!(environment(&config, "h", &[], &["A=2".into()]), ["PATH=/x", "HOSTNAME=h", "TERM=xterm", "A=2"]);
+        let extra = ["A", "HOSTNAME", "B=1", "NOSUCH", "A=3"].map(str::to_owned);
+        assert_eq!(environment(&config, "h", &[], &extra), ["PATH=/x", "TERM=xterm", "B=1", "A=3"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Pure: what the host has is given by [`Host`]. The texts of refusals are Docker's where Docker refuses too.
 
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig, LogConfig};
+use crate::model::{Config, HostConfig, LogConfig, RestartPolicy};
 use crate::{mounts, names, security, signals};
 
 /// What of the host decides about settings.
@@ -26,6 +26,7 @@ const PERIOD: i64 = 100_000;
 /// Checks settings and completes them. Returns what the user should be warned of.
 pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
+    check_health(config)?;
     refuse_unsupported(config, host_config)?;
     if host_config.network_mode == "host" && host_config.publishes() {
         warnings.push("Published ports are discarded when using host network mode".into());
@@ -104,6 +105,22 @@ fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
     ];
     match refused.iter().find(|(asked, _)| *asked) {
         Some((_, what)) => Err(Error::Unsupported(format!("{what}: not available in this version of whelk"))),
+        None => Ok(()),
+    }
+}
+
+fn check_health(config: &Config) -> Result<()> {
+    const LEAST: i64 = 1_000_000;
+    let Some(check) = &config.healthcheck else { return Ok(()) };
+    let short = |name: &str| check[name].as_i64().is_some_and(|value| value != 0 && value < LEAST);
+    if let Some(name) = ["Interval", "Timeout"].into_iter().find(|name| short(name)) {
+        return Err(Error::invalid(format!("{name} in Healthcheck cannot be less than 1ms")));
+    }
+    if check["Retries"].as_i64().is_some_and(|value| value < 0) {
+        return Err(Error::invalid("Retries in Healthcheck cannot be negative"));
+    }
+    match ["StartPeriod", "StartInterval"].into_iter().find(|name| short(name)) {
+        Some(name) => Err(Error::invalid(format!("{name} in Healthcheck cannot be less than 1ms"))),
         None => Ok(()),
     }
 }
@@ -321,10 +338,21 @@ fn check_block_io(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String
 }
 
 fn check_restart_policy(host: &mut HostConfig) -> Result<()> {
-    let policy = &mut host.restart_policy;
+    if host.restart_policy.name.is_empty() {
+        host.restart_policy.name = "no".into();
+    }
+    restart_policy(&host.restart_policy)?;
+    if host.auto_remove && host.restart_policy.name != "no" {
+        return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
+    }
+    Ok(())
+}
+
+/// # Errors
+/// A policy that there is none, or that takes no number of attempts.
+pub fn restart_policy(policy: &RestartPolicy) -> Result<()> {
     let fail = |text: String| Err(Error::invalid(format!("invalid restart policy: {text}")));
     match policy.name.as_str() {
-        "" => policy.name = "no".into(),
         "no" | "always" | "unless-stopped" | "on-failure" => {}
         other => return fail(format!("unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'")),
     }
@@ -333,9 +361,6 @@ fn check_restart_policy(host: &mut HostConfig) -> Result<()> {
     }
     if policy.maximum_retry_count > 0 && policy.name != "on-failure" {
         return fail("maximum retry count can only be used with 'on-failure'".into());
-    }
-    if host.auto_remove && policy.name != "no" {
-        return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
     }
     Ok(())
 }
@@ -398,6 +423,16 @@ mod tests {
         check(|_, host| host.cpuset_cpus = "1-0".into(), "Invalid value 1-0 for cpuset cpus: invalid format: 1-0");
         check(|_, host| host.nano_cpus = 99_000_000_000, "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available");
         check(|_, host| host.oom_score_adj = 2000, "Invalid value 2000, range for oom score adj is [-1000, 1000]");
+        let health = |text: &str| {
+            let value = serde_json::from_str(text).ok();
+            move |config: &mut Config, _: &mut HostConfig| config.healthcheck = value
+        };
+        check(health(r#"{"Interval": 1000}"#), "Interval in Healthcheck cannot be less than 1ms");
+        check(health(r#"{"Test": ["NONE"], "Timeout": -1}"#), "Timeout in Healthcheck cannot be less than 1ms");
+        check(health(r#"{"StartPeriod": 999999}"#), "StartPeriod in Healthcheck cannot be less than 1ms");
+        check(health(r#"{"StartInterval": 1}"#), "StartInterval in Healthcheck cannot be less than 1ms");
+        check(health(r#"{"Retries": -1}"#), "Retries in Healthcheck cannot be negative");
+        check(health(r#"{"Interval": 1000000, "Timeout": 0}"#), "");
         check(|config, _| config.working_dir = "rel".into(), "the working directory 'rel' is invalid, it needs to be an absolute path");
         check(|config, _| config.stop_signal = "BOGUS".into(), "invalid signal: BOGUS");
         check(|config, _| config.env = Some(vec!["=x".into()]), "invalid environment variable: =x");

@@ -1,6 +1,6 @@
 //! Making a container: a record and a directory; nothing is mounted and no process started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use whelk_image::{ImageConfig, Platform};
@@ -128,7 +128,7 @@ impl Containers {
     }
 
     /// The writable layer: what differs from the image.
-    fn make_files(&self, id: &str) -> Result<()> {
+    pub(super) fn make_files(&self, id: &str) -> Result<()> {
         let directory = self.instance.container_dir(id);
         fs::create_dir(&directory, 0o700)?;
         fs::create_dir(directory.join("upper"), 0o755)?;
@@ -155,12 +155,9 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
         config.stop_signal.clone_from(&image.stop_signal);
     }
     let mut env = config.env.take().unwrap_or_default();
-    for entry in &image.env {
-        let name = entry.split('=').next().unwrap_or_default();
-        if !env.iter().any(|known| known.split('=').next() == Some(name)) {
-            env.push(entry.clone());
-        }
-    }
+    let name_of = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut names: HashSet<String> = env.iter().map(|entry| name_of(entry)).collect();
+    env.extend(image.env.iter().filter(|entry| names.insert(name_of(entry))).cloned());
     config.env = Some(env).filter(|env| !env.is_empty());
     // An entrypoint given here replaces the image's together with its arguments; an empty one only the entrypoint.
     if config.entrypoint.as_ref().is_none_or(Vec::is_empty) {

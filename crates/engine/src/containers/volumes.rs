@@ -1,6 +1,6 @@
 //! What containers have to do with volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Containers {
     /// All that a new container mounts. Volumes that are missing are made, and all are kept for it from here on:
     /// [`Containers::release_volumes`] takes that back. Images are kept by the pins until a record says so.
     pub(super) fn resolve_mounts(&self, id: &str, config: &Config, host: &HostConfig) -> Result<(Vec<MountPlan>, Vec<Pin>)> {
-        let (mut plans, mut pins) = (Vec::new(), Vec::new());
+        let (mut plans, mut places, mut pins) = (Vec::new(), HashMap::new(), Vec::new());
         for from in host.volumes_from.iter().flatten() {
             let (name, read_only) = mounts::parse_volumes_from(from)?;
             // Not a "not found": clients take that for a missing image, and pull it.
@@ -50,23 +50,23 @@ impl Containers {
                     // It got its content with its first container; what is empty by now is so on purpose.
                     volume.copy = false;
                 }
-                put(&mut plans, plan);
+                put(&mut plans, &mut places, plan);
             }
         }
         for plan in mounts::plan(host, &self.instance.root)? {
-            put(&mut plans, plan);
+            put(&mut plans, &mut places, plan);
         }
         for target in config.volumes.iter().flat_map(|volumes| volumes.keys()) {
             let plan = MountPlan::anonymous(target, &host.volume_driver)?;
-            if !plans.iter().any(|other| other.target == plan.target) {
-                plans.push(plan);
+            if !places.contains_key(&plan.target) {
+                put(&mut plans, &mut places, plan);
             }
         }
         mounts::sort(&mut plans);
         for index in 0..plans.len() {
             let mut must_be_read_only = false;
             let taken = match &mut plans[index].source {
-                Source::Volume(volume) => self.take_volume(id, volume).map(|is_snapshot| must_be_read_only = is_snapshot),
+                Source::Volume(volume) => self.take_volume(id, volume, host.auto_remove).map(|is_snapshot| must_be_read_only = is_snapshot),
                 Source::Image(image) => self.pin_image(image).map(|pin| pins.push(pin)),
                 Source::Bind { .. } | Source::Tmpfs => Ok(()),
             };
@@ -110,9 +110,10 @@ impl Containers {
             .map_err(|error| Error::internal(error.to_string()))?
     }
 
-    /// Says whether it may only be read.
-    fn take_volume(&self, id: &str, volume: &mut VolumeUse) -> Result<bool> {
+    /// Finds or makes a volume for a container, which is `passing` if it is removed at its end. Returns whether it may only be read.
+    fn take_volume(&self, id: &str, volume: &mut VolumeUse, passing: bool) -> Result<bool> {
         let mut make = std::mem::take(&mut volume.make);
+        make.passing = passing;
         if make.name.is_empty() {
             // One of `--volumes-from` has its name already.
             make.name.clone_from(&volume.name);
@@ -296,10 +297,15 @@ impl Containers {
     }
 }
 
-/// A later mount takes an earlier one's place.
-fn put(plans: &mut Vec<MountPlan>, plan: MountPlan) {
-    plans.retain(|other| other.target != plan.target);
-    plans.push(plan);
+/// Adds a mount, in place of an earlier one with the same target. `places` has each target's index.
+fn put(plans: &mut Vec<MountPlan>, places: &mut HashMap<String, usize>, plan: MountPlan) {
+    match places.get(&plan.target) {
+        Some(place) => plans[*place] = plan,
+        None => {
+            places.insert(plan.target.clone(), plans.len());
+            plans.push(plan);
+        }
+    }
 }
 
 /// The runtime resolves the path again, as safely; here a missing one is told in the words that users know.

@@ -1,5 +1,6 @@
 //! A container's places in networks: taken before it starts, given back when it has ended.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::PoisonError;
@@ -606,14 +607,10 @@ fn mac_of(endpoint: &Endpoint) -> Result<[u8; 6]> {
 
 /// The names a container is found under in a network of users.
 fn names_of(container: &Record, endpoint: &Endpoint) -> Vec<String> {
-    let mut names = vec![container.name.clone()];
     let short: String = container.id.chars().take(12).collect();
-    for name in endpoint.aliases.iter().flatten().chain([&short, &container.config.hostname]) {
-        if !name.is_empty() && !names.contains(name) {
-            names.push(name.clone());
-        }
-    }
-    names
+    let mut known = HashSet::new();
+    let names = [&container.name].into_iter().chain(endpoint.aliases.iter().flatten()).chain([&short, &container.config.hostname]);
+    names.filter(|name| !name.is_empty() && known.insert(*name)).cloned().collect()
 }
 
 fn member(container: &Record, endpoint: &Endpoint) -> Member {

@@ -1,6 +1,6 @@
 //! Published ports: what was asked for becomes ports of the host, held and led to the container.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
@@ -59,10 +59,10 @@ pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>
             wishes.push(PortWish { port, wanted: Wanted { protocol, address, ports: parse_range(host_port)? } });
         }
     }
+    let given: BTreeSet<(u16, Protocol)> = wishes.iter().map(|wish| (wish.port, wish.wanted.protocol)).collect();
     for key in config.exposed_ports.keys() {
         let (port, protocol) = parse_port(key)?;
-        let given = wishes.iter().any(|wish| wish.port == port && wish.wanted.protocol == protocol);
-        if host.publish_all_ports && !given {
+        if host.publish_all_ports && !given.contains(&(port, protocol)) {
             wishes.push(PortWish { port, wanted: Wanted { protocol, address: None, ports: (0, 0) } });
         }
     }

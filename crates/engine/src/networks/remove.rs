@@ -26,7 +26,7 @@ fn remove_links(instance: &Instance) -> Result<()> {
     let mut outcome = Ok(());
     if fs::exists(instance.database()) {
         // Records tell of bridges that users named; without them, what has a name of the instance's goes all the same.
-        match Store::open(&instance.database()).and_then(|store| store.networks()) {
+        match Store::open(&instance.root).and_then(|store| store.networks()) {
             Ok(records) => {
                 for record in records {
                     if let Some(name) = record.option(option::BRIDGE_NAME) {

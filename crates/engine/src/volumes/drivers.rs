@@ -306,7 +306,7 @@ impl Volumes {
         if let Ok(None) = there {
             let mut state = self.state_mut();
             if state.get(name).is_some_and(is_idle) {
-                self.store.delete_volume(name)?;
+                self.store.delete_volume(&record)?;
                 state.remove(name);
             }
         }
@@ -315,7 +315,7 @@ impl Volumes {
 
     /// Makes a volume by a plugin, unless the plugin has it.
     pub(super) fn create_by_plugin(&self, request: CreateVolume) -> Result<VolumeRecord> {
-        let CreateVolume { name, driver, options, labels } = request;
+        let CreateVolume { name, driver, options, labels, passing: _ } = request;
         let anonymous = name.is_empty();
         let name = if anonymous { names::random_id() } else { name };
         let wrong = |error: Error| error.prefixed(&format!("create {name}"));
@@ -337,6 +337,7 @@ impl Volumes {
             return Ok(volume.record.clone());
         }
         self.store.put_volume(&record)?;
+        self.store.keep([]);
         state.insert(record.name.clone(), Volume { record: record.clone(), ..Volume::default() });
         drop(state);
         self.publish(&record, "create", &[]);

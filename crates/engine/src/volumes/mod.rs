@@ -96,6 +96,8 @@ pub struct CreateVolume {
     pub driver: String,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
+    /// It is made for a container that is removed at its end, and goes with it: a loss of power may take both.
+    pub passing: bool,
 }
 
 /// All volumes of an engine.
@@ -282,8 +284,12 @@ impl Volumes {
             volume.users.extend(container.map(str::to_owned));
             return Ok(volume.record.clone());
         }
+        let lasting = !(request.passing && request.name.is_empty());
         let record = new_record(request)?;
         self.put_in_place(&mut state, &self.stage(&record)?, &record)?;
+        if lasting {
+            self.keep(&record.name);
+        }
         if let Some(volume) = state.get_mut(&record.name) {
             volume.users.extend(container.map(str::to_owned));
         }
@@ -322,8 +328,15 @@ impl Volumes {
             if state.contains_key(&record.name) { Err(taken(&record.name)) } else { self.put_in_place(&mut state, &staged, &record) }
         });
         made?;
+        self.keep(&record.name);
         self.publish(&record, "create", &[]);
         Ok(record)
+    }
+
+    /// Has a new volume be on disk before somebody is told of it.
+    fn keep(&self, name: &str) {
+        let directory = self.instance.volumes_dir().join(name);
+        self.store.keep([directory.join(DESCRIPTION), directory.join(DATA), directory, self.instance.volumes_dir()]);
     }
 
     /// Makes a volume's directory where nobody sees it yet.
@@ -515,6 +528,10 @@ impl Volumes {
         }
         match self.remove_unused(name, force) {
             Err(Error::NotFound(_)) if force => Ok(()),
+            Ok(()) => {
+                self.store.keep([self.instance.volumes_dir()]);
+                Ok(())
+            }
             outcome => outcome,
         }
     }
@@ -542,7 +559,7 @@ impl Volumes {
         let volume = state.get(name).ok_or_else(|| no_such_volume(name))?;
         check_unused(volume)?;
         // The record first: from a directory that is left over the volume comes back as it was.
-        self.store.delete_volume(name)?;
+        self.store.delete_volume(&record)?;
         if record.driver != LOCAL {
             // Its files are the plugin's.
             state.remove(name);
@@ -636,6 +653,7 @@ impl Volumes {
                 reclaimed += size;
             }
         }
+        self.store.keep([self.instance.volumes_dir()]);
         self.events.publish("volume", "prune", String::new(), [("reclaimed".to_owned(), reclaimed.to_string())].into());
         Ok((removed, reclaimed))
     }
