@@ -288,6 +288,23 @@ impl Engine {
         }
     }
 
+    /// What the engine says when it is started and refuses to go on.
+    #[track_caller]
+    pub fn refuses_to_start(&self) -> String {
+        assert!(self.launch().is_err(), "the engine started");
+        *self.daemon() = None;
+        self.last_words()
+    }
+
+    /// What `whelk system repair` of the engine's directory prints. The engine must not run.
+    #[track_caller]
+    pub fn repair(&self) -> String {
+        let mut command = Command::new(Program::Whelk.path());
+        let output = command.args(["system", "repair", "--root"]).arg(self.root()).output().expect("start a repair");
+        assert!(output.status.success(), "repair: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     fn launch(&self) -> Result<(), String> {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.log()).map_err(|error| format!("open the engine's log: {error}"))?;

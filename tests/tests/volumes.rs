@@ -238,6 +238,7 @@ fn a_volume_whose_record_is_lost_comes_back_as_it_was() {
     for suffix in ["", "-wal", "-shm"] {
         let _ = fs::remove_file(format!("{}/store.db{suffix}", engine.root().display()));
     }
+    engine.repair();
     engine.restart();
     assert_eq!(engine.get("/volumes/memory"), before);
     // And one whose directory is not there is still known.

@@ -14,7 +14,12 @@ mod flags;
 mod format;
 mod terminal;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Carries out `system repair`, which works on files and not over the API: the root and the configuration file as they were given.
+/// Returns lines to print.
+pub type Repair = fn(Option<PathBuf>, Option<PathBuf>) -> anyhow::Result<Vec<String>>;
 
 /// The definitions of all commands, for manual pages.
 pub fn definitions() -> clap::Command {
@@ -36,9 +41,9 @@ pub fn read_flags(mut command: clap::Command, words: impl Iterator<Item = std::f
 }
 
 /// Runs the command line of this process.
-pub fn main() -> ExitCode {
+pub fn main(repair: Repair) -> ExitCode {
     // A pipe that its reader closes ends the program quietly, as with any other.
-    match commands::run() {
+    match commands::run(repair) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             if !failure.text.is_empty() {

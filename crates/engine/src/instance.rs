@@ -141,8 +141,13 @@ impl Instance {
     }
 
     pub fn database(&self) -> PathBuf {
-        self.root.join("store.db")
+        self.root.join(crate::store::FILE)
     }
+}
+
+/// Where a root keeps what nothing knows any more, so that nobody's data is deleted.
+pub(crate) fn lost_and_found(root: &Path) -> PathBuf {
+    root.join("lost+found")
 }
 
 /// A descriptor's path, for addresses that are longer than a socket's may be.

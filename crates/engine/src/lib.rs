@@ -20,7 +20,7 @@ mod security;
 mod shims;
 pub mod signals;
 mod spec;
-pub mod store;
+mod store;
 pub mod system;
 mod validate;
 pub mod volumes;
@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use error::{Error, Result};
+pub use store::{Repaired, repair};
 
 use containers::{Containers, Parts};
 use events::Events;
@@ -52,6 +53,7 @@ pub struct Engine {
     pub events: Arc<Events>,
     /// A number of the engine's own, made once.
     pub id: String,
+    store: Arc<Store>,
 }
 
 impl Engine {
@@ -61,7 +63,9 @@ impl Engine {
     /// State that cannot be read, or another engine that has it open.
     pub async fn open(instance: Instance, executable: PathBuf) -> Result<Arc<Self>> {
         instance.prepare()?;
-        let store = Arc::new(Store::open(&instance.database())?);
+        let found = store::Found::look(&instance.root)?;
+        containers::audit(&instance, &found).await?;
+        let store = Arc::new(found.open()?);
         let events = Arc::new(Events::default());
         let images = Images::open(&instance.root, store.clone(), events.clone())?;
         let shims = Shims::new(&instance, &executable)?;
@@ -72,7 +76,7 @@ impl Engine {
         let id = store.get_or_set_meta("engine-id", names::random_id)?;
         let containers = Containers::new(Parts {
             instance: instance.clone(),
-            store,
+            store: store.clone(),
             images: images.clone(),
             networks: networks.clone(),
             volumes: volumes.clone(),
@@ -84,7 +88,24 @@ impl Engine {
         containers.recover().await?;
         tokio::spawn(shims.keep_ready());
         tokio::spawn(networks.clone().keep());
-        Ok(Arc::new(Self { instance, containers, images, networks, volumes, events, id }))
+        tokio::spawn(store.clone().keep_flushed());
+        Ok(Arc::new(Self { instance, containers, images, networks, volumes, events, id, store }))
+    }
+
+    /// Waits until what was done so far survives a loss of power. Whoever asked for it is answered after that.
+    ///
+    /// # Errors
+    /// The disk's: nothing is certain then.
+    pub async fn settled(&self) -> Result<()> {
+        self.store.flushed().await
+    }
+
+    /// Writes out what is not yet on disk: the engine ends.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn close(&self) -> Result<()> {
+        self.store.flush_all().await
     }
 
     /// Takes what an instance has on the host besides its directories away: bridges, rules, cgroups. Its next start makes

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -26,6 +27,9 @@ use crate::instance::{Instance, through_descriptor};
 
 /// How many shims wait for a container.
 const READY: usize = 2;
+
+/// How many descriptors are left to end and remove containers with, when no more can be started.
+const RESERVE: u64 = 32;
 
 #[derive(Debug)]
 pub struct Shims {
@@ -108,21 +112,11 @@ impl Shims {
         launch: &Launch,
         attached: Vec<OwnedFd>,
     ) -> std::result::Result<((i32, i64), UnixStream), LaunchError> {
-        // Taken out in a statement of its own: the lock must not be held while waiting.
-        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        self.refill.notify_one();
-        let mut socket = match ready {
-            Some(socket) => socket,
-            None => {
-                let shims = self.clone();
-                let spawned =
-                    tokio::task::spawn_blocking(move || shims.spawn()).await.map_err(|error| Error::internal(error.to_string()))??;
-                UnixStream::from_std(spawned).map_err(|error| Error::internal(error.to_string()))?
-            }
-        };
         let message = protocol::encode(launch).map_err(|error| Error::internal(error.to_string()))?;
         whelk_sys::step();
-        send(&mut socket, &message, attached).await?;
+        let mut socket = self.hand_over(&message, &attached).await?;
+        // The shim has them: the ends of their streams must be its alone.
+        drop(attached);
         let launched = read_message::<Launched>(&mut socket).await;
         whelk_sys::step();
         match launched? {
@@ -130,6 +124,36 @@ impl Shims {
             Launched::Failed(error) => Err(LaunchError::Runtime(error)),
         }
     }
+
+    /// Gives a message to a shim that is ready, or to a new one. One that was ready may have been killed: what does not get the whole
+    /// message starts nothing.
+    async fn hand_over(self: &Arc<Self>, message: &[u8], descriptors: &[OwnedFd]) -> Result<UnixStream> {
+        loop {
+            // Taken out in a statement of its own: the lock must not be held while waiting.
+            let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            self.refill.notify_one();
+            let Some(mut socket) = ready else { break };
+            if is_open(&socket) && send(&mut socket, message, descriptors).await.is_ok() {
+                return Ok(socket);
+            }
+            tracing::warn!("a shim that was ready is gone");
+        }
+        let shims = self.clone();
+        let spawned = tokio::task::spawn_blocking(move || shims.spawn()).await.map_err(|error| Error::internal(error.to_string()))??;
+        if whelk_sys::process::descriptors_are_scarce(spawned.as_fd(), RESERVE) {
+            return Err(Error::internal("start a shim: too many open files: raise the engine's limit (LimitNOFILE, ulimit -n)"));
+        }
+        let mut socket = UnixStream::from_std(spawned).map_err(|error| Error::internal(error.to_string()))?;
+        send(&mut socket, message, descriptors).await?;
+        Ok(socket)
+    }
+}
+
+/// Whether the process at the other end of a socket is there, which has sent nothing yet.
+fn is_open(socket: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut asked = [PollFd::new(socket, PollFlags::IN)];
+    matches!(poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
 }
 
 /// Waits until something is to be made ahead: a while after something was taken, because nothing shall compete with the
@@ -159,7 +183,7 @@ impl From<Error> for LaunchError {
 }
 
 /// Sends a message with descriptors on its first byte.
-async fn send(socket: &mut UnixStream, message: &[u8], fds: Vec<OwnedFd>) -> Result<()> {
+async fn send(socket: &mut UnixStream, message: &[u8], fds: &[OwnedFd]) -> Result<()> {
     let lost = |error: std::io::Error| Error::internal(format!("the shim ended early: {}", whelk_sys::errno_text(&error)));
     let sent = loop {
         socket.writable().await.map_err(lost)?;
@@ -222,7 +246,19 @@ pub(crate) fn any_runs(instance: &Instance) -> bool {
 /// How long a shim may take to answer what it can answer by itself.
 pub const ANSWER: Duration = Duration::from_secs(10);
 
-async fn connect(instance: &Instance, id: &str) -> std::io::Result<UnixStream> {
+pub(crate) async fn connect(instance: &Instance, id: &str) -> std::io::Result<UnixStream> {
+    const AGAIN: Duration = Duration::from_millis(20);
+    loop {
+        match connect_once(instance, id).await {
+            // Others give theirs back soon; whoever asks has a limit of their own.
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) => {}
+            connected => return connected,
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn connect_once(instance: &Instance, id: &str) -> std::io::Result<UnixStream> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(instance.run_dir(id), flags, Mode::empty())?;
     UnixStream::connect(through_descriptor(&directory, "shim.sock")).await

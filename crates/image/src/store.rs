@@ -127,6 +127,12 @@ impl Store {
         if Digest::of(&content) == *digest { Ok(content) } else { Err(Error::invalid(format!("blob {digest} is damaged"))) }
     }
 
+    /// All blobs there are.
+    pub fn blobs(&self) -> Result<Vec<Digest>> {
+        let entries = fs::list(self.root.join("blobs/sha256"))?;
+        Ok(entries.iter().filter_map(|entry| format!("sha256:{}", entry.file_name().to_str()?).parse().ok()).collect())
+    }
+
     pub fn has_layer(&self, diff_id: &Digest) -> bool {
         fs::exists(self.layer_path(diff_id))
     }
@@ -193,12 +199,22 @@ impl Store {
 
     /// Moves something to the trash only; `None` if it is not there. Quick, whatever its size.
     pub fn trash(&self, path: &Path) -> Result<Option<PathBuf>> {
-        let trashed = self.root.join("trash").join(random_name());
+        self.trash_as(path, &random_name())
+    }
+
+    /// The same under a name by which it can be found and taken back.
+    pub fn trash_as(&self, path: &Path, name: &str) -> Result<Option<PathBuf>> {
+        let trashed = self.trashed(name);
         match fs::rename(path, &trashed) {
             Ok(()) => Ok(Some(trashed)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Where [`Store::trash_as`] puts something.
+    pub fn trashed(&self, name: &str) -> PathBuf {
+        self.root.join("trash").join(name)
     }
 
     /// Waits until all that was written is on disk, so that a record may name it.

@@ -131,10 +131,10 @@ async fn run(arguments: Arguments, inherited: anyhow::Result<Option<OwnedFd>>) -
     tracing::info!("listening at {host}");
     systemd::notify_ready();
     tokio::select! {
-        () = whelk_api::serve(engine, &listener) => {}
+        () = whelk_api::serve(engine.clone(), &listener) => {}
         () = stop => tracing::info!("stopping; containers run on"),
     }
-    Ok(())
+    Ok(engine.close().await?)
 }
 
 /// Where requests come in.
@@ -165,7 +165,7 @@ impl Place {
 }
 
 /// Keeps a second engine away from the same state.
-fn lock(directory: &Path) -> anyhow::Result<std::fs::File> {
+pub(crate) fn lock(directory: &Path) -> anyhow::Result<std::fs::File> {
     fs::create_dir_all(directory, 0o700)?;
     let file = fs::append(directory.join("lock"), 0o600)?;
     if is_locked(&file) {

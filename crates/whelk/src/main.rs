@@ -4,6 +4,7 @@
 mod config;
 mod daemon;
 mod init;
+mod repair;
 mod systemd;
 
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
         Some("init") => init::main(std::env::args_os().skip(2)),
         Some("oci") => whelk_oci::main(std::env::args_os().skip(2)),
         Some("man") => manual(std::env::args_os().nth(2)),
-        _ => whelk_cli::main(),
+        _ => whelk_cli::main(repair::repair),
     }
 }
 

@@ -169,10 +169,15 @@ pub(super) async fn resize(State(engine): App, Path(id): Path<String>, params: P
 pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
     let condition: WaitCondition = params.text("condition").parse()?;
     let waited = engine.containers.wait(&id, condition)?;
+    let engine = engine.clone();
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
         tokio::select! {
             waited = waited => {
+                // An exit code that was told is kept.
+                if let Err(error) = engine.settled().await {
+                    tracing::warn!("{error}");
+                }
                 let body = json!({"StatusCode": waited.exit_code});
                 let _ = sender.send(Ok(Bytes::from(format!("{body}\n")))).await;
             }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use whelk_engine::Engine;
@@ -84,8 +84,22 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .method_not_allowed_fallback(not_found)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .layer(from_fn(refuse_head))
+        .layer(from_fn_with_state(engine.clone(), settle))
         .with_state(engine);
     Router::new().fallback_service(routes).layer(from_fn(version::negotiate))
+}
+
+/// Answers what may have changed something only when that survives a loss of power.
+async fn settle(State(engine): App, request: Request, next: Next) -> Response {
+    let only_reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let response = next.run(request).await;
+    if only_reads {
+        return response;
+    }
+    match engine.settled().await {
+        Ok(()) => response,
+        Err(error) => crate::error::ApiError::from(error).into_response(),
+    }
 }
 
 async fn not_found() -> Response {

@@ -198,6 +198,8 @@ enum SystemGroup {
     Df(df::DfArgs),
     /// Remove unused data
     Prune(system::PruneAllArgs),
+    /// Rebuild the records of an engine that does not run from what its directories say
+    Repair(system::RepairArgs),
     #[command(flatten)]
     Other(SystemCommand),
 }
@@ -217,7 +219,7 @@ pub(crate) fn definitions() -> clap::Command {
 }
 
 /// Carries out the command line of this process.
-pub(crate) fn run() -> Outcome {
+pub(crate) fn run(repair: crate::Repair) -> Outcome {
     let words = std::env::args_os().skip(1).map(OsString::into_string).collect::<Result<Vec<_>, _>>();
     let words = words.map_err(|word| Failure::with_code(USAGE, format!("the argument {} is not valid UTF-8", word.display())))?;
     let tree = usage::tree();
@@ -232,14 +234,15 @@ pub(crate) fn run() -> Outcome {
         Err(error) if !error.use_stderr() => return error.print().map(|()| 0).map_err(Into::into),
         Err(error) => return Err(Failure::with_code(USAGE, error.to_string())),
     };
-    carry_out(cli).map_err(|failure| usage::with_trailer(&tree, &path, failure))
+    carry_out(cli, repair).map_err(|failure| usage::with_trailer(&tree, &path, failure))
 }
 
-fn carry_out(cli: Cli) -> Outcome {
+fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
     let debug = cli.flags.debug()?;
     match cli.command {
         Command::Completion { shell } => return completion::script(&shell),
         Command::Complete { line } => return completion::complete(&line),
+        Command::SystemGroup(SystemGroup::Repair(args)) => return system::repair(args, repair),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -279,7 +282,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         },
         Command::Inspect(args) => system::inspect(client, args).await,
         Command::Version(args) => system::version(client, args).await,
-        Command::Completion { .. } | Command::Complete { .. } => Ok(0),
+        Command::Completion { .. } | Command::Complete { .. } | Command::SystemGroup(SystemGroup::Repair(_)) => Ok(0),
     }
 }
 

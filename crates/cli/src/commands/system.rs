@@ -1,6 +1,7 @@
 //! The commands about everything: inspect, events, info, version, prune.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use clap::Args;
 use http_body_util::BodyExt;
@@ -462,5 +463,22 @@ pub(crate) async fn prune_all(client: &Client, args: PruneAllArgs) -> Outcome {
         reclaimed += answer["SpaceReclaimed"].as_u64().unwrap_or(0);
     }
     println!("Total reclaimed space: {}", size(reclaimed, 4));
+    Ok(0)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RepairArgs {
+    /// Directory of the engine's data [default: the one of the configuration file, or /var/lib/whelk]
+    #[arg(long, alias = "data-root")]
+    root: Option<PathBuf>,
+    /// Configuration file of the engine [default: /etc/whelk/daemon.json]
+    #[arg(long)]
+    config_file: Option<PathBuf>,
+}
+
+pub(crate) fn repair(args: RepairArgs, repair: crate::Repair) -> Outcome {
+    for line in repair(args.root, args.config_file)? {
+        println!("{line}");
+    }
     Ok(0)
 }

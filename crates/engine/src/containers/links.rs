@@ -171,14 +171,14 @@ impl Containers {
         };
         let missing = || Error::no_such_container(&format!("{linker}/{alias}"));
         let container = self.find(linker).map_err(|_| missing())?;
-        let _operation = container.operation.lock().await;
+        let _operation = container.turn(name).await?;
         let target = self.linked(&container, alias).ok_or_else(missing)?;
         let before = container.record().clone();
         let linked = files::links(&before, self);
         if let Some(links) = &mut container.record().host.links {
             links.retain(|link| split_link(link) != (target.id.clone(), alias.to_owned()));
         }
-        self.save(&container)?;
+        self.save_with_copy(&container)?;
         if !before.state.status.is_running() {
             return Ok(());
         }

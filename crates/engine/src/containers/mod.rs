@@ -12,6 +12,7 @@
 //! record behind a lock of its own, held only for moments: a stuck container never blocks a list.
 
 mod attach;
+mod audit;
 mod create;
 mod donors;
 mod exec;
@@ -37,11 +38,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::watch;
-use whelk_shim::protocol::Attach;
+use whelk_shim::protocol::{Attach, Reply, Request};
 
 pub use attach::{AttachRequest, Attached};
+pub(crate) use audit::audit;
 pub use create::{CreateRequest, Created};
 pub use exec::{Exec, ExecConfig, ExecStart, ExecState};
 pub use inspect::{Exported, Inspected, MountPoint};
@@ -60,7 +63,7 @@ use crate::images::Images;
 use crate::instance::Instance;
 use crate::model::{Record, State, Status};
 use crate::networks::Networks;
-use crate::shims::{ANSWER, Shims};
+use crate::shims::{ANSWER, Shims, ask};
 use crate::store::Store;
 use crate::validate::Host;
 use crate::volumes::Volumes;
@@ -127,6 +130,22 @@ pub struct Progress {
     pub exits: u64,
     pub exit_code: i32,
     pub removed: bool,
+}
+
+/// The end of a container's run.
+struct End {
+    progress: watch::Receiver<Progress>,
+    /// How often it had ended before.
+    exits: u64,
+}
+
+impl End {
+    /// Waits until it has come.
+    async fn come(&mut self) {
+        let exits = self.exits;
+        // The container, which has the sender, outlives whatever is done to it.
+        let _ = self.progress.wait_for(|now| !now.running || now.exits > exits).await;
+    }
 }
 
 /// What a new set of containers is made with.
@@ -220,6 +239,28 @@ impl Containers {
         self.store.update_container(&record)
     }
 
+    /// The same where its settings have changed, or its run is over.
+    fn save_with_copy(&self, container: &Container) -> Result<()> {
+        let record = container.record().clone();
+        self.store.update_container_and_copy(&record)
+    }
+
+    /// Asks the shim of a container that runs.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the container has ended meanwhile.
+    async fn ask(&self, container: &Container, request: &Request) -> Result<Reply> {
+        // Its shim may be going at this very moment, and the news of the end be on their way.
+        const ON_THEIR_WAY: Duration = Duration::from_secs(2);
+        match ask(&self.instance, &container.id, request).await {
+            Ok((reply, _)) => Ok(reply),
+            Err(error) => match tokio::time::timeout(ON_THEIR_WAY, container.shim_gone()).await {
+                Ok(()) => Err(Error::conflict(format!("container {} is not running", container.id))),
+                Err(_) => Err(error),
+            },
+        }
+    }
+
     /// Writes the record where there is nobody to report a failure to.
     fn save_or_complain(&self, container: &Container) {
         if let Err(error) = self.save(container) {
@@ -229,15 +270,15 @@ impl Containers {
 
     /// Tells the bus what happened to a container.
     fn publish(&self, container: &Container, action: &str, more: &[(&str, String)]) {
-        let attributes = {
-            let record = container.record();
-            let mut attributes = record.config.labels.clone();
-            attributes.insert("image".into(), record.config.image.clone());
-            attributes.insert("name".into(), record.name.clone());
-            attributes.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
-            attributes
-        };
-        self.events.publish("container", action, container.id.clone(), attributes);
+        self.publish_of(&container.record().clone(), action, more);
+    }
+
+    fn publish_of(&self, record: &Record, action: &str, more: &[(&str, String)]) {
+        let mut attributes = record.config.labels.clone();
+        attributes.insert("image".into(), record.config.image.clone());
+        attributes.insert("name".into(), record.name.clone());
+        attributes.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+        self.events.publish("container", action, record.id.clone(), attributes);
     }
 }
 
@@ -329,6 +370,25 @@ impl Container {
             Ok(result) => result.map_err(|error| Error::internal(error.to_string())),
             Err(_) => Err(Error::internal(format!("the files of container {} do not answer", self.id))),
         }
+    }
+
+    /// Waits for the turn to do something to the container, which was found by `name`.
+    ///
+    /// # Errors
+    /// It was removed meanwhile.
+    async fn turn(&self, name: &str) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let operation = self.operation.lock().await;
+        if self.progress.borrow().removed {
+            return Err(Error::no_such_container(name));
+        }
+        Ok(operation)
+    }
+
+    /// Begins to watch for the container's end. Taken before the container is seen to run, it misses none.
+    fn end(&self) -> End {
+        let mut progress = self.progress.subscribe();
+        let exits = progress.borrow_and_update().exits;
+        End { progress, exits }
     }
 
     /// Waits until the shim of the last run has ended: only then may the next one use its directory and cgroup.

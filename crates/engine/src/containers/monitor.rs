@@ -151,8 +151,8 @@ impl Containers {
         // Before anybody hears of the end: who does may want the same port.
         let left = self.give_back(container).await;
         let auto_remove = container.record().host.auto_remove && container.restarts.load(Ordering::Relaxed) == 0;
-        if !auto_remove {
-            self.save_or_complain(container);
+        if !auto_remove && let Err(error) = self.save_with_copy(container) {
+            tracing::error!(container = container.id, "{error}");
         }
         self.execs_of_ended(container);
         self.publish(container, "die", &[("exitCode", exit.code.to_string()), ("execDuration", (ran.max(0) / 1_000_000_000).to_string())]);
@@ -166,23 +166,36 @@ impl Containers {
             self.keep_exit_code(&container.id, exit.code);
             self.remove_or_complain(container, true);
         } else if restart {
-            tokio::spawn(restart_later(Arc::downgrade(self), container.clone()));
+            let delay = container.next_delay();
+            tokio::spawn(self::restart(Arc::downgrade(self), container.clone(), delay));
         }
     }
 }
 
-async fn restart_later(containers: Weak<Containers>, container: Arc<Container>) {
-    let before = container.short_runs.fetch_add(1, Ordering::Relaxed);
-    let delay = FIRST_DELAY.saturating_mul(1u32.checked_shl(before).unwrap_or(u32::MAX)).min(LONGEST_DELAY);
-    tokio::time::sleep(delay).await;
-    let Some(containers) = containers.upgrade() else { return };
-    let _operation = container.operation.lock().await;
-    // Stopped, removed or started by somebody while this was waiting.
-    if container.status() != Status::Restarting {
-        return;
+impl Container {
+    /// How long its restart policy waits this time.
+    fn next_delay(&self) -> Duration {
+        let before = self.short_runs.fetch_add(1, Ordering::Relaxed);
+        FIRST_DELAY.saturating_mul(1u32.checked_shl(before).unwrap_or(u32::MAX)).min(LONGEST_DELAY)
     }
-    container.record().state.restart_count += 1;
-    if let Err(error) = containers.start_locked(&container).await {
+}
+
+/// Starts a container as its restart policy wants it. Where the engine or the machine cannot do that now (descriptors or memory
+/// are used up), it is tried again.
+pub(super) async fn restart(containers: Weak<Containers>, container: Arc<Container>, mut delay: Duration) {
+    loop {
+        tokio::time::sleep(delay).await;
+        let Some(containers) = containers.upgrade() else { return };
+        let _operation = container.operation.lock().await;
+        // Stopped, removed or started by somebody while this was waiting.
+        if container.status() != Status::Restarting {
+            return;
+        }
+        if !delay.is_zero() {
+            container.record().state.restart_count += 1;
+        }
+        let Err(error) = containers.start_locked(&container).await else { return };
         tracing::warn!(container = container.id, "restart: {error}");
+        delay = container.next_delay();
     }
 }

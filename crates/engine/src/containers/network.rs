@@ -105,7 +105,7 @@ impl Containers {
         change: impl FnOnce(&Networks, &mut Record) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let container = self.find(name)?;
-        let _operation = container.operation.lock().await;
+        let _operation = container.turn(name).await?;
         let (containers, changed) = (self.clone(), container.clone());
         let outcome = tokio::task::spawn_blocking(move || {
             // A container that ends meanwhile gives its places back behind this.
@@ -124,7 +124,7 @@ impl Containers {
         })
         .await
         .map_err(|error| Error::internal(error.to_string()))?;
-        self.save_or_complain(&container);
+        self.save_with_copy(&container)?;
         outcome
     }
 }

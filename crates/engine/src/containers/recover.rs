@@ -22,7 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Containers {
     /// Reads all records, connects to all shims, and settles what does not fit together.
     pub async fn recover(self: &Arc<Self>) -> Result<()> {
-        for mut record in self.store.containers()? {
+        let records = self.store.containers()?;
+        self.store.check_copies(&records)?;
+        for mut record in records {
+            if let Err(error) = self.find_files(&record) {
+                tracing::error!(container = record.id, "look for its files: {error}");
+            }
             if record.version < WITH_MOUNTS {
                 match mounts::plan(&record.host, &self.instance.root) {
                     Ok(plans) => record.mounts = plans,
@@ -31,8 +36,8 @@ impl Containers {
             }
             self.add(Container::new(record));
         }
-        if let Err(error) = self.collect_garbage() {
-            tracing::warn!("remove what no container has: {error}");
+        if let Err(error) = self.clear_unknown() {
+            tracing::warn!("clear away what no container has: {error}");
         }
         let store = self.images.store().clone();
         std::thread::spawn(move || {
@@ -60,15 +65,11 @@ impl Containers {
                         && (policy == "always" || policy == "unless-stopped" && !record.state.stopped_by_user))
             };
             if wanted {
+                container.record().state.status = Status::Restarting;
                 let (containers, container) = (self.clone(), container.clone());
                 tokio::spawn(async move {
                     containers.await_links(&container).await;
-                    let _operation = container.operation.lock().await;
-                    if !container.status().is_running()
-                        && let Err(error) = containers.start_locked(&container).await
-                    {
-                        tracing::warn!(container = container.id, "start after recovery: {error}");
-                    }
+                    monitor::restart(Arc::downgrade(&containers), container, Duration::ZERO).await;
                 });
             }
         }
@@ -149,19 +150,5 @@ impl Containers {
         let made = fs::metadata(self.instance.run_dir(id).join("shim.sock")).ok().and_then(|found| found.modified().ok());
         let since = made.and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
         since.and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or_else(crate::events::now)
-    }
-
-    /// Removes directories that no record names: what was being made or removed when the engine ended.
-    fn collect_garbage(&self) -> Result<()> {
-        let known = |entry: &std::fs::DirEntry| {
-            entry.file_name().to_str().is_some_and(|id| self.find(id).is_ok_and(|container| container.id == id))
-        };
-        for entry in fs::list(self.instance.run.join("containers"))?.iter().filter(|entry| !known(entry)) {
-            fs::remove_tree(entry.path())?;
-        }
-        for entry in fs::list(self.instance.root.join("containers"))?.iter().filter(|entry| !known(entry)) {
-            self.images.store().trash(&entry.path())?;
-        }
-        Ok(())
     }
 }

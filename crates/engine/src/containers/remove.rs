@@ -1,6 +1,6 @@
 //! Removing a container. What cannot be removed at once goes to the trash; the container itself is gone either way.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -23,36 +23,22 @@ impl Containers {
     /// [`Error::Conflict`] if it runs and is not to be killed.
     pub async fn remove(self: &Arc<Self>, name: &str, request: RemoveRequest) -> Result<()> {
         let container = self.find(name)?;
-        let status = container.status();
-        if status == Status::Removing {
+        if container.status() == Status::Removing {
             return Err(Error::conflict(format!("removal of container {} is already in progress", container.id)));
         }
-        if !request.force {
-            let refuse = |what: &str| {
-                Err(Error::conflict(format!(
-                    "cannot remove container {:?}: container is {what}: stop the container before removing or force remove",
-                    container.name()
-                )))
-            };
-            match status {
-                Status::Paused => {
-                    return Err(Error::conflict(format!(
-                        "cannot remove container {:?}: container is paused and must be unpaused first",
-                        container.name()
-                    )));
-                }
-                Status::Running => return refuse("running"),
-                Status::Restarting => return refuse("restarting"),
-                _ => {}
-            }
-        }
         // Without waiting for whatever else is being done to it.
-        self.kill_for_removal(&container).await?;
-        let _operation = container.operation.lock().await;
-        if container.progress.borrow().removed {
-            return Err(Error::no_such_container(name));
+        if request.force {
+            self.kill_for_removal(&container).await?
+        } else {
+            check_ended(&container)?
         }
-        self.kill_for_removal(&container).await?;
+        let _operation = container.turn(name).await?;
+        // It may have been started since.
+        if request.force {
+            self.kill_for_removal(&container).await?
+        } else {
+            check_ended(&container)?
+        }
         container.shim_gone().await;
         self.remove_now(&container, request.volumes)
     }
@@ -70,7 +56,7 @@ impl Containers {
         }
     }
 
-    /// Takes a container that does not run out of the world.
+    /// Deletes the record and the files of a container that does not run.
     ///
     /// # Errors
     /// The store's; the container is dead then.
@@ -82,10 +68,20 @@ impl Containers {
             }
             record.state.status = Status::Removing;
         }
-        // The record goes first: files without a record are garbage that the next start collects, a record without
-        // files would be a broken container.
-        if let Err(error) = self.store.delete_container(&container.id).or_else(|error| self.make_room_and_delete(container, &error)) {
-            tracing::error!(container = container.id, "remove: {error}");
+        let (id, lasting) = (&container.id, !container.record().host.auto_remove);
+        // The files go first, to where they can be taken back from: as long as there is a record, the container is not removed
+        // yet, and files that have no record are never found in their place.
+        let trashed = self.images.store().trash_as(&self.instance.container_dir(id), id);
+        let removed = match &trashed {
+            Ok(trashed) => self
+                .store
+                .delete_container(id, lasting)
+                .or_else(|error| self.make_room_and_delete(id, trashed.as_deref(), lasting, &error))
+                .inspect_err(|_| self.take_back(id, trashed.as_deref())),
+            Err(error) => Err(Error::internal(error.to_string())),
+        };
+        if let Err(error) = removed {
+            tracing::error!(container = id, "remove: {error}");
             container.record().state.status = Status::Dead;
             return Err(error);
         }
@@ -94,14 +90,11 @@ impl Containers {
         self.release_volumes(&container.id, &mounts, volumes);
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, exec| exec.container != container.id);
         container.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let trashed = self.images.store().trash(&self.instance.container_dir(&container.id));
         self.publish(container, "destroy", &[]);
         container.progress.send_modify(|progress| progress.removed = true);
-        match trashed {
-            // Its files are deleted when nobody waits for it.
-            Ok(Some(path)) => drop(tokio::spawn(empty_trash(path, container.clone()))),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(container = container.id, "remove: {error}"),
+        if let Ok(Some(path)) = trashed {
+            // Deleted when nobody waits for it.
+            drop(tokio::spawn(empty_trash(path, container.clone())));
         }
         Ok(())
     }
@@ -112,12 +105,20 @@ impl Containers {
     }
 
     /// Where the store cannot forget a container, its disk may be full, and this container be what fills it.
-    fn make_room_and_delete(&self, container: &Container, error: &Error) -> Result<()> {
-        tracing::warn!(container = container.id, "remove: {error}; its files go first");
+    fn make_room_and_delete(&self, id: &str, trashed: Option<&Path>, lasting: bool, error: &Error) -> Result<()> {
+        tracing::warn!(container = id, "remove: {error}; its files go first");
         tokio::task::block_in_place(|| {
-            fs::remove_tree(self.instance.container_dir(&container.id))?;
-            self.store.delete_container(&container.id)
+            trashed.map_or(Ok(()), fs::remove_tree)?;
+            self.store.delete_container(id, lasting)
         })
+    }
+
+    /// Puts the files of a container that is not removed after all back in their place.
+    fn take_back(&self, id: &str, trashed: Option<&Path>) {
+        let Some(trashed) = trashed.filter(|path| fs::exists(path)) else { return };
+        if let Err(error) = fs::rename(trashed, self.instance.container_dir(id)) {
+            tracing::error!(container = id, "remove: {error}");
+        }
     }
 
     /// Removes all containers that do not run and match `matches`; returns their ids and the bytes they took.
@@ -151,4 +152,24 @@ async fn empty_trash(path: PathBuf, container: Arc<Container>) {
     if let Ok(Err(error)) = emptied {
         tracing::warn!("empty the trash: {error}");
     }
+}
+
+/// # Errors
+/// It runs, or will by itself.
+fn check_ended(container: &Container) -> Result<()> {
+    let what = match container.status() {
+        Status::Paused => {
+            return Err(Error::conflict(format!(
+                "cannot remove container {:?}: container is paused and must be unpaused first",
+                container.name()
+            )));
+        }
+        Status::Running => "running",
+        Status::Restarting => "restarting",
+        _ => return Ok(()),
+    };
+    Err(Error::conflict(format!(
+        "cannot remove container {:?}: container is {what}: stop the container before removing or force remove",
+        container.name()
+    )))
 }

@@ -32,7 +32,7 @@ impl Containers {
     /// [`Error::NotModified`] if it runs already; [`Error::Invalid`] for a command that cannot be executed.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
         let container = self.find(name)?;
-        let _operation = container.operation.lock().await;
+        let _operation = container.turn(name).await?;
         self.start_anew(&container).await
     }
 
@@ -142,6 +142,8 @@ impl Containers {
         descriptors: Vec<OwnedFd>,
     ) -> std::result::Result<(), StartError> {
         let ((pid, started_at), events) = self.shims.launch(launch, descriptors).await.map_err(StartError::from)?;
+        // Before its state says so: whoever sees that it runs can wait for its end.
+        container.progress.send_modify(|progress| progress.running = true);
         {
             let mut record = container.record();
             record.state.status = Status::Running;
@@ -152,7 +154,6 @@ impl Containers {
             record.state.oom_killed = false;
         }
         container.shim.send_replace(true);
-        container.progress.send_modify(|progress| progress.running = true);
         // Nothing is lost if this fails or the engine ends here: the next start finds the shim.
         self.save_or_complain(container);
         self.networks.announce(&container.record().clone());
@@ -282,7 +283,7 @@ impl Containers {
             let mut record = container.record();
             record.state.error = failure.error.to_string();
             record.state.exit_code = failure.exit_code;
-            if record.state.status == Status::Restarting {
+            if record.state.status == Status::Restarting && !failure.passes {
                 record.state.status = Status::Exited;
             }
         }
@@ -302,19 +303,22 @@ impl Containers {
 struct StartError {
     error: Error,
     exit_code: i32,
+    /// It is not the container's own fault: the same start may succeed later.
+    passes: bool,
 }
 
 impl From<Error> for StartError {
     fn from(error: Error) -> Self {
         const NOT_STARTED: i32 = 128;
-        Self { error, exit_code: NOT_STARTED }
+        let passes = matches!(error, Error::Internal(_));
+        Self { error, exit_code: NOT_STARTED, passes }
     }
 }
 
 impl From<LaunchError> for StartError {
     fn from(error: LaunchError) -> Self {
         use whelk_runtime::Error as Runtime;
-        let with = |error: Error, exit_code: i32| Self { error, exit_code };
+        let with = |error: Error, exit_code: i32| Self { error, exit_code, passes: false };
         match error {
             LaunchError::Engine(error) => error.into(),
             LaunchError::Runtime(Runtime::CommandNotFound(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 127),
@@ -329,7 +333,7 @@ impl From<LaunchError> for StartError {
             LaunchError::Runtime(Runtime::NoSuchUser(text)) => with(Error::internal(text), 128),
             LaunchError::Runtime(Runtime::Invalid(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 128),
             LaunchError::Runtime(Runtime::Os(text)) if text.starts_with("Cannot mkdir") => with(Error::internal(text), 128),
-            LaunchError::Runtime(other) => with(Error::internal(format!("{CREATE_FAILED}: {other}")), 128),
+            LaunchError::Runtime(other) => Self { passes: true, ..with(Error::internal(format!("{CREATE_FAILED}: {other}")), 128) },
         }
     }
 }

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::{Reply, Request};
 
-use super::{Container, Containers, Progress};
+use super::{Container, Containers, End};
 use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::shims::ask;
@@ -21,9 +20,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A container that was asked to end.
 struct Stopping {
-    progress: watch::Receiver<Progress>,
-    /// How often it had ended before.
-    exits: u64,
+    end: End,
     /// In seconds; negative for as long as it takes.
     timeout: i64,
 }
@@ -34,8 +31,9 @@ impl Containers {
     pub async fn stop(self: &Arc<Self>, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
         let signal = signal.filter(|signal| !signal.is_empty()).map(signals::parse).transpose()?;
         let container = self.find(name)?;
-        let operation = container.operation.lock().await;
+        let operation = container.turn(name).await?;
         container.record().state.stopped_by_user = true;
+        let end = container.end();
         match container.status() {
             Status::Restarting => {
                 container.record().state.status = Status::Exited;
@@ -49,22 +47,26 @@ impl Containers {
             // Known whatever happens to this process: nobody is to start it again. But it is stopped whatever the store says.
             _ => self.save_or_complain(&container),
         }
-        let stopping = self.begin_stop(&container, signal, timeout).await?;
+        let stopping = self.begin_stop(&container, end, signal, timeout).await?;
         // Others need not wait until it has ended: not to pause it, and not to give it less time.
         drop(operation);
         self.finish_stop(&container, stopping).await
     }
 
     /// Asks a container to end. Its operation lock is held.
-    async fn begin_stop(self: &Arc<Self>, container: &Arc<Container>, signal: Option<i32>, timeout: Option<i64>) -> Result<Stopping> {
+    async fn begin_stop(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        end: End,
+        signal: Option<i32>,
+        timeout: Option<i64>,
+    ) -> Result<Stopping> {
         let (default_signal, default_timeout) = {
             let record = container.record();
             let signal = if record.config.stop_signal.is_empty() { signals::TERM } else { signals::parse(&record.config.stop_signal)? };
             (signal, record.config.stop_timeout.unwrap_or(DEFAULT_TIMEOUT))
         };
         let timeout = timeout.unwrap_or(default_timeout);
-        let mut progress = container.progress.subscribe();
-        let exits = progress.borrow_and_update().exits;
         if container.status() == Status::Paused {
             // A frozen process cannot end.
             self.resume_locked(container).await?;
@@ -72,17 +74,19 @@ impl Containers {
         if let Err(error) = self.send_signal(container, signal.unwrap_or(default_signal)).await {
             tracing::warn!(container = container.id, "stop: {error}");
         }
-        Ok(Stopping { progress, exits, timeout })
+        Ok(Stopping { end, timeout })
     }
 
     /// Waits for the end of a container that was asked for it, and kills it when its time is up.
     async fn finish_stop(self: &Arc<Self>, container: &Arc<Container>, stopping: Stopping) -> Result<()> {
-        let Stopping { mut progress, exits, timeout } = stopping;
-        let wait = progress.wait_for(|progress| progress.exits > exits);
+        let Stopping { mut end, timeout } = stopping;
         let ended = match u64::try_from(timeout) {
-            Ok(seconds) => tokio::time::timeout(Duration::from_secs(seconds), wait).await.is_ok(),
+            Ok(seconds) => tokio::time::timeout(Duration::from_secs(seconds), end.come()).await.is_ok(),
             // Negative: for as long as it takes.
-            Err(_) => wait.await.is_ok(),
+            Err(_) => {
+                end.come().await;
+                true
+            }
         };
         if !ended {
             self.send_signal(container, signals::KILL).await?;
@@ -90,8 +94,7 @@ impl Containers {
                 // Somebody has paused it meanwhile. What was killed may be gone before it could be let go on.
                 let _ = self.resume_locked(container).await;
             }
-            let wait = progress.wait_for(|progress| progress.exits > exits);
-            if tokio::time::timeout(KILL_TIMEOUT, wait).await.is_err() {
+            if tokio::time::timeout(KILL_TIMEOUT, end.come()).await.is_err() {
                 return Err(Error::internal(format!(
                     "cannot stop container: {}: tried to kill container, but did not receive an exit event",
                     container.id
@@ -102,8 +105,16 @@ impl Containers {
         Ok(())
     }
 
-    /// Sends a signal and tells the bus. A container that ended meanwhile is as good as signalled.
+    /// Tells the bus of a signal and sends it. A container that ended meanwhile is as good as signalled.
     async fn send_signal(&self, container: &Container, signal: i32) -> Result<()> {
+        {
+            let record = container.record();
+            if !record.state.status.is_running() {
+                return Ok(());
+            }
+            // While its state is held, its end cannot be told yet: that comes after this in any case.
+            self.publish_of(&record, "kill", &[("signal", signal.to_string())]);
+        }
         let reply = ask(&self.instance, &container.id, &Request::Signal { exec: None, signal }).await;
         match reply {
             Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) | Err(_)
@@ -130,7 +141,6 @@ impl Containers {
             Ok((Reply::Failed(error), _)) => return Err(Error::internal(format!("cannot kill container: {}: {error}", container.id))),
             Ok(_) => {}
         }
-        self.publish(container, "kill", &[("signal", signal.to_string())]);
         Ok(())
     }
 
@@ -143,6 +153,10 @@ impl Containers {
             signals::parse(signal).map_err(|error| Error::invalid(format!("cannot kill container: {name}: {error}")))?
         };
         let container = self.find(name)?;
+        if container.status() == Status::Restarting && self.cancel_restart(&container, name).await? {
+            return Ok(());
+        }
+        let mut end = container.end();
         let status = container.status();
         if !status.is_running() {
             return Err(Error::conflict(format!("cannot kill container: {name}: container {} is not running", container.id)));
@@ -159,8 +173,6 @@ impl Containers {
             container.record().state.stopped_by_user = true;
             self.save_or_complain(&container);
         }
-        let mut progress = container.progress.subscribe();
-        let exits = progress.borrow_and_update().exits;
         self.send_signal(&container, signal).await?;
         if status == Status::Paused && (signal == signals::KILL || signal == stop_signal) {
             // What was killed may be gone before it could be let go on.
@@ -171,22 +183,37 @@ impl Containers {
         }
         if signal == signals::KILL {
             // Who kills expects it to be dead afterwards.
-            let wait = progress.wait_for(|progress| progress.exits > exits);
-            if tokio::time::timeout(KILL_TIMEOUT, wait).await.is_err() {
+            if tokio::time::timeout(KILL_TIMEOUT, end.come()).await.is_err() {
                 return Err(Error::internal(format!("cannot kill container: {name}: it did not end")));
             }
         }
         Ok(())
     }
 
+    /// Keeps the restart policy from starting a container that waits for that. Returns whether it still did.
+    async fn cancel_restart(&self, container: &Container, name: &str) -> Result<bool> {
+        let _operation = container.turn(name).await?;
+        {
+            let mut record = container.record();
+            if record.state.status != Status::Restarting {
+                return Ok(false);
+            }
+            record.state.status = Status::Exited;
+            record.state.stopped_by_user = true;
+        }
+        self.save(container)?;
+        Ok(true)
+    }
+
     pub async fn restart(self: &Arc<Self>, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
         let signal = signal.filter(|signal| !signal.is_empty()).map(signals::parse).transpose()?;
         let container = self.find(name)?;
-        let operation = container.operation.lock().await;
+        let operation = container.turn(name).await?;
         container.record().state.stopped_by_user = true;
         // Its end is not that of a --rm run.
         container.restarts.fetch_add(1, Ordering::Relaxed);
-        let stopping = if container.status().is_running() { Some(self.begin_stop(&container, signal, timeout).await) } else { None };
+        let end = container.end();
+        let stopping = if container.status().is_running() { Some(self.begin_stop(&container, end, signal, timeout).await) } else { None };
         drop(operation);
         let stopped = match stopping {
             Some(Ok(stopping)) => self.finish_stop(&container, stopping).await,
@@ -195,7 +222,7 @@ impl Containers {
         };
         container.restarts.fetch_sub(1, Ordering::Relaxed);
         stopped?;
-        let _operation = container.operation.lock().await;
+        let _operation = container.turn(name).await?;
         if container.status() == Status::Restarting {
             container.record().state.status = Status::Exited;
         }
@@ -210,7 +237,7 @@ impl Containers {
 
     pub async fn pause(&self, name: &str) -> Result<()> {
         let container = self.find(name)?;
-        let _operation = container.operation.lock().await;
+        let _operation = container.turn(name).await?;
         match container.status() {
             Status::Paused => return Err(Error::conflict(format!("Container {} is already paused", container.id))),
             Status::Restarting => {
@@ -219,8 +246,15 @@ impl Containers {
             Status::Running => {}
             _ => return Err(Error::conflict(format!("container {} is not running", container.id))),
         }
-        expect_done(ask(&self.instance, &container.id, &Request::Pause).await?.0, &format!("cannot pause container {}", container.id))?;
-        container.record().state.status = Status::Paused;
+        expect_done(self.ask(&container, &Request::Pause).await?, &format!("cannot pause container {}", container.id))?;
+        {
+            let mut record = container.record();
+            if record.state.status != Status::Running {
+                // It has ended since.
+                return Err(Error::conflict(format!("container {} is not running", container.id)));
+            }
+            record.state.status = Status::Paused;
+        }
         self.save_or_complain(&container);
         self.publish(&container, "pause", &[]);
         Ok(())
@@ -228,7 +262,7 @@ impl Containers {
 
     pub async fn unpause(&self, name: &str) -> Result<()> {
         let container = self.find(name)?;
-        let _operation = container.operation.lock().await;
+        let _operation = container.turn(name).await?;
         if container.status() != Status::Paused {
             return Err(Error::internal(format!("Container {} is not paused", container.id)));
         }
@@ -236,7 +270,7 @@ impl Containers {
     }
 
     async fn resume_locked(&self, container: &Container) -> Result<()> {
-        expect_done(ask(&self.instance, &container.id, &Request::Resume).await?.0, &format!("cannot unpause container {}", container.id))?;
+        expect_done(self.ask(container, &Request::Resume).await?, &format!("cannot unpause container {}", container.id))?;
         {
             let mut record = container.record();
             if record.state.status == Status::Paused {

@@ -1,7 +1,7 @@
 //! Changing a container's limits and restart policy, also while it runs; and its name.
 
 use serde::Deserialize;
-use whelk_shim::protocol::Request;
+use whelk_shim::protocol::{Reply, Request};
 
 use super::create::name_taken;
 use super::stop::expect_done;
@@ -39,11 +39,6 @@ impl UpdateRequest {
             }
         };
         set(&mut host.cpu_shares, self.cpu_shares);
-        if self.nano_cpus != 0 {
-            (host.cpu_period, host.cpu_quota) = (0, 0);
-        } else if self.cpu_period != 0 || self.cpu_quota != 0 {
-            host.nano_cpus = 0;
-        }
         set(&mut host.nano_cpus, self.nano_cpus);
         set(&mut host.cpu_period, self.cpu_period);
         set(&mut host.cpu_quota, self.cpu_quota);
@@ -60,11 +55,37 @@ impl UpdateRequest {
                 field.clone_from(value);
             }
         }
-        if self.pids_limit.is_some() {
-            host.pids_limit = self.pids_limit;
+        if let Some(limit) = self.pids_limit {
+            // Any other number stands for no limit, which is shown as 0.
+            host.pids_limit = Some(limit.max(0));
         }
         if !self.restart_policy.name.is_empty() {
             host.restart_policy = self.restart_policy.clone();
+        }
+    }
+}
+
+impl UpdateRequest {
+    /// Checks what may not change, in Docker's words. Billionths of a processor become a period and a quota, so that whichever was
+    /// set first keeps the other from being set.
+    fn check(&self, host: &HostConfig) -> Result<()> {
+        if !self.restart_policy.name.is_empty() {
+            validate::restart_policy(&self.restart_policy)?;
+            if host.auto_remove && self.restart_policy.name != "no" {
+                return Err(Error::conflict("Restart policy cannot be updated because AutoRemove is enabled for the container"));
+            }
+        }
+        let conflicts = [
+            (self.nano_cpus > 0 && host.cpu_period > 0, "Nano CPUs", "CPU Period"),
+            (self.nano_cpus > 0 && host.cpu_quota > 0, "Nano CPUs", "CPU Quota"),
+            (self.cpu_period > 0 && host.nano_cpus > 0, "CPU Period", "NanoCPUs"),
+            (self.cpu_quota > 0 && host.nano_cpus > 0, "CPU Quota", "NanoCPUs"),
+        ];
+        match conflicts.iter().find(|(found, _, _)| *found) {
+            Some((_, what, other)) => {
+                Err(Error::conflict(format!("Conflicting options: {what} cannot be updated as {other} has already been set")))
+            }
+            None => Ok(()),
         }
     }
 }
@@ -74,7 +95,7 @@ impl Containers {
     /// Limits that make no sense together; a limit that the kernel refuses. The container stays as it was then.
     pub async fn update(&self, name: &str, request: UpdateRequest) -> Result<Vec<String>> {
         let container = self.find(name)?;
-        let _operation = container.operation.lock().await;
+        let _operation = container.turn(name).await?;
         let mut record = container.record().clone();
         if record.state.status == crate::model::Status::Removing || record.state.status == crate::model::Status::Dead {
             return Err(Error::conflict(format!(
@@ -82,6 +103,10 @@ impl Containers {
                 container.id
             )));
         }
+        request.check(&record.host).map_err(|error| match error {
+            Error::Conflict(_) => error.prefixed(&format!("Cannot update container {}", container.id)),
+            error => error,
+        })?;
         request.apply(&mut record.host);
         if request.memory != 0 && request.memory_swap == 0 && record.host.memory_swap > 0 && record.host.memory > record.host.memory_swap {
             return Err(Error::conflict(format!(
@@ -94,7 +119,7 @@ impl Containers {
         // Only what an update may touch was checked anew; the rest keeps its exact form.
         record.host = HostConfig {
             blkio_weight: record.host.blkio_weight,
-            pids_limit: request.pids_limit.map_or(record.host.pids_limit, Some),
+            pids_limit: given.pids_limit,
             memory_swap: record.host.memory_swap,
             ..given
         };
@@ -103,7 +128,11 @@ impl Containers {
             if let Some(limit) = request.pids_limit {
                 limits.pids = Some(whelk_runtime::spec::Pids { limit });
             }
-            let reply = ask(&self.instance, &container.id, &Request::Update(Box::new(limits))).await?.0;
+            let reply = match self.ask(&container, &Request::Update(Box::new(limits))).await {
+                // It has ended meanwhile: the limits are those of its next run.
+                Err(Error::Conflict(_)) => Reply::Done,
+                reply => reply?,
+            };
             if let Err(error) = expect_done(reply, &format!("Cannot update container {}", container.id)) {
                 // The kernel takes limits one by one: those before the one that it refused are put back.
                 let old = spec::limits(&container.record().host.clone(), &start::device_number)?;
@@ -113,7 +142,7 @@ impl Containers {
             }
         }
         container.record().host = record.host;
-        self.save(&container)?;
+        self.save_with_copy(&container)?;
         self.publish(&container, "update", &[]);
         Ok(warnings)
     }
@@ -133,7 +162,7 @@ impl Containers {
                 ))
             })?
             .to_owned();
-        let _operation = container.operation.lock().await;
+        let _operation = container.turn(name).await?;
         let old_name = container.name();
         if old_name == new_name {
             return Err(Error::invalid("Renaming a container with the same name as its current name"));
@@ -147,17 +176,25 @@ impl Containers {
         }
         container.record().name.clone_from(&new_name);
         self.rename_in_networks(&container);
-        let saved = self.save(&container);
-        let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if saved.is_err() {
-            index.by_name.remove(&new_name);
-            drop(index);
+        let saved = self.save_with_copy(&container);
+        let renamed = {
+            let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            // One that is removed at its end may be gone by now, under either of its names.
+            let is_there = index.by_id.contains_key(&container.id);
+            let renamed = saved.and_then(|()| if is_there { Ok(()) } else { Err(Error::no_such_container(name)) });
+            let kept = if renamed.is_ok() { Some(&new_name) } else { Some(&old_name).filter(|_| is_there) };
+            for unused in [&old_name, &new_name].into_iter().filter(|name| Some(*name) != kept) {
+                if index.by_name.get(unused) == Some(&container.id) {
+                    index.by_name.remove(unused);
+                }
+            }
+            renamed
+        };
+        if renamed.is_err() {
             container.record().name = old_name;
             self.rename_in_networks(&container);
-            return saved;
+            return renamed;
         }
-        index.by_name.remove(&old_name);
-        drop(index);
         self.publish(&container, "rename", &[("oldName", format!("/{old_name}"))]);
         Ok(())
     }

@@ -31,11 +31,11 @@ pub struct Image {
 
 /// An image as it is kept in the store: the configuration is a blob of its own.
 #[derive(Debug, Serialize, Deserialize)]
-struct ImageRecord {
-    id: Digest,
-    size: u64,
+pub(crate) struct ImageRecord {
+    pub id: Digest,
+    pub size: u64,
     #[serde(default)]
-    tagged_at: i64,
+    pub tagged_at: i64,
 }
 
 impl Image {

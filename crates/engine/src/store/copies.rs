@@ -1,0 +1,160 @@
+//! Copies of records beside what they are about: `containers/<id>/container.json` for each container, and one file for what no
+//! directory describes: networks, images and their names, volumes of plugins. Volumes write theirs when they are made.
+//!
+//! They follow the store at flushes: when a container was created or its settings have changed, before that is answered; after
+//! other changes of its record within a second or so. Files are replaced whole, but not waited for to be on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use whelk_sys::fs;
+
+use super::Store;
+use crate::error::{Error, Result};
+use crate::model::Record;
+
+/// A container's copy, in its directory.
+const DESCRIPTION: &str = "container.json";
+/// What no directory describes, in the root.
+pub(super) const REST: &str = "store.json";
+/// The largest copy that is read, in bytes: a request's body is smaller.
+const LARGEST: u64 = 64 << 20;
+
+#[derive(Debug)]
+pub(super) struct Copies {
+    root: PathBuf,
+    pending: Mutex<Pending>,
+}
+
+/// What is to be written.
+#[derive(Debug, Default)]
+struct Pending {
+    containers: BTreeMap<String, String>,
+    /// Those whose copy is due with the next flush.
+    due: BTreeSet<String>,
+    rest: bool,
+}
+
+/// What [`REST`] says.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Rest {
+    pub meta: BTreeMap<String, String>,
+    pub networks: Vec<Value>,
+    pub images: Vec<Value>,
+    pub tags: BTreeMap<String, String>,
+    pub volumes: Vec<Value>,
+}
+
+impl Copies {
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), pending: Mutex::default() }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn put(&self, id: &str, text: String, due: bool) {
+        let mut pending = self.pending();
+        pending.containers.insert(id.to_owned(), text);
+        if due {
+            pending.due.insert(id.to_owned());
+        }
+    }
+
+    pub(super) fn forget(&self, id: &str) {
+        let mut pending = self.pending();
+        pending.containers.remove(id);
+        pending.due.remove(id);
+    }
+
+    pub(super) fn put_rest(&self) {
+        self.pending().rest = true;
+    }
+
+    /// What is to be written now: what is due, or all.
+    fn take(&self, all: bool) -> (BTreeMap<String, String>, bool) {
+        let mut pending = self.pending();
+        let rest = std::mem::take(&mut pending.rest);
+        let due = std::mem::take(&mut pending.due);
+        let taken = if all {
+            std::mem::take(&mut pending.containers)
+        } else {
+            due.into_iter().filter_map(|id| pending.containers.remove_entry(&id)).collect()
+        };
+        (taken, rest)
+    }
+}
+
+impl Store {
+    pub(super) fn write_copies(&self, all: bool) {
+        let (containers, rest) = self.copies.take(all);
+        for (id, text) in containers {
+            let path = self.copies.root.join("containers").join(id).join(DESCRIPTION);
+            match fs::replace(path, text, 0o600) {
+                Err(error) if !error.is_not_found() => tracing::warn!("{error}"),
+                // Removed meanwhile.
+                _ => {}
+            }
+        }
+        if rest && let Err(error) = self.write_rest() {
+            tracing::warn!("{error}");
+        }
+    }
+
+    fn write_rest(&self) -> Result<()> {
+        let rest = read_rest(&self.connection())?;
+        let text = serde_json::to_vec(&rest).map_err(|error| Error::internal(format!("{REST}: {error}")))?;
+        Ok(fs::replace(self.copies.root.join(REST), text, 0o600)?)
+    }
+
+    /// Writes the copies that are missing or differ from the store.
+    pub(crate) fn check_copies(&self, records: &[Record]) -> Result<()> {
+        for record in records {
+            let text = super::encode(record)?;
+            let path = self.copies.root.join("containers").join(&record.id).join(DESCRIPTION);
+            if fs::read_at_most(path, LARGEST).ok().as_deref() != Some(text.as_bytes()) {
+                self.copies.put(&record.id, text, false);
+            }
+        }
+        if !fs::exists(self.copies.root.join(REST)) {
+            self.copies.put_rest();
+        }
+        self.write_copies(true);
+        Ok(())
+    }
+}
+
+/// The rows that [`REST`] has.
+fn read_rest(connection: &Connection) -> Result<Rest> {
+    let mut rest = Rest::default();
+    let all = |query: &str| -> Result<Vec<(String, String)>> {
+        let mut statement = connection.prepare(query)?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    };
+    let values = |rows: Vec<(String, String)>| rows.into_iter().filter_map(|(_, text)| serde_json::from_str(&text).ok()).collect();
+    rest.meta = all("SELECT key, value FROM meta")?.into_iter().collect();
+    rest.networks = values(all("SELECT id, record FROM networks")?);
+    rest.images = values(all("SELECT id, record FROM images")?);
+    rest.tags = all("SELECT name, image FROM tags")?.into_iter().collect();
+    let volumes: Vec<Value> = values(all("SELECT name, record FROM volumes")?);
+    rest.volumes = volumes.into_iter().filter(|volume| volume["Driver"] != crate::volumes::LOCAL).collect();
+    Ok(rest)
+}
+
+/// What a container's directory says that it is. `None` if it does not say so.
+pub(crate) fn described(directory: &Path) -> Option<Record> {
+    let record: Record = serde_json::from_slice(&fs::read_at_most(directory.join(DESCRIPTION), LARGEST).ok()?).ok()?;
+    // It is the directory's own: copied from elsewhere it would be a second one of that id.
+    (directory.file_name()? == record.id.as_str()).then_some(record)
+}

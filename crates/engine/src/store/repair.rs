@@ -1,0 +1,396 @@
+//! Rebuilding the store of an engine that does not run: from what the old one still says, and from what the directories say of
+//! themselves.
+//!
+//! Nothing is deleted. The new store is made beside the old one and takes its place in one step, after the old one was moved to
+//! `lost+found/store-<time>`; cut short at any point, it can be run again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, params};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use whelk_image::{ImageConfig, Reference};
+use whelk_sys::fs;
+
+use super::check::{FILE, REBUILT, wrong_file};
+use super::copies::{REST, Rest};
+use super::{described, encode, migrate};
+use crate::error::{Error, Result};
+use crate::events::now;
+use crate::images::ImageRecord;
+use crate::instance::lost_and_found;
+use crate::model::Record;
+
+/// A new store that is being made, and one that is whole.
+const UNFINISHED: &str = "store.db.unfinished";
+const NEW: &str = "store.db.new";
+
+/// What was done, in lines for whoever asked for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    pub lines: Vec<String>,
+}
+
+impl Repaired {
+    fn tell(&mut self, line: String) {
+        self.lines.push(line);
+    }
+}
+
+/// Rebuilds the store below `root`, unless it is whole and names all that is there. The caller holds the root's lock.
+///
+/// # Errors
+/// A root that cannot be read or written; what was there before is there still.
+pub fn repair(root: &Path) -> Result<Repaired> {
+    let mut report = Repaired::default();
+    if fs::exists(root.join(NEW)) {
+        report.tell("an earlier repair was cut short: it is finished".into());
+    } else {
+        let images = whelk_image::Store::open(root)?;
+        let mut old = Old::read(root, images.scratch()?.path())?;
+        let found = find_containers(root)?;
+        let is_lost = |(id, found): (&String, &Found)| {
+            found.record.as_ref().is_some_and(|record| !record.host.auto_remove)
+                && found.is_in_place(root)
+                && !old.containers.contains_key(id)
+        };
+        if old.is_whole && found.iter().any(is_lost) {
+            old.is_whole = false;
+            old.wrong = Some("the engine's store has lost containers: it is older than their directories".into());
+        }
+        if old.is_whole && found.iter().all(|(id, found)| found.record.is_none() || old.containers.contains_key(id)) {
+            report.tell("the store is whole and names every container that is there: nothing was changed".into());
+            return Ok(report);
+        }
+        if let Some(wrong) = &old.wrong {
+            report.tell(wrong.clone());
+        }
+        let rebuilt = rebuild(old, &found, &images, root, &mut report)?;
+        write(root, &rebuilt)?;
+        for record in &rebuilt.containers {
+            let path = root.join("containers").join(&record.id);
+            if let Some(found) = found.get(&record.id).filter(|found| !found.is_in_place(root)) {
+                fs::rename(&found.path, &path)?;
+                report.tell(format!("container {} is brought back from {}", record.name, found.path.display()));
+            }
+        }
+        fs::rename(root.join(UNFINISHED), root.join(NEW))?;
+    }
+    let aside = take_place(root)?;
+    report.tell(format!("the old store's files are in {}", aside.display()));
+    Ok(report)
+}
+
+/// What the old store still says.
+#[derive(Debug, Default)]
+struct Old {
+    wrong: Option<String>,
+    /// All of it could be read.
+    is_whole: bool,
+    meta: BTreeMap<String, String>,
+    containers: BTreeMap<String, Record>,
+    rest: Rest,
+}
+
+impl Old {
+    /// Reads a copy: SQLite would change what it opens.
+    fn read(root: &Path, scratch: &Path) -> Result<Self> {
+        let mut old = Self { wrong: wrong_file(root)?, ..Self::default() };
+        for suffix in ["", "-wal", "-journal"] {
+            let name = format!("{FILE}{suffix}");
+            if fs::exists(root.join(&name)) {
+                fs::write(scratch.join(&name), fs::read(root.join(&name))?)?;
+            }
+        }
+        if !fs::exists(scratch.join(FILE)) {
+            return Ok(old);
+        }
+        let connection = Connection::open(scratch.join(FILE))?;
+        let checked: rusqlite::Result<String> = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+        match checked {
+            Ok(text) if text == "ok" => old.is_whole = old.wrong.is_none(),
+            Ok(text) => drop(old.wrong.get_or_insert(format!("the engine's store is damaged: {text}"))),
+            Err(error) => drop(old.wrong.get_or_insert(format!("the engine's store is damaged: {error}"))),
+        }
+        let mut table = |query: &str| {
+            let (rows, all) = rows(&connection, query);
+            old.is_whole &= all;
+            rows
+        };
+        old.meta = table("SELECT key, value FROM meta ORDER BY key");
+        let containers = table("SELECT id, record FROM containers ORDER BY id");
+        let networks = table("SELECT id, record FROM networks ORDER BY id");
+        let images = table("SELECT id, record FROM images ORDER BY id");
+        let tags = table("SELECT name, image FROM tags ORDER BY name");
+        let volumes = table("SELECT name, record FROM volumes ORDER BY name");
+        old.containers = old.parse::<Record>(containers).into_iter().map(|record| (record.id.clone(), record)).collect();
+        let (networks, images, volumes) = (old.parse(networks), old.parse(images), old.parse(volumes));
+        old.rest = Rest { meta: old.meta.clone(), networks, images, tags, volumes };
+        Ok(old)
+    }
+
+    fn parse<T: DeserializeOwned>(&mut self, rows: BTreeMap<String, String>) -> Vec<T> {
+        let count = rows.len();
+        let parsed: Vec<T> = rows.into_values().filter_map(|text| serde_json::from_str(&text).ok()).collect();
+        self.is_whole &= parsed.len() == count;
+        parsed
+    }
+}
+
+/// The rows of a table that can be read, from its beginning and from its end; and whether these are all.
+fn rows(connection: &Connection, query: &str) -> (BTreeMap<String, String>, bool) {
+    let mut found = BTreeMap::new();
+    for order in ["ASC", "DESC"] {
+        let mut read = || -> rusqlite::Result<()> {
+            let mut statement = connection.prepare(&format!("{query} {order}"))?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                if let (Ok(key), Ok(value)) = (row.get(0), row.get(1)) {
+                    found.insert(key, value);
+                }
+            }
+            Ok(())
+        };
+        if read().is_ok() {
+            return (found, true);
+        }
+    }
+    (found, false)
+}
+
+/// A container's directory, and what it says that it is.
+struct Found {
+    path: PathBuf,
+    record: Option<Record>,
+}
+
+impl Found {
+    /// Whether it was not set aside.
+    fn is_in_place(&self, root: &Path) -> bool {
+        self.path.parent() == Some(&root.join("containers"))
+    }
+}
+
+/// All directories of containers by their name, also those that were set aside.
+fn find_containers(root: &Path) -> Result<BTreeMap<String, Found>> {
+    let mut found = BTreeMap::new();
+    for directory in [lost_and_found(root).join("containers"), root.join("containers")] {
+        if !fs::exists(&directory) {
+            continue;
+        }
+        for entry in fs::list(&directory)? {
+            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            let record = described(&path);
+            found.insert(name, Found { path, record });
+        }
+    }
+    Ok(found)
+}
+
+/// What the new store is to say.
+#[derive(Debug, Default)]
+struct Rebuilt {
+    containers: Vec<Record>,
+    rest: Rest,
+}
+
+fn rebuild(
+    mut old: Old,
+    found: &BTreeMap<String, Found>,
+    images: &whelk_image::Store,
+    root: &Path,
+    report: &mut Repaired,
+) -> Result<Rebuilt> {
+    let mut containers = BTreeMap::new();
+    let (mut from_store, mut from_directories) = (0, 0);
+    for (id, found) in found {
+        let known = old.containers.remove(id);
+        // A copy is at most a second older than the store was; what is left of a damaged store may be of any age.
+        let (first, second) = if old.is_whole { (&known, &found.record) } else { (&found.record, &known) };
+        match first.as_ref().or(second.as_ref()) {
+            Some(record) => {
+                let is_known = if old.is_whole { known.is_some() } else { found.record.is_none() };
+                if is_known {
+                    from_store += 1
+                } else {
+                    from_directories += 1
+                }
+                containers.insert(id.clone(), record.clone());
+            }
+            None => report.tell(format!("{} does not say what container it is of: it stays as it is", found.path.display())),
+        }
+    }
+    for (id, record) in std::mem::take(&mut old.containers) {
+        if old.is_whole {
+            from_store += 1;
+            containers.insert(id, record);
+        } else {
+            report.tell(format!("container {} ({id}) has no directory any more: it is left out", record.name));
+        }
+    }
+    report.tell(format!("containers: {from_directories} from their directories, {from_store} from the old store"));
+    let mut containers: Vec<Record> = containers.into_values().collect();
+    make_names_unique(&mut containers, report);
+    let mut rest = rest(&mut old, root, report)?;
+    find_images(images, &mut rest, report)?;
+    if rest.tags.is_empty() {
+        name_images(&containers, &mut rest);
+    }
+    tell_of_networks(&containers, &rest, report);
+    report.tell(format!("networks: {}; images: {}, with {} names", rest.networks.len(), rest.images.len(), rest.tags.len()));
+    Ok(Rebuilt { containers, rest })
+}
+
+/// Of several containers of one name the first keeps it.
+fn make_names_unique(containers: &mut [Record], report: &mut Repaired) {
+    containers.sort_by_key(|record| record.created_at);
+    let mut names = BTreeSet::new();
+    for record in containers {
+        if !names.insert(record.name.clone()) {
+            let name = format!("{}-{}", record.name, record.id.chars().take(12).collect::<String>());
+            report.tell(format!("container {} has a name that another one has too: it is called {name} now", record.name));
+            names.insert(name.clone());
+            record.name = name;
+        }
+    }
+}
+
+/// Networks, images and what else no directory describes: from the old store if it is whole, else from its copy, else from what
+/// is left.
+fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
+    let left = std::mem::take(&mut old.rest);
+    if old.is_whole {
+        return Ok(left);
+    }
+    let path = root.join(REST);
+    let copy: Option<Rest> = if fs::exists(&path) { serde_json::from_slice(&fs::read(&path)?).ok() } else { None };
+    let mut rest = copy.unwrap_or_else(|| {
+        report.tell(format!("{} is missing or damaged: networks and images' names are those that the old store still has", path.display()));
+        Rest::default()
+    });
+    if rest.networks.is_empty() {
+        rest.networks = left.networks;
+    }
+    if rest.images.is_empty() {
+        rest.images = left.images;
+    }
+    if rest.tags.is_empty() {
+        rest.tags = left.tags;
+    }
+    for (key, value) in left.meta {
+        rest.meta.entry(key).or_insert(value);
+    }
+    // Of local volumes the directories say what they are.
+    let is_there = |volume: &Value| volume["Name"].as_str().is_some_and(|name| fs::exists(root.join("volumes").join(name)));
+    let known: BTreeSet<String> = rest.volumes.iter().filter_map(|volume| volume["Name"].as_str().map(str::to_owned)).collect();
+    let is_known = |volume: &Value| volume["Name"].as_str().is_some_and(|name| known.contains(name));
+    rest.volumes.extend(left.volumes.into_iter().filter(|volume| !is_known(volume) && is_there(volume)));
+    Ok(rest)
+}
+
+/// Adds the images whose configuration and layers are there.
+fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repaired) -> Result<()> {
+    let id_of = |image: &Value| image["id"].as_str().unwrap_or_default().to_owned();
+    let known: BTreeSet<String> = rest.images.iter().map(id_of).collect();
+    let mut found = 0;
+    for digest in images.blobs()? {
+        let config = images.blob(&digest).and_then(|content| ImageConfig::parse(&content));
+        let Ok(config) = config else { continue };
+        let layers = &config.rootfs.diff_ids;
+        if known.contains(digest.as_str()) || !layers.iter().all(|layer| images.has_layer(layer)) {
+            continue;
+        }
+        let size = layers.iter().map(|layer| images.layer_size(layer).unwrap_or(0)).sum();
+        let record = ImageRecord { id: digest, size, tagged_at: 0 };
+        rest.images.push(serde_json::to_value(record).map_err(|error| Error::internal(error.to_string()))?);
+        found += 1;
+    }
+    if found > 0 {
+        report.tell(format!("images: {found} found by their files"));
+    }
+    Ok(())
+}
+
+/// Where nothing says what images are called, what containers call theirs.
+fn name_images(containers: &[Record], rest: &mut Rest) {
+    for record in containers {
+        let Ok(reference) = record.config.image.parse::<Reference>() else { continue };
+        let is_id = record.image.trim_start_matches("sha256:").starts_with(record.config.image.trim_start_matches("sha256:"));
+        if reference.digest.is_none() && !is_id && !record.image.is_empty() {
+            rest.tags.entry(reference.with_default_tag().to_string()).or_insert_with(|| record.image.clone());
+        }
+    }
+}
+
+fn tell_of_networks(containers: &[Record], rest: &Rest, report: &mut Repaired) {
+    let known: BTreeSet<&str> =
+        rest.networks.iter().filter_map(|network| network["Name"].as_str()).chain(["bridge", "host", "none"]).collect();
+    for record in containers {
+        for network in record.networks.keys().filter(|network| !known.contains(network.as_str())) {
+            report.tell(format!("network {network}, which container {} is in, is not known any more: create it anew", record.name));
+        }
+    }
+}
+
+/// Writes the new store, whole and on disk, under a name that no engine looks for.
+fn write(root: &Path, rebuilt: &Rebuilt) -> Result<()> {
+    let path = root.join(UNFINISHED);
+    fs::remove_if_there(&path)?;
+    fs::remove_if_there(root.join(format!("{UNFINISHED}-journal")))?;
+    let mut connection = Connection::open(&path)?;
+    connection.execute_batch(&format!(
+        "PRAGMA synchronous = FULL; PRAGMA user_version = {REBUILT};
+         CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
+    ))?;
+    migrate(&mut connection)?;
+    let transaction = connection.transaction()?;
+    for record in &rebuilt.containers {
+        transaction.execute("INSERT INTO containers VALUES(?1, ?2, ?3)", params![record.id, record.name, encode(record)?])?;
+    }
+    let field = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    for network in &rebuilt.rest.networks {
+        let values = params![field(network, "Id"), field(network, "Name"), network.to_string()];
+        transaction.execute("INSERT OR IGNORE INTO networks VALUES(?1, ?2, ?3)", values)?;
+    }
+    for image in &rebuilt.rest.images {
+        transaction.execute("INSERT OR IGNORE INTO images VALUES(?1, ?2)", params![field(image, "id"), image.to_string()])?;
+    }
+    for (name, image) in &rebuilt.rest.tags {
+        transaction.execute("INSERT OR IGNORE INTO tags SELECT ?1, id FROM images WHERE id = ?2", params![name, image])?;
+    }
+    for volume in &rebuilt.rest.volumes {
+        transaction.execute("INSERT OR IGNORE INTO volumes VALUES(?1, ?2)", params![field(volume, "Name"), volume.to_string()])?;
+    }
+    for (key, value) in rebuilt.rest.meta.iter().filter(|(key, _)| *key != "schema") {
+        transaction.execute("INSERT OR REPLACE INTO meta VALUES(?1, ?2)", params![key, value])?;
+    }
+    transaction.commit()?;
+    connection.close().map_err(|(_, error)| error)?;
+    sync(&path)?;
+    sync(root)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    Ok(fs::open(path)?.sync_all().map_err(fs::at("fsync", path))?)
+}
+
+/// Moves the old store aside and the new one to its place.
+fn take_place(root: &Path) -> Result<PathBuf> {
+    let aside = lost_and_found(root).join(format!("store-{}", now()));
+    fs::create_dir_all(&aside, 0o700)?;
+    // Its log first: SQLite would apply it to whatever is called like the store.
+    for suffix in ["-wal", "-journal", "-shm"] {
+        let name = format!("{FILE}{suffix}");
+        if fs::exists(root.join(&name)) {
+            fs::rename(root.join(&name), aside.join(&name))?;
+        }
+    }
+    if fs::exists(root.join(FILE)) {
+        fs::hard_link(root.join(FILE), aside.join(FILE))?;
+    }
+    sync(root)?;
+    fs::rename(root.join(NEW), root.join(FILE))?;
+    sync(root)?;
+    Ok(aside)
+}
