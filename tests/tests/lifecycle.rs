@@ -372,6 +372,48 @@ fn update_changes_what_inspect_shows() {
 }
 
 #[test]
+fn an_update_that_conflicts_is_refused_as_by_docker() {
+    let engine = Engine::start();
+    let update = |name: &str, change: serde_json::Value| {
+        let (status, answer) = engine.api("POST", &format!("/containers/{name}/update"), Some(&change));
+        let text = answer["message"].as_str().unwrap_or_default().to_owned();
+        (status, text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.to_owned()))
+    };
+    let make = |name: &str, mut host: serde_json::Value| {
+        host["NetworkMode"] = json!("none");
+        engine.create(name, &json!({"Image": "busybox", "Cmd": ["sleep", "600"], "HostConfig": host}))
+    };
+    let conflict =
+        |what: &str, other: &str| (409, format!("Conflicting options: {what} cannot be updated as {other} has already been set"));
+    make("nano", json!({"NanoCpus": 1_000_000_000}));
+    assert_eq!(update("nano", json!({"CpuQuota": 50_000})), conflict("CPU Quota", "NanoCPUs"));
+    assert_eq!(update("nano", json!({"CpuPeriod": 50_000})), conflict("CPU Period", "NanoCPUs"));
+    let id = make("quota", json!({"CpuQuota": 50_000, "AutoRemove": true}));
+    assert_eq!(update("quota", json!({"NanoCpus": 1_000_000_000})), conflict("Nano CPUs", "CPU Quota"));
+    let (status, answer) = engine.api("POST", "/containers/quota/update", Some(&json!({"RestartPolicy": {"Name": "always"}})));
+    let text = format!("Cannot update container {id}: Restart policy cannot be updated because AutoRemove is enabled for the container");
+    assert_eq!((status, answer["message"].as_str()), (409, Some(text.as_str())));
+    assert_eq!(update("quota", json!({"RestartPolicy": {"Name": "no"}})).0, 200);
+    let (status, text) = update("quota", json!({"RestartPolicy": {"Name": "bogus"}}));
+    assert!(status == 400 && text.starts_with("unknown policy 'bogus'"), "{text}");
+    for (given, shown) in [(7, 7), (-1, 0), (9, 9), (-5, 0), (0, 0)] {
+        assert_eq!(update("nano", json!({"PidsLimit": given})).0, 200);
+        assert_eq!(engine.inspect("nano")["HostConfig"]["PidsLimit"], shown, "{given}");
+    }
+    // No limit is what the kernel has, too, while it runs and at its next start.
+    update("nano", json!({"PidsLimit": 7}));
+    let limit = |name: &str| {
+        engine.whelk(&["exec", name, "sh", "-c", "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null"]).out()
+    };
+    engine.whelk(&["start", "nano"]).ok();
+    assert_eq!(limit("nano").trim(), "7");
+    assert_eq!(update("nano", json!({"PidsLimit": -1})).0, 200);
+    assert_eq!(limit("nano").trim(), "max");
+    engine.whelk(&["restart", "-t", "0", "nano"]).ok();
+    assert_eq!(limit("nano").trim(), "max");
+}
+
+#[test]
 fn top_lists_the_processes_as_the_host_sees_them() {
     let words = |line: Option<&str>| line.unwrap_or_default().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     Engine::start().both(|cli: Cli<'_>| {

@@ -1,0 +1,302 @@
+//! Two things are done to a container at the same time: one of them comes first, and the other knows.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+
+use std::fs;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+use serde_json::{Value, json};
+use whelk_tests::{Connection, Engine, Program, eventually};
+
+fn body(command: &[&str]) -> Value {
+    json!({"Image": "busybox", "Cmd": command, "HostConfig": {"NetworkMode": "none"}})
+}
+
+fn start(engine: &Engine, name: &str) -> u16 {
+    engine.api("POST", &format!("/containers/{name}/start"), None).0
+}
+
+fn remove(engine: &Engine, name: &str) {
+    assert_eq!(engine.api("DELETE", &format!("/containers/{name}?force=1"), None).0, 204);
+}
+
+/// Does both at once; `lead` is how much later the second is.
+fn at_once<A: Send, B: Send>(lead: Duration, first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B + Send) -> (A, B) {
+    let barrier = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            barrier.wait();
+            first()
+        });
+        barrier.wait();
+        std::thread::sleep(lead);
+        let second = second();
+        (first.join().unwrap(), second)
+    })
+}
+
+/// From nothing to a few milliseconds, so that the moments that matter are met.
+fn lead(round: u32) -> Duration {
+    Duration::from_micros(u64::from(round % 20) * 400)
+}
+
+#[test]
+fn what_is_being_started_is_not_removed() {
+    let engine = Engine::start();
+    let filters = whelk_tests::escape(r#"{"label":["mark=1"]}"#);
+    for round in 0..40 {
+        let mut wanted = body(&["sleep", "600"]);
+        wanted["Labels"] = json!({"mark": "1"});
+        engine.create("one", &wanted);
+        let remove_it = || match round % 2 {
+            0 => engine.api("DELETE", "/containers/one", None).0,
+            _ => engine.api("POST", &format!("/containers/prune?filters={filters}"), None).0,
+        };
+        let (started, _) = at_once(lead(round), || start(&engine, "one"), remove_it);
+        let state = engine.state("one");
+        if started == 204 {
+            assert_eq!(state, "running", "round {round}: what was started is there");
+            remove(&engine, "one");
+        } else {
+            assert_eq!((started, state.as_str()), (404, ""), "round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_container_that_ends_is_not_paused_for_good() {
+    let engine = Engine::start();
+    let mut paused = 0;
+    for round in 0..100u32 {
+        engine.create("one", &body(&["usleep", "6000"]));
+        assert_eq!(start(&engine, "one"), 204);
+        std::thread::sleep(Duration::from_micros(u64::from(round % 50) * 150));
+        let (status, answer) = engine.api("POST", "/containers/one/pause", None);
+        if status == 204 {
+            paused += 1;
+            // It may have ended in that moment.
+            let (status, answer) = engine.api("POST", "/containers/one/unpause", None);
+            assert!(status == 204 || answer["message"].as_str().is_some_and(|text| text.contains("is not paused")), "{round}: {answer}");
+        } else {
+            assert_eq!(status, 409, "round {round}: {answer}");
+        }
+        engine.await_state("one", "exited");
+        remove(&engine, "one");
+    }
+    assert!(paused > 0, "no round met the container alive");
+}
+
+#[test]
+fn a_kill_that_comes_with_the_end_does_not_wait_for_another() {
+    let engine = Engine::start();
+    std::thread::scope(|scope| {
+        for worker in 0..6u32 {
+            let engine = &engine;
+            scope.spawn(move || {
+                let name = format!("own-{worker}");
+                for round in 0..40u32 {
+                    engine.create(&name, &body(&["usleep", "5000"]));
+                    assert_eq!(start(engine, &name), 204);
+                    std::thread::sleep(Duration::from_micros(u64::from((round + worker) % 40) * 300));
+                    let begun = Instant::now();
+                    let (status, answer) = match round % 3 {
+                        0 => engine.api("POST", &format!("/containers/{name}/kill"), None),
+                        1 => engine.api("POST", &format!("/containers/{name}/stop?t=5"), None),
+                        _ => engine.api("DELETE", &format!("/containers/{name}?force=1"), None),
+                    };
+                    assert!(matches!(status, 204 | 304 | 409), "{name} {round}: {status} {answer}");
+                    assert!(begun.elapsed() < Duration::from_secs(4), "{name} {round}: {:?}", begun.elapsed());
+                    engine.api("DELETE", &format!("/containers/{name}?force=1"), None);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_name_is_somebodys_or_free() {
+    let engine = Engine::start();
+    for round in 0..60u32 {
+        // Removed by a request, and by its own end.
+        let by_itself = round % 3 == 0;
+        let mut wanted = body(if by_itself { &["usleep", "2000"] } else { &["true"] });
+        wanted["HostConfig"]["AutoRemove"] = json!(by_itself);
+        engine.create("old", &wanted);
+        let rename = || engine.api("POST", "/containers/old/rename?name=new", None).0;
+        let end = || {
+            if by_itself {
+                assert_eq!(start(&engine, "old"), 204);
+            } else {
+                engine.api("DELETE", "/containers/old", None);
+            }
+        };
+        if by_itself {
+            end();
+            std::thread::sleep(lead(round * 3));
+            rename();
+            eventually("it to be gone", || (engine.get("/containers/json?all=1") == json!([])).then_some(()));
+        } else {
+            let (renamed, ()) = at_once(lead(round) / 8, rename, end);
+            assert!(matches!(renamed, 204 | 404), "round {round}: {renamed}");
+            engine.api("DELETE", "/containers/new", None);
+        }
+        for name in ["old", "new"] {
+            let (status, answer) = engine.api("POST", &format!("/containers/create?name={name}"), Some(&body(&["true"])));
+            assert_eq!(status, 201, "round {round}: {answer}");
+        }
+        remove(&engine, "old");
+        remove(&engine, "new");
+    }
+}
+
+/// The shims of an engine that have no container yet.
+fn ready_shims(engine: &Engine) -> Vec<i32> {
+    let mark = format!("/{}/shims", engine.name());
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    numbers
+        .filter(|pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&mark)))
+        .filter(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "whelk-shim"))
+        .collect()
+}
+
+#[test]
+fn shims_that_were_ready_and_are_killed_cost_no_start() {
+    let engine = Engine::start();
+    for round in 0..3 {
+        let shims = eventually("ready shims", || Some(ready_shims(&engine)).filter(|shims| shims.len() >= 2));
+        for pid in shims {
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        }
+        if round > 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for _ in 0..2 {
+            assert_eq!(engine.cli(Program::Whelk).sh(&[], "echo started").ok(), "started", "round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_kill_cancels_the_restart_that_is_waited_for() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        cli.up("again", &["--restart", "always"], &["false"]);
+        let restarts = || engine.inspect("again")["RestartCount"].as_i64().unwrap();
+        eventually("a long wait for the next restart", || (restarts() >= 4 && engine.state("again") == "restarting").then_some(()));
+        assert_eq!(cli.run(&["kill", "again"]).ok(), "again");
+        assert_eq!(engine.state("again"), "exited");
+        let count = restarts();
+        std::thread::sleep(Duration::from_millis(3500));
+        assert_eq!((engine.state("again").as_str(), restarts()), ("exited", count));
+        cli.run(&["kill", "again"]).refuses(1, "is not running");
+        cli.run(&["rm", "again"]).ok();
+    });
+}
+
+#[test]
+fn a_signal_is_told_before_the_end_that_it_brings() {
+    let engine = Engine::start();
+    for round in 0..30 {
+        let command = ["kill?signal=KILL", "stop?t=0"][round % 2];
+        engine.create("one", &body(&["sleep", "600"]));
+        let mut events = engine.events("");
+        assert_eq!(start(&engine, "one"), 204);
+        assert_eq!(engine.api("POST", &format!("/containers/one/{command}"), None).0, 204);
+        let told = events.until("die");
+        assert!(told.iter().any(|event| event == "container kill"), "round {round}: {told:?}");
+        remove(&engine, "one");
+    }
+}
+
+#[test]
+fn a_huge_environment_holds_nobody_up() {
+    let engine = Engine::start();
+    let env: Vec<String> = (0..60_000).map(|number| format!("VARIABLE_{number}=value of {number}")).collect();
+    let mut huge = body(&["sh", "-c", "echo $VARIABLE_59999"]);
+    huge["Env"] = json!(env);
+    huge["HostConfig"]["Binds"] = json!((0..40_000).map(|number| format!("/etc:/mnt/{number}")).collect::<Vec<_>>());
+    huge["ExposedPorts"] = (1..60_000).map(|port| (format!("{port}/tcp"), json!({}))).collect();
+    std::thread::scope(|scope| {
+        let made = scope.spawn(|| {
+            let begun = Instant::now();
+            for number in 0..4 {
+                engine.create(&format!("huge-{number}"), &huge);
+            }
+            begun.elapsed()
+        });
+        while !made.is_finished() {
+            let begun = Instant::now();
+            assert!(engine.answers() && begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let took = made.join().unwrap();
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    });
+    for number in 0..4 {
+        remove(&engine, &format!("huge-{number}"));
+    }
+    // Without the mounts, which the kernel takes its time for.
+    huge["HostConfig"]["Binds"] = Value::Null;
+    engine.create("huge", &huge);
+    let begun = Instant::now();
+    // More than the kernel passes to a program.
+    let status = start(&engine, "huge");
+    assert!(status != 204 || !engine.state("huge").is_empty());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    remove(&engine, "huge");
+}
+
+#[test]
+fn a_few_descriptors_are_enough_to_keep_going() {
+    const MOST: u64 = 256;
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    cli.up("again", &["--restart", "always"], &["sleep", "600"]);
+    // What containers get is the other limit.
+    let limit = Rlimit { current: Some(MOST), ..getrlimit(Resource::Nofile) };
+    prlimit(Pid::from_raw(engine.daemon_pid()), Resource::Nofile, limit).unwrap();
+    // Clients that connect and say nothing.
+    let idle: Vec<Connection> = (0..MOST).map_while(|_| Connection::open(&engine.socket()).ok()).collect();
+    let pid = engine_pid_without_api(&engine);
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    let is_back = || engine_pid_of(&engine).is_some_and(|found| found != pid);
+    eventually("it to be started again", || is_back().then_some(()));
+    drop(idle);
+    eventually("the engine to answer", || engine.answers().then_some(()));
+    assert_eq!(engine.state("again"), "running");
+    // As many containers as there is room for can be removed, all at once.
+    let mut names = Vec::new();
+    for number in 0..70 {
+        let name = format!("many-{number}");
+        engine.create(&name, &body(&["sleep", "600"]));
+        assert_eq!(start(&engine, &name), 204, "{name}");
+        names.push(name);
+    }
+    for program in [Program::Docker, Program::Whelk] {
+        let (some, rest) = names.split_at(if program == Program::Docker { 50 } else { names.len() });
+        let arguments: Vec<&str> = ["rm", "-f"].into_iter().chain(some.iter().map(String::as_str)).collect();
+        engine.cli(program).run(&arguments).ok();
+        names = rest.to_vec();
+    }
+    cli.run(&["rm", "-f", "again"]).ok();
+    assert_eq!(engine.get("/containers/json?all=1"), json!([]));
+}
+
+/// The container's first process, found without the engine: in the only cgroup of a container.
+fn engine_pid_of(engine: &Engine) -> Option<i32> {
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let mark = format!("/{}/", engine.name());
+    numbers.find(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .is_ok_and(|groups| groups.lines().any(|line| line.contains(&mark) && !line.contains("/shims")))
+            && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep")
+    })
+}
+
+#[track_caller]
+fn engine_pid_without_api(engine: &Engine) -> i32 {
+    eventually("the container's process", || engine_pid_of(engine))
+}
