@@ -30,7 +30,7 @@ pub struct Reader {
     files: VecDeque<Box<dyn Read + Send>>,
     /// Records at the front of the present file that are not wanted.
     skip: u64,
-    /// Rotations at the time the newest of `files` was the current one.
+    /// How often the log had been rotated when the newest of `files` was the current one.
     rotations: u64,
     /// The inode of the newest of `files`.
     newest: u64,
@@ -82,8 +82,8 @@ impl Reader {
     /// Opens the files of a log. A log that nobody has written yet is an empty one.
     pub fn open(config: LogConfig, selection: Selection) -> Result<Self> {
         let lock = rotation::lock(&config, false)?;
-        let rotations = lock.rotations();
         let parts = parts_from(&config, config.max_files.into())?;
+        let rotations = rotations_of_newest(&config, &lock, &parts);
         // The writer waits for it.
         drop(lock);
         let begin = selection.tail.map_or(Ok(Begin::default()), |tail| tail::begin(config.driver, &parts, tail))?;
@@ -178,7 +178,7 @@ impl Reader {
             self.files.push_back(part.read(0, None)?);
         }
         self.set_newest(parts.last())?;
-        self.rotations += counted;
+        self.rotations = rotations_of_newest(&self.config, &lock, &parts);
         Ok(!self.files.is_empty())
     }
 
@@ -208,6 +208,14 @@ impl Reader {
         }
         records
     }
+}
+
+/// How often the log had been rotated when the newest of these files was the current one. After a rotation there is no current
+/// file until the writer has created it: then the newest is the one that was rotated last, whether it is among `parts` or was read
+/// before.
+fn rotations_of_newest(config: &LogConfig, lock: &rotation::Lock, parts: &[Part]) -> u64 {
+    let has_current = parts.last().is_some_and(|part| part.path == config.path);
+    lock.rotations().saturating_sub(u64::from(!has_current))
 }
 
 /// Opens the files from the `index`th one back to the current one.
@@ -273,6 +281,32 @@ mod tests {
             assert!(expected.ends_with(&kept) && !kept.is_empty(), "{driver:?}: what is kept is the end of all");
             fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
+    }
+
+    #[test]
+    fn a_follower_may_look_between_a_rotation_and_the_next_file() {
+        let config = config("between", Driver::JsonFile, 600, 9);
+        let put = |text: &str| {
+            fs::write(&config.path, format!("{{\"log\":\"{text}\\n\",\"stream\":\"stdout\",\"time\":\"2024-01-01T00:00:00Z\"}}\n")).unwrap()
+        };
+        put("one");
+        let mut reader = Reader::open(config.clone(), ALL).unwrap();
+        assert_eq!(read_all(&mut reader), "one\n");
+        rotation::rotate(&config).unwrap();
+        assert_eq!(read_all(&mut reader), "");
+        let mut late = Reader::open(config.clone(), ALL).unwrap();
+        assert_eq!(read_all(&mut late), "one\n");
+        for text in ["two", "three"] {
+            put(text);
+            rotation::rotate(&config).unwrap();
+        }
+        assert_eq!((read_all(&mut reader), read_all(&mut late)), ("two\nthree\n".into(), "two\nthree\n".into()));
+        put("four");
+        rotation::rotate(&config).unwrap();
+        put("five");
+        assert_eq!((read_all(&mut reader), read_all(&mut late)), ("four\nfive\n".into(), "four\nfive\n".into()));
+        assert_eq!(read_all(&mut reader), "");
+        fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
 
     #[test]
