@@ -51,9 +51,12 @@ bench: release
 install: release install-systemd
 	install -D -m 755 $(RELEASE) $(DESTDIR)$(BINDIR)/whelk
 	ln -sf whelk $(DESTDIR)$(BINDIR)/whelkd
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+	  $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	$(RELEASE) man $(DESTDIR)$(PREFIX)/share/man/man1
 	$(RELEASE) completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/whelk
+	$(RELEASE) completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_whelk
+	$(RELEASE) completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/whelk.fish
 
 install-systemd:
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
