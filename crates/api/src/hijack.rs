@@ -49,7 +49,7 @@ pub(crate) fn connect(
     last: impl Future<Output = ()> + Send + 'static,
 ) -> axum::response::Response {
     if !wants_upgrade(request.headers()) {
-        return ordinary(request, source);
+        return ordinary(request, source, last);
     }
     let peer = request.extensions().get::<Peer>().cloned();
     let upgrade = hyper::upgrade::on(&mut request);
@@ -130,7 +130,11 @@ async fn pass_input(client: &mut (impl AsyncRead + Unpin), mut input: impl Async
     let _ = input.shutdown().await;
 }
 
-fn ordinary(request: Request, source: impl Future<Output = Source> + Send + 'static) -> axum::response::Response {
+fn ordinary(
+    request: Request,
+    source: impl Future<Output = Source> + Send + 'static,
+    last: impl Future<Output = ()> + Send + 'static,
+) -> axum::response::Response {
     let (sender, receiver) = tokio::sync::mpsc::channel(8);
     tokio::spawn(async move {
         let Source { prelude, stream } = source.await;
@@ -167,6 +171,7 @@ fn ordinary(request: Request, source: impl Future<Output = Source> + Send + 'sta
             () = passed => {}
             () = sender.closed() => {}
         }
+        let _ = tokio::time::timeout(PATIENCE, last).await;
     });
     Response::builder()
         .status(StatusCode::OK)

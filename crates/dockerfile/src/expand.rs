@@ -137,9 +137,7 @@ impl Scan<'_> {
                 }
                 letter => output.plain(letter.encode_utf8(&mut [0; 4])),
             }
-            if output.text.len() > LONGEST_WORD {
-                return Err(Error::new(format!("the expansion is longer than {LONGEST_WORD} bytes")));
-            }
+            check_length(&output.text)?;
         }
         match stop {
             Some(stop) => Err(Error::new(format!("unexpected end of statement while looking for matching {stop}"))),
@@ -166,7 +164,10 @@ impl Scan<'_> {
             match self.next() {
                 None => return Err(Error::new("unexpected end of statement while looking for matching double-quote")),
                 Some('"') => return Ok(text),
-                Some('$') => text += &self.variable()?,
+                Some('$') => {
+                    text += &self.variable()?;
+                    check_length(&text)?;
+                }
                 Some(letter) if letter == self.lexer.escape => {
                     if raw {
                         text.push(letter);
@@ -327,6 +328,13 @@ fn reversed(pattern: &str) -> String {
     pieces.concat()
 }
 
+fn check_length(text: &str) -> Result<()> {
+    if text.len() > LONGEST_WORD {
+        return Err(Error::new(format!("the expansion is longer than {LONGEST_WORD} bytes")));
+    }
+    Ok(())
+}
+
 fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<String> {
     let expression = expression(pattern, true, false)?;
     let count = if all { 0 } else { 1 };
@@ -412,6 +420,7 @@ mod tests {
         let environment = Environment::new([long.as_str()]);
         let lexer = Lexer { escape: '\\', environment: &environment };
         assert!(lexer.word("$A$A").is_ok() && lexer.word("$A$A$A").is_err() && lexer.word("${A//x/yyy}").is_err());
+        assert!(lexer.word("\"$A$A\"").is_ok() && lexer.word("\"$A$A$A\"").is_err());
         let nested = "${a:-".repeat(100_000);
         assert!(lexer.word(&nested).unwrap_err().to_string().contains("nested"));
     }

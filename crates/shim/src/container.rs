@@ -374,7 +374,8 @@ impl Shim {
     }
 
     fn start_exec(&mut self, client: u64, request: Exec) -> Result<()> {
-        if self.paused || self.cgroup.is_frozen() {
+        // Also while a pause is under way: the new process would be stopped on its way to its program.
+        if self.paused || self.freezing.is_some() || self.cgroup.is_frozen() {
             return Err(Error::State("the container is paused".into()));
         }
         let init = self.find(None)?;

@@ -102,6 +102,8 @@ struct Index {
 pub struct Container {
     pub id: String,
     record: Mutex<Record>,
+    /// Held while the record is written, so that an older state never replaces a newer one in the store.
+    saving: Mutex<()>,
     operation: tokio::sync::Mutex<()>,
     /// Held while its places in networks change, which its end does as well.
     networking: Mutex<()>,
@@ -235,12 +237,14 @@ impl Containers {
 
     /// Writes a container's record to the store.
     fn save(&self, container: &Container) -> Result<()> {
+        let _saving = container.saving();
         let record = container.record().clone();
         self.store.update_container(&record)
     }
 
     /// The same where its settings have changed, or its run is over.
     fn save_with_copy(&self, container: &Container) -> Result<()> {
+        let _saving = container.saving();
         let record = container.record().clone();
         self.store.update_container_and_copy(&record)
     }
@@ -288,6 +292,7 @@ impl Container {
         Arc::new(Self {
             id: record.id.clone(),
             record: Mutex::new(record),
+            saving: Mutex::default(),
             operation: tokio::sync::Mutex::new(()),
             networking: Mutex::default(),
             resolver_file: Mutex::default(),
@@ -299,6 +304,10 @@ impl Container {
             looking: Arc::default(),
             shim: watch::Sender::new(false),
         })
+    }
+
+    fn saving(&self) -> MutexGuard<'_, ()> {
+        self.saving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The record as it is now. Hold it for moments only, and never across an `await`.

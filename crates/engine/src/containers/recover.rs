@@ -36,8 +36,9 @@ impl Containers {
             }
             self.add(Container::new(record));
         }
-        if let Err(error) = self.clear_unknown() {
-            tracing::warn!("clear away what no container has: {error}");
+        match self.clear_unknown() {
+            Ok(()) => self.store.note_boot()?,
+            Err(error) => tracing::warn!("clear away what no container has: {error}"),
         }
         let store = self.images.store().clone();
         std::thread::spawn(move || {

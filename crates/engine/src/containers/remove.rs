@@ -85,6 +85,10 @@ impl Containers {
             container.record().state.status = Status::Dead;
             return Err(error);
         }
+        if lasting && let Some(trash) = trashed.as_ref().ok().and_then(Option::as_deref).and_then(Path::parent) {
+            // Or a loss of power would bring the files back without a record.
+            self.store.keep([trash.to_owned()]);
+        }
         self.forget(container);
         let mounts = std::mem::take(&mut container.record().mounts);
         self.release_volumes(&container.id, &mounts, volumes);

@@ -283,7 +283,10 @@ impl Containers {
             let mut record = container.record();
             record.state.error = failure.error.to_string();
             record.state.exit_code = failure.exit_code;
-            if record.state.status == Status::Restarting && !failure.passes {
+            let policy = &record.host.restart_policy;
+            let most = if policy.name == "on-failure" { policy.maximum_retry_count } else { 0 };
+            let is_last = most > 0 && i64::from(record.state.restart_count) >= most;
+            if record.state.status == Status::Restarting && (!failure.passes || is_last) {
                 record.state.status = Status::Exited;
             }
         }

@@ -461,7 +461,12 @@ impl Networks {
             let which = if is_running { "network" } else { "the network" };
             return Err(Error::internal(format!("container {} is not connected to {which} {}", record.id, network.name)));
         };
-        if !is_running || network.driver == "null" {
+        if !is_running {
+            return Ok(());
+        }
+        if network.driver == "null" {
+            self.detach(&record.id, &network, &endpoint, None);
+            self.publish(&network, "disconnect", Some(&record.id));
             return Ok(());
         }
         let had_ports = !record.ports.is_empty();

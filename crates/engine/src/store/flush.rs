@@ -38,7 +38,7 @@ pub(super) struct Flushes {
 impl Flushes {
     pub(super) fn new(root: &Path, log: &Path) -> Result<Self> {
         // The log's name in its directory is as new as the log.
-        sync(root)?;
+        sync(root).map_err(SyncError::cause)?;
         Ok(Self {
             log: fs::open(log)?,
             wanted: AtomicU64::default(),
@@ -93,13 +93,6 @@ impl Store {
         tokio::task::spawn_blocking(move || store.flush(false)).await.map_err(|error| Error::internal(error.to_string()))?
     }
 
-    /// The same on a thread that may block.
-    pub fn flush_here(&self) -> Result<()> {
-        let wanted = self.flushes.wanted.load(Ordering::Acquire);
-        let _turn = self.flushes.turn.blocking_lock();
-        if self.is_flushed(wanted)? { Ok(()) } else { self.flush(false) }
-    }
-
     /// Flushes behind what nobody waits for, and writes all copies, as long as the engine runs.
     pub(crate) async fn keep_flushed(self: Arc<Self>) {
         /// Short-lived containers are gone by then, and cost nothing.
@@ -136,9 +129,14 @@ impl Store {
             let written = files
                 .iter()
                 .try_for_each(|path| sync(path))
-                .and_then(|()| self.flushes.log.sync_data().map_err(fs::at("fdatasync", super::LOG)).map_err(Error::from));
+                .and_then(|()| self.flushes.log.sync_data().map_err(|error| SyncError::Sync(fs::at("fdatasync", super::LOG)(error))));
             whelk_sys::step();
-            if let Err(error) = written {
+            if let Err(SyncError::Open(error)) = written {
+                // No descriptor may be left, for example: whoever waits next tries it again.
+                self.flushes.files.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
+                return Err(error.into());
+            }
+            if let Err(SyncError::Sync(error)) = written {
                 let text = format!("the engine's store could not be written to disk: {error}; start the engine anew when the disk is well");
                 tracing::error!("{text}");
                 return Err(Error::internal(self.flushes.failed.get_or_init(|| text).clone()));
@@ -150,10 +148,27 @@ impl Store {
     }
 }
 
-/// Writes a file or directory out. One that is gone by now was not needed.
-fn sync(path: &Path) -> Result<()> {
-    match fs::open(path) {
-        Err(error) if error.is_not_found() => Ok(()),
-        file => Ok(file?.sync_all().map_err(fs::at("fsync", path))?),
+/// Why a file is not on disk.
+enum SyncError {
+    /// It could not be opened. Nothing is known about what was written.
+    Open(fs::PathError),
+    /// The kernel could not write it, and says so only once.
+    Sync(fs::PathError),
+}
+
+impl SyncError {
+    fn cause(self) -> fs::PathError {
+        match self {
+            Self::Open(error) | Self::Sync(error) => error,
+        }
     }
+}
+
+/// Writes a file or directory out. One that is gone by now was not needed.
+fn sync(path: &Path) -> std::result::Result<(), SyncError> {
+    let file = match fs::open(path) {
+        Err(error) if error.is_not_found() || error.source.kind() == std::io::ErrorKind::NotADirectory => return Ok(()),
+        file => file.map_err(SyncError::Open)?,
+    };
+    file.sync_all().map_err(|error| SyncError::Sync(fs::at("fsync", path)(error)))
 }

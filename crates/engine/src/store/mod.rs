@@ -95,10 +95,10 @@ impl Found {
             tracing::warn!("the engine's store has no reserve: {error}");
         }
         if !is_same_boot || is_rebuilt {
-            // Not only in the log: if that is lost, it is known all the same when this was, and that there was one.
-            connection.execute("INSERT OR REPLACE INTO meta VALUES('boot', ?1)", [boot()?])?;
+            // Not only in the log: if that is lost, it is known all the same that there was one.
             connection.execute_batch("PRAGMA user_version = 0; PRAGMA wal_checkpoint(PASSIVE)")?;
         }
+        repair::discard_unfinished(&root)?;
         let flushes = flush::Flushes::new(&root, &log)?;
         Ok(Store { connection: Mutex::new(connection), flushes, copies: copies::Copies::new(&root) })
     }
@@ -117,6 +117,18 @@ impl Store {
         whelk_sys::step();
         // A panic while the lock was held left no half-done transaction: SQLite rolls it back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes in which boot of the machine the store was last found to agree with the containers' directories: from now on, until the
+    /// next boot, a directory that no record names means that the store has lost a record.
+    pub(crate) fn note_boot(&self) -> Result<()> {
+        let (connection, boot) = (self.connection(), boot()?);
+        if known_boot(&connection)?.as_ref() != Some(&boot) {
+            connection.execute("INSERT OR REPLACE INTO meta VALUES('boot', ?1)", [boot])?;
+            // Not only in the log, which may be lost.
+            connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)")?;
+        }
+        Ok(())
     }
 
     /// Adds a container. The name must be free: that is the caller's to have checked, and the table's to insist on.
@@ -272,7 +284,8 @@ impl Store {
         for row in rows {
             let text = row?;
             let record = serde_json::from_str(&text);
-            records.push(record.map_err(|error| damaged(self.copies.root(), &format!("a record cannot be read ({error}): {text}")))?);
+            // Its text stays out of the log: records have environments, and these passwords.
+            records.push(record.map_err(|error| damaged(self.copies.root(), &format!("a record cannot be read by {query:?}: {error}")))?);
         }
         Ok(records)
     }

@@ -82,6 +82,14 @@ pub fn repair(root: &Path) -> Result<Repaired> {
     Ok(report)
 }
 
+/// Removes what a repair that was cut short has made: the store that is in place was found to be whole.
+pub(super) fn discard_unfinished(root: &Path) -> Result<()> {
+    for name in [UNFINISHED, NEW] {
+        fs::remove_if_there(root.join(name))?;
+    }
+    Ok(())
+}
+
 /// What the old store still says.
 #[derive(Debug, Default)]
 struct Old {

@@ -15,6 +15,7 @@ use crate::bounded::MOST_LAYERS;
 use crate::config::{History, RootFs};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::store::LARGEST_CONFIG;
 
 /// What must be known of each layer.
 #[derive(Debug, Default, Deserialize)]
@@ -91,6 +92,15 @@ impl Reader<'_, '_> {
         let history: Vec<History> = chain.iter().map(|id| history(&self.steps[id])).collect();
         let bytes = config(&self.images.parts.read(&format!("{id}/json"))?, &rootfs, &history)
             .map_err(|error| Error::invalid(format!("invalid archive: {}/json: {error}", shown(id))))?;
+        let size = bytes.len() as u64;
+        if size > LARGEST_CONFIG {
+            return Err(Error::invalid(format!(
+                "invalid archive: the image {} has more than {LARGEST_CONFIG} bytes of metadata",
+                shown(id)
+            )));
+        }
+        // Each image has the history of all layers below it.
+        self.images.parts.charge(size)?;
         let index = self.images.add_config(Digest::of(&bytes), bytes, Vec::new())?;
         self.made.insert(id.to_owned(), index);
         Ok(index)

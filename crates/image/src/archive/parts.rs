@@ -148,11 +148,20 @@ impl Parts {
         if file.size > LARGEST_CONFIG {
             return Err(Error::invalid(format!("invalid archive: {} is larger than {LARGEST_CONFIG} bytes", shown(name))));
         }
-        let left = self.budget.get().checked_sub(file.size).ok_or_else(|| {
+        self.charge(file.size)?;
+        Ok(fs::read(&file.path)?)
+    }
+
+    /// Counts bytes of metadata that are kept.
+    ///
+    /// # Errors
+    /// More than an archive may have in all.
+    pub(super) fn charge(&self, bytes: u64) -> Result<()> {
+        let left = self.budget.get().checked_sub(bytes).ok_or_else(|| {
             Error::invalid(format!("invalid archive: its manifests and configurations are larger than {MOST_METADATA} bytes in all"))
         })?;
         self.budget.set(left);
-        Ok(fs::read(&file.path)?)
+        Ok(())
     }
 
     /// A part that is named by a digest must have it.
