@@ -609,6 +609,8 @@ fn sizes_of_terminals_are_checked_before_the_object_is_looked_up() {
             ("", "invalid resize height \"\": invalid syntax"),
             ("?h=1", "invalid resize width \"\": invalid syntax"),
             ("?h=a&w=b", "invalid resize height \"a\": invalid syntax"),
+            ("?h=%2B5&w=1", "invalid resize height \"+5\": invalid syntax"),
+            ("?h=-5&w=1", "invalid resize height \"-5\": value out of range"),
             ("?h=1&w=-1", "invalid resize width \"-1\": value out of range"),
             ("?h=99999999999&w=1", "invalid resize height \"99999999999\": value out of range"),
         ] {

@@ -383,6 +383,11 @@ fn an_update_that_conflicts_is_refused_as_by_docker() {
         host["NetworkMode"] = json!("none");
         engine.create(name, &json!({"Image": "busybox", "Cmd": ["sleep", "600"], "HostConfig": host}))
     };
+    // What creation has filled in does not count as asked for.
+    for (name, host) in [("uts", json!({"NetworkMode": "none", "UTSMode": "host"})), ("net", json!({"NetworkMode": "container:uts"}))] {
+        engine.create(name, &json!({"Image": "busybox", "Cmd": ["sleep", "600"], "HostConfig": host}));
+        assert_eq!(update(name, json!({"Memory": 64 << 20})).0, 200, "{name}");
+    }
     let conflict =
         |what: &str, other: &str| (409, format!("Conflicting options: {what} cannot be updated as {other} has already been set"));
     make("nano", json!({"NanoCpus": 1_000_000_000}));

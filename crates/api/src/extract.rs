@@ -63,7 +63,7 @@ impl Params {
     pub(crate) fn terminal_size(&self) -> ApiResult<(u16, u16)> {
         let side = |name: &str, what: &str| {
             let text = self.text(name);
-            let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+            let digits = text.strip_prefix('-').unwrap_or(text);
             let why = match text.parse::<u32>() {
                 Ok(number) if !text.starts_with('+') => return Ok(u16::try_from(number).unwrap_or(u16::MAX)),
                 _ if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => "value out of range",

@@ -303,6 +303,7 @@ fn expression(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex> {
 
 /// Takes what matches off the front, or off the end.
 fn trim(value: &str, pattern: &str, greedy: bool, at_end: bool) -> Result<String> {
+    check_work(value, pattern)?;
     if !at_end {
         let found = expression(pattern, greedy, true)?.find(value).map_or(0, |found| found.end());
         return Ok(value[found..].to_owned());
@@ -335,7 +336,17 @@ fn check_length(text: &str) -> Result<()> {
     Ok(())
 }
 
+/// Matching takes time in proportion to the product of both.
+fn check_work(value: &str, pattern: &str) -> Result<()> {
+    const MOST: usize = 64 << 20;
+    if value.len().saturating_mul(pattern.len()) > MOST {
+        return Err(Error::new(format!("a pattern of {} bytes is too long for a value of {} bytes", pattern.len(), value.len())));
+    }
+    Ok(())
+}
+
 fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<String> {
+    check_work(value, pattern)?;
     let expression = expression(pattern, true, false)?;
     let count = if all { 0 } else { 1 };
     let pieces = expression.find_iter(value).take(if all { usize::MAX } else { 1 }).count();
@@ -421,6 +432,8 @@ mod tests {
         let lexer = Lexer { escape: '\\', environment: &environment };
         assert!(lexer.word("$A$A").is_ok() && lexer.word("$A$A$A").is_err() && lexer.word("${A//x/yyy}").is_err());
         assert!(lexer.word("\"$A$A\"").is_ok() && lexer.word("\"$A$A$A\"").is_err());
+        let pattern = "?".repeat(1000);
+        assert!(lexer.word(&format!("${{A/{pattern}/}}")).is_err() && lexer.word(&format!("${{A%{pattern}}}")).is_err());
         let nested = "${a:-".repeat(100_000);
         assert!(lexer.word(&nested).unwrap_err().to_string().contains("nested"));
     }

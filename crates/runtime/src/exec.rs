@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use whelk_sys::process::{CloneFlags, Cloned, clone_process, close_others, exit_now, setns};
 
 use crate::affinity;
@@ -126,7 +126,7 @@ pub fn start(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Starting> {
 }
 
 impl Starting {
-    /// Takes note of what the process has told; with `wait` until it has started.
+    /// Receives the messages that the new process has sent so far. With `wait`, blocks until its execve succeeded or failed.
     ///
     /// # Errors
     /// Why the program cannot run; the process ends then.
@@ -136,7 +136,12 @@ impl Starting {
                 Received::Message(Message::Born, _, sender) => {
                     let pid = sender.ok_or_else(|| Error::Os("a process without a number".into()))?;
                     // A child that nobody has waited for yet: the number is still its own, also when it has ended.
-                    self.process = Some((pid, pidfd_open(pid, PidfdFlags::empty()).map_err(os("open the process"))?));
+                    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| {
+                        // Without a descriptor nobody could end it later.
+                        let _ = kill_process(pid, Signal::KILL);
+                        os("open the process")(error)
+                    })?;
+                    self.process = Some((pid, pidfd));
                 }
                 Received::Message(Message::Console, fd, _) => self.terminal = fd,
                 Received::Message(Message::Failed(error), ..) => return Err(error),

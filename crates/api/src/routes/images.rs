@@ -27,7 +27,12 @@ pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVe
     }
     let containers = engine.containers.list(&ListRequest { all: true, ..ListRequest::default() }).await?;
     let users = users_by_image(&containers);
-    let shared = if version >= ApiVersion(1, 42) && params.flag("shared-size") { Some(engine.images.layer_usage()?.1) } else { None };
+    let shared = if version >= ApiVersion(1, 42) && params.flag("shared-size") {
+        let images = engine.images.clone();
+        Some(super::blocking(move || images.layer_usage()).await?.1)
+    } else {
+        None
+    };
     let summaries: Vec<Value> = engine
         .images
         .list(&filters)?

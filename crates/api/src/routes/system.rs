@@ -53,7 +53,8 @@ pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension
     let mut usage = json!({});
     let containers = engine.containers.list(&ListRequest { all: true, size: wanted("container"), ..ListRequest::default() }).await?;
     if wanted("image") {
-        let (total, shared) = engine.images.layer_usage()?;
+        let images = engine.images.clone();
+        let (total, shared) = super::blocking(move || images.layer_usage()).await?;
         let images = engine.images.list(&Filters::default())?;
         let users = super::images::users_by_image(&containers);
         let shown = images.iter().map(|listed| {

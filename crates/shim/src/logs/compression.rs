@@ -10,14 +10,15 @@ use whelk_sys::fs::{self, Result};
 
 use super::{Driver, LogConfig, rotation};
 
-/// Replaces each rotated file of a log by its compressed form, the oldest first. Returns at once where another process does
+/// Replaces each rotated file of a log by its compressed form, the newest first: of a log that is rotated faster than its files are
+/// compressed, the oldest is removed before that is done. Returns at once where another process does
 /// that for the same log. Readers that have a file open go on reading the old one.
 ///
 /// # Errors
 /// What kept a file from being compressed. It stays as it is.
 pub fn compress_rotated(config: &LogConfig) -> Result<()> {
     let suffix = rotation::compressed_suffix(config.driver);
-    while let Some(input) = oldest_plain(config)? {
+    while let Some(input) = newest_plain(config)? {
         let staged = rotation::with_suffix(&config.path, &format!("{suffix}.new"));
         let Some(output) = claim(&staged)? else { return Ok(()) };
         let written = write_compressed(config, &input, output);
@@ -41,9 +42,9 @@ pub fn compress_rotated(config: &LogConfig) -> Result<()> {
     Ok(())
 }
 
-fn oldest_plain(config: &LogConfig) -> Result<Option<File>> {
+fn newest_plain(config: &LogConfig) -> Result<Option<File>> {
     let _lock = rotation::lock(config, false)?;
-    let found = (1..u64::from(config.max_files)).rev().map(|index| rotation::rotated(config, index)).find(|path| fs::exists(path));
+    let found = (1..u64::from(config.max_files)).map(|index| rotation::rotated(config, index)).find(|path| fs::exists(path));
     found.map(fs::open).transpose()
 }
 
