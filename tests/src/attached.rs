@@ -12,7 +12,8 @@ use crate::http::Connection;
 #[derive(Debug)]
 pub struct Attached {
     connection: Connection,
-    /// Output comes in Docker's frames, which say of which stream it is; with a terminal it comes as it is.
+    /// Output comes in Docker's frames, which say of which stream it is; with a terminal it comes
+    /// as it is.
     framed: bool,
     /// Received, but not a whole frame yet.
     pending: Vec<u8>,
@@ -23,8 +24,8 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// Sends the request that makes a connection a stream, and waits until it is one: what the container writes from
-    /// then on arrives here.
+    /// Sends the request that makes a connection a stream, and waits until it is one: what the
+    /// container writes from then on arrives here.
     ///
     /// # Panics
     /// If the engine refuses.
@@ -32,22 +33,39 @@ impl Attached {
     pub(crate) fn open(socket: &Path, path: &str, body: Option<&Value>, framed: bool) -> Self {
         let mut connection = Connection::open(socket).expect("connect to the engine");
         let body = body.map(Value::to_string).unwrap_or_default();
-        let headers = [("Connection", "Upgrade"), ("Upgrade", "tcp"), ("Content-Type", "application/json")];
-        connection.send("POST", path, &headers, body.as_bytes()).expect("ask for the stream");
+        let headers = [
+            ("Connection", "Upgrade"),
+            ("Upgrade", "tcp"),
+            ("Content-Type", "application/json"),
+        ];
+        connection
+            .send("POST", path, &headers, body.as_bytes())
+            .expect("ask for the stream");
         let (status, headers) = connection.head().expect("the answer to an attach");
         assert_eq!(status, 101, "POST {path}: {headers:?}");
-        Self { connection, framed, pending: Vec::new(), stdout: Vec::new(), stderr: Vec::new(), seen: 0 }
+        Self {
+            connection,
+            framed,
+            pending: Vec::new(),
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            seen: 0,
+        }
     }
 
     #[track_caller]
     pub fn write(&mut self, bytes: &[u8]) {
-        self.connection.send_raw(bytes).expect("write to the container");
+        self.connection
+            .send_raw(bytes)
+            .expect("write to the container");
     }
 
     /// The end of the container's input.
     #[track_caller]
     pub fn close_input(&self) {
-        self.connection.half_close().expect("close the container's input");
+        self.connection
+            .half_close()
+            .expect("close the container's input");
     }
 
     /// Waits until standard output has `text` behind what was found before.
@@ -59,13 +77,22 @@ impl Attached {
         let begin = Instant::now();
         loop {
             let rest = &self.stdout[self.seen..];
-            if let Some(at) = rest.windows(text.len()).position(|window| window == text.as_bytes()) {
+            if let Some(at) = rest
+                .windows(text.len())
+                .position(|window| window == text.as_bytes())
+            {
                 self.seen += at + text.len();
                 return;
             }
             let so_far = String::from_utf8_lossy(rest).into_owned();
-            assert!(begin.elapsed() < PATIENCE, "waited in vain for {text:?} in {so_far:?}");
-            assert!(self.receive(), "the stream ended before {text:?} came: {so_far:?}");
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "waited in vain for {text:?} in {so_far:?}"
+            );
+            assert!(
+                self.receive(),
+                "the stream ended before {text:?} came: {so_far:?}"
+            );
         }
     }
 
@@ -76,13 +103,22 @@ impl Attached {
     #[track_caller]
     pub fn to_end(mut self) -> (String, String) {
         while self.receive() {}
-        assert!(self.pending.is_empty(), "an unfinished frame at the end: {:?}", self.pending);
-        (String::from_utf8_lossy(&self.stdout).into_owned(), String::from_utf8_lossy(&self.stderr).into_owned())
+        assert!(
+            self.pending.is_empty(),
+            "an unfinished frame at the end: {:?}",
+            self.pending
+        );
+        (
+            String::from_utf8_lossy(&self.stdout).into_owned(),
+            String::from_utf8_lossy(&self.stderr).into_owned(),
+        )
     }
 
     #[track_caller]
     fn receive(&mut self) -> bool {
-        let Some(piece) = self.connection.part().expect("read the stream") else { return false };
+        let Some(piece) = self.connection.part().expect("read the stream") else {
+            return false;
+        };
         if !self.framed {
             self.stdout.extend(piece);
             return true;
@@ -90,13 +126,26 @@ impl Attached {
         const HEAD: usize = 8;
         self.pending.extend(piece);
         while self.pending.len() >= HEAD {
-            let length = u32::from_be_bytes([self.pending[4], self.pending[5], self.pending[6], self.pending[7]]) as usize;
+            let length = u32::from_be_bytes([
+                self.pending[4],
+                self.pending[5],
+                self.pending[6],
+                self.pending[7],
+            ]) as usize;
             let stream = self.pending[0];
-            assert!((1..=2).contains(&stream) && self.pending[1..4] == [0, 0, 0], "not a frame: {:?}", &self.pending[..HEAD]);
+            assert!(
+                (1..=2).contains(&stream) && self.pending[1..4] == [0, 0, 0],
+                "not a frame: {:?}",
+                &self.pending[..HEAD]
+            );
             if self.pending.len() < HEAD + length {
                 break;
             }
-            let target = if stream == 1 { &mut self.stdout } else { &mut self.stderr };
+            let target = if stream == 1 {
+                &mut self.stdout
+            } else {
+                &mut self.stderr
+            };
             target.extend_from_slice(&self.pending[HEAD..HEAD + length]);
             self.pending.drain(..HEAD + length);
         }
@@ -116,10 +165,17 @@ impl Events {
     #[track_caller]
     pub(crate) fn open(socket: &Path, path: &str) -> Self {
         let mut connection = Connection::open(socket).expect("connect to the engine");
-        connection.send("GET", path, &[], b"").expect("ask for events");
-        let (status, headers) = connection.head().expect("the answer to a request for events");
+        connection
+            .send("GET", path, &[], b"")
+            .expect("ask for events");
+        let (status, headers) = connection
+            .head()
+            .expect("the answer to a request for events");
         assert_eq!(status, 200, "GET {path}: {headers:?}");
-        Self { connection, text: Vec::new() }
+        Self {
+            connection,
+            text: Vec::new(),
+        }
     }
 
     /// The next event, or `None` when the engine ended the stream.
@@ -133,7 +189,8 @@ impl Events {
                 let line: Vec<u8> = self.text.drain(..=end).collect();
                 return Some(serde_json::from_slice(&line).expect("an event is JSON"));
             }
-            self.text.extend(self.connection.part().expect("read events")?);
+            self.text
+                .extend(self.connection.part().expect("read events")?);
         }
     }
 
@@ -145,9 +202,14 @@ impl Events {
     pub fn until(&mut self, last: &str) -> Vec<String> {
         let mut found = Vec::new();
         loop {
-            let event = self.next_event().unwrap_or_else(|| panic!("no event {last} came, only {found:?}"));
+            let event = self
+                .next_event()
+                .unwrap_or_else(|| panic!("no event {last} came, only {found:?}"));
             let action = event["Action"].as_str().unwrap_or_default().to_owned();
-            found.push(format!("{} {action}", event["Type"].as_str().unwrap_or_default()));
+            found.push(format!(
+                "{} {action}",
+                event["Type"].as_str().unwrap_or_default()
+            ));
             if action == last {
                 return found;
             }
@@ -159,7 +221,11 @@ impl Events {
     pub fn all(&mut self) -> Vec<String> {
         let mut found = Vec::new();
         while let Some(event) = self.next_event() {
-            found.push(format!("{} {}", event["Type"].as_str().unwrap_or_default(), event["Action"].as_str().unwrap_or_default()));
+            found.push(format!(
+                "{} {}",
+                event["Type"].as_str().unwrap_or_default(),
+                event["Action"].as_str().unwrap_or_default()
+            ));
         }
         found
     }

@@ -24,12 +24,14 @@ pub enum Program {
 }
 
 impl Program {
-    /// Where the program is: `docker` where `scripts/setup` put it; ours beside the directory of the test programs, unless
-    /// `WHELK_BIN` names another.
+    /// Where the program is: `docker` where `scripts/setup` put it; ours beside the directory of
+    /// the test programs, unless `WHELK_BIN` names another.
     pub fn path(self) -> PathBuf {
         match self {
             Self::Docker => tools().join("bin/docker"),
-            Self::Whelk => std::env::var_os("WHELK_BIN").map_or_else(|| Self::beside("whelk"), PathBuf::from),
+            Self::Whelk => {
+                std::env::var_os("WHELK_BIN").map_or_else(|| Self::beside("whelk"), PathBuf::from)
+            }
         }
     }
 
@@ -38,7 +40,11 @@ impl Program {
         let this = std::env::current_exe().expect("the program's own path");
         let directory = this.parent().expect("it lies in a directory");
         // Test programs lie in deps/, below all others.
-        if directory.ends_with("deps") { directory.with_file_name(name) } else { directory.join(name) }
+        if directory.ends_with("deps") {
+            directory.with_file_name(name)
+        } else {
+            directory.join(name)
+        }
     }
 }
 
@@ -86,7 +92,8 @@ impl<'e> Cli<'e> {
         output
     }
 
-    /// Starts a command that goes on while the case does other things. Its input stays open until it is closed.
+    /// Starts a command that goes on while the case does other things. Its input stays open until
+    /// it is closed.
     #[track_caller]
     pub fn spawn(self, args: &[&str]) -> Running {
         self.spawn_with(args, Stdio::piped())
@@ -107,7 +114,8 @@ impl<'e> Cli<'e> {
         self.run(&args)
     }
 
-    /// `run -d --network none --name NAME FLAGS busybox COMMAND…`, which must succeed. Returns the container's id.
+    /// `run -d --network none --name NAME FLAGS busybox COMMAND…`, which must succeed. Returns the
+    /// container's id.
     #[track_caller]
     pub fn up(self, name: &str, flags: &[&str], command: &[&str]) -> String {
         let mut args = vec!["run", "-d", "--network", "none", "--name", name];
@@ -122,7 +130,11 @@ impl<'e> Cli<'e> {
         let mut command = Command::new(self.program.path());
         command.args(args);
         self.engine.set_environment(&mut command);
-        Running::start(command, stdin, format!("{:?} {}", self.program, args.join(" ")))
+        Running::start(
+            command,
+            stdin,
+            format!("{:?} {}", self.program, args.join(" ")),
+        )
     }
 }
 
@@ -155,7 +167,8 @@ impl Output {
         self.out().trim().to_owned()
     }
 
-    /// Standard error without blanks around it, of a command that must have failed in just this way.
+    /// Standard error without blanks around it, of a command that must have failed in just this
+    /// way.
     #[track_caller]
     pub fn fails(&self, code: i32) -> String {
         self.exits(code);
@@ -178,7 +191,11 @@ impl Output {
     #[track_caller]
     pub fn refuses(&self, code: i32, text: &str) {
         let err = self.fails(code);
-        assert!(err.contains(text), "{}: expected {text:?} in {err:?}", self.command);
+        assert!(
+            err.contains(text),
+            "{}: expected {text:?} in {err:?}",
+            self.command
+        );
     }
 }
 
@@ -198,9 +215,14 @@ pub struct Running {
 impl Running {
     #[track_caller]
     fn start(mut command: Command, stdin: Stdio, shown: String) -> Self {
-        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let program = command.get_program().to_owned();
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{shown}: start {}: {error}", program.display()));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{shown}: start {}: {error}", program.display()));
         let stdout: Arc<Mutex<Vec<u8>>> = Arc::default();
         let stderr: Arc<Mutex<Vec<u8>>> = Arc::default();
         let readers = vec![
@@ -208,7 +230,15 @@ impl Running {
             collect(child.stderr.take().expect("a pipe"), Arc::clone(&stderr)),
         ];
         let stdin = child.stdin.take();
-        Self { command: shown, child, stdin, stdout, stderr, readers, seen: 0 }
+        Self {
+            command: shown,
+            child,
+            stdin,
+            stdout,
+            stderr,
+            readers,
+            seen: 0,
+        }
     }
 
     /// What came on standard output so far.
@@ -222,11 +252,17 @@ impl Running {
         let begin = Instant::now();
         loop {
             let all = text(&self.stdout);
-            if let Some(at) = all[self.seen..].windows(wanted.len()).position(|window| window == wanted.as_bytes()) {
+            if let Some(at) = all[self.seen..]
+                .windows(wanted.len())
+                .position(|window| window == wanted.as_bytes())
+            {
                 self.seen += at + wanted.len();
                 return;
             }
-            let (out, err) = (self.so_far(), String::from_utf8_lossy(&text(&self.stderr)).into_owned());
+            let (out, err) = (
+                self.so_far(),
+                String::from_utf8_lossy(&text(&self.stderr)).into_owned(),
+            );
             assert!(
                 begin.elapsed() < PATIENCE,
                 "{}: waited in vain for {wanted:?}\n--- stdout:\n{out}\n--- stderr:\n{err}\n---",
@@ -239,7 +275,10 @@ impl Running {
     #[track_caller]
     pub fn write(&mut self, bytes: &[u8]) {
         let stdin = self.stdin.as_mut().expect("input is open");
-        stdin.write_all(bytes).and_then(|()| stdin.flush()).expect("write to the command");
+        stdin
+            .write_all(bytes)
+            .and_then(|()| stdin.flush())
+            .expect("write to the command");
     }
 
     /// The end of the command's input.
@@ -278,8 +317,16 @@ impl Running {
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
-        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1);
-        Output { command: self.command.clone(), code, stdout: text(&self.stdout), stderr: text(&self.stderr) }
+        let code = status
+            .code()
+            .or_else(|| status.signal().map(|signal| 128 + signal))
+            .unwrap_or(-1);
+        Output {
+            command: self.command.clone(),
+            code,
+            stdout: text(&self.stdout),
+            stderr: text(&self.stderr),
+        }
     }
 }
 
@@ -291,7 +338,10 @@ impl Drop for Running {
 }
 
 fn text(buffer: &Mutex<Vec<u8>>) -> Vec<u8> {
-    buffer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    buffer
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
 }
 
 /// Reads a pipe to its end on a thread of its own.
@@ -302,7 +352,9 @@ fn collect(mut pipe: impl Read + Send + 'static, into: Arc<Mutex<Vec<u8>>>) -> J
             if count == 0 {
                 break;
             }
-            into.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&piece[..count]);
+            into.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend_from_slice(&piece[..count]);
         }
     })
 }

@@ -18,7 +18,8 @@ use crate::{PATIENCE, escape, eventually, happens, images, leftovers};
 /// How long an engine may take to stop once it was asked to.
 const STOP: Duration = Duration::from_secs(10);
 
-/// An engine with its own directories, socket and instance name. Gone, with all it made, when dropped.
+/// An engine with its own directories, socket and instance name. Gone, with all it made, when
+/// dropped.
 #[derive(Debug)]
 pub struct Engine {
     dir: PathBuf,
@@ -48,11 +49,24 @@ impl Engine {
     #[track_caller]
     pub fn without_images(env: &[(&str, &str)]) -> Self {
         let (name, dir) = leftovers::new_instance();
-        let env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let engine = Self { dir, name, env, daemon: Mutex::new(None), served: AtomicBool::new(false) };
+        let env = env
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let engine = Self {
+            dir,
+            name,
+            env,
+            daemon: Mutex::new(None),
+            served: AtomicBool::new(false),
+        };
         let plugins = serde_json::json!({"cliPluginsExtraDirs": [tools().join("libexec/docker/cli-plugins")]});
         fs::create_dir(engine.docker_config()).expect("make the docker CLI's directory");
-        fs::write(engine.docker_config().join("config.json"), plugins.to_string()).expect("write the docker CLI's settings");
+        fs::write(
+            engine.docker_config().join("config.json"),
+            plugins.to_string(),
+        )
+        .expect("write the docker CLI's settings");
         engine.restart();
         engine
     }
@@ -104,7 +118,8 @@ impl Engine {
         self.cli(Program::Whelk).run(args)
     }
 
-    /// Does the same through both command lines, one after the other. What the first leaves is removed in between.
+    /// Does the same through both command lines, one after the other. What the first leaves is
+    /// removed in between.
     #[track_caller]
     pub fn both(&self, case: impl Fn(Cli<'_>)) {
         for program in [Program::Docker, Program::Whelk] {
@@ -126,7 +141,14 @@ impl Engine {
             .env("DOCKER_CONFIG", self.docker_config())
             .env("DOCKER_CLI_HINTS", "false")
             .env("LC_ALL", "C");
-        for name in ["DOCKER_CONTEXT", "DOCKER_API_VERSION", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_DEFAULT_PLATFORM", "WHELK_HOST"] {
+        for name in [
+            "DOCKER_CONTEXT",
+            "DOCKER_API_VERSION",
+            "DOCKER_TLS",
+            "DOCKER_TLS_VERIFY",
+            "DOCKER_DEFAULT_PLATFORM",
+            "WHELK_HOST",
+        ] {
             command.env_remove(name);
         }
     }
@@ -135,7 +157,13 @@ impl Engine {
 
     /// One request, with any headers and body.
     #[track_caller]
-    pub fn http(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+    pub fn http(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Response {
         http::request(&self.socket(), method, path, headers, body)
             .unwrap_or_else(|error| panic!("{method} {path}: {error}{}", self.last_words()))
     }
@@ -144,7 +172,12 @@ impl Engine {
     #[track_caller]
     pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         let response = match body {
-            Some(body) => self.http(method, path, &[("Content-Type", "application/json")], body.to_string().as_bytes()),
+            Some(body) => self.http(
+                method,
+                path,
+                &[("Content-Type", "application/json")],
+                body.to_string().as_bytes(),
+            ),
             None => self.http(method, path, &[], b""),
         };
         (response.status, response.json())
@@ -161,7 +194,11 @@ impl Engine {
     /// Creates a container from a request's body and returns its id.
     #[track_caller]
     pub fn create(&self, name: &str, body: &Value) -> String {
-        let (status, answer) = self.api("POST", &format!("/containers/create?name={}", escape(name)), Some(body));
+        let (status, answer) = self.api(
+            "POST",
+            &format!("/containers/create?name={}", escape(name)),
+            Some(body),
+        );
         assert_eq!(status, 201, "create {name}: {answer}");
         answer["Id"].as_str().expect("an id").to_owned()
     }
@@ -175,19 +212,30 @@ impl Engine {
     /// A container's state in one word, or "" if there is none.
     pub fn state(&self, name: &str) -> String {
         let (status, answer) = self.api("GET", &format!("/containers/{name}/json"), None);
-        if status == 200 { answer["State"]["Status"].as_str().unwrap_or_default().to_owned() } else { String::new() }
+        if status == 200 {
+            answer["State"]["Status"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        } else {
+            String::new()
+        }
     }
 
     /// Waits until a container is in a state ("" for gone).
     #[track_caller]
     pub fn await_state(&self, name: &str, state: &str) {
-        eventually(&format!("{name} to be {state:?}"), || (self.state(name) == state).then_some(()));
+        eventually(&format!("{name} to be {state:?}"), || {
+            (self.state(name) == state).then_some(())
+        });
     }
 
     /// The first process of a container, as the host numbers it.
     #[track_caller]
     pub fn pid(&self, name: &str) -> i32 {
-        let pid = self.inspect(name)["State"]["Pid"].as_i64().unwrap_or_default();
+        let pid = self.inspect(name)["State"]["Pid"]
+            .as_i64()
+            .unwrap_or_default();
         assert!(pid > 0, "{name} has no process");
         i32::try_from(pid).expect("a pid")
     }
@@ -195,7 +243,12 @@ impl Engine {
     /// All that a container has written to standard output, without a terminal.
     #[track_caller]
     pub fn logs(&self, name: &str) -> String {
-        let response = self.http("GET", &format!("/containers/{name}/logs?stdout=1"), &[], b"");
+        let response = self.http(
+            "GET",
+            &format!("/containers/{name}/logs?stdout=1"),
+            &[],
+            b"",
+        );
         assert_eq!(response.status, 200, "logs of {name}: {}", response.text());
         let (mut text, mut rest) = (Vec::new(), response.body.as_slice());
         while let Some((head, tail)) = rest.split_first_chunk::<8>() {
@@ -209,13 +262,21 @@ impl Engine {
     /// Waits until a container has written `text` to standard output.
     #[track_caller]
     pub fn await_log(&self, name: &str, text: &str) {
-        eventually(&format!("{text:?} in the log of {name}"), || self.logs(name).contains(text).then_some(()));
+        eventually(&format!("{text:?} in the log of {name}"), || {
+            self.logs(name).contains(text).then_some(())
+        });
     }
 
-    /// Attaches to a container before or while it runs. `streams` is the query: `stream=1&stdout=1`.
+    /// Attaches to a container before or while it runs. `streams` is the query:
+    /// `stream=1&stdout=1`.
     #[track_caller]
     pub fn attach(&self, name: &str, streams: &str, framed: bool) -> Attached {
-        Attached::open(&self.socket(), &format!("/containers/{name}/attach?{streams}"), None, framed)
+        Attached::open(
+            &self.socket(),
+            &format!("/containers/{name}/attach?{streams}"),
+            None,
+            framed,
+        )
     }
 
     /// Makes an exec and returns its id.
@@ -230,7 +291,12 @@ impl Engine {
     #[track_caller]
     pub fn start_exec(&self, id: &str, tty: bool) -> Attached {
         let body = serde_json::json!({"Detach": false, "Tty": tty});
-        Attached::open(&self.socket(), &format!("/exec/{id}/start"), Some(&body), !tty)
+        Attached::open(
+            &self.socket(),
+            &format!("/exec/{id}/start"),
+            Some(&body),
+            !tty,
+        )
     }
 
     /// Listens to events from now on; `query` may say since when instead, or filter.
@@ -243,22 +309,46 @@ impl Engine {
     #[track_caller]
     pub fn load(&self, archive: &[u8]) {
         let response = self.try_load(archive);
-        assert!(response.status == 200 && !response.text().contains("\"error\""), "load: {} {}", response.status, response.text());
+        assert!(
+            response.status == 200 && !response.text().contains("\"error\""),
+            "load: {} {}",
+            response.status,
+            response.text()
+        );
     }
 
     /// The answer to loading an archive that may be refused.
     #[track_caller]
     pub fn try_load(&self, archive: &[u8]) -> Response {
-        self.http("POST", "/images/load?quiet=1", &[("Content-Type", "application/x-tar")], archive)
+        self.http(
+            "POST",
+            "/images/load?quiet=1",
+            &[("Content-Type", "application/x-tar")],
+            archive,
+        )
     }
 
-    /// Makes an image out of one archive of files, with Dockerfile instructions for its configuration.
+    /// Makes an image out of one archive of files, with Dockerfile instructions for its
+    /// configuration.
     #[track_caller]
     pub fn import(&self, name: &str, changes: &[&str], archive: &[u8]) {
-        let changes: String = changes.iter().map(|change| format!("&changes={}", escape(change))).collect();
+        let changes: String = changes
+            .iter()
+            .map(|change| format!("&changes={}", escape(change)))
+            .collect();
         let path = format!("/images/create?fromSrc=-&repo={}{changes}", escape(name));
-        let response = self.http("POST", &path, &[("Content-Type", "application/x-tar")], archive);
-        assert!(response.status == 200 && !response.text().contains("\"error\""), "import {name}: {} {}", response.status, response.text());
+        let response = self.http(
+            "POST",
+            &path,
+            &[("Content-Type", "application/x-tar")],
+            archive,
+        );
+        assert!(
+            response.status == 200 && !response.text().contains("\"error\""),
+            "import {name}: {} {}",
+            response.status,
+            response.text()
+        );
     }
 
     // Life and death.
@@ -300,22 +390,42 @@ impl Engine {
     #[track_caller]
     pub fn repair(&self) -> String {
         let mut command = Command::new(Program::Whelk.path());
-        let output = command.args(["system", "repair", "--root"]).arg(self.root()).output().expect("start a repair");
-        assert!(output.status.success(), "repair: {}", String::from_utf8_lossy(&output.stderr));
+        let output = command
+            .args(["system", "repair", "--root"])
+            .arg(self.root())
+            .output()
+            .expect("start a repair");
+        assert!(
+            output.status.success(),
+            "repair: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     fn launch(&self) -> Result<(), String> {
-        let log =
-            fs::OpenOptions::new().create(true).append(true).open(self.log()).map_err(|error| format!("open the engine's log: {error}"))?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .map_err(|error| format!("open the engine's log: {error}"))?;
         let errors = log.try_clone().map_err(|error| error.to_string())?;
         let host = format!("unix://{}", self.socket().display());
         let mut command = Command::new(Program::Whelk.path());
-        command.arg("daemon").arg("--root").arg(self.root()).arg("--run").arg(self.run()).args(["--host", &host, "--instance", &self.name]);
+        command
+            .arg("daemon")
+            .arg("--root")
+            .arg(self.root())
+            .arg("--run")
+            .arg(self.run())
+            .args(["--host", &host, "--instance", &self.name]);
         if self.config().exists() {
             command.arg("--config-file").arg(self.config());
         }
-        command.envs(self.env.iter().map(|(key, value)| (key, value))).env_remove("DOCKER_HOST").env_remove("WHELK_HOST");
+        command
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
+            .env_remove("DOCKER_HOST")
+            .env_remove("WHELK_HOST");
         let child = command
             .stdin(Stdio::null())
             .stdout(log)
@@ -325,7 +435,10 @@ impl Engine {
         *self.daemon() = Some(child);
         let mut ended = None;
         let answers = happens(PATIENCE, || {
-            ended = self.daemon().as_mut().and_then(|child| child.try_wait().ok().flatten());
+            ended = self
+                .daemon()
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten());
             ended.is_some() || self.answers()
         });
         match ended {
@@ -344,17 +457,26 @@ impl Engine {
         command.output().expect("run whelk daemon --uninstall")
     }
 
-    /// What a second engine says before it ends that has this one's instance name; or one of its own, and this one's run
-    /// directory.
+    /// What a second engine says before it ends that has this one's instance name; or one of its
+    /// own, and this one's run directory.
     #[track_caller]
     pub fn start_rival(&self, name: Option<&str>) -> String {
         let place = self.scratch("rival");
         let host = format!("unix://{}", place.join("s.sock").display());
         let run = name.map_or_else(|| place.join("run"), |_| self.run());
-        let instance = name.map_or_else(|| self.name.clone(), |name| format!("{}{name}", self.name));
+        let instance =
+            name.map_or_else(|| self.name.clone(), |name| format!("{}{name}", self.name));
         let mut command = Command::new(Program::Whelk.path());
-        command.arg("daemon").arg("--root").arg(place.join("root")).arg("--run").arg(run);
-        let output = command.args(["--host", &host, "--instance", &instance]).output().expect("start a second engine");
+        command
+            .arg("daemon")
+            .arg("--root")
+            .arg(place.join("root"))
+            .arg("--run")
+            .arg(run);
+        let output = command
+            .args(["--host", &host, "--instance", &instance])
+            .output()
+            .expect("start a second engine");
         if name.is_some() {
             let _ = fs::remove_file(format!("/run/whelk-instance-{instance}.lock"));
         }
@@ -364,7 +486,9 @@ impl Engine {
 
     /// Whether the engine serves requests.
     pub fn answers(&self) -> bool {
-        self.socket().exists() && http::request(&self.socket(), "GET", "/_ping", &[], b"").is_ok_and(|response| response.status == 200)
+        self.socket().exists()
+            && http::request(&self.socket(), "GET", "/_ping", &[], b"")
+                .is_ok_and(|response| response.status == 200)
     }
 
     /// The pid of the engine itself.
@@ -386,7 +510,10 @@ impl Engine {
         const LINES: usize = 60;
         let text = fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        format!("\n--- the engine's log ends with:\n{}\n---", lines[lines.len().saturating_sub(LINES)..].join("\n"))
+        format!(
+            "\n--- the engine's log ends with:\n{}\n---",
+            lines[lines.len().saturating_sub(LINES)..].join("\n")
+        )
     }
 
     // The end.
@@ -394,19 +521,34 @@ impl Engine {
     /// Removes all containers, whatever they are doing.
     pub fn remove_containers(&self) -> Result<(), String> {
         let request = |method: &str, path: &str| {
-            http::request(&self.socket(), method, path, &[], b"").map_err(|error| format!("{method} {path}: {error}"))
+            http::request(&self.socket(), method, path, &[], b"")
+                .map_err(|error| format!("{method} {path}: {error}"))
         };
         let answer = request("GET", "/containers/json?all=1")?.json();
-        for container in answer.as_array().ok_or_else(|| format!("the list of containers is {answer}"))? {
+        for container in answer
+            .as_array()
+            .ok_or_else(|| format!("the list of containers is {answer}"))?
+        {
             let id = container["Id"].as_str().unwrap_or_default();
             let response = request("DELETE", &format!("/containers/{id}?force=1&v=1"))?;
             // One with --rm may go by itself meanwhile.
             if !matches!(response.status, 204 | 404 | 409) {
-                return Err(format!("remove container {id}: {} {}", response.status, response.text()));
+                return Err(format!(
+                    "remove container {id}: {} {}",
+                    response.status,
+                    response.text()
+                ));
             }
         }
-        let empty = || request("GET", "/containers/json?all=1").is_ok_and(|response| response.json().as_array().is_some_and(Vec::is_empty));
-        if happens(PATIENCE, empty) { Ok(()) } else { Err("containers that cannot be removed".into()) }
+        let empty = || {
+            request("GET", "/containers/json?all=1")
+                .is_ok_and(|response| response.json().as_array().is_some_and(Vec::is_empty))
+        };
+        if happens(PATIENCE, empty) {
+            Ok(())
+        } else {
+            Err("containers that cannot be removed".into())
+        }
     }
 
     /// Removes everything and returns what should not have been there.
@@ -417,7 +559,10 @@ impl Engine {
             problems.extend(leftovers::end(&self.name, &self.dir));
             return problems;
         }
-        let ended = self.daemon().as_mut().and_then(|child| child.try_wait().ok().flatten());
+        let ended = self
+            .daemon()
+            .as_mut()
+            .and_then(|child| child.try_wait().ok().flatten());
         if let Some(status) = ended {
             problems.push(format!("the engine ended by itself: {status}"));
         }
@@ -435,7 +580,11 @@ impl Engine {
             self.run().join("netns"),
         ] {
             if !happens(STOP, || entries(&directory).is_empty()) {
-                problems.push(format!("files in {}: {:?}", directory.display(), entries(&directory)));
+                problems.push(format!(
+                    "files in {}: {:?}",
+                    directory.display(),
+                    entries(&directory)
+                ));
             }
         }
         problems.extend(self.stop().err());
@@ -445,31 +594,46 @@ impl Engine {
 
     /// The bridge of the default network, whose name all interfaces of the engine begin like.
     pub fn bridge(&self) -> String {
-        self.get("/networks/bridge")["Options"]["com.docker.network.bridge.name"].as_str().unwrap_or_default().to_owned()
+        self.get("/networks/bridge")["Options"]["com.docker.network.bridge.name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 
-    /// The interfaces on the host that are this engine's, without the default bridge and those that are made ahead.
+    /// The interfaces on the host that are this engine's, without the default bridge and those that
+    /// are made ahead.
     pub fn interfaces(&self) -> Vec<String> {
         let bridge = self.bridge();
         let prefix = bridge.strip_suffix('0').unwrap_or(&bridge);
         let all = Path::new("/sys/class/net");
-        let note = |name: &String| fs::read_to_string(all.join(name).join("ifalias")).unwrap_or_default();
-        let own = entries(all).into_iter().filter(|name| name.starts_with(prefix) && *name != bridge);
-        own.filter(|name| !note(name).ends_with(" made ahead\n")).collect()
+        let note =
+            |name: &String| fs::read_to_string(all.join(name).join("ifalias")).unwrap_or_default();
+        let own = entries(all)
+            .into_iter()
+            .filter(|name| name.starts_with(prefix) && *name != bridge);
+        own.filter(|name| !note(name).ends_with(" made ahead\n"))
+            .collect()
     }
 
     /// Without containers and networks there are no interfaces.
     fn check_interfaces(&self) -> Result<(), String> {
-        let answer = http::request(&self.socket(), "POST", "/networks/prune", &[], b"").map_err(|error| error.to_string())?;
+        let answer = http::request(&self.socket(), "POST", "/networks/prune", &[], b"")
+            .map_err(|error| error.to_string())?;
         if answer.status != 200 {
             return Err(format!("prune networks: {}", answer.text()));
         }
         let gone = happens(STOP, || self.interfaces().is_empty());
-        if gone { Ok(()) } else { Err(format!("interfaces: {:?}", self.interfaces())) }
+        if gone {
+            Ok(())
+        } else {
+            Err(format!("interfaces: {:?}", self.interfaces()))
+        }
     }
 
     fn stop(&self) -> Result<(), String> {
-        let Some(mut child) = self.daemon().take() else { return Ok(()) };
+        let Some(mut child) = self.daemon().take() else {
+            return Ok(());
+        };
         let _ = kill_process(Pid::from_child(&child), Signal::TERM);
         if happens(STOP, || !matches!(child.try_wait(), Ok(None))) {
             return Ok(());
@@ -487,14 +651,18 @@ impl Drop for Engine {
             eprintln!("{}", self.last_words());
         }
         let problems = self.tear_down();
-        let keep = std::env::var_os("WHELK_TEST_KEEP").is_some() && (failed || !problems.is_empty());
+        let keep =
+            std::env::var_os("WHELK_TEST_KEEP").is_some() && (failed || !problems.is_empty());
         if !keep {
             let _ = fs::remove_dir_all(&self.dir);
         }
         if problems.is_empty() {
             return;
         }
-        let text = format!("the engine left something behind:\n  {}", problems.join("\n  "));
+        let text = format!(
+            "the engine left something behind:\n  {}",
+            problems.join("\n  ")
+        );
         // A second panic would end the whole test program.
         if failed {
             eprintln!("{text}");
@@ -506,6 +674,11 @@ impl Drop for Engine {
 
 /// The names in a directory; none if it is not there.
 pub(crate) fn entries(directory: &Path) -> Vec<String> {
-    let Ok(listing) = fs::read_dir(directory) else { return Vec::new() };
-    listing.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    let Ok(listing) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    listing
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }

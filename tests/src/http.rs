@@ -20,7 +20,10 @@ pub struct Response {
 impl Response {
     /// The value of a header, by its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self) -> String {
@@ -60,10 +63,21 @@ impl Connection {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, unread: Vec::new(), body: Body::None, headless: false })
+        Ok(Self {
+            stream,
+            unread: Vec::new(),
+            body: Body::None,
+            headless: false,
+        })
     }
 
-    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<()> {
+    pub fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<()> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: whelk\r\n");
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -89,32 +103,53 @@ impl Connection {
     /// Reads the head of an answer: status and headers.
     pub fn head(&mut self) -> io::Result<(u16, Vec<(String, String)>)> {
         let end = loop {
-            if let Some(at) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
+            if let Some(at) = self
+                .unread
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            {
                 break at;
             }
             if !self.fill()? {
-                return Err(io::Error::new(ErrorKind::UnexpectedEof, "the connection was closed before an answer came"));
+                return Err(io::Error::new(
+                    ErrorKind::UnexpectedEof,
+                    "the connection was closed before an answer came",
+                ));
             }
         };
         let text = String::from_utf8_lossy(&self.unread[..end]).into_owned();
         self.unread.drain(..end + 4);
         let mut lines = text.split("\r\n");
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|word| word.parse::<u16>().ok());
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1))
+            .and_then(|word| word.parse::<u16>().ok());
         let Some(status) = status else {
-            return Err(io::Error::new(ErrorKind::InvalidData, format!("not an HTTP answer: {text:?}")));
+            return Err(io::Error::new(
+                ErrorKind::InvalidData,
+                format!("not an HTTP answer: {text:?}"),
+            ));
         };
         let headers: Vec<(String, String)> = lines
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        let value = |wanted: &str| headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let value = |wanted: &str| {
+            headers
+                .iter()
+                .find(|(name, _)| name == wanted)
+                .map(|(_, value)| value.as_str())
+        };
         self.body = if status == 101 {
             Body::UntilClosed
         } else if self.headless || status == 204 || status == 304 {
             Body::None
-        } else if value("transfer-encoding").is_some_and(|encoding| encoding.eq_ignore_ascii_case("chunked")) {
+        } else if value("transfer-encoding")
+            .is_some_and(|encoding| encoding.eq_ignore_ascii_case("chunked"))
+        {
             Body::Chunked
-        } else if let Some(length) = value("content-length").and_then(|length| length.parse().ok()) {
+        } else if let Some(length) = value("content-length").and_then(|length| length.parse().ok())
+        {
             Body::Sized(length)
         } else {
             Body::UntilClosed
@@ -143,8 +178,12 @@ impl Connection {
             Body::Chunked => {
                 let line = self.line()?.ok_or_else(cut)?;
                 let digits = line.split(';').next().unwrap_or_default().trim();
-                let size = usize::from_str_radix(digits, 16)
-                    .map_err(|_| io::Error::new(ErrorKind::InvalidData, format!("not a chunk's size: {line:?}")))?;
+                let size = usize::from_str_radix(digits, 16).map_err(|_| {
+                    io::Error::new(
+                        ErrorKind::InvalidData,
+                        format!("not a chunk's size: {line:?}"),
+                    )
+                })?;
                 while self.unread.len() < size + 2 {
                     if !self.fill()? {
                         return Err(cut());
@@ -175,7 +214,11 @@ impl Connection {
         while let Some(piece) = self.part()? {
             body.extend(piece);
         }
-        Ok(Response { status, headers, body })
+        Ok(Response {
+            status,
+            headers,
+            body,
+        })
     }
 
     /// A line without its end, or `None` when the other side closed.
@@ -204,7 +247,10 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Err(io::Error::new(ErrorKind::TimedOut, format!("nothing came for {PATIENCE:?}")));
+                    return Err(io::Error::new(
+                        ErrorKind::TimedOut,
+                        format!("nothing came for {PATIENCE:?}"),
+                    ));
                 }
                 Err(error) => return Err(error),
             }
@@ -213,13 +259,21 @@ impl Connection {
 }
 
 /// One request on a connection of its own.
-pub(crate) fn request(socket: &Path, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Response> {
+pub(crate) fn request(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<Response> {
     let mut connection = Connection::open(socket)?;
     let mut all = vec![("Connection", "close")];
     all.extend_from_slice(headers);
     // Who refuses a request may answer and hang up before it is sent.
     let sent = connection.send(method, path, &all, body);
-    connection.response().map_err(|error| sent.err().unwrap_or(error))
+    connection
+        .response()
+        .map_err(|error| sent.err().unwrap_or(error))
 }
 
 /// A query's value with everything escaped that could be taken for something else.

@@ -20,15 +20,25 @@ pub fn python() -> PathBuf {
 }
 
 fn image(name: &str) -> PathBuf {
-    // The recipe has a lock among processes; this one keeps the threads of this process from all asking for it.
+    // The recipe has a lock among processes; this one keeps the threads of this process from all
+    // asking for it.
     static MAKING: Mutex<()> = Mutex::new(());
     let directory = crate::cache("WHELK_TEST_IMAGES", "images");
     let path = directory.join(format!("{name}.tar"));
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     if !path.exists() {
         let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/images/make");
-        let status = Command::new(recipe).arg(&directory).arg(name).stdin(Stdio::null()).status().expect("run tests/images/make");
-        assert!(status.success(), "{recipe} {} {name}: {status}", directory.display());
+        let status = Command::new(recipe)
+            .arg(&directory)
+            .arg(name)
+            .stdin(Stdio::null())
+            .status()
+            .expect("run tests/images/make");
+        assert!(
+            status.success(),
+            "{recipe} {} {name}: {status}",
+            directory.display()
+        );
     }
     path
 }
@@ -38,16 +48,26 @@ pub fn busybox_program() -> &'static [u8] {
     static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let archive = std::fs::read(busybox()).expect("read busybox.tar");
-        let manifest: Value = serde_json::from_slice(&tar::file(&archive, "manifest.json")).expect("a manifest");
-        let layer = manifest[0]["Layers"][0].as_str().expect("a layer").to_owned();
+        let manifest: Value =
+            serde_json::from_slice(&tar::file(&archive, "manifest.json")).expect("a manifest");
+        let layer = manifest[0]["Layers"][0]
+            .as_str()
+            .expect("a layer")
+            .to_owned();
         tar::file(&tar::file(&archive, &layer), "bin/busybox")
     })
 }
 
-/// A root file system with a shell and the usual small programs, but nothing else: no `/proc`, `/dev`, `/etc`.
+/// A root file system with a shell and the usual small programs, but nothing else: no `/proc`,
+/// `/dev`, `/etc`.
 pub fn bare_root() -> Tar {
-    let mut root = Tar::new().dir("bin").program("bin/busybox", busybox_program());
-    for applet in ["sh", "cat", "id", "ls", "env", "pwd", "sleep", "true", "echo", "touch", "mkdir", "stat", "wc", "grep", "readlink"] {
+    let mut root = Tar::new()
+        .dir("bin")
+        .program("bin/busybox", busybox_program());
+    for applet in [
+        "sh", "cat", "id", "ls", "env", "pwd", "sleep", "true", "echo", "touch", "mkdir", "stat",
+        "wc", "grep", "readlink",
+    ] {
         root = root.symlink(&format!("bin/{applet}"), "busybox");
     }
     root
@@ -55,9 +75,14 @@ pub fn bare_root() -> Tar {
 
 /// The same with empty directories for what is mounted, and users.
 pub fn small_root() -> Tar {
-    let root = ["proc", "dev", "sys", "etc", "tmp"].iter().fold(bare_root(), |root, path| root.dir(path));
-    root.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
-        .file("etc/group", "root:x:0:\nnobody:x:65534:\n")
+    let root = ["proc", "dev", "sys", "etc", "tmp"]
+        .iter()
+        .fold(bare_root(), |root, path| root.dir(path));
+    root.file(
+        "etc/passwd",
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    )
+    .file("etc/group", "root:x:0:\nnobody:x:65534:\n")
 }
 
 /// An image in Docker's archive format, with everything as the case wants it, right or wrong.
@@ -74,12 +99,22 @@ pub struct Archive {
 impl Archive {
     pub fn new(tag: &str, layers: Vec<Vec<u8>>) -> Self {
         let config = json!({"Cmd": ["sh"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]});
-        Self { tags: vec![tag.to_owned()], layers, config, diff_ids: None }
+        Self {
+            tags: vec![tag.to_owned()],
+            layers,
+            config,
+            diff_ids: None,
+        }
     }
 
     /// The parts by name, for a case to leave some out.
     pub fn parts(&self) -> Vec<(String, Vec<u8>)> {
-        let true_ids = || -> Vec<String> { self.layers.iter().map(|layer| format!("sha256:{}", sha256(layer))).collect() };
+        let true_ids = || -> Vec<String> {
+            self.layers
+                .iter()
+                .map(|layer| format!("sha256:{}", sha256(layer)))
+                .collect()
+        };
         let diff_ids = self.diff_ids.clone().unwrap_or_else(true_ids);
         let config = json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
@@ -92,11 +127,17 @@ impl Archive {
         .to_string()
         .into_bytes();
         let config_name = format!("{}.json", sha256(&config));
-        let names: Vec<String> = (0..self.layers.len()).map(|index| format!("layer{index}/layer.tar")).collect();
+        let names: Vec<String> = (0..self.layers.len())
+            .map(|index| format!("layer{index}/layer.tar"))
+            .collect();
         let manifest = json!([{"Config": config_name, "RepoTags": self.tags, "Layers": names}]);
-        let mut parts: Vec<(String, Vec<u8>)> = names.into_iter().zip(self.layers.iter().cloned()).collect();
+        let mut parts: Vec<(String, Vec<u8>)> =
+            names.into_iter().zip(self.layers.iter().cloned()).collect();
         parts.push((config_name, config));
-        parts.push(("manifest.json".to_owned(), manifest.to_string().into_bytes()));
+        parts.push((
+            "manifest.json".to_owned(),
+            manifest.to_string().into_bytes(),
+        ));
         parts
     }
 
@@ -107,7 +148,10 @@ impl Archive {
 
 /// An archive of files.
 pub fn pack(parts: &[(String, Vec<u8>)]) -> Vec<u8> {
-    parts.iter().fold(Tar::new(), |tar, (name, content)| tar.file(name, content)).finish()
+    parts
+        .iter()
+        .fold(Tar::new(), |tar, (name, content)| tar.file(name, content))
+        .finish()
 }
 
 /// The digest of some bytes, in hexadecimal digits.
@@ -140,7 +184,12 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
 /// Sends bytes through a program.
 #[track_caller]
 fn filter(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
-    let mut child = Command::new(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start a filter");
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start a filter");
     let mut stdin = child.stdin.take().expect("a pipe");
     let mut stdout = child.stdout.take().expect("a pipe");
     let mut output = Vec::new();
@@ -148,6 +197,9 @@ fn filter(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
         scope.spawn(move || stdin.write_all(input).expect("write to a filter"));
         stdout.read_to_end(&mut output).expect("read from a filter");
     });
-    assert!(child.wait().expect("wait for a filter").success(), "{program} failed");
+    assert!(
+        child.wait().expect("wait for a filter").success(),
+        "{program} failed"
+    );
     output
 }

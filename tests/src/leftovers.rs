@@ -1,5 +1,5 @@
-//! What an engine leaves on the host, found by its instance's name and its directory; and a watcher that removes it when the test
-//! program is killed.
+//! What an engine leaves on the host, found by its instance's name and its directory; and a watcher
+//! that removes it when the test program is killed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,11 @@ pub(crate) fn new_instance() -> (String, PathBuf) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     watch();
     // The letter at the end keeps one name from being the beginning of another.
-    let name = format!("{}{:x}z", prefix(std::process::id()), COUNT.fetch_add(1, Ordering::Relaxed));
+    let name = format!(
+        "{}{:x}z",
+        prefix(std::process::id()),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    );
     let dir = base().join(format!("whelk-{name}"));
     fs::create_dir_all(&dir).expect("make the instance's directory");
     (name, dir)
@@ -36,27 +40,38 @@ fn base() -> PathBuf {
     std::env::var_os("WHELK_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// Starts, once in a process, a program that waits for this process to end and then removes what it left: a process that is killed
-/// cannot.
+/// Starts, once in a process, a program that waits for this process to end and then removes what it
+/// left: a process that is killed cannot.
 fn watch() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
         let program = Program::beside("whelk-sweep");
-        // In a session of its own, so that Ctrl-C does not reach it. Its input ends with this process.
+        // In a session of its own, so that Ctrl-C does not reach it. Its input ends with this
+        // process.
         let mut command = Command::new("setsid");
-        command.arg(&program).arg(std::process::id().to_string()).stdin(Stdio::piped()).stdout(Stdio::null());
-        let child = command.spawn().unwrap_or_else(|error| panic!("start {}: {error}", program.display()));
+        command
+            .arg(&program)
+            .arg(std::process::id().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {}: {error}", program.display()));
         std::mem::forget(child);
     });
 }
 
-/// Removes everything that instances of a process which has ended left: directories, and what [`clean`] finds.
+/// Removes everything that instances of a process which has ended left: directories, and what
+/// [`clean`] finds.
 pub fn sweep(pid: u32) -> Vec<String> {
     let prefix = format!("whelk-{}", prefix(pid));
     let mut problems = Vec::new();
     for entry in fs::read_dir(base()).into_iter().flatten().flatten() {
         let directory = entry.file_name().to_string_lossy().into_owned();
-        if let (true, Some(name)) = (directory.starts_with(&prefix), directory.strip_prefix("whelk-")) {
+        if let (true, Some(name)) = (
+            directory.starts_with(&prefix),
+            directory.strip_prefix("whelk-"),
+        ) {
             problems.extend(clean(name, &entry.path(), Duration::ZERO));
             if std::env::var_os("WHELK_TEST_KEEP").is_none() {
                 let _ = fs::remove_dir_all(entry.path());
@@ -66,8 +81,8 @@ pub fn sweep(pid: u32) -> Vec<String> {
     problems
 }
 
-/// Looks for processes, mounts, loop devices and cgroups of an instance whose engine has ended; names them, and removes them.
-/// Has the instance's bridges and firewall rules removed.
+/// Looks for processes, mounts, loop devices and cgroups of an instance whose engine has ended;
+/// names them, and removes them. Has the instance's bridges and firewall rules removed.
 pub(crate) fn end(name: &str, dir: &Path) -> Vec<String> {
     clean(name, dir, GRACE)
 }
@@ -75,7 +90,11 @@ pub(crate) fn end(name: &str, dir: &Path) -> Vec<String> {
 fn clean(name: &str, dir: &Path, grace: Duration) -> Vec<String> {
     let mut problems = Vec::new();
     if !happens(grace, || processes(name, dir).is_empty()) {
-        problems.extend(processes(name, dir).into_iter().map(|(pid, command)| format!("process {pid}: {command}")));
+        problems.extend(
+            processes(name, dir)
+                .into_iter()
+                .map(|(pid, command)| format!("process {pid}: {command}")),
+        );
         let gone = happens(GRACE, || {
             for (pid, _) in processes(name, dir) {
                 let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
@@ -113,13 +132,28 @@ fn uninstall(name: &str, dir: &Path) -> Result<(), String> {
     if locks(name).is_empty() {
         return Ok(());
     }
-    let output = uninstall_command(name, dir).output().map_err(|error| format!("uninstall: {error}"))?;
-    if output.status.success() { Ok(()) } else { Err(format!("uninstall: {}", String::from_utf8_lossy(&output.stderr))) }
+    let output = uninstall_command(name, dir)
+        .output()
+        .map_err(|error| format!("uninstall: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!(
+            "uninstall: {}",
+            String::from_utf8_lossy(&output.stderr)
+        ))
+    }
 }
 
 pub(crate) fn uninstall_command(name: &str, dir: &Path) -> Command {
     let mut command = Command::new(Program::Whelk.path());
-    command.arg("daemon").arg("--root").arg(dir.join("root")).arg("--run").arg(dir.join("run")).args(["--instance", name, "--uninstall"]);
+    command
+        .arg("daemon")
+        .arg("--root")
+        .arg(dir.join("root"))
+        .arg("--run")
+        .arg(dir.join("run"))
+        .args(["--instance", name, "--uninstall"]);
     command
 }
 
@@ -128,19 +162,40 @@ fn processes(name: &str, dir: &Path) -> Vec<(i32, String)> {
     let dir = dir.display().to_string();
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let mut found = Vec::new();
-    let Ok(listing) = fs::read_dir("/proc") else { return found };
+    let Ok(listing) = fs::read_dir("/proc") else {
+        return found;
+    };
     for entry in listing.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|text| text.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|text| text.parse::<i32>().ok())
+        else {
+            continue;
+        };
         if pid == own {
             continue;
         }
-        let read = |file: &str| String::from_utf8_lossy(&fs::read(entry.path().join(file)).unwrap_or_default()).replace('\0', " ");
+        let read = |file: &str| {
+            String::from_utf8_lossy(&fs::read(entry.path().join(file)).unwrap_or_default())
+                .replace('\0', " ")
+        };
         let (command, groups, stat) = (read("cmdline"), read("cgroup"), read("stat"));
         // pid (comm) state …: one that is dead and waits to be collected holds nothing.
-        let dead = stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with(['Z', 'X']));
+        let dead = stat
+            .rsplit(") ")
+            .next()
+            .is_none_or(|rest| rest.is_empty() || rest.starts_with(['Z', 'X']));
         if !dead && (command.contains(&dir) || command.contains(name) || groups.contains(name)) {
             let command = if command.is_empty() { stat } else { command };
-            found.push((pid, format!("{} [{}]", command.trim(), groups.lines().next().unwrap_or_default())));
+            found.push((
+                pid,
+                format!(
+                    "{} [{}]",
+                    command.trim(),
+                    groups.lines().next().unwrap_or_default()
+                ),
+            ));
         }
     }
     found
@@ -150,22 +205,34 @@ fn processes(name: &str, dir: &Path) -> Vec<(i32, String)> {
 fn mounts(dir: &Path) -> Vec<PathBuf> {
     let dir = dir.display().to_string();
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table.lines().filter(|line| line.contains(&dir)).filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
+    table
+        .lines()
+        .filter(|line| line.contains(&dir))
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .collect()
 }
 
 /// Loop devices over files in the directory.
 fn loop_devices(dir: &Path) -> Vec<PathBuf> {
-    let named = |entry: &fs::DirEntry| fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+    let named = |entry: &fs::DirEntry| {
+        fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default()
+    };
     let all = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    all.filter(|entry| Path::new(&named(entry)).starts_with(dir)).map(|entry| Path::new("/dev").join(entry.file_name())).collect()
+    all.filter(|entry| Path::new(&named(entry)).starts_with(dir))
+        .map(|entry| Path::new("/dev").join(entry.file_name()))
+        .collect()
 }
 
-/// The instance's cgroups in every hierarchy, and those that a case made whose names contain the instance's; the deepest first.
+/// The instance's cgroups in every hierarchy, and those that a case made whose names contain the
+/// instance's; the deepest first.
 fn cgroups(name: &str) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found = Vec::new();
     for line in table.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
         if let (Some(point), true) = (left.split(' ').nth(4), right.starts_with("cgroup")) {
             for entry in fs::read_dir(point).into_iter().flatten().flatten() {
                 if entry.file_name().to_string_lossy().contains(name) {
@@ -178,7 +245,9 @@ fn cgroups(name: &str) -> Vec<PathBuf> {
 }
 
 fn below(directory: &Path, found: &mut Vec<PathBuf>) {
-    let Ok(listing) = fs::read_dir(directory) else { return };
+    let Ok(listing) = fs::read_dir(directory) else {
+        return;
+    };
     for entry in listing.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             below(&entry.path(), found);
@@ -191,5 +260,7 @@ fn below(directory: &Path, found: &mut Vec<PathBuf>) {
 fn locks(name: &str) -> Vec<PathBuf> {
     let prefix = format!("whelk-instance-{name}");
     let all = fs::read_dir("/run").into_iter().flatten().flatten();
-    all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).map(|entry| entry.path()).collect()
+    all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path())
+        .collect()
 }

@@ -1,8 +1,10 @@
-//! What the end-to-end cases share: an engine of one's own, both command lines, the API, terminals, and images.
+//! What the end-to-end cases share: an engine of one's own, both command lines, the API, terminals,
+//! and images.
 //!
-//! Each case starts an [`Engine`] in a directory of its own under an instance name of its own. When it goes out of
-//! scope, all its containers are removed, it is stopped, and the machine is searched for what it left: mounts, cgroups,
-//! processes, files. Anything found fails the case. Where the test program is killed, `whelk-sweep` does the same.
+//! Each case starts an [`Engine`] in a directory of its own under an instance name of its own. When
+//! it goes out of scope, all its containers are removed, it is stopped, and the machine is searched
+//! for what it left: mounts, cgroups, processes, files. Anything found fails the case. Where the
+//! test program is killed, `whelk-sweep` does the same.
 //!
 //! | variable | what it says |
 //! | --- | --- |
@@ -12,9 +14,15 @@
 //! | `WHELK_TEST_IMAGES` | where the images are; otherwise `~/.cache/whelk/images`, made when missing |
 //! | `WHELK_TEST_KEEP` | when set, what a failed case left on disk is kept |
 #![forbid(unsafe_code)]
-#![allow(clippy::disallowed_methods, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "likewise")]
-#![allow(clippy::print_stderr, reason = "what a failed case says of itself goes where the test runner looks")]
+#![allow(
+    clippy::print_stderr,
+    reason = "what a failed case says of itself goes where the test runner looks"
+)]
 
 mod attached;
 mod cli;
@@ -55,7 +63,10 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = probe() {
             return value;
         }
-        assert!(begin.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        assert!(
+            begin.elapsed() < PATIENCE,
+            "waited {PATIENCE:?} in vain for {what}"
+        );
         std::thread::sleep(POLL);
     }
 }
@@ -68,7 +79,11 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
 pub fn stays(what: &str, time: Duration, mut probe: impl FnMut() -> bool) {
     let begin = Instant::now();
     while begin.elapsed() < time {
-        assert!(probe(), "no longer true after {:?}: {what}", begin.elapsed());
+        assert!(
+            probe(),
+            "no longer true after {:?}: {what}",
+            begin.elapsed()
+        );
         std::thread::sleep(POLL);
     }
 }
@@ -88,12 +103,20 @@ fn happens(time: Duration, mut probe: impl FnMut() -> bool) -> bool {
 /// A directory that `variable` names, or one below `~/.cache/whelk`.
 fn cache(variable: &str, name: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/whelk").join(name),
+        || {
+            PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()))
+                .join(".cache/whelk")
+                .join(name)
+        },
         PathBuf::from,
     )
 }
 
-/// Nanoseconds since the epoch, as file and object names that sort and do not repeat need them, and time filters.
+/// Nanoseconds since the epoch, as file and object names that sort and do not repeat need them, and
+/// time filters.
 pub fn now_nanos() -> u128 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos()
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos()
 }

@@ -32,14 +32,33 @@ impl Pty {
         grantpt(&terminal).expect("take the terminal");
         unlockpt(&terminal).expect("unlock the terminal");
         set_size(&terminal, 24, 80);
-        let side = || Stdio::from(ioctl_tiocgptpeer(&terminal, flags).expect("open the terminal's other side"));
+        let side = || {
+            Stdio::from(
+                ioctl_tiocgptpeer(&terminal, flags).expect("open the terminal's other side"),
+            )
+        };
         // It makes the terminal the command's own, so that a change of its size is told (SIGWINCH).
         let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(program).args(args).env("TERM", "xterm").stdin(side()).stdout(side()).stderr(side());
+        command
+            .arg("--ctty")
+            .arg(program)
+            .args(args)
+            .env("TERM", "xterm")
+            .stdin(side())
+            .stdout(side())
+            .stderr(side());
         engine.set_environment(&mut command);
         let shown = format!("{} {}", program.display(), args.join(" "));
-        let child = command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}"));
-        Self { terminal, child, command: shown, screen: Vec::new(), seen: 0 }
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{shown}: {error}"));
+        Self {
+            terminal,
+            child,
+            command: shown,
+            screen: Vec::new(),
+            seen: 0,
+        }
     }
 
     /// Gives the terminal another size.
@@ -64,31 +83,57 @@ impl Pty {
         let begin = Instant::now();
         let mut open = true;
         loop {
-            if let Some(at) = self.screen[self.seen..].windows(text.len()).position(|window| window == text.as_bytes()) {
+            if let Some(at) = self.screen[self.seen..]
+                .windows(text.len())
+                .position(|window| window == text.as_bytes())
+            {
                 self.seen += at + text.len();
                 return;
             }
-            assert!(open, "{}: ended before {text:?} appeared: {:?}", self.command, self.screen());
-            assert!(begin.elapsed() < PATIENCE, "{}: waited in vain for {text:?}: {:?}", self.command, self.screen());
+            assert!(
+                open,
+                "{}: ended before {text:?} appeared: {:?}",
+                self.command,
+                self.screen()
+            );
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "{}: waited in vain for {text:?}: {:?}",
+                self.command,
+                self.screen()
+            );
             open = self.read();
         }
     }
 
-    /// Presses keys again and again until the terminal shows `text`: for what takes keys only once it is ready.
+    /// Presses keys again and again until the terminal shows `text`: for what takes keys only once
+    /// it is ready.
     #[track_caller]
     pub fn insist(&mut self, keys: &str, text: &str) {
         let begin = Instant::now();
         loop {
             self.keys(keys);
             for _ in 0..5 {
-                let found = self.screen[self.seen..].windows(text.len()).position(|window| window == text.as_bytes());
+                let found = self.screen[self.seen..]
+                    .windows(text.len())
+                    .position(|window| window == text.as_bytes());
                 if let Some(at) = found {
                     self.seen += at + text.len();
                     return;
                 }
-                assert!(self.read(), "{}: ended before {text:?} appeared: {:?}", self.command, self.screen());
+                assert!(
+                    self.read(),
+                    "{}: ended before {text:?} appeared: {:?}",
+                    self.command,
+                    self.screen()
+                );
             }
-            assert!(begin.elapsed() < PATIENCE, "{}: waited in vain for {text:?}: {:?}", self.command, self.screen());
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "{}: waited in vain for {text:?}: {:?}",
+                self.command,
+                self.screen()
+            );
         }
     }
 
@@ -107,28 +152,43 @@ impl Pty {
                 while self.read_now() {}
                 return status.code().unwrap_or(-1);
             }
-            assert!(begin.elapsed() < PATIENCE, "{}: still running: {:?}", self.command, self.screen());
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "{}: still running: {:?}",
+                self.command,
+                self.screen()
+            );
             if !open {
                 std::thread::sleep(crate::POLL);
             }
         }
     }
 
-    /// Reads what comes within a tenth of a second; false when nobody has the other side open any more.
+    /// Reads what comes within a tenth of a second; false when nobody has the other side open any
+    /// more.
     fn read(&mut self) -> bool {
-        const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        const WAIT: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
         self.read_within(&WAIT).unwrap_or(false)
     }
 
     /// Whether something was there to be read.
     fn read_now(&mut self) -> bool {
-        const NONE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        const NONE: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         let before = self.screen.len();
         self.read_within(&NONE).is_ok() && self.screen.len() > before
     }
 
     fn read_within(&mut self, wait: &Timespec) -> rustix::io::Result<bool> {
-        let ready = poll(&mut [PollFd::new(&self.terminal, PollFlags::IN)], Some(wait))?;
+        let ready = poll(
+            &mut [PollFd::new(&self.terminal, PollFlags::IN)],
+            Some(wait),
+        )?;
         if ready == 0 {
             return Ok(true);
         }
@@ -141,7 +201,12 @@ impl Pty {
 
 #[track_caller]
 fn set_size(terminal: &OwnedFd, rows: u16, columns: u16) {
-    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     tcsetwinsize(terminal, size).expect("set the terminal's size");
 }
 

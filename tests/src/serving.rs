@@ -9,7 +9,8 @@ use crate::{Cli, eventually};
 /// Serves one word over HTTP.
 pub const SERVES: &str = "mkdir -p /w; echo \"$0\" >/w/index.html; exec httpd -f -p 80 -h /w";
 
-/// `run -d --name NAME FLAGS busybox sh -c SCRIPT WORD`: a container on a network, `NAME` being its word.
+/// `run -d --name NAME FLAGS busybox sh -c SCRIPT WORD`: a container on a network, `NAME` being its
+/// word.
 #[track_caller]
 pub fn up(cli: Cli<'_>, name: &str, flags: &[&str], script: &str) {
     let mut args = vec!["run", "-d", "--name", name];
@@ -27,7 +28,15 @@ pub fn inside(cli: Cli<'_>, name: &str, script: &str) -> String {
 #[track_caller]
 pub fn published(cli: Cli<'_>, name: &str) -> SocketAddr {
     let text = cli.run(&["port", name]).ok();
-    text.lines().next().unwrap().split(" -> ").nth(1).unwrap().replace("0.0.0.0", "127.0.0.1").parse().unwrap()
+    text.lines()
+        .next()
+        .unwrap()
+        .split(" -> ")
+        .nth(1)
+        .unwrap()
+        .replace("0.0.0.0", "127.0.0.1")
+        .parse()
+        .unwrap()
 }
 
 pub fn fetch(address: SocketAddr) -> Option<String> {
@@ -36,7 +45,9 @@ pub fn fetch(address: SocketAddr) -> Option<String> {
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
-    text.split("\r\n\r\n").nth(1).map(|body| body.trim().to_owned())
+    text.split("\r\n\r\n")
+        .nth(1)
+        .map(|body| body.trim().to_owned())
 }
 
 #[track_caller]

@@ -31,8 +31,21 @@ pub struct Entry<'a> {
 
 impl<'a> Entry<'a> {
     pub fn new(path: &'a str, kind: Kind) -> Self {
-        let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
-        Self { path, kind, mode, owner: (0, 0), target: "", device: (0, 0), mtime: 1_704_067_200, content: b"" }
+        let mode = if kind == Kind::Directory {
+            0o755
+        } else {
+            0o644
+        };
+        Self {
+            path,
+            kind,
+            mode,
+            owner: (0, 0),
+            target: "",
+            device: (0, 0),
+            mtime: 1_704_067_200,
+            content: b"",
+        }
     }
 }
 
@@ -49,12 +62,19 @@ impl Tar {
 
     #[must_use]
     pub fn file(self, path: &str, content: impl AsRef<[u8]>) -> Self {
-        self.entry(&Entry { content: content.as_ref(), ..Entry::new(path, Kind::File) })
+        self.entry(&Entry {
+            content: content.as_ref(),
+            ..Entry::new(path, Kind::File)
+        })
     }
 
     #[must_use]
     pub fn program(self, path: &str, content: impl AsRef<[u8]>) -> Self {
-        self.entry(&Entry { content: content.as_ref(), mode: 0o755, ..Entry::new(path, Kind::File) })
+        self.entry(&Entry {
+            content: content.as_ref(),
+            mode: 0o755,
+            ..Entry::new(path, Kind::File)
+        })
     }
 
     #[must_use]
@@ -64,12 +84,19 @@ impl Tar {
 
     #[must_use]
     pub fn symlink(self, path: &str, target: &str) -> Self {
-        self.entry(&Entry { target, mode: 0o777, ..Entry::new(path, Kind::Symlink) })
+        self.entry(&Entry {
+            target,
+            mode: 0o777,
+            ..Entry::new(path, Kind::Symlink)
+        })
     }
 
     #[must_use]
     pub fn hard_link(self, path: &str, target: &str) -> Self {
-        self.entry(&Entry { target, ..Entry::new(path, Kind::HardLink) })
+        self.entry(&Entry {
+            target,
+            ..Entry::new(path, Kind::HardLink)
+        })
     }
 
     #[must_use]
@@ -79,7 +106,11 @@ impl Tar {
 
     #[must_use]
     pub fn device(self, path: &str, major: u32, minor: u32) -> Self {
-        self.entry(&Entry { device: (major, minor), mode: 0o666, ..Entry::new(path, Kind::CharDevice) })
+        self.entry(&Entry {
+            device: (major, minor),
+            mode: 0o666,
+            ..Entry::new(path, Kind::CharDevice)
+        })
     }
 
     /// Appends an extended header (POSIX pax) for the entry that follows.
@@ -89,10 +120,17 @@ impl Tar {
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
             // The length counts its own digits.
-            let length = (1..=10).map(|digits| rest + digits).find(|length| length.to_string().len() + rest == *length);
-            content.extend_from_slice(format!("{} {key}={value}\n", length.unwrap_or_default()).as_bytes());
+            let length = (1..=10)
+                .map(|digits| rest + digits)
+                .find(|length| length.to_string().len() + rest == *length);
+            content.extend_from_slice(
+                format!("{} {key}={value}\n", length.unwrap_or_default()).as_bytes(),
+            );
         }
-        self.entry(&Entry { content: &content, ..Entry::new("pax", Kind::Pax) })
+        self.entry(&Entry {
+            content: &content,
+            ..Entry::new("pax", Kind::Pax)
+        })
     }
 
     /// Appends an entry with everything as given, right or wrong.
@@ -103,7 +141,11 @@ impl Tar {
     pub fn entry(mut self, entry: &Entry<'_>) -> Self {
         let mut header = [0u8; BLOCK];
         let mut put = |at: usize, room: usize, bytes: &[u8]| {
-            assert!(bytes.len() <= room, "{:?} is too long for a header", entry.path);
+            assert!(
+                bytes.len() <= room,
+                "{:?} is too long for a header",
+                entry.path
+            );
             header[at..at + bytes.len()].copy_from_slice(bytes);
         };
         let octal = |value: u64, digits: usize| format!("{value:0digits$o}").into_bytes();
@@ -160,7 +202,11 @@ pub fn read(mut archive: &[u8]) -> Vec<Found> {
         if header.iter().all(|byte| *byte == 0) {
             break;
         }
-        assert!(header[257..262] == *b"ustar", "not a tar header: {:?}", String::from_utf8_lossy(&header[..100]));
+        assert!(
+            header[257..262] == *b"ustar",
+            "not a tar header: {:?}",
+            String::from_utf8_lossy(&header[..100])
+        );
         let size = usize::try_from(number(&header[124..136])).expect("a size");
         let (content, rest) = (&rest[..size], &rest[size.next_multiple_of(BLOCK)..]);
         archive = rest;
@@ -170,11 +216,24 @@ pub fn read(mut archive: &[u8]) -> Vec<Found> {
             b'x' => long_name = pax_path(content).or(long_name),
             b'g' | b'K' => {}
             kind => {
-                let prefix = if header[257..263] == *b"ustar\0" { text(&header[345..500]) } else { String::new() };
+                let prefix = if header[257..263] == *b"ustar\0" {
+                    text(&header[345..500])
+                } else {
+                    String::new()
+                };
                 let short = text(&header[..100]);
-                let path = long_name.take().unwrap_or_else(|| if prefix.is_empty() { short } else { format!("{prefix}/{short}") });
+                let path = long_name.take().unwrap_or_else(|| {
+                    if prefix.is_empty() {
+                        short
+                    } else {
+                        format!("{prefix}/{short}")
+                    }
+                });
                 found.push(Found {
-                    path: path.trim_start_matches("./").trim_end_matches('/').to_owned(),
+                    path: path
+                        .trim_start_matches("./")
+                        .trim_end_matches('/')
+                        .to_owned(),
                     kind: if kind == 0 { b'0' } else { kind },
                     mode: number(&header[100..108]),
                     owner: (number(&header[108..116]), number(&header[116..124])),
@@ -197,7 +256,10 @@ pub fn file(archive: &[u8], path: &str) -> Vec<u8> {
     let entries = read(archive);
     let mut wanted = path.to_owned();
     loop {
-        let entry = entries.iter().find(|entry| entry.path == wanted).unwrap_or_else(|| panic!("no {wanted} in the archive"));
+        let entry = entries
+            .iter()
+            .find(|entry| entry.path == wanted)
+            .unwrap_or_else(|| panic!("no {wanted} in the archive"));
         if entry.kind != Kind::HardLink as u8 {
             return entry.content.clone();
         }
@@ -206,19 +268,26 @@ pub fn file(archive: &[u8], path: &str) -> Vec<u8> {
 }
 
 fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// Octal digits, or the base-256 form that GNU's tar has for large numbers.
 fn number(bytes: &[u8]) -> u64 {
     if bytes[0] & 0x80 != 0 {
-        return bytes[1..].iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        return bytes[1..]
+            .iter()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte));
     }
     u64::from_str_radix(text(bytes).trim(), 8).unwrap_or(0)
 }
 
 /// The path in an extended header: lines of `LENGTH KEY=VALUE`.
 fn pax_path(content: &[u8]) -> Option<String> {
-    text(content).lines().find_map(|line| line.split_once(" path=").map(|(_, path)| path.to_owned()))
+    text(content)
+        .lines()
+        .find_map(|line| line.split_once(" path=").map(|(_, path)| path.to_owned()))
 }

@@ -1,6 +1,10 @@
-//! What requests and answers of the Engine API look like: empty and absent fields, and what older versions have
-//! otherwise.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+//! What requests and answers of the Engine API look like: empty and absent fields, and what older
+//! versions have otherwise.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use serde_json::{Value, json};
 use whelk_tests::{Engine, Program, tar};
@@ -13,7 +17,17 @@ fn import(engine: &Engine, name: &str, changes: &[&str]) {
 fn what_a_container_leaves_open_comes_from_its_image_or_stays_empty() {
     let engine = Engine::start();
     import(&engine, "bare", &[]);
-    import(&engine, "full", &[r#"ENTRYPOINT ["e"]"#, r#"CMD ["c"]"#, "ENV A=1", "WORKDIR /w", "VOLUME /v"]);
+    import(
+        &engine,
+        "full",
+        &[
+            r#"ENTRYPOINT ["e"]"#,
+            r#"CMD ["c"]"#,
+            "ENV A=1",
+            "WORKDIR /w",
+            "VOLUME /v",
+        ],
+    );
     let made = |image: &str, mut body: Value| {
         body["Image"] = json!(image);
         body["HostConfig"] = json!({"NetworkMode": "none"});
@@ -24,23 +38,66 @@ fn what_a_container_leaves_open_comes_from_its_image_or_stays_empty() {
         Ok(engine.inspect(answer["Id"].as_str().unwrap()))
     };
     let command = |image: &str, body: Value| {
-        made(image, body).map(|shown| json!([shown["Config"]["Entrypoint"], shown["Config"]["Cmd"], shown["Path"], shown["Args"]]))
+        made(image, body).map(|shown| {
+            json!([
+                shown["Config"]["Entrypoint"],
+                shown["Config"]["Cmd"],
+                shown["Path"],
+                shown["Args"]
+            ])
+        })
     };
     for (image, body, expected) in [
         ("bare", json!({"Cmd": ["x"]}), json!([null, ["x"], "x", []])),
-        ("bare", json!({"Entrypoint": ["z"], "Cmd": []}), json!([["z"], [], "z", []])),
-        ("bare", json!({"Entrypoint": [], "Cmd": ["q"]}), json!([[], ["q"], "q", []])),
-        ("bare", json!({"Entrypoint": [""], "Cmd": ["k"]}), json!([null, ["k"], "k", []])),
+        (
+            "bare",
+            json!({"Entrypoint": ["z"], "Cmd": []}),
+            json!([["z"], [], "z", []]),
+        ),
+        (
+            "bare",
+            json!({"Entrypoint": [], "Cmd": ["q"]}),
+            json!([[], ["q"], "q", []]),
+        ),
+        (
+            "bare",
+            json!({"Entrypoint": [""], "Cmd": ["k"]}),
+            json!([null, ["k"], "k", []]),
+        ),
         ("full", json!({}), json!([["e"], ["c"], "e", ["c"]])),
-        ("full", json!({"Cmd": []}), json!([["e"], ["c"], "e", ["c"]])),
-        ("full", json!({"Entrypoint": [], "Cmd": []}), json!([[], ["c"], "c", []])),
-        ("full", json!({"Entrypoint": []}), json!([[], ["c"], "c", []])),
-        ("full", json!({"Entrypoint": ["z"]}), json!([["z"], null, "z", []])),
-        ("full", json!({"Cmd": "one two"}), json!([["e"], ["one two"], "e", ["one two"]])),
+        (
+            "full",
+            json!({"Cmd": []}),
+            json!([["e"], ["c"], "e", ["c"]]),
+        ),
+        (
+            "full",
+            json!({"Entrypoint": [], "Cmd": []}),
+            json!([[], ["c"], "c", []]),
+        ),
+        (
+            "full",
+            json!({"Entrypoint": []}),
+            json!([[], ["c"], "c", []]),
+        ),
+        (
+            "full",
+            json!({"Entrypoint": ["z"]}),
+            json!([["z"], null, "z", []]),
+        ),
+        (
+            "full",
+            json!({"Cmd": "one two"}),
+            json!([["e"], ["one two"], "e", ["one two"]]),
+        ),
     ] {
         assert_eq!(command(image, body.clone()), Ok(expected), "{image} {body}");
     }
-    for body in [json!({"Entrypoint": [], "Cmd": []}), json!({"Cmd": []}), json!({"Entrypoint": [""]})] {
+    for body in [
+        json!({"Entrypoint": [], "Cmd": []}),
+        json!({"Cmd": []}),
+        json!({"Entrypoint": [""]}),
+    ] {
         assert_eq!(command("bare", body), Err("no command specified".into()));
     }
     let empty = json!({
@@ -48,12 +105,27 @@ fn what_a_container_leaves_open_comes_from_its_image_or_stays_empty() {
     });
     let fields = |image: &str| {
         let shown = made(image, empty.clone()).unwrap();
-        ["Env", "Volumes", "Labels", "ExposedPorts", "WorkingDir", "Shell", "OnBuild"]
-            .map(|field| shown["Config"].get(field).map_or_else(|| "absent".into(), Value::to_string))
-            .join(" ")
+        [
+            "Env",
+            "Volumes",
+            "Labels",
+            "ExposedPorts",
+            "WorkingDir",
+            "Shell",
+            "OnBuild",
+        ]
+        .map(|field| {
+            shown["Config"]
+                .get(field)
+                .map_or_else(|| "absent".into(), Value::to_string)
+        })
+        .join(" ")
     };
     assert_eq!(fields("bare"), r#"null null {} absent "" absent null"#);
-    assert_eq!(fields("full"), r#"["A=1"] {"/v":{}} {} absent "/w" absent null"#);
+    assert_eq!(
+        fields("full"),
+        r#"["A=1"] {"/v":{}} {} absent "/w" absent null"#
+    );
     // Lists and maps of the host's part are what was sent.
     let bindings = |host: Value| {
         let body = json!({"Image": "busybox", "HostConfig": host});
@@ -62,8 +134,14 @@ fn what_a_container_leaves_open_comes_from_its_image_or_stays_empty() {
         json!([host["PortBindings"], host["Binds"], host["CapAdd"]])
     };
     assert_eq!(bindings(json!({})), json!([null, null, null]));
-    assert_eq!(bindings(json!({"PortBindings": {}, "Binds": [], "CapAdd": []})), json!([{}, [], []]));
-    assert_eq!(bindings(json!({"CapAdd": "NET_ADMIN"})), json!([null, null, ["NET_ADMIN"]]));
+    assert_eq!(
+        bindings(json!({"PortBindings": {}, "Binds": [], "CapAdd": []})),
+        json!([{}, [], []])
+    );
+    assert_eq!(
+        bindings(json!({"CapAdd": "NET_ADMIN"})),
+        json!([null, null, ["NET_ADMIN"]])
+    );
 }
 
 #[test]
@@ -80,13 +158,32 @@ fn an_image_has_all_fields_that_clients_read() {
         for field in ["Hostname", "Domainname", "Image"] {
             assert_eq!(config[field], "", "1.{minor} {field}");
         }
-        for field in ["AttachStdin", "AttachStdout", "AttachStderr", "Tty", "OpenStdin", "StdinOnce"] {
+        for field in [
+            "AttachStdin",
+            "AttachStdout",
+            "AttachStderr",
+            "Tty",
+            "OpenStdin",
+            "StdinOnce",
+        ] {
             assert_eq!(config[field], false, "1.{minor} {field}");
         }
     }
     let listed = |version: &str| engine.get(&format!("{version}/images/json"))[0].clone();
-    assert_eq!((listed("")["Containers"].as_i64(), listed("/v1.50")["Containers"].as_i64()), (Some(0), Some(-1)));
-    assert_eq!((listed("/v1.43").get("VirtualSize").is_some(), listed("/v1.44").get("VirtualSize").is_some()), (true, false));
+    assert_eq!(
+        (
+            listed("")["Containers"].as_i64(),
+            listed("/v1.50")["Containers"].as_i64()
+        ),
+        (Some(0), Some(-1))
+    );
+    assert_eq!(
+        (
+            listed("/v1.43").get("VirtualSize").is_some(),
+            listed("/v1.44").get("VirtualSize").is_some()
+        ),
+        (true, false)
+    );
 }
 
 #[test]
@@ -97,27 +194,56 @@ fn a_running_container_tells_where_its_parts_are() {
         engine.create(&name, &json!({"Image": "busybox", "Cmd": ["sleep", "600"], "HostConfig": {"NetworkMode": mode}}));
         let before = engine.inspect(&name);
         assert_eq!(before["NetworkSettings"]["SandboxID"], "", "{mode}");
-        assert_eq!(engine.api("POST", &format!("/containers/{name}/start"), None).0, 204, "{mode}");
+        assert_eq!(
+            engine
+                .api("POST", &format!("/containers/{name}/start"), None)
+                .0,
+            204,
+            "{mode}"
+        );
         let shown = engine.inspect(&name);
         // An address that tools can read, and not one where nothing is mounted.
-        let merged = shown["GraphDriver"]["Data"]["MergedDir"].as_str().unwrap().to_owned();
-        assert!(std::path::Path::new(&merged).join("bin/busybox").exists(), "{merged}");
+        let merged = shown["GraphDriver"]["Data"]["MergedDir"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert!(
+            std::path::Path::new(&merged).join("bin/busybox").exists(),
+            "{merged}"
+        );
         shown["NetworkSettings"].clone()
     };
     for mode in ["host", "none", "bridge"] {
         let shown = network(mode);
         let id = shown["Networks"][mode]["EndpointID"].as_str().unwrap();
-        assert_eq!((id.len(), shown["SandboxID"].as_str().unwrap().len()), (64, 64), "{mode}: {shown}");
+        assert_eq!(
+            (id.len(), shown["SandboxID"].as_str().unwrap().len()),
+            (64, 64),
+            "{mode}: {shown}"
+        );
         assert!(!shown["SandboxKey"].as_str().unwrap().is_empty(), "{mode}");
         let members = engine.get(&format!("/networks/{mode}"))["Containers"].clone();
-        let member = members.as_object().unwrap().values().find(|member| member["Name"] == mode).unwrap();
+        let member = members
+            .as_object()
+            .unwrap()
+            .values()
+            .find(|member| member["Name"] == mode)
+            .unwrap();
         assert_eq!(member["EndpointID"], id, "{mode}");
     }
     for mode in ["host", "none"] {
         engine.docker(&["kill", mode]).ok();
         engine.await_state(mode, "exited");
-        assert_eq!(engine.inspect(mode)["NetworkSettings"]["Networks"][mode]["EndpointID"], "", "{mode}");
-        assert_eq!(engine.get(&format!("/networks/{mode}"))["Containers"], json!({}), "{mode}");
+        assert_eq!(
+            engine.inspect(mode)["NetworkSettings"]["Networks"][mode]["EndpointID"],
+            "",
+            "{mode}"
+        );
+        assert_eq!(
+            engine.get(&format!("/networks/{mode}"))["Containers"],
+            json!({}),
+            "{mode}"
+        );
     }
 }
 
@@ -134,37 +260,69 @@ fn hardware_addresses_and_names_are_shown_where_clients_look() {
     let short = &id[..12];
     let inspected = |version: &str| engine.get(&format!("{version}/containers/named/json"));
     assert_eq!(inspected("")["Config"]["MacAddress"], "02:42:ac:11:00:78");
-    assert_eq!(inspected("")["NetworkSettings"]["Networks"]["net"]["Aliases"], json!(["alias"]));
-    assert_eq!(inspected("/v1.44")["NetworkSettings"]["Networks"]["net"]["Aliases"], json!(["alias", short]), "as it was before 1.45");
+    assert_eq!(
+        inspected("")["NetworkSettings"]["Networks"]["net"]["Aliases"],
+        json!(["alias"])
+    );
+    assert_eq!(
+        inspected("/v1.44")["NetworkSettings"]["Networks"]["net"]["Aliases"],
+        json!(["alias", short]),
+        "as it was before 1.45"
+    );
     let listed = |version: &str| engine.get(&format!("{version}/containers/json?all=1"))[0].clone();
     let network = listed("")["NetworkSettings"]["Networks"]["net"].clone();
-    assert_eq!((&network["Aliases"], &network["DNSNames"]), (&Value::Null, &Value::Null), "lists do not have them");
-    assert_eq!(listed("/v1.46")["HostConfig"], json!({"NetworkMode": "net", "Annotations": {"x": "y"}}));
-    assert_eq!(listed("/v1.45")["HostConfig"], json!({"NetworkMode": "net"}));
+    assert_eq!(
+        (&network["Aliases"], &network["DNSNames"]),
+        (&Value::Null, &Value::Null),
+        "lists do not have them"
+    );
+    assert_eq!(
+        listed("/v1.46")["HostConfig"],
+        json!({"NetworkMode": "net", "Annotations": {"x": "y"}})
+    );
+    assert_eq!(
+        listed("/v1.45")["HostConfig"],
+        json!({"NetworkMode": "net"})
+    );
     // One address for the whole container was the way before 1.44.
     let warnings = |version: &str| {
         let body = json!({"Image": "busybox", "MacAddress": "02:42:ac:11:00:01"});
-        engine.api("POST", &format!("{version}/containers/create"), Some(&body)).1["Warnings"].clone()
+        engine
+            .api("POST", &format!("{version}/containers/create"), Some(&body))
+            .1["Warnings"]
+            .clone()
     };
     let deprecated = "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead.";
-    assert_eq!((warnings("/v1.43"), warnings("/v1.44")), (json!([]), json!([deprecated])));
+    assert_eq!(
+        (warnings("/v1.43"), warnings("/v1.44")),
+        (json!([]), json!([deprecated]))
+    );
 }
 
 #[test]
 fn settings_of_later_versions_are_refused_or_ignored() {
     let engine = Engine::start();
     engine.docker(&["network", "create", "net"]).ok();
-    let create = |version: &str, body: &Value| engine.api("POST", &format!("{version}/containers/create"), Some(body));
+    let create = |version: &str, body: &Value| {
+        engine.api("POST", &format!("{version}/containers/create"), Some(body))
+    };
     let two = json!({
         "Image": "busybox", "HostConfig": {"NetworkMode": "net"}, "NetworkingConfig": {"EndpointsConfig": {"net": {}, "bridge": {}}},
     });
     let mount = |mount: Value| json!({"Image": "busybox", "HostConfig": {"NetworkMode": "none", "Mounts": [mount]}});
     for (before, since, body, text) in [
-        ("/v1.43", "/v1.44", two, "Container cannot be created with multiple network endpoints: bridge, net"),
+        (
+            "/v1.43",
+            "/v1.44",
+            two,
+            "Container cannot be created with multiple network endpoints: bridge, net",
+        ),
         (
             "/v1.44",
             "/v1.45",
-            mount(json!({"Type": "volume", "Source": "vol", "Target": "/v", "VolumeOptions": {"Subpath": "x"}})),
+            mount(
+                json!({"Type": "volume", "Source": "vol", "Target": "/v", "VolumeOptions": {"Subpath": "x"}}),
+            ),
             "VolumeOptions.Subpath needs API v1.45 or newer",
         ),
         (
@@ -181,12 +339,17 @@ fn settings_of_later_versions_are_refused_or_ignored() {
     }
     let kinds = |version: &str, name: &str| {
         let body = json!({"Name": name, "EnableIPv4": false, "EnableIPv6": true});
-        let (status, answer) = engine.api("POST", &format!("{version}/networks/create"), Some(&body));
+        let (status, answer) =
+            engine.api("POST", &format!("{version}/networks/create"), Some(&body));
         assert_eq!(status, 201, "{answer}");
         let shown = engine.get(&format!("/networks/{name}"));
         (shown["EnableIPv4"].clone(), shown["EnableIPv6"].clone())
     };
-    assert_eq!(kinds("/v1.47", "old"), (json!(true), json!(true)), "every network had IPv4 before 1.48");
+    assert_eq!(
+        kinds("/v1.47", "old"),
+        (json!(true), json!(true)),
+        "every network had IPv4 before 1.48"
+    );
     assert_eq!(kinds("/v1.48", "new"), (json!(false), json!(true)));
 }
 
@@ -194,22 +357,55 @@ fn settings_of_later_versions_are_refused_or_ignored() {
 fn info_and_version_have_what_clients_print() {
     let engine = Engine::start();
     let info = engine.get("/info");
-    assert_eq!((&info["Debug"], &info["FirewallBackend"]), (&json!(false), &json!({"Driver": "nftables"})));
+    assert_eq!(
+        (&info["Debug"], &info["FirewallBackend"]),
+        (&json!(false), &json!({"Driver": "nftables"}))
+    );
     assert_eq!(info["IndexServerAddress"], "https://index.docker.io/v1/");
-    assert_eq!(info["RegistryConfig"]["IndexConfigs"]["docker.io"]["Official"], true);
-    assert_eq!((info.get("BridgeNfIptables"), info["CDISpecDirs"].as_array().map(Vec::len)), (None, Some(0)));
-    let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim() == "1";
+    assert_eq!(
+        info["RegistryConfig"]["IndexConfigs"]["docker.io"]["Official"],
+        true
+    );
+    assert_eq!(
+        (
+            info.get("BridgeNfIptables"),
+            info["CDISpecDirs"].as_array().map(Vec::len)
+        ),
+        (None, Some(0))
+    );
+    let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")
+        .unwrap()
+        .trim()
+        == "1";
     assert_eq!(info["IPv4Forwarding"], forwarding);
     let old = engine.get("/v1.48/info");
-    assert!(old["BridgeNfIptables"].is_boolean() && old["BridgeNfIp6tables"].is_boolean() && old.get("FirewallBackend").is_none());
+    assert!(
+        old["BridgeNfIptables"].is_boolean()
+            && old["BridgeNfIp6tables"].is_boolean()
+            && old.get("FirewallBackend").is_none()
+    );
     let version = engine.get("/version");
-    let names: Vec<&str> = version["Components"].as_array().unwrap().iter().map(|part| part["Name"].as_str().unwrap()).collect();
+    let names: Vec<&str> = version["Components"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|part| part["Name"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["Engine", "whelk-oci", "whelk-init"]);
     for program in [Program::Docker, Program::Whelk] {
         let text = engine.cli(program).run(&["version"]).ok();
-        assert!(text.contains("whelk-oci:\n  Version:"), "{program:?}: {text}");
+        assert!(
+            text.contains("whelk-oci:\n  Version:"),
+            "{program:?}: {text}"
+        );
         let text = engine.cli(program).run(&["info"]).ok();
-        let memory = text.lines().find_map(|line| line.trim().strip_prefix("Total Memory: ")).unwrap();
-        assert!(memory.ends_with("GiB") || memory.ends_with("MiB"), "{program:?}: {memory}");
+        let memory = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Total Memory: "))
+            .unwrap();
+        assert!(
+            memory.ends_with("GiB") || memory.ends_with("MiB"),
+            "{program:?}: {memory}"
+        );
     }
 }

@@ -1,5 +1,9 @@
 //! Further processes in a container, and connections to those that run there.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::io::Write;
@@ -14,11 +18,27 @@ fn exec_passes_on_streams_and_status() {
         cli.up("up", &[], &["sleep", "600"]);
         let output = cli.run(&["exec", "up", "sh", "-c", "echo out; echo err >&2; exit 7"]);
         output.exits(7);
-        assert_eq!((output.out().as_str(), output.err().as_str()), ("out\n", "err\n"));
-        cli.run(&["exec", "up", "sh", "-c", "kill -9 $$"]).exits(137);
-        cli.run(&["exec", "up", "sh", "-c", "kill -TERM $$"]).exits(143);
-        assert_eq!(cli.feed(&["exec", "-i", "up", "sh", "-c", "cat; echo end"], b"through\n").ok(), "through\nend");
-        assert_eq!(cli.feed(&["exec", "up", "cat"], b"not for it").ok(), "", "without -i nothing is passed in");
+        assert_eq!(
+            (output.out().as_str(), output.err().as_str()),
+            ("out\n", "err\n")
+        );
+        cli.run(&["exec", "up", "sh", "-c", "kill -9 $$"])
+            .exits(137);
+        cli.run(&["exec", "up", "sh", "-c", "kill -TERM $$"])
+            .exits(143);
+        assert_eq!(
+            cli.feed(
+                &["exec", "-i", "up", "sh", "-c", "cat; echo end"],
+                b"through\n"
+            )
+            .ok(),
+            "through\nend"
+        );
+        assert_eq!(
+            cli.feed(&["exec", "up", "cat"], b"not for it").ok(),
+            "",
+            "without -i nothing is passed in"
+        );
         let large = vec![b'x'; 3 << 20];
         assert_eq!(cli.feed(&["exec", "-i", "up", "cat"], &large).stdout, large);
     });
@@ -33,17 +53,54 @@ fn exec_of_what_cannot_run_has_dockers_statuses() {
             let all = cli.run(&[&["exec"][..], args].concat()).exits(code);
             assert!(all.contains(text), "{args:?}: {all}");
         };
-        check(&["up", "nosuch"], 127, "exec: \"nosuch\": executable file not found in $PATH");
-        check(&["up", "/etc/passwd"], 126, "exec: \"/etc/passwd\": permission denied");
-        check(&["up", "/etc"], 126, "exec: \"/etc\": is a directory: permission denied");
-        check(&["-w", "/nosuch", "up", "pwd"], 127, "no such file or directory");
-        check(&["-u", "nosuch", "up", "true"], 1, "unable to find user nosuch: no matching entries in passwd file");
+        check(
+            &["up", "nosuch"],
+            127,
+            "exec: \"nosuch\": executable file not found in $PATH",
+        );
+        check(
+            &["up", "/etc/passwd"],
+            126,
+            "exec: \"/etc/passwd\": permission denied",
+        );
+        check(
+            &["up", "/etc"],
+            126,
+            "exec: \"/etc\": is a directory: permission denied",
+        );
+        check(
+            &["-w", "/nosuch", "up", "pwd"],
+            127,
+            "no such file or directory",
+        );
+        check(
+            &["-u", "nosuch", "up", "true"],
+            1,
+            "unable to find user nosuch: no matching entries in passwd file",
+        );
         check(&["nosuch", "true"], 1, "No such container: nosuch");
-        check(&["-d", "up", "nosuch"], 1, "executable file not found in $PATH");
-        cli.run(&["create", "--network", "none", "--name", "made", "busybox", "true"]).ok();
+        check(
+            &["-d", "up", "nosuch"],
+            1,
+            "executable file not found in $PATH",
+        );
+        cli.run(&[
+            "create",
+            "--network",
+            "none",
+            "--name",
+            "made",
+            "busybox",
+            "true",
+        ])
+        .ok();
         check(&["made", "true"], 1, "is not running");
         cli.run(&["pause", "up"]).ok();
-        check(&["up", "true"], 1, "Container up is paused, unpause the container before exec");
+        check(
+            &["up", "true"],
+            1,
+            "Container up is paused, unpause the container before exec",
+        );
         assert_eq!(engine.inspect("up")["State"]["Status"], "paused");
     });
 }
@@ -53,20 +110,49 @@ fn exec_has_a_user_directory_and_environment_of_its_own() {
     Engine::start().both(|cli| {
         cli.up("up", &["-e", "A=b", "-w", "/tmp"], &["sleep", "600"]);
         let exec = |args: &[&str]| cli.run(&[&["exec"][..], args].concat()).ok();
-        assert_eq!(exec(&["up", "sh", "-c", "pwd; id -u; echo $A $HOME"]), "/tmp\n0\nb /root");
         assert_eq!(
-            exec(&["-u", "nobody", "-w", "/etc", "-e", "A=c", "-e", "X=y", "up", "sh", "-c", "pwd; id -un; echo $A $X $HOME"]),
+            exec(&["up", "sh", "-c", "pwd; id -u; echo $A $HOME"]),
+            "/tmp\n0\nb /root"
+        );
+        assert_eq!(
+            exec(&[
+                "-u",
+                "nobody",
+                "-w",
+                "/etc",
+                "-e",
+                "A=c",
+                "-e",
+                "X=y",
+                "up",
+                "sh",
+                "-c",
+                "pwd; id -un; echo $A $X $HOME"
+            ]),
             "/etc\nnobody\nc y /home"
         );
-        assert_eq!(exec(&["-u", "1000:10", "up", "id"]), "uid=1000 gid=10(wheel) groups=10(wheel)");
-        assert_eq!(exec(&["-t", "up", "sh", "-c", "tty; echo $TERM"]), "/dev/pts/0\r\nxterm");
+        assert_eq!(
+            exec(&["-u", "1000:10", "up", "id"]),
+            "uid=1000 gid=10(wheel) groups=10(wheel)"
+        );
+        assert_eq!(
+            exec(&["-t", "up", "sh", "-c", "tty; echo $TERM"]),
+            "/dev/pts/0\r\nxterm"
+        );
         // It lives where the container lives, and counts against its limits.
         let host = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         exec(&["-d", "up", "sh", "-c", "touch /tmp/made; exec sleep 300"]);
-        eventually("the detached exec to run", || (exec(&["up", "ls", "/tmp"]) == "made").then_some(()));
+        eventually("the detached exec to run", || {
+            (exec(&["up", "ls", "/tmp"]) == "made").then_some(())
+        });
         let top = cli.run(&["top", "up", "-o", "pid,args"]).ok();
-        let pid =
-            top.lines().find(|line| line.ends_with("sleep 300")).and_then(|line| line.split_whitespace().next()).unwrap().parse().unwrap();
+        let pid = top
+            .lines()
+            .find(|line| line.ends_with("sleep 300"))
+            .and_then(|line| line.split_whitespace().next())
+            .unwrap()
+            .parse()
+            .unwrap();
         assert_eq!(host(pid), host(cli.engine().pid("up")));
     });
 }
@@ -75,9 +161,19 @@ fn exec_has_a_user_directory_and_environment_of_its_own() {
 fn exec_can_be_inspected() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
-    let id = engine.create_exec("up", &json!({"Cmd": ["sh", "-c", "read x; exit 5"], "AttachStdin": true, "AttachStdout": true}));
+    let id = engine.create_exec(
+        "up",
+        &json!({"Cmd": ["sh", "-c", "read x; exit 5"], "AttachStdin": true, "AttachStdout": true}),
+    );
     let before = engine.get(&format!("/exec/{id}/json"));
-    assert_eq!((before["Running"].as_bool(), before["ExitCode"].is_null(), before["Pid"].as_i64()), (Some(false), true, Some(0)));
+    assert_eq!(
+        (
+            before["Running"].as_bool(),
+            before["ExitCode"].is_null(),
+            before["Pid"].as_i64()
+        ),
+        (Some(false), true, Some(0))
+    );
     let mut stream = engine.start_exec(&id, false);
     let running = eventually("it to run", || {
         let found = engine.get(&format!("/exec/{id}/json"));
@@ -92,17 +188,38 @@ fn exec_can_be_inspected() {
         (found["Running"] == false).then_some(found)
     });
     assert_eq!(after["ExitCode"], 5);
-    eventually("the container to forget it", || engine.inspect("up")["ExecIDs"].is_null().then_some(()));
-    let (status, answer) = engine.api("POST", &format!("/exec/{id}/start"), Some(&json!({"Detach": true})));
-    assert!(status >= 400 || answer.to_string().contains("has already run"), "{status} {answer}");
-    assert_eq!(engine.api("GET", "/exec/nosuch/json", None), (404, json!({"message": "No such exec instance: nosuch"})));
+    eventually("the container to forget it", || {
+        engine.inspect("up")["ExecIDs"].is_null().then_some(())
+    });
+    let (status, answer) = engine.api(
+        "POST",
+        &format!("/exec/{id}/start"),
+        Some(&json!({"Detach": true})),
+    );
+    assert!(
+        status >= 400 || answer.to_string().contains("has already run"),
+        "{status} {answer}"
+    );
+    assert_eq!(
+        engine.api("GET", "/exec/nosuch/json", None),
+        (404, json!({"message": "No such exec instance: nosuch"}))
+    );
 }
 
 #[test]
 fn a_terminal_session_can_be_left_and_entered_again() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
-        let mut first = cli.pty(&["run", "-it", "--name", "shell", "--network", "none", "busybox", "sh"]);
+        let mut first = cli.pty(&[
+            "run",
+            "-it",
+            "--name",
+            "shell",
+            "--network",
+            "none",
+            "busybox",
+            "sh",
+        ]);
         first.insist("echo mark$((1+1))\n", "mark2");
         first.keys("\x10\x11");
         assert_eq!(first.finish(), 0, "{}", first.screen());
@@ -111,7 +228,11 @@ fn a_terminal_session_can_be_left_and_entered_again() {
         second.insist("echo mark$((2+2))\n", "mark4");
         second.keys("\x10\x11");
         assert_eq!(second.finish(), 1, "{}", second.screen());
-        assert!(second.screen().contains("read escape sequence"), "{}", second.screen());
+        assert!(
+            second.screen().contains("read escape sequence"),
+            "{}",
+            second.screen()
+        );
         let mut third = cli.pty(&["attach", "--detach-keys", "ctrl-a,b", "shell"]);
         third.insist("echo mark$((3+3))\n", "mark6");
         third.keys("\x01b");
@@ -121,7 +242,10 @@ fn a_terminal_session_can_be_left_and_entered_again() {
         last.keys("exit 4\n");
         assert_eq!(last.finish(), 4, "{}", last.screen());
         engine.await_state("shell", "exited");
-        cli.run(&["attach", "shell"]).refuses(1, "You cannot attach to a stopped container, start it first");
+        cli.run(&["attach", "shell"]).refuses(
+            1,
+            "You cannot attach to a stopped container, start it first",
+        );
     });
 }
 
@@ -149,7 +273,17 @@ fn a_terminal_has_the_size_of_the_one_outside() {
 fn keys_that_interrupt_reach_the_program() {
     Engine::start().both(|cli| {
         let script = "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done";
-        let mut session = cli.pty(&["run", "-it", "--rm", "--network", "none", "busybox", "sh", "-c", script]);
+        let mut session = cli.pty(&[
+            "run",
+            "-it",
+            "--rm",
+            "--network",
+            "none",
+            "busybox",
+            "sh",
+            "-c",
+            script,
+        ]);
         session.expect("ready");
         session.keys("\x03");
         session.expect("caught");
@@ -160,9 +294,11 @@ fn keys_that_interrupt_reach_the_program() {
 #[test]
 fn a_terminal_is_demanded_where_there_is_none() {
     Engine::start().both(|cli| {
-        cli.run(&["run", "-it", "--rm", "--network", "none", "busybox", "true"]).refuses(1, "the input device is not a TTY");
+        cli.run(&["run", "-it", "--rm", "--network", "none", "busybox", "true"])
+            .refuses(1, "the input device is not a TTY");
         cli.up("up", &[], &["sleep", "600"]);
-        cli.run(&["exec", "-it", "up", "true"]).refuses(1, "the input device is not a TTY");
+        cli.run(&["exec", "-it", "up", "true"])
+            .refuses(1, "the input device is not a TTY");
     });
 }
 
@@ -190,7 +326,11 @@ fn several_clients_see_the_same_and_any_may_write() {
     late.expect("from the first\nfrom the second\nstill here\n");
     assert_eq!(engine.api("POST", "/containers/echo/kill", None).0, 204);
     other.to_end();
-    assert_eq!(silent.to_end(), (String::new(), String::new()), "it asked for standard error only");
+    assert_eq!(
+        silent.to_end(),
+        (String::new(), String::new()),
+        "it asked for standard error only"
+    );
 }
 
 #[test]
@@ -200,7 +340,12 @@ fn input_ends_with_the_first_client_only_if_asked() {
         let name = format!("once-{once}");
         let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "cat; echo end"], "OpenStdin": true, "StdinOnce": once, "HostConfig": {"NetworkMode": "none"}});
         engine.create(&name, &body);
-        assert_eq!(engine.api("POST", &format!("/containers/{name}/start"), None).0, 204);
+        assert_eq!(
+            engine
+                .api("POST", &format!("/containers/{name}/start"), None)
+                .0,
+            204
+        );
         let mut client = engine.attach(&name, "stream=1&stdin=1&stdout=1", true);
         client.write(b"in\n");
         client.expect("in\n");
@@ -224,14 +369,21 @@ fn attach_ends_with_the_programs_status() {
     Engine::start().both(|cli| {
         let gate = cli.engine().scratch(&format!("gate-{:?}", cli.program()));
         let script = "while [ ! -e /b/go ]; do echo tick; sleep 0.05; done; exit 3";
-        cli.up("ticks", &["-v", &format!("{}:/b", gate.display())], &["sh", "-c", script]);
+        cli.up(
+            "ticks",
+            &["-v", &format!("{}:/b", gate.display())],
+            &["sh", "-c", script],
+        );
         let mut attached = cli.spawn(&["attach", "--no-stdin", "ticks"]);
         attached.expect("tick\ntick\n");
         fs::write(gate.join("go"), "").unwrap();
         attached.finish().exits(3);
         cli.up("paused", &[], &["sleep", "600"]);
         cli.run(&["pause", "paused"]).ok();
-        cli.run(&["attach", "paused"]).refuses(1, "You cannot attach to a paused container, unpause it first");
+        cli.run(&["attach", "paused"]).refuses(
+            1,
+            "You cannot attach to a paused container, unpause it first",
+        );
     });
 }
 
@@ -241,7 +393,12 @@ fn large_output_arrives_whole_and_in_order() {
         let output = cli.sh(&[], "seq 200000");
         output.exits(0);
         let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
-        assert!(output.out() == expected, "{} of {} bytes", output.stdout.len(), expected.len());
+        assert!(
+            output.out() == expected,
+            "{} of {} bytes",
+            output.stdout.len(),
+            expected.len()
+        );
         cli.up("up", &[], &["sleep", "600"]);
         assert!(cli.run(&["exec", "up", "seq", "200000"]).out() == expected);
     });
@@ -251,7 +408,8 @@ fn large_output_arrives_whole_and_in_order() {
 fn detach_keys_that_are_none_are_refused() {
     Engine::start().both(|cli| {
         cli.up("up", &[], &["sleep", "600"]);
-        cli.run(&["exec", "--detach-keys", "bogus", "up", "true"]).refuses(1, "Invalid escape keys (bogus) provided");
+        cli.run(&["exec", "--detach-keys", "bogus", "up", "true"])
+            .refuses(1, "Invalid escape keys (bogus) provided");
     });
 }
 
@@ -260,11 +418,23 @@ fn a_program_that_closes_its_input_loses_no_output() {
     Engine::start().both(|cli| {
         cli.up("up", &[], &["sleep", "600"]);
         for round in 0..10 {
-            let mut running = cli.spawn(&["exec", "-i", "up", "sh", "-c", "exec 0</dev/null; sleep .3; seq 1 100000; exit 7"]);
+            let mut running = cli.spawn(&[
+                "exec",
+                "-i",
+                "up",
+                "sh",
+                "-c",
+                "exec 0</dev/null; sleep .3; seq 1 100000; exit 7",
+            ]);
             let mut input = running.stdin.take().unwrap();
-            let writer = std::thread::spawn(move || while input.write_all(&b"y\n".repeat(4096)).is_ok() {});
+            let writer =
+                std::thread::spawn(move || while input.write_all(&b"y\n".repeat(4096)).is_ok() {});
             let output = running.finish();
-            assert_eq!((output.exits(7).lines().last(), output.err().as_str()), (Some("100000"), ""), "round {round}");
+            assert_eq!(
+                (output.exits(7).lines().last(), output.err().as_str()),
+                (Some("100000"), ""),
+                "round {round}"
+            );
             writer.join().unwrap();
         }
     });
@@ -273,15 +443,29 @@ fn a_program_that_closes_its_input_loses_no_output() {
 #[test]
 fn nothing_of_a_stream_comes_before_the_client_has_the_head() {
     let engine = Engine::start();
-    engine.cli(Program::Docker).up("up", &[], &["sh", "-c", "while :; do echo tick; sleep .01; done"]);
-    let upgrade = [("Connection", "Upgrade"), ("Upgrade", "tcp"), ("Content-Type", "application/json")];
+    engine.cli(Program::Docker).up(
+        "up",
+        &[],
+        &["sh", "-c", "while :; do echo tick; sleep .01; done"],
+    );
+    let upgrade = [
+        ("Connection", "Upgrade"),
+        ("Upgrade", "tcp"),
+        ("Content-Type", "application/json"),
+    ];
     let check = |path: &str, body: &str| {
         let mut connection = Connection::open(&engine.socket()).unwrap();
-        connection.send("POST", path, &upgrade, body.as_bytes()).unwrap();
+        connection
+            .send("POST", path, &upgrade, body.as_bytes())
+            .unwrap();
         // A client that does not look at once finds all that was sent meanwhile.
         std::thread::sleep(Duration::from_millis(150));
         assert_eq!(connection.head().unwrap().0, 101, "{path}");
-        assert_eq!(connection.unread(), 0, "{path}: the stream came with the head");
+        assert_eq!(
+            connection.unread(),
+            0,
+            "{path}: the stream came with the head"
+        );
         assert!(connection.part().unwrap().is_some(), "{path}");
     };
     for _ in 0..5 {
@@ -300,9 +484,15 @@ fn a_stream_ends_at_its_end_or_two_seconds_after_its_process() {
         output.exits(4);
         assert_eq!(output.stdout.len(), 200_000);
         let begin = Instant::now();
-        assert_eq!(exec("echo first; (sleep 30; echo late) & exit 0").ok(), "first");
+        assert_eq!(
+            exec("echo first; (sleep 30; echo late) & exit 0").ok(),
+            "first"
+        );
         let taken = begin.elapsed();
-        assert!((Duration::from_millis(1900)..Duration::from_secs(6)).contains(&taken), "{taken:?}");
+        assert!(
+            (Duration::from_millis(1900)..Duration::from_secs(6)).contains(&taken),
+            "{taken:?}"
+        );
     });
 }
 
@@ -312,18 +502,34 @@ fn a_new_size_waits_for_the_start() {
     let cli = engine.cli(Program::Docker);
     cli.up("up", &[], &["sleep", "600"]);
     for round in 0..30 {
-        let id = engine.create_exec("up", &json!({"Cmd": ["sleep", "5"], "Tty": true, "AttachStdout": true}));
+        let id = engine.create_exec(
+            "up",
+            &json!({"Cmd": ["sleep", "5"], "Tty": true, "AttachStdout": true}),
+        );
         std::thread::scope(|scope| {
             let starting = scope.spawn(|| engine.start_exec(&id, true));
-            assert_eq!(engine.api("POST", &format!("/exec/{id}/resize?h=20&w=30"), None), (200, json!(null)), "round {round}");
+            assert_eq!(
+                engine.api("POST", &format!("/exec/{id}/resize?h=20&w=30"), None),
+                (200, json!(null)),
+                "round {round}"
+            );
             drop(starting.join());
         });
     }
-    assert_eq!(engine.api("POST", "/containers/up/resize?h=20&w=30", None).0, 200, "without a terminal there is nothing to do");
+    assert_eq!(
+        engine
+            .api("POST", "/containers/up/resize?h=20&w=30", None)
+            .0,
+        200,
+        "without a terminal there is nothing to do"
+    );
     let id = engine.create_exec("up", &json!({"Cmd": ["true"]}));
     engine.start_exec(&id, false).to_end();
     let gone = json!({"message": format!("NotFound: process does not exist {id}: not found")});
-    assert_eq!(engine.api("POST", &format!("/exec/{id}/resize?h=20&w=30"), None), (404, gone));
+    assert_eq!(
+        engine.api("POST", &format!("/exec/{id}/resize?h=20&w=30"), None),
+        (404, gone)
+    );
 }
 
 #[test]
@@ -332,14 +538,27 @@ fn a_client_that_attaches_during_a_start_is_attached() {
     let engine = &engine;
     let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "sleep .4; echo said"], "HostConfig": {"NetworkMode": "none"}});
     for round in 0..6 {
-        let names: Vec<String> = (0..4).map(|number| format!("race-{round}-{number}")).collect();
-        names.iter().for_each(|name| drop(engine.create(name, &body)));
+        let names: Vec<String> = (0..4)
+            .map(|number| format!("race-{round}-{number}"))
+            .collect();
+        names
+            .iter()
+            .for_each(|name| drop(engine.create(name, &body)));
         std::thread::scope(|scope| {
             for (name, delay) in names.iter().zip([0, 1, 2, 4]) {
-                scope.spawn(move || assert_eq!(engine.api("POST", &format!("/containers/{name}/start"), None).0, 204));
+                scope.spawn(move || {
+                    assert_eq!(
+                        engine
+                            .api("POST", &format!("/containers/{name}/start"), None)
+                            .0,
+                        204
+                    )
+                });
                 scope.spawn(move || {
                     std::thread::sleep(Duration::from_millis(delay));
-                    let said = engine.attach(name, "stream=1&stdout=1&stderr=1", true).to_end();
+                    let said = engine
+                        .attach(name, "stream=1&stdout=1&stderr=1", true)
+                        .to_end();
                     assert_eq!(said, ("said\n".to_owned(), String::new()), "{name}");
                 });
             }
@@ -350,14 +569,25 @@ fn a_client_that_attaches_during_a_start_is_attached() {
 #[test]
 fn the_third_interrupt_ends_the_command_line() {
     Engine::start().both(|cli| {
-        let mut running = cli.spawn(&["run", "--name", "deaf", "--network", "none", "busybox", "sleep", "60"]);
+        let mut running = cli.spawn(&[
+            "run",
+            "--name",
+            "deaf",
+            "--network",
+            "none",
+            "busybox",
+            "sleep",
+            "60",
+        ]);
         cli.engine().await_state("deaf", "running");
         for _ in 0..3 {
             // Signals of one kind that come at once are one.
             std::thread::sleep(Duration::from_millis(200));
             running.signal(rustix::process::Signal::INT);
         }
-        running.finish().refuses(1, "got 3 SIGTERM/SIGINTs, forcefully exiting");
+        running
+            .finish()
+            .refuses(1, "got 3 SIGTERM/SIGINTs, forcefully exiting");
         assert_eq!(cli.engine().state("deaf"), "running");
     });
 }
@@ -365,7 +595,16 @@ fn the_third_interrupt_ends_the_command_line() {
 #[test]
 fn a_shell_behind_init_has_its_terminal() {
     Engine::start().both(|cli| {
-        let mut shell = cli.pty(&["run", "-it", "--rm", "--init", "--network", "none", "busybox", "sh"]);
+        let mut shell = cli.pty(&[
+            "run",
+            "-it",
+            "--rm",
+            "--init",
+            "--network",
+            "none",
+            "busybox",
+            "sh",
+        ]);
         shell.expect("/ # ");
         // What says so is the terminal's own already when it says it.
         shell.keys("sh -c 'echo mark$((1+1)); exec sleep 60'\n");
@@ -375,15 +614,54 @@ fn a_shell_behind_init_has_its_terminal() {
         shell.keys("exit 5\n");
         assert_eq!(shell.finish(), 5, "{}", shell.screen());
         // Without a terminal, and with one that is not its input.
-        assert_eq!(cli.feed(&["run", "-i", "--rm", "--init", "--network", "none", "busybox", "cat"], b"through\n").ok(), "through");
-        assert_eq!(cli.run(&["run", "-t", "--rm", "--init", "--network", "none", "busybox", "echo", "said"]).ok(), "said");
+        assert_eq!(
+            cli.feed(
+                &[
+                    "run",
+                    "-i",
+                    "--rm",
+                    "--init",
+                    "--network",
+                    "none",
+                    "busybox",
+                    "cat"
+                ],
+                b"through\n"
+            )
+            .ok(),
+            "through"
+        );
+        assert_eq!(
+            cli.run(&[
+                "run",
+                "-t",
+                "--rm",
+                "--init",
+                "--network",
+                "none",
+                "busybox",
+                "echo",
+                "said"
+            ])
+            .ok(),
+            "said"
+        );
     });
 }
 
 #[test]
 fn who_attaches_again_sees_the_prompt() {
     Engine::start().both(|cli| {
-        let mut first = cli.pty(&["run", "-it", "--name", "shell", "--network", "none", "busybox", "sh"]);
+        let mut first = cli.pty(&[
+            "run",
+            "-it",
+            "--name",
+            "shell",
+            "--network",
+            "none",
+            "busybox",
+            "sh",
+        ]);
         first.expect("/ # ");
         first.keys("\x10\x11");
         assert_eq!(first.finish(), 0);
@@ -400,8 +678,15 @@ fn who_attaches_again_sees_the_prompt() {
 fn clients_that_leave_are_noticed() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
-    engine.create("made", &json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}));
-    let open = || fs::read_dir(format!("/proc/{}/fd", engine.daemon_pid())).unwrap().count();
+    engine.create(
+        "made",
+        &json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}),
+    );
+    let open = || {
+        fs::read_dir(format!("/proc/{}/fd", engine.daemon_pid()))
+            .unwrap()
+            .count()
+    };
     let upgrade = [("Connection", "Upgrade"), ("Upgrade", "tcp")];
     let before = open();
     let mut clients = Vec::new();
@@ -411,8 +696,16 @@ fn clients_that_leave_are_noticed() {
             ("POST", "/containers/up/wait", &[]),
             ("POST", "/containers/made/wait?condition=next-exit", &[]),
             ("GET", "/containers/up/logs?follow=1&stdout=1", &[]),
-            ("POST", "/containers/up/attach?stream=1&stdout=1&stdin=1", &[]),
-            ("POST", "/containers/up/attach?stream=1&stdout=1&stdin=1", &upgrade),
+            (
+                "POST",
+                "/containers/up/attach?stream=1&stdout=1&stdin=1",
+                &[],
+            ),
+            (
+                "POST",
+                "/containers/up/attach?stream=1&stdout=1&stdin=1",
+                &upgrade,
+            ),
         ] {
             let mut client = Connection::open(&engine.socket()).unwrap();
             client.send(method, path, headers, b"").unwrap();
@@ -423,12 +716,19 @@ fn clients_that_leave_are_noticed() {
     assert!(open() > before + 200, "{} after {before}", open());
     // One that sends no more still wants its answer.
     let mut patient = Connection::open(&engine.socket()).unwrap();
-    patient.send("POST", "/containers/up/wait", &[], b"").unwrap();
+    patient
+        .send("POST", "/containers/up/wait", &[], b"")
+        .unwrap();
     patient.half_close().unwrap();
     drop(clients);
-    eventually("the engine to close what was left", || (open() < before + 10).then_some(()));
+    eventually("the engine to close what was left", || {
+        (open() < before + 10).then_some(())
+    });
     assert_eq!(engine.api("POST", "/containers/up/kill", None).0, 204);
-    assert_eq!(patient.response().unwrap().json(), json!({"StatusCode": 137}));
+    assert_eq!(
+        patient.response().unwrap().json(),
+        json!({"StatusCode": 137})
+    );
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! Archives that are damaged or made to do harm: refused, and nothing of them stays.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::path::Path;
@@ -13,25 +17,51 @@ use whelk_tests::{Engine, Program};
 fn stored(engine: &Engine) -> Vec<String> {
     let mut found = Vec::new();
     for directory in ["layers", "blobs/sha256", "tmp"] {
-        let Ok(listing) = fs::read_dir(engine.root().join(directory)) else { continue };
-        found.extend(listing.map(|entry| format!("{directory}/{}", entry.unwrap().file_name().to_string_lossy())));
+        let Ok(listing) = fs::read_dir(engine.root().join(directory)) else {
+            continue;
+        };
+        found.extend(listing.map(|entry| {
+            format!(
+                "{directory}/{}",
+                entry.unwrap().file_name().to_string_lossy()
+            )
+        }));
     }
     found.sort();
     found
 }
 
-/// Loads an archive through both command lines and the API; each must fail with a text, and leave all as it was.
+/// Loads an archive through both command lines and the API; each must fail with a text, and leave
+/// all as it was.
 #[track_caller]
 fn refused(engine: &Engine, what: &str, archive: &[u8]) {
     let before = (stored(engine), engine.docker(&["images", "-aq"]).ok());
     for program in [Program::Docker, Program::Whelk] {
         let output = engine.cli(program).feed(&["load"], archive);
-        assert_eq!(output.code, 1, "{what}, {program:?}: {} {}", output.out(), output.err());
-        assert!(!output.err().trim().is_empty(), "{what}, {program:?}: a word why");
+        assert_eq!(
+            output.code,
+            1,
+            "{what}, {program:?}: {} {}",
+            output.out(),
+            output.err()
+        );
+        assert!(
+            !output.err().trim().is_empty(),
+            "{what}, {program:?}: a word why"
+        );
     }
     let answer = engine.try_load(archive);
-    assert!(answer.status >= 400 || answer.text().contains("\"error\""), "{what}: {} {}", answer.status, answer.text());
-    assert_eq!((stored(engine), engine.docker(&["images", "-aq"]).ok()), before, "{what} left something");
+    assert!(
+        answer.status >= 400 || answer.text().contains("\"error\""),
+        "{what}: {} {}",
+        answer.status,
+        answer.text()
+    );
+    assert_eq!(
+        (stored(engine), engine.docker(&["images", "-aq"]).ok()),
+        before,
+        "{what} left something"
+    );
 }
 
 fn small(tag: &str) -> Archive {
@@ -43,18 +73,43 @@ fn what_is_no_image_is_refused() {
     let engine = Engine::without_images(&[]);
     refused(&engine, "nothing", b"");
     refused(&engine, "text", b"hi\n");
-    refused(&engine, "noise", &(0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>());
+    refused(
+        &engine,
+        "noise",
+        &(0..100_000u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect::<Vec<_>>(),
+    );
     refused(&engine, "an empty archive", &Tar::new().finish());
-    refused(&engine, "an archive of other files", &Tar::new().file("README", "hello").finish());
-    refused(&engine, "a manifest that is no JSON", &Tar::new().file("manifest.json", "garbage").finish());
-    refused(&engine, "a manifest of another shape", &Tar::new().file("manifest.json", "{\"a\": 1}").finish());
+    refused(
+        &engine,
+        "an archive of other files",
+        &Tar::new().file("README", "hello").finish(),
+    );
+    refused(
+        &engine,
+        "a manifest that is no JSON",
+        &Tar::new().file("manifest.json", "garbage").finish(),
+    );
+    refused(
+        &engine,
+        "a manifest of another shape",
+        &Tar::new().file("manifest.json", "{\"a\": 1}").finish(),
+    );
     refused(
         &engine,
         "an index that is no JSON",
-        &Tar::new().file("oci-layout", "{\"imageLayoutVersion\":\"1.0.0\"}").file("index.json", "garbage").finish(),
+        &Tar::new()
+            .file("oci-layout", "{\"imageLayoutVersion\":\"1.0.0\"}")
+            .file("index.json", "garbage")
+            .finish(),
     );
     refused(&engine, "gzip of nothing", &gzip(b""));
-    refused(&engine, "half of gzip", &gzip(&small("x").build())[..20_000]);
+    refused(
+        &engine,
+        "half of gzip",
+        &gzip(&small("x").build())[..20_000],
+    );
 }
 
 #[test]
@@ -62,13 +117,28 @@ fn incomplete_images_are_refused() {
     let engine = Engine::without_images(&[]);
     let whole = small("whole");
     let archive = whole.build();
-    for length in [100, 600, archive.len() / 3, archive.len() / 2, archive.len() - 5000] {
+    for length in [
+        100,
+        600,
+        archive.len() / 3,
+        archive.len() / 2,
+        archive.len() - 5000,
+    ] {
         refused(&engine, &format!("cut off at {length}"), &archive[..length]);
     }
     let parts = whole.parts();
     for missing in 0..parts.len() {
-        let rest: Vec<_> = parts.iter().enumerate().filter(|(index, _)| *index != missing).map(|(_, part)| part.clone()).collect();
-        refused(&engine, &format!("without {}", parts[missing].0), &pack(&rest));
+        let rest: Vec<_> = parts
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != missing)
+            .map(|(_, part)| part.clone())
+            .collect();
+        refused(
+            &engine,
+            &format!("without {}", parts[missing].0),
+            &pack(&rest),
+        );
     }
     engine.load(&archive);
 }
@@ -82,22 +152,44 @@ fn images_that_contradict_themselves_are_refused() {
         archive.build()
     };
     let digest = |text: &str| format!("sha256:{text}");
-    refused(&engine, "a wrong digest", &with(&|archive: &mut Archive| archive.diff_ids = Some(vec![digest(&"0".repeat(64))])));
-    refused(&engine, "too few digests", &with(&|archive: &mut Archive| archive.diff_ids = Some(vec![])));
+    refused(
+        &engine,
+        "a wrong digest",
+        &with(&|archive: &mut Archive| archive.diff_ids = Some(vec![digest(&"0".repeat(64))])),
+    );
+    refused(
+        &engine,
+        "too few digests",
+        &with(&|archive: &mut Archive| archive.diff_ids = Some(vec![])),
+    );
     refused(
         &engine,
         "too many digests",
-        &with(&|archive: &mut Archive| archive.diff_ids = Some(vec![digest(&"1".repeat(64)), digest(&"2".repeat(64))])),
+        &with(&|archive: &mut Archive| {
+            archive.diff_ids = Some(vec![digest(&"1".repeat(64)), digest(&"2".repeat(64))])
+        }),
     );
     // CVE-2024-3727: a digest is a part of a path.
     for bad in ["../../../../../../tmp/x", "", "xyz", "ABCDEF", "../layers"] {
-        refused(&engine, &format!("the digest {bad:?}"), &with(&|archive: &mut Archive| archive.diff_ids = Some(vec![digest(bad)])));
+        refused(
+            &engine,
+            &format!("the digest {bad:?}"),
+            &with(&|archive: &mut Archive| archive.diff_ids = Some(vec![digest(bad)])),
+        );
     }
     for algorithm in ["sha999", "md5", "", "../sha256"] {
         let id = format!("{algorithm}:{}", "0".repeat(64));
-        refused(&engine, &id, &with(&|archive: &mut Archive| archive.diff_ids = Some(vec![id.clone()])));
+        refused(
+            &engine,
+            &id,
+            &with(&|archive: &mut Archive| archive.diff_ids = Some(vec![id.clone()])),
+        );
     }
-    refused(&engine, "a bad name", &with(&|archive: &mut Archive| archive.tags = vec!["Not A Name".to_owned()]));
+    refused(
+        &engine,
+        "a bad name",
+        &with(&|archive: &mut Archive| archive.tags = vec!["Not A Name".to_owned()]),
+    );
     let mut damaged = small("damaged").build();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 0x40;
@@ -111,20 +203,38 @@ fn the_parts_of_an_archive_stay_inside() {
     let victim = engine.scratch("victim");
     fs::write(victim.join("secret"), "secret").unwrap();
     let outside = victim.display().to_string();
-    for path in [format!("../../../../../../../..{outside}/new"), format!("{outside}/new")] {
+    for path in [
+        format!("../../../../../../../..{outside}/new"),
+        format!("{outside}/new"),
+    ] {
         let manifest = json!([{"Config": path, "RepoTags": ["x:1"], "Layers": [path]}]).to_string();
-        refused(&engine, &path, &Tar::new().file(&path, "{}").file("manifest.json", &manifest).finish());
-        let link =
-            Tar::new().symlink("config.json", &format!("{outside}/secret")).file("manifest.json", manifest.replace(&path, "config.json"));
+        refused(
+            &engine,
+            &path,
+            &Tar::new()
+                .file(&path, "{}")
+                .file("manifest.json", &manifest)
+                .finish(),
+        );
+        let link = Tar::new()
+            .symlink("config.json", &format!("{outside}/secret"))
+            .file("manifest.json", manifest.replace(&path, "config.json"));
         refused(&engine, "a link to a file of the host", &link.finish());
     }
-    let through = Tar::new().symlink("dir", &outside).file("dir/new", "x").file("manifest.json", "[]").finish();
+    let through = Tar::new()
+        .symlink("dir", &outside)
+        .file("dir/new", "x")
+        .file("manifest.json", "[]")
+        .finish();
     let _ = engine.try_load(&through);
     assert_eq!(entries(&victim), ["secret"]);
 }
 
 fn entries(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -138,39 +248,130 @@ fn layers_write_nothing_outside_the_layer() {
     let outside = victim.display().to_string();
     let climbing = format!("../../../../../../../../..{outside}");
     let layers = [
-        ("a climbing name", Tar::new().file(&format!("{climbing}/new"), "x")),
-        ("a climbing name behind a directory", Tar::new().dir("d").file(&format!("d/{climbing}/new"), "x")),
-        ("an absolute name", Tar::new().file(&format!("{outside}/new"), "x")),
-        ("through a link", Tar::new().symlink("d", &outside).file("d/new", "x")),
-        ("through a climbing link", Tar::new().symlink("d", &climbing).file("d/new", "x")),
+        (
+            "a climbing name",
+            Tar::new().file(&format!("{climbing}/new"), "x"),
+        ),
+        (
+            "a climbing name behind a directory",
+            Tar::new().dir("d").file(&format!("d/{climbing}/new"), "x"),
+        ),
+        (
+            "an absolute name",
+            Tar::new().file(&format!("{outside}/new"), "x"),
+        ),
+        (
+            "through a link",
+            Tar::new().symlink("d", &outside).file("d/new", "x"),
+        ),
+        (
+            "through a climbing link",
+            Tar::new().symlink("d", &climbing).file("d/new", "x"),
+        ),
         (
             "through a chain of links",
-            Tar::new().symlink("a", "..").symlink("b", "a/..").symlink("d", &format!("b/../../../../../../..{outside}")).file("d/new", "x"),
+            Tar::new()
+                .symlink("a", "..")
+                .symlink("b", "a/..")
+                .symlink("d", &format!("b/../../../../../../..{outside}"))
+                .file("d/new", "x"),
         ),
-        ("onto a link", Tar::new().symlink("f", &format!("{outside}/secret")).file("f", "overwritten")),
-        ("a hard link to a file of the host", Tar::new().hard_link("f", &format!("{outside}/secret")).file("f", "overwritten")),
-        ("a climbing hard link", Tar::new().hard_link("f", &format!("{climbing}/secret")).file("f", "overwritten")),
-        ("a hard link to a link", Tar::new().symlink("l", &format!("{outside}/secret")).hard_link("f", "l").file("f", "overwritten")),
-        ("a hard link through a link", Tar::new().symlink("l", &outside).hard_link("f", "l/secret").file("f", "overwritten")),
-        ("a directory that becomes a link", Tar::new().dir("d").file("d/x", "x").symlink("d", &outside).file("d/new", "x")),
-        ("whiteout through a link", Tar::new().symlink("d", &outside).file("d/.wh.secret", "")),
-        ("opaque through a link", Tar::new().symlink("d", &outside).file("d/.wh..wh..opq", "")),
-        ("whiteout of the parent", Tar::new().dir("d").file("d/.wh...", "").file("d/.wh..", "")),
-        ("a directory's rights through a link", Tar::new().symlink("d", &format!("{outside}/dir")).dir("d").dir("d/sub")),
-        ("a device through a link", Tar::new().symlink("d", &outside).device("d/zero", 1, 5)),
-        ("a pipe through a link", Tar::new().symlink("d", &outside).fifo("d/pipe")),
+        (
+            "onto a link",
+            Tar::new()
+                .symlink("f", &format!("{outside}/secret"))
+                .file("f", "overwritten"),
+        ),
+        (
+            "a hard link to a file of the host",
+            Tar::new()
+                .hard_link("f", &format!("{outside}/secret"))
+                .file("f", "overwritten"),
+        ),
+        (
+            "a climbing hard link",
+            Tar::new()
+                .hard_link("f", &format!("{climbing}/secret"))
+                .file("f", "overwritten"),
+        ),
+        (
+            "a hard link to a link",
+            Tar::new()
+                .symlink("l", &format!("{outside}/secret"))
+                .hard_link("f", "l")
+                .file("f", "overwritten"),
+        ),
+        (
+            "a hard link through a link",
+            Tar::new()
+                .symlink("l", &outside)
+                .hard_link("f", "l/secret")
+                .file("f", "overwritten"),
+        ),
+        (
+            "a directory that becomes a link",
+            Tar::new()
+                .dir("d")
+                .file("d/x", "x")
+                .symlink("d", &outside)
+                .file("d/new", "x"),
+        ),
+        (
+            "whiteout through a link",
+            Tar::new().symlink("d", &outside).file("d/.wh.secret", ""),
+        ),
+        (
+            "opaque through a link",
+            Tar::new().symlink("d", &outside).file("d/.wh..wh..opq", ""),
+        ),
+        (
+            "whiteout of the parent",
+            Tar::new().dir("d").file("d/.wh...", "").file("d/.wh..", ""),
+        ),
+        (
+            "a directory's rights through a link",
+            Tar::new()
+                .symlink("d", &format!("{outside}/dir"))
+                .dir("d")
+                .dir("d/sub"),
+        ),
+        (
+            "a device through a link",
+            Tar::new().symlink("d", &outside).device("d/zero", 1, 5),
+        ),
+        (
+            "a pipe through a link",
+            Tar::new().symlink("d", &outside).fifo("d/pipe"),
+        ),
     ];
     let rights = fs::metadata(victim.join("dir")).unwrap().permissions();
     for (what, layer) in layers {
         let layer = layer.finish();
         // Refused or tamed: either is fine, as long as nothing outside was touched.
-        let _ = engine.http("POST", "/images/create?fromSrc=-&repo=evil", &[("Content-Type", "application/x-tar")], &layer);
+        let _ = engine.http(
+            "POST",
+            "/images/create?fromSrc=-&repo=evil",
+            &[("Content-Type", "application/x-tar")],
+            &layer,
+        );
         let _ = engine.try_load(&Archive::new("evil", vec![layer]).build());
         assert_eq!(entries(&victim), ["dir", "secret"], "{what}");
-        assert_eq!(fs::read_to_string(victim.join("secret")).unwrap(), "secret", "{what}");
+        assert_eq!(
+            fs::read_to_string(victim.join("secret")).unwrap(),
+            "secret",
+            "{what}"
+        );
         assert_eq!(entries(&victim.join("dir")), Vec::<String>::new(), "{what}");
-        assert_eq!(fs::metadata(victim.join("dir")).unwrap().permissions(), rights, "{what}");
-        assert_eq!(entries(&engine.root().join("tmp")), Vec::<String>::new(), "{what}");
+        assert_eq!(
+            fs::metadata(victim.join("dir")).unwrap().permissions(),
+            rights,
+            "{what}"
+        );
+        assert_eq!(
+            entries(&engine.root().join("tmp")),
+            Vec::<String>::new(),
+            "{what}"
+        );
     }
 }
 
@@ -180,12 +381,27 @@ fn layers_of_one_image_write_nothing_outside_either() {
     let engine = Engine::without_images(&[]);
     let victim = engine.scratch("victim");
     let outside = victim.display().to_string();
-    let layers = vec![images::small_root().symlink("d", &outside).finish(), Tar::new().file("d/new", "x").file("d/.wh.old", "").finish()];
+    let layers = vec![
+        images::small_root().symlink("d", &outside).finish(),
+        Tar::new().file("d/new", "x").file("d/.wh.old", "").finish(),
+    ];
     let answer = engine.try_load(&Archive::new("layered", layers).build());
     assert_eq!(entries(&victim), Vec::<String>::new());
     if !answer.text().contains("\"error\"") {
-        let output = engine.whelk(&["run", "--rm", "--network", "none", "layered", "cat", "/d/new"]);
-        assert_eq!(output.ok(), "x", "the later layer's directory takes the link's place");
+        let output = engine.whelk(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "layered",
+            "cat",
+            "/d/new",
+        ]);
+        assert_eq!(
+            output.ok(),
+            "x",
+            "the later layer's directory takes the link's place"
+        );
     }
 }
 
@@ -199,7 +415,16 @@ fn an_image_without_layers_is_loaded_or_refused_but_runs_nothing_of_the_host() {
             continue;
         }
         for program in [Program::Docker, Program::Whelk] {
-            let output = engine.cli(program).run(&["run", "--rm", "--network", "none", "empty", "/bin/sh", "-c", "echo ran"]);
+            let output = engine.cli(program).run(&[
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "empty",
+                "/bin/sh",
+                "-c",
+                "echo ran",
+            ]);
             output.refuses(127, "no such file or directory");
         }
     }
@@ -208,57 +433,134 @@ fn an_image_without_layers_is_loaded_or_refused_but_runs_nothing_of_the_host() {
 /// The most memory that the engine has ever had, in MiB.
 fn peak_memory(engine: &Engine) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", engine.daemon_pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
 /// A configuration for these layers with further fields.
 fn config(layer: &[u8], more: &str) -> String {
-    format!(r#"{{"architecture":"amd64","os":"linux",{more}"rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#, images::sha256(layer))
+    format!(
+        r#"{{"architecture":"amd64","os":"linux",{more}"rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#,
+        images::sha256(layer)
+    )
 }
 
 #[test]
 fn many_names_of_one_large_configuration_cost_it_once() {
     let engine = Engine::without_images(&[]);
     let layer = Tar::new().file("x", "x").finish();
-    let config = config(&layer, &format!(r#""config":{{"Labels":{{"large":"{}"}}}},"#, "x".repeat(8_000_000)));
+    let config = config(
+        &layer,
+        &format!(
+            r#""config":{{"Labels":{{"large":"{}"}}}},"#,
+            "x".repeat(8_000_000)
+        ),
+    );
     let manifest = |count: usize| {
-        let images: Vec<_> = (0..count).map(|n| json!({"Config": "c", "RepoTags": [format!("many:{n}")], "Layers": ["l"]})).collect();
-        gzip(&Tar::new().file("c", &config).file("l", &layer).file("manifest.json", json!(images).to_string()).finish())
+        let images: Vec<_> = (0..count)
+            .map(|n| json!({"Config": "c", "RepoTags": [format!("many:{n}")], "Layers": ["l"]}))
+            .collect();
+        gzip(
+            &Tar::new()
+                .file("c", &config)
+                .file("l", &layer)
+                .file("manifest.json", json!(images).to_string())
+                .finish(),
+        )
     };
     let archive = manifest(3000);
-    assert!(archive.len() < 100_000, "a small archive: {}", archive.len());
+    assert!(
+        archive.len() < 100_000,
+        "a small archive: {}",
+        archive.len()
+    );
     let before = peak_memory(&engine);
     let answer = engine.try_load(&archive);
-    assert_eq!(answer.text().lines().count(), 3000, "all names: {}", &answer.text()[..200]);
+    assert_eq!(
+        answer.text().lines().count(),
+        3000,
+        "all names: {}",
+        &answer.text()[..200]
+    );
     let grown = peak_memory(&engine) - before;
     assert!(grown < 150, "{grown} MiB");
     refused(&engine, "too many names", &manifest(10_001));
     let lists = |field: &str, element: &str, count: usize| {
-        let text = crate::config(&layer, &format!(r#""{field}":[{}],"#, vec![element; count].join(",")));
-        let manifest = json!([{"Config": "c", "RepoTags": ["lists:1"], "Layers": ["l"]}]).to_string();
-        gzip(&Tar::new().file("c", text).file("l", &layer).file("manifest.json", manifest).finish())
+        let text = crate::config(
+            &layer,
+            &format!(r#""{field}":[{}],"#, vec![element; count].join(",")),
+        );
+        let manifest =
+            json!([{"Config": "c", "RepoTags": ["lists:1"], "Layers": ["l"]}]).to_string();
+        gzip(
+            &Tar::new()
+                .file("c", text)
+                .file("l", &layer)
+                .file("manifest.json", manifest)
+                .finish(),
+        )
     };
-    refused(&engine, "an endless history", &lists("history", "{}", 2_000_000));
+    refused(
+        &engine,
+        "an endless history",
+        &lists("history", "{}", 2_000_000),
+    );
     let layers = json!([{"Config": "c", "Layers": vec!["l"; 100_000]}]).to_string();
-    refused(&engine, "endless layers", &Tar::new().file("c", &config).file("l", &layer).file("manifest.json", layers).finish());
+    refused(
+        &engine,
+        "endless layers",
+        &Tar::new()
+            .file("c", &config)
+            .file("l", &layer)
+            .file("manifest.json", layers)
+            .finish(),
+    );
     // Each of these is small enough, all of them are not.
     let mut many = Tar::new().file("l", &layer);
     let large = "x".repeat(7_000_000);
     for n in 0..6 {
-        many = many.file(&format!("c{n}"), crate::config(&layer, &format!(r#""comment":"{n}{large}","#)));
+        many = many.file(
+            &format!("c{n}"),
+            crate::config(&layer, &format!(r#""comment":"{n}{large}","#)),
+        );
     }
-    let images: Vec<_> = (0..6).map(|n| json!({"Config": format!("c{n}"), "Layers": ["l"]})).collect();
-    refused(&engine, "too much metadata", &gzip(&many.file("manifest.json", json!(images).to_string()).finish()));
-    refused(&engine, "a long name", &Tar::new().pax(&[("path", &"n".repeat(3000))]).file("n", "").finish());
-    assert!(peak_memory(&engine) - before < 300, "{} MiB", peak_memory(&engine) - before);
+    let images: Vec<_> = (0..6)
+        .map(|n| json!({"Config": format!("c{n}"), "Layers": ["l"]}))
+        .collect();
+    refused(
+        &engine,
+        "too much metadata",
+        &gzip(
+            &many
+                .file("manifest.json", json!(images).to_string())
+                .finish(),
+        ),
+    );
+    refused(
+        &engine,
+        "a long name",
+        &Tar::new()
+            .pax(&[("path", &"n".repeat(3000))])
+            .file("n", "")
+            .finish(),
+    );
+    assert!(
+        peak_memory(&engine) - before < 300,
+        "{} MiB",
+        peak_memory(&engine) - before
+    );
 }
 
 #[test]
 fn entries_that_come_again_cost_no_memory() {
     let engine = Engine::without_images(&[]);
     let deep = vec!["d".repeat(200); 18].join("/");
-    let repeated = (0..20_000).fold(Tar::new(), |tar, _| tar.pax(&[("path", &format!("{deep}/"))]).dir("d"));
+    let repeated = (0..20_000).fold(Tar::new(), |tar, _| {
+        tar.pax(&[("path", &format!("{deep}/"))]).dir("d")
+    });
     let layer = gzip(&repeated.finish());
     let before = peak_memory(&engine);
     engine.import("again", &[], &layer);
@@ -279,6 +581,21 @@ fn directories_have_the_times_of_the_archive() {
         .dir("d/e")
         .file("d/new/file", "x");
     engine.import("times", &[], &root.finish());
-    let output = engine.whelk(&["run", "--rm", "--network", "none", "times", "stat", "-c", "%n %Y", "/d", "/d/e", "/d/later"]);
-    assert_eq!(output.ok(), "/d 1704067200\n/d/e 1704067200\n/d/later 1704067200");
+    let output = engine.whelk(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "times",
+        "stat",
+        "-c",
+        "%n %Y",
+        "/d",
+        "/d/e",
+        "/d/later",
+    ]);
+    assert_eq!(
+        output.ok(),
+        "/d 1704067200\n/d/e 1704067200\n/d/later 1704067200"
+    );
 }

@@ -1,22 +1,33 @@
 //! What both command lines say to mistakes, and the status they end with.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::process::Command;
 
 use whelk_tests::{Engine, Program, eventually};
 
-/// Runs a command line that must fail through both programs. Where Docker's text names its program, ours may name itself.
+/// Runs a command line that must fail through both programs. Where Docker's text names its program,
+/// ours may name itself.
 #[track_caller]
 fn check(engine: &Engine, args: &[&str], code: i32, text: &str) {
     engine.docker(args).refuses(code, text);
     let err = engine.whelk(args).fails(code);
     let renamed = text.replace("docker ", "whelk ");
-    assert!(err.contains(text) || err.contains(&renamed), "whelk {}: expected {text:?} in {err:?}", args.join(" "));
+    assert!(
+        err.contains(text) || err.contains(&renamed),
+        "whelk {}: expected {text:?} in {err:?}",
+        args.join(" ")
+    );
 }
 
 #[track_caller]
 fn check_nothing_left(engine: &Engine) {
-    eventually("nothing to be left", || (engine.get("/containers/json?all=1") == serde_json::json!([])).then_some(()));
+    eventually("nothing to be left", || {
+        (engine.get("/containers/json?all=1") == serde_json::json!([])).then_some(())
+    });
 }
 
 #[test]
@@ -28,18 +39,44 @@ fn images_that_are_not_there_or_cannot_be() {
         125,
         "Error response from daemon: No such image: nosuchimage:latest",
     );
-    check(&engine, &["create", "--pull", "never", "nosuchimage:tag"], 1, "Error response from daemon: No such image: nosuchimage:tag");
+    check(
+        &engine,
+        &["create", "--pull", "never", "nosuchimage:tag"],
+        1,
+        "Error response from daemon: No such image: nosuchimage:tag",
+    );
     check(
         &engine,
         &["run", "--rm", "--pull", "bogus", "busybox", "true"],
         125,
         "invalid pull option: 'bogus': must be one of \"always\", \"missing\" or \"never\"",
     );
-    check(&engine, &["run", "UPPER"], 125, "invalid reference format: repository name (library/UPPER) must be lowercase");
-    for bad in ["a b", "busybox:bad/tag", "", "-busybox:x", "busybox@sha256:xyz"] {
-        check(&engine, &["run", "--rm", "--", bad], 125, "invalid reference format");
+    check(
+        &engine,
+        &["run", "UPPER"],
+        125,
+        "invalid reference format: repository name (library/UPPER) must be lowercase",
+    );
+    for bad in [
+        "a b",
+        "busybox:bad/tag",
+        "",
+        "-busybox:x",
+        "busybox@sha256:xyz",
+    ] {
+        check(
+            &engine,
+            &["run", "--rm", "--", bad],
+            125,
+            "invalid reference format",
+        );
     }
-    check(&engine, &["inspect", "--type", "image", "nosuch"], 1, "No such image: nosuch:latest");
+    check(
+        &engine,
+        &["inspect", "--type", "image", "nosuch"],
+        1,
+        "No such image: nosuch:latest",
+    );
     check_nothing_left(&engine);
 }
 
@@ -47,22 +84,53 @@ fn images_that_are_not_there_or_cannot_be() {
 fn flags_that_do_not_exist_or_lack_their_value() {
     let engine = Engine::start();
     check(&engine, &["run", "--nosuch"], 125, "unknown flag: --nosuch");
-    check(&engine, &["run", "-Z"], 125, "unknown shorthand flag: 'Z' in -Z");
-    check(&engine, &["run", "--memory"], 125, "flag needs an argument: --memory");
-    check(&engine, &["run", "-m"], 125, "flag needs an argument: 'm' in -m");
+    check(
+        &engine,
+        &["run", "-Z"],
+        125,
+        "unknown shorthand flag: 'Z' in -Z",
+    );
+    check(
+        &engine,
+        &["run", "--memory"],
+        125,
+        "flag needs an argument: --memory",
+    );
+    check(
+        &engine,
+        &["run", "-m"],
+        125,
+        "flag needs an argument: 'm' in -m",
+    );
     check(&engine, &["ps", "--nosuch"], 125, "unknown flag: --nosuch");
-    check(&engine, &["nosuchcommand"], 1, "unknown command: docker nosuchcommand");
-    check(&engine, &["container", "nosuch"], 1, "unknown command: docker container nosuch");
+    check(
+        &engine,
+        &["nosuchcommand"],
+        1,
+        "unknown command: docker nosuchcommand",
+    );
+    check(
+        &engine,
+        &["container", "nosuch"],
+        1,
+        "unknown command: docker container nosuch",
+    );
     let counts: [(&[&str], &str); 10] = [
         (&["run"], "'docker run' requires at least 1 argument"),
         (&["create"], "'docker create' requires at least 1 argument"),
         (&["start"], "'docker start' requires at least 1 argument"),
         (&["rm"], "'docker rm' requires at least 1 argument"),
-        (&["exec", "x"], "'docker exec' requires at least 2 arguments"),
+        (
+            &["exec", "x"],
+            "'docker exec' requires at least 2 arguments",
+        ),
         (&["logs", "a", "b"], "'docker logs' requires 1 argument"),
         (&["rename", "a"], "'docker rename' requires 2 arguments"),
         (&["ps", "x"], "'docker ps' accepts no arguments"),
-        (&["images", "a", "b"], "'docker images' requires at most 1 argument"),
+        (
+            &["images", "a", "b"],
+            "'docker images' requires at most 1 argument",
+        ),
         (&["tag", "a"], "'docker tag' requires 2 arguments"),
     ];
     for (args, text) in counts {
@@ -80,39 +148,96 @@ fn values_that_make_no_sense() {
         args.extend_from_slice(&["busybox", "true"]);
         check(&engine, &args, 125, text);
     };
-    run(&["-m", "abc"], "invalid argument \"abc\" for \"-m, --memory\" flag: invalid size: 'abc'");
+    run(
+        &["-m", "abc"],
+        "invalid argument \"abc\" for \"-m, --memory\" flag: invalid size: 'abc'",
+    );
     run(&["-m", "10x"], "invalid suffix: 'x'");
     run(&["-m", "1m"], "Minimum memory limit allowed is 6MB");
-    run(&["--cpus", "abc"], "invalid argument \"abc\" for \"--cpus\" flag: failed to parse abc as a rational number");
-    run(&["--pids-limit", "abc"], "invalid argument \"abc\" for \"--pids-limit\" flag: strconv.ParseInt: parsing \"abc\": invalid syntax");
+    run(
+        &["--cpus", "abc"],
+        "invalid argument \"abc\" for \"--cpus\" flag: failed to parse abc as a rational number",
+    );
+    run(
+        &["--pids-limit", "abc"],
+        "invalid argument \"abc\" for \"--pids-limit\" flag: strconv.ParseInt: parsing \"abc\": invalid syntax",
+    );
     run(&["--ulimit", "foo=1"], "invalid ulimit type: foo");
-    run(&["--ulimit", "nofile=10:5"], "ulimit soft limit must be less than or equal to hard limit: 10 > 5");
+    run(
+        &["--ulimit", "nofile=10:5"],
+        "ulimit soft limit must be less than or equal to hard limit: 10 > 5",
+    );
     run(&["-e", "=x"], "invalid environment variable: =x");
-    run(&["--label", "=x"], "invalid argument \"=x\" for \"-l, --label\" flag: invalid label '=x': empty name");
+    run(
+        &["--label", "=x"],
+        "invalid argument \"=x\" for \"-l, --label\" flag: invalid label '=x': empty name",
+    );
     run(&["--label", "a b=x"], "label 'a b' contains whitespaces");
-    run(&["--env-file", "/nosuch"], "open /nosuch: no such file or directory");
-    run(&["-a", "bogus"], "valid streams are STDIN, STDOUT and STDERR");
+    run(
+        &["--env-file", "/nosuch"],
+        "open /nosuch: no such file or directory",
+    );
+    run(
+        &["-a", "bogus"],
+        "valid streams are STDIN, STDOUT and STDERR",
+    );
     run(&["--stop-signal", "BOGUS"], "invalid signal: BOGUS");
-    run(&["--restart", "always"], "conflicting options: cannot specify both --restart and --rm");
-    run(&["--cap-add", "FOO"], "invalid CapAdd: unknown capability: \"CAP_FOO\"");
-    run(&["--security-opt", "foo"], "Invalid --security-opt: \"foo\"");
+    run(
+        &["--restart", "always"],
+        "conflicting options: cannot specify both --restart and --rm",
+    );
+    run(
+        &["--cap-add", "FOO"],
+        "invalid CapAdd: unknown capability: \"CAP_FOO\"",
+    );
+    run(
+        &["--security-opt", "foo"],
+        "Invalid --security-opt: \"foo\"",
+    );
     run(
         &["--security-opt", "seccomp=/nosuch.json"],
         "opening seccomp profile (/nosuch.json) failed: open /nosuch.json: no such file or directory",
     );
-    run(&["--sysctl", "foo.bar=1"], "sysctl 'foo.bar=1' is not allowed");
-    run(&["--device", "/etc/passwd"], "error gathering device information while adding custom device \"/etc/passwd\": not a device node");
+    run(
+        &["--sysctl", "foo.bar=1"],
+        "sysctl 'foo.bar=1' is not allowed",
+    );
+    run(
+        &["--device", "/etc/passwd"],
+        "error gathering device information while adding custom device \"/etc/passwd\": not a device node",
+    );
     run(&["--device", "x"], "x is not an absolute path");
     run(&["--pid", "bogus"], "--pid: invalid PID mode");
     run(&["--ipc", "bogus"], "invalid IPC mode: bogus");
     run(&["--uts", "bogus"], "--uts: invalid UTS mode");
-    run(&["--log-driver", "bogus"], "error looking up logging plugin bogus: plugin \"bogus\" not found");
-    run(&["--log-driver", "json-file", "--log-opt", "bogus=1"], "unknown log opt 'bogus' for json-file log driver");
-    run(&["--log-driver", "json-file", "--log-opt", "max-size=abc"], "invalid size: 'abc'");
-    run(&["--mount", "bogus"], "invalid argument \"bogus\" for \"--mount\" flag: invalid field 'bogus' must be a key=value pair");
-    run(&["-w", "relative"], "the working directory 'relative' is invalid, it needs to be an absolute path");
-    run(&["-u", "nosuch"], "unable to find user nosuch: no matching entries in passwd file");
-    run(&["--runtime", "bogus"], "unknown or invalid runtime name: bogus");
+    run(
+        &["--log-driver", "bogus"],
+        "error looking up logging plugin bogus: plugin \"bogus\" not found",
+    );
+    run(
+        &["--log-driver", "json-file", "--log-opt", "bogus=1"],
+        "unknown log opt 'bogus' for json-file log driver",
+    );
+    run(
+        &["--log-driver", "json-file", "--log-opt", "max-size=abc"],
+        "invalid size: 'abc'",
+    );
+    run(
+        &["--mount", "bogus"],
+        "invalid argument \"bogus\" for \"--mount\" flag: invalid field 'bogus' must be a key=value pair",
+    );
+    run(
+        &["-w", "relative"],
+        "the working directory 'relative' is invalid, it needs to be an absolute path",
+    );
+    run(
+        &["-u", "nosuch"],
+        "unable to find user nosuch: no matching entries in passwd file",
+    );
+    run(
+        &["--runtime", "bogus"],
+        "unknown or invalid runtime name: bogus",
+    );
     check_nothing_left(&engine);
 }
 
@@ -121,10 +246,18 @@ fn networks_that_are_not_there() {
     let engine = Engine::start();
     for (network, text) in [
         ("container:nosuch", "No such container: nosuch"),
-        ("container:", "invalid network mode: invalid container format container:<name|id>"),
+        (
+            "container:",
+            "invalid network mode: invalid container format container:<name|id>",
+        ),
         ("nosuchnet", "nosuchnet"),
     ] {
-        check(&engine, &["run", "--rm", "--network", network, "busybox", "true"], 125, text);
+        check(
+            &engine,
+            &["run", "--rm", "--network", network, "busybox", "true"],
+            125,
+            text,
+        );
     }
     check_nothing_left(&engine);
 }
@@ -132,32 +265,105 @@ fn networks_that_are_not_there() {
 #[test]
 fn things_that_are_not_there() {
     let engine = Engine::start();
-    for command in ["start", "stop", "kill", "restart", "pause", "unpause", "wait", "rm", "logs", "top", "attach"] {
-        check(&engine, &[command, "nosuch"], 1, "No such container: nosuch");
+    for command in [
+        "start", "stop", "kill", "restart", "pause", "unpause", "wait", "rm", "logs", "top",
+        "attach",
+    ] {
+        check(
+            &engine,
+            &[command, "nosuch"],
+            1,
+            "No such container: nosuch",
+        );
     }
     for kind in ["container", "network", "volume"] {
-        check(&engine, &[kind, "inspect", ""], 1, &format!("invalid {kind} name or ID: value is empty"));
+        check(
+            &engine,
+            &[kind, "inspect", ""],
+            1,
+            &format!("invalid {kind} name or ID: value is empty"),
+        );
     }
-    check(&engine, &["exec", "nosuch", "true"], 1, "No such container: nosuch");
-    check(&engine, &["export", "nosuch"], 1, "No such container: nosuch");
-    check(&engine, &["inspect", "nosuch"], 1, "Error: No such object: nosuch");
-    check(&engine, &["inspect", "--type", "bogus", "nosuch"], 1, "unknown type: \"bogus\"");
+    check(
+        &engine,
+        &["exec", "nosuch", "true"],
+        1,
+        "No such container: nosuch",
+    );
+    check(
+        &engine,
+        &["export", "nosuch"],
+        1,
+        "No such container: nosuch",
+    );
+    check(
+        &engine,
+        &["inspect", "nosuch"],
+        1,
+        "Error: No such object: nosuch",
+    );
+    check(
+        &engine,
+        &["inspect", "--type", "bogus", "nosuch"],
+        1,
+        "unknown type: \"bogus\"",
+    );
     check(&engine, &["save", "nosuch"], 1, "No such image: nosuch");
-    check(&engine, &["load", "-i", "/nosuch"], 1, "open /nosuch: no such file or directory");
-    check(&engine, &["import", "/nosuch"], 1, "open /nosuch: no such file or directory");
-    check(&engine, &["ps", "--filter", "foo=bar"], 1, "Error response from daemon: invalid filter 'foo'");
-    check(&engine, &["ps", "--filter", "foo"], 125, "bad format of filter (expected name=value)");
-    check(&engine, &["ps", "--format", "{{"], 1, "template: :1: unclosed action");
+    check(
+        &engine,
+        &["load", "-i", "/nosuch"],
+        1,
+        "open /nosuch: no such file or directory",
+    );
+    check(
+        &engine,
+        &["import", "/nosuch"],
+        1,
+        "open /nosuch: no such file or directory",
+    );
+    check(
+        &engine,
+        &["ps", "--filter", "foo=bar"],
+        1,
+        "Error response from daemon: invalid filter 'foo'",
+    );
+    check(
+        &engine,
+        &["ps", "--filter", "foo"],
+        125,
+        "bad format of filter (expected name=value)",
+    );
+    check(
+        &engine,
+        &["ps", "--format", "{{"],
+        1,
+        "template: :1: unclosed action",
+    );
 }
 
 #[test]
 fn signals_that_are_none() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
-    check(&engine, &["kill", "-s", "BOGUS", "up"], 1, "cannot kill container: up: invalid signal: BOGUS");
+    check(
+        &engine,
+        &["kill", "-s", "BOGUS", "up"],
+        1,
+        "cannot kill container: up: invalid signal: BOGUS",
+    );
     check(&engine, &["kill", "-s", "0", "up"], 1, "invalid signal: 0");
-    check(&engine, &["kill", "-s", "65", "up"], 1, "the linux daemon does not support signal 65");
-    check(&engine, &["stop", "-s", "BOGUS", "up"], 1, "invalid signal: BOGUS");
+    check(
+        &engine,
+        &["kill", "-s", "65", "up"],
+        1,
+        "the linux daemon does not support signal 65",
+    );
+    check(
+        &engine,
+        &["stop", "-s", "BOGUS", "up"],
+        1,
+        "invalid signal: BOGUS",
+    );
     check(
         &engine,
         &["stop", "-t", "abc", "up"],
@@ -171,7 +377,11 @@ fn signals_that_are_none() {
 fn an_engine_that_is_not_there() {
     let nowhere = std::env::temp_dir().join("no-engine-listens-here.sock");
     for program in [Program::Docker, Program::Whelk] {
-        let cases: [(&[&str], i32); 3] = [(&["ps"], 1), (&["run", "busybox", "true"], 125), (&["exec", "a", "b"], 1)];
+        let cases: [(&[&str], i32); 3] = [
+            (&["ps"], 1),
+            (&["run", "busybox", "true"], 125),
+            (&["exec", "a", "b"], 1),
+        ];
         for (args, code) in cases {
             let output = Command::new(program.path())
                 .args(args)
@@ -181,18 +391,32 @@ fn an_engine_that_is_not_there() {
                 .output()
                 .unwrap();
             let err = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(code), "{program:?} {args:?}: {err}");
+            assert_eq!(
+                output.status.code(),
+                Some(code),
+                "{program:?} {args:?}: {err}"
+            );
             assert!(
-                err.contains("Cannot connect to the ") && err.contains(&format!("unix://{}", nowhere.display())),
+                err.contains("Cannot connect to the ")
+                    && err.contains(&format!("unix://{}", nowhere.display())),
                 "{program:?} {args:?}: {err}"
             );
         }
     }
     // Nor can it be taken off the host.
     let uninstall = ["daemon", "--uninstall", "--instance", "nosuch", "--root"];
-    let output = Command::new(Program::Whelk.path()).args(uninstall).arg(&nowhere).arg("--run").arg(&nowhere).output().unwrap();
+    let output = Command::new(Program::Whelk.path())
+        .args(uninstall)
+        .arg(&nowhere)
+        .arg("--run")
+        .arg(&nowhere)
+        .output()
+        .unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && err.contains("there is no instance \"nosuch\" on this host"), "{err}");
+    assert!(
+        !output.status.success() && err.contains("there is no instance \"nosuch\" on this host"),
+        "{err}"
+    );
     assert!(!nowhere.exists() && !std::path::Path::new("/run/whelk-instance-nosuch.lock").exists());
 }
 
@@ -201,8 +425,12 @@ fn help_is_there_and_no_failure() {
     let engine = Engine::without_images(&[]);
     for program in [Program::Docker, Program::Whelk] {
         let cli = engine.cli(program);
-        let cases: [(&[&str], &str); 4] =
-            [(&["--help"], "run"), (&["run", "--help"], "--memory"), (&["ps", "--help"], "--filter"), (&["image", "--help"], "inspect")];
+        let cases: [(&[&str], &str); 4] = [
+            (&["--help"], "run"),
+            (&["run", "--help"], "--memory"),
+            (&["ps", "--help"], "--filter"),
+            (&["image", "--help"], "inspect"),
+        ];
         for (args, text) in cases {
             let said = cli.run(args).exits(0);
             assert!(said.contains(text), "{program:?} {args:?}: {said}");
@@ -215,23 +443,57 @@ fn what_is_to_come_is_refused_by_name() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
     let cases: [(&[&str], i32, &str); 6] = [
-        (&["cp", "up:/etc/hosts", "/tmp/never"], 1, "copying files to and from containers: not available in this version of whelk"),
-        (&["diff", "up"], 1, "listing what a container has changed: not available"),
-        (&["commit", "up", "x"], 1, "making images of containers: not available"),
-        (&["stats", "--no-stream", "up"], 1, "statistics: not available"),
+        (
+            &["cp", "up:/etc/hosts", "/tmp/never"],
+            1,
+            "copying files to and from containers: not available in this version of whelk",
+        ),
+        (
+            &["diff", "up"],
+            1,
+            "listing what a container has changed: not available",
+        ),
+        (
+            &["commit", "up", "x"],
+            1,
+            "making images of containers: not available",
+        ),
+        (
+            &["stats", "--no-stream", "up"],
+            1,
+            "statistics: not available",
+        ),
         (&["search", "x"], 1, "searching registries: not available"),
-        (&["plugin", "install", "x"], 1, "installing plugins: not available"),
+        (
+            &["plugin", "install", "x"],
+            1,
+            "installing plugins: not available",
+        ),
     ];
     for (args, code, text) in cases {
         engine.docker(args).refuses(code, text);
     }
-    assert_eq!(engine.docker(&["plugin", "ls", "-q"]).ok(), "", "there are none");
+    assert_eq!(
+        engine.docker(&["plugin", "ls", "-q"]).ok(),
+        "",
+        "there are none"
+    );
     for command in ["build", "pull", "cp", "commit", "compose"] {
-        engine.whelk(&[command, "x"]).refuses(1, &format!("whelk: {command}: not available in this version of whelk"));
+        engine.whelk(&[command, "x"]).refuses(
+            1,
+            &format!("whelk: {command}: not available in this version of whelk"),
+        );
     }
-    engine.whelk(&["container", "stats"]).refuses(1, "whelk: container stats: not available in this version of whelk");
-    engine.whelk(&["run", "--health-interval", "5s", "busybox"]).refuses(125, "--health-interval: health checks are not available");
-    engine.whelk(&["run", "--pull", "always", "busybox", "true"]).refuses(125, "pulling from registries is not available");
+    engine.whelk(&["container", "stats"]).refuses(
+        1,
+        "whelk: container stats: not available in this version of whelk",
+    );
+    engine
+        .whelk(&["run", "--health-interval", "5s", "busybox"])
+        .refuses(125, "--health-interval: health checks are not available");
+    engine
+        .whelk(&["run", "--pull", "always", "busybox", "true"])
+        .refuses(125, "pulling from registries is not available");
 }
 
 #[test]
@@ -245,21 +507,53 @@ fn a_reader_that_leaves_is_no_panic() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
-    assert!(!err.contains("panicked") && output.status.code() != Some(101), "{err}");
+    assert!(
+        !err.contains("panicked") && output.status.code() != Some(101),
+        "{err}"
+    );
 }
 
 #[test]
 fn templates_do_what_scripts_rely_on() {
     let engine = Engine::start();
-    engine.cli(Program::Docker).up("one", &["--label", "a.b=c d"], &["sleep", "600"]);
+    engine
+        .cli(Program::Docker)
+        .up("one", &["--label", "a.b=c d"], &["sleep", "600"]);
     for (args, expected) in [
-        (&["inspect", "-f", "{{if .State.Health}}h{{else}}none{{end}}{{.SizeRw}}", "one"][..], "none<nil>"),
-        (&["ps", "--format", "{{.Label \"a.b\"}}|{{printf \"%.2s\" .Names}}"], "c d|on"),
-        (&["inspect", "-f", "{{html \"<a>\"}} {{urlquery \"a b\"}}", "one"], "&lt;a&gt; a+b"),
+        (
+            &[
+                "inspect",
+                "-f",
+                "{{if .State.Health}}h{{else}}none{{end}}{{.SizeRw}}",
+                "one",
+            ][..],
+            "none<nil>",
+        ),
+        (
+            &[
+                "ps",
+                "--format",
+                "{{.Label \"a.b\"}}|{{printf \"%.2s\" .Names}}",
+            ],
+            "c d|on",
+        ),
+        (
+            &[
+                "inspect",
+                "-f",
+                "{{html \"<a>\"}} {{urlquery \"a b\"}}",
+                "one",
+            ],
+            "&lt;a&gt; a+b",
+        ),
     ] {
         for program in [Program::Docker, Program::Whelk] {
             let said = engine.cli(program).run(args).ok();
-            assert_eq!(said.replace("<no value>", "<nil>"), expected, "{program:?} {args:?}");
+            assert_eq!(
+                said.replace("<no value>", "<nil>"),
+                expected,
+                "{program:?} {args:?}"
+            );
         }
     }
 }
@@ -270,7 +564,12 @@ fn an_upload_that_is_refused_is_told_why() {
     let file = engine.scratch("files").join("garbage");
     std::fs::write(&file, vec![0xa7; 5_000_000]).unwrap();
     for _ in 0..10 {
-        check(&engine, &["load", "-i", &file.display().to_string()], 1, "invalid archive: not a tar archive");
+        check(
+            &engine,
+            &["load", "-i", &file.display().to_string()],
+            1,
+            "invalid archive: not a tar archive",
+        );
     }
 }
 
@@ -286,6 +585,13 @@ fn a_first_command_starts_an_engine() {
         exec "$0" daemon --uninstall"#,
     );
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && told.contains("whelk: no engine at /run/whelk/whelk.sock, starting one"), "{output:?}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), env!("CARGO_PKG_VERSION"));
+    assert!(
+        output.status.success()
+            && told.contains("whelk: no engine at /run/whelk/whelk.sock, starting one"),
+        "{output:?}"
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        env!("CARGO_PKG_VERSION")
+    );
 }

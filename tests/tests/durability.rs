@@ -1,5 +1,10 @@
-//! What was answered is there after a loss of power, and nothing is deleted because a record of it is missing.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+//! What was answered is there after a loss of power, and nothing is deleted because a record of it
+//! is missing.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -16,7 +21,8 @@ fn shell(command: &str) {
     assert!(output.status.success(), "{command}: {output:?}");
 }
 
-/// Gives the engine a root on a disk whose content at any moment is in a file: what the kernel only has in memory is not.
+/// Gives the engine a root on a disk whose content at any moment is in a file: what the kernel only
+/// has in memory is not.
 struct Disk<'e> {
     engine: &'e Engine,
     image: PathBuf,
@@ -36,13 +42,21 @@ impl<'e> Disk<'e> {
 
     /// Nothing is written out by itself as long as the case takes.
     fn mount(&self) {
-        shell(&format!("mount -o loop,commit=900 {} {}", self.image.display(), self.engine.root().display()));
+        shell(&format!(
+            "mount -o loop,commit=900 {} {}",
+            self.image.display(),
+            self.engine.root().display()
+        ));
     }
 
     /// What the disk has at this moment is all that is left after the machine was switched off.
     fn lose_power(&self) {
         let left = self.image.with_extension("left");
-        shell(&format!("cp --sparse=always {} {}", self.image.display(), left.display()));
+        shell(&format!(
+            "cp --sparse=always {} {}",
+            self.image.display(),
+            left.display()
+        ));
         self.engine.kill9();
         self.end_processes();
         unmount(self.engine.root(), UnmountFlags::DETACH).unwrap();
@@ -57,9 +71,15 @@ impl<'e> Disk<'e> {
     fn end_processes(&self) {
         let mark = format!("/{}/", self.engine.name());
         eventually("all processes to end", || {
-            let numbers = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+            let numbers = fs::read_dir("/proc")
+                .unwrap()
+                .flatten()
+                .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
             let own: Vec<i32> = numbers
-                .filter(|pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&mark)))
+                .filter(|pid| {
+                    fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                        .is_ok_and(|groups| groups.contains(&mark))
+                })
                 .filter(|pid| lives(*pid))
                 .collect();
             for pid in &own {
@@ -92,28 +112,79 @@ fn what_was_answered_survives_a_loss_of_power() {
         disk.lose_power();
         assert_eq!(engine.state("made"), "created");
         post("/containers/made/start", None);
-        assert_eq!(engine.whelk(&["exec", "made", "sh", "-c", "echo kept >/kept; sync /kept; echo $?"]).ok(), "0");
+        assert_eq!(
+            engine
+                .whelk(&[
+                    "exec",
+                    "made",
+                    "sh",
+                    "-c",
+                    "echo kept >/kept; sync /kept; echo $?"
+                ])
+                .ok(),
+            "0"
+        );
         post("/containers/made/rename?name=renamed", None);
-        post("/networks/create", Some(&json!({"Name": "net", "EnableIPv6": false})));
-        post("/volumes/create", Some(&json!({"Name": "data", "Labels": {"a": "b"}})));
+        post(
+            "/networks/create",
+            Some(&json!({"Name": "net", "EnableIPv6": false})),
+        );
+        post(
+            "/volumes/create",
+            Some(&json!({"Name": "data", "Labels": {"a": "b"}})),
+        );
         post("/images/busybox/tag?repo=other&tag=1", None);
         disk.lose_power();
         assert_eq!(engine.state("made"), "");
         assert_eq!(engine.state("renamed"), "exited");
         let network = engine.get("/networks/net");
-        assert_eq!((network["Name"].as_str(), &engine.get("/volumes/data")["Labels"]["a"]), (Some("net"), &json!("b")));
-        assert_eq!(engine.whelk(&["run", "--rm", "-v", "data:/v", "--network", "none", "other:1", "ls", "-d", "/v"]).ok(), "/v");
+        assert_eq!(
+            (
+                network["Name"].as_str(),
+                &engine.get("/volumes/data")["Labels"]["a"]
+            ),
+            (Some("net"), &json!("b"))
+        );
+        assert_eq!(
+            engine
+                .whelk(&[
+                    "run",
+                    "--rm",
+                    "-v",
+                    "data:/v",
+                    "--network",
+                    "none",
+                    "other:1",
+                    "ls",
+                    "-d",
+                    "/v"
+                ])
+                .ok(),
+            "/v"
+        );
         post("/containers/renamed/start", None);
-        assert_eq!(engine.whelk(&["exec", "renamed", "cat", "/kept"]).ok(), "kept");
+        assert_eq!(
+            engine.whelk(&["exec", "renamed", "cat", "/kept"]).ok(),
+            "kept"
+        );
         // What restart policies go by.
-        post("/containers/renamed/update", Some(&json!({"RestartPolicy": {"Name": "unless-stopped"}})));
+        post(
+            "/containers/renamed/update",
+            Some(&json!({"RestartPolicy": {"Name": "unless-stopped"}})),
+        );
         disk.lose_power();
         engine.await_state("renamed", "running");
         post("/containers/renamed/stop?t=0", None);
         assert_eq!(engine.api("DELETE", "/networks/net", None).0, 204);
         assert_eq!(engine.api("DELETE", "/volumes/data", None).0, 204);
         disk.lose_power();
-        assert_eq!((engine.state("renamed").as_str(), engine.api("GET", "/networks/net", None).0), ("exited", 404));
+        assert_eq!(
+            (
+                engine.state("renamed").as_str(),
+                engine.api("GET", "/networks/net", None).0
+            ),
+            ("exited", 404)
+        );
         assert_eq!(engine.api("GET", "/volumes/data", None).0, 404);
     }));
     disk.remove();
@@ -125,7 +196,9 @@ fn what_was_answered_survives_a_loss_of_power() {
 /// Whether a process is there and has not ended.
 fn lives(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    stat.rsplit(") ")
+        .next()
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
 /// What the engine says of it, and what can become of the store's files.
@@ -136,17 +209,37 @@ fn damages() -> Vec<Damage> {
     vec![
         // All that follows in the log is lost as well, and SQLite has nothing to say about that.
         ("does not know it", |root| {
-            let log = fs::OpenOptions::new().write(true).open(root.join("store.db-wal")).unwrap();
+            let log = fs::OpenOptions::new()
+                .write(true)
+                .open(root.join("store.db-wal"))
+                .unwrap();
             log.write_all_at(&[0x5a; 64], 32 + PAGE).unwrap();
         }),
-        ("is missing", |root| fs::remove_file(root.join("store.db")).unwrap()),
-        ("is missing", |root| ["store.db", "store.db-wal"].iter().for_each(|name| fs::remove_file(root.join(name)).unwrap())),
-        ("is empty", |root| fs::write(root.join("store.db"), "").unwrap()),
-        ("is damaged", |root| fs::write(root.join("store.db"), [0x5a; 8192]).unwrap()),
-        ("is missing", |root| fs::remove_file(root.join("store.db-wal")).unwrap()),
-        ("is empty", |root| fs::write(root.join("store.db-wal"), "").unwrap()),
+        ("is missing", |root| {
+            fs::remove_file(root.join("store.db")).unwrap()
+        }),
+        ("is missing", |root| {
+            ["store.db", "store.db-wal"]
+                .iter()
+                .for_each(|name| fs::remove_file(root.join(name)).unwrap())
+        }),
+        ("is empty", |root| {
+            fs::write(root.join("store.db"), "").unwrap()
+        }),
         ("is damaged", |root| {
-            let log = fs::OpenOptions::new().write(true).open(root.join("store.db-wal")).unwrap();
+            fs::write(root.join("store.db"), [0x5a; 8192]).unwrap()
+        }),
+        ("is missing", |root| {
+            fs::remove_file(root.join("store.db-wal")).unwrap()
+        }),
+        ("is empty", |root| {
+            fs::write(root.join("store.db-wal"), "").unwrap()
+        }),
+        ("is damaged", |root| {
+            let log = fs::OpenOptions::new()
+                .write(true)
+                .open(root.join("store.db-wal"))
+                .unwrap();
             log.write_all_at(&[0x5a; 4096], 0).unwrap();
         }),
     ]
@@ -157,16 +250,65 @@ fn a_damaged_store_is_refused_and_can_be_rebuilt() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     cli.run(&["network", "create", "net"]).ok();
-    cli.run(&["volume", "create", "--label", "a=b", "data"]).ok();
+    cli.run(&["volume", "create", "--label", "a=b", "data"])
+        .ok();
     cli.run(&["tag", "busybox", "other:1"]).ok();
-    cli.run(&["run", "-d", "--name", "runs", "--network", "net", "--network-alias", "alias", "busybox", "sleep", "600"]).ok();
-    cli.run(&["create", "--network", "none", "--name", "first", "-v", "data:/v", "busybox", "sleep", "600"]).ok();
+    cli.run(&[
+        "run",
+        "-d",
+        "--name",
+        "runs",
+        "--network",
+        "net",
+        "--network-alias",
+        "alias",
+        "busybox",
+        "sleep",
+        "600",
+    ])
+    .ok();
+    cli.run(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "first",
+        "-v",
+        "data:/v",
+        "busybox",
+        "sleep",
+        "600",
+    ])
+    .ok();
     cli.run(&["rename", "first", "made"]).ok();
-    cli.run(&["update", "--restart", "on-failure:3", "made"]).ok();
-    cli.run(&["run", "--network", "none", "--name", "ended", "busybox", "sh", "-c", "echo said; echo kept >/kept; exit 3"]).exits(3);
+    cli.run(&["update", "--restart", "on-failure:3", "made"])
+        .ok();
+    cli.run(&[
+        "run",
+        "--network",
+        "none",
+        "--name",
+        "ended",
+        "busybox",
+        "sh",
+        "-c",
+        "echo said; echo kept >/kept; exit 3",
+    ])
+    .exits(3);
     let fields = |name: &str| {
         let found = engine.inspect(name);
-        ["Id", "Name", "Created", "Image", "Config", "HostConfig", "Mounts", "State", "NetworkSettings"].map(|field| found[field].clone())
+        [
+            "Id",
+            "Name",
+            "Created",
+            "Image",
+            "Config",
+            "HostConfig",
+            "Mounts",
+            "State",
+            "NetworkSettings",
+        ]
+        .map(|field| found[field].clone())
     };
     // Copies of what has changed at an end may be a second old.
     std::thread::sleep(std::time::Duration::from_millis(1500));
@@ -177,16 +319,43 @@ fn a_damaged_store_is_refused_and_can_be_rebuilt() {
         engine.kill9();
         damage(&engine.root());
         let said = engine.refuses_to_start();
-        assert!(said.contains(text) && said.contains("whelk system repair --root"), "damage {index}: {said}");
+        assert!(
+            said.contains(text) && said.contains("whelk system repair --root"),
+            "damage {index}: {said}"
+        );
         assert!(lives(pid), "damage {index}");
         let told = engine.repair();
-        assert!(told.contains("containers: 3 from their directories"), "damage {index}: {told}");
+        assert!(
+            told.contains("containers: 3 from their directories"),
+            "damage {index}: {told}"
+        );
         engine.restart();
-        assert_eq!(["runs", "made", "ended"].map(&fields), before, "damage {index}: {told}");
-        assert_eq!((engine.get("/images/json"), engine.get("/networks/net")), (images, network), "damage {index}: {told}");
+        assert_eq!(
+            ["runs", "made", "ended"].map(&fields),
+            before,
+            "damage {index}: {told}"
+        );
+        assert_eq!(
+            (engine.get("/images/json"), engine.get("/networks/net")),
+            (images, network),
+            "damage {index}: {told}"
+        );
         assert!(lives(pid), "damage {index}");
         assert_eq!(cli.run(&["exec", "runs", "echo", "alive"]).ok(), "alive");
-        assert_eq!(cli.run(&["run", "--rm", "--network", "net", "busybox", "nslookup", "alias"]).code, 0, "damage {index}");
+        assert_eq!(
+            cli.run(&[
+                "run",
+                "--rm",
+                "--network",
+                "net",
+                "busybox",
+                "nslookup",
+                "alias"
+            ])
+            .code,
+            0,
+            "damage {index}"
+        );
         assert_eq!(engine.get("/volumes/data")["Labels"]["a"], "b");
         assert_eq!(cli.run(&["logs", "ended"]).ok(), "said");
     }
@@ -194,21 +363,44 @@ fn a_damaged_store_is_refused_and_can_be_rebuilt() {
     engine.kill9();
     assert!(engine.repair().contains("nothing was changed"));
     engine.restart();
-    assert_eq!(fs::read_dir(engine.root().join("lost+found")).unwrap().count(), damages().len());
+    assert_eq!(
+        fs::read_dir(engine.root().join("lost+found"))
+            .unwrap()
+            .count(),
+        damages().len()
+    );
     cli.run(&["rm", "-f", "runs", "made", "ended"]).ok();
     cli.run(&["network", "rm", "net"]).ok();
     cli.run(&["volume", "rm", "data"]).ok();
     // An engine that runs is not repaired.
-    let output = Command::new(Program::Whelk.path()).args(["system", "repair", "--root"]).arg(engine.root()).output().unwrap();
+    let output = Command::new(Program::Whelk.path())
+        .args(["system", "repair", "--root"])
+        .arg(engine.root())
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("stop the engine first"), "{said}");
+    assert!(
+        !output.status.success() && said.contains("stop the engine first"),
+        "{said}"
+    );
 }
 
 #[test]
 fn directories_that_no_record_names_are_kept() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
-    cli.run(&["run", "--network", "none", "--name", "one", "busybox", "sh", "-c", "echo kept >/kept"]).ok();
+    cli.run(&[
+        "run",
+        "--network",
+        "none",
+        "--name",
+        "one",
+        "busybox",
+        "sh",
+        "-c",
+        "echo kept >/kept",
+    ])
+    .ok();
     let id = engine.inspect("one")["Id"].as_str().unwrap().to_owned();
     let containers = engine.root().join("containers");
     let (unknown, empty) = ("a".repeat(64), "b".repeat(64));
@@ -218,14 +410,26 @@ fn directories_that_no_record_names_are_kept() {
     fs::create_dir_all(containers.join(&empty).join("upper")).unwrap();
     engine.restart();
     let aside = engine.root().join("lost+found/containers");
-    assert_eq!(fs::read_to_string(aside.join(&unknown).join("upper/file")).unwrap(), "data");
-    assert!(engine.last_words().contains(&unknown), "{}", engine.last_words());
-    eventually("only the known one to be left", || (fs::read_dir(&containers).unwrap().count() == 1).then_some(()));
+    assert_eq!(
+        fs::read_to_string(aside.join(&unknown).join("upper/file")).unwrap(),
+        "data"
+    );
+    assert!(
+        engine.last_words().contains(&unknown),
+        "{}",
+        engine.last_words()
+    );
+    eventually("only the known one to be left", || {
+        (fs::read_dir(&containers).unwrap().count() == 1).then_some(())
+    });
     // A removal that was cut short is taken back, or carried through; never half.
     engine.kill9();
     fs::rename(containers.join(&id), engine.root().join("trash").join(&id)).unwrap();
     engine.restart();
-    assert_eq!(fs::read_to_string(containers.join(&id).join("upper/kept")).unwrap(), "kept\n");
+    assert_eq!(
+        fs::read_to_string(containers.join(&id).join("upper/kept")).unwrap(),
+        "kept\n"
+    );
     // One that says what it is comes back from where it was set aside.
     engine.kill9();
     fs::rename(containers.join(&id), aside.join(&id)).unwrap();
@@ -233,9 +437,15 @@ fn directories_that_no_record_names_are_kept() {
         fs::remove_file(engine.root().join(name)).unwrap();
     }
     let told = engine.repair();
-    assert!(told.contains("container one is brought back from"), "{told}");
+    assert!(
+        told.contains("container one is brought back from"),
+        "{told}"
+    );
     engine.restart();
     assert_eq!(engine.state("one"), "exited");
-    assert_eq!(fs::read_to_string(containers.join(&id).join("upper/kept")).unwrap(), "kept\n");
+    assert_eq!(
+        fs::read_to_string(containers.join(&id).join("upper/kept")).unwrap(),
+        "kept\n"
+    );
     cli.run(&["rm", "one"]).ok();
 }

@@ -1,6 +1,10 @@
-//! What a new user meets first: where an engine starts and where it refuses to, who may use it, systemd's part, and that nothing stays
-//! behind.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+//! What a new user meets first: where an engine starts and where it refuses to, who may use it,
+//! systemd's part, and that nothing stays behind.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -16,7 +20,8 @@ use whelk_tests::{Engine, Program, eventually, private_host};
 #[track_caller]
 fn said(script: &str) -> String {
     let output = private_host(script);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {text}", output.status);
     text
 }
@@ -43,18 +48,39 @@ fn a_group_gets_at_the_socket_and_at_nothing_else() {
         find /run/whelk -mindepth 1 -maxdepth 1 -printf 'mode %m %f\n'
         down"#
     ));
-    assert!(told.contains(concat!("member ", env!("CARGO_PKG_VERSION"))), "{told}");
+    assert!(
+        told.contains(concat!("member ", env!("CARGO_PKG_VERSION"))),
+        "{told}"
+    );
     let refused = "permission denied while trying to connect to the docker API at unix:///run/whelk/whelk.sock";
     assert_eq!(told.matches(refused).count(), 2, "{told}");
-    let modes: Vec<_> = told.lines().filter_map(|line| line.strip_prefix("mode ")).collect();
-    assert!(modes.len() > 4 && modes.contains(&"660 whelk.sock"), "{modes:?}");
-    assert!(modes.iter().all(|entry| entry.starts_with("600 ") || entry.starts_with("700 ") || *entry == "660 whelk.sock"), "{modes:?}");
+    let modes: Vec<_> = told
+        .lines()
+        .filter_map(|line| line.strip_prefix("mode "))
+        .collect();
+    assert!(
+        modes.len() > 4 && modes.contains(&"660 whelk.sock"),
+        "{modes:?}"
+    );
+    assert!(
+        modes.iter().all(|entry| entry.starts_with("600 ")
+            || entry.starts_with("700 ")
+            || *entry == "660 whelk.sock"),
+        "{modes:?}"
+    );
 }
 
 #[test]
 fn in_a_chroot_no_engine_starts() {
-    // On a mount point, where containers would start and commands in them get the host's root; and below one.
-    for (prepare, base) in [("mount --rbind / /run/root", "/run"), ("mkdir /run/root/proc && mount -t proc proc /run/root/proc", "")] {
+    // On a mount point, where containers would start and commands in them get the host's root; and
+    // below one.
+    for (prepare, base) in [
+        ("mount --rbind / /run/root", "/run"),
+        (
+            "mkdir /run/root/proc && mount -t proc proc /run/root/proc",
+            "",
+        ),
+    ] {
         let told = said(&format!(
             r#"mkdir /run/root && {prepare} && cp "$0" /run/root{base}/copy && mkdir /run/root{base}/bundle || exit 9
             inside() {{ chroot /run/root {base}/copy "$@"; }}
@@ -76,16 +102,33 @@ fn on_overlayfs_no_engine_starts() {
         "$0" daemon --root /run/merged/root --run /run/d --host unix:///run/d/sock --instance $name && exit 1
         true"#,
     );
-    assert!(told.contains("the root directory /run/merged/root is on overlayfs") && told.contains("choose another one (--root)"), "{told}");
+    assert!(
+        told.contains("the root directory /run/merged/root is on overlayfs")
+            && told.contains("choose another one (--root)"),
+        "{told}"
+    );
 }
 
 /// Starts the engine with `socket` as its descriptor 3, the way systemd does.
 fn activate(engine: &Engine, socket: Stdio, environment: &str, more: &[&str]) -> Child {
     let script = format!("exec 3<&0 </dev/null; {environment} exec \"$0\" daemon \"$@\"");
     let mut command = Command::new("sh");
-    command.args(["-c", &script]).arg(Program::Whelk.path()).arg("--root").arg(engine.root()).arg("--run").arg(engine.run());
-    command.args(["--instance", engine.name(), "--host", "fd://"]).args(more);
-    command.stdin(socket).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    command
+        .args(["-c", &script])
+        .arg(Program::Whelk.path())
+        .arg("--root")
+        .arg(engine.root())
+        .arg("--run")
+        .arg(engine.run());
+    command
+        .args(["--instance", engine.name(), "--host", "fd://"])
+        .args(more);
+    command
+        .stdin(socket)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 #[test]
@@ -95,7 +138,9 @@ fn systemd_passes_the_socket_and_hears_when_it_is_served() {
     engine.kill9();
     let place = engine.scratch("notify").join("socket");
     let notices = UnixDatagram::bind(&place).unwrap();
-    notices.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    notices
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     fs::remove_file(engine.socket()).unwrap();
     let listener = UnixListener::bind(engine.socket()).unwrap();
     let socket = || Stdio::from(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()));
@@ -113,31 +158,55 @@ fn systemd_passes_the_socket_and_hears_when_it_is_served() {
             assert!(client.join().unwrap(), "the client that waited");
         }
         let found = fs::metadata(engine.socket()).unwrap();
-        assert_eq!((found.permissions().mode() & 0o777, found.gid()), (0o660, 4242));
+        assert_eq!(
+            (found.permissions().mode() & 0o777, found.gid()),
+            (0o660, 4242)
+        );
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         assert!(child.wait().unwrap().success());
-        assert!(fs::metadata(engine.socket()).is_ok_and(|found| found.file_type().is_socket()), "the socket stays systemd's");
+        assert!(
+            fs::metadata(engine.socket()).is_ok_and(|found| found.file_type().is_socket()),
+            "the socket stays systemd's"
+        );
         let path = engine.socket();
         waiting = Some(std::thread::spawn(move || {
             let client = whelk_tests::Connection::open(&path);
             client.is_ok_and(|mut client| {
-                client.send("GET", "/_ping", &[], b"").is_ok() && client.head().is_ok_and(|(status, _)| status == 200)
+                client.send("GET", "/_ping", &[], b"").is_ok()
+                    && client.head().is_ok_and(|(status, _)| status == 200)
             })
         }));
     }
     drop(listener);
     let refused = |socket: Stdio, environment: &str, text: &str| {
-        let output = activate(&engine, socket, environment, &[]).wait_with_output().unwrap();
+        let output = activate(&engine, socket, environment, &[])
+            .wait_with_output()
+            .unwrap();
         let told = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && told.contains(text), "{environment}: {told}");
+        assert!(
+            !output.status.success() && told.contains(text),
+            "{environment}: {told}"
+        );
     };
     refused(Stdio::null(), PASSED, "not a listening unix stream socket");
     refused(Stdio::null(), "", "no socket was passed (LISTEN_FDS)");
-    refused(Stdio::null(), "LISTEN_PID=1 LISTEN_FDS=1", "no socket was passed (LISTEN_FDS)");
+    refused(
+        Stdio::null(),
+        "LISTEN_PID=1 LISTEN_FDS=1",
+        "no socket was passed (LISTEN_FDS)",
+    );
     refused(Stdio::null(), "LISTEN_PID=$$ LISTEN_FDS=x", "LISTEN_FDS");
-    refused(Stdio::null(), "LISTEN_PID=$$ LISTEN_FDS=3000", "Bad file descriptor");
+    refused(
+        Stdio::null(),
+        "LISTEN_PID=$$ LISTEN_FDS=3000",
+        "Bad file descriptor",
+    );
     let unbound = UnixDatagram::unbound().unwrap();
-    refused(Stdio::from(std::os::fd::OwnedFd::from(unbound)), PASSED, "not a listening unix stream socket");
+    refused(
+        Stdio::from(std::os::fd::OwnedFd::from(unbound)),
+        PASSED,
+        "not a listening unix stream socket",
+    );
 }
 
 #[test]
@@ -147,12 +216,23 @@ fn systemds_units_are_valid() {
     let program = Program::Whelk.path();
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut make = Command::new("make");
-    make.args(["-s", "install-systemd", "PREFIX=/usr"]).arg(format!("DESTDIR={}", root.display())).current_dir(sources);
-    let made = make.arg(format!("BINDIR={}", program.parent().unwrap().display())).output().unwrap();
+    make.args(["-s", "install-systemd", "PREFIX=/usr"])
+        .arg(format!("DESTDIR={}", root.display()))
+        .current_dir(sources);
+    let made = make
+        .arg(format!("BINDIR={}", program.parent().unwrap().display()))
+        .output()
+        .unwrap();
     assert!(made.status.success(), "{made:?}");
     let units = root.join("usr/lib/systemd/system");
     let service = fs::read_to_string(units.join("whelk.service")).unwrap();
-    assert!(service.contains(&format!("ExecStart={} daemon --host fd://", program.display())), "{service}");
+    assert!(
+        service.contains(&format!(
+            "ExecStart={} daemon --host fd://",
+            program.display()
+        )),
+        "{service}"
+    );
     if let Ok(output) = Command::new("systemd-analyze")
         .arg("verify")
         .args([units.join("whelk.service"), units.join("whelk.socket")])
@@ -161,7 +241,10 @@ fn systemds_units_are_valid() {
     {
         let told = String::from_utf8_lossy(&output.stderr);
         // A manual page that is not installed is no fault of the units'.
-        let faults: Vec<_> = told.lines().filter(|line| line.contains("whelk") && !line.contains("man ")).collect();
+        let faults: Vec<_> = told
+            .lines()
+            .filter(|line| line.contains("whelk") && !line.contains("man "))
+            .collect();
         assert!(faults.is_empty(), "{told}");
     }
 }
@@ -169,9 +252,11 @@ fn systemds_units_are_valid() {
 #[test]
 fn setup_brings_the_docker_cli_with_its_plugins() {
     let engine = Engine::without_images(&[]);
-    for (args, text) in
-        [(&["--version"][..], "Docker version 2"), (&["compose", "version"], "Docker Compose version"), (&["buildx", "version"], "buildx")]
-    {
+    for (args, text) in [
+        (&["--version"][..], "Docker version 2"),
+        (&["compose", "version"], "Docker Compose version"),
+        (&["buildx", "version"], "buildx"),
+    ] {
         let told = engine.docker(args).ok();
         assert!(told.contains(text), "{args:?}: {told}");
     }
@@ -187,13 +272,21 @@ fn an_engine_that_just_ended_can_be_taken_off_the_host_at_once() {
         assert!(output.status.success(), "{output:?}");
         engine.restart();
     }
-    engine.docker(&["run", "-d", "--network", "none", "busybox", "sleep", "600"]).ok();
+    engine
+        .docker(&["run", "-d", "--network", "none", "busybox", "sleep", "600"])
+        .ok();
     engine.kill9();
     let begin = std::time::Instant::now();
     let output = engine.uninstall();
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && told.contains("still run: stop or remove them first"), "{told}");
-    assert!(begin.elapsed() < Duration::from_secs(5), "what holds it up is known at once");
+    assert!(
+        !output.status.success() && told.contains("still run: stop or remove them first"),
+        "{told}"
+    );
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "what holds it up is known at once"
+    );
     engine.restart();
 }
 
@@ -203,9 +296,30 @@ fn an_engine_that_just_ended_can_be_taken_off_the_host_at_once() {
 fn hangs_with_all_an_engine_can_have() {
     let engine = Engine::start();
     engine.docker(&["network", "create", "own"]).ok();
-    engine.docker(&["run", "-d", "--restart", "always", "--network", "own", "-p", "127.0.0.1::80", "busybox", "sleep", "600"]).ok();
+    engine
+        .docker(&[
+            "run",
+            "-d",
+            "--restart",
+            "always",
+            "--network",
+            "own",
+            "-p",
+            "127.0.0.1::80",
+            "busybox",
+            "sleep",
+            "600",
+        ])
+        .ok();
     let disk = engine.scratch("disk");
-    assert!(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&disk).status().unwrap().success());
+    assert!(
+        Command::new("mount")
+            .args(["-t", "tmpfs", "none"])
+            .arg(&disk)
+            .status()
+            .unwrap()
+            .success()
+    );
     fs::write(std::env::var_os("WHELK_TOLD").unwrap(), engine.name()).unwrap();
     std::thread::sleep(Duration::from_secs(60));
 }
@@ -215,27 +329,56 @@ fn a_test_program_that_is_killed_leaves_nothing() {
     let place = Engine::without_images(&[]);
     let told = place.scratch("told").join("name");
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "hangs_with_all_an_engine_can_have", "--ignored"]).env("WHELK_TOLD", &told);
+    command
+        .args(["--exact", "hangs_with_all_an_engine_can_have", "--ignored"])
+        .env("WHELK_TOLD", &told);
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-    let name = eventually("the engine to be named", || fs::read_to_string(&told).ok().filter(|name| !name.is_empty()));
+    let name = eventually("the engine to be named", || {
+        fs::read_to_string(&told)
+            .ok()
+            .filter(|name| !name.is_empty())
+    });
     let traces = || {
-        let tables = Command::new("nft").args(["list", "tables"]).output().map(|done| String::from_utf8_lossy(&done.stdout).into_owned());
+        let tables = Command::new("nft")
+            .args(["list", "tables"])
+            .output()
+            .map(|done| String::from_utf8_lossy(&done.stdout).into_owned());
         let aliases = fs::read_dir("/sys/class/net")
             .unwrap()
             .flatten()
             .map(|link| fs::read_to_string(link.path().join("ifalias")).unwrap_or_default());
-        let mut found: Vec<String> =
-            aliases.chain(tables.unwrap_or_default().lines().map(str::to_owned)).filter(|text| text.contains(&name)).collect();
-        found.extend(fs::read_to_string("/proc/self/mountinfo").unwrap().lines().filter(|line| line.contains(&name)).map(str::to_owned));
-        let directories = ["/run".into(), "/var/tmp".into(), std::env::var("WHELK_TEST_DIR").unwrap_or("/var/tmp".into())];
+        let mut found: Vec<String> = aliases
+            .chain(tables.unwrap_or_default().lines().map(str::to_owned))
+            .filter(|text| text.contains(&name))
+            .collect();
+        found.extend(
+            fs::read_to_string("/proc/self/mountinfo")
+                .unwrap()
+                .lines()
+                .filter(|line| line.contains(&name))
+                .map(str::to_owned),
+        );
+        let directories = [
+            "/run".into(),
+            "/var/tmp".into(),
+            std::env::var("WHELK_TEST_DIR").unwrap_or("/var/tmp".into()),
+        ];
         for directory in directories {
-            let entries =
-                fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+            let entries = fs::read_dir(directory)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned());
             found.extend(entries.filter(|entry| entry.contains(&name)));
         }
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let groups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-            found.extend(groups.lines().find(|line| line.contains(&name)).map(str::to_owned));
+            found.extend(
+                groups
+                    .lines()
+                    .find(|line| line.contains(&name))
+                    .map(str::to_owned),
+            );
         }
         found
     };
@@ -243,5 +386,7 @@ fn a_test_program_that_is_killed_leaves_nothing() {
     assert!(before.len() > 6, "{before:?}");
     child.kill().unwrap();
     child.wait().unwrap();
-    eventually("everything to be gone", || traces().is_empty().then_some(()));
+    eventually("everything to be gone", || {
+        traces().is_empty().then_some(())
+    });
 }

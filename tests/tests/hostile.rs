@@ -1,5 +1,10 @@
-//! Containers and images that try to get out. Each case is a way in which engines were broken before.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+//! Containers and images that try to get out. Each case is a way in which engines were broken
+//! before.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -32,34 +37,64 @@ impl Victim {
 
     #[track_caller]
     fn assert_untouched(&self, after: &str) {
-        let entries: Vec<_> = fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let entries: Vec<_> = fs::read_dir(&self.dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         assert_eq!(entries, ["secret"], "after {after}");
-        assert_eq!(fs::read_to_string(self.dir.join("secret")).unwrap(), SECRET, "after {after}");
+        assert_eq!(
+            fs::read_to_string(self.dir.join("secret")).unwrap(),
+            SECRET,
+            "after {after}"
+        );
     }
 }
 
 #[test]
 fn our_own_program_cannot_be_overwritten_from_inside() {
-    // CVE-2019-5736: the container opens the runtime through /proc/PID/exe and writes to it when it has ended.
+    // CVE-2019-5736: the container opens the runtime through /proc/PID/exe and writes to it when it
+    // has ended.
     let engine = Engine::start();
     let program = Program::Whelk.path();
     let before = fs::read(&program).unwrap();
     let root = images::small_root().program("evil", "#!/proc/self/exe\n");
     engine.import("evil", &["CMD [\"/evil\"]"], &root.finish());
-    assert_ne!(engine.docker(&["run", "--rm", "--network", "none", "evil"]).code, 0);
+    assert_ne!(
+        engine
+            .docker(&["run", "--rm", "--network", "none", "evil"])
+            .code,
+        0
+    );
     let script = "echo ready; while :; do for p in /proc/[0-9]*; do case $(readlink $p/exe) in /bin/busybox|'') ;; *) \
         ( exec 9<$p/exe && i=0 && while [ $i -lt 300 ]; do echo POISON >>/proc/self/fd/9 && echo WROTE; i=$((i+1)); done ) ;; esac; done; done 2>/dev/null";
-    engine.docker(&["run", "-d", "--name", "trap", "--network", "none", "evil", "sh", "-c", script]).ok();
+    engine
+        .docker(&[
+            "run",
+            "-d",
+            "--name",
+            "trap",
+            "--network",
+            "none",
+            "evil",
+            "sh",
+            "-c",
+            script,
+        ])
+        .ok();
     engine.await_log("trap", "ready");
     for _ in 0..20 {
         assert_ne!(engine.docker(&["exec", "trap", "/evil"]).code, 0);
         engine.whelk(&["exec", "trap", "true"]).ok();
     }
     assert!(!engine.logs("trap").contains("WROTE"));
-    assert!(fs::read(&program).unwrap() == before, "the program was changed");
+    assert!(
+        fs::read(&program).unwrap() == before,
+        "the program was changed"
+    );
 }
 
-/// The same by a container that may mount, and so make a mount writable again that it has a descriptor in.
+/// The same by a container that may mount, and so make a mount writable again that it has a
+/// descriptor in.
 #[test]
 fn a_container_that_may_mount_cannot_overwrite_our_program_either() {
     let engine = Engine::start();
@@ -69,7 +104,8 @@ fn a_container_that_may_mount_cannot_overwrite_our_program_either() {
     if !cfg!(target_arch = "x86_64") {
         return;
     }
-    // mount_setattr(2) with MOUNT_ATTR_RDONLY to clear, for everything that is not this container's own.
+    // mount_setattr(2) with MOUNT_ATTR_RDONLY to clear, for everything that is not this container's
+    // own.
     let trap = "
 import ctypes, errno, os
 libc = ctypes.CDLL(None)
@@ -94,15 +130,31 @@ while True:
             if pid.isdigit() and pid != '1' and os.readlink('/proc/%s/exe' % pid) != own: tried('/proc/%s/exe' % pid)
         except OSError: pass
 ";
-    let flags = ["--network", "none", "--init", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"];
-    let run = [&["run", "-d", "--name", "trap"], &flags[..], &["python", "python3", "-c", trap]].concat();
+    let flags = [
+        "--network",
+        "none",
+        "--init",
+        "--cap-add",
+        "SYS_ADMIN",
+        "--security-opt",
+        "seccomp=unconfined",
+    ];
+    let run = [
+        &["run", "-d", "--name", "trap"],
+        &flags[..],
+        &["python", "python3", "-c", trap],
+    ]
+    .concat();
     engine.docker(&run).ok();
     engine.await_log("trap", "ready");
     for _ in 0..20 {
         assert_ne!(engine.docker(&["exec", "trap", "/evil"]).code, 0);
     }
     assert_eq!(engine.logs("trap"), "ready\n");
-    assert!(fs::read(&program).unwrap() == before, "the program was changed");
+    assert!(
+        fs::read(&program).unwrap() == before,
+        "the program was changed"
+    );
 }
 
 #[test]
@@ -119,12 +171,26 @@ fn an_image_whose_directories_are_links_reaches_nothing_outside() {
     for place in places {
         for target in [inside.as_str(), climbing.as_str(), "/proc/1/root", "."] {
             let others = places.iter().filter(|other| **other != place);
-            let root = others.fold(images::bare_root(), |root, other| root.dir(other)).symlink(place, target);
+            let root = others
+                .fold(images::bare_root(), |root, other| root.dir(other))
+                .symlink(place, target);
             engine.import("linked", &[], &root.finish());
             for program in [Program::Docker, Program::Whelk] {
-                let output = engine.cli(program).run(&["run", "--rm", "--network", "none", "linked", "sh", "-c", &script]);
+                let output = engine.cli(program).run(&[
+                    "run",
+                    "--rm",
+                    "--network",
+                    "none",
+                    "linked",
+                    "sh",
+                    "-c",
+                    &script,
+                ]);
                 let all = output.out() + &output.err();
-                assert!(!all.contains(SECRET) && !all.contains("WROTE"), "/{place} is a link to {target}: {all}");
+                assert!(
+                    !all.contains(SECRET) && !all.contains("WROTE"),
+                    "/{place} is a link to {target}: {all}"
+                );
                 victim.assert_untouched(&format!("/{place} as a link to {target}"));
             }
         }
@@ -136,11 +202,24 @@ fn a_link_inside_the_image_is_followed_inside_the_image() {
     let engine = Engine::start();
     let source = engine.scratch("source");
     fs::write(source.join("x"), "seen").unwrap();
-    let root = images::small_root().dir("real").symlink("absolute", "/real").symlink("relative", "./real");
+    let root = images::small_root()
+        .dir("real")
+        .symlink("absolute", "/real")
+        .symlink("relative", "./real");
     engine.import("links", &[], &root.finish());
     for link in ["absolute", "relative"] {
         let volume = format!("{}:/{link}/sub", source.display());
-        let output = engine.whelk(&["run", "--rm", "--network", "none", "-v", &volume, "links", "cat", "/real/sub/x"]);
+        let output = engine.whelk(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "-v",
+            &volume,
+            "links",
+            "cat",
+            "/real/sub/x",
+        ]);
         assert_eq!(output.ok(), "seen", "{link}");
     }
 }
@@ -150,10 +229,18 @@ fn no_working_directory_leads_out() {
     // CVE-2024-21626: a descriptor of a directory of the host, inherited by the program's process.
     let engine = Engine::start();
     let victim = Victim::new(&engine);
-    let read = format!("cat ../../../../../../../../../..{}/secret; cat {}/secret", victim.path(), victim.path());
+    let read = format!(
+        "cat ../../../../../../../../../..{}/secret; cat {}/secret",
+        victim.path(),
+        victim.path()
+    );
     let given = format!("{}:{}", victim.path(), victim.path());
     assert!(
-        engine.cli(Program::Docker).sh(&["-v", &given], &read).out().contains(SECRET),
+        engine
+            .cli(Program::Docker)
+            .sh(&["-v", &given], &read)
+            .out()
+            .contains(SECRET),
         "the script finds the secret where it is allowed to"
     );
     let cli = engine.cli(Program::Whelk);
@@ -167,14 +254,34 @@ fn no_working_directory_leads_out() {
             engine.docker(&["exec", "--workdir", &directory, "up", "sh", "-c", &read]),
         ];
         for output in outputs {
-            assert!(output.code != 0 && !output.out().contains(SECRET), "{directory}: {}", output.out());
+            assert!(
+                output.code != 0 && !output.out().contains(SECRET),
+                "{directory}: {}",
+                output.out()
+            );
         }
     }
     // The same hidden in the image.
-    let root = images::small_root().symlink("fd", "/proc/self/fd/8").symlink("cwd", "/proc/1/cwd").symlink("host", &victim.path());
+    let root = images::small_root()
+        .symlink("fd", "/proc/self/fd/8")
+        .symlink("cwd", "/proc/1/cwd")
+        .symlink("host", &victim.path());
     for link in ["fd", "cwd", "host"] {
-        engine.import("workdir", &[&format!("WORKDIR /{link}/new")], &root.clone().finish());
-        let output = engine.docker(&["run", "--rm", "--network", "none", "workdir", "sh", "-c", &read]);
+        engine.import(
+            "workdir",
+            &[&format!("WORKDIR /{link}/new")],
+            &root.clone().finish(),
+        );
+        let output = engine.docker(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "workdir",
+            "sh",
+            "-c",
+            &read,
+        ]);
         assert!(!output.out().contains(SECRET), "{link}: {}", output.out());
         victim.assert_untouched(link);
     }
@@ -191,7 +298,8 @@ impl Drop for Stop<'_> {
 
 #[test]
 fn a_link_swapped_under_a_mount_point_leads_nowhere() {
-    // CVE-2021-30465, CVE-2024-45310: another container swaps a directory in a shared volume while this one starts.
+    // CVE-2021-30465, CVE-2024-45310: another container swaps a directory in a shared volume while
+    // this one starts.
     let engine = Engine::start();
     let victim = Victim::new(&engine);
     let shared = engine.scratch("shared");
@@ -212,10 +320,15 @@ fn a_link_swapped_under_a_mount_point_leads_nowhere() {
         for round in 0..30 {
             let directory = format!("{}:/s/real/dir{round}", source.display());
             let file = format!("{}/file:/s/real/file{round}", source.display());
-            let program = if round % 2 == 0 { Program::Docker } else { Program::Whelk };
-            let output = engine
-                .cli(program)
-                .sh(&["-v", &volume, "-v", &directory, "-v", &file], "cat /s/real/secret /s/link/secret /s/real/*/secret");
+            let program = if round % 2 == 0 {
+                Program::Docker
+            } else {
+                Program::Whelk
+            };
+            let output = engine.cli(program).sh(
+                &["-v", &volume, "-v", &directory, "-v", &file],
+                "cat /s/real/secret /s/link/secret /s/real/*/secret",
+            );
             assert!(!output.out().contains(SECRET), "round {round}");
             victim.assert_untouched(&format!("round {round}"));
         }
@@ -235,7 +348,9 @@ fn a_link_in_place_of_a_device_is_not_followed() {
         scope.spawn(|| {
             let (device, link) = (shared.join("device"), shared.join("link"));
             while !over.load(Ordering::Relaxed) {
-                if fs::symlink_metadata(&device).is_ok_and(|metadata| metadata.file_type().is_char_device()) {
+                if fs::symlink_metadata(&device)
+                    .is_ok_and(|metadata| metadata.file_type().is_char_device())
+                {
                     let _ = symlink(&secret, &link);
                     let _ = fs::rename(&link, &device);
                 }
@@ -243,8 +358,18 @@ fn a_link_in_place_of_a_device_is_not_followed() {
         });
         for _ in 0..30 {
             let volume = format!("{}:/s", shared.display());
-            let _ =
-                engine.whelk(&["run", "--rm", "--network", "none", "-v", &volume, "--device", "/dev/zero:/s/device", "busybox", "true"]);
+            let _ = engine.whelk(&[
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "-v",
+                &volume,
+                "--device",
+                "/dev/zero:/s/device",
+                "busybox",
+                "true",
+            ]);
             assert_eq!(fs::metadata(&secret).unwrap().mode() & 0o777, 0o600);
             let _ = fs::remove_file(shared.join("device"));
         }
@@ -257,15 +382,42 @@ fn shared_memory_is_looked_for_in_its_owners_root() {
     let victim = Victim::new(&engine);
     engine.both(|cli| {
         // Its owner makes a link of it, which leads somewhere else on the host.
-        let script = format!("umount /dev/shm && rmdir /dev/shm && ln -s {} /dev/shm && echo ready; exec sleep 600", victim.path());
-        cli.up("donor", &["--ipc", "shareable", "--privileged"], &["sh", "-c", &script]);
+        let script = format!(
+            "umount /dev/shm && rmdir /dev/shm && ln -s {} /dev/shm && echo ready; exec sleep 600",
+            victim.path()
+        );
+        cli.up(
+            "donor",
+            &["--ipc", "shareable", "--privileged"],
+            &["sh", "-c", &script],
+        );
         engine.await_log("donor", "ready");
-        let output = cli.sh(&["--ipc", "container:donor"], "cat /dev/shm/secret; echo x >/dev/shm/new; mount");
-        assert!(output.code != 0 && !output.out().contains(SECRET) && !output.out().contains("/dev/shm"), "{}", output.out());
+        let output = cli.sh(
+            &["--ipc", "container:donor"],
+            "cat /dev/shm/secret; echo x >/dev/shm/new; mount",
+        );
+        assert!(
+            output.code != 0
+                && !output.out().contains(SECRET)
+                && !output.out().contains("/dev/shm"),
+            "{}",
+            output.out()
+        );
         victim.assert_untouched("a container with its donor's shared memory");
         // Inside the donor the link leads to what is there.
-        cli.run(&["exec", "donor", "sh", "-c", &format!("mkdir -p {0} && echo fine >{0}/file", victim.path())]).ok();
-        assert_eq!(cli.sh(&["--ipc", "container:donor"], "cat /dev/shm/file").ok(), "fine");
+        cli.run(&[
+            "exec",
+            "donor",
+            "sh",
+            "-c",
+            &format!("mkdir -p {0} && echo fine >{0}/file", victim.path()),
+        ])
+        .ok();
+        assert_eq!(
+            cli.sh(&["--ipc", "container:donor"], "cat /dev/shm/file")
+                .ok(),
+            "fine"
+        );
         victim.assert_untouched("a link inside the donor");
     });
 }
@@ -275,23 +427,39 @@ fn an_exec_touches_no_process_of_the_host() {
     // The container sees the host's /proc, where its own process ids are others'.
     let engine = Engine::start();
     let scores = || -> Vec<String> {
-        let read = |pid: u32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
-        (1..300).filter(|pid| *pid != std::process::id()).map(read).collect()
+        let read =
+            |pid: u32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
+        (1..300)
+            .filter(|pid| *pid != std::process::id())
+            .map(read)
+            .collect()
     };
     let before = scores();
     engine.both(|cli| {
-        cli.up("up", &["-v", "/proc:/proc", "--oom-score-adj", "321"], &["sleep", "600"]);
+        cli.up(
+            "up",
+            &["-v", "/proc:/proc", "--oom-score-adj", "321"],
+            &["sleep", "600"],
+        );
         for _ in 0..30 {
-            assert_eq!(cli.run(&["exec", "up", "cat", "/proc/self/oom_score_adj"]).ok(), "321");
+            assert_eq!(
+                cli.run(&["exec", "up", "cat", "/proc/self/oom_score_adj"])
+                    .ok(),
+                "321"
+            );
         }
     });
-    let changed = scores().iter().zip(&before).any(|(now, before)| now != before && now.trim() == "321");
+    let changed = scores()
+        .iter()
+        .zip(&before)
+        .any(|(now, before)| now != before && now.trim() == "321");
     assert!(!changed, "{before:?} {:?}", scores());
 }
 
 #[test]
 fn an_exec_shows_nothing_of_the_host_to_who_may_trace_it() {
-    // CVE-2016-9962: the root and the descriptors of a process that enters the container, while it does.
+    // CVE-2016-9962: the root and the descriptors of a process that enters the container, while it
+    // does.
     let engine = Engine::start();
     engine.load(&fs::read(images::python()).unwrap());
     let mark = engine.root().join("lock");
@@ -308,14 +476,35 @@ while True:
                 if target.startswith((sys.argv[2], '/sys/fs/cgroup')): print('FD', target, flush=True)
         except OSError: pass
 ";
-    let run = ["run", "-d", "--name", "watch", "--network", "none", "--cap-add", "SYS_PTRACE", "python", "python3", "-c", watch];
-    let places = [mark.display().to_string(), engine.root().parent().unwrap().display().to_string()];
-    engine.docker(&[&run[..], &[&places[0], &places[1]]].concat()).ok();
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "watch",
+        "--network",
+        "none",
+        "--cap-add",
+        "SYS_PTRACE",
+        "python",
+        "python3",
+        "-c",
+        watch,
+    ];
+    let places = [
+        mark.display().to_string(),
+        engine.root().parent().unwrap().display().to_string(),
+    ];
+    engine
+        .docker(&[&run[..], &[&places[0], &places[1]]].concat())
+        .ok();
     engine.await_log("watch", "ready");
     for program in [Program::Docker, Program::Whelk] {
         for flags in [&[][..], &["-i"], &["-u", "nobody"]] {
             for _ in 0..8 {
-                engine.cli(program).run(&[&["exec"], flags, &["watch", "true"]].concat()).ok();
+                engine
+                    .cli(program)
+                    .run(&[&["exec"], flags, &["watch", "true"]].concat())
+                    .ok();
             }
         }
     }
@@ -324,15 +513,18 @@ while True:
 
 #[test]
 fn what_covers_kernel_files_cannot_be_chosen_by_the_container() {
-    // CVE-2025-31133: /dev/null in a volume is a link, and what it points to is mounted over /proc/keys.
+    // CVE-2025-31133: /dev/null in a volume is a link, and what it points to is mounted over
+    // /proc/keys.
     let engine = Engine::start();
     let dev = engine.scratch("dev");
     symlink("/proc/sys/kernel/core_pattern", dev.join("null")).unwrap();
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
     let mut said = String::new();
     for program in [Program::Docker, Program::Whelk] {
-        let output =
-            engine.cli(program).sh(&["-v", &format!("{}:/dev", dev.display())], "cat /proc/keys; echo evil >/proc/keys && cat /proc/keys");
+        let output = engine.cli(program).sh(
+            &["-v", &format!("{}:/dev", dev.display())],
+            "cat /proc/keys; echo evil >/proc/keys && cat /proc/keys",
+        );
         said.push_str(&output.out());
     }
     let after = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
@@ -340,7 +532,10 @@ fn what_covers_kernel_files_cannot_be_chosen_by_the_container() {
         fs::write("/proc/sys/kernel/core_pattern", &pattern).unwrap();
     }
     assert_eq!(after, pattern);
-    assert!(!said.contains(pattern.trim()) && !said.contains("evil"), "{said}");
+    assert!(
+        !said.contains(pattern.trim()) && !said.contains("evil"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -362,14 +557,38 @@ fn a_mount_points_path_cannot_climb_out() {
         let victim = Victim::new(engine);
         let source = engine.scratch("source");
         fs::write(source.join("x"), "seen").unwrap();
-        assert_eq!(cli.sh(&["-v", &format!("{}:/../../../here", source.display())], "cat /here/x").ok(), "seen");
+        assert_eq!(
+            cli.sh(
+                &["-v", &format!("{}:/../../../here", source.display())],
+                "cat /here/x"
+            )
+            .ok(),
+            "seen"
+        );
         let climbing = format!("{}:/../../..{}/here", source.display(), victim.path());
-        assert_eq!(cli.sh(&["-v", &climbing], &format!("cat {}/here/x", victim.path())).ok(), "seen");
+        assert_eq!(
+            cli.sh(&["-v", &climbing], &format!("cat {}/here/x", victim.path()))
+                .ok(),
+            "seen"
+        );
         victim.assert_untouched("a mount point in the container of the same name");
         // CVE-2022-23648: an image that declares a volume there.
         let root = images::small_root().symlink("link", &victim.path());
-        engine.import("volumes", &[&format!("VOLUME /../..{} /link/new", victim.path())], &root.finish());
-        let output = cli.run(&["run", "--rm", "--network", "none", "volumes", "cat", &format!("{}/secret", victim.path()), "/link/secret"]);
+        engine.import(
+            "volumes",
+            &[&format!("VOLUME /../..{} /link/new", victim.path())],
+            &root.finish(),
+        );
+        let output = cli.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "volumes",
+            "cat",
+            &format!("{}/secret", victim.path()),
+            "/link/secret",
+        ]);
         assert!(!output.out().contains(SECRET));
         victim.assert_untouched("an image with volumes");
     });
@@ -380,31 +599,61 @@ fn long_configurations_arrive_whole() {
     // CVE-2021-43784: lengths of 64 KiB and more wrapped around on their way into the container.
     let engine = Engine::start();
     let source = engine.scratch("source");
-    let environment: Vec<String> = (0..3).map(|n| format!("BIG{n}={}", "x".repeat(100_000 + n))).collect();
-    let binds: Vec<String> = (0..300).map(|n| format!("{}:/mounts/with-a-long-name-for-good-measure-{n}:ro", source.display())).collect();
+    let environment: Vec<String> = (0..3)
+        .map(|n| format!("BIG{n}={}", "x".repeat(100_000 + n)))
+        .collect();
+    let binds: Vec<String> = (0..300)
+        .map(|n| {
+            format!(
+                "{}:/mounts/with-a-long-name-for-good-measure-{n}:ro",
+                source.display()
+            )
+        })
+        .collect();
     let script = "echo ${#BIG0} ${#BIG1} ${#BIG2}; grep -c ' /mounts/with-a-long-name.* ro,' /proc/self/mountinfo; env | grep -c ^BIG";
     engine.create("big", &json!({"Image": "busybox", "Cmd": ["sh", "-c", script], "Env": environment, "HostConfig": {"NetworkMode": "none", "Binds": binds}}));
-    assert_eq!(engine.whelk(&["start", "-a", "big"]).ok(), "100000 100001 100002\n300\n3");
+    assert_eq!(
+        engine.whelk(&["start", "-a", "big"]).ok(),
+        "100000 100001 100002\n300\n3"
+    );
 }
 
 #[test]
 fn the_engines_files_and_sockets_are_closed_to_others() {
-    // CVE-2021-41091 (setuid programs below the data root), CVE-2020-15257 (a shim on an abstract socket).
+    // CVE-2021-41091 (setuid programs below the data root), CVE-2020-15257 (a shim on an abstract
+    // socket).
     let engine = Engine::start();
     let id = engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
-    let mode = |path: &Path| fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).mode() & 0o777;
+    let mode = |path: &Path| {
+        fs::metadata(path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+            .mode()
+            & 0o777
+    };
     // Somewhere on the way down, others are stopped.
     let reachable = |path: PathBuf| {
         path.ancestors()
             .take_while(|place| place.starts_with(engine.root()) || place.starts_with(engine.run()))
             .all(|place| mode(place) & 0o001 != 0)
     };
-    assert!(!reachable(engine.root().join("layers")), "layers hold set-id programs");
-    assert!(!reachable(engine.root().join("containers").join(&id)), "so do containers");
-    assert!(!reachable(engine.run().join("containers").join(&id)), "a shim's socket");
+    assert!(
+        !reachable(engine.root().join("layers")),
+        "layers hold set-id programs"
+    );
+    assert!(
+        !reachable(engine.root().join("containers").join(&id)),
+        "so do containers"
+    );
+    assert!(
+        !reachable(engine.run().join("containers").join(&id)),
+        "a shim's socket"
+    );
     assert_eq!(mode(&engine.socket()) & 0o007, 0, "the API's socket");
     let sockets = fs::read_to_string("/proc/net/unix").unwrap();
-    let ours: Vec<&str> = sockets.lines().filter(|line| line.contains(" @") && line.contains(engine.name())).collect();
+    let ours: Vec<&str> = sockets
+        .lines()
+        .filter(|line| line.contains(" @") && line.contains(engine.name()))
+        .collect();
     assert!(ours.is_empty(), "{ours:?}");
 }
 
@@ -422,7 +671,11 @@ fn resident(pid: i32) -> u64 {
 /// The shim of a container: the parent of its first process.
 fn shim_of(engine: &Engine, name: &str) -> i32 {
     let status = fs::read_to_string(format!("/proc/{}/status", engine.pid(name))).unwrap();
-    status.lines().find_map(|line| line.strip_prefix("PPid:")).and_then(|rest| rest.trim().parse().ok()).unwrap()
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("PPid:"))
+        .and_then(|rest| rest.trim().parse().ok())
+        .unwrap()
 }
 
 #[test]
@@ -433,7 +686,9 @@ fn output_that_nobody_reads_does_not_eat_memory() {
     let shim = shim_of(&engine, "up");
     let exec = engine.create_exec("up", &json!({"Cmd": ["yes"], "AttachStdout": true}));
     let unread = engine.start_exec(&exec, false);
-    stays("memory is bounded", Duration::from_secs(1), || resident(shim) < 32 << 10 && resident(engine.daemon_pid()) < 256 << 10);
+    stays("memory is bounded", Duration::from_secs(1), || {
+        resident(shim) < 32 << 10 && resident(engine.daemon_pid()) < 256 << 10
+    });
     assert_eq!(engine.whelk(&["exec", "up", "echo", "alive"]).ok(), "alive");
     drop(unread);
 }
@@ -449,7 +704,9 @@ fn abandoned_attachments_are_forgotten() {
     for _ in 0..300 {
         drop(engine.attach("up", "stream=1&stdout=1&stderr=1", true));
     }
-    eventually("their descriptors to be closed", || (open(shim) <= before.0 + 8 && open(daemon) <= before.1 + 32).then_some(()));
+    eventually("their descriptors to be closed", || {
+        (open(shim) <= before.0 + 8 && open(daemon) <= before.1 + 32).then_some(())
+    });
 }
 
 #[test]
@@ -465,13 +722,38 @@ assert ctypes.CDLL(None).mount(b'x', b'/etc', b'fuse', ctypes.c_ulong(0), option
 print('ready', flush=True)
 time.sleep(600)
 ";
-    let flags = ["--network", "none", "--device", "/dev/fuse", "--cap-add", "SYS_ADMIN"];
-    engine.docker(&[&["run", "-d", "--name", "frozen"], &flags[..], &["python", "python3", "-c", freeze]].concat()).ok();
+    let flags = [
+        "--network",
+        "none",
+        "--device",
+        "/dev/fuse",
+        "--cap-add",
+        "SYS_ADMIN",
+    ];
+    engine
+        .docker(
+            &[
+                &["run", "-d", "--name", "frozen"],
+                &flags[..],
+                &["python", "python3", "-c", freeze],
+            ]
+            .concat(),
+        )
+        .ok();
     engine.await_log("frozen", "ready");
     let body = json!({"Cmd": ["true"], "User": "nobody"}).to_string();
     std::thread::scope(|scope| {
         for _ in 0..12 {
-            let make = || engine.http("POST", "/containers/frozen/exec", &[("Content-Type", "application/json")], body.as_bytes()).status;
+            let make = || {
+                engine
+                    .http(
+                        "POST",
+                        "/containers/frozen/exec",
+                        &[("Content-Type", "application/json")],
+                        body.as_bytes(),
+                    )
+                    .status
+            };
             scope.spawn(make);
         }
         // Execs that have got as far as the container's shim.
@@ -481,7 +763,12 @@ time.sleep(600)
                 let engine = &engine;
                 move || {
                     engine
-                        .http("POST", &format!("/exec/{exec}/start"), &[("Content-Type", "application/json")], b"{\"Detach\":true}")
+                        .http(
+                            "POST",
+                            &format!("/exec/{exec}/start"),
+                            &[("Content-Type", "application/json")],
+                            b"{\"Detach\":true}",
+                        )
                         .status
                 }
             });
@@ -490,9 +777,15 @@ time.sleep(600)
         for path in ["/containers/json", "/containers/frozen/json", "/info"] {
             let asked = Instant::now();
             let (status, answer) = engine.api("GET", path, None);
-            assert!(status == 200 && asked.elapsed() < Duration::from_secs(2), "{path}: {status} {answer}");
+            assert!(
+                status == 200 && asked.elapsed() < Duration::from_secs(2),
+                "{path}: {status} {answer}"
+            );
         }
-        assert_eq!(engine.cli(Program::Whelk).sh(&[], "echo others run").ok(), "others run");
+        assert_eq!(
+            engine.cli(Program::Whelk).sh(&[], "echo others run").ok(),
+            "others run"
+        );
         engine.docker(&["rm", "-f", "frozen"]).ok();
     });
 }
@@ -503,7 +796,9 @@ fn tags_in_front_of_a_packet_hide_nothing() {
     let engine = Engine::start();
     engine.load(&fs::read(images::python()).unwrap());
     let cli = engine.cli(Program::Docker);
-    let victim = ["run", "-d", "--name", "victim", "python", "python3", "-u", "-c"];
+    let victim = [
+        "run", "-d", "--name", "victim", "python", "python3", "-u", "-c",
+    ];
     let listen = "
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -514,8 +809,10 @@ while True: print(s.recvfrom(100))
     cli.run(&[&victim[..], &[listen]].concat()).ok();
     engine.await_log("victim", "ready");
     let network = &engine.inspect("victim")["NetworkSettings"]["Networks"]["bridge"];
-    let [address, mac, gateway] = ["IPAddress", "MacAddress", "Gateway"].map(|key| network[key].as_str().unwrap().to_owned());
-    // Frames with none, one and two tags: an ARP answer that claims the gateway's address, and a datagram from it.
+    let [address, mac, gateway] =
+        ["IPAddress", "MacAddress", "Gateway"].map(|key| network[key].as_str().unwrap().to_owned());
+    // Frames with none, one and two tags: an ARP answer that claims the gateway's address, and a
+    // datagram from it.
     let attack = "
 import socket, struct, sys
 mac, address, gateway = bytes.fromhex(sys.argv[1].replace(':', '')), socket.inet_aton(sys.argv[2]), socket.inet_aton(sys.argv[3])
@@ -536,10 +833,20 @@ for tags in [], [0x8100], [0x8100, 0x8100], [0x88a8, 0x8100], [0x88a8, 0x88a8, 0
 other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 other.sendto(b'honest', (sys.argv[2], 5000))
 ";
-    cli.run(&["run", "--rm", "python", "python3", "-c", attack, &mac, &address, &gateway]).ok();
+    cli.run(&[
+        "run", "--rm", "python", "python3", "-c", attack, &mac, &address, &gateway,
+    ])
+    .ok();
     engine.await_log("victim", "honest");
-    assert!(!engine.logs("victim").contains("forged"), "{}", engine.logs("victim"));
+    assert!(
+        !engine.logs("victim").contains("forged"),
+        "{}",
+        engine.logs("victim")
+    );
     let neighbours = cli.run(&["exec", "victim", "cat", "/proc/net/arp"]).ok();
-    let forged = neighbours.lines().filter(|line| line.starts_with(&format!("{gateway} "))).any(|line| !line.contains("00:00:00:00:00:00"));
+    let forged = neighbours
+        .lines()
+        .filter(|line| line.starts_with(&format!("{gateway} ")))
+        .any(|line| !line.contains("00:00:00:00:00:00"));
     assert!(!forged, "{neighbours}");
 }

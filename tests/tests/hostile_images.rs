@@ -1,5 +1,9 @@
 //! Images whose users, environment and configuration are made to fool the engine.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::time::{Duration, Instant};
 
@@ -14,20 +18,47 @@ fn user_numbers_do_not_wrap() {
     // CVE-2024-40635
     let engine = Engine::start();
     engine.both(|cli| {
-        for user in ["4294967296", "4294967295", "2147483648", "-1", "0:4294967296"] {
-            cli.sh(&[&format!("--user={user}")], "id").refuses(125, RANGE);
+        for user in [
+            "4294967296",
+            "4294967295",
+            "2147483648",
+            "-1",
+            "0:4294967296",
+        ] {
+            cli.sh(&[&format!("--user={user}")], "id")
+                .refuses(125, RANGE);
         }
-        cli.sh(&["--group-add", "99999999999"], "id").refuses(125, RANGE);
-        cli.sh(&["--user", "0x0"], "id").refuses(125, "unable to find user 0x0: no matching entries in passwd file");
-        assert_eq!(cli.sh(&["--user", "2147483647"], "id -u").ok(), "2147483647");
+        cli.sh(&["--group-add", "99999999999"], "id")
+            .refuses(125, RANGE);
+        cli.sh(&["--user", "0x0"], "id").refuses(
+            125,
+            "unable to find user 0x0: no matching entries in passwd file",
+        );
+        assert_eq!(
+            cli.sh(&["--user", "2147483647"], "id -u").ok(),
+            "2147483647"
+        );
         cli.up("up", &[], &["sleep", "600"]);
-        cli.run(&["exec", "--user", "4294967296", "up", "id"]).refuses(1, RANGE);
-        assert_eq!(cli.run(&["ps", "-aq"]).ok().lines().count(), 1, "the refused ones are gone");
+        cli.run(&["exec", "--user", "4294967296", "up", "id"])
+            .refuses(1, RANGE);
+        assert_eq!(
+            cli.run(&["ps", "-aq"]).ok().lines().count(),
+            1,
+            "the refused ones are gone"
+        );
     });
     for user in ["4294967296", "-1"] {
-        engine.import("user", &[&format!("USER {user}")], &images::small_root().finish());
+        engine.import(
+            "user",
+            &[&format!("USER {user}")],
+            &images::small_root().finish(),
+        );
         let output = engine.docker(&["run", "--rm", "--network", "none", "user", "id", "-u"]);
-        assert!(output.code != 0 && output.out().is_empty(), "USER {user}: {}", output.out());
+        assert!(
+            output.code != 0 && output.out().is_empty(),
+            "USER {user}: {}",
+            output.out()
+        );
     }
 }
 
@@ -46,8 +77,35 @@ fn a_number_is_not_a_name() {
     engine.import("named", &["USER 1000:1000"], &root.finish());
     for program in [Program::Docker, Program::Whelk] {
         let cli = engine.cli(program);
-        assert_eq!(cli.run(&["run", "--rm", "--network", "none", "named", "sh", "-c", "id -u; id -g"]).ok(), "1000\n1000");
-        assert_eq!(cli.run(&["run", "--rm", "--network", "none", "--user", "1000", "named", "id", "-u"]).ok(), "1000");
+        assert_eq!(
+            cli.run(&[
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "named",
+                "sh",
+                "-c",
+                "id -u; id -g"
+            ])
+            .ok(),
+            "1000\n1000"
+        );
+        assert_eq!(
+            cli.run(&[
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "--user",
+                "1000",
+                "named",
+                "id",
+                "-u"
+            ])
+            .ok(),
+            "1000"
+        );
     }
 }
 
@@ -57,22 +115,74 @@ fn user_files_that_are_no_files_or_have_no_end_stop_nobody() {
     let engine = Engine::start();
     let line = vec![b'a'; 48 << 20];
     let lines = "nobody:x:1:1::/:/bin/sh\n".repeat(2 << 20);
-    let with = |fill: &dyn Fn(Tar) -> Tar| fill(images::bare_root().dir("etc").dir("proc").dir("dev").dir("sys")).finish();
+    let with = |fill: &dyn Fn(Tar) -> Tar| {
+        fill(
+            images::bare_root()
+                .dir("etc")
+                .dir("proc")
+                .dir("dev")
+                .dir("sys"),
+        )
+        .finish()
+    };
     let archives = [
-        ("a pipe", with(&|root: Tar| root.fifo("etc/passwd").fifo("etc/group"))),
-        ("a device", with(&|root: Tar| root.device("etc/passwd", 1, 5).device("etc/group", 1, 5))),
-        ("one endless line", with(&|root: Tar| root.file("etc/passwd", &line).file("etc/group", &line))),
-        ("millions of lines", with(&|root: Tar| root.file("etc/passwd", &lines).file("etc/group", &lines))),
-        ("a directory", with(&|root: Tar| root.dir("etc/passwd").dir("etc/group"))),
-        ("a link to itself", with(&|root: Tar| root.symlink("etc/passwd", "passwd").symlink("etc/group", "/etc/group"))),
+        (
+            "a pipe",
+            with(&|root: Tar| root.fifo("etc/passwd").fifo("etc/group")),
+        ),
+        (
+            "a device",
+            with(&|root: Tar| root.device("etc/passwd", 1, 5).device("etc/group", 1, 5)),
+        ),
+        (
+            "one endless line",
+            with(&|root: Tar| root.file("etc/passwd", &line).file("etc/group", &line)),
+        ),
+        (
+            "millions of lines",
+            with(&|root: Tar| root.file("etc/passwd", &lines).file("etc/group", &lines)),
+        ),
+        (
+            "a directory",
+            with(&|root: Tar| root.dir("etc/passwd").dir("etc/group")),
+        ),
+        (
+            "a link to itself",
+            with(&|root: Tar| {
+                root.symlink("etc/passwd", "passwd")
+                    .symlink("etc/group", "/etc/group")
+            }),
+        ),
     ];
     for (what, archive) in archives {
         engine.import("users", &[], &archive);
-        for flags in [["--user", "somebody"], ["--user", "5"], ["--group-add", "some"]] {
+        for flags in [
+            ["--user", "somebody"],
+            ["--user", "5"],
+            ["--group-add", "some"],
+        ] {
             let begin = Instant::now();
-            let output = engine.whelk(&["run", "--rm", "--network", "none", flags[0], flags[1], "users", "id", "-u"]);
-            assert!(begin.elapsed() < Duration::from_secs(20), "{what}, {flags:?}: {:?}", begin.elapsed());
-            let fine = if flags[1] == "5" { output.code != 0 || output.out() == "5\n" } else { output.code != 0 };
+            let output = engine.whelk(&[
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                flags[0],
+                flags[1],
+                "users",
+                "id",
+                "-u",
+            ]);
+            assert!(
+                begin.elapsed() < Duration::from_secs(20),
+                "{what}, {flags:?}: {:?}",
+                begin.elapsed()
+            );
+            let fine = if flags[1] == "5" {
+                output.code != 0 || output.out() == "5\n"
+            } else {
+                output.code != 0
+            };
             assert!(fine, "{what}, {flags:?}: {} {}", output.code, output.out());
         }
     }
@@ -85,7 +195,14 @@ fn the_engines_environment_does_not_leak() {
     // CVE-2026-57231: an entry without "=" was filled in from the engine's own environment.
     let engine = Engine::with_env(&[("WHELK_TEST_SECRET", "leaked-7f3a")]);
     let root = images::small_root().finish();
-    for entry in ["WHELK_TEST_SECRET", "WHELK_TEST_*", "*", "", "=", "A\nWHELK_TEST_SECRET"] {
+    for entry in [
+        "WHELK_TEST_SECRET",
+        "WHELK_TEST_*",
+        "*",
+        "",
+        "=",
+        "A\nWHELK_TEST_SECRET",
+    ] {
         let mut archive = images::Archive::new("leak", vec![root.clone()]);
         archive.config["Env"] = json!(["PATH=/bin", entry, "B=c"]);
         let answer = engine.try_load(&archive.build());
@@ -93,8 +210,15 @@ fn the_engines_environment_does_not_leak() {
             continue;
         }
         for program in [Program::Docker, Program::Whelk] {
-            let output = engine.cli(program).run(&["run", "--rm", "--network", "none", "leak", "env"]);
-            assert!(!output.out().contains("leaked-7f3a"), "{entry:?}: {}", output.out());
+            let output =
+                engine
+                    .cli(program)
+                    .run(&["run", "--rm", "--network", "none", "leak", "env"]);
+            assert!(
+                !output.out().contains("leaked-7f3a"),
+                "{entry:?}: {}",
+                output.out()
+            );
         }
         engine.docker(&["rmi", "-f", "leak"]).ok();
     }
@@ -110,14 +234,25 @@ fn the_engines_environment_does_not_leak() {
 fn a_nul_ends_no_string_early() {
     let engine = Engine::start();
     let body = |env: &str, cmd: &str| json!({"Image": "busybox", "Env": [env], "Cmd": ["sh", "-c", "env; echo $0 $1", cmd, "end"], "HostConfig": {"NetworkMode": "none"}});
-    for (name, body) in [("env", body("A=b\u{0}INJECTED=yes", "x")), ("cmd", body("A=b", "x\u{0}INJECTED"))] {
-        let (status, answer) = engine.api("POST", &format!("/containers/create?name={name}"), Some(&body));
+    for (name, body) in [
+        ("env", body("A=b\u{0}INJECTED=yes", "x")),
+        ("cmd", body("A=b", "x\u{0}INJECTED")),
+    ] {
+        let (status, answer) = engine.api(
+            "POST",
+            &format!("/containers/create?name={name}"),
+            Some(&body),
+        );
         if status == 400 {
             continue;
         }
         assert_eq!(status, 201, "{answer}");
         let output = engine.docker(&["start", "-a", name]);
-        assert!(output.code != 0 || !output.out().contains("INJECTED=yes\n"), "{name}: {}", output.out());
+        assert!(
+            output.code != 0 || !output.out().contains("INJECTED=yes\n"),
+            "{name}: {}",
+            output.out()
+        );
     }
 }
 
@@ -133,9 +268,24 @@ fn labels_of_an_image_steer_nothing() {
         "whelk.privileged": "true", "com.docker.network.mode": "host", "org.opencontainers.runtime": "/bin/false",
     });
     engine.load(&archive.build());
-    let output = engine.docker(&["run", "--rm", "--network", "none", "labels", "grep", "CapEff", "/proc/self/status"]);
-    assert_eq!(output.ok().split_whitespace().last(), Some("00000000a80425fb"));
+    let output = engine.docker(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "labels",
+        "grep",
+        "CapEff",
+        "/proc/self/status",
+    ]);
+    assert_eq!(
+        output.ok().split_whitespace().last(),
+        Some("00000000a80425fb")
+    );
     assert!(!marker.exists());
     let labels = &engine.get("/images/labels/json")["Config"]["Labels"];
-    assert_eq!(labels["privileged"], "true", "they are kept for people to read");
+    assert_eq!(
+        labels["privileged"], "true",
+        "they are kept for people to read"
+    );
 }

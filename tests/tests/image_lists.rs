@@ -1,5 +1,9 @@
 //! What images are called, what lists show of them, and how they are removed.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use serde_json::{Value, json};
 use whelk_tests::images::{self, Archive, sha256};
@@ -19,7 +23,13 @@ fn image(tag: &str, layers: &[&[u8]]) -> Archive {
 }
 
 fn names(images: &Value) -> Vec<&str> {
-    images.as_array().unwrap().iter().flat_map(|image| image["RepoTags"].as_array().unwrap()).map(|name| name.as_str().unwrap()).collect()
+    images
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|image| image["RepoTags"].as_array().unwrap())
+        .map(|name| name.as_str().unwrap())
+        .collect()
 }
 
 #[test]
@@ -30,37 +40,77 @@ fn lists_hold_only_the_names_that_match() {
         engine.docker(&["tag", "b_f:1", name]).ok();
     }
     engine.both(|cli| {
-        let list = |args: &[&str]| cli.run(&[&["images", "--format", "{{.Repository}}:{{.Tag}}"], args].concat()).ok();
+        let list = |args: &[&str]| {
+            cli.run(&[&["images", "--format", "{{.Repository}}:{{.Tag}}"], args].concat())
+                .ok()
+        };
         assert_eq!(list(&["b_f"]), "b_f:1\nb_f:2");
         assert_eq!(list(&["-f", "reference=b[^a]f:2"]), "b_f:2");
         assert_eq!(list(&["example.com/*"]), "example.com/b_f:1");
         assert_eq!(list(&["nosuch"]), "");
         assert_eq!(list(&[]).lines().count(), 4);
-        cli.run(&["images", "-f", "reference=["]).refuses(1, "syntax error in pattern");
-        cli.run(&["rmi", "nosuch:b_f"]).refuses(1, "No such image: nosuch:b_f");
+        cli.run(&["images", "-f", "reference=["])
+            .refuses(1, "syntax error in pattern");
+        cli.run(&["rmi", "nosuch:b_f"])
+            .refuses(1, "No such image: nosuch:b_f");
     });
-    let filtered = engine.get(&format!("/images/json?filters={}", escape("{\"reference\":[\"stranger\",\"b_f:2\"]}")));
+    let filtered = engine.get(&format!(
+        "/images/json?filters={}",
+        escape("{\"reference\":[\"stranger\",\"b_f:2\"]}")
+    ));
     assert_eq!(names(&filtered), ["b_f:2", "stranger:1"]);
     // What is listed by a name is what is removed by it.
     let mut given = vec!["rmi".to_owned()];
-    given.extend(engine.docker(&["images", "--format", "{{.Repository}}:{{.Tag}}", "b_f"]).ok().lines().map(str::to_owned));
-    engine.docker(&given.iter().map(String::as_str).collect::<Vec<_>>()).ok();
-    assert_eq!(names(&engine.get("/images/json")), ["stranger:1", "example.com/b_f:1"]);
+    given.extend(
+        engine
+            .docker(&["images", "--format", "{{.Repository}}:{{.Tag}}", "b_f"])
+            .ok()
+            .lines()
+            .map(str::to_owned),
+    );
+    engine
+        .docker(&given.iter().map(String::as_str).collect::<Vec<_>>())
+        .ok();
+    assert_eq!(
+        names(&engine.get("/images/json")),
+        ["stranger:1", "example.com/b_f:1"]
+    );
 }
 
 #[test]
 fn an_ancestor_is_the_image_or_what_it_stands_on() {
     let engine = Engine::without_images(&[]);
     let root = images::small_root().finish();
-    for archive in [image("base", &[&root]), image("equal", &[&root]), image("child", &[&root, &layer("child")])] {
+    for archive in [
+        image("base", &[&root]),
+        image("equal", &[&root]),
+        image("child", &[&root, &layer("child")]),
+    ] {
         engine.load(&archive.build());
     }
     engine.both(|cli| {
         for tag in ["base", "equal", "child"] {
-            engine.create(tag, &json!({"Image": tag, "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}));
+            engine.create(
+                tag,
+                &json!({"Image": tag, "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}),
+            );
         }
-        for (ancestor, expected) in [("base", "child\nbase"), ("equal", "child\nequal"), ("child", "child"), ("nosuch", "")] {
-            let found = cli.run(&["ps", "-a", "--format", "{{.Names}}", "-f", &format!("ancestor={ancestor}")]).ok();
+        for (ancestor, expected) in [
+            ("base", "child\nbase"),
+            ("equal", "child\nequal"),
+            ("child", "child"),
+            ("nosuch", ""),
+        ] {
+            let found = cli
+                .run(&[
+                    "ps",
+                    "-a",
+                    "--format",
+                    "{{.Names}}",
+                    "-f",
+                    &format!("ancestor={ancestor}"),
+                ])
+                .ok();
             assert_eq!(found, expected, "{ancestor}");
         }
     });
@@ -71,17 +121,30 @@ fn a_container_whose_images_name_has_moved_is_listed_with_the_id() {
     let engine = Engine::without_images(&[]);
     let root = images::small_root().finish();
     engine.load(&image("moves", &[&root]).build());
-    let id = engine.get("/images/moves/json")["Id"].as_str().unwrap().to_owned();
+    let id = engine.get("/images/moves/json")["Id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     engine.load(&image("other", &[&root]).build());
-    engine.create("user", &json!({"Image": "moves", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}));
+    engine.create(
+        "user",
+        &json!({"Image": "moves", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}),
+    );
     assert_eq!(engine.get("/containers/json?all=1")[0]["Image"], "moves");
     engine.docker(&["tag", "other", "moves"]).ok();
     assert_eq!(engine.get("/containers/json?all=1")[0]["Image"], id);
     let short = &id.trim_start_matches("sha256:")[..12];
-    for output in [engine.docker(&["ps", "-a", "--format", "{{.Image}}"]), engine.whelk(&["ps", "-a", "--format", "{{.Image}}"])] {
+    for output in [
+        engine.docker(&["ps", "-a", "--format", "{{.Image}}"]),
+        engine.whelk(&["ps", "-a", "--format", "{{.Image}}"]),
+    ] {
         assert_eq!(output.ok(), short);
     }
-    assert_eq!(engine.inspect("user")["Config"]["Image"], "moves", "inspect tells what was asked for");
+    assert_eq!(
+        engine.inspect("user")["Config"]["Image"],
+        "moves",
+        "inspect tells what was asked for"
+    );
 }
 
 #[test]
@@ -101,16 +164,30 @@ fn names_that_are_none_are_refused() {
         assert_eq!(cli.run(&["images", "-q"]).ok().lines().count(), 1);
     });
     for (query, text) in [
-        ("repo=sha256&tag=x", "refusing to create an ambiguous tag using digest algorithm as name"),
+        (
+            "repo=sha256&tag=x",
+            "refusing to create an ambiguous tag using digest algorithm as name",
+        ),
         ("repo=x:y:z", "invalid reference format"),
         ("repo=&tag=x", "invalid reference format"),
-        (&format!("repo=x@sha256:{}", "0".repeat(64)), "cannot import digest reference"),
+        (
+            &format!("repo=x@sha256:{}", "0".repeat(64)),
+            "cannot import digest reference",
+        ),
     ] {
         let (status, answer) = engine.api("POST", &format!("/images/busybox/tag?{query}"), None);
-        assert_eq!((status, answer["message"].as_str()), (400, Some(text)), "{query}");
+        assert_eq!(
+            (status, answer["message"].as_str()),
+            (400, Some(text)),
+            "{query}"
+        );
     }
     let answer = engine.try_load(&Archive::new("sha256:x", vec![layer("x")]).build());
-    assert!(answer.text().contains("using digest algorithm as name"), "{}", answer.text());
+    assert!(
+        answer.text().contains("using digest algorithm as name"),
+        "{}",
+        answer.text()
+    );
 }
 
 #[test]
@@ -134,7 +211,10 @@ fn conflicts_say_which_container_needs_the_image() {
 #[test]
 fn loading_over_a_name_tells_about_the_image_that_had_it() {
     let engine = Engine::without_images(&[]);
-    let (old, new) = (image("name:1", &[&layer("old")]).build(), image("name:1", &[&layer("new")]));
+    let (old, new) = (
+        image("name:1", &[&layer("old")]).build(),
+        image("name:1", &[&layer("new")]),
+    );
     engine.both(|cli| {
         cli.feed(&["load"], &old).ok();
         let id = cli.engine().get("/images/name:1/json")["Id"].as_str().unwrap().to_owned();
@@ -163,11 +243,18 @@ fn what_is_wrong_with_an_archive_is_told_in_the_stream() {
     assert_eq!(answer.status, 200);
     let error: Value = serde_json::from_str(answer.text().trim()).unwrap();
     assert_eq!(error["errorDetail"]["message"], error["error"]);
-    assert!(error["error"].as_str().unwrap().contains("archive"), "{error}");
+    assert!(
+        error["error"].as_str().unwrap().contains("archive"),
+        "{error}"
+    );
     engine.both(|cli| {
         let output = cli.feed(&["load"], b"this is no archive");
         assert_eq!((output.code, output.out().as_str()), (1, ""));
-        assert!(output.err().contains(error["error"].as_str().unwrap()), "{}", output.err());
+        assert!(
+            output.err().contains(error["error"].as_str().unwrap()),
+            "{}",
+            output.err()
+        );
     });
 }
 
@@ -178,7 +265,10 @@ fn prune_frees_what_nobody_else_has_and_prints_as_docker() {
     let shared = Tar::new().file("shared", &shared).finish();
     let own = Tar::new().file("own", &own).finish();
     engine.load(&image("keeps", &[&shared]).build());
-    engine.create("user", &json!({"Image": "keeps", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}));
+    engine.create(
+        "user",
+        &json!({"Image": "keeps", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}),
+    );
     let archive = image("goes", &[&shared, &own]).build();
     let chain = |layers: [&[u8]; 2]| {
         let [below, above] = layers.map(|layer| format!("sha256:{}", sha256(layer)));
@@ -187,17 +277,26 @@ fn prune_frees_what_nobody_else_has_and_prints_as_docker() {
     for program in [whelk_tests::Program::Docker, whelk_tests::Program::Whelk] {
         let cli = engine.cli(program);
         engine.load(&archive);
-        let id = engine.get("/images/goes/json")["Id"].as_str().unwrap().to_owned();
+        let id = engine.get("/images/goes/json")["Id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let printed = cli.run(&["image", "prune", "-af"]).ok();
         let chain = chain([&shared, &own]);
         assert_eq!(
             printed,
-            format!("Deleted Images:\nuntagged: goes:latest\ndeleted: {id}\ndeleted: {chain}\n\nTotal reclaimed space: 3kB"),
+            format!(
+                "Deleted Images:\nuntagged: goes:latest\ndeleted: {id}\ndeleted: {chain}\n\nTotal reclaimed space: 3kB"
+            ),
             "{program:?}"
         );
         engine.load(&archive);
         let removed = cli.run(&["rmi", "goes"]).ok();
-        assert_eq!(removed, format!("Untagged: goes:latest\nDeleted: {id}\nDeleted: {chain}"), "{program:?}");
+        assert_eq!(
+            removed,
+            format!("Untagged: goes:latest\nDeleted: {id}\nDeleted: {chain}"),
+            "{program:?}"
+        );
     }
     // Of an image in use all names go but one.
     for tag in ["keeps:2", "keeps:3"] {
@@ -229,7 +328,12 @@ fn platforms_are_told_apart() {
         cli.run(&["rmi", "foreign"]).ok();
     });
     engine.import("foreign", &[], &archive);
-    engine.http("POST", "/images/create?fromSrc=-&repo=foreign&platform=linux/arm64", &[("Content-Type", "application/x-tar")], &archive);
+    engine.http(
+        "POST",
+        "/images/create?fromSrc=-&repo=foreign&platform=linux/arm64",
+        &[("Content-Type", "application/x-tar")],
+        &archive,
+    );
     for (path, since, status) in [
         ("/images/foreign/json?platform=", "1.49", 404),
         ("/images/foreign/history?platform=", "1.48", 404),
@@ -237,19 +341,52 @@ fn platforms_are_told_apart() {
     ] {
         let other = escape("{\"os\":\"linux\",\"architecture\":\"s390x\"}");
         let own = escape("{\"os\":\"linux\",\"architecture\":\"arm64\"}");
-        assert_eq!(engine.http("GET", &format!("/v{since}{path}{other}"), &[], b"").status, status, "{path}");
-        assert_eq!(engine.http("GET", &format!("/v1.47{path}{other}"), &[], b"").status, 200, "{path}: unknown to older clients");
-        assert_eq!(engine.http("GET", &format!("/v{since}{path}{own}"), &[], b"").status, 200, "{path}");
+        assert_eq!(
+            engine
+                .http("GET", &format!("/v{since}{path}{other}"), &[], b"")
+                .status,
+            status,
+            "{path}"
+        );
+        assert_eq!(
+            engine
+                .http("GET", &format!("/v1.47{path}{other}"), &[], b"")
+                .status,
+            200,
+            "{path}: unknown to older clients"
+        );
+        assert_eq!(
+            engine
+                .http("GET", &format!("/v{since}{path}{own}"), &[], b"")
+                .status,
+            200,
+            "{path}"
+        );
         for (text, message) in [
-            ("{\"os\":\"linux\"}", "both OS and Architecture must be provided"),
-            ("{\"variant\":\"v1\"}", "optional platform fields provided, but OS and Architecture are missing"),
+            (
+                "{\"os\":\"linux\"}",
+                "both OS and Architecture must be provided",
+            ),
+            (
+                "{\"variant\":\"v1\"}",
+                "optional platform fields provided, but OS and Architecture are missing",
+            ),
         ] {
-            let (status, answer) = engine.api("GET", &format!("/v{since}{path}{}", escape(text)), None);
-            assert_eq!((status, answer["message"].as_str()), (400, Some(message)), "{path}");
+            let (status, answer) =
+                engine.api("GET", &format!("/v{since}{path}{}", escape(text)), None);
+            assert_eq!(
+                (status, answer["message"].as_str()),
+                (400, Some(message)),
+                "{path}"
+            );
         }
     }
     let create = |platform: &str| {
-        engine.api("POST", &format!("/containers/create?name=made&platform={platform}"), Some(&json!({"Image": "foreign", "Cmd": ["x"]})))
+        engine.api(
+            "POST",
+            &format!("/containers/create?name=made&platform={platform}"),
+            Some(&json!({"Image": "foreign", "Cmd": ["x"]})),
+        )
     };
     let (status, answer) = create("linux/s390x");
     let wrong = "image with reference foreign was found but its platform (linux/arm64) does not match the specified platform (linux/s390x)";
@@ -260,20 +397,48 @@ fn platforms_are_told_apart() {
     assert_eq!(create("aarch64").0, 201);
     engine.remove_containers().unwrap();
     let saved = engine.http("GET", "/images/foreign/get", &[], b"").body;
-    let load = |text: &str| engine.http("POST", &format!("/images/load?platform={}", escape(text)), &[], &saved).text();
+    let load = |text: &str| {
+        engine
+            .http(
+                "POST",
+                &format!("/images/load?platform={}", escape(text)),
+                &[],
+                &saved,
+            )
+            .text()
+    };
     engine.docker(&["rmi", "-f", "foreign"]).ok();
     load("{\"os\":\"linux\",\"architecture\":\"amd64\"}");
     assert!(!names(&engine.get("/images/json")).contains(&"foreign:latest"));
     load("{\"os\":\"linux\",\"architecture\":\"arm64\"}");
     assert!(names(&engine.get("/images/json")).contains(&"foreign:latest"));
     let other = escape("{\"os\":\"linux\",\"architecture\":\"s390x\"}");
-    assert_eq!(engine.api("DELETE", &format!("/images/foreign?platforms={other}"), None).0, 404);
+    assert_eq!(
+        engine
+            .api(
+                "DELETE",
+                &format!("/images/foreign?platforms={other}"),
+                None
+            )
+            .0,
+        404
+    );
     engine.both(|cli| {
         engine.load(&saved);
-        cli.run(&["save", "--platform", "linux/s390x", "foreign"]).refuses(1, "no suitable export target found for platform linux/s390x");
-        cli.feed(&["load", "--platform", "linux/arm64"], &saved).ok();
+        cli.run(&["save", "--platform", "linux/s390x", "foreign"])
+            .refuses(
+                1,
+                "no suitable export target found for platform linux/s390x",
+            );
+        cli.feed(&["load", "--platform", "linux/arm64"], &saved)
+            .ok();
     });
-    assert_eq!(engine.whelk(&["rmi", "--platform", "linux/arm64", "foreign"]).code, 0);
+    assert_eq!(
+        engine
+            .whelk(&["rmi", "--platform", "linux/arm64", "foreign"])
+            .code,
+        0
+    );
 }
 
 #[test]
@@ -286,20 +451,44 @@ fn fields_are_there_as_each_version_knows_them() {
         json!({"Cmd": null, "Entrypoint": null, "Env": null, "Labels": null, "OnBuild": null, "Volumes": null, "User": "", "WorkingDir": ""})
     );
     let old = engine.get("/v1.43/images/bare/json");
-    for (name, value) in
-        [("Hostname", json!("")), ("Tty", json!(false)), ("Env", json!(null)), ("AttachStdin", json!(false)), ("Image", json!(""))]
-    {
-        assert_eq!((&old["Config"][name], &old["ContainerConfig"][name]), (&value, &value), "{name}");
+    for (name, value) in [
+        ("Hostname", json!("")),
+        ("Tty", json!(false)),
+        ("Env", json!(null)),
+        ("AttachStdin", json!(false)),
+        ("Image", json!("")),
+    ] {
+        assert_eq!(
+            (&old["Config"][name], &old["ContainerConfig"][name]),
+            (&value, &value),
+            "{name}"
+        );
     }
     let other = image("bare", &[&layer("other")]);
     engine.load(&other.build());
     let nameless = |version: &str| {
         let list = engine.get(&format!("/{version}/images/json"));
-        let found = list.as_array().unwrap().iter().find(|image| image["Labels"].is_null()).unwrap().clone();
+        let found = list
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|image| image["Labels"].is_null())
+            .unwrap()
+            .clone();
         (found["RepoTags"].clone(), found["RepoDigests"].clone())
     };
-    assert_eq!(nameless("v1.42"), (json!(["<none>:<none>"]), json!(["<none>@<none>"])));
+    assert_eq!(
+        nameless("v1.42"),
+        (json!(["<none>:<none>"]), json!(["<none>@<none>"]))
+    );
     assert_eq!(nameless("v1.43"), (json!([]), json!([])));
     let shared = engine.get("/images/json?shared-size=1");
-    assert!(shared.as_array().unwrap().iter().all(|image| image["SharedSize"] == 0), "{shared}");
+    assert!(
+        shared
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|image| image["SharedSize"] == 0),
+        "{shared}"
+    );
 }

@@ -1,5 +1,9 @@
 //! Images: into the engine, out of it, and what they are called there.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 
@@ -12,8 +16,15 @@ use whelk_tests::{Engine, Program, escape, eventually};
 fn stored(engine: &Engine) -> Vec<String> {
     let mut found = Vec::new();
     for directory in ["layers", "blobs/sha256", "tmp"] {
-        let Ok(listing) = fs::read_dir(engine.root().join(directory)) else { continue };
-        found.extend(listing.map(|entry| format!("{directory}/{}", entry.unwrap().file_name().to_string_lossy())));
+        let Ok(listing) = fs::read_dir(engine.root().join(directory)) else {
+            continue;
+        };
+        found.extend(listing.map(|entry| {
+            format!(
+                "{directory}/{}",
+                entry.unwrap().file_name().to_string_lossy()
+            )
+        }));
     }
     found.sort();
     found
@@ -21,16 +32,36 @@ fn stored(engine: &Engine) -> Vec<String> {
 
 /// The parts of a saved archive by name.
 fn parts_of(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
-    tar::read(archive).into_iter().filter(|entry| entry.kind == b'0').map(|entry| (entry.path, entry.content)).collect()
+    tar::read(archive)
+        .into_iter()
+        .filter(|entry| entry.kind == b'0')
+        .map(|entry| (entry.path, entry.content))
+        .collect()
 }
 
 fn runs(engine: &Engine, image: &str) -> String {
-    engine.whelk(&["run", "--rm", "--network", "none", image, "cat", "/etc/which"]).ok()
+    engine
+        .whelk(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            image,
+            "cat",
+            "/etc/which",
+        ])
+        .ok()
 }
 
 /// A small image that says which one it is.
 fn marked(tag: &str) -> Archive {
-    Archive::new(tag, vec![images::small_root().finish(), Tar::new().file("etc/which", tag).finish()])
+    Archive::new(
+        tag,
+        vec![
+            images::small_root().finish(),
+            Tar::new().file("etc/which", tag).finish(),
+        ],
+    )
 }
 
 #[test]
@@ -41,13 +72,30 @@ fn load_says_what_it_loaded_from_a_file_and_from_standard_input() {
     for program in [Program::Docker, Program::Whelk] {
         let cli = engine.cli(program);
         assert_eq!(cli.run(&["images", "-q"]).ok(), "");
-        assert_eq!(cli.run(&["load", "-i", &path]).ok().lines().last(), Some("Loaded image: busybox:latest"));
-        assert_eq!(cli.feed(&["load", "-q"], &bytes).ok(), "Loaded image: busybox:latest");
-        assert_eq!(cli.run(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok(), "busybox:latest");
+        assert_eq!(
+            cli.run(&["load", "-i", &path]).ok().lines().last(),
+            Some("Loaded image: busybox:latest")
+        );
+        assert_eq!(
+            cli.feed(&["load", "-q"], &bytes).ok(),
+            "Loaded image: busybox:latest"
+        );
+        assert_eq!(
+            cli.run(&["images", "--format", "{{.Repository}}:{{.Tag}}"])
+                .ok(),
+            "busybox:latest"
+        );
         let removed = cli.run(&["rmi", "busybox"]).ok();
-        assert!(removed.starts_with("Untagged: busybox:latest\nDeleted: sha256:"), "{removed}");
+        assert!(
+            removed.starts_with("Untagged: busybox:latest\nDeleted: sha256:"),
+            "{removed}"
+        );
     }
-    assert_eq!(stored(&engine), Vec::<String>::new(), "nothing is left of an image that was removed");
+    assert_eq!(
+        stored(&engine),
+        Vec::<String>::new(),
+        "nothing is left of an image that was removed"
+    );
 }
 
 #[test]
@@ -57,11 +105,29 @@ fn every_form_of_archive_can_be_loaded() {
     engine.load(&plain);
     let saved = engine.http("GET", "/images/form/get", &[], b"").body;
     let parts = parts_of(&saved);
-    let without = |left_out: &str| pack(&parts.iter().filter(|(name, _)| name != left_out).cloned().collect::<Vec<_>>());
-    assert!(parts.iter().any(|(name, _)| name == "index.json") && parts.iter().any(|(name, _)| name == "manifest.json"));
+    let without = |left_out: &str| {
+        pack(
+            &parts
+                .iter()
+                .filter(|(name, _)| name != left_out)
+                .cloned()
+                .collect::<Vec<_>>(),
+        )
+    };
+    assert!(
+        parts.iter().any(|(name, _)| name == "index.json")
+            && parts.iter().any(|(name, _)| name == "manifest.json")
+    );
     let mut packed_layers = marked("form");
-    let true_ids: Vec<String> = packed_layers.layers.iter().map(|layer| format!("sha256:{}", sha256(layer))).collect();
-    packed_layers.layers = vec![gzip(&packed_layers.layers[0]), zstd(&packed_layers.layers[1])];
+    let true_ids: Vec<String> = packed_layers
+        .layers
+        .iter()
+        .map(|layer| format!("sha256:{}", sha256(layer)))
+        .collect();
+    packed_layers.layers = vec![
+        gzip(&packed_layers.layers[0]),
+        zstd(&packed_layers.layers[1]),
+    ];
     packed_layers.diff_ids = Some(true_ids);
     let forms = [
         ("gzip", gzip(&plain)),
@@ -76,9 +142,18 @@ fn every_form_of_archive_can_be_loaded() {
     for (what, archive) in forms {
         engine.docker(&["rmi", "form"]).ok();
         let answer = engine.try_load(&archive);
-        assert!(answer.text().contains("Loaded image: form:latest"), "{what}: {} {}", answer.status, answer.text());
+        assert!(
+            answer.text().contains("Loaded image: form:latest"),
+            "{what}: {} {}",
+            answer.status,
+            answer.text()
+        );
         assert_eq!(runs(&engine, "form"), "form", "{what}");
-        assert_eq!(engine.get("/images/form/json")["Id"], id, "{what}: the same image");
+        assert_eq!(
+            engine.get("/images/form/json")["Id"],
+            id,
+            "{what}: the same image"
+        );
     }
 }
 
@@ -86,20 +161,35 @@ fn every_form_of_archive_can_be_loaded() {
 fn save_gives_back_what_was_loaded_bit_for_bit() {
     let engine = Engine::start();
     let original = tar::read(&fs::read(images::busybox()).unwrap());
-    let layer = &original.iter().find(|entry| entry.path.ends_with("layer.tar")).unwrap().content;
+    let layer = &original
+        .iter()
+        .find(|entry| entry.path.ends_with("layer.tar"))
+        .unwrap()
+        .content;
     let image = engine.get("/images/busybox/json");
-    assert_eq!(image["RootFS"]["Layers"], json!([format!("sha256:{}", sha256(layer))]));
+    assert_eq!(
+        image["RootFS"]["Layers"],
+        json!([format!("sha256:{}", sha256(layer))])
+    );
     for program in [Program::Docker, Program::Whelk] {
         let cli = engine.cli(program);
         let saved = cli.run(&["save", "busybox"]);
         assert_eq!(saved.code, 0, "{}", saved.err());
-        let manifest: Value = serde_json::from_slice(&tar::file(&saved.stdout, "manifest.json")).unwrap();
+        let manifest: Value =
+            serde_json::from_slice(&tar::file(&saved.stdout, "manifest.json")).unwrap();
         assert_eq!(manifest[0]["RepoTags"], json!(["busybox:latest"]));
         let config = tar::file(&saved.stdout, manifest[0]["Config"].as_str().unwrap());
-        assert_eq!(format!("sha256:{}", sha256(&config)), image["Id"].as_str().unwrap());
-        assert!(tar::file(&saved.stdout, manifest[0]["Layers"][0].as_str().unwrap()) == *layer, "the layer is not the same");
+        assert_eq!(
+            format!("sha256:{}", sha256(&config)),
+            image["Id"].as_str().unwrap()
+        );
+        assert!(
+            tar::file(&saved.stdout, manifest[0]["Layers"][0].as_str().unwrap()) == *layer,
+            "the layer is not the same"
+        );
         let file = engine.scratch("saved").join(format!("{program:?}.tar"));
-        cli.run(&["save", "-o", &file.display().to_string(), "busybox"]).ok();
+        cli.run(&["save", "-o", &file.display().to_string(), "busybox"])
+            .ok();
         assert!(fs::read(&file).unwrap() == saved.stdout, "twice the same");
         cli.run(&["rmi", "busybox"]).ok();
         engine.load(&saved.stdout);
@@ -113,17 +203,35 @@ fn several_images_go_through_one_archive() {
     for tag in ["one:1", "two:2"] {
         engine.load(&marked(tag).build());
     }
-    engine.docker(&["tag", "one:1", "example.com/deep/one:copy"]).ok();
-    let saved = engine.whelk(&["save", "one:1", "two:2", "example.com/deep/one:copy"]).stdout;
-    let layers = parts_of(&saved).iter().filter(|(_, content)| *content == images::small_root().finish()).count();
+    engine
+        .docker(&["tag", "one:1", "example.com/deep/one:copy"])
+        .ok();
+    let saved = engine
+        .whelk(&["save", "one:1", "two:2", "example.com/deep/one:copy"])
+        .stdout;
+    let layers = parts_of(&saved)
+        .iter()
+        .filter(|(_, content)| *content == images::small_root().finish())
+        .count();
     assert_eq!(layers, 1, "a layer that both have is there once");
-    engine.docker(&["rmi", "one:1", "two:2", "example.com/deep/one:copy"]).ok();
+    engine
+        .docker(&["rmi", "one:1", "two:2", "example.com/deep/one:copy"])
+        .ok();
     assert_eq!(engine.docker(&["images", "-q"]).ok(), "");
     let loaded = engine.cli(Program::Docker).feed(&["load"], &saved).ok();
     for name in ["one:1", "two:2", "example.com/deep/one:copy"] {
-        assert!(loaded.contains(&format!("Loaded image: {name}")), "{loaded}");
+        assert!(
+            loaded.contains(&format!("Loaded image: {name}")),
+            "{loaded}"
+        );
     }
-    assert_eq!((runs(&engine, "one:1").as_str(), runs(&engine, "two:2").as_str()), ("one:1", "two:2"));
+    assert_eq!(
+        (
+            runs(&engine, "one:1").as_str(),
+            runs(&engine, "two:2").as_str()
+        ),
+        ("one:1", "two:2")
+    );
 }
 
 #[test]
@@ -175,10 +283,20 @@ fn lists_history_and_inspect_look_like_dockers() {
     Engine::start().both(|cli| {
         let text = cli.run(&["images"]).ok();
         let words: Vec<&str> = text.lines().next().unwrap().split_whitespace().collect();
-        assert_eq!(words, ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]);
+        assert_eq!(
+            words,
+            ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]
+        );
         let row = text.lines().nth(1).unwrap();
-        assert!(row.starts_with("busybox      latest    ") && row.contains(" years ago ") && row.ends_with("MB"), "{row}");
-        let text = cli.run(&["history", "--format", "{{.CreatedBy}}|{{.Size}}", "busybox"]).ok();
+        assert!(
+            row.starts_with("busybox      latest    ")
+                && row.contains(" years ago ")
+                && row.ends_with("MB"),
+            "{row}"
+        );
+        let text = cli
+            .run(&["history", "--format", "{{.CreatedBy}}|{{.Size}}", "busybox"])
+            .ok();
         assert_eq!(text.lines().next(), Some("CMD [\"sh\"]|0B"));
         assert_eq!(text.lines().count(), 2);
         let text = cli
@@ -192,29 +310,81 @@ fn lists_history_and_inspect_look_like_dockers() {
             .ok();
         assert_eq!(text, "linux [sh] 1 busybox:latest 2024-01-01T00:00:00Z");
         assert_eq!(cli.run(&["images", "-q", "nosuch"]).ok(), "");
-        assert_eq!(cli.run(&["images", "-q", "-f", "reference=busy*"]).ok().len(), 12);
+        assert_eq!(
+            cli.run(&["images", "-q", "-f", "reference=busy*"])
+                .ok()
+                .len(),
+            12
+        );
         assert_eq!(cli.run(&["images", "-q", "-f", "dangling=true"]).ok(), "");
-        cli.run(&["image", "inspect", "nosuch"]).refuses(1, "No such image: nosuch:latest");
-        cli.run(&["history", "nosuch"]).refuses(1, "No such image: nosuch:latest");
+        cli.run(&["image", "inspect", "nosuch"])
+            .refuses(1, "No such image: nosuch:latest");
+        cli.run(&["history", "nosuch"])
+            .refuses(1, "No such image: nosuch:latest");
     });
 }
 
 #[test]
 fn a_container_exported_and_imported_is_an_image() {
     Engine::start().both(|cli| {
-        cli.up("source", &[], &["sh", "-c", "echo made >/made; rm /etc/group; exec sleep 600"]);
+        cli.up(
+            "source",
+            &[],
+            &[
+                "sh",
+                "-c",
+                "echo made >/made; rm /etc/group; exec sleep 600",
+            ],
+        );
         cli.engine().await_state("source", "running");
-        eventually("the program to have done it", || (cli.run(&["exec", "source", "ls", "/etc/group"]).code != 0).then_some(()));
+        eventually("the program to have done it", || {
+            (cli.run(&["exec", "source", "ls", "/etc/group"]).code != 0).then_some(())
+        });
         let exported = cli.run(&["export", "source"]);
         assert_eq!(exported.code, 0, "{}", exported.err());
         let entries = tar::read(&exported.stdout);
         assert_eq!(tar::file(&exported.stdout, "made"), b"made\n");
-        assert!(!entries.iter().any(|entry| entry.path == "etc/group") && entries.iter().any(|entry| entry.path == "bin/busybox"));
-        let id = cli.feed(&["import", "--change", "CMD [\"cat\", \"/made\"]", "--change", "ENV A=b", "-", "flat:1"], &exported.stdout).ok();
+        assert!(
+            !entries.iter().any(|entry| entry.path == "etc/group")
+                && entries.iter().any(|entry| entry.path == "bin/busybox")
+        );
+        let id = cli
+            .feed(
+                &[
+                    "import",
+                    "--change",
+                    "CMD [\"cat\", \"/made\"]",
+                    "--change",
+                    "ENV A=b",
+                    "-",
+                    "flat:1",
+                ],
+                &exported.stdout,
+            )
+            .ok();
         assert_eq!(cli.run(&["images", "-q", "--no-trunc", "flat:1"]).ok(), id);
-        assert_eq!(cli.run(&["run", "--rm", "--network", "none", "flat:1"]).ok(), "made");
-        assert_eq!(cli.run(&["image", "inspect", "-f", "{{json .Config.Env}} {{len .RootFS.Layers}}", "flat:1"]).ok(), "[\"A=b\"] 1");
-        let file = cli.engine().scratch("export").join("x.tar").display().to_string();
+        assert_eq!(
+            cli.run(&["run", "--rm", "--network", "none", "flat:1"])
+                .ok(),
+            "made"
+        );
+        assert_eq!(
+            cli.run(&[
+                "image",
+                "inspect",
+                "-f",
+                "{{json .Config.Env}} {{len .RootFS.Layers}}",
+                "flat:1"
+            ])
+            .ok(),
+            "[\"A=b\"] 1"
+        );
+        let file = cli
+            .engine()
+            .scratch("export")
+            .join("x.tar")
+            .display()
+            .to_string();
         cli.run(&["export", "-o", &file, "source"]).ok();
         cli.run(&["import", &file]).ok();
         cli.run(&["rmi", "flat:1"]).ok();
@@ -227,8 +397,17 @@ fn files_arrive_as_the_archive_has_them() {
     let long = format!("d/{}", "n".repeat(90));
     let root = images::small_root()
         .dir("d")
-        .entry(&Entry { mode: 0o4755, owner: (1000, 1001), mtime: 1_000_000_000, content: b"suid", ..Entry::new("d/suid", Kind::File) })
-        .entry(&Entry { mode: 0o1777, ..Entry::new("d/sticky", Kind::Directory) })
+        .entry(&Entry {
+            mode: 0o4755,
+            owner: (1000, 1001),
+            mtime: 1_000_000_000,
+            content: b"suid",
+            ..Entry::new("d/suid", Kind::File)
+        })
+        .entry(&Entry {
+            mode: 0o1777,
+            ..Entry::new("d/sticky", Kind::Directory)
+        })
         .entry(&Entry {
             target: "d/suid",
             mode: 0o4755,
@@ -243,8 +422,20 @@ fn files_arrive_as_the_archive_has_them() {
         .file("d/ with space\u{e9}", "odd");
     engine.import("kinds", &[], &root.finish());
     let script = "cd /d; stat -c '%n %a %u:%g %h %Y' suid; stat -c %a sticky; readlink dangling; stat -c %F pipe; stat -c %t:%T zero; cat second n*; cat ' with space\u{e9}'";
-    let output = engine.whelk(&["run", "--rm", "--network", "none", "kinds", "sh", "-c", script]);
-    assert_eq!(output.ok(), "suid 4755 1000:1001 2 1000000000\n1777\n/no/such/place\nfifo\n1:5\nsuidlongodd");
+    let output = engine.whelk(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "kinds",
+        "sh",
+        "-c",
+        script,
+    ]);
+    assert_eq!(
+        output.ok(),
+        "suid 4755 1000:1001 2 1000000000\n1777\n/no/such/place\nfifo\n1:5\nsuidlongodd"
+    );
 }
 
 #[test]
@@ -283,8 +474,14 @@ fn later_layers_hide_what_they_say() {
         "cat /d/a /d/b; ls /o /gone; cat /swap; echo; ls -a /d /o | grep wh",
     ]);
     let (out, err) = (output.out(), output.err());
-    assert!(out.starts_with("31/o:\nnew\n") && out.contains("a file now"), "{out}");
-    assert!(err.contains("/gone: No such file or directory") && !out.contains(".wh."), "{out} {err}");
+    assert!(
+        out.starts_with("31/o:\nnew\n") && out.contains("a file now"),
+        "{out}"
+    );
+    assert!(
+        err.contains("/gone: No such file or directory") && !out.contains(".wh."),
+        "{out} {err}"
+    );
 }
 
 #[test]
@@ -303,24 +500,55 @@ fn archives_that_climb_or_use_links_are_resolved_inside() {
         .file("made/deep/file", "made")
         .file("a/../b/c", "cleaned")
         .finish();
-    let script =
-        "cat /etc/absolute /etc/linked /etc/above /etc/through /etc/up /etc/linked-through /new/place/deep/file /b/c; readlink /climbs";
+    let script = "cat /etc/absolute /etc/linked /etc/above /etc/through /etc/up /etc/linked-through /new/place/deep/file /b/c; readlink /climbs";
     let expected = "absoluteabsoluteabsolutethroughupthroughmadecleaned../../etc";
     engine.import("links", &[], &layer);
     engine.load(&Archive::new("loaded", vec![layer.clone()]).build());
     for image in ["links", "loaded"] {
-        assert_eq!(engine.whelk(&["run", "--rm", "--network", "none", image, "sh", "-c", script]).ok(), expected, "{image}");
+        assert_eq!(
+            engine
+                .whelk(&[
+                    "run",
+                    "--rm",
+                    "--network",
+                    "none",
+                    image,
+                    "sh",
+                    "-c",
+                    script
+                ])
+                .ok(),
+            expected,
+            "{image}"
+        );
     }
     // The archive comes back as it was, whatever its files are called in the store.
     let saved = engine.http("GET", "/images/loaded/get", &[], b"").body;
     assert!(tar::file(&saved, &format!("blobs/sha256/{}", sha256(&layer))) == layer);
     for (what, layer) in [
         ("a name that climbs", Tar::new().file("../x", "x")),
-        ("a link that climbs", Tar::new().file("x", "x").hard_link("y", "../x")),
-        ("a loop", Tar::new().symlink("a", "b").symlink("b", "a").file("a/x", "x")),
-        ("a file as a directory", Tar::new().file("a", "x").file("a/b", "x")),
+        (
+            "a link that climbs",
+            Tar::new().file("x", "x").hard_link("y", "../x"),
+        ),
+        (
+            "a loop",
+            Tar::new()
+                .symlink("a", "b")
+                .symlink("b", "a")
+                .file("a/x", "x"),
+        ),
+        (
+            "a file as a directory",
+            Tar::new().file("a", "x").file("a/b", "x"),
+        ),
     ] {
-        let answer = engine.http("POST", "/images/create?fromSrc=-", &[("Content-Type", "application/x-tar")], &layer.finish());
+        let answer = engine.http(
+            "POST",
+            "/images/create?fromSrc=-",
+            &[("Content-Type", "application/x-tar")],
+            &layer.finish(),
+        );
         assert_eq!(answer.status, 400, "{what}: {}", answer.text());
     }
 }
@@ -330,34 +558,94 @@ fn files_with_holes_arrive_whole_in_every_format() {
     let engine = Engine::without_images(&[]);
     let root = engine.scratch("root");
     let run = |program: &str, args: &[&str]| {
-        let output = std::process::Command::new(program).args(args).output().unwrap();
-        assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = std::process::Command::new(program)
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{program} {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         output.stdout
     };
-    let archive = engine.scratch("archive").join("root.tar").display().to_string();
+    let archive = engine
+        .scratch("archive")
+        .join("root.tar")
+        .display()
+        .to_string();
     fs::write(&archive, images::small_root().finish()).unwrap();
     run("tar", &["-C", &root.display().to_string(), "-xf", &archive]);
     let file = fs::File::create(root.join("holes")).unwrap();
     file.set_len(5_000_001).unwrap();
-    for (at, text) in [(0u64, "begin"), (1_000_000, "middle"), (3_000_000, "more"), (4_999_998, "end")] {
+    for (at, text) in [
+        (0u64, "begin"),
+        (1_000_000, "middle"),
+        (3_000_000, "more"),
+        (4_999_998, "end"),
+    ] {
         std::os::unix::fs::FileExt::write_all_at(&file, text.as_bytes(), at).unwrap();
     }
     let expected = sha256(&fs::read(root.join("holes")).unwrap());
-    for format in ["--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"] {
-        let posix = if format.starts_with("--sparse") { "--format=posix" } else { format };
-        let layer = run("tar", &["-C", &root.display().to_string(), "-c", "-S", posix, format, "."]);
-        assert!(layer.len() < 4_000_000, "{format}: the holes are not in the archive");
+    for format in [
+        "--format=gnu",
+        "--sparse-version=0.0",
+        "--sparse-version=0.1",
+        "--sparse-version=1.0",
+    ] {
+        let posix = if format.starts_with("--sparse") {
+            "--format=posix"
+        } else {
+            format
+        };
+        let layer = run(
+            "tar",
+            &[
+                "-C",
+                &root.display().to_string(),
+                "-c",
+                "-S",
+                posix,
+                format,
+                ".",
+            ],
+        );
+        assert!(
+            layer.len() < 4_000_000,
+            "{format}: the holes are not in the archive"
+        );
         engine.import("imported", &[], &layer);
         engine.load(&Archive::new("loaded", vec![layer.clone()]).build());
         for image in ["imported", "loaded"] {
             let script = "busybox sha256sum /holes; stat -c '%s %b' /holes";
-            let output = engine.whelk(&["run", "--rm", "--network", "none", image, "sh", "-c", script]).ok();
+            let output = engine
+                .whelk(&[
+                    "run",
+                    "--rm",
+                    "--network",
+                    "none",
+                    image,
+                    "sh",
+                    "-c",
+                    script,
+                ])
+                .ok();
             let words: Vec<&str> = output.split_whitespace().collect();
-            assert_eq!((words[0], words[2]), (expected.as_str(), "5000001"), "{format}, {image}");
-            assert!(words[3].parse::<u64>().unwrap() < 1000, "{format}, {image}: the holes are filled: {output}");
+            assert_eq!(
+                (words[0], words[2]),
+                (expected.as_str(), "5000001"),
+                "{format}, {image}"
+            );
+            assert!(
+                words[3].parse::<u64>().unwrap() < 1000,
+                "{format}, {image}: the holes are filled: {output}"
+            );
         }
         let saved = engine.http("GET", "/images/loaded/get", &[], b"").body;
-        assert!(tar::file(&saved, &format!("blobs/sha256/{}", sha256(&layer))) == layer, "{format}: not as it was");
+        assert!(
+            tar::file(&saved, &format!("blobs/sha256/{}", sha256(&layer))) == layer,
+            "{format}: not as it was"
+        );
         // The parts of an image archive may have holes as well.
         let parts = engine.scratch("parts");
         for (name, content) in Archive::new("packed", vec![images::small_root().finish()]).parts() {
@@ -365,7 +653,18 @@ fn files_with_holes_arrive_whole_in_every_format() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        let packed = run("tar", &["-C", &parts.display().to_string(), "-c", "-S", posix, format, "."]);
+        let packed = run(
+            "tar",
+            &[
+                "-C",
+                &parts.display().to_string(),
+                "-c",
+                "-S",
+                posix,
+                format,
+                ".",
+            ],
+        );
         engine.load(&packed);
         engine.docker(&["rmi", "imported", "loaded", "packed"]).ok();
     }
@@ -374,10 +673,33 @@ fn files_with_holes_arrive_whole_in_every_format() {
 #[test]
 fn a_mark_on_the_root_of_a_layer_hides_nothing() {
     let engine = Engine::without_images(&[]);
-    let marked = Tar::new().file(".wh..wh..opq", "").file("new", "new").finish();
+    let marked = Tar::new()
+        .file(".wh..wh..opq", "")
+        .file("new", "new")
+        .finish();
     engine.load(&Archive::new("marked", vec![images::small_root().finish(), marked]).build());
-    assert_eq!(engine.whelk(&["run", "--rm", "--network", "none", "marked", "cat", "/new"]).ok(), "new");
-    assert_eq!(engine.whelk(&["run", "--rm", "--network", "none", "marked", "grep", "-c", "root", "/etc/passwd"]).ok(), "1");
+    assert_eq!(
+        engine
+            .whelk(&["run", "--rm", "--network", "none", "marked", "cat", "/new"])
+            .ok(),
+        "new"
+    );
+    assert_eq!(
+        engine
+            .whelk(&[
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "marked",
+                "grep",
+                "-c",
+                "root",
+                "/etc/passwd"
+            ])
+            .ok(),
+        "1"
+    );
 }
 
 #[test]
@@ -387,28 +709,71 @@ fn changes_follow_the_rules_of_dockerfiles() {
         engine.import("changed", changes, &Tar::new().file("x", "x").finish());
         engine.get("/images/changed/json")["Config"].clone()
     };
-    let found = config(&["ENV P=/a", "ENV P=$P:/x Q=${P}:b", "WORKDIR x", "WORKDIR y", "EXPOSE 90-92 53/udp", "LABEL \"a b\"=c"]);
+    let found = config(&[
+        "ENV P=/a",
+        "ENV P=$P:/x Q=${P}:b",
+        "WORKDIR x",
+        "WORKDIR y",
+        "EXPOSE 90-92 53/udp",
+        "LABEL \"a b\"=c",
+    ]);
     assert_eq!(found["Env"], json!(["P=/a:/x", "Q=/a:b"]));
-    assert_eq!((&found["WorkingDir"], &found["Labels"]), (&json!("/x/y"), &json!({"a b": "c"})));
-    assert_eq!(found["ExposedPorts"], json!({"53/udp": {}, "90/tcp": {}, "91/tcp": {}, "92/tcp": {}}));
-    let found = config(&["HEALTHCHECK --interval=5s --retries=3 CMD echo a", "ENTRYPOINT [\"e\"]", "CMD c d", "ONBUILD RUN x"]);
-    assert_eq!(found["Healthcheck"], json!({"Test": ["CMD-SHELL", "echo a"], "Interval": 5_000_000_000_i64, "Retries": 3}));
-    assert_eq!((&found["Entrypoint"], &found["Cmd"]), (&json!(["e"]), &json!(["/bin/sh", "-c", "c d"])));
+    assert_eq!(
+        (&found["WorkingDir"], &found["Labels"]),
+        (&json!("/x/y"), &json!({"a b": "c"}))
+    );
+    assert_eq!(
+        found["ExposedPorts"],
+        json!({"53/udp": {}, "90/tcp": {}, "91/tcp": {}, "92/tcp": {}})
+    );
+    let found = config(&[
+        "HEALTHCHECK --interval=5s --retries=3 CMD echo a",
+        "ENTRYPOINT [\"e\"]",
+        "CMD c d",
+        "ONBUILD RUN x",
+    ]);
+    assert_eq!(
+        found["Healthcheck"],
+        json!({"Test": ["CMD-SHELL", "echo a"], "Interval": 5_000_000_000_i64, "Retries": 3})
+    );
+    assert_eq!(
+        (&found["Entrypoint"], &found["Cmd"]),
+        (&json!(["e"]), &json!(["/bin/sh", "-c", "c d"]))
+    );
     assert_eq!(found["OnBuild"], json!(["RUN x"]));
     let archive = Tar::new().file("x", "x").finish();
     engine.both(|cli| {
-        cli.feed(&["import", "-c", "USER 5:6", "-c", "STOPSIGNAL SIGUSR1", "-c", "VOLUME /v", "-", "by-cli"], &archive).ok();
+        cli.feed(
+            &[
+                "import",
+                "-c",
+                "USER 5:6",
+                "-c",
+                "STOPSIGNAL SIGUSR1",
+                "-c",
+                "VOLUME /v",
+                "-",
+                "by-cli",
+            ],
+            &archive,
+        )
+        .ok();
         let found = &cli.engine().get("/images/by-cli/json")["Config"];
-        assert_eq!((&found["User"], &found["StopSignal"], &found["Volumes"]), (&json!("5:6"), &json!("SIGUSR1"), &json!({"/v": {}})));
+        assert_eq!(
+            (&found["User"], &found["StopSignal"], &found["Volumes"]),
+            (&json!("5:6"), &json!("SIGUSR1"), &json!({"/v": {}}))
+        );
         for (change, text) in [
             ("RUN x", "RUN is not a valid change command"),
             ("STOPSIGNAL FOO", "invalid signal: FOO"),
             ("EXPOSE x", "invalid containerPort: x"),
             ("ENV A", "ENV must have two arguments"),
         ] {
-            cli.feed(&["import", "-c", change, "-", "refused"], &archive).refuses(1, text);
+            cli.feed(&["import", "-c", change, "-", "refused"], &archive)
+                .refuses(1, text);
         }
-        cli.run(&["image", "inspect", "refused"]).refuses(1, "No such image");
+        cli.run(&["image", "inspect", "refused"])
+            .refuses(1, "No such image");
     });
 }
 
@@ -429,26 +794,61 @@ fn the_first_layout_of_archives_can_be_loaded() {
         .file(&format!("{base}/layer.tar"), images::small_root().finish())
         .file(&format!("{top}/VERSION"), "1.0")
         .file(&format!("{top}/json"), json_of(&top, &base))
-        .file(&format!("{top}/layer.tar"), gzip(&Tar::new().file("etc/which", "old").finish()))
-        .file("repositories", json!({"old": {"1": top, "base": base}, "example.com/x": {"y": top}}).to_string())
+        .file(
+            &format!("{top}/layer.tar"),
+            gzip(&Tar::new().file("etc/which", "old").finish()),
+        )
+        .file(
+            "repositories",
+            json!({"old": {"1": top, "base": base}, "example.com/x": {"y": top}}).to_string(),
+        )
         .finish();
     engine.load(&archive);
-    assert_eq!(engine.whelk(&["run", "--rm", "--network", "none", "old:1"]).ok(), "old");
+    assert_eq!(
+        engine
+            .whelk(&["run", "--rm", "--network", "none", "old:1"])
+            .ok(),
+        "old"
+    );
     let image = engine.get("/images/old:1/json");
     assert_eq!(image["RepoTags"], json!(["old:1", "example.com/x:y"]));
-    assert_eq!((&image["Author"], &image["Config"]["Env"]), (&json!("somebody <a@b>"), &json!(["A=b"])));
+    assert_eq!(
+        (&image["Author"], &image["Config"]["Env"]),
+        (&json!("somebody <a@b>"), &json!(["A=b"]))
+    );
     assert_eq!(image["RootFS"]["Layers"].as_array().unwrap().len(), 2);
-    let steps = engine.whelk(&["history", "--no-trunc", "--format", "{{.CreatedBy}}", "old:1"]).ok();
+    let steps = engine
+        .whelk(&[
+            "history",
+            "--no-trunc",
+            "--format",
+            "{{.CreatedBy}}",
+            "old:1",
+        ])
+        .ok();
     assert_eq!(steps, "/bin/sh -c make b\n/bin/sh -c make a");
-    assert_eq!(engine.get("/images/old:base/json")["RootFS"]["Layers"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        engine.get("/images/old:base/json")["RootFS"]["Layers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
     let endless = archive_with_loop(&base);
     let answer = engine.try_load(&endless);
-    assert!(answer.text().contains("\"error\""), "parents that go in circles: {}", answer.text());
+    assert!(
+        answer.text().contains("\"error\""),
+        "parents that go in circles: {}",
+        answer.text()
+    );
 }
 
 fn archive_with_loop(id: &str) -> Vec<u8> {
     Tar::new()
-        .file(&format!("{id}/json"), json!({"id": id, "parent": id}).to_string())
+        .file(
+            &format!("{id}/json"),
+            json!({"id": id, "parent": id}).to_string(),
+        )
         .file(&format!("{id}/layer.tar"), Tar::new().finish())
         .file("repositories", json!({"loop": {"1": id}}).to_string())
         .finish()
@@ -463,23 +863,49 @@ fn save_writes_all_tags_of_a_name_with_the_times_of_the_images() {
     engine.docker(&["tag", "one:1", "one:also"]).ok();
     let top = |tag: &str| sha256(&Tar::new().file("etc/which", tag).finish());
     engine.both(|cli| {
-        let mut events = cli.engine().events(&format!("filters={}", escape("{\"type\":[\"image\"],\"event\":[\"save\"]}")));
+        let mut events = cli.engine().events(&format!(
+            "filters={}",
+            escape("{\"type\":[\"image\"],\"event\":[\"save\"]}")
+        ));
         let saved = cli.run(&["save", "one"]).stdout;
         let manifest: Value = serde_json::from_slice(&tar::file(&saved, "manifest.json")).unwrap();
-        assert_eq!((&manifest[0]["RepoTags"], &manifest[1]["RepoTags"]), (&json!(["one:1", "one:also"]), &json!(["one:2"])));
-        let repositories: Value = serde_json::from_slice(&tar::file(&saved, "repositories")).unwrap();
-        assert_eq!(repositories, json!({"one": {"1": top("one:1"), "2": top("one:2"), "also": top("one:1")}}));
+        assert_eq!(
+            (&manifest[0]["RepoTags"], &manifest[1]["RepoTags"]),
+            (&json!(["one:1", "one:also"]), &json!(["one:2"]))
+        );
+        let repositories: Value =
+            serde_json::from_slice(&tar::file(&saved, "repositories")).unwrap();
+        assert_eq!(
+            repositories,
+            json!({"one": {"1": top("one:1"), "2": top("one:2"), "also": top("one:1")}})
+        );
         let entries = tar::read(&saved);
         // 2024-01-01: what the images' configurations say.
-        let time = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap().mtime;
+        let time = |path: &str| {
+            entries
+                .iter()
+                .find(|entry| entry.path == path)
+                .unwrap()
+                .mtime
+        };
         assert_eq!(time(manifest[0]["Config"].as_str().unwrap()), 1_704_067_200);
-        assert_eq!(time(manifest[0]["Layers"][1].as_str().unwrap()), 1_704_067_200);
+        assert_eq!(
+            time(manifest[0]["Layers"][1].as_str().unwrap()),
+            1_704_067_200
+        );
         assert_eq!((time("manifest.json"), time("repositories")), (0, 0));
         let id = cli.engine().get("/images/one:1/json")["Id"].clone();
         let event = events.next_event().unwrap();
-        assert_eq!((&event["Actor"]["ID"], &event["Actor"]["Attributes"]["name"]), (&id, &id));
+        assert_eq!(
+            (&event["Actor"]["ID"], &event["Actor"]["Attributes"]["name"]),
+            (&id, &id)
+        );
         let by_id = cli.run(&["save", id.as_str().unwrap()]).stdout;
-        assert!(!tar::read(&by_id).iter().any(|entry| entry.path == "repositories"));
+        assert!(
+            !tar::read(&by_id)
+                .iter()
+                .any(|entry| entry.path == "repositories")
+        );
         let manifest: Value = serde_json::from_slice(&tar::file(&by_id, "manifest.json")).unwrap();
         assert_eq!(manifest[0]["RepoTags"], Value::Null);
     });
@@ -490,7 +916,11 @@ fn kernel_log() -> impl FnOnce() -> String {
     use std::io::{Read, Seek, SeekFrom};
     use std::os::unix::fs::OpenOptionsExt;
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let mut log = fs::OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg").unwrap();
+    let mut log = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open("/dev/kmsg")
+        .unwrap();
     log.seek(SeekFrom::End(0)).unwrap();
     move || {
         let mut text = Vec::new();
@@ -509,23 +939,39 @@ fn exporting_what_runs_reads_what_is_mounted() {
     cli.up(
         "runs",
         &["--tmpfs", "/scratch", "-v", "/data"],
-        &["sh", "-c", "echo new >/new; echo no >/scratch/x; rm /etc/group; exec sleep 600"],
+        &[
+            "sh",
+            "-c",
+            "echo new >/new; echo no >/scratch/x; rm /etc/group; exec sleep 600",
+        ],
     );
-    eventually("the program to have done it", || (cli.run(&["exec", "runs", "ls", "/etc/group"]).code != 0).then_some(()));
+    eventually("the program to have done it", || {
+        (cli.run(&["exec", "runs", "ls", "/etc/group"]).code != 0).then_some(())
+    });
     // Somebody else's engine may have the kernel warn at the same time, but not again and again.
     let quiet = (0..5).any(|_| {
         let log = kernel_log();
         let exported = tar::read(&cli.run(&["export", "runs"]).stdout);
         let names: Vec<&str> = exported.iter().map(|entry| entry.path.as_str()).collect();
         assert!(
-            names.contains(&"new") && names.contains(&"bin/busybox") && names.contains(&"scratch") && names.contains(&"data"),
+            names.contains(&"new")
+                && names.contains(&"bin/busybox")
+                && names.contains(&"scratch")
+                && names.contains(&"data"),
             "{names:?}"
         );
-        assert!(!names.contains(&"scratch/x") && !names.contains(&"etc/group") && !names.iter().any(|name| name.starts_with("proc/")));
+        assert!(
+            !names.contains(&"scratch/x")
+                && !names.contains(&"etc/group")
+                && !names.iter().any(|name| name.starts_with("proc/"))
+        );
         !log().contains("is in-use")
     });
     assert!(quiet, "overlay warns that a directory is mounted twice");
     cli.run(&["kill", "runs"]).ok();
     engine.await_state("runs", "exited");
-    assert_eq!(tar::file(&cli.run(&["export", "runs"]).stdout, "new"), b"new\n");
+    assert_eq!(
+        tar::file(&cli.run(&["export", "runs"]).stdout, "new"),
+        b"new\n"
+    );
 }

@@ -1,5 +1,9 @@
 //! What a process finds in its container, and what it cannot do there.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::path::Path;
@@ -7,12 +11,17 @@ use std::path::Path;
 use serde_json::json;
 use whelk_tests::{Cli, Engine, Program, eventually, images};
 
-/// Runs a script in a container with these flags, through both command lines, and checks all that it prints.
+/// Runs a script in a container with these flags, through both command lines, and checks all that
+/// it prints.
 #[track_caller]
 fn check(engine: &Engine, flags: &[&str], script: &str, expected: &str) {
     for program in [Program::Docker, Program::Whelk] {
         let output = engine.cli(program).sh(flags, script);
-        assert_eq!(output.exits(0).trim(), expected, "{program:?} {flags:?} {script}");
+        assert_eq!(
+            output.exits(0).trim(),
+            expected,
+            "{program:?} {flags:?} {script}"
+        );
     }
 }
 
@@ -21,18 +30,32 @@ fn check(engine: &Engine, flags: &[&str], script: &str, expected: &str) {
 fn check_refused(engine: &Engine, flags: &[&str], script: &str, text: &str) {
     for program in [Program::Docker, Program::Whelk] {
         let output = engine.cli(program).sh(flags, script);
-        assert!(output.code != 0 && output.err().contains(text), "{program:?} {flags:?} {script}: {} {:?}", output.code, output.err());
+        assert!(
+            output.code != 0 && output.err().contains(text),
+            "{program:?} {flags:?} {script}: {} {:?}",
+            output.code,
+            output.err()
+        );
     }
 }
 
 /// A line of this process's own status. The engine's is the same.
 fn own_status(key: &str) -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim_start_matches(':').trim().to_owned()
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(key))
+        .unwrap()
+        .trim_start_matches(':')
+        .trim()
+        .to_owned()
 }
 
 fn host_namespace(kind: &str) -> String {
-    fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().display().to_string()
+    fs::read_link(format!("/proc/self/ns/{kind}"))
+        .unwrap()
+        .display()
+        .to_string()
 }
 
 /// Inheritable, permitted, effective, bounding and ambient capabilities, one a line.
@@ -43,23 +66,47 @@ const NONE: &str = "0000000000000000";
 fn capabilities_are_dockers_and_none_is_inheritable() {
     let engine = Engine::start();
     let all = own_status("CapBnd");
-    let sets = |permitted: &str, bounding: &str| [NONE, permitted, permitted, bounding, NONE].join("\n");
+    let sets =
+        |permitted: &str, bounding: &str| [NONE, permitted, permitted, bounding, NONE].join("\n");
     let default = "00000000a80425fb";
     check(&engine, &[], CAPABILITIES, &sets(default, default));
-    check(&engine, &["--user", "1000"], CAPABILITIES, &sets(NONE, default));
-    check(&engine, &["--cap-add", "SYS_ADMIN"], CAPABILITIES, &sets("00000000a82425fb", "00000000a82425fb"));
-    check(&engine, &["--cap-drop", "ALL"], CAPABILITIES, &sets(NONE, NONE));
+    check(
+        &engine,
+        &["--user", "1000"],
+        CAPABILITIES,
+        &sets(NONE, default),
+    );
+    check(
+        &engine,
+        &["--cap-add", "SYS_ADMIN"],
+        CAPABILITIES,
+        &sets("00000000a82425fb", "00000000a82425fb"),
+    );
+    check(
+        &engine,
+        &["--cap-drop", "ALL"],
+        CAPABILITIES,
+        &sets(NONE, NONE),
+    );
     check(
         &engine,
         &["--cap-drop", "all", "--cap-add", "cap_net_bind_service"],
         CAPABILITIES,
         &sets("0000000000000400", "0000000000000400"),
     );
-    check(&engine, &["--cap-add", "ALL"], CAPABILITIES, &sets(&all, &all));
+    check(
+        &engine,
+        &["--cap-add", "ALL"],
+        CAPABILITIES,
+        &sets(&all, &all),
+    );
     check(&engine, &["--privileged"], CAPABILITIES, &sets(&all, &all));
     let cli = engine.cli(Program::Whelk);
     cli.up("up", &[], &["sleep", "600"]);
-    let exec = |flags: &[&str]| cli.run(&[&["exec"][..], flags, &["up", "sh", "-c", CAPABILITIES][..]].concat()).ok();
+    let exec = |flags: &[&str]| {
+        cli.run(&[&["exec"][..], flags, &["up", "sh", "-c", CAPABILITIES][..]].concat())
+            .ok()
+    };
     assert_eq!(exec(&[]), sets(default, default));
     assert_eq!(exec(&["-u", "1000"]), sets(NONE, default));
     assert_eq!(exec(&["--privileged"]), sets(&all, &all));
@@ -70,14 +117,44 @@ fn the_default_seccomp_profile_is_on_and_others_can_be_had() {
     let engine = Engine::start();
     let mode = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | cut -f2 | tr '\\n' ' '";
     check(&engine, &[], mode, "0 2");
-    check(&engine, &["--security-opt", "no-new-privileges"], mode, "1 2");
-    check(&engine, &["--security-opt", "no-new-privileges:true", "--user", "1000"], mode, "1 2");
-    check(&engine, &["--security-opt", "seccomp=unconfined"], mode, "0 0");
-    check(&engine, &["--security-opt", "apparmor=unconfined"], mode, "0 2");
+    check(
+        &engine,
+        &["--security-opt", "no-new-privileges"],
+        mode,
+        "1 2",
+    );
+    check(
+        &engine,
+        &["--security-opt", "no-new-privileges:true", "--user", "1000"],
+        mode,
+        "1 2",
+    );
+    check(
+        &engine,
+        &["--security-opt", "seccomp=unconfined"],
+        mode,
+        "0 0",
+    );
+    check(
+        &engine,
+        &["--security-opt", "apparmor=unconfined"],
+        mode,
+        "0 2",
+    );
     check(&engine, &["--privileged"], mode, "0 0");
     check_refused(&engine, &[], "unshare -U true", "Operation not permitted");
-    if std::process::Command::new("unshare").args(["-U", "true"]).status().unwrap().success() {
-        check(&engine, &["--security-opt", "seccomp=unconfined"], "unshare -U true; echo $?", "0");
+    if std::process::Command::new("unshare")
+        .args(["-U", "true"])
+        .status()
+        .unwrap()
+        .success()
+    {
+        check(
+            &engine,
+            &["--security-opt", "seccomp=unconfined"],
+            "unshare -U true; echo $?",
+            "0",
+        );
     }
     let profile = engine.scratch("seccomp").join("profile.json");
     fs::write(
@@ -87,7 +164,12 @@ fn the_default_seccomp_profile_is_on_and_others_can_be_had() {
     .unwrap();
     let option = format!("seccomp={}", profile.display());
     check(&engine, &["--security-opt", &option], mode, "0 2");
-    check_refused(&engine, &["--security-opt", &option], "mkdir /new", "No space left on device");
+    check_refused(
+        &engine,
+        &["--security-opt", &option],
+        "mkdir /new",
+        "No space left on device",
+    );
 }
 
 #[test]
@@ -106,9 +188,26 @@ for family in 38, 40:
         print(ctypes.get_errno(), end='')
 ";
     // The number of the call is x86_64's.
-    let expected = if cfg!(target_arch = "x86_64") { "111111" } else { return };
-    let output = engine.whelk(&["run", "--rm", "--network", "none", "python", "python3", "-c", program]);
-    assert_eq!(output.ok(), expected, "EPERM from the filter, not EAFNOSUPPORT from a kernel that happens to lack it");
+    let expected = if cfg!(target_arch = "x86_64") {
+        "111111"
+    } else {
+        return;
+    };
+    let output = engine.whelk(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "python",
+        "python3",
+        "-c",
+        program,
+    ]);
+    assert_eq!(
+        output.ok(),
+        expected,
+        "EPERM from the filter, not EAFNOSUPPORT from a kernel that happens to lack it"
+    );
     let output = engine.docker(&[
         "run",
         "--rm",
@@ -128,19 +227,50 @@ fn namespaces_are_the_containers_own_unless_asked_otherwise() {
     let links = "for kind in pid ipc uts mnt net user; do readlink /proc/self/ns/$kind; done";
     for program in [Program::Docker, Program::Whelk] {
         let text = engine.cli(program).sh(&[], links).ok();
-        for (kind, link) in ["pid", "ipc", "uts", "mnt", "net"].into_iter().zip(text.lines()) {
+        for (kind, link) in ["pid", "ipc", "uts", "mnt", "net"]
+            .into_iter()
+            .zip(text.lines())
+        {
             assert_ne!(link, host_namespace(kind), "{program:?}");
         }
         assert_eq!(text.lines().last(), Some(host_namespace("user").as_str()));
         for kind in ["pid", "ipc", "uts"] {
-            let text = engine.cli(program).sh(&[&format!("--{kind}"), "host"], &format!("readlink /proc/self/ns/{kind}")).ok();
+            let text = engine
+                .cli(program)
+                .sh(
+                    &[&format!("--{kind}"), "host"],
+                    &format!("readlink /proc/self/ns/{kind}"),
+                )
+                .ok();
             assert_eq!(text, host_namespace(kind), "{program:?} --{kind} host");
         }
-        let output = engine.cli(program).run(&["run", "--rm", "--network", "host", "busybox", "readlink", "/proc/self/ns/net"]);
-        assert_eq!(output.ok(), host_namespace("net"), "{program:?} --network host");
+        let output = engine.cli(program).run(&[
+            "run",
+            "--rm",
+            "--network",
+            "host",
+            "busybox",
+            "readlink",
+            "/proc/self/ns/net",
+        ]);
+        assert_eq!(
+            output.ok(),
+            host_namespace("net"),
+            "{program:?} --network host"
+        );
     }
-    check(&engine, &["--cgroupns", "private"], "cut -d: -f3 /proc/1/cgroup | sort -u", "/");
-    check(&engine, &["--cgroupns", "host"], &format!("grep -q /{}/ /proc/1/cgroup && echo below", engine.name()), "below");
+    check(
+        &engine,
+        &["--cgroupns", "private"],
+        "cut -d: -f3 /proc/1/cgroup | sort -u",
+        "/",
+    );
+    check(
+        &engine,
+        &["--cgroupns", "host"],
+        &format!("grep -q /{}/ /proc/1/cgroup && echo below", engine.name()),
+        "below",
+    );
 }
 
 #[test]
@@ -148,26 +278,59 @@ fn namespaces_of_another_container_can_be_joined() {
     Engine::start().both(|cli| {
         cli.up("donor", &["--ipc", "shareable"], &["sleep", "600"]);
         cli.up("closed", &[], &["sleep", "600"]);
-        let of_donor = |kind: &str| cli.run(&["exec", "donor", "readlink", &format!("/proc/self/ns/{kind}")]).ok();
+        let of_donor = |kind: &str| {
+            cli.run(&[
+                "exec",
+                "donor",
+                "readlink",
+                &format!("/proc/self/ns/{kind}"),
+            ])
+            .ok()
+        };
         for kind in ["pid", "ipc"] {
-            let text = cli.sh(&[&format!("--{kind}"), "container:donor"], &format!("readlink /proc/self/ns/{kind}")).ok();
+            let text = cli
+                .sh(
+                    &[&format!("--{kind}"), "container:donor"],
+                    &format!("readlink /proc/self/ns/{kind}"),
+                )
+                .ok();
             assert_eq!(text, of_donor(kind), "{kind}");
         }
-        let output = cli.run(&["run", "--rm", "--network", "container:donor", "busybox", "readlink", "/proc/self/ns/net"]);
+        let output = cli.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "container:donor",
+            "busybox",
+            "readlink",
+            "/proc/self/ns/net",
+        ]);
         assert_eq!(output.ok(), of_donor("net"));
-        assert_eq!(cli.sh(&["--pid", "container:donor"], "tr '\\0' ' ' </proc/1/cmdline").ok(), "sleep 600");
-        cli.sh(&["--ipc", "container:closed"], "true")
-            .refuses(125, "non-shareable IPC (hint: use IpcMode:shareable for the donor container)");
-        cli.sh(&["--pid", "container:nosuch"], "true").refuses(125, "No such container: nosuch");
+        assert_eq!(
+            cli.sh(
+                &["--pid", "container:donor"],
+                "tr '\\0' ' ' </proc/1/cmdline"
+            )
+            .ok(),
+            "sleep 600"
+        );
+        cli.sh(&["--ipc", "container:closed"], "true").refuses(
+            125,
+            "non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
+        );
+        cli.sh(&["--pid", "container:nosuch"], "true")
+            .refuses(125, "No such container: nosuch");
         cli.run(&["stop", "-t", "0", "closed"]).ok();
-        cli.sh(&["--pid", "container:closed"], "true").refuses(125, "is not running");
+        cli.sh(&["--pid", "container:closed"], "true")
+            .refuses(125, "is not running");
     });
 }
 
 #[test]
 fn kernel_interfaces_are_hidden_or_read_only() {
     let engine = Engine::start();
-    // Files are covered by the null device, directories by an empty one; what this kernel lacks needs no cover.
+    // Files are covered by the null device, directories by an empty one; what this kernel lacks
+    // needs no cover.
     let files = "for f in asound interrupts kcore keys latency_stats timer_list timer_stats sched_debug; do [ -f /proc/$f -o -c /proc/$f ] && stat -c %t:%T /proc/$f; done | sort -u";
     check(&engine, &[], files, "1:3");
     check(
@@ -176,21 +339,52 @@ fn kernel_interfaces_are_hidden_or_read_only() {
         "for d in /proc/acpi /proc/scsi /sys/firmware /sys/devices/virtual/powercap; do [ -d $d ] && ls -A $d; done; true",
         "",
     );
-    check_refused(&engine, &[], "echo 1 >/proc/sys/kernel/panic", "Read-only file system");
+    check_refused(
+        &engine,
+        &[],
+        "echo 1 >/proc/sys/kernel/panic",
+        "Read-only file system",
+    );
     check_refused(&engine, &[], "mkdir /sys/fs/x", "Read-only file system");
-    check(&engine, &[], "for d in bus fs irq sys; do grep -c \" /proc/$d ro,\" /proc/self/mountinfo; done | tr -d '\\n'", "1111");
-    check(&engine, &[], "grep ' /proc ' /proc/self/mountinfo | grep -c 'nosuid,nodev,noexec'", "1");
+    check(
+        &engine,
+        &[],
+        "for d in bus fs irq sys; do grep -c \" /proc/$d ro,\" /proc/self/mountinfo; done | tr -d '\\n'",
+        "1111",
+    );
+    check(
+        &engine,
+        &[],
+        "grep ' /proc ' /proc/self/mountinfo | grep -c 'nosuid,nodev,noexec'",
+        "1",
+    );
     // /proc/sysrq-trigger is read-only where the kernel has it.
-    check(&engine, &[], "[ ! -e /proc/sysrq-trigger ] || grep -q ' /proc/sysrq-trigger ro,' /proc/self/mountinfo; echo $?", "0");
-    check(&engine, &["--security-opt", "systempaths=unconfined"], "grep -c ' /proc/' /proc/self/mountinfo || true", "0");
+    check(
+        &engine,
+        &[],
+        "[ ! -e /proc/sysrq-trigger ] || grep -q ' /proc/sysrq-trigger ro,' /proc/self/mountinfo; echo $?",
+        "0",
+    );
+    check(
+        &engine,
+        &["--security-opt", "systempaths=unconfined"],
+        "grep -c ' /proc/' /proc/self/mountinfo || true",
+        "0",
+    );
 }
 
 #[test]
 fn dev_holds_what_every_program_needs_and_no_more() {
     let engine = Engine::start();
     // A link to /proc/kcore, where the kernel has it.
-    let core = if Path::new("/proc/kcore").exists() { "core " } else { "" };
-    let expected = format!("{core}fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero");
+    let core = if Path::new("/proc/kcore").exists() {
+        "core "
+    } else {
+        ""
+    };
+    let expected = format!(
+        "{core}fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    );
     check(&engine, &[], "echo $(ls /dev)", &expected);
     check(
         &engine,
@@ -204,9 +398,19 @@ fn dev_holds_what_every_program_needs_and_no_more() {
         "readlink /dev/fd; readlink /dev/ptmx; echo x >/dev/shm/x; df -k /dev/shm | tail -1 | awk '{print $2}'",
         "/proc/self/fd\npts/ptmx\n65536",
     );
-    check(&engine, &["--shm-size", "1m"], "df -k /dev/shm | tail -1 | awk '{print $2}'", "1024");
+    check(
+        &engine,
+        &["--shm-size", "1m"],
+        "df -k /dev/shm | tail -1 | awk '{print $2}'",
+        "1024",
+    );
     // A node can be made for any device, but not opened.
-    check_refused(&engine, &[], "mknod /tmp/loop c 10 237 && cat </tmp/loop", "Operation not permitted");
+    check_refused(
+        &engine,
+        &[],
+        "mknod /tmp/loop c 10 237 && cat </tmp/loop",
+        "Operation not permitted",
+    );
     let output = engine.docker(&[
         "run",
         "--rm",
@@ -219,8 +423,17 @@ fn dev_holds_what_every_program_needs_and_no_more() {
         "-c",
         "mknod /tmp/loop c 10 237; : </tmp/loop",
     ]);
-    assert!(!output.err().contains("Operation not permitted"), "{}", output.err());
-    check(&engine, &["--device", "/dev/zero:/dev/mine"], "stat -c %t:%T /dev/mine; head -c 3 /dev/mine | wc -c", "1:5\n3");
+    assert!(
+        !output.err().contains("Operation not permitted"),
+        "{}",
+        output.err()
+    );
+    check(
+        &engine,
+        &["--device", "/dev/zero:/dev/mine"],
+        "stat -c %t:%T /dev/mine; head -c 3 /dev/mine | wc -c",
+        "1:5\n3",
+    );
 }
 
 #[test]
@@ -229,7 +442,13 @@ fn only_the_standard_streams_are_open() {
     let engine = Engine::start();
     let expected = "0 1 2 3";
     let list = "echo $(ls /proc/self/fd)";
-    let variants: [&[&str]; 5] = [&[], &["-i"], &["--init"], &["--privileged"], &["--user", "1000"]];
+    let variants: [&[&str]; 5] = [
+        &[],
+        &["-i"],
+        &["--init"],
+        &["--privileged"],
+        &["--user", "1000"],
+    ];
     for flags in variants {
         check(&engine, flags, list, expected);
     }
@@ -238,16 +457,30 @@ fn only_the_standard_streams_are_open() {
         cli.up("up", &[], &["sleep", "600"]);
         let variants: [&[&str]; 4] = [&[], &["-i"], &["-t"], &["--privileged"]];
         for flags in variants {
-            assert_eq!(cli.run(&[&["exec"][..], flags, &["up", "sh", "-c", list][..]].concat()).ok(), expected, "exec {flags:?}");
+            assert_eq!(
+                cli.run(&[&["exec"][..], flags, &["up", "sh", "-c", list][..]].concat())
+                    .ok(),
+                expected,
+                "exec {flags:?}"
+            );
         }
-        assert_eq!(cli.run(&["exec", "up", "sh", "-c", "echo $(ls /proc/1/fd)"]).ok(), "0 1 2");
+        assert_eq!(
+            cli.run(&["exec", "up", "sh", "-c", "echo $(ls /proc/1/fd)"])
+                .ok(),
+            "0 1 2"
+        );
     });
 }
 
 #[test]
 fn privileged_lifts_confinement_and_only_that() {
     let engine = Engine::start();
-    check_refused(&engine, &[], "mount -t tmpfs none /mnt", "permission denied");
+    check_refused(
+        &engine,
+        &[],
+        "mount -t tmpfs none /mnt",
+        "permission denied",
+    );
     check(
         &engine,
         &["--privileged"],
@@ -258,10 +491,25 @@ fn privileged_lifts_confinement_and_only_that() {
         &engine,
         &["--privileged"],
         "[ -c /dev/loop-control -o -c /dev/kmsg ]; echo $?",
-        if fs::exists("/dev/loop-control").unwrap() || fs::exists("/dev/kmsg").unwrap() { "0" } else { "1" },
+        if fs::exists("/dev/loop-control").unwrap() || fs::exists("/dev/kmsg").unwrap() {
+            "0"
+        } else {
+            "1"
+        },
     );
     assert_ne!(
-        engine.whelk(&["run", "--rm", "--privileged", "--network", "none", "busybox", "readlink", "/proc/self/ns/pid"]).ok(),
+        engine
+            .whelk(&[
+                "run",
+                "--rm",
+                "--privileged",
+                "--network",
+                "none",
+                "busybox",
+                "readlink",
+                "/proc/self/ns/pid"
+            ])
+            .ok(),
         host_namespace("pid")
     );
 }
@@ -270,17 +518,38 @@ fn privileged_lifts_confinement_and_only_that() {
 fn users_and_groups_come_from_the_images_files() {
     let engine = Engine::start();
     let id = |user: &str, expected: &str| check(&engine, &["-u", user], "id", expected);
-    check(&engine, &[], "id", "uid=0(root) gid=0(root) groups=0(root),10(wheel)");
+    check(
+        &engine,
+        &[],
+        "id",
+        "uid=0(root) gid=0(root) groups=0(root),10(wheel)",
+    );
     id("root", "uid=0(root) gid=0(root) groups=0(root),10(wheel)");
     id("1000", "uid=1000 gid=0(root) groups=0(root)");
     id("1000:1000", "uid=1000 gid=1000 groups=1000");
-    id("nobody", "uid=65534(nobody) gid=65534(nobody) groups=65534(nobody)");
-    id("33", "uid=33(www-data) gid=33(www-data) groups=20(staff),33(www-data)");
+    id(
+        "nobody",
+        "uid=65534(nobody) gid=65534(nobody) groups=65534(nobody)",
+    );
+    id(
+        "33",
+        "uid=33(www-data) gid=33(www-data) groups=20(staff),33(www-data)",
+    );
     id("0:5", "uid=0(root) gid=5(tty) groups=5(tty)");
-    id("daemon:wheel", "uid=1(daemon) gid=10(wheel) groups=10(wheel)");
+    id(
+        "daemon:wheel",
+        "uid=1(daemon) gid=10(wheel) groups=10(wheel)",
+    );
     check(
         &engine,
-        &["-u", "nobody", "--group-add", "wheel", "--group-add", "1234"],
+        &[
+            "-u",
+            "nobody",
+            "--group-add",
+            "wheel",
+            "--group-add",
+            "1234",
+        ],
         "id",
         "uid=65534(nobody) gid=65534(nobody) groups=10(wheel),1234,65534(nobody)",
     );
@@ -292,11 +561,24 @@ fn users_and_groups_come_from_the_images_files() {
 #[test]
 fn names_of_the_host_are_as_asked() {
     let engine = Engine::start();
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned();
+    let host = fs::read_to_string("/proc/sys/kernel/hostname")
+        .unwrap()
+        .trim()
+        .to_owned();
     let script = "hostname; cat /etc/hostname; cat /proc/sys/kernel/domainname";
-    check(&engine, &["--hostname", "hh.dom", "--domainname", "dd"], script, "hh.dom\nhh.dom\ndd");
+    check(
+        &engine,
+        &["--hostname", "hh.dom", "--domainname", "dd"],
+        script,
+        "hh.dom\nhh.dom\ndd",
+    );
     check(&engine, &["--uts", "host"], "hostname", &host);
-    check_refused(&engine, &["--uts", "host", "--hostname", "x"], "true", "conflicting options: hostname and the UTS mode");
+    check_refused(
+        &engine,
+        &["--uts", "host", "--hostname", "x"],
+        "true",
+        "conflicting options: hostname and the UTS mode",
+    );
     engine.both(|cli: Cli<'_>| {
         let id = cli.up("named", &[], &["sleep", "600"]);
         assert_eq!(cli.run(&["exec", "named", "hostname"]).ok(), &id[..12]);
@@ -307,12 +589,37 @@ fn names_of_the_host_are_as_asked() {
 fn the_root_can_be_read_only() {
     let engine = Engine::start();
     for path in ["/x", "/etc/x", "/etc/hosts"] {
-        check_refused(&engine, &["--read-only"], &format!("touch {path}"), "Read-only file system");
+        check_refused(
+            &engine,
+            &["--read-only"],
+            &format!("touch {path}"),
+            "Read-only file system",
+        );
     }
-    check(&engine, &["--read-only", "--tmpfs", "/tmp"], "touch /tmp/x /dev/shm/x && ls /tmp", "x");
-    check(&engine, &["--tmpfs", "/t:size=1m,mode=700,uid=5"], "stat -c '%a %u' /t; df -k /t | tail -1 | awk '{print $2}'", "700 5\n1024");
-    check_refused(&engine, &["--tmpfs", "/t:size=64k"], "dd if=/dev/zero of=/t/x bs=100000 count=1", "No space left on device");
-    check(&engine, &["--mount", "type=tmpfs,dst=/t,tmpfs-size=65536"], "df -k /t | tail -1 | awk '{print $2}'", "64");
+    check(
+        &engine,
+        &["--read-only", "--tmpfs", "/tmp"],
+        "touch /tmp/x /dev/shm/x && ls /tmp",
+        "x",
+    );
+    check(
+        &engine,
+        &["--tmpfs", "/t:size=1m,mode=700,uid=5"],
+        "stat -c '%a %u' /t; df -k /t | tail -1 | awk '{print $2}'",
+        "700 5\n1024",
+    );
+    check_refused(
+        &engine,
+        &["--tmpfs", "/t:size=64k"],
+        "dd if=/dev/zero of=/t/x bs=100000 count=1",
+        "No space left on device",
+    );
+    check(
+        &engine,
+        &["--mount", "type=tmpfs,dst=/t,tmpfs-size=65536"],
+        "df -k /t | tail -1 | awk '{print $2}'",
+        "64",
+    );
 }
 
 #[test]
@@ -333,19 +640,54 @@ fn init_is_the_first_process_and_reaps() {
 #[test]
 fn sysctls_and_ulimits_are_set_for_the_container_alone() {
     let engine = Engine::start();
-    check(&engine, &["--sysctl", "net.ipv4.ip_unprivileged_port_start=1024"], "cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "1024");
-    check(&engine, &["--sysctl", "kernel.msgmax=5000"], "cat /proc/sys/kernel/msgmax", "5000");
-    check(&engine, &[], "cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
-    assert_ne!(fs::read_to_string("/proc/sys/kernel/msgmax").unwrap().trim(), "5000");
-    check_refused(&engine, &["--sysctl", "vm.swappiness=1"], "true", "is not allowed");
+    check(
+        &engine,
+        &["--sysctl", "net.ipv4.ip_unprivileged_port_start=1024"],
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start",
+        "1024",
+    );
+    check(
+        &engine,
+        &["--sysctl", "kernel.msgmax=5000"],
+        "cat /proc/sys/kernel/msgmax",
+        "5000",
+    );
+    check(
+        &engine,
+        &[],
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start",
+        "0",
+    );
+    assert_ne!(
+        fs::read_to_string("/proc/sys/kernel/msgmax")
+            .unwrap()
+            .trim(),
+        "5000"
+    );
+    check_refused(
+        &engine,
+        &["--sysctl", "vm.swappiness=1"],
+        "true",
+        "is not allowed",
+    );
     check_refused(
         &engine,
         &["--ipc", "host", "--sysctl", "kernel.msgmax=5000"],
         "true",
         "runc create failed: sysctl \"kernel.msgmax\" is not allowed in the hosts ipc namespace",
     );
-    check(&engine, &["--ulimit", "nofile=100:200", "--ulimit", "core=0"], "ulimit -n; ulimit -Hn; ulimit -c", "100\n200\n0");
-    check(&engine, &["--oom-score-adj", "300"], "cat /proc/self/oom_score_adj", "300");
+    check(
+        &engine,
+        &["--ulimit", "nofile=100:200", "--ulimit", "core=0"],
+        "ulimit -n; ulimit -Hn; ulimit -c",
+        "100\n200\n0",
+    );
+    check(
+        &engine,
+        &["--oom-score-adj", "300"],
+        "cat /proc/self/oom_score_adj",
+        "300",
+    );
 }
 
 #[test]
@@ -353,45 +695,136 @@ fn the_environment_and_directory_are_as_asked() {
     let engine = Engine::start();
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     engine.both(|cli| {
-        let output = cli.run(&["run", "--rm", "--network", "none", "--hostname", "hh", "-e", "A=b c", "busybox", "env"]);
-        assert_eq!(output.ok(), format!("{path}\nHOSTNAME=hh\nA=b c\nHOME=/root"));
-        let output = cli.run(&["run", "--rm", "--network", "none", "--entrypoint", "/bin/echo", "busybox", "a", "b"]);
+        let output = cli.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--hostname",
+            "hh",
+            "-e",
+            "A=b c",
+            "busybox",
+            "env",
+        ]);
+        assert_eq!(
+            output.ok(),
+            format!("{path}\nHOSTNAME=hh\nA=b c\nHOME=/root")
+        );
+        let output = cli.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--entrypoint",
+            "/bin/echo",
+            "busybox",
+            "a",
+            "b",
+        ]);
         assert_eq!(output.ok(), "a b");
     });
     check(&engine, &[], "pwd", "/");
-    check(&engine, &["-w", "/new/dir"], "pwd; stat -c %u /new/dir", "/new/dir\n0");
+    check(
+        &engine,
+        &["-w", "/new/dir"],
+        "pwd; stat -c %u /new/dir",
+        "/new/dir\n0",
+    );
     check(&engine, &["-w", "/a/../b"], "pwd", "/b");
     check(&engine, &["-t"], "echo $TERM; tty", "xterm\r\n/dev/pts/0");
-    check_refused(&engine, &["-w", "/etc/passwd"], "true", "Cannot mkdir: /etc/passwd is not a directory");
+    check_refused(
+        &engine,
+        &["-w", "/etc/passwd"],
+        "true",
+        "Cannot mkdir: /etc/passwd is not a directory",
+    );
 }
 
-/// What the API takes and the command lines refuse: a parameter of a namespace that is the host's after all.
+/// What the API takes and the command lines refuse: a parameter of a namespace that is the host's
+/// after all.
 #[test]
 fn no_sysctl_reaches_the_host() {
     let engine = Engine::start();
     let domain = || fs::read_to_string("/proc/sys/kernel/domainname").unwrap();
-    let (before, forwards) = (domain(), fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap());
-    engine.docker(&["run", "-d", "--name", "on-host", "--network", "host", "--uts", "host", "busybox", "sleep", "600"]).ok();
+    let (before, forwards) = (
+        domain(),
+        fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
+    );
+    engine
+        .docker(&[
+            "run",
+            "-d",
+            "--name",
+            "on-host",
+            "--network",
+            "host",
+            "--uts",
+            "host",
+            "busybox",
+            "sleep",
+            "600",
+        ])
+        .ok();
     let wrong = "9";
     let cases = [
-        (json!({"UTSMode": "host"}), "kernel.domainname", "is not in a separate kernel namespace"),
-        (json!({"NetworkMode": "container:on-host"}), "kernel.domainname", "is not in a separate kernel namespace"),
-        (json!({"NetworkMode": "container:on-host"}), "net.ipv4.ip_forward", "not allowed in host network namespace"),
-        (json!({"NetworkMode": "host"}), "net.ipv4.ip_forward", "not allowed in host network namespace"),
-        (json!({"NetworkMode": "none", "IpcMode": "host"}), "fs.mqueue.msg_max", "is not allowed in the hosts ipc namespace"),
-        (json!({"NetworkMode": "none"}), "kernel.hostname", "is not allowed as it conflicts with the OCI \"hostname\" field"),
-        (json!({"NetworkMode": "none"}), "vm.swappiness", "is not in a separate kernel namespace"),
-        (json!({"NetworkMode": "none"}), "net.//.kernel.domainname", "is not in a separate kernel namespace"),
+        (
+            json!({"UTSMode": "host"}),
+            "kernel.domainname",
+            "is not in a separate kernel namespace",
+        ),
+        (
+            json!({"NetworkMode": "container:on-host"}),
+            "kernel.domainname",
+            "is not in a separate kernel namespace",
+        ),
+        (
+            json!({"NetworkMode": "container:on-host"}),
+            "net.ipv4.ip_forward",
+            "not allowed in host network namespace",
+        ),
+        (
+            json!({"NetworkMode": "host"}),
+            "net.ipv4.ip_forward",
+            "not allowed in host network namespace",
+        ),
+        (
+            json!({"NetworkMode": "none", "IpcMode": "host"}),
+            "fs.mqueue.msg_max",
+            "is not allowed in the hosts ipc namespace",
+        ),
+        (
+            json!({"NetworkMode": "none"}),
+            "kernel.hostname",
+            "is not allowed as it conflicts with the OCI \"hostname\" field",
+        ),
+        (
+            json!({"NetworkMode": "none"}),
+            "vm.swappiness",
+            "is not in a separate kernel namespace",
+        ),
+        (
+            json!({"NetworkMode": "none"}),
+            "net.//.kernel.domainname",
+            "is not in a separate kernel namespace",
+        ),
     ];
     for (index, (mut host, key, refusal)) in cases.into_iter().enumerate() {
         host["Sysctls"] = json!({key: wrong});
         let name = format!("case{index}");
-        engine.create(&name, &json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": host}));
+        engine.create(
+            &name,
+            &json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": host}),
+        );
         let (status, answer) = engine.api("POST", &format!("/containers/{name}/start"), None);
         let expected = format!(
             "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: sysctl {key:?} {refusal}"
         );
-        assert_eq!((status, answer["message"].as_str()), (500, Some(expected.as_str())), "{host}");
+        assert_eq!(
+            (status, answer["message"].as_str()),
+            (500, Some(expected.as_str())),
+            "{host}"
+        );
     }
     // A domain name is such a parameter.
     engine.create(
@@ -399,14 +832,23 @@ fn no_sysctl_reaches_the_host() {
         &json!({"Image": "busybox", "Cmd": ["true"], "Domainname": wrong, "HostConfig": {"UTSMode": "host", "NetworkMode": "none"}}),
     );
     let (status, answer) = engine.api("POST", "/containers/domain/start", None);
-    assert!(status == 500 && answer.to_string().contains("kernel.domainname"), "{status} {answer}");
+    assert!(
+        status == 500 && answer.to_string().contains("kernel.domainname"),
+        "{status} {answer}"
+    );
     engine.create(
         "shared",
         &json!({"Image": "busybox", "Cmd": ["true"], "Domainname": wrong, "HostConfig": {"NetworkMode": "container:on-host"}}),
     );
     let (status, answer) = engine.api("POST", "/containers/shared/start", None);
     assert_eq!(status, 204, "{answer}");
-    assert_eq!((domain(), fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap()), (before, forwards));
+    assert_eq!(
+        (
+            domain(),
+            fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap()
+        ),
+        (before, forwards)
+    );
 }
 
 #[test]
@@ -414,19 +856,33 @@ fn the_engines_limit_of_open_files_stays_its_own() {
     // Other cases of this program have room enough.
     let soft = 5000;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let lowered = rustix::process::Rlimit { current: Some(soft), maximum: limit.maximum };
+    let lowered = rustix::process::Rlimit {
+        current: Some(soft),
+        maximum: limit.maximum,
+    };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, lowered).unwrap();
     let engine = Engine::start();
-    let hard = limit.maximum.map_or_else(|| "unlimited".to_owned(), |number| number.to_string());
+    let hard = limit
+        .maximum
+        .map_or_else(|| "unlimited".to_owned(), |number| number.to_string());
     let own = fs::read_to_string(format!("/proc/{}/limits", engine.daemon_pid())).unwrap();
-    let own = own.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().nth(3).unwrap();
+    let own = own
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap()
+        .split_whitespace()
+        .nth(3)
+        .unwrap();
     assert_eq!(own, hard, "the engine raises its own");
     let limits = "ulimit -n; ulimit -Hn";
     check(&engine, &[], limits, &format!("{soft}\n{hard}"));
     check(&engine, &["--ulimit", "nofile=100:200"], limits, "100\n200");
     engine.both(|cli| {
         cli.up("up", &[], &["sleep", "600"]);
-        assert_eq!(cli.run(&["exec", "up", "sh", "-c", limits]).ok(), format!("{soft}\n{hard}"));
+        assert_eq!(
+            cli.run(&["exec", "up", "sh", "-c", limits]).ok(),
+            format!("{soft}\n{hard}")
+        );
     });
 }
 
@@ -435,7 +891,8 @@ fn keys_are_the_containers_own() {
     let engine = Engine::start();
     engine.load(&fs::read(images::python()).unwrap());
     let cli = engine.cli(Program::Whelk);
-    // The serial number and the name of the session keyring: keyctl(2) KEYCTL_GET_KEYRING_ID and KEYCTL_DESCRIBE.
+    // The serial number and the name of the session keyring: keyctl(2) KEYCTL_GET_KEYRING_ID and
+    // KEYCTL_DESCRIBE.
     let program = "
 import ctypes
 def keyctl(*args): return ctypes.CDLL(None).syscall(ctypes.c_long(250), *args)
@@ -448,19 +905,41 @@ print(keyctl(0, -3, 0), text.value.decode().split(';')[-1])
     }
     let mut seen = Vec::new();
     for name in ["first", "second"] {
-        let run = ["run", "-d", "--name", name, "--network", "none", "--security-opt", "seccomp=unconfined", "python", "sh", "-c"];
+        let run = [
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--network",
+            "none",
+            "--security-opt",
+            "seccomp=unconfined",
+            "python",
+            "sh",
+            "-c",
+        ];
         let script = format!("python3 -c \"{program}\"; sleep 600");
         let id = cli.run(&[&run[..], &[&script]].concat()).ok();
-        let own = eventually("the container's keyring", || Some(engine.logs(name)).filter(|text| text.ends_with('\n')));
+        let own = eventually("the container's keyring", || {
+            Some(engine.logs(name)).filter(|text| text.ends_with('\n'))
+        });
         assert_eq!(own.trim().split_once(' ').unwrap().1, format!("_ses.{id}"));
         for _ in 0..2 {
-            assert_eq!(cli.run(&["exec", name, "python3", "-c", program]).ok(), own.trim(), "an exec has the container's");
+            assert_eq!(
+                cli.run(&["exec", name, "python3", "-c", program]).ok(),
+                own.trim(),
+                "an exec has the container's"
+            );
         }
         seen.push(own);
     }
     assert_ne!(seen[0], seen[1]);
     cli.run(&["restart", "-t", "0", "first"]).ok();
-    assert!(cli.run(&["exec", "first", "python3", "-c", program]).ok().contains("_ses."));
+    assert!(
+        cli.run(&["exec", "first", "python3", "-c", program])
+            .ok()
+            .contains("_ses.")
+    );
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! What containers said, afterwards and while they say it.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::path::PathBuf;
@@ -48,7 +52,11 @@ impl Gate {
 #[test]
 fn streams_are_kept_apart_and_nothing_is_added() {
     each_driver(|cli, driver| {
-        say(cli, driver, "echo out; echo err >&2; printf 'tab\\tquote\"back\\\\slash <&>\\n\\n'; printf last");
+        say(
+            cli,
+            driver,
+            "echo out; echo err >&2; printf 'tab\\tquote\"back\\\\slash <&>\\n\\n'; printf last",
+        );
         let output = cli.run(&["logs", "said"]);
         output.exits(0);
         assert_eq!(output.out(), "out\ntab\tquote\"back\\slash <&>\n\nlast");
@@ -66,28 +74,53 @@ fn tail_counts_from_the_end() {
         assert_eq!(tail("1000").lines().count(), 100);
         assert_eq!(tail("all").lines().next(), Some("line 1"));
         assert_eq!(tail("-1").lines().count(), 100);
-        assert_eq!(cli.run(&["logs", "-n", "1", "-f", "said"]).ok(), "line 100", "following one that has ended ends at once");
+        assert_eq!(
+            cli.run(&["logs", "-n", "1", "-f", "said"]).ok(),
+            "line 100",
+            "following one that has ended ends at once"
+        );
     });
 }
 
 #[test]
 fn timestamps_are_full_and_select() {
     each_driver(|cli, driver| {
-        say(cli, driver, "for i in 1 2 3; do echo line $i; sleep 0.1; done");
+        say(
+            cli,
+            driver,
+            "for i in 1 2 3; do echo line $i; sleep 0.1; done",
+        );
         let text = cli.run(&["logs", "-t", "said"]).ok();
-        let times: Vec<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
-        assert!(times.len() == 3 && times.iter().all(|time| time.len() == 30 && time.ends_with('Z')), "nine digits of a second: {text}");
+        let times: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        assert!(
+            times.len() == 3
+                && times
+                    .iter()
+                    .all(|time| time.len() == 30 && time.ends_with('Z')),
+            "nine digits of a second: {text}"
+        );
         assert!(times[0] < times[1] && times[1] < times[2], "{text}");
-        let select = |flags: &[&str]| cli.run(&[&["logs"][..], flags, &["said"][..]].concat()).ok();
+        let select = |flags: &[&str]| {
+            cli.run(&[&["logs"][..], flags, &["said"][..]].concat())
+                .ok()
+        };
         assert_eq!(select(&["--since", times[1]]), "line 2\nline 3");
         assert_eq!(select(&["--until", times[1]]), "line 1\nline 2");
-        assert_eq!(select(&["--since", times[1], "--until", times[1]]), "line 2");
+        assert_eq!(
+            select(&["--since", times[1], "--until", times[1]]),
+            "line 2"
+        );
         assert_eq!(select(&["--since", times[1], "--tail", "1"]), "line 3");
         assert_eq!(select(&["--since", "1h"]).lines().count(), 3);
         assert_eq!(select(&["--until", "1h"]), "");
         assert_eq!(select(&["--since", "2100-01-01"]), "");
-        cli.run(&["logs", "--since", "bogus", "said"])
-            .refuses(1, "invalid value for \"since\": failed to parse value as time or duration: \"bogus\"");
+        cli.run(&["logs", "--since", "bogus", "said"]).refuses(
+            1,
+            "invalid value for \"since\": failed to parse value as time or duration: \"bogus\"",
+        );
     });
 }
 
@@ -97,7 +130,11 @@ fn following_shows_each_line_when_it_comes() {
         let gate = Gate::new(cli, "follow");
         let script = "echo first; until [ -e /b/two ]; do sleep 0.02; done; echo second; printf par; until [ -e /b/three ]; do sleep 0.02; done; echo tial";
         let volume = gate.volume();
-        cli.up("said", &[driver, &["-v", volume.as_str()][..]].concat(), &["sh", "-c", script]);
+        cli.up(
+            "said",
+            &[driver, &["-v", volume.as_str()][..]].concat(),
+            &["sh", "-c", script],
+        );
         let mut following = cli.spawn(&["logs", "-f", "said"]);
         following.expect("first\n");
         gate.open("two");
@@ -114,8 +151,17 @@ fn following_shows_each_line_when_it_comes() {
 #[test]
 fn long_lines_come_back_whole() {
     each_driver(|cli, driver| {
-        say(cli, driver, "for n in 40000 16384 16385 1; do head -c $n /dev/zero | tr '\\0' x; echo; done");
-        let lengths: Vec<usize> = cli.run(&["logs", "said"]).ok().lines().map(str::len).collect();
+        say(
+            cli,
+            driver,
+            "for n in 40000 16384 16385 1; do head -c $n /dev/zero | tr '\\0' x; echo; done",
+        );
+        let lengths: Vec<usize> = cli
+            .run(&["logs", "said"])
+            .ok()
+            .lines()
+            .map(str::len)
+            .collect();
         assert_eq!(lengths, [40000, 16384, 16385, 1]);
         assert_eq!(cli.run(&["logs", "--tail", "1", "said"]).ok(), "x");
     });
@@ -129,34 +175,74 @@ fn following_across_rotations_loses_and_repeats_nothing() {
         let script = format!(
             "echo line 0; until [ -e /b/go ]; do sleep 0.02; done; i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i of a log that is rotated; [ $((i%50)) != 0 ] || sleep 0.01; done"
         );
-        let options = ["--log-opt", "max-size=32k", "--log-opt", "max-file=6", "--log-opt", "compress=true"];
+        let options = [
+            "--log-opt",
+            "max-size=32k",
+            "--log-opt",
+            "max-file=6",
+            "--log-opt",
+            "compress=true",
+        ];
         let volume = gate.volume();
-        cli.up("said", &[driver, &options[..], &["-v", volume.as_str()][..]].concat(), &["sh", "-c", &script]);
+        cli.up(
+            "said",
+            &[driver, &options[..], &["-v", volume.as_str()][..]].concat(),
+            &["sh", "-c", &script],
+        );
         let mut following = cli.spawn(&["logs", "-f", "said"]);
         following.expect("line 0\n");
         gate.open("go");
         let seen = following.finish().ok();
-        let number = |line: &str| line.split(' ').nth(1).and_then(|word| word.parse::<usize>().ok()).unwrap();
+        let number = |line: &str| {
+            line.split(' ')
+                .nth(1)
+                .and_then(|word| word.parse::<usize>().ok())
+                .unwrap()
+        };
         assert!(
             seen.lines().map(number).eq(0..=LINES),
             "{} lines; the first gap is behind {:?}",
             seen.lines().count(),
-            seen.lines().map(number).zip(0..).find(|(found, wanted)| found != wanted)
+            seen.lines()
+                .map(number)
+                .zip(0..)
+                .find(|(found, wanted)| found != wanted)
         );
         // What is kept is the end, without a gap either, and not all.
-        let kept: Vec<usize> = cli.run(&["logs", "said"]).ok().lines().map(number).collect();
-        assert!(kept[0] > 0, "nothing was rotated away: {} lines are kept", kept.len());
-        assert!(kept.iter().copied().eq(kept[0]..=LINES), "kept {} lines from {}", kept.len(), kept[0]);
+        let kept: Vec<usize> = cli
+            .run(&["logs", "said"])
+            .ok()
+            .lines()
+            .map(number)
+            .collect();
+        assert!(
+            kept[0] > 0,
+            "nothing was rotated away: {} lines are kept",
+            kept.len()
+        );
+        assert!(
+            kept.iter().copied().eq(kept[0]..=LINES),
+            "kept {} lines from {}",
+            kept.len(),
+            kept[0]
+        );
     });
 }
 
 #[test]
 fn a_terminals_output_is_kept_as_it_was() {
     each_driver(|cli, driver| {
-        say(cli, &[driver, &["-t"][..]].concat(), "echo out; echo err >&2");
+        say(
+            cli,
+            &[driver, &["-t"][..]].concat(),
+            "echo out; echo err >&2",
+        );
         let output = cli.run(&["logs", "said"]);
         output.exits(0);
-        assert_eq!((output.out().as_str(), output.err().as_str()), ("out\r\nerr\r\n", ""));
+        assert_eq!(
+            (output.out().as_str(), output.err().as_str()),
+            ("out\r\nerr\r\n", "")
+        );
     });
 }
 
@@ -173,11 +259,22 @@ fn a_restarted_container_goes_on_in_its_log() {
 #[test]
 fn a_container_that_never_ran_has_an_empty_log() {
     each_driver(|cli, driver| {
-        cli.run(&[&["create", "--network", "none", "--name", "said"][..], driver, &["busybox", "true"][..]].concat()).ok();
+        cli.run(
+            &[
+                &["create", "--network", "none", "--name", "said"][..],
+                driver,
+                &["busybox", "true"][..],
+            ]
+            .concat(),
+        )
+        .ok();
         assert_eq!(cli.run(&["logs", "said"]).exits(0), "");
         assert_eq!(cli.run(&["logs", "-f", "said"]).exits(0), "");
     });
-    Engine::start().both(|cli| cli.run(&["logs", "nosuch"]).refuses(1, "Error response from daemon: No such container: nosuch"));
+    Engine::start().both(|cli| {
+        cli.run(&["logs", "nosuch"])
+            .refuses(1, "Error response from daemon: No such container: nosuch")
+    });
 }
 
 #[test]
@@ -185,21 +282,59 @@ fn json_file_is_dockers_format() {
     Engine::start().both(|cli| {
         say(
             cli,
-            &["--log-driver", "json-file", "--label", "a=1", "-e", "E=5", "--log-opt", "labels=a,b", "--log-opt", "env=E"],
+            &[
+                "--log-driver",
+                "json-file",
+                "--label",
+                "a=1",
+                "-e",
+                "E=5",
+                "--log-opt",
+                "labels=a,b",
+                "--log-opt",
+                "env=E",
+            ],
             "echo hi; echo err >&2; printf part",
         );
         let inspect = cli.engine().inspect("said");
         assert_eq!(inspect["HostConfig"]["LogConfig"]["Type"], "json-file");
         let path = inspect["LogPath"].as_str().unwrap();
-        assert!(path.ends_with(&format!("{}-json.log", inspect["Id"].as_str().unwrap())), "{path}");
-        let lines: Vec<Value> = fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let brief: Vec<(&str, &str)> = lines.iter().map(|line| (line["stream"].as_str().unwrap(), line["log"].as_str().unwrap())).collect();
         assert!(
-            brief.contains(&("stdout", "hi\n")) && brief.contains(&("stderr", "err\n")) && brief.contains(&("stdout", "part")),
+            path.ends_with(&format!("{}-json.log", inspect["Id"].as_str().unwrap())),
+            "{path}"
+        );
+        let lines: Vec<Value> = fs::read_to_string(path)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let brief: Vec<(&str, &str)> = lines
+            .iter()
+            .map(|line| {
+                (
+                    line["stream"].as_str().unwrap(),
+                    line["log"].as_str().unwrap(),
+                )
+            })
+            .collect();
+        assert!(
+            brief.contains(&("stdout", "hi\n"))
+                && brief.contains(&("stderr", "err\n"))
+                && brief.contains(&("stdout", "part")),
             "{brief:?}"
         );
-        assert!(lines.iter().all(|line| line["time"].as_str().is_some_and(|time| time.ends_with('Z'))));
-        assert_eq!(cli.run(&["logs", "--details", "--tail", "3", "said"]).out().lines().next(), Some("E=5,a=1 hi"));
+        assert!(lines.iter().all(|line| {
+            line["time"]
+                .as_str()
+                .is_some_and(|time| time.ends_with('Z'))
+        }));
+        assert_eq!(
+            cli.run(&["logs", "--details", "--tail", "3", "said"])
+                .out()
+                .lines()
+                .next(),
+            Some("E=5,a=1 hi")
+        );
     });
 }
 
@@ -207,7 +342,10 @@ fn json_file_is_dockers_format() {
 fn local_is_the_default() {
     Engine::start().both(|cli| {
         say(cli, &[], "echo hi");
-        assert_eq!(cli.engine().inspect("said")["HostConfig"]["LogConfig"]["Type"], "local");
+        assert_eq!(
+            cli.engine().inspect("said")["HostConfig"]["LogConfig"]["Type"],
+            "local"
+        );
         assert_eq!(cli.run(&["logs", "said"]).ok(), "hi");
     });
 }
@@ -215,19 +353,43 @@ fn local_is_the_default() {
 #[test]
 fn without_a_log_there_is_nothing_to_read() {
     Engine::start().both(|cli| {
-        let output = cli.run(&["run", "--name", "said", "--network", "none", "--log-driver", "none", "busybox", "echo", "still seen"]);
+        let output = cli.run(&[
+            "run",
+            "--name",
+            "said",
+            "--network",
+            "none",
+            "--log-driver",
+            "none",
+            "busybox",
+            "echo",
+            "still seen",
+        ]);
         assert_eq!(output.ok(), "still seen");
-        cli.run(&["logs", "said"]).refuses(1, "configured logging driver does not support reading");
-        assert_eq!(cli.engine().api("GET", "/containers/said/logs?stdout=1", None).0, 501);
+        cli.run(&["logs", "said"])
+            .refuses(1, "configured logging driver does not support reading");
+        assert_eq!(
+            cli.engine()
+                .api("GET", "/containers/said/logs?stdout=1", None)
+                .0,
+            501
+        );
     });
 }
 
 #[test]
 fn the_api_sends_frames_and_wants_a_stream() {
     let engine = Engine::start();
-    say(engine.cli(whelk_tests::Program::Docker), &[], "echo out; echo err >&2");
+    say(
+        engine.cli(whelk_tests::Program::Docker),
+        &[],
+        "echo out; echo err >&2",
+    );
     let response = engine.http("GET", "/containers/said/logs?stdout=1&stderr=1", &[], b"");
-    assert_eq!(response.header("content-type"), Some("application/vnd.docker.multiplexed-stream"));
+    assert_eq!(
+        response.header("content-type"),
+        Some("application/vnd.docker.multiplexed-stream")
+    );
     let mut frames: [&[u8]; 2] = [b"\x01\0\0\0\0\0\0\x04out\n", b"\x02\0\0\0\0\0\0\x04err\n"];
     if response.body.first() == Some(&2) {
         frames.reverse();
@@ -236,7 +398,13 @@ fn the_api_sends_frames_and_wants_a_stream() {
     let response = engine.http("GET", "/containers/said/logs?stderr=true", &[], b"");
     assert_eq!(response.body, b"\x02\0\0\0\0\0\0\x04err\n");
     let (status, answer) = engine.api("GET", "/containers/said/logs", None);
-    assert_eq!((status, answer["message"].as_str()), (400, Some("Bad parameters: you must choose at least one stream")));
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (
+            400,
+            Some("Bad parameters: you must choose at least one stream")
+        )
+    );
 }
 
 #[test]
@@ -247,10 +415,34 @@ fn the_default_driver_is_the_configurations() {
     engine.restart();
     assert_eq!(engine.get("/info")["LoggingDriver"], "json-file");
     let cli = engine.cli(Program::Docker);
-    cli.run(&["run", "--name", "plain", "--network", "none", "busybox", "echo", "said"]).ok();
-    cli.run(&["run", "--name", "own", "--network", "none", "--log-driver", "local", "busybox", "true"]).ok();
+    cli.run(&[
+        "run",
+        "--name",
+        "plain",
+        "--network",
+        "none",
+        "busybox",
+        "echo",
+        "said",
+    ])
+    .ok();
+    cli.run(&[
+        "run",
+        "--name",
+        "own",
+        "--network",
+        "none",
+        "--log-driver",
+        "local",
+        "busybox",
+        "true",
+    ])
+    .ok();
     let log = |name: &str| engine.inspect(name)["HostConfig"]["LogConfig"].clone();
-    assert_eq!(log("plain"), json!({"Type": "json-file", "Config": {"max-size": "1m"}}));
+    assert_eq!(
+        log("plain"),
+        json!({"Type": "json-file", "Config": {"max-size": "1m"}})
+    );
     assert_eq!(log("own"), json!({"Type": "local", "Config": {}}));
     assert_eq!(engine.logs("plain"), "said\n");
 }
@@ -260,18 +452,48 @@ fn following_to_the_end_of_a_container_that_is_removed_loses_nothing() {
     each_driver(|cli, driver| {
         let script = "echo a; until [ -e /go/now ]; do sleep .02; done; seq 1 500; echo end";
         let names: Vec<String> = (0..6).map(|number| format!("gone-{number}")).collect();
-        let go = cli.engine().scratch(&format!("go-{:?}-{}", cli.program(), driver[1]));
+        let go = cli
+            .engine()
+            .scratch(&format!("go-{:?}-{}", cli.program(), driver[1]));
         let volume = format!("{}:/go", go.display());
-        // Small files, so that the follower has to open further ones when the container may be gone already.
-        let flags = [&["--rm", "-v", &volume, "--log-opt", "max-size=2k", "--log-opt", "max-file=20"][..], driver].concat();
-        names.iter().for_each(|name| drop(cli.up(name, &flags, &["sh", "-c", script])));
-        let mut following: Vec<_> = names.iter().map(|name| cli.spawn(&["logs", "-f", name])).collect();
-        following.iter_mut().for_each(|following| following.expect("a\n"));
+        // Small files, so that the follower has to open further ones when the container may be gone
+        // already.
+        let flags = [
+            &[
+                "--rm",
+                "-v",
+                &volume,
+                "--log-opt",
+                "max-size=2k",
+                "--log-opt",
+                "max-file=20",
+            ][..],
+            driver,
+        ]
+        .concat();
+        names
+            .iter()
+            .for_each(|name| drop(cli.up(name, &flags, &["sh", "-c", script])));
+        let mut following: Vec<_> = names
+            .iter()
+            .map(|name| cli.spawn(&["logs", "-f", name]))
+            .collect();
+        following
+            .iter_mut()
+            .for_each(|following| following.expect("a\n"));
         fs::write(go.join("now"), "").expect("let the containers end");
         for (following, name) in following.iter_mut().zip(&names) {
             let said = following.finish();
             let said = (said.ok(), said.err());
-            assert_eq!((said.0.lines().count(), said.0.lines().last(), said.1.as_str()), (502, Some("end"), ""), "{name} {driver:?}");
+            assert_eq!(
+                (
+                    said.0.lines().count(),
+                    said.0.lines().last(),
+                    said.1.as_str()
+                ),
+                (502, Some("end"), ""),
+                "{name} {driver:?}"
+            );
         }
         cli.up("said", &[], &["true"]);
     });
@@ -280,13 +502,23 @@ fn following_to_the_end_of_a_container_that_is_removed_loses_nothing() {
 #[test]
 fn without_following_a_log_ends_where_it_was() {
     each_driver(|cli, driver| {
-        let flags = [driver, &["--log-opt", "max-size=1m", "--log-opt", "max-file=2"][..]].concat();
+        let flags = [
+            driver,
+            &["--log-opt", "max-size=1m", "--log-opt", "max-file=2"][..],
+        ]
+        .concat();
         cli.up("said", &flags, &["yes"]);
         cli.engine().await_log("said", "y\n");
-        // The smallest records that two files of this size can hold, and some that were written behind the size.
+        // The smallest records that two files of this size can hold, and some that were written
+        // behind the size.
         let most = (2 << 20) / if driver.contains(&"local") { 15 } else { 60 } + 1000;
         for _ in 0..3 {
-            let count = cli.run(&["logs", "said"]).ok().lines().filter(|line| *line == "y").count();
+            let count = cli
+                .run(&["logs", "said"])
+                .ok()
+                .lines()
+                .filter(|line| *line == "y")
+                .count();
             assert!(count > 0 && count <= most, "{count} lines, {most} at most");
         }
         assert_eq!(cli.run(&["logs", "--tail", "3", "said"]).ok(), "y\ny\ny");
@@ -296,26 +528,54 @@ fn without_following_a_log_ends_where_it_was() {
 #[test]
 fn tail_comes_before_other_selections() {
     each_driver(|cli, driver| {
-        say(cli, driver, "for i in 1 2 3; do echo line $i; sleep 0.1; done");
+        say(
+            cli,
+            driver,
+            "for i in 1 2 3; do echo line $i; sleep 0.1; done",
+        );
         let text = cli.run(&["logs", "-t", "said"]).ok();
-        let second = text.lines().nth(1).and_then(|line| line.split(' ').next()).unwrap();
-        assert_eq!(cli.run(&["logs", "--until", second, "--tail", "1", "said"]).ok(), "");
-        assert_eq!(cli.run(&["logs", "--until", second, "--tail", "2", "said"]).ok(), "line 2");
+        let second = text
+            .lines()
+            .nth(1)
+            .and_then(|line| line.split(' ').next())
+            .unwrap();
+        assert_eq!(
+            cli.run(&["logs", "--until", second, "--tail", "1", "said"])
+                .ok(),
+            ""
+        );
+        assert_eq!(
+            cli.run(&["logs", "--until", second, "--tail", "2", "said"])
+                .ok(),
+            "line 2"
+        );
     });
 }
 
 /// A container that has not run yet, and its log, which the case writes.
-fn with_log(engine: &Engine, options: &Value, lines: usize, line: impl Fn(usize) -> String) -> PathBuf {
+fn with_log(
+    engine: &Engine,
+    options: &Value,
+    lines: usize,
+    line: impl Fn(usize) -> String,
+) -> PathBuf {
     use std::io::Write;
     let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "echo said; sleep 600"],
         "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": "json-file", "Config": options}}});
     engine.create("said", &body);
     // A log has a path once the container has one.
     let id = engine.inspect("said")["Id"].as_str().unwrap().to_owned();
-    let path = engine.root().join("containers").join(&id).join(format!("{id}-json.log"));
+    let path = engine
+        .root()
+        .join("containers")
+        .join(&id)
+        .join(format!("{id}-json.log"));
     let mut file = std::io::BufWriter::new(fs::File::create(&path).unwrap());
     for number in 0..lines {
-        let record = format!("{{\"log\":\"{}\\n\",\"stream\":\"stdout\",\"time\":\"2026-01-02T03:04:05.123456789Z\"}}\n", line(number));
+        let record = format!(
+            "{{\"log\":\"{}\\n\",\"stream\":\"stdout\",\"time\":\"2026-01-02T03:04:05.123456789Z\"}}\n",
+            line(number)
+        );
         file.write_all(record.as_bytes()).unwrap();
     }
     file.flush().unwrap();
@@ -328,21 +588,45 @@ fn with_log(engine: &Engine, options: &Value, lines: usize, line: impl Fn(usize)
 fn tails_of_large_logs_take_little_memory_and_time() {
     const LINES: usize = 400_000;
     let engine = Engine::start();
-    with_log(&engine, &json!({}), LINES, |number| format!("line {number}"));
+    with_log(&engine, &json!({}), LINES, |number| {
+        format!("line {number}")
+    });
     let status = || fs::read_to_string(format!("/proc/{}/status", engine.daemon_pid())).unwrap();
     let peak = || {
         let status = status();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().split(' ').next().unwrap().parse::<u64>().unwrap() >> 10
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap();
+        line.trim()
+            .split(' ')
+            .next()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            >> 10
     };
     fs::write(format!("/proc/{}/clear_refs", engine.daemon_pid()), "5").unwrap();
     let before = peak();
     let cli = engine.cli(Program::Whelk);
-    assert_eq!(cli.run(&["logs", "--tail", "100000000", "said"]).out().lines().count(), LINES);
+    assert_eq!(
+        cli.run(&["logs", "--tail", "100000000", "said"])
+            .out()
+            .lines()
+            .count(),
+        LINES
+    );
     assert!(peak() < before + 24, "{} MiB after {before} MiB", peak());
     let begin = std::time::Instant::now();
-    assert_eq!(cli.run(&["logs", "--tail", "2", "said"]).ok(), format!("line {}\nline {}", LINES - 2, LINES - 1));
-    assert!(begin.elapsed().as_millis() < 3000, "read from its end: {:?}", begin.elapsed());
+    assert_eq!(
+        cli.run(&["logs", "--tail", "2", "said"]).ok(),
+        format!("line {}\nline {}", LINES - 2, LINES - 1)
+    );
+    assert!(
+        begin.elapsed().as_millis() < 3000,
+        "read from its end: {:?}",
+        begin.elapsed()
+    );
 }
 
 #[test]
@@ -356,12 +640,19 @@ fn compressing_a_log_holds_up_nobody() {
         seed ^= seed << 17;
         seed
     };
-    let words: Vec<String> = (0..4096).map(|_| (0..8).map(|_| format!("{:016x}", random())).collect()).collect();
+    let words: Vec<String> = (0..4096)
+        .map(|_| (0..8).map(|_| format!("{:016x}", random())).collect())
+        .collect();
     let options = json!({"max-size": "64m", "max-file": "3", "compress": "true"});
-    let path = with_log(&engine, &options, 350_000, |number| words[number * 7919 % 4096].clone() + &words[number % 4095]);
+    let path = with_log(&engine, &options, 350_000, |number| {
+        words[number * 7919 % 4096].clone() + &words[number % 4095]
+    });
     assert!(fs::metadata(&path).unwrap().len() > 64 << 20);
     assert_eq!(engine.api("POST", "/containers/said/start", None).0, 204);
-    let packed = path.with_file_name(format!("{}.1.gz", path.file_name().unwrap().to_str().unwrap()));
+    let packed = path.with_file_name(format!(
+        "{}.1.gz",
+        path.file_name().unwrap().to_str().unwrap()
+    ));
     let (whole, mut slowest) = (std::time::Instant::now(), std::time::Duration::ZERO);
     whelk_tests::eventually("the old file to be compressed", || {
         let begin = std::time::Instant::now();
@@ -369,18 +660,28 @@ fn compressing_a_log_holds_up_nobody() {
         engine.whelk(&["logs", "--tail", "1", "said"]).ok();
         engine.whelk(&["ps"]).ok();
         let took = begin.elapsed();
-        // The last line has to be looked for in the compressed file from then on, which takes its time.
+        // The last line has to be looked for in the compressed file from then on, which takes its
+        // time.
         let is_packed = packed.exists();
         if !is_packed {
             slowest = slowest.max(took);
         }
         is_packed.then_some(())
     });
-    // Had they waited for the compression, the slowest round would have taken nearly all of the time.
+    // Had they waited for the compression, the slowest round would have taken nearly all of the
+    // time.
     let whole = whole.elapsed();
-    assert!(!slowest.is_zero() && slowest < whole / 2, "{slowest:?} of {whole:?} for an exec, a log and a list");
+    assert!(
+        !slowest.is_zero() && slowest < whole / 2,
+        "{slowest:?} of {whole:?} for an exec, a log and a list"
+    );
     let plain = packed.with_extension("");
-    whelk_tests::eventually("the plain file to be gone", || (!plain.exists()).then_some(()));
+    whelk_tests::eventually("the plain file to be gone", || {
+        (!plain.exists()).then_some(())
+    });
     let said = engine.logs("said");
-    assert_eq!((said.lines().count(), said.lines().last()), (350_001, Some("said")));
+    assert_eq!(
+        (said.lines().count(), said.lines().last()),
+        (350_001, Some("said"))
+    );
 }

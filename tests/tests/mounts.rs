@@ -1,9 +1,15 @@
 //! Files of the host in containers.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
 use whelk_tests::{Engine, Program, eventually};
 
 #[test]
@@ -12,14 +18,38 @@ fn a_bind_mount_shows_the_hosts_files_and_writes_through() {
         let host = cli.engine().scratch(&format!("bind-{:?}", cli.program()));
         fs::write(host.join("in"), "from the host").unwrap();
         let path = host.display();
-        assert_eq!(cli.sh(&["-v", &format!("{path}:/b")], "cat /b/in; echo back >/b/out").ok(), "from the host");
+        assert_eq!(
+            cli.sh(
+                &["-v", &format!("{path}:/b")],
+                "cat /b/in; echo back >/b/out"
+            )
+            .ok(),
+            "from the host"
+        );
         assert_eq!(fs::read_to_string(host.join("out")).unwrap(), "back\n");
-        assert_eq!(cli.sh(&["--mount", &format!("type=bind,src={path},dst=/deep/er/b")], "cat /deep/er/b/in").ok(), "from the host");
-        assert_eq!(cli.sh(&["-v", &format!("{path}/in:/etc/one")], "cat /etc/one").ok(), "from the host");
-        let mut entries: Vec<String> =
-            fs::read_dir(&host).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(
+            cli.sh(
+                &["--mount", &format!("type=bind,src={path},dst=/deep/er/b")],
+                "cat /deep/er/b/in"
+            )
+            .ok(),
+            "from the host"
+        );
+        assert_eq!(
+            cli.sh(&["-v", &format!("{path}/in:/etc/one")], "cat /etc/one")
+                .ok(),
+            "from the host"
+        );
+        let mut entries: Vec<String> = fs::read_dir(&host)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         entries.sort();
-        assert_eq!(entries, ["in", "out"], "mount points are made in the container, not on the host");
+        assert_eq!(
+            entries,
+            ["in", "out"],
+            "mount points are made in the container, not on the host"
+        );
     });
 }
 
@@ -28,8 +58,21 @@ fn read_only_means_what_is_mounted_below_too() {
     let engine = Engine::start();
     let host = engine.scratch("ro");
     let below = engine.scratch("ro/below");
-    mount("tmpfs", &below, "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
-    let forms = [("-v", format!("{}:/b:ro", host.display())), ("--mount", format!("type=bind,src={},dst=/b,readonly", host.display()))];
+    mount(
+        "tmpfs",
+        &below,
+        "tmpfs",
+        MountFlags::empty(),
+        None::<&std::ffi::CStr>,
+    )
+    .unwrap();
+    let forms = [
+        ("-v", format!("{}:/b:ro", host.display())),
+        (
+            "--mount",
+            format!("type=bind,src={},dst=/b,readonly", host.display()),
+        ),
+    ];
     let mut outputs = Vec::new();
     for (flag, value) in &forms {
         for script in ["touch /b/x", "touch /b/below/x"] {
@@ -47,11 +90,27 @@ fn read_only_means_what_is_mounted_below_too() {
 #[test]
 fn a_missing_source_is_made_for_v_and_refused_for_mount() {
     Engine::start().both(|cli| {
-        let missing = cli.engine().scratch("missing").join(format!("{:?}", cli.program()));
-        cli.sh(&["--mount", &format!("type=bind,src={},dst=/b", missing.display())], "true")
-            .refuses(125, &format!("invalid mount config for type \"bind\": bind source path does not exist: {}", missing.display()));
+        let missing = cli
+            .engine()
+            .scratch("missing")
+            .join(format!("{:?}", cli.program()));
+        cli.sh(
+            &[
+                "--mount",
+                &format!("type=bind,src={},dst=/b", missing.display()),
+            ],
+            "true",
+        )
+        .refuses(
+            125,
+            &format!(
+                "invalid mount config for type \"bind\": bind source path does not exist: {}",
+                missing.display()
+            ),
+        );
         assert!(!missing.exists());
-        cli.sh(&["-v", &format!("{}:/b", missing.display())], "touch /b/x").exits(0);
+        cli.sh(&["-v", &format!("{}:/b", missing.display())], "touch /b/x")
+            .exits(0);
         assert!(missing.join("x").exists());
     });
 }
@@ -93,33 +152,75 @@ fn what_is_mounted_in_a_container_stays_there() {
 #[test]
 fn mounts_are_made_by_depth() {
     Engine::start().both(|cli| {
-        // A volume or tmpfs on /etc does not hide the engine's own files, nor one on a directory another below it.
+        // A volume or tmpfs on /etc does not hide the engine's own files, nor one on a directory
+        // another below it.
         for flag in [["--tmpfs", "/etc"], ["-v", "/etc"]] {
-            let seen = cli.sh(&flag, "grep -c localhost /etc/hosts; grep -c . /etc/resolv.conf; cat /etc/hostname").ok();
+            let seen = cli
+                .sh(
+                    &flag,
+                    "grep -c localhost /etc/hosts; grep -c . /etc/resolv.conf; cat /etc/hostname",
+                )
+                .ok();
             let lines: Vec<&str> = seen.lines().collect();
-            assert!(lines.len() == 3 && lines[0] != "0" && lines[1] != "0" && lines[2].len() == 12, "{flag:?}: {seen}");
+            assert!(
+                lines.len() == 3 && lines[0] != "0" && lines[1] != "0" && lines[2].len() == 12,
+                "{flag:?}: {seen}"
+            );
         }
         // Made in a read-only tmpfs as well, which is that in the end.
-        let seen = cli.sh(&["--tmpfs", "/etc:ro"], "grep -c localhost /etc/hosts; touch /etc/x 2>&1; true").ok();
-        assert!(seen.ends_with("touch: /etc/x: Read-only file system") && !seen.starts_with('0'), "{seen}");
-        assert_eq!(cli.sh(&["-v", "/sbin", "--init"], "cat /proc/1/comm").ok(), "docker-init");
+        let seen = cli
+            .sh(
+                &["--tmpfs", "/etc:ro"],
+                "grep -c localhost /etc/hosts; touch /etc/x 2>&1; true",
+            )
+            .ok();
+        assert!(
+            seen.ends_with("touch: /etc/x: Read-only file system") && !seen.starts_with('0'),
+            "{seen}"
+        );
+        assert_eq!(
+            cli.sh(&["-v", "/sbin", "--init"], "cat /proc/1/comm").ok(),
+            "docker-init"
+        );
         let host = cli.engine().scratch(&format!("deep-{:?}", cli.program()));
         let below = format!("{}:/a/b", host.display());
         fs::write(host.join("in"), "deep").unwrap();
-        assert_eq!(cli.sh(&["-v", &below, "--tmpfs", "/a"], "cat /a/b/in").ok(), "deep");
+        assert_eq!(
+            cli.sh(&["-v", &below, "--tmpfs", "/a"], "cat /a/b/in").ok(),
+            "deep"
+        );
         // What is mounted at /dev takes the place of all that the engine would put there.
-        assert_eq!(cli.sh(&["-v", "/dev:/dev"], "stat -f -c %T /dev/pts; [ /dev/null -ef /dev/null ] && echo whole").ok(), "devpts\nwhole");
+        assert_eq!(
+            cli.sh(
+                &["-v", "/dev:/dev"],
+                "stat -f -c %T /dev/pts; [ /dev/null -ef /dev/null ] && echo whole"
+            )
+            .ok(),
+            "devpts\nwhole"
+        );
     });
 }
 
 #[test]
 fn a_tmpfs_has_the_mode_of_what_it_hides() {
     Engine::start().both(|cli| {
-        let flags = ["--tmpfs", "/root", "--tmpfs", "/run", "--tmpfs", "/tmp", "--tmpfs", "/new", "--tmpfs", "/home:mode=710"];
+        let flags = [
+            "--tmpfs",
+            "/root",
+            "--tmpfs",
+            "/run",
+            "--tmpfs",
+            "/tmp",
+            "--tmpfs",
+            "/new",
+            "--tmpfs",
+            "/home:mode=710",
+        ];
         let look = "stat -c '%a %n' /root /run /tmp /new /home";
         let expected = "700 /root\n755 /run\n1777 /tmp\n1777 /new\n710 /home";
         let create = ["create", "--name", "modes", "--network", "none"];
-        cli.run(&[&create[..], &flags, &["busybox", "sh", "-c", look]].concat()).ok();
+        cli.run(&[&create[..], &flags, &["busybox", "sh", "-c", look]].concat())
+            .ok();
         for _ in 0..2 {
             assert_eq!(cli.run(&["start", "-a", "modes"]).ok(), expected);
         }
@@ -131,7 +232,14 @@ struct HostMount(std::path::PathBuf);
 
 impl HostMount {
     fn new(path: std::path::PathBuf, propagation: MountPropagationFlags) -> Self {
-        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
+        mount(
+            "tmpfs",
+            &path,
+            "tmpfs",
+            MountFlags::empty(),
+            None::<&std::ffi::CStr>,
+        )
+        .unwrap();
         let mount = Self(path);
         mount_change(&mount.0, propagation).unwrap();
         mount
@@ -151,9 +259,19 @@ fn mounts_reach_the_host_where_that_is_asked_for() {
         let shared = HostMount::new(engine.scratch("shared"), MountPropagationFlags::SHARED);
         let alone = HostMount::new(engine.scratch("alone"), MountPropagationFlags::PRIVATE);
         let (shared, alone) = (&shared.0, &alone.0);
-        for (mode, reaches) in [("shared", true), ("rshared", true), ("slave", false), ("rslave", false), ("rprivate", false)] {
+        for (mode, reaches) in [
+            ("shared", true),
+            ("rshared", true),
+            ("slave", false),
+            ("rslave", false),
+            ("rprivate", false),
+        ] {
             let source = format!("{}:/x:{mode}", shared.display());
-            cli.sh(&["--privileged", "-v", &source], "mkdir -p /x/m && mount -t tmpfs inner /x/m && touch /x/m/f").ok();
+            cli.sh(
+                &["--privileged", "-v", &source],
+                "mkdir -p /x/m && mount -t tmpfs inner /x/m && touch /x/m/f",
+            )
+            .ok();
             assert_eq!(shared.join("m/f").exists(), reaches, "{mode}");
             if reaches {
                 unmount(shared.join("m"), UnmountFlags::DETACH).unwrap();
@@ -161,25 +279,45 @@ fn mounts_reach_the_host_where_that_is_asked_for() {
         }
         // And in from there.
         for (mode, arrives) in [("shared", true), ("slave", true), ("rprivate", false)] {
-            let source = format!("type=bind,src={},dst=/x,bind-propagation={mode}", shared.display());
+            let source = format!(
+                "type=bind,src={},dst=/x,bind-propagation={mode}",
+                shared.display()
+            );
             cli.up("sees", &["--mount", &source], &["sleep", "60"]);
-            let line = cli.run(&["exec", "sees", "grep", " /x ", "/proc/self/mountinfo"]).ok();
-            assert_eq!((line.contains("shared:"), line.contains("master:")), (mode == "shared", mode == "slave"), "{line}");
+            let line = cli
+                .run(&["exec", "sees", "grep", " /x ", "/proc/self/mountinfo"])
+                .ok();
+            assert_eq!(
+                (line.contains("shared:"), line.contains("master:")),
+                (mode == "shared", mode == "slave"),
+                "{line}"
+            );
             fs::create_dir_all(shared.join("late")).unwrap();
             let late = HostMount::new(shared.join("late"), MountPropagationFlags::PRIVATE);
             fs::write(late.0.join("f"), "").unwrap();
-            assert_eq!(cli.run(&["exec", "sees", "ls", "/x/late"]).ok(), if arrives { "f" } else { "" }, "{mode}");
+            assert_eq!(
+                cli.run(&["exec", "sees", "ls", "/x/late"]).ok(),
+                if arrives { "f" } else { "" },
+                "{mode}"
+            );
             drop(late);
             cli.run(&["rm", "-f", "sees"]).ok();
         }
         // Nothing else of the container is seen outside.
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!table.contains("/run/rootfs"), "{table}");
-        for (mode, what) in [("shared", "shared"), ("rshared", "shared"), ("slave", "shared or slave"), ("rslave", "shared or slave")] {
+        for (mode, what) in [
+            ("shared", "shared"),
+            ("rshared", "shared"),
+            ("slave", "shared or slave"),
+            ("rslave", "shared or slave"),
+        ] {
             let place = alone.display();
             // The engine's own directory is elsewhere: what is below it may always be a slave.
-            let expected = format!("path {place} is mounted on {place} but it is not a {what} mount");
-            cli.sh(&["-v", &format!("{place}:/x:{mode}")], "true").refuses(125, &expected);
+            let expected =
+                format!("path {place} is mounted on {place} but it is not a {what} mount");
+            cli.sh(&["-v", &format!("{place}:/x:{mode}")], "true")
+                .refuses(125, &expected);
         }
     });
 }
@@ -215,16 +353,35 @@ fn what_programs_look_for_is_there_and_no_change_of_the_container() {
         assert_eq!(cli.sh(&[], look).ok(), "755 0\n/proc/mounts\n1");
         let id = cli.up("kept", &[], &["sleep", "60"]);
         let upper = engine.root().join("containers").join(id).join("upper");
-        assert_eq!(fs::read_dir(&upper).unwrap().count(), 0, "a start leaves nothing in the container's own layer");
+        assert_eq!(
+            fs::read_dir(&upper).unwrap().count(),
+            0,
+            "a start leaves nothing in the container's own layer"
+        );
     });
     // Directories of an image keep what they are.
     let cli = engine.cli(Program::Docker);
-    cli.run(&["run", "--name", "maker", "--network", "none", "busybox", "sh", "-c", "chmod 750 /etc; chown 3:4 /etc"]).ok();
+    cli.run(&[
+        "run",
+        "--name",
+        "maker",
+        "--network",
+        "none",
+        "busybox",
+        "sh",
+        "-c",
+        "chmod 750 /etc; chown 3:4 /etc",
+    ])
+    .ok();
     let file = engine.scratch("image").join("files.tar");
-    cli.run(&["export", "-o", &file.to_string_lossy(), "maker"]).ok();
+    cli.run(&["export", "-o", &file.to_string_lossy(), "maker"])
+        .ok();
     engine.import("odd", &["CMD [\"sh\"]"], &fs::read(&file).unwrap());
     let run = |image: &str, script: &str| cli.run(&["run", "--rm", image, "sh", "-c", script]).ok();
-    assert_eq!(run("odd", "stat -c '%a %u:%g' /etc; cat /etc/hostname | wc -c"), "750 3:4\n13");
+    assert_eq!(
+        run("odd", "stat -c '%a %u:%g' /etc; cat /etc/hostname | wc -c"),
+        "750 3:4\n13"
+    );
     assert_eq!(run("odd", look), "755 0\n/proc/mounts\n1");
     // With the layer's image its init layer goes.
     let layers = || fs::read_dir(engine.root().join("layers")).unwrap().count();

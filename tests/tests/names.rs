@@ -1,5 +1,9 @@
 //! How containers are named, found and listed.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use serde_json::{Value, json};
 use whelk_tests::{Engine, escape, eventually};
@@ -9,11 +13,21 @@ fn a_container_is_found_by_name_id_and_prefix() {
     Engine::start().both(|cli| {
         let id = cli.up("found", &[], &["sleep", "600"]);
         for name in ["found", "/found", id.as_str(), &id[..12], &id[..3]] {
-            assert_eq!(cli.run(&["inspect", "-f", "{{.Id}}", name]).ok(), id, "{name}");
+            assert_eq!(
+                cli.run(&["inspect", "-f", "{{.Id}}", name]).ok(),
+                id,
+                "{name}"
+            );
         }
-        assert_eq!(cli.run(&["kill", &id[..12]]).ok(), &id[..12], "a command says what it was given");
-        cli.run(&["inspect", "-f", "{{.Id}}", "foun"]).refuses(1, "Error: No such object: foun");
-        cli.run(&["inspect", &id.to_uppercase()]).refuses(1, "No such object");
+        assert_eq!(
+            cli.run(&["kill", &id[..12]]).ok(),
+            &id[..12],
+            "a command says what it was given"
+        );
+        cli.run(&["inspect", "-f", "{{.Id}}", "foun"])
+            .refuses(1, "Error: No such object: foun");
+        cli.run(&["inspect", &id.to_uppercase()])
+            .refuses(1, "No such object");
     });
 }
 
@@ -22,12 +36,28 @@ fn a_prefix_of_several_ids_is_refused_and_a_name_wins() {
     let engine = Engine::start();
     // Of seventeen ids two begin with the same digit.
     let body = json!({"Image": "busybox", "HostConfig": {"NetworkMode": "none"}});
-    let ids: Vec<String> = (0..17).map(|n| engine.create(&format!("many{n}"), &body)).collect();
-    let digit = "0123456789abcdef".chars().find(|digit| ids.iter().filter(|id| id.starts_with(*digit)).count() > 1).unwrap().to_string();
+    let ids: Vec<String> = (0..17)
+        .map(|n| engine.create(&format!("many{n}"), &body))
+        .collect();
+    let digit = "0123456789abcdef"
+        .chars()
+        .find(|digit| ids.iter().filter(|id| id.starts_with(*digit)).count() > 1)
+        .unwrap()
+        .to_string();
     let (status, answer) = engine.api("POST", &format!("/containers/{digit}/start"), None);
-    assert_eq!((status, answer["message"].as_str()), (400, Some(format!("multiple IDs found with provided prefix: {digit}").as_str())));
-    engine.docker(&["rm", "-f", &digit]).refuses(1, "multiple IDs found with provided prefix");
-    engine.whelk(&["rm", "-f", &digit]).refuses(1, "multiple IDs found with provided prefix");
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (
+            400,
+            Some(format!("multiple IDs found with provided prefix: {digit}").as_str())
+        )
+    );
+    engine
+        .docker(&["rm", "-f", &digit])
+        .refuses(1, "multiple IDs found with provided prefix");
+    engine
+        .whelk(&["rm", "-f", &digit])
+        .refuses(1, "multiple IDs found with provided prefix");
     let named = engine.create(&ids[0][..12], &body);
     assert_eq!(engine.inspect(&ids[0][..12])["Id"], named);
 }
@@ -56,10 +86,18 @@ fn names_have_rules_and_are_unique() {
 #[test]
 fn a_container_without_a_name_gets_one_of_two_words() {
     Engine::start().both(|cli| {
-        let id = cli.run(&["create", "--network", "none", "busybox", "true"]).ok();
+        let id = cli
+            .run(&["create", "--network", "none", "busybox", "true"])
+            .ok();
         let name = cli.run(&["inspect", "-f", "{{.Name}}", &id]).ok();
         let words: Vec<&str> = name.trim_start_matches('/').split('_').collect();
-        assert!(words.len() == 2 && words.iter().all(|word| word.chars().all(|letter| letter.is_ascii_lowercase())), "{name}");
+        assert!(
+            words.len() == 2
+                && words
+                    .iter()
+                    .all(|word| word.chars().all(|letter| letter.is_ascii_lowercase())),
+            "{name}"
+        );
     });
 }
 
@@ -90,20 +128,52 @@ fn ps_shows_dockers_table() {
         let text = cli.run(&["ps"]).ok();
         let row = text.lines().nth(1).unwrap();
         let short = &id[..12];
-        assert!(row.starts_with(&format!("{short}   busybox   \"sleep 600\"   ")) && row.ends_with("shown"), "{text}");
+        assert!(
+            row.starts_with(&format!("{short}   busybox   \"sleep 600\"   "))
+                && row.ends_with("shown"),
+            "{text}"
+        );
         assert!(row.contains("   Up "), "{text}");
         assert_eq!(cli.run(&["ps", "-q"]).ok(), short);
         assert_eq!(cli.run(&["ps", "-q", "--no-trunc"]).ok(), id);
         cli.run(&["kill", "shown"]).ok();
         assert_eq!(cli.run(&["ps", "-q"]).ok(), "");
-        let text = cli.run(&["ps", "-a", "--format", "{{.ID}} {{.State}} {{.Status}}"]).ok();
-        assert!(text.starts_with(&format!("{short} exited Exited (137) ")) && text.ends_with(" ago"), "{text}");
-        cli.run(&["create", "--network", "none", "--name", "long", "busybox", "sh", "-c", "echo a very long command line"]).ok();
+        let text = cli
+            .run(&["ps", "-a", "--format", "{{.ID}} {{.State}} {{.Status}}"])
+            .ok();
+        assert!(
+            text.starts_with(&format!("{short} exited Exited (137) ")) && text.ends_with(" ago"),
+            "{text}"
+        );
+        cli.run(&[
+            "create",
+            "--network",
+            "none",
+            "--name",
+            "long",
+            "busybox",
+            "sh",
+            "-c",
+            "echo a very long command line",
+        ])
+        .ok();
         assert_eq!(
-            cli.run(&["ps", "-a", "-f", "name=long", "--format", "{{.Command}} {{.Status}}"]).ok(),
+            cli.run(&[
+                "ps",
+                "-a",
+                "-f",
+                "name=long",
+                "--format",
+                "{{.Command}} {{.Status}}"
+            ])
+            .ok(),
             "\"sh -c 'echo a very …\" Created"
         );
-        assert_eq!(cli.run(&["ps", "-l", "--format", "table {{.Names}}\t{{.State}}"]).ok(), "NAMES     STATE\nlong      created");
+        assert_eq!(
+            cli.run(&["ps", "-l", "--format", "table {{.Names}}\t{{.State}}"])
+                .ok(),
+            "NAMES     STATE\nlong      created"
+        );
     });
 }
 
@@ -117,7 +187,12 @@ fn ps_filters() {
     one("three", &["sh", "-c", "exit 3"], "b");
     one("made", &["true"], "a");
     for name in ["up", "three"] {
-        assert_eq!(engine.api("POST", &format!("/containers/{name}/start"), None).0, 204);
+        assert_eq!(
+            engine
+                .api("POST", &format!("/containers/{name}/start"), None)
+                .0,
+            204
+        );
     }
     engine.await_state("three", "exited");
     let check = |filters: &[&str], expected: &[&str]| {
@@ -155,44 +230,101 @@ fn filters_choose_among_running_containers_unless_all_are_asked_for() {
     let engine = Engine::start();
     let start = |name: &str, body: Value| {
         engine.create(name, &body);
-        assert_eq!(engine.api("POST", &format!("/containers/{name}/start"), None).0, 204, "{name}");
+        assert_eq!(
+            engine
+                .api("POST", &format!("/containers/{name}/start"), None)
+                .0,
+            204,
+            "{name}"
+        );
     };
     let none = json!({"NetworkMode": "none"});
-    start("ended", json!({"Image": "busybox", "Cmd": ["sh", "-c", "exit 3"], "HostConfig": none}));
-    start("alone", json!({"Image": "busybox", "Cmd": ["sleep", "600"], "ExposedPorts": {"91/tcp": {}}, "HostConfig": none}));
-    let bindings = json!({"80/tcp": [{"HostIp": "127.0.0.1"}], "53/udp": [{"HostIp": "127.0.0.1"}]});
+    start(
+        "ended",
+        json!({"Image": "busybox", "Cmd": ["sh", "-c", "exit 3"], "HostConfig": none}),
+    );
+    start(
+        "alone",
+        json!({"Image": "busybox", "Cmd": ["sleep", "600"], "ExposedPorts": {"91/tcp": {}}, "HostConfig": none}),
+    );
+    let bindings =
+        json!({"80/tcp": [{"HostIp": "127.0.0.1"}], "53/udp": [{"HostIp": "127.0.0.1"}]});
     start(
         "served",
         json!({"Image": "busybox", "Cmd": ["sleep", "600"], "ExposedPorts": {"91/tcp": {}}, "HostConfig": {"PortBindings": bindings}}),
     );
-    engine.create("made", &json!({"Image": "busybox", "ExposedPorts": {"91/tcp": {}}, "HostConfig": none}));
+    engine.create(
+        "made",
+        &json!({"Image": "busybox", "ExposedPorts": {"91/tcp": {}}, "HostConfig": none}),
+    );
     engine.await_state("ended", "exited");
     let ports = engine.inspect("served")["NetworkSettings"]["Ports"].clone();
-    let host = |port: &str| ports[port][0]["HostPort"].as_str().unwrap().parse::<u16>().unwrap();
+    let host = |port: &str| {
+        ports[port][0]["HostPort"]
+            .as_str()
+            .unwrap()
+            .parse::<u16>()
+            .unwrap()
+    };
     let (tcp, udp) = (host("80/tcp"), host("53/udp"));
     let list = |all: bool, filters: Value| {
-        let (status, answer) =
-            engine.api("GET", &format!("/containers/json?all={}&filters={}", u8::from(all), escape(&filters.to_string())), None);
+        let (status, answer) = engine.api(
+            "GET",
+            &format!(
+                "/containers/json?all={}&filters={}",
+                u8::from(all),
+                escape(&filters.to_string())
+            ),
+            None,
+        );
         assert_eq!(status, 200, "{filters}: {answer}");
-        let mut names: Vec<String> =
-            answer.as_array().unwrap().iter().map(|one| one["Names"][0].as_str().unwrap().trim_start_matches('/').to_owned()).collect();
+        let mut names: Vec<String> = answer
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| {
+                one["Names"][0]
+                    .as_str()
+                    .unwrap()
+                    .trim_start_matches('/')
+                    .to_owned()
+            })
+            .collect();
         names.sort_unstable();
         names.join(" ")
     };
     for (filters, running, all) in [
-        (json!({"before": ["made"]}), "alone served", "alone ended served"),
-        (json!({"since": ["ended"]}), "alone served", "alone made served"),
+        (
+            json!({"before": ["made"]}),
+            "alone served",
+            "alone ended served",
+        ),
+        (
+            json!({"since": ["ended"]}),
+            "alone served",
+            "alone made served",
+        ),
         (json!({"exited": ["3"]}), "", "ended"),
         (json!({"status": ["exited"]}), "ended", "ended"),
         (json!({"name": ["["]}), "", ""),
     ] {
-        assert_eq!((list(false, filters.clone()).as_str(), list(true, filters.clone()).as_str()), (running, all), "{filters}");
+        assert_eq!(
+            (
+                list(false, filters.clone()).as_str(),
+                list(true, filters.clone()).as_str()
+            ),
+            (running, all),
+            "{filters}"
+        );
     }
     for (filters, expected) in [
         (json!({"publish": [tcp.to_string()]}), "served"),
         (json!({"publish": [format!("{tcp}/udp")]}), ""),
         (json!({"publish": [format!("{udp}/udp")]}), "served"),
-        (json!({"publish": [format!("{}-{}", tcp - 1, tcp)]}), "served"),
+        (
+            json!({"publish": [format!("{}-{}", tcp - 1, tcp)]}),
+            "served",
+        ),
         (json!({"publish": ["80"]}), ""),
         (json!({"expose": ["80"]}), "served"),
         (json!({"expose": ["50-60/udp"]}), "served"),
@@ -203,34 +335,66 @@ fn filters_choose_among_running_containers_unless_all_are_asked_for() {
         assert_eq!(list(true, filters.clone()), expected, "{filters}");
     }
     for (value, text) in [
-        ("abc", "error while looking up for publish abc: strconv.ParseUint: parsing \"abc\": invalid syntax"),
-        ("5-1", "error while looking up for publish 5-1: Invalid range specified for the Port: 5-1"),
-        ("70000", "error while looking up for publish 70000: strconv.ParseUint: parsing \"70000\": value out of range"),
-        ("80:80", "filter for 'publish' should not contain ':': 80:80"),
+        (
+            "abc",
+            "error while looking up for publish abc: strconv.ParseUint: parsing \"abc\": invalid syntax",
+        ),
+        (
+            "5-1",
+            "error while looking up for publish 5-1: Invalid range specified for the Port: 5-1",
+        ),
+        (
+            "70000",
+            "error while looking up for publish 70000: strconv.ParseUint: parsing \"70000\": value out of range",
+        ),
+        (
+            "80:80",
+            "filter for 'publish' should not contain ':': 80:80",
+        ),
     ] {
         let filters = escape(&json!({"publish": [value]}).to_string());
-        let (status, answer) = engine.api("GET", &format!("/containers/json?filters={filters}"), None);
+        let (status, answer) =
+            engine.api("GET", &format!("/containers/json?filters={filters}"), None);
         assert_eq!((status, answer["message"].as_str()), (400, Some(text)));
     }
     // Who has no network has no ports.
     for program in [whelk_tests::Program::Docker, whelk_tests::Program::Whelk] {
-        let shown = engine.cli(program).run(&["ps", "--filter", "name=alone", "--format", "[{{.Ports}}]"]);
+        let shown =
+            engine
+                .cli(program)
+                .run(&["ps", "--filter", "name=alone", "--format", "[{{.Ports}}]"]);
         assert_eq!(shown.ok(), "[]", "{program:?}");
     }
-    assert_eq!(engine.inspect("alone")["NetworkSettings"]["Ports"], json!({}));
+    assert_eq!(
+        engine.inspect("alone")["NetworkSettings"]["Ports"],
+        json!({})
+    );
 }
 
 #[test]
 fn several_names_are_done_one_by_one_and_failures_told() {
     Engine::start().both(|cli| {
         for name in ["first", "second"] {
-            cli.run(&["create", "--network", "none", "--name", name, "busybox", "sleep", "600"]).ok();
+            cli.run(&[
+                "create",
+                "--network",
+                "none",
+                "--name",
+                name,
+                "busybox",
+                "sleep",
+                "600",
+            ])
+            .ok();
         }
         let output = cli.run(&["start", "first", "nosuch", "second"]);
         output.exits(1);
         assert_eq!(output.out(), "first\nsecond\n");
         assert!(
-            output.err().contains("No such container: nosuch") && output.err().contains("Error: failed to start containers: nosuch"),
+            output.err().contains("No such container: nosuch")
+                && output
+                    .err()
+                    .contains("Error: failed to start containers: nosuch"),
             "{}",
             output.err()
         );
@@ -238,7 +402,9 @@ fn several_names_are_done_one_by_one_and_failures_told() {
         assert_eq!((output.code, output.out().as_str()), (1, "first\nsecond\n"));
         let output = cli.run(&["rm", "first", "nosuch", "second"]);
         assert_eq!((output.code, output.out().as_str()), (1, "first\nsecond\n"));
-        eventually("nothing is left", || cli.run(&["ps", "-aq"]).ok().is_empty().then_some(()));
+        eventually("nothing is left", || {
+            cli.run(&["ps", "-aq"]).ok().is_empty().then_some(())
+        });
     });
 }
 

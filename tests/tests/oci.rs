@@ -1,5 +1,9 @@
 //! `whelk oci`: the life of a container through the OCI runtime command line.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test says why it fails by failing")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test says why it fails by failing"
+)]
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,7 +12,8 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use whelk_tests::{Engine, Program, eventually};
 
-/// A bundle with busybox, and a directory for the runtime's state; everything goes with the engine's scratch.
+/// A bundle with busybox, and a directory for the runtime's state; everything goes with the
+/// engine's scratch.
 struct Bundle {
     engine: Engine,
     path: PathBuf,
@@ -21,11 +26,28 @@ impl Bundle {
         let path = engine.scratch("bundle");
         let rootfs = path.join("rootfs");
         fs::create_dir(&rootfs).unwrap();
-        engine.docker(&["create", "--name", "source", "busybox"]).ok();
+        engine
+            .docker(&["create", "--name", "source", "busybox"])
+            .ok();
         let archive = path.join("root.tar");
-        engine.docker(&["export", "-o", &archive.display().to_string(), "source"]).ok();
-        assert!(Command::new("tar").arg("-C").arg(&rootfs).arg("-xf").arg(&archive).status().unwrap().success());
-        let id = format!("oci-{}", std::process::id()) + &path.display().to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "");
+        engine
+            .docker(&["export", "-o", &archive.display().to_string(), "source"])
+            .ok();
+        assert!(
+            Command::new("tar")
+                .arg("-C")
+                .arg(&rootfs)
+                .arg("-xf")
+                .arg(&archive)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let id = format!("oci-{}", std::process::id())
+            + &path
+                .display()
+                .to_string()
+                .replace(|c: char| !c.is_ascii_alphanumeric(), "");
         let bundle = Self { engine, path, id };
         bundle.call(&["spec", "--bundle", &bundle.path.display().to_string()]);
         let config = bundle.path.join("config.json");
@@ -39,19 +61,30 @@ impl Bundle {
 
     fn output(&self, args: &[&str]) -> Output {
         let state = self.path.join("state").display().to_string();
-        Command::new(Program::Whelk.path()).args(["oci", "--root", &state]).args(args).output().unwrap()
+        Command::new(Program::Whelk.path())
+            .args(["oci", "--root", &state])
+            .args(args)
+            .output()
+            .unwrap()
     }
 
     fn call(&self, args: &[&str]) -> String {
         let output = self.output(args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
     fn fails(&self, args: &[&str], text: &str) {
         let output = self.output(args);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && error.contains(text), "{args:?}: expected {text:?} in {error:?}");
+        assert!(
+            !output.status.success() && error.contains(text),
+            "{args:?}: expected {text:?} in {error:?}"
+        );
     }
 
     fn bundle_path(&self) -> String {
@@ -63,9 +96,21 @@ impl Bundle {
         let log = fs::File::create(self.path.join("log")).unwrap();
         let state = self.path.join("state").display().to_string();
         let mut command = Command::new(Program::Whelk.path());
-        command.args(["oci", "--root", &state, "create", "--bundle", &self.bundle_path(), &self.id]);
+        command.args([
+            "oci",
+            "--root",
+            &state,
+            "create",
+            "--bundle",
+            &self.bundle_path(),
+            &self.id,
+        ]);
         command.stdout(log.try_clone().unwrap()).stderr(log);
-        assert!(command.status().unwrap().success(), "{}", fs::read_to_string(self.path.join("log")).unwrap());
+        assert!(
+            command.status().unwrap().success(),
+            "{}",
+            fs::read_to_string(self.path.join("log")).unwrap()
+        );
     }
 
     fn status(&self) -> String {
@@ -77,7 +122,11 @@ impl Bundle {
 impl Drop for Bundle {
     fn drop(&mut self) {
         let _ = self.output(&["delete", "--force", &self.id]);
-        assert!(std::thread::panicking() || !cgroup_exists(&self.id), "the cgroup of {} is left", self.id);
+        assert!(
+            std::thread::panicking() || !cgroup_exists(&self.id),
+            "the cgroup of {} is left",
+            self.id
+        );
     }
 }
 
@@ -96,17 +145,30 @@ fn the_runtime_cannot_be_overwritten_from_inside() {
     let before = fs::read(&program).unwrap();
     let state = bundle.path.join("state");
     let call = |args: &[&str]| {
-        Command::new(&program).args(["oci", "--root", &state.display().to_string()]).args(args).stdout(std::process::Stdio::null()).status()
+        Command::new(&program)
+            .args(["oci", "--root", &state.display().to_string()])
+            .args(args)
+            .stdout(std::process::Stdio::null())
+            .status()
     };
-    assert!(call(&["create", "--bundle", &bundle.bundle_path(), &bundle.id]).unwrap().success());
+    assert!(
+        call(&["create", "--bundle", &bundle.bundle_path(), &bundle.id])
+            .unwrap()
+            .success()
+    );
     assert!(call(&["start", &bundle.id]).unwrap().success());
     let rootfs = bundle.path.join("rootfs");
-    eventually("the trap to be set", || rootfs.join("ready").exists().then_some(()));
+    eventually("the trap to be set", || {
+        rootfs.join("ready").exists().then_some(())
+    });
     for _ in 0..30 {
         assert!(!call(&["exec", &bundle.id, "/evil"]).unwrap().success());
         assert!(call(&["exec", &bundle.id, "true"]).unwrap().success());
     }
-    assert!(!rootfs.join("wrote").exists() && fs::read(&program).unwrap() == before, "the program was changed");
+    assert!(
+        !rootfs.join("wrote").exists() && fs::read(&program).unwrap() == before,
+        "the program was changed"
+    );
 }
 
 /// Its name is between what is read of a process to recognise it.
@@ -116,7 +178,12 @@ fn a_container_whose_process_has_an_odd_name_runs() {
     let bundle = Bundle::new(script, |spec| spec["root"]["readonly"] = json!(false));
     bundle.create();
     bundle.call(&["start", &bundle.id]);
-    eventually("the program to run", || bundle.call(&["ps", &bundle.id]).contains("sleep 600").then_some(()));
+    eventually("the program to run", || {
+        bundle
+            .call(&["ps", &bundle.id])
+            .contains("sleep 600")
+            .then_some(())
+    });
     assert_eq!(bundle.status(), "running");
     bundle.fails(&["delete", &bundle.id], "not stopped");
 }
@@ -125,8 +192,14 @@ fn a_container_whose_process_has_an_odd_name_runs() {
 fn names_and_parameters_of_the_host_are_not_a_containers_to_set() {
     let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     for (change, text) in [
-        (json!({"hostname": "evil"}), "unable to set hostname without a private UTS namespace"),
-        (json!({"hostname": "", "domainname": "evil"}), "unable to set domainname without a private UTS namespace"),
+        (
+            json!({"hostname": "evil"}),
+            "unable to set hostname without a private UTS namespace",
+        ),
+        (
+            json!({"hostname": "", "domainname": "evil"}),
+            "unable to set domainname without a private UTS namespace",
+        ),
         (
             json!({"hostname": "", "sysctl": {"net.ipv4.ip_forward": "9"}}),
             "sysctl \"net.ipv4.ip_forward\" not allowed in host network namespace",
@@ -140,28 +213,50 @@ fn names_and_parameters_of_the_host_are_not_a_containers_to_set() {
             spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}, {"type": "ipc"},
                 {"type": "uts", "path": "/proc/self/ns/uts"}, {"type": "network", "path": "/proc/self/ns/net"}]);
         });
-        bundle.fails(&["run", "--bundle", &bundle.bundle_path(), &bundle.id], text);
+        bundle.fails(
+            &["run", "--bundle", &bundle.bundle_path(), &bundle.id],
+            text,
+        );
     }
-    assert_eq!(fs::read_to_string("/proc/sys/kernel/hostname").unwrap(), own);
+    assert_eq!(
+        fs::read_to_string("/proc/sys/kernel/hostname").unwrap(),
+        own
+    );
 }
 
 fn cgroup_exists(name: &str) -> bool {
-    ["", "memory", "pids", "freezer"].iter().any(|tree| PathBuf::from("/sys/fs/cgroup").join(tree).join(name).exists())
+    ["", "memory", "pids", "freezer"].iter().any(|tree| {
+        PathBuf::from("/sys/fs/cgroup")
+            .join(tree)
+            .join(name)
+            .exists()
+    })
 }
 
 #[test]
 fn a_container_goes_through_all_its_states() {
-    let bundle = Bundle::new("echo started; sleep 600; true", |spec| spec["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}}));
+    let bundle = Bundle::new("echo started; sleep 600; true", |spec| {
+        spec["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}})
+    });
     let id = bundle.id.as_str();
     bundle.create();
     assert_eq!(bundle.status(), "created");
-    bundle.fails(&["create", "--bundle", &bundle.bundle_path(), id], "already exists");
+    bundle.fails(
+        &["create", "--bundle", &bundle.bundle_path(), id],
+        "already exists",
+    );
     bundle.call(&["start", id]);
-    eventually("the program to run", || fs::read_to_string(bundle.path.join("log")).unwrap().contains("started").then_some(()));
+    eventually("the program to run", || {
+        fs::read_to_string(bundle.path.join("log"))
+            .unwrap()
+            .contains("started")
+            .then_some(())
+    });
     assert_eq!(bundle.status(), "running");
     bundle.fails(&["start", id], "cannot start a container that is running");
     bundle.fails(&["delete", id], "not stopped");
-    let pids: Vec<i32> = serde_json::from_str(&bundle.call(&["ps", "--format", "json", id])).unwrap();
+    let pids: Vec<i32> =
+        serde_json::from_str(&bundle.call(&["ps", "--format", "json", id])).unwrap();
     assert_eq!(pids.len(), 2, "the shell and its child: {pids:?}");
     bundle.call(&["pause", id]);
     assert_eq!(bundle.status(), "paused");
@@ -169,7 +264,9 @@ fn a_container_goes_through_all_its_states() {
     bundle.call(&["update", "--memory", "33554432", id]);
     assert_eq!(bundle.call(&["list", "--quiet"]).trim(), id);
     bundle.call(&["kill", id, "KILL"]);
-    eventually("the container to end", || (bundle.status() == "stopped").then_some(()));
+    eventually("the container to end", || {
+        (bundle.status() == "stopped").then_some(())
+    });
     bundle.fails(&["kill", id], "container not running");
     bundle.call(&["delete", id]);
     bundle.fails(&["state", id], "container does not exist");
@@ -179,24 +276,56 @@ fn a_container_goes_through_all_its_states() {
 fn run_and_exec_give_the_programs_status() {
     let bundle = Bundle::new("exit 7", |_| {});
     let output = bundle.output(&["run", "--bundle", &bundle.bundle_path(), &bundle.id]);
-    assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(7),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let running = Bundle::new("sleep 600", |_| {});
     running.create();
     running.call(&["start", &running.id]);
     assert_eq!(
-        running.call(&["exec", "--env", "A=b", "--cwd", "/tmp", &running.id, "sh", "-c", "echo $A $(pwd) $(id -u)"]).trim(),
+        running
+            .call(&[
+                "exec",
+                "--env",
+                "A=b",
+                "--cwd",
+                "/tmp",
+                &running.id,
+                "sh",
+                "-c",
+                "echo $A $(pwd) $(id -u)"
+            ])
+            .trim(),
         "b /tmp 0"
     );
-    assert_eq!(running.output(&["exec", &running.id, "sh", "-c", "exit 3"]).status.code(), Some(3));
-    running.fails(&["exec", &running.id, "nosuch"], "executable file not found in $PATH");
+    assert_eq!(
+        running
+            .output(&["exec", &running.id, "sh", "-c", "exit 3"])
+            .status
+            .code(),
+        Some(3)
+    );
+    running.fails(
+        &["exec", &running.id, "nosuch"],
+        "executable file not found in $PATH",
+    );
 }
 
 #[test]
 fn broken_bundles_are_refused_and_leave_nothing() {
     let bundle = Bundle::new("true", |spec| spec["process"]["args"] = json!(["nosuch"]));
     let path = bundle.bundle_path();
-    bundle.fails(&["run", "--bundle", &path, &bundle.id], "executable file not found in $PATH");
-    bundle.fails(&["run", "--bundle", "/nonexistent", &bundle.id], "no such file or directory");
+    bundle.fails(
+        &["run", "--bundle", &path, &bundle.id],
+        "executable file not found in $PATH",
+    );
+    bundle.fails(
+        &["run", "--bundle", "/nonexistent", &bundle.id],
+        "no such file or directory",
+    );
     bundle.fails(&["state", "../x"], "invalid container ID");
     fs::write(bundle.path.join("config.json"), "{").unwrap();
     bundle.fails(&["create", "--bundle", &path, &bundle.id], "config.json");
@@ -210,22 +339,39 @@ fn features_name_what_is_there() {
     let bundle = Bundle::new("true", |_| {});
     let features: Value = serde_json::from_str(&bundle.call(&["features"])).unwrap();
     assert_eq!(features["ociVersionMax"], "1.2.1");
-    assert!(features["linux"]["namespaces"].as_array().unwrap().contains(&json!("time")));
+    assert!(
+        features["linux"]["namespaces"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("time"))
+    );
 }
 
 #[test]
 fn what_exec_is_asked_for() {
     let bundle = Bundle::new("sleep 600", |spec| {
         spec["process"]["env"] = json!(["PATH=/bin:/usr/bin", "SAID=before"]);
-        spec["process"]["capabilities"] = json!({"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]});
+        spec["process"]["capabilities"] =
+            json!({"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]});
     });
     bundle.create();
     bundle.call(&["start", &bundle.id]);
-    let exec =
-        |flags: &[&str], script: &str| bundle.call(&[&["exec"], flags, &[&bundle.id, "sh", "-c", script]].concat()).trim().to_owned();
-    assert_eq!(exec(&["--env", "SAID=after"], "echo $SAID; env | grep -c SAID"), "after\n1", "the later value counts");
+    let exec = |flags: &[&str], script: &str| {
+        bundle
+            .call(&[&["exec"], flags, &[&bundle.id, "sh", "-c", script]].concat())
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(
+        exec(&["--env", "SAID=after"], "echo $SAID; env | grep -c SAID"),
+        "after\n1",
+        "the later value counts"
+    );
     let held = "grep CapEff /proc/self/status";
-    assert!(exec(&[], held).ends_with("0000000000000020") && exec(&["--cap", "CAP_CHOWN"], held).ends_with("0000000000000021"));
+    assert!(
+        exec(&[], held).ends_with("0000000000000020")
+            && exec(&["--cap", "CAP_CHOWN"], held).ends_with("0000000000000021")
+    );
     // Descriptors behind the three streams, only as many as asked for, and only if they are there.
     let through = |flags: &str| {
         let state = bundle.path.join("state").display().to_string();
@@ -237,12 +383,20 @@ fn what_exec_is_asked_for() {
         );
         Command::new("sh").arg("-c").arg(script).output().unwrap()
     };
-    let open =
-        |flags: &str| String::from_utf8(through(flags).stdout).unwrap().split_whitespace().filter(|fd| matches!(*fd, "3" | "4")).count();
+    let open = |flags: &str| {
+        String::from_utf8(through(flags).stdout)
+            .unwrap()
+            .split_whitespace()
+            .filter(|fd| matches!(*fd, "3" | "4"))
+            .count()
+    };
     // The listing itself opens one.
     assert_eq!((open(""), open("--preserve-fds 2")), (1, 2));
     let refused = through("--preserve-fds 9");
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("is not open"), "{refused:?}");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("is not open"),
+        "{refused:?}"
+    );
     // A process object may name processors.
     let object = json!({"args": ["sh", "-c", "grep Cpus_allowed_list /proc/self/status"], "cwd": "/", "user": {"uid": 0, "gid": 0},
         "env": ["PATH=/bin"], "execCPUAffinity": {"initial": "0", "final": "1"}});
@@ -270,10 +424,15 @@ fn hooks_run_when_they_should() {
     let mark = bundle.path.join("rootfs/started");
     assert!(!mark.exists(), "not before the start");
     bundle.call(&["start", &bundle.id]);
-    eventually("the hook to have run", || (fs::read_to_string(&mark).ok()? == "process\n").then_some(()));
+    eventually("the hook to have run", || {
+        (fs::read_to_string(&mark).ok()? == "process\n").then_some(())
+    });
     let output = bundle.output(&["delete", "--force", &bundle.id]);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && told.matches("warning: poststop").count() == 1, "{told}");
+    assert!(
+        output.status.success() && told.matches("warning: poststop").count() == 1,
+        "{told}"
+    );
 }
 
 #[test]
@@ -281,8 +440,15 @@ fn what_a_killed_create_leaves_is_removed_by_force() {
     let bundle = Bundle::new("true", |_| {});
     let directory = bundle.path.join("state").join(&bundle.id);
     fs::create_dir_all(&directory).unwrap();
-    fs::copy(bundle.path.join("config.json"), directory.join("config.json")).unwrap();
-    bundle.fails(&["create", "--bundle", &bundle.bundle_path(), &bundle.id], "already exists");
+    fs::copy(
+        bundle.path.join("config.json"),
+        directory.join("config.json"),
+    )
+    .unwrap();
+    bundle.fails(
+        &["create", "--bundle", &bundle.bundle_path(), &bundle.id],
+        "already exists",
+    );
     bundle.call(&["delete", "--force", &bundle.id]);
     let output = bundle.output(&["run", "--bundle", &bundle.bundle_path(), &bundle.id]);
     assert!(output.status.success(), "{output:?}");
@@ -290,10 +456,16 @@ fn what_a_killed_create_leaves_is_removed_by_force() {
 
 #[test]
 fn a_capability_that_nobody_knows_is_a_warning() {
-    let bundle = Bundle::new("true", |spec| spec["process"]["capabilities"] = json!({"bounding": ["CAP_NOSUCH"]}));
+    let bundle = Bundle::new("true", |spec| {
+        spec["process"]["capabilities"] = json!({"bounding": ["CAP_NOSUCH"]})
+    });
     let output = bundle.output(&["run", "--bundle", &bundle.bundle_path(), &bundle.id]);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && told.contains("ignoring unknown or unavailable capabilities: [CAP_NOSUCH]"), "{told}");
+    assert!(
+        output.status.success()
+            && told.contains("ignoring unknown or unavailable capabilities: [CAP_NOSUCH]"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -313,7 +485,11 @@ fn ids_of_a_mount_are_mapped() {
     // Not every file system can do it on every kernel; ext4 can.
     const EXT4: i64 = 0xef53;
     let must = rustix::fs::statfs(&shared).unwrap().f_type == EXT4;
-    assert!(said.contains("100000:100000") || !must && !output.status.success() && said.contains("map ids of"), "{said}");
+    assert!(
+        said.contains("100000:100000")
+            || !must && !output.status.success() && said.contains("map ids of"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -325,6 +501,11 @@ fn huge_pages_are_limited_where_the_kernel_counts_them() {
     let limits = json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]});
     let bundle = Bundle::new("sleep 600", |spec| spec["linux"]["resources"] = limits);
     bundle.create();
-    let file = PathBuf::from("/sys/fs/cgroup").join(&bundle.id).join("hugetlb.2MB.max");
-    assert_eq!(fs::read_to_string(file).unwrap().trim(), (4 << 20).to_string());
+    let file = PathBuf::from("/sys/fs/cgroup")
+        .join(&bundle.id)
+        .join("hugetlb.2MB.max");
+    assert_eq!(
+        fs::read_to_string(file).unwrap().trim(),
+        (4 << 20).to_string()
+    );
 }

@@ -1,5 +1,10 @@
-//! Two things are done to a container at the same time: one of them comes first, and the other knows.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+//! Two things are done to a container at the same time: one of them comes first, and the other
+//! knows.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::sync::Barrier;
@@ -14,15 +19,26 @@ fn body(command: &[&str]) -> Value {
 }
 
 fn start(engine: &Engine, name: &str) -> u16 {
-    engine.api("POST", &format!("/containers/{name}/start"), None).0
+    engine
+        .api("POST", &format!("/containers/{name}/start"), None)
+        .0
 }
 
 fn remove(engine: &Engine, name: &str) {
-    assert_eq!(engine.api("DELETE", &format!("/containers/{name}?force=1"), None).0, 204);
+    assert_eq!(
+        engine
+            .api("DELETE", &format!("/containers/{name}?force=1"), None)
+            .0,
+        204
+    );
 }
 
 /// Does both at once; `lead` is how much later the second is.
-fn at_once<A: Send, B: Send>(lead: Duration, first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B + Send) -> (A, B) {
+fn at_once<A: Send, B: Send>(
+    lead: Duration,
+    first: impl FnOnce() -> A + Send,
+    second: impl FnOnce() -> B + Send,
+) -> (A, B) {
     let barrier = Barrier::new(2);
     std::thread::scope(|scope| {
         let first = scope.spawn(|| {
@@ -51,7 +67,15 @@ fn what_is_being_started_is_not_removed() {
         engine.create("one", &wanted);
         let remove_it = || match round % 2 {
             0 => engine.api("DELETE", "/containers/one", None).0,
-            _ => engine.api("POST", &format!("/containers/prune?filters={filters}"), None).0,
+            _ => {
+                engine
+                    .api(
+                        "POST",
+                        &format!("/containers/prune?filters={filters}"),
+                        None,
+                    )
+                    .0
+            }
         };
         let (started, _) = at_once(lead(round), || start(&engine, "one"), remove_it);
         let state = engine.state("one");
@@ -77,7 +101,13 @@ fn a_container_that_ends_is_not_paused_for_good() {
             paused += 1;
             // It may have ended in that moment.
             let (status, answer) = engine.api("POST", "/containers/one/unpause", None);
-            assert!(status == 204 || answer["message"].as_str().is_some_and(|text| text.contains("is not paused")), "{round}: {answer}");
+            assert!(
+                status == 204
+                    || answer["message"]
+                        .as_str()
+                        .is_some_and(|text| text.contains("is not paused")),
+                "{round}: {answer}"
+            );
         } else {
             assert_eq!(status, 409, "round {round}: {answer}");
         }
@@ -98,15 +128,24 @@ fn a_kill_that_comes_with_the_end_does_not_wait_for_another() {
                 for round in 0..40u32 {
                     engine.create(&name, &body(&["usleep", "5000"]));
                     assert_eq!(start(engine, &name), 204);
-                    std::thread::sleep(Duration::from_micros(u64::from((round + worker) % 40) * 300));
+                    std::thread::sleep(Duration::from_micros(
+                        u64::from((round + worker) % 40) * 300,
+                    ));
                     let begun = Instant::now();
                     let (status, answer) = match round % 3 {
                         0 => engine.api("POST", &format!("/containers/{name}/kill"), None),
                         1 => engine.api("POST", &format!("/containers/{name}/stop?t=5"), None),
                         _ => engine.api("DELETE", &format!("/containers/{name}?force=1"), None),
                     };
-                    assert!(matches!(status, 204 | 304 | 409), "{name} {round}: {status} {answer}");
-                    assert!(begun.elapsed() < Duration::from_secs(4), "{name} {round}: {:?}", begun.elapsed());
+                    assert!(
+                        matches!(status, 204 | 304 | 409),
+                        "{name} {round}: {status} {answer}"
+                    );
+                    assert!(
+                        begun.elapsed() < Duration::from_secs(4),
+                        "{name} {round}: {:?}",
+                        begun.elapsed()
+                    );
                     engine.api("DELETE", &format!("/containers/{name}?force=1"), None);
                 }
             });
@@ -120,10 +159,18 @@ fn a_name_is_somebodys_or_free() {
     for round in 0..60u32 {
         // Removed by a request, and by its own end.
         let by_itself = round % 3 == 0;
-        let mut wanted = body(if by_itself { &["usleep", "2000"] } else { &["true"] });
+        let mut wanted = body(if by_itself {
+            &["usleep", "2000"]
+        } else {
+            &["true"]
+        });
         wanted["HostConfig"]["AutoRemove"] = json!(by_itself);
         engine.create("old", &wanted);
-        let rename = || engine.api("POST", "/containers/old/rename?name=new", None).0;
+        let rename = || {
+            engine
+                .api("POST", "/containers/old/rename?name=new", None)
+                .0
+        };
         let end = || {
             if by_itself {
                 assert_eq!(start(&engine, "old"), 204);
@@ -135,14 +182,20 @@ fn a_name_is_somebodys_or_free() {
             end();
             std::thread::sleep(lead(round * 3));
             rename();
-            eventually("it to be gone", || (engine.get("/containers/json?all=1") == json!([])).then_some(()));
+            eventually("it to be gone", || {
+                (engine.get("/containers/json?all=1") == json!([])).then_some(())
+            });
         } else {
             let (renamed, ()) = at_once(lead(round) / 8, rename, end);
             assert!(matches!(renamed, 204 | 404), "round {round}: {renamed}");
             engine.api("DELETE", "/containers/new", None);
         }
         for name in ["old", "new"] {
-            let (status, answer) = engine.api("POST", &format!("/containers/create?name={name}"), Some(&body(&["true"])));
+            let (status, answer) = engine.api(
+                "POST",
+                &format!("/containers/create?name={name}"),
+                Some(&body(&["true"])),
+            );
             assert_eq!(status, 201, "round {round}: {answer}");
         }
         remove(&engine, "old");
@@ -156,8 +209,14 @@ fn ready_shims(engine: &Engine) -> Vec<i32> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     numbers
-        .filter(|pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&mark)))
-        .filter(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "whelk-shim"))
+        .filter(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|groups| groups.contains(&mark))
+        })
+        .filter(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|name| name.trim() == "whelk-shim")
+        })
         .collect()
 }
 
@@ -165,7 +224,9 @@ fn ready_shims(engine: &Engine) -> Vec<i32> {
 fn shims_that_were_ready_and_are_killed_cost_no_start() {
     let engine = Engine::start();
     for round in 0..3 {
-        let shims = eventually("ready shims", || Some(ready_shims(&engine)).filter(|shims| shims.len() >= 2));
+        let shims = eventually("ready shims", || {
+            Some(ready_shims(&engine)).filter(|shims| shims.len() >= 2)
+        });
         for pid in shims {
             kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
         }
@@ -173,7 +234,11 @@ fn shims_that_were_ready_and_are_killed_cost_no_start() {
             std::thread::sleep(Duration::from_millis(20));
         }
         for _ in 0..2 {
-            assert_eq!(engine.cli(Program::Whelk).sh(&[], "echo started").ok(), "started", "round {round}");
+            assert_eq!(
+                engine.cli(Program::Whelk).sh(&[], "echo started").ok(),
+                "started",
+                "round {round}"
+            );
         }
     }
 }
@@ -184,12 +249,17 @@ fn a_kill_cancels_the_restart_that_is_waited_for() {
         let engine = cli.engine();
         cli.up("again", &["--restart", "always"], &["false"]);
         let restarts = || engine.inspect("again")["RestartCount"].as_i64().unwrap();
-        eventually("a long wait for the next restart", || (restarts() >= 4 && engine.state("again") == "restarting").then_some(()));
+        eventually("a long wait for the next restart", || {
+            (restarts() >= 4 && engine.state("again") == "restarting").then_some(())
+        });
         assert_eq!(cli.run(&["kill", "again"]).ok(), "again");
         assert_eq!(engine.state("again"), "exited");
         let count = restarts();
         std::thread::sleep(Duration::from_millis(3500));
-        assert_eq!((engine.state("again").as_str(), restarts()), ("exited", count));
+        assert_eq!(
+            (engine.state("again").as_str(), restarts()),
+            ("exited", count)
+        );
         cli.run(&["kill", "again"]).refuses(1, "is not running");
         cli.run(&["rm", "again"]).ok();
     });
@@ -203,9 +273,17 @@ fn a_signal_is_told_before_the_end_that_it_brings() {
         engine.create("one", &body(&["sleep", "600"]));
         let mut events = engine.events("");
         assert_eq!(start(&engine, "one"), 204);
-        assert_eq!(engine.api("POST", &format!("/containers/one/{command}"), None).0, 204);
+        assert_eq!(
+            engine
+                .api("POST", &format!("/containers/one/{command}"), None)
+                .0,
+            204
+        );
         let told = events.until("die");
-        assert!(told.iter().any(|event| event == "container kill"), "round {round}: {told:?}");
+        assert!(
+            told.iter().any(|event| event == "container kill"),
+            "round {round}: {told:?}"
+        );
         remove(&engine, "one");
     }
 }
@@ -213,11 +291,19 @@ fn a_signal_is_told_before_the_end_that_it_brings() {
 #[test]
 fn a_huge_environment_holds_nobody_up() {
     let engine = Engine::start();
-    let env: Vec<String> = (0..60_000).map(|number| format!("VARIABLE_{number}=value of {number}")).collect();
+    let env: Vec<String> = (0..60_000)
+        .map(|number| format!("VARIABLE_{number}=value of {number}"))
+        .collect();
     let mut huge = body(&["sh", "-c", "echo $VARIABLE_59999"]);
     huge["Env"] = json!(env);
-    huge["HostConfig"]["Binds"] = json!((0..40_000).map(|number| format!("/etc:/mnt/{number}")).collect::<Vec<_>>());
-    huge["ExposedPorts"] = (1..60_000).map(|port| (format!("{port}/tcp"), json!({}))).collect();
+    huge["HostConfig"]["Binds"] = json!(
+        (0..40_000)
+            .map(|number| format!("/etc:/mnt/{number}"))
+            .collect::<Vec<_>>()
+    );
+    huge["ExposedPorts"] = (1..60_000)
+        .map(|port| (format!("{port}/tcp"), json!({})))
+        .collect();
     std::thread::scope(|scope| {
         let made = scope.spawn(|| {
             let begun = Instant::now();
@@ -228,7 +314,11 @@ fn a_huge_environment_holds_nobody_up() {
         });
         while !made.is_finished() {
             let begun = Instant::now();
-            assert!(engine.answers() && begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+            assert!(
+                engine.answers() && begun.elapsed() < Duration::from_secs(2),
+                "{:?}",
+                begun.elapsed()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         let took = made.join().unwrap();
@@ -244,7 +334,11 @@ fn a_huge_environment_holds_nobody_up() {
     // More than the kernel passes to a program: it starts, and cannot be executed.
     assert_eq!(start(&engine, "huge"), 204);
     engine.await_state("huge", "exited");
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
     remove(&engine, "huge");
 }
 
@@ -255,10 +349,15 @@ fn a_few_descriptors_are_enough_to_keep_going() {
     let cli = engine.cli(Program::Whelk);
     cli.up("again", &["--restart", "always"], &["sleep", "600"]);
     // What containers get is the other limit.
-    let limit = Rlimit { current: Some(MOST), ..getrlimit(Resource::Nofile) };
+    let limit = Rlimit {
+        current: Some(MOST),
+        ..getrlimit(Resource::Nofile)
+    };
     prlimit(Pid::from_raw(engine.daemon_pid()), Resource::Nofile, limit).unwrap();
     // Clients that connect and say nothing.
-    let idle: Vec<Connection> = (0..MOST).map_while(|_| Connection::open(&engine.socket()).ok()).collect();
+    let idle: Vec<Connection> = (0..MOST)
+        .map_while(|_| Connection::open(&engine.socket()).ok())
+        .collect();
     let pid = engine_pid_without_api(&engine);
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     let is_back = || engine_pid_of(&engine).is_some_and(|found| found != pid);
@@ -275,8 +374,15 @@ fn a_few_descriptors_are_enough_to_keep_going() {
         names.push(name);
     }
     for program in [Program::Docker, Program::Whelk] {
-        let (some, rest) = names.split_at(if program == Program::Docker { 50 } else { names.len() });
-        let arguments: Vec<&str> = ["rm", "-f"].into_iter().chain(some.iter().map(String::as_str)).collect();
+        let (some, rest) = names.split_at(if program == Program::Docker {
+            50
+        } else {
+            names.len()
+        });
+        let arguments: Vec<&str> = ["rm", "-f"]
+            .into_iter()
+            .chain(some.iter().map(String::as_str))
+            .collect();
         engine.cli(program).run(&arguments).ok();
         names = rest.to_vec();
     }
@@ -290,9 +396,12 @@ fn engine_pid_of(engine: &Engine) -> Option<i32> {
     let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let mark = format!("/{}/", engine.name());
     numbers.find(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/cgroup"))
-            .is_ok_and(|groups| groups.lines().any(|line| line.contains(&mark) && !line.contains("/shims")))
-            && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep")
+        fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| {
+            groups
+                .lines()
+                .any(|line| line.contains(&mark) && !line.contains("/shims"))
+        }) && fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|name| name.trim() == "sleep")
     })
 }
 

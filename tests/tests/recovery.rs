@@ -1,5 +1,10 @@
-//! The engine dies; containers do not. When it is back, it knows all of them, and what became of them meanwhile.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+//! The engine dies; containers do not. When it is back, it knows all of them, and what became of
+//! them meanwhile.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::time::Duration;
@@ -9,26 +14,36 @@ use serde_json::json;
 use whelk_tests::{Engine, Program, eventually, stays};
 
 /// Counts aloud until it is told to stop.
-const COUNTS: &str = "i=0; while [ ! -e /b/stop ]; do i=$((i+1)); echo $i; sleep 0.01; done; exit 7";
+const COUNTS: &str =
+    "i=0; while [ ! -e /b/stop ]; do i=$((i+1)); echo $i; sleep 0.01; done; exit 7";
 
 /// Whether a process is there and not just its body.
 fn exists(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    stat.rsplit(") ")
+        .next()
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
 /// The last number in a log that must count from one without a gap.
 #[track_caller]
 fn counted(log: &str) -> usize {
     let numbers: Vec<usize> = log.lines().map(|line| line.parse().unwrap()).collect();
-    assert!(numbers.iter().copied().eq(1..=numbers.len()), "a gap in {numbers:?}");
+    assert!(
+        numbers.iter().copied().eq(1..=numbers.len()),
+        "a gap in {numbers:?}"
+    );
     numbers.len()
 }
 
 /// The shim of a container: the parent of its first process.
 fn shim_of(engine: &Engine, name: &str) -> i32 {
     let status = fs::read_to_string(format!("/proc/{}/status", engine.pid(name))).unwrap();
-    status.lines().find_map(|line| line.strip_prefix("PPid:")).and_then(|rest| rest.trim().parse().ok()).unwrap()
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("PPid:"))
+        .and_then(|rest| rest.trim().parse().ok())
+        .unwrap()
 }
 
 #[test]
@@ -36,12 +51,20 @@ fn containers_run_on_while_the_engine_is_away() {
     let engine = Engine::start();
     let shared = engine.scratch("shared");
     let cli = engine.cli(Program::Docker);
-    let id = cli.up("counts", &["-v", &format!("{}:/b", shared.display())], &["sh", "-c", COUNTS]);
+    let id = cli.up(
+        "counts",
+        &["-v", &format!("{}:/b", shared.display())],
+        &["sh", "-c", COUNTS],
+    );
     engine.await_log("counts", "3\n");
     let before = engine.inspect("counts");
     let pid = engine.pid("counts");
     engine.kill9();
-    stays("the container runs without an engine", Duration::from_millis(300), || exists(pid));
+    stays(
+        "the container runs without an engine",
+        Duration::from_millis(300),
+        || exists(pid),
+    );
     engine.restart();
     let after = engine.inspect("counts");
     assert_eq!(after["Id"], id.as_str());
@@ -51,7 +74,9 @@ fn containers_run_on_while_the_engine_is_away() {
     assert_eq!(after["HostConfig"], before["HostConfig"]);
     // Its log has no gap where the engine was away, and goes on.
     let reached = counted(&engine.logs("counts"));
-    eventually("the log to go on", || (counted(&engine.logs("counts")) > reached + 5).then_some(()));
+    eventually("the log to go on", || {
+        (counted(&engine.logs("counts")) > reached + 5).then_some(())
+    });
     // All that can be done to a running container can be done to it.
     for program in [Program::Docker, Program::Whelk] {
         let cli = engine.cli(program);
@@ -90,12 +115,21 @@ fn an_exit_while_the_engine_is_away_is_known_afterwards() {
     fs::write(shared.join("second"), "").unwrap();
     fs::write(shared.join("stop"), "").unwrap();
     kill_process(Pid::from_raw(pids[2]).unwrap(), Signal::KILL).unwrap();
-    eventually("all of them to end", || (!pids.iter().any(|pid| exists(*pid))).then_some(()));
+    eventually("all of them to end", || {
+        (!pids.iter().any(|pid| exists(*pid))).then_some(())
+    });
     engine.restart();
     engine.await_state("exits", "exited");
     let state = &engine.inspect("exits")["State"];
-    assert_eq!((state["ExitCode"].as_i64(), state["Pid"].as_i64()), (Some(7), Some(0)), "{state}");
-    assert!(state["FinishedAt"].as_str().unwrap() > state["StartedAt"].as_str().unwrap(), "{state}");
+    assert_eq!(
+        (state["ExitCode"].as_i64(), state["Pid"].as_i64()),
+        (Some(7), Some(0)),
+        "{state}"
+    );
+    assert!(
+        state["FinishedAt"].as_str().unwrap() > state["StartedAt"].as_str().unwrap(),
+        "{state}"
+    );
     counted(&engine.logs("exits"));
     assert_eq!(cli.run(&["wait", "killed"]).ok(), "137");
     engine.await_state("removed", "");
@@ -113,21 +147,46 @@ fn a_paused_container_is_still_paused() {
     engine.restart();
     assert_eq!(engine.state("frozen"), "paused");
     cli.run(&["unpause", "frozen"]).ok();
-    assert_eq!(cli.run(&["exec", "frozen", "echo", "thawed"]).ok(), "thawed");
+    assert_eq!(
+        cli.run(&["exec", "frozen", "echo", "thawed"]).ok(),
+        "thawed"
+    );
 }
 
 #[test]
 fn what_was_not_running_is_as_it_was() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    cli.run(&["create", "--network", "none", "--name", "made", "--label", "k=v", "busybox", "true"]).ok();
+    cli.run(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "made",
+        "--label",
+        "k=v",
+        "busybox",
+        "true",
+    ])
+    .ok();
     cli.up("over", &[], &["sh", "-c", "echo said; exit 3"]);
     engine.await_state("over", "exited");
     cli.run(&["tag", "busybox", "other:1"]).ok();
-    let before = (engine.inspect("made"), engine.inspect("over"), engine.get("/images/json"));
+    let before = (
+        engine.inspect("made"),
+        engine.inspect("over"),
+        engine.get("/images/json"),
+    );
     engine.kill9();
     engine.restart();
-    assert_eq!((engine.inspect("made"), engine.inspect("over"), engine.get("/images/json")), before);
+    assert_eq!(
+        (
+            engine.inspect("made"),
+            engine.inspect("over"),
+            engine.get("/images/json")
+        ),
+        before
+    );
     assert_eq!(cli.run(&["logs", "over"]).ok(), "said");
     assert_eq!(cli.run(&["start", "-a", "over"]).exits(3), "said\n");
     cli.run(&["rm", "made"]).ok();
@@ -137,7 +196,17 @@ fn what_was_not_running_is_as_it_was() {
 fn a_terminal_survives_the_engine() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    cli.run(&["run", "-dit", "--network", "none", "--name", "shell", "busybox", "sh"]).ok();
+    cli.run(&[
+        "run",
+        "-dit",
+        "--network",
+        "none",
+        "--name",
+        "shell",
+        "busybox",
+        "sh",
+    ])
+    .ok();
     let mut before = cli.pty(&["attach", "shell"]);
     before.insist("kept=$((40+2)); echo is$kept\n", "is42");
     engine.kill9();
@@ -156,7 +225,11 @@ fn a_container_whose_shim_is_killed_is_over_and_can_be_started_again() {
     let engine = Engine::start();
     for away in [false, true] {
         let name = format!("orphan-{away}");
-        engine.cli(Program::Docker).up(&name, &[], &["sh", "-c", "echo run; sleep 600 & sleep 600"]);
+        engine.cli(Program::Docker).up(
+            &name,
+            &[],
+            &["sh", "-c", "echo run; sleep 600 & sleep 600"],
+        );
         engine.await_log(&name, "run");
         let (pid, shim) = (engine.pid(&name), shim_of(&engine, &name));
         if away {
@@ -168,7 +241,11 @@ fn a_container_whose_shim_is_killed_is_over_and_can_be_started_again() {
         }
         engine.await_state(&name, "exited");
         eventually("its processes to be gone", || (!exists(pid)).then_some(()));
-        assert_ne!(engine.inspect(&name)["State"]["ExitCode"], 0, "nobody knows how it ended, so it did not end well");
+        assert_ne!(
+            engine.inspect(&name)["State"]["ExitCode"],
+            0,
+            "nobody knows how it ended, so it did not end well"
+        );
         engine.whelk(&["start", &name]).ok();
         engine.await_log(&name, "run\nrun\n");
         engine.whelk(&["rm", "-f", &name]).ok();
@@ -184,12 +261,26 @@ fn an_engine_killed_at_any_moment_leaves_nothing_half_made() {
             let mut clients = Vec::new();
             for client in 0..3 {
                 let name = format!("half-{round}-{client}");
-                let cli = engine.cli(if client == 0 { Program::Docker } else { Program::Whelk });
-                clients.push(
-                    scope.spawn(move || {
-                        cli.run(&["run", "-d", "--rm", "--network", "none", "--name", &name, "busybox", "sleep", "600"]).code
-                    }),
-                );
+                let cli = engine.cli(if client == 0 {
+                    Program::Docker
+                } else {
+                    Program::Whelk
+                });
+                clients.push(scope.spawn(move || {
+                    cli.run(&[
+                        "run",
+                        "-d",
+                        "--rm",
+                        "--network",
+                        "none",
+                        "--name",
+                        &name,
+                        "busybox",
+                        "sleep",
+                        "600",
+                    ])
+                    .code
+                }));
             }
             // Each round strikes at another moment.
             std::thread::sleep(Duration::from_millis(7 * round * round));
@@ -200,17 +291,27 @@ fn an_engine_killed_at_any_moment_leaves_nothing_half_made() {
         });
         engine.restart();
         for container in engine.get("/containers/json?all=1").as_array().unwrap() {
-            let (id, state) = (container["Id"].as_str().unwrap(), container["State"].as_str().unwrap());
+            let (id, state) = (
+                container["Id"].as_str().unwrap(),
+                container["State"].as_str().unwrap(),
+            );
             // One that was only made, or that has ended, is gone: it was to be removed at its end.
             assert_eq!(state, "running", "{container}");
-            let started = engine.inspect(id)["State"]["StartedAt"].as_str().unwrap().to_owned();
+            let started = engine.inspect(id)["State"]["StartedAt"]
+                .as_str()
+                .unwrap()
+                .to_owned();
             assert!(started.starts_with("20"), "{started}");
             assert_eq!(engine.whelk(&["exec", id, "echo", "alive"]).ok(), "alive");
         }
         engine.remove_containers().unwrap();
         for directory in ["containers", "tmp"] {
             eventually(&format!("{directory} to be empty"), || {
-                fs::read_dir(engine.root().join(directory)).unwrap().next().is_none().then_some(())
+                fs::read_dir(engine.root().join(directory))
+                    .unwrap()
+                    .next()
+                    .is_none()
+                    .then_some(())
             });
         }
     }
@@ -222,7 +323,12 @@ fn an_engine_killed_while_it_loads_shows_no_half_image() {
     let archive = fs::read(whelk_tests::images::busybox()).unwrap();
     for round in 0..6u64 {
         std::thread::scope(|scope| {
-            let loading = scope.spawn(|| engine.cli(Program::Whelk).feed(&["load", "-q"], &archive).code);
+            let loading = scope.spawn(|| {
+                engine
+                    .cli(Program::Whelk)
+                    .feed(&["load", "-q"], &archive)
+                    .code
+            });
             // Each round strikes at another moment.
             std::thread::sleep(Duration::from_millis(10 * round));
             engine.kill9();
@@ -232,18 +338,28 @@ fn an_engine_killed_while_it_loads_shows_no_half_image() {
         let tmp: Vec<_> = fs::read_dir(engine.root().join("tmp")).unwrap().collect();
         assert!(tmp.is_empty(), "{tmp:?}");
         if engine.get("/images/json") != json!([]) {
-            assert_eq!(engine.cli(Program::Docker).sh(&[], "echo whole").ok(), "whole");
+            assert_eq!(
+                engine.cli(Program::Docker).sh(&[], "echo whole").ok(),
+                "whole"
+            );
             engine.docker(&["rmi", "busybox"]).ok();
         }
     }
     engine.load(&archive);
-    assert_eq!(engine.cli(Program::Docker).sh(&[], "echo whole").ok(), "whole");
+    assert_eq!(
+        engine.cli(Program::Docker).sh(&[], "echo whole").ok(),
+        "whole"
+    );
 }
 
 #[test]
 fn two_engines_live_side_by_side() {
     let (one, two) = (Engine::start(), Engine::start());
-    let ids = [&one, &two].map(|engine| engine.cli(Program::Docker).up("same", &[], &["sleep", "600"]));
+    let ids = [&one, &two].map(|engine| {
+        engine
+            .cli(Program::Docker)
+            .up("same", &[], &["sleep", "600"])
+    });
     for (engine, id) in [(&one, &ids[0]), (&two, &ids[1])] {
         assert_eq!(engine.whelk(&["ps", "-q", "--no-trunc"]).ok(), *id);
     }
@@ -257,26 +373,50 @@ fn two_engines_live_side_by_side() {
 #[test]
 fn one_engine_at_a_time_has_a_name() {
     let engine = Engine::start();
-    engine.cli(Program::Docker).up("runs", &[], &["sleep", "600"]);
+    engine
+        .cli(Program::Docker)
+        .up("runs", &[], &["sleep", "600"]);
     let said = engine.start_rival(None);
-    assert!(said.contains("is run by another engine") && said.contains(&engine.root().display().to_string()), "{said}");
+    assert!(
+        said.contains("is run by another engine")
+            && said.contains(&engine.root().display().to_string()),
+        "{said}"
+    );
     // Nor does one of another name get what is this one's, by naming its directory.
     let said = engine.start_rival(Some("rival"));
-    assert!(said.contains(&format!("another engine uses {}", engine.run().display())), "{said}");
-    assert_eq!(engine.docker(&["exec", "runs", "echo", "fine"]).ok(), "fine");
+    assert!(
+        said.contains(&format!("another engine uses {}", engine.run().display())),
+        "{said}"
+    );
+    assert_eq!(
+        engine.docker(&["exec", "runs", "echo", "fine"]).ok(),
+        "fine"
+    );
     // A root has one name: what runs from it would be taken for somebody else's, or for nobody's.
     engine.kill9();
     let another = format!("{}another", engine.name());
     for more in [&["--uninstall"][..], &[]] {
         let mut command = std::process::Command::new(Program::Whelk.path());
-        command.args(["daemon", "--instance", &another, "--root"]).arg(engine.root()).arg("--run").arg(engine.scratch("run")).args(more);
+        command
+            .args(["daemon", "--instance", &another, "--root"])
+            .arg(engine.root())
+            .arg("--run")
+            .arg(engine.scratch("run"))
+            .args(more);
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(&format!("belongs to instance {:?}", engine.name())), "{said}");
+        assert!(
+            !output.status.success()
+                && said.contains(&format!("belongs to instance {:?}", engine.name())),
+            "{said}"
+        );
     }
     let _ = fs::remove_file(format!("/run/whelk-instance-{another}.lock"));
     engine.restart();
-    assert_eq!(engine.docker(&["exec", "runs", "echo", "fine"]).ok(), "fine");
+    assert_eq!(
+        engine.docker(&["exec", "runs", "echo", "fine"]).ok(),
+        "fine"
+    );
 }
 
 #[test]
@@ -286,15 +426,23 @@ fn a_shim_that_does_not_answer_holds_up_nobody() {
     for name in ["stuck", "well"] {
         cli.up(name, &[], &["sh", "-c", COUNTS]);
     }
-    let (pid, shim) = (engine.pid("stuck"), Pid::from_raw(shim_of(&engine, "stuck")).unwrap());
+    let (pid, shim) = (
+        engine.pid("stuck"),
+        Pid::from_raw(shim_of(&engine, "stuck")).unwrap(),
+    );
     kill_process(shim, Signal::STOP).unwrap();
     engine.kill9();
     engine.restart();
     assert_eq!(cli.run(&["exec", "well", "echo", "fine"]).ok(), "fine");
     assert_eq!(engine.state("stuck"), "running");
-    assert!(exists(pid), "nobody ends a container because its shim is slow");
+    assert!(
+        exists(pid),
+        "nobody ends a container because its shim is slow"
+    );
     kill_process(shim, Signal::CONT).unwrap();
-    eventually("it to be picked up", || (cli.run(&["exec", "stuck", "echo", "back"]).out() == "back\n").then_some(()));
+    eventually("it to be picked up", || {
+        (cli.run(&["exec", "stuck", "echo", "back"]).out() == "back\n").then_some(())
+    });
     // Its end is told.
     let mut waits = cli.spawn(&["wait", "stuck"]);
     assert!(waits.is_running());
@@ -307,7 +455,14 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
     use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
     let engine = Engine::start();
     engine.kill9();
-    mount("tmpfs", engine.root(), "tmpfs", MountFlags::empty(), Some(c"size=24m")).unwrap();
+    mount(
+        "tmpfs",
+        engine.root(),
+        "tmpfs",
+        MountFlags::empty(),
+        Some(c"size=24m"),
+    )
+    .unwrap();
     engine.restart();
     engine.load(&fs::read(whelk_tests::images::busybox()).unwrap());
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -315,7 +470,11 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
         let shared = engine.scratch("shared");
         let fill = "while [ ! -e /b/go ]; do sleep 0.05; done; dd if=/dev/zero of=/fill bs=64k 2>/dev/null; while :; do dd if=/dev/zero bs=1k count=1 2>/dev/null >>/more || sleep 0.1; done";
         for name in ["stopped", "killed", "removed"] {
-            cli.up(name, &["-v", &format!("{}:/b", shared.display())], &["sh", "-c", fill]);
+            cli.up(
+                name,
+                &["-v", &format!("{}:/b", shared.display())],
+                &["sh", "-c", fill],
+            );
         }
         fs::write(shared.join("go"), "").unwrap();
         let free = || rustix::fs::statvfs(engine.root()).unwrap().f_bavail;
@@ -337,7 +496,15 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
         }
         assert_eq!(engine.get("/containers/json?all=1"), json!([]));
         // What fills it may be a volume as well.
-        cli.up("volume", &["-v", "filled:/v"], &["sh", "-c", "cat /dev/zero >/v/fill 2>/dev/null; exec sleep 600"]);
+        cli.up(
+            "volume",
+            &["-v", "filled:/v"],
+            &[
+                "sh",
+                "-c",
+                "cat /dev/zero >/v/fill 2>/dev/null; exec sleep 600",
+            ],
+        );
         eventually("the disk to be full", || (free() == 0).then_some(()));
         cli.run(&["stop", "-t", "0", "volume"]).ok();
         cli.run(&["start", "volume"]).ok();

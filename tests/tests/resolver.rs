@@ -1,5 +1,9 @@
 //! Names in networks: who answers them, with what, and how soon.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -15,21 +19,44 @@ fn containers_find_each_other_by_name() {
     let engine = Engine::start();
     engine.both(|cli| {
         cli.run(&["network", "create", "app"]).ok();
-        up(cli, "db", &["--network", "app", "--network-alias", "database", "--hostname", "host-of-db"], SERVES);
+        up(
+            cli,
+            "db",
+            &[
+                "--network",
+                "app",
+                "--network-alias",
+                "database",
+                "--hostname",
+                "host-of-db",
+            ],
+            SERVES,
+        );
         up(cli, "client", &["--network", "app"], "sleep 60");
         for name in ["db", "database", "DB", "host-of-db", "db.app"] {
             let page = format!("until wget -qO- http://{name}/ 2>/dev/null; do sleep 0.1; done");
             assert_eq!(inside(cli, "client", &page), "db", "{name}");
         }
-        let address = inside(cli, "client", "nslookup -type=a db | tail -n +4 | grep Address | awk '{print $2}'");
-        assert_eq!(engine.inspect("db")["NetworkSettings"]["Networks"]["app"]["IPAddress"], address.as_str());
+        let address = inside(
+            cli,
+            "client",
+            "nslookup -type=a db | tail -n +4 | grep Address | awk '{print $2}'",
+        );
+        assert_eq!(
+            engine.inspect("db")["NetworkSettings"]["Networks"]["app"]["IPAddress"],
+            address.as_str()
+        );
         assert!(inside(cli, "client", &format!("nslookup {address}")).contains("db.app"));
         assert!(inside(cli, "client", "nslookup -type=aaaa db").contains("fd"));
         let config = inside(cli, "client", "cat /etc/resolv.conf");
-        assert!(config.contains("nameserver 127.0.0.11") && config.contains("options ndots:0"), "{config}");
+        assert!(
+            config.contains("nameserver 127.0.0.11") && config.contains("options ndots:0"),
+            "{config}"
+        );
         // Whoever is elsewhere does not find them.
         up(cli, "stranger", &[], "sleep 60");
-        cli.run(&["exec", "stranger", "ping", "-c1", "-w1", "db"]).fails(1);
+        cli.run(&["exec", "stranger", "ping", "-c1", "-w1", "db"])
+            .fails(1);
         // A name goes with its container.
         cli.run(&["stop", "-t", "0", "db"]).ok();
         cli.run(&["exec", "client", "nslookup", "db"]).fails(1);
@@ -38,21 +65,35 @@ fn containers_find_each_other_by_name() {
     });
 }
 
-/// Answers every question that comes to a port in a container's network with one address, and says who has asked.
-fn answers(engine: &Engine, name: &str, at: &str, address: [u8; 4]) -> std::sync::mpsc::Receiver<SocketAddr> {
+/// Answers every question that comes to a port in a container's network with one address, and says
+/// who has asked.
+fn answers(
+    engine: &Engine,
+    name: &str,
+    at: &str,
+    address: [u8; 4],
+) -> std::sync::mpsc::Receiver<SocketAddr> {
     let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid(name))).unwrap();
-    let socket = whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind(at).unwrap()).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let socket =
+        whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind(at).unwrap()).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
     let (asked, who) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut packet = [0; 512];
         while let Ok((length, from)) = socket.recv_from(&mut packet) {
-            // The question, an answer to it, and an address (RFC 1035): for an A record, or nothing.
+            // The question, an answer to it, and an address (RFC 1035): for an A record, or
+            // nothing.
             let kind = packet[length - 3];
             packet[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(kind == 1)]);
             let record = [&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4][..], &address].concat();
             packet[8..12].fill(0);
-            let reply = if kind == 1 { [&packet[..length], &record].concat() } else { packet[..length].to_vec() };
+            let reply = if kind == 1 {
+                [&packet[..length], &record].concat()
+            } else {
+                packet[..length].to_vec()
+            };
             if socket.send_to(&reply, from).is_err() || asked.send(from).is_err() {
                 return;
             }
@@ -65,17 +106,60 @@ fn answers(engine: &Engine, name: &str, at: &str, address: [u8; 4]) -> std::sync
 fn other_names_are_asked_for_through_the_containers_own_network() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    cli.run(&["network", "create", "--subnet", "10.213.40.0/24", "--ipv6=false", "names"]).ok();
-    cli.run(&["network", "create", "--internal", "--ipv6=false", "inner"]).ok();
-    up(cli, "server", &["--network", "names", "--ip", "10.213.40.53"], "sleep 300");
-    up(cli, "asks", &["--network", "names", "--ip", "10.213.40.7", "--dns", "10.213.40.53"], "sleep 300");
-    up(cli, "itself", &["--network", "names", "--dns", "127.0.0.1"], "sleep 300");
-    up(cli, "inner", &["--network", "inner", "--dns", "10.213.40.53"], "sleep 300");
+    cli.run(&[
+        "network",
+        "create",
+        "--subnet",
+        "10.213.40.0/24",
+        "--ipv6=false",
+        "names",
+    ])
+    .ok();
+    cli.run(&["network", "create", "--internal", "--ipv6=false", "inner"])
+        .ok();
+    up(
+        cli,
+        "server",
+        &["--network", "names", "--ip", "10.213.40.53"],
+        "sleep 300",
+    );
+    up(
+        cli,
+        "asks",
+        &[
+            "--network",
+            "names",
+            "--ip",
+            "10.213.40.7",
+            "--dns",
+            "10.213.40.53",
+        ],
+        "sleep 300",
+    );
+    up(
+        cli,
+        "itself",
+        &["--network", "names", "--dns", "127.0.0.1"],
+        "sleep 300",
+    );
+    up(
+        cli,
+        "inner",
+        &["--network", "inner", "--dns", "10.213.40.53"],
+        "sleep 300",
+    );
     let look_up = "nslookup -type=a far.test || true";
     let who = answers(&engine, "server", "0.0.0.0:53", [10, 1, 2, 3]);
     let answer = inside(cli, "asks", look_up);
-    assert!(answer.contains("10.1.2.3") && answer.contains("127.0.0.11"), "{answer}");
-    assert_eq!(who.recv().unwrap().ip().to_string(), "10.213.40.7", "not the host's address");
+    assert!(
+        answer.contains("10.1.2.3") && answer.contains("127.0.0.11"),
+        "{answer}"
+    );
+    assert_eq!(
+        who.recv().unwrap().ip().to_string(),
+        "10.213.40.7",
+        "not the host's address"
+    );
     // A resolver in the container itself, and not the host's at that address.
     let _own = answers(&engine, "itself", "127.0.0.1:53", [10, 4, 5, 6]);
     assert!(inside(cli, "itself", look_up).contains("10.4.5.6"));
@@ -85,11 +169,15 @@ fn other_names_are_asked_for_through_the_containers_own_network() {
     assert!(who.try_recv().is_err());
 }
 
-/// Says to every question at an address in a container's network that it cannot tell: `code` is SERVFAIL or its like.
+/// Says to every question at an address in a container's network that it cannot tell: `code` is
+/// SERVFAIL or its like.
 fn cannot_tell(engine: &Engine, name: &str, at: &str, code: u8) {
     let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid(name))).unwrap();
-    let socket = whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind(at).unwrap()).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let socket =
+        whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind(at).unwrap()).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
     std::thread::spawn(move || {
         let mut packet = [0; 512];
         while let Ok((length, from)) = socket.recv_from(&mut packet) {
@@ -103,15 +191,30 @@ fn cannot_tell(engine: &Engine, name: &str, at: &str, code: u8) {
 fn a_server_that_cannot_tell_is_not_the_last_to_be_asked() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    cli.run(&["network", "create", "--ipv6=false", "names"]).ok();
+    cli.run(&["network", "create", "--ipv6=false", "names"])
+        .ok();
     up(
         cli,
         "asks",
-        &["--network", "names", "--dns", "127.0.0.21", "--dns", "127.0.0.22", "--dns", "127.0.0.23", "--dns", "127.0.0.24"],
+        &[
+            "--network",
+            "names",
+            "--dns",
+            "127.0.0.21",
+            "--dns",
+            "127.0.0.22",
+            "--dns",
+            "127.0.0.23",
+            "--dns",
+            "127.0.0.24",
+        ],
         "sleep 300",
     );
     const CODES: [u8; 3] = [2, 4, 5];
-    for (at, code) in ["127.0.0.21:53", "127.0.0.22:53", "127.0.0.23:53"].into_iter().zip(CODES) {
+    for (at, code) in ["127.0.0.21:53", "127.0.0.22:53", "127.0.0.23:53"]
+        .into_iter()
+        .zip(CODES)
+    {
         cannot_tell(&engine, "asks", at, code);
     }
     let resolver = resolver_of(&engine, "asks");
@@ -126,24 +229,48 @@ fn a_server_that_cannot_tell_is_not_the_last_to_be_asked() {
     let _server = answers(&engine, "asks", "127.0.0.24:53", [10, 1, 2, 3]);
     assert_eq!(ask(2), (0, true));
     // One that says nothing is waited for as long as Docker's resolver does.
-    up(cli, "waits", &["--network", "names", "--dns", "127.0.0.21", "--dns", "127.0.0.22"], "sleep 300");
+    up(
+        cli,
+        "waits",
+        &[
+            "--network",
+            "names",
+            "--dns",
+            "127.0.0.21",
+            "--dns",
+            "127.0.0.22",
+        ],
+        "sleep 300",
+    );
     let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid("waits"))).unwrap();
-    let _silent = whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind("127.0.0.21:53").unwrap()).unwrap();
+    let _silent = whelk_sys::net::within(namespace.as_fd(), || {
+        UdpSocket::bind("127.0.0.21:53").unwrap()
+    })
+    .unwrap();
     let _server = answers(&engine, "waits", "127.0.0.22:53", [10, 1, 2, 3]);
     let resolver = resolver_of(&engine, "waits");
     let begin = Instant::now();
     resolver.send(&question(3, "far.test")).unwrap();
     let length = resolver.recv(&mut [0; 512]).expect("an answer");
     let waited = begin.elapsed();
-    assert!(length > 12 && waited >= Duration::from_secs(4) && waited < Duration::from_millis(4900), "{waited:?}");
+    assert!(
+        length > 12 && waited >= Duration::from_secs(4) && waited < Duration::from_millis(4900),
+        "{waited:?}"
+    );
 }
 
 #[test]
 fn names_of_containers_are_answered_whole() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    cli.run(&["network", "create", "--ipv6=false", "names"]).ok();
-    up(cli, "asks", &["--network", "names", "--dns", "127.0.0.21"], "sleep 300");
+    cli.run(&["network", "create", "--ipv6=false", "names"])
+        .ok();
+    up(
+        cli,
+        "asks",
+        &["--network", "names", "--dns", "127.0.0.21"],
+        "sleep 300",
+    );
     // Who is asked about anything else says that there is no such name.
     cannot_tell(&engine, "asks", "127.0.0.21:53", 3);
     let resolver = resolver_of(&engine, "asks");
@@ -165,15 +292,27 @@ fn names_of_containers_are_answered_whole() {
 fn hosts_has_the_full_name_and_the_short_one() {
     let engine = Engine::start();
     engine.both(|cli| {
-        let run = |flags: &[&str], script: &str| cli.run(&[&["run", "--rm"], flags, &["busybox", "sh", "-c", script]].concat()).ok();
+        let run = |flags: &[&str], script: &str| {
+            cli.run(&[&["run", "--rm"], flags, &["busybox", "sh", "-c", script]].concat())
+                .ok()
+        };
         let own = |flags: &[&str]| run(flags, "tail -n 1 /etc/hosts | cut -f 2");
         assert_eq!(own(&["-h", "a.b.example"]), "a.b.example a");
         assert_eq!(own(&["-h", "a.b", "--domainname", "c.d"]), "a.b.c.d a");
         assert_eq!(own(&["-h", "a"]), "a");
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let seen = run(&["--network", "host"], "hostname; cat /etc/hostname; echo $HOSTNAME");
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        let seen = run(
+            &["--network", "host"],
+            "hostname; cat /etc/hostname; echo $HOSTNAME",
+        );
         assert_eq!(seen, format!("{host}\n{host}\n{host}"));
-        assert_eq!(run(&["--network", "host", "-h", "mine"], "hostname"), "mine");
+        assert_eq!(
+            run(&["--network", "host", "-h", "mine"], "hostname"),
+            "mine"
+        );
     });
 }
 
@@ -181,26 +320,45 @@ fn hosts_has_the_full_name_and_the_short_one() {
 fn edited_files_of_names_survive_other_networks() {
     let engine = Engine::start();
     engine.both(|cli| {
-        cli.run(&["network", "create", "--ipv6=false", "other"]).ok();
+        cli.run(&["network", "create", "--ipv6=false", "other"])
+            .ok();
         up(cli, "edited", &[], "sleep 300");
         up(cli, "plain", &[], "sleep 300");
-        inside(cli, "edited", "echo '1.2.3.4 mine' >>/etc/hosts; echo 'nameserver 9.9.9.9 # mine' >/etc/resolv.conf");
+        inside(
+            cli,
+            "edited",
+            "echo '1.2.3.4 mine' >>/etc/hosts; echo 'nameserver 9.9.9.9 # mine' >/etc/resolv.conf",
+        );
         let hosts = |name: &str| inside(cli, name, "cat /etc/hosts");
         let (edited, plain) = (hosts("edited"), hosts("plain"));
         for name in ["edited", "plain"] {
             cli.run(&["network", "connect", "other", name]).ok();
         }
-        let address = engine.inspect("edited")["NetworkSettings"]["Networks"]["other"]["IPAddress"].as_str().unwrap().to_owned();
+        let address = engine.inspect("edited")["NetworkSettings"]["Networks"]["other"]["IPAddress"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let connected = hosts("edited");
-        assert!(connected.starts_with(&edited) && connected.contains("1.2.3.4 mine") && connected.contains(&address), "{connected}");
-        assert_eq!(inside(cli, "edited", "cat /etc/resolv.conf"), "nameserver 9.9.9.9 # mine");
+        assert!(
+            connected.starts_with(&edited)
+                && connected.contains("1.2.3.4 mine")
+                && connected.contains(&address),
+            "{connected}"
+        );
+        assert_eq!(
+            inside(cli, "edited", "cat /etc/resolv.conf"),
+            "nameserver 9.9.9.9 # mine"
+        );
         // What nobody touched follows.
         assert!(inside(cli, "plain", "cat /etc/resolv.conf").contains("nameserver 127.0.0.11"));
         for name in ["edited", "plain"] {
             cli.run(&["network", "disconnect", "other", name]).ok();
         }
         assert_eq!((hosts("edited"), hosts("plain")), (edited, plain));
-        assert_eq!(inside(cli, "edited", "cat /etc/resolv.conf"), "nameserver 9.9.9.9 # mine");
+        assert_eq!(
+            inside(cli, "edited", "cat /etc/resolv.conf"),
+            "nameserver 9.9.9.9 # mine"
+        );
         assert!(!inside(cli, "plain", "cat /etc/resolv.conf").contains("127.0.0.11"));
         // Also by an engine that has not written them itself.
         engine.kill9();
@@ -209,7 +367,10 @@ fn edited_files_of_names_survive_other_networks() {
             cli.run(&["network", "connect", "other", name]).ok();
         }
         assert!(hosts("edited").contains("1.2.3.4 mine"));
-        assert_eq!(inside(cli, "edited", "cat /etc/resolv.conf"), "nameserver 9.9.9.9 # mine");
+        assert_eq!(
+            inside(cli, "edited", "cat /etc/resolv.conf"),
+            "nameserver 9.9.9.9 # mine"
+        );
         assert!(inside(cli, "plain", "cat /etc/resolv.conf").contains("nameserver 127.0.0.11"));
         cli.run(&["rm", "-f", "edited", "plain"]).ok();
         cli.run(&["network", "rm", "other"]).ok();
@@ -221,10 +382,33 @@ fn comments_of_resolv_conf_say_who_is_asked() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
-    let resolv = |flags: &[&str]| cli.run(&[&["run", "--rm"], flags, &["busybox", "cat", "/etc/resolv.conf"]].concat()).ok();
-    let text = resolv(&["--network", "app", "--dns", "9.9.9.9", "--dns", "2001:db8::1", "--dns-search", "corp.example"]);
+    let resolv = |flags: &[&str]| {
+        cli.run(
+            &[
+                &["run", "--rm"],
+                flags,
+                &["busybox", "cat", "/etc/resolv.conf"],
+            ]
+            .concat(),
+        )
+        .ok()
+    };
+    let text = resolv(&[
+        "--network",
+        "app",
+        "--dns",
+        "9.9.9.9",
+        "--dns",
+        "2001:db8::1",
+        "--dns-search",
+        "corp.example",
+    ]);
     let (head, comments) = text.split_once("\n\n# Based").expect("comments at the end");
-    assert!(head.ends_with("nameserver 127.0.0.11\nsearch corp.example\noptions ndots:0") && head.starts_with("# Generated by"), "{head}");
+    assert!(
+        head.ends_with("nameserver 127.0.0.11\nsearch corp.example\noptions ndots:0")
+            && head.starts_with("# Generated by"),
+        "{head}"
+    );
     assert_eq!(
         comments,
         " on host file: '/etc/resolv.conf' (internal resolver)\n# ExtServers: [9.9.9.9 2001:db8::1]\n\
@@ -247,20 +431,63 @@ fn a_container_without_ipv6_has_it_nowhere() {
         let place = engine.inspect(name)["NetworkSettings"]["Networks"][network].clone();
         ["IPv6Gateway", "GlobalIPv6Address"].map(|key| place[key].as_str().unwrap().to_owned())
     };
-    for setting in ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1"] {
-        up(cli, "four", &["--network", "six", "-p", "127.0.0.1::80", "-p", "80", "--sysctl", setting], SERVES);
+    for setting in [
+        "net.ipv6.conf.all.disable_ipv6=1",
+        "net.ipv6.conf.lo.disable_ipv6=1",
+    ] {
+        up(
+            cli,
+            "four",
+            &[
+                "--network",
+                "six",
+                "-p",
+                "127.0.0.1::80",
+                "-p",
+                "80",
+                "--sysctl",
+                setting,
+            ],
+            SERVES,
+        );
         cli.run(&["network", "connect", "more", "four"]).ok();
-        assert_eq!(inside(cli, "four", "ip -6 address; grep : /etc/hosts; true"), "", "{setting}");
+        assert_eq!(
+            inside(cli, "four", "ip -6 address; grep : /etc/hosts; true"),
+            "",
+            "{setting}"
+        );
         assert_eq!(addresses("four", "six"), ["", ""]);
         assert_eq!(addresses("four", "more"), ["", ""]);
-        assert!(!inside(cli, "asks", "nslookup -type=aaaa four").contains("fd"), "no address is told to others");
+        assert!(
+            !inside(cli, "asks", "nslookup -type=aaaa four").contains("fd"),
+            "no address is told to others"
+        );
         assert!(inside(cli, "asks", "nslookup -type=a four").contains("Address"));
         cli.run(&["rm", "-f", "four"]).ok();
     }
-    up(cli, "both", &["--network", "six", "--sysctl", "net.ipv6.conf.default.disable_ipv6=1"], "sleep 300");
+    up(
+        cli,
+        "both",
+        &[
+            "--network",
+            "six",
+            "--sysctl",
+            "net.ipv6.conf.default.disable_ipv6=1",
+        ],
+        "sleep 300",
+    );
     assert!(inside(cli, "asks", "nslookup -type=aaaa both").contains(&addresses("both", "six")[1]));
-    cli.run(&["run", "--rm", "--network", "six", "--ip6", "::ffff:10.1.2.3", "busybox", "true"])
-        .refuses(125, "invalid IPv6 address: ::ffff:10.1.2.3");
+    cli.run(&[
+        "run",
+        "--rm",
+        "--network",
+        "six",
+        "--ip6",
+        "::ffff:10.1.2.3",
+        "busybox",
+        "true",
+    ])
+    .refuses(125, "invalid IPv6 address: ::ffff:10.1.2.3");
 }
 
 #[test]
@@ -269,7 +496,12 @@ fn an_alias_of_several_containers_has_all_their_addresses() {
     let cli = engine.cli(Program::Docker);
     cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
     for name in ["one", "two", "three"] {
-        up(cli, name, &["--network", "app", "--network-alias", "all"], "sleep 60");
+        up(
+            cli,
+            name,
+            &["--network", "app", "--network-alias", "all"],
+            "sleep 60",
+        );
     }
     let answer = inside(cli, "one", "nslookup all | tail -n +4 | grep -c Address");
     assert_eq!(answer, "3");
@@ -279,18 +511,63 @@ fn an_alias_of_several_containers_has_all_their_addresses() {
 fn files_of_names_are_as_asked() {
     let engine = Engine::start();
     engine.both(|cli| {
-        let flags =
-            ["run", "--rm", "--name", "named", "--hostname", "me", "--add-host", "far:10.9.8.7", "--add-host", "outside:host-gateway"];
-        let run = |more: &[&str], command: &[&str]| cli.run(&[&flags[..], more, &["busybox"], command].concat()).ok();
+        let flags = [
+            "run",
+            "--rm",
+            "--name",
+            "named",
+            "--hostname",
+            "me",
+            "--add-host",
+            "far:10.9.8.7",
+            "--add-host",
+            "outside:host-gateway",
+        ];
+        let run = |more: &[&str], command: &[&str]| {
+            cli.run(&[&flags[..], more, &["busybox"], command].concat())
+                .ok()
+        };
         let hosts = run(&[], &["cat", "/etc/hosts"]);
-        assert!(hosts.contains("10.9.8.7\tfar") && hosts.contains("\tme") && hosts.contains("\toutside"), "{hosts}");
-        let resolv = run(&["--dns", "9.9.9.9", "--dns-search", "corp.example", "--dns-option", "ndots:3"], &["cat", "/etc/resolv.conf"]);
-        for line in ["nameserver 9.9.9.9", "search corp.example", "options ndots:3"] {
+        assert!(
+            hosts.contains("10.9.8.7\tfar")
+                && hosts.contains("\tme")
+                && hosts.contains("\toutside"),
+            "{hosts}"
+        );
+        let resolv = run(
+            &[
+                "--dns",
+                "9.9.9.9",
+                "--dns-search",
+                "corp.example",
+                "--dns-option",
+                "ndots:3",
+            ],
+            &["cat", "/etc/resolv.conf"],
+        );
+        for line in [
+            "nameserver 9.9.9.9",
+            "search corp.example",
+            "options ndots:3",
+        ] {
             assert!(resolv.contains(line), "{resolv}");
         }
         up(cli, "target", &[], SERVES);
         let page = "until wget -qO- http://short/; do sleep 0.1; done";
-        assert_eq!(cli.run(&["run", "--rm", "--link", "target:short", "busybox", "sh", "-c", page]).ok(), "target");
+        assert_eq!(
+            cli.run(&[
+                "run",
+                "--rm",
+                "--link",
+                "target:short",
+                "busybox",
+                "sh",
+                "-c",
+                page
+            ])
+            .ok(),
+            "target"
+        );
         cli.run(&["rm", "-f", "target"]).ok();
     });
 }
@@ -305,14 +582,24 @@ fn names_follow_what_happens_to_containers() {
         up(cli, "late", &[], "sleep 60");
         cli.run(&["exec", "late", "nslookup", "server"]).fails(1);
         cli.run(&["network", "connect", "app", "late"]).ok();
-        assert_eq!(inside(cli, "late", "until wget -qO- http://server/ 2>/dev/null; do sleep 0.1; done"), "server");
+        assert_eq!(
+            inside(
+                cli,
+                "late",
+                "until wget -qO- http://server/ 2>/dev/null; do sleep 0.1; done"
+            ),
+            "server"
+        );
         cli.run(&["rename", "server", "renamed"]).ok();
         assert!(inside(cli, "late", "nslookup renamed").contains("Address"));
         cli.run(&["exec", "late", "nslookup", "server"]).fails(1);
         // What was left stays left.
         cli.run(&["network", "disconnect", "bridge", "late"]).ok();
         cli.run(&["restart", "-t", "0", "late"]).ok();
-        assert_eq!(inside(cli, "late", "ls /sys/class/net | tr '\\n' ' '"), "eth0 lo ".trim_end());
+        assert_eq!(
+            inside(cli, "late", "ls /sys/class/net | tr '\\n' ' '"),
+            "eth0 lo ".trim_end()
+        );
         cli.run(&["rm", "-f", "late", "renamed"]).ok();
         cli.run(&["network", "rm", "app"]).ok();
     });
@@ -323,7 +610,8 @@ fn two_hundred_containers_find_each_other() {
     const COUNT: usize = 200;
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    cli.run(&["network", "create", "--ipv6=false", "crowd"]).ok();
+    cli.run(&["network", "create", "--ipv6=false", "crowd"])
+        .ok();
     let start = |n: usize| {
         let body = json!({"Image": "busybox", "Cmd": ["sleep", "300"], "HostConfig": {"NetworkMode": "crowd"}});
         let id = engine.create(&format!("member{n}"), &body);
@@ -335,14 +623,27 @@ fn two_hundred_containers_find_each_other() {
             scope.spawn(move || (0..COUNT).filter(|n| n % 8 == part).for_each(start));
         }
     });
-    let members = engine.get("/networks/crowd")["Containers"].as_object().unwrap().clone();
+    let members = engine.get("/networks/crowd")["Containers"]
+        .as_object()
+        .unwrap()
+        .clone();
     assert_eq!(members.len(), COUNT);
-    let mut addresses: Vec<&str> = members.values().map(|member| member["IPv4Address"].as_str().unwrap()).collect();
+    let mut addresses: Vec<&str> = members
+        .values()
+        .map(|member| member["IPv4Address"].as_str().unwrap())
+        .collect();
     addresses.sort_unstable();
     addresses.dedup();
     assert_eq!(addresses.len(), COUNT, "an address was given twice");
-    let script = format!("for n in $(seq 0 {}); do nslookup -type=a member$n >/dev/null || echo member$n; done", COUNT - 1);
-    assert_eq!(inside(cli, "member7", &script), "", "names that are not found");
+    let script = format!(
+        "for n in $(seq 0 {}); do nslookup -type=a member$n >/dev/null || echo member$n; done",
+        COUNT - 1
+    );
+    assert_eq!(
+        inside(cli, "member7", &script),
+        "",
+        "names that are not found"
+    );
     assert!(inside(cli, "member199", "ping -c1 -w2 member0").contains("1 packets received"));
 }
 
@@ -366,9 +667,13 @@ fn question_of(id: u16, name: &str, kind: u16) -> Vec<u8> {
 /// A socket in a container's network that is connected to its resolver.
 fn resolver_of(engine: &Engine, name: &str) -> UdpSocket {
     let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid(name))).unwrap();
-    let socket = whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    let socket =
+        whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind("0.0.0.0:0").unwrap())
+            .unwrap();
     socket.connect("127.0.0.11:53").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
     socket
 }
 
@@ -376,10 +681,16 @@ fn resolver_of(engine: &Engine, name: &str) -> UdpSocket {
 fn a_flood_of_questions_is_its_senders_own_problem() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    cli.run(&["network", "create", "--ipv6=false", "crowd"]).ok();
+    cli.run(&["network", "create", "--ipv6=false", "crowd"])
+        .ok();
     // Questions for the outside go to where nobody answers.
     for name in ["flood", "other"] {
-        up(cli, name, &["--network", "crowd", "--dns", "192.0.2.1"], "sleep 300");
+        up(
+            cli,
+            name,
+            &["--network", "crowd", "--dns", "192.0.2.1"],
+            "sleep 300",
+        );
     }
     let (flood, other) = (resolver_of(&engine, "flood"), resolver_of(&engine, "other"));
     let done = AtomicBool::new(false);
@@ -388,7 +699,9 @@ fn a_flood_of_questions_is_its_senders_own_problem() {
         scope.spawn(|| {
             let questions = ["nobody.example", "other"].map(|name| question(7, name));
             while !done.load(Ordering::Relaxed) {
-                questions.iter().for_each(|question| drop(flood.send(question)));
+                questions
+                    .iter()
+                    .for_each(|question| drop(flood.send(question)));
             }
         });
         for id in 0..400 {
@@ -396,14 +709,22 @@ fn a_flood_of_questions_is_its_senders_own_problem() {
             other.send(&question(id, "flood")).unwrap();
             let mut answer = [0; 512];
             let length = other.recv(&mut answer).expect("an answer");
-            assert_eq!((&answer[..2], answer[7]), (&id.to_be_bytes()[..], 1), "{length} bytes with one address");
+            assert_eq!(
+                (&answer[..2], answer[7]),
+                (&id.to_be_bytes()[..], 1),
+                "{length} bytes with one address"
+            );
             waits.push(begin.elapsed());
             std::thread::sleep(Duration::from_millis(2));
         }
         done.store(true, Ordering::Relaxed);
     });
     waits.sort_unstable();
-    assert!(waits[waits.len() * 99 / 100] < Duration::from_millis(100), "{:?}", &waits[waits.len() - 8..]);
+    assert!(
+        waits[waits.len() * 99 / 100] < Duration::from_millis(100),
+        "{:?}",
+        &waits[waits.len() - 8..]
+    );
 }
 
 #[test]
@@ -492,7 +813,9 @@ fn names_are_answered_at_once_when_an_engine_comes_back() {
     }
     // Connected before, as a program's resolver library may be.
     let resolver = resolver_of(&engine, "one");
-    resolver.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    resolver
+        .set_read_timeout(Some(Duration::from_millis(10)))
+        .unwrap();
     let answers = |id: u16| {
         drop(resolver.send(&question(id, "two")));
         let mut answer = [0; 512];
@@ -506,7 +829,10 @@ fn names_are_answered_at_once_when_an_engine_comes_back() {
         engine.restart();
         let back = Instant::now();
         while !answers(id) {
-            assert!(back.elapsed() < Duration::from_millis(100), "no answer in time");
+            assert!(
+                back.elapsed() < Duration::from_millis(100),
+                "no answer in time"
+            );
         }
     }
 }

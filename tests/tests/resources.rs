@@ -1,5 +1,9 @@
 //! Limits: what the kernel's cgroup files say, and what happens when a program meets one.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::path::Path;
@@ -9,20 +13,39 @@ use whelk_tests::{Engine, Program, escape, eventually, now_nanos};
 
 /// A container's cgroup file as the host sees it: by controller and name on v1, by name on v2.
 #[track_caller]
-fn limit(engine: &Engine, container: &str, (controller, old_name): (&str, &str), new_name: &str) -> String {
+fn limit(
+    engine: &Engine,
+    container: &str,
+    (controller, old_name): (&str, &str),
+    new_name: &str,
+) -> String {
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", engine.pid(container))).unwrap();
     let unified = is_v2();
     let path = groups
         .lines()
-        .filter_map(|line| line.split_once(':').and_then(|(_, rest)| rest.split_once(':')))
-        .find(|(controllers, _)| if unified { controllers.is_empty() } else { controllers.split(',').any(|one| one == controller) })
-        .map(
-            |(_, path)| {
-                if unified { format!("/sys/fs/cgroup{path}/{new_name}") } else { format!("/sys/fs/cgroup/{controller}{path}/{old_name}") }
-            },
-        )
+        .filter_map(|line| {
+            line.split_once(':')
+                .and_then(|(_, rest)| rest.split_once(':'))
+        })
+        .find(|(controllers, _)| {
+            if unified {
+                controllers.is_empty()
+            } else {
+                controllers.split(',').any(|one| one == controller)
+            }
+        })
+        .map(|(_, path)| {
+            if unified {
+                format!("/sys/fs/cgroup{path}/{new_name}")
+            } else {
+                format!("/sys/fs/cgroup/{controller}{path}/{old_name}")
+            }
+        })
         .unwrap_or_else(|| panic!("no cgroup with {controller}: {groups}"));
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}")).trim().to_owned()
+    fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{path}: {error}"))
+        .trim()
+        .to_owned()
 }
 
 fn is_v2() -> bool {
@@ -33,19 +56,44 @@ fn is_v2() -> bool {
 fn limits_arrive_at_the_kernel() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
-        let flags = ["-m", "64m", "--memory-reservation", "32m", "--cpus", "0.5", "-c", "512", "--pids-limit", "50", "--cpuset-cpus", "0"];
+        let flags = [
+            "-m",
+            "64m",
+            "--memory-reservation",
+            "32m",
+            "--cpus",
+            "0.5",
+            "-c",
+            "512",
+            "--pids-limit",
+            "50",
+            "--cpuset-cpus",
+            "0",
+        ];
         cli.up("limited", &flags, &["sleep", "600"]);
         let find = |old: (&str, &str), new: &str| limit(engine, "limited", old, new);
-        assert_eq!(find(("memory", "memory.limit_in_bytes"), "memory.max"), "67108864");
-        assert_eq!(find(("memory", "memory.soft_limit_in_bytes"), "memory.low"), "33554432");
-        assert_eq!(find(("cpu", "cpu.cfs_quota_us"), "cpu.max"), if is_v2() { "50000 100000" } else { "50000" });
+        assert_eq!(
+            find(("memory", "memory.limit_in_bytes"), "memory.max"),
+            "67108864"
+        );
+        assert_eq!(
+            find(("memory", "memory.soft_limit_in_bytes"), "memory.low"),
+            "33554432"
+        );
+        assert_eq!(
+            find(("cpu", "cpu.cfs_quota_us"), "cpu.max"),
+            if is_v2() { "50000 100000" } else { "50000" }
+        );
         if !is_v2() {
             assert_eq!(find(("cpu", "cpu.shares"), ""), "512");
         }
         assert_eq!(find(("pids", "pids.max"), "pids.max"), "50");
         assert_eq!(find(("cpuset", "cpuset.cpus"), "cpuset.cpus"), "0");
         cli.up("free", &[], &["sleep", "600"]);
-        assert_eq!(limit(engine, "free", ("pids", "pids.max"), "pids.max"), "max");
+        assert_eq!(
+            limit(engine, "free", ("pids", "pids.max"), "pids.max"),
+            "max"
+        );
     });
 }
 
@@ -58,14 +106,28 @@ fn first_containers_below_a_new_parent_may_start_at_once() {
             let (engine, parent) = (&engine, &parent);
             scope.spawn(move || {
                 let name = format!("first{number}");
-                engine.cli(Program::Whelk).up(&name, &["--cgroup-parent", parent, "--cpuset-cpus", "0", "-m", "32m"], &["sleep", "600"]);
-                assert_eq!(limit(engine, &name, ("memory", "memory.limit_in_bytes"), "memory.max"), "33554432");
+                engine.cli(Program::Whelk).up(
+                    &name,
+                    &["--cgroup-parent", parent, "--cpuset-cpus", "0", "-m", "32m"],
+                    &["sleep", "600"],
+                );
+                assert_eq!(
+                    limit(
+                        engine,
+                        &name,
+                        ("memory", "memory.limit_in_bytes"),
+                        "memory.max"
+                    ),
+                    "33554432"
+                );
                 engine.cli(Program::Whelk).run(&["rm", "-f", &name]).ok();
             });
         }
     });
     // A parent that the user named is the user's to remove.
-    let trees = fs::read_dir("/sys/fs/cgroup").unwrap().map(|tree| tree.unwrap().path());
+    let trees = fs::read_dir("/sys/fs/cgroup")
+        .unwrap()
+        .map(|tree| tree.unwrap().path());
     for tree in trees.chain(["/sys/fs/cgroup".into()]) {
         let _ = fs::remove_dir(tree.join(parent.trim_start_matches('/')));
     }
@@ -75,17 +137,50 @@ fn first_containers_below_a_new_parent_may_start_at_once() {
 fn update_changes_the_limits_of_a_running_container() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
-        cli.up("changing", &["-m", "64m", "--pids-limit", "50"], &["sleep", "600"]);
+        cli.up(
+            "changing",
+            &["-m", "64m", "--pids-limit", "50"],
+            &["sleep", "600"],
+        );
         assert_eq!(
-            cli.run(&["update", "-m", "32m", "--memory-swap", "64m", "--pids-limit", "20", "--cpus", "0.25", "changing"]).ok(),
+            cli.run(&[
+                "update",
+                "-m",
+                "32m",
+                "--memory-swap",
+                "64m",
+                "--pids-limit",
+                "20",
+                "--cpus",
+                "0.25",
+                "changing"
+            ])
+            .ok(),
             "changing"
         );
-        assert_eq!(limit(engine, "changing", ("memory", "memory.limit_in_bytes"), "memory.max"), "33554432");
-        assert_eq!(limit(engine, "changing", ("pids", "pids.max"), "pids.max"), "20");
-        assert_eq!(limit(engine, "changing", ("cpu", "cpu.cfs_quota_us"), "cpu.max"), if is_v2() { "25000 100000" } else { "25000" });
+        assert_eq!(
+            limit(
+                engine,
+                "changing",
+                ("memory", "memory.limit_in_bytes"),
+                "memory.max"
+            ),
+            "33554432"
+        );
+        assert_eq!(
+            limit(engine, "changing", ("pids", "pids.max"), "pids.max"),
+            "20"
+        );
+        assert_eq!(
+            limit(engine, "changing", ("cpu", "cpu.cfs_quota_us"), "cpu.max"),
+            if is_v2() { "25000 100000" } else { "25000" }
+        );
         // And they are still there after a restart.
         cli.run(&["restart", "-t", "0", "changing"]).ok();
-        assert_eq!(limit(engine, "changing", ("pids", "pids.max"), "pids.max"), "20");
+        assert_eq!(
+            limit(engine, "changing", ("pids", "pids.max"), "pids.max"),
+            "20"
+        );
         assert_eq!(engine.inspect("changing")["HostConfig"]["Memory"], 32 << 20);
     });
 }
@@ -95,13 +190,34 @@ fn a_program_without_memory_is_killed_and_the_engine_says_so() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
         let since = now_nanos() / 1_000_000_000;
-        let output =
-            cli.run(&["run", "--network", "none", "--name", "hungry", "-m", "16m", "--memory-swap", "16m", "busybox", "tail", "/dev/zero"]);
+        let output = cli.run(&[
+            "run",
+            "--network",
+            "none",
+            "--name",
+            "hungry",
+            "-m",
+            "16m",
+            "--memory-swap",
+            "16m",
+            "busybox",
+            "tail",
+            "/dev/zero",
+        ]);
         output.exits(137);
         let state = &engine.inspect("hungry")["State"];
-        assert_eq!((state["OOMKilled"].as_bool(), state["ExitCode"].as_i64()), (Some(true), Some(137)), "{state}");
+        assert_eq!(
+            (state["OOMKilled"].as_bool(), state["ExitCode"].as_i64()),
+            (Some(true), Some(137)),
+            "{state}"
+        );
         let filters = escape(r#"{"event": ["oom"], "container": ["hungry"]}"#);
-        assert_eq!(engine.events(&format!("since={since}&filters={filters}")).until("oom"), ["container oom"]);
+        assert_eq!(
+            engine
+                .events(&format!("since={since}&filters={filters}"))
+                .until("oom"),
+            ["container oom"]
+        );
         // The next run of the same container is judged anew.
         cli.up("modest", &["-m", "16m"], &["true"]);
         engine.await_state("modest", "exited");
@@ -112,14 +228,23 @@ fn a_program_without_memory_is_killed_and_the_engine_says_so() {
 #[test]
 fn a_fork_bomb_meets_the_pids_limit() {
     Engine::start().both(|cli| {
-        let output = cli.sh(&["--pids-limit", "10"], "for i in $(seq 20); do sleep 30 & done; echo no limit");
+        let output = cli.sh(
+            &["--pids-limit", "10"],
+            "for i in $(seq 20); do sleep 30 & done; echo no limit",
+        );
         assert!(
-            output.code != 0 && output.err().contains("can't fork") && !output.out().contains("no limit"),
+            output.code != 0
+                && output.err().contains("can't fork")
+                && !output.out().contains("no limit"),
             "{} {}",
             output.code,
             output.err()
         );
-        cli.sh(&["--pids-limit", "-1"], "for i in $(seq 20); do true & done; wait; echo no limit").exits(0);
+        cli.sh(
+            &["--pids-limit", "-1"],
+            "for i in $(seq 20); do true & done; wait; echo no limit",
+        )
+        .exits(0);
     });
 }
 
@@ -128,23 +253,61 @@ fn impossible_limits_are_refused_as_dockers() {
     let engine = Engine::start();
     let check = |mut host_config: serde_json::Value, text: &str| {
         host_config["NetworkMode"] = json!("none");
-        let (status, answer) = engine.api("POST", "/containers/create", Some(&json!({"Image": "busybox", "HostConfig": host_config})));
-        assert_eq!((status, answer["message"].as_str()), (400, Some(text)), "{host_config}");
+        let (status, answer) = engine.api(
+            "POST",
+            "/containers/create",
+            Some(&json!({"Image": "busybox", "HostConfig": host_config})),
+        );
+        assert_eq!(
+            (status, answer["message"].as_str()),
+            (400, Some(text)),
+            "{host_config}"
+        );
     };
-    check(json!({"Memory": 1 << 20}), "Minimum memory limit allowed is 6MB");
-    check(json!({"Memory": 64 << 20, "MemorySwap": 32 << 20}), "Minimum memoryswap limit should be larger than memory limit, see usage");
-    check(json!({"MemorySwap": 64 << 20}), "You should always set the Memory limit when using Memoryswap limit, see usage");
+    check(
+        json!({"Memory": 1 << 20}),
+        "Minimum memory limit allowed is 6MB",
+    );
+    check(
+        json!({"Memory": 64 << 20, "MemorySwap": 32 << 20}),
+        "Minimum memoryswap limit should be larger than memory limit, see usage",
+    );
+    check(
+        json!({"MemorySwap": 64 << 20}),
+        "You should always set the Memory limit when using Memoryswap limit, see usage",
+    );
     check(
         json!({"Memory": 64 << 20, "MemoryReservation": 128 << 20}),
         "Minimum memory limit can not be less than memory reservation limit, see usage",
     );
-    check(json!({"MemorySwappiness": 101}), "Invalid value: 101, valid memory swappiness range is 0-100");
-    check(json!({"OomScoreAdj": 2000}), "Invalid value 2000, range for oom score adj is [-1000, 1000]");
-    check(json!({"CpusetCpus": "abc"}), "Invalid value abc for cpuset cpus: invalid format: abc");
-    check(json!({"NanoCpus": 1_000_000_000, "CpuPeriod": 100_000}), "Conflicting options: Nano CPUs and CPU Period cannot both be set");
-    check(json!({"CpuPeriod": 1}), "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)");
-    check(json!({"CpuQuota": 1}), "CPU cfs quota can not be less than 1ms (i.e. 1000)");
-    check(json!({"CpuShares": -1}), "invalid CPU shares (-1): value must be a positive integer");
+    check(
+        json!({"MemorySwappiness": 101}),
+        "Invalid value: 101, valid memory swappiness range is 0-100",
+    );
+    check(
+        json!({"OomScoreAdj": 2000}),
+        "Invalid value 2000, range for oom score adj is [-1000, 1000]",
+    );
+    check(
+        json!({"CpusetCpus": "abc"}),
+        "Invalid value abc for cpuset cpus: invalid format: abc",
+    );
+    check(
+        json!({"NanoCpus": 1_000_000_000, "CpuPeriod": 100_000}),
+        "Conflicting options: Nano CPUs and CPU Period cannot both be set",
+    );
+    check(
+        json!({"CpuPeriod": 1}),
+        "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
+    );
+    check(
+        json!({"CpuQuota": 1}),
+        "CPU cfs quota can not be less than 1ms (i.e. 1000)",
+    );
+    check(
+        json!({"CpuShares": -1}),
+        "invalid CPU shares (-1): value must be a positive integer",
+    );
     check(json!({"ShmSize": -1}), "SHM size can not be less than 0");
     assert_eq!(engine.get("/containers/json?all=1"), json!([]));
 }
@@ -158,7 +321,10 @@ fn a_containers_cgroup_goes_with_it() {
         // number:controllers:path
         let places: Vec<String> = groups
             .lines()
-            .filter_map(|line| line.split_once(':').and_then(|(_, rest)| rest.split_once(':')))
+            .filter_map(|line| {
+                line.split_once(':')
+                    .and_then(|(_, rest)| rest.split_once(':'))
+            })
             .filter(|(_, path)| path.contains(engine.name()))
             .map(|(controllers, path)| match controllers {
                 "" if is_v2() => format!("/sys/fs/cgroup{path}"),
@@ -171,7 +337,9 @@ fn a_containers_cgroup_goes_with_it() {
         cli.run(&["kill", "grouped"]).ok();
         engine.await_state("grouped", "exited");
         for place in places {
-            eventually(&format!("{place} to be gone"), || (!Path::new(&place).exists()).then_some(()));
+            eventually(&format!("{place} to be gone"), || {
+                (!Path::new(&place).exists()).then_some(())
+            });
         }
     });
 }
@@ -185,9 +353,26 @@ fn exec_enters_a_container_that_divided_its_cgroup() {
     }
     let divide = "cd /sys/fs/cgroup && mkdir inner && echo 1 >inner/cgroup.procs && echo +pids >cgroup.subtree_control && echo divided && exec sleep 60";
     let cli = engine.cli(Program::Whelk);
-    cli.run(&["run", "-d", "--name", "divided", "--network", "none", "--privileged", "busybox", "sh", "-c", divide]).ok();
+    cli.run(&[
+        "run",
+        "-d",
+        "--name",
+        "divided",
+        "--network",
+        "none",
+        "--privileged",
+        "busybox",
+        "sh",
+        "-c",
+        divide,
+    ])
+    .ok();
     engine.await_log("divided", "divided");
-    assert_eq!(cli.run(&["exec", "divided", "cat", "/proc/self/cgroup"]).ok(), "0::/inner");
+    assert_eq!(
+        cli.run(&["exec", "divided", "cat", "/proc/self/cgroup"])
+            .ok(),
+        "0::/inner"
+    );
 }
 
 /// A disk of the host and its number.
@@ -195,7 +380,10 @@ fn disk() -> Option<(String, String)> {
     let mut disks = fs::read_dir("/sys/block").ok()?.flatten();
     disks.find_map(|disk| {
         let path = format!("/dev/{}", disk.file_name().to_str()?);
-        let number = fs::read_to_string(disk.path().join("dev")).ok()?.trim().to_owned();
+        let number = fs::read_to_string(disk.path().join("dev"))
+            .ok()?
+            .trim()
+            .to_owned();
         Path::new(&path).exists().then_some((path, number))
     })
 }
@@ -205,16 +393,44 @@ fn throttles_of_devices_arrive_at_the_kernel() {
     let Some((disk, number)) = disk() else { return };
     Engine::start().both(|cli| {
         let (reading, writing) = (format!("{disk}:1mb"), format!("{disk}:100"));
-        cli.up("slow", &["--device-read-bps", &reading, "--device-write-iops", &writing], &["sleep", "600"]);
+        cli.up(
+            "slow",
+            &[
+                "--device-read-bps",
+                &reading,
+                "--device-write-iops",
+                &writing,
+            ],
+            &["sleep", "600"],
+        );
         let find = |name: &str| limit(cli.engine(), "slow", ("blkio", name), "io.max");
-        let (read, write) = (find("blkio.throttle.read_bps_device"), find("blkio.throttle.write_iops_device"));
+        let (read, write) = (
+            find("blkio.throttle.read_bps_device"),
+            find("blkio.throttle.write_iops_device"),
+        );
         if is_v2() {
-            assert!(read.starts_with(&number) && read.contains("rbps=1048576") && read.contains("wiops=100"), "{read}");
+            assert!(
+                read.starts_with(&number)
+                    && read.contains("rbps=1048576")
+                    && read.contains("wiops=100"),
+                "{read}"
+            );
         } else {
-            assert_eq!((read, write), (format!("{number} 1048576"), format!("{number} 100")));
+            assert_eq!(
+                (read, write),
+                (format!("{number} 1048576"), format!("{number} 100"))
+            );
         }
         cli.run(&["rm", "-f", "slow"]).ok();
-        cli.run(&["run", "--rm", "--device-read-bps", "/dev/nosuch:1mb", "busybox", "true"]).refuses(127, "/dev/nosuch");
+        cli.run(&[
+            "run",
+            "--rm",
+            "--device-read-bps",
+            "/dev/nosuch:1mb",
+            "busybox",
+            "true",
+        ])
+        .refuses(127, "/dev/nosuch");
     });
 }
 
@@ -222,12 +438,21 @@ fn throttles_of_devices_arrive_at_the_kernel() {
 fn that_a_child_was_killed_for_want_of_memory_is_told_while_the_container_runs() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
-        cli.up("parent", &["-m", "16m", "--memory-swap", "16m"], &["sh", "-c", "tail /dev/zero; exec sleep 600"]);
-        eventually("the child to be killed", || engine.inspect("parent")["State"]["OOMKilled"].as_bool().filter(|killed| *killed));
+        cli.up(
+            "parent",
+            &["-m", "16m", "--memory-swap", "16m"],
+            &["sh", "-c", "tail /dev/zero; exec sleep 600"],
+        );
+        eventually("the child to be killed", || {
+            engine.inspect("parent")["State"]["OOMKilled"]
+                .as_bool()
+                .filter(|killed| *killed)
+        });
         assert_eq!(engine.state("parent"), "running");
         cli.run(&["stop", "-t", "0", "parent"]).ok();
         assert_eq!(engine.inspect("parent")["State"]["OOMKilled"], true);
-        cli.run(&["create", "--name", "other", "busybox", "true"]).ok();
+        cli.run(&["create", "--name", "other", "busybox", "true"])
+            .ok();
         assert_eq!(engine.inspect("other")["State"]["OOMKilled"], false);
     });
 }
@@ -237,15 +462,27 @@ fn a_cgroup_parent_that_climbs_stays_below_the_root() {
     let engine = Engine::start();
     let own = format!("/{}", engine.name());
     engine.both(|cli| {
-        for (number, parent) in
-            [format!("../../..{own}"), format!("/a/../..{own}"), format!("{own}/.//"), own[1..].to_owned()].iter().enumerate()
+        for (number, parent) in [
+            format!("../../..{own}"),
+            format!("/a/../..{own}"),
+            format!("{own}/.//"),
+            own[1..].to_owned(),
+        ]
+        .iter()
+        .enumerate()
         {
             let name = format!("climbs{number}");
             cli.up(&name, &["--cgroup-parent", parent], &["sleep", "600"]);
             let groups = fs::read_to_string(format!("/proc/{}/cgroup", engine.pid(&name))).unwrap();
             let id = engine.inspect(&name)["Id"].as_str().unwrap().to_owned();
-            assert!(groups.contains(&format!(":{own}/{id}")), "{parent}: {groups}");
-            assert_eq!(engine.inspect(&name)["HostConfig"]["CgroupParent"], parent.as_str());
+            assert!(
+                groups.contains(&format!(":{own}/{id}")),
+                "{parent}: {groups}"
+            );
+            assert_eq!(
+                engine.inspect(&name)["HostConfig"]["CgroupParent"],
+                parent.as_str()
+            );
         }
     });
 }

@@ -1,6 +1,10 @@
-//! An engine that is killed at every single step of what it does. The program under test must have been built with debug
-//! assertions: `whelk_sys::step` is nothing without them.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+//! An engine that is killed at every single step of what it does. The program under test must have
+//! been built with debug assertions: `whelk_sys::step` is nothing without them.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::fs;
 use std::path::Path;
@@ -14,23 +18,32 @@ struct Case(u8);
 impl Case {
     /// As small as a network can be: an address that was lost would soon be missed.
     fn network(self) -> Vec<String> {
-        words(&format!("network create --subnet 10.213.{}.0/29 net", self.0))
+        words(&format!(
+            "network create --subnet 10.213.{}.0/29 net",
+            self.0
+        ))
     }
 
     /// A container on it, with a port of the host.
     fn run(self, flags: &str, network: &str) -> Vec<String> {
-        words(&format!("run {flags} --name one --network {network} -p 127.0.0.1:{}:80 busybox sleep 300", 21_900 + u16::from(self.0)))
+        words(&format!(
+            "run {flags} --name one --network {network} -p 127.0.0.1:{}:80 busybox sleep 300",
+            21_900 + u16::from(self.0)
+        ))
     }
 
-    /// Carries out `operation` again and again, and lets the engine die one step later each time, until it has done all of
-    /// it. `prepare` makes what the operation needs; then everything is looked at, made once more, and taken away.
+    /// Carries out `operation` again and again, and lets the engine die one step later each time,
+    /// until it has done all of it. `prepare` makes what the operation needs; then everything is
+    /// looked at, made once more, and taken away.
     #[track_caller]
     fn at_every_step(self, prepare: &[Vec<String>], operation: &[String]) {
         let file = Path::new("/tmp").join(format!("whelk-steps-{}-{}", std::process::id(), self.0));
         let engine = Engine::with_env(&[("WHELK_STEPS", &file.to_string_lossy())]);
         let cli = engine.cli(Program::Whelk);
         for steps in 0.. {
-            prepare.iter().for_each(|command| drop(run(cli, command).ok()));
+            prepare
+                .iter()
+                .for_each(|command| drop(run(cli, command).ok()));
             fs::write(&file, steps.to_string()).unwrap();
             let done = run(cli, operation);
             let _ = fs::remove_file(&file);
@@ -54,7 +67,11 @@ impl Case {
 
     fn all_can_be_made_again(self, cli: Cli<'_>) {
         if has(cli, "volume", "copy") {
-            assert_eq!(cli.run(&["run", "--rm", "-v", "copy:/v", "busybox", "cat", "/v/file"]).ok(), "whole");
+            assert_eq!(
+                cli.run(&["run", "--rm", "-v", "copy:/v", "busybox", "cat", "/v/file"])
+                    .ok(),
+                "whole"
+            );
             cli.run(&["volume", "rm", "copy"]).ok();
         }
         if has(cli, "container", "one") {
@@ -69,12 +86,19 @@ impl Case {
         cli.run(&["rm", "-f", "one"]).ok();
         cli.run(&["network", "rm", "net"]).ok();
         cli.run(&["volume", "rm", "kept"]).ok();
-        assert!(!has(cli, "network", "net") && !has(cli, "volume", "kept") && !has(cli, "container", "one"));
+        assert!(
+            !has(cli, "network", "net")
+                && !has(cli, "volume", "kept")
+                && !has(cli, "container", "one")
+        );
     }
 }
 
 fn words(text: &str) -> Vec<String> {
-    text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    text.split(' ')
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn run(cli: Cli<'_>, command: &[String]) -> Output {
@@ -82,8 +106,11 @@ fn run(cli: Cli<'_>, command: &[String]) -> Output {
 }
 
 fn has(cli: Cli<'_>, kind: &str, name: &str) -> bool {
-    let listed: &[&str] =
-        if kind == "container" { &["ps", "-a", "--format", "{{.Names}}"] } else { &[kind, "ls", "--format", "{{.Name}}"] };
+    let listed: &[&str] = if kind == "container" {
+        &["ps", "-a", "--format", "{{.Names}}"]
+    } else {
+        &[kind, "ls", "--format", "{{.Name}}"]
+    };
     cli.run(listed).ok().lines().any(|found| found == name)
 }
 
@@ -97,8 +124,26 @@ fn agrees_with_itself(cli: Cli<'_>) {
         return;
     }
     let networks = state["NetworkSettings"]["Networks"].as_object().unwrap();
-    let said = networks.values().filter(|network| network["IPAddress"].as_str().is_some_and(|address| !address.is_empty())).count();
-    let found: usize = cli.run(&["exec", "one", "sh", "-c", "ls -d /sys/class/net/eth* | wc -l"]).ok().trim().parse().unwrap();
+    let said = networks
+        .values()
+        .filter(|network| {
+            network["IPAddress"]
+                .as_str()
+                .is_some_and(|address| !address.is_empty())
+        })
+        .count();
+    let found: usize = cli
+        .run(&[
+            "exec",
+            "one",
+            "sh",
+            "-c",
+            "ls -d /sys/class/net/eth* | wc -l",
+        ])
+        .ok()
+        .trim()
+        .parse()
+        .unwrap();
     assert_eq!(said, found, "{networks:?}");
 }
 
@@ -123,19 +168,28 @@ fn container_with_network_port_and_volume() {
 #[test]
 fn network_connect() {
     let case = Case(74);
-    case.at_every_step(&[case.network(), case.run("-d", "bridge")], &words("network connect net one"));
+    case.at_every_step(
+        &[case.network(), case.run("-d", "bridge")],
+        &words("network connect net one"),
+    );
 }
 
 #[test]
 fn network_disconnect() {
     let case = Case(75);
-    case.at_every_step(&[case.network(), case.run("-d", "net")], &words("network disconnect net one"));
+    case.at_every_step(
+        &[case.network(), case.run("-d", "net")],
+        &words("network disconnect net one"),
+    );
 }
 
 #[test]
 fn container_remove() {
     let case = Case(76);
-    case.at_every_step(&[case.network(), case.run("-d", "net")], &words("rm -f one"));
+    case.at_every_step(
+        &[case.network(), case.run("-d", "net")],
+        &words("rm -f one"),
+    );
 }
 
 #[test]
@@ -147,11 +201,26 @@ fn volume_create_and_remove() {
 #[test]
 fn volume_copies() {
     let made = words("run --rm -v kept:/v busybox sh -c echo${IFS}whole>/v/file");
-    Case(78).at_every_step(std::slice::from_ref(&made), &words("volume clone kept copy"));
-    Case(78).at_every_step(std::slice::from_ref(&made), &words("volume snapshot kept copy"));
+    Case(78).at_every_step(
+        std::slice::from_ref(&made),
+        &words("volume clone kept copy"),
+    );
+    Case(78).at_every_step(
+        std::slice::from_ref(&made),
+        &words("volume snapshot kept copy"),
+    );
     // An archive of what the others copy.
     let archive = std::env::temp_dir().join(format!("whelk-steps-{}.tar", std::process::id()));
-    fs::write(&archive, whelk_tests::tar::Tar::new().file("file", "whole\n").finish()).unwrap();
-    Case(78).at_every_step(&[made], &words(&format!("volume import copy {}", archive.display())));
+    fs::write(
+        &archive,
+        whelk_tests::tar::Tar::new()
+            .file("file", "whole\n")
+            .finish(),
+    )
+    .unwrap();
+    Case(78).at_every_step(
+        &[made],
+        &words(&format!("volume import copy {}", archive.display())),
+    );
     fs::remove_file(&archive).unwrap();
 }

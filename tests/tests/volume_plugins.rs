@@ -1,5 +1,9 @@
 //! Volumes whose content a plugin keeps.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -66,18 +70,39 @@ impl Plugin {
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
-        let method = first.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
-        let answer = self.answer(&method, &serde_json::from_slice(&body).unwrap_or_default()).to_string();
+        let method = first
+            .split(' ')
+            .nth(1)
+            .unwrap_or_default()
+            .trim_start_matches('/')
+            .to_owned();
+        let answer = self
+            .answer(&method, &serde_json::from_slice(&body).unwrap_or_default())
+            .to_string();
         let mut stream = stream;
-        let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}", answer.len());
+        let _ = write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}",
+            answer.len()
+        );
     }
 
     fn answer(&self, method: &str, body: &Value) -> Value {
         let method = method.trim_start_matches("VolumeDriver.");
         let name = body["Name"].as_str().unwrap_or_default();
         let details = [name, body["ID"].as_str().unwrap_or_default()].join(" ");
-        self.0.asked.lock().unwrap().push(format!("{method} {}", details.trim()).trim().to_owned());
-        if let Some((_, victim)) = self.0.victim.lock().unwrap().take_if(|(when, _)| when == method) {
+        self.0
+            .asked
+            .lock()
+            .unwrap()
+            .push(format!("{method} {}", details.trim()).trim().to_owned());
+        if let Some((_, victim)) = self
+            .0
+            .victim
+            .lock()
+            .unwrap()
+            .take_if(|(when, _)| when == method)
+        {
             rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
         }
         if let Some(error) = self.0.errors.lock().unwrap().get(method) {
@@ -98,7 +123,9 @@ impl Plugin {
                 Some(options) => json!({"Volume": described(name, options)}),
                 None => json!({"Err": "no such volume of mine"}),
             },
-            "List" => json!({"Volumes": volumes.iter().map(|(name, options)| described(name, options)).collect::<Vec<_>>()}),
+            "List" => {
+                json!({"Volumes": volumes.iter().map(|(name, options)| described(name, options)).collect::<Vec<_>>()})
+            }
             "Mount" => json!({"Mountpoint": path}),
             "Unmount" => json!({}),
             "Remove" => {
@@ -113,7 +140,11 @@ impl Plugin {
     /// What it was asked since the last time, without what changes nothing.
     fn asked(&self) -> Vec<String> {
         let mut asked = std::mem::take(&mut *self.0.asked.lock().unwrap());
-        asked.retain(|line| !["Get", "List", "Capabilities", "Plugin.Activate"].iter().any(|question| line.starts_with(question)));
+        asked.retain(|line| {
+            !["Get", "List", "Capabilities", "Plugin.Activate"]
+                .iter()
+                .any(|question| line.starts_with(question))
+        });
         asked
     }
 
@@ -127,7 +158,10 @@ impl Plugin {
 
     /// Kills a process instead of an answer to the next question of this kind.
     fn kill_at(&self, method: &str, pid: i32) {
-        *self.0.victim.lock().unwrap() = Some((method.to_owned(), rustix::process::Pid::from_raw(pid).unwrap()));
+        *self.0.victim.lock().unwrap() = Some((
+            method.to_owned(),
+            rustix::process::Pid::from_raw(pid).unwrap(),
+        ));
     }
 
     fn path(&self, volume: &str) -> PathBuf {
@@ -150,7 +184,8 @@ fn a_plugin_keeps_volumes() {
         );
         assert_eq!(cli.sh(&["-v", "data:/d", "-v", "data:/e"], "echo hi >/d/file; cat /e/file").ok(), "hi");
         let asked = plugin.asked();
-        // Mounted for a look whether it is empty, once for each place; then for the container, once.
+        // Mounted for a look whether it is empty, once for each place; then for the container,
+        // once.
         assert_eq!(asked.len(), 6, "{asked:?}");
         for pair in asked.chunks(2) {
             assert!(pair[0].starts_with("Mount data ") && pair[1] == pair[0].replace("Mount", "Unmount"), "{asked:?}");
@@ -210,12 +245,36 @@ fn a_plugin_keeps_volumes() {
         plugin.asked();
     });
     // The image's content comes first, as with any other volume.
-    engine.import("full", &["VOLUME /data", "CMD [\"sh\"]"], &whelk_tests::tar::Tar::new().file("data/first", "of the image").finish());
+    engine.import(
+        "full",
+        &["VOLUME /data", "CMD [\"sh\"]"],
+        &whelk_tests::tar::Tar::new()
+            .file("data/first", "of the image")
+            .finish(),
+    );
     let cli = engine.cli(Program::Whelk);
-    cli.run(&["create", "--name", "filled", "--volume-driver", "keeper", "-v", "new:/data", "full", "true"]).ok();
-    assert_eq!(fs::read_to_string(plugin.path("new").join("first")).unwrap(), "of the image");
+    cli.run(&[
+        "create",
+        "--name",
+        "filled",
+        "--volume-driver",
+        "keeper",
+        "-v",
+        "new:/data",
+        "full",
+        "true",
+    ])
+    .ok();
+    assert_eq!(
+        fs::read_to_string(plugin.path("new").join("first")).unwrap(),
+        "of the image"
+    );
     let asked = plugin.asked();
-    assert_eq!((asked[0].as_str(), asked[2].clone()), ("Create new", asked[1].replace("Mount", "Unmount")), "{asked:?}");
+    assert_eq!(
+        (asked[0].as_str(), asked[2].clone()),
+        ("Create new", asked[1].replace("Mount", "Unmount")),
+        "{asked:?}"
+    );
     cli.run(&["rm", "filled"]).ok();
     cli.run(&["volume", "rm", "new"]).ok();
 }
@@ -226,24 +285,36 @@ fn what_plugins_get_wrong_is_told() {
     let plugin = Plugin::start(&engine, "moody");
     let cli = engine.cli(Program::Docker);
     cli.run(&["volume", "create", "-d", "nosuch", "v1"])
-        .refuses(1, "create v1: error looking up volume plugin nosuch: plugin \"nosuch\" not found");
-    cli.sh(&["--volume-driver", "nosuch", "-v", "v1:/d"], "true").refuses(125, "plugin \"nosuch\" not found");
-    cli.sh(&["--volume-driver", "nosuch", "-v", "/d"], "true").refuses(125, "plugin \"nosuch\" not found");
-    cli.run(&["volume", "create", "-d", "../moody", "v1"]).refuses(1, "not found");
+        .refuses(
+            1,
+            "create v1: error looking up volume plugin nosuch: plugin \"nosuch\" not found",
+        );
+    cli.sh(&["--volume-driver", "nosuch", "-v", "v1:/d"], "true")
+        .refuses(125, "plugin \"nosuch\" not found");
+    cli.sh(&["--volume-driver", "nosuch", "-v", "/d"], "true")
+        .refuses(125, "plugin \"nosuch\" not found");
+    cli.run(&["volume", "create", "-d", "../moody", "v1"])
+        .refuses(1, "not found");
     plugin.refuse("Create", Some("out of disks"));
-    cli.run(&["volume", "create", "-d", "moody", "v1"]).refuses(1, "create v1: out of disks");
+    cli.run(&["volume", "create", "-d", "moody", "v1"])
+        .refuses(1, "create v1: out of disks");
     plugin.refuse("Create", None);
     cli.run(&["volume", "create", "-d", "moody", "v1"]).ok();
     plugin.refuse("Mount", Some("out of order"));
-    cli.sh(&["-v", "v1:/d"], "true").refuses(125, "error while mounting volume '': out of order");
+    cli.sh(&["-v", "v1:/d"], "true")
+        .refuses(125, "error while mounting volume '': out of order");
     plugin.refuse("Mount", None);
     plugin.asked();
     plugin.refuse("List", Some("forgot"));
-    assert_eq!(engine.get("/volumes")["Warnings"], json!(["list moody: forgot"]));
+    assert_eq!(
+        engine.get("/volumes")["Warnings"],
+        json!(["list moody: forgot"])
+    );
     assert_eq!(cli.run(&["volume", "ls", "-q"]).ok(), "v1");
     plugin.refuse("List", None);
     plugin.refuse("Remove", Some("cannot let go"));
-    cli.run(&["volume", "rm", "v1"]).refuses(1, "remove v1: cannot let go");
+    cli.run(&["volume", "rm", "v1"])
+        .refuses(1, "remove v1: cannot let go");
     plugin.refuse("Unmount", Some("cannot let go"));
     cli.sh(&["-v", "v1:/d"], "true").ok();
     cli.run(&["volume", "rm", "-f", "v1"]).ok();
@@ -255,13 +326,22 @@ fn what_plugins_get_wrong_is_told() {
     assert!(plugin.path("gone").exists());
     cli.run(&["volume", "rm", "gone"]).ok();
     // One that listens no more, and one that says where it listens.
-    fs::write(engine.run().join("plugins/gone.spec"), "unix:///nosuch/plugin.sock").unwrap();
-    cli.run(&["volume", "create", "-d", "gone", "v2"]).refuses(1, "/nosuch/plugin.sock: no such file or directory");
+    fs::write(
+        engine.run().join("plugins/gone.spec"),
+        "unix:///nosuch/plugin.sock",
+    )
+    .unwrap();
+    cli.run(&["volume", "create", "-d", "gone", "v2"])
+        .refuses(1, "/nosuch/plugin.sock: no such file or directory");
     fs::write(engine.run().join("plugins/bad.spec"), "ftp://x").unwrap();
-    cli.run(&["volume", "create", "-d", "bad", "v2"]).refuses(1, "unknown address");
+    cli.run(&["volume", "create", "-d", "bad", "v2"])
+        .refuses(1, "unknown address");
     let place = engine.run().join("plugins/moody.sock");
-    fs::write(engine.run().join("plugins/again.json"), json!({"Addr": format!("unix://{}", Path::new(&place).display())}).to_string())
-        .unwrap();
+    fs::write(
+        engine.run().join("plugins/again.json"),
+        json!({"Addr": format!("unix://{}", Path::new(&place).display())}).to_string(),
+    )
+    .unwrap();
     cli.run(&["volume", "create", "-d", "again", "v3"]).ok();
     cli.run(&["volume", "rm", "-f", "v3"]).ok();
 }

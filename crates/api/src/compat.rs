@@ -1,5 +1,5 @@
-//! What differs between versions of the API. Handlers know the newest version: requests of older clients are brought
-//! to its form, and answers to theirs, here and nowhere else.
+//! What differs between versions of the API. Handlers know the newest version: requests of older
+//! clients are brought to its form, and answers to theirs, here and nowhere else.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,23 @@ use crate::version::ApiVersion;
 
 // Requests.
 
-/// Brings the settings of a new container to the newest form. Returns what the client should be warned of.
+/// Brings the settings of a new container to the newest form. Returns what the client should be
+/// warned of.
 ///
 /// # Errors
 /// Settings that the client's version did not have, where ignoring them would be worse.
-pub(crate) fn upgrade_container(version: ApiVersion, request: &mut CreateRequest) -> ApiResult<Vec<String>> {
+pub(crate) fn upgrade_container(
+    version: ApiVersion,
+    request: &mut CreateRequest,
+) -> ApiResult<Vec<String>> {
     let mut warnings = Vec::new();
-    let CreateRequest { platform, config, host, networks, .. } = request;
+    let CreateRequest {
+        platform,
+        config,
+        host,
+        networks,
+        ..
+    } = request;
     if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() {
         host.ipc_mode = "shareable".into();
     }
@@ -41,7 +51,12 @@ pub(crate) fn upgrade_container(version: ApiVersion, request: &mut CreateRequest
                 return Err(needs("BindOptions.ReadOnlyForceRecursive", "1.44"));
             }
         }
-        if version < ApiVersion(1, 45) && mount.volume_options.as_ref().is_some_and(|options| !options.subpath.is_empty()) {
+        if version < ApiVersion(1, 45)
+            && mount
+                .volume_options
+                .as_ref()
+                .is_some_and(|options| !options.subpath.is_empty())
+        {
             return Err(needs("VolumeOptions.Subpath", "1.45"));
         }
         if version < ApiVersion(1, 48) && mount.kind == "image" {
@@ -51,12 +66,19 @@ pub(crate) fn upgrade_container(version: ApiVersion, request: &mut CreateRequest
     if version < ApiVersion(1, 44) {
         if networks.len() > 1 {
             let names: Vec<&str> = networks.keys().map(String::as_str).collect();
-            return Err(ApiError::invalid(format!("Container cannot be created with multiple network endpoints: {}", names.join(", "))));
+            return Err(ApiError::invalid(format!(
+                "Container cannot be created with multiple network endpoints: {}",
+                names.join(", ")
+            )));
         }
         // The container had one address, and its endpoints none of their own.
-        networks.values_mut().for_each(|endpoint| endpoint.mac_address.clear());
+        networks
+            .values_mut()
+            .for_each(|endpoint| endpoint.mac_address.clear());
     } else if !config.mac_address.is_empty() {
-        let endpoint = networks.get(main_network(&host.network_mode)).map_or("", |endpoint| &endpoint.mac_address);
+        let endpoint = networks
+            .get(main_network(&host.network_mode))
+            .map_or("", |endpoint| &endpoint.mac_address);
         if !endpoint.is_empty() && !endpoint.eq_ignore_ascii_case(&config.mac_address) {
             return Err(ApiError::invalid(
                 "the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left empty",
@@ -65,43 +87,77 @@ pub(crate) fn upgrade_container(version: ApiVersion, request: &mut CreateRequest
         warnings.push("The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead.".into());
     }
     if version < ApiVersion(1, 48) {
-        warnings.extend(move_interface_sysctls(&mut host.sysctls, main_network(&host.network_mode), networks));
+        warnings.extend(move_interface_sysctls(
+            &mut host.sysctls,
+            main_network(&host.network_mode),
+            networks,
+        ));
     }
     Ok(warnings)
 }
 
 /// The network that a mode means.
 fn main_network(mode: &str) -> &str {
-    if matches!(mode, "" | "default") { "bridge" } else { mode }
+    if matches!(mode, "" | "default") {
+        "bridge"
+    } else {
+        mode
+    }
 }
 
 fn needs(what: &str, version: &str) -> ApiError {
     ApiError::invalid(format!("{what} needs API v{version} or newer"))
 }
 
-/// Parameters of `eth0` belong to the first network; they were given among the container's before endpoints had some.
-fn move_interface_sysctls(sysctls: &mut BTreeMap<String, String>, mode: &str, networks: &mut BTreeMap<String, Endpoint>) -> Option<String> {
+/// Parameters of `eth0` belong to the first network; they were given among the container's before
+/// endpoints had some.
+fn move_interface_sysctls(
+    sysctls: &mut BTreeMap<String, String>,
+    mode: &str,
+    networks: &mut BTreeMap<String, Endpoint>,
+) -> Option<String> {
     if matches!(mode, "host" | "none") || mode.starts_with("container:") {
         return None;
     }
     let is_interfaces = |key: &str| {
         let mut parts = key.split('.');
-        parts.next() == Some("net") && matches!(parts.next(), Some("ipv4" | "ipv6" | "mpls")) && parts.nth(1) == Some("eth0")
+        parts.next() == Some("net")
+            && matches!(parts.next(), Some("ipv4" | "ipv6" | "mpls"))
+            && parts.nth(1) == Some("eth0")
     };
-    let keys: Vec<String> = sysctls.keys().filter(|key| is_interfaces(key)).cloned().collect();
+    let keys: Vec<String> = sysctls
+        .keys()
+        .filter(|key| is_interfaces(key))
+        .cloned()
+        .collect();
     if keys.is_empty() {
         return None;
     }
     let moved: Vec<String> = keys
         .iter()
-        .filter_map(|key| sysctls.remove(key).map(|value| format!("{}={value}", key.replacen(".eth0.", ".IFNAME.", 1))))
+        .filter_map(|key| {
+            sysctls
+                .remove(key)
+                .map(|value| format!("{}={value}", key.replacen(".eth0.", ".IFNAME.", 1)))
+        })
         .collect();
-    let options = networks.entry(mode.to_owned()).or_default().driver_opts.get_or_insert_default();
-    let given = options.get(option::SYSCTLS).map(|given| format!("{given},")).unwrap_or_default();
+    let options = networks
+        .entry(mode.to_owned())
+        .or_default()
+        .driver_opts
+        .get_or_insert_default();
+    let given = options
+        .get(option::SYSCTLS)
+        .map(|given| format!("{given},"))
+        .unwrap_or_default();
     let settings = given + &moved.join(",");
     options.insert(option::SYSCTLS.into(), settings.clone());
     let quoted: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
-    Some(format!("Migrated sysctl {} to DriverOpts{{{:?}:{settings:?}}}.", quoted.join(","), option::SYSCTLS))
+    Some(format!(
+        "Migrated sysctl {} to DriverOpts{{{:?}:{settings:?}}}.",
+        quoted.join(","),
+        option::SYSCTLS
+    ))
 }
 
 pub(crate) fn upgrade_exec(version: ApiVersion, config: &mut ExecConfig) {
@@ -110,10 +166,19 @@ pub(crate) fn upgrade_exec(version: ApiVersion, config: &mut ExecConfig) {
     }
 }
 
-/// Whether a network has each kind of address. Clients before 1.47 send "false" for IPv6 where nobody said anything.
-pub(crate) fn upgrade_address_kinds(version: ApiVersion, ipv4: Option<bool>, ipv6: Option<bool>) -> (Option<bool>, Option<bool>) {
+/// Whether a network has each kind of address. Clients before 1.47 send "false" for IPv6 where
+/// nobody said anything.
+pub(crate) fn upgrade_address_kinds(
+    version: ApiVersion,
+    ipv4: Option<bool>,
+    ipv6: Option<bool>,
+) -> (Option<bool>, Option<bool>) {
     let ipv4 = ipv4.filter(|_| version >= ApiVersion(1, 48));
-    let ipv6 = if version < ApiVersion(1, 47) { ipv6.filter(|enabled| *enabled) } else { ipv6 };
+    let ipv6 = if version < ApiVersion(1, 47) {
+        ipv6.filter(|enabled| *enabled)
+    } else {
+        ipv6
+    };
     (ipv4, ipv6)
 }
 
@@ -131,7 +196,11 @@ pub(crate) fn prune_takes_named_volumes(version: ApiVersion) -> bool {
 
 /// The content type of a stream of frames.
 pub(crate) fn multiplexed_type(version: ApiVersion) -> &'static str {
-    if version < ApiVersion(1, 42) { RAW_STREAM } else { "application/vnd.docker.multiplexed-stream" }
+    if version < ApiVersion(1, 42) {
+        RAW_STREAM
+    } else {
+        "application/vnd.docker.multiplexed-stream"
+    }
 }
 
 pub(crate) const RAW_STREAM: &str = "application/vnd.docker.raw-stream";
@@ -145,9 +214,13 @@ pub(crate) fn downgrade_container(version: ApiVersion, record: &Record, shown: &
     if version < ApiVersion(1, 45)
         && let Value::Object(networks) = &mut shown["NetworkSettings"]["Networks"]
     {
-        for (_, endpoint) in networks.iter_mut().filter(|(name, _)| !matches!(name.as_str(), "bridge" | "host" | "none")) {
+        for (_, endpoint) in networks
+            .iter_mut()
+            .filter(|(name, _)| !matches!(name.as_str(), "bridge" | "host" | "none"))
+        {
             let short = &record.id[..record.id.len().min(12)];
-            let mut aliases: Vec<String> = serde_json::from_value(endpoint["Aliases"].take()).unwrap_or_default();
+            let mut aliases: Vec<String> =
+                serde_json::from_value(endpoint["Aliases"].take()).unwrap_or_default();
             for name in [short, &record.config.hostname] {
                 if !name.is_empty() && !aliases.iter().any(|known| known == name) {
                     aliases.push(name.to_owned());
@@ -170,7 +243,11 @@ pub(crate) fn downgrade_listed_image(version: ApiVersion, shown: &mut Value) {
     }
     if version < ApiVersion(1, 43) {
         let unnamed = shown["RepoTags"].as_array().is_none_or(Vec::is_empty);
-        shown["RepoDigests"] = if unnamed { json!(["<none>@<none>"]) } else { Value::Null };
+        shown["RepoDigests"] = if unnamed {
+            json!(["<none>@<none>"])
+        } else {
+            Value::Null
+        };
         if unnamed {
             shown["RepoTags"] = json!(["<none>:<none>"]);
         }
@@ -198,7 +275,8 @@ pub(crate) fn downgrade_image(version: ApiVersion, shown: &mut Value) {
     }
 }
 
-/// A container's configuration with all the fields that clients read without asking whether they are there.
+/// A container's configuration with all the fields that clients read without asking whether they
+/// are there.
 fn with_container_fields(mut config: Map<String, Value>) -> Value {
     for (field, default) in [
         ("Hostname", json!("")),
@@ -254,36 +332,60 @@ mod tests {
 
     fn container(version: (u32, u32), text: Value) -> Result<(CreateRequest, Vec<String>), String> {
         let networks = serde_json::from_value(text["Networks"].clone()).unwrap_or_default();
-        let mut request = CreateRequest { platform: "linux/arm64".into(), networks, ..CreateRequest::default() };
+        let mut request = CreateRequest {
+            platform: "linux/arm64".into(),
+            networks,
+            ..CreateRequest::default()
+        };
         request.host = serde_json::from_value(text["Host"].clone()).unwrap_or_default();
         request.config = serde_json::from_value(text["Config"].clone()).unwrap_or_default();
-        let warnings = upgrade_container(ApiVersion(version.0, version.1), &mut request).map_err(|error| error.0.to_string())?;
+        let warnings = upgrade_container(ApiVersion(version.0, version.1), &mut request)
+            .map_err(|error| error.0.to_string())?;
         Ok((request, warnings))
     }
 
     #[test]
     fn settings_that_a_version_did_not_have_are_refused_or_ignored() {
         let refused = |minor: u32, text: Value, expected: &str| {
-            assert_eq!(container((1, minor), text.clone()).map(drop), Err(expected.to_owned()));
+            assert_eq!(
+                container((1, minor), text.clone()).map(drop),
+                Err(expected.to_owned())
+            );
             assert!(container((1, minor + 1), text).is_ok(), "{expected}");
         };
         let mount = |mount: Value| json!({"Host": {"Mounts": [mount]}});
-        refused(43, json!({"Networks": {"a": {}, "b": {}}}), "Container cannot be created with multiple network endpoints: a, b");
+        refused(
+            43,
+            json!({"Networks": {"a": {}, "b": {}}}),
+            "Container cannot be created with multiple network endpoints: a, b",
+        );
         refused(
             43,
             mount(json!({"Type": "bind", "BindOptions": {"ReadOnlyForceRecursive": true}})),
             "BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer",
         );
-        refused(44, mount(json!({"Type": "volume", "VolumeOptions": {"Subpath": "x"}})), "VolumeOptions.Subpath needs API v1.45 or newer");
-        refused(47, mount(json!({"Type": "image"})), "Mount type \"Image\" needs API v1.48 or newer");
+        refused(
+            44,
+            mount(json!({"Type": "volume", "VolumeOptions": {"Subpath": "x"}})),
+            "VolumeOptions.Subpath needs API v1.45 or newer",
+        );
+        refused(
+            47,
+            mount(json!({"Type": "image"})),
+            "Mount type \"Image\" needs API v1.48 or newer",
+        );
         let shown = |minor: u32| {
             let text = json!({
                 "Host": {"ConsoleSize": [1, 2], "Annotations": {"a": "b"}, "Mounts": [{"BindOptions": {"CreateMountpoint": true}}]},
                 "Networks": {"n": {"MacAddress": "02:00:00:00:00:01"}},
             });
             let (request, _) = container((1, minor), text).unwrap_or_default();
-            let create =
-                request.host.mounts.iter().flatten().any(|mount| mount.bind_options.as_ref().is_some_and(|bind| bind.create_mountpoint));
+            let create = request.host.mounts.iter().flatten().any(|mount| {
+                mount
+                    .bind_options
+                    .as_ref()
+                    .is_some_and(|bind| bind.create_mountpoint)
+            });
             (
                 request.platform.is_empty(),
                 request.host.console_size[0],
@@ -315,16 +417,27 @@ mod tests {
                 "Migrated sysctl \"net.ipv4.conf.eth0.forwarding\" to DriverOpts{\"com.docker.network.endpoint.sysctls\":\"net.ipv4.conf.IFNAME.forwarding=1\"}."
             ]
         );
-        assert_eq!(request.host.sysctls.keys().collect::<Vec<_>>(), ["net.ipv4.ip_forward"]);
-        let options = request.networks["n"].driver_opts.clone().unwrap_or_default();
-        assert_eq!(options[option::SYSCTLS], "net.ipv4.conf.IFNAME.forwarding=1");
+        assert_eq!(
+            request.host.sysctls.keys().collect::<Vec<_>>(),
+            ["net.ipv4.ip_forward"]
+        );
+        let options = request.networks["n"]
+            .driver_opts
+            .clone()
+            .unwrap_or_default();
+        assert_eq!(
+            options[option::SYSCTLS],
+            "net.ipv4.conf.IFNAME.forwarding=1"
+        );
         let (request, warnings) = container((1, 48), text).unwrap_or_default();
         assert_eq!((request.host.sysctls.len(), warnings.len()), (2, 0));
     }
 
     #[test]
     fn kinds_of_addresses() {
-        let kinds = |minor: u32, ipv4: bool, ipv6: bool| upgrade_address_kinds(ApiVersion(1, minor), Some(ipv4), Some(ipv6));
+        let kinds = |minor: u32, ipv4: bool, ipv6: bool| {
+            upgrade_address_kinds(ApiVersion(1, minor), Some(ipv4), Some(ipv6))
+        };
         assert_eq!(kinds(46, false, false), (None, None));
         assert_eq!(kinds(46, false, true), (None, Some(true)));
         assert_eq!(kinds(47, false, false), (None, Some(false)));

@@ -18,7 +18,10 @@ pub(crate) struct Params(HashMap<String, Vec<String>>);
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> Result<Self, Self::Rejection> {
+    async fn from_request_parts(
+        parts: &mut axum::http::request::Parts,
+        state: &S,
+    ) -> Result<Self, Self::Rejection> {
         let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state)
             .await
             .map_err(|error| ApiError::invalid(error.to_string()))?;
@@ -32,7 +35,10 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
 
 impl Params {
     pub(crate) fn text(&self, name: &str) -> &str {
-        self.0.get(name).and_then(|values| values.last()).map_or("", String::as_str)
+        self.0
+            .get(name)
+            .and_then(|values| values.last())
+            .map_or("", String::as_str)
     }
 
     /// All values of a parameter that may be given several times.
@@ -46,7 +52,12 @@ impl Params {
     }
 
     pub(crate) fn flag_or(&self, name: &str, default: bool) -> bool {
-        match self.0.get(name).and_then(|values| values.last()).map(|value| value.trim().to_lowercase()) {
+        match self
+            .0
+            .get(name)
+            .and_then(|values| values.last())
+            .map(|value| value.trim().to_lowercase())
+        {
             None => default,
             Some(value) => !matches!(value.as_str(), "" | "0" | "no" | "false" | "none"),
         }
@@ -55,21 +66,30 @@ impl Params {
     pub(crate) fn number<T: std::str::FromStr>(&self, name: &str) -> ApiResult<Option<T>> {
         match self.text(name) {
             "" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| ApiError::invalid(format!("strconv.Atoi: parsing {text:?}: invalid syntax"))),
+            text => text.parse().map(Some).map_err(|_| {
+                ApiError::invalid(format!("strconv.Atoi: parsing {text:?}: invalid syntax"))
+            }),
         }
     }
 
-    /// The height and width of a terminal. What a terminal cannot have becomes the most that it can.
+    /// The height and width of a terminal. What a terminal cannot have becomes the most that it
+    /// can.
     pub(crate) fn terminal_size(&self) -> ApiResult<(u16, u16)> {
         let side = |name: &str, what: &str| {
             let text = self.text(name);
             let digits = text.strip_prefix('-').unwrap_or(text);
             let why = match text.parse::<u32>() {
-                Ok(number) if !text.starts_with('+') => return Ok(u16::try_from(number).unwrap_or(u16::MAX)),
-                _ if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => "value out of range",
+                Ok(number) if !text.starts_with('+') => {
+                    return Ok(u16::try_from(number).unwrap_or(u16::MAX));
+                }
+                _ if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                    "value out of range"
+                }
                 _ => "invalid syntax",
             };
-            Err(ApiError::invalid(format!("invalid resize {what} {text:?}: {why}")))
+            Err(ApiError::invalid(format!(
+                "invalid resize {what} {text:?}: {why}"
+            )))
         };
         Ok((side("h", "height")?, side("w", "width")?))
     }
@@ -78,14 +98,17 @@ impl Params {
         Ok(Filters::parse(self.text("filters"), known)?)
     }
 
-    /// A moment as seconds with a fraction, RFC 3339, or a duration back from now; in nanoseconds since the epoch.
+    /// A moment as seconds with a fraction, RFC 3339, or a duration back from now; in nanoseconds
+    /// since the epoch.
     pub(crate) fn time(&self, name: &str) -> ApiResult<Option<i64>> {
         let text = self.text(name);
         if text.is_empty() || text == "0" {
             return Ok(None);
         }
         let invalid = || ApiError::invalid(format!("invalid value for {name:?}: {text:?}"));
-        moment(text, whelk_engine::events::now()).map(Some).ok_or_else(invalid)
+        moment(text, whelk_engine::events::now())
+            .map(Some)
+            .ok_or_else(invalid)
     }
 }
 
@@ -97,7 +120,8 @@ pub(crate) trait RequestBody: DeserializeOwned + Default {
     const GO_TYPE: &'static str;
 }
 
-/// The JSON body of a request. It is read before the object that the request names is looked up, as Docker does.
+/// The JSON body of a request. It is read before the object that the request names is looked up, as
+/// Docker does.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
@@ -124,14 +148,19 @@ pub(crate) async fn json<T: RequestBody>(headers: &HeaderMap, body: Body) -> Api
 /// The same, not yet as a struct; `None` if the body is empty.
 pub(crate) async fn json_value(headers: &HeaderMap, body: Body) -> ApiResult<Option<Value>> {
     let empty = body.size_hint().exact() == Some(0);
-    let content_type = headers.get(header::CONTENT_TYPE).map_or("".into(), |value| String::from_utf8_lossy(value.as_bytes()));
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .map_or("".into(), |value| String::from_utf8_lossy(value.as_bytes()));
     if !(empty && content_type.is_empty()) {
         check_media_type(&content_type)?;
     }
     if empty {
         return Ok(None);
     }
-    let body = Limited::new(body, LARGEST_BODY).collect().await.map_err(|error| ApiError::invalid(format!("read body: {error}")))?;
+    let body = Limited::new(body, LARGEST_BODY)
+        .collect()
+        .await
+        .map_err(|error| ApiError::invalid(format!("read body: {error}")))?;
     match parse(&body.to_bytes()) {
         Ok((_, true)) => Err(ApiError::invalid("unexpected content after JSON")),
         Ok((value, false)) => Ok(Some(value)),
@@ -147,8 +176,16 @@ pub(crate) fn invalid_json(error: impl std::fmt::Display) -> ApiError {
 /// # Errors
 /// A content type other than JSON, in the words of Docker and of Go's `mime` package.
 fn check_media_type(text: &str) -> ApiResult<()> {
-    let malformed = |why: &str| Err(ApiError::invalid(format!("malformed Content-Type header ({text}): mime: {why}")));
-    let token = |text: &str| text.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)).count();
+    let malformed = |why: &str| {
+        Err(ApiError::invalid(format!(
+            "malformed Content-Type header ({text}): mime: {why}"
+        )))
+    };
+    let token = |text: &str| {
+        text.bytes()
+            .take_while(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+            .count()
+    };
     let (kind, parameters) = text.split_once(';').unwrap_or((text, ""));
     let kind = kind.trim().to_ascii_lowercase();
     let (main, rest) = kind.split_at(token(&kind));
@@ -157,21 +194,31 @@ fn check_media_type(text: &str) -> ApiResult<()> {
         (_, None) if !rest.is_empty() => return malformed("expected slash after first token"),
         (_, None) => {}
         (_, Some(sub)) if token(sub) == 0 => return malformed("expected token after slash"),
-        (_, Some(sub)) if token(sub) < sub.len() => return malformed("unexpected content after media subtype"),
+        (_, Some(sub)) if token(sub) < sub.len() => {
+            return malformed("unexpected content after media subtype");
+        }
         (_, Some(_)) => {}
     }
     let is_parameter = |text: &str| {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
-        token(name) == name.len() && !name.is_empty() && (value.starts_with('"') || token(value) == value.len() && !value.is_empty())
+        token(name) == name.len()
+            && !name.is_empty()
+            && (value.starts_with('"') || token(value) == value.len() && !value.is_empty())
     };
-    let mut parameters = parameters.trim().strip_suffix(';').unwrap_or(parameters.trim()).split(';');
+    let mut parameters = parameters
+        .trim()
+        .strip_suffix(';')
+        .unwrap_or(parameters.trim())
+        .split(';');
     if !parameters.clone().eq([""]) && !parameters.all(|parameter| is_parameter(parameter.trim())) {
         return malformed("invalid media parameter");
     }
     if kind == "application/json" {
         return Ok(());
     }
-    Err(ApiError::invalid(format!("unsupported Content-Type header ({text}): must be 'application/json'")))
+    Err(ApiError::invalid(format!(
+        "unsupported Content-Type header ({text}): must be 'application/json'"
+    )))
 }
 
 /// Keys to detach: `ctrl-p,ctrl-q`, or single characters.
@@ -213,31 +260,55 @@ mod tests {
     #[test]
     fn media_types() {
         let check = |text: &str, expected: &str| {
-            let outcome = check_media_type(text).map_or_else(|error| error.0.to_string(), |()| String::new());
+            let outcome =
+                check_media_type(text).map_or_else(|error| error.0.to_string(), |()| String::new());
             assert_eq!(outcome, expected, "{text}");
         };
-        for fine in ["application/json", "APPLICATION/JSON", "application/json; charset=utf-8", "application/json;"] {
+        for fine in [
+            "application/json",
+            "APPLICATION/JSON",
+            "application/json; charset=utf-8",
+            "application/json;",
+        ] {
             check(fine, "");
         }
-        check("text/plain", "unsupported Content-Type header (text/plain): must be 'application/json'");
-        check("text", "unsupported Content-Type header (text): must be 'application/json'");
+        check(
+            "text/plain",
+            "unsupported Content-Type header (text/plain): must be 'application/json'",
+        );
+        check(
+            "text",
+            "unsupported Content-Type header (text): must be 'application/json'",
+        );
         for (text, why) in [
             ("", "no media type"),
             ("/json", "no media type"),
             ("text/", "expected token after slash"),
             ("a b", "expected slash after first token"),
-            ("application/json, text/plain", "unexpected content after media subtype"),
+            (
+                "application/json, text/plain",
+                "unexpected content after media subtype",
+            ),
             ("application/json; x", "invalid media parameter"),
         ] {
-            check(text, &format!("malformed Content-Type header ({text}): mime: {why}"));
+            check(
+                text,
+                &format!("malformed Content-Type header ({text}): mime: {why}"),
+            );
         }
     }
 
     #[test]
     fn times() {
         let params = |text: &str| Params([("since".to_owned(), vec![text.to_owned()])].into());
-        assert_eq!(params("1700000000.25").time("since").unwrap(), Some(1_700_000_000_250_000_000));
-        assert_eq!(params("2023-11-14T22:13:20Z").time("since").unwrap(), Some(1_700_000_000_000_000_000));
+        assert_eq!(
+            params("1700000000.25").time("since").unwrap(),
+            Some(1_700_000_000_250_000_000)
+        );
+        assert_eq!(
+            params("2023-11-14T22:13:20Z").time("since").unwrap(),
+            Some(1_700_000_000_000_000_000)
+        );
         assert!(params("x").time("since").is_err());
     }
 }

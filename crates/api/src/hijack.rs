@@ -30,18 +30,19 @@ pub(crate) struct Source {
     pub stream: Option<UnixStream>,
 }
 
-/// How long a client may take to read the head of the answer, and a known end to arrive, before the stream goes on.
+/// How long a client may take to read the head of the answer, and a known end to arrive, before the
+/// stream goes on.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a client that has all its output may go on to send input.
 const LONGEST_INPUT: Duration = Duration::from_secs(10);
 
-/// Connects a request to what `source` opens; `last` is waited for before its end is shown. With `Upgrade` the connection
-/// itself becomes the stream (101); without, the output is the body of an ordinary answer, and input is what comes as the
-/// request's body.
+/// Connects a request to what `source` opens; `last` is waited for before its end is shown. With
+/// `Upgrade` the connection itself becomes the stream (101); without, the output is the body of an
+/// ordinary answer, and input is what comes as the request's body.
 ///
-/// Nothing is opened before the client has read the answer's head: clients with buffered readers lose what comes in one
-/// piece with it.
+/// Nothing is opened before the client has read the answer's head: clients with buffered readers
+/// lose what comes in one piece with it.
 pub(crate) fn connect(
     mut request: Request,
     content_type: &'static str,
@@ -79,9 +80,14 @@ pub(crate) fn connect(
         .unwrap_or_default()
 }
 
-/// Passes on the output to its end, and input meanwhile. When the client has left, only the input that it has sent still
-/// matters.
-async fn serve(client: impl AsyncRead + AsyncWrite, source: Source, left: impl Future<Output = ()>, last: impl Future<Output = ()>) {
+/// Passes on the output to its end, and input meanwhile. When the client has left, only the input
+/// that it has sent still matters.
+async fn serve(
+    client: impl AsyncRead + AsyncWrite,
+    source: Source,
+    left: impl Future<Output = ()>,
+    last: impl Future<Output = ()>,
+) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     if let Some(mut prelude) = source.prelude {
         while let Some(Ok(piece)) = prelude.next().await {
@@ -94,7 +100,8 @@ async fn serve(client: impl AsyncRead + AsyncWrite, source: Source, left: impl F
         let (mut output, input) = stream.into_split();
         let left = left.shared();
         let copied = async {
-            // Fails when the client has left. The program must not wait for it while there is input.
+            // Fails when the client has left. The program must not wait for it while there is
+            // input.
             if tokio::io::copy(&mut output, &mut to_client).await.is_err() {
                 let _ = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
             }
@@ -115,13 +122,15 @@ async fn serve(client: impl AsyncRead + AsyncWrite, source: Source, left: impl F
     }
     let _ = tokio::time::timeout(PATIENCE, last).await;
     let _ = to_client.shutdown().await;
-    // A connection that is closed with input unread is reset, and the client may lose output that it has not read yet.
+    // A connection that is closed with input unread is reset, and the client may lose output that
+    // it has not read yet.
     let mut nowhere = tokio::io::sink();
     let rest = tokio::io::copy(&mut from_client, &mut nowhere);
     let _ = tokio::time::timeout(LONGEST_INPUT, rest).await;
 }
 
-/// Copies input to the program and then its end. What the program does not take is dropped: its output goes on.
+/// Copies input to the program and then its end. What the program does not take is dropped: its
+/// output goes on.
 async fn pass_input(client: &mut (impl AsyncRead + Unpin), mut input: impl AsyncWrite + Unpin) {
     // Fails when the program has closed its input, or when the client cannot be read.
     if tokio::io::copy(client, &mut input).await.is_err() {
@@ -161,7 +170,11 @@ fn ordinary(
         let copied = async {
             let mut buffer = vec![0; 64 << 10];
             while let Ok(count @ 1..) = output.read(&mut buffer).await {
-                if sender.send(Ok(Bytes::copy_from_slice(&buffer[..count]))).await.is_err() {
+                if sender
+                    .send(Ok(Bytes::copy_from_slice(&buffer[..count])))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }

@@ -1,7 +1,9 @@
 //! The Engine API: HTTP in, calls of the engine out.
 //!
-//! `routes` decode requests (`extract`, `json`), call the engine, and encode answers by `wire`. Version prefixes are
-//! taken off before anything else (`version`); what differs between versions is in `compat` alone; the kinds of the engine's errors become status codes in one place (`error`).
+//! `routes` decode requests (`extract`, `json`), call the engine, and encode answers by `wire`.
+//! Version prefixes are taken off before anything else (`version`); what differs between versions
+//! is in `compat` alone; the kinds of the engine's errors become status codes in one place
+//! (`error`).
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 

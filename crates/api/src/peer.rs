@@ -1,7 +1,8 @@
-//! The client at the other end of a connection: whether it has left, and whether it has read what it was sent.
+//! The client at the other end of a connection: whether it has left, and whether it has read what
+//! it was sent.
 //!
-//! HTTP shows neither. A client that waits for a quiet answer (`wait`, `events`, `logs -f`) and goes away would be noticed
-//! when something is written to it, which may be never.
+//! HTTP shows neither. A client that waits for a quiet answer (`wait`, `events`, `logs -f`) and
+//! goes away would be noticed when something is written to it, which may be never.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
@@ -21,20 +22,32 @@ pub(crate) struct Peer(Arc<OwnedFd>);
 
 impl Peer {
     pub(crate) fn of(stream: &UnixStream) -> std::io::Result<Self> {
-        stream.as_fd().try_clone_to_owned().map(|socket| Self(Arc::new(socket)))
+        stream
+            .as_fd()
+            .try_clone_to_owned()
+            .map(|socket| Self(Arc::new(socket)))
     }
 
-    #[expect(deprecated, reason = "its replacement is unsafe; the descriptor is owned and stays the same as long as it is registered")]
+    #[expect(
+        deprecated,
+        reason = "its replacement is unsafe; the descriptor is owned and stays the same as long as it is registered"
+    )]
     fn register(self, interest: Interest) -> std::io::Result<AsyncFd<Self>> {
         AsyncFd::with_interest(self, interest)
     }
 
-    /// Returns when the client has closed its side for both directions. A half-closed one still wants its answer.
+    /// Returns when the client has closed its side for both directions. A half-closed one still
+    /// wants its answer.
     pub(crate) async fn left(self) {
-        // Nothing is ever urgent on a unix socket: only a hang-up is reported, and data wakes nobody.
-        let Ok(socket) = self.register(Interest::PRIORITY) else { return std::future::pending().await };
+        // Nothing is ever urgent on a unix socket: only a hang-up is reported, and data wakes
+        // nobody.
+        let Ok(socket) = self.register(Interest::PRIORITY) else {
+            return std::future::pending().await;
+        };
         loop {
-            let Ok(mut guard) = socket.ready(Interest::PRIORITY).await else { return };
+            let Ok(mut guard) = socket.ready(Interest::PRIORITY).await else {
+                return;
+            };
             if guard.ready().is_read_closed() {
                 return;
             }
@@ -44,9 +57,12 @@ impl Peer {
 
     /// Returns when the client has read all that was sent to it, or has left.
     pub(crate) async fn has_read_all(self) {
-        /// Less than the kernel takes for the smallest message. While it lets go of one, a byte of that still counts.
+        /// Less than the kernel takes for the smallest message. While it lets go of one, a byte of
+        /// that still counts.
         const NOTHING: u64 = 64;
-        let Ok(socket) = self.register(Interest::WRITABLE) else { return };
+        let Ok(socket) = self.register(Interest::WRITABLE) else {
+            return;
+        };
         // Each piece that is read makes the socket writable anew.
         while let Ok(mut guard) = socket.ready(Interest::WRITABLE).await {
             let unread = whelk_sys::net::unread_by_peer(socket.get_ref().0.as_fd());
@@ -64,13 +80,19 @@ impl AsRawFd for Peer {
     }
 }
 
-/// Has an answer whose length is not known break off when its client leaves. What feeds it notices that by itself.
+/// Has an answer whose length is not known break off when its client leaves. What feeds it notices
+/// that by itself.
 pub(crate) fn end_with(response: Response, peer: &Peer) -> Response {
     use hyper::body::Body as _;
     if response.body().size_hint().exact().is_some() {
         return response;
     }
-    response.map(|body| Body::new(WhilePresent { body, left: Box::pin(peer.clone().left()) }))
+    response.map(|body| {
+        Body::new(WhilePresent {
+            body,
+            left: Box::pin(peer.clone().left()),
+        })
+    })
 }
 
 struct WhilePresent {
@@ -82,7 +104,10 @@ impl hyper::body::Body for WhilePresent {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             return Poll::Ready(frame);
         }

@@ -16,7 +16,8 @@ use crate::peer::{Peer, end_with};
 use crate::routes;
 use crate::stream::DrainedBody;
 
-/// How long a client may take to send the head of a request: enough for anybody honest, an end for slow-loris.
+/// How long a client may take to send the head of a request: enough for anybody honest, an end for
+/// slow-loris.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest head of a request, in bytes.
 const LARGEST_HEAD: usize = 64 << 10;
@@ -32,7 +33,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`, replacing what a dead engine left there. Only root and `group` may connect.
+    /// Listens at `path`, replacing what a dead engine left there. Only root and `group` may
+    /// connect.
     ///
     /// # Errors
     /// Another engine serves this socket.
@@ -42,30 +44,52 @@ impl Listener {
         }
         let lock = lock(path)?;
         fs::remove_if_there(path).map_err(described)?;
-        let socket = UnixListener::bind(path)
-            .map_err(|error| std::io::Error::new(error.kind(), format!("listen at {}: {error}", path.display())))?;
+        let socket = UnixListener::bind(path).map_err(|error| {
+            std::io::Error::new(
+                error.kind(),
+                format!("listen at {}: {error}", path.display()),
+            )
+        })?;
         restrict(path, group)?;
-        Ok(Self { socket, path: Some(path.to_owned()), _lock: lock })
+        Ok(Self {
+            socket,
+            path: Some(path.to_owned()),
+            _lock: lock,
+        })
     }
 
-    /// Serves a socket that somebody else listens on and keeps: a service manager. Only root and `group` may connect.
+    /// Serves a socket that somebody else listens on and keeps: a service manager. Only root and
+    /// `group` may connect.
     ///
     /// # Errors
     /// It is no listening unix socket with a path, or another engine serves it.
     pub fn inherit(socket: OwnedFd, group: Option<u32>) -> std::io::Result<Self> {
         use rustix::net::{AddressFamily, SocketType, sockopt};
-        let invalid = |text: &str| std::io::Error::new(std::io::ErrorKind::InvalidInput, text.to_owned());
-        let kind = (sockopt::socket_domain(&socket), sockopt::socket_type(&socket), sockopt::socket_acceptconn(&socket));
+        let invalid =
+            |text: &str| std::io::Error::new(std::io::ErrorKind::InvalidInput, text.to_owned());
+        let kind = (
+            sockopt::socket_domain(&socket),
+            sockopt::socket_type(&socket),
+            sockopt::socket_acceptconn(&socket),
+        );
         if kind != (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM), Ok(true)) {
-            return Err(invalid("the inherited descriptor is not a listening unix stream socket"));
+            return Err(invalid(
+                "the inherited descriptor is not a listening unix stream socket",
+            ));
         }
         let socket = std::os::unix::net::UnixListener::from(socket);
         let address = socket.local_addr()?;
-        let path = address.as_pathname().ok_or_else(|| invalid("the inherited socket has no path"))?;
+        let path = address
+            .as_pathname()
+            .ok_or_else(|| invalid("the inherited socket has no path"))?;
         let lock = lock(path)?;
         restrict(path, group)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: UnixListener::from_std(socket)?, path: None, _lock: lock })
+        Ok(Self {
+            socket: UnixListener::from_std(socket)?,
+            path: None,
+            _lock: lock,
+        })
     }
 }
 
@@ -76,9 +100,19 @@ fn described(error: fs::PathError) -> std::io::Error {
 fn lock(path: &Path) -> std::io::Result<OwnedFd> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let lock: OwnedFd = fs::append(Path::new(&name), 0o600).map_err(described)?.into();
-    rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| std::io::Error::new(std::io::ErrorKind::AddrInUse, format!("another engine serves {}", path.display())))?;
+    let lock: OwnedFd = fs::append(Path::new(&name), 0o600)
+        .map_err(described)?
+        .into();
+    rustix::fs::flock(
+        lock.as_fd(),
+        rustix::fs::FlockOperation::NonBlockingLockExclusive,
+    )
+    .map_err(|_| {
+        std::io::Error::new(
+            std::io::ErrorKind::AddrInUse,
+            format!("another engine serves {}", path.display()),
+        )
+    })?;
     Ok(lock)
 }
 
@@ -99,18 +133,27 @@ impl Drop for Listener {
     }
 }
 
-/// How many descriptors are kept for what requests have to open, and for containers that start again by themselves.
+/// How many descriptors are kept for what requests have to open, and for containers that start
+/// again by themselves.
 const RESERVE: u64 = 96;
 
-/// Keeps a client waiting, and with it all that come later, while others have almost all descriptors that there may be. Those that
-/// ask for nothing are disconnected after [`HEAD_TIMEOUT`].
+/// Keeps a client waiting, and with it all that come later, while others have almost all
+/// descriptors that there may be. Those that ask for nothing are disconnected after
+/// [`HEAD_TIMEOUT`].
 async fn wait_for_descriptors(stream: &UnixStream) {
     const POLL: Duration = Duration::from_millis(20);
-    let is_scarce = || stream.as_fd().try_clone_to_owned().is_ok_and(|newest| descriptors_are_scarce(newest.as_fd(), RESERVE));
+    let is_scarce = || {
+        stream
+            .as_fd()
+            .try_clone_to_owned()
+            .is_ok_and(|newest| descriptors_are_scarce(newest.as_fd(), RESERVE))
+    };
     if !is_scarce() {
         return;
     }
-    tracing::warn!("clients have to wait: there are too many connections for the engine's limit of open files (LimitNOFILE, ulimit -n)");
+    tracing::warn!(
+        "clients have to wait: there are too many connections for the engine's limit of open files (LimitNOFILE, ulimit -n)"
+    );
     while is_scarce() {
         tokio::time::sleep(POLL).await;
     }
@@ -138,15 +181,16 @@ pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
                 continue;
             }
         };
-        let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-            let peer = peer.clone();
-            let (head, body) = request.into_parts();
-            let body = axum::body::Body::new(DrainedBody::new(body, &head.headers));
-            let mut request = hyper::Request::from_parts(head, body);
-            request.extensions_mut().insert(peer.clone());
-            let response = tower_service::Service::call(&mut routes.clone(), request);
-            async move { response.await.map(|response| end_with(response, &peer)) }
-        });
+        let service =
+            hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                let peer = peer.clone();
+                let (head, body) = request.into_parts();
+                let body = axum::body::Body::new(DrainedBody::new(body, &head.headers));
+                let mut request = hyper::Request::from_parts(head, body);
+                request.extensions_mut().insert(peer.clone());
+                let response = tower_service::Service::call(&mut routes.clone(), request);
+                async move { response.await.map(|response| end_with(response, &peer)) }
+            });
         tokio::spawn(async move {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -24,10 +24,16 @@ pub(crate) async fn negotiate(request: Request, next: Next) -> Response {
     };
     let headers = response.headers_mut();
     let api = format!("{}.{}", NEWEST.0, NEWEST.1);
-    headers.insert("api-version", HeaderValue::from_str(&api).unwrap_or(HeaderValue::from_static("1.51")));
+    headers.insert(
+        "api-version",
+        HeaderValue::from_str(&api).unwrap_or(HeaderValue::from_static("1.51")),
+    );
     headers.insert("docker-experimental", HeaderValue::from_static("false"));
     headers.insert("ostype", HeaderValue::from_static("linux"));
-    headers.insert("server", HeaderValue::from_static(concat!("Whelk/", env!("CARGO_PKG_VERSION"), " (linux)")));
+    headers.insert(
+        "server",
+        HeaderValue::from_static(concat!("Whelk/", env!("CARGO_PKG_VERSION"), " (linux)")),
+    );
     response
 }
 
@@ -62,20 +68,35 @@ fn clean(uri: &Uri) -> Option<String> {
             part => parts.push(part),
         }
     }
-    let end = if path.ends_with('/') && !parts.is_empty() { "/" } else { "" };
+    let end = if path.ends_with('/') && !parts.is_empty() {
+        "/"
+    } else {
+        ""
+    };
     let clean = format!("/{}{end}", parts.join("/"));
-    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let query = uri
+        .query()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
     (clean != path).then(|| clean + &query)
 }
 
 /// The version of a path and the path without it.
 fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
     let newest = ApiVersion(NEWEST.0, NEWEST.1);
-    let Some(rest) = path.strip_prefix("/v") else { return Ok((newest, None)) };
+    let Some(rest) = path.strip_prefix("/v") else {
+        return Ok((newest, None));
+    };
     let (version, rest) = rest.split_once('/').unwrap_or((rest, ""));
     let (major, minor) = version.split_once('.').unwrap_or((version, "0"));
-    let parsed = major.parse().ok().zip(minor.parse().ok()).map(|(major, minor)| ApiVersion(major, minor));
-    let Some(parsed) = parsed else { return Ok((newest, None)) };
+    let parsed = major
+        .parse()
+        .ok()
+        .zip(minor.parse().ok())
+        .map(|(major, minor)| ApiVersion(major, minor));
+    let Some(parsed) = parsed else {
+        return Ok((newest, None));
+    };
     let text = |ApiVersion(major, minor): ApiVersion| format!("{major}.{minor}");
     let given = version;
     if parsed < ApiVersion(OLDEST.0, OLDEST.1) {
@@ -85,12 +106,18 @@ fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
             text(ApiVersion(OLDEST.0, OLDEST.1))
         );
         // Plain text: clients this old do not read JSON errors.
-        return Err(Box::new((StatusCode::BAD_REQUEST, refusal + "\n").into_response()));
+        return Err(Box::new(
+            (StatusCode::BAD_REQUEST, refusal + "\n").into_response(),
+        ));
     }
     if parsed > newest {
         return Err(Box::new(message(
             StatusCode::BAD_REQUEST,
-            &format!("client version {} is too new. Maximum supported API version is {}", given, text(newest)),
+            &format!(
+                "client version {} is too new. Maximum supported API version is {}",
+                given,
+                text(newest)
+            ),
         )));
     }
     Ok((parsed, Some(format!("/{rest}"))))
@@ -104,7 +131,11 @@ mod tests {
     fn versions_are_taken_off() {
         let check = |path: &str, version: (u32, u32), rest: Option<&str>| {
             let (found, remaining) = split(path).map_err(|_| ()).expect("accepted");
-            assert_eq!((found, remaining.as_deref()), (ApiVersion(version.0, version.1), rest), "{path}");
+            assert_eq!(
+                (found, remaining.as_deref()),
+                (ApiVersion(version.0, version.1), rest),
+                "{path}"
+            );
         };
         check("/v1.44/containers/json", (1, 44), Some("/containers/json"));
         check("/_ping", NEWEST, None);
@@ -115,11 +146,18 @@ mod tests {
             ("/info/", None),
             ("/", None),
             ("//info", Some("/info")),
-            ("/v1.41/containers//json?all=1", Some("/v1.41/containers/json?all=1")),
+            (
+                "/v1.41/containers//json?all=1",
+                Some("/v1.41/containers/json?all=1"),
+            ),
             ("/a/./b/../c/", Some("/a/c/")),
             ("/../..", Some("/")),
         ] {
-            assert_eq!(clean(&path.parse().expect("a path")).as_deref(), expected, "{path}");
+            assert_eq!(
+                clean(&path.parse().expect("a path")).as_deref(),
+                expected,
+                "{path}"
+            );
         }
         assert!(split("/v1.10/info").is_err() && split("/v1.99/info").is_err());
     }

@@ -18,7 +18,9 @@ pub(crate) fn time(nanoseconds: i64) -> String {
     if nanoseconds == 0 {
         "0001-01-01T00:00:00Z".into()
     } else {
-        jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default().to_string()
+        jiff::Timestamp::from_nanosecond(nanoseconds.into())
+            .unwrap_or_default()
+            .to_string()
     }
 }
 
@@ -52,7 +54,9 @@ fn mount_point(mount: &MountPoint) -> Value {
 pub(crate) fn volume(shown: &Shown) -> Value {
     let record = &shown.record;
     let created = if shown.created_at.is_empty() {
-        jiff::Timestamp::from_second(record.created_at / 1_000_000_000).unwrap_or_default().to_string()
+        jiff::Timestamp::from_second(record.created_at / 1_000_000_000)
+            .unwrap_or_default()
+            .to_string()
     } else {
         shown.created_at.clone()
     };
@@ -80,17 +84,47 @@ fn endpoints(record: &Record, with_names: bool) -> Value {
         }
         value
     };
-    Value::Object(record.networks.iter().map(|(name, endpoint)| (name.clone(), shown(endpoint))).collect())
+    Value::Object(
+        record
+            .networks
+            .iter()
+            .map(|(name, endpoint)| (name.clone(), shown(endpoint)))
+            .collect(),
+    )
 }
 
 /// Published ports by the container's port; exposed ones that are not published lead to null.
 fn port_map(record: &Record) -> Value {
-    let exposed = record.config.exposed_ports.keys().filter(|_| record.has_ports());
-    let mut map: Map<String, Value> =
-        exposed.map(|port| (if port.contains('/') { port.clone() } else { format!("{port}/tcp") }, Value::Null)).collect();
+    let exposed = record
+        .config
+        .exposed_ports
+        .keys()
+        .filter(|_| record.has_ports());
+    let mut map: Map<String, Value> = exposed
+        .map(|port| {
+            (
+                if port.contains('/') {
+                    port.clone()
+                } else {
+                    format!("{port}/tcp")
+                },
+                Value::Null,
+            )
+        })
+        .collect();
     for publication in &record.ports {
-        let entry = map.entry(format!("{}/{}", publication.to.port(), publication.protocol)).or_insert(Value::Null);
-        let host_port = if publication.is_direct() { String::new() } else { publication.host.port().to_string() };
+        let entry = map
+            .entry(format!(
+                "{}/{}",
+                publication.to.port(),
+                publication.protocol
+            ))
+            .or_insert(Value::Null);
+        let host_port = if publication.is_direct() {
+            String::new()
+        } else {
+            publication.host.port().to_string()
+        };
         let binding = json!({"HostIp": publication.host.ip(), "HostPort": host_port});
         match entry {
             // The same port of the host for both of the container's addresses is one binding.
@@ -120,7 +154,8 @@ fn port_list(record: &Record) -> Value {
     record.listed_ports().iter().map(shown).collect()
 }
 
-/// The network part of a container. What the default network gave is on top as well, as it was before there were others.
+/// The network part of a container. What the default network gave is on top as well, as it was
+/// before there were others.
 fn network_settings(record: &Record) -> Value {
     let top = record.networks.get("bridge").cloned().unwrap_or_default();
     json!({
@@ -163,17 +198,46 @@ pub(crate) fn network(record: &NetworkRecord, members: &BTreeMap<String, Member>
 }
 
 pub(crate) fn container(inspected: &Inspected) -> Value {
-    let Inspected { record, directory, names, files_made, log_path, lower, mounts, execs, size } = inspected;
-    let file = |name: &str| if *files_made { names.join(name).to_string_lossy().into_owned() } else { String::new() };
+    let Inspected {
+        record,
+        directory,
+        names,
+        files_made,
+        log_path,
+        lower,
+        mounts,
+        execs,
+        size,
+    } = inspected;
+    let file = |name: &str| {
+        if *files_made {
+            names.join(name).to_string_lossy().into_owned()
+        } else {
+            String::new()
+        }
+    };
     let mut command = whelk_engine::command(&record.config);
-    let path = if command.is_empty() { String::new() } else { command.remove(0) };
+    let path = if command.is_empty() {
+        String::new()
+    } else {
+        command.remove(0)
+    };
     let mut config = json!(record.config);
     // Clients look here for the hardware address, although it is the endpoint's.
-    if let Some(first) = record.networks.get(&record.host.network_mode).filter(|first| !first.wanted_mac.is_empty()) {
+    if let Some(first) = record
+        .networks
+        .get(&record.host.network_mode)
+        .filter(|first| !first.wanted_mac.is_empty())
+    {
         config["MacAddress"] = json!(first.wanted_mac);
     }
-    // The root is mounted in the container's own namespace only: its first process leads there while it runs.
-    let merged = if record.state.pid > 0 { format!("/proc/{}/root", record.state.pid) } else { String::new() };
+    // The root is mounted in the container's own namespace only: its first process leads there
+    // while it runs.
+    let merged = if record.state.pid > 0 {
+        format!("/proc/{}/root", record.state.pid)
+    } else {
+        String::new()
+    };
     let lower: Vec<_> = lower.iter().map(|path| path.to_string_lossy()).collect();
     let mut value = json!({
         "Id": record.id,
@@ -214,8 +278,16 @@ fn status_text(state: &State, now: i64) -> String {
         Status::Created => "Created".into(),
         Status::Running => format!("Up {}", ago(state.started_at)),
         Status::Paused => format!("Up {} (Paused)", ago(state.started_at)),
-        Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, ago(state.finished_at)),
-        Status::Exited => format!("Exited ({}) {} ago", state.exit_code, ago(state.finished_at)),
+        Status::Restarting => format!(
+            "Restarting ({}) {} ago",
+            state.exit_code,
+            ago(state.finished_at)
+        ),
+        Status::Exited => format!(
+            "Exited ({}) {} ago",
+            state.exit_code,
+            ago(state.finished_at)
+        ),
         Status::Removing => "Removal In Progress".into(),
         Status::Dead => "Dead".into(),
     }
@@ -245,7 +317,13 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
     let command: Vec<String> = whelk_engine::command(&record.config)
         .into_iter()
         .enumerate()
-        .map(|(index, word)| if index > 0 && word.contains(' ') { format!("'{word}'") } else { word })
+        .map(|(index, word)| {
+            if index > 0 && word.contains(' ') {
+                format!("'{word}'")
+            } else {
+                word
+            }
+        })
         .collect();
     let command = command.join(" ");
     let mut names = vec![format!("/{}", record.name)];
@@ -284,7 +362,9 @@ pub(crate) fn exec(exec: &Exec) -> Value {
         .cmd
         .as_deref()
         .and_then(<[String]>::split_first)
-        .map_or((String::new(), Vec::new()), |(first, rest)| (first.clone(), rest.to_vec()));
+        .map_or((String::new(), Vec::new()), |(first, rest)| {
+            (first.clone(), rest.to_vec())
+        });
     let mut process = json!({"tty": config.tty, "entrypoint": entrypoint, "arguments": arguments, "privileged": config.privileged});
     if !config.user.is_empty() {
         process["user"] = json!(config.user);
@@ -317,7 +397,10 @@ pub(crate) fn event(event: &Event) -> Value {
     }
     value.insert("Type".into(), json!(event.kind));
     value.insert("Action".into(), json!(event.action));
-    value.insert("Actor".into(), json!({"ID": event.id, "Attributes": event.attributes}));
+    value.insert(
+        "Actor".into(),
+        json!({"ID": event.id, "Attributes": event.attributes}),
+    );
     value.insert("scope".into(), json!("local"));
     value.insert("time".into(), json!(event.time / 1_000_000_000));
     value.insert("timeNano".into(), json!(event.time));

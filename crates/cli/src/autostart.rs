@@ -1,4 +1,5 @@
-//! Starting an engine when none listens at the default socket: a first `whelk run` needs no other step.
+//! Starting an engine when none listens at the default socket: a first `whelk run` needs no other
+//! step.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -15,7 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
     match client.connect().await {
         Ok(_) => return Ok(()),
-        Err(error) if !matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ) =>
+        {
             return Err(Failure::new(client.unreachable(&error)));
         }
         Err(_) => {}
@@ -30,24 +36,39 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
     let log = log_file()?;
     // It takes itself out of this session: it stays when this command and its terminal are gone.
     let mut engine = Command::new("/proc/self/exe");
-    engine.arg0(program).args(["daemon", "--background"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    let mut engine = engine.spawn().map_err(|error| Failure::new(format!("start an engine: {error}")))?;
+    engine
+        .arg0(program)
+        .args(["daemon", "--background"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    let mut engine = engine
+        .spawn()
+        .map_err(|error| Failure::new(format!("start an engine: {error}")))?;
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {
         if client.connect().await.is_ok() {
             return Ok(());
         }
         if let Ok(Some(status)) = engine.try_wait() {
-            return Err(Failure::new(format!("the engine ended at once ({status}); see {LOG}")));
+            return Err(Failure::new(format!(
+                "the engine ended at once ({status}); see {LOG}"
+            )));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Err(Failure::new(format!("the engine does not answer; see {LOG}")))
+    Err(Failure::new(format!(
+        "the engine does not answer; see {LOG}"
+    )))
 }
 
 const LOG: &str = "/var/log/whelk.log";
 
 fn log_file() -> Outcome<Stdio> {
-    let file = std::fs::OpenOptions::new().append(true).create(true).open(LOG);
-    file.map(Stdio::from).map_err(|error| Failure::new(format!("open {LOG}: {error}")))
+    let file = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(LOG);
+    file.map(Stdio::from)
+        .map_err(|error| Failure::new(format!("open {LOG}: {error}")))
 }

@@ -1,4 +1,5 @@
-//! The Engine API, client side: requests over a unix socket or TCP, each on a connection of its own.
+//! The Engine API, client side: requests over a unix socket or TCP, each on a connection of its
+//! own.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -35,13 +36,21 @@ macro_rules! delegate {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         delegate!(self, poll_read, cx, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         delegate!(self, poll_write, cx, bytes)
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -93,7 +102,11 @@ pub(crate) fn no_body() -> Body {
 
 impl Client {
     pub(crate) fn new(host: Host, context: String, debug: bool) -> Self {
-        Self { host, context, debug }
+        Self {
+            host,
+            context,
+            debug,
+        }
     }
 
     /// The path of the engine's socket.
@@ -115,14 +128,21 @@ impl Client {
         self.debug
     }
 
-    /// How a connection failed, in Docker's words: without access nobody can say whether an engine listens.
+    /// How a connection failed, in Docker's words: without access nobody can say whether an engine
+    /// listens.
     pub(crate) fn unreachable(&self, error: &std::io::Error) -> String {
         match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
-                format!("permission denied while trying to connect to the docker API at {}", self.host)
+                format!(
+                    "permission denied while trying to connect to the docker API at {}",
+                    self.host
+                )
             }
             std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-                format!("Cannot connect to the Docker daemon at {}. Is the docker daemon running?", self.host)
+                format!(
+                    "Cannot connect to the Docker daemon at {}. Is the docker daemon running?",
+                    self.host
+                )
             }
             _ => format!("error during connect: {}: {}", self.host, plain(error)),
         }
@@ -145,33 +165,62 @@ impl Client {
     ) -> ApiResult<Response<hyper::body::Incoming>> {
         check_named(path)?;
         // A status that the engine never sends marks errors on the way to it.
-        let failed = |message: String| ApiError { status: StatusCode::MISDIRECTED_REQUEST, message };
+        let failed = |message: String| ApiError {
+            status: StatusCode::MISDIRECTED_REQUEST,
+            message,
+        };
         if self.debug {
             eprintln!("DEBU[0000] {method} {API}{path} at {}", self.host);
         }
-        let connection = self.connect().await.map_err(|error| failed(self.unreachable(&error)))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(connection))
+        let connection = self
+            .connect()
             .await
-            .map_err(|error| failed(format!("error during connect: {}: {error}", self.host)))?;
+            .map_err(|error| failed(self.unreachable(&error)))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(connection))
+                .await
+                .map_err(|error| failed(format!("error during connect: {}: {error}", self.host)))?;
         tokio::spawn(connection.with_upgrades());
-        let mut request = Request::builder().method(method).uri(format!("{API}{path}")).header("host", "whelk");
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{API}{path}"))
+            .header("host", "whelk");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(body).map_err(|error| failed(format!("the request cannot be sent: {error}")))?;
+        let request = request
+            .body(body)
+            .map_err(|error| failed(format!("the request cannot be sent: {error}")))?;
         let response = sender.send_request(request).await.map_err(|error| {
             // What a file that is being sent says of itself is not the engine's fault.
-            let cause = std::error::Error::source(&error).map(|cause| match cause.downcast_ref::<std::io::Error>() {
-                Some(error) => format!(": {}", plain(error)),
-                None => format!(": {cause}"),
+            let cause = std::error::Error::source(&error).map(|cause| {
+                match cause.downcast_ref::<std::io::Error>() {
+                    Some(error) => format!(": {}", plain(error)),
+                    None => format!(": {cause}"),
+                }
             });
-            failed(format!("error during connect: {}: {error}{}", self.host, cause.unwrap_or_default()))
+            failed(format!(
+                "error during connect: {}: {error}{}",
+                self.host,
+                cause.unwrap_or_default()
+            ))
         })?;
         if response.status().is_client_error() || response.status().is_server_error() {
             let status = response.status();
-            let text = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-            let message = serde_json::from_slice::<Value>(&text).ok().and_then(|value| value["message"].as_str().map(str::to_owned));
-            return Err(ApiError { status, message: message.unwrap_or_else(|| String::from_utf8_lossy(&text).trim().to_owned()) });
+            let text = response
+                .into_body()
+                .collect()
+                .await
+                .map(|body| body.to_bytes())
+                .unwrap_or_default();
+            let message = serde_json::from_slice::<Value>(&text)
+                .ok()
+                .and_then(|value| value["message"].as_str().map(str::to_owned));
+            return Err(ApiError {
+                status,
+                message: message
+                    .unwrap_or_else(|| String::from_utf8_lossy(&text).trim().to_owned()),
+            });
         }
         Ok(response)
     }
@@ -190,7 +239,11 @@ impl Client {
     }
 
     /// Asks for the connection itself: afterwards it carries raw bytes.
-    pub(crate) async fn hijack(&self, path: &str, body: Option<&Value>) -> ApiResult<TokioIo<hyper::upgrade::Upgraded>> {
+    pub(crate) async fn hijack(
+        &self,
+        path: &str,
+        body: Option<&Value>,
+    ) -> ApiResult<TokioIo<hyper::upgrade::Upgraded>> {
         let (mut headers, body) = json_body(body);
         headers.extend([("connection", "Upgrade"), ("upgrade", "tcp")]);
         let response = self.send(Method::POST, path, &headers, body).await?;
@@ -198,7 +251,10 @@ impl Client {
         hyper::upgrade::on(response)
             .await
             .map(TokioIo::new)
-            .map_err(|error| ApiError { status, message: format!("the connection was not handed over: {error}") })
+            .map_err(|error| ApiError {
+                status,
+                message: format!("the connection was not handed over: {error}"),
+            })
     }
 }
 
@@ -209,7 +265,10 @@ fn check_named(path: &str) -> ApiResult<()> {
     match (parts.next(), parts.next()) {
         (Some(kind @ ("containers" | "networks" | "volumes")), Some("")) => Err(ApiError {
             status: StatusCode::MISDIRECTED_REQUEST,
-            message: format!("invalid {} name or ID: value is empty", kind.trim_end_matches('s')),
+            message: format!(
+                "invalid {} name or ID: value is empty",
+                kind.trim_end_matches('s')
+            ),
         }),
         _ => Ok(()),
     }
@@ -217,7 +276,12 @@ fn check_named(path: &str) -> ApiResult<()> {
 
 fn json_body(body: Option<&Value>) -> (Vec<(&'static str, &'static str)>, Body) {
     match body {
-        Some(value) => (vec![("content-type", "application/json")], Full::from(value.to_string()).map_err(|never| match never {}).boxed()),
+        Some(value) => (
+            vec![("content-type", "application/json")],
+            Full::from(value.to_string())
+                .map_err(|never| match never {})
+                .boxed(),
+        ),
         None => (Vec::new(), no_body()),
     }
 }
@@ -225,9 +289,21 @@ fn json_body(body: Option<&Value>) -> (Vec<(&'static str, &'static str)>, Body) 
 /// The JSON of an answer; `null` for one without a body.
 pub(crate) async fn read(response: Response<hyper::body::Incoming>) -> ApiResult<Value> {
     let status = response.status();
-    let broken = |error: &dyn std::fmt::Display| ApiError { status, message: format!("reading the engine's answer: {error}") };
-    let body = response.into_body().collect().await.map_err(|error| broken(&error))?.to_bytes();
-    if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&body).map_err(|error| broken(&error)) }
+    let broken = |error: &dyn std::fmt::Display| ApiError {
+        status,
+        message: format!("reading the engine's answer: {error}"),
+    };
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(|error| broken(&error))?
+        .to_bytes();
+    if body.is_empty() {
+        Ok(Value::Null)
+    } else {
+        serde_json::from_slice(&body).map_err(|error| broken(&error))
+    }
 }
 
 /// A part of a path or a query value, with everything that could mean something else escaped.
@@ -245,14 +321,24 @@ pub(crate) fn escape(text: &str) -> String {
 
 /// An image's name in a path: slashes stay.
 pub(crate) fn escape_name(text: &str) -> String {
-    escape(text.trim_start_matches('/')).replace("%2F", "/").replace("%3A", ":").replace("%40", "@")
+    escape(text.trim_start_matches('/'))
+        .replace("%2F", "/")
+        .replace("%3A", ":")
+        .replace("%40", "@")
 }
 
 /// A query out of pairs; empty values are left out.
 pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
-    let list: Vec<String> =
-        pairs.iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| format!("{key}={}", escape(value))).collect();
-    if list.is_empty() { String::new() } else { format!("?{}", list.join("&")) }
+    let list: Vec<String> = pairs
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(key, value)| format!("{key}={}", escape(value)))
+        .collect();
+    if list.is_empty() {
+        String::new()
+    } else {
+        format!("?{}", list.join("&"))
+    }
 }
 
 #[cfg(test)]
@@ -268,8 +354,14 @@ mod tests {
     #[test]
     fn a_missing_name_is_told() {
         let checked = |path: &str| check_named(path).map_err(|error| error.to_string());
-        assert_eq!(checked("/volumes/?force=1"), Err("invalid volume name or ID: value is empty".into()));
-        assert_eq!(checked("/containers//start"), Err("invalid container name or ID: value is empty".into()));
+        assert_eq!(
+            checked("/volumes/?force=1"),
+            Err("invalid volume name or ID: value is empty".into())
+        );
+        assert_eq!(
+            checked("/containers//start"),
+            Err("invalid container name or ID: value is empty".into())
+        );
         for path in ["/volumes", "/volumes?a=b", "/volumes/x", "/images//json"] {
             assert_eq!(checked(path), Ok(()), "{path}");
         }

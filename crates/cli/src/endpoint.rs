@@ -20,7 +20,8 @@ pub(crate) struct RootFlags {
     /// Location of client config files [default: ~/.docker]
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Name of the context to use to connect to the engine (overrides WHELK_HOST, DOCKER_HOST and the current context)
+    /// Name of the context to use to connect to the engine (overrides WHELK_HOST, DOCKER_HOST and
+    /// the current context)
     #[arg(short, long)]
     context: Option<String>,
     /// Enable debug mode
@@ -79,28 +80,42 @@ impl RootFlags {
         match self.log_level.to_lowercase().as_str() {
             "debug" | "trace" => Ok(true),
             "info" | "warn" | "warning" | "error" | "fatal" | "panic" => Ok(self.debug),
-            _ => Err(Failure::new(format!("Unable to parse logging level: {}", self.log_level))),
+            _ => Err(Failure::new(format!(
+                "Unable to parse logging level: {}",
+                self.log_level
+            ))),
         }
     }
 
-    /// Decides where the engine is: `--host` or `--context`, `WHELK_HOST` or `DOCKER_HOST`, `DOCKER_CONTEXT`, the current
-    /// context, whelk's own socket.
+    /// Decides where the engine is: `--host` or `--context`, `WHELK_HOST` or `DOCKER_HOST`,
+    /// `DOCKER_CONTEXT`, the current context, whelk's own socket.
     pub(crate) fn endpoint(&self) -> Outcome<Endpoint> {
         self.endpoint_in(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
     fn endpoint_in(&self, variable: &dyn Fn(&str) -> Option<String>) -> Outcome<Endpoint> {
         if let Some(flag) = self.tls_flag() {
-            return Err(Failure::new(format!("{flag}: TLS connections are not available in this version of whelk; use a unix:// host")));
+            return Err(Failure::new(format!(
+                "{flag}: TLS connections are not available in this version of whelk; use a unix:// host"
+            )));
         }
         if !self.host.is_empty() && self.context.is_some() {
-            return Err(Failure::new("conflicting options: cannot specify both --host and --context"));
+            return Err(Failure::new(
+                "conflicting options: cannot specify both --host and --context",
+            ));
         }
         if self.host.len() > 1 {
             return Err(unresolved("Specify only one -H"));
         }
-        let from_variables = || ["WHELK_HOST", "DOCKER_HOST"].iter().find_map(|name| variable(name));
-        let config = self.config.clone().or_else(|| variable("DOCKER_CONFIG").map(PathBuf::from));
+        let from_variables = || {
+            ["WHELK_HOST", "DOCKER_HOST"]
+                .iter()
+                .find_map(|name| variable(name))
+        };
+        let config = self
+            .config
+            .clone()
+            .or_else(|| variable("DOCKER_CONFIG").map(PathBuf::from));
         let config = config.or_else(|| Some(Path::new(&variable("HOME")?).join(".docker")));
         let context = match &self.context {
             Some(name) => Some(name.clone()),
@@ -111,21 +126,40 @@ impl RootFlags {
             },
         };
         if let Some(name) = context.filter(|name| name != DEFAULT_CONTEXT) {
-            let host = context_host(config.as_deref(), &name).map_err(|reason| unresolved(&format!("context {name:?}: {reason}")))?;
-            return Ok(Endpoint { host: host.unwrap_or_default(), context: name, is_default: false });
+            let host = context_host(config.as_deref(), &name)
+                .map_err(|reason| unresolved(&format!("context {name:?}: {reason}")))?;
+            return Ok(Endpoint {
+                host: host.unwrap_or_default(),
+                context: name,
+                is_default: false,
+            });
         }
-        let text = self.host.first().cloned().or_else(from_variables).unwrap_or_default();
+        let text = self
+            .host
+            .first()
+            .cloned()
+            .or_else(from_variables)
+            .unwrap_or_default();
         let host = Host::parse(&text).map_err(|reason| unresolved(&reason))?;
         if matches!(host, Host::Tcp(_))
-            && let Some(name) = ["DOCKER_TLS_VERIFY", "DOCKER_TLS"].into_iter().find(|name| variable(name).is_some())
+            && let Some(name) = ["DOCKER_TLS_VERIFY", "DOCKER_TLS"]
+                .into_iter()
+                .find(|name| variable(name).is_some())
         {
-            return Err(Failure::new(format!("{name} is set, but TLS connections are not available in this version of whelk")));
+            return Err(Failure::new(format!(
+                "{name} is set, but TLS connections are not available in this version of whelk"
+            )));
         }
         let is_default = text.trim().is_empty();
-        Ok(Endpoint { host, context: DEFAULT_CONTEXT.into(), is_default })
+        Ok(Endpoint {
+            host,
+            context: DEFAULT_CONTEXT.into(),
+            is_default,
+        })
     }
 
-    /// A flag about TLS that was given. None of them may be ignored: the connection would be an open one.
+    /// A flag about TLS that was given. None of them may be ignored: the connection would be an
+    /// open one.
     fn tls_flag(&self) -> Option<&'static str> {
         let given = [
             ("--tlsverify", self.tlsverify),
@@ -134,12 +168,17 @@ impl RootFlags {
             ("--tlscert", self.tlscert.is_some()),
             ("--tlskey", self.tlskey.is_some()),
         ];
-        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+        given
+            .into_iter()
+            .find(|(_, given)| *given)
+            .map(|(flag, _)| flag)
     }
 }
 
 fn unresolved(reason: &str) -> Failure {
-    Failure::new(format!("Failed to initialize: unable to resolve docker endpoint: {reason}"))
+    Failure::new(format!(
+        "Failed to initialize: unable to resolve docker endpoint: {reason}"
+    ))
 }
 
 impl Default for Host {
@@ -158,9 +197,9 @@ impl Host {
             Some(("unix", "")) => Ok(Self::default()),
             Some(("unix", path)) => Ok(Self::Unix(path.to_owned())),
             Some(("tcp" | "http", address)) => Ok(Self::tcp(address)),
-            Some((scheme @ ("ssh" | "https" | "npipe" | "fd"), _)) => {
-                Err(format!("{scheme}:// hosts are not available in this version of whelk: {text}"))
-            }
+            Some((scheme @ ("ssh" | "https" | "npipe" | "fd"), _)) => Err(format!(
+                "{scheme}:// hosts are not available in this version of whelk: {text}"
+            )),
             Some(_) => Err(format!("invalid bind address format: {text}")),
         }
     }
@@ -170,10 +209,17 @@ impl Host {
         const PORT: u16 = 2375;
         let address = address.trim_end_matches('/');
         let (host, port) = match address.rsplit_once(':') {
-            Some((host, port)) if port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')) => (host, port.to_owned()),
+            Some((host, port))
+                if port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')) =>
+            {
+                (host, port.to_owned())
+            }
             _ => (address, PORT.to_string()),
         };
-        Self::Tcp(format!("{}:{port}", if host.is_empty() { "localhost" } else { host }))
+        Self::Tcp(format!(
+            "{}:{port}",
+            if host.is_empty() { "localhost" } else { host }
+        ))
     }
 }
 
@@ -186,14 +232,21 @@ impl std::fmt::Display for Host {
     }
 }
 
-/// The context that `docker context use` chose. A file that cannot be read chooses none, and says so.
+/// The context that `docker context use` chose. A file that cannot be read chooses none, and says
+/// so.
 fn current_context(config: &Path) -> Option<String> {
     let path = config.join("config.json");
     match read_json(&path) {
-        Ok(file) => file["currentContext"].as_str().filter(|name| !name.is_empty()).map(str::to_owned),
+        Ok(file) => file["currentContext"]
+            .as_str()
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned),
         Err(reason) if reason.ends_with("no such file or directory") => None,
         Err(reason) => {
-            eprintln!("WARNING: Error loading config file: {}: {reason}", path.display());
+            eprintln!(
+                "WARNING: Error loading config file: {}: {reason}",
+                path.display()
+            );
             None
         }
     }
@@ -201,16 +254,29 @@ fn current_context(config: &Path) -> Option<String> {
 
 /// The host that a context of Docker's store names.
 fn context_host(config: Option<&Path>, name: &str) -> Result<Option<Host>, String> {
-    let Some(config) = config else { return Err("context not found: $HOME is not defined".into()) };
-    let id: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
-    let meta =
-        read_json(&config.join("contexts/meta").join(&id).join("meta.json")).map_err(|reason| format!("context not found: {reason}"))?;
+    let Some(config) = config else {
+        return Err("context not found: $HOME is not defined".into());
+    };
+    let id: String = Sha256::digest(name)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let meta = read_json(&config.join("contexts/meta").join(&id).join("meta.json"))
+        .map_err(|reason| format!("context not found: {reason}"))?;
     let endpoint = &meta["Endpoints"]["docker"];
-    let Some(host) = endpoint["Host"].as_str().filter(|host| !host.is_empty()) else { return Ok(None) };
+    let Some(host) = endpoint["Host"].as_str().filter(|host| !host.is_empty()) else {
+        return Ok(None);
+    };
     let host = Host::parse(host)?;
-    let has_certificates = config.join("contexts/tls").join(&id).join("docker").exists();
+    let has_certificates = config
+        .join("contexts/tls")
+        .join(&id)
+        .join("docker")
+        .exists();
     if matches!(host, Host::Tcp(_)) && (has_certificates || endpoint["SkipTLSVerify"] == true) {
-        return Err(format!("TLS connections are not available in this version of whelk: {host}"));
+        return Err(format!(
+            "TLS connections are not available in this version of whelk: {host}"
+        ));
     }
     Ok(Some(host))
 }
@@ -233,12 +299,18 @@ mod tests {
 
     impl Config {
         fn new(name: &str, current: &str, contexts: &[(&str, &str)]) -> Self {
-            let dir = std::env::temp_dir().join(format!("whelk-contexts-{}-{name}", std::process::id()));
+            let dir =
+                std::env::temp_dir().join(format!("whelk-contexts-{}-{name}", std::process::id()));
             for (name, endpoint) in contexts {
-                let id: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+                let id: String = Sha256::digest(name)
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
                 let meta = dir.join("contexts/meta").join(id);
                 std::fs::create_dir_all(&meta).unwrap();
-                let text = format!(r#"{{"Name": {name:?}, "Metadata": {{}}, "Endpoints": {{"docker": {endpoint}}}}}"#);
+                let text = format!(
+                    r#"{{"Name": {name:?}, "Metadata": {{}}, "Endpoints": {{"docker": {endpoint}}}}}"#
+                );
                 std::fs::write(meta.join("meta.json"), text).unwrap();
             }
             std::fs::create_dir_all(&dir).unwrap();
@@ -246,12 +318,22 @@ mod tests {
             Self(dir)
         }
 
-        fn choose(&self, flags: RootFlags, variables: &[(&str, &str)]) -> Result<(String, bool), String> {
+        fn choose(
+            &self,
+            flags: RootFlags,
+            variables: &[(&str, &str)],
+        ) -> Result<(String, bool), String> {
             let variable = |name: &str| match name {
                 "DOCKER_CONFIG" => Some(self.0.display().to_string()),
-                _ => variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()),
+                _ => variables
+                    .iter()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, value)| (*value).to_owned()),
             };
-            flags.endpoint_in(&variable).map(|endpoint| (endpoint.host.to_string(), endpoint.is_default)).map_err(|failure| failure.text)
+            flags
+                .endpoint_in(&variable)
+                .map(|endpoint| (endpoint.host.to_string(), endpoint.is_default))
+                .map_err(|failure| failure.text)
         }
     }
 
@@ -262,11 +344,17 @@ mod tests {
     }
 
     fn with_host(host: &str) -> RootFlags {
-        RootFlags { host: vec![host.into()], ..RootFlags::default() }
+        RootFlags {
+            host: vec![host.into()],
+            ..RootFlags::default()
+        }
     }
 
     fn with_context(name: &str) -> RootFlags {
-        RootFlags { context: Some(name.into()), ..RootFlags::default() }
+        RootFlags {
+            context: Some(name.into()),
+            ..RootFlags::default()
+        }
     }
 
     #[test]
@@ -274,18 +362,45 @@ mod tests {
         let config = Config::new(
             "order",
             r#"{"currentContext": "one"}"#,
-            &[("one", r#"{"Host": "unix:///one"}"#), ("two", r#"{"Host": "unix:///two"}"#)],
+            &[
+                ("one", r#"{"Host": "unix:///one"}"#),
+                ("two", r#"{"Host": "unix:///two"}"#),
+            ],
         );
-        let chosen = |flags, variables: &[(&str, &str)]| config.choose(flags, variables).map(|(host, _)| host);
-        let all = [("DOCKER_CONTEXT", "two"), ("DOCKER_HOST", "unix:///docker"), ("WHELK_HOST", "unix:///whelk")];
-        assert_eq!(chosen(with_host("unix:///flag"), &all), Ok("unix:///flag".into()));
+        let chosen = |flags, variables: &[(&str, &str)]| {
+            config.choose(flags, variables).map(|(host, _)| host)
+        };
+        let all = [
+            ("DOCKER_CONTEXT", "two"),
+            ("DOCKER_HOST", "unix:///docker"),
+            ("WHELK_HOST", "unix:///whelk"),
+        ];
+        assert_eq!(
+            chosen(with_host("unix:///flag"), &all),
+            Ok("unix:///flag".into())
+        );
         assert_eq!(chosen(with_context("one"), &all), Ok("unix:///one".into()));
-        assert_eq!(chosen(RootFlags::default(), &all), Ok("unix:///whelk".into()));
-        assert_eq!(chosen(RootFlags::default(), &all[..2]), Ok("unix:///docker".into()));
-        assert_eq!(chosen(RootFlags::default(), &all[..1]), Ok("unix:///two".into()));
+        assert_eq!(
+            chosen(RootFlags::default(), &all),
+            Ok("unix:///whelk".into())
+        );
+        assert_eq!(
+            chosen(RootFlags::default(), &all[..2]),
+            Ok("unix:///docker".into())
+        );
+        assert_eq!(
+            chosen(RootFlags::default(), &all[..1]),
+            Ok("unix:///two".into())
+        );
         assert_eq!(chosen(RootFlags::default(), &[]), Ok("unix:///one".into()));
-        assert_eq!(config.choose(with_context("default"), &[]), Ok((format!("unix://{DEFAULT_SOCKET}"), true)));
-        assert_eq!(config.choose(with_context("default"), &all), Ok(("unix:///whelk".into(), false)));
+        assert_eq!(
+            config.choose(with_context("default"), &[]),
+            Ok((format!("unix://{DEFAULT_SOCKET}"), true))
+        );
+        assert_eq!(
+            config.choose(with_context("default"), &all),
+            Ok(("unix:///whelk".into(), false))
+        );
     }
 
     #[test]
@@ -293,7 +408,11 @@ mod tests {
         let config = Config::new(
             "bad",
             "{",
-            &[("tls", r#"{"Host": "tcp://h:2376", "SkipTLSVerify": true}"#), ("ssh", r#"{"Host": "ssh://u@h"}"#), ("none", "{}")],
+            &[
+                ("tls", r#"{"Host": "tcp://h:2376", "SkipTLSVerify": true}"#),
+                ("ssh", r#"{"Host": "ssh://u@h"}"#),
+                ("none", "{}"),
+            ],
         );
         let refused = |flags, text: &str| {
             let error = config.choose(flags, &[]).unwrap_err();
@@ -302,31 +421,75 @@ mod tests {
         refused(with_context("tls"), "TLS connections are not available");
         refused(with_context("ssh"), "ssh:// hosts are not available");
         // The name's hash is Docker's.
-        refused(with_context("foo"), "unable to resolve docker endpoint: context \"foo\": context not found: open ");
+        refused(
+            with_context("foo"),
+            "unable to resolve docker endpoint: context \"foo\": context not found: open ",
+        );
         refused(
             with_context("foo"),
             "/contexts/meta/2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae/meta.json: no such file or directory",
         );
-        assert_eq!(config.choose(with_context("none"), &[]), Ok((format!("unix://{DEFAULT_SOCKET}"), false)));
-        refused(RootFlags { host: vec!["a".into()], ..with_context("b") }, "conflicting options: cannot specify both --host and --context");
-        refused(RootFlags { host: vec!["a".into(), "b".into()], ..RootFlags::default() }, "Specify only one -H");
+        assert_eq!(
+            config.choose(with_context("none"), &[]),
+            Ok((format!("unix://{DEFAULT_SOCKET}"), false))
+        );
+        refused(
+            RootFlags {
+                host: vec!["a".into()],
+                ..with_context("b")
+            },
+            "conflicting options: cannot specify both --host and --context",
+        );
+        refused(
+            RootFlags {
+                host: vec!["a".into(), "b".into()],
+                ..RootFlags::default()
+            },
+            "Specify only one -H",
+        );
         // A broken file is told about and decides nothing.
-        assert_eq!(config.choose(RootFlags::default(), &[]), Ok((format!("unix://{DEFAULT_SOCKET}"), true)));
+        assert_eq!(
+            config.choose(RootFlags::default(), &[]),
+            Ok((format!("unix://{DEFAULT_SOCKET}"), true))
+        );
     }
 
     #[test]
     fn no_flag_about_tls_is_ignored() {
         let config = Config::new("tls", "{}", &[]);
         let cases = [
-            (RootFlags { tls: true, ..RootFlags::default() }, "--tls: TLS"),
-            (RootFlags { tlsverify: true, ..with_host("unix:///x") }, "--tlsverify: TLS"),
-            (RootFlags { tlscacert: Some("x".into()), ..RootFlags::default() }, "--tlscacert: TLS"),
+            (
+                RootFlags {
+                    tls: true,
+                    ..RootFlags::default()
+                },
+                "--tls: TLS",
+            ),
+            (
+                RootFlags {
+                    tlsverify: true,
+                    ..with_host("unix:///x")
+                },
+                "--tlsverify: TLS",
+            ),
+            (
+                RootFlags {
+                    tlscacert: Some("x".into()),
+                    ..RootFlags::default()
+                },
+                "--tlscacert: TLS",
+            ),
         ];
         for (flags, text) in cases {
             assert!(config.choose(flags, &[]).unwrap_err().contains(text));
         }
         let verify = [("DOCKER_TLS_VERIFY", "1")];
-        assert!(config.choose(with_host("tcp://h"), &verify).unwrap_err().contains("DOCKER_TLS_VERIFY is set"));
+        assert!(
+            config
+                .choose(with_host("tcp://h"), &verify)
+                .unwrap_err()
+                .contains("DOCKER_TLS_VERIFY is set")
+        );
         assert!(config.choose(with_host("unix:///x"), &verify).is_ok());
     }
 
@@ -347,6 +510,9 @@ mod tests {
         ] {
             assert_eq!(parsed(text), Ok(host.into()), "{text}");
         }
-        assert_eq!(parsed("foo://x"), Err("invalid bind address format: foo://x".into()));
+        assert_eq!(
+            parsed("foo://x"),
+            Err("invalid bind address format: foo://x".into())
+        );
     }
 }

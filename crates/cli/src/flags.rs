@@ -1,8 +1,10 @@
-//! How the words of a command line become flags and arguments: by the rules of Docker's CLI (the pflag library).
+//! How the words of a command line become flags and arguments: by the rules of Docker's CLI (the
+//! pflag library).
 //!
-//! The definitions of the commands are clap's; clap itself gets the words in one form only: `--flag=value` for each flag,
-//! `--`, the arguments. What it would take differently is settled here: attached short values (`-p80:80`, `-m=1g`), explicit
-//! booleans (`--rm=false`), flags given twice (the last one counts), numbers in Go's notations, and the texts of mistakes.
+//! The definitions of the commands are clap's; clap itself gets the words in one form only:
+//! `--flag=value` for each flag, `--`, the arguments. What it would take differently is settled
+//! here: attached short values (`-p80:80`, `-m=1g`), explicit booleans (`--rm=false`), flags given
+//! twice (the last one counts), numbers in Go's notations, and the texts of mistakes.
 
 use std::any::TypeId;
 
@@ -14,7 +16,10 @@ pub(crate) enum Line {
     /// The same in the form that clap gets, without the program's name.
     Words(Vec<String>),
     /// The help of a command is wanted.
-    Help { path: Vec<String>, deprecated_shorthand: bool },
+    Help {
+        path: Vec<String>,
+        deprecated_shorthand: bool,
+    },
 }
 
 /// A command line that was not understood: the command it is about, and why.
@@ -45,16 +50,32 @@ impl std::fmt::Display for Kind {
 pub(crate) fn read(root: &Command, words: &[String]) -> Result<Line, Mistake> {
     let (mut command, mut rest, mut path, mut line) = (root, words, Vec::new(), Vec::new());
     loop {
-        let fail = |path: &[String], kind| Err(Mistake { path: path.to_vec(), kind });
+        let fail = |path: &[String], kind| {
+            Err(Mistake {
+                path: path.to_vec(),
+                kind,
+            })
+        };
         let level = match Level::read(command, rest) {
             Ok(level) => level,
-            Err(Stop::Help { deprecated_shorthand }) => return Ok(Line::Help { path, deprecated_shorthand }),
-            Err(Stop::Mistake(text) | Stop::NeedsValue { text, .. }) => return fail(&path, Kind::Flag(text)),
+            Err(Stop::Help {
+                deprecated_shorthand,
+            }) => {
+                return Ok(Line::Help {
+                    path,
+                    deprecated_shorthand,
+                });
+            }
+            Err(Stop::Mistake(text) | Stop::NeedsValue { text, .. }) => {
+                return fail(&path, Kind::Flag(text));
+            }
         };
         line.extend(level.words());
         if !command.has_subcommands() {
             let (least, most) = arity(command);
-            if level.arguments.len() < least || most.is_some_and(|most| level.arguments.len() > most) {
+            if level.arguments.len() < least
+                || most.is_some_and(|most| level.arguments.len() > most)
+            {
                 return fail(&path, Kind::Count(count_text(least, most)));
             }
             line.push("--".into());
@@ -63,10 +84,20 @@ pub(crate) fn read(root: &Command, words: &[String]) -> Result<Line, Mistake> {
         }
         let Some(name) = level.arguments.first() else {
             let asked = line.iter().any(|word| word == "--version");
-            return Ok(if asked { Line::Words(line) } else { Line::Help { path, deprecated_shorthand: false } });
+            return Ok(if asked {
+                Line::Words(line)
+            } else {
+                Line::Help {
+                    path,
+                    deprecated_shorthand: false,
+                }
+            });
         };
         if path.is_empty() && name == "help" {
-            return Ok(Line::Help { path: level.arguments[1..].to_vec(), deprecated_shorthand: false });
+            return Ok(Line::Help {
+                path: level.arguments[1..].to_vec(),
+                deprecated_shorthand: false,
+            });
         }
         match command.find_subcommand(name) {
             Some(found) => command = found,
@@ -94,7 +125,14 @@ pub(crate) struct Place<'c> {
 
 /// Where the word behind these stands; `None` where it cannot make sense any more.
 pub(crate) fn place<'c>(root: &'c Command, words: &[String]) -> Option<Place<'c>> {
-    let empty = Place { command: root, path: Vec::new(), root_flags: Vec::new(), arguments: Vec::new(), value_of: None, closed: false };
+    let empty = Place {
+        command: root,
+        path: Vec::new(),
+        root_flags: Vec::new(),
+        arguments: Vec::new(),
+        value_of: None,
+        closed: false,
+    };
     let (mut place, mut rest) = (empty, words);
     loop {
         let level = match Level::read(place.command, rest) {
@@ -108,7 +146,10 @@ pub(crate) fn place<'c>(root: &'c Command, words: &[String]) -> Option<Place<'c>
         if place.path.is_empty() {
             place.root_flags = level.words();
         }
-        let name = level.arguments.first().filter(|_| place.command.has_subcommands());
+        let name = level
+            .arguments
+            .first()
+            .filter(|_| place.command.has_subcommands());
         let Some(name) = name else {
             (place.arguments, place.closed) = (level.arguments, level.closed);
             return Some(place);
@@ -143,9 +184,16 @@ enum Stop<'c> {
 
 impl<'c> Level<'c> {
     fn read(command: &'c Command, words: &[String]) -> Result<Self, Stop<'c>> {
-        // Behind the first argument of these nothing is a flag of ours: it is a command with arguments of its own.
-        let stops_at_argument = command.has_subcommands() || command.get_positionals().any(Arg::is_trailing_var_arg_set);
-        let mut level = Self { command, given: Vec::new(), arguments: Vec::new(), closed: false };
+        // Behind the first argument of these nothing is a flag of ours: it is a command with
+        // arguments of its own.
+        let stops_at_argument = command.has_subcommands()
+            || command.get_positionals().any(Arg::is_trailing_var_arg_set);
+        let mut level = Self {
+            command,
+            given: Vec::new(),
+            arguments: Vec::new(),
+            closed: false,
+        };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             if word == "--" {
@@ -155,7 +203,9 @@ impl<'c> Level<'c> {
             }
             if let Some(flag) = word.strip_prefix("--") {
                 level.long(flag, &mut words)?;
-            } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
+            } else if let Some(letters) =
+                word.strip_prefix('-').filter(|letters| !letters.is_empty())
+            {
                 level.shorthands(letters, &mut words)?;
             } else {
                 level.arguments.push(word.clone());
@@ -169,35 +219,59 @@ impl<'c> Level<'c> {
         Ok(level)
     }
 
-    fn long<'w>(&mut self, flag: &str, words: &mut impl Iterator<Item = &'w String>) -> Result<(), Stop<'c>> {
+    fn long<'w>(
+        &mut self,
+        flag: &str,
+        words: &mut impl Iterator<Item = &'w String>,
+    ) -> Result<(), Stop<'c>> {
         if flag.starts_with(['-', '=']) {
             return Err(Stop::Mistake(format!("bad flag syntax: --{flag}")));
         }
-        let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
+        let (name, value) = flag
+            .split_once('=')
+            .map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
         if name == "help" {
-            return Err(Stop::Help { deprecated_shorthand: false });
+            return Err(Stop::Help {
+                deprecated_shorthand: false,
+            });
         }
         let named = |argument: &&Arg| {
-            argument.get_long() == Some(name) || argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+            argument.get_long() == Some(name)
+                || argument
+                    .get_all_aliases()
+                    .is_some_and(|aliases| aliases.contains(&name))
         };
         let Some(argument) = flags_of(self.command).find(named) else {
             return Err(Stop::Mistake(format!("unknown flag: --{name}")));
         };
-        let value = value.or_else(|| implied(argument)).or_else(|| words.next().cloned());
+        let value = value
+            .or_else(|| implied(argument))
+            .or_else(|| words.next().cloned());
         match value {
             Some(value) => self.set(argument, value),
-            None => Err(Stop::NeedsValue { argument, text: format!("flag needs an argument: --{name}") }),
+            None => Err(Stop::NeedsValue {
+                argument,
+                text: format!("flag needs an argument: --{name}"),
+            }),
         }
     }
 
     /// `-it`, `-p80:80`, `-m=1g`, `-e A=b`
-    fn shorthands<'w>(&mut self, letters: &str, words: &mut impl Iterator<Item = &'w String>) -> Result<(), Stop<'c>> {
+    fn shorthands<'w>(
+        &mut self,
+        letters: &str,
+        words: &mut impl Iterator<Item = &'w String>,
+    ) -> Result<(), Stop<'c>> {
         let mut rest = letters;
         while let Some(letter) = rest.chars().next() {
             let behind = &rest[letter.len_utf8()..];
-            let Some(argument) = flags_of(self.command).find(|argument| argument.get_short() == Some(letter)) else {
+            let Some(argument) =
+                flags_of(self.command).find(|argument| argument.get_short() == Some(letter))
+            else {
                 return Err(if letter == 'h' {
-                    Stop::Help { deprecated_shorthand: true }
+                    Stop::Help {
+                        deprecated_shorthand: true,
+                    }
                 } else {
                     Stop::Mistake(format!("unknown shorthand flag: {letter:?} in -{rest}"))
                 });
@@ -211,10 +285,17 @@ impl<'c> Level<'c> {
                 rest = behind;
                 continue;
             }
-            let value = if behind.is_empty() { words.next().cloned() } else { Some(behind.to_owned()) };
+            let value = if behind.is_empty() {
+                words.next().cloned()
+            } else {
+                Some(behind.to_owned())
+            };
             return match value {
                 Some(value) => self.set(argument, value),
-                None => Err(Stop::NeedsValue { argument, text: format!("flag needs an argument: {letter:?} in -{rest}") }),
+                None => Err(Stop::NeedsValue {
+                    argument,
+                    text: format!("flag needs an argument: {letter:?} in -{rest}"),
+                }),
             };
         }
         Ok(())
@@ -231,21 +312,30 @@ impl<'c> Level<'c> {
         } else {
             Ok(value.clone())
         };
-        let value = checked.map_err(|reason| Stop::Mistake(invalid_argument(&value, &both_forms(argument), &reason)))?;
+        let value = checked.map_err(|reason| {
+            Stop::Mistake(invalid_argument(&value, &both_forms(argument), &reason))
+        })?;
         self.given.push((argument, value));
         Ok(())
     }
 
-    /// The flags for clap: those that take one value as they were given last, the others with each value.
+    /// The flags for clap: those that take one value as they were given last, the others with each
+    /// value.
     fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
         for (index, (argument, value)) in self.given.iter().enumerate() {
-            let comes_again = || self.given[index + 1..].iter().any(|(later, _)| later.get_id() == argument.get_id());
+            let comes_again = || {
+                self.given[index + 1..]
+                    .iter()
+                    .any(|(later, _)| later.get_id() == argument.get_id())
+            };
             let long = argument.get_long().unwrap_or_default();
             match argument.get_action() {
                 ArgAction::Append => words.push(format!("--{long}={value}")),
                 _ if comes_again() => {}
-                ArgAction::SetTrue | ArgAction::Version if value == "true" => words.push(format!("--{long}")),
+                ArgAction::SetTrue | ArgAction::Version if value == "true" => {
+                    words.push(format!("--{long}"))
+                }
                 ArgAction::SetTrue | ArgAction::Version => {}
                 _ => words.push(format!("--{long}={value}")),
             }
@@ -256,7 +346,9 @@ impl<'c> Level<'c> {
 
 /// The flags of a command, but for `--help`, which all have.
 pub(crate) fn flags_of(command: &Command) -> impl Iterator<Item = &Arg> {
-    command.get_arguments().filter(|argument| !argument.is_positional() && !matches!(argument.get_action(), ArgAction::Help))
+    command.get_arguments().filter(|argument| {
+        !argument.is_positional() && !matches!(argument.get_action(), ArgAction::Help)
+    })
 }
 
 fn is_switch(argument: &Arg) -> bool {
@@ -265,18 +357,28 @@ fn is_switch(argument: &Arg) -> bool {
 
 /// What a flag without a value means, where it may have none.
 fn implied(argument: &Arg) -> Option<String> {
-    let optional = argument.get_num_args().is_some_and(|count| count.min_values() == 0);
+    let optional = argument
+        .get_num_args()
+        .is_some_and(|count| count.min_values() == 0);
     optional.then(|| "true".to_owned())
 }
 
 /// How many arguments a command takes at least and at most.
 fn arity(command: &Command) -> (usize, Option<usize>) {
-    command.get_positionals().fold((0, Some(0)), |(least, most), argument| {
-        let count = argument.get_num_args().unwrap_or_default();
-        let required = if argument.is_required_set() { count.min_values().max(1) } else { 0 };
-        let most = most.filter(|_| count.max_values() < usize::MAX).map(|most| most + count.max_values());
-        (least + required, most)
-    })
+    command
+        .get_positionals()
+        .fold((0, Some(0)), |(least, most), argument| {
+            let count = argument.get_num_args().unwrap_or_default();
+            let required = if argument.is_required_set() {
+                count.min_values().max(1)
+            } else {
+                0
+            };
+            let most = most
+                .filter(|_| count.max_values() < usize::MAX)
+                .map(|most| most + count.max_values());
+            (least + required, most)
+        })
 }
 
 fn count_text(least: usize, most: Option<usize>) -> String {
@@ -298,7 +400,10 @@ pub(crate) fn invalid_argument(value: &str, flag: &str, reason: &str) -> String 
 /// A flag as it is told: `-t, --timeout`, or its long form alone.
 fn both_forms(argument: &Arg) -> String {
     let long = argument.get_long().unwrap_or_default();
-    argument.get_short().map_or_else(|| format!("--{long}"), |short| format!("-{short}, --{long}"))
+    argument.get_short().map_or_else(
+        || format!("--{long}"),
+        |short| format!("-{short}, --{long}"),
+    )
 }
 
 /// A boolean in any of the forms that Go takes.
@@ -306,7 +411,9 @@ fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(format!("strconv.ParseBool: parsing {text:?}: invalid syntax")),
+        _ => Err(format!(
+            "strconv.ParseBool: parsing {text:?}: invalid syntax"
+        )),
     }
 }
 
@@ -324,16 +431,23 @@ fn parse_integer(text: &str, function: &str, least: i128, most: i128) -> Result<
         Some(octal) if octal.starts_with('0') => (8, &digits[1..]),
         _ => (10, digits),
     };
-    let plain = if digits.contains("__") || digits.ends_with('_') || radix == 10 && digits.starts_with('_') {
-        String::new()
-    } else {
-        digits.replace('_', "")
-    };
+    let plain =
+        if digits.contains("__") || digits.ends_with('_') || radix == 10 && digits.starts_with('_')
+        {
+            String::new()
+        } else {
+            digits.replace('_', "")
+        };
     if plain.is_empty() || !plain.chars().all(|digit| digit.is_digit(radix)) {
         return Err(wrong("invalid syntax"));
     }
-    let number = i128::from_str_radix(&plain, radix).ok().map(|number| if negative { -number } else { number });
-    number.filter(|number| (least..=most).contains(number)).map(|number| number.to_string()).ok_or_else(|| wrong("value out of range"))
+    let number = i128::from_str_radix(&plain, radix)
+        .ok()
+        .map(|number| if negative { -number } else { number });
+    number
+        .filter(|number| (least..=most).contains(number))
+        .map(|number| number.to_string())
+        .ok_or_else(|| wrong("value out of range"))
 }
 
 #[cfg(test)]
@@ -350,16 +464,45 @@ mod tests {
             .subcommand(
                 Command::new("run")
                     .disable_help_flag(true)
-                    .args([switch('i', "interactive"), switch('t', "tty"), flag('m', "memory"), flag('h', "hostname")])
+                    .args([
+                        switch('i', "interactive"),
+                        switch('t', "tty"),
+                        flag('m', "memory"),
+                        flag('h', "hostname"),
+                    ])
                     .arg(flag('e', "env").action(ArgAction::Append))
                     .arg(flag('c', "cpu-shares").value_parser(clap::value_parser!(i64)))
-                    .arg(Arg::new("weight").long("weight").value_parser(clap::value_parser!(u16)))
-                    .arg(Arg::new("sig-proxy").long("sig-proxy").num_args(0..=1).require_equals(true).default_missing_value("true"))
-                    .arg(Arg::new("image").required(true).num_args(1..).trailing_var_arg(true).allow_hyphen_values(true)),
+                    .arg(
+                        Arg::new("weight")
+                            .long("weight")
+                            .value_parser(clap::value_parser!(u16)),
+                    )
+                    .arg(
+                        Arg::new("sig-proxy")
+                            .long("sig-proxy")
+                            .num_args(0..=1)
+                            .require_equals(true)
+                            .default_missing_value("true"),
+                    )
+                    .arg(
+                        Arg::new("image")
+                            .required(true)
+                            .num_args(1..)
+                            .trailing_var_arg(true)
+                            .allow_hyphen_values(true),
+                    ),
             )
-            .subcommand(Command::new("ps").disable_help_flag(true).arg(switch('a', "all")).arg(flag('n', "last").alias("latest-n")))
             .subcommand(
-                Command::new("rm").disable_help_flag(true).arg(switch('f', "force")).arg(Arg::new("names").required(true).num_args(1..)),
+                Command::new("ps")
+                    .disable_help_flag(true)
+                    .arg(switch('a', "all"))
+                    .arg(flag('n', "last").alias("latest-n")),
+            )
+            .subcommand(
+                Command::new("rm")
+                    .disable_help_flag(true)
+                    .arg(switch('f', "force"))
+                    .arg(Arg::new("names").required(true).num_args(1..)),
             )
             .subcommand(Command::new("net").subcommand(Command::new("ls").disable_help_flag(true)));
         root.build();
@@ -370,9 +513,18 @@ mod tests {
         let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
         match read(&tree(), &words) {
             Ok(Line::Words(words)) => words.join(" "),
-            Ok(Line::Help { path, deprecated_shorthand }) => format!("help of {path:?} {deprecated_shorthand}"),
-            Err(Mistake { kind: Kind::Flag(text) | Kind::Count(text), .. }) => text,
-            Err(Mistake { kind: Kind::UnknownCommand(name), .. }) => format!("unknown command {name}"),
+            Ok(Line::Help {
+                path,
+                deprecated_shorthand,
+            }) => format!("help of {path:?} {deprecated_shorthand}"),
+            Err(Mistake {
+                kind: Kind::Flag(text) | Kind::Count(text),
+                ..
+            }) => text,
+            Err(Mistake {
+                kind: Kind::UnknownCommand(name),
+                ..
+            }) => format!("unknown command {name}"),
         }
     }
 
@@ -382,12 +534,27 @@ mod tests {
             line("run -it -m64m -eA=b -e=C=d --env E=f x -m y"),
             "run --interactive --tty --memory=64m --env=A=b --env=C=d --env=E=f -- x -m y"
         );
-        assert_eq!(line("run --tty=true --interactive=0 -m 1 -m=2 x"), "run --tty --memory=2 -- x");
-        assert_eq!(line("run -i=false -i x --tty"), "run --interactive -- x --tty");
-        assert_eq!(line("run -hname --sig-proxy=F --sig-proxy x"), "run --hostname=name --sig-proxy=true -- x");
-        assert_eq!(line("run --memory= --weight 0x10 -c -0b11 x"), "run --memory= --weight=16 --cpu-shares=-3 -- x");
+        assert_eq!(
+            line("run --tty=true --interactive=0 -m 1 -m=2 x"),
+            "run --tty --memory=2 -- x"
+        );
+        assert_eq!(
+            line("run -i=false -i x --tty"),
+            "run --interactive -- x --tty"
+        );
+        assert_eq!(
+            line("run -hname --sig-proxy=F --sig-proxy x"),
+            "run --hostname=name --sig-proxy=true -- x"
+        );
+        assert_eq!(
+            line("run --memory= --weight 0x10 -c -0b11 x"),
+            "run --memory= --weight=16 --cpu-shares=-3 -- x"
+        );
         assert_eq!(line("run -m -1 -- -x"), "run --memory=-1 -- -x");
-        assert_eq!(line("-DH=h rm a -f b -"), "--debug --host=h rm --force -- a b -");
+        assert_eq!(
+            line("-DH=h rm a -f b -"),
+            "--debug --host=h rm --force -- a b -"
+        );
         assert_eq!(line("ps -an5 --latest-n=6"), "ps --all --last=6 --");
     }
 
@@ -413,14 +580,26 @@ mod tests {
             ("ps ---x", "bad flag syntax: ---x"),
             ("ps --=x", "bad flag syntax: --=x"),
             ("--nosuch ps", "unknown flag: --nosuch"),
-            ("run --tty=2 x", "invalid argument \"2\" for \"-t, --tty\" flag: strconv.ParseBool: parsing \"2\": invalid syntax"),
-            ("run -c abc x", "invalid argument \"abc\" for \"-c, --cpu-shares\" flag: strconv.ParseInt: parsing \"abc\": invalid syntax"),
-            ("run -c= x", "invalid argument \"=\" for \"-c, --cpu-shares\" flag: strconv.ParseInt: parsing \"=\": invalid syntax"),
+            (
+                "run --tty=2 x",
+                "invalid argument \"2\" for \"-t, --tty\" flag: strconv.ParseBool: parsing \"2\": invalid syntax",
+            ),
+            (
+                "run -c abc x",
+                "invalid argument \"abc\" for \"-c, --cpu-shares\" flag: strconv.ParseInt: parsing \"abc\": invalid syntax",
+            ),
+            (
+                "run -c= x",
+                "invalid argument \"=\" for \"-c, --cpu-shares\" flag: strconv.ParseInt: parsing \"=\": invalid syntax",
+            ),
             (
                 "run --weight 70000 x",
                 "invalid argument \"70000\" for \"--weight\" flag: strconv.ParseUint: parsing \"70000\": value out of range",
             ),
-            ("run --weight -1 x", "invalid argument \"-1\" for \"--weight\" flag: strconv.ParseUint: parsing \"-1\": invalid syntax"),
+            (
+                "run --weight -1 x",
+                "invalid argument \"-1\" for \"--weight\" flag: strconv.ParseUint: parsing \"-1\": invalid syntax",
+            ),
             ("run", "requires at least 1 argument"),
             ("ps x", "accepts no arguments"),
             ("nosuch", "unknown command nosuch"),
@@ -435,17 +614,39 @@ mod tests {
         assert_eq!(count_text(2, Some(2)), "requires 2 arguments");
         assert_eq!(count_text(1, Some(1)), "requires 1 argument");
         assert_eq!(count_text(0, Some(1)), "requires at most 1 argument");
-        assert_eq!(count_text(1, Some(2)), "requires at least 1 and at most 2 arguments");
+        assert_eq!(
+            count_text(1, Some(2)),
+            "requires at least 1 and at most 2 arguments"
+        );
         assert_eq!(count_text(2, None), "requires at least 2 arguments");
     }
 
     #[test]
     fn numbers_in_gos_notations() {
-        let parse = |text: &str| parse_integer(text, "ParseInt", i64::MIN.into(), i64::MAX.into()).ok();
-        for (text, number) in [("0", "0"), ("017", "15"), ("0x1F", "31"), ("1_000", "1000"), ("+5", "5"), ("-0o7", "-7"), ("0x_f", "15")] {
+        let parse =
+            |text: &str| parse_integer(text, "ParseInt", i64::MIN.into(), i64::MAX.into()).ok();
+        for (text, number) in [
+            ("0", "0"),
+            ("017", "15"),
+            ("0x1F", "31"),
+            ("1_000", "1000"),
+            ("+5", "5"),
+            ("-0o7", "-7"),
+            ("0x_f", "15"),
+        ] {
             assert_eq!(parse(text).as_deref(), Some(number), "{text}");
         }
-        for text in ["", "-", "1.5", "08", "1__0", "_1", "1_", "0x", "9223372036854775808"] {
+        for text in [
+            "",
+            "-",
+            "1.5",
+            "08",
+            "1__0",
+            "_1",
+            "1_",
+            "0x",
+            "9223372036854775808",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

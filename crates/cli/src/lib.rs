@@ -1,10 +1,17 @@
 //! The command line: Docker's commands and flags, over the Engine API and nothing else.
 //!
-//! `commands` has one file per command or family of commands; `client` speaks HTTP; `format` makes tables and carries
-//! out Go templates.
+//! `commands` has one file per command or family of commands; `client` speaks HTTP; `format` makes
+//! tables and carries out Go templates.
 #![forbid(unsafe_code)]
-#![allow(clippy::disallowed_methods, reason = "files named on a command line are reported in Docker's words")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line does")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "files named on a command line are reported in Docker's words"
+)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "printing is what a command line does"
+)]
 
 mod autostart;
 mod client;
@@ -17,8 +24,8 @@ mod terminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Carries out `system repair`, which works on files and not over the API: the root and the configuration file as they were given.
-/// Returns lines to print.
+/// Carries out `system repair`, which works on files and not over the API: the root and the
+/// configuration file as they were given. Returns lines to print.
 pub type Repair = fn(Option<PathBuf>, Option<PathBuf>) -> anyhow::Result<Vec<String>>;
 
 /// The definitions of all commands, for manual pages.
@@ -26,13 +33,20 @@ pub fn definitions() -> clap::Command {
     commands::definitions()
 }
 
-/// The words behind a program's name as its command can be parsed from them: flags by the rules of Docker's programs.
+/// The words behind a program's name as its command can be parsed from them: flags by the rules of
+/// Docker's programs.
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn read_flags(mut command: clap::Command, words: impl Iterator<Item = std::ffi::OsString>) -> Result<Vec<String>, String> {
+pub fn read_flags(
+    mut command: clap::Command,
+    words: impl Iterator<Item = std::ffi::OsString>,
+) -> Result<Vec<String>, String> {
     command.build();
-    let words = words.map(|word| word.into_string().map_err(|word| format!("the argument {} is not valid UTF-8", word.display())));
+    let words = words.map(|word| {
+        word.into_string()
+            .map_err(|word| format!("the argument {} is not valid UTF-8", word.display()))
+    });
     match flags::read(&command, &words.collect::<Result<Vec<_>, _>>()?) {
         Ok(flags::Line::Words(words)) => Ok(words),
         Ok(flags::Line::Help { .. }) => Ok(vec!["--help".into()]),
@@ -65,11 +79,17 @@ pub(crate) type Outcome<T = u8> = Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), code: 1 }
+        Self {
+            text: text.into(),
+            code: 1,
+        }
     }
 
     pub(crate) fn with_code(code: u8, text: impl Into<String>) -> Self {
-        Self { text: text.into(), code }
+        Self {
+            text: text.into(),
+            code,
+        }
     }
 }
 
@@ -82,7 +102,11 @@ impl From<anyhow::Error> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         // Whoever read our output has seen enough.
-        if error.kind() == std::io::ErrorKind::BrokenPipe { Self::with_code(0, "") } else { Self::new(plain(&error)) }
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            Self::with_code(0, "")
+        } else {
+            Self::new(plain(&error))
+        }
     }
 }
 
@@ -90,5 +114,7 @@ impl From<std::io::Error> for Failure {
 pub(crate) fn plain(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
-    text.chars().next().map_or_else(String::new, |first| first.to_lowercase().chain(text.chars().skip(1)).collect())
+    text.chars().next().map_or_else(String::new, |first| {
+        first.to_lowercase().chain(text.chars().skip(1)).collect()
+    })
 }

@@ -34,7 +34,10 @@ pub(crate) fn stdout_is_terminal() -> bool {
 
 /// Height and width.
 pub(crate) fn size() -> Option<(u16, u16)> {
-    tcgetwinsize(std::io::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0).map(|size| (size.ws_row, size.ws_col))
+    tcgetwinsize(std::io::stdout())
+        .ok()
+        .filter(|size| size.ws_row > 0 && size.ws_col > 0)
+        .map(|size| (size.ws_row, size.ws_col))
 }
 
 /// The keys to detach as typed bytes, from `ctrl-p,ctrl-q`.
@@ -44,10 +47,14 @@ pub(crate) fn detach_keys(text: &str) -> Result<Vec<u8>, crate::Failure> {
     }
     text.split(',')
         .map(|key| match key.strip_prefix("ctrl-").map(str::as_bytes) {
-            Some([letter]) if letter.is_ascii_alphabetic() => Ok(letter.to_ascii_lowercase() - b'a' + 1),
+            Some([letter]) if letter.is_ascii_alphabetic() => {
+                Ok(letter.to_ascii_lowercase() - b'a' + 1)
+            }
             Some([symbol @ (b'@' | b'[' | b'\\' | b']' | b'^' | b'_')]) => Ok(symbol - b'@'),
             None if key.len() == 1 => Ok(key.as_bytes()[0]),
-            _ => Err(crate::Failure::new(format!("invalid detach keys ({text}) provided"))),
+            _ => Err(crate::Failure::new(format!(
+                "invalid detach keys ({text}) provided"
+            ))),
         })
         .collect()
 }

@@ -21,19 +21,31 @@ pub(crate) fn parse(text: &str) -> Result<i64> {
     }
     let mut total = 0f64;
     while !rest.is_empty() {
-        let number = rest.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(rest.len());
+        let number = rest
+            .find(|letter: char| !letter.is_ascii_digit() && letter != '.')
+            .unwrap_or(rest.len());
         let value: f64 = rest[..number].parse().map_err(|_| invalid())?;
         rest = &rest[number..];
-        let end = rest.find(|letter: char| letter.is_ascii_digit() || letter == '.').unwrap_or(rest.len());
+        let end = rest
+            .find(|letter: char| letter.is_ascii_digit() || letter == '.')
+            .unwrap_or(rest.len());
         let scale = match &rest[..end] {
-            "" => return Err(Error::new(format!("time: missing unit in duration {text:?}"))),
+            "" => {
+                return Err(Error::new(format!(
+                    "time: missing unit in duration {text:?}"
+                )));
+            }
             "ns" => 1f64,
             "us" | "µs" | "μs" => 1e3,
             "ms" => 1e6,
             "s" => 1e9,
             "m" => 60e9,
             "h" => 3600e9,
-            unit => return Err(Error::new(format!("time: unknown unit {unit:?} in duration {text:?}"))),
+            unit => {
+                return Err(Error::new(format!(
+                    "time: unknown unit {unit:?} in duration {text:?}"
+                )));
+            }
         };
         total += value * scale;
         rest = &rest[end..];
@@ -53,9 +65,14 @@ mod tests {
 
     #[test]
     fn durations_are_gos() {
-        for (text, expected) in
-            [("0", 0), ("5s", 5_000_000_000), ("1m30s", 90_000_000_000), ("1.5h", 5_400_000_000_000), ("-2ms", -2_000_000), ("3us", 3_000)]
-        {
+        for (text, expected) in [
+            ("0", 0),
+            ("5s", 5_000_000_000),
+            ("1m30s", 90_000_000_000),
+            ("1.5h", 5_400_000_000_000),
+            ("-2ms", -2_000_000),
+            ("3us", 3_000),
+        ] {
             assert_eq!(parse(text), Ok(expected), "{text}");
         }
         for (text, expected) in [

@@ -1,6 +1,7 @@
 //! Words: quotes, escapes, and variables with the modifiers that Dockerfiles know.
 //!
-//! The rules are BuildKit's: `$x`, `${x}`, `${x:-word}`, `${x-word}`, `+`, `?`, `#`, `##`, `%`, `%%`, `/` and `//`.
+//! The rules are BuildKit's: `$x`, `${x}`, `${x:-word}`, `${x-word}`, `+`, `?`, `#`, `##`, `%`,
+//! `%%`, `/` and `//`.
 
 use std::collections::HashMap;
 
@@ -8,8 +9,8 @@ use regex_lite::Regex;
 
 use crate::{Error, Result};
 
-/// What a word may expand to, in bytes: variables that double themselves must not fill memory. The kernel takes 128 KiB
-/// as one argument or variable.
+/// What a word may expand to, in bytes: variables that double themselves must not fill memory. The
+/// kernel takes 128 KiB as one argument or variable.
 pub const LONGEST_WORD: usize = 1 << 20;
 
 /// `${a:-${b:-…}}` may be nested this deep.
@@ -22,7 +23,12 @@ pub struct Environment<'a>(HashMap<&'a str, &'a str>);
 impl<'a> Environment<'a> {
     /// Reads `NAME=value` entries; of several with one name the last counts.
     pub fn new(entries: impl IntoIterator<Item = &'a str>) -> Self {
-        Self(entries.into_iter().map(|entry| entry.split_once('=').unwrap_or((entry, ""))).collect())
+        Self(
+            entries
+                .into_iter()
+                .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
+                .collect(),
+        )
     }
 
     fn get(&self, name: &str) -> Option<&'a str> {
@@ -41,7 +47,8 @@ impl Lexer<'_> {
     /// Replaces variables in `text` and takes quotes and escapes off; blanks stay.
     ///
     /// # Errors
-    /// A quote that is not closed, a bad substitution, a variable that must be set, a result that is too long.
+    /// A quote that is not closed, a bad substitution, a variable that must be set, a result that
+    /// is too long.
     pub fn word(&self, text: &str) -> Result<String> {
         self.expand(text).map(|(word, _)| word)
     }
@@ -55,11 +62,17 @@ impl Lexer<'_> {
     }
 
     fn expand(&self, text: &str) -> Result<(String, Vec<String>)> {
-        let mut scan = Scan { lexer: *self, letters: text.chars().collect(), at: 0, depth: 0 };
+        let mut scan = Scan {
+            lexer: *self,
+            letters: text.chars().collect(),
+            at: 0,
+            depth: 0,
+        };
         // A word can be as long as a line; nobody wants to read that in an error.
         const SHOWN: usize = 256;
         let shown = || text.chars().take(SHOWN).collect::<String>();
-        scan.until(None, false).map_err(|error| Error::new(format!("failed to process {:?}: {error}", shown())))
+        scan.until(None, false)
+            .map_err(|error| Error::new(format!("failed to process {:?}: {error}", shown())))
     }
 }
 
@@ -117,7 +130,8 @@ impl Scan<'_> {
         letter
     }
 
-    /// Reads up to `stop` or the end. With `raw` the escape character stays: patterns have escapes of their own.
+    /// Reads up to `stop` or the end. With `raw` the escape character stays: patterns have escapes
+    /// of their own.
     fn until(&mut self, stop: Option<char>, raw: bool) -> Result<(String, Vec<String>)> {
         let mut output = Output::default();
         while let Some(letter) = self.next() {
@@ -140,7 +154,9 @@ impl Scan<'_> {
             check_length(&output.text)?;
         }
         match stop {
-            Some(stop) => Err(Error::new(format!("unexpected end of statement while looking for matching {stop}"))),
+            Some(stop) => Err(Error::new(format!(
+                "unexpected end of statement while looking for matching {stop}"
+            ))),
             None => Ok(output.finish()),
         }
     }
@@ -150,19 +166,28 @@ impl Scan<'_> {
         let mut text = String::new();
         loop {
             match self.next() {
-                None => return Err(Error::new("unexpected end of statement while looking for matching single-quote")),
+                None => {
+                    return Err(Error::new(
+                        "unexpected end of statement while looking for matching single-quote",
+                    ));
+                }
                 Some('\'') => return Ok(text),
                 Some(letter) => text.push(letter),
             }
         }
     }
 
-    /// Between double quotes only variables are replaced, and only `"`, `$` and the escape itself are escaped.
+    /// Between double quotes only variables are replaced, and only `"`, `$` and the escape itself
+    /// are escaped.
     fn double_quotes(&mut self, raw: bool) -> Result<String> {
         let mut text = String::new();
         loop {
             match self.next() {
-                None => return Err(Error::new("unexpected end of statement while looking for matching double-quote")),
+                None => {
+                    return Err(Error::new(
+                        "unexpected end of statement while looking for matching double-quote",
+                    ));
+                }
                 Some('"') => return Ok(text),
                 Some('$') => {
                     text += &self.variable()?;
@@ -174,7 +199,11 @@ impl Scan<'_> {
                     }
                     match self.peek() {
                         None => {}
-                        Some(escaped) if escaped == '"' || escaped == '$' || escaped == self.lexer.escape => text.extend(self.next()),
+                        Some(escaped)
+                            if escaped == '"' || escaped == '$' || escaped == self.lexer.escape =>
+                        {
+                            text.extend(self.next())
+                        }
                         Some(_) => text.push(letter),
                     }
                 }
@@ -187,7 +216,15 @@ impl Scan<'_> {
     fn variable(&mut self) -> Result<String> {
         if self.peek() != Some('{') {
             let name = self.name();
-            return Ok(if name.is_empty() { "$".into() } else { self.lexer.environment.get(&name).unwrap_or_default().to_owned() });
+            return Ok(if name.is_empty() {
+                "$".into()
+            } else {
+                self.lexer
+                    .environment
+                    .get(&name)
+                    .unwrap_or_default()
+                    .to_owned()
+            });
         }
         self.next();
         match self.peek() {
@@ -197,7 +234,9 @@ impl Scan<'_> {
         }
         self.depth += 1;
         if self.depth > DEEPEST {
-            return Err(Error::new(format!("substitutions are nested more than {DEEPEST} deep")));
+            return Err(Error::new(format!(
+                "substitutions are nested more than {DEEPEST} deep"
+            )));
         }
         let value = self.substitution();
         self.depth -= 1;
@@ -225,7 +264,11 @@ impl Scan<'_> {
             '-' | '+' | '?' => {
                 let word = self.operand('}', false)?;
                 match modifier {
-                    '-' => Ok(if is_set { value.unwrap_or_default().to_owned() } else { word }),
+                    '-' => Ok(if is_set {
+                        value.unwrap_or_default().to_owned()
+                    } else {
+                        word
+                    }),
                     '+' => Ok(if is_set { word } else { String::new() }),
                     _ if is_set => Ok(value.unwrap_or_default().to_owned()),
                     _ if word.is_empty() => {
@@ -237,7 +280,9 @@ impl Scan<'_> {
             }
             '#' | '%' if !empty_is_unset => {
                 let word = self.operand('}', true)?;
-                let (greedy, pattern) = word.strip_prefix(modifier).map_or((false, word.as_str()), |rest| (true, rest));
+                let (greedy, pattern) = word
+                    .strip_prefix(modifier)
+                    .map_or((false, word.as_str()), |rest| (true, rest));
                 trim(value.unwrap_or_default(), pattern, greedy, modifier == '%')
             }
             '/' if !empty_is_unset => {
@@ -254,16 +299,25 @@ impl Scan<'_> {
     /// The word behind a modifier, up to `stop`.
     fn operand(&mut self, stop: char, raw: bool) -> Result<String> {
         match self.until(Some(stop), raw) {
-            Err(_) if self.peek().is_none() && stop == '/' => Err(Error::new("syntax error: missing '/' in ${}")),
+            Err(_) if self.peek().is_none() && stop == '/' => {
+                Err(Error::new("syntax error: missing '/' in ${}"))
+            }
             Err(_) if self.peek().is_none() => Err(missing_brace()),
             result => result.map(|(word, _)| word),
         }
     }
 
-    /// A variable's name: letters, digits and `_`; digits alone; or one of the shell's special parameters.
+    /// A variable's name: letters, digits and `_`; digits alone; or one of the shell's special
+    /// parameters.
     fn name(&mut self) -> String {
         let digits = self.peek().is_some_and(|letter| letter.is_ascii_digit());
-        let belongs = |letter: char| if digits { letter.is_ascii_digit() } else { letter.is_alphanumeric() || letter == '_' };
+        let belongs = |letter: char| {
+            if digits {
+                letter.is_ascii_digit()
+            } else {
+                letter.is_alphanumeric() || letter == '_'
+            }
+        };
         let mut name = String::new();
         while let Some(letter) = self.peek().filter(|letter| belongs(*letter)) {
             name.push(letter);
@@ -282,7 +336,11 @@ fn missing_brace() -> Error {
 
 /// A shell pattern (`*` and `?`) as an expression.
 fn expression(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex> {
-    let failed = |cause: String| Error::new(format!("invalid pattern ({pattern}) in substitution: {cause}"));
+    let failed = |cause: String| {
+        Error::new(format!(
+            "invalid pattern ({pattern}) in substitution: {cause}"
+        ))
+    };
     let mut text = String::from(if anchored { "^" } else { "" });
     let mut letters = pattern.chars().peekable();
     while let Some(letter) = letters.next() {
@@ -293,7 +351,12 @@ fn expression(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex> {
                 // These are escaped for the sake of `${}`, not of the pattern.
                 Some('}' | '/') => {}
                 Some('*' | '?' | '\\') => text.extend(['\\'].into_iter().chain(letters.next())),
-                other => return Err(failed(format!("invalid escape '\\{}'", other.copied().unwrap_or(char::REPLACEMENT_CHARACTER)))),
+                other => {
+                    return Err(failed(format!(
+                        "invalid escape '\\{}'",
+                        other.copied().unwrap_or(char::REPLACEMENT_CHARACTER)
+                    )));
+                }
             },
             letter => text += &regex_lite::escape(letter.encode_utf8(&mut [0; 4])),
         }
@@ -305,7 +368,9 @@ fn expression(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex> {
 fn trim(value: &str, pattern: &str, greedy: bool, at_end: bool) -> Result<String> {
     check_work(value, pattern)?;
     if !at_end {
-        let found = expression(pattern, greedy, true)?.find(value).map_or(0, |found| found.end());
+        let found = expression(pattern, greedy, true)?
+            .find(value)
+            .map_or(0, |found| found.end());
         return Ok(value[found..].to_owned());
     }
     // Leftmost matching finds no shortest end, so both are turned around.
@@ -331,7 +396,9 @@ fn reversed(pattern: &str) -> String {
 
 fn check_length(text: &str) -> Result<()> {
     if text.len() > LONGEST_WORD {
-        return Err(Error::new(format!("the expansion is longer than {LONGEST_WORD} bytes")));
+        return Err(Error::new(format!(
+            "the expansion is longer than {LONGEST_WORD} bytes"
+        )));
     }
     Ok(())
 }
@@ -340,7 +407,11 @@ fn check_length(text: &str) -> Result<()> {
 fn check_work(value: &str, pattern: &str) -> Result<()> {
     const MOST: usize = 64 << 20;
     if value.len().saturating_mul(pattern.len()) > MOST {
-        return Err(Error::new(format!("a pattern of {} bytes is too long for a value of {} bytes", pattern.len(), value.len())));
+        return Err(Error::new(format!(
+            "a pattern of {} bytes is too long for a value of {} bytes",
+            pattern.len(),
+            value.len()
+        )));
     }
     Ok(())
 }
@@ -349,11 +420,22 @@ fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<S
     check_work(value, pattern)?;
     let expression = expression(pattern, true, false)?;
     let count = if all { 0 } else { 1 };
-    let pieces = expression.find_iter(value).take(if all { usize::MAX } else { 1 }).count();
-    if value.len().saturating_add(pieces.saturating_mul(replacement.len())) > LONGEST_WORD {
-        return Err(Error::new(format!("the expansion is longer than {LONGEST_WORD} bytes")));
+    let pieces = expression
+        .find_iter(value)
+        .take(if all { usize::MAX } else { 1 })
+        .count();
+    if value
+        .len()
+        .saturating_add(pieces.saturating_mul(replacement.len()))
+        > LONGEST_WORD
+    {
+        return Err(Error::new(format!(
+            "the expansion is longer than {LONGEST_WORD} bytes"
+        )));
     }
-    Ok(expression.replacen(value, count, regex_lite::NoExpand(replacement)).into_owned())
+    Ok(expression
+        .replacen(value, count, regex_lite::NoExpand(replacement))
+        .into_owned())
 }
 
 #[cfg(test)]
@@ -364,11 +446,21 @@ mod tests {
     #[test]
     fn variables_expand_as_in_buildkit() {
         let environment = Environment::new(["PWD=/home", "SHELL=bash", "KOREAN=한국어", "NULL="]);
-        let lexer = Lexer { escape: '\\', environment: &environment };
+        let lexer = Lexer {
+            escape: '\\',
+            environment: &environment,
+        };
         let mut count = 0;
-        for line in include_str!("../tests/variables.txt").lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        for line in include_str!("../tests/variables.txt")
+            .lines()
+            .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
+        {
             let mut fields = line.splitn(3, '|').map(str::trim);
-            let (Some(platform), Some(input), Some(expected)) = (fields.next(), fields.next(), fields.next()) else { panic!("{line}") };
+            let (Some(platform), Some(input), Some(expected)) =
+                (fields.next(), fields.next(), fields.next())
+            else {
+                panic!("{line}")
+            };
             if platform == "W" {
                 continue;
             }
@@ -382,22 +474,36 @@ mod tests {
     #[test]
     fn words_are_split_as_in_buildkit() {
         let mut entries: Vec<String> = Vec::new();
-        for line in include_str!("../tests/words.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        for line in include_str!("../tests/words.txt")
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        {
             if let Some(entry) = line.strip_prefix("ENV ") {
                 entries = vec![entry.to_owned()];
                 continue;
             }
             let (input, expected) = line.split_once('|').unwrap_or_else(|| panic!("{line}"));
             let environment = Environment::new(entries.iter().map(String::as_str));
-            let words = Lexer { escape: '\\', environment: &environment }.words(input.trim());
-            assert_eq!(words.map_or_else(|_| "error".into(), |words| words.join(",")), expected.trim_start(), "{line}");
+            let words = Lexer {
+                escape: '\\',
+                environment: &environment,
+            }
+            .words(input.trim());
+            assert_eq!(
+                words.map_or_else(|_| "error".into(), |words| words.join(",")),
+                expected.trim_start(),
+                "{line}"
+            );
         }
     }
 
     #[test]
     fn patterns_trim_and_replace() {
         let environment = Environment::new(["F=foo.tar.gz", "D=a/b/c", "S=x*y*z", "E="]);
-        let lexer = Lexer { escape: '\\', environment: &environment };
+        let lexer = Lexer {
+            escape: '\\',
+            environment: &environment,
+        };
         for (input, expected) in [
             ("${F%.*}", "foo.tar"),
             ("${F%%.*}", "foo"),
@@ -411,15 +517,29 @@ mod tests {
             ("${F/?oo/x}", "x.tar.gz"),
             ("${E:-a}${E-b}", "a"),
         ] {
-            let found = lexer.word(input).unwrap_or_else(|error| panic!("{input}: {error}"));
+            let found = lexer
+                .word(input)
+                .unwrap_or_else(|error| panic!("{input}: {error}"));
             assert_eq!(found, expected, "{input}");
         }
         for (input, expected) in [
-            ("${F:#x}", "failed to process \"${F:#x}\": unsupported modifier (:#) in substitution"),
-            ("${N?}", "failed to process \"${N?}\": N: is not allowed to be unset"),
-            ("${E:?}", "failed to process \"${E:?}\": E: is not allowed to be empty"),
+            (
+                "${F:#x}",
+                "failed to process \"${F:#x}\": unsupported modifier (:#) in substitution",
+            ),
+            (
+                "${N?}",
+                "failed to process \"${N?}\": N: is not allowed to be unset",
+            ),
+            (
+                "${E:?}",
+                "failed to process \"${E:?}\": E: is not allowed to be empty",
+            ),
             ("${N:?no}", "failed to process \"${N:?no}\": N: no"),
-            ("${F/a}", "failed to process \"${F/a}\": syntax error: missing '/' in ${}"),
+            (
+                "${F/a}",
+                "failed to process \"${F/a}\": syntax error: missing '/' in ${}",
+            ),
         ] {
             assert_eq!(lexer.word(input).unwrap_err().to_string(), expected);
         }
@@ -429,12 +549,28 @@ mod tests {
     fn nothing_grows_without_bound() {
         let long = format!("A={}", "x".repeat(LONGEST_WORD / 2));
         let environment = Environment::new([long.as_str()]);
-        let lexer = Lexer { escape: '\\', environment: &environment };
-        assert!(lexer.word("$A$A").is_ok() && lexer.word("$A$A$A").is_err() && lexer.word("${A//x/yyy}").is_err());
+        let lexer = Lexer {
+            escape: '\\',
+            environment: &environment,
+        };
+        assert!(
+            lexer.word("$A$A").is_ok()
+                && lexer.word("$A$A$A").is_err()
+                && lexer.word("${A//x/yyy}").is_err()
+        );
         assert!(lexer.word("\"$A$A\"").is_ok() && lexer.word("\"$A$A$A\"").is_err());
         let pattern = "?".repeat(1000);
-        assert!(lexer.word(&format!("${{A/{pattern}/}}")).is_err() && lexer.word(&format!("${{A%{pattern}}}")).is_err());
+        assert!(
+            lexer.word(&format!("${{A/{pattern}/}}")).is_err()
+                && lexer.word(&format!("${{A%{pattern}}}")).is_err()
+        );
         let nested = "${a:-".repeat(100_000);
-        assert!(lexer.word(&nested).unwrap_err().to_string().contains("nested"));
+        assert!(
+            lexer
+                .word(&nested)
+                .unwrap_err()
+                .to_string()
+                .contains("nested")
+        );
     }
 }

@@ -50,8 +50,19 @@ pub struct Healthcheck {
 impl Instruction {
     /// Whether the name, in any case, is that of an instruction that [`Instruction::read`] knows.
     pub fn is_known(name: &str) -> bool {
-        const NAMES: [&str; 11] =
-            ["CMD", "ENTRYPOINT", "ENV", "EXPOSE", "HEALTHCHECK", "LABEL", "ONBUILD", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"];
+        const NAMES: [&str; 11] = [
+            "CMD",
+            "ENTRYPOINT",
+            "ENV",
+            "EXPOSE",
+            "HEALTHCHECK",
+            "LABEL",
+            "ONBUILD",
+            "STOPSIGNAL",
+            "USER",
+            "VOLUME",
+            "WORKDIR",
+        ];
         NAMES.contains(&name.to_uppercase().as_str())
     }
 
@@ -63,17 +74,33 @@ impl Instruction {
         let name = line.instruction.to_uppercase();
         let rest = line.rest.as_str();
         let flags = match name.as_str() {
-            "HEALTHCHECK" => &["interval", "timeout", "start-period", "start-interval", "retries"][..],
+            "HEALTHCHECK" => &[
+                "interval",
+                "timeout",
+                "start-period",
+                "start-interval",
+                "retries",
+            ][..],
             _ => &[],
         };
         let flags = Flags::read(&line.flags, flags)?;
-        let one = || if rest.is_empty() { Err(Error::new(format!("{name} requires exactly one argument"))) } else { Ok(rest) };
+        let one = || {
+            if rest.is_empty() {
+                Err(Error::new(format!("{name} requires exactly one argument")))
+            } else {
+                Ok(rest)
+            }
+        };
         match name.as_str() {
             "CMD" => command(rest).map(Self::Cmd),
             "ENTRYPOINT" => command(rest).map(Self::Entrypoint),
             "ENV" | "LABEL" => {
                 let pairs = pairs(rest, &name, lexer)?;
-                Ok(if name == "ENV" { Self::Env(pairs) } else { Self::Label(pairs) })
+                Ok(if name == "ENV" {
+                    Self::Env(pairs)
+                } else {
+                    Self::Label(pairs)
+                })
             }
             "EXPOSE" => {
                 let mut written: Vec<&str> = fields(rest).collect();
@@ -81,7 +108,10 @@ impl Instruction {
                     return Err(needs_argument(&name));
                 }
                 written.sort_unstable();
-                let ports = written.into_iter().map(|port| lexer.words(port)).collect::<Result<Vec<_>>>()?;
+                let ports = written
+                    .into_iter()
+                    .map(|port| lexer.words(port))
+                    .collect::<Result<Vec<_>>>()?;
                 Ok(Self::Expose(ports.concat()))
             }
             "HEALTHCHECK" => healthcheck(rest, &flags).map(Self::Healthcheck),
@@ -93,7 +123,10 @@ impl Instruction {
                 path if path.is_empty() => Err(Error::new("cannot normalize nothing")),
                 path => Ok(Self::Workdir(path)),
             },
-            _ => Err(Error::new(format!("unknown instruction: {}", line.instruction))),
+            _ => Err(Error::new(format!(
+                "unknown instruction: {}",
+                line.instruction
+            ))),
         }
     }
 }
@@ -109,7 +142,9 @@ impl<'a> Flags<'a> {
     fn read(flags: &'a [String], known: &[&str]) -> Result<Self> {
         let mut read: Vec<(&str, &str)> = Vec::new();
         for flag in flags {
-            let (name, value) = flag.split_once('=').map_or((flag.as_str(), None), |(name, value)| (name, Some(value)));
+            let (name, value) = flag
+                .split_once('=')
+                .map_or((flag.as_str(), None), |(name, value)| (name, Some(value)));
             let short = name.trim_start_matches("--");
             if !known.contains(&short) {
                 return Err(Error::new(format!("unknown flag: {name}")));
@@ -117,14 +152,18 @@ impl<'a> Flags<'a> {
             if read.iter().any(|(read, _)| *read == short) {
                 return Err(Error::new(format!("duplicate flag specified: {name}")));
             }
-            let value = value.ok_or_else(|| Error::new(format!("missing a value on flag: {name}")))?;
+            let value =
+                value.ok_or_else(|| Error::new(format!("missing a value on flag: {name}")))?;
             read.push((short, value));
         }
         Ok(Self(read))
     }
 
     fn get(&self, name: &str) -> &'a str {
-        self.0.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+        self.0
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map_or("", |(_, value)| value)
     }
 
     fn duration(&self, name: &str) -> Result<i64> {
@@ -132,7 +171,9 @@ impl<'a> Flags<'a> {
         match self.get(name) {
             "" => Ok(0),
             text => match duration::parse(text)? {
-                short if short != 0 && short < SHORTEST => Err(Error::new(format!("Interval {name:?} cannot be less than 1ms"))),
+                short if short != 0 && short < SHORTEST => Err(Error::new(format!(
+                    "Interval {name:?} cannot be less than 1ms"
+                ))),
                 duration => Ok(duration),
             },
         }
@@ -147,18 +188,32 @@ fn json_list(text: &str) -> Result<Option<Vec<String>>> {
     if !text.starts_with('[') {
         return Ok(None);
     }
-    let Ok(list) = serde_json::from_str::<Vec<serde_json::Value>>(text) else { return Ok(None) };
-    let strings = list.into_iter().map(|value| if let serde_json::Value::String(text) = value { Some(text) } else { None });
+    let Ok(list) = serde_json::from_str::<Vec<serde_json::Value>>(text) else {
+        return Ok(None);
+    };
+    let strings = list.into_iter().map(|value| {
+        if let serde_json::Value::String(text) = value {
+            Some(text)
+        } else {
+            None
+        }
+    });
     strings
         .collect::<Option<Vec<_>>>()
         .map(Some)
-        .ok_or_else(|| Error::new("when using JSON array syntax, arrays must be comprised of strings only"))
+        .ok_or_else(|| {
+            Error::new("when using JSON array syntax, arrays must be comprised of strings only")
+        })
 }
 
 fn command(rest: &str) -> Result<Command> {
     Ok(match json_list(rest)? {
         Some(list) => Command::Exec(list),
-        None => Command::Shell(Some(rest).filter(|line| !line.is_empty()).map(str::to_owned)),
+        None => Command::Shell(
+            Some(rest)
+                .filter(|line| !line.is_empty())
+                .map(str::to_owned),
+        ),
     })
 }
 
@@ -168,17 +223,34 @@ fn pairs(rest: &str, name: &str, lexer: &Lexer<'_>) -> Result<Vec<Pair>> {
     let first = words.first().ok_or_else(|| needs_argument(name))?;
     let written: Vec<(&str, &str)> = if first.contains('=') {
         let pair = |word: &'_ str| -> Result<usize> {
-            word.find('=').ok_or_else(|| Error::new(format!("Syntax error - can't find = in {word:?}. Must be of the form: name=value")))
+            word.find('=').ok_or_else(|| {
+                Error::new(format!(
+                    "Syntax error - can't find = in {word:?}. Must be of the form: name=value"
+                ))
+            })
         };
-        words.iter().map(|word| pair(word).map(|at| (&word[..at], &word[at + 1..]))).collect::<Result<_>>()?
+        words
+            .iter()
+            .map(|word| pair(word).map(|at| (&word[..at], &word[at + 1..])))
+            .collect::<Result<_>>()?
     } else {
-        let end = rest.find([' ', '\t', '\x0b', '\x0c', '\r']).ok_or_else(|| Error::new(format!("{name} must have two arguments")))?;
+        let end = rest
+            .find([' ', '\t', '\x0b', '\x0c', '\r'])
+            .ok_or_else(|| Error::new(format!("{name} must have two arguments")))?;
         vec![(&rest[..end], rest[end..].trim_start())]
     };
     if written.iter().any(|(key, _)| key.is_empty()) {
         return Err(Error::new(format!("{name} names can not be blank")));
     }
-    written.into_iter().map(|(key, value)| Ok(Pair { key: lexer.word(key)?, value: lexer.word(value)? })).collect()
+    written
+        .into_iter()
+        .map(|(key, value)| {
+            Ok(Pair {
+                key: lexer.word(key)?,
+                value: lexer.word(value)?,
+            })
+        })
+        .collect()
 }
 
 fn volumes(rest: &str, lexer: &Lexer<'_>) -> Result<Vec<String>> {
@@ -197,11 +269,20 @@ fn volumes(rest: &str, lexer: &Lexer<'_>) -> Result<Vec<String>> {
 }
 
 fn onbuild(line: &Line) -> Result<String> {
-    let first = fields(&line.rest).next().ok_or_else(|| needs_argument("ONBUILD"))?.to_uppercase();
+    let first = fields(&line.rest)
+        .next()
+        .ok_or_else(|| needs_argument("ONBUILD"))?
+        .to_uppercase();
     match first.as_str() {
-        "ONBUILD" => Err(Error::new("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")),
-        "MAINTAINER" | "FROM" => Err(Error::new(format!("{first} isn't allowed as an ONBUILD trigger"))),
-        _ => Ok(line.original.trim_start()[line.instruction.len()..].trim_start().to_owned()),
+        "ONBUILD" => Err(Error::new(
+            "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed",
+        )),
+        "MAINTAINER" | "FROM" => Err(Error::new(format!(
+            "{first} isn't allowed as an ONBUILD trigger"
+        ))),
+        _ => Ok(line.original.trim_start()[line.instruction.len()..]
+            .trim_start()
+            .to_owned()),
     }
 }
 
@@ -210,10 +291,19 @@ fn healthcheck(rest: &str, flags: &Flags<'_>) -> Result<Healthcheck> {
     let arguments = arguments.trim_start();
     match kind.to_uppercase().as_str() {
         "" => return Err(needs_argument("HEALTHCHECK")),
-        "NONE" if arguments.is_empty() => return Ok(Healthcheck { test: vec!["NONE".into()], ..Healthcheck::default() }),
+        "NONE" if arguments.is_empty() => {
+            return Ok(Healthcheck {
+                test: vec!["NONE".into()],
+                ..Healthcheck::default()
+            });
+        }
         "NONE" => return Err(Error::new("HEALTHCHECK NONE takes no arguments")),
         "CMD" => {}
-        other => return Err(Error::new(format!("Unknown type {other:?} in HEALTHCHECK (try CMD)"))),
+        other => {
+            return Err(Error::new(format!(
+                "Unknown type {other:?} in HEALTHCHECK (try CMD)"
+            )));
+        }
     }
     let test = match json_list(arguments)? {
         Some(list) if !list.is_empty() => std::iter::once("CMD".to_owned()).chain(list).collect(),
@@ -223,7 +313,10 @@ fn healthcheck(rest: &str, flags: &Flags<'_>) -> Result<Healthcheck> {
     let retries = match flags.get("retries") {
         "" => 0,
         text => text.parse::<i32>().map_err(|error| {
-            let cause = if matches!(error.kind(), std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow) {
+            let cause = if matches!(
+                error.kind(),
+                std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow
+            ) {
                 "value out of range"
             } else {
                 "invalid syntax"
@@ -232,7 +325,9 @@ fn healthcheck(rest: &str, flags: &Flags<'_>) -> Result<Healthcheck> {
         })?,
     };
     if retries < 0 {
-        return Err(Error::new(format!("--retries cannot be negative ({retries})")));
+        return Err(Error::new(format!(
+            "--retries cannot be negative ({retries})"
+        )));
     }
     Ok(Healthcheck {
         test,
@@ -252,31 +347,74 @@ mod tests {
     fn read(text: &str) -> Result<Instruction> {
         let environment = Environment::new(["X=80 443", "P=/a:/b"]);
         let dockerfile = parse(text)?;
-        Instruction::read(&dockerfile.lines[0], &Lexer { escape: dockerfile.escape, environment: &environment })
+        Instruction::read(
+            &dockerfile.lines[0],
+            &Lexer {
+                escape: dockerfile.escape,
+                environment: &environment,
+            },
+        )
     }
 
     fn pair(key: &str, value: &str) -> Pair {
-        Pair { key: key.into(), value: value.into() }
+        Pair {
+            key: key.into(),
+            value: value.into(),
+        }
     }
 
     #[test]
     fn arguments_are_read_as_docker_reads_them() {
-        let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        let check =
-            Healthcheck { test: strings(&["CMD-SHELL", "echo a  b"]), interval: 5_000_000_000, retries: 3, ..Healthcheck::default() };
+        let strings = |list: &[&str]| {
+            list.iter()
+                .map(|text| (*text).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let check = Healthcheck {
+            test: strings(&["CMD-SHELL", "echo a  b"]),
+            interval: 5_000_000_000,
+            retries: 3,
+            ..Healthcheck::default()
+        };
         for (text, expected) in [
-            ("cmd [\"a\", \"b c\"]", Instruction::Cmd(Command::Exec(strings(&["a", "b c"])))),
-            ("CMD ['a']", Instruction::Cmd(Command::Shell(Some("['a']".into())))),
+            (
+                "cmd [\"a\", \"b c\"]",
+                Instruction::Cmd(Command::Exec(strings(&["a", "b c"]))),
+            ),
+            (
+                "CMD ['a']",
+                Instruction::Cmd(Command::Shell(Some("['a']".into()))),
+            ),
             ("CMD", Instruction::Cmd(Command::Shell(None))),
             ("ENV A=1 B=\"two words\" C=x\\ y P=$P:/c", {
-                Instruction::Env(vec![pair("A", "1"), pair("B", "two words"), pair("C", "x y"), pair("P", "/a:/b:/c")])
+                Instruction::Env(vec![
+                    pair("A", "1"),
+                    pair("B", "two words"),
+                    pair("C", "x y"),
+                    pair("P", "/a:/b:/c"),
+                ])
             }),
-            ("ENV OLD the  rest", Instruction::Env(vec![pair("OLD", "the  rest")])),
-            ("LABEL \"c d\"=e", Instruction::Label(vec![pair("c d", "e")])),
-            ("EXPOSE $X 53/udp", Instruction::Expose(strings(&["80", "443", "53/udp"]))),
-            ("HEALTHCHECK --interval=5s --retries=3 CMD echo a  b", Instruction::Healthcheck(check)),
+            (
+                "ENV OLD the  rest",
+                Instruction::Env(vec![pair("OLD", "the  rest")]),
+            ),
+            (
+                "LABEL \"c d\"=e",
+                Instruction::Label(vec![pair("c d", "e")]),
+            ),
+            (
+                "EXPOSE $X 53/udp",
+                Instruction::Expose(strings(&["80", "443", "53/udp"])),
+            ),
+            (
+                "HEALTHCHECK --interval=5s --retries=3 CMD echo a  b",
+                Instruction::Healthcheck(check),
+            ),
             ("ONBUILD RUN x  y", Instruction::Onbuild("RUN x  y".into())),
-            ("VOLUME /a /b$N", Instruction::Volume(strings(&["/a", "/b"]))),
+            (
+                "VOLUME /a /b$N",
+                Instruction::Volume(strings(&["/a", "/b"])),
+            ),
             ("USER $X", Instruction::User("80 443".into())),
             ("WORKDIR a b", Instruction::Workdir("a b".into())),
         ] {
@@ -290,23 +428,50 @@ mod tests {
             ("ENV A", "ENV must have two arguments"),
             ("ENV", "ENV requires at least one argument"),
             ("ENV =x", "ENV names can not be blank"),
-            ("ENV A=1 B", "Syntax error - can't find = in \"B\". Must be of the form: name=value"),
-            ("ENV A=\"open", "failed to process \"\\\"open\": unexpected end of statement while looking for matching double-quote"),
-            ("CMD [\"a\", 1]", "when using JSON array syntax, arrays must be comprised of strings only"),
+            (
+                "ENV A=1 B",
+                "Syntax error - can't find = in \"B\". Must be of the form: name=value",
+            ),
+            (
+                "ENV A=\"open",
+                "failed to process \"\\\"open\": unexpected end of statement while looking for matching double-quote",
+            ),
+            (
+                "CMD [\"a\", 1]",
+                "when using JSON array syntax, arrays must be comprised of strings only",
+            ),
             ("CMD --x y", "unknown flag: --x"),
             ("EXPOSE", "EXPOSE requires at least one argument"),
             ("WORKDIR", "WORKDIR requires exactly one argument"),
             ("VOLUME []", "VOLUME requires at least one argument"),
-            ("VOLUME [\"\"]", "VOLUME specified can not be an empty string"),
+            (
+                "VOLUME [\"\"]",
+                "VOLUME specified can not be an empty string",
+            ),
             ("HEALTHCHECK", "HEALTHCHECK requires at least one argument"),
-            ("HEALTHCHECK FOO x", "Unknown type \"FOO\" in HEALTHCHECK (try CMD)"),
+            (
+                "HEALTHCHECK FOO x",
+                "Unknown type \"FOO\" in HEALTHCHECK (try CMD)",
+            ),
             ("HEALTHCHECK NONE x", "HEALTHCHECK NONE takes no arguments"),
             ("HEALTHCHECK CMD", "Missing command after HEALTHCHECK CMD"),
-            ("HEALTHCHECK --interval=1us CMD x", "Interval \"interval\" cannot be less than 1ms"),
-            ("HEALTHCHECK --interval=x CMD x", "time: invalid duration \"x\""),
-            ("HEALTHCHECK --retries=-1 CMD x", "--retries cannot be negative (-1)"),
+            (
+                "HEALTHCHECK --interval=1us CMD x",
+                "Interval \"interval\" cannot be less than 1ms",
+            ),
+            (
+                "HEALTHCHECK --interval=x CMD x",
+                "time: invalid duration \"x\"",
+            ),
+            (
+                "HEALTHCHECK --retries=-1 CMD x",
+                "--retries cannot be negative (-1)",
+            ),
             ("HEALTHCHECK --bogus=1 CMD x", "unknown flag: --bogus"),
-            ("ONBUILD ONBUILD RUN x", "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed"),
+            (
+                "ONBUILD ONBUILD RUN x",
+                "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed",
+            ),
             ("ONBUILD from x", "FROM isn't allowed as an ONBUILD trigger"),
         ] {
             assert_eq!(read(text).unwrap_err().to_string(), expected, "{text}");

@@ -1,7 +1,8 @@
-//! The Dockerfile language: lines, words with variables, and the instructions that change an image's configuration.
+//! The Dockerfile language: lines, words with variables, and the instructions that change an
+//! image's configuration.
 //!
-//! Pure functions of text. What an instruction does to an image is its caller's: `import --change` and `commit --change`
-//! apply the ones that are known here to an image configuration.
+//! Pure functions of text. What an instruction does to an image is its caller's: `import --change`
+//! and `commit --change` apply the ones that are known here to an image configuration.
 #![forbid(unsafe_code)]
 
 mod duration;

@@ -1,4 +1,5 @@
-//! From text to logical lines: directives, comments, continuations, and the flags in front of an instruction's arguments.
+//! From text to logical lines: directives, comments, continuations, and the flags in front of an
+//! instruction's arguments.
 
 use crate::{Error, Result};
 
@@ -25,14 +26,22 @@ pub struct Line {
     pub original: String,
 }
 
-/// Splits a Dockerfile into its lines. Heredocs are not read: no instruction of [`crate::Instruction`] takes one.
+/// Splits a Dockerfile into its lines. Heredocs are not read: no instruction of
+/// [`crate::Instruction`] takes one.
 ///
 /// # Errors
 /// A bad directive, a line that is too long, a text without any instruction.
 pub fn parse(text: &str) -> Result<Dockerfile> {
-    let mut directives = Directives { escape: '\\', seen: Vec::new(), over: false };
+    let mut directives = Directives {
+        escape: '\\',
+        seen: Vec::new(),
+        over: false,
+    };
     let mut lines = Vec::new();
-    let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text).split_inclusive('\n');
+    let mut rest = text
+        .strip_prefix('\u{feff}')
+        .unwrap_or(text)
+        .split_inclusive('\n');
     while let Some(physical) = rest.next() {
         let first = checked(physical)?.trim_start();
         directives.read(first)?;
@@ -54,13 +63,22 @@ pub fn parse(text: &str) -> Result<Dockerfile> {
             lines.push(split(logical, directives.escape));
         }
     }
-    if lines.is_empty() { Err(Error::new("file with no instructions")) } else { Ok(Dockerfile { lines, escape: directives.escape }) }
+    if lines.is_empty() {
+        Err(Error::new("file with no instructions"))
+    } else {
+        Ok(Dockerfile {
+            lines,
+            escape: directives.escape,
+        })
+    }
 }
 
 /// A physical line without its end.
 fn checked(line: &str) -> Result<&str> {
     if line.len() > LONGEST_LINE {
-        return Err(Error::new(format!("dockerfile line greater than max allowed size of {LONGEST_LINE}")));
+        return Err(Error::new(format!(
+            "dockerfile line greater than max allowed size of {LONGEST_LINE}"
+        )));
     }
     Ok(line.trim_end_matches(['\r', '\n']))
 }
@@ -78,18 +96,28 @@ impl Directives {
         if self.over {
             return Ok(());
         }
-        let known =
-            line.strip_prefix('#').and_then(|line| line.split_once('=')).map(|(name, value)| (name.trim().to_lowercase(), value.trim()));
+        let known = line
+            .strip_prefix('#')
+            .and_then(|line| line.split_once('='))
+            .map(|(name, value)| (name.trim().to_lowercase(), value.trim()));
         match known {
-            Some((name, value)) if matches!(name.as_str(), "syntax" | "escape" | "check") && !value.is_empty() => {
+            Some((name, value))
+                if matches!(name.as_str(), "syntax" | "escape" | "check") && !value.is_empty() =>
+            {
                 if self.seen.contains(&name) {
-                    return Err(Error::new(format!("only one {name} parser directive can be used")));
+                    return Err(Error::new(format!(
+                        "only one {name} parser directive can be used"
+                    )));
                 }
                 if name == "escape" {
                     self.escape = match value {
                         "\\" => '\\',
                         "`" => '`',
-                        other => return Err(Error::new(format!("invalid escape token '{other}' does not match ` or \\"))),
+                        other => {
+                            return Err(Error::new(format!(
+                                "invalid escape token '{other}' does not match ` or \\"
+                            )));
+                        }
                     };
                 }
                 self.seen.push(name);
@@ -99,8 +127,8 @@ impl Directives {
         Ok(())
     }
 
-    /// A line without the escape character at its end that joins the next line to it, and whether there was one. One that
-    /// is itself escaped joins nothing.
+    /// A line without the escape character at its end that joins the next line to it, and whether
+    /// there was one. One that is itself escaped joins nothing.
     fn without_continuation(&self, line: &str) -> (String, bool) {
         match line.trim_end_matches([' ', '\t']).strip_suffix(self.escape) {
             Some(before) if !before.ends_with(self.escape) => (before.to_owned(), true),
@@ -118,7 +146,12 @@ fn split(original: String, escape: char) -> Line {
     let trimmed = original.trim();
     let (instruction, arguments) = trimmed.split_once(is_blank).unwrap_or((trimmed, ""));
     let (flags, rest) = flags(arguments, escape);
-    Line { instruction: instruction.to_owned(), flags, rest: rest.trim().to_owned(), original }
+    Line {
+        instruction: instruction.to_owned(),
+        flags,
+        rest: rest.trim().to_owned(),
+        original,
+    }
 }
 
 /// Takes words that begin with `--` off the front; `--` alone ends them.
@@ -137,7 +170,9 @@ fn flags(line: &str, escape: char) -> (Vec<String>, &str) {
                 }
                 (letter, Some(open)) if letter == open => quote = None,
                 ('\'' | '"', None) => (quote, quoted) = (Some(letter), true),
-                (letter, _) if letter == escape => word.extend(letters.next().map(|(_, escaped)| escaped)),
+                (letter, _) if letter == escape => {
+                    word.extend(letters.next().map(|(_, escaped)| escaped))
+                }
                 (letter, _) => word.push(letter),
             }
         }
@@ -189,14 +224,25 @@ mod tests {
 
     fn lines(text: &str) -> Vec<(String, Vec<String>, String)> {
         let dockerfile = parse(text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
-        dockerfile.lines.into_iter().map(|line| (line.instruction, line.flags, line.rest)).collect()
+        dockerfile
+            .lines
+            .into_iter()
+            .map(|line| (line.instruction, line.flags, line.rest))
+            .collect()
     }
 
     fn check(text: &str, expected: &[(&str, &[&str], &str)]) {
         let expected: Vec<_> = expected
             .iter()
             .map(|(name, flags, rest)| {
-                ((*name).to_owned(), flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>(), (*rest).to_owned())
+                (
+                    (*name).to_owned(),
+                    flags
+                        .iter()
+                        .map(|flag| (*flag).to_owned())
+                        .collect::<Vec<_>>(),
+                    (*rest).to_owned(),
+                )
             })
             .collect();
         assert_eq!(lines(text), expected, "{text:?}");
@@ -204,17 +250,26 @@ mod tests {
 
     #[test]
     fn lines_are_joined_and_comments_left_out() {
-        check("ENV A=1 \\\n# inside\n\n  B=2\n#end\nUSER x", &[("ENV", &[], "A=1   B=2"), ("USER", &[], "x")]);
+        check(
+            "ENV A=1 \\\n# inside\n\n  B=2\n#end\nUSER x",
+            &[("ENV", &[], "A=1   B=2"), ("USER", &[], "x")],
+        );
         check("# escape=`\nENV A=1 `\n B=2", &[("ENV", &[], "A=1  B=2")]);
         check("# a comment\n# escape=`\nENV A=`", &[("ENV", &[], "A=`")]);
-        check("ENV A=1 \\\\\nUSER x", &[("ENV", &[], "A=1 \\\\"), ("USER", &[], "x")]);
+        check(
+            "ENV A=1 \\\\\nUSER x",
+            &[("ENV", &[], "A=1 \\\\"), ("USER", &[], "x")],
+        );
         check("\u{feff}USER x\r\n", &[("USER", &[], "x")]);
         check("USER x \\", &[("USER", &[], "x")]);
     }
 
     #[test]
     fn flags_stand_in_front() {
-        check("HEALTHCHECK --a=b --c=\"d e\" CMD --x", &[("HEALTHCHECK", &["--a=b", "--c=d e"], "CMD --x")]);
+        check(
+            "HEALTHCHECK --a=b --c=\"d e\" CMD --x",
+            &[("HEALTHCHECK", &["--a=b", "--c=d e"], "CMD --x")],
+        );
         check("RUN -- --x", &[("RUN", &[], "--x")]);
         check("RUN --a", &[("RUN", &["--a"], "")]);
     }
@@ -224,8 +279,14 @@ mod tests {
         for (text, expected) in [
             ("", "file with no instructions"),
             ("# nothing", "file with no instructions"),
-            ("# escape=x\nUSER x", "invalid escape token 'x' does not match ` or \\"),
-            ("# escape=`\n# escape=`\nUSER x", "only one escape parser directive can be used"),
+            (
+                "# escape=x\nUSER x",
+                "invalid escape token 'x' does not match ` or \\",
+            ),
+            (
+                "# escape=`\n# escape=`\nUSER x",
+                "only one escape parser directive can be used",
+            ),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), expected);
         }

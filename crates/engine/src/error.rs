@@ -1,4 +1,5 @@
-//! What can go wrong in the engine, by what the caller does about it. `api` maps each kind to a status code.
+//! What can go wrong in the engine, by what the caller does about it. `api` maps each kind to a
+//! status code.
 
 pub type Result<T> = std::result::Result<T, Error>;
 

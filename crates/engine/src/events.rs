@@ -1,4 +1,5 @@
-//! What happened, to whoever wants to know: one bus for the whole engine, with a memory of the recent past.
+//! What happened, to whoever wants to know: one bus for the whole engine, with a memory of the
+//! recent past.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,19 +33,35 @@ pub struct Events {
 
 impl Default for Events {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG), past: Mutex::default() }
+        Self {
+            sender: broadcast::Sender::new(BACKLOG),
+            past: Mutex::default(),
+        }
     }
 }
 
 impl Events {
-    pub fn publish(&self, kind: &'static str, action: impl Into<String>, id: impl Into<String>, attributes: BTreeMap<String, String>) {
-        let event = Arc::new(Event { time: now(), kind, action: action.into(), id: id.into(), attributes });
+    pub fn publish(
+        &self,
+        kind: &'static str,
+        action: impl Into<String>,
+        id: impl Into<String>,
+        attributes: BTreeMap<String, String>,
+    ) {
+        let event = Arc::new(Event {
+            time: now(),
+            kind,
+            action: action.into(),
+            id: id.into(),
+            attributes,
+        });
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
         if past.len() == REMEMBERED {
             past.pop_front();
         }
         past.push_back(event.clone());
-        // Sent under the lock, so that a new listener sees each event either in the past or live, never in both.
+        // Sent under the lock, so that a new listener sees each event either in the past or live,
+        // never in both.
         let _ = self.sender.send(event);
     }
 

@@ -1,4 +1,5 @@
-//! The `filters` of list requests: `{"status":["running"],"label":["a=b"]}`, each key with alternatives.
+//! The `filters` of list requests: `{"status":["running"],"label":["a=b"]}`, each key with
+//! alternatives.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,23 +14,32 @@ pub(crate) fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// A moment in nanoseconds since the epoch: seconds with a fraction, RFC 3339 or a beginning of it (in local time), or a
-/// duration back from `now` (`1h30m`).
+/// A moment in nanoseconds since the epoch: seconds with a fraction, RFC 3339 or a beginning of it
+/// (in local time), or a duration back from `now` (`1h30m`).
 pub fn moment(text: &str, now: i64) -> Option<i64> {
     const SECOND: i64 = 1_000_000_000;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     if let Ok(seconds) = seconds.parse::<i64>()
         && fraction.bytes().all(|byte| byte.is_ascii_digit())
     {
-        return Some(seconds.saturating_mul(SECOND).saturating_add(format!("{fraction:0<9.9}").parse().ok()?));
+        return Some(
+            seconds
+                .saturating_mul(SECOND)
+                .saturating_add(format!("{fraction:0<9.9}").parse().ok()?),
+        );
     }
     if let Ok(back) = text.parse::<jiff::SignedDuration>() {
         return now.checked_sub(i64::try_from(back.as_nanos()).ok()?);
     }
     let time = text.parse::<jiff::Timestamp>().or_else(|_| {
-        let date = || text.parse::<jiff::civil::Date>().map(|date| date.to_datetime(jiff::civil::Time::midnight()));
+        let date = || {
+            text.parse::<jiff::civil::Date>()
+                .map(|date| date.to_datetime(jiff::civil::Time::midnight()))
+        };
         let local = text.parse::<jiff::civil::DateTime>().or_else(|_| date());
-        local.and_then(|time| time.to_zoned(jiff::tz::TimeZone::system())).map(|time| time.timestamp())
+        local
+            .and_then(|time| time.to_zoned(jiff::tz::TimeZone::system()))
+            .map(|time| time.timestamp())
     });
     i64::try_from(time.ok()?.as_nanosecond()).ok()
 }
@@ -56,16 +66,20 @@ impl Filters {
             return Ok(Self::default());
         }
         let invalid = || Error::invalid("invalid filter");
-        let value: BTreeMap<String, serde_json::Value> = serde_json::from_str(text).map_err(|_| invalid())?;
+        let value: BTreeMap<String, serde_json::Value> =
+            serde_json::from_str(text).map_err(|_| invalid())?;
         let mut filters = BTreeMap::new();
         for (key, values) in value {
             let values: BTreeSet<String> = match values {
-                serde_json::Value::Array(list) => {
-                    list.into_iter().map(|value| value.as_str().map(str::to_owned).ok_or_else(invalid)).collect::<Result<_>>()?
-                }
-                serde_json::Value::Object(map) => {
-                    map.into_iter().filter(|(_, on)| on.as_bool() == Some(true)).map(|(value, _)| value).collect()
-                }
+                serde_json::Value::Array(list) => list
+                    .into_iter()
+                    .map(|value| value.as_str().map(str::to_owned).ok_or_else(invalid))
+                    .collect::<Result<_>>()?,
+                serde_json::Value::Object(map) => map
+                    .into_iter()
+                    .filter(|(_, on)| on.as_bool() == Some(true))
+                    .map(|(value, _)| value)
+                    .collect(),
                 _ => return Err(invalid()),
             };
             filters.insert(key, values);
@@ -81,17 +95,20 @@ impl Filters {
         self.0.is_empty()
     }
 
-    /// Whether `matches` holds for one of the key's values, or the key is not filtered by.
-    /// Whether a value matches one of those given as patterns, as Docker's names do; without any it does. One that is no pattern
-    /// stands for itself.
+    /// Whether `matches` holds for one of the key's values, or the key is not filtered by. Whether
+    /// a value matches one of those given as patterns, as Docker's names do; without any it does.
+    /// One that is no pattern stands for itself.
     pub fn any_pattern(&self, key: &str, value: &str) -> bool {
         self.any(key, |pattern| {
-            value == pattern || regex_lite::Regex::new(pattern).map_or_else(|_| value.contains(pattern), |regex| regex.is_match(value))
+            value == pattern
+                || regex_lite::Regex::new(pattern)
+                    .map_or_else(|_| value.contains(pattern), |regex| regex.is_match(value))
         })
     }
 
     pub fn any(&self, key: &str, matches: impl Fn(&str) -> bool) -> bool {
-        self.get(key).is_none_or(|values| values.iter().any(|value| matches(value)))
+        self.get(key)
+            .is_none_or(|values| values.iter().any(|value| matches(value)))
     }
 
     /// Whether all `label` values hold: `key` or `key=value`.
@@ -100,8 +117,11 @@ impl Filters {
             Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
             None => labels.contains_key(wanted),
         };
-        self.get("label").is_none_or(|wanted| wanted.iter().all(holds))
-            && self.get("label!").is_none_or(|unwanted| !unwanted.iter().any(holds))
+        self.get("label")
+            .is_none_or(|wanted| wanted.iter().all(holds))
+            && self
+                .get("label!")
+                .is_none_or(|unwanted| !unwanted.iter().any(holds))
     }
 
     /// The moment before which something must have been made, in nanoseconds since the epoch.
@@ -109,13 +129,20 @@ impl Filters {
     /// # Errors
     /// No moment, or several.
     pub fn until(&self) -> Result<Option<i64>> {
-        let Some(values) = self.get("until") else { return Ok(None) };
+        let Some(values) = self.get("until") else {
+            return Ok(None);
+        };
         let mut values = values.iter();
         match (values.next(), values.next()) {
             (Some(text), None) => {
-                let wrong =
-                    || Error::invalid(format!("invalid filter 'until={text}': failed to parse value as time or duration: {text:?}"));
-                moment(text, crate::events::now()).map(Some).ok_or_else(wrong)
+                let wrong = || {
+                    Error::invalid(format!(
+                        "invalid filter 'until={text}': failed to parse value as time or duration: {text:?}"
+                    ))
+                };
+                moment(text, crate::events::now())
+                    .map(Some)
+                    .ok_or_else(wrong)
             }
             _ => Err(Error::invalid("more than one until filter specified")),
         }
@@ -123,13 +150,18 @@ impl Filters {
 
     /// A filter that is `true` or `false`.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
-        let Some(values) = self.get(key) else { return Ok(None) };
+        let Some(values) = self.get(key) else {
+            return Ok(None);
+        };
         let flags: Option<BTreeSet<bool>> = values.iter().map(|value| parse_bool(value)).collect();
         match flags {
             Some(flags) if flags.len() == 1 => Ok(flags.first().copied()),
             _ => {
                 let shown: Vec<&str> = values.iter().map(String::as_str).collect();
-                Err(Error::invalid(format!("invalid filter '{key}=[{}]'", shown.join(" "))))
+                Err(Error::invalid(format!(
+                    "invalid filter '{key}=[{}]'",
+                    shown.join(" ")
+                )))
             }
         }
     }
@@ -141,11 +173,23 @@ mod tests {
 
     #[test]
     fn both_forms_are_read_and_unknown_keys_refused() {
-        for text in [r#"{"status":["running"]}"#, r#"{"status":{"running":true,"exited":false}}"#] {
+        for text in [
+            r#"{"status":["running"]}"#,
+            r#"{"status":{"running":true,"exited":false}}"#,
+        ] {
             let filters = Filters::parse(text, &["status"]).unwrap();
-            assert!(filters.any("status", |value| value == "running") && !filters.any("status", |value| value == "exited"), "{text}");
+            assert!(
+                filters.any("status", |value| value == "running")
+                    && !filters.any("status", |value| value == "exited"),
+                "{text}"
+            );
         }
-        assert_eq!(Filters::parse(r#"{"foo":["x"]}"#, &["status"]).unwrap_err().to_string(), "invalid filter 'foo'");
+        assert_eq!(
+            Filters::parse(r#"{"foo":["x"]}"#, &["status"])
+                .unwrap_err()
+                .to_string(),
+            "invalid filter 'foo'"
+        );
         for text in ["[]", "x", r#"{"a":5}"#, r#"{"a":[5]}"#] {
             assert!(Filters::parse(text, &["a"]).is_err(), "{text}");
         }
@@ -156,10 +200,16 @@ mod tests {
         const SECOND: i64 = 1_000_000_000;
         let now = 1_700_000_000 * SECOND;
         assert_eq!(moment("1600000000", now), Some(1_600_000_000 * SECOND));
-        assert_eq!(moment("1600000000.5", now), Some(1_600_000_000 * SECOND + SECOND / 2));
+        assert_eq!(
+            moment("1600000000.5", now),
+            Some(1_600_000_000 * SECOND + SECOND / 2)
+        );
         assert_eq!(moment("1h30m", now), Some(now - 5400 * SECOND));
         assert_eq!(moment("500ms", now), Some(now - SECOND / 2));
-        assert_eq!(moment("2020-09-13T12:26:40Z", now), Some(1_600_000_000 * SECOND));
+        assert_eq!(
+            moment("2020-09-13T12:26:40Z", now),
+            Some(1_600_000_000 * SECOND)
+        );
         assert!(moment("2020-09-13", now).is_some() && moment("2020-09-13T12:26", now).is_some());
         for wrong in ["", "x", "1h30", "99999999999999999999h", "1.x"] {
             assert_eq!(moment(wrong, now), None, "{wrong}");
@@ -168,7 +218,11 @@ mod tests {
 
     #[test]
     fn labels_must_all_hold() {
-        let labels = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), String::new())].into();
+        let labels = [
+            ("a".to_owned(), "1".to_owned()),
+            ("b".to_owned(), String::new()),
+        ]
+        .into();
         let holds = |text: &str| Filters::parse(text, &["label"]).unwrap().labels(&labels);
         assert!(holds(r#"{"label":["a","a=1"]}"#) && holds("{}"));
         assert!(!holds(r#"{"label":["a","c"]}"#) && !holds(r#"{"label":["a=2"]}"#));

@@ -1,7 +1,8 @@
 //! The engine: containers and images, what happens to them, and how they survive the engine itself.
 //!
-//! Services own their state: [`containers::Containers`], [`images::Images`], [`networks::Networks`],
-//! [`volumes::Volumes`], [`events::Events`]. [`Engine`] holds them together and knows nothing else. HTTP is not known here.
+//! Services own their state: [`containers::Containers`], [`images::Images`],
+//! [`networks::Networks`], [`volumes::Volumes`], [`events::Events`]. [`Engine`] holds them together
+//! and knows nothing else. HTTP is not known here.
 #![forbid(unsafe_code)]
 
 pub mod containers;
@@ -71,7 +72,12 @@ impl Engine {
         let shims = Shims::new(&instance, &executable)?;
         let networks = Networks::open(&instance, store.clone(), events.clone())?;
         let volumes = Volumes::open(&instance, store.clone(), events.clone())?;
-        crate::logging::config(&instance.default_log, std::path::Path::new(""), "", &Default::default())?;
+        crate::logging::config(
+            &instance.default_log,
+            std::path::Path::new(""),
+            "",
+            &Default::default(),
+        )?;
         let host = files_of_host::facts(instance.default_log.clone());
         let id = store.get_or_set_meta("engine-id", names::random_id)?;
         let containers = Containers::new(Parts {
@@ -89,10 +95,20 @@ impl Engine {
         tokio::spawn(shims.keep_ready());
         tokio::spawn(networks.clone().keep());
         tokio::spawn(store.clone().keep_flushed());
-        Ok(Arc::new(Self { instance, containers, images, networks, volumes, events, id, store }))
+        Ok(Arc::new(Self {
+            instance,
+            containers,
+            images,
+            networks,
+            volumes,
+            events,
+            id,
+            store,
+        }))
     }
 
-    /// Waits until what was done so far survives a loss of power. Whoever asked for it is answered after that.
+    /// Waits until what was done so far survives a loss of power. Whoever asked for it is answered
+    /// after that.
     ///
     /// # Errors
     /// The disk's: nothing is certain then.
@@ -108,13 +124,14 @@ impl Engine {
         self.store.flush_all().await
     }
 
-    /// Takes what an instance has on the host besides its directories away: bridges, rules, cgroups. Its next start makes
-    /// them anew.
+    /// Takes what an instance has on the host besides its directories away: bridges, rules,
+    /// cgroups. Its next start makes them anew.
     ///
     /// # Errors
     /// Containers still run.
     pub fn uninstall(instance: &Instance) -> Result<()> {
-        // Shims that were kept ready notice that the engine has ended, but take a moment to be gone.
+        // Shims that were kept ready notice that the engine has ended, but take a moment to be
+        // gone.
         const PATIENCE: Duration = Duration::from_secs(10);
         const POLL: Duration = Duration::from_millis(10);
         let begin = Instant::now();
@@ -122,7 +139,10 @@ impl Engine {
             let cgroup = Cgroup::at(&path)?;
             while !cgroup.processes()?.is_empty() {
                 if shims::any_runs(instance) || begin.elapsed() > PATIENCE {
-                    return Err(Error::conflict(format!("containers of instance {} still run: stop or remove them first", instance.name)));
+                    return Err(Error::conflict(format!(
+                        "containers of instance {} still run: stop or remove them first",
+                        instance.name
+                    )));
                 }
                 std::thread::sleep(POLL);
             }

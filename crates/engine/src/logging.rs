@@ -16,16 +16,35 @@ const LOCAL_FILES: u32 = 5;
 ///
 /// # Errors
 /// A driver or an option that does not exist, or a value that makes no sense.
-pub fn config(wanted: &model::LogConfig, directory: &Path, id: &str, details: &Details<'_>) -> Result<LogConfig> {
+pub fn config(
+    wanted: &model::LogConfig,
+    directory: &Path,
+    id: &str,
+    details: &Details<'_>,
+) -> Result<LogConfig> {
     let driver = match wanted.kind.as_str() {
         "" | "local" => Driver::Local,
         "json-file" => Driver::JsonFile,
         "none" => Driver::None,
-        other => return Err(Error::invalid(format!("error looking up logging plugin {other}: plugin {other:?} not found"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "error looking up logging plugin {other}: plugin {other:?} not found"
+            )));
+        }
     };
-    let name = if driver == Driver::JsonFile { format!("{id}-json.log") } else { "container.log".into() };
-    let mut config =
-        LogConfig { driver, path: directory.join(name), max_size: 0, max_files: 1, compress: false, attributes: BTreeMap::new() };
+    let name = if driver == Driver::JsonFile {
+        format!("{id}-json.log")
+    } else {
+        "container.log".into()
+    };
+    let mut config = LogConfig {
+        driver,
+        path: directory.join(name),
+        max_size: 0,
+        max_files: 1,
+        compress: false,
+        attributes: BTreeMap::new(),
+    };
     if driver == Driver::Local {
         (config.max_size, config.max_files, config.compress) = (LOCAL_SIZE, LOCAL_FILES, true);
     }
@@ -36,34 +55,59 @@ pub fn config(wanted: &model::LogConfig, directory: &Path, id: &str, details: &D
         match key.as_str() {
             "max-size" => config.max_size = size(value)?,
             "max-file" => {
-                config.max_files = value
-                    .parse()
-                    .ok()
-                    .filter(|count| *count > 0)
-                    .ok_or_else(|| Error::invalid(format!("invalid max-file: {value:?}: a number above 0")))?
+                config.max_files =
+                    value
+                        .parse()
+                        .ok()
+                        .filter(|count| *count > 0)
+                        .ok_or_else(|| {
+                            Error::invalid(format!("invalid max-file: {value:?}: a number above 0"))
+                        })?
             }
             "compress" => {
-                config.compress = value.parse().map_err(|_| Error::invalid(format!("invalid compress: {value:?}: true or false")))?
+                config.compress = value.parse().map_err(|_| {
+                    Error::invalid(format!("invalid compress: {value:?}: true or false"))
+                })?
             }
             // The shim writes to a file and never waits for anybody, so both modes behave the same.
             "mode" if matches!(value.as_str(), "blocking" | "non-blocking") => {}
-            "mode" => return Err(Error::invalid(format!("logger: logging mode not supported: {value}"))),
+            "mode" => {
+                return Err(Error::invalid(format!(
+                    "logger: logging mode not supported: {value}"
+                )));
+            }
             "max-buffer-size" => drop(size(value)?),
             "labels" => {
-                config.attributes.extend(value.split(',').filter_map(|label| Some((label.to_owned(), details.labels?.get(label)?.clone()))))
+                config
+                    .attributes
+                    .extend(value.split(',').filter_map(|label| {
+                        Some((label.to_owned(), details.labels?.get(label)?.clone()))
+                    }))
             }
-            "env" => config.attributes.extend(value.split(',').filter_map(|name| Some((name.to_owned(), details.env(name)?)))),
+            "env" => config.attributes.extend(
+                value
+                    .split(',')
+                    .filter_map(|name| Some((name.to_owned(), details.env(name)?))),
+            ),
             "tag" if value.contains("{{") => {
-                return Err(Error::Unsupported("log option tag with a template: not available in this version of whelk".into()));
+                return Err(Error::Unsupported(
+                    "log option tag with a template: not available in this version of whelk".into(),
+                ));
             }
             "tag" => drop(config.attributes.insert("tag".into(), value.clone())),
             "labels-regex" | "env-regex" => {
-                return Err(Error::Unsupported(format!("log option {key}: not available in this version of whelk")));
+                return Err(Error::Unsupported(format!(
+                    "log option {key}: not available in this version of whelk"
+                )));
             }
             _ => {
                 return Err(Error::invalid(format!(
                     "unknown log opt '{key}' for {} log driver",
-                    if driver == Driver::Local { "local" } else { "json-file" }
+                    if driver == Driver::Local {
+                        "local"
+                    } else {
+                        "json-file"
+                    }
                 )));
             }
         }
@@ -80,7 +124,10 @@ pub struct Details<'a> {
 
 impl Details<'_> {
     fn env(&self, name: &str) -> Option<String> {
-        self.env?.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+        self.env?
+            .iter()
+            .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+            .map(str::to_owned)
     }
 }
 
@@ -92,7 +139,10 @@ pub(crate) fn size(text: &str) -> Result<u64> {
     }
     let lower = text.to_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match lower[digits.len()..].trim_end_matches('b').trim_end_matches('i') {
+    let factor = match lower[digits.len()..]
+        .trim_end_matches('b')
+        .trim_end_matches('i')
+    {
         "" => 1u64,
         "k" => 1 << 10,
         "m" => 1 << 20,
@@ -101,7 +151,11 @@ pub(crate) fn size(text: &str) -> Result<u64> {
         _ => return Err(invalid()),
     };
     let number: f64 = digits.trim().parse().map_err(|_| invalid())?;
-    if number.is_finite() && number >= 0.0 { Ok((number * factor as f64) as u64) } else { Err(invalid()) }
+    if number.is_finite() && number >= 0.0 {
+        Ok((number * factor as f64) as u64)
+    } else {
+        Err(invalid())
+    }
 }
 
 #[cfg(test)]
@@ -109,20 +163,53 @@ mod tests {
     use super::*;
 
     fn check(driver: &str, options: &[(&str, &str)], expected: &str) {
-        let wanted = model::LogConfig { kind: driver.into(), config: options.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect() };
-        let outcome = config(&wanted, Path::new("/d"), "id", &Details::default())
-            .map(|c| format!("{} {} {} {}", c.path.display(), c.max_size, c.max_files, c.compress));
-        assert_eq!(outcome.unwrap_or_else(|error| error.to_string()), expected, "{driver} {options:?}");
+        let wanted = model::LogConfig {
+            kind: driver.into(),
+            config: options
+                .iter()
+                .map(|&(k, v)| (k.to_owned(), v.to_owned()))
+                .collect(),
+        };
+        let outcome = config(&wanted, Path::new("/d"), "id", &Details::default()).map(|c| {
+            format!(
+                "{} {} {} {}",
+                c.path.display(),
+                c.max_size,
+                c.max_files,
+                c.compress
+            )
+        });
+        assert_eq!(
+            outcome.unwrap_or_else(|error| error.to_string()),
+            expected,
+            "{driver} {options:?}"
+        );
     }
 
     #[test]
     fn drivers_and_options() {
         check("", &[], "/d/container.log 20971520 5 true");
-        check("json-file", &[("max-size", "10k"), ("max-file", "3"), ("compress", "true")], "/d/id-json.log 10240 3 true");
+        check(
+            "json-file",
+            &[("max-size", "10k"), ("max-file", "3"), ("compress", "true")],
+            "/d/id-json.log 10240 3 true",
+        );
         check("json-file", &[], "/d/id-json.log 0 1 false");
-        check("bogus", &[], "error looking up logging plugin bogus: plugin \"bogus\" not found");
-        check("json-file", &[("bogus", "1")], "unknown log opt 'bogus' for json-file log driver");
+        check(
+            "bogus",
+            &[],
+            "error looking up logging plugin bogus: plugin \"bogus\" not found",
+        );
+        check(
+            "json-file",
+            &[("bogus", "1")],
+            "unknown log opt 'bogus' for json-file log driver",
+        );
         check("local", &[("max-size", "abc")], "invalid size: 'abc'");
-        check("local", &[("max-file", "0")], "invalid max-file: \"0\": a number above 0");
+        check(
+            "local",
+            &[("max-file", "0")],
+            "invalid max-file: \"0\": a number above 0",
+        );
     }
 }

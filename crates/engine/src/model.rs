@@ -1,8 +1,9 @@
-//! What a container is made to be: the settings people give, under the names that Docker's documentation has for them.
+//! What a container is made to be: the settings people give, under the names that Docker's
+//! documentation has for them.
 //!
-//! One definition serves as the domain's own struct, as the record on disk and as the body of requests: the hundred
-//! names and meanings are Docker's in all three, and three copies would only drift apart. A list is `None` where
-//! nothing was given: clients tell `null` from `[]`.
+//! One definition serves as the domain's own struct, as the record on disk and as the body of
+//! requests: the hundred names and meanings are Docker's in all three, and three copies would only
+//! drift apart. A list is `None` where nothing was given: clients tell `null` from `[]`.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +57,10 @@ pub struct Config {
     /// Seconds; -1 waits for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_timeout: Option<i64>,
-    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "is_empty_list")]
+    #[serde(
+        deserialize_with = "one_or_many",
+        skip_serializing_if = "is_empty_list"
+    )]
     pub shell: Option<Vec<String>>,
 }
 
@@ -71,14 +75,22 @@ fn set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Set, D::Erro
     optional_set(deserializer).map(Option::unwrap_or_default)
 }
 
-fn optional_set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Set>, D::Error> {
+fn optional_set<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Set>, D::Error> {
     // Records of earlier versions may have anything there.
     let found = Option::<BTreeMap<String, de::IgnoredAny>>::deserialize(deserializer)?;
-    Ok(found.map(|set| set.into_keys().map(|key| (key, serde_json::Value::Object(serde_json::Map::new()))).collect()))
+    Ok(found.map(|set| {
+        set.into_keys()
+            .map(|key| (key, serde_json::Value::Object(serde_json::Map::new())))
+            .collect()
+    }))
 }
 
 /// Some lists may come as one string: commands and capabilities.
-fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+fn one_or_many<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<String>>, D::Error> {
     struct OneOrMany;
 
     impl<'de> Visitor<'de> for OneOrMany {
@@ -298,7 +310,8 @@ pub struct BindOptions {
     pub read_only_non_recursive: bool,
     #[serde(skip_serializing_if = "is_default")]
     pub read_only_force_recursive: bool,
-    /// Beyond Docker: `auto` shows the files of the source's owner as the container's user's; what that one makes is the owner's.
+    /// Beyond Docker: `auto` shows the files of the source's owner as the container's user's; what
+    /// that one makes is the owner's.
     #[serde(skip_serializing_if = "is_default")]
     pub map_user: String,
 }
@@ -421,12 +434,19 @@ pub struct Record {
 impl Record {
     /// What clients know the container's network namespace by, while it has one of its own.
     pub fn sandbox_id(&self) -> &str {
-        self.networks.values().find(|endpoint| !endpoint.endpoint_id.is_empty()).map_or("", |endpoint| &endpoint.endpoint_id)
+        self.networks
+            .values()
+            .find(|endpoint| !endpoint.endpoint_id.is_empty())
+            .map_or("", |endpoint| &endpoint.endpoint_id)
     }
 
     /// Where that namespace can be opened.
     pub fn sandbox_key(&self) -> String {
-        if self.state.pid > 0 { format!("/proc/{}/ns/net", self.state.pid) } else { String::new() }
+        if self.state.pid > 0 {
+            format!("/proc/{}/ns/net", self.state.pid)
+        } else {
+            String::new()
+        }
     }
 }
 
@@ -439,11 +459,24 @@ mod tests {
         let config: Config =
             serde_json::from_str(r#"{"ExposedPorts":{"80":5},"Volumes":{"/v":null},"Cmd":"one","Entrypoint":["a","b"],"Shell":null}"#)
                 .unwrap();
-        assert_eq!(serde_json::json!([config.exposed_ports, config.volumes]), serde_json::json!([{"80": {}}, {"/v": {}}]));
-        assert_eq!((config.cmd, config.entrypoint, config.shell), (Some(vec!["one".into()]), Some(vec!["a".into(), "b".into()]), None));
+        assert_eq!(
+            serde_json::json!([config.exposed_ports, config.volumes]),
+            serde_json::json!([{"80": {}}, {"/v": {}}])
+        );
+        assert_eq!(
+            (config.cmd, config.entrypoint, config.shell),
+            (
+                Some(vec!["one".into()]),
+                Some(vec!["a".into(), "b".into()]),
+                None
+            )
+        );
         let host: HostConfig =
             serde_json::from_str(r#"{"PortBindings":{"80/tcp":null,"81":[{"HostPort":"1"}]},"CapAdd":["X"],"CapDrop":null}"#).unwrap();
         assert_eq!(host.bound_ports().count(), 2);
-        assert_eq!((host.cap_add, host.cap_drop), (Some(vec!["X".into()]), None));
+        assert_eq!(
+            (host.cap_add, host.cap_drop),
+            (Some(vec!["X".into()]), None)
+        );
     }
 }

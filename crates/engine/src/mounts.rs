@@ -1,4 +1,5 @@
-//! What a container mounts besides its own files: binds, volumes and tmpfs, from `-v`, `--mount` and `--tmpfs`.
+//! What a container mounts besides its own files: binds, volumes and tmpfs, from `-v`, `--mount`
+//! and `--tmpfs`.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -14,7 +15,8 @@ use crate::volumes::CreateVolume;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
-    /// A path of the host. `create` makes a missing directory; with `map_user` its owner's files are the container's user's.
+    /// A path of the host. `create` makes a missing directory; with `map_user` its owner's files
+    /// are the container's user's.
     Bind {
         path: String,
         create: bool,
@@ -90,8 +92,20 @@ impl MountPlan {
 
     /// An anonymous volume, as `-v /path` and an image's `VOLUME` ask for it.
     pub fn anonymous(target: &str, driver: &str) -> Result<Self> {
-        let make = CreateVolume { driver: driver.to_owned(), ..CreateVolume::default() };
-        Ok(volume(VolumeUse { copy: true, make, ..VolumeUse::default() }, check_target(target)?, false, ""))
+        let make = CreateVolume {
+            driver: driver.to_owned(),
+            ..CreateVolume::default()
+        };
+        Ok(volume(
+            VolumeUse {
+                copy: true,
+                make,
+                ..VolumeUse::default()
+            },
+            check_target(target)?,
+            false,
+            "",
+        ))
     }
 }
 
@@ -111,8 +125,14 @@ pub fn plan(host: &HostConfig, data_root: &Path) -> Result<Vec<MountPlan>> {
         plans.push(tmpfs(target, options)?);
     }
     let mut targets = HashSet::new();
-    if let Some(twice) = plans.iter().find(|plan| !targets.insert(plan.target.as_str())) {
-        return Err(Error::invalid(format!("Duplicate mount point: {}", twice.target)));
+    if let Some(twice) = plans
+        .iter()
+        .find(|plan| !targets.insert(plan.target.as_str()))
+    {
+        return Err(Error::invalid(format!(
+            "Duplicate mount point: {}",
+            twice.target
+        )));
     }
     Ok(plans)
 }
@@ -129,7 +149,9 @@ pub(crate) fn depth(target: &str) -> usize {
 
 /// One `--volumes-from`: a container's name and, if it was given, whether the mounts are read-only.
 pub fn parse_volumes_from(text: &str) -> Result<(&str, Option<bool>)> {
-    let Some((name, mode)) = text.split_once(':') else { return Ok((text, None)) };
+    let Some((name, mode)) = text.split_once(':') else {
+        return Ok((text, None));
+    };
     let mut read_only = None;
     for word in mode.split(',') {
         match word {
@@ -144,7 +166,9 @@ pub fn parse_volumes_from(text: &str) -> Result<(&str, Option<bool>)> {
 /// SELinux labels are changed where there are any, and only there do these words mean something.
 fn check_relabel(word: &str) -> Result<()> {
     if whelk_sys::fs::exists(crate::security::SELINUX) {
-        return Err(Error::Unsupported(format!("mount option {word}: SELinux relabelling is not available in this version of whelk")));
+        return Err(Error::Unsupported(format!(
+            "mount option {word}: SELinux relabelling is not available in this version of whelk"
+        )));
     }
     Ok(())
 }
@@ -164,28 +188,38 @@ pub(crate) fn clean(path: &str) -> String {
 
 fn check_target(target: &str) -> Result<String> {
     if !target.starts_with('/') {
-        return Err(Error::invalid(format!("invalid mount path: '{target}' mount path must be absolute")));
+        return Err(Error::invalid(format!(
+            "invalid mount path: '{target}' mount path must be absolute"
+        )));
     }
     match clean(target).as_str() {
-        "/" => Err(Error::invalid("invalid specification: destination can't be '/'")),
+        "/" => Err(Error::invalid(
+            "invalid specification: destination can't be '/'",
+        )),
         target => Ok(target.to_owned()),
     }
 }
 
-const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
+const PROPAGATIONS: [&str; 6] = [
+    "private", "rprivate", "shared", "rshared", "slave", "rslave",
+];
 
 /// Whether a bind mount of `source` shows the engine's directory, or is a part of it.
 pub(crate) fn touches_data_root(source: &str, data_root: &Path) -> bool {
     Path::new(source).starts_with(data_root) || data_root.starts_with(source)
 }
 
-/// The propagation of a bind mount. Where the engine's own mounts are below it, what the engine unmounts has to go away in the
-/// container as well: a private copy would keep it busy.
+/// The propagation of a bind mount. Where the engine's own mounts are below it, what the engine
+/// unmounts has to go away in the container as well: a private copy would keep it busy.
 fn propagation_of<'a>(source: &str, given: Option<&'a str>, data_root: &Path) -> Result<&'a str> {
     match given {
         None if touches_data_root(source, data_root) => Ok("rslave"),
         None => Ok("rprivate"),
-        Some(given) if matches!(given, "rslave" | "rshared") || !touches_data_root(source, data_root) => Ok(given),
+        Some(given)
+            if matches!(given, "rslave" | "rshared") || !touches_data_root(source, data_root) =>
+        {
+            Ok(given)
+        }
         Some(given) => Err(Error::invalid(format!(
             "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon \
              root, daemon root: {:?}, bind mount source: {source:?}, propagation: {given:?}",
@@ -194,22 +228,36 @@ fn propagation_of<'a>(source: &str, given: Option<&'a str>, data_root: &Path) ->
     }
 }
 
-/// Refuses a source whose mount cannot propagate as the plan asks: only from a shared mount do mounts get out of a container,
-/// and only from a shared or slave one do they get in. `mountinfo` is the host's table, `real` the source without links.
-pub(crate) fn check_propagation(plan: &MountPlan, source: &str, real: &Path, data_root: &Path, mountinfo: &str) -> Result<()> {
+/// Refuses a source whose mount cannot propagate as the plan asks: only from a shared mount do
+/// mounts get out of a container, and only from a shared or slave one do they get in. `mountinfo`
+/// is the host's table, `real` the source without links.
+pub(crate) fn check_propagation(
+    plan: &MountPlan,
+    source: &str,
+    real: &Path,
+    data_root: &Path,
+    mountinfo: &str,
+) -> Result<()> {
     let wanted = match plan.propagation.as_str() {
         "shared" | "rshared" => "shared",
         "slave" | "rslave" if !touches_data_root(source, data_root) => "shared or slave",
         _ => return Ok(()),
     };
     let Some((mount_point, tags)) = mount_of(real, mountinfo) else {
-        return Err(Error::internal(format!("could not find source mount of {source}")));
+        return Err(Error::internal(format!(
+            "could not find source mount of {source}"
+        )));
     };
-    let fits = tags.iter().any(|tag| tag.starts_with("shared:") || wanted != "shared" && tag.starts_with("master:"));
+    let fits = tags
+        .iter()
+        .any(|tag| tag.starts_with("shared:") || wanted != "shared" && tag.starts_with("master:"));
     if fits {
         return Ok(());
     }
-    Err(Error::internal(format!("path {source} is mounted on {} but it is not a {wanted} mount", mount_point.display())))
+    Err(Error::internal(format!(
+        "path {source} is mounted on {} but it is not a {wanted} mount",
+        mount_point.display()
+    )))
 }
 
 /// The mount that a path is on, and its optional fields (proc_pid_mountinfo(5)).
@@ -218,7 +266,8 @@ fn mount_of<'a>(path: &Path, mountinfo: &'a str) -> Option<(PathBuf, Vec<&'a str
         let (mount, _) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(4);
         let point = PathBuf::from(unescape(fields.next()?));
-        path.starts_with(&point).then(|| (point, fields.skip(1).collect()))
+        path.starts_with(&point)
+            .then(|| (point, fields.skip(1).collect()))
     });
     // Of several at one place the last one is on top.
     mounts.max_by_key(|(point, _): &(PathBuf, Vec<&str>)| point.components().count())
@@ -229,8 +278,13 @@ fn unescape(text: &str) -> OsString {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
-        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.filter(|_| first == b'\\').and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+        let digits = tail
+            .get(..3)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits
+            .filter(|_| first == b'\\')
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok())
+        {
             Some(byte) => {
                 bytes.push(byte);
                 rest = &tail[3..];
@@ -250,14 +304,23 @@ fn parse_bind(spec: &str, driver: &str, data_root: &Path) -> Result<MountPlan> {
     let (source, target, mode) = match parts.as_slice() {
         [source, target] => (*source, *target, ""),
         [source, target, mode] => (*source, *target, *mode),
-        _ => return Err(Error::invalid(format!("invalid volume specification: '{spec}'"))),
+        _ => {
+            return Err(Error::invalid(format!(
+                "invalid volume specification: '{spec}'"
+            )));
+        }
     };
     let is_bind = source.starts_with('/');
     let kind = if is_bind { "bind" } else { "volume" };
-    let invalid =
-        |error: Error| Error::invalid(format!("invalid volume specification: '{spec}': invalid mount config for type {kind:?}: {error}"));
+    let invalid = |error: Error| {
+        Error::invalid(format!(
+            "invalid volume specification: '{spec}': invalid mount config for type {kind:?}: {error}"
+        ))
+    };
     if source.is_empty() {
-        return Err(Error::invalid(format!("invalid volume specification: '{spec}'")));
+        return Err(Error::invalid(format!(
+            "invalid volume specification: '{spec}'"
+        )));
     }
     let (mut read_only, mut propagation, mut recursive, mut copy) = (None, None, true, None);
     for word in mode.split(',').filter(|word| !word.is_empty()) {
@@ -283,19 +346,49 @@ fn parse_bind(spec: &str, driver: &str, data_root: &Path) -> Result<MountPlan> {
     let target = check_target(target).map_err(invalid)?;
     if !is_bind {
         if propagation.is_some() || !recursive {
-            return Err(invalid(Error::invalid("field BindOptions must not be specified")));
+            return Err(invalid(Error::invalid(
+                "field BindOptions must not be specified",
+            )));
         }
-        let make = CreateVolume { name: source.to_owned(), driver: driver.to_owned(), ..CreateVolume::default() };
-        let volume_use = VolumeUse { name: source.to_owned(), copy: copy.unwrap_or(true), make, ..VolumeUse::default() };
-        return Ok(volume(volume_use, target, read_only == Some(true), if mode.is_empty() { "z" } else { mode }));
+        let make = CreateVolume {
+            name: source.to_owned(),
+            driver: driver.to_owned(),
+            ..CreateVolume::default()
+        };
+        let volume_use = VolumeUse {
+            name: source.to_owned(),
+            copy: copy.unwrap_or(true),
+            make,
+            ..VolumeUse::default()
+        };
+        return Ok(volume(
+            volume_use,
+            target,
+            read_only == Some(true),
+            if mode.is_empty() { "z" } else { mode },
+        ));
     }
     if copy.is_some() {
-        return Err(invalid(Error::invalid("field VolumeOptions must not be specified")));
+        return Err(invalid(Error::invalid(
+            "field VolumeOptions must not be specified",
+        )));
     }
     let path = clean(source);
     let propagation = propagation_of(&path, propagation, data_root)?;
-    let source = Source::Bind { path, create: true, map_user: false };
-    Ok(bind(source, target, read_only == Some(true), propagation, recursive, true, mode))
+    let source = Source::Bind {
+        path,
+        create: true,
+        map_user: false,
+    };
+    Ok(bind(
+        source,
+        target,
+        read_only == Some(true),
+        propagation,
+        recursive,
+        true,
+        mode,
+    ))
 }
 
 fn volume(volume: VolumeUse, target: String, read_only: bool, mode: &str) -> MountPlan {
@@ -304,14 +397,24 @@ fn volume(volume: VolumeUse, target: String, read_only: bool, mode: &str) -> Mou
         options.extend(["ro", "rro"].map(str::to_owned));
     }
     options.extend(subdirectory(&volume.subpath));
-    MountPlan { source: Source::Volume(volume), target, options, read_only, mode: mode.to_owned(), propagation: String::new() }
+    MountPlan {
+        source: Source::Volume(volume),
+        target,
+        options,
+        read_only,
+        mode: mode.to_owned(),
+        propagation: String::new(),
+    }
 }
 
 fn subdirectory(path: &str) -> Option<String> {
     (!path.is_empty()).then(|| format!("X-mount.subdir={path}"))
 }
 
-#[allow(clippy::fn_params_excessive_bools, reason = "the options of one mount, each named where it is given")]
+#[allow(
+    clippy::fn_params_excessive_bools,
+    reason = "the options of one mount, each named where it is given"
+)]
 fn bind(
     source: Source,
     target: String,
@@ -321,18 +424,33 @@ fn bind(
     recursive_read_only: bool,
     mode: &str,
 ) -> MountPlan {
-    let mut options = vec![if recursive { "rbind" } else { "bind" }.to_owned(), propagation.to_owned()];
+    let mut options = vec![
+        if recursive { "rbind" } else { "bind" }.to_owned(),
+        propagation.to_owned(),
+    ];
     if read_only {
         options.push("ro".into());
         if recursive_read_only && recursive {
             options.push("rro".into());
         }
     }
-    MountPlan { source, target, options, read_only, mode: mode.to_owned(), propagation: propagation.to_owned() }
+    MountPlan {
+        source,
+        target,
+        options,
+        read_only,
+        mode: mode.to_owned(),
+        propagation: propagation.to_owned(),
+    }
 }
 
 fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPlan> {
-    let fail = |text: &str| Err(Error::invalid(format!("invalid mount config for type {:?}: {text}", mount.kind)));
+    let fail = |text: &str| {
+        Err(Error::invalid(format!(
+            "invalid mount config for type {:?}: {text}",
+            mount.kind
+        )))
+    };
     if mount.target.is_empty() {
         return fail("field Target must not be empty");
     }
@@ -341,10 +459,22 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
         Err(error) => return fail(&error.to_string()),
     };
     let foreign = [
-        ("BindOptions", mount.bind_options.is_some() && mount.kind != "bind"),
-        ("VolumeOptions", mount.volume_options.is_some() && mount.kind != "volume"),
-        ("TmpfsOptions", mount.tmpfs_options.is_some() && mount.kind != "tmpfs"),
-        ("ImageOptions", mount.image_options.is_some() && mount.kind != "image"),
+        (
+            "BindOptions",
+            mount.bind_options.is_some() && mount.kind != "bind",
+        ),
+        (
+            "VolumeOptions",
+            mount.volume_options.is_some() && mount.kind != "volume",
+        ),
+        (
+            "TmpfsOptions",
+            mount.tmpfs_options.is_some() && mount.kind != "tmpfs",
+        ),
+        (
+            "ImageOptions",
+            mount.image_options.is_some() && mount.kind != "image",
+        ),
     ];
     if let Some((field, _)) = foreign.iter().find(|(_, given)| *given) {
         return fail(&format!("field {field} must not be specified"));
@@ -355,7 +485,10 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
                 return fail("field Source must not be empty");
             }
             if !mount.source.starts_with('/') {
-                return fail(&format!("invalid mount path: '{}' mount path must be absolute", mount.source));
+                return fail(&format!(
+                    "invalid mount path: '{}' mount path must be absolute",
+                    mount.source
+                ));
             }
             let options = mount.bind_options.clone().unwrap_or_default();
             let given = Some(options.propagation.as_str()).filter(|given| !given.is_empty());
@@ -365,16 +498,36 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
             let path = clean(&mount.source);
             let propagation = propagation_of(&path, given, data_root)?;
             if !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
-                return fail(&format!("bind source path does not exist: {}", mount.source));
+                return fail(&format!(
+                    "bind source path does not exist: {}",
+                    mount.source
+                ));
             }
             let map_user = match options.map_user.as_str() {
                 "" => false,
                 "auto" => true,
-                other => return fail(&format!("invalid user mapping {other:?}: only \"auto\" is known")),
+                other => {
+                    return fail(&format!(
+                        "invalid user mapping {other:?}: only \"auto\" is known"
+                    ));
+                }
             };
-            let source = Source::Bind { path, create: options.create_mountpoint, map_user };
-            let (recursive, read_only_below) = (!options.non_recursive, !options.read_only_non_recursive);
-            Ok(bind(source, target, mount.read_only, propagation, recursive, read_only_below, ""))
+            let source = Source::Bind {
+                path,
+                create: options.create_mountpoint,
+                map_user,
+            };
+            let (recursive, read_only_below) =
+                (!options.non_recursive, !options.read_only_non_recursive);
+            Ok(bind(
+                source,
+                target,
+                mount.read_only,
+                propagation,
+                recursive,
+                read_only_below,
+                "",
+            ))
         }
         "tmpfs" => {
             if !mount.source.is_empty() {
@@ -401,7 +554,10 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
         "image" => match image_of(mount) {
             Ok(image) => Ok(MountPlan {
                 // Who mounts an image reads what it has; nothing is written there.
-                options: ["ro".to_owned()].into_iter().chain(subdirectory(&image.subpath)).collect(),
+                options: ["ro".to_owned()]
+                    .into_iter()
+                    .chain(subdirectory(&image.subpath))
+                    .collect(),
                 source: Source::Image(image),
                 target,
                 read_only: true,
@@ -410,7 +566,10 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
             }),
             Err(reason) => fail(reason),
         },
-        "cluster" | "npipe" => Err(Error::Unsupported(format!("mount type {}: not available in this version of whelk", mount.kind))),
+        "cluster" | "npipe" => Err(Error::Unsupported(format!(
+            "mount type {}: not available in this version of whelk",
+            mount.kind
+        ))),
         _ => fail("mount type unknown"),
     }
 }
@@ -424,9 +583,23 @@ fn volume_of(mount: &crate::model::Mount) -> std::result::Result<(VolumeUse, boo
     let subpath = options.subpath;
     check_subpath(&subpath)?;
     let driver = options.driver_config.unwrap_or_default();
-    let make =
-        CreateVolume { name: mount.source.clone(), driver: driver.name, options: driver.options, labels: options.labels, passing: false };
-    Ok((VolumeUse { name: mount.source.clone(), subpath, copy: !options.no_copy, make, anonymous: false }, mount.read_only))
+    let make = CreateVolume {
+        name: mount.source.clone(),
+        driver: driver.name,
+        options: driver.options,
+        labels: options.labels,
+        passing: false,
+    };
+    Ok((
+        VolumeUse {
+            name: mount.source.clone(),
+            subpath,
+            copy: !options.no_copy,
+            make,
+            anonymous: false,
+        },
+        mount.read_only,
+    ))
 }
 
 fn image_of(mount: &crate::model::Mount) -> std::result::Result<ImageUse, &'static str> {
@@ -435,7 +608,11 @@ fn image_of(mount: &crate::model::Mount) -> std::result::Result<ImageUse, &'stat
     }
     let subpath = mount.image_options.clone().unwrap_or_default().subpath;
     check_subpath(&subpath)?;
-    Ok(ImageUse { name: mount.source.clone(), id: String::new(), subpath })
+    Ok(ImageUse {
+        name: mount.source.clone(),
+        id: String::new(),
+        subpath,
+    })
 }
 
 fn check_subpath(subpath: &str) -> std::result::Result<(), &'static str> {
@@ -466,7 +643,17 @@ fn tmpfs(target: &str, options: &str) -> Result<MountPlan> {
         "strictatime",
         "nostrictatime",
     ];
-    const KEYS: [&str; 9] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge", "noswap"];
+    const KEYS: [&str; 9] = [
+        "size",
+        "mode",
+        "uid",
+        "gid",
+        "nr_inodes",
+        "nr_blocks",
+        "mpol",
+        "huge",
+        "noswap",
+    ];
     let target = check_target(target)?;
     let mut words: Vec<String> = ["noexec", "nosuid", "nodev"].map(str::to_owned).into();
     for word in options.split(',').filter(|word| !word.is_empty()) {
@@ -476,21 +663,45 @@ fn tmpfs(target: &str, options: &str) -> Result<MountPlan> {
         }
         words.push(word.to_owned());
     }
-    let read_only = words.iter().rev().find(|word| *word == "ro" || *word == "rw").is_some_and(|word| word == "ro");
-    Ok(MountPlan { source: Source::Tmpfs, target, options: words, read_only, mode: options.to_owned(), propagation: String::new() })
+    let read_only = words
+        .iter()
+        .rev()
+        .find(|word| *word == "ro" || *word == "rw")
+        .is_some_and(|word| word == "ro");
+    Ok(MountPlan {
+        source: Source::Tmpfs,
+        target,
+        options: words,
+        read_only,
+        mode: options.to_owned(),
+        propagation: String::new(),
+    })
 }
 
-/// A mapping of all ids to themselves, but for `disk` and `shown`: what belongs to `disk` on disk is shown as `shown`'s. What
-/// belongs to `shown` on disk is shown as nobody's, and what `disk` would write inside has no owner to go to: it is refused.
+/// A mapping of all ids to themselves, but for `disk` and `shown`: what belongs to `disk` on disk
+/// is shown as `shown`'s. What belongs to `shown` on disk is shown as nobody's, and what `disk`
+/// would write inside has no owner to go to: it is refused.
 pub(crate) fn shown_as(disk: u32, shown: u32) -> Vec<IdMapping> {
     if disk == shown {
-        return vec![IdMapping { container_id: 0, host_id: 0, size: u32::MAX }];
+        return vec![IdMapping {
+            container_id: 0,
+            host_id: 0,
+            size: u32::MAX,
+        }];
     }
-    let mut maps = vec![IdMapping { container_id: disk, host_id: shown, size: 1 }];
+    let mut maps = vec![IdMapping {
+        container_id: disk,
+        host_id: shown,
+        size: 1,
+    }];
     let (low, high) = (disk.min(shown), disk.max(shown));
     for (begin, end) in [(0, low), (low + 1, high), (high + 1, u32::MAX)] {
         if begin < end {
-            maps.push(IdMapping { container_id: begin, host_id: begin, size: end - begin });
+            maps.push(IdMapping {
+                container_id: begin,
+                host_id: begin,
+                size: end - begin,
+            });
         }
     }
     maps
@@ -501,15 +712,31 @@ mod tests {
     use super::*;
 
     fn check(bind: &str, expected: &str) {
-        let outcome = parse_bind(bind, "", Path::new("/data/root"))
-            .map(|plan| format!("{:?} {} {}", plan.source, plan.target, plan.options.join(",")));
-        assert_eq!(outcome.unwrap_or_else(|error| error.to_string()), expected, "{bind}");
+        let outcome = parse_bind(bind, "", Path::new("/data/root")).map(|plan| {
+            format!(
+                "{:?} {} {}",
+                plan.source,
+                plan.target,
+                plan.options.join(",")
+            )
+        });
+        assert_eq!(
+            outcome.unwrap_or_else(|error| error.to_string()),
+            expected,
+            "{bind}"
+        );
     }
 
     #[test]
     fn binds() {
-        check("/a:/b", "Bind { path: \"/a\", create: true, map_user: false } /b rbind,rprivate");
-        check("/a/../c:/b/./x:ro,rslave", "Bind { path: \"/c\", create: true, map_user: false } /b/x rbind,rslave,ro,rro");
+        check(
+            "/a:/b",
+            "Bind { path: \"/a\", create: true, map_user: false } /b rbind,rprivate",
+        );
+        check(
+            "/a/../c:/b/./x:ro,rslave",
+            "Bind { path: \"/c\", create: true, map_user: false } /b/x rbind,rslave,ro,rro",
+        );
         check("/a:/b:bogus", "invalid mode: bogus");
         check(
             "/a:/b:nocopy",
@@ -529,10 +756,21 @@ mod tests {
     #[test]
     fn binds_around_the_data_root() {
         for source in ["/", "/data", "/data/root", "/data/root/volumes"] {
-            check(&format!("{source}:/b"), &format!("Bind {{ path: {source:?}, create: true, map_user: false }} /b rbind,rslave"));
+            check(
+                &format!("{source}:/b"),
+                &format!(
+                    "Bind {{ path: {source:?}, create: true, map_user: false }} /b rbind,rslave"
+                ),
+            );
         }
-        check("/data/rooter:/b", "Bind { path: \"/data/rooter\", create: true, map_user: false } /b rbind,rprivate");
-        check("/data:/b:rshared", "Bind { path: \"/data\", create: true, map_user: false } /b rbind,rshared");
+        check(
+            "/data/rooter:/b",
+            "Bind { path: \"/data/rooter\", create: true, map_user: false } /b rbind,rprivate",
+        );
+        check(
+            "/data:/b:rshared",
+            "Bind { path: \"/data\", create: true, map_user: false } /b rbind,rshared",
+        );
         check(
             "/data:/b:rprivate",
             "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon \
@@ -548,48 +786,86 @@ mod tests {
                      32 31 0:7 / /mnt/own rw shared:9 - tmpfs over rw\n\
                      33 22 0:8 / /mnt/alone rw - tmpfs t rw\n";
         let outcome = |path: &str, mode: &str| {
-            let plan = parse_bind(&format!("{path}:/b:{mode}"), "", Path::new("/data/root")).unwrap();
+            let plan =
+                parse_bind(&format!("{path}:/b:{mode}"), "", Path::new("/data/root")).unwrap();
             check_propagation(&plan, path, Path::new(path), Path::new("/data/root"), table)
                 .map_or_else(|error| error.to_string(), |()| String::new())
         };
-        for (path, mode) in [("/srv", "shared"), ("/mnt/with space/x", "slave"), ("/mnt/own", "rshared"), ("/mnt/alone", "private")] {
+        for (path, mode) in [
+            ("/srv", "shared"),
+            ("/mnt/with space/x", "slave"),
+            ("/mnt/own", "rshared"),
+            ("/mnt/alone", "private"),
+        ] {
             assert_eq!(outcome(path, mode), "", "{path} {mode}");
         }
         assert_eq!(
             outcome("/mnt/with space/x", "shared"),
             "path /mnt/with space/x is mounted on /mnt/with space but it is not a shared mount"
         );
-        assert_eq!(outcome("/mnt/alone/x", "rslave"), "path /mnt/alone/x is mounted on /mnt/alone but it is not a shared or slave mount");
+        assert_eq!(
+            outcome("/mnt/alone/x", "rslave"),
+            "path /mnt/alone/x is mounted on /mnt/alone but it is not a shared or slave mount"
+        );
     }
 
     #[test]
     fn volumes() {
-        let named = |spec: &str| parse_bind(spec, "", Path::new("/data/root")).map(|plan| (plan.volume().unwrap().clone(), plan));
+        let named = |spec: &str| {
+            parse_bind(spec, "", Path::new("/data/root"))
+                .map(|plan| (plan.volume().unwrap().clone(), plan))
+        };
         let (volume, plan) = named("data:/x:ro,nocopy").unwrap();
-        assert_eq!((volume.name.as_str(), volume.copy, plan.read_only, plan.mode.as_str()), ("data", false, true, "ro,nocopy"));
+        assert_eq!(
+            (
+                volume.name.as_str(),
+                volume.copy,
+                plan.read_only,
+                plan.mode.as_str()
+            ),
+            ("data", false, true, "ro,nocopy")
+        );
         assert_eq!(named("data:/x").unwrap().1.mode, "z");
         check(
             "data:/x:rprivate",
             "invalid volume specification: 'data:/x:rprivate': invalid mount config for type \"volume\": field BindOptions must not be specified",
         );
         assert_eq!(parse_volumes_from("c:ro").unwrap(), ("c", Some(true)));
-        assert_eq!(parse_volumes_from("c:foo").unwrap_err().to_string(), "invalid mode: foo");
+        assert_eq!(
+            parse_volumes_from("c:foo").unwrap_err().to_string(),
+            "invalid mode: foo"
+        );
     }
 
     #[test]
     fn tmpfs_options() {
-        assert_eq!(tmpfs("/x", "size=1m,exec").unwrap().options.join(","), "noexec,nosuid,nodev,size=1m,exec");
-        assert_eq!(tmpfs("/x", "bogus").unwrap_err().to_string(), "invalid tmpfs option \"bogus\"");
-        assert_eq!(tmpfs("rel", "").unwrap_err().to_string(), "invalid mount path: 'rel' mount path must be absolute");
+        assert_eq!(
+            tmpfs("/x", "size=1m,exec").unwrap().options.join(","),
+            "noexec,nosuid,nodev,size=1m,exec"
+        );
+        assert_eq!(
+            tmpfs("/x", "bogus").unwrap_err().to_string(),
+            "invalid tmpfs option \"bogus\""
+        );
+        assert_eq!(
+            tmpfs("rel", "").unwrap_err().to_string(),
+            "invalid mount path: 'rel' mount path must be absolute"
+        );
     }
 
     #[test]
     fn an_owner_is_shown_as_another() {
         let maps = |disk, shown| -> Vec<(u32, u32, u32)> {
-            shown_as(disk, shown).iter().map(|map| (map.container_id, map.host_id, map.size)).collect()
+            shown_as(disk, shown)
+                .iter()
+                .map(|map| (map.container_id, map.host_id, map.size))
+                .collect()
         };
         assert_eq!(maps(5, 5), [(0, 0, u32::MAX)]);
-        assert_eq!(maps(1000, 0), [(1000, 0, 1), (1, 1, 999), (1001, 1001, u32::MAX - 1001)]);
+        assert_eq!(
+            maps(1000, 0),
+            [(1000, 0, 1), (1, 1, 999), (1001, 1001, u32::MAX - 1001)]
+        );
         assert_eq!(maps(0, 1), [(0, 1, 1), (2, 2, u32::MAX - 2)]);
     }
 }

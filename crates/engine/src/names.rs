@@ -1,13 +1,15 @@
 //! Random names for containers that got none: a quality and a creature of the sea.
 
 const QUALITIES: &[&str] = &[
-    "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "candid", "cheerful", "clever", "coral", "cosy", "crisp",
-    "curious", "dapper", "daring", "deft", "eager", "earnest", "fair", "fearless", "fleet", "fond", "frank", "fresh", "gentle", "glad",
-    "golden", "graceful", "hardy", "hearty", "honest", "humble", "jolly", "keen", "kind", "lively", "loyal", "lucid", "mellow", "merry",
-    "mighty", "mindful", "modest", "neat", "nimble", "noble", "patient", "placid", "plucky", "polite", "proud", "quick", "quiet",
-    "radiant", "ready", "sage", "serene", "sharp", "silver", "sleek", "smooth", "snug", "spry", "stable", "steady", "stoic", "sturdy",
-    "subtle", "sunny", "swift", "tender", "thrifty", "tidy", "tranquil", "trusty", "upbeat", "valiant", "vivid", "warm", "wise", "witty",
-    "zesty",
+    "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "candid", "cheerful",
+    "clever", "coral", "cosy", "crisp", "curious", "dapper", "daring", "deft", "eager", "earnest",
+    "fair", "fearless", "fleet", "fond", "frank", "fresh", "gentle", "glad", "golden", "graceful",
+    "hardy", "hearty", "honest", "humble", "jolly", "keen", "kind", "lively", "loyal", "lucid",
+    "mellow", "merry", "mighty", "mindful", "modest", "neat", "nimble", "noble", "patient",
+    "placid", "plucky", "polite", "proud", "quick", "quiet", "radiant", "ready", "sage", "serene",
+    "sharp", "silver", "sleek", "smooth", "snug", "spry", "stable", "steady", "stoic", "sturdy",
+    "subtle", "sunny", "swift", "tender", "thrifty", "tidy", "tranquil", "trusty", "upbeat",
+    "valiant", "vivid", "warm", "wise", "witty", "zesty",
 ];
 
 const CREATURES: &[&str] = &[
@@ -115,18 +117,26 @@ const CREATURES: &[&str] = &[
     "wrasse",
 ];
 
-/// A name such as `brave_limpet`, out of some 8,500; from the second `attempt` on with a number behind it.
+/// A name such as `brave_limpet`, out of some 8,500; from the second `attempt` on with a number
+/// behind it.
 pub fn random(attempt: u32) -> String {
     let pick = |list: &[&'static str]| list[random_number() as usize % list.len()];
     let name = format!("{}_{}", pick(QUALITIES), pick(CREATURES));
-    if attempt == 0 { name } else { format!("{name}{}", random_number() % 10u64.pow(attempt.min(9))) }
+    if attempt == 0 {
+        name
+    } else {
+        format!("{name}{}", random_number() % 10u64.pow(attempt.min(9)))
+    }
 }
 
 /// 64 random hexadecimal digits.
 pub fn random_id() -> String {
     loop {
-        let id: String = (0..4).map(|_| format!("{:016x}", random_number())).collect();
-        // The short form must not look like a number: a host name of digits only confuses resolvers.
+        let id: String = (0..4)
+            .map(|_| format!("{:016x}", random_number()))
+            .collect();
+        // The short form must not look like a number: a host name of digits only confuses
+        // resolvers.
         if id[..12].parse::<u64>().is_err() {
             return id;
         }
@@ -143,11 +153,19 @@ fn random_number() -> u64 {
 /// # Errors
 /// A name that is not a letter or digit followed by one or more of these, `_`, `.` and `-`.
 pub fn check(name: &str) -> crate::error::Result<()> {
-    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    let rest = name.len() >= 2 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+    let first = name
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let rest = name.len() >= 2
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
     if first && rest {
         Ok(())
     } else {
-        Err(crate::error::Error::invalid(format!("Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")))
+        Err(crate::error::Error::invalid(format!(
+            "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+        )))
     }
 }

@@ -24,8 +24,14 @@ pub fn capabilities(host: &HostConfig) -> Result<Vec<String>> {
         (false, true) => Vec::new(),
         (false, false) => caps::DEFAULT.iter().map(|&name| name.to_owned()).collect(),
     };
-    let mut result: Vec<String> = base.into_iter().filter(|name| !drop.contains(name)).collect();
-    result.extend(add.into_iter().filter(|name| name != "ALL" && (has_all(&drop) || !drop.contains(name))));
+    let mut result: Vec<String> = base
+        .into_iter()
+        .filter(|name| !drop.contains(name))
+        .collect();
+    result.extend(
+        add.into_iter()
+            .filter(|name| name != "ALL" && (has_all(&drop) || !drop.contains(name))),
+    );
     let mut seen = BTreeSet::new();
     result.retain(|name| seen.insert(name.clone()));
     Ok(result)
@@ -37,8 +43,18 @@ fn normalise(names: Option<&[String]>, field: &str) -> Result<BTreeSet<String>> 
         if upper == "ALL" {
             return Ok(upper);
         }
-        let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
-        if caps::number(&name).is_some() { Ok(name) } else { Err(Error::invalid(format!("invalid {field}: unknown capability: {name:?}"))) }
+        let name = if upper.starts_with("CAP_") {
+            upper
+        } else {
+            format!("CAP_{upper}")
+        };
+        if caps::number(&name).is_some() {
+            Ok(name)
+        } else {
+            Err(Error::invalid(format!(
+                "invalid {field}: unknown capability: {name:?}"
+            )))
+        }
     };
     names.unwrap_or_default().iter().map(normal).collect()
 }
@@ -81,7 +97,8 @@ impl Options {
                 // An old form of "label=disable".
                 continue;
             }
-            // Old clients separate by a colon; a profile contains many of those, so "=" is looked for first.
+            // Old clients separate by a colon; a profile contains many of those, so "=" is looked
+            // for first.
             let (key, value) = option
                 .split_once('=')
                 .or_else(|| option.split_once(':'))
@@ -95,10 +112,13 @@ impl Options {
                 "no-new-privileges" => options.no_new_privileges = flag()?,
                 "writable-cgroups" => options.writable_cgroups = flag()?,
                 "apparmor" => options.apparmor = value.to_owned(),
-                // Containers are not confined by SELinux, which is what is asked for, or what the host does not have.
+                // Containers are not confined by SELinux, which is what is asked for, or what the
+                // host does not have.
                 "label" if value == "disable" || !whelk_sys::fs::exists(SELINUX) => {}
                 "label" => {
-                    return Err(Error::Unsupported(format!("--security-opt {option}: not available in this version of whelk")));
+                    return Err(Error::Unsupported(format!(
+                        "--security-opt {option}: not available in this version of whelk"
+                    )));
                 }
                 "seccomp" => {
                     options.seccomp = match value {
@@ -123,28 +143,57 @@ mod tests {
 
     fn caps_of(add: &[&str], drop: &[&str]) -> String {
         let list = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
-        let host = HostConfig { cap_add: list(add), cap_drop: list(drop), ..HostConfig::default() };
+        let host = HostConfig {
+            cap_add: list(add),
+            cap_drop: list(drop),
+            ..HostConfig::default()
+        };
         capabilities(&host).map_or_else(|error| error.to_string(), |names| names.join(" "))
     }
 
     #[test]
     fn adding_and_dropping() {
-        assert_eq!(caps_of(&["net_admin", "CAP_CHOWN"], &["all"]), "CAP_CHOWN CAP_NET_ADMIN");
+        assert_eq!(
+            caps_of(&["net_admin", "CAP_CHOWN"], &["all"]),
+            "CAP_CHOWN CAP_NET_ADMIN"
+        );
         assert!(!caps_of(&[], &["MKNOD"]).contains("MKNOD"));
-        assert!(caps_of(&["ALL"], &["SYS_ADMIN"]).contains("SYS_PTRACE") && !caps_of(&["ALL"], &["SYS_ADMIN"]).contains("SYS_ADMIN"));
-        assert_eq!(caps_of(&["FOO"], &[]), "invalid CapAdd: unknown capability: \"CAP_FOO\"");
-        assert_eq!(caps_of(&[""], &[]), "invalid CapAdd: unknown capability: \"CAP_\"");
+        assert!(
+            caps_of(&["ALL"], &["SYS_ADMIN"]).contains("SYS_PTRACE")
+                && !caps_of(&["ALL"], &["SYS_ADMIN"]).contains("SYS_ADMIN")
+        );
+        assert_eq!(
+            caps_of(&["FOO"], &[]),
+            "invalid CapAdd: unknown capability: \"CAP_FOO\""
+        );
+        assert_eq!(
+            caps_of(&[""], &[]),
+            "invalid CapAdd: unknown capability: \"CAP_\""
+        );
     }
 
     fn options(words: &[&str]) -> Result<Options> {
-        Options::parse(&HostConfig { security_opt: Some(words.iter().map(|&word| word.to_owned()).collect()), ..HostConfig::default() })
+        Options::parse(&HostConfig {
+            security_opt: Some(words.iter().map(|&word| word.to_owned()).collect()),
+            ..HostConfig::default()
+        })
     }
 
     #[test]
     fn security_options() {
-        assert!(options(&["no-new-privileges:true"]).unwrap().no_new_privileges);
-        assert_eq!(options(&["seccomp={\"a\":1}"]).unwrap().seccomp, Seccomp::Custom("{\"a\":1}".into()));
-        assert_eq!(options(&["foo=bar"]).unwrap_err().to_string(), "invalid --security-opt 2: \"foo=bar\"");
+        assert!(
+            options(&["no-new-privileges:true"])
+                .unwrap()
+                .no_new_privileges
+        );
+        assert_eq!(
+            options(&["seccomp={\"a\":1}"]).unwrap().seccomp,
+            Seccomp::Custom("{\"a\":1}".into())
+        );
+        assert_eq!(
+            options(&["foo=bar"]).unwrap_err().to_string(),
+            "invalid --security-opt 2: \"foo=bar\""
+        );
         assert!(options(&["no-new-privileges=maybe"]).is_err());
     }
 }

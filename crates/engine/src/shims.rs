@@ -1,7 +1,7 @@
 //! Starting shims and talking to them.
 //!
-//! A few shims are always ready: loading a program, detaching from the engine and entering a cgroup are done before a
-//! container needs it. Handing one a container takes a message.
+//! A few shims are always ready: loading a program, detaching from the engine and entering a cgroup
+//! are done before a container needs it. Handing one a container takes a message.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -43,7 +43,11 @@ pub struct Shims {
 impl Shims {
     pub fn new(instance: &Instance, executable: &Path) -> Result<Arc<Self>> {
         let fail = |error: std::io::Error| {
-            Error::internal(format!("prepare {} for shims: {}", executable.display(), whelk_sys::errno_text(&error)))
+            Error::internal(format!(
+                "prepare {} for shims: {}",
+                executable.display(),
+                whelk_sys::errno_text(&error)
+            ))
         };
         let program = whelk_sys::program::sealed(executable).map_err(fail)?;
         // Here once, so that no two containers' starts make the instance's cgroup at the same time.
@@ -61,12 +65,21 @@ impl Shims {
     /// Keeps shims ready for as long as the engine runs.
     pub async fn keep_ready(self: Arc<Self>) {
         loop {
-            while self.ready.lock().unwrap_or_else(PoisonError::into_inner).len() < READY {
+            while self
+                .ready
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .len()
+                < READY
+            {
                 let shims = self.clone();
                 match tokio::task::spawn_blocking(move || shims.spawn()).await {
                     Ok(Ok(socket)) => {
                         if let Ok(socket) = UnixStream::from_std(socket) {
-                            self.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(socket);
+                            self.ready
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .push_back(socket);
                         }
                     }
                     // A start will meet the same error and report it.
@@ -77,19 +90,28 @@ impl Shims {
                     Err(_) => return,
                 }
             }
-            time_to_refill(&self.refill, || self.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty()).await;
+            time_to_refill(&self.refill, || {
+                self.ready
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .is_empty()
+            })
+            .await;
         }
     }
 
     /// Starts a shim that waits on its standard input for a container.
     fn spawn(&self) -> Result<std::os::unix::net::UnixStream> {
-        let fail = |error: std::io::Error| Error::internal(format!("start a shim: {}", whelk_sys::errno_text(&error)));
+        let fail = |error: std::io::Error| {
+            Error::internal(format!("start a shim: {}", whelk_sys::errno_text(&error)))
+        };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
         let program = OsString::from(format!("/proc/self/fd/{}", self.executable.as_raw_fd()));
         let mut child = Command::new(program)
             .arg0("whelk")
             .args(["shim", "--cgroup", &self.cgroup])
-            // With a directory to go to this would be a fork, which copies the engine's page tables.
+            // With a directory to go to this would be a fork, which copies the engine's page
+            // tables.
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
@@ -102,8 +124,8 @@ impl Shims {
         Ok(ours)
     }
 
-    /// Runs a container in a shim; `attached` are the connections of clients that attached before the start. Returns
-    /// pid, start time, and the connection that carries the shim's events.
+    /// Runs a container in a shim; `attached` are the connections of clients that attached before
+    /// the start. Returns pid, start time, and the connection that carries the shim's events.
     ///
     /// # Errors
     /// What kept the container from starting.
@@ -112,7 +134,8 @@ impl Shims {
         launch: &Launch,
         attached: Vec<OwnedFd>,
     ) -> std::result::Result<((i32, i64), UnixStream), LaunchError> {
-        let message = protocol::encode(launch).map_err(|error| Error::internal(error.to_string()))?;
+        let message =
+            protocol::encode(launch).map_err(|error| Error::internal(error.to_string()))?;
         whelk_sys::step();
         let mut socket = self.hand_over(&message, &attached).await?;
         // The shim has them: the ends of their streams must be its alone.
@@ -125,12 +148,20 @@ impl Shims {
         }
     }
 
-    /// Gives a message to a shim that is ready, or to a new one. One that was ready may have been killed: what does not get the whole
-    /// message starts nothing.
-    async fn hand_over(self: &Arc<Self>, message: &[u8], descriptors: &[OwnedFd]) -> Result<UnixStream> {
+    /// Gives a message to a shim that is ready, or to a new one. One that was ready may have been
+    /// killed: what does not get the whole message starts nothing.
+    async fn hand_over(
+        self: &Arc<Self>,
+        message: &[u8],
+        descriptors: &[OwnedFd],
+    ) -> Result<UnixStream> {
         loop {
             // Taken out in a statement of its own: the lock must not be held while waiting.
-            let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let ready = self
+                .ready
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop_front();
             self.refill.notify_one();
             let Some(mut socket) = ready else { break };
             if is_open(&socket) && send(&mut socket, message, descriptors).await.is_ok() {
@@ -139,11 +170,16 @@ impl Shims {
             tracing::warn!("a shim that was ready is gone");
         }
         let shims = self.clone();
-        let spawned = tokio::task::spawn_blocking(move || shims.spawn()).await.map_err(|error| Error::internal(error.to_string()))??;
+        let spawned = tokio::task::spawn_blocking(move || shims.spawn())
+            .await
+            .map_err(|error| Error::internal(error.to_string()))??;
         if whelk_sys::process::descriptors_are_scarce(spawned.as_fd(), RESERVE) {
-            return Err(Error::internal("start a shim: too many open files: raise the engine's limit (LimitNOFILE, ulimit -n)"));
+            return Err(Error::internal(
+                "start a shim: too many open files: raise the engine's limit (LimitNOFILE, ulimit -n)",
+            ));
         }
-        let mut socket = UnixStream::from_std(spawned).map_err(|error| Error::internal(error.to_string()))?;
+        let mut socket =
+            UnixStream::from_std(spawned).map_err(|error| Error::internal(error.to_string()))?;
         send(&mut socket, message, descriptors).await?;
         Ok(socket)
     }
@@ -153,11 +189,21 @@ impl Shims {
 fn is_open(socket: &UnixStream) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut asked = [PollFd::new(socket, PollFlags::IN)];
-    matches!(poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    matches!(
+        poll(
+            &mut asked,
+            Some(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0
+            })
+        ),
+        Ok(0)
+    )
 }
 
-/// Waits until something is to be made ahead: a while after something was taken, because nothing shall compete with the
-/// container that it was taken for, or at once when little is left for the next.
+/// Waits until something is to be made ahead: a while after something was taken, because nothing
+/// shall compete with the container that it was taken for, or at once when little is left for the
+/// next.
 pub(crate) async fn time_to_refill(taken: &tokio::sync::Notify, is_low: impl Fn() -> bool) {
     const QUIET: Duration = Duration::from_millis(15);
     taken.notified().await;
@@ -184,7 +230,12 @@ impl From<Error> for LaunchError {
 
 /// Sends a message with descriptors on its first byte.
 async fn send(socket: &mut UnixStream, message: &[u8], fds: &[OwnedFd]) -> Result<()> {
-    let lost = |error: std::io::Error| Error::internal(format!("the shim ended early: {}", whelk_sys::errno_text(&error)));
+    let lost = |error: std::io::Error| {
+        Error::internal(format!(
+            "the shim ended early: {}",
+            whelk_sys::errno_text(&error)
+        ))
+    };
     let sent = loop {
         socket.writable().await.map_err(lost)?;
         let result = socket.try_io(tokio::io::Interest::WRITABLE, || {
@@ -195,7 +246,13 @@ async fn send(socket: &mut UnixStream, message: &[u8], fds: &[OwnedFd]) -> Resul
             if !borrowed.is_empty() {
                 control.push(SendAncillaryMessage::ScmRights(&borrowed));
             }
-            sendmsg(socket.as_fd(), &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL).map_err(Into::into)
+            sendmsg(
+                socket.as_fd(),
+                &[IoSlice::new(message)],
+                &mut control,
+                SendFlags::NOSIGNAL,
+            )
+            .map_err(Into::into)
         });
         match result {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
@@ -206,12 +263,16 @@ async fn send(socket: &mut UnixStream, message: &[u8], fds: &[OwnedFd]) -> Resul
 }
 
 /// Reads one message of a shim.
-pub async fn read_message<T: for<'de> serde::Deserialize<'de>>(socket: &mut UnixStream) -> Result<T> {
+pub async fn read_message<T: for<'de> serde::Deserialize<'de>>(
+    socket: &mut UnixStream,
+) -> Result<T> {
     let body = read_body(socket).await?;
-    serde_json::from_slice(&body).map_err(|error| Error::internal(format!("malformed message of a shim: {error}")))
+    serde_json::from_slice(&body)
+        .map_err(|error| Error::internal(format!("malformed message of a shim: {error}")))
 }
 
-/// Reads the next event of a shim. What another version of it tells and this one does not know is passed over.
+/// Reads the next event of a shim. What another version of it tells and this one does not know is
+/// passed over.
 ///
 /// # Errors
 /// The connection has ended.
@@ -225,7 +286,12 @@ pub async fn read_event(socket: &mut UnixStream) -> Result<Event> {
 }
 
 async fn read_body(socket: &mut UnixStream) -> Result<Vec<u8>> {
-    let lost = |error: std::io::Error| Error::internal(format!("the shim ended early: {}", whelk_sys::errno_text(&error)));
+    let lost = |error: std::io::Error| {
+        Error::internal(format!(
+            "the shim ended early: {}",
+            whelk_sys::errno_text(&error)
+        ))
+    };
     let mut head = [0; 4];
     socket.read_exact(&mut head).await.map_err(lost)?;
     let mut body = vec![0; protocol::announced(head).map_err(lost)?];
@@ -238,9 +304,15 @@ pub(crate) fn any_runs(instance: &Instance) -> bool {
     let listens = |entry: &std::fs::DirEntry| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(entry.path(), flags, Mode::empty());
-        directory.is_ok_and(|directory| std::os::unix::net::UnixStream::connect(through_descriptor(&directory, "shim.sock")).is_ok())
+        directory.is_ok_and(|directory| {
+            std::os::unix::net::UnixStream::connect(through_descriptor(&directory, "shim.sock"))
+                .is_ok()
+        })
     };
-    whelk_sys::fs::list(instance.run.join("containers")).unwrap_or_default().iter().any(listens)
+    whelk_sys::fs::list(instance.run.join("containers"))
+        .unwrap_or_default()
+        .iter()
+        .any(listens)
 }
 
 /// How long a shim may take to answer what it can answer by itself.
@@ -251,7 +323,11 @@ pub(crate) async fn connect(instance: &Instance, id: &str) -> std::io::Result<Un
     loop {
         match connect_once(instance, id).await {
             // Others give theirs back soon; whoever asks has a limit of their own.
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) => {}
+            Err(error)
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::MFILE | Errno::NFILE)
+                ) => {}
             connected => return connected,
         }
         tokio::time::sleep(AGAIN).await;
@@ -270,15 +346,33 @@ async fn connect_once(instance: &Instance, id: &str) -> std::io::Result<UnixStre
 /// There is none, or it does not answer in time.
 pub async fn ask(instance: &Instance, id: &str, request: &Request) -> Result<(Reply, UnixStream)> {
     let answer = tokio::time::timeout(ANSWER, ask_patiently(instance, id, request)).await;
-    answer.unwrap_or_else(|_| Err(Error::internal(format!("the shim of container {id} does not answer"))))
+    answer.unwrap_or_else(|_| {
+        Err(Error::internal(format!(
+            "the shim of container {id} does not answer"
+        )))
+    })
 }
 
 /// The same for what may take as long as the container likes.
-pub async fn ask_patiently(instance: &Instance, id: &str, request: &Request) -> Result<(Reply, UnixStream)> {
-    let fail = |error: std::io::Error| Error::internal(format!("connect to the shim of container {id}: {}", whelk_sys::errno_text(&error)));
+pub async fn ask_patiently(
+    instance: &Instance,
+    id: &str,
+    request: &Request,
+) -> Result<(Reply, UnixStream)> {
+    let fail = |error: std::io::Error| {
+        Error::internal(format!(
+            "connect to the shim of container {id}: {}",
+            whelk_sys::errno_text(&error)
+        ))
+    };
     let mut socket = connect(instance, id).await.map_err(fail)?;
     let message = protocol::encode(request).map_err(|error| Error::internal(error.to_string()))?;
-    let lost = |error: std::io::Error| Error::internal(format!("the shim of container {id} ended: {}", whelk_sys::errno_text(&error)));
+    let lost = |error: std::io::Error| {
+        Error::internal(format!(
+            "the shim of container {id} ended: {}",
+            whelk_sys::errno_text(&error)
+        ))
+    };
     socket.write_all(&message).await.map_err(lost)?;
     let reply = read_message(&mut socket).await?;
     Ok((reply, socket))
@@ -295,14 +389,21 @@ pub enum Contact {
     Silent,
 }
 
-/// Gets in touch with the shim of a container. Only when nobody listens at its socket it is taken for gone: any other
-/// trouble may pass, and the container is well without us.
+/// Gets in touch with the shim of a container. Only when nobody listens at its socket it is taken
+/// for gone: any other trouble may pass, and the container is well without us.
 pub async fn contact(instance: &Instance, id: &str, patience: Duration) -> Contact {
     const AGAIN: Duration = Duration::from_millis(50);
     let attempts = async {
         loop {
             match connect(instance, id).await {
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Contact::Gone,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                    ) =>
+                {
+                    return Contact::Gone;
+                }
                 Err(error) => tracing::debug!(container = id, "connect to the shim: {error}"),
                 Ok(socket) => match subscribe(socket).await {
                     Ok(contact) => return contact,
@@ -312,14 +413,23 @@ pub async fn contact(instance: &Instance, id: &str, patience: Duration) -> Conta
             tokio::time::sleep(AGAIN).await;
         }
     };
-    tokio::time::timeout(patience, attempts).await.unwrap_or(Contact::Silent)
+    tokio::time::timeout(patience, attempts)
+        .await
+        .unwrap_or(Contact::Silent)
 }
 
 async fn subscribe(mut events: UnixStream) -> Result<Contact> {
-    let message = protocol::encode(&Request::Subscribe).map_err(|error| Error::internal(error.to_string()))?;
-    events.write_all(&message).await.map_err(|error| Error::internal(error.to_string()))?;
+    let message = protocol::encode(&Request::Subscribe)
+        .map_err(|error| Error::internal(error.to_string()))?;
+    events
+        .write_all(&message)
+        .await
+        .map_err(|error| Error::internal(error.to_string()))?;
     match read_message(&mut events).await? {
-        Reply::Done => Ok(Contact::Running { state: read_message(&mut events).await?, events }),
+        Reply::Done => Ok(Contact::Running {
+            state: read_message(&mut events).await?,
+            events,
+        }),
         other => Err(Error::internal(format!("a shim answered {other:?}"))),
     }
 }

@@ -3,8 +3,9 @@
 use crate::error::{Error, Result};
 
 const NAMES: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD",
-    "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
 pub const KILL: i32 = 9;
@@ -22,7 +23,9 @@ pub fn parse(text: &str) -> Result<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return match number {
             1..=RTMAX => Ok(number),
-            number if number > RTMAX => Err(Error::invalid(format!("the linux daemon does not support signal {number}"))),
+            number if number > RTMAX => Err(Error::invalid(format!(
+                "the linux daemon does not support signal {number}"
+            ))),
             _ => Err(invalid()),
         };
     }
@@ -39,16 +42,20 @@ pub fn parse(text: &str) -> Result<i32> {
     }
     let real_time = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
         (Some(""), _) => Some(RTMIN),
-        (Some(offset), _) => {
-            offset.strip_prefix('+').and_then(|offset| offset.parse::<i32>().ok()).map(|offset| RTMIN.saturating_add(offset))
-        }
+        (Some(offset), _) => offset
+            .strip_prefix('+')
+            .and_then(|offset| offset.parse::<i32>().ok())
+            .map(|offset| RTMIN.saturating_add(offset)),
         (_, Some("")) => Some(RTMAX),
-        (_, Some(offset)) => {
-            offset.strip_prefix('-').and_then(|offset| offset.parse::<i32>().ok()).map(|offset| RTMAX.saturating_sub(offset))
-        }
+        (_, Some(offset)) => offset
+            .strip_prefix('-')
+            .and_then(|offset| offset.parse::<i32>().ok())
+            .map(|offset| RTMAX.saturating_sub(offset)),
         _ => None,
     };
-    real_time.filter(|number| (RTMIN..=RTMAX).contains(number)).ok_or_else(invalid)
+    real_time
+        .filter(|number| (RTMIN..=RTMAX).contains(number))
+        .ok_or_else(invalid)
 }
 
 #[cfg(test)]
@@ -57,10 +64,20 @@ mod tests {
 
     #[test]
     fn names_and_numbers() {
-        for (text, number) in [("TERM", 15), ("SIGKILL", 9), ("sigusr1", 10), ("9", 9), ("RTMIN+3", 37), ("SIGRTMAX-1", 63), ("IO", 29)] {
+        for (text, number) in [
+            ("TERM", 15),
+            ("SIGKILL", 9),
+            ("sigusr1", 10),
+            ("9", 9),
+            ("RTMIN+3", 37),
+            ("SIGRTMAX-1", 63),
+            ("IO", 29),
+        ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
-        for text in ["", "0", "65", "-1", "BOGUS", "RTMIN+99", "RTMAX-99", "RTMIN-1"] {
+        for text in [
+            "", "0", "65", "-1", "BOGUS", "RTMIN+99", "RTMAX-99", "RTMIN-1",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

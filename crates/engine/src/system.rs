@@ -39,8 +39,18 @@ pub struct Info {
 
 impl Engine {
     pub fn info(&self) -> Info {
-        let statuses: Vec<Status> = self.containers.all().iter().map(|container| container.status()).collect();
-        let count = |wanted: &[Status]| statuses.iter().filter(|status| wanted.contains(status)).count();
+        let statuses: Vec<Status> = self
+            .containers
+            .all()
+            .iter()
+            .map(|container| container.status())
+            .collect();
+        let count = |wanted: &[Status]| {
+            statuses
+                .iter()
+                .filter(|status| wanted.contains(status))
+                .count()
+        };
         let uname = rustix::system::uname();
         let machine = rustix::system::sysinfo();
         let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -55,7 +65,12 @@ impl Engine {
             id: self.id.clone(),
             running: count(&[Status::Running, Status::Restarting]),
             paused: count(&[Status::Paused]),
-            stopped: count(&[Status::Created, Status::Exited, Status::Dead, Status::Removing]),
+            stopped: count(&[
+                Status::Created,
+                Status::Exited,
+                Status::Dead,
+                Status::Removing,
+            ]),
             images: self.images.count(),
             root: self.instance.root.to_string_lossy().into_owned(),
             name: uname.nodename().to_string_lossy().into_owned(),
@@ -65,13 +80,21 @@ impl Engine {
             os_version: of_release("VERSION_ID"),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory: machine.totalram * u64::from(machine.mem_unit),
-            cgroup_version: if matches!(layout(), Ok(Layout::V2(_))) { 2 } else { 1 },
+            cgroup_version: if matches!(layout(), Ok(Layout::V2(_))) {
+                2
+            } else {
+                1
+            },
             backing_file_system: backing(&self.instance.root),
             event_listeners: self.events.listeners(),
             open_files: fs::list("/proc/self/fd").map_or(0, |list| list.len()),
-            apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')),
+            apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+                .is_ok_and(|text| text.starts_with('Y')),
             ipv4_forwarding: is_on("/proc/sys/net/ipv4/ip_forward"),
-            bridge_filter: (is_on("/proc/sys/net/bridge/bridge-nf-call-iptables"), is_on("/proc/sys/net/bridge/bridge-nf-call-ip6tables")),
+            bridge_filter: (
+                is_on("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+                is_on("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+            ),
         }
     }
 }

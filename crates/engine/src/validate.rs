@@ -1,6 +1,8 @@
-//! Checks a container's settings before anything is made, and fills in the defaults that depend on no host.
+//! Checks a container's settings before anything is made, and fills in the defaults that depend on
+//! no host.
 //!
-//! Pure: what the host has is given by [`Host`]. The texts of refusals are Docker's where Docker refuses too.
+//! Pure: what the host has is given by [`Host`]. The texts of refusals are Docker's where Docker
+//! refuses too.
 
 use crate::error::{Error, Result};
 use crate::model::{Config, HostConfig, LogConfig, RestartPolicy};
@@ -24,7 +26,11 @@ const LEAST_MEMORY: i64 = 6 << 20;
 const PERIOD: i64 = 100_000;
 
 /// Checks settings and completes them. Returns what the user should be warned of.
-pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) -> Result<Vec<String>> {
+pub fn settings(
+    config: &mut Config,
+    host_config: &mut HostConfig,
+    host: &Host,
+) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     check_health(config)?;
     refuse_unsupported(config, host_config)?;
@@ -46,12 +52,17 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
     }
     if log.kind == default.kind {
         for (key, value) in &default.config {
-            log.config.entry(key.clone()).or_insert_with(|| value.clone());
+            log.config
+                .entry(key.clone())
+                .or_insert_with(|| value.clone());
         }
     }
     crate::logging::config(log, std::path::Path::new(""), "", &Default::default())?;
     if !(-1000..=1000).contains(&host_config.oom_score_adj) {
-        return Err(Error::invalid(format!("Invalid value {}, range for oom score adj is [-1000, 1000]", host_config.oom_score_adj)));
+        return Err(Error::invalid(format!(
+            "Invalid value {}, range for oom score adj is [-1000, 1000]",
+            host_config.oom_score_adj
+        )));
     }
     if host_config.shm_size < 0 {
         return Err(Error::invalid("SHM size can not be less than 0"));
@@ -61,19 +72,37 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
     }
     if host_config.privileged || host_config.pid_mode == "host" || host_config.ipc_mode == "host" {
         // What shares with the host is not labelled apart from it.
-        host_config.security_opt.get_or_insert_default().push("label=disable".into());
+        host_config
+            .security_opt
+            .get_or_insert_default()
+            .push("label=disable".into());
     }
     if host_config.annotations.contains_key("") {
-        return Err(Error::invalid("invalid Annotations: the empty string is not permitted as an annotation key"));
+        return Err(Error::invalid(
+            "invalid Annotations: the empty string is not permitted as an annotation key",
+        ));
     }
-    let lists = [&host_config.extra_hosts, &host_config.dns_search, &host_config.dns_options];
+    let lists = [
+        &host_config.extra_hosts,
+        &host_config.dns_search,
+        &host_config.dns_options,
+    ];
     // They become lines of files that programs trust.
     if let Some(wrong) =
-        lists.into_iter().flatten().flatten().find(|text| text.contains(|letter: char| letter.is_control() || letter.is_whitespace()))
+        lists.into_iter().flatten().flatten().find(|text| {
+            text.contains(|letter: char| letter.is_control() || letter.is_whitespace())
+        })
     {
-        return Err(Error::invalid(format!("invalid name or option {wrong:?}: blanks and control characters are not allowed")));
+        return Err(Error::invalid(format!(
+            "invalid name or option {wrong:?}: blanks and control characters are not allowed"
+        )));
     }
-    if let Some(wrong) = host_config.dns.iter().flatten().find(|server| server.parse::<std::net::IpAddr>().is_err()) {
+    if let Some(wrong) = host_config
+        .dns
+        .iter()
+        .flatten()
+        .find(|server| server.parse::<std::net::IpAddr>().is_err())
+    {
         return Err(Error::invalid(format!("invalid IP address: {wrong}")));
     }
     for host in host_config.extra_hosts.iter().flatten() {
@@ -88,101 +117,173 @@ pub fn settings(config: &mut Config, host_config: &mut HostConfig, host: &Host) 
 fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
     let refused = [
         (!host.storage_opt.is_empty(), "--storage-opt"),
-        (host.device_requests.as_ref().is_some_and(|list| !list.is_empty()), "device requests (--gpus)"),
+        (
+            host.device_requests
+                .as_ref()
+                .is_some_and(|list| !list.is_empty()),
+            "device requests (--gpus)",
+        ),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
         (
-            host.cpu_count != 0 || host.cpu_percent != 0 || host.io_maximum_iops != 0 || host.io_maximum_bandwidth != 0,
+            host.cpu_count != 0
+                || host.cpu_percent != 0
+                || host.io_maximum_iops != 0
+                || host.io_maximum_bandwidth != 0,
             "a limit that exists on Windows only",
         ),
-        (!matches!(host.userns_mode.as_str(), "" | "host"), "--userns"),
         (
-            config
-                .healthcheck
-                .as_ref()
-                .is_some_and(|check| check["Test"].as_array().is_some_and(|test| !test.is_empty() && test[0] != "NONE")),
+            !matches!(host.userns_mode.as_str(), "" | "host"),
+            "--userns",
+        ),
+        (
+            config.healthcheck.as_ref().is_some_and(|check| {
+                check["Test"]
+                    .as_array()
+                    .is_some_and(|test| !test.is_empty() && test[0] != "NONE")
+            }),
             "health checks (--health-cmd)",
         ),
     ];
     match refused.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(Error::Unsupported(format!("{what}: not available in this version of whelk"))),
+        Some((_, what)) => Err(Error::Unsupported(format!(
+            "{what}: not available in this version of whelk"
+        ))),
         None => Ok(()),
     }
 }
 
 fn check_health(config: &Config) -> Result<()> {
     const LEAST: i64 = 1_000_000;
-    let Some(check) = &config.healthcheck else { return Ok(()) };
-    let short = |name: &str| check[name].as_i64().is_some_and(|value| value != 0 && value < LEAST);
+    let Some(check) = &config.healthcheck else {
+        return Ok(());
+    };
+    let short = |name: &str| {
+        check[name]
+            .as_i64()
+            .is_some_and(|value| value != 0 && value < LEAST)
+    };
     if let Some(name) = ["Interval", "Timeout"].into_iter().find(|name| short(name)) {
-        return Err(Error::invalid(format!("{name} in Healthcheck cannot be less than 1ms")));
+        return Err(Error::invalid(format!(
+            "{name} in Healthcheck cannot be less than 1ms"
+        )));
     }
     if check["Retries"].as_i64().is_some_and(|value| value < 0) {
         return Err(Error::invalid("Retries in Healthcheck cannot be negative"));
     }
-    match ["StartPeriod", "StartInterval"].into_iter().find(|name| short(name)) {
-        Some(name) => Err(Error::invalid(format!("{name} in Healthcheck cannot be less than 1ms"))),
+    match ["StartPeriod", "StartInterval"]
+        .into_iter()
+        .find(|name| short(name))
+    {
+        Some(name) => Err(Error::invalid(format!(
+            "{name} in Healthcheck cannot be less than 1ms"
+        ))),
         None => Ok(()),
     }
 }
 
 fn check_config(config: &mut Config) -> Result<()> {
     if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
-        return Err(Error::invalid(format!("the working directory '{}' is invalid, it needs to be an absolute path", config.working_dir)));
+        return Err(Error::invalid(format!(
+            "the working directory '{}' is invalid, it needs to be an absolute path",
+            config.working_dir
+        )));
     }
     if !config.working_dir.is_empty() {
         config.working_dir = mounts::clean(&config.working_dir);
     }
     for entry in config.env.iter().flatten() {
         if entry.is_empty() || entry.starts_with('=') || entry.contains('\0') {
-            return Err(Error::invalid(format!("invalid environment variable: {entry}")));
+            return Err(Error::invalid(format!(
+                "invalid environment variable: {entry}"
+            )));
         }
     }
     if !config.stop_signal.is_empty() {
         signals::parse(&config.stop_signal)?;
     }
     if config.hostname.len() > 64 || config.hostname.contains(['\0', '\n']) {
-        return Err(Error::invalid(format!("invalid hostname: {:?}", config.hostname)));
+        return Err(Error::invalid(format!(
+            "invalid hostname: {:?}",
+            config.hostname
+        )));
     }
     Ok(())
 }
 
 fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<()> {
-    let container = |mode: &str| mode.strip_prefix("container:").is_some_and(|id| !id.is_empty());
+    let container = |mode: &str| {
+        mode.strip_prefix("container:")
+            .is_some_and(|id| !id.is_empty())
+    };
     if matches!(host.network_mode.as_str(), "" | "default") {
-        host.network_mode = if config.network_disabled { "none" } else { "bridge" }.into();
+        host.network_mode = if config.network_disabled {
+            "none"
+        } else {
+            "bridge"
+        }
+        .into();
     }
     let network = host.network_mode.clone();
     if network == "container:" {
-        return Err(Error::invalid("invalid network mode: invalid container format container:<name|id>"));
+        return Err(Error::invalid(
+            "invalid network mode: invalid container format container:<name|id>",
+        ));
     }
-    // Any other name is looked for at the start, as Docker does: the network may be made until then.
+    // Any other name is looked for at the start, as Docker does: the network may be made until
+    // then.
     crate::networks::check_ports(config, host)?;
     if !matches!(host.pid_mode.as_str(), "" | "host") && !container(&host.pid_mode) {
-        return Err(Error::invalid(format!("invalid PID mode: {}", host.pid_mode)));
+        return Err(Error::invalid(format!(
+            "invalid PID mode: {}",
+            host.pid_mode
+        )));
     }
-    if !matches!(host.ipc_mode.as_str(), "" | "host" | "private" | "shareable" | "none") && !container(&host.ipc_mode) {
-        return Err(Error::invalid(format!("invalid IPC mode: {}", host.ipc_mode)));
+    if !matches!(
+        host.ipc_mode.as_str(),
+        "" | "host" | "private" | "shareable" | "none"
+    ) && !container(&host.ipc_mode)
+    {
+        return Err(Error::invalid(format!(
+            "invalid IPC mode: {}",
+            host.ipc_mode
+        )));
     }
     if host.ipc_mode.is_empty() {
         host.ipc_mode = "private".into();
     }
     if !matches!(host.uts_mode.as_str(), "" | "host") {
-        return Err(Error::invalid(format!("invalid UTS mode: {}", host.uts_mode)));
+        return Err(Error::invalid(format!(
+            "invalid UTS mode: {}",
+            host.uts_mode
+        )));
     }
     if host.uts_mode == "host" && !config.hostname.is_empty() {
-        return Err(Error::invalid("conflicting options: hostname and the UTS mode"));
+        return Err(Error::invalid(
+            "conflicting options: hostname and the UTS mode",
+        ));
     }
     match host.cgroupns_mode.as_str() {
         "" => host.cgroupns_mode = if facts.cgroup_v2 { "private" } else { "host" }.into(),
         "private" | "host" => {}
-        other => return Err(Error::invalid(format!("invalid cgroup namespace mode: {other}"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "invalid cgroup namespace mode: {other}"
+            )));
+        }
     }
     if !matches!(host.isolation.as_str(), "" | "default") {
-        return Err(Error::invalid(format!("invalid isolation ({}): linux only supports 'default'", host.isolation)));
+        return Err(Error::invalid(format!(
+            "invalid isolation ({}): linux only supports 'default'",
+            host.isolation
+        )));
     }
     match host.runtime.as_str() {
         "" | "runc" | "io.containerd.runc.v2" | "whelk" => {}
-        other => return Err(Error::invalid(format!("unknown or invalid runtime name: {other}"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "unknown or invalid runtime name: {other}"
+            )));
+        }
     }
     // Clients look for the name they know.
     host.runtime = "runc".into();
@@ -201,7 +302,9 @@ fn check_shared_network(config: &Config, host: &HostConfig) -> Result<()> {
         (is_given(&host.extra_hosts), "custom host-to-IP mapping"),
     ];
     match conflicts.iter().find(|(given, _)| *given) {
-        Some((_, what)) => Err(Error::invalid(format!("conflicting options: {what} and the network mode"))),
+        Some((_, what)) => Err(Error::invalid(format!(
+            "conflicting options: {what} and the network mode"
+        ))),
         None => Ok(()),
     }
 }
@@ -216,10 +319,14 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
         host.memory_swap = -1;
     }
     if host.memory > 0 && host.memory_swap > 0 && host.memory_swap < host.memory {
-        return Err(Error::invalid("Minimum memoryswap limit should be larger than memory limit, see usage"));
+        return Err(Error::invalid(
+            "Minimum memoryswap limit should be larger than memory limit, see usage",
+        ));
     }
     if host.memory == 0 && host.memory_swap > 0 {
-        return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
+        return Err(Error::invalid(
+            "You should always set the Memory limit when using Memoryswap limit, see usage",
+        ));
     }
     if host.memory > 0 && host.memory_swap == 0 && facts.has_swap_limit {
         host.memory_swap = host.memory.saturating_mul(2);
@@ -227,7 +334,9 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
     match host.memory_swappiness {
         Some(-1) => host.memory_swappiness = None,
         Some(value) if !(0..=100).contains(&value) => {
-            return Err(Error::invalid(format!("Invalid value: {value}, valid memory swappiness range is 0-100")));
+            return Err(Error::invalid(format!(
+                "Invalid value: {value}, valid memory swappiness range is 0-100"
+            )));
         }
         Some(_) if facts.cgroup_v2 => {
             warnings.push(
@@ -242,10 +351,13 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
         return Err(Error::invalid("Minimum memory reservation allowed is 6MB"));
     }
     if host.memory > 0 && host.memory_reservation > host.memory {
-        return Err(Error::invalid("Minimum memory limit can not be less than memory reservation limit, see usage"));
+        return Err(Error::invalid(
+            "Minimum memory limit can not be less than memory reservation limit, see usage",
+        ));
     }
     if host.oom_kill_disable == Some(true) && facts.cgroup_v2 {
-        warnings.push("Your kernel does not support OomKillDisable. OomKillDisable discarded.".into());
+        warnings
+            .push("Your kernel does not support OomKillDisable. OomKillDisable discarded.".into());
         host.oom_kill_disable = None;
     } else if host.oom_kill_disable == Some(true) && host.memory == 0 {
         warnings.push(
@@ -265,10 +377,14 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
 fn check_cpu(host: &HostConfig, facts: &Host) -> Result<()> {
     if host.nano_cpus != 0 {
         if host.cpu_period != 0 {
-            return Err(Error::invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set"));
+            return Err(Error::invalid(
+                "Conflicting options: Nano CPUs and CPU Period cannot both be set",
+            ));
         }
         if host.cpu_quota != 0 {
-            return Err(Error::invalid("Conflicting options: Nano CPUs and CPU Quota cannot both be set"));
+            return Err(Error::invalid(
+                "Conflicting options: Nano CPUs and CPU Quota cannot both be set",
+            ));
         }
         if host.nano_cpus < 0 || host.nano_cpus > i64::from(facts.cpus) * 1_000_000_000 {
             return Err(Error::invalid(format!(
@@ -278,20 +394,38 @@ fn check_cpu(host: &HostConfig, facts: &Host) -> Result<()> {
         }
     }
     if host.cpu_shares < 0 {
-        return Err(Error::invalid(format!("invalid CPU shares ({}): value must be a positive integer", host.cpu_shares)));
+        return Err(Error::invalid(format!(
+            "invalid CPU shares ({}): value must be a positive integer",
+            host.cpu_shares
+        )));
     }
     if host.cpu_period != 0 && !(1_000..=1_000_000).contains(&host.cpu_period) {
-        return Err(Error::invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"));
+        return Err(Error::invalid(
+            "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
+        ));
     }
     if host.cpu_quota > 0 && host.cpu_quota < 1_000 {
-        return Err(Error::invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)"));
+        return Err(Error::invalid(
+            "CPU cfs quota can not be less than 1ms (i.e. 1000)",
+        ));
     }
     if facts.cgroup_v2 && (host.cpu_realtime_period != 0 || host.cpu_realtime_runtime != 0) {
-        return Err(Error::invalid("Your kernel does not support CPU real-time scheduler"));
+        return Err(Error::invalid(
+            "Your kernel does not support CPU real-time scheduler",
+        ));
     }
-    let available = if facts.cpus <= 1 { "0".to_owned() } else { format!("0-{}", facts.cpus - 1) };
+    let available = if facts.cpus <= 1 {
+        "0".to_owned()
+    } else {
+        format!("0-{}", facts.cpus - 1)
+    };
     check_set(&host.cpuset_cpus, &available, "cpus", "CPUs")?;
-    check_set(&host.cpuset_mems, &facts.memory_nodes, "mems", "memory nodes")
+    check_set(
+        &host.cpuset_mems,
+        &facts.memory_nodes,
+        "mems",
+        "memory nodes",
+    )
 }
 
 /// # Errors
@@ -300,13 +434,18 @@ fn check_set(wanted: &str, available: &str, field: &str, what: &str) -> Result<(
     if wanted.is_empty() {
         return Ok(());
     }
-    let numbers =
-        parse_set(wanted).ok_or_else(|| Error::invalid(format!("Invalid value {wanted} for cpuset {field}: invalid format: {wanted}")))?;
+    let numbers = parse_set(wanted).ok_or_else(|| {
+        Error::invalid(format!(
+            "Invalid value {wanted} for cpuset {field}: invalid format: {wanted}"
+        ))
+    })?;
     let have = parse_set(available).unwrap_or_default();
     if numbers.iter().all(|number| have.contains(number)) {
         Ok(())
     } else {
-        Err(Error::invalid(format!("Requested {what} are not available - requested {wanted}, available: {available}")))
+        Err(Error::invalid(format!(
+            "Requested {what} are not available - requested {wanted}, available: {available}"
+        )))
     }
 }
 
@@ -331,7 +470,12 @@ fn check_block_io(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String
         warnings.push("Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.".into());
         host.blkio_weight = 0;
     }
-    if host.blkio_weight_device.as_ref().is_some_and(|list| !list.is_empty()) && !facts.has_blkio_weight {
+    if host
+        .blkio_weight_device
+        .as_ref()
+        .is_some_and(|list| !list.is_empty())
+        && !facts.has_blkio_weight
+    {
         warnings.push("Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded.".into());
         host.blkio_weight_device = Some(Vec::new());
     }
@@ -343,7 +487,9 @@ fn check_restart_policy(host: &mut HostConfig) -> Result<()> {
     }
     restart_policy(&host.restart_policy)?;
     if host.auto_remove && host.restart_policy.name != "no" {
-        return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
+        return Err(Error::invalid(
+            "can't create 'AutoRemove' container with restart policy",
+        ));
     }
     Ok(())
 }
@@ -354,7 +500,11 @@ pub fn restart_policy(policy: &RestartPolicy) -> Result<()> {
     let fail = |text: String| Err(Error::invalid(format!("invalid restart policy: {text}")));
     match policy.name.as_str() {
         "no" | "always" | "unless-stopped" | "on-failure" => {}
-        other => return fail(format!("unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'")),
+        other => {
+            return fail(format!(
+                "unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+            ));
+        }
     }
     if policy.maximum_retry_count < 0 {
         return fail("maximum retry count cannot be negative".into());
@@ -365,13 +515,19 @@ pub fn restart_policy(policy: &RestartPolicy) -> Result<()> {
     Ok(())
 }
 
-/// Parameters of single interfaces are set when those are there: which is called eth0 may change. Whether the others are the
-/// container's own is for the runtime to see at the start.
+/// Parameters of single interfaces are set when those are there: which is called eth0 may change.
+/// Whether the others are the container's own is for the runtime to see at the start.
 fn check_sysctls(host: &HostConfig) -> Result<()> {
     for key in host.sysctls.keys() {
         let key = key.replace('/', ".");
         let parts: Vec<&str> = key.split('.').collect();
-        if let ["net", "ipv4" | "ipv6" | "mpls", "conf" | "neigh", interface, _] = parts[..]
+        if let [
+            "net",
+            "ipv4" | "ipv6" | "mpls",
+            "conf" | "neigh",
+            interface,
+            _,
+        ] = parts[..]
             && interface.starts_with("eth")
         {
             return Err(Error::invalid(format!(
@@ -384,7 +540,10 @@ fn check_sysctls(host: &HostConfig) -> Result<()> {
 
 /// CFS quota and period of a number of billionths of a processor.
 pub(crate) fn quota_of(nano_cpus: i64) -> (i64, i64) {
-    (nano_cpus / 1_000_000_000 * PERIOD + nano_cpus % 1_000_000_000 * PERIOD / 1_000_000_000, PERIOD)
+    (
+        nano_cpus / 1_000_000_000 * PERIOD + nano_cpus % 1_000_000_000 * PERIOD / 1_000_000_000,
+        PERIOD,
+    )
 }
 
 /// # Errors
@@ -400,42 +559,94 @@ mod tests {
     use super::*;
 
     fn facts() -> Host {
-        let default_log = LogConfig { kind: "local".into(), ..LogConfig::default() };
-        Host { cpus: 2, memory_nodes: "0".into(), cgroup_v2: false, has_blkio_weight: false, has_swap_limit: true, default_log }
+        let default_log = LogConfig {
+            kind: "local".into(),
+            ..LogConfig::default()
+        };
+        Host {
+            cpus: 2,
+            memory_nodes: "0".into(),
+            cgroup_v2: false,
+            has_blkio_weight: false,
+            has_swap_limit: true,
+            default_log,
+        }
     }
 
     fn check(change: impl FnOnce(&mut Config, &mut HostConfig), expected: &str) {
         let (mut config, mut host) = (Config::default(), HostConfig::default());
         change(&mut config, &mut host);
         let outcome = settings(&mut config, &mut host, &facts());
-        assert_eq!(outcome.map_or_else(|error| error.to_string(), |warnings| warnings.join("; ")), expected);
+        assert_eq!(
+            outcome.map_or_else(|error| error.to_string(), |warnings| warnings.join("; ")),
+            expected
+        );
     }
 
     #[test]
     fn refusals_read_as_dockers() {
         check(|_, _| {}, "");
-        check(|_, host| host.memory = 1 << 20, "Minimum memory limit allowed is 6MB");
+        check(
+            |_, host| host.memory = 1 << 20,
+            "Minimum memory limit allowed is 6MB",
+        );
         check(
             |_, host| (host.memory, host.memory_swap) = (64 << 20, 32 << 20),
             "Minimum memoryswap limit should be larger than memory limit, see usage",
         );
-        check(|_, host| host.cpuset_cpus = "99".into(), "Requested CPUs are not available - requested 99, available: 0-1");
-        check(|_, host| host.cpuset_cpus = "1-0".into(), "Invalid value 1-0 for cpuset cpus: invalid format: 1-0");
-        check(|_, host| host.nano_cpus = 99_000_000_000, "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available");
-        check(|_, host| host.oom_score_adj = 2000, "Invalid value 2000, range for oom score adj is [-1000, 1000]");
+        check(
+            |_, host| host.cpuset_cpus = "99".into(),
+            "Requested CPUs are not available - requested 99, available: 0-1",
+        );
+        check(
+            |_, host| host.cpuset_cpus = "1-0".into(),
+            "Invalid value 1-0 for cpuset cpus: invalid format: 1-0",
+        );
+        check(
+            |_, host| host.nano_cpus = 99_000_000_000,
+            "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available",
+        );
+        check(
+            |_, host| host.oom_score_adj = 2000,
+            "Invalid value 2000, range for oom score adj is [-1000, 1000]",
+        );
         let health = |text: &str| {
             let value = serde_json::from_str(text).ok();
             move |config: &mut Config, _: &mut HostConfig| config.healthcheck = value
         };
-        check(health(r#"{"Interval": 1000}"#), "Interval in Healthcheck cannot be less than 1ms");
-        check(health(r#"{"Test": ["NONE"], "Timeout": -1}"#), "Timeout in Healthcheck cannot be less than 1ms");
-        check(health(r#"{"StartPeriod": 999999}"#), "StartPeriod in Healthcheck cannot be less than 1ms");
-        check(health(r#"{"StartInterval": 1}"#), "StartInterval in Healthcheck cannot be less than 1ms");
-        check(health(r#"{"Retries": -1}"#), "Retries in Healthcheck cannot be negative");
+        check(
+            health(r#"{"Interval": 1000}"#),
+            "Interval in Healthcheck cannot be less than 1ms",
+        );
+        check(
+            health(r#"{"Test": ["NONE"], "Timeout": -1}"#),
+            "Timeout in Healthcheck cannot be less than 1ms",
+        );
+        check(
+            health(r#"{"StartPeriod": 999999}"#),
+            "StartPeriod in Healthcheck cannot be less than 1ms",
+        );
+        check(
+            health(r#"{"StartInterval": 1}"#),
+            "StartInterval in Healthcheck cannot be less than 1ms",
+        );
+        check(
+            health(r#"{"Retries": -1}"#),
+            "Retries in Healthcheck cannot be negative",
+        );
         check(health(r#"{"Interval": 1000000, "Timeout": 0}"#), "");
-        check(|config, _| config.working_dir = "rel".into(), "the working directory 'rel' is invalid, it needs to be an absolute path");
-        check(|config, _| config.stop_signal = "BOGUS".into(), "invalid signal: BOGUS");
-        check(|config, _| config.env = Some(vec!["=x".into()]), "invalid environment variable: =x");
+        check(
+            |config, _| config.working_dir = "rel".into(),
+            "the working directory 'rel' is invalid, it needs to be an absolute path",
+        );
+        check(
+            |config, _| config.stop_signal = "BOGUS".into(),
+            "invalid signal: BOGUS",
+        );
+        check(
+            |config, _| config.env = Some(vec!["=x".into()]),
+            "invalid environment variable: =x",
+        );
         check(
             |_, host| host.restart_policy.name = "bogus".into(),
             "invalid restart policy: unknown policy 'bogus'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
@@ -445,13 +656,27 @@ mod tests {
             "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.",
         );
         check(
-            |_, host| drop(host.sysctls.insert("net/ipv6/conf/eth0/disable_ipv6".into(), "1".into())),
+            |_, host| {
+                drop(
+                    host.sysctls
+                        .insert("net/ipv6/conf/eth0/disable_ipv6".into(), "1".into()),
+                )
+            },
             "interface specific sysctl setting \"net.ipv6.conf.eth0.disable_ipv6\" must be supplied using driver option 'com.docker.network.endpoint.sysctls'",
         );
         let shared = |host: &mut HostConfig| host.network_mode = "container:x".into();
-        check(|_, host| (shared(host), host.dns = Some(vec!["1.1.1.1".into()])).0, "conflicting options: dns and the network mode");
         check(
-            |_, host| (shared(host), host.extra_hosts = Some(vec!["a:1.2.3.4".into()])).0,
+            |_, host| (shared(host), host.dns = Some(vec!["1.1.1.1".into()])).0,
+            "conflicting options: dns and the network mode",
+        );
+        check(
+            |_, host| {
+                (
+                    shared(host),
+                    host.extra_hosts = Some(vec!["a:1.2.3.4".into()]),
+                )
+                    .0
+            },
             "conflicting options: custom host-to-IP mapping and the network mode",
         );
     }

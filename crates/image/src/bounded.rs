@@ -1,4 +1,5 @@
-//! Lists in JSON that are read up to a number of elements: a few bytes of text each can cost a hundred in memory.
+//! Lists in JSON that are read up to a number of elements: a few bytes of text each can cost a
+//! hundred in memory.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,8 +15,11 @@ pub(crate) const MOST_STEPS: usize = 10_000;
 pub(crate) const MOST_NAMES: usize = 10_000;
 
 /// Reads a list of at most `N` elements; null is an empty one.
-pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usize>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    Option::<AtMost<T, N>>::deserialize(deserializer).map(|list| list.map_or_else(Vec::new, |list| list.0))
+pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usize>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    Option::<AtMost<T, N>>::deserialize(deserializer)
+        .map(|list| list.map_or_else(Vec::new, |list| list.0))
 }
 
 /// A list of at most `N` elements.
@@ -40,7 +44,9 @@ impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for ListVisitor<T, N
         let mut list = Vec::new();
         while let Some(element) = elements.next_element()? {
             if list.len() == N {
-                return Err(A::Error::custom(format!("a list of more than {N} elements")));
+                return Err(A::Error::custom(format!(
+                    "a list of more than {N} elements"
+                )));
             }
             list.push(element);
         }
@@ -56,7 +62,12 @@ mod tests {
     fn lists_end_where_they_must() {
         let read = |text: &str| serde_json::from_str::<AtMost<u8, 3>>(text).map(|list| list.0);
         assert_eq!(read("[1,2,3]").unwrap(), [1, 2, 3]);
-        assert!(read("[1,2,3,4]").unwrap_err().to_string().starts_with("a list of more than 3 elements"));
+        assert!(
+            read("[1,2,3,4]")
+                .unwrap_err()
+                .to_string()
+                .starts_with("a list of more than 3 elements")
+        );
         assert!(read("{}").is_err());
     }
 }

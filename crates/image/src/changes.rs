@@ -1,4 +1,5 @@
-//! Dockerfile instructions applied to an image's configuration, as `import --change` and `commit --change` take them.
+//! Dockerfile instructions applied to an image's configuration, as `import --change` and `commit
+//! --change` take them.
 
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
@@ -10,49 +11,82 @@ use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
 
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
-/// What a configuration's texts may add up to, in bytes: variables that double each other must not fill memory.
+/// What a configuration's texts may add up to, in bytes: variables that double each other must not
+/// fill memory.
 const LARGEST: usize = 2 << 20;
 
-/// Applies instructions to `config`, in order; without any it stays as it is. The changes are the lines of one Dockerfile: a
-/// directive or a continuation in one of them holds for what follows.
+/// Applies instructions to `config`, in order; without any it stays as it is. The changes are the
+/// lines of one Dockerfile: a directive or a continuation in one of them holds for what follows.
 ///
 /// # Errors
-/// An instruction that changes no configuration, or one that is malformed, in Docker's words. A stop signal is not looked
-/// at: signals are the engine's knowledge.
+/// An instruction that changes no configuration, or one that is malformed, in Docker's words. A
+/// stop signal is not looked at: signals are the engine's knowledge.
 pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
     if changes.is_empty() {
         return Ok(());
     }
     let invalid = |error: whelk_dockerfile::Error| Error::invalid(error.to_string());
     let dockerfile = whelk_dockerfile::parse(&changes.join("\n")).map_err(invalid)?;
-    if let Some(line) = dockerfile.lines.iter().find(|line| !Instruction::is_known(&line.instruction)) {
-        return Err(Error::invalid(format!("{} is not a valid change command", line.instruction)));
+    if let Some(line) = dockerfile
+        .lines
+        .iter()
+        .find(|line| !Instruction::is_known(&line.instruction))
+    {
+        return Err(Error::invalid(format!(
+            "{} is not a valid change command",
+            line.instruction
+        )));
     }
     let mut command_given = false;
     for line in &dockerfile.lines {
         let instruction = {
             let environment = Environment::new(config.env.iter().map(String::as_str));
-            Instruction::read(line, &Lexer { escape: dockerfile.escape, environment: &environment }).map_err(invalid)?
+            Instruction::read(
+                line,
+                &Lexer {
+                    escape: dockerfile.escape,
+                    environment: &environment,
+                },
+            )
+            .map_err(invalid)?
         };
         one(config, instruction, &mut command_given)?;
         if size(config) > LARGEST {
-            return Err(Error::invalid(format!("the changes make a configuration of more than {LARGEST} bytes")));
+            return Err(Error::invalid(format!(
+                "the changes make a configuration of more than {LARGEST} bytes"
+            )));
         }
     }
     Ok(())
 }
 
 fn size(config: &ContainerConfig) -> usize {
-    let lists = [&config.env, &config.cmd, &config.entrypoint, &config.on_build].into_iter().flatten().map(String::len);
-    let labels = config.labels.iter().map(|(key, value)| key.len() + value.len());
+    let lists = [
+        &config.env,
+        &config.cmd,
+        &config.entrypoint,
+        &config.on_build,
+    ]
+    .into_iter()
+    .flatten()
+    .map(String::len);
+    let labels = config
+        .labels
+        .iter()
+        .map(|(key, value)| key.len() + value.len());
     let paths = config.volumes.keys().map(String::len);
     lists.chain(labels).chain(paths).sum()
 }
 
-fn one(config: &mut ContainerConfig, instruction: Instruction, command_given: &mut bool) -> Result<()> {
+fn one(
+    config: &mut ContainerConfig,
+    instruction: Instruction,
+    command_given: &mut bool,
+) -> Result<()> {
     match instruction {
         Instruction::Cmd(command) => {
-            *command_given |= matches!(&command, Command::Shell(Some(_))) || matches!(&command, Command::Exec(list) if !list.is_empty());
+            *command_given |= matches!(&command, Command::Shell(Some(_)))
+                || matches!(&command, Command::Exec(list) if !list.is_empty());
             config.cmd = with_shell(config, command);
         }
         Instruction::Entrypoint(Command::Shell(None)) => config.entrypoint = Vec::new(),
@@ -63,18 +97,26 @@ fn one(config: &mut ContainerConfig, instruction: Instruction, command_given: &m
                 config.cmd = Vec::new();
             }
         }
-        Instruction::Env(pairs) => pairs.into_iter().for_each(|pair| set_variable(&mut config.env, pair)),
+        Instruction::Env(pairs) => pairs
+            .into_iter()
+            .for_each(|pair| set_variable(&mut config.env, pair)),
         Instruction::Expose(ports) => {
             for port in ports {
-                config.exposed_ports.extend(expand_ports(&port)?.map(|port| (port, json!({}))));
+                config
+                    .exposed_ports
+                    .extend(expand_ports(&port)?.map(|port| (port, json!({}))));
             }
         }
         Instruction::Healthcheck(check) => config.healthcheck = Some(health_json(check)),
-        Instruction::Label(pairs) => config.labels.extend(pairs.into_iter().map(|pair| (pair.key, pair.value))),
+        Instruction::Label(pairs) => config
+            .labels
+            .extend(pairs.into_iter().map(|pair| (pair.key, pair.value))),
         Instruction::Onbuild(trigger) => config.on_build.push(trigger),
         Instruction::StopSignal(signal) => config.stop_signal = signal,
         Instruction::User(user) => config.user = user,
-        Instruction::Volume(paths) => config.volumes.extend(paths.into_iter().map(|path| (path, json!({})))),
+        Instruction::Volume(paths) => config
+            .volumes
+            .extend(paths.into_iter().map(|path| (path, json!({})))),
         Instruction::Workdir(path) => config.working_dir = join(&config.working_dir, &path),
     }
     Ok(())
@@ -84,7 +126,11 @@ fn with_shell(config: &ContainerConfig, command: Command) -> Vec<String> {
     match command {
         Command::Exec(list) => list,
         Command::Shell(line) => {
-            let shell = if config.shell.is_empty() { SHELL.map(str::to_owned).to_vec() } else { config.shell.clone() };
+            let shell = if config.shell.is_empty() {
+                SHELL.map(str::to_owned).to_vec()
+            } else {
+                config.shell.clone()
+            };
             shell.into_iter().chain(line).collect()
         }
     }
@@ -92,7 +138,10 @@ fn with_shell(config: &ContainerConfig, command: Command) -> Vec<String> {
 
 fn set_variable(environment: &mut Vec<String>, pair: Pair) {
     let entry = format!("{}={}", pair.key, pair.value);
-    match environment.iter_mut().find(|known| known.split('=').next() == Some(&pair.key)) {
+    match environment
+        .iter_mut()
+        .find(|known| known.split('=').next() == Some(&pair.key))
+    {
         Some(known) => *known = entry,
         None => environment.push(entry),
     }
@@ -113,19 +162,31 @@ fn join(current: &str, path: &str) -> String {
     joined.to_string_lossy().into_owned()
 }
 
-/// The ports of `[[IP:]HOST:]PORT[-PORT][/PROTOCOL]`, each as `PORT/PROTOCOL`. Only the container's ports matter.
+/// The ports of `[[IP:]HOST:]PORT[-PORT][/PROTOCOL]`, each as `PORT/PROTOCOL`. Only the container's
+/// ports matter.
 fn expand_ports(text: &str) -> Result<impl Iterator<Item = String> + use<>> {
     let (host, container) = text.rsplit_once(':').unwrap_or(("", text));
     let (ip, host) = host.rsplit_once(':').unwrap_or(("", host));
     let (ports, protocol) = container.split_once('/').unwrap_or((container, "tcp"));
-    let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol.to_lowercase() };
-    if !ip.is_empty() && ip.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_err() {
+    let protocol = if protocol.is_empty() {
+        "tcp".to_owned()
+    } else {
+        protocol.to_lowercase()
+    };
+    if !ip.is_empty()
+        && ip
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse::<IpAddr>()
+            .is_err()
+    {
         return Err(Error::invalid(format!("invalid IP address: {ip}")));
     }
     if ports.is_empty() {
         return Err(Error::invalid(format!("no port specified: {text}<empty>")));
     }
-    let (first, last) = range(ports).ok_or_else(|| Error::invalid(format!("invalid containerPort: {ports}")))?;
+    let (first, last) =
+        range(ports).ok_or_else(|| Error::invalid(format!("invalid containerPort: {ports}")))?;
     if !host.is_empty() && range(host).is_none() {
         return Err(Error::invalid(format!("invalid hostPort: {host}")));
     }
@@ -143,7 +204,8 @@ fn range(text: &str) -> Option<(u16, u16)> {
     (first <= last).then_some((first, last))
 }
 
-/// A health check as image configurations hold it: times in nanoseconds, what has its default left out.
+/// A health check as image configurations hold it: times in nanoseconds, what has its default left
+/// out.
 fn health_json(check: Healthcheck) -> serde_json::Value {
     let mut fields = Map::new();
     fields.insert("Test".into(), json!(check.test));
@@ -166,7 +228,11 @@ mod tests {
     use super::*;
 
     fn changed(changes: &[&str]) -> Result<ContainerConfig> {
-        let mut config = ContainerConfig { env: vec!["P=a".into()], cmd: vec!["old".into()], ..ContainerConfig::default() };
+        let mut config = ContainerConfig {
+            env: vec!["P=a".into()],
+            cmd: vec!["old".into()],
+            ..ContainerConfig::default()
+        };
         let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
         apply(&mut config, &changes)?;
         Ok(config)
@@ -189,15 +255,33 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(config.env, ["P=a:/x", "Q=a:/x", "R=ab"]);
-        assert_eq!(config.exposed_ports.keys().collect::<Vec<_>>(), ["53/udp", "80/tcp", "90/tcp", "91/tcp", "92/tcp"]);
+        assert_eq!(
+            config.exposed_ports.keys().collect::<Vec<_>>(),
+            ["53/udp", "80/tcp", "90/tcp", "91/tcp", "92/tcp"]
+        );
         assert_eq!(config.working_dir, "/y/z");
-        assert_eq!(config.healthcheck, Some(json!({"Test": ["CMD-SHELL", "echo a  b"], "Interval": 5_000_000_000_i64, "Retries": 3})));
+        assert_eq!(
+            config.healthcheck,
+            Some(
+                json!({"Test": ["CMD-SHELL", "echo a  b"], "Interval": 5_000_000_000_i64, "Retries": 3})
+            )
+        );
         assert_eq!(config.cmd, ["a", "b c"]);
         assert_eq!(config.entrypoint, ["/bin/sh", "-c", "run it"]);
-        assert_eq!((config.stop_signal.as_str(), config.on_build.as_slice()), ("SIGKILL", ["RUN x".to_owned()].as_slice()));
+        assert_eq!(
+            (config.stop_signal.as_str(), config.on_build.as_slice()),
+            ("SIGKILL", ["RUN x".to_owned()].as_slice())
+        );
         assert_eq!(config.volumes.keys().collect::<Vec<_>>(), ["/a", "/b"]);
-        assert_eq!(changed(&["ENTRYPOINT [\"x\"]"]).unwrap().cmd, Vec::<String>::new(), "an image's command is not the new program's");
-        assert_eq!(changed(&["# escape=`", "ENV A=1 `", "B=2"]).unwrap().env, ["P=a", "A=1", "B=2"]);
+        assert_eq!(
+            changed(&["ENTRYPOINT [\"x\"]"]).unwrap().cmd,
+            Vec::<String>::new(),
+            "an image's command is not the new program's"
+        );
+        assert_eq!(
+            changed(&["# escape=`", "ENV A=1 `", "B=2"]).unwrap().env,
+            ["P=a", "A=1", "B=2"]
+        );
         assert_eq!(changed(&[]).unwrap().cmd, ["old"]);
     }
 
@@ -208,8 +292,21 @@ mod tests {
         changes.extend(["LABEL a=$A b=$A c=$A d=$A e=$A f=$A"]);
         assert!(changed(&changes).unwrap().labels["f"].len() == 16 << 14);
         changes.extend(["LABEL g=$A h=$A"]);
-        assert!(changed(&changes).unwrap_err().to_string().contains("more than 2097152 bytes"));
-        assert!(changed(&["ENV A=xxxxxxxxxxxxxxxx"].into_iter().chain(["ENV A=$A$A"; 60]).collect::<Vec<_>>()).is_err());
+        assert!(
+            changed(&changes)
+                .unwrap_err()
+                .to_string()
+                .contains("more than 2097152 bytes")
+        );
+        assert!(
+            changed(
+                &["ENV A=xxxxxxxxxxxxxxxx"]
+                    .into_iter()
+                    .chain(["ENV A=$A$A"; 60])
+                    .collect::<Vec<_>>()
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use crate::error::{Error, Result, io};
 
-/// Reads `input` decompressed, whatever of plain, gzip and zstd it is. Members and frames that follow one another are
-/// one stream.
+/// Reads `input` decompressed, whatever of plain, gzip and zstd it is. Members and frames that
+/// follow one another are one stream.
 ///
 /// # Errors
 /// A compression that is known but not read here (bzip2, xz), by name.
@@ -13,18 +13,30 @@ pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Sen
     let mut input = BufReader::with_capacity(256 << 10, input);
     let start = input.fill_buf().map_err(io("read archive"))?;
     Ok(match start {
-        [0x1f, 0x8b, ..] => {
-            Box::new(Bounded::new(flate2::bufread::MultiGzDecoder::new(Counting { inner: input, count: Default::default() }), |decoder| {
-                decoder.get_ref().count
-            }))
-        }
+        [0x1f, 0x8b, ..] => Box::new(Bounded::new(
+            flate2::bufread::MultiGzDecoder::new(Counting {
+                inner: input,
+                count: Default::default(),
+            }),
+            |decoder| decoder.get_ref().count,
+        )),
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(Counting { inner: input, count: 0 }).map_err(io("read zstd stream"))?;
+            let decoder = zstd::stream::read::Decoder::with_buffer(Counting {
+                inner: input,
+                count: 0,
+            })
+            .map_err(io("read zstd stream"))?;
             Box::new(Bounded::new(decoder, |decoder| decoder.get_ref().count))
         }
-        [b'B', b'Z', b'h', ..] => return Err(Error::invalid("bzip2 archives are not supported: use gzip, zstd or no compression")),
+        [b'B', b'Z', b'h', ..] => {
+            return Err(Error::invalid(
+                "bzip2 archives are not supported: use gzip, zstd or no compression",
+            ));
+        }
         [0xfd, b'7', b'z', b'X', b'Z', ..] => {
-            return Err(Error::invalid("xz archives are not supported: use gzip, zstd or no compression"));
+            return Err(Error::invalid(
+                "xz archives are not supported: use gzip, zstd or no compression",
+            ));
         }
         _ => Box::new(input),
     })
@@ -55,20 +67,26 @@ impl<R: BufRead> BufRead for Counting<R> {
     }
 }
 
-/// Ends decompression bombs: a stream that has grown past [`HARMLESS`] by more than [`MOST_GROWTH`] times is no image.
+/// Ends decompression bombs: a stream that has grown past [`HARMLESS`] by more than [`MOST_GROWTH`]
+/// times is no image.
 struct Bounded<D> {
     decoder: D,
     consumed: fn(&D) -> u64,
     produced: u64,
 }
 
-/// Whatever its growth, this much output (in bytes) is let through: empty disk images in layers are real.
+/// Whatever its growth, this much output (in bytes) is let through: empty disk images in layers are
+/// real.
 const HARMLESS: u64 = 4 << 30;
 const MOST_GROWTH: u64 = 300;
 
 impl<D> Bounded<D> {
     fn new(decoder: D, consumed: fn(&D) -> u64) -> Self {
-        Self { decoder, consumed, produced: 0 }
+        Self {
+            decoder,
+            consumed,
+            produced: 0,
+        }
     }
 }
 
@@ -76,10 +94,13 @@ impl<D: Read> Read for Bounded<D> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.decoder.read(buffer)?;
         self.produced += count as u64;
-        if self.produced > HARMLESS && self.produced / MOST_GROWTH > (self.consumed)(&self.decoder) {
+        if self.produced > HARMLESS && self.produced / MOST_GROWTH > (self.consumed)(&self.decoder)
+        {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("decompression bomb: more than {MOST_GROWTH} bytes for each compressed one"),
+                format!(
+                    "decompression bomb: more than {MOST_GROWTH} bytes for each compressed one"
+                ),
             ));
         }
         Ok(count)

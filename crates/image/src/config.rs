@@ -8,25 +8,41 @@ use crate::bounded::{self, MOST_LAYERS, MOST_STEPS};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
-/// What an image's configuration says, in OCI's and Docker's common format. Fields that are not known are ignored
-/// here; the original bytes are what is stored and hashed.
+/// What an image's configuration says, in OCI's and Docker's common format. Fields that are not
+/// known are ignored here; the original bytes are what is stored and hashed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub author: String,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub comment: String,
     #[serde(default, deserialize_with = "null_is_default")]
     pub architecture: String,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub variant: String,
     #[serde(default, deserialize_with = "null_is_default")]
     pub os: String,
     #[serde(default, deserialize_with = "null_is_default")]
     pub config: ContainerConfig,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub docker_version: String,
     pub rootfs: RootFs,
     #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_STEPS>")]
@@ -45,13 +61,29 @@ pub struct RootFs {
 pub struct History {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub created_by: String,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub author: String,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub comment: String,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "std::ops::Not::not")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
     pub empty_layer: bool,
 }
 
@@ -59,27 +91,60 @@ pub struct History {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerConfig {
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub user: String,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub exposed_ports: BTreeMap<String, serde_json::Value>,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub env: Vec<String>,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub entrypoint: Vec<String>,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub cmd: Vec<String>,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub volumes: BTreeMap<String, serde_json::Value>,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub working_dir: String,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub labels: BTreeMap<String, String>,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub stop_signal: String,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub on_build: Vec<String>,
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub shell: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<serde_json::Value>,
@@ -87,7 +152,9 @@ pub struct ContainerConfig {
     pub args_escaped: bool,
 }
 
-fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> std::result::Result<T, D::Error> {
+fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> std::result::Result<T, D::Error> {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
@@ -97,12 +164,19 @@ impl ImageConfig {
     /// # Errors
     /// Malformed JSON, a digest that is none, or a root file system that is not made of layers.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let config: Self =
-            serde_json::from_slice(bytes).map_err(|error| Error::invalid(format!("invalid image configuration: {error}")))?;
+        let config: Self = serde_json::from_slice(bytes)
+            .map_err(|error| Error::invalid(format!("invalid image configuration: {error}")))?;
         if config.rootfs.kind != "layers" {
-            return Err(Error::invalid(format!("invalid image configuration: unknown rootfs type {:?}", config.rootfs.kind)));
+            return Err(Error::invalid(format!(
+                "invalid image configuration: unknown rootfs type {:?}",
+                config.rootfs.kind
+            )));
         }
-        let layers = config.history.iter().filter(|entry| !entry.empty_layer).count();
+        let layers = config
+            .history
+            .iter()
+            .filter(|entry| !entry.empty_layer)
+            .count();
         if !config.history.is_empty() && layers > config.rootfs.diff_ids.len() {
             return Err(Error::invalid(format!(
                 "invalid image configuration: the history names {layers} layers, there are {}",
@@ -114,7 +188,11 @@ impl ImageConfig {
 }
 
 /// The architecture that this engine runs, as image configurations name it.
-pub const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+pub const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "amd64"
+};
 
 #[cfg(test)]
 mod tests {
@@ -143,13 +221,24 @@ mod tests {
     #[test]
     fn lists_cost_no_more_than_they_may() {
         let config = |history: &str, diff_ids: &str| {
-            let text = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":[{diff_ids}]}},"history":[{history}]}}"#);
+            let text = format!(
+                r#"{{"rootfs":{{"type":"layers","diff_ids":[{diff_ids}]}},"history":[{history}]}}"#
+            );
             ImageConfig::parse(text.as_bytes()).unwrap_err().to_string()
         };
         let many = |one: &str, count: usize| vec![one; count].join(",");
         let steps = config(&many(r#"{"empty_layer":true}"#, MOST_STEPS + 1), "");
-        assert!(steps.contains("a list of more than 10000 elements"), "{steps}");
-        let layers = config("", &many(&format!("\"{}\"", Digest::of(b"")), MOST_LAYERS + 1));
-        assert!(layers.contains("a list of more than 500 elements"), "{layers}");
+        assert!(
+            steps.contains("a list of more than 10000 elements"),
+            "{steps}"
+        );
+        let layers = config(
+            "",
+            &many(&format!("\"{}\"", Digest::of(b"")), MOST_LAYERS + 1),
+        );
+        assert!(
+            layers.contains("a list of more than 500 elements"),
+            "{layers}"
+        );
     }
 }

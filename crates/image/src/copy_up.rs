@@ -8,12 +8,19 @@ use whelk_sys::{copy, fs, in_root};
 
 use crate::error::{Result, io};
 
-/// Copies what `layers` (the topmost first) have in the directory `path` into the directory `target`, if that is empty.
-/// It also gets the owner, the mode and the times of the image's directory.
+/// Copies what `layers` (the topmost first) have in the directory `path` into the directory
+/// `target`, if that is empty. It also gets the owner, the mode and the times of the image's
+/// directory.
 ///
-/// With `replaced`, the path of `target`, the content appears as a whole or not at all, whatever happens meanwhile; then nobody
-/// may be using the directory, for another takes its place. Otherwise it grows in place.
-pub fn copy_up(layers: &[PathBuf], path: &str, target: impl AsFd, replaced: Option<&Path>) -> Result<()> {
+/// With `replaced`, the path of `target`, the content appears as a whole or not at all, whatever
+/// happens meanwhile; then nobody may be using the directory, for another takes its place.
+/// Otherwise it grows in place.
+pub fn copy_up(
+    layers: &[PathBuf],
+    path: &str,
+    target: impl AsFd,
+    replaced: Option<&Path>,
+) -> Result<()> {
     let step = |step: &'static str| move |error: rustix::io::Errno| io(step)(error.into());
     let layers = crate::store::distinct(layers.iter().cloned());
     if layers.is_empty() || !copy::is_empty(&target).map_err(step("look into the volume"))? {
@@ -21,7 +28,14 @@ pub fn copy_up(layers: &[PathBuf], path: &str, target: impl AsFd, replaced: Opti
     }
     let root = whelk_sys::overlay::read_only(&layers).map_err(step("mount the image's layers"))?;
     // No directory there, no content. Links lead around inside the image only.
-    let Ok(source) = in_root::open(&root, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) else { return Ok(()) };
+    let Ok(source) = in_root::open(
+        &root,
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY,
+        Mode::empty(),
+    ) else {
+        return Ok(());
+    };
     let Some(replaced) = replaced else {
         copy::tree(&source, &target, copy::Source::Layers).map_err(step("copy"))?;
         return copy::directory_attributes(&source, &target).map_err(step("copy attributes"));

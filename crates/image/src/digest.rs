@@ -47,11 +47,20 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self> {
         match text.strip_prefix(PREFIX) {
-            Some(hex) if hex.len() == DIGITS && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) => {
+            Some(hex)
+                if hex.len() == DIGITS
+                    && hex
+                        .bytes()
+                        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) =>
+            {
                 Ok(Self(text.to_owned()))
             }
-            Some(_) => Err(Error::invalid(format!("invalid checksum digest length or character in {text:?}"))),
-            None => Err(Error::invalid(format!("unsupported digest algorithm in {text:?}"))),
+            Some(_) => Err(Error::invalid(format!(
+                "invalid checksum digest length or character in {text:?}"
+            ))),
+            None => Err(Error::invalid(format!(
+                "unsupported digest algorithm in {text:?}"
+            ))),
         }
     }
 }
@@ -90,7 +99,11 @@ pub struct Hashing<T> {
 
 impl<T> Hashing<T> {
     pub fn new(inner: T) -> Self {
-        Self { inner, hash: Sha256::new(), count: 0 }
+        Self {
+            inner,
+            hash: Sha256::new(),
+            count: 0,
+        }
     }
 
     pub fn count(&self) -> u64 {
@@ -98,7 +111,11 @@ impl<T> Hashing<T> {
     }
 
     pub fn finish(self) -> (Digest, u64, T) {
-        (Digest::from_hash(self.hash.finalize().as_slice()), self.count, self.inner)
+        (
+            Digest::from_hash(self.hash.finalize().as_slice()),
+            self.count,
+            self.inner,
+        )
     }
 }
 
@@ -131,7 +148,10 @@ mod tests {
     #[test]
     fn only_whole_lower_case_sha256_is_a_digest() {
         let good = Digest::of(b"");
-        assert_eq!(good.as_str(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            good.as_str(),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
         assert_eq!(good.as_str().parse::<Digest>().unwrap(), good);
         for bad in [
             "",

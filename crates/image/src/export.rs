@@ -1,7 +1,8 @@
 //! A container's whole file system as an archive.
 //!
-//! Layers and the writable one are mounted as an overlay that is attached nowhere: it is walked by descriptor and goes
-//! away with it. No link is ever followed, so what runs in the container meanwhile cannot lead the walk outside.
+//! Layers and the writable one are mounted as an overlay that is attached nowhere: it is walked by
+//! descriptor and goes away with it. No link is ever followed, so what runs in the container
+//! meanwhile cannot lead the walk outside.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -20,36 +21,55 @@ use crate::error::{Result, io};
 /// Writes all files below the layers `lower` (the topmost first) to `output`.
 pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
     let lower = crate::store::distinct(lower.iter().cloned());
-    let root = whelk_sys::overlay::read_only(&lower).map_err(|error| io("mount the container's layers")(error.into()))?;
+    let root = whelk_sys::overlay::read_only(&lower)
+        .map_err(|error| io("mount the container's layers")(error.into()))?;
     export_root(&root, output)
 }
 
 /// Writes all files of a container's mounted root to `output`.
 pub fn export_root(root: &OwnedFd, output: impl Write) -> Result<()> {
     let root = open_directory(root)?;
-    let mut export = Export { archive: Builder::new(output), links: HashMap::new(), of_layers: true };
+    let mut export = Export {
+        archive: Builder::new(output),
+        links: HashMap::new(),
+        of_layers: true,
+    };
     export.tree(root, Path::new(""))?;
     export.finish()
 }
 
-/// Writes all files in `directory` to `output`, and first of all, as `./`, whose it is and what its mode is.
+/// Writes all files in `directory` to `output`, and first of all, as `./`, whose it is and what its
+/// mode is.
 pub fn export_directory(directory: &Path, output: impl Write) -> Result<()> {
     let root = open_directory(fs::open(directory)?)?;
-    let mut export = Export { archive: Builder::new(output), links: HashMap::new(), of_layers: false };
-    let stat = rustix::fs::fstat(&root).map_err(|error| io("look at the directory")(error.into()))?;
+    let mut export = Export {
+        archive: Builder::new(output),
+        links: HashMap::new(),
+        of_layers: false,
+    };
+    let stat =
+        rustix::fs::fstat(&root).map_err(|error| io("look at the directory")(error.into()))?;
     export.extensions(&stat, &root)?;
-    export.archive.append_data(&mut header(&stat), Path::new("./"), io::empty()).map_err(io("write archive"))?;
+    export
+        .archive
+        .append_data(&mut header(&stat), Path::new("./"), io::empty())
+        .map_err(io("write archive"))?;
     export.tree(root, Path::new("."))?;
     export.finish()
 }
 
 fn open_directory(directory: impl AsFd) -> Result<OwnedFd> {
-    openat(directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| io("open the root of what is exported")(error.into()))
+    openat(
+        directory,
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| io("open the root of what is exported")(error.into()))
 }
 
-/// How many directories on the way down are kept open. Those further up are opened again when the walk comes back to them, so
-/// that depth costs neither descriptors nor stack.
+/// How many directories on the way down are kept open. Those further up are opened again when the
+/// walk comes back to them, so that depth costs neither descriptors nor stack.
 const OPEN: usize = 64;
 
 /// A directory that is being exported.
@@ -74,13 +94,22 @@ impl Level {
         }
         names.sort();
         let identity = identity(&directory).map_err(step)?;
-        Ok(Self { directory: Some(directory), identity, names: names.into_iter() })
+        Ok(Self {
+            directory: Some(directory),
+            identity,
+            names: names.into_iter(),
+        })
     }
 
     /// Opens the directory again from one in it.
     fn reopen(&mut self, child: &OwnedFd, path: &Path) -> Result<()> {
         let step = |error: Errno| io(format!("return to {}", path.display()))(error.into());
-        let parent = openat(child, "..", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let parent = openat(
+            child,
+            "..",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
         let parent = parent.map_err(step)?;
         if identity(&parent).map_err(step)? != self.identity {
             // Moved elsewhere meanwhile: what is beside it there was not asked for.
@@ -105,7 +134,10 @@ struct Export<W: Write> {
 
 impl<W: Write> Export<W> {
     fn finish(self) -> Result<()> {
-        self.archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
+        self.archive
+            .into_inner()
+            .and_then(|mut output| output.flush())
+            .map_err(io("write archive"))
     }
 
     /// Exports what is in a directory, at whatever depth, under names that begin with `top`.
@@ -147,8 +179,11 @@ impl<W: Write> Export<W> {
         };
         let mut header = header(&stat);
         let kind = FileType::from_raw_mode(stat.st_mode);
-        // A socket without its listener is nothing; and a whiteout shows only where there is nothing to hide.
-        if kind == FileType::Socket || self.of_layers && kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+        // A socket without its listener is nothing; and a whiteout shows only where there is
+        // nothing to hide.
+        if kind == FileType::Socket
+            || self.of_layers && kind == FileType::CharacterDevice && stat.st_rdev == 0
+        {
             return Ok(None);
         }
         if !kind.is_dir()
@@ -157,11 +192,20 @@ impl<W: Write> Export<W> {
         {
             header.set_entry_type(EntryType::Link);
             header.set_size(0);
-            self.archive.append_link(&mut header, path, first).map_err(io(format!("export {}", path.display())))?;
+            self.archive
+                .append_link(&mut header, path, first)
+                .map_err(io(format!("export {}", path.display())))?;
             return Ok(None);
         }
         let gone = |error: Errno| matches!(error, Errno::NOENT | Errno::LOOP | Errno::NOTDIR);
-        let open = |flags: OFlags| openat(parent, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+        let open = |flags: OFlags| {
+            openat(
+                parent,
+                name,
+                flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+        };
         let failed = io(format!("export {}", path.display()));
         match kind {
             FileType::Directory => {
@@ -173,7 +217,9 @@ impl<W: Write> Export<W> {
                 self.extensions(&stat, &directory)?;
                 let mut name = path.as_os_str().to_owned();
                 name.push("/");
-                self.archive.append_data(&mut header, Path::new(&name), io::empty()).map_err(failed)?;
+                self.archive
+                    .append_data(&mut header, Path::new(&name), io::empty())
+                    .map_err(failed)?;
                 return Ok(Some(directory));
             }
             FileType::RegularFile => {
@@ -186,7 +232,9 @@ impl<W: Write> Export<W> {
                 header.set_size(size);
                 // A file that shrinks meanwhile is filled up: the header has promised its size.
                 let content = std::fs::File::from(file).chain(io::repeat(0)).take(size);
-                self.archive.append_data(&mut header, path, content).map_err(failed)?;
+                self.archive
+                    .append_data(&mut header, path, content)
+                    .map_err(failed)?;
             }
             FileType::Symlink => {
                 let target = match readlinkat(parent, name, Vec::new()) {
@@ -196,14 +244,22 @@ impl<W: Write> Export<W> {
                 // Written to the byte where it fits: the library would tidy it up.
                 match header.set_link_name_literal(target.to_bytes()) {
                     Ok(()) => self.archive.append_data(&mut header, path, io::empty()),
-                    Err(_) => self.archive.append_link(&mut header, path, Path::new(OsStr::from_bytes(target.to_bytes()))),
+                    Err(_) => self.archive.append_link(
+                        &mut header,
+                        path,
+                        Path::new(OsStr::from_bytes(target.to_bytes())),
+                    ),
                 }
                 .map_err(failed)?;
             }
-            _ => self.archive.append_data(&mut header, path, io::empty()).map_err(failed)?,
+            _ => self
+                .archive
+                .append_data(&mut header, path, io::empty())
+                .map_err(failed)?,
         }
         if stat.st_nlink > 1 {
-            self.links.insert((stat.st_dev, stat.st_ino), path.to_owned());
+            self.links
+                .insert((stat.st_dev, stat.st_ino), path.to_owned());
         }
         Ok(None)
     }
@@ -212,16 +268,25 @@ impl<W: Write> Export<W> {
     fn extensions(&mut self, stat: &Stat, fd: impl AsFd) -> Result<()> {
         let mut extensions: Vec<(String, Vec<u8>)> = Vec::new();
         if stat.st_mtime_nsec != 0 {
-            extensions.push(("mtime".into(), format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec).into_bytes()));
+            extensions.push((
+                "mtime".into(),
+                format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec).into_bytes(),
+            ));
         }
         let mut names = vec![0u8; 64 << 10];
         let length = rustix::fs::flistxattr(fd.as_fd(), &mut names[..]).unwrap_or(0);
-        for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        for name in names[..length]
+            .split(|&byte| byte == 0)
+            .filter(|name| !name.is_empty())
+        {
             if self.of_layers && name.starts_with(b"trusted.overlay.") {
                 continue;
             }
             let mut value = vec![0u8; 64 << 10];
-            if let (Ok(text), Ok(length)) = (std::str::from_utf8(name), rustix::fs::fgetxattr(fd.as_fd(), name, &mut value[..])) {
+            if let (Ok(text), Ok(length)) = (
+                std::str::from_utf8(name),
+                rustix::fs::fgetxattr(fd.as_fd(), name, &mut value[..]),
+            ) {
                 value.truncate(length);
                 extensions.push((format!("SCHILY.xattr.{text}"), value));
             }
@@ -230,7 +295,11 @@ impl<W: Write> Export<W> {
             return Ok(());
         }
         self.archive
-            .append_pax_extensions(extensions.iter().map(|(key, value)| (key.as_str(), value.as_slice())))
+            .append_pax_extensions(
+                extensions
+                    .iter()
+                    .map(|(key, value)| (key.as_str(), value.as_slice())),
+            )
             .map_err(io("write archive"))
     }
 }

@@ -1,7 +1,7 @@
 //! Images: their names, their configuration, and where their layers lie on disk.
 //!
-//! Plain blocking code. [`Store`] keeps blobs and layers; [`archive`] reads and writes the files that `save` and `load`
-//! exchange. Which images exist is the engine's record, not known here.
+//! Plain blocking code. [`Store`] keeps blobs and layers; [`archive`] reads and writes the files
+//! that `save` and `load` exchange. Which images exist is the engine's record, not known here.
 #![forbid(unsafe_code)]
 
 pub mod archive;

@@ -20,13 +20,25 @@ pub struct Platform {
 impl Platform {
     /// This engine's.
     pub fn host() -> Self {
-        Self { os: "linux".into(), architecture: ARCHITECTURE.into(), variant: String::new() }
+        Self {
+            os: "linux".into(),
+            architecture: ARCHITECTURE.into(),
+            variant: String::new(),
+        }
     }
 
     /// What an image's configuration says.
     pub fn of(config: &ImageConfig) -> Self {
-        let os = if config.os.is_empty() { "linux" } else { &config.os };
-        Self { os: os.into(), architecture: config.architecture.clone(), variant: config.variant.clone() }
+        let os = if config.os.is_empty() {
+            "linux"
+        } else {
+            &config.os
+        };
+        Self {
+            os: os.into(),
+            architecture: config.architecture.clone(),
+            variant: config.variant.clone(),
+        }
     }
 
     /// Whether an image for `other` is exactly for this one.
@@ -34,7 +46,8 @@ impl Platform {
         self.clone().normalized() == other.clone().normalized()
     }
 
-    /// Whether an image for `other` runs here: also one for an older variant, for the 32-bit sibling, or without a variant.
+    /// Whether an image for `other` runs here: also one for an older variant, for the 32-bit
+    /// sibling, or without a variant.
     pub fn runs(&self, other: &Self) -> bool {
         let (own, other) = (self.clone().normalized(), other.clone().normalized());
         if own.os != other.os {
@@ -50,7 +63,11 @@ impl Platform {
 
     /// The number of the variant, where architectures have them.
     fn level(&self) -> u32 {
-        let named = self.variant.strip_prefix('v').and_then(|variant| variant.split('.').next()).and_then(|level| level.parse().ok());
+        let named = self
+            .variant
+            .strip_prefix('v')
+            .and_then(|variant| variant.split('.').next())
+            .and_then(|level| level.parse().ok());
         named.unwrap_or(match self.architecture.as_str() {
             "arm64" => 8,
             "arm" => 7,
@@ -65,7 +82,10 @@ impl Platform {
         if self.os == "macos" {
             self.os = "darwin".into();
         }
-        let (architecture, variant) = (self.architecture.to_lowercase(), self.variant.to_lowercase());
+        let (architecture, variant) = (
+            self.architecture.to_lowercase(),
+            self.variant.to_lowercase(),
+        );
         (self.architecture, self.variant) = match (architecture.as_str(), variant.as_str()) {
             ("i386", _) => ("386".into(), String::new()),
             ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64".into(), String::new()),
@@ -85,7 +105,11 @@ impl Platform {
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
-        if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", self.variant) }
+        if self.variant.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "/{}", self.variant)
+        }
     }
 }
 
@@ -143,17 +167,29 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |what: &str| Error::invalid(format!("{text:?}: {what}: invalid argument"));
         if text.contains('*') {
-            return Err(Error::invalid(format!("{text:?}: wildcards not yet supported: invalid argument")));
+            return Err(Error::invalid(format!(
+                "{text:?}: wildcards not yet supported: invalid argument"
+            )));
         }
         let parts: Vec<&str> = text.split('/').collect();
-        let word = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        let word = |part: &str| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        };
         if let Some(bad) = parts.iter().find(|part| !word(part)) {
             return Err(Error::invalid(format!(
                 "{bad:?} is an invalid component of {text:?}: platform specifier component must match \"^[A-Za-z0-9_.-]+$\": invalid argument"
             )));
         }
         let made = |os: &str, architecture: &str, variant: &str| {
-            Self { os: os.into(), architecture: architecture.into(), variant: variant.into() }.normalized()
+            Self {
+                os: os.into(),
+                architecture: architecture.into(),
+                variant: variant.into(),
+            }
+            .normalized()
         };
         match parts.as_slice() {
             [one] => {
@@ -163,13 +199,24 @@ impl FromStr for Platform {
                 }
                 let platform = made("linux", one, "").without_default();
                 let known = ARCHITECTURES.contains(&platform.architecture.as_str());
-                if known { Ok(platform) } else { Err(refuse("unknown operating system or architecture")) }
+                if known {
+                    Ok(platform)
+                } else {
+                    Err(refuse("unknown operating system or architecture"))
+                }
             }
             [os, architecture] => Ok(made(os, architecture, "").without_default()),
             [os, architecture, variant] => {
                 let platform = made(os, architecture, variant);
-                let variant = if platform.architecture == "arm64" && platform.variant.is_empty() { "v8".into() } else { platform.variant };
-                Ok(Self { variant, ..platform })
+                let variant = if platform.architecture == "arm64" && platform.variant.is_empty() {
+                    "v8".into()
+                } else {
+                    platform.variant
+                };
+                Ok(Self {
+                    variant,
+                    ..platform
+                })
             }
             _ => Err(refuse("cannot parse platform specifier")),
         }
@@ -203,12 +250,24 @@ mod tests {
             ("linux/bogus", "linux/bogus"),
             ("Windows/AMD64", "windows/amd64"),
         ] {
-            assert_eq!(text.parse::<Platform>().map(|platform| platform.to_string()).unwrap(), expected, "{text}");
+            assert_eq!(
+                text.parse::<Platform>()
+                    .map(|platform| platform.to_string())
+                    .unwrap(),
+                expected,
+                "{text}"
+            );
         }
         assert_eq!("linux".parse::<Platform>().unwrap(), Platform::host());
         for (text, expected) in [
-            ("bogus", "\"bogus\": unknown operating system or architecture: invalid argument"),
-            ("a/b/c/d", "\"a/b/c/d\": cannot parse platform specifier: invalid argument"),
+            (
+                "bogus",
+                "\"bogus\": unknown operating system or architecture: invalid argument",
+            ),
+            (
+                "a/b/c/d",
+                "\"a/b/c/d\": cannot parse platform specifier: invalid argument",
+            ),
         ] {
             assert_eq!(text.parse::<Platform>().unwrap_err().to_string(), expected);
         }
@@ -231,6 +290,9 @@ mod tests {
         ] {
             assert_eq!(platform(own).runs(&platform(image)), runs, "{own} {image}");
         }
-        assert!(platform("linux/arm64").is(&platform("linux/arm64/v8")) && !platform("linux/amd64").is(&platform("linux/386")));
+        assert!(
+            platform("linux/arm64").is(&platform("linux/arm64/v8"))
+                && !platform("linux/amd64").is(&platform("linux/386"))
+        );
     }
 }

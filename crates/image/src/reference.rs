@@ -41,10 +41,14 @@ impl Reference {
     /// A digest, and a name that is a digest's beginning: neither could be told from an image's id.
     pub fn into_tag(self) -> Result<Self> {
         if self.digest.is_some() {
-            return Err(Error::invalid("refusing to create a tag with a digest reference"));
+            return Err(Error::invalid(
+                "refusing to create a tag with a digest reference",
+            ));
         }
         if self.familiar_name() == ALGORITHM {
-            return Err(Error::invalid("refusing to create an ambiguous tag using digest algorithm as name"));
+            return Err(Error::invalid(
+                "refusing to create an ambiguous tag using digest algorithm as name",
+            ));
         }
         Ok(self.with_default_tag())
     }
@@ -57,7 +61,12 @@ impl Reference {
     /// The name as people write it: `busybox`.
     pub fn familiar_name(&self) -> String {
         if self.domain == DEFAULT_DOMAIN {
-            return self.path.strip_prefix(OFFICIAL_PREFIX).filter(|rest| !rest.contains('/')).unwrap_or(&self.path).to_owned();
+            return self
+                .path
+                .strip_prefix(OFFICIAL_PREFIX)
+                .filter(|rest| !rest.contains('/'))
+                .unwrap_or(&self.path)
+                .to_owned();
         }
         self.name()
     }
@@ -92,8 +101,14 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(Error::invalid(format!("invalid repository name ({text}), cannot specify 64-byte hexadecimal strings")));
+        if text.len() == 64
+            && text
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        {
+            return Err(Error::invalid(format!(
+                "invalid repository name ({text}), cannot specify 64-byte hexadecimal strings"
+            )));
         }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.parse::<Digest>().map_err(|_| invalid())?)),
@@ -101,7 +116,9 @@ impl FromStr for Reference {
         };
         // A colon after the last slash separates the tag; before it, it belongs to a port.
         let (name, tag) = match rest.rfind(':') {
-            Some(colon) if !rest[colon..].contains('/') => (&rest[..colon], Some(&rest[colon + 1..])),
+            Some(colon) if !rest[colon..].contains('/') => {
+                (&rest[..colon], Some(&rest[colon + 1..]))
+            }
             _ => (rest, None),
         };
         if let Some(tag) = tag {
@@ -109,7 +126,9 @@ impl FromStr for Reference {
         }
         let (domain, path) = split_domain(name);
         if path.bytes().any(|byte| byte.is_ascii_uppercase()) && check_path(&path.to_lowercase()) {
-            return Err(Error::invalid(format!("invalid reference format: repository name ({path}) must be lowercase")));
+            return Err(Error::invalid(format!(
+                "invalid reference format: repository name ({path}) must be lowercase"
+            )));
         }
         if !check_domain(&domain) || !check_path(&path) {
             return Err(invalid());
@@ -119,7 +138,12 @@ impl FromStr for Reference {
                 "invalid reference format: repository name must not be more than {LONGEST_NAME} characters"
             )));
         }
-        Ok(Self { domain, path, tag: tag.map(str::to_owned), digest })
+        Ok(Self {
+            domain,
+            path,
+            tag: tag.map(str::to_owned),
+            digest,
+        })
     }
 }
 
@@ -129,32 +153,60 @@ pub fn check_tag(tag: &str) -> Result<()> {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let valid = tag.len() <= LONGEST_TAG
         && tag.bytes().next().is_some_and(word)
-        && tag.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-');
-    if valid { Ok(()) } else { Err(Error::invalid("invalid tag format")) }
+        && tag
+            .bytes()
+            .all(|byte| word(byte) || byte == b'.' || byte == b'-');
+    if valid {
+        Ok(())
+    } else {
+        Err(Error::invalid("invalid tag format"))
+    }
 }
 
-/// The first part is a domain only if it looks like one: it has a dot or a port, is `localhost`, or is not lower case.
+/// The first part is a domain only if it looks like one: it has a dot or a port, is `localhost`, or
+/// is not lower case.
 fn split_domain(name: &str) -> (String, String) {
     let (domain, path) = match name.split_once('/') {
-        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" || first.to_lowercase() != first => (first, rest),
+        Some((first, rest))
+            if first.contains(['.', ':'])
+                || first == "localhost"
+                || first.to_lowercase() != first =>
+        {
+            (first, rest)
+        }
         _ => (DEFAULT_DOMAIN, name),
     };
-    let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
-    let path = if domain == DEFAULT_DOMAIN && !path.contains('/') { format!("{OFFICIAL_PREFIX}{path}") } else { path.to_owned() };
+    let domain = if domain == "index.docker.io" {
+        DEFAULT_DOMAIN
+    } else {
+        domain
+    };
+    let path = if domain == DEFAULT_DOMAIN && !path.contains('/') {
+        format!("{OFFICIAL_PREFIX}{path}")
+    } else {
+        path.to_owned()
+    };
     (domain.to_owned(), path)
 }
 
 fn check_domain(domain: &str) -> bool {
     if let Some(rest) = domain.strip_prefix('[') {
-        let Some((address, port)) = rest.split_once(']') else { return false };
-        return address.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || port.strip_prefix(':').is_some_and(check_port));
+        let Some((address, port)) = rest.split_once(']') else {
+            return false;
+        };
+        return address.parse::<std::net::Ipv6Addr>().is_ok()
+            && (port.is_empty() || port.strip_prefix(':').is_some_and(check_port));
     }
-    let (host, port) = domain.split_once(':').map_or((domain, None), |(host, port)| (host, Some(port)));
+    let (host, port) = domain
+        .split_once(':')
+        .map_or((domain, None), |(host, port)| (host, Some(port)));
     let label = |label: &str| {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     host.split('.').all(label) && port.is_none_or(check_port)
 }
@@ -163,7 +215,8 @@ fn check_port(port: &str) -> bool {
     !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Components of lower-case letters and digits, separated inside by one `.`, one or two `_`, or any number of `-`.
+/// Components of lower-case letters and digits, separated inside by one `.`, one or two `_`, or any
+/// number of `-`.
 fn check_path(path: &str) -> bool {
     path.split('/').all(|component| {
         let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -171,9 +224,10 @@ fn check_path(path: &str) -> bool {
         if !bytes.first().is_some_and(alphanumeric) || !bytes.last().is_some_and(alphanumeric) {
             return false;
         }
-        bytes
-            .split(alphanumeric)
-            .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-'))
+        bytes.split(alphanumeric).all(|separator| {
+            matches!(separator, b"" | b"." | b"_" | b"__")
+                || separator.iter().all(|&byte| byte == b'-')
+        })
     })
 }
 
@@ -182,22 +236,49 @@ mod tests {
     use super::*;
 
     fn check(text: &str, normal: &str, familiar: &str) {
-        let reference: Reference = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
-        assert_eq!((reference.to_string().as_str(), reference.familiar().as_str()), (normal, familiar), "{text}");
+        let reference: Reference = text
+            .parse()
+            .unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!(
+            (
+                reference.to_string().as_str(),
+                reference.familiar().as_str()
+            ),
+            (normal, familiar),
+            "{text}"
+        );
     }
 
     #[test]
     fn names_are_normalised() {
         check("busybox", "docker.io/library/busybox", "busybox");
-        check("busybox:1.36", "docker.io/library/busybox:1.36", "busybox:1.36");
+        check(
+            "busybox:1.36",
+            "docker.io/library/busybox:1.36",
+            "busybox:1.36",
+        );
         check("me/app", "docker.io/me/app", "me/app");
         check("index.docker.io/library/x", "docker.io/library/x", "x");
         check("localhost/app:v1", "localhost/app:v1", "localhost/app:v1");
-        check("host:5000/a/b__c:v-1.2", "host:5000/a/b__c:v-1.2", "host:5000/a/b__c:v-1.2");
+        check(
+            "host:5000/a/b__c:v-1.2",
+            "host:5000/a/b__c:v-1.2",
+            "host:5000/a/b__c:v-1.2",
+        );
         check("[::1]:5000/a", "[::1]:5000/a", "[::1]:5000/a");
         let digest = Digest::of(b"x");
-        check(&format!("a@{digest}"), &format!("docker.io/library/a@{digest}"), &format!("a@{digest}"));
-        assert_eq!("a".parse::<Reference>().unwrap().with_default_tag().familiar(), "a:latest");
+        check(
+            &format!("a@{digest}"),
+            &format!("docker.io/library/a@{digest}"),
+            &format!("a@{digest}"),
+        );
+        assert_eq!(
+            "a".parse::<Reference>()
+                .unwrap()
+                .with_default_tag()
+                .familiar(),
+            "a:latest"
+        );
     }
 
     #[test]

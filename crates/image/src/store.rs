@@ -6,7 +6,8 @@
 //! <root>/tmp/<random>/…            what is being made; thrown away when the engine starts
 //! <root>/trash/<random>            what is being removed; emptied behind the engine's start
 //! ```
-//! Everything is made in `tmp/` and renamed when it is whole, so nothing half-made is ever found under its name.
+//! Everything is made in `tmp/` and renamed when it is whole, so nothing half-made is ever found
+//! under its name.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -55,20 +56,28 @@ impl Drop for Scratch {
 pub const LARGEST_CONFIG: u64 = 8 << 20;
 
 impl Store {
-    /// Opens the store below `root`, making its directories and throwing away what was being made in an earlier run.
+    /// Opens the store below `root`, making its directories and throwing away what was being made
+    /// in an earlier run.
     pub fn open(root: &Path) -> Result<Self> {
-        for (directory, mode) in [("blobs/sha256", 0o700), ("layers", 0o700), ("tmp", 0o700), ("trash", 0o700)] {
+        for (directory, mode) in [
+            ("blobs/sha256", 0o700),
+            ("layers", 0o700),
+            ("tmp", 0o700),
+            ("trash", 0o700),
+        ] {
             fs::create_dir_all(root.join(directory), mode)?;
         }
-        let store = Self { root: root.to_owned() };
+        let store = Self {
+            root: root.to_owned(),
+        };
         for entry in fs::list(root.join("tmp"))? {
             store.trash(&entry.path())?;
         }
         Ok(store)
     }
 
-    /// Removes what earlier runs left in the trash. Takes its time, and may fail for good (an immutable file, a disk with
-    /// errors): nobody should wait for it.
+    /// Removes what earlier runs left in the trash. Takes its time, and may fail for good (an
+    /// immutable file, a disk with errors): nobody should wait for it.
     ///
     /// # Errors
     /// The first one; the rest is removed all the same.
@@ -100,9 +109,15 @@ impl Store {
         self.layer_path(diff_id).join("fs")
     }
 
-    /// The directories to mount for these layers (given from the bottom up), the topmost first, each once.
+    /// The directories to mount for these layers (given from the bottom up), the topmost first,
+    /// each once.
     pub fn lower_layers(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
-        distinct(diff_ids.iter().rev().map(|diff_id| self.layer_files(diff_id)))
+        distinct(
+            diff_ids
+                .iter()
+                .rev()
+                .map(|diff_id| self.layer_files(diff_id)),
+        )
     }
 
     pub fn put_blob(&self, content: &[u8]) -> Result<Digest> {
@@ -111,26 +126,44 @@ impl Store {
         if !fs::exists(&path) {
             let staged = self.root.join("tmp").join(random_name());
             let mut file = fs::create(&staged, 0o600)?;
-            file.write_all(content).and_then(|()| file.sync_data()).map_err(fs::at("write", &staged))?;
+            file.write_all(content)
+                .and_then(|()| file.sync_data())
+                .map_err(fs::at("write", &staged))?;
             fs::rename(&staged, &path)?;
         }
         Ok(digest)
     }
 
     /// # Errors
-    /// [`Error::NotFound`] when there is none; [`Error::Invalid`] when what is there is not what its name says.
+    /// [`Error::NotFound`] when there is none; [`Error::Invalid`] when what is there is not what
+    /// its name says.
     pub fn blob(&self, digest: &Digest) -> Result<Vec<u8>> {
         let content = match fs::read_at_most(self.blob_path(digest), LARGEST_CONFIG) {
-            Err(error) if error.is_not_found() => return Err(Error::NotFound(format!("blob {digest} is not in the store"))),
+            Err(error) if error.is_not_found() => {
+                return Err(Error::NotFound(format!(
+                    "blob {digest} is not in the store"
+                )));
+            }
             result => result?,
         };
-        if Digest::of(&content) == *digest { Ok(content) } else { Err(Error::invalid(format!("blob {digest} is damaged"))) }
+        if Digest::of(&content) == *digest {
+            Ok(content)
+        } else {
+            Err(Error::invalid(format!("blob {digest} is damaged")))
+        }
     }
 
     /// All blobs there are.
     pub fn blobs(&self) -> Result<Vec<Digest>> {
         let entries = fs::list(self.root.join("blobs/sha256"))?;
-        Ok(entries.iter().filter_map(|entry| format!("sha256:{}", entry.file_name().to_str()?).parse().ok()).collect())
+        Ok(entries
+            .iter()
+            .filter_map(|entry| {
+                format!("sha256:{}", entry.file_name().to_str()?)
+                    .parse()
+                    .ok()
+            })
+            .collect())
     }
 
     pub fn has_layer(&self, diff_id: &Digest) -> bool {
@@ -140,27 +173,37 @@ impl Store {
     /// Unpacks a layer from its archive, compressed or not.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a hostile or damaged archive, and for one whose content is not `expected`.
+    /// [`Error::Invalid`] for a hostile or damaged archive, and for one whose content is not
+    /// `expected`.
     pub fn put_layer(&self, archive: impl Read + Send, expected: Option<&Digest>) -> Result<Layer> {
         let scratch = self.scratch()?;
         let applied = layer::apply(decompress(archive)?, scratch.path())?;
         if let Some(expected) = expected.filter(|expected| **expected != applied.diff_id) {
-            return Err(Error::invalid(format!("invalid diffID: expected {expected}, got {}", applied.diff_id)));
+            return Err(Error::invalid(format!(
+                "invalid diffID: expected {expected}, got {}",
+                applied.diff_id
+            )));
         }
         fs::write(scratch.path().join("size"), applied.size.to_string())?;
-        // Readers of images need not be root, but nobody enters this directory from outside (CVE-2021-41091).
+        // Readers of images need not be root, but nobody enters this directory from outside
+        // (CVE-2021-41091).
         match fs::rename(scratch.path(), self.layer_path(&applied.diff_id)) {
             // Another load was faster with the same layer; ours is thrown away.
             Err(_) if self.has_layer(&applied.diff_id) => {}
             result => result?,
         }
-        Ok(Layer { diff_id: applied.diff_id, size: applied.size })
+        Ok(Layer {
+            diff_id: applied.diff_id,
+            size: applied.size,
+        })
     }
 
     /// Bytes of file content in a layer.
     pub fn layer_size(&self, diff_id: &Digest) -> Result<u64> {
         let text = fs::read_to_string(self.layer_path(diff_id).join("size"))?;
-        text.trim().parse().map_err(|_| Error::invalid(format!("layer {diff_id} has no size")))
+        text.trim()
+            .parse()
+            .map_err(|_| Error::invalid(format!("layer {diff_id} has no size")))
     }
 
     /// Writes the archive of a layer, as it came.
@@ -168,15 +211,23 @@ impl Store {
         layer::replay(&self.layer_path(diff_id), output)
     }
 
-    /// Takes all blobs and layers out of the store that are not among these, and returns where they are for now: who calls
-    /// this removes them, when nobody waits for it. Nothing may be coming in meanwhile.
+    /// Takes all blobs and layers out of the store that are not among these, and returns where they
+    /// are for now: who calls this removes them, when nobody waits for it. Nothing may be coming in
+    /// meanwhile.
     ///
     /// # Errors
     /// The first one; the others are taken out all the same, and removed at the next start.
-    pub fn keep_only(&self, blobs: &BTreeSet<Digest>, layers: &BTreeSet<Digest>) -> Result<Vec<PathBuf>> {
+    pub fn keep_only(
+        &self,
+        blobs: &BTreeSet<Digest>,
+        layers: &BTreeSet<Digest>,
+    ) -> Result<Vec<PathBuf>> {
         let mut outcome = Ok(Vec::new());
         for (directory, known) in [("blobs/sha256", blobs), ("layers", layers)] {
-            let known: BTreeSet<&OsStr> = known.iter().map(|digest| OsStr::new(digest.hex())).collect();
+            let known: BTreeSet<&OsStr> = known
+                .iter()
+                .map(|digest| OsStr::new(digest.hex()))
+                .collect();
             for entry in fs::list(self.root.join(directory))? {
                 if known.contains(entry.file_name().as_os_str()) {
                     continue;
@@ -191,9 +242,12 @@ impl Store {
         outcome
     }
 
-    /// Moves a file or directory to the trash and removes it there. After a crash in between, the next start does.
+    /// Moves a file or directory to the trash and removes it there. After a crash in between, the
+    /// next start does.
     pub fn discard(&self, path: &Path) -> Result<()> {
-        let Some(trashed) = self.trash(path)? else { return Ok(()) };
+        let Some(trashed) = self.trash(path)? else {
+            return Ok(());
+        };
         Ok(fs::remove_tree(trashed)?)
     }
 
@@ -219,14 +273,19 @@ impl Store {
 
     /// Waits until all that was written is on disk, so that a record may name it.
     pub fn sync(&self) -> Result<()> {
-        let root = rustix::fs::open(&self.root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(fs::at("open", &self.root))?;
-        rustix::fs::syncfs(&root).map_err(|error| io(format!("sync {}", self.root.display()))(error.into()))
+        let root = rustix::fs::open(
+            &self.root,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(fs::at("open", &self.root))?;
+        rustix::fs::syncfs(&root)
+            .map_err(|error| io(format!("sync {}", self.root.display()))(error.into()))
     }
 }
 
-/// The layers of a stack (the topmost first) that overlay shall be given: each once, since it refuses one that comes
-/// twice.
+/// The layers of a stack (the topmost first) that overlay shall be given: each once, since it
+/// refuses one that comes twice.
 pub(crate) fn distinct(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
     let mut lower: Vec<PathBuf> = Vec::new();
     for files in layers {
@@ -240,7 +299,8 @@ pub(crate) fn distinct(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf
 /// A name nobody else has.
 pub(crate) fn random_name() -> String {
     let mut bytes = [0u8; 12];
-    // The kernel's generator does not fail for so few bytes once it is seeded, which it is long before an engine runs.
+    // The kernel's generator does not fail for so few bytes once it is seeded, which it is long
+    // before an engine runs.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

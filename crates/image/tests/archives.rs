@@ -1,4 +1,5 @@
-//! Image archives there and back: what `load` reads, what `save` writes, `import`, and `export` of merged layers.
+//! Image archives there and back: what `load` reads, what `save` writes, `import`, and `export` of
+//! merged layers.
 //!
 //! Merging layers takes root, for the overlay mount.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
@@ -10,10 +11,13 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use common::images::{
-    CONFIG, INDEX, Image, LAYER, MANIFEST, blob, blob_name, bytes, config, descriptor, docker_archive, index, index_json, manifest_json,
-    oci_archive, old_docker_archive, sideways,
+    CONFIG, INDEX, Image, LAYER, MANIFEST, blob, blob_name, bytes, config, descriptor,
+    docker_archive, index, index_json, manifest_json, oci_archive, old_docker_archive, sideways,
 };
-use common::{Bench, Entry, device, dir, fifo, file, gzip, hard_link, noise, pack, symlink, whiteout, zstandard};
+use common::{
+    Bench, Entry, device, dir, fifo, file, gzip, hard_link, noise, pack, symlink, whiteout,
+    zstandard,
+};
 use serde_json::{Value, json};
 use tar::{Archive, EntryType};
 use whelk_image::archive::{Import, Loaded, Saved, import, load, save};
@@ -22,11 +26,20 @@ use whelk_image::{Digest, Error, Reference, export};
 use whelk_sys::fs;
 
 fn base() -> Vec<u8> {
-    pack(&[dir("etc/"), file("etc/passwd", "root:x:0:0::/:/bin/sh\n"), hard_link("etc/same", "etc/passwd"), symlink("lib", "usr/lib")])
+    pack(&[
+        dir("etc/"),
+        file("etc/passwd", "root:x:0:0::/:/bin/sh\n"),
+        hard_link("etc/same", "etc/passwd"),
+        symlink("lib", "usr/lib"),
+    ])
 }
 
 fn middle() -> Vec<u8> {
-    pack(&[dir("etc/"), whiteout("etc/same"), file("data", noise(20_000)).mode(0o4755).owner(3, 4)])
+    pack(&[
+        dir("etc/"),
+        whiteout("etc/same"),
+        file("data", noise(20_000)).mode(0o4755).owner(3, 4),
+    ])
 }
 
 fn top() -> Vec<u8> {
@@ -35,12 +48,18 @@ fn top() -> Vec<u8> {
 
 /// Two images with a common base.
 fn two_images() -> (Image, Image) {
-    (Image::new("one", &[base(), middle()]), Image::new("two", &[base(), top()]))
+    (
+        Image::new("one", &[base(), middle()]),
+        Image::new("two", &[base(), top()]),
+    )
 }
 
 /// What was loaded, as one line for each image: names and size.
 fn summary(loaded: &[Loaded]) -> Vec<String> {
-    loaded.iter().map(|image| format!("{} {}", names(image).join(","), image.size)).collect()
+    loaded
+        .iter()
+        .map(|image| format!("{} {}", names(image).join(","), image.size))
+        .collect()
 }
 
 fn names(loaded: &Loaded) -> Vec<String> {
@@ -65,13 +84,20 @@ fn check_two(archive: &[u8]) {
     assert_eq!([&loaded[0].id, &loaded[1].id], [&one.id(), &two.id()]);
     assert_eq!(
         summary(&loaded),
-        ["docker.io/library/app:1,docker.io/library/app:latest 20022", "host:5000/team/app:v2 23"],
+        [
+            "docker.io/library/app:1,docker.io/library/app:latest 20022",
+            "host:5000/team/app:v2 23"
+        ],
         "the size of files that layers share by hard links counts once"
     );
     assert_eq!(loaded[0].config.config.cmd, ["one"]);
     check_stored(&bench, &one);
     check_stored(&bench, &two);
-    assert_eq!(bench.names("layers").len(), 3, "the common layer is there once");
+    assert_eq!(
+        bench.names("layers").len(),
+        3,
+        "the common layer is there once"
+    );
 }
 
 fn other_name(name: &str, target: &str) -> Entry {
@@ -81,7 +107,10 @@ fn other_name(name: &str, target: &str) -> Entry {
 #[test]
 fn docker_archives() {
     let (one, two) = two_images();
-    let images: &[(&Image, &[&str])] = &[(&one, &["app:1", "app"]), (&two, &["host:5000/team/app:v2"])];
+    let images: &[(&Image, &[&str])] = &[
+        (&one, &["app:1", "app"]),
+        (&two, &["host:5000/team/app:v2"]),
+    ];
     check_two(&pack(&docker_archive(images)));
     check_two(&gzip(&pack(&docker_archive(images))));
     check_two(&zstandard(&pack(&docker_archive(images))));
@@ -102,9 +131,15 @@ fn names_of_parts_may_begin_with_a_dot() {
         dir("./"),
         file(format!("./{config}"), &image.config),
         file(format!("./{layer}"), &image.layers[0]),
-        file("./manifest.json", bytes(&json!([{"Config": config, "Layers": [format!("./{layer}")]}]))),
+        file(
+            "./manifest.json",
+            bytes(&json!([{"Config": config, "Layers": [format!("./{layer}")]}])),
+        ),
     ]);
-    assert_eq!(load(&bench.store, archive.as_slice(), None).unwrap()[0].id, image.id());
+    assert_eq!(
+        load(&bench.store, archive.as_slice(), None).unwrap()[0].id,
+        image.id()
+    );
     check_stored(&bench, &image);
 }
 
@@ -112,27 +147,51 @@ fn names_of_parts_may_begin_with_a_dot() {
 fn oci_layouts() {
     let (one, two) = two_images();
     let bench = Bench::new();
-    let archive = pack(&oci_archive(&[(&one, "docker.io/library/app:1"), (&two, "host:5000/team/app:v2")]));
+    let archive = pack(&oci_archive(&[
+        (&one, "docker.io/library/app:1"),
+        (&two, "host:5000/team/app:v2"),
+    ]));
     let loaded = load(&bench.store, archive.as_slice(), None).unwrap();
     assert_eq!([&loaded[0].id, &loaded[1].id], [&one.id(), &two.id()]);
-    assert_eq!(summary(&loaded), ["docker.io/library/app:1 20022", "host:5000/team/app:v2 23"]);
+    assert_eq!(
+        summary(&loaded),
+        ["docker.io/library/app:1 20022", "host:5000/team/app:v2 23"]
+    );
     check_stored(&bench, &one);
     check_stored(&bench, &two);
 }
 
-/// Layers are compressed where they are, named by what they are then; the configuration names what is inside.
+/// Layers are compressed where they are, named by what they are then; the configuration names what
+/// is inside.
 #[test]
 fn oci_layouts_with_compressed_layers() {
     let image = Image::new("compressed", &[base(), middle(), top()]);
     let blobs = [gzip(&base()), zstandard(&middle()), top()];
-    let types = [format!("{LAYER}+gzip"), format!("{LAYER}+zstd"), LAYER.to_owned()];
-    let layers: Vec<Value> = blobs.iter().zip(&types).map(|(blob, media_type)| descriptor(media_type, blob)).collect();
-    let manifest = bytes(&json!({"schemaVersion": 2, "config": descriptor(CONFIG, &image.config), "layers": layers}));
+    let types = [
+        format!("{LAYER}+gzip"),
+        format!("{LAYER}+zstd"),
+        LAYER.to_owned(),
+    ];
+    let layers: Vec<Value> = blobs
+        .iter()
+        .zip(&types)
+        .map(|(blob, media_type)| descriptor(media_type, blob))
+        .collect();
+    let manifest = bytes(
+        &json!({"schemaVersion": 2, "config": descriptor(CONFIG, &image.config), "layers": layers}),
+    );
     let mut entries: Vec<Entry> = blobs.iter().map(|content| blob(content)).collect();
-    entries.extend([blob(&image.config), blob(&manifest), index_json(&[descriptor(MANIFEST, &manifest)])]);
+    entries.extend([
+        blob(&image.config),
+        blob(&manifest),
+        index_json(&[descriptor(MANIFEST, &manifest)]),
+    ]);
     let bench = Bench::new();
     let loaded = load(&bench.store, pack(&entries).as_slice(), None).unwrap();
-    assert_eq!((loaded.len(), &loaded[0].id, loaded[0].names.len()), (1, &image.id(), 0));
+    assert_eq!(
+        (loaded.len(), &loaded[0].id, loaded[0].names.len()),
+        (1, &image.id(), 0)
+    );
     check_stored(&bench, &image);
 }
 
@@ -140,7 +199,9 @@ fn oci_layouts_with_compressed_layers() {
 #[test]
 fn of_several_platforms_the_own_one_is_loaded() {
     let image = Image::new("mine", &[base()]);
-    let manifest = bytes(&json!({"schemaVersion": 2, "config": descriptor(CONFIG, &image.config), "layers": [descriptor(LAYER, &base())]}));
+    let manifest = bytes(
+        &json!({"schemaVersion": 2, "config": descriptor(CONFIG, &image.config), "layers": [descriptor(LAYER, &base())]}),
+    );
     let mut mine = descriptor(MANIFEST, &manifest);
     mine["platform"] = json!({"os": "linux", "architecture": ARCHITECTURE});
     let mut foreign = descriptor(MANIFEST, b"not in the archive");
@@ -151,23 +212,42 @@ fn of_several_platforms_the_own_one_is_loaded() {
     let mut named = descriptor(INDEX, &inner);
     named["annotations"] = json!({"io.containerd.image.name": "docker.io/library/multi:1", "org.opencontainers.image.ref.name": "1"});
     let bench = Bench::new();
-    let archive = pack(&[blob(&base()), blob(&image.config), blob(&manifest), blob(&inner), index_json(&[named])]);
+    let archive = pack(&[
+        blob(&base()),
+        blob(&image.config),
+        blob(&manifest),
+        blob(&inner),
+        index_json(&[named]),
+    ]);
     let loaded = load(&bench.store, archive.as_slice(), None).unwrap();
-    assert_eq!((loaded.len(), &loaded[0].id, names(&loaded[0])), (1, &image.id(), vec!["docker.io/library/multi:1".to_owned()]));
+    assert_eq!(
+        (loaded.len(), &loaded[0].id, names(&loaded[0])),
+        (1, &image.id(), vec!["docker.io/library/multi:1".to_owned()])
+    );
     check_stored(&bench, &image);
 }
 
 #[test]
 fn a_configuration_is_kept_to_the_byte() {
     let text = String::from_utf8(config("x", &[Digest::of(&base()).to_string()])).unwrap();
-    let config = text.replacen('{', "{ \"unknown\" : [1, null],\n", 1).into_bytes();
+    let config = text
+        .replacen('{', "{ \"unknown\" : [1, null],\n", 1)
+        .into_bytes();
     let bench = Bench::new();
-    let archive = pack(&[blob(&config), blob(&base()), manifest_json(&blob_name(&config), &[&blob_name(&base())], &["x"])]);
+    let archive = pack(&[
+        blob(&config),
+        blob(&base()),
+        manifest_json(&blob_name(&config), &[&blob_name(&base())], &["x"]),
+    ]);
     let loaded = load(&bench.store, archive.as_slice(), None).unwrap();
     assert_eq!(loaded[0].id, Digest::of(&config));
     assert_eq!(bench.store.blob(&loaded[0].id).unwrap(), config);
     let again = parts(&saved(&bench, &[(&loaded[0].id, &["x"])]));
-    assert!(again.iter().any(|(name, content)| *name == blob_name(&config) && *content == config));
+    assert!(
+        again
+            .iter()
+            .any(|(name, content)| *name == blob_name(&config) && *content == config)
+    );
 }
 
 #[test]
@@ -187,11 +267,25 @@ fn an_image_may_have_a_layer_twice() {
     let empty = pack(&[]);
     let image = Image::new("twice", &[base(), empty.clone(), top(), empty]);
     let bench = Bench::new();
-    let loaded = load(&bench.store, pack(&docker_archive(&[(&image, &["twice:1"])])).as_slice(), None).unwrap();
-    assert_eq!((loaded[0].config.rootfs.diff_ids.len(), bench.names("layers").len()), (4, 3));
+    let loaded = load(
+        &bench.store,
+        pack(&docker_archive(&[(&image, &["twice:1"])])).as_slice(),
+        None,
+    )
+    .unwrap();
+    assert_eq!(
+        (
+            loaded[0].config.rootfs.diff_ids.len(),
+            bench.names("layers").len()
+        ),
+        (4, 3)
+    );
     let archive = saved(&bench, &[(&image.id(), &["twice:1"])]);
     let other = Bench::new();
-    assert_eq!(load(&other.store, archive.as_slice(), None).unwrap()[0].id, image.id());
+    assert_eq!(
+        load(&other.store, archive.as_slice(), None).unwrap()[0].id,
+        image.id()
+    );
     check_stored(&other, &image);
 }
 
@@ -204,7 +298,13 @@ fn saved(bench: &Bench, images: &[(&Digest, &[&str])]) -> Vec<u8> {
 
 fn to_save(images: &[(&Digest, &[&str])]) -> Vec<Saved> {
     let reference = |name: &&str| name.parse::<Reference>().unwrap().with_default_tag();
-    images.iter().map(|(id, names)| Saved { id: (*id).clone(), names: names.iter().map(reference).collect() }).collect()
+    images
+        .iter()
+        .map(|(id, names)| Saved {
+            id: (*id).clone(),
+            names: names.iter().map(reference).collect(),
+        })
+        .collect()
 }
 
 /// The files in an archive.
@@ -226,10 +326,21 @@ fn what_is_saved_can_be_loaded() {
     let (one, two) = two_images();
     let (one_id, two_id) = (one.id(), two.id());
     let first = Bench::new();
-    load(&first.store, pack(&docker_archive(&[(&one, &["ignored:1"]), (&two, &[])])).as_slice(), None).unwrap();
-    let images: &[(&Digest, &[&str])] = &[(&one_id, &["app:1", "app"]), (&two_id, &["host:5000/team/app:v2"])];
+    load(
+        &first.store,
+        pack(&docker_archive(&[(&one, &["ignored:1"]), (&two, &[])])).as_slice(),
+        None,
+    )
+    .unwrap();
+    let images: &[(&Digest, &[&str])] = &[
+        (&one_id, &["app:1", "app"]),
+        (&two_id, &["host:5000/team/app:v2"]),
+    ];
     let archive = saved(&first, images);
-    assert!(saved(&first, images) == archive, "the same images make the same archive");
+    assert!(
+        saved(&first, images) == archive,
+        "the same images make the same archive"
+    );
     check_two(&archive);
     let second = Bench::new();
     load(&second.store, archive.as_slice(), None).unwrap();
@@ -251,16 +362,26 @@ fn what_is_saved_can_be_loaded() {
     }
     // Either description alone is enough.
     let without = |part: &str| {
-        let rest: Vec<Entry> = all.iter().filter(|(name, _)| name != part).map(|(name, content)| file(name, content)).collect();
+        let rest: Vec<Entry> = all
+            .iter()
+            .filter(|(name, _)| name != part)
+            .map(|(name, content)| file(name, content))
+            .collect();
         pack(&rest)
     };
     check_two(&without("index.json"));
     let third = Bench::new();
     let loaded = load(&third.store, without("manifest.json").as_slice(), None).unwrap();
-    let found: Vec<String> = loaded.iter().map(|image| format!("{} {}", image.id, names(image).join(","))).collect();
+    let found: Vec<String> = loaded
+        .iter()
+        .map(|image| format!("{} {}", image.id, names(image).join(",")))
+        .collect();
     assert_eq!(
         found,
-        [format!("{one_id} docker.io/library/app:1,docker.io/library/app:latest"), format!("{two_id} host:5000/team/app:v2"),]
+        [
+            format!("{one_id} docker.io/library/app:1,docker.io/library/app:latest"),
+            format!("{two_id} host:5000/team/app:v2"),
+        ]
     );
     check_stored(&third, &one);
     check_stored(&third, &two);
@@ -270,10 +391,18 @@ fn what_is_saved_can_be_loaded() {
 fn saved_archives_say_what_docker_s_do() {
     let (one, _) = two_images();
     let bench = Bench::new();
-    load(&bench.store, pack(&docker_archive(&[(&one, &["app:1"])])).as_slice(), None).unwrap();
+    load(
+        &bench.store,
+        pack(&docker_archive(&[(&one, &["app:1"])])).as_slice(),
+        None,
+    )
+    .unwrap();
     let id = one.id();
     let part = |archive: &[u8], name: &str| -> Value {
-        let (_, content) = parts(archive).into_iter().find(|(there, _)| there == name).unwrap();
+        let (_, content) = parts(archive)
+            .into_iter()
+            .find(|(there, _)| there == name)
+            .unwrap();
         serde_json::from_slice(&content).unwrap()
     };
     let archive = saved(&bench, &[(&id, &["app:1", "me/app"])]);
@@ -286,10 +415,22 @@ fn saved_archives_say_what_docker_s_do() {
         }}])
     );
     let last = Digest::of(&middle());
-    assert_eq!(part(&archive, "repositories"), json!({"app": {"1": last.hex()}, "me/app": {"latest": last.hex()}}));
-    assert_eq!(part(&archive, "oci-layout"), json!({"imageLayoutVersion": "1.0.0"}));
+    assert_eq!(
+        part(&archive, "repositories"),
+        json!({"app": {"1": last.hex()}, "me/app": {"latest": last.hex()}})
+    );
+    assert_eq!(
+        part(&archive, "oci-layout"),
+        json!({"imageLayoutVersion": "1.0.0"})
+    );
     let index = part(&archive, "index.json");
-    assert_eq!((&index["schemaVersion"], index["manifests"].as_array().unwrap().len()), (&json!(2), 2));
+    assert_eq!(
+        (
+            &index["schemaVersion"],
+            index["manifests"].as_array().unwrap().len()
+        ),
+        (&json!(2), 2)
+    );
     let entry = &index["manifests"][1];
     assert_eq!(
         entry["annotations"],
@@ -298,13 +439,19 @@ fn saved_archives_say_what_docker_s_do() {
     let digest: Digest = entry["digest"].as_str().unwrap().parse().unwrap();
     let manifest = part(&archive, &format!("blobs/sha256/{}", digest.hex()));
     assert_eq!(manifest["config"], descriptor(CONFIG, &one.config));
-    assert_eq!(manifest["layers"], json!([descriptor(LAYER, &base()), descriptor(LAYER, &middle())]));
+    assert_eq!(
+        manifest["layers"],
+        json!([descriptor(LAYER, &base()), descriptor(LAYER, &middle())])
+    );
 
     // An image without a name is saved without one.
     let archive = saved(&bench, &[(&id, &[])]);
     assert_eq!(part(&archive, "manifest.json")[0]["RepoTags"], Value::Null);
     let other = Bench::new();
-    assert_eq!(summary(&load(&other.store, archive.as_slice(), None).unwrap()), [" 20022"]);
+    assert_eq!(
+        summary(&load(&other.store, archive.as_slice(), None).unwrap()),
+        [" 20022"]
+    );
 }
 
 #[test]
@@ -313,42 +460,96 @@ fn only_what_is_whole_is_saved() {
     let id = one.id();
     let bench = Bench::new();
     let images = to_save(&[(&id, &["app:1"])]);
-    assert!(matches!(save(&bench.store, &images, io::sink()), Err(Error::NotFound(_))));
-    load(&bench.store, pack(&docker_archive(&[(&one, &["app:1"])])).as_slice(), None).unwrap();
+    assert!(matches!(
+        save(&bench.store, &images, io::sink()),
+        Err(Error::NotFound(_))
+    ));
+    load(
+        &bench.store,
+        pack(&docker_archive(&[(&one, &["app:1"])])).as_slice(),
+        None,
+    )
+    .unwrap();
     save(&bench.store, &images, io::sink()).unwrap();
     let data = bench.store.layer_files(&Digest::of(&middle())).join("data");
     fs::write(&data, vec![b'x'; 20_000]).unwrap();
     let result = save(&bench.store, &images, io::sink());
-    assert!(matches!(result, Err(Error::Invalid(_))), "content that was changed: {result:?}");
+    assert!(
+        matches!(result, Err(Error::Invalid(_))),
+        "content that was changed: {result:?}"
+    );
     fs::remove_file(&data).unwrap();
-    assert!(save(&bench.store, &images, io::sink()).is_err(), "content that is gone");
-    bench.store.discard(&bench.store.layer_path(&Digest::of(&middle()))).unwrap();
-    assert!(save(&bench.store, &images, io::sink()).is_err(), "a layer that is gone");
+    assert!(
+        save(&bench.store, &images, io::sink()).is_err(),
+        "content that is gone"
+    );
+    bench
+        .store
+        .discard(&bench.store.layer_path(&Digest::of(&middle())))
+        .unwrap();
+    assert!(
+        save(&bench.store, &images, io::sink()).is_err(),
+        "a layer that is gone"
+    );
 }
 
 #[test]
 fn a_root_file_system_is_imported() {
-    let archive = pack(&[dir("bin/"), file("bin/sh", "#!").mode(0o755), symlink("sh", "bin/sh")]);
+    let archive = pack(&[
+        dir("bin/"),
+        file("bin/sh", "#!").mode(0o755),
+        symlink("sh", "bin/sh"),
+    ]);
     for stream in [archive.clone(), gzip(&archive), zstandard(&archive)] {
         let bench = Bench::new();
         let what = Import {
-            config: ContainerConfig { cmd: vec!["/bin/sh".into()], env: vec!["A=1".into()], ..ContainerConfig::default() },
+            config: ContainerConfig {
+                cmd: vec!["/bin/sh".into()],
+                env: vec!["A=1".into()],
+                ..ContainerConfig::default()
+            },
             comment: "from elsewhere".into(),
             platform: None,
             name: Some("me/imported:1".parse().unwrap()),
         };
         let loaded = import(&bench.store, stream.as_slice(), what).unwrap();
-        assert_eq!((names(&loaded), loaded.size), (vec!["docker.io/me/imported:1".to_owned()], 2));
+        assert_eq!(
+            (names(&loaded), loaded.size),
+            (vec!["docker.io/me/imported:1".to_owned()], 2)
+        );
         assert_eq!(loaded.config.rootfs.diff_ids, [Digest::of(&archive)]);
-        assert_eq!((loaded.config.os.as_str(), loaded.config.architecture.as_str()), ("linux", ARCHITECTURE));
-        assert_eq!((&loaded.config.config.cmd[..], &loaded.config.config.env[..]), (&["/bin/sh".to_owned()][..], &["A=1".to_owned()][..]));
-        assert_eq!((loaded.config.history.len(), loaded.config.history[0].comment.as_str()), (1, "from elsewhere"));
+        assert_eq!(
+            (
+                loaded.config.os.as_str(),
+                loaded.config.architecture.as_str()
+            ),
+            ("linux", ARCHITECTURE)
+        );
+        assert_eq!(
+            (&loaded.config.config.cmd[..], &loaded.config.config.env[..]),
+            (&["/bin/sh".to_owned()][..], &["A=1".to_owned()][..])
+        );
+        assert_eq!(
+            (
+                loaded.config.history.len(),
+                loaded.config.history[0].comment.as_str()
+            ),
+            (1, "from elsewhere")
+        );
         let stored = bench.store.blob(&loaded.id).unwrap();
-        assert_eq!(whelk_image::ImageConfig::parse(&stored).unwrap(), loaded.config);
+        assert_eq!(
+            whelk_image::ImageConfig::parse(&stored).unwrap(),
+            loaded.config
+        );
         assert!(bench.written(&Digest::of(&archive)) == archive);
         // It is an image like any other.
         let other = Bench::new();
-        let again = load(&other.store, saved(&bench, &[(&loaded.id, &["me/imported:1"])]).as_slice(), None).unwrap();
+        let again = load(
+            &other.store,
+            saved(&bench, &[(&loaded.id, &["me/imported:1"])]).as_slice(),
+            None,
+        )
+        .unwrap();
         assert_eq!(again, [loaded]);
     }
 }
@@ -363,7 +564,8 @@ fn links_of_an_imported_root_file_system_lead_inside() {
     assert!(bench.written(&Digest::of(&archive)) == archive);
 }
 
-/// The entries of an archive as lines: name, kind, mode and owner, and what there is to say of the kind.
+/// The entries of an archive as lines: name, kind, mode and owner, and what there is to say of the
+/// kind.
 fn lines(archive: &[u8]) -> Vec<String> {
     let mut archive = Archive::new(archive);
     let mut lines = Vec::new();
@@ -373,7 +575,11 @@ fn lines(archive: &[u8]) -> Vec<String> {
         if let Some(records) = entry.pax_extensions().unwrap() {
             for record in records {
                 let record = record.unwrap();
-                extensions += &format!(" {}={}", record.key().unwrap(), String::from_utf8_lossy(record.value_bytes()));
+                extensions += &format!(
+                    " {}={}",
+                    record.key().unwrap(),
+                    String::from_utf8_lossy(record.value_bytes())
+                );
             }
         }
         let mut content = String::new();
@@ -381,7 +587,10 @@ fn lines(archive: &[u8]) -> Vec<String> {
             entry.read_to_string(&mut content).unwrap();
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let link = entry.link_name_bytes().map(|link| String::from_utf8_lossy(&link).into_owned()).unwrap_or_default();
+        let link = entry
+            .link_name_bytes()
+            .map(|link| String::from_utf8_lossy(&link).into_owned())
+            .unwrap_or_default();
         let header = entry.header();
         let owner = format!("{}:{}", header.uid().unwrap(), header.gid().unwrap());
         let owned = format!("{:04o} {owner}", header.mode().unwrap());
@@ -392,7 +601,11 @@ fn lines(archive: &[u8]) -> Vec<String> {
             EntryType::Symlink => format!("link {owner} {link}"),
             EntryType::Link => format!("hard link {link}"),
             EntryType::Fifo => format!("fifo {owned}"),
-            kind => format!("{kind:?} {owned} {}:{}", number(header.device_major()), number(header.device_minor())),
+            kind => format!(
+                "{kind:?} {owned} {}:{}",
+                number(header.device_major()),
+                number(header.device_minor())
+            ),
         };
         lines.push(format!("{name} {}{extensions}", what.trim_end()));
     }
@@ -410,7 +623,10 @@ fn exported(lower: &[PathBuf]) -> Vec<u8> {
 #[track_caller]
 fn check_export(layers: &[&[Entry]], expected: &[&str]) {
     let bench = Bench::new();
-    let mut lower: Vec<PathBuf> = layers.iter().map(|layer| bench.unpack_only(&pack(layer))).collect();
+    let mut lower: Vec<PathBuf> = layers
+        .iter()
+        .map(|layer| bench.unpack_only(&pack(layer)))
+        .collect();
     lower.reverse();
     assert_eq!(lines(&exported(&lower)), expected);
 }
@@ -419,10 +635,28 @@ fn check_export(layers: &[&[Entry]], expected: &[&str]) {
 fn export_merges_layers() {
     check_export(
         &[
-            &[dir("d/"), file("d/a", "old"), file("d/b", "old"), file("gone", "secret"), dir("e/"), file("e/gone", "secret")],
-            &[dir("d/").mode(0o700).owner(1, 2), file("d/a", "new"), whiteout("gone"), whiteout("e"), file("f", "x").mode(0o4755)],
+            &[
+                dir("d/"),
+                file("d/a", "old"),
+                file("d/b", "old"),
+                file("gone", "secret"),
+                dir("e/"),
+                file("e/gone", "secret"),
+            ],
+            &[
+                dir("d/").mode(0o700).owner(1, 2),
+                file("d/a", "new"),
+                whiteout("gone"),
+                whiteout("e"),
+                file("f", "x").mode(0o4755),
+            ],
         ],
-        &["d/ dir 0700 1:2", "d/a file 0644 0:0 new", "d/b file 0644 0:0 old", "f file 4755 0:0 x"],
+        &[
+            "d/ dir 0700 1:2",
+            "d/a file 0644 0:0 new",
+            "d/b file 0644 0:0 old",
+            "f file 4755 0:0 x",
+        ],
     );
     check_export(
         &[
@@ -434,11 +668,18 @@ fn export_merges_layers() {
     );
     // Hidden, and used again: by a directory, and two layers later.
     check_export(
-        &[&[dir("d/"), file("d/old", "secret")], &[whiteout("d"), dir("d/"), file("d/new", "")]],
+        &[
+            &[dir("d/"), file("d/old", "secret")],
+            &[whiteout("d"), dir("d/"), file("d/new", "")],
+        ],
         &["d/ dir 0755 0:0", "d/new file 0644 0:0"],
     );
     check_export(
-        &[&[dir("d/"), file("d/old", "secret")], &[whiteout("d")], &[dir("d/"), file("d/new", "")]],
+        &[
+            &[dir("d/"), file("d/old", "secret")],
+            &[whiteout("d")],
+            &[dir("d/"), file("d/new", "")],
+        ],
         &["d/ dir 0755 0:0", "d/new file 0644 0:0"],
     );
 }
@@ -446,19 +687,39 @@ fn export_merges_layers() {
 #[test]
 fn a_mark_on_the_root_hides_nothing() {
     check_export(
-        &[&[file("old", "x"), dir("d/")], &[file(".wh..wh..opq", ""), file("new", "")], &[file("newer", "")]],
-        &["d/ dir 0755 0:0", "new file 0644 0:0", "newer file 0644 0:0", "old file 0644 0:0 x"],
+        &[
+            &[file("old", "x"), dir("d/")],
+            &[file(".wh..wh..opq", ""), file("new", "")],
+            &[file("newer", "")],
+        ],
+        &[
+            "d/ dir 0755 0:0",
+            "new file 0644 0:0",
+            "newer file 0644 0:0",
+            "old file 0644 0:0 x",
+        ],
     );
 }
 
 #[test]
 fn whiteouts_of_a_single_layer_are_no_devices() {
-    check_export(&[&[dir("d/"), whiteout("d/gone"), whiteout("gone"), file("f", "x")]], &["d/ dir 0755 0:0", "f file 0644 0:0 x"]);
+    check_export(
+        &[&[
+            dir("d/"),
+            whiteout("d/gone"),
+            whiteout("gone"),
+            file("f", "x"),
+        ]],
+        &["d/ dir 0755 0:0", "f file 0644 0:0 x"],
+    );
 }
 
 #[test]
 fn export_of_layers_that_are_there_twice() {
-    check_export(&[&[file("a", "1")], &[file("b", "2")], &[file("a", "1")]], &["a file 0644 0:0 1", "b file 0644 0:0 2"]);
+    check_export(
+        &[&[file("a", "1")], &[file("b", "2")], &[file("a", "1")]],
+        &["a file 0644 0:0 1", "b file 0644 0:0 2"],
+    );
     check_export(&[&[], &[file("a", "1")], &[]], &["a file 0644 0:0 1"]);
 }
 
@@ -466,30 +727,65 @@ fn export_of_layers_that_are_there_twice() {
 fn export_keeps_links() {
     check_export(
         &[
-            &[file("a", "x").owner(1, 1), hard_link("b", "a"), dir("d/"), hard_link("d/c", "a"), symlink("l", "d/c"), hard_link("m", "l")],
+            &[
+                file("a", "x").owner(1, 1),
+                hard_link("b", "a"),
+                dir("d/"),
+                hard_link("d/c", "a"),
+                symlink("l", "d/c"),
+                hard_link("m", "l"),
+            ],
             &[file("z", "")],
         ],
-        &["a file 0644 1:1 x", "b hard link a", "d/ dir 0755 0:0", "d/c hard link a", "l link 0:0 d/c", "m hard link l", "z file 0644 0:0"],
+        &[
+            "a file 0644 1:1 x",
+            "b hard link a",
+            "d/ dir 0755 0:0",
+            "d/c hard link a",
+            "l link 0:0 d/c",
+            "m hard link l",
+            "z file 0644 0:0",
+        ],
     );
     // The first name is replaced: the others stay one file.
     check_export(
-        &[&[file("a", "old"), hard_link("b", "a"), hard_link("c", "a")], &[file("a", "new")]],
-        &["a file 0644 0:0 new", "b file 0644 0:0 old", "c hard link b"],
+        &[
+            &[file("a", "old"), hard_link("b", "a"), hard_link("c", "a")],
+            &[file("a", "new")],
+        ],
+        &[
+            "a file 0644 0:0 new",
+            "b file 0644 0:0 old",
+            "c hard link b",
+        ],
     );
     let long = "x/".repeat(120);
     check_export(
         &[
-            &[symlink("absolute", "/etc/passwd").owner(5, 6), dir("d/"), symlink("d/dangling", "../usr/nowhere"), symlink("long", &long)],
+            &[
+                symlink("absolute", "/etc/passwd").owner(5, 6),
+                dir("d/"),
+                symlink("d/dangling", "../usr/nowhere"),
+                symlink("long", &long),
+            ],
             &[],
         ],
-        &["absolute link 5:6 /etc/passwd", "d/ dir 0755 0:0", "d/dangling link 0:0 ../usr/nowhere", &format!("long link 0:0 {long}")],
+        &[
+            "absolute link 5:6 /etc/passwd",
+            "d/ dir 0755 0:0",
+            "d/dangling link 0:0 ../usr/nowhere",
+            &format!("long link 0:0 {long}"),
+        ],
     );
 }
 
 /// A link's target is a text; that it mostly is a path does not make it ours to tidy.
 #[test]
 fn export_keeps_targets_to_the_byte() {
-    check_export(&[&[symlink("l", "a//b/./c/.")], &[]], &["l link 0:0 a//b/./c/."]);
+    check_export(
+        &[&[symlink("l", "a//b/./c/.")], &[]],
+        &["l link 0:0 a//b/./c/."],
+    );
 }
 
 #[test]
@@ -497,11 +793,17 @@ fn export_keeps_attributes_and_times() {
     check_export(
         &[
             &[
-                file("f", "x").xattr("user.note", "hello").pax("mtime", "1000.25"),
+                file("f", "x")
+                    .xattr("user.note", "hello")
+                    .pax("mtime", "1000.25"),
                 dir("d/").xattr("user.dir", "yes").mode(0o1777),
                 file("plain", ""),
             ],
-            &[file("z", ""), dir("d/").xattr("user.dir", "new").mode(0o1777), file("d/.wh..wh..opq", "")],
+            &[
+                file("z", ""),
+                dir("d/").xattr("user.dir", "new").mode(0o1777),
+                file("d/.wh..wh..opq", ""),
+            ],
         ],
         &[
             "d/ dir 1777 0:0 SCHILY.xattr.user.dir=new",
@@ -510,12 +812,22 @@ fn export_keeps_attributes_and_times() {
             "z file 0644 0:0",
         ],
     );
-    let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let capability = [
+        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
     let bench = Bench::new();
-    let lower = [bench.unpack_only(&pack(&[])), bench.unpack_only(&pack(&[file("ping", "").xattr("security.capability", capability)]))];
+    let lower = [
+        bench.unpack_only(&pack(&[])),
+        bench.unpack_only(&pack(&[
+            file("ping", "").xattr("security.capability", capability)
+        ])),
+    ];
     let archive = exported(&lower);
     let again = bench.unpack(&archive);
-    assert_eq!(common::xattr(&again.join("ping"), "security.capability").as_deref(), Some(&capability[..]));
+    assert_eq!(
+        common::xattr(&again.join("ping"), "security.capability").as_deref(),
+        Some(&capability[..])
+    );
 }
 
 #[test]

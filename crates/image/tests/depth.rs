@@ -1,5 +1,5 @@
-//! Trees deeper than honest programs make them. In a file of its own, because what would fail here is the stack, which
-//! takes the whole process with it.
+//! Trees deeper than honest programs make them. In a file of its own, because what would fail here
+//! is the stack, which takes the whole process with it.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
@@ -19,7 +19,10 @@ fn a_deep_layer_is_unpacked_and_removed() {
     match bench.store.put_layer(archive.as_slice(), None) {
         Ok(layer) => {
             assert!(bench.written(&layer.diff_id) == archive);
-            bench.store.discard(&bench.store.layer_path(&layer.diff_id)).unwrap();
+            bench
+                .store
+                .discard(&bench.store.layer_path(&layer.diff_id))
+                .unwrap();
         }
         Err(error) => assert!(matches!(error, Error::Invalid(_)), "{error}"),
     }
@@ -40,7 +43,10 @@ fn a_deep_directory_is_replaced() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x"), file("d", "flat")]);
     let result = bench.store.put_layer(archive.as_slice(), None);
-    assert!(matches!(result, Ok(_) | Err(Error::Invalid(_))), "{result:?}");
+    assert!(
+        matches!(result, Ok(_) | Err(Error::Invalid(_))),
+        "{result:?}"
+    );
     bench.check_temporary("deep");
 }
 
@@ -53,7 +59,10 @@ fn a_deep_layer_is_exported() {
         return;
     }
     let mut exported = Vec::new();
-    let result = export(&[bench.store.layer_files(&Digest::of(&archive))], &mut exported);
+    let result = export(
+        &[bench.store.layer_files(&Digest::of(&archive))],
+        &mut exported,
+    );
     if result.is_ok() {
         let mut entries = 0;
         for entry in tar::Archive::new(exported.as_slice()).entries().unwrap() {
@@ -73,7 +82,15 @@ fn nested(name: &str, levels: usize) -> std::path::PathBuf {
     let mut at = openat(CWD, &base, open, Mode::empty()).unwrap();
     for _ in 0..levels {
         mkdirat(&at, "d", Mode::RWXU).unwrap();
-        drop(openat(&at, "f", OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR).unwrap());
+        drop(
+            openat(
+                &at,
+                "f",
+                OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::RUSR,
+            )
+            .unwrap(),
+        );
         at = openat(&at, "d", open, Mode::empty()).unwrap();
     }
     base
@@ -90,7 +107,10 @@ fn a_deep_tree_is_exported_whole_and_in_order() {
     let mut archive = tar::Archive::new(exported.as_slice());
     // The archive's writer leaves `./` out where a name is short.
     let name = |path: &[u8]| path.strip_prefix(b"./").unwrap_or(path).to_vec();
-    let mut names = archive.entries().unwrap().map(|entry| name(&entry.unwrap().path_bytes()));
+    let mut names = archive
+        .entries()
+        .unwrap()
+        .map(|entry| name(&entry.unwrap().path_bytes()));
     assert_eq!(names.next().unwrap(), b"");
     let mut directory = String::new();
     for _ in 0..LEVELS {
@@ -110,11 +130,16 @@ fn a_deep_tree_is_exported_whole_and_in_order() {
 fn depth_is_no_reason_to_break_an_export_off() {
     const LEVELS: usize = 6000;
     let base = nested("deepest", LEVELS);
-    let few = rustix::process::Rlimit { current: Some(256), ..rustix::process::getrlimit(rustix::process::Resource::Nofile) };
+    let few = rustix::process::Rlimit {
+        current: Some(256),
+        ..rustix::process::getrlimit(rustix::process::Resource::Nofile)
+    };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, few).unwrap();
     let export = || export_directory(&base, std::io::sink());
     let result = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, export);
+        let thread = std::thread::Builder::new()
+            .stack_size(256 << 10)
+            .spawn_scoped(scope, export);
         thread.unwrap().join().unwrap()
     });
     whelk_sys::fs::remove_tree(&base).unwrap();

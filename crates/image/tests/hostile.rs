@@ -1,5 +1,6 @@
-//! Layers from people who mean harm: each is refused, or is unpacked to what it may be, and either way nothing half-made
-//! stays behind and nothing outside the store changes. Whole archives of images are in `hostile_archives`.
+//! Layers from people who mean harm: each is refused, or is unpacked to what it may be, and either
+//! way nothing half-made stays behind and nothing outside the store changes. Whole archives of
+//! images are in `hostile_archives`.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
@@ -11,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
-    Bench, CLIMB, Entry, device, dir, ended, endless, entry, fifo, file, gzip, hard_link, listing, names, noise, pack, pack_open, sparse,
-    symlink, whiteout, within, zstandard,
+    Bench, CLIMB, Entry, device, dir, ended, endless, entry, fifo, file, gzip, hard_link, listing,
+    names, noise, pack, pack_open, sparse, symlink, whiteout, within, zstandard,
 };
 use tar::EntryType;
 use whelk_image::archive::load;
@@ -26,7 +27,10 @@ fn check_refused(what: &str, archive: &[u8]) {
     let bench = Bench::new();
     let guard = bench.guard();
     let result = bench.store.put_layer(archive, None);
-    assert!(matches!(result, Err(Error::Invalid(_))), "{what}: {result:?}");
+    assert!(
+        matches!(result, Err(Error::Invalid(_))),
+        "{what}: {result:?}"
+    );
     bench.check_empty(what);
     assert_eq!(bench.guard(), guard, "{what}");
 }
@@ -51,7 +55,10 @@ fn contained(what: &str, entries: Make, expected: &[&str]) {
     match bench.store.put_layer(archive.as_slice(), None) {
         Ok(layer) => {
             let lines = listing(&bench.store.layer_files(&layer.diff_id));
-            let lines: Vec<String> = lines.iter().map(|line| line.replace(outside.to_str().unwrap(), "OUTSIDE")).collect();
+            let lines: Vec<String> = lines
+                .iter()
+                .map(|line| line.replace(outside.to_str().unwrap(), "OUTSIDE"))
+                .collect();
             assert_eq!(lines, expected, "{what}");
             bench.check_temporary(what);
         }
@@ -83,9 +90,15 @@ fn names_that_climb() {
         ("describing", &[dir(CLIMB).mode(0o777)]),
         ("in the middle", &[dir("a/"), file("a/../../x", "x")]),
         ("alone", &[dir("..")]),
-        ("by an extended header", &[file("f", "x").pax("path", &target)]),
+        (
+            "by an extended header",
+            &[file("f", "x").pax("path", &target)],
+        ),
         ("with a dot in front", &[file(format!("./{target}"), "x")]),
-        ("long", &[file(format!("{}{target}", "a/../".repeat(40)), "x")]),
+        (
+            "long",
+            &[file(format!("{}{target}", "a/../".repeat(40)), "x")],
+        ),
     ]);
 }
 
@@ -97,8 +110,15 @@ fn names_from_the_root_of_the_host() {
     let archive = pack(&[file(planted.as_os_str().as_bytes(), "x")]);
     match bench.store.put_layer(archive.as_slice(), None) {
         Ok(layer) => {
-            let inside = bench.store.layer_files(&layer.diff_id).join(planted.strip_prefix("/").unwrap());
-            assert_eq!(fs::read(inside).unwrap(), b"x", "where it belongs if it is not refused");
+            let inside = bench
+                .store
+                .layer_files(&layer.diff_id)
+                .join(planted.strip_prefix("/").unwrap());
+            assert_eq!(
+                fs::read(inside).unwrap(),
+                b"x",
+                "where it belongs if it is not refused"
+            );
         }
         Err(Error::Invalid(_)) => bench.check_empty("absolute"),
         Err(error) => panic!("{error}"),
@@ -116,7 +136,10 @@ fn names_that_are_none() {
         ("NUL", &[file("f", "x").pax("path", b"a\0b")]),
         ("NUL in a parent", &[file("f", "x").pax("path", b"a\0b/c")]),
         ("a part that is too long", &[file("n".repeat(256), "x")]),
-        ("a parent that is too long", &[file("n".repeat(256) + "/f", "x")]),
+        (
+            "a parent that is too long",
+            &[file("n".repeat(256) + "/f", "x")],
+        ),
         ("too long in all", &[file("d/".repeat(2100) + "f", "x")]),
     ]);
 }
@@ -124,27 +147,84 @@ fn names_that_are_none() {
 #[test]
 fn writing_through_links() {
     let through: &[(&str, Make)] = &[
-        ("file", |outside| vec![symlink("l", outside), file("l/planted", "x")]),
-        ("replacing a file", |outside| vec![symlink("l", outside), file("l/file", "x")]),
-        ("directory", |outside| vec![symlink("l", outside), dir("l/planted/")]),
-        ("describing a directory", |outside| vec![symlink("l", outside), dir("l/directory/").mode(0o777)]),
-        ("symbolic link", |outside| vec![symlink("l", outside), symlink("l/planted", "x")]),
-        ("pipe", |outside| vec![symlink("l", outside), fifo("l/planted")]),
-        ("hard link", |outside| vec![symlink("l", outside), file("f", "x"), hard_link("l/planted", "f")]),
-        ("whiteout", |outside| vec![symlink("l", outside), whiteout("l/file")]),
-        ("whiteout of a directory", |outside| vec![symlink("l", outside), whiteout("l/directory")]),
-        ("opaque mark", |outside| vec![symlink("l", outside), file("l/.wh..wh..opq", "")]),
-        ("bookkeeping of AUFS", |outside| vec![symlink("l", outside), file("l/.wh..wh.aufs", "")]),
-        ("a deeper one", |outside| vec![symlink("l", outside), file("l/directory/file", "x")]),
-        ("a missing parent", |outside| vec![symlink("l", outside), file("l/a/b/c", "x")]),
-        ("two links", |outside| vec![symlink("m", outside), symlink("l", "m"), file("l/planted", "x")]),
-        ("a dangling link", |outside| vec![symlink("l", below(outside, "planted")), file("l/x", "x")]),
-        ("the host's root", |_| vec![symlink("l", "/"), file("l/whelk-planted", "x")]),
-        ("a relative link", |_| vec![symlink("a/b/c/d/l", "../../../.."), file("a/b/c/d/l/x", "x")]),
-        ("a link to a directory of the layer", |_| vec![dir("d/"), symlink("l", "d"), file("l/x", "x")]),
-        ("a link to itself", |_| vec![symlink("l", "l"), file("l/x", "x")]),
-        ("a link to the process", |_| vec![symlink("l", "/proc/self/cwd"), file("l/x", "x")]),
-        ("a link with another name", |outside| vec![symlink("l", outside), hard_link("m", "l"), file("m/planted", "x")]),
+        ("file", |outside| {
+            vec![symlink("l", outside), file("l/planted", "x")]
+        }),
+        ("replacing a file", |outside| {
+            vec![symlink("l", outside), file("l/file", "x")]
+        }),
+        ("directory", |outside| {
+            vec![symlink("l", outside), dir("l/planted/")]
+        }),
+        ("describing a directory", |outside| {
+            vec![symlink("l", outside), dir("l/directory/").mode(0o777)]
+        }),
+        ("symbolic link", |outside| {
+            vec![symlink("l", outside), symlink("l/planted", "x")]
+        }),
+        ("pipe", |outside| {
+            vec![symlink("l", outside), fifo("l/planted")]
+        }),
+        ("hard link", |outside| {
+            vec![
+                symlink("l", outside),
+                file("f", "x"),
+                hard_link("l/planted", "f"),
+            ]
+        }),
+        ("whiteout", |outside| {
+            vec![symlink("l", outside), whiteout("l/file")]
+        }),
+        ("whiteout of a directory", |outside| {
+            vec![symlink("l", outside), whiteout("l/directory")]
+        }),
+        ("opaque mark", |outside| {
+            vec![symlink("l", outside), file("l/.wh..wh..opq", "")]
+        }),
+        ("bookkeeping of AUFS", |outside| {
+            vec![symlink("l", outside), file("l/.wh..wh.aufs", "")]
+        }),
+        ("a deeper one", |outside| {
+            vec![symlink("l", outside), file("l/directory/file", "x")]
+        }),
+        ("a missing parent", |outside| {
+            vec![symlink("l", outside), file("l/a/b/c", "x")]
+        }),
+        ("two links", |outside| {
+            vec![
+                symlink("m", outside),
+                symlink("l", "m"),
+                file("l/planted", "x"),
+            ]
+        }),
+        ("a dangling link", |outside| {
+            vec![symlink("l", below(outside, "planted")), file("l/x", "x")]
+        }),
+        ("the host's root", |_| {
+            vec![symlink("l", "/"), file("l/whelk-planted", "x")]
+        }),
+        ("a relative link", |_| {
+            vec![
+                symlink("a/b/c/d/l", "../../../.."),
+                file("a/b/c/d/l/x", "x"),
+            ]
+        }),
+        ("a link to a directory of the layer", |_| {
+            vec![dir("d/"), symlink("l", "d"), file("l/x", "x")]
+        }),
+        ("a link to itself", |_| {
+            vec![symlink("l", "l"), file("l/x", "x")]
+        }),
+        ("a link to the process", |_| {
+            vec![symlink("l", "/proc/self/cwd"), file("l/x", "x")]
+        }),
+        ("a link with another name", |outside| {
+            vec![
+                symlink("l", outside),
+                hard_link("m", "l"),
+                file("m/planted", "x"),
+            ]
+        }),
     ];
     for (what, entries) in through {
         let bench = Bench::new();
@@ -165,23 +245,66 @@ fn writing_through_links() {
 #[test]
 fn links_that_climb_above_the_root() {
     // They are what they are: whoever follows them in a container stays inside.
-    contained("at the top", |_| vec![symlink("l", format!("{CLIMB}/file"))], &[&format!("l link 0:0 {CLIMB}/file")]);
-    contained("from below", |_| vec![symlink("l", "..")], &["l link 0:0 .."]);
+    contained(
+        "at the top",
+        |_| vec![symlink("l", format!("{CLIMB}/file"))],
+        &[&format!("l link 0:0 {CLIMB}/file")],
+    );
+    contained(
+        "from below",
+        |_| vec![symlink("l", "..")],
+        &["l link 0:0 .."],
+    );
     contained(
         "used as a directory",
-        |_| vec![symlink("a/l", "../../../b"), file("a/l/x", "x"), dir("c/"), hard_link("c/y", "a/l/x")],
-        &["a dir 0755 0:0", "a/l link 0:0 ../../../b", "b dir 0755 0:0", "b/x file 0644 0:0 x", "c dir 0755 0:0", "c/y file 0644 0:0 x"],
+        |_| {
+            vec![
+                symlink("a/l", "../../../b"),
+                file("a/l/x", "x"),
+                dir("c/"),
+                hard_link("c/y", "a/l/x"),
+            ]
+        },
+        &[
+            "a dir 0755 0:0",
+            "a/l link 0:0 ../../../b",
+            "b dir 0755 0:0",
+            "b/x file 0644 0:0 x",
+            "c dir 0755 0:0",
+            "c/y file 0644 0:0 x",
+        ],
     );
     contained(
         "absolute",
-        |_| vec![dir("d/").mode(0o700), symlink("l", "/d/e"), file("l/x", "x"), whiteout("l/y"), file("/d/../f", "f")],
-        &["d dir 0700 0:0", "d/e dir 0755 0:0", "d/e/x file 0644 0:0 x", "d/e/y whiteout", "f file 0644 0:0 f", "l link 0:0 /d/e"],
+        |_| {
+            vec![
+                dir("d/").mode(0o700),
+                symlink("l", "/d/e"),
+                file("l/x", "x"),
+                whiteout("l/y"),
+                file("/d/../f", "f"),
+            ]
+        },
+        &[
+            "d dir 0700 0:0",
+            "d/e dir 0755 0:0",
+            "d/e/x file 0644 0:0 x",
+            "d/e/y whiteout",
+            "f file 0644 0:0 f",
+            "l link 0:0 /d/e",
+        ],
     );
     refused(&[
         ("empty", &[symlink("l", "")]),
-        ("empty in an extended header", &[symlink("l", "f").pax("linkpath", "")]),
+        (
+            "empty in an extended header",
+            &[symlink("l", "f").pax("linkpath", "")],
+        ),
         ("NUL", &[symlink("l", "f").pax("linkpath", b"a\0b")]),
-        ("longer than the kernel takes", &[symlink("l", "x".repeat(5000))]),
+        (
+            "longer than the kernel takes",
+            &[symlink("l", "x".repeat(5000))],
+        ),
     ]);
 }
 
@@ -189,14 +312,64 @@ fn links_that_climb_above_the_root() {
 #[test]
 fn directories_that_become_links() {
     let swaps: &[(&str, Make)] = &[
-        ("directory", |o| vec![dir("d/"), file("d/a", "x"), symlink("d", o), file("d/planted", "x")]),
-        ("without an entry", |o| vec![file("d/a", "x"), symlink("d", o), file("d/planted", "x")]),
-        ("parent", |o| vec![file("d/e/a", "x"), symlink("d", o), file("d/directory/planted", "x")]),
-        ("below", |o| vec![file("d/e/a", "x"), symlink("d/e", o), file("d/e/planted", "x")]),
-        ("twice", |o| vec![dir("d/"), symlink("d", o), dir("d/"), file("d/a", ""), symlink("d", o), file("d/planted", "x")]),
-        ("for a whiteout", |o| vec![dir("d/"), file("d/a", "x"), symlink("d", o), whiteout("d/file")]),
-        ("for a hard link", |o| vec![file("d/file", "x"), symlink("d", o), hard_link("f", "d/file")]),
-        ("for a hard link from it", |o| vec![file("d/a", "x"), file("f", "x"), symlink("d", o), hard_link("d/planted", "f")]),
+        ("directory", |o| {
+            vec![
+                dir("d/"),
+                file("d/a", "x"),
+                symlink("d", o),
+                file("d/planted", "x"),
+            ]
+        }),
+        ("without an entry", |o| {
+            vec![file("d/a", "x"), symlink("d", o), file("d/planted", "x")]
+        }),
+        ("parent", |o| {
+            vec![
+                file("d/e/a", "x"),
+                symlink("d", o),
+                file("d/directory/planted", "x"),
+            ]
+        }),
+        ("below", |o| {
+            vec![
+                file("d/e/a", "x"),
+                symlink("d/e", o),
+                file("d/e/planted", "x"),
+            ]
+        }),
+        ("twice", |o| {
+            vec![
+                dir("d/"),
+                symlink("d", o),
+                dir("d/"),
+                file("d/a", ""),
+                symlink("d", o),
+                file("d/planted", "x"),
+            ]
+        }),
+        ("for a whiteout", |o| {
+            vec![
+                dir("d/"),
+                file("d/a", "x"),
+                symlink("d", o),
+                whiteout("d/file"),
+            ]
+        }),
+        ("for a hard link", |o| {
+            vec![
+                file("d/file", "x"),
+                symlink("d", o),
+                hard_link("f", "d/file"),
+            ]
+        }),
+        ("for a hard link from it", |o| {
+            vec![
+                file("d/a", "x"),
+                file("f", "x"),
+                symlink("d", o),
+                hard_link("d/planted", "f"),
+            ]
+        }),
     ];
     for (what, entries) in swaps {
         let bench = Bench::new();
@@ -216,17 +389,66 @@ fn directories_that_become_links() {
 /// What replaces a link replaces the link, never what it points to.
 #[test]
 fn links_that_are_replaced() {
-    contained("file", |o| vec![symlink("l", below(o, "file")), file("l", "x")], &["l file 0644 0:0 x"]);
-    contained("new file", |o| vec![symlink("l", below(o, "planted")), file("l", "x")], &["l file 0644 0:0 x"]);
-    contained("directory", |o| vec![symlink("l", o), dir("l/").mode(0o777)], &["l dir 0777 0:0 opaque"]);
-    contained("pipe", |o| vec![symlink("l", below(o, "file")), fifo("l").mode(0o666)], &["l fifo 0666 0:0"]);
-    contained("owner", |o| vec![symlink("l", below(o, "file")).owner(5, 5).mode(0o777)], &["l link 5:5 OUTSIDE/file"]);
-    contained("whiteout", |o| vec![symlink("l", o), whiteout("l")], &["l link 0:0 OUTSIDE"]);
-    contained("whiteout in front", |o| vec![whiteout("l"), symlink("l", o)], &["l link 0:0 OUTSIDE"]);
+    contained(
+        "file",
+        |o| vec![symlink("l", below(o, "file")), file("l", "x")],
+        &["l file 0644 0:0 x"],
+    );
+    contained(
+        "new file",
+        |o| vec![symlink("l", below(o, "planted")), file("l", "x")],
+        &["l file 0644 0:0 x"],
+    );
+    contained(
+        "directory",
+        |o| vec![symlink("l", o), dir("l/").mode(0o777)],
+        &["l dir 0777 0:0 opaque"],
+    );
+    contained(
+        "pipe",
+        |o| vec![symlink("l", below(o, "file")), fifo("l").mode(0o666)],
+        &["l fifo 0666 0:0"],
+    );
+    contained(
+        "owner",
+        |o| vec![symlink("l", below(o, "file")).owner(5, 5).mode(0o777)],
+        &["l link 5:5 OUTSIDE/file"],
+    );
+    contained(
+        "whiteout",
+        |o| vec![symlink("l", o), whiteout("l")],
+        &["l link 0:0 OUTSIDE"],
+    );
+    contained(
+        "whiteout in front",
+        |o| vec![whiteout("l"), symlink("l", o)],
+        &["l link 0:0 OUTSIDE"],
+    );
     let hard = &["h file 0644 0:0 x", "l link 0:0 OUTSIDE/file"];
-    contained("other name", |o| vec![symlink("l", below(o, "file")), hard_link("h", "l"), file("h", "x")], hard);
+    contained(
+        "other name",
+        |o| {
+            vec![
+                symlink("l", below(o, "file")),
+                hard_link("h", "l"),
+                file("h", "x"),
+            ]
+        },
+        hard,
+    );
     let tree = &["d file 0644 0:0 x"];
-    contained("tree with links", |o| vec![dir("d/"), symlink("d/l", o), symlink("d/m", below(o, "directory")), file("d", "x")], tree);
+    contained(
+        "tree with links",
+        |o| {
+            vec![
+                dir("d/"),
+                symlink("d/l", o),
+                symlink("d/m", below(o, "directory")),
+                file("d", "x"),
+            ]
+        },
+        tree,
+    );
 }
 
 #[test]
@@ -234,13 +456,28 @@ fn hard_links_to_elsewhere() {
     refused(&[
         ("absolute", &[hard_link("h", "/etc/passwd")]),
         ("climbing", &[hard_link("h", format!("{CLIMB}/file"))]),
-        ("climbing in the middle", &[dir("d/"), hard_link("h", "d/../../f")]),
-        ("by an extended header", &[file("f", ""), hard_link("h", "f").pax("linkpath", "/etc/passwd")]),
-        ("through a link", &[symlink("l", "/etc"), hard_link("h", "l/passwd")]),
+        (
+            "climbing in the middle",
+            &[dir("d/"), hard_link("h", "d/../../f")],
+        ),
+        (
+            "by an extended header",
+            &[
+                file("f", ""),
+                hard_link("h", "f").pax("linkpath", "/etc/passwd"),
+            ],
+        ),
+        (
+            "through a link",
+            &[symlink("l", "/etc"), hard_link("h", "l/passwd")],
+        ),
         ("through a file", &[file("f", ""), hard_link("h", "f/x")]),
         ("missing", &[hard_link("h", "nowhere")]),
         ("in a missing directory", &[hard_link("h", "no/where")]),
-        ("later in the archive", &[hard_link("h", "f"), file("f", "")]),
+        (
+            "later in the archive",
+            &[hard_link("h", "f"), file("f", "")],
+        ),
         ("itself", &[file("h", "x"), hard_link("h", "h")]),
         ("without a target", &[hard_link("h", "")]),
         ("the root", &[hard_link("h", "./")]),
@@ -256,12 +493,23 @@ fn whiteouts_without_a_proper_name() {
         ("nothing", &[file(".wh.", "")]),
         ("this directory", &[file(".wh..", "")]),
         ("the parent", &[file(".wh...", "")]),
-        ("the parent of a directory", &[dir("d/"), file("d/.wh...", "")]),
+        (
+            "the parent of a directory",
+            &[dir("d/"), file("d/.wh...", "")],
+        ),
         ("below a file", &[file("f", ""), whiteout("f/x")]),
         ("in the parent", &[file("../.wh.store", "")]),
     ]);
-    contained("bookkeeping of AUFS", |_| vec![file(".wh..wh.x", "x"), file("d/.wh..wh.orph", "")], &["d dir 0755 0:0"]);
-    contained("more dots", |_| vec![file(".wh....", "")], &["... whiteout"]);
+    contained(
+        "bookkeeping of AUFS",
+        |_| vec![file(".wh..wh.x", "x"), file("d/.wh..wh.orph", "")],
+        &["d dir 0755 0:0"],
+    );
+    contained(
+        "more dots",
+        |_| vec![file(".wh....", "")],
+        &["... whiteout"],
+    );
     contained("twice", |_| vec![file(".wh..wh", "")], &[".wh whiteout"]);
 }
 
@@ -274,7 +522,10 @@ fn whiteouts_as_devices() {
         // The kernel keeps 12 bits of a major number and 20 of a minor one: these would become 0:0.
         ("4096:0", &[device(EntryType::Char, "gone", 4096, 0)]),
         ("0:1048576", &[device(EntryType::Char, "gone", 0, 1 << 20)]),
-        ("4096:1048576", &[device(EntryType::Char, "gone", 4096, 1 << 20)]),
+        (
+            "4096:1048576",
+            &[device(EntryType::Char, "gone", 4096, 1 << 20)],
+        ),
     ]);
 }
 
@@ -282,13 +533,33 @@ fn whiteouts_as_devices() {
 fn attributes_of_overlay() {
     refused(&[
         ("opaque", &[dir("d/").xattr("trusted.overlay.opaque", "y")]),
-        ("redirect", &[dir("d/").xattr("trusted.overlay.redirect", "/../../etc")]),
-        ("metacopy", &[file("f", "").xattr("trusted.overlay.metacopy", "")]),
-        ("origin", &[file("f", "").xattr("trusted.overlay.origin", "x")]),
-        ("whiteout by attribute", &[file("f", "").xattr("trusted.overlay.whiteout", "")]),
+        (
+            "redirect",
+            &[dir("d/").xattr("trusted.overlay.redirect", "/../../etc")],
+        ),
+        (
+            "metacopy",
+            &[file("f", "").xattr("trusted.overlay.metacopy", "")],
+        ),
+        (
+            "origin",
+            &[file("f", "").xattr("trusted.overlay.origin", "x")],
+        ),
+        (
+            "whiteout by attribute",
+            &[file("f", "").xattr("trusted.overlay.whiteout", "")],
+        ),
         ("user", &[dir("d/").xattr("user.overlay.opaque", "y")]),
-        ("on the root", &[dir("./").xattr("trusted.overlay.redirect", "/")]),
-        ("after others", &[file("f", "").xattr("user.a", "b").xattr("trusted.overlay.opaque", "y")]),
+        (
+            "on the root",
+            &[dir("./").xattr("trusted.overlay.redirect", "/")],
+        ),
+        (
+            "after others",
+            &[file("f", "")
+                .xattr("user.a", "b")
+                .xattr("trusted.overlay.opaque", "y")],
+        ),
     ]);
 }
 
@@ -296,12 +567,24 @@ fn attributes_of_overlay() {
 #[test]
 fn attributes_that_cannot_be() {
     refused(&[
-        ("a long name", &[file("f", "").xattr(&format!("user.{}", "n".repeat(300)), "x")]),
+        (
+            "a long name",
+            &[file("f", "").xattr(&format!("user.{}", "n".repeat(300)), "x")],
+        ),
         ("no name", &[file("f", "").xattr("user.", "x")]),
         ("NUL in the name", &[file("f", "").xattr("user.a\0b", "x")]),
-        ("a large value", &[file("f", "").xattr("user.a", vec![b'x'; (64 << 10) + 1])]),
-        ("a broken access list", &[file("f", "").xattr("system.posix_acl_access", [2, 0, 0, 0, 9])]),
-        ("a broken capability", &[file("f", "").xattr("security.capability", "x")]),
+        (
+            "a large value",
+            &[file("f", "").xattr("user.a", vec![b'x'; (64 << 10) + 1])],
+        ),
+        (
+            "a broken access list",
+            &[file("f", "").xattr("system.posix_acl_access", [2, 0, 0, 0, 9])],
+        ),
+        (
+            "a broken capability",
+            &[file("f", "").xattr("security.capability", "x")],
+        ),
     ]);
 }
 
@@ -314,7 +597,11 @@ fn a_bomb_of_attributes() {
     for number in 0..1000 {
         bomb = bomb.xattr(&format!("user.{number}"), vec![b'x'; 1000]);
     }
-    if bench.store.put_layer(pack(&[bomb]).as_slice(), None).is_err() {
+    if bench
+        .store
+        .put_layer(pack(&[bomb]).as_slice(), None)
+        .is_err()
+    {
         bench.check_empty("refused");
     }
     bench.check_temporary("attributes");
@@ -330,8 +617,14 @@ fn owners_out_of_range() {
         ("a directory's", &[dir("d/").owner(1 << 40, 0)]),
         ("a link's", &[symlink("l", "x").owner(0, 1 << 40)]),
         ("extended header", &[file("f", "").pax("uid", "4294967296")]),
-        ("extended header, group", &[file("f", "").pax("gid", "18446744073709551615")]),
-        ("no number", &[file("f", "").change(|header| header.as_old_mut().uid = *b"nobody\0\0")]),
+        (
+            "extended header, group",
+            &[file("f", "").pax("gid", "18446744073709551615")],
+        ),
+        (
+            "no number",
+            &[file("f", "").change(|header| header.as_old_mut().uid = *b"nobody\0\0")],
+        ),
     ]);
 }
 
@@ -351,10 +644,23 @@ fn the_owner_that_is_none() {
 #[test]
 fn numbers_that_are_none() {
     refused(&[
-        ("size", &[file("f", "x").change(|header| header.as_old_mut().size = *b"not a number")]),
-        ("negative size", &[file("f", "x").change(|header| header.as_old_mut().size = [0xff; 12])]),
-        ("mode", &[file("f", "x").change(|header| header.as_old_mut().mode = *b"rwxrwxrw")]),
-        ("device", &[device(EntryType::Char, "c", 1, 3).change(|header| header.as_gnu_mut().unwrap().dev_major = *b"12345678")]),
+        (
+            "size",
+            &[file("f", "x").change(|header| header.as_old_mut().size = *b"not a number")],
+        ),
+        (
+            "negative size",
+            &[file("f", "x").change(|header| header.as_old_mut().size = [0xff; 12])],
+        ),
+        (
+            "mode",
+            &[file("f", "x").change(|header| header.as_old_mut().mode = *b"rwxrwxrw")],
+        ),
+        (
+            "device",
+            &[device(EntryType::Char, "c", 1, 3)
+                .change(|header| header.as_gnu_mut().unwrap().dev_major = *b"12345678")],
+        ),
     ]);
     let mut archive = pack(&[file("f", "x")]);
     archive[0] = b'g';
@@ -364,7 +670,10 @@ fn numbers_that_are_none() {
 #[test]
 fn types_that_nobody_has() {
     for kind in [b'V', b'M', b'D', b'N', b'A', b'?', b' ', 0xff] {
-        check_refused(&format!("type {kind}"), &pack(&[entry(EntryType::new(kind), "f")]));
+        check_refused(
+            &format!("type {kind}"),
+            &pack(&[entry(EntryType::new(kind), "f")]),
+        );
     }
 }
 
@@ -377,54 +686,102 @@ fn headers_that_fill_memory() {
         ("long link", &[symlink("l", &large)]),
         ("whiteout with content", &[file(".wh.f", &large)]),
     ]);
-    for kind in [EntryType::XHeader, EntryType::GNULongName, EntryType::GNULongLink, EntryType::XGlobalHeader] {
+    for kind in [
+        EntryType::XHeader,
+        EntryType::GNULongName,
+        EntryType::GNULongLink,
+        EntryType::XGlobalHeader,
+    ] {
         let bench = Bench::new();
         let claims = pack_open(&[entry(kind, "header").size(1 << 40)]);
         let result = within(60, {
             let store = bench.store.clone();
             move || store.put_layer(endless(claims, 1 << 40), None)
         });
-        assert!(matches!(result, Err(Error::Invalid(_))), "{kind:?}: {result:?}");
+        assert!(
+            matches!(result, Err(Error::Invalid(_))),
+            "{kind:?}: {result:?}"
+        );
         bench.check_empty("endless header");
     }
 }
 
 #[test]
 fn extended_headers_that_are_malformed() {
-    let header = |content: &[u8]| file("x", content).change(|header| header.set_entry_type(EntryType::XHeader));
-    for content in [&b"nonsense\n"[..], b"99 path=x\n", b"5 a=b\n", b"8 nokey\n", b"\xff\xff path=x\n", b"99999999999999999999999 path=x\n"]
-    {
-        check_refused(&String::from_utf8_lossy(content), &pack(&[header(content), file("f", "x")]));
+    let header = |content: &[u8]| {
+        file("x", content).change(|header| header.set_entry_type(EntryType::XHeader))
+    };
+    for content in [
+        &b"nonsense\n"[..],
+        b"99 path=x\n",
+        b"5 a=b\n",
+        b"8 nokey\n",
+        b"\xff\xff path=x\n",
+        b"99999999999999999999999 path=x\n",
+    ] {
+        check_refused(
+            &String::from_utf8_lossy(content),
+            &pack(&[header(content), file("f", "x")]),
+        );
     }
     refused(&[
         ("nothing follows", &[header(b"9 path=x\n")]),
-        ("twice", &[header(b"9 path=x\n"), header(b"9 path=y\n"), file("f", "x")]),
-        ("key that is no text", &[header(b"7 \xff\xff=x\n"), file("f", "x")]),
-        ("size beyond the archive", &[file("f", "x").pax("size", "1000000")]),
-        ("size beyond all", &[file("f", "x").pax("size", u64::MAX.to_string())]),
+        (
+            "twice",
+            &[header(b"9 path=x\n"), header(b"9 path=y\n"), file("f", "x")],
+        ),
+        (
+            "key that is no text",
+            &[header(b"7 \xff\xff=x\n"), file("f", "x")],
+        ),
+        (
+            "size beyond the archive",
+            &[file("f", "x").pax("size", "1000000")],
+        ),
+        (
+            "size beyond all",
+            &[file("f", "x").pax("size", u64::MAX.to_string())],
+        ),
     ]);
 }
 
 /// Wherever a stream breaks off, a half of a file is never taken for the whole.
 #[test]
 fn archives_that_break_off() {
-    let archive = pack(&[file("a", noise(700)), dir("d/").xattr("user.x", "y"), file("d/b", noise(2000)), symlink("l", "a")]);
+    let archive = pack(&[
+        file("a", noise(700)),
+        dir("d/").xattr("user.x", "y"),
+        file("d/b", noise(2000)),
+        symlink("l", "a"),
+    ]);
     let bench = Bench::new();
-    for length in (1..archive.len()).step_by(61).chain((512..archive.len()).step_by(512)) {
+    for length in (1..archive.len())
+        .step_by(61)
+        .chain((512..archive.len()).step_by(512))
+    {
         let cut = &archive[..length];
         match bench.store.put_layer(cut, None) {
             // What stops between two entries is an archive without an end mark.
             Ok(layer) => {
                 assert_eq!(layer.diff_id, Digest::of(cut), "{length}");
-                assert!(length % 512 == 0 || length > archive.len() - 1024, "{length}");
-                bench.store.discard(&bench.store.layer_path(&layer.diff_id)).unwrap();
+                assert!(
+                    length % 512 == 0 || length > archive.len() - 1024,
+                    "{length}"
+                );
+                bench
+                    .store
+                    .discard(&bench.store.layer_path(&layer.diff_id))
+                    .unwrap();
             }
             Err(Error::Invalid(_)) => {}
             Err(error) => panic!("{length}: {error}"),
         }
         // Whoever knows what is to come notices in any case.
         let result = bench.store.put_layer(cut, Some(&Digest::of(&archive)));
-        assert!(matches!(result, Err(Error::Invalid(_))), "{length}: {result:?}");
+        assert!(
+            matches!(result, Err(Error::Invalid(_))),
+            "{length}: {result:?}"
+        );
         bench.check_empty("cut");
     }
 }
@@ -434,9 +791,16 @@ fn compressed_streams_that_break_off() {
     let archive = pack(&[file("a", noise(3000)), file("b", vec![b'x'; 50_000])]);
     for compressed in [gzip(&archive), zstandard(&archive)] {
         let bench = Bench::new();
-        for length in (1..compressed.len()).step_by(37).chain(compressed.len() - 12..compressed.len()) {
+        for length in (1..compressed.len())
+            .step_by(37)
+            .chain(compressed.len() - 12..compressed.len())
+        {
             let result = bench.store.put_layer(&compressed[..length], None);
-            assert!(matches!(result, Err(Error::Invalid(_))), "{length} of {}: {result:?}", compressed.len());
+            assert!(
+                matches!(result, Err(Error::Invalid(_))),
+                "{length} of {}: {result:?}",
+                compressed.len()
+            );
             bench.check_empty("cut");
         }
     }
@@ -450,12 +814,18 @@ fn streams_with_damage() {
         for position in (0..whole.len()).step_by(whole.len() / 50) {
             let mut damaged = whole.clone();
             damaged[position] ^= 0x55;
-            match bench.store.put_layer(damaged.as_slice(), Some(&Digest::of(&archive))) {
+            match bench
+                .store
+                .put_layer(damaged.as_slice(), Some(&Digest::of(&archive)))
+            {
                 Err(Error::Invalid(_)) => bench.check_empty("damaged"),
                 // A byte of gzip's header (its time, say) says nothing about the content.
                 Ok(layer) => {
                     assert!(position < 10, "{position}");
-                    bench.store.discard(&bench.store.layer_path(&layer.diff_id)).unwrap();
+                    bench
+                        .store
+                        .discard(&bench.store.layer_path(&layer.diff_id))
+                        .unwrap();
                 }
                 Err(error) => panic!("{position} of {}: {error}", whole.len()),
             }
@@ -468,23 +838,36 @@ fn a_layer_that_is_not_the_expected_one() {
     let bench = Bench::new();
     let archive = pack(&[file("f", "x")]);
     for stream in [archive.clone(), gzip(&archive), zstandard(&archive)] {
-        let text = match bench.store.put_layer(stream.as_slice(), Some(&Digest::of(b"other"))) {
+        let text = match bench
+            .store
+            .put_layer(stream.as_slice(), Some(&Digest::of(b"other")))
+        {
             Err(Error::Invalid(text)) => text,
             other => panic!("{other:?}"),
         };
-        assert!(text.contains(Digest::of(b"other").as_str()) && text.contains(Digest::of(&archive).as_str()), "{text}");
+        assert!(
+            text.contains(Digest::of(b"other").as_str())
+                && text.contains(Digest::of(&archive).as_str()),
+            "{text}"
+        );
         bench.check_empty("not expected");
     }
 }
 
 #[test]
 fn compressions_that_are_not_read() {
-    let starts: [(&str, &[u8]); 2] = [("bzip2", b"BZh91AY&SY\x01\x02\x03\x04"), ("xz", b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46")];
+    let starts: [(&str, &[u8]); 2] = [
+        ("bzip2", b"BZh91AY&SY\x01\x02\x03\x04"),
+        ("xz", b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46"),
+    ];
     for (name, start) in starts {
         let bench = Bench::new();
         let mut stream = start.to_vec();
         stream.extend_from_slice(&noise(5000));
-        let results = [bench.store.put_layer(stream.as_slice(), None).map(drop), load(&bench.store, stream.as_slice(), None).map(drop)];
+        let results = [
+            bench.store.put_layer(stream.as_slice(), None).map(drop),
+            load(&bench.store, stream.as_slice(), None).map(drop),
+        ];
         for result in results {
             match result {
                 Err(Error::Invalid(text)) => assert!(text.contains(name), "{text}"),
@@ -529,7 +912,11 @@ impl Read for Again {
 
 /// 5 GiB of zeros in some kilobytes.
 fn bomb(compress: fn(&[u8]) -> Vec<u8>) -> Again {
-    Again { stream: compress(&vec![0u8; 64 << 20]), times: 80, position: 0 }
+    Again {
+        stream: compress(&vec![0u8; 64 << 20]),
+        times: 80,
+        position: 0,
+    }
 }
 
 #[test]
@@ -553,7 +940,10 @@ fn a_decompression_bomb_ends() {
 fn a_decompression_bomb_leaves_nothing() {
     let bench = Bench::new();
     let result = bench.store.put_layer(bomb(zstandard), None);
-    assert!(matches!(&result, Err(Error::Invalid(text)) if text.contains("decompression bomb")), "{result:?}");
+    assert!(
+        matches!(&result, Err(Error::Invalid(text)) if text.contains("decompression bomb")),
+        "{result:?}"
+    );
     bench.check_empty("bomb");
 }
 
@@ -575,7 +965,10 @@ fn sparse_files_that_are_malformed() {
     for (what, parts, size) in cases {
         check_refused(what, &ended(sparse("f", parts, &content, *size)));
     }
-    check_refused("cut short", &sparse("f", &[(0, 512), (4096, 4096)], &noise(4608), 8192)[..2048]);
+    check_refused(
+        "cut short",
+        &sparse("f", &[(0, 512), (4096, 4096)], &noise(4608), 8192)[..2048],
+    );
     // Nothing to write, but a size that takes years to count to.
     let bench = Bench::new();
     let store = bench.store.clone();
@@ -585,7 +978,8 @@ fn sparse_files_that_are_malformed() {
     bench.check_empty("huge");
 }
 
-/// The parts of a sparse file are kept in a list; taking them one by one from its front takes hours.
+/// The parts of a sparse file are kept in a list; taking them one by one from its front takes
+/// hours.
 #[test]
 fn a_sparse_file_of_very_many_parts_ends() {
     let parts: Vec<(u64, u64)> = (0..150_000).map(|part| (part * 1024, 512)).collect();
@@ -594,7 +988,10 @@ fn a_sparse_file_of_very_many_parts_ends() {
     let bench = Bench::new();
     let store = bench.store.clone();
     let result = within(60, move || store.put_layer(archive.as_slice(), None));
-    assert!(matches!(result, Ok(_) | Err(Error::Invalid(_))), "{result:?}");
+    assert!(
+        matches!(result, Ok(_) | Err(Error::Invalid(_))),
+        "{result:?}"
+    );
     bench.check_temporary("many parts");
 }
 
@@ -645,7 +1042,9 @@ fn swap(base: &Path) -> u64 {
     let decoy = base.join("decoy");
     if !fs::metadata(&decoy).is_ok_and(|decoy| decoy.is_symlink()) {
         // It is the directory itself, which may still be written to: then the next time.
-        if fs::remove_tree(&decoy).is_err() || std::os::unix::fs::symlink(base.join("outside"), &decoy).is_err() {
+        if fs::remove_tree(&decoy).is_err()
+            || std::os::unix::fs::symlink(base.join("outside"), &decoy).is_err()
+        {
             return 0;
         }
     }

@@ -1,14 +1,17 @@
-//! Image archives from people who mean harm: each is refused, with nothing of it in the store and nothing changed
-//! outside.
+//! Image archives from people who mean harm: each is refused, with nothing of it in the store and
+//! nothing changed outside.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
 
 use common::images::{
-    CONFIG, INDEX, Image, LAYER, MANIFEST, blob, blob_name, bytes, config, descriptor, docker_archive, index, index_json, manifest_json,
-    oci_archive,
+    CONFIG, INDEX, Image, LAYER, MANIFEST, blob, blob_name, bytes, config, descriptor,
+    docker_archive, index, index_json, manifest_json, oci_archive,
 };
-use common::{Bench, CLIMB, Entry, device, dir, endless, entry, file, gzip, hard_link, noise, pack, pack_open, symlink, within};
+use common::{
+    Bench, CLIMB, Entry, device, dir, endless, entry, file, gzip, hard_link, noise, pack,
+    pack_open, symlink, within,
+};
 use serde_json::{Value, json};
 use tar::EntryType;
 use whelk_image::archive::load;
@@ -20,7 +23,10 @@ fn check_load(what: &str, archive: &[u8]) {
     let bench = Bench::new();
     let guard = bench.guard();
     let result = load(&bench.store, archive, None);
-    assert!(matches!(result, Err(Error::Invalid(_))), "{what}: {result:?}");
+    assert!(
+        matches!(result, Err(Error::Invalid(_))),
+        "{what}: {result:?}"
+    );
     bench.check_empty(what);
     assert_eq!(bench.guard(), guard, "{what}");
 }
@@ -54,13 +60,19 @@ fn archives_that_are_none() {
     check_load("gzip of nothing", &gzip(b""));
     load_refused(&[
         ("no manifest", &[blob(&image().config), blob(&layer())]),
-        ("a root file system", &[dir("etc/"), file("etc/passwd", "root:x:0:0")]),
+        (
+            "a root file system",
+            &[dir("etc/"), file("etc/passwd", "root:x:0:0")],
+        ),
         ("a directory as the manifest", &[dir("manifest.json")]),
     ]);
     let whole = pack(&docker_archive(&[(&image(), &["name:1"])]));
     for length in [1, 100, 512, 700, 1024, 2000] {
         check_load(&format!("{length} bytes of an archive"), &whole[..length]);
-        check_load(&format!("{length} bytes of a compressed archive"), &gzip(&whole)[..length.min(60)]);
+        check_load(
+            &format!("{length} bytes of a compressed archive"),
+            &gzip(&whole)[..length.min(60)],
+        );
     }
 }
 
@@ -74,14 +86,32 @@ fn manifests_that_are_malformed() {
         ("an object", &[file("manifest.json", "{}")]),
         ("null", &[file("manifest.json", "null")]),
         ("without a configuration", &[file("manifest.json", "[{}]")]),
-        ("numbers", &[file("manifest.json", r#"[{"Config": 1, "Layers": [2]}]"#)]),
+        (
+            "numbers",
+            &[file("manifest.json", r#"[{"Config": 1, "Layers": [2]}]"#)],
+        ),
         ("deeply nested", &[file("manifest.json", &deep)]),
         ("deeply nested index", &[file("index.json", &deep)]),
-        ("larger than anybody needs", &[file("manifest.json", &large)]),
+        (
+            "larger than anybody needs",
+            &[file("manifest.json", &large)],
+        ),
         ("a large index", &[file("index.json", &large)]),
-        ("cut short", &[file("manifest.json", &bytes(&json!([{"Config": "c"}]))[..10])]),
-        ("a link to itself", &[symlink("manifest.json", "manifest.json")]),
-        ("a link out of the archive", &[symlink("manifest.json", "/etc/passwd")]),
+        (
+            "cut short",
+            &[file(
+                "manifest.json",
+                &bytes(&json!([{"Config": "c"}]))[..10],
+            )],
+        ),
+        (
+            "a link to itself",
+            &[symlink("manifest.json", "manifest.json")],
+        ),
+        (
+            "a link out of the archive",
+            &[symlink("manifest.json", "/etc/passwd")],
+        ),
     ]);
 }
 
@@ -93,16 +123,47 @@ fn parts_that_are_missing_or_elsewhere() {
     let mut climbing = with(manifest_json(&config, &[&layer], &[]));
     climbing.insert(0, file(format!("{CLIMB}/planted"), "x"));
     load_refused(&[
-        ("configuration", &[blob(&image.layers[0]), manifest_json(&config, &[&layer], &[])]),
-        ("layer", &[blob(&image.config), manifest_json(&config, &[&layer], &[])]),
-        ("absolute configuration", &with(manifest_json("/etc/passwd", &[&layer], &[]))),
-        ("climbing configuration", &with(manifest_json("../../etc/passwd", &[&layer], &[]))),
-        ("absolute layer", &with(manifest_json(&config, &["/etc/passwd"], &[]))),
-        ("climbing layer", &with(manifest_json(&config, &[&format!("{CLIMB}/file")], &[]))),
+        (
+            "configuration",
+            &[
+                blob(&image.layers[0]),
+                manifest_json(&config, &[&layer], &[]),
+            ],
+        ),
+        (
+            "layer",
+            &[blob(&image.config), manifest_json(&config, &[&layer], &[])],
+        ),
+        (
+            "absolute configuration",
+            &with(manifest_json("/etc/passwd", &[&layer], &[])),
+        ),
+        (
+            "climbing configuration",
+            &with(manifest_json("../../etc/passwd", &[&layer], &[])),
+        ),
+        (
+            "absolute layer",
+            &with(manifest_json(&config, &["/etc/passwd"], &[])),
+        ),
+        (
+            "climbing layer",
+            &with(manifest_json(&config, &[&format!("{CLIMB}/file")], &[])),
+        ),
         ("empty names", &with(manifest_json("", &[""], &[]))),
-        ("a directory as the layer", &[blob(&image.config), dir("d/"), manifest_json(&config, &["d"], &[])]),
+        (
+            "a directory as the layer",
+            &[
+                blob(&image.config),
+                dir("d/"),
+                manifest_json(&config, &["d"], &[]),
+            ],
+        ),
         ("climbing entry", &[file("../manifest.json", "[]")]),
-        ("climbing entry in the middle", &[file("a/../../manifest.json", "[]")]),
+        (
+            "climbing entry in the middle",
+            &[file("a/../../manifest.json", "[]")],
+        ),
         ("climbing entry with an honest manifest", &climbing),
     ]);
 }
@@ -119,13 +180,34 @@ fn links_between_parts() {
     };
     load_refused(&[
         ("absolute", &with(&[symlink("a/layer.tar", "/etc/passwd")])),
-        ("climbing", &with(&[symlink("a/layer.tar", "../../../etc/passwd")])),
-        ("climbing from the top", &with(&[symlink("a/layer.tar", "../b"), symlink("b", "../../../etc/passwd")])),
-        ("absolute hard link", &with(&[hard_link("a/layer.tar", "/etc/passwd")])),
-        ("climbing hard link", &with(&[hard_link("a/layer.tar", "../etc/passwd")])),
+        (
+            "climbing",
+            &with(&[symlink("a/layer.tar", "../../../etc/passwd")]),
+        ),
+        (
+            "climbing from the top",
+            &with(&[
+                symlink("a/layer.tar", "../b"),
+                symlink("b", "../../../etc/passwd"),
+            ]),
+        ),
+        (
+            "absolute hard link",
+            &with(&[hard_link("a/layer.tar", "/etc/passwd")]),
+        ),
+        (
+            "climbing hard link",
+            &with(&[hard_link("a/layer.tar", "../etc/passwd")]),
+        ),
         ("itself", &with(&[symlink("a/layer.tar", "layer.tar")])),
-        ("loop", &with(&[symlink("a/layer.tar", "../b"), symlink("b", "a/layer.tar")])),
-        ("loop of hard links", &with(&[hard_link("a/layer.tar", "b"), hard_link("b", "a/layer.tar")])),
+        (
+            "loop",
+            &with(&[symlink("a/layer.tar", "../b"), symlink("b", "a/layer.tar")]),
+        ),
+        (
+            "loop of hard links",
+            &with(&[hard_link("a/layer.tar", "b"), hard_link("b", "a/layer.tar")]),
+        ),
         ("missing", &with(&[symlink("a/layer.tar", "../nowhere")])),
         ("without a target", &with(&[symlink("a/layer.tar", "")])),
     ]);
@@ -138,7 +220,12 @@ fn links_between_parts() {
 
 #[test]
 fn kinds_of_parts_that_archives_of_images_do_not_have() {
-    for kind in [EntryType::Char, EntryType::Block, EntryType::Fifo, EntryType::new(b'V')] {
+    for kind in [
+        EntryType::Char,
+        EntryType::Block,
+        EntryType::Fifo,
+        EntryType::new(b'V'),
+    ] {
         let mut entries = docker_archive(&[(&image(), &["name:1"])]);
         entries.insert(0, entry(kind, "odd"));
         // No image needs them, and nothing is made of them.
@@ -148,7 +235,13 @@ fn kinds_of_parts_that_archives_of_images_do_not_have() {
         bench.check_temporary("odd");
     }
     let large = vec![b'x'; 5 << 20];
-    load_refused(&[("long name", &[file(&large, "")]), ("extended header", &[file("manifest.json", "[]").pax("comment", &large)])]);
+    load_refused(&[
+        ("long name", &[file(&large, "")]),
+        (
+            "extended header",
+            &[file("manifest.json", "[]").pax("comment", &large)],
+        ),
+    ]);
     let bench = Bench::new();
     let claims = pack_open(&[entry(EntryType::XHeader, "header").size(1 << 40)]);
     let store = bench.store.clone();
@@ -166,17 +259,39 @@ fn contents_under_wrong_digests() {
     let bad_layer = file(&layer, pack(&[file("f", "something else")]));
     let bad_config = file(&config, &other.config);
     load_refused(&[
-        ("configuration", &[bad_config.clone(), blob(&image.layers[0]), manifest.clone()]),
-        ("layer", &[blob(&image.config), bad_layer.clone(), manifest.clone()]),
+        (
+            "configuration",
+            &[bad_config.clone(), blob(&image.layers[0]), manifest.clone()],
+        ),
+        (
+            "layer",
+            &[blob(&image.config), bad_layer.clone(), manifest.clone()],
+        ),
         (
             "old configuration",
-            &[file(format!("{hex}.json"), &other.config), blob(&image.layers[0]), manifest_json(&format!("{hex}.json"), &[&layer], &[])],
+            &[
+                file(format!("{hex}.json"), &other.config),
+                blob(&image.layers[0]),
+                manifest_json(&format!("{hex}.json"), &[&layer], &[]),
+            ],
         ),
         (
             "layer under a name without a digest",
-            &[blob(&image.config), file("a/layer.tar", pack(&[file("f", "else")])), manifest_json(&config, &["a/layer.tar"], &[])],
+            &[
+                blob(&image.config),
+                file("a/layer.tar", pack(&[file("f", "else")])),
+                manifest_json(&config, &["a/layer.tar"], &[]),
+            ],
         ),
-        ("link to something else", &[blob(&image.config), file("x", "else"), hard_link(&layer, "x"), manifest.clone()]),
+        (
+            "link to something else",
+            &[
+                blob(&image.config),
+                file("x", "else"),
+                hard_link(&layer, "x"),
+                manifest.clone(),
+            ],
+        ),
     ]);
     let mut oci = oci_archive(&[(&image, "docker.io/library/name:1")]);
     oci.insert(0, bad_layer);
@@ -189,18 +304,31 @@ fn contents_under_wrong_digests() {
     let manifest = Digest::of(&oci_manifest(&image));
     let oci: Vec<Entry> = oci_archive(&[(&image, "docker.io/library/name:1")]);
     let mut bad_manifest = oci.clone();
-    bad_manifest.push(file(format!("blobs/sha256/{}", manifest.hex()), oci_manifest(&other)));
+    bad_manifest.push(file(
+        format!("blobs/sha256/{}", manifest.hex()),
+        oci_manifest(&other),
+    ));
     let mut bad_oci_config = oci;
     bad_oci_config.push(bad_config);
-    load_refused(&[("manifest", &bad_manifest), ("configuration in OCI's layout", &bad_oci_config)]);
+    load_refused(&[
+        ("manifest", &bad_manifest),
+        ("configuration in OCI's layout", &bad_oci_config),
+    ]);
 }
 
 fn oci_manifest(image: &Image) -> Vec<u8> {
-    let layers: Vec<Value> = image.layers.iter().map(|layer| descriptor(LAYER, layer)).collect();
-    bytes(&json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(CONFIG, &image.config), "layers": layers}))
+    let layers: Vec<Value> = image
+        .layers
+        .iter()
+        .map(|layer| descriptor(LAYER, layer))
+        .collect();
+    bytes(
+        &json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(CONFIG, &image.config), "layers": layers}),
+    )
 }
 
-/// Parts are set aside under names of the store's own. When one comes twice, no other may get its place.
+/// Parts are set aside under names of the store's own. When one comes twice, no other may get its
+/// place.
 #[test]
 fn a_part_that_comes_twice_does_not_let_others_be_exchanged() {
     let (good, evil) = (image(), Image::new("evil", &[layer()]));
@@ -215,7 +343,11 @@ fn a_part_that_comes_twice_does_not_let_others_be_exchanged() {
     let bench = Bench::new();
     match load(&bench.store, pack(&entries).as_slice(), None) {
         Ok(loaded) => {
-            assert_eq!((loaded.len(), &loaded[0].id), (1, &good.id()), "what was loaded is not what its digest said");
+            assert_eq!(
+                (loaded.len(), &loaded[0].id),
+                (1, &good.id()),
+                "what was loaded is not what its digest said"
+            );
             assert_eq!(loaded[0].config.config.cmd, ["good"]);
         }
         Err(error) => assert!(matches!(error, Error::Invalid(_)), "{error}"),
@@ -228,18 +360,44 @@ fn digests_that_are_none() {
     let layer = layer();
     let good = Digest::of(&layer);
     let upper = format!("sha256:{}", good.hex().to_uppercase());
-    for digest in
-        ["sha256:../../x", "sha256:", "", "../../x", "sha512:00", "md5:d41d8cd98f00b204e9800998ecf8427e", &upper, &good.as_str()[..70]]
-    {
+    for digest in [
+        "sha256:../../x",
+        "sha256:",
+        "",
+        "../../x",
+        "sha512:00",
+        "md5:d41d8cd98f00b204e9800998ecf8427e",
+        &upper,
+        &good.as_str()[..70],
+    ] {
         let config = config("x", &[digest.to_owned()]);
-        let entries = [blob(&layer), blob(&config), manifest_json(&blob_name(&config), &[&blob_name(&layer)], &[])];
+        let entries = [
+            blob(&layer),
+            blob(&config),
+            manifest_json(&blob_name(&config), &[&blob_name(&layer)], &[]),
+        ];
         check_load(&format!("diff-id {digest:?}"), &pack(&entries));
         let bad = json!({"mediaType": MANIFEST, "digest": digest, "size": 2});
-        check_load(&format!("index with {digest:?}"), &pack(&[index_json(std::slice::from_ref(&bad)), file("x", "{}")]));
+        check_load(
+            &format!("index with {digest:?}"),
+            &pack(&[index_json(std::slice::from_ref(&bad)), file("x", "{}")]),
+        );
         let manifest = bytes(&json!({"schemaVersion": 2, "config": bad, "layers": []}));
-        check_load(&format!("manifest with {digest:?}"), &pack(&[blob(&manifest), index_json(&[descriptor(MANIFEST, &manifest)])]));
-        let manifest = bytes(&json!({"schemaVersion": 2, "config": descriptor(CONFIG, &config), "layers": [bad]}));
-        let entries = [blob(&config), blob(&manifest), index_json(&[descriptor(MANIFEST, &manifest)])];
+        check_load(
+            &format!("manifest with {digest:?}"),
+            &pack(&[
+                blob(&manifest),
+                index_json(&[descriptor(MANIFEST, &manifest)]),
+            ]),
+        );
+        let manifest = bytes(
+            &json!({"schemaVersion": 2, "config": descriptor(CONFIG, &config), "layers": [bad]}),
+        );
+        let entries = [
+            blob(&config),
+            blob(&manifest),
+            index_json(&[descriptor(MANIFEST, &manifest)]),
+        ];
         check_load(&format!("layer with {digest:?}"), &pack(&entries));
     }
 }
@@ -247,7 +405,14 @@ fn digests_that_are_none() {
 /// An image with this configuration, whose layers are these parts.
 #[track_caller]
 fn check_config(what: &str, config: &[u8], layers: &[&str]) {
-    check_load(what, &pack(&[blob(&layer()), file("config", config), manifest_json("config", layers, &["name:1"])]));
+    check_load(
+        what,
+        &pack(&[
+            blob(&layer()),
+            file("config", config),
+            manifest_json("config", layers, &["name:1"]),
+        ]),
+    );
 }
 
 #[test]
@@ -255,14 +420,26 @@ fn configurations_that_do_not_fit() {
     let layer = layer();
     let (name, diff_id) = (blob_name(&layer), Digest::of(&layer).to_string());
     let one = config("x", std::slice::from_ref(&diff_id));
-    check_config("more layers", &config("x", &[diff_id.clone(), diff_id.clone()]), &[&name]);
+    check_config(
+        "more layers",
+        &config("x", &[diff_id.clone(), diff_id.clone()]),
+        &[&name],
+    );
     check_config("fewer layers", &one, &[&name, &name]);
     check_config("no layers", &config("x", &[]), &[&name]);
     check_config("no layers in the manifest", &one, &[]);
-    check_config("another diff-id", &config("x", &[Digest::of(b"other").to_string()]), &[&name]);
+    check_config(
+        "another diff-id",
+        &config("x", &[Digest::of(b"other").to_string()]),
+        &[&name],
+    );
     check_config("no JSON", b"nonsense", &[&name]);
     check_config("no root file system", b"{}", &[]);
-    check_config("another kind of root file system", br#"{"rootfs": {"type": "aufs", "diff_ids": []}}"#, &[]);
+    check_config(
+        "another kind of root file system",
+        br#"{"rootfs": {"type": "aufs", "diff_ids": []}}"#,
+        &[],
+    );
     let history = json!({"rootfs": {"type": "layers", "diff_ids": [diff_id]}, "history": [{}, {}]});
     check_config("more history than layers", &bytes(&history), &[&name]);
     let mut large = one;
@@ -276,11 +453,31 @@ fn configurations_that_do_not_fit() {
 fn names_that_are_no_references() {
     let image = image();
     let (long, id) = ("a".repeat(300), image.id());
-    let names = ["", "UPPER:1", "a b:1", "../x:1", "/x:1", "a:b:c", "name:", "name@sha256:12", "a\0b:1", "-x:1", "a//b:1", &long, id.hex()];
+    let names = [
+        "",
+        "UPPER:1",
+        "a b:1",
+        "../x:1",
+        "/x:1",
+        "a:b:c",
+        "name:",
+        "name@sha256:12",
+        "a\0b:1",
+        "-x:1",
+        "a//b:1",
+        &long,
+        id.hex(),
+    ];
     for name in names {
-        check_load(&format!("{name:?}"), &pack(&docker_archive(&[(&image, &[name])])));
+        check_load(
+            &format!("{name:?}"),
+            &pack(&docker_archive(&[(&image, &[name])])),
+        );
         if !name.is_empty() {
-            check_load(&format!("annotation {name:?}"), &pack(&oci_archive(&[(&image, name)])));
+            check_load(
+                &format!("annotation {name:?}"),
+                &pack(&oci_archive(&[(&image, name)])),
+            );
         }
     }
 }
@@ -328,12 +525,23 @@ fn documents_under_another_type() {
     let image = image();
     let manifest = oci_manifest(&image);
     let wrapped = index(&[descriptor(MANIFEST, &manifest)]);
-    let parts = [blob(&image.config), blob(&image.layers[0]), blob(&manifest), blob(&wrapped)];
+    let parts = [
+        blob(&image.config),
+        blob(&image.layers[0]),
+        blob(&manifest),
+        blob(&wrapped),
+    ];
     for (what, descriptor) in [
         ("a manifest as an index", descriptor(INDEX, &manifest)),
         ("an index as a manifest", descriptor(MANIFEST, &wrapped)),
-        ("a configuration as a manifest", descriptor(MANIFEST, &image.config)),
-        ("a layer as a manifest", descriptor(MANIFEST, &image.layers[0])),
+        (
+            "a configuration as a manifest",
+            descriptor(MANIFEST, &image.config),
+        ),
+        (
+            "a layer as a manifest",
+            descriptor(MANIFEST, &image.layers[0]),
+        ),
         ("a layer as an index", descriptor(INDEX, &image.layers[0])),
     ] {
         let mut entries = parts.to_vec();
@@ -350,10 +558,14 @@ fn documents_under_another_type() {
 
 #[test]
 fn entries_by_the_thousand() {
-    let mut entries: Vec<Entry> = (0..20_100).map(|number| file(format!("{number}"), "")).collect();
+    let mut entries: Vec<Entry> = (0..20_100)
+        .map(|number| file(format!("{number}"), ""))
+        .collect();
     entries.extend(docker_archive(&[(&image(), &["name:1"])]));
     load_refused(&[("files", &entries)]);
-    let mut entries: Vec<Entry> = (0..20_100).map(|number| symlink(format!("{number}"), "x")).collect();
+    let mut entries: Vec<Entry> = (0..20_100)
+        .map(|number| symlink(format!("{number}"), "x"))
+        .collect();
     entries.extend(docker_archive(&[(&image(), &["name:1"])]));
     load_refused(&[("links", &entries)]);
 }
@@ -368,13 +580,24 @@ fn hostile_layers_in_images() {
     ];
     for (number, hostile) in layers.iter().enumerate() {
         let image = Image::new("hostile", std::slice::from_ref(hostile));
-        check_load(&format!("docker, {number}"), &pack(&docker_archive(&[(&image, &["name:1"])])));
-        check_load(&format!("oci, {number}"), &pack(&oci_archive(&[(&image, "docker.io/library/name:1")])));
+        check_load(
+            &format!("docker, {number}"),
+            &pack(&docker_archive(&[(&image, &["name:1"])])),
+        );
+        check_load(
+            &format!("oci, {number}"),
+            &pack(&oci_archive(&[(&image, "docker.io/library/name:1")])),
+        );
     }
-    // An honest layer beside it may stay, for the next collection to take; no image does, and nothing half-made.
+    // An honest layer beside it may stay, for the next collection to take; no image does, and
+    // nothing half-made.
     let bench = Bench::new();
     let image = Image::new("half", &[layer(), layers[0].clone()]);
-    let result = load(&bench.store, pack(&docker_archive(&[(&image, &["name:1"])])).as_slice(), None);
+    let result = load(
+        &bench.store,
+        pack(&docker_archive(&[(&image, &["name:1"])])).as_slice(),
+        None,
+    );
     assert!(matches!(result, Err(Error::Invalid(_))), "{result:?}");
     bench.check_temporary("half");
     assert_eq!(bench.names("blobs/sha256"), [""; 0]);
@@ -382,19 +605,36 @@ fn hostile_layers_in_images() {
 
 #[test]
 fn an_image_without_layers_is_one() {
-    for (layers, diff_ids) in [(json!([]), json!([])), (json!(null), json!([])), (json!([]), json!(null))] {
+    for (layers, diff_ids) in [
+        (json!([]), json!([])),
+        (json!(null), json!([])),
+        (json!([]), json!(null)),
+    ] {
         let bench = Bench::new();
-        let config = bytes(&json!({"os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}));
+        let config =
+            bytes(&json!({"os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}));
         let manifest = json!([{"Config": "config.json", "RepoTags": null, "Layers": layers}]);
-        let archive = pack(&[file("config.json", &config), file("manifest.json", bytes(&manifest))]);
+        let archive = pack(&[
+            file("config.json", &config),
+            file("manifest.json", bytes(&manifest)),
+        ]);
         let loaded = load(&bench.store, archive.as_slice(), None).unwrap();
-        assert_eq!((loaded.len(), &loaded[0].id, loaded[0].size), (1, &Digest::of(&config), 0));
+        assert_eq!(
+            (loaded.len(), &loaded[0].id, loaded[0].size),
+            (1, &Digest::of(&config), 0)
+        );
         assert_eq!(bench.store.blob(&loaded[0].id).unwrap(), config);
         bench.check_temporary("no layers");
     }
     let without = json!([{"Config": "config.json"}]);
     let config = bytes(&json!({"rootfs": {"type": "layers"}}));
     let bench = Bench::new();
-    let archive = pack(&[file("config.json", &config), file("manifest.json", bytes(&without))]);
-    assert_eq!(load(&bench.store, archive.as_slice(), None).unwrap().len(), 1);
+    let archive = pack(&[
+        file("config.json", &config),
+        file("manifest.json", bytes(&without)),
+    ]);
+    assert_eq!(
+        load(&bench.store, archive.as_slice(), None).unwrap().len(),
+        1
+    );
 }

@@ -1,4 +1,5 @@
-//! Layers: an archive becomes a directory with whiteouts in overlay's form, and is given back bit for bit.
+//! Layers: an archive becomes a directory with whiteouts in overlay's form, and is given back bit
+//! for bit.
 //!
 //! Making owners, devices and whiteouts takes root.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
@@ -11,8 +12,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use common::{
-    Bench, Entry, MTIME, device, dir, ended, entry, fifo, file, gzip, hard_link, listing, noise, pack, pack_open, pax_records, sparse,
-    symlink, whiteout, within, xattr, zstandard,
+    Bench, Entry, MTIME, device, dir, ended, entry, fifo, file, gzip, hard_link, listing, noise,
+    pack, pack_open, pax_records, sparse, symlink, whiteout, within, xattr, zstandard,
 };
 use tar::{EntryType, Header};
 use whelk_image::{Digest, Error, Store};
@@ -26,7 +27,8 @@ fn check(entries: &[Entry], expected: &[&str]) {
     assert_eq!(listing(&files), expected);
 }
 
-/// The same where entries replace others, which takes more to give back: see `replaced_entries_come_back`.
+/// The same where entries replace others, which takes more to give back: see
+/// `replaced_entries_come_back`.
 #[track_caller]
 fn check_files(entries: &[Entry], expected: &[&str]) {
     let bench = Bench::new();
@@ -64,7 +66,9 @@ fn files_keep_modes_and_owners() {
 
 #[test]
 fn all_sizes_come_back() {
-    let sizes = [0, 1, 511, 512, 513, 1023, 1024, 65_535, 65_536, 65_537, 1_000_000];
+    let sizes = [
+        0, 1, 511, 512, 513, 1023, 1024, 65_535, 65_536, 65_537, 1_000_000,
+    ];
     let mut entries = Vec::new();
     for size in sizes {
         entries.push(file(format!("noise-{size}"), noise(size)));
@@ -74,11 +78,22 @@ fn all_sizes_come_back() {
     let archive = pack(&entries);
     let files = bench.unpack(&archive);
     for size in sizes {
-        assert_eq!(fs::read(files.join(format!("noise-{size}"))).unwrap(), noise(size), "{size}");
-        assert_eq!(fs::read(files.join(format!("zeros-{size}"))).unwrap(), vec![0u8; size], "{size}");
+        assert_eq!(
+            fs::read(files.join(format!("noise-{size}"))).unwrap(),
+            noise(size),
+            "{size}"
+        );
+        assert_eq!(
+            fs::read(files.join(format!("zeros-{size}"))).unwrap(),
+            vec![0u8; size],
+            "{size}"
+        );
     }
     let total: usize = sizes.iter().map(|size| size * 2).sum();
-    assert_eq!(bench.store.layer_size(&Digest::of(&archive)).unwrap(), total as u64);
+    assert_eq!(
+        bench.store.layer_size(&Digest::of(&archive)).unwrap(),
+        total as u64
+    );
 }
 
 #[test]
@@ -105,7 +120,10 @@ fn an_old_archive_marks_directories_by_a_slash() {
     let mut archive = header.as_bytes().to_vec();
     archive.extend_from_slice(&pack(&[file("d/f", "")]));
     let bench = Bench::new();
-    assert_eq!(listing(&bench.unpack(&archive)), ["d dir 0750 0:0", "d/f file 0644 0:0"]);
+    assert_eq!(
+        listing(&bench.unpack(&archive)),
+        ["d dir 0750 0:0", "d/f file 0644 0:0"]
+    );
 }
 
 #[track_caller]
@@ -118,30 +136,91 @@ fn check_time(entries: &[Entry], path: &str, expected: (i64, i64)) {
 
 #[test]
 fn times_are_kept() {
-    check_time(&[file("f", "x").mtime(1_234_567_890)], "f", (1_234_567_890, 0));
+    check_time(
+        &[file("f", "x").mtime(1_234_567_890)],
+        "f",
+        (1_234_567_890, 0),
+    );
     check_time(&[file("f", "").mtime(0)], "f", (0, 0));
-    check_time(&[symlink("l", "x").mtime(1_234_567_890)], "l", (1_234_567_890, 0));
+    check_time(
+        &[symlink("l", "x").mtime(1_234_567_890)],
+        "l",
+        (1_234_567_890, 0),
+    );
     check_time(&[fifo("p").mtime(1_234_567_890)], "p", (1_234_567_890, 0));
     check_time(&[dir("./").mtime(77), file("f", "")], "", (77, 0));
     // Making children changes a directory's time.
-    check_time(&[dir("d/").mtime(55), file("d/f", ""), dir("d/e/").mtime(66), file("d/e/f", "")], "d", (55, 0));
-    check_time(&[dir("d/").mtime(55), file("d/f", ""), dir("d/e/").mtime(66), file("d/e/f", "")], "d/e", (66, 0));
+    check_time(
+        &[
+            dir("d/").mtime(55),
+            file("d/f", ""),
+            dir("d/e/").mtime(66),
+            file("d/e/f", ""),
+        ],
+        "d",
+        (55, 0),
+    );
+    check_time(
+        &[
+            dir("d/").mtime(55),
+            file("d/f", ""),
+            dir("d/e/").mtime(66),
+            file("d/e/f", ""),
+        ],
+        "d/e",
+        (66, 0),
+    );
 }
 
 #[test]
 fn times_of_extended_headers_are_exact() {
-    check_time(&[file("f", "x").pax("mtime", "1700000000.123456789")], "f", (1_700_000_000, 123_456_789));
-    check_time(&[file("f", "x").pax("mtime", "1700000000.25")], "f", (1_700_000_000, 250_000_000));
-    check_time(&[file("f", "x").pax("mtime", "1700000000.1234567891234")], "f", (1_700_000_000, 123_456_789));
-    check_time(&[file("f", "x").pax("mtime", "1700000000")], "f", (1_700_000_000, 0));
-    check_time(&[dir("d/").pax("mtime", "5.5"), file("d/f", "x")], "d", (5, 500_000_000));
-    check_time(&[symlink("l", "x").pax("mtime", "5.000000001")], "l", (5, 1));
-    check_time(&[file("f", "x").mtime(9).pax("atime", "5.5").pax("ctime", "6.5")], "f", (9, 0));
+    check_time(
+        &[file("f", "x").pax("mtime", "1700000000.123456789")],
+        "f",
+        (1_700_000_000, 123_456_789),
+    );
+    check_time(
+        &[file("f", "x").pax("mtime", "1700000000.25")],
+        "f",
+        (1_700_000_000, 250_000_000),
+    );
+    check_time(
+        &[file("f", "x").pax("mtime", "1700000000.1234567891234")],
+        "f",
+        (1_700_000_000, 123_456_789),
+    );
+    check_time(
+        &[file("f", "x").pax("mtime", "1700000000")],
+        "f",
+        (1_700_000_000, 0),
+    );
+    check_time(
+        &[dir("d/").pax("mtime", "5.5"), file("d/f", "x")],
+        "d",
+        (5, 500_000_000),
+    );
+    check_time(
+        &[symlink("l", "x").pax("mtime", "5.000000001")],
+        "l",
+        (5, 1),
+    );
+    check_time(
+        &[file("f", "x")
+            .mtime(9)
+            .pax("atime", "5.5")
+            .pax("ctime", "6.5")],
+        "f",
+        (9, 0),
+    );
 }
 
 #[test]
 fn the_last_description_of_a_directory_counts() {
-    let entries = [dir("d/").mtime(1).mode(0o700), file("d/f", ""), dir("d/").mtime(2).mode(0o711).owner(3, 4)];
+    let entries = [
+        dir("d/").mtime(1).mode(0o700),
+        file("d/f", ""),
+        dir("d/").mtime(2).mode(0o711).owner(3, 4),
+    ];
     check(&entries, &["d dir 0711 3:4", "d/f file 0644 0:0"]);
     check_time(&entries, "d", (2, 0));
 }
@@ -171,17 +250,35 @@ fn hard_links_are_one_file() {
     let bench = Bench::new();
     let files = bench.unpack(&pack(&entries));
     let inode = |name: &str| fs::metadata(files.join(name)).unwrap().ino();
-    assert_eq!((inode("b"), inode("d/c"), inode("m")), (inode("a"), inode("a"), inode("l")));
-    assert_eq!(bench.store.layer_size(&Digest::of(&pack(&entries))).unwrap(), 7, "content is counted once");
+    assert_eq!(
+        (inode("b"), inode("d/c"), inode("m")),
+        (inode("a"), inode("a"), inode("l"))
+    );
+    assert_eq!(
+        bench
+            .store
+            .layer_size(&Digest::of(&pack(&entries)))
+            .unwrap(),
+        7,
+        "content is counted once"
+    );
 }
 
 #[test]
 fn hard_links_with_long_targets() {
-    let long = format!("{}/file", "directory-with-a-long-name/".repeat(6).trim_end_matches('/'));
+    let long = format!(
+        "{}/file",
+        "directory-with-a-long-name/"
+            .repeat(6)
+            .trim_end_matches('/')
+    );
     let bench = Bench::new();
     let files = bench.unpack(&pack(&[file(&long, "x"), hard_link("b", &long)]));
     assert_eq!(fs::metadata(files.join("b")).unwrap().nlink(), 2);
-    let files = bench.unpack(&pack(&[file(&long, "x"), hard_link("b", "cut").pax("linkpath", &long)]));
+    let files = bench.unpack(&pack(&[
+        file(&long, "x"),
+        hard_link("b", "cut").pax("linkpath", &long),
+    ]));
     assert_eq!(fs::metadata(files.join("b")).unwrap().nlink(), 2);
 }
 
@@ -217,39 +314,65 @@ fn symbolic_links_are_kept_as_they_are() {
 }
 
 /// `CAP_NET_RAW`, permitted, as `setcap` stores it (capabilities(7), version 2).
-const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const CAPABILITY: [u8; 20] = [
+    1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
 
 #[test]
 fn extended_attributes_are_kept() {
     let bench = Bench::new();
     let files = bench.unpack(&pack(&[
-        file("ping", "x").mode(0o755).owner(1, 1).xattr("security.capability", CAPABILITY),
-        file("f", "x").xattr("user.text", "value").xattr("user.binary", [0, 1, 255, b'=', b' ', 0]).xattr("user.empty", ""),
+        file("ping", "x")
+            .mode(0o755)
+            .owner(1, 1)
+            .xattr("security.capability", CAPABILITY),
+        file("f", "x")
+            .xattr("user.text", "value")
+            .xattr("user.binary", [0, 1, 255, b'=', b' ', 0])
+            .xattr("user.empty", ""),
         dir("d/").xattr("user.on.directory", "yes"),
         dir("./").xattr("user.on.root", "yes"),
     ]));
     let value = |path: &str, name: &str| xattr(&files.join(path), name);
-    assert_eq!(value("ping", "security.capability").as_deref(), Some(&CAPABILITY[..]), "changing the owner would remove it");
+    assert_eq!(
+        value("ping", "security.capability").as_deref(),
+        Some(&CAPABILITY[..]),
+        "changing the owner would remove it"
+    );
     assert_eq!(value("f", "user.text").as_deref(), Some(&b"value"[..]));
-    assert_eq!(value("f", "user.binary").as_deref(), Some(&[0, 1, 255, b'=', b' ', 0][..]));
+    assert_eq!(
+        value("f", "user.binary").as_deref(),
+        Some(&[0, 1, 255, b'=', b' ', 0][..])
+    );
     assert_eq!(value("f", "user.empty").as_deref(), Some(&b""[..]));
-    assert_eq!(value("d", "user.on.directory").as_deref(), Some(&b"yes"[..]));
+    assert_eq!(
+        value("d", "user.on.directory").as_deref(),
+        Some(&b"yes"[..])
+    );
     assert_eq!(value("", "user.on.root").as_deref(), Some(&b"yes"[..]));
 }
 
-/// Records of an extended header end where their length says. Capabilities are numbers, so one of their bytes can be
-/// a newline: `CAP_DAC_OVERRIDE` and `CAP_FOWNER` together are.
+/// Records of an extended header end where their length says. Capabilities are numbers, so one of
+/// their bytes can be a newline: `CAP_DAC_OVERRIDE` and `CAP_FOWNER` together are.
 #[test]
 fn extended_attributes_may_contain_newlines() {
     let mut capability = CAPABILITY;
     capability[4] = b'\n';
     let bench = Bench::new();
     let files = bench.unpack(&pack(&[
-        file("f", "x").xattr("user.lines", "one\ntwo\n").pax("mtime", "12.5"),
+        file("f", "x")
+            .xattr("user.lines", "one\ntwo\n")
+            .pax("mtime", "12.5"),
         file("g", "x").xattr("security.capability", capability),
     ]));
-    assert_eq!(xattr(&files.join("f"), "user.lines").as_deref(), Some(&b"one\ntwo\n"[..]));
-    assert_eq!(xattr(&files.join("g"), "security.capability").as_deref(), Some(&capability[..]));
+    assert_eq!(
+        xattr(&files.join("f"), "user.lines").as_deref(),
+        Some(&b"one\ntwo\n"[..])
+    );
+    assert_eq!(
+        xattr(&files.join("g"), "security.capability").as_deref(),
+        Some(&capability[..])
+    );
     assert_eq!(fs::metadata(files.join("f")).unwrap().mtime(), 12);
 }
 
@@ -259,7 +382,9 @@ fn devices_and_pipes() {
         &[
             dir("dev/"),
             device(EntryType::Char, "dev/null", 1, 3).mode(0o666),
-            device(EntryType::Block, "dev/loop0", 7, 0).mode(0o660).owner(0, 6),
+            device(EntryType::Block, "dev/loop0", 7, 0)
+                .mode(0o660)
+                .owner(0, 6),
             device(EntryType::Block, "dev/none", 0, 0).mode(0o600),
             device(EntryType::Char, "dev/last", 4095, 1_048_575).mode(0o600),
             fifo("dev/pipe").mode(0o4622).owner(9, 9),
@@ -278,7 +403,10 @@ fn devices_and_pipes() {
 /// GNU tar fills in device numbers for devices only.
 #[test]
 fn a_pipe_has_no_device_number() {
-    check(&[entry(EntryType::Fifo, "pipe").mode(0o600)], &["pipe fifo 0600 0:0"]);
+    check(
+        &[entry(EntryType::Fifo, "pipe").mode(0o600)],
+        &["pipe fifo 0600 0:0"],
+    );
 }
 
 const MIB: u64 = 1 << 20;
@@ -287,20 +415,30 @@ const MIB: u64 = 1 << 20;
 fn sparse_files_keep_their_holes() {
     let content = noise(1024);
     let bench = Bench::new();
-    let mut archive = sparse("holes", &[(MIB, 512), (3 * MIB, 512), (8 * MIB, 0)], &content, 8 * MIB);
+    let mut archive = sparse(
+        "holes",
+        &[(MIB, 512), (3 * MIB, 512), (8 * MIB, 0)],
+        &content,
+        8 * MIB,
+    );
     archive.extend_from_slice(&pack(&[file("after", "x")]));
     let files = bench.unpack(&archive);
     let mut expected = vec![0u8; 8 << 20];
     expected[1 << 20..][..512].copy_from_slice(&content[..512]);
     expected[3 << 20..][..512].copy_from_slice(&content[512..]);
     assert!(fs::read(files.join("holes")).unwrap() == expected);
-    assert!(fs::metadata(files.join("holes")).unwrap().blocks() < 1024, "the holes are on disk");
+    assert!(
+        fs::metadata(files.join("holes")).unwrap().blocks() < 1024,
+        "the holes are on disk"
+    );
     assert_eq!(fs::read(files.join("after")).unwrap(), b"x");
 }
 
 #[test]
 fn sparse_files_with_more_parts_than_a_header_holds() {
-    let parts: Vec<(u64, u64)> = (0..60).map(|part| (part * 8192, if part == 59 { 100 } else { 512 })).collect();
+    let parts: Vec<(u64, u64)> = (0..60)
+        .map(|part| (part * 8192, if part == 59 { 100 } else { 512 }))
+        .collect();
     let content = noise(59 * 512 + 100);
     let size = 59 * 8192 + 100;
     let bench = Bench::new();
@@ -312,8 +450,8 @@ fn sparse_files_with_more_parts_than_a_header_holds() {
     assert!(fs::read(files.join("parts")).unwrap() == expected);
 }
 
-/// GNU tar's newer form keeps the map in front of the content, and the name in the extended header. Unpacked without
-/// knowing that, a file would have another name and the map in it.
+/// GNU tar's newer form keeps the map in front of the content, and the name in the extended header.
+/// Unpacked without knowing that, a file would have another name and the map in it.
 #[test]
 fn sparse_files_in_extended_headers_are_not_mistaken_for_others() {
     let mut content = b"1\n1048576\n512\n".to_vec();
@@ -328,8 +466,12 @@ fn sparse_files_in_extended_headers_are_not_mistaken_for_others() {
     match bench.store.put_layer(archive.as_slice(), None) {
         Err(Error::Invalid(_)) => bench.check_empty("refused"),
         Ok(layer) => {
-            let content = fs::read(bench.store.layer_files(&layer.diff_id).join("holes")).expect("the file has its own name");
-            assert!(content[..1 << 20].iter().all(|&byte| byte == 0) && content[1 << 20..] == noise(512));
+            let content = fs::read(bench.store.layer_files(&layer.diff_id).join("holes"))
+                .expect("the file has its own name");
+            assert!(
+                content[..1 << 20].iter().all(|&byte| byte == 0)
+                    && content[1 << 20..] == noise(512)
+            );
             assert!(bench.written(&layer.diff_id) == archive);
         }
         Err(error) => panic!("{error}"),
@@ -354,11 +496,20 @@ fn long_and_odd_names() {
     let bench = Bench::new();
     let files = bench.unpack(&archive);
     let content = |path: &Path| String::from_utf8(fs::read(files.join(path)).unwrap()).unwrap();
-    assert_eq!(content(Path::new(&format!("{component}/{component}"))), "gnu");
-    assert_eq!(content(Path::new(&format!("pax-{}", "p".repeat(200)))), "pax");
+    assert_eq!(
+        content(Path::new(&format!("{component}/{component}"))),
+        "gnu"
+    );
+    assert_eq!(
+        content(Path::new(&format!("pax-{}", "p".repeat(200)))),
+        "pax"
+    );
     assert_eq!(content(Path::new(&hundred)), "a field without an end");
     assert_eq!(content(Path::new(&deep)), "deep");
-    assert_eq!(content(Path::new(std::ffi::OsStr::from_bytes(b"caf\xe9"))), "not UTF-8");
+    assert_eq!(
+        content(Path::new(std::ffi::OsStr::from_bytes(b"caf\xe9"))),
+        "not UTF-8"
+    );
     assert_eq!(content(Path::new("new\nline\\ \"quoted\"")), "odd");
     assert_eq!(content(Path::new(".wh")), "not a whiteout");
     assert_eq!(content(Path::new("a.wh.b")), "nor this");
@@ -387,33 +538,71 @@ fn names_in_two_fields() {
 #[test]
 fn whiteouts_get_overlay_s_form() {
     check(&[whiteout("gone")], &["gone whiteout"]);
-    check(&[dir("d/"), whiteout("d/gone"), file("d/here", "x")], &["d dir 0755 0:0", "d/gone whiteout", "d/here file 0644 0:0 x"]);
+    check(
+        &[dir("d/"), whiteout("d/gone"), file("d/here", "x")],
+        &[
+            "d dir 0755 0:0",
+            "d/gone whiteout",
+            "d/here file 0644 0:0 x",
+        ],
+    );
     // What names the parent of a whiteout only is made with it.
-    check(&[whiteout("a/b/gone")], &["a dir 0755 0:0", "a/b dir 0755 0:0", "a/b/gone whiteout"]);
+    check(
+        &[whiteout("a/b/gone")],
+        &["a dir 0755 0:0", "a/b dir 0755 0:0", "a/b/gone whiteout"],
+    );
     // Whiteouts are names: what kind of entry has one is not asked.
-    check(&[symlink(".wh.a", "x"), dir(".wh.b/"), file(".wh.c", "content")], &["a whiteout", "b whiteout", "c whiteout"]);
+    check(
+        &[
+            symlink(".wh.a", "x"),
+            dir(".wh.b/"),
+            file(".wh.c", "content"),
+        ],
+        &["a whiteout", "b whiteout", "c whiteout"],
+    );
     check(&[whiteout("twice"), whiteout("twice")], &["twice whiteout"]);
 }
 
 #[test]
 fn opaque_directories() {
-    check(&[dir("d/"), file("d/.wh..wh..opq", ""), file("d/new", "")], &["d dir 0755 0:0 opaque", "d/new file 0644 0:0"]);
-    check(&[dir("d/"), file("d/new", ""), file("d/.wh..wh..opq", "")], &["d dir 0755 0:0 opaque", "d/new file 0644 0:0"]);
-    check(&[file("d/.wh..wh..opq", ""), dir("d/").mode(0o700)], &["d dir 0700 0:0 opaque"]);
-    check(&[dir("d/"), file("d/.wh..wh..opq", ""), dir("d/").owner(1, 1)], &["d dir 0755 1:1 opaque"]);
+    check(
+        &[dir("d/"), file("d/.wh..wh..opq", ""), file("d/new", "")],
+        &["d dir 0755 0:0 opaque", "d/new file 0644 0:0"],
+    );
+    check(
+        &[dir("d/"), file("d/new", ""), file("d/.wh..wh..opq", "")],
+        &["d dir 0755 0:0 opaque", "d/new file 0644 0:0"],
+    );
+    check(
+        &[file("d/.wh..wh..opq", ""), dir("d/").mode(0o700)],
+        &["d dir 0700 0:0 opaque"],
+    );
+    check(
+        &[dir("d/"), file("d/.wh..wh..opq", ""), dir("d/").owner(1, 1)],
+        &["d dir 0755 1:1 opaque"],
+    );
 }
 
-/// A layer may hide a name of those below and use it again. Whiteouts never hide what is in the layer itself (OCI
-/// image specification, "Whiteouts").
+/// A layer may hide a name of those below and use it again. Whiteouts never hide what is in the
+/// layer itself (OCI image specification, "Whiteouts").
 #[test]
 fn whiteouts_beside_what_takes_their_place() {
-    check(&[whiteout("d"), dir("d/"), file("d/new", "")], &["d dir 0755 0:0 opaque", "d/new file 0644 0:0"]);
-    check(&[dir("d/"), file("d/new", ""), whiteout("d")], &["d dir 0755 0:0 opaque", "d/new file 0644 0:0"]);
+    check(
+        &[whiteout("d"), dir("d/"), file("d/new", "")],
+        &["d dir 0755 0:0 opaque", "d/new file 0644 0:0"],
+    );
+    check(
+        &[dir("d/"), file("d/new", ""), whiteout("d")],
+        &["d dir 0755 0:0 opaque", "d/new file 0644 0:0"],
+    );
     check(&[whiteout("f"), file("f", "new")], &["f file 0644 0:0 new"]);
     check(&[file("f", "new"), whiteout("f")], &["f file 0644 0:0 new"]);
     check(&[symlink("l", "x"), whiteout("l")], &["l link 0:0 x"]);
     check(&[whiteout("l"), symlink("l", "x")], &["l link 0:0 x"]);
-    check(&[file("f", "new"), whiteout("g"), hard_link("g", "f")], &["f file 0644 0:0 new", "g file 0644 0:0 new"]);
+    check(
+        &[file("f", "new"), whiteout("g"), hard_link("g", "f")],
+        &["f file 0644 0:0 new", "g file 0644 0:0 new"],
+    );
 }
 
 /// Whatever comes between: once a name of the layers below is hidden, it stays hidden.
@@ -422,7 +611,10 @@ fn a_whiteout_is_not_lost() {
     let opaque = &["d dir 0755 0:0 opaque"];
     check_files(&[whiteout("d"), file("d", "x"), dir("d/")], opaque);
     check_files(&[file("d", "x"), whiteout("d"), dir("d/")], opaque);
-    check_files(&[whiteout("d"), dir("d/"), file("d", "x"), dir("d/")], opaque);
+    check_files(
+        &[whiteout("d"), dir("d/"), file("d", "x"), dir("d/")],
+        opaque,
+    );
     check_files(&[whiteout("d"), symlink("d", "x"), dir("d/")], opaque);
     check_files(&[dir("d/"), whiteout("d"), dir("d/")], opaque);
     // A file hides a directory of the layers below as well.
@@ -431,13 +623,25 @@ fn a_whiteout_is_not_lost() {
 
 #[test]
 fn other_bookkeeping_of_aufs_is_ignored() {
-    check(&[dir(".wh..wh.plnk/"), file(".wh..wh.aufs", ""), file("f", "")], &["f file 0644 0:0"]);
+    check(
+        &[
+            dir(".wh..wh.plnk/"),
+            file(".wh..wh.aufs", ""),
+            file("f", ""),
+        ],
+        &["f file 0644 0:0"],
+    );
 }
 
 #[test]
 fn missing_parents_are_made() {
     check(
-        &[file("a/b/c", "x"), dir("a/").mode(0o700).owner(1, 1), symlink("l/m", "x"), fifo("p/q").mode(0o600)],
+        &[
+            file("a/b/c", "x"),
+            dir("a/").mode(0o700).owner(1, 1),
+            symlink("l/m", "x"),
+            fifo("p/q").mode(0o600),
+        ],
         &[
             "a dir 0700 1:1",
             "a/b dir 0755 0:0",
@@ -452,20 +656,54 @@ fn missing_parents_are_made() {
 
 #[test]
 fn a_later_entry_replaces_an_earlier_one() {
-    check_files(&[file("f", "old").mode(0o777), file("f", "new!")], &["f file 0644 0:0 new!"]);
-    check_files(&[file("x", "old"), dir("x/"), file("x/y", "")], &["x dir 0755 0:0 opaque", "x/y file 0644 0:0"]);
-    check_files(&[dir("x/"), file("x/y", ""), dir("x/z/"), file("x/z/deep", ""), file("x", "new")], &["x file 0644 0:0 new"]);
-    check_files(&[dir("x/"), file("x/y", ""), symlink("x", "y")], &["x link 0:0 y"]);
-    check_files(&[symlink("x", "y"), file("x", "new"), file("z", "")], &["x file 0644 0:0 new", "z file 0644 0:0"]);
+    check_files(
+        &[file("f", "old").mode(0o777), file("f", "new!")],
+        &["f file 0644 0:0 new!"],
+    );
+    check_files(
+        &[file("x", "old"), dir("x/"), file("x/y", "")],
+        &["x dir 0755 0:0 opaque", "x/y file 0644 0:0"],
+    );
+    check_files(
+        &[
+            dir("x/"),
+            file("x/y", ""),
+            dir("x/z/"),
+            file("x/z/deep", ""),
+            file("x", "new"),
+        ],
+        &["x file 0644 0:0 new"],
+    );
+    check_files(
+        &[dir("x/"), file("x/y", ""), symlink("x", "y")],
+        &["x link 0:0 y"],
+    );
+    check_files(
+        &[symlink("x", "y"), file("x", "new"), file("z", "")],
+        &["x file 0644 0:0 new", "z file 0644 0:0"],
+    );
     check_files(
         &[symlink("x", "d"), dir("d/"), dir("x/"), file("x/f", "")],
-        &["d dir 0755 0:0", "x dir 0755 0:0 opaque", "x/f file 0644 0:0"],
+        &[
+            "d dir 0755 0:0",
+            "x dir 0755 0:0 opaque",
+            "x/f file 0644 0:0",
+        ],
     );
     check_files(&[fifo("x"), file("x", "new")], &["x file 0644 0:0 new"]);
-    check_files(&[dir("x/"), file("x/y", "kept"), dir("x/").mode(0o711)], &["x dir 0711 0:0", "x/y file 0644 0:0 kept"]);
+    check_files(
+        &[dir("x/"), file("x/y", "kept"), dir("x/").mode(0o711)],
+        &["x dir 0711 0:0", "x/y file 0644 0:0 kept"],
+    );
     // Replacing one name of a file leaves the others alone.
-    check_files(&[file("a", "old"), hard_link("b", "a"), file("a", "new")], &["a file 0644 0:0 new", "b file 0644 0:0 old"]);
-    check_files(&[file("a", "1"), file("b", "2"), hard_link("b", "a")], &["a file 0644 0:0 1", "b file 0644 0:0 1"]);
+    check_files(
+        &[file("a", "old"), hard_link("b", "a"), file("a", "new")],
+        &["a file 0644 0:0 new", "b file 0644 0:0 old"],
+    );
+    check_files(
+        &[file("a", "1"), file("b", "2"), hard_link("b", "a")],
+        &["a file 0644 0:0 1", "b file 0644 0:0 1"],
+    );
 }
 
 /// The content of an entry that was replaced is in no file, but in the archive.
@@ -486,14 +724,23 @@ fn replaced_entries_come_back() {
         let files = bench.unpack_only(&archive);
         let mut written = Vec::new();
         let result = bench.store.write_layer(&Digest::of(&archive), &mut written);
-        assert!(result.is_ok() && written == archive, "{:?}: {result:?}", listing(&files));
+        assert!(
+            result.is_ok() && written == archive,
+            "{:?}: {result:?}",
+            listing(&files)
+        );
     }
 }
 
 #[test]
 fn a_replaced_name_of_a_hard_linked_file_comes_back() {
     let bench = Bench::new();
-    bench.unpack(&pack(&[file("a", "old"), hard_link("b", "a"), file("a", "new"), file("b", "newer")]));
+    bench.unpack(&pack(&[
+        file("a", "old"),
+        hard_link("b", "a"),
+        file("a", "new"),
+        file("b", "newer"),
+    ]));
 }
 
 #[test]
@@ -501,9 +748,16 @@ fn the_root_may_be_described() {
     // The last form is what kaniko writes.
     for name in ["./", ".", "/"] {
         let bench = Bench::new();
-        let files = bench.unpack(&pack(&[dir(name).mode(0o711).owner(3, 4).mtime(99), file("./f", "x")]));
+        let files = bench.unpack(&pack(&[
+            dir(name).mode(0o711).owner(3, 4).mtime(99),
+            file("./f", "x"),
+        ]));
         let data = fs::metadata(&files).unwrap();
-        assert_eq!((data.mode() & 0o7777, data.uid(), data.gid(), data.mtime()), (0o711, 3, 4, 99), "{name}");
+        assert_eq!(
+            (data.mode() & 0o7777, data.uid(), data.gid(), data.mtime()),
+            (0o711, 3, 4, 99),
+            "{name}"
+        );
         assert_eq!(listing(&files), ["f file 0644 0:0 x"], "{name}");
     }
 }
@@ -511,17 +765,35 @@ fn the_root_may_be_described() {
 #[test]
 fn names_may_begin_with_a_dot() {
     check(
-        &[dir("./d/"), file("./d/./f", "1"), file("d//g", "2"), hard_link("./h", "./d//f"), file("./d/.wh.gone", "")],
-        &["d dir 0755 0:0", "d/f file 0644 0:0 1", "d/g file 0644 0:0 2", "d/gone whiteout", "h file 0644 0:0 1"],
+        &[
+            dir("./d/"),
+            file("./d/./f", "1"),
+            file("d//g", "2"),
+            hard_link("./h", "./d//f"),
+            file("./d/.wh.gone", ""),
+        ],
+        &[
+            "d dir 0755 0:0",
+            "d/f file 0644 0:0 1",
+            "d/g file 0644 0:0 2",
+            "d/gone whiteout",
+            "h file 0644 0:0 1",
+        ],
     );
 }
 
 #[test]
 fn layers_with_nothing_in_them() {
     for (archive, digest) in [
-        (Vec::new(), Some("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")),
+        (
+            Vec::new(),
+            Some("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+        ),
         // The empty layer that images of old have.
-        (vec![0u8; 1024], Some("sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef")),
+        (
+            vec![0u8; 1024],
+            Some("sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"),
+        ),
         (vec![0u8; 10_240], None),
     ] {
         let bench = Bench::new();
@@ -552,14 +824,18 @@ fn what_follows_the_end_mark_comes_back_too() {
 #[test]
 fn global_headers_change_nothing() {
     let records = pax_records(&[("comment".to_owned(), b"by a program".to_vec())]);
-    let global = file("pax_global_header", records).change(|header| header.set_entry_type(EntryType::XGlobalHeader));
+    let global = file("pax_global_header", records)
+        .change(|header| header.set_entry_type(EntryType::XGlobalHeader));
     check(&[global, file("f", "x")], &["f file 0644 0:0 x"]);
 }
 
 #[track_caller]
 fn check_compressed(compressed: &[u8], archive: &[u8]) {
     let bench = Bench::new();
-    let layer = bench.store.put_layer(compressed, Some(&Digest::of(archive))).unwrap();
+    let layer = bench
+        .store
+        .put_layer(compressed, Some(&Digest::of(archive)))
+        .unwrap();
     assert_eq!(layer.diff_id, Digest::of(archive));
     assert!(bench.written(&layer.diff_id) == archive);
     assert_eq!(listing(&bench.store.layer_files(&layer.diff_id)).len(), 2);
@@ -571,9 +847,15 @@ fn compressed_layers() {
     let (first, second) = archive.split_at(50_000);
     check_compressed(&gzip(&archive), &archive);
     check_compressed(&[gzip(first), gzip(second)].concat(), &archive);
-    check_compressed(&[gzip(b""), gzip(first), gzip(b""), gzip(second)].concat(), &archive);
-    let mut named =
-        flate2::GzBuilder::new().filename("layer.tar").comment("a comment").mtime(5).write(Vec::new(), flate2::Compression::best());
+    check_compressed(
+        &[gzip(b""), gzip(first), gzip(b""), gzip(second)].concat(),
+        &archive,
+    );
+    let mut named = flate2::GzBuilder::new()
+        .filename("layer.tar")
+        .comment("a comment")
+        .mtime(5)
+        .write(Vec::new(), flate2::Compression::best());
     named.write_all(&archive).unwrap();
     check_compressed(&named.finish().unwrap(), &archive);
     check_compressed(&zstandard(&archive), &archive);
@@ -581,7 +863,17 @@ fn compressed_layers() {
     // A frame to be skipped, as `zstd:chunked` images have them.
     let mut skipped = vec![0x50, 0x2a, 0x4d, 0x18, 5, 0, 0, 0];
     skipped.extend_from_slice(b"12345");
-    check_compressed(&[skipped.clone(), zstandard(first), skipped.clone(), zstandard(second), skipped].concat(), &archive);
+    check_compressed(
+        &[
+            skipped.clone(),
+            zstandard(first),
+            skipped.clone(),
+            zstandard(second),
+            skipped,
+        ]
+        .concat(),
+        &archive,
+    );
 }
 
 #[test]
@@ -596,8 +888,13 @@ fn the_same_layer_twice_is_one() {
     let bench = Bench::new();
     let archive = pack(&[dir("d/"), file("d/f", noise(10_000))]);
     let layers: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| bench.store.put_layer(archive.as_slice(), None).unwrap())).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let threads: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| bench.store.put_layer(archive.as_slice(), None).unwrap()))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     });
     assert!(layers.iter().all(|layer| *layer == layers[0]));
     assert_eq!((layers[0].size, bench.names("layers").len()), (10_000, 1));
@@ -609,14 +906,30 @@ fn the_same_layer_twice_is_one() {
 #[test]
 fn layers_are_removed_whole() {
     let bench = Bench::new();
-    let archive = pack(&[dir("d/").mode(0), file("d/f", "x").mode(0), symlink("l", "/"), whiteout("gone")]);
+    let archive = pack(&[
+        dir("d/").mode(0),
+        file("d/f", "x").mode(0),
+        symlink("l", "/"),
+        whiteout("gone"),
+    ]);
     bench.unpack(&archive);
     let diff_id = Digest::of(&archive);
-    bench.store.discard(&bench.store.layer_path(&diff_id)).unwrap();
+    bench
+        .store
+        .discard(&bench.store.layer_path(&diff_id))
+        .unwrap();
     bench.check_empty("removed");
     assert!(!bench.store.has_layer(&diff_id));
-    bench.store.discard(&bench.store.layer_path(&diff_id)).expect("removing what is not there is fine");
-    assert!(bench.store.write_layer(&diff_id, &mut std::io::sink()).is_err());
+    bench
+        .store
+        .discard(&bench.store.layer_path(&diff_id))
+        .expect("removing what is not there is fine");
+    assert!(
+        bench
+            .store
+            .write_layer(&diff_id, &mut std::io::sink())
+            .is_err()
+    );
 }
 
 #[test]
@@ -646,9 +959,18 @@ fn a_pipe_in_the_store_stops_nobody() {
     let archive = pack(&[file("f", "content")]);
     let files = bench.unpack(&archive);
     fs::remove_file(files.join("f")).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, files.join("f"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        files.join("f"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
     let store = bench.store.clone();
-    let result = within(20, move || store.write_layer(&Digest::of(&archive), &mut std::io::sink()));
+    let result = within(20, move || {
+        store.write_layer(&Digest::of(&archive), &mut std::io::sink())
+    });
     assert!(result.is_err());
 }
 
@@ -659,11 +981,20 @@ fn blobs() {
     assert_eq!(digest, Digest::of(b"content"));
     assert_eq!(bench.store.put_blob(b"content").unwrap(), digest);
     assert_eq!(bench.store.blob(&digest).unwrap(), b"content");
-    assert!(matches!(bench.store.blob(&Digest::of(b"other")), Err(Error::NotFound(_))));
+    assert!(matches!(
+        bench.store.blob(&Digest::of(b"other")),
+        Err(Error::NotFound(_))
+    ));
     fs::write(bench.store.blob_path(&digest), "damaged").unwrap();
     assert!(matches!(bench.store.blob(&digest), Err(Error::Invalid(_))));
-    bench.store.discard(&bench.store.blob_path(&digest)).unwrap();
-    bench.store.discard(&bench.store.blob_path(&digest)).unwrap();
+    bench
+        .store
+        .discard(&bench.store.blob_path(&digest))
+        .unwrap();
+    bench
+        .store
+        .discard(&bench.store.blob_path(&digest))
+        .unwrap();
     bench.check_empty("removed");
 }
 
@@ -674,9 +1005,17 @@ fn opening_a_store_removes_what_was_left_half_made() {
     bench.unpack(&archive);
     let blob = bench.store.put_blob(b"content").unwrap();
     for directory in ["tmp", "trash"] {
-        fs::create_dir_all(bench.base.join("store").join(directory).join("half/made"), 0o700).unwrap();
+        fs::create_dir_all(
+            bench.base.join("store").join(directory).join("half/made"),
+            0o700,
+        )
+        .unwrap();
         fs::write(bench.base.join("store").join(directory).join("file"), "x").unwrap();
-        std::os::unix::fs::symlink(bench.outside(), bench.base.join("store").join(directory).join("link")).unwrap();
+        std::os::unix::fs::symlink(
+            bench.outside(),
+            bench.base.join("store").join(directory).join("link"),
+        )
+        .unwrap();
     }
     let guard = bench.guard();
     let store = Store::open(&bench.base.join("store")).unwrap();
@@ -692,8 +1031,19 @@ fn opening_a_store_removes_what_was_left_half_made() {
 #[test]
 fn only_root_enters_the_store() {
     let bench = Bench::new();
-    let files = bench.unpack(&pack(&[file("bin/su", "x").mode(0o4755), file("f", "x").mtime(MTIME)]));
+    let files = bench.unpack(&pack(&[
+        file("bin/su", "x").mode(0o4755),
+        file("f", "x").mtime(MTIME),
+    ]));
     let layer = fs::metadata(files.parent().unwrap()).unwrap();
-    assert_eq!(layer.mode() & 0o077, 0, "a set-id program of an image is not for the users of the host (CVE-2021-41091)");
-    assert_eq!(fs::metadata(&files).unwrap().mode() & 0o7777, 0o755, "but a container's users may enter its root");
+    assert_eq!(
+        layer.mode() & 0o077,
+        0,
+        "a set-id program of an image is not for the users of the host (CVE-2021-41091)"
+    );
+    assert_eq!(
+        fs::metadata(&files).unwrap().mode() & 0o7777,
+        0o755,
+        "but a container's users may enter its root"
+    );
 }

@@ -1,5 +1,5 @@
-//! Properties over random input: layers on layers against a model of what they mean, archives there and back, and
-//! image names.
+//! Properties over random input: layers on layers against a model of what they mean, archives there
+//! and back, and image names.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
@@ -55,7 +55,10 @@ fn remove_below(tree: &mut Tree, path: &str) {
 impl Layer {
     /// From changes in any order; the ones that contradict earlier ones are left out.
     fn new(changes: &[(String, Change)], whiteouts_last: bool) -> Self {
-        let mut layer = Self { whiteouts_last, ..Self::default() };
+        let mut layer = Self {
+            whiteouts_last,
+            ..Self::default()
+        };
         for (path, change) in changes {
             layer.change(path, change);
         }
@@ -118,7 +121,10 @@ impl Layer {
             remove_below(tree, path);
         }
         for (path, node) in &self.added {
-            if !matches!((node, tree.get(path)), (Node::Directory(_), Some(Node::Directory(_)))) {
+            if !matches!(
+                (node, tree.get(path)),
+                (Node::Directory(_), Some(Node::Directory(_)))
+            ) {
                 remove_below(tree, path);
             }
             tree.insert(path.clone(), node.clone());
@@ -159,21 +165,31 @@ impl Layer {
         if self.emptied.contains(directory) {
             entries.push(file(format!("{directory}/.wh..wh..opq"), ""));
         }
-        entries.extend(self.deleted.iter().filter(|path| parent(path) == directory).map(|path| whiteout(path)));
+        entries.extend(
+            self.deleted
+                .iter()
+                .filter(|path| parent(path) == directory)
+                .map(|path| whiteout(path)),
+        );
     }
 }
 
 /// Few names, so that layers meet.
 fn paths() -> impl Strategy<Value = String> {
-    prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..=3).prop_map(|parts| parts.join("/"))
+    prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..=3)
+        .prop_map(|parts| parts.join("/"))
 }
 
 fn nodes() -> impl Strategy<Value = Node> {
     prop_oneof![
         prop::sample::select(vec![0o755, 0o700, 0o1777]).prop_map(Node::Directory),
-        (prop::sample::select(vec![0o644, 0o4755]), prop::collection::vec(any::<u8>(), 0..20))
+        (
+            prop::sample::select(vec![0o644, 0o4755]),
+            prop::collection::vec(any::<u8>(), 0..20)
+        )
             .prop_map(|(mode, content)| Node::File(mode, content)),
-        prop::sample::select(vec!["a", "b/c", "/a/b", "nowhere"]).prop_map(|target| Node::Link(target.to_owned())),
+        prop::sample::select(vec!["a", "b/c", "/a/b", "nowhere"])
+            .prop_map(|target| Node::Link(target.to_owned())),
     ]
 }
 
@@ -186,7 +202,11 @@ fn changes() -> impl Strategy<Value = Change> {
 }
 
 fn layers() -> impl Strategy<Value = Layer> {
-    (prop::collection::vec((paths(), changes()), 0..12), any::<bool>()).prop_map(|(changes, last)| Layer::new(&changes, last))
+    (
+        prop::collection::vec((paths(), changes()), 0..12),
+        any::<bool>(),
+    )
+        .prop_map(|(changes, last)| Layer::new(&changes, last))
 }
 
 /// What an exported file system has.
@@ -204,7 +224,9 @@ fn tree(archive: &[u8]) -> Tree {
                 entry.read_to_end(&mut content).unwrap();
                 Node::File(mode, content)
             }
-            EntryType::Symlink => Node::Link(String::from_utf8(entry.link_name_bytes().unwrap().into_owned()).unwrap()),
+            EntryType::Symlink => Node::Link(
+                String::from_utf8(entry.link_name_bytes().unwrap().into_owned()).unwrap(),
+            ),
             other => panic!("{name} is a {other:?}"),
         };
         tree.insert(name.trim_end_matches('/').to_owned(), node);
@@ -220,7 +242,9 @@ fn check_layers(layers: &[Layer]) {
     for (number, layer) in layers.iter().enumerate() {
         // Each is another one: that layers may be there twice has a test of its own.
         let mut layer = layer.clone();
-        layer.added.insert(format!("layer{number}"), Node::File(0o644, Vec::new()));
+        layer
+            .added
+            .insert(format!("layer{number}"), Node::File(0o644, Vec::new()));
         layer.apply(&mut expected);
         lower.insert(0, bench.unpack(&layer.archive()));
     }
@@ -230,7 +254,11 @@ fn check_layers(layers: &[Layer]) {
 }
 
 fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -246,31 +274,72 @@ proptest! {
 #[test]
 fn merged_layers_of_note() {
     let layer = |changes: &[(&str, Change)], last: bool| {
-        let changes: Vec<(String, Change)> = changes.iter().map(|(path, change)| ((*path).to_owned(), change.clone())).collect();
+        let changes: Vec<(String, Change)> = changes
+            .iter()
+            .map(|(path, change)| ((*path).to_owned(), change.clone()))
+            .collect();
         Layer::new(&changes, last)
     };
     let add_file = || Change::Add(Node::File(0o644, b"x".to_vec()));
     let add_directory = || Change::Add(Node::Directory(0o755));
     for last in [false, true] {
-        let base = layer(&[("a/b/c", add_file()), ("a/c", add_file()), ("b", add_file())], last);
+        let base = layer(
+            &[
+                ("a/b/c", add_file()),
+                ("a/c", add_file()),
+                ("b", add_file()),
+            ],
+            last,
+        );
         // Deleted and made again, in one layer.
-        check_layers(&[base.clone(), layer(&[("a", Change::Delete), ("a/c", add_file())], last)]);
-        check_layers(&[base.clone(), layer(&[("a/b", Change::Delete), ("a/b", add_directory())], last)]);
+        check_layers(&[
+            base.clone(),
+            layer(&[("a", Change::Delete), ("a/c", add_file())], last),
+        ]);
+        check_layers(&[
+            base.clone(),
+            layer(&[("a/b", Change::Delete), ("a/b", add_directory())], last),
+        ]);
         // Deleted in one and made again in the next.
-        check_layers(&[base.clone(), layer(&[("a", Change::Delete)], last), layer(&[("a/b", add_directory())], last)]);
+        check_layers(&[
+            base.clone(),
+            layer(&[("a", Change::Delete)], last),
+            layer(&[("a/b", add_directory())], last),
+        ]);
         // A file in between ends a directory.
-        check_layers(&[base.clone(), layer(&[("a", add_file())], last), layer(&[("a/c", add_file())], last)]);
-        check_layers(&[base.clone(), layer(&[("a", Change::Empty)], last), layer(&[("a/b", add_directory())], last)]);
-        check_layers(&[base.clone(), layer(&[("b", add_directory())], last), layer(&[("b", Change::Delete)], last)]);
+        check_layers(&[
+            base.clone(),
+            layer(&[("a", add_file())], last),
+            layer(&[("a/c", add_file())], last),
+        ]);
+        check_layers(&[
+            base.clone(),
+            layer(&[("a", Change::Empty)], last),
+            layer(&[("a/b", add_directory())], last),
+        ]);
+        check_layers(&[
+            base.clone(),
+            layer(&[("b", add_directory())], last),
+            layer(&[("b", Change::Delete)], last),
+        ]);
         // Deleting what is not there does nothing.
-        check_layers(&[base, layer(&[("c", Change::Delete), ("c/a", Change::Delete)], last)]);
+        check_layers(&[
+            base,
+            layer(&[("c", Change::Delete), ("c/a", Change::Delete)], last),
+        ]);
     }
 }
 
 /// A part of a path of an image's name.
 fn components() -> impl Strategy<Value = String> {
-    ("[a-z0-9]{1,6}", prop::collection::vec(("(\\.|_|__|-{1,3})", "[a-z0-9]{1,4}"), 0..3))
-        .prop_map(|(first, rest)| rest.iter().fold(first, |name, (separator, part)| name + separator + part))
+    (
+        "[a-z0-9]{1,6}",
+        prop::collection::vec(("(\\.|_|__|-{1,3})", "[a-z0-9]{1,4}"), 0..3),
+    )
+        .prop_map(|(first, rest)| {
+            rest.iter()
+                .fold(first, |name, (separator, part)| name + separator + part)
+        })
 }
 
 fn domains() -> impl Strategy<Value = String> {
@@ -286,12 +355,25 @@ fn domains() -> impl Strategy<Value = String> {
 
 fn references() -> impl Strategy<Value = String> {
     let tag = prop_oneof![Just(String::new()), ":[A-Za-z0-9_][A-Za-z0-9_.-]{0,10}"];
-    let digest = prop_oneof![Just(String::new()), any::<u8>().prop_map(|byte| format!("@{}", Digest::of(&[byte])))];
-    (domains(), prop::collection::vec(components(), 1..4), tag, digest).prop_map(|(domain, path, tag, digest)| {
-        // What has a dot in front of the first slash is a domain.
-        let domain = if domain.is_empty() && path.len() > 1 && path[0].contains('.') { "docker.io/".to_owned() } else { domain };
-        format!("{domain}{}{tag}{digest}", path.join("/"))
-    })
+    let digest = prop_oneof![
+        Just(String::new()),
+        any::<u8>().prop_map(|byte| format!("@{}", Digest::of(&[byte])))
+    ];
+    (
+        domains(),
+        prop::collection::vec(components(), 1..4),
+        tag,
+        digest,
+    )
+        .prop_map(|(domain, path, tag, digest)| {
+            // What has a dot in front of the first slash is a domain.
+            let domain = if domain.is_empty() && path.len() > 1 && path[0].contains('.') {
+                "docker.io/".to_owned()
+            } else {
+                domain
+            };
+            format!("{domain}{}{tag}{digest}", path.join("/"))
+        })
 }
 
 proptest! {
@@ -302,7 +384,8 @@ proptest! {
         let reference = text.parse::<Reference>().map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
         let printed = reference.to_string();
         prop_assert_eq!(printed.parse::<Reference>().unwrap(), reference.clone());
-        // The short form is the same name too, unless the first part of a path looks like a domain by itself.
+        // The short form is the same name too, unless the first part of a path looks like a domain
+        // by itself.
         let first = reference.path.split('/').next().unwrap_or_default();
         if reference.domain != "docker.io" || !first.contains('.') {
             prop_assert_eq!(reference.familiar().parse::<Reference>().unwrap(), reference);

@@ -1,5 +1,5 @@
-//! Answering questions for names: what is known here is answered, the rest is passed on as it came. Pure: bytes in,
-//! bytes out.
+//! Answering questions for names: what is known here is answered, the rest is passed on as it came.
+//! Pure: bytes in, bytes out.
 
 use std::net::IpAddr;
 
@@ -46,29 +46,42 @@ const LARGE: usize = 1232;
 
 /// Answers a packet by what `look_up` knows. `stream` is set for TCP, where length is no matter.
 pub fn answer(packet: &[u8], stream: bool, look_up: impl FnOnce(&Question) -> Known) -> Verdict {
-    let Ok(message) = Message::from_octets(packet) else { return Verdict::Ignore };
+    let Ok(message) = Message::from_octets(packet) else {
+        return Verdict::Ignore;
+    };
     if message.header().qr() {
         return Verdict::Ignore;
     }
-    let Ok(asked) = message.sole_question() else { return Verdict::Forward };
+    let Ok(asked) = message.sole_question() else {
+        return Verdict::Forward;
+    };
     if asked.qclass() != Class::IN {
         return Verdict::Forward;
     }
     let name = asked.qname().to_vec();
     let kind = asked.qtype();
     let known = look_up(&to_question(&name));
-    let limit = if stream { usize::from(u16::MAX) } else { allowed(&message) };
+    let limit = if stream {
+        usize::from(u16::MAX)
+    } else {
+        allowed(&message)
+    };
     let reply = match known {
         Known::Nothing => return Verdict::Forward,
         Known::Addresses(addresses) => reply(&message, limit, |builder| {
-            // A name of ours without an address of this kind has an answer too: none. Asking others would be wrong.
+            // A name of ours without an address of this kind has an answer too: none. Asking others
+            // would be wrong.
             for address in addresses {
                 match address {
                     IpAddr::V4(address) if matches!(kind, Rtype::A | Rtype::ANY) => {
-                        builder.push((&name, Ttl::from_secs(TTL), A::new(address))).map_err(drop)?;
+                        builder
+                            .push((&name, Ttl::from_secs(TTL), A::new(address)))
+                            .map_err(drop)?;
                     }
                     IpAddr::V6(address) if matches!(kind, Rtype::AAAA | Rtype::ANY) => {
-                        builder.push((&name, Ttl::from_secs(TTL), Aaaa::new(address))).map_err(drop)?;
+                        builder
+                            .push((&name, Ttl::from_secs(TTL), Aaaa::new(address)))
+                            .map_err(drop)?;
                     }
                     _ => {}
                 }
@@ -76,31 +89,48 @@ pub fn answer(packet: &[u8], stream: bool, look_up: impl FnOnce(&Question) -> Kn
             Ok(())
         }),
         // Likewise for what else could be asked about an address of ours.
-        Known::Name(_) if !matches!(kind, Rtype::PTR | Rtype::ANY) => reply(&message, limit, |_| Ok(())),
+        Known::Name(_) if !matches!(kind, Rtype::PTR | Rtype::ANY) => {
+            reply(&message, limit, |_| Ok(()))
+        }
         Known::Name(target) => reply(&message, limit, |builder| {
             let target: Name<Vec<u8>> = target.parse().map_err(drop)?;
-            builder.push((&name, Ttl::from_secs(TTL), Ptr::new(target))).map_err(drop)
+            builder
+                .push((&name, Ttl::from_secs(TTL), Ptr::new(target)))
+                .map_err(drop)
         }),
     };
     reply.map_or(Verdict::Ignore, Verdict::Reply)
 }
 
-/// The answer that tells a client to ask somebody else: no resolver could be reached, or none may be asked.
+/// The answer that tells a client to ask somebody else: no resolver could be reached, or none may
+/// be asked.
 pub fn failure(packet: &[u8]) -> Option<Vec<u8>> {
     let message = Message::from_octets(packet).ok()?;
-    let mut builder = MessageBuilder::new_vec().start_answer(&message, Rcode::SERVFAIL).ok()?;
+    let mut builder = MessageBuilder::new_vec()
+        .start_answer(&message, Rcode::SERVFAIL)
+        .ok()?;
     builder.header_mut().set_ra(true);
     Some(builder.finish())
 }
 
-/// Whether a reply says that its sender cannot tell: another one may. The same as for glibc's resolver.
+/// Whether a reply says that its sender cannot tell: another one may. The same as for glibc's
+/// resolver.
 pub fn is_refusal(reply: &[u8]) -> bool {
-    Message::from_octets(reply).is_ok_and(|message| matches!(message.header().rcode(), Rcode::SERVFAIL | Rcode::NOTIMP | Rcode::REFUSED))
+    Message::from_octets(reply).is_ok_and(|message| {
+        matches!(
+            message.header().rcode(),
+            Rcode::SERVFAIL | Rcode::NOTIMP | Rcode::REFUSED
+        )
+    })
 }
 
 type Answers = domain::base::message_builder::AnswerBuilder<Vec<u8>>;
 
-fn reply(message: &Message<&[u8]>, limit: usize, fill: impl FnOnce(&mut Answers) -> Result<(), ()>) -> Option<Vec<u8>> {
+fn reply(
+    message: &Message<&[u8]>,
+    limit: usize,
+    fill: impl FnOnce(&mut Answers) -> Result<(), ()>,
+) -> Option<Vec<u8>> {
     let mut target = MessageBuilder::new_vec();
     target.set_push_limit(limit);
     let mut builder = target.start_answer(message, Rcode::NOERROR).ok()?;
@@ -113,7 +143,9 @@ fn reply(message: &Message<&[u8]>, limit: usize, fill: impl FnOnce(&mut Answers)
 }
 
 fn allowed(message: &Message<&[u8]>) -> usize {
-    message.opt().map_or(SMALL, |opt| usize::from(opt.udp_payload_size()).clamp(SMALL, LARGE))
+    message.opt().map_or(SMALL, |opt| {
+        usize::from(opt.udp_payload_size()).clamp(SMALL, LARGE)
+    })
 }
 
 /// A name of ours is ours whole: questions of every kind about it are answered here.
@@ -126,12 +158,23 @@ fn to_question(name: &Name<Vec<u8>>) -> Question {
 /// The address behind a name for reverse lookups (RFC 1035 3.5, RFC 3596 2.5).
 fn to_address(name: &str) -> Option<IpAddr> {
     if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
-        let octets: Vec<u8> = rest.split('.').rev().map(|part| part.parse().ok()).collect::<Option<_>>()?;
+        let octets: Vec<u8> = rest
+            .split('.')
+            .rev()
+            .map(|part| part.parse().ok())
+            .collect::<Option<_>>()?;
         return <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
     }
-    let nibbles: Vec<u8> =
-        name.strip_suffix(".ip6.arpa")?.split('.').rev().map(|part| u8::from_str_radix(part, 16).ok()).collect::<Option<_>>()?;
-    let bytes: Vec<u8> = nibbles.chunks(2).map(|pair| pair.iter().fold(0, |byte, nibble| byte << 4 | nibble & 0xf)).collect();
+    let nibbles: Vec<u8> = name
+        .strip_suffix(".ip6.arpa")?
+        .split('.')
+        .rev()
+        .map(|part| u8::from_str_radix(part, 16).ok())
+        .collect::<Option<_>>()?;
+    let bytes: Vec<u8> = nibbles
+        .chunks(2)
+        .map(|pair| pair.iter().fold(0, |byte, nibble| byte << 4 | nibble & 0xf))
+        .collect();
     <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
 }
 
@@ -143,7 +186,9 @@ mod tests {
         let mut builder = MessageBuilder::new_vec().question();
         builder.header_mut().set_id(0x1234);
         builder.header_mut().set_rd(true);
-        builder.push((name.parse::<Name<Vec<u8>>>().unwrap(), kind)).unwrap();
+        builder
+            .push((name.parse::<Name<Vec<u8>>>().unwrap(), kind))
+            .unwrap();
         let mut builder = builder.additional();
         if let Some(size) = size {
             builder
@@ -158,10 +203,21 @@ mod tests {
 
     fn known(question: &Question) -> Known {
         match question {
-            Question::Address(name) if name == "web" => Known::Addresses(vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()]),
-            Question::Address(name) if name == "many" => Known::Addresses((0..100).map(|last| IpAddr::from([10, 0, 0, last])).collect()),
-            Question::Name(address) if address.to_string() == "10.0.0.2" => Known::Name("web.net".into()),
-            Question::Name(address) if address.to_string() == "fd00::2" => Known::Name("web.net".into()),
+            Question::Address(name) if name == "web" => Known::Addresses(vec![
+                "10.0.0.2".parse().unwrap(),
+                "fd00::2".parse().unwrap(),
+            ]),
+            Question::Address(name) if name == "many" => Known::Addresses(
+                (0..100)
+                    .map(|last| IpAddr::from([10, 0, 0, last]))
+                    .collect(),
+            ),
+            Question::Name(address) if address.to_string() == "10.0.0.2" => {
+                Known::Name("web.net".into())
+            }
+            Question::Name(address) if address.to_string() == "fd00::2" => {
+                Known::Name("web.net".into())
+            }
             _ => Known::Nothing,
         }
     }
@@ -175,7 +231,14 @@ mod tests {
                 let records: Vec<String> = message
                     .answer()
                     .unwrap()
-                    .map(|record| record.unwrap().into_any_record::<domain::rdata::AllRecordData<_, _>>().unwrap().data().to_string())
+                    .map(|record| {
+                        record
+                            .unwrap()
+                            .into_any_record::<domain::rdata::AllRecordData<_, _>>()
+                            .unwrap()
+                            .data()
+                            .to_string()
+                    })
                     .collect();
                 records.join(" ")
             }
@@ -190,10 +253,23 @@ mod tests {
         check("WEB.", Rtype::A, "10.0.0.2");
         check("web", Rtype::AAAA, "fd00::2");
         check("2.0.0.10.in-addr.arpa", Rtype::PTR, "web.net.");
-        check("2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa", Rtype::PTR, "web.net.");
+        check(
+            "2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa",
+            Rtype::PTR,
+            "web.net.",
+        );
         check("example.com", Rtype::A, "Forward");
         // Of every other kind there is nothing, and nobody else knows better.
-        for kind in [Rtype::MX, Rtype::TXT, Rtype::HTTPS, Rtype::SRV, Rtype::SOA, Rtype::NS, Rtype::PTR, Rtype::from_int(65_300)] {
+        for kind in [
+            Rtype::MX,
+            Rtype::TXT,
+            Rtype::HTTPS,
+            Rtype::SRV,
+            Rtype::SOA,
+            Rtype::NS,
+            Rtype::PTR,
+            Rtype::from_int(65_300),
+        ] {
             check("web", kind, "");
             check("example.com", kind, "Forward");
         }
@@ -206,7 +282,10 @@ mod tests {
     #[test]
     fn long_answers_are_cut_over_udp_only() {
         let truncated = |packet: &[u8], stream| match answer(packet, stream, known) {
-            Verdict::Reply(bytes) => (bytes.len(), Message::from_octets(bytes).unwrap().header().tc()),
+            Verdict::Reply(bytes) => (
+                bytes.len(),
+                Message::from_octets(bytes).unwrap().header().tc(),
+            ),
             other => panic!("{other:?}"),
         };
         let (length, cut) = truncated(&query("many", Rtype::A, None), false);

@@ -14,8 +14,9 @@
 //! table bridge NAME
 //!   ports    prerouting filter   a container sends from its own addresses only
 //! ```
-//! Publishing a port or making a network changes elements, not rules. The table decides on this instance's traffic
-//! only, and never overrides a drop of another table: in nf_tables every table has its say.
+//! Publishing a port or making a network changes elements, not rules. The table decides on this
+//! instance's traffic only, and never overrides a drop of another table: in nf_tables every table
+//! has its say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,7 +29,10 @@ use rustix::net::netlink::NETFILTER;
 
 use crate::error::{Error, Result};
 use crate::netlink::{Attributes, Message, Socket};
-use crate::nft::{self, ETHER, Element, Hook, IFNAME, IPV4, IPV6, PROTOCOL, Rule, SERVICE, Set, Table, Value, transaction};
+use crate::nft::{
+    self, ETHER, Element, Hook, IFNAME, IPV4, IPV6, PROTOCOL, Rule, SERVICE, Set, Table, Value,
+    transaction,
+};
 use crate::port::{Protocol, Publication};
 
 const RAW: i32 = -300;
@@ -123,34 +127,127 @@ impl Place {
     ];
 
     fn is_bridge_family(self) -> bool {
-        matches!(self, Self::Interfaces | Self::Senders | Self::Senders4 | Self::Senders6)
+        matches!(
+            self,
+            Self::Interfaces | Self::Senders | Self::Senders4 | Self::Senders6
+        )
     }
 
     fn set(self) -> Set<'static> {
-        const PLAIN: Set<'static> = Set { name: "", key: &[IFNAME], data: &[], interval: false };
+        const PLAIN: Set<'static> = Set {
+            name: "",
+            key: &[IFNAME],
+            data: &[],
+            interval: false,
+        };
         match self {
-            Self::Bridges => Set { name: "bridges", ..PLAIN },
-            Self::Pairs => Set { name: "pairs", key: &[IFNAME, IFNAME], ..PLAIN },
-            Self::Internal => Set { name: "internal", ..PLAIN },
-            Self::Open4 => Set { name: "open4", ..PLAIN },
-            Self::Open6 => Set { name: "open6", ..PLAIN },
-            Self::Routed4 => Set { name: "routed4", ..PLAIN },
-            Self::Routed6 => Set { name: "routed6", ..PLAIN },
-            Self::Doors4 => Set { name: "doors4", key: &[IPV4, PROTOCOL, SERVICE], ..PLAIN },
-            Self::Doors6 => Set { name: "doors6", key: &[IPV6, PROTOCOL, SERVICE], ..PLAIN },
-            Self::Masquerade4 => Set { name: "masquerade4", ..PLAIN },
-            Self::Masquerade6 => Set { name: "masquerade6", ..PLAIN },
-            Self::Sources4 => Set { name: "sources4", key: &[IFNAME, IPV4], interval: true, ..PLAIN },
-            Self::Sources6 => Set { name: "sources6", key: &[IFNAME, IPV6], interval: true, ..PLAIN },
-            Self::Ports4 => Set { name: "ports4", key: &[PROTOCOL, SERVICE], data: &[IPV4, SERVICE], ..PLAIN },
-            Self::Ports4At => Set { name: "ports4_at", key: &[IPV4, PROTOCOL, SERVICE], data: &[IPV4, SERVICE], ..PLAIN },
-            Self::Ports6 => Set { name: "ports6", key: &[PROTOCOL, SERVICE], data: &[IPV6, SERVICE], ..PLAIN },
-            Self::Ports6At => Set { name: "ports6_at", key: &[IPV6, PROTOCOL, SERVICE], data: &[IPV6, SERVICE], ..PLAIN },
-            Self::Loopback6 => Set { name: "loopback6", key: &[IPV6], ..PLAIN },
-            Self::Interfaces => Set { name: "interfaces", ..PLAIN },
-            Self::Senders => Set { name: "senders", key: &[IFNAME, ETHER], ..PLAIN },
-            Self::Senders4 => Set { name: "senders4", key: &[IFNAME, ETHER, IPV4], ..PLAIN },
-            Self::Senders6 => Set { name: "senders6", key: &[IFNAME, IPV6], ..PLAIN },
+            Self::Bridges => Set {
+                name: "bridges",
+                ..PLAIN
+            },
+            Self::Pairs => Set {
+                name: "pairs",
+                key: &[IFNAME, IFNAME],
+                ..PLAIN
+            },
+            Self::Internal => Set {
+                name: "internal",
+                ..PLAIN
+            },
+            Self::Open4 => Set {
+                name: "open4",
+                ..PLAIN
+            },
+            Self::Open6 => Set {
+                name: "open6",
+                ..PLAIN
+            },
+            Self::Routed4 => Set {
+                name: "routed4",
+                ..PLAIN
+            },
+            Self::Routed6 => Set {
+                name: "routed6",
+                ..PLAIN
+            },
+            Self::Doors4 => Set {
+                name: "doors4",
+                key: &[IPV4, PROTOCOL, SERVICE],
+                ..PLAIN
+            },
+            Self::Doors6 => Set {
+                name: "doors6",
+                key: &[IPV6, PROTOCOL, SERVICE],
+                ..PLAIN
+            },
+            Self::Masquerade4 => Set {
+                name: "masquerade4",
+                ..PLAIN
+            },
+            Self::Masquerade6 => Set {
+                name: "masquerade6",
+                ..PLAIN
+            },
+            Self::Sources4 => Set {
+                name: "sources4",
+                key: &[IFNAME, IPV4],
+                interval: true,
+                ..PLAIN
+            },
+            Self::Sources6 => Set {
+                name: "sources6",
+                key: &[IFNAME, IPV6],
+                interval: true,
+                ..PLAIN
+            },
+            Self::Ports4 => Set {
+                name: "ports4",
+                key: &[PROTOCOL, SERVICE],
+                data: &[IPV4, SERVICE],
+                ..PLAIN
+            },
+            Self::Ports4At => Set {
+                name: "ports4_at",
+                key: &[IPV4, PROTOCOL, SERVICE],
+                data: &[IPV4, SERVICE],
+                ..PLAIN
+            },
+            Self::Ports6 => Set {
+                name: "ports6",
+                key: &[PROTOCOL, SERVICE],
+                data: &[IPV6, SERVICE],
+                ..PLAIN
+            },
+            Self::Ports6At => Set {
+                name: "ports6_at",
+                key: &[IPV6, PROTOCOL, SERVICE],
+                data: &[IPV6, SERVICE],
+                ..PLAIN
+            },
+            Self::Loopback6 => Set {
+                name: "loopback6",
+                key: &[IPV6],
+                ..PLAIN
+            },
+            Self::Interfaces => Set {
+                name: "interfaces",
+                ..PLAIN
+            },
+            Self::Senders => Set {
+                name: "senders",
+                key: &[IFNAME, ETHER],
+                ..PLAIN
+            },
+            Self::Senders4 => Set {
+                name: "senders4",
+                key: &[IFNAME, ETHER, IPV4],
+                ..PLAIN
+            },
+            Self::Senders6 => Set {
+                name: "senders6",
+                key: &[IFNAME, IPV6],
+                ..PLAIN
+            },
         }
     }
 }
@@ -171,7 +268,8 @@ pub struct BridgeRules {
     /// Reachable from outside without published ports (gateway mode `nat-unprotected`).
     pub open4: bool,
     pub open6: bool,
-    /// Its containers' own addresses lead to their published ports, from everywhere (gateway mode `routed`).
+    /// Its containers' own addresses lead to their published ports, from everywhere (gateway mode
+    /// `routed`).
     pub routed4: bool,
     pub routed6: bool,
 }
@@ -181,7 +279,8 @@ impl BridgeRules {
         let name = || Value::new().name(&self.name);
         let mut entries = vec![(Place::Bridges, Element::key(name()))];
         if self.icc {
-            // Without it, the host does not send from one to the other either what it is given to route.
+            // Without it, the host does not send from one to the other either what it is given to
+            // route.
             entries.push((Place::Pairs, Element::key(name().name(&self.name))));
         }
         for (wanted, place) in [
@@ -197,16 +296,35 @@ impl BridgeRules {
                 entries.push((place, Element::key(name())));
             }
         }
-        let mut ranges: Vec<(IpAddr, IpAddr)> = self.subnets.iter().map(|net| (net.network(), net.broadcast())).collect();
+        let mut ranges: Vec<(IpAddr, IpAddr)> = self
+            .subnets
+            .iter()
+            .map(|net| (net.network(), net.broadcast()))
+            .collect();
         if self.subnets.iter().any(|net| matches!(net, IpNet::V6(_))) {
             // Neighbour discovery: link-local addresses, and none at all before the first.
-            ranges.push((Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), Ipv6Addr::new(0xfebf, !0, !0, !0, !0, !0, !0, !0).into()));
+            ranges.push((
+                Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(),
+                Ipv6Addr::new(0xfebf, !0, !0, !0, !0, !0, !0, !0).into(),
+            ));
             ranges.push((Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()));
         }
-        // The kernel takes no ranges that overlap, such as a link-local subnet's and all link-local addresses.
+        // The kernel takes no ranges that overlap, such as a link-local subnet's and all link-local
+        // addresses.
         for (first, last) in merged(ranges) {
-            let place = if first.is_ipv4() { Place::Sources4 } else { Place::Sources6 };
-            entries.push((place, Element { key: name().ip(first), end: Some(name().ip(last)), data: None }));
+            let place = if first.is_ipv4() {
+                Place::Sources4
+            } else {
+                Place::Sources6
+            };
+            entries.push((
+                place,
+                Element {
+                    key: name().ip(first),
+                    end: Some(name().ip(last)),
+                    data: None,
+                },
+            ));
         }
         entries
     }
@@ -218,7 +336,9 @@ fn merged(mut ranges: Vec<(IpAddr, IpAddr)>) -> Vec<(IpAddr, IpAddr)> {
     let mut apart: Vec<(IpAddr, IpAddr)> = Vec::new();
     for (first, last) in ranges {
         match apart.last_mut() {
-            Some(before) if before.1.is_ipv4() == first.is_ipv4() && first <= before.1 => before.1 = before.1.max(last),
+            Some(before) if before.1.is_ipv4() == first.is_ipv4() && first <= before.1 => {
+                before.1 = before.1.max(last)
+            }
             _ => apart.push((first, last)),
         }
     }
@@ -236,10 +356,16 @@ pub struct SenderRules {
 impl SenderRules {
     fn entries(&self) -> Vec<Entry> {
         let name = || Value::new().name(&self.interface);
-        let mut entries = vec![(Place::Interfaces, Element::key(name())), (Place::Senders, Element::key(name().mac(self.mac)))];
+        let mut entries = vec![
+            (Place::Interfaces, Element::key(name())),
+            (Place::Senders, Element::key(name().mac(self.mac))),
+        ];
         for address in &self.addresses {
             entries.push(match address {
-                IpAddr::V4(_) => (Place::Senders4, Element::key(name().mac(self.mac).ip(*address))),
+                IpAddr::V4(_) => (
+                    Place::Senders4,
+                    Element::key(name().mac(self.mac).ip(*address)),
+                ),
                 IpAddr::V6(_) => (Place::Senders6, Element::key(name().ip(*address))),
             });
         }
@@ -250,8 +376,20 @@ impl SenderRules {
 fn publication_entry(publication: &Publication) -> Entry {
     let Publication { protocol, host, to } = publication;
     if publication.is_direct() {
-        let place = if to.is_ipv4() { Place::Doors4 } else { Place::Doors6 };
-        return (place, Element::key(Value::new().ip(to.ip()).protocol(protocol.number()).port(to.port())));
+        let place = if to.is_ipv4() {
+            Place::Doors4
+        } else {
+            Place::Doors6
+        };
+        return (
+            place,
+            Element::key(
+                Value::new()
+                    .ip(to.ip())
+                    .protocol(protocol.number())
+                    .port(to.port()),
+            ),
+        );
     }
     let at = !host.ip().is_unspecified();
     let place = match (host, at) {
@@ -260,20 +398,37 @@ fn publication_entry(publication: &Publication) -> Entry {
         (SocketAddr::V6(_), false) => Place::Ports6,
         (SocketAddr::V6(_), true) => Place::Ports6At,
     };
-    let key = if at { Value::new().ip(host.ip()) } else { Value::new() };
-    let element =
-        Element { key: key.protocol(protocol.number()).port(host.port()), end: None, data: Some(Value::new().ip(to.ip()).port(to.port())) };
+    let key = if at {
+        Value::new().ip(host.ip())
+    } else {
+        Value::new()
+    };
+    let element = Element {
+        key: key.protocol(protocol.number()).port(host.port()),
+        end: None,
+        data: Some(Value::new().ip(to.ip()).port(to.port())),
+    };
     (place, element)
 }
 
 impl Firewall {
-    /// Nothing is written before [`Firewall::restore`]: until then the tables of an earlier run stay in force, and changes
-    /// are only remembered.
+    /// Nothing is written before [`Firewall::restore`]: until then the tables of an earlier run
+    /// stay in force, and changes are only remembered.
     pub fn new(name: &str) -> Result<Self> {
         Ok(Self {
-            inet: Table { family: nft::INET, name: name.into() },
-            bridge: Table { family: nft::BRIDGE, name: name.into() },
-            state: Mutex::new(State { socket: Socket::open(Some(NETFILTER), 0)?, active: false, elements: BTreeSet::new() }),
+            inet: Table {
+                family: nft::INET,
+                name: name.into(),
+            },
+            bridge: Table {
+                family: nft::BRIDGE,
+                name: name.into(),
+            },
+            state: Mutex::new(State {
+                socket: Socket::open(Some(NETFILTER), 0)?,
+                active: false,
+                elements: BTreeSet::new(),
+            }),
             watcher: Mutex::new(Socket::open(Some(NETFILTER), 0)?),
         })
     }
@@ -283,11 +438,16 @@ impl Firewall {
     }
 
     fn table(&self, place: Place) -> &Table {
-        if place.is_bridge_family() { &self.bridge } else { &self.inet }
+        if place.is_bridge_family() {
+            &self.bridge
+        } else {
+            &self.inet
+        }
     }
 
-    /// Writes all rules and all elements that should be there, as one transaction. The administrator's chain `user` is
-    /// left as it is; where tables of another version's making have to give way, its rules are written again.
+    /// Writes all rules and all elements that should be there, as one transaction. The
+    /// administrator's chain `user` is left as it is; where tables of another version's making have
+    /// to give way, its rules are written again.
     ///
     /// # Errors
     /// Also when those rules cannot be: what the administrator has closed must not open by itself.
@@ -295,9 +455,14 @@ impl Firewall {
         let mut state = self.state();
         let messages = self.messages(&state, false);
         let mut written = state.socket.batch(transaction(messages));
-        if matches!(written, Err(Errno::EXIST | Errno::BUSY | Errno::INVAL | Errno::OPNOTSUPP)) {
+        if matches!(
+            written,
+            Err(Errno::EXIST | Errno::BUSY | Errno::INVAL | Errno::OPNOTSUPP)
+        ) {
             // What is there cannot become what it should be.
-            let kept = self.user_rules(&mut state.socket).map_err(|error| Error::kernel("read the rules in chain user", error))?;
+            let kept = self
+                .user_rules(&mut state.socket)
+                .map_err(|error| Error::kernel("read the rules in chain user", error))?;
             let mut messages = self.messages(&state, true);
             messages.extend(kept);
             written = state.socket.batch(transaction(messages));
@@ -315,7 +480,11 @@ impl Firewall {
         };
         let again = rules.iter().filter_map(|rule| {
             let (_, attributes) = rule.split(nft::HEADER)?;
-            Some(self.inet.same_rule(USER, attributes.find(nft::RULE_EXPRESSIONS)?, attributes.find(nft::RULE_USERDATA)))
+            Some(self.inet.same_rule(
+                USER,
+                attributes.find(nft::RULE_EXPRESSIONS)?,
+                attributes.find(nft::RULE_USERDATA),
+            ))
         });
         Ok(again.collect())
     }
@@ -343,12 +512,25 @@ impl Firewall {
         let entries: Vec<Entry> = state
             .elements
             .iter()
-            .map(|(place, key, end, data)| (*place, Element { key: key.clone(), end: end.clone(), data: data.clone() }))
+            .map(|(place, key, end, data)| {
+                (
+                    *place,
+                    Element {
+                        key: key.clone(),
+                        end: end.clone(),
+                        data: data.clone(),
+                    },
+                )
+            })
             .collect();
         // An attribute's length has sixteen bits: large sets go in pieces.
         const AT_ONCE: usize = 400;
         for place in Place::ALL {
-            let elements: Vec<Element> = entries.iter().filter(|(at, _)| *at == place).map(|(_, element)| element.clone()).collect();
+            let elements: Vec<Element> = entries
+                .iter()
+                .filter(|(at, _)| *at == place)
+                .map(|(_, element)| element.clone())
+                .collect();
             for chunk in elements.chunks(AT_ONCE) {
                 messages.push(self.table(place).add_elements(place.set().name, chunk));
             }
@@ -372,7 +554,12 @@ impl Firewall {
 
     /// A number that every change of any rules makes larger.
     pub fn generation(&self) -> Option<u32> {
-        let reply = self.watcher.lock().unwrap_or_else(PoisonError::into_inner).get(nft::get_generation()).ok()??;
+        let reply = self
+            .watcher
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(nft::get_generation())
+            .ok()??;
         let (_, attributes) = reply.split(4)?;
         attributes.find(1)?.try_into().ok().map(u32::from_be_bytes)
     }
@@ -380,14 +567,23 @@ impl Firewall {
     /// What tells when somebody else has changed any rules.
     pub fn changes_of_others(&self) -> Result<Changes> {
         let socket = Socket::open(Some(NETFILTER), 1 << (nft::GROUP - 1))?;
-        let own = self.state().socket.port().map_err(|error| Error::kernel("name a netlink socket", error))?;
-        let failed = |error: std::io::Error| Error::kernel("filter a netlink socket", Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        let own = self
+            .state()
+            .socket
+            .port()
+            .map_err(|error| Error::kernel("name a netlink socket", error))?;
+        let failed = |error: std::io::Error| {
+            Error::kernel(
+                "filter a netlink socket",
+                Errno::from_io_error(&error).unwrap_or(Errno::IO),
+            )
+        };
         whelk_sys::net::keep_notices(socket.as_fd(), nft::new_generation(), own).map_err(failed)?;
         Ok(Changes(socket))
     }
 
-    /// Whether all that should be there is. Somebody's `nft flush ruleset` takes it away. Takes some milliseconds, and keeps
-    /// nobody waiting.
+    /// Whether all that should be there is. Somebody's `nft flush ruleset` takes it away. Takes
+    /// some milliseconds, and keeps nobody waiting.
     pub fn is_whole(&self) -> bool {
         let generation = self.generation();
         let mut wanted: BTreeMap<Place, usize> = BTreeMap::new();
@@ -397,15 +593,29 @@ impl Firewall {
         let mut socket = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rules_in = |table: &Table, chains: &[Chain]| -> Option<usize> {
             let chains = chains.iter().filter(|chain| chain.name != "user");
-            chains.map(|chain| socket.dump(table.get_rules(chain.name)).ok().map(|rules| rules.len())).sum()
+            chains
+                .map(|chain| {
+                    socket
+                        .dump(table.get_rules(chain.name))
+                        .ok()
+                        .map(|rules| rules.len())
+                })
+                .sum()
         };
         let rules = rules_in(&self.inet, INET_CHAINS) == Some(inet_rules(&self.inet).len())
             && rules_in(&self.bridge, BRIDGE_CHAINS) == Some(bridge_rules(&self.bridge).len());
         let whole = rules
             && Place::ALL.into_iter().all(|place| {
-                let Ok(replies) = socket.dump(self.table(place).get_elements(place.set().name)) else { return false };
-                let lists = replies.iter().filter_map(|reply| reply.split(4)).filter_map(|(_, attributes)| attributes.find(3));
-                lists.map(|list| Attributes(list).count()).sum::<usize>() == wanted.get(&place).copied().unwrap_or(0)
+                let Ok(replies) = socket.dump(self.table(place).get_elements(place.set().name))
+                else {
+                    return false;
+                };
+                let lists = replies
+                    .iter()
+                    .filter_map(|reply| reply.split(4))
+                    .filter_map(|(_, attributes)| attributes.find(3));
+                lists.map(|list| Attributes(list).count()).sum::<usize>()
+                    == wanted.get(&place).copied().unwrap_or(0)
             });
         drop(socket);
         // What was changed meanwhile says nothing.
@@ -414,8 +624,14 @@ impl Firewall {
 
     /// Removes the tables: when the instance is given up.
     pub fn remove(&self) -> Result<()> {
-        let messages = [&self.inet, &self.bridge].into_iter().flat_map(|table| [table.add(), table.delete()]).collect();
-        self.state().socket.batch(transaction(messages)).map_err(|error| Error::kernel("remove the nf_tables rules", error))
+        let messages = [&self.inet, &self.bridge]
+            .into_iter()
+            .flat_map(|table| [table.add(), table.delete()])
+            .collect();
+        self.state()
+            .socket
+            .batch(transaction(messages))
+            .map_err(|error| Error::kernel("remove the nf_tables rules", error))
     }
 
     pub fn add_bridge(&self, bridge: &BridgeRules) -> Result<()> {
@@ -434,14 +650,21 @@ impl Firewall {
         self.change(sender.entries(), false)
     }
 
-    /// Has the host's own connections to ::1 led to containers where that works, and tells whether it does. They need
-    /// [`crate::Links::deliver_loopback6`], and a host that does not put bridged packets through its rules
-    /// (`net.bridge.bridge-nf-call-ip6tables`): there, answers are for ::1 again before the kernel looks at them, and it
-    /// drops what comes for ::1 from outside.
+    /// Has the host's own connections to ::1 led to containers where that works, and tells whether
+    /// it does. They need [`crate::Links::deliver_loopback6`], and a host that does not put bridged
+    /// packets through its rules (`net.bridge.bridge-nf-call-ip6tables`): there, answers are for
+    /// ::1 again before the kernel looks at them, and it drops what comes for ::1 from outside.
     pub fn lead_loopback6(&self) -> Result<bool> {
         let filtered =
-            whelk_sys::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-ip6tables").is_ok_and(|value| value.trim() != "0");
-        self.change(vec![(Place::Loopback6, Element::key(Value::new().ip(Ipv6Addr::LOCALHOST.into())))], !filtered)?;
+            whelk_sys::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-ip6tables")
+                .is_ok_and(|value| value.trim() != "0");
+        self.change(
+            vec![(
+                Place::Loopback6,
+                Element::key(Value::new().ip(Ipv6Addr::LOCALHOST.into())),
+            )],
+            !filtered,
+        )?;
         Ok(!filtered)
     }
 
@@ -459,21 +682,42 @@ impl Firewall {
     fn change(&self, entries: Vec<Entry>, add: bool) -> Result<()> {
         let mut state = self.state();
         let known = |state: &State, (place, element): &Entry| {
-            state.elements.contains(&(*place, element.key.clone(), element.end.clone(), element.data.clone()))
+            state.elements.contains(&(
+                *place,
+                element.key.clone(),
+                element.end.clone(),
+                element.data.clone(),
+            ))
         };
-        let entries: Vec<Entry> = entries.into_iter().filter(|entry| known(&state, entry) != add).collect();
+        let entries: Vec<Entry> = entries
+            .into_iter()
+            .filter(|entry| known(&state, entry) != add)
+            .collect();
         if entries.is_empty() {
             return Ok(());
         }
         let messages: Vec<Message> = entries
             .iter()
             .map(|(place, element)| {
-                let (table, set, one) = (self.table(*place), place.set().name, std::slice::from_ref(element));
-                if add { table.add_new_elements(set, one) } else { table.delete_elements(set, one) }
+                let (table, set, one) = (
+                    self.table(*place),
+                    place.set().name,
+                    std::slice::from_ref(element),
+                );
+                if add {
+                    table.add_new_elements(set, one)
+                } else {
+                    table.delete_elements(set, one)
+                }
             })
             .collect();
-        let result = if state.active { state.socket.batch(transaction(messages)) } else { Ok(()) };
-        // NOENT: the table (or just this element) was taken away behind our back; what should be there is known.
+        let result = if state.active {
+            state.socket.batch(transaction(messages))
+        } else {
+            Ok(())
+        };
+        // NOENT: the table (or just this element) was taken away behind our back; what should be
+        // there is known.
         if let Err(error) = result
             && error != Errno::NOENT
         {
@@ -488,7 +732,11 @@ impl Firewall {
             }
         }
         drop(state);
-        if result.is_err() { self.restore() } else { Ok(()) }
+        if result.is_err() {
+            self.restore()
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -501,7 +749,14 @@ struct Chain {
 
 impl Chain {
     const fn base(name: &'static str, kind: &'static str, number: u32, priority: i32) -> Self {
-        Self { name, hook: Some(Hook { kind, number, priority }) }
+        Self {
+            name,
+            hook: Some(Hook {
+                kind,
+                number,
+                priority,
+            }),
+        }
     }
 
     const fn plain(name: &'static str) -> Self {
@@ -525,60 +780,237 @@ const INET_CHAINS: &[Chain] = &[
     Chain::base("leave", "nat", nft::POSTROUTING, SRCNAT),
     Chain::base("guard", "filter", nft::FORWARD, FILTER),
 ];
-const BRIDGE_CHAINS: &[Chain] = &[Chain::base("ports", "filter", nft::PREROUTING, RAW), Chain::plain("checked")];
+const BRIDGE_CHAINS: &[Chain] = &[
+    Chain::base("ports", "filter", nft::PREROUTING, RAW),
+    Chain::plain("checked"),
+];
 
 fn inet_rules(table: &Table) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
     let new = Rule::new;
-    rule("spoof", new().input_name().among("bridges").jump("entering"));
-    // 127.0.0.0/8 and ::1 are routed behind our bridges (for the host's own loopback connections); containers must not use that.
-    rule("entering", new().ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).drop());
-    rule("entering", new().ipv6().destination6().in_network(Ipv6Addr::LOCALHOST.into(), 128).drop());
-    rule("entering", new().ipv4().input_name().source4().not_among("sources4").drop());
-    rule("entering", new().ipv6().input_name().source6().not_among("sources6").drop());
+    rule(
+        "spoof",
+        new().input_name().among("bridges").jump("entering"),
+    );
+    // 127.0.0.0/8 and ::1 are routed behind our bridges (for the host's own loopback connections);
+    // containers must not use that.
+    rule(
+        "entering",
+        new()
+            .ipv4()
+            .destination4()
+            .in_network(Ipv4Addr::LOCALHOST.into(), 8)
+            .drop(),
+    );
+    rule(
+        "entering",
+        new()
+            .ipv6()
+            .destination6()
+            .in_network(Ipv6Addr::LOCALHOST.into(), 128)
+            .drop(),
+    );
+    rule(
+        "entering",
+        new()
+            .ipv4()
+            .input_name()
+            .source4()
+            .not_among("sources4")
+            .drop(),
+    );
+    rule(
+        "entering",
+        new()
+            .ipv6()
+            .input_name()
+            .source6()
+            .not_among("sources6")
+            .drop(),
+    );
     // A port on 127.0.0.1 is the host's own: from outside nobody is led there (CVE-2025-54388).
-    rule("publish", new().ipv4().destination4().in_network(Ipv4Addr::LOCALHOST.into(), 8).accept());
-    rule("publish", new().ipv6().destination6().in_network(Ipv6Addr::LOCALHOST.into(), 128).accept());
-    rule("loop", new().ipv6().destination6().in_network(Ipv6Addr::LOCALHOST.into(), 128).destination6().not_among("loopback6").accept());
+    rule(
+        "publish",
+        new()
+            .ipv4()
+            .destination4()
+            .in_network(Ipv4Addr::LOCALHOST.into(), 8)
+            .accept(),
+    );
+    rule(
+        "publish",
+        new()
+            .ipv6()
+            .destination6()
+            .in_network(Ipv6Addr::LOCALHOST.into(), 128)
+            .accept(),
+    );
+    rule(
+        "loop",
+        new()
+            .ipv6()
+            .destination6()
+            .in_network(Ipv6Addr::LOCALHOST.into(), 128)
+            .destination6()
+            .not_among("loopback6")
+            .accept(),
+    );
     for chain in ["publish", "loop"] {
         let to_host = || new().for_this_host();
-        rule(chain, to_host().ipv4().destination4().protocol().destination_port().destination_from("ports4_at", IPV4));
-        rule(chain, to_host().ipv4().protocol().destination_port().destination_from("ports4", IPV4));
-        rule(chain, to_host().ipv6().destination6().protocol().destination_port().destination_from("ports6_at", IPV6));
-        rule(chain, to_host().ipv6().protocol().destination_port().destination_from("ports6", IPV6));
+        rule(
+            chain,
+            to_host()
+                .ipv4()
+                .destination4()
+                .protocol()
+                .destination_port()
+                .destination_from("ports4_at", IPV4),
+        );
+        rule(
+            chain,
+            to_host()
+                .ipv4()
+                .protocol()
+                .destination_port()
+                .destination_from("ports4", IPV4),
+        );
+        rule(
+            chain,
+            to_host()
+                .ipv6()
+                .destination6()
+                .protocol()
+                .destination_port()
+                .destination_from("ports6_at", IPV6),
+        );
+        rule(
+            chain,
+            to_host()
+                .ipv6()
+                .protocol()
+                .destination_port()
+                .destination_from("ports6", IPV6),
+        );
     }
-    // By address, not by the interface it came from: where bridged traffic is filtered (br_netfilter) none is known here.
-    rule("leave", new().ipv4().output_name().source4().among("sources4").translated().masquerade());
-    rule("leave", new().ipv6().output_name().source6().among("sources6").translated().masquerade());
-    rule("leave", new().output_name().among("bridges").ipv4().source4().in_network(Ipv4Addr::LOCALHOST.into(), 8).masquerade());
-    rule("leave", new().output_name().among("bridges").ipv6().source6().in_network(Ipv6Addr::LOCALHOST.into(), 128).masquerade());
-    rule("leave", new().input_name().among("masquerade4").output_name().not_among("bridges").ipv4().masquerade());
-    rule("leave", new().input_name().among("masquerade6").output_name().not_among("bridges").ipv6().masquerade());
+    // By address, not by the interface it came from: where bridged traffic is filtered
+    // (br_netfilter) none is known here.
+    rule(
+        "leave",
+        new()
+            .ipv4()
+            .output_name()
+            .source4()
+            .among("sources4")
+            .translated()
+            .masquerade(),
+    );
+    rule(
+        "leave",
+        new()
+            .ipv6()
+            .output_name()
+            .source6()
+            .among("sources6")
+            .translated()
+            .masquerade(),
+    );
+    rule(
+        "leave",
+        new()
+            .output_name()
+            .among("bridges")
+            .ipv4()
+            .source4()
+            .in_network(Ipv4Addr::LOCALHOST.into(), 8)
+            .masquerade(),
+    );
+    rule(
+        "leave",
+        new()
+            .output_name()
+            .among("bridges")
+            .ipv6()
+            .source6()
+            .in_network(Ipv6Addr::LOCALHOST.into(), 128)
+            .masquerade(),
+    );
+    rule(
+        "leave",
+        new()
+            .input_name()
+            .among("masquerade4")
+            .output_name()
+            .not_among("bridges")
+            .ipv4()
+            .masquerade(),
+    );
+    rule(
+        "leave",
+        new()
+            .input_name()
+            .among("masquerade6")
+            .output_name()
+            .not_among("bridges")
+            .ipv6()
+            .masquerade(),
+    );
     rule("guard", new().jump(USER));
     rule("guard", new().established().accept());
-    rule("guard", new().input_name().output_name().among("pairs").accept());
+    rule(
+        "guard",
+        new().input_name().output_name().among("pairs").accept(),
+    );
     rule("guard", new().input_name().among("internal").drop());
     rule("guard", new().output_name().among("internal").drop());
-    rule("guard", new().output_name().among("bridges").translated().accept());
-    // Where addresses lead to containers as they are, others of our bridges come in by the same doors.
+    rule(
+        "guard",
+        new().output_name().among("bridges").translated().accept(),
+    );
+    // Where addresses lead to containers as they are, others of our bridges come in by the same
+    // doors.
     const ICMP: u8 = 1;
     const ICMPV6: u8 = 58;
     let routed4 = || new().ipv4().output_name().among("routed4");
-    rule("guard", routed4().destination4().protocol().destination_port().among("doors4").accept());
+    rule(
+        "guard",
+        routed4()
+            .destination4()
+            .protocol()
+            .destination_port()
+            .among("doors4")
+            .accept(),
+    );
     rule("guard", routed4().protocol_is(ICMP).accept());
     let routed6 = || new().ipv6().output_name().among("routed6");
-    rule("guard", routed6().destination6().protocol().destination_port().among("doors6").accept());
+    rule(
+        "guard",
+        routed6()
+            .destination6()
+            .protocol()
+            .destination_port()
+            .among("doors6")
+            .accept(),
+    );
     rule("guard", routed6().protocol_is(ICMPV6).accept());
-    rule("guard", new().input_name().among("bridges").output_name().among("bridges").drop());
+    rule(
+        "guard",
+        new()
+            .input_name()
+            .among("bridges")
+            .output_name()
+            .among("bridges")
+            .drop(),
+    );
     rule("guard", new().ipv4().output_name().among("open4").accept());
     rule("guard", new().ipv6().output_name().among("open6").accept());
     rule("guard", new().output_name().among("bridges").drop());
     messages
 }
 
-/// What the interfaces of containers may send: frames from their own hardware address, ARP and IP from their own
-/// addresses, and nothing else. Other interfaces (the bridge itself, ports that others plugged in) pass.
+/// What the interfaces of containers may send: frames from their own hardware address, ARP and IP
+/// from their own addresses, and nothing else. Other interfaces (the bridge itself, ports that
+/// others plugged in) pass.
 fn bridge_rules(table: &Table) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
@@ -587,14 +1019,38 @@ fn bridge_rules(table: &Table) -> Vec<Message> {
     const IP6: u16 = 0x86dd;
     let new = Rule::new;
     // What is most frequent takes a single look.
-    rule("ports", new().ether_type(IP).input_name().source_mac().source4().among("senders4").accept());
-    rule("ports", new().input_name().among("interfaces").jump("checked"));
+    rule(
+        "ports",
+        new()
+            .ether_type(IP)
+            .input_name()
+            .source_mac()
+            .source4()
+            .among("senders4")
+            .accept(),
+    );
+    rule(
+        "ports",
+        new().input_name().among("interfaces").jump("checked"),
+    );
     rule("checked", new().ether_type(IP).drop());
-    rule("checked", new().input_name().source_mac().not_among("senders").drop());
-    rule("checked", new().ether_type(ARP).input_name().source_mac().arp_source().not_among("senders4").drop());
+    rule(
+        "checked",
+        new().input_name().source_mac().not_among("senders").drop(),
+    );
+    rule(
+        "checked",
+        new()
+            .ether_type(ARP)
+            .input_name()
+            .source_mac()
+            .arp_source()
+            .not_among("senders4")
+            .drop(),
+    );
     rule("checked", new().ether_type(ARP).accept());
-    // Receivers take off priority tags (802.1Q, 802.1ad) in front of a packet, as many as there are; these rules do not see
-    // behind a second one.
+    // Receivers take off priority tags (802.1Q, 802.1ad) in front of a packet, as many as there
+    // are; these rules do not see behind a second one.
     rule("checked", new().ether_type_is_not(IP6).drop());
     // Neighbours say which address is theirs; routers are not among them.
     const ICMPV6: u8 = 58;
@@ -605,11 +1061,36 @@ fn bridge_rules(table: &Table) -> Vec<Message> {
     let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
     rule("checked", icmp(ROUTER_ADVERTISEMENT).drop());
     rule("checked", icmp(REDIRECT).drop());
-    rule("checked", icmp(NEIGHBOUR_ADVERTISEMENT).neighbour_target().in_network(link_local.into(), 10).accept());
-    rule("checked", icmp(NEIGHBOUR_ADVERTISEMENT).input_name().neighbour_target().not_among("senders6").drop());
-    rule("checked", new().source6().in_network(link_local.into(), 10).accept());
-    rule("checked", new().source6().in_network(Ipv6Addr::UNSPECIFIED.into(), 128).accept());
-    rule("checked", new().input_name().source6().not_among("senders6").drop());
+    rule(
+        "checked",
+        icmp(NEIGHBOUR_ADVERTISEMENT)
+            .neighbour_target()
+            .in_network(link_local.into(), 10)
+            .accept(),
+    );
+    rule(
+        "checked",
+        icmp(NEIGHBOUR_ADVERTISEMENT)
+            .input_name()
+            .neighbour_target()
+            .not_among("senders6")
+            .drop(),
+    );
+    rule(
+        "checked",
+        new().source6().in_network(link_local.into(), 10).accept(),
+    );
+    rule(
+        "checked",
+        new()
+            .source6()
+            .in_network(Ipv6Addr::UNSPECIFIED.into(), 128)
+            .accept(),
+    );
+    rule(
+        "checked",
+        new().input_name().source6().not_among("senders6").drop(),
+    );
     messages
 }
 
@@ -630,9 +1111,19 @@ mod tests {
     #[test]
     fn ranges_do_not_overlap() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let ranges = [("fe80::", "febf::"), ("10.0.0.0", "10.0.0.255"), ("fe80::", "fe80::ff"), ("::", "::"), ("febf::", "fec0::")];
+        let ranges = [
+            ("fe80::", "febf::"),
+            ("10.0.0.0", "10.0.0.255"),
+            ("fe80::", "fe80::ff"),
+            ("::", "::"),
+            ("febf::", "fec0::"),
+        ];
         let merged = merged(ranges.map(|(first, last)| (ip(first), ip(last))).to_vec());
-        let expected = [("10.0.0.0", "10.0.0.255"), ("::", "::"), ("fe80::", "fec0::")];
+        let expected = [
+            ("10.0.0.0", "10.0.0.255"),
+            ("::", "::"),
+            ("fe80::", "fec0::"),
+        ];
         assert_eq!(merged, expected.map(|(first, last)| (ip(first), ip(last))));
     }
 
@@ -644,9 +1135,17 @@ mod tests {
         let host = crate::namespace::Namespace::create().unwrap();
         whelk_sys::net::within(host.as_fd(), || {
             let mut socket = Socket::open(Some(NETFILTER), 0).unwrap();
-            let table = Table { family: nft::INET, name: "test".into() };
-            // As another version may have made it: a chain of ours that the kernel calls from elsewhere.
-            let elsewhere = Hook { kind: "filter", number: nft::POSTROUTING, priority: FILTER };
+            let table = Table {
+                family: nft::INET,
+                name: "test".into(),
+            };
+            // As another version may have made it: a chain of ours that the kernel calls from
+            // elsewhere.
+            let elsewhere = Hook {
+                kind: "filter",
+                number: nft::POSTROUTING,
+                priority: FILTER,
+            };
             let messages = vec![
                 table.add(),
                 table.chain(USER, None),
@@ -660,7 +1159,8 @@ mod tests {
                 let replies = socket.dump(table.get_rules(USER)).unwrap();
                 let parts = |rule: &crate::netlink::Reply| {
                     let (_, attributes) = rule.split(nft::HEADER).unwrap();
-                    [nft::RULE_EXPRESSIONS, nft::RULE_USERDATA].map(|kind| attributes.find(kind).map(<[u8]>::to_vec))
+                    [nft::RULE_EXPRESSIONS, nft::RULE_USERDATA]
+                        .map(|kind| attributes.find(kind).map(<[u8]>::to_vec))
                 };
                 replies.iter().map(parts).collect::<Vec<_>>()
             };

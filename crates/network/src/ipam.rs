@@ -16,42 +16,69 @@ pub struct Pool {
     pub size: u8,
 }
 
-/// Docker's private ranges, but 254 addresses for a network and not 65,534: 31 networks would use them up.
+/// Docker's private ranges, but 254 addresses for a network and not 65,534: 31 networks would use
+/// them up.
 pub fn default_pools() -> Vec<Pool> {
     const SIZE: u8 = 24;
     let pool = |address: [u8; 4], bits: u8| Pool {
         base: Ipv4Net::new(address.into(), bits).map_or_else(|_| IpNet::default(), IpNet::V4),
         size: SIZE,
     };
-    vec![pool([172, 18, 0, 0], 15), pool([172, 20, 0, 0], 14), pool([172, 24, 0, 0], 13), pool([192, 168, 0, 0], 16)]
+    vec![
+        pool([172, 18, 0, 0], 15),
+        pool([172, 20, 0, 0], 14),
+        pool([172, 24, 0, 0], 13),
+        pool([192, 168, 0, 0], 16),
+    ]
 }
 
 pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-/// The first subnet of the pools that overlaps nothing in `taken`: other networks, and what the host has routes to.
+/// The first subnet of the pools that overlaps nothing in `taken`: other networks, and what the
+/// host has routes to.
 ///
 /// # Errors
 /// [`Error::Exhausted`] when all are taken.
 pub fn choose(pools: &[Pool], taken: &[IpNet]) -> Result<IpNet> {
-    let mut taken: Vec<(IpAddr, IpAddr)> = taken.iter().map(|net| (net.network(), net.broadcast())).collect();
+    let mut taken: Vec<(IpAddr, IpAddr)> = taken
+        .iter()
+        .map(|net| (net.network(), net.broadcast()))
+        .collect();
     taken.sort_unstable();
     for pool in pools {
         let begin = pool.base.network();
         let mut start = begin;
-        let mut blocks = taken.iter().filter(|(first, last)| pool.base.contains(first) || (*first < begin && *last >= begin)).peekable();
+        let mut blocks = taken
+            .iter()
+            .filter(|(first, last)| pool.base.contains(first) || (*first < begin && *last >= begin))
+            .peekable();
         while pool.base.contains(&start) {
-            let Ok(candidate) = IpNet::new(start, pool.size) else { break };
+            let Ok(candidate) = IpNet::new(start, pool.size) else {
+                break;
+            };
             while blocks.next_if(|(_, last)| *last < start).is_some() {}
-            let blocked = blocks.peek().filter(|(first, _)| *first <= candidate.broadcast()).map(|(_, last)| *last);
-            let Some(last) = blocked else { return Ok(candidate) };
-            // Behind what is in the way, not just one further: a route to 10.0.0.0/8 has room for many subnets.
-            let Some(next) = last_of(last.max(candidate.broadcast()), pool.size).and_then(successor) else { break };
+            let blocked = blocks
+                .peek()
+                .filter(|(first, _)| *first <= candidate.broadcast())
+                .map(|(_, last)| *last);
+            let Some(last) = blocked else {
+                return Ok(candidate);
+            };
+            // Behind what is in the way, not just one further: a route to 10.0.0.0/8 has room for
+            // many subnets.
+            let Some(next) =
+                last_of(last.max(candidate.broadcast()), pool.size).and_then(successor)
+            else {
+                break;
+            };
             start = next;
         }
     }
-    Err(Error::Exhausted("all predefined address pools have been fully subnetted".into()))
+    Err(Error::Exhausted(
+        "all predefined address pools have been fully subnetted".into(),
+    ))
 }
 
 /// The last address of the subnet of `size` that `address` is in.
@@ -59,9 +86,13 @@ fn last_of(address: IpAddr, size: u8) -> Option<IpAddr> {
     IpNet::new(address, size).ok().map(|net| net.broadcast())
 }
 
-/// A subnet of the unique local range (RFC 4193) for the network with this id, of hexadecimal digits.
+/// A subnet of the unique local range (RFC 4193) for the network with this id, of hexadecimal
+/// digits.
 pub fn unique_local(id: &str) -> IpNet {
-    let digits: u64 = id.get(..14).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default();
+    let digits: u64 = id
+        .get(..14)
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .unwrap_or_default();
     let bits = (0xfd_u128 << 120) | (u128::from(digits) << 64);
     const SIZE: u8 = 64;
     Ipv6Net::new(Ipv6Addr::from(bits), SIZE).map_or_else(|_| IpNet::default(), IpNet::V6)
@@ -79,7 +110,13 @@ fn to_number(address: IpAddr) -> u128 {
 }
 
 fn from_number(ipv4: bool, number: u128) -> Option<IpAddr> {
-    if ipv4 { u32::try_from(number).ok().map(|number| Ipv4Addr::from(number).into()) } else { Some(Ipv6Addr::from(number).into()) }
+    if ipv4 {
+        u32::try_from(number)
+            .ok()
+            .map(|number| Ipv4Addr::from(number).into())
+    } else {
+        Some(Ipv6Addr::from(number).into())
+    }
 }
 
 /// The addresses of one subnet.
@@ -99,29 +136,52 @@ impl Block {
     ///
     /// # Errors
     /// A range or address outside the subnet.
-    pub fn new(subnet: IpNet, range: Option<IpNet>, gateway: Option<IpAddr>, reserved: &[IpAddr]) -> Result<Self> {
+    pub fn new(
+        subnet: IpNet,
+        range: Option<IpNet>,
+        gateway: Option<IpAddr>,
+        reserved: &[IpAddr],
+    ) -> Result<Self> {
         let range = range.unwrap_or(subnet);
         if !subnet.contains(&range) {
-            return Err(Error::invalid(format!("invalid subnet {subnet}: range {range} is not in it")));
+            return Err(Error::invalid(format!(
+                "invalid subnet {subnet}: range {range} is not in it"
+            )));
         }
         for address in gateway.iter().chain(reserved) {
             if !subnet.contains(address) {
-                return Err(Error::invalid(format!("invalid address {address}: it is not in subnet {subnet}")));
+                return Err(Error::invalid(format!(
+                    "invalid address {address}: it is not in subnet {subnet}"
+                )));
             }
         }
-        let mut block = Self { subnet, range, gateway: subnet.network(), used: BTreeSet::new(), lowest: 0 };
-        block.used.extend(reserved.iter().map(|address| to_number(*address)));
+        let mut block = Self {
+            subnet,
+            range,
+            gateway: subnet.network(),
+            used: BTreeSet::new(),
+            lowest: 0,
+        };
+        block
+            .used
+            .extend(reserved.iter().map(|address| to_number(*address)));
         block.gateway = match gateway {
             Some(gateway) => gateway,
-            None => block.first_free().ok_or_else(|| Error::invalid(format!("subnet {subnet} has no address for a gateway")))?,
+            None => block.first_free().ok_or_else(|| {
+                Error::invalid(format!("subnet {subnet} has no address for a gateway"))
+            })?,
         };
         block.used.insert(to_number(block.gateway));
         Ok(block)
     }
 
-    /// First and last address that a host may have. Networks of two addresses or one use all (RFC 3021).
+    /// First and last address that a host may have. Networks of two addresses or one use all (RFC
+    /// 3021).
     fn hosts(&self) -> (u128, u128) {
-        let (first, last) = (to_number(self.subnet.network()), to_number(self.subnet.broadcast()));
+        let (first, last) = (
+            to_number(self.subnet.network()),
+            to_number(self.subnet.broadcast()),
+        );
         match self.subnet {
             _ if last - first < 2 => (first, last),
             IpNet::V4(_) => (first + 1, last - 1),
@@ -144,7 +204,11 @@ impl Block {
             candidate += 1;
         }
         self.lowest = candidate;
-        if candidate > last { None } else { from_number(self.subnet.addr().is_ipv4(), candidate) }
+        if candidate > last {
+            None
+        } else {
+            from_number(self.subnet.addr().is_ipv4(), candidate)
+        }
     }
 
     /// Gives out an address: the one that is asked for, or the lowest free one.
@@ -155,15 +219,21 @@ impl Block {
         let address = match wanted {
             Some(address) => {
                 let (first, last) = self.hosts();
-                if !(first..=last).contains(&to_number(address)) || address.is_ipv4() != self.subnet.addr().is_ipv4() {
-                    return Err(Error::invalid(format!("invalid address {address}: It does not belong to any of this network's subnets")));
+                if !(first..=last).contains(&to_number(address))
+                    || address.is_ipv4() != self.subnet.addr().is_ipv4()
+                {
+                    return Err(Error::invalid(format!(
+                        "invalid address {address}: It does not belong to any of this network's subnets"
+                    )));
                 }
                 if self.used.contains(&to_number(address)) {
                     return Err(Error::Conflict("Address already in use".into()));
                 }
                 address
             }
-            None => self.first_free().ok_or_else(|| Error::Exhausted(format!("no available addresses left in {}", self.range)))?,
+            None => self.first_free().ok_or_else(|| {
+                Error::Exhausted(format!("no available addresses left in {}", self.range))
+            })?,
         };
         self.used.insert(to_number(address));
         Ok(address)
@@ -194,10 +264,22 @@ mod tests {
     fn subnets_avoid_what_is_taken() {
         let pools = default_pools();
         assert_eq!(choose(&pools, &[]).unwrap(), net("172.18.0.0/24"));
-        assert_eq!(choose(&pools, &[net("172.18.0.0/24")]).unwrap(), net("172.18.1.0/24"));
-        assert_eq!(choose(&pools, &[net("172.16.0.0/14"), net("172.20.0.128/25")]).unwrap(), net("172.20.1.0/24"));
-        assert_eq!(choose(&pools, &[net("172.16.0.0/12")]).unwrap(), net("192.168.0.0/24"));
-        assert!(matches!(choose(&pools, &[net("172.16.0.0/12"), net("192.168.0.0/16")]), Err(Error::Exhausted(_))));
+        assert_eq!(
+            choose(&pools, &[net("172.18.0.0/24")]).unwrap(),
+            net("172.18.1.0/24")
+        );
+        assert_eq!(
+            choose(&pools, &[net("172.16.0.0/14"), net("172.20.0.128/25")]).unwrap(),
+            net("172.20.1.0/24")
+        );
+        assert_eq!(
+            choose(&pools, &[net("172.16.0.0/12")]).unwrap(),
+            net("192.168.0.0/24")
+        );
+        assert!(matches!(
+            choose(&pools, &[net("172.16.0.0/12"), net("192.168.0.0/16")]),
+            Err(Error::Exhausted(_))
+        ));
     }
 
     #[test]
@@ -208,12 +290,18 @@ mod tests {
             taken.push(subnet);
         }
         taken.sort_unstable();
-        assert!(taken.is_sorted_by(|one, next| one.broadcast() < next.network()), "two overlap");
+        assert!(
+            taken.is_sorted_by(|one, next| one.broadcast() < next.network()),
+            "two overlap"
+        );
     }
 
     #[test]
     fn unique_local_networks_differ() {
-        assert_eq!(unique_local("0123456789abcdef").to_string(), "fd01:2345:6789:abcd::/64");
+        assert_eq!(
+            unique_local("0123456789abcdef").to_string(),
+            "fd01:2345:6789:abcd::/64"
+        );
         assert_eq!(unique_local("x").to_string(), "fd00::/64");
     }
 
@@ -223,25 +311,38 @@ mod tests {
         assert_eq!(block.gateway, ip("10.0.0.1"));
         assert_eq!(block.take(None).unwrap(), ip("10.0.0.2"));
         assert_eq!(block.take(None).unwrap(), ip("10.0.0.4"));
-        assert_eq!(block.take(Some(ip("10.0.0.4"))).unwrap_err().to_string(), "Address already in use");
+        assert_eq!(
+            block.take(Some(ip("10.0.0.4"))).unwrap_err().to_string(),
+            "Address already in use"
+        );
         assert_eq!(block.take(Some(ip("10.0.0.6"))).unwrap(), ip("10.0.0.6"));
         assert_eq!(block.take(None).unwrap(), ip("10.0.0.5"));
         assert!(matches!(block.take(None), Err(Error::Exhausted(_))));
         block.release(ip("10.0.0.2"));
         assert_eq!(block.take(None).unwrap(), ip("10.0.0.2"));
         for outside in ["10.0.0.0", "10.0.0.7", "10.0.1.1", "::1"] {
-            assert!(matches!(block.take(Some(ip(outside))), Err(Error::Invalid(_))), "{outside}");
+            assert!(
+                matches!(block.take(Some(ip(outside))), Err(Error::Invalid(_))),
+                "{outside}"
+            );
         }
     }
 
     #[test]
     fn ranges_and_gateways() {
-        let mut block = Block::new(net("10.0.0.0/16"), Some(net("10.0.5.0/24")), None, &[]).unwrap();
-        assert_eq!((block.gateway, block.take(None).unwrap()), (ip("10.0.5.0"), ip("10.0.5.1")));
+        let mut block =
+            Block::new(net("10.0.0.0/16"), Some(net("10.0.5.0/24")), None, &[]).unwrap();
+        assert_eq!(
+            (block.gateway, block.take(None).unwrap()),
+            (ip("10.0.5.0"), ip("10.0.5.1"))
+        );
         assert!(Block::new(net("10.0.0.0/24"), Some(net("10.1.0.0/24")), None, &[]).is_err());
         assert!(Block::new(net("10.0.0.0/24"), None, Some(ip("10.0.1.1")), &[]).is_err());
         let mut pair = Block::new(net("10.0.0.0/31"), None, None, &[]).unwrap();
-        assert_eq!((pair.gateway, pair.take(None).unwrap()), (ip("10.0.0.0"), ip("10.0.0.1")));
+        assert_eq!(
+            (pair.gateway, pair.take(None).unwrap()),
+            (ip("10.0.0.0"), ip("10.0.0.1"))
+        );
     }
 
     proptest! {

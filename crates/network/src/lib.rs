@@ -1,4 +1,5 @@
-//! What connects containers: bridges and other interfaces, addresses, published ports, the rules between them.
+//! What connects containers: bridges and other interfaces, addresses, published ports, the rules
+//! between them.
 //!
 //! Blocking code over netlink; the engine's records say what should be, this crate makes it so.
 #![forbid(unsafe_code)]

@@ -54,7 +54,8 @@ const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
-/// No duplicate address detection: the address is given out once, and a container must not wait a second for it.
+/// No duplicate address detection: the address is given out once, and a container must not wait a
+/// second for it.
 const IFA_F_NODAD: u8 = 2;
 
 const AF_INET: u8 = 2;
@@ -120,7 +121,8 @@ impl Links {
 
     /// Opens the connection inside another network namespace.
     pub fn open_in(namespace: BorrowedFd<'_>) -> Result<Self> {
-        whelk_sys::net::within(namespace, Self::open).map_err(|error| Error::io("enter the network namespace", &error))?
+        whelk_sys::net::within(namespace, Self::open)
+            .map_err(|error| Error::io("enter the network namespace", &error))?
     }
 
     /// An interface by name, or `None`.
@@ -134,25 +136,45 @@ impl Links {
     }
 
     pub fn list(&mut self) -> Result<Vec<Link>> {
-        let replies = self.0.dump(Message::new(RTM_GETLINK, 0, &ifinfo(0, 0, 0, 0))).map_err(kernel("list interfaces".into()))?;
+        let replies = self
+            .0
+            .dump(Message::new(RTM_GETLINK, 0, &ifinfo(0, 0, 0, 0)))
+            .map_err(kernel("list interfaces".into()))?;
         Ok(replies.iter().filter_map(parse_link).collect())
     }
 
     fn index(&mut self, name: &str) -> Result<u32> {
-        self.find(name)?.map(|link| link.index).ok_or_else(|| Error::Kernel(format!("the interface {name} was just made and is not there")))
+        self.find(name)?.map(|link| link.index).ok_or_else(|| {
+            Error::Kernel(format!(
+                "the interface {name} was just made and is not there"
+            ))
+        })
     }
 
     /// Makes a bridge, up, with a note about it, and returns its index.
-    pub fn create_bridge(&mut self, name: &str, mtu: u32, mac: [u8; 6], alias: &str) -> Result<u32> {
-        let mut message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP))
-            .text(IFLA_IFNAME, name)
-            // Given, not taken from its first port: else it would change with the ports, and neighbours would have to learn anew.
-            .bytes(IFLA_ADDRESS, &mac)
-            .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "bridge"));
+    pub fn create_bridge(
+        &mut self,
+        name: &str,
+        mtu: u32,
+        mac: [u8; 6],
+        alias: &str,
+    ) -> Result<u32> {
+        let mut message = Message::new(
+            RTM_NEWLINK,
+            CREATE | EXCLUSIVE,
+            &ifinfo(0, 0, IFF_UP, IFF_UP),
+        )
+        .text(IFLA_IFNAME, name)
+        // Given, not taken from its first port: else it would change with the ports, and neighbours
+        // would have to learn anew.
+        .bytes(IFLA_ADDRESS, &mac)
+        .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "bridge"));
         if mtu > 0 {
             message = message.u32(IFLA_MTU, mtu);
         }
-        self.0.request(message).map_err(kernel(format!("create bridge {name}")))?;
+        self.0
+            .request(message)
+            .map_err(kernel(format!("create bridge {name}")))?;
         // The kernel takes it for an interface that is there only.
         self.describe(name, alias)?;
         self.index(name)
@@ -160,19 +182,41 @@ impl Links {
 
     /// Notes something about an interface.
     pub fn describe(&mut self, name: &str, alias: &str) -> Result<()> {
-        let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name).text(IFLA_IFALIAS, alias);
-        self.0.request(message).map_err(kernel(format!("describe interface {name}")))
+        let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0, 0))
+            .text(IFLA_IFNAME, name)
+            .text(IFLA_IFALIAS, alias);
+        self.0
+            .request(message)
+            .map_err(kernel(format!("describe interface {name}")))
     }
 
-    /// Makes a veth pair whose other end is born inside the container's namespace: moving one there would cost an RCU
-    /// grace period, tens of milliseconds.
-    pub fn create_veth(&mut self, name: &str, bridge: u32, mtu: u32, peer: Peer<'_>, port: Port) -> Result<()> {
-        let with_mtu = move |message: Message| if mtu > 0 { message.u32(IFLA_MTU, mtu) } else { message };
-        let message = with_mtu(Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP)))
-            .text(IFLA_IFNAME, name)
-            .u32(IFLA_MASTER, bridge)
-            .nest(IFLA_LINKINFO, |info| {
-                info.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |data| {
+    /// Makes a veth pair whose other end is born inside the container's namespace: moving one there
+    /// would cost an RCU grace period, tens of milliseconds.
+    pub fn create_veth(
+        &mut self,
+        name: &str,
+        bridge: u32,
+        mtu: u32,
+        peer: Peer<'_>,
+        port: Port,
+    ) -> Result<()> {
+        let with_mtu = move |message: Message| {
+            if mtu > 0 {
+                message.u32(IFLA_MTU, mtu)
+            } else {
+                message
+            }
+        };
+        let message = with_mtu(Message::new(
+            RTM_NEWLINK,
+            CREATE | EXCLUSIVE,
+            &ifinfo(0, 0, IFF_UP, IFF_UP),
+        ))
+        .text(IFLA_IFNAME, name)
+        .u32(IFLA_MASTER, bridge)
+        .nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "veth")
+                .nest(IFLA_INFO_DATA, |data| {
                     data.nest(VETH_INFO_PEER, |inner| {
                         // Brought up later: a veth cannot be, before it has its other end.
                         with_mtu(inner.raw(&ifinfo(0, 0, 0, 0)))
@@ -181,71 +225,119 @@ impl Links {
                             .u32(IFLA_NET_NS_FD, peer.namespace.as_raw_fd().cast_unsigned())
                     })
                 })
-            });
-        self.0.request(message).map_err(kernel(format!("create interface pair {name}")))?;
+        });
+        self.0
+            .request(message)
+            .map_err(kernel(format!("create interface pair {name}")))?;
         self.set_port(name, port)
     }
 
-    /// Makes a veth pair, down: one end here, the other in the namespace `elsewhere`. Returns the index of the first.
-    pub fn create_pair(&mut self, name: &str, outer: &str, elsewhere: BorrowedFd<'_>) -> Result<u32> {
-        let message =
-            Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, |info| {
-                info.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |data| {
-                    data.nest(VETH_INFO_PEER, |inner| {
-                        inner.raw(&ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, outer).u32(IFLA_NET_NS_FD, elsewhere.as_raw_fd().cast_unsigned())
+    /// Makes a veth pair, down: one end here, the other in the namespace `elsewhere`. Returns the
+    /// index of the first.
+    pub fn create_pair(
+        &mut self,
+        name: &str,
+        outer: &str,
+        elsewhere: BorrowedFd<'_>,
+    ) -> Result<u32> {
+        let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, 0, 0))
+            .text(IFLA_IFNAME, name)
+            .nest(IFLA_LINKINFO, |info| {
+                info.text(IFLA_INFO_KIND, "veth")
+                    .nest(IFLA_INFO_DATA, |data| {
+                        data.nest(VETH_INFO_PEER, |inner| {
+                            inner
+                                .raw(&ifinfo(0, 0, 0, 0))
+                                .text(IFLA_IFNAME, outer)
+                                .u32(IFLA_NET_NS_FD, elsewhere.as_raw_fd().cast_unsigned())
+                        })
                     })
-                })
             });
-        self.0.request(message).map_err(kernel(format!("create interface pair {outer}")))?;
+        self.0
+            .request(message)
+            .map_err(kernel(format!("create interface pair {outer}")))?;
         self.index(name)
     }
 
-    /// Makes an interface that is there already a bridge's port, and brings it up. What was noted about it goes; an `mtu` of 0
-    /// stays as it is.
+    /// Makes an interface that is there already a bridge's port, and brings it up. What was noted
+    /// about it goes; an `mtu` of 0 stays as it is.
     pub fn join_bridge(&mut self, name: &str, bridge: u32, mtu: u32, port: Port) -> Result<()> {
         let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, IFF_UP, IFF_UP))
             .text(IFLA_IFNAME, name)
             .u32(IFLA_MASTER, bridge)
             .bytes(IFLA_IFALIAS, &[]);
-        let message = if mtu > 0 { message.u32(IFLA_MTU, mtu) } else { message };
-        self.0.request(message).map_err(kernel(format!("connect interface {name}")))?;
+        let message = if mtu > 0 {
+            message.u32(IFLA_MTU, mtu)
+        } else {
+            message
+        };
+        self.0
+            .request(message)
+            .map_err(kernel(format!("connect interface {name}")))?;
         self.set_port(name, port)
     }
 
-    /// Gives an interface that is down what a container's is to have. A `name` of `None` and an `mtu` of 0 stay as they are.
+    /// Gives an interface that is down what a container's is to have. A `name` of `None` and an
+    /// `mtu` of 0 stay as they are.
     pub fn adapt(&mut self, index: u32, name: Option<&str>, mac: [u8; 6], mtu: u32) -> Result<()> {
-        let mut message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, index, 0, 0)).bytes(IFLA_ADDRESS, &mac);
+        let mut message =
+            Message::new(RTM_NEWLINK, 0, &ifinfo(0, index, 0, 0)).bytes(IFLA_ADDRESS, &mac);
         if let Some(name) = name {
             message = message.text(IFLA_IFNAME, name);
         }
         if mtu > 0 {
             message = message.u32(IFLA_MTU, mtu);
         }
-        self.0.request(message).map_err(kernel(format!("set up interface {index}")))
+        self.0
+            .request(message)
+            .map_err(kernel(format!("set up interface {index}")))
     }
 
     fn set_port(&mut self, name: &str, port: Port) -> Result<()> {
         if port.isolated || port.hairpin {
-            let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, |info| {
-                info.text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, |data| {
-                    data.u8(IFLA_BRPORT_MODE, port.hairpin.into()).u8(IFLA_BRPORT_ISOLATED, port.isolated.into())
-                })
-            });
-            self.0.request(message).map_err(kernel(format!("set the bridge port {name}")))?;
+            let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0, 0))
+                .text(IFLA_IFNAME, name)
+                .nest(IFLA_LINKINFO, |info| {
+                    info.text(IFLA_INFO_SLAVE_KIND, "bridge")
+                        .nest(IFLA_INFO_SLAVE_DATA, |data| {
+                            data.u8(IFLA_BRPORT_MODE, port.hairpin.into())
+                                .u8(IFLA_BRPORT_ISOLATED, port.isolated.into())
+                        })
+                });
+            self.0
+                .request(message)
+                .map_err(kernel(format!("set the bridge port {name}")))?;
         }
         Ok(())
     }
 
-    /// Makes a macvlan interface of `parent` inside a namespace. `mode` as in `linux/if_link.h`; an `mtu` of 0 is the
-    /// parent's.
-    pub fn create_macvlan(&mut self, parent: u32, mode: u32, mtu: u32, peer: Peer<'_>) -> Result<()> {
-        self.create_on(parent, "macvlan", mtu, peer, Some(peer.mac), |data| data.u32(IFLA_MACVLAN_MODE, mode))
+    /// Makes a macvlan interface of `parent` inside a namespace. `mode` as in `linux/if_link.h`; an
+    /// `mtu` of 0 is the parent's.
+    pub fn create_macvlan(
+        &mut self,
+        parent: u32,
+        mode: u32,
+        mtu: u32,
+        peer: Peer<'_>,
+    ) -> Result<()> {
+        self.create_on(parent, "macvlan", mtu, peer, Some(peer.mac), |data| {
+            data.u32(IFLA_MACVLAN_MODE, mode)
+        })
     }
 
-    /// Makes an ipvlan interface of `parent` inside a namespace; it has the parent's hardware address. `mode` and `flags` as
-    /// in `linux/if_link.h`.
-    pub fn create_ipvlan(&mut self, parent: u32, (mode, flags): (u16, u16), mtu: u32, peer: Peer<'_>) -> Result<()> {
-        self.create_on(parent, "ipvlan", mtu, peer, None, |data| data.u16(IFLA_IPVLAN_MODE, mode).u16(IFLA_IPVLAN_FLAGS, flags))
+    /// Makes an ipvlan interface of `parent` inside a namespace; it has the parent's hardware
+    /// address. `mode` and `flags` as in `linux/if_link.h`.
+    pub fn create_ipvlan(
+        &mut self,
+        parent: u32,
+        (mode, flags): (u16, u16),
+        mtu: u32,
+        peer: Peer<'_>,
+    ) -> Result<()> {
+        self.create_on(parent, "ipvlan", mtu, peer, None, |data| {
+            data.u16(IFLA_IPVLAN_MODE, mode)
+                .u16(IFLA_IPVLAN_FLAGS, flags)
+        })
     }
 
     fn create_on(
@@ -257,46 +349,82 @@ impl Links {
         mac: Option<[u8; 6]>,
         data: impl FnOnce(Message) -> Message,
     ) -> Result<()> {
-        let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP));
-        let message = if mtu > 0 { message.u32(IFLA_MTU, mtu) } else { message };
-        let message = if let Some(mac) = mac { message.bytes(IFLA_ADDRESS, &mac) } else { message }
-            .text(IFLA_IFNAME, peer.name)
-            .u32(IFLA_LINK, parent)
-            .u32(IFLA_NET_NS_FD, peer.namespace.as_raw_fd().cast_unsigned())
-            .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, kind).nest(IFLA_INFO_DATA, data));
+        let message = Message::new(
+            RTM_NEWLINK,
+            CREATE | EXCLUSIVE,
+            &ifinfo(0, 0, IFF_UP, IFF_UP),
+        );
+        let message = if mtu > 0 {
+            message.u32(IFLA_MTU, mtu)
+        } else {
+            message
+        };
+        let message = if let Some(mac) = mac {
+            message.bytes(IFLA_ADDRESS, &mac)
+        } else {
+            message
+        }
+        .text(IFLA_IFNAME, peer.name)
+        .u32(IFLA_LINK, parent)
+        .u32(IFLA_NET_NS_FD, peer.namespace.as_raw_fd().cast_unsigned())
+        .nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, kind).nest(IFLA_INFO_DATA, data)
+        });
         match self.0.request(message) {
-            Err(Errno::OPNOTSUPP) => Err(Error::Unsupported(format!("this kernel has no {kind} interfaces"))),
+            Err(Errno::OPNOTSUPP) => Err(Error::Unsupported(format!(
+                "this kernel has no {kind} interfaces"
+            ))),
             result => result.map_err(kernel(format!("create {kind} interface"))),
         }
     }
 
     /// Makes an 802.1q sub-interface, up.
     pub fn create_vlan(&mut self, name: &str, parent: u32, id: u16) -> Result<u32> {
-        let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP))
-            .text(IFLA_IFNAME, name)
-            .u32(IFLA_LINK, parent)
-            .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "vlan").nest(IFLA_INFO_DATA, |data| data.u16(IFLA_VLAN_ID, id)));
-        self.0.request(message).map_err(kernel(format!("create vlan interface {name}")))?;
+        let message = Message::new(
+            RTM_NEWLINK,
+            CREATE | EXCLUSIVE,
+            &ifinfo(0, 0, IFF_UP, IFF_UP),
+        )
+        .text(IFLA_IFNAME, name)
+        .u32(IFLA_LINK, parent)
+        .nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "vlan")
+                .nest(IFLA_INFO_DATA, |data| data.u16(IFLA_VLAN_ID, id))
+        });
+        self.0
+            .request(message)
+            .map_err(kernel(format!("create vlan interface {name}")))?;
         self.index(name)
     }
 
     /// Makes an interface that leads nowhere, up: the parent of macvlan networks that need none.
     pub fn create_dummy(&mut self, name: &str) -> Result<u32> {
-        let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &ifinfo(0, 0, IFF_UP, IFF_UP))
-            .text(IFLA_IFNAME, name)
-            .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "dummy"));
-        self.0.request(message).map_err(kernel(format!("create interface {name}")))?;
+        let message = Message::new(
+            RTM_NEWLINK,
+            CREATE | EXCLUSIVE,
+            &ifinfo(0, 0, IFF_UP, IFF_UP),
+        )
+        .text(IFLA_IFNAME, name)
+        .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "dummy"));
+        self.0
+            .request(message)
+            .map_err(kernel(format!("create interface {name}")))?;
         self.index(name)
     }
 
     pub fn set_up(&mut self, index: u32) -> Result<()> {
         let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, index, IFF_UP, IFF_UP));
-        self.0.request(message).map_err(kernel(format!("bring up interface {index}")))
+        self.0
+            .request(message)
+            .map_err(kernel(format!("bring up interface {index}")))
     }
 
     /// Removes an interface; a missing one is fine.
     pub fn delete(&mut self, name: &str) -> Result<()> {
-        match self.0.request(Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name)) {
+        match self
+            .0
+            .request(Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name))
+        {
             Err(Errno::NODEV) => Ok(()),
             result => result.map_err(kernel(format!("remove interface {name}"))),
         }
@@ -310,20 +438,48 @@ impl Links {
         {
             message = message.ip(IFA_BROADCAST, net.broadcast().into());
         }
-        self.0.request(message).map_err(kernel(format!("add address {address}")))
+        self.0
+            .request(message)
+            .map_err(kernel(format!("add address {address}")))
     }
 
     pub fn remove_address(&mut self, index: u32, address: IpNet) -> Result<()> {
-        match self.0.request(address_message(RTM_DELADDR, 0, index, address)) {
+        match self
+            .0
+            .request(address_message(RTM_DELADDR, 0, index, address))
+        {
             Err(Errno::ADDRNOTAVAIL) => Ok(()),
             result => result.map_err(kernel(format!("remove address {address}"))),
         }
     }
 
     /// A route through an interface, to a gateway or to the link itself.
-    pub fn add_route(&mut self, index: u32, to: IpNet, gateway: Option<IpAddr>, metric: u32) -> Result<()> {
-        let scope = if gateway.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
-        let header = [family(to.addr()), to.prefix_len(), 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST, 0, 0, 0, 0];
+    pub fn add_route(
+        &mut self,
+        index: u32,
+        to: IpNet,
+        gateway: Option<IpAddr>,
+        metric: u32,
+    ) -> Result<()> {
+        let scope = if gateway.is_some() {
+            RT_SCOPE_UNIVERSE
+        } else {
+            RT_SCOPE_LINK
+        };
+        let header = [
+            family(to.addr()),
+            to.prefix_len(),
+            0,
+            0,
+            RT_TABLE_MAIN,
+            RTPROT_STATIC,
+            scope,
+            RTN_UNICAST,
+            0,
+            0,
+            0,
+            0,
+        ];
         let mut message = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header).u32(RTA_OIF, index);
         if to.prefix_len() > 0 {
             message = message.ip(RTA_DST, to.network());
@@ -334,18 +490,39 @@ impl Links {
         if metric > 0 {
             message = message.u32(RTA_PRIORITY, metric);
         }
-        let way = gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
-        self.0.request(message).map_err(kernel(format!("add route to {to}{way}")))
+        let way = gateway
+            .map(|gateway| format!(" by {gateway}"))
+            .unwrap_or_default();
+        self.0
+            .request(message)
+            .map_err(kernel(format!("add route to {to}{way}")))
     }
 
-    /// Has packets for ::1 that come in by this interface delivered here: what `route_localnet` does for IPv4. The kernel
-    /// drops those that are sent so; what is left are answers to connections that rules have led out of it.
+    /// Has packets for ::1 that come in by this interface delivered here: what `route_localnet`
+    /// does for IPv4. The kernel drops those that are sent so; what is left are answers to
+    /// connections that rules have led out of it.
     pub fn deliver_loopback6(&mut self, index: u32) -> Result<()> {
         // After the loopback interface's own route, whose metric is 0.
         const METRIC: u32 = 4096;
         let to = Ipv6Addr::LOCALHOST;
-        let header = [AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0, 0, 0, 0];
-        let message = Message::new(RTM_NEWROUTE, CREATE, &header).u32(RTA_OIF, index).ip(RTA_DST, to.into()).u32(RTA_PRIORITY, METRIC);
+        let header = [
+            AF_INET6,
+            128,
+            0,
+            0,
+            RT_TABLE_LOCAL,
+            RTPROT_STATIC,
+            RT_SCOPE_HOST,
+            RTN_LOCAL,
+            0,
+            0,
+            0,
+            0,
+        ];
+        let message = Message::new(RTM_NEWROUTE, CREATE, &header)
+            .u32(RTA_OIF, index)
+            .ip(RTA_DST, to.into())
+            .u32(RTA_PRIORITY, METRIC);
         // Beside those of other interfaces, so not in their place.
         match self.0.request(message) {
             Err(Errno::EXIST) => Ok(()),
@@ -355,10 +532,15 @@ impl Links {
 
     /// The networks that this namespace's main table leads to, without default routes.
     pub fn routes(&mut self) -> Result<Vec<IpNet>> {
-        Ok(self.routes_by_link()?.into_iter().map(|(to, _)| to).collect())
+        Ok(self
+            .routes_by_link()?
+            .into_iter()
+            .map(|(to, _)| to)
+            .collect())
     }
 
-    /// The same with the index of the interface that each leads through, or 0 where there are several.
+    /// The same with the index of the interface that each leads through, or 0 where there are
+    /// several.
     pub fn routes_by_link(&mut self) -> Result<Vec<(IpNet, u32)>> {
         let mut found = Vec::new();
         for family in [AF_INET, AF_INET6] {
@@ -375,13 +557,19 @@ impl Links {
 }
 
 fn address_message(kind: u16, flags: u16, index: u32, address: IpNet) -> Message {
-    let ip_flags = if address.addr().is_ipv6() { IFA_F_NODAD } else { 0 };
+    let ip_flags = if address.addr().is_ipv6() {
+        IFA_F_NODAD
+    } else {
+        0
+    };
     let mut header = [0; 8];
     header[0] = family(address.addr());
     header[1] = address.prefix_len();
     header[2] = ip_flags;
     header[4..8].copy_from_slice(&index.to_ne_bytes());
-    Message::new(kind, flags, &header).ip(IFA_LOCAL, address.addr()).ip(IFA_ADDRESS, address.addr())
+    Message::new(kind, flags, &header)
+        .ip(IFA_LOCAL, address.addr())
+        .ip(IFA_ADDRESS, address.addr())
 }
 
 fn parse_link(reply: &Reply) -> Option<Link> {
@@ -390,8 +578,13 @@ fn parse_link(reply: &Reply) -> Option<Link> {
     Some(Link {
         index: u32::from_ne_bytes(header[4..8].try_into().ok()?),
         name: attributes.text(IFLA_IFNAME)?,
-        kind: info.and_then(|info| info.text(IFLA_INFO_KIND)).unwrap_or_default(),
-        mac: attributes.find(IFLA_ADDRESS).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
+        kind: info
+            .and_then(|info| info.text(IFLA_INFO_KIND))
+            .unwrap_or_default(),
+        mac: attributes
+            .find(IFLA_ADDRESS)
+            .and_then(|bytes| bytes.try_into().ok())
+            .unwrap_or_default(),
         alias: attributes.text(IFLA_IFALIAS).unwrap_or_default(),
     })
 }
@@ -401,13 +594,20 @@ fn parse_route(reply: &Reply) -> Option<(IpNet, u32)> {
     if header[4] != RT_TABLE_MAIN || header[1] == 0 {
         return None;
     }
-    let unspecified = if header[0] == AF_INET { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let unspecified = if header[0] == AF_INET {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    };
     let net = IpNet::new(attributes.ip(RTA_DST).unwrap_or(unspecified), header[1]).ok()?;
     // Link-local and multicast routes are on every interface; they are nobody's network.
     let common = match net.addr() {
         IpAddr::V4(address) => address.is_multicast(),
         IpAddr::V6(address) => address.is_multicast() || address.is_unicast_link_local(),
     };
-    let link = attributes.find(RTA_OIF).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    let link = attributes
+        .find(RTA_OIF)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u32::from_ne_bytes);
     (!common).then_some((net, link))
 }

@@ -12,7 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname, recv, send, socket_with, sockopt,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname,
+    recv, send, socket_with, sockopt,
 };
 
 use crate::error::{Error, Result};
@@ -36,7 +37,8 @@ const DONE: u16 = 3;
 pub(crate) struct Message(Vec<u8>);
 
 impl Message {
-    /// `header` is the fixed part that the message's family begins with (`ifinfomsg`, `nfgenmsg`, …).
+    /// `header` is the fixed part that the message's family begins with (`ifinfomsg`, `nfgenmsg`,
+    /// …).
     pub(crate) fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -143,12 +145,18 @@ impl<'a> Attributes<'a> {
 
     pub(crate) fn text(self, kind: u16) -> Option<String> {
         let value = self.find(kind)?;
-        Some(String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned())
+        Some(
+            String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default())
+                .into_owned(),
+        )
     }
 
     pub(crate) fn ip(self, kind: u16) -> Option<IpAddr> {
         let value = self.find(kind)?;
-        <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
+        <[u8; 4]>::try_from(value)
+            .map(IpAddr::from)
+            .or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from))
+            .ok()
     }
 }
 
@@ -183,13 +191,21 @@ const BUFFER: usize = 64 << 10;
 impl Socket {
     /// Without a `protocol`: rtnetlink.
     pub(crate) fn open(protocol: Option<Protocol>, groups: u32) -> Result<Self> {
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
-            .map_err(|error| Error::kernel("open a netlink socket", error))?;
-        bind(&fd, &SocketAddrNetlink::new(0, groups)).map_err(|error| Error::kernel("bind a netlink socket", error))?;
+        let fd = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            protocol,
+        )
+        .map_err(|error| Error::kernel("open a netlink socket", error))?;
+        bind(&fd, &SocketAddrNetlink::new(0, groups))
+            .map_err(|error| Error::kernel("bind a netlink socket", error))?;
         // A ruleset of many elements is one batch.
         const WANTED: usize = 4 << 20;
-        let _ = sockopt::set_socket_send_buffer_size_force(&fd, WANTED).or_else(|_| sockopt::set_socket_send_buffer_size(&fd, WANTED));
-        let _ = sockopt::set_socket_recv_buffer_size_force(&fd, WANTED).or_else(|_| sockopt::set_socket_recv_buffer_size(&fd, WANTED));
+        let _ = sockopt::set_socket_send_buffer_size_force(&fd, WANTED)
+            .or_else(|_| sockopt::set_socket_send_buffer_size(&fd, WANTED));
+        let _ = sockopt::set_socket_recv_buffer_size_force(&fd, WANTED)
+            .or_else(|_| sockopt::set_socket_recv_buffer_size(&fd, WANTED));
         Ok(Self { fd, sequence: 0 })
     }
 
@@ -212,7 +228,12 @@ impl Socket {
         Ok(found)
     }
 
-    fn exchange(&mut self, mut message: Message, flags: u16, take: &mut impl FnMut(Reply)) -> std::result::Result<(), Errno> {
+    fn exchange(
+        &mut self,
+        mut message: Message,
+        flags: u16,
+        take: &mut impl FnMut(Reply),
+    ) -> std::result::Result<(), Errno> {
         let all = u16::from_ne_bytes([message.0[6], message.0[7]]) | flags;
         message.0[6..8].copy_from_slice(&all.to_ne_bytes());
         self.sequence = self.sequence.wrapping_add(1);
@@ -234,8 +255,8 @@ impl Socket {
         }
     }
 
-    /// Sends messages that the kernel takes as a whole or not at all (nfnetlink's transactions); the first and the last
-    /// are the batch's frame. Returns the first error.
+    /// Sends messages that the kernel takes as a whole or not at all (nfnetlink's transactions);
+    /// the first and the last are the batch's frame. Returns the first error.
     pub(crate) fn batch(&mut self, messages: Vec<Message>) -> std::result::Result<(), Errno> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
@@ -243,7 +264,8 @@ impl Socket {
         for (index, mut message) in messages.into_iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
             if index + 2 == count {
-                // One acknowledgement, of the last message inside the frame, tells that all went well.
+                // One acknowledgement, of the last message inside the frame, tells that all went
+                // well.
                 let flags = u16::from_ne_bytes([message.0[6], message.0[7]]) | ACK;
                 message.0[6..8].copy_from_slice(&flags.to_ne_bytes());
             }
@@ -282,7 +304,10 @@ impl Socket {
     }
 
     /// The next messages, with their sequence numbers. Blocks.
-    pub(crate) fn receive(&self, buffer: &mut [u8]) -> std::result::Result<Vec<(u32, Reply)>, Errno> {
+    pub(crate) fn receive(
+        &self,
+        buffer: &mut [u8],
+    ) -> std::result::Result<Vec<(u32, Reply)>, Errno> {
         let length = loop {
             match recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
                 Err(Errno::INTR) => {}
@@ -300,17 +325,31 @@ impl Socket {
 }
 
 fn split_first(bytes: &[u8]) -> Option<(u32, Reply, &[u8])> {
-    let number = |range: std::ops::Range<usize>| Some(u32::from_ne_bytes(bytes.get(range)?.try_into().ok()?));
+    let number = |range: std::ops::Range<usize>| {
+        Some(u32::from_ne_bytes(bytes.get(range)?.try_into().ok()?))
+    };
     let length = number(0..4)? as usize;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let body = bytes.get(HEADER..length)?.to_vec();
-    Some((number(8..12)?, Reply { kind, body }, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+    Some((
+        number(8..12)?,
+        Reply { kind, body },
+        bytes.get(length.next_multiple_of(4)..).unwrap_or_default(),
+    ))
 }
 
 /// An error message carries a negated errno; zero acknowledges.
 fn outcome(reply: &Reply) -> std::result::Result<(), Errno> {
-    let code = reply.body.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
-    if code == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(-code)) }
+    let code = reply
+        .body
+        .get(..4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, i32::from_ne_bytes);
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_raw_os_error(-code))
+    }
 }
 
 #[cfg(test)]
@@ -319,14 +358,19 @@ mod tests {
 
     #[test]
     fn attributes_nest_and_are_padded() {
-        let message = Message::new(16, 0, &[0; 16]).text(3, "br0").nest(18, |inner| inner.text(1, "bridge"));
+        let message = Message::new(16, 0, &[0; 16])
+            .text(3, "br0")
+            .nest(18, |inner| inner.text(1, "bridge"));
         let bytes = message.finish(7);
         assert_eq!(bytes.len() % 4, 0);
         let (sequence, reply, rest) = split_first(&bytes).unwrap();
         assert_eq!((sequence, reply.kind, rest.len()), (7, 16, 0));
         let (_, attributes) = reply.split(16).unwrap();
         assert_eq!(attributes.text(3).as_deref(), Some("br0"));
-        assert_eq!(Attributes(attributes.find(18).unwrap()).text(1).as_deref(), Some("bridge"));
+        assert_eq!(
+            Attributes(attributes.find(18).unwrap()).text(1).as_deref(),
+            Some("bridge")
+        );
     }
 
     #[test]

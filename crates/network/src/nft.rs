@@ -1,7 +1,8 @@
 //! nf_tables objects and rule expressions, as netlink attributes.
 //!
-//! Numbers from `linux/netfilter/nf_tables.h`. A rule is a list of expressions that load from the packet into registers,
-//! compare, look up, and end in a verdict or a translation. Registers are used from [`FIRST`] on, four bytes each.
+//! Numbers from `linux/netfilter/nf_tables.h`. A rule is a list of expressions that load from the
+//! packet into registers, compare, look up, and end in a verdict or a translation. Registers are
+//! used from [`FIRST`] on, four bytes each.
 
 use std::net::IpAddr;
 
@@ -59,7 +60,9 @@ fn padded(length: u32) -> u32 {
 fn concatenation(types: &[Type]) -> (u32, u32) {
     match types {
         [one] => (one.0, one.1),
-        many => many.iter().fold((0, 0), |(kind, length), one| (kind << 6 | one.0, length + padded(one.1))),
+        many => many.iter().fold((0, 0), |(kind, length), one| {
+            (kind << 6 | one.0, length + padded(one.1))
+        }),
     }
 }
 
@@ -127,7 +130,11 @@ pub(crate) struct Element {
 
 impl Element {
     pub(crate) fn key(key: Value) -> Self {
-        Self { key, end: None, data: None }
+        Self {
+            key,
+            end: None,
+            data: None,
+        }
     }
 }
 
@@ -217,12 +224,21 @@ impl Table {
     }
 
     pub(crate) fn chain(&self, name: &str, hook: Option<Hook>) -> Message {
-        let chain = message(NFT_MSG_NEWCHAIN, CREATE, self.family).text(1, &self.name).text(3, name);
+        let chain = message(NFT_MSG_NEWCHAIN, CREATE, self.family)
+            .text(1, &self.name)
+            .text(3, name);
         match hook {
             None => chain,
-            Some(Hook { kind, number, priority }) => {
-                chain.nest(4, |hook| hook.be32(1, number).be32(2, priority.cast_unsigned())).be32(5, NF_ACCEPT).text(7, kind)
-            }
+            Some(Hook {
+                kind,
+                number,
+                priority,
+            }) => chain
+                .nest(4, |hook| {
+                    hook.be32(1, number).be32(2, priority.cast_unsigned())
+                })
+                .be32(5, NF_ACCEPT)
+                .text(7, kind),
         }
     }
 
@@ -230,7 +246,11 @@ impl Table {
         message(NFT_MSG_NEWRULE, CREATE | APPEND, self.family)
             .text(1, &self.name)
             .text(2, chain)
-            .nest(RULE_EXPRESSIONS, |list| rule.0.into_iter().fold(list, |list, expression| expression(list)))
+            .nest(RULE_EXPRESSIONS, |list| {
+                rule.0
+                    .into_iter()
+                    .fold(list, |list, expression| expression(list))
+            })
     }
 
     /// A rule in front of all others, with a comment.
@@ -241,39 +261,68 @@ impl Table {
         message(NFT_MSG_NEWRULE, CREATE, self.family)
             .text(1, &self.name)
             .text(2, chain)
-            .nest(RULE_EXPRESSIONS, |list| rule.0.into_iter().fold(list, |list, expression| expression(list)))
+            .nest(RULE_EXPRESSIONS, |list| {
+                rule.0
+                    .into_iter()
+                    .fold(list, |list, expression| expression(list))
+            })
             .bytes(RULE_USERDATA, &data)
     }
 
-    /// A rule behind all others, of what the kernel has told of one: its expressions, and its comment or the like.
-    pub(crate) fn same_rule(&self, chain: &str, expressions: &[u8], user_data: Option<&[u8]>) -> Message {
-        let message = message(NFT_MSG_NEWRULE, CREATE | APPEND, self.family).text(1, &self.name).text(2, chain);
+    /// A rule behind all others, of what the kernel has told of one: its expressions, and its
+    /// comment or the like.
+    pub(crate) fn same_rule(
+        &self,
+        chain: &str,
+        expressions: &[u8],
+        user_data: Option<&[u8]>,
+    ) -> Message {
+        let message = message(NFT_MSG_NEWRULE, CREATE | APPEND, self.family)
+            .text(1, &self.name)
+            .text(2, chain);
         let message = message.nest(RULE_EXPRESSIONS, |list| list.raw(expressions));
-        if let Some(data) = user_data { message.bytes(RULE_USERDATA, data) } else { message }
+        if let Some(data) = user_data {
+            message.bytes(RULE_USERDATA, data)
+        } else {
+            message
+        }
     }
 
     pub(crate) fn delete_rule(&self, chain: &str, handle: u64) -> Message {
-        message(NFT_MSG_DELRULE, 0, self.family).text(1, &self.name).text(2, chain).bytes(RULE_HANDLE, &handle.to_be_bytes())
+        message(NFT_MSG_DELRULE, 0, self.family)
+            .text(1, &self.name)
+            .text(2, chain)
+            .bytes(RULE_HANDLE, &handle.to_be_bytes())
     }
 
     pub(crate) fn get_chain(&self, chain: &str) -> Message {
-        message(NFT_MSG_GETCHAIN, 0, self.family).text(1, &self.name).text(3, chain)
+        message(NFT_MSG_GETCHAIN, 0, self.family)
+            .text(1, &self.name)
+            .text(3, chain)
     }
 
     pub(crate) fn flush_chain(&self, chain: &str) -> Message {
-        message(NFT_MSG_DELRULE, 0, self.family).text(1, &self.name).text(2, chain)
+        message(NFT_MSG_DELRULE, 0, self.family)
+            .text(1, &self.name)
+            .text(2, chain)
     }
 
     pub(crate) fn flush_set(&self, set: &str) -> Message {
-        message(NFT_MSG_DELSETELEM, 0, self.family).text(1, &self.name).text(2, set)
+        message(NFT_MSG_DELSETELEM, 0, self.family)
+            .text(1, &self.name)
+            .text(2, set)
     }
 
     pub(crate) fn get_elements(&self, set: &str) -> Message {
-        message(NFT_MSG_GETSETELEM, 0, self.family).text(1, &self.name).text(2, set)
+        message(NFT_MSG_GETSETELEM, 0, self.family)
+            .text(1, &self.name)
+            .text(2, set)
     }
 
     pub(crate) fn get_rules(&self, chain: &str) -> Message {
-        message(NFT_MSG_GETRULE, 0, self.family).text(1, &self.name).text(2, chain)
+        message(NFT_MSG_GETRULE, 0, self.family)
+            .text(1, &self.name)
+            .text(2, chain)
     }
 
     /// `id` tells sets of one transaction apart.
@@ -306,7 +355,11 @@ impl Table {
         if set.interval && set.key.len() > 1 {
             // The lengths of the concatenation's parts, so that ranges can be looked up in each.
             new = new.nest(9, |description| {
-                description.nest(2, |parts| set.key.iter().fold(parts, |parts, one| parts.nest(1, |part| part.be32(1, one.1))))
+                description.nest(2, |parts| {
+                    set.key.iter().fold(parts, |parts, one| {
+                        parts.nest(1, |part| part.be32(1, one.1))
+                    })
+                })
             });
         }
         new
@@ -326,27 +379,33 @@ impl Table {
     }
 
     fn elements(&self, kind: u16, flags: u16, set: &str, elements: &[Element]) -> Message {
-        let value = |element: Message, kind: u16, value: &Value| element.nest(kind, |data| data.bytes(1, &value.bytes()));
-        message(kind, flags, self.family).text(1, &self.name).text(2, set).nest(3, |list| {
-            elements.iter().fold(list, |list, one| {
-                list.nest(1, |mut element| {
-                    element = value(element, 1, &one.key);
-                    if let Some(end) = &one.end {
-                        element = value(element, 10, end);
-                    }
-                    if let Some(data) = &one.data {
-                        element = value(element, 2, data);
-                    }
-                    element
+        let value = |element: Message, kind: u16, value: &Value| {
+            element.nest(kind, |data| data.bytes(1, &value.bytes()))
+        };
+        message(kind, flags, self.family)
+            .text(1, &self.name)
+            .text(2, set)
+            .nest(3, |list| {
+                elements.iter().fold(list, |list, one| {
+                    list.nest(1, |mut element| {
+                        element = value(element, 1, &one.key);
+                        if let Some(end) = &one.end {
+                            element = value(element, 10, end);
+                        }
+                        if let Some(data) = &one.data {
+                            element = value(element, 2, data);
+                        }
+                        element
+                    })
                 })
             })
-        })
     }
 }
 
 type Expression = Box<dyn FnOnce(Message) -> Message>;
 
-/// A rule under construction. Loads fill registers one after the other; a lookup or comparison uses them up.
+/// A rule under construction. Loads fill registers one after the other; a lookup or comparison uses
+/// them up.
 #[derive(Default)]
 pub(crate) struct Rule(Vec<Expression>, u32);
 
@@ -356,7 +415,9 @@ impl Rule {
     }
 
     fn push(mut self, name: &'static str, data: impl FnOnce(Message) -> Message + 'static) -> Self {
-        self.0.push(Box::new(move |list| list.nest(1, |element| element.text(1, name).nest(2, data))));
+        self.0.push(Box::new(move |list| {
+            list.nest(1, |element| element.text(1, name).nest(2, data))
+        }));
         self
     }
 
@@ -374,12 +435,21 @@ impl Rule {
 
     fn payload(mut self, base: u32, offset: u32, length: u32) -> Self {
         let register = self.register(length);
-        self.push("payload", move |data| data.be32(1, register).be32(2, base).be32(3, offset).be32(4, length))
+        self.push("payload", move |data| {
+            data.be32(1, register)
+                .be32(2, base)
+                .be32(3, offset)
+                .be32(4, length)
+        })
     }
 
     fn compare(mut self, operation: u32, value: Vec<u8>) -> Self {
         self.1 = 0;
-        self.push("cmp", move |data| data.be32(1, FIRST).be32(2, operation).nest(3, |inner| inner.bytes(1, &value)))
+        self.push("cmp", move |data| {
+            data.be32(1, FIRST)
+                .be32(2, operation)
+                .nest(3, |inner| inner.bytes(1, &value))
+        })
     }
 
     // Loads.
@@ -459,8 +529,12 @@ impl Rule {
         const RTN_LOCAL: u32 = 2;
         const ADDRTYPE: u32 = 3;
         const BY_DESTINATION: u32 = 2;
-        self.push("fib", move |data| data.be32(1, register).be32(2, ADDRTYPE).be32(3, BY_DESTINATION))
-            .compare(0, RTN_LOCAL.to_ne_bytes().to_vec())
+        self.push("fib", move |data| {
+            data.be32(1, register)
+                .be32(2, ADDRTYPE)
+                .be32(3, BY_DESTINATION)
+        })
+        .compare(0, RTN_LOCAL.to_ne_bytes().to_vec())
     }
 
     pub(crate) fn protocol_is(self, number: u8) -> Self {
@@ -468,7 +542,8 @@ impl Rule {
     }
 
     pub(crate) fn destination_port_is(self, port: u16) -> Self {
-        self.destination_port().compare(0, port.to_be_bytes().to_vec())
+        self.destination_port()
+            .compare(0, port.to_be_bytes().to_vec())
     }
 
     pub(crate) fn icmp_type_is(self, number: u8) -> Self {
@@ -494,10 +569,18 @@ impl Rule {
             .collect();
         let length = u32::try_from(bytes.len()).unwrap_or(4);
         let zero = vec![0; bytes.len()];
-        let masked: Vec<u8> = bytes.iter().zip(&mask).map(|(byte, mask)| byte & mask).collect();
+        let masked: Vec<u8> = bytes
+            .iter()
+            .zip(&mask)
+            .map(|(byte, mask)| byte & mask)
+            .collect();
         self.1 = padded(length) / 4;
         self.push("bitwise", move |data| {
-            data.be32(1, FIRST).be32(2, FIRST).be32(3, length).nest(4, |inner| inner.bytes(1, &mask)).nest(5, |inner| inner.bytes(1, &zero))
+            data.be32(1, FIRST)
+                .be32(2, FIRST)
+                .be32(3, length)
+                .nest(4, |inner| inner.bytes(1, &mask))
+                .nest(5, |inner| inner.bytes(1, &zero))
         })
         .compare(0, masked)
     }
@@ -551,7 +634,10 @@ impl Rule {
     // Ends.
 
     fn verdict(self, code: u32) -> Self {
-        self.push("immediate", move |data| data.be32(1, NFT_REG_VERDICT).nest(2, |value| value.nest(2, |verdict| verdict.be32(1, code))))
+        self.push("immediate", move |data| {
+            data.be32(1, NFT_REG_VERDICT)
+                .nest(2, |value| value.nest(2, |verdict| verdict.be32(1, code)))
+        })
     }
 
     pub(crate) fn accept(self) -> Self {
@@ -565,8 +651,11 @@ impl Rule {
     pub(crate) fn jump(self, chain: &str) -> Self {
         let chain = chain.to_owned();
         self.push("immediate", move |data| {
-            data.be32(1, NFT_REG_VERDICT)
-                .nest(2, |value| value.nest(2, |verdict| verdict.be32(1, NFT_JUMP.cast_unsigned()).text(2, &chain)))
+            data.be32(1, NFT_REG_VERDICT).nest(2, |value| {
+                value.nest(2, |verdict| {
+                    verdict.be32(1, NFT_JUMP.cast_unsigned()).text(2, &chain)
+                })
+            })
         })
     }
 
@@ -581,16 +670,34 @@ impl Rule {
         let family = if address == IPV4 { IP } else { IP6 };
         let port = FIRST + padded(address.1) / 4;
         const NFT_NAT_DNAT: u32 = 1;
-        self.push("lookup", move |data| data.text(1, &map).be32(2, FIRST).be32(3, FIRST))
-            .push("nat", move |data| data.be32(1, NFT_NAT_DNAT).be32(2, family.into()).be32(3, FIRST).be32(5, port))
+        self.push("lookup", move |data| {
+            data.text(1, &map).be32(2, FIRST).be32(3, FIRST)
+        })
+        .push("nat", move |data| {
+            data.be32(1, NFT_NAT_DNAT)
+                .be32(2, family.into())
+                .be32(3, FIRST)
+                .be32(5, port)
+        })
     }
 
     /// Translates the destination to a fixed one.
     pub(crate) fn destination(self, address: std::net::Ipv4Addr, port: u16) -> Self {
         const NFT_NAT_DNAT: u32 = 1;
-        self.push("immediate", move |data| data.be32(1, FIRST).nest(2, |value| value.bytes(1, &address.octets())))
-            .push("immediate", move |data| data.be32(1, FIRST + 1).nest(2, |value| value.bytes(1, &port.to_be_bytes())))
-            .push("nat", |data| data.be32(1, NFT_NAT_DNAT).be32(2, IP.into()).be32(3, FIRST).be32(5, FIRST + 1))
+        self.push("immediate", move |data| {
+            data.be32(1, FIRST)
+                .nest(2, |value| value.bytes(1, &address.octets()))
+        })
+        .push("immediate", move |data| {
+            data.be32(1, FIRST + 1)
+                .nest(2, |value| value.bytes(1, &port.to_be_bytes()))
+        })
+        .push("nat", |data| {
+            data.be32(1, NFT_NAT_DNAT)
+                .be32(2, IP.into())
+                .be32(3, FIRST)
+                .be32(5, FIRST + 1)
+        })
     }
 }
 

@@ -6,8 +6,8 @@ use whelk_sys::fs;
 
 use crate::port::Protocol;
 
-/// The process that listens on a port (or, without connections to speak of, is bound to it), as "process PID (name)".
-/// Connections that wait for their end have no process and do not count.
+/// The process that listens on a port (or, without connections to speak of, is bound to it), as
+/// "process PID (name)". Connections that wait for their end have no process and do not count.
 pub(crate) fn of_port(protocol: Protocol, at: SocketAddr) -> Option<String> {
     let inode = inode_of(protocol, at)?;
     let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -28,7 +28,10 @@ fn inode_of(protocol: Protocol, at: SocketAddr) -> Option<String> {
     };
     files.iter().find_map(|file| {
         let table = fs::read_to_string(file).ok()?;
-        table.lines().skip(1).find_map(|line| socket_at(line, protocol, at))
+        table
+            .lines()
+            .skip(1)
+            .find_map(|line| socket_at(line, protocol, at))
     })
 }
 
@@ -50,7 +53,11 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let words: Option<Vec<[u8; 4]>> = (0..address.len() / 8)
-        .map(|index| u32::from_str_radix(address.get(index * 8..index * 8 + 8)?, 16).ok().map(u32::to_ne_bytes))
+        .map(|index| {
+            u32::from_str_radix(address.get(index * 8..index * 8 + 8)?, 16)
+                .ok()
+                .map(u32::to_ne_bytes)
+        })
         .collect();
     let bytes = words?.concat();
     let ip = match <[u8; 4]>::try_from(bytes.as_slice()) {
@@ -63,9 +70,19 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
 fn process_with(inode: &str) -> Option<u32> {
     let wanted = format!("socket:[{inode}]");
     for process in fs::list("/proc").ok()? {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let Ok(descriptors) = fs::list(process.path().join("fd")) else { continue };
-        if descriptors.iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())) {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Ok(descriptors) = fs::list(process.path().join("fd")) else {
+            continue;
+        };
+        if descriptors.iter().any(|fd| {
+            fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())
+        }) {
             return Some(pid);
         }
     }
@@ -80,10 +97,19 @@ mod tests {
     fn lines_of_proc_net_tcp() {
         let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0";
         let at = |text: &str| text.parse().unwrap();
-        assert_eq!(socket_at(line, Protocol::Tcp, at("127.0.0.1:8080")).as_deref(), Some("4711"));
-        assert_eq!(socket_at(line, Protocol::Tcp, at("0.0.0.0:8080")).as_deref(), Some("4711"));
+        assert_eq!(
+            socket_at(line, Protocol::Tcp, at("127.0.0.1:8080")).as_deref(),
+            Some("4711")
+        );
+        assert_eq!(
+            socket_at(line, Protocol::Tcp, at("0.0.0.0:8080")).as_deref(),
+            Some("4711")
+        );
         assert_eq!(socket_at(line, Protocol::Tcp, at("127.0.0.1:8081")), None);
         assert_eq!(socket_at(line, Protocol::Tcp, at("10.0.0.1:8080")), None);
-        assert_eq!(socket_at("garbage", Protocol::Tcp, at("10.0.0.1:8080")), None);
+        assert_eq!(
+            socket_at("garbage", Protocol::Tcp, at("10.0.0.1:8080")),
+            None
+        );
     }
 }

@@ -1,5 +1,10 @@
-//! The rules at work: real packets between namespaces that the test makes, the "host" being one of them.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+//! The rules at work: real packets between namespaces that the test makes, the "host" being one of
+//! them.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -36,7 +41,10 @@ fn inside<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
 }
 
 fn sysctl(namespace: &OwnedFd, key: &str, value: &str) {
-    inside(namespace, || std::fs::write(format!("/proc/sys/net/{}", key.replace('.', "/")), value)).unwrap();
+    inside(namespace, || {
+        std::fs::write(format!("/proc/sys/net/{}", key.replace('.', "/")), value)
+    })
+    .unwrap();
 }
 
 const MAC: [u8; 6] = [2, 0x42, 0, 0, 0, 1];
@@ -48,17 +56,30 @@ impl Host {
         sysctl(&namespace, "ipv4.ip_forward", "1");
         let firewall = inside(&namespace, || {
             let mut links = Links::open().unwrap();
-            // The outer link is a bridge too, so that the same code makes it; the rules do not know it.
-            let outer = links.create_bridge("outer", 0, [2, 0, 0, 0, 0, 1], "of a test").unwrap();
+            // The outer link is a bridge too, so that the same code makes it; the rules do not know
+            // it.
+            let outer = links
+                .create_bridge("outer", 0, [2, 0, 0, 0, 0, 1], "of a test")
+                .unwrap();
             links.add_address(outer, net("198.51.100.1/24")).unwrap();
-            let peer = Peer { name: "eth0", mac: [2, 0, 0, 0, 0, 2], namespace: outside.as_fd() };
-            links.create_veth("vouter", outer, 0, peer, Port::default()).unwrap();
+            let peer = Peer {
+                name: "eth0",
+                mac: [2, 0, 0, 0, 0, 2],
+                namespace: outside.as_fd(),
+            };
+            links
+                .create_veth("vouter", outer, 0, peer, Port::default())
+                .unwrap();
             let firewall = Firewall::new("whelktest").unwrap();
             firewall.restore().unwrap();
             firewall
         });
         give(&outside, "198.51.100.2/24", "198.51.100.1");
-        Self { namespace, outside, firewall }
+        Self {
+            namespace,
+            outside,
+            firewall,
+        }
     }
 
     fn bridge(&self, name: &str, address: &str, internal: bool) {
@@ -68,10 +89,16 @@ impl Host {
     fn bridge_with(&self, name: &str, address: &str, change: impl FnOnce(&mut BridgeRules)) {
         inside(&self.namespace, || {
             let mut links = Links::open().unwrap();
-            let index = links.create_bridge(name, 0, [2, 0x42, 0, 0, 0, 0xff], "of a test").unwrap();
+            let index = links
+                .create_bridge(name, 0, [2, 0x42, 0, 0, 0, 0xff], "of a test")
+                .unwrap();
             links.add_address(index, net(address)).unwrap();
         });
-        sysctl(&self.namespace, &format!("ipv4.conf.{name}.route_localnet"), "1");
+        sysctl(
+            &self.namespace,
+            &format!("ipv4.conf.{name}.route_localnet"),
+            "1",
+        );
         let mut rules = BridgeRules {
             name: name.into(),
             subnets: vec![net(address).trunc()],
@@ -96,19 +123,49 @@ impl Host {
         inside(&self.namespace, || {
             let mut links = Links::open().unwrap();
             let master = links.find(bridge).unwrap().unwrap().index;
-            let peer = Peer { name: "eth0", mac, namespace: namespace.as_fd() };
-            links.create_veth(&interface, master, 0, peer, Port { hairpin: true, isolated: false }).unwrap();
+            let peer = Peer {
+                name: "eth0",
+                mac,
+                namespace: namespace.as_fd(),
+            };
+            links
+                .create_veth(
+                    &interface,
+                    master,
+                    0,
+                    peer,
+                    Port {
+                        hairpin: true,
+                        isolated: false,
+                    },
+                )
+                .unwrap();
         });
         let address_only = net(address).addr();
-        self.firewall.add_sender(&SenderRules { interface, mac, addresses: vec![address_only] }).unwrap();
+        self.firewall
+            .add_sender(&SenderRules {
+                interface,
+                mac,
+                addresses: vec![address_only],
+            })
+            .unwrap();
         give(&namespace, address, gateway);
-        Container { namespace, address: address_only }
+        Container {
+            namespace,
+            address: address_only,
+        }
     }
 
     fn publish(&self, protocol: Protocol, host: &str, to: &str) -> Publication {
-        let publication = Publication { protocol, host: at(host), to: at(to) };
+        let publication = Publication {
+            protocol,
+            host: at(host),
+            to: at(to),
+        };
         // Which addresses are the host's own is asked where the engine would be.
-        inside(&self.namespace, || self.firewall.publish(&[publication]).unwrap());
+        inside(&self.namespace, || {
+            self.firewall.publish(&[publication]).unwrap()
+        });
         publication
     }
 }
@@ -119,19 +176,30 @@ fn give(namespace: &OwnedFd, address: &str, gateway: &str) {
         let index = links.find("eth0").unwrap().unwrap().index;
         links.add_address(index, net(address)).unwrap();
         links.set_up(index).unwrap();
-        let everywhere = if net(address).addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        links.add_route(index, net(everywhere), Some(gateway.parse().unwrap()), 0).unwrap();
+        let everywhere = if net(address).addr().is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        };
+        links
+            .add_route(index, net(everywhere), Some(gateway.parse().unwrap()), 0)
+            .unwrap();
     });
 }
 
-/// Serves one connection after the other in a namespace: answers with the address that the client seems to have.
+/// Serves one connection after the other in a namespace: answers with the address that the client
+/// seems to have.
 fn serve(namespace: &OwnedFd, port: u16) {
     // Of both families.
     let listener = inside(namespace, || TcpListener::bind(("::", port)).unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut stream = stream;
-            let _ = write!(stream, "{}", stream.peer_addr().unwrap().ip().to_canonical());
+            let _ = write!(
+                stream,
+                "{}",
+                stream.peer_addr().unwrap().ip().to_canonical()
+            );
         }
     });
 }
@@ -149,7 +217,8 @@ fn ask(namespace: &OwnedFd, server: &str) -> Option<String> {
 /// How long what must arrive may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The same where something must answer: a first packet may be lost while the kernel learns who is where.
+/// The same where something must answer: a first packet may be lost while the kernel learns who is
+/// where.
 fn answer(namespace: &OwnedFd, server: &str) -> Option<String> {
     let begin = Instant::now();
     loop {
@@ -167,21 +236,52 @@ fn published_ports_are_reached_from_everywhere_they_should_be() {
     let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
     let neighbour = host.container("br1", 3, "10.77.1.3/24", "10.77.1.1");
     serve(&server.namespace, 80);
-    assert_eq!(ask(&host.outside, "198.51.100.1:8080"), None, "not published yet");
+    assert_eq!(
+        ask(&host.outside, "198.51.100.1:8080"),
+        None,
+        "not published yet"
+    );
     host.publish(Protocol::Tcp, "0.0.0.0:8080", "10.77.1.2:80");
-    assert_eq!(answer(&host.outside, "198.51.100.1:8080").as_deref(), Some("198.51.100.2"), "the client's own address");
-    assert_eq!(answer(&host.namespace, "127.0.0.1:8080").as_deref(), Some("10.77.1.1"), "from the host's loopback");
-    assert!(answer(&host.namespace, "198.51.100.1:8080").is_some(), "from the host by its address");
-    assert_eq!(answer(&neighbour.namespace, "198.51.100.1:8080").as_deref(), Some("10.77.1.1"), "from a neighbour, back to its own bridge");
-    assert_eq!(answer(&server.namespace, "198.51.100.1:8080").as_deref(), Some("10.77.1.1"), "from itself");
-    assert_eq!(answer(&host.namespace, "10.77.1.2:80").as_deref(), Some("10.77.1.1"));
-    assert_eq!(answer(&neighbour.namespace, "10.77.1.2:80").as_deref(), Some("10.77.1.3"));
+    assert_eq!(
+        answer(&host.outside, "198.51.100.1:8080").as_deref(),
+        Some("198.51.100.2"),
+        "the client's own address"
+    );
+    assert_eq!(
+        answer(&host.namespace, "127.0.0.1:8080").as_deref(),
+        Some("10.77.1.1"),
+        "from the host's loopback"
+    );
+    assert!(
+        answer(&host.namespace, "198.51.100.1:8080").is_some(),
+        "from the host by its address"
+    );
+    assert_eq!(
+        answer(&neighbour.namespace, "198.51.100.1:8080").as_deref(),
+        Some("10.77.1.1"),
+        "from a neighbour, back to its own bridge"
+    );
+    assert_eq!(
+        answer(&server.namespace, "198.51.100.1:8080").as_deref(),
+        Some("10.77.1.1"),
+        "from itself"
+    );
+    assert_eq!(
+        answer(&host.namespace, "10.77.1.2:80").as_deref(),
+        Some("10.77.1.1")
+    );
+    assert_eq!(
+        answer(&neighbour.namespace, "10.77.1.2:80").as_deref(),
+        Some("10.77.1.3")
+    );
 }
 
 #[test]
 fn routed_containers_are_themselves_to_the_outside() {
     let host = Host::new();
-    host.bridge_with("br1", "10.77.1.1/24", |rules| (rules.routed4, rules.masquerade4) = (true, false));
+    host.bridge_with("br1", "10.77.1.1/24", |rules| {
+        (rules.routed4, rules.masquerade4) = (true, false)
+    });
     host.bridge("br2", "10.77.2.1/24", false);
     host.bridge("br3", "10.77.3.1/24", true);
     let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
@@ -191,17 +291,33 @@ fn routed_containers_are_themselves_to_the_outside() {
     serve(&server.namespace, 81);
     serve(&other.namespace, 80);
     serve(&host.outside, 80);
-    assert_eq!(ask(&host.outside, "10.77.1.2:80"), None, "not published yet");
+    assert_eq!(
+        ask(&host.outside, "10.77.1.2:80"),
+        None,
+        "not published yet"
+    );
     let publication = host.publish(Protocol::Tcp, "0.0.0.0:0", "10.77.1.2:80");
-    assert_eq!(answer(&host.outside, "10.77.1.2:80").as_deref(), Some("198.51.100.2"));
-    assert_eq!(answer(&other.namespace, "10.77.1.2:80").as_deref(), Some("10.77.2.2"), "from another network, as itself");
+    assert_eq!(
+        answer(&host.outside, "10.77.1.2:80").as_deref(),
+        Some("198.51.100.2")
+    );
+    assert_eq!(
+        answer(&other.namespace, "10.77.1.2:80").as_deref(),
+        Some("10.77.2.2"),
+        "from another network, as itself"
+    );
     assert_eq!(ask(&host.outside, "10.77.1.2:81"), None);
     assert_eq!(ask(&other.namespace, "10.77.1.2:81"), None);
     assert_eq!(ask(&closed.namespace, "10.77.1.2:80"), None);
     // Out it goes as itself as well; but its door is no way into others' networks.
-    assert_eq!(answer(&server.namespace, "198.51.100.2:80").as_deref(), Some("10.77.1.2"));
+    assert_eq!(
+        answer(&server.namespace, "198.51.100.2:80").as_deref(),
+        Some("10.77.1.2")
+    );
     assert_eq!(ask(&server.namespace, "10.77.2.2:80"), None);
-    inside(&host.namespace, || host.firewall.withdraw(&[publication]).unwrap());
+    inside(&host.namespace, || {
+        host.firewall.withdraw(&[publication]).unwrap()
+    });
     assert_eq!(ask(&host.outside, "10.77.1.2:80"), None);
 }
 
@@ -222,7 +338,14 @@ fn a_port_on_loopback_is_the_hosts_alone() {
     inside(&neighbour.namespace, || {
         let mut links = Links::open().unwrap();
         let index = links.find("eth0").unwrap().unwrap().index;
-        links.add_route(index, net("127.0.0.1/32"), Some("10.77.1.1".parse().unwrap()), 0).unwrap();
+        links
+            .add_route(
+                index,
+                net("127.0.0.1/32"),
+                Some("10.77.1.1".parse().unwrap()),
+                0,
+            )
+            .unwrap();
     });
     assert_eq!(ask(&neighbour.namespace, "127.0.0.1:8080"), None);
     // And one on the host's own network, who has given up its loopback address for it.
@@ -230,9 +353,19 @@ fn a_port_on_loopback_is_the_hosts_alone() {
     sysctl(&host.namespace, "ipv4.conf.all.route_localnet", "1");
     inside(&host.outside, || {
         let mut links = Links::open().unwrap();
-        let (loopback, index) = (links.find("lo").unwrap().unwrap().index, links.find("eth0").unwrap().unwrap().index);
+        let (loopback, index) = (
+            links.find("lo").unwrap().unwrap().index,
+            links.find("eth0").unwrap().unwrap().index,
+        );
         links.remove_address(loopback, net("127.0.0.1/8")).unwrap();
-        links.add_route(index, net("127.0.0.1/32"), Some("198.51.100.1".parse().unwrap()), 0).unwrap();
+        links
+            .add_route(
+                index,
+                net("127.0.0.1/32"),
+                Some("198.51.100.1".parse().unwrap()),
+                0,
+            )
+            .unwrap();
     });
     assert_eq!(ask(&host.outside, "127.0.0.1:8080"), None);
     host.firewall.withdraw(&[publication]).unwrap();
@@ -262,31 +395,53 @@ fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
     host.publish(Protocol::Tcp, "[::1]:8080", "[fd77:1::2]:80");
     host.publish(Protocol::Tcp, "[::]:8081", "[fd77:1::2]:80");
     host.publish(Protocol::Tcp, "[::1]:8082", "[fd77:2::2]:80");
-    let filters = inside(&host.namespace, || std::fs::exists("/proc/sys/net/bridge").unwrap());
+    let filters = inside(&host.namespace, || {
+        std::fs::exists("/proc/sys/net/bridge").unwrap()
+    });
     if filters {
         sysctl(&host.namespace, FILTER, "1");
-        assert!(!inside(&host.namespace, || host.firewall.lead_loopback6().unwrap()));
+        assert!(!inside(&host.namespace, || host
+            .firewall
+            .lead_loopback6()
+            .unwrap()));
         for port in ["[::1]:8080", "[::1]:8081"] {
             let asked = Instant::now();
             assert_eq!(ask(&host.namespace, port), None);
-            assert!(asked.elapsed() < Duration::from_millis(200), "not refused, but lost");
+            assert!(
+                asked.elapsed() < Duration::from_millis(200),
+                "not refused, but lost"
+            );
         }
         sysctl(&host.namespace, FILTER, "0");
     }
-    assert!(inside(&host.namespace, || host.firewall.lead_loopback6().unwrap()));
+    assert!(inside(&host.namespace, || host
+        .firewall
+        .lead_loopback6()
+        .unwrap()));
     for port in ["[::1]:8080", "[::1]:8081"] {
         assert_eq!(answer(&host.namespace, port).as_deref(), Some("fd77:1::1"));
     }
-    assert_eq!(answer(&host.namespace, "[::1]:8082").as_deref(), Some("fd77:2::1"), "behind another bridge");
+    assert_eq!(
+        answer(&host.namespace, "[::1]:8082").as_deref(),
+        Some("fd77:2::1"),
+        "behind another bridge"
+    );
     assert!(answer(&neighbour.namespace, "[fd77:1::1]:8081").is_some());
-    assert_eq!(ask(&neighbour.namespace, "[fd77:1::1]:8080"), None, "on ::1 only");
-    // A neighbour that routes ::1 to the host by hand, whether the host puts bridged packets through its rules or not.
+    assert_eq!(
+        ask(&neighbour.namespace, "[fd77:1::1]:8080"),
+        None,
+        "on ::1 only"
+    );
+    // A neighbour that routes ::1 to the host by hand, whether the host puts bridged packets
+    // through its rules or not.
     inside(&neighbour.namespace, || {
         let mut links = Links::open().unwrap();
         let index = links.find("eth0").unwrap().unwrap().index;
         let loopback = links.find("lo").unwrap().unwrap().index;
         links.remove_address(loopback, net("::1/128")).unwrap();
-        links.add_route(index, net("::1/128"), Some("fd77:1::1".parse().unwrap()), 0).unwrap();
+        links
+            .add_route(index, net("::1/128"), Some("fd77:1::1".parse().unwrap()), 0)
+            .unwrap();
     });
     // It reaches what the host itself serves, but not so.
     serve(&host.namespace, 8090);
@@ -323,12 +478,22 @@ fn containers_are_not_reached_around_the_rules() {
     assert_eq!(ask(&one.namespace, "10.77.3.2:80"), None);
     assert_eq!(ask(&shut.namespace, "10.77.1.2:80"), None);
     // Out: masqueraded, or not at all.
-    assert_eq!(answer(&one.namespace, "198.51.100.2:80").as_deref(), Some("198.51.100.1"));
+    assert_eq!(
+        answer(&one.namespace, "198.51.100.2:80").as_deref(),
+        Some("198.51.100.1")
+    );
     assert_eq!(ask(&shut.namespace, "198.51.100.2:80"), None);
-    assert_eq!(answer(&shut.namespace, "10.77.3.3:80").as_deref(), Some("10.77.3.2"), "inside it talks");
+    assert_eq!(
+        answer(&shut.namespace, "10.77.3.3:80").as_deref(),
+        Some("10.77.3.2"),
+        "inside it talks"
+    );
     // A port published on another network can be used, but not from an internal one.
     host.publish(Protocol::Tcp, "0.0.0.0:8080", "10.77.2.2:80");
-    assert_eq!(answer(&one.namespace, "198.51.100.1:8080").as_deref(), Some("10.77.1.2"));
+    assert_eq!(
+        answer(&one.namespace, "198.51.100.1:8080").as_deref(),
+        Some("10.77.1.2")
+    );
     assert_eq!(ask(&shut.namespace, "10.77.3.1:8080"), None);
 }
 
@@ -338,8 +503,12 @@ fn false_senders_are_dropped() {
     host.bridge("br1", "10.77.1.1/24", false);
     let liar = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
     let victim = host.container("br1", 3, "10.77.1.3/24", "10.77.1.1");
-    let listener = inside(&victim.namespace, || UdpSocket::bind((victim.address, 5000)).unwrap());
-    listener.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let listener = inside(&victim.namespace, || {
+        UdpSocket::bind((victim.address, 5000)).unwrap()
+    });
+    listener
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
     let say = |text: &str, source: &str| {
         inside(&liar.namespace, || {
             let socket = UdpSocket::bind((source, 0)).unwrap();
@@ -348,7 +517,10 @@ fn false_senders_are_dropped() {
     };
     let heard = || {
         let mut buffer = [0; 16];
-        listener.recv_from(&mut buffer).ok().map(|(length, _)| String::from_utf8_lossy(&buffer[..length]).into_owned())
+        listener
+            .recv_from(&mut buffer)
+            .ok()
+            .map(|(length, _)| String::from_utf8_lossy(&buffer[..length]).into_owned())
     };
     say("honest", "10.77.1.2");
     assert_eq!(heard().as_deref(), Some("honest"));
@@ -359,7 +531,11 @@ fn false_senders_are_dropped() {
         links.add_address(index, net("192.0.2.7/32")).unwrap();
     });
     say("neighbour", "10.77.1.9");
-    assert_eq!(heard(), None, "an address of the network that is not its own");
+    assert_eq!(
+        heard(),
+        None,
+        "an address of the network that is not its own"
+    );
     say("stranger", "192.0.2.7");
     assert_eq!(heard(), None, "an address from elsewhere");
     say("honest", "10.77.1.2");
@@ -374,7 +550,9 @@ fn rules_taken_away_are_put_back() {
     serve(&server.namespace, 80);
     host.publish(Protocol::Tcp, "0.0.0.0:8080", "10.77.1.2:80");
     assert!(host.firewall.is_whole());
-    inside(&host.namespace, || Firewall::new("whelktest").unwrap().remove().unwrap());
+    inside(&host.namespace, || {
+        Firewall::new("whelktest").unwrap().remove().unwrap()
+    });
     assert!(!host.firewall.is_whole());
     assert_eq!(ask(&host.outside, "198.51.100.1:8080"), None);
     host.firewall.restore().unwrap();
@@ -385,7 +563,9 @@ fn rules_taken_away_are_put_back() {
     assert!(host.firewall.generation().unwrap() > generation);
     assert!(host.firewall.is_whole());
     // Also found out by the next change.
-    inside(&host.namespace, || Firewall::new("whelktest").unwrap().remove().unwrap());
+    inside(&host.namespace, || {
+        Firewall::new("whelktest").unwrap().remove().unwrap()
+    });
     host.publish(Protocol::Tcp, "0.0.0.0:8081", "10.77.1.2:80");
     for port in ["198.51.100.1:8080", "198.51.100.1:8081"] {
         assert!(answer(&host.outside, port).is_some(), "{port}");
@@ -397,7 +577,9 @@ fn a_steady_udp_sender_finds_a_port_that_is_published_later() {
     let host = Host::new();
     host.bridge("br1", "10.77.1.1/24", false);
     let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
-    let listener = inside(&server.namespace, || UdpSocket::bind("0.0.0.0:9000").unwrap());
+    let listener = inside(&server.namespace, || {
+        UdpSocket::bind("0.0.0.0:9000").unwrap()
+    });
     listener.set_read_timeout(Some(PATIENCE)).unwrap();
     // Somebody of the host answers first, so that the kernel takes note of the connection.
     let other = inside(&host.namespace, || UdpSocket::bind("0.0.0.0:9000").unwrap());
@@ -408,16 +590,23 @@ fn a_steady_udp_sender_finds_a_port_that_is_published_later() {
     other.recv_from(&mut buffer).unwrap();
     host.publish(Protocol::Udp, "0.0.0.0:9000", "10.77.1.2:9000");
     sender.send_to(b"late", "198.51.100.1:9000").unwrap();
-    let (length, _) = listener.recv_from(&mut buffer).expect("what is sent later arrives at the container");
+    let (length, _) = listener
+        .recv_from(&mut buffer)
+        .expect("what is sent later arrives at the container");
     assert_eq!(&buffer[..length], b"late");
 }
 
-/// As many connections as the kernel remembers, and more, from one container: the others' come through all the same.
+/// As many connections as the kernel remembers, and more, from one container: the others' come
+/// through all the same.
 #[test]
 fn a_flood_of_connections_is_its_senders_own_problem() {
     /// Larger tables take longer to fill than a test may.
     const MOST: usize = 300_000;
-    let most: usize = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap().trim().parse().unwrap();
+    let most: usize = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max")
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     if most > MOST {
         return;
     }
@@ -436,8 +625,13 @@ fn a_flood_of_connections_is_its_senders_own_problem() {
             sent += usize::from(socket.send_to(b"x", ("198.51.100.2", port)).is_ok());
         }
     }
-    let remembered = inside(&host.namespace, || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap());
-    assert!(remembered.trim().parse::<usize>().unwrap() > most * 9 / 10, "{remembered} of {most}: that was no flood");
+    let remembered = inside(&host.namespace, || {
+        std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap()
+    });
+    assert!(
+        remembered.trim().parse::<usize>().unwrap() > most * 9 / 10,
+        "{remembered} of {most}: that was no flood"
+    );
     for _ in 0..50 {
         assert!(answer(&other.namespace, "198.51.100.2:80").is_some());
         assert!(answer(&host.outside, "198.51.100.1:8080").is_some());

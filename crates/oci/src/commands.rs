@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, sendmsg,
-    socket_with,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, sendmsg, socket_with,
 };
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 use serde_json::json;
@@ -25,7 +25,9 @@ use crate::{Cli, Command, Create, Delete, Exec, Kill, List, Log, Ps, Update};
 
 pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
     if cli.systemd_cgroup {
-        return Err(Error::invalid("--systemd-cgroup: cgroups by systemd are not available in this version of whelk"));
+        return Err(Error::invalid(
+            "--systemd-cgroup: cgroups by systemd are not available in this version of whelk",
+        ));
     }
     let root = cli.root.as_path();
     match cli.command {
@@ -41,7 +43,14 @@ pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
             }
             let state = State::load(root, &args.create.id)?;
             let code = wait_for(state.pid)?;
-            delete(root, &Delete { force: true, id: args.create.id }, log)?;
+            delete(
+                root,
+                &Delete {
+                    force: true,
+                    id: args.create.id,
+                },
+                log,
+            )?;
             Ok(code)
         }
         Command::State { id } => {
@@ -74,9 +83,19 @@ pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
 fn describe(root: &Path, state: &State) -> Result<serde_json::Value> {
     let directory = directory(root, &state.id)?;
     let status = state.status(&directory)?;
-    let pid = if status == Status::Stopped { 0 } else { state.pid };
+    let pid = if status == Status::Stopped {
+        0
+    } else {
+        state.pid
+    };
     let spec = state.spec(&directory)?;
-    let mut value = state_json(&state.id, status.as_str(), pid, &state.bundle, &spec.annotations);
+    let mut value = state_json(
+        &state.id,
+        status.as_str(),
+        pid,
+        &state.bundle,
+        &spec.annotations,
+    );
     value["created"] = json!(state.created);
     Ok(value)
 }
@@ -84,11 +103,18 @@ fn describe(root: &Path, state: &State) -> Result<serde_json::Value> {
 fn create(root: &Path, args: &Create, log: &Log) -> Result<()> {
     let bundle = fs::canonicalize(&args.bundle.bundle)?;
     let config = fs::read(bundle.join("config.json"))?;
-    let mut spec: Spec = serde_json::from_slice(&config).map_err(|error| Error::invalid(format!("config.json: {error}")))?;
+    let mut spec: Spec = serde_json::from_slice(&config)
+        .map_err(|error| Error::invalid(format!("config.json: {error}")))?;
     if !spec.oci_version.starts_with("1.") {
-        return Err(Error::invalid(format!("config.json has version {:?}, this runtime knows 1.x", spec.oci_version)));
+        return Err(Error::invalid(format!(
+            "config.json has version {:?}, this runtime knows 1.x",
+            spec.oci_version
+        )));
     }
-    let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
+    let terminal = spec
+        .process
+        .as_ref()
+        .is_some_and(|process| process.terminal);
     if terminal != args.console_socket.is_some() {
         return Err(Error::invalid(if terminal {
             "a terminal needs --console-socket"
@@ -96,7 +122,9 @@ fn create(root: &Path, args: &Create, log: &Log) -> Result<()> {
             "--console-socket needs a terminal in the configuration"
         }));
     }
-    spec.process.iter_mut().for_each(|process| leave_out_unknown(process, log));
+    spec.process
+        .iter_mut()
+        .for_each(|process| leave_out_unknown(process, log));
     check_preserved(args.preserve_fds)?;
     whelk_sys::mount::check_root_directory().map_err(|error| Error::Os(error.to_string()))?;
     let path = cgroup_path(&args.id, &spec);
@@ -105,7 +133,10 @@ fn create(root: &Path, args: &Create, log: &Log) -> Result<()> {
     fs::create_dir_all(root, 0o700)?;
     fs::create_dir(&directory, 0o700).map_err(|error| {
         if error.source.kind() == std::io::ErrorKind::AlreadyExists {
-            Error::State(format!("container with given ID {} already exists", args.id))
+            Error::State(format!(
+                "container with given ID {} already exists",
+                args.id
+            ))
         } else {
             error.into()
         }
@@ -121,41 +152,81 @@ fn create(root: &Path, args: &Create, log: &Log) -> Result<()> {
 }
 
 fn cgroup_path(id: &str, spec: &Spec) -> String {
-    if spec.linux.cgroups_path.is_empty() { format!("/{id}") } else { format!("/{}", spec.linux.cgroups_path.trim_start_matches('/')) }
+    if spec.linux.cgroups_path.is_empty() {
+        format!("/{id}")
+    } else {
+        format!("/{}", spec.linux.cgroups_path.trim_start_matches('/'))
+    }
 }
 
-/// Capabilities that no kernel knows are no reason to fail, as the specification has it, but to warn.
+/// Capabilities that no kernel knows are no reason to fail, as the specification has it, but to
+/// warn.
 fn leave_out_unknown(process: &mut Process, log: &Log) {
-    let Some(sets) = &mut process.capabilities else { return };
+    let Some(sets) = &mut process.capabilities else {
+        return;
+    };
     let mut unknown = BTreeSet::new();
-    for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted, &mut sets.inheritable, &mut sets.ambient] {
+    for set in [
+        &mut sets.bounding,
+        &mut sets.effective,
+        &mut sets.permitted,
+        &mut sets.inheritable,
+        &mut sets.ambient,
+    ] {
         unknown.extend(set.extract_if(.., |name| caps::number(name).is_none()));
     }
     if !unknown.is_empty() {
         let names: Vec<String> = unknown.into_iter().collect();
-        log.tell("warning", &format!("ignoring unknown or unavailable capabilities: [{}]", names.join(" ")));
+        log.tell(
+            "warning",
+            &format!(
+                "ignoring unknown or unavailable capabilities: [{}]",
+                names.join(" ")
+            ),
+        );
     }
 }
 
 /// # Errors
 /// Descriptors that are to be preserved and not open.
 fn check_preserved(count: u32) -> Result<()> {
-    match (3..3u32.saturating_add(count)).find(|number| !fs::exists(format!("/proc/self/fd/{number}"))) {
-        Some(number) => Err(Error::invalid(format!("--preserve-fds {count}: descriptor {number} is not open"))),
+    match (3..3u32.saturating_add(count))
+        .find(|number| !fs::exists(format!("/proc/self/fd/{number}")))
+    {
+        Some(number) => Err(Error::invalid(format!(
+            "--preserve-fds {count}: descriptor {number} is not open"
+        ))),
         None => Ok(()),
     }
 }
 
-fn make(args: &Create, spec: &Spec, bundle: &Path, directory: &Path, cgroup: &mut Cgroup, path: String) -> Result<()> {
-    let root_path =
-        spec.root.as_ref().map(|root| bundle.join(&root.path)).ok_or_else(|| Error::invalid("the configuration has no root"))?;
+fn make(
+    args: &Create,
+    spec: &Spec,
+    bundle: &Path,
+    directory: &Path,
+    cgroup: &mut Cgroup,
+    path: String,
+) -> Result<()> {
+    let root_path = spec
+        .root
+        .as_ref()
+        .map(|root| bundle.join(&root.path))
+        .ok_or_else(|| Error::invalid("the configuration has no root"))?;
     let rootfs = Rootfs::Directory(fs::canonicalize(root_path)?);
-    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let filter = spec
+        .linux
+        .seccomp
+        .as_ref()
+        .map(seccomp::compile)
+        .transpose()?;
     let fifo_path = directory.join("exec.fifo");
-    let step = |error: rustix::io::Errno| Error::Os(format!("make {}: {error}", fifo_path.display()));
+    let step =
+        |error: rustix::io::Errno| Error::Os(format!("make {}: {error}", fifo_path.display()));
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo_path, Mode::from_raw_mode(0o600)).map_err(step)?;
     // Open for both directions: reading waits for a byte, not for a writer to come and go.
-    let fifo = rustix::fs::open(&fifo_path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(step)?;
+    let fifo = rustix::fs::open(&fifo_path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(step)?;
     cgroup.create(&with_default_devices(&spec.linux.resources))?;
     let launch = Launch {
         id: &args.id,
@@ -176,7 +247,8 @@ fn make(args: &Create, spec: &Spec, bundle: &Path, directory: &Path, cgroup: &mu
         if let (Some(terminal), Some(socket)) = (&created.terminal, &args.console_socket) {
             send_terminal(terminal, socket)?;
         }
-        let (_, start_time) = process(pid).ok_or_else(|| Error::Os("the container's first process has ended".into()))?;
+        let (_, start_time) = process(pid)
+            .ok_or_else(|| Error::Os("the container's first process has ended".into()))?;
         State {
             id: args.id.clone(),
             pid,
@@ -186,7 +258,9 @@ fn make(args: &Create, spec: &Spec, bundle: &Path, directory: &Path, cgroup: &mu
             created: jiff::Timestamp::now().to_string(),
         }
         .save(directory)?;
-        args.pid_file.as_ref().map_or(Ok(()), |file| fs::replace(file, pid.to_string(), 0o644).map_err(Into::into))
+        args.pid_file.as_ref().map_or(Ok(()), |file| {
+            fs::replace(file, pid.to_string(), 0o644).map_err(Into::into)
+        })
     };
     finish().inspect_err(|_| {
         let _ = signal::pidfd_send(&created.pidfd, 9);
@@ -198,27 +272,48 @@ fn make(args: &Create, spec: &Spec, bundle: &Path, directory: &Path, cgroup: &mu
 fn with_default_devices(resources: &Resources) -> Resources {
     let mut resources = resources.clone();
     if !resources.devices.is_empty() {
-        resources.devices.extend(DEFAULT_RULES.iter().map(|&(kind, major, minor, access)| DeviceRule {
-            allow: true,
-            kind: Some(kind),
-            major,
-            minor,
-            access: access.to_owned(),
-        }));
+        resources
+            .devices
+            .extend(
+                DEFAULT_RULES
+                    .iter()
+                    .map(|&(kind, major, minor, access)| DeviceRule {
+                        allow: true,
+                        kind: Some(kind),
+                        major,
+                        minor,
+                        access: access.to_owned(),
+                    }),
+            );
     }
     resources
 }
 
 /// Sends a terminal's master to whoever listens at `socket`.
 fn send_terminal(terminal: &OwnedFd, path: &Path) -> Result<()> {
-    let step = |error: rustix::io::Errno| Error::Os(format!("send the terminal to {}: {error}", path.display()));
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(step)?;
+    let step = |error: rustix::io::Errno| {
+        Error::Os(format!("send the terminal to {}: {error}", path.display()))
+    };
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(step)?;
     connect(&socket, &SocketAddrUnix::new(path).map_err(step)?).map_err(step)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [terminal.as_fd()];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(&socket, &[IoSlice::new(b"/dev/ptmx")], &mut control, SendFlags::NOSIGNAL).map(drop).map_err(step)
+    sendmsg(
+        &socket,
+        &[IoSlice::new(b"/dev/ptmx")],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+    .map_err(step)
 }
 
 fn start(root: &Path, id: &str) -> Result<()> {
@@ -226,12 +321,21 @@ fn start(root: &Path, id: &str) -> Result<()> {
     let directory = directory(root, id)?;
     let status = state.status(&directory)?;
     if status != Status::Created {
-        return Err(Error::State(format!("cannot start a container that is {}", status.as_str())));
+        return Err(Error::State(format!(
+            "cannot start a container that is {}",
+            status.as_str()
+        )));
     }
     let path = directory.join("exec.fifo");
     let step = |error: rustix::io::Errno| Error::Os(format!("start container {id}: {error}"));
-    let fifo = rustix::fs::open(&path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).map_err(step)?;
-    // Who is killed behind this leaves a container that runs and can be started once more, which does nothing.
+    let fifo = rustix::fs::open(
+        &path,
+        OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(step)?;
+    // Who is killed behind this leaves a container that runs and can be started once more, which
+    // does nothing.
     rustix::io::write(&fifo, b"0").map_err(step)?;
     fs::remove_file(&path)?;
     let spec = state.spec(&directory)?;
@@ -241,24 +345,38 @@ fn start(root: &Path, id: &str) -> Result<()> {
 /// Waits for a child; 128 and the number for one that a signal ended.
 fn wait_for(pid: i32) -> Result<u8> {
     let pid = Pid::from_raw(pid).ok_or_else(|| Error::Os("no process to wait for".into()))?;
-    let status: Option<(Pid, WaitStatus)> =
-        waitpid(Some(pid), WaitOptions::empty()).map_err(|error| Error::Os(format!("wait for process {pid}: {error}")))?;
-    let code = status.and_then(|(_, status)| status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal)));
-    Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+    let status: Option<(Pid, WaitStatus)> = waitpid(Some(pid), WaitOptions::empty())
+        .map_err(|error| Error::Os(format!("wait for process {pid}: {error}")))?;
+    let code = status.and_then(|(_, status)| {
+        status
+            .exit_status()
+            .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+    });
+    Ok(code
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(u8::MAX))
 }
 
 /// A signal by name or number.
 fn parse_signal(text: &str) -> Result<i32> {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT",
-        "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
-    if let Some(number) = text.parse::<i32>().ok().filter(|number| (1..=64).contains(number)) {
+    if let Some(number) = text
+        .parse::<i32>()
+        .ok()
+        .filter(|number| (1..=64).contains(number))
+    {
         return Ok(number);
     }
     let upper = text.to_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let index = NAMES.iter().position(|known| *known == name).and_then(|index| i32::try_from(index + 1).ok());
+    let index = NAMES
+        .iter()
+        .position(|known| *known == name)
+        .and_then(|index| i32::try_from(index + 1).ok());
     index.ok_or_else(|| Error::invalid(format!("unknown signal {text:?}")))
 }
 
@@ -271,19 +389,30 @@ fn kill(root: &Path, args: &Kill) -> Result<()> {
         }
         return Ok(());
     }
-    signal::pidfd_send(state.open_process()?, number)
-        .map_err(|error| Error::Os(format!("signal container {}: {}", args.id, whelk_sys::errno_text(&error))))
+    signal::pidfd_send(state.open_process()?, number).map_err(|error| {
+        Error::Os(format!(
+            "signal container {}: {}",
+            args.id,
+            whelk_sys::errno_text(&error)
+        ))
+    })
 }
 
 fn delete(root: &Path, args: &Delete, log: &Log) -> Result<()> {
     let state = match State::load(root, &args.id) {
-        Err(Error::State(_)) if args.force => return remove_half_made(&args.id, &directory(root, &args.id)?),
+        Err(Error::State(_)) if args.force => {
+            return remove_half_made(&args.id, &directory(root, &args.id)?);
+        }
         state => state?,
     };
     let directory = directory(root, &args.id)?;
     let status = state.status(&directory)?;
     if matches!(status, Status::Running | Status::Paused) && !args.force {
-        return Err(Error::State(format!("cannot delete container {} that is not stopped: {}", args.id, status.as_str())));
+        return Err(Error::State(format!(
+            "cannot delete container {} that is not stopped: {}",
+            args.id,
+            status.as_str()
+        )));
     }
     let cgroup = state.cgroup()?;
     if status != Status::Stopped {
@@ -330,15 +459,24 @@ fn exec(root: &Path, args: Exec, log: &Log) -> Result<u8> {
     let state = State::load(root, &args.id)?;
     let directory = directory(root, &args.id)?;
     let status = state.status(&directory)?;
-    let fits = matches!(status, Status::Running | Status::Created) || status == Status::Paused && args.ignore_paused;
+    let fits = matches!(status, Status::Running | Status::Created)
+        || status == Status::Paused && args.ignore_paused;
     if !fits {
-        return Err(Error::State(format!("cannot exec in a container that is {}", status.as_str())));
+        return Err(Error::State(format!(
+            "cannot exec in a container that is {}",
+            status.as_str()
+        )));
     }
     let spec = state.spec(&directory)?;
     let mut wanted = wanted_process(&spec, &args)?;
     leave_out_unknown(&mut wanted, log);
     check_preserved(args.preserve_fds)?;
-    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let filter = spec
+        .linux
+        .seccomp
+        .as_ref()
+        .map(seccomp::compile)
+        .transpose()?;
     let request = exec::Exec {
         init: &state.open_process()?,
         container: &args.id,
@@ -362,7 +500,8 @@ fn exec(root: &Path, args: Exec, log: &Log) -> Result<u8> {
 
 fn wanted_process(spec: &Spec, args: &Exec) -> Result<Process> {
     let mut wanted = match &args.process {
-        Some(file) => serde_json::from_slice(&fs::read(file)?).map_err(|error| Error::invalid(format!("{}: {error}", file.display())))?,
+        Some(file) => serde_json::from_slice(&fs::read(file)?)
+            .map_err(|error| Error::invalid(format!("{}: {error}", file.display())))?,
         None => {
             let mut wanted = spec.process.clone().unwrap_or_default();
             wanted.args.clone_from(&args.command);
@@ -372,9 +511,13 @@ fn wanted_process(spec: &Spec, args: &Exec) -> Result<Process> {
                 wanted.cwd.clone_from(cwd);
             }
             if let Some(user) = &args.user {
-                let invalid = || Error::invalid(format!("invalid user {user:?}: UID[:GID] is needed"));
+                let invalid =
+                    || Error::invalid(format!("invalid user {user:?}: UID[:GID] is needed"));
                 let (uid, gid) = user.split_once(':').unwrap_or((user, "0"));
-                (wanted.user.uid, wanted.user.gid) = (uid.parse().map_err(|_| invalid())?, gid.parse().map_err(|_| invalid())?);
+                (wanted.user.uid, wanted.user.gid) = (
+                    uid.parse().map_err(|_| invalid())?,
+                    gid.parse().map_err(|_| invalid())?,
+                );
             }
             wanted
         }
@@ -383,7 +526,13 @@ fn wanted_process(spec: &Spec, args: &Exec) -> Result<Process> {
     if !args.cap.is_empty() {
         let sets = wanted.capabilities.get_or_insert_default();
         for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
-            set.extend(args.cap.iter().filter(|cap| !set.contains(cap)).cloned().collect::<Vec<_>>());
+            set.extend(
+                args.cap
+                    .iter()
+                    .filter(|cap| !set.contains(cap))
+                    .cloned()
+                    .collect::<Vec<_>>(),
+            );
         }
     }
     if wanted.args.is_empty() {
@@ -407,28 +556,48 @@ fn ps(root: &Path, args: &Ps) -> Result<()> {
                 println!("{pid:<7} {}", whelk_sys::text::command_line(command));
             }
         }
-        other => return Err(Error::invalid(format!("unknown format {other:?}: table or json"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "unknown format {other:?}: table or json"
+            )));
+        }
     }
     Ok(())
 }
 
 fn list(root: &Path, args: &List) -> Result<()> {
-    let entries = if fs::exists(root) { fs::list(root)? } else { Vec::new() };
+    let entries = if fs::exists(root) {
+        fs::list(root)?
+    } else {
+        Vec::new()
+    };
     let mut found = Vec::new();
     for entry in entries {
         // One that is being made or removed right now is no container.
-        if let Some(state) = entry.file_name().to_str().and_then(|id| State::load(root, id).ok())
+        if let Some(state) = entry
+            .file_name()
+            .to_str()
+            .and_then(|id| State::load(root, id).ok())
             && let Ok(described) = describe(root, &state)
         {
             found.push(described);
         }
     }
-    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let text = |value: &serde_json::Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
     match args.format.as_str() {
-        _ if args.quiet => found.iter().for_each(|state| println!("{}", text(&state["id"]))),
+        _ if args.quiet => found
+            .iter()
+            .for_each(|state| println!("{}", text(&state["id"]))),
         "json" => println!("{}", json!(found)),
         "table" => {
-            println!("{:<24} {:<8} {:<9} {:<32} CREATED", "ID", "PID", "STATUS", "BUNDLE");
+            println!(
+                "{:<24} {:<8} {:<9} {:<32} CREATED",
+                "ID", "PID", "STATUS", "BUNDLE"
+            );
             for state in &found {
                 println!(
                     "{:<24} {:<8} {:<9} {:<32} {}",
@@ -440,7 +609,11 @@ fn list(root: &Path, args: &List) -> Result<()> {
                 );
             }
         }
-        other => return Err(Error::invalid(format!("unknown format {other:?}: table or json"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "unknown format {other:?}: table or json"
+            )));
+        }
     }
     Ok(())
 }
@@ -448,9 +621,17 @@ fn list(root: &Path, args: &List) -> Result<()> {
 fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
     let state = State::load(root, id)?;
     let status = state.status(&directory(root, id)?)?;
-    let fits = if frozen { matches!(status, Status::Running | Status::Created) } else { status == Status::Paused };
+    let fits = if frozen {
+        matches!(status, Status::Running | Status::Created)
+    } else {
+        status == Status::Paused
+    };
     if !fits {
-        return Err(Error::State(format!("cannot {} a container that is {}", if frozen { "pause" } else { "resume" }, status.as_str())));
+        return Err(Error::State(format!(
+            "cannot {} a container that is {}",
+            if frozen { "pause" } else { "resume" },
+            status.as_str()
+        )));
     }
     state.cgroup()?.freeze(frozen)
 }
@@ -460,11 +641,14 @@ fn update(root: &Path, args: Update) -> Result<()> {
     let mut resources: Resources = match &args.resources {
         Some(file) => {
             let bytes = if file.as_os_str() == "-" {
-                std::io::read_to_string(std::io::stdin()).map(String::into_bytes).map_err(|error| Error::Os(error.to_string()))?
+                std::io::read_to_string(std::io::stdin())
+                    .map(String::into_bytes)
+                    .map_err(|error| Error::Os(error.to_string()))?
             } else {
                 fs::read(file)?
             };
-            serde_json::from_slice(&bytes).map_err(|error| Error::invalid(format!("{}: {error}", file.display())))?
+            serde_json::from_slice(&bytes)
+                .map_err(|error| Error::invalid(format!("{}: {error}", file.display())))?
         }
         None => Resources::default(),
     };
@@ -476,12 +660,18 @@ fn update(root: &Path, args: Update) -> Result<()> {
     cpu.shares = args.cpu_share.or(cpu.shares);
     cpu.quota = args.cpu_quota.or(cpu.quota);
     cpu.period = args.cpu_period.or(cpu.period);
-    for (field, value) in [(&mut cpu.cpus, args.cpuset_cpus), (&mut cpu.mems, args.cpuset_mems)] {
+    for (field, value) in [
+        (&mut cpu.cpus, args.cpuset_cpus),
+        (&mut cpu.mems, args.cpuset_mems),
+    ] {
         if !value.is_empty() {
             *field = value;
         }
     }
-    resources.pids = args.pids_limit.map(|limit| Pids { limit }).or(resources.pids.take());
+    resources.pids = args
+        .pids_limit
+        .map(|limit| Pids { limit })
+        .or(resources.pids.take());
     state.cgroup()?.apply(&resources)
 }
 

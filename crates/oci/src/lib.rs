@@ -1,4 +1,5 @@
-//! `whelk oci`: the runtime behind the command line that the OCI runtime specification and its users expect.
+//! `whelk oci`: the runtime behind the command line that the OCI runtime specification and its
+//! users expect.
 //!
 //! ```text
 //! <root>/<id>/state.json    pid and start time of the first process, bundle, cgroup
@@ -7,7 +8,11 @@
 //! ```
 //! Each call is a process of its own with one thread; nothing stays behind but the container.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line does")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "printing is what a command line does"
+)]
 
 mod commands;
 mod state;
@@ -228,13 +233,21 @@ pub fn definitions() -> clap::Command {
 /// Runs the command line; `arguments` begin behind `oci`.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(std::iter::once(OsString::from("whelk oci")).chain(arguments));
-    if matches!(cli.command, Command::Create(_) | Command::Run(_) | Command::Exec(_))
-        && let Err(error) = protect()
+    if matches!(
+        cli.command,
+        Command::Create(_) | Command::Run(_) | Command::Exec(_)
+    ) && let Err(error) = protect()
     {
-        eprintln!("whelk oci: error: protect this program from the container: {}", whelk_sys::errno_text(&error));
+        eprintln!(
+            "whelk oci: error: protect this program from the container: {}",
+            whelk_sys::errno_text(&error)
+        );
         return ExitCode::FAILURE;
     }
-    let log = Log { file: cli.log.clone(), as_json: cli.log_format == "json" };
+    let log = Log {
+        file: cli.log.clone(),
+        as_json: cli.log_format == "json",
+    };
     if cli.debug {
         log.tell("debug", &format!("{:?}", cli.command));
     }
@@ -247,20 +260,25 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Goes on from where a container cannot write to this program ([`whelk_sys::program`]), and closes this process's memory and
-/// descriptors to it. Nothing of a container has been touched before.
+/// Goes on from where a container cannot write to this program ([`whelk_sys::program`]), and closes
+/// this process's memory and descriptors to it. Nothing of a container has been touched before.
 fn protect() -> std::io::Result<()> {
     use std::os::unix::ffi::OsStringExt;
     let c_string = |text: OsString| CString::new(text.into_vec()).map_err(std::io::Error::other);
     if !program::is_sealed()? {
         let sealed = program::sealed(&std::env::current_exe()?)?;
-        let arguments = std::env::args_os().map(c_string).collect::<std::io::Result<Vec<_>>>()?;
+        let arguments = std::env::args_os()
+            .map(c_string)
+            .collect::<std::io::Result<Vec<_>>>()?;
         let variable = |(mut name, value): (OsString, OsString)| {
             name.push("=");
             name.push(value);
             name
         };
-        let environment = std::env::vars_os().map(variable).map(c_string).collect::<std::io::Result<Vec<_>>>()?;
+        let environment = std::env::vars_os()
+            .map(variable)
+            .map(c_string)
+            .collect::<std::io::Result<Vec<_>>>()?;
         return Err(exec_fd(sealed.as_fd(), &arguments, &environment));
     }
     // Executed by a descriptor, whose number would be its name.

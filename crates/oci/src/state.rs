@@ -15,7 +15,8 @@ use whelk_sys::fs;
 pub(crate) struct State {
     pub id: String,
     pub pid: i32,
-    /// Clock ticks after boot (proc_pid_stat(5), field 22): with it, a pid cannot be mistaken for a later one's.
+    /// Clock ticks after boot (proc_pid_stat(5), field 22): with it, a pid cannot be mistaken for a
+    /// later one's.
     pub start_time: u64,
     pub bundle: PathBuf,
     pub cgroup: String,
@@ -48,21 +49,28 @@ impl Status {
 pub(crate) fn directory(root: &Path, id: &str) -> Result<PathBuf> {
     let valid = whelk_sys::in_root::is_entry_name(id.as_ref())
         && id.len() <= 1024
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte));
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte));
     if valid {
         Ok(root.join(id))
     } else {
-        Err(Error::invalid(format!("invalid container ID {id:?}: use letters, digits, '_', '+', '-' and '.'")))
+        Err(Error::invalid(format!(
+            "invalid container ID {id:?}: use letters, digits, '_', '+', '-' and '.'"
+        )))
     }
 }
 
 impl State {
     pub(crate) fn load(root: &Path, id: &str) -> Result<Self> {
         let bytes = match fs::read(directory(root, id)?.join("state.json")) {
-            Err(error) if error.is_not_found() => return Err(Error::State("container does not exist".into())),
+            Err(error) if error.is_not_found() => {
+                return Err(Error::State("container does not exist".into()));
+            }
             bytes => bytes?,
         };
-        serde_json::from_slice(&bytes).map_err(|error| Error::Os(format!("state of container {id}: {error}")))
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Error::Os(format!("state of container {id}: {error}")))
     }
 
     pub(crate) fn save(&self, directory: &Path) -> Result<()> {
@@ -72,15 +80,16 @@ impl State {
 
     pub(crate) fn spec(&self, directory: &Path) -> Result<Spec> {
         let bytes = fs::read(directory.join("config.json"))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::invalid(format!("config.json: {error}")))
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Error::invalid(format!("config.json: {error}")))
     }
 
     pub(crate) fn cgroup(&self) -> Result<Cgroup> {
         Cgroup::at(&self.cgroup)
     }
 
-    /// The container's first process. Opened before it is recognised by its start time, so it cannot be another that has got
-    /// the number meanwhile.
+    /// The container's first process. Opened before it is recognised by its start time, so it
+    /// cannot be another that has got the number meanwhile.
     ///
     /// # Errors
     /// It has ended.
@@ -91,11 +100,16 @@ impl State {
             Errno::SRCH => ended(),
             error => Error::Os(format!("open process {pid}: {error}")),
         })?;
-        if self.has_ended() { Err(ended()) } else { Ok(opened) }
+        if self.has_ended() {
+            Err(ended())
+        } else {
+            Ok(opened)
+        }
     }
 
     fn has_ended(&self) -> bool {
-        process(self.pid).is_none_or(|(state, start)| state == 'Z' || state == 'X' || start != self.start_time)
+        process(self.pid)
+            .is_none_or(|(state, start)| state == 'Z' || state == 'X' || start != self.start_time)
     }
 
     pub(crate) fn status(&self, directory: &Path) -> Result<Status> {
@@ -105,7 +119,11 @@ impl State {
         if fs::exists(directory.join("exec.fifo")) {
             return Ok(Status::Created);
         }
-        Ok(if self.cgroup()?.is_frozen() { Status::Paused } else { Status::Running })
+        Ok(if self.cgroup()?.is_frozen() {
+            Status::Paused
+        } else {
+            Status::Running
+        })
     }
 }
 
@@ -114,5 +132,8 @@ pub(crate) fn process(pid: i32) -> Option<(char, u64)> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-    Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
+    Some((
+        fields.first()?.chars().next()?,
+        fields.get(19)?.parse().ok()?,
+    ))
 }

@@ -1,8 +1,9 @@
 //! Docker's plugin protocol (v1), the engine's side: finding plugins, and calling them.
 //!
-//! A plugin is a program of the administrator's that listens somewhere and answers `POST /Interface.Method` with JSON. It is
-//! found by a socket or by a file that says where it listens; the file's name is the plugin's. Plugins are trusted as much as
-//! the engine is: what they answer is bounded and checked all the same, because they are other people's programs.
+//! A plugin is a program of the administrator's that listens somewhere and answers `POST
+//! /Interface.Method` with JSON. It is found by a socket or by a file that says where it listens;
+//! the file's name is the plugin's. Plugins are trusted as much as the engine is: what they answer
+//! is bounded and checked all the same, because they are other people's programs.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -65,11 +66,22 @@ impl Places {
     /// The names of all plugins that there are sockets or descriptions of.
     pub fn names(&self) -> Vec<String> {
         let mut names = BTreeSet::new();
-        for (directories, extensions) in [(&self.sockets, &["sock"][..]), (&self.descriptions, &["spec", "json"])] {
-            for entry in directories.iter().filter_map(|directory| fs::list(directory).ok()).flatten() {
+        for (directories, extensions) in [
+            (&self.sockets, &["sock"][..]),
+            (&self.descriptions, &["spec", "json"]),
+        ] {
+            for entry in directories
+                .iter()
+                .filter_map(|directory| fs::list(directory).ok())
+                .flatten()
+            {
                 let path = entry.path();
-                let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
-                let is_one = extensions.iter().any(|one| path.extension().is_some_and(|found| found == *one))
+                let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else {
+                    continue;
+                };
+                let is_one = extensions
+                    .iter()
+                    .any(|one| path.extension().is_some_and(|found| found == *one))
                     || fs::exists(path.join(format!("{stem}.sock")));
                 if is_one && is_name(stem) {
                     names.insert(stem.to_owned());
@@ -84,7 +96,10 @@ impl Places {
             return Err(Error::NotFound(name.into()));
         }
         for directory in &self.sockets {
-            for path in [directory.join(format!("{name}.sock")), directory.join(name).join(format!("{name}.sock"))] {
+            for path in [
+                directory.join(format!("{name}.sock")),
+                directory.join(name).join(format!("{name}.sock")),
+            ] {
                 if fs::exists(&path) {
                     return Ok(Address::Unix(path));
                 }
@@ -112,7 +127,10 @@ impl Places {
             implements: Vec<String>,
         }
         const LIMIT: Duration = Duration::from_secs(10);
-        let plugin = Plugin { name: name.to_owned(), address: self.address(name)? };
+        let plugin = Plugin {
+            name: name.to_owned(),
+            address: self.address(name)?,
+        };
         let manifest: Manifest = plugin.call("Plugin.Activate", &(), LIMIT)?;
         if !manifest.implements.iter().any(|known| known == interface) {
             return Err(Error::Broken(format!(
@@ -130,12 +148,16 @@ fn is_name(name: &str) -> bool {
 
 fn described(path: &Path, is_json: bool) -> Result<Address> {
     let broken = |text: String| Error::Broken(format!("{}: {text}", path.display()));
-    let content = fs::read_at_most(path, LARGEST_DESCRIPTION).map_err(|error| Error::Broken(error.to_string()))?;
+    let content = fs::read_at_most(path, LARGEST_DESCRIPTION)
+        .map_err(|error| Error::Broken(error.to_string()))?;
     let text = String::from_utf8_lossy(&content).into_owned();
     let address = if is_json {
-        let value: Value = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+        let value: Value =
+            serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
         if !value["TLSConfig"].is_null() {
-            return Err(broken("TLSConfig: plugins over TLS are not supported".into()));
+            return Err(broken(
+                "TLSConfig: plugins over TLS are not supported".into(),
+            ));
         }
         value["Addr"].as_str().unwrap_or_default().to_owned()
     } else {
@@ -143,8 +165,12 @@ fn described(path: &Path, is_json: bool) -> Result<Address> {
     };
     match address.split_once("://") {
         Some(("unix", path)) if path.starts_with('/') => Ok(Address::Unix(path.into())),
-        Some(("tcp" | "http", host)) if !host.is_empty() => Ok(Address::Tcp(host.trim_end_matches('/').into())),
-        _ => Err(broken(format!("unknown address {address:?}: unix:///PATH or tcp://HOST:PORT is needed"))),
+        Some(("tcp" | "http", host)) if !host.is_empty() => {
+            Ok(Address::Tcp(host.trim_end_matches('/').into()))
+        }
+        _ => Err(broken(format!(
+            "unknown address {address:?}: unix:///PATH or tcp://HOST:PORT is needed"
+        ))),
     }
 }
 
@@ -157,7 +183,12 @@ impl Plugin {
     ///
     /// # Errors
     /// [`Error::Refused`] with what the plugin says.
-    pub fn call<T: DeserializeOwned>(&self, method: &str, body: &impl Serialize, limit: Duration) -> Result<T> {
+    pub fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<T> {
         let broken = |text: String| Error::Broken(text);
         let mut bytes = serde_json::to_vec(body).map_err(|error| broken(error.to_string()))?;
         if bytes == b"null" {
@@ -166,23 +197,41 @@ impl Plugin {
         // A thread of its own: the caller's may be one that must not wait for futures.
         let answer = std::thread::scope(|scope| {
             let exchange = || -> Result<(u16, Bytes)> {
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| broken(error.to_string()))?;
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .map_err(|error| broken(error.to_string()))?;
                 runtime.block_on(async {
                     let answer = tokio::time::timeout(limit, self.exchange(method, bytes)).await;
-                    answer.unwrap_or_else(|_| Err(broken(format!("{}: no answer within {} s", self.describe(method), limit.as_secs()))))
+                    answer.unwrap_or_else(|_| {
+                        Err(broken(format!(
+                            "{}: no answer within {} s",
+                            self.describe(method),
+                            limit.as_secs()
+                        )))
+                    })
                 })
             };
-            scope.spawn(exchange).join().unwrap_or_else(|_| Err(broken("the call ended in a panic".into())))
+            scope
+                .spawn(exchange)
+                .join()
+                .unwrap_or_else(|_| Err(broken("the call ended in a panic".into())))
         });
         let (status, content) = answer?;
         let value: serde_json::Result<Value> = serde_json::from_slice(&content);
         if status != 200 {
-            let told = value.ok().and_then(|value| value["Err"].as_str().map(str::to_owned));
+            let told = value
+                .ok()
+                .and_then(|value| value["Err"].as_str().map(str::to_owned));
             let told = told.unwrap_or_else(|| String::from_utf8_lossy(&content).trim().to_owned());
             return Err(Error::Refused(format!("{method}: {told}")));
         }
-        let unreadable = |error: serde_json::Error| broken(format!("{}: its answer cannot be read: {error}", self.describe(method)));
+        let unreadable = |error: serde_json::Error| {
+            broken(format!(
+                "{}: its answer cannot be read: {error}",
+                self.describe(method)
+            ))
+        };
         let value = value.map_err(unreadable)?;
         if let Some(text) = value["Err"].as_str().filter(|text| !text.is_empty()) {
             return Err(Error::Refused(text.to_owned()));
@@ -200,15 +249,22 @@ impl Plugin {
                 Address::Unix(path) => path.display().to_string(),
                 Address::Tcp(host) => host.clone(),
             };
-            Error::Broken(format!("{}: {at}: {}", self.describe(method), errno_text(&error)))
+            Error::Broken(format!(
+                "{}: {at}: {}",
+                self.describe(method),
+                errno_text(&error)
+            ))
         };
         match &self.address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-                self.request(TokioIo::new(stream), "plugin.moby.localhost", method, body).await
+                self.request(TokioIo::new(stream), "plugin.moby.localhost", method, body)
+                    .await
             }
             Address::Tcp(host) => {
-                let stream = TcpStream::connect(host.as_str()).await.map_err(unreachable)?;
+                let stream = TcpStream::connect(host.as_str())
+                    .await
+                    .map_err(unreachable)?;
                 self.request(TokioIo::new(stream), host, method, body).await
             }
         }
@@ -221,8 +277,12 @@ impl Plugin {
         method: &str,
         body: Vec<u8>,
     ) -> Result<(u16, Bytes)> {
-        let failed = |error: &dyn std::fmt::Display| Error::Broken(format!("{}: {error}", self.describe(method)));
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(|error| failed(&error))?;
+        let failed = |error: &dyn std::fmt::Display| {
+            Error::Broken(format!("{}: {error}", self.describe(method)))
+        };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
+            .await
+            .map_err(|error| failed(&error))?;
         tokio::spawn(connection);
         let request = hyper::Request::post(format!("/{method}"))
             .header("host", host)
@@ -230,22 +290,36 @@ impl Plugin {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| failed(&error))?;
-        let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| failed(&error))?;
         let status = response.status().as_u16();
-        let content = Limited::new(response.into_body(), LARGEST).collect().await.map_err(|error| failed(&error))?.to_bytes();
+        let content = Limited::new(response.into_body(), LARGEST)
+            .collect()
+            .await
+            .map_err(|error| failed(&error))?
+            .to_bytes();
         Ok((status, content))
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a panic with its place is all the error handling that a test needs")]
+#[allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 mod tests {
     use super::*;
 
     #[test]
     fn plugins_are_found_by_sockets_and_descriptions() {
         let base = std::env::temp_dir().join(format!("whelk-plugins-{}", std::process::id()));
-        let places = Places { sockets: vec![base.join("run")], descriptions: vec![base.join("etc")] };
+        let places = Places {
+            sockets: vec![base.join("run")],
+            descriptions: vec![base.join("etc")],
+        };
         std::fs::create_dir_all(base.join("run/inner")).unwrap();
         std::fs::create_dir_all(base.join("etc")).unwrap();
         for (path, content) in [
@@ -254,17 +328,34 @@ mod tests {
             ("run/other.txt", ""),
             ("etc/far.spec", "tcp://127.0.0.1:9000\n"),
             ("etc/near.spec", "unix:///run/near.sock"),
-            ("etc/object.json", r#"{"Name": "x", "Addr": "http://127.0.0.1:9001/"}"#),
+            (
+                "etc/object.json",
+                r#"{"Name": "x", "Addr": "http://127.0.0.1:9001/"}"#,
+            ),
             ("etc/bad.spec", "gopher://x"),
-            ("etc/secret.json", r#"{"Addr": "https://x", "TLSConfig": {}}"#),
+            (
+                "etc/secret.json",
+                r#"{"Addr": "https://x", "TLSConfig": {}}"#,
+            ),
             ("etc/broken.json", "{"),
         ] {
             std::fs::write(base.join(path), content).unwrap();
         }
-        assert_eq!(places.names(), ["bad", "broken", "far", "inner", "near", "object", "plain", "secret"]);
+        assert_eq!(
+            places.names(),
+            [
+                "bad", "broken", "far", "inner", "near", "object", "plain", "secret"
+            ]
+        );
         let found = |name: &str| places.address(name).map_err(|error| error.to_string());
-        assert_eq!(found("plain"), Ok(Address::Unix(base.join("run/plain.sock"))));
-        assert_eq!(found("inner"), Ok(Address::Unix(base.join("run/inner/inner.sock"))));
+        assert_eq!(
+            found("plain"),
+            Ok(Address::Unix(base.join("run/plain.sock")))
+        );
+        assert_eq!(
+            found("inner"),
+            Ok(Address::Unix(base.join("run/inner/inner.sock")))
+        );
         assert_eq!(found("far"), Ok(Address::Tcp("127.0.0.1:9000".into())));
         assert_eq!(found("near"), Ok(Address::Unix("/run/near.sock".into())));
         assert_eq!(found("object"), Ok(Address::Tcp("127.0.0.1:9001".into())));

@@ -15,12 +15,25 @@ pub(crate) fn set(list: &str) -> Result<()> {
 fn parse(list: &str) -> Result<CpuSet> {
     let invalid = || Error::invalid(format!("invalid list of processors {list:?}"));
     let mut set = CpuSet::new();
-    for part in list.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+    for part in list
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.parse().ok().filter(|number| *number < CpuSet::MAX_CPU).ok_or_else(invalid);
+        let number = |text: &str| {
+            text.parse()
+                .ok()
+                .filter(|number| *number < CpuSet::MAX_CPU)
+                .ok_or_else(invalid)
+        };
         (number(first)?..=number(last)?).for_each(|cpu: usize| set.set(cpu));
     }
-    if set.count() == 0 { Err(invalid()) } else { Ok(set) }
+    if set.count() == 0 {
+        Err(invalid())
+    } else {
+        Ok(set)
+    }
 }
 
 #[cfg(test)]
@@ -29,7 +42,9 @@ mod tests {
 
     #[test]
     fn lists_of_processors() {
-        let numbers = |list: &str| parse(list).map(|set| (0..16).filter(|cpu| set.is_set(*cpu)).collect::<Vec<_>>());
+        let numbers = |list: &str| {
+            parse(list).map(|set| (0..16).filter(|cpu| set.is_set(*cpu)).collect::<Vec<_>>())
+        };
         assert_eq!(numbers("0-3,7").unwrap(), [0, 1, 2, 3, 7]);
         assert_eq!(numbers(" 5 , 2").unwrap(), [2, 5]);
         for wrong in ["", "x", "3-1", "1-", "-1", "99999"] {

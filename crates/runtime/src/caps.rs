@@ -1,8 +1,8 @@
 //! Capabilities by name, and giving a process exactly the sets it was configured with.
 
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
-    set_capabilities,
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
 };
 
 use crate::error::{Error, Result, os};
@@ -73,7 +73,10 @@ pub const DEFAULT: [&str; 14] = [
 
 /// The number of a capability, or `None` for a name that does not exist.
 pub fn number(name: &str) -> Option<u32> {
-    NAMES.iter().position(|known| *known == name).and_then(|index| u32::try_from(index).ok())
+    NAMES
+        .iter()
+        .position(|known| *known == name)
+        .and_then(|index| u32::try_from(index).ok())
 }
 
 /// The capabilities this process may hand on: its bounding set.
@@ -81,7 +84,12 @@ pub fn available() -> Vec<&'static str> {
     NAMES
         .iter()
         .enumerate()
-        .filter(|(index, _)| rustix::thread::capability_is_in_bounding_set(CapabilitySet::from_bits_retain(1 << index)).unwrap_or(false))
+        .filter(|(index, _)| {
+            rustix::thread::capability_is_in_bounding_set(CapabilitySet::from_bits_retain(
+                1 << index,
+            ))
+            .unwrap_or(false)
+        })
         .map(|(_, name)| *name)
         .collect()
 }
@@ -97,17 +105,21 @@ pub(crate) struct Sets {
 }
 
 impl Sets {
-    /// Translates names to bits. A capability that exists but is not available here is left out, as the OCI
-    /// specification says; runc and Docker do the same.
+    /// Translates names to bits. A capability that exists but is not available here is left out, as
+    /// the OCI specification says; runc and Docker do the same.
     ///
     /// # Errors
     /// A name that no kernel knows.
     pub(crate) fn resolve(capabilities: &Capabilities) -> Result<Self> {
-        let held = available().iter().filter_map(|name| number(name)).fold(0u64, |bits, n| bits | 1 << n);
+        let held = available()
+            .iter()
+            .filter_map(|name| number(name))
+            .fold(0u64, |bits, n| bits | 1 << n);
         let bits = |names: &[String]| -> Result<u64> {
             let mut bits = 0u64;
             for name in names {
-                let number = number(name).ok_or_else(|| Error::invalid(format!("unknown capability {name:?}")))?;
+                let number = number(name)
+                    .ok_or_else(|| Error::invalid(format!("unknown capability {name:?}")))?;
                 bits |= 1 << number;
             }
             Ok(bits & held)
@@ -124,7 +136,8 @@ impl Sets {
         })
     }
 
-    /// Drops from the bounding set. Must run while `CAP_SETPCAP` is still held, so before the user changes.
+    /// Drops from the bounding set. Must run while `CAP_SETPCAP` is still held, so before the user
+    /// changes.
     pub(crate) fn apply_bounding(&self) -> Result<()> {
         for number in 0..NAMES.len() {
             if self.bounding & (1 << number) == 0 {
@@ -142,11 +155,16 @@ impl Sets {
     /// Sets all other sets. Runs after the user has changed.
     pub(crate) fn apply(&self) -> Result<()> {
         let set = CapabilitySet::from_bits_retain;
-        let sets = CapabilitySets { effective: set(self.effective), permitted: set(self.permitted), inheritable: set(self.inheritable) };
+        let sets = CapabilitySets {
+            effective: set(self.effective),
+            permitted: set(self.permitted),
+            inheritable: set(self.inheritable),
+        };
         set_capabilities(None, sets).map_err(os("set capabilities"))?;
         clear_ambient_capability_set().map_err(os("clear ambient capabilities"))?;
         for number in (0..NAMES.len()).filter(|number| self.ambient & (1 << number) != 0) {
-            configure_capability_in_ambient_set(set(1 << number), true).map_err(os("raise ambient capability"))?;
+            configure_capability_in_ambient_set(set(1 << number), true)
+                .map_err(os("raise ambient capability"))?;
         }
         Ok(())
     }
@@ -166,7 +184,15 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused_by_name() {
-        let capabilities = Capabilities { bounding: vec!["CAP_FLY".into()], ..Capabilities::default() };
-        assert_eq!(Sets::resolve(&capabilities).expect_err("unknown").to_string(), "unknown capability \"CAP_FLY\"");
+        let capabilities = Capabilities {
+            bounding: vec!["CAP_FLY".into()],
+            ..Capabilities::default()
+        };
+        assert_eq!(
+            Sets::resolve(&capabilities)
+                .expect_err("unknown")
+                .to_string(),
+            "unknown capability \"CAP_FLY\""
+        );
     }
 }

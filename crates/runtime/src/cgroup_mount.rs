@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
-    open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 use whelk_sys::in_root;
 use whelk_sys::mount::{MountAttr, set_attr};
@@ -16,9 +16,14 @@ use crate::mount_options::{NODEV, NOEXEC, NOSUID, Options, RDONLY};
 use crate::mounts::attach_at;
 use crate::spec::Mount;
 
-/// Mounts the cgroup file systems. With a cgroup namespace of its own the container sees its cgroup as the root; else
-/// its directories are bound from the host.
-pub(crate) fn mount(root: &OwnedFd, mount: &Mount, cgroup: Option<&Cgroup>, own_namespace: bool) -> Result<()> {
+/// Mounts the cgroup file systems. With a cgroup namespace of its own the container sees its cgroup
+/// as the root; else its directories are bound from the host.
+pub(crate) fn mount(
+    root: &OwnedFd,
+    mount: &Mount,
+    cgroup: Option<&Cgroup>,
+    own_namespace: bool,
+) -> Result<()> {
     let options = Options::parse(&mount.options, false)?;
     let target = in_root::create_dir_all(root, &mount.destination, Mode::from_raw_mode(0o755))
         .map_err(os_at("open mount point", &mount.destination))?;
@@ -28,8 +33,15 @@ pub(crate) fn mount(root: &OwnedFd, mount: &Mount, cgroup: Option<&Cgroup>, own_
             (false, Some(cgroup)) => bind(&cgroup.paths().remove(0).1)?,
             _ => new_mount("cgroup2", &[])?,
         };
-        set_attr(tree.as_fd(), MountAttr { set: options.here.set, ..MountAttr::default() }, false)
-            .map_err(os("set attributes of the cgroup mount"))?;
+        set_attr(
+            tree.as_fd(),
+            MountAttr {
+                set: options.here.set,
+                ..MountAttr::default()
+            },
+            false,
+        )
+        .map_err(os("set attributes of the cgroup mount"))?;
         return attach_at(&tree, &target).map_err(step());
     };
     let holder = tmpfs()?;
@@ -41,30 +53,56 @@ pub(crate) fn mount(root: &OwnedFd, mount: &Mount, cgroup: Option<&Cgroup>, own_
             continue;
         }
         let mounted = match (own_namespace, cgroup) {
-            (false, Some(cgroup)) => match cgroup.paths().into_iter().find(|(controllers, _)| *controllers == joined) {
+            (false, Some(cgroup)) => match cgroup
+                .paths()
+                .into_iter()
+                .find(|(controllers, _)| *controllers == joined)
+            {
                 Some((_, path)) => bind(&path)?,
                 None => continue,
             },
             _ => new_mount("cgroup", &tree.controllers)?,
         };
-        set_attr(mounted.as_fd(), MountAttr { set: options.here.set | NOSUID | NODEV | NOEXEC, ..MountAttr::default() }, false)
-            .map_err(os("set attributes of the cgroup mount"))?;
-        let place = in_root::create_dir_all(&holder, name, Mode::from_raw_mode(0o755)).map_err(os_at("create cgroup mount point", name))?;
+        set_attr(
+            mounted.as_fd(),
+            MountAttr {
+                set: options.here.set | NOSUID | NODEV | NOEXEC,
+                ..MountAttr::default()
+            },
+            false,
+        )
+        .map_err(os("set attributes of the cgroup mount"))?;
+        let place = in_root::create_dir_all(&holder, name, Mode::from_raw_mode(0o755))
+            .map_err(os_at("create cgroup mount point", name))?;
         attach_at(&mounted, &place).map_err(step())?;
         // Controllers mounted together are also known by their single names.
-        for single in tree.controllers.iter().filter(|_| tree.controllers.len() > 1) {
-            rustix::fs::symlinkat(name, &holder, single.as_str()).map_err(os_at("link cgroup controller", single))?;
+        for single in tree
+            .controllers
+            .iter()
+            .filter(|_| tree.controllers.len() > 1)
+        {
+            rustix::fs::symlinkat(name, &holder, single.as_str())
+                .map_err(os_at("link cgroup controller", single))?;
         }
     }
-    set_attr(holder.as_fd(), MountAttr { set: options.here.set & RDONLY, ..MountAttr::default() }, false)
-        .map_err(os("make the cgroup directory read-only"))
+    set_attr(
+        holder.as_fd(),
+        MountAttr {
+            set: options.here.set & RDONLY,
+            ..MountAttr::default()
+        },
+        false,
+    )
+    .map_err(os("make the cgroup directory read-only"))
 }
 
 fn tmpfs() -> Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(os("open tmpfs"))?;
     fsconfig_set_string(context.as_fd(), "mode", "755").map_err(os("configure tmpfs"))?;
     fsconfig_create(context.as_fd()).map_err(os("create tmpfs"))?;
-    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(os("mount tmpfs"))
 }
 
@@ -74,16 +112,26 @@ fn new_mount(kind: &str, controllers: &[String]) -> Result<OwnedFd> {
     fsconfig_set_string(context.as_fd(), "source", "cgroup").map_err(step())?;
     for controller in controllers {
         match controller.strip_prefix("name=") {
-            Some(name) => fsconfig_set_string(context.as_fd(), "name", name).and_then(|()| fsconfig_set_flag(context.as_fd(), "none")),
+            Some(name) => fsconfig_set_string(context.as_fd(), "name", name)
+                .and_then(|()| fsconfig_set_flag(context.as_fd(), "none")),
             None => fsconfig_set_flag(context.as_fd(), controller.as_str()),
         }
         .map_err(step())?;
     }
     fsconfig_create(context.as_fd()).map_err(step())?;
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(step())
+    fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+    .map_err(step())
 }
 
 fn bind(path: &std::path::Path) -> Result<OwnedFd> {
-    open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-        .map_err(|error| Error::Os(format!("open cgroup {}: {error}", path.display())))
+    open_tree(
+        CWD,
+        path,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .map_err(|error| Error::Os(format!("open cgroup {}: {error}", path.display())))
 }

@@ -23,10 +23,16 @@ pub(crate) fn run(launch: &Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> 
     }
 }
 
-fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Result<process::Prepared<'a>> {
+fn set_up<'a>(
+    launch: &'a Launch<'_>,
+    cgroup: Option<&Cgroup>,
+    sync: &Sync,
+) -> Result<process::Prepared<'a>> {
     let spec = launch.spec;
     let linux = &spec.linux;
-    let Some(process) = &spec.process else { return Err(Error::invalid("the configuration has no process")) };
+    let Some(process) = &spec.process else {
+        return Err(Error::invalid("the configuration has no process"));
+    };
     let own_user_namespace = linux.namespace(NamespaceKind::User).is_some();
     let own_proc = process::own_proc()?;
     process::set_oom_score(&own_proc, process)?;
@@ -71,7 +77,10 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     keys.make_read_only()?;
     let identity = process::identity(&root, process, launch.user)?;
     rootfs::pivot(&root)?;
-    rootfs::finish(&linux.rootfs_propagation, spec.root.as_ref().is_some_and(|root| root.readonly))?;
+    rootfs::finish(
+        &linux.rootfs_propagation,
+        spec.root.as_ref().is_some_and(|root| root.readonly),
+    )?;
 
     match (&terminal, &launch.streams) {
         (Some(slave), _) => {
@@ -84,8 +93,12 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
         }
         (None, None) => {}
     }
-    let surroundings =
-        process::Surroundings { identity, filter: launch.filter, personality: linux.personality.as_ref(), preserved: launch.preserved };
+    let surroundings = process::Surroundings {
+        identity,
+        filter: launch.filter,
+        personality: linux.personality.as_ref(),
+        preserved: launch.preserved,
+    };
     process::label(&own_proc, process)?;
     let prepared = process::prepare(process, surroundings)?;
     sync.send(&Message::Ready, None)?;
@@ -98,16 +111,29 @@ fn set_up<'a>(launch: &'a Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> R
     Ok(prepared)
 }
 
-fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd, mut shared: HashMap<usize, OwnedFd>) -> Result<KeyMounts> {
+fn mount_all(
+    launch: &Launch<'_>,
+    cgroup: Option<&Cgroup>,
+    root: &OwnedFd,
+    mut shared: HashMap<usize, OwnedFd>,
+) -> Result<KeyMounts> {
     let linux = &launch.spec.linux;
     let user_namespace = match linux.namespace(NamespaceKind::User) {
         Some(_) => Some(
-            rustix::fs::open("/proc/self/ns/user", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
-                .map_err(os("open own user namespace"))?,
+            rustix::fs::open(
+                "/proc/self/ns/user",
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                rustix::fs::Mode::empty(),
+            )
+            .map_err(os("open own user namespace"))?,
         ),
         None => None,
     };
-    let context = Context { root, mount_label: &linux.mount_label, user_namespace: user_namespace.as_ref() };
+    let context = Context {
+        root,
+        mount_label: &linux.mount_label,
+        user_namespace: user_namespace.as_ref(),
+    };
     let mut keys = KeyMounts::default();
     for (index, mount) in launch.spec.mounts.iter().enumerate() {
         if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") {
@@ -119,11 +145,19 @@ fn mount_all(launch: &Launch<'_>, cgroup: Option<&Cgroup>, root: &OwnedFd, mut s
     Ok(keys)
 }
 
-fn open_terminal(process: &Process, keys: &KeyMounts, root: &OwnedFd, sync: &Sync) -> Result<Option<OwnedFd>> {
+fn open_terminal(
+    process: &Process,
+    keys: &KeyMounts,
+    root: &OwnedFd,
+    sync: &Sync,
+) -> Result<Option<OwnedFd>> {
     if !process.terminal {
         return Ok(None);
     }
-    let devpts = keys.devpts.as_ref().ok_or_else(|| Error::invalid("a terminal needs a devpts mount"))?;
+    let devpts = keys
+        .devpts
+        .as_ref()
+        .ok_or_else(|| Error::invalid("a terminal needs a devpts mount"))?;
     let terminal = terminal::open(devpts, process.console_size.as_ref())?;
     if !keys.dev_is_bound {
         terminal::mount_console(root, &terminal.slave)?;
@@ -155,7 +189,12 @@ fn run_hooks(launch: &Launch<'_>, sync: &Sync) -> Result<()> {
 pub(crate) fn private_proc() -> Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).map_err(os("open procfs"))?;
     fsconfig_create(&context).map_err(os("create procfs"))?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(os("mount procfs"))
+    fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+    .map_err(os("mount procfs"))
 }
 
 fn set_names(hostname: &str, domainname: &str) -> Result<()> {

@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, symlinkat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, symlinkat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use whelk_sys::in_root;
@@ -13,27 +15,55 @@ use crate::mounts::attach_at;
 use crate::spec::{Device, DeviceKind};
 
 /// What the OCI specification puts into every container: name, major, minor.
-const DEFAULT: &[(&str, i64, i64)] = &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const DEFAULT: &[(&str, i64, i64)] = &[
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 
-const LINKS: &[(&str, &str)] =
-    &[("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")];
+const LINKS: &[(&str, &str)] = &[
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
 
-/// Fills `/dev`. With `bind` (in a user namespace, where nodes cannot be made) the host's nodes are mounted instead.
+/// Fills `/dev`. With `bind` (in a user namespace, where nodes cannot be made) the host's nodes are
+/// mounted instead.
 pub(crate) fn create(root: &OwnedFd, devices: &[Device], bind: bool) -> Result<()> {
-    let dev = in_root::create_dir_all(root, "/dev", Mode::from_raw_mode(0o755)).map_err(os_at("open", "/dev"))?;
+    let dev = in_root::create_dir_all(root, "/dev", Mode::from_raw_mode(0o755))
+        .map_err(os_at("open", "/dev"))?;
     for &(name, major, minor) in DEFAULT {
         let path = format!("/dev/{name}");
         if devices.iter().all(|device| device.path != path) {
-            let device = Device { path, kind: DeviceKind::Char, major, minor, file_mode: Some(0o666), uid: 0, gid: 0 };
+            let device = Device {
+                path,
+                kind: DeviceKind::Char,
+                major,
+                minor,
+                file_mode: Some(0o666),
+                uid: 0,
+                gid: 0,
+            };
             create_one(&dev, name, &device, bind)?;
         }
     }
     for device in devices {
         let path = Path::new(&device.path);
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-            return Err(Error::invalid(format!("invalid device path {:?}", device.path)));
+        let (Some(parent), Some(name)) = (
+            path.parent(),
+            path.file_name().and_then(|name| name.to_str()),
+        ) else {
+            return Err(Error::invalid(format!(
+                "invalid device path {:?}",
+                device.path
+            )));
         };
-        let directory = in_root::create_dir_all(root, parent, Mode::from_raw_mode(0o755)).map_err(os_at("open", parent))?;
+        let directory = in_root::create_dir_all(root, parent, Mode::from_raw_mode(0o755))
+            .map_err(os_at("open", parent))?;
         create_one(&directory, name, device, bind)?;
     }
     for (name, target) in LINKS {
@@ -59,9 +89,14 @@ fn link(dev: &OwnedFd, name: &str, target: &str) -> Result<()> {
 fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> Result<()> {
     let step = |error: Errno| os_at("create device", &device.path)(error);
     if bind {
-        let source =
-            open_tree(CWD, device.path.as_str(), OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(step)?;
-        let target = in_root::create_file(directory, name).map_err(os_at("create device", &device.path))?;
+        let source = open_tree(
+            CWD,
+            device.path.as_str(),
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )
+        .map_err(step)?;
+        let target =
+            in_root::create_file(directory, name).map_err(os_at("create device", &device.path))?;
         return attach_at(&source, &target).map_err(step);
     }
     let kind = match device.kind {
@@ -69,33 +104,63 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
         DeviceKind::Fifo => FileType::Fifo,
         DeviceKind::Char | DeviceKind::All => FileType::CharacterDevice,
     };
-    // Given at once, there being no umask: by its name it could be a link to something else a moment later, where the directory is
-    // shared with another container.
+    // Given at once, there being no umask: by its name it could be a link to something else a
+    // moment later, where the directory is shared with another container.
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
-    let number = |n: i64| u32::try_from(n).map_err(|_| Error::invalid(format!("invalid device number {n} for {}", device.path)));
-    match mknodat(directory, name, kind, mode, makedev(number(device.major)?, number(device.minor)?)) {
+    let number = |n: i64| {
+        u32::try_from(n)
+            .map_err(|_| Error::invalid(format!("invalid device number {n} for {}", device.path)))
+    };
+    match mknodat(
+        directory,
+        name,
+        kind,
+        mode,
+        makedev(number(device.major)?, number(device.minor)?),
+    ) {
         Ok(()) => {}
         Err(Errno::EXIST) => {
             unlinkat(directory, name, AtFlags::empty()).map_err(step)?;
-            mknodat(directory, name, kind, mode, makedev(number(device.major)?, number(device.minor)?)).map_err(step)?;
+            mknodat(
+                directory,
+                name,
+                kind,
+                mode,
+                makedev(number(device.major)?, number(device.minor)?),
+            )
+            .map_err(step)?;
         }
         Err(error) => return Err(step(error)),
     }
     if device.uid != 0 || device.gid != 0 {
-        chownat(directory, name, Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(step)?;
+        chownat(
+            directory,
+            name,
+            Some(Uid::from_raw(device.uid)),
+            Some(Gid::from_raw(device.gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(step)?;
     }
     Ok(())
 }
 
-/// The host's `/dev/null`, checked to be just that: what files are masked with. The container's own could have been
-/// swapped for a link by then (CVE-2025-31133).
+/// The host's `/dev/null`, checked to be just that: what files are masked with. The container's own
+/// could have been swapped for a link by then (CVE-2025-31133).
 pub(crate) fn host_null() -> Result<OwnedFd> {
-    let null =
-        rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(os("open /dev/null"))?;
+    let null = rustix::fs::open(
+        "/dev/null",
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(os("open /dev/null"))?;
     let stat = rustix::fs::fstat(null.as_fd()).map_err(os("stat /dev/null"))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != makedev(1, 3) {
-        return Err(Error::invalid("the host's /dev/null is not the null device"));
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice
+        || stat.st_rdev != makedev(1, 3)
+    {
+        return Err(Error::invalid(
+            "the host's /dev/null is not the null device",
+        ));
     }
     Ok(null)
 }

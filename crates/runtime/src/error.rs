@@ -9,7 +9,8 @@ use whelk_sys::fs::PathError;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An error of the runtime. It crosses the pipe from the half-made container to its parent, hence plain strings.
+/// An error of the runtime. It crosses the pipe from the half-made container to its parent, hence
+/// plain strings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
     /// The configuration itself is wrong, or asks for what this host or version cannot do.
@@ -67,6 +68,15 @@ pub(crate) fn os<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Er
 }
 
 /// For `map_err`: what was being done, and on what.
-pub(crate) fn os_at<E: Into<io::Error>>(step: &'static str, object: impl AsRef<Path>) -> impl FnOnce(E) -> Error {
-    move |error| Error::Os(format!("{step} {}: {}", object.as_ref().display(), errno_text(&error.into())))
+pub(crate) fn os_at<E: Into<io::Error>>(
+    step: &'static str,
+    object: impl AsRef<Path>,
+) -> impl FnOnce(E) -> Error {
+    move |error| {
+        Error::Os(format!(
+            "{step} {}: {}",
+            object.as_ref().display(),
+            errno_text(&error.into())
+        ))
+    }
 }

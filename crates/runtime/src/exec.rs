@@ -42,8 +42,8 @@ pub struct Executed {
     pub terminal: Option<OwnedFd>,
 }
 
-/// A process on its way to its program. What it does on that way depends on the container: a slow file system, a frozen
-/// cgroup, exhausted memory may keep it for as long as they like.
+/// A process on its way to its program. What it does on that way depends on the container: a slow
+/// file system, a frozen cgroup, exhausted memory may keep it for as long as they like.
 #[derive(Debug)]
 pub struct Starting {
     /// Goes ahead into the container and ends when the process is born.
@@ -70,7 +70,11 @@ pub fn exec(request: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
     let settled = starting.settle(true);
     starting.collect_guide();
     match (settled, starting.process) {
-        (Ok(_), Some((pid, pidfd))) => Ok(Executed { pid, pidfd, terminal: starting.terminal }),
+        (Ok(_), Some((pid, pidfd))) => Ok(Executed {
+            pid,
+            pidfd,
+            terminal: starting.terminal,
+        }),
         (Ok(_), None) => Err(died()),
         (Err(error), process) => {
             if let Some((pid, pidfd)) = process {
@@ -88,9 +92,9 @@ fn died() -> Error {
 
 /// Begins to start a process in the container; [`Starting::settle`] tells what has become of it.
 ///
-/// What runs in the container sees the process from its birth, and whoever may trace it can look through its root and its
-/// descriptors (CVE-2016-9962). So it is born by a guide that the container does not see, which is inside by then and has closed
-/// what is not the container's.
+/// What runs in the container sees the process from its birth, and whoever may trace it can look
+/// through its root and its descriptors (CVE-2016-9962). So it is born by a guide that the
+/// container does not see, which is inside by then and has closed what is not the container's.
 ///
 /// # Errors
 /// As [`crate::launch::create`].
@@ -101,13 +105,19 @@ pub fn start(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Starting> {
     let nested;
     let mut cloned = clone_process(CloneFlags::default(), cgroup.and_then(Cgroup::birthplace));
     if cloned.as_ref().is_err_and(is_busy) {
-        // The container has divided its cgroup: on v2 only the leaves hold processes. Its first process is in one.
+        // The container has divided its cgroup: on v2 only the leaves hold processes. Its first
+        // process is in one.
         nested = Cgroup::of_process(exec.init)?;
         cgroup = Some(&nested);
         cloned = clone_process(CloneFlags::default(), None);
     }
     match cloned.map_err(os("create process"))? {
-        Cloned::Parent { pid, pidfd } => Ok(Starting { guide: (pid, pidfd), process: None, sync: ours, terminal: None }),
+        Cloned::Parent { pid, pidfd } => Ok(Starting {
+            guide: (pid, pidfd),
+            process: None,
+            sync: ours,
+            terminal: None,
+        }),
         Cloned::Child => {
             drop(ours);
             let outcome = guide(exec, cgroup, &theirs);
@@ -126,7 +136,8 @@ pub fn start(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Starting> {
 }
 
 impl Starting {
-    /// Receives the messages that the new process has sent so far. With `wait`, blocks until its execve succeeded or failed.
+    /// Receives the messages that the new process has sent so far. With `wait`, blocks until its
+    /// execve succeeded or failed.
     ///
     /// # Errors
     /// Why the program cannot run; the process ends then.
@@ -134,8 +145,10 @@ impl Starting {
         loop {
             match self.sync.look(wait)? {
                 Received::Message(Message::Born, _, sender) => {
-                    let pid = sender.ok_or_else(|| Error::Os("a process without a number".into()))?;
-                    // A child that nobody has waited for yet: the number is still its own, also when it has ended.
+                    let pid =
+                        sender.ok_or_else(|| Error::Os("a process without a number".into()))?;
+                    // A child that nobody has waited for yet: the number is still its own, also
+                    // when it has ended.
                     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| {
                         // Without a descriptor nobody could end it later.
                         let _ = kill_process(pid, Signal::KILL);
@@ -146,7 +159,9 @@ impl Starting {
                 Received::Message(Message::Console, fd, _) => self.terminal = fd,
                 Received::Message(Message::Failed(error), ..) => return Err(error),
                 Received::Message(message, ..) => {
-                    return Err(Error::Os(format!("unexpected message {message:?} while starting a process")));
+                    return Err(Error::Os(format!(
+                        "unexpected message {message:?} while starting a process"
+                    )));
                 }
                 Received::End if self.process.is_none() => return Err(died()),
                 Received::End => return Ok(Progress::Started),
@@ -190,7 +205,8 @@ fn is_busy(error: &std::io::Error) -> bool {
 /// Goes into the container, having prepared what needs the host's files, and bears the process.
 fn guide(exec: &Exec<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Result<Cloned> {
     let affinity = exec.process.exec_cpu_affinity.as_ref();
-    let run_on = |processors: Option<&String>| processors.map_or(Ok(()), |list| affinity::set(list));
+    let run_on =
+        |processors: Option<&String>| processors.map_or(Ok(()), |list| affinity::set(list));
     run_on(affinity.and_then(|affinity| affinity.initial.as_ref()))?;
     {
         let own_proc = process::own_proc()?;
@@ -205,14 +221,17 @@ fn guide(exec: &Exec<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Result<Cloned
         (Some([input, output, error]), _) => process::take_streams([input, output, error])?,
         // Until there is one.
         (None, true) => {
-            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(os("open /dev/null"))?;
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .map_err(os("open /dev/null"))?;
             process::take_streams([&null; 3])?;
         }
         (None, false) => {}
     }
-    setns(exec.init.as_fd(), namespaces::all_flags(exec.linux)).map_err(os("enter the container"))?;
+    setns(exec.init.as_fd(), namespaces::all_flags(exec.linux))
+        .map_err(os("enter the container"))?;
     rustix::process::chdir("/").map_err(os("chdir to the container's root"))?;
-    close_others(process::STREAMS + exec.preserved, sync.descriptor().as_fd()).map_err(os("close descriptors"))?;
+    close_others(process::STREAMS + exec.preserved, sync.descriptor().as_fd())
+        .map_err(os("close descriptors"))?;
     // A sibling: whoever started this process is its parent.
     clone_process(CloneFlags::PARENT, None).map_err(os("create process"))
 }
@@ -224,11 +243,18 @@ fn enter<'a>(exec: &'a Exec<'_>, sync: &Sync) -> Result<process::Prepared<'a>> {
         process::become_root()?;
     }
     process::join_keyring(exec.container, false)?;
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(os("open the container's root"))?;
+    let root = rustix::fs::open(
+        "/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(os("open the container's root"))?;
     let identity = process::identity(&root, exec.process, exec.user)?;
     if exec.process.terminal {
-        let terminal = terminal::open(&terminal::entered_devpts()?, exec.process.console_size.as_ref())?;
+        let terminal = terminal::open(
+            &terminal::entered_devpts()?,
+            exec.process.console_size.as_ref(),
+        )?;
         sync.send(&Message::Console, Some(&terminal.master))?;
         terminal::control(&terminal.slave, identity.uid)?;
         process::take_streams([&terminal.slave; 3])?;
@@ -237,6 +263,11 @@ fn enter<'a>(exec: &'a Exec<'_>, sync: &Sync) -> Result<process::Prepared<'a>> {
     }
     process::prepare(
         exec.process,
-        process::Surroundings { identity, filter: exec.filter, personality: exec.linux.personality.as_ref(), preserved: exec.preserved },
+        process::Surroundings {
+            identity,
+            filter: exec.filter,
+            personality: exec.linux.personality.as_ref(),
+            preserved: exec.preserved,
+        },
     )
 }

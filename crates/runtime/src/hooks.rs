@@ -19,7 +19,9 @@ pub fn run(hooks: &[Hook], state: &serde_json::Value) -> Result<()> {
 /// The same with an environment for those that have none of their own.
 pub fn run_with(hooks: &[Hook], state: &serde_json::Value, environment: &[String]) -> Result<()> {
     let during = |hook: &Hook, error: Error| error.during(&format!("hook {}", hook.path.display()));
-    hooks.iter().try_for_each(|hook| run_one(hook, state, environment).map_err(|error| during(hook, error)))
+    hooks
+        .iter()
+        .try_for_each(|hook| run_one(hook, state, environment).map_err(|error| during(hook, error)))
 }
 
 fn run_one(hook: &Hook, state: &serde_json::Value, environment: &[String]) -> Result<()> {
@@ -27,8 +29,14 @@ fn run_one(hook: &Hook, state: &serde_json::Value, environment: &[String]) -> Re
     if let Some((name, arguments)) = hook.args.split_first() {
         command.arg0(name).args(arguments);
     }
-    let environment = if hook.env.is_empty() { environment } else { &hook.env };
-    command.env_clear().envs(environment.iter().filter_map(|entry| entry.split_once('=')));
+    let environment = if hook.env.is_empty() {
+        environment
+    } else {
+        &hook.env
+    };
+    command
+        .env_clear()
+        .envs(environment.iter().filter_map(|entry| entry.split_once('=')));
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -39,10 +47,19 @@ fn run_one(hook: &Hook, state: &serde_json::Value, environment: &[String]) -> Re
         // A hook that does not read its input is free not to.
         let _ = stdin.write_all(state.to_string().as_bytes());
     }
-    let deadline = hook.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let deadline = hook
+        .timeout
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
     loop {
-        if let Some(status) = child.try_wait().map_err(|error| Error::Os(whelk_sys::errno_text(&error)))? {
-            return if status.success() { Ok(()) } else { Err(Error::Os(status.to_string())) };
+        if let Some(status) = child
+            .try_wait()
+            .map_err(|error| Error::Os(whelk_sys::errno_text(&error)))?
+        {
+            return if status.success() {
+                Ok(())
+            } else {
+                Err(Error::Os(status.to_string()))
+            };
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             let _ = child.kill();

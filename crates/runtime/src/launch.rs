@@ -25,7 +25,8 @@ pub struct Launch<'a> {
     pub rootfs: &'a Rootfs,
     /// An empty directory to attach an overlay root on, inside the container's own mount namespace.
     pub scratch: &'a Path,
-    /// The user by name, resolved in the container's files; `None` takes the numbers of the configuration.
+    /// The user by name, resolved in the container's files; `None` takes the numbers of the
+    /// configuration.
     pub user: Option<&'a UserRequest>,
     /// Create the working directory if the root lacks it.
     pub make_cwd: bool,
@@ -57,12 +58,15 @@ pub struct Created {
     sync: Sync,
 }
 
-/// Makes the container's first process and everything around it, up to the point where its program would run.
+/// Makes the container's first process and everything around it, up to the point where its program
+/// would run.
 ///
-/// The cgroup must have been created. On an error everything is undone but the cgroup, which is the caller's.
+/// The cgroup must have been created. On an error everything is undone but the cgroup, which is the
+/// caller's.
 ///
 /// # Errors
-/// [`Error::CommandNotFound`] and [`Error::NotExecutable`] for the program; the step that failed otherwise.
+/// [`Error::CommandNotFound`] and [`Error::NotExecutable`] for the program; the step that failed
+/// otherwise.
 pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
     let linux = &launch.spec.linux;
     namespaces::check(launch.spec)?;
@@ -77,22 +81,28 @@ pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
     }
     let (ours, theirs) = Sync::pair()?;
     let birthplace = cgroup.and_then(Cgroup::birthplace);
-    let (pid, pidfd) =
-        match clone_process(namespaces::birth_flags(linux), birthplace).map_err(os("create the container's first process"))? {
-            Cloned::Child => {
-                drop(ours);
-                let error = child::run(launch, cgroup, &theirs);
-                let text = format!("{error}\n");
-                if theirs.send(&Message::Failed(error), None).is_err() {
-                    // The starter is gone: whoever has the container's error output is left to tell.
-                    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
-                }
-                exit_now(1)
+    let (pid, pidfd) = match clone_process(namespaces::birth_flags(linux), birthplace)
+        .map_err(os("create the container's first process"))?
+    {
+        Cloned::Child => {
+            drop(ours);
+            let error = child::run(launch, cgroup, &theirs);
+            let text = format!("{error}\n");
+            if theirs.send(&Message::Failed(error), None).is_err() {
+                // The starter is gone: whoever has the container's error output is left to tell.
+                let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
             }
-            Cloned::Parent { pid, pidfd } => (pid, pidfd),
-        };
+            exit_now(1)
+        }
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    };
     drop(theirs);
-    let mut created = Created { pid, pidfd, terminal: None, sync: ours };
+    let mut created = Created {
+        pid,
+        pidfd,
+        terminal: None,
+        sync: ours,
+    };
     match created.settle(launch) {
         Ok(()) => Ok(created),
         Err(error) => {
@@ -109,7 +119,9 @@ impl Created {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(os("open /proc"))?;
             namespaces::write_id_maps(&proc, self.pid, &linux.uid_mappings, &linux.gid_mappings)?;
-            self.sync.send(&Message::IdsMapped, None).map_err(|error| self.explain(error))?;
+            self.sync
+                .send(&Message::IdsMapped, None)
+                .map_err(|error| self.explain(error))?;
         }
         loop {
             match self.sync.receive()? {
@@ -122,8 +134,16 @@ impl Created {
                 }
                 Some((Message::Ready, _)) => return Ok(()),
                 Some((Message::Failed(error), _)) => return Err(error),
-                Some((message, _)) => return Err(Error::Os(format!("unexpected message {message:?} while starting a container"))),
-                None => return Err(Error::Os("the container's first process died while it was set up".into())),
+                Some((message, _)) => {
+                    return Err(Error::Os(format!(
+                        "unexpected message {message:?} while starting a container"
+                    )));
+                }
+                None => {
+                    return Err(Error::Os(
+                        "the container's first process died while it was set up".into(),
+                    ));
+                }
             }
         }
     }
@@ -141,14 +161,18 @@ impl Created {
     /// # Errors
     /// What the kernel said to `execve`, or a step right before it.
     pub fn start(&mut self) -> Result<()> {
-        self.sync.send(&Message::Start, None).map_err(|error| self.explain(error))?;
+        self.sync
+            .send(&Message::Start, None)
+            .map_err(|error| self.explain(error))?;
         match self.sync.receive()? {
             None => Ok(()),
             Some((Message::Failed(error), _)) => {
                 self.abandon();
                 Err(error)
             }
-            Some((message, _)) => Err(Error::Os(format!("unexpected message {message:?} at the start of a container"))),
+            Some((message, _)) => Err(Error::Os(format!(
+                "unexpected message {message:?} at the start of a container"
+            ))),
         }
     }
 
@@ -161,5 +185,11 @@ impl Created {
 
 /// The container's state as hooks and `state` show it.
 fn state(launch: &Launch<'_>, pid: i32, status: &str) -> serde_json::Value {
-    crate::state_json(launch.id, status, pid, launch.bundle, &launch.spec.annotations)
+    crate::state_json(
+        launch.id,
+        status,
+        pid,
+        launch.bundle,
+        &launch.spec.annotations,
+    )
 }

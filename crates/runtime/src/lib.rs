@@ -1,8 +1,10 @@
-//! The OCI runtime: from a configuration to namespaces, mounts, cgroups, confinement and the program itself.
+//! The OCI runtime: from a configuration to namespaces, mounts, cgroups, confinement and the
+//! program itself.
 //!
-//! Everything happens in process, through system calls; nothing here is asynchronous and no helper program is run.
-//! [`launch::create`] makes a container, [`exec::exec`] adds a process to one, [`cgroup::Cgroup`] limits, freezes and
-//! counts it. Both must be called from a process with one thread: the shim, or `whelk oci`.
+//! Everything happens in process, through system calls; nothing here is asynchronous and no helper
+//! program is run. [`launch::create`] makes a container, [`exec::exec`] adds a process to one,
+//! [`cgroup::Cgroup`] limits, freezes and counts it. Both must be called from a process with one
+//! thread: the shim, or `whelk oci`.
 #![forbid(unsafe_code)]
 
 mod affinity;
@@ -35,6 +37,12 @@ pub use error::{Error, Result};
 pub use rootfs::{Overlay, Rootfs};
 
 /// A container's state in the form of the OCI specification.
-pub fn state_json(id: &str, status: &str, pid: i32, bundle: &Path, annotations: &BTreeMap<String, String>) -> serde_json::Value {
+pub fn state_json(
+    id: &str,
+    status: &str,
+    pid: i32,
+    bundle: &Path,
+    annotations: &BTreeMap<String, String>,
+) -> serde_json::Value {
     serde_json::json!({"ociVersion": spec::VERSION, "id": id, "status": status, "pid": pid, "bundle": bundle, "annotations": annotations})
 }

@@ -4,7 +4,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
+};
 use whelk_sys::in_root;
 use whelk_sys::mount::{MountAttr, set_attr};
 
@@ -12,12 +15,19 @@ use crate::error::{Error, Result, os, os_at};
 use crate::mount_options::RDONLY;
 use crate::mounts::{attach_at, clone_of};
 
-/// Opens a path that is to be covered. Links on the way would let a container choose what is covered: refused, except
-/// that what does not exist needs no cover.
+/// Opens a path that is to be covered. Links on the way would let a container choose what is
+/// covered: refused, except that what does not exist needs no cover.
 fn open(root: &OwnedFd, path: &str) -> Result<Option<OwnedFd>> {
     match in_root::open_no_links(root, path, OFlags::PATH) {
         Ok(target) => Ok(Some(target)),
-        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS)) => Ok(None),
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS)
+            ) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(os_at("open to protect", path)(error)),
     }
 }
@@ -26,11 +36,16 @@ fn open(root: &OwnedFd, path: &str) -> Result<Option<OwnedFd>> {
 pub(crate) fn mask(root: &OwnedFd, paths: &[String], null: &OwnedFd) -> Result<()> {
     let mut empty = None;
     for path in paths {
-        let Some(target) = open(root, path)? else { continue };
+        let Some(target) = open(root, path)? else {
+            continue;
+        };
         let stat = rustix::fs::fstat(&target).map_err(os_at("stat", path))?;
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
             let cover = match &empty {
-                None => empty.insert(empty_directory()?).try_clone().map_err(os("duplicate descriptor"))?,
+                None => empty
+                    .insert(empty_directory()?)
+                    .try_clone()
+                    .map_err(os("duplicate descriptor"))?,
                 Some(first) => clone_of(first, false).map_err(os_at("mask", path))?,
             };
             attach_at(&cover, &target).map_err(os_at("mask", path))?;
@@ -46,27 +61,48 @@ fn empty_directory() -> Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(os("open tmpfs"))?;
     fsconfig_set_string(context.as_fd(), "nr_inodes", "2").map_err(os("configure tmpfs"))?;
     fsconfig_create(context.as_fd()).map_err(os("create tmpfs"))?;
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(os("mount tmpfs"))
+    fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )
+    .map_err(os("mount tmpfs"))
 }
 
 /// Makes paths read-only by mounting them over themselves.
 pub(crate) fn read_only(root: &OwnedFd, paths: &[String]) -> Result<()> {
     for path in paths {
-        let Some(target) = open(root, path)? else { continue };
+        let Some(target) = open(root, path)? else {
+            continue;
+        };
         let cover = clone_of(&target, true).map_err(os_at("protect", path))?;
-        set_attr(cover.as_fd(), MountAttr { set: RDONLY, ..MountAttr::default() }, true).map_err(os_at("protect", path))?;
+        set_attr(
+            cover.as_fd(),
+            MountAttr {
+                set: RDONLY,
+                ..MountAttr::default()
+            },
+            true,
+        )
+        .map_err(os_at("protect", path))?;
         attach_at(&cover, &target).map_err(os_at("protect", path))?;
     }
     Ok(())
 }
 
-/// Writes to a file of procfs that was reached from a directory of it without links or mounts on the way.
+/// Writes to a file of procfs that was reached from a directory of it without links or mounts on
+/// the way.
 pub(crate) fn write_proc(proc: &OwnedFd, path: &str, value: &str) -> Result<()> {
     const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-    let file = in_root::open_same_mount(proc, path, OFlags::WRONLY).map_err(os_at("open /proc", path))?;
-    let magic = rustix::fs::fstatfs(&file).map_err(os_at("statfs /proc", path))?.f_type;
+    let file =
+        in_root::open_same_mount(proc, path, OFlags::WRONLY).map_err(os_at("open /proc", path))?;
+    let magic = rustix::fs::fstatfs(&file)
+        .map_err(os_at("statfs /proc", path))?
+        .f_type;
     if magic as u64 != PROC_SUPER_MAGIC {
         return Err(Error::invalid(format!("/proc/{path} is not on procfs")));
     }
-    rustix::io::write(&file, value.as_bytes()).map(drop).map_err(os_at("write /proc", path))
+    rustix::io::write(&file, value.as_bytes())
+        .map(drop)
+        .map_err(os_at("write /proc", path))
 }

@@ -1,4 +1,5 @@
-//! The option words of a mount: which are attributes of the mount, which are data for the file system.
+//! The option words of a mount: which are attributes of the mount, which are data for the file
+//! system.
 
 use rustix::mount::MountPropagationFlags as Propagation;
 
@@ -54,7 +55,8 @@ pub(crate) struct Options {
     pub recursive: Attributes,
     pub propagation: Vec<Propagation>,
     pub id_map: IdMap,
-    /// What to mount of a bind mount's source or of merged layers, below it (mount(8)'s `X-mount.subdir`).
+    /// What to mount of a bind mount's source or of merged layers, below it (mount(8)'s
+    /// `X-mount.subdir`).
     pub subdirectory: Option<String>,
     /// Copy what the mount hides into it.
     pub copy_up: bool,
@@ -64,7 +66,8 @@ pub(crate) struct Options {
 
 impl Options {
     /// # Errors
-    /// An option that a bind mount cannot have. Unknown words of other mounts are the file system's to judge.
+    /// An option that a bind mount cannot have. Unknown words of other mounts are the file system's
+    /// to judge.
     pub(crate) fn parse(words: &[String], is_bind: bool) -> Result<Self> {
         let mut options = Self::default();
         for word in words {
@@ -76,7 +79,9 @@ impl Options {
         if options.bind != Bind::No
             && let Some((key, _)) = options.data.first()
         {
-            return Err(Error::invalid(format!("unknown mount option {key:?} for a bind mount")));
+            return Err(Error::invalid(format!(
+                "unknown mount option {key:?} for a bind mount"
+            )));
         }
         Ok(options)
     }
@@ -85,21 +90,34 @@ impl Options {
         if let Some((set, clear)) = attribute(word) {
             return self.here.add(set, clear);
         }
-        if let Some((set, clear)) = word.strip_prefix('r').and_then(attribute).filter(|_| word != "ro" && word != "rw") {
+        if let Some((set, clear)) = word
+            .strip_prefix('r')
+            .and_then(attribute)
+            .filter(|_| word != "ro" && word != "rw")
+        {
             return self.recursive.add(set, clear);
         }
         match word {
-            "" | "defaults" | "remount" | "_netdev" | "async" | "auto" | "noauto" | "user" | "nouser" | "users" => {}
+            "" | "defaults" | "remount" | "_netdev" | "async" | "auto" | "noauto" | "user"
+            | "nouser" | "users" => {}
             "bind" => self.bind = Bind::One,
             "rbind" => self.bind = Bind::Recursive,
             "private" => self.propagation.push(Propagation::PRIVATE),
-            "rprivate" => self.propagation.push(Propagation::PRIVATE | Propagation::REC),
+            "rprivate" => self
+                .propagation
+                .push(Propagation::PRIVATE | Propagation::REC),
             "shared" => self.propagation.push(Propagation::SHARED),
-            "rshared" => self.propagation.push(Propagation::SHARED | Propagation::REC),
+            "rshared" => self
+                .propagation
+                .push(Propagation::SHARED | Propagation::REC),
             "slave" => self.propagation.push(Propagation::DOWNSTREAM),
-            "rslave" => self.propagation.push(Propagation::DOWNSTREAM | Propagation::REC),
+            "rslave" => self
+                .propagation
+                .push(Propagation::DOWNSTREAM | Propagation::REC),
             "unbindable" => self.propagation.push(Propagation::UNBINDABLE),
-            "runbindable" => self.propagation.push(Propagation::UNBINDABLE | Propagation::REC),
+            "runbindable" => self
+                .propagation
+                .push(Propagation::UNBINDABLE | Propagation::REC),
             "idmap" => self.id_map = IdMap::One,
             "ridmap" => self.id_map = IdMap::Recursive,
             "tmpcopyup" => self.copy_up = true,
@@ -125,7 +143,8 @@ fn attribute(word: &str) -> Option<(u64, u64)> {
         "exec" => (0, NOEXEC),
         "nodiratime" => (NODIRATIME, 0),
         "diratime" => (0, NODIRATIME),
-        // The access-time modes are one field: setting one replaces the others, and clearing means the default.
+        // The access-time modes are one field: setting one replaces the others, and clearing means
+        // the default.
         "noatime" => (NOATIME, ATIME_MASK),
         "strictatime" => (STRICTATIME, ATIME_MASK),
         "relatime" | "atime" | "norelatime" | "nostrictatime" => (0, ATIME_MASK),
@@ -140,26 +159,62 @@ mod tests {
     use super::*;
 
     fn parse(words: &str, is_bind: bool) -> Result<Options> {
-        Options::parse(&words.split(',').map(str::to_owned).collect::<Vec<_>>(), is_bind)
+        Options::parse(
+            &words.split(',').map(str::to_owned).collect::<Vec<_>>(),
+            is_bind,
+        )
     }
 
     #[test]
     fn words_are_sorted() {
         let options = parse("nosuid,noexec,rw,mode=755,size=64k,rprivate", false).unwrap();
-        assert_eq!(options.here, Attributes { set: NOSUID | NOEXEC, clear: RDONLY });
-        assert_eq!(options.data, [("mode".into(), Some("755".into())), ("size".into(), Some("64k".into()))]);
-        assert_eq!(options.propagation, [Propagation::PRIVATE | Propagation::REC]);
+        assert_eq!(
+            options.here,
+            Attributes {
+                set: NOSUID | NOEXEC,
+                clear: RDONLY
+            }
+        );
+        assert_eq!(
+            options.data,
+            [
+                ("mode".into(), Some("755".into())),
+                ("size".into(), Some("64k".into()))
+            ]
+        );
+        assert_eq!(
+            options.propagation,
+            [Propagation::PRIVATE | Propagation::REC]
+        );
     }
 
     #[test]
     fn the_last_word_wins_and_recursion_is_apart() {
         let options = parse("rbind,ro,rw,rro,rnosuid", true).unwrap();
-        assert_eq!((options.here, options.bind), (Attributes { set: 0, clear: RDONLY }, Bind::Recursive));
-        assert_eq!(options.recursive, Attributes { set: RDONLY | NOSUID, clear: 0 });
+        assert_eq!(
+            (options.here, options.bind),
+            (
+                Attributes {
+                    set: 0,
+                    clear: RDONLY
+                },
+                Bind::Recursive
+            )
+        );
+        assert_eq!(
+            options.recursive,
+            Attributes {
+                set: RDONLY | NOSUID,
+                clear: 0
+            }
+        );
     }
 
     #[test]
     fn binds_take_no_data() {
-        assert_eq!(parse("bind,size=5", true).unwrap_err().to_string(), "unknown mount option \"size\" for a bind mount");
+        assert_eq!(
+            parse("bind,size=5", true).unwrap_err().to_string(),
+            "unknown mount option \"size\" for a bind mount"
+        );
     }
 }

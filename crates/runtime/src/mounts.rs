@@ -1,8 +1,9 @@
 //! The mounts of a container below its root.
 //!
-//! Every mount is made detached (`fsopen`/`open_tree`), given its attributes, and only then attached to a target that
-//! was opened inside the root. No path is used twice, so nothing that moves in between can lead outside
-//! (CVE-2021-30465), and no half-configured mount is ever visible.
+//! Every mount is made detached (`fsopen`/`open_tree`), given its attributes, and only then
+//! attached to a target that was opened inside the root. No path is used twice, so nothing that
+//! moves in between can lead outside (CVE-2021-30465), and no half-configured mount is ever
+//! visible.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,8 +12,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags as Propagation,
+    MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
 use whelk_sys::mount::{MountAttr, set_attr};
 use whelk_sys::{in_root, overlay};
@@ -21,7 +23,8 @@ use crate::error::{Error, Result, os, os_at};
 use crate::mount_options::{Attributes, Bind, IdMap, Options, RDONLY};
 use crate::spec::{IdMapping, Mount};
 
-/// Descriptors of mounts that later steps work on, whatever the container's files look like by then.
+/// Descriptors of mounts that later steps work on, whatever the container's files look like by
+/// then.
 #[derive(Debug, Default)]
 pub(crate) struct KeyMounts {
     /// The container's procfs.
@@ -29,15 +32,23 @@ pub(crate) struct KeyMounts {
     pub devpts: Option<OwnedFd>,
     /// `/dev` was bound from outside: nothing is created in it.
     pub dev_is_bound: bool,
-    /// File systems of the container's own that are to be read-only when all is in its place: mount points and devices are made
-    /// in them before that.
+    /// File systems of the container's own that are to be read-only when all is in its place: mount
+    /// points and devices are made in them before that.
     read_only: Vec<OwnedFd>,
 }
 
 impl KeyMounts {
     pub(crate) fn make_read_only(&self) -> Result<()> {
         self.read_only.iter().try_for_each(|mount| {
-            set_attr(mount.as_fd(), MountAttr { set: RDONLY, ..MountAttr::default() }, false).map_err(os("make a mount read-only"))
+            set_attr(
+                mount.as_fd(),
+                MountAttr {
+                    set: RDONLY,
+                    ..MountAttr::default()
+                },
+                false,
+            )
+            .map_err(os("make a mount read-only"))
         })
     }
 }
@@ -52,7 +63,12 @@ pub(crate) struct Context<'a> {
 
 impl Context<'_> {
     /// Makes one mount. `shared` is the tree that [`clone_shared`] took for it.
-    pub(crate) fn mount(&self, mount: &Mount, shared: Option<OwnedFd>, keys: &mut KeyMounts) -> Result<()> {
+    pub(crate) fn mount(
+        &self,
+        mount: &Mount,
+        shared: Option<OwnedFd>,
+        keys: &mut KeyMounts,
+    ) -> Result<()> {
         let is_bind = is_bind(mount);
         let options = parse_options(mount)?;
         let layers = layers_of(mount, &options);
@@ -68,8 +84,15 @@ impl Context<'_> {
         for &flags in &options.propagation {
             let recursive = flags.contains(Propagation::REC);
             let propagation = u64::from((flags - Propagation::REC).bits());
-            set_attr(tree.as_fd(), MountAttr { propagation, ..MountAttr::default() }, recursive)
-                .map_err(os_at("set propagation of", &mount.destination))?;
+            set_attr(
+                tree.as_fd(),
+                MountAttr {
+                    propagation,
+                    ..MountAttr::default()
+                },
+                recursive,
+            )
+            .map_err(os_at("set propagation of", &mount.destination))?;
         }
         match (mount.destination.trim_end_matches('/'), mount.kind.as_str()) {
             ("/proc", "proc") => keys.proc = Some(tree),
@@ -98,47 +121,89 @@ impl Context<'_> {
 
     /// Shows the files of a bind mount under other owners.
     fn id_map(&self, mount: &Mount, options: &Options, tree: &OwnedFd) -> Result<()> {
-        let own = if mount.uid_mappings.is_empty() { None } else { Some(user_namespace_with(&mount.uid_mappings, &mount.gid_mappings)?) };
+        let own = if mount.uid_mappings.is_empty() {
+            None
+        } else {
+            Some(user_namespace_with(
+                &mount.uid_mappings,
+                &mount.gid_mappings,
+            )?)
+        };
         let recursive = options.id_map == IdMap::Recursive;
         let namespace = match (&own, options.id_map) {
             (Some(own), _) => own,
             (None, IdMap::No) => return Ok(()),
             (None, _) => self.user_namespace.ok_or_else(|| {
-                Error::invalid(format!("mount {}: idmap needs mappings, or a user namespace of the container", mount.destination))
+                Error::invalid(format!(
+                    "mount {}: idmap needs mappings, or a user namespace of the container",
+                    mount.destination
+                ))
             })?,
         };
-        let attr = MountAttr { user_namespace: Some(namespace.as_fd()), ..MountAttr::default() };
-        set_attr(tree.as_fd(), attr, recursive).map_err(|error| match Errno::from_io_error(&error) {
-            Some(Errno::INVAL) => Error::invalid(format!("the file system of {} cannot be mounted with other ids", mount.source)),
-            _ => os_at("map ids of", &mount.destination)(error),
+        let attr = MountAttr {
+            user_namespace: Some(namespace.as_fd()),
+            ..MountAttr::default()
+        };
+        set_attr(tree.as_fd(), attr, recursive).map_err(|error| {
+            match Errno::from_io_error(&error) {
+                Some(Errno::INVAL) => Error::invalid(format!(
+                    "the file system of {} cannot be mounted with other ids",
+                    mount.source
+                )),
+                _ => os_at("map ids of", &mount.destination)(error),
+            }
         })
     }
 
     fn file_system(&self, mount: &Mount, options: &Options) -> Result<OwnedFd> {
-        let step = |error: Errno| os_at("mount", format!("{} at {}", mount.kind, mount.destination))(error);
+        let step = |error: Errno| {
+            os_at("mount", format!("{} at {}", mount.kind, mount.destination))(error)
+        };
         let context = fsopen(mount.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(step)?;
-        let source = if mount.source.is_empty() { mount.kind.as_str() } else { mount.source.as_str() };
+        let source = if mount.source.is_empty() {
+            mount.kind.as_str()
+        } else {
+            mount.source.as_str()
+        };
         fsconfig_set_string(context.as_fd(), "source", source).map_err(step)?;
         if mount.kind == "tmpfs" && options.data.iter().all(|(key, _)| key != "mode") {
             let mode = hidden_mode(self.root, Path::new(&mount.destination))?;
-            fsconfig_set_string(context.as_fd(), "mode", format!("{:o}", mode.as_raw_mode()).as_str()).map_err(step)?;
+            fsconfig_set_string(
+                context.as_fd(),
+                "mode",
+                format!("{:o}", mode.as_raw_mode()).as_str(),
+            )
+            .map_err(step)?;
         }
         for (key, value) in &options.data {
             match value {
                 Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()),
-                // devpts has been a new instance each time since Linux 4.7, and its parser no longer knows the word.
+                // devpts has been a new instance each time since Linux 4.7, and its parser no
+                // longer knows the word.
                 None if key == "newinstance" => Ok(()),
                 None => fsconfig_set_flag(context.as_fd(), key.as_str()),
             }
-            .map_err(|error| os_at("mount option", format!("{key} for {} at {}", mount.kind, mount.destination))(error))?;
+            .map_err(|error| {
+                os_at(
+                    "mount option",
+                    format!("{key} for {} at {}", mount.kind, mount.destination),
+                )(error)
+            })?;
         }
-        if !self.mount_label.is_empty() && !matches!(mount.kind.as_str(), "proc" | "sysfs" | "mqueue") {
+        if !self.mount_label.is_empty()
+            && !matches!(mount.kind.as_str(), "proc" | "sysfs" | "mqueue")
+        {
             fsconfig_set_string(context.as_fd(), "context", self.mount_label).map_err(step)?;
         }
         fsconfig_create(context.as_fd()).map_err(step)?;
-        let now = if is_filled(mount) { options.here.set & !RDONLY } else { options.here.set };
+        let now = if is_filled(mount) {
+            options.here.set & !RDONLY
+        } else {
+            options.here.set
+        };
         let attributes = MountAttrFlags::from_bits_retain(u32::try_from(now).unwrap_or_default());
-        let tree = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step)?;
+        let tree =
+            fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step)?;
         if options.copy_up {
             copy_up(self.root, &mount.destination, &tree)?;
         }
@@ -149,20 +214,43 @@ impl Context<'_> {
         let destination = mount.destination.as_str();
         let step = os_at::<std::io::Error>("open mount point", destination);
         let target = if matches!(mount.kind.as_str(), "proc" | "sysfs") {
-            // A link here would put the real thing elsewhere and leave labels and masks on a fake (CVE-2019-16884).
-            let extraordinary =
-                || Error::invalid(format!("filesystem {:?} must be mounted on ordinary directory: {destination}", mount.kind));
-            in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755))
-                .map_err(|error| if error.kind() == std::io::ErrorKind::NotADirectory { extraordinary() } else { step(error) })?;
-            in_root::open_no_links(self.root, destination, OFlags::PATH | OFlags::DIRECTORY).map_err(|_| extraordinary())?
+            // A link here would put the real thing elsewhere and leave labels and masks on a fake
+            // (CVE-2019-16884).
+            let extraordinary = || {
+                Error::invalid(format!(
+                    "filesystem {:?} must be mounted on ordinary directory: {destination}",
+                    mount.kind
+                ))
+            };
+            in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755)).map_err(
+                |error| {
+                    if error.kind() == std::io::ErrorKind::NotADirectory {
+                        extraordinary()
+                    } else {
+                        step(error)
+                    }
+                },
+            )?;
+            in_root::open_no_links(self.root, destination, OFlags::PATH | OFlags::DIRECTORY)
+                .map_err(|_| extraordinary())?
         } else if may_be_file && !is_directory(tree)? {
             in_root::create_file(self.root, destination).map_err(step)?
         } else {
-            in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755)).map_err(step)?
+            in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755))
+                .map_err(step)?
         };
         check_not_proc(mount, tree, &target)?;
-        attach_at(tree, &target)
-            .map_err(os_at("mount", format!("{} at {destination}", if may_be_file { &mount.source } else { &mount.kind })))
+        attach_at(tree, &target).map_err(os_at(
+            "mount",
+            format!(
+                "{} at {destination}",
+                if may_be_file {
+                    &mount.source
+                } else {
+                    &mount.kind
+                }
+            ),
+        ))
     }
 }
 
@@ -172,23 +260,35 @@ fn is_filled(mount: &Mount) -> bool {
 }
 
 fn is_bind(mount: &Mount) -> bool {
-    mount.kind == "bind" || mount.options.iter().any(|word| word == "bind" || word == "rbind")
+    mount.kind == "bind"
+        || mount
+            .options
+            .iter()
+            .any(|word| word == "bind" || word == "rbind")
 }
 
 fn parse_options(mount: &Mount) -> Result<Options> {
-    Options::parse(&mount.options, is_bind(mount)).map_err(|error| error.during(&format!("mount {}", mount.destination)))
+    Options::parse(&mount.options, is_bind(mount))
+        .map_err(|error| error.during(&format!("mount {}", mount.destination)))
 }
 
-/// Clones the sources of bind mounts that are to be shared with the host, by their place among `mounts`. To be called while the
-/// mount namespace still is the host's peer: what is cloned after [`crate::rootfs::attach`] only receives mounts from there.
-/// `propagation` is the root's: binds that do not say otherwise follow it, as with runc.
+/// Clones the sources of bind mounts that are to be shared with the host, by their place among
+/// `mounts`. To be called while the mount namespace still is the host's peer: what is cloned after
+/// [`crate::rootfs::attach`] only receives mounts from there. `propagation` is the root's: binds
+/// that do not say otherwise follow it, as with runc.
 pub(crate) fn clone_shared(mounts: &[Mount], propagation: &str) -> Result<HashMap<usize, OwnedFd>> {
     let is_shared = |options: &Options| match options.propagation.as_slice() {
         [] => matches!(propagation, "shared" | "rshared"),
-        flags => flags.iter().any(|flags| flags.contains(Propagation::SHARED)),
+        flags => flags
+            .iter()
+            .any(|flags| flags.contains(Propagation::SHARED)),
     };
     let mut trees = HashMap::new();
-    for (index, mount) in mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
+    for (index, mount) in mounts
+        .iter()
+        .enumerate()
+        .filter(|(_, mount)| is_bind(mount))
+    {
         let options = parse_options(mount)?;
         if is_shared(&options) {
             trees.insert(index, clone_source(mount, &options)?);
@@ -204,17 +304,17 @@ fn clone_source(mount: &Mount, options: &Options) -> Result<OwnedFd> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     match (&options.subdirectory, process_of(&mount.source)) {
-        (Some(subdirectory), _) => {
-            open_inside(&mount.source, subdirectory).and_then(|inside| open_tree(inside.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH))
-        }
+        (Some(subdirectory), _) => open_inside(&mount.source, subdirectory)
+            .and_then(|inside| open_tree(inside.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)),
         (None, Some((process, path))) => from_root_of(process, path, flags),
         (None, None) => open_tree(CWD, mount.source.as_str(), flags),
     }
     .map_err(os_at("bind mount source", &mount.source))
 }
 
-/// The mode for a tmpfs that does not say: that of the directory which it hides, as with runc. A missing directory is created
-/// with tmpfs's own default, so that the mount has the same mode at every start.
+/// The mode for a tmpfs that does not say: that of the directory which it hides, as with runc. A
+/// missing directory is created with tmpfs's own default, so that the mount has the same mode at
+/// every start.
 fn hidden_mode(root: &OwnedFd, path: &Path) -> Result<Mode> {
     const DEFAULT: Mode = Mode::from_raw_mode(0o1777);
     match in_root::open(root, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
@@ -227,7 +327,8 @@ fn hidden_mode(root: &OwnedFd, path: &Path) -> Result<Mode> {
     }
     if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
         let step = |error: std::io::Error| os_at("create mount point", path)(error);
-        let parent = in_root::create_dir_all(root, parent, Mode::from_raw_mode(0o755)).map_err(step)?;
+        let parent =
+            in_root::create_dir_all(root, parent, Mode::from_raw_mode(0o755)).map_err(step)?;
         match rustix::fs::mkdirat(&parent, name, DEFAULT) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(step(error.into())),
@@ -239,24 +340,48 @@ fn hidden_mode(root: &OwnedFd, path: &Path) -> Result<Mode> {
 fn set_attributes(mount: &Mount, options: &Options, tree: &OwnedFd) -> Result<()> {
     let set = |attributes: Attributes, recursive| match attributes {
         Attributes { set: 0, clear: 0 } => Ok(()),
-        Attributes { set, clear } => set_attr(tree.as_fd(), MountAttr { set, clear, ..MountAttr::default() }, recursive)
-            .map_err(os_at("set attributes of", &mount.destination)),
+        Attributes { set, clear } => set_attr(
+            tree.as_fd(),
+            MountAttr {
+                set,
+                clear,
+                ..MountAttr::default()
+            },
+            recursive,
+        )
+        .map_err(os_at("set attributes of", &mount.destination)),
     };
     set(options.here, false)?;
     set(options.recursive, true)
 }
 
-/// The layers that an overlay shall show, the topmost first, if they are all that it is told: each is an option of its
-/// own (`lowerdir+=PATH`), so that neither their number nor their length is bounded by an option's.
+/// The layers that an overlay shall show, the topmost first, if they are all that it is told: each
+/// is an option of its own (`lowerdir+=PATH`), so that neither their number nor their length is
+/// bounded by an option's.
 fn layers_of(mount: &Mount, options: &Options) -> Option<Vec<PathBuf>> {
-    let layer = |(key, value): &(String, Option<String>)| value.as_ref().filter(|_| key == "lowerdir+").map(PathBuf::from);
-    if mount.kind == "overlay" && !options.data.is_empty() { options.data.iter().map(layer).collect() } else { None }
+    let layer = |(key, value): &(String, Option<String>)| {
+        value
+            .as_ref()
+            .filter(|_| key == "lowerdir+")
+            .map(PathBuf::from)
+    };
+    if mount.kind == "overlay" && !options.data.is_empty() {
+        options.data.iter().map(layer).collect()
+    } else {
+        None
+    }
 }
 
 /// Layers merged, to be read only: all of it, or what is at a path in there.
 fn merged(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<OwnedFd> {
-    let step = |error: Errno| os_at("mount", format!("{} at {}", mount.source, mount.destination))(error);
-    // A part can be cloned only of what is attached: for a moment that is the topmost layer's place.
+    let step = |error: Errno| {
+        os_at(
+            "mount",
+            format!("{} at {}", mount.source, mount.destination),
+        )(error)
+    };
+    // A part can be cloned only of what is attached: for a moment that is the topmost layer's
+    // place.
     let place = &layers[0];
     let whole = match (overlay::mount(layers, None), &options.subdirectory) {
         (Ok(tree), None) => {
@@ -264,10 +389,19 @@ fn merged(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<OwnedF
             return Ok(tree);
         }
         (Ok(tree), Some(_)) => {
-            move_mount(tree.as_fd(), "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(step)?;
+            move_mount(
+                tree.as_fd(),
+                "",
+                CWD,
+                place,
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+            )
+            .map_err(step)?;
             tree
         }
-        (Err(Errno::INVAL | Errno::NOSYS), _) => overlay::mount_at(place, layers, None).map_err(step)?,
+        (Err(Errno::INVAL | Errno::NOSYS), _) => {
+            overlay::mount_at(place, layers, None).map_err(step)?
+        }
         (Err(error), _) => return Err(step(error)),
     };
     let path = options.subdirectory.as_deref().unwrap_or("/");
@@ -280,11 +414,16 @@ fn merged(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<OwnedF
     Ok(part)
 }
 
-/// Opens what lies below the directory `source`, links taken as if that were the root: whoever writes there cannot lead
-/// the mount elsewhere.
+/// Opens what lies below the directory `source`, links taken as if that were the root: whoever
+/// writes there cannot lead the mount elsewhere.
 fn open_inside(source: &str, path: &str) -> rustix::io::Result<OwnedFd> {
-    let source = rustix::fs::open(source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    in_root::open(&source, path, OFlags::PATH, Mode::empty()).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+    let source = rustix::fs::open(
+        source,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    in_root::open(&source, path, OFlags::PATH, Mode::empty())
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
 }
 
 /// The directory of the process in `/proc/PID/root/PATH`, and the path.
@@ -294,25 +433,45 @@ fn process_of(source: &str) -> Option<(&str, &str)> {
     Some((process, path))
 }
 
-/// Clones the mount at a path in another process's root. Links on the way are that process's to make, so they lead nowhere
-/// else; and its mounts can be cloned only from within its mount namespace.
+/// Clones the mount at a path in another process's root. Links on the way are that process's to
+/// make, so they lead nowhere else; and its mounts can be cloned only from within its mount
+/// namespace.
 fn from_root_of(process: &str, path: &str, flags: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
     use whelk_sys::process::{CloneFlags, setns};
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
-    let own = rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let own = rustix::fs::open(
+        "/proc/self/ns/mnt",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     // One directory for both: the number may be another process's a moment later.
-    let process = rustix::fs::open(process, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let theirs = rustix::fs::openat(&process, "ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let root = rustix::fs::openat(&process, "root", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let process = rustix::fs::open(
+        process,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let theirs = rustix::fs::openat(
+        &process,
+        "ns/mnt",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let root = rustix::fs::openat(
+        &process,
+        "root",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     setns(theirs.as_fd(), CloneFlags::NEWNS).map_err(errno)?;
     let opened = in_root::open(&root, path, OFlags::PATH, Mode::empty()).map_err(errno);
-    let tree = opened.and_then(|opened| open_tree(opened.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH));
+    let tree = opened
+        .and_then(|opened| open_tree(opened.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH));
     setns(own.as_fd(), CloneFlags::NEWNS).map_err(errno)?;
     tree
 }
 
-/// Files of procfs that programs inside may be shown something else for. Everything else there decides about safety:
-/// labels, masks and limits are written through it (CVE-2019-19921).
+/// Files of procfs that programs inside may be shown something else for. Everything else there
+/// decides about safety: labels, masks and limits are written through it (CVE-2019-19921).
 const COVERABLE: [&str; 11] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -329,25 +488,38 @@ const COVERABLE: [&str; 11] = [
 
 fn check_not_proc(mount: &Mount, tree: &OwnedFd, target: &OwnedFd) -> Result<()> {
     const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-    let on_proc = |fd: &OwnedFd| rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u64 == PROC_SUPER_MAGIC);
+    let on_proc = |fd: &OwnedFd| {
+        rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u64 == PROC_SUPER_MAGIC)
+    };
     let destination = mount.destination.trim_end_matches('/');
     if destination == "/proc" && on_proc(tree) || COVERABLE.contains(&destination) {
         return Ok(());
     }
     if destination == "/proc" || destination.starts_with("/proc/") || on_proc(target) {
-        return Err(Error::invalid(format!("{:?} cannot be mounted because it is inside /proc", mount.destination)));
+        return Err(Error::invalid(format!(
+            "{:?} cannot be mounted because it is inside /proc",
+            mount.destination
+        )));
     }
     Ok(())
 }
 
 /// Puts a detached tree on an opened target.
 pub(crate) fn attach_at(tree: impl AsFd, target: impl AsFd) -> rustix::io::Result<()> {
-    move_mount(tree.as_fd(), "", target.as_fd(), "", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
+    move_mount(
+        tree.as_fd(),
+        "",
+        target.as_fd(),
+        "",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+    )
 }
 
 /// A detached mount of what `fd` refers to, and what is mounted below it.
 pub(crate) fn clone_of(fd: impl AsFd, recursive: bool) -> rustix::io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
@@ -374,7 +546,13 @@ fn user_namespace_with(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd
             let result = crate::child::private_proc().and_then(|proc| {
                 crate::namespaces::write_id_maps(&proc, pid, uids, gids)?;
                 let path = format!("{}/ns/user", pid.as_raw_nonzero());
-                rustix::fs::openat(&proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", path))
+                rustix::fs::openat(
+                    &proc,
+                    &path,
+                    OFlags::RDONLY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
+                .map_err(os_at("open", path))
             });
             let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
@@ -385,10 +563,16 @@ fn user_namespace_with(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd
 
 /// Copies the files that a new tmpfs is about to hide into it (the `tmpcopyup` option).
 fn copy_up(root: &OwnedFd, destination: &str, tree: &OwnedFd) -> Result<()> {
-    let source = match in_root::open(root, destination, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
+    let source = match in_root::open(
+        root,
+        destination,
+        OFlags::RDONLY | OFlags::DIRECTORY,
+        Mode::empty(),
+    ) {
         Ok(source) => source,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(os_at("open", destination)(error)),
     };
-    whelk_sys::copy::tree(&source, tree, whelk_sys::copy::Source::Layers).map_err(os_at("copy up", destination))
+    whelk_sys::copy::tree(&source, tree, whelk_sys::copy::Source::Layers)
+        .map_err(os_at("copy up", destination))
 }

@@ -37,37 +37,57 @@ pub(crate) fn flag(kind: NamespaceKind) -> CloneFlags {
 
 /// Flags for all namespaces that the configuration lists, new or joined: what an exec must enter.
 pub(crate) fn all_flags(linux: &Linux) -> CloneFlags {
-    ALL.into_iter().filter(|kind| linux.namespace(*kind).is_some()).fold(CloneFlags::default(), |flags, kind| flags | flag(kind))
+    ALL.into_iter()
+        .filter(|kind| linux.namespace(*kind).is_some())
+        .fold(CloneFlags::default(), |flags, kind| flags | flag(kind))
 }
 
 /// Flags for the namespaces that the container's first process is born with.
 ///
-/// Not the cgroup one: its root is the cgroup its creator is in, so it is made when the process is in the right one.
-/// Not the time one when its offsets are given: those must be set before anything lives in it.
+/// Not the cgroup one: its root is the cgroup its creator is in, so it is made when the process is
+/// in the right one. Not the time one when its offsets are given: those must be set before anything
+/// lives in it.
 pub(crate) fn birth_flags(linux: &Linux) -> CloneFlags {
     let mut flags = CloneFlags::default();
     for kind in ALL.into_iter().filter(|kind| linux.has_new(*kind)) {
         flags |= flag(kind);
     }
     flags = flags.without(CloneFlags::NEWCGROUP);
-    if linux.time_offsets.is_empty() { flags } else { flags.without(CloneFlags::NEWTIME) }
+    if linux.time_offsets.is_empty() {
+        flags
+    } else {
+        flags.without(CloneFlags::NEWTIME)
+    }
 }
 
-/// A mount namespace is not optional: without one the container's mounts would be the host's. Names are set in a UTS namespace
-/// that is not the host's.
+/// A mount namespace is not optional: without one the container's mounts would be the host's. Names
+/// are set in a UTS namespace that is not the host's.
 pub(crate) fn check(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
-    for (name, what) in [(&spec.hostname, "hostname"), (&spec.domainname, "domainname")] {
+    for (name, what) in [
+        (&spec.hostname, "hostname"),
+        (&spec.domainname, "domainname"),
+    ] {
         if !name.is_empty() && !is_separate(linux, NamespaceKind::Uts)? {
-            return Err(Error::Refused(format!("unable to set {what} without a private UTS namespace")));
+            return Err(Error::Refused(format!(
+                "unable to set {what} without a private UTS namespace"
+            )));
         }
     }
     if linux.namespace(NamespaceKind::Mount).is_none() {
-        return Err(Error::invalid("the configuration must list a mount namespace"));
+        return Err(Error::invalid(
+            "the configuration must list a mount namespace",
+        ));
     }
     for (index, namespace) in linux.namespaces.iter().enumerate() {
-        if linux.namespaces[..index].iter().any(|other| other.kind == namespace.kind) {
-            return Err(Error::invalid(format!("duplicate {:?} namespace", namespace.kind)));
+        if linux.namespaces[..index]
+            .iter()
+            .any(|other| other.kind == namespace.kind)
+        {
+            return Err(Error::invalid(format!(
+                "duplicate {:?} namespace",
+                namespace.kind
+            )));
         }
     }
     if linux.has_new(NamespaceKind::User) && linux.uid_mappings.is_empty() {
@@ -76,12 +96,20 @@ pub(crate) fn check(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Whether the container is in another namespace of this kind than the caller. To join the caller's own by its path is the same
-/// as to have none.
+/// Whether the container is in another namespace of this kind than the caller. To join the caller's
+/// own by its path is the same as to have none.
 pub(crate) fn is_separate(linux: &Linux, kind: NamespaceKind) -> Result<bool> {
-    let Some(namespace) = linux.namespace(kind) else { return Ok(false) };
-    let Some(path) = &namespace.path else { return Ok(true) };
-    let identity = |path: &Path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).map_err(os_at("stat namespace", path));
+    let Some(namespace) = linux.namespace(kind) else {
+        return Ok(false);
+    };
+    let Some(path) = &namespace.path else {
+        return Ok(true);
+    };
+    let identity = |path: &Path| {
+        rustix::fs::stat(path)
+            .map(|stat| (stat.st_dev, stat.st_ino))
+            .map_err(os_at("stat namespace", path))
+    };
     Ok(identity(path)? != identity(Path::new(own_path(kind)))?)
 }
 
@@ -100,13 +128,16 @@ fn own_path(kind: NamespaceKind) -> &'static str {
 
 /// Opens the namespace that a configuration names by path.
 pub(crate) fn open(namespace: &Namespace) -> Result<Option<OwnedFd>> {
-    let Some(path) = &namespace.path else { return Ok(None) };
-    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open namespace", path))?;
+    let Some(path) = &namespace.path else {
+        return Ok(None);
+    };
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(os_at("open namespace", path))?;
     Ok(Some(fd))
 }
 
-/// Joins the namespaces named by path, except pid (which acts on children only and is the parent's to join). The user
-/// namespace comes first, since it decides what may be joined after it.
+/// Joins the namespaces named by path, except pid (which acts on children only and is the parent's
+/// to join). The user namespace comes first, since it decides what may be joined after it.
 pub(crate) fn join_existing(linux: &Linux) -> Result<()> {
     let mut opened = Vec::new();
     for kind in ALL.into_iter().filter(|kind| *kind != NamespaceKind::Pid) {
@@ -117,7 +148,12 @@ pub(crate) fn join_existing(linux: &Linux) -> Result<()> {
         }
     }
     for (kind, fd) in opened {
-        setns(fd.as_fd(), flag(kind)).map_err(|error| os_at("join namespace", Path::new(&format!("{kind:?}").to_lowercase()))(error))?;
+        setns(fd.as_fd(), flag(kind)).map_err(|error| {
+            os_at(
+                "join namespace",
+                Path::new(&format!("{kind:?}").to_lowercase()),
+            )(error)
+        })?;
     }
     Ok(())
 }
@@ -125,19 +161,32 @@ pub(crate) fn join_existing(linux: &Linux) -> Result<()> {
 /// Sets the clocks of the time namespace that the caller's next child will be in.
 pub(crate) fn new_time_namespace(linux: &Linux) -> Result<()> {
     whelk_sys::process::unshare(CloneFlags::NEWTIME).map_err(os("create time namespace"))?;
-    let lines: String = linux.time_offsets.iter().map(|(clock, offset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs)).collect();
+    let lines: String = linux
+        .time_offsets
+        .iter()
+        .map(|(clock, offset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs))
+        .collect();
     Ok(fs::write("/proc/self/timens_offsets", lines)?)
 }
 
 /// Writes the id mappings of a new user namespace, from outside it.
-pub(crate) fn write_id_maps(proc: &OwnedFd, pid: Pid, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
+pub(crate) fn write_id_maps(
+    proc: &OwnedFd,
+    pid: Pid,
+    uids: &[IdMapping],
+    gids: &[IdMapping],
+) -> Result<()> {
     let text = |mappings: &[IdMapping]| {
-        mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect::<String>()
+        mappings
+            .iter()
+            .map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size))
+            .collect::<String>()
     };
     for (name, mappings) in [("uid_map", uids), ("gid_map", gids)] {
         let path = format!("{}/{name}", pid.as_raw_nonzero());
         let step = || os_at::<rustix::io::Errno>("write", format!("/proc/{path}"));
-        let file = rustix::fs::openat(proc, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(step())?;
+        let file = rustix::fs::openat(proc, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(step())?;
         rustix::io::write(&file, text(mappings).as_bytes()).map_err(step())?;
     }
     Ok(())

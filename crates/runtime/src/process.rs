@@ -1,6 +1,8 @@
-//! From the half-made process to the program: limits, user, capabilities, filters, and the search for the file.
+//! From the half-made process to the program: limits, user, capabilities, filters, and the search
+//! for the file.
 //!
-//! Shared by a container's first process and by exec. The order matters and is explained where it does.
+//! Shared by a container's first process and by exec. The order matters and is explained where it
+//! does.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -9,10 +11,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::thread::{Gid, Uid, set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    Gid, Uid, set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
 use whelk_sys::process::{
-    SchedAttr, cloexec_from, dup_onto, exec, exit_now, join_session_keyring, let_keyring_be_joined, set_io_priority, set_personality,
-    set_scheduler,
+    SchedAttr, cloexec_from, dup_onto, exec, exit_now, join_session_keyring, let_keyring_be_joined,
+    set_io_priority, set_personality, set_scheduler,
 };
 use whelk_sys::{errno_text, in_root, seccomp, signal};
 
@@ -24,7 +29,11 @@ use crate::spec::{Personality, Process, Rlimit as RlimitSpec};
 use crate::user::{self, Identity, UserRequest};
 
 /// The user a process will run as: looked up by name, or given by number.
-pub(crate) fn identity(root: &OwnedFd, process: &Process, request: Option<&UserRequest>) -> Result<Identity> {
+pub(crate) fn identity(
+    root: &OwnedFd,
+    process: &Process,
+    request: Option<&UserRequest>,
+) -> Result<Identity> {
     match request {
         Some(request) => user::resolve(root, request),
         None => {
@@ -33,34 +42,55 @@ pub(crate) fn identity(root: &OwnedFd, process: &Process, request: Option<&UserR
             } else {
                 user::home_of(root, process.user.uid)
             };
-            Ok(Identity { uid: process.user.uid, gid: process.user.gid, groups: process.user.additional_gids.clone(), home })
+            Ok(Identity {
+                uid: process.user.uid,
+                gid: process.user.gid,
+                groups: process.user.additional_gids.clone(),
+                home,
+            })
         }
     }
 }
 
 /// Replaces the standard streams.
 pub(crate) fn take_streams(streams: [&OwnedFd; 3]) -> Result<()> {
-    (0..).zip(streams).try_for_each(|(number, stream)| dup_onto(stream.as_fd(), number).map_err(os("replace standard stream")))
+    (0..).zip(streams).try_for_each(|(number, stream)| {
+        dup_onto(stream.as_fd(), number).map_err(os("replace standard stream"))
+    })
 }
 
-/// Gives the standard streams that are pipes to the process's user, who may want to open `/dev/stdout` again.
+/// Gives the standard streams that are pipes to the process's user, who may want to open
+/// `/dev/stdout` again.
 pub(crate) fn give_streams(uid: u32) {
-    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let streams = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
     for stream in streams.into_iter().filter(|_| uid != 0) {
-        if rustix::fs::fstat(stream).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
+        if rustix::fs::fstat(stream)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+        {
             let _ = rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None);
         }
     }
 }
 
-/// Enters the working directory, as root still: a directory that only root may enter works, as with other engines.
+/// Enters the working directory, as root still: a directory that only root may enter works, as with
+/// other engines.
 pub(crate) fn enter_directory(cwd: &str) -> Result<()> {
     let cwd = if cwd.is_empty() { "/" } else { cwd };
     match rustix::process::chdir(cwd) {
         Ok(()) => {}
-        Err(error) => return Err(Error::Os(format!("chdir to cwd ({cwd:?}) set in config.json failed: {}", errno_text(&error.into())))),
+        Err(error) => {
+            return Err(Error::Os(format!(
+                "chdir to cwd ({cwd:?}) set in config.json failed: {}",
+                errno_text(&error.into())
+            )));
+        }
     }
-    // A directory outside the root (through a leaked descriptor) has no path inside it (CVE-2024-21626).
+    // A directory outside the root (through a leaked descriptor) has no path inside it
+    // (CVE-2024-21626).
     let here = rustix::process::getcwd(Vec::new())
         .map_err(os("current working directory is outside of container mount namespace root -- possible container breakout detected"))?;
     if here.to_bytes().first() == Some(&b'/') {
@@ -89,8 +119,8 @@ pub(crate) const STREAMS: u32 = 3;
 /// The exit status of a program that the kernel does not execute, as with other runtimes.
 const NOT_EXECUTED: i32 = 255;
 
-/// Everything before the final step that may still fail with a clear message: the program is found, its arguments are
-/// ready, limits are set.
+/// Everything before the final step that may still fail with a clear message: the program is found,
+/// its arguments are ready, limits are set.
 pub(crate) struct Prepared<'a> {
     process: &'a Process,
     identity: Identity,
@@ -111,38 +141,73 @@ pub(crate) struct Surroundings<'a> {
     pub preserved: u32,
 }
 
-/// This process's directory in the host's procfs, to be opened before anything of the container is entered. What is at `/proc`
-/// in there is the container's choice: the host's own, where a pid of the container is another process's number.
+/// This process's directory in the host's procfs, to be opened before anything of the container is
+/// entered. What is at `/proc` in there is the container's choice: the host's own, where a pid of
+/// the container is another process's number.
 pub(crate) fn own_proc() -> Result<OwnedFd> {
-    rustix::fs::open("/proc/self", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open", "/proc/self"))
+    rustix::fs::open(
+        "/proc/self",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(os_at("open", "/proc/self"))
 }
 
 /// Sets how soon the process and its children are killed for want of memory.
 pub(crate) fn set_oom_score(own_proc: &OwnedFd, process: &Process) -> Result<()> {
-    process.oom_score_adj.map_or(Ok(()), |score| write_proc(own_proc, "oom_score_adj", &score.to_string()))
+    process.oom_score_adj.map_or(Ok(()), |score| {
+        write_proc(own_proc, "oom_score_adj", &score.to_string())
+    })
 }
 
-/// Sets limits and priorities, drops what can be dropped early, changes the user, and finds the program.
-pub(crate) fn prepare<'a>(process: &'a Process, surroundings: Surroundings<'a>) -> Result<Prepared<'a>> {
-    let Surroundings { identity, filter, personality, preserved } = surroundings;
-    let sets = process.capabilities.as_ref().map(Sets::resolve).transpose()?;
+/// Sets limits and priorities, drops what can be dropped early, changes the user, and finds the
+/// program.
+pub(crate) fn prepare<'a>(
+    process: &'a Process,
+    surroundings: Surroundings<'a>,
+) -> Result<Prepared<'a>> {
+    let Surroundings {
+        identity,
+        filter,
+        personality,
+        preserved,
+    } = surroundings;
+    let sets = process
+        .capabilities
+        .as_ref()
+        .map(Sets::resolve)
+        .transpose()?;
     process.rlimits.iter().try_for_each(set_limit)?;
     if let Some(personality) = personality {
         set_personality(personality_domain(personality)?).map_err(os("set personality"))?;
     }
     if let Some(priority) = &process.io_priority {
-        set_io_priority(io_class(&priority.class)?, priority.priority).map_err(os("set I/O priority"))?;
+        set_io_priority(io_class(&priority.class)?, priority.priority)
+            .map_err(os("set I/O priority"))?;
     }
     if let Some(scheduler) = &process.scheduler {
         set_scheduler(scheduler_attr(scheduler)?).map_err(os("set scheduler"))?;
     }
     enter_directory(&process.cwd)?;
     let environment = environment(process, &identity)?;
-    let arguments = process.args.iter().map(|argument| c_string(argument)).collect::<Result<Vec<_>>>()?;
+    let arguments = process
+        .args
+        .iter()
+        .map(|argument| c_string(argument))
+        .collect::<Result<Vec<_>>>()?;
     if process.no_new_privileges {
         set_no_new_privs(true).map_err(os("set no_new_privs"))?;
     }
-    let mut prepared = Prepared { process, identity, sets, filter, program: CString::default(), arguments, environment, preserved };
+    let mut prepared = Prepared {
+        process,
+        identity,
+        sets,
+        filter,
+        program: CString::default(),
+        arguments,
+        environment,
+        preserved,
+    };
     prepared.become_user()?;
     // As the user: a file that only root may execute is not executable for others.
     prepared.program = find_program(process)?;
@@ -151,7 +216,9 @@ pub(crate) fn prepare<'a>(process: &'a Process, surroundings: Surroundings<'a>) 
 
 impl Prepared<'_> {
     fn become_user(&self) -> Result<()> {
-        let Identity { uid, gid, groups, .. } = &self.identity;
+        let Identity {
+            uid, gid, groups, ..
+        } = &self.identity;
         if let Some(sets) = &self.sets {
             sets.apply_bounding()?;
         }
@@ -165,12 +232,15 @@ impl Prepared<'_> {
         let (gid, uid) = (Gid::from_raw(*gid), Uid::from_raw(*uid));
         set_thread_res_gid(gid, gid, gid).map_err(os("setgid"))?;
         set_thread_res_uid(uid, uid, uid).map_err(os("setuid"))?;
-        rustix::process::umask(Mode::from_raw_mode(self.process.user.umask.unwrap_or(0o022)));
+        rustix::process::umask(Mode::from_raw_mode(
+            self.process.user.umask.unwrap_or(0o022),
+        ));
         Ok(())
     }
 
-    /// Installs the filter, takes the final capabilities, and becomes the program. Returns only if that cannot be tried; a
-    /// program that the kernel refuses to execute counts as one that has started: it says so on its error output and exits.
+    /// Installs the filter, takes the final capabilities, and becomes the program. Returns only if
+    /// that cannot be tried; a program that the kernel refuses to execute counts as one that has
+    /// started: it says so on its error output and exits.
     pub(crate) fn execute(self) -> Error {
         match self.try_execute() {
             Ok(never) => match never {},
@@ -183,8 +253,9 @@ impl Prepared<'_> {
         // Under the filter as little as possible: a profile need not allow these.
         cloexec_from(STREAMS + self.preserved).map_err(os("close_range"))?;
         signal::reset_all().map_err(os("reset signals"))?;
-        // Installing a filter needs CAP_SYS_ADMIN unless no_new_privs is set, so it goes before the capabilities then,
-        // and as late as possible otherwise. The user change has cleared the effective set: raise it for this step.
+        // Installing a filter needs CAP_SYS_ADMIN unless no_new_privs is set, so it goes before the
+        // capabilities then, and as late as possible otherwise. The user change has cleared the
+        // effective set: raise it for this step.
         if !self.process.no_new_privileges {
             self.raise_effective()?;
             self.install_filter()?;
@@ -196,7 +267,11 @@ impl Prepared<'_> {
             self.install_filter()?;
         }
         let error = exec(&self.program, &self.arguments, &self.environment);
-        let text = format!("exec {}: {}\n", self.program.to_string_lossy(), errno_text(&error));
+        let text = format!(
+            "exec {}: {}\n",
+            self.program.to_string_lossy(),
+            errno_text(&error)
+        );
         let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
         exit_now(NOT_EXECUTED)
     }
@@ -212,8 +287,11 @@ impl Prepared<'_> {
     }
 
     fn install_filter(&self) -> Result<()> {
-        let Some(filter) = self.filter else { return Ok(()) };
-        let listener = seccomp::install(&filter.program, filter.flags).map_err(os("install seccomp filter"))?;
+        let Some(filter) = self.filter else {
+            return Ok(());
+        };
+        let listener = seccomp::install(&filter.program, filter.flags)
+            .map_err(os("install seccomp filter"))?;
         match (listener, &filter.listener) {
             (Some(fd), Some((path, metadata))) => send_listener(&fd, path, metadata),
             _ => Ok(()),
@@ -221,29 +299,43 @@ impl Prepared<'_> {
     }
 }
 
-/// Hands the seccomp notification descriptor to the agent that the configuration names (OCI "listenerPath").
+/// Hands the seccomp notification descriptor to the agent that the configuration names (OCI
+/// "listenerPath").
 fn send_listener(fd: &OwnedFd, path: &str, metadata: &str) -> Result<()> {
     use rustix::net::{
-        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, sendmsg,
-        socket_with,
+        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+        SocketFlags, SocketType, connect, sendmsg, socket_with,
     };
     let step = || os_at::<Errno>("send seccomp listener to", path);
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(step())?;
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(step())?;
     connect(&socket, &SocketAddrUnix::new(path).map_err(step())?).map_err(step())?;
     let state = serde_json::json!({"ociVersion": crate::spec::VERSION, "fds": ["seccompFd"], "pid": rustix::process::getpid().as_raw_nonzero(), "metadata": metadata});
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [fd.as_fd()];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(&socket, &[std::io::IoSlice::new(state.to_string().as_bytes())], &mut control, SendFlags::NOSIGNAL).map(drop).map_err(step())
+    sendmsg(
+        &socket,
+        &[std::io::IoSlice::new(state.to_string().as_bytes())],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+    .map_err(step())
 }
 
 fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::invalid(format!("argument {text:?} contains a NUL byte")))
 }
 
-/// The environment with `HOME` added when nothing sets it. Entries without a name are refused by name, so nothing of
-/// the starter's own environment can take their place.
+/// The environment with `HOME` added when nothing sets it. Entries without a name are refused by
+/// name, so nothing of the starter's own environment can take their place.
 fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>> {
     let mut has_home = false;
     let mut last = HashMap::with_capacity(process.env.len());
@@ -253,13 +345,19 @@ fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>> {
                 has_home |= name == "HOME" && !value.is_empty();
                 last.insert(name, index);
             }
-            _ => return Err(Error::invalid(format!("invalid environment variable {entry:?}"))),
+            _ => {
+                return Err(Error::invalid(format!(
+                    "invalid environment variable {entry:?}"
+                )));
+            }
         }
     }
     let mut environment = Vec::with_capacity(process.env.len() + 1);
     for (index, entry) in process.env.iter().enumerate() {
         // Of a name that comes twice the later value counts.
-        let counts = entry.split_once('=').is_some_and(|(name, _)| last.get(name) == Some(&index));
+        let counts = entry
+            .split_once('=')
+            .is_some_and(|(name, _)| last.get(name) == Some(&index));
         if counts && entry != "HOME=" {
             environment.push(c_string(entry)?);
         }
@@ -277,14 +375,27 @@ fn find_program(process: &Process) -> Result<CString> {
         return match executable(name) {
             Ok(()) => c_string(name),
             Err(Errno::ACCESS) => Err(denied(name)),
-            Err(Errno::ISDIR) => Err(Error::NotExecutable(format!("exec: {name:?}: is a directory"))),
-            Err(error) => Err(Error::CommandNotFound(format!("exec: {name:?}: stat {name}: {}", errno_text(&error.into())))),
+            Err(Errno::ISDIR) => Err(Error::NotExecutable(format!(
+                "exec: {name:?}: is a directory"
+            ))),
+            Err(error) => Err(Error::CommandNotFound(format!(
+                "exec: {name:?}: stat {name}: {}",
+                errno_text(&error.into())
+            ))),
         };
     }
-    let path = process.env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
+    let path = process
+        .env
+        .iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix("PATH="))
+        .unwrap_or_default();
     let mut refused = None;
     for directory in path.split(':').filter(|_| !name.is_empty()) {
-        let candidate = format!("{}/{name}", if directory.is_empty() { "." } else { directory });
+        let candidate = format!(
+            "{}/{name}",
+            if directory.is_empty() { "." } else { directory }
+        );
         match executable(&candidate) {
             Ok(()) => return c_string(&candidate),
             Err(Errno::ACCESS) => refused = Some(candidate),
@@ -293,7 +404,9 @@ fn find_program(process: &Process) -> Result<CString> {
     }
     Err(match refused {
         Some(_) => denied(name),
-        None => Error::CommandNotFound(format!("exec: {name:?}: executable file not found in $PATH")),
+        None => Error::CommandNotFound(format!(
+            "exec: {name:?}: executable file not found in $PATH"
+        )),
     })
 }
 
@@ -331,21 +444,36 @@ fn set_limit(limit: &RlimitSpec) -> Result<()> {
         other => return Err(Error::invalid(format!("invalid rlimit type {other:?}"))),
     };
     let value = |number: u64| (number != u64::MAX).then_some(number);
-    setrlimit(resource, Rlimit { current: value(limit.soft), maximum: value(limit.hard) })
-        .map_err(os_at("error setting rlimit type", &limit.kind))
+    setrlimit(
+        resource,
+        Rlimit {
+            current: value(limit.soft),
+            maximum: value(limit.hard),
+        },
+    )
+    .map_err(os_at("error setting rlimit type", &limit.kind))
 }
 
-/// Asks the host's security module for the process's label at exec. A label that no module here understands is an
-/// error: it must not be thought to protect.
+/// Asks the host's security module for the process's label at exec. A label that no module here
+/// understands is an error: it must not be thought to protect.
 pub(crate) fn label(own_proc: &OwnedFd, process: &Process) -> Result<()> {
     if !process.apparmor_profile.is_empty() && process.apparmor_profile != "unconfined" {
         const OWN_DIRECTORY: &str = "attr/apparmor/exec";
-        let path = if rustix::fs::statat(own_proc, OWN_DIRECTORY, AtFlags::empty()).is_ok() { OWN_DIRECTORY } else { "attr/exec" };
-        write_proc(own_proc, path, &format!("exec {}", process.apparmor_profile))
-            .map_err(|error| error.during("apply apparmor profile"))?;
+        let path = if rustix::fs::statat(own_proc, OWN_DIRECTORY, AtFlags::empty()).is_ok() {
+            OWN_DIRECTORY
+        } else {
+            "attr/exec"
+        };
+        write_proc(
+            own_proc,
+            path,
+            &format!("exec {}", process.apparmor_profile),
+        )
+        .map_err(|error| error.during("apply apparmor profile"))?;
     }
     if !process.selinux_label.is_empty() {
-        write_proc(own_proc, "attr/exec", &process.selinux_label).map_err(|error| error.during("apply selinux label"))?;
+        write_proc(own_proc, "attr/exec", &process.selinux_label)
+            .map_err(|error| error.during("apply selinux label"))?;
     }
     Ok(())
 }
@@ -354,7 +482,9 @@ fn personality_domain(personality: &Personality) -> Result<u64> {
     match personality.domain.as_str() {
         "LINUX" => Ok(0),
         "LINUX32" => Ok(8),
-        other => Err(Error::invalid(format!("unknown personality domain {other:?}"))),
+        other => Err(Error::invalid(format!(
+            "unknown personality domain {other:?}"
+        ))),
     }
 }
 
@@ -363,7 +493,9 @@ fn io_class(class: &str) -> Result<u32> {
         "IOPRIO_CLASS_RT" => Ok(1),
         "IOPRIO_CLASS_BE" => Ok(2),
         "IOPRIO_CLASS_IDLE" => Ok(3),
-        other => Err(Error::invalid(format!("unknown I/O priority class {other:?}"))),
+        other => Err(Error::invalid(format!(
+            "unknown I/O priority class {other:?}"
+        ))),
     }
 }
 
@@ -376,7 +508,11 @@ fn scheduler_attr(scheduler: &crate::spec::Scheduler) -> Result<SchedAttr> {
         "SCHED_ISO" => 4,
         "SCHED_IDLE" => 5,
         "SCHED_DEADLINE" => 6,
-        other => return Err(Error::invalid(format!("unknown scheduler policy {other:?}"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "unknown scheduler policy {other:?}"
+            )));
+        }
     };
     let flags = scheduler.flags.iter().try_fold(0u64, |flags, name| {
         Ok(flags
@@ -403,14 +539,22 @@ fn scheduler_attr(scheduler: &crate::spec::Scheduler) -> Result<SchedAttr> {
 }
 
 pub(crate) fn become_root() -> Result<()> {
-    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(os("become root of the user namespace"))?;
-    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(os("become root of the user namespace"))
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+        .map_err(os("become root of the user namespace"))?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+        .map_err(os("become root of the user namespace"))
 }
 
 /// Enters the session keyring of a container, which is new for its first process.
 pub(crate) fn join_keyring(container: &str, first: bool) -> Result<()> {
     let joined = join_session_keyring(&c_string(&format!("_ses.{container}"))?);
-    match joined.and_then(|serial| if first { let_keyring_be_joined(serial) } else { Ok(()) }) {
+    match joined.and_then(|serial| {
+        if first {
+            let_keyring_be_joined(serial)
+        } else {
+            Ok(())
+        }
+    }) {
         Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => Ok(()),
         result => result.map_err(os("join the container's session keyring")),
     }

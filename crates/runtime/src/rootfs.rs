@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree, unmount,
+    MountPropagationFlags as Propagation, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    mount_change, move_mount, open_tree, unmount,
 };
 use serde::{Deserialize, Serialize};
 use whelk_sys::mount::{MountAttr, set_attr};
@@ -34,38 +35,57 @@ pub struct Overlay {
     pub volatile: bool,
 }
 
-/// Mounts the root and attaches it. Returns a descriptor of its top, from which all later paths are resolved.
+/// Mounts the root and attaches it. Returns a descriptor of its top, from which all later paths are
+/// resolved.
 ///
-/// `scratch` is an empty directory to attach an overlay on; being in a private mount namespace, it may be shared by
-/// all containers.
+/// `scratch` is an empty directory to attach an overlay on; being in a private mount namespace, it
+/// may be shared by all containers.
 pub(crate) fn attach(rootfs: &Rootfs, scratch: &Path) -> Result<OwnedFd> {
     // Slave: what the host unmounts goes away here too, and nothing mounted here shows up there.
-    mount_change("/", Propagation::DOWNSTREAM | Propagation::REC).map_err(os("make the mount namespace a slave"))?;
+    mount_change("/", Propagation::DOWNSTREAM | Propagation::REC)
+        .map_err(os("make the mount namespace a slave"))?;
     let (tree, place) = match rootfs {
         Rootfs::Directory(path) => {
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-            (open_tree(CWD, path, flags).map_err(os_at("open root file system", path))?, path.as_path())
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_RECURSIVE;
+            (
+                open_tree(CWD, path, flags).map_err(os_at("open root file system", path))?,
+                path.as_path(),
+            )
         }
-        Rootfs::Overlay(Overlay { lower, upper, work, volatile }) => {
-            let writable = Some(Writable { upper, work, volatile: *volatile });
+        Rootfs::Overlay(Overlay {
+            lower,
+            upper,
+            work,
+            volatile,
+        }) => {
+            let writable = Some(Writable {
+                upper,
+                work,
+                volatile: *volatile,
+            });
             match overlay::mount(lower, writable) {
                 Ok(tree) => (tree, scratch),
                 Err(Errno::INVAL | Errno::NOSYS) => {
-                    return overlay::mount_at(scratch, lower, writable).map_err(os_at("mount overlay on", upper));
+                    return overlay::mount_at(scratch, lower, writable)
+                        .map_err(os_at("mount overlay on", upper));
                 }
                 Err(error) => return Err(os_at("mount overlay on", upper)(error)),
             }
         }
     };
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(tree.as_fd(), "", CWD, place, flags).map_err(os_at("attach root file system at", place))?;
+    move_mount(tree.as_fd(), "", CWD, place, flags)
+        .map_err(os_at("attach root file system at", place))?;
     Ok(tree)
 }
 
 /// Makes `root` the root of the mount namespace and lets go of the host's.
 pub(crate) fn pivot(root: impl AsFd) -> Result<()> {
     rustix::process::fchdir(root).map_err(os("enter root file system"))?;
-    // Old and new root stacked on the same place: the old one is on top and can be detached by "." (pivot_root(2)).
+    // Old and new root stacked on the same place: the old one is on top and can be detached by "."
+    // (pivot_root(2)).
     rustix::process::pivot_root(".", ".").map_err(os("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(os("detach the host's root"))?;
     rustix::process::chdir("/").map_err(os("chdir to the new root"))
@@ -82,12 +102,29 @@ pub(crate) fn finish(propagation: &str, readonly: bool) -> Result<()> {
         "rslave" => Propagation::DOWNSTREAM | Propagation::REC,
         "unbindable" => Propagation::UNBINDABLE,
         "runbindable" => Propagation::UNBINDABLE | Propagation::REC,
-        other => return Err(Error::invalid(format!("unknown rootfsPropagation {other:?}"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "unknown rootfsPropagation {other:?}"
+            )));
+        }
     };
     mount_change("/", flags).map_err(os("set propagation of the root"))?;
     if readonly {
-        let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os("open /"))?;
-        set_attr(root.as_fd(), MountAttr { set: RDONLY, ..MountAttr::default() }, false).map_err(os("make the root read-only"))?;
+        let root = rustix::fs::open(
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(os("open /"))?;
+        set_attr(
+            root.as_fd(),
+            MountAttr {
+                set: RDONLY,
+                ..MountAttr::default()
+            },
+            false,
+        )
+        .map_err(os("make the root read-only"))?;
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
-//! The OCI runtime configuration (`config.json`), version 1.2 with the fields of 1.3 that Linux has.
+//! The OCI runtime configuration (`config.json`), version 1.2 with the fields of 1.3 that Linux
+//! has.
 //!
-//! Plain structs with public fields: the engine fills them, `whelk oci` reads them from a bundle. A missing field is
-//! the same as an empty one, so lists are not wrapped in `Option`. Capabilities and rlimits stay strings here: the
-//! specification wants unknown names to be reported by the runtime, not refused by the parser.
+//! Plain structs with public fields: the engine fills them, `whelk oci` reads them from a bundle. A
+//! missing field is the same as an empty one, so lists are not wrapped in `Option`. Capabilities
+//! and rlimits stay strings here: the specification wants unknown names to be reported by the
+//! runtime, not refused by the parser.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -362,19 +364,27 @@ impl DeviceKind {
 }
 
 impl Linux {
-    /// The namespace of this kind that the container asks for; `None` means it shares its starter's.
+    /// The namespace of this kind that the container asks for; `None` means it shares its
+    /// starter's.
     pub fn namespace(&self, kind: NamespaceKind) -> Option<&Namespace> {
-        self.namespaces.iter().find(|namespace| namespace.kind == kind)
+        self.namespaces
+            .iter()
+            .find(|namespace| namespace.kind == kind)
     }
 
     /// Whether the container gets a namespace of this kind of its own.
     pub fn has_new(&self, kind: NamespaceKind) -> bool {
-        self.namespace(kind).is_some_and(|namespace| namespace.path.is_none())
+        self.namespace(kind)
+            .is_some_and(|namespace| namespace.path.is_none())
     }
 
     /// Has the container enter an existing namespace in place of a new one.
     pub fn join(&mut self, kind: NamespaceKind, path: PathBuf) {
-        for namespace in self.namespaces.iter_mut().filter(|namespace| namespace.kind == kind) {
+        for namespace in self
+            .namespaces
+            .iter_mut()
+            .filter(|namespace| namespace.kind == kind)
+        {
             namespace.path = Some(path.clone());
         }
     }
@@ -392,7 +402,8 @@ mod tests {
         assert!(spec.linux.has_new(NamespaceKind::Pid));
         assert!(!spec.linux.has_new(NamespaceKind::Network));
         assert_eq!(spec.linux.resources.block_io.weight, Some(10));
-        let again: Spec = serde_json::from_str(&serde_json::to_string(&spec).expect("serialises")).expect("parses");
+        let again: Spec = serde_json::from_str(&serde_json::to_string(&spec).expect("serialises"))
+            .expect("parses");
         assert_eq!(again, spec);
     }
 }

@@ -23,8 +23,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
-    SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +52,8 @@ pub(crate) enum Received {
     Nothing,
 }
 
-/// The process that sent a message, for a receiver that has asked to be told ([`Sync::tell_senders`]).
+/// The process that sent a message, for a receiver that has asked to be told
+/// ([`Sync::tell_senders`]).
 pub(crate) type Sender = rustix::process::Pid;
 
 #[derive(Debug)]
@@ -63,19 +64,30 @@ const LARGEST: usize = 16 << 10;
 
 impl Sync {
     pub(crate) fn pair() -> Result<(Self, Self)> {
-        let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(os("socketpair"))?;
+        let (a, b) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(os("socketpair"))?;
         Ok((Self(a), Self(b)))
     }
 
-    /// Has the kernel say of each message which process sent it, by its number in this process's pid namespace.
+    /// Has the kernel say of each message which process sent it, by its number in this process's
+    /// pid namespace.
     pub(crate) fn tell_senders(&self) -> Result<()> {
-        rustix::net::sockopt::set_socket_passcred(&self.0, true).map_err(os("ask for senders' numbers"))
+        rustix::net::sockopt::set_socket_passcred(&self.0, true)
+            .map_err(os("ask for senders' numbers"))
     }
 
     pub(crate) fn send(&self, message: &Message, fd: Option<&OwnedFd>) -> Result<()> {
         let mut text = serde_json::to_vec(message).map_err(|error| Error::Os(error.to_string()))?;
         if text.len() > LARGEST {
-            text = serde_json::to_vec(&Message::Failed(Error::Os("the error message is too long to pass on".into()))).unwrap_or_default();
+            text = serde_json::to_vec(&Message::Failed(Error::Os(
+                "the error message is too long to pass on".into(),
+            )))
+            .unwrap_or_default();
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -83,7 +95,14 @@ impl Sync {
         if let Some(fds) = &borrowed {
             control.push(SendAncillaryMessage::ScmRights(fds));
         }
-        sendmsg(&self.0, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL).map(drop).map_err(os("send to the container's starter"))
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(&text)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )
+        .map(drop)
+        .map_err(os("send to the container's starter"))
     }
 
     /// The next message, or `None` when the other side is gone or has executed its program.
@@ -96,12 +115,22 @@ impl Sync {
 
     /// The next message. Without `wait`, [`Received::Nothing`] if none has come yet.
     pub(crate) fn look(&self, wait: bool) -> Result<Received> {
-        let flags = if wait { RecvFlags::CMSG_CLOEXEC } else { RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT };
+        let flags = if wait {
+            RecvFlags::CMSG_CLOEXEC
+        } else {
+            RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT
+        };
         let mut text = vec![0; LARGEST];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
-            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut control, flags) {
+            match recvmsg(
+                &self.0,
+                &mut [IoSliceMut::new(&mut text)],
+                &mut control,
+                flags,
+            ) {
                 Err(Errno::INTR) => {}
                 Err(Errno::CONNRESET) => return Ok(Received::End),
                 Err(Errno::AGAIN) => return Ok(Received::Nothing),
@@ -119,8 +148,11 @@ impl Sync {
                 _ => {}
             }
         }
-        let message = serde_json::from_slice(&text[..received.bytes])
-            .map_err(|error| Error::Os(format!("malformed message from the half-made container: {error}")))?;
+        let message = serde_json::from_slice(&text[..received.bytes]).map_err(|error| {
+            Error::Os(format!(
+                "malformed message from the half-made container: {error}"
+            ))
+        })?;
         Ok(Received::Message(message, fd, sender))
     }
 
@@ -133,8 +165,12 @@ impl Sync {
         match self.receive()? {
             Some((Message::Failed(error), _)) => Err(error),
             Some((message, fd)) if message == *expected => Ok(fd),
-            Some((message, _)) => Err(Error::Os(format!("unexpected message {message:?} while starting a container"))),
-            None => Err(Error::Os("the other side ended while starting a container".into())),
+            Some((message, _)) => Err(Error::Os(format!(
+                "unexpected message {message:?} while starting a container"
+            ))),
+            None => Err(Error::Os(
+                "the other side ended while starting a container".into(),
+            )),
         }
     }
 }

@@ -28,15 +28,26 @@ pub(crate) fn check(linux: &Linux) -> Result<()> {
     for key in linux.sysctl.keys() {
         let name = dotted(key);
         let name = name.as_str();
-        if path_of(key).split('/').any(|part| matches!(part, "" | "." | "..")) {
+        if path_of(key)
+            .split('/')
+            .any(|part| matches!(part, "" | "." | ".."))
+        {
             return Err(Error::Refused(format!("sysctl {name:?} {SHARED}")));
         }
         let (kind, refusal) = if OF_IPC.contains(&name) || name.starts_with("fs.mqueue.") {
-            (NamespaceKind::Ipc, "is not allowed in the hosts ipc namespace")
+            (
+                NamespaceKind::Ipc,
+                "is not allowed in the hosts ipc namespace",
+            )
         } else if name.starts_with("net.") {
-            (NamespaceKind::Network, "not allowed in host network namespace")
+            (
+                NamespaceKind::Network,
+                "not allowed in host network namespace",
+            )
         } else if name == "kernel.hostname" && linux.namespace(NamespaceKind::Uts).is_some() {
-            return Err(Error::Refused(format!("sysctl {name:?} is not allowed as it conflicts with the OCI \"hostname\" field")));
+            return Err(Error::Refused(format!(
+                "sysctl {name:?} is not allowed as it conflicts with the OCI \"hostname\" field"
+            )));
         } else if name == "kernel.domainname" {
             (NamespaceKind::Uts, SHARED)
         } else {
@@ -51,10 +62,17 @@ pub(crate) fn check(linux: &Linux) -> Result<()> {
 
 const SHARED: &str = "is not in a separate kernel namespace";
 
-/// A key with dots between its parts. Where the first separator is a slash, dots belong to names: of an interface `eth0.1`
-/// (sysctl(8)).
+/// A key with dots between its parts. Where the first separator is a slash, dots belong to names:
+/// of an interface `eth0.1` (sysctl(8)).
 fn dotted(key: &str) -> String {
-    if key.find(['.', '/']).is_some_and(|first| key.as_bytes()[first] == b'/') { exchanged(key) } else { key.to_owned() }
+    if key
+        .find(['.', '/'])
+        .is_some_and(|first| key.as_bytes()[first] == b'/')
+    {
+        exchanged(key)
+    } else {
+        key.to_owned()
+    }
 }
 
 /// A key as a path below `/proc/sys`.
@@ -71,7 +89,8 @@ fn exchanged(key: &str) -> String {
     key.chars().map(exchange).collect()
 }
 
-/// Sets the parameters through the container's procfs, or where it has none of its own, through one that nobody else sees.
+/// Sets the parameters through the container's procfs, or where it has none of its own, through one
+/// that nobody else sees.
 pub(crate) fn set(proc: Option<&OwnedFd>, values: &BTreeMap<String, String>) -> Result<()> {
     if values.is_empty() {
         return Ok(());
@@ -85,7 +104,8 @@ pub(crate) fn set(proc: Option<&OwnedFd>, values: &BTreeMap<String, String>) -> 
         }
     };
     for (key, value) in values {
-        write_proc(proc, &format!("sys/{}", path_of(key)), value).map_err(|error| error.during(&format!("sysctl {key}={value}")))?;
+        write_proc(proc, &format!("sys/{}", path_of(key)), value)
+            .map_err(|error| error.during(&format!("sysctl {key}={value}")))?;
     }
     Ok(())
 }
@@ -97,35 +117,87 @@ mod tests {
 
     /// For a container with these namespaces of its own.
     fn refusal(own: &[NamespaceKind], key: &str) -> String {
-        let mut linux = Linux { sysctl: [(key.to_owned(), "1".to_owned())].into(), ..Linux::default() };
-        linux.namespaces = own.iter().map(|&kind| Namespace { kind, path: None }).collect();
+        let mut linux = Linux {
+            sysctl: [(key.to_owned(), "1".to_owned())].into(),
+            ..Linux::default()
+        };
+        linux.namespaces = own
+            .iter()
+            .map(|&kind| Namespace { kind, path: None })
+            .collect();
         check(&linux).map_or_else(|error| error.to_string(), |()| String::new())
     }
 
     #[test]
     fn only_what_is_the_containers_own_can_be_set() {
-        let all = &[NamespaceKind::Ipc, NamespaceKind::Network, NamespaceKind::Uts];
-        for key in
-            ["kernel.msgmax", "fs.mqueue.msg_max", "net.ipv4.ip_forward", "net/ipv4/conf/eth0.1/x", "kernel.domainname", "kernel/sem"]
-        {
+        let all = &[
+            NamespaceKind::Ipc,
+            NamespaceKind::Network,
+            NamespaceKind::Uts,
+        ];
+        for key in [
+            "kernel.msgmax",
+            "fs.mqueue.msg_max",
+            "net.ipv4.ip_forward",
+            "net/ipv4/conf/eth0.1/x",
+            "kernel.domainname",
+            "kernel/sem",
+        ] {
             assert_eq!(refusal(all, key), "");
         }
-        assert_eq!(refusal(&[], "kernel.msgmax"), "sysctl \"kernel.msgmax\" is not allowed in the hosts ipc namespace");
-        assert_eq!(refusal(&[], "net/ipv4/ip_forward"), "sysctl \"net.ipv4.ip_forward\" not allowed in host network namespace");
-        for key in ["vm.swappiness", "kernel.panic", "user.max_user_namespaces", "", "net", "network.x"] {
-            assert_eq!(refusal(all, key), format!("sysctl {key:?} is not in a separate kernel namespace"));
+        assert_eq!(
+            refusal(&[], "kernel.msgmax"),
+            "sysctl \"kernel.msgmax\" is not allowed in the hosts ipc namespace"
+        );
+        assert_eq!(
+            refusal(&[], "net/ipv4/ip_forward"),
+            "sysctl \"net.ipv4.ip_forward\" not allowed in host network namespace"
+        );
+        for key in [
+            "vm.swappiness",
+            "kernel.panic",
+            "user.max_user_namespaces",
+            "",
+            "net",
+            "network.x",
+        ] {
+            assert_eq!(
+                refusal(all, key),
+                format!("sysctl {key:?} is not in a separate kernel namespace")
+            );
         }
-        assert_eq!(refusal(&[], "kernel.domainname"), "sysctl \"kernel.domainname\" is not in a separate kernel namespace");
-        assert!(refusal(all, "kernel.hostname").ends_with("conflicts with the OCI \"hostname\" field"));
-        for key in ["net/../kernel/panic", "net.//.kernel.panic", "net....kernel.panic", "net/./ipv4", "net.", "net.ipv4."] {
-            assert!(refusal(all, key).ends_with("is not in a separate kernel namespace"), "{key}");
+        assert_eq!(
+            refusal(&[], "kernel.domainname"),
+            "sysctl \"kernel.domainname\" is not in a separate kernel namespace"
+        );
+        assert!(
+            refusal(all, "kernel.hostname").ends_with("conflicts with the OCI \"hostname\" field")
+        );
+        for key in [
+            "net/../kernel/panic",
+            "net.//.kernel.panic",
+            "net....kernel.panic",
+            "net/./ipv4",
+            "net.",
+            "net.ipv4.",
+        ] {
+            assert!(
+                refusal(all, key).ends_with("is not in a separate kernel namespace"),
+                "{key}"
+            );
         }
     }
 
     #[test]
     fn a_joined_namespace_that_is_the_callers_is_not_separate() {
-        let mut linux = Linux { sysctl: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(), ..Linux::default() };
-        linux.namespaces = vec![Namespace { kind: NamespaceKind::Network, path: Some("/proc/thread-self/ns/net".into()) }];
+        let mut linux = Linux {
+            sysctl: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
+            ..Linux::default()
+        };
+        linux.namespaces = vec![Namespace {
+            kind: NamespaceKind::Network,
+            path: Some("/proc/thread-self/ns/net".into()),
+        }];
         assert!(check(&linux).is_err());
     }
 

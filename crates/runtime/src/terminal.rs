@@ -19,19 +19,32 @@ pub(crate) struct Terminal {
 
 /// Opens a terminal in the devpts instance whose root is `devpts`.
 ///
-/// The slave comes from the master itself (`TIOCGPTPEER`), not by name: nothing in the container can slip in another
-/// (CVE-2025-52565).
+/// The slave comes from the master itself (`TIOCGPTPEER`), not by name: nothing in the container
+/// can slip in another (CVE-2025-52565).
 pub(crate) fn open(devpts: &OwnedFd, size: Option<&ConsoleSize>) -> Result<Terminal> {
-    let master = in_root::open_same_mount(devpts, "ptmx", OFlags::RDWR | OFlags::NOCTTY).map_err(os_at("open", "/dev/pts/ptmx"))?;
+    let master = in_root::open_same_mount(devpts, "ptmx", OFlags::RDWR | OFlags::NOCTTY)
+        .map_err(os_at("open", "/dev/pts/ptmx"))?;
     let stat = rustix::fs::fstat(&master).map_err(os_at("stat", "/dev/pts/ptmx"))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != makedev(5, 2) {
-        return Err(Error::invalid("/dev/pts/ptmx in the container is not a terminal multiplexer"));
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice
+        || stat.st_rdev != makedev(5, 2)
+    {
+        return Err(Error::invalid(
+            "/dev/pts/ptmx in the container is not a terminal multiplexer",
+        ));
     }
     unlockpt(&master).map_err(os("unlock the terminal"))?;
-    let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-        .map_err(os("open the terminal's other end"))?;
+    let slave = ioctl_tiocgptpeer(
+        &master,
+        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+    )
+    .map_err(os("open the terminal's other end"))?;
     if let Some(size) = size {
-        let window = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
+        let window = Winsize {
+            ws_row: size.height,
+            ws_col: size.width,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         rustix::termios::tcsetwinsize(&master, window).map_err(os("size the terminal"))?;
     }
     Ok(Terminal { master, slave })
@@ -39,7 +52,8 @@ pub(crate) fn open(devpts: &OwnedFd, size: Option<&ConsoleSize>) -> Result<Termi
 
 /// Shows the terminal as `/dev/console` too.
 pub(crate) fn mount_console(root: &OwnedFd, slave: &OwnedFd) -> Result<()> {
-    let target = in_root::create_file(root, "/dev/console").map_err(os_at("create", "/dev/console"))?;
+    let target =
+        in_root::create_file(root, "/dev/console").map_err(os_at("create", "/dev/console"))?;
     let tree = clone_of(slave, false).map_err(os_at("mount", "/dev/console"))?;
     attach_at(&tree, &target).map_err(os_at("mount", "/dev/console"))
 }
@@ -48,18 +62,34 @@ pub(crate) fn mount_console(root: &OwnedFd, slave: &OwnedFd) -> Result<()> {
 pub(crate) fn control(slave: &OwnedFd, uid: u32) -> Result<()> {
     rustix::process::ioctl_tiocsctty(slave).map_err(os("take the controlling terminal"))?;
     // The tty group of devpts' own options stays.
-    rustix::fs::fchown(slave, Some(Uid::from_raw(uid)), None::<Gid>).map_err(os("give the terminal to its user"))
+    rustix::fs::fchown(slave, Some(Uid::from_raw(uid)), None::<Gid>)
+        .map_err(os("give the terminal to its user"))
 }
 
 /// The devpts of the container that the caller has entered.
 pub(crate) fn entered_devpts() -> Result<OwnedFd> {
     const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os("open /"))?;
-    let devpts = in_root::open(&root, "/dev/pts", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).map_err(os_at("open", "/dev/pts"))?;
-    let magic = rustix::fs::fstatfs(devpts.as_fd()).map_err(os_at("statfs", "/dev/pts"))?.f_type;
+    let root = rustix::fs::open(
+        "/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(os("open /"))?;
+    let devpts = in_root::open(
+        &root,
+        "/dev/pts",
+        OFlags::PATH | OFlags::DIRECTORY,
+        Mode::empty(),
+    )
+    .map_err(os_at("open", "/dev/pts"))?;
+    let magic = rustix::fs::fstatfs(devpts.as_fd())
+        .map_err(os_at("statfs", "/dev/pts"))?
+        .f_type;
     if magic as u64 == DEVPTS_SUPER_MAGIC {
         Ok(devpts)
     } else {
-        Err(Error::invalid("the container has no terminals: /dev/pts is not devpts"))
+        Err(Error::invalid(
+            "the container has no terminals: /dev/pts is not devpts",
+        ))
     }
 }

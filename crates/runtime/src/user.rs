@@ -1,7 +1,7 @@
 //! Users and groups by name or number, from the container's own `/etc/passwd` and `/etc/group`.
 //!
-//! The files are untrusted text: they are read with a bound, from a descriptor inside the root, and parsed here. No
-//! C library lookup ever runs in a container's root (CVE-2019-14271).
+//! The files are untrusted text: they are read with a bound, from a descriptor inside the root, and
+//! parsed here. No C library lookup ever runs in a container's root (CVE-2019-14271).
 
 use std::os::fd::AsFd;
 
@@ -37,8 +37,8 @@ const LARGEST_ID: u64 = i32::MAX as u64;
 /// Looks a request up in the files below `root`.
 ///
 /// # Errors
-/// A name that is in neither file, a number out of range, or a file that cannot be read safely. A missing file is an
-/// empty one.
+/// A name that is in neither file, a number out of range, or a file that cannot be read safely. A
+/// missing file is an empty one.
 pub fn resolve(root: impl AsFd, request: &UserRequest) -> Result<Identity> {
     let passwd = read(root.as_fd(), "/etc/passwd")?;
     let group = read(root.as_fd(), "/etc/group")?;
@@ -48,14 +48,26 @@ pub fn resolve(root: impl AsFd, request: &UserRequest) -> Result<Identity> {
 /// The home directory that the files below `root` give `uid`, or `/`.
 pub fn home_of(root: impl AsFd, uid: u32) -> String {
     let passwd = read(root, "/etc/passwd").unwrap_or_default();
-    passwd_entries(&passwd).find(|entry| entry.uid == u64::from(uid)).map_or("/".to_owned(), |entry| entry.home.to_owned())
+    passwd_entries(&passwd)
+        .find(|entry| entry.uid == u64::from(uid))
+        .map_or("/".to_owned(), |entry| entry.home.to_owned())
 }
 
 fn read(root: impl AsFd, path: &str) -> Result<String> {
     match in_root::read_regular(root, path, LARGEST_FILE) {
         Ok(content) => Ok(String::from_utf8_lossy(&content).into_owned()),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(String::new()),
-        Err(error) => Err(Error::Os(format!("read {path} in the container: {}", errno_text(&error)))),
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(String::new())
+        }
+        Err(error) => Err(Error::Os(format!(
+            "read {path} in the container: {}",
+            errno_text(&error)
+        ))),
     }
 }
 
@@ -75,17 +87,37 @@ struct Group<'a> {
 fn passwd_entries(text: &str) -> impl Iterator<Item = Passwd<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.split(':');
-        let (name, _, uid, gid, _, home) =
-            (fields.next()?, fields.next(), fields.next()?, fields.next()?, fields.next(), fields.next().unwrap_or("/"));
-        Some(Passwd { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: if home.is_empty() { "/" } else { home } })
+        let (name, _, uid, gid, _, home) = (
+            fields.next()?,
+            fields.next(),
+            fields.next()?,
+            fields.next()?,
+            fields.next(),
+            fields.next().unwrap_or("/"),
+        );
+        Some(Passwd {
+            name,
+            uid: uid.parse().ok()?,
+            gid: gid.parse().ok()?,
+            home: if home.is_empty() { "/" } else { home },
+        })
     })
 }
 
 fn group_entries(text: &str) -> impl Iterator<Item = Group<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.split(':');
-        let (name, _, gid, members) = (fields.next()?, fields.next(), fields.next()?, fields.next().unwrap_or(""));
-        Some(Group { name, gid: gid.parse().ok()?, members })
+        let (name, _, gid, members) = (
+            fields.next()?,
+            fields.next(),
+            fields.next()?,
+            fields.next().unwrap_or(""),
+        );
+        Some(Group {
+            name,
+            gid: gid.parse().ok()?,
+            members,
+        })
     })
 }
 
@@ -98,17 +130,29 @@ fn lookup(passwd: &str, group: &str, request: &UserRequest) -> Result<Identity> 
         (_, Some(uid)) => entry.uid == uid,
         _ => entry.name == user,
     });
-    let mut identity = Identity { home: entry.as_ref().map_or("/", |entry| entry.home).to_owned(), ..Identity::default() };
+    let mut identity = Identity {
+        home: entry.as_ref().map_or("/", |entry| entry.home).to_owned(),
+        ..Identity::default()
+    };
     match (&entry, user_number) {
-        (Some(entry), _) => (identity.uid, identity.gid) = (in_range(entry.uid)?, in_range(entry.gid)?),
+        (Some(entry), _) => {
+            (identity.uid, identity.gid) = (in_range(entry.uid)?, in_range(entry.gid)?)
+        }
         (None, Some(uid)) => identity.uid = in_range(uid)?,
         (None, None) if user.is_empty() => {}
-        (None, None) => return Err(Error::NoSuchUser(format!("unable to find user {user}: no matching entries in passwd file"))),
+        (None, None) => {
+            return Err(Error::NoSuchUser(format!(
+                "unable to find user {user}: no matching entries in passwd file"
+            )));
+        }
     }
     if group_name.is_empty() {
-        // Supplementary groups come from the image's file, for names and numbers alike (CVE-2022-36109).
+        // Supplementary groups come from the image's file, for names and numbers alike
+        // (CVE-2022-36109).
         if let Some(entry) = &entry {
-            for group in group_entries(group).filter(|group| group.members.split(',').any(|member| member == entry.name)) {
+            for group in group_entries(group)
+                .filter(|group| group.members.split(',').any(|member| member == entry.name))
+            {
                 push(&mut identity.groups, in_range(group.gid)?);
             }
         }
@@ -138,7 +182,11 @@ fn group_id(group: &str, wanted: &str) -> Result<u32> {
     }
     let entry = group_entries(group).find(|entry| entry.name == wanted);
     entry.map_or_else(
-        || Err(Error::NoSuchUser(format!("unable to find group {wanted}: no matching entries in group file"))),
+        || {
+            Err(Error::NoSuchUser(format!(
+                "unable to find group {wanted}: no matching entries in group file"
+            )))
+        },
         |entry| in_range(entry.gid),
     )
 }
@@ -156,7 +204,11 @@ fn number(text: &str) -> Result<Option<u64>> {
 }
 
 fn in_range(id: u64) -> Result<u32> {
-    if id > LARGEST_ID { Err(out_of_range()) } else { u32::try_from(id).map_err(|_| out_of_range()) }
+    if id > LARGEST_ID {
+        Err(out_of_range())
+    } else {
+        u32::try_from(id).map_err(|_| out_of_range())
+    }
 }
 
 fn out_of_range() -> Error {
@@ -170,11 +222,27 @@ mod tests {
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbroken line\nweb:x:33:33::/var/www:/bin/false\n1000:x:0:0::/evil:/bin/sh\nhuge:x:4294967295:0::/:/x\n";
     const GROUP: &str = "root:x:0:\nwheel:x:10:root,web\nstaff:x:50:web\nhuge:x:99999999999:\n";
 
-    fn check(user: &str, groups: &[&str], expected: std::result::Result<(u32, u32, &[u32], &str), &str>) {
-        let request = UserRequest { user: user.into(), groups: groups.iter().map(|&g| g.to_owned()).collect() };
+    fn check(
+        user: &str,
+        groups: &[&str],
+        expected: std::result::Result<(u32, u32, &[u32], &str), &str>,
+    ) {
+        let request = UserRequest {
+            user: user.into(),
+            groups: groups.iter().map(|&g| g.to_owned()).collect(),
+        };
         match (lookup(PASSWD, GROUP, &request), expected) {
             (Ok(found), Ok((uid, gid, groups, home))) => {
-                assert_eq!((found.uid, found.gid, found.groups.as_slice(), found.home.as_str()), (uid, gid, groups, home), "{user:?}");
+                assert_eq!(
+                    (
+                        found.uid,
+                        found.gid,
+                        found.groups.as_slice(),
+                        found.home.as_str()
+                    ),
+                    (uid, gid, groups, home),
+                    "{user:?}"
+                );
             }
             (Err(error), Err(text)) => assert_eq!(error.to_string(), text, "{user:?}"),
             (found, expected) => panic!("{user:?}: {found:?}, expected {expected:?}"),
@@ -190,19 +258,51 @@ mod tests {
         check(":0", &[], Ok((0, 0, &[0], "/root")));
         check("root:", &[], Ok((0, 0, &[0, 10], "/root")));
         check("77", &[], Ok((77, 0, &[0], "/")));
-        check("77:88", &["wheel", "1234"], Ok((77, 88, &[88, 10, 1234], "/")));
-        check("nosuch", &[], Err("unable to find user nosuch: no matching entries in passwd file"));
-        check("0:nosuch", &[], Err("unable to find group nosuch: no matching entries in group file"));
+        check(
+            "77:88",
+            &["wheel", "1234"],
+            Ok((77, 88, &[88, 10, 1234], "/")),
+        );
+        check(
+            "nosuch",
+            &[],
+            Err("unable to find user nosuch: no matching entries in passwd file"),
+        );
+        check(
+            "0:nosuch",
+            &[],
+            Err("unable to find group nosuch: no matching entries in group file"),
+        );
     }
 
     #[test]
     fn numbers_are_never_names_and_never_wrap() {
         check("1000", &[], Ok((1000, 0, &[0], "/")));
-        for user in ["2147483648", "4294967295", "4294967296", "-1", "99999999999999999999", "0:4294967296", "huge"] {
-            check(user, &[], Err("uids and gids must be in range 0-2147483647"));
+        for user in [
+            "2147483648",
+            "4294967295",
+            "4294967296",
+            "-1",
+            "99999999999999999999",
+            "0:4294967296",
+            "huge",
+        ] {
+            check(
+                user,
+                &[],
+                Err("uids and gids must be in range 0-2147483647"),
+            );
         }
-        check("0x0", &[], Err("unable to find user 0x0: no matching entries in passwd file"));
-        check("0", &["huge"], Err("uids and gids must be in range 0-2147483647"));
+        check(
+            "0x0",
+            &[],
+            Err("unable to find user 0x0: no matching entries in passwd file"),
+        );
+        check(
+            "0",
+            &["huge"],
+            Err("uids and gids must be in range 0-2147483647"),
+        );
         check("2147483647", &[], Ok((2_147_483_647, 0, &[0], "/")));
     }
 }

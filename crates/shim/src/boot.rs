@@ -1,7 +1,7 @@
 //! A shim's birth: detach from the engine, wait for a container to run, run it.
 //!
-//! A shim may wait long: the engine keeps a few ready, so that starting a container does not wait for a program to be
-//! loaded. One whose engine goes away before it got a container just ends.
+//! A shim may wait long: the engine keeps a few ready, so that starting a container does not wait
+//! for a program to be loaded. One whose engine goes away before it got a container just ends.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::event::epoll::EventFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, recvmsg,
-    socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
+    SocketFlags, SocketType, bind, listen, recvmsg, socket_with,
 };
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::launch::{self, Gate};
@@ -34,13 +34,21 @@ const MOST_ATTACHED: usize = 253;
 /// How much output is read at a time, in bytes.
 const BUFFER: usize = 64 << 10;
 
-/// The shim's whole life. `cgroup` is where shims live, apart from their engine; the socket to the engine is standard
-/// input.
+/// The shim's whole life. `cgroup` is where shims live, apart from their engine; the socket to the
+/// engine is standard input.
 pub fn run(cgroup: Option<&str>) -> Result<()> {
-    let step = |what: &'static str| move |error: std::io::Error| Error::Os(format!("{what}: {}", whelk_sys::errno_text(&error)));
+    let step = |what: &'static str| {
+        move |error: std::io::Error| Error::Os(format!("{what}: {}", whelk_sys::errno_text(&error)))
+    };
     let home = cgroup.map(home).transpose()?;
-    // A child of init, in a session of its own: nothing that happens to the engine or its terminal reaches it.
-    match clone_process(CloneFlags::default(), home.as_ref().and_then(Cgroup::birthplace)).map_err(step("fork"))? {
+    // A child of init, in a session of its own: nothing that happens to the engine or its terminal
+    // reaches it.
+    match clone_process(
+        CloneFlags::default(),
+        home.as_ref().and_then(Cgroup::birthplace),
+    )
+    .map_err(step("fork"))?
+    {
         Cloned::Parent { .. } => exit_now(0),
         Cloned::Child => {}
     }
@@ -49,21 +57,34 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     let _ = rustix::thread::set_name(c"whelk-shim");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| Error::Os(format!("become subreaper: {error}")))?;
-    // Not readable through /proc from a container that sees this process before its program runs (CVE-2019-5736).
+    // Not readable through /proc from a container that sees this process before its program runs
+    // (CVE-2019-5736).
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|error| Error::Os(format!("prctl: {error}")))?;
     signal::ignore(rustix::process::Signal::PIPE.as_raw());
-    let signals = signal::signal_fd(&[rustix::process::Signal::CHILD.as_raw()]).map_err(step("signalfd"))?;
+    let signals =
+        signal::signal_fd(&[rustix::process::Signal::CHILD.as_raw()]).map_err(step("signalfd"))?;
     let poll = Poll::new().map_err(|error| Error::Os(format!("epoll: {error}")))?;
     if let Some(home) = home {
         home.enter()?;
     }
-    let engine = rustix::stdio::stdin().try_clone_to_owned().map_err(step("take over the engine's socket"))?;
-    let Some((mut launch, mut attached)) = receive(&engine)? else { return Ok(()) };
+    let engine = rustix::stdio::stdin()
+        .try_clone_to_owned()
+        .map_err(step("take over the engine's socket"))?;
+    let Some((mut launch, mut attached)) = receive(&engine)? else {
+        return Ok(());
+    };
     // Kept open only until the container is inside: the namespace lives as long as its processes.
-    let network = if launch.network && !attached.is_empty() { Some(attached.remove(0)) } else { None };
+    let network = if launch.network && !attached.is_empty() {
+        Some(attached.remove(0))
+    } else {
+        None
+    };
     if let Some(network) = &network {
-        launch.spec.linux.join(NamespaceKind::Network, format!("/proc/self/fd/{}", network.as_raw_fd()).into());
+        launch.spec.linux.join(
+            NamespaceKind::Network,
+            format!("/proc/self/fd/{}", network.as_raw_fd()).into(),
+        );
     }
 
     let ports = attached.drain(..launch.ports.min(attached.len())).collect();
@@ -72,17 +93,25 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     let outcome = start(launch, attached, ports, poll, signals);
     drop(network);
     let message = match &outcome {
-        Ok((shim, started_at)) => {
-            Launched::Running { pid: shim.processes.get(&INIT).map_or(0, |init| pid_number(init.pid)), started_at: *started_at }
-        }
+        Ok((shim, started_at)) => Launched::Running {
+            pid: shim
+                .processes
+                .get(&INIT)
+                .map_or(0, |init| pid_number(init.pid)),
+            started_at: *started_at,
+        },
         Err(error) => Launched::Failed(error.clone()),
     };
-    // The engine may have died meanwhile; the container runs all the same and is found by its socket.
+    // The engine may have died meanwhile; the container runs all the same and is found by its
+    // socket.
     let _ = protocol::write(SocketWriter(&engine), &message);
     close_stdin();
     // A container that did not start is its starter's to report.
-    let Ok((mut shim, _)) = outcome else { return Ok(()) };
-    // The socket it was born with goes on to carry events: none is missed between start and subscription.
+    let Ok((mut shim, _)) = outcome else {
+        return Ok(());
+    };
+    // The socket it was born with goes on to carry events: none is missed between start and
+    // subscription.
     if set_nonblocking(&engine).is_ok() {
         shim.add_client(engine, Role::Subscriber);
     }
@@ -92,13 +121,16 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
         crate::complain(&format!("container {}: {error}", shim.launch.id));
     }
     if shim.log.lost > 0 {
-        crate::complain(&format!("container {}: {} bytes of log could not be written", shim.launch.id, shim.log.lost));
+        crate::complain(&format!(
+            "container {}: {} bytes of log could not be written",
+            shim.launch.id, shim.log.lost
+        ));
     }
     result
 }
 
-/// The shims' own cgroup: stopping the engine's service does not stop containers, and their cost is not counted as the
-/// engine's.
+/// The shims' own cgroup: stopping the engine's service does not stop containers, and their cost is
+/// not counted as the engine's.
 fn home(path: &str) -> Result<Cgroup> {
     let mut cgroup = Cgroup::at(path)?;
     // The first shims may come here at once: each makes sure of every directory itself.
@@ -108,7 +140,8 @@ fn home(path: &str) -> Result<Cgroup> {
 
 /// Standard input was the engine's socket; the engine must see it end.
 fn close_stdin() {
-    if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+    if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    {
         let _ = whelk_sys::process::dup_onto(null.as_fd(), 0);
     }
 }
@@ -135,12 +168,22 @@ impl std::io::Read for SocketReader<'_> {
 
 /// Waits for the container to run. `None` when the engine went away instead.
 fn receive(engine: &OwnedFd) -> Result<Option<(Launch, Vec<OwnedFd>)>> {
-    let step = |error: std::io::Error| Error::Os(format!("receive the container to run: {}", whelk_sys::errno_text(&error)));
+    let step = |error: std::io::Error| {
+        Error::Os(format!(
+            "receive the container to run: {}",
+            whelk_sys::errno_text(&error)
+        ))
+    };
     let mut head = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_ATTACHED))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
-        match recvmsg(engine, &mut [IoSliceMut::new(&mut head)], &mut control, RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL) {
+        match recvmsg(
+            engine,
+            &mut [IoSliceMut::new(&mut head)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL,
+        ) {
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             result => break result.map_err(|error| step(error.into()))?.bytes,
@@ -157,16 +200,27 @@ fn receive(engine: &OwnedFd) -> Result<Option<(Launch, Vec<OwnedFd>)>> {
     }
     let mut body = vec![0; protocol::announced(head).map_err(step)?];
     std::io::Read::read_exact(&mut SocketReader(engine), &mut body).map_err(step)?;
-    Ok(Some((serde_json::from_slice(&body).map_err(|error| step(error.into()))?, attached)))
+    Ok(Some((
+        serde_json::from_slice(&body).map_err(|error| step(error.into()))?,
+        attached,
+    )))
 }
 
 /// Makes the container and everything that serves it. On an error nothing is left behind.
-fn start(launch: Launch, attached: Vec<OwnedFd>, ports: Vec<OwnedFd>, poll: Poll, signals: OwnedFd) -> Result<(Shim, i64)> {
+fn start(
+    launch: Launch,
+    attached: Vec<OwnedFd>,
+    ports: Vec<OwnedFd>,
+    poll: Poll,
+    signals: OwnedFd,
+) -> Result<(Shim, i64)> {
     let filter = launch.filter.as_deref().map(filter::read).transpose()?;
     let log = Writer::open(launch.log.clone())?;
     let listener = listen_in(&launch.run_dir)?;
     let mut cgroup = Cgroup::at(&launch.spec.linux.cgroups_path)?;
-    let started = cgroup.create(&launch.spec.linux.resources).and_then(|()| start_init(&launch, filter.as_ref(), &cgroup, &poll));
+    let started = cgroup
+        .create(&launch.spec.linux.resources)
+        .and_then(|()| start_init(&launch, filter.as_ref(), &cgroup, &poll));
     let (init, started_at) = match started {
         Ok(started) => started,
         Err(error) => {
@@ -175,10 +229,21 @@ fn start(launch: Launch, attached: Vec<OwnedFd>, ports: Vec<OwnedFd>, poll: Poll
             return Err(error);
         }
     };
-    let oom = launch.spec.linux.resources.memory.limit.and_then(|_| cgroup.oom_watch().ok());
-    for (fd, token) in [(Some(&listener), Token::Listener), (Some(&signals), Token::Signals), (oom.as_ref(), Token::OutOfMemory)] {
+    let oom = launch
+        .spec
+        .linux
+        .resources
+        .memory
+        .limit
+        .and_then(|_| cgroup.oom_watch().ok());
+    for (fd, token) in [
+        (Some(&listener), Token::Listener),
+        (Some(&signals), Token::Signals),
+        (oom.as_ref(), Token::OutOfMemory),
+    ] {
         if let Some(fd) = fd {
-            poll.add(fd, token, EventFlags::IN).map_err(|error| Error::Os(format!("epoll: {error}")))?;
+            poll.add(fd, token, EventFlags::IN)
+                .map_err(|error| Error::Os(format!("epoll: {error}")))?;
         }
     }
     let wanted = launch.attached.clone();
@@ -211,11 +276,28 @@ fn start(launch: Launch, attached: Vec<OwnedFd>, ports: Vec<OwnedFd>, poll: Poll
     Ok((shim, started_at))
 }
 
-fn start_init(launch: &Launch, filter: Option<&whelk_runtime::seccomp::Filter>, cgroup: &Cgroup, poll: &Poll) -> Result<(Process, i64)> {
-    let terminal = launch.spec.process.as_ref().is_some_and(|process| process.terminal);
-    let pipes = if terminal { None } else { Some(Pipes::open(launch.stdin).map_err(|error| Error::Os(format!("pipe: {error}")))?) };
+fn start_init(
+    launch: &Launch,
+    filter: Option<&whelk_runtime::seccomp::Filter>,
+    cgroup: &Cgroup,
+    poll: &Poll,
+) -> Result<(Process, i64)> {
+    let terminal = launch
+        .spec
+        .process
+        .as_ref()
+        .is_some_and(|process| process.terminal);
+    let pipes = if terminal {
+        None
+    } else {
+        Some(Pipes::open(launch.stdin).map_err(|error| Error::Os(format!("pipe: {error}")))?)
+    };
     let (streams, ours) = match pipes {
-        Some(Pipes { theirs, input, outputs }) => (Some(theirs), Some((input, outputs))),
+        Some(Pipes {
+            theirs,
+            input,
+            outputs,
+        }) => (Some(theirs), Some((input, outputs))),
         None => (None, None),
     };
     let runtime_launch = launch::Launch {
@@ -237,18 +319,32 @@ fn start_init(launch: &Launch, filter: Option<&whelk_runtime::seccomp::Filter>, 
     created.start()?;
     let started_at = now();
     let mut init = Process::new(INIT, None, created.pid, created.pidfd);
-    init.connect(created.terminal, ours, poll).map_err(|error| Error::Os(format!("watch streams: {error}")))?;
+    init.connect(created.terminal, ours, poll)
+        .map_err(|error| Error::Os(format!("watch streams: {error}")))?;
     Ok((init, started_at))
 }
 
-/// The container's socket. Bound through the directory's descriptor: the path may be longer than an address can be.
+/// The container's socket. Bound through the directory's descriptor: the path may be longer than an
+/// address can be.
 fn listen_in(run_dir: &std::path::Path) -> Result<OwnedFd> {
-    let step = |error: rustix::io::Errno| Error::Os(format!("listen in {}: {error}", run_dir.display()));
-    let directory = rustix::fs::open(run_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(step)?;
+    let step =
+        |error: rustix::io::Errno| Error::Os(format!("listen in {}: {error}", run_dir.display()));
+    let directory = rustix::fs::open(
+        run_dir,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(step)?;
     fs::remove_if_there(run_dir.join("shim.sock"))?;
-    let listener =
-        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None).map_err(step)?;
-    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/shim.sock", directory.as_raw_fd())).map_err(step)?;
+    let listener = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )
+    .map_err(step)?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/shim.sock", directory.as_raw_fd()))
+        .map_err(step)?;
     bind(&listener, &address).map_err(step)?;
     const BACKLOG: i32 = 64;
     listen(&listener, BACKLOG).map_err(step)?;

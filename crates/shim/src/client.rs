@@ -7,8 +7,8 @@ use rustix::net::{SendFlags, send};
 
 use crate::protocol::Attach;
 
-/// Above this many waiting bytes, the output that feeds a client is not read any more: the program waits for its
-/// slowest reader, and memory stays bounded (CVE-2022-31030).
+/// Above this many waiting bytes, the output that feeds a client is not read any more: the program
+/// waits for its slowest reader, and memory stays bounded (CVE-2022-31030).
 pub(crate) const HIGH_WATER: usize = 1 << 20;
 
 #[derive(Debug)]
@@ -43,9 +43,18 @@ pub(crate) struct Attached {
 
 impl Attached {
     pub(crate) fn new(process: u64, wants: Attach, terminal: bool) -> Self {
-        let keys = if terminal { wants.detach_keys.clone() } else { Vec::new() };
+        let keys = if terminal {
+            wants.detach_keys.clone()
+        } else {
+            Vec::new()
+        };
         let raw = wants.raw.unwrap_or(terminal);
-        Self { process, wants, raw, detach: DetachKeys { keys, matched: 0 } }
+        Self {
+            process,
+            wants,
+            raw,
+            detach: DetachKeys { keys, matched: 0 },
+        }
     }
 
     /// Input as the program shall see it, and whether the client typed the keys to detach.
@@ -54,7 +63,8 @@ impl Attached {
     }
 }
 
-/// Finds a key sequence in typed input. Keys of a sequence that is not completed are passed on late, not lost.
+/// Finds a key sequence in typed input. Keys of a sequence that is not completed are passed on
+/// late, not lost.
 #[derive(Debug)]
 struct DetachKeys {
     keys: Vec<u8>,
@@ -98,7 +108,14 @@ pub(crate) enum Sent {
 
 impl Client {
     pub(crate) fn new(stream: OwnedFd, role: Role) -> Self {
-        Self { stream, role, inbox: Vec::new(), outbox: Vec::new(), sent: 0, closing: false }
+        Self {
+            stream,
+            role,
+            inbox: Vec::new(),
+            outbox: Vec::new(),
+            sent: 0,
+            closing: false,
+        }
     }
 
     pub(crate) fn waiting(&self) -> usize {
@@ -115,11 +132,16 @@ impl Client {
 
     pub(crate) fn flush(&mut self) -> Sent {
         while self.waiting() > 0 {
-            match send(&self.stream, &self.outbox[self.sent..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match send(
+                &self.stream,
+                &self.outbox[self.sent..],
+                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            ) {
                 Ok(count) => self.sent += count,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    // Give back what was sent, so that a slow client's backlog does not grow its buffer for ever.
+                    // Give back what was sent, so that a slow client's backlog does not grow its
+                    // buffer for ever.
                     self.outbox.drain(..self.sent);
                     self.sent = 0;
                     return Sent::Partly;
@@ -139,7 +161,10 @@ mod tests {
     use super::*;
 
     fn check(keys: &[u8], inputs: &[&[u8]], passed: &[u8], detached: bool) {
-        let mut detach = DetachKeys { keys: keys.to_vec(), matched: 0 };
+        let mut detach = DetachKeys {
+            keys: keys.to_vec(),
+            matched: 0,
+        };
         let mut all = Vec::new();
         let mut ended = false;
         for input in inputs {
@@ -150,7 +175,11 @@ mod tests {
                 break;
             }
         }
-        assert_eq!((all.as_slice(), ended), (passed, detached), "{keys:?} in {inputs:?}");
+        assert_eq!(
+            (all.as_slice(), ended),
+            (passed, detached),
+            "{keys:?} in {inputs:?}"
+        );
     }
 
     #[test]

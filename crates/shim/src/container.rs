@@ -72,12 +72,19 @@ impl Shim {
         loop {
             if self.finished {
                 let farewell = *farewell.get_or_insert_with(|| Instant::now() + FAREWELL);
-                if !self.clients.values().any(|client| client.waiting() > 0) || Instant::now() >= farewell {
+                if !self.clients.values().any(|client| client.waiting() > 0)
+                    || Instant::now() >= farewell
+                {
                     return Ok(());
                 }
             }
-            let timeout = self.next_deadline(farewell).map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let ready = self.poll.wait(timeout).map_err(|error| Error::Os(format!("epoll_wait: {error}")))?;
+            let timeout = self
+                .next_deadline(farewell)
+                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let ready = self
+                .poll
+                .wait(timeout)
+                .map_err(|error| Error::Os(format!("epoll_wait: {error}")))?;
             for (token, flags) in ready {
                 self.handle(token, flags);
             }
@@ -88,7 +95,11 @@ impl Shim {
 
     /// When something is to be done at the latest even if nothing becomes ready.
     fn next_deadline(&self, farewell: Option<Instant>) -> Option<Instant> {
-        let lingering = self.processes.values().filter_map(|process| process.deadline).min();
+        let lingering = self
+            .processes
+            .values()
+            .filter_map(|process| process.deadline)
+            .min();
         let freezing = self.freezing.as_ref().map(|freezing| freezing.again);
         [farewell, lingering, freezing].into_iter().flatten().min()
     }
@@ -130,9 +141,13 @@ impl Shim {
     }
 
     fn accept(&mut self) {
-        while let Ok(stream) = accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            // The directory keeps others out already; a descriptor that leaked must not let them in.
-            let allowed = rustix::net::sockopt::socket_peercred(&stream).is_ok_and(|peer| peer.uid == rustix::process::geteuid());
+        while let Ok(stream) =
+            accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+        {
+            // The directory keeps others out already; a descriptor that leaked must not let them
+            // in.
+            let allowed = rustix::net::sockopt::socket_peercred(&stream)
+                .is_ok_and(|peer| peer.uid == rustix::process::geteuid());
             if allowed {
                 self.add_client(stream, Role::Asking);
             }
@@ -142,7 +157,11 @@ impl Shim {
     pub(crate) fn add_client(&mut self, stream: OwnedFd, role: Role) -> u64 {
         self.next += 1;
         let number = self.next;
-        if self.poll.add(&stream, Token::Client(number), EventFlags::IN).is_ok() {
+        if self
+            .poll
+            .add(&stream, Token::Client(number), EventFlags::IN)
+            .is_ok()
+        {
             self.clients.insert(number, Client::new(stream, role));
         }
         number
@@ -150,7 +169,10 @@ impl Shim {
 
     fn client_ready(&mut self, number: u64, flags: EventFlags) {
         if flags.contains(EventFlags::OUT) {
-            let sent = self.clients.get_mut(&number).map_or(Sent::Gone, Client::flush);
+            let sent = self
+                .clients
+                .get_mut(&number)
+                .map_or(Sent::Gone, Client::flush);
             self.after_send(number, sent);
         }
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
@@ -160,9 +182,12 @@ impl Shim {
 
     /// Reads what a client sent: a request, or input for the program it is attached to.
     fn read_client(&mut self, number: u64) {
-        let Some(client) = self.clients.get_mut(&number) else { return };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
         let mut buffer = std::mem::take(&mut self.buffer);
-        let received = recv(&client.stream, &mut buffer[..], RecvFlags::DONTWAIT).map(|(count, _)| count);
+        let received =
+            recv(&client.stream, &mut buffer[..], RecvFlags::DONTWAIT).map(|(count, _)| count);
         match received {
             Err(Errno::AGAIN | Errno::INTR) => {}
             Ok(0) => self.client_ended(number),
@@ -184,7 +209,10 @@ impl Shim {
                         self.give_input(process, &input);
                     }
                     if detached {
-                        let exec = self.processes.get(&process).and_then(|process| process.exec.clone());
+                        let exec = self
+                            .processes
+                            .get(&process)
+                            .and_then(|process| process.exec.clone());
                         self.publish(&Event::Detached { exec });
                         self.drop_client(number);
                     }
@@ -195,7 +223,9 @@ impl Shim {
     }
 
     fn give_input(&mut self, process: u64, input: &[u8]) {
-        let Some(target) = self.processes.get_mut(&process) else { return };
+        let Some(target) = self.processes.get_mut(&process) else {
+            return;
+        };
         target.write_input(input, &self.poll);
         // A program that is behind makes its clients wait.
         self.watch_clients_of(process);
@@ -210,32 +240,61 @@ impl Shim {
 
     /// Sets what each client of a process is watched for.
     fn watch_clients_of(&mut self, process: u64) {
-        let takes = self.processes.get(&process).is_none_or(Process::takes_input);
+        let takes = self
+            .processes
+            .get(&process)
+            .is_none_or(Process::takes_input);
         for (&number, client) in &self.clients {
             if matches!(&client.role, Role::Attached(attached) if attached.process == process) {
-                let reading = if takes { EventFlags::IN } else { EventFlags::empty() };
-                let writing = if client.waiting() > 0 { EventFlags::OUT } else { EventFlags::empty() };
-                let _ = self.poll.modify(&client.stream, Token::Client(number), reading | writing);
+                let reading = if takes {
+                    EventFlags::IN
+                } else {
+                    EventFlags::empty()
+                };
+                let writing = if client.waiting() > 0 {
+                    EventFlags::OUT
+                } else {
+                    EventFlags::empty()
+                };
+                let _ = self
+                    .poll
+                    .modify(&client.stream, Token::Client(number), reading | writing);
             }
         }
     }
 
     /// A client sends no more. Its output goes on; input of a "once" container ends with it.
     fn client_ended(&mut self, number: u64) {
-        let Some(client) = self.clients.get(&number) else { return };
-        let Role::Attached(attached) = &client.role else { return self.drop_client(number) };
+        let Some(client) = self.clients.get(&number) else {
+            return;
+        };
+        let Role::Attached(attached) = &client.role else {
+            return self.drop_client(number);
+        };
         let (process, wanted_input) = (attached.process, attached.wants.stdin);
         let hung_up = rustix::event::poll(
-            &mut [rustix::event::PollFd::new(&client.stream, rustix::event::PollFlags::empty())],
-            Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }),
+            &mut [rustix::event::PollFd::new(
+                &client.stream,
+                rustix::event::PollFlags::empty(),
+            )],
+            Some(&rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }),
         )
         .is_ok_and(|n| n > 0);
         if hung_up {
             return self.drop_client(number);
         }
         // Half closed: stop watching for input, or level triggering would never rest.
-        let writing = if client.waiting() > 0 { EventFlags::OUT } else { EventFlags::empty() };
-        let _ = self.poll.modify(&client.stream, Token::Client(number), writing);
+        let writing = if client.waiting() > 0 {
+            EventFlags::OUT
+        } else {
+            EventFlags::empty()
+        };
+        let _ = self
+            .poll
+            .modify(&client.stream, Token::Client(number), writing);
         if wanted_input {
             self.input_ended(process);
         }
@@ -249,7 +308,9 @@ impl Shim {
     }
 
     fn drop_client(&mut self, number: u64) {
-        let Some(client) = self.clients.remove(&number) else { return };
+        let Some(client) = self.clients.remove(&number) else {
+            return;
+        };
         self.poll.remove(&client.stream);
         if let Role::Attached(attached) = client.role {
             if attached.wants.stdin {
@@ -260,14 +321,22 @@ impl Shim {
     }
 
     pub(crate) fn send(&mut self, number: u64, parts: &[&[u8]]) {
-        let Some(client) = self.clients.get_mut(&number) else { return };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
         let sent = client.send(parts);
         self.after_send(number, sent);
     }
 
     fn after_send(&mut self, number: u64, sent: Sent) {
-        let Some(client) = self.clients.get(&number) else { return };
-        let process = if let Role::Attached(attached) = &client.role { Some(attached.process) } else { None };
+        let Some(client) = self.clients.get(&number) else {
+            return;
+        };
+        let process = if let Role::Attached(attached) = &client.role {
+            Some(attached.process)
+        } else {
+            None
+        };
         match sent {
             Sent::Gone => return self.drop_client(number),
             Sent::All if client.closing => return self.drop_client(number),
@@ -279,8 +348,16 @@ impl Shim {
                 self.release_output(process);
             }
             None => {
-                let writing = if client.waiting() > 0 { EventFlags::OUT } else { EventFlags::empty() };
-                let _ = self.poll.modify(&client.stream, Token::Client(number), EventFlags::IN | writing);
+                let writing = if client.waiting() > 0 {
+                    EventFlags::OUT
+                } else {
+                    EventFlags::empty()
+                };
+                let _ = self.poll.modify(
+                    &client.stream,
+                    Token::Client(number),
+                    EventFlags::IN | writing,
+                );
             }
         }
     }
@@ -292,9 +369,15 @@ impl Shim {
     }
 
     pub(crate) fn publish(&mut self, event: &Event) {
-        let Ok(bytes) = protocol::encode(event) else { return };
-        let subscribers: Vec<u64> =
-            self.clients.iter().filter(|(_, client)| matches!(client.role, Role::Subscriber)).map(|(&number, _)| number).collect();
+        let Ok(bytes) = protocol::encode(event) else {
+            return;
+        };
+        let subscribers: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| matches!(client.role, Role::Subscriber))
+            .map(|(&number, _)| number)
+            .collect();
         for number in subscribers {
             self.send(number, &[&bytes]);
         }
@@ -318,7 +401,11 @@ impl Shim {
             }
             Request::Exec(request) => return self.exec(number, *request),
             Request::Signal { exec, signal } => self.signal(exec.as_deref(), signal),
-            Request::Resize { exec, height, width } => self.resize(exec.as_deref(), height, width),
+            Request::Resize {
+                exec,
+                height,
+                width,
+            } => self.resize(exec.as_deref(), height, width),
             Request::Pause => return self.pause(number),
             Request::Resume => self.resume(),
             Request::Update(resources) => self.cgroup.apply(&resources).map(|()| Reply::Done),
@@ -328,11 +415,20 @@ impl Shim {
     }
 
     fn state(&self) -> Event {
-        let execs = self.processes.values().filter(|process| process.exit.is_none());
+        let execs = self
+            .processes
+            .values()
+            .filter(|process| process.exit.is_none());
         Event::State {
-            pid: self.init().map_or(0, |init| init.pid.as_raw_nonzero().get()),
+            pid: self
+                .init()
+                .map_or(0, |init| init.pid.as_raw_nonzero().get()),
             paused: self.paused,
-            execs: execs.filter_map(|process| Some((process.exec.clone()?, process.pid.as_raw_nonzero().get()))).collect(),
+            execs: execs
+                .filter_map(|process| {
+                    Some((process.exec.clone()?, process.pid.as_raw_nonzero().get()))
+                })
+                .collect(),
         }
     }
 
@@ -344,26 +440,47 @@ impl Shim {
     }
 
     fn launch_has_terminal(&self, process: u64) -> bool {
-        self.processes.get(&process).is_some_and(|process| process.terminal.is_some())
+        self.processes
+            .get(&process)
+            .is_some_and(|process| process.terminal.is_some())
     }
 
     fn find(&self, exec: Option<&str>) -> Result<&Process> {
-        let found = self.processes.values().find(|process| process.exec.as_deref() == exec && process.exit.is_none());
-        found.ok_or_else(|| Error::State(exec.map_or("the container has ended".to_owned(), |id| format!("exec {id} is not running"))))
+        let found = self
+            .processes
+            .values()
+            .find(|process| process.exec.as_deref() == exec && process.exit.is_none());
+        found.ok_or_else(|| {
+            Error::State(exec.map_or("the container has ended".to_owned(), |id| {
+                format!("exec {id} is not running")
+            }))
+        })
     }
 
     fn signal(&self, exec: Option<&str>, signal: i32) -> Result<Reply> {
         let process = self.find(exec)?;
-        signal::pidfd_send(&process.pidfd, signal)
-            .map_err(|error| Error::Os(format!("signal {signal}: {}", whelk_sys::errno_text(&error))))?;
+        signal::pidfd_send(&process.pidfd, signal).map_err(|error| {
+            Error::Os(format!(
+                "signal {signal}: {}",
+                whelk_sys::errno_text(&error)
+            ))
+        })?;
         Ok(Reply::Done)
     }
 
     /// Sets the size of a process's terminal. Without one there is nothing to do, as with Docker.
     fn resize(&self, exec: Option<&str>, height: u16, width: u16) -> Result<Reply> {
-        let Some(terminal) = &self.find(exec)?.terminal else { return Ok(Reply::Done) };
-        let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(terminal, size).map_err(|error| Error::Os(format!("resize the terminal: {error}")))?;
+        let Some(terminal) = &self.find(exec)?.terminal else {
+            return Ok(Reply::Done);
+        };
+        let size = Winsize {
+            ws_row: height,
+            ws_col: width,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(terminal, size)
+            .map_err(|error| Error::Os(format!("resize the terminal: {error}")))?;
         Ok(Reply::Done)
     }
 
@@ -374,7 +491,8 @@ impl Shim {
     }
 
     fn start_exec(&mut self, client: u64, request: Exec) -> Result<()> {
-        // Also while a pause is under way: the new process would be stopped on its way to its program.
+        // Also while a pause is under way: the new process would be stopped on its way to its
+        // program.
         if self.paused || self.freezing.is_some() || self.cgroup.is_frozen() {
             return Err(Error::State("the container is paused".into()));
         }
@@ -386,7 +504,11 @@ impl Shim {
             Some(Pipes::open(request.stdin).map_err(|error| Error::Os(format!("pipe: {error}")))?)
         };
         let (theirs, streams) = match pipes {
-            Some(Pipes { theirs, input, outputs }) => (Some(theirs), Some((input, outputs))),
+            Some(Pipes {
+                theirs,
+                input,
+                outputs,
+            }) => (Some(theirs), Some((input, outputs))),
             None => (None, None),
         };
         let starting = exec::start(
@@ -404,29 +526,61 @@ impl Shim {
         )?;
         self.next += 1;
         let number = self.next;
-        self.poll.add(starting.descriptor(), Token::Starting(number), EventFlags::IN).map_err(|error| {
-            starting.kill();
-            Error::Os(format!("watch a process: {error}"))
-        })?;
-        self.starting.insert(number, StartingExec { id: request.id, starting, streams, client, attach: request.attach });
+        self.poll
+            .add(
+                starting.descriptor(),
+                Token::Starting(number),
+                EventFlags::IN,
+            )
+            .map_err(|error| {
+                starting.kill();
+                Error::Os(format!("watch a process: {error}"))
+            })?;
+        self.starting.insert(
+            number,
+            StartingExec {
+                id: request.id,
+                starting,
+                streams,
+                client,
+                attach: request.attach,
+            },
+        );
         Ok(())
     }
 
     /// Goes on with a process that is being started, as far as it has come.
     fn settle(&mut self, number: u64) {
-        let Some(exec) = self.starting.get_mut(&number) else { return };
+        let Some(exec) = self.starting.get_mut(&number) else {
+            return;
+        };
         let settled = exec.starting.settle(false);
         if matches!(settled, Ok(Progress::OnItsWay)) {
             return;
         }
-        let Some(StartingExec { id, mut starting, streams, client, attach }) = self.starting.remove(&number) else { return };
+        let Some(StartingExec {
+            id,
+            mut starting,
+            streams,
+            client,
+            attach,
+        }) = self.starting.remove(&number)
+        else {
+            return;
+        };
         self.poll.remove(starting.descriptor());
         let connected = settled.and_then(|_| {
-            let (pid, pidfd) = starting.process().ok_or_else(|| Error::State("the process is gone".into()))?;
-            let pidfd = pidfd.try_clone().map_err(|error| Error::Os(format!("duplicate a descriptor: {error}")))?;
+            let (pid, pidfd) = starting
+                .process()
+                .ok_or_else(|| Error::State("the process is gone".into()))?;
+            let pidfd = pidfd
+                .try_clone()
+                .map_err(|error| Error::Os(format!("duplicate a descriptor: {error}")))?;
             let mut process = Process::new(number, Some(id), *pid, pidfd);
             let connected = process.connect(starting.take_terminal(), streams, &self.poll);
-            connected.map(|()| process).map_err(|error| Error::Os(format!("watch streams: {error}")))
+            connected
+                .map(|()| process)
+                .map_err(|error| Error::Os(format!("watch streams: {error}")))
         });
         let process = match connected {
             Ok(process) => process,
@@ -450,8 +604,12 @@ impl Shim {
 
     /// Reads one piece of output and passes it on. False when there was none.
     pub(crate) fn read_output(&mut self, number: u64, stream: u8) -> bool {
-        let Some(process) = self.processes.get_mut(&number) else { return false };
-        let Some(fd) = process.output(stream) else { return false };
+        let Some(process) = self.processes.get_mut(&number) else {
+            return false;
+        };
+        let Some(fd) = process.output(stream) else {
+            return false;
+        };
         let mut buffer = std::mem::take(&mut self.buffer);
         let read = rustix::io::read(fd, &mut buffer[..]);
         match read {
@@ -466,7 +624,14 @@ impl Shim {
 
     fn pass_on(&mut self, number: u64, stream: u8, data: &[u8]) {
         if number == INIT {
-            self.log.write(if stream == 1 { Stream::Stdout } else { Stream::Stderr }, data);
+            self.log.write(
+                if stream == 1 {
+                    Stream::Stdout
+                } else {
+                    Stream::Stderr
+                },
+                data,
+            );
             self.compress_logs();
         }
         let header = protocol::output_header(stream, data.len());
@@ -475,7 +640,12 @@ impl Shim {
             .iter()
             .filter_map(|(&client, state)| match &state.role {
                 Role::Attached(attached)
-                    if attached.process == number && (if stream == 1 { attached.wants.stdout } else { attached.wants.stderr }) =>
+                    if attached.process == number
+                        && (if stream == 1 {
+                            attached.wants.stdout
+                        } else {
+                            attached.wants.stderr
+                        }) =>
                 {
                     Some((client, attached.raw))
                 }
@@ -489,7 +659,10 @@ impl Shim {
             } else {
                 self.send(client, &[&header, data])
             }
-            behind |= self.clients.get(&client).is_some_and(|client| client.waiting() > HIGH_WATER);
+            behind |= self
+                .clients
+                .get(&client)
+                .is_some_and(|client| client.waiting() > HIGH_WATER);
         }
         if behind && let Some(process) = self.processes.get_mut(&number) {
             process.hold(true, &self.poll);
@@ -499,7 +672,8 @@ impl Shim {
     /// Goes on reading a process's output when none of its clients is behind any more.
     fn release_output(&mut self, number: u64) {
         let behind = self.clients.values().any(|client| {
-            matches!(&client.role, Role::Attached(attached) if attached.process == number) && client.waiting() > HIGH_WATER / 2
+            matches!(&client.role, Role::Attached(attached) if attached.process == number)
+                && client.waiting() > HIGH_WATER / 2
         });
         if let Some(process) = self.processes.get_mut(&number).filter(|_| !behind) {
             process.hold(false, &self.poll);

@@ -3,7 +3,8 @@
 //! ```text
 //! running ──wait(2)──► exit known ──all output read to its end, or LINGER over──► finished: event, connections closed
 //! ```
-//! Others may hold a process's streams open after it has ended. What they write for a while still belongs to it.
+//! Others may hold a process's streams open after it has ended. What they write for a while still
+//! belongs to it.
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,9 @@ use crate::protocol::{Event, Exit, Launch, Reply};
 const LINGER: Duration = Duration::from_secs(2);
 
 impl Shim {
-    /// Collects every child that has ended: started processes, and orphans that the kernel gave to this subreaper. While one
-    /// is on its way, only those that are known: it may be among the others, and its end must not be lost.
+    /// Collects every child that has ended: started processes, and orphans that the kernel gave to
+    /// this subreaper. While one is on its way, only those that are known: it may be among the
+    /// others, and its end must not be lost.
     pub(crate) fn reap(&mut self) {
         if self.starting.is_empty() {
             while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
@@ -30,16 +32,25 @@ impl Shim {
             }
             return;
         }
-        let running = self.processes.values().filter(|process| process.exit.is_none()).map(|process| process.pid);
+        let running = self
+            .processes
+            .values()
+            .filter(|process| process.exit.is_none())
+            .map(|process| process.pid);
         for pid in running.chain(self.compressor).collect::<Vec<_>>() {
-            if let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
+            if let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG)
+            {
                 self.child_ended(pid, status);
             }
         }
     }
 
     fn child_ended(&mut self, pid: Pid, status: WaitStatus) {
-        let ended = self.processes.values().find(|process| process.pid == pid && process.exit.is_none()).map(|process| process.number);
+        let ended = self
+            .processes
+            .values()
+            .find(|process| process.pid == pid && process.exit.is_none())
+            .map(|process| process.number);
         match ended {
             Some(number) => self.process_ended(number, status),
             None if self.compressor == Some(pid) => {
@@ -58,16 +69,25 @@ impl Shim {
             // The kernel ends the others only when the pid namespace was the container's own.
             let _ = self.cgroup.kill_all();
         }
-        let Some(process) = self.processes.get_mut(&number) else { return };
+        let Some(process) = self.processes.get_mut(&number) else {
+            return;
+        };
         process.exit = Some(exit_of(status));
         process.deadline = Some(Instant::now() + LINGER);
         self.drain(number);
         self.finish_if_over(number);
     }
 
-    /// Finishes a process that has ended once its output has. Output of an exec that nobody sees is not waited for.
+    /// Finishes a process that has ended once its output has. Output of an exec that nobody sees is
+    /// not waited for.
     pub(crate) fn finish_if_over(&mut self, number: u64) {
-        let Some(process) = self.processes.get(&number).filter(|process| process.deadline.is_some()) else { return };
+        let Some(process) = self
+            .processes
+            .get(&number)
+            .filter(|process| process.deadline.is_some())
+        else {
+            return;
+        };
         if process.output_has_ended() || number != INIT && !self.has_clients(number) {
             self.finish(number);
         }
@@ -75,13 +95,22 @@ impl Shim {
 
     /// Finishes processes whose output has not ended in time.
     pub(crate) fn finish_overdue(&mut self) {
-        if self.processes.values().all(|process| process.deadline.is_none()) {
+        if self
+            .processes
+            .values()
+            .all(|process| process.deadline.is_none())
+        {
             return;
         }
         let now = Instant::now();
-        let is_overdue = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        let overdue: Vec<u64> =
-            self.processes.values().filter(|process| is_overdue(process.deadline)).map(|process| process.number).collect();
+        let is_overdue =
+            |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        let overdue: Vec<u64> = self
+            .processes
+            .values()
+            .filter(|process| is_overdue(process.deadline))
+            .map(|process| process.number)
+            .collect();
         for number in overdue {
             self.drain(number);
             self.finish(number);
@@ -89,8 +118,16 @@ impl Shim {
     }
 
     fn finish(&mut self, number: u64) {
-        let Some(process) = self.processes.get_mut(&number) else { return };
-        let Some(exit) = process.exit.clone().filter(|_| process.deadline.take().is_some()) else { return };
+        let Some(process) = self.processes.get_mut(&number) else {
+            return;
+        };
+        let Some(exit) = process
+            .exit
+            .clone()
+            .filter(|_| process.deadline.take().is_some())
+        else {
+            return;
+        };
         if number == INIT {
             return self.finish_container(exit);
         }
@@ -102,20 +139,30 @@ impl Shim {
     }
 
     fn finish_container(&mut self, exit: Exit) {
-        let lingering: Vec<u64> =
-            self.processes.values().filter(|process| process.deadline.is_some()).map(|process| process.number).collect();
+        let lingering: Vec<u64> = self
+            .processes
+            .values()
+            .filter(|process| process.deadline.is_some())
+            .map(|process| process.number)
+            .collect();
         for number in lingering {
             self.drain(number);
             self.finish(number);
         }
         if let Some(freezing) = self.freezing.take() {
-            self.reply(freezing.client, &Reply::Failed(Error::State("the container has ended".into())));
+            self.reply(
+                freezing.client,
+                &Reply::Failed(Error::State("the container has ended".into())),
+            );
         }
         self.log.finish();
         self.compress_logs();
         // Before anybody hears of the end: who does may want them.
         self.ports.clear();
-        let exit = Exit { oom_killed: self.cgroup.oom_kills() > 0, ..exit };
+        let exit = Exit {
+            oom_killed: self.cgroup.oom_kills() > 0,
+            ..exit
+        };
         record(&self.launch, &exit);
         if exit.oom_killed && !std::mem::replace(&mut self.oom_told, true) {
             self.publish(&Event::OutOfMemory);
@@ -143,7 +190,10 @@ impl Shim {
 
     fn clients_of(&self, number: u64) -> impl Iterator<Item = u64> {
         let attached = move |role: &Role| matches!(role, Role::Attached(attached) if attached.process == number);
-        self.clients.iter().filter(move |(_, client)| attached(&client.role)).map(|(&client, _)| client)
+        self.clients
+            .iter()
+            .filter(move |(_, client)| attached(&client.role))
+            .map(|(&client, _)| client)
     }
 
     fn has_clients(&self, number: u64) -> bool {
@@ -160,9 +210,9 @@ impl Shim {
         }
     }
 
-    /// Starts to compress log files that were rotated, in a process of its own: the loop here must go on, and a second
-    /// thread would keep this process from starting others. A child that runs already finds what comes meanwhile, or its
-    /// end leads here again.
+    /// Starts to compress log files that were rotated, in a process of its own: the loop here must
+    /// go on, and a second thread would keep this process from starting others. A child that runs
+    /// already finds what comes meanwhile, or its end leads here again.
     pub(crate) fn compress_logs(&mut self) {
         if self.compressor.is_some() || !self.log.take_rotated() {
             return;
@@ -181,19 +231,30 @@ impl Shim {
         };
         match whelk_sys::process::fork_apart(&self.launch.log, compress) {
             Ok(pid) => self.compressor = Some(pid),
-            Err(error) => crate::complain(&format!("compress the log of container {}: {error}", self.launch.id)),
+            Err(error) => crate::complain(&format!(
+                "compress the log of container {}: {error}",
+                self.launch.id
+            )),
         }
     }
 }
 
 fn exit_of(status: WaitStatus) -> Exit {
     let signal = status.terminating_signal();
-    let code = signal.map_or_else(|| status.exit_status().unwrap_or(255), |signal| 128 + signal);
-    Exit { code, signal, oom_killed: false, at: now() }
+    let code = signal.map_or_else(
+        || status.exit_status().unwrap_or(255),
+        |signal| 128 + signal,
+    );
+    Exit {
+        code,
+        signal,
+        oom_killed: false,
+        at: now(),
+    }
 }
 
-/// Writes the exit record before anybody is told. Complete or absent, but not flushed: the run directory does not
-/// outlive the machine, and neither does the container.
+/// Writes the exit record before anybody is told. Complete or absent, but not flushed: the run
+/// directory does not outlive the machine, and neither does the container.
 fn record(launch: &Launch, exit: &Exit) {
     let content = serde_json::to_vec(exit).unwrap_or_default();
     if let Err(error) = fs::replace(launch.run_dir.join("exit.json"), content, 0o600) {

@@ -31,11 +31,17 @@ pub fn read(path: &Path) -> Result<Filter> {
     if instructions.is_empty() || !tail.is_empty() {
         return Err(damaged());
     }
-    let program = instructions.iter().map(|&[a, b, jump_true, jump_false, w, x, y, z]| Instruction {
-        code: u16::from_le_bytes([a, b]),
-        jump_true,
-        jump_false,
-        value: u32::from_le_bytes([w, x, y, z]),
-    });
-    Ok(Filter { program: program.collect(), flags: u32::from_le_bytes(*flags), listener: None })
+    let program = instructions
+        .iter()
+        .map(|&[a, b, jump_true, jump_false, w, x, y, z]| Instruction {
+            code: u16::from_le_bytes([a, b]),
+            jump_true,
+            jump_false,
+            value: u32::from_le_bytes([w, x, y, z]),
+        });
+    Ok(Filter {
+        program: program.collect(),
+        flags: u32::from_le_bytes(*flags),
+        listener: None,
+    })
 }

@@ -1,7 +1,8 @@
-//! One small process per container: parent of its processes, owner of its streams, writer of its log.
+//! One small process per container: parent of its processes, owner of its streams, writer of its
+//! log.
 //!
-//! It outlives the engine. [`boot::run`] is its whole life; [`protocol`] is how anyone talks to it; [`logs`] is what it
-//! leaves on disk. Single-threaded, one epoll loop, no async runtime.
+//! It outlives the engine. [`boot::run`] is its whole life; [`protocol`] is how anyone talks to it;
+//! [`logs`] is what it leaves on disk. Single-threaded, one epoll loop, no async runtime.
 #![forbid(unsafe_code)]
 
 pub mod boot;

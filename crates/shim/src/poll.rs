@@ -82,13 +82,25 @@ impl Poll {
 
     /// Waits for readiness, at most for `timeout` if given.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Result<Vec<(Token, EventFlags)>> {
-        let timeout = timeout.map(|timeout| Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }));
+        let timeout = timeout.map(|timeout| {
+            Timespec::try_from(timeout).unwrap_or(Timespec {
+                tv_sec: i64::MAX,
+                tv_nsec: 0,
+            })
+        });
         let mut events = Vec::<Event>::with_capacity(32);
-        match epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+        match epoll::wait(
+            &self.0,
+            rustix::buffer::spare_capacity(&mut events),
+            timeout.as_ref(),
+        ) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error),
         }
-        Ok(events.iter().map(|event| (Token::decode(event.data.u64()), event.flags)).collect())
+        Ok(events
+            .iter()
+            .map(|event| (Token::decode(event.data.u64()), event.flags))
+            .collect())
     }
 }
 

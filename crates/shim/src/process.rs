@@ -32,7 +32,8 @@ pub(crate) struct Process {
     pub held: bool,
 }
 
-/// The writing end of a program's standard input, when it is a pipe, and what waits to be written to it.
+/// The writing end of a program's standard input, when it is a pipe, and what waits to be written
+/// to it.
 #[derive(Debug, Default)]
 pub(crate) struct Input {
     pipe: Option<OwnedFd>,
@@ -56,14 +57,28 @@ impl Pipes {
             let (theirs, ours) = pipe()?;
             (theirs, Some(ours))
         } else {
-            (rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?, None)
+            (
+                rustix::fs::open(
+                    "/dev/null",
+                    OFlags::RDONLY | OFlags::CLOEXEC,
+                    rustix::fs::Mode::empty(),
+                )?,
+                None,
+            )
         };
         let (output, their_output) = pipe()?;
         let (error, their_error) = pipe()?;
-        for ours in [Some(&output), Some(&error), input.as_ref()].into_iter().flatten() {
+        for ours in [Some(&output), Some(&error), input.as_ref()]
+            .into_iter()
+            .flatten()
+        {
             rustix::fs::fcntl_setfl(ours, OFlags::NONBLOCK)?;
         }
-        Ok(Self { theirs: [their_input, their_output, their_error], input, outputs: [Some(output), Some(error)] })
+        Ok(Self {
+            theirs: [their_input, their_output, their_error],
+            input,
+            outputs: [Some(output), Some(error)],
+        })
     }
 }
 
@@ -96,7 +111,10 @@ impl Process {
             self.terminal = Some(terminal);
         } else if let Some((input, outputs)) = pipes {
             self.input.pipe = input;
-            for (output, token) in outputs.iter().zip([Token::Output(self.number), Token::ErrorOutput(self.number)]) {
+            for (output, token) in outputs
+                .iter()
+                .zip([Token::Output(self.number), Token::ErrorOutput(self.number)])
+            {
                 if let Some(output) = output {
                     poll.add(output, token, EventFlags::IN)?;
                 }
@@ -111,14 +129,26 @@ impl Process {
         if std::mem::replace(&mut self.held, held) == held {
             return;
         }
-        let interest = if held { EventFlags::empty() } else { EventFlags::IN };
-        for (output, token) in self.outputs.iter().zip([Token::Output(self.number), Token::ErrorOutput(self.number)]) {
+        let interest = if held {
+            EventFlags::empty()
+        } else {
+            EventFlags::IN
+        };
+        for (output, token) in self
+            .outputs
+            .iter()
+            .zip([Token::Output(self.number), Token::ErrorOutput(self.number)])
+        {
             if let Some(output) = output {
                 let _ = poll.modify(output, token, interest);
             }
         }
         if let Some(terminal) = &self.terminal {
-            let _ = poll.modify(terminal, Token::Terminal(self.number), interest | self.input.interest());
+            let _ = poll.modify(
+                terminal,
+                Token::Terminal(self.number),
+                interest | self.input.interest(),
+            );
         }
     }
 
@@ -169,8 +199,16 @@ impl Process {
             return;
         }
         if let Some(terminal) = &self.terminal {
-            let reading = if self.held { EventFlags::empty() } else { EventFlags::IN };
-            let _ = poll.modify(terminal, Token::Terminal(self.number), reading | self.input.interest());
+            let reading = if self.held {
+                EventFlags::empty()
+            } else {
+                EventFlags::IN
+            };
+            let _ = poll.modify(
+                terminal,
+                Token::Terminal(self.number),
+                reading | self.input.interest(),
+            );
         } else if let Some(pipe) = &self.input.pipe {
             if wanted {
                 let _ = poll.add(pipe, Token::Input(self.number), EventFlags::OUT);
@@ -209,6 +247,10 @@ impl Process {
 
 impl Input {
     fn interest(&self) -> EventFlags {
-        if self.waiting.is_empty() { EventFlags::empty() } else { EventFlags::OUT }
+        if self.waiting.is_empty() {
+            EventFlags::empty()
+        } else {
+            EventFlags::OUT
+        }
     }
 }

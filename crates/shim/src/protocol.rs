@@ -1,6 +1,7 @@
 //! What engine and shim say to each other.
 //!
-//! A shim outlives the engine that started it and may meet a newer one: fields are only ever added, with defaults.
+//! A shim outlives the engine that started it and may meet a newer one: fields are only ever added,
+//! with defaults.
 //!
 //! ```text
 //! message: length (u32, little-endian) | JSON
@@ -53,7 +54,8 @@ pub struct Launch {
     /// The first descriptor that comes with this message is the container's network namespace.
     #[serde(default)]
     pub network: bool,
-    /// How many descriptors come next that are only to be kept open until the container has ended: published ports.
+    /// How many descriptors come next that are only to be kept open until the container has ended:
+    /// published ports.
     #[serde(default)]
     pub ports: usize,
 }
@@ -163,7 +165,8 @@ pub struct Exit {
 pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message)?;
-    let length = u32::try_from(bytes.len() - 4).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    let length =
+        u32::try_from(bytes.len() - 4).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     bytes[..4].copy_from_slice(&length.to_le_bytes());
     Ok(bytes)
 }
@@ -175,7 +178,10 @@ pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
 pub fn announced(head: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_le_bytes(head) as usize;
     if length > LARGEST_MESSAGE {
-        Err(io::Error::new(io::ErrorKind::InvalidData, format!("message of {length} bytes")))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("message of {length} bytes"),
+        ))
     } else {
         Ok(length)
     }
@@ -183,7 +189,9 @@ pub fn announced(head: [u8; 4]) -> io::Result<usize> {
 
 /// Takes a complete message off the front of `buffer`, or `None` when more bytes are needed.
 pub fn take<T: for<'de> Deserialize<'de>>(buffer: &mut Vec<u8>) -> io::Result<Option<T>> {
-    let Some(head) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let Some(head) = buffer.first_chunk::<4>() else {
+        return Ok(None);
+    };
     let length = announced(*head)?;
     if buffer.len() < 4 + length {
         return Ok(None);
@@ -207,8 +215,8 @@ pub fn read<T: for<'de> Deserialize<'de>>(mut stream: impl Read) -> io::Result<T
     Ok(serde_json::from_slice(&body)?)
 }
 
-/// The header that Docker's clients expect in front of each piece of output without a terminal: stream number (1 out,
-/// 2 error), three zero bytes, length (u32, big-endian).
+/// The header that Docker's clients expect in front of each piece of output without a terminal:
+/// stream number (1 out, 2 error), three zero bytes, length (u32, big-endian).
 pub fn output_header(stream: u8, length: usize) -> [u8; 8] {
     let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [stream, 0, 0, 0, a, b, c, d]
@@ -225,8 +233,14 @@ mod tests {
             assert_eq!(take::<Reply>(&mut bytes[..cut].to_vec()).unwrap(), None);
         }
         let mut two = [bytes.clone(), bytes].concat();
-        assert_eq!(take::<Reply>(&mut two).unwrap(), Some(Reply::Started { pid: 7 }));
-        assert_eq!(take::<Reply>(&mut two).unwrap(), Some(Reply::Started { pid: 7 }));
+        assert_eq!(
+            take::<Reply>(&mut two).unwrap(),
+            Some(Reply::Started { pid: 7 })
+        );
+        assert_eq!(
+            take::<Reply>(&mut two).unwrap(),
+            Some(Reply::Started { pid: 7 })
+        );
         assert!(two.is_empty());
     }
 

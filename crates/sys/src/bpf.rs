@@ -1,4 +1,5 @@
-//! Loading and attaching the device filter of a cgroup v2 (`bpf(2)`, `BPF_PROG_TYPE_CGROUP_DEVICE`).
+//! Loading and attaching the device filter of a cgroup v2 (`bpf(2)`,
+//! `BPF_PROG_TYPE_CGROUP_DEVICE`).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -50,8 +51,16 @@ pub fn load_device_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
         license: c"Apache-2.0".as_ptr() as u64,
         ..Attr::default()
     };
-    // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the program and the licence outlive the call.
-    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of_val(&attr)) })?;
+    // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the program and the licence
+    // outlive the call.
+    let fd = check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attr,
+            size_of_val(&attr),
+        )
+    })?;
     // SAFETY: a fresh descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -66,7 +75,8 @@ struct AttachAttr {
     replace_bpf_fd: u32,
 }
 
-/// Attaches a device filter to a cgroup, beside the ones that are there: all of them must allow an access.
+/// Attaches a device filter to a cgroup, beside the ones that are there: all of them must allow an
+/// access.
 pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     attachment(BPF_PROG_ATTACH, cgroup, program, ATTACH_ALLOW_MULTI)
 }
@@ -76,7 +86,12 @@ pub fn detach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
     attachment(BPF_PROG_DETACH, cgroup, program, 0)
 }
 
-fn attachment(command: libc::c_int, cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+fn attachment(
+    command: libc::c_int,
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    flags: u32,
+) -> io::Result<()> {
     let attr = AttachAttr {
         target_fd: cgroup.as_raw_fd() as u32,
         attach_bpf_fd: program.as_raw_fd() as u32,
@@ -85,7 +100,8 @@ fn attachment(command: libc::c_int, cgroup: BorrowedFd<'_>, program: BorrowedFd<
         ..AttachAttr::default()
     };
     // SAFETY: `attr` is a prefix of union bpf_attr with its size given.
-    check(unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of_val(&attr)) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of_val(&attr)) })
+        .map(drop)
 }
 
 /// The device filters that are attached to a cgroup itself.
@@ -110,9 +126,20 @@ pub fn attached_device_filters(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd
         prog_cnt: MOST as u32,
         ..QueryAttr::default()
     };
-    // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the kernel writes at most `prog_cnt` ids.
-    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attr, size_of_val(&attr)) })?;
-    ids.iter().take(attr.prog_cnt as usize).map(|&id| program_by_id(id)).collect()
+    // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the kernel writes at most
+    // `prog_cnt` ids.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut attr,
+            size_of_val(&attr),
+        )
+    })?;
+    ids.iter()
+        .take(attr.prog_cnt as usize)
+        .map(|&id| program_by_id(id))
+        .collect()
 }
 
 fn program_by_id(id: u32) -> io::Result<OwnedFd> {
@@ -122,10 +149,20 @@ fn program_by_id(id: u32) -> io::Result<OwnedFd> {
         next_id: u32,
         open_flags: u32,
     }
-    let attr = IdAttr { id, next_id: 0, open_flags: 0 };
-    // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the result is a fresh descriptor.
+    let attr = IdAttr {
+        id,
+        next_id: 0,
+        open_flags: 0,
+    };
+    // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the result is a fresh
+    // descriptor.
     unsafe {
-        let fd = check(libc::syscall(libc::SYS_bpf, BPF_PROG_GET_FD_BY_ID, &raw const attr, size_of_val(&attr)))?;
+        let fd = check(libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_GET_FD_BY_ID,
+            &raw const attr,
+            size_of_val(&attr),
+        ))?;
         Ok(OwnedFd::from_raw_fd(fd as i32))
     }
 }

@@ -1,15 +1,17 @@
-//! Copies of file trees, with all that files have: owners, modes, times, extended attributes, holes, hard links.
+//! Copies of file trees, with all that files have: owners, modes, times, extended attributes,
+//! holes, hard links.
 //!
-//! Both trees are walked by descriptor and no link is followed: whoever changes one meanwhile cannot lead the copy
-//! outside.
+//! Both trees are walked by descriptor and no link is followed: whoever changes one meanwhile
+//! cannot lead the copy outside.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, copy_file_range,
-    fgetxattr, flistxattr, fsetxattr, ftruncate, linkat, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
+    XattrFlags, chmodat, chownat, copy_file_range, fgetxattr, flistxattr, fsetxattr, ftruncate,
+    linkat, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -21,16 +23,26 @@ const DEEPEST: usize = 512;
 pub enum Source {
     /// Files that lie still below an overlay: its marks are not theirs, and stay behind.
     Layers,
-    /// Files that somebody may be using: all of what they are is theirs, and some may be gone before they are reached.
+    /// Files that somebody may be using: all of what they are is theirs, and some may be gone
+    /// before they are reached.
     InUse,
 }
 
-/// Copies what the directory `from` holds into the directory `to`. Where the file system can share data (reflinks), it
-/// does.
+/// Copies what the directory `from` holds into the directory `to`. Where the file system can share
+/// data (reflinks), it does.
 pub fn tree(from: impl AsFd, to: impl AsFd, source: Source) -> Result<(), Errno> {
     let to = to.as_fd();
-    Copy { source, links: HashMap::new(), top: openat(to, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())? }
-        .directory(&reopen(from)?, &reopen(to)?, &CString::default(), 0)
+    Copy {
+        source,
+        links: HashMap::new(),
+        top: openat(
+            to,
+            ".",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?,
+    }
+    .directory(&reopen(from)?, &reopen(to)?, &CString::default(), 0)
 }
 
 /// Gives `to` the owner, mode, extended attributes and times of `from`; both are directories.
@@ -38,22 +50,38 @@ pub fn directory_attributes(from: impl AsFd, to: impl AsFd) -> Result<(), Errno>
     let (from, to) = (reopen(from)?, reopen(to)?);
     let stat = rustix::fs::fstat(&from)?;
     copy_attributes(&from, &to, Source::Layers)?;
-    rustix::fs::fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    rustix::fs::fchown(
+        &to,
+        Some(Uid::from_raw(stat.st_uid)),
+        Some(Gid::from_raw(stat.st_gid)),
+    )?;
     rustix::fs::fchmod(&to, mode_of(&stat))?;
     rustix::fs::futimens(&to, &times_of(&stat))
 }
 
 fn reopen(directory: impl AsFd) -> Result<OwnedFd, Errno> {
-    openat(directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    openat(
+        directory,
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 fn mode_of(stat: &Stat) -> Mode {
     Mode::from_raw_mode(stat.st_mode & 0o7777)
 }
 
-#[allow(clippy::cast_possible_wrap, clippy::useless_conversion, reason = "the field types differ between architectures")]
+#[allow(
+    clippy::cast_possible_wrap,
+    clippy::useless_conversion,
+    reason = "the field types differ between architectures"
+)]
 fn times_of(stat: &Stat) -> Timestamps {
-    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let time = |seconds, nanoseconds| Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds,
+    };
     Timestamps {
         last_access: time(stat.st_atime.into(), stat.st_atime_nsec as i64),
         last_modification: time(stat.st_mtime.into(), stat.st_mtime_nsec as i64),
@@ -68,7 +96,13 @@ struct Copy {
 }
 
 impl Copy {
-    fn directory(&mut self, from: &OwnedFd, to: &OwnedFd, path: &CStr, depth: usize) -> Result<(), Errno> {
+    fn directory(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        path: &CStr,
+        depth: usize,
+    ) -> Result<(), Errno> {
         if depth > DEEPEST {
             return Err(Errno::LOOP);
         }
@@ -78,7 +112,8 @@ impl Copy {
             if name != c"." && name != c".." {
                 match self.entry(from, to, path, name, depth) {
                     // Removed, or replaced by something else, since the directory was read.
-                    Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) if self.source == Source::InUse => {}
+                    Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR)
+                        if self.source == Source::InUse => {}
                     result => result?,
                 }
             }
@@ -86,7 +121,14 @@ impl Copy {
         Ok(())
     }
 
-    fn entry(&mut self, from: &OwnedFd, to: &OwnedFd, path: &CStr, name: &CStr, depth: usize) -> Result<(), Errno> {
+    fn entry(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        path: &CStr,
+        name: &CStr,
+        depth: usize,
+    ) -> Result<(), Errno> {
         let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let own_path = join(path, name);
@@ -97,7 +139,14 @@ impl Copy {
             return linkat(&self.top, first.as_c_str(), to, name, AtFlags::empty());
         }
         let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open_directory = |at: &OwnedFd| openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty());
+        let open_directory = |at: &OwnedFd| {
+            openat(
+                at,
+                name,
+                OFlags::RDONLY | OFlags::DIRECTORY | nofollow,
+                Mode::empty(),
+            )
+        };
         match kind {
             FileType::Directory => {
                 mkdirat(to, name, Mode::RWXU)?;
@@ -107,13 +156,28 @@ impl Copy {
             }
             FileType::Symlink => {
                 // No link any more.
-                let target =
-                    readlinkat(from, name, Vec::new()).map_err(|error| if error == Errno::INVAL { Errno::NOENT } else { error })?;
+                let target = readlinkat(from, name, Vec::new()).map_err(|error| {
+                    if error == Errno::INVAL {
+                        Errno::NOENT
+                    } else {
+                        error
+                    }
+                })?;
                 symlinkat(target.as_c_str(), to, name)?;
             }
             FileType::RegularFile => {
-                let input = openat(from, name, OFlags::RDONLY | OFlags::NONBLOCK | nofollow, Mode::empty())?;
-                let output = openat(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow, Mode::RUSR | Mode::WUSR)?;
+                let input = openat(
+                    from,
+                    name,
+                    OFlags::RDONLY | OFlags::NONBLOCK | nofollow,
+                    Mode::empty(),
+                )?;
+                let output = openat(
+                    to,
+                    name,
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow,
+                    Mode::RUSR | Mode::WUSR,
+                )?;
                 copy_data(&input, &output, stat.st_size.try_into().unwrap_or(0))?;
                 copy_attributes(&input, &output, self.source)?;
             }
@@ -124,7 +188,13 @@ impl Copy {
             },
         }
         // The owner first: changing it takes set-id bits away.
-        chownat(to, name, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+        chownat(
+            to,
+            name,
+            Some(Uid::from_raw(stat.st_uid)),
+            Some(Gid::from_raw(stat.st_gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
         if kind != FileType::Symlink {
             chmodat(to, name, mode_of(&stat), AtFlags::empty())?;
         }
@@ -157,7 +227,9 @@ fn copy_data(from: &OwnedFd, to: &OwnedFd, size: u64) -> Result<(), Errno> {
             Err(Errno::INVAL | Errno::OPNOTSUPP) => offset,
             Err(error) => return Err(error),
         };
-        let end = seek(from, SeekFrom::Hole(begin)).unwrap_or(size).max(begin + 1);
+        let end = seek(from, SeekFrom::Hole(begin))
+            .unwrap_or(size)
+            .max(begin + 1);
         copy_range(from, to, begin, end)?;
         offset = end;
     }
@@ -175,7 +247,9 @@ fn copy_range(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(),
             Ok(0) => return Ok(()),
             Ok(copied) => at += copied as u64,
             Err(Errno::INTR) => {}
-            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return copy_by_hand(from, to, at, end),
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                return copy_by_hand(from, to, at, end);
+            }
             Err(error) => return Err(error),
         }
     }
@@ -185,7 +259,9 @@ fn copy_range(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(),
 fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(), Errno> {
     let mut buffer = vec![0; 256 << 10];
     while at < end {
-        let most = usize::try_from(end - at).unwrap_or(buffer.len()).min(buffer.len());
+        let most = usize::try_from(end - at)
+            .unwrap_or(buffer.len())
+            .min(buffer.len());
         let count = match rustix::io::pread(from, &mut buffer[..most], at) {
             Ok(0) => return Ok(()),
             Err(Errno::INTR) => continue,
@@ -210,7 +286,10 @@ fn copy_attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), E
         result => result?,
     };
     let mut value = vec![0u8; LARGEST];
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    for name in names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
         let name = CString::new(name).unwrap_or_default();
         // The kernel's own marks of overlay and of SELinux belong to where they are.
         let is_mark = source == Source::Layers && name.to_bytes().starts_with(b"trusted.overlay.");
@@ -242,7 +321,11 @@ pub fn is_empty(directory: impl AsFd) -> Result<bool, Errno> {
 
 /// How much a tree takes on disk, in bytes; files with several names count once.
 pub fn disk_usage(directory: impl AsFd) -> Result<u64, Errno> {
-    fn walk(directory: &OwnedFd, seen: &mut std::collections::HashSet<(u64, u64)>, depth: usize) -> Result<u64, Errno> {
+    fn walk(
+        directory: &OwnedFd,
+        seen: &mut std::collections::HashSet<(u64, u64)>,
+        depth: usize,
+    ) -> Result<u64, Errno> {
         let mut total = 0;
         for entry in Dir::read_from(directory)? {
             let entry = entry?;
@@ -251,7 +334,9 @@ pub fn disk_usage(directory: impl AsFd) -> Result<u64, Errno> {
                 continue;
             }
             // What goes away meanwhile takes nothing.
-            let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 if depth < DEEPEST
@@ -265,11 +350,18 @@ pub fn disk_usage(directory: impl AsFd) -> Result<u64, Errno> {
         }
         Ok(total)
     }
-    walk(&reopen(directory)?, &mut std::collections::HashSet::new(), 0)
+    walk(
+        &reopen(directory)?,
+        &mut std::collections::HashSet::new(),
+        0,
+    )
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "a panic with its place is all the error handling that a test needs")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -288,20 +380,47 @@ mod tests {
         symlink("/etc/passwd", from.join("link")).unwrap();
         let sparse = fs::File::create(from.join("sparse")).unwrap();
         sparse.write_all_at(b"end", 10 << 20).unwrap();
-        mknodat(fs::File::open(&from).unwrap(), c"pipe", FileType::Fifo, Mode::RUSR, 0).unwrap();
-        tree(fs::File::open(&from).unwrap(), fs::File::open(&to).unwrap(), Source::Layers).unwrap();
+        mknodat(
+            fs::File::open(&from).unwrap(),
+            c"pipe",
+            FileType::Fifo,
+            Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        tree(
+            fs::File::open(&from).unwrap(),
+            fs::File::open(&to).unwrap(),
+            Source::Layers,
+        )
+        .unwrap();
         let meta = |path: &str| fs::symlink_metadata(to.join(path)).unwrap();
         assert_eq!(fs::read_to_string(to.join("sub/file")).unwrap(), "content");
         assert_eq!(meta("sub/file").mode() & 0o7777, 0o640);
-        assert_eq!((meta("twin").ino(), meta("twin").nlink()), (meta("sub/file").ino(), 2));
-        assert_eq!(fs::read_link(to.join("link")).unwrap(), std::path::Path::new("/etc/passwd"));
+        assert_eq!(
+            (meta("twin").ino(), meta("twin").nlink()),
+            (meta("sub/file").ino(), 2)
+        );
+        assert_eq!(
+            fs::read_link(to.join("link")).unwrap(),
+            std::path::Path::new("/etc/passwd")
+        );
         assert_eq!(meta("sparse").len(), (10 << 20) + 3);
-        assert!(meta("sparse").blocks() * 512 < 1 << 20, "the hole was filled");
-        assert_eq!(meta("sub/file").mtime_nsec(), fs::metadata(from.join("sub/file")).unwrap().mtime_nsec());
+        assert!(
+            meta("sparse").blocks() * 512 < 1 << 20,
+            "the hole was filled"
+        );
+        assert_eq!(
+            meta("sub/file").mtime_nsec(),
+            fs::metadata(from.join("sub/file")).unwrap().mtime_nsec()
+        );
         assert_eq!(FileType::from_raw_mode(meta("pipe").mode()), FileType::Fifo);
         assert!(!is_empty(fs::File::open(&to).unwrap()).unwrap());
         // The link's own length counts; the twins count once.
-        assert_eq!(disk_usage(fs::File::open(&to).unwrap()).unwrap(), 7 + 11 + (10 << 20) + 3);
+        assert_eq!(
+            disk_usage(fs::File::open(&to).unwrap()).unwrap(),
+            7 + 11 + (10 << 20) + 3
+        );
         fs::remove_dir_all(&base).unwrap();
     }
 }

@@ -1,8 +1,11 @@
 //! File operations whose errors name the operation and the path.
 //!
-//! Everything above this crate uses these in place of `std::fs` (clippy.toml bans that), so that no error ever reads
-//! just "No such file or directory".
-#![allow(clippy::disallowed_methods, reason = "this module is the wrapper that the ban points to")]
+//! Everything above this crate uses these in place of `std::fs` (clippy.toml bans that), so that no
+//! error ever reads just "No such file or directory".
+#![allow(
+    clippy::disallowed_methods,
+    reason = "this module is the wrapper that the ban points to"
+)]
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -20,8 +23,16 @@ pub struct PathError {
 }
 
 impl PathError {
-    pub fn new(operation: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
-        Self { operation, path: path.into(), source: source.into() }
+    pub fn new(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<io::Error>,
+    ) -> Self {
+        Self {
+            operation,
+            path: path.into(),
+            source: source.into(),
+        }
     }
 
     pub fn is_not_found(&self) -> bool {
@@ -31,7 +42,13 @@ impl PathError {
 
 impl std::fmt::Display for PathError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}: {}", self.operation, self.path.display(), errno_text(&self.source))
+        write!(
+            f,
+            "{} {}: {}",
+            self.operation,
+            self.path.display(),
+            errno_text(&self.source)
+        )
     }
 }
 
@@ -41,7 +58,10 @@ impl std::error::Error for PathError {}
 pub type Result<T> = std::result::Result<T, PathError>;
 
 /// For `map_err`: names the operation and the path of an `io` or `errno` error.
-pub fn at<E: Into<io::Error>>(operation: &'static str, path: impl AsRef<Path>) -> impl FnOnce(E) -> PathError {
+pub fn at<E: Into<io::Error>>(
+    operation: &'static str,
+    path: impl AsRef<Path>,
+) -> impl FnOnce(E) -> PathError {
     move |source| PathError::new(operation, path.as_ref(), source)
 }
 
@@ -51,12 +71,24 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
 
 /// Creates or truncates a file with the given permission bits.
 pub fn create(path: impl AsRef<Path>, mode: u32) -> Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&path).map_err(at("create", path))
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&path)
+        .map_err(at("create", path))
 }
 
 /// Opens a file to append to, creating it with the given permission bits.
 pub fn append(path: impl AsRef<Path>, mode: u32) -> Result<File> {
-    OpenOptions::new().append(true).read(true).create(true).mode(mode).open(&path).map_err(at("open", path))
+    OpenOptions::new()
+        .append(true)
+        .read(true)
+        .create(true)
+        .mode(mode)
+        .open(&path)
+        .map_err(at("open", path))
 }
 
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
@@ -70,14 +102,24 @@ pub fn read_to_string(path: impl AsRef<Path>) -> Result<String> {
 /// Reads a file of at most `most` bytes.
 ///
 /// # Errors
-/// `InvalidData` when the file is larger: what comes from outside must not decide how much memory is used.
+/// `InvalidData` when the file is larger: what comes from outside must not decide how much memory
+/// is used.
 pub fn read_at_most(path: impl AsRef<Path>, most: u64) -> Result<Vec<u8>> {
     use std::io::Read;
     let mut content = Vec::new();
     let file = open(&path)?;
-    file.take(most + 1).read_to_end(&mut content).map_err(at("read", &path))?;
+    file.take(most + 1)
+        .read_to_end(&mut content)
+        .map_err(at("read", &path))?;
     if content.len() as u64 > most {
-        return Err(PathError::new("read", path.as_ref(), io::Error::new(io::ErrorKind::InvalidData, format!("larger than {most} bytes"))));
+        return Err(PathError::new(
+            "read",
+            path.as_ref(),
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("larger than {most} bytes"),
+            ),
+        ));
     }
     Ok(content)
 }
@@ -87,7 +129,8 @@ pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
     std::fs::write(&path, content).map_err(at("write", path))
 }
 
-/// Replaces a file whole: readers see the old content or the new, never a part. Not flushed to disk.
+/// Replaces a file whole: readers see the old content or the new, never a part. Not flushed to
+/// disk.
 pub fn replace(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> Result<()> {
     crate::step();
     let path = path.as_ref();
@@ -95,7 +138,8 @@ pub fn replace(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> 
     name.push(".new");
     let staged = path.with_file_name(name);
     let mut file = create(&staged, mode)?;
-    file.write_all(content.as_ref()).map_err(at("write", &staged))?;
+    file.write_all(content.as_ref())
+        .map_err(at("write", &staged))?;
     rename(&staged, path)
 }
 
@@ -107,13 +151,20 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
 pub fn create_dir(path: impl AsRef<Path>, mode: u32) -> Result<()> {
     crate::step();
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().mode(mode).create(&path).map_err(at("mkdir", path))
+    std::fs::DirBuilder::new()
+        .mode(mode)
+        .create(&path)
+        .map_err(at("mkdir", path))
 }
 
 /// Creates a directory and its missing parents, all with the given permission bits.
 pub fn create_dir_all(path: impl AsRef<Path>, mode: u32) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().mode(mode).recursive(true).create(&path).map_err(at("mkdir", path))
+    std::fs::DirBuilder::new()
+        .mode(mode)
+        .recursive(true)
+        .create(&path)
+        .map_err(at("mkdir", path))
 }
 
 pub fn remove_file(path: impl AsRef<Path>) -> Result<()> {
@@ -142,7 +193,9 @@ pub fn remove_if_there(path: impl AsRef<Path>) -> Result<()> {
 
 /// The entries of a directory, sorted by name.
 pub fn list(path: impl AsRef<Path>) -> Result<Vec<std::fs::DirEntry>> {
-    let mut entries = std::fs::read_dir(&path).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(at("list", path))?;
+    let mut entries = std::fs::read_dir(&path)
+        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+        .map_err(at("list", path))?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     Ok(entries)
 }
@@ -181,12 +234,18 @@ mod tests {
     #[test]
     fn errors_name_operation_and_path() {
         let error = open("/nonexistent/x").expect_err("no such file");
-        assert_eq!(error.to_string(), "open /nonexistent/x: no such file or directory");
+        assert_eq!(
+            error.to_string(),
+            "open /nonexistent/x: no such file or directory"
+        );
     }
 
     #[test]
     fn a_file_over_the_bound_is_refused() {
         let error = read_at_most("/proc/self/maps", 8).expect_err("maps has more than 8 bytes");
-        assert!(error.to_string().ends_with("larger than 8 bytes"), "{error}");
+        assert!(
+            error.to_string().ends_with("larger than 8 bytes"),
+            "{error}"
+        );
     }
 }

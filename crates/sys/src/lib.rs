@@ -1,6 +1,9 @@
-//! The only crate with `unsafe`: system calls that `rustix` lacks, each behind a safe function, and file
-//! operations that name the path they failed on.
-#![allow(unsafe_code, reason = "this crate is where the unsafe code lives; see each block's SAFETY note")]
+//! The only crate with `unsafe`: system calls that `rustix` lacks, each behind a safe function, and
+//! file operations that name the path they failed on.
+#![allow(
+    unsafe_code,
+    reason = "this crate is where the unsafe code lives; see each block's SAFETY note"
+)]
 
 pub mod bpf;
 pub mod copy;
@@ -22,7 +25,8 @@ pub use step::step;
 
 use std::io;
 
-/// The kernel's message for an error, without Rust's "(os error N)" tail: "no such file or directory".
+/// The kernel's message for an error, without Rust's "(os error N)" tail: "no such file or
+/// directory".
 ///
 /// Lower-cased at the front, as errors of the field's tools read in the middle of a sentence.
 pub fn errno_text(error: &io::Error) -> String {
@@ -30,14 +34,20 @@ pub fn errno_text(error: &io::Error) -> String {
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut chars = text.chars();
     match chars.next() {
-        Some(first) if !chars.as_str().starts_with(char::is_uppercase) => first.to_lowercase().chain(chars).collect(),
+        Some(first) if !chars.as_str().starts_with(char::is_uppercase) => {
+            first.to_lowercase().chain(chars).collect()
+        }
         _ => text.to_owned(),
     }
 }
 
 /// Turns a system call's `-1`-and-errno result into an `io::Result`.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Runs `work` on a thread of its own: whatever namespaces it joins, the caller stays where it is.
@@ -45,7 +55,11 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Re
     // A small stack: what runs here makes a few system calls.
     const STACK: usize = 64 << 10;
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+        let thread = std::thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, work)?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
     })
 }

@@ -1,5 +1,5 @@
-//! `mount_setattr(2)`: attributes, propagation and id mapping of a mount or a whole tree of them. And the root of a mount
-//! namespace.
+//! `mount_setattr(2)`: attributes, propagation and id mapping of a mount or a whole tree of them.
+//! And the root of a mount namespace.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -10,7 +10,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, statx};
 use crate::check;
 use crate::process::{CloneFlags, setns, unshare};
 
-/// What to change on a mount. Bits are `MOUNT_ATTR_*` and, for propagation, one of `MS_PRIVATE` and its siblings.
+/// What to change on a mount. Bits are `MOUNT_ATTR_*` and, for propagation, one of `MS_PRIVATE` and
+/// its siblings.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct MountAttr<'fd> {
     pub set: u64,
@@ -20,34 +21,63 @@ pub struct MountAttr<'fd> {
     pub user_namespace: Option<BorrowedFd<'fd>>,
 }
 
-/// Changes the mount that `mount` (an `O_PATH` descriptor or a detached tree) refers to; with `recursive` also all
-/// mounts below it.
+/// Changes the mount that `mount` (an `O_PATH` descriptor or a detached tree) refers to; with
+/// `recursive` also all mounts below it.
 pub fn set_attr(mount: BorrowedFd<'_>, attr: MountAttr<'_>, recursive: bool) -> io::Result<()> {
-    let mut args = raw::mount_attr { attr_set: attr.set, attr_clr: attr.clear, propagation: attr.propagation, userns_fd: 0 };
+    let mut args = raw::mount_attr {
+        attr_set: attr.set,
+        attr_clr: attr.clear,
+        propagation: attr.propagation,
+        userns_fd: 0,
+    };
     if let Some(namespace) = attr.user_namespace {
         args.attr_set |= u64::from(raw::MOUNT_ATTR_IDMAP);
         args.userns_fd = namespace.as_raw_fd() as u64;
     }
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a static C string and `args` is a mount_attr of the size given.
-    check(unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, &raw const args, size_of_val(&args)) })
-        .map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const args,
+            size_of_val(&args),
+        )
+    })
+    .map(drop)
 }
 
-/// Checks that the caller's root directory is the root of its mount namespace. After chroot(2) it is not, and then a container must
-/// not be made: pivot_root(2) leaves the namespace's root in place, and whoever joins a container by setns(2) gets it.
+/// Checks that the caller's root directory is the root of its mount namespace. After chroot(2) it
+/// is not, and then a container must not be made: pivot_root(2) leaves the namespace's root in
+/// place, and whoever joins a container by setns(2) gets it.
 ///
 /// # Errors
 /// It is another one, or cannot be compared.
 pub fn check_root_directory() -> io::Result<()> {
     let identity = || -> io::Result<_> {
-        let found = statx(CWD, "/", AtFlags::empty(), StatxFlags::INO | StatxFlags::MNT_ID)?;
-        Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino, found.stx_mnt_id))
+        let found = statx(
+            CWD,
+            "/",
+            AtFlags::empty(),
+            StatxFlags::INO | StatxFlags::MNT_ID,
+        )?;
+        Ok((
+            found.stx_dev_major,
+            found.stx_dev_minor,
+            found.stx_ino,
+            found.stx_mnt_id,
+        ))
     };
     let own = identity()?;
-    let namespace = open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    // On a thread of its own, which ends there. setns(2) refuses a thread that shares its root directory with others:
-    // unsharing the mount namespace ends that as well.
+    let namespace = open(
+        "/proc/self/ns/mnt",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    // On a thread of its own, which ends there. setns(2) refuses a thread that shares its root
+    // directory with others: unsharing the mount namespace ends that as well.
     let joined = crate::on_own_thread(|| {
         unshare(CloneFlags::NEWNS)?;
         setns(namespace.as_fd(), CloneFlags::NEWNS)?;

@@ -11,36 +11,69 @@ use crate::seccomp::Instruction;
 
 /// Brings `lo` up in the caller's network namespace.
 pub fn loopback_up() -> io::Result<()> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     // SAFETY: ifreq is plain data for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = b'l' as libc::c_char;
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: SIOCSIFFLAGS (netdevice(7)) reads an ifreq, which outlives the call.
-    check(i64::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request) })).map(drop)
+    check(i64::from(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as libc::Ioctl,
+            &raw const request,
+        )
+    }))
+    .map(drop)
 }
 
-/// How many bytes of kernel memory hold what was sent on a unix socket and the other side has not read yet (`SIOCOUTQ`).
+/// How many bytes of kernel memory hold what was sent on a unix socket and the other side has not
+/// read yet (`SIOCOUTQ`).
 pub fn unread_by_peer(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut count: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ, which is SIOCOUTQ's number (unix(7)), writes one int, which outlives the call.
-    check(i64::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) }))?;
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ's number (unix(7)), writes one int, which outlives the
+    // call.
+    check(i64::from(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count)
+    }))?;
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
 /// Has the kernel drop all packets that arrive at a socket. One that listens then stays silent.
 pub fn drop_all_packets(socket: BorrowedFd<'_>) -> io::Result<()> {
-    attach_filter(socket, &[Instruction { code: RETURN, jump_true: 0, jump_false: 0, value: 0 }])
+    attach_filter(
+        socket,
+        &[Instruction {
+            code: RETURN,
+            jump_true: 0,
+            jump_false: 0,
+            value: 0,
+        }],
+    )
 }
 
-/// Has the kernel keep only those netlink messages at a socket that are of one kind and not answers to one port's requests.
+/// Has the kernel keep only those netlink messages at a socket that are of one kind and not answers
+/// to one port's requests.
 pub fn keep_notices(socket: BorrowedFd<'_>, kind: u16, not_of: u32) -> io::Result<()> {
     // Loads are big-endian, the message's numbers the machine's.
-    let (kind, not_of) = (u16::from_be_bytes(kind.to_ne_bytes()).into(), u32::from_be_bytes(not_of.to_ne_bytes()));
+    let (kind, not_of) = (
+        u16::from_be_bytes(kind.to_ne_bytes()).into(),
+        u32::from_be_bytes(not_of.to_ne_bytes()),
+    );
     const KIND_AT: u32 = 4;
     const PORT_AT: u32 = 12;
-    let step = |code, jump_true, jump_false, value| Instruction { code, jump_true, jump_false, value };
+    let step = |code, jump_true, jump_false, value| Instruction {
+        code,
+        jump_true,
+        jump_false,
+        value,
+    };
     attach_filter(
         socket,
         &[
@@ -61,21 +94,36 @@ const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 
 fn attach_filter(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
-    let count = u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let filter = libc::sock_fprog { len: count, filter: program.as_ptr() as *mut libc::sock_filter };
+    let count =
+        u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let filter = libc::sock_fprog {
+        len: count,
+        filter: program.as_ptr() as *mut libc::sock_filter,
+    };
     let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    // SAFETY: SO_ATTACH_FILTER (socket(7)) copies a sock_fprog and the program it points to, which has sock_filter's layout
-    // and is not written to; both outlive the call.
-    let result =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const filter).cast(), length) };
+    // SAFETY: SO_ATTACH_FILTER (socket(7)) copies a sock_fprog and the program it points to, which
+    // has sock_filter's layout and is not written to; both outlive the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            length,
+        )
+    };
     check(i64::from(result)).map(drop)
 }
 
-/// Runs `work` inside another network namespace, on a thread of its own: however it ends, the caller stays where it is.
+/// Runs `work` inside another network namespace, on a thread of its own: however it ends, the
+/// caller stays where it is.
 ///
 /// # Errors
 /// `setns(2)`'s; `work`'s own outcome is inside.
-pub fn within<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub fn within<T: Send>(
+    namespace: BorrowedFd<'_>,
+    work: impl FnOnce() -> T + Send,
+) -> io::Result<T> {
     crate::on_own_thread(|| {
         crate::process::setns(namespace, CloneFlags::NEWNET)?;
         Ok(work())

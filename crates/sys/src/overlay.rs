@@ -1,4 +1,5 @@
-//! Overlay mounts through the new mount API: made detached, attached by whoever needs them at a place.
+//! Overlay mounts through the new mount API: made detached, attached by whoever needs them at a
+//! place.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -7,8 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags as Propagation, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags as Propagation,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    mount_change, open_tree,
 };
 
 use crate::process::CloneFlags;
@@ -22,8 +24,8 @@ pub struct Writable<'a> {
     pub volatile: bool,
 }
 
-/// Mounts layers (the topmost first), attached nowhere: one option for each, so their number is not limited by an
-/// option's length.
+/// Mounts layers (the topmost first), attached nowhere: one option for each, so their number is not
+/// limited by an option's length.
 ///
 /// # Errors
 /// `EINVAL` on kernels that lack such options (before 6.8), where [`mount_at`] does it.
@@ -33,7 +35,12 @@ pub fn mount(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedF
     for layer in lower {
         fsconfig_set_string(context.as_fd(), "lowerdir+", layer)?;
     }
-    if let Some(Writable { upper, work, volatile }) = writable {
+    if let Some(Writable {
+        upper,
+        work,
+        volatile,
+    }) = writable
+    {
         fsconfig_set_string(context.as_fd(), "upperdir", upper)?;
         fsconfig_set_string(context.as_fd(), "workdir", work)?;
         if volatile {
@@ -41,23 +48,49 @@ pub fn mount(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedF
         }
     }
     fsconfig_create(context.as_fd())?;
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
 }
 
-/// The same through mount(2), for any kernel. Its options may be a page long together, so layers are named by
-/// descriptor. Needs a mount namespace of one's own: for a moment the mount is visible in it.
-pub fn mount_at(place: &Path, lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedFd, Errno> {
-    let layers = lower.iter().map(|layer| open(layer)).collect::<Result<Vec<_>, _>>()?;
-    let names: Vec<String> = layers.iter().map(|layer| format!("/proc/thread-self/fd/{}", layer.as_raw_fd())).collect();
+/// The same through mount(2), for any kernel. Its options may be a page long together, so layers
+/// are named by descriptor. Needs a mount namespace of one's own: for a moment the mount is visible
+/// in it.
+pub fn mount_at(
+    place: &Path,
+    lower: &[PathBuf],
+    writable: Option<Writable<'_>>,
+) -> Result<OwnedFd, Errno> {
+    let layers = lower
+        .iter()
+        .map(|layer| open(layer))
+        .collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<String> = layers
+        .iter()
+        .map(|layer| format!("/proc/thread-self/fd/{}", layer.as_raw_fd()))
+        .collect();
     let mut options = format!("lowerdir={}", names.join(":"));
-    if let Some(Writable { upper, work, volatile }) = writable {
+    if let Some(Writable {
+        upper,
+        work,
+        volatile,
+    }) = writable
+    {
         options += &format!(",upperdir={},workdir={}", upper.display(), work.display());
         if volatile {
             options += ",volatile";
         }
     }
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
-    rustix::mount::mount("overlay", place, "overlay", MountFlags::empty(), options.as_c_str())?;
+    rustix::mount::mount(
+        "overlay",
+        place,
+        "overlay",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )?;
     open(place)
 }
 
@@ -83,37 +116,56 @@ pub fn writable(lower: &[PathBuf], writable: Writable<'_>) -> Result<OwnedFd, Er
     }
 }
 
-/// [`mount_at`] in a thread with a mount namespace of its own, from which a detached copy is taken out.
+/// [`mount_at`] in a thread with a mount namespace of its own, from which a detached copy is taken
+/// out.
 fn aside(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedFd, Errno> {
     let make = || {
-        crate::process::unshare(CloneFlags::NEWNS).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::PERM))?;
+        crate::process::unshare(CloneFlags::NEWNS)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::PERM))?;
         mount_change("/", Propagation::PRIVATE | Propagation::REC)?;
         let place = &lower[0];
         mount_at(place, lower, writable)?;
-        open_tree(CWD, place, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        open_tree(
+            CWD,
+            place,
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )
     };
     std::thread::scope(|scope| scope.spawn(make).join().unwrap_or(Err(Errno::IO)))
 }
 
-/// Copies the root mount of a running process's mount namespace, without the mounts below it. The copy is attached nowhere.
-/// Mounting the same directories a second time while they are in use is something that overlay warns about.
+/// Copies the root mount of a running process's mount namespace, without the mounts below it. The
+/// copy is attached nowhere. Mounting the same directories a second time while they are in use is
+/// something that overlay warns about.
 pub fn root_of(process: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let copy = || {
-        // setns(2): only a thread that shares its root and working directory with no other may enter a mount namespace.
+        // setns(2): only a thread that shares its root and working directory with no other may
+        // enter a mount namespace.
         crate::process::unshare(CloneFlags::NEWNS).map_err(errno)?;
         crate::process::setns(process, CloneFlags::NEWNS).map_err(errno)?;
-        open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        open_tree(
+            CWD,
+            "/",
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )
     };
     std::thread::scope(|scope| scope.spawn(copy).join().unwrap_or(Err(Errno::IO)))
 }
 
 fn open(path: &Path) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "a panic with its place is all the error handling that a test needs")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 mod tests {
     use super::*;
 
@@ -134,7 +186,9 @@ mod tests {
         let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let before = mounts();
         let merged = aside(&layers, None).unwrap();
-        let inside = |name: &str| std::fs::read_to_string(format!("/proc/self/fd/{}/{name}", merged.as_raw_fd())).unwrap();
+        let inside = |name: &str| {
+            std::fs::read_to_string(format!("/proc/self/fd/{}/{name}", merged.as_raw_fd())).unwrap()
+        };
         assert_eq!(inside("shared"), "0");
         assert_eq!(inside("own39"), "");
         assert_eq!(mounts(), before);

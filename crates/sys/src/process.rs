@@ -59,8 +59,9 @@ pub enum Cloned {
 /// Forks with `clone3(2)`: new namespaces by `flags`, and on cgroup v2 born inside `cgroup`.
 ///
 /// # Errors
-/// `EBUSY` when the calling process has more than one thread: the child of a threaded process may not allocate, so
-/// only single-threaded callers may use this function. Otherwise what the kernel says.
+/// `EBUSY` when the calling process has more than one thread: the child of a threaded process may
+/// not allocate, so only single-threaded callers may use this function. Otherwise what the kernel
+/// says.
 pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     if !has_one_thread() {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -71,8 +72,13 @@ pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::R
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
-        // With CLONE_PARENT the signal is inherited from the caller's own creation and must be zero here.
-        exit_signal: if flags.contains(CloneFlags::PARENT) { 0 } else { libc::SIGCHLD as u64 },
+        // With CLONE_PARENT the signal is inherited from the caller's own creation and must be zero
+        // here.
+        exit_signal: if flags.contains(CloneFlags::PARENT) {
+            0
+        } else {
+            libc::SIGCHLD as u64
+        },
         stack: 0,
         stack_size: 0,
         tls: 0,
@@ -84,21 +90,25 @@ pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::R
         args.flags |= raw::CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: clone3(2) without CLONE_VM gives the child a copy of this address space, and no stack is passed, so both
-    // sides continue here like after fork(2). The process has one thread (checked above), so no lock can be held by a
-    // thread that does not exist in the child. `args` and `pidfd` outlive the call.
+    // SAFETY: clone3(2) without CLONE_VM gives the child a copy of this address space, and no stack
+    // is passed, so both sides continue here like after fork(2). The process has one thread
+    // (checked above), so no lock can be held by a thread that does not exist in the child. `args`
+    // and `pidfd` outlive the call.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) })?;
     if pid == 0 {
         return Ok(Cloned::Child);
     }
-    let pid = Pid::from_raw(pid as i32).ok_or_else(|| io::Error::other("clone3 returned no pid"))?;
-    // SAFETY: with CLONE_PIDFD the kernel stored a fresh descriptor in `pidfd` that nothing else owns.
+    let pid =
+        Pid::from_raw(pid as i32).ok_or_else(|| io::Error::other("clone3 returned no pid"))?;
+    // SAFETY: with CLONE_PIDFD the kernel stored a fresh descriptor in `pidfd` that nothing else
+    // owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Cloned::Parent { pid, pidfd })
 }
 
-/// Whether the calling process has one thread. Asked without `/proc`, which may be another's by now: to unshare what threads
-/// share is allowed to a single one only, and does nothing then (unshare(2), `CLONE_THREAD`).
+/// Whether the calling process has one thread. Asked without `/proc`, which may be another's by
+/// now: to unshare what threads share is allowed to a single one only, and does nothing then
+/// (unshare(2), `CLONE_THREAD`).
 fn has_one_thread() -> bool {
     // SAFETY: without other threads the flag has no effect, with others it is refused.
     unsafe { libc::unshare(libc::CLONE_THREAD) == 0 }
@@ -118,38 +128,57 @@ pub fn exec_fd(fd: BorrowedFd<'_>, argv: &[CString], env: &[CString]) -> io::Err
     let argv = pointers(argv);
     let env = pointers(env);
     // SAFETY: as in `exec`; the empty path is a static C string.
-    unsafe { libc::syscall(libc::SYS_execveat, fd.as_raw_fd(), c"".as_ptr(), argv.as_ptr(), env.as_ptr(), libc::AT_EMPTY_PATH) };
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
     io::Error::last_os_error()
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain([ptr::null()])
+        .collect()
 }
 
-/// Lets the program that `command` starts begin with no signal blocked or ignored, whatever the caller has blocked.
+/// Lets the program that `command` starts begin with no signal blocked or ignored, whatever the
+/// caller has blocked.
 pub fn reset_signals_of(command: &mut std::process::Command) -> &mut std::process::Command {
     use std::os::unix::process::CommandExt;
-    // SAFETY: between fork and exec only sigaction(2) and sigprocmask(2) are called, which are async-signal-safe.
+    // SAFETY: between fork and exec only sigaction(2) and sigprocmask(2) are called, which are
+    // async-signal-safe.
     unsafe { command.pre_exec(crate::signal::reset_all) }
 }
 
-/// Makes the process that `command` starts, which must lead a process group, the foreground group of the terminal on its
-/// standard input, if that is its controlling terminal. It can read from the terminal and gets its signals then.
+/// Makes the process that `command` starts, which must lead a process group, the foreground group
+/// of the terminal on its standard input, if that is its controlling terminal. It can read from the
+/// terminal and gets its signals then.
 pub fn in_foreground(command: &mut std::process::Command) -> &mut std::process::Command {
     use std::os::unix::process::CommandExt;
     let take_terminal = || {
-        // A group in the background that asks for the foreground is stopped by SIGTTOU unless that is ignored.
+        // A group in the background that asks for the foreground is stopped by SIGTTOU unless that
+        // is ignored.
         crate::signal::ignore(libc::SIGTTOU);
         // Fails where there is no terminal.
         let _ = rustix::termios::tcsetpgrp(rustix::stdio::stdin(), rustix::process::getpgrp());
         Ok(())
     };
-    // SAFETY: between fork and exec only signal(2), getpgrp(2) and ioctl(2) are called, which are async-signal-safe.
+    // SAFETY: between fork and exec only signal(2), getpgrp(2) and ioctl(2) are called, which are
+    // async-signal-safe.
     unsafe { command.pre_exec(take_terminal) }
 }
 
-/// Runs `work` in a child process that has the standard streams and no other descriptor. The child ends with what `work`
-/// returns; the caller collects it. `input` must not hold descriptors: they are closed in the child.
+/// Runs `work` in a child process that has the standard streams and no other descriptor. The child
+/// ends with what `work` returns; the caller collects it. `input` must not hold descriptors: they
+/// are closed in the child.
 ///
 /// # Errors
 /// As [`clone_process`].
@@ -157,7 +186,8 @@ pub fn fork_apart<T>(input: &T, work: fn(&T) -> i32) -> io::Result<Pid> {
     match clone_process(CloneFlags::default(), None)? {
         Cloned::Parent { pid, .. } => Ok(pid),
         Cloned::Child => {
-            // SAFETY: this process ends below without returning, so nothing uses or closes the descriptors that go here.
+            // SAFETY: this process ends below without returning, so nothing uses or closes the
+            // descriptors that go here.
             unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
             exit_now(work(input))
         }
@@ -170,20 +200,32 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Marks every descriptor from `first` on close-on-exec, so that nothing of the engine leaks into a container
-/// (CVE-2024-21626).
+/// Marks every descriptor from `first` on close-on-exec, so that nothing of the engine leaks into a
+/// container (CVE-2024-21626).
 pub fn cloexec_from(first: u32) -> io::Result<()> {
     // SAFETY: only flags of descriptors change; no memory is passed.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    })
+    .map(drop)
 }
 
-/// Closes every descriptor from `first` on but `kept`. For a forked child that goes on with nothing else: what owns the others
-/// in its memory must not be used or dropped any more.
+/// Closes every descriptor from `first` on but `kept`. For a forked child that goes on with nothing
+/// else: what owns the others in its memory must not be used or dropped any more.
 pub fn close_others(first: u32, kept: BorrowedFd<'_>) -> io::Result<()> {
     let kept = kept.as_raw_fd() as u32;
-    for (begin, end) in [(first, kept.saturating_sub(1)), (first.max(kept + 1), u32::MAX)] {
+    for (begin, end) in [
+        (first, kept.saturating_sub(1)),
+        (first.max(kept + 1), u32::MAX),
+    ] {
         if begin <= end {
-            // SAFETY: close_range(2) takes numbers; that nothing uses these descriptors later is the caller's promise.
+            // SAFETY: close_range(2) takes numbers; that nothing uses these descriptors later is
+            // the caller's promise.
             check(unsafe { libc::syscall(libc::SYS_close_range, begin, end, 0) })?;
         }
     }
@@ -196,16 +238,20 @@ pub fn dup_onto(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
         // dup3 refuses equal numbers; clearing the flag is all that is left to do.
         return rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(Into::into);
     }
-    assert!((0..=2).contains(&number), "only the standard streams are ever replaced");
-    // SAFETY: numbers 0 to 2 are not owned by any OwnedFd in this code base; dup3 replaces them atomically.
+    assert!(
+        (0..=2).contains(&number),
+        "only the standard streams are ever replaced"
+    );
+    // SAFETY: numbers 0 to 2 are not owned by any OwnedFd in this code base; dup3 replaces them
+    // atomically.
     check(i64::from(unsafe { libc::dup3(fd.as_raw_fd(), number, 0) })).map(drop)
 }
 
 /// Joins or creates the namespaces in `flags` for the calling thread.
 ///
 /// # Errors
-/// `EINVAL` for `CLONE_FILES` and friends: only namespaces may be unshared here, so that the descriptor table that
-/// safe code relies on stays shared.
+/// `EINVAL` for `CLONE_FILES` and friends: only namespaces may be unshared here, so that the
+/// descriptor table that safe code relies on stays shared.
 pub fn unshare(flags: CloneFlags) -> io::Result<()> {
     const NAMESPACES: u64 = (raw::CLONE_NEWCGROUP
         | raw::CLONE_NEWIPC
@@ -222,27 +268,34 @@ pub fn unshare(flags: CloneFlags) -> io::Result<()> {
     check(i64::from(unsafe { libc::unshare(flags.0 as libc::c_int) })).map(drop)
 }
 
-/// Joins the namespaces in `flags` of the process behind a pidfd (Linux 5.8), or the one namespace behind `fd`.
+/// Joins the namespaces in `flags` of the process behind a pidfd (Linux 5.8), or the one namespace
+/// behind `fd`.
 pub fn setns(fd: BorrowedFd<'_>, flags: CloneFlags) -> io::Result<()> {
     // SAFETY: setns(2) changes only namespaces; no memory is passed.
-    check(i64::from(unsafe { libc::setns(fd.as_raw_fd(), flags.0 as libc::c_int) })).map(drop)
+    check(i64::from(unsafe {
+        libc::setns(fd.as_raw_fd(), flags.0 as libc::c_int)
+    }))
+    .map(drop)
 }
 
-/// Makes the session keyring named `name` the process's own, in place of the one it has inherited: an existing one that its
-/// owner lets it find by name, or a new and empty one. Returns its serial number.
+/// Makes the session keyring named `name` the process's own, in place of the one it has inherited:
+/// an existing one that its owner lets it find by name, or a new and empty one. Returns its serial
+/// number.
 ///
 /// # Errors
 /// `ENOSYS` on kernels without keys.
 pub fn join_session_keyring(name: &CStr) -> io::Result<i32> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: keyctl(2) reads one C string that outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) }).map(|serial| serial as i32)
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })
+        .map(|serial| serial as i32)
 }
 
 /// Lets later processes of the same user join a session keyring by its name.
 pub fn let_keyring_be_joined(serial: i32) -> io::Result<()> {
     const KEYCTL_SETPERM: libc::c_int = 5;
-    // keyctl_setperm(3): all to who possesses it; what new session keyrings grant their user (view, read, link), and search.
+    // keyctl_setperm(3): all to who possesses it; what new session keyrings grant their user (view,
+    // read, link), and search.
     const PERMISSIONS: libc::c_ulong = 0x3f1b_0000;
     // SAFETY: keyctl(2) takes numbers here.
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, serial, PERMISSIONS) }).map(drop)
@@ -259,7 +312,15 @@ pub fn set_io_priority(class: u32, level: u32) -> io::Result<()> {
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const CLASS_SHIFT: u32 = 13;
     // SAFETY: ioprio_set(2) takes numbers.
-    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, (class << CLASS_SHIFT) | level) }).map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_ioprio_set,
+            IOPRIO_WHO_PROCESS,
+            0,
+            (class << CLASS_SHIFT) | level,
+        )
+    })
+    .map(drop)
 }
 
 /// Scheduling attributes of `sched_setattr(2)`.
@@ -304,19 +365,30 @@ pub fn set_scheduler(attr: SchedAttr) -> io::Result<()> {
 /// The soft and the hard limit of open files; `u64::MAX` for none.
 pub fn file_limit() -> (u64, u64) {
     let limit = getrlimit(Resource::Nofile);
-    (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
+    (
+        limit.current.unwrap_or(u64::MAX),
+        limit.maximum.unwrap_or(u64::MAX),
+    )
 }
 
-/// Raises the soft limit of open files to the hard one, where that is allowed. Programs that are started later inherit it, and
-/// may not be made for so many (`select(2)`, or closing all there could be).
+/// Raises the soft limit of open files to the hard one, where that is allowed. Programs that are
+/// started later inherit it, and may not be made for so many (`select(2)`, or closing all there
+/// could be).
 pub fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    );
 }
 
-/// Takes the descriptors that a service manager passed to this process: `LISTEN_FDS` of them from number 3 on, where
-/// `LISTEN_PID` is this process's id (sd_listen_fds(3)). They are closed in programs that this one executes. To be called once,
-/// before anything else opens a descriptor; a second call returns none.
+/// Takes the descriptors that a service manager passed to this process: `LISTEN_FDS` of them from
+/// number 3 on, where `LISTEN_PID` is this process's id (sd_listen_fds(3)). They are closed in
+/// programs that this one executes. To be called once, before anything else opens a descriptor; a
+/// second call returns none.
 ///
 /// # Errors
 /// `EBADF` when one of them is not open, `EINVAL` when `LISTEN_FDS` is no number of descriptors.
@@ -324,24 +396,34 @@ pub fn listen_fds() -> io::Result<Vec<OwnedFd>> {
     const FIRST: i32 = 3;
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let variable = |name| std::env::var(name).unwrap_or_default();
-    if variable("LISTEN_PID") != std::process::id().to_string() || TAKEN.swap(true, Ordering::Relaxed) {
+    if variable("LISTEN_PID") != std::process::id().to_string()
+        || TAKEN.swap(true, Ordering::Relaxed)
+    {
         return Ok(Vec::new());
     }
-    let count: u16 = variable("LISTEN_FDS").parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let count: u16 = variable("LISTEN_FDS")
+        .parse()
+        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     (FIRST..FIRST + i32::from(count))
         .map(|number| {
-            // SAFETY: fcntl(2) with F_SETFD changes a flag of the descriptor and fails where none is open.
-            check(i64::from(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }))?;
-            // SAFETY: it is open, and nobody else's: it was inherited, and each number is taken once (above).
+            // SAFETY: fcntl(2) with F_SETFD changes a flag of the descriptor and fails where none
+            // is open.
+            check(i64::from(unsafe {
+                libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC)
+            }))?;
+            // SAFETY: it is open, and nobody else's: it was inherited, and each number is taken
+            // once (above).
             Ok(unsafe { OwnedFd::from_raw_fd(number) })
         })
         .collect()
 }
 
-/// Whether fewer than `reserve` more descriptors can be opened. `newest` was opened just now: the kernel gives out the lowest number
-/// that is free, so that its number says how many there are.
+/// Whether fewer than `reserve` more descriptors can be opened. `newest` was opened just now: the
+/// kernel gives out the lowest number that is free, so that its number says how many there are.
 pub fn descriptors_are_scarce(newest: BorrowedFd<'_>, reserve: u64) -> bool {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(u64::MAX);
     u64::try_from(newest.as_raw_fd()).is_ok_and(|number| number.saturating_add(reserve) >= limit)
 }
 
@@ -351,7 +433,8 @@ mod tests {
 
     #[test]
     fn a_threaded_process_may_not_clone() {
-        let other = std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_millis(200)));
+        let other =
+            std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_millis(200)));
         let error = clone_process(CloneFlags::default(), None).expect_err("two threads at least");
         assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
         other.join().expect("the sleeper ends");

@@ -1,55 +1,76 @@
 //! This program from where nobody can write to it.
 //!
-//! A process in a container can get hold of the program that entered the container (`/proc/PID/exe`, or an interpreter line
-//! `#!/proc/self/exe`) and write to it when it no longer runs (CVE-2019-5736). A read-only mount alone does not stop whoever is
-//! privileged in a user namespace of their own: a mount that is attached nowhere can be made writable by everybody who has a
-//! descriptor in it (`mount_setattr(2)`). An overlay without a writable layer stays read-only whatever is asked for. It costs
-//! nothing: pages in memory are the file's own.
+//! A process in a container can get hold of the program that entered the container
+//! (`/proc/PID/exe`, or an interpreter line `#!/proc/self/exe`) and write to it when it no longer
+//! runs (CVE-2019-5736). A read-only mount alone does not stop whoever is privileged in a user
+//! namespace of their own: a mount that is attached nowhere can be made writable by everybody who
+//! has a descriptor in it (`mount_setattr(2)`). An overlay without a writable layer stays read-only
+//! whatever is asked for. It costs nothing: pages in memory are the file's own.
 
 use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fcntl_get_seals, memfd_create, openat};
+use rustix::fs::{
+    MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fcntl_get_seals,
+    memfd_create, openat,
+};
 use rustix::io::Errno;
 
 use crate::{fs, overlay};
 
-/// The layers of an overlay that shows the files of `directory`. A single one would be no overlay; the second has no regular
-/// files.
+/// The layers of an overlay that shows the files of `directory`. A single one would be no overlay;
+/// the second has no regular files.
 pub fn layers(directory: &Path) -> [PathBuf; 2] {
     [directory.to_owned(), PathBuf::from("/sys/fs")]
 }
 
-/// Opens `program`, an absolute path, for execution, such that nothing can be written to the file through what its processes
-/// have: in an overlay, or as a sealed copy in memory where its file system cannot be a layer.
+/// Opens `program`, an absolute path, for execution, such that nothing can be written to the file
+/// through what its processes have: in an overlay, or as a sealed copy in memory where its file
+/// system cannot be a layer.
 pub fn sealed(program: &Path) -> io::Result<OwnedFd> {
     in_overlay(program).or_else(|_| copy(program))
 }
 
 fn in_overlay(program: &Path) -> Result<OwnedFd, Errno> {
-    let (Some(directory), Some(name)) = (program.parent(), program.file_name()) else { return Err(Errno::INVAL) };
+    let (Some(directory), Some(name)) = (program.parent(), program.file_name()) else {
+        return Err(Errno::INVAL);
+    };
     let root = overlay::read_only(&layers(directory))?;
-    openat(&root, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    openat(
+        &root,
+        name,
+        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 fn copy(program: &Path) -> io::Result<OwnedFd> {
     let mut source = fs::open(program).map_err(|error| error.source)?;
-    let mut copy = std::fs::File::from(memfd_create(c"whelk", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    let mut copy = std::fs::File::from(memfd_create(
+        c"whelk",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?);
     io::copy(&mut source, &mut copy)?;
     copy.rewind()?;
     fcntl_add_seals(&copy, SEALS)?;
     Ok(copy.into())
 }
 
-const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
+const SEALS: SealFlags = SealFlags::WRITE
+    .union(SealFlags::GROW)
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::SEAL);
 
 /// Whether this process runs from what [`sealed`] opens.
 pub fn is_sealed() -> io::Result<bool> {
     let own = fs::open("/proc/self/exe").map_err(|error| error.source)?;
     const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
-    let read_only_overlay = rustix::fs::fstatfs(own.as_fd())?.f_type as u64 == OVERLAYFS_SUPER_MAGIC
-        && rustix::fs::fstatvfs(own.as_fd())?.f_flag.contains(StatVfsMountFlags::RDONLY);
+    let read_only_overlay = rustix::fs::fstatfs(own.as_fd())?.f_type as u64
+        == OVERLAYFS_SUPER_MAGIC
+        && rustix::fs::fstatvfs(own.as_fd())?
+            .f_flag
+            .contains(StatVfsMountFlags::RDONLY);
     Ok(read_only_overlay || fcntl_get_seals(&own).is_ok_and(|seals| seals.contains(SEALS)))
 }
 
@@ -73,10 +94,16 @@ mod tests {
         }
         let path = std::env::temp_dir().join(format!("whelk-program-{}", std::process::id()));
         fs::write(&path, "#!/bin/sh\n").expect("write");
-        for program in [in_overlay(&path).expect("an overlay"), copy(&path).expect("a copy")] {
+        for program in [
+            in_overlay(&path).expect("an overlay"),
+            copy(&path).expect("a copy"),
+        ] {
             assert!(!is_writable(&program));
             // Whoever has a descriptor may try to make the mount writable.
-            let attr = crate::mount::MountAttr { clear: 1, ..Default::default() };
+            let attr = crate::mount::MountAttr {
+                clear: 1,
+                ..Default::default()
+            };
             let _ = crate::mount::set_attr(program.as_fd(), attr, false);
             assert!(!is_writable(&program));
         }

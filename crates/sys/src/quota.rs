@@ -1,5 +1,5 @@
-//! Project quotas: how much the files below a directory may take on disk. They are there where the file system was made and
-//! mounted with them (ext4: `prjquota`, XFS: `pquota`).
+//! Project quotas: how much the files below a directory may take on disk. They are there where the
+//! file system was made and mounted with them (ext4: `prjquota`, XFS: `pquota`).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -35,14 +35,33 @@ pub fn set_project(directory: impl AsFd, project: u32) -> io::Result<()> {
     attributes.fsx_projid = project;
     attributes.fsx_xflags |= raw::FS_XFLAG_PROJINHERIT;
     // SAFETY: the request takes a pointer to an fsxattr, which outlives the call.
-    check(unsafe { libc::ioctl(directory.as_fd().as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attributes) }.into()).map(drop)
+    check(
+        unsafe {
+            libc::ioctl(
+                directory.as_fd().as_raw_fd(),
+                FS_IOC_FSSETXATTR,
+                &raw const attributes,
+            )
+        }
+        .into(),
+    )
+    .map(drop)
 }
 
 fn attributes(directory: BorrowedFd<'_>) -> io::Result<raw::fsxattr> {
     // SAFETY: a plain struct of integers, for which all zeros are valid.
     let mut attributes: raw::fsxattr = unsafe { std::mem::zeroed() };
     // SAFETY: the request fills an fsxattr, which outlives the call.
-    check(unsafe { libc::ioctl(directory.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) }.into())?;
+    check(
+        unsafe {
+            libc::ioctl(
+                directory.as_raw_fd(),
+                FS_IOC_FSGETXATTR,
+                &raw mut attributes,
+            )
+        }
+        .into(),
+    )?;
     Ok(attributes)
 }
 
@@ -54,7 +73,10 @@ pub fn get(directory: impl AsFd, project: u32) -> io::Result<Quota> {
     // SAFETY: a plain struct of integers, for which all zeros are valid.
     let mut found: libc::dqblk = unsafe { std::mem::zeroed() };
     match control(directory.as_fd(), GET_QUOTA, project, &mut found) {
-        Ok(()) => Ok(Quota { limit: found.dqb_bhardlimit * BLOCK, used: found.dqb_curspace }),
+        Ok(()) => Ok(Quota {
+            limit: found.dqb_bhardlimit * BLOCK,
+            used: found.dqb_curspace,
+        }),
         // XFS, of a project that it has never seen.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Quota::default()),
         Err(error) => Err(error),
@@ -70,8 +92,22 @@ pub fn set_limit(directory: impl AsFd, project: u32, limit: u64) -> io::Result<(
     control(directory.as_fd(), SET_QUOTA, project, &mut wanted)
 }
 
-fn control(directory: BorrowedFd<'_>, command: u32, project: u32, quota: &mut libc::dqblk) -> io::Result<()> {
+fn control(
+    directory: BorrowedFd<'_>,
+    command: u32,
+    project: u32,
+    quota: &mut libc::dqblk,
+) -> io::Result<()> {
     let command = command << 8 | PROJECTS;
     // SAFETY: both commands take a pointer to a dqblk, which outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_quotactl_fd, directory.as_raw_fd(), command, project, std::ptr::from_mut(quota)) }).map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_quotactl_fd,
+            directory.as_raw_fd(),
+            command,
+            project,
+            std::ptr::from_mut(quota),
+        )
+    })
+    .map(drop)
 }

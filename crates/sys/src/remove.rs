@@ -1,27 +1,40 @@
-//! Removing trees that somebody else has made: as deep as they like, and with links and mounts where they like.
+//! Removing trees that somebody else has made: as deep as they like, and with links and mounts
+//! where they like.
 
 use std::ffi::{CStr, OsStr};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, ResolveFlags, openat, openat2, renameat_with, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, ResolveFlags, openat, openat2, renameat_with,
+    unlinkat,
+};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-/// How many levels are descended at once. What lies deeper is first moved up, so that neither the stack nor the number of
-/// open files depends on the tree.
+/// How many levels are descended at once. What lies deeper is first moved up, so that neither the
+/// stack nor the number of open files depends on the tree.
 const DEPTH: u32 = 32;
 
-/// Removes a file, or a directory with everything below. What is missing is fine. Neither links nor mounts are entered.
+/// Removes a file, or a directory with everything below. What is missing is fine. Neither links nor
+/// mounts are entered.
 ///
 /// # Errors
 /// The first one; what comes behind it is removed all the same.
 pub fn tree(path: &Path) -> io::Result<()> {
     let name = path.file_name().ok_or(Errno::INVAL)?;
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    match path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
         None => entry(CWD, name),
-        Some(parent) => match openat(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Some(parent) => match openat(
+            CWD,
+            parent,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
             Err(Errno::NOENT) => Ok(()),
             parent => entry(parent?, name),
         },
@@ -41,7 +54,12 @@ pub fn entry(parent: impl AsFd, name: &OsStr) -> io::Result<()> {
         Err(Errno::NOENT) => return Ok(()),
         root => root?,
     };
-    let mut removal = Removal { root: root.as_fd(), lifted: 0, number: 0, error: None };
+    let mut removal = Removal {
+        root: root.as_fd(),
+        lifted: 0,
+        number: 0,
+        error: None,
+    };
     let mut before = None;
     while before != Some(removal.lifted) {
         before = Some(removal.lifted);
@@ -53,12 +71,22 @@ pub fn entry(parent: impl AsFd, name: &OsStr) -> io::Result<()> {
 
 /// What somebody else has removed meanwhile is removed.
 fn gone(removed: rustix::io::Result<()>) -> rustix::io::Result<()> {
-    if removed == Err(Errno::NOENT) { Ok(()) } else { removed }
+    if removed == Err(Errno::NOENT) {
+        Ok(())
+    } else {
+        removed
+    }
 }
 
 fn open(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat2(parent, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
+    openat2(
+        parent,
+        name,
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS,
+    )
 }
 
 struct Removal<'a> {
@@ -90,7 +118,12 @@ impl Removal<'_> {
         }
     }
 
-    fn remove(&mut self, directory: BorrowedFd<'_>, name: &CStr, depth: u32) -> rustix::io::Result<()> {
+    fn remove(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &CStr,
+        depth: u32,
+    ) -> rustix::io::Result<()> {
         match unlinkat(directory, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(Errno::ISDIR) => {}
@@ -117,7 +150,13 @@ impl Removal<'_> {
     fn lift(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
         loop {
             self.number += 1;
-            match renameat_with(directory, name, self.root, format!(".deep-{}", self.number), RenameFlags::NOREPLACE) {
+            match renameat_with(
+                directory,
+                name,
+                self.root,
+                format!(".deep-{}", self.number),
+                RenameFlags::NOREPLACE,
+            ) {
                 Err(Errno::EXIST) => {}
                 result => return result.map(|()| self.lifted += 1),
             }
@@ -130,7 +169,10 @@ impl Removal<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "what is removed here was made by hand")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "what is removed here was made by hand"
+)]
 mod tests {
     use std::os::unix::fs::symlink;
 
@@ -146,7 +188,8 @@ mod tests {
     fn depth_does_not_matter() {
         const LEVELS: usize = 10_000;
         let base = scratch("deep");
-        let mut at = rustix::fs::open(&base, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let mut at =
+            rustix::fs::open(&base, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         for _ in 0..LEVELS {
             rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
             drop(openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap());

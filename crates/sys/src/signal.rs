@@ -5,14 +5,23 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use crate::check;
 
-/// Blocks `signals` for the calling thread and returns a non-blocking descriptor that becomes readable when one of
-/// them is pending.
+/// Blocks `signals` for the calling thread and returns a non-blocking descriptor that becomes
+/// readable when one of them is pending.
 pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
     let set = set_of(signals);
-    // SAFETY: `set` is an initialised sigset_t that outlives both calls; signalfd returns a fresh descriptor.
+    // SAFETY: `set` is an initialised sigset_t that outlives both calls; signalfd returns a fresh
+    // descriptor.
     unsafe {
-        check(i64::from(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())))?;
-        let fd = check(i64::from(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)))?;
+        check(i64::from(libc::sigprocmask(
+            libc::SIG_BLOCK,
+            &raw const set,
+            std::ptr::null_mut(),
+        )))?;
+        let fd = check(i64::from(libc::signalfd(
+            -1,
+            &raw const set,
+            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
+        )))?;
         Ok(OwnedFd::from_raw_fd(fd as i32))
     }
 }
@@ -35,16 +44,20 @@ pub fn drain(fd: &OwnedFd) -> Vec<i32> {
     signals
 }
 
-/// Unblocks every signal and gives each its default action, for the program that is about to be executed.
+/// Unblocks every signal and gives each its default action, for the program that is about to be
+/// executed.
 pub fn reset_all() -> io::Result<()> {
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler. Signals that cannot be changed (KILL, STOP, the C library's own) answer
-        // an error that does not matter here.
+        // SAFETY: SIG_DFL installs no handler. Signals that cannot be changed (KILL, STOP, the C
+        // library's own) answer an error that does not matter here.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     let none = set_of(&[]);
     // SAFETY: `none` is an initialised sigset_t.
-    check(i64::from(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) })).map(drop)
+    check(i64::from(unsafe {
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
+    }))
+    .map(drop)
 }
 
 /// Makes the process ignore `signal` (SIGPIPE for servers, SIGHUP for what outlives its terminal).
@@ -64,7 +77,16 @@ pub fn pidfd_send(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let fd = pidfd.as_fd().as_raw_fd();
     // SAFETY: pidfd_send_signal(2) with no siginfo takes numbers only.
-    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0) }).map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd,
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })
+    .map(drop)
 }
 
 fn set_of(signals: &[i32]) -> libc::sigset_t {

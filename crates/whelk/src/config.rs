@@ -1,4 +1,5 @@
-//! The configuration file: the keys of Docker's daemon.json that mean something here, and one of our own.
+//! The configuration file: the keys of Docker's daemon.json that mean something here, and one of
+//! our own.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -49,7 +50,8 @@ pub(crate) struct File {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum FirewallMode {
-    /// They let containers' traffic through: the engine's own rules decide about it, as with Docker.
+    /// They let containers' traffic through: the engine's own rules decide about it, as with
+    /// Docker.
     #[default]
     Own,
     /// They stay in force for containers too.
@@ -65,7 +67,8 @@ pub(crate) fn read(path: Option<&Path>) -> anyhow::Result<File> {
         Err(error) if error.is_not_found() && path.is_none() => return Ok(File::default()),
         content => content?,
     };
-    parse(&content).with_context(|| format!("configuration file {}", path.unwrap_or(usual).display()))
+    parse(&content)
+        .with_context(|| format!("configuration file {}", path.unwrap_or(usual).display()))
 }
 
 fn parse(content: &[u8]) -> anyhow::Result<File> {
@@ -83,10 +86,16 @@ fn parse(content: &[u8]) -> anyhow::Result<File> {
     if file.live_restore == Some(false) {
         bail!("live-restore: containers always run on when the engine stops");
     }
-    if let Some(driver) = file.default_network_opts.keys().find(|driver| !matches!(driver.as_str(), "bridge" | "macvlan" | "ipvlan")) {
+    if let Some(driver) = file
+        .default_network_opts
+        .keys()
+        .find(|driver| !matches!(driver.as_str(), "bridge" | "macvlan" | "ipvlan"))
+    {
         bail!("default-network-opts: there is no network driver {driver}");
     }
-    file.networks().check().map_err(|error| anyhow::anyhow!("{error}"))?;
+    file.networks()
+        .check()
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
     Ok(file)
 }
 
@@ -104,7 +113,10 @@ impl File {
     fn networks(&self) -> NetworkDefaults {
         NetworkDefaults {
             bridge_addresses: [self.bip, self.bip6].into_iter().flatten().collect(),
-            ranges: [self.fixed_cidr, self.fixed_cidr_v6].into_iter().flatten().collect(),
+            ranges: [self.fixed_cidr, self.fixed_cidr_v6]
+                .into_iter()
+                .flatten()
+                .collect(),
             ipv6: self.ipv6,
             pools: self.default_address_pools.clone(),
             options: self.default_network_opts.clone(),
@@ -138,7 +150,13 @@ mod tests {
             "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1400"}}}"#;
         let networks = parse(content.as_bytes()).unwrap().networks();
         assert_eq!(networks.bridge_addresses, ["10.1.2.1/24".parse().unwrap()]);
-        assert_eq!(networks.pools, [Pool { base: "10.200.0.0/16".parse().unwrap(), size: 26 }]);
+        assert_eq!(
+            networks.pools,
+            [Pool {
+                base: "10.200.0.0/16".parse().unwrap(),
+                size: 26
+            }]
+        );
         assert!(!networks.icc && networks.masquerade && networks.forward);
     }
 
@@ -151,8 +169,14 @@ mod tests {
         refused(r#"{"live-restore": false}"#, "live-restore");
         refused(r#"{"bip": "10.1.2.0/24"}"#, "bip 10.1.2.0/24");
         refused(r#"{"bip": "x"}"#, "line 1");
-        refused(r#"{"bip": "10.1.2.1/24", "fixed-cidr": "10.9.0.0/24"}"#, "fixed-cidr 10.9.0.0/24");
-        refused(r#"{"default-address-pools": [{"base": "10.0.0.0/16", "size": 12}]}"#, "10.0.0.0/16");
+        refused(
+            r#"{"bip": "10.1.2.1/24", "fixed-cidr": "10.9.0.0/24"}"#,
+            "fixed-cidr 10.9.0.0/24",
+        );
+        refused(
+            r#"{"default-address-pools": [{"base": "10.0.0.0/16", "size": 12}]}"#,
+            "10.0.0.0/16",
+        );
         refused(r#"{"default-network-opts": {"nosuch": {}}}"#, "nosuch");
         refused(r#"{"mtu": 10}"#, "mtu 10");
     }

@@ -18,13 +18,15 @@ use crate::{config, systemd};
 #[derive(Debug, Parser)]
 #[command(name = "whelk daemon", version)]
 struct Arguments {
-    /// Socket to listen on, as unix:///PATH, or fd:// for the one that systemd passes [default: unix:///run/whelk/whelk.sock]
+    /// Socket to listen on, as unix:///PATH, or fd:// for the one that systemd passes [default:
+    /// unix:///run/whelk/whelk.sock]
     #[arg(short = 'H', long)]
     host: Option<String>,
     /// Directory for images, containers and the engine's records [default: /var/lib/whelk]
     #[arg(long, alias = "data-root")]
     root: Option<PathBuf>,
-    /// Directory for sockets and other state that a reboot may take; another one for each engine [default: /run/whelk]
+    /// Directory for sockets and other state that a reboot may take; another one for each engine
+    /// [default: /run/whelk]
     #[arg(long, alias = "exec-root")]
     run: Option<PathBuf>,
     /// Name of this engine among others on the machine; part of its cgroups' names [default: whelk]
@@ -37,7 +39,8 @@ struct Arguments {
     // Without the flag /etc/whelk/daemon.json, which need not be there.
     #[arg(long)]
     config_file: Option<PathBuf>,
-    /// Take the bridges, rules and cgroups of this instance off the host and exit; its directories stay
+    /// Take the bridges, rules and cgroups of this instance off the host and exit; its directories
+    /// stay
     #[arg(long)]
     uninstall: bool,
     /// Log more
@@ -49,7 +52,8 @@ struct Arguments {
 }
 
 const LARGEST_FILE: u64 = 1 << 20;
-/// What may block is done elsewhere; beside the API these answer all containers' questions for names.
+/// What may block is done elsewhere; beside the API these answer all containers' questions for
+/// names.
 const WORKERS: usize = 4;
 
 /// The command's flags, for its manual page.
@@ -58,10 +62,16 @@ pub(crate) fn definitions() -> clap::Command {
 }
 
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let words = arguments.skip(usize::from(std::env::args_os().nth(1).is_some_and(|word| word == "daemon")));
+    let words = arguments.skip(usize::from(
+        std::env::args_os()
+            .nth(1)
+            .is_some_and(|word| word == "daemon"),
+    ));
     let arguments = match whelk_cli::read_flags(definitions(), words) {
         Ok(words) => Arguments::parse_from(std::iter::once("whelk daemon".to_owned()).chain(words)),
-        Err(text) => return super::report("daemon", Err(format!("{text}\nSee 'whelk daemon --help'"))),
+        Err(text) => {
+            return super::report("daemon", Err(format!("{text}\nSee 'whelk daemon --help'")));
+        }
     };
     if arguments.background {
         // A process that leads a group already has a session that is meant for it.
@@ -71,19 +81,24 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let inherited = systemd::socket();
     // What containers get to see must not depend on the shell that the engine was started from.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let result =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().context("start the runtime").and_then(
-            |runtime| {
-                let result = runtime.block_on(run(arguments, inherited));
-                // Work that is still blocking must not keep a stopped engine alive.
-                runtime.shutdown_timeout(Duration::from_secs(1));
-                result
-            },
-        );
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("start the runtime")
+        .and_then(|runtime| {
+            let result = runtime.block_on(run(arguments, inherited));
+            // Work that is still blocking must not keep a stopped engine alive.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            result
+        });
     super::report("daemon", result.map_err(|error| format!("{error:#}")))
 }
 
-async fn run(arguments: Arguments, inherited: anyhow::Result<Option<OwnedFd>>) -> anyhow::Result<()> {
+async fn run(
+    arguments: Arguments,
+    inherited: anyhow::Result<Option<OwnedFd>>,
+) -> anyhow::Result<()> {
     let mut file = config::read(arguments.config_file.as_deref())?;
     let debug = arguments.debug || file.debug;
     let filter = if debug { "debug" } else { "info" };
@@ -95,18 +110,42 @@ async fn run(arguments: Arguments, inherited: anyhow::Result<Option<OwnedFd>>) -
     if file.hosts.len() > 1 {
         bail!("hosts: this version listens on one socket only");
     }
-    let host = arguments.host.or_else(|| file.hosts.pop()).unwrap_or_else(|| "unix:///run/whelk/whelk.sock".into());
+    let host = arguments
+        .host
+        .or_else(|| file.hosts.pop())
+        .unwrap_or_else(|| "unix:///run/whelk/whelk.sock".into());
     let place = Place::parse(&host, inherited)?;
-    let group = arguments.group.or_else(|| file.group.take()).map(|name| group_id(&name)).transpose()?.or_else(|| group_id("whelk").ok());
+    let group = arguments
+        .group
+        .or_else(|| file.group.take())
+        .map(|name| group_id(&name))
+        .transpose()?
+        .or_else(|| group_id("whelk").ok());
     let mut instance = Instance::new(
-        arguments.root.or_else(|| file.data_root.take()).unwrap_or_else(|| "/var/lib/whelk".into()),
-        arguments.run.or_else(|| file.exec_root.take()).unwrap_or_else(|| "/run/whelk".into()),
-        arguments.instance.or_else(|| file.instance.take()).unwrap_or_else(|| DEFAULT_INSTANCE.into()),
+        arguments
+            .root
+            .or_else(|| file.data_root.take())
+            .unwrap_or_else(|| "/var/lib/whelk".into()),
+        arguments
+            .run
+            .or_else(|| file.exec_root.take())
+            .unwrap_or_else(|| "/run/whelk".into()),
+        arguments
+            .instance
+            .or_else(|| file.instance.take())
+            .unwrap_or_else(|| DEFAULT_INSTANCE.into()),
     )?;
     instance.debug = debug;
     file.apply(&mut instance);
-    if arguments.uninstall && !fs::exists(instance_lock(&instance)) && !fs::exists(instance.database()) {
-        bail!("there is no instance {:?} on this host with root {}", instance.name, instance.root.display());
+    if arguments.uninstall
+        && !fs::exists(instance_lock(&instance))
+        && !fs::exists(instance.database())
+    {
+        bail!(
+            "there is no instance {:?} on this host with root {}",
+            instance.name,
+            instance.root.display()
+        );
     }
     if !arguments.uninstall {
         whelk_sys::mount::check_root_directory()?;
@@ -147,7 +186,9 @@ enum Place {
 impl Place {
     fn parse(host: &str, inherited: anyhow::Result<Option<OwnedFd>>) -> anyhow::Result<Self> {
         if host == systemd::HOST {
-            let socket = inherited?.context("host fd://: no socket was passed (LISTEN_FDS); it is for systemd's socket units")?;
+            let socket = inherited?.context(
+                "host fd://: no socket was passed (LISTEN_FDS); it is for systemd's socket units",
+            )?;
             return Ok(Self::Inherited(socket));
         }
         let Some(path) = host.strip_prefix("unix://") else {
@@ -174,7 +215,8 @@ pub(crate) fn lock(directory: &Path) -> anyhow::Result<std::fs::File> {
     Ok(file)
 }
 
-/// Locks a file. Whether another process has it, and keeps it: one that was just killed may take a moment to be gone.
+/// Locks a file. Whether another process has it, and keeps it: one that was just killed may take a
+/// moment to be gone.
 fn is_locked(file: &std::fs::File) -> bool {
     const PATIENCE: Duration = Duration::from_secs(2);
     const POLL: Duration = Duration::from_millis(20);
@@ -188,8 +230,8 @@ fn is_locked(file: &std::fs::File) -> bool {
     false
 }
 
-/// Sees to it that a root has one instance's name, which is in its lock: names of bridges, rules and cgroups of what runs
-/// are made of it.
+/// Sees to it that a root has one instance's name, which is in its lock: names of bridges, rules
+/// and cgroups of what runs are made of it.
 fn belongs(mut lock: std::fs::File, instance: &Instance) -> anyhow::Result<std::fs::File> {
     use std::io::Write;
     let known = fs::read_at_most(instance.root.join("lock"), LARGEST_FILE)?;
@@ -217,16 +259,25 @@ fn lock_instance(instance: &Instance) -> anyhow::Result<std::fs::File> {
     let mut file = fs::append(&path, 0o600)?;
     if is_locked(&file) {
         let root = fs::read_at_most(&path, LARGEST_FILE).unwrap_or_default();
-        bail!("instance {:?} is run by another engine, with root {}", instance.name, String::from_utf8_lossy(&root).trim());
+        bail!(
+            "instance {:?} is run by another engine, with root {}",
+            instance.name,
+            String::from_utf8_lossy(&root).trim()
+        );
     }
     // An engine that is taken off the host removes the file, perhaps just now.
     let inode = |metadata: std::fs::Metadata| std::os::unix::fs::MetadataExt::ino(&metadata);
     if file.metadata().map(inode).ok() != fs::metadata(&path).map(inode).ok() {
-        bail!("instance {:?} is just being taken off this host", instance.name);
+        bail!(
+            "instance {:?} is just being taken off this host",
+            instance.name
+        );
     }
     // For whoever is refused to read.
-    rustix::fs::ftruncate(&file, 0)
-        .and_then(|()| file.write_all(instance.root.display().to_string().as_bytes()).map_err(|_| rustix::io::Errno::IO))?;
+    rustix::fs::ftruncate(&file, 0).and_then(|()| {
+        file.write_all(instance.root.display().to_string().as_bytes())
+            .map_err(|_| rustix::io::Errno::IO)
+    })?;
     Ok(file)
 }
 
@@ -236,14 +287,24 @@ fn group_id(name: &str) -> anyhow::Result<u32> {
     }
     let groups = fs::read_at_most("/etc/group", LARGEST_FILE)?;
     let groups = String::from_utf8_lossy(&groups);
-    let found = groups.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split(':').nth(1)?.parse().ok());
+    let found = groups.lines().find_map(|line| {
+        line.strip_prefix(name)?
+            .strip_prefix(':')?
+            .split(':')
+            .nth(1)?
+            .parse()
+            .ok()
+    });
     found.with_context(|| format!("group {name} does not exist"))
 }
 
 /// Resolves when the engine is asked to stop, at any time after the call.
 fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}

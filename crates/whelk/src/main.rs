@@ -1,4 +1,5 @@
-//! One executable, several programs: picks the one that its name or first argument asks for, and nothing else.
+//! One executable, several programs: picks the one that its name or first argument asks for, and
+//! nothing else.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -12,14 +13,22 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
-    let program = std::path::Path::new(&name).file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let program = std::path::Path::new(&name)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+        .to_owned();
     match program.as_str() {
         "whelkd" => return daemon::main(arguments),
         // Mounted into a container by `--init`: everything behind the name is the program to run.
         "docker-init" | "whelk-init" => return init::main(arguments),
         _ => {}
     }
-    match std::env::args_os().nth(1).as_ref().and_then(|word| word.to_str()) {
+    match std::env::args_os()
+        .nth(1)
+        .as_ref()
+        .and_then(|word| word.to_str())
+    {
         Some("daemon") => daemon::main(std::env::args_os().skip(1)),
         Some("shim") => shim(),
         Some("init") => init::main(std::env::args_os().skip(2)),
@@ -31,24 +40,54 @@ fn main() -> ExitCode {
 
 /// `whelk man DIRECTORY`: writes the manual pages of all commands.
 fn manual(directory: Option<std::ffi::OsString>) -> ExitCode {
-    let Some(directory) = directory else { return report("man", Err("the directory for the pages is missing")) };
+    let Some(directory) = directory else {
+        return report("man", Err("the directory for the pages is missing"));
+    };
     let named = |command: clap::Command, name: &'static str| {
         let file = name.replace(' ', "-");
-        command.name(file.clone()).display_name(file).bin_name(name).disable_help_subcommand(true)
+        command
+            .name(file.clone())
+            .display_name(file)
+            .bin_name(name)
+            .disable_help_subcommand(true)
     };
-    let pages = [whelk_cli::definitions(), named(daemon::definitions(), "whelk daemon"), named(whelk_oci::definitions(), "whelk oci")];
-    let written = pages.into_iter().try_for_each(|command| clap_mangen::generate_to(command, &directory));
-    report("man", written.map_err(|error| format!("write pages to {}: {}", directory.display(), whelk_sys::errno_text(&error))))
+    let pages = [
+        whelk_cli::definitions(),
+        named(daemon::definitions(), "whelk daemon"),
+        named(whelk_oci::definitions(), "whelk oci"),
+    ];
+    let written = pages
+        .into_iter()
+        .try_for_each(|command| clap_mangen::generate_to(command, &directory));
+    report(
+        "man",
+        written.map_err(|error| {
+            format!(
+                "write pages to {}: {}",
+                directory.display(),
+                whelk_sys::errno_text(&error)
+            )
+        }),
+    )
 }
 
 /// `whelk shim --cgroup PATH`: started by the engine only.
 fn shim() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(2).map(|word| word.to_string_lossy().into_owned());
-    let cgroup = if arguments.next().as_deref() == Some("--cgroup") { arguments.next() } else { None };
+    let mut arguments = std::env::args_os()
+        .skip(2)
+        .map(|word| word.to_string_lossy().into_owned());
+    let cgroup = if arguments.next().as_deref() == Some("--cgroup") {
+        arguments.next()
+    } else {
+        None
+    };
     report("shim", whelk_shim::boot::run(cgroup.as_deref()))
 }
 
-#[allow(clippy::print_stderr, reason = "the last words of a program that failed")]
+#[allow(
+    clippy::print_stderr,
+    reason = "the last words of a program that failed"
+)]
 fn report<E: std::fmt::Display>(program: &str, result: Result<(), E>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,13 +8,24 @@ use whelk_sys::fs;
 use crate::{config, daemon};
 
 /// Repairs the root that is named, or the one of the configuration file. Returns what to tell.
-pub(crate) fn repair(root: Option<PathBuf>, config_file: Option<PathBuf>) -> anyhow::Result<Vec<String>> {
+pub(crate) fn repair(
+    root: Option<PathBuf>,
+    config_file: Option<PathBuf>,
+) -> anyhow::Result<Vec<String>> {
     let root = match root {
         Some(root) => root,
-        None => config::read(config_file.as_deref())?.data_root.unwrap_or_else(|| "/var/lib/whelk".into()),
+        None => config::read(config_file.as_deref())?
+            .data_root
+            .unwrap_or_else(|| "/var/lib/whelk".into()),
     };
     let root = fs::canonicalize(root)?;
-    anyhow::ensure!(["lock", "containers"].iter().any(|name| fs::exists(root.join(name))), "{} is no engine's root", root.display());
+    anyhow::ensure!(
+        ["lock", "containers"]
+            .iter()
+            .any(|name| fs::exists(root.join(name))),
+        "{} is no engine's root",
+        root.display()
+    );
     let _lock = daemon::lock(&root).context("stop the engine first")?;
     Ok(whelk_engine::repair(&root)?.lines)
 }

@@ -1,9 +1,13 @@
-//! `whelk-sweep PID`: waits until its input ends, which a test program holds for as long as it lives, and removes what that left.
+//! `whelk-sweep PID`: waits until its input ends, which a test program holds for as long as it
+//! lives, and removes what that left.
 
 use std::io::Read;
 
 fn main() {
-    let pid = std::env::args().nth(1).and_then(|text| text.parse().ok()).expect("usage: whelk-sweep PID");
+    let pid = std::env::args()
+        .nth(1)
+        .and_then(|text| text.parse().ok())
+        .expect("usage: whelk-sweep PID");
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     whelk_tests::sweep(pid);
 }

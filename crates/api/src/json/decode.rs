@@ -1,24 +1,45 @@
-//! From a JSON value to a struct, by Go's rules: names of fields match whatever their case, the last of several
-//! members with one name counts, `null` leaves a field at its default, and errors name the place and Go's type.
+//! From a JSON value to a struct, by Go's rules: names of fields match whatever their case, the
+//! last of several members with one name counts, `null` leaves a field at its default, and errors
+//! name the place and Go's type.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::rc::Rc;
 
-use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{
+    self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
+    Visitor,
+};
 
 use super::go_types;
 use super::parse::Value;
 
 /// Reads a whole body; `go_type` is what its struct is called in Docker.
-pub(crate) fn decode<T: de::DeserializeOwned>(value: Value, go_type: &'static str) -> Result<T, Error> {
-    T::deserialize(Decoder { value, place: None, go_type: Some(go_type) })
+pub(crate) fn decode<T: de::DeserializeOwned>(
+    value: Value,
+    go_type: &'static str,
+) -> Result<T, Error> {
+    T::deserialize(Decoder {
+        value,
+        place: None,
+        go_type: Some(go_type),
+    })
 }
 
 /// Reads what stands under `key` in a body.
-pub(crate) fn decode_field<T: de::DeserializeOwned>((key, value): (String, Value), go_type: &'static str) -> Result<T, Error> {
-    let place = Some(Rc::new(Place { parent: None, label: Label::Key(key) }));
-    T::deserialize(Decoder { value, place, go_type: Some(go_type) })
+pub(crate) fn decode_field<T: de::DeserializeOwned>(
+    (key, value): (String, Value),
+    go_type: &'static str,
+) -> Result<T, Error> {
+    let place = Some(Rc::new(Place {
+        parent: None,
+        label: Label::Key(key),
+    }));
+    T::deserialize(Decoder {
+        value,
+        place,
+        go_type: Some(go_type),
+    })
 }
 
 /// Why a value does not fit, in Go's words.
@@ -38,7 +59,8 @@ impl de::Error for Error {
         Self(text.to_string())
     }
 
-    /// A type that reads itself does not know its place: Go's types that do so do not tell it either.
+    /// A type that reads itself does not know its place: Go's types that do so do not tell it
+    /// either.
     fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         let kind = match found {
             Unexpected::Bool(_) => "bool",
@@ -48,7 +70,9 @@ impl de::Error for Error {
             Unexpected::Map => "object",
             _ => "null",
         };
-        Self(format!("json: cannot unmarshal {kind} into Go value of type {expected}"))
+        Self(format!(
+            "json: cannot unmarshal {kind} into Go value of type {expected}"
+        ))
     }
 }
 
@@ -74,7 +98,11 @@ fn path(place: Option<&Rc<Place>>) -> String {
         });
         next = place.parent.as_ref();
     }
-    labels.iter().rev().map(|label| format!(".{label}")).collect()
+    labels
+        .iter()
+        .rev()
+        .map(|label| format!(".{label}"))
+        .collect()
 }
 
 struct Decoder {
@@ -84,13 +112,19 @@ struct Decoder {
 }
 
 impl Decoder {
-    /// The error for a value that is not of the type wanted; `default` is Go's name of it where no other is known.
+    /// The error for a value that is not of the type wanted; `default` is Go's name of it where no
+    /// other is known.
     fn mismatch(&self, default: &'static str) -> Error {
         let kind = match &self.value {
             Value::Null => "null".into(),
             Value::Bool(_) => "bool".into(),
             // A number of the wrong size or form is quoted where a number is wanted.
-            Value::Number(text) if matches!(default, "int64" | "int" | "uint64" | "uint32" | "uint16" | "uint8") => {
+            Value::Number(text)
+                if matches!(
+                    default,
+                    "int64" | "int" | "uint64" | "uint32" | "uint16" | "uint8"
+                ) =>
+            {
                 Cow::Owned(format!("number {text}"))
             }
             Value::Number(_) => "number".into(),
@@ -105,17 +139,33 @@ impl Decoder {
             last if last.bytes().all(|byte| byte.is_ascii_digit()) => path,
             _ => format!("Go struct field {path}"),
         };
-        Error(format!("json: cannot unmarshal {kind} into {place} of type {go_type}"))
+        Error(format!(
+            "json: cannot unmarshal {kind} into {place} of type {go_type}"
+        ))
     }
 
     fn member(&self, key: String, value: Value, go_type: Option<&'static str>) -> Self {
-        let place = Place { parent: self.place.clone(), label: Label::Key(key) };
-        Self { value, place: Some(Rc::new(place)), go_type }
+        let place = Place {
+            parent: self.place.clone(),
+            label: Label::Key(key),
+        };
+        Self {
+            value,
+            place: Some(Rc::new(place)),
+            go_type,
+        }
     }
 
     fn element(&self, index: usize, value: Value, go_type: Option<&'static str>) -> Self {
-        let place = Place { parent: self.place.clone(), label: Label::Index(index) };
-        Self { value, place: Some(Rc::new(place)), go_type }
+        let place = Place {
+            parent: self.place.clone(),
+            label: Label::Index(index),
+        };
+        Self {
+            value,
+            place: Some(Rc::new(place)),
+            go_type,
+        }
     }
 
     fn seq<'de, V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
@@ -128,7 +178,11 @@ impl Decoder {
             }
         };
         let go_type = self.go_type.and_then(go_types::of_element);
-        visitor.visit_seq(Elements { parent: self, go_type, rest: elements.into_iter().enumerate() })
+        visitor.visit_seq(Elements {
+            parent: self,
+            go_type,
+            rest: elements.into_iter().enumerate(),
+        })
     }
 }
 
@@ -197,10 +251,18 @@ impl<'de> Deserializer<'de> for Decoder {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.value == Value::Null { visitor.visit_none() } else { visitor.visit_some(self) }
+        if self.value == Value::Null {
+            visitor.visit_none()
+        } else {
+            visitor.visit_some(self)
+        }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -209,7 +271,11 @@ impl<'de> Deserializer<'de> for Decoder {
     }
 
     /// What is missing of an array stays zero, and what is too much of it is ignored.
-    fn deserialize_tuple<V: Visitor<'de>>(mut self, length: usize, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_tuple<V: Visitor<'de>>(
+        mut self,
+        length: usize,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         match &mut self.value {
             Value::Array(elements) => elements.resize(length, Value::Null),
             Value::Null => self.value = Value::Array(vec![Value::Null; length]),
@@ -228,8 +294,20 @@ impl<'de> Deserializer<'de> for Decoder {
             }
         };
         let go_type = self.go_type.and_then(go_types::of_element);
-        let members = members.into_iter().map(|(key, value)| Member { name: key.clone(), key, value, go_type }).collect::<Vec<_>>();
-        visitor.visit_map(Members { parent: self, rest: members.into_iter(), next: None })
+        let members = members
+            .into_iter()
+            .map(|(key, value)| Member {
+                name: key.clone(),
+                key,
+                value,
+                go_type,
+            })
+            .collect::<Vec<_>>();
+        visitor.visit_map(Members {
+            parent: self,
+            rest: members.into_iter(),
+            next: None,
+        })
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -247,17 +325,27 @@ impl<'de> Deserializer<'de> for Decoder {
             }
         };
         let mut list: Vec<Member> = Vec::new();
-        // Where in the list each field is. Of several members for one field the last one counts; null leaves it as it is.
+        // Where in the list each field is. Of several members for one field the last one counts;
+        // null leaves it as it is.
         let mut places = vec![None; fields.len()];
         let mut has_unknown = false;
         for (key, value) in members {
             let exact = fields.iter().position(|field| *field == key);
-            let field = exact.or_else(|| fields.iter().position(|field| field.eq_ignore_ascii_case(&key)));
+            let field = exact.or_else(|| {
+                fields
+                    .iter()
+                    .position(|field| field.eq_ignore_ascii_case(&key))
+            });
             let name = field.map_or_else(|| key.clone(), |field| fields[field].to_owned());
             let go_type = go_types::of_field(structure, &name);
             match field {
                 Some(field) if value != Value::Null => {
-                    let member = Member { name, key, value, go_type };
+                    let member = Member {
+                        name,
+                        key,
+                        value,
+                        go_type,
+                    };
                     if let Some(place) = places[field] {
                         list[place] = member;
                     } else {
@@ -265,25 +353,41 @@ impl<'de> Deserializer<'de> for Decoder {
                         list.push(member);
                     }
                 }
-                // One is enough for a struct that takes no unknown fields, and none has to be checked unless its type is known.
+                // One is enough for a struct that takes no unknown fields, and none has to be
+                // checked unless its type is known.
                 None if go_type.is_some() || !has_unknown => {
                     has_unknown = true;
-                    list.push(Member { name, key, value, go_type });
+                    list.push(Member {
+                        name,
+                        key,
+                        value,
+                        go_type,
+                    });
                 }
                 _ => {}
             }
         }
-        visitor.visit_map(Members { parent: self, rest: list.into_iter(), next: None })
+        visitor.visit_map(Members {
+            parent: self,
+            rest: list.into_iter(),
+            next: None,
+        })
     }
 
-    fn deserialize_enum<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         match self.value {
             Value::String(text) => visitor.visit_enum(text.into_deserializer()),
             _ => Err(self.mismatch("string")),
         }
     }
 
-    /// A field of Go type `struct {}` must be an object or null; values of unknown fields are not checked.
+    /// A field of Go type `struct {}` must be an object or null; values of unknown fields are not
+    /// checked.
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match (&self.value, self.go_type) {
             (Value::Object(_) | Value::Null, _) | (_, None) => visitor.visit_unit(),
@@ -313,15 +417,26 @@ struct Members {
 impl<'de> MapAccess<'de> for Members {
     type Error = Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        let Some(mut member) = self.rest.next() else { return Ok(None) };
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
+        let Some(mut member) = self.rest.next() else {
+            return Ok(None);
+        };
         let name = std::mem::take(&mut member.name);
         self.next = Some(member);
         seed.deserialize(name.into_deserializer()).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        let Some(Member { key, value, go_type, .. }) = self.next.take() else {
+        let Some(Member {
+            key,
+            value,
+            go_type,
+            ..
+        }) = self.next.take()
+        else {
             return Err(de::Error::custom("a value without a key"));
         };
         seed.deserialize(self.parent.member(key, value, go_type))
@@ -337,9 +452,15 @@ struct Elements {
 impl<'de> SeqAccess<'de> for Elements {
     type Error = Error;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
-        let Some((index, value)) = self.rest.next() else { return Ok(None) };
-        seed.deserialize(self.parent.element(index, value, self.go_type)).map(Some)
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Error> {
+        let Some((index, value)) = self.rest.next() else {
+            return Ok(None);
+        };
+        seed.deserialize(self.parent.element(index, value, self.go_type))
+            .map(Some)
     }
 }
 
@@ -376,71 +497,159 @@ mod tests {
 
     #[test]
     fn the_last_member_of_a_field_counts_and_null_leaves_it() {
-        assert_eq!(outer(r#"{"DetachKeys":"a","detachkeys":"b"}"#).detach_keys, "b");
-        assert_eq!(outer(r#"{"DetachKeys":"a","DetachKeys":null}"#).detach_keys, "a");
+        assert_eq!(
+            outer(r#"{"DetachKeys":"a","detachkeys":"b"}"#).detach_keys,
+            "b"
+        );
+        assert_eq!(
+            outer(r#"{"DetachKeys":"a","DetachKeys":null}"#).detach_keys,
+            "a"
+        );
     }
 
     #[test]
     fn unknown_members_take_linear_time() {
-        let members: Vec<String> = (0..200_000).map(|number| format!("\"x{number}\":1")).collect();
+        let members: Vec<String> = (0..200_000)
+            .map(|number| format!("\"x{number}\":1"))
+            .collect();
         let begin = std::time::Instant::now();
-        assert_eq!(outer(&format!("{{{},\"DetachKeys\":\"a\"}}", members.join(","))).detach_keys, "a");
+        assert_eq!(
+            outer(&format!("{{{},\"DetachKeys\":\"a\"}}", members.join(","))).detach_keys,
+            "a"
+        );
         // A comparison of each with each would take minutes.
         assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());
     }
 
     #[test]
     fn keys_match_whatever_their_case_and_the_last_one_counts() {
-        let read = outer(r#"{"detachKeys": "a", "INNER": [{"nuMber": 7, "other": null}], "labels": {"Key": "v", "key": "w"}}"#);
-        assert_eq!((read.detach_keys.as_str(), read.inner), ("a", Some(vec![Inner { number: 7 }])));
+        let read = outer(
+            r#"{"detachKeys": "a", "INNER": [{"nuMber": 7, "other": null}], "labels": {"Key": "v", "key": "w"}}"#,
+        );
+        assert_eq!(
+            (read.detach_keys.as_str(), read.inner),
+            ("a", Some(vec![Inner { number: 7 }]))
+        );
         // Only names of fields are folded; data stays as it is.
         assert_eq!(read.labels.len(), 2);
-        assert_eq!(outer(r#"{"DetachKeys": "exact", "detachkeys": "other"}"#).detach_keys, "other");
+        assert_eq!(
+            outer(r#"{"DetachKeys": "exact", "detachkeys": "other"}"#).detach_keys,
+            "other"
+        );
     }
 
     #[test]
     fn null_is_zero() {
         assert_eq!(outer("null"), Outer::default());
-        assert_eq!(outer(r#"{"DetachKeys":null,"Inner":null,"Labels":null,"Size":null}"#), Outer::default());
+        assert_eq!(
+            outer(r#"{"DetachKeys":null,"Inner":null,"Labels":null,"Size":null}"#),
+            Outer::default()
+        );
         let read = outer(r#"{"Inner":[null],"Labels":{"a":null},"Size":[null,5,6]}"#);
-        assert_eq!((read.inner, read.labels["a"].as_str(), read.size), (Some(vec![Inner::default()]), "", [0, 5]));
+        assert_eq!(
+            (read.inner, read.labels["a"].as_str(), read.size),
+            (Some(vec![Inner::default()]), "", [0, 5])
+        );
     }
 
     #[test]
     fn mismatches_read_as_gos() {
         let check = |text: &str, expected: &str| {
-            let error = decode::<Config>(value(text), "container.CreateRequest").map(drop).unwrap_err();
-            assert_eq!(error.to_string(), format!("json: cannot unmarshal {expected}"), "{text}");
+            let error = decode::<Config>(value(text), "container.CreateRequest")
+                .map(drop)
+                .unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("json: cannot unmarshal {expected}"),
+                "{text}"
+            );
         };
         check("[]", "array into Go value of type container.CreateRequest");
-        check(r#"{"Image":5}"#, "number into Go struct field .Image of type string");
-        check(r#"{"Image":"x","IMAGE":5}"#, "number into Go struct field .IMAGE of type string");
-        check(r#"{"Env":{"a":"b"}}"#, "object into Go struct field .Env of type []string");
+        check(
+            r#"{"Image":5}"#,
+            "number into Go struct field .Image of type string",
+        );
+        check(
+            r#"{"Image":"x","IMAGE":5}"#,
+            "number into Go struct field .IMAGE of type string",
+        );
+        check(
+            r#"{"Env":{"a":"b"}}"#,
+            "object into Go struct field .Env of type []string",
+        );
         check(r#"{"Env":[5]}"#, "number into .Env.0 of type string");
         check(r#"{"Cmd":5}"#, "number into Go value of type string");
         check(r#"{"Cmd":[5]}"#, "array into Go value of type string");
         check(r#"{"Cmd":{}}"#, "object into Go value of type string");
-        check(r#"{"Tty":"x"}"#, "string into Go struct field .Tty of type bool");
-        check(r#"{"Labels":{"a/b":5}}"#, "number into Go struct field .Labels.a~1b of type string");
-        check(r#"{"ExposedPorts":[]}"#, "array into Go struct field .ExposedPorts of type nat.PortSet");
-        check(r#"{"ExposedPorts":{"80":5}}"#, "number into .ExposedPorts.80 of type struct {}");
-        check(r#"{"StopTimeout":"5"}"#, "string into Go struct field .StopTimeout of type int");
+        check(
+            r#"{"Tty":"x"}"#,
+            "string into Go struct field .Tty of type bool",
+        );
+        check(
+            r#"{"Labels":{"a/b":5}}"#,
+            "number into Go struct field .Labels.a~1b of type string",
+        );
+        check(
+            r#"{"ExposedPorts":[]}"#,
+            "array into Go struct field .ExposedPorts of type nat.PortSet",
+        );
+        check(
+            r#"{"ExposedPorts":{"80":5}}"#,
+            "number into .ExposedPorts.80 of type struct {}",
+        );
+        check(
+            r#"{"StopTimeout":"5"}"#,
+            "string into Go struct field .StopTimeout of type int",
+        );
         let check = |text: &str, expected: &str| {
-            let error = decode_field::<HostConfig>(("HostConfig".into(), value(text)), "container.HostConfig").map(drop).unwrap_err();
-            assert_eq!(error.to_string(), format!("json: cannot unmarshal {expected}"), "{text}");
+            let error = decode_field::<HostConfig>(
+                ("HostConfig".into(), value(text)),
+                "container.HostConfig",
+            )
+            .map(drop)
+            .unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("json: cannot unmarshal {expected}"),
+                "{text}"
+            );
         };
-        check("5", "number into Go struct field .HostConfig of type container.HostConfig");
-        check(r#"{"Memory":1.5}"#, "number 1.5 into Go struct field .HostConfig.Memory of type int64");
-        check(r#"{"BlkioWeight":70000}"#, "number 70000 into Go struct field .HostConfig.BlkioWeight of type uint16");
-        check(r#"{"NetworkMode":5}"#, "number into Go struct field .HostConfig.NetworkMode of type container.NetworkMode");
+        check(
+            "5",
+            "number into Go struct field .HostConfig of type container.HostConfig",
+        );
+        check(
+            r#"{"Memory":1.5}"#,
+            "number 1.5 into Go struct field .HostConfig.Memory of type int64",
+        );
+        check(
+            r#"{"BlkioWeight":70000}"#,
+            "number 70000 into Go struct field .HostConfig.BlkioWeight of type uint16",
+        );
+        check(
+            r#"{"NetworkMode":5}"#,
+            "number into Go struct field .HostConfig.NetworkMode of type container.NetworkMode",
+        );
         check(
             r#"{"RestartPolicy":{"Name":5}}"#,
             "number into Go struct field .HostConfig.RestartPolicy.Name of type container.RestartPolicyMode",
         );
-        check(r#"{"Devices":["x"]}"#, "string into .HostConfig.Devices.0 of type container.DeviceMapping");
-        check(r#"{"Devices":[{"PathOnHost":5}]}"#, "number into Go struct field .HostConfig.Devices.0.PathOnHost of type string");
-        check(r#"{"PortBindings":{"80/tcp":5}}"#, "number into Go struct field .HostConfig.PortBindings.80~1tcp of type []nat.PortBinding");
-        check(r#"{"ConsoleSize":[1,"x"]}"#, "string into .HostConfig.ConsoleSize.1 of type uint");
+        check(
+            r#"{"Devices":["x"]}"#,
+            "string into .HostConfig.Devices.0 of type container.DeviceMapping",
+        );
+        check(
+            r#"{"Devices":[{"PathOnHost":5}]}"#,
+            "number into Go struct field .HostConfig.Devices.0.PathOnHost of type string",
+        );
+        check(
+            r#"{"PortBindings":{"80/tcp":5}}"#,
+            "number into Go struct field .HostConfig.PortBindings.80~1tcp of type []nat.PortBinding",
+        );
+        check(
+            r#"{"ConsoleSize":[1,"x"]}"#,
+            "string into .HostConfig.ConsoleSize.1 of type uint",
+        );
         check(r#"{"CapAdd":5}"#, "number into Go value of type string");
     }
 }

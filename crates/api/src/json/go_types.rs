@@ -6,7 +6,9 @@ pub(super) fn of_field(structure: &str, field: &str) -> Option<&'static str> {
         ("Config", "ExposedPorts") => "nat.PortSet",
         ("Config", "Volumes") => "map[string]struct {}",
         ("Config", "Healthcheck") => "v1.HealthcheckConfig",
-        ("Config", "StopTimeout") | ("RestartPolicy", "MaximumRetryCount") | ("HostConfig", "OomScoreAdj") => "int",
+        ("Config", "StopTimeout")
+        | ("RestartPolicy", "MaximumRetryCount")
+        | ("HostConfig", "OomScoreAdj") => "int",
         ("Endpoint", "GwPriority" | "IPPrefixLen" | "GlobalIPv6PrefixLen") => "int",
         ("HostConfig", field) => return of_host_config(field),
         ("RestartPolicy", "Name") => "container.RestartPolicyMode",
@@ -48,7 +50,10 @@ fn of_host_config(field: &str) -> Option<&'static str> {
         "UsernsMode" => "container.UsernsMode",
         "Isolation" => "container.Isolation",
         "BlkioWeightDevice" => "[]*blkiodev.WeightDevice",
-        "BlkioDeviceReadBps" | "BlkioDeviceWriteBps" | "BlkioDeviceReadIOps" | "BlkioDeviceWriteIOps" => "[]*blkiodev.ThrottleDevice",
+        "BlkioDeviceReadBps"
+        | "BlkioDeviceWriteBps"
+        | "BlkioDeviceReadIOps"
+        | "BlkioDeviceWriteIOps" => "[]*blkiodev.ThrottleDevice",
         "Devices" => "[]container.DeviceMapping",
         "DeviceRequests" => "[]container.DeviceRequest",
         "Ulimits" => "[]*container.Ulimit",
@@ -62,7 +67,9 @@ pub(super) fn of_element(container: &'static str) -> Option<&'static str> {
     let element = match container {
         "nat.PortMap" => "[]nat.PortBinding",
         "nat.PortSet" => "struct {}",
-        _ if container.starts_with("map") || container.starts_with('[') => container.split_once(']')?.1,
+        _ if container.starts_with("map") || container.starts_with('[') => {
+            container.split_once(']')?.1
+        }
         _ => return None,
     };
     Some(element.strip_prefix('*').unwrap_or(element))

@@ -1,4 +1,5 @@
-//! JSON bodies of requests, read as Go reads them: clients see Go's error texts, and rely on how forgiving it is.
+//! JSON bodies of requests, read as Go reads them: clients see Go's error texts, and rely on how
+//! forgiving it is.
 //!
 //! `parse` turns bytes into a [`Value`]; `decode` turns a value into a struct.
 

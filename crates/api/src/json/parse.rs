@@ -1,6 +1,7 @@
 //! The JSON grammar, with the error texts of Go's `encoding/json`.
 
-/// A JSON value. Numbers keep their text: whether one fits depends on the field it is for, and errors quote it.
+/// A JSON value. Numbers keep their text: whether one fits depends on the field it is for, and
+/// errors quote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     Null,
@@ -12,9 +13,12 @@ pub(crate) enum Value {
 }
 
 impl Value {
-    /// Takes a member out of an object, whatever the case of its key. Of several, the last one counts.
+    /// Takes a member out of an object, whatever the case of its key. Of several, the last one
+    /// counts.
     pub(crate) fn take(&mut self, key: &str) -> Option<(String, Self)> {
-        let Self::Object(members) = self else { return None };
+        let Self::Object(members) = self else {
+            return None;
+        };
         let mut found = None;
         members.retain_mut(|(known, value)| {
             let matches = known.eq_ignore_ascii_case(key);
@@ -37,11 +41,12 @@ pub(crate) enum Syntax {
 
 type Result<T> = std::result::Result<T, Syntax>;
 
-/// How deep values may be nested: far below Go's 10000, since a value is read and dropped by recursion.
+/// How deep values may be nested: far below Go's 10000, since a value is read and dropped by
+/// recursion.
 const DEEPEST: usize = 128;
 
-/// Reads the first value of `bytes`, and whether something follows that is not the end of an array or object (which is
-/// what Go's decoder looks for).
+/// Reads the first value of `bytes`, and whether something follows that is not the end of an array
+/// or object (which is what Go's decoder looks for).
 pub(crate) fn parse(bytes: &[u8]) -> Result<(Value, bool)> {
     let mut parser = Parser { bytes, at: 0 };
     if parser.peek().is_none() {
@@ -90,7 +95,11 @@ impl Parser<'_> {
 
     fn enter(&mut self, depth: usize) -> Result<()> {
         self.at += 1;
-        if depth > DEEPEST { Err(Syntax::Invalid("exceeded max depth".into())) } else { Ok(()) }
+        if depth > DEEPEST {
+            Err(Syntax::Invalid("exceeded max depth".into()))
+        } else {
+            Ok(())
+        }
     }
 
     fn object(&mut self, depth: usize) -> Result<Value> {
@@ -144,7 +153,10 @@ impl Parser<'_> {
     fn literal(&mut self, name: &str, value: Value) -> Result<Value> {
         for letter in name.bytes() {
             if self.bytes.get(self.at) != Some(&letter) {
-                return self.unexpected(&format!("in literal {name} (expecting '{}')", char::from(letter)));
+                return self.unexpected(&format!(
+                    "in literal {name} (expecting '{}')",
+                    char::from(letter)
+                ));
             }
             self.at += 1;
         }
@@ -172,7 +184,9 @@ impl Parser<'_> {
             }
             self.digits()?;
         }
-        Ok(Value::Number(String::from_utf8_lossy(&self.bytes[begin..self.at]).into_owned()))
+        Ok(Value::Number(
+            String::from_utf8_lossy(&self.bytes[begin..self.at]).into_owned(),
+        ))
     }
 
     /// One digit or more.
@@ -195,7 +209,9 @@ impl Parser<'_> {
                 None => return Err(end()),
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(String::from_utf8(text).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()));
+                    return Ok(String::from_utf8(text).unwrap_or_else(|error| {
+                        String::from_utf8_lossy(error.as_bytes()).into_owned()
+                    }));
                 }
                 Some(b'\\') => {
                     let letter = self.escape()?;
@@ -251,13 +267,17 @@ impl Parser<'_> {
             return Err(end());
         }
         self.at += 6;
-        Ok(digits.iter().fold(0, |code, digit| code << 4 | char::from(*digit).to_digit(16).unwrap_or(0)))
+        Ok(digits.iter().fold(0, |code, digit| {
+            code << 4 | char::from(*digit).to_digit(16).unwrap_or(0)
+        }))
     }
 
     fn bad_escape<T>(&self, length: usize) -> Result<T> {
         let rest = &self.bytes[self.at..];
         let text = String::from_utf8_lossy(&rest[..rest.len().min(length)]);
-        Err(Syntax::Invalid(format!("invalid escape sequence `{text}` in string")))
+        Err(Syntax::Invalid(format!(
+            "invalid escape sequence `{text}` in string"
+        )))
     }
 }
 
@@ -280,7 +300,9 @@ fn quoted(bytes: &[u8]) -> String {
         '\u{b}' => "'\\v'".into(),
         '\u{c}' => "'\\f'".into(),
         '\n' | '\r' | '\t' | '\\' => format!("'{}'", letter.escape_default()),
-        _ if u32::from(letter) < 0x20 || letter == '\u{7f}' => format!("'\\x{:02x}'", u32::from(letter)),
+        _ if u32::from(letter) < 0x20 || letter == '\u{7f}' => {
+            format!("'\\x{:02x}'", u32::from(letter))
+        }
         _ if letter.escape_debug().count() > 1 => format!("'\\u{:04x}'", u32::from(letter)),
         _ => format!("'{letter}'"),
     }
@@ -296,9 +318,17 @@ mod tests {
             Value::Bool(value) => value.to_string(),
             Value::Number(text) => text.clone(),
             Value::String(text) => format!("{text:?}"),
-            Value::Array(list) => format!("[{}]", list.iter().map(text).collect::<Vec<_>>().join(",")),
+            Value::Array(list) => {
+                format!("[{}]", list.iter().map(text).collect::<Vec<_>>().join(","))
+            }
             Value::Object(map) => {
-                format!("{{{}}}", map.iter().map(|(key, value)| format!("{key:?}:{}", text(value))).collect::<Vec<_>>().join(","))
+                format!(
+                    "{{{}}}",
+                    map.iter()
+                        .map(|(key, value)| format!("{key:?}:{}", text(value)))
+                        .collect::<Vec<_>>()
+                        .join(",")
+                )
             }
         }
     }
@@ -310,14 +340,25 @@ mod tests {
             Err(Syntax::Empty) => "EOF".into(),
             Err(Syntax::Invalid(text)) => text,
         };
-        assert_eq!(outcome, expected, "{}", String::from_utf8_lossy(input.as_ref()));
+        assert_eq!(
+            outcome,
+            expected,
+            "{}",
+            String::from_utf8_lossy(input.as_ref())
+        );
     }
 
     #[test]
     fn values_are_read() {
-        check(" {\"a\" : [1, -0.5e+3, true, null,\t\"x\"] }\n", "{\"a\":[1,-0.5e+3,true,null,\"x\"]}");
+        check(
+            " {\"a\" : [1, -0.5e+3, true, null,\t\"x\"] }\n",
+            "{\"a\":[1,-0.5e+3,true,null,\"x\"]}",
+        );
         check("{\"a\":1,\"a\":2}", "{\"a\":1,\"a\":2}");
-        check(r#""\"\\\/\b\f\n\r\t\u00e9\ud83d\ude00""#, "\"\\\"\\\\/\\u{8}\\u{c}\\n\\r\\té😀\"");
+        check(
+            r#""\"\\\/\b\f\n\r\t\u00e9\ud83d\ude00""#,
+            "\"\\\"\\\\/\\u{8}\\u{c}\\n\\r\\té😀\"",
+        );
         check(r#""\ud800 \ud800\u0041""#, "\"\u{fffd} \u{fffd}A\"");
         check(b"\"\xff\"", "\"\u{fffd}\"");
         check("1 2", "1 more");
@@ -328,38 +369,81 @@ mod tests {
 
     #[test]
     fn errors_read_as_gos() {
-        check("garbage", "invalid character 'g' looking for beginning of value");
+        check(
+            "garbage",
+            "invalid character 'g' looking for beginning of value",
+        );
         check("{", "unexpected EOF");
-        check("{\"Image\":\"x\",}", "invalid character '}' looking for beginning of object key string");
+        check(
+            "{\"Image\":\"x\",}",
+            "invalid character '}' looking for beginning of object key string",
+        );
         check("{\"a\" 1}", "invalid character '1' after object key");
-        check("{\"a\":01}", "invalid character '1' after object key:value pair");
-        check("{\"a\":1]", "invalid character ']' after object key:value pair");
+        check(
+            "{\"a\":01}",
+            "invalid character '1' after object key:value pair",
+        );
+        check(
+            "{\"a\":1]",
+            "invalid character ']' after object key:value pair",
+        );
         check("[1 2]", "invalid character '2' after array element");
-        check("[1,]", "invalid character ']' looking for beginning of value");
-        check("{\"a\":tru}", "invalid character '}' in literal true (expecting 'e')");
-        check("{\"a\":nu11}", "invalid character '1' in literal null (expecting 'l')");
+        check(
+            "[1,]",
+            "invalid character ']' looking for beginning of value",
+        );
+        check(
+            "{\"a\":tru}",
+            "invalid character '}' in literal true (expecting 'e')",
+        );
+        check(
+            "{\"a\":nu11}",
+            "invalid character '1' in literal null (expecting 'l')",
+        );
         check("tru", "unexpected EOF");
         check("{\"a\":-}", "invalid character '}' in numeric literal");
         check("{\"a\":1.x}", "invalid character 'x' in numeric literal");
         check("1e", "unexpected EOF");
-        check("{\"a\":'x'}", "invalid character '\\'' looking for beginning of value");
+        check(
+            "{\"a\":'x'}",
+            "invalid character '\\'' looking for beginning of value",
+        );
         check("{\"a\":\"\n\"}", "invalid character '\\n' in string");
         check("{\"a\":\"\u{1}\"}", "invalid character '\\x01' in string");
         check("{\"a\":\"\\x\"}", "invalid escape sequence `\\x` in string");
-        check("{\"a\":\"\\u12g4\"}", "invalid escape sequence `\\u12g4` in string");
-        check("{\"a\":\"\\u12\"}", "invalid escape sequence `\\u12\"}` in string");
+        check(
+            "{\"a\":\"\\u12g4\"}",
+            "invalid escape sequence `\\u12g4` in string",
+        );
+        check(
+            "{\"a\":\"\\u12\"}",
+            "invalid escape sequence `\\u12\"}` in string",
+        );
         check("\"abc", "unexpected EOF");
         check("\"\\u12", "unexpected EOF");
-        check("\u{feff}{}", "invalid character '\\ufeff' looking for beginning of value");
+        check(
+            "\u{feff}{}",
+            "invalid character '\\ufeff' looking for beginning of value",
+        );
         check("é", "invalid character 'é' looking for beginning of value");
-        check(b"{\"a\":\xff}", "invalid character '\\xff' looking for beginning of value");
+        check(
+            b"{\"a\":\xff}",
+            "invalid character '\\xff' looking for beginning of value",
+        );
         check("[".repeat(100_000), "exceeded max depth");
     }
 
     #[test]
     fn members_are_taken_whatever_their_case() {
-        let (mut value, _) = parse(br#"{"hostConfig":1,"b":2,"HostConfig":3}"#).unwrap_or((Value::Null, false));
-        assert_eq!(value.take("HostConfig"), Some(("HostConfig".into(), Value::Number("3".into()))));
-        assert_eq!(value, Value::Object(vec![("b".into(), Value::Number("2".into()))]));
+        let (mut value, _) =
+            parse(br#"{"hostConfig":1,"b":2,"HostConfig":3}"#).unwrap_or((Value::Null, false));
+        assert_eq!(
+            value.take("HostConfig"),
+            Some(("HostConfig".into(), Value::Number("3".into())))
+        );
+        assert_eq!(
+            value,
+            Value::Object(vec![("b".into(), Value::Number("2".into()))])
+        );
     }
 }

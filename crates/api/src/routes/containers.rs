@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use whelk_engine::Error;
 use whelk_engine::containers::{
-    AttachRequest, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest, RemoveRequest, UpdateRequest, WaitCondition,
+    AttachRequest, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest, RemoveRequest,
+    UpdateRequest, WaitCondition,
 };
 use whelk_engine::events::now;
 use whelk_engine::model::{self, Config};
@@ -27,11 +28,17 @@ use crate::json::{decode, decode_field};
 use crate::version::ApiVersion;
 use crate::{compat, stream, wire};
 
-pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
+pub(super) async fn list(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+) -> ApiResult {
     let limit: Option<i64> = params.number("limit")?;
     let request = ListRequest {
         all: params.flag("all"),
-        limit: limit.filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok()),
+        limit: limit
+            .filter(|limit| *limit > 0)
+            .and_then(|limit| usize::try_from(limit).ok()),
         size: params.flag("size"),
         filters: params.filters(FILTERS)?,
     };
@@ -45,15 +52,33 @@ pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVe
     Ok(ok(&shown.collect::<Vec<_>>()))
 }
 
-pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params, request: Request) -> ApiResult {
+pub(super) async fn create(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+    request: Request,
+) -> ApiResult {
     let (parts, body) = request.into_parts();
-    let mut body = json_value(&parts.headers, body).await?.ok_or_else(ApiError::empty_body)?;
-    let host = body.take("HostConfig").map(|field| decode_field(field, "container.HostConfig")).transpose().map_err(invalid_json)?;
-    let networking = body.take("NetworkingConfig").map(|field| decode_field(field, "network.NetworkingConfig"));
-    let NetworkingConfig { endpoints_config } = networking.transpose().map_err(invalid_json)?.unwrap_or_default();
+    let mut body = json_value(&parts.headers, body)
+        .await?
+        .ok_or_else(ApiError::empty_body)?;
+    let host = body
+        .take("HostConfig")
+        .map(|field| decode_field(field, "container.HostConfig"))
+        .transpose()
+        .map_err(invalid_json)?;
+    let networking = body
+        .take("NetworkingConfig")
+        .map(|field| decode_field(field, "network.NetworkingConfig"));
+    let NetworkingConfig { endpoints_config } = networking
+        .transpose()
+        .map_err(invalid_json)?
+        .unwrap_or_default();
     let config: Config = decode(body, "container.CreateRequest").map_err(invalid_json)?;
     if config == Config::default() {
-        return Err(ApiError::invalid("config cannot be empty in order to create a container"));
+        return Err(ApiError::invalid(
+            "config cannot be empty in order to create a container",
+        ));
     }
     let mut request = CreateRequest {
         name: params.text("name").to_owned(),
@@ -65,7 +90,10 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
     let mut warnings = compat::upgrade_container(version, &mut request)?;
     let created = engine.containers.create(request).await?;
     warnings.extend(created.warnings);
-    Ok(json_response(StatusCode::CREATED, &json!({"Id": created.id, "Warnings": warnings})))
+    Ok(json_response(
+        StatusCode::CREATED,
+        &json!({"Id": created.id, "Warnings": warnings}),
+    ))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -88,26 +116,42 @@ pub(super) async fn inspect(
 
 pub(super) async fn top(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
     let top = engine.containers.top(&id, params.text("ps_args")).await?;
-    Ok(ok(&json!({"Processes": top.processes, "Titles": top.titles})))
+    Ok(ok(
+        &json!({"Processes": top.processes, "Titles": top.titles}),
+    ))
 }
 
-pub(super) async fn start(State(engine): App, Path(id): Path<String>, params: Params, request: Request) -> ApiResult {
+pub(super) async fn start(
+    State(engine): App,
+    Path(id): Path<String>,
+    params: Params,
+    request: Request,
+) -> ApiResult {
     // Settings came here once. A few bytes are let through: clients send `{}` or `null`.
     const LONGEST_EMPTY: u64 = 7;
-    if request.body().size_hint().exact().is_none_or(|length| length > LONGEST_EMPTY) {
+    if request
+        .body()
+        .size_hint()
+        .exact()
+        .is_none_or(|length| length > LONGEST_EMPTY)
+    {
         return Err(ApiError::invalid(
             "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24",
         ));
     }
     if !params.text("checkpoint").is_empty() {
-        return Err(Error::Unsupported("checkpoints: not available in this version of whelk".into()).into());
+        return Err(Error::Unsupported(
+            "checkpoints: not available in this version of whelk".into(),
+        )
+        .into());
     }
     engine.containers.start(&id).await?;
     Ok(no_content())
 }
 
 fn signal(version: ApiVersion, params: &Params) -> Option<&str> {
-    Some(params.text("signal")).filter(|signal| !signal.is_empty() && compat::stop_takes_signal(version))
+    Some(params.text("signal"))
+        .filter(|signal| !signal.is_empty() && compat::stop_takes_signal(version))
 }
 
 pub(super) async fn stop(
@@ -116,7 +160,10 @@ pub(super) async fn stop(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
-    engine.containers.stop(&id, signal(version, &params), params.number("t")?).await?;
+    engine
+        .containers
+        .stop(&id, signal(version, &params), params.number("t")?)
+        .await?;
     Ok(no_content())
 }
 
@@ -126,7 +173,10 @@ pub(super) async fn restart(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
-    engine.containers.restart(&id, signal(version, &params), params.number("t")?).await?;
+    engine
+        .containers
+        .restart(&id, signal(version, &params), params.number("t")?)
+        .await?;
     Ok(no_content())
 }
 
@@ -145,7 +195,11 @@ pub(super) async fn unpause(State(engine): App, Path(id): Path<String>) -> ApiRe
     Ok(no_content())
 }
 
-pub(super) async fn rename(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn rename(
+    State(engine): App,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
     engine.containers.rename(&id, params.text("name")).await?;
     Ok(no_content())
 }
@@ -154,18 +208,29 @@ impl RequestBody for UpdateRequest {
     const GO_TYPE: &'static str = "container.UpdateConfig";
 }
 
-pub(super) async fn update(State(engine): App, Path(id): Path<String>, Json(request): Json<UpdateRequest>) -> ApiResult {
+pub(super) async fn update(
+    State(engine): App,
+    Path(id): Path<String>,
+    Json(request): Json<UpdateRequest>,
+) -> ApiResult {
     let warnings = engine.containers.update(&id, request).await?;
-    Ok(ok(&json!({"Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) }})))
+    Ok(ok(
+        &json!({"Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) }}),
+    ))
 }
 
-pub(super) async fn resize(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn resize(
+    State(engine): App,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
     let (height, width) = params.terminal_size()?;
     engine.containers.resize(&id, height, width).await?;
     Ok(StatusCode::OK.into_response())
 }
 
-/// The head of the answer goes out at once: it tells the client that whatever happens from now on is seen.
+/// The head of the answer goes out at once: it tells the client that whatever happens from now on
+/// is seen.
 pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
     let condition: WaitCondition = params.text("condition").parse()?;
     let waited = engine.containers.wait(&id, condition)?;
@@ -184,7 +249,11 @@ pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Par
             () = sender.closed() => {}
         }
     });
-    Ok(([(header::CONTENT_TYPE, "application/json")], stream::from_channel(receiver)).into_response())
+    Ok((
+        [(header::CONTENT_TYPE, "application/json")],
+        stream::from_channel(receiver),
+    )
+        .into_response())
 }
 
 /// Errors are plain text here, as the answer would be the stream itself.
@@ -195,29 +264,81 @@ pub(super) async fn attach(
     params: Params,
     request: Request,
 ) -> Response {
-    connect(&engine, version, &id, &params, request).await.unwrap_or_else(|error| {
-        let headers = [(header::CONTENT_TYPE, compat::RAW_STREAM), (header::CONNECTION, "close")];
-        (error.status(), headers, format!("{}\r\n", error.0)).into_response()
-    })
+    connect(&engine, version, &id, &params, request)
+        .await
+        .unwrap_or_else(|error| {
+            let headers = [
+                (header::CONTENT_TYPE, compat::RAW_STREAM),
+                (header::CONNECTION, "close"),
+            ];
+            (error.status(), headers, format!("{}\r\n", error.0)).into_response()
+        })
 }
 
-async fn connect(engine: &whelk_engine::Engine, version: ApiVersion, id: &str, params: &Params, request: Request) -> ApiResult {
+async fn connect(
+    engine: &whelk_engine::Engine,
+    version: ApiVersion,
+    id: &str,
+    params: &Params,
+    request: Request,
+) -> ApiResult {
     let keys = detach_keys(params.text("detachKeys"))?;
     let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
-    let wanted = AttachRequest { stdin: params.flag("stdin"), stdout, stderr, detach_keys: keys };
+    let wanted = AttachRequest {
+        stdin: params.flag("stdin"),
+        stdout,
+        stderr,
+        detach_keys: keys,
+    };
     let prelude: hijack::Prelude = if params.flag("logs") {
-        let (tty, records) = engine.containers.logs(id, LogsRequest { stdout, stderr, ..LogsRequest::default() }).await?;
+        let (tty, records) = engine
+            .containers
+            .logs(
+                id,
+                LogsRequest {
+                    stdout,
+                    stderr,
+                    ..LogsRequest::default()
+                },
+            )
+            .await?;
         Some(Box::pin(encode_logs(records, tty, false, false)))
     } else {
         None
     };
-    let stream_type = |tty: bool| if tty { compat::RAW_STREAM } else { compat::multiplexed_type(version) };
+    let stream_type = |tty: bool| {
+        if tty {
+            compat::RAW_STREAM
+        } else {
+            compat::multiplexed_type(version)
+        }
+    };
     if !params.flag("stream") {
         let tty = engine.containers.find(id)?.record().config.tty;
-        return Ok(hijack::connect(request, stream_type(tty), async { Source { prelude, stream: None } }, async {}));
+        return Ok(hijack::connect(
+            request,
+            stream_type(tty),
+            async {
+                Source {
+                    prelude,
+                    stream: None,
+                }
+            },
+            async {},
+        ));
     }
     let attached = engine.containers.attach(id, wanted).await?;
-    Ok(hijack::connect(request, stream_type(attached.tty), async { Source { prelude, stream: Some(attached.stream) } }, async {}))
+    Ok(hijack::connect(
+        request,
+        stream_type(attached.tty),
+        async {
+            Source {
+                prelude,
+                stream: Some(attached.stream),
+            }
+        },
+        async {},
+    ))
 }
 
 pub(super) async fn logs(
@@ -237,12 +358,26 @@ pub(super) async fn logs(
         tail,
     };
     let (tty, records) = engine.containers.logs(&id, request).await?;
-    let body = encode_logs(records, tty, params.flag("timestamps"), params.flag("details"));
-    let content_type = if tty { compat::RAW_STREAM } else { compat::multiplexed_type(version) };
-    Ok(([(header::CONTENT_TYPE, content_type)], Body::from_stream(body)).into_response())
+    let body = encode_logs(
+        records,
+        tty,
+        params.flag("timestamps"),
+        params.flag("details"),
+    );
+    let content_type = if tty {
+        compat::RAW_STREAM
+    } else {
+        compat::multiplexed_type(version)
+    };
+    Ok((
+        [(header::CONTENT_TYPE, content_type)],
+        Body::from_stream(body),
+    )
+        .into_response())
 }
 
-/// Log records as clients read them: framed by stream unless there is a terminal, with what they asked for in front.
+/// Log records as clients read them: framed by stream unless there is a terminal, with what they
+/// asked for in front.
 fn encode_logs(
     records: tokio::sync::mpsc::Receiver<LogChunk>,
     tty: bool,
@@ -252,7 +387,9 @@ fn encode_logs(
     stream::pieces(records).map(move |chunk: LogChunk| {
         let records = chunk.map_err(|error| std::io::Error::other(error.to_string()))?;
         let mut bytes = Vec::new();
-        records.iter().for_each(|record| encode_record(record, tty, timestamps, details, &mut bytes));
+        records
+            .iter()
+            .for_each(|record| encode_record(record, tty, timestamps, details, &mut bytes));
         Ok(Bytes::from(bytes))
     })
 }
@@ -265,11 +402,18 @@ fn encode_record(record: &Record, tty: bool, timestamps: bool, details: bool, ou
         prefix = format!("{time:.9} ");
     }
     if details {
-        let list: Vec<String> = record.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let list: Vec<String> = record
+            .attributes
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
         prefix = format!("{prefix}{} ", list.join(","));
     }
     if !tty {
-        out.extend(output_header(record.stream as u8, prefix.len() + record.data.len()));
+        out.extend(output_header(
+            record.stream as u8,
+            prefix.len() + record.data.len(),
+        ));
     }
     out.extend(prefix.as_bytes());
     out.extend(&record.data);
@@ -300,23 +444,43 @@ pub(super) async fn logs_linked(
     logs(engine, version, Path(format!("{linker}/{alias}")), params).await
 }
 
-pub(super) async fn delete_linked(engine: App, Path((linker, alias)): Path<(String, String)>, params: Params) -> ApiResult {
+pub(super) async fn delete_linked(
+    engine: App,
+    Path((linker, alias)): Path<(String, String)>,
+    params: Params,
+) -> ApiResult {
     delete(engine, Path(format!("{linker}/{alias}")), params).await
 }
 
-pub(super) async fn delete(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn delete(
+    State(engine): App,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
     if params.flag("link") {
         engine.containers.remove_link(&id).await?;
         return Ok(no_content());
     }
-    engine.containers.remove(&id, RemoveRequest { force: params.flag("force"), volumes: params.flag("v") }).await?;
+    engine
+        .containers
+        .remove(
+            &id,
+            RemoveRequest {
+                force: params.flag("force"),
+                volumes: params.flag("v"),
+            },
+        )
+        .await?;
     Ok(no_content())
 }
 
 pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
     let filters = params.filters(&["label", "label!", "until"])?;
     let until = filters.until()?.unwrap_or(i64::MAX);
-    let matches = |record: &model::Record| filters.labels(&record.config.labels) && record.created_at < until;
+    let matches =
+        |record: &model::Record| filters.labels(&record.config.labels) && record.created_at < until;
     let (removed, reclaimed) = engine.containers.prune(matches).await?;
-    Ok(ok(&json!({"ContainersDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }, "SpaceReclaimed": reclaimed})))
+    Ok(ok(
+        &json!({"ContainersDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }, "SpaceReclaimed": reclaimed}),
+    ))
 }

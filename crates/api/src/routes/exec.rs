@@ -29,9 +29,17 @@ pub(super) async fn create(
         return Err(ApiError::invalid("No exec command specified"));
     }
     compat::upgrade_exec(version, &mut config);
-    detach_keys(&config.detach_keys).map_err(|_| ApiError::invalid(format!("Invalid escape keys ({}) provided", config.detach_keys)))?;
+    detach_keys(&config.detach_keys).map_err(|_| {
+        ApiError::invalid(format!(
+            "Invalid escape keys ({}) provided",
+            config.detach_keys
+        ))
+    })?;
     let id = engine.containers.exec_create(&id, config).await?;
-    Ok(json_response(StatusCode::CREATED, &serde_json::json!({"Id": id})))
+    Ok(json_response(
+        StatusCode::CREATED,
+        &serde_json::json!({"Id": id}),
+    ))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -46,8 +54,8 @@ impl RequestBody for ExecStartBody {
     const GO_TYPE: &'static str = "container.ExecStartOptions";
 }
 
-/// Starts an exec. One that cannot run tells so in its own stream, and by its exit code: the answer's head is out by
-/// then, as far as clients are concerned.
+/// Starts an exec. One that cannot run tells so in its own stream, and by its exit code: the
+/// answer's head is out by then, as far as clients are concerned.
 pub(super) async fn start(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
@@ -59,8 +67,17 @@ pub(super) async fn start(
     let keys = detach_keys(&engine.containers.exec(&id)?.config.detach_keys)?;
     let exec = engine.containers.exec_claim(&id)?;
     let request = Request::from_parts(parts, axum::body::Body::empty());
-    let ExecStartBody { detach, tty, console_size } = start;
-    let start = ExecStart { detach, tty, console_size, detach_keys: keys };
+    let ExecStartBody {
+        detach,
+        tty,
+        console_size,
+    } = start;
+    let start = ExecStart {
+        detach,
+        tty,
+        console_size,
+        detach_keys: keys,
+    };
     if detach {
         engine.containers.exec_start(&exec, start).await?;
         return Ok(StatusCode::OK.into_response());
@@ -68,21 +85,41 @@ pub(super) async fn start(
     let running = exec.clone();
     let source = async move {
         match engine.containers.exec_start(&running, start).await {
-            Ok(stream) => Source { prelude: None, stream },
+            Ok(stream) => Source {
+                prelude: None,
+                stream,
+            },
             Err(error) => {
                 let text = format!("{error}\r\n");
-                let mut frame = if tty { Vec::new() } else { output_header(1, text.len()).to_vec() };
+                let mut frame = if tty {
+                    Vec::new()
+                } else {
+                    output_header(1, text.len()).to_vec()
+                };
                 frame.extend(text.as_bytes());
                 let said = futures_util::stream::once(std::future::ready(Ok(Bytes::from(frame))));
-                Source { prelude: Some(Box::pin(said)), stream: None }
+                Source {
+                    prelude: Some(Box::pin(said)),
+                    stream: None,
+                }
             }
         }
     };
-    let stream_type = if tty { compat::RAW_STREAM } else { compat::multiplexed_type(version) };
-    Ok(hijack::connect(request, stream_type, source, async move { exec.ended().await }))
+    let stream_type = if tty {
+        compat::RAW_STREAM
+    } else {
+        compat::multiplexed_type(version)
+    };
+    Ok(hijack::connect(request, stream_type, source, async move {
+        exec.ended().await
+    }))
 }
 
-pub(super) async fn resize(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn resize(
+    State(engine): App,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
     let (height, width) = params.terminal_size()?;
     engine.containers.exec_resize(&id, height, width).await?;
     Ok(StatusCode::OK.into_response())

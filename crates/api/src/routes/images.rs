@@ -1,4 +1,5 @@
-//! `/images/…`. Names of images contain slashes, so what follows them in the path is found from its end.
+//! `/images/…`. Names of images contain slashes, so what follows them in the path is found from its
+//! end.
 
 use std::collections::HashMap;
 
@@ -20,12 +21,25 @@ use crate::extract::Params;
 use crate::version::ApiVersion;
 use crate::{compat, stream, wire};
 
-pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
+pub(super) async fn list(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+) -> ApiResult {
     let mut filters = params.filters(FILTERS)?;
     if version < ApiVersion(1, 41) && !params.text("filter").is_empty() {
-        filters = whelk_engine::filters::Filters::parse(&json!({"reference": [params.text("filter")]}).to_string(), FILTERS)?;
+        filters = whelk_engine::filters::Filters::parse(
+            &json!({"reference": [params.text("filter")]}).to_string(),
+            FILTERS,
+        )?;
     }
-    let containers = engine.containers.list(&ListRequest { all: true, ..ListRequest::default() }).await?;
+    let containers = engine
+        .containers
+        .list(&ListRequest {
+            all: true,
+            ..ListRequest::default()
+        })
+        .await?;
     let users = users_by_image(&containers);
     let shared = if version >= ApiVersion(1, 42) && params.flag("shared-size") {
         let images = engine.images.clone();
@@ -39,8 +53,11 @@ pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVe
         .iter()
         .map(|listed| {
             let id = &listed.image.id;
-            let shared = shared.as_ref().map(|shared| shared.get(id).copied().unwrap_or(0));
-            let mut summary = wire::image_summary(listed, users.get(id.as_str()).copied().unwrap_or(0), shared);
+            let shared = shared
+                .as_ref()
+                .map(|shared| shared.get(id).copied().unwrap_or(0));
+            let mut summary =
+                wire::image_summary(listed, users.get(id.as_str()).copied().unwrap_or(0), shared);
             compat::downgrade_listed_image(version, &mut summary);
             summary
         })
@@ -57,37 +74,59 @@ pub(super) fn users_by_image(containers: &[Listed]) -> HashMap<&str, usize> {
     users
 }
 
-/// The platform that a request names as JSON, in API versions from `since` on; before, the parameter meant nothing.
-fn platform(params: &Params, name: &str, version: ApiVersion, since: ApiVersion) -> ApiResult<Option<Platform>> {
+/// The platform that a request names as JSON, in API versions from `since` on; before, the
+/// parameter meant nothing.
+fn platform(
+    params: &Params,
+    name: &str,
+    version: ApiVersion,
+    since: ApiVersion,
+) -> ApiResult<Option<Platform>> {
     if version < since {
         return Ok(None);
     }
     let mut given = params.all(name).filter(|text| !text.is_empty());
-    let Some(text) = given.next() else { return Ok(None) };
+    let Some(text) = given.next() else {
+        return Ok(None);
+    };
     if params.all(name).count() > 1 {
-        return Err(ApiError::invalid("multiple platform parameters not supported"));
+        return Err(ApiError::invalid(
+            "multiple platform parameters not supported",
+        ));
     }
-    let platform: Platform = serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("failed to parse platform: {error}")))?;
+    let platform: Platform = serde_json::from_str(text)
+        .map_err(|error| ApiError::invalid(format!("failed to parse platform: {error}")))?;
     match (platform.os.as_str(), platform.architecture.as_str()) {
-        ("", "") if !platform.variant.is_empty() => {
-            Err(ApiError::invalid("optional platform fields provided, but OS and Architecture are missing"))
-        }
-        ("", _) | (_, "") => Err(ApiError::invalid("both OS and Architecture must be provided")),
+        ("", "") if !platform.variant.is_empty() => Err(ApiError::invalid(
+            "optional platform fields provided, but OS and Architecture are missing",
+        )),
+        ("", _) | (_, "") => Err(ApiError::invalid(
+            "both OS and Architecture must be provided",
+        )),
         _ => Ok(Some(platform)),
     }
 }
 
-pub(super) async fn load(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params, body: Body) -> ApiResult {
+pub(super) async fn load(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+    body: Body,
+) -> ApiResult {
     let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
     let reader = stream::reader(body);
     let images = engine.images.clone();
     let loaded = super::blocking(move || images.load(reader, platform.as_ref())).await;
     let text = |text: String| format!("{}\r\n", json!({"stream": text}));
     let lines = match loaded {
-        // The answer's head is out before the archive is read, in Docker: what is wrong with it follows in the stream.
+        // The answer's head is out before the archive is read, in Docker: what is wrong with it
+        // follows in the stream.
         Err(error) => {
             let error = error.to_string();
-            format!("{}\r\n", json!({"errorDetail": {"message": error}, "error": error}))
+            format!(
+                "{}\r\n",
+                json!({"errorDetail": {"message": error}, "error": error})
+            )
         }
         Ok(loaded) => {
             let mut lines = String::new();
@@ -98,7 +137,9 @@ pub(super) async fn load(State(engine): App, Extension(version): Extension<ApiVe
                 for name in image.names.iter().map(Reference::familiar) {
                     if let Some(renamed) = renamed.iter().find(|renamed| renamed.name == name) {
                         let old = &renamed.old;
-                        lines += &text(format!("The image {name} already exists, renaming the old one with ID {old} to empty string\n"));
+                        lines += &text(format!(
+                            "The image {name} already exists, renaming the old one with ID {old} to empty string\n"
+                        ));
                     }
                     lines += &text(format!("Loaded image: {name}\n"));
                 }
@@ -116,16 +157,30 @@ fn archive(engine: &Engine, names: &[String], platform: Option<&Platform>) -> Ap
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
 
-pub(super) async fn get_many(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
+pub(super) async fn get_many(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+) -> ApiResult {
     let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
-    let names: Vec<String> = params.all("names").flat_map(|names| names.split(',').map(str::to_owned)).collect();
+    let names: Vec<String> = params
+        .all("names")
+        .flat_map(|names| names.split(',').map(str::to_owned))
+        .collect();
     archive(&engine, &names, platform.as_ref())
 }
 
 /// Makes an image from an archive (`fromSrc`). Pulling (`fromImage`) needs a registry client.
-pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params, body: Body) -> ApiResult {
+pub(super) async fn create(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+    body: Body,
+) -> ApiResult {
     let platform = match params.text("platform") {
-        text if version >= ApiVersion(1, 32) && !text.is_empty() => Some(text.parse::<Platform>().map_err(Error::from)?),
+        text if version >= ApiVersion(1, 32) && !text.is_empty() => {
+            Some(text.parse::<Platform>().map_err(Error::from)?)
+        }
         _ => None,
     };
     let image = params.text("fromImage");
@@ -135,7 +190,11 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
         if !tag.is_empty() && !tag.contains(':') {
             whelk_image::reference::check_tag(tag).map_err(Error::from)?;
         }
-        let name = Reference { tag: Some(tag.to_owned()).filter(|tag| !tag.is_empty()), ..reference }.with_default_tag();
+        let name = Reference {
+            tag: Some(tag.to_owned()).filter(|tag| !tag.is_empty()),
+            ..reference
+        }
+        .with_default_tag();
         return Err(Error::Unsupported(format!(
             "pull {}: pulling from registries is not available in this version of whelk; use load or import",
             name.familiar()
@@ -150,11 +209,24 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
     }
     let name = new_tag(&params)?;
     let changes: Vec<String> = params.all("changes").map(str::to_owned).collect();
-    let comment = if params.text("message").is_empty() { "Imported from -".to_owned() } else { params.text("message").to_owned() };
+    let comment = if params.text("message").is_empty() {
+        "Imported from -".to_owned()
+    } else {
+        params.text("message").to_owned()
+    };
     let (images, reader) = (engine.images.clone(), stream::reader(body));
-    let import = Import { comment, platform, name, ..Import::default() };
+    let import = Import {
+        comment,
+        platform,
+        name,
+        ..Import::default()
+    };
     let id = super::blocking(move || images.import(reader, import, &changes)).await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], format!("{}\r\n", json!({"status": id}))).into_response())
+    Ok((
+        [(header::CONTENT_TYPE, "application/json")],
+        format!("{}\r\n", json!({"status": id})),
+    )
+        .into_response())
 }
 
 /// The name that `repo` and `tag` give an image; `None` without any.
@@ -177,8 +249,12 @@ fn new_tag(params: &Params) -> ApiResult<Option<Reference>> {
 pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
     let filters = params.filters(&["dangling", "label", "label!", "until"])?;
     let all = filters.flag("dangling")? == Some(false);
-    let (removed, reclaimed) = super::blocking(move || engine.images.prune(all, &filters, |id| users(&engine, id))).await?;
-    Ok(ok(&json!({"ImagesDeleted": if removed.is_empty() { Value::Null } else { removals(&removed) }, "SpaceReclaimed": reclaimed})))
+    let (removed, reclaimed) =
+        super::blocking(move || engine.images.prune(all, &filters, |id| users(&engine, id)))
+            .await?;
+    Ok(ok(
+        &json!({"ImagesDeleted": if removed.is_empty() { Value::Null } else { removals(&removed) }, "SpaceReclaimed": reclaimed}),
+    ))
 }
 
 /// Nothing is built here, so there is no cache of it. `docker system prune` asks for this too.
@@ -193,7 +269,12 @@ fn users(engine: &Engine, id: &Digest) -> Vec<(String, bool)> {
         .iter()
         .map(|container| container.record())
         .filter(|record| {
-            record.image == id.as_str() || record.mounts.iter().filter_map(MountPlan::image).any(|image| image.id == id.as_str())
+            record.image == id.as_str()
+                || record
+                    .mounts
+                    .iter()
+                    .filter_map(MountPlan::image)
+                    .any(|image| image.id == id.as_str())
         })
         .map(|record| (record.id.clone(), record.state.status.is_running()))
         .collect()
@@ -217,7 +298,9 @@ pub(super) async fn get_by_name(
         Some((name, "json")) => {
             let platform = platform(&params, "platform", version, ApiVersion(1, 49))?;
             if platform.is_some() && params.flag("manifests") {
-                return Err(ApiError::invalid("conflicting options: manifests and platform options cannot both be set"));
+                return Err(ApiError::invalid(
+                    "conflicting options: manifests and platform options cannot both be set",
+                ));
             }
             let image = engine.images.find_for(name, platform.as_ref())?;
             let mut shown = wire::image(&image, &engine.images.names_of(&image.id));
@@ -235,11 +318,18 @@ pub(super) async fn get_by_name(
                 .map(|layer| engine.images.store().layer_size(layer))
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(Error::from)?;
-            Ok(ok(&wire::history(&image, &engine.images.names_of(&image.id), &sizes)))
+            Ok(ok(&wire::history(
+                &image,
+                &engine.images.names_of(&image.id),
+                &sizes,
+            )))
         }
         Some((name, "attestations")) => {
             engine.images.find(name)?;
-            Err(Error::Unsupported("attestations of images: not available in this version of whelk".into()).into())
+            Err(Error::Unsupported(
+                "attestations of images: not available in this version of whelk".into(),
+            )
+            .into())
         }
         Some((name, "get")) => {
             let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
@@ -249,14 +339,23 @@ pub(super) async fn get_by_name(
     }
 }
 
-pub(super) async fn post_by_name(State(engine): App, Path(rest): Path<String>, params: Params, _body: Bytes) -> ApiResult {
+pub(super) async fn post_by_name(
+    State(engine): App,
+    Path(rest): Path<String>,
+    params: Params,
+    _body: Bytes,
+) -> ApiResult {
     match rest.rsplit_once('/') {
         Some((name, "tag")) => {
-            let tag = new_tag(&params)?.ok_or_else(|| ApiError::invalid("invalid reference format"))?;
+            let tag =
+                new_tag(&params)?.ok_or_else(|| ApiError::invalid("invalid reference format"))?;
             engine.images.tag(name, &tag)?;
             Ok(StatusCode::CREATED.into_response())
         }
-        Some((_, "push")) => Err(Error::Unsupported("push: registries are not available in this version of whelk; use save".into()).into()),
+        Some((_, "push")) => Err(Error::Unsupported(
+            "push: registries are not available in this version of whelk; use save".into(),
+        )
+        .into()),
         _ => Ok(not_found()),
     }
 }
@@ -272,7 +371,12 @@ pub(super) async fn delete(
         return Err(ApiError::invalid("multiple platforms are not supported"));
     }
     let platform = platform(&params, "platforms", version, ApiVersion(1, 50))?;
-    let removed = super::blocking(move || engine.images.remove(&name, force, platform.as_ref(), |id| users(&engine, id))).await?;
+    let removed = super::blocking(move || {
+        engine
+            .images
+            .remove(&name, force, platform.as_ref(), |id| users(&engine, id))
+    })
+    .await?;
     Ok(ok(&removals(&removed)))
 }
 

@@ -1,4 +1,5 @@
-//! What Docker's API has and this engine does not: refused by name, or answered as Docker does where it has none of it.
+//! What Docker's API has and this engine does not: refused by name, or answered as Docker does
+//! where it has none of it.
 
 use std::sync::Arc;
 
@@ -19,8 +20,14 @@ pub(super) fn routes() -> Router<Arc<Engine>> {
         .route("/containers/{id}/changes", get(changes))
         .route("/containers/{id}/stats", get(stats))
         .route("/containers/{id}/attach/ws", get(websocket))
-        .route("/containers/{id}/checkpoints", get(checkpoints).post(checkpoints))
-        .route("/containers/{id}/checkpoints/{checkpoint}", delete(checkpoints))
+        .route(
+            "/containers/{id}/checkpoints",
+            get(checkpoints).post(checkpoints),
+        )
+        .route(
+            "/containers/{id}/checkpoints/{checkpoint}",
+            delete(checkpoints),
+        )
         .route("/commit", post(commit))
         .route("/build", post(build))
         .route("/build/cancel", post(build))
@@ -48,7 +55,9 @@ fn swarm_routes() -> Router<Arc<Engine>> {
         .route("/swarm/unlockkey", get(no_swarm))
         .route("/swarm/unlock", post(no_swarm));
     for kind in ["nodes", "services", "tasks", "secrets", "configs"] {
-        routes = routes.route(&format!("/{kind}"), get(no_swarm)).route(&format!("/{kind}/{{id}}"), get(no_swarm).delete(no_swarm));
+        routes = routes
+            .route(&format!("/{kind}"), get(no_swarm))
+            .route(&format!("/{kind}/{{id}}"), get(no_swarm).delete(no_swarm));
     }
     for kind in ["services", "secrets", "configs"] {
         routes = routes.route(&format!("/{kind}/create"), post(no_swarm));
@@ -56,7 +65,9 @@ fn swarm_routes() -> Router<Arc<Engine>> {
     for kind in ["nodes", "services", "secrets", "configs"] {
         routes = routes.route(&format!("/{kind}/{{id}}/update"), post(no_swarm));
     }
-    routes.route("/services/{id}/logs", get(no_swarm)).route("/tasks/{id}/logs", get(no_swarm))
+    routes
+        .route("/services/{id}/logs", get(no_swarm))
+        .route("/tasks/{id}/logs", get(no_swarm))
 }
 
 fn missing(what: &str) -> ApiResult<Response> {
@@ -90,7 +101,11 @@ async fn checkpoints() -> ApiResult {
 }
 
 async fn commit(State(engine): App, params: crate::extract::Params) -> ApiResult {
-    missing_for(&engine, params.text("container"), "making images of containers")
+    missing_for(
+        &engine,
+        params.text("container"),
+        "making images of containers",
+    )
 }
 
 async fn build() -> ApiResult {
@@ -126,8 +141,16 @@ async fn plugin(Path(rest): Path<String>, method: axum::http::Method) -> Respons
         "DELETE" => true,
         _ => false,
     };
-    let name = if method == axum::http::Method::DELETE { rest.as_str() } else { name };
-    if known { message(StatusCode::NOT_FOUND, &format!("plugin {name:?} not found")) } else { not_found().await }
+    let name = if method == axum::http::Method::DELETE {
+        rest.as_str()
+    } else {
+        name
+    };
+    if known {
+        message(StatusCode::NOT_FOUND, &format!("plugin {name:?} not found"))
+    } else {
+        not_found().await
+    }
 }
 
 async fn swarm() -> ApiResult {
@@ -135,11 +158,13 @@ async fn swarm() -> ApiResult {
 }
 
 async fn no_swarm() -> Response {
-    let text =
-        "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
+    let text = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
     message(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 async fn no_swarm_to_leave() -> Response {
-    message(StatusCode::SERVICE_UNAVAILABLE, "This node is not part of a swarm")
+    message(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "This node is not part of a swarm",
+    )
 }

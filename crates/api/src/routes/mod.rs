@@ -1,4 +1,5 @@
-//! The API's paths. One file per group, one function per operation, named as the API definition names it.
+//! The API's paths. One file per group, one function per operation, named as the API definition
+//! names it.
 
 mod containers;
 mod exec;
@@ -24,7 +25,8 @@ use crate::version;
 
 pub(crate) type App = State<Arc<Engine>>;
 
-/// All routes below a middleware that takes the version off: it must run before a route is looked for.
+/// All routes below a middleware that takes the version off: it must run before a route is looked
+/// for.
 pub(crate) fn router(engine: Arc<Engine>) -> Router {
     let routes = Router::new()
         .route("/_ping", get(system::ping))
@@ -50,9 +52,18 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/containers/{id}/wait", post(containers::wait))
         .route("/containers/{id}/attach", post(containers::attach))
         .route("/containers/{id}", delete(containers::delete))
-        .route("/containers/{linker}/{alias}", delete(containers::delete_linked))
-        .route("/containers/{linker}/{alias}/json", get(containers::inspect_linked))
-        .route("/containers/{linker}/{alias}/logs", get(containers::logs_linked))
+        .route(
+            "/containers/{linker}/{alias}",
+            delete(containers::delete_linked),
+        )
+        .route(
+            "/containers/{linker}/{alias}/json",
+            get(containers::inspect_linked),
+        )
+        .route(
+            "/containers/{linker}/{alias}/logs",
+            get(containers::logs_linked),
+        )
         .route("/containers/{id}/exec", post(exec::create))
         .route("/exec/{id}/start", post(exec::start))
         .route("/exec/{id}/resize", post(exec::resize))
@@ -62,11 +73,19 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/images/get", get(images::get_many))
         .route("/images/create", post(images::create))
         .route("/images/prune", post(images::prune))
-        .route("/images/{*rest}", get(images::get_by_name).post(images::post_by_name).delete(images::delete))
+        .route(
+            "/images/{*rest}",
+            get(images::get_by_name)
+                .post(images::post_by_name)
+                .delete(images::delete),
+        )
         .route("/networks", get(networks::list))
         .route("/networks/create", post(networks::create))
         .route("/networks/prune", post(networks::prune))
-        .route("/networks/{id}", get(networks::inspect).delete(networks::delete))
+        .route(
+            "/networks/{id}",
+            get(networks::inspect).delete(networks::delete),
+        )
         .route("/networks/{id}/connect", post(networks::connect))
         .route("/networks/{id}/disconnect", post(networks::disconnect))
         .route("/volumes", get(volumes::list))
@@ -76,7 +95,12 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/volumes/{name}/import", post(volumes::import))
         .route("/volumes/{name}/clone", post(volumes::copy))
         .route("/volumes/{name}/snapshot", post(volumes::snapshot))
-        .route("/volumes/{name}", get(volumes::inspect).delete(volumes::delete).put(volumes::update))
+        .route(
+            "/volumes/{name}",
+            get(volumes::inspect)
+                .delete(volumes::delete)
+                .put(volumes::update),
+        )
         .route("/system/df", get(system::disk_usage))
         .route("/build/prune", post(images::prune_builds))
         .merge(missing::routes())
@@ -86,7 +110,9 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .layer(from_fn(refuse_head))
         .layer(from_fn_with_state(engine.clone(), settle))
         .with_state(engine);
-    Router::new().fallback_service(routes).layer(from_fn(version::negotiate))
+    Router::new()
+        .fallback_service(routes)
+        .layer(from_fn(version::negotiate))
 }
 
 /// Answers what may have changed something only when that survives a loss of power.
@@ -116,8 +142,12 @@ async fn refuse_head(request: Request, next: Next) -> Response {
 }
 
 /// Carries out work that blocks where it may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> whelk_engine::Result<T> + Send + 'static) -> whelk_engine::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| whelk_engine::Error::internal(error.to_string()))?
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> whelk_engine::Result<T> + Send + 'static,
+) -> whelk_engine::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| whelk_engine::Error::internal(error.to_string()))?
 }
 
 /// JSON with the newline that Docker ends it with.

@@ -17,24 +17,39 @@ use crate::extract::{Json, Params, RequestBody};
 use crate::version::ApiVersion;
 use crate::{compat, wire};
 
-pub(super) async fn list(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
+pub(super) async fn list(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+) -> ApiResult {
     let found = engine.networks.list(&params.filters(NETWORK_FILTERS)?)?;
     let shown: Vec<Value> = found
         .iter()
         .map(|record| {
-            let members = if compat::network_list_has_containers(version) { engine.networks.members(&record.id) } else { BTreeMap::new() };
+            let members = if compat::network_list_has_containers(version) {
+                engine.networks.members(&record.id)
+            } else {
+                BTreeMap::new()
+            };
             wire::network(record, &members)
         })
         .collect();
     Ok(ok(&shown))
 }
 
-pub(super) async fn inspect(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn inspect(
+    State(engine): App,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
     if !matches!(params.text("scope"), "" | "local") {
         return Err(Error::no_such_network(&id).into());
     }
     let record = engine.networks.find(&id)?;
-    Ok(ok(&wire::network(&record, &engine.networks.members(&record.id))))
+    Ok(ok(&wire::network(
+        &record,
+        &engine.networks.members(&record.id),
+    )))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -62,18 +77,36 @@ impl RequestBody for NetworkBody {
     const GO_TYPE: &'static str = "network.CreateRequest";
 }
 
-pub(super) async fn create(State(engine): App, Extension(version): Extension<ApiVersion>, Json(body): Json<NetworkBody>) -> ApiResult {
-    let from = body.config_from.as_ref().is_some_and(|from| from["Network"].as_str().is_some_and(|name| !name.is_empty()));
+pub(super) async fn create(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    Json(body): Json<NetworkBody>,
+) -> ApiResult {
+    let from = body.config_from.as_ref().is_some_and(|from| {
+        from["Network"]
+            .as_str()
+            .is_some_and(|name| !name.is_empty())
+    });
     for (asked, what) in [
         (body.ingress, "ingress networks"),
-        (body.config_only || from, "configuration networks (ConfigOnly, ConfigFrom)"),
-        (!matches!(body.scope.as_str(), "" | "local"), "networks of other scopes than local"),
+        (
+            body.config_only || from,
+            "configuration networks (ConfigOnly, ConfigFrom)",
+        ),
+        (
+            !matches!(body.scope.as_str(), "" | "local"),
+            "networks of other scopes than local",
+        ),
     ] {
         if asked {
-            return Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into());
+            return Err(Error::Unsupported(format!(
+                "{what}: not available in this version of whelk"
+            ))
+            .into());
         }
     }
-    let (enable_ipv4, enable_ipv6) = compat::upgrade_address_kinds(version, body.enable_ipv4, body.enable_ipv6);
+    let (enable_ipv4, enable_ipv6) =
+        compat::upgrade_address_kinds(version, body.enable_ipv4, body.enable_ipv6);
     let request = CreateNetwork {
         name: body.name,
         driver: body.driver,
@@ -87,7 +120,10 @@ pub(super) async fn create(State(engine): App, Extension(version): Extension<Api
     };
     let networks = engine.networks.clone();
     let record = blocking(move || networks.create(request)).await?;
-    Ok(json_response(StatusCode::CREATED, &json!({"Id": record.id, "Warning": ""})))
+    Ok(json_response(
+        StatusCode::CREATED,
+        &json!({"Id": record.id, "Warning": ""}),
+    ))
 }
 
 pub(super) async fn delete(State(engine): App, Path(id): Path<String>) -> ApiResult {
@@ -120,21 +156,44 @@ impl RequestBody for DisconnectBody {
 }
 
 fn check_named(container: &str) -> ApiResult<()> {
-    if container.is_empty() { Err(ApiError::invalid(format!("invalid name or ID supplied: {container:?}"))) } else { Ok(()) }
+    if container.is_empty() {
+        Err(ApiError::invalid(format!(
+            "invalid name or ID supplied: {container:?}"
+        )))
+    } else {
+        Ok(())
+    }
 }
 
-pub(super) async fn connect(State(engine): App, Path(id): Path<String>, Json(body): Json<ConnectBody>) -> ApiResult {
+pub(super) async fn connect(
+    State(engine): App,
+    Path(id): Path<String>,
+    Json(body): Json<ConnectBody>,
+) -> ApiResult {
     check_named(&body.container)?;
-    let request = ConnectRequest { container: body.container, endpoint: body.endpoint_config };
+    let request = ConnectRequest {
+        container: body.container,
+        endpoint: body.endpoint_config,
+    };
     engine.containers.connect(&id, request).await?;
     Ok(StatusCode::OK.into_response())
 }
 
-pub(super) async fn disconnect(State(engine): App, Path(id): Path<String>, Json(body): Json<DisconnectBody>) -> ApiResult {
+pub(super) async fn disconnect(
+    State(engine): App,
+    Path(id): Path<String>,
+    Json(body): Json<DisconnectBody>,
+) -> ApiResult {
     check_named(&body.container)?;
-    match engine.containers.disconnect(&id, &body.container, body.force).await {
+    match engine
+        .containers
+        .disconnect(&id, &body.container, body.force)
+        .await
+    {
         // Force is for places of containers that are gone. Here they go with their containers.
-        Err(Error::NotFound(_)) if body.force && engine.containers.find(&body.container).is_err() => {
+        Err(Error::NotFound(_))
+            if body.force && engine.containers.find(&body.container).is_err() =>
+        {
             return Err(Error::NotFound(format!("endpoint {} not found", body.container)).into());
         }
         outcome => outcome?,
@@ -148,8 +207,13 @@ pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
     let (networks, containers) = (engine.networks.clone(), engine.containers.clone());
     let removed = blocking(move || {
         let in_use = containers.networks_in_use();
-        Ok(networks.prune(|record| filters.labels(&record.labels) && record.created_at < until, |record| in_use.contains(&record.name)))
+        Ok(networks.prune(
+            |record| filters.labels(&record.labels) && record.created_at < until,
+            |record| in_use.contains(&record.name),
+        ))
     })
     .await?;
-    Ok(ok(&json!({"NetworksDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }})))
+    Ok(ok(
+        &json!({"NetworksDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }}),
+    ))
 }

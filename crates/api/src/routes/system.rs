@@ -25,16 +25,26 @@ pub(super) async fn ping() -> Response {
         (header::PRAGMA, "no-cache"),
     ];
     // No builder and no swarm: clients ask these two before they use either.
-    (headers, [("builder-version", "1"), ("swarm", "inactive")], "OK").into_response()
+    (
+        headers,
+        [("builder-version", "1"), ("swarm", "inactive")],
+        "OK",
+    )
+        .into_response()
 }
 
 pub(super) async fn version(State(engine): App) -> Response {
     let info = engine.info();
     let api = format!("{}.{}", NEWEST.0, NEWEST.1);
     let least = format!("{}.{}", OLDEST.0, OLDEST.1);
-    let arch = if info.architecture == "aarch64" { "arm64" } else { "amd64" };
+    let arch = if info.architecture == "aarch64" {
+        "arm64"
+    } else {
+        "amd64"
+    };
     // One program in three roles. Docker's clients print what other components there are.
-    let part = |name: &str, details: Value| json!({"Name": name, "Version": VERSION, "Details": details});
+    let part =
+        |name: &str, details: Value| json!({"Name": name, "Version": VERSION, "Details": details});
     let details = json!({"ApiVersion": api, "Arch": arch, "BuildTime": "", "Experimental": "false", "GitCommit": "", "GoVersion": "", "KernelVersion": info.kernel, "MinAPIVersion": least, "Os": "linux"});
     ok(&json!({
         "Platform": {"Name": "Whelk"},
@@ -44,14 +54,28 @@ pub(super) async fn version(State(engine): App) -> Response {
 }
 
 /// What takes how much on disk; `type` names what to look at.
-pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
+pub(super) async fn disk_usage(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+) -> ApiResult {
     let kinds: Vec<&str> = params.all("type").collect();
-    if let Some(wrong) = kinds.iter().find(|kind| !matches!(**kind, "container" | "image" | "volume" | "build-cache")) {
+    if let Some(wrong) = kinds
+        .iter()
+        .find(|kind| !matches!(**kind, "container" | "image" | "volume" | "build-cache"))
+    {
         return Err(Error::invalid(format!("unknown object type: {wrong}")).into());
     }
     let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
     let mut usage = json!({});
-    let containers = engine.containers.list(&ListRequest { all: true, size: wanted("container"), ..ListRequest::default() }).await?;
+    let containers = engine
+        .containers
+        .list(&ListRequest {
+            all: true,
+            size: wanted("container"),
+            ..ListRequest::default()
+        })
+        .await?;
     if wanted("image") {
         let images = engine.images.clone();
         let (total, shared) = super::blocking(move || images.layer_usage()).await?;
@@ -60,7 +84,8 @@ pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension
         let shown = images.iter().map(|listed| {
             let id = &listed.image.id;
             let users = users.get(id.as_str()).copied().unwrap_or(0);
-            let mut summary = wire::image_summary(listed, users, Some(shared.get(id).copied().unwrap_or(0)));
+            let mut summary =
+                wire::image_summary(listed, users, Some(shared.get(id).copied().unwrap_or(0)));
             compat::downgrade_listed_image(version, &mut summary);
             summary["Containers"] = json!(users);
             summary
@@ -87,7 +112,8 @@ pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension
                 let shown = volumes.show_record(record)?;
                 let mut value = wire::volume(&shown);
                 let name = &shown.record.name;
-                value["UsageData"] = json!({"RefCount": volumes.users(name), "Size": volumes.size(name)});
+                value["UsageData"] =
+                    json!({"RefCount": volumes.users(name), "Size": volumes.size(name)});
                 Ok(value)
             });
             shown.collect::<Result<Value, Error>>()
@@ -100,7 +126,10 @@ pub(super) async fn disk_usage(State(engine): App, Extension(version): Extension
     Ok(ok(&usage))
 }
 
-pub(super) async fn info(State(engine): App, Extension(version): Extension<ApiVersion>) -> ApiResult {
+pub(super) async fn info(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+) -> ApiResult {
     let about = engine.clone();
     let info = blocking(move || Ok(about.info())).await?;
     let v1 = info.cgroup_version == 1;
@@ -144,7 +173,8 @@ pub(super) async fn info(State(engine): App, Extension(version): Extension<ApiVe
     Ok(ok(&shown))
 }
 
-/// Streams events as lines of JSON: the past ones asked for, then those to come, until the end asked for.
+/// Streams events as lines of JSON: the past ones asked for, then those to come, until the end
+/// asked for.
 pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
     let (since, until) = (params.time("since")?, params.time("until")?);
     if let (Some(since), Some(until)) = (since, until)
@@ -160,10 +190,16 @@ pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
     let (past, mut live) = engine.events.subscribe();
     let (sender, receiver) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move {
-        let in_time = |event: &Event| since.is_none_or(|since| event.time >= since) && until.is_none_or(|until| event.time <= until);
+        let in_time = |event: &Event| {
+            since.is_none_or(|since| event.time >= since)
+                && until.is_none_or(|until| event.time <= until)
+        };
         let line = |event: &Event| Bytes::from(format!("{}\n", wire::event(event)));
         if since.is_some() || until.is_some() {
-            for event in past.iter().filter(|event| in_time(event) && matches(&filters, event)) {
+            for event in past
+                .iter()
+                .filter(|event| in_time(event) && matches(&filters, event))
+            {
                 if sender.send(Ok(line(event))).await.is_err() {
                     return;
                 }
@@ -172,7 +208,10 @@ pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
         let end = async {
             match until {
                 Some(until) => {
-                    tokio::time::sleep(std::time::Duration::from_nanos(u64::try_from(until.saturating_sub(now())).unwrap_or(0))).await
+                    tokio::time::sleep(std::time::Duration::from_nanos(
+                        u64::try_from(until.saturating_sub(now())).unwrap_or(0),
+                    ))
+                    .await
                 }
                 None => std::future::pending().await,
             }
@@ -196,26 +235,42 @@ pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
             }
         }
     });
-    Ok(([(header::CONTENT_TYPE, "application/json")], stream::from_channel(receiver)).into_response())
+    Ok((
+        [(header::CONTENT_TYPE, "application/json")],
+        stream::from_channel(receiver),
+    )
+        .into_response())
 }
 
 fn matches(filters: &Filters, event: &Event) -> bool {
     let name = event.attributes.get("name").map_or("", String::as_str);
     let is = |kind: &str, value: &str| {
-        event.kind == kind && (event.id == value || event.id.starts_with(value) || name == value.trim_start_matches('/'))
+        event.kind == kind
+            && (event.id == value
+                || event.id.starts_with(value)
+                || name == value.trim_start_matches('/'))
     };
     // "exec_create: sh" is found by "exec_create" too.
-    let action = |wanted: &str| event.action == wanted || event.action.split(':').next() == Some(wanted);
+    let action =
+        |wanted: &str| event.action == wanted || event.action.split(':').next() == Some(wanted);
     filters.any("type", |kind| event.kind == kind)
         && filters.any("event", action)
         && filters.any("container", |value| is("container", value))
         && filters.any("image", |value| {
-            let image = if event.kind == "image" { name } else { event.attributes.get("image").map_or("", String::as_str) };
-            image == value || image.split(':').next() == Some(value) || (event.kind == "image" && event.id == value)
+            let image = if event.kind == "image" {
+                name
+            } else {
+                event.attributes.get("image").map_or("", String::as_str)
+            };
+            image == value
+                || image.split(':').next() == Some(value)
+                || (event.kind == "image" && event.id == value)
         })
         && filters.labels(&event.attributes)
         && filters.any("scope", |scope| scope == "local")
         && filters.any("network", |value| is("network", value))
         && filters.any("volume", |value| is("volume", value))
-        && ["plugin", "daemon", "node", "service", "secret", "config"].iter().all(|kind| filters.any(kind, |_| event.kind == *kind))
+        && ["plugin", "daemon", "node", "service", "secret", "config"]
+            .iter()
+            .all(|kind| filters.any(kind, |_| event.kind == *kind))
 }

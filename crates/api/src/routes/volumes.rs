@@ -23,12 +23,16 @@ pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
     let volumes = engine.volumes.clone();
     let (found, warnings) = blocking(move || volumes.show_all(&filters)).await?;
     let shown: Vec<Value> = found.iter().map(wire::volume).collect();
-    Ok(ok(&json!({"Volumes": shown, "Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) }})))
+    Ok(ok(
+        &json!({"Volumes": shown, "Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) }}),
+    ))
 }
 
 pub(super) async fn inspect(State(engine): App, Path(name): Path<String>) -> ApiResult {
     let volumes = engine.volumes.clone();
-    Ok(ok(&wire::volume(&blocking(move || volumes.show(&name)).await?)))
+    Ok(ok(&wire::volume(
+        &blocking(move || volumes.show(&name)).await?,
+    )))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -47,7 +51,10 @@ impl RequestBody for VolumeBody {
 
 pub(super) async fn create(State(engine): App, Json(body): Json<VolumeBody>) -> ApiResult {
     if body.cluster_volume_spec.is_some() {
-        return Err(Error::Unsupported("cluster volumes: not available in this version of whelk".into()).into());
+        return Err(Error::Unsupported(
+            "cluster volumes: not available in this version of whelk".into(),
+        )
+        .into());
     }
     let request = CreateVolume {
         name: body.name,
@@ -57,11 +64,20 @@ pub(super) async fn create(State(engine): App, Json(body): Json<VolumeBody>) -> 
         passing: false,
     };
     let volumes = engine.volumes.clone();
-    let made = blocking(move || volumes.create(request).and_then(|record| volumes.show_record(record))).await?;
+    let made = blocking(move || {
+        volumes
+            .create(request)
+            .and_then(|record| volumes.show_record(record))
+    })
+    .await?;
     Ok(json_response(StatusCode::CREATED, &wire::volume(&made)))
 }
 
-pub(super) async fn delete(State(engine): App, Path(name): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn delete(
+    State(engine): App,
+    Path(name): Path<String>,
+    params: Params,
+) -> ApiResult {
     let (volumes, force) = (engine.volumes.clone(), params.flag("force"));
     blocking(move || volumes.remove(&name, force)).await?;
     Ok(no_content())
@@ -75,10 +91,16 @@ pub(super) async fn export(State(engine): App, Path(name): Path<String>) -> ApiR
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
 
-/// Beyond Docker's API: an archive, plain or compressed, into a volume, which is made if it is missing.
+/// Beyond Docker's API: an archive, plain or compressed, into a volume, which is made if it is
+/// missing.
 pub(super) async fn import(State(engine): App, Path(name): Path<String>, body: Body) -> ApiResult {
     let (volumes, reader) = (engine.volumes.clone(), stream::reader(body));
-    let filled = blocking(move || volumes.import(&name, reader).and_then(|record| volumes.show_record(record))).await?;
+    let filled = blocking(move || {
+        volumes
+            .import(&name, reader)
+            .and_then(|record| volumes.show_record(record))
+    })
+    .await?;
     Ok(ok(&wire::volume(&filled)))
 }
 
@@ -96,21 +118,42 @@ impl RequestBody for CopyBody {
 }
 
 /// Beyond Docker's API: a new volume with another's content.
-pub(super) async fn copy(State(engine): App, Path(source): Path<String>, Json(body): Json<CopyBody>) -> ApiResult {
+pub(super) async fn copy(
+    State(engine): App,
+    Path(source): Path<String>,
+    Json(body): Json<CopyBody>,
+) -> ApiResult {
     make_copy(&engine, source, body, false).await
 }
 
 /// Beyond Docker's API: a volume's state at this time, to be read only.
-pub(super) async fn snapshot(State(engine): App, Path(source): Path<String>, Json(body): Json<CopyBody>) -> ApiResult {
+pub(super) async fn snapshot(
+    State(engine): App,
+    Path(source): Path<String>,
+    Json(body): Json<CopyBody>,
+) -> ApiResult {
     make_copy(&engine, source, body, true).await
 }
 
 async fn make_copy(engine: &Engine, source: String, body: CopyBody, snapshot: bool) -> ApiResult {
-    let CopyBody { name, labels, pause } = body;
+    let CopyBody {
+        name,
+        labels,
+        pause,
+    } = body;
     if name.is_empty() {
         return Err(ApiError::invalid("the new volume needs a name"));
     }
-    let record = engine.containers.copy_volume(CopyVolume { source, name, labels, snapshot, pause }).await?;
+    let record = engine
+        .containers
+        .copy_volume(CopyVolume {
+            source,
+            name,
+            labels,
+            snapshot,
+            pause,
+        })
+        .await?;
     let volumes = engine.volumes.clone();
     let made = blocking(move || volumes.show_record(record)).await?;
     Ok(json_response(StatusCode::CREATED, &wire::volume(&made)))
@@ -122,10 +165,18 @@ pub(super) async fn update() -> Response {
     message(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
-pub(super) async fn prune(State(engine): App, Extension(version): Extension<ApiVersion>, params: Params) -> ApiResult {
+pub(super) async fn prune(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+) -> ApiResult {
     let filters = params.filters(PRUNE_FILTERS)?;
-    let all = filters.flag("all")?.unwrap_or(compat::prune_takes_named_volumes(version));
+    let all = filters
+        .flag("all")?
+        .unwrap_or(compat::prune_takes_named_volumes(version));
     let volumes = engine.volumes.clone();
     let (removed, reclaimed) = blocking(move || volumes.prune(&filters, all)).await?;
-    Ok(ok(&json!({"VolumesDeleted": removed, "SpaceReclaimed": reclaimed})))
+    Ok(ok(
+        &json!({"VolumesDeleted": removed, "SpaceReclaimed": reclaimed}),
+    ))
 }

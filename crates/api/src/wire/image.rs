@@ -9,7 +9,8 @@ fn created_seconds(image: &Image) -> i64 {
     image.created().map_or(0, jiff::Timestamp::as_second)
 }
 
-/// An image in a list. `shared` are the bytes of its layers that others have too, if that was asked for.
+/// An image in a list. `shared` are the bytes of its layers that others have too, if that was asked
+/// for.
 pub(crate) fn image_summary(listed: &Listed, containers: usize, shared: Option<u64>) -> Value {
     let Listed { image, names } = listed;
     let labels = &image.config.config.labels;
@@ -29,7 +30,10 @@ pub(crate) fn image_summary(listed: &Listed, containers: usize, shared: Option<u
 pub(crate) fn image(image: &Image, names: &[String]) -> Value {
     let config = &image.config;
     let comment = match config.comment.as_str() {
-        "" => config.history.last().map_or("", |step| step.comment.as_str()),
+        "" => config
+            .history
+            .last()
+            .map_or("", |step| step.comment.as_str()),
         comment => comment,
     };
     let mut value = json!({
@@ -55,11 +59,13 @@ pub(crate) fn image(image: &Image, names: &[String]) -> Value {
     value
 }
 
-/// What an image gives its containers. Some fields are there without a value too, since clients read them unasked.
+/// What an image gives its containers. Some fields are there without a value too, since clients
+/// read them unasked.
 fn container_config(image: &Image) -> Value {
     let mut value = serde_json::to_value(&image.config.config).unwrap_or_default();
     if let Value::Object(fields) = &mut value {
-        let nulls = ["Cmd", "Entrypoint", "Env", "Labels", "OnBuild", "Volumes"].map(|name| (name, Value::Null));
+        let nulls = ["Cmd", "Entrypoint", "Env", "Labels", "OnBuild", "Volumes"]
+            .map(|name| (name, Value::Null));
         let texts = ["User", "WorkingDir"].map(|name| (name, json!("")));
         for (name, default) in nulls.into_iter().chain(texts) {
             fields.entry(name).or_insert(default);
@@ -84,7 +90,11 @@ pub(crate) fn history(image: &Image, names: &[String], sizes: &[u64]) -> Value {
     steps.reverse();
     if let Some(first) = steps.first_mut() {
         first["Id"] = json!(image.id);
-        first["Tags"] = if names.is_empty() { Value::Null } else { json!(names) };
+        first["Tags"] = if names.is_empty() {
+            Value::Null
+        } else {
+            json!(names)
+        };
     }
     Value::Array(steps)
 }

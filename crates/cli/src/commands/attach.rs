@@ -1,4 +1,5 @@
-//! Connecting this terminal to a container's streams; shared by `run`, `start -a`, `attach` and `exec`.
+//! Connecting this terminal to a container's streams; shared by `run`, `start -a`, `attach` and
+//! `exec`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,7 +46,11 @@ pub(crate) enum Ended {
 /// Copies both ways until the output ends or the keys to detach are typed.
 pub(crate) async fn pump(connection: TokioIo<Upgraded>, streams: &Streams) -> Outcome<Ended> {
     let keys = terminal::detach_keys(&streams.detach_keys)?;
-    let raw = if streams.tty && streams.stdin { Raw::enter() } else { None };
+    let raw = if streams.tty && streams.stdin {
+        Raw::enter()
+    } else {
+        None
+    };
     let (mut read, mut write) = tokio::io::split(connection);
     let input = async {
         if !streams.stdin {
@@ -56,14 +61,20 @@ pub(crate) async fn pump(connection: TokioIo<Upgraded>, streams: &Streams) -> Ou
         let mut buffer = vec![0; 32 << 10];
         let mut matched = 0;
         loop {
-            let Ok(count) = stdin.read(&mut buffer).await else { return std::future::pending().await };
+            let Ok(count) = stdin.read(&mut buffer).await else {
+                return std::future::pending().await;
+            };
             if count == 0 {
                 let _ = write.shutdown().await;
                 return std::future::pending().await;
             }
             if streams.tty && raw.is_some() {
                 for &byte in &buffer[..count] {
-                    matched = if byte == keys[matched] { matched + 1 } else { usize::from(byte == keys[0]) };
+                    matched = if byte == keys[matched] {
+                        matched + 1
+                    } else {
+                        usize::from(byte == keys[0])
+                    };
                     if matched == keys.len() {
                         return Ended::Detached;
                     }
@@ -83,7 +94,8 @@ pub(crate) async fn pump(connection: TokioIo<Upgraded>, streams: &Streams) -> Ou
     Ok(ended)
 }
 
-/// Output to this terminal: as it comes with a terminal, else taken out of its frames to the right stream.
+/// Output to this terminal: as it comes with a terminal, else taken out of its frames to the right
+/// stream.
 async fn copy_output(read: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Outcome<()> {
     use std::io::Write;
     let mut buffer = vec![0; 64 << 10];
@@ -139,10 +151,14 @@ pub(crate) async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outco
 pub(crate) fn follow_size(client: &Client, path: String) -> tokio::task::JoinHandle<()> {
     let client = client.clone();
     tokio::spawn(async move {
-        let Ok(mut changes) = signal(SignalKind::window_change()) else { return };
+        let Ok(mut changes) = signal(SignalKind::window_change()) else {
+            return;
+        };
         loop {
             if let Some((height, width)) = terminal::size() {
-                let _ = client.post(&format!("{path}?h={height}&w={width}"), None).await;
+                let _ = client
+                    .post(&format!("{path}?h={height}&w={width}"), None)
+                    .await;
             }
             if changes.recv().await.is_none() {
                 return;
@@ -151,18 +167,23 @@ pub(crate) fn follow_size(client: &Client, path: String) -> tokio::task::JoinHan
     })
 }
 
-/// Gives a container's terminal another size than ours for a moment: a program draws its screen, or a shell its prompt,
-/// again only when the size changes.
+/// Gives a container's terminal another size than ours for a moment: a program draws its screen, or
+/// a shell its prompt, again only when the size changes.
 async fn redraw(client: &Client, name: &str) {
     if let Some((height, width)) = terminal::size() {
         let (height, width) = (height.saturating_add(1), width.saturating_add(1));
         // The right size follows.
-        let _ = client.post(&format!("/containers/{name}/resize?h={height}&w={width}"), None).await;
+        let _ = client
+            .post(
+                &format!("/containers/{name}/resize?h={height}&w={width}"),
+                None,
+            )
+            .await;
     }
 }
 
-/// Passes signals that this command gets on to the container, until dropped. The third interrupt or request to terminate
-/// ends this command, whatever the container does.
+/// Passes signals that this command gets on to the container, until dropped. The third interrupt or
+/// request to terminate ends this command, whatever the container does.
 pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHandle<()> {
     let (client, id) = (client.clone(), id.to_owned());
     tokio::spawn(async move {
@@ -180,9 +201,13 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
         for (kind, name) in kinds {
             let (sender, terminations) = (sender.clone(), terminations.clone());
             tasks.spawn(async move {
-                let Ok(mut arrived) = signal(kind) else { return };
+                let Ok(mut arrived) = signal(kind) else {
+                    return;
+                };
                 while arrived.recv().await.is_some() {
-                    if matches!(name, "INT" | "TERM") && terminations.fetch_add(1, Ordering::Relaxed) + 1 == MOST_TERMINATIONS {
+                    if matches!(name, "INT" | "TERM")
+                        && terminations.fetch_add(1, Ordering::Relaxed) + 1 == MOST_TERMINATIONS
+                    {
                         give_up();
                     }
                     if sender.send(name).is_err() {
@@ -193,7 +218,9 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
         }
         // Counted above even while the engine does not answer.
         while let Some(name) = received.recv().await {
-            let _ = client.post(&format!("/containers/{id}/kill?signal={name}"), None).await;
+            let _ = client
+                .post(&format!("/containers/{id}/kill?signal={name}"), None)
+                .await;
         }
     })
 }
@@ -207,7 +234,13 @@ fn give_up() -> ! {
 }
 
 /// The query of an attach request.
-pub(crate) fn attach_path(id: &str, stdin: bool, stdout: bool, stderr: bool, detach_keys: &str) -> String {
+pub(crate) fn attach_path(
+    id: &str,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    detach_keys: &str,
+) -> String {
     let on = |flag: bool| if flag { "1" } else { "" };
     format!(
         "/containers/{}/attach{}",
@@ -227,10 +260,14 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
     let container = client.get(&format!("/containers/{name}/json")).await?;
     let state = &container["State"];
     if state["Running"] != true {
-        return Err(Failure::new("You cannot attach to a stopped container, start it first"));
+        return Err(Failure::new(
+            "You cannot attach to a stopped container, start it first",
+        ));
     }
     if state["Paused"] == true {
-        return Err(Failure::new("You cannot attach to a paused container, unpause it first"));
+        return Err(Failure::new(
+            "You cannot attach to a paused container, unpause it first",
+        ));
     }
     let tty = container["Config"]["Tty"] == true;
     let stdin = !args.no_stdin && container["Config"]["OpenStdin"] == true;
@@ -241,19 +278,34 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
         let (client, path) = (client.clone(), format!("/containers/{name}/wait"));
         tokio::spawn(async move { client.post(&path, None).await })
     };
-    let connection = client.hijack(&attach_path(&args.container, stdin, true, true, &args.detach_keys), None).await?;
+    let connection = client
+        .hijack(
+            &attach_path(&args.container, stdin, true, true, &args.detach_keys),
+            None,
+        )
+        .await?;
     if tty {
         redraw(client, &name).await;
     }
     let size = tty.then(|| follow_size(client, format!("/containers/{name}/resize")));
     let signals = (args.sig_proxy && !tty).then(|| forward_signals(client, &name));
-    let ended = pump(connection, &Streams { stdin, tty, detach_keys: args.detach_keys }).await;
+    let ended = pump(
+        connection,
+        &Streams {
+            stdin,
+            tty,
+            detach_keys: args.detach_keys,
+        },
+    )
+    .await;
     for task in [size, signals].into_iter().flatten() {
         task.abort();
     }
     if ended? == Ended::Detached {
         return Err(Failure::new("read escape sequence"));
     }
-    let status = waiting.await.map_err(|error| Failure::new(error.to_string()))??;
+    let status = waiting
+        .await
+        .map_err(|error| Failure::new(error.to_string()))??;
     Ok(u8::try_from(status["StatusCode"].as_i64().unwrap_or(0)).unwrap_or(1))
 }

@@ -35,11 +35,20 @@ pub(crate) struct StartArgs {
 }
 
 pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
-    not_available(&[("--checkpoint", args.checkpoint.is_some()), ("--checkpoint-dir", args.checkpoint_dir.is_some())], "checkpoints are")?;
+    not_available(
+        &[
+            ("--checkpoint", args.checkpoint.is_some()),
+            ("--checkpoint-dir", args.checkpoint_dir.is_some()),
+        ],
+        "checkpoints are",
+    )?;
     if !args.attach && !args.interactive {
         let mut failed = Vec::new();
         for name in &args.containers {
-            match client.post(&format!("/containers/{}/start", escape_name(name)), None).await {
+            match client
+                .post(&format!("/containers/{}/start", escape_name(name)), None)
+                .await
+            {
                 Ok(_) => println!("{name}"),
                 Err(error) => {
                     eprintln!("{error}");
@@ -50,20 +59,40 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
         return if failed.is_empty() {
             Ok(0)
         } else {
-            Err(Failure::new(format!("Error: failed to start containers: {}", failed.join(", "))))
+            Err(Failure::new(format!(
+                "Error: failed to start containers: {}",
+                failed.join(", ")
+            )))
         };
     }
-    let [name] = args.containers.as_slice() else { return Err(Failure::new("you cannot start and attach multiple containers at once")) };
-    let container = client.get(&format!("/containers/{}/json", escape_name(name))).await?;
+    let [name] = args.containers.as_slice() else {
+        return Err(Failure::new(
+            "you cannot start and attach multiple containers at once",
+        ));
+    };
+    let container = client
+        .get(&format!("/containers/{}/json", escape_name(name)))
+        .await?;
     let id = container["Id"].as_str().unwrap_or_default().to_owned();
     let tty = container["Config"]["Tty"] == true;
     let stdin = args.interactive && container["Config"]["OpenStdin"] == true;
-    let connection = client.hijack(&attach_path(&id, stdin, true, true, &args.detach_keys), None).await?;
+    let connection = client
+        .hijack(
+            &attach_path(&id, stdin, true, true, &args.detach_keys),
+            None,
+        )
+        .await?;
     let removed = container["HostConfig"]["AutoRemove"] == true;
     let wait = wait_request(client, &id, if removed { "removed" } else { "next-exit" }).await?;
     let signals = (!tty).then(|| forward_signals(client, &id));
-    let streams = Streams { stdin, tty, detach_keys: args.detach_keys };
-    client.post(&format!("/containers/{id}/start"), None).await?;
+    let streams = Streams {
+        stdin,
+        tty,
+        detach_keys: args.detach_keys,
+    };
+    client
+        .post(&format!("/containers/{id}/start"), None)
+        .await?;
     let size = tty.then(|| follow_size(client, format!("/containers/{id}/resize")));
     let ended = pump(connection, &streams).await;
     for task in [size, signals].into_iter().flatten() {
@@ -88,10 +117,18 @@ pub(crate) struct StopArgs {
 }
 
 pub(crate) async fn stop(client: &Client, args: StopArgs, action: &str) -> Outcome {
-    let timeout = args.timeout.map(|seconds| seconds.to_string()).unwrap_or_default();
+    let timeout = args
+        .timeout
+        .map(|seconds| seconds.to_string())
+        .unwrap_or_default();
     let query = query(&[("signal", &args.signal), ("t", &timeout)]);
     for_each(&args.containers, async |name| {
-        client.post(&format!("/containers/{}/{action}{query}", escape_name(name)), None).await?;
+        client
+            .post(
+                &format!("/containers/{}/{action}{query}", escape_name(name)),
+                None,
+            )
+            .await?;
         println!("{name}");
         Ok(())
     })
@@ -109,7 +146,16 @@ pub(crate) struct KillArgs {
 
 pub(crate) async fn kill(client: &Client, args: KillArgs) -> Outcome {
     for_each(&args.containers, async |name| {
-        client.post(&format!("/containers/{}/kill{}", escape_name(name), query(&[("signal", &args.signal)])), None).await?;
+        client
+            .post(
+                &format!(
+                    "/containers/{}/kill{}",
+                    escape_name(name),
+                    query(&[("signal", &args.signal)])
+                ),
+                None,
+            )
+            .await?;
         println!("{name}");
         Ok(())
     })
@@ -133,9 +179,16 @@ pub(crate) struct RmArgs {
 
 pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
     let on = |flag: bool| if flag { "1" } else { "" };
-    let query = query(&[("force", on(args.force)), ("link", on(args.link)), ("v", on(args.volumes))]);
+    let query = query(&[
+        ("force", on(args.force)),
+        ("link", on(args.link)),
+        ("v", on(args.volumes)),
+    ]);
     for_each(&args.containers, async |name| {
-        match client.delete(&format!("/containers/{}{query}", escape_name(name))).await {
+        match client
+            .delete(&format!("/containers/{}{query}", escape_name(name)))
+            .await
+        {
             // With force, what is not there is as removed as it can be.
             Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
                 eprintln!("{error}");
@@ -152,7 +205,9 @@ pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
 /// A request without parameters for each container.
 pub(crate) async fn each(client: &Client, names: &[String], action: &str) -> Outcome {
     for_each(names, async |name| {
-        client.post(&format!("/containers/{}/{action}", escape_name(name)), None).await?;
+        client
+            .post(&format!("/containers/{}/{action}", escape_name(name)), None)
+            .await?;
         println!("{name}");
         Ok(())
     })
@@ -161,7 +216,9 @@ pub(crate) async fn each(client: &Client, names: &[String], action: &str) -> Out
 
 pub(crate) async fn wait(client: &Client, names: Names) -> Outcome {
     for_each(&names.containers, async |name| {
-        let status = client.post(&format!("/containers/{}/wait", escape_name(name)), None).await?;
+        let status = client
+            .post(&format!("/containers/{}/wait", escape_name(name)), None)
+            .await?;
         println!("{}", status["StatusCode"]);
         Ok(())
     })
@@ -171,15 +228,31 @@ pub(crate) async fn wait(client: &Client, names: Names) -> Outcome {
 #[derive(Debug, Args)]
 pub(crate) struct TopArgs {
     container: String,
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ps OPTIONS")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ps OPTIONS"
+    )]
     options: Vec<String>,
 }
 
 pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
-    let top =
-        client.get(&format!("/containers/{}/top{}", escape_name(&args.container), query(&[("ps_args", &args.options.join(" "))]))).await?;
-    let line =
-        |cells: &Value| cells.as_array().into_iter().flatten().map(|cell| cell.as_str().unwrap_or_default()).collect::<Vec<_>>().join("\t");
+    let top = client
+        .get(&format!(
+            "/containers/{}/top{}",
+            escape_name(&args.container),
+            query(&[("ps_args", &args.options.join(" "))])
+        ))
+        .await?;
+    let line = |cells: &Value| {
+        cells
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|cell| cell.as_str().unwrap_or_default())
+            .collect::<Vec<_>>()
+            .join("\t")
+    };
     let mut lines = vec![line(&top["Titles"])];
     lines.extend(top["Processes"].as_array().into_iter().flatten().map(line));
     print_text(&align(&lines));
@@ -188,9 +261,18 @@ pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
 
 pub(crate) async fn rename(client: &Client, name: &str, new_name: &str) -> Outcome {
     client
-        .post(&format!("/containers/{}/rename{}", escape_name(name), query(&[("name", new_name)])), None)
+        .post(
+            &format!(
+                "/containers/{}/rename{}",
+                escape_name(name),
+                query(&[("name", new_name)])
+            ),
+            None,
+        )
         .await
-        .map_err(|error| Failure::new(format!("{error}\nfailed to rename container named {name}")))?;
+        .map_err(|error| {
+            Failure::new(format!("{error}\nfailed to rename container named {name}"))
+        })?;
     Ok(0)
 }
 
@@ -244,10 +326,26 @@ pub(crate) struct UpdateArgs {
 
 impl UpdateArgs {
     fn changes_something(&self) -> bool {
-        let numbers = [self.cpu_period, self.cpu_quota, self.cpu_rt_period, self.cpu_rt_runtime, self.cpu_shares, self.pids_limit];
-        let texts =
-            [&self.cpus, &self.cpuset_cpus, &self.cpuset_mems, &self.memory, &self.memory_reservation, &self.memory_swap, &self.restart];
-        numbers.iter().any(Option::is_some) || texts.iter().any(|text| text.is_some()) || self.blkio_weight.is_some()
+        let numbers = [
+            self.cpu_period,
+            self.cpu_quota,
+            self.cpu_rt_period,
+            self.cpu_rt_runtime,
+            self.cpu_shares,
+            self.pids_limit,
+        ];
+        let texts = [
+            &self.cpus,
+            &self.cpuset_cpus,
+            &self.cpuset_mems,
+            &self.memory,
+            &self.memory_reservation,
+            &self.memory_swap,
+            &self.restart,
+        ];
+        numbers.iter().any(Option::is_some)
+            || texts.iter().any(|text| text.is_some())
+            || self.blkio_weight.is_some()
     }
 }
 
@@ -258,7 +356,9 @@ pub(crate) async fn update(client: &Client, args: UpdateArgs) -> Outcome {
         Some(text) => named(parse_size(text), text, flag),
     };
     if !args.changes_something() {
-        return Err(Failure::new("you must provide one or more flags when using this command"));
+        return Err(Failure::new(
+            "you must provide one or more flags when using this command",
+        ));
     }
     let mut body = json!({
         "BlkioWeight": args.blkio_weight.unwrap_or(0), "CpuPeriod": args.cpu_period.unwrap_or(0), "CpuQuota": args.cpu_quota.unwrap_or(0),
@@ -268,12 +368,18 @@ pub(crate) async fn update(client: &Client, args: UpdateArgs) -> Outcome {
     });
     if let Some(policy) = &args.restart {
         let (name, count) = policy.split_once(':').unwrap_or((policy, "0"));
-        let count: i64 =
-            count.parse().map_err(|_| Failure::new("invalid restart policy format: maximum retry count must be an integer"))?;
+        let count: i64 = count.parse().map_err(|_| {
+            Failure::new("invalid restart policy format: maximum retry count must be an integer")
+        })?;
         body["RestartPolicy"] = json!({"Name": name, "MaximumRetryCount": count});
     }
     for_each(&args.containers, async |name| {
-        let answer = client.post(&format!("/containers/{}/update", escape_name(name)), Some(&body)).await?;
+        let answer = client
+            .post(
+                &format!("/containers/{}/update", escape_name(name)),
+                Some(&body),
+            )
+            .await?;
         for warning in answer["Warnings"].as_array().into_iter().flatten() {
             eprintln!("{}", warning.as_str().unwrap_or_default());
         }
@@ -293,28 +399,45 @@ pub(crate) struct ExportArgs {
 
 pub(crate) async fn export(client: &Client, args: ExportArgs) -> Outcome {
     if args.output.is_none() && terminal::stdout_is_terminal() {
-        return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
+        return Err(Failure::new(
+            "cowardly refusing to save to a terminal. Use the -o flag or redirect",
+        ));
     }
-    let response = client.send(hyper::Method::GET, &format!("/containers/{}/export", escape_name(&args.container)), &[], no_body()).await?;
+    let response = client
+        .send(
+            hyper::Method::GET,
+            &format!("/containers/{}/export", escape_name(&args.container)),
+            &[],
+            no_body(),
+        )
+        .await?;
     write_body(response, args.output.as_deref()).await?;
     Ok(0)
 }
 
 /// Writes an answer's body to a file, which is there only if it is whole, or to standard output.
-pub(crate) async fn write_body(response: hyper::Response<hyper::body::Incoming>, path: Option<&str>) -> Outcome<()> {
+pub(crate) async fn write_body(
+    response: hyper::Response<hyper::body::Incoming>,
+    path: Option<&str>,
+) -> Outcome<()> {
     use std::io::Write;
     let mut body = response.into_body();
     let staged = path.map(|path| format!("{path}.part"));
     let mut output: Box<dyn Write> = match &staged {
-        Some(staged) => Box::new(
-            std::fs::File::create(staged)
-                .map_err(|error| Failure::new(format!("write {}: {}", path.unwrap_or_default(), plain(&error))))?,
-        ),
+        Some(staged) => Box::new(std::fs::File::create(staged).map_err(|error| {
+            Failure::new(format!(
+                "write {}: {}",
+                path.unwrap_or_default(),
+                plain(&error)
+            ))
+        })?),
         None => Box::new(std::io::stdout()),
     };
     let result: Outcome<()> = async {
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Failure::new(format!("the engine ended the stream early: {error}")))?;
+            let frame = frame.map_err(|error| {
+                Failure::new(format!("the engine ended the stream early: {error}"))
+            })?;
             if let Ok(data) = frame.into_data() {
                 output.write_all(&data)?;
             }

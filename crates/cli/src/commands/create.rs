@@ -284,9 +284,17 @@ pub(crate) async fn create(client: &Client, args: CreateArgs) -> Outcome {
 }
 
 /// Creates the container and returns its id. Warnings go to standard error.
-pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<String> {
+pub(crate) async fn make(
+    client: &Client,
+    args: &CreateArgs,
+    attach_all: bool,
+    detach: Option<bool>,
+) -> Outcome<String> {
     if !matches!(args.pull.as_str(), "always" | "missing" | "never") {
-        return Err(Failure::new(format!("invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"", args.pull)));
+        return Err(Failure::new(format!(
+            "invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"",
+            args.pull
+        )));
     }
     let health = [
         ("interval", &args.health_interval),
@@ -296,11 +304,16 @@ pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, d
         ("start-interval", &args.health_start_interval),
     ];
     if let Some((name, _)) = health.iter().find(|(_, value)| value.is_some()) {
-        return Err(Failure::with_code(125, format!("--health-{name}: health checks are not available in this version of whelk")));
+        return Err(Failure::with_code(
+            125,
+            format!("--health-{name}: health checks are not available in this version of whelk"),
+        ));
     }
     check_supported(args)?;
     if args.pull == "always" {
-        return Err(Failure::new("--pull always: pulling from registries is not available in this version of whelk; use load or import"));
+        return Err(Failure::new(
+            "--pull always: pulling from registries is not available in this version of whelk; use load or import",
+        ));
     }
     let mut body = body(args, attach_all, detach)?;
     if args.use_api_socket
@@ -312,9 +325,16 @@ pub(crate) async fn make(client: &Client, args: &CreateArgs, attach_all: bool, d
         mounts.push(json!({"Type": "bind", "Source": socket, "Target": "/var/run/docker.sock", "BindOptions": {}}));
     }
     let id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
-    let platform = args.platform.clone().or_else(|| std::env::var("DOCKER_DEFAULT_PLATFORM").ok()).unwrap_or_default();
+    let platform = args
+        .platform
+        .clone()
+        .or_else(|| std::env::var("DOCKER_DEFAULT_PLATFORM").ok())
+        .unwrap_or_default();
     let name = args.name.as_deref().unwrap_or_default();
-    let path = format!("/containers/create{}", query(&[("name", name), ("platform", &platform)]));
+    let path = format!(
+        "/containers/create{}",
+        query(&[("name", name), ("platform", &platform)])
+    );
     let created = client.post(&path, Some(&body)).await?;
     for warning in created["Warnings"].as_array().into_iter().flatten() {
         eprintln!("WARNING: {}", warning.as_str().unwrap_or_default());
@@ -340,7 +360,10 @@ fn check_supported(args: &CreateArgs) -> Outcome<()> {
         )));
     }
     if !args.disable_content_trust {
-        return Err(Failure::with_code(125, "--disable-content-trust=false: content trust is not available in this version of whelk"));
+        return Err(Failure::with_code(
+            125,
+            "--disable-content-trust=false: content trust is not available in this version of whelk",
+        ));
     }
     if let Some(limit) = &args.kernel_memory {
         named(parse_size(limit), limit, "--kernel-memory")?;
@@ -359,18 +382,31 @@ struct IdFile<'a> {
 impl<'a> IdFile<'a> {
     fn create(path: &'a str) -> Outcome<Self> {
         match std::fs::File::create_new(path) {
-            Ok(file) => Ok(Self { path, file, written: false }),
+            Ok(file) => Ok(Self {
+                path,
+                file,
+                written: false,
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                Err(Failure::new(format!("container ID file found, make sure the other container isn't running or delete {path}")))
+                Err(Failure::new(format!(
+                    "container ID file found, make sure the other container isn't running or delete {path}"
+                )))
             }
-            Err(error) => Err(Failure::new(format!("failed to create the container ID file: open {path}: {}", plain(&error)))),
+            Err(error) => Err(Failure::new(format!(
+                "failed to create the container ID file: open {path}: {}",
+                plain(&error)
+            ))),
         }
     }
 
     fn write(mut self, id: &str) -> Outcome<()> {
         self.written = true;
         std::io::Write::write_all(&mut self.file, id.as_bytes()).map_err(|error| {
-            Failure::new(format!("failed to write the container ID ({id}) to file: write {}: {}", self.path, plain(&error)))
+            Failure::new(format!(
+                "failed to write the container ID ({id}) to file: write {}: {}",
+                self.path,
+                plain(&error)
+            ))
         })
     }
 }
@@ -384,20 +420,37 @@ impl Drop for IdFile<'_> {
 }
 
 fn list(values: &[String]) -> Value {
-    if values.is_empty() { Value::Null } else { json!(values) }
+    if values.is_empty() {
+        Value::Null
+    } else {
+        json!(values)
+    }
 }
 
 /// The body of the request.
 fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Value> {
-    let (image, command) = args.image_and_command.split_first().ok_or_else(|| Failure::new("an image is needed"))?;
+    let (image, command) = args
+        .image_and_command
+        .split_first()
+        .ok_or_else(|| Failure::new("an image is needed"))?;
     if image.is_empty() {
         return Err(Failure::new("invalid reference format"));
     }
-    let attached = |stream: &str| args.attach.iter().any(|given| given.eq_ignore_ascii_case(stream));
-    if let Some(wrong) = args.attach.iter().find(|stream| !["stdin", "stdout", "stderr"].contains(&stream.to_lowercase().as_str())) {
+    let attached = |stream: &str| {
+        args.attach
+            .iter()
+            .any(|given| given.eq_ignore_ascii_case(stream))
+    };
+    if let Some(wrong) = args
+        .attach
+        .iter()
+        .find(|stream| !["stdin", "stdout", "stderr"].contains(&stream.to_lowercase().as_str()))
+    {
         return Err(Failure::with_code(
             125,
-            format!("invalid argument {wrong:?} for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR"),
+            format!(
+                "invalid argument {wrong:?} for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR"
+            ),
         ));
     }
     let networking = args.networks.parse()?;
@@ -435,15 +488,47 @@ fn healthcheck(args: &CreateArgs) -> Value {
     }
 }
 
-fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Value>, binds: Vec<String>) -> Outcome<Value> {
+fn host_config(
+    args: &CreateArgs,
+    network_mode: String,
+    bindings: Map<String, Value>,
+    binds: Vec<String>,
+) -> Outcome<Value> {
     let networks = &args.networks;
-    let size = |value: &Option<String>, flag: &str| value.as_deref().map_or(Ok(0), |text| named(parse_size(text), text, flag));
-    let is_container = |mode: &str| mode.strip_prefix("container:").is_some_and(|name| !name.is_empty());
+    let size = |value: &Option<String>, flag: &str| {
+        value
+            .as_deref()
+            .map_or(Ok(0), |text| named(parse_size(text), text, flag))
+    };
+    let is_container = |mode: &str| {
+        mode.strip_prefix("container:")
+            .is_some_and(|name| !name.is_empty())
+    };
     let modes = [
-        ("--pid: invalid PID mode", args.pid.as_deref().is_none_or(|mode| matches!(mode, "" | "host") || is_container(mode))),
-        ("--uts: invalid UTS mode", args.uts.as_deref().is_none_or(|mode| matches!(mode, "" | "host"))),
-        ("--userns: invalid USER mode", args.userns.as_deref().is_none_or(|mode| matches!(mode, "" | "host"))),
-        ("--cgroupns: invalid CGROUP mode", args.cgroupns.as_deref().is_none_or(|mode| matches!(mode, "" | "host" | "private"))),
+        (
+            "--pid: invalid PID mode",
+            args.pid
+                .as_deref()
+                .is_none_or(|mode| matches!(mode, "" | "host") || is_container(mode)),
+        ),
+        (
+            "--uts: invalid UTS mode",
+            args.uts
+                .as_deref()
+                .is_none_or(|mode| matches!(mode, "" | "host")),
+        ),
+        (
+            "--userns: invalid USER mode",
+            args.userns
+                .as_deref()
+                .is_none_or(|mode| matches!(mode, "" | "host")),
+        ),
+        (
+            "--cgroupns: invalid CGROUP mode",
+            args.cgroupns
+                .as_deref()
+                .is_none_or(|mode| matches!(mode, "" | "host" | "private")),
+        ),
     ];
     if let Some((text, _)) = modes.iter().find(|(_, valid)| !valid) {
         return Err(Failure::new(*text));
@@ -518,7 +603,15 @@ fn host_config(args: &CreateArgs, network_mode: String, bindings: Map<String, Va
 
 /// Puts the flag's name in front of what is wrong with its value.
 pub(super) fn named<T>(outcome: Outcome<T>, value: &str, flag: &str) -> Outcome<T> {
-    outcome.map_err(|failure| Failure::with_code(125, format!("invalid argument {value:?} for {flag:?} flag: {}", failure.text)))
+    outcome.map_err(|failure| {
+        Failure::with_code(
+            125,
+            format!(
+                "invalid argument {value:?} for {flag:?} flag: {}",
+                failure.text
+            ),
+        )
+    })
 }
 
 pub(super) fn nano_cpus(text: &str) -> Outcome<i64> {
@@ -528,7 +621,8 @@ pub(super) fn nano_cpus(text: &str) -> Outcome<i64> {
     Ok((number * 1e9).round() as i64)
 }
 
-/// Security options as the engine takes them: a profile's file becomes its content. Also whether system paths are open.
+/// Security options as the engine takes them: a profile's file becomes its content. Also whether
+/// system paths are open.
 fn security(args: &CreateArgs) -> Outcome<(Vec<String>, bool)> {
     let mut options = Vec::new();
     let mut open_paths = false;
@@ -537,16 +631,34 @@ fn security(args: &CreateArgs) -> Outcome<(Vec<String>, bool)> {
             Some(("systempaths", "unconfined")) => open_paths = true,
             Some(("seccomp", profile)) if !matches!(profile, "unconfined" | "builtin") => {
                 if profile.is_empty() {
-                    return Err(Failure::with_code(125, format!("Invalid --security-opt: {option:?}")));
+                    return Err(Failure::with_code(
+                        125,
+                        format!("Invalid --security-opt: {option:?}"),
+                    ));
                 }
                 let text = std::fs::read_to_string(profile).map_err(|error| {
-                    Failure::with_code(125, format!("opening seccomp profile ({profile}) failed: open {profile}: {}", plain(&error)))
+                    Failure::with_code(
+                        125,
+                        format!(
+                            "opening seccomp profile ({profile}) failed: open {profile}: {}",
+                            plain(&error)
+                        ),
+                    )
                 })?;
-                let json: Value = serde_json::from_str(&text)
-                    .map_err(|error| Failure::with_code(125, format!("compacting json for seccomp profile ({profile}) failed: {error}")))?;
+                let json: Value = serde_json::from_str(&text).map_err(|error| {
+                    Failure::with_code(
+                        125,
+                        format!("compacting json for seccomp profile ({profile}) failed: {error}"),
+                    )
+                })?;
                 options.push(format!("seccomp={json}"));
             }
-            None if option != "no-new-privileges" => return Err(Failure::with_code(125, format!("Invalid --security-opt: {option:?}"))),
+            None if option != "no-new-privileges" => {
+                return Err(Failure::with_code(
+                    125,
+                    format!("Invalid --security-opt: {option:?}"),
+                ));
+            }
             _ => options.push(option.clone()),
         }
     }
@@ -558,13 +670,18 @@ fn restart_policy(text: &str) -> Outcome<Value> {
     let count: i64 = if count.is_empty() {
         0
     } else {
-        count.parse().map_err(|_| Failure::with_code(125, "invalid restart policy format: maximum retry count must be an integer"))?
+        count.parse().map_err(|_| {
+            Failure::with_code(
+                125,
+                "invalid restart policy format: maximum retry count must be an integer",
+            )
+        })?
     };
     Ok(json!({"Name": name, "MaximumRetryCount": count}))
 }
 
-/// The environment: files first, then flags; a name alone takes the value it has here. One that has none here takes away
-/// the image's, but in a file it means nothing.
+/// The environment: files first, then flags; a name alone takes the value it has here. One that has
+/// none here takes away the image's, but in a file it means nothing.
 pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> {
     let mut entries: Vec<(String, String)> = Vec::new();
     let from_files = lines_of(files)?.into_iter().map(|line| (line, false));
@@ -573,7 +690,9 @@ pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> 
         if name.is_empty() {
             return Err(Failure::with_code(
                 125,
-                format!("invalid argument {entry:?} for \"-e, --env\" flag: invalid environment variable: {entry}"),
+                format!(
+                    "invalid argument {entry:?} for \"-e, --env\" flag: invalid environment variable: {entry}"
+                ),
             ));
         }
         let entry = match std::env::var(&name) {
@@ -588,14 +707,24 @@ pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> 
         }
     }
     let list: Vec<String> = entries.into_iter().map(|(_, entry)| entry).collect();
-    Ok(if list.is_empty() { Value::Null } else { json!(list) })
+    Ok(if list.is_empty() {
+        Value::Null
+    } else {
+        json!(list)
+    })
 }
 
 fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
     let mut lines = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(file).map_err(|error| Failure::with_code(125, format!("open {file}: {}", plain(&error))))?;
-        lines.extend(text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned));
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| Failure::with_code(125, format!("open {file}: {}", plain(&error))))?;
+        lines.extend(
+            text.lines()
+                .map(str::trim_start)
+                .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                .map(str::to_owned),
+        );
     }
     Ok(lines)
 }
@@ -622,11 +751,16 @@ fn sysctls(given: &[String]) -> Outcome<Map<String, Value>> {
     for entry in given {
         let key = entry.split('=').next().unwrap_or_default();
         if !entry.contains('=')
-            || !(IPC.contains(&key) || key.starts_with("net.") || key.starts_with("fs.mqueue.") || key == "kernel.domainname")
+            || !(IPC.contains(&key)
+                || key.starts_with("net.")
+                || key.starts_with("fs.mqueue.")
+                || key == "kernel.domainname")
         {
             return Err(Failure::with_code(
                 125,
-                format!("invalid argument {entry:?} for \"--sysctl\" flag: sysctl '{entry}' is not allowed"),
+                format!(
+                    "invalid argument {entry:?} for \"--sysctl\" flag: sysctl '{entry}' is not allowed"
+                ),
             ));
         }
     }
@@ -638,9 +772,18 @@ fn rates(given: &[String], flag: &str, field: &str, bytes: bool) -> Outcome<Vec<
     given
         .iter()
         .map(|entry| {
-            let bad = || Failure::with_code(125, format!("invalid argument {entry:?} for {flag:?} flag: bad format: {entry}"));
+            let bad = || {
+                Failure::with_code(
+                    125,
+                    format!("invalid argument {entry:?} for {flag:?} flag: bad format: {entry}"),
+                )
+            };
             let (path, rate) = entry.split_once(':').ok_or_else(bad)?;
-            let rate = if bytes { named(parse_size(rate), entry, flag)? } else { rate.parse().map_err(|_| bad())? };
+            let rate = if bytes {
+                named(parse_size(rate), entry, flag)?
+            } else {
+                rate.parse().map_err(|_| bad())?
+            };
             Ok(json!({"Path": path, field: rate}))
         })
         .collect()
@@ -649,7 +792,8 @@ fn rates(given: &[String], flag: &str, field: &str, bytes: bool) -> Outcome<Vec<
 /// `HOST[:CONTAINER[:MODE]]`
 fn parse_device(text: &str) -> Outcome<Value> {
     let parts: Vec<&str> = text.split(':').collect();
-    let is_mode = |mode: &str| !mode.is_empty() && mode.chars().all(|letter| "rwm".contains(letter));
+    let is_mode =
+        |mode: &str| !mode.is_empty() && mode.chars().all(|letter| "rwm".contains(letter));
     let (host, container, mode) = match parts.as_slice() {
         [host, mode] if is_mode(mode) => (*host, *host, *mode),
         [host, container] => (*host, *container, "rwm"),
@@ -657,7 +801,12 @@ fn parse_device(text: &str) -> Outcome<Value> {
         _ => (text, text, "rwm"),
     };
     if !host.starts_with('/') {
-        return Err(Failure::with_code(125, format!("invalid argument {text:?} for \"--device\" flag: {host} is not an absolute path")));
+        return Err(Failure::with_code(
+            125,
+            format!(
+                "invalid argument {text:?} for \"--device\" flag: {host} is not an absolute path"
+            ),
+        ));
     }
     Ok(json!({"PathOnHost": host, "PathInContainer": container, "CgroupPermissions": mode}))
 }
@@ -681,16 +830,31 @@ fn parse_ulimit(text: &str) -> Outcome<Value> {
         "sigpending",
         "stack",
     ];
-    let fail = |reason: String| Failure::with_code(125, format!("invalid argument {text:?} for \"--ulimit\" flag: {reason}"));
-    let (name, values) = text.split_once('=').ok_or_else(|| fail(format!("invalid ulimit argument: {text}")))?;
+    let fail = |reason: String| {
+        Failure::with_code(
+            125,
+            format!("invalid argument {text:?} for \"--ulimit\" flag: {reason}"),
+        )
+    };
+    let (name, values) = text
+        .split_once('=')
+        .ok_or_else(|| fail(format!("invalid ulimit argument: {text}")))?;
     if !NAMES.contains(&name) {
         return Err(fail(format!("invalid ulimit type: {name}")));
     }
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
-    let number = |value: &str| value.parse::<i64>().map_err(|_| fail(format!("strconv.ParseInt: parsing {value:?}: invalid syntax")));
+    let number = |value: &str| {
+        value.parse::<i64>().map_err(|_| {
+            fail(format!(
+                "strconv.ParseInt: parsing {value:?}: invalid syntax"
+            ))
+        })
+    };
     let (soft, hard) = (number(soft)?, number(hard)?);
     if hard != -1 && (soft == -1 || soft > hard) {
-        return Err(fail(format!("ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")));
+        return Err(fail(format!(
+            "ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}"
+        )));
     }
     Ok(json!({"Name": name, "Soft": soft, "Hard": hard}))
 }
@@ -701,8 +865,16 @@ mod tests {
 
     #[test]
     fn devices_and_limits() {
-        assert_eq!(parse_ulimit("nofile=10:20").unwrap(), json!({"Name": "nofile", "Soft": 10, "Hard": 20}));
-        assert!(parse_ulimit("foo=1").unwrap_err().text.ends_with("invalid ulimit type: foo"));
+        assert_eq!(
+            parse_ulimit("nofile=10:20").unwrap(),
+            json!({"Name": "nofile", "Soft": 10, "Hard": 20})
+        );
+        assert!(
+            parse_ulimit("foo=1")
+                .unwrap_err()
+                .text
+                .ends_with("invalid ulimit type: foo")
+        );
         assert_eq!(
             parse_device("/dev/a:r").unwrap(),
             json!({"PathOnHost": "/dev/a", "PathInContainer": "/dev/a", "CgroupPermissions": "r"})
@@ -712,7 +884,10 @@ mod tests {
     #[test]
     fn the_environment_has_each_name_once() {
         let given = ["A=1", "A=2", "NOT_SET_ANYWHERE_X"].map(str::to_owned);
-        assert_eq!(environment(&given, &[]).unwrap(), json!(["A=2", "NOT_SET_ANYWHERE_X"]));
+        assert_eq!(
+            environment(&given, &[]).unwrap(),
+            json!(["A=2", "NOT_SET_ANYWHERE_X"])
+        );
         assert!(environment(&["=x".into()], &[]).is_err());
     }
 }

@@ -42,7 +42,10 @@ pub(crate) struct ExecArgs {
 }
 
 pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
-    let (container, command) = args.container_and_command.split_first().ok_or_else(|| Failure::new("a container is needed"))?;
+    let (container, command) = args
+        .container_and_command
+        .split_first()
+        .ok_or_else(|| Failure::new("a container is needed"))?;
     if args.tty && args.interactive && !args.detach && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }
@@ -54,16 +57,35 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
     if let Some((height, width)) = terminal::size().filter(|_| args.tty) {
         body["ConsoleSize"] = json!([height, width]);
     }
-    let created = client.post(&format!("/containers/{}/exec", escape_name(container)), Some(&body)).await?;
+    let created = client
+        .post(
+            &format!("/containers/{}/exec", escape_name(container)),
+            Some(&body),
+        )
+        .await?;
     let id = created["Id"].as_str().unwrap_or_default().to_owned();
     let start = json!({"Detach": args.detach, "Tty": args.tty});
     if args.detach {
-        client.post(&format!("/exec/{id}/start"), Some(&start)).await?;
+        client
+            .post(&format!("/exec/{id}/start"), Some(&start))
+            .await?;
         return Ok(0);
     }
-    let connection = client.hijack(&format!("/exec/{id}/start"), Some(&start)).await?;
-    let size = args.tty.then(|| follow_size(client, format!("/exec/{id}/resize")));
-    let ended = pump(connection, &Streams { stdin: args.interactive, tty: args.tty, detach_keys: args.detach_keys }).await;
+    let connection = client
+        .hijack(&format!("/exec/{id}/start"), Some(&start))
+        .await?;
+    let size = args
+        .tty
+        .then(|| follow_size(client, format!("/exec/{id}/resize")));
+    let ended = pump(
+        connection,
+        &Streams {
+            stdin: args.interactive,
+            tty: args.tty,
+            detach_keys: args.detach_keys,
+        },
+    )
+    .await;
     if let Some(size) = size {
         size.abort();
     }

@@ -63,19 +63,45 @@ const TABLE: Table = Table {
 pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     super::not_available(&[("--tree", args.tree)], "trees of images are")?;
     let mut given = args.filter.clone();
-    given.extend(args.repository.as_ref().map(|repository| format!("reference={repository}")));
-    let images =
-        client.get(&format!("/images/json{}", query(&[("all", if args.all { "1" } else { "" }), ("filters", &filters(&given)?)]))).await?;
+    given.extend(
+        args.repository
+            .as_ref()
+            .map(|repository| format!("reference={repository}")),
+    );
+    let images = client
+        .get(&format!(
+            "/images/json{}",
+            query(&[
+                ("all", if args.all { "1" } else { "" }),
+                ("filters", &filters(&given)?)
+            ])
+        ))
+        .await?;
     let mut rows = Vec::new();
     for image in images.as_array().into_iter().flatten() {
         let id = image["Id"].as_str().unwrap_or_default();
         let created = image["Created"].as_i64().unwrap_or(0);
-        let local = jiff::Timestamp::from_second(created).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
-        let (total, shared) = (image["Size"].as_u64().unwrap_or(0), image["SharedSize"].as_u64());
+        let local = jiff::Timestamp::from_second(created)
+            .unwrap_or_default()
+            .to_zoned(jiff::tz::TimeZone::system());
+        let (total, shared) = (
+            image["Size"].as_u64().unwrap_or(0),
+            image["SharedSize"].as_u64(),
+        );
         // What was not asked for is a negative number.
-        let shown = |bytes: Option<u64>| bytes.map_or_else(|| "N/A".to_owned(), |bytes| size(bytes, 4));
-        let tags: Vec<&str> = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        for name in if tags.is_empty() { vec!["<none>:<none>"] } else { tags } {
+        let shown =
+            |bytes: Option<u64>| bytes.map_or_else(|| "N/A".to_owned(), |bytes| size(bytes, 4));
+        let tags: Vec<&str> = image["RepoTags"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        for name in if tags.is_empty() {
+            vec!["<none>:<none>"]
+        } else {
+            tags
+        } {
             let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "<none>"));
             let fields = json!({
                 "Repository": repository, "Tag": tag, "Digest": "<none>",
@@ -96,7 +122,8 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     Ok(0)
 }
 
-/// A platform (`os[/arch[/variant]]`, or an architecture alone) as the API takes it; none without a text.
+/// A platform (`os[/arch[/variant]]`, or an architecture alone) as the API takes it; none without a
+/// text.
 ///
 /// # Errors
 /// An empty part, and too many.
@@ -105,15 +132,27 @@ pub(super) fn platform_json(text: &str) -> Outcome<String> {
     if text.is_empty() {
         return Ok(String::new());
     }
-    let host = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let host = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
     let parts: Vec<&str> = text.split('/').collect();
     let (os, architecture, variant) = match parts.as_slice() {
-        _ if parts.contains(&"") => return Err(Failure::new(format!("{text:?} is an invalid platform specifier"))),
+        _ if parts.contains(&"") => {
+            return Err(Failure::new(format!(
+                "{text:?} is an invalid platform specifier"
+            )));
+        }
         [system] if SYSTEMS.contains(&system.to_lowercase().as_str()) => (*system, host, ""),
         [architecture] => ("linux", *architecture, ""),
         [os, architecture] => (*os, *architecture, ""),
         [os, architecture, variant] => (*os, *architecture, *variant),
-        _ => return Err(Failure::new(format!("{text:?}: cannot parse platform specifier: invalid argument"))),
+        _ => {
+            return Err(Failure::new(format!(
+                "{text:?}: cannot parse platform specifier: invalid argument"
+            )));
+        }
     };
     let mut platform = json!({"architecture": architecture, "os": os});
     if !variant.is_empty() {
@@ -130,7 +169,8 @@ pub(crate) struct RmiArgs {
     /// Do not delete untagged parents
     #[arg(long)]
     no_prune: bool,
-    /// Remove only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g., `linux/amd64`)
+    /// Remove only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g.,
+    /// `linux/amd64`)
     #[arg(long)]
     platform: Vec<String>,
     #[arg(required = true, value_name = "IMAGE")]
@@ -138,12 +178,26 @@ pub(crate) struct RmiArgs {
 }
 
 pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
-    let platforms = args.platform.iter().map(|platform| platform_json(platform)).collect::<Outcome<Vec<_>>>()?;
-    let mut parameters = vec![("force", if args.force { "1" } else { "" }), ("noprune", if args.no_prune { "1" } else { "" })];
-    parameters.extend(platforms.iter().map(|platform| ("platforms", platform.as_str())));
+    let platforms = args
+        .platform
+        .iter()
+        .map(|platform| platform_json(platform))
+        .collect::<Outcome<Vec<_>>>()?;
+    let mut parameters = vec![
+        ("force", if args.force { "1" } else { "" }),
+        ("noprune", if args.no_prune { "1" } else { "" }),
+    ];
+    parameters.extend(
+        platforms
+            .iter()
+            .map(|platform| ("platforms", platform.as_str())),
+    );
     let query = query(&parameters);
     for_each(&args.images, async |name| {
-        let removed = match client.delete(&format!("/images/{}{query}", escape_name(name))).await {
+        let removed = match client
+            .delete(&format!("/images/{}{query}", escape_name(name)))
+            .await
+        {
             Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
                 eprintln!("{error}");
                 return Ok(());
@@ -160,7 +214,12 @@ pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
 
 /// What a removal has done, and to what.
 fn actions(removed: &Value) -> impl Iterator<Item = (&str, &str)> {
-    let entries = removed.as_array().into_iter().flatten().filter_map(Value::as_object).flatten();
+    let entries = removed
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object)
+        .flatten();
     entries.map(|(action, name)| (action.as_str(), name.as_str().unwrap_or_default()))
 }
 
@@ -174,16 +233,31 @@ pub(crate) fn print_pruned(removed: &Value) {
 /// Whether a refusal is about the grammar of a name, which Docker's CLI checks itself.
 fn is_about_grammar(error: &ApiError) -> bool {
     error.status == hyper::StatusCode::BAD_REQUEST
-        && (error.message.starts_with("invalid reference format") || error.message.starts_with("invalid repository name"))
+        && (error.message.starts_with("invalid reference format")
+            || error.message.starts_with("invalid repository name"))
 }
 
 pub(crate) async fn tag(client: &Client, source: &str, target: &str) -> Outcome {
-    let malformed = |name: &str, why: &str| Failure::new(format!("Error parsing reference: {name:?} is not a valid repository/tag: {why}"));
+    let malformed = |name: &str, why: &str| {
+        Failure::new(format!(
+            "Error parsing reference: {name:?} is not a valid repository/tag: {why}"
+        ))
+    };
     if source.trim().is_empty() {
         return Err(malformed(source, "invalid reference format"));
     }
     // The engine takes name and tag apart: it knows the grammar.
-    match client.post(&format!("/images/{}/tag{}", escape_name(source), query(&[("repo", target)])), None).await {
+    match client
+        .post(
+            &format!(
+                "/images/{}/tag{}",
+                escape_name(source),
+                query(&[("repo", target)])
+            ),
+            None,
+        )
+        .await
+    {
         Err(error) if is_about_grammar(&error) => Err(malformed(target, &error.message)),
         answer => answer.map(|_| 0).map_err(Into::into),
     }
@@ -200,7 +274,8 @@ pub(crate) struct HistoryArgs {
     /// Don't truncate output
     #[arg(long)]
     no_trunc: bool,
-    /// Show history for the given platform. Formatted as `os[/arch[/variant]]` (e.g., `linux/amd64`)
+    /// Show history for the given platform. Formatted as `os[/arch[/variant]]` (e.g.,
+    /// `linux/amd64`)
     #[arg(long, default_value = "", hide_default_value = true)]
     platform: String,
     /// Only show image IDs
@@ -224,13 +299,23 @@ const HISTORY: Table = Table {
 
 pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
     let query = query(&[("platform", &platform_json(&args.platform)?)]);
-    let steps = client.get(&format!("/images/{}/history{query}", escape_name(&args.image))).await?;
+    let steps = client
+        .get(&format!(
+            "/images/{}/history{query}",
+            escape_name(&args.image)
+        ))
+        .await?;
     let row = |step: &Value| -> Map<String, Value> {
         let id = step["Id"].as_str().unwrap_or_default();
         let created = step["Created"].as_i64().unwrap_or(0);
         let bytes = step["Size"].as_u64().unwrap_or(0);
-        let by = step["CreatedBy"].as_str().unwrap_or_default().replace('\t', " ");
-        let at = jiff::Timestamp::from_second(created).unwrap_or_default().to_string();
+        let by = step["CreatedBy"]
+            .as_str()
+            .unwrap_or_default()
+            .replace('\t', " ");
+        let at = jiff::Timestamp::from_second(created)
+            .unwrap_or_default()
+            .to_string();
         let fields = json!({
             "ID": if args.no_trunc || id == "<missing>" { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
             "CreatedSince": if args.human { ago(created) } else { at.clone() }, "CreatedAt": at,
@@ -241,8 +326,14 @@ pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
         fields.as_object().cloned().unwrap_or_default()
     };
     let rows = steps.as_array().into_iter().flatten().map(row).collect();
-    let created = if args.human { "CreatedSince" } else { "CreatedAt" };
-    let default = format!("{{{{.ID}}}}\t{{{{.{created}}}}}\t{{{{.CreatedBy}}}}\t{{{{.Size}}}}\t{{{{.Comment}}}}");
+    let created = if args.human {
+        "CreatedSince"
+    } else {
+        "CreatedAt"
+    };
+    let default = format!(
+        "{{{{.ID}}}}\t{{{{.{created}}}}}\t{{{{.CreatedBy}}}}\t{{{{.Size}}}}\t{{{{.Comment}}}}"
+    );
     HISTORY.print(&args.format, args.quiet, &default, rows)?;
     Ok(0)
 }
@@ -252,7 +343,8 @@ pub(crate) struct LoadArgs {
     /// Read from tar archive file, instead of STDIN
     #[arg(short, long)]
     input: Option<String>,
-    /// Load only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g., `linux/amd64`)
+    /// Load only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g.,
+    /// `linux/amd64`)
     #[arg(long, default_value = "", hide_default_value = true)]
     platform: String,
     /// Suppress the load output
@@ -264,13 +356,23 @@ pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
     let platform = platform_json(&args.platform)?;
     let body = match args.input.as_deref() {
         Some(path) if path != "-" => file_body(path)?,
-        _ if terminal::stdin_is_terminal() => return Err(Failure::new("requested load from stdin, but stdin is empty")),
+        _ if terminal::stdin_is_terminal() => {
+            return Err(Failure::new(
+                "requested load from stdin, but stdin is empty",
+            ));
+        }
         _ => reader_body(std::io::stdin()),
     };
     let response = client
         .send(
             hyper::Method::POST,
-            &format!("/images/load{}", query(&[("quiet", if args.quiet { "1" } else { "" }), ("platform", &platform)])),
+            &format!(
+                "/images/load{}",
+                query(&[
+                    ("quiet", if args.quiet { "1" } else { "" }),
+                    ("platform", &platform)
+                ])
+            ),
             &[("content-type", "application/x-tar")],
             body,
         )
@@ -280,9 +382,15 @@ pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
 
 /// Prints the messages of a streamed answer.
 async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Outcome {
-    let body = response.into_body().collect().await.map_err(|error| Failure::new(error.to_string()))?.to_bytes();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(|error| Failure::new(error.to_string()))?
+        .to_bytes();
     for message in serde_json::Deserializer::from_slice(&body).into_iter::<Value>() {
-        let message = message.map_err(|error| Failure::new(format!("reading the engine's answer: {error}")))?;
+        let message = message
+            .map_err(|error| Failure::new(format!("reading the engine's answer: {error}")))?;
         if let Some(error) = message["error"].as_str() {
             return Err(Failure::new(error));
         }
@@ -297,7 +405,11 @@ async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Out
 }
 
 pub(super) fn file_body(path: &str) -> Outcome<Body> {
-    let failed = |what: &'static str| move |error: std::io::Error| Failure::new(format!("{what} {path}: {}", crate::plain(&error)));
+    let failed = |what: &'static str| {
+        move |error: std::io::Error| {
+            Failure::new(format!("{what} {path}: {}", crate::plain(&error)))
+        }
+    };
     let file = std::fs::File::open(path).map_err(failed("open"))?;
     if file.metadata().is_ok_and(|found| found.is_dir()) {
         return Err(failed("read")(std::io::ErrorKind::IsADirectory.into()));
@@ -333,7 +445,10 @@ struct Receiver(tokio::sync::mpsc::Receiver<std::io::Result<Frame<Bytes>>>);
 
 impl futures_core::Stream for Receiver {
     type Item = std::io::Result<Frame<Bytes>>;
-    fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
         self.0.poll_recv(cx)
     }
 }
@@ -343,7 +458,8 @@ pub(crate) struct SaveArgs {
     /// Write to a file, instead of STDOUT
     #[arg(short, long)]
     output: Option<String>,
-    /// Save only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g., `linux/amd64`)
+    /// Save only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g.,
+    /// `linux/amd64`)
     #[arg(long, default_value = "", hide_default_value = true)]
     platform: String,
     #[arg(required = true, value_name = "IMAGE")]
@@ -352,14 +468,27 @@ pub(crate) struct SaveArgs {
 
 pub(crate) async fn save(client: &Client, args: SaveArgs) -> Outcome {
     if args.output.is_none() && terminal::stdout_is_terminal() {
-        return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
+        return Err(Failure::new(
+            "cowardly refusing to save to a terminal. Use the -o flag or redirect",
+        ));
     }
     let platform = platform_json(&args.platform)?;
-    let mut parameters: Vec<String> = args.images.iter().map(|name| format!("names={}", escape(name))).collect();
+    let mut parameters: Vec<String> = args
+        .images
+        .iter()
+        .map(|name| format!("names={}", escape(name)))
+        .collect();
     if !platform.is_empty() {
         parameters.push(format!("platform={}", escape(&platform)));
     }
-    let response = client.send(hyper::Method::GET, &format!("/images/get?{}", parameters.join("&")), &[], no_body()).await?;
+    let response = client
+        .send(
+            hyper::Method::GET,
+            &format!("/images/get?{}", parameters.join("&")),
+            &[],
+            no_body(),
+        )
+        .await?;
     write_body(response, args.output.as_deref()).await?;
     Ok(0)
 }
@@ -385,7 +514,9 @@ pub(crate) async fn import(client: &Client, args: ImportArgs) -> Outcome {
     let body = match args.file.as_str() {
         "-" => reader_body(std::io::stdin()),
         url if url.starts_with("http://") || url.starts_with("https://") => {
-            return Err(Failure::new("import from a URL: not available in this version of whelk; download it and import the file"));
+            return Err(Failure::new(
+                "import from a URL: not available in this version of whelk; download it and import the file",
+            ));
         }
         path => file_body(path)?,
     };
@@ -396,7 +527,15 @@ pub(crate) async fn import(client: &Client, args: ImportArgs) -> Outcome {
         ("platform", &args.platform),
         ("changes", &args.change.join("\n")),
     ]);
-    match client.send(hyper::Method::POST, &format!("/images/create{query}"), &[("content-type", "application/x-tar")], body).await {
+    match client
+        .send(
+            hyper::Method::POST,
+            &format!("/images/create{query}"),
+            &[("content-type", "application/x-tar")],
+            body,
+        )
+        .await
+    {
         Err(error) if is_about_grammar(&error) => Err(Failure::new(error.message)),
         response => print_messages(response?).await,
     }

@@ -42,11 +42,28 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
         ("follow", on(args.follow)),
         ("timestamps", on(args.timestamps)),
         ("details", on(args.details)),
-        ("since", &moment(&args.since).map_err(|failure| Failure::new(format!("invalid value for \"since\": {}", failure.text)))?),
-        ("until", &moment(&args.until).map_err(|failure| Failure::new(format!("invalid value for \"until\": {}", failure.text)))?),
+        (
+            "since",
+            &moment(&args.since).map_err(|failure| {
+                Failure::new(format!("invalid value for \"since\": {}", failure.text))
+            })?,
+        ),
+        (
+            "until",
+            &moment(&args.until).map_err(|failure| {
+                Failure::new(format!("invalid value for \"until\": {}", failure.text))
+            })?,
+        ),
         ("tail", &args.tail),
     ]);
-    let response = client.send(hyper::Method::GET, &format!("/containers/{name}/logs{query}"), &[], no_body()).await?;
+    let response = client
+        .send(
+            hyper::Method::GET,
+            &format!("/containers/{name}/logs{query}"),
+            &[],
+            no_body(),
+        )
+        .await?;
     let tty = container["Config"]["Tty"] == true;
     // The body goes through a pipe so that frames can be read across its pieces.
     let (mut sender, mut receiver) = tokio::io::duplex(256 << 10);

@@ -54,7 +54,10 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "one value in the life of the process")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value in the life of the process"
+)]
 enum Command {
     /// Create and run a new container from an image
     Run(run::RunArgs),
@@ -94,7 +97,10 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "one value in the life of the process")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value in the life of the process"
+)]
 enum ContainerCommand {
     /// Create a new container
     Create(create::CreateArgs),
@@ -136,7 +142,10 @@ enum ContainerCommand {
 }
 
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "one value in the life of the process")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value in the life of the process"
+)]
 enum ContainerGroup {
     Run(run::RunArgs),
     /// List containers
@@ -157,7 +166,10 @@ enum ImageCommand {
     /// Remove one or more images
     Rmi(images::RmiArgs),
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
-    Tag { source_image: String, target_image: String },
+    Tag {
+        source_image: String,
+        target_image: String,
+    },
     /// Show the history of an image
     History(images::HistoryArgs),
     /// Load an image from a tar archive or STDIN
@@ -220,12 +232,23 @@ pub(crate) fn definitions() -> clap::Command {
 
 /// Carries out the command line of this process.
 pub(crate) fn run(repair: crate::Repair) -> Outcome {
-    let words = std::env::args_os().skip(1).map(OsString::into_string).collect::<Result<Vec<_>, _>>();
-    let words = words.map_err(|word| Failure::with_code(USAGE, format!("the argument {} is not valid UTF-8", word.display())))?;
+    let words = std::env::args_os()
+        .skip(1)
+        .map(OsString::into_string)
+        .collect::<Result<Vec<_>, _>>();
+    let words = words.map_err(|word| {
+        Failure::with_code(
+            USAGE,
+            format!("the argument {} is not valid UTF-8", word.display()),
+        )
+    })?;
     let tree = usage::tree();
     let words = match flags::read(&tree, &words) {
         Ok(Line::Words(words)) => words,
-        Ok(Line::Help { path, deprecated_shorthand }) => return usage::help(&tree, &path, deprecated_shorthand),
+        Ok(Line::Help {
+            path,
+            deprecated_shorthand,
+        }) => return usage::help(&tree, &path, deprecated_shorthand),
         Err(mistake) => return Err(usage::explain(&tree, mistake)),
     };
     let path: Vec<String> = usage::path_of(&tree, &words);
@@ -245,9 +268,15 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
         Command::SystemGroup(SystemGroup::Repair(args)) => return system::repair(args, repair),
         _ => {}
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let outcome = runtime.block_on(async {
-        let Endpoint { host, context, is_default } = cli.flags.endpoint()?;
+        let Endpoint {
+            host,
+            context,
+            is_default,
+        } = cli.flags.endpoint()?;
         let client = Client::new(host, context, debug);
         // `version` says something without an engine, too, and starts none.
         if is_default && !matches!(cli.command, Command::Version(_)) {
@@ -262,12 +291,22 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
 
 async fn dispatch(client: &Client, command: Command) -> Outcome {
     match command {
-        Command::Run(args) | Command::ContainerGroup(ContainerGroup::Run(args)) => run::run(client, args).await,
-        Command::Container(command) | Command::ContainerGroup(ContainerGroup::Other(command)) => container(client, command).await,
+        Command::Run(args) | Command::ContainerGroup(ContainerGroup::Run(args)) => {
+            run::run(client, args).await
+        }
+        Command::Container(command) | Command::ContainerGroup(ContainerGroup::Other(command)) => {
+            container(client, command).await
+        }
         Command::ContainerGroup(ContainerGroup::Ls(args)) => ps::ps(client, args).await,
-        Command::ContainerGroup(ContainerGroup::Inspect(args)) => system::inspect(client, args).await,
-        Command::ContainerGroup(ContainerGroup::Prune(args)) => system::prune(client, args, "containers").await,
-        Command::Image(command) | Command::ImageGroup(ImageGroup::Other(command)) => image(client, command).await,
+        Command::ContainerGroup(ContainerGroup::Inspect(args)) => {
+            system::inspect(client, args).await
+        }
+        Command::ContainerGroup(ContainerGroup::Prune(args)) => {
+            system::prune(client, args, "containers").await
+        }
+        Command::Image(command) | Command::ImageGroup(ImageGroup::Other(command)) => {
+            image(client, command).await
+        }
         Command::ImageGroup(ImageGroup::Ls(args)) => images::images(client, args).await,
         Command::ImageGroup(ImageGroup::Rm(args)) => images::rmi(client, args).await,
         Command::ImageGroup(ImageGroup::Inspect(args)) => system::inspect(client, args).await,
@@ -276,13 +315,17 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::VolumeGroup(command) => volumes::volume(client, command).await,
         Command::SystemGroup(SystemGroup::Prune(args)) => system::prune_all(client, args).await,
         Command::SystemGroup(SystemGroup::Df(args)) => df::df(client, args).await,
-        Command::System(command) | Command::SystemGroup(SystemGroup::Other(command)) => match command {
-            SystemCommand::Events(args) => system::events(client, args).await,
-            SystemCommand::Info(args) => system::info(client, args).await,
-        },
+        Command::System(command) | Command::SystemGroup(SystemGroup::Other(command)) => {
+            match command {
+                SystemCommand::Events(args) => system::events(client, args).await,
+                SystemCommand::Info(args) => system::info(client, args).await,
+            }
+        }
         Command::Inspect(args) => system::inspect(client, args).await,
         Command::Version(args) => system::version(client, args).await,
-        Command::Completion { .. } | Command::Complete { .. } | Command::SystemGroup(SystemGroup::Repair(_)) => Ok(0),
+        Command::Completion { .. }
+        | Command::Complete { .. }
+        | Command::SystemGroup(SystemGroup::Repair(_)) => Ok(0),
     }
 }
 
@@ -299,11 +342,18 @@ async fn container(client: &Client, command: ContainerCommand) -> Outcome {
         ContainerCommand::Exec(args) => exec::exec(client, args).await,
         ContainerCommand::Attach(args) => attach::attach(client, args).await,
         ContainerCommand::Wait(names) => containers::wait(client, names).await,
-        ContainerCommand::Pause(names) => containers::each(client, &names.containers, "pause").await,
-        ContainerCommand::Unpause(names) => containers::each(client, &names.containers, "unpause").await,
+        ContainerCommand::Pause(names) => {
+            containers::each(client, &names.containers, "pause").await
+        }
+        ContainerCommand::Unpause(names) => {
+            containers::each(client, &names.containers, "unpause").await
+        }
         ContainerCommand::Port(args) => ports::port(client, args).await,
         ContainerCommand::Top(args) => containers::top(client, args).await,
-        ContainerCommand::Rename { container, new_name } => containers::rename(client, &container, &new_name).await,
+        ContainerCommand::Rename {
+            container,
+            new_name,
+        } => containers::rename(client, &container, &new_name).await,
         ContainerCommand::Update(args) => containers::update(client, args).await,
         ContainerCommand::Export(args) => containers::export(client, args).await,
     }
@@ -313,7 +363,10 @@ async fn image(client: &Client, command: ImageCommand) -> Outcome {
     match command {
         ImageCommand::Images(args) => images::images(client, args).await,
         ImageCommand::Rmi(args) => images::rmi(client, args).await,
-        ImageCommand::Tag { source_image, target_image } => images::tag(client, &source_image, &target_image).await,
+        ImageCommand::Tag {
+            source_image,
+            target_image,
+        } => images::tag(client, &source_image, &target_image).await,
         ImageCommand::History(args) => images::history(client, args).await,
         ImageCommand::Load(args) => images::load(client, args).await,
         ImageCommand::Save(args) => images::save(client, args).await,
@@ -324,7 +377,9 @@ async fn image(client: &Client, command: ImageCommand) -> Outcome {
 /// Refuses flags of Docker's that there are, but that this version cannot carry out.
 pub(crate) fn not_available(flags: &[(&str, bool)], what: &str) -> Outcome<()> {
     match flags.iter().find(|(_, given)| *given) {
-        Some((flag, _)) => Err(Failure::new(format!("{flag}: {what} not available in this version of whelk"))),
+        Some((flag, _)) => Err(Failure::new(format!(
+            "{flag}: {what} not available in this version of whelk"
+        ))),
         None => Ok(()),
     }
 }
@@ -336,7 +391,9 @@ pub(crate) fn filters(given: &[String]) -> Outcome<String> {
         let Some((key, value)) = filter.split_once('=') else {
             return Err(Failure::with_code(
                 USAGE,
-                format!("invalid argument {filter:?} for \"-f, --filter\" flag: bad format of filter (expected name=value)"),
+                format!(
+                    "invalid argument {filter:?} for \"-f, --filter\" flag: bad format of filter (expected name=value)"
+                ),
             ));
         };
         map.entry(key.trim().to_lowercase())
@@ -345,7 +402,11 @@ pub(crate) fn filters(given: &[String]) -> Outcome<String> {
             .map(|list| list.push(Value::from(value.trim())))
             .unwrap_or_default();
     }
-    Ok(if map.is_empty() { String::new() } else { Value::Object(map).to_string() })
+    Ok(if map.is_empty() {
+        String::new()
+    } else {
+        Value::Object(map).to_string()
+    })
 }
 
 /// `key=value` options, each of them whole.
@@ -356,7 +417,12 @@ pub(crate) fn key_values(given: &[String]) -> Outcome<serde_json::Map<String, Va
             entry
                 .split_once('=')
                 .map(|(key, value)| (key.to_owned(), Value::from(value)))
-                .ok_or_else(|| Failure::with_code(USAGE, format!("invalid option {entry:?}: key=value is needed")))
+                .ok_or_else(|| {
+                    Failure::with_code(
+                        USAGE,
+                        format!("invalid option {entry:?}: key=value is needed"),
+                    )
+                })
         })
         .collect()
 }
@@ -369,11 +435,18 @@ pub(crate) fn labels_of(given: &[String], flag: &str) -> Outcome<serde_json::Map
     given
         .iter()
         .map(|entry| {
-            let wrong = |text: String| Err(Failure::with_code(USAGE, format!("invalid argument {entry:?} for \"{flag}\" flag: {text}")));
+            let wrong = |text: String| {
+                Err(Failure::with_code(
+                    USAGE,
+                    format!("invalid argument {entry:?} for \"{flag}\" flag: {text}"),
+                ))
+            };
             let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
             match key.trim_start() {
                 "" => wrong(format!("invalid label '{entry}': empty name")),
-                key if key.contains(char::is_whitespace) => wrong(format!("label '{key}' contains whitespaces")),
+                key if key.contains(char::is_whitespace) => {
+                    wrong(format!("label '{key}' contains whitespaces"))
+                }
                 key => Ok((key.to_owned(), Value::from(value))),
             }
         })
@@ -382,7 +455,9 @@ pub(crate) fn labels_of(given: &[String], flag: &str) -> Outcome<serde_json::Map
 
 /// Asks whether to go on. Where nobody can answer, the answer is no.
 pub(crate) fn confirmed(what: &str) -> bool {
-    asked(&format!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] "))
+    asked(&format!(
+        "WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] "
+    ))
 }
 
 /// Whether the user says yes. Without a terminal nobody does.
@@ -390,18 +465,27 @@ pub(crate) fn asked(question: &str) -> bool {
     use std::io::IsTerminal;
     eprint!("{question}");
     let mut answer = String::new();
-    std::io::stdin().is_terminal() && std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y")
+    std::io::stdin().is_terminal()
+        && std::io::stdin().read_line(&mut answer).is_ok()
+        && matches!(answer.trim(), "y" | "Y")
 }
 
 /// Does something for each name; goes on after errors, and fails at the end if there was one.
-pub(crate) async fn for_each<F: AsyncFnMut(&str) -> Outcome<()>>(names: &[String], mut action: F) -> Outcome {
+pub(crate) async fn for_each<F: AsyncFnMut(&str) -> Outcome<()>>(
+    names: &[String],
+    mut action: F,
+) -> Outcome {
     let mut failures = Vec::new();
     for name in names {
         if let Err(failure) = action(name).await {
             failures.push(failure.text);
         }
     }
-    if failures.is_empty() { Ok(0) } else { Err(Failure::new(failures.join("\n"))) }
+    if failures.is_empty() {
+        Ok(0)
+    } else {
+        Err(Failure::new(failures.join("\n")))
+    }
 }
 
 #[cfg(test)]

@@ -5,20 +5,30 @@ use serde_json::{Map, Value, json};
 use crate::format::units::parse_size;
 use crate::{Failure, Outcome};
 
-/// What `--volume` comes to: binds and named volumes as they are written, and paths that get anonymous ones.
+/// What `--volume` comes to: binds and named volumes as they are written, and paths that get
+/// anonymous ones.
 pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Map<String, Value>)> {
     let (mut binds, mut anonymous) = (Vec::new(), Map::new());
     for spec in given {
-        let wrong = |reason: &str| Failure::with_code(125, format!("invalid spec: {spec}: {reason}"));
+        let wrong =
+            |reason: &str| Failure::with_code(125, format!("invalid spec: {spec}: {reason}"));
         let parts: Vec<&str> = spec.split(':').collect();
         if parts.iter().any(|part| part.is_empty()) {
-            return Err(wrong(if spec.is_empty() { "volume name is required" } else { "empty section between colons" }));
+            return Err(wrong(if spec.is_empty() {
+                "volume name is required"
+            } else {
+                "empty section between colons"
+            }));
         }
         match parts.as_slice() {
             [target] => drop(anonymous.insert((*target).to_owned(), json!({}))),
             [source, rest @ ..] if rest.len() <= 2 => {
                 // What begins with a dot is a path from here; the engine knows no such thing.
-                let source = if source.starts_with('.') { absolute(source) } else { (*source).to_owned() };
+                let source = if source.starts_with('.') {
+                    absolute(source)
+                } else {
+                    (*source).to_owned()
+                };
                 binds.push(format!("{source}:{}", rest.join(":")));
             }
             _ => return Err(wrong("too many colons")),
@@ -28,11 +38,14 @@ pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Map<Strin
 }
 
 fn absolute(path: &str) -> String {
-    std::path::absolute(path).map_or_else(|_| path.to_owned(), |path| path.to_string_lossy().into_owned())
+    std::path::absolute(path).map_or_else(
+        |_| path.to_owned(),
+        |path| path.to_string_lossy().into_owned(),
+    )
 }
 
-/// The fields between commas, as in a line of CSV: one that begins with a quote may have commas in it, and quotes written
-/// twice. `None` when such a field does not end.
+/// The fields between commas, as in a line of CSV: one that begins with a quote may have commas in
+/// it, and quotes written twice. `None` when such a field does not end.
 pub(crate) fn fields(text: &str) -> Option<Vec<String>> {
     let mut fields = Vec::new();
     let mut rest = text;
@@ -40,11 +53,18 @@ pub(crate) fn fields(text: &str) -> Option<Vec<String>> {
         let (field, behind) = match rest.strip_prefix('"') {
             None => rest.split_at(rest.find(',').unwrap_or(rest.len())),
             Some(quoted) => {
-                let end = quoted.match_indices('"').find(|(at, _)| closes(quoted, *at))?.0;
+                let end = quoted
+                    .match_indices('"')
+                    .find(|(at, _)| closes(quoted, *at))?
+                    .0;
                 (&quoted[..end], &quoted[end + 1..])
             }
         };
-        fields.push(if rest.starts_with('"') { field.replace("\"\"", "\"") } else { field.to_owned() });
+        fields.push(if rest.starts_with('"') {
+            field.replace("\"\"", "\"")
+        } else {
+            field.to_owned()
+        });
         match behind.strip_prefix(',') {
             Some(next) => rest = next,
             None if behind.is_empty() => return Some(fields),
@@ -55,15 +75,25 @@ pub(crate) fn fields(text: &str) -> Option<Vec<String>> {
 
 /// Whether the quote at `at` is a field's last: neither the first nor the second of two.
 fn closes(text: &str, at: usize) -> bool {
-    let before = text[..at].bytes().rev().take_while(|byte| *byte == b'"').count();
+    let before = text[..at]
+        .bytes()
+        .rev()
+        .take_while(|byte| *byte == b'"')
+        .count();
     let after = text[at + 1..].starts_with('"');
     before.is_multiple_of(2) && !after
 }
 
 /// `type=bind,source=…,target=…,readonly,…`
 pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
-    let fail = |reason: String| Failure::with_code(125, format!("invalid argument {text:?} for \"--mount\" flag: {reason}"));
-    let (mut mount, mut bind, mut volume, mut image, mut tmpfs) = (Map::new(), Map::new(), Map::new(), Map::new(), Map::new());
+    let fail = |reason: String| {
+        Failure::with_code(
+            125,
+            format!("invalid argument {text:?} for \"--mount\" flag: {reason}"),
+        )
+    };
+    let (mut mount, mut bind, mut volume, mut image, mut tmpfs) =
+        (Map::new(), Map::new(), Map::new(), Map::new(), Map::new());
     let (mut labels, mut driver_options) = (Map::new(), Map::new());
     mount.insert("Type".into(), json!("volume"));
     for field in &fields(text).ok_or_else(|| fail("a quoted field does not end".into()))? {
@@ -82,10 +112,21 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
             "bind-nonrecursive" => drop(bind.insert("NonRecursive".into(), json!(flag()?))),
             "bind-create-src" => drop(bind.insert("CreateMountpoint".into(), json!(flag()?))),
             "volume-nocopy" => drop(volume.insert("NoCopy".into(), json!(flag()?))),
-            _ if value.is_none() => return Err(fail(format!("invalid field '{field}' must be a key=value pair"))),
+            _ if value.is_none() => {
+                return Err(fail(format!(
+                    "invalid field '{field}' must be a key=value pair"
+                )));
+            }
             "type" => drop(mount.insert("Type".into(), json!(text.to_lowercase()))),
             "source" | "src" => {
-                mount.insert("Source".into(), json!(if text.starts_with('.') { absolute(text) } else { text.to_owned() }));
+                mount.insert(
+                    "Source".into(),
+                    json!(if text.starts_with('.') {
+                        absolute(text)
+                    } else {
+                        text.to_owned()
+                    }),
+                );
             }
             "target" | "dst" | "destination" => drop(mount.insert("Target".into(), json!(text))),
             "consistency" => drop(mount.insert("Consistency".into(), json!(text))),
@@ -97,11 +138,15 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
                 "readonly" => drop(bind.insert("ReadOnlyForceRecursive".into(), json!(true))),
                 other => return Err(fail(format!("invalid value for bind-recursive: {other}"))),
             },
-            "map-user" if text.is_empty() => return Err(fail("map-user needs a value: auto".into())),
+            "map-user" if text.is_empty() => {
+                return Err(fail("map-user needs a value: auto".into()));
+            }
             "map-user" => drop(bind.insert("MapUser".into(), json!(text))),
             "image-subpath" => drop(image.insert("Subpath".into(), json!(text))),
             "volume-subpath" => drop(volume.insert("Subpath".into(), json!(text))),
-            "volume-driver" => volume.entry("DriverConfig").or_insert_with(|| json!({}))["Name"] = json!(text),
+            "volume-driver" => {
+                volume.entry("DriverConfig").or_insert_with(|| json!({}))["Name"] = json!(text)
+            }
             "volume-label" => {
                 let (key, value) = text.split_once('=').unwrap_or((text, ""));
                 labels.insert(key.to_owned(), json!(value));
@@ -113,7 +158,10 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
             "tmpfs-size" => drop(tmpfs.insert("SizeBytes".into(), json!(parse_size(text)?))),
             "tmpfs-mode" => drop(tmpfs.insert(
                 "Mode".into(),
-                json!(u32::from_str_radix(text, 8).map_err(|_| fail(format!("invalid value for tmpfs-mode: {text}")))?),
+                json!(
+                        u32::from_str_radix(text, 8)
+                            .map_err(|_| fail(format!("invalid value for tmpfs-mode: {text}")))?
+                    ),
             )),
             other => return Err(fail(format!("unexpected key '{other}' in '{field}'"))),
         }
@@ -125,7 +173,8 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
         volume.insert("Labels".into(), Value::Object(labels));
     }
     if !driver_options.is_empty() {
-        volume.entry("DriverConfig").or_insert_with(|| json!({}))["Options"] = Value::Object(driver_options);
+        volume.entry("DriverConfig").or_insert_with(|| json!({}))["Options"] =
+            Value::Object(driver_options);
     }
     let options = [
         ("bind", "BindOptions", bind),
@@ -137,14 +186,19 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
 }
 
 /// A mount with the options of its kind; others make no sense.
-fn with_options(mut mount: Map<String, Value>, options: [(&str, &str, Map<String, Value>); 4]) -> Result<Value, String> {
+fn with_options(
+    mut mount: Map<String, Value>,
+    options: [(&str, &str, Map<String, Value>); 4],
+) -> Result<Value, String> {
     let kind = mount["Type"].as_str().unwrap_or_default().to_owned();
     for (name, field, options) in options {
         if options.is_empty() {
             continue;
         }
         if kind != name {
-            return Err(format!("cannot mix '{name}-*' options with mount type '{kind}'"));
+            return Err(format!(
+                "cannot mix '{name}-*' options with mount type '{kind}'"
+            ));
         }
         mount.insert(field.into(), Value::Object(options));
     }
@@ -162,7 +216,10 @@ mod tests {
             json!({"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": true})
         );
         assert_eq!(
-            parse_mount("src=v,dst=/b,volume-nocopy,volume-opt=type=nfs,volume-label=a=b,volume-subpath=x").unwrap(),
+            parse_mount(
+                "src=v,dst=/b,volume-nocopy,volume-opt=type=nfs,volume-label=a=b,volume-subpath=x"
+            )
+            .unwrap(),
             json!({"Type": "volume", "Source": "v", "Target": "/b", "VolumeOptions": {
                 "NoCopy": true, "DriverConfig": {"Options": {"type": "nfs"}}, "Labels": {"a": "b"}, "Subpath": "x"}})
         );
@@ -175,16 +232,28 @@ mod tests {
         assert!(text("src=v,\"dst=/b").ends_with("a quoted field does not end"));
         assert!(text("bogus").ends_with("invalid field 'bogus' must be a key=value pair"));
         assert!(text("type=volume").ends_with("target is required"));
-        assert!(text("type=volume,dst=/x,bind-propagation=shared").ends_with("cannot mix 'bind-*' options with mount type 'volume'"));
+        assert!(
+            text("type=volume,dst=/x,bind-propagation=shared")
+                .ends_with("cannot mix 'bind-*' options with mount type 'volume'")
+        );
     }
 
     #[test]
     fn volumes() {
         let own = |text: &str| parse_volumes(&[text.to_owned()]);
-        assert_eq!(own("/a").unwrap().1, json!({"/a": {}}).as_object().unwrap().clone());
+        assert_eq!(
+            own("/a").unwrap().1,
+            json!({"/a": {}}).as_object().unwrap().clone()
+        );
         assert_eq!(own("/a:/b:ro").unwrap().0, ["/a:/b:ro"]);
         assert!(own("./a:/b").unwrap().0[0].starts_with('/'));
-        assert_eq!(own("a:").unwrap_err().text, "invalid spec: a:: empty section between colons");
-        assert_eq!(own("/a:/b:/c:ro").unwrap_err().text, "invalid spec: /a:/b:/c:ro: too many colons");
+        assert_eq!(
+            own("a:").unwrap_err().text,
+            "invalid spec: a:: empty section between colons"
+        );
+        assert_eq!(
+            own("/a:/b:/c:ro").unwrap_err().text,
+            "invalid spec: /a:/b:/c:ro: too many colons"
+        );
     }
 }

@@ -10,7 +10,8 @@ use crate::{Failure, Outcome};
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct NetworkArgs {
-    /// Connect a container to a network: NAME, or name=NAME,alias=…,ip=…,ip6=…,mac-address=…,gw-priority=…,driver-opt=…
+    /// Connect a container to a network: NAME, or
+    /// name=NAME,alias=…,ip=…,ip6=…,mac-address=…,gw-priority=…,driver-opt=…
     #[arg(long, alias = "net")]
     pub network: Vec<String>,
     /// Add network-scoped alias for the container
@@ -80,9 +81,16 @@ impl NetworkArgs {
     pub(crate) fn parse(&self) -> Outcome<Networking> {
         self.check()?;
         let (exposed, bindings) = ports::parse(&self.publish, &self.expose)?;
-        let mut attachments = self.network.iter().map(|text| attachment(text)).collect::<Outcome<Vec<_>>>()?;
+        let mut attachments = self
+            .network
+            .iter()
+            .map(|text| attachment(text))
+            .collect::<Outcome<Vec<_>>>()?;
         if attachments.is_empty() {
-            attachments.push(Attachment { network: "default".into(), ..Attachment::default() });
+            attachments.push(Attachment {
+                network: "default".into(),
+                ..Attachment::default()
+            });
         }
         if let Some(first) = attachments.first_mut() {
             self.add_own(first)?;
@@ -96,43 +104,84 @@ impl NetworkArgs {
                 return Err(invalid("no name set for network"));
             }
             if several && !is_users(network) {
-                return Err(invalid("conflicting options: cannot attach both user-defined and non-user-defined network-modes"));
+                return Err(invalid(
+                    "conflicting options: cannot attach both user-defined and non-user-defined network-modes",
+                ));
             }
             if !is_users(network) && !attachment.aliases.is_empty() {
-                return Err(invalid("network-scoped aliases are only supported for user-defined networks"));
+                return Err(invalid(
+                    "network-scoped aliases are only supported for user-defined networks",
+                ));
             }
             if endpoints.contains_key(network) {
-                return Err(invalid(format!("network {network:?} is specified multiple times")));
+                return Err(invalid(format!(
+                    "network {network:?} is specified multiple times"
+                )));
             }
             let endpoint = attachment.endpoint();
             if several || !endpoint.is_empty() {
                 endpoints.insert(network.clone(), Value::Object(endpoint));
             }
         }
-        Ok(Networking { mode, exposed, bindings, endpoints })
+        Ok(Networking {
+            mode,
+            exposed,
+            bindings,
+            endpoints,
+        })
     }
 
     fn check(&self) -> Outcome<()> {
-        let wrong =
-            |value: &str, flag: &str, text: String| Err(invalid(format!("invalid argument {value:?} for \"--{flag}\" flag: {text}")));
+        let wrong = |value: &str, flag: &str, text: String| {
+            Err(invalid(format!(
+                "invalid argument {value:?} for \"--{flag}\" flag: {text}"
+            )))
+        };
         for server in &self.dns {
             if server.parse::<IpAddr>().is_err() {
-                return wrong(server, "dns", format!("IP address is not correctly formatted: {server}"));
+                return wrong(
+                    server,
+                    "dns",
+                    format!("IP address is not correctly formatted: {server}"),
+                );
             }
         }
         for domain in &self.dns_search {
-            let valid = |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+            let valid = |label: &str| {
+                !label.is_empty()
+                    && label
+                        .bytes()
+                        .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+            };
             if domain != "." && !domain.trim_end_matches('.').split('.').all(valid) {
-                return wrong(domain, "dns-search", format!("{domain} is not a valid domain"));
+                return wrong(
+                    domain,
+                    "dns-search",
+                    format!("{domain} is not a valid domain"),
+                );
             }
         }
         for host in &self.add_host {
-            let Some((_, address)) = host.split_once([':', '=']).filter(|(name, _)| !name.is_empty()) else {
-                return wrong(host, "add-host", format!("bad format for add-host: {host:?}"));
+            let Some((_, address)) = host
+                .split_once([':', '='])
+                .filter(|(name, _)| !name.is_empty())
+            else {
+                return wrong(
+                    host,
+                    "add-host",
+                    format!("bad format for add-host: {host:?}"),
+                );
             };
-            let plain = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+            let plain = address
+                .strip_prefix('[')
+                .and_then(|rest| rest.strip_suffix(']'))
+                .unwrap_or(address);
             if plain != "host-gateway" && plain.parse::<IpAddr>().is_err() {
-                return wrong(host, "add-host", format!("invalid IP address in add-host: {address:?}"));
+                return wrong(
+                    host,
+                    "add-host",
+                    format!("invalid IP address in add-host: {address:?}"),
+                );
             }
         }
         for link in &self.link {
@@ -148,7 +197,11 @@ impl NetworkArgs {
 
     /// The flags that are about the first network.
     fn add_own(&self, first: &mut Attachment) -> Outcome<()> {
-        let both = |flag: &str, what: &str| Err(invalid(format!("conflicting options: cannot specify both {flag} and per-network {what}")));
+        let both = |flag: &str, what: &str| {
+            Err(invalid(format!(
+                "conflicting options: cannot specify both {flag} and per-network {what}"
+            )))
+        };
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         if !first.aliases.is_empty() && !self.network_alias.is_empty() {
             return both("--network-alias", "alias");
@@ -171,7 +224,11 @@ impl NetworkArgs {
         if is_users(&first.network) {
             first.links.extend_from_slice(&self.link);
         }
-        for (field, value) in [(&mut first.ipv4, &self.ip), (&mut first.ipv6, &self.ip6), (&mut first.mac, &self.mac_address)] {
+        for (field, value) in [
+            (&mut first.ipv4, &self.ip),
+            (&mut first.ipv6, &self.ip6),
+            (&mut first.mac, &self.mac_address),
+        ] {
             if value.is_some() {
                 *field = text(value);
             }
@@ -186,8 +243,10 @@ impl Attachment {
         let mut ipam = Map::new();
         let mut endpoint = Map::new();
         let put = |map: &mut Map<String, Value>, key: &str, value: Value| {
-            let empty =
-                value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty) || value == json!({}) || value == json!(0);
+            let empty = value.as_str() == Some("")
+                || value.as_array().is_some_and(Vec::is_empty)
+                || value == json!({})
+                || value == json!(0);
             if !empty {
                 map.insert(key.to_owned(), value);
             }
@@ -199,7 +258,11 @@ impl Attachment {
         put(&mut endpoint, "Aliases", json!(self.aliases));
         put(&mut endpoint, "Links", json!(self.links));
         put(&mut endpoint, "MacAddress", json!(self.mac));
-        put(&mut endpoint, "DriverOpts", Value::Object(self.driver_options.clone()));
+        put(
+            &mut endpoint,
+            "DriverOpts",
+            Value::Object(self.driver_options.clone()),
+        );
         put(&mut endpoint, "GwPriority", json!(self.priority));
         endpoint
     }
@@ -215,32 +278,56 @@ fn is_users(network: &str) -> bool {
 
 fn is_mac(text: &str) -> bool {
     let parts: Vec<&str> = text.split([':', '-']).collect();
-    parts.len() == 6 && parts.iter().all(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    parts.len() == 6
+        && parts
+            .iter()
+            .all(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// `NAME`, or `key=value` fields.
 fn attachment(text: &str) -> Outcome<Attachment> {
     if !text.contains('=') && !text.contains(',') {
-        return Ok(Attachment { network: text.to_owned(), ..Attachment::default() });
+        return Ok(Attachment {
+            network: text.to_owned(),
+            ..Attachment::default()
+        });
     }
-    let fail = |reason: String| invalid(format!("invalid argument {text:?} for \"--network\" flag: {reason}"));
+    let fail = |reason: String| {
+        invalid(format!(
+            "invalid argument {text:?} for \"--network\" flag: {reason}"
+        ))
+    };
     let mut result = Attachment::default();
-    for field in &super::mounts::fields(text).ok_or_else(|| fail("a quoted field does not end".into()))? {
-        let (key, value) = field.split_once('=').ok_or_else(|| fail(format!("invalid field {field}")))?;
+    for field in
+        &super::mounts::fields(text).ok_or_else(|| fail("a quoted field does not end".into()))?
+    {
+        let (key, value) = field
+            .split_once('=')
+            .ok_or_else(|| fail(format!("invalid field {field}")))?;
         let value = value.trim().to_owned();
         match key.trim().to_lowercase().as_str() {
             "name" => result.network = value,
             "alias" => result.aliases.push(value),
             "ip" => result.ipv4 = value,
             "ip6" => result.ipv6 = value,
-            "mac-address" if !is_mac(&value) => return Err(fail(format!("{value} is not a valid mac address"))),
+            "mac-address" if !is_mac(&value) => {
+                return Err(fail(format!("{value} is not a valid mac address")));
+            }
             "mac-address" => result.mac = value,
             "link-local-ip" => result.link_local.push(value),
             "driver-opt" => {
-                let (key, value) = value.split_once('=').ok_or_else(|| fail("invalid key value pair format in driver options".into()))?;
-                result.driver_options.insert(key.trim().to_lowercase(), json!(value.trim()));
+                let (key, value) = value.split_once('=').ok_or_else(|| {
+                    fail("invalid key value pair format in driver options".into())
+                })?;
+                result
+                    .driver_options
+                    .insert(key.trim().to_lowercase(), json!(value.trim()));
             }
-            "gw-priority" => result.priority = value.parse().map_err(|_| fail(format!("invalid gw-priority ({value}): invalid syntax")))?,
+            "gw-priority" => {
+                result.priority = value
+                    .parse()
+                    .map_err(|_| fail(format!("invalid gw-priority ({value}): invalid syntax")))?
+            }
             _ => return Err(fail(format!("invalid field key {key}"))),
         }
     }
@@ -256,7 +343,12 @@ mod tests {
 
     #[test]
     fn flags_become_endpoints() {
-        let own = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>();
+        let own = |values: &[&str]| {
+            values
+                .iter()
+                .map(|value| (*value).to_owned())
+                .collect::<Vec<_>>()
+        };
         let args = NetworkArgs {
             network: own(&["a", "name=b,alias=x,alias=y,gw-priority=5"]),
             ip: Some("10.0.0.5".into()),
@@ -270,9 +362,33 @@ mod tests {
         );
         assert!(NetworkArgs::default().parse().unwrap().endpoints.is_empty());
         let text = |args: NetworkArgs| args.parse().err().unwrap().text;
-        assert!(text(NetworkArgs { network: own(&["a", "a"]), ..NetworkArgs::default() }).contains("specified multiple times"));
-        assert!(text(NetworkArgs { network: own(&["host", "a"]), ..NetworkArgs::default() }).contains("cannot attach both"));
-        assert!(text(NetworkArgs { network_alias: own(&["x"]), ..NetworkArgs::default() }).contains("only supported for user-defined"));
-        assert!(text(NetworkArgs { mac_address: Some("zz".into()), ..NetworkArgs::default() }).contains("not a valid mac"));
+        assert!(
+            text(NetworkArgs {
+                network: own(&["a", "a"]),
+                ..NetworkArgs::default()
+            })
+            .contains("specified multiple times")
+        );
+        assert!(
+            text(NetworkArgs {
+                network: own(&["host", "a"]),
+                ..NetworkArgs::default()
+            })
+            .contains("cannot attach both")
+        );
+        assert!(
+            text(NetworkArgs {
+                network_alias: own(&["x"]),
+                ..NetworkArgs::default()
+            })
+            .contains("only supported for user-defined")
+        );
+        assert!(
+            text(NetworkArgs {
+                mac_address: Some("zz".into()),
+                ..NetworkArgs::default()
+            })
+            .contains("not a valid mac")
+        );
     }
 }

@@ -59,7 +59,12 @@ pub(crate) struct InspectArgs {
 /// What `--verbose` adds is about services of a swarm.
 impl From<InspectArgs> for Inspection {
     fn from(args: InspectArgs) -> Self {
-        Self { format: args.format, names: args.names, kind: Some("network".into()), ..Self::default() }
+        Self {
+            format: args.format,
+            names: args.names,
+            kind: Some("network".into()),
+            ..Self::default()
+        }
     }
 }
 
@@ -121,7 +126,13 @@ pub(crate) struct CreateArgs {
 }
 
 async fn create(client: &Client, args: CreateArgs) -> Outcome {
-    not_available(&[("--config-only", args.config_only), ("--config-from", args.config_from.is_some())], "configuration networks are")?;
+    not_available(
+        &[
+            ("--config-only", args.config_only),
+            ("--config-from", args.config_from.is_some()),
+        ],
+        "configuration networks are",
+    )?;
     not_available(&[("--ingress", args.ingress)], "networks of a swarm are")?;
     let config = ipam(&args)?;
     let body = json!({
@@ -137,28 +148,51 @@ async fn create(client: &Client, args: CreateArgs) -> Outcome {
 /// Each subnet with the range, gateway and other addresses that lie in it.
 fn ipam(args: &CreateArgs) -> Outcome<Vec<Value>> {
     if args.subnet.len() < args.ip_range.len() || args.subnet.len() < args.gateway.len() {
-        return Err(Failure::new("every ip-range or gateway must have a corresponding subnet"));
+        return Err(Failure::new(
+            "every ip-range or gateway must have a corresponding subnet",
+        ));
     }
     let mut subnets: Vec<(Option<IpNet>, Map<String, Value>)> = Vec::new();
     for text in &args.subnet {
         // One that is none is for the engine to refuse.
         let subnet: Option<IpNet> = text.parse().ok();
-        let overlaps = |other: &IpNet| subnet.is_some_and(|subnet| other.contains(&subnet) || subnet.contains(other));
-        if subnets.iter().filter_map(|(other, _)| other.as_ref()).any(overlaps) {
-            return Err(Failure::new("multiple overlapping subnet configuration is not supported"));
+        let overlaps = |other: &IpNet| {
+            subnet.is_some_and(|subnet| other.contains(&subnet) || subnet.contains(other))
+        };
+        if subnets
+            .iter()
+            .filter_map(|(other, _)| other.as_ref())
+            .any(overlaps)
+        {
+            return Err(Failure::new(
+                "multiple overlapping subnet configuration is not supported",
+            ));
         }
-        subnets.push((subnet, [("Subnet".to_owned(), json!(text))].into_iter().collect()));
+        subnets.push((
+            subnet,
+            [("Subnet".to_owned(), json!(text))].into_iter().collect(),
+        ));
     }
     let mut put = |what: &str, key: &str, text: &str, name: Option<&str>| {
-        let address = text.split('/').next().and_then(|address| address.parse::<std::net::IpAddr>().ok());
-        let within = |subnet: &Option<IpNet>| subnet.is_some_and(|subnet| address.is_some_and(|address| subnet.contains(&address)));
+        let address = text
+            .split('/')
+            .next()
+            .and_then(|address| address.parse::<std::net::IpAddr>().ok());
+        let within = |subnet: &Option<IpNet>| {
+            subnet.is_some_and(|subnet| address.is_some_and(|address| subnet.contains(&address)))
+        };
         let Some((_, config)) = subnets.iter_mut().find(|(subnet, _)| within(subnet)) else {
-            return Err(Failure::new(format!("no matching subnet for {what} {text}")));
+            return Err(Failure::new(format!(
+                "no matching subnet for {what} {text}"
+            )));
         };
         match name {
             Some(name) => config.entry(key).or_insert_with(|| json!({}))[name] = json!(text),
             None if config.contains_key(key) => {
-                return Err(Failure::new(format!("cannot configure multiple {what}s ({text}, {}) on the same subnet", config[key])));
+                return Err(Failure::new(format!(
+                    "cannot configure multiple {what}s ({text}, {}) on the same subnet",
+                    config[key]
+                )));
             }
             None => drop(config.insert(key.to_owned(), json!(text))),
         }
@@ -174,7 +208,10 @@ fn ipam(args: &CreateArgs) -> Outcome<Vec<Value>> {
         let (name, address) = text.split_once('=').unwrap_or((text, ""));
         put("aux-address", "AuxiliaryAddresses", address, Some(name))?;
     }
-    Ok(subnets.into_iter().map(|(_, config)| Value::Object(config)).collect())
+    Ok(subnets
+        .into_iter()
+        .map(|(_, config)| Value::Object(config))
+        .collect())
 }
 
 #[derive(Debug, Args)]
@@ -214,7 +251,12 @@ async fn connect(client: &Client, args: ConnectArgs) -> Outcome {
             "Aliases": args.alias, "Links": args.link, "DriverOpts": key_values(&args.driver_opt)?, "GwPriority": args.gw_priority,
         },
     });
-    client.post(&format!("/networks/{}/connect", escape_name(&args.network)), Some(&body)).await?;
+    client
+        .post(
+            &format!("/networks/{}/connect", escape_name(&args.network)),
+            Some(&body),
+        )
+        .await?;
     Ok(0)
 }
 
@@ -231,7 +273,12 @@ pub(crate) struct DisconnectArgs {
 
 async fn disconnect(client: &Client, args: DisconnectArgs) -> Outcome {
     let body = json!({"Container": args.container, "Force": args.force});
-    client.post(&format!("/networks/{}/disconnect", escape_name(&args.network)), Some(&body)).await?;
+    client
+        .post(
+            &format!("/networks/{}/disconnect", escape_name(&args.network)),
+            Some(&body),
+        )
+        .await?;
     Ok(0)
 }
 
@@ -268,7 +315,12 @@ const TABLE: Table = Table {
 };
 
 async fn ls(client: &Client, args: LsArgs) -> Outcome {
-    let networks = client.get(&format!("/networks{}", query(&[("filters", &filters(&args.filter)?)]))).await?;
+    let networks = client
+        .get(&format!(
+            "/networks{}",
+            query(&[("filters", &filters(&args.filter)?)])
+        ))
+        .await?;
     let mut networks = networks.as_array().cloned().unwrap_or_default();
     networks.sort_by(|one, other| natural(one["Name"].as_str(), other["Name"].as_str()));
     let row = |network: &Value| {
@@ -276,7 +328,9 @@ async fn ls(client: &Client, args: LsArgs) -> Outcome {
         let switch = |key: &str| network[key].as_bool().unwrap_or(false).to_string();
         let id = text("Id");
         let labels = network["Labels"].as_object().cloned().unwrap_or_default();
-        let created = text("Created").parse::<jiff::Timestamp>().map(|time| time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string());
+        let created = text("Created")
+            .parse::<jiff::Timestamp>()
+            .map(|time| time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string());
         let fields = json!({
             "ID": if args.no_trunc { id } else { id.chars().take(12).collect() },
             "Name": text("Name"), "Driver": text("Driver"), "Scope": text("Scope"), "IPv4": switch("EnableIPv4"), "IPv6": switch("EnableIPv6"),
@@ -285,7 +339,12 @@ async fn ls(client: &Client, args: LsArgs) -> Outcome {
         fields.as_object().cloned().unwrap_or_default()
     };
     let rows = networks.iter().map(row).collect();
-    TABLE.print(&args.format, args.quiet, "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}", rows)?;
+    TABLE.print(
+        &args.format,
+        args.quiet,
+        "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}",
+        rows,
+    )?;
     Ok(0)
 }
 
@@ -303,8 +362,21 @@ async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     if !args.force && !confirmed("all custom networks not used by at least one container") {
         return Ok(0);
     }
-    let answer = client.post(&format!("/networks/prune{}", query(&[("filters", &filters(&args.filter)?)])), None).await?;
-    let deleted: Vec<&str> = answer["NetworksDeleted"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let answer = client
+        .post(
+            &format!(
+                "/networks/prune{}",
+                query(&[("filters", &filters(&args.filter)?)])
+            ),
+            None,
+        )
+        .await?;
+    let deleted: Vec<&str> = answer["NetworksDeleted"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     if !deleted.is_empty() {
         println!("Deleted Networks:\n{}\n", deleted.join("\n"));
     }
@@ -323,8 +395,13 @@ pub(crate) struct RmArgs {
 
 async fn rm(client: &Client, args: RmArgs) -> Outcome {
     for_each(&args.networks, async |name| {
-        match client.delete(&format!("/networks/{}", escape_name(name))).await {
-            Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => return Ok(()),
+        match client
+            .delete(&format!("/networks/{}", escape_name(name)))
+            .await
+        {
+            Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
+                return Ok(());
+            }
             result => result?,
         };
         println!("{name}");

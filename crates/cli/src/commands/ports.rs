@@ -14,16 +14,27 @@ fn invalid(text: impl Into<String>) -> Failure {
 }
 
 fn range(text: &str) -> Result<Range, String> {
-    let number = |text: &str| text.parse::<u16>().map_err(|_| format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
+    let number = |text: &str| {
+        text.parse::<u16>()
+            .map_err(|_| format!("strconv.ParseUint: parsing {text:?}: invalid syntax"))
+    };
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (number(first)?, number(last)?);
-    if last < first { Err(format!("invalid range specified for port: {text}")) } else { Ok((first, last)) }
+    if last < first {
+        Err(format!("invalid range specified for port: {text}"))
+    } else {
+        Ok((first, last))
+    }
 }
 
 /// `PORT[/PROTOCOL]`, split.
 fn protocol_of(text: &str) -> Outcome<(&str, String)> {
     let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol.to_lowercase() };
+    let protocol = if protocol.is_empty() {
+        "tcp".to_owned()
+    } else {
+        protocol.to_lowercase()
+    };
     if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
         return Err(invalid(format!("invalid proto: {protocol}")));
     }
@@ -41,21 +52,36 @@ fn short_form(text: &str) -> Outcome<String> {
             Some(("published", value)) => published = value,
             Some(("target", value)) => target = value,
             Some(("protocol", value)) => protocol = value,
-            Some((key, _)) => return Err(invalid(format!("invalid publish opts: unknown field {key:?}"))),
-            None => return Err(invalid(format!("invalid publish opts format (should be name=value but got '{field}')"))),
+            Some((key, _)) => {
+                return Err(invalid(format!(
+                    "invalid publish opts: unknown field {key:?}"
+                )));
+            }
+            None => {
+                return Err(invalid(format!(
+                    "invalid publish opts format (should be name=value but got '{field}')"
+                )));
+            }
         }
     }
     Ok(format!("{published}:{target}/{protocol}"))
 }
 
 /// What `--publish` and `--expose` come to: exposed ports, and bindings, by the container's port.
-pub(crate) fn parse(published: &[String], exposed: &[String]) -> Outcome<(Map<String, Value>, Map<String, Value>)> {
+pub(crate) fn parse(
+    published: &[String],
+    exposed: &[String],
+) -> Outcome<(Map<String, Value>, Map<String, Value>)> {
     let (mut ports, mut bindings) = (Map::new(), Map::new());
     for text in published {
         let text = short_form(text)?;
         for (port, binding) in publication(&text)? {
             ports.insert(port.clone(), json!({}));
-            if let Some(list) = bindings.entry(port).or_insert_with(|| json!([])).as_array_mut() {
+            if let Some(list) = bindings
+                .entry(port)
+                .or_insert_with(|| json!([]))
+                .as_array_mut()
+            {
                 list.push(binding);
             }
         }
@@ -65,7 +91,11 @@ pub(crate) fn parse(published: &[String], exposed: &[String]) -> Outcome<(Map<St
             return Err(invalid(format!("invalid port format for --expose: {text}")));
         }
         let (port, protocol) = protocol_of(text)?;
-        let (first, last) = range(port).map_err(|error| invalid(format!("invalid range format for --expose: {text}, error: {error}")))?;
+        let (first, last) = range(port).map_err(|error| {
+            invalid(format!(
+                "invalid range format for --expose: {text}, error: {error}"
+            ))
+        })?;
         for port in first..=last {
             ports.insert(format!("{port}/{protocol}"), json!({}));
         }
@@ -83,15 +113,25 @@ fn publication(text: &str) -> Outcome<Vec<(String, Value)>> {
     if container.is_empty() {
         return Err(invalid(format!("no port specified: {text}<empty>")));
     }
-    let plain = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    let plain = address
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(address);
     if !plain.is_empty() && plain.parse::<std::net::IpAddr>().is_err() {
         return Err(invalid(format!("invalid IP address: {address}")));
     }
-    let (first, last) = range(container).map_err(|_| invalid(format!("invalid containerPort: {container}")))?;
-    let outer = if host.is_empty() { None } else { Some(range(host).map_err(|_| invalid(format!("invalid hostPort: {host}")))?) };
+    let (first, last) =
+        range(container).map_err(|_| invalid(format!("invalid containerPort: {container}")))?;
+    let outer = if host.is_empty() {
+        None
+    } else {
+        Some(range(host).map_err(|_| invalid(format!("invalid hostPort: {host}")))?)
+    };
     let width = |(first, last): Range| last - first;
     if first != last && outer.is_some_and(|outer| width(outer) != width((first, last))) {
-        return Err(invalid(format!("invalid ranges specified for container and host Ports: {container} and {host}")));
+        return Err(invalid(format!(
+            "invalid ranges specified for container and host Ports: {container} and {host}"
+        )));
     }
     let bindings = (first..=last).map(|port| {
         let host_port = match outer {
@@ -100,12 +140,16 @@ fn publication(text: &str) -> Outcome<Vec<(String, Value)>> {
             Some((begin, end)) if first == last && begin != end => format!("{begin}-{end}"),
             Some((begin, _)) => (begin + (port - first)).to_string(),
         };
-        (format!("{port}/{protocol}"), json!({"HostIp": plain, "HostPort": host_port}))
+        (
+            format!("{port}/{protocol}"),
+            json!({"HostIp": plain, "HostPort": host_port}),
+        )
     });
     Ok(bindings.collect())
 }
 
-/// The ports of one listed container, neighbouring ones as ranges: `0.0.0.0:80-81->80-81/tcp, 443/tcp`.
+/// The ports of one listed container, neighbouring ones as ranges: `0.0.0.0:80-81->80-81/tcp,
+/// 443/tcp`.
 pub(crate) fn column(ports: &Value) -> String {
     let mut list: Vec<(u64, &str, u64, &str)> = ports
         .as_array()
@@ -114,7 +158,12 @@ pub(crate) fn column(ports: &Value) -> String {
         .map(|port| {
             let number = |key: &str| port[key].as_u64().unwrap_or(0);
             let text = |key: &str| port[key].as_str().unwrap_or_default();
-            (number("PrivatePort"), text("IP"), number("PublicPort"), text("Type"))
+            (
+                number("PrivatePort"),
+                text("IP"),
+                number("PublicPort"),
+                text("Type"),
+            )
         })
         .collect();
     list.sort_unstable();
@@ -122,23 +171,41 @@ pub(crate) fn column(ports: &Value) -> String {
     let mut moved = Vec::new();
     for (private, address, public, protocol) in list {
         if !address.is_empty() && public != private {
-            moved.push(format!("{}->{private}/{protocol}", with_port(address, public)));
+            moved.push(format!(
+                "{}->{private}/{protocol}",
+                with_port(address, public)
+            ));
             continue;
         }
-        match ranges.iter_mut().find(|range| (range.0, range.1) == (address, protocol) && range.3 + 1 == private) {
+        match ranges
+            .iter_mut()
+            .find(|range| (range.0, range.1) == (address, protocol) && range.3 + 1 == private)
+        {
             Some(range) => range.3 = private,
             None => ranges.push((address, protocol, private, private)),
         }
     }
     let shown = ranges.into_iter().map(|(address, protocol, first, last)| {
-        let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };
-        if address.is_empty() { format!("{ports}/{protocol}") } else { format!("{}->{ports}/{protocol}", with_port(address, &ports)) }
+        let ports = if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        };
+        if address.is_empty() {
+            format!("{ports}/{protocol}")
+        } else {
+            format!("{}->{ports}/{protocol}", with_port(address, &ports))
+        }
     });
     shown.chain(moved).collect::<Vec<_>>().join(", ")
 }
 
 fn with_port(address: &str, port: impl std::fmt::Display) -> String {
-    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
 }
 
 #[derive(Debug, Args)]
@@ -149,27 +216,61 @@ pub(crate) struct PortArgs {
 }
 
 pub(crate) async fn port(client: &Client, args: PortArgs) -> Outcome {
-    let container = client.get(&format!("/containers/{}/json", escape_name(&args.container))).await?;
-    let ports = container["NetworkSettings"]["Ports"].as_object().cloned().unwrap_or_default();
+    let container = client
+        .get(&format!(
+            "/containers/{}/json",
+            escape_name(&args.container)
+        ))
+        .await?;
+    let ports = container["NetworkSettings"]["Ports"]
+        .as_object()
+        .cloned()
+        .unwrap_or_default();
     let addresses = |bindings: &Value| -> Vec<String> {
-        let binding =
-            |binding: &Value| with_port(binding["HostIp"].as_str().unwrap_or_default(), binding["HostPort"].as_str().unwrap_or_default());
-        bindings.as_array().into_iter().flatten().map(binding).collect()
+        let binding = |binding: &Value| {
+            with_port(
+                binding["HostIp"].as_str().unwrap_or_default(),
+                binding["HostPort"].as_str().unwrap_or_default(),
+            )
+        };
+        bindings
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(binding)
+            .collect()
     };
     if let Some(wanted) = &args.port {
-        let (number, protocol) = protocol_of(wanted).map_err(|failure| Failure::new(failure.text))?;
-        let number = range(number).map_err(|error| Failure::new(format!("Error: invalid port ({wanted}): {error}")))?.0;
-        let found = ports.get(&format!("{number}/{protocol}")).map(addresses).unwrap_or_default();
+        let (number, protocol) =
+            protocol_of(wanted).map_err(|failure| Failure::new(failure.text))?;
+        let number = range(number)
+            .map_err(|error| Failure::new(format!("Error: invalid port ({wanted}): {error}")))?
+            .0;
+        let found = ports
+            .get(&format!("{number}/{protocol}"))
+            .map(addresses)
+            .unwrap_or_default();
         if found.is_empty() {
-            return Err(Failure::new(format!("Error: No public port '{wanted}' published for {}", args.container)));
+            return Err(Failure::new(format!(
+                "Error: No public port '{wanted}' published for {}",
+                args.container
+            )));
         }
         found.iter().for_each(|address| println!("{address}"));
         return Ok(0);
     }
     let mut lines: Vec<(u16, String)> = Vec::new();
     for (port, bindings) in &ports {
-        let number = port.split('/').next().and_then(|number| number.parse().ok()).unwrap_or(0);
-        lines.extend(addresses(bindings).into_iter().map(|address| (number, format!("{port} -> {address}"))));
+        let number = port
+            .split('/')
+            .next()
+            .and_then(|number| number.parse().ok())
+            .unwrap_or(0);
+        lines.extend(
+            addresses(bindings)
+                .into_iter()
+                .map(|address| (number, format!("{port} -> {address}"))),
+        );
     }
     lines.sort();
     lines.iter().for_each(|(_, line)| println!("{line}"));
@@ -181,22 +282,46 @@ mod tests {
     use super::*;
 
     fn bindings(text: &str) -> Value {
-        parse(&[text.to_owned()], &[]).map_or_else(|failure| json!(failure.text), |(_, bindings)| json!(bindings))
+        parse(&[text.to_owned()], &[]).map_or_else(
+            |failure| json!(failure.text),
+            |(_, bindings)| json!(bindings),
+        )
     }
 
     #[test]
     fn publications() {
-        assert_eq!(bindings("80"), json!({"80/tcp": [{"HostIp": "", "HostPort": ""}]}));
-        assert_eq!(bindings("8080:80/udp"), json!({"80/udp": [{"HostIp": "", "HostPort": "8080"}]}));
-        assert_eq!(bindings("127.0.0.1::80"), json!({"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]}));
-        assert_eq!(bindings("[::1]:1:80"), json!({"80/tcp": [{"HostIp": "::1", "HostPort": "1"}]}));
-        assert_eq!(bindings("::1:1:80"), json!({"80/tcp": [{"HostIp": "::1", "HostPort": "1"}]}));
+        assert_eq!(
+            bindings("80"),
+            json!({"80/tcp": [{"HostIp": "", "HostPort": ""}]})
+        );
+        assert_eq!(
+            bindings("8080:80/udp"),
+            json!({"80/udp": [{"HostIp": "", "HostPort": "8080"}]})
+        );
+        assert_eq!(
+            bindings("127.0.0.1::80"),
+            json!({"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]})
+        );
+        assert_eq!(
+            bindings("[::1]:1:80"),
+            json!({"80/tcp": [{"HostIp": "::1", "HostPort": "1"}]})
+        );
+        assert_eq!(
+            bindings("::1:1:80"),
+            json!({"80/tcp": [{"HostIp": "::1", "HostPort": "1"}]})
+        );
         assert_eq!(
             bindings("10-11:20-21"),
             json!({"20/tcp": [{"HostIp": "", "HostPort": "10"}], "21/tcp": [{"HostIp": "", "HostPort": "11"}]})
         );
-        assert_eq!(bindings("8000-8010:80"), json!({"80/tcp": [{"HostIp": "", "HostPort": "8000-8010"}]}));
-        assert_eq!(bindings("published=1,target=2,protocol=udp"), json!({"2/udp": [{"HostIp": "", "HostPort": "1"}]}));
+        assert_eq!(
+            bindings("8000-8010:80"),
+            json!({"80/tcp": [{"HostIp": "", "HostPort": "8000-8010"}]})
+        );
+        assert_eq!(
+            bindings("published=1,target=2,protocol=udp"),
+            json!({"2/udp": [{"HostIp": "", "HostPort": "1"}]})
+        );
     }
 
     #[test]
@@ -205,7 +330,10 @@ mod tests {
             ("", "no port specified: <empty>"),
             ("abc", "invalid containerPort: abc"),
             ("70000:80", "invalid hostPort: 70000"),
-            ("1-3:5-6", "invalid ranges specified for container and host Ports: 5-6 and 1-3"),
+            (
+                "1-3:5-6",
+                "invalid ranges specified for container and host Ports: 5-6 and 1-3",
+            ),
             ("1.2.3.400:80:80", "invalid IP address: 1.2.3.400"),
             ("80:80/foo", "invalid proto: foo"),
             ("a=b,c", "invalid publish opts: unknown field \"a\""),
@@ -214,14 +342,19 @@ mod tests {
         }
         let exposed = |text: &str| parse(&[], &[text.to_owned()]).unwrap_err().text;
         assert_eq!(exposed("80:80"), "invalid port format for --expose: 80:80");
-        assert_eq!(exposed("5-3"), "invalid range format for --expose: 5-3, error: invalid range specified for port: 5-3");
+        assert_eq!(
+            exposed("5-3"),
+            "invalid range format for --expose: 5-3, error: invalid range specified for port: 5-3"
+        );
     }
 
     #[test]
     fn neighbouring_ports_are_listed_as_ranges() {
-        let port =
-            |address: &str, private: u16, public: u16| json!({"IP": address, "PrivatePort": private, "PublicPort": public, "Type": "tcp"});
+        let port = |address: &str, private: u16, public: u16| json!({"IP": address, "PrivatePort": private, "PublicPort": public, "Type": "tcp"});
         let ports = json!([port("0.0.0.0", 80, 80), port("0.0.0.0", 81, 81), port("::", 90, 91), {"PrivatePort": 5, "Type": "udp"}]);
-        assert_eq!(column(&ports), "5/udp, 0.0.0.0:80-81->80-81/tcp, [::]:91->90/tcp");
+        assert_eq!(
+            column(&ports),
+            "5/udp, 0.0.0.0:80-81->80-81/tcp, [::]:91->90/tcp"
+        );
     }
 }

@@ -63,7 +63,11 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
     TABLE.check(&args.format)?;
     let limit = if args.latest { 1 } else { args.last };
     let size = args.size || args.format.contains(".Size");
-    let limit = if limit > 0 { limit.to_string() } else { String::new() };
+    let limit = if limit > 0 {
+        limit.to_string()
+    } else {
+        String::new()
+    };
     let query = query(&[
         ("all", if args.all { "1" } else { "" }),
         ("limit", &limit),
@@ -71,8 +75,12 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
         ("filters", &filters(&args.filter)?),
     ]);
     let containers = client.get(&format!("/containers/json{query}")).await?;
-    let rows: Vec<Map<String, Value>> =
-        containers.as_array().into_iter().flatten().map(|container| row(container, args.no_trunc)).collect();
+    let rows: Vec<Map<String, Value>> = containers
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|container| row(container, args.no_trunc))
+        .collect();
     let default = if args.size {
         "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}\t{{.Size}}"
     } else {
@@ -84,9 +92,17 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
 
 pub(super) fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
     let text = |key: &str| container[key].as_str().unwrap_or_default();
-    let short = |id: &str| if no_trunc { id.to_owned() } else { id.chars().take(12).collect() };
+    let short = |id: &str| {
+        if no_trunc {
+            id.to_owned()
+        } else {
+            id.chars().take(12).collect()
+        }
+    };
     let created = container["Created"].as_i64().unwrap_or(0);
-    let local = jiff::Timestamp::from_second(created).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
+    let local = jiff::Timestamp::from_second(created)
+        .unwrap_or_default()
+        .to_zoned(jiff::tz::TimeZone::system());
     let join = |values: Vec<String>| values.join(",");
     let names = container["Names"]
         .as_array()
@@ -102,11 +118,30 @@ pub(super) fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
         .as_array()
         .into_iter()
         .flatten()
-        .map(|mount| mount["Name"].as_str().filter(|name| !name.is_empty()).or(mount["Source"].as_str()).unwrap_or_default())
-        .map(|source| if no_trunc { source.to_owned() } else { ellipsis(source, 15) });
-    let command = if no_trunc { text("Command").to_owned() } else { ellipsis(text("Command"), 20) };
+        .map(|mount| {
+            mount["Name"]
+                .as_str()
+                .filter(|name| !name.is_empty())
+                .or(mount["Source"].as_str())
+                .unwrap_or_default()
+        })
+        .map(|source| {
+            if no_trunc {
+                source.to_owned()
+            } else {
+                ellipsis(source, 15)
+            }
+        });
+    let command = if no_trunc {
+        text("Command").to_owned()
+    } else {
+        ellipsis(text("Command"), 20)
+    };
     let image = text("Image");
-    let sizes = (container["SizeRw"].as_u64().unwrap_or(0), container["SizeRootFs"].as_u64().unwrap_or(0));
+    let sizes = (
+        container["SizeRw"].as_u64().unwrap_or(0),
+        container["SizeRootFs"].as_u64().unwrap_or(0),
+    );
     let fields = json!({
         "ID": short(text("Id")),
         "Image": if image.is_empty() { "<no image>".to_owned() } else if image.starts_with("sha256:") && !no_trunc { short(&image[7..]) } else { image.to_owned() },

@@ -29,38 +29,63 @@ const NOT_RUN: u8 = 125;
 pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
     let create = &args.create;
     if create.rm && create.restart != "no" {
-        return Err(not_run("conflicting options: cannot specify both --restart and --rm"));
+        return Err(not_run(
+            "conflicting options: cannot specify both --restart and --rm",
+        ));
     }
     if args.detach && !create.attach.is_empty() {
-        return Err(Failure::new("conflicting options: cannot specify both --attach and --detach"));
+        return Err(Failure::new(
+            "conflicting options: cannot specify both --attach and --detach",
+        ));
     }
-    let attached = |stream: &str| create.attach.iter().any(|given| given.eq_ignore_ascii_case(stream));
-    let stdin = !args.detach && create.interactive && (create.attach.is_empty() || attached("stdin"));
+    let attached = |stream: &str| {
+        create
+            .attach
+            .iter()
+            .any(|given| given.eq_ignore_ascii_case(stream))
+    };
+    let stdin =
+        !args.detach && create.interactive && (create.attach.is_empty() || attached("stdin"));
     if create.tty && stdin && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }
-    let id = make(client, create, true, Some(args.detach)).await.map_err(|failure| match failure.code {
-        NOT_RUN => failure,
-        _ => Failure::with_code(code_of(&failure.text), format!("whelk: {}", failure.text)),
-    })?;
+    let id = make(client, create, true, Some(args.detach))
+        .await
+        .map_err(|failure| match failure.code {
+            NOT_RUN => failure,
+            _ => Failure::with_code(code_of(&failure.text), format!("whelk: {}", failure.text)),
+        })?;
     if args.detach {
         start(client, &id).await?;
         println!("{id}");
         return Ok(0);
     }
-    let (stdout, stderr) =
-        (create.attach.is_empty() || attached("stdout"), (create.attach.is_empty() || attached("stderr")) && !create.tty);
+    let (stdout, stderr) = (
+        create.attach.is_empty() || attached("stdout"),
+        (create.attach.is_empty() || attached("stderr")) && !create.tty,
+    );
     let path = attach_path(&id, stdin, stdout, stderr, &args.detach_keys);
-    let connection = client.hijack(&path, None).await.map_err(|error| not_run(&error.to_string()))?;
+    let connection = client
+        .hijack(&path, None)
+        .await
+        .map_err(|error| not_run(&error.to_string()))?;
     // Asked before the start, or a short program could end unseen.
     let condition = if create.rm { "removed" } else { "next-exit" };
-    let wait = wait_request(client, &id, condition).await.map_err(|error| not_run(&error.to_string()))?;
-    let streams = Streams { stdin, tty: create.tty, detach_keys: args.detach_keys.clone() };
+    let wait = wait_request(client, &id, condition)
+        .await
+        .map_err(|error| not_run(&error.to_string()))?;
+    let streams = Streams {
+        stdin,
+        tty: create.tty,
+        detach_keys: args.detach_keys.clone(),
+    };
     let signals = (args.sig_proxy && !create.tty).then(|| forward_signals(client, &id));
     let pumping = pump(connection, &streams);
     tokio::pin!(pumping);
     start(client, &id).await?;
-    let size = create.tty.then(|| follow_size(client, format!("/containers/{id}/resize")));
+    let size = create
+        .tty
+        .then(|| follow_size(client, format!("/containers/{id}/resize")));
     let ended = pumping.await;
     for task in [size, signals].into_iter().flatten() {
         task.abort();
@@ -68,13 +93,26 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
     if ended? == Ended::Detached {
         return Ok(0);
     }
-    let status = crate::client::read(wait).await.map_err(|error| not_run(&error.to_string()))?;
+    let status = crate::client::read(wait)
+        .await
+        .map_err(|error| not_run(&error.to_string()))?;
     Ok(exit_code(&status))
 }
 
 /// Sends a wait request and returns when the engine has taken it: its answer's head.
-pub(crate) async fn wait_request(client: &Client, id: &str, condition: &str) -> Result<hyper::Response<hyper::body::Incoming>, ApiError> {
-    client.send(hyper::Method::POST, &format!("/containers/{id}/wait?condition={condition}"), &[], crate::client::no_body()).await
+pub(crate) async fn wait_request(
+    client: &Client,
+    id: &str,
+    condition: &str,
+) -> Result<hyper::Response<hyper::body::Incoming>, ApiError> {
+    client
+        .send(
+            hyper::Method::POST,
+            &format!("/containers/{id}/wait?condition={condition}"),
+            &[],
+            crate::client::no_body(),
+        )
+        .await
 }
 
 pub(crate) fn exit_code(status: &Value) -> u8 {
@@ -87,16 +125,22 @@ fn not_run(text: &str) -> Failure {
 
 /// Starts a container; a program that cannot run gives the exit codes that shells give.
 async fn start(client: &Client, id: &str) -> Outcome<()> {
-    let Err(error) = client.post(&format!("/containers/{id}/start"), None).await else { return Ok(()) };
+    let Err(error) = client.post(&format!("/containers/{id}/start"), None).await else {
+        return Ok(());
+    };
     let text = error.to_string();
     Err(Failure::with_code(code_of(&text), format!("whelk: {text}")))
 }
 
 /// The code of a program that shells give for what an error's text is about.
 fn code_of(text: &str) -> u8 {
-    if ["executable file not found", "no such file or directory", "system cannot find the file specified"]
-        .iter()
-        .any(|part| text.contains(part))
+    if [
+        "executable file not found",
+        "no such file or directory",
+        "system cannot find the file specified",
+    ]
+    .iter()
+    .any(|part| text.contains(part))
     {
         127
     } else if text.contains("permission denied") || text.contains("is a directory") {

@@ -67,19 +67,37 @@ pub(super) struct Inspection {
 
 impl From<InspectArgs> for Inspection {
     fn from(args: InspectArgs) -> Self {
-        Self { format: args.format, names: args.names, kind: args.kind, size: args.size, platform: None }
+        Self {
+            format: args.format,
+            names: args.names,
+            kind: args.kind,
+            size: args.size,
+            platform: None,
+        }
     }
 }
 
 impl From<InspectContainerArgs> for Inspection {
     fn from(args: InspectContainerArgs) -> Self {
-        Self { format: args.format, names: args.names, kind: Some("container".into()), size: args.size, platform: None }
+        Self {
+            format: args.format,
+            names: args.names,
+            kind: Some("container".into()),
+            size: args.size,
+            platform: None,
+        }
     }
 }
 
 impl From<InspectImageArgs> for Inspection {
     fn from(args: InspectImageArgs) -> Self {
-        Self { format: args.format, names: args.names, kind: Some("image".into()), size: false, platform: args.platform }
+        Self {
+            format: args.format,
+            names: args.names,
+            kind: Some("image".into()),
+            size: false,
+            platform: args.platform,
+        }
     }
 }
 
@@ -91,7 +109,10 @@ pub(super) async fn inspect(client: &Client, what: impl Into<Inspection>) -> Out
     }
     let template = match what.format.as_str() {
         "" | "json" => None,
-        format => Some(Template::parse(format).map_err(|mistake| mistake.failure(64, "template parsing error: "))?),
+        format => Some(
+            Template::parse(format)
+                .map_err(|mistake| mistake.failure(64, "template parsing error: "))?,
+        ),
     };
     let (mut found, mut shown, mut failures) = (Vec::new(), String::new(), Vec::new());
     for name in &what.names {
@@ -110,14 +131,21 @@ pub(super) async fn inspect(client: &Client, what: impl Into<Inspection>) -> Out
         _ if shown.is_empty() => "\n".into(),
         _ => shown,
     });
-    if failures.is_empty() { Ok(0) } else { Err(Failure::new(failures.join("\n"))) }
+    if failures.is_empty() {
+        Ok(0)
+    } else {
+        Err(Failure::new(failures.join("\n")))
+    }
 }
 
-/// What a template makes of an object: of its type in Docker's client, or else of its JSON as it came.
+/// What a template makes of an object: of its type in Docker's client, or else of its JSON as it
+/// came.
 fn show(template: &Template, object: Typed) -> Outcome<String> {
     let typed = template.execute(&object, Mode::Values);
     typed.or_else(|_| {
-        template.execute(&Typed::any(object.json), Mode::Raw).map_err(|mistake| mistake.failure(1, "template parsing error: "))
+        template
+            .execute(&Typed::any(object.json), Mode::Raw)
+            .map_err(|mistake| mistake.failure(1, "template parsing error: "))
     })
 }
 
@@ -132,19 +160,45 @@ struct InspectKind {
 
 /// In the order they are looked for.
 const KINDS: &[InspectKind] = &[
-    InspectKind { name: "container", path: "/containers/{}/json", ty: "container.InspectResponse" },
-    InspectKind { name: "image", path: "/images/{}/json", ty: "image.InspectResponse" },
-    InspectKind { name: "network", path: "/networks/{}", ty: "network.Inspect" },
-    InspectKind { name: "volume", path: "/volumes/{}", ty: "volume.Volume" },
+    InspectKind {
+        name: "container",
+        path: "/containers/{}/json",
+        ty: "container.InspectResponse",
+    },
+    InspectKind {
+        name: "image",
+        path: "/images/{}/json",
+        ty: "image.InspectResponse",
+    },
+    InspectKind {
+        name: "network",
+        path: "/networks/{}",
+        ty: "network.Inspect",
+    },
+    InspectKind {
+        name: "volume",
+        path: "/volumes/{}",
+        ty: "volume.Volume",
+    },
 ];
 
 async fn inspect_one(client: &Client, name: &str, what: &Inspection) -> Outcome<Typed> {
     let wanted = what.kind.as_deref();
-    for kind in KINDS.iter().filter(|kind| wanted.is_none_or(|wanted| wanted == kind.name)) {
-        let size = if what.size && kind.name == "container" { "1" } else { "" };
+    for kind in KINDS
+        .iter()
+        .filter(|kind| wanted.is_none_or(|wanted| wanted == kind.name))
+    {
+        let size = if what.size && kind.name == "container" {
+            "1"
+        } else {
+            ""
+        };
         let platform = platform_json(what.platform.as_deref().unwrap_or_default())?;
         let query = query(&[("size", size), ("platform", &platform)]);
-        match client.get(&(kind.path.replace("{}", &escape_name(name)) + &query)).await {
+        match client
+            .get(&(kind.path.replace("{}", &escape_name(name)) + &query))
+            .await
+        {
             Err(error) if error.status == hyper::StatusCode::NOT_FOUND && wanted.is_none() => {}
             result => return Ok(Typed::new(kind.ty, result?)),
         }
@@ -178,27 +232,48 @@ pub(crate) struct EventsArgs {
 }
 
 pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
-    let query = query(&[("since", &moment(&args.since)?), ("until", &moment(&args.until)?), ("filters", &filters(&args.filter)?)]);
+    let query = query(&[
+        ("since", &moment(&args.since)?),
+        ("until", &moment(&args.until)?),
+        ("filters", &filters(&args.filter)?),
+    ]);
     let bad = |mistake: Mistake, code| mistake.failure(code, "Error parsing format: ");
     let template = match args.format.as_str() {
         "" => None,
         "json" => Some("{{json .}}"),
         format => Some(format),
     };
-    let template = template.map(Template::parse).transpose().map_err(|mistake| bad(mistake, 64))?;
-    let response = client.send(hyper::Method::GET, &format!("/events{query}"), &[], no_body()).await?;
+    let template = template
+        .map(Template::parse)
+        .transpose()
+        .map_err(|mistake| bad(mistake, 64))?;
+    let response = client
+        .send(
+            hyper::Method::GET,
+            &format!("/events{query}"),
+            &[],
+            no_body(),
+        )
+        .await?;
     let mut body = response.into_body();
     let mut pending = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Failure::new("unexpected EOF"))?.into_data() else { continue };
+        let Ok(data) = frame
+            .map_err(|_| Failure::new("unexpected EOF"))?
+            .into_data()
+        else {
+            continue;
+        };
         pending.extend_from_slice(&data);
         while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = pending.drain(..=end).collect();
-            let Ok(event) = serde_json::from_slice::<Value>(&line) else { continue };
+            let Ok(event) = serde_json::from_slice::<Value>(&line) else {
+                continue;
+            };
             let text = match &template {
-                Some(template) => {
-                    template.execute(&Typed::new("events.Message", event), Mode::Values).map_err(|mistake| bad(mistake, 1))?
-                }
+                Some(template) => template
+                    .execute(&Typed::new("events.Message", event), Mode::Values)
+                    .map_err(|mistake| bad(mistake, 1))?,
                 None => event_line(&event),
             };
             let mut out = std::io::stdout();
@@ -211,7 +286,9 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
 /// `TIME TYPE ACTION ID (key=value, …)`
 fn event_line(event: &Value) -> String {
     let nanoseconds = event["timeNano"].as_i64().unwrap_or(0);
-    let time = jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
+    let time = jiff::Timestamp::from_nanosecond(nanoseconds.into())
+        .unwrap_or_default()
+        .to_zoned(jiff::tz::TimeZone::system());
     let mut attributes: Vec<String> = event["Actor"]["Attributes"]
         .as_object()
         .into_iter()
@@ -227,7 +304,11 @@ fn event_line(event: &Value) -> String {
         text(&event["Action"]),
         text(&event["Actor"]["ID"])
     );
-    if attributes.is_empty() { head } else { format!("{head} ({})", attributes.join(", ")) }
+    if attributes.is_empty() {
+        head
+    } else {
+        format!("{head} ({})", attributes.join(", "))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -238,12 +319,18 @@ pub(crate) struct FormatArgs {
 }
 
 /// Carries out `--format` on one object, or prints the text for people.
-fn print_one(object: &Typed, name: &'static str, format: &str, text: impl FnOnce() -> String) -> Outcome<()> {
+fn print_one(
+    object: &Typed,
+    name: &'static str,
+    format: &str,
+    text: impl FnOnce() -> String,
+) -> Outcome<()> {
     let text = match format {
         "" => text(),
         "json" => format!("{}\n", object.json),
         format => {
-            let template = Template::named(name, format).map_err(|mistake| mistake.failure(64, "template parsing error: "))?;
+            let template = Template::named(name, format)
+                .map_err(|mistake| mistake.failure(64, "template parsing error: "))?;
             let (text, outcome) = template.execute_until(object, Mode::Values);
             print_text(&(text + "\n"));
             return outcome.map_err(|mistake| mistake.failure(1, ""));
@@ -261,7 +348,12 @@ pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
         "Debug": client.debug(), "Version": env!("CARGO_PKG_VERSION"), "DefaultAPIVersion": API_VERSION, "GitCommit": "", "GoVersion": "",
         "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(), "Plugins": [], "Warnings": null,
     });
-    print_one(&Typed::new("system.dockerInfo", info.clone()), "", &args.format, || info_text(client, answer.as_ref().ok()))?;
+    print_one(
+        &Typed::new("system.dockerInfo", info.clone()),
+        "",
+        &args.format,
+        || info_text(client, answer.as_ref().ok()),
+    )?;
     answer.map(|_| 0).map_err(Into::into)
 }
 
@@ -273,7 +365,14 @@ fn info_text(client: &Client, info: Option<&Value>) -> String {
         client.debug()
     );
     let Some(info) = info else { return text };
-    let line = |label: &str, key: &str| format!(" {label}: {}\n", info[key].as_str().map_or_else(|| info[key].to_string(), str::to_owned));
+    let line = |label: &str, key: &str| {
+        format!(
+            " {label}: {}\n",
+            info[key]
+                .as_str()
+                .map_or_else(|| info[key].to_string(), str::to_owned)
+        )
+    };
     for (label, key) in [
         ("Containers", "Containers"),
         (" Running", "ContainersRunning"),
@@ -293,7 +392,10 @@ fn info_text(client: &Client, info: Option<&Value>) -> String {
     ] {
         text += &line(label, key);
     }
-    text += &format!(" Total Memory: {}\n", binary_size(info["MemTotal"].as_u64().unwrap_or(0)));
+    text += &format!(
+        " Total Memory: {}\n",
+        binary_size(info["MemTotal"].as_u64().unwrap_or(0))
+    );
     text + &line("Name", "Name") + &line("ID", "ID") + &line("Docker Root Dir", "DockerRootDir")
 }
 
@@ -309,21 +411,38 @@ fn architecture() -> &'static str {
 pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {
     // What the client itself is can be told without an engine.
     let server = client.get("/version").await;
-    let spoken =
-        server.as_ref().ok().and_then(|server| server["ApiVersion"].as_str()).map_or(API_VERSION, |theirs| older(theirs, API_VERSION));
+    let spoken = server
+        .as_ref()
+        .ok()
+        .and_then(|server| server["ApiVersion"].as_str())
+        .map_or(API_VERSION, |theirs| older(theirs, API_VERSION));
     let own = json!({
         "Version": env!("CARGO_PKG_VERSION"), "ApiVersion": spoken, "DefaultAPIVersion": API_VERSION, "GitCommit": "", "GoVersion": "",
         "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(),
     });
-    let both = Typed::new("system.versionInfo", json!({"Client": own, "Server": server.as_ref().ok()}));
-    print_one(&both, "version", &args.format, || version_text(&own, server.as_ref().ok()))?;
+    let both = Typed::new(
+        "system.versionInfo",
+        json!({"Client": own, "Server": server.as_ref().ok()}),
+    );
+    print_one(&both, "version", &args.format, || {
+        version_text(&own, server.as_ref().ok())
+    })?;
     server.map(|_| 0).map_err(Into::into)
 }
 
 /// The older one of two versions `1.N`.
 fn older<'v>(one: &'v str, other: &'v str) -> &'v str {
-    let minor = |version: &str| version.split_once('.').and_then(|(_, minor)| minor.parse::<u32>().ok()).unwrap_or(0);
-    if minor(one) < minor(other) { one } else { other }
+    let minor = |version: &str| {
+        version
+            .split_once('.')
+            .and_then(|(_, minor)| minor.parse::<u32>().ok())
+            .unwrap_or(0)
+    };
+    if minor(one) < minor(other) {
+        one
+    } else {
+        other
+    }
 }
 
 fn version_text(own: &Value, server: Option<&Value>) -> String {
@@ -340,10 +459,17 @@ fn version_text(own: &Value, server: Option<&Value>) -> String {
     };
     line("Version", text(own, "Version"), 1);
     line("API version", text(own, "ApiVersion"), 1);
-    line("OS/Arch", format!("{}/{}", text(own, "Os"), text(own, "Arch")), 1);
+    line(
+        "OS/Arch",
+        format!("{}/{}", text(own, "Os"), text(own, "Arch")),
+        1,
+    );
     line("Context", text(own, "Context"), 1);
     let Some(server) = server else { return lines };
-    let components = server["Components"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let components = server["Components"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     lines += "\nServer:\n";
     let mut line = |label: &str, value: &str, indent: usize| {
         let (indent, width) = (" ".repeat(indent), 20 - indent);
@@ -353,10 +479,24 @@ fn version_text(own: &Value, server: Option<&Value>) -> String {
     line("Engine", "", 1);
     line("Version", &text(server, "Version"), 2);
     line("API version", &api(server), 2);
-    line("OS/Arch", &format!("{}/{}", text(server, "Os"), text(server, "Arch")), 2);
+    line(
+        "OS/Arch",
+        &format!("{}/{}", text(server, "Os"), text(server, "Arch")),
+        2,
+    );
     line("Kernel", &text(server, "KernelVersion"), 2);
-    line("Experimental", &server["Experimental"].as_bool().unwrap_or(false).to_string(), 2);
-    for component in components.iter().filter(|component| component["Name"] != "Engine") {
+    line(
+        "Experimental",
+        &server["Experimental"]
+            .as_bool()
+            .unwrap_or(false)
+            .to_string(),
+        2,
+    );
+    for component in components
+        .iter()
+        .filter(|component| component["Name"] != "Engine")
+    {
         line(&text(component, "Name"), "", 1);
         line("Version", &text(component, "Version"), 2);
         for (key, value) in component["Details"].as_object().into_iter().flatten() {
@@ -396,9 +536,19 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs, what: &str) -> Outco
     if what == "images" && args.all {
         given.push("dangling=false".into());
     }
-    let answer = client.post(&format!("/{what}/prune{}", query(&[("filters", &filters(&given)?)])), None).await?;
+    let answer = client
+        .post(
+            &format!("/{what}/prune{}", query(&[("filters", &filters(&given)?)])),
+            None,
+        )
+        .await?;
     if what == "containers" {
-        let deleted: Vec<&str> = answer["ContainersDeleted"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let deleted: Vec<&str> = answer["ContainersDeleted"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         if !deleted.is_empty() {
             println!("Deleted Containers:\n{}\n", deleted.join("\n"));
         }
@@ -407,7 +557,10 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs, what: &str) -> Outco
         print_pruned(&answer["ImagesDeleted"]);
         println!();
     }
-    println!("Total reclaimed space: {}", size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4));
+    println!(
+        "Total reclaimed space: {}",
+        size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
+    );
     Ok(0)
 }
 
@@ -428,18 +581,40 @@ pub(crate) struct PruneAllArgs {
 }
 
 pub(crate) async fn prune_all(client: &Client, args: PruneAllArgs) -> Outcome {
-    if args.volumes && args.filter.iter().any(|filter| filter.starts_with("until=")) {
-        return Err(Failure::new("ERROR: The \"until\" filter is not supported with \"--volumes\""));
+    if args.volumes
+        && args
+            .filter
+            .iter()
+            .any(|filter| filter.starts_with("until="))
+    {
+        return Err(Failure::new(
+            "ERROR: The \"until\" filter is not supported with \"--volumes\"",
+        ));
     }
-    let mut parts = vec!["  - all stopped containers", "  - all networks not used by at least one container"];
+    let mut parts = vec![
+        "  - all stopped containers",
+        "  - all networks not used by at least one container",
+    ];
     if args.volumes {
         parts.push("  - all anonymous volumes not used by at least one container");
     }
-    parts.push(if args.all { "  - all images without at least one container associated to them" } else { "  - all dangling images" });
-    if !args.force && !asked(&format!("WARNING! This will remove:\n{}\n\nAre you sure you want to continue? [y/N] ", parts.join("\n"))) {
+    parts.push(if args.all {
+        "  - all images without at least one container associated to them"
+    } else {
+        "  - all dangling images"
+    });
+    if !args.force
+        && !asked(&format!(
+            "WARNING! This will remove:\n{}\n\nAre you sure you want to continue? [y/N] ",
+            parts.join("\n")
+        ))
+    {
         return Ok(0);
     }
-    let mut kinds = vec![("containers", "ContainersDeleted", "Deleted Containers"), ("networks", "NetworksDeleted", "Deleted Networks")];
+    let mut kinds = vec![
+        ("containers", "ContainersDeleted", "Deleted Containers"),
+        ("networks", "NetworksDeleted", "Deleted Networks"),
+    ];
     if args.volumes {
         kinds.push(("volumes", "VolumesDeleted", "Deleted Volumes"));
     }
@@ -450,14 +625,25 @@ pub(crate) async fn prune_all(client: &Client, args: PruneAllArgs) -> Outcome {
         if kind == "images" && args.all {
             given.push("dangling=false".into());
         }
-        let answer = client.post(&format!("/{kind}/prune{}", query(&[("filters", &filters(&given)?)])), None).await?;
-        let deleted = answer[field].as_array().map(Vec::as_slice).unwrap_or_default();
+        let answer = client
+            .post(
+                &format!("/{kind}/prune{}", query(&[("filters", &filters(&given)?)])),
+                None,
+            )
+            .await?;
+        let deleted = answer[field]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         if !deleted.is_empty() {
             println!("{title}:");
             if kind == "images" {
                 print_pruned(&answer[field]);
             }
-            deleted.iter().filter_map(Value::as_str).for_each(|name| println!("{name}"));
+            deleted
+                .iter()
+                .filter_map(Value::as_str)
+                .for_each(|name| println!("{name}"));
             println!();
         }
         reclaimed += answer["SpaceReclaimed"].as_u64().unwrap_or(0);
@@ -468,7 +654,8 @@ pub(crate) async fn prune_all(client: &Client, args: PruneAllArgs) -> Outcome {
 
 #[derive(Debug, Args)]
 pub(crate) struct RepairArgs {
-    /// Directory of the engine's data [default: the one of the configuration file, or /var/lib/whelk]
+    /// Directory of the engine's data [default: the one of the configuration file, or
+    /// /var/lib/whelk]
     #[arg(long, alias = "data-root")]
     root: Option<PathBuf>,
     /// Configuration file of the engine [default: /etc/whelk/daemon.json]

@@ -1,4 +1,5 @@
-//! What is said about a command line that was not understood, and about how it would be: usage lines, help, hints.
+//! What is said about a command line that was not understood, and about how it would be: usage
+//! lines, help, hints.
 
 use clap::{Arg, Command, CommandFactory};
 
@@ -43,19 +44,29 @@ pub(super) fn tree() -> Command {
 
 fn with_usage(command: Command, name: &str) -> Command {
     let line = usage_line(&command, name);
-    command.override_usage(line).help_template("Usage:  {usage}\n\n{about}\n\n{all-args}{after-help}").mut_subcommands(|command| {
-        let name = format!("{name} {}", command.get_name());
-        with_usage(command, &name)
-    })
+    command
+        .override_usage(line)
+        .help_template("Usage:  {usage}\n\n{about}\n\n{all-args}{after-help}")
+        .mut_subcommands(|command| {
+            let name = format!("{name} {}", command.get_name());
+            with_usage(command, &name)
+        })
 }
 
 /// `whelk run [OPTIONS] IMAGE [COMMAND] [ARG...]`
 fn usage_line(command: &Command, name: &str) -> String {
-    let options = if flags_of(command).any(|flag| !flag.is_hide_set()) { " [OPTIONS]" } else { "" };
+    let options = if flags_of(command).any(|flag| !flag.is_hide_set()) {
+        " [OPTIONS]"
+    } else {
+        ""
+    };
     if command.has_subcommands() {
         return format!("{name}{options} COMMAND");
     }
-    let arguments: String = command.get_positionals().map(|argument| format!(" {}", argument_text(argument))).collect();
+    let arguments: String = command
+        .get_positionals()
+        .map(|argument| format!(" {}", argument_text(argument)))
+        .collect();
     format!("{name}{options}{arguments}")
 }
 
@@ -88,19 +99,29 @@ pub(super) fn path_of(tree: &Command, words: &[String]) -> Vec<String> {
 }
 
 fn find<'t>(tree: &'t Command, path: &[String]) -> Option<&'t Command> {
-    path.iter().try_fold(tree, |command, name| command.find_subcommand(name))
+    path.iter()
+        .try_fold(tree, |command, name| command.find_subcommand(name))
 }
 
 /// Prints the help of a command.
 pub(super) fn help(tree: &Command, path: &[String], deprecated_shorthand: bool) -> Outcome {
     let Some(command) = find(tree, path) else {
-        return Err(Failure::new(format!("whelk: unknown help topic: {}", path.join(" "))));
+        return Err(Failure::new(format!(
+            "whelk: unknown help topic: {}",
+            path.join(" ")
+        )));
     };
     if deprecated_shorthand {
         eprintln!("Flag shorthand -h has been deprecated, use --help");
     }
     // What a usage line says of an argument need not be said again.
-    let told = |argument: Arg| if argument.is_positional() && argument.get_help().is_none() { argument.hide(true) } else { argument };
+    let told = |argument: Arg| {
+        if argument.is_positional() && argument.get_help().is_none() {
+            argument.hide(true)
+        } else {
+            argument
+        }
+    };
     let text = command.clone().mut_args(told).render_help().to_string();
     std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?;
     Ok(0)
@@ -108,7 +129,10 @@ pub(super) fn help(tree: &Command, path: &[String], deprecated_shorthand: bool) 
 
 /// `whelk`, and the names of a command.
 fn program(path: &[String]) -> String {
-    std::iter::once("whelk").chain(path.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
+    std::iter::once("whelk")
+        .chain(path.iter().map(String::as_str))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn run_help(path: &[String]) -> String {
@@ -117,7 +141,9 @@ fn run_help(path: &[String]) -> String {
 
 /// The usage line of a command, and where there is more.
 fn hint(tree: &Command, path: &[String]) -> String {
-    let line = find(tree, path).map(|command| usage_line(command, &program(path))).unwrap_or_default();
+    let line = find(tree, path)
+        .map(|command| usage_line(command, &program(path)))
+        .unwrap_or_default();
     format!("Usage:  {line}\n\n{}", run_help(path))
 }
 
@@ -125,31 +151,57 @@ fn hint(tree: &Command, path: &[String]) -> String {
 pub(super) fn explain(tree: &Command, mistake: Mistake) -> Failure {
     let Mistake { path, kind } = mistake;
     let name = match kind {
-        Kind::Flag(text) => return Failure::with_code(USAGE, format!("{text}\n\n{}", hint(tree, &path))),
-        Kind::Count(text) => return Failure::new(format!("whelk: '{}' {text}\n\n{}", program(&path), hint(tree, &path))),
+        Kind::Flag(text) => {
+            return Failure::with_code(USAGE, format!("{text}\n\n{}", hint(tree, &path)));
+        }
+        Kind::Count(text) => {
+            return Failure::new(format!(
+                "whelk: '{}' {text}\n\n{}",
+                program(&path),
+                hint(tree, &path)
+            ));
+        }
         Kind::UnknownCommand(name) => name,
     };
     if NOT_YET.contains(&name.as_str()) {
-        let command = path.iter().chain([&name]).map(String::as_str).collect::<Vec<_>>().join(" ");
-        let hint = if matches!(name.as_str(), "pull" | "push" | "login") { "; images come in by load and import" } else { "" };
-        return Failure::new(format!("whelk: {command}: not available in this version of whelk{hint}"));
+        let command = path
+            .iter()
+            .chain([&name])
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(" ");
+        let hint = if matches!(name.as_str(), "pull" | "push" | "login") {
+            "; images come in by load and import"
+        } else {
+            ""
+        };
+        return Failure::new(format!(
+            "whelk: {command}: not available in this version of whelk{hint}"
+        ));
     }
-    let hint = if path.is_empty() { run_help(&path) } else { hint(tree, &path) };
-    Failure::new(format!("whelk: unknown command: {} {name}\n\n{hint}", program(&path)))
+    let hint = if path.is_empty() {
+        run_help(&path)
+    } else {
+        hint(tree, &path)
+    };
+    Failure::new(format!(
+        "whelk: unknown command: {} {name}\n\n{hint}",
+        program(&path)
+    ))
 }
 
-/// A failure with the hint that Docker adds: to values of flags that make no sense, and to whatever keeps `run` or the
-/// settings of `create` from being carried out.
+/// A failure with the hint that Docker adds: to values of flags that make no sense, and to whatever
+/// keeps `run` or the settings of `create` from being carried out.
 pub(super) fn with_trailer(tree: &Command, path: &[String], failure: Failure) -> Failure {
     let Failure { text, code } = failure;
     let last = path.last().map(String::as_str);
-    let makes_container =
-        matches!(path, [name] | [_, name] if (path.len() == 1 || path[0] == "container") && matches!(name.as_str(), "run" | "create"));
+    let makes_container = matches!(path, [name] | [_, name] if (path.len() == 1 || path[0] == "container") && matches!(name.as_str(), "run" | "create"));
     let text = if text.is_empty() {
         text
     } else if code == USAGE && text.starts_with("invalid argument ") {
         format!("{text}\n\n{}", hint(tree, path))
-    } else if makes_container && (code == USAGE || last == Some("run") && matches!(code, 126 | 127)) {
+    } else if makes_container && (code == USAGE || last == Some("run") && matches!(code, 126 | 127))
+    {
         let text = text.strip_prefix("whelk: ").unwrap_or(&text);
         format!("whelk: {text}\n\n{}", run_help(&path[path.len() - 1..]))
     } else {
@@ -167,7 +219,10 @@ mod tests {
         let tree = tree();
         for (path, line) in [
             ("run", "whelk run [OPTIONS] IMAGE [COMMAND] [ARG...]"),
-            ("container exec", "whelk container exec [OPTIONS] CONTAINER COMMAND [ARG...]"),
+            (
+                "container exec",
+                "whelk container exec [OPTIONS] CONTAINER COMMAND [ARG...]",
+            ),
             ("top", "whelk top CONTAINER [ps OPTIONS]"),
             ("stop", "whelk stop [OPTIONS] CONTAINER [CONTAINER...]"),
             ("ps", "whelk ps [OPTIONS]"),
@@ -179,16 +234,27 @@ mod tests {
             let path: Vec<String> = path.split(' ').map(str::to_owned).collect();
             let command = find(&tree, &path).unwrap();
             assert_eq!(usage_line(command, &program(&path)), line);
-            assert!(command.clone().render_help().to_string().starts_with(&format!("Usage:  {line}\n\n")));
+            assert!(
+                command
+                    .clone()
+                    .render_help()
+                    .to_string()
+                    .starts_with(&format!("Usage:  {line}\n\n"))
+            );
         }
     }
 
     #[test]
     fn hints_behind_failures() {
         let path = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let text = |command: &str, code: u8, text: &str| with_trailer(&tree(), &path(command), Failure::with_code(code, text)).text;
+        let text = |command: &str, code: u8, text: &str| {
+            with_trailer(&tree(), &path(command), Failure::with_code(code, text)).text
+        };
         let run = "\n\nRun 'whelk run --help' for more information";
-        assert_eq!(text("container run", 125, "whelk: x"), format!("whelk: x{run}"));
+        assert_eq!(
+            text("container run", 125, "whelk: x"),
+            format!("whelk: x{run}")
+        );
         assert_eq!(text("run", 125, "x"), format!("whelk: x{run}"));
         assert_eq!(text("run", 127, "whelk: x"), format!("whelk: x{run}"));
         assert_eq!(text("run", 1, "x"), "x");

@@ -14,7 +14,10 @@ use crate::format::units::size;
 use crate::{Failure, Outcome, terminal};
 
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "one value in the life of the process")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value in the life of the process"
+)]
 pub(crate) enum VolumeCommand {
     /// Copy a volume into a new one
     Clone(CloneArgs),
@@ -49,19 +52,37 @@ pub(crate) enum VolumeCommand {
 pub(crate) async fn volume(client: &Client, command: VolumeCommand) -> Outcome {
     match command {
         VolumeCommand::Clone(args) => {
-            let ClonedArgs { label, pause, volume } = args.cloned;
+            let ClonedArgs {
+                label,
+                pause,
+                volume,
+            } = args.cloned;
             copy(client, "clone", &volume, &args.name, &label, pause).await
         }
         VolumeCommand::Create(args) => create(client, args).await,
         VolumeCommand::Export(args) => export(client, args).await,
         VolumeCommand::Import(args) => import(client, args).await,
         VolumeCommand::Snapshot(args) => {
-            let ClonedArgs { label, pause, volume } = args.cloned;
-            let name = args.name.unwrap_or_else(|| format!("{volume}-{}", jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S.%3f")));
+            let ClonedArgs {
+                label,
+                pause,
+                volume,
+            } = args.cloned;
+            let name = args.name.unwrap_or_else(|| {
+                format!(
+                    "{volume}-{}",
+                    jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S.%3f")
+                )
+            });
             copy(client, "snapshot", &volume, &name, &label, pause).await
         }
         VolumeCommand::Inspect(args) => {
-            let what = Inspection { format: args.format, names: args.names, kind: Some("volume".into()), ..Inspection::default() };
+            let what = Inspection {
+                format: args.format,
+                names: args.names,
+                kind: Some("volume".into()),
+                ..Inspection::default()
+            };
             inspect(client, what).await
         }
         VolumeCommand::Ls(args) => ls(client, args).await,
@@ -147,7 +168,9 @@ impl ClusterArgs {
 async fn create(client: &Client, args: CreateArgs) -> Outcome {
     args.cluster.check()?;
     if args.name.is_some() && args.volume.is_some() {
-        return Err(Failure::new("conflicting options: cannot specify a volume-name through both --name and as a positional arg"));
+        return Err(Failure::new(
+            "conflicting options: cannot specify a volume-name through both --name and as a positional arg",
+        ));
     }
     let body = json!({
         "Name": args.volume.or(args.name).unwrap_or_default(), "Driver": args.driver, "DriverOpts": key_values(&args.opt)?,
@@ -187,9 +210,18 @@ pub(crate) struct SnapshotArgs {
     name: Option<String>,
 }
 
-async fn copy(client: &Client, how: &str, source: &str, name: &str, labels: &[String], pause: bool) -> Outcome {
+async fn copy(
+    client: &Client,
+    how: &str,
+    source: &str,
+    name: &str,
+    labels: &[String],
+    pause: bool,
+) -> Outcome {
     let body = json!({"Name": name, "Labels": labels_of(labels, "--label")?, "Pause": pause});
-    let made = client.post(&format!("/volumes/{}/{how}", escape(source)), Some(&body)).await?;
+    let made = client
+        .post(&format!("/volumes/{}/{how}", escape(source)), Some(&body))
+        .await?;
     println!("{}", made["Name"].as_str().unwrap_or_default());
     Ok(0)
 }
@@ -205,9 +237,18 @@ pub(crate) struct ExportArgs {
 
 async fn export(client: &Client, args: ExportArgs) -> Outcome {
     if args.output.is_none() && terminal::stdout_is_terminal() {
-        return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
+        return Err(Failure::new(
+            "cowardly refusing to save to a terminal. Use the -o flag or redirect",
+        ));
     }
-    let response = client.send(hyper::Method::GET, &format!("/volumes/{}/export", escape(&args.volume)), &[], no_body()).await?;
+    let response = client
+        .send(
+            hyper::Method::GET,
+            &format!("/volumes/{}/export", escape(&args.volume)),
+            &[],
+            no_body(),
+        )
+        .await?;
     write_body(response, args.output.as_deref()).await?;
     Ok(0)
 }
@@ -223,12 +264,23 @@ pub(crate) struct ImportArgs {
 
 async fn import(client: &Client, args: ImportArgs) -> Outcome {
     let body = match args.file.as_str() {
-        "-" if terminal::stdin_is_terminal() => return Err(Failure::new("requested import from stdin, but stdin is empty")),
+        "-" if terminal::stdin_is_terminal() => {
+            return Err(Failure::new(
+                "requested import from stdin, but stdin is empty",
+            ));
+        }
         "-" => reader_body(std::io::stdin()),
         path => file_body(path)?,
     };
     let path = format!("/volumes/{}/import", escape(&args.volume));
-    client.send(hyper::Method::POST, &path, &[("content-type", "application/x-tar")], body).await?;
+    client
+        .send(
+            hyper::Method::POST,
+            &path,
+            &[("content-type", "application/x-tar")],
+            body,
+        )
+        .await?;
     println!("{}", args.volume);
     Ok(0)
 }
@@ -278,7 +330,12 @@ const TABLE: Table = Table {
 
 async fn ls(client: &Client, args: LsArgs) -> Outcome {
     not_available(&[("--cluster", args.cluster)], "volumes of a swarm are")?;
-    let volumes = client.get(&format!("/volumes{}", query(&[("filters", &filters(&args.filter)?)]))).await?;
+    let volumes = client
+        .get(&format!(
+            "/volumes{}",
+            query(&[("filters", &filters(&args.filter)?)])
+        ))
+        .await?;
     let row = |volume: &Value| {
         let labels = volume["Labels"].as_object().cloned().unwrap_or_default();
         let fields = json!({
@@ -287,7 +344,11 @@ async fn ls(client: &Client, args: LsArgs) -> Outcome {
         });
         fields.as_object().cloned().unwrap_or_default()
     };
-    let mut volumes: Vec<&Value> = volumes["Volumes"].as_array().into_iter().flatten().collect();
+    let mut volumes: Vec<&Value> = volumes["Volumes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .collect();
     volumes.sort_by(|one, other| natural(one["Name"].as_str(), other["Name"].as_str()));
     let rows = volumes.into_iter().map(row).collect();
     TABLE.print(&args.format, args.quiet, "{{.Driver}}\t{{.Name}}", rows)?;
@@ -308,7 +369,11 @@ pub(crate) struct PruneArgs {
 }
 
 async fn prune(client: &Client, args: PruneArgs) -> Outcome {
-    let what = if args.all { "all local volumes" } else { "anonymous local volumes" };
+    let what = if args.all {
+        "all local volumes"
+    } else {
+        "anonymous local volumes"
+    };
     if !args.force && !confirmed(&format!("{what} not used by at least one container")) {
         return Ok(0);
     }
@@ -316,12 +381,25 @@ async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     if args.all {
         given.push("all=true".into());
     }
-    let answer = client.post(&format!("/volumes/prune{}", query(&[("filters", &filters(&given)?)])), None).await?;
-    let deleted: Vec<&str> = answer["VolumesDeleted"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let answer = client
+        .post(
+            &format!("/volumes/prune{}", query(&[("filters", &filters(&given)?)])),
+            None,
+        )
+        .await?;
+    let deleted: Vec<&str> = answer["VolumesDeleted"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     if !deleted.is_empty() {
         println!("Deleted Volumes:\n{}\n", deleted.join("\n"));
     }
-    println!("Total reclaimed space: {}", size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4));
+    println!(
+        "Total reclaimed space: {}",
+        size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
+    );
     Ok(0)
 }
 
@@ -338,7 +416,9 @@ pub(crate) struct RmArgs {
 async fn rm(client: &Client, args: RmArgs) -> Outcome {
     let query = query(&[("force", if args.force { "1" } else { "" })]);
     for_each(&args.volumes, async |name| {
-        client.delete(&format!("/volumes/{}{query}", escape(name))).await?;
+        client
+            .delete(&format!("/volumes/{}{query}", escape(name)))
+            .await?;
         println!("{name}");
         Ok(())
     })

@@ -13,7 +13,10 @@ pub(crate) fn natural(one: Option<&str>, other: Option<&str>) -> Ordering {
     while let ([first, rest @ ..], [other_first, other_rest @ ..]) = (one, other) {
         let ordering = if first.is_ascii_digit() && other_first.is_ascii_digit() {
             let (number, other_number) = (take_number(&mut one), take_number(&mut other));
-            number.len().cmp(&other_number.len()).then(number.cmp(other_number))
+            number
+                .len()
+                .cmp(&other_number.len())
+                .then(number.cmp(other_number))
         } else {
             (one, other) = (rest, other_rest);
             first.cmp(other_first)
@@ -27,7 +30,10 @@ pub(crate) fn natural(one: Option<&str>, other: Option<&str>) -> Ordering {
 
 /// Takes the digits off the beginning of a text, and returns them without zeros in front.
 fn take_number<'t>(text: &mut &'t [u8]) -> &'t [u8] {
-    let end = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .iter()
+        .position(|byte| !byte.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, rest) = text.split_at(end);
     *text = rest;
     &number[number.iter().take_while(|digit| **digit == b'0').count()..]
@@ -39,10 +45,16 @@ mod tests {
 
     #[test]
     fn numbers_in_names_count() {
-        let ordered = ["", "01", "1", "2", "10", "a", "a0", "a1b", "a1b2", "a1b10", "a2", "a010", "a010b", "b"];
+        let ordered = [
+            "", "01", "1", "2", "10", "a", "a0", "a1b", "a1b2", "a1b10", "a2", "a010", "a010b", "b",
+        ];
         for (index, one) in ordered.iter().enumerate() {
             for (other_index, other) in ordered.iter().enumerate() {
-                assert_eq!(natural(Some(one), Some(other)), index.cmp(&other_index), "{one:?} {other:?}");
+                assert_eq!(
+                    natural(Some(one), Some(other)),
+                    index.cmp(&other_index),
+                    "{one:?} {other:?}"
+                );
             }
         }
     }

@@ -29,35 +29,71 @@ impl Table {
         if matches!(format, "" | "table" | "json") {
             return Ok(());
         }
-        let template = Template::parse(format).map_err(|mistake| mistake.failure(1, "failed to parse template: "))?;
-        let empty = self.columns.iter().map(|&(name, _)| (name.to_owned(), Value::from(""))).collect();
+        let template = Template::parse(format)
+            .map_err(|mistake| mistake.failure(1, "failed to parse template: "))?;
+        let empty = self
+            .columns
+            .iter()
+            .map(|&(name, _)| (name.to_owned(), Value::from("")))
+            .collect();
         let row = Typed::new(self.row, Value::Object(empty));
-        template.execute(&row, Mode::Values).map(drop).map_err(|mistake| mistake.failure(1, "failed to execute template: "))
+        template
+            .execute(&row, Mode::Values)
+            .map(drop)
+            .map_err(|mistake| mistake.failure(1, "failed to execute template: "))
     }
 
     /// Prints rows of fields. `default` is the template for a table.
-    pub(crate) fn print(&self, format: &str, quiet: bool, default: &str, rows: Vec<Map<String, Value>>) -> Outcome<()> {
+    pub(crate) fn print(
+        &self,
+        format: &str,
+        quiet: bool,
+        default: &str,
+        rows: Vec<Map<String, Value>>,
+    ) -> Outcome<()> {
         let format = match format {
             "" | "table" if quiet => format!("{{{{.{}}}}}", self.id),
             "" | "table" => format!("table {default}"),
             "json" => "{{json .}}".to_owned(),
             other => other.to_owned(),
         };
-        let (is_table, text) = format.strip_prefix("table").map_or((false, format.as_str()), |text| (true, text));
+        let (is_table, text) = format
+            .strip_prefix("table")
+            .map_or((false, format.as_str()), |text| (true, text));
         // Typed on a command line, a tab is two characters.
-        let text = text.trim_matches(' ').replace("\\t", "\t").replace("\\n", "\n");
-        let template = Template::parse(&text).map_err(|mistake| mistake.failure(1, "template parsing error: "))?;
+        let text = text
+            .trim_matches(' ')
+            .replace("\\t", "\t")
+            .replace("\\n", "\n");
+        let template = Template::parse(&text)
+            .map_err(|mistake| mistake.failure(1, "template parsing error: "))?;
         let execute = |fields: Map<String, Value>, mode| {
             let row = Typed::new(self.row, Value::Object(fields));
-            template.execute(&row, mode).map_err(|mistake| mistake.failure(1, "template parsing error: "))
+            template
+                .execute(&row, mode)
+                .map_err(|mistake| mistake.failure(1, "template parsing error: "))
         };
-        let lines = rows.into_iter().map(|row| execute(row, Mode::Values)).collect::<Outcome<Vec<_>>>()?;
+        let lines = rows
+            .into_iter()
+            .map(|row| execute(row, Mode::Values))
+            .collect::<Outcome<Vec<_>>>()?;
         if !is_table {
-            print_text(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+            print_text(
+                &lines
+                    .iter()
+                    .map(|line| format!("{line}\n"))
+                    .collect::<String>(),
+            );
             return Ok(());
         }
-        let headings = self.columns.iter().map(|&(name, heading)| (name.to_owned(), Value::from(heading))).collect();
-        let all: Vec<String> = std::iter::once(execute(headings, Mode::Headings)?).chain(lines).collect();
+        let headings = self
+            .columns
+            .iter()
+            .map(|&(name, heading)| (name.to_owned(), Value::from(heading)))
+            .collect();
+        let all: Vec<String> = std::iter::once(execute(headings, Mode::Headings)?)
+            .chain(lines)
+            .collect();
         print_text(&align(&all));
         Ok(())
     }
@@ -69,9 +105,13 @@ pub(crate) fn print_text(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// Lines with tabs as columns. A column is as wide as its widest cell; the last cell of a line is not padded.
+/// Lines with tabs as columns. A column is as wide as its widest cell; the last cell of a line is
+/// not padded.
 pub(crate) fn align(lines: &[String]) -> String {
-    let rows: Vec<Vec<&str>> = lines.iter().map(|line| line.split('\t').collect()).collect();
+    let rows: Vec<Vec<&str>> = lines
+        .iter()
+        .map(|line| line.split('\t').collect())
+        .collect();
     let mut widths: Vec<usize> = Vec::new();
     for row in &rows {
         for (index, cell) in row.iter().enumerate().take(row.len().saturating_sub(1)) {
@@ -102,6 +142,9 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let lines = ["REPOSITORY\tTAG\tID".to_owned(), "b\tlatest\tx".to_owned()];
-        assert_eq!(align(&lines), "REPOSITORY   TAG       ID\nb            latest    x\n");
+        assert_eq!(
+            align(&lines),
+            "REPOSITORY   TAG       ID\nb            latest    x\n"
+        );
     }
 }

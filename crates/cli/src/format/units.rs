@@ -26,14 +26,30 @@ pub(crate) fn binary_size(bytes: u64) -> String {
 
 /// At most so many letters; a longer text ends in `…`.
 pub(crate) fn ellipsis(text: &str, most: usize) -> String {
-    if text.chars().count() <= most { text.to_owned() } else { text.chars().take(most.saturating_sub(1)).collect::<String>() + "…" }
+    if text.chars().count() <= most {
+        text.to_owned()
+    } else {
+        text.chars()
+            .take(most.saturating_sub(1))
+            .collect::<String>()
+            + "…"
+    }
 }
 
-/// A number with at most so many significant digits, as Go's `%.Ng` writes it for numbers of this size.
+/// A number with at most so many significant digits, as Go's `%.Ng` writes it for numbers of this
+/// size.
 fn significant(value: f64, digits: usize) -> String {
-    let before_point = if value < 1.0 { 1 } else { value.log10().floor() as usize + 1 };
+    let before_point = if value < 1.0 {
+        1
+    } else {
+        value.log10().floor() as usize + 1
+    };
     let text = format!("{value:.*}", digits.saturating_sub(before_point));
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
+    }
 }
 
 /// Bytes from `512`, `64m`, `1.5gb`, in powers of 1024.
@@ -92,26 +108,35 @@ pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     i64::try_from(text.parse::<jiff::SignedDuration>().ok()?.as_nanos()).ok()
 }
 
-/// A moment for `--since` and `--until`: RFC 3339 in many lengths, seconds, or a duration back from now.
+/// A moment for `--since` and `--until`: RFC 3339 in many lengths, seconds, or a duration back from
+/// now.
 pub(crate) fn moment(text: &str) -> Outcome<String> {
     if text.is_empty() || text.parse::<f64>().is_ok() {
         return Ok(text.to_owned());
     }
-    let nanoseconds = |time: jiff::Timestamp| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond());
+    let nanoseconds =
+        |time: jiff::Timestamp| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond());
     if let Some(back) = parse_duration(text) {
         let now = jiff::Timestamp::now().as_nanosecond() - i128::from(back);
-        return jiff::Timestamp::from_nanosecond(now).map(nanoseconds).map_err(|error| Failure::new(error.to_string()));
+        return jiff::Timestamp::from_nanosecond(now)
+            .map(nanoseconds)
+            .map_err(|error| Failure::new(error.to_string()));
     }
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return Ok(nanoseconds(time));
     }
-    let local = text
-        .parse::<jiff::civil::DateTime>()
-        .or_else(|_| text.parse::<jiff::civil::Date>().map(|date| date.to_datetime(jiff::civil::Time::midnight())));
+    let local = text.parse::<jiff::civil::DateTime>().or_else(|_| {
+        text.parse::<jiff::civil::Date>()
+            .map(|date| date.to_datetime(jiff::civil::Time::midnight()))
+    });
     let zoned = local.and_then(|time| time.to_zoned(jiff::tz::TimeZone::system()));
     zoned
         .map(|time| nanoseconds(time.timestamp()))
-        .map_err(|_| Failure::new(format!("failed to parse value as time or duration: {text:?}")))
+        .map_err(|_| {
+            Failure::new(format!(
+                "failed to parse value as time or duration: {text:?}"
+            ))
+        })
 }
 
 #[cfg(test)]
@@ -120,19 +145,33 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (bytes, text) in
-            [(0, "0B"), (999, "999B"), (1000, "1kB"), (1_983_915, "1.984MB"), (123_456_789, "123.5MB"), (1_500_000_000, "1.5GB")]
-        {
+        for (bytes, text) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1_983_915, "1.984MB"),
+            (123_456_789, "123.5MB"),
+            (1_500_000_000, "1.5GB"),
+        ] {
             assert_eq!(size(bytes, 4), text);
         }
         assert_eq!(size(1_983_915, 3), "1.98MB");
-        assert_eq!((binary_size(25_276_063_744).as_str(), binary_size(1023).as_str()), ("23.54GiB", "1023B"));
+        assert_eq!(
+            (
+                binary_size(25_276_063_744).as_str(),
+                binary_size(1023).as_str()
+            ),
+            ("23.54GiB", "1023B")
+        );
         assert_eq!(parse_size("64m").unwrap(), 64 << 20);
         assert_eq!(parse_size("1.5k").unwrap(), 1536);
         assert_eq!(parse_size("10x").unwrap_err().text, "invalid suffix: 'x'");
         assert_eq!(parse_size("abc").unwrap_err().text, "invalid size: 'abc'");
         assert_eq!(parse_size("-1").unwrap_err().text, "invalid size: '-1'");
-        assert_eq!(parse_size("99999999999999999999").unwrap_err().text, "invalid size: '99999999999999999999': too large");
+        assert_eq!(
+            parse_size("99999999999999999999").unwrap_err().text,
+            "invalid size: '99999999999999999999': too large"
+        );
     }
 
     #[test]

@@ -20,7 +20,8 @@ pub struct AttachRequest {
     pub detach_keys: Vec<u8>,
 }
 
-/// A connection to a container's streams: output comes framed (raw with a terminal), input goes as it is.
+/// A connection to a container's streams: output comes framed (raw with a terminal), input goes as
+/// it is.
 #[derive(Debug)]
 pub struct Attached {
     pub stream: UnixStream,
@@ -34,11 +35,19 @@ const MOST_WAITING: usize = 40;
 pub(super) fn has_left(stream: &OwnedFd) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut asked = [PollFd::new(stream, PollFlags::empty())];
-    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
+    poll(
+        &mut asked,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )
+    .is_ok_and(|count| count > 0)
 }
 
 impl Containers {
-    /// Attaches to a container that runs, or that will be started: then the connection waits for that.
+    /// Attaches to a container that runs, or that will be started: then the connection waits for
+    /// that.
     pub async fn attach(&self, name: &str, request: AttachRequest) -> Result<Attached> {
         let container = self.find(name)?;
         let (open_stdin, tty) = {
@@ -52,25 +61,49 @@ impl Containers {
             detach_keys: request.detach_keys,
             raw: None,
         };
-        // A start that is under way has taken its clients with it already: it is waited for. None begins meanwhile.
-        let operation = if container.status().is_running() { None } else { Some(container.operation.lock().await) };
+        // A start that is under way has taken its clients with it already: it is waited for. None
+        // begins meanwhile.
+        let operation = if container.status().is_running() {
+            None
+        } else {
+            Some(container.operation.lock().await)
+        };
         let stream = match container.status() {
-            Status::Paused => return Err(Error::conflict(format!("container {} is paused, unpause the container before attach", name))),
-            Status::Removing | Status::Dead => return Err(Error::conflict(format!("container {} is being removed", container.id))),
+            Status::Paused => {
+                return Err(Error::conflict(format!(
+                    "container {} is paused, unpause the container before attach",
+                    name
+                )));
+            }
+            Status::Removing | Status::Dead => {
+                return Err(Error::conflict(format!(
+                    "container {} is being removed",
+                    container.id
+                )));
+            }
             Status::Running => {
                 drop(operation);
-                let (reply, stream) = ask(&self.instance, &container.id, &Request::Attach(attach)).await?;
+                let (reply, stream) =
+                    ask(&self.instance, &container.id, &Request::Attach(attach)).await?;
                 expect_done(reply, "attach")?;
                 stream
             }
             Status::Created | Status::Exited | Status::Restarting => {
-                let fail = |error: std::io::Error| Error::internal(format!("attach: {}", whelk_sys::errno_text(&error)));
+                let fail = |error: std::io::Error| {
+                    Error::internal(format!("attach: {}", whelk_sys::errno_text(&error)))
+                };
                 let (ours, theirs) = UnixStream::pair().map_err(fail)?;
                 let theirs = OwnedFd::from(theirs.into_std().map_err(fail)?);
-                let mut waiting = container.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut waiting = container
+                    .waiting
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 waiting.retain(|(_, stream)| !has_left(stream));
                 if waiting.len() >= MOST_WAITING {
-                    return Err(Error::conflict(format!("container {}: {MOST_WAITING} clients wait for it already", container.id)));
+                    return Err(Error::conflict(format!(
+                        "container {}: {MOST_WAITING} clients wait for it already",
+                        container.id
+                    )));
                 }
                 waiting.push((attach, theirs));
                 ours

@@ -39,17 +39,36 @@ impl Containers {
     /// # Errors
     /// Settings that make no sense, an image that is not here, a name that is taken.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
-        let CreateRequest { name, platform, mut config, mut host, networks } = request;
-        let wanted_name = if name.is_empty() { None } else { Some(validate::name(&name)?.to_owned()) };
-        let pinned = if config.image.is_empty() { None } else { Some(self.images.pin(&config.image)?) };
+        let CreateRequest {
+            name,
+            platform,
+            mut config,
+            mut host,
+            networks,
+        } = request;
+        let wanted_name = if name.is_empty() {
+            None
+        } else {
+            Some(validate::name(&name)?.to_owned())
+        };
+        let pinned = if config.image.is_empty() {
+            None
+        } else {
+            Some(self.images.pin(&config.image)?)
+        };
         let image = pinned.as_ref().map(|(image, _)| image);
         crate::networks::check_exposed(&config, &host)?;
         if let Some(image) = image {
-            let wanted = if platform.is_empty() { None } else { Some(platform.parse::<Platform>()?) };
+            let wanted = if platform.is_empty() {
+                None
+            } else {
+                Some(platform.parse::<Platform>()?)
+            };
             image.check_platform(wanted.as_ref(), &config.image)?;
             inherit(&mut config, &image.config);
         }
-        // How clients take the image's entrypoint away, and what they send where nothing is to be mounted.
+        // How clients take the image's entrypoint away, and what they send where nothing is to be
+        // mounted.
         config.entrypoint.take_if(|entrypoint| *entrypoint == [""]);
         config.volumes.take_if(|volumes| volumes.is_empty());
         if crate::spec::command(&config).next().is_none() {
@@ -87,24 +106,42 @@ impl Containers {
 
     /// The host name of a new container: who shares a network shares the name in it.
     fn hostname(&self, config: &Config, host: &HostConfig, id: &str) -> String {
-        match host.network_mode.strip_prefix("container:").and_then(|donor| self.find(donor).ok()) {
+        match host
+            .network_mode
+            .strip_prefix("container:")
+            .and_then(|donor| self.find(donor).ok())
+        {
             Some(donor) => donor.record().config.hostname.clone(),
             None if host.network_mode == "host" && config.hostname.is_empty() => {
-                rustix::system::uname().nodename().to_string_lossy().into_owned()
+                rustix::system::uname()
+                    .nodename()
+                    .to_string_lossy()
+                    .into_owned()
             }
             None => crate::spec::hostname(config, id),
         }
     }
 
     /// Gives a container its name, its files and its place in the store.
-    async fn settle_in(self: &Arc<Self>, record: &mut Record, wanted_name: Option<String>) -> Result<()> {
+    async fn settle_in(
+        self: &Arc<Self>,
+        record: &mut Record,
+        wanted_name: Option<String>,
+    ) -> Result<()> {
         self.reserve_name(record, wanted_name)?;
         let mut made = self.make_files(&record.id);
         if made.is_ok() {
-            made = self.fill_volumes(record).await.and_then(|()| self.store.insert_container(record));
+            made = self
+                .fill_volumes(record)
+                .await
+                .and_then(|()| self.store.insert_container(record));
         }
         if made.is_err() {
-            self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner).by_name.remove(&record.name);
+            self.index
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .by_name
+                .remove(&record.name);
             let _ = fs::remove_tree(self.instance.container_dir(&record.id));
         }
         made
@@ -112,7 +149,10 @@ impl Containers {
 
     /// Takes a name for the container, so that nobody else can meanwhile.
     fn reserve_name(&self, record: &mut Record, wanted: Option<String>) -> Result<()> {
-        let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut index = self
+            .index
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         record.name = match wanted {
             Some(name) => match index.by_name.get(&name) {
                 Some(owner) => return Err(name_taken(&name, owner)),
@@ -157,19 +197,30 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
     let mut env = config.env.take().unwrap_or_default();
     let name_of = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut names: HashSet<String> = env.iter().map(|entry| name_of(entry)).collect();
-    env.extend(image.env.iter().filter(|entry| names.insert(name_of(entry))).cloned());
+    env.extend(
+        image
+            .env
+            .iter()
+            .filter(|entry| names.insert(name_of(entry)))
+            .cloned(),
+    );
     config.env = Some(env).filter(|env| !env.is_empty());
-    // An entrypoint given here replaces the image's together with its arguments; an empty one only the entrypoint.
+    // An entrypoint given here replaces the image's together with its arguments; an empty one only
+    // the entrypoint.
     if config.entrypoint.as_ref().is_none_or(Vec::is_empty) {
         if config.cmd.as_ref().is_none_or(Vec::is_empty) {
             config.cmd = Some(image.cmd.clone()).filter(|cmd| !cmd.is_empty());
         }
         if config.entrypoint.is_none() {
-            config.entrypoint = Some(image.entrypoint.clone()).filter(|entrypoint| !entrypoint.is_empty());
+            config.entrypoint =
+                Some(image.entrypoint.clone()).filter(|entrypoint| !entrypoint.is_empty());
         }
     }
     for (key, value) in &image.labels {
-        config.labels.entry(key.clone()).or_insert_with(|| value.clone());
+        config
+            .labels
+            .entry(key.clone())
+            .or_insert_with(|| value.clone());
     }
     let ports: BTreeMap<_, _> = image.exposed_ports.clone();
     for (port, value) in ports {

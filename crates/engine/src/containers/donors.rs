@@ -31,29 +31,49 @@ impl Containers {
     /// Replaces the names of donors by their ids: what they are called later does not matter.
     ///
     /// # Errors
-    /// There is no such container. Not as "not found": clients take that for a missing image, and pull it.
+    /// There is no such container. Not as "not found": clients take that for a missing image, and
+    /// pull it.
     pub(super) fn resolve_donors(&self, host: &mut HostConfig) -> Result<()> {
-        for (shared, mode) in
-            [(Shared::Network, &mut host.network_mode), (Shared::Pid, &mut host.pid_mode), (Shared::Ipc, &mut host.ipc_mode)]
-        {
-            let Some(name) = mode.strip_prefix(PREFIX) else { continue };
-            let donor = self.find(name).map_err(|error| Error::invalid(error.to_string()));
+        for (shared, mode) in [
+            (Shared::Network, &mut host.network_mode),
+            (Shared::Pid, &mut host.pid_mode),
+            (Shared::Ipc, &mut host.ipc_mode),
+        ] {
+            let Some(name) = mode.strip_prefix(PREFIX) else {
+                continue;
+            };
+            let donor = self
+                .find(name)
+                .map_err(|error| Error::invalid(error.to_string()));
             // Docker looks for this one at the start only, and says there what it was about to do.
-            let donor = if shared == Shared::Network { donor.map_err(|error| shared.failed(error)) } else { donor };
+            let donor = if shared == Shared::Network {
+                donor.map_err(|error| shared.failed(error))
+            } else {
+                donor
+            };
             *mode = format!("{PREFIX}{}", donor?.id);
         }
         Ok(())
     }
 
-    /// Where the files of names are that a container mounts: in another's network it is known by that one's names.
+    /// Where the files of names are that a container mounts: in another's network it is known by
+    /// that one's names.
     pub(super) fn names_dir(&self, record: &Record) -> Result<PathBuf> {
-        let owner = record.host.network_mode.strip_prefix(PREFIX).map(|name| self.owner_of_network(name)).transpose()?;
-        Ok(self.instance.container_dir(owner.as_ref().map_or(&record.id, |owner| &owner.id)))
+        let owner = record
+            .host
+            .network_mode
+            .strip_prefix(PREFIX)
+            .map(|name| self.owner_of_network(name))
+            .transpose()?;
+        Ok(self
+            .instance
+            .container_dir(owner.as_ref().map_or(&record.id, |owner| &owner.id)))
     }
 
     /// The container whose network the one called `name` is in: itself, unless it shares another's.
     pub(super) fn owner_of_network(&self, name: &str) -> Result<Arc<Container>> {
-        /// Modes name containers by id, and those are older. Records of earlier versions have names, which may have changed.
+        /// Modes name containers by id, and those are older. Records of earlier versions have
+        /// names, which may have changed.
         const MOST: usize = 32;
         let mut name = name.to_owned();
         for _ in 0..MOST {
@@ -63,7 +83,9 @@ impl Containers {
                 None => return Ok(found.clone()),
             }
         }
-        Err(Error::invalid(format!("container {name} shares a network that has no owner")))
+        Err(Error::invalid(format!(
+            "container {name} shares a network that has no owner"
+        )))
     }
 
     /// The first process of the container that a mode names, if it names one.
@@ -71,8 +93,12 @@ impl Containers {
     /// # Errors
     /// The container is gone, does not run, or does not share this namespace.
     pub(super) fn donor(&self, shared: Shared, mode: &str) -> Result<Option<i32>> {
-        let Some(name) = mode.strip_prefix(PREFIX) else { return Ok(None) };
-        let donor = self.find(name).map_err(|error| shared.failed(Error::internal(error.to_string())))?;
+        let Some(name) = mode.strip_prefix(PREFIX) else {
+            return Ok(None);
+        };
+        let donor = self
+            .find(name)
+            .map_err(|error| shared.failed(Error::internal(error.to_string())))?;
         let record = donor.record();
         if !record.state.status.is_running() {
             let stopped = format!("container {} is not running", donor.id);

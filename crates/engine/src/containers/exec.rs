@@ -69,7 +69,8 @@ impl Exec {
 
     /// Waits until the engine knows how it ended, or that nobody waits for that any more.
     pub async fn ended(&self) {
-        self.wait_for(|state| !state.running || state.detached).await;
+        self.wait_for(|state| !state.running || state.detached)
+            .await;
     }
 
     async fn wait_for(&self, is_so: impl Fn(&ExecState) -> bool) -> ExecState {
@@ -92,7 +93,9 @@ impl Exec {
             .cmd
             .as_deref()
             .and_then(<[String]>::split_first)
-            .map_or((String::new(), String::new()), |(first, rest)| (first.clone(), rest.join(" ")));
+            .map_or((String::new(), String::new()), |(first, rest)| {
+                (first.clone(), rest.join(" "))
+            });
         // One space even without arguments: that is how Docker writes it.
         format!("{command} {arguments}")
     }
@@ -119,7 +122,9 @@ impl Containers {
         check_can_exec(&container, name)?;
         for entry in config.env.iter().flatten() {
             if entry.is_empty() || entry.starts_with('=') {
-                return Err(Error::invalid(format!("invalid environment variable: {entry}")));
+                return Err(Error::invalid(format!(
+                    "invalid environment variable: {entry}"
+                )));
             }
         }
         check_user(&container, &config.user).await?;
@@ -130,10 +135,18 @@ impl Containers {
             state: Mutex::default(),
             changed: tokio::sync::Notify::new(),
         });
-        self.publish(&container, &format!("exec_create: {}", exec.command_line()), &[("execID", exec.id.clone())]);
+        self.publish(
+            &container,
+            &format!("exec_create: {}", exec.command_line()),
+            &[("execID", exec.id.clone())],
+        );
         let id = exec.id.clone();
         let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
-        execs.retain(|_, exec| exec.state().ended_at.is_none_or(|at| at.elapsed() < REMEMBERED));
+        execs.retain(|_, exec| {
+            exec.state()
+                .ended_at
+                .is_none_or(|at| at.elapsed() < REMEMBERED)
+        });
         execs.insert(id.clone(), exec);
         Ok(id)
     }
@@ -157,7 +170,11 @@ impl Containers {
         check_can_exec(&container, &container.id)?;
         let mut state = exec.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.started {
-            let what = if state.running { "is already running" } else { "has already run" };
+            let what = if state.running {
+                "is already running"
+            } else {
+                "has already run"
+            };
             return Err(Error::conflict(format!("exec command {id} {what}")));
         }
         state.started = true;
@@ -166,14 +183,19 @@ impl Containers {
         Ok(exec)
     }
 
-    /// Starts an exec that was claimed. Returns the connection to its streams, unless it is detached.
+    /// Starts an exec that was claimed. Returns the connection to its streams, unless it is
+    /// detached.
     ///
     /// # Errors
     /// What kept its program from running.
     pub async fn exec_start(&self, exec: &Exec, start: ExecStart) -> Result<Option<UnixStream>> {
         let outcome = match self.find(&exec.container) {
             Ok(container) => {
-                self.publish(&container, &format!("exec_start: {}", exec.command_line()), &[("execID", exec.id.clone())]);
+                self.publish(
+                    &container,
+                    &format!("exec_start: {}", exec.command_line()),
+                    &[("execID", exec.id.clone())],
+                );
                 self.run_exec(exec, &container, start).await
             }
             Err(error) => Err((error, NOT_STARTED)),
@@ -196,12 +218,24 @@ impl Containers {
     ) -> std::result::Result<Option<UnixStream>, (Error, i32)> {
         // Docker's runtime looks at it, so that it is told where the program's output would be.
         if !exec.config.working_dir.is_empty() && !exec.config.working_dir.starts_with('/') {
-            return Err((Error::internal("OCI runtime exec failed: exec failed: Cwd must be an absolute path"), NOT_STARTED));
+            return Err((
+                Error::internal(
+                    "OCI runtime exec failed: exec failed: Cwd must be an absolute path",
+                ),
+                NOT_STARTED,
+            ));
         }
-        let request = self.exec_request(exec, container, &start).map_err(|error| (error, NOT_STARTED))?;
+        let request = self
+            .exec_request(exec, container, &start)
+            .map_err(|error| (error, NOT_STARTED))?;
         let detached = request.attach.is_none();
-        let (reply, stream) =
-            ask_patiently(&self.instance, &container.id, &Request::Exec(Box::new(request))).await.map_err(|error| (error, NOT_STARTED))?;
+        let (reply, stream) = ask_patiently(
+            &self.instance,
+            &container.id,
+            &Request::Exec(Box::new(request)),
+        )
+        .await
+        .map_err(|error| (error, NOT_STARTED))?;
         match reply {
             Reply::Started { pid } => {
                 exec.change(|state| state.pid = pid);
@@ -212,20 +246,34 @@ impl Containers {
         }
     }
 
-    fn exec_request(&self, exec: &Exec, container: &Container, start: &ExecStart) -> Result<protocol::Exec> {
+    fn exec_request(
+        &self,
+        exec: &Exec,
+        container: &Container,
+        start: &ExecStart,
+    ) -> Result<protocol::Exec> {
         let config = &exec.config;
         let record = container.record().clone();
         let host = &record.host;
         let mut capable = host.clone();
         capable.privileged |= config.privileged;
-        // The filter stays the container's: capabilities may grow with --privileged, the calls it may make do not.
+        // The filter stays the container's: capabilities may grow with --privileged, the calls it
+        // may make do not.
         let filter = self.filter(host, &security::capabilities(host)?)?;
         let options = security::Options::parse(host)?;
-        let container_config = crate::model::Config { tty: config.tty, ..record.config.clone() };
-        let size = start.console_size.or(config.console_size).filter(|size| *size != [0, 0]);
+        let container_config = crate::model::Config {
+            tty: config.tty,
+            ..record.config.clone()
+        };
+        let size = start
+            .console_size
+            .or(config.console_size)
+            .filter(|size| *size != [0, 0]);
         let process = Process {
             terminal: config.tty,
-            console_size: size.filter(|_| config.tty).map(|[height, width]| ConsoleSize { height, width }),
+            console_size: size
+                .filter(|_| config.tty)
+                .map(|[height, width]| ConsoleSize { height, width }),
             args: config.cmd.clone().unwrap_or_default(),
             env: spec::environment(
                 &container_config,
@@ -255,11 +303,18 @@ impl Containers {
             detach_keys: start.detach_keys.clone(),
             raw: Some(start.tty),
         });
-        let user = if config.user.is_empty() { record.config.user.clone() } else { config.user.clone() };
+        let user = if config.user.is_empty() {
+            record.config.user.clone()
+        } else {
+            config.user.clone()
+        };
         Ok(protocol::Exec {
             id: exec.id.clone(),
             process,
-            user: UserRequest { user, groups: host.group_add.clone().unwrap_or_default() },
+            user: UserRequest {
+                user,
+                groups: host.group_add.clone().unwrap_or_default(),
+            },
             filter,
             stdin: config.attach_stdin && attach.is_some(),
             attach,
@@ -281,7 +336,17 @@ impl Containers {
         if !state.running {
             return Err(gone());
         }
-        let reply = ask(&self.instance, &exec.container, &Request::Resize { exec: Some(exec.id.clone()), height, width }).await?.0;
+        let reply = ask(
+            &self.instance,
+            &exec.container,
+            &Request::Resize {
+                exec: Some(exec.id.clone()),
+                height,
+                width,
+            },
+        )
+        .await?
+        .0;
         match reply {
             // It ended meanwhile.
             Reply::Failed(whelk_runtime::Error::State(_)) => Err(gone()),
@@ -310,10 +375,18 @@ impl Containers {
                 state.ended_at = Some(Instant::now());
             });
         }
-        self.publish(container, "exec_die", &[("execID", id.to_owned()), ("exitCode", exit.code.to_string())]);
+        self.publish(
+            container,
+            "exec_die",
+            &[
+                ("execID", id.to_owned()),
+                ("exitCode", exit.code.to_string()),
+            ],
+        );
     }
 
-    /// The container's end is the end of all its execs. Those that nobody has started can never be: they are forgotten.
+    /// The container's end is the end of all its execs. Those that nobody has started can never be:
+    /// they are forgotten.
     pub(super) fn execs_of_ended(&self, container: &Container) {
         const KILLED: i32 = 137;
         let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -329,12 +402,21 @@ impl Containers {
 
     pub(super) fn running_execs(&self, container: &str) -> Vec<String> {
         let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
-        execs.values().filter(|exec| exec.container == container && exec.state().running).map(|exec| exec.id.clone()).collect()
+        execs
+            .values()
+            .filter(|exec| exec.container == container && exec.state().running)
+            .map(|exec| exec.id.clone())
+            .collect()
     }
 
     /// Knows an exec again that an earlier engine started.
     pub(super) fn adopt_exec(&self, container: &str, id: &str, pid: i32) {
-        let state = ExecState { started: true, running: true, pid, ..ExecState::default() };
+        let state = ExecState {
+            started: true,
+            running: true,
+            pid,
+            ..ExecState::default()
+        };
         let exec = Exec {
             id: id.to_owned(),
             container: container.to_owned(),
@@ -342,7 +424,11 @@ impl Containers {
             state: Mutex::new(state),
             changed: tokio::sync::Notify::new(),
         };
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner).entry(id.to_owned()).or_insert_with(|| Arc::new(exec));
+        self.execs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(id.to_owned())
+            .or_insert_with(|| Arc::new(exec));
     }
 }
 
@@ -352,21 +438,43 @@ async fn check_user(container: &Container, user: &str) -> Result<()> {
         return Ok(());
     }
     use rustix::fs::{Mode, OFlags, open};
-    let root = open(format!("/proc/{}/root", container.running_pid()?), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let root = root.map_err(|error| Error::internal(format!("open the root of container {}: {error}", container.id)))?;
-    let request = UserRequest { user: user.to_owned(), groups: Vec::new() };
-    let resolved = container.look(move || whelk_runtime::user::resolve(&root, &request)).await?;
-    resolved.map(drop).map_err(|error| Error::invalid(error.to_string()))
+    let root = open(
+        format!("/proc/{}/root", container.running_pid()?),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let root = root.map_err(|error| {
+        Error::internal(format!(
+            "open the root of container {}: {error}",
+            container.id
+        ))
+    })?;
+    let request = UserRequest {
+        user: user.to_owned(),
+        groups: Vec::new(),
+    };
+    let resolved = container
+        .look(move || whelk_runtime::user::resolve(&root, &request))
+        .await?;
+    resolved
+        .map(drop)
+        .map_err(|error| Error::invalid(error.to_string()))
 }
 
 fn check_can_exec(container: &Container, name: &str) -> Result<()> {
     match container.status() {
         Status::Running => Ok(()),
-        Status::Paused => Err(Error::conflict(format!("Container {name} is paused, unpause the container before exec"))),
-        Status::Restarting => {
-            Err(Error::conflict(format!("container {} is restarting, wait until the container is running", container.id)))
-        }
-        _ => Err(Error::conflict(format!("container {} is not running", container.id))),
+        Status::Paused => Err(Error::conflict(format!(
+            "Container {name} is paused, unpause the container before exec"
+        ))),
+        Status::Restarting => Err(Error::conflict(format!(
+            "container {} is restarting, wait until the container is running",
+            container.id
+        ))),
+        _ => Err(Error::conflict(format!(
+            "container {} is not running",
+            container.id
+        ))),
     }
 }
 
@@ -377,14 +485,25 @@ fn explain(error: whelk_runtime::Error) -> (Error, i32) {
     match error {
         Runtime::CommandNotFound(text) => (Error::invalid(format!("{FAILED}: {text}")), 127),
         Runtime::NotExecutable(text) => (
-            Error::invalid(format!("{FAILED}: {text}{}", if text.ends_with("permission denied") { "" } else { ": permission denied" })),
+            Error::invalid(format!(
+                "{FAILED}: {text}{}",
+                if text.ends_with("permission denied") {
+                    ""
+                } else {
+                    ": permission denied"
+                }
+            )),
             126,
         ),
         Runtime::NoSuchUser(text) => (Error::invalid(text), 126),
         Runtime::State(text) => (Error::conflict(text), 128),
         // Shells and Docker's clients read a missing working directory as "not found" too.
         other => {
-            let code = if other.to_string().contains("no such file or directory") { 127 } else { 128 };
+            let code = if other.to_string().contains("no such file or directory") {
+                127
+            } else {
+                128
+            };
             (Error::invalid(format!("{FAILED}: {other}")), code)
         }
     }

@@ -48,12 +48,22 @@ impl Containers {
         let mut record = container.record().clone();
         record.host.links = self.shown_links(&record);
         let directory = self.instance.container_dir(&record.id);
-        let details = crate::logging::Details { labels: Some(&record.config.labels), env: record.config.env.as_ref() };
-        let log = crate::logging::config(&record.host.log_config, &directory, &record.id, &details)?;
-        let size = if size { Some(self.sizes(&record).await) } else { None };
+        let details = crate::logging::Details {
+            labels: Some(&record.config.labels),
+            env: record.config.env.as_ref(),
+        };
+        let log =
+            crate::logging::config(&record.host.log_config, &directory, &record.id, &details)?;
+        let size = if size {
+            Some(self.sizes(&record).await)
+        } else {
+            None
+        };
         Ok(Inspected {
             files_made: record.state.started_at != 0,
-            names: self.names_dir(&record).unwrap_or_else(|_| directory.clone()),
+            names: self
+                .names_dir(&record)
+                .unwrap_or_else(|_| directory.clone()),
             log_path: log.path,
             lower: self.layers(&record.image).unwrap_or_default(),
             mounts: self.mount_points(&record),
@@ -84,8 +94,15 @@ impl Containers {
                 Source::Volume(volume) => {
                     point.kind = "volume";
                     point.name.clone_from(&volume.name);
-                    point.driver = self.volumes.find(&volume.name).map_or_else(|_| LOCAL.into(), |record| record.driver);
-                    point.source = self.volumes.path(&volume.name).to_string_lossy().into_owned();
+                    point.driver = self
+                        .volumes
+                        .find(&volume.name)
+                        .map_or_else(|_| LOCAL.into(), |record| record.driver);
+                    point.source = self
+                        .volumes
+                        .path(&volume.name)
+                        .to_string_lossy()
+                        .into_owned();
                 }
                 Source::Image(image) => {
                     point.kind = "image";
@@ -109,7 +126,10 @@ impl Containers {
     pub fn exported(&self, name: &str) -> Result<Exported> {
         let container = self.find(name)?;
         let image = container.record().image.clone();
-        let mounted = container.running_pid().ok().and_then(|pid| mounted_root(pid, &container.id));
+        let mounted = container
+            .running_pid()
+            .ok()
+            .and_then(|pid| mounted_root(pid, &container.id));
         let exported = match mounted {
             Some(root) => Exported::Mounted(root),
             None => {
@@ -147,7 +167,8 @@ impl Exported {
 /// The root of a container's process; `None` if that has ended.
 fn mounted_root(pid: i32, container: &str) -> Option<OwnedFd> {
     let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    // Whatever has the number now: the descriptor and the file speak of one process, or entering its namespace fails.
+    // Whatever has the number now: the descriptor and the file speak of one process, or entering
+    // its namespace fails.
     let cgroup = whelk_sys::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     if !cgroup.contains(container) {
         return None;

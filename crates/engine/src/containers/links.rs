@@ -1,8 +1,9 @@
-//! Links of the default network: how containers found each other before networks had names. The one that links has the
-//! other's address in its `/etc/hosts` and what it exposes in its environment; the other one gets a further name,
-//! `LINKER/ALIAS`.
+//! Links of the default network: how containers found each other before networks had names. The one
+//! that links has the other's address in its `/etc/hosts` and what it exposes in its environment;
+//! the other one gets a further name, `LINKER/ALIAS`.
 //!
-//! A link is kept as `ID:ALIAS`, so that it outlives other names. On networks of users links are only names.
+//! A link is kept as `ID:ALIAS`, so that it outlives other names. On networks of users links are
+//! only names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,9 +23,13 @@ const DEFAULT: &str = "bridge";
 impl Containers {
     /// Settles whom a new container's links mean. Of several with one alias the first counts.
     pub(super) fn resolve_links(&self, host: &mut HostConfig) -> Result<()> {
-        let Some(links) = host.links.take().filter(|links| !links.is_empty()) else { return Ok(()) };
+        let Some(links) = host.links.take().filter(|links| !links.is_empty()) else {
+            return Ok(());
+        };
         let undefined = |what: &str| {
-            Err(Error::invalid(format!("conflicting options: {what} can't be used with links. This would result in undefined behavior")))
+            Err(Error::invalid(format!(
+                "conflicting options: {what} can't be used with links. This would result in undefined behavior"
+            )))
         };
         match host.network_mode.as_str() {
             "host" => return undefined("host type networking"),
@@ -35,7 +40,11 @@ impl Containers {
                 return Ok(());
             }
         }
-        if self.networks.find(DEFAULT).is_ok_and(|network| !network.connects_containers()) {
+        if self
+            .networks
+            .find(DEFAULT)
+            .is_ok_and(|network| !network.connects_containers())
+        {
             return Err(Error::Unsupported(
                 "links where containers do not reach each other (icc=false): not available in this version of whelk".into(),
             ));
@@ -44,18 +53,25 @@ impl Containers {
         let mut aliases = BTreeSet::new();
         for link in &links {
             if link.is_empty() || link.split(':').count() > 2 {
-                let text =
-                    if link.is_empty() { "empty string specified for links".into() } else { format!("bad format for links: {link}") };
+                let text = if link.is_empty() {
+                    "empty string specified for links".into()
+                } else {
+                    format!("bad format for links: {link}")
+                };
                 return Err(Error::internal(text));
             }
             let (target, alias) = split_link(link);
-            let found =
-                self.owner_of_network(&target).map_err(|error| Error::invalid(format!("could not get container for {target}: {error}")))?;
+            let found = self.owner_of_network(&target).map_err(|error| {
+                Error::invalid(format!("could not get container for {target}: {error}"))
+            })?;
             let record = found.record();
             match record.host.network_mode.as_str() {
                 "host" => return undefined("host type networking"),
                 _ if !record.networks.contains_key(DEFAULT) => {
-                    return Err(Error::invalid(format!("container {} not attached to default bridge network", found.id)));
+                    return Err(Error::invalid(format!(
+                        "container {} not attached to default bridge network",
+                        found.id
+                    )));
                 }
                 _ => {}
             }
@@ -67,28 +83,40 @@ impl Containers {
         Ok(())
     }
 
-    /// Whom a container has linked on the default network, and as what. Those that are gone are left out.
+    /// Whom a container has linked on the default network, and as what. Those that are gone are
+    /// left out.
     pub(super) fn links_of(&self, record: &Record) -> Vec<(Arc<Container>, String)> {
         if record.host.network_mode != DEFAULT {
             return Vec::new();
         }
-        let links = record.host.links.iter().flatten().map(|link| split_link(link));
+        let links = record
+            .host
+            .links
+            .iter()
+            .flatten()
+            .map(|link| split_link(link));
         // Records of earlier versions have names.
         let target = |name: &str| self.by_id(name).or_else(|| self.find(name).ok());
-        links.filter_map(|(id, alias)| Some((target(&id)?, alias))).collect()
+        links
+            .filter_map(|(id, alias)| Some((target(&id)?, alias)))
+            .collect()
     }
 
-    /// Waits, but not for ever, for those that a container has linked and that are to be started as well.
+    /// Waits, but not for ever, for those that a container has linked and that are to be started as
+    /// well.
     pub(super) async fn await_links(&self, container: &Container) {
         const LONGEST: Duration = Duration::from_secs(10);
         let record = container.record().clone();
-        let running = self.links_of(&record).into_iter().map(|(target, _)| async move {
-            let policy = target.record().host.restart_policy.name.clone();
-            if matches!(policy.as_str(), "always" | "unless-stopped" | "on-failure") {
-                let mut progress = target.progress.subscribe();
-                drop(progress.wait_for(|progress| progress.running).await);
-            }
-        });
+        let running = self
+            .links_of(&record)
+            .into_iter()
+            .map(|(target, _)| async move {
+                let policy = target.record().host.restart_policy.name.clone();
+                if matches!(policy.as_str(), "always" | "unless-stopped" | "on-failure") {
+                    let mut progress = target.progress.subscribe();
+                    drop(progress.wait_for(|progress| progress.running).await);
+                }
+            });
         drop(tokio::time::timeout(LONGEST, futures_util::future::join_all(running)).await);
     }
 
@@ -97,16 +125,25 @@ impl Containers {
         if record.host.network_mode != DEFAULT {
             return record.host.links.clone();
         }
-        let links = self.links_of(record).into_iter().map(|(target, alias)| format!("/{}:/{}/{alias}", target.name(), record.name));
+        let links = self
+            .links_of(record)
+            .into_iter()
+            .map(|(target, alias)| format!("/{}:/{}/{alias}", target.name(), record.name));
         Some(links.collect::<Vec<_>>()).filter(|links| !links.is_empty())
     }
 
     /// The names that links give, by the id of who has them.
-    pub(super) fn link_names<'a>(&self, records: impl Iterator<Item = &'a Record>) -> BTreeMap<String, Vec<String>> {
+    pub(super) fn link_names<'a>(
+        &self,
+        records: impl Iterator<Item = &'a Record>,
+    ) -> BTreeMap<String, Vec<String>> {
         let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for record in records.filter(|record| record.host.links.is_some()) {
             for (target, alias) in self.links_of(record) {
-                names.entry(target.id.clone()).or_default().push(format!("/{}/{alias}", record.name));
+                names
+                    .entry(target.id.clone())
+                    .or_default()
+                    .push(format!("/{}/{alias}", record.name));
             }
         }
         names
@@ -115,7 +152,10 @@ impl Containers {
     /// Whom a container calls `alias`.
     pub(super) fn linked(&self, linker: &Container, alias: &str) -> Option<Arc<Container>> {
         let record = linker.record().clone();
-        self.links_of(&record).into_iter().find(|(_, known)| known == alias).map(|(target, _)| target)
+        self.links_of(&record)
+            .into_iter()
+            .find(|(_, known)| known == alias)
+            .map(|(target, _)| target)
     }
 
     /// The variables that tell a container of those that it has linked.
@@ -131,10 +171,25 @@ impl Containers {
             let target = target.record();
             let name = format!("/{}/{alias}", record.name);
             if !target.state.status.is_running() {
-                return Err(Error::internal(format!("Cannot link to a non running container: /{} AS {name}", target.name)));
+                return Err(Error::internal(format!(
+                    "Cannot link to a non running container: /{} AS {name}",
+                    target.name
+                )));
             }
-            let address = target.networks.get(DEFAULT).map(Endpoint::addresses).unwrap_or_default().into_iter().find(IpAddr::is_ipv4);
-            environment.extend(variables(&alias, &name, address, &target.config, &target.host));
+            let address = target
+                .networks
+                .get(DEFAULT)
+                .map(Endpoint::addresses)
+                .unwrap_or_default()
+                .into_iter()
+                .find(IpAddr::is_ipv4);
+            environment.extend(variables(
+                &alias,
+                &name,
+                address,
+                &target.config,
+                &target.host,
+            ));
         }
         Ok(environment)
     }
@@ -144,9 +199,18 @@ impl Containers {
         let is_linker = |record: &Record| {
             record.state.status.is_running()
                 && record.host.network_mode == DEFAULT
-                && record.host.links.iter().flatten().any(|link| link.starts_with(id))
+                && record
+                    .host
+                    .links
+                    .iter()
+                    .flatten()
+                    .any(|link| link.starts_with(id))
         };
-        let linkers: Vec<Arc<Container>> = self.all().into_iter().filter(|container| is_linker(&container.record())).collect();
+        let linkers: Vec<Arc<Container>> = self
+            .all()
+            .into_iter()
+            .filter(|container| is_linker(&container.record()))
+            .collect();
         if linkers.is_empty() {
             return;
         }
@@ -167,7 +231,9 @@ impl Containers {
     /// Takes a link away: `LINKER/ALIAS`.
     pub async fn remove_link(self: &Arc<Self>, name: &str) -> Result<()> {
         let Some((linker, alias)) = name.trim_start_matches('/').split_once('/') else {
-            return Err(Error::internal("Conflict, cannot remove the default link name of the container"));
+            return Err(Error::internal(
+                "Conflict, cannot remove the default link name of the container",
+            ));
         };
         let missing = || Error::no_such_container(&format!("{linker}/{alias}"));
         let container = self.find(linker).map_err(|_| missing())?;
@@ -189,17 +255,31 @@ impl Containers {
     }
 }
 
-/// What one link adds to the environment: where each exposed port is, each range of them, the name, and the other's own
-/// variables.
-fn variables(alias: &str, name: &str, address: Option<IpAddr>, config: &Config, host: &HostConfig) -> Vec<String> {
+/// What one link adds to the environment: where each exposed port is, each range of them, the name,
+/// and the other's own variables.
+fn variables(
+    alias: &str,
+    name: &str,
+    address: Option<IpAddr>,
+    config: &Config,
+    host: &HostConfig,
+) -> Vec<String> {
     let prefix = alias.replace('-', "_").to_uppercase();
-    let address = address.map(|address| address.to_string()).unwrap_or_default();
-    let known = config.exposed_ports.keys().chain(host.bound_ports().map(|(port, _)| port));
+    let address = address
+        .map(|address| address.to_string())
+        .unwrap_or_default();
+    let known = config
+        .exposed_ports
+        .keys()
+        .chain(host.bound_ports().map(|(port, _)| port));
     let ports: BTreeSet<(bool, u16, String)> = known
         .filter_map(|port| parse_port(port).ok())
         .map(|(number, protocol)| (protocol != Protocol::Tcp, number, protocol.to_string()))
         .collect();
-    let ports: Vec<(u16, String)> = ports.into_iter().map(|(_, number, protocol)| (number, protocol)).collect();
+    let ports: Vec<(u16, String)> = ports
+        .into_iter()
+        .map(|(_, number, protocol)| (number, protocol))
+        .collect();
     let mut environment = Vec::new();
     let mut put = |key: &str, value: String| environment.push(format!("{prefix}_{key}={value}"));
     if let Some((number, protocol)) = ports.first() {
@@ -216,13 +296,23 @@ fn variables(alias: &str, name: &str, address: Option<IpAddr>, config: &Config, 
         if in_range && index + 1 < ports.len() {
             continue;
         }
-        let end = if in_range { index } else { index.saturating_sub(1) };
+        let end = if in_range {
+            index
+        } else {
+            index.saturating_sub(1)
+        };
         if end > start {
             let ((begin, protocol), (end, _)) = (&ports[start], &ports[end]);
             let key = format!("PORT_{begin}_{}", protocol.to_uppercase());
-            put(&format!("{key}_START"), format!("{protocol}://{address}:{begin}"));
+            put(
+                &format!("{key}_START"),
+                format!("{protocol}://{address}:{begin}"),
+            );
             put(&format!("{key}_PORT_START"), begin.to_string());
-            put(&format!("{key}_END"), format!("{protocol}://{address}:{end}"));
+            put(
+                &format!("{key}_END"),
+                format!("{protocol}://{address}:{end}"),
+            );
             put(&format!("{key}_PORT_END"), end.to_string());
         }
         start = index;
@@ -244,16 +334,29 @@ mod tests {
 
     fn of(ports: &[&str], env: &[&str]) -> String {
         let config = Config {
-            exposed_ports: ports.iter().map(|port| ((*port).to_owned(), serde_json::json!({}))).collect(),
+            exposed_ports: ports
+                .iter()
+                .map(|port| ((*port).to_owned(), serde_json::json!({})))
+                .collect(),
             env: Some(env.iter().map(|&entry| entry.to_owned()).collect()),
             ..Config::default()
         };
-        variables("my-db", "/web/my-db", "10.0.0.2".parse().ok(), &config, &HostConfig::default()).join(" ")
+        variables(
+            "my-db",
+            "/web/my-db",
+            "10.0.0.2".parse().ok(),
+            &config,
+            &HostConfig::default(),
+        )
+        .join(" ")
     }
 
     #[test]
     fn variables_of_a_link() {
-        assert_eq!(of(&[], &["PATH=/bin", "A=1", "EMPTY=", "BARE"]), "MY_DB_NAME=/web/my-db MY_DB_ENV_A=1 MY_DB_ENV_EMPTY=");
+        assert_eq!(
+            of(&[], &["PATH=/bin", "A=1", "EMPTY=", "BARE"]),
+            "MY_DB_NAME=/web/my-db MY_DB_ENV_A=1 MY_DB_ENV_EMPTY="
+        );
         assert_eq!(
             of(&["53/udp", "80/tcp"], &[]),
             "MY_DB_PORT=tcp://10.0.0.2:80 \
@@ -268,13 +371,25 @@ mod tests {
         let keys = |text: String| {
             text.split(' ')
                 .filter_map(|entry| entry.split('=').next())
-                .filter(|key| key.ends_with("_ADDR") || key.ends_with("_START") && !key.ends_with("_PORT_START"))
+                .filter(|key| {
+                    key.ends_with("_ADDR")
+                        || key.ends_with("_START") && !key.ends_with("_PORT_START")
+                })
                 .map(|key| key.trim_start_matches("MY_DB_PORT_").to_owned())
                 .collect::<Vec<_>>()
                 .join(" ")
         };
-        assert_eq!(keys(of(&["70/tcp", "71/tcp", "72/tcp"], &[])), "70_TCP_ADDR 71_TCP_ADDR 72_TCP_ADDR 70_TCP_START");
-        assert_eq!(keys(of(&["70/tcp", "71/tcp", "53/udp"], &[])), "70_TCP_ADDR 71_TCP_ADDR 53_UDP_ADDR 70_TCP_START");
-        assert_eq!(keys(of(&["70/tcp", "71/udp"], &[])), "70_TCP_ADDR 71_UDP_ADDR");
+        assert_eq!(
+            keys(of(&["70/tcp", "71/tcp", "72/tcp"], &[])),
+            "70_TCP_ADDR 71_TCP_ADDR 72_TCP_ADDR 70_TCP_START"
+        );
+        assert_eq!(
+            keys(of(&["70/tcp", "71/tcp", "53/udp"], &[])),
+            "70_TCP_ADDR 71_TCP_ADDR 53_UDP_ADDR 70_TCP_START"
+        );
+        assert_eq!(
+            keys(of(&["70/tcp", "71/udp"], &[])),
+            "70_TCP_ADDR 71_UDP_ADDR"
+        );
     }
 }

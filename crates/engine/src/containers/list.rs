@@ -60,8 +60,16 @@ impl Containers {
     /// # Errors
     /// A filter value that makes no sense.
     pub async fn list(&self, request: &ListRequest) -> Result<Vec<Listed>> {
-        let mut records: Vec<Record> = self.all().iter().map(|container| container.record().clone()).collect();
-        records.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        let mut records: Vec<Record> = self
+            .all()
+            .iter()
+            .map(|container| container.record().clone())
+            .collect();
+        records.sort_by(|a, b| {
+            b.created_at
+                .cmp(&a.created_at)
+                .then_with(|| a.id.cmp(&b.id))
+        });
         let mut link_names = self.link_names(records.iter());
         let matcher = Matcher::new(self, request)?;
         records.retain(|record| matcher.matches(record));
@@ -70,12 +78,29 @@ impl Containers {
         }
         let mut listed = Vec::with_capacity(records.len());
         for record in records {
-            let size = if request.size { Some(self.sizes(&record).await) } else { None };
+            let size = if request.size {
+                Some(self.sizes(&record).await)
+            } else {
+                None
+            };
             let link_names = link_names.remove(&record.id).unwrap_or_default();
             let name = &record.config.image;
-            let is_same = self.images.find(name).is_ok_and(|image| image.id.as_str() == record.image);
-            let image = if is_same { name.clone() } else { record.image.clone() };
-            listed.push(Listed { mounts: self.mount_points(&record), image, record, link_names, size });
+            let is_same = self
+                .images
+                .find(name)
+                .is_ok_and(|image| image.id.as_str() == record.image);
+            let image = if is_same {
+                name.clone()
+            } else {
+                record.image.clone()
+            };
+            listed.push(Listed {
+                mounts: self.mount_points(&record),
+                image,
+                record,
+                link_names,
+                size,
+            });
         }
         Ok(listed)
     }
@@ -83,18 +108,27 @@ impl Containers {
     /// Bytes in the writable layer, and in it and the image.
     pub(super) async fn sizes(&self, record: &Record) -> (u64, u64) {
         let writable = self.writable_size(&record.id).await;
-        let image = record.image.parse().ok().and_then(|id| self.images.get(&id).ok()).map_or(0, |image| image.size);
+        let image = record
+            .image
+            .parse()
+            .ok()
+            .and_then(|id| self.images.get(&id).ok())
+            .map_or(0, |image| image.size);
         (writable, writable + image)
     }
 
     pub(super) async fn writable_size(&self, id: &str) -> u64 {
         let upper = self.instance.container_dir(id).join("upper");
-        tokio::task::spawn_blocking(move || tree_size(&upper)).await.unwrap_or(0)
+        tokio::task::spawn_blocking(move || tree_size(&upper))
+            .await
+            .unwrap_or(0)
     }
 }
 
 fn tree_size(path: &std::path::Path) -> u64 {
-    let Ok(entries) = whelk_sys::fs::list(path) else { return 0 };
+    let Ok(entries) = whelk_sys::fs::list(path) else {
+        return 0;
+    };
     entries
         .iter()
         .map(|entry| match entry.metadata() {
@@ -124,11 +158,26 @@ impl Record {
 
     /// The ports that it exposes and publishes while it runs.
     pub fn listed_ports(&self) -> Vec<ListedPort> {
-        let exposed = self.config.exposed_ports.keys().filter(|_| self.has_ports()).filter_map(|port| parse_port(port).ok());
-        let unpublished =
-            exposed.filter(|(port, protocol)| !self.ports.iter().any(|one| (one.to.port(), one.protocol) == (*port, *protocol)));
-        let mut listed: Vec<ListedPort> =
-            unpublished.map(|(private, protocol)| ListedPort { protocol, private, address: None, public: None }).collect();
+        let exposed = self
+            .config
+            .exposed_ports
+            .keys()
+            .filter(|_| self.has_ports())
+            .filter_map(|port| parse_port(port).ok());
+        let unpublished = exposed.filter(|(port, protocol)| {
+            !self
+                .ports
+                .iter()
+                .any(|one| (one.to.port(), one.protocol) == (*port, *protocol))
+        });
+        let mut listed: Vec<ListedPort> = unpublished
+            .map(|(private, protocol)| ListedPort {
+                protocol,
+                private,
+                address: None,
+                public: None,
+            })
+            .collect();
         listed.extend(self.ports.iter().map(|one| ListedPort {
             protocol: one.protocol,
             private: one.to.port(),
@@ -159,27 +208,46 @@ impl PortRange {
 fn ports(filters: &Filters, key: &str) -> Result<Option<Vec<PortRange>>> {
     let parse = |value: &String| {
         if value.contains(':') {
-            return Err(Error::invalid(format!("filter for '{key}' should not contain ':': {value}")));
+            return Err(Error::invalid(format!(
+                "filter for '{key}' should not contain ':': {value}"
+            )));
         }
-        let wrong = |why: String| Error::invalid(format!("error while looking up for {key} {value}: {why}"));
+        let wrong = |why: String| {
+            Error::invalid(format!("error while looking up for {key} {value}: {why}"))
+        };
         let (range, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
         if range.is_empty() {
             return Err(wrong("Empty string specified for ports.".into()));
         }
-        let protocol = Protocol::parse(protocol).ok_or_else(|| wrong(format!("invalid proto: {protocol}")))?;
+        let protocol =
+            Protocol::parse(protocol).ok_or_else(|| wrong(format!("invalid proto: {protocol}")))?;
         let number = |text: &str| {
             let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            let why = if digits { "value out of range" } else { "invalid syntax" };
-            text.parse::<u16>().map_err(|_| wrong(format!("strconv.ParseUint: parsing {text:?}: {why}")))
+            let why = if digits {
+                "value out of range"
+            } else {
+                "invalid syntax"
+            };
+            text.parse::<u16>()
+                .map_err(|_| wrong(format!("strconv.ParseUint: parsing {text:?}: {why}")))
         };
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last) = (number(first)?, number(last)?);
         if last < first {
-            return Err(wrong(format!("Invalid range specified for the Port: {range}")));
+            return Err(wrong(format!(
+                "Invalid range specified for the Port: {range}"
+            )));
         }
-        Ok(PortRange { protocol, first, last })
+        Ok(PortRange {
+            protocol,
+            first,
+            last,
+        })
     };
-    filters.get(key).map(|values| values.iter().map(parse).collect()).transpose()
+    filters
+        .get(key)
+        .map(|values| values.iter().map(parse).collect())
+        .transpose()
 }
 
 struct Matcher<'a> {
@@ -201,8 +269,18 @@ impl<'a> Matcher<'a> {
     fn new(containers: &Containers, request: &'a ListRequest) -> Result<Self> {
         let filters = &request.filters;
         let time_of = |key: &str| -> Result<Option<i64>> {
-            let Some(names) = filters.get(key) else { return Ok(None) };
-            names.iter().map(|name| containers.find(name).map(|container| container.record().created_at)).next().transpose()
+            let Some(names) = filters.get(key) else {
+                return Ok(None);
+            };
+            names
+                .iter()
+                .map(|name| {
+                    containers
+                        .find(name)
+                        .map(|container| container.record().created_at)
+                })
+                .next()
+                .transpose()
         };
         let exited = filters
             .get("exited")
@@ -213,22 +291,45 @@ impl<'a> Matcher<'a> {
                     .map_err(|_| Error::invalid(format!("invalid filter 'exited={code}': strconv.Atoi: parsing {code:?}: invalid syntax")))
             })
             .collect::<Result<Vec<i32>>>()?;
-        const STATUSES: [&str; 7] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
-        if let Some(wrong) = filters.get("status").into_iter().flatten().find(|status| !STATUSES.contains(&status.as_str())) {
+        const STATUSES: [&str; 7] = [
+            "created",
+            "running",
+            "paused",
+            "restarting",
+            "removing",
+            "exited",
+            "dead",
+        ];
+        if let Some(wrong) = filters
+            .get("status")
+            .into_iter()
+            .flatten()
+            .find(|status| !STATUSES.contains(&status.as_str()))
+        {
             return Err(Error::invalid(format!(
                 "invalid filter 'status={wrong}': invalid value for state ({wrong}): must be one of {}",
                 STATUSES.join(", ")
             )));
         }
         const HEALTH: [&str; 4] = ["none", "starting", "healthy", "unhealthy"];
-        if let Some(wrong) = filters.get("health").into_iter().flatten().find(|health| !HEALTH.contains(&health.as_str())) {
+        if let Some(wrong) = filters
+            .get("health")
+            .into_iter()
+            .flatten()
+            .find(|health| !HEALTH.contains(&health.as_str()))
+        {
             return Err(Error::invalid(format!(
                 "invalid filter 'health={wrong}': invalid value for health ({wrong}): must be one of {}",
                 HEALTH.join(", ")
             )));
         }
         filters.flag("is-task")?;
-        let ancestors = filters.get("ancestor").map(|names| names.iter().flat_map(|name| containers.images.built_on(name)).collect());
+        let ancestors = filters.get("ancestor").map(|names| {
+            names
+                .iter()
+                .flat_map(|name| containers.images.built_on(name))
+                .collect()
+        });
         // The other filters choose among those that run.
         let wide = request.all || request.limit.is_some() || filters.get("status").is_some();
         Ok(Self {
@@ -239,7 +340,12 @@ impl<'a> Matcher<'a> {
             exited,
             ancestors,
             // What is no expression matches nothing.
-            names: filters.get("name").map(|names| names.iter().filter_map(|name| Regex::new(name).ok()).collect()),
+            names: filters.get("name").map(|names| {
+                names
+                    .iter()
+                    .filter_map(|name| Regex::new(name).ok())
+                    .collect()
+            }),
             published: ports(filters, "publish")?,
             exposed: ports(filters, "expose")?,
         })
@@ -250,11 +356,17 @@ impl<'a> Matcher<'a> {
         if self.published.is_none() && self.exposed.is_none() {
             return true;
         }
-        let among =
-            |ranges: &Option<Vec<PortRange>>, protocol: Protocol, port: u16| ranges.iter().flatten().any(|range| range.has(protocol, port));
+        let among = |ranges: &Option<Vec<PortRange>>, protocol: Protocol, port: u16| {
+            ranges
+                .iter()
+                .flatten()
+                .any(|range| range.has(protocol, port))
+        };
         record.listed_ports().iter().any(|port| {
             among(&self.exposed, port.protocol, port.private)
-                || port.public.is_some_and(|public| among(&self.published, port.protocol, public))
+                || port
+                    .public
+                    .is_some_and(|public| among(&self.published, port.protocol, public))
         })
     }
 
@@ -264,19 +376,25 @@ impl<'a> Matcher<'a> {
         (!self.only_running || state.status.is_running() || state.status == Status::Restarting)
             && filters.any("id", |id| record.id.starts_with(id))
             && self.names.as_ref().is_none_or(|names| {
-                names.iter().any(|pattern| pattern.is_match(&record.name) || pattern.is_match(&format!("/{}", record.name)))
+                names.iter().any(|pattern| {
+                    pattern.is_match(&record.name) || pattern.is_match(&format!("/{}", record.name))
+                })
             })
             && filters.any("status", |status| state.status.as_str() == status)
-            && (self.exited.is_empty() || (state.status == Status::Exited && self.exited.contains(&state.exit_code)))
+            && (self.exited.is_empty()
+                || (state.status == Status::Exited && self.exited.contains(&state.exit_code)))
             && filters.labels(&record.config.labels)
             && self.before.is_none_or(|time| record.created_at < time)
             && self.since.is_none_or(|time| record.created_at > time)
-            && self.ancestors.as_ref().is_none_or(|images| images.contains(&record.image))
+            && self
+                .ancestors
+                .as_ref()
+                .is_none_or(|images| images.contains(&record.image))
             && filters.any("network", |network| {
-                record
-                    .networks
-                    .iter()
-                    .any(|(name, endpoint)| name == network || !network.is_empty() && endpoint.network_id.starts_with(network))
+                record.networks.iter().any(|(name, endpoint)| {
+                    name == network
+                        || !network.is_empty() && endpoint.network_id.starts_with(network)
+                })
             })
             && filters.any("health", |health| health == "none")
             && self.has_port(record)

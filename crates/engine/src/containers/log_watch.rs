@@ -1,4 +1,5 @@
-//! Learning that logs grow without looking at each again and again: one inotify instance for all that are followed.
+//! Learning that logs grow without looking at each again and again: one inotify instance for all
+//! that are followed.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,11 +25,17 @@ impl LogWatch {
     ///
     /// # Errors
     /// The user has too many inotify instances.
-    #[expect(deprecated, reason = "its replacement is unsafe; the descriptor is owned and stays the same as long as it is registered")]
+    #[expect(
+        deprecated,
+        reason = "its replacement is unsafe; the descriptor is owned and stays the same as long as it is registered"
+    )]
     pub(super) fn start() -> io::Result<Arc<Self>> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let events = AsyncFd::with_interest(inotify.try_clone()?, Interest::READABLE)?;
-        let log_watch = Arc::new(Self { inotify, followed: Mutex::default() });
+        let log_watch = Arc::new(Self {
+            inotify,
+            followed: Mutex::default(),
+        });
         tokio::spawn(listen(events, log_watch.clone()));
         Ok(log_watch)
     }
@@ -36,12 +43,20 @@ impl LogWatch {
     /// Watches a container's directory: appending to a file of it and rotating one are noticed.
     pub(super) fn follow(self: &Arc<Self>, directory: &OwnedFd) -> io::Result<Follower> {
         let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
-        // Under the lock: another follower of the same directory, which has the same number, may be just leaving.
+        // Under the lock: another follower of the same directory, which has the same number, may be
+        // just leaving.
         let mut followed = self.followed();
         let flags = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_FROM;
         let number = inotify::add_watch(&self.inotify, path, flags)?;
-        let changes = followed.entry(number).or_insert_with(|| watch::Sender::new(())).subscribe();
-        Ok(Follower { log_watch: self.clone(), number, changes })
+        let changes = followed
+            .entry(number)
+            .or_insert_with(|| watch::Sender::new(()))
+            .subscribe();
+        Ok(Follower {
+            log_watch: self.clone(),
+            number,
+            changes,
+        })
     }
 
     fn followed(&self) -> MutexGuard<'_, HashMap<i32, watch::Sender<()>>> {
@@ -91,7 +106,10 @@ impl Drop for Follower {
     fn drop(&mut self) {
         let mut followed = self.log_watch.followed();
         // This one is still counted.
-        if followed.get(&self.number).is_some_and(|sender| sender.receiver_count() <= 1) {
+        if followed
+            .get(&self.number)
+            .is_some_and(|sender| sender.receiver_count() <= 1)
+        {
             followed.remove(&self.number);
             // Gone already when its directory is.
             let _ = inotify::remove_watch(&self.log_watch.inotify, self.number);

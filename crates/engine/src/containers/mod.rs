@@ -8,8 +8,9 @@
 //!    │               exited ──(restarting)
 //!    └──── rm ──► removing ◄┘ ──► gone (or dead, if files could not be removed)
 //! ```
-//! Each operation on a container holds its `operation` lock, so that two never interleave. What others see is the
-//! record behind a lock of its own, held only for moments: a stuck container never blocks a list.
+//! Each operation on a container holds its `operation` lock, so that two never interleave. What
+//! others see is the record behind a lock of its own, held only for moments: a stuck container
+//! never blocks a list.
 
 mod attach;
 mod audit;
@@ -102,25 +103,30 @@ struct Index {
 pub struct Container {
     pub id: String,
     record: Mutex<Record>,
-    /// Held while the record is written, so that an older state never replaces a newer one in the store.
+    /// Held while the record is written, so that an older state never replaces a newer one in the
+    /// store.
     saving: Mutex<()>,
     operation: tokio::sync::Mutex<()>,
     /// Held while its places in networks change, which its end does as well.
     networking: Mutex<()>,
     progress: watch::Sender<Progress>,
-    /// How often it has ended soon after its start in a row: the restart policy waits longer each time.
+    /// How often it has ended soon after its start in a row: the restart policy waits longer each
+    /// time.
     short_runs: AtomicU32,
     /// How many are stopping it in order to start it again.
     restarts: AtomicU32,
-    /// The `resolv.conf` that this engine wrote last: one that differs was edited, and is left alone. Empty until then.
+    /// The `resolv.conf` that this engine wrote last: one that differs was edited, and is left
+    /// alone. Empty until then.
     resolver_file: Mutex<String>,
     /// Clients that attached before the start.
     waiting: Mutex<Vec<(Attach, OwnedFd)>>,
     /// How many read its log.
     readers: watch::Sender<usize>,
-    /// Held by the one thread that looks at what the container's processes have: their files and memory may keep it for ever.
+    /// Held by the one thread that looks at what the container's processes have: their files and
+    /// memory may keep it for ever.
     looking: Arc<tokio::sync::Mutex<()>>,
-    /// Takes a shim's last sign of life from its monitor to whoever wants to start the container again.
+    /// Takes a shim's last sign of life from its monitor to whoever wants to start the container
+    /// again.
     shim: watch::Sender<bool>,
 }
 
@@ -146,7 +152,10 @@ impl End {
     async fn come(&mut self) {
         let exits = self.exits;
         // The container, which has the sender, outlives whatever is done to it.
-        let _ = self.progress.wait_for(|now| !now.running || now.exits > exits).await;
+        let _ = self
+            .progress
+            .wait_for(|now| !now.running || now.exits > exits)
+            .await;
     }
 }
 
@@ -166,7 +175,17 @@ pub struct Parts {
 
 impl Containers {
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { instance, store, images, networks, volumes, events, shims, host, executable } = parts;
+        let Parts {
+            instance,
+            store,
+            images,
+            networks,
+            volumes,
+            events,
+            shims,
+            host,
+            executable,
+        } = parts;
         Arc::new(Self {
             instance,
             store,
@@ -192,7 +211,11 @@ impl Containers {
     pub fn find(&self, name: &str) -> Result<Arc<Container>> {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         let plain = name.strip_prefix('/').unwrap_or(name);
-        if let Some(container) = index.by_id.get(plain).or_else(|| index.by_name.get(plain).and_then(|id| index.by_id.get(id))) {
+        if let Some(container) = index
+            .by_id
+            .get(plain)
+            .or_else(|| index.by_name.get(plain).and_then(|id| index.by_id.get(id)))
+        {
             return Ok(container.clone());
         }
         if plain.is_empty() {
@@ -200,23 +223,42 @@ impl Containers {
         }
         if let Some((linker, alias)) = plain.split_once('/') {
             drop(index);
-            let linked = self.find(linker).ok().and_then(|linker| self.linked(&linker, alias));
+            let linked = self
+                .find(linker)
+                .ok()
+                .and_then(|linker| self.linked(&linker, alias));
             return linked.ok_or_else(|| Error::no_such_container(name));
         }
-        let mut matches = index.by_id.range(plain.to_owned()..).take_while(|(id, _)| id.starts_with(plain));
+        let mut matches = index
+            .by_id
+            .range(plain.to_owned()..)
+            .take_while(|(id, _)| id.starts_with(plain));
         match (matches.next(), matches.next()) {
             (Some((_, container)), None) => Ok(container.clone()),
-            (Some(_), Some(_)) => Err(Error::invalid(format!("multiple IDs found with provided prefix: {name}"))),
+            (Some(_), Some(_)) => Err(Error::invalid(format!(
+                "multiple IDs found with provided prefix: {name}"
+            ))),
             (None, _) => Err(Error::no_such_container(name)),
         }
     }
 
     fn by_id(&self, id: &str) -> Option<Arc<Container>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).by_id.get(id).cloned()
+        self.index
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_id
+            .get(id)
+            .cloned()
     }
 
     pub fn all(&self) -> Vec<Arc<Container>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).by_id.values().cloned().collect()
+        self.index
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_id
+            .values()
+            .cloned()
+            .collect()
     }
 
     fn add(&self, container: Arc<Container>) {
@@ -259,7 +301,10 @@ impl Containers {
         match ask(&self.instance, &container.id, request).await {
             Ok((reply, _)) => Ok(reply),
             Err(error) => match tokio::time::timeout(ON_THEIR_WAY, container.shim_gone()).await {
-                Ok(()) => Err(Error::conflict(format!("container {} is not running", container.id))),
+                Ok(()) => Err(Error::conflict(format!(
+                    "container {} is not running",
+                    container.id
+                ))),
                 Err(_) => Err(error),
             },
         }
@@ -281,14 +326,21 @@ impl Containers {
         let mut attributes = record.config.labels.clone();
         attributes.insert("image".into(), record.config.image.clone());
         attributes.insert("name".into(), record.name.clone());
-        attributes.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
-        self.events.publish("container", action, record.id.clone(), attributes);
+        attributes.extend(
+            more.iter()
+                .map(|(key, value)| ((*key).to_owned(), value.clone())),
+        );
+        self.events
+            .publish("container", action, record.id.clone(), attributes);
     }
 }
 
 impl Container {
     fn new(record: Record) -> Arc<Self> {
-        let progress = Progress { exit_code: record.state.exit_code, ..Progress::default() };
+        let progress = Progress {
+            exit_code: record.state.exit_code,
+            ..Progress::default()
+        };
         Arc::new(Self {
             id: record.id.clone(),
             record: Mutex::new(record),
@@ -316,11 +368,15 @@ impl Container {
     }
 
     fn networking(&self) -> MutexGuard<'_, ()> {
-        self.networking.lock().unwrap_or_else(PoisonError::into_inner)
+        self.networking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn resolver_file(&self) -> MutexGuard<'_, String> {
-        self.resolver_file.lock().unwrap_or_else(PoisonError::into_inner)
+        self.resolver_file
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn state(&self) -> State {
@@ -349,23 +405,31 @@ impl Container {
         if record.state.status.is_running() {
             Ok(record.state.pid)
         } else {
-            Err(Error::conflict(format!("container {} is not running", self.id)))
+            Err(Error::conflict(format!(
+                "container {} is not running",
+                self.id
+            )))
         }
     }
 
-    /// Waits for a start that is under way, so that what comes meanwhile finds the container running, as with Docker.
+    /// Waits for a start that is under way, so that what comes meanwhile finds the container
+    /// running, as with Docker.
     async fn started(&self) {
         if !self.status().is_running() {
             drop(self.operation.lock().await);
         }
     }
 
-    /// Looks at the container's files or at its processes' memory, on a thread that may block: a file system that the
-    /// container serves itself need not answer. One such thread for each container at a time, so that it cannot take all.
+    /// Looks at the container's files or at its processes' memory, on a thread that may block: a
+    /// file system that the container serves itself need not answer. One such thread for each
+    /// container at a time, so that it cannot take all.
     ///
     /// # Errors
     /// It takes too long.
-    async fn look<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    async fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
         let looking = self.looking.clone();
         let looked = async {
             let turn = looking.lock_owned().await;
@@ -377,7 +441,10 @@ impl Container {
         };
         match tokio::time::timeout(ANSWER, looked).await {
             Ok(result) => result.map_err(|error| Error::internal(error.to_string())),
-            Err(_) => Err(Error::internal(format!("the files of container {} do not answer", self.id))),
+            Err(_) => Err(Error::internal(format!(
+                "the files of container {} do not answer",
+                self.id
+            ))),
         }
     }
 
@@ -393,14 +460,16 @@ impl Container {
         Ok(operation)
     }
 
-    /// Begins to watch for the container's end. Taken before the container is seen to run, it misses none.
+    /// Begins to watch for the container's end. Taken before the container is seen to run, it
+    /// misses none.
     fn end(&self) -> End {
         let mut progress = self.progress.subscribe();
         let exits = progress.borrow_and_update().exits;
         End { progress, exits }
     }
 
-    /// Waits until the shim of the last run has ended: only then may the next one use its directory and cgroup.
+    /// Waits until the shim of the last run has ended: only then may the next one use its directory
+    /// and cgroup.
     async fn shim_gone(&self) {
         let mut shim = self.shim.subscribe();
         // The sender lives in self: it cannot be gone.

@@ -15,20 +15,31 @@ use crate::instance::Instance;
 use crate::model::Status;
 use crate::shims::{ANSWER, Contact, contact, read_event};
 
-/// The restart policy waits this long after the first end, and twice as long after each further one.
+/// The restart policy waits this long after the first end, and twice as long after each further
+/// one.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A run of this length counts as a success: the delay starts anew.
 const LONG_RUN: i64 = 10_000_000_000;
 
-/// Follows a shim over the connection on which it tells its events, or one that could not be talked to yet.
-pub(super) fn spawn(containers: &Arc<Containers>, container: &Arc<Container>, events: Option<UnixStream>) {
+/// Follows a shim over the connection on which it tells its events, or one that could not be talked
+/// to yet.
+pub(super) fn spawn(
+    containers: &Arc<Containers>,
+    container: &Arc<Container>,
+    events: Option<UnixStream>,
+) {
     // A monitor must not keep an engine alive that is shutting down.
     let (instance, containers) = (containers.instance.clone(), Arc::downgrade(containers));
     tokio::spawn(follow(instance, containers, container.clone(), events));
 }
 
-async fn follow(instance: Instance, containers: Weak<Containers>, container: Arc<Container>, mut events: Option<UnixStream>) {
+async fn follow(
+    instance: Instance,
+    containers: Weak<Containers>,
+    container: Arc<Container>,
+    mut events: Option<UnixStream>,
+) {
     /// How long to wait before a shim is asked again that has not answered.
     const AGAIN: Duration = Duration::from_secs(1);
     let exit = loop {
@@ -38,8 +49,13 @@ async fn follow(instance: Instance, containers: Weak<Containers>, container: Arc
             break Some(exit);
         }
         match contact(&instance, &container.id, ANSWER).await {
-            Contact::Running { state, events: renewed } => {
-                let Some(containers) = containers.upgrade() else { return };
+            Contact::Running {
+                state,
+                events: renewed,
+            } => {
+                let Some(containers) = containers.upgrade() else {
+                    return;
+                };
                 containers.take_note(&container, state).await;
                 events = Some(renewed);
             }
@@ -47,7 +63,9 @@ async fn follow(instance: Instance, containers: Weak<Containers>, container: Arc
             Contact::Silent => tokio::time::sleep(AGAIN).await,
         }
     };
-    let Some(containers) = containers.upgrade() else { return };
+    let Some(containers) = containers.upgrade() else {
+        return;
+    };
     let exit = match exit {
         Some(exit) => exit,
         None => containers.after_lost_shim(&container).await,
@@ -62,7 +80,11 @@ async fn follow(instance: Instance, containers: Weak<Containers>, container: Arc
 }
 
 /// Follows events until the container's end, or until the connection ends without it.
-async fn follow_events(containers: &Weak<Containers>, container: &Arc<Container>, events: &mut UnixStream) -> Option<Exit> {
+async fn follow_events(
+    containers: &Weak<Containers>,
+    container: &Arc<Container>,
+    events: &mut UnixStream,
+) -> Option<Exit> {
     while let Ok(event) = read_event(events).await {
         if let Event::Exited(exit) = event {
             return Some(exit);
@@ -75,10 +97,18 @@ async fn follow_events(containers: &Weak<Containers>, container: &Arc<Container>
 impl Containers {
     async fn take_note(self: &Arc<Self>, container: &Arc<Container>, event: Event) {
         match event {
-            Event::State { pid, paused, execs: _ } => {
+            Event::State {
+                pid,
+                paused,
+                execs: _,
+            } => {
                 let mut record = container.record();
                 record.state.pid = pid;
-                record.state.status = if paused { Status::Paused } else { Status::Running };
+                record.state.status = if paused {
+                    Status::Paused
+                } else {
+                    Status::Running
+                };
             }
             Event::OutOfMemory => {
                 container.record().state.oom_killed = true;
@@ -91,8 +121,8 @@ impl Containers {
         }
     }
 
-    /// How a container ended whose shim did not live to tell: by its record, or else it is ended now. Without its shim
-    /// it has nobody to read its output or collect its end.
+    /// How a container ended whose shim did not live to tell: by its record, or else it is ended
+    /// now. Without its shim it has nobody to read its output or collect its end.
     pub(super) async fn after_lost_shim(&self, container: &Container) -> Exit {
         const KILLED: i32 = 137;
         if let Some(exit) = self.exit_record(&container.id) {
@@ -106,10 +136,18 @@ impl Containers {
             cgroup.remove()
         });
         if let Ok(Err(error)) = killed.await {
-            tracing::warn!(container = container.id, "clean up after a lost shim: {error}");
+            tracing::warn!(
+                container = container.id,
+                "clean up after a lost shim: {error}"
+            );
         }
         container.record().state.error = "the container's shim was killed".into();
-        Exit { code: KILLED, signal: Some(9), oom_killed: false, at: now() }
+        Exit {
+            code: KILLED,
+            signal: Some(9),
+            oom_killed: false,
+            at: now(),
+        }
     }
 
     pub(super) fn exit_record(&self, id: &str) -> Option<Exit> {
@@ -117,7 +155,11 @@ impl Containers {
     }
 
     pub(super) fn cgroup_path(&self, container: &Container) -> String {
-        crate::spec::cgroup_path(&container.record().host, &self.instance.cgroup_parent(), &container.id)
+        crate::spec::cgroup_path(
+            &container.record().host,
+            &self.instance.cgroup_parent(),
+            &container.id,
+        )
     }
 
     /// Takes note of a container's end, and does what its settings say about it.
@@ -138,7 +180,8 @@ impl Containers {
                 "always" | "unless-stopped" => true,
                 "on-failure" => {
                     exit.code != 0
-                        && (policy.maximum_retry_count == 0 || i64::from(record.state.restart_count) < policy.maximum_retry_count)
+                        && (policy.maximum_retry_count == 0
+                            || i64::from(record.state.restart_count) < policy.maximum_retry_count)
                 }
                 _ => false,
             };
@@ -150,12 +193,20 @@ impl Containers {
         };
         // Before anybody hears of the end: who does may want the same port.
         let left = self.give_back(container).await;
-        let auto_remove = container.record().host.auto_remove && container.restarts.load(Ordering::Relaxed) == 0;
+        let auto_remove =
+            container.record().host.auto_remove && container.restarts.load(Ordering::Relaxed) == 0;
         if !auto_remove && let Err(error) = self.save_with_copy(container) {
             tracing::error!(container = container.id, "{error}");
         }
         self.execs_of_ended(container);
-        self.publish(container, "die", &[("exitCode", exit.code.to_string()), ("execDuration", (ran.max(0) / 1_000_000_000).to_string())]);
+        self.publish(
+            container,
+            "die",
+            &[
+                ("exitCode", exit.code.to_string()),
+                ("execDuration", (ran.max(0) / 1_000_000_000).to_string()),
+            ],
+        );
         self.networks.announce_left(&container.id, &left);
         container.progress.send_modify(|progress| {
             progress.running = false;
@@ -167,7 +218,11 @@ impl Containers {
             self.remove_or_complain(container, true);
         } else if restart {
             let delay = container.next_delay();
-            tokio::spawn(self::restart(Arc::downgrade(self), container.clone(), delay));
+            tokio::spawn(self::restart(
+                Arc::downgrade(self),
+                container.clone(),
+                delay,
+            ));
         }
     }
 }
@@ -176,16 +231,24 @@ impl Container {
     /// How long its restart policy waits this time.
     fn next_delay(&self) -> Duration {
         let before = self.short_runs.fetch_add(1, Ordering::Relaxed);
-        FIRST_DELAY.saturating_mul(1u32.checked_shl(before).unwrap_or(u32::MAX)).min(LONGEST_DELAY)
+        FIRST_DELAY
+            .saturating_mul(1u32.checked_shl(before).unwrap_or(u32::MAX))
+            .min(LONGEST_DELAY)
     }
 }
 
-/// Starts a container as its restart policy wants it. Where the engine or the machine cannot do that now (descriptors or memory
-/// are used up), it is tried again.
-pub(super) async fn restart(containers: Weak<Containers>, container: Arc<Container>, mut delay: Duration) {
+/// Starts a container as its restart policy wants it. Where the engine or the machine cannot do
+/// that now (descriptors or memory are used up), it is tried again.
+pub(super) async fn restart(
+    containers: Weak<Containers>,
+    container: Arc<Container>,
+    mut delay: Duration,
+) {
     loop {
         tokio::time::sleep(delay).await;
-        let Some(containers) = containers.upgrade() else { return };
+        let Some(containers) = containers.upgrade() else {
+            return;
+        };
         let _operation = container.operation.lock().await;
         // Stopped, removed or started by somebody while this was waiting.
         if container.status() != Status::Restarting {
@@ -194,7 +257,9 @@ pub(super) async fn restart(containers: Weak<Containers>, container: Arc<Contain
         if !delay.is_zero() {
             container.record().state.restart_count += 1;
         }
-        let Err(error) = containers.start_locked(&container).await else { return };
+        let Err(error) = containers.start_locked(&container).await else {
+            return;
+        };
         tracing::warn!(container = container.id, "restart: {error}");
         delay = container.next_delay();
     }

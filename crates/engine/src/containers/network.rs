@@ -6,10 +6,13 @@ use std::sync::Arc;
 use super::{Containers, files};
 use crate::error::{Error, Result};
 use crate::model::{Config, HostConfig, Record};
-use crate::networks::{ConnectRequest, Endpoint, Networks, check_endpoint, has_own_networks, parse_mac};
+use crate::networks::{
+    ConnectRequest, Endpoint, Networks, check_endpoint, has_own_networks, parse_mac,
+};
 
 impl Containers {
-    /// A new container's places in networks: those that it asks for, or else the one that its mode names.
+    /// A new container's places in networks: those that it asks for, or else the one that its mode
+    /// names.
     pub(super) fn place(
         &self,
         config: &Config,
@@ -24,10 +27,16 @@ impl Containers {
         let mut places = BTreeMap::new();
         for (name, endpoint) in wanted {
             let endpoint = endpoint.requested();
-            let name = if name == "default" { "bridge".to_owned() } else { name };
+            let name = if name == "default" {
+                "bridge".to_owned()
+            } else {
+                name
+            };
             // One that is not there yet may be made before the start.
             let network = self.networks.find(&name).ok();
-            let name = network.as_ref().map_or(name, |network| network.name.clone());
+            let name = network
+                .as_ref()
+                .map_or(name, |network| network.name.clone());
             check_endpoint(&name, network.as_ref(), &endpoint)
                 .map_err(|error| error.prefixed(&format!("invalid config for network {name}")))?;
             if name != asked && name != mode && !own {
@@ -40,12 +49,17 @@ impl Containers {
         if mode.starts_with("container:") {
             let has_mac = |endpoint: &Endpoint| !endpoint.mac_address.is_empty();
             if !config.mac_address.is_empty() || places.values().any(has_mac) {
-                return Err(Error::invalid("conflicting options: mac-address and the network mode"));
+                return Err(Error::invalid(
+                    "conflicting options: mac-address and the network mode",
+                ));
             }
             return Ok(BTreeMap::new());
         }
         // By name, however it was called: the mode is what `inspect` shows and what links the two.
-        let first = self.networks.find(&mode).map_or(mode, |network| network.name);
+        let first = self
+            .networks
+            .find(&mode)
+            .map_or(mode, |network| network.name);
         if places.is_empty() {
             places.insert(first.clone(), Endpoint::default());
         }
@@ -64,28 +78,52 @@ impl Containers {
     /// A container that is in the network already, or that has no networks of its own.
     pub async fn connect(self: &Arc<Self>, network: &str, request: ConnectRequest) -> Result<()> {
         let network = self.networks.find(network)?.id;
-        let ConnectRequest { container, endpoint } = request;
-        self.change_networks(&container, move |networks, record| networks.connect(record, &network, endpoint.requested())).await
+        let ConnectRequest {
+            container,
+            endpoint,
+        } = request;
+        self.change_networks(&container, move |networks, record| {
+            networks.connect(record, &network, endpoint.requested())
+        })
+        .await
     }
 
-    /// With `force`, an error says that the container has no place in the network even where there is no such network.
+    /// With `force`, an error says that the container has no place in the network even where there
+    /// is no such network.
     ///
     /// # Errors
     /// A container that is not there, or not in the network.
-    pub async fn disconnect(self: &Arc<Self>, network: &str, container: &str, force: bool) -> Result<()> {
+    pub async fn disconnect(
+        self: &Arc<Self>,
+        network: &str,
+        container: &str,
+        force: bool,
+    ) -> Result<()> {
         match self.networks.find(network) {
-            Ok(network) => self.change_networks(container, move |networks, record| networks.disconnect(record, &network.id)).await,
+            Ok(network) => {
+                self.change_networks(container, move |networks, record| {
+                    networks.disconnect(record, &network.id)
+                })
+                .await
+            }
             Err(error) => {
-                // A network that was removed while the container did not run: its place is only a note by now.
+                // A network that was removed while the container did not run: its place is only a
+                // note by now.
                 let network = network.to_owned();
                 self.change_networks(container, move |_, record| {
-                    let place = record.networks.iter().find(|(name, place)| **name == network || place.network_id == network);
+                    let place = record
+                        .networks
+                        .iter()
+                        .find(|(name, place)| **name == network || place.network_id == network);
                     match place.map(|(name, place)| (name.clone(), place.endpoint_id.is_empty())) {
                         Some((name, true)) => {
                             record.networks.remove(&name);
                             Ok(())
                         }
-                        _ if force => Err(Error::internal(format!("container {} is not connected to the network {network}", record.id))),
+                        _ if force => Err(Error::internal(format!(
+                            "container {} is not connected to the network {network}",
+                            record.id
+                        ))),
                         _ => Err(error),
                     }
                 })
@@ -96,7 +134,17 @@ impl Containers {
 
     /// The names of all networks that containers are in, running or not.
     pub fn networks_in_use(&self) -> std::collections::HashSet<String> {
-        self.all().iter().flat_map(|container| container.record().networks.keys().cloned().collect::<Vec<_>>()).collect()
+        self.all()
+            .iter()
+            .flat_map(|container| {
+                container
+                    .record()
+                    .networks
+                    .keys()
+                    .cloned()
+                    .collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     async fn change_networks(
@@ -120,7 +168,11 @@ impl Containers {
                 current.ports = record.ports;
                 current.state.status.is_running()
             };
-            if is_running { outcome.and_then(|()| files::update(&changed, &before, &linked, &containers)) } else { outcome }
+            if is_running {
+                outcome.and_then(|()| files::update(&changed, &before, &linked, &containers))
+            } else {
+                outcome
+            }
         })
         .await
         .map_err(|error| Error::internal(error.to_string()))?;

@@ -16,7 +16,8 @@ use crate::shims::{Contact, contact};
 /// Records before this version say in their settings only what they mount.
 const WITH_MOUNTS: u32 = 3;
 
-/// How long a shim may take to answer at the engine's start; who takes longer is picked up when it answers.
+/// How long a shim may take to answer at the engine's start; who takes longer is picked up when it
+/// answers.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Containers {
@@ -31,7 +32,9 @@ impl Containers {
             if record.version < WITH_MOUNTS {
                 match mounts::plan(&record.host, &self.instance.root) {
                     Ok(plans) => record.mounts = plans,
-                    Err(error) => tracing::error!(container = record.id, "its mounts cannot be read: {error}"),
+                    Err(error) => {
+                        tracing::error!(container = record.id, "its mounts cannot be read: {error}")
+                    }
                 }
             }
             self.add(Container::new(record));
@@ -63,7 +66,8 @@ impl Containers {
                 let policy = record.host.restart_policy.name.as_str();
                 record.state.status == Status::Restarting
                     || (record.state.status == Status::Exited
-                        && (policy == "always" || policy == "unless-stopped" && !record.state.stopped_by_user))
+                        && (policy == "always"
+                            || policy == "unless-stopped" && !record.state.stopped_by_user))
             };
             if wanted {
                 container.record().state.status = Status::Restarting;
@@ -80,15 +84,23 @@ impl Containers {
     /// Any container may have a shim: the engine could have ended between a start and its record.
     async fn recover_one(self: &Arc<Self>, container: &Arc<Container>, found: Contact) {
         match found {
-            Contact::Running { state: Event::State { pid, paused, execs }, events } => {
+            Contact::Running {
+                state: Event::State { pid, paused, execs },
+                events,
+            } => {
                 {
                     let mut record = container.record();
                     record.state.pid = pid;
                     if !record.state.status.is_running() {
-                        // The engine ended between the start and its record; the shim's socket was made then.
+                        // The engine ended between the start and its record; the shim's socket was
+                        // made then.
                         record.state.started_at = self.shim_born(&container.id);
                     }
-                    record.state.status = if paused { Status::Paused } else { Status::Running };
+                    record.state.status = if paused {
+                        Status::Paused
+                    } else {
+                        Status::Running
+                    };
                 }
                 for (id, pid) in execs {
                     self.adopt_exec(&container.id, &id, pid);
@@ -96,7 +108,8 @@ impl Containers {
                 self.adopt(container, Some(events));
             }
             Contact::Gone => self.recover_ended(container).await,
-            // Also one that is not known to run: its start may be under way. What it has stays its own until it is known.
+            // Also one that is not known to run: its start may be under way. What it has stays its
+            // own until it is known.
             Contact::Running { .. } | Contact::Silent => {
                 tracing::error!(container = container.id, "its shim does not answer");
                 self.adopt(container, None);
@@ -115,7 +128,9 @@ impl Containers {
         }
         self.adopt_volumes(container, true);
         container.shim.send_replace(true);
-        container.progress.send_modify(|progress| progress.running = true);
+        container
+            .progress
+            .send_modify(|progress| progress.running = true);
         self.save_or_complain(container);
         monitor::spawn(self, container, events);
     }
@@ -148,8 +163,12 @@ impl Containers {
 
     /// When a container's shim began to serve, in nanoseconds since the epoch.
     fn shim_born(&self, id: &str) -> i64 {
-        let made = fs::metadata(self.instance.run_dir(id).join("shim.sock")).ok().and_then(|found| found.modified().ok());
+        let made = fs::metadata(self.instance.run_dir(id).join("shim.sock"))
+            .ok()
+            .and_then(|found| found.modified().ok());
         let since = made.and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
-        since.and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or_else(crate::events::now)
+        since
+            .and_then(|since| i64::try_from(since.as_nanos()).ok())
+            .unwrap_or_else(crate::events::now)
     }
 }

@@ -1,4 +1,5 @@
-//! Removing a container. What cannot be removed at once goes to the trash; the container itself is gone either way.
+//! Removing a container. What cannot be removed at once goes to the trash; the container itself is
+//! gone either way.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -24,7 +25,10 @@ impl Containers {
     pub async fn remove(self: &Arc<Self>, name: &str, request: RemoveRequest) -> Result<()> {
         let container = self.find(name)?;
         if container.status() == Status::Removing {
-            return Err(Error::conflict(format!("removal of container {} is already in progress", container.id)));
+            return Err(Error::conflict(format!(
+                "removal of container {} is already in progress",
+                container.id
+            )));
         }
         // Without waiting for whatever else is being done to it.
         if request.force {
@@ -60,7 +64,11 @@ impl Containers {
     ///
     /// # Errors
     /// The store's; the container is dead then.
-    pub(super) fn remove_now(self: &Arc<Self>, container: &Arc<Container>, volumes: bool) -> Result<()> {
+    pub(super) fn remove_now(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        volumes: bool,
+    ) -> Result<()> {
         {
             let mut record = container.record();
             if record.state.status == Status::Removing {
@@ -69,9 +77,13 @@ impl Containers {
             record.state.status = Status::Removing;
         }
         let (id, lasting) = (&container.id, !container.record().host.auto_remove);
-        // The files go first, to where they can be taken back from: as long as there is a record, the container is not removed
-        // yet, and files that have no record are never found in their place.
-        let trashed = self.images.store().trash_as(&self.instance.container_dir(id), id);
+        // The files go first, to where they can be taken back from: as long as there is a record,
+        // the container is not removed yet, and files that have no record are never found in their
+        // place.
+        let trashed = self
+            .images
+            .store()
+            .trash_as(&self.instance.container_dir(id), id);
         let removed = match &trashed {
             Ok(trashed) => self
                 .store
@@ -85,17 +97,32 @@ impl Containers {
             container.record().state.status = Status::Dead;
             return Err(error);
         }
-        if lasting && let Some(trash) = trashed.as_ref().ok().and_then(Option::as_deref).and_then(Path::parent) {
+        if lasting
+            && let Some(trash) = trashed
+                .as_ref()
+                .ok()
+                .and_then(Option::as_deref)
+                .and_then(Path::parent)
+        {
             // Or a loss of power would bring the files back without a record.
             self.store.keep([trash.to_owned()]);
         }
         self.forget(container);
         let mounts = std::mem::take(&mut container.record().mounts);
         self.release_volumes(&container.id, &mounts, volumes);
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, exec| exec.container != container.id);
-        container.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.execs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, exec| exec.container != container.id);
+        container
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         self.publish(container, "destroy", &[]);
-        container.progress.send_modify(|progress| progress.removed = true);
+        container
+            .progress
+            .send_modify(|progress| progress.removed = true);
         if let Ok(Some(path)) = trashed {
             // Deleted when nobody waits for it.
             drop(tokio::spawn(empty_trash(path, container.clone())));
@@ -108,8 +135,15 @@ impl Containers {
         let _ = self.remove_now(container, volumes);
     }
 
-    /// Where the store cannot forget a container, its disk may be full, and this container be what fills it.
-    fn make_room_and_delete(&self, id: &str, trashed: Option<&Path>, lasting: bool, error: &Error) -> Result<()> {
+    /// Where the store cannot forget a container, its disk may be full, and this container be what
+    /// fills it.
+    fn make_room_and_delete(
+        &self,
+        id: &str,
+        trashed: Option<&Path>,
+        lasting: bool,
+        error: &Error,
+    ) -> Result<()> {
         tracing::warn!(container = id, "remove: {error}; its files go first");
         tokio::task::block_in_place(|| {
             trashed.map_or(Ok(()), fs::remove_tree)?;
@@ -119,26 +153,39 @@ impl Containers {
 
     /// Puts the files of a container that is not removed after all back in their place.
     fn take_back(&self, id: &str, trashed: Option<&Path>) {
-        let Some(trashed) = trashed.filter(|path| fs::exists(path)) else { return };
+        let Some(trashed) = trashed.filter(|path| fs::exists(path)) else {
+            return;
+        };
         if let Err(error) = fs::rename(trashed, self.instance.container_dir(id)) {
             tracing::error!(container = id, "remove: {error}");
         }
     }
 
-    /// Removes all containers that do not run and match `matches`; returns their ids and the bytes they took.
-    pub async fn prune(self: &Arc<Self>, matches: impl Fn(&crate::model::Record) -> bool) -> Result<(Vec<String>, u64)> {
+    /// Removes all containers that do not run and match `matches`; returns their ids and the bytes
+    /// they took.
+    pub async fn prune(
+        self: &Arc<Self>,
+        matches: impl Fn(&crate::model::Record) -> bool,
+    ) -> Result<(Vec<String>, u64)> {
         let mut removed = Vec::new();
         let mut reclaimed = 0;
         for container in self.all() {
             let candidate = {
                 let record = container.record();
-                matches!(record.state.status, Status::Created | Status::Exited | Status::Dead) && matches(&record)
+                matches!(
+                    record.state.status,
+                    Status::Created | Status::Exited | Status::Dead
+                ) && matches(&record)
             };
             if !candidate {
                 continue;
             }
             let size = self.writable_size(&container.id).await;
-            if self.remove(&container.id, RemoveRequest::default()).await.is_ok() {
+            if self
+                .remove(&container.id, RemoveRequest::default())
+                .await
+                .is_ok()
+            {
                 reclaimed += size;
                 removed.push(container.id.clone());
             }
@@ -147,7 +194,8 @@ impl Containers {
     }
 }
 
-/// Deletes the files of a removed container, once those who read its log have it whole; but nobody keeps them for long.
+/// Deletes the files of a removed container, once those who read its log have it whole; but nobody
+/// keeps them for long.
 async fn empty_trash(path: PathBuf, container: Arc<Container>) {
     const PATIENCE: Duration = Duration::from_secs(30);
     let mut readers = container.readers.subscribe();

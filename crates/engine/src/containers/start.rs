@@ -23,13 +23,15 @@ use crate::security::{Options, Seccomp};
 use crate::shims::LaunchError;
 use crate::spec::{self, Surroundings};
 
-/// What clients of Docker expect in front of a runtime's words; its CLI reads exit codes out of these texts.
+/// What clients of Docker expect in front of a runtime's words; its CLI reads exit codes out of
+/// these texts.
 const CREATE_FAILED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during container init";
 const REFUSED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed";
 
 impl Containers {
     /// # Errors
-    /// [`Error::NotModified`] if it runs already; [`Error::Invalid`] for a command that cannot be executed.
+    /// [`Error::NotModified`] if it runs already; [`Error::Invalid`] for a command that cannot be
+    /// executed.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
         let container = self.find(name)?;
         let _operation = container.turn(name).await?;
@@ -41,7 +43,10 @@ impl Containers {
         {
             let mut record = container.record();
             // One that runs may be just being stopped, and is to stay so.
-            if matches!(record.state.status, Status::Created | Status::Exited | Status::Restarting) {
+            if matches!(
+                record.state.status,
+                Status::Created | Status::Exited | Status::Restarting
+            ) {
                 record.state.stopped_by_user = false;
                 record.state.restart_count = 0;
                 container.short_runs.store(0, Ordering::Relaxed);
@@ -53,14 +58,36 @@ impl Containers {
     /// Starts a container whose operation lock the caller holds.
     pub(super) async fn start_locked(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         match container.status() {
-            Status::Running => return Err(Error::NotModified(format!("container {} is already running", container.id))),
-            Status::Paused => return Err(Error::conflict("cannot start a paused container, try unpause instead")),
-            Status::Removing => return Err(Error::conflict("container is marked for removal and cannot be started")),
-            Status::Dead => return Err(Error::conflict("container is marked for removal and cannot be started")),
+            Status::Running => {
+                return Err(Error::NotModified(format!(
+                    "container {} is already running",
+                    container.id
+                )));
+            }
+            Status::Paused => {
+                return Err(Error::conflict(
+                    "cannot start a paused container, try unpause instead",
+                ));
+            }
+            Status::Removing => {
+                return Err(Error::conflict(
+                    "container is marked for removal and cannot be started",
+                ));
+            }
+            Status::Dead => {
+                return Err(Error::conflict(
+                    "container is marked for removal and cannot be started",
+                ));
+            }
             Status::Created | Status::Exited | Status::Restarting => {}
         }
         container.shim_gone().await;
-        let mut attached = std::mem::take(&mut *container.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut attached = std::mem::take(
+            &mut *container
+                .waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         attached.retain(|(_, stream)| !has_left(stream));
         match self.launch(container, attached).await {
             Ok(()) => Ok(()),
@@ -71,11 +98,19 @@ impl Containers {
         }
     }
 
-    async fn launch(self: &Arc<Self>, container: &Arc<Container>, attached: Vec<(Attach, OwnedFd)>) -> std::result::Result<(), StartError> {
+    async fn launch(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        attached: Vec<(Attach, OwnedFd)>,
+    ) -> std::result::Result<(), StartError> {
         let (wanted, streams): (Vec<Attach>, Vec<OwnedFd>) = attached.into_iter().unzip();
         let (containers, target) = (self.clone(), container.clone());
-        let prepared = tokio::task::spawn_blocking(move || containers.prepare(&target, wanted)).await;
-        let started = match prepared.map_err(|error| Error::internal(error.to_string())).flatten() {
+        let prepared =
+            tokio::task::spawn_blocking(move || containers.prepare(&target, wanted)).await;
+        let started = match prepared
+            .map_err(|error| Error::internal(error.to_string()))
+            .flatten()
+        {
             Ok((launch, mut descriptors)) => {
                 descriptors.extend(streams);
                 self.run(container, &launch, descriptors).await
@@ -88,19 +123,26 @@ impl Containers {
         started
     }
 
-    /// Takes the container's places in its networks, mounts its volumes, and writes its files: all that may block. Returns
-    /// what its shim gets, with the network namespace and the published ports first among the descriptors.
-    fn prepare(&self, container: &Container, attached: Vec<Attach>) -> Result<(Launch, Vec<OwnedFd>)> {
+    /// Takes the container's places in its networks, mounts its volumes, and writes its files: all
+    /// that may block. Returns what its shim gets, with the network namespace and the published
+    /// ports first among the descriptors.
+    fn prepare(
+        &self,
+        container: &Container,
+        attached: Vec<Attach>,
+    ) -> Result<(Launch, Vec<OwnedFd>)> {
         let mut record = container.record().clone();
         let links = self.link_environment(&record)?;
         let joined = self.networks.join(&mut record);
-        let namespace = joined.map_err(|error| error.prefixed("failed to set up container networking"))?;
+        let namespace =
+            joined.map_err(|error| error.prefixed("failed to set up container networking"))?;
         {
             let mut current = container.record();
             current.networks.clone_from(&record.networks);
             current.ports.clone_from(&record.ports);
         }
-        // Saved before anything runs: addresses in use must be known whatever happens to this process.
+        // Saved before anything runs: addresses in use must be known whatever happens to this
+        // process.
         if namespace.is_some() {
             self.save(container)?;
         }
@@ -113,8 +155,12 @@ impl Containers {
         Ok((launch, namespace.into_iter().chain(ports).collect()))
     }
 
-    /// Gives back what a container has that does not run: its places in networks, which are returned, and its mounts.
-    pub(super) async fn give_back(self: &Arc<Self>, container: &Arc<Container>) -> Vec<NetworkRecord> {
+    /// Gives back what a container has that does not run: its places in networks, which are
+    /// returned, and its mounts.
+    pub(super) async fn give_back(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Vec<NetworkRecord> {
         let (containers, target) = (self.clone(), container.clone());
         let given_back = tokio::task::spawn_blocking(move || {
             let left = containers.leave(&target);
@@ -141,9 +187,15 @@ impl Containers {
         launch: &Launch,
         descriptors: Vec<OwnedFd>,
     ) -> std::result::Result<(), StartError> {
-        let ((pid, started_at), events) = self.shims.launch(launch, descriptors).await.map_err(StartError::from)?;
+        let ((pid, started_at), events) = self
+            .shims
+            .launch(launch, descriptors)
+            .await
+            .map_err(StartError::from)?;
         // Before its state says so: whoever sees that it runs can wait for its end.
-        container.progress.send_modify(|progress| progress.running = true);
+        container
+            .progress
+            .send_modify(|progress| progress.running = true);
         {
             let mut record = container.record();
             record.state.status = Status::Running;
@@ -164,7 +216,13 @@ impl Containers {
     }
 
     /// Everything a shim needs, and the files that must be there first.
-    fn plan(&self, container: &Container, record: &Record, attached: Vec<Attach>, links: &[String]) -> Result<Launch> {
+    fn plan(
+        &self,
+        container: &Container,
+        record: &Record,
+        attached: Vec<Attach>,
+        links: &[String],
+    ) -> Result<Launch> {
         let (config, host) = (&record.config, &record.host);
         let directory = self.instance.container_dir(&record.id);
         let run_dir = self.instance.run_dir(&record.id);
@@ -175,15 +233,35 @@ impl Containers {
         self.enter_mounts(record)?;
         let mut spec = self.spec(record, &directory)?;
         let hostname = spec.hostname.clone();
-        let capabilities = spec.process.as_ref().and_then(|process| process.capabilities.clone()).unwrap_or_default().bounding;
+        let capabilities = spec
+            .process
+            .as_ref()
+            .and_then(|process| process.capabilities.clone())
+            .unwrap_or_default()
+            .bounding;
         if let Some(process) = &mut spec.process {
-            process.env = spec::environment(config, if hostname.is_empty() { &config.hostname } else { &hostname }, links, &[]);
+            process.env = spec::environment(
+                config,
+                if hostname.is_empty() {
+                    &config.hostname
+                } else {
+                    &hostname
+                },
+                links,
+                &[],
+            );
         }
-        let details = logging::Details { labels: Some(&config.labels), env: config.env.as_ref() };
+        let details = logging::Details {
+            labels: Some(&config.labels),
+            env: config.env.as_ref(),
+        };
         Ok(Launch {
             id: record.id.clone(),
             rootfs: self.rootfs(record, &directory)?,
-            user: UserRequest { user: config.user.clone(), groups: host.group_add.clone().unwrap_or_default() },
+            user: UserRequest {
+                user: config.user.clone(),
+                groups: host.group_add.clone().unwrap_or_default(),
+            },
             filter: self.filter(host, &capabilities)?,
             log: logging::config(&host.log_config, &directory, &record.id, &details)?,
             spec,
@@ -219,11 +297,17 @@ impl Containers {
 
     fn rootfs(&self, record: &Record, directory: &Path) -> Result<Rootfs> {
         let work = directory.join("work");
-        // The mark of a volatile mount keeps the kernel from mounting again what may be incomplete; the layer of a
-        // container that is removed at its end may be used again meanwhile (restart).
+        // The mark of a volatile mount keeps the kernel from mounting again what may be incomplete;
+        // the layer of a container that is removed at its end may be used again meanwhile
+        // (restart).
         fs::remove_tree(work.join("work/incompat"))?;
         let lower = self.root_layers(&record.image, directory)?;
-        Ok(Rootfs::Overlay(Overlay { lower, upper: directory.join("upper"), work, volatile: record.host.auto_remove }))
+        Ok(Rootfs::Overlay(Overlay {
+            lower,
+            upper: directory.join("upper"),
+            work,
+            volatile: record.host.auto_remove,
+        }))
     }
 
     /// What lies below a container's own layer, the topmost first: the init layer and the image's.
@@ -243,11 +327,18 @@ impl Containers {
         }
         let id: Digest = image.parse()?;
         let image = self.images.get(&id)?;
-        Ok(self.images.store().lower_layers(&image.config.rootfs.diff_ids))
+        Ok(self
+            .images
+            .store()
+            .lower_layers(&image.config.rootfs.diff_ids))
     }
 
     /// The file of the seccomp filter for these settings, compiled at its first use.
-    pub(super) fn filter(&self, host: &HostConfig, capabilities: &[String]) -> Result<Option<PathBuf>> {
+    pub(super) fn filter(
+        &self,
+        host: &HostConfig,
+        capabilities: &[String],
+    ) -> Result<Option<PathBuf>> {
         let profile = match Options::parse(host)?.seccomp {
             Seccomp::Unconfined => return Ok(None),
             Seccomp::Default => String::new(),
@@ -255,7 +346,9 @@ impl Containers {
         };
         let mut key = capabilities.to_vec();
         key.sort();
-        let key = Digest::of(format!("{profile}\0{}", key.join(",")).as_bytes()).hex().to_owned();
+        let key = Digest::of(format!("{profile}\0{}", key.join(",")).as_bytes())
+            .hex()
+            .to_owned();
         let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
         // Something that tidies up may have taken it away.
         if let Some(path) = filters.get(&key).filter(|path| fs::exists(path)) {
@@ -269,7 +362,9 @@ impl Containers {
         };
         let filter = whelk_runtime::seccomp::compile(&rules).map_err(invalid)?;
         if filter.listener.is_some() {
-            return Err(Error::Unsupported("seccomp: SCMP_ACT_NOTIFY is not available for containers of the engine".into()));
+            return Err(Error::Unsupported(
+                "seccomp: SCMP_ACT_NOTIFY is not available for containers of the engine".into(),
+            ));
         }
         let path = self.instance.filter_path(&key);
         fs::replace(&path, whelk_shim::filter::encode(&filter), 0o600)?;
@@ -284,7 +379,11 @@ impl Containers {
             record.state.error = failure.error.to_string();
             record.state.exit_code = failure.exit_code;
             let policy = &record.host.restart_policy;
-            let most = if policy.name == "on-failure" { policy.maximum_retry_count } else { 0 };
+            let most = if policy.name == "on-failure" {
+                policy.maximum_retry_count
+            } else {
+                0
+            };
             let is_last = most > 0 && i64::from(record.state.restart_count) >= most;
             if record.state.status == Status::Restarting && (!failure.passes || is_last) {
                 record.state.status = Status::Exited;
@@ -314,29 +413,52 @@ impl From<Error> for StartError {
     fn from(error: Error) -> Self {
         const NOT_STARTED: i32 = 128;
         let passes = matches!(error, Error::Internal(_));
-        Self { error, exit_code: NOT_STARTED, passes }
+        Self {
+            error,
+            exit_code: NOT_STARTED,
+            passes,
+        }
     }
 }
 
 impl From<LaunchError> for StartError {
     fn from(error: LaunchError) -> Self {
         use whelk_runtime::Error as Runtime;
-        let with = |error: Error, exit_code: i32| Self { error, exit_code, passes: false };
+        let with = |error: Error, exit_code: i32| Self {
+            error,
+            exit_code,
+            passes: false,
+        };
         match error {
             LaunchError::Engine(error) => error.into(),
-            LaunchError::Runtime(Runtime::CommandNotFound(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 127),
+            LaunchError::Runtime(Runtime::CommandNotFound(text)) => {
+                with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 127)
+            }
             LaunchError::Runtime(Runtime::NotExecutable(text)) => with(
                 Error::invalid(format!(
                     "{CREATE_FAILED}: {text}{}",
-                    if text.ends_with("permission denied") { "" } else { ": permission denied" }
+                    if text.ends_with("permission denied") {
+                        ""
+                    } else {
+                        ": permission denied"
+                    }
                 )),
                 126,
             ),
-            LaunchError::Runtime(Runtime::Refused(text)) => with(Error::internal(format!("{REFUSED}: {text}")), 128),
+            LaunchError::Runtime(Runtime::Refused(text)) => {
+                with(Error::internal(format!("{REFUSED}: {text}")), 128)
+            }
             LaunchError::Runtime(Runtime::NoSuchUser(text)) => with(Error::internal(text), 128),
-            LaunchError::Runtime(Runtime::Invalid(text)) => with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 128),
-            LaunchError::Runtime(Runtime::Os(text)) if text.starts_with("Cannot mkdir") => with(Error::internal(text), 128),
-            LaunchError::Runtime(other) => Self { passes: true, ..with(Error::internal(format!("{CREATE_FAILED}: {other}")), 128) },
+            LaunchError::Runtime(Runtime::Invalid(text)) => {
+                with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 128)
+            }
+            LaunchError::Runtime(Runtime::Os(text)) if text.starts_with("Cannot mkdir") => {
+                with(Error::internal(text), 128)
+            }
+            LaunchError::Runtime(other) => Self {
+                passes: true,
+                ..with(Error::internal(format!("{CREATE_FAILED}: {other}")), 128)
+            },
         }
     }
 }
@@ -349,11 +471,19 @@ fn devices(host: &HostConfig) -> Result<Vec<(Device, String)>> {
     }
     for mapping in host.devices.iter().flatten() {
         let access = spec::device_access(mapping)?;
-        let target = if mapping.path_in_container.is_empty() { &mapping.path_on_host } else { &mapping.path_in_container };
-        let gather = |text: String| {
-            Error::internal(format!("error gathering device information while adding custom device {:?}: {text}", mapping.path_on_host))
+        let target = if mapping.path_in_container.is_empty() {
+            &mapping.path_on_host
+        } else {
+            &mapping.path_in_container
         };
-        let source = fs::canonicalize(&mapping.path_on_host).map_err(|error| gather(whelk_sys::errno_text(&error.source)))?;
+        let gather = |text: String| {
+            Error::internal(format!(
+                "error gathering device information while adding custom device {:?}: {text}",
+                mapping.path_on_host
+            ))
+        };
+        let source = fs::canonicalize(&mapping.path_on_host)
+            .map_err(|error| gather(whelk_sys::errno_text(&error.source)))?;
         let before = devices.len();
         let target = Path::new(target);
         devices.retain(|(device, _): &(Device, String)| Path::new(&device.path) != target);
@@ -362,7 +492,11 @@ fn devices(host: &HostConfig) -> Result<Vec<(Device, String)>> {
         } else {
             devices.extend(device_at(&source, target)?.map(|device| (device, access)));
         }
-        if devices.len() < before || devices.iter().all(|(device, _)| !Path::new(&device.path).starts_with(target)) {
+        if devices.len() < before
+            || devices
+                .iter()
+                .all(|(device, _)| !Path::new(&device.path).starts_with(target))
+        {
             return Err(gather("not a device node".into()));
         }
     }
@@ -372,7 +506,12 @@ fn devices(host: &HostConfig) -> Result<Vec<(Device, String)>> {
 /// Directories of `/dev` that are not devices of the host to hand on.
 const NOT_DEVICES: [&str; 7] = ["pts", "shm", "fd", "mqueue", "console", ".lxc", ".udev"];
 
-fn collect_devices(source: &Path, target: &Path, access: &str, devices: &mut Vec<(Device, String)>) -> Result<()> {
+fn collect_devices(
+    source: &Path,
+    target: &Path,
+    access: &str,
+    devices: &mut Vec<(Device, String)>,
+) -> Result<()> {
     let entries = match fs::list(source) {
         // Unplugged meanwhile.
         Err(error) if error.is_not_found() => return Ok(()),
@@ -386,7 +525,9 @@ fn collect_devices(source: &Path, target: &Path, access: &str, devices: &mut Vec
         let (path, target) = (entry.path(), target.join(&name));
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => collect_devices(&path, &target, access, devices)?,
-            Ok(_) => devices.extend(device_at(&path, &target)?.map(|device| (device, access.to_owned()))),
+            Ok(_) => {
+                devices.extend(device_at(&path, &target)?.map(|device| (device, access.to_owned())))
+            }
             Err(_) => {}
         }
     }
@@ -395,13 +536,18 @@ fn collect_devices(source: &Path, target: &Path, access: &str, devices: &mut Vec
 
 fn device_at(source: &Path, target: &Path) -> Result<Option<Device>> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    let Ok(metadata) = fs::metadata(source) else { return Ok(None) };
+    let Ok(metadata) = fs::metadata(source) else {
+        return Ok(None);
+    };
     let kind = match metadata.file_type() {
         kind if kind.is_char_device() => DeviceKind::Char,
         kind if kind.is_block_device() => DeviceKind::Block,
         _ => return Ok(None),
     };
-    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+    let (major, minor) = (
+        rustix::fs::major(metadata.rdev()),
+        rustix::fs::minor(metadata.rdev()),
+    );
     Ok(Some(Device {
         path: target.to_string_lossy().into_owned(),
         kind,
@@ -416,5 +562,8 @@ fn device_at(source: &Path, target: &Path) -> Result<Option<Device>> {
 pub(super) fn device_number(path: &str) -> Result<(i64, i64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = fs::metadata(path).map_err(|error| Error::internal(error.to_string()))?;
-    Ok((rustix::fs::major(metadata.rdev()).into(), rustix::fs::minor(metadata.rdev()).into()))
+    Ok((
+        rustix::fs::major(metadata.rdev()).into(),
+        rustix::fs::minor(metadata.rdev()).into(),
+    ))
 }

@@ -1,4 +1,5 @@
-//! The processes of a container, as `ps` would list them. There may be no `ps` on the host, so /proc is read here.
+//! The processes of a container, as `ps` would list them. There may be no `ps` on the host, so
+//! /proc is read here.
 
 use std::collections::HashMap;
 
@@ -23,32 +24,55 @@ const COLUMNS: &[Column] = &[
     ("PID", &["pid"], |info| info.pid.to_string()),
     ("PPID", &["ppid"], |info| info.ppid.to_string()),
     ("UID", &["uid", "euid"], |info| info.uid.to_string()),
-    ("USER", &["user", "euser", "uname"], |info| info.user.clone()),
+    ("USER", &["user", "euser", "uname"], |info| {
+        info.user.clone()
+    }),
     ("GID", &["gid", "egid"], |info| info.gid.to_string()),
     ("C", &["c"], |info| format!("{}", info.cpu_percent() as u64)),
-    ("%CPU", &["%cpu", "pcpu"], |info| format!("{:.1}", info.cpu_percent())),
-    ("%MEM", &["%mem", "pmem"], |info| format!("{:.1}", info.rss_kib as f64 * 100.0 / info.machine.memory_kib.max(1) as f64)),
+    ("%CPU", &["%cpu", "pcpu"], |info| {
+        format!("{:.1}", info.cpu_percent())
+    }),
+    ("%MEM", &["%mem", "pmem"], |info| {
+        format!(
+            "{:.1}",
+            info.rss_kib as f64 * 100.0 / info.machine.memory_kib.max(1) as f64
+        )
+    }),
     ("VSZ", &["vsz", "vsize"], |info| info.vsz_kib.to_string()),
-    ("RSS", &["rss", "rssize", "rsz"], |info| info.rss_kib.to_string()),
+    ("RSS", &["rss", "rssize", "rsz"], |info| {
+        info.rss_kib.to_string()
+    }),
     ("TTY", &["tty", "tt", "tname"], |info| info.tty()),
     ("STAT", &["stat"], |info| info.state.clone()),
-    ("S", &["s", "state"], |info| info.state.chars().take(1).collect()),
+    ("S", &["s", "state"], |info| {
+        info.state.chars().take(1).collect()
+    }),
     ("NI", &["ni", "nice"], |info| info.nice.to_string()),
     ("PRI", &["pri"], |info| info.priority.to_string()),
     ("PGID", &["pgid", "pgrp"], |info| info.pgrp.to_string()),
-    ("SID", &["sid", "sess", "session"], |info| info.session.to_string()),
-    ("NLWP", &["nlwp", "thcount"], |info| info.threads.to_string()),
+    ("SID", &["sid", "sess", "session"], |info| {
+        info.session.to_string()
+    }),
+    ("NLWP", &["nlwp", "thcount"], |info| {
+        info.threads.to_string()
+    }),
     ("STIME", &["stime"], |info| info.start_time()),
     ("START", &["start", "start_time"], |info| info.start_time()),
-    ("TIME", &["time", "cputime"], |info| clock(info.cpu_ticks / info.machine.ticks)),
+    ("TIME", &["time", "cputime"], |info| {
+        clock(info.cpu_ticks / info.machine.ticks)
+    }),
     ("ELAPSED", &["etime"], |info| clock(info.elapsed())),
     ("CMD", &["cmd"], |info| info.command.clone()),
     ("COMMAND", &["command", "args"], |info| info.command.clone()),
-    ("COMMAND", &["comm", "ucmd", "ucomm"], |info| info.name.clone()),
+    ("COMMAND", &["comm", "ucmd", "ucomm"], |info| {
+        info.name.clone()
+    }),
 ];
 
 const FULL: &[&str] = &["uid", "pid", "ppid", "c", "stime", "tty", "time", "cmd"];
-const USER: &[&str] = &["user", "pid", "%cpu", "%mem", "vsz", "rss", "tty", "stat", "start", "time", "command"];
+const USER: &[&str] = &[
+    "user", "pid", "%cpu", "%mem", "vsz", "rss", "tty", "stat", "start", "time", "command",
+];
 
 impl Containers {
     /// # Errors
@@ -58,24 +82,44 @@ impl Containers {
         container.running_pid()?;
         let columns = columns(arguments)?;
         let (reply, _) = ask(&self.instance, &container.id, &Request::Processes).await?;
-        let Reply::Processes(mut pids) = reply else { return Err(Error::internal("cannot list the container's processes")) };
+        let Reply::Processes(mut pids) = reply else {
+            return Err(Error::internal("cannot list the container's processes"));
+        };
         pids.sort_unstable();
-        // Command lines are in the processes' memory, which may be mapped from a file system that does not answer.
+        // Command lines are in the processes' memory, which may be mapped from a file system that
+        // does not answer.
         let read = move || {
             let (machine, users) = (Machine::read(), users());
-            pids.into_iter().filter_map(|pid| Info::read(pid, machine, &users)).collect::<Vec<_>>()
+            pids.into_iter()
+                .filter_map(|pid| Info::read(pid, machine, &users))
+                .collect::<Vec<_>>()
         };
         let infos = container.look(read).await?;
-        let full = columns.iter().map(|column| column.1[0]).eq(FULL.iter().copied());
+        let full = columns
+            .iter()
+            .map(|column| column.1[0])
+            .eq(FULL.iter().copied());
         let processes = infos
             .iter()
             .map(|info| {
                 // The full format shows the user's name under UID.
-                columns.iter().map(|(title, _, content)| if full && *title == "UID" { info.user.clone() } else { content(info) }).collect()
+                columns
+                    .iter()
+                    .map(|(title, _, content)| {
+                        if full && *title == "UID" {
+                            info.user.clone()
+                        } else {
+                            content(info)
+                        }
+                    })
+                    .collect()
             })
             .collect();
         self.publish(&container, "top", &[]);
-        Ok(Top { titles: columns.iter().map(|column| column.0).collect(), processes })
+        Ok(Top {
+            titles: columns.iter().map(|column| column.0).collect(),
+            processes,
+        })
     }
 }
 
@@ -91,20 +135,35 @@ fn columns(arguments: &str) -> Result<Vec<&'static Column>> {
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
         let list = match word {
-            "-o" | "o" | "-eo" | "-Ao" | "axo" | "--format" => {
-                words.next().ok_or_else(|| Error::invalid("ps: -o needs a list of columns"))?
-            }
+            "-o" | "o" | "-eo" | "-Ao" | "axo" | "--format" => words
+                .next()
+                .ok_or_else(|| Error::invalid("ps: -o needs a list of columns"))?,
             "-ef" | "-Af" | "-f" | "ef" => &FULL.join(","),
             "aux" | "-aux" | "axu" | "u" | "auxw" | "auxww" => &USER.join(","),
             "-e" | "-A" | "ax" | "-ax" | "x" | "a" | "-w" | "-ww" | "ww" => continue,
-            word => match word.strip_prefix("-o").or_else(|| word.strip_prefix("-eo")).or_else(|| word.strip_prefix("--format=")) {
+            word => match word
+                .strip_prefix("-o")
+                .or_else(|| word.strip_prefix("-eo"))
+                .or_else(|| word.strip_prefix("--format="))
+            {
                 Some(list) => list,
-                None => return Err(Error::invalid(format!("ps option {word:?} is not understood: use -ef, aux or -o COLUMNS"))),
+                None => {
+                    return Err(Error::invalid(format!(
+                        "ps option {word:?} is not understood: use -ef, aux or -o COLUMNS"
+                    )));
+                }
             },
         };
-        names.get_or_insert_default().extend(list.split(',').map(|name| name.split(['=', ':']).next().unwrap_or_default().to_owned()));
+        names.get_or_insert_default().extend(
+            list.split(',')
+                .map(|name| name.split(['=', ':']).next().unwrap_or_default().to_owned()),
+        );
     }
-    names.unwrap_or_else(|| FULL.iter().map(|&name| name.to_owned()).collect()).iter().map(|name| find(name)).collect()
+    names
+        .unwrap_or_else(|| FULL.iter().map(|&name| name.to_owned()).collect())
+        .iter()
+        .map(|name| find(name))
+        .collect()
 }
 
 #[derive(Clone, Copy)]
@@ -120,7 +179,12 @@ impl Machine {
         let info = rustix::system::sysinfo();
         let uptime = u64::try_from(info.uptime).unwrap_or_default();
         // USER_HZ is 100 on all architectures that this runs on.
-        Self { ticks: 100, uptime, memory_kib: info.totalram * u64::from(info.mem_unit) / 1024, now: crate::events::now() / 1_000_000_000 }
+        Self {
+            ticks: 100,
+            uptime,
+            memory_kib: info.totalram * u64::from(info.mem_unit) / 1024,
+            now: crate::events::now() / 1_000_000_000,
+        }
     }
 }
 
@@ -158,12 +222,27 @@ impl Info {
         let tail = String::from_utf8_lossy(&stat[end + 1..]);
         let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
         // Numbered from field 3 of proc_pid_stat(5).
-        let number = |index: usize| fields.get(index - 3).and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
+        let number = |index: usize| {
+            fields
+                .get(index - 3)
+                .and_then(|text| text.parse::<i64>().ok())
+                .unwrap_or(0)
+        };
         let unsigned = |index: usize| u64::try_from(number(index)).unwrap_or(0);
         let status = read("status").ok()?;
         let status = String::from_utf8_lossy(&status);
-        let id =
-            |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().nth(1)?.parse::<u32>().ok()).unwrap_or(0);
+        let id = |key: &str| {
+            status
+                .lines()
+                .find_map(|line| {
+                    line.strip_prefix(key)?
+                        .split_whitespace()
+                        .nth(1)?
+                        .parse::<u32>()
+                        .ok()
+                })
+                .unwrap_or(0)
+        };
         let uid = id("Uid:");
         let command = command_line(read("cmdline").unwrap_or_default());
         let mut state = fields.first().copied().unwrap_or("?").to_owned();
@@ -187,7 +266,11 @@ impl Info {
             uid,
             gid: id("Gid:"),
             user: users.get(&uid).cloned().unwrap_or_else(|| uid.to_string()),
-            command: if command.is_empty() { format!("[{name}]") } else { command },
+            command: if command.is_empty() {
+                format!("[{name}]")
+            } else {
+                command
+            },
             name,
             state,
             priority: number(18),
@@ -201,7 +284,9 @@ impl Info {
     }
 
     fn elapsed(&self) -> u64 {
-        self.machine.uptime.saturating_sub(self.start_ticks / self.machine.ticks)
+        self.machine
+            .uptime
+            .saturating_sub(self.start_ticks / self.machine.ticks)
     }
 
     fn cpu_percent(&self) -> f64 {
@@ -209,7 +294,10 @@ impl Info {
     }
 
     fn tty(&self) -> String {
-        let (major, minor) = (self.tty_number >> 8 & 0xfff, self.tty_number & 0xff | self.tty_number >> 12 & 0xfff00);
+        let (major, minor) = (
+            self.tty_number >> 8 & 0xfff,
+            self.tty_number & 0xff | self.tty_number >> 12 & 0xfff00,
+        );
         match major {
             0 => "?".into(),
             136..=143 => format!("pts/{}", (major - 136) * 256 + minor),
@@ -221,14 +309,27 @@ impl Info {
     fn start_time(&self) -> String {
         let started = self.machine.now - i64::try_from(self.elapsed()).unwrap_or_default();
         let time = jiff::Timestamp::from_second(started).unwrap_or_default();
-        let format = if self.elapsed() < 24 * 3600 { "%H:%M" } else { "%b%d" };
+        let format = if self.elapsed() < 24 * 3600 {
+            "%H:%M"
+        } else {
+            "%b%d"
+        };
         time.strftime(format).to_string()
     }
 }
 
 fn clock(seconds: u64) -> String {
-    let (days, hours, minutes, seconds) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    if days > 0 { format!("{days}-{hours:02}:{minutes:02}:{seconds:02}") } else { format!("{hours:02}:{minutes:02}:{seconds:02}") }
+    let (days, hours, minutes, seconds) = (
+        seconds / 86400,
+        seconds / 3600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+    );
+    if days > 0 {
+        format!("{days}-{hours:02}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{hours:02}:{minutes:02}:{seconds:02}")
+    }
 }
 
 /// The host's users: that is whose names `ps` on the host would show.
@@ -250,14 +351,25 @@ mod tests {
     use super::*;
 
     fn titles(arguments: &str) -> String {
-        columns(arguments)
-            .map_or_else(|error| error.to_string(), |columns| columns.iter().map(|column| column.0).collect::<Vec<_>>().join(" "))
+        columns(arguments).map_or_else(
+            |error| error.to_string(),
+            |columns| {
+                columns
+                    .iter()
+                    .map(|column| column.0)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            },
+        )
     }
 
     #[test]
     fn options_of_ps() {
         assert_eq!(titles(""), "UID PID PPID C STIME TTY TIME CMD");
-        assert_eq!(titles("aux"), "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND");
+        assert_eq!(
+            titles("aux"),
+            "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND"
+        );
         assert_eq!(titles("-o pid,user,comm,args"), "PID USER COMMAND COMMAND");
         assert_eq!(titles("-o bogus"), "ps: unknown column \"bogus\"");
         assert!(titles("--forest").contains("not understood"));

@@ -50,7 +50,10 @@ impl UpdateRequest {
         if self.blkio_weight != 0 {
             host.blkio_weight = self.blkio_weight;
         }
-        for (field, value) in [(&mut host.cpuset_cpus, &self.cpuset_cpus), (&mut host.cpuset_mems, &self.cpuset_mems)] {
+        for (field, value) in [
+            (&mut host.cpuset_cpus, &self.cpuset_cpus),
+            (&mut host.cpuset_mems, &self.cpuset_mems),
+        ] {
             if !value.is_empty() {
                 field.clone_from(value);
             }
@@ -66,25 +69,43 @@ impl UpdateRequest {
 }
 
 impl UpdateRequest {
-    /// Checks what may not change, in Docker's words. Billionths of a processor become a period and a quota, so that whichever was
-    /// set first keeps the other from being set.
+    /// Checks what may not change, in Docker's words. Billionths of a processor become a period and
+    /// a quota, so that whichever was set first keeps the other from being set.
     fn check(&self, host: &HostConfig) -> Result<()> {
         if !self.restart_policy.name.is_empty() {
             validate::restart_policy(&self.restart_policy)?;
             if host.auto_remove && self.restart_policy.name != "no" {
-                return Err(Error::conflict("Restart policy cannot be updated because AutoRemove is enabled for the container"));
+                return Err(Error::conflict(
+                    "Restart policy cannot be updated because AutoRemove is enabled for the container",
+                ));
             }
         }
         let conflicts = [
-            (self.nano_cpus > 0 && host.cpu_period > 0, "Nano CPUs", "CPU Period"),
-            (self.nano_cpus > 0 && host.cpu_quota > 0, "Nano CPUs", "CPU Quota"),
-            (self.cpu_period > 0 && host.nano_cpus > 0, "CPU Period", "NanoCPUs"),
-            (self.cpu_quota > 0 && host.nano_cpus > 0, "CPU Quota", "NanoCPUs"),
+            (
+                self.nano_cpus > 0 && host.cpu_period > 0,
+                "Nano CPUs",
+                "CPU Period",
+            ),
+            (
+                self.nano_cpus > 0 && host.cpu_quota > 0,
+                "Nano CPUs",
+                "CPU Quota",
+            ),
+            (
+                self.cpu_period > 0 && host.nano_cpus > 0,
+                "CPU Period",
+                "NanoCPUs",
+            ),
+            (
+                self.cpu_quota > 0 && host.nano_cpus > 0,
+                "CPU Quota",
+                "NanoCPUs",
+            ),
         ];
         match conflicts.iter().find(|(found, _, _)| *found) {
-            Some((_, what, other)) => {
-                Err(Error::conflict(format!("Conflicting options: {what} cannot be updated as {other} has already been set")))
-            }
+            Some((_, what, other)) => Err(Error::conflict(format!(
+                "Conflicting options: {what} cannot be updated as {other} has already been set"
+            ))),
             None => Ok(()),
         }
     }
@@ -92,31 +113,44 @@ impl UpdateRequest {
 
 impl Containers {
     /// # Errors
-    /// Limits that make no sense together; a limit that the kernel refuses. The container stays as it was then.
+    /// Limits that make no sense together; a limit that the kernel refuses. The container stays as
+    /// it was then.
     pub async fn update(&self, name: &str, request: UpdateRequest) -> Result<Vec<String>> {
         let container = self.find(name)?;
         let _operation = container.turn(name).await?;
         let mut record = container.record().clone();
-        if record.state.status == crate::model::Status::Removing || record.state.status == crate::model::Status::Dead {
+        if record.state.status == crate::model::Status::Removing
+            || record.state.status == crate::model::Status::Dead
+        {
             return Err(Error::conflict(format!(
                 "Cannot update container {}: container is marked for removal and cannot be \"update\"",
                 container.id
             )));
         }
         request.check(&record.host).map_err(|error| match error {
-            Error::Conflict(_) => error.prefixed(&format!("Cannot update container {}", container.id)),
+            Error::Conflict(_) => {
+                error.prefixed(&format!("Cannot update container {}", container.id))
+            }
             error => error,
         })?;
         request.apply(&mut record.host);
-        if request.memory != 0 && request.memory_swap == 0 && record.host.memory_swap > 0 && record.host.memory > record.host.memory_swap {
+        if request.memory != 0
+            && request.memory_swap == 0
+            && record.host.memory_swap > 0
+            && record.host.memory > record.host.memory_swap
+        {
             return Err(Error::conflict(format!(
                 "Cannot update container {}: Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time",
                 container.id
             )));
         }
         let given = record.host.clone();
-        // Creation has filled in a name of the host's, which the modes of some namespaces do not take from users.
-        let mut config = Config { hostname: String::new(), ..record.config.clone() };
+        // Creation has filled in a name of the host's, which the modes of some namespaces do not
+        // take from users.
+        let mut config = Config {
+            hostname: String::new(),
+            ..record.config.clone()
+        };
         let warnings = validate::settings(&mut config, &mut record.host, &self.host)?;
         // Only what an update may touch was checked anew; the rest keeps its exact form.
         record.host = HostConfig {
@@ -130,16 +164,31 @@ impl Containers {
             if let Some(limit) = request.pids_limit {
                 limits.pids = Some(whelk_runtime::spec::Pids { limit });
             }
-            let reply = match self.ask(&container, &Request::Update(Box::new(limits))).await {
+            let reply = match self
+                .ask(&container, &Request::Update(Box::new(limits)))
+                .await
+            {
                 // It has ended meanwhile: the limits are those of its next run.
                 Err(Error::Conflict(_)) => Reply::Done,
                 reply => reply?,
             };
-            if let Err(error) = expect_done(reply, &format!("Cannot update container {}", container.id)) {
-                // The kernel takes limits one by one: those before the one that it refused are put back.
+            if let Err(error) =
+                expect_done(reply, &format!("Cannot update container {}", container.id))
+            {
+                // The kernel takes limits one by one: those before the one that it refused are put
+                // back.
                 let old = spec::limits(&container.record().host.clone(), &start::device_number)?;
-                let reply = ask(&self.instance, &container.id, &Request::Update(Box::new(old))).await?.0;
-                expect_done(reply, &format!("{error}; restore the limits of container {}", container.id))?;
+                let reply = ask(
+                    &self.instance,
+                    &container.id,
+                    &Request::Update(Box::new(old)),
+                )
+                .await?
+                .0;
+                expect_done(
+                    reply,
+                    &format!("{error}; restore the limits of container {}", container.id),
+                )?;
                 return Err(error);
             }
         }
@@ -167,12 +216,20 @@ impl Containers {
         let _operation = container.turn(name).await?;
         let old_name = container.name();
         if old_name == new_name {
-            return Err(Error::invalid("Renaming a container with the same name as its current name"));
+            return Err(Error::invalid(
+                "Renaming a container with the same name as its current name",
+            ));
         }
         {
-            let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut index = self
+                .index
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             if let Some(owner) = index.by_name.get(&new_name) {
-                return Err(Error::conflict(format!("Error when allocating new name: {}", name_taken(&new_name, owner))));
+                return Err(Error::conflict(format!(
+                    "Error when allocating new name: {}",
+                    name_taken(&new_name, owner)
+                )));
             }
             index.by_name.insert(new_name.clone(), container.id.clone());
         }
@@ -180,12 +237,28 @@ impl Containers {
         self.rename_in_networks(&container);
         let saved = self.save_with_copy(&container);
         let renamed = {
-            let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut index = self
+                .index
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             // One that is removed at its end may be gone by now, under either of its names.
             let is_there = index.by_id.contains_key(&container.id);
-            let renamed = saved.and_then(|()| if is_there { Ok(()) } else { Err(Error::no_such_container(name)) });
-            let kept = if renamed.is_ok() { Some(&new_name) } else { Some(&old_name).filter(|_| is_there) };
-            for unused in [&old_name, &new_name].into_iter().filter(|name| Some(*name) != kept) {
+            let renamed = saved.and_then(|()| {
+                if is_there {
+                    Ok(())
+                } else {
+                    Err(Error::no_such_container(name))
+                }
+            });
+            let kept = if renamed.is_ok() {
+                Some(&new_name)
+            } else {
+                Some(&old_name).filter(|_| is_there)
+            };
+            for unused in [&old_name, &new_name]
+                .into_iter()
+                .filter(|name| Some(*name) != kept)
+            {
                 if index.by_name.get(unused) == Some(&container.id) {
                     index.by_name.remove(unused);
                 }

@@ -47,32 +47,53 @@ impl Exits {
 
     fn add(&mut self, id: String, exit_code: i32) {
         self.0.push_back((Instant::now(), id, exit_code));
-        while self.0.len() > Self::MOST || self.0.front().is_some_and(|(at, ..)| at.elapsed() > Self::KEPT) {
+        while self.0.len() > Self::MOST
+            || self
+                .0
+                .front()
+                .is_some_and(|(at, ..)| at.elapsed() > Self::KEPT)
+        {
             self.0.pop_front();
         }
     }
 
     fn of(&self, id: &str) -> Option<i32> {
-        self.0.iter().rev().find(|(at, known, _)| known == id && at.elapsed() <= Self::KEPT).map(|(.., exit_code)| *exit_code)
+        self.0
+            .iter()
+            .rev()
+            .find(|(at, known, _)| known == id && at.elapsed() <= Self::KEPT)
+            .map(|(.., exit_code)| *exit_code)
     }
 }
 
 impl Containers {
-    /// Keeps the exit code of a container that is about to be removed because it has ended: a client that started it may
-    /// ask for it only now.
+    /// Keeps the exit code of a container that is about to be removed because it has ended: a
+    /// client that started it may ask for it only now.
     pub(super) fn keep_exit_code(&self, id: &str, exit_code: i32) {
-        self.exits.lock().unwrap_or_else(PoisonError::into_inner).add(id.to_owned(), exit_code);
+        self.exits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .add(id.to_owned(), exit_code);
     }
 
-    /// Starts waiting at once: whatever happens after this returns is seen by the future it returns.
+    /// Starts waiting at once: whatever happens after this returns is seen by the future it
+    /// returns.
     ///
     /// # Errors
     /// No such container.
-    pub fn wait(&self, name: &str, condition: WaitCondition) -> Result<impl Future<Output = Waited> + Send + use<>> {
+    pub fn wait(
+        &self,
+        name: &str,
+        condition: WaitCondition,
+    ) -> Result<impl Future<Output = Waited> + Send + use<>> {
         let container = match self.find(name) {
             Ok(container) => container,
             Err(error) => {
-                let kept = self.exits.lock().unwrap_or_else(PoisonError::into_inner).of(name);
+                let kept = self
+                    .exits
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .of(name);
                 let exit_code = kept.ok_or(error)?;
                 return Ok(Either::Left(std::future::ready(Waited { exit_code })));
             }
@@ -86,7 +107,8 @@ impl Containers {
                 WaitCondition::Removed => now.removed,
             };
             let seen = progress.wait_for(done).await.map(|seen| *seen);
-            let exit_code = seen.map_or_else(|_| container.state().exit_code, |seen| seen.exit_code);
+            let exit_code =
+                seen.map_or_else(|_| container.state().exit_code, |seen| seen.exit_code);
             Waited { exit_code }
         }))
     }
@@ -102,6 +124,14 @@ mod tests {
         for number in 0..=Exits::MOST {
             exits.add(format!("id{number}"), i32::try_from(number).unwrap());
         }
-        assert_eq!((exits.of("id0"), exits.of("id1"), exits.of("id4096"), exits.of("id")), (None, Some(1), Some(4096), None));
+        assert_eq!(
+            (
+                exits.of("id0"),
+                exits.of("id1"),
+                exits.of("id4096"),
+                exits.of("id")
+            ),
+            (None, Some(1), Some(4096), None)
+        );
     }
 }

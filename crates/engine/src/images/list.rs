@@ -9,7 +9,15 @@ use super::{Image, Images};
 use crate::error::{Error, Result};
 use crate::filters::Filters;
 
-pub const FILTERS: &[&str] = &["before", "dangling", "label", "label!", "reference", "since", "until"];
+pub const FILTERS: &[&str] = &[
+    "before",
+    "dangling",
+    "label",
+    "label!",
+    "reference",
+    "since",
+    "until",
+];
 
 /// An image with those of its names that match.
 #[derive(Clone, Debug)]
@@ -25,24 +33,40 @@ impl Images {
     /// A filter value that makes no sense.
     pub fn list(&self, filters: &Filters) -> Result<Vec<Listed>> {
         let bound = |key: &str| -> Result<Vec<Option<jiff::Timestamp>>> {
-            filters.get(key).into_iter().flatten().map(|name| self.find(name).map(|image| image.created())).collect()
+            filters
+                .get(key)
+                .into_iter()
+                .flatten()
+                .map(|name| self.find(name).map(|image| image.created()))
+                .collect()
         };
         let until = until(filters)?;
-        let (before, since, dangling) = (bound("before")?, bound("since")?, filters.flag("dangling")?);
+        let (before, since, dangling) =
+            (bound("before")?, bound("since")?, filters.flag("dangling")?);
         let patterns: Vec<&String> = filters.get("reference").into_iter().flatten().collect();
         let index = self.read();
         let mut names: BTreeMap<&Digest, Vec<Reference>> = BTreeMap::new();
         for (name, id) in &index.tags {
-            names.entry(id).or_default().extend(name.parse::<Reference>());
+            names
+                .entry(id)
+                .or_default()
+                .extend(name.parse::<Reference>());
         }
         let mut listed = Vec::new();
         for image in index.by_id.values() {
             let all = names.get(&image.id).map_or(&[][..], Vec::as_slice);
             let created = image.created();
             let in_time = until.is_none_or(|until| image.made_before(until))
-                && before.iter().all(|bound| bound.is_none_or(|bound| created.is_some_and(|created| created < bound)))
-                && since.iter().all(|bound| bound.is_none_or(|bound| created.is_some_and(|created| created > bound)));
-            if !in_time || dangling.is_some_and(|dangling| all.is_empty() != dangling) || !filters.labels(&image.config.config.labels) {
+                && before.iter().all(|bound| {
+                    bound.is_none_or(|bound| created.is_some_and(|created| created < bound))
+                })
+                && since.iter().all(|bound| {
+                    bound.is_none_or(|bound| created.is_some_and(|created| created > bound))
+                });
+            if !in_time
+                || dangling.is_some_and(|dangling| all.is_empty() != dangling)
+                || !filters.labels(&image.config.config.labels)
+            {
                 continue;
             }
             let mut matching = Vec::new();
@@ -52,37 +76,58 @@ impl Images {
                 }
             }
             if patterns.is_empty() || !matching.is_empty() {
-                listed.push(Listed { image: image.clone(), names: matching });
+                listed.push(Listed {
+                    image: image.clone(),
+                    names: matching,
+                });
             }
         }
         listed.sort_by_key(|one| (std::cmp::Reverse(one.image.created()), one.image.id.clone()));
         Ok(listed)
     }
 
-    /// The ids of an image and of all that have layers on top of its own. One of equal layers is another image.
+    /// The ids of an image and of all that have layers on top of its own. One of equal layers is
+    /// another image.
     pub fn built_on(&self, name: &str) -> Vec<String> {
-        let Ok(image) = self.find(name) else { return Vec::new() };
+        let Ok(image) = self.find(name) else {
+            return Vec::new();
+        };
         let layers = &image.config.rootfs.diff_ids;
         let is_on_top = |other: &&Arc<Image>| {
             let others = &other.config.rootfs.diff_ids;
-            other.id == image.id || !layers.is_empty() && others.len() > layers.len() && others.starts_with(layers)
+            other.id == image.id
+                || !layers.is_empty() && others.len() > layers.len() && others.starts_with(layers)
         };
-        self.read().by_id.values().filter(is_on_top).map(|other| other.id.to_string()).collect()
+        self.read()
+            .by_id
+            .values()
+            .filter(is_on_top)
+            .map(|other| other.id.to_string())
+            .collect()
     }
 
-    /// The bytes of all layers, each counted once, and for each image those of layers that others have too.
+    /// The bytes of all layers, each counted once, and for each image those of layers that others
+    /// have too.
     pub fn layer_usage(&self) -> Result<(u64, BTreeMap<Digest, u64>)> {
         let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
         let mut users: BTreeMap<&Digest, usize> = BTreeMap::new();
         for image in &images {
-            image.layers().into_iter().for_each(|layer| *users.entry(layer).or_default() += 1);
+            image
+                .layers()
+                .into_iter()
+                .for_each(|layer| *users.entry(layer).or_default() += 1);
         }
         let mut sizes = BTreeMap::new();
         for layer in users.keys() {
             sizes.insert(*layer, self.files.layer_size(layer)?);
         }
         let shared = images.iter().map(|image| {
-            let shared = image.layers().into_iter().filter(|layer| users[layer] > 1).map(|layer| sizes[layer]).sum();
+            let shared = image
+                .layers()
+                .into_iter()
+                .filter(|layer| users[layer] > 1)
+                .map(|layer| sizes[layer])
+                .sum();
             (image.id.clone(), shared)
         });
         Ok((sizes.values().sum(), shared.collect()))
@@ -92,7 +137,10 @@ impl Images {
 impl Image {
     /// When it says that it was made.
     pub fn created(&self) -> Option<jiff::Timestamp> {
-        self.config.created.as_deref().and_then(|text| text.parse().ok())
+        self.config
+            .created
+            .as_deref()
+            .and_then(|text| text.parse().ok())
     }
 
     /// Whether it says that it was made before. One that does not say when is as old as can be.
@@ -107,7 +155,9 @@ impl Image {
 }
 
 pub(super) fn until(filters: &Filters) -> Result<Option<jiff::Timestamp>> {
-    Ok(filters.until()?.and_then(|nanoseconds| jiff::Timestamp::from_nanosecond(nanoseconds.into()).ok()))
+    Ok(filters
+        .until()?
+        .and_then(|nanoseconds| jiff::Timestamp::from_nanosecond(nanoseconds.into()).ok()))
 }
 
 /// Whether one of the patterns matches a name, with its tag or without.
@@ -121,7 +171,8 @@ fn matches_any(patterns: &[&String], name: &Reference) -> Result<bool> {
     Ok(false)
 }
 
-/// Go's `path.Match`: `*` and `?` do not match a slash, `[a-z]` and `[^a-z]` match one letter, `\` takes the meaning away.
+/// Go's `path.Match`: `*` and `?` do not match a slash, `[a-z]` and `[^a-z]` match one letter, `\`
+/// takes the meaning away.
 ///
 /// # Errors
 /// A malformed pattern.
@@ -129,7 +180,8 @@ fn matches(pattern: &str, text: &str) -> Result<bool> {
     let tokens = tokens(pattern)?;
     let text: Vec<char> = text.chars().collect();
     let (mut at, mut read) = (0, 0);
-    // Where the last star was, and how much of the text it has taken: what follows it is tried again one further on.
+    // Where the last star was, and how much of the text it has taken: what follows it is tried
+    // again one further on.
     let mut star: Option<(usize, usize)> = None;
     loop {
         match (tokens.get(at), text.get(read)) {
@@ -141,7 +193,9 @@ fn matches(pattern: &str, text: &str) -> Result<bool> {
             }
             (Some(token), Some(letter)) if token.matches(*letter) => {}
             _ => {
-                let Some((after, taken)) = star.filter(|(_, taken)| text.get(*taken).is_some_and(|letter| *letter != '/')) else {
+                let Some((after, taken)) =
+                    star.filter(|(_, taken)| text.get(*taken).is_some_and(|letter| *letter != '/'))
+                else {
                     return Ok(false);
                 };
                 star = Some((after, taken + 1));
@@ -168,7 +222,12 @@ impl Token {
             Self::Star => false,
             Self::Any => letter != '/',
             Self::Letter(wanted) => *wanted == letter,
-            Self::Class(ranges, negated) => ranges.iter().any(|(first, last)| (*first..=*last).contains(&letter)) != *negated,
+            Self::Class(ranges, negated) => {
+                ranges
+                    .iter()
+                    .any(|(first, last)| (*first..=*last).contains(&letter))
+                    != *negated
+            }
         }
     }
 }
@@ -234,10 +293,18 @@ mod tests {
             ("a\\*", "ab:1", false),
         ] {
             let name: Reference = name.parse().unwrap();
-            assert_eq!(matches_any(&[&pattern.to_owned()], &name).unwrap(), expected, "{pattern} {name}");
+            assert_eq!(
+                matches_any(&[&pattern.to_owned()], &name).unwrap(),
+                expected,
+                "{pattern} {name}"
+            );
         }
         for bad in ["[", "[]", "[a", "[-]", "a\\", "[a-]"] {
-            assert_eq!(matches(bad, "a").unwrap_err().to_string(), "syntax error in pattern", "{bad}");
+            assert_eq!(
+                matches(bad, "a").unwrap_err().to_string(),
+                "syntax error in pattern",
+                "{bad}"
+            );
         }
         // In no time, however often a star could take another part.
         assert!(!matches(&("*a".repeat(30) + "b"), &"a".repeat(200)).unwrap());

@@ -96,14 +96,27 @@ struct Index {
 
 impl Images {
     /// Opens the images below an engine's root.
-    pub fn open(root: &std::path::Path, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
+    pub fn open(
+        root: &std::path::Path,
+        store: Arc<Store>,
+        events: Arc<Events>,
+    ) -> Result<Arc<Self>> {
         let files = whelk_image::Store::open(root)?;
         let mut index = Index::default();
         let mut unreadable = false;
         for record in store.images::<ImageRecord>()? {
-            match files.blob(&record.id).and_then(|bytes| ImageConfig::parse(&bytes)).and_then(|config| whole(&files, config)) {
+            match files
+                .blob(&record.id)
+                .and_then(|bytes| ImageConfig::parse(&bytes))
+                .and_then(|config| whole(&files, config))
+            {
                 Ok(config) => {
-                    let image = Image { id: record.id, config, size: record.size, tagged_at: record.tagged_at };
+                    let image = Image {
+                        id: record.id,
+                        config,
+                        size: record.size,
+                        tagged_at: record.tagged_at,
+                    };
                     index.by_id.insert(image.id.clone(), Arc::new(image));
                 }
                 Err(error) => {
@@ -120,7 +133,15 @@ impl Images {
             }
         }
         let (index, incoming) = (RwLock::new(index), RwLock::default());
-        let images = Arc::new(Self { files, store, events, index, incoming, unreadable, pins: Arc::default() });
+        let images = Arc::new(Self {
+            files,
+            store,
+            events,
+            index,
+            incoming,
+            unreadable,
+            pins: Arc::default(),
+        });
         // What a load that was cut short has left may not be whole. It goes with the trash.
         drop(images.throw_away());
         Ok(images)
@@ -139,7 +160,8 @@ impl Images {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds an image for a container that is being made, and keeps it until the [`Pin`] is dropped.
+    /// Finds an image for a container that is being made, and keeps it until the [`Pin`] is
+    /// dropped.
     ///
     /// # Errors
     /// As [`Images::find`].
@@ -148,12 +170,19 @@ impl Images {
         let image = self.find(name)?;
         *pins.entry(image.id.clone()).or_default() += 1;
         drop(pins);
-        let pin = Pin { image: image.id.clone(), pins: self.pins.clone() };
+        let pin = Pin {
+            image: image.id.clone(),
+            pins: self.pins.clone(),
+        };
         Ok((image, pin))
     }
 
     pub fn get(&self, id: &Digest) -> Result<Arc<Image>> {
-        self.read().by_id.get(id).cloned().ok_or_else(|| Error::no_such_image(id.as_str()))
+        self.read()
+            .by_id
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::no_such_image(id.as_str()))
     }
 
     /// Finds an image by name, id, or a beginning of its id that no other has.
@@ -163,31 +192,61 @@ impl Images {
     pub fn find(&self, name: &str) -> Result<Arc<Image>> {
         let index = self.read();
         if let Ok(id) = name.parse::<Digest>() {
-            return index.by_id.get(&id).cloned().ok_or_else(|| Error::no_such_image(name));
+            return index
+                .by_id
+                .get(&id)
+                .cloned()
+                .ok_or_else(|| Error::no_such_image(name));
         }
-        let by_name = if name.starts_with("sha256:") { None } else { name.parse::<Reference>().ok() };
+        let by_name = if name.starts_with("sha256:") {
+            None
+        } else {
+            name.parse::<Reference>().ok()
+        };
         if let Some(reference) = &by_name {
             let tagged = reference.clone().with_default_tag();
-            let named = Reference { digest: None, ..tagged.clone() };
+            let named = Reference {
+                digest: None,
+                ..tagged.clone()
+            };
             if let Some(id) = index.tags.get(&named.to_string())
                 && tagged.digest.as_ref().is_none_or(|digest| digest == id)
             {
-                return index.by_id.get(id).cloned().ok_or_else(|| Error::no_such_image(name));
+                return index
+                    .by_id
+                    .get(id)
+                    .cloned()
+                    .ok_or_else(|| Error::no_such_image(name));
             }
         }
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        if !prefix.is_empty() && prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            let mut matches = index.by_id.values().filter(|image| image.id.hex().starts_with(prefix));
+        if !prefix.is_empty()
+            && prefix
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        {
+            let mut matches = index
+                .by_id
+                .values()
+                .filter(|image| image.id.hex().starts_with(prefix));
             match (matches.next(), matches.next()) {
                 (Some(image), None) => return Ok(image.clone()),
-                (Some(_), Some(_)) => return Err(Error::invalid(format!("No such image: {name}: the prefix is ambiguous"))),
+                (Some(_), Some(_)) => {
+                    return Err(Error::invalid(format!(
+                        "No such image: {name}: the prefix is ambiguous"
+                    )));
+                }
                 (None, _) => {}
             }
         }
         match name.parse::<Reference>() {
-            Ok(reference) if by_name.is_some() => Err(Error::no_such_image(&reference.with_default_tag().familiar())),
+            Ok(reference) if by_name.is_some() => Err(Error::no_such_image(
+                &reference.with_default_tag().familiar(),
+            )),
             Ok(_) => Err(Error::no_such_image(name)),
-            Err(_) if prefix.len() == 64 || name.starts_with("sha256:") => Err(Error::no_such_image(name)),
+            Err(_) if prefix.len() == 64 || name.starts_with("sha256:") => {
+                Err(Error::no_such_image(name))
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -217,7 +276,8 @@ impl Images {
         self.read().by_id.len()
     }
 
-    /// Removes layers and configurations that no image has. Blocks for as long as that takes, but holds nobody up.
+    /// Removes layers and configurations that no image has. Blocks for as long as that takes, but
+    /// holds nobody up.
     fn sweep(&self) {
         for path in self.throw_away() {
             if let Err(error) = whelk_sys::fs::remove_tree(&path) {
@@ -226,22 +286,31 @@ impl Images {
         }
     }
 
-    /// Takes out of the store what no image has, unless something is just coming in: then whoever brings it in does that.
-    /// Where an image cannot be read, nothing is thrown away.
+    /// Takes out of the store what no image has, unless something is just coming in: then whoever
+    /// brings it in does that. Where an image cannot be read, nothing is thrown away.
     fn throw_away(&self) -> Vec<std::path::PathBuf> {
-        let Ok(_incoming) = self.incoming.try_write() else { return Vec::new() };
+        let Ok(_incoming) = self.incoming.try_write() else {
+            return Vec::new();
+        };
         if self.unreadable {
             return Vec::new();
         }
         let (layers, blobs) = {
             let index = self.read();
-            let layers = index.by_id.values().flat_map(|image| &image.config.rootfs.diff_ids).cloned().collect();
+            let layers = index
+                .by_id
+                .values()
+                .flat_map(|image| &image.config.rootfs.diff_ids)
+                .cloned()
+                .collect();
             (layers, index.by_id.keys().cloned().collect())
         };
-        self.files.keep_only(&blobs, &layers).unwrap_or_else(|error| {
-            tracing::warn!("remove what no image needs: {error}");
-            Vec::new()
-        })
+        self.files
+            .keep_only(&blobs, &layers)
+            .unwrap_or_else(|error| {
+                tracing::warn!("remove what no image needs: {error}");
+                Vec::new()
+            })
     }
 
     /// Gives an image a further name.
@@ -253,10 +322,21 @@ impl Images {
         let full = reference.to_string();
         {
             let mut index = self.write();
-            let image = index.by_id.get(&id).ok_or_else(|| Error::no_such_image(name))?;
-            let image = Image { tagged_at: now(), ..Image::clone(image) };
-            let record = ImageRecord { id: id.clone(), size: image.size, tagged_at: image.tagged_at };
-            self.store.put_image(id.as_str(), &record, std::slice::from_ref(&full))?;
+            let image = index
+                .by_id
+                .get(&id)
+                .ok_or_else(|| Error::no_such_image(name))?;
+            let image = Image {
+                tagged_at: now(),
+                ..Image::clone(image)
+            };
+            let record = ImageRecord {
+                id: id.clone(),
+                size: image.size,
+                tagged_at: image.tagged_at,
+            };
+            self.store
+                .put_image(id.as_str(), &record, std::slice::from_ref(&full))?;
             index.by_id.insert(id.clone(), Arc::new(image));
             index.tags.insert(full, id.clone());
         }
@@ -265,16 +345,29 @@ impl Images {
     }
 
     fn publish(&self, action: &str, id: &Digest, name: String) {
-        let mut attributes = self.read().by_id.get(id).map(|image| image.config.config.labels.clone()).unwrap_or_default();
+        let mut attributes = self
+            .read()
+            .by_id
+            .get(id)
+            .map(|image| image.config.config.labels.clone())
+            .unwrap_or_default();
         attributes.insert("name".into(), name);
-        self.events.publish("image", action, id.to_string(), attributes);
+        self.events
+            .publish("image", action, id.to_string(), attributes);
     }
 }
 
 /// A configuration whose layers are all there.
 fn whole(files: &whelk_image::Store, config: ImageConfig) -> whelk_image::Result<ImageConfig> {
-    match config.rootfs.diff_ids.iter().find(|layer| !files.has_layer(layer)) {
-        Some(layer) => Err(whelk_image::Error::NotFound(format!("its layer {layer} is not there"))),
+    match config
+        .rootfs
+        .diff_ids
+        .iter()
+        .find(|layer| !files.has_layer(layer))
+    {
+        Some(layer) => Err(whelk_image::Error::NotFound(format!(
+            "its layer {layer} is not there"
+        ))),
         None => Ok(config),
     }
 }

@@ -25,7 +25,8 @@ impl Images {
     /// `users` says which containers use an image: id and whether it runs.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when a container needs it and `force` does not help; an image that is not for `platform`.
+    /// [`Error::Conflict`] when a container needs it and `force` does not help; an image that is
+    /// not for `platform`.
     pub fn remove(
         &self,
         name: &str,
@@ -38,56 +39,93 @@ impl Images {
         }
         self.find_for(name, platform)?;
         let removed = self.remove_one(name, force, users)?;
-        if removed.iter().any(|removed| matches!(removed, Removed::Deleted(_))) {
+        if removed
+            .iter()
+            .any(|removed| matches!(removed, Removed::Deleted(_)))
+        {
             self.sweep();
         }
         Ok(removed)
     }
 
-    fn remove_one(&self, name: &str, force: bool, users: impl Fn(&Digest) -> Vec<(String, bool)>) -> Result<Vec<Removed>> {
+    fn remove_one(
+        &self,
+        name: &str,
+        force: bool,
+        users: impl Fn(&Digest) -> Vec<(String, bool)>,
+    ) -> Result<Vec<Removed>> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let image = self.find(name)?;
         let by_id = !self.is_name_of(name, &image.id);
-        let names: Vec<String> = self.read().tags.iter().filter(|(_, id)| **id == image.id).map(|(name, _)| name.clone()).collect();
+        let names: Vec<String> = self
+            .read()
+            .tags
+            .iter()
+            .filter(|(_, id)| **id == image.id)
+            .map(|(name, _)| name.clone())
+            .collect();
         let users = users(&image.id);
         let last = by_id || names.len() <= 1;
         check_conflicts(&image, name, &names, by_id, force, &users)?;
         if last && pins.contains_key(&image.id) {
             let short = &image.id.hex()[..12];
-            return Err(Error::conflict(format!("conflict: unable to delete {short} - a container is being made of it")));
+            return Err(Error::conflict(format!(
+                "conflict: unable to delete {short} - a container is being made of it"
+            )));
         }
-        let gone: Vec<String> =
-            if by_id { names } else { names.into_iter().filter(|full| self.full_name(name).as_deref() == Some(full)).collect() };
+        let gone: Vec<String> = if by_id {
+            names
+        } else {
+            names
+                .into_iter()
+                .filter(|full| self.full_name(name).as_deref() == Some(full))
+                .collect()
+        };
         let mut removed = Vec::new();
         for full in gone {
             self.store.delete_tag(&full)?;
             self.write().tags.remove(&full);
-            let familiar = full.parse::<Reference>().map_or(full, |name| name.familiar());
+            let familiar = full
+                .parse::<Reference>()
+                .map_or(full, |name| name.familiar());
             self.publish("untag", &image.id, image.id.to_string());
             removed.push(Removed::Untagged(familiar));
         }
-        // A container keeps its image's files; without a name the image stays, dangling, until it is free.
+        // A container keeps its image's files; without a name the image stays, dangling, until it
+        // is free.
         if last && users.is_empty() {
             self.delete(&image)?;
             removed.push(Removed::Deleted(image.id.clone()));
-            removed.extend(self.chains_of_nobody(&image).into_iter().map(Removed::DeletedLayer));
+            removed.extend(
+                self.chains_of_nobody(&image)
+                    .into_iter()
+                    .map(Removed::DeletedLayer),
+            );
         }
         drop(pins);
         Ok(removed)
     }
 
     fn full_name(&self, name: &str) -> Option<String> {
-        name.parse::<Reference>().ok().map(|reference| Reference { digest: None, ..reference.with_default_tag() }.to_string())
+        name.parse::<Reference>().ok().map(|reference| {
+            Reference {
+                digest: None,
+                ..reference.with_default_tag()
+            }
+            .to_string()
+        })
     }
 
     pub(super) fn is_name_of(&self, name: &str, id: &Digest) -> bool {
-        self.full_name(name).is_some_and(|full| self.read().tags.get(&full) == Some(id))
+        self.full_name(name)
+            .is_some_and(|full| self.read().tags.get(&full) == Some(id))
     }
 
     /// Forgets an image; its files go with the next [`Images::sweep`].
     fn delete(&self, image: &Image) -> Result<()> {
         {
-            // Held over both: a tag that is given meanwhile finds no image any more, here and on disk.
+            // Held over both: a tag that is given meanwhile finds no image any more, here and on
+            // disk.
             let mut index = self.write();
             self.store.delete_image(image.id.as_str())?;
             index.by_id.remove(&image.id);
@@ -100,22 +138,39 @@ impl Images {
     /// The chain ids of an image's layers that no image has on the same layers, the topmost first.
     fn chains_of_nobody(&self, image: &Image) -> Vec<Digest> {
         let layers = &image.config.rootfs.diff_ids;
-        let common = |other: &Arc<Image>| other.config.rootfs.diff_ids.iter().zip(layers).take_while(|(a, b)| a == b).count();
+        let common = |other: &Arc<Image>| {
+            other
+                .config
+                .rootfs
+                .diff_ids
+                .iter()
+                .zip(layers)
+                .take_while(|(a, b)| a == b)
+                .count()
+        };
         let kept = self.read().by_id.values().map(common).max().unwrap_or(0);
         let mut chains: Vec<Digest> = Vec::new();
         for layer in layers {
-            let chain = chains.last().map_or_else(|| layer.clone(), |below| Digest::of(format!("{below} {layer}").as_bytes()));
+            let chain = chains.last().map_or_else(
+                || layer.clone(),
+                |below| Digest::of(format!("{below} {layer}").as_bytes()),
+            );
             chains.push(chain);
         }
         chains.split_off(kept).into_iter().rev().collect()
     }
 
-    /// Removes images without a name that no container uses (with `all`, also named ones); returns what was done and
-    /// the bytes that became free: a layer that another image has stays.
+    /// Removes images without a name that no container uses (with `all`, also named ones); returns
+    /// what was done and the bytes that became free: a layer that another image has stays.
     ///
     /// # Errors
     /// The store's.
-    pub fn prune(&self, all: bool, filters: &Filters, users: impl Fn(&Digest) -> Vec<(String, bool)>) -> Result<(Vec<Removed>, u64)> {
+    pub fn prune(
+        &self,
+        all: bool,
+        filters: &Filters,
+        users: impl Fn(&Digest) -> Vec<(String, bool)>,
+    ) -> Result<(Vec<Removed>, u64)> {
         let before = until(filters)?;
         let mut removed = Vec::new();
         let mut free: BTreeMap<Digest, u64> = BTreeMap::new();
@@ -128,7 +183,8 @@ impl Images {
             {
                 continue;
             }
-            // One name after the other, as if each was removed by hand: an image in use keeps its last one.
+            // One name after the other, as if each was removed by hand: an image in use keeps its
+            // last one.
             if names.is_empty() && users(&image.id).is_empty() {
                 names.push(image.id.to_string());
             }
@@ -148,7 +204,12 @@ impl Images {
                 }
             }
         }
-        let kept: BTreeSet<Digest> = self.read().by_id.values().flat_map(|image| image.config.rootfs.diff_ids.iter().cloned()).collect();
+        let kept: BTreeSet<Digest> = self
+            .read()
+            .by_id
+            .values()
+            .flat_map(|image| image.config.rootfs.diff_ids.iter().cloned())
+            .collect();
         free.retain(|layer, _| !kept.contains(layer));
         self.sweep();
         Ok((removed, free.values().sum()))
@@ -156,9 +217,21 @@ impl Images {
 }
 
 /// Who keeps an image, in Docker's order: what cannot be forced comes first.
-fn check_conflicts(image: &Image, name: &str, names: &[String], by_id: bool, force: bool, users: &[(String, bool)]) -> Result<()> {
+fn check_conflicts(
+    image: &Image,
+    name: &str,
+    names: &[String],
+    by_id: bool,
+    force: bool,
+    users: &[(String, bool)],
+) -> Result<()> {
     let short = &image.id.hex()[..12];
-    let user = |running: bool| users.iter().find(|(_, runs)| *runs == running).map(|(user, _)| &user[..12]);
+    let user = |running: bool| {
+        users
+            .iter()
+            .find(|(_, runs)| *runs == running)
+            .map(|(user, _)| &user[..12])
+    };
     let conflict = |text: String| Err(Error::conflict(format!("conflict: unable to {text}")));
     if !by_id {
         return match users.first().filter(|_| !force && names.len() <= 1) {
@@ -170,13 +243,19 @@ fn check_conflicts(image: &Image, name: &str, names: &[String], by_id: bool, for
         };
     }
     if let Some(user) = user(true) {
-        return conflict(format!("delete {short} (cannot be forced) - image is being used by running container {user}"));
+        return conflict(format!(
+            "delete {short} (cannot be forced) - image is being used by running container {user}"
+        ));
     }
     if names.len() > 1 && !force {
-        return conflict(format!("delete {short} (must be forced) - image is referenced in multiple repositories"));
+        return conflict(format!(
+            "delete {short} (must be forced) - image is referenced in multiple repositories"
+        ));
     }
     match user(false).filter(|_| !force) {
-        Some(user) => conflict(format!("delete {short} (must be forced) - image is being used by stopped container {user}")),
+        Some(user) => conflict(format!(
+            "delete {short} (must be forced) - image is being used by stopped container {user}"
+        )),
         None => Ok(()),
     }
 }

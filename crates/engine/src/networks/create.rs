@@ -33,8 +33,8 @@ pub struct CreateNetwork {
 
 /// The default network's subnet where nothing is in its way: the one that people know.
 const DEFAULT_SUBNET: &str = "172.17.0.0/16";
-/// How large its subnet is where that one is taken: as large if there is room, or else smaller. More containers than 1,023 no
-/// bridge of Linux has.
+/// How large its subnet is where that one is taken: as large if there is room, or else smaller.
+/// More containers than 1,023 no bridge of Linux has.
 const DEFAULT_SIZES: [u8; 3] = [16, 20, 22];
 /// RFC 8200, section 5.
 pub(super) const LEAST_IPV6_MTU: u32 = 1280;
@@ -44,9 +44,19 @@ impl Networks {
     pub(super) fn create_predefined(&self) -> Result<()> {
         self.create_default()?;
         for (name, driver) in [("host", "host"), ("none", "null")] {
-            if !self.state().values().any(|network| network.record.name == name) {
+            if !self
+                .state()
+                .values()
+                .any(|network| network.record.name == name)
+            {
                 let (name, driver) = (name.into(), driver.into());
-                self.make(CreateNetwork { name, driver, enable_ipv4: Some(true), enable_ipv6: Some(false), ..CreateNetwork::default() })?;
+                self.make(CreateNetwork {
+                    name,
+                    driver,
+                    enable_ipv4: Some(true),
+                    enable_ipv6: Some(false),
+                    ..CreateNetwork::default()
+                })?;
             }
         }
         Ok(())
@@ -55,14 +65,22 @@ impl Networks {
     /// Makes the default network, or makes it anew where other settings are wanted by now.
     fn create_default(&self) -> Result<()> {
         let wanted = self.instance.networks.bridge(&self.instance);
-        let there = self.state().values().find(|network| network.record.name == "bridge").map(|network| network.record.clone());
+        let there = self
+            .state()
+            .values()
+            .find(|network| network.record.name == "bridge")
+            .map(|network| network.record.clone());
         if let Some(there) = there {
             if defaults::fits(&there, &wanted) {
                 return Ok(());
             }
-            let in_use = |record: &crate::model::Record| record.state.status.is_running() && record.networks.contains_key("bridge");
+            let in_use = |record: &crate::model::Record| {
+                record.state.status.is_running() && record.networks.contains_key("bridge")
+            };
             if self.store.containers()?.iter().any(in_use) {
-                tracing::warn!("containers run on the default network: its new settings take effect at a start of the engine without them");
+                tracing::warn!(
+                    "containers run on the default network: its new settings take effect at a start of the engine without them"
+                );
                 return Ok(());
             }
             self.dissolve(&there);
@@ -75,8 +93,14 @@ impl Networks {
     /// # Errors
     /// A name that is taken, subnets that overlap, settings that make no sense.
     pub fn create(&self, request: CreateNetwork) -> Result<NetworkRecord> {
-        if matches!(request.name.as_str(), "bridge" | "host" | "none" | "default") {
-            return Err(Error::Denied(format!("operation is not permitted on predefined {} network ", request.name)));
+        if matches!(
+            request.name.as_str(),
+            "bridge" | "host" | "none" | "default"
+        ) {
+            return Err(Error::Denied(format!(
+                "operation is not permitted on predefined {} network ",
+                request.name
+            )));
         }
         let record = self.make(request)?;
         self.publish(&record, "create", None);
@@ -106,25 +130,49 @@ impl Networks {
             self.store.delete_network(&record.id)?;
             return Err(error);
         }
-        self.state_mut().insert(record.id.clone(), Network { record: record.clone(), blocks, members: BTreeMap::new() });
+        self.state_mut().insert(
+            record.id.clone(),
+            Network {
+                record: record.clone(),
+                blocks,
+                members: BTreeMap::new(),
+            },
+        );
         Ok(record)
     }
 
     /// A network as it is asked for, checked as far as that goes without a look at others.
     fn draft(&self, request: CreateNetwork) -> Result<NetworkRecord> {
-        let CreateNetwork { name, driver, enable_ipv4, enable_ipv6, mut ipam, internal, attachable, mut options, labels } = request;
+        let CreateNetwork {
+            name,
+            driver,
+            enable_ipv4,
+            enable_ipv6,
+            mut ipam,
+            internal,
+            attachable,
+            mut options,
+            labels,
+        } = request;
         check_name(&name)?;
-        let driver = if driver.is_empty() { "bridge".to_owned() } else { driver };
+        let driver = if driver.is_empty() {
+            "bridge".to_owned()
+        } else {
+            driver
+        };
         check_driver(&driver, &name)?;
         if name != "bridge" {
             self.instance.networks.complete(&driver, &mut options);
         }
         check_options(&driver, &options)?;
         let is_isolated = |(key, value): (&String, &String)| {
-            [option::GATEWAY_MODE_4, option::GATEWAY_MODE_6].contains(&key.as_str()) && value == "isolated"
+            [option::GATEWAY_MODE_4, option::GATEWAY_MODE_6].contains(&key.as_str())
+                && value == "isolated"
         };
         if !internal && options.iter().any(is_isolated) {
-            return Err(Error::invalid("gateway mode 'isolated' can only be used for an internal network"));
+            return Err(Error::invalid(
+                "gateway mode 'isolated' can only be used for an internal network",
+            ));
         }
         if !matches!(ipam.driver.as_str(), "" | "default") {
             return Err(Error::NotFound(format!(
@@ -134,14 +182,22 @@ impl Networks {
         }
         ipam.driver = "default".into();
         let enable_ipv4 = enable_ipv4.unwrap_or(true);
-        let mtu = options.get(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mtu = options
+            .get(option::MTU)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
         let carries_ipv6 = mtu == 0 || mtu >= LEAST_IPV6_MTU;
         if enable_ipv6 == Some(true) && !carries_ipv6 {
-            return Err(Error::invalid(format!("invalid MTU: {mtu}: IPv6 needs {LEAST_IPV6_MTU} at least")));
+            return Err(Error::invalid(format!(
+                "invalid MTU: {mtu}: IPv6 needs {LEAST_IPV6_MTU} at least"
+            )));
         }
         // Two families on by default: unless a network was planned by hand with one of them.
         let enable_ipv6 = enable_ipv6.unwrap_or_else(|| {
-            driver == "bridge" && carries_ipv6 && host_has_ipv6() && (ipam.config.is_empty() || ipam.config.iter().any(IpamConfig::is_ipv6))
+            driver == "bridge"
+                && carries_ipv6
+                && host_has_ipv6()
+                && (ipam.config.is_empty() || ipam.config.iter().any(IpamConfig::is_ipv6))
         });
         let (id, created_at) = (names::random_id(), now());
         let made_parent = false;
@@ -167,19 +223,37 @@ impl Networks {
 
     fn check_unused(&self, record: &NetworkRecord) -> Result<()> {
         let state = self.state();
-        if state.values().any(|network| network.record.name == record.name) {
-            return Err(Error::conflict(format!("network with name {} already exists", record.name)));
+        if state
+            .values()
+            .any(|network| network.record.name == record.name)
+        {
+            return Err(Error::conflict(format!(
+                "network with name {} already exists",
+                record.name
+            )));
         }
-        let Some(bridge) = record.option(option::BRIDGE_NAME) else { return Ok(()) };
-        match state.values().find(|network| self.bridge_name(&network.record) == bridge) {
-            Some(other) => Err(Error::conflict(format!("bridge name {bridge} is already used by network {}", other.record.name))),
+        let Some(bridge) = record.option(option::BRIDGE_NAME) else {
+            return Ok(());
+        };
+        match state
+            .values()
+            .find(|network| self.bridge_name(&network.record) == bridge)
+        {
+            Some(other) => Err(Error::conflict(format!(
+                "bridge name {bridge} is already used by network {}",
+                other.record.name
+            ))),
             None => Ok(()),
         }
     }
 
     /// Checks the subnets that are asked for, and chooses those that are not.
     fn plan_subnets(&self, record: &mut NetworkRecord) -> Result<()> {
-        let mut taken: Vec<IpNet> = self.state().values().flat_map(|network| network.record.subnets()).collect();
+        let mut taken: Vec<IpNet> = self
+            .state()
+            .values()
+            .flat_map(|network| network.record.subnets())
+            .collect();
         for config in &record.ipam.config {
             let subnet = check_config(config, record.enable_ipv6)?;
             if let Some(other) = taken.iter().find(|other| ipam::overlap(other, &subnet)) {
@@ -192,11 +266,21 @@ impl Networks {
         if record.enable_ipv4 && record.ipam.config.iter().all(IpamConfig::is_ipv6) {
             taken.extend(self.links().routes()?);
             let sizes_are_set = !self.instance.networks.pools.is_empty();
-            let subnet = choose_subnet(record.name == "bridge", &self.pools, sizes_are_set, &taken)?;
-            record.ipam.config.insert(0, IpamConfig { subnet: subnet.to_string(), ..IpamConfig::default() });
+            let subnet =
+                choose_subnet(record.name == "bridge", &self.pools, sizes_are_set, &taken)?;
+            record.ipam.config.insert(
+                0,
+                IpamConfig {
+                    subnet: subnet.to_string(),
+                    ..IpamConfig::default()
+                },
+            );
         }
         if record.enable_ipv6 && !record.ipam.config.iter().any(IpamConfig::is_ipv6) {
-            record.ipam.config.push(IpamConfig { subnet: ipam::unique_local(&record.id).to_string(), ..IpamConfig::default() });
+            record.ipam.config.push(IpamConfig {
+                subnet: ipam::unique_local(&record.id).to_string(),
+                ..IpamConfig::default()
+            });
         }
         Ok(())
     }
@@ -219,28 +303,55 @@ impl Networks {
             // Of an earlier life of this instance, whose records are gone.
             Some(link) if is_of_instance(&self.instance, &link) => {
                 links.delete(&name)?;
-                links.create_bridge(&name, mtu, mac(&record.id), &alias(&self.instance, &record.id))?
+                links.create_bridge(
+                    &name,
+                    mtu,
+                    mac(&record.id),
+                    &alias(&self.instance, &record.id),
+                )?
             }
-            Some(_) => return Err(Error::conflict(format!("interface {name} exists already and is not this network's"))),
-            None => links.create_bridge(&name, mtu, mac(&record.id), &alias(&self.instance, &record.id))?,
+            Some(_) => {
+                return Err(Error::conflict(format!(
+                    "interface {name} exists already and is not this network's"
+                )));
+            }
+            None => links.create_bridge(
+                &name,
+                mtu,
+                mac(&record.id),
+                &alias(&self.instance, &record.id),
+            )?,
         };
         drop(links);
-        // Not even a link-local address on a network without IPv6 (CVE-2024-32473); one with it may have it whatever the
-        // host's default is.
-        set_sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), if record.enable_ipv6 { "0" } else { "1" }, true)?;
+        // Not even a link-local address on a network without IPv6 (CVE-2024-32473); one with it may
+        // have it whatever the host's default is.
+        set_sysctl(
+            &format!("net/ipv6/conf/{name}/disable_ipv6"),
+            if record.enable_ipv6 { "0" } else { "1" },
+            true,
+        )?;
         if record.enable_ipv6 {
             set_sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0", true)?;
         }
-        // So that connections from 127.0.0.1 can be led to containers; containers themselves are kept from it by a rule.
+        // So that connections from 127.0.0.1 can be led to containers; containers themselves are
+        // kept from it by a rule.
         set_sysctl(&format!("net/ipv4/conf/{name}/route_localnet"), "1", false)?;
         if !record.internal && self.instance.networks.forward {
             forward(record.enable_ipv6)?;
         }
         let mut links = self.links();
         for config in &record.ipam.config {
-            let (Ok(subnet), Ok(gateway)) = (config.subnet.parse::<IpNet>(), config.gateway.parse::<IpAddr>()) else { continue };
-            let isolated =
-                record.option(if gateway.is_ipv4() { option::GATEWAY_MODE_4 } else { option::GATEWAY_MODE_6 }) == Some("isolated");
+            let (Ok(subnet), Ok(gateway)) = (
+                config.subnet.parse::<IpNet>(),
+                config.gateway.parse::<IpAddr>(),
+            ) else {
+                continue;
+            };
+            let isolated = record.option(if gateway.is_ipv4() {
+                option::GATEWAY_MODE_4
+            } else {
+                option::GATEWAY_MODE_6
+            }) == Some("isolated");
             if !isolated && let Ok(address) = IpNet::new(gateway, subnet.prefix_len()) {
                 links.add_address(index, address)?;
             }
@@ -256,9 +367,12 @@ impl Networks {
 
     /// Whether the parent of a new network is one that only such networks need.
     fn would_make_parent(&self, record: &NetworkRecord) -> Result<bool> {
-        let Some(parent) = record.option(option::PARENT) else { return Ok(false) };
-        let made_before =
-            self.state().values().any(|other| other.record.made_parent && other.record.option(option::PARENT) == Some(parent));
+        let Some(parent) = record.option(option::PARENT) else {
+            return Ok(false);
+        };
+        let made_before = self.state().values().any(|other| {
+            other.record.made_parent && other.record.option(option::PARENT) == Some(parent)
+        });
         Ok(made_before || self.links().find(parent)?.is_none())
     }
 
@@ -275,10 +389,22 @@ impl Networks {
         if let Some(link) = links.find(parent)? {
             return Ok(link.index);
         }
-        let missing = || Error::invalid(format!("invalid subinterface vlan name {parent}, example formatting is eth0.10"));
+        let missing = || {
+            Error::invalid(format!(
+                "invalid subinterface vlan name {parent}, example formatting is eth0.10"
+            ))
+        };
         let (base, vlan) = parent.rsplit_once('.').ok_or_else(missing)?;
-        let vlan: u16 = vlan.parse().ok().filter(|vlan| (1..4095).contains(vlan)).ok_or_else(missing)?;
-        let base = links.find(base)?.ok_or_else(|| Error::NotFound(format!("the parent interface {base} was not found on the host")))?;
+        let vlan: u16 = vlan
+            .parse()
+            .ok()
+            .filter(|vlan| (1..4095).contains(vlan))
+            .ok_or_else(missing)?;
+        let base = links.find(base)?.ok_or_else(|| {
+            Error::NotFound(format!(
+                "the parent interface {base} was not found on the host"
+            ))
+        })?;
         Ok(links.create_vlan(parent, base.index, vlan)?)
     }
 
@@ -290,12 +416,20 @@ impl Networks {
                 .remove_bridge(&self.rules(record))
                 .and_then(|()| delete_bridge(&mut self.links(), &self.bridge_name(record), record)),
             "macvlan" | "ipvlan" => match record.option(option::PARENT) {
-                None => self.links().delete(&self.interface(super::BRIDGE, &record.id)),
+                None => self
+                    .links()
+                    .delete(&self.interface(super::BRIDGE, &record.id)),
                 Some(parent) => {
                     let in_use = self.state().values().any(|other| {
-                        other.record.id != record.id && other.record.has_parent() && other.record.option(option::PARENT) == Some(parent)
+                        other.record.id != record.id
+                            && other.record.has_parent()
+                            && other.record.option(option::PARENT) == Some(parent)
                     });
-                    if record.made_parent && !in_use { self.links().delete(parent) } else { Ok(()) }
+                    if record.made_parent && !in_use {
+                        self.links().delete(parent)
+                    } else {
+                        Ok(())
+                    }
                 }
             },
             _ => Ok(()),
@@ -322,15 +456,25 @@ fn is_bridge_of(link: &Link, record: &NetworkRecord) -> bool {
 }
 
 /// Removes a network's bridge, and nothing else of that name.
-pub(super) fn delete_bridge(links: &mut Links, name: &str, record: &NetworkRecord) -> whelk_network::Result<()> {
+pub(super) fn delete_bridge(
+    links: &mut Links,
+    name: &str,
+    record: &NetworkRecord,
+) -> whelk_network::Result<()> {
     match links.find(name)? {
         Some(link) if is_bridge_of(&link, record) => links.delete(name),
         _ => Ok(()),
     }
 }
 
-/// A free IPv4 subnet for a network. Without an administrator's word on sizes the default network gets a large one.
-fn choose_subnet(is_default: bool, pools: &[ipam::Pool], sizes_are_set: bool, avoid: &[IpNet]) -> Result<IpNet> {
+/// A free IPv4 subnet for a network. Without an administrator's word on sizes the default network
+/// gets a large one.
+fn choose_subnet(
+    is_default: bool,
+    pools: &[ipam::Pool],
+    sizes_are_set: bool,
+    avoid: &[IpNet],
+) -> Result<IpNet> {
     if is_default
         && let Ok(known) = DEFAULT_SUBNET.parse()
         && !avoid.iter().any(|other| ipam::overlap(&known, other))
@@ -339,9 +483,16 @@ fn choose_subnet(is_default: bool, pools: &[ipam::Pool], sizes_are_set: bool, av
     }
     if is_default && !sizes_are_set {
         let resized = |size: u8| -> Vec<ipam::Pool> {
-            pools.iter().filter(|pool| pool.base.prefix_len() <= size).map(|pool| ipam::Pool { size, ..*pool }).collect()
+            pools
+                .iter()
+                .filter(|pool| pool.base.prefix_len() <= size)
+                .map(|pool| ipam::Pool { size, ..*pool })
+                .collect()
         };
-        if let Some(subnet) = DEFAULT_SIZES.iter().find_map(|size| ipam::choose(&resized(*size), avoid).ok()) {
+        if let Some(subnet) = DEFAULT_SIZES
+            .iter()
+            .find_map(|size| ipam::choose(&resized(*size), avoid).ok())
+        {
             return Ok(subnet);
         }
     }
@@ -351,17 +502,39 @@ fn choose_subnet(is_default: bool, pools: &[ipam::Pool], sizes_are_set: bool, av
 /// The addresses of a network, by subnet.
 pub(super) fn blocks(record: &NetworkRecord) -> Result<Vec<Block>> {
     let address = |text: &str| -> Result<Option<IpAddr>> {
-        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| Error::invalid(format!("invalid address: {text}"))) }
+        if text.is_empty() {
+            Ok(None)
+        } else {
+            text.parse()
+                .map(Some)
+                .map_err(|_| Error::invalid(format!("invalid address: {text}")))
+        }
     };
     record
         .ipam
         .config
         .iter()
         .map(|config| {
-            let subnet: IpNet = config.subnet.parse().map_err(|_| Error::invalid(format!("invalid subnet {}", config.subnet)))?;
-            let range = if config.ip_range.is_empty() { None } else { config.ip_range.parse().ok() };
-            let reserved: Vec<IpAddr> = config.auxiliary_addresses.values().filter_map(|text| text.parse().ok()).collect();
-            Ok(Block::new(subnet, range, address(&config.gateway)?, &reserved)?)
+            let subnet: IpNet = config
+                .subnet
+                .parse()
+                .map_err(|_| Error::invalid(format!("invalid subnet {}", config.subnet)))?;
+            let range = if config.ip_range.is_empty() {
+                None
+            } else {
+                config.ip_range.parse().ok()
+            };
+            let reserved: Vec<IpAddr> = config
+                .auxiliary_addresses
+                .values()
+                .filter_map(|text| text.parse().ok())
+                .collect();
+            Ok(Block::new(
+                subnet,
+                range,
+                address(&config.gateway)?,
+                &reserved,
+            )?)
         })
         .collect()
 }
@@ -372,11 +545,16 @@ fn check_name(name: &str) -> Result<()> {
     }
     const LONGEST: usize = 255;
     if name.len() > LONGEST {
-        return Err(Error::invalid(format!("invalid network name: it is longer than {LONGEST} bytes")));
+        return Err(Error::invalid(format!(
+            "invalid network name: it is longer than {LONGEST} bytes"
+        )));
     }
-    // Docker takes anything else; what could not be asked for by path, or read on a terminal, is of no use to anybody.
+    // Docker takes anything else; what could not be asked for by path, or read on a terminal, is of
+    // no use to anybody.
     if name.contains('/') || name.chars().any(char::is_control) {
-        return Err(Error::invalid(format!("invalid network name: {name:?}: it must not have slashes or control characters")));
+        return Err(Error::invalid(format!(
+            "invalid network name: {name:?}: it must not have slashes or control characters"
+        )));
     }
     Ok(())
 }
@@ -385,8 +563,12 @@ fn check_driver(driver: &str, name: &str) -> Result<()> {
     match driver {
         "bridge" | "macvlan" | "ipvlan" => Ok(()),
         "host" | "null" if matches!(name, "host" | "none") => Ok(()),
-        "host" | "null" => Err(Error::Denied(format!("only one instance of {driver:?} network is allowed"))),
-        "overlay" => Err(Error::Unsupported(format!("network driver {driver}: not available in this version of whelk"))),
+        "host" | "null" => Err(Error::Denied(format!(
+            "only one instance of {driver:?} network is allowed"
+        ))),
+        "overlay" => Err(Error::Unsupported(format!(
+            "network driver {driver}: not available in this version of whelk"
+        ))),
         _ => Err(Error::NotFound(format!("plugin {driver:?} not found"))),
     }
 }
@@ -405,14 +587,21 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
                 true
             }
             option::GATEWAY_MODE_4 | option::GATEWAY_MODE_6 => {
-                if !matches!(value.as_str(), "nat" | "routed" | "isolated" | "nat-unprotected") {
-                    return Err(Error::invalid(format!("failed to parse {key} value: {value} (unknown gateway mode {value})")));
+                if !matches!(
+                    value.as_str(),
+                    "nat" | "routed" | "isolated" | "nat-unprotected"
+                ) {
+                    return Err(Error::invalid(format!(
+                        "failed to parse {key} value: {value} (unknown gateway mode {value})"
+                    )));
                 }
                 driver == "bridge"
             }
             option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC => {
                 if crate::filters::parse_bool(value).is_none() {
-                    return Err(Error::invalid(format!("invalid value {value:?} for network option {key}: true or false is needed")));
+                    return Err(Error::invalid(format!(
+                        "invalid value {value:?} for network option {key}: true or false is needed"
+                    )));
                 }
                 driver == "bridge"
             }
@@ -422,7 +611,9 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
             }
             option::HOST_BINDING => {
                 if value.parse::<IpAddr>().is_err() {
-                    return Err(Error::invalid(format!("invalid host binding address: {value}")));
+                    return Err(Error::invalid(format!(
+                        "invalid host binding address: {value}"
+                    )));
                 }
                 driver == "bridge"
             }
@@ -445,7 +636,9 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
             _ => false,
         };
         if !known {
-            return Err(Error::Unsupported(format!("network option {key}: not available with driver {driver} in this version of whelk")));
+            return Err(Error::Unsupported(format!(
+                "network option {key}: not available with driver {driver} in this version of whelk"
+            )));
         }
     }
     Ok(())
@@ -457,49 +650,83 @@ pub(super) fn check_interface_name(name: &str) -> Result<()> {
     let valid = !name.is_empty()
         && name.len() <= LONGEST_NAME
         && !matches!(name, "." | ".." | "lo")
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
     if valid {
         Ok(())
     } else {
-        Err(Error::invalid(format!("invalid interface name {name:?}: up to {LONGEST_NAME} of a-z, A-Z, 0-9, _, . and -")))
+        Err(Error::invalid(format!(
+            "invalid interface name {name:?}: up to {LONGEST_NAME} of a-z, A-Z, 0-9, _, . and -"
+        )))
     }
 }
 
 fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
     let Ok(subnet) = config.subnet.parse::<IpNet>() else {
-        return Err(Error::invalid(format!("invalid network config:\ninvalid subnet {}: invalid CIDR block notation", config.subnet)));
+        return Err(Error::invalid(format!(
+            "invalid network config:\ninvalid subnet {}: invalid CIDR block notation",
+            config.subnet
+        )));
     };
     let wrong = |text: String| Err(Error::invalid(format!("invalid network config:\n{text}")));
-    let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    let loopback = [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
     let link_local = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64);
     if ipam::overlap(&subnet, &link_local.into()) && subnet.prefix_len() < link_local.prefix_len() {
-        return wrong(format!("'{subnet}' clashes with the Link-Local prefix '{link_local}'"));
+        return wrong(format!(
+            "'{subnet}' clashes with the Link-Local prefix '{link_local}'"
+        ));
     }
-    if loopback.iter().any(|address| subnet.contains(address)) || subnet.network().is_loopback() || subnet.network().is_multicast() {
-        return wrong(format!("invalid subnet {subnet}: loopback and multicast addresses cannot be a network's"));
+    if loopback.iter().any(|address| subnet.contains(address))
+        || subnet.network().is_loopback()
+        || subnet.network().is_multicast()
+    {
+        return wrong(format!(
+            "invalid subnet {subnet}: loopback and multicast addresses cannot be a network's"
+        ));
     }
     if subnet.addr() != subnet.network() {
-        return wrong(format!("invalid subnet {subnet}: it should be {}", subnet.trunc()));
+        return wrong(format!(
+            "invalid subnet {subnet}: it should be {}",
+            subnet.trunc()
+        ));
     }
     if subnet.addr().is_ipv6() && !enable_ipv6 {
-        return wrong(format!("invalid subnet {subnet}: IPv6 has not been enabled for this network"));
+        return wrong(format!(
+            "invalid subnet {subnet}: IPv6 has not been enabled for this network"
+        ));
     }
     if !config.ip_range.is_empty() {
         let Ok(range) = config.ip_range.parse::<IpNet>() else {
-            return wrong(format!("invalid ip-range {}: invalid CIDR block notation", config.ip_range));
+            return wrong(format!(
+                "invalid ip-range {}: invalid CIDR block notation",
+                config.ip_range
+            ));
         };
         if !subnet.contains(&range) {
-            return wrong(format!("invalid ip-range {range}: parent subnet {subnet} doesn't contain ip-range"));
+            return wrong(format!(
+                "invalid ip-range {range}: parent subnet {subnet} doesn't contain ip-range"
+            ));
         }
     }
     for (what, address) in std::iter::once(("gateway", &config.gateway))
         .filter(|(_, address)| !address.is_empty())
-        .chain(config.auxiliary_addresses.values().map(|address| ("auxiliary address", address)))
+        .chain(
+            config
+                .auxiliary_addresses
+                .values()
+                .map(|address| ("auxiliary address", address)),
+        )
     {
         match address.parse::<IpAddr>() {
             Err(_) => return wrong(format!("invalid {what} {address}: invalid address")),
             Ok(parsed) if !subnet.contains(&parsed) => {
-                return wrong(format!("invalid {what} {address}: parent subnet {subnet} doesn't contain this address"));
+                return wrong(format!(
+                    "invalid {what} {address}: parent subnet {subnet} doesn't contain this address"
+                ));
             }
             Ok(_) => {}
         }
@@ -507,18 +734,23 @@ fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
     Ok(subnet)
 }
 
-/// A hardware address for a bridge: locally administered, and the same whenever the bridge is made again.
+/// A hardware address for a bridge: locally administered, and the same whenever the bridge is made
+/// again.
 fn mac(id: &str) -> [u8; 6] {
-    let digits = u64::from_str_radix(&id[..10.min(id.len())], 16).unwrap_or_default().to_be_bytes();
+    let digits = u64::from_str_radix(&id[..10.min(id.len())], 16)
+        .unwrap_or_default()
+        .to_be_bytes();
     [0x02, digits[3], digits[4], digits[5], digits[6], digits[7]]
 }
 
 /// Whether new interfaces of the host have IPv6.
 fn host_has_ipv6() -> bool {
-    fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6").is_ok_and(|value| value.trim() == "0")
+    fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+        .is_ok_and(|value| value.trim() == "0")
 }
 
-/// Holds other engines of this machine off, by a file that only root can open: two must not choose one subnet.
+/// Holds other engines of this machine off, by a file that only root can open: two must not choose
+/// one subnet.
 fn lock_subnets() -> Result<std::fs::File> {
     let file = fs::append("/run/whelk-networks.lock", 0o600)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
@@ -537,7 +769,8 @@ fn set_sysctl_at(path: &Path, value: &str, may_be_missing: bool) -> Result<()> {
     }
 }
 
-/// A host that forwards does not listen to routers any more, unless it is told to: it would lose its own way out.
+/// A host that forwards does not listen to routers any more, unless it is told to: it would lose
+/// its own way out.
 fn keep_router_advertisements() -> Result<()> {
     for interface in fs::list("/proc/sys/net/ipv6/conf")? {
         let path = interface.path().join("accept_ra");
@@ -551,15 +784,22 @@ fn keep_router_advertisements() -> Result<()> {
 
 /// Lets the kernel pass packets on between interfaces.
 fn forward(ipv6: bool) -> Result<()> {
-    let on = |key: &str| fs::read_to_string(format!("/proc/sys/{key}")).is_ok_and(|value| value.trim() == "1");
+    let on = |key: &str| {
+        fs::read_to_string(format!("/proc/sys/{key}")).is_ok_and(|value| value.trim() == "1")
+    };
     let mut keys = vec!["net/ipv4/ip_forward"];
     if ipv6 {
         if !on("net/ipv6/conf/all/forwarding") {
             keep_router_advertisements()?;
         }
-        keys.extend(["net/ipv6/conf/default/forwarding", "net/ipv6/conf/all/forwarding"]);
+        keys.extend([
+            "net/ipv6/conf/default/forwarding",
+            "net/ipv6/conf/all/forwarding",
+        ]);
     }
-    keys.into_iter().filter(|key| !on(key)).try_for_each(|key| set_sysctl(key, "1", true))
+    keys.into_iter()
+        .filter(|key| !on(key))
+        .try_for_each(|key| set_sysctl(key, "1", true))
 }
 
 #[cfg(test)]
@@ -571,14 +811,30 @@ mod tests {
         let pools = ipam::default_pools();
         let chosen = |is_default: bool, avoid: &[&str]| {
             let avoid: Vec<IpNet> = avoid.iter().map(|net| net.parse().unwrap()).collect();
-            choose_subnet(is_default, &pools, false, &avoid).map_or_else(|error| error.to_string(), |subnet| subnet.to_string())
+            choose_subnet(is_default, &pools, false, &avoid)
+                .map_or_else(|error| error.to_string(), |subnet| subnet.to_string())
         };
         assert_eq!(chosen(true, &[]), "172.17.0.0/16");
-        assert_eq!(chosen(true, &["172.17.3.0/24", "172.18.0.0/24"]), "172.19.0.0/16");
-        assert_eq!(chosen(true, &["172.16.0.0/12", "192.168.0.0/24"]), "192.168.16.0/20");
+        assert_eq!(
+            chosen(true, &["172.17.3.0/24", "172.18.0.0/24"]),
+            "172.19.0.0/16"
+        );
+        assert_eq!(
+            chosen(true, &["172.16.0.0/12", "192.168.0.0/24"]),
+            "192.168.16.0/20"
+        );
         assert_eq!(chosen(false, &["172.17.0.0/16"]), "172.18.0.0/24");
-        let small = [ipam::Pool { base: "10.0.0.0/8".parse().unwrap(), size: 26 }];
+        let small = [ipam::Pool {
+            base: "10.0.0.0/8".parse().unwrap(),
+            size: 26,
+        }];
         let avoid = ["172.17.0.0/16".parse().unwrap()];
-        assert_eq!(choose_subnet(true, &small, true, &avoid).unwrap().to_string(), "10.0.0.0/26", "as an administrator has said");
+        assert_eq!(
+            choose_subnet(true, &small, true, &avoid)
+                .unwrap()
+                .to_string(),
+            "10.0.0.0/26",
+            "as an administrator has said"
+        );
     }
 }

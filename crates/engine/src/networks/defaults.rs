@@ -1,4 +1,5 @@
-//! What an administrator has set for networks: how the default one is made, and what others get that do not say.
+//! What an administrator has set for networks: how the default one is made, and what others get
+//! that do not say.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -72,28 +73,50 @@ impl NetworkDefaults {
     /// Settings that contradict themselves or each other.
     pub fn check(&self) -> Result<()> {
         for address in &self.bridge_addresses {
-            let key = if address.addr().is_ipv4() { "bip" } else { "bip6" };
-            if address.addr() == address.network() || address.addr() == address.broadcast() && address.addr().is_ipv4() {
-                return Err(Error::invalid(format!("{key} {address}: not the address of a host in its subnet")));
+            let key = if address.addr().is_ipv4() {
+                "bip"
+            } else {
+                "bip6"
+            };
+            if address.addr() == address.network()
+                || address.addr() == address.broadcast() && address.addr().is_ipv4()
+            {
+                return Err(Error::invalid(format!(
+                    "{key} {address}: not the address of a host in its subnet"
+                )));
             }
         }
         for range in &self.ranges {
-            let bridge = self.bridge_addresses.iter().find(|bridge| bridge.addr().is_ipv4() == range.addr().is_ipv4());
+            let bridge = self
+                .bridge_addresses
+                .iter()
+                .find(|bridge| bridge.addr().is_ipv4() == range.addr().is_ipv4());
             if let Some(bridge) = bridge.filter(|bridge| !bridge.trunc().contains(range)) {
-                return Err(Error::invalid(format!("fixed-cidr {range}: not a part of {}", bridge.trunc())));
+                return Err(Error::invalid(format!(
+                    "fixed-cidr {range}: not a part of {}",
+                    bridge.trunc()
+                )));
             }
         }
         for Pool { base, size } in &self.pools {
             let longest = if base.addr().is_ipv4() { 30 } else { 126 };
             if !(base.prefix_len()..=longest).contains(size) {
-                return Err(Error::invalid(format!("default-address-pools: no subnets of /{size} fit into {base}")));
+                return Err(Error::invalid(format!(
+                    "default-address-pools: no subnets of /{size} fit into {base}"
+                )));
             }
         }
         if let Some(mtu) = self.mtu.filter(|mtu| !MTU.contains(mtu)) {
-            return Err(Error::invalid(format!("mtu {mtu}: must be {} to {}", MTU.start(), MTU.end())));
+            return Err(Error::invalid(format!(
+                "mtu {mtu}: must be {} to {}",
+                MTU.start(),
+                MTU.end()
+            )));
         }
         if let Some(mtu) = self.mtu.filter(|mtu| self.ipv6 && *mtu < LEAST_IPV6_MTU) {
-            return Err(Error::invalid(format!("mtu {mtu}: IPv6 needs {LEAST_IPV6_MTU} at least")));
+            return Err(Error::invalid(format!(
+                "mtu {mtu}: IPv6 needs {LEAST_IPV6_MTU} at least"
+            )));
         }
         Ok(())
     }
@@ -106,18 +129,30 @@ impl NetworkDefaults {
             (option::DEFAULT_BRIDGE, "true".into()),
             (option::ICC, self.icc.to_string()),
             (option::MASQUERADE, self.masquerade.to_string()),
-            (option::HOST_BINDING, self.binding.map_or_else(|| "0.0.0.0".into(), |address| address.to_string())),
+            (
+                option::HOST_BINDING,
+                self.binding
+                    .map_or_else(|| "0.0.0.0".into(), |address| address.to_string()),
+            ),
             (option::MTU, self.mtu.unwrap_or(USUAL_MTU).to_string()),
         ];
         let config = [true, false].into_iter().filter_map(|ipv4| {
-            let of_family = |list: &[IpNet]| list.iter().copied().find(|net| net.addr().is_ipv4() == ipv4);
+            let of_family = |list: &[IpNet]| {
+                list.iter()
+                    .copied()
+                    .find(|net| net.addr().is_ipv4() == ipv4)
+            };
             let (bridge, range) = (of_family(&self.bridge_addresses), of_family(&self.ranges));
             // A range alone is the subnet too.
             let subnet = bridge.or(range)?.trunc();
             Some(IpamConfig {
                 subnet: subnet.to_string(),
-                ip_range: range.map(|range| range.trunc().to_string()).unwrap_or_default(),
-                gateway: bridge.map(|bridge| bridge.addr().to_string()).unwrap_or_default(),
+                ip_range: range
+                    .map(|range| range.trunc().to_string())
+                    .unwrap_or_default(),
+                gateway: bridge
+                    .map(|bridge| bridge.addr().to_string())
+                    .unwrap_or_default(),
                 ..IpamConfig::default()
             })
         });
@@ -126,7 +161,10 @@ impl NetworkDefaults {
             driver: "bridge".into(),
             enable_ipv4: Some(true),
             enable_ipv6: Some(self.ipv6),
-            ipam: Ipam { config: config.collect(), ..Ipam::default() },
+            ipam: Ipam {
+                config: config.collect(),
+                ..Ipam::default()
+            },
             options: options.map(|(key, value)| (key.to_owned(), value)).into(),
             ..CreateNetwork::default()
         }
@@ -149,5 +187,7 @@ pub(super) fn fits(record: &NetworkRecord, wanted: &CreateNetwork) -> bool {
                 && (wanted.gateway.is_empty() || config.gateway == wanted.gateway)
         })
     };
-    record.options == wanted.options && wanted.enable_ipv6 == Some(record.enable_ipv6) && wanted.ipam.config.iter().all(fits_config)
+    record.options == wanted.options
+        && wanted.enable_ipv6 == Some(record.enable_ipv6)
+        && wanted.ipam.config.iter().all(fits_config)
 }

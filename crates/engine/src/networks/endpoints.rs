@@ -13,7 +13,8 @@ use whelk_sys::fs;
 
 use super::model::{Endpoint, NetworkRecord, option};
 use super::settings::{
-    check_endpoint, disables_ipv6, ipvlan_flag, ipvlan_mode, lacks_ipv6, link_local_addresses, macvlan_mode, parse_mac, sysctls,
+    check_endpoint, disables_ipv6, ipvlan_flag, ipvlan_mode, lacks_ipv6, link_local_addresses,
+    macvlan_mode, parse_mac, sysctls,
 };
 use super::{Member, Network, Networks, Spare, VETH, gateway_of};
 use crate::error::{Error, Result};
@@ -32,8 +33,8 @@ const INTERFACE_PREFIX: &str = "eth";
 pub(super) const FIRST_INTERFACE: &str = "eth0";
 
 impl Networks {
-    /// Takes a container's places in all its networks and makes a namespace with their interfaces. `None` for one that
-    /// has no networks of its own. On an error nothing is kept.
+    /// Takes a container's places in all its networks and makes a namespace with their interfaces.
+    /// `None` for one that has no networks of its own. On an error nothing is kept.
     pub fn join(&self, record: &mut Record) -> Result<Option<OwnedFd>> {
         if !has_own_networks(&record.host.network_mode) {
             let mut networks = std::mem::take(&mut record.networks);
@@ -54,10 +55,18 @@ impl Networks {
         self.firewall.require()?;
         // What is there already must fit its first network.
         let first = self.in_order(record).into_iter().next();
-        let fits = first.is_some_and(|name| self.find(&name).is_ok_and(|network| network.driver == "bridge"));
+        let fits = first.is_some_and(|name| {
+            self.find(&name)
+                .is_ok_and(|network| network.driver == "bridge")
+        });
         let spare = if fits { self.spare().pop() } else { None };
         let (mut namespace, ready, names) = match spare {
-            Some(Spare { namespace, interface, endpoint_id, names }) => (namespace, Some((interface, endpoint_id)), Some(names)),
+            Some(Spare {
+                namespace,
+                interface,
+                endpoint_id,
+                names,
+            }) => (namespace, Some((interface, endpoint_id)), Some(names)),
             None => {
                 if fits {
                     self.refill.notify_one();
@@ -106,15 +115,28 @@ impl Networks {
                 record.networks.insert(network.name.clone(), endpoint);
                 continue;
             }
-            // Networks without IPv6 must not have it by the back door (CVE-2024-32473); those with it have a planned one.
-            let ipv6 = if has_ipv6(record, &network, &endpoint) { Ipv6::Given } else { Ipv6::Off };
+            // Networks without IPv6 must not have it by the back door (CVE-2024-32473); those with
+            // it have a planned one.
+            let ipv6 = if has_ipv6(record, &network, &endpoint) {
+                Ipv6::Given
+            } else {
+                Ipv6::Off
+            };
             if ready.is_none() {
                 namespace.set_ipv6(ipv6)?;
             }
             let outcome = self
-                .attach(record, &network, &mut endpoint, namespace.as_fd(), ready.as_ref().map(|(_, id)| id.as_str()))
+                .attach(
+                    record,
+                    &network,
+                    &mut endpoint,
+                    namespace.as_fd(),
+                    ready.as_ref().map(|(_, id)| id.as_str()),
+                )
                 .and_then(|()| match ready.take() {
-                    Some((interface, _)) => adapt(interface, &network, &endpoint, &mut namespace.links, ipv6),
+                    Some((interface, _)) => {
+                        adapt(interface, &network, &endpoint, &mut namespace.links, ipv6)
+                    }
                     None => Ok(()),
                 })
                 .and_then(|()| set_sysctls(sysctls(&endpoint)?, namespace.as_fd(), false))
@@ -129,7 +151,8 @@ impl Networks {
         self.start_resolver(record, namespace.as_fd(), names)
     }
 
-    /// The networks of a container: the one that it was created on comes first and gives it its eth0, unless it has left it.
+    /// The networks of a container: the one that it was created on comes first and gives it its
+    /// eth0, unless it has left it.
     fn in_order(&self, record: &Record) -> Vec<String> {
         let mut networks: Vec<String> = record.networks.keys().cloned().collect();
         networks.sort_by_key(|name| !self.is_mode(record, name));
@@ -138,11 +161,14 @@ impl Networks {
 
     /// Whether a container was created on this network, however its mode names it.
     pub(super) fn is_mode(&self, record: &Record, network: &str) -> bool {
-        record.host.network_mode == network || self.find(&record.host.network_mode).is_ok_and(|mode| mode.name == network)
+        record.host.network_mode == network
+            || self
+                .find(&record.host.network_mode)
+                .is_ok_and(|mode| mode.name == network)
     }
 
-    /// Gives a container an interface in one network. `ready` is the id of an endpoint for which a pair of interfaces is there
-    /// already: its outer end is connected.
+    /// Gives a container an interface in one network. `ready` is the id of an endpoint for which a
+    /// pair of interfaces is there already: its outer end is connected.
     fn attach(
         &self,
         container: &Record,
@@ -157,7 +183,11 @@ impl Networks {
         endpoint.interface = self.interface_name(container, network, endpoint)?;
         self.take_addresses(container, network, endpoint)?;
         let mac = mac_of(endpoint)?;
-        let peer = Peer { name: &endpoint.interface, mac, namespace };
+        let peer = Peer {
+            name: &endpoint.interface,
+            mac,
+            namespace,
+        };
         let mtu = network.mtu();
         if network.driver == "macvlan" {
             let mode = macvlan_mode(network.option(option::MACVLAN_MODE).unwrap_or("bridge"))?;
@@ -167,11 +197,15 @@ impl Networks {
             let mode = ipvlan_mode(network.option(option::IPVLAN_MODE).unwrap_or("l2"))?;
             let flag = ipvlan_flag(network.option(option::IPVLAN_FLAG).unwrap_or("bridge"))?;
             let parent = self.parent(network)?;
-            self.links().create_ipvlan(parent, (mode, flag), mtu, peer)?;
+            self.links()
+                .create_ipvlan(parent, (mode, flag), mtu, peer)?;
             // It has its parent's.
             endpoint.mac_address.clear();
         } else {
-            let port = Port { isolated: !network.connects_containers(), hairpin: true };
+            let port = Port {
+                isolated: !network.connects_containers(),
+                hairpin: true,
+            };
             let name = self.host_interface(endpoint);
             let mut links = self.links();
             let bridge = links.find(&self.bridge_name(network))?;
@@ -182,11 +216,17 @@ impl Networks {
                     drop(links);
                     self.materialize(network)?;
                     links = self.links();
-                    links.find(&self.bridge_name(network))?.ok_or_else(|| Error::internal("the bridge was removed again"))?
+                    links
+                        .find(&self.bridge_name(network))?
+                        .ok_or_else(|| Error::internal("the bridge was removed again"))?
                 }
             };
             // The rules first: without them it could send anything.
-            self.firewall.add_sender(&SenderRules { interface: name.clone(), mac, addresses: endpoint.addresses() })?;
+            self.firewall.add_sender(&SenderRules {
+                interface: name.clone(),
+                mac,
+                addresses: endpoint.addresses(),
+            })?;
             match ready {
                 Some(_) => links.join_bridge(&name, bridge.index, mtu, port)?,
                 None => links.create_veth(&name, bridge.index, mtu, peer, port)?,
@@ -195,7 +235,8 @@ impl Networks {
         Ok(())
     }
 
-    /// Gives a running container an interface in one network. Returns a connection to what its namespace has.
+    /// Gives a running container an interface in one network. Returns a connection to what its
+    /// namespace has.
     fn attach_running(
         &self,
         container: &Record,
@@ -205,9 +246,14 @@ impl Networks {
     ) -> Result<Links> {
         self.attach(container, network, endpoint, namespace, None)?;
         let name = &endpoint.interface;
-        let settings: &[(&str, &str)] =
-            if has_ipv6(container, network, endpoint) { &[("disable_ipv6", "0"), ("accept_ra", "0")] } else { &[("disable_ipv6", "1")] };
-        let settings = settings.iter().map(|(key, value)| (format!("net/ipv6/conf/{name}/{key}"), (*value).to_owned()));
+        let settings: &[(&str, &str)] = if has_ipv6(container, network, endpoint) {
+            &[("disable_ipv6", "0"), ("accept_ra", "0")]
+        } else {
+            &[("disable_ipv6", "1")]
+        };
+        let settings = settings
+            .iter()
+            .map(|(key, value)| (format!("net/ipv6/conf/{name}/{key}"), (*value).to_owned()));
         // A kernel without IPv6 has nothing to switch off.
         set_sysctls(settings.collect(), namespace, true)?;
         set_sysctls(sysctls(endpoint)?, namespace, false)?;
@@ -216,24 +262,49 @@ impl Networks {
         Ok(links)
     }
 
-    fn interface_name(&self, container: &Record, network: &NetworkRecord, endpoint: &Endpoint) -> Result<String> {
-        let wanted = endpoint.driver_opts.iter().flatten().find(|(key, _)| *key == option::INTERFACE_NAME).map(|(_, name)| name.clone());
+    fn interface_name(
+        &self,
+        container: &Record,
+        network: &NetworkRecord,
+        endpoint: &Endpoint,
+    ) -> Result<String> {
+        let wanted = endpoint
+            .driver_opts
+            .iter()
+            .flatten()
+            .find(|(key, _)| *key == option::INTERFACE_NAME)
+            .map(|(_, name)| name.clone());
         if let Some(name) = wanted {
             super::create::check_interface_name(&name)?;
             return Ok(name);
         }
-        let prefix = network.option(option::CONTAINER_PREFIX).unwrap_or(INTERFACE_PREFIX);
-        let used = |name: &str| container.networks.values().any(|endpoint| endpoint.interface == name);
+        let prefix = network
+            .option(option::CONTAINER_PREFIX)
+            .unwrap_or(INTERFACE_PREFIX);
+        let used = |name: &str| {
+            container
+                .networks
+                .values()
+                .any(|endpoint| endpoint.interface == name)
+        };
         (0..)
             .map(|number: u32| format!("{prefix}{number}"))
             .find(|name| !used(name))
             .ok_or_else(|| Error::internal("no interface name is free"))
     }
 
-    /// Takes the addresses of an endpoint and enters the container among the network's members, as one step.
-    fn take_addresses(&self, container: &Record, network: &NetworkRecord, endpoint: &mut Endpoint) -> Result<()> {
+    /// Takes the addresses of an endpoint and enters the container among the network's members, as
+    /// one step.
+    fn take_addresses(
+        &self,
+        container: &Record,
+        network: &NetworkRecord,
+        endpoint: &mut Endpoint,
+    ) -> Result<()> {
         let mut state = self.state_mut();
-        let Some(network) = state.get_mut(&network.id) else { return Err(Error::no_such_network(&network.name)) };
+        let Some(network) = state.get_mut(&network.id) else {
+            return Err(Error::no_such_network(&network.name));
+        };
         let asked = endpoint.ipam_config.clone().unwrap_or_default();
         let mut taken: Vec<(IpAddr, u8)> = Vec::new();
         let ipv6 = has_ipv6(container, &network.record, endpoint);
@@ -244,12 +315,18 @@ impl Networks {
             let wanted: Option<IpAddr> = if text.is_empty() {
                 None
             } else {
-                Some(text.parse().map_err(|_| Error::invalid(format!("invalid endpoint settings:\ninvalid IP address: {text}")))?)
+                Some(text.parse().map_err(|_| {
+                    Error::invalid(format!(
+                        "invalid endpoint settings:\ninvalid IP address: {text}"
+                    ))
+                })?)
             };
             let found = if ipv4 || ipv6 {
                 take(network, ipv4, wanted)
             } else {
-                Err(Error::invalid(format!("{text} is asked for, and IPv6 is switched off for the container")))
+                Err(Error::invalid(format!(
+                    "{text} is asked for, and IPv6 is switched off for the container"
+                )))
             };
             match found {
                 Ok(found) => taken.extend(found),
@@ -277,20 +354,32 @@ impl Networks {
                 }
             }
         }
-        endpoint.mac_address = if endpoint.wanted_mac.is_empty() { mac_for(endpoint) } else { endpoint.wanted_mac.clone() };
-        endpoint.dns_names = (network.record.name != "bridge").then(|| names_of(container, endpoint));
-        network.members.insert(container.id.clone(), member(container, endpoint));
+        endpoint.mac_address = if endpoint.wanted_mac.is_empty() {
+            mac_for(endpoint)
+        } else {
+            endpoint.wanted_mac.clone()
+        };
+        endpoint.dns_names =
+            (network.record.name != "bridge").then(|| names_of(container, endpoint));
+        network
+            .members
+            .insert(container.id.clone(), member(container, endpoint));
         Ok(())
     }
 
-    /// What `host-gateway` stands for: the host's address on the default network, unless another was set.
+    /// What `host-gateway` stands for: the host's address on the default network, unless another
+    /// was set.
     pub fn host_gateway(&self) -> String {
         if let Some(address) = self.instance.networks.host_gateway {
             return address.to_string();
         }
         let state = self.state();
-        let bridge = state.values().find(|network| network.record.name == "bridge");
-        bridge.and_then(|bridge| gateway_of(&bridge.blocks, true)).map_or_else(|| "127.0.0.1".into(), |gateway| gateway.to_string())
+        let bridge = state
+            .values()
+            .find(|network| network.record.name == "bridge");
+        bridge
+            .and_then(|bridge| gateway_of(&bridge.blocks, true))
+            .map_or_else(|| "127.0.0.1".into(), |gateway| gateway.to_string())
     }
 
     /// Tells that a container has started to use its networks.
@@ -304,16 +393,25 @@ impl Networks {
         }
     }
 
-    /// Gives back all that a container that has ended had in its networks, and says which it was in. Never stops at an
-    /// error.
+    /// Gives back all that a container that has ended had in its networks, and says which it was
+    /// in. Never stops at an error.
     pub fn leave(&self, record: &mut Record) -> Vec<NetworkRecord> {
-        if let Some(task) = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.id) {
+        if let Some(task) = self
+            .resolvers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&record.id)
+        {
             task.abort();
         }
         self.withdraw_ports(record);
         self.ports.forget(&record.id);
         let mut left = Vec::new();
-        for endpoint in record.networks.values_mut().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
+        for endpoint in record
+            .networks
+            .values_mut()
+            .filter(|endpoint| !endpoint.endpoint_id.is_empty())
+        {
             if let Ok(network) = self.find(&endpoint.network_id) {
                 self.detach(&record.id, &network, endpoint, None);
                 left.push(network);
@@ -325,12 +423,19 @@ impl Networks {
 
     /// Tells that a container does not use networks any more.
     pub fn announce_left(&self, container: &str, left: &[NetworkRecord]) {
-        left.iter().for_each(|network| self.publish(network, "disconnect", Some(container)));
+        left.iter()
+            .for_each(|network| self.publish(network, "disconnect", Some(container)));
     }
 
-    /// Takes one interface away, and frees its addresses. `namespace` is that of a container that runs on: it must be out
-    /// of the network before anything that was its own can be another's.
-    fn detach(&self, container: &str, network: &NetworkRecord, endpoint: &Endpoint, namespace: Option<BorrowedFd<'_>>) {
+    /// Takes one interface away, and frees its addresses. `namespace` is that of a container that
+    /// runs on: it must be out of the network before anything that was its own can be another's.
+    fn detach(
+        &self,
+        container: &str,
+        network: &NetworkRecord,
+        endpoint: &Endpoint,
+        namespace: Option<BorrowedFd<'_>>,
+    ) {
         if endpoint.endpoint_id.is_empty() {
             return;
         }
@@ -341,12 +446,20 @@ impl Networks {
             }
         }
         if let ("bridge", Ok(mac)) = (network.driver.as_str(), mac_of(endpoint)) {
-            // The kernel takes tens of milliseconds to remove an interface, and nobody has to wait for that.
-            self.doomed().push(SenderRules { interface: self.host_interface(endpoint), mac, addresses: endpoint.addresses() });
+            // The kernel takes tens of milliseconds to remove an interface, and nobody has to wait
+            // for that.
+            self.doomed().push(SenderRules {
+                interface: self.host_interface(endpoint),
+                mac,
+                addresses: endpoint.addresses(),
+            });
             self.refill.notify_one();
         }
         if let Some(network) = self.state_mut().get_mut(&network.id)
-            && network.members.get(container).is_some_and(|member| member.endpoint_id == endpoint.endpoint_id)
+            && network
+                .members
+                .get(container)
+                .is_some_and(|member| member.endpoint_id == endpoint.endpoint_id)
         {
             network.members.remove(container);
             give_back(network, endpoint.addresses().into_iter());
@@ -356,19 +469,30 @@ impl Networks {
     /// Counts a container among the members of a network.
     fn enter(&self, container: &Record, endpoint: &Endpoint) {
         if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
-            network.members.insert(container.id.clone(), member(container, endpoint));
+            network
+                .members
+                .insert(container.id.clone(), member(container, endpoint));
         }
     }
 
     /// Takes note of what a running container has, after the engine was away.
     pub fn adopt(&self, record: &mut Record) {
         if !has_own_networks(&record.host.network_mode) {
-            record.networks.values().filter(|endpoint| !endpoint.endpoint_id.is_empty()).for_each(|endpoint| self.enter(record, endpoint));
+            record
+                .networks
+                .values()
+                .filter(|endpoint| !endpoint.endpoint_id.is_empty())
+                .for_each(|endpoint| self.enter(record, endpoint));
             return;
         }
         let mut networks = std::mem::take(&mut record.networks);
-        for endpoint in networks.values_mut().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
-            let Ok(network) = self.find(&endpoint.network_id) else { continue };
+        for endpoint in networks
+            .values_mut()
+            .filter(|endpoint| !endpoint.endpoint_id.is_empty())
+        {
+            let Ok(network) = self.find(&endpoint.network_id) else {
+                continue;
+            };
             let name = self.host_interface(endpoint);
             if network.driver == "bridge" && matches!(self.links().find(&name), Ok(None)) {
                 // It was being disconnected when the engine ended.
@@ -379,11 +503,20 @@ impl Networks {
                 for address in endpoint.addresses() {
                     let _ = take(network, address.is_ipv4(), Some(address));
                 }
-                endpoint.dns_names = endpoint.dns_names.is_some().then(|| names_of(record, endpoint));
-                network.members.insert(record.id.clone(), member(record, endpoint));
+                endpoint.dns_names = endpoint
+                    .dns_names
+                    .is_some()
+                    .then(|| names_of(record, endpoint));
+                network
+                    .members
+                    .insert(record.id.clone(), member(record, endpoint));
             }
             if let (Ok(mac), "bridge") = (mac_of(endpoint), network.driver.as_str()) {
-                let sender = SenderRules { interface: name, mac, addresses: endpoint.addresses() };
+                let sender = SenderRules {
+                    interface: name,
+                    mac,
+                    addresses: endpoint.addresses(),
+                };
                 if let Err(error) = self.firewall.add_sender(&sender) {
                     tracing::warn!(container = record.id, "{error}");
                 }
@@ -391,7 +524,8 @@ impl Networks {
         }
         record.networks = networks;
         self.adopt_ports(record);
-        let resolving = open_namespace(record.state.pid).and_then(|namespace| self.start_resolver(record, namespace.as_fd(), None));
+        let resolving = open_namespace(record.state.pid)
+            .and_then(|namespace| self.start_resolver(record, namespace.as_fd(), None));
         if let Err(error) = resolving {
             tracing::warn!(container = record.id, "answer names: {error}");
         }
@@ -401,19 +535,32 @@ impl Networks {
     pub fn rename(&self, record: &mut Record) {
         self.ports.rename(&record.id, &record.name);
         let mut networks = std::mem::take(&mut record.networks);
-        for endpoint in networks.values_mut().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
-            endpoint.dns_names = endpoint.dns_names.is_some().then(|| names_of(record, endpoint));
+        for endpoint in networks
+            .values_mut()
+            .filter(|endpoint| !endpoint.endpoint_id.is_empty())
+        {
+            endpoint.dns_names = endpoint
+                .dns_names
+                .is_some()
+                .then(|| names_of(record, endpoint));
             if let Some(network) = self.state_mut().get_mut(&endpoint.network_id)
                 && network.members.contains_key(&record.id)
             {
-                network.members.insert(record.id.clone(), member(record, endpoint));
+                network
+                    .members
+                    .insert(record.id.clone(), member(record, endpoint));
             }
         }
         record.networks = networks;
     }
 
     /// Connects a container to a network: at once if it runs, else at its next start.
-    pub fn connect(&self, record: &mut Record, network: &str, mut endpoint: Endpoint) -> Result<()> {
+    pub fn connect(
+        &self,
+        record: &mut Record,
+        network: &str,
+        mut endpoint: Endpoint,
+    ) -> Result<()> {
         let network = self.find(network)?;
         check_endpoint(&network.name, Some(&network), &endpoint)?;
         check_connect(record, &network)?;
@@ -431,15 +578,26 @@ impl Networks {
             .and_then(|mut links| self.set_default_gateway(record, &mut links))
             .and_then(|()| self.start_resolver(record, namespace.as_fd(), None))
             // Ports lead to where the container is reached from outside now.
-            .and_then(|()| if outward(record) == before { Ok(()) } else { self.publish_anew(record) });
+            .and_then(|()| {
+                if outward(record) == before {
+                    Ok(())
+                } else {
+                    self.publish_anew(record)
+                }
+            });
         if let Err(error) = connected {
             if let Some(endpoint) = record.networks.remove(&network.name) {
                 self.detach(&record.id, &network, &endpoint, Some(namespace.as_fd()));
             }
             // As it was before, as far as that can be.
-            let restored =
-                Links::open_in(namespace.as_fd()).map_err(Error::from).and_then(|mut links| self.set_default_gateway(record, &mut links));
-            let published = if record.ports.is_empty() { self.publish_ports(record) } else { Ok(()) };
+            let restored = Links::open_in(namespace.as_fd())
+                .map_err(Error::from)
+                .and_then(|mut links| self.set_default_gateway(record, &mut links));
+            let published = if record.ports.is_empty() {
+                self.publish_ports(record)
+            } else {
+                Ok(())
+            };
             if let Err(error) = restored.and(published) {
                 tracing::warn!(container = record.id, "after a failed connect: {error}");
             }
@@ -455,11 +613,16 @@ impl Networks {
         let network = self.find(network)?;
         let is_running = record.state.status.is_running();
         if record.host.network_mode == "host" && network.driver == "host" {
-            return Err(Error::invalid("cannot disconnect container from host network - container was created in host network mode"));
+            return Err(Error::invalid(
+                "cannot disconnect container from host network - container was created in host network mode",
+            ));
         }
         let Some(endpoint) = record.networks.remove(&network.name) else {
             let which = if is_running { "network" } else { "the network" };
-            return Err(Error::internal(format!("container {} is not connected to {which} {}", record.id, network.name)));
+            return Err(Error::internal(format!(
+                "container {} is not connected to {which} {}",
+                record.id, network.name
+            )));
         };
         if !is_running {
             return Ok(());
@@ -470,14 +633,26 @@ impl Networks {
             return Ok(());
         }
         let had_ports = !record.ports.is_empty();
-        if had_ports && record.ports.iter().any(|publication| endpoint.addresses().contains(&publication.to.ip())) {
+        if had_ports
+            && record
+                .ports
+                .iter()
+                .any(|publication| endpoint.addresses().contains(&publication.to.ip()))
+        {
             self.withdraw_ports(record);
         }
         // None if its process has just ended: then all that it had goes anyway.
         let namespace = open_namespace(record.state.pid).ok();
-        self.detach(&record.id, &network, &endpoint, namespace.as_ref().map(AsFd::as_fd));
+        self.detach(
+            &record.id,
+            &network,
+            &endpoint,
+            namespace.as_ref().map(AsFd::as_fd),
+        );
         self.publish(&network, "disconnect", Some(&record.id));
-        let Some(namespace) = namespace else { return Ok(()) };
+        let Some(namespace) = namespace else {
+            return Ok(());
+        };
         self.set_default_gateway(record, &mut Links::open_in(namespace.as_fd())?)?;
         if had_ports && record.ports.is_empty() {
             self.publish_ports(record)?;
@@ -490,7 +665,8 @@ impl Networks {
         self.publish_ports(record)
     }
 
-    /// The default routes lead through the network with the highest priority, by name where they are equal.
+    /// The default routes lead through the network with the highest priority, by name where they
+    /// are equal.
     fn set_default_gateway(&self, record: &Record, links: &mut Links) -> Result<()> {
         let best = |ipv4: bool| {
             record
@@ -498,10 +674,24 @@ impl Networks {
                 .iter()
                 .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
                 .filter_map(|(name, endpoint)| {
-                    let gateway: Option<IpAddr> = if ipv4 { &endpoint.gateway } else { &endpoint.ipv6_gateway }.parse().ok();
-                    let has_family = if ipv4 { !endpoint.ip_address.is_empty() } else { !endpoint.global_ipv6_address.is_empty() };
-                    let by_device =
-                        || has_family && self.find(name).is_ok_and(|network| network.is_routed_by_device() && !network.internal);
+                    let gateway: Option<IpAddr> = if ipv4 {
+                        &endpoint.gateway
+                    } else {
+                        &endpoint.ipv6_gateway
+                    }
+                    .parse()
+                    .ok();
+                    let has_family = if ipv4 {
+                        !endpoint.ip_address.is_empty()
+                    } else {
+                        !endpoint.global_ipv6_address.is_empty()
+                    };
+                    let by_device = || {
+                        has_family
+                            && self.find(name).is_ok_and(|network| {
+                                network.is_routed_by_device() && !network.internal
+                            })
+                    };
                     (gateway.is_some() || by_device()).then_some((
                         (endpoint.gw_priority, std::cmp::Reverse(name)),
                         (ipv4, gateway),
@@ -512,7 +702,11 @@ impl Networks {
         };
         for (_, (ipv4, gateway), interface) in [best(true), best(false)].into_iter().flatten() {
             if let Some(link) = links.find(interface)? {
-                let everything = if ipv4 { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) };
+                let everything = if ipv4 {
+                    IpNet::V4(ipnet::Ipv4Net::default())
+                } else {
+                    IpNet::V6(ipnet::Ipv6Net::default())
+                };
                 links.add_route(link.index, everything, gateway, 0)?;
             }
         }
@@ -521,7 +715,8 @@ impl Networks {
 }
 
 /// In Docker's words: why a container cannot be in a network.
-const CREATED_FOR_HOST: &str = "cannot connect container to host network - container must be created in host network mode";
+const CREATED_FOR_HOST: &str =
+    "cannot connect container to host network - container must be created in host network mode";
 const PRIVATE: &str = "container cannot be connected to multiple networks with one of the networks in private (none) mode";
 const SHARES: &str = "container sharing network namespace with another container or host cannot be connected to any other network";
 
@@ -532,9 +727,14 @@ fn check_connect(record: &Record, network: &NetworkRecord) -> Result<()> {
         return Err(Error::invalid(SHARES));
     }
     if record.networks.contains_key(&network.name) {
-        return Err(Error::Denied(format!("endpoint with name {} already exists in network {}", record.name, network.name)));
+        return Err(Error::Denied(format!(
+            "endpoint with name {} already exists in network {}",
+            record.name, network.name
+        )));
     }
-    let is_private = mode == "none" || record.networks.contains_key("none") || network.driver == "null" && !record.networks.is_empty();
+    let is_private = mode == "none"
+        || record.networks.contains_key("none")
+        || network.driver == "null" && !record.networks.is_empty();
     match (mode, network.driver.as_str()) {
         ("host", _) => Err(Error::invalid(SHARES)),
         (_, "host") => Err(Error::invalid(CREATED_FOR_HOST)),
@@ -556,15 +756,28 @@ pub(crate) fn has_own_networks(mode: &str) -> bool {
 
 /// Whether a container reaches anything but its own network through this one.
 fn has_gateway(record: &NetworkRecord, ipv4: bool) -> bool {
-    let mode = record.option(if ipv4 { option::GATEWAY_MODE_4 } else { option::GATEWAY_MODE_6 });
+    let mode = record.option(if ipv4 {
+        option::GATEWAY_MODE_4
+    } else {
+        option::GATEWAY_MODE_6
+    });
     !record.internal && mode != Some("isolated") && !record.is_routed_by_device()
 }
 
 fn take(network: &mut Network, ipv4: bool, wanted: Option<IpAddr>) -> Result<Option<(IpAddr, u8)>> {
-    let mut blocks: Vec<_> = network.blocks.iter_mut().filter(|block| block.subnet.addr().is_ipv4() == ipv4).collect();
+    let mut blocks: Vec<_> = network
+        .blocks
+        .iter_mut()
+        .filter(|block| block.subnet.addr().is_ipv4() == ipv4)
+        .collect();
     if let Some(wanted) = wanted {
-        let Some(block) = blocks.iter_mut().find(|block| block.subnet.contains(&wanted)) else {
-            return Err(Error::invalid(format!("invalid address {wanted}: It does not belong to any of this network's subnets")));
+        let Some(block) = blocks
+            .iter_mut()
+            .find(|block| block.subnet.contains(&wanted))
+        else {
+            return Err(Error::invalid(format!(
+                "invalid address {wanted}: It does not belong to any of this network's subnets"
+            )));
         };
         return match block.take(Some(wanted)) {
             Ok(address) => Ok(Some((address, block.subnet.prefix_len()))),
@@ -590,20 +803,29 @@ fn take(network: &mut Network, ipv4: bool, wanted: Option<IpAddr>) -> Result<Opt
 
 fn give_back(network: &mut Network, addresses: impl Iterator<Item = IpAddr>) {
     for address in addresses {
-        if let Some(block) = network.blocks.iter_mut().find(|block| block.subnet.contains(&address)) {
+        if let Some(block) = network
+            .blocks
+            .iter_mut()
+            .find(|block| block.subnet.contains(&address))
+        {
             block.release(address);
         }
     }
 }
 
-/// A hardware address made of the IPv4 address, so that neighbours' caches stay right when an address is used again; or
-/// of the endpoint's id.
+/// A hardware address made of the IPv4 address, so that neighbours' caches stay right when an
+/// address is used again; or of the endpoint's id.
 fn mac_for(endpoint: &Endpoint) -> String {
     let bytes = match endpoint.ip_address.parse::<std::net::Ipv4Addr>() {
         Ok(address) => address.octets(),
-        Err(_) => u32::from_str_radix(&endpoint.endpoint_id[..8], 16).unwrap_or_default().to_be_bytes(),
+        Err(_) => u32::from_str_radix(&endpoint.endpoint_id[..8], 16)
+            .unwrap_or_default()
+            .to_be_bytes(),
     };
-    format!("02:42:{:02x}:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2], bytes[3])
+    format!(
+        "02:42:{:02x}:{:02x}:{:02x}:{:02x}",
+        bytes[0], bytes[1], bytes[2], bytes[3]
+    )
 }
 
 fn mac_of(endpoint: &Endpoint) -> Result<[u8; 6]> {
@@ -614,8 +836,14 @@ fn mac_of(endpoint: &Endpoint) -> Result<[u8; 6]> {
 fn names_of(container: &Record, endpoint: &Endpoint) -> Vec<String> {
     let short: String = container.id.chars().take(12).collect();
     let mut known = HashSet::new();
-    let names = [&container.name].into_iter().chain(endpoint.aliases.iter().flatten()).chain([&short, &container.config.hostname]);
-    names.filter(|name| !name.is_empty() && known.insert(*name)).cloned().collect()
+    let names = [&container.name]
+        .into_iter()
+        .chain(endpoint.aliases.iter().flatten())
+        .chain([&short, &container.config.hostname]);
+    names
+        .filter(|name| !name.is_empty() && known.insert(*name))
+        .cloned()
+        .collect()
 }
 
 fn member(container: &Record, endpoint: &Endpoint) -> Member {
@@ -624,7 +852,12 @@ fn member(container: &Record, endpoint: &Endpoint) -> Member {
         endpoint_id: endpoint.endpoint_id.clone(),
         mac: endpoint.mac_address.clone(),
         addresses: endpoint.nets(),
-        names: endpoint.dns_names.iter().flatten().map(|name| name.to_ascii_lowercase()).collect(),
+        names: endpoint
+            .dns_names
+            .iter()
+            .flatten()
+            .map(|name| name.to_ascii_lowercase())
+            .collect(),
         links: container
             .host
             .links
@@ -640,11 +873,20 @@ fn member(container: &Record, endpoint: &Endpoint) -> Member {
 /// `container[:alias]`
 pub(crate) fn split_link(link: &str) -> (String, String) {
     let (target, alias) = link.split_once(':').unwrap_or((link, link));
-    (target.trim_start_matches('/').to_owned(), alias.rsplit('/').next().unwrap_or(alias).to_owned())
+    (
+        target.trim_start_matches('/').to_owned(),
+        alias.rsplit('/').next().unwrap_or(alias).to_owned(),
+    )
 }
 
 /// Makes the inner end of a pair that was made ahead what its network and endpoint say.
-fn adapt(mut interface: Interface, network: &NetworkRecord, endpoint: &Endpoint, links: &mut Links, ipv6: Ipv6) -> Result<()> {
+fn adapt(
+    mut interface: Interface,
+    network: &NetworkRecord,
+    endpoint: &Endpoint,
+    links: &mut Links,
+    ipv6: Ipv6,
+) -> Result<()> {
     interface.set_ipv6(ipv6)?;
     let name = Some(endpoint.interface.as_str()).filter(|name| *name != FIRST_INTERFACE);
     Ok(links.adapt(interface.index, name, mac_of(endpoint)?, network.mtu())?)
@@ -654,7 +896,11 @@ fn adapt(mut interface: Interface, network: &NetworkRecord, endpoint: &Endpoint,
 fn configure(endpoint: &Endpoint, links: &mut Links) -> Result<()> {
     let link_local = link_local_addresses(endpoint)?;
     let name = endpoint.interface.as_str();
-    let link = links.find(name)?.ok_or_else(|| Error::internal(format!("interface {name} is not in the container's namespace")))?;
+    let link = links.find(name)?.ok_or_else(|| {
+        Error::internal(format!(
+            "interface {name} is not in the container's namespace"
+        ))
+    })?;
     for address in endpoint.nets().into_iter().chain(link_local) {
         links.add_address(link.index, address)?;
     }
@@ -662,16 +908,28 @@ fn configure(endpoint: &Endpoint, links: &mut Links) -> Result<()> {
 }
 
 /// Sets what the kernel knows under paths below `/proc/sys`, inside a namespace.
-fn set_sysctls(settings: Vec<(String, String)>, namespace: BorrowedFd<'_>, may_be_missing: bool) -> Result<()> {
+fn set_sysctls(
+    settings: Vec<(String, String)>,
+    namespace: BorrowedFd<'_>,
+    may_be_missing: bool,
+) -> Result<()> {
     if settings.is_empty() {
         return Ok(());
     }
-    within(namespace, move || settings.iter().try_for_each(|(path, value)| super::create::set_sysctl(path, value, may_be_missing)))
+    within(namespace, move || {
+        settings
+            .iter()
+            .try_for_each(|(path, value)| super::create::set_sysctl(path, value, may_be_missing))
+    })
 }
 
 fn within(namespace: BorrowedFd<'_>, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
-    whelk_sys::net::within(namespace, work)
-        .map_err(|error| Error::internal(format!("enter the container's network: {}", whelk_sys::errno_text(&error))))?
+    whelk_sys::net::within(namespace, work).map_err(|error| {
+        Error::internal(format!(
+            "enter the container's network: {}",
+            whelk_sys::errno_text(&error)
+        ))
+    })?
 }
 
 /// The network namespace of a process.
@@ -680,10 +938,16 @@ fn within(namespace: BorrowedFd<'_>, work: impl FnOnce() -> Result<()> + Send) -
 /// It is the engine's own: the process is not the one that was meant any more.
 pub(super) fn open_namespace(pid: i32) -> Result<OwnedFd> {
     use std::os::unix::fs::MetadataExt;
-    let inode = |file: &std::fs::File| file.metadata().map(|found| found.ino()).map_err(fs::at("stat", "a network namespace"));
+    let inode = |file: &std::fs::File| {
+        file.metadata()
+            .map(|found| found.ino())
+            .map_err(fs::at("stat", "a network namespace"))
+    };
     let namespace = fs::open(format!("/proc/{pid}/ns/net"))?;
     if inode(&namespace)? == inode(&fs::open("/proc/self/ns/net")?)? {
-        return Err(Error::internal(format!("process {pid} is not in a network namespace of its own")));
+        return Err(Error::internal(format!(
+            "process {pid} is not in a network namespace of its own"
+        )));
     }
     Ok(namespace.into())
 }

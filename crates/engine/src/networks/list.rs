@@ -5,20 +5,31 @@ use crate::error::{Error, Result};
 use crate::filters::Filters;
 
 /// What networks can be filtered by.
-pub const FILTERS: &[&str] = &["dangling", "driver", "id", "label", "label!", "name", "scope", "type"];
+pub const FILTERS: &[&str] = &[
+    "dangling", "driver", "id", "label", "label!", "name", "scope", "type",
+];
 
 impl Networks {
     /// # Errors
     /// A filter's value that makes no sense.
     pub fn list(&self, filters: &Filters) -> Result<Vec<NetworkRecord>> {
-        if let Some(wrong) = filters.get("type").into_iter().flatten().find(|kind| !matches!(kind.as_str(), "custom" | "builtin")) {
+        if let Some(wrong) = filters
+            .get("type")
+            .into_iter()
+            .flatten()
+            .find(|kind| !matches!(kind.as_str(), "custom" | "builtin"))
+        {
             return Err(Error::invalid(format!("invalid filter: 'type'='{wrong}'")));
         }
         let dangling = filters.flag("dangling")?;
         let state = self.state();
         let mut found: Vec<NetworkRecord> = state
             .values()
-            .filter(|network| dangling.is_none_or(|dangling| (network.members.is_empty() && !network.record.is_predefined()) == dangling))
+            .filter(|network| {
+                dangling.is_none_or(|dangling| {
+                    (network.members.is_empty() && !network.record.is_predefined()) == dangling
+                })
+            })
             .map(|network| &network.record)
             .filter(|record| {
                 filters.any("id", |id| record.id.starts_with(id))

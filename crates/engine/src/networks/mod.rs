@@ -1,8 +1,9 @@
 //! Networks: what connects containers to each other and to the outside.
 //!
-//! A network is a record; a bridge network is a bridge on the host as well, and its addresses in [`Block`]s. A running
-//! container's place in it (an *endpoint*) is a veth pair, addresses, an entry in the rules, and names. All of it is made
-//! anew from the records when the engine starts; interfaces of ours that no record explains are removed.
+//! A network is a record; a bridge network is a bridge on the host as well, and its addresses in
+//! [`Block`]s. A running container's place in it (an *endpoint*) is a veth pair, addresses, an
+//! entry in the rules, and names. All of it is made anew from the records when the engine starts;
+//! interfaces of ours that no record explains are removed.
 
 mod create;
 mod defaults;
@@ -74,7 +75,8 @@ pub struct Networks {
     resolvers: Mutex<HashMap<String, tokio::task::JoinHandle<()>>>,
 }
 
-/// A namespace made ahead, for a container to come, with an interface and the sockets at which names are asked for.
+/// A namespace made ahead, for a container to come, with an interface and the sockets at which
+/// names are asked for.
 #[derive(Debug)]
 struct Spare {
     namespace: Namespace,
@@ -112,7 +114,9 @@ impl From<whelk_network::Error> for Error {
         let text = error.to_string();
         match error {
             Network::Invalid(_) => Self::Invalid(text),
-            Network::Conflict(_) | Network::Exhausted(_) | Network::Kernel(_) => Self::Internal(text),
+            Network::Conflict(_) | Network::Exhausted(_) | Network::Kernel(_) => {
+                Self::Internal(text)
+            }
             Network::Unsupported(_) => Self::Unsupported(text),
         }
     }
@@ -122,8 +126,8 @@ impl From<whelk_network::Error> for Error {
 const SPARE: usize = 3;
 
 impl Networks {
-    /// Reads the networks and puts bridges in place. The rules are written by [`Networks::settle`], when the running
-    /// containers are known: until then those of an earlier run stay in force.
+    /// Reads the networks and puts bridges in place. The rules are written by [`Networks::settle`],
+    /// when the running containers are known: until then those of an earlier run stay in force.
     pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
         let firewall = Firewall::new(&instance.name)?;
         let links = Mutex::new(Links::open()?);
@@ -138,7 +142,11 @@ impl Networks {
             ports: Ports::default(),
             state: RwLock::default(),
             changing: Mutex::default(),
-            pools: if defaults.pools.is_empty() { whelk_network::ipam::default_pools() } else { defaults.pools.clone() },
+            pools: if defaults.pools.is_empty() {
+                whelk_network::ipam::default_pools()
+            } else {
+                defaults.pools.clone()
+            },
             spare: Mutex::default(),
             doomed: Mutex::default(),
             refill: tokio::sync::Notify::new(),
@@ -158,13 +166,21 @@ impl Networks {
 
     fn bring_back(&self, record: NetworkRecord) -> Result<()> {
         let blocks = create::blocks(&record)?;
-        // Known first: what cannot be made now (its parent is not there yet) is made when it is needed, and its addresses
-        // stay its own.
-        self.state_mut().insert(record.id.clone(), Network { record: record.clone(), blocks, members: BTreeMap::new() });
+        // Known first: what cannot be made now (its parent is not there yet) is made when it is
+        // needed, and its addresses stay its own.
+        self.state_mut().insert(
+            record.id.clone(),
+            Network {
+                record: record.clone(),
+                blocks,
+                members: BTreeMap::new(),
+            },
+        );
         self.materialize(&record)
     }
 
-    /// Writes the rules and removes what no container explains, after all running ones were adopted.
+    /// Writes the rules and removes what no container explains, after all running ones were
+    /// adopted.
     pub fn settle(&self) {
         self.lead_loopback6();
         if let Err(error) = self.firewall.restore() {
@@ -247,15 +263,22 @@ impl Networks {
     fn make_spare(&self) -> whelk_network::Result<Spare> {
         let endpoint_id = crate::names::random_id();
         let outer = self.interface(VETH, &endpoint_id);
-        let (namespace, interface) = Namespace::create_with_interface(endpoints::FIRST_INTERFACE, &outer)?;
-        self.links().describe(&outer, &create::alias(&self.instance, "made ahead"))?;
+        let (namespace, interface) =
+            Namespace::create_with_interface(endpoints::FIRST_INTERFACE, &outer)?;
+        self.links()
+            .describe(&outer, &create::alias(&self.instance, "made ahead"))?;
         // The kernel takes its time to lead questions there.
         let names = whelk_network::names::open(namespace.as_fd())?;
-        Ok(Spare { namespace, interface, endpoint_id, names })
+        Ok(Spare {
+            namespace,
+            interface,
+            endpoint_id,
+            names,
+        })
     }
 
-    /// Puts back what somebody took away (`nft flush ruleset`, a firewall's reload). Looks only when any rules have
-    /// changed since `checked`; returns what to compare with next time.
+    /// Puts back what somebody took away (`nft flush ruleset`, a firewall's reload). Looks only
+    /// when any rules have changed since `checked`; returns what to compare with next time.
     fn check_rules(&self, checked: Option<u32>) -> Option<u32> {
         let generation = self.firewall.generation();
         if generation.is_some() && generation == checked {
@@ -270,18 +293,30 @@ impl Networks {
         generation
     }
 
-    /// Tells, once, of routes that have appeared since a network was made and lead its addresses elsewhere: a VPN's, mostly.
+    /// Tells, once, of routes that have appeared since a network was made and lead its addresses
+    /// elsewhere: a VPN's, mostly.
     fn check_routes(&self) {
-        let Ok(routes) = Links::open().and_then(|mut links| links.routes_by_link()) else { return };
+        let Ok(routes) = Links::open().and_then(|mut links| links.routes_by_link()) else {
+            return;
+        };
         let bridges: Vec<(String, Vec<IpNet>, String)> = self
             .state()
             .values()
             .filter(|network| network.record.driver == "bridge")
-            .map(|network| (network.record.name.clone(), network.record.subnets(), self.bridge_name(&network.record)))
+            .map(|network| {
+                (
+                    network.record.name.clone(),
+                    network.record.subnets(),
+                    self.bridge_name(&network.record),
+                )
+            })
             .collect();
         let mut links = self.links();
         let mut index = |name: &str| links.find(name).ok().flatten().map_or(0, |link| link.index);
-        let own: Vec<_> = bridges.into_iter().map(|(network, subnets, bridge)| (network, subnets, index(&bridge))).collect();
+        let own: Vec<_> = bridges
+            .into_iter()
+            .map(|(network, subnets, bridge)| (network, subnets, index(&bridge)))
+            .collect();
         drop(links);
         let mut known = self.overlaps.lock().unwrap_or_else(PoisonError::into_inner);
         let found = foreign_routes(&own, &routes);
@@ -291,17 +326,26 @@ impl Networks {
         *known = found;
     }
 
-    /// Has the host's other firewalls let our traffic through to our own rules, unless the administrator forbids it.
+    /// Has the host's other firewalls let our traffic through to our own rules, unless the
+    /// administrator forbids it.
     fn ensure_passage(&self) {
         if self.instance.respect_host_firewall {
             return;
         }
-        let mut bridges = vec![format!("{}{BRIDGE}*", prefix(&self.instance)), default_bridge(&self.instance)];
+        let mut bridges = vec![
+            format!("{}{BRIDGE}*", prefix(&self.instance)),
+            default_bridge(&self.instance),
+        ];
         bridges.extend(
             self.state()
                 .values()
                 .filter(|network| network.record.name != "bridge")
-                .filter_map(|network| network.record.option(option::BRIDGE_NAME).map(str::to_owned)),
+                .filter_map(|network| {
+                    network
+                        .record
+                        .option(option::BRIDGE_NAME)
+                        .map(str::to_owned)
+                }),
         );
         if let Err(error) = Passage::new(&self.instance.name).ensure(&bridges) {
             tracing::warn!("{error}");
@@ -330,7 +374,10 @@ impl Networks {
         };
         for sender in doomed {
             // The interface first: without rules it could send anything.
-            if let Err(error) = links.delete(&sender.interface).and_then(|()| self.firewall.remove_sender(&sender)) {
+            if let Err(error) = links
+                .delete(&sender.interface)
+                .and_then(|()| self.firewall.remove_sender(&sender))
+            {
                 tracing::warn!("{error}");
                 self.doomed().push(sender);
             }
@@ -365,21 +412,34 @@ impl Networks {
         let state = self.state();
         // `default` is what old clients call the default bridge.
         let name = if name == "default" { "bridge" } else { name };
-        if let Some(network) = state.get(name).or_else(|| state.values().find(|network| network.record.name == name)) {
+        if let Some(network) = state
+            .get(name)
+            .or_else(|| state.values().find(|network| network.record.name == name))
+        {
             return Ok(network.record.clone());
         }
-        let mut matching = state.range(name.to_owned()..).take_while(|(id, _)| !name.is_empty() && id.starts_with(name));
+        let mut matching = state
+            .range(name.to_owned()..)
+            .take_while(|(id, _)| !name.is_empty() && id.starts_with(name));
         match (matching.next(), matching.next()) {
             (Some((_, network)), None) => Ok(network.record.clone()),
-            (Some(_), Some(_)) => Err(Error::invalid(format!("network {name} is ambiguous (2 matches found based on ID prefix)"))),
+            (Some(_), Some(_)) => Err(Error::invalid(format!(
+                "network {name} is ambiguous (2 matches found based on ID prefix)"
+            ))),
             _ => Err(Error::no_such_network(name)),
         }
     }
 
-    /// The name of an interface of ours: the instance's prefix, a mark for the kind, and digits of the object's id.
+    /// The name of an interface of ours: the instance's prefix, a mark for the kind, and digits of
+    /// the object's id.
     fn interface(&self, mark: char, id: &str) -> String {
         let prefix = prefix(&self.instance);
-        format!("{prefix}{mark}{}", id.chars().take(LONGEST_NAME - prefix.len() - 1).collect::<String>())
+        format!(
+            "{prefix}{mark}{}",
+            id.chars()
+                .take(LONGEST_NAME - prefix.len() - 1)
+                .collect::<String>()
+        )
     }
 
     fn bridge_name(&self, record: &NetworkRecord) -> String {
@@ -398,7 +458,12 @@ impl Networks {
         let mut known: HashSet<String> = HashSet::new();
         for network in self.state().values() {
             known.insert(self.bridge_name(&network.record));
-            known.extend(network.members.values().map(|member| self.interface(VETH, &member.endpoint_id)));
+            known.extend(
+                network
+                    .members
+                    .values()
+                    .map(|member| self.interface(VETH, &member.endpoint_id)),
+            );
         }
         let mut links = self.links();
         for link in links.list()? {
@@ -427,29 +492,45 @@ impl Networks {
     }
 
     fn publish(&self, record: &NetworkRecord, action: &str, container: Option<&str>) {
-        let mut attributes: BTreeMap<String, String> =
-            [("name".to_owned(), record.name.clone()), ("type".to_owned(), record.driver.clone())].into();
+        let mut attributes: BTreeMap<String, String> = [
+            ("name".to_owned(), record.name.clone()),
+            ("type".to_owned(), record.driver.clone()),
+        ]
+        .into();
         if let Some(container) = container {
             attributes.insert("container".into(), container.to_owned());
         }
-        self.events.publish("network", action, record.id.clone(), attributes);
+        self.events
+            .publish("network", action, record.id.clone(), attributes);
     }
 
     /// The containers in a network, by their id.
     pub fn members(&self, id: &str) -> BTreeMap<String, Member> {
-        self.state().get(id).map(|network| network.members.clone()).unwrap_or_default()
+        self.state()
+            .get(id)
+            .map(|network| network.members.clone())
+            .unwrap_or_default()
     }
 }
 
-/// What there is to say of routes that lead into a network's subnets by another way than its bridge. `networks`: name, subnets
-/// and the bridge's index.
-fn foreign_routes(networks: &[(String, Vec<IpNet>, u32)], routes: &[(IpNet, u32)]) -> HashSet<String> {
+/// What there is to say of routes that lead into a network's subnets by another way than its
+/// bridge. `networks`: name, subnets and the bridge's index.
+fn foreign_routes(
+    networks: &[(String, Vec<IpNet>, u32)],
+    routes: &[(IpNet, u32)],
+) -> HashSet<String> {
     let mut found = HashSet::new();
     for (name, subnets, bridge) in networks {
         for subnet in subnets {
             // A wider route is the way to everything else; the kernel takes the narrower one.
-            let hides = |route: &IpNet| route.prefix_len() >= subnet.prefix_len() && whelk_network::ipam::overlap(route, subnet);
-            for (route, _) in routes.iter().filter(|(route, link)| link != bridge && hides(route)) {
+            let hides = |route: &IpNet| {
+                route.prefix_len() >= subnet.prefix_len()
+                    && whelk_network::ipam::overlap(route, subnet)
+            };
+            for (route, _) in routes
+                .iter()
+                .filter(|(route, link)| link != bridge && hides(route))
+            {
                 found.insert(format!(
                     "network {name}: a route to {route} on the host leads addresses of its subnet {subnet} elsewhere: remove the network and make it anew"
                 ));
@@ -466,8 +547,15 @@ fn prefix(instance: &Instance) -> String {
     if name.len() <= LONGEST && name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return name.clone();
     }
-    let begin: String = name.chars().filter(char::is_ascii_alphanumeric).take(LONGEST / 2).collect();
-    format!("{begin}{}", &Digest::of(name.as_bytes()).hex()[..LONGEST / 2])
+    let begin: String = name
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(LONGEST / 2)
+        .collect();
+    format!(
+        "{begin}{}",
+        &Digest::of(name.as_bytes()).hex()[..LONGEST / 2]
+    )
 }
 
 /// The bridge of the default network.
@@ -477,8 +565,11 @@ fn default_bridge(instance: &Instance) -> String {
 
 /// Whether an interface is one that [`Networks::interface`] named.
 fn is_ours(prefix: &str, name: &str) -> bool {
-    let digits = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix([BRIDGE, VETH]));
-    name.len() == LONGEST_NAME && digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    let digits = name
+        .strip_prefix(prefix)
+        .and_then(|rest| rest.strip_prefix([BRIDGE, VETH]));
+    name.len() == LONGEST_NAME
+        && digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 const BRIDGE: char = '-';
@@ -486,7 +577,10 @@ const VETH: char = 'v';
 
 /// Which of a network's gateways are for which family.
 fn gateway_of(blocks: &[Block], ipv4: bool) -> Option<IpAddr> {
-    blocks.iter().map(|block| block.gateway).find(|gateway| gateway.is_ipv4() == ipv4)
+    blocks
+        .iter()
+        .map(|block| block.gateway)
+        .find(|gateway| gateway.is_ipv4() == ipv4)
 }
 
 #[cfg(test)]
@@ -496,13 +590,28 @@ mod tests {
     #[test]
     fn routes_in_a_networks_way() {
         let net = |text: &str| text.parse::<IpNet>().unwrap_or_default();
-        let networks = [("app".to_owned(), vec![net("10.1.2.0/24"), net("fd00:1::/64")], 7)];
+        let networks = [(
+            "app".to_owned(),
+            vec![net("10.1.2.0/24"), net("fd00:1::/64")],
+            7,
+        )];
         let found = |routes: &[(&str, u32)]| {
-            let routes: Vec<(IpNet, u32)> = routes.iter().map(|(to, link)| (net(to), *link)).collect();
-            foreign_routes(&networks, &routes).into_iter().collect::<Vec<_>>()
+            let routes: Vec<(IpNet, u32)> =
+                routes.iter().map(|(to, link)| (net(to), *link)).collect();
+            foreign_routes(&networks, &routes)
+                .into_iter()
+                .collect::<Vec<_>>()
         };
         // Its own, one beside it, and a wider one are in nobody's way.
-        assert!(found(&[("10.1.2.0/24", 7), ("10.1.3.0/24", 2), ("10.0.0.0/8", 2), ("fd00:1::/64", 7)]).is_empty());
+        assert!(
+            found(&[
+                ("10.1.2.0/24", 7),
+                ("10.1.3.0/24", 2),
+                ("10.0.0.0/8", 2),
+                ("fd00:1::/64", 7)
+            ])
+            .is_empty()
+        );
         for route in ["10.1.2.0/24", "10.1.2.128/25", "10.1.2.5/32", "fd00:1::/96"] {
             let said = found(&[(route, 2)]);
             assert!(said.len() == 1 && said[0].contains(route), "{said:?}");

@@ -23,7 +23,8 @@ pub struct NetworkRecord {
     pub attachable: bool,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
-    /// Its parent interface is there only for networks like this one, and goes with the last of them.
+    /// Its parent interface is there only for networks like this one, and goes with the last of
+    /// them.
     pub made_parent: bool,
 }
 
@@ -43,7 +44,11 @@ pub struct IpamConfig {
     pub ip_range: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub gateway: String,
-    #[serde(rename = "AuxiliaryAddresses", alias = "AuxAddress", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        rename = "AuxiliaryAddresses",
+        alias = "AuxAddress",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub auxiliary_addresses: BTreeMap<String, String>,
 }
 
@@ -101,21 +106,42 @@ pub struct EndpointIpam {
 }
 
 impl Endpoint {
-    /// Of what a client sent, only what can be asked for: clients send back what they were once shown.
+    /// Of what a client sent, only what can be asked for: clients send back what they were once
+    /// shown.
     #[must_use]
     pub fn requested(self) -> Self {
-        let Self { ipam_config, links, aliases, driver_opts, gw_priority, mac_address, .. } = self;
+        let Self {
+            ipam_config,
+            links,
+            aliases,
+            driver_opts,
+            gw_priority,
+            mac_address,
+            ..
+        } = self;
         let wanted_mac = mac_address.clone();
-        Self { ipam_config, links, aliases, driver_opts, gw_priority, mac_address, wanted_mac, ..Self::default() }
+        Self {
+            ipam_config,
+            links,
+            aliases,
+            driver_opts,
+            gw_priority,
+            mac_address,
+            wanted_mac,
+            ..Self::default()
+        }
     }
 
     /// The addresses with their networks' lengths.
     pub fn nets(&self) -> Vec<IpNet> {
         let net = |address: &str, bits: u8| IpNet::new(address.parse().ok()?, bits).ok();
-        [net(&self.ip_address, self.ip_prefix_len), net(&self.global_ipv6_address, self.global_ipv6_prefix_len)]
-            .into_iter()
-            .flatten()
-            .collect()
+        [
+            net(&self.ip_address, self.ip_prefix_len),
+            net(&self.global_ipv6_address, self.global_ipv6_prefix_len),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 
     /// Forgets what it got: the container does not run any more.
@@ -135,13 +161,20 @@ impl Endpoint {
     }
 
     pub fn addresses(&self) -> Vec<std::net::IpAddr> {
-        [&self.ip_address, &self.global_ipv6_address].into_iter().filter_map(|text| text.parse().ok()).collect()
+        [&self.ip_address, &self.global_ipv6_address]
+            .into_iter()
+            .filter_map(|text| text.parse().ok())
+            .collect()
     }
 }
 
 impl NetworkRecord {
     pub fn subnets(&self) -> Vec<IpNet> {
-        self.ipam.config.iter().filter_map(|config| config.subnet.parse().ok()).collect()
+        self.ipam
+            .config
+            .iter()
+            .filter_map(|config| config.subnet.parse().ok())
+            .collect()
     }
 
     /// Whether containers get addresses in it.
@@ -156,17 +189,26 @@ impl NetworkRecord {
 
     /// Whether its containers are reached by their own addresses, and not by ports of the host.
     pub fn is_routed(&self, ipv4: bool) -> bool {
-        self.option(if ipv4 { option::GATEWAY_MODE_4 } else { option::GATEWAY_MODE_6 }) == Some("routed")
+        self.option(if ipv4 {
+            option::GATEWAY_MODE_4
+        } else {
+            option::GATEWAY_MODE_6
+        }) == Some("routed")
     }
 
     /// Of its interfaces, in bytes; 0 for the kernel's choice.
     pub fn mtu(&self) -> u32 {
-        self.option(option::MTU).and_then(|text| text.parse().ok()).unwrap_or(0)
+        self.option(option::MTU)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0)
     }
 
     /// Whether its containers route by themselves, without a gateway.
     pub fn is_routed_by_device(&self) -> bool {
-        self.driver == "ipvlan" && self.option(option::IPVLAN_MODE).is_some_and(|mode| mode.starts_with("l3"))
+        self.driver == "ipvlan"
+            && self
+                .option(option::IPVLAN_MODE)
+                .is_some_and(|mode| mode.starts_with("l3"))
     }
 
     /// Whether its containers reach each other.
@@ -185,7 +227,9 @@ impl NetworkRecord {
 
     /// An option that is on or off; `default` where it is not given.
     pub fn switch(&self, name: &str, default: bool) -> bool {
-        self.option(name).and_then(crate::filters::parse_bool).unwrap_or(default)
+        self.option(name)
+            .and_then(crate::filters::parse_bool)
+            .unwrap_or(default)
     }
 }
 

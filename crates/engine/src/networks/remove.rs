@@ -12,25 +12,30 @@ use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::store::Store;
 
-/// Takes the bridges, interfaces and rules of an instance off the host, for good or until its next start.
+/// Takes the bridges, interfaces and rules of an instance off the host, for good or until its next
+/// start.
 pub(crate) fn uninstall(instance: &Instance) -> Result<()> {
     // All of it is tried, whatever fails.
     let links = remove_links(instance);
     let passage = Passage::new(&instance.name).remove();
     let rules = Firewall::new(&instance.name).and_then(|firewall| firewall.remove());
-    links.and(passage.map_err(Into::into)).and(rules.map_err(Into::into))
+    links
+        .and(passage.map_err(Into::into))
+        .and(rules.map_err(Into::into))
 }
 
 fn remove_links(instance: &Instance) -> Result<()> {
     let mut links = Links::open()?;
     let mut outcome = Ok(());
     if fs::exists(instance.database()) {
-        // Records tell of bridges that users named; without them, what has a name of the instance's goes all the same.
+        // Records tell of bridges that users named; without them, what has a name of the instance's
+        // goes all the same.
         match Store::open(&instance.root).and_then(|store| store.networks()) {
             Ok(records) => {
                 for record in records {
                     if let Some(name) = record.option(option::BRIDGE_NAME) {
-                        outcome = outcome.and(delete_bridge(&mut links, name, &record).map_err(Error::from));
+                        outcome = outcome
+                            .and(delete_bridge(&mut links, name, &record).map_err(Error::from));
                     }
                 }
             }
@@ -39,7 +44,9 @@ fn remove_links(instance: &Instance) -> Result<()> {
     }
     let (prefix, default) = (super::prefix(instance), super::default_bridge(instance));
     for link in links.list()? {
-        if super::is_ours(&prefix, &link.name) || link.name == default && is_of_instance(instance, &link) {
+        if super::is_ours(&prefix, &link.name)
+            || link.name == default && is_of_instance(instance, &link)
+        {
             outcome = outcome.and(links.delete(&link.name).map_err(Error::from));
         }
     }
@@ -53,13 +60,21 @@ impl Networks {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
         if record.is_predefined() {
-            return Err(Error::Denied(format!("{} is a pre-defined network and cannot be removed", record.name)));
+            return Err(Error::Denied(format!(
+                "{} is a pre-defined network and cannot be removed",
+                record.name
+            )));
         }
         let mut state = self.state_mut();
-        let Some(network) = state.get(&record.id) else { return Err(Error::no_such_network(name)) };
+        let Some(network) = state.get(&record.id) else {
+            return Err(Error::no_such_network(name));
+        };
         if !network.members.is_empty() {
-            let names: Vec<String> =
-                network.members.values().map(|member| format!("name:{:?} id:{:?}", member.name, &member.endpoint_id[..12])).collect();
+            let names: Vec<String> = network
+                .members
+                .values()
+                .map(|member| format!("name:{:?} id:{:?}", member.name, &member.endpoint_id[..12]))
+                .collect();
             return Err(Error::Denied(format!(
                 "error while removing network: network {} has active endpoints ({})",
                 record.name,
@@ -68,15 +83,21 @@ impl Networks {
         }
         state.remove(&record.id);
         drop(state);
-        // The record goes last: should the engine end here, the network is there again, and can be removed again.
+        // The record goes last: should the engine end here, the network is there again, and can be
+        // removed again.
         self.dissolve(&record);
         self.store.delete_network(&record.id)?;
         self.publish(&record, "destroy", None);
         Ok(())
     }
 
-    /// Removes all networks that nobody uses, `in_use` telling of containers that do not run; returns their names.
-    pub fn prune(&self, matches: impl Fn(&NetworkRecord) -> bool, in_use: impl Fn(&NetworkRecord) -> bool) -> Vec<String> {
+    /// Removes all networks that nobody uses, `in_use` telling of containers that do not run;
+    /// returns their names.
+    pub fn prune(
+        &self,
+        matches: impl Fn(&NetworkRecord) -> bool,
+        in_use: impl Fn(&NetworkRecord) -> bool,
+    ) -> Vec<String> {
         let candidates: Vec<NetworkRecord> = self
             .state()
             .values()
@@ -84,6 +105,10 @@ impl Networks {
             .map(|network| network.record.clone())
             .filter(|record| matches(record) && !in_use(record))
             .collect();
-        candidates.into_iter().filter(|record| self.remove(&record.id).is_ok()).map(|record| record.name).collect()
+        candidates
+            .into_iter()
+            .filter(|record| self.remove(&record.id).is_ok())
+            .map(|record| record.name)
+            .collect()
     }
 }

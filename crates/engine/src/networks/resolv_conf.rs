@@ -1,7 +1,8 @@
-//! The resolver configuration of a container (`resolv.conf(5)`), made from the host's as Docker makes it. Pure.
+//! The resolver configuration of a container (`resolv.conf(5)`), made from the host's as Docker
+//! makes it. Pure.
 //!
-//! Programs read the comments: `ExtServers` says where 127.0.0.11 passes questions on to, with `host(…)` around what comes from the
-//! host's file.
+//! Programs read the comments: `ExtServers` says where 127.0.0.11 passes questions on to, with
+//! `host(…)` around what comes from the host's file.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -29,7 +30,11 @@ pub(crate) struct NameServer {
 impl std::fmt::Display for NameServer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { address, zone } = self;
-        if zone.is_empty() { write!(formatter, "{address}") } else { write!(formatter, "{address}%{zone}") }
+        if zone.is_empty() {
+            write!(formatter, "{address}")
+        } else {
+            write!(formatter, "{address}%{zone}")
+        }
     }
 }
 
@@ -37,7 +42,10 @@ impl NameServer {
     fn parse(text: &str) -> Option<Self> {
         let (address, zone) = text.split_once('%').unwrap_or((text, ""));
         let address: IpAddr = address.parse().ok()?;
-        (zone.is_empty() || address.is_ipv6()).then(|| Self { address, zone: zone.to_owned() })
+        (zone.is_empty() || address.is_ipv6()).then(|| Self {
+            address,
+            zone: zone.to_owned(),
+        })
     }
 }
 
@@ -47,15 +55,24 @@ impl ResolvConf {
         let mut found = Self::default();
         for line in text.lines() {
             let mut words = line.split_whitespace();
-            let Some(directive) = words.next().filter(|word| !word.starts_with(['#', ';'])) else { continue };
+            let Some(directive) = words.next().filter(|word| !word.starts_with(['#', ';'])) else {
+                continue;
+            };
             match (directive, words.next()) {
                 ("nameserver", Some(server)) => match NameServer::parse(server) {
                     Some(server) => found.servers.push(server),
                     None => found.invalid.push(server.to_owned()),
                 },
                 // The last one counts.
-                ("search" | "domain", Some(first)) => found.search = std::iter::once(first).chain(words).map(str::to_owned).collect(),
-                ("options", Some(first)) => found.options.extend(std::iter::once(first).chain(words).map(str::to_owned)),
+                ("search" | "domain", Some(first)) => {
+                    found.search = std::iter::once(first)
+                        .chain(words)
+                        .map(str::to_owned)
+                        .collect()
+                }
+                ("options", Some(first)) => found
+                    .options
+                    .extend(std::iter::once(first).chain(words).map(str::to_owned)),
                 ("nameserver" | "search" | "domain" | "options", None) => {}
                 _ => found.other.push(line.to_owned()),
             }
@@ -85,24 +102,40 @@ pub(crate) enum Asks {
 }
 
 /// The file of a container. `resolved` finds the servers behind systemd-resolved.
-pub(crate) fn generate(host: ResolvConf, resolved: impl FnOnce() -> Vec<NameServer>, overrides: Overrides, asks: Asks) -> String {
-    let overridden: Vec<&str> =
-        [("nameservers", overrides.servers.is_some()), ("search", overrides.search.is_some()), ("options", overrides.options.is_some())]
-            .into_iter()
-            .filter_map(|(name, given)| given.then_some(name))
-            .collect();
+pub(crate) fn generate(
+    host: ResolvConf,
+    resolved: impl FnOnce() -> Vec<NameServer>,
+    overrides: Overrides,
+    asks: Asks,
+) -> String {
+    let overridden: Vec<&str> = [
+        ("nameservers", overrides.servers.is_some()),
+        ("search", overrides.search.is_some()),
+        ("options", overrides.options.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, given)| given.then_some(name))
+    .collect();
     let has_ndots = |options: &[String]| options.iter().any(|option| option.starts_with("ndots:"));
     let mut ndots_from = match &overrides.options {
         Some(options) if has_ndots(options) => "override",
         None if has_ndots(&host.options) => "host",
         _ => "",
     };
-    let (search, mut options) = (overrides.search.unwrap_or(host.search), overrides.options.unwrap_or(host.options));
+    let (search, mut options) = (
+        overrides.search.unwrap_or(host.search),
+        overrides.options.unwrap_or(host.options),
+    );
     let mut path = "/etc/resolv.conf";
     let mut notes = String::new();
     let servers: Vec<String> = match (asks, overrides.servers) {
         (Asks::Engine, given) => {
-            let behind = given.unwrap_or_else(|| host.servers.iter().map(|server| format!("host({server})")).collect());
+            let behind = given.unwrap_or_else(|| {
+                host.servers
+                    .iter()
+                    .map(|server| format!("host({server})"))
+                    .collect()
+            });
             if !behind.is_empty() {
                 let _ = writeln!(notes, "# ExtServers: [{}]", behind.join(" "));
             }
@@ -117,11 +150,21 @@ pub(crate) fn generate(host: ResolvConf, resolved: impl FnOnce() -> Vec<NameServ
         (Asks::AsHost, None) => host.servers.iter().map(ToString::to_string).collect(),
         (Asks::Directly { ipv6 }, None) => {
             let reachable = |servers: &[NameServer]| -> Vec<String> {
-                let is_reachable =
-                    |server: &&NameServer| !server.address.is_loopback() && server.zone.is_empty() && (ipv6 || server.address.is_ipv4());
-                servers.iter().filter(is_reachable).map(ToString::to_string).collect()
+                let is_reachable = |server: &&NameServer| {
+                    !server.address.is_loopback()
+                        && server.zone.is_empty()
+                        && (ipv6 || server.address.is_ipv4())
+                };
+                servers
+                    .iter()
+                    .filter(is_reachable)
+                    .map(ToString::to_string)
+                    .collect()
             };
-            let all_local = host.servers.iter().all(|server| server.address.is_loopback());
+            let all_local = host
+                .servers
+                .iter()
+                .all(|server| server.address.is_loopback());
             let mut found = reachable(&host.servers);
             if all_local {
                 found = reachable(&resolved());
@@ -133,8 +176,17 @@ pub(crate) fn generate(host: ResolvConf, resolved: impl FnOnce() -> Vec<NameServ
                 // As Docker does: somebody has to answer.
                 found if found.is_empty() => {
                     notes += "# Used default nameservers.\n";
-                    let defaults: &[&str] = &["8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"];
-                    defaults.iter().filter(|address| ipv6 || !address.contains(':')).map(|&address| address.to_owned()).collect()
+                    let defaults: &[&str] = &[
+                        "8.8.8.8",
+                        "8.8.4.4",
+                        "2001:4860:4860::8888",
+                        "2001:4860:4860::8844",
+                    ];
+                    defaults
+                        .iter()
+                        .filter(|address| ipv6 || !address.contains(':'))
+                        .map(|&address| address.to_owned())
+                        .collect()
                 }
                 found => found,
             }
@@ -161,7 +213,11 @@ pub(crate) fn generate(host: ResolvConf, resolved: impl FnOnce() -> Vec<NameServ
         Asks::Directly { .. } => " (legacy)",
         Asks::Engine => " (internal resolver)",
     };
-    let _ = writeln!(text, "\n# Based on host file: '{path}'{transform}\n{notes}# Overrides: [{}]", overridden.join(" "));
+    let _ = writeln!(
+        text,
+        "\n# Based on host file: '{path}'{transform}\n{notes}# Overrides: [{}]",
+        overridden.join(" ")
+    );
     if !ndots_from.is_empty() {
         let _ = writeln!(text, "# Option ndots from: {ndots_from}");
     }
@@ -180,11 +236,26 @@ mod tests {
     use super::*;
 
     fn check(host: &str, given: [&str; 3], asks: Asks, expected: &str) {
-        let list = |text: &str| (!text.is_empty()).then(|| text.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        let list = |text: &str| {
+            (!text.is_empty()).then(|| text.split(' ').map(str::to_owned).collect::<Vec<_>>())
+        };
         let [servers, search, options] = given.map(list);
         let resolved = ResolvConf::parse("nameserver 10.9.9.9\nnameserver fd00::9\n").servers;
-        let text = generate(ResolvConf::parse(host), || resolved, Overrides { servers, search, options }, asks);
-        assert_eq!(text.strip_prefix(HEADER).expect("a header"), expected, "{host:?} {given:?} {asks:?}");
+        let text = generate(
+            ResolvConf::parse(host),
+            || resolved,
+            Overrides {
+                servers,
+                search,
+                options,
+            },
+            asks,
+        );
+        assert_eq!(
+            text.strip_prefix(HEADER).expect("a header"),
+            expected,
+            "{host:?} {given:?} {asks:?}"
+        );
     }
 
     const NONE: [&str; 3] = ["", "", ""];
@@ -193,9 +264,12 @@ mod tests {
     #[test]
     fn comments_behind_a_server_do_not_drop_it() {
         let plain = "nameserver 10.0.0.53\n\n# Based on host file: '/etc/resolv.conf' (legacy)\n# Overrides: []\n";
-        for line in
-            ["nameserver 10.0.0.53 # corporate", "nameserver\t10.0.0.53\t; x", "  nameserver 10.0.0.53 10.0.0.54", "nameserver 10.0.0.53"]
-        {
+        for line in [
+            "nameserver 10.0.0.53 # corporate",
+            "nameserver\t10.0.0.53\t; x",
+            "  nameserver 10.0.0.53 10.0.0.54",
+            "nameserver 10.0.0.53",
+        ] {
             check(line, NONE, DIRECTLY, plain);
         }
         check(
@@ -245,14 +319,31 @@ mod tests {
     fn only_servers_that_can_be_reached_are_asked_directly() {
         let servers = |host: &str, ipv6: bool| {
             let resolved = ResolvConf::parse("nameserver 10.9.9.9\n").servers;
-            let text = generate(ResolvConf::parse(host), || resolved, Overrides::default(), Asks::Directly { ipv6 });
-            text.lines().filter_map(|line| line.strip_prefix("nameserver ")).collect::<Vec<_>>().join(" ")
+            let text = generate(
+                ResolvConf::parse(host),
+                || resolved,
+                Overrides::default(),
+                Asks::Directly { ipv6 },
+            );
+            text.lines()
+                .filter_map(|line| line.strip_prefix("nameserver "))
+                .collect::<Vec<_>>()
+                .join(" ")
         };
-        assert_eq!(servers("nameserver 127.0.0.53\nnameserver 10.0.0.53\n", false), "10.0.0.53");
+        assert_eq!(
+            servers("nameserver 127.0.0.53\nnameserver 10.0.0.53\n", false),
+            "10.0.0.53"
+        );
         assert_eq!(servers("nameserver 127.0.0.53\n", false), "10.9.9.9");
-        assert_eq!(servers("nameserver 10.0.0.53\nnameserver fd00::53\n", false), "10.0.0.53");
+        assert_eq!(
+            servers("nameserver 10.0.0.53\nnameserver fd00::53\n", false),
+            "10.0.0.53"
+        );
         assert_eq!(servers("nameserver fd00::53\n", true), "fd00::53");
-        assert_eq!(servers("nameserver fe80::1%eth0\nnameserver 10.0.0.53\n", true), "10.0.0.53");
+        assert_eq!(
+            servers("nameserver fe80::1%eth0\nnameserver 10.0.0.53\n", true),
+            "10.0.0.53"
+        );
         assert_eq!(servers("nameserver fd00::53\n", false), "8.8.8.8 8.8.4.4");
     }
 }

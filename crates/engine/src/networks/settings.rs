@@ -1,4 +1,5 @@
-//! What networks and containers' places in them may be told: read, and checked before anything is made.
+//! What networks and containers' places in them may be told: read, and checked before anything is
+//! made.
 
 use std::net::IpAddr;
 
@@ -11,8 +12,14 @@ use crate::model::HostConfig;
 
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let invalid = || Error::invalid(format!("invalid MAC address: {text}"));
-    let bytes: Vec<u8> = text.split([':', '-']).map(|part| u8::from_str_radix(part, 16).map_err(|_| invalid())).collect::<Result<_>>()?;
-    <[u8; 6]>::try_from(bytes).ok().filter(|bytes| bytes[0] & 1 == 0).ok_or_else(invalid)
+    let bytes: Vec<u8> = text
+        .split([':', '-'])
+        .map(|part| u8::from_str_radix(part, 16).map_err(|_| invalid()))
+        .collect::<Result<_>>()?;
+    <[u8; 6]>::try_from(bytes)
+        .ok()
+        .filter(|bytes| bytes[0] & 1 == 0)
+        .ok_or_else(invalid)
 }
 
 /// As in `linux/if_link.h`.
@@ -35,7 +42,9 @@ pub(super) fn ipvlan_mode(mode: &str) -> Result<u16> {
         "l2" => Ok(0),
         "l3" => Ok(1),
         "l3s" => Ok(2),
-        other => Err(Error::invalid(format!("requested ipvlan mode '{other}' is not valid, 'l2' mode is the ipvlan driver default"))),
+        other => Err(Error::invalid(format!(
+            "requested ipvlan mode '{other}' is not valid, 'l2' mode is the ipvlan driver default"
+        ))),
     }
 }
 
@@ -44,13 +53,20 @@ pub(super) fn ipvlan_flag(flag: &str) -> Result<u16> {
         "bridge" => Ok(0),
         "private" => Ok(1),
         "vepa" => Ok(2),
-        other => Err(Error::invalid(format!("requested ipvlan flag '{other}' is not valid, 'bridge' is the ipvlan driver default"))),
+        other => Err(Error::invalid(format!(
+            "requested ipvlan flag '{other}' is not valid, 'bridge' is the ipvlan driver default"
+        ))),
     }
 }
 
 /// The kernel's settings for this interface alone, as paths below `/proc/sys` and values.
 pub(super) fn sysctls(endpoint: &Endpoint) -> Result<Vec<(String, String)>> {
-    let text = endpoint.driver_opts.iter().flatten().find(|(key, _)| *key == option::SYSCTLS).map(|(_, text)| text.as_str());
+    let text = endpoint
+        .driver_opts
+        .iter()
+        .flatten()
+        .find(|(key, _)| *key == option::SYSCTLS)
+        .map(|(_, text)| text.as_str());
     text.unwrap_or_default()
         .split(',')
         .filter(|setting| !setting.is_empty())
@@ -75,9 +91,13 @@ pub(crate) fn is_user_defined(name: &str) -> bool {
     !matches!(name, "bridge" | "host" | "none") && !name.starts_with("container:")
 }
 
-/// Checks what is known to be wrong before anything is made: all of it, as Docker reports it. `network` is `None` if there is
-/// none of that name yet.
-pub(crate) fn check_endpoint(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> Result<()> {
+/// Checks what is known to be wrong before anything is made: all of it, as Docker reports it.
+/// `network` is `None` if there is none of that name yet.
+pub(crate) fn check_endpoint(
+    name: &str,
+    network: Option<&NetworkRecord>,
+    endpoint: &Endpoint,
+) -> Result<()> {
     if !endpoint.mac_address.is_empty() {
         parse_mac(&endpoint.mac_address)?;
     }
@@ -86,7 +106,9 @@ pub(crate) fn check_endpoint(name: &str, network: Option<&NetworkRecord>, endpoi
             option::INTERFACE_NAME => check_interface_name(value)?,
             option::SYSCTLS => drop(sysctls(endpoint)?),
             key if key.starts_with("com.docker.network.") => {
-                return Err(Error::Unsupported(format!("endpoint option {key}: not available in this version of whelk")));
+                return Err(Error::Unsupported(format!(
+                    "endpoint option {key}: not available in this version of whelk"
+                )));
             }
             // Somebody else's note: kept and shown.
             _ => {}
@@ -95,8 +117,13 @@ pub(crate) fn check_endpoint(name: &str, network: Option<&NetworkRecord>, endpoi
     let wrong = faults(name, network, endpoint);
     match wrong.as_slice() {
         [] => Ok(()),
-        [single] => Err(Error::invalid(format!("invalid endpoint settings:\n{single}"))),
-        several => Err(Error::invalid(format!("invalid endpoint settings:\n* {}", several.join("\n* ")))),
+        [single] => Err(Error::invalid(format!(
+            "invalid endpoint settings:\n{single}"
+        ))),
+        several => Err(Error::invalid(format!(
+            "invalid endpoint settings:\n* {}",
+            several.join("\n* ")
+        ))),
     }
 }
 
@@ -106,13 +133,23 @@ fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> V
     let has_address = !asked.ipv4_address.is_empty() || !asked.ipv6_address.is_empty();
     if !is_user_defined(name) {
         if has_address {
-            wrong.push("user specified IP address is supported on user defined networks only".to_owned());
+            wrong.push(
+                "user specified IP address is supported on user defined networks only".to_owned(),
+            );
         }
-        if endpoint.aliases.as_ref().is_some_and(|aliases| !aliases.is_empty()) {
-            wrong.push("network-scoped alias is supported only for containers in user defined networks".to_owned());
+        if endpoint
+            .aliases
+            .as_ref()
+            .is_some_and(|aliases| !aliases.is_empty())
+        {
+            wrong.push(
+                "network-scoped alias is supported only for containers in user defined networks"
+                    .to_owned(),
+            );
         }
     }
-    if network.is_some_and(|network| network.driver == "ipvlan") && !endpoint.mac_address.is_empty() {
+    if network.is_some_and(|network| network.driver == "ipvlan") && !endpoint.mac_address.is_empty()
+    {
         wrong.push("interfaces of ipvlan networks have their parent's MAC address".to_owned());
     }
     let mut addresses = Vec::new();
@@ -125,18 +162,33 @@ fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> V
         match text.parse::<IpAddr>() {
             _ if text.is_empty() => {}
             Ok(address) if fits(&address) => addresses.push(address),
-            _ => wrong.push(format!("invalid {} address: {text}", if ipv4 { "IPv4" } else { "IPv6" })),
+            _ => wrong.push(format!(
+                "invalid {} address: {text}",
+                if ipv4 { "IPv4" } else { "IPv6" }
+            )),
         }
     }
-    for text in asked.link_local_ips.iter().flatten().filter(|text| text.parse::<IpAddr>().is_err()) {
+    for text in asked
+        .link_local_ips
+        .iter()
+        .flatten()
+        .filter(|text| text.parse::<IpAddr>().is_err())
+    {
         wrong.push(format!("invalid link-local IP address: {text}"));
     }
     let Some(network) = network else { return wrong };
     if network.is_predefined() && has_address {
         wrong.push("user specified IP address is supported only when connecting to networks with user configured subnets".to_owned());
     } else {
-        let outside = addresses.iter().filter(|address| !network.subnets().iter().any(|subnet| subnet.contains(*address)));
-        wrong.extend(outside.map(|address| format!("no configured subnet or ip-range contain the IP address {address}")));
+        let outside = addresses.iter().filter(|address| {
+            !network
+                .subnets()
+                .iter()
+                .any(|subnet| subnet.contains(*address))
+        });
+        wrong.extend(outside.map(|address| {
+            format!("no configured subnet or ip-range contain the IP address {address}")
+        }));
     }
     wrong
 }
@@ -146,12 +198,19 @@ fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> V
 /// # Errors
 /// One of another kind.
 pub(super) fn link_local_addresses(endpoint: &Endpoint) -> Result<Vec<IpNet>> {
-    let asked = endpoint.ipam_config.iter().flat_map(|config| config.link_local_ips.iter().flatten());
+    let asked = endpoint
+        .ipam_config
+        .iter()
+        .flat_map(|config| config.link_local_ips.iter().flatten());
     asked
         .map(|text| {
             let net = match text.parse::<IpAddr>() {
-                Ok(IpAddr::V4(address)) if address.is_link_local() => IpNet::new(address.into(), 16).ok(),
-                Ok(IpAddr::V6(address)) if address.is_unicast_link_local() => IpNet::new(address.into(), 64).ok(),
+                Ok(IpAddr::V4(address)) if address.is_link_local() => {
+                    IpNet::new(address.into(), 16).ok()
+                }
+                Ok(IpAddr::V6(address)) if address.is_unicast_link_local() => {
+                    IpNet::new(address.into(), 64).ok()
+                }
                 _ => None,
             };
             net.ok_or_else(|| Error::invalid(format!("invalid link local IP address: {text}")))
@@ -159,17 +218,23 @@ pub(super) fn link_local_addresses(endpoint: &Endpoint) -> Result<Vec<IpNet>> {
         .collect()
 }
 
-/// Whether a container's settings switch IPv6 off in all of its network, or on its loopback interface, which counts as the same.
+/// Whether a container's settings switch IPv6 off in all of its network, or on its loopback
+/// interface, which counts as the same.
 pub(crate) fn lacks_ipv6(host: &HostConfig) -> bool {
     host.sysctls.iter().any(|(key, value)| {
         let key = key.replace('/', ".");
-        matches!(key.as_str(), "net.ipv6.conf.all.disable_ipv6" | "net.ipv6.conf.lo.disable_ipv6") && value.trim() != "0"
+        matches!(
+            key.as_str(),
+            "net.ipv6.conf.all.disable_ipv6" | "net.ipv6.conf.lo.disable_ipv6"
+        ) && value.trim() != "0"
     })
 }
 
 /// Whether one endpoint's own settings switch IPv6 off on its interface.
 pub(super) fn disables_ipv6(endpoint: &Endpoint) -> bool {
-    let is_off = |(path, value): &(String, String)| path.starts_with("net/ipv6/conf/") && path.ends_with("/disable_ipv6") && value != "0";
+    let is_off = |(path, value): &(String, String)| {
+        path.starts_with("net/ipv6/conf/") && path.ends_with("/disable_ipv6") && value != "0"
+    };
     sysctls(endpoint).is_ok_and(|settings| settings.iter().any(is_off))
 }
 
@@ -183,7 +248,13 @@ mod tests {
             name: name.into(),
             driver: driver.into(),
             ipam: crate::networks::model::Ipam {
-                config: subnets.iter().map(|&subnet| IpamConfig { subnet: subnet.into(), ..IpamConfig::default() }).collect(),
+                config: subnets
+                    .iter()
+                    .map(|&subnet| IpamConfig {
+                        subnet: subnet.into(),
+                        ..IpamConfig::default()
+                    })
+                    .collect(),
                 ..Default::default()
             },
             ..NetworkRecord::default()
@@ -194,43 +265,103 @@ mod tests {
             "app" => Some(network("bridge", &["10.4.0.0/24", "fd00:4::/64"])),
             _ => None,
         };
-        let found = check_endpoint(name, network.as_ref(), &endpoint).map_or_else(|error| error.to_string(), |()| String::new());
-        assert_eq!(found.strip_prefix("invalid endpoint settings:\n").unwrap_or(&found), expected, "{name} {endpoint:?}");
+        let found = check_endpoint(name, network.as_ref(), &endpoint)
+            .map_or_else(|error| error.to_string(), |()| String::new());
+        assert_eq!(
+            found
+                .strip_prefix("invalid endpoint settings:\n")
+                .unwrap_or(&found),
+            expected,
+            "{name} {endpoint:?}"
+        );
     }
 
     fn at(ipv4: &str, ipv6: &str) -> Endpoint {
-        let config = EndpointIpam { ipv4_address: ipv4.into(), ipv6_address: ipv6.into(), link_local_ips: None };
-        Endpoint { ipam_config: Some(config), ..Endpoint::default() }
+        let config = EndpointIpam {
+            ipv4_address: ipv4.into(),
+            ipv6_address: ipv6.into(),
+            link_local_ips: None,
+        };
+        Endpoint {
+            ipam_config: Some(config),
+            ..Endpoint::default()
+        }
     }
 
     #[test]
     fn endpoints_are_refused_in_dockers_words() {
-        let alias = || Endpoint { aliases: Some(vec!["x".into()]), ..Endpoint::default() };
-        const ALIAS: &str = "network-scoped alias is supported only for containers in user defined networks";
-        const ADDRESS: &str = "user specified IP address is supported on user defined networks only";
+        let alias = || Endpoint {
+            aliases: Some(vec!["x".into()]),
+            ..Endpoint::default()
+        };
+        const ALIAS: &str =
+            "network-scoped alias is supported only for containers in user defined networks";
+        const ADDRESS: &str =
+            "user specified IP address is supported on user defined networks only";
         const SUBNETS: &str = "user specified IP address is supported only when connecting to networks with user configured subnets";
         for name in ["bridge", "host", "none", "container:x"] {
             check(name, alias(), ALIAS);
-            check(name, Endpoint { aliases: Some(Vec::new()), ..Endpoint::default() }, "");
+            check(
+                name,
+                Endpoint {
+                    aliases: Some(Vec::new()),
+                    ..Endpoint::default()
+                },
+                "",
+            );
         }
         check("app", alias(), "");
-        check("bridge", at("172.17.0.9", ""), &format!("* {ADDRESS}\n* {SUBNETS}"));
-        check("host", at("172.17.0.9", ""), &format!("* {ADDRESS}\n* {SUBNETS}"));
+        check(
+            "bridge",
+            at("172.17.0.9", ""),
+            &format!("* {ADDRESS}\n* {SUBNETS}"),
+        );
+        check(
+            "host",
+            at("172.17.0.9", ""),
+            &format!("* {ADDRESS}\n* {SUBNETS}"),
+        );
         check("container:x", at("172.17.0.9", ""), ADDRESS);
-        check("bridge", Endpoint { aliases: alias().aliases, ..at("172.17.0.9", "") }, &format!("* {ADDRESS}\n* {ALIAS}\n* {SUBNETS}"));
+        check(
+            "bridge",
+            Endpoint {
+                aliases: alias().aliases,
+                ..at("172.17.0.9", "")
+            },
+            &format!("* {ADDRESS}\n* {ALIAS}\n* {SUBNETS}"),
+        );
         check("app", at("10.4.0.5", "fd00:4::5"), "");
-        check("app", at("", "::ffff:10.4.0.5"), "invalid IPv6 address: ::ffff:10.4.0.5");
-        check("app", at("fd00:4::5", "10.4.0.5"), "* invalid IPv4 address: fd00:4::5\n* invalid IPv6 address: 10.4.0.5");
-        check("app", at("10.5.0.5", ""), "no configured subnet or ip-range contain the IP address 10.5.0.5");
+        check(
+            "app",
+            at("", "::ffff:10.4.0.5"),
+            "invalid IPv6 address: ::ffff:10.4.0.5",
+        );
+        check(
+            "app",
+            at("fd00:4::5", "10.4.0.5"),
+            "* invalid IPv4 address: fd00:4::5\n* invalid IPv6 address: 10.4.0.5",
+        );
+        check(
+            "app",
+            at("10.5.0.5", ""),
+            "no configured subnet or ip-range contain the IP address 10.5.0.5",
+        );
         check("later", at("bogus", ""), "invalid IPv4 address: bogus");
     }
 
     #[test]
     fn link_local_addresses_are_of_that_kind() {
         let of = |text: &str| {
-            let config = EndpointIpam { link_local_ips: Some(vec![text.into()]), ..EndpointIpam::default() };
-            let endpoint = Endpoint { ipam_config: Some(config), ..Endpoint::default() };
-            link_local_addresses(&endpoint).map_or_else(|error| error.to_string(), |nets| nets[0].to_string())
+            let config = EndpointIpam {
+                link_local_ips: Some(vec![text.into()]),
+                ..EndpointIpam::default()
+            };
+            let endpoint = Endpoint {
+                ipam_config: Some(config),
+                ..Endpoint::default()
+            };
+            link_local_addresses(&endpoint)
+                .map_or_else(|error| error.to_string(), |nets| nets[0].to_string())
         };
         assert_eq!(of("169.254.3.4"), "169.254.3.4/16");
         assert_eq!(of("fe80::9"), "fe80::9/64");
@@ -242,9 +373,17 @@ mod tests {
     #[test]
     fn sysctls_that_switch_ipv6_off() {
         let off = |key: &str, value: &str| {
-            lacks_ipv6(&HostConfig { sysctls: [(key.to_owned(), value.to_owned())].into(), ..HostConfig::default() })
+            lacks_ipv6(&HostConfig {
+                sysctls: [(key.to_owned(), value.to_owned())].into(),
+                ..HostConfig::default()
+            })
         };
-        assert!(off("net.ipv6.conf.all.disable_ipv6", "1") && off("net/ipv6/conf/lo/disable_ipv6", "1"));
-        assert!(!off("net.ipv6.conf.all.disable_ipv6", "0") && !off("net.ipv6.conf.default.disable_ipv6", "1"));
+        assert!(
+            off("net.ipv6.conf.all.disable_ipv6", "1") && off("net/ipv6/conf/lo/disable_ipv6", "1")
+        );
+        assert!(
+            !off("net.ipv6.conf.all.disable_ipv6", "0")
+                && !off("net.ipv6.conf.default.disable_ipv6", "1")
+        );
     }
 }

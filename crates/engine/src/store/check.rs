@@ -1,5 +1,5 @@
-//! Refusing a store that is missing or damaged. SQLite would begin a new one in its place, or go on with what is left; and then
-//! everything that no record names would be taken for garbage.
+//! Refusing a store that is missing or damaged. SQLite would begin a new one in its place, or go on
+//! with what is left; and then everything that no record names would be taken for garbage.
 
 use std::io::Read;
 use std::path::Path;
@@ -27,8 +27,14 @@ pub(crate) fn damaged(root: &Path, what: &str) -> Error {
 /// # Errors
 /// The store's files are not what an engine has left.
 pub(super) fn files(root: &Path) -> Result<()> {
-    let Some(wrong) = wrong_file(root)? else { return Ok(()) };
-    if is_new(root)? { Ok(()) } else { Err(damaged(root, &wrong)) }
+    let Some(wrong) = wrong_file(root)? else {
+        return Ok(());
+    };
+    if is_new(root)? {
+        Ok(())
+    } else {
+        Err(damaged(root, &wrong))
+    }
 }
 
 /// What is wrong with the store's files, if anything is.
@@ -36,14 +42,17 @@ pub(super) fn wrong_file(root: &Path) -> Result<Option<String>> {
     const HEADER: usize = 100;
     let path = root.join(FILE);
     let what = format!("the engine's store {}", path.display());
-    let Some(header) = begin(&path, HEADER)? else { return Ok(Some(format!("{what} is missing"))) };
+    let Some(header) = begin(&path, HEADER)? else {
+        return Ok(Some(format!("{what} is missing")));
+    };
     if header.is_empty() {
         return Ok(Some(format!("{what} is empty")));
     }
     if header.len() < HEADER || !header.starts_with(b"SQLite format 3\0") {
         return Ok(Some(format!("{what} is damaged: it is no SQLite database")));
     }
-    // "File format version" 2 of SQLite's file format is one with a write-ahead log; a rebuilt store has yet to begin one.
+    // "File format version" 2 of SQLite's file format is one with a write-ahead log; a rebuilt
+    // store has yet to begin one.
     let has_log = header[18] == 2 && header[60..64] != REBUILT.to_be_bytes();
     if !has_log {
         return Ok(None);
@@ -63,12 +72,20 @@ pub(super) const REBUILT: u32 = 1;
 
 const LOG_HEADER: usize = 32;
 
-/// Whether this is the header of a write-ahead log: magic number and checksum as SQLite's file format has them.
+/// Whether this is the header of a write-ahead log: magic number and checksum as SQLite's file
+/// format has them.
 fn is_log(header: &[u8]) -> bool {
     if header.len() < LOG_HEADER {
         return false;
     }
-    let at = |index: usize| [header[index], header[index + 1], header[index + 2], header[index + 3]];
+    let at = |index: usize| {
+        [
+            header[index],
+            header[index + 1],
+            header[index + 2],
+            header[index + 3],
+        ]
+    };
     let word = match u32::from_be_bytes(at(0)) {
         0x377f_0682 => u32::from_le_bytes,
         0x377f_0683 => u32::from_be_bytes,
@@ -89,7 +106,9 @@ fn begin(path: &Path, length: usize) -> Result<Option<Vec<u8>>> {
         file => file?,
     };
     let mut bytes = Vec::new();
-    file.take(length as u64).read_to_end(&mut bytes).map_err(fs::at("read", path))?;
+    file.take(length as u64)
+        .read_to_end(&mut bytes)
+        .map_err(fs::at("read", path))?;
     Ok(Some(bytes))
 }
 
@@ -98,7 +117,11 @@ fn is_new(root: &Path) -> Result<bool> {
     for directory in ["containers", "volumes", "blobs/sha256", "layers"] {
         let path = root.join(directory);
         // A file system's own directory, where one is mounted here.
-        if fs::exists(&path) && fs::list(&path)?.iter().any(|entry| entry.file_name() != "lost+found") {
+        if fs::exists(&path)
+            && fs::list(&path)?
+                .iter()
+                .any(|entry| entry.file_name() != "lost+found")
+        {
             return Ok(false);
         }
     }
@@ -106,22 +129,36 @@ fn is_new(root: &Path) -> Result<bool> {
     Ok(!begin(&root.join(LOG), LOG_HEADER)?.is_some_and(|header| is_log(&header)))
 }
 
-/// Opens the database and looks it through before anything is written. Also returns whether it was rebuilt.
+/// Opens the database and looks it through before anything is written. Also returns whether it was
+/// rebuilt.
 pub(super) fn open(root: &Path, path: &Path) -> Result<(Connection, bool)> {
-    let wrong = |text: &str| damaged(root, &format!("the engine's store {} is damaged: {text}", path.display()));
+    let wrong = |text: &str| {
+        damaged(
+            root,
+            &format!("the engine's store {} is damaged: {text}", path.display()),
+        )
+    };
     let fail = |error: rusqlite::Error| match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => wrong(&error.to_string()),
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+            wrong(&error.to_string())
+        }
         _ => error.into(),
     };
     let connection = Connection::open(path)?;
     // The log stays as it is when this is closed: as large, and with all that it has.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE").map_err(fail)?;
-    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(fail)?;
+    connection
+        .execute_batch("PRAGMA locking_mode = EXCLUSIVE")
+        .map_err(fail)?;
+    let found: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(fail)?;
     if found != "ok" {
         return Err(wrong(&found));
     }
-    let version: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
+    let version: u32 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(fail)?;
     Ok((connection, version == REBUILT))
 }
 
@@ -140,10 +177,22 @@ mod tests {
     }
 
     fn refused(root: &Path, text: &str) {
-        let before = (fs::read(root.join(FILE)).ok(), fs::read(root.join(LOG)).ok());
+        let before = (
+            fs::read(root.join(FILE)).ok(),
+            fs::read(root.join(LOG)).ok(),
+        );
         let error = Store::open(root).unwrap_err().to_string();
-        assert!(error.contains(text) && error.contains("whelk system repair --root"), "{error}");
-        assert!((fs::read(root.join(FILE)).ok(), fs::read(root.join(LOG)).ok()) == before, "{text}: it was changed");
+        assert!(
+            error.contains(text) && error.contains("whelk system repair --root"),
+            "{error}"
+        );
+        assert!(
+            (
+                fs::read(root.join(FILE)).ok(),
+                fs::read(root.join(LOG)).ok()
+            ) == before,
+            "{text}: it was changed"
+        );
     }
 
     #[test]
@@ -156,7 +205,10 @@ mod tests {
         drop(Store::open(&root).unwrap());
         fs::rename(root.join("elsewhere"), root.join("containers/one")).unwrap();
         drop(Store::open(&root).unwrap());
-        let (whole, log) = (fs::read(root.join(FILE)).unwrap(), fs::read(root.join(LOG)).unwrap());
+        let (whole, log) = (
+            fs::read(root.join(FILE)).unwrap(),
+            fs::read(root.join(LOG)).unwrap(),
+        );
         for (file, content, text) in [
             (FILE, vec![], "is empty"),
             (FILE, vec![0; whole.len()], "is no SQLite database"),
@@ -183,7 +235,10 @@ mod tests {
         fs::remove_tree(root.join("containers/one")).unwrap();
         fs::remove_file(root.join(FILE)).unwrap();
         let store = Store::open(&root).unwrap();
-        store.connection().execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode = DELETE").unwrap();
+        store
+            .connection()
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode = DELETE")
+            .unwrap();
         drop(store);
         fs::create_dir_all(root.join("containers/one"), 0o700).unwrap();
         let mut content = fs::read(root.join(FILE)).unwrap();

@@ -1,8 +1,10 @@
-//! Copies of records beside what they are about: `containers/<id>/container.json` for each container, and one file for what no
-//! directory describes: networks, images and their names, volumes of plugins. Volumes write theirs when they are made.
+//! Copies of records beside what they are about: `containers/<id>/container.json` for each
+//! container, and one file for what no directory describes: networks, images and their names,
+//! volumes of plugins. Volumes write theirs when they are made.
 //!
-//! They follow the store at flushes: when a container was created or its settings have changed, before that is answered; after
-//! other changes of its record within a second or so. Files are replaced whole, but not waited for to be on disk.
+//! They follow the store at flushes: when a container was created or its settings have changed,
+//! before that is answered; after other changes of its record within a second or so. Files are
+//! replaced whole, but not waited for to be on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -52,7 +54,10 @@ pub(super) struct Rest {
 
 impl Copies {
     pub(super) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), pending: Mutex::default() }
+        Self {
+            root: root.to_owned(),
+            pending: Mutex::default(),
+        }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -89,7 +94,9 @@ impl Copies {
         let taken = if all {
             std::mem::take(&mut pending.containers)
         } else {
-            due.into_iter().filter_map(|id| pending.containers.remove_entry(&id)).collect()
+            due.into_iter()
+                .filter_map(|id| pending.containers.remove_entry(&id))
+                .collect()
         };
         (taken, rest)
     }
@@ -99,7 +106,12 @@ impl Store {
     pub(super) fn write_copies(&self, all: bool) {
         let (containers, rest) = self.copies.take(all);
         for (id, text) in containers {
-            let path = self.copies.root.join("containers").join(id).join(DESCRIPTION);
+            let path = self
+                .copies
+                .root
+                .join("containers")
+                .join(id)
+                .join(DESCRIPTION);
             match fs::replace(path, text, 0o600) {
                 Err(error) if !error.is_not_found() => tracing::warn!("{error}"),
                 // Removed meanwhile.
@@ -113,7 +125,8 @@ impl Store {
 
     fn write_rest(&self) -> Result<()> {
         let rest = read_rest(&self.connection())?;
-        let text = serde_json::to_vec(&rest).map_err(|error| Error::internal(format!("{REST}: {error}")))?;
+        let text = serde_json::to_vec(&rest)
+            .map_err(|error| Error::internal(format!("{REST}: {error}")))?;
         Ok(fs::replace(self.copies.root.join(REST), text, 0o600)?)
     }
 
@@ -121,7 +134,12 @@ impl Store {
     pub(crate) fn check_copies(&self, records: &[Record]) -> Result<()> {
         for record in records {
             let text = super::encode(record)?;
-            let path = self.copies.root.join("containers").join(&record.id).join(DESCRIPTION);
+            let path = self
+                .copies
+                .root
+                .join("containers")
+                .join(&record.id)
+                .join(DESCRIPTION);
             if fs::read_at_most(path, LARGEST).ok().as_deref() != Some(text.as_bytes()) {
                 self.copies.put(&record.id, text, false);
             }
@@ -142,19 +160,28 @@ fn read_rest(connection: &Connection) -> Result<Rest> {
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     };
-    let values = |rows: Vec<(String, String)>| rows.into_iter().filter_map(|(_, text)| serde_json::from_str(&text).ok()).collect();
+    let values = |rows: Vec<(String, String)>| {
+        rows.into_iter()
+            .filter_map(|(_, text)| serde_json::from_str(&text).ok())
+            .collect()
+    };
     rest.meta = all("SELECT key, value FROM meta")?.into_iter().collect();
     rest.networks = values(all("SELECT id, record FROM networks")?);
     rest.images = values(all("SELECT id, record FROM images")?);
     rest.tags = all("SELECT name, image FROM tags")?.into_iter().collect();
     let volumes: Vec<Value> = values(all("SELECT name, record FROM volumes")?);
-    rest.volumes = volumes.into_iter().filter(|volume| volume["Driver"] != crate::volumes::LOCAL).collect();
+    rest.volumes = volumes
+        .into_iter()
+        .filter(|volume| volume["Driver"] != crate::volumes::LOCAL)
+        .collect();
     Ok(rest)
 }
 
 /// What a container's directory says that it is. `None` if it does not say so.
 pub(crate) fn described(directory: &Path) -> Option<Record> {
-    let record: Record = serde_json::from_slice(&fs::read_at_most(directory.join(DESCRIPTION), LARGEST).ok()?).ok()?;
+    let record: Record =
+        serde_json::from_slice(&fs::read_at_most(directory.join(DESCRIPTION), LARGEST).ok()?)
+            .ok()?;
     // It is the directory's own: copied from elsewhere it would be a second one of that id.
     (directory.file_name()? == record.id.as_str()).then_some(record)
 }

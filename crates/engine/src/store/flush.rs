@@ -1,10 +1,13 @@
-//! Group commit: what was committed is made to survive a loss of power before somebody is told that it is done.
+//! Group commit: what was committed is made to survive a loss of power before somebody is told that
+//! it is done.
 //!
-//! With `synchronous=NORMAL` a commit is in SQLite's log, but perhaps only in the kernel's memory. A flush writes that log out
-//! (`fdatasync`), for all commits up to then: whoever comes while one is under way waits for the next and shares it. That is what
-//! `synchronous=FULL` does for each commit by itself, under the store's lock and on the API's own threads.
+//! With `synchronous=NORMAL` a commit is in SQLite's log, but perhaps only in the kernel's memory.
+//! A flush writes that log out (`fdatasync`), for all commits up to then: whoever comes while one
+//! is under way waits for the next and shares it. That is what `synchronous=FULL` does for each
+//! commit by itself, under the store's lock and on the API's own threads.
 //!
-//! Containers that are removed at their end do not ask for it: neither they nor their data are there after a loss of power.
+//! Containers that are removed at their end do not ask for it: neither they nor their data are
+//! there after a loss of power.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -28,8 +31,8 @@ pub(super) struct Flushes {
     files: Mutex<Vec<PathBuf>>,
     /// Held while something is flushed.
     turn: tokio::sync::Mutex<()>,
-    /// Why the log could not be written. The kernel says so once, and what was lost then stays lost: nothing is acknowledged
-    /// from then on.
+    /// Why the log could not be written. The kernel says so once, and what was lost then stays
+    /// lost: nothing is acknowledged from then on.
     failed: OnceLock<String>,
     /// Something was committed for which nobody may be waiting.
     changed: tokio::sync::Notify,
@@ -56,7 +59,8 @@ impl Flushes {
 }
 
 impl Store {
-    /// Takes note of a commit. `lasting`: whoever asked for it must not be answered before it is on disk.
+    /// Takes note of a commit. `lasting`: whoever asked for it must not be answered before it is on
+    /// disk.
     pub(super) fn committed(&self, lasting: bool) {
         if lasting {
             self.flushes.wanted.fetch_add(1, Ordering::AcqRel);
@@ -70,13 +74,19 @@ impl Store {
         self.committed(true);
     }
 
-    /// Has what was committed until now, and these files and directories, be on disk before the next answer.
+    /// Has what was committed until now, and these files and directories, be on disk before the
+    /// next answer.
     pub fn keep(&self, files: impl IntoIterator<Item = PathBuf>) {
-        self.flushes.files.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
+        self.flushes
+            .files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(files);
         self.committed(true);
     }
 
-    /// Waits until all that was committed, and must last, is on disk. At once where there is nothing of that kind.
+    /// Waits until all that was committed, and must last, is on disk. At once where there is
+    /// nothing of that kind.
     ///
     /// # Errors
     /// The disk's.
@@ -90,7 +100,9 @@ impl Store {
             return Ok(());
         }
         let store = self.clone();
-        tokio::task::spawn_blocking(move || store.flush(false)).await.map_err(|error| Error::internal(error.to_string()))?
+        tokio::task::spawn_blocking(move || store.flush(false))
+            .await
+            .map_err(|error| Error::internal(error.to_string()))?
     }
 
     /// Flushes behind what nobody waits for, and writes all copies, as long as the engine runs.
@@ -110,7 +122,9 @@ impl Store {
     pub(crate) async fn flush_all(self: &Arc<Self>) -> Result<()> {
         let _turn = self.flushes.turn.lock().await;
         let store = self.clone();
-        tokio::task::spawn_blocking(move || store.flush(true)).await.map_err(|error| Error::internal(error.to_string()))?
+        tokio::task::spawn_blocking(move || store.flush(true))
+            .await
+            .map_err(|error| Error::internal(error.to_string()))?
     }
 
     fn is_flushed(&self, wanted: u64) -> Result<bool> {
@@ -120,26 +134,37 @@ impl Store {
         }
     }
 
-    /// Writes the log out, and then copies of what it says: those that are due, or all. The turn is held.
+    /// Writes the log out, and then copies of what it says: those that are due, or all. The turn is
+    /// held.
     fn flush(&self, all: bool) -> Result<()> {
         let wanted = self.flushes.wanted.load(Ordering::Acquire);
         if !self.is_flushed(wanted)? {
             whelk_sys::step();
             let files = self.flushes.files();
-            let written = files
-                .iter()
-                .try_for_each(|path| sync(path))
-                .and_then(|()| self.flushes.log.sync_data().map_err(|error| SyncError::Sync(fs::at("fdatasync", super::LOG)(error))));
+            let written = files.iter().try_for_each(|path| sync(path)).and_then(|()| {
+                self.flushes
+                    .log
+                    .sync_data()
+                    .map_err(|error| SyncError::Sync(fs::at("fdatasync", super::LOG)(error)))
+            });
             whelk_sys::step();
             if let Err(SyncError::Open(error)) = written {
                 // No descriptor may be left, for example: whoever waits next tries it again.
-                self.flushes.files.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
+                self.flushes
+                    .files
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend(files);
                 return Err(error.into());
             }
             if let Err(SyncError::Sync(error)) = written {
-                let text = format!("the engine's store could not be written to disk: {error}; start the engine anew when the disk is well");
+                let text = format!(
+                    "the engine's store could not be written to disk: {error}; start the engine anew when the disk is well"
+                );
                 tracing::error!("{text}");
-                return Err(Error::internal(self.flushes.failed.get_or_init(|| text).clone()));
+                return Err(Error::internal(
+                    self.flushes.failed.get_or_init(|| text).clone(),
+                ));
             }
             self.flushes.done.fetch_max(wanted, Ordering::AcqRel);
         }
@@ -167,8 +192,13 @@ impl SyncError {
 /// Writes a file or directory out. One that is gone by now was not needed.
 fn sync(path: &Path) -> std::result::Result<(), SyncError> {
     let file = match fs::open(path) {
-        Err(error) if error.is_not_found() || error.source.kind() == std::io::ErrorKind::NotADirectory => return Ok(()),
+        Err(error)
+            if error.is_not_found() || error.source.kind() == std::io::ErrorKind::NotADirectory =>
+        {
+            return Ok(());
+        }
         file => file.map_err(SyncError::Open)?,
     };
-    file.sync_all().map_err(|error| SyncError::Sync(fs::at("fsync", path)(error)))
+    file.sync_all()
+        .map_err(|error| SyncError::Sync(fs::at("fsync", path)(error)))
 }

@@ -4,13 +4,15 @@
 //! containers(id, name unique, record)   networks(id, name unique, record)   volumes(name, record)
 //! images(id, record)   tags(name, image)   meta(key, value)
 //! ```
-//! One connection behind a lock: a commit takes some 20 µs (WAL, synchronous=NORMAL) and survives any crash of the engine.
-//! [`Store::flushed`] makes what was committed survive a loss of power too; the API waits for it before it answers, and
-//! concurrent requests share one flush ([`flush`]). Log and tables are larger than they need be: where the file system
-//! overwrites in place they can be written on a full disk too, and there containers have to be stopped and removed.
+//! One connection behind a lock: a commit takes some 20 µs (WAL, synchronous=NORMAL) and survives
+//! any crash of the engine. [`Store::flushed`] makes what was committed survive a loss of power
+//! too; the API waits for it before it answers, and concurrent requests share one flush
+//! ([`flush`]). Log and tables are larger than they need be: where the file system overwrites in
+//! place they can be written on a full disk too, and there containers have to be stopped and
+//! removed.
 //!
-//! A store that is missing or damaged while there are containers is refused ([`check`]). What it says is also kept beside what it
-//! is about ([`copies`]), so that [`repair`] can rebuild it.
+//! A store that is missing or damaged while there are containers is refused ([`check`]). What it
+//! says is also kept beside what it is about ([`copies`]), so that [`repair`] can rebuild it.
 
 mod check;
 mod copies;
@@ -37,8 +39,8 @@ pub use repair::{Repaired, repair};
 /// The version of the tables and records that this engine writes. Each step up has a migration.
 pub const SCHEMA_VERSION: u32 = 3;
 
-/// How much room the log has at least, and the tables beside what is in them: as much as is logged before SQLite starts the
-/// log over.
+/// How much room the log has at least, and the tables beside what is in them: as much as is logged
+/// before SQLite starts the log over.
 const RESERVE: u64 = 4 << 20;
 
 #[derive(Debug)]
@@ -65,23 +67,42 @@ impl Found {
     pub(crate) fn look(root: &Path) -> Result<Self> {
         check::files(root)?;
         let (connection, is_rebuilt) = check::open(root, &root.join(FILE))?;
-        let is_new: bool =
-            connection.query_row("SELECT count(*) = 0 FROM sqlite_master WHERE name = 'containers'", [], |row| row.get(0))?;
+        let is_new: bool = connection.query_row(
+            "SELECT count(*) = 0 FROM sqlite_master WHERE name = 'containers'",
+            [],
+            |row| row.get(0),
+        )?;
         let (mut containers, mut is_same_boot) = (BTreeSet::new(), false);
         if !is_new {
             let mut statement = connection.prepare("SELECT id FROM containers")?;
-            containers = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-            is_same_boot = known_boot(&connection)?.is_some_and(|known| boot().is_ok_and(|boot| boot == known));
+            containers = statement
+                .query_map([], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            is_same_boot = known_boot(&connection)?
+                .is_some_and(|known| boot().is_ok_and(|boot| boot == known));
         }
-        Ok(Self { root: root.to_owned(), connection, is_rebuilt, containers, is_same_boot })
+        Ok(Self {
+            root: root.to_owned(),
+            connection,
+            is_rebuilt,
+            containers,
+            is_same_boot,
+        })
     }
 
     /// # Errors
     /// One that a newer engine has written. It is left as it is.
     pub(crate) fn open(self) -> Result<Store> {
-        let Self { root, mut connection, is_rebuilt, is_same_boot, .. } = self;
+        let Self {
+            root,
+            mut connection,
+            is_rebuilt,
+            is_same_boot,
+            ..
+        } = self;
         connection.execute_batch(
-            // One connection of one process: it needs no file that others would follow it by (`-shm`).
+            // One connection of one process: it needs no file that others would follow it by
+            // (`-shm`).
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000;
              PRAGMA foreign_keys = ON;
              DROP TABLE IF EXISTS reserve;
@@ -100,7 +121,11 @@ impl Found {
         }
         repair::discard_unfinished(&root)?;
         let flushes = flush::Flushes::new(&root, &log)?;
-        Ok(Store { connection: Mutex::new(connection), flushes, copies: copies::Copies::new(&root) })
+        Ok(Store {
+            connection: Mutex::new(connection),
+            flushes,
+            copies: copies::Copies::new(&root),
+        })
     }
 }
 
@@ -116,11 +141,14 @@ impl Store {
     fn connection(&self) -> MutexGuard<'_, Connection> {
         whelk_sys::step();
         // A panic while the lock was held left no half-done transaction: SQLite rolls it back.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes in which boot of the machine the store was last found to agree with the containers' directories: from now on, until the
-    /// next boot, a directory that no record names means that the store has lost a record.
+    /// Notes in which boot of the machine the store was last found to agree with the containers'
+    /// directories: from now on, until the next boot, a directory that no record names means that
+    /// the store has lost a record.
     pub(crate) fn note_boot(&self) -> Result<()> {
         let (connection, boot) = (self.connection(), boot()?);
         if known_boot(&connection)?.as_ref() != Some(&boot) {
@@ -131,10 +159,13 @@ impl Store {
         Ok(())
     }
 
-    /// Adds a container. The name must be free: that is the caller's to have checked, and the table's to insist on.
+    /// Adds a container. The name must be free: that is the caller's to have checked, and the
+    /// table's to insist on.
     pub fn insert_container(&self, record: &Record) -> Result<()> {
         let text = encode(record)?;
-        self.connection().prepare_cached("INSERT INTO containers VALUES(?1, ?2, ?3)")?.execute(params![record.id, record.name, text])?;
+        self.connection()
+            .prepare_cached("INSERT INTO containers VALUES(?1, ?2, ?3)")?
+            .execute(params![record.id, record.name, text])?;
         self.copies.put(&record.id, text, true);
         self.committed(!record.host.auto_remove);
         Ok(())
@@ -152,11 +183,10 @@ impl Store {
 
     fn put_container(&self, record: &Record, redefined: bool) -> Result<()> {
         let text = encode(record)?;
-        let changed = self.connection().prepare_cached("UPDATE containers SET name = ?2, record = ?3 WHERE id = ?1")?.execute(params![
-            record.id,
-            record.name,
-            text
-        ])?;
+        let changed = self
+            .connection()
+            .prepare_cached("UPDATE containers SET name = ?2, record = ?3 WHERE id = ?1")?
+            .execute(params![record.id, record.name, text])?;
         if changed > 0 {
             self.copies.put(&record.id, text, redefined);
             self.committed(!record.host.auto_remove);
@@ -164,9 +194,12 @@ impl Store {
         Ok(())
     }
 
-    /// `lasting`: the removal must survive a loss of power. That of a container which was to be removed at its end need not.
+    /// `lasting`: the removal must survive a loss of power. That of a container which was to be
+    /// removed at its end need not.
     pub fn delete_container(&self, id: &str, lasting: bool) -> Result<()> {
-        self.connection().prepare_cached("DELETE FROM containers WHERE id = ?1")?.execute([id])?;
+        self.connection()
+            .prepare_cached("DELETE FROM containers WHERE id = ?1")?
+            .execute([id])?;
         self.copies.forget(id);
         self.committed(lasting);
         Ok(())
@@ -186,7 +219,8 @@ impl Store {
     }
 
     pub fn delete_network(&self, id: &str) -> Result<()> {
-        self.connection().execute("DELETE FROM networks WHERE id = ?1", [id])?;
+        self.connection()
+            .execute("DELETE FROM networks WHERE id = ?1", [id])?;
         self.changed();
         Ok(())
     }
@@ -195,17 +229,21 @@ impl Store {
         self.all("SELECT record FROM networks")
     }
 
-    /// Saves a volume's record. It survives a loss of power once something is flushed that is committed later, or
-    /// [`Store::keep`] was called.
+    /// Saves a volume's record. It survives a loss of power once something is flushed that is
+    /// committed later, or [`Store::keep`] was called.
     pub fn put_volume(&self, record: &VolumeRecord) -> Result<()> {
-        self.connection().execute("INSERT OR REPLACE INTO volumes VALUES(?1, ?2)", params![record.name, encode(record)?])?;
+        self.connection().execute(
+            "INSERT OR REPLACE INTO volumes VALUES(?1, ?2)",
+            params![record.name, encode(record)?],
+        )?;
         self.volume_changed(record);
         Ok(())
     }
 
     /// As [`Store::put_volume`].
     pub fn delete_volume(&self, record: &VolumeRecord) -> Result<()> {
-        self.connection().execute("DELETE FROM volumes WHERE name = ?1", [&record.name])?;
+        self.connection()
+            .execute("DELETE FROM volumes WHERE name = ?1", [&record.name])?;
         self.volume_changed(record);
         Ok(())
     }
@@ -226,9 +264,15 @@ impl Store {
     pub fn put_image<T: Serialize>(&self, id: &str, record: &T, names: &[String]) -> Result<()> {
         let mut connection = self.connection();
         let transaction = connection.transaction()?;
-        transaction.execute("INSERT INTO images VALUES(?1, ?2) ON CONFLICT(id) DO UPDATE SET record = ?2", params![id, encode(record)?])?;
+        transaction.execute(
+            "INSERT INTO images VALUES(?1, ?2) ON CONFLICT(id) DO UPDATE SET record = ?2",
+            params![id, encode(record)?],
+        )?;
         for name in names {
-            transaction.execute("INSERT OR REPLACE INTO tags VALUES(?1, ?2)", params![name, id])?;
+            transaction.execute(
+                "INSERT OR REPLACE INTO tags VALUES(?1, ?2)",
+                params![name, id],
+            )?;
         }
         transaction.commit()?;
         drop(connection);
@@ -237,13 +281,15 @@ impl Store {
     }
 
     pub fn delete_tag(&self, name: &str) -> Result<()> {
-        self.connection().execute("DELETE FROM tags WHERE name = ?1", [name])?;
+        self.connection()
+            .execute("DELETE FROM tags WHERE name = ?1", [name])?;
         self.changed();
         Ok(())
     }
 
     pub fn delete_image(&self, id: &str) -> Result<()> {
-        self.connection().execute("DELETE FROM images WHERE id = ?1", [id])?;
+        self.connection()
+            .execute("DELETE FROM images WHERE id = ?1", [id])?;
         self.changed();
         Ok(())
     }
@@ -255,7 +301,8 @@ impl Store {
     /// Every name with the image it stands for.
     pub fn tags(&self) -> Result<Vec<(String, String)>> {
         let connection = self.connection();
-        let mut statement = connection.prepare_cached("SELECT name, image FROM tags ORDER BY name")?;
+        let mut statement =
+            connection.prepare_cached("SELECT name, image FROM tags ORDER BY name")?;
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
@@ -263,7 +310,11 @@ impl Store {
     /// A value the engine keeps about itself, made at the first call.
     pub fn get_or_set_meta(&self, key: &str, make: impl FnOnce() -> String) -> Result<String> {
         let connection = self.connection();
-        let found: Option<String> = connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?;
+        let found: Option<String> = connection
+            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
+                row.get(0)
+            })
+            .optional()?;
         if let Some(found) = found {
             return Ok(found);
         }
@@ -285,7 +336,12 @@ impl Store {
             let text = row?;
             let record = serde_json::from_str(&text);
             // Its text stays out of the log: records have environments, and these passwords.
-            records.push(record.map_err(|error| damaged(self.copies.root(), &format!("a record cannot be read by {query:?}: {error}")))?);
+            records.push(record.map_err(|error| {
+                damaged(
+                    self.copies.root(),
+                    &format!("a record cannot be read by {query:?}: {error}"),
+                )
+            })?);
         }
         Ok(records)
     }
@@ -300,8 +356,8 @@ fn free(connection: &Connection) -> Result<u64> {
 
 /// Makes the log and the tables as large as they may become before long.
 fn make_room(connection: &Connection) -> Result<()> {
-    // Not as one transaction: what is gone again when it ends would not be written at all. And with a small cache: what it
-    // takes stays the process's.
+    // Not as one transaction: what is gone again when it ends would not be written at all. And with
+    // a small cache: what it takes stays the process's.
     Ok(connection.execute_batch(&format!(
         "PRAGMA cache_size = -64; CREATE TABLE reserve AS SELECT zeroblob({RESERVE}); DROP TABLE reserve; PRAGMA cache_size = -2000"
     ))?)
@@ -309,17 +365,27 @@ fn make_room(connection: &Connection) -> Result<()> {
 
 /// Which run of the machine this is.
 fn boot() -> Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// In which run of the machine an engine last had a store open.
 fn known_boot(connection: &Connection) -> Result<Option<String>> {
-    Ok(connection.query_row("SELECT value FROM meta WHERE key = 'boot'", [], |row| row.get(0)).optional()?)
+    Ok(connection
+        .query_row("SELECT value FROM meta WHERE key = 'boot'", [], |row| {
+            row.get(0)
+        })
+        .optional()?)
 }
 
 fn migrate(connection: &mut Connection) -> Result<()> {
     let transaction = connection.transaction()?;
-    let found: Option<String> = transaction.query_row("SELECT value FROM meta WHERE key = 'schema'", [], |row| row.get(0)).optional()?;
+    let found: Option<String> = transaction
+        .query_row("SELECT value FROM meta WHERE key = 'schema'", [], |row| {
+            row.get(0)
+        })
+        .optional()?;
     let found = found.and_then(|text| text.parse().ok()).unwrap_or(0);
     if found > SCHEMA_VERSION {
         return Err(Error::internal(format!(
@@ -338,14 +404,20 @@ fn migrate(connection: &mut Connection) -> Result<()> {
             .execute_batch("CREATE TABLE networks(id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL) WITHOUT ROWID;")?;
     }
     if found < 3 {
-        transaction.execute_batch("CREATE TABLE volumes(name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;")?;
+        transaction.execute_batch(
+            "CREATE TABLE volumes(name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;",
+        )?;
     }
-    transaction.execute("INSERT OR REPLACE INTO meta VALUES('schema', ?1)", [SCHEMA_VERSION.to_string()])?;
+    transaction.execute(
+        "INSERT OR REPLACE INTO meta VALUES('schema', ?1)",
+        [SCHEMA_VERSION.to_string()],
+    )?;
     Ok(transaction.commit()?)
 }
 
 fn encode<T: Serialize>(record: &T) -> Result<String> {
-    serde_json::to_string(record).map_err(|error| Error::internal(format!("the engine's store: {error}")))
+    serde_json::to_string(record)
+        .map_err(|error| Error::internal(format!("the engine's store: {error}")))
 }
 
 #[cfg(test)]
@@ -356,7 +428,11 @@ mod tests {
     fn a_newer_store_is_left_alone() {
         let root = std::env::temp_dir().join(format!("whelk-store-{}", std::process::id()));
         fs::create_dir_all(&root, 0o700).unwrap();
-        Store::open(&root).unwrap().connection().execute("UPDATE meta SET value = '99' WHERE key = 'schema'", []).unwrap();
+        Store::open(&root)
+            .unwrap()
+            .connection()
+            .execute("UPDATE meta SET value = '99' WHERE key = 'schema'", [])
+            .unwrap();
         let error = Store::open(&root).unwrap_err();
         assert!(error.to_string().contains("newer"), "{error}");
         fs::remove_tree(&root).unwrap();

@@ -1,8 +1,9 @@
-//! Rebuilding the store of an engine that does not run: from what the old one still says, and from what the directories say of
-//! themselves.
+//! Rebuilding the store of an engine that does not run: from what the old one still says, and from
+//! what the directories say of themselves.
 //!
-//! Nothing is deleted. The new store is made beside the old one and takes its place in one step, after the old one was moved to
-//! `lost+found/store-<time>`; cut short at any point, it can be run again.
+//! Nothing is deleted. The new store is made beside the old one and takes its place in one step,
+//! after the old one was moved to `lost+found/store-<time>`; cut short at any point, it can be run
+//! again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -38,7 +39,8 @@ impl Repaired {
     }
 }
 
-/// Rebuilds the store below `root`, unless it is whole and names all that is there. The caller holds the root's lock.
+/// Rebuilds the store below `root`, unless it is whole and names all that is there. The caller
+/// holds the root's lock.
 ///
 /// # Errors
 /// A root that cannot be read or written; what was there before is there still.
@@ -51,16 +53,28 @@ pub fn repair(root: &Path) -> Result<Repaired> {
         let mut old = Old::read(root, images.scratch()?.path())?;
         let found = find_containers(root)?;
         let is_lost = |(id, found): (&String, &Found)| {
-            found.record.as_ref().is_some_and(|record| !record.host.auto_remove)
+            found
+                .record
+                .as_ref()
+                .is_some_and(|record| !record.host.auto_remove)
                 && found.is_in_place(root)
                 && !old.containers.contains_key(id)
         };
         if old.is_whole && found.iter().any(is_lost) {
             old.is_whole = false;
-            old.wrong = Some("the engine's store has lost containers: it is older than their directories".into());
+            old.wrong = Some(
+                "the engine's store has lost containers: it is older than their directories".into(),
+            );
         }
-        if old.is_whole && found.iter().all(|(id, found)| found.record.is_none() || old.containers.contains_key(id)) {
-            report.tell("the store is whole and names every container that is there: nothing was changed".into());
+        if old.is_whole
+            && found
+                .iter()
+                .all(|(id, found)| found.record.is_none() || old.containers.contains_key(id))
+        {
+            report.tell(
+                "the store is whole and names every container that is there: nothing was changed"
+                    .into(),
+            );
             return Ok(report);
         }
         if let Some(wrong) = &old.wrong {
@@ -70,9 +84,16 @@ pub fn repair(root: &Path) -> Result<Repaired> {
         write(root, &rebuilt)?;
         for record in &rebuilt.containers {
             let path = root.join("containers").join(&record.id);
-            if let Some(found) = found.get(&record.id).filter(|found| !found.is_in_place(root)) {
+            if let Some(found) = found
+                .get(&record.id)
+                .filter(|found| !found.is_in_place(root))
+            {
                 fs::rename(&found.path, &path)?;
-                report.tell(format!("container {} is brought back from {}", record.name, found.path.display()));
+                report.tell(format!(
+                    "container {} is brought back from {}",
+                    record.name,
+                    found.path.display()
+                ));
             }
         }
         fs::rename(root.join(UNFINISHED), root.join(NEW))?;
@@ -82,7 +103,8 @@ pub fn repair(root: &Path) -> Result<Repaired> {
     Ok(report)
 }
 
-/// Removes what a repair that was cut short has made: the store that is in place was found to be whole.
+/// Removes what a repair that was cut short has made: the store that is in place was found to be
+/// whole.
 pub(super) fn discard_unfinished(root: &Path) -> Result<()> {
     for name in [UNFINISHED, NEW] {
         fs::remove_if_there(root.join(name))?;
@@ -104,7 +126,10 @@ struct Old {
 impl Old {
     /// Reads a copy: SQLite would change what it opens.
     fn read(root: &Path, scratch: &Path) -> Result<Self> {
-        let mut old = Self { wrong: wrong_file(root)?, ..Self::default() };
+        let mut old = Self {
+            wrong: wrong_file(root)?,
+            ..Self::default()
+        };
         for suffix in ["", "-wal", "-journal"] {
             let name = format!("{FILE}{suffix}");
             if fs::exists(root.join(&name)) {
@@ -115,11 +140,18 @@ impl Old {
             return Ok(old);
         }
         let connection = Connection::open(scratch.join(FILE))?;
-        let checked: rusqlite::Result<String> = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+        let checked: rusqlite::Result<String> =
+            connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
         match checked {
             Ok(text) if text == "ok" => old.is_whole = old.wrong.is_none(),
-            Ok(text) => drop(old.wrong.get_or_insert(format!("the engine's store is damaged: {text}"))),
-            Err(error) => drop(old.wrong.get_or_insert(format!("the engine's store is damaged: {error}"))),
+            Ok(text) => drop(
+                old.wrong
+                    .get_or_insert(format!("the engine's store is damaged: {text}")),
+            ),
+            Err(error) => drop(
+                old.wrong
+                    .get_or_insert(format!("the engine's store is damaged: {error}")),
+            ),
         }
         let mut table = |query: &str| {
             let (rows, all) = rows(&connection, query);
@@ -132,21 +164,36 @@ impl Old {
         let images = table("SELECT id, record FROM images ORDER BY id");
         let tags = table("SELECT name, image FROM tags ORDER BY name");
         let volumes = table("SELECT name, record FROM volumes ORDER BY name");
-        old.containers = old.parse::<Record>(containers).into_iter().map(|record| (record.id.clone(), record)).collect();
-        let (networks, images, volumes) = (old.parse(networks), old.parse(images), old.parse(volumes));
-        old.rest = Rest { meta: old.meta.clone(), networks, images, tags, volumes };
+        old.containers = old
+            .parse::<Record>(containers)
+            .into_iter()
+            .map(|record| (record.id.clone(), record))
+            .collect();
+        let (networks, images, volumes) =
+            (old.parse(networks), old.parse(images), old.parse(volumes));
+        old.rest = Rest {
+            meta: old.meta.clone(),
+            networks,
+            images,
+            tags,
+            volumes,
+        };
         Ok(old)
     }
 
     fn parse<T: DeserializeOwned>(&mut self, rows: BTreeMap<String, String>) -> Vec<T> {
         let count = rows.len();
-        let parsed: Vec<T> = rows.into_values().filter_map(|text| serde_json::from_str(&text).ok()).collect();
+        let parsed: Vec<T> = rows
+            .into_values()
+            .filter_map(|text| serde_json::from_str(&text).ok())
+            .collect();
         self.is_whole &= parsed.len() == count;
         parsed
     }
 }
 
-/// The rows of a table that can be read, from its beginning and from its end; and whether these are all.
+/// The rows of a table that can be read, from its beginning and from its end; and whether these are
+/// all.
 fn rows(connection: &Connection, query: &str) -> (BTreeMap<String, String>, bool) {
     let mut found = BTreeMap::new();
     for order in ["ASC", "DESC"] {
@@ -183,12 +230,18 @@ impl Found {
 /// All directories of containers by their name, also those that were set aside.
 fn find_containers(root: &Path) -> Result<BTreeMap<String, Found>> {
     let mut found = BTreeMap::new();
-    for directory in [lost_and_found(root).join("containers"), root.join("containers")] {
+    for directory in [
+        lost_and_found(root).join("containers"),
+        root.join("containers"),
+    ] {
         if !fs::exists(&directory) {
             continue;
         }
         for entry in fs::list(&directory)? {
-            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            let (path, name) = (
+                entry.path(),
+                entry.file_name().to_string_lossy().into_owned(),
+            );
             let record = described(&path);
             found.insert(name, Found { path, record });
         }
@@ -214,11 +267,20 @@ fn rebuild(
     let (mut from_store, mut from_directories) = (0, 0);
     for (id, found) in found {
         let known = old.containers.remove(id);
-        // A copy is at most a second older than the store was; what is left of a damaged store may be of any age.
-        let (first, second) = if old.is_whole { (&known, &found.record) } else { (&found.record, &known) };
+        // A copy is at most a second older than the store was; what is left of a damaged store may
+        // be of any age.
+        let (first, second) = if old.is_whole {
+            (&known, &found.record)
+        } else {
+            (&found.record, &known)
+        };
         match first.as_ref().or(second.as_ref()) {
             Some(record) => {
-                let is_known = if old.is_whole { known.is_some() } else { found.record.is_none() };
+                let is_known = if old.is_whole {
+                    known.is_some()
+                } else {
+                    found.record.is_none()
+                };
                 if is_known {
                     from_store += 1
                 } else {
@@ -226,7 +288,10 @@ fn rebuild(
                 }
                 containers.insert(id.clone(), record.clone());
             }
-            None => report.tell(format!("{} does not say what container it is of: it stays as it is", found.path.display())),
+            None => report.tell(format!(
+                "{} does not say what container it is of: it stays as it is",
+                found.path.display()
+            )),
         }
     }
     for (id, record) in std::mem::take(&mut old.containers) {
@@ -234,10 +299,15 @@ fn rebuild(
             from_store += 1;
             containers.insert(id, record);
         } else {
-            report.tell(format!("container {} ({id}) has no directory any more: it is left out", record.name));
+            report.tell(format!(
+                "container {} ({id}) has no directory any more: it is left out",
+                record.name
+            ));
         }
     }
-    report.tell(format!("containers: {from_directories} from their directories, {from_store} from the old store"));
+    report.tell(format!(
+        "containers: {from_directories} from their directories, {from_store} from the old store"
+    ));
     let mut containers: Vec<Record> = containers.into_values().collect();
     make_names_unique(&mut containers, report);
     let mut rest = rest(&mut old, root, report)?;
@@ -246,7 +316,12 @@ fn rebuild(
         name_images(&containers, &mut rest);
     }
     tell_of_networks(&containers, &rest, report);
-    report.tell(format!("networks: {}; images: {}, with {} names", rest.networks.len(), rest.images.len(), rest.tags.len()));
+    report.tell(format!(
+        "networks: {}; images: {}, with {} names",
+        rest.networks.len(),
+        rest.images.len(),
+        rest.tags.len()
+    ));
     Ok(Rebuilt { containers, rest })
 }
 
@@ -256,23 +331,34 @@ fn make_names_unique(containers: &mut [Record], report: &mut Repaired) {
     let mut names = BTreeSet::new();
     for record in containers {
         if !names.insert(record.name.clone()) {
-            let name = format!("{}-{}", record.name, record.id.chars().take(12).collect::<String>());
-            report.tell(format!("container {} has a name that another one has too: it is called {name} now", record.name));
+            let name = format!(
+                "{}-{}",
+                record.name,
+                record.id.chars().take(12).collect::<String>()
+            );
+            report.tell(format!(
+                "container {} has a name that another one has too: it is called {name} now",
+                record.name
+            ));
             names.insert(name.clone());
             record.name = name;
         }
     }
 }
 
-/// Networks, images and what else no directory describes: from the old store if it is whole, else from its copy, else from what
-/// is left.
+/// Networks, images and what else no directory describes: from the old store if it is whole, else
+/// from its copy, else from what is left.
 fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
     let left = std::mem::take(&mut old.rest);
     if old.is_whole {
         return Ok(left);
     }
     let path = root.join(REST);
-    let copy: Option<Rest> = if fs::exists(&path) { serde_json::from_slice(&fs::read(&path)?).ok() } else { None };
+    let copy: Option<Rest> = if fs::exists(&path) {
+        serde_json::from_slice(&fs::read(&path)?).ok()
+    } else {
+        None
+    };
     let mut rest = copy.unwrap_or_else(|| {
         report.tell(format!("{} is missing or damaged: networks and images' names are those that the old store still has", path.display()));
         Rest::default()
@@ -290,10 +376,26 @@ fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
         rest.meta.entry(key).or_insert(value);
     }
     // Of local volumes the directories say what they are.
-    let is_there = |volume: &Value| volume["Name"].as_str().is_some_and(|name| fs::exists(root.join("volumes").join(name)));
-    let known: BTreeSet<String> = rest.volumes.iter().filter_map(|volume| volume["Name"].as_str().map(str::to_owned)).collect();
-    let is_known = |volume: &Value| volume["Name"].as_str().is_some_and(|name| known.contains(name));
-    rest.volumes.extend(left.volumes.into_iter().filter(|volume| !is_known(volume) && is_there(volume)));
+    let is_there = |volume: &Value| {
+        volume["Name"]
+            .as_str()
+            .is_some_and(|name| fs::exists(root.join("volumes").join(name)))
+    };
+    let known: BTreeSet<String> = rest
+        .volumes
+        .iter()
+        .filter_map(|volume| volume["Name"].as_str().map(str::to_owned))
+        .collect();
+    let is_known = |volume: &Value| {
+        volume["Name"]
+            .as_str()
+            .is_some_and(|name| known.contains(name))
+    };
+    rest.volumes.extend(
+        left.volumes
+            .into_iter()
+            .filter(|volume| !is_known(volume) && is_there(volume)),
+    );
     Ok(rest)
 }
 
@@ -303,15 +405,26 @@ fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repair
     let known: BTreeSet<String> = rest.images.iter().map(id_of).collect();
     let mut found = 0;
     for digest in images.blobs()? {
-        let config = images.blob(&digest).and_then(|content| ImageConfig::parse(&content));
+        let config = images
+            .blob(&digest)
+            .and_then(|content| ImageConfig::parse(&content));
         let Ok(config) = config else { continue };
         let layers = &config.rootfs.diff_ids;
         if known.contains(digest.as_str()) || !layers.iter().all(|layer| images.has_layer(layer)) {
             continue;
         }
-        let size = layers.iter().map(|layer| images.layer_size(layer).unwrap_or(0)).sum();
-        let record = ImageRecord { id: digest, size, tagged_at: 0 };
-        rest.images.push(serde_json::to_value(record).map_err(|error| Error::internal(error.to_string()))?);
+        let size = layers
+            .iter()
+            .map(|layer| images.layer_size(layer).unwrap_or(0))
+            .sum();
+        let record = ImageRecord {
+            id: digest,
+            size,
+            tagged_at: 0,
+        };
+        rest.images.push(
+            serde_json::to_value(record).map_err(|error| Error::internal(error.to_string()))?,
+        );
         found += 1;
     }
     if found > 0 {
@@ -323,19 +436,34 @@ fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repair
 /// Where nothing says what images are called, what containers call theirs.
 fn name_images(containers: &[Record], rest: &mut Rest) {
     for record in containers {
-        let Ok(reference) = record.config.image.parse::<Reference>() else { continue };
-        let is_id = record.image.trim_start_matches("sha256:").starts_with(record.config.image.trim_start_matches("sha256:"));
+        let Ok(reference) = record.config.image.parse::<Reference>() else {
+            continue;
+        };
+        let is_id = record
+            .image
+            .trim_start_matches("sha256:")
+            .starts_with(record.config.image.trim_start_matches("sha256:"));
         if reference.digest.is_none() && !is_id && !record.image.is_empty() {
-            rest.tags.entry(reference.with_default_tag().to_string()).or_insert_with(|| record.image.clone());
+            rest.tags
+                .entry(reference.with_default_tag().to_string())
+                .or_insert_with(|| record.image.clone());
         }
     }
 }
 
 fn tell_of_networks(containers: &[Record], rest: &Rest, report: &mut Repaired) {
-    let known: BTreeSet<&str> =
-        rest.networks.iter().filter_map(|network| network["Name"].as_str()).chain(["bridge", "host", "none"]).collect();
+    let known: BTreeSet<&str> = rest
+        .networks
+        .iter()
+        .filter_map(|network| network["Name"].as_str())
+        .chain(["bridge", "host", "none"])
+        .collect();
     for record in containers {
-        for network in record.networks.keys().filter(|network| !known.contains(network.as_str())) {
+        for network in record
+            .networks
+            .keys()
+            .filter(|network| !known.contains(network.as_str()))
+        {
             report.tell(format!("network {network}, which container {} is in, is not known any more: create it anew", record.name));
         }
     }
@@ -354,24 +482,43 @@ fn write(root: &Path, rebuilt: &Rebuilt) -> Result<()> {
     migrate(&mut connection)?;
     let transaction = connection.transaction()?;
     for record in &rebuilt.containers {
-        transaction.execute("INSERT INTO containers VALUES(?1, ?2, ?3)", params![record.id, record.name, encode(record)?])?;
+        transaction.execute(
+            "INSERT INTO containers VALUES(?1, ?2, ?3)",
+            params![record.id, record.name, encode(record)?],
+        )?;
     }
     let field = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
     for network in &rebuilt.rest.networks {
-        let values = params![field(network, "Id"), field(network, "Name"), network.to_string()];
+        let values = params![
+            field(network, "Id"),
+            field(network, "Name"),
+            network.to_string()
+        ];
         transaction.execute("INSERT OR IGNORE INTO networks VALUES(?1, ?2, ?3)", values)?;
     }
     for image in &rebuilt.rest.images {
-        transaction.execute("INSERT OR IGNORE INTO images VALUES(?1, ?2)", params![field(image, "id"), image.to_string()])?;
+        transaction.execute(
+            "INSERT OR IGNORE INTO images VALUES(?1, ?2)",
+            params![field(image, "id"), image.to_string()],
+        )?;
     }
     for (name, image) in &rebuilt.rest.tags {
-        transaction.execute("INSERT OR IGNORE INTO tags SELECT ?1, id FROM images WHERE id = ?2", params![name, image])?;
+        transaction.execute(
+            "INSERT OR IGNORE INTO tags SELECT ?1, id FROM images WHERE id = ?2",
+            params![name, image],
+        )?;
     }
     for volume in &rebuilt.rest.volumes {
-        transaction.execute("INSERT OR IGNORE INTO volumes VALUES(?1, ?2)", params![field(volume, "Name"), volume.to_string()])?;
+        transaction.execute(
+            "INSERT OR IGNORE INTO volumes VALUES(?1, ?2)",
+            params![field(volume, "Name"), volume.to_string()],
+        )?;
     }
     for (key, value) in rebuilt.rest.meta.iter().filter(|(key, _)| *key != "schema") {
-        transaction.execute("INSERT OR REPLACE INTO meta VALUES(?1, ?2)", params![key, value])?;
+        transaction.execute(
+            "INSERT OR REPLACE INTO meta VALUES(?1, ?2)",
+            params![key, value],
+        )?;
     }
     transaction.commit()?;
     connection.close().map_err(|(_, error)| error)?;

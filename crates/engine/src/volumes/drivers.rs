@@ -46,13 +46,18 @@ pub(super) struct Described {
 }
 
 /// Go writes what is not there as `null`.
-fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(value: D) -> std::result::Result<T, D::Error> {
+fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
+    value: D,
+) -> std::result::Result<T, D::Error> {
     Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 impl Drivers {
     pub(super) fn new(places: Places) -> Self {
-        Self { places, known: Mutex::default() }
+        Self {
+            places,
+            known: Mutex::default(),
+        }
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Driver>>> {
@@ -67,9 +72,16 @@ impl Drivers {
         }
         let looked_up = |error: whelk_plugin::Error| {
             let text = format!("error looking up volume plugin {name}: {error}");
-            if matches!(error, whelk_plugin::Error::NotFound(_)) { Error::NotFound(text) } else { Error::internal(text) }
+            if matches!(error, whelk_plugin::Error::NotFound(_)) {
+                Error::NotFound(text)
+            } else {
+                Error::internal(text)
+            }
         };
-        let plugin = self.places.activate(name, "VolumeDriver").map_err(looked_up)?;
+        let plugin = self
+            .places
+            .activate(name, "VolumeDriver")
+            .map_err(looked_up)?;
         #[derive(Debug, Default, Deserialize)]
         #[serde(rename_all = "PascalCase", default)]
         struct Answer {
@@ -81,14 +93,21 @@ impl Drivers {
             scope: String,
         }
         // Older plugins do not know the question.
-        let answer: Answer = plugin.call("VolumeDriver.Capabilities", &json!({}), TO_LOOK).unwrap_or_default();
-        let scope = if answer.capabilities.scope.eq_ignore_ascii_case("global") { "global" } else { "local" };
+        let answer: Answer = plugin
+            .call("VolumeDriver.Capabilities", &json!({}), TO_LOOK)
+            .unwrap_or_default();
+        let scope = if answer.capabilities.scope.eq_ignore_ascii_case("global") {
+            "global"
+        } else {
+            "local"
+        };
         let driver = Arc::new(Driver { plugin, scope });
         self.known().insert(name.to_owned(), driver.clone());
         Ok(driver)
     }
 
-    /// All plugins that can be found without being asked for, and are volume drivers; and those that were.
+    /// All plugins that can be found without being asked for, and are volume drivers; and those
+    /// that were.
     pub(super) fn all(&self) -> Vec<Arc<Driver>> {
         for name in self.places.names() {
             if let Err(error) = self.get(&name) {
@@ -113,7 +132,11 @@ impl Drivers {
     }
 
     /// Asks a plugin; one that fails to answer is looked up anew the next time.
-    pub(super) fn ask<T>(&self, driver: &Driver, question: impl FnOnce(&Driver) -> whelk_plugin::Result<T>) -> Result<T> {
+    pub(super) fn ask<T>(
+        &self,
+        driver: &Driver,
+        question: impl FnOnce(&Driver) -> whelk_plugin::Result<T>,
+    ) -> Result<T> {
         question(driver).map_err(|error| {
             if matches!(error, whelk_plugin::Error::Broken(_)) {
                 self.forget(driver);
@@ -135,7 +158,10 @@ impl Driver {
         struct Answer {
             volume: Option<Described>,
         }
-        match self.plugin.call("VolumeDriver.Get", &json!({"Name": name}), TO_LOOK) {
+        match self
+            .plugin
+            .call("VolumeDriver.Get", &json!({"Name": name}), TO_LOOK)
+        {
             Ok(Answer { volume }) => Ok(volume.filter(|volume| volume.name == name)),
             Err(whelk_plugin::Error::Refused(_)) => Ok(None),
             Err(error) => Err(error),
@@ -152,16 +178,33 @@ impl Driver {
         Ok(answer.volumes.unwrap_or_default())
     }
 
-    pub(super) fn create(&self, name: &str, options: &BTreeMap<String, String>) -> whelk_plugin::Result<()> {
-        let options = if options.is_empty() { Value::Null } else { json!(options) };
-        self.plugin.call::<Value>("VolumeDriver.Create", &json!({"Name": name, "Opts": options}), TO_CHANGE).map(drop)
+    pub(super) fn create(
+        &self,
+        name: &str,
+        options: &BTreeMap<String, String>,
+    ) -> whelk_plugin::Result<()> {
+        let options = if options.is_empty() {
+            Value::Null
+        } else {
+            json!(options)
+        };
+        self.plugin
+            .call::<Value>(
+                "VolumeDriver.Create",
+                &json!({"Name": name, "Opts": options}),
+                TO_CHANGE,
+            )
+            .map(drop)
     }
 
     pub(super) fn remove(&self, name: &str) -> whelk_plugin::Result<()> {
-        self.plugin.call::<Value>("VolumeDriver.Remove", &json!({"Name": name}), TO_CHANGE).map(drop)
+        self.plugin
+            .call::<Value>("VolumeDriver.Remove", &json!({"Name": name}), TO_CHANGE)
+            .map(drop)
     }
 
-    /// Has the plugin make a volume's content available, for whoever `id` stands for, and returns where.
+    /// Has the plugin make a volume's content available, for whoever `id` stands for, and returns
+    /// where.
     pub(super) fn mount(&self, name: &str, id: &str) -> whelk_plugin::Result<PathBuf> {
         #[derive(Debug, Default, Deserialize)]
         #[serde(rename_all = "PascalCase", default)]
@@ -170,19 +213,40 @@ impl Driver {
             mountpoint: PathBuf,
         }
         let body = json!({"Name": name, "ID": id});
-        let mounted = self.plugin.call("VolumeDriver.Mount", &body, TO_CHANGE).and_then(|Answer { mountpoint }| {
-            let text = || format!("plugin {}: mountpoint {mountpoint:?} is no absolute path", self.name());
-            if mountpoint.is_absolute() { Ok(mountpoint) } else { Err(whelk_plugin::Error::Broken(text())) }
-        });
+        let mounted = self
+            .plugin
+            .call("VolumeDriver.Mount", &body, TO_CHANGE)
+            .and_then(|Answer { mountpoint }| {
+                let text = || {
+                    format!(
+                        "plugin {}: mountpoint {mountpoint:?} is no absolute path",
+                        self.name()
+                    )
+                };
+                if mountpoint.is_absolute() {
+                    Ok(mountpoint)
+                } else {
+                    Err(whelk_plugin::Error::Broken(text()))
+                }
+            });
         if let Err(whelk_plugin::Error::Broken(_)) = mounted {
             // It may have mounted all the same.
-            drop(self.plugin.call::<Value>("VolumeDriver.Unmount", &body, TO_LOOK));
+            drop(
+                self.plugin
+                    .call::<Value>("VolumeDriver.Unmount", &body, TO_LOOK),
+            );
         }
         mounted
     }
 
     pub(super) fn unmount(&self, name: &str, id: &str) -> whelk_plugin::Result<()> {
-        self.plugin.call::<Value>("VolumeDriver.Unmount", &json!({"Name": name, "ID": id}), TO_CHANGE).map(drop)
+        self.plugin
+            .call::<Value>(
+                "VolumeDriver.Unmount",
+                &json!({"Name": name, "ID": id}),
+                TO_CHANGE,
+            )
+            .map(drop)
     }
 }
 
@@ -200,18 +264,33 @@ pub struct Shown {
 
 impl Shown {
     fn new(record: VolumeRecord, driver: &Driver, described: Described) -> Self {
-        let Described { mountpoint, created_at, status, .. } = described;
-        Self { record, mountpoint, created_at, scope: driver.scope, status }
+        let Described {
+            mountpoint,
+            created_at,
+            status,
+            ..
+        } = described;
+        Self {
+            record,
+            mountpoint,
+            created_at,
+            scope: driver.scope,
+            status,
+        }
     }
 }
 
 impl Volumes {
     /// The names of the drivers that have been used.
     pub fn drivers(&self) -> Vec<String> {
-        [LOCAL.to_owned()].into_iter().chain(self.drivers.names()).collect()
+        [LOCAL.to_owned()]
+            .into_iter()
+            .chain(self.drivers.names())
+            .collect()
     }
 
-    /// Everything about a volume. Asks its plugin; one that the engine does not know yet is looked for with all of them. Blocks.
+    /// Everything about a volume. Asks its plugin; one that the engine does not know yet is looked
+    /// for with all of them. Blocks.
     ///
     /// # Errors
     /// There is none of this name.
@@ -229,16 +308,25 @@ impl Volumes {
             return Ok(self.show_local(record));
         }
         let driver = self.drivers.get(&record.driver)?;
-        let described = self.drivers.ask(&driver, |driver| driver.find(&record.name))?;
+        let described = self
+            .drivers
+            .ask(&driver, |driver| driver.find(&record.name))?;
         let described = described.ok_or_else(|| super::no_such_volume(&record.name))?;
         Ok(Shown::new(record, &driver, described))
     }
 
     fn show_local(&self, record: VolumeRecord) -> Shown {
-        Shown { mountpoint: self.path(&record.name), record, created_at: String::new(), scope: LOCAL, status: None }
+        Shown {
+            mountpoint: self.path(&record.name),
+            record,
+            created_at: String::new(),
+            scope: LOCAL,
+            status: None,
+        }
     }
 
-    /// All volumes that match, also those that only plugins know, and what went wrong when they were asked. Blocks.
+    /// All volumes that match, also those that only plugins know, and what went wrong when they
+    /// were asked. Blocks.
     ///
     /// # Errors
     /// A filter's value that makes no sense.
@@ -247,8 +335,18 @@ impl Volumes {
         let mut shown: BTreeMap<String, Shown> = BTreeMap::new();
         for record in self.list(filters)? {
             // As far as it is known here; its plugin may say more.
-            let scope = self.drivers.known().get(&record.driver).map_or(LOCAL, |driver| driver.scope);
-            shown.insert(record.name.clone(), Shown { scope, ..self.show_local(record) });
+            let scope = self
+                .drivers
+                .known()
+                .get(&record.driver)
+                .map_or(LOCAL, |driver| driver.scope);
+            shown.insert(
+                record.name.clone(),
+                Shown {
+                    scope,
+                    ..self.show_local(record)
+                },
+            );
         }
         let (none, dangling) = (BTreeMap::new(), filters.flag("dangling")?);
         for driver in self.drivers.all() {
@@ -259,7 +357,10 @@ impl Volumes {
                     continue;
                 }
             };
-            shown.retain(|name, one| one.record.driver != driver.name() || listed.iter().any(|described| described.name == *name));
+            shown.retain(|name, one| {
+                one.record.driver != driver.name()
+                    || listed.iter().any(|described| described.name == *name)
+            });
             for described in listed {
                 let name = described.name.clone();
                 let known = match self.find(&name) {
@@ -268,13 +369,25 @@ impl Volumes {
                     // Matched already, or did not.
                     Ok(record) => shown.remove(&name).map(|_| record),
                     Err(_) => {
-                        let record = VolumeRecord { name: name.clone(), driver: driver.name().to_owned(), ..VolumeRecord::default() };
-                        Some(record).filter(|record| dangling != Some(false) && super::matches(filters, record, &none))
+                        let record = VolumeRecord {
+                            name: name.clone(),
+                            driver: driver.name().to_owned(),
+                            ..VolumeRecord::default()
+                        };
+                        Some(record).filter(|record| {
+                            dangling != Some(false) && super::matches(filters, record, &none)
+                        })
                     }
                 };
                 if let Some(record) = known {
                     // A list has no place for what each plugin may have to say.
-                    shown.insert(name, Shown { status: None, ..Shown::new(record, &driver, described) });
+                    shown.insert(
+                        name,
+                        Shown {
+                            status: None,
+                            ..Shown::new(record, &driver, described)
+                        },
+                    );
                 }
             }
         }
@@ -288,7 +401,11 @@ impl Volumes {
         }
         for driver in self.drivers.all() {
             if let Ok(Some(_)) = self.drivers.ask(&driver, |driver| driver.find(name)) {
-                let record = VolumeRecord { name: name.to_owned(), driver: driver.name().to_owned(), ..VolumeRecord::default() };
+                let record = VolumeRecord {
+                    name: name.to_owned(),
+                    driver: driver.name().to_owned(),
+                    ..VolumeRecord::default()
+                };
                 return self.take_note(record).ok();
             }
         }
@@ -297,11 +414,21 @@ impl Volumes {
 
     /// Forgets a volume that nobody uses and that its plugin does not have any more.
     pub(super) fn forget_if_gone(&self, name: &str) -> Result<()> {
-        let is_idle = |volume: &Volume| volume.record.driver != LOCAL && volume.users.is_empty() && volume.running.is_empty();
-        let Some(record) = self.state().get(name).filter(|volume| is_idle(volume)).map(|volume| volume.record.clone()) else {
+        let is_idle = |volume: &Volume| {
+            volume.record.driver != LOCAL && volume.users.is_empty() && volume.running.is_empty()
+        };
+        let Some(record) = self
+            .state()
+            .get(name)
+            .filter(|volume| is_idle(volume))
+            .map(|volume| volume.record.clone())
+        else {
             return Ok(());
         };
-        let there = self.drivers.get(&record.driver).and_then(|driver| self.drivers.ask(&driver, |driver| driver.find(name)));
+        let there = self
+            .drivers
+            .get(&record.driver)
+            .and_then(|driver| self.drivers.ask(&driver, |driver| driver.find(name)));
         // One that does not answer may have it.
         if let Ok(None) = there {
             let mut state = self.state_mut();
@@ -315,18 +442,35 @@ impl Volumes {
 
     /// Makes a volume by a plugin, unless the plugin has it.
     pub(super) fn create_by_plugin(&self, request: CreateVolume) -> Result<VolumeRecord> {
-        let CreateVolume { name, driver, options, labels, passing: _ } = request;
+        let CreateVolume {
+            name,
+            driver,
+            options,
+            labels,
+            passing: _,
+        } = request;
         let anonymous = name.is_empty();
         let name = if anonymous { names::random_id() } else { name };
         let wrong = |error: Error| error.prefixed(&format!("create {name}"));
         super::check_name(&name).map_err(wrong)?;
         let driver = self.drivers.get(&driver).map_err(wrong)?;
         // A plugin that fails to look may still be able to make one.
-        let there = self.drivers.ask(&driver, |driver| driver.find(&name)).unwrap_or_default();
+        let there = self
+            .drivers
+            .ask(&driver, |driver| driver.find(&name))
+            .unwrap_or_default();
         if there.is_none() {
-            self.drivers.ask(&driver, |driver| driver.create(&name, &options)).map_err(wrong)?;
+            self.drivers
+                .ask(&driver, |driver| driver.create(&name, &options))
+                .map_err(wrong)?;
         }
-        let mut record = super::record(name.clone(), driver.name().to_owned(), options, labels, anonymous);
+        let mut record = super::record(
+            name.clone(),
+            driver.name().to_owned(),
+            options,
+            labels,
+            anonymous,
+        );
         record.created_at = now();
         self.take_note(record)
     }
@@ -338,7 +482,13 @@ impl Volumes {
         }
         self.store.put_volume(&record)?;
         self.store.keep([]);
-        state.insert(record.name.clone(), Volume { record: record.clone(), ..Volume::default() });
+        state.insert(
+            record.name.clone(),
+            Volume {
+                record: record.clone(),
+                ..Volume::default()
+            },
+        );
         drop(state);
         self.publish(&record, "create", &[]);
         Ok(record)
@@ -346,7 +496,12 @@ impl Volumes {
 
     /// Has a volume's plugin make its content available for `user`. The volume's gate is held.
     pub(super) fn mount_by_plugin(&self, record: &VolumeRecord, user: &str) -> Result<()> {
-        let failed = |error: Error| error.prefixed(&format!("error while mounting volume '{}'", self.path(&record.name).display()));
+        let failed = |error: Error| {
+            error.prefixed(&format!(
+                "error while mounting volume '{}'",
+                self.path(&record.name).display()
+            ))
+        };
         let driver = self.drivers.get(&record.driver).map_err(failed)?;
         // Noted first: whatever ends this engine, the next one knows what to take back.
         self.note(&record.name, |record| {
@@ -355,12 +510,16 @@ impl Volumes {
         .map_err(failed)?;
         let mut refused = false;
         let mounted = self.drivers.ask(&driver, |driver| {
-            driver.mount(&record.name, user).inspect_err(|error| refused = matches!(error, whelk_plugin::Error::Refused(_)))
+            driver
+                .mount(&record.name, user)
+                .inspect_err(|error| refused = matches!(error, whelk_plugin::Error::Refused(_)))
         });
         match mounted {
             Ok(mountpoint) => {
                 let noted = self.note(&record.name, |record| record.mountpoint = mountpoint);
-                noted.inspect_err(|_| self.unmount_by_plugin(record, user)).map_err(failed)
+                noted
+                    .inspect_err(|_| self.unmount_by_plugin(record, user))
+                    .map_err(failed)
             }
             Err(error) => {
                 // One that did not answer may have mounted it all the same.
@@ -375,13 +534,14 @@ impl Volumes {
     /// Takes that back. A plugin that does not answer is asked again by the next engine.
     pub(super) fn unmount_by_plugin(&self, record: &VolumeRecord, user: &str) {
         let unmounted = self.drivers.get(&record.driver).and_then(|driver| {
-            self.drivers.ask(&driver, |driver| match driver.unmount(&record.name, user) {
-                Err(error @ whelk_plugin::Error::Refused(_)) => {
-                    tracing::warn!(volume = record.name, "error unmounting volume: {error}");
-                    Ok(())
-                }
-                outcome => outcome,
-            })
+            self.drivers
+                .ask(&driver, |driver| match driver.unmount(&record.name, user) {
+                    Err(error @ whelk_plugin::Error::Refused(_)) => {
+                        tracing::warn!(volume = record.name, "error unmounting volume: {error}");
+                        Ok(())
+                    }
+                    outcome => outcome,
+                })
         });
         match unmounted {
             Ok(()) => self.note_unmounted(record, user),
@@ -397,20 +557,34 @@ impl Volumes {
             }
         });
         if let Err(error) = noted {
-            tracing::warn!(volume = record.name, "note that it is not mounted any more: {error}");
+            tracing::warn!(
+                volume = record.name,
+                "note that it is not mounted any more: {error}"
+            );
         }
     }
 
-    /// Has plugins take back what an engine that was killed has left mounted, while nobody waits for it.
+    /// Has plugins take back what an engine that was killed has left mounted, while nobody waits
+    /// for it.
     pub(super) fn settle_plugins(self: &Arc<Self>, records: &[VolumeRecord]) {
-        for record in records.iter().filter(|record| !self.left_mounted(record).is_empty()) {
+        for record in records
+            .iter()
+            .filter(|record| !self.left_mounted(record).is_empty())
+        {
             let (volumes, name) = (self.clone(), record.name.clone());
             std::thread::spawn(move || {
-                let Ok(gate) = volumes.gate(&name) else { return };
+                let Ok(gate) = volumes.gate(&name) else {
+                    return;
+                };
                 let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
                 // As it is by now.
-                let Ok(record) = volumes.find(&name) else { return };
-                volumes.left_mounted(&record).iter().for_each(|user| volumes.unmount_by_plugin(&record, user));
+                let Ok(record) = volumes.find(&name) else {
+                    return;
+                };
+                volumes
+                    .left_mounted(&record)
+                    .iter()
+                    .for_each(|user| volumes.unmount_by_plugin(&record, user));
             });
         }
     }
@@ -418,14 +592,21 @@ impl Volumes {
     /// For whom a plugin has mounted a volume, as far as is known, that do not use it.
     fn left_mounted(&self, record: &VolumeRecord) -> Vec<String> {
         let running = self.running(&record.name);
-        record.mounts.iter().filter(|user| !running.contains(user)).cloned().collect()
+        record
+            .mounts
+            .iter()
+            .filter(|user| !running.contains(user))
+            .cloned()
+            .collect()
     }
 
     /// Changes what is known of a volume, for good.
     fn note(&self, name: &str, change: impl FnOnce(&mut VolumeRecord)) -> Result<()> {
         let mut state = self.state_mut();
         // One that is gone by now has nothing to be known.
-        let Some(volume) = state.get_mut(name) else { return Ok(()) };
+        let Some(volume) = state.get_mut(name) else {
+            return Ok(());
+        };
         let mut record = volume.record.clone();
         change(&mut record);
         self.store.put_volume(&record)?;
@@ -435,7 +616,10 @@ impl Volumes {
 
     /// Has a volume's plugin remove it.
     pub(super) fn remove_by_plugin(&self, record: &VolumeRecord) -> Result<()> {
-        let removed = self.drivers.get(&record.driver).and_then(|driver| self.drivers.ask(&driver, |driver| driver.remove(&record.name)));
+        let removed = self.drivers.get(&record.driver).and_then(|driver| {
+            self.drivers
+                .ask(&driver, |driver| driver.remove(&record.name))
+        });
         removed.map_err(|error| error.prefixed(&format!("remove {}", record.name)))
     }
 }

@@ -1,11 +1,13 @@
 //! Volumes: data that outlives its containers.
 //!
-//! A volume is a record and a directory, `volumes/NAME/_data`. One with a file system of its own (`type`, `device`) has
-//! that mounted there from the start of the first container that uses it to the end of the last. A volume is used by
-//! every container whose record names it, running or not; that is what keeps it from being removed.
+//! A volume is a record and a directory, `volumes/NAME/_data`. One with a file system of its own
+//! (`type`, `device`) has that mounted there from the start of the first container that uses it to
+//! the end of the last. A volume is used by every container whose record names it, running or not;
+//! that is what keeps it from being removed.
 //!
-//! Mounting takes as long as a server somewhere takes. It happens under the volume's own lock, its `gate`, and never under
-//! that of all volumes; whoever enters or leaves a volume must be able to block.
+//! Mounting takes as long as a server somewhere takes. It happens under the volume's own lock, its
+//! `gate`, and never under that of all volumes; whoever enters or leaves a volume must be able to
+//! block.
 
 mod drivers;
 mod local;
@@ -55,11 +57,16 @@ fn is_empty(path: &std::path::Path) -> bool {
 impl VolumeRecord {
     /// Made without a name, for one container.
     pub fn is_anonymous(&self) -> bool {
-        self.labels.as_ref().is_some_and(|labels| labels.contains_key(ANONYMOUS))
+        self.labels
+            .as_ref()
+            .is_some_and(|labels| labels.contains_key(ANONYMOUS))
     }
 
     fn option(&self, key: &str) -> &str {
-        self.options.as_ref().and_then(|options| options.get(key)).map_or("", String::as_str)
+        self.options
+            .as_ref()
+            .and_then(|options| options.get(key))
+            .map_or("", String::as_str)
     }
 
     /// Whether it is the state of another volume at some time: it is only ever read.
@@ -69,7 +76,11 @@ impl VolumeRecord {
 
     /// How much of the disk it may take, or empty.
     fn size(&self) -> &str {
-        if self.driver == LOCAL { self.option(local::SIZE) } else { "" }
+        if self.driver == LOCAL {
+            self.option(local::SIZE)
+        } else {
+            ""
+        }
     }
 
     /// Whether it has a file system of its own, or is a place elsewhere on the host.
@@ -96,7 +107,8 @@ pub struct CreateVolume {
     pub driver: String,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
-    /// It is made for a container that is removed at its end, and goes with it: a loss of power may take both.
+    /// It is made for a container that is removed at its end, and goes with it: a loss of power may
+    /// take both.
     pub passing: bool,
 }
 
@@ -126,16 +138,21 @@ struct Volume {
 impl Volume {
     fn idle(&self) -> Result<()> {
         match self.busy {
-            Some(what) => Err(Error::conflict(format!("volume {} is being {what}", self.record.name))),
+            Some(what) => Err(Error::conflict(format!(
+                "volume {} is being {what}",
+                self.record.name
+            ))),
             None => Ok(()),
         }
     }
 }
 
-/// What a volume was made with, beside its data: whoever finds a volume without a record knows what it is.
+/// What a volume was made with, beside its data: whoever finds a volume without a record knows what
+/// it is.
 const DESCRIPTION: &str = "volume.json";
 
-/// What directories are called that are to be a volume or were one: no volume's name begins like this.
+/// What directories are called that are to be a volume or were one: no volume's name begins like
+/// this.
 const HALF_MADE: &str = ".half-";
 
 /// Where a volume's content is, in its directory.
@@ -150,9 +167,14 @@ impl Staged {
     /// Waits until all that is in it is on disk.
     fn sync(&self) -> Result<()> {
         let directory = fs::open(&self.path)?;
-        Ok(rustix::fs::openat(&directory, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .and_then(rustix::fs::syncfs)
-            .map_err(fs::at("sync", &self.path))?)
+        Ok(rustix::fs::openat(
+            &directory,
+            ".",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .and_then(rustix::fs::syncfs)
+        .map_err(fs::at("sync", &self.path))?)
     }
 }
 
@@ -166,7 +188,12 @@ impl Drop for Staged {
 
 /// What a new volume is, once all that was asked for is checked.
 fn new_record(request: CreateVolume) -> Result<VolumeRecord> {
-    let CreateVolume { name, options, labels, .. } = request;
+    let CreateVolume {
+        name,
+        options,
+        labels,
+        ..
+    } = request;
     let anonymous = name.is_empty();
     let name = if anonymous { names::random_id() } else { name };
     let wrong = |error: Error| error.prefixed(&format!("create {name}"));
@@ -186,7 +213,14 @@ fn record(
         labels.insert(ANONYMOUS.into(), String::new());
     }
     let filled = |map: BTreeMap<String, String>| if map.is_empty() { None } else { Some(map) };
-    VolumeRecord { name, driver, created_at: now(), labels: filled(labels), options: filled(options), ..VolumeRecord::default() }
+    VolumeRecord {
+        name,
+        driver,
+        created_at: now(),
+        labels: filled(labels),
+        options: filled(options),
+        ..VolumeRecord::default()
+    }
 }
 
 /// Removes what was a volume's directory, or was to be one.
@@ -198,34 +232,58 @@ fn discard(path: &std::path::Path) {
 }
 
 impl Volumes {
-    /// Reads the volumes. A directory without a record is data that must not be lost: it becomes a volume again. A record
-    /// without a directory stays as well: its disk may come back.
+    /// Reads the volumes. A directory without a record is data that must not be lost: it becomes a
+    /// volume again. A record without a directory stays as well: its disk may come back.
     pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
         fs::create_dir_all(instance.volumes_dir(), 0o700)?;
         let drivers = drivers::Drivers::new(instance.plugin_places());
-        let volumes = Self { instance: instance.clone(), store, events, state: RwLock::default(), drivers };
+        let volumes = Self {
+            instance: instance.clone(),
+            store,
+            events,
+            state: RwLock::default(),
+            drivers,
+        };
         let mut state = volumes.state_mut();
         for record in volumes.store.volumes()? {
             if record.driver == LOCAL && !fs::exists(instance.volumes_dir().join(&record.name)) {
                 tracing::error!(volume = record.name, "the volume's directory is gone");
             }
-            state.insert(record.name.clone(), Volume { record, ..Volume::default() });
+            state.insert(
+                record.name.clone(),
+                Volume {
+                    record,
+                    ..Volume::default()
+                },
+            );
         }
         for entry in fs::list(instance.volumes_dir())? {
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             if name.starts_with(HALF_MADE) {
                 std::thread::spawn(move || discard(&entry.path()));
                 continue;
             }
             if check_name(&name).is_ok() && !state.contains_key(&name) {
-                let record = described(&entry.path().join(DESCRIPTION)).unwrap_or_else(|| VolumeRecord {
-                    driver: LOCAL.into(),
-                    created_at: now(),
-                    ..VolumeRecord::default()
-                });
-                let record = VolumeRecord { name: name.clone(), ..record };
+                let record =
+                    described(&entry.path().join(DESCRIPTION)).unwrap_or_else(|| VolumeRecord {
+                        driver: LOCAL.into(),
+                        created_at: now(),
+                        ..VolumeRecord::default()
+                    });
+                let record = VolumeRecord {
+                    name: name.clone(),
+                    ..record
+                };
                 volumes.store.put_volume(&record)?;
-                state.insert(name, Volume { record, ..Volume::default() });
+                state.insert(
+                    name,
+                    Volume {
+                        record,
+                        ..Volume::default()
+                    },
+                );
             }
         }
         drop(state);
@@ -251,7 +309,10 @@ impl Volumes {
     /// # Errors
     /// There is none of this name.
     pub fn find(&self, name: &str) -> Result<VolumeRecord> {
-        self.state().get(name).map(|volume| volume.record.clone()).ok_or_else(|| no_such_volume(name))
+        self.state()
+            .get(name)
+            .map(|volume| volume.record.clone())
+            .ok_or_else(|| no_such_volume(name))
     }
 
     /// Makes a volume, or finds the one of that name.
@@ -263,7 +324,11 @@ impl Volumes {
     }
 
     /// The same for a container, which from then on uses it. Blocks, where plugins are asked.
-    pub fn create_for(&self, mut request: CreateVolume, container: Option<&str>) -> Result<VolumeRecord> {
+    pub fn create_for(
+        &self,
+        mut request: CreateVolume,
+        container: Option<&str>,
+    ) -> Result<VolumeRecord> {
         self.forget_if_gone(&request.name)?;
         if let Some(found) = self.use_existing(&request, container) {
             return found;
@@ -277,7 +342,9 @@ impl Volumes {
             }
         };
         if is_of_plugin {
-            return self.use_existing(&request, container).unwrap_or_else(|| Err(no_such_volume(&request.name)));
+            return self
+                .use_existing(&request, container)
+                .unwrap_or_else(|| Err(no_such_volume(&request.name)));
         }
         let mut state = self.state_mut();
         if let Some(volume) = state.get_mut(&request.name) {
@@ -299,7 +366,11 @@ impl Volumes {
     }
 
     /// The volume of that name, if there is one, with one more user.
-    fn use_existing(&self, request: &CreateVolume, container: Option<&str>) -> Option<Result<VolumeRecord>> {
+    fn use_existing(
+        &self,
+        request: &CreateVolume,
+        container: Option<&str>,
+    ) -> Option<Result<VolumeRecord>> {
         let mut state = self.state_mut();
         let volume = state.get_mut(&request.name)?;
         if !request.driver.is_empty() && request.driver != volume.record.driver {
@@ -315,9 +386,15 @@ impl Volumes {
         Some(Ok(volume.record.clone()))
     }
 
-    /// Makes a volume that has something in it from its first moment on: what `fill` puts into the directory it is given.
-    fn create_filled(&self, record: VolumeRecord, fill: impl FnOnce(&std::path::Path) -> Result<()>) -> Result<VolumeRecord> {
-        let taken = |name: &str| Error::conflict(format!("a volume with the name {name} exists already"));
+    /// Makes a volume that has something in it from its first moment on: what `fill` puts into the
+    /// directory it is given.
+    fn create_filled(
+        &self,
+        record: VolumeRecord,
+        fill: impl FnOnce(&std::path::Path) -> Result<()>,
+    ) -> Result<VolumeRecord> {
+        let taken =
+            |name: &str| Error::conflict(format!("a volume with the name {name} exists already"));
         if self.find(&record.name).is_ok() {
             return Err(taken(&record.name));
         }
@@ -325,7 +402,11 @@ impl Volumes {
         let filled = fill(&staged.path.join(DATA)).and_then(|()| staged.sync());
         let made = filled.and_then(|()| {
             let mut state = self.state_mut();
-            if state.contains_key(&record.name) { Err(taken(&record.name)) } else { self.put_in_place(&mut state, &staged, &record) }
+            if state.contains_key(&record.name) {
+                Err(taken(&record.name))
+            } else {
+                self.put_in_place(&mut state, &staged, &record)
+            }
         });
         made?;
         self.keep(&record.name);
@@ -336,42 +417,72 @@ impl Volumes {
     /// Has a new volume be on disk before somebody is told of it.
     fn keep(&self, name: &str) {
         let directory = self.instance.volumes_dir().join(name);
-        self.store.keep([directory.join(DESCRIPTION), directory.join(DATA), directory, self.instance.volumes_dir()]);
+        self.store.keep([
+            directory.join(DESCRIPTION),
+            directory.join(DATA),
+            directory,
+            self.instance.volumes_dir(),
+        ]);
     }
 
     /// Makes a volume's directory where nobody sees it yet.
     fn stage(&self, record: &VolumeRecord) -> Result<Staged> {
         // On the same disk: the volumes may have one of their own.
-        let staged = Staged { path: self.instance.volumes_dir().join(format!("{HALF_MADE}{}", names::random_id())) };
-        let description = serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
-        // Nobody else has a say about what is mounted below; whoever may enter the data is decided by its own mode.
+        let staged = Staged {
+            path: self
+                .instance
+                .volumes_dir()
+                .join(format!("{HALF_MADE}{}", names::random_id())),
+        };
+        let description =
+            serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
+        // Nobody else has a say about what is mounted below; whoever may enter the data is decided
+        // by its own mode.
         fs::create_dir(&staged.path, 0o701)?;
         fs::create_dir(staged.path.join(DATA), 0o755)?;
         fs::write(staged.path.join(DESCRIPTION), description)?;
         let size = record.size();
         if !size.is_empty() {
-            let limited = local::parse_size(size).and_then(|size| quota::limit(&staged.path.join(DATA), size));
+            let limited = local::parse_size(size)
+                .and_then(|size| quota::limit(&staged.path.join(DATA), size));
             limited.map_err(|error| error.prefixed(&format!("create {}", record.name)))?;
         }
         Ok(staged)
     }
 
-    fn put_in_place(&self, state: &mut BTreeMap<String, Volume>, staged: &Staged, record: &VolumeRecord) -> Result<()> {
+    fn put_in_place(
+        &self,
+        state: &mut BTreeMap<String, Volume>,
+        staged: &Staged,
+        record: &VolumeRecord,
+    ) -> Result<()> {
         let directory = self.instance.volumes_dir().join(&record.name);
         if fs::exists(&directory) {
-            return Err(Error::internal(format!("{} is there and no volume's", directory.display())));
+            return Err(Error::internal(format!(
+                "{} is there and no volume's",
+                directory.display()
+            )));
         }
         fs::rename(&staged.path, &directory)?;
         if let Err(error) = self.store.put_volume(record) {
             fs::rename(&directory, &staged.path)?;
             return Err(error);
         }
-        state.insert(record.name.clone(), Volume { record: record.clone(), ..Volume::default() });
+        state.insert(
+            record.name.clone(),
+            Volume {
+                record: record.clone(),
+                ..Volume::default()
+            },
+        );
         Ok(())
     }
 
     fn gate(&self, name: &str) -> Result<Arc<Mutex<()>>> {
-        self.state().get(name).map(|volume| volume.gate.clone()).ok_or_else(|| no_such_volume(name))
+        self.state()
+            .get(name)
+            .map(|volume| volume.gate.clone())
+            .ok_or_else(|| no_such_volume(name))
     }
 
     /// Notes that a container names a volume: at recovery, and for `--volumes-from`.
@@ -405,7 +516,10 @@ impl Volumes {
         let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
         self.check_idle(name)?;
-        let uses = self.state().get(name).is_some_and(|volume| volume.running.contains(user));
+        let uses = self
+            .state()
+            .get(name)
+            .is_some_and(|volume| volume.running.contains(user));
         // A container may mount it at several places.
         if !uses || self.path(name).as_os_str().is_empty() {
             self.mount_for(&record, user)?;
@@ -419,17 +533,27 @@ impl Volumes {
     /// # Errors
     /// Something is being done to it meanwhile.
     fn check_idle(&self, name: &str) -> Result<()> {
-        self.state().get(name).map_or(Ok(()), |volume| volume.idle())
+        self.state()
+            .get(name)
+            .map_or(Ok(()), |volume| volume.idle())
     }
 
     /// Makes a volume's content available for `user`. Its gate is held.
     fn mount_for(&self, record: &VolumeRecord, user: &str) -> Result<()> {
-        if record.driver == LOCAL { self.mount(record) } else { self.mount_by_plugin(record, user) }
+        if record.driver == LOCAL {
+            self.mount(record)
+        } else {
+            self.mount_by_plugin(record, user)
+        }
     }
 
     /// Takes that back. Its gate is held.
     fn unmount_for(&self, record: &VolumeRecord, user: &str) {
-        if record.driver == LOCAL { self.unmount_unused(record) } else { self.unmount_by_plugin(record, user) }
+        if record.driver == LOCAL {
+            self.unmount_unused(record)
+        } else {
+            self.unmount_by_plugin(record, user)
+        }
     }
 
     /// Mounts a volume's own file system where it is not there yet.
@@ -438,7 +562,9 @@ impl Volumes {
         if !record.is_mounted() || local::is_mount_point(&path) {
             return Ok(());
         }
-        local::mount(record, &path).map_err(|error| error.prefixed(&format!("error while mounting volume '{}'", path.display())))
+        local::mount(record, &path).map_err(|error| {
+            error.prefixed(&format!("error while mounting volume '{}'", path.display()))
+        })
     }
 
     /// A container that used a volume has ended. Blocks.
@@ -451,7 +577,9 @@ impl Volumes {
     fn end_use(&self, name: &str, user: &str) -> Option<VolumeRecord> {
         let gate = self.gate(name).ok()?;
         // Only what is mounted can be in somebody's way here.
-        let is_mounted = self.find(name).is_ok_and(|record| record.is_mounted() || record.driver != LOCAL);
+        let is_mounted = self
+            .find(name)
+            .is_ok_and(|record| record.is_mounted() || record.driver != LOCAL);
         let _gate = is_mounted.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
         let record = {
             let mut state = self.state_mut();
@@ -467,7 +595,9 @@ impl Volumes {
 
     /// Whether somebody uses its content just now.
     fn is_in_use(&self, name: &str) -> bool {
-        self.state().get(name).is_some_and(|volume| !volume.running.is_empty())
+        self.state()
+            .get(name)
+            .is_some_and(|volume| !volume.running.is_empty())
     }
 
     /// Unmounts what no running container uses. Its gate is held.
@@ -482,18 +612,29 @@ impl Volumes {
 
     fn unmount(&self, name: &str) -> Result<()> {
         let path = self.path(name);
-        if local::is_mount_point(&path) { local::unmount(&path) } else { Ok(()) }
+        if local::is_mount_point(&path) {
+            local::unmount(&path)
+        } else {
+            Ok(())
+        }
     }
 
     /// Unmounts what no running container uses, after all of them were adopted.
     pub fn settle(self: &Arc<Self>) {
-        let records: Vec<VolumeRecord> = self.state().values().map(|volume| volume.record.clone()).collect();
-        records.iter().for_each(|record| self.unmount_unused(record));
+        let records: Vec<VolumeRecord> = self
+            .state()
+            .values()
+            .map(|volume| volume.record.clone())
+            .collect();
+        records
+            .iter()
+            .for_each(|record| self.unmount_unused(record));
         self.settle_plugins(&records);
     }
 
-    /// Copies what an image has at a path into a volume, or into the directory `subpath` of it, if that is empty: its first use
-    /// gives it its content. A `subpath` that is missing is reported when the container starts.
+    /// Copies what an image has at a path into a volume, or into the directory `subpath` of it, if
+    /// that is empty: its first use gives it its content. A `subpath` that is missing is reported
+    /// when the container starts.
     ///
     /// `layers` are the image's, the topmost first. Blocks.
     pub fn fill(&self, name: &str, subpath: &str, layers: &[PathBuf], path: &str) -> Result<()> {
@@ -506,17 +647,29 @@ impl Volumes {
         self.mount_for(&record, &filler)?;
         // In use, the directory itself has to stay. Who is about to use it waits at the gate.
         // And one that takes the place of a directory with a limit would have none.
-        let is_plain = record.driver == LOCAL && !record.is_mounted() && record.size().is_empty() && subpath.is_empty();
+        let is_plain = record.driver == LOCAL
+            && !record.is_mounted()
+            && record.size().is_empty()
+            && subpath.is_empty();
         let directory = self.path(name);
         let replaced = (is_plain && !self.is_in_use(name)).then_some(directory.as_path());
-        let outcome = fs::open(&directory).map_err(whelk_image::Error::from).and_then(|root| {
-            match in_root::open(&root, subpath, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
-                Ok(target) => whelk_image::copy_up(layers, path, &target, replaced),
-                Err(_) => Ok(()),
-            }
-        });
+        let outcome = fs::open(&directory)
+            .map_err(whelk_image::Error::from)
+            .and_then(|root| {
+                match in_root::open(
+                    &root,
+                    subpath,
+                    OFlags::RDONLY | OFlags::DIRECTORY,
+                    Mode::empty(),
+                ) {
+                    Ok(target) => whelk_image::copy_up(layers, path, &target, replaced),
+                    Err(_) => Ok(()),
+                }
+            });
         self.unmount_for(&record, &filler);
-        outcome.map_err(|error| Error::internal(format!("copy the image's {path} to volume {name}: {error}")))
+        outcome.map_err(|error| {
+            Error::internal(format!("copy the image's {path} to volume {name}: {error}"))
+        })
     }
 
     /// # Errors
@@ -548,7 +701,9 @@ impl Volumes {
             let removed = match record.driver.as_str() {
                 // What is mounted is not ours to delete.
                 LOCAL => self.unmount(name),
-                _ => self.remove_by_plugin(&record).or_else(|error| if force { Ok(()) } else { Err(error) }),
+                _ => self
+                    .remove_by_plugin(&record)
+                    .or_else(|error| if force { Ok(()) } else { Err(error) }),
             };
             if let Some(volume) = self.state_mut().get_mut(name) {
                 volume.busy = removed.is_ok().then_some(REMOVED);
@@ -567,7 +722,10 @@ impl Volumes {
             self.publish(&record, "destroy", &[]);
             return Ok(());
         }
-        let trashed = self.instance.volumes_dir().join(format!("{HALF_MADE}{}", names::random_id()));
+        let trashed = self
+            .instance
+            .volumes_dir()
+            .join(format!("{HALF_MADE}{}", names::random_id()));
         match fs::rename(self.instance.volumes_dir().join(name), &trashed) {
             Err(error) if !error.is_not_found() => {
                 self.store.put_volume(&record)?;
@@ -604,7 +762,11 @@ impl Volumes {
             Err(error) => tracing::warn!(volume = name, "{error}"),
         };
         // What others mount or keep takes its time, which nobody here has.
-        if record.is_mounted() || record.driver != LOCAL { drop(std::thread::spawn(remove)) } else { remove() }
+        if record.is_mounted() || record.driver != LOCAL {
+            drop(std::thread::spawn(remove))
+        } else {
+            remove()
+        }
     }
 
     /// # Errors
@@ -613,28 +775,42 @@ impl Volumes {
         let dangling = filters.flag("dangling")?;
         let none = BTreeMap::new();
         let matches = |volume: &&Volume| {
-            dangling.is_none_or(|dangling| volume.users.is_empty() == dangling) && matches(filters, &volume.record, &none)
+            dangling.is_none_or(|dangling| volume.users.is_empty() == dangling)
+                && matches(filters, &volume.record, &none)
         };
-        Ok(self.state().values().filter(matches).map(|volume| volume.record.clone()).collect())
+        Ok(self
+            .state()
+            .values()
+            .filter(matches)
+            .map(|volume| volume.record.clone())
+            .collect())
     }
 
     /// How many containers use a volume.
     pub fn users(&self, name: &str) -> usize {
-        self.state().get(name).map_or(0, |volume| volume.users.len())
+        self.state()
+            .get(name)
+            .map_or(0, |volume| volume.users.len())
     }
 
     /// The containers that run with it.
     pub fn running(&self, name: &str) -> Vec<String> {
-        self.state().get(name).map(|volume| volume.running.iter().cloned().collect()).unwrap_or_default()
+        self.state()
+            .get(name)
+            .map(|volume| volume.running.iter().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// The bytes a volume's files have. Blocks.
     pub fn size(&self, name: &str) -> u64 {
-        fs::open(self.path(name)).map_err(drop).and_then(|directory| copy::disk_usage(directory).map_err(drop)).unwrap_or(0)
+        fs::open(self.path(name))
+            .map_err(drop)
+            .and_then(|directory| copy::disk_usage(directory).map_err(drop))
+            .unwrap_or(0)
     }
 
-    /// Removes all volumes that nobody uses, only anonymous ones unless `all`; returns their names and the bytes they had.
-    /// Blocks.
+    /// Removes all volumes that nobody uses, only anonymous ones unless `all`; returns their names
+    /// and the bytes they had. Blocks.
     pub fn prune(&self, filters: &Filters, all: bool) -> Result<(Vec<String>, u64)> {
         let none = BTreeMap::new();
         let candidates: Vec<String> = self
@@ -654,14 +830,23 @@ impl Volumes {
             }
         }
         self.store.keep([self.instance.volumes_dir()]);
-        self.events.publish("volume", "prune", String::new(), [("reclaimed".to_owned(), reclaimed.to_string())].into());
+        self.events.publish(
+            "volume",
+            "prune",
+            String::new(),
+            [("reclaimed".to_owned(), reclaimed.to_string())].into(),
+        );
         Ok((removed, reclaimed))
     }
 
     fn publish(&self, record: &VolumeRecord, action: &str, details: &[(&str, String)]) {
-        let mut attributes: BTreeMap<String, String> = details.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        let mut attributes: BTreeMap<String, String> = details
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone()))
+            .collect();
         attributes.insert("driver".into(), record.driver.clone());
-        self.events.publish("volume", action, record.name.clone(), attributes);
+        self.events
+            .publish("volume", action, record.name.clone(), attributes);
     }
 }
 
@@ -670,12 +855,21 @@ const REMOVED: &str = "removed";
 /// # Errors
 /// Somebody names it or uses it.
 fn check_unused(volume: &Volume) -> Result<()> {
-    let users: BTreeSet<&str> = volume.users.iter().chain(&volume.running).map(String::as_str).collect();
+    let users: BTreeSet<&str> = volume
+        .users
+        .iter()
+        .chain(&volume.running)
+        .map(String::as_str)
+        .collect();
     if users.is_empty() {
         return Ok(());
     }
     let users: Vec<&str> = users.into_iter().collect();
-    Err(Error::conflict(format!("remove {}: volume is in use - [{}]", volume.record.name, users.join(", "))))
+    Err(Error::conflict(format!(
+        "remove {}: volume is in use - [{}]",
+        volume.record.name,
+        users.join(", ")
+    )))
 }
 
 fn matches(filters: &Filters, record: &VolumeRecord, none: &BTreeMap<String, String>) -> bool {
@@ -701,13 +895,22 @@ fn no_such_volume(name: &str) -> Error {
 /// A name that could lead elsewhere as part of a path, or that Docker would not take.
 fn check_name(name: &str) -> Result<()> {
     if name.len() == 1 {
-        return Err(Error::invalid("volume name is too short, names should be at least two alphanumeric characters"));
+        return Err(Error::invalid(
+            "volume name is too short, names should be at least two alphanumeric characters",
+        ));
     }
     if name.len() > 255 {
-        return Err(Error::invalid("volume name is too long, names may have up to 255 characters"));
+        return Err(Error::invalid(
+            "volume name is too long, names may have up to 255 characters",
+        ));
     }
-    let valid = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    let valid = name
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
     if valid {
         return Ok(());
     }

@@ -32,12 +32,14 @@ pub(super) fn limit(directory: &Path, limit: u64) -> Result<()> {
     quota::set_limit(&directory, project, limit).map_err(unsupported)
 }
 
-/// Lifts the limit of a directory that goes away, if it has one. Blocks that its files still have keep others from its
-/// project.
+/// Lifts the limit of a directory that goes away, if it has one. Blocks that its files still have
+/// keep others from its project.
 pub(super) fn lift(directory: &Path) {
     let Ok(opened) = open(directory) else { return };
     // Without project quotas there is no limit either.
-    let Ok(project) = quota::project_of(&opened) else { return };
+    let Ok(project) = quota::project_of(&opened) else {
+        return;
+    };
     if project >= FIRST
         && let Err(error) = quota::set_limit(&opened, project, 0)
     {

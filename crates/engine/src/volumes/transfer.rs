@@ -28,45 +28,74 @@ impl Drop for Hold {
 impl Hold {
     /// Writes the volume's content as an archive. Blocks.
     pub fn export(&self, output: impl Write) -> Result<()> {
-        Ok(whelk_image::export_directory(&self.volumes.path(&self.record.name), output)?)
+        Ok(whelk_image::export_directory(
+            &self.volumes.path(&self.record.name),
+            output,
+        )?)
     }
 
-    /// Copies the content into the directory `target`; files share their data where the file system can.
+    /// Copies the content into the directory `target`; files share their data where the file system
+    /// can.
     fn copy_to(&self, target: &Path) -> Result<()> {
         let source = self.volumes.path(&self.record.name);
-        let failed = |error: rustix::io::Errno| Error::internal(format!("copy {}: {}", source.display(), errno_text(&error.into())));
+        let failed = |error: rustix::io::Errno| {
+            Error::internal(format!(
+                "copy {}: {}",
+                source.display(),
+                errno_text(&error.into())
+            ))
+        };
         let (from, to) = (fs::open(&source)?, fs::open(target)?);
-        copy::tree(&from, &to, copy::Source::InUse).and_then(|()| copy::directory_attributes(&from, &to)).map_err(failed)
+        copy::tree(&from, &to, copy::Source::InUse)
+            .and_then(|()| copy::directory_attributes(&from, &to))
+            .map_err(failed)
     }
 }
 
 impl Volumes {
-    /// Keeps a volume for whoever is about to read its content. Mounts what is to be mounted. Blocks.
+    /// Keeps a volume for whoever is about to read its content. Mounts what is to be mounted.
+    /// Blocks.
     pub fn hold(self: &Arc<Self>, name: &str) -> Result<Hold> {
         let mark = names::random_id();
         let record = self.begin_use(name, &mark)?;
-        Ok(Hold { volumes: self.clone(), record, mark })
+        Ok(Hold {
+            volumes: self.clone(),
+            record,
+            mark,
+        })
     }
 
-    /// Unpacks an archive into a volume, beside what it has; one that is missing is made, and only if all goes well. Blocks.
+    /// Unpacks an archive into a volume, beside what it has; one that is missing is made, and only
+    /// if all goes well. Blocks.
     ///
     /// # Errors
     /// Somebody uses the volume: files that change meanwhile could lead the unpacking elsewhere.
     pub fn import(&self, name: &str, input: impl Read + Send) -> Result<VolumeRecord> {
-        let during = |error: whelk_image::Error| Error::from(error).prefixed(&format!("import into volume {name}"));
+        let during = |error: whelk_image::Error| {
+            Error::from(error).prefixed(&format!("import into volume {name}"))
+        };
         if self.find(name).is_err() {
             // One that only a plugin knows so far.
             drop(self.discover(name));
         }
         let Ok(record) = self.find(name) else {
-            let record = new_record(CreateVolume { name: name.to_owned(), ..CreateVolume::default() })?;
-            return self.create_filled(record, |directory| whelk_image::layer::unpack(input, directory).map_err(during));
+            let record = new_record(CreateVolume {
+                name: name.to_owned(),
+                ..CreateVolume::default()
+            })?;
+            return self.create_filled(record, |directory| {
+                whelk_image::layer::unpack(input, directory).map_err(during)
+            });
         };
         if record.is_snapshot() {
-            return Err(Error::conflict(format!("volume {name} is a snapshot, which stays as it is: clone it")));
+            return Err(Error::conflict(format!(
+                "volume {name} is a snapshot, which stays as it is: clone it"
+            )));
         }
         if record.option("type") == "tmpfs" {
-            return Err(Error::conflict(format!("volume {name} is a tmpfs, which holds nothing but while a container runs with it")));
+            return Err(Error::conflict(format!(
+                "volume {name} is a tmpfs, which holds nothing but while a container runs with it"
+            )));
         }
         let importer = names::random_id();
         self.begin_use(name, &importer)?;
@@ -78,7 +107,9 @@ impl Volumes {
                     volume.busy = Some("imported into");
                     Ok(())
                 }
-                _ => Err(Error::conflict(format!("volume {name} is in use: stop the containers that use it first"))),
+                _ => Err(Error::conflict(format!(
+                    "volume {name} is in use: stop the containers that use it first"
+                ))),
             }
         };
         let outcome = begun.and_then(|()| {
@@ -92,22 +123,36 @@ impl Volumes {
         outcome.map(|()| record)
     }
 
-    /// Makes a new volume with the content and the labels of a held one, and further labels. A snapshot can only be read.
-    /// Blocks.
+    /// Makes a new volume with the content and the labels of a held one, and further labels. A
+    /// snapshot can only be read. Blocks.
     ///
     /// # Errors
     /// The name is taken.
-    pub fn copy(&self, source: &Hold, name: &str, labels: BTreeMap<String, String>, snapshot: bool) -> Result<VolumeRecord> {
-        let mut request = CreateVolume { name: name.to_owned(), ..CreateVolume::default() };
+    pub fn copy(
+        &self,
+        source: &Hold,
+        name: &str,
+        labels: BTreeMap<String, String>,
+        snapshot: bool,
+    ) -> Result<VolumeRecord> {
+        let mut request = CreateVolume {
+            name: name.to_owned(),
+            ..CreateVolume::default()
+        };
         request.labels = source.record.labels.clone().unwrap_or_default();
         request.labels.remove(super::ANONYMOUS);
         request.labels.extend(labels);
         if !source.record.size().is_empty() {
-            request.options.insert(local::SIZE.into(), source.record.size().to_owned());
+            request
+                .options
+                .insert(local::SIZE.into(), source.record.size().to_owned());
         }
         let mut record = new_record(request)?;
         if snapshot {
-            record.options.get_or_insert_default().insert(SNAPSHOT_OF.into(), source.record.name.clone());
+            record
+                .options
+                .get_or_insert_default()
+                .insert(SNAPSHOT_OF.into(), source.record.name.clone());
         }
         self.create_filled(record, |directory| source.copy_to(directory))
     }

@@ -1,4 +1,5 @@
-//! Docker's layout: `manifest.json` says which parts are the configuration and the layers of each image.
+//! Docker's layout: `manifest.json` says which parts are the configuration and the layers of each
+//! image.
 
 use super::DockerImage;
 use super::load::{Images, tag};
@@ -8,14 +9,18 @@ use crate::reference::Reference;
 
 pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
     let manifest = images.parts.read("manifest.json")?;
-    let entries: AtMost<DockerImage, MOST_NAMES> =
-        serde_json::from_slice(&manifest).map_err(|error| Error::invalid(format!("invalid archive: manifest.json: {error}")))?;
+    let entries: AtMost<DockerImage, MOST_NAMES> = serde_json::from_slice(&manifest)
+        .map_err(|error| Error::invalid(format!("invalid archive: manifest.json: {error}")))?;
     drop(manifest);
     for entry in entries.0 {
         for part in entry.layers.iter().chain([&entry.config]) {
             images.parts.check_name(part)?;
         }
-        let names = entry.repo_tags.iter().map(|name| tag(name)).collect::<Result<Vec<Reference>>>()?;
+        let names = entry
+            .repo_tags
+            .iter()
+            .map(|name| tag(name))
+            .collect::<Result<Vec<Reference>>>()?;
         images.add(&entry.config, entry.layers, names)?;
     }
     Ok(())

@@ -30,14 +30,28 @@ pub fn import(store: &Store, input: impl Read + Send, import: Import) -> Result<
         variant: platform.variant,
         os: platform.os,
         config: import.config,
-        rootfs: RootFs { kind: "layers".into(), diff_ids: vec![layer.diff_id] },
-        history: vec![History { created: Some(created), comment: import.comment, ..History::default() }],
+        rootfs: RootFs {
+            kind: "layers".into(),
+            diff_ids: vec![layer.diff_id],
+        },
+        history: vec![History {
+            created: Some(created),
+            comment: import.comment,
+            ..History::default()
+        }],
         ..ImageConfig::default()
     };
     let bytes = serde_json::to_vec(&config).map_err(|error| Error::invalid(error.to_string()))?;
     if bytes.len() as u64 > LARGEST_CONFIG {
-        return Err(Error::invalid(format!("the image's configuration is larger than {LARGEST_CONFIG} bytes")));
+        return Err(Error::invalid(format!(
+            "the image's configuration is larger than {LARGEST_CONFIG} bytes"
+        )));
     }
     let id = store.put_blob(&bytes)?;
-    Ok(Loaded { id, config, names: import.name.into_iter().collect(), size: layer.size })
+    Ok(Loaded {
+        id,
+        config,
+        names: import.name.into_iter().collect(),
+        size: layer.size,
+    })
 }

@@ -1,7 +1,9 @@
-//! Docker's first layout: a directory per layer, `ID/json` and `ID/layer.tar`, and names in `repositories`.
+//! Docker's first layout: a directory per layer, `ID/json` and `ID/layer.tar`, and names in
+//! `repositories`.
 //!
-//! A layer's `json` is the configuration of the image that ends with it, without its layers and history: those follow from
-//! its parents. Images are made of the layers that a name leads to, and of those that are nobody's parent.
+//! A layer's `json` is the configuration of the image that ends with it, without its layers and
+//! history: those follow from its parents. Images are made of the layers that a name leads to, and
+//! of those that are nobody's parent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,9 +46,23 @@ pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
             steps.insert(id.to_owned(), step(images, id)?);
         }
     }
-    let mut reader = Reader { images, steps, layers: BTreeMap::new(), made: BTreeMap::new() };
-    let parents: BTreeSet<String> = reader.steps.values().filter_map(|step| step.parent.clone()).collect();
-    let tops: Vec<String> = reader.steps.keys().filter(|id| !parents.contains(*id)).cloned().collect();
+    let mut reader = Reader {
+        images,
+        steps,
+        layers: BTreeMap::new(),
+        made: BTreeMap::new(),
+    };
+    let parents: BTreeSet<String> = reader
+        .steps
+        .values()
+        .filter_map(|step| step.parent.clone())
+        .collect();
+    let tops: Vec<String> = reader
+        .steps
+        .keys()
+        .filter(|id| !parents.contains(*id))
+        .cloned()
+        .collect();
     for top in tops {
         reader.image(&top)?;
     }
@@ -84,14 +100,24 @@ impl Reader<'_, '_> {
             return Ok(*made);
         }
         let chain = self.chain(id)?;
-        let mut rootfs = RootFs { kind: "layers".into(), diff_ids: Vec::new() };
+        let mut rootfs = RootFs {
+            kind: "layers".into(),
+            diff_ids: Vec::new(),
+        };
         for id in &chain {
             let file = self.images.parts.file(&format!("{id}/layer.tar"))?.clone();
-            rootfs.diff_ids.push(self.layer(&file).map_err(|error| error.during(&format!("layer {}", shown(id))))?);
+            rootfs.diff_ids.push(
+                self.layer(&file)
+                    .map_err(|error| error.during(&format!("layer {}", shown(id))))?,
+            );
         }
         let history: Vec<History> = chain.iter().map(|id| history(&self.steps[id])).collect();
-        let bytes = config(&self.images.parts.read(&format!("{id}/json"))?, &rootfs, &history)
-            .map_err(|error| Error::invalid(format!("invalid archive: {}/json: {error}", shown(id))))?;
+        let bytes = config(
+            &self.images.parts.read(&format!("{id}/json"))?,
+            &rootfs,
+            &history,
+        )
+        .map_err(|error| Error::invalid(format!("invalid archive: {}/json: {error}", shown(id))))?;
         let size = bytes.len() as u64;
         if size > LARGEST_CONFIG {
             return Err(Error::invalid(format!(
@@ -101,7 +127,9 @@ impl Reader<'_, '_> {
         }
         // Each image has the history of all layers below it.
         self.images.parts.charge(size)?;
-        let index = self.images.add_config(Digest::of(&bytes), bytes, Vec::new())?;
+        let index = self
+            .images
+            .add_config(Digest::of(&bytes), bytes, Vec::new())?;
         self.made.insert(id.to_owned(), index);
         Ok(index)
     }
@@ -111,9 +139,13 @@ impl Reader<'_, '_> {
         let mut chain = Vec::new();
         let mut next = Some(id);
         while let Some(id) = next {
-            let step = self.steps.get(id).ok_or_else(|| Error::invalid(format!("invalid archive: {}/json is missing", shown(id))))?;
+            let step = self.steps.get(id).ok_or_else(|| {
+                Error::invalid(format!("invalid archive: {}/json is missing", shown(id)))
+            })?;
             if chain.len() == MOST_LAYERS {
-                return Err(Error::invalid(format!("invalid archive: an image has more than {MOST_LAYERS} layers")));
+                return Err(Error::invalid(format!(
+                    "invalid archive: an image has more than {MOST_LAYERS} layers"
+                )));
             }
             chain.push(id.to_owned());
             next = step.parent.as_deref();
@@ -130,7 +162,10 @@ impl Reader<'_, '_> {
         let diff_id = if self.images.store.has_layer(&file.digest) {
             file.digest.clone()
         } else {
-            self.images.store.put_layer(fs::open(&file.path)?, None)?.diff_id
+            self.images
+                .store
+                .put_layer(fs::open(&file.path)?, None)?
+                .diff_id
         };
         self.layers.insert(file.digest.clone(), diff_id.clone());
         Ok(diff_id)
@@ -138,7 +173,11 @@ impl Reader<'_, '_> {
 }
 
 fn history(step: &Step) -> History {
-    let command = step.container_config.as_ref().and_then(|container| container.cmd.as_deref()).unwrap_or_default();
+    let command = step
+        .container_config
+        .as_ref()
+        .and_then(|container| container.cmd.as_deref())
+        .unwrap_or_default();
     History {
         created: step.created.clone(),
         author: step.author.clone().unwrap_or_default(),
@@ -148,7 +187,8 @@ fn history(step: &Step) -> History {
     }
 }
 
-/// An image's configuration from that of its last layer, written as Docker writes it: the image's id is its digest.
+/// An image's configuration from that of its last layer, written as Docker writes it: the image's
+/// id is its digest.
 fn config(json: &[u8], rootfs: &RootFs, history: &[History]) -> serde_json::Result<Vec<u8>> {
     let mut fields: BTreeMap<String, Value> = serde_json::from_slice(json)?;
     for unwanted in ["id", "parent", "Size", "parent_id", "layer_id", "throwaway"] {
@@ -158,7 +198,13 @@ fn config(json: &[u8], rootfs: &RootFs, history: &[History]) -> serde_json::Resu
     fields.insert("history".into(), serde_json::to_value(history)?);
     let mut text = serde_json::to_string(&fields)?;
     // Go's encoder; outside of strings JSON has none of these.
-    for (letter, escaped) in [("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u{2028}", "\\u2028"), ("\u{2029}", "\\u2029")] {
+    for (letter, escaped) in [
+        ("<", "\\u003c"),
+        (">", "\\u003e"),
+        ("&", "\\u0026"),
+        ("\u{2028}", "\\u2028"),
+        ("\u{2029}", "\\u2029"),
+    ] {
         text = text.replace(letter, escaped);
     }
     Ok(text.into_bytes())
@@ -178,11 +224,17 @@ mod tests {
             "sha256:3431d8a0c77fbda64150522d3d858e4b333a8fc480527dcc3b379905d74489dd",
             "sha256:b36837514aa8f82a51e3c85bea3c05c08202be949ba2e42e9bf62e1d5bd03666",
         ];
-        let rootfs = RootFs { kind: "layers".into(), diff_ids: diff_ids.iter().map(|id| id.parse().unwrap()).collect() };
+        let rootfs = RootFs {
+            kind: "layers".into(),
+            diff_ids: diff_ids.iter().map(|id| id.parse().unwrap()).collect(),
+        };
         let step: Step = serde_json::from_str(&json).unwrap();
         let below: Step = serde_json::from_str(&json.replace("make b", "make a")).unwrap();
         let bytes = config(json.as_bytes(), &rootfs, &[history(&below), history(&step)]).unwrap();
         // The id that Docker 28 gives the image.
-        assert_eq!(Digest::of(&bytes).as_str(), "sha256:1ad126b53ffc3c53a9b9a73bcf3aa605c1798dade5314c950fbe5c3fd816696d");
+        assert_eq!(
+            Digest::of(&bytes).as_str(),
+            "sha256:1ad126b53ffc3c53a9b9a73bcf3aa605c1798dade5314c950fbe5c3fd816696d"
+        );
     }
 }

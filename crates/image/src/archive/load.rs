@@ -1,6 +1,8 @@
-//! Reading image archives: Docker's layout, OCI's, and Docker's from before images had configurations of their own.
+//! Reading image archives: Docker's layout, OCI's, and Docker's from before images had
+//! configurations of their own.
 //!
-//! Parts are set aside first (see [`Parts`]); then layers are unpacked side by side, since none needs its parent.
+//! Parts are set aside first (see [`Parts`]); then layers are unpacked side by side, since none
+//! needs its parent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -36,16 +38,29 @@ const MOST_IMAGES: usize = 1_000;
 /// Layers that are unpacked at a time: each may take a decoder's window (128 MiB) of memory.
 const MOST_WORKERS: usize = 8;
 
-/// Reads an archive (plain, gzip or zstd) and puts its images into the store: all, or those that are for `platform` exactly.
+/// Reads an archive (plain, gzip or zstd) and puts its images into the store: all, or those that
+/// are for `platform` exactly.
 ///
-/// Nothing is kept of an archive that is refused, except layers that were whole: [`Store::keep_only`] removes them.
+/// Nothing is kept of an archive that is refused, except layers that were whole:
+/// [`Store::keep_only`] removes them.
 ///
 /// # Errors
 /// [`Error::Invalid`] saying what is wrong with the archive.
-pub fn load(store: &Store, input: impl Read + Send, platform: Option<&Platform>) -> Result<Vec<Loaded>> {
+pub fn load(
+    store: &Store,
+    input: impl Read + Send,
+    platform: Option<&Platform>,
+) -> Result<Vec<Loaded>> {
     let scratch = store.scratch()?;
     let parts = Parts::set_aside(decompress(input)?, scratch.path())?;
-    let mut images = Images { store, parts: &parts, platform, list: Vec::new(), by_id: BTreeMap::new(), names: Vec::new() };
+    let mut images = Images {
+        store,
+        parts: &parts,
+        platform,
+        list: Vec::new(),
+        by_id: BTreeMap::new(),
+        names: Vec::new(),
+    };
     if parts.has("manifest.json") {
         docker::read(&mut images)?;
     } else if parts.has("index.json") {
@@ -53,7 +68,9 @@ pub fn load(store: &Store, input: impl Read + Send, platform: Option<&Platform>)
     } else if parts.has("repositories") {
         legacy::read(&mut images)?;
     } else {
-        return Err(Error::invalid("invalid archive: does not contain a manifest.json, an index.json or repositories"));
+        return Err(Error::invalid(
+            "invalid archive: does not contain a manifest.json, an index.json or repositories",
+        ));
     }
     images.unpack_layers()?;
     images.finish()
@@ -66,14 +83,16 @@ pub(super) struct Images<'a> {
     platform: Option<&'a Platform>,
     list: Vec<Image>,
     by_id: BTreeMap<Digest, usize>,
-    /// In the order of the archive, each with the index of its image: of several with one name the last one gets it.
+    /// In the order of the archive, each with the index of its image: of several with one name the
+    /// last one gets it.
     names: Vec<(Reference, usize)>,
 }
 
 struct Image {
     id: Digest,
     config: ImageConfig,
-    /// The configuration as it is stored. All of them together are bounded with the archive's metadata.
+    /// The configuration as it is stored. All of them together are bounded with the archive's
+    /// metadata.
     bytes: Vec<u8>,
     /// Part names, one for each diff-id; none for layers that are in the store already.
     layers: Vec<String>,
@@ -84,7 +103,12 @@ impl Images<'_> {
     ///
     /// # Errors
     /// What the configuration or the numbers of layers, images or names forbid.
-    pub(super) fn add(&mut self, config: &str, layers: Vec<String>, names: impl IntoIterator<Item = Reference>) -> Result<()> {
+    pub(super) fn add(
+        &mut self,
+        config: &str,
+        layers: Vec<String>,
+        names: impl IntoIterator<Item = Reference>,
+    ) -> Result<()> {
         let id = self.parts.file(config)?.digest.clone();
         let index = match self.by_id.get(&id) {
             Some(index) => Some(*index),
@@ -96,33 +120,61 @@ impl Images<'_> {
         let Some(index) = index else { return Ok(()) };
         let expected = self.list[index].config.rootfs.diff_ids.len();
         if layers.len() != expected {
-            return Err(Error::invalid(format!("invalid manifest, layers length mismatch: expected {}, got {expected}", layers.len())));
+            return Err(Error::invalid(format!(
+                "invalid manifest, layers length mismatch: expected {}, got {expected}",
+                layers.len()
+            )));
         }
         self.name(index, names)
     }
 
-    /// Adds the image that `bytes` configure, and says which it is; `None` if it is for another platform.
-    pub(super) fn add_config(&mut self, id: Digest, bytes: Vec<u8>, layers: Vec<String>) -> Result<Option<usize>> {
+    /// Adds the image that `bytes` configure, and says which it is; `None` if it is for another
+    /// platform.
+    pub(super) fn add_config(
+        &mut self,
+        id: Digest,
+        bytes: Vec<u8>,
+        layers: Vec<String>,
+    ) -> Result<Option<usize>> {
         let config = ImageConfig::parse(&bytes)?;
         if !matches!(config.os.as_str(), "" | "linux") {
-            return Err(Error::invalid(format!("cannot load {} image on linux", super::parts::shown(&config.os))));
+            return Err(Error::invalid(format!(
+                "cannot load {} image on linux",
+                super::parts::shown(&config.os)
+            )));
         }
-        if self.platform.is_some_and(|platform| !platform.is(&Platform::of(&config))) {
+        if self
+            .platform
+            .is_some_and(|platform| !platform.is(&Platform::of(&config)))
+        {
             return Ok(None);
         }
         if self.list.len() >= MOST_IMAGES {
-            return Err(Error::invalid(format!("invalid archive: more than {MOST_IMAGES} images")));
+            return Err(Error::invalid(format!(
+                "invalid archive: more than {MOST_IMAGES} images"
+            )));
         }
         let index = self.list.len();
         self.by_id.insert(id.clone(), index);
-        self.list.push(Image { id, config, bytes, layers });
+        self.list.push(Image {
+            id,
+            config,
+            bytes,
+            layers,
+        });
         Ok(Some(index))
     }
 
-    pub(super) fn name(&mut self, index: usize, names: impl IntoIterator<Item = Reference>) -> Result<()> {
+    pub(super) fn name(
+        &mut self,
+        index: usize,
+        names: impl IntoIterator<Item = Reference>,
+    ) -> Result<()> {
         for name in names {
             if self.names.len() >= MOST_NAMES {
-                return Err(Error::invalid(format!("invalid archive: more than {MOST_NAMES} names")));
+                return Err(Error::invalid(format!(
+                    "invalid archive: more than {MOST_NAMES} names"
+                )));
             }
             self.names.push((name, index));
         }
@@ -149,28 +201,46 @@ impl Images<'_> {
         work.sort_by_key(|(_, _, _, size)| std::cmp::Reverse(*size));
         let next = AtomicUsize::new(0);
         let failed = Mutex::new(None);
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS).min(work.len());
+        let workers = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(MOST_WORKERS)
+            .min(work.len());
         let store = self.store;
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| {
-                    while let Some((diff_id, part, path, _)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let unpacked = fs::open(path).map_err(Error::from).and_then(|file| store.put_layer(file, Some(diff_id)));
+                    while let Some((diff_id, part, path, _)) =
+                        work.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
+                        let unpacked = fs::open(path)
+                            .map_err(Error::from)
+                            .and_then(|file| store.put_layer(file, Some(diff_id)));
                         if let Err(error) = unpacked {
                             next.store(work.len(), Ordering::Relaxed);
-                            let mut failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                            failed.get_or_insert(error.during(&format!("layer {}", super::parts::shown(part))));
+                            let mut failed = failed
+                                .lock()
+                                .unwrap_or_else(std::sync::PoisonError::into_inner);
+                            failed.get_or_insert(
+                                error.during(&format!("layer {}", super::parts::shown(part))),
+                            );
                         }
                     }
                 });
             }
         });
-        failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+        failed
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .map_or(Ok(()), Err)
     }
 
     /// Stores the configurations, now that nothing of the archive can be refused any more.
     fn finish(self) -> Result<Vec<Loaded>> {
-        let owners: BTreeMap<&Reference, usize> = self.names.iter().map(|(name, index)| (name, *index)).collect();
+        let owners: BTreeMap<&Reference, usize> = self
+            .names
+            .iter()
+            .map(|(name, index)| (name, *index))
+            .collect();
         let mut names = vec![Vec::new(); self.list.len()];
         let mut given = BTreeSet::new();
         for (name, _) in &self.names {
@@ -179,10 +249,20 @@ impl Images<'_> {
             }
         }
         let loaded = self.list.into_iter().zip(names).map(|(image, names)| {
-            let sizes = image.config.rootfs.diff_ids.iter().map(|diff_id| self.store.layer_size(diff_id));
+            let sizes = image
+                .config
+                .rootfs
+                .diff_ids
+                .iter()
+                .map(|diff_id| self.store.layer_size(diff_id));
             let size = sizes.sum::<Result<u64>>()?;
             self.store.put_blob(&image.bytes)?;
-            Ok(Loaded { id: image.id, config: image.config, names, size })
+            Ok(Loaded {
+                id: image.id,
+                config: image.config,
+                names,
+                size,
+            })
         });
         loaded.collect()
     }
@@ -193,7 +273,12 @@ impl Images<'_> {
 /// # Errors
 /// One that cannot be a tag.
 pub(super) fn tag(text: &str) -> Result<Reference> {
-    let during = |error: Error| error.during(&format!("invalid archive: the name {:?}", super::parts::shown(text)));
+    let during = |error: Error| {
+        error.during(&format!(
+            "invalid archive: the name {:?}",
+            super::parts::shown(text)
+        ))
+    };
     let reference: Reference = text.parse().map_err(during)?;
     reference.into_tag().map_err(during)
 }

@@ -1,5 +1,5 @@
-//! Whole images as files: what `save` writes and `load` reads, in Docker's and OCI's layouts, and single root file
-//! systems for `import`.
+//! Whole images as files: what `save` writes and `load` reads, in Docker's and OCI's layouts, and
+//! single root file systems for `import`.
 
 mod docker;
 mod import;
@@ -32,12 +32,20 @@ const TAG_ANNOTATION: &str = "org.opencontainers.image.ref.name";
 struct DockerImage {
     config: String,
     /// Null without any.
-    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_NAMES>", serialize_with = "null_if_empty")]
+    #[serde(
+        default,
+        deserialize_with = "bounded::list::<_, _, MOST_NAMES>",
+        serialize_with = "null_if_empty"
+    )]
     repo_tags: Vec<String>,
     #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_LAYERS>")]
     layers: Vec<String>,
     /// What the layers are. Reading needs none of it: digests are computed.
-    #[serde(default, skip_deserializing, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_deserializing,
+        skip_serializing_if = "std::collections::BTreeMap::is_empty"
+    )]
     layer_sources: std::collections::BTreeMap<String, Descriptor>,
 }
 
@@ -83,5 +91,9 @@ struct Manifest {
 }
 
 fn null_if_empty<S: serde::Serializer>(list: &[String], serializer: S) -> Result<S::Ok, S::Error> {
-    if list.is_empty() { serializer.serialize_none() } else { list.serialize(serializer) }
+    if list.is_empty() {
+        serializer.serialize_none()
+    } else {
+        list.serialize(serializer)
+    }
 }

@@ -1,4 +1,5 @@
-//! OCI's layout: `index.json` names manifests, and indexes of manifests for several platforms, by digest.
+//! OCI's layout: `index.json` names manifests, and indexes of manifests for several platforms, by
+//! digest.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +17,21 @@ const MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v
 
 pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
     let content = images.parts.read("index.json")?;
-    let index: Index = serde_json::from_slice(&content).map_err(|error| Error::invalid(format!("invalid archive: index.json: {error}")))?;
-    Reader { images, manifests: BTreeMap::new(), visited: 0 }.index(&index, None, 0)?;
-    if images.is_empty() { Err(Error::invalid(format!("invalid archive: no image for linux/{ARCHITECTURE}"))) } else { Ok(()) }
+    let index: Index = serde_json::from_slice(&content)
+        .map_err(|error| Error::invalid(format!("invalid archive: index.json: {error}")))?;
+    Reader {
+        images,
+        manifests: BTreeMap::new(),
+        visited: 0,
+    }
+    .index(&index, None, 0)?;
+    if images.is_empty() {
+        Err(Error::invalid(format!(
+            "invalid archive: no image for linux/{ARCHITECTURE}"
+        )))
+    } else {
+        Ok(())
+    }
 }
 
 struct Reader<'a, 'b> {
@@ -31,20 +44,26 @@ struct Reader<'a, 'b> {
 impl Reader<'_, '_> {
     fn index(&mut self, index: &Index, outer: Option<&Reference>, depth: usize) -> Result<()> {
         if depth > DEEPEST_INDEX {
-            return Err(Error::invalid("invalid archive: indexes are nested too deeply"));
+            return Err(Error::invalid(
+                "invalid archive: indexes are nested too deeply",
+            ));
         }
         for descriptor in &index.manifests {
             self.visited += 1;
             if self.visited > MOST_NAMES {
                 return Err(Error::invalid("invalid archive: its indexes name too much"));
             }
-            let name = descriptor
-                .annotations
-                .get(NAME_ANNOTATION)
-                .or_else(|| descriptor.annotations.get(TAG_ANNOTATION).filter(|name| name.contains([':', '/'])));
+            let name = descriptor.annotations.get(NAME_ANNOTATION).or_else(|| {
+                descriptor
+                    .annotations
+                    .get(TAG_ANNOTATION)
+                    .filter(|name| name.contains([':', '/']))
+            });
             let name = name.map(|name| tag(name)).transpose()?;
             let name = name.as_ref().or(outer);
-            if descriptor.platform.as_ref().is_some_and(|platform| platform.os != "linux" || platform.architecture != ARCHITECTURE) {
+            if descriptor.platform.as_ref().is_some_and(|platform| {
+                platform.os != "linux" || platform.architecture != ARCHITECTURE
+            }) {
                 continue;
             }
             if descriptor.media_type == INDEX || descriptor.media_type == MANIFEST_LIST {
@@ -63,10 +82,18 @@ impl Reader<'_, '_> {
             return Ok(known.clone());
         }
         let manifest: Manifest = self.blob(digest)?;
-        let layers: Vec<String> = manifest.layers.iter().map(|layer| blob_name(&layer.digest)).collect();
+        let layers: Vec<String> = manifest
+            .layers
+            .iter()
+            .map(|layer| blob_name(&layer.digest))
+            .collect();
         let config = blob_name(&manifest.config.digest);
-        layers.iter().chain([&config]).try_for_each(|part| self.images.parts.check_name(part))?;
-        self.manifests.insert(digest.clone(), (config.clone(), layers.clone()));
+        layers
+            .iter()
+            .chain([&config])
+            .try_for_each(|part| self.images.parts.check_name(part))?;
+        self.manifests
+            .insert(digest.clone(), (config.clone(), layers.clone()));
         Ok((config, layers))
     }
 

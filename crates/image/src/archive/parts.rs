@@ -1,4 +1,5 @@
-//! The parts of an archive, set aside as files: it is a stream, and which parts matter is known at its end only.
+//! The parts of an archive, set aside as files: it is a stream, and which parts matter is known at
+//! its end only.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -19,7 +20,8 @@ use crate::store::LARGEST_CONFIG;
 const MOST_PARTS: usize = 20_000;
 /// Parts are called by digests and short words; names may take this many bytes.
 const LONGEST_NAME: usize = 1024;
-/// Manifests, indexes and configurations of one archive may take this many bytes in all. Each is read once.
+/// Manifests, indexes and configurations of one archive may take this many bytes in all. Each is
+/// read once.
 const MOST_METADATA: u64 = 32 << 20;
 /// What files with holes may add up to, in bytes: the holes are filled.
 const MOST_SPARSE: u64 = 16 << 30;
@@ -56,17 +58,25 @@ impl Parts {
         let mut parts = BTreeMap::new();
         let (mut number, mut sparse) = (0usize, 0u64);
         let headers = Rc::new(Cell::new(0));
-        let mut archive = Archive::new(HeaderBound { inner: input, headers: headers.clone() });
+        let mut archive = Archive::new(HeaderBound {
+            inner: input,
+            headers: headers.clone(),
+        });
         for entry in archive.entries().map_err(io("invalid archive"))? {
             let mut entry = entry.map_err(io("invalid archive"))?;
             let kind = entry.header().entry_type();
             number += 1;
             if number > MOST_PARTS {
-                return Err(Error::invalid(format!("invalid archive: more than {MOST_PARTS} entries")));
+                return Err(Error::invalid(format!(
+                    "invalid archive: more than {MOST_PARTS} entries"
+                )));
             }
             let records = records(&mut entry)?;
             let holes = Sparse::of(&records)?;
-            let name = holes.as_ref().and_then(|holes| holes.name.clone()).unwrap_or_else(|| entry.path_bytes().into_owned());
+            let name = holes
+                .as_ref()
+                .and_then(|holes| holes.name.clone())
+                .unwrap_or_else(|| entry.path_bytes().into_owned());
             let name = part_name(name)?;
             let part = match kind {
                 EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
@@ -80,7 +90,8 @@ impl Parts {
                         }
                     }
                     headers.set(CONTENT);
-                    // Numbered, not named: a name that comes twice must not overwrite what was checked.
+                    // Numbered, not named: a name that comes twice must not overwrite what was
+                    // checked.
                     let path = directory.join(number.to_string());
                     let stored = entry.size();
                     let file = match holes {
@@ -91,7 +102,11 @@ impl Parts {
                 }
                 EntryType::Symlink | EntryType::Link => {
                     let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                    let base = if kind == EntryType::Symlink { name.rsplit_once('/').map_or("", |(base, _)| base) } else { "" };
+                    let base = if kind == EntryType::Symlink {
+                        name.rsplit_once('/').map_or("", |(base, _)| base)
+                    } else {
+                        ""
+                    };
                     Part::Link(resolve(base, &text(target)?))
                 }
                 // Directories, and what no image has use for.
@@ -100,7 +115,10 @@ impl Parts {
             headers.set(0);
             parts.insert(name, part);
         }
-        Ok(Self { parts, budget: Cell::new(MOST_METADATA) })
+        Ok(Self {
+            parts,
+            budget: Cell::new(MOST_METADATA),
+        })
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -129,24 +147,32 @@ impl Parts {
                 },
             }
         }
-        Err(Error::invalid(format!("invalid archive: {} is missing", shown(name))))
+        Err(Error::invalid(format!(
+            "invalid archive: {} is missing",
+            shown(name)
+        )))
     }
 
     fn through_link(&self, key: &str) -> Option<String> {
-        key.match_indices('/').find_map(|(end, _)| match self.parts.get(&key[..end]) {
-            Some(Part::Link(target)) => Some(resolve("", &format!("{target}{}", &key[end..]))),
-            _ => None,
-        })
+        key.match_indices('/')
+            .find_map(|(end, _)| match self.parts.get(&key[..end]) {
+                Some(Part::Link(target)) => Some(resolve("", &format!("{target}{}", &key[end..]))),
+                _ => None,
+            })
     }
 
-    /// The content of a part that is metadata. Callers keep it, or what they made of it: every reading counts.
+    /// The content of a part that is metadata. Callers keep it, or what they made of it: every
+    /// reading counts.
     ///
     /// # Errors
     /// A part that is missing or too large, alone or with all that was read before.
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
         let file = self.file(name)?;
         if file.size > LARGEST_CONFIG {
-            return Err(Error::invalid(format!("invalid archive: {} is larger than {LARGEST_CONFIG} bytes", shown(name))));
+            return Err(Error::invalid(format!(
+                "invalid archive: {} is larger than {LARGEST_CONFIG} bytes",
+                shown(name)
+            )));
         }
         self.charge(file.size)?;
         Ok(fs::read(&file.path)?)
@@ -166,11 +192,19 @@ impl Parts {
 
     /// A part that is named by a digest must have it.
     pub(super) fn check_name(&self, part: &str) -> Result<()> {
-        let stem = part.rsplit('/').next().unwrap_or(part).trim_end_matches(".json");
-        let by_digest = part.trim_start_matches("./").starts_with("blobs/sha256/") || part.ends_with(".json") && stem.len() == 64;
+        let stem = part
+            .rsplit('/')
+            .next()
+            .unwrap_or(part)
+            .trim_end_matches(".json");
+        let by_digest = part.trim_start_matches("./").starts_with("blobs/sha256/")
+            || part.ends_with(".json") && stem.len() == 64;
         let digest = &self.file(part)?.digest;
         if by_digest && digest.hex() != stem {
-            Err(Error::invalid(format!("invalid archive: {} has the digest {digest}", shown(part))))
+            Err(Error::invalid(format!(
+                "invalid archive: {} has the digest {digest}",
+                shown(part)
+            )))
         } else {
             Ok(())
         }
@@ -183,7 +217,9 @@ fn write(mut content: impl Read, path: PathBuf, size: u64, name: &str) -> Result
         .and_then(|copied| file.flush().map(|()| copied))
         .map_err(io(format!("invalid archive: {name}")))?;
     if copied != size {
-        return Err(Error::invalid(format!("invalid archive: {name} is cut short: {copied} of {size} bytes")));
+        return Err(Error::invalid(format!(
+            "invalid archive: {name} is cut short: {copied} of {size} bytes"
+        )));
     }
     let (digest, _, _) = file.finish();
     Ok(File { path, size, digest })
@@ -191,15 +227,24 @@ fn write(mut content: impl Read, path: PathBuf, size: u64, name: &str) -> Result
 
 /// The records of an entry's extended headers.
 fn records(entry: &mut tar::Entry<'_, impl Read>) -> Result<Vec<(String, Vec<u8>)>> {
-    let Some(extensions) = entry.pax_extensions().map_err(io("invalid archive"))? else { return Ok(Vec::new()) };
+    let Some(extensions) = entry.pax_extensions().map_err(io("invalid archive"))? else {
+        return Ok(Vec::new());
+    };
     // What the parser cannot read is nothing about holes, which is all that is looked for.
-    let known = extensions.filter_map(|record| record.ok()).filter_map(|record| Some((record.key().ok()?, record.value_bytes())));
-    Ok(known.filter(|(key, _)| key.starts_with("GNU.sparse.")).map(|(key, value)| (key.to_owned(), value.to_vec())).collect())
+    let known = extensions
+        .filter_map(|record| record.ok())
+        .filter_map(|record| Some((record.key().ok()?, record.value_bytes())));
+    Ok(known
+        .filter(|(key, _)| key.starts_with("GNU.sparse."))
+        .map(|(key, value)| (key.to_owned(), value.to_vec()))
+        .collect())
 }
 
 fn text(name: Vec<u8>) -> Result<String> {
     if name.len() > LONGEST_NAME {
-        return Err(Error::invalid(format!("invalid archive: a name is longer than {LONGEST_NAME} bytes")));
+        return Err(Error::invalid(format!(
+            "invalid archive: a name is longer than {LONGEST_NAME} bytes"
+        )));
     }
     String::from_utf8(name).map_err(|_| Error::invalid("invalid archive: a name is not UTF-8"))
 }
@@ -218,15 +263,23 @@ fn part_name(name: Vec<u8>) -> Result<String> {
             _ => 0,
         };
         if depth < 0 {
-            return Err(Error::invalid(format!("invalid archive: the name {} leads outside", shown(&name))));
+            return Err(Error::invalid(format!(
+                "invalid archive: the name {} leads outside",
+                shown(&name)
+            )));
         }
     }
     Ok(resolve("", &name))
 }
 
-/// A path as a part's name: seen from `base`, or from the archive's top if it is absolute; above the top is nothing.
+/// A path as a part's name: seen from `base`, or from the archive's top if it is absolute; above
+/// the top is nothing.
 fn resolve(base: &str, path: &str) -> String {
-    let mut parts: Vec<&str> = if path.starts_with('/') { Vec::new() } else { base.split('/').filter(|part| !part.is_empty()).collect() };
+    let mut parts: Vec<&str> = if path.starts_with('/') {
+        Vec::new()
+    } else {
+        base.split('/').filter(|part| !part.is_empty()).collect()
+    };
     for component in Path::new(path).components() {
         match component {
             Component::Normal(part) => parts.extend(part.to_str()),
@@ -245,7 +298,8 @@ pub(super) fn shown(name: &str) -> String {
     name.chars().take(SHOWN).collect()
 }
 
-/// Ends an archive whose entry headers alone would fill memory: what is read while no content is being copied counts.
+/// Ends an archive whose entry headers alone would fill memory: what is read while no content is
+/// being copied counts.
 struct HeaderBound<R> {
     inner: R,
     headers: Rc<Cell<u64>>,
@@ -276,12 +330,20 @@ mod tests {
 
     #[test]
     fn names_stay_inside() {
-        for (base, path, expected) in
-            [("", "./a//b", "a/b"), ("a/b", "../c", "a/c"), ("a", "/x", "x"), ("a", "../../../x", "x"), ("", "/", "")]
-        {
+        for (base, path, expected) in [
+            ("", "./a//b", "a/b"),
+            ("a/b", "../c", "a/c"),
+            ("a", "/x", "x"),
+            ("a", "../../../x", "x"),
+            ("", "/", ""),
+        ] {
             assert_eq!(resolve(base, path), expected, "{base} {path}");
         }
-        assert!(part_name(b"a/../../b".to_vec()).is_err() && part_name(vec![b'a'; 2000]).is_err() && part_name(vec![0xff]).is_err());
+        assert!(
+            part_name(b"a/../../b".to_vec()).is_err()
+                && part_name(vec![b'a'; 2000]).is_err()
+                && part_name(vec![0xff]).is_err()
+        );
         assert_eq!(part_name(b"/a/../b".to_vec()).unwrap(), "b");
     }
 }

@@ -1,4 +1,5 @@
-//! Writing image archives: OCI layout, Docker's `manifest.json` and `repositories` in one file, as Docker writes them.
+//! Writing image archives: OCI layout, Docker's `manifest.json` and `repositories` in one file, as
+//! Docker writes them.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -6,7 +7,10 @@ use std::io::{self, Write};
 use tar::{Builder, EntryType, Header};
 
 use super::oci::blob_name;
-use super::{CONFIG, Descriptor, DockerImage, INDEX, Index, LAYER, MANIFEST, Manifest, NAME_ANNOTATION, Platform, TAG_ANNOTATION};
+use super::{
+    CONFIG, Descriptor, DockerImage, INDEX, Index, LAYER, MANIFEST, Manifest, NAME_ANNOTATION,
+    Platform, TAG_ANNOTATION,
+};
 use crate::config::ImageConfig;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
@@ -23,13 +27,19 @@ pub struct Saved {
 /// Writes images to `output`. A layer or configuration that several share is written once.
 ///
 /// # Errors
-/// When the store's files do not give a layer back as it came: the archive is then not complete, and must not be used.
+/// When the store's files do not give a layer back as it came: the archive is then not complete,
+/// and must not be used.
 pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
     let mut archive = Builder::new(output);
     let mut written = BTreeMap::new();
-    let mut index = Index { schema_version: 2, media_type: INDEX.into(), manifests: Vec::new() };
+    let mut index = Index {
+        schema_version: 2,
+        media_type: INDEX.into(),
+        manifests: Vec::new(),
+    };
     let mut docker = Vec::new();
-    // The names of before there were manifests, for what reads no more: by repository, each tag with its last layer.
+    // The names of before there were manifests, for what reads no more: by repository, each tag
+    // with its last layer.
     let mut repositories: BTreeMap<String, BTreeMap<&str, String>> = BTreeMap::new();
     for image in images {
         let config_bytes = store.blob(&image.id)?;
@@ -51,54 +61,124 @@ pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
             config: descriptor(CONFIG, image.id.clone(), config_bytes.len() as u64),
             layers: layers.clone(),
         };
-        let manifest_bytes = serde_json::to_vec(&manifest).map_err(|error| Error::invalid(error.to_string()))?;
+        let manifest_bytes =
+            serde_json::to_vec(&manifest).map_err(|error| Error::invalid(error.to_string()))?;
         let manifest_digest = Digest::of(&manifest_bytes);
-        write_blob(&mut archive, &mut written, &manifest_digest, &manifest_bytes, 0)?;
-        index.manifests.extend(index_entries(image, &config, &manifest_digest, manifest_bytes.len() as u64));
+        write_blob(
+            &mut archive,
+            &mut written,
+            &manifest_digest,
+            &manifest_bytes,
+            0,
+        )?;
+        index.manifests.extend(index_entries(
+            image,
+            &config,
+            &manifest_digest,
+            manifest_bytes.len() as u64,
+        ));
         docker.push(DockerImage {
             config: blob_name(&image.id),
             repo_tags: image.names.iter().map(Reference::familiar).collect(),
             layers: config.rootfs.diff_ids.iter().map(blob_name).collect(),
-            layer_sources: layers.into_iter().map(|layer| (layer.digest.to_string(), layer)).collect(),
+            layer_sources: layers
+                .into_iter()
+                .map(|layer| (layer.digest.to_string(), layer))
+                .collect(),
         });
         for name in &image.names {
             if let (Some(tag), Some(layer)) = (&name.tag, config.rootfs.diff_ids.last()) {
-                repositories.entry(name.familiar_name()).or_default().insert(tag, layer.hex().to_owned());
+                repositories
+                    .entry(name.familiar_name())
+                    .or_default()
+                    .insert(tag, layer.hex().to_owned());
             }
         }
     }
-    let json = |value: serde_json::Result<Vec<u8>>| value.map_err(|error| Error::invalid(error.to_string()));
-    write_file(&mut archive, "index.json", &json(serde_json::to_vec(&index))?, 0)?;
-    write_file(&mut archive, "manifest.json", &json(serde_json::to_vec(&docker))?, 0)?;
-    write_file(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0)?;
+    let json = |value: serde_json::Result<Vec<u8>>| {
+        value.map_err(|error| Error::invalid(error.to_string()))
+    };
+    write_file(
+        &mut archive,
+        "index.json",
+        &json(serde_json::to_vec(&index))?,
+        0,
+    )?;
+    write_file(
+        &mut archive,
+        "manifest.json",
+        &json(serde_json::to_vec(&docker))?,
+        0,
+    )?;
+    write_file(
+        &mut archive,
+        "oci-layout",
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+        0,
+    )?;
     if !repositories.is_empty() {
-        write_file(&mut archive, "repositories", &json(serde_json::to_vec(&repositories))?, 0)?;
+        write_file(
+            &mut archive,
+            "repositories",
+            &json(serde_json::to_vec(&repositories))?,
+            0,
+        )?;
     }
-    archive.into_inner().and_then(|mut output| output.flush()).map_err(io("write archive"))
+    archive
+        .into_inner()
+        .and_then(|mut output| output.flush())
+        .map_err(io("write archive"))
 }
 
-/// When an image was made, in seconds since the epoch: the time of its entries. The same images make the same archive.
+/// When an image was made, in seconds since the epoch: the time of its entries. The same images
+/// make the same archive.
 fn created(config: &ImageConfig) -> u64 {
-    let time = config.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok());
-    time.and_then(|time| u64::try_from(time.as_second()).ok()).unwrap_or(0)
+    let time = config
+        .created
+        .as_deref()
+        .and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    time.and_then(|time| u64::try_from(time.as_second()).ok())
+        .unwrap_or(0)
 }
 
 fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
-    Descriptor { media_type: media_type.into(), digest, size, annotations: BTreeMap::new(), platform: None }
+    Descriptor {
+        media_type: media_type.into(),
+        digest,
+        size,
+        annotations: BTreeMap::new(),
+        platform: None,
+    }
 }
 
 /// One entry for each name, or one without a name.
-fn index_entries(image: &Saved, config: &ImageConfig, manifest: &Digest, size: u64) -> Vec<Descriptor> {
+fn index_entries(
+    image: &Saved,
+    config: &ImageConfig,
+    manifest: &Digest,
+    size: u64,
+) -> Vec<Descriptor> {
     let entry = |name: Option<&Reference>| {
         let mut entry = descriptor(MANIFEST, manifest.clone(), size);
-        entry.platform = Some(Platform { architecture: config.architecture.clone(), os: config.os.clone() });
+        entry.platform = Some(Platform {
+            architecture: config.architecture.clone(),
+            os: config.os.clone(),
+        });
         if let Some(name) = name {
-            entry.annotations.insert(NAME_ANNOTATION.into(), name.to_string());
-            entry.annotations.extend(name.tag.clone().map(|tag| (TAG_ANNOTATION.into(), tag)));
+            entry
+                .annotations
+                .insert(NAME_ANNOTATION.into(), name.to_string());
+            entry
+                .annotations
+                .extend(name.tag.clone().map(|tag| (TAG_ANNOTATION.into(), tag)));
         }
         entry
     };
-    if image.names.is_empty() { vec![entry(None)] } else { image.names.iter().map(|name| entry(Some(name))).collect() }
+    if image.names.is_empty() {
+        vec![entry(None)]
+    } else {
+        image.names.iter().map(|name| entry(Some(name))).collect()
+    }
 }
 
 fn header(size: u64, time: u64) -> Header {
@@ -112,8 +192,15 @@ fn header(size: u64, time: u64) -> Header {
     header
 }
 
-fn write_file(archive: &mut Builder<impl Write>, name: &str, content: &[u8], time: u64) -> Result<()> {
-    archive.append_data(&mut header(content.len() as u64, time), name, content).map_err(io(format!("write {name}")))
+fn write_file(
+    archive: &mut Builder<impl Write>,
+    name: &str,
+    content: &[u8],
+    time: u64,
+) -> Result<()> {
+    archive
+        .append_data(&mut header(content.len() as u64, time), name, content)
+        .map_err(io(format!("write {name}")))
 }
 
 fn write_blob(
@@ -123,20 +210,30 @@ fn write_blob(
     content: &[u8],
     time: u64,
 ) -> Result<()> {
-    if written.insert(digest.clone(), content.len() as u64).is_none() {
+    if written
+        .insert(digest.clone(), content.len() as u64)
+        .is_none()
+    {
         write_file(archive, &blob_name(digest), content, time)?;
     }
     Ok(())
 }
 
-/// Writes a layer's archive. Its size must stand in front, so it is made twice: once to measure it and to check that
-/// its digest is right, once to write it.
-fn write_layer(store: &Store, diff_id: &Digest, time: u64, archive: &mut Builder<impl Write>) -> Result<u64> {
+/// Writes a layer's archive. Its size must stand in front, so it is made twice: once to measure it
+/// and to check that its digest is right, once to write it.
+fn write_layer(
+    store: &Store,
+    diff_id: &Digest,
+    time: u64,
+    archive: &mut Builder<impl Write>,
+) -> Result<u64> {
     let mut measure = Hashing::new(io::sink());
     store.write_layer(diff_id, &mut measure)?;
     let (digest, size, _) = measure.finish();
     if digest != *diff_id {
-        return Err(Error::invalid(format!("layer {diff_id} was changed on disk: its content is {digest}")));
+        return Err(Error::invalid(format!(
+            "layer {diff_id} was changed on disk: its content is {digest}"
+        )));
     }
     let name = blob_name(diff_id);
     let mut head = header(size, time);
@@ -144,9 +241,13 @@ fn write_layer(store: &Store, diff_id: &Digest, time: u64, archive: &mut Builder
     head.set_cksum();
     const BLOCK: u64 = 512;
     let output = archive.get_mut();
-    output.write_all(head.as_bytes()).map_err(io(format!("write {name}")))?;
+    output
+        .write_all(head.as_bytes())
+        .map_err(io(format!("write {name}")))?;
     store.write_layer(diff_id, output)?;
     let padding = vec![0; usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or_default()];
-    output.write_all(&padding).map_err(io(format!("write {name}")))?;
+    output
+        .write_all(&padding)
+        .map_err(io(format!("write {name}")))?;
     Ok(size)
 }

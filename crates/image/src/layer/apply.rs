@@ -1,7 +1,7 @@
 //! Unpacking a layer's archive into a directory, whoever wrote the archive.
 //!
-//! Every name is split into a parent, found inside the layer's root by [`Tree`], and a last component, on which one `*at`
-//! call acts. So no entry can reach outside.
+//! Every name is split into a parent, found inside the layer's root by [`Tree`], and a last
+//! component, on which one `*at` call acts. So no entry can reach outside.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, XattrFlags, linkat, makedev, mkdirat, mknodat, openat, renameat, statat, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, XattrFlags, linkat, makedev, mkdirat, mknodat, openat,
+    renameat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
@@ -38,30 +39,39 @@ pub struct Applied {
     pub size: u64,
 }
 
-/// Unpacks the uncompressed archive `input` into `directory` (as `fs` and `split.zst`, see the module's top).
+/// Unpacks the uncompressed archive `input` into `directory` (as `fs` and `split.zst`, see the
+/// module's top).
 ///
 /// # Errors
-/// [`Error::Invalid`] for an archive that is malformed or tries to reach outside. What was unpacked by then is for the
-/// caller to remove.
+/// [`Error::Invalid`] for an archive that is malformed or tries to reach outside. What was unpacked
+/// by then is for the caller to remove.
 pub fn apply(input: impl Read, directory: &Path) -> Result<Applied> {
     let root_path = directory.join("fs");
     fs::create_dir(&root_path, 0o755)?;
     let tap = Tap::new(Some(Recorder::create(&directory.join("split.zst"))?));
     let mut layer = Layer::at(&root_path, Purpose::Layer)?;
-    let input = layer.add_all(Hashing::new(input), &tap).map_err(|error| error.during("layer"))?;
+    let input = layer
+        .add_all(Hashing::new(input), &tap)
+        .map_err(|error| error.during("layer"))?;
     let (diff_id, _, _) = input.finish();
     tap.finish()?;
-    Ok(Applied { diff_id, size: layer.size })
+    Ok(Applied {
+        diff_id,
+        size: layer.size,
+    })
 }
 
-/// Unpacks the archive `input`, plain or compressed, into the directory `root`, beside what is there. What the archive has
-/// takes the place of what has its name. Nobody may be changing that directory.
+/// Unpacks the archive `input`, plain or compressed, into the directory `root`, beside what is
+/// there. What the archive has takes the place of what has its name. Nobody may be changing that
+/// directory.
 ///
 /// # Errors
 /// As for a layer. What was unpacked by then stays.
 pub fn unpack(input: impl Read + Send, root: &Path) -> Result<()> {
     let mut layer = Layer::at(root, Purpose::Files)?;
-    layer.add_all(crate::compression::decompress(input)?, &Tap::new(None)).map(drop)
+    layer
+        .add_all(crate::compression::decompress(input)?, &Tap::new(None))
+        .map(drop)
 }
 
 /// What an archive's files are to be.
@@ -92,12 +102,20 @@ struct Target<'a> {
 
 impl Layer {
     fn at(root: &Path, purpose: Purpose) -> Result<Self> {
-        Ok(Self { tree: Tree::at(root)?, purpose, size: 0, sparse: 0 })
+        Ok(Self {
+            tree: Tree::at(root)?,
+            purpose,
+            size: 0,
+            sparse: 0,
+        })
     }
 
     /// Unpacks all entries, and returns the input, read to its end.
     fn add_all<R: Read>(&mut self, input: R, tap: &Tap) -> Result<R> {
-        let mut archive = Archive::new(Tapped { inner: input, tap: tap.clone() });
+        let mut archive = Archive::new(Tapped {
+            inner: input,
+            tap: tap.clone(),
+        });
         for entry in archive.entries().map_err(io("read archive"))? {
             let mut entry = entry.map_err(io("read archive"))?;
             // Names may be as long as headers; nobody wants to read that.
@@ -111,16 +129,24 @@ impl Layer {
         }
         // The padding behind the end mark is part of the archive's digest.
         let mut rest = archive.into_inner();
-        // A layer's digest says that it is whole. Of other archives all that is known is how they end: with a block of zeros.
+        // A layer's digest says that it is whole. Of other archives all that is known is how they
+        // end: with a block of zeros.
         if tap.entry_begins().len() < BLOCK && self.purpose == Purpose::Files {
-            return Err(Error::invalid("the archive is cut short: it has no end mark"));
+            return Err(Error::invalid(
+                "the archive is cut short: it has no end mark",
+            ));
         }
         io::copy(&mut rest, &mut Sink(tap)).map_err(io("read archive"))?;
         self.tree.leave()?;
         Ok(rest.inner)
     }
 
-    fn add(&mut self, entry: &mut Entry<'_, impl Read>, tap: &Tap, extensions: &[(String, Vec<u8>)]) -> Result<()> {
+    fn add(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        tap: &Tap,
+        extensions: &[(String, Vec<u8>)],
+    ) -> Result<()> {
         let mut kind = entry.header().entry_type();
         // How archives older than entry types mark directories.
         const KIND: usize = 156;
@@ -130,7 +156,11 @@ impl Layer {
         if matches!(kind, EntryType::XGlobalHeader) {
             return Ok(());
         }
-        let holes = if kind.is_dir() { None } else { Sparse::of(extensions)? };
+        let holes = if kind.is_dir() {
+            None
+        } else {
+            Sparse::of(extensions)?
+        };
         let path = match holes.as_ref().and_then(|holes| holes.name.as_deref()) {
             Some(name) => relative(OsStr::from_bytes(name))?,
             None => relative(OsStr::from_bytes(&entry.path_bytes()))?,
@@ -146,11 +176,24 @@ impl Layer {
         };
         let (parent, parent_path) = self.tree.enter(path.parent().unwrap_or(Path::new("")))?;
         if self.purpose == Purpose::Layer && name.as_bytes().starts_with(WHITEOUT) {
-            // A mark on the root would hide the layers below, whole. Overlay does not look at it, nor does Docker.
-            return if name == OsStr::from_bytes(OPAQUE) && parent_path.as_os_str().is_empty() { Ok(()) } else { whiteout(&parent, name) };
+            // A mark on the root would hide the layers below, whole. Overlay does not look at it,
+            // nor does Docker.
+            return if name == OsStr::from_bytes(OPAQUE) && parent_path.as_os_str().is_empty() {
+                Ok(())
+            } else {
+                whiteout(&parent, name)
+            };
         }
-        let target = Target { parent: &parent, name, path: &parent_path.join(name), metadata: &metadata };
-        if matches!(kind, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse) {
+        let target = Target {
+            parent: &parent,
+            name,
+            path: &parent_path.join(name),
+            metadata: &metadata,
+        };
+        if matches!(
+            kind,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse
+        ) {
             return if self.purpose == Purpose::Files {
                 self.swap_in(entry, tap, &target, holes)
             } else {
@@ -163,13 +206,24 @@ impl Layer {
             EntryType::Directory => return self.directory(&target, hides_lower),
             EntryType::Link => return self.hard_link(entry, &parent, name),
             EntryType::Symlink => {
-                // Where it points to is for whoever follows it: inside a container every path ends inside.
-                let pointed = entry.link_name_bytes().filter(|pointed| !pointed.is_empty());
-                let pointed = pointed.ok_or_else(|| Error::invalid("symbolic link without a target"))?;
+                // Where it points to is for whoever follows it: inside a container every path ends
+                // inside.
+                let pointed = entry
+                    .link_name_bytes()
+                    .filter(|pointed| !pointed.is_empty());
+                let pointed =
+                    pointed.ok_or_else(|| Error::invalid("symbolic link without a target"))?;
                 symlinkat(&*pointed, &parent, name).map_err(|error| io("symlink")(error.into()))?;
             }
-            EntryType::Char | EntryType::Block | EntryType::Fifo => self.make_node(entry, kind, &parent, name, metadata.mode)?,
-            other => return Err(Error::invalid(format!("unknown entry type {:?}", other.as_byte() as char))),
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                self.make_node(entry, kind, &parent, name, metadata.mode)?
+            }
+            other => {
+                return Err(Error::invalid(format!(
+                    "unknown entry type {:?}",
+                    other.as_byte() as char
+                )));
+            }
         }
         describe_by_name(&parent, name, kind, &metadata)
     }
@@ -180,7 +234,8 @@ impl Layer {
             Err(error) => return Err(io("mkdir")(error.into())),
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = openat(target.parent, target.name, flags, Mode::empty()).map_err(|error| io("open")(error.into()))?;
+        let directory = openat(target.parent, target.name, flags, Mode::empty())
+            .map_err(|error| io("open")(error.into()))?;
         if hides_lower && self.purpose == Purpose::Layer {
             set_opaque(&directory)?;
         }
@@ -192,19 +247,36 @@ impl Layer {
         self.tree.described(directory)
     }
 
-    fn regular(&mut self, entry: &mut Entry<'_, impl Read>, tap: &Tap, target: &Target<'_>, holes: Option<Sparse>) -> Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(target.parent, target.name, flags, Mode::from_raw_mode(0o600)).map_err(|error| io("create")(error.into()))?;
+    fn regular(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        tap: &Tap,
+        target: &Target<'_>,
+        holes: Option<Sparse>,
+    ) -> Result<()> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(
+            target.parent,
+            target.name,
+            flags,
+            Mode::from_raw_mode(0o600),
+        )
+        .map_err(|error| io("create")(error.into()))?;
         let mut file = std::fs::File::from(file);
         let size = holes.as_ref().map_or(entry.size(), |holes| holes.size);
         let is_sparse = holes.is_some() || entry.header().entry_type() == EntryType::GNUSparse;
         if is_sparse {
             self.sparse = self.sparse.saturating_add(size);
             if self.sparse > sparse::MOST {
-                return Err(Error::invalid(format!("files with holes of more than {} bytes in all", sparse::MOST)));
+                return Err(Error::invalid(format!(
+                    "files with holes of more than {} bytes in all",
+                    sparse::MOST
+                )));
             }
         }
-        // The bytes of a file with holes are not its content in the archive, so they stay verbatim in the index.
+        // The bytes of a file with holes are not its content in the archive, so they stay verbatim
+        // in the index.
         let each = || drop(tap.entry_begins());
         let copied = match holes {
             Some(holes) => {
@@ -213,66 +285,121 @@ impl Layer {
             }
             None if is_sparse => sparse::copy(&mut *entry, &mut file, each)?,
             None => {
-                let inode = rustix::fs::fstat(&file).map_err(|error| io("stat")(error.into()))?.st_ino;
-                tap.content(target.path, inode, size, || io::copy(entry, &mut file).map_err(io("write")))?
+                let inode = rustix::fs::fstat(&file)
+                    .map_err(|error| io("stat")(error.into()))?
+                    .st_ino;
+                tap.content(target.path, inode, size, || {
+                    io::copy(entry, &mut file).map_err(io("write"))
+                })?
             }
         };
         if copied != size {
-            return Err(Error::invalid(format!("{copied} of {size} bytes: the archive is cut short")));
+            return Err(Error::invalid(format!(
+                "{copied} of {size} bytes: the archive is cut short"
+            )));
         }
         self.size += size;
         describe(file.as_fd(), target.metadata)
     }
 
     /// Puts a file in the place of what has its name, whole or not at all.
-    fn swap_in(&mut self, entry: &mut Entry<'_, impl Read>, tap: &Tap, target: &Target<'_>, holes: Option<Sparse>) -> Result<()> {
+    fn swap_in(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        tap: &Tap,
+        target: &Target<'_>,
+        holes: Option<Sparse>,
+    ) -> Result<()> {
         let staged = OsString::from(format!(".import-{}", crate::store::random_name()));
         let swap = || renameat(target.parent, &staged, target.parent, target.name);
         let replace = |error: Errno| io("replace")(error.into());
-        let done = self.regular(entry, tap, &Target { name: &staged, ..*target }, holes).and_then(|()| match swap() {
-            Err(Errno::ISDIR) => {
-                make_room(target.parent, target.name, EntryType::Regular, tap)?;
-                swap().map_err(replace)
-            }
-            result => result.map_err(replace),
-        });
+        let done = self
+            .regular(
+                entry,
+                tap,
+                &Target {
+                    name: &staged,
+                    ..*target
+                },
+                holes,
+            )
+            .and_then(|()| match swap() {
+                Err(Errno::ISDIR) => {
+                    make_room(target.parent, target.name, EntryType::Regular, tap)?;
+                    swap().map_err(replace)
+                }
+                result => result.map_err(replace),
+            });
         if done.is_err() {
             let _ = unlinkat(target.parent, &staged, AtFlags::empty());
         }
         done
     }
 
-    fn hard_link(&self, entry: &Entry<'_, impl Read>, parent: &OwnedFd, name: &OsStr) -> Result<()> {
-        let target = entry.link_name_bytes().ok_or_else(|| Error::invalid("hard link without a target"))?;
-        let target = relative(OsStr::from_bytes(&target)).map_err(|error| error.during("hard link target"))?;
+    fn hard_link(
+        &self,
+        entry: &Entry<'_, impl Read>,
+        parent: &OwnedFd,
+        name: &OsStr,
+    ) -> Result<()> {
+        let target = entry
+            .link_name_bytes()
+            .ok_or_else(|| Error::invalid("hard link without a target"))?;
+        let target = relative(OsStr::from_bytes(&target))
+            .map_err(|error| error.during("hard link target"))?;
         let refuse = |error: io::Error| match Errno::from_io_error(&error) {
-            Some(Errno::LOOP | Errno::NOTDIR | Errno::NOENT) => {
-                Error::invalid(format!("hard link to {}, which is not in this layer", target.display()))
-            }
+            Some(Errno::LOOP | Errno::NOTDIR | Errno::NOENT) => Error::invalid(format!(
+                "hard link to {}, which is not in this layer",
+                target.display()
+            )),
             _ => io(format!("link to {}", target.display()))(error),
         };
         let (Some(target_parent), Some(target_name)) = (target.parent(), target.file_name()) else {
             return Err(Error::invalid("hard link to the root"));
         };
         let directory = self.tree.existing(target_parent).map_err(refuse)?;
-        let stat = statat(&directory, target_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| refuse(error.into()))?;
+        let stat = statat(&directory, target_name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| refuse(error.into()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind.is_dir() || kind == FileType::CharacterDevice && stat.st_rdev == 0 {
-            return Err(Error::invalid(format!("hard link to {}, which is a directory or a whiteout", target.display())));
+            return Err(Error::invalid(format!(
+                "hard link to {}, which is a directory or a whiteout",
+                target.display()
+            )));
         }
-        linkat(&directory, target_name, parent, name, AtFlags::empty()).map_err(|error| refuse(error.into()))
+        linkat(&directory, target_name, parent, name, AtFlags::empty())
+            .map_err(|error| refuse(error.into()))
     }
 
-    fn make_node(&self, entry: &Entry<'_, impl Read>, kind: EntryType, parent: &OwnedFd, name: &OsStr, mode: u32) -> Result<()> {
-        let number = |result: io::Result<Option<u32>>| result.map_err(io("device number")).map(Option::unwrap_or_default);
+    fn make_node(
+        &self,
+        entry: &Entry<'_, impl Read>,
+        kind: EntryType,
+        parent: &OwnedFd,
+        name: &OsStr,
+        mode: u32,
+    ) -> Result<()> {
+        let number = |result: io::Result<Option<u32>>| {
+            result
+                .map_err(io("device number"))
+                .map(Option::unwrap_or_default)
+        };
         // Pipes have no numbers, and some archivers leave the fields blank.
-        let (major, minor) =
-            if kind == EntryType::Fifo { (0, 0) } else { (number(entry.header().device_major())?, number(entry.header().device_minor())?) };
+        let (major, minor) = if kind == EntryType::Fifo {
+            (0, 0)
+        } else {
+            (
+                number(entry.header().device_major())?,
+                number(entry.header().device_minor())?,
+            )
+        };
         // What the kernel would cut off could turn one device into another.
         const LARGEST_MAJOR: u32 = 0xfff;
         const LARGEST_MINOR: u32 = 0xf_ffff;
         if major > LARGEST_MAJOR || minor > LARGEST_MINOR {
-            return Err(Error::invalid(format!("device number {major}:{minor} is out of range")));
+            return Err(Error::invalid(format!(
+                "device number {major}:{minor} is out of range"
+            )));
         }
         let file_type = match kind {
             EntryType::Char => FileType::CharacterDevice,
@@ -280,15 +407,24 @@ impl Layer {
             _ => FileType::Fifo,
         };
         if kind == EntryType::Char && (major, minor) == (0, 0) && self.purpose == Purpose::Layer {
-            return Err(Error::invalid("character device 0:0: whiteouts have names of their own"));
+            return Err(Error::invalid(
+                "character device 0:0: whiteouts have names of their own",
+            ));
         }
-        mknodat(parent, name, file_type, Mode::from_raw_mode(mode & 0o7777), makedev(major, minor))
-            .map_err(|error| io("mknod")(error.into()))
+        mknodat(
+            parent,
+            name,
+            file_type,
+            Mode::from_raw_mode(mode & 0o7777),
+            makedev(major, minor),
+        )
+        .map_err(|error| io("mknod")(error.into()))
     }
 }
 
-/// Removes what an earlier entry left under this name, except a directory that is just described again. Says
-/// whether a directory made now must hide the one of the layers below: whatever stood here hid that already.
+/// Removes what an earlier entry left under this name, except a directory that is just described
+/// again. Says whether a directory made now must hide the one of the layers below: whatever stood
+/// here hid that already.
 fn make_room(parent: &OwnedFd, name: &OsStr, kind: EntryType, tap: &Tap) -> Result<bool> {
     let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => return Ok(false),
@@ -321,20 +457,37 @@ fn whiteout(parent: &OwnedFd, name: &OsStr) -> Result<()> {
         return Err(Error::invalid("whiteout without a name"));
     }
     match statat(parent, &hidden, AtFlags::SYMLINK_NOFOLLOW) {
-        // This layer puts something in the place of what it hides: a directory must not show the old one's content.
+        // This layer puts something in the place of what it hides: a directory must not show the
+        // old one's content.
         Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
-            let directory = openat(parent, &hidden, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|error| io("open")(error.into()))?;
+            let directory = openat(
+                parent,
+                &hidden,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .map_err(|error| io("open")(error.into()))?;
             set_opaque(&directory)
         }
         Ok(_) => Ok(()),
-        Err(Errno::NOENT) => mknodat(parent, &hidden, FileType::CharacterDevice, Mode::empty(), makedev(0, 0))
-            .map_err(|error| io("make whiteout")(error.into())),
+        Err(Errno::NOENT) => mknodat(
+            parent,
+            &hidden,
+            FileType::CharacterDevice,
+            Mode::empty(),
+            makedev(0, 0),
+        )
+        .map_err(|error| io("make whiteout")(error.into())),
         Err(error) => Err(io("stat")(error.into())),
     }
 }
 
 fn set_opaque(directory: &OwnedFd) -> Result<()> {
-    rustix::fs::fsetxattr(directory, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-        .map_err(|error| io("mark directory opaque")(error.into()))
+    rustix::fs::fsetxattr(
+        directory,
+        "trusted.overlay.opaque",
+        b"y",
+        XattrFlags::empty(),
+    )
+    .map_err(|error| io("mark directory opaque")(error.into()))
 }

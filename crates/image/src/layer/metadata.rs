@@ -25,22 +25,39 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    pub(super) fn of(entry: &Entry<'_, impl Read>, extensions: &[(String, Vec<u8>)], purpose: Purpose) -> Result<Self> {
+    pub(super) fn of(
+        entry: &Entry<'_, impl Read>,
+        extensions: &[(String, Vec<u8>)],
+        purpose: Purpose,
+    ) -> Result<Self> {
         let header = entry.header();
         // The largest number stands for "leave as it is" in chown(2).
         let valid = |id: u64| {
-            u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| Error::invalid(format!("owner {id} is out of range")))
+            u32::try_from(id)
+                .ok()
+                .filter(|id| *id != u32::MAX)
+                .ok_or_else(|| Error::invalid(format!("owner {id} is out of range")))
         };
         let id = |result: io::Result<u64>| result.map_err(io("owner")).and_then(valid);
-        let (mode, uid, gid) = (header.mode().map_err(io("mode"))?, id(header.uid())?, id(header.gid())?);
-        let mut mtime = Timespec { tv_sec: i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0), tv_nsec: 0 };
+        let (mode, uid, gid) = (
+            header.mode().map_err(io("mode"))?,
+            id(header.uid())?,
+            id(header.gid())?,
+        );
+        let mut mtime = Timespec {
+            tv_sec: i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0),
+            tv_nsec: 0,
+        };
         let mut xattrs = Vec::new();
         for (key, value) in extensions {
             if let Some(name) = key.strip_prefix(XATTR) {
                 // The overlay's own would let a layer redirect names into other layers.
-                let is_mark = name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
+                let is_mark =
+                    name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
                 if is_mark && purpose == Purpose::Layer {
-                    return Err(Error::invalid(format!("extended attribute {name} is not for archives")));
+                    return Err(Error::invalid(format!(
+                        "extended attribute {name} is not for archives"
+                    )));
                 }
                 xattrs.push((name.to_owned(), value.clone()));
             } else if key == "mtime"
@@ -49,18 +66,33 @@ impl Metadata {
                 mtime = time;
             }
         }
-        Ok(Self { mode, uid, gid, mtime, xattrs })
+        Ok(Self {
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs,
+        })
     }
 }
 
 pub(super) fn times(mtime: Timespec) -> Timestamps {
-    Timestamps { last_access: mtime, last_modification: mtime }
+    Timestamps {
+        last_access: mtime,
+        last_modification: mtime,
+    }
 }
 
-/// Owner, mode, attributes, times, in this order: changing the owner clears set-id bits and capabilities.
+/// Owner, mode, attributes, times, in this order: changing the owner clears set-id bits and
+/// capabilities.
 pub(super) fn describe(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<()> {
     let fail = |what: &'static str| move |error: Errno| io(what)(error.into());
-    rustix::fs::fchown(fd, Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid))).map_err(fail("chown"))?;
+    rustix::fs::fchown(
+        fd,
+        Some(Uid::from_raw(metadata.uid)),
+        Some(Gid::from_raw(metadata.gid)),
+    )
+    .map_err(fail("chown"))?;
     rustix::fs::fchmod(fd, Mode::from_raw_mode(metadata.mode & 0o7777)).map_err(fail("chmod"))?;
     for (name, value) in &metadata.xattrs {
         match rustix::fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty()) {
@@ -72,13 +104,37 @@ pub(super) fn describe(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<()> {
     rustix::fs::futimens(fd, &times(metadata.mtime)).map_err(fail("set times"))
 }
 
-/// The same for what cannot be opened: links, devices, pipes. They were made a moment ago in a directory of ours.
-pub(super) fn describe_by_name(parent: &OwnedFd, name: &OsStr, kind: EntryType, metadata: &Metadata) -> Result<()> {
+/// The same for what cannot be opened: links, devices, pipes. They were made a moment ago in a
+/// directory of ours.
+pub(super) fn describe_by_name(
+    parent: &OwnedFd,
+    name: &OsStr,
+    kind: EntryType,
+    metadata: &Metadata,
+) -> Result<()> {
     let fail = |what: &'static str| move |error: Errno| io(what)(error.into());
-    rustix::fs::chownat(parent, name, Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(fail("chown"))?;
+    rustix::fs::chownat(
+        parent,
+        name,
+        Some(Uid::from_raw(metadata.uid)),
+        Some(Gid::from_raw(metadata.gid)),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .map_err(fail("chown"))?;
     if kind != EntryType::Symlink {
-        rustix::fs::chmodat(parent, name, Mode::from_raw_mode(metadata.mode & 0o7777), AtFlags::empty()).map_err(fail("chmod"))?;
+        rustix::fs::chmodat(
+            parent,
+            name,
+            Mode::from_raw_mode(metadata.mode & 0o7777),
+            AtFlags::empty(),
+        )
+        .map_err(fail("chmod"))?;
     }
-    utimensat(parent, name, &times(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(fail("set times"))
+    utimensat(
+        parent,
+        name,
+        &times(metadata.mtime),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .map_err(fail("set times"))
 }

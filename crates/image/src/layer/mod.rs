@@ -4,7 +4,8 @@
 //! layers/<diff-id digits>/fs         the files, whiteouts in overlay form
 //!                        /split.zst  what of the archive is not file content (see [`split`])
 //! ```
-//! With both, the original archive can be written again bit for bit, so it is not kept: an image lies on disk once.
+//! With both, the original archive can be written again bit for bit, so it is not kept: an image
+//! lies on disk once.
 
 mod apply;
 mod metadata;

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 /// Tar block size in bytes.
 pub(crate) const BLOCK: usize = 512;
 
-/// The records of an entry's extended headers, from its header blocks. Values may hold any byte: a record's length
-/// says where it ends, not a newline.
+/// The records of an entry's extended headers, from its header blocks. Values may hold any byte: a
+/// record's length says where it ends, not a newline.
 pub(super) fn records(headers: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut records = Vec::new();
     // What is no whole block in front is the padding of the entry before.
@@ -17,11 +17,21 @@ pub(super) fn records(headers: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
         let (block, tail) = rest.split_at(BLOCK);
         let header = tar::Header::from_byte_slice(block);
         let kind = header.entry_type();
-        if !kind.is_pax_local_extensions() && !kind.is_gnu_longname() && !kind.is_gnu_longlink() && !kind.is_pax_global_extensions() {
+        if !kind.is_pax_local_extensions()
+            && !kind.is_gnu_longname()
+            && !kind.is_gnu_longlink()
+            && !kind.is_pax_global_extensions()
+        {
             break;
         }
-        let size = header.entry_size().ok().and_then(|size| usize::try_from(size).ok()).unwrap_or(usize::MAX);
-        let Some(content) = tail.get(..size) else { break };
+        let size = header
+            .entry_size()
+            .ok()
+            .and_then(|size| usize::try_from(size).ok())
+            .unwrap_or(usize::MAX);
+        let Some(content) = tail.get(..size) else {
+            break;
+        };
         if kind.is_pax_local_extensions() {
             parse_records(content, &mut records)?;
         }
@@ -34,10 +44,22 @@ pub(super) fn records(headers: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
 fn parse_records(mut content: &[u8], records: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
     let malformed = || Error::invalid("malformed extended header");
     while !content.is_empty() {
-        let space = content.iter().position(|&byte| byte == b' ').ok_or_else(malformed)?;
-        let length: usize = std::str::from_utf8(&content[..space]).ok().and_then(|text| text.parse().ok()).ok_or_else(malformed)?;
-        let record = content.get(space + 1..length).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(malformed)?;
-        let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(malformed)?;
+        let space = content
+            .iter()
+            .position(|&byte| byte == b' ')
+            .ok_or_else(malformed)?;
+        let length: usize = std::str::from_utf8(&content[..space])
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(malformed)?;
+        let record = content
+            .get(space + 1..length)
+            .and_then(|record| record.strip_suffix(b"\n"))
+            .ok_or_else(malformed)?;
+        let equals = record
+            .iter()
+            .position(|&byte| byte == b'=')
+            .ok_or_else(malformed)?;
         let key = std::str::from_utf8(&record[..equals]).map_err(|_| malformed())?;
         records.push((key.to_owned(), record[equals + 1..].to_vec()));
         content = &content[length..];
@@ -49,5 +71,8 @@ fn parse_records(mut content: &[u8], records: &mut Vec<(String, Vec<u8>)>) -> Re
 pub(super) fn parse_time(text: &str) -> Option<Timespec> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = format!("{:0<9.9}", fraction);
-    Some(Timespec { tv_sec: seconds.parse().ok()?, tv_nsec: digits.parse().ok()? })
+    Some(Timespec {
+        tv_sec: seconds.parse().ok()?,
+        tv_nsec: digits.parse().ok()?,
+    })
 }

@@ -1,5 +1,5 @@
-//! Files with holes: GNU's formats 0.0, 0.1 and 1.0 inside extended headers. (The old format, an entry type of its own, is
-//! the parser's.)
+//! Files with holes: GNU's formats 0.0, 0.1 and 1.0 inside extended headers. (The old format, an
+//! entry type of its own, is the parser's.)
 //!
 //! | version | the map of what is stored |
 //! | --- | --- |
@@ -12,7 +12,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use super::pax::BLOCK;
 use crate::error::{Error, Result, io};
 
-/// Files with holes may claim any size at no cost to the sender: what all those of one archive may add up to, in bytes.
+/// Files with holes may claim any size at no cost to the sender: what all those of one archive may
+/// add up to, in bytes.
 pub(crate) const MOST: u64 = 256 << 30;
 
 /// The map in front of the content may take this many bytes.
@@ -41,7 +42,13 @@ impl Sparse {
     /// # Errors
     /// A version that is not known, and numbers that are none.
     pub(crate) fn of(records: &[(String, Vec<u8>)]) -> Result<Option<Self>> {
-        let get = |key: &str| records.iter().rev().find(|(known, _)| known == key).map(|(_, value)| value.as_slice());
+        let get = |key: &str| {
+            records
+                .iter()
+                .rev()
+                .find(|(known, _)| known == key)
+                .map(|(_, value)| value.as_slice())
+        };
         let inline = match (get("GNU.sparse.major"), get("GNU.sparse.minor")) {
             (Some(b"1"), Some(b"0")) => false,
             (Some(b"0"), Some(b"0" | b"1")) => true,
@@ -49,13 +56,31 @@ impl Sparse {
             (None, None) if get("GNU.sparse.map").or(get("GNU.sparse.offset")).is_some() => true,
             (None, None) => return Ok(None),
             (major, minor) => {
-                let text = |part: Option<&[u8]>| String::from_utf8_lossy(part.unwrap_or(b"?")).escape_debug().to_string();
-                return Err(Error::invalid(format!("sparse files of version {}.{} are not supported", text(major), text(minor))));
+                let text = |part: Option<&[u8]>| {
+                    String::from_utf8_lossy(part.unwrap_or(b"?"))
+                        .escape_debug()
+                        .to_string()
+                };
+                return Err(Error::invalid(format!(
+                    "sparse files of version {}.{} are not supported",
+                    text(major),
+                    text(minor)
+                )));
             }
         };
-        let size = get("GNU.sparse.size").or(get("GNU.sparse.realsize")).ok_or_else(malformed)?;
-        let pieces = if inline { Some(inline_map(records)?) } else { None };
-        Ok(Some(Self { name: get("GNU.sparse.name").map(<[u8]>::to_vec), size: number(size)?, pieces }))
+        let size = get("GNU.sparse.size")
+            .or(get("GNU.sparse.realsize"))
+            .ok_or_else(malformed)?;
+        let pieces = if inline {
+            Some(inline_map(records)?)
+        } else {
+            None
+        };
+        Ok(Some(Self {
+            name: get("GNU.sparse.name").map(<[u8]>::to_vec),
+            size: number(size)?,
+            pieces,
+        }))
     }
 
     /// The file's content with its holes. `stored` is how much of `inner` is the entry's.
@@ -73,7 +98,11 @@ impl Sparse {
             if piece.offset < end {
                 return Err(malformed());
             }
-            end = piece.offset.checked_add(piece.length).filter(|end| *end <= self.size).ok_or_else(malformed)?;
+            end = piece
+                .offset
+                .checked_add(piece.length)
+                .filter(|end| *end <= self.size)
+                .ok_or_else(malformed)?;
             total += piece.length;
         }
         if total.checked_add(map as u64) != Some(stored) {
@@ -82,7 +111,12 @@ impl Sparse {
                 stored.saturating_sub(map as u64)
             )));
         }
-        Ok(Expanded { inner, size: self.size, at: 0, pieces: pieces.into_iter().peekable() })
+        Ok(Expanded {
+            inner,
+            size: self.size,
+            at: 0,
+            pieces: pieces.into_iter().peekable(),
+        })
     }
 }
 
@@ -91,17 +125,23 @@ fn malformed() -> Error {
 }
 
 fn number(text: &[u8]) -> Result<u64> {
-    std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or_else(malformed)
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(malformed)
 }
 
 fn inline_map(records: &[(String, Vec<u8>)]) -> Result<Vec<Piece>> {
     let mut numbers = Vec::new();
     for (key, value) in records {
         match key.as_str() {
-            "GNU.sparse.map" => value.split(|&byte| byte == b',').filter(|text| !text.is_empty()).try_for_each(|text| {
-                numbers.push(number(text)?);
-                Ok::<_, Error>(())
-            })?,
+            "GNU.sparse.map" => value
+                .split(|&byte| byte == b',')
+                .filter(|text| !text.is_empty())
+                .try_for_each(|text| {
+                    numbers.push(number(text)?);
+                    Ok::<_, Error>(())
+                })?,
             // They must take turns.
             "GNU.sparse.offset" if numbers.len() % 2 == 0 => numbers.push(number(value)?),
             "GNU.sparse.numbytes" if numbers.len() % 2 == 1 => numbers.push(number(value)?),
@@ -114,7 +154,14 @@ fn inline_map(records: &[(String, Vec<u8>)]) -> Result<Vec<Piece>> {
 
 fn pieces(numbers: &[u64]) -> Result<Vec<Piece>> {
     let (pairs, rest) = numbers.as_chunks::<2>();
-    if rest.is_empty() { Ok(pairs.iter().map(|&[offset, length]| Piece { offset, length }).collect()) } else { Err(malformed()) }
+    if rest.is_empty() {
+        Ok(pairs
+            .iter()
+            .map(|&[offset, length]| Piece { offset, length })
+            .collect())
+    } else {
+        Err(malformed())
+    }
 }
 
 /// Reads version 1.0's map; says how many bytes it took.
@@ -125,15 +172,25 @@ fn map_in_front(inner: &mut impl Read) -> Result<(Vec<Piece>, usize)> {
     let mut taken = 0;
     loop {
         if taken >= LARGEST_MAP {
-            return Err(Error::invalid(format!("the map of a sparse file is larger than {LARGEST_MAP} bytes")));
+            return Err(Error::invalid(format!(
+                "the map of a sparse file is larger than {LARGEST_MAP} bytes"
+            )));
         }
-        inner.read_exact(&mut block).map_err(io("read the map of a sparse file"))?;
+        inner
+            .read_exact(&mut block)
+            .map_err(io("read the map of a sparse file"))?;
         taken += BLOCK;
         for &byte in &block {
             match byte {
                 b'0'..=b'9' => {
                     let digit = u64::from(byte - b'0');
-                    present = Some(present.unwrap_or(0).checked_mul(10).and_then(|value| value.checked_add(digit)).ok_or_else(malformed)?);
+                    present = Some(
+                        present
+                            .unwrap_or(0)
+                            .checked_mul(10)
+                            .and_then(|value| value.checked_add(digit))
+                            .ok_or_else(malformed)?,
+                    );
                 }
                 b'\n' => {
                     numbers.push(present.take().ok_or_else(malformed)?);
@@ -157,13 +214,19 @@ pub(crate) struct Expanded<R> {
 
 impl<R: Read> Read for Expanded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.pieces.next_if(|piece| piece.offset + piece.length <= self.at).is_some() {}
+        while self
+            .pieces
+            .next_if(|piece| piece.offset + piece.length <= self.at)
+            .is_some()
+        {}
         let (end, stored) = match self.pieces.peek() {
             Some(piece) if piece.offset <= self.at => (piece.offset + piece.length, true),
             Some(piece) => (piece.offset, false),
             None => (self.size, false),
         };
-        let most = usize::try_from(end - self.at).unwrap_or(usize::MAX).min(buffer.len());
+        let most = usize::try_from(end - self.at)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let buffer = &mut buffer[..most];
         let count = if stored {
             match self.inner.read(buffer)? {
@@ -179,8 +242,13 @@ impl<R: Read> Read for Expanded<R> {
     }
 }
 
-/// Copies a file's content and leaves holes where it has blocks of zeros. `each` is called now and then.
-pub(super) fn copy(mut content: impl Read, file: &mut std::fs::File, each: impl Fn()) -> Result<u64> {
+/// Copies a file's content and leaves holes where it has blocks of zeros. `each` is called now and
+/// then.
+pub(super) fn copy(
+    mut content: impl Read,
+    file: &mut std::fs::File,
+    each: impl Fn(),
+) -> Result<u64> {
     const PAGE: usize = 4096;
     let mut buffer = vec![0; 64 << 10];
     let mut total = 0u64;
@@ -192,7 +260,8 @@ pub(super) fn copy(mut content: impl Read, file: &mut std::fs::File, each: impl 
         }
         for page in buffer[..count].chunks(PAGE) {
             if page.iter().all(|&byte| byte == 0) {
-                file.seek(SeekFrom::Current(page.len() as i64)).map_err(io("seek"))?;
+                file.seek(SeekFrom::Current(page.len() as i64))
+                    .map_err(io("seek"))?;
             } else {
                 file.write_all(page).map_err(io("write"))?;
             }
@@ -208,10 +277,16 @@ mod tests {
     use super::*;
 
     fn expanded(records: &[(&str, &str)], data: &[u8]) -> Result<Vec<u8>> {
-        let records: Vec<_> = records.iter().map(|(key, value)| (format!("GNU.sparse.{key}"), value.as_bytes().to_vec())).collect();
+        let records: Vec<_> = records
+            .iter()
+            .map(|(key, value)| (format!("GNU.sparse.{key}"), value.as_bytes().to_vec()))
+            .collect();
         let sparse = Sparse::of(&records)?.ok_or_else(malformed)?;
         let mut content = Vec::new();
-        sparse.expand(data, data.len() as u64)?.read_to_end(&mut content).map_err(io("read"))?;
+        sparse
+            .expand(data, data.len() as u64)?
+            .read_to_end(&mut content)
+            .map_err(io("read"))?;
         Ok(content)
     }
 
@@ -226,29 +301,69 @@ mod tests {
     #[test]
     fn all_versions_expand() {
         let expected = b"\0\0ab\0\0\0c\0";
-        let v00 = [("size", "9"), ("numblocks", "2"), ("offset", "2"), ("numbytes", "2"), ("offset", "7"), ("numbytes", "1")];
+        let v00 = [
+            ("size", "9"),
+            ("numblocks", "2"),
+            ("offset", "2"),
+            ("numbytes", "2"),
+            ("offset", "7"),
+            ("numbytes", "1"),
+        ];
         assert_eq!(expanded(&v00, b"abc").unwrap(), expected);
-        assert_eq!(expanded(&[("size", "9"), ("map", "2,2,7,1")], b"abc").unwrap(), expected);
-        let v10 = [("major", "1"), ("minor", "0"), ("realsize", "9"), ("name", "x")];
-        assert_eq!(expanded(&v10, &with_map("2\n2\n2\n7\n1\n", b"abc")).unwrap(), expected);
+        assert_eq!(
+            expanded(&[("size", "9"), ("map", "2,2,7,1")], b"abc").unwrap(),
+            expected
+        );
+        let v10 = [
+            ("major", "1"),
+            ("minor", "0"),
+            ("realsize", "9"),
+            ("name", "x"),
+        ];
+        assert_eq!(
+            expanded(&v10, &with_map("2\n2\n2\n7\n1\n", b"abc")).unwrap(),
+            expected
+        );
         assert_eq!(expanded(&v10, &with_map("0\n", b"")).unwrap(), [0; 9]);
-        let many: String = std::iter::once("200\n".to_owned()).chain((0..200).map(|n| format!("{}\n0\n", n / 100))).collect();
+        let many: String = std::iter::once("200\n".to_owned())
+            .chain((0..200).map(|n| format!("{}\n0\n", n / 100)))
+            .collect();
         assert_eq!(expanded(&v10, &with_map(&many, b"")).unwrap(), [0; 9]);
     }
 
     #[test]
     fn maps_that_lie_are_refused() {
-        for (map, data) in
-            [("2,2,1,1", "abc"), ("8,2", "ab"), ("0,2", "abc"), ("0,3", "ab"), ("0", ""), ("x,1", "a"), ("0,18446744073709551615,5,1", "a")]
-        {
-            assert!(expanded(&[("size", "9"), ("map", map)], data.as_bytes()).is_err(), "{map}");
+        for (map, data) in [
+            ("2,2,1,1", "abc"),
+            ("8,2", "ab"),
+            ("0,2", "abc"),
+            ("0,3", "ab"),
+            ("0", ""),
+            ("x,1", "a"),
+            ("0,18446744073709551615,5,1", "a"),
+        ] {
+            assert!(
+                expanded(&[("size", "9"), ("map", map)], data.as_bytes()).is_err(),
+                "{map}"
+            );
         }
         assert!(expanded(&[("size", "9"), ("offset", "1"), ("offset", "2")], b"").is_err());
         assert!(expanded(&[("map", "0,1")], b"a").is_err(), "no size");
         let v10 = [("major", "1"), ("minor", "0"), ("realsize", "9")];
-        for map in ["1\n", "18446744073709551615\n0\n", "99999999999999999999\n", "\n", "1\nx\n1\n"] {
+        for map in [
+            "1\n",
+            "18446744073709551615\n0\n",
+            "99999999999999999999\n",
+            "\n",
+            "1\nx\n1\n",
+        ] {
             assert!(expanded(&v10, &with_map(map, b"")).is_err(), "{map:?}");
         }
-        assert!(expanded(&[("major", "2"), ("minor", "0"), ("size", "1")], b"").unwrap_err().to_string().contains("version 2.0"));
+        assert!(
+            expanded(&[("major", "2"), ("minor", "0"), ("size", "1")], b"")
+                .unwrap_err()
+                .to_string()
+                .contains("version 2.0")
+        );
     }
 }

@@ -5,7 +5,8 @@
 //!   0x00 | length (u32 LE) | bytes                        verbatim
 //!   0x01 | size (u64 LE) | path length (u16 LE) | path    the content of this file of the layer
 //! ```
-//! Content that a later entry of the same archive replaced lies in `replaced/<number of the content segment>`.
+//! Content that a later entry of the same archive replaced lies in `replaced/<number of the content
+//! segment>`.
 //!
 //! Replaying the segments gives the uncompressed archive back, whose digest is the layer's diff-id.
 
@@ -31,7 +32,8 @@ const REPLACED: &str = "replaced";
 pub(super) struct Recorder {
     output: zstd::stream::write::Encoder<'static, BufWriter<File>>,
     verbatim: Vec<u8>,
-    /// The content segment that each file came from, by inode number: names would take memory as senders please.
+    /// The content segment that each file came from, by inode number: names would take memory as
+    /// senders please.
     contents: HashMap<u64, u64>,
     segments: u64,
     replaced: PathBuf,
@@ -40,7 +42,8 @@ pub(super) struct Recorder {
 impl Recorder {
     pub(super) fn create(path: &Path) -> Result<Self> {
         let file = BufWriter::new(fs::create(path, 0o600)?);
-        let output = zstd::stream::write::Encoder::new(file, LEVEL).map_err(io("write layer index"))?;
+        let output =
+            zstd::stream::write::Encoder::new(file, LEVEL).map_err(io("write layer index"))?;
         Ok(Self {
             output,
             verbatim: Vec::with_capacity(64 << 10),
@@ -52,33 +55,41 @@ impl Recorder {
 
     pub(super) fn verbatim(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.verbatim.extend_from_slice(bytes);
-        if self.verbatim.len() >= 64 << 10 { self.flush() } else { Ok(()) }
+        if self.verbatim.len() >= 64 << 10 {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         for part in self.verbatim.chunks(1 << 30) {
             self.output.write_all(&[VERBATIM])?;
-            self.output.write_all(&u32::try_from(part.len()).unwrap_or_default().to_le_bytes())?;
+            self.output
+                .write_all(&u32::try_from(part.len()).unwrap_or_default().to_le_bytes())?;
             self.output.write_all(part)?;
         }
         self.verbatim.clear();
         Ok(())
     }
 
-    /// Notes that the next `size` bytes of the archive are the content of the file `inode` at `path`.
+    /// Notes that the next `size` bytes of the archive are the content of the file `inode` at
+    /// `path`.
     pub(super) fn content(&mut self, path: &Path, inode: u64, size: u64) -> io::Result<()> {
         self.flush()?;
         self.contents.insert(inode, self.segments);
         self.segments += 1;
         let path = path.as_os_str().as_bytes();
-        let length = u16::try_from(path.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        let length =
+            u16::try_from(path.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         self.output.write_all(&[CONTENT])?;
         self.output.write_all(&size.to_le_bytes())?;
         self.output.write_all(&length.to_le_bytes())?;
         self.output.write_all(path)
     }
 
-    /// Moves the content of `name` in `parent`, a file or all files of a tree, to where replaying finds it once they are gone.
+    /// Moves the content of `name` in `parent`, a file or all files of a tree, to where replaying
+    /// finds it once they are gone.
     pub(super) fn set_aside(&mut self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
         let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
@@ -91,18 +102,31 @@ impl Recorder {
                     names.push(name);
                 }
             }
-            return names.iter().try_for_each(|name| self.set_aside(&directory, name));
+            return names
+                .iter()
+                .try_for_each(|name| self.set_aside(&directory, name));
         }
-        let Some(segment) = self.contents.remove(&stat.st_ino) else { return Ok(()) };
+        let Some(segment) = self.contents.remove(&stat.st_ino) else {
+            return Ok(());
+        };
         if !fs::exists(&self.replaced) {
             fs::create_dir(&self.replaced, 0o700).map_err(|error| error.source)?;
         }
-        Ok(rustix::fs::renameat(parent, name, rustix::fs::CWD, self.replaced.join(segment.to_string()))?)
+        Ok(rustix::fs::renameat(
+            parent,
+            name,
+            rustix::fs::CWD,
+            self.replaced.join(segment.to_string()),
+        )?)
     }
 
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.flush()?;
-        self.output.finish()?.into_inner().map_err(io::IntoInnerError::into_error).map(drop)
+        self.output
+            .finish()?
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)
+            .map(drop)
     }
 }
 
@@ -112,8 +136,12 @@ impl Recorder {
 /// A file of the layer that is missing or has another size: the store was changed from outside.
 pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
     let index = fs::open(directory.join("split.zst"))?;
-    let root = rustix::fs::open(directory.join("fs"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(fs::at("open", directory.join("fs")))?;
+    let root = rustix::fs::open(
+        directory.join("fs"),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(fs::at("open", directory.join("fs")))?;
     let step = || io(format!("read layer {}", directory.display()));
     let mut index = BufReader::new(zstd::stream::read::Decoder::new(index).map_err(step())?);
     let mut kind = [0; 1];
@@ -134,16 +162,19 @@ pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
             let replaced = directory.join(REPLACED).join(segment.to_string());
             let mut file = match fs::open(&replaced) {
                 Err(error) if error.is_not_found() => {
-                    let file = in_root::open_no_links(&root, path, OFlags::RDONLY | OFlags::NONBLOCK)
-                        .map_err(fs::at("open", directory.join("fs").join(path)))?;
+                    let file =
+                        in_root::open_no_links(&root, path, OFlags::RDONLY | OFlags::NONBLOCK)
+                            .map_err(fs::at("open", directory.join("fs").join(path)))?;
                     File::from(file)
                 }
                 replaced => replaced?,
             };
             segment += 1;
-            copy_exactly(&mut file, output, u64::from_le_bytes(size)).map_err(|error| Error::Io {
-                operation: format!("read {} of layer {}", path.display(), directory.display()),
-                source: error,
+            copy_exactly(&mut file, output, u64::from_le_bytes(size)).map_err(|error| {
+                Error::Io {
+                    operation: format!("read {} of layer {}", path.display(), directory.display()),
+                    source: error,
+                }
             })?;
         }
     }
@@ -152,5 +183,9 @@ pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
 
 fn copy_exactly(input: &mut impl Read, output: &mut impl Write, length: u64) -> io::Result<()> {
     let copied = io::copy(&mut input.take(length), output)?;
-    if copied == length { Ok(()) } else { Err(io::Error::other(format!("{copied} of {length} bytes"))) }
+    if copied == length {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("{copied} of {length} bytes")))
+    }
 }

@@ -1,4 +1,5 @@
-//! Watching the bytes of an archive go by below the parser: headers are kept for replaying, content is noted by path.
+//! Watching the bytes of an archive go by below the parser: headers are kept for replaying, content
+//! is noted by path.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -10,8 +11,8 @@ use std::rc::Rc;
 use super::split::Recorder;
 use crate::error::{Result, io};
 
-/// Headers of one entry (long names, extended attributes) may take this many bytes; memory must not be the sender's
-/// to fill.
+/// Headers of one entry (long names, extended attributes) may take this many bytes; memory must not
+/// be the sender's to fill.
 pub(crate) const LARGEST_HEADERS: u64 = 1 << 20;
 
 /// Discards trailing bytes while keeping the header bound from tripping on long padding.
@@ -27,7 +28,8 @@ impl io::Write for Sink<'_> {
     }
 }
 
-/// Shared between the reader below the tar parser and the code above it: which bytes are headers, which are content.
+/// Shared between the reader below the tar parser and the code above it: which bytes are headers,
+/// which are content.
 #[derive(Clone)]
 pub(super) struct Tap(Rc<TapState>);
 
@@ -40,7 +42,11 @@ struct TapState {
 
 impl Tap {
     pub(super) fn new(recorder: Option<Recorder>) -> Self {
-        Self(Rc::new(TapState { recorder: RefCell::new(recorder), in_content: Cell::new(false), headers: RefCell::default() }))
+        Self(Rc::new(TapState {
+            recorder: RefCell::new(recorder),
+            in_content: Cell::new(false),
+            headers: RefCell::default(),
+        }))
     }
 
     /// Takes the header blocks of the entry that was just read.
@@ -55,15 +61,30 @@ impl Tap {
         let mut headers = self.0.headers.borrow_mut();
         headers.extend_from_slice(bytes);
         if headers.len() as u64 > LARGEST_HEADERS {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("an entry's headers are larger than {LARGEST_HEADERS} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("an entry's headers are larger than {LARGEST_HEADERS} bytes"),
+            ));
         }
-        self.0.recorder.borrow_mut().as_mut().map_or(Ok(()), |recorder| recorder.verbatim(bytes))
+        self.0
+            .recorder
+            .borrow_mut()
+            .as_mut()
+            .map_or(Ok(()), |recorder| recorder.verbatim(bytes))
     }
 
     /// Runs `read` while what passes is the content of the file `inode` at `path`, of `size` bytes.
-    pub(super) fn content<T>(&self, path: &Path, inode: u64, size: u64, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn content<T>(
+        &self,
+        path: &Path,
+        inode: u64,
+        size: u64,
+        read: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         if let Some(recorder) = self.0.recorder.borrow_mut().as_mut() {
-            recorder.content(path, inode, size).map_err(io("write layer index"))?;
+            recorder
+                .content(path, inode, size)
+                .map_err(io("write layer index"))?;
         }
         self.0.in_content.set(true);
         let result = read();
@@ -71,17 +92,28 @@ impl Tap {
         result
     }
 
-    /// Keeps the content of what is `name` in `parent`, a file or a tree, which is about to be replaced: the archive has it.
+    /// Keeps the content of what is `name` in `parent`, a file or a tree, which is about to be
+    /// replaced: the archive has it.
     pub(super) fn set_aside(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
         self.0
             .recorder
             .borrow_mut()
             .as_mut()
-            .map_or(Ok(()), |recorder| recorder.set_aside(parent, name).map_err(io("set replaced content aside")))
+            .map_or(Ok(()), |recorder| {
+                recorder
+                    .set_aside(parent, name)
+                    .map_err(io("set replaced content aside"))
+            })
     }
 
     pub(super) fn finish(&self) -> Result<()> {
-        self.0.recorder.borrow_mut().take().map_or(Ok(()), |recorder| recorder.finish().map_err(io("write layer index")))
+        self.0
+            .recorder
+            .borrow_mut()
+            .take()
+            .map_or(Ok(()), |recorder| {
+                recorder.finish().map_err(io("write layer index"))
+            })
     }
 }
 

@@ -1,8 +1,10 @@
-//! The directory that an archive is unpacked into: finding and making parents, and keeping directories' times.
+//! The directory that an archive is unpacked into: finding and making parents, and keeping
+//! directories' times.
 //!
-//! Names are resolved inside the root, links and all, as they would be for a process that has it as its root. A path is
-//! first freed of links, in which every step is one `*at` call on a single name, and then opened without following any: so
-//! neither an entry nor somebody else who changes the tree meanwhile can lead outside.
+//! Names are resolved inside the root, links and all, as they would be for a process that has it as
+//! its root. A path is first freed of links, in which every step is one `*at` call on a single
+//! name, and then opened without following any: so neither an entry nor somebody else who changes
+//! the tree meanwhile can lead outside.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -50,17 +52,31 @@ struct DirectoryTimes {
 
 impl Tree {
     pub(super) fn at(root: &Path) -> Result<Self> {
-        let root =
-            rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fs::at("open", root))?;
-        Ok(Self { root, parent: None, described: HashSet::new() })
+        let root = rustix::fs::open(
+            root,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(fs::at("open", root))?;
+        Ok(Self {
+            root,
+            parent: None,
+            described: HashSet::new(),
+        })
     }
 
-    /// Opens the directory that an entry goes into, making what is missing. Returns it and its path without links.
+    /// Opens the directory that an entry goes into, making what is missing. Returns it and its path
+    /// without links.
     ///
     /// # Errors
-    /// A path that goes through something else than directories and links, or whose links are endless.
+    /// A path that goes through something else than directories and links, or whose links are
+    /// endless.
     pub(super) fn enter(&mut self, named: &Path) -> Result<(OwnedFd, PathBuf)> {
-        if self.parent.as_ref().is_none_or(|parent| parent.named != named) {
+        if self
+            .parent
+            .as_ref()
+            .is_none_or(|parent| parent.named != named)
+        {
             self.leave()?;
             let (directory, path) = match self.open(named) {
                 Ok(directory) => (directory, named.to_owned()),
@@ -68,15 +84,25 @@ impl Tree {
                 Err(error) => return Err(io(format!("open {}", named.display()))(error)),
             };
             let times = DirectoryTimes::of(&directory)?;
-            self.parent = Some(Parent { named: named.to_owned(), path, directory, times });
+            self.parent = Some(Parent {
+                named: named.to_owned(),
+                path,
+                directory,
+                times,
+            });
         }
-        let Some(parent) = &self.parent else { return Err(Error::invalid("no parent directory")) };
+        let Some(parent) = &self.parent else {
+            return Err(Error::invalid("no parent directory"));
+        };
         Ok((duplicate(&parent.directory)?, parent.path.clone()))
     }
 
-    /// Gives the directory that was entered last its times back: making its entries has changed them.
+    /// Gives the directory that was entered last its times back: making its entries has changed
+    /// them.
     pub(super) fn leave(&mut self) -> Result<()> {
-        self.parent.take().map_or(Ok(()), |parent| parent.times.restore(&parent.directory, &self.described))
+        self.parent.take().map_or(Ok(()), |parent| {
+            parent.times.restore(&parent.directory, &self.described)
+        })
     }
 
     /// Notes that a directory has an entry's times.
@@ -88,8 +114,15 @@ impl Tree {
     /// Opens an existing directory by an entry's name.
     pub(super) fn existing(&self, named: &Path) -> io::Result<OwnedFd> {
         match self.open(named) {
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::LOOP | Errno::NOTDIR)) => {
-                self.walk(named, false).map(|(directory, _)| directory).map_err(|_| Errno::NOENT.into())
+            Err(error)
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::LOOP | Errno::NOTDIR)
+                ) =>
+            {
+                self.walk(named, false)
+                    .map(|(directory, _)| directory)
+                    .map_err(|_| Errno::NOENT.into())
             }
             result => result,
         }
@@ -99,7 +132,8 @@ impl Tree {
         in_root::open_no_links(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
-    /// Goes down a path name by name, follows links inside the root, and with `make` makes directories that are missing.
+    /// Goes down a path name by name, follows links inside the root, and with `make` makes
+    /// directories that are missing.
     fn walk(&self, named: &Path, make: bool) -> Result<(OwnedFd, PathBuf)> {
         let refused = |what: &str| Error::invalid(format!("{} {what}", named.display()));
         let mut at = PathBuf::new();
@@ -109,13 +143,21 @@ impl Tree {
         while let Some(name) = pending.pop() {
             if name == ".." {
                 at.pop();
-                directory = self.open(&at).map_err(io(format!("open {}", at.display())))?;
+                directory = self
+                    .open(&at)
+                    .map_err(io(format!("open {}", at.display())))?;
                 continue;
             }
             if make {
-                self.make(&directory, &name).map_err(|error| error.during(&format!("mkdir {}", named.display())))?;
+                self.make(&directory, &name)
+                    .map_err(|error| error.during(&format!("mkdir {}", named.display())))?;
             }
-            match openat(&directory, &name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            match openat(
+                &directory,
+                &name,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            ) {
                 Ok(next) => {
                     at.push(&name);
                     check_length(&at)?;
@@ -154,24 +196,36 @@ impl Tree {
 impl DirectoryTimes {
     fn of(directory: &OwnedFd) -> Result<Self> {
         let stat = fstat(directory).map_err(|error| io("stat")(error.into()))?;
-        Ok(Self { inode: stat.st_ino, modified: Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ } })
+        Ok(Self {
+            inode: stat.st_ino,
+            modified: Timespec {
+                tv_sec: stat.st_mtime,
+                tv_nsec: stat.st_mtime_nsec as _,
+            },
+        })
     }
 
     /// Only where an entry has set them: what no entry describes says when it was changed.
     fn restore(&self, directory: &OwnedFd, described: &HashSet<u64>) -> Result<()> {
         if described.contains(&self.inode) {
-            rustix::fs::futimens(directory, &times(self.modified)).map_err(|error| io("set times")(error.into()))?;
+            rustix::fs::futimens(directory, &times(self.modified))
+                .map_err(|error| io("set times")(error.into()))?;
         }
         Ok(())
     }
 }
 
 fn needs_walk(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::LOOP | Errno::NOTDIR))
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOENT | Errno::LOOP | Errno::NOTDIR)
+    )
 }
 
 pub(super) fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
-    fd.as_fd().try_clone_to_owned().map_err(io("duplicate descriptor"))
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(io("duplicate descriptor"))
 }
 
 /// The names of a path, the last one first.
@@ -186,15 +240,20 @@ fn names(path: &Path) -> Vec<OsString> {
 
 fn check_length(path: &Path) -> Result<()> {
     if path.components().count() > DEEPEST {
-        return Err(Error::invalid(format!("more than {DEEPEST} directories deep")));
+        return Err(Error::invalid(format!(
+            "more than {DEEPEST} directories deep"
+        )));
     }
     if path.as_os_str().len() > LONGEST_PATH {
-        return Err(Error::invalid(format!("a path longer than {LONGEST_PATH} bytes")));
+        return Err(Error::invalid(format!(
+            "a path longer than {LONGEST_PATH} bytes"
+        )));
     }
     Ok(())
 }
 
-/// An entry's name as a path below the root: `/` in front counts for nothing, `..` takes a name away.
+/// An entry's name as a path below the root: `/` in front counts for nothing, `..` takes a name
+/// away.
 ///
 /// # Errors
 /// One that leads out of the root, and an empty or overlong one.
@@ -207,7 +266,11 @@ pub(super) fn relative(name: &OsStr) -> Result<PathBuf> {
         match component {
             Component::Normal(part) => path.push(part),
             Component::ParentDir if path.pop() => {}
-            Component::ParentDir => return Err(Error::invalid("path with \"..\" that leads out of the root")),
+            Component::ParentDir => {
+                return Err(Error::invalid(
+                    "path with \"..\" that leads out of the root",
+                ));
+            }
             Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
         }
     }

@@ -21,8 +21,14 @@ pub(crate) struct Image {
 impl Image {
     /// Two images are different when their commands are.
     pub(crate) fn new(command: &str, layers: &[Vec<u8>]) -> Self {
-        let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
-        Self { config: config(command, &diff_ids), layers: layers.to_vec() }
+        let diff_ids: Vec<String> = layers
+            .iter()
+            .map(|layer| Digest::of(layer).to_string())
+            .collect();
+        Self {
+            config: config(command, &diff_ids),
+            layers: layers.to_vec(),
+        }
     }
 
     pub(crate) fn id(&self) -> Digest {
@@ -34,8 +40,14 @@ impl Image {
     }
 
     fn manifest(&self) -> Vec<u8> {
-        let layers: Vec<Value> = self.layers.iter().map(|layer| descriptor(LAYER, layer)).collect();
-        bytes(&json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(CONFIG, &self.config), "layers": layers}))
+        let layers: Vec<Value> = self
+            .layers
+            .iter()
+            .map(|layer| descriptor(LAYER, layer))
+            .collect();
+        bytes(
+            &json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(CONFIG, &self.config), "layers": layers}),
+        )
     }
 }
 
@@ -66,7 +78,10 @@ pub(crate) fn descriptor(media_type: &str, content: &[u8]) -> Value {
 
 /// `manifest.json` with one image.
 pub(crate) fn manifest_json(config: &str, layers: &[&str], names: &[&str]) -> Entry {
-    file("manifest.json", bytes(&json!([{"Config": config, "RepoTags": names, "Layers": layers}])))
+    file(
+        "manifest.json",
+        bytes(&json!([{"Config": config, "RepoTags": names, "Layers": layers}])),
+    )
 }
 
 /// `index.json` with these descriptors.
@@ -90,7 +105,10 @@ pub(crate) fn docker_archive(images: &[(&Image, &[&str])]) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut manifest = Vec::new();
     for (image, names) in images {
-        image.layers.iter().for_each(|layer| push_once(&mut entries, blob(layer)));
+        image
+            .layers
+            .iter()
+            .for_each(|layer| push_once(&mut entries, blob(layer)));
         push_once(&mut entries, blob(&image.config));
         manifest.push(json!({"Config": blob_name(&image.config), "RepoTags": names, "Layers": image.layer_names()}));
     }
@@ -98,8 +116,12 @@ pub(crate) fn docker_archive(images: &[(&Image, &[&str])]) -> Vec<Entry> {
     entries
 }
 
-/// Docker's archive as it was written before: a directory for each layer, links to layers that were there already.
-pub(crate) fn old_docker_archive(images: &[(&Image, &[&str])], link: fn(&str, &str) -> Entry) -> Vec<Entry> {
+/// Docker's archive as it was written before: a directory for each layer, links to layers that were
+/// there already.
+pub(crate) fn old_docker_archive(
+    images: &[(&Image, &[&str])],
+    link: fn(&str, &str) -> Entry,
+) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut manifest = Vec::new();
     let mut known: Vec<(Digest, String)> = Vec::new();
@@ -107,13 +129,18 @@ pub(crate) fn old_docker_archive(images: &[(&Image, &[&str])], link: fn(&str, &s
         let mut parts = Vec::new();
         for (number, layer) in image.layers.iter().enumerate() {
             // The name of a layer's directory was a hash over its parents too.
-            let directory = Digest::of(format!("{} {number}", image.id()).as_bytes()).hex().to_owned();
+            let directory = Digest::of(format!("{} {number}", image.id()).as_bytes())
+                .hex()
+                .to_owned();
             let part = format!("{directory}/layer.tar");
             let digest = Digest::of(layer);
             entries.push(dir(format!("{directory}/")));
             entries.push(file(format!("{directory}/VERSION"), "1.0"));
             entries.push(file(format!("{directory}/json"), "{}"));
-            let first = known.iter().find(|(there, _)| *there == digest).map(|(_, first)| first.clone());
+            let first = known
+                .iter()
+                .find(|(there, _)| *there == digest)
+                .map(|(_, first)| first.clone());
             match first {
                 Some(first) => entries.push(link(&part, &first)),
                 None => {
@@ -139,11 +166,18 @@ pub(crate) fn sideways(name: &str, target: &str) -> Entry {
 
 /// An OCI layout, and nothing of Docker's.
 pub(crate) fn oci_archive(images: &[(&Image, &str)]) -> Vec<Entry> {
-    let mut entries = vec![file("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#), dir("blobs/"), dir("blobs/sha256/")];
+    let mut entries = vec![
+        file("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#),
+        dir("blobs/"),
+        dir("blobs/sha256/"),
+    ];
     let mut manifests = Vec::new();
     for (image, name) in images {
         let manifest = image.manifest();
-        image.layers.iter().for_each(|layer| push_once(&mut entries, blob(layer)));
+        image
+            .layers
+            .iter()
+            .for_each(|layer| push_once(&mut entries, blob(layer)));
         push_once(&mut entries, blob(&image.config));
         push_once(&mut entries, blob(&manifest));
         let mut descriptor = descriptor(MANIFEST, &manifest);

@@ -1,5 +1,5 @@
-//! What the tests of this crate share: a store with neighbours that must not change, archives made from entries that
-//! are data, and directories written down as lines.
+//! What the tests of this crate share: a store with neighbours that must not change, archives made
+//! from entries that are data, and directories written down as lines.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
@@ -38,7 +38,8 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn new() -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let base = std::env::temp_dir().join(format!("whelk-image-{}-{number}", std::process::id()));
+        let base =
+            std::env::temp_dir().join(format!("whelk-image-{}-{number}", std::process::id()));
         fs::remove_tree(&base).unwrap();
         fs::create_dir_all(base.join("outside/directory"), 0o755).unwrap();
         fs::write(base.join("outside/file"), "untouched").unwrap();
@@ -61,7 +62,10 @@ impl Bench {
     /// Unpacks an archive and says where its files are.
     #[track_caller]
     pub(crate) fn unpack_only(&self, archive: &[u8]) -> PathBuf {
-        let layer = self.store.put_layer(archive, Some(&Digest::of(archive))).unwrap();
+        let layer = self
+            .store
+            .put_layer(archive, Some(&Digest::of(archive)))
+            .unwrap();
         self.check_temporary("unpacking");
         self.store.layer_files(&layer.diff_id)
     }
@@ -70,7 +74,10 @@ impl Bench {
     #[track_caller]
     pub(crate) fn unpack(&self, archive: &[u8]) -> PathBuf {
         let files = self.unpack_only(archive);
-        assert!(self.written(&Digest::of(archive)) == archive, "the archive comes back otherwise than it came");
+        assert!(
+            self.written(&Digest::of(archive)) == archive,
+            "the archive comes back otherwise than it came"
+        );
         files
     }
 
@@ -90,7 +97,11 @@ impl Bench {
     #[track_caller]
     pub(crate) fn check_temporary(&self, what: &str) {
         for directory in ["tmp", "trash"] {
-            assert!(self.names(directory).is_empty(), "{what}: {directory} has {:?}", self.names(directory));
+            assert!(
+                self.names(directory).is_empty(),
+                "{what}: {directory} has {:?}",
+                self.names(directory)
+            );
         }
     }
 
@@ -99,7 +110,11 @@ impl Bench {
     pub(crate) fn check_empty(&self, what: &str) {
         self.check_temporary(what);
         for directory in ["layers", "blobs/sha256"] {
-            assert!(self.names(directory).is_empty(), "{what}: {directory} has {:?}", self.names(directory));
+            assert!(
+                self.names(directory).is_empty(),
+                "{what}: {directory} has {:?}",
+                self.names(directory)
+            );
         }
     }
 }
@@ -111,13 +126,23 @@ impl Drop for Bench {
 }
 
 pub(crate) fn names(directory: &Path) -> Vec<String> {
-    fs::list(directory).unwrap().iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    fs::list(directory)
+        .unwrap()
+        .iter()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 /// All that can be seen of a directory from outside, except when it was read.
 fn snapshot(path: &Path, lines: &mut Vec<String>) {
     let data = fs::metadata(path).unwrap();
-    let times = format!("{}.{} {}.{}", data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
+    let times = format!(
+        "{}.{} {}.{}",
+        data.mtime(),
+        data.mtime_nsec(),
+        data.ctime(),
+        data.ctime_nsec()
+    );
     lines.push(format!(
         "{} {} {:o} {}:{} {} {} {times}",
         path.display(),
@@ -160,15 +185,26 @@ fn line(path: &Path, name: &Path) -> String {
     let name = name.display();
     let owned = format!("{:04o} {}:{}", data.mode() & 0o7777, data.uid(), data.gid());
     if kind.is_dir() {
-        let opaque = if xattr(path, "trusted.overlay.opaque").is_some() { " opaque" } else { "" };
+        let opaque = if xattr(path, "trusted.overlay.opaque").is_some() {
+            " opaque"
+        } else {
+            ""
+        };
         return format!("{name} dir {owned}{opaque}");
     }
     if kind.is_file() {
         let content = fs::read(path).unwrap();
-        return format!("{name} file {owned} {}", String::from_utf8_lossy(&content)).trim_end().to_owned();
+        return format!("{name} file {owned} {}", String::from_utf8_lossy(&content))
+            .trim_end()
+            .to_owned();
     }
     if kind.is_symlink() {
-        return format!("{name} link {}:{} {}", data.uid(), data.gid(), fs::read_link(path).unwrap().display());
+        return format!(
+            "{name} link {}:{} {}",
+            data.uid(),
+            data.gid(),
+            fs::read_link(path).unwrap().display()
+        );
     }
     if kind.is_fifo() {
         return format!("{name} fifo {owned}");
@@ -176,8 +212,16 @@ fn line(path: &Path, name: &Path) -> String {
     if kind.is_char_device() && data.rdev() == 0 {
         return format!("{name} whiteout");
     }
-    let kind = if kind.is_char_device() { "char" } else { "block" };
-    format!("{name} {kind} {owned} {}:{}", rustix::fs::major(data.rdev()), rustix::fs::minor(data.rdev()))
+    let kind = if kind.is_char_device() {
+        "char"
+    } else {
+        "block"
+    };
+    format!(
+        "{name} {kind} {owned} {}:{}",
+        rustix::fs::major(data.rdev()),
+        rustix::fs::minor(data.rdev())
+    )
 }
 
 pub(crate) fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
@@ -305,7 +349,10 @@ impl Entry {
         if !self.pax.is_empty() {
             write_special(EntryType::XHeader, &pax_records(&self.pax), archive);
         }
-        for (kind, name) in [(EntryType::GNULongName, &self.name), (EntryType::GNULongLink, &self.link)] {
+        for (kind, name) in [
+            (EntryType::GNULongName, &self.name),
+            (EntryType::GNULongLink, &self.link),
+        ] {
             if name.len() > 100 {
                 let mut content = name.clone();
                 content.push(0);
@@ -456,7 +503,10 @@ pub(crate) fn noise(length: usize) -> Vec<u8> {
 
 /// Does `work` on a thread of its own, and fails when that takes unreasonably long.
 #[track_caller]
-pub(crate) fn within<T: Send + 'static>(seconds: u64, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn within<T: Send + 'static>(
+    seconds: u64,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let _ = sender.send(work());

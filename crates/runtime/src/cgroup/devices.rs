@@ -4,8 +4,9 @@ use whelk_sys::bpf::Instruction;
 
 use crate::spec::{DeviceKind, DeviceRule};
 
-/// What every container may use, as (kind, major, minor, access); `None` stands for any number. All devices may be
-/// created, few opened: null, zero, full, random, urandom, tty, console, ptmx and the pseudo-terminals.
+/// What every container may use, as (kind, major, minor, access); `None` stands for any number. All
+/// devices may be created, few opened: null, zero, full, random, urandom, tty, console, ptmx and
+/// the pseudo-terminals.
 pub const DEFAULT_RULES: &[(DeviceKind, Option<i64>, Option<i64>, &str)] = &[
     (DeviceKind::Char, None, None, "m"),
     (DeviceKind::Block, None, None, "m"),
@@ -23,18 +24,38 @@ pub const DEFAULT_RULES: &[(DeviceKind, Option<i64>, Option<i64>, &str)] = &[
 /// File and content for each rule, in order.
 pub(super) fn v1_lines(rules: &[DeviceRule]) -> impl Iterator<Item = (&'static str, String)> {
     rules.iter().map(|rule| {
-        let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+        let file = if rule.allow {
+            "devices.allow"
+        } else {
+            "devices.deny"
+        };
         let kind = rule.kind.unwrap_or(DeviceKind::All);
         if kind == DeviceKind::All && rule.major.is_none() && rule.minor.is_none() {
             return (file, "a".to_owned());
         }
-        let number = |n: Option<i64>| n.filter(|n| *n >= 0).map_or("*".to_owned(), |n| n.to_string());
-        (file, format!("{} {}:{} {}", kind.letter(), number(rule.major), number(rule.minor), access(rule)))
+        let number = |n: Option<i64>| {
+            n.filter(|n| *n >= 0)
+                .map_or("*".to_owned(), |n| n.to_string())
+        };
+        (
+            file,
+            format!(
+                "{} {}:{} {}",
+                kind.letter(),
+                number(rule.major),
+                number(rule.minor),
+                access(rule)
+            ),
+        )
     })
 }
 
 fn access(rule: &DeviceRule) -> &str {
-    if rule.access.is_empty() { "rwm" } else { &rule.access }
+    if rule.access.is_empty() {
+        "rwm"
+    } else {
+        &rule.access
+    }
 }
 
 // bpf_cgroup_dev_ctx (linux/bpf.h): access and kind in one word, then major, minor.
@@ -63,8 +84,8 @@ const JUMP_NOT_EQUAL: u8 = 0x55;
 const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5d;
 const EXIT: u8 = 0x95;
 
-/// A program that asks the rules last to first and denies what none of them names: with v1's files a later rule
-/// overrides an earlier one too.
+/// A program that asks the rules last to first and denies what none of them names: with v1's files
+/// a later rule overrides an earlier one too.
 pub(super) fn v2_program(rules: &[DeviceRule]) -> Vec<Instruction> {
     let mut program = vec![
         op(LOAD_WORD, KIND, SCRATCH, 0, 0),
@@ -107,10 +128,17 @@ fn rule_block(rule: &DeviceRule) -> Vec<Instruction> {
         tests.push(op(MOVE_REGISTER, SCRATCH, ACCESS, 0, 0));
         tests.push(op(AND, SCRATCH, 0, 0, mask));
         // Allowing needs all that is asked for to be in the rule; denying needs any of it.
-        tests.push(if rule.allow { op(JUMP_NOT_EQUAL_REGISTER, SCRATCH, ACCESS, 0, 0) } else { op(JUMP_EQUAL, SCRATCH, 0, 0, 0) });
+        tests.push(if rule.allow {
+            op(JUMP_NOT_EQUAL_REGISTER, SCRATCH, ACCESS, 0, 0)
+        } else {
+            op(JUMP_EQUAL, SCRATCH, 0, 0, 0)
+        });
     }
     for (register, number) in [(MAJOR, rule.major), (MINOR, rule.minor)] {
-        if let Some(number) = number.and_then(|n| i32::try_from(n).ok()).filter(|n| *n >= 0) {
+        if let Some(number) = number
+            .and_then(|n| i32::try_from(n).ok())
+            .filter(|n| *n >= 0)
+        {
             tests.push(op(JUMP_NOT_EQUAL, register, 0, 0, number));
         }
     }
@@ -120,36 +148,67 @@ fn rule_block(rule: &DeviceRule) -> Vec<Instruction> {
             test.offset = i16::try_from(end - index - 1).unwrap_or(i16::MAX);
         }
     }
-    tests.extend([op(MOVE, RESULT, 0, 0, i32::from(rule.allow)), op(EXIT, 0, 0, 0, 0)]);
+    tests.extend([
+        op(MOVE, RESULT, 0, 0, i32::from(rule.allow)),
+        op(EXIT, 0, 0, 0, 0),
+    ]);
     tests
 }
 
 fn is_test(instruction: &Instruction) -> bool {
-    matches!(instruction.code, JUMP_EQUAL | JUMP_NOT_EQUAL | JUMP_NOT_EQUAL_REGISTER)
+    matches!(
+        instruction.code,
+        JUMP_EQUAL | JUMP_NOT_EQUAL | JUMP_NOT_EQUAL_REGISTER
+    )
 }
 
 fn op(code: u8, destination: u8, source: u8, offset: i16, value: i32) -> Instruction {
-    Instruction { code, registers: destination | source << 4, offset, value }
+    Instruction {
+        code,
+        registers: destination | source << 4,
+        offset,
+        value,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rule(allow: bool, kind: DeviceKind, major: Option<i64>, minor: Option<i64>, access: &str) -> DeviceRule {
-        DeviceRule { allow, kind: Some(kind), major, minor, access: access.into() }
+    fn rule(
+        allow: bool,
+        kind: DeviceKind,
+        major: Option<i64>,
+        minor: Option<i64>,
+        access: &str,
+    ) -> DeviceRule {
+        DeviceRule {
+            allow,
+            kind: Some(kind),
+            major,
+            minor,
+            access: access.into(),
+        }
     }
 
     fn default_rules() -> Vec<DeviceRule> {
         let deny = rule(false, DeviceKind::All, None, None, "rwm");
         std::iter::once(deny)
-            .chain(DEFAULT_RULES.iter().map(|&(kind, major, minor, access)| rule(true, kind, major, minor, access)))
+            .chain(
+                DEFAULT_RULES
+                    .iter()
+                    .map(|&(kind, major, minor, access)| rule(true, kind, major, minor, access)),
+            )
             .collect()
     }
 
     /// What the kernel's interpreter would answer.
     fn run(program: &[Instruction], kind: i32, access: i32, major: i32, minor: i32) -> bool {
-        let context = [i64::from(access << 16 | kind), i64::from(major), i64::from(minor)];
+        let context = [
+            i64::from(access << 16 | kind),
+            i64::from(major),
+            i64::from(minor),
+        ];
         let (mut registers, mut pc) = ([0i64; 11], 0usize);
         loop {
             let i = program[pc];
@@ -180,8 +239,14 @@ mod tests {
         let program = v2_program(&default_rules());
         assert!(run(&program, KIND_CHAR, ACCESS_READ | ACCESS_WRITE, 1, 3));
         assert!(run(&program, KIND_CHAR, ACCESS_WRITE, 136, 7));
-        assert!(run(&program, KIND_BLOCK, ACCESS_MKNOD, 8, 0), "may be created");
-        assert!(!run(&program, KIND_BLOCK, ACCESS_READ, 8, 0), "may not be opened");
+        assert!(
+            run(&program, KIND_BLOCK, ACCESS_MKNOD, 8, 0),
+            "may be created"
+        );
+        assert!(
+            !run(&program, KIND_BLOCK, ACCESS_READ, 8, 0),
+            "may not be opened"
+        );
         assert!(!run(&program, KIND_CHAR, ACCESS_READ, 10, 200));
     }
 
@@ -189,7 +254,12 @@ mod tests {
     #[test]
     fn every_instruction_is_reached() {
         let anything = rule(true, DeviceKind::All, None, None, "rwm");
-        for rules in [default_rules(), vec![anything.clone()], [default_rules(), vec![anything]].concat(), Vec::new()] {
+        for rules in [
+            default_rules(),
+            vec![anything.clone()],
+            [default_rules(), vec![anything]].concat(),
+            Vec::new(),
+        ] {
             let program = v2_program(&rules);
             let (mut reached, mut ahead) = (vec![false; program.len()], vec![0]);
             while let Some(pc) = ahead.pop() {
@@ -203,13 +273,20 @@ mod tests {
                     ahead.push(pc + 1);
                 }
             }
-            assert_eq!(reached.iter().position(|reached| !reached), None, "{rules:?}");
+            assert_eq!(
+                reached.iter().position(|reached| !reached),
+                None,
+                "{rules:?}"
+            );
         }
     }
 
     #[test]
     fn a_later_rule_overrides() {
-        let rules = [rule(true, DeviceKind::All, None, None, "rwm"), rule(false, DeviceKind::Char, Some(1), Some(11), "w")];
+        let rules = [
+            rule(true, DeviceKind::All, None, None, "rwm"),
+            rule(false, DeviceKind::Char, Some(1), Some(11), "w"),
+        ];
         let program = v2_program(&rules);
         assert!(run(&program, KIND_CHAR, ACCESS_READ, 1, 11));
         assert!(!run(&program, KIND_CHAR, ACCESS_READ | ACCESS_WRITE, 1, 11));

@@ -1,7 +1,8 @@
 //! Control groups: limits, freezing, counting and finding a container's processes.
 //!
-//! Two kernels' interfaces behind one type, told apart at run time: v2 (one tree) and v1, also in the hybrid layout
-//! where a v2 tree without controllers lies beside it. Files are written directly, each once.
+//! Two kernels' interfaces behind one type, told apart at run time: v2 (one tree) and v1, also in
+//! the hybrid layout where a v2 tree without controllers lies beside it. Files are written
+//! directly, each once.
 
 mod devices;
 mod files;
@@ -41,7 +42,10 @@ pub struct Tree {
 /// No cgroup file system is mounted.
 pub fn layout() -> Result<&'static Layout> {
     static LAYOUT: OnceLock<Result<Layout>> = OnceLock::new();
-    LAYOUT.get_or_init(|| parse_layout(&fs::read_to_string("/proc/self/mountinfo")?)).as_ref().map_err(Clone::clone)
+    LAYOUT
+        .get_or_init(|| parse_layout(&fs::read_to_string("/proc/self/mountinfo")?))
+        .as_ref()
+        .map_err(Clone::clone)
 }
 
 fn parse_layout(mountinfo: &str) -> Result<Layout> {
@@ -49,8 +53,14 @@ fn parse_layout(mountinfo: &str) -> Result<Layout> {
     let mut trees = Vec::new();
     for line in mountinfo.lines() {
         // proc_pid_mountinfo(5): … mount-point options [optional…] - type source super-options
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let (Some(point), Some(kind), Some(options)) = (left.split(' ').nth(4), right.split(' ').next(), right.split(' ').nth(2)) else {
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let (Some(point), Some(kind), Some(options)) = (
+            left.split(' ').nth(4),
+            right.split(' ').next(),
+            right.split(' ').nth(2),
+        ) else {
             continue;
         };
         match kind {
@@ -61,8 +71,14 @@ fn parse_layout(mountinfo: &str) -> Result<Layout> {
                     .filter(|option| v1::KNOWN.contains(option) || option.starts_with("name="))
                     .map(str::to_owned)
                     .collect();
-                let tree = Tree { controllers, root: PathBuf::from(point) };
-                if !trees.iter().any(|known: &Tree| known.controllers == tree.controllers) {
+                let tree = Tree {
+                    controllers,
+                    root: PathBuf::from(point),
+                };
+                if !trees
+                    .iter()
+                    .any(|known: &Tree| known.controllers == tree.controllers)
+                {
                     trees.push(tree);
                 }
             }
@@ -102,7 +118,11 @@ impl Cgroup {
 
     fn in_layout(layout: &Layout, path: &str) -> Result<Self> {
         let relative = Path::new(path.trim_start_matches('/'));
-        if relative.as_os_str().is_empty() || relative.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+        if relative.as_os_str().is_empty()
+            || relative
+                .components()
+                .any(|part| !matches!(part, std::path::Component::Normal(_)))
+        {
             return Err(Error::invalid(format!("invalid cgroup path {path:?}")));
         }
         let kind = match layout {
@@ -115,11 +135,20 @@ impl Cgroup {
     /// The cgroup a process is in, on v2.
     pub fn of_process(pidfd: impl AsFd) -> Result<Self> {
         // proc(5): the descriptor's own file names the process; then one line "0::/path".
-        let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", pidfd.as_fd().as_raw_fd()))?;
-        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap_or_default().trim();
+        let info = fs::read_to_string(format!(
+            "/proc/thread-self/fdinfo/{}",
+            pidfd.as_fd().as_raw_fd()
+        ))?;
+        let pid = info
+            .lines()
+            .find_map(|line| line.strip_prefix("Pid:"))
+            .unwrap_or_default()
+            .trim();
         let lines = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
         let path = lines.lines().find_map(|line| line.strip_prefix("0::"));
-        Self::at(path.ok_or_else(|| Error::Os(format!("process {pid} is in no cgroup of version 2")))?)
+        Self::at(
+            path.ok_or_else(|| Error::Os(format!("process {pid} is in no cgroup of version 2")))?,
+        )
     }
 
     /// Makes the cgroup with its parents and sets its limits.
@@ -135,8 +164,8 @@ impl Cgroup {
         }
     }
 
-    /// Sets limits, at creation or while the container runs. What `resources` does not name stays as it is. Device
-    /// rules are set at creation only.
+    /// Sets limits, at creation or while the container runs. What `resources` does not name stays
+    /// as it is. Device rules are set at creation only.
     pub fn apply(&self, resources: &Resources) -> Result<()> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.apply(resources),
@@ -152,8 +181,8 @@ impl Cgroup {
         }
     }
 
-    /// Moves the calling process in, which must have one thread. One that was born in [`Cgroup::birthplace`] is there
-    /// already.
+    /// Moves the calling process in, which must have one thread. One that was born in
+    /// [`Cgroup::birthplace`] is there already.
     pub fn enter(&self) -> Result<()> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.enter(),
@@ -164,7 +193,8 @@ impl Cgroup {
     /// Stops all processes, or lets them go on; returns when the kernel has done so.
     ///
     /// # Errors
-    /// When the state is not reached within ten seconds (a process in uninterruptible sleep); the cgroup is thawed then.
+    /// When the state is not reached within ten seconds (a process in uninterruptible sleep); the
+    /// cgroup is thawed then.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(10);
         let begin = Instant::now();
@@ -173,15 +203,18 @@ impl Cgroup {
                 if frozen {
                     let _ = self.begin_freeze(false);
                 }
-                return Err(Error::Os(format!("cgroup did not reach the state frozen={frozen} within {} s", LIMIT.as_secs())));
+                return Err(Error::Os(format!(
+                    "cgroup did not reach the state frozen={frozen} within {} s",
+                    LIMIT.as_secs()
+                )));
             }
             std::thread::sleep(POLL);
         }
         Ok(())
     }
 
-    /// Tells the kernel to stop all processes or to let them go on, without waiting. Returns whether they are in that state;
-    /// if not, call it again later.
+    /// Tells the kernel to stop all processes or to let them go on, without waiting. Returns
+    /// whether they are in that state; if not, call it again later.
     pub fn begin_freeze(&self, frozen: bool) -> Result<bool> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.freeze(frozen),
@@ -212,8 +245,8 @@ impl Cgroup {
         }
     }
 
-    /// A descriptor that becomes readable when the kernel may have run out of memory here; [`Cgroup::was_out_of_memory`]
-    /// tells whether it has.
+    /// A descriptor that becomes readable when the kernel may have run out of memory here;
+    /// [`Cgroup::was_out_of_memory`] tells whether it has.
     pub fn oom_watch(&self) -> Result<std::os::fd::OwnedFd> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.oom_watch(),
@@ -237,8 +270,9 @@ impl Cgroup {
         {
             return Ok(());
         }
-        // Frozen, none of them can have further children before it is killed. One in uninterruptible sleep keeps the cgroup
-        // from getting there, but the others are stopped, and that one has no children meanwhile either.
+        // Frozen, none of them can have further children before it is killed. One in
+        // uninterruptible sleep keeps the cgroup from getting there, but the others are stopped,
+        // and that one has no children meanwhile either.
         const LIMIT: Duration = Duration::from_millis(200);
         let begin = Instant::now();
         while matches!(self.begin_freeze(true), Ok(false)) && begin.elapsed() < LIMIT {
@@ -253,8 +287,8 @@ impl Cgroup {
         processes.map(drop)
     }
 
-    /// Removes the cgroup and those below it. A missing one is fine; one that a dying process still holds is asked for
-    /// again for two seconds.
+    /// Removes the cgroup and those below it. A missing one is fine; one that a dying process still
+    /// holds is asked for again for two seconds.
     pub fn remove(&self) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(2);
         let directories = match &self.kind {
@@ -267,7 +301,9 @@ impl Cgroup {
             loop {
                 match files::remove_below(directory) {
                     Err(error)
-                        if error.source.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) && begin.elapsed() < LIMIT =>
+                        if error.source.raw_os_error()
+                            == Some(rustix::io::Errno::BUSY.raw_os_error())
+                            && begin.elapsed() < LIMIT =>
                     {
                         std::thread::sleep(POLL)
                     }
@@ -289,7 +325,8 @@ impl Cgroup {
         }
     }
 
-    /// Path by controller (v1) or under the empty name (v2), as `state` and the cgroup mount need them.
+    /// Path by controller (v1) or under the empty name (v2), as `state` and the cgroup mount need
+    /// them.
     pub fn paths(&self) -> Vec<(String, PathBuf)> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.paths(),
@@ -308,15 +345,26 @@ mod tests {
 
     #[test]
     fn hybrid_counts_as_v1() {
-        let Layout::V1(trees) = parse_layout(HYBRID).unwrap() else { panic!("v1 expected") };
-        assert_eq!(trees[0], Tree { controllers: vec!["cpu".into()], root: "/sys/fs/cgroup/cpu".into() });
+        let Layout::V1(trees) = parse_layout(HYBRID).unwrap() else {
+            panic!("v1 expected")
+        };
+        assert_eq!(
+            trees[0],
+            Tree {
+                controllers: vec!["cpu".into()],
+                root: "/sys/fs/cgroup/cpu".into()
+            }
+        );
         assert_eq!(trees[1].controllers, ["name=systemd"]);
         assert_eq!(trees.len(), 2);
     }
 
     #[test]
     fn a_lone_v2_tree_is_v2() {
-        assert_eq!(parse_layout("30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap(), Layout::V2("/sys/fs/cgroup".into()));
+        assert_eq!(
+            parse_layout("30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap(),
+            Layout::V2("/sys/fs/cgroup".into())
+        );
         assert!(parse_layout("").is_err());
     }
 

@@ -35,7 +35,18 @@ pub(super) struct Cgroup {
 
 impl Cgroup {
     pub(super) fn at(trees: &[Tree], relative: &Path) -> Self {
-        Self { trees: trees.iter().map(|tree| (tree.controllers.clone(), tree.root.clone(), tree.root.join(relative))).collect() }
+        Self {
+            trees: trees
+                .iter()
+                .map(|tree| {
+                    (
+                        tree.controllers.clone(),
+                        tree.root.clone(),
+                        tree.root.join(relative),
+                    )
+                })
+                .collect(),
+        }
     }
 
     pub(super) fn create(&mut self) -> Result<()> {
@@ -49,10 +60,13 @@ impl Cgroup {
         Ok(())
     }
 
-    /// By way of `tasks`, as itself: for a thread that moves itself the kernel needs no lock against forks and exits
-    /// anywhere, whose first taker waits for an RCU grace period (some 10 ms; `cgroup_procs_write_start`, 5.17).
+    /// By way of `tasks`, as itself: for a thread that moves itself the kernel needs no lock
+    /// against forks and exits anywhere, whose first taker waits for an RCU grace period (some 10
+    /// ms; `cgroup_procs_write_start`, 5.17).
     pub(super) fn enter(&self) -> Result<()> {
-        self.trees.iter().try_for_each(|(_, _, directory)| set(directory, "tasks", 0))
+        self.trees
+            .iter()
+            .try_for_each(|(_, _, directory)| set(directory, "tasks", 0))
     }
 
     fn directory(&self, controller: &str) -> Option<&Path> {
@@ -72,21 +86,41 @@ impl Cgroup {
     }
 
     pub(super) fn directories(&self) -> Vec<&Path> {
-        self.trees.iter().map(|(_, _, directory)| directory.as_path()).collect()
+        self.trees
+            .iter()
+            .map(|(_, _, directory)| directory.as_path())
+            .collect()
     }
 
     pub(super) fn paths(&self) -> Vec<(String, PathBuf)> {
-        self.trees.iter().map(|(controllers, _, directory)| (controllers.join(","), directory.clone())).collect()
+        self.trees
+            .iter()
+            .map(|(controllers, _, directory)| (controllers.join(","), directory.clone()))
+            .collect()
     }
 
     fn need(&self, controller: &str) -> Result<&Path> {
-        self.directory(controller).ok_or_else(|| Error::invalid(format!("this host has no {controller} cgroup controller")))
+        self.directory(controller).ok_or_else(|| {
+            Error::invalid(format!("this host has no {controller} cgroup controller"))
+        })
     }
 
     pub(super) fn apply(&self, resources: &Resources) -> Result<()> {
-        let Resources { memory, cpu, pids, block_io, hugepage_limits, network, rdma, unified, devices: _ } = resources;
+        let Resources {
+            memory,
+            cpu,
+            pids,
+            block_io,
+            hugepage_limits,
+            network,
+            rdma,
+            unified,
+            devices: _,
+        } = resources;
         if !unified.is_empty() {
-            return Err(Error::invalid("unified cgroup settings need cgroup v2, which this host does not use"));
+            return Err(Error::invalid(
+                "unified cgroup settings need cgroup v2, which this host does not use",
+            ));
         }
         if *memory != Memory::default() {
             apply_memory(self.need("memory")?, memory)?;
@@ -96,22 +130,38 @@ impl Cgroup {
         }
         if let Some(pids) = pids {
             let directory = self.need("pids")?;
-            if pids.limit > 0 { set(directory, "pids.max", pids.limit) } else { set(directory, "pids.max", "max") }?;
+            if pids.limit > 0 {
+                set(directory, "pids.max", pids.limit)
+            } else {
+                set(directory, "pids.max", "max")
+            }?;
         }
         if *block_io != BlockIo::default() {
             apply_block_io(self.need("blkio")?, block_io)?;
         }
         for limit in hugepage_limits {
-            set(self.need("hugetlb")?, &format!("hugetlb.{}.limit_in_bytes", limit.page_size), limit.limit)?;
+            set(
+                self.need("hugetlb")?,
+                &format!("hugetlb.{}.limit_in_bytes", limit.page_size),
+                limit.limit,
+            )?;
         }
         if let Some(class) = network.class_id {
             set(self.need("net_cls")?, "net_cls.classid", class)?;
         }
         for priority in &network.priorities {
-            set(self.need("net_prio")?, "net_prio.ifpriomap", format!("{} {}", priority.name, priority.priority))?;
+            set(
+                self.need("net_prio")?,
+                "net_prio.ifpriomap",
+                format!("{} {}", priority.name, priority.priority),
+            )?;
         }
         for (device, limit) in rdma {
-            set(self.need("rdma")?, "rdma.max", super::v2::rdma_line(device, limit))?;
+            set(
+                self.need("rdma")?,
+                "rdma.max",
+                super::v2::rdma_line(device, limit),
+            )?;
         }
         Ok(())
     }
@@ -127,8 +177,8 @@ impl Cgroup {
         {
             let directory = self.need("cpu")?;
             set_some(directory, "cpu.shares", cpu.shares)?;
-            // A quota above the old period times its limit may be refused until the new period is there, and the other
-            // way round: whichever fails first is tried again after the other.
+            // A quota above the old period times its limit may be refused until the new period is
+            // there, and the other way round: whichever fails first is tried again after the other.
             let period = || set_some(directory, "cpu.cfs_period_us", cpu.period);
             let quota = || set_some(directory, "cpu.cfs_quota_us", cpu.quota);
             if period().is_err() {
@@ -170,30 +220,44 @@ impl Cgroup {
     }
 
     pub(super) fn is_frozen(&self) -> bool {
-        self.directory("freezer")
-            .is_some_and(|directory| fs::read_to_string(directory.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED"))
+        self.directory("freezer").is_some_and(|directory| {
+            fs::read_to_string(directory.join("freezer.state"))
+                .is_ok_and(|state| state.trim() != "THAWED")
+        })
     }
 
     pub(super) fn oom_kills(&self) -> u64 {
-        self.directory("memory").map_or(0, |directory| counter(directory, "memory.oom_control", "oom_kill "))
+        self.directory("memory").map_or(0, |directory| {
+            counter(directory, "memory.oom_control", "oom_kill ")
+        })
     }
 
-    /// An eventfd registered with the memory controller (kernel: admin-guide/cgroup-v1/memory, "OOM Control").
+    /// An eventfd registered with the memory controller (kernel: admin-guide/cgroup-v1/memory, "OOM
+    /// Control").
     pub(super) fn oom_watch(&self) -> Result<OwnedFd> {
         let directory = self.need("memory")?;
-        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
-            .map_err(os("eventfd"))?;
+        let event = rustix::event::eventfd(
+            0,
+            rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
+        )
+        .map_err(os("eventfd"))?;
         let control = fs::open(directory.join("memory.oom_control"))?;
-        set(directory, "cgroup.event_control", format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd()))?;
+        set(
+            directory,
+            "cgroup.event_control",
+            format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd()),
+        )?;
         Ok(event)
     }
 }
 
-/// Creates a cpuset directory; one without CPUs and memory nodes takes no process, so each new level starts with its
-/// parent's. A level that is there may be one that another process has just made and not filled yet: it is looked at
-/// as well.
+/// Creates a cpuset directory; one without CPUs and memory nodes takes no process, so each new
+/// level starts with its parent's. A level that is there may be one that another process has just
+/// made and not filled yet: it is looked at as well.
 fn create_cpuset(root: &Path, directory: &Path) -> Result<()> {
-    let Some(parent) = directory.parent().filter(|parent| parent.starts_with(root)) else { return Ok(()) };
+    let Some(parent) = directory.parent().filter(|parent| parent.starts_with(root)) else {
+        return Ok(());
+    };
     if parent != root {
         create_cpuset(root, parent)?;
     }
@@ -203,17 +267,25 @@ fn create_cpuset(root: &Path, directory: &Path) -> Result<()> {
     }
     for file in ["cpuset.cpus", "cpuset.mems"] {
         if fs::read_to_string(directory.join(file))?.trim().is_empty() {
-            set(directory, file, fs::read_to_string(parent.join(file))?.trim())?;
+            set(
+                directory,
+                file,
+                fs::read_to_string(parent.join(file))?.trim(),
+            )?;
         }
     }
     Ok(())
 }
 
 fn apply_memory(directory: &Path, memory: &Memory) -> Result<()> {
-    // Without swap accounting there is nothing to say about swap, and no limit is what it has anyway.
-    let swap = memory.swap.filter(|swap| *swap >= 0 || fs::exists(directory.join("memory.memsw.limit_in_bytes")));
+    // Without swap accounting there is nothing to say about swap, and no limit is what it has
+    // anyway.
+    let swap = memory
+        .swap
+        .filter(|swap| *swap >= 0 || fs::exists(directory.join("memory.memsw.limit_in_bytes")));
     if let (Some(limit), Some(swap)) = (memory.limit, swap) {
-        // Memory must never be above memory-and-swap, also in between: raise the larger one first, lower it last.
+        // Memory must never be above memory-and-swap, also in between: raise the larger one first,
+        // lower it last.
         if try_set(directory, "memory.limit_in_bytes", &limit.to_string()).is_err() {
             set(directory, "memory.memsw.limit_in_bytes", swap)?;
             set(directory, "memory.limit_in_bytes", limit)?;
@@ -225,34 +297,70 @@ fn apply_memory(directory: &Path, memory: &Memory) -> Result<()> {
         set_some(directory, "memory.memsw.limit_in_bytes", swap)?;
     }
     set_some(directory, "memory.soft_limit_in_bytes", memory.reservation)?;
-    set_some(directory, "memory.kmem.tcp.limit_in_bytes", memory.kernel_tcp)?;
+    set_some(
+        directory,
+        "memory.kmem.tcp.limit_in_bytes",
+        memory.kernel_tcp,
+    )?;
     if memory.disable_oom_killer == Some(true) {
         set(directory, "memory.oom_control", 1)?;
     }
     match memory.swappiness {
-        Some(value) if value > 100 => Err(Error::invalid(format!("invalid memory swappiness {value}: 0 to 100"))),
+        Some(value) if value > 100 => Err(Error::invalid(format!(
+            "invalid memory swappiness {value}: 0 to 100"
+        ))),
         value => set_some(directory, "memory.swappiness", value),
     }
 }
 
 fn apply_block_io(directory: &Path, io: &BlockIo) -> Result<()> {
     // The weight belongs to the I/O scheduler: BFQ on today's kernels, CFQ before 5.0.
-    let prefix = if fs::exists(directory.join("blkio.bfq.weight")) { "blkio.bfq." } else { "blkio." };
+    let prefix = if fs::exists(directory.join("blkio.bfq.weight")) {
+        "blkio.bfq."
+    } else {
+        "blkio."
+    };
     set_some(directory, &format!("{prefix}weight"), io.weight)?;
     set_some(directory, "blkio.leaf_weight", io.leaf_weight)?;
     for device in &io.weight_device {
         if let Some(weight) = device.weight {
-            set(directory, &format!("{prefix}weight_device"), format!("{}:{} {weight}", device.major, device.minor))?;
+            set(
+                directory,
+                &format!("{prefix}weight_device"),
+                format!("{}:{} {weight}", device.major, device.minor),
+            )?;
         }
         if let Some(weight) = device.leaf_weight {
-            set(directory, "blkio.leaf_weight_device", format!("{}:{} {weight}", device.major, device.minor))?;
+            set(
+                directory,
+                "blkio.leaf_weight_device",
+                format!("{}:{} {weight}", device.major, device.minor),
+            )?;
         }
     }
     let throttle = |file: &str, devices: &[ThrottleDevice]| {
-        devices.iter().try_for_each(|device| set(directory, file, format!("{}:{} {}", device.major, device.minor, device.rate)))
+        devices.iter().try_for_each(|device| {
+            set(
+                directory,
+                file,
+                format!("{}:{} {}", device.major, device.minor, device.rate),
+            )
+        })
     };
-    throttle("blkio.throttle.read_bps_device", &io.throttle_read_bps_device)?;
-    throttle("blkio.throttle.write_bps_device", &io.throttle_write_bps_device)?;
-    throttle("blkio.throttle.read_iops_device", &io.throttle_read_iops_device)?;
-    throttle("blkio.throttle.write_iops_device", &io.throttle_write_iops_device)
+    throttle(
+        "blkio.throttle.read_bps_device",
+        &io.throttle_read_bps_device,
+    )?;
+    throttle(
+        "blkio.throttle.write_bps_device",
+        &io.throttle_write_bps_device,
+    )?;
+    throttle(
+        "blkio.throttle.read_iops_device",
+        &io.throttle_read_iops_device,
+    )?;
+    throttle(
+        "blkio.throttle.write_iops_device",
+        &io.throttle_write_iops_device,
+    )
 }

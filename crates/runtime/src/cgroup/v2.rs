@@ -1,4 +1,5 @@
-//! cgroup v2: one directory, and the translation of v1's units where the specification speaks in those.
+//! cgroup v2: one directory, and the translation of v1's units where the specification speaks in
+//! those.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,11 @@ pub(super) struct Cgroup {
 
 impl Cgroup {
     pub(super) fn at(root: &Path, relative: &Path) -> Self {
-        Self { root: root.to_owned(), path: root.join(relative), directory: None }
+        Self {
+            root: root.to_owned(),
+            path: root.join(relative),
+            directory: None,
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -33,7 +38,8 @@ impl Cgroup {
     }
 
     pub(super) fn create(&mut self) -> Result<()> {
-        // With the parents there and their controllers on, which is so from the second container on, one mkdir does it.
+        // With the parents there and their controllers on, which is so from the second container
+        // on, one mkdir does it.
         if self.path.parent().is_some_and(hands_all_down) {
             match fs::create_dir(&self.path, 0o755) {
                 Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -48,20 +54,29 @@ impl Cgroup {
 
     /// Creates each level and hands every available controller down to the next.
     fn create_with_parents(&self) -> Result<()> {
-        let relative = self.path.strip_prefix(&self.root).unwrap_or(Path::new("")).to_owned();
+        let relative = self
+            .path
+            .strip_prefix(&self.root)
+            .unwrap_or(Path::new(""))
+            .to_owned();
         let mut level = self.root.clone();
         for part in relative.components() {
             let available = fs::read_to_string(level.join("cgroup.controllers"))?;
-            let all: Vec<String> = available.split_whitespace().map(|controller| format!("+{controller}")).collect();
+            let all: Vec<String> = available
+                .split_whitespace()
+                .map(|controller| format!("+{controller}"))
+                .collect();
             if let Err(error) = try_set(&level, "cgroup.subtree_control", &all.join(" ")) {
-                if error.source.raw_os_error() == Some(Errno::BUSY.raw_os_error()) && level != self.root {
+                if error.source.raw_os_error() == Some(Errno::BUSY.raw_os_error())
+                    && level != self.root
+                {
                     return Err(Error::invalid(format!(
                         "cgroup {} holds processes itself, so it cannot hand limits down to a container's cgroup",
                         level.display()
                     )));
                 }
-                // One that cannot be handed down (`cpu`, where there are real-time threads) must not keep the others; a
-                // limit that then cannot be set is reported when it is set.
+                // One that cannot be handed down (`cpu`, where there are real-time threads) must
+                // not keep the others; a limit that then cannot be set is reported when it is set.
                 for controller in &all {
                     let _ = try_set(&level, "cgroup.subtree_control", controller);
                 }
@@ -76,29 +91,55 @@ impl Cgroup {
     }
 
     pub(super) fn enter(&self) -> Result<()> {
-        if self.directory.is_some() { Ok(()) } else { set(&self.path, "cgroup.procs", 0) }
+        if self.directory.is_some() {
+            Ok(())
+        } else {
+            set(&self.path, "cgroup.procs", 0)
+        }
     }
 
     pub(super) fn apply(&self, resources: &Resources) -> Result<()> {
-        let Resources { memory, cpu, pids, block_io, hugepage_limits, network, rdma, unified, devices: _ } = resources;
+        let Resources {
+            memory,
+            cpu,
+            pids,
+            block_io,
+            hugepage_limits,
+            network,
+            rdma,
+            unified,
+            devices: _,
+        } = resources;
         if network.class_id.is_some() || !network.priorities.is_empty() {
-            return Err(Error::invalid("network class and priorities need cgroup v1, which this host does not use"));
+            return Err(Error::invalid(
+                "network class and priorities need cgroup v1, which this host does not use",
+            ));
         }
         self.apply_memory(memory)?;
         self.apply_cpu(cpu)?;
         if let Some(pids) = pids {
-            if pids.limit > 0 { set(&self.path, "pids.max", pids.limit) } else { set(&self.path, "pids.max", "max") }?;
+            if pids.limit > 0 {
+                set(&self.path, "pids.max", pids.limit)
+            } else {
+                set(&self.path, "pids.max", "max")
+            }?;
         }
         self.apply_block_io(block_io)?;
         for limit in hugepage_limits {
-            set(&self.path, &format!("hugetlb.{}.max", limit.page_size), limit.limit)?;
+            set(
+                &self.path,
+                &format!("hugetlb.{}.max", limit.page_size),
+                limit.limit,
+            )?;
         }
         for (device, limit) in rdma {
             set(&self.path, "rdma.max", rdma_line(device, limit))?;
         }
         for (file, value) in unified {
             if !whelk_sys::in_root::is_entry_name(file.as_ref()) {
-                return Err(Error::invalid(format!("invalid unified cgroup file {file:?}")));
+                return Err(Error::invalid(format!(
+                    "invalid unified cgroup file {file:?}"
+                )));
             }
             set(&self.path, file, value)?;
         }
@@ -107,13 +148,17 @@ impl Cgroup {
 
     fn apply_memory(&self, memory: &Memory) -> Result<()> {
         // Swap first when memory shrinks or grows: in v2 the two do not depend on each other.
-        // Without swap accounting there is nothing to say about swap, and no limit is what it has anyway.
-        if let Some(swap) = swap_max(memory)?.filter(|swap| *swap >= 0 || fs::exists(self.path.join("memory.swap.max"))) {
+        // Without swap accounting there is nothing to say about swap, and no limit is what it has
+        // anyway.
+        if let Some(swap) = swap_max(memory)?
+            .filter(|swap| *swap >= 0 || fs::exists(self.path.join("memory.swap.max")))
+        {
             set(&self.path, "memory.swap.max", max_or(swap))?;
         }
         set_some(&self.path, "memory.max", memory.limit.map(max_or))?;
         set_some(&self.path, "memory.low", memory.reservation.map(max_or))
-        // Swappiness, kernel memory and disabling the OOM killer do not exist in v2; the engine warns where it is asked.
+        // Swappiness, kernel memory and disabling the OOM killer do not exist in v2; the engine
+        // warns where it is asked.
     }
 
     fn apply_cpu(&self, cpu: &Cpu) -> Result<()> {
@@ -121,14 +166,22 @@ impl Cgroup {
             set(&self.path, "cpu.weight", weight_of_shares(shares))?;
         }
         if cpu.quota.is_some() || cpu.period.is_some() {
-            let quota = cpu.quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
-            let value = cpu.period.filter(|period| *period != 0).map_or(quota.clone(), |period| format!("{quota} {period}"));
+            let quota = cpu
+                .quota
+                .filter(|quota| *quota > 0)
+                .map_or("max".to_owned(), |quota| quota.to_string());
+            let value = cpu
+                .period
+                .filter(|period| *period != 0)
+                .map_or(quota.clone(), |period| format!("{quota} {period}"));
             set(&self.path, "cpu.max", value)?;
         }
         set_some(&self.path, "cpu.max.burst", cpu.burst)?;
         set_some(&self.path, "cpu.idle", cpu.idle)?;
         if cpu.realtime_period.is_some() || cpu.realtime_runtime.is_some() {
-            return Err(Error::invalid("realtime CPU limits need cgroup v1, which this host does not use"));
+            return Err(Error::invalid(
+                "realtime CPU limits need cgroup v1, which this host does not use",
+            ));
         }
         if !cpu.cpus.is_empty() {
             set(&self.path, "cpuset.cpus", &cpu.cpus)?;
@@ -150,7 +203,11 @@ impl Cgroup {
         }
         for device in &io.weight_device {
             if let Some(weight) = device.weight {
-                set(&self.path, "io.bfq.weight", format!("{}:{} {weight}", device.major, device.minor))?;
+                set(
+                    &self.path,
+                    "io.bfq.weight",
+                    format!("{}:{} {weight}", device.major, device.minor),
+                )?;
             }
         }
         let limits = [
@@ -161,7 +218,11 @@ impl Cgroup {
         ];
         for (key, devices) in limits {
             for device in devices {
-                set(&self.path, "io.max", format!("{}:{} {key}={}", device.major, device.minor, device.rate))?;
+                set(
+                    &self.path,
+                    "io.max",
+                    format!("{}:{} {key}={}", device.major, device.minor, device.rate),
+                )?;
             }
         }
         Ok(())
@@ -180,9 +241,12 @@ impl Cgroup {
                 opened.as_fd()
             }
         };
-        let old = whelk_sys::bpf::attached_device_filters(directory).map_err(os("query device filters"))?;
-        let program = whelk_sys::bpf::load_device_filter(&devices::v2_program(rules)).map_err(os("load device filter"))?;
-        whelk_sys::bpf::attach_device_filter(directory, program.as_fd()).map_err(os("attach device filter"))?;
+        let old = whelk_sys::bpf::attached_device_filters(directory)
+            .map_err(os("query device filters"))?;
+        let program = whelk_sys::bpf::load_device_filter(&devices::v2_program(rules))
+            .map_err(os("load device filter"))?;
+        whelk_sys::bpf::attach_device_filter(directory, program.as_fd())
+            .map_err(os("attach device filter"))?;
         old.iter()
             .try_for_each(|filter| whelk_sys::bpf::detach_device_filter(directory, filter.as_fd()))
             .map_err(os("detach device filter"))
@@ -203,9 +267,11 @@ impl Cgroup {
 
     /// An inotify descriptor on `memory.events`, which the kernel modifies at every event.
     pub(super) fn oom_watch(&self) -> Result<OwnedFd> {
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(os("inotify"))?;
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+            .map_err(os("inotify"))?;
         let path = self.path.join("memory.events");
-        inotify::add_watch(&watch, &path, inotify::WatchFlags::MODIFY).map_err(os_at("watch", &path))?;
+        inotify::add_watch(&watch, &path, inotify::WatchFlags::MODIFY)
+            .map_err(os_at("watch", &path))?;
         Ok(watch)
     }
 
@@ -217,15 +283,27 @@ impl Cgroup {
 fn hands_all_down(parent: &Path) -> bool {
     let list = |file| fs::read_to_string(parent.join(file)).unwrap_or_default();
     let given = list("cgroup.subtree_control");
-    !given.trim().is_empty() && list("cgroup.controllers").split_whitespace().all(|one| given.split_whitespace().any(|other| one == other))
+    !given.trim().is_empty()
+        && list("cgroup.controllers")
+            .split_whitespace()
+            .all(|one| given.split_whitespace().any(|other| one == other))
 }
 
 fn open(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(os_at("open cgroup", path))
+    rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(os_at("open cgroup", path))
 }
 
 fn max_or(value: i64) -> String {
-    if value < 0 { "max".into() } else { value.to_string() }
+    if value < 0 {
+        "max".into()
+    } else {
+        value.to_string()
+    }
 }
 
 /// v2 counts swap apart from memory; the specification's number is both together.
@@ -234,7 +312,9 @@ fn swap_max(memory: &Memory) -> Result<Option<i64>> {
         (None | Some(0), _) => Ok(None),
         (Some(swap), _) if swap < 0 => Ok(Some(-1)),
         (Some(swap), Some(limit)) if limit >= 0 && swap >= limit => Ok(Some(swap - limit)),
-        (Some(_), Some(limit)) if limit >= 0 => Err(Error::invalid("memory+swap limit must not be less than the memory limit")),
+        (Some(_), Some(limit)) if limit >= 0 => Err(Error::invalid(
+            "memory+swap limit must not be less than the memory limit",
+        )),
         (Some(_), _) => Err(Error::invalid("a memory+swap limit needs a memory limit")),
     }
 }
@@ -256,7 +336,11 @@ fn weight_of_blkio(weight: u16) -> u64 {
 
 pub(super) fn rdma_line(device: &str, limit: &Rdma) -> String {
     let max = |value: Option<u32>| value.map_or("max".to_owned(), |value| value.to_string());
-    format!("{device} hca_handle={} hca_object={}", max(limit.hca_handles), max(limit.hca_objects))
+    format!(
+        "{device} hca_handle={} hca_object={}",
+        max(limit.hca_handles),
+        max(limit.hca_objects)
+    )
 }
 
 #[cfg(test)]
@@ -271,7 +355,11 @@ mod tests {
 
     #[test]
     fn swap_is_what_is_left_over_memory() {
-        let memory = |limit, swap| Memory { limit, swap, ..Memory::default() };
+        let memory = |limit, swap| Memory {
+            limit,
+            swap,
+            ..Memory::default()
+        };
         assert_eq!(swap_max(&memory(Some(100), Some(300))), Ok(Some(200)));
         assert_eq!(swap_max(&memory(Some(100), Some(-1))), Ok(Some(-1)));
         assert_eq!(swap_max(&memory(None, None)), Ok(None));

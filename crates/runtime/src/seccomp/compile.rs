@@ -1,11 +1,13 @@
-//! From rules to classic BPF: one section per architecture, in each a binary search over system call numbers.
+//! From rules to classic BPF: one section per architecture, in each a binary search over system
+//! call numbers.
 //!
 //! ```text
 //! ld arch ─► jeq x86_64 ─► ld nr ─► jge 0x40000000 (x32 section) ─► jge … ─► ret action
 //!         └► jeq i386   ─► ld nr ─► jge … ─► [ld arg; jeq …] ─► ret action
 //!         └► ret default
 //! ```
-//! Neighbouring numbers with the same outcome share a leaf, so a large profile costs about eight comparisons a call.
+//! Neighbouring numbers with the same outcome share a leaf, so a large profile costs about eight
+//! comparisons a call.
 
 use std::collections::BTreeMap;
 
@@ -21,11 +23,13 @@ use crate::spec::{Seccomp, SyscallArg};
 pub struct Filter {
     pub program: Vec<Instruction>,
     pub flags: u32,
-    /// Where to send the notification descriptor, when a rule asks for one: socket path and metadata.
+    /// Where to send the notification descriptor, when a rule asks for one: socket path and
+    /// metadata.
     pub listener: Option<(String, String)>,
 }
 
-// Offsets into struct seccomp_data (seccomp(2)); arguments are 64 bits, low word first on little-endian machines.
+// Offsets into struct seccomp_data (seccomp(2)); arguments are 64 bits, low word first on
+// little-endian machines.
 const OFFSET_NR: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
 const OFFSET_ARGS: u32 = 16;
@@ -50,15 +54,36 @@ struct Architecture {
     column: usize,
 }
 
-const X86_64: Architecture = Architecture { name: "SCMP_ARCH_X86_64", audit: 0xc000_003e, column: 0 };
-const X86: Architecture = Architecture { name: "SCMP_ARCH_X86", audit: 0x4000_0003, column: 1 };
-const X32: Architecture = Architecture { name: "SCMP_ARCH_X32", audit: 0xc000_003e, column: 2 };
-const AARCH64: Architecture = Architecture { name: "SCMP_ARCH_AARCH64", audit: 0xc000_00b7, column: 3 };
+const X86_64: Architecture = Architecture {
+    name: "SCMP_ARCH_X86_64",
+    audit: 0xc000_003e,
+    column: 0,
+};
+const X86: Architecture = Architecture {
+    name: "SCMP_ARCH_X86",
+    audit: 0x4000_0003,
+    column: 1,
+};
+const X32: Architecture = Architecture {
+    name: "SCMP_ARCH_X32",
+    audit: 0xc000_003e,
+    column: 2,
+};
+const AARCH64: Architecture = Architecture {
+    name: "SCMP_ARCH_AARCH64",
+    audit: 0xc000_00b7,
+    column: 3,
+};
 
 /// The architecture this was built for: always part of a filter.
-const NATIVE: &Architecture = if cfg!(target_arch = "aarch64") { &AARCH64 } else { &X86_64 };
+const NATIVE: &Architecture = if cfg!(target_arch = "aarch64") {
+    &AARCH64
+} else {
+    &X86_64
+};
 
-/// Architectures that profiles name for other machines; their programs cannot run here, so they need no section.
+/// Architectures that profiles name for other machines; their programs cannot run here, so they
+/// need no section.
 const FOREIGN: &[&str] = &[
     "SCMP_ARCH_ARM",
     "SCMP_ARCH_MIPS",
@@ -110,17 +135,27 @@ struct Outcome {
 /// Compiles a seccomp configuration.
 ///
 /// # Errors
-/// An action, operator, architecture or flag that does not exist, or a program longer than the kernel takes. A system
-/// call that this table does not know is skipped: profiles are written for many kernels.
+/// An action, operator, architecture or flag that does not exist, or a program longer than the
+/// kernel takes. A system call that this table does not know is skipped: profiles are written for
+/// many kernels.
 pub fn compile(seccomp: &Seccomp) -> Result<Filter> {
     let default = action(&seccomp.default_action, seccomp.default_errno_ret)?;
     let mut architectures = Vec::from([NATIVE]);
     for name in &seccomp.architectures {
-        match [&X86_64, &X86, &X32, &AARCH64].into_iter().find(|arch| arch.name == name) {
-            Some(arch) if !architectures.iter().any(|known| known.name == arch.name) => architectures.push(arch),
+        match [&X86_64, &X86, &X32, &AARCH64]
+            .into_iter()
+            .find(|arch| arch.name == name)
+        {
+            Some(arch) if !architectures.iter().any(|known| known.name == arch.name) => {
+                architectures.push(arch)
+            }
             Some(_) => {}
             None if FOREIGN.contains(&name.as_str()) => {}
-            None => return Err(Error::invalid(format!("seccomp: unknown architecture {name:?}"))),
+            None => {
+                return Err(Error::invalid(format!(
+                    "seccomp: unknown architecture {name:?}"
+                )));
+            }
         }
     }
     let mut program = vec![load(OFFSET_ARCH)];
@@ -129,7 +164,11 @@ pub fn compile(seccomp: &Seccomp) -> Result<Filter> {
         let mut section = vec![load(OFFSET_NR)];
         let search = search(&ranges(seccomp, arch, default)?, default);
         if arch.name == X86_64.name {
-            let foreign = if x32 { self::search(&ranges(seccomp, &X32, default)?, default) } else { vec![ret(default)] };
+            let foreign = if x32 {
+                self::search(&ranges(seccomp, &X32, default)?, default)
+            } else {
+                vec![ret(default)]
+            };
             section.extend(branch(JUMP_NOT_LESS, X32_BIT, foreign, search));
         } else {
             section.extend(search);
@@ -147,10 +186,21 @@ pub fn compile(seccomp: &Seccomp) -> Result<Filter> {
         .chain(seccomp.syscalls.iter().map(|rule| &rule.action))
         .any(|action| action == "SCMP_ACT_NOTIFY");
     if notifies && seccomp.listener_path.is_empty() {
-        return Err(Error::invalid("seccomp: SCMP_ACT_NOTIFY needs a listenerPath"));
+        return Err(Error::invalid(
+            "seccomp: SCMP_ACT_NOTIFY needs a listenerPath",
+        ));
     }
-    let listener = notifies.then(|| (seccomp.listener_path.clone(), seccomp.listener_metadata.clone()));
-    Ok(Filter { program, flags: flags(&seccomp.flags)? | if notifies { sys::FLAG_NEW_LISTENER } else { 0 }, listener })
+    let listener = notifies.then(|| {
+        (
+            seccomp.listener_path.clone(),
+            seccomp.listener_metadata.clone(),
+        )
+    });
+    Ok(Filter {
+        program,
+        flags: flags(&seccomp.flags)? | if notifies { sys::FLAG_NEW_LISTENER } else { 0 },
+        listener,
+    })
 }
 
 fn action(name: &str, errno: Option<u32>) -> Result<u32> {
@@ -173,7 +223,8 @@ fn flags(names: &[String]) -> Result<u32> {
     names.iter().try_fold(0, |flags, name| {
         Ok(flags
             | match name.as_str() {
-                // One thread installs the filter right before exec: there is nothing to synchronise.
+                // One thread installs the filter right before exec: there is nothing to
+                // synchronise.
                 "SECCOMP_FILTER_FLAG_TSYNC" => 0,
                 "SECCOMP_FILTER_FLAG_LOG" => sys::FLAG_LOG,
                 "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => sys::FLAG_SPEC_ALLOW,
@@ -183,16 +234,22 @@ fn flags(names: &[String]) -> Result<u32> {
     })
 }
 
-/// All numbers with an outcome other than the default, as ranges `start → outcome` that each reach to the next.
+/// All numbers with an outcome other than the default, as ranges `start → outcome` that each reach
+/// to the next.
 fn ranges(seccomp: &Seccomp, arch: &Architecture, default: u32) -> Result<Vec<(u32, Outcome)>> {
     let mut by_number: BTreeMap<u32, Outcome> = BTreeMap::new();
     for rule in &seccomp.syscalls {
         let act = action(&rule.action, rule.errno_ret)?;
         let alternatives = alternatives(&rule.args)?;
         for name in &rule.names {
-            let Some(number) = number(name, arch) else { continue };
+            let Some(number) = number(name, arch) else {
+                continue;
+            };
             let outcome = by_number.entry(number).or_default();
-            for checks in alternatives.iter().filter_map(|checks| as_the_kernel_compares(checks, name, arch)) {
+            for checks in alternatives
+                .iter()
+                .filter_map(|checks| as_the_kernel_compares(checks, name, arch))
+            {
                 if checks.is_empty() {
                     // The first unconditional rule wins, as with libseccomp.
                     outcome.otherwise.get_or_insert(act);
@@ -206,7 +263,9 @@ fn ranges(seccomp: &Seccomp, arch: &Architecture, default: u32) -> Result<Vec<(u
     let mut next = 0;
     for (number, mut outcome) in by_number {
         // A check that leads where everything else leads anyway is no check.
-        outcome.rules.retain(|(_, act)| *act != outcome.otherwise.unwrap_or(default));
+        outcome
+            .rules
+            .retain(|(_, act)| *act != outcome.otherwise.unwrap_or(default));
         if number != next {
             push_range(&mut ranges, next, Outcome::default());
         }
@@ -226,27 +285,41 @@ fn push_range(ranges: &mut Vec<(u32, Outcome)>, start: u32, outcome: Outcome) {
 }
 
 fn number(name: &str, arch: &Architecture) -> Option<u32> {
-    let row = TABLE.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
+    let row = TABLE
+        .binary_search_by(|(known, _)| (*known).cmp(name))
+        .ok()?;
     u32::try_from(TABLE[row].1[arch.column]).ok()
 }
 
-/// The argument checks of a rule as alternatives, each a list of which all must hold. Several checks of the same
-/// argument are alternatives by the OCI specification; checks of different ones must all hold.
+/// The argument checks of a rule as alternatives, each a list of which all must hold. Several
+/// checks of the same argument are alternatives by the OCI specification; checks of different ones
+/// must all hold.
 fn alternatives(args: &[SyscallArg]) -> Result<Vec<Vec<Check>>> {
     let checks = args.iter().map(check).collect::<Result<Vec<_>>>()?;
-    let repeats = checks.iter().enumerate().any(|(i, a)| checks[..i].iter().any(|b| a.index == b.index));
-    Ok(if repeats { checks.into_iter().map(|check| vec![check]).collect() } else { vec![checks] })
+    let repeats = checks
+        .iter()
+        .enumerate()
+        .any(|(i, a)| checks[..i].iter().any(|b| a.index == b.index));
+    Ok(if repeats {
+        checks.into_iter().map(|check| vec![check]).collect()
+    } else {
+        vec![checks]
+    })
 }
 
-/// The checks with arguments as wide as the kernel takes them for this call. Those that always hold are left out; `None`
-/// when one never does.
+/// The checks with arguments as wide as the kernel takes them for this call. Those that always hold
+/// are left out; `None` when one never does.
 fn as_the_kernel_compares(checks: &[Check], call: &str, arch: &Architecture) -> Option<Vec<Check>> {
     let mut narrowed = Vec::new();
     for check in checks {
         // A 32-bit program has no wider registers.
         let bits = widths::bits(call, check.index).min(if arch.name == X86.name { 32 } else { 64 });
         match check.comparison.narrowed(bits) {
-            Ok(comparison) => narrowed.push(Check { bits, comparison, ..*check }),
+            Ok(comparison) => narrowed.push(Check {
+                bits,
+                comparison,
+                ..*check
+            }),
             Err(true) => {}
             Err(false) => return None,
         }
@@ -255,11 +328,13 @@ fn as_the_kernel_compares(checks: &[Check], call: &str, arch: &Architecture) -> 
 }
 
 impl Comparison {
-    /// The same comparison with an argument of `bits` bits, or its result when it is the same for all of them.
+    /// The same comparison with an argument of `bits` bits, or its result when it is the same for
+    /// all of them.
     fn narrowed(self, bits: u32) -> std::result::Result<Self, bool> {
         let all = u64::MAX >> (64 - bits);
         // Also a negative number that was extended to 64 bits fits.
-        let fits = |value: u64| (value <= all || value | (all >> 1) == u64::MAX).then_some(value & all);
+        let fits =
+            |value: u64| (value <= all || value | (all >> 1) == u64::MAX).then_some(value & all);
         match self {
             Self::Equal(value) => fits(value).map(Self::Equal).ok_or(false),
             Self::NotEqual(value) => fits(value).map(Self::NotEqual).ok_or(true),
@@ -267,7 +342,12 @@ impl Comparison {
             Self::NotGreater(value) => fits(value).map(Self::NotGreater).ok_or(true),
             Self::Greater(value) => fits(value).map(Self::Greater).ok_or(false),
             Self::NotLess(value) => fits(value).map(Self::NotLess).ok_or(false),
-            Self::Masked { mask, value } => fits(value).map(|value| Self::Masked { mask: mask & all, value }).ok_or(false),
+            Self::Masked { mask, value } => fits(value)
+                .map(|value| Self::Masked {
+                    mask: mask & all,
+                    value,
+                })
+                .ok_or(false),
         }
     }
 }
@@ -275,7 +355,10 @@ impl Comparison {
 fn check(arg: &SyscallArg) -> Result<Check> {
     const ARGUMENTS: usize = 6;
     if arg.index >= ARGUMENTS {
-        return Err(Error::invalid(format!("seccomp: argument index {} is out of range", arg.index)));
+        return Err(Error::invalid(format!(
+            "seccomp: argument index {} is out of range",
+            arg.index
+        )));
     }
     let comparison = match arg.op.as_str() {
         "SCMP_CMP_EQ" => Comparison::Equal(arg.value),
@@ -284,10 +367,17 @@ fn check(arg: &SyscallArg) -> Result<Check> {
         "SCMP_CMP_LE" => Comparison::NotGreater(arg.value),
         "SCMP_CMP_GT" => Comparison::Greater(arg.value),
         "SCMP_CMP_GE" => Comparison::NotLess(arg.value),
-        "SCMP_CMP_MASKED_EQ" => Comparison::Masked { mask: arg.value, value: arg.value_two },
+        "SCMP_CMP_MASKED_EQ" => Comparison::Masked {
+            mask: arg.value,
+            value: arg.value_two,
+        },
         op => return Err(Error::invalid(format!("seccomp: unknown operator {op:?}"))),
     };
-    Ok(Check { index: arg.index, bits: u64::BITS, comparison })
+    Ok(Check {
+        index: arg.index,
+        bits: u64::BITS,
+        comparison,
+    })
 }
 
 /// Binary search over `ranges`; the number is in the accumulator.
@@ -297,7 +387,12 @@ fn search(ranges: &[(u32, Outcome)], default: u32) -> Vec<Instruction> {
         [(_, outcome)] => leaf(outcome, default),
         _ => {
             let (low, high) = ranges.split_at(ranges.len() / 2);
-            branch(JUMP_NOT_LESS, high[0].0, search(high, default), search(low, default))
+            branch(
+                JUMP_NOT_LESS,
+                high[0].0,
+                search(high, default),
+                search(low, default),
+            )
         }
     }
 }
@@ -320,25 +415,33 @@ fn all_of(checks: &[Check], act: u32) -> Vec<Instruction> {
     program
 }
 
-/// Runs `then` if the check holds, else jumps behind it. `then` always returns or falls out at its own end.
+/// Runs `then` if the check holds, else jumps behind it. `then` always returns or falls out at its
+/// own end.
 fn if_holds(check: &Check, then: Vec<Instruction>) -> Vec<Instruction> {
     let low = OFFSET_ARGS + 8 * u32::try_from(check.index).unwrap_or_default();
     let skip = u8::try_from(then.len()).unwrap_or(u8::MAX);
     let mut program = match check.bits {
         64 => compare_both_words(check.comparison, low, skip),
         32 => [vec![load(low)], compare_low_word(check.comparison, skip)].concat(),
-        bits => [vec![load(low), and(u32::MAX >> (32 - bits))], compare_low_word(check.comparison, skip)].concat(),
+        bits => [
+            vec![load(low), and(u32::MAX >> (32 - bits))],
+            compare_low_word(check.comparison, skip),
+        ]
+        .concat(),
     };
     program.extend(then);
     program
 }
 
-/// Jumps over `skip` instructions if the comparison of the accumulator with the low word does not hold.
+/// Jumps over `skip` instructions if the comparison of the accumulator with the low word does not
+/// hold.
 fn compare_low_word(comparison: Comparison, skip: u8) -> Vec<Instruction> {
     match comparison {
         Comparison::Equal(value) => vec![jump(JUMP_EQUAL, value as u32, 0, skip)],
         Comparison::NotEqual(value) => vec![jump(JUMP_EQUAL, value as u32, skip, 0)],
-        Comparison::Masked { mask, value } => vec![and(mask as u32), jump(JUMP_EQUAL, value as u32, 0, skip)],
+        Comparison::Masked { mask, value } => {
+            vec![and(mask as u32), jump(JUMP_EQUAL, value as u32, 0, skip)]
+        }
         Comparison::Greater(value) => vec![jump(JUMP_GREATER, value as u32, 0, skip)],
         Comparison::NotLess(value) => vec![jump(JUMP_NOT_LESS, value as u32, 0, skip)],
         Comparison::Less(value) => vec![jump(JUMP_NOT_LESS, value as u32, skip, 0)],
@@ -357,13 +460,21 @@ fn compare_both_words(comparison: Comparison, low: u32, skip: u8) -> Vec<Instruc
     program.extend(match comparison {
         Comparison::Equal(value) => vec![jump(JUMP_EQUAL, high(value), 0, failed)],
         Comparison::NotEqual(value) => vec![jump(JUMP_EQUAL, high(value), 0, held)],
-        Comparison::Masked { mask, value } => vec![and(high(mask)), jump(JUMP_EQUAL, high(value), 0, failed)],
+        Comparison::Masked { mask, value } => {
+            vec![and(high(mask)), jump(JUMP_EQUAL, high(value), 0, failed)]
+        }
         // Greater in the high word decides; equal there leaves it to the low word.
         Comparison::Greater(value) | Comparison::NotLess(value) => {
-            vec![jump(JUMP_GREATER, high(value), held + 1, 0), jump(JUMP_EQUAL, high(value), 0, failed)]
+            vec![
+                jump(JUMP_GREATER, high(value), held + 1, 0),
+                jump(JUMP_EQUAL, high(value), 0, failed),
+            ]
         }
         Comparison::Less(value) | Comparison::NotGreater(value) => {
-            vec![jump(JUMP_GREATER, high(value), failed + 1, 0), jump(JUMP_EQUAL, high(value), 0, held)]
+            vec![
+                jump(JUMP_GREATER, high(value), failed + 1, 0),
+                jump(JUMP_EQUAL, high(value), 0, held),
+            ]
         }
     });
     program.push(load(low));
@@ -371,7 +482,8 @@ fn compare_both_words(comparison: Comparison, low: u32, skip: u8) -> Vec<Instruc
     program
 }
 
-/// `if accumulator OP value { yes } else { no }`, with a long jump where a short one does not reach.
+/// `if accumulator OP value { yes } else { no }`, with a long jump where a short one does not
+/// reach.
 fn branch(op: u16, value: u32, yes: Vec<Instruction>, no: Vec<Instruction>) -> Vec<Instruction> {
     let mut program = match u8::try_from(no.len()) {
         Ok(distance) => vec![jump(op, value, distance, 0)],
@@ -390,23 +502,48 @@ fn branch_if_not_equal(value: u32, section: Vec<Instruction>) -> Vec<Instruction
 }
 
 fn load(offset: u32) -> Instruction {
-    Instruction { code: LOAD, jump_true: 0, jump_false: 0, value: offset }
+    Instruction {
+        code: LOAD,
+        jump_true: 0,
+        jump_false: 0,
+        value: offset,
+    }
 }
 
 fn and(mask: u32) -> Instruction {
-    Instruction { code: AND, jump_true: 0, jump_false: 0, value: mask }
+    Instruction {
+        code: AND,
+        jump_true: 0,
+        jump_false: 0,
+        value: mask,
+    }
 }
 
 fn ret(action: u32) -> Instruction {
-    Instruction { code: RETURN, jump_true: 0, jump_false: 0, value: action }
+    Instruction {
+        code: RETURN,
+        jump_true: 0,
+        jump_false: 0,
+        value: action,
+    }
 }
 
 fn jump(code: u16, value: u32, jump_true: u8, jump_false: u8) -> Instruction {
-    Instruction { code, jump_true, jump_false, value }
+    Instruction {
+        code,
+        jump_true,
+        jump_false,
+        value,
+    }
 }
 
 fn far(distance: usize) -> Instruction {
-    Instruction { code: JUMP, jump_true: 0, jump_false: 0, value: u32::try_from(distance).unwrap_or(u32::MAX) }
+    Instruction {
+        code: JUMP,
+        jump_true: 0,
+        jump_false: 0,
+        value: u32::try_from(distance).unwrap_or(u32::MAX),
+    }
 }
 
 #[cfg(test)]
@@ -432,7 +569,13 @@ mod tests {
             pc += 1;
             let take = |yes: bool| usize::from(if yes { i.jump_true } else { i.jump_false });
             match i.code {
-                LOAD => acc = u32::from_le_bytes(data[i.value as usize..i.value as usize + 4].try_into().unwrap()),
+                LOAD => {
+                    acc = u32::from_le_bytes(
+                        data[i.value as usize..i.value as usize + 4]
+                            .try_into()
+                            .unwrap(),
+                    )
+                }
                 AND => acc &= i.value,
                 JUMP => pc += i.value as usize,
                 JUMP_EQUAL => pc += take(acc == i.value),
@@ -445,7 +588,12 @@ mod tests {
     }
 
     fn call(filter: &Filter, name: &str, args: [u64; 6]) -> u32 {
-        run(&filter.program, X86_64.audit, number(name, &X86_64).unwrap(), args)
+        run(
+            &filter.program,
+            X86_64.audit,
+            number(name, &X86_64).unwrap(),
+            args,
+        )
     }
 
     #[test]
@@ -456,26 +604,86 @@ mod tests {
     #[test]
     fn the_default_profile_decides_as_documented() {
         let filter = compile(&default_profile::<&str>(&[])).unwrap();
-        assert!(filter.program.len() < 1500, "{} instructions", filter.program.len());
+        assert!(
+            filter.program.len() < 1500,
+            "{} instructions",
+            filter.program.len()
+        );
         assert_eq!(call(&filter, "read", [0; 6]), ALLOW);
         assert_eq!(call(&filter, "mount", [0; 6]), EPERM);
         assert_eq!(call(&filter, "clone3", [0; 6]), ENOSYS);
         assert_eq!(call(&filter, "clone", [0x11, 0, 0, 0, 0, 0]), ALLOW);
-        assert_eq!(call(&filter, "clone", [0x1000_0000, 0, 0, 0, 0, 0]), EPERM, "a new user namespace");
-        for (family, expected) in [(2, ALLOW), (38, EPERM), (39, ALLOW), (40, EPERM), (41, ALLOW)] {
+        assert_eq!(
+            call(&filter, "clone", [0x1000_0000, 0, 0, 0, 0, 0]),
+            EPERM,
+            "a new user namespace"
+        );
+        for (family, expected) in [
+            (2, ALLOW),
+            (38, EPERM),
+            (39, ALLOW),
+            (40, EPERM),
+            (41, ALLOW),
+        ] {
             // The kernel takes an int: what else is in the register does not matter.
             for above in [0, 1 << 32, u64::MAX << 32] {
-                assert_eq!(call(&filter, "socket", [family | above, 0, 0, 0, 0, 0]), expected, "family {family} | {above:#x}");
+                assert_eq!(
+                    call(&filter, "socket", [family | above, 0, 0, 0, 0, 0]),
+                    expected,
+                    "family {family} | {above:#x}"
+                );
             }
         }
-        assert_eq!(run(&filter.program, X86.audit, number("socketcall", &X86).unwrap(), [1; 6]), ENOSYS, "hides the family");
-        for (domain, expected) in [(0, ALLOW), (8, ALLOW), (9, EPERM), (0xffff_ffff, ALLOW), (1 << 32 | 9, EPERM)] {
-            assert_eq!(call(&filter, "personality", [domain, 0, 0, 0, 0, 0]), expected, "domain {domain:#x}");
+        assert_eq!(
+            run(
+                &filter.program,
+                X86.audit,
+                number("socketcall", &X86).unwrap(),
+                [1; 6]
+            ),
+            ENOSYS,
+            "hides the family"
+        );
+        for (domain, expected) in [
+            (0, ALLOW),
+            (8, ALLOW),
+            (9, EPERM),
+            (0xffff_ffff, ALLOW),
+            (1 << 32 | 9, EPERM),
+        ] {
+            assert_eq!(
+                call(&filter, "personality", [domain, 0, 0, 0, 0, 0]),
+                expected,
+                "domain {domain:#x}"
+            );
         }
-        assert_eq!(run(&filter.program, 0x1234, 0, [0; 6]), EPERM, "a foreign architecture");
-        assert_eq!(run(&filter.program, X86.audit, number("mount", &X86).unwrap(), [0; 6]), EPERM);
-        assert_eq!(run(&filter.program, X32.audit, number("read", &X32).unwrap(), [0; 6]), ALLOW);
-        assert_eq!(run(&filter.program, X32.audit, X32_BIT | 100_000, [0; 6]), EPERM);
+        assert_eq!(
+            run(&filter.program, 0x1234, 0, [0; 6]),
+            EPERM,
+            "a foreign architecture"
+        );
+        assert_eq!(
+            run(
+                &filter.program,
+                X86.audit,
+                number("mount", &X86).unwrap(),
+                [0; 6]
+            ),
+            EPERM
+        );
+        assert_eq!(
+            run(
+                &filter.program,
+                X32.audit,
+                number("read", &X32).unwrap(),
+                [0; 6]
+            ),
+            ALLOW
+        );
+        assert_eq!(
+            run(&filter.program, X32.audit, X32_BIT | 100_000, [0; 6]),
+            EPERM
+        );
     }
 
     #[test]
@@ -493,20 +701,31 @@ mod tests {
         let filter = compile(&profile).unwrap();
         for arch in [&X86_64, &X86, &X32] {
             for (name, numbers) in TABLE {
-                let Ok(nr) = u32::try_from(numbers[arch.column]) else { continue };
+                let Ok(nr) = u32::try_from(numbers[arch.column]) else {
+                    continue;
+                };
                 let named = |rule: &&crate::spec::Syscall| rule.names.iter().any(|n| n == name);
                 let Some(rule) = profile.syscalls.iter().find(named) else {
-                    assert_eq!(run(&filter.program, arch.audit, nr, [0; 6]), EPERM, "{name}");
+                    assert_eq!(
+                        run(&filter.program, arch.audit, nr, [0; 6]),
+                        EPERM,
+                        "{name}"
+                    );
                     continue;
                 };
                 if rule.args.is_empty() {
-                    assert_eq!(run(&filter.program, arch.audit, nr, [0; 6]), action(&rule.action, rule.errno_ret).unwrap(), "{name}");
+                    assert_eq!(
+                        run(&filter.program, arch.audit, nr, [0; 6]),
+                        action(&rule.action, rule.errno_ret).unwrap(),
+                        "{name}"
+                    );
                 }
             }
         }
     }
 
-    /// Whether `call` is allowed when its second argument, being `arg`, is compared with `value` (and `two`).
+    /// Whether `call` is allowed when its second argument, being `arg`, is compared with `value`
+    /// (and `two`).
     fn holds(name: &str, op: &str, value: u64, two: u64, arg: u64) -> bool {
         let text = format!(
             r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["{name}"],"action":"SCMP_ACT_ALLOW","args":[{{"index":1,"value":{value},"valueTwo":{two},"op":"SCMP_CMP_{op}"}}]}}]}}"#
@@ -534,10 +753,26 @@ mod tests {
             ("GE", 1 << 32, 7, false),
         ];
         for &(op, value, arg, expected) in cases {
-            assert_eq!(holds("read", op, value, 0, arg), expected, "{arg:#x} {op} {value:#x}");
+            assert_eq!(
+                holds("read", op, value, 0, arg),
+                expected,
+                "{arg:#x} {op} {value:#x}"
+            );
         }
-        assert!(holds("read", "MASKED_EQ", 0xff << 32, 7 << 32, 0xf07 << 32 | 1));
-        assert!(!holds("read", "MASKED_EQ", 0xff << 32 | 1, 7 << 32, 7 << 32 | 1));
+        assert!(holds(
+            "read",
+            "MASKED_EQ",
+            0xff << 32,
+            7 << 32,
+            0xf07 << 32 | 1
+        ));
+        assert!(!holds(
+            "read",
+            "MASKED_EQ",
+            0xff << 32 | 1,
+            7 << 32,
+            7 << 32 | 1
+        ));
     }
 
     /// The command of `ioctl` is an unsigned int, the mode of `chmod` a short.
@@ -569,15 +804,29 @@ mod tests {
         ];
         for &(op, value, arg, expected) in cases {
             for arg in [arg, arg | ABOVE] {
-                assert_eq!(holds("ioctl", op, value, 0, arg), expected, "{arg:#x} {op} {value:#x}");
+                assert_eq!(
+                    holds("ioctl", op, value, 0, arg),
+                    expected,
+                    "{arg:#x} {op} {value:#x}"
+                );
             }
         }
         for arg in [0x30, 0x30 | ABOVE] {
-            assert!(holds("ioctl", "MASKED_EQ", minus(-16), 0x30, arg) && !holds("ioctl", "MASKED_EQ", 0xff, 0x31, arg));
+            assert!(
+                holds("ioctl", "MASKED_EQ", minus(-16), 0x30, arg)
+                    && !holds("ioctl", "MASKED_EQ", 0xff, 0x31, arg)
+            );
         }
         for mode in [0o4755, 0o4755 | 0xf0000, 0o4755 | ABOVE] {
-            assert!(holds("chmod", "EQ", 0o4755, 0, mode) && !holds("chmod", "NE", 0o4755, 0, mode), "{mode:#x}");
-            assert!(holds("chmod", "MASKED_EQ", 0o4000, 0o4000, mode) && holds("chmod", "LT", 0o10000, 0, mode), "{mode:#x}");
+            assert!(
+                holds("chmod", "EQ", 0o4755, 0, mode) && !holds("chmod", "NE", 0o4755, 0, mode),
+                "{mode:#x}"
+            );
+            assert!(
+                holds("chmod", "MASKED_EQ", 0o4000, 0o4000, mode)
+                    && holds("chmod", "LT", 0o10000, 0, mode),
+                "{mode:#x}"
+            );
         }
     }
 

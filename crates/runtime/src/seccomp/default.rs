@@ -1,6 +1,7 @@
 //! The default profile: what an ordinary container may call.
 //!
-//! The same surface as Docker's default profile, so that what runs there runs here. Everything else answers `EPERM`.
+//! The same surface as Docker's default profile, so that what runs there runs here. Everything else
+//! answers `EPERM`.
 
 /// Allowed without condition.
 #[rustfmt::skip]
@@ -105,8 +106,8 @@ pub(super) const WITH_CAPABILITY: &[(&str, &[&str])] = &[
 
 /// Allowed with one argument compared: call, argument number, comparison, value.
 ///
-/// `socket`: neither `AF_ALG` (38, CVE-2026-31431) nor `AF_VSOCK` (40), which reaches the hypervisor.
-/// `personality`: the harmless domains and the query.
+/// `socket`: neither `AF_ALG` (38, CVE-2026-31431) nor `AF_VSOCK` (40), which reaches the
+/// hypervisor. `personality`: the harmless domains and the query.
 #[rustfmt::skip]
 pub(super) const WITH_ARGUMENT: &[(&str, usize, &str, u64)] = &[
     ("socket", 0, "SCMP_CMP_LT", 38), ("socket", 0, "SCMP_CMP_EQ", 39), ("socket", 0, "SCMP_CMP_GT", 40),

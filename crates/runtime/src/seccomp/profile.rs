@@ -7,42 +7,78 @@ use crate::error::{Error, Result};
 use crate::spec::{Seccomp, Syscall, SyscallArg};
 
 /// Go's name for the architecture this was built for, as profiles use it.
-const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "amd64"
+};
 /// The same in libseccomp's terms, with the ones its kernel also runs.
-const NATIVE: &[&str] =
-    if cfg!(target_arch = "aarch64") { &["SCMP_ARCH_AARCH64"] } else { &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"] };
+const NATIVE: &[&str] = if cfg!(target_arch = "aarch64") {
+    &["SCMP_ARCH_AARCH64"]
+} else {
+    &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
+};
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
 /// The built-in profile for a container that holds `capabilities` (names with `CAP_`).
 pub fn default_profile<S: AsRef<str>>(capabilities: &[S]) -> Seccomp {
-    let holds = |name: &str| capabilities.iter().any(|capability| capability.as_ref() == name);
+    let holds = |name: &str| {
+        capabilities
+            .iter()
+            .any(|capability| capability.as_ref() == name)
+    };
     let allow = |names: &[&str], args: Vec<SyscallArg>| Syscall {
         names: names.iter().map(|&name| name.to_owned()).collect(),
         action: "SCMP_ACT_ALLOW".into(),
         errno_ret: None,
         args,
     };
-    let missing =
-        |name: &str| Syscall { names: vec![name.to_owned()], action: "SCMP_ACT_ERRNO".into(), errno_ret: Some(ENOSYS), args: Vec::new() };
+    let missing = |name: &str| Syscall {
+        names: vec![name.to_owned()],
+        action: "SCMP_ACT_ERRNO".into(),
+        errno_ret: Some(ENOSYS),
+        args: Vec::new(),
+    };
     let mut syscalls = vec![allow(ALWAYS, Vec::new())];
+    syscalls.extend(WITH_ARGUMENT.iter().map(|&(name, index, op, value)| {
+        allow(
+            &[name],
+            vec![SyscallArg {
+                index,
+                value,
+                value_two: 0,
+                op: op.into(),
+            }],
+        )
+    }));
     syscalls.extend(
-        WITH_ARGUMENT
+        ON_ARCHITECTURE
             .iter()
-            .map(|&(name, index, op, value)| allow(&[name], vec![SyscallArg { index, value, value_two: 0, op: op.into() }])),
+            .filter(|(architecture, _)| *architecture == ARCHITECTURE)
+            .map(|(_, names)| allow(names, Vec::new())),
     );
     syscalls.extend(
-        ON_ARCHITECTURE.iter().filter(|(architecture, _)| *architecture == ARCHITECTURE).map(|(_, names)| allow(names, Vec::new())),
+        WITH_CAPABILITY
+            .iter()
+            .filter(|(capability, _)| holds(capability))
+            .map(|(_, names)| allow(names, Vec::new())),
     );
-    syscalls.extend(WITH_CAPABILITY.iter().filter(|(capability, _)| holds(capability)).map(|(_, names)| allow(names, Vec::new())));
     if !holds("CAP_SYS_ADMIN") {
-        let no_namespaces = SyscallArg { index: 0, value: CLONE_NAMESPACES, value_two: 0, op: "SCMP_CMP_MASKED_EQ".into() };
+        let no_namespaces = SyscallArg {
+            index: 0,
+            value: CLONE_NAMESPACES,
+            value_two: 0,
+            op: "SCMP_CMP_MASKED_EQ".into(),
+        };
         syscalls.push(allow(&["clone"], vec![no_namespaces]));
-        // The flags of clone3 lie behind a pointer that a filter cannot read; ENOSYS makes callers fall back to clone.
+        // The flags of clone3 lie behind a pointer that a filter cannot read; ENOSYS makes callers
+        // fall back to clone.
         syscalls.push(missing("clone3"));
     }
-    // Likewise the address family for socketcall, by which 32-bit programs make sockets that `socket` refuses.
+    // Likewise the address family for socketcall, by which 32-bit programs make sockets that
+    // `socket` refuses.
     syscalls.push(missing("socketcall"));
     Seccomp {
         default_action: "SCMP_ACT_ERRNO".into(),
@@ -119,16 +155,22 @@ struct Condition {
 /// Reads a profile in Docker's JSON format for a container that holds `capabilities`.
 ///
 /// # Errors
-/// What the JSON parser says; both `name` and `names`, or both `architectures` and `archMap`, in one place.
+/// What the JSON parser says; both `name` and `names`, or both `architectures` and `archMap`, in
+/// one place.
 pub fn from_json<S: AsRef<str>>(text: &str, capabilities: &[S]) -> Result<Seccomp> {
-    let profile: Profile =
-        serde_json::from_str(text).map_err(|error| Error::invalid(format!("decoding seccomp profile failed: {error}")))?;
+    let profile: Profile = serde_json::from_str(text)
+        .map_err(|error| Error::invalid(format!("decoding seccomp profile failed: {error}")))?;
     let mut architectures = profile.architectures.unwrap_or_default();
     if let Some(map) = profile.arch_map.filter(|map| !map.is_empty()) {
         if !architectures.is_empty() {
-            return Err(Error::invalid("seccomp profile: use either 'architectures' or 'archMap'"));
+            return Err(Error::invalid(
+                "seccomp profile: use either 'architectures' or 'archMap'",
+            ));
         }
-        for entry in map.into_iter().filter(|entry| NATIVE.first() == Some(&entry.architecture.as_str())) {
+        for entry in map
+            .into_iter()
+            .filter(|entry| NATIVE.first() == Some(&entry.architecture.as_str()))
+        {
             architectures.push(entry.architecture);
             architectures.extend(entry.sub_architectures.unwrap_or_default());
         }
@@ -138,17 +180,35 @@ pub fn from_json<S: AsRef<str>>(text: &str, capabilities: &[S]) -> Result<Seccom
         let mut names = rule.names.unwrap_or_default();
         if !rule.name.is_empty() {
             if !names.is_empty() {
-                return Err(Error::invalid("seccomp profile: use either 'name' or 'names'"));
+                return Err(Error::invalid(
+                    "seccomp profile: use either 'name' or 'names'",
+                ));
             }
             names.push(rule.name);
         }
         let includes = rule.includes.unwrap_or_default();
-        if !includes.all_hold(capabilities)? || rule.excludes.is_some_and(|excludes| excludes.any_holds(capabilities)) {
+        if !includes.all_hold(capabilities)?
+            || rule
+                .excludes
+                .is_some_and(|excludes| excludes.any_holds(capabilities))
+        {
             continue;
         }
         let args = rule.args.unwrap_or_default().into_iter();
-        let args = args.map(|arg| SyscallArg { index: arg.index, value: arg.value, value_two: arg.value_two, op: arg.op }).collect();
-        syscalls.push(Syscall { names, action: rule.action, errno_ret: rule.errno_ret, args });
+        let args = args
+            .map(|arg| SyscallArg {
+                index: arg.index,
+                value: arg.value,
+                value_two: arg.value_two,
+                op: arg.op,
+            })
+            .collect();
+        syscalls.push(Syscall {
+            names,
+            action: rule.action,
+            errno_ret: rule.errno_ret,
+            args,
+        });
     }
     Ok(Seccomp {
         default_action: profile.default_action,
@@ -163,12 +223,20 @@ pub fn from_json<S: AsRef<str>>(text: &str, capabilities: &[S]) -> Result<Seccom
 
 impl Condition {
     fn all_hold<S: AsRef<str>>(&self, capabilities: &[S]) -> Result<bool> {
-        let arch = self.arches.as_ref().is_none_or(|arches| arches.is_empty() || arches.iter().any(|arch| arch == ARCHITECTURE));
-        let caps = self.caps.iter().flatten().all(|name| capabilities.iter().any(|held| held.as_ref() == name));
+        let arch = self.arches.as_ref().is_none_or(|arches| {
+            arches.is_empty() || arches.iter().any(|arch| arch == ARCHITECTURE)
+        });
+        let caps = self
+            .caps
+            .iter()
+            .flatten()
+            .all(|name| capabilities.iter().any(|held| held.as_ref() == name));
         let kernel = match &self.min_kernel {
             Some(least) => {
                 version(&rustix::system::uname().release().to_string_lossy())
-                    >= Some(version(least).ok_or_else(|| Error::invalid(format!("seccomp profile: invalid minKernel {least:?}")))?)
+                    >= Some(version(least).ok_or_else(|| {
+                        Error::invalid(format!("seccomp profile: invalid minKernel {least:?}"))
+                    })?)
             }
             None => true,
         };
@@ -176,8 +244,15 @@ impl Condition {
     }
 
     fn any_holds<S: AsRef<str>>(&self, capabilities: &[S]) -> bool {
-        self.arches.iter().flatten().any(|arch| arch == ARCHITECTURE)
-            || self.caps.iter().flatten().any(|name| capabilities.iter().any(|held| held.as_ref() == name))
+        self.arches
+            .iter()
+            .flatten()
+            .any(|arch| arch == ARCHITECTURE)
+            || self
+                .caps
+                .iter()
+                .flatten()
+                .any(|name| capabilities.iter().any(|held| held.as_ref() == name))
     }
 }
 
@@ -198,14 +273,25 @@ mod tests {
             {"names":["clone3"],"action":"SCMP_ACT_ERRNO","errnoRet":38,"excludes":{"caps":["CAP_SYS_ADMIN"]}},
             {"names":["ptrace"],"action":"SCMP_ACT_ALLOW","includes":{"minKernel":"4.8"}},
             {"names":["future"],"action":"SCMP_ACT_ALLOW","includes":{"minKernel":"99.0"}}]}"#;
-        let names = |caps: &[&str]| from_json(text, caps).expect("parses").syscalls.into_iter().flat_map(|s| s.names).collect::<Vec<_>>();
+        let names = |caps: &[&str]| {
+            from_json(text, caps)
+                .expect("parses")
+                .syscalls
+                .into_iter()
+                .flat_map(|s| s.names)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names(&[]), ["clone3", "ptrace"]);
         assert_eq!(names(&["CAP_SYS_ADMIN"]), ["mount", "ptrace"]);
     }
 
     #[test]
     fn broken_profiles_are_refused() {
-        for text in ["", "{", r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"a","names":["b"],"action":"SCMP_ACT_ALLOW"}]}"#] {
+        for text in [
+            "",
+            "{",
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"a","names":["b"],"action":"SCMP_ACT_ALLOW"}]}"#,
+        ] {
             assert!(from_json::<&str>(text, &[]).is_err(), "{text}");
         }
     }

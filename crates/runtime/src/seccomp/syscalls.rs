@@ -1,7 +1,8 @@
 //! System call numbers by name for the architectures that filters are compiled for.
 //!
-//! Columns: x86_64, x86, x32 (with its marker bit), aarch64; -1 where an architecture lacks the call. The numbers are
-//! the kernel's UAPI (`asm/unistd_*.h`); from 424 on they are the same everywhere.
+//! Columns: x86_64, x86, x32 (with its marker bit), aarch64; -1 where an architecture lacks the
+//! call. The numbers are the kernel's UAPI (`asm/unistd_*.h`); from 424 on they are the same
+//! everywhere.
 
 /// One row per call, sorted by name.
 #[rustfmt::skip]

@@ -1,12 +1,13 @@
 //! How much of its arguments the kernel looks at.
 //!
-//! An argument travels in a 64-bit register, but where the kernel declares it as `int` (or a type of that size) it uses the
-//! low 32 bits, whatever the others are. A filter that compares all 64 can be deceived: `socket(1 << 32 | AF_VSOCK, …)` opens
-//! a socket of AF_VSOCK.
+//! An argument travels in a 64-bit register, but where the kernel declares it as `int` (or a type
+//! of that size) it uses the low 32 bits, whatever the others are. A filter that compares all 64
+//! can be deceived: `socket(1 << 32 | AF_VSOCK, …)` opens a socket of AF_VSOCK.
 
-/// Calls with arguments of less than 64 bits, sorted by name: one letter for each argument, as `include/linux/syscalls.h`
-/// declares them. `i`: 32 bits, `h`: 16 bits (`umode_t`), `.` and what is not listed: all 64. The flags of `clone` are
-/// declared as a long, of which the kernel takes the low half (`lower_32_bits`).
+/// Calls with arguments of less than 64 bits, sorted by name: one letter for each argument, as
+/// `include/linux/syscalls.h` declares them. `i`: 32 bits, `h`: 16 bits (`umode_t`), `.` and what
+/// is not listed: all 64. The flags of `clone` are declared as a long, of which the kernel takes
+/// the low half (`lower_32_bits`).
 #[rustfmt::skip]
 const NARROW: &[(&str, &str)] = &[
     ("accept", "i"), ("accept4", "i..i"), ("access", ".i"), ("add_key", "....i"), ("alarm", "i"),
@@ -73,7 +74,9 @@ const NARROW: &[(&str, &str)] = &[
 
 /// How many bits the kernel uses of argument `index` of a call.
 pub(super) fn bits(call: &str, index: usize) -> u32 {
-    let row = NARROW.binary_search_by(|(known, _)| (*known).cmp(call)).ok();
+    let row = NARROW
+        .binary_search_by(|(known, _)| (*known).cmp(call))
+        .ok();
     match row.and_then(|row| NARROW[row].1.as_bytes().get(index)) {
         Some(b'h') => 16,
         Some(b'i') => 32,
@@ -90,7 +93,11 @@ mod tests {
         assert!(NARROW.is_sorted_by(|a, b| a.0 < b.0));
         let of = |call: &str| (0..6).map(|index| bits(call, index)).collect::<Vec<_>>();
         assert_eq!(of("socket"), [32, 32, 32, 64, 64, 64]);
-        assert_eq!(of("ioctl"), [32, 32, 64, 64, 64, 64], "the command, not its argument");
+        assert_eq!(
+            of("ioctl"),
+            [32, 32, 64, 64, 64, 64],
+            "the command, not its argument"
+        );
         assert_eq!(of("chmod")[..2], [64, 16]);
         assert_eq!(of("personality")[0], 32);
         assert_eq!(of("mmap"), [64; 6]);

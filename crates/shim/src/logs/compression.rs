@@ -10,9 +10,10 @@ use whelk_sys::fs::{self, Result};
 
 use super::{Driver, LogConfig, rotation};
 
-/// Replaces each rotated file of a log by its compressed form, the newest first: of a log that is rotated faster than its files are
-/// compressed, the oldest is removed before that is done. Returns at once where another process does
-/// that for the same log. Readers that have a file open go on reading the old one.
+/// Replaces each rotated file of a log by its compressed form, the newest first: of a log that is
+/// rotated faster than its files are compressed, the oldest is removed before that is done. Returns
+/// at once where another process does that for the same log. Readers that have a file open go on
+/// reading the old one.
 ///
 /// # Errors
 /// What kept a file from being compressed. It stays as it is.
@@ -20,7 +21,9 @@ pub fn compress_rotated(config: &LogConfig) -> Result<()> {
     let suffix = rotation::compressed_suffix(config.driver);
     while let Some(input) = newest_plain(config)? {
         let staged = rotation::with_suffix(&config.path, &format!("{suffix}.new"));
-        let Some(output) = claim(&staged)? else { return Ok(()) };
+        let Some(output) = claim(&staged)? else {
+            return Ok(());
+        };
         let written = write_compressed(config, &input, output);
         let replaced = written.and_then(|()| {
             // Further rotations may have given it another number meanwhile, or removed it.
@@ -28,9 +31,13 @@ pub fn compress_rotated(config: &LogConfig) -> Result<()> {
             let inode = inode(&input, &config.path)?;
             let found = (1..u64::from(config.max_files))
                 .map(|index| rotation::rotated(config, index))
-                .find(|path| fs::metadata(path).is_ok_and(|found| std::os::unix::fs::MetadataExt::ino(&found) == inode));
+                .find(|path| {
+                    fs::metadata(path)
+                        .is_ok_and(|found| std::os::unix::fs::MetadataExt::ino(&found) == inode)
+                });
             match found {
-                Some(path) => fs::rename(&staged, rotation::with_suffix(&path, suffix)).and_then(|()| fs::remove_file(path)),
+                Some(path) => fs::rename(&staged, rotation::with_suffix(&path, suffix))
+                    .and_then(|()| fs::remove_file(path)),
                 None => fs::remove_file(&staged),
             }
         });
@@ -44,20 +51,26 @@ pub fn compress_rotated(config: &LogConfig) -> Result<()> {
 
 fn newest_plain(config: &LogConfig) -> Result<Option<File>> {
     let _lock = rotation::lock(config, false)?;
-    let found = (1..u64::from(config.max_files)).map(|index| rotation::rotated(config, index)).find(|path| fs::exists(path));
+    let found = (1..u64::from(config.max_files))
+        .map(|index| rotation::rotated(config, index))
+        .find(|path| fs::exists(path));
     found.map(fs::open).transpose()
 }
 
 /// Makes the file to write to and locks it; `None` when another process has it.
 fn claim(staged: &Path) -> Result<Option<File>> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(staged, flags, Mode::from_raw_mode(0o640)).map_err(fs::at("create", staged))?);
+    let file = File::from(
+        rustix::fs::open(staged, flags, Mode::from_raw_mode(0o640))
+            .map_err(fs::at("create", staged))?,
+    );
     if rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive).is_err() {
         return Ok(None);
     }
     // The other may have finished, and given the file its name, between these two steps.
-    let is_named =
-        fs::metadata(staged).is_ok_and(|named| inode(&file, staged).is_ok_and(|own| std::os::unix::fs::MetadataExt::ino(&named) == own));
+    let is_named = fs::metadata(staged).is_ok_and(|named| {
+        inode(&file, staged).is_ok_and(|own| std::os::unix::fs::MetadataExt::ino(&named) == own)
+    });
     if !is_named {
         return Ok(None);
     }
@@ -67,14 +80,19 @@ fn claim(staged: &Path) -> Result<Option<File>> {
 }
 
 pub(super) fn inode(file: &File, path: &Path) -> Result<u64> {
-    file.metadata().map(|found| std::os::unix::fs::MetadataExt::ino(&found)).map_err(fs::at("stat", path))
+    file.metadata()
+        .map(|found| std::os::unix::fs::MetadataExt::ino(&found))
+        .map_err(fs::at("stat", path))
 }
 
 fn write_compressed(config: &LogConfig, mut input: &File, output: File) -> Result<()> {
     let step = |error: io::Error| fs::PathError::new("compress", &config.path, error);
     if config.driver == Driver::JsonFile {
         let mut encoder = flate2::write::GzEncoder::new(output, flate2::Compression::fast());
-        io::copy(&mut input, &mut encoder).and_then(|_| encoder.finish()).and_then(|mut file| file.flush()).map_err(step)
+        io::copy(&mut input, &mut encoder)
+            .and_then(|_| encoder.finish())
+            .and_then(|mut file| file.flush())
+            .map_err(step)
     } else {
         const LEVEL: i32 = 1;
         zstd::stream::copy_encode(&mut input, output, LEVEL).map_err(step)

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Record, Stream};
 
-/// Appends a record to `out`. Bytes that are not UTF-8 become the replacement character, as with Docker.
+/// Appends a record to `out`. Bytes that are not UTF-8 become the replacement character, as with
+/// Docker.
 pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
     #[derive(Serialize)]
     struct Line<'a> {
@@ -17,15 +18,24 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
         attrs: &'a BTreeMap<String, String>,
         time: String,
     }
-    let stream = if record.stream == Stream::Stdout { "stdout" } else { "stderr" };
-    let line = Line { log: String::from_utf8_lossy(&record.data), stream, attrs: &record.attributes, time: timestamp(record.time) };
+    let stream = if record.stream == Stream::Stdout {
+        "stdout"
+    } else {
+        "stderr"
+    };
+    let line = Line {
+        log: String::from_utf8_lossy(&record.data),
+        stream,
+        attrs: &record.attributes,
+        time: timestamp(record.time),
+    };
     if serde_json::to_writer(&mut *out, &line).is_ok() {
         out.push(b'\n');
     }
 }
 
-/// Reads one line (without its newline). `None` for what is not a record: a line cut off by a full disk must not hide
-/// the ones after it.
+/// Reads one line (without its newline). `None` for what is not a record: a line cut off by a full
+/// disk must not hide the ones after it.
 pub(super) fn decode(line: &[u8]) -> Option<Record> {
     #[derive(Deserialize)]
     struct Line {
@@ -37,8 +47,17 @@ pub(super) fn decode(line: &[u8]) -> Option<Record> {
     }
     let line: Line = serde_json::from_slice(line).ok()?;
     let time = line.time.parse::<jiff::Timestamp>().ok()?;
-    let stream = if line.stream == "stderr" { Stream::Stderr } else { Stream::Stdout };
-    Some(Record { time: i64::try_from(time.as_nanosecond()).ok()?, stream, data: line.log.into_bytes(), attributes: line.attrs })
+    let stream = if line.stream == "stderr" {
+        Stream::Stderr
+    } else {
+        Stream::Stdout
+    };
+    Some(Record {
+        time: i64::try_from(time.as_nanosecond()).ok()?,
+        stream,
+        data: line.log.into_bytes(),
+        attributes: line.attrs,
+    })
 }
 
 /// Nanoseconds since the epoch as RFC 3339 in UTC, without trailing zeroes.
@@ -55,8 +74,12 @@ mod tests {
 
     #[test]
     fn lines_read_as_dockers() {
-        let record =
-            Record { time: 1_700_000_000_120_000_000, stream: Stream::Stderr, data: b"h\"i\xff\n".to_vec(), attributes: BTreeMap::new() };
+        let record = Record {
+            time: 1_700_000_000_120_000_000,
+            stream: Stream::Stderr,
+            data: b"h\"i\xff\n".to_vec(),
+            attributes: BTreeMap::new(),
+        };
         let mut out = Vec::new();
         encode(&record, &mut out);
         assert_eq!(

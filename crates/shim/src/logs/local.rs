@@ -31,23 +31,31 @@ pub(super) enum Found {
 
 /// Where in damaged bytes a record may begin, or how many of them surely are of none.
 fn resume(bytes: &[u8]) -> usize {
-    /// No log is from before this engine; a clock that is wrong the other way is not told from damage.
+    /// No log is from before this engine; a clock that is wrong the other way is not told from
+    /// damage.
     const EARLIEST: i64 = 1_577_836_800_000_000_000;
     let begins = |at: &usize| {
         let head = &bytes[*at..];
-        let (Some(length), Some(time)) = (head.first_chunk::<HEAD>(), head.get(HEAD..).and_then(<[u8]>::first_chunk::<8>)) else {
+        let (Some(length), Some(time)) = (
+            head.first_chunk::<HEAD>(),
+            head.get(HEAD..).and_then(<[u8]>::first_chunk::<8>),
+        ) else {
             return true;
         };
         (FIXED..=FIXED + PIECE + 1).contains(&(u32::from_le_bytes(*length) as usize))
             && (EARLIEST..).contains(&i64::from_le_bytes(*time))
-            && head.get(HEAD + 8).is_none_or(|stream| matches!(stream, 1 | 2))
+            && head
+                .get(HEAD + 8)
+                .is_none_or(|stream| matches!(stream, 1 | 2))
     };
     (1..bytes.len()).find(begins).unwrap_or(bytes.len())
 }
 
 /// Looks for a record at the front of `bytes`.
 pub(super) fn find(bytes: &[u8]) -> Found {
-    let Some(head) = bytes.first_chunk::<HEAD>() else { return Found::More };
+    let Some(head) = bytes.first_chunk::<HEAD>() else {
+        return Found::More;
+    };
     let length = u32::from_le_bytes(*head) as usize;
     if !(FIXED..=FIXED + PIECE + 1).contains(&length) {
         return Found::Damaged(resume(bytes));
@@ -63,6 +71,15 @@ pub(super) fn find(bytes: &[u8]) -> Found {
 pub(super) fn decode(record: &[u8], attributes: &BTreeMap<String, String>) -> Option<Record> {
     let (time, rest) = record.get(HEAD..)?.split_first_chunk::<8>()?;
     let (stream, data) = rest.split_first()?;
-    let stream = if *stream == Stream::Stderr as u8 { Stream::Stderr } else { Stream::Stdout };
-    Some(Record { time: i64::from_le_bytes(*time), stream, data: data.to_vec(), attributes: attributes.clone() })
+    let stream = if *stream == Stream::Stderr as u8 {
+        Stream::Stderr
+    } else {
+        Stream::Stdout
+    };
+    Some(Record {
+        time: i64::from_le_bytes(*time),
+        stream,
+        data: data.to_vec(),
+        attributes: attributes.clone(),
+    })
 }

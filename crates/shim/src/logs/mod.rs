@@ -6,8 +6,9 @@
 //! <path>.zst.new  one that is being compressed, locked by whoever does that
 //! <path>.lock     the number of rotations so far; locked exclusively while files are renamed
 //! ```
-//! A reader takes the lock (shared) only to find out which file follows the one it has read to its end. It holds
-//! descriptors, so what is renamed, compressed or removed under it is still read once and completely.
+//! A reader takes the lock (shared) only to find out which file follows the one it has read to its
+//! end. It holds descriptors, so what is renamed, compressed or removed under it is still read once
+//! and completely.
 
 mod compression;
 mod json_file;
@@ -76,6 +77,8 @@ pub struct Record {
 
 /// Nanoseconds since the epoch, now.
 pub fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,5 @@
-//! The reading side: every record once, in order, across rotations, also while the log is being written.
+//! The reading side: every record once, in order, across rotations, also while the log is being
+//! written.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -41,7 +42,10 @@ pub struct Reader {
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").field("config", &self.config).field("rotations", &self.rotations).finish_non_exhaustive()
+        f.debug_struct("Reader")
+            .field("config", &self.config)
+            .field("rotations", &self.rotations)
+            .finish_non_exhaustive()
     }
 }
 
@@ -60,21 +64,44 @@ impl Part {
     fn open(path: PathBuf) -> Result<Self> {
         let file = fs::open(&path)?;
         let length = file.metadata().map_err(fs::at("stat", &path))?.len();
-        Ok(Self { file: Arc::new(file), path, length })
+        Ok(Self {
+            file: Arc::new(file),
+            path,
+            length,
+        })
     }
 
     pub(super) fn is_compressed(&self) -> bool {
-        self.path.extension().is_some_and(|extension| extension == "gz" || extension == "zst")
+        self.path
+            .extension()
+            .is_some_and(|extension| extension == "gz" || extension == "zst")
     }
 
-    /// Its content from `offset` on: to its end, however far that moves, or to `end`. Of a compressed file all is read.
+    /// Its content from `offset` on: to its end, however far that moves, or to `end`. Of a
+    /// compressed file all is read.
     pub(super) fn read(&self, offset: u64, end: Option<u64>) -> Result<Box<dyn Read + Send>> {
-        let span = |at, end| Span { file: self.file.clone(), at, end };
-        Ok(match self.path.extension().and_then(|extension| extension.to_str()) {
-            Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(span(0, u64::MAX)))),
-            Some("zst") => Box::new(zstd::stream::read::Decoder::new(span(0, u64::MAX)).map_err(fs::at("decompress", &self.path))?),
-            _ => Box::new(span(offset, end.unwrap_or(u64::MAX))),
-        })
+        let span = |at, end| Span {
+            file: self.file.clone(),
+            at,
+            end,
+        };
+        Ok(
+            match self
+                .path
+                .extension()
+                .and_then(|extension| extension.to_str())
+            {
+                Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(span(
+                    0,
+                    u64::MAX,
+                )))),
+                Some("zst") => Box::new(
+                    zstd::stream::read::Decoder::new(span(0, u64::MAX))
+                        .map_err(fs::at("decompress", &self.path))?,
+                ),
+                _ => Box::new(span(offset, end.unwrap_or(u64::MAX))),
+            },
+        )
     }
 }
 
@@ -86,7 +113,9 @@ impl Reader {
         let rotations = rotations_of_newest(&config, &lock, &parts);
         // The writer waits for it.
         drop(lock);
-        let begin = selection.tail.map_or(Ok(Begin::default()), |tail| tail::begin(config.driver, &parts, tail))?;
+        let begin = selection.tail.map_or(Ok(Begin::default()), |tail| {
+            tail::begin(config.driver, &parts, tail)
+        })?;
         let mut reader = Self {
             config,
             follow: selection.follow,
@@ -111,7 +140,8 @@ impl Reader {
         Ok(())
     }
 
-    /// The next records, or none when all that is written so far has been read. Call again for what comes later.
+    /// The next records, or none when all that is written so far has been read. Call again for what
+    /// comes later.
     pub fn read(&mut self) -> Result<Vec<Record>> {
         loop {
             let records = self.decode();
@@ -126,12 +156,16 @@ impl Reader {
 
     /// Reads more of the present file. False at its end.
     fn fill(&mut self) -> Result<bool> {
-        let Some(file) = self.files.front_mut() else { return Ok(false) };
+        let Some(file) = self.files.front_mut() else {
+            return Ok(false);
+        };
         self.pending.drain(..self.start);
         self.start = 0;
         let length = self.pending.len();
         self.pending.resize(length + CHUNK, 0);
-        let read = file.read(&mut self.pending[length..]).map_err(fs::at("read", &self.config.path));
+        let read = file
+            .read(&mut self.pending[length..])
+            .map_err(fs::at("read", &self.config.path));
         let read = match read {
             Ok(read) => read,
             // A compressed file that was cut short: what came out of it counts.
@@ -159,14 +193,18 @@ impl Reader {
         let lock = rotation::lock(&self.config, false)?;
         let counted = lock.rotations() - self.rotations.min(lock.rotations());
         if counted == 0 {
-            // Another may have come without being counted: the first one, or one whose writer was killed.
-            let current = fs::metadata(&self.config.path).map(|found| std::os::unix::fs::MetadataExt::ino(&found));
-            if current.is_err() || current.is_ok_and(|inode| inode == self.newest && !self.files.is_empty()) {
+            // Another may have come without being counted: the first one, or one whose writer was
+            // killed.
+            let current = fs::metadata(&self.config.path)
+                .map(|found| std::os::unix::fs::MetadataExt::ino(&found));
+            if current.is_err()
+                || current.is_ok_and(|inode| inode == self.newest && !self.files.is_empty())
+            {
                 return Ok(false);
             }
         }
-        // The present file was rotated away. Nothing is appended to it any more, but its last bytes may have come after
-        // the last look at it.
+        // The present file was rotated away. Nothing is appended to it any more, but its last bytes
+        // may have come after the last look at it.
         if self.fill()? {
             return Ok(true);
         }
@@ -198,7 +236,9 @@ impl Reader {
                     let record = &bytes[..length];
                     records.extend(match driver {
                         Driver::JsonFile => json_file::decode(record),
-                        Driver::Local | Driver::None => local::decode(record, &self.config.attributes),
+                        Driver::Local | Driver::None => {
+                            local::decode(record, &self.config.attributes)
+                        }
                     });
                     self.start += length;
                 }
@@ -210,9 +250,9 @@ impl Reader {
     }
 }
 
-/// How often the log had been rotated when the newest of these files was the current one. After a rotation there is no current
-/// file until the writer has created it: then the newest is the one that was rotated last, whether it is among `parts` or was read
-/// before.
+/// How often the log had been rotated when the newest of these files was the current one. After a
+/// rotation there is no current file until the writer has created it: then the newest is the one
+/// that was rotated last, whether it is among `parts` or was read before.
 fn rotations_of_newest(config: &LogConfig, lock: &rotation::Lock, parts: &[Part]) -> u64 {
     let has_current = parts.last().is_some_and(|part| part.path == config.path);
     lock.rotations().saturating_sub(u64::from(!has_current))
@@ -220,7 +260,11 @@ fn rotations_of_newest(config: &LogConfig, lock: &rotation::Lock, parts: &[Part]
 
 /// Opens the files from the `index`th one back to the current one.
 fn parts_from(config: &LogConfig, index: u64) -> Result<Vec<Part>> {
-    (0..=index).rev().filter_map(|index| rotation::existing(config, index)).map(Part::open).collect()
+    (0..=index)
+        .rev()
+        .filter_map(|index| rotation::existing(config, index))
+        .map(Part::open)
+        .collect()
 }
 
 #[cfg(test)]
@@ -229,16 +273,32 @@ mod tests {
     use super::*;
 
     fn config(name: &str, driver: Driver, max_size: u64, max_files: u32) -> LogConfig {
-        let dir = std::env::temp_dir().join(format!("whelk-log-{name}-{driver:?}-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!(
+            "whelk-log-{name}-{driver:?}-{}",
+            std::process::id()
+        ));
         fs::remove_tree(&dir).unwrap();
         fs::create_dir_all(&dir, 0o700).unwrap();
-        LogConfig { driver, path: dir.join("container.log"), max_size, max_files, compress: true, attributes: Default::default() }
+        LogConfig {
+            driver,
+            path: dir.join("container.log"),
+            max_size,
+            max_files,
+            compress: true,
+            attributes: Default::default(),
+        }
     }
 
-    const ALL: Selection = Selection { tail: None, follow: true };
+    const ALL: Selection = Selection {
+        tail: None,
+        follow: true,
+    };
 
     fn text(records: &[Record]) -> String {
-        records.iter().map(|record| String::from_utf8_lossy(&record.data)).collect()
+        records
+            .iter()
+            .map(|record| String::from_utf8_lossy(&record.data))
+            .collect()
     }
 
     fn read_all(reader: &mut Reader) -> String {
@@ -255,8 +315,8 @@ mod tests {
     #[test]
     fn a_follower_misses_and_repeats_nothing_across_rotations() {
         for driver in [Driver::Local, Driver::JsonFile] {
-            // Files hold about ten lines, so a step of 37 lines rotates several times between two looks; enough files
-            // are kept that none is removed before it was read.
+            // Files hold about ten lines, so a step of 37 lines rotates several times between two
+            // looks; enough files are kept that none is removed before it was read.
             let config = config("follow", driver, 600, 12);
             let mut writer = Writer::open(config.clone()).unwrap();
             let mut reader = Reader::open(config.clone(), ALL).unwrap();
@@ -264,7 +324,14 @@ mod tests {
             for step in 0..40 {
                 for line in 0..37 {
                     let line = format!("line {step}.{line} {}\n", "x".repeat(step % 7));
-                    writer.write(if step % 2 == 0 { Stream::Stdout } else { Stream::Stderr }, line.as_bytes());
+                    writer.write(
+                        if step % 2 == 0 {
+                            Stream::Stdout
+                        } else {
+                            Stream::Stderr
+                        },
+                        line.as_bytes(),
+                    );
                     // Not each time: several plain files are to wait for it now and then.
                     if line.len() % 3 == 0 && writer.take_rotated() {
                         compress_rotated(&config).unwrap();
@@ -278,7 +345,10 @@ mod tests {
             }
             assert_eq!(seen, expected, "{driver:?}");
             let kept = read_all(&mut Reader::open(config.clone(), ALL).unwrap());
-            assert!(expected.ends_with(&kept) && !kept.is_empty(), "{driver:?}: what is kept is the end of all");
+            assert!(
+                expected.ends_with(&kept) && !kept.is_empty(),
+                "{driver:?}: what is kept is the end of all"
+            );
             fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
     }
@@ -300,11 +370,17 @@ mod tests {
             put(text);
             rotation::rotate(&config).unwrap();
         }
-        assert_eq!((read_all(&mut reader), read_all(&mut late)), ("two\nthree\n".into(), "two\nthree\n".into()));
+        assert_eq!(
+            (read_all(&mut reader), read_all(&mut late)),
+            ("two\nthree\n".into(), "two\nthree\n".into())
+        );
         put("four");
         rotation::rotate(&config).unwrap();
         put("five");
-        assert_eq!((read_all(&mut reader), read_all(&mut late)), ("four\nfive\n".into(), "four\nfive\n".into()));
+        assert_eq!(
+            (read_all(&mut reader), read_all(&mut late)),
+            ("four\nfive\n".into(), "four\nfive\n".into())
+        );
         assert_eq!(read_all(&mut reader), "");
         fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
@@ -317,7 +393,15 @@ mod tests {
             let long = "y".repeat(40_000) + "\nend";
             writer.write(Stream::Stdout, long.as_bytes());
             let mut reader = Reader::open(config.clone(), ALL).unwrap();
-            assert_eq!(reader.read().unwrap().iter().map(|record| record.data.len()).collect::<Vec<_>>(), [16_384, 16_384, 7_233]);
+            assert_eq!(
+                reader
+                    .read()
+                    .unwrap()
+                    .iter()
+                    .map(|record| record.data.len())
+                    .collect::<Vec<_>>(),
+                [16_384, 16_384, 7_233]
+            );
             writer.finish();
             assert_eq!(text(&reader.read().unwrap()), "end");
             fs::remove_tree(config.path.parent().unwrap()).unwrap();
@@ -341,10 +425,18 @@ mod tests {
         let config = config("stuck", Driver::Local, 600, 4);
         let mut writer = Writer::open(config.clone()).unwrap();
         let mut lines = (0..).map(|n| format!("line {n}\n"));
-        let mut write =
-            |writer: &mut Writer, count: usize| lines.by_ref().take(count).for_each(|line| writer.write(Stream::Stdout, line.as_bytes()));
+        let mut write = |writer: &mut Writer, count: usize| {
+            lines
+                .by_ref()
+                .take(count)
+                .for_each(|line| writer.write(Stream::Stdout, line.as_bytes()))
+        };
         write(&mut writer, 100);
-        let kept = |config: &LogConfig| (1..4).filter(|index| rotation::existing(config, *index).is_some()).count();
+        let kept = |config: &LogConfig| {
+            (1..4)
+                .filter(|index| rotation::existing(config, *index).is_some())
+                .count()
+        };
         assert_eq!(kept(&config), 3);
         let mut reader = Reader::open(config.clone(), ALL).unwrap();
         let oldest_kept = read_all(&mut reader);
@@ -356,9 +448,16 @@ mod tests {
         assert_eq!(kept(&config), 3, "a failing rotation removes nothing");
         fs::remove_tree(&blocked).unwrap();
         let all = read_all(&mut Reader::open(config.clone(), ALL).unwrap());
-        assert!(all.starts_with(&oldest_kept) && all.ends_with("line 299\n"), "{}", all.len());
+        assert!(
+            all.starts_with(&oldest_kept) && all.ends_with("line 299\n"),
+            "{}",
+            all.len()
+        );
         write(&mut writer, 100);
-        assert!(fs::metadata(&config.path).unwrap().len() < 600, "rotated again");
+        assert!(
+            fs::metadata(&config.path).unwrap().len() < 600,
+            "rotated again"
+        );
         assert!(read_all(&mut Reader::open(config.clone(), ALL).unwrap()).ends_with("line 399\n"));
         fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
@@ -372,16 +471,27 @@ mod tests {
         // A record whose writer was killed in the middle of it.
         let mut half = Vec::new();
         local::encode(
-            &Record { time: super::super::now(), stream: Stream::Stdout, data: vec![b'x'; 100], attributes: Default::default() },
+            &Record {
+                time: super::super::now(),
+                stream: Stream::Stdout,
+                data: vec![b'x'; 100],
+                attributes: Default::default(),
+            },
             &mut half,
         );
-        fs::append(&config.path, 0o640).unwrap().write_all(&half[..50]).unwrap();
+        fs::append(&config.path, 0o640)
+            .unwrap()
+            .write_all(&half[..50])
+            .unwrap();
         let mut writer = Writer::open(config.clone()).unwrap();
         for line in 0..20 {
             writer.write(Stream::Stdout, format!("after {line}\n").as_bytes());
         }
         let read = read_all(&mut Reader::open(config.clone(), ALL).unwrap());
-        assert!(read.starts_with("before\n") && read.ends_with("after 18\nafter 19\n"), "{read}");
+        assert!(
+            read.starts_with("before\n") && read.ends_with("after 18\nafter 19\n"),
+            "{read}"
+        );
         fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
 
@@ -397,16 +507,42 @@ mod tests {
                     compress_rotated(&config).unwrap();
                 }
             }
-            let read = |tail| read_all(&mut Reader::open(config.clone(), Selection { tail, follow: false }).unwrap());
+            let read = |tail| {
+                read_all(
+                    &mut Reader::open(
+                        config.clone(),
+                        Selection {
+                            tail,
+                            follow: false,
+                        },
+                    )
+                    .unwrap(),
+                )
+            };
             let all = read(None);
             let lines: Vec<&str> = all.split_inclusive('\n').collect();
-            assert!(lines.len() > 50 && lines.last() == Some(&"line 299\n"), "{driver:?}: {}", lines.len());
+            assert!(
+                lines.len() > 50 && lines.last() == Some(&"line 299\n"),
+                "{driver:?}: {}",
+                lines.len()
+            );
             for tail in 0..=lines.len() + 2 {
                 let expected = lines[lines.len().saturating_sub(tail)..].concat();
-                assert!(read(Some(tail as u64)) == expected, "{driver:?}: tail {tail} of {}", lines.len());
+                assert!(
+                    read(Some(tail as u64)) == expected,
+                    "{driver:?}: tail {tail} of {}",
+                    lines.len()
+                );
             }
             assert_eq!(read(Some(u64::MAX)), all);
-            let mut follower = Reader::open(config.clone(), Selection { tail: Some(1), follow: true }).unwrap();
+            let mut follower = Reader::open(
+                config.clone(),
+                Selection {
+                    tail: Some(1),
+                    follow: true,
+                },
+            )
+            .unwrap();
             assert_eq!(read_all(&mut follower), "line 299\n");
             writer.write(Stream::Stdout, b"later\n");
             assert_eq!(read_all(&mut follower), "later\n");
@@ -447,9 +583,21 @@ mod tests {
             compressor.join().unwrap();
             compress_rotated(&config).unwrap();
             let kept = read_all(&mut Reader::open(config.clone(), ALL).unwrap());
-            assert!(expected.ends_with(&kept) && kept.lines().count() > 30, "{driver:?}: {kept}");
-            let plain = (1..5).filter(|index| fs::exists(rotation::rotated(&config, *index))).count();
-            assert_eq!((plain, fs::exists(config.path.with_file_name("container.log.zst.new"))), (0, false), "{driver:?}");
+            assert!(
+                expected.ends_with(&kept) && kept.lines().count() > 30,
+                "{driver:?}: {kept}"
+            );
+            let plain = (1..5)
+                .filter(|index| fs::exists(rotation::rotated(&config, *index)))
+                .count();
+            assert_eq!(
+                (
+                    plain,
+                    fs::exists(config.path.with_file_name("container.log.zst.new"))
+                ),
+                (0, false),
+                "{driver:?}"
+            );
             fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
     }

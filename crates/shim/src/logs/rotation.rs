@@ -21,8 +21,15 @@ pub(super) struct Lock {
 pub(super) fn lock(config: &LogConfig, exclusive: bool) -> Result<Lock> {
     let path = with_suffix(&config.path, ".lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(&path, flags, Mode::from_raw_mode(0o640)).map_err(fs::at("open", &path))?);
-    let operation = if exclusive { FlockOperation::LockExclusive } else { FlockOperation::LockShared };
+    let file = File::from(
+        rustix::fs::open(&path, flags, Mode::from_raw_mode(0o640))
+            .map_err(fs::at("open", &path))?,
+    );
+    let operation = if exclusive {
+        FlockOperation::LockExclusive
+    } else {
+        FlockOperation::LockShared
+    };
     rustix::fs::flock(file.as_fd(), operation).map_err(fs::at("lock", &path))?;
     Ok(Lock { file, path })
 }
@@ -30,12 +37,18 @@ pub(super) fn lock(config: &LogConfig, exclusive: bool) -> Result<Lock> {
 impl Lock {
     /// How often the log was rotated so far.
     pub(super) fn rotations(&self) -> u64 {
-        fs::read_to_string(&self.path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        fs::read_to_string(&self.path)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
     }
 
-    /// Always of the same length and in the same place, so that a full disk cannot leave half of it.
+    /// Always of the same length and in the same place, so that a full disk cannot leave half of
+    /// it.
     fn set_rotations(&self, count: u64) -> Result<()> {
-        self.file.write_all_at(format!("{count:020}").as_bytes(), 0).map_err(fs::at("write", &self.path))
+        self.file
+            .write_all_at(format!("{count:020}").as_bytes(), 0)
+            .map_err(fs::at("write", &self.path))
     }
 }
 
@@ -46,7 +59,11 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 pub(super) fn compressed_suffix(driver: Driver) -> &'static str {
-    if driver == Driver::JsonFile { ".gz" } else { ".zst" }
+    if driver == Driver::JsonFile {
+        ".gz"
+    } else {
+        ".zst"
+    }
 }
 
 /// Where the `index`th file back from the current one is before it is compressed.
@@ -64,9 +81,9 @@ pub(super) fn existing(config: &LogConfig, index: u64) -> Option<PathBuf> {
     [plain, packed].into_iter().find(|path| fs::exists(path))
 }
 
-/// Moves the current file to `.1`, each older one a number up, and removes the oldest. With one file only, the current
-/// one just goes. After a failure the current file may still be there; nothing has been lost then that would not have
-/// gone anyway.
+/// Moves the current file to `.1`, each older one a number up, and removes the oldest. With one
+/// file only, the current one just goes. After a failure the current file may still be there;
+/// nothing has been lost then that would not have gone anyway.
 pub(super) fn rotate(config: &LogConfig) -> Result<()> {
     let lock = lock(config, true)?;
     if existing(config, 0).is_none() {
@@ -83,10 +100,21 @@ pub(super) fn rotate(config: &LogConfig) -> Result<()> {
         fs::remove_file(oldest)?;
     }
     for index in (1..free.unwrap_or(kept)).rev() {
-        let Some(path) = existing(config, index) else { continue };
-        let packed = path.extension().is_some_and(|extension| extension == "gz" || extension == "zst");
-        let suffix = if packed { compressed_suffix(config.driver) } else { "" };
-        fs::rename(&path, with_suffix(&config.path, &format!(".{}{suffix}", index + 1)))?;
+        let Some(path) = existing(config, index) else {
+            continue;
+        };
+        let packed = path
+            .extension()
+            .is_some_and(|extension| extension == "gz" || extension == "zst");
+        let suffix = if packed {
+            compressed_suffix(config.driver)
+        } else {
+            ""
+        };
+        fs::rename(
+            &path,
+            with_suffix(&config.path, &format!(".{}{suffix}", index + 1)),
+        )?;
     }
     fs::rename(&config.path, rotated(config, 1))?;
     lock.set_rotations(lock.rotations() + 1)

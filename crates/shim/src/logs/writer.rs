@@ -1,4 +1,5 @@
-//! The writing side: output in, lines out, one `write` per piece of output however many lines it holds.
+//! The writing side: output in, lines out, one `write` per piece of output however many lines it
+//! holds.
 
 use std::fs::File;
 use std::io::Write;
@@ -25,13 +26,30 @@ pub struct Writer {
 
 impl Writer {
     pub fn open(config: LogConfig) -> Result<Self> {
-        let file = if config.driver == Driver::None { None } else { Some(fs::append(&config.path, 0o640)?) };
-        let size = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        let file = if config.driver == Driver::None {
+            None
+        } else {
+            Some(fs::append(&config.path, 0o640)?)
+        };
+        let size = file
+            .as_ref()
+            .and_then(|file| file.metadata().ok())
+            .map_or(0, |metadata| metadata.len());
         let rotate_at = config.max_size;
-        Ok(Self { config, file, size, rotate_at, unfinished: Default::default(), encoded: Vec::new(), rotated: false, lost: 0 })
+        Ok(Self {
+            config,
+            file,
+            size,
+            rotate_at,
+            unfinished: Default::default(),
+            encoded: Vec::new(),
+            rotated: false,
+            lost: 0,
+        })
     }
 
-    /// Takes output as it comes. Complete lines are written at once; the rest waits for its end or for [`PIECE`] bytes.
+    /// Takes output as it comes. Complete lines are written at once; the rest waits for its end or
+    /// for [`PIECE`] bytes.
     pub fn write(&mut self, stream: Stream, mut data: &[u8]) {
         if self.file.is_none() {
             return;
@@ -65,15 +83,25 @@ impl Writer {
         self.flush();
     }
 
-    /// Whether a file was rotated since the last call that is to be compressed: [`super::compress_rotated`] does it.
+    /// Whether a file was rotated since the last call that is to be compressed:
+    /// [`super::compress_rotated`] does it.
     pub fn take_rotated(&mut self) -> bool {
         std::mem::take(&mut self.rotated) && self.config.compress && self.config.max_files > 1
     }
 
     fn encode(&mut self, time: i64, stream: Stream) {
         let data = std::mem::take(&mut self.unfinished[stream as usize - 1]);
-        let attributes = if self.config.driver == Driver::JsonFile { self.config.attributes.clone() } else { Default::default() };
-        let record = Record { time, stream, data, attributes };
+        let attributes = if self.config.driver == Driver::JsonFile {
+            self.config.attributes.clone()
+        } else {
+            Default::default()
+        };
+        let record = Record {
+            time,
+            stream,
+            data,
+            attributes,
+        };
         match self.config.driver {
             Driver::JsonFile => json_file::encode(&record, &mut self.encoded),
             Driver::Local | Driver::None => local::encode(&record, &mut self.encoded),
@@ -98,8 +126,8 @@ impl Writer {
         }
         match file.write_all(&self.encoded) {
             Ok(()) => self.size += self.encoded.len() as u64,
-            // The container must not stop because its log has no room; the loss is counted. A part of a record would
-            // make unreadable what comes behind it.
+            // The container must not stop because its log has no room; the loss is counted. A part
+            // of a record would make unreadable what comes behind it.
             Err(_) => {
                 self.lost += self.encoded.len() as u64;
                 let _ = file.set_len(self.size);

@@ -1,10 +1,12 @@
-//! Completion of command lines: `completion SHELL` prints a script that asks `__complete LINE` for what can follow.
+//! Completion of command lines: `completion SHELL` prints a script that asks `__complete LINE` for
+//! what can follow.
 //!
 //! ```text
 //! VALUE<tab>DESCRIPTION     for each word that can stand where the line ends
 //! :files                    names of files can stand there, too
 //! ```
-//! Names of objects come from the engine that the line is about, if it answers quickly; none is started.
+//! Names of objects come from the engine that the line is about, if it answers quickly; none is
+//! started.
 
 use std::time::Duration;
 
@@ -27,7 +29,11 @@ pub(super) fn script(shell: &str) -> Outcome {
         "bash" => include_str!("whelk.bash"),
         "zsh" => include_str!("whelk.zsh"),
         "fish" => include_str!("whelk.fish"),
-        other => return Err(Failure::new(format!("whelk: completion: {other:?} is none of bash, zsh, fish"))),
+        other => {
+            return Err(Failure::new(format!(
+                "whelk: completion: {other:?} is none of bash, zsh, fish"
+            )));
+        }
     });
     Ok(0)
 }
@@ -63,12 +69,16 @@ struct Root {
 pub(super) fn complete(line: &str) -> Outcome {
     let (words, typed) = split(line);
     let tree = usage::tree();
-    let Some(place) = words.get(1..).and_then(|words| flags::place(&tree, words)) else { return Ok(0) };
+    let Some(place) = words.get(1..).and_then(|words| flags::place(&tree, words)) else {
+        return Ok(0);
+    };
     let (offer, prefix) = offered(&place, &typed);
     let mut candidates = match offer {
         None => names(&place, &typed),
         Some(offer) => {
-            let root = Root::try_parse_from(std::iter::once("whelk".to_owned()).chain(place.root_flags.iter().cloned()));
+            let root = Root::try_parse_from(
+                std::iter::once("whelk".to_owned()).chain(place.root_flags.iter().cloned()),
+            );
             from_engine(offer, root.ok().map(|root| root.flags).unwrap_or_default())
         }
     };
@@ -82,7 +92,11 @@ pub(super) fn complete(line: &str) -> Outcome {
     for (word, description) in candidates {
         let word = format!("{prefix}{word}");
         let word = word.get(shown..).unwrap_or(&word);
-        text += &if description.is_empty() { format!("{word}\n") } else { format!("{word}\t{description}\n") };
+        text += &if description.is_empty() {
+            format!("{word}\n")
+        } else {
+            format!("{word}\t{description}\n")
+        };
     }
     if files {
         text += ":files\n";
@@ -113,14 +127,18 @@ fn split(line: &str) -> (Vec<String>, String) {
     (words, word)
 }
 
-/// How much of a typed word bash keeps when it puts a completion in: all up to the last of its word breaks.
+/// How much of a typed word bash keeps when it puts a completion in: all up to the last of its word
+/// breaks.
 fn unbroken(typed: &str, prefix: &str) -> usize {
     let breaks = std::env::var("WHELK_WORDBREAKS").unwrap_or_default();
-    let end = typed.rfind(|letter: char| matches!(letter, ':' | '=') && breaks.contains(letter)).map_or(0, |at| at + 1);
+    let end = typed
+        .rfind(|letter: char| matches!(letter, ':' | '=') && breaks.contains(letter))
+        .map_or(0, |at| at + 1);
     if typed.starts_with(prefix) { end } else { 0 }
 }
 
-/// What can stand at a place, and what of the typed word comes before that. `None` for names of commands and flags.
+/// What can stand at a place, and what of the typed word comes before that. `None` for names of
+/// commands and flags.
 fn offered(place: &Place, typed: &str) -> (Option<Offer>, String) {
     if let Some(argument) = place.value_of {
         return (Some(value_of(argument)), String::new());
@@ -128,8 +146,12 @@ fn offered(place: &Place, typed: &str) -> (Option<Offer>, String) {
     if typed.starts_with('-') && !place.closed {
         return match typed.split_once('=') {
             Some((flag, _)) => {
-                let argument = flags_of(place.command).find(|argument| argument.get_long() == flag.strip_prefix("--"));
-                (Some(argument.map_or(Offer::Nothing, value_of)), format!("{flag}="))
+                let argument = flags_of(place.command)
+                    .find(|argument| argument.get_long() == flag.strip_prefix("--"));
+                (
+                    Some(argument.map_or(Offer::Nothing, value_of)),
+                    format!("{flag}="),
+                )
             }
             None => (None, String::new()),
         };
@@ -138,19 +160,31 @@ fn offered(place: &Place, typed: &str) -> (Option<Offer>, String) {
         return (None, String::new());
     }
     let path: Vec<&str> = place.path.iter().map(String::as_str).collect();
-    (Some(argument_of(&path, place.arguments.len())), String::new())
+    (
+        Some(argument_of(&path, place.arguments.len())),
+        String::new(),
+    )
 }
 
 /// The commands or flags that can stand at a place.
 fn names(place: &Place, typed: &str) -> Vec<Candidate> {
-    let about = |text: Option<&clap::builder::StyledStr>| text.map(ToString::to_string).unwrap_or_default();
+    let about =
+        |text: Option<&clap::builder::StyledStr>| text.map(ToString::to_string).unwrap_or_default();
     if !typed.starts_with('-') {
-        let shown = place.command.get_subcommands().filter(|command| !command.is_hide_set());
-        return shown.map(|command: &Command| (command.get_name().to_owned(), about(command.get_about()))).collect();
+        let shown = place
+            .command
+            .get_subcommands()
+            .filter(|command| !command.is_hide_set());
+        return shown
+            .map(|command: &Command| (command.get_name().to_owned(), about(command.get_about())))
+            .collect();
     }
     let shown = flags_of(place.command).filter(|flag| !flag.is_hide_set());
-    let flags = shown.filter_map(|flag: &Arg| Some((format!("--{}", flag.get_long()?), about(flag.get_help()))));
-    flags.chain([("--help".to_owned(), "Print help".to_owned())]).collect()
+    let flags = shown
+        .filter_map(|flag: &Arg| Some((format!("--{}", flag.get_long()?), about(flag.get_help()))));
+    flags
+        .chain([("--help".to_owned(), "Print help".to_owned())])
+        .collect()
 }
 
 /// What a flag takes.
@@ -187,10 +221,14 @@ fn value_of(argument: &Arg) -> Offer {
         "pid" | "userns" | "uts" => Offer::Words(&["host"]),
         "pull" => Offer::Words(&["always", "missing", "never"]),
         "restart" => Offer::Words(&["always", "no", "on-failure", "unless-stopped"]),
-        "signal" | "stop-signal" => Offer::Words(&["SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"]),
+        "signal" | "stop-signal" => Offer::Words(&[
+            "SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2",
+        ]),
         "type" => Offer::Words(&["container", "image", "network", "volume"]),
         "volume" => Offer::VolumesAndFiles,
-        "cidfile" | "config" | "device" | "env-file" | "input" | "label-file" | "output" => Offer::Files,
+        "cidfile" | "config" | "device" | "env-file" | "input" | "label-file" | "output" => {
+            Offer::Files
+        }
         _ => Offer::Nothing,
     }
 }
@@ -200,22 +238,31 @@ fn argument_of(path: &[&str], index: usize) -> Offer {
     const UP: &str = "running paused restarting";
     match (path, index) {
         (["network", "connect" | "disconnect"], 1) => Offer::Containers(""),
-        (["network", "connect" | "disconnect"], 0) | (["network", "inspect" | "rm"], _) => Offer::Networks,
-        (["volume", "inspect" | "rm"], _) | (["volume", "clone" | "export" | "import" | "snapshot" | "update"], 0) => Offer::Volumes,
+        (["network", "connect" | "disconnect"], 0) | (["network", "inspect" | "rm"], _) => {
+            Offer::Networks
+        }
+        (["volume", "inspect" | "rm"], _)
+        | (
+            [
+                "volume",
+                "clone" | "export" | "import" | "snapshot" | "update",
+            ],
+            0,
+        ) => Offer::Volumes,
         (["volume", "import"], 1) | (["man"], _) => Offer::Files,
         (["inspect"], _) => Offer::Objects,
         (["completion"], 0) => Offer::Words(&["bash", "fish", "zsh"]),
-        (["image", "inspect" | "rm"] | [.., "rmi" | "save"], _) | ([.., "history" | "images" | "tag"] | ["image", "ls"], 0) => {
-            Offer::Images
-        }
+        (["image", "inspect" | "rm"] | [.., "rmi" | "save"], _)
+        | ([.., "history" | "images" | "tag"] | ["image", "ls"], 0) => Offer::Images,
         ([.., "import"], 0) => Offer::Files,
         (["run" | "create"] | ["container", "run" | "create"], 0) => Offer::Images,
         ([.., "start"], _) => Offer::Containers("created exited"),
-        ([.., "stop" | "kill" | "pause"], _) | ([.., "attach" | "exec" | "port" | "top"], 0) => Offer::Containers(UP),
-        ([.., "unpause"], _) => Offer::Containers("paused"),
-        (["container", "inspect"] | [.., "restart" | "rm" | "update" | "wait"], _) | ([.., "export" | "logs" | "rename"], 0) => {
-            Offer::Containers("")
+        ([.., "stop" | "kill" | "pause"], _) | ([.., "attach" | "exec" | "port" | "top"], 0) => {
+            Offer::Containers(UP)
         }
+        ([.., "unpause"], _) => Offer::Containers("paused"),
+        (["container", "inspect"] | [.., "restart" | "rm" | "update" | "wait"], _)
+        | ([.., "export" | "logs" | "rename"], 0) => Offer::Containers(""),
         _ => Offer::Nothing,
     }
 }
@@ -225,16 +272,36 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
     let paths: &[&str] = match offer {
         Offer::Nothing | Offer::Files => return Vec::new(),
         Offer::Words(words) => return words.iter().map(word).collect(),
-        Offer::Variables => return std::env::vars_os().filter_map(|(name, _)| Some((name.into_string().ok()?, String::new()))).collect(),
+        Offer::Variables => {
+            return std::env::vars_os()
+                .filter_map(|(name, _)| Some((name.into_string().ok()?, String::new())))
+                .collect();
+        }
         Offer::Containers(_) => &["/containers/json?all=1"],
         Offer::Images => &["/images/json"],
         Offer::Networks => &["/networks"],
         Offer::Volumes | Offer::VolumesAndFiles => &["/volumes"],
-        Offer::Objects => &["/containers/json?all=1", "/images/json", "/networks", "/volumes"],
+        Offer::Objects => &[
+            "/containers/json?all=1",
+            "/images/json",
+            "/networks",
+            "/volumes",
+        ],
     };
-    let states = if let Offer::Containers(states) = offer { states } else { "" };
-    let Ok(Endpoint { host, context, .. }) = flags.endpoint() else { return Vec::new() };
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
+    let states = if let Offer::Containers(states) = offer {
+        states
+    } else {
+        ""
+    };
+    let Ok(Endpoint { host, context, .. }) = flags.endpoint() else {
+        return Vec::new();
+    };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    else {
+        return Vec::new();
+    };
     let client = Client::new(host, context, false);
     let answers = runtime.block_on(async {
         let all = async {
@@ -244,27 +311,46 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
             }
             answers
         };
-        tokio::time::timeout(PATIENCE, all).await.unwrap_or_default()
+        tokio::time::timeout(PATIENCE, all)
+            .await
+            .unwrap_or_default()
     });
-    answers.iter().flat_map(|answer| objects(answer, states)).collect()
+    answers
+        .iter()
+        .flat_map(|answer| objects(answer, states))
+        .collect()
 }
 
 /// The names in a list of objects of any kind.
 fn objects(answer: &Value, states: &str) -> Vec<Candidate> {
-    let list = answer.as_array().or_else(|| answer["Volumes"].as_array()).map(Vec::as_slice).unwrap_or_default();
+    let list = answer
+        .as_array()
+        .or_else(|| answer["Volumes"].as_array())
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut found = Vec::new();
     for object in list {
         if let Some(names) = object["Names"].as_array() {
             if states.is_empty() || states.split(' ').any(|state| object["State"] == state) {
                 let name = names.first().map(text).unwrap_or_default();
-                found.push((name.trim_start_matches('/').to_owned(), format!("{}, {}", text(&object["Image"]), text(&object["Status"]))));
+                found.push((
+                    name.trim_start_matches('/').to_owned(),
+                    format!("{}, {}", text(&object["Image"]), text(&object["Status"])),
+                ));
             }
         } else if let Some(tags) = object["RepoTags"].as_array() {
             found.extend(tags.iter().map(|tag| (text(tag), "image".to_owned())));
         } else if !object["Name"].is_null() {
-            let kind = if object["Mountpoint"].is_null() { "network" } else { "volume" };
-            found.push((text(&object["Name"]), format!("{kind}, {}", text(&object["Driver"]))));
+            let kind = if object["Mountpoint"].is_null() {
+                "network"
+            } else {
+                "volume"
+            };
+            found.push((
+                text(&object["Name"]),
+                format!("{kind}, {}", text(&object["Driver"])),
+            ));
         }
     }
     found
@@ -280,7 +366,10 @@ mod tests {
             let (words, typed) = split(line);
             format!("{}|{typed}", words.join("|"))
         };
-        assert_eq!(words("whelk run -e 'A b' x\\ y \"q\" "), "whelk|run|-e|A b|x y|q|");
+        assert_eq!(
+            words("whelk run -e 'A b' x\\ y \"q\" "),
+            "whelk|run|-e|A b|x y|q|"
+        );
         assert_eq!(words("whelk rm ab"), "whelk|rm|ab");
     }
 
@@ -299,14 +388,29 @@ mod tests {
             ("whelk run -it ", Some(Offer::Images)),
             ("whelk run -itv ", Some(Offer::VolumesAndFiles)),
             ("whelk run busybox --ne", Some(Offer::Nothing)),
-            ("whelk exec -u x ", Some(Offer::Containers("running paused restarting"))),
-            ("whelk -H x container start ", Some(Offer::Containers("created exited"))),
+            (
+                "whelk exec -u x ",
+                Some(Offer::Containers("running paused restarting")),
+            ),
+            (
+                "whelk -H x container start ",
+                Some(Offer::Containers("created exited")),
+            ),
             ("whelk network connect a ", Some(Offer::Containers(""))),
             ("whelk volume rm a ", Some(Offer::Volumes)),
-            ("whelk --log-level ", Some(Offer::Words(&["debug", "error", "fatal", "info", "warn"]))),
+            (
+                "whelk --log-level ",
+                Some(Offer::Words(&["debug", "error", "fatal", "info", "warn"])),
+            ),
         ] {
             assert_eq!(offer(line).0, expected, "{line}");
         }
-        assert_eq!(offer("whelk run --pull=m"), (Some(Offer::Words(&["always", "missing", "never"])), "--pull=".into()));
+        assert_eq!(
+            offer("whelk run --pull=m"),
+            (
+                Some(Offer::Words(&["always", "missing", "never"])),
+                "--pull=".into()
+            )
+        );
     }
 }

@@ -7,8 +7,9 @@ use super::run::Mode;
 use super::value::{Kind, Typed};
 
 const FUNCTIONS: &[&str] = &[
-    "and", "eq", "ge", "gt", "html", "index", "join", "js", "json", "le", "len", "lower", "lt", "ne", "not", "or", "pad", "print",
-    "printf", "println", "slice", "split", "title", "truncate", "upper", "urlquery",
+    "and", "eq", "ge", "gt", "html", "index", "join", "js", "json", "le", "len", "lower", "lt",
+    "ne", "not", "or", "pad", "print", "printf", "println", "slice", "split", "title", "truncate",
+    "upper", "urlquery",
 ];
 
 pub(super) fn is_known(name: &str) -> bool {
@@ -25,13 +26,21 @@ pub(super) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
     {
         return Ok(heading.clone());
     }
-    let wrong_number = |wanted: &str| Err(format!("wrong number of args for {name}: want {wanted} got {}", values.len()));
+    let wrong_number = |wanted: &str| {
+        Err(format!(
+            "wrong number of args for {name}: want {wanted} got {}",
+            values.len()
+        ))
+    };
     match (name, values) {
         ("json", [value]) => Ok(Typed::text(json(value))),
         ("upper", [value]) => Ok(Typed::text(text(value)?.to_uppercase())),
         ("lower", [value]) => Ok(Typed::text(text(value)?.to_lowercase())),
         ("title", [value]) => Ok(Typed::text(title(&text(value)?))),
-        ("split", [value, separator]) => Ok(Typed::literal("[]string", split(&text(value)?, &text(separator)?))),
+        ("split", [value, separator]) => Ok(Typed::literal(
+            "[]string",
+            split(&text(value)?, &text(separator)?),
+        )),
         ("join", [list, separator]) => join(list, &text(separator)?),
         ("pad", [value, before, after]) => pad(&text(value)?, count(before)?, count(after)?),
         ("truncate", [value, length]) => truncate(&text(value)?, count(length)?),
@@ -40,14 +49,21 @@ pub(super) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
         ("printf", [format, values @ ..]) => Ok(Typed::text(printf(&text(format)?, values))),
         ("html", values) => Ok(Typed::text(escape_html(&joined(&indirect(values), false)))),
         ("js", values) => Ok(Typed::text(escape_js(&joined(&indirect(values), false)))),
-        ("urlquery", values) => Ok(Typed::text(crate::client::escape(&joined(&indirect(values), false)).replace("%20", "+"))),
+        ("urlquery", values) => Ok(Typed::text(
+            crate::client::escape(&joined(&indirect(values), false)).replace("%20", "+"),
+        )),
         ("not", [value]) => Ok(Typed::literal("bool", !value.truth())),
         ("len", [value]) => length(&value.indirect()),
-        ("index", [value, keys @ ..]) => keys.iter().try_fold(value.clone(), |value, key| index(&value, key)),
+        ("index", [value, keys @ ..]) => keys
+            .iter()
+            .try_fold(value.clone(), |value, key| index(&value, key)),
         ("slice", [value, bounds @ ..]) => slice(&value.indirect(), bounds),
         ("eq", [_]) => Err("missing argument for comparison".into()),
         ("eq", [first, rest @ ..]) => {
-            let equal = rest.iter().map(|other| equal(first, other)).collect::<Result<Vec<_>>>()?;
+            let equal = rest
+                .iter()
+                .map(|other| equal(first, other))
+                .collect::<Result<Vec<_>>>()?;
             Ok(Typed::literal("bool", equal.contains(&true)))
         }
         ("ne", [a, b]) => equal(a, b).map(|equal| Typed::literal("bool", !equal)),
@@ -73,25 +89,51 @@ pub(super) fn method(value: &Typed, name: &str) -> Option<Typed> {
     let flag = |holds: bool| Some(Typed::literal("bool", holds));
     let text = value.as_text();
     match (value.ty, name, text.as_deref()) {
-        ("nat.Port", "Port", Some(port)) => Some(Typed::text(port.split('/').next().unwrap_or_default())),
-        ("nat.Port", "Proto", Some(port)) => Some(Typed::text(port.split_once('/').map_or("tcp", |(_, protocol)| protocol))),
-        ("nat.Port", "Int", Some(port)) => Some(Typed::literal("int", port.split('/').next()?.parse::<i64>().unwrap_or(0))),
+        ("nat.Port", "Port", Some(port)) => {
+            Some(Typed::text(port.split('/').next().unwrap_or_default()))
+        }
+        ("nat.Port", "Proto", Some(port)) => Some(Typed::text(
+            port.split_once('/').map_or("tcp", |(_, protocol)| protocol),
+        )),
+        ("nat.Port", "Int", Some(port)) => Some(Typed::literal(
+            "int",
+            port.split('/').next()?.parse::<i64>().unwrap_or(0),
+        )),
         ("container.NetworkMode", "NetworkName", Some(mode)) => {
-            Some(Typed::text(if mode.starts_with("container:") { "container" } else { mode }))
+            Some(Typed::text(if mode.starts_with("container:") {
+                "container"
+            } else {
+                mode
+            }))
         }
-        ("container.NetworkMode", "IsUserDefined", Some(mode)) => {
-            flag(!matches!(mode, "default" | "bridge" | "host" | "none") && !mode.starts_with("container:"))
+        ("container.NetworkMode", "IsUserDefined", Some(mode)) => flag(
+            !matches!(mode, "default" | "bridge" | "host" | "none")
+                && !mode.starts_with("container:"),
+        ),
+        ("container.NetworkMode", "IsDefault" | "IsBridge", Some(mode)) => {
+            flag(mode == name[2..].to_lowercase())
         }
-        ("container.NetworkMode", "IsDefault" | "IsBridge", Some(mode)) => flag(mode == name[2..].to_lowercase()),
-        ("container.CgroupnsMode" | "container.IpcMode", "IsPrivate", Some(mode)) => flag(mode == "private"),
-        ("container.UTSMode" | "container.UsernsMode", "IsPrivate", Some(mode)) => flag(mode != "host"),
-        ("container.NetworkMode" | "container.PidMode", "IsPrivate", Some(mode)) => flag(mode != "host" && !mode.starts_with("container:")),
-        (ty, "IsHost", Some(mode)) if ty.starts_with("container.") && ty.ends_with("Mode") => flag(mode == "host"),
-        ("container.NetworkMode" | "container.IpcMode", "IsNone", Some(mode)) => flag(mode == "none"),
+        ("container.CgroupnsMode" | "container.IpcMode", "IsPrivate", Some(mode)) => {
+            flag(mode == "private")
+        }
+        ("container.UTSMode" | "container.UsernsMode", "IsPrivate", Some(mode)) => {
+            flag(mode != "host")
+        }
+        ("container.NetworkMode" | "container.PidMode", "IsPrivate", Some(mode)) => {
+            flag(mode != "host" && !mode.starts_with("container:"))
+        }
+        (ty, "IsHost", Some(mode)) if ty.starts_with("container.") && ty.ends_with("Mode") => {
+            flag(mode == "host")
+        }
+        ("container.NetworkMode" | "container.IpcMode", "IsNone", Some(mode)) => {
+            flag(mode == "none")
+        }
         ("container.IpcMode", "IsShareable", Some(mode)) => flag(mode == "shareable"),
-        ("container.NetworkMode" | "container.IpcMode" | "container.PidMode", "IsContainer", Some(mode)) => {
-            flag(mode.starts_with("container:"))
-        }
+        (
+            "container.NetworkMode" | "container.IpcMode" | "container.PidMode",
+            "IsContainer",
+            Some(mode),
+        ) => flag(mode.starts_with("container:")),
         ("container.RestartPolicy", method, _) => {
             let policy = value.json["Name"].as_str().unwrap_or_default();
             match method {
@@ -109,7 +151,13 @@ pub(super) fn method(value: &Typed, name: &str) -> Option<Typed> {
 /// Rows of tables escape what has a meaning in HTML; Docker's client does so by accident.
 fn json(value: &Typed) -> String {
     let text = value.to_json().to_string();
-    if value.kind() == Kind::Row { text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026") } else { text }
+    if value.kind() == Kind::Row {
+        text.replace('<', "\\u003c")
+            .replace('>', "\\u003e")
+            .replace('&', "\\u0026")
+    } else {
+        text
+    }
 }
 
 fn indirect(values: &[Typed]) -> Vec<Typed> {
@@ -117,13 +165,22 @@ fn indirect(values: &[Typed]) -> Vec<Typed> {
 }
 
 fn text(value: &Typed) -> Result<String> {
-    value.as_text().ok_or_else(|| format!("wrong type for value; expected string; got {}", type_name(value)))
+    value.as_text().ok_or_else(|| {
+        format!(
+            "wrong type for value; expected string; got {}",
+            type_name(value)
+        )
+    })
 }
 
 fn count(value: &Typed) -> Result<usize> {
     match value.kind() {
-        Kind::Int | Kind::Uint => usize::try_from(value.as_int()).map_err(|_| format!("negative count: {}", value.as_int())),
-        _ => Err(format!("wrong type for value; expected int; got {}", type_name(value))),
+        Kind::Int | Kind::Uint => usize::try_from(value.as_int())
+            .map_err(|_| format!("negative count: {}", value.as_int())),
+        _ => Err(format!(
+            "wrong type for value; expected int; got {}",
+            type_name(value)
+        )),
     }
 }
 
@@ -133,23 +190,41 @@ fn title(text: &str) -> String {
         .flat_map(|letter| {
             let upper = begins;
             begins = !(letter.is_alphanumeric() || letter == '_' || letter == '\'');
-            if upper { letter.to_uppercase().collect::<Vec<_>>() } else { vec![letter] }
+            if upper {
+                letter.to_uppercase().collect::<Vec<_>>()
+            } else {
+                vec![letter]
+            }
         })
         .collect()
 }
 
 fn split(text: &str, separator: &str) -> Vec<String> {
-    if separator.is_empty() { text.chars().map(String::from).collect() } else { text.split(separator).map(str::to_owned).collect() }
+    if separator.is_empty() {
+        text.chars().map(String::from).collect()
+    } else {
+        text.split(separator).map(str::to_owned).collect()
+    }
 }
 
 fn join(list: &Typed, separator: &str) -> Result<Typed> {
     let list = list.indirect();
     let elements: Vec<Typed> = match list.kind() {
-        Kind::List(of) => list.list().iter().map(|json| Typed::new(of, json.clone())).collect(),
+        Kind::List(of) => list
+            .list()
+            .iter()
+            .map(|json| Typed::new(of, json.clone()))
+            .collect(),
         Kind::Nothing => Vec::new(),
         _ => return Err(format!("expected slice, got {}", type_name(&list))),
     };
-    Ok(Typed::text(elements.iter().map(super::print::plain).collect::<Vec<_>>().join(separator)))
+    Ok(Typed::text(
+        elements
+            .iter()
+            .map(super::print::plain)
+            .collect::<Vec<_>>()
+            .join(separator),
+    ))
 }
 
 /// No padding is wider than this.
@@ -159,12 +234,18 @@ fn pad(text: &str, before: usize, after: usize) -> Result<Typed> {
     if before.max(after) > WIDEST {
         return Err("too much padding".into());
     }
-    Ok(Typed::text(if text.is_empty() { String::new() } else { format!("{}{text}{}", " ".repeat(before), " ".repeat(after)) }))
+    Ok(Typed::text(if text.is_empty() {
+        String::new()
+    } else {
+        format!("{}{text}{}", " ".repeat(before), " ".repeat(after))
+    }))
 }
 
 /// So many bytes; half a letter at the end is no letter.
 fn truncate(text: &str, length: usize) -> Result<Typed> {
-    Ok(Typed::text(String::from_utf8_lossy(&text.as_bytes()[..length.min(text.len())])))
+    Ok(Typed::text(String::from_utf8_lossy(
+        &text.as_bytes()[..length.min(text.len())],
+    )))
 }
 
 fn length(value: &Typed) -> Result<Typed> {
@@ -183,22 +264,39 @@ fn index(value: &Typed, key: &Typed) -> Result<Typed> {
     let position = || match key.kind() {
         Kind::Int | Kind::Uint => Ok(key.as_int()),
         _ if key.is_nothing() => Err("cannot index slice/array with nil".to_owned()),
-        _ => Err(format!("cannot index slice/array with type {}", type_name(key))),
+        _ => Err(format!(
+            "cannot index slice/array with type {}",
+            type_name(key)
+        )),
     };
     let within = |length: usize| {
         let position = position()?;
-        let found = usize::try_from(position).ok().filter(|position| *position < length);
+        let found = usize::try_from(position)
+            .ok()
+            .filter(|position| *position < length);
         found.ok_or_else(|| format!("index out of range: {position}"))
     };
     match value.kind() {
-        Kind::List(of) => Ok(Typed::new(of, value.list()[within(value.list().len())?].clone())),
+        Kind::List(of) => Ok(Typed::new(
+            of,
+            value.list()[within(value.list().len())?].clone(),
+        )),
         Kind::Text => {
             let text = value.as_text().unwrap_or_default();
             Ok(Typed::literal("uint", text.as_bytes()[within(text.len())?]))
         }
         Kind::Map(of) => {
-            let name = key.as_text().ok_or_else(|| format!("value has type {}; should be string", type_name(key)))?;
-            Ok(Typed::new(of, value.map().and_then(|map| map.get(&name)).cloned().unwrap_or_default()))
+            let name = key
+                .as_text()
+                .ok_or_else(|| format!("value has type {}; should be string", type_name(key)))?;
+            Ok(Typed::new(
+                of,
+                value
+                    .map()
+                    .and_then(|map| map.get(&name))
+                    .cloned()
+                    .unwrap_or_default(),
+            ))
         }
         Kind::Nothing => Err("index of untyped nil".into()),
         Kind::Pointer(_) => Err("index of nil pointer".into()),
@@ -226,7 +324,9 @@ fn slice(value: &Typed, bounds: &[Typed]) -> Result<Typed> {
     }
     Ok(match value.kind() {
         Kind::List(_) => Typed::literal(value.ty, value.list()[begin..end].to_vec()),
-        _ => Typed::text(String::from_utf8_lossy(&value.as_text().unwrap_or_default().as_bytes()[begin..end])),
+        _ => Typed::text(String::from_utf8_lossy(
+            &value.as_text().unwrap_or_default().as_bytes()[begin..end],
+        )),
     })
 }
 
@@ -254,11 +354,19 @@ fn equal(a: &Typed, b: &Typed) -> Result<bool> {
         _ if a.is_nothing() || b.is_nothing() => Ok(a.is_nil() && b.is_nil()),
         (Some(Basic::Bool), Some(Basic::Bool)) => Ok(a.as_bool() == b.as_bool()),
         (Some(one), Some(other)) if one == other => order(a, b).map(Ordering::is_eq),
-        (None, None) if a.ty == b.ty && matches!(a.kind(), Kind::Struct(_) | Kind::Pointer(_)) => Ok(a.json == b.json),
-        (None, None) if matches!(a.kind(), Kind::List(_) | Kind::Map(_)) => {
-            Err(format!("non-comparable type {}: {}", super::print::plain(a), type_name(a)))
+        (None, None) if a.ty == b.ty && matches!(a.kind(), Kind::Struct(_) | Kind::Pointer(_)) => {
+            Ok(a.json == b.json)
         }
-        _ => Err(format!("incompatible types for comparison: {} and {}", type_name(a), type_name(b))),
+        (None, None) if matches!(a.kind(), Kind::List(_) | Kind::Map(_)) => Err(format!(
+            "non-comparable type {}: {}",
+            super::print::plain(a),
+            type_name(a)
+        )),
+        _ => Err(format!(
+            "incompatible types for comparison: {} and {}",
+            type_name(a),
+            type_name(b)
+        )),
     }
 }
 
@@ -267,8 +375,14 @@ fn order(a: &Typed, b: &Typed) -> Result<Ordering> {
         (Some(Basic::Whole), Some(Basic::Whole)) => Ok(a.as_int().cmp(&b.as_int())),
         (Some(Basic::Float), Some(Basic::Float)) => Ok(a.as_float().total_cmp(&b.as_float())),
         (Some(Basic::Text), Some(Basic::Text)) => Ok(a.as_text().cmp(&b.as_text())),
-        (Some(Basic::Bool), Some(Basic::Bool)) | (None, _) | (_, None) => Err("invalid type for comparison".into()),
-        _ => Err(format!("incompatible types for comparison: {} and {}", type_name(a), type_name(b))),
+        (Some(Basic::Bool), Some(Basic::Bool)) | (None, _) | (_, None) => {
+            Err("invalid type for comparison".into())
+        }
+        _ => Err(format!(
+            "incompatible types for comparison: {} and {}",
+            type_name(a),
+            type_name(b)
+        )),
     }
 }
 

@@ -45,7 +45,13 @@ pub(super) enum Kind {
 pub(super) fn split(template: &str) -> Result<Vec<Part<'_>>, Mistake> {
     let mut parts = Vec::new();
     let (mut at, mut trim) = (0, false);
-    let trimmed = |text: &'_ str, trim: bool| if trim { text.len() - text.trim_start().len() } else { 0 };
+    let trimmed = |text: &'_ str, trim: bool| {
+        if trim {
+            text.len() - text.trim_start().len()
+        } else {
+            0
+        }
+    };
     while let Some(open) = template[at..].find("{{").map(|found| at + found) {
         let mut text = &template[at + trimmed(&template[at..open], trim)..open];
         let mut begin = open + 2;
@@ -55,14 +61,22 @@ pub(super) fn split(template: &str) -> Result<Vec<Part<'_>>, Mistake> {
         }
         parts.push(Part::Text(text));
         if let Some(comment) = template[begin..].trim_start().strip_prefix("/*") {
-            let Some(end) = comment.find("*/") else { return Err(Mistake::new(template, open, "unclosed comment")) };
+            let Some(end) = comment.find("*/") else {
+                return Err(Mistake::new(template, open, "unclosed comment"));
+            };
             let behind = &comment[end + 2..];
             let rest = behind.trim_start();
             let (closed, trims) = match rest.strip_prefix("-}}") {
                 Some(closed) if rest.len() < behind.len() => (Some(closed), true),
                 _ => (rest.strip_prefix("}}"), false),
             };
-            let Some(closed) = closed else { return Err(Mistake::new(template, open, "comment ends before closing delimiter")) };
+            let Some(closed) = closed else {
+                return Err(Mistake::new(
+                    template,
+                    open,
+                    "comment ends before closing delimiter",
+                ));
+            };
             (at, trim) = (template.len() - closed.len(), trims);
             continue;
         }
@@ -79,7 +93,8 @@ fn is_trim_marker(text: &str) -> bool {
     text.starts_with('-') && text[1..].starts_with([' ', '\t', '\n', '\r'])
 }
 
-/// The tokens from `begin` on, where `}}` ends, and whether it takes the white space behind it away.
+/// The tokens from `begin` on, where `}}` ends, and whether it takes the white space behind it
+/// away.
 fn action(template: &str, begin: usize) -> Result<(Vec<Token<'_>>, usize, bool), Mistake> {
     let mut tokens: Vec<Token> = Vec::new();
     let (mut at, mut depth) = (begin, 0usize);
@@ -93,19 +108,38 @@ fn action(template: &str, begin: usize) -> Result<(Vec<Token<'_>>, usize, bool),
             return Ok((tokens, at + 3, true));
         }
         if rest.starts_with("}}") {
-            return if depth == 0 { Ok((tokens, at + 2, false)) } else { Err(wrong(at, "unclosed left paren".into())) };
+            return if depth == 0 {
+                Ok((tokens, at + 2, false))
+            } else {
+                Err(wrong(at, "unclosed left paren".into()))
+            };
         }
-        let Some(first) = rest.chars().next() else { return Err(wrong(at, "unclosed action".into())) };
-        let length_of = |part: &str| part.find(|letter: char| !(letter.is_alphanumeric() || letter == '_')).unwrap_or(part.len());
+        let Some(first) = rest.chars().next() else {
+            return Err(wrong(at, "unclosed action".into()));
+        };
+        let length_of = |part: &str| {
+            part.find(|letter: char| !(letter.is_alphanumeric() || letter == '_'))
+                .unwrap_or(part.len())
+        };
         let (kind, length) = match first {
-            '.' if rest[1..].starts_with(|next: char| next.is_ascii_digit()) => (Kind::Number, number_length(rest)),
+            '.' if rest[1..].starts_with(|next: char| next.is_ascii_digit()) => {
+                (Kind::Number, number_length(rest))
+            }
             '.' => match length_of(&rest[1..]) {
                 0 => (Kind::Dot, 1),
                 length => (Kind::Field, 1 + length),
             },
             '$' => (Kind::Variable, 1 + length_of(&rest[1..])),
-            '"' => (Kind::Quoted, quoted_length(rest, '"').ok_or_else(|| wrong(at, "unterminated quoted string".into()))?),
-            '\'' => (Kind::Character, quoted_length(rest, '\'').ok_or_else(|| wrong(at, "unterminated character constant".into()))?),
+            '"' => (
+                Kind::Quoted,
+                quoted_length(rest, '"')
+                    .ok_or_else(|| wrong(at, "unterminated quoted string".into()))?,
+            ),
+            '\'' => (
+                Kind::Character,
+                quoted_length(rest, '\'')
+                    .ok_or_else(|| wrong(at, "unterminated character constant".into()))?,
+            ),
             '`' => match rest[1..].find('`') {
                 Some(end) => (Kind::Raw, end + 2),
                 None => return Err(wrong(at, "unterminated raw quoted string".into())),
@@ -125,20 +159,36 @@ fn action(template: &str, begin: usize) -> Result<(Vec<Token<'_>>, usize, bool),
             },
             '+' | '-' | '0'..='9' => (Kind::Number, number_length(rest)),
             letter if letter.is_alphabetic() || letter == '_' => (Kind::Word, length_of(rest)),
-            other => return Err(wrong(at, format!("unrecognized character in action: U+{:04X} {other:?}", u32::from(other)))),
+            other => {
+                return Err(wrong(
+                    at,
+                    format!(
+                        "unrecognized character in action: U+{:04X} {other:?}",
+                        u32::from(other)
+                    ),
+                ));
+            }
         };
-        tokens.push(Token { kind, text: &rest[..length], at, spaced: spaces > 0 });
+        tokens.push(Token {
+            kind,
+            text: &rest[..length],
+            at,
+            spaced: spaces > 0,
+        });
         at += length;
     }
 }
 
 fn number_length(text: &str) -> usize {
     let sign = usize::from(text.starts_with(['+', '-']));
-    let length = text[sign..].find(|letter: char| !(letter.is_alphanumeric() || matches!(letter, '.' | '_'))).unwrap_or(text.len() - sign);
+    let length = text[sign..]
+        .find(|letter: char| !(letter.is_alphanumeric() || matches!(letter, '.' | '_')))
+        .unwrap_or(text.len() - sign);
     (sign + length).max(1)
 }
 
-/// The length of a text in quotes, these included; a backslash takes the next letter's meaning away.
+/// The length of a text in quotes, these included; a backslash takes the next letter's meaning
+/// away.
 fn quoted_length(text: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     for (index, letter) in text.char_indices().skip(1) {
@@ -163,7 +213,9 @@ pub(super) fn unquote(text: &str) -> Option<String> {
             continue;
         }
         let escape = letters.next()?;
-        let mut digits = |count: usize, radix: u32| u32::from_str_radix(&letters.by_ref().take(count).collect::<String>(), radix).ok();
+        let mut digits = |count: usize, radix: u32| {
+            u32::from_str_radix(&letters.by_ref().take(count).collect::<String>(), radix).ok()
+        };
         match escape {
             'a' => out.push(7),
             'b' => out.push(8),

@@ -1,7 +1,8 @@
 //! Go's text templates over the engine's answers, as `--format` has them.
 //!
-//! `lex` and `parse` make nodes of a template, `run` carries them out with the functions of `call` over the values of
-//! `value`: JSON with the Go types (`types`) that Docker's client has there, which decide what `print` shows.
+//! `lex` and `parse` make nodes of a template, `run` carries them out with the functions of `call`
+//! over the values of `value`: JSON with the Go types (`types`) that Docker's client has there,
+//! which decide what `print` shows.
 //!
 //! ```text
 //! {{.A.B}}  {{json .}}  {{range .L}}…{{else}}…{{end}}  {{if eq .A "x"}}…{{end}}  {{with .A}}…{{end}}
@@ -54,7 +55,11 @@ impl Template {
     /// A template whose name is in its errors.
     pub(crate) fn named(name: &'static str, text: &str) -> Result<Self, Mistake> {
         match parse::parse(text) {
-            Ok(parsed) => Ok(Self { name, text: text.to_owned(), parsed }),
+            Ok(parsed) => Ok(Self {
+                name,
+                text: text.to_owned(),
+                parsed,
+            }),
             Err(Mistake(text)) => Err(Mistake(format!("template: {name}:{text}"))),
         }
     }
@@ -76,7 +81,9 @@ mod tests {
     use serde_json::{Value, json};
 
     fn execute(template: &str, value: &Typed, mode: Mode) -> String {
-        Template::parse(template).and_then(|template| template.execute(value, mode)).unwrap_or_else(|Mistake(text)| text)
+        Template::parse(template)
+            .and_then(|template| template.execute(value, mode))
+            .unwrap_or_else(|Mistake(text)| text)
     }
 
     fn sample() -> Typed {
@@ -87,18 +94,40 @@ mod tests {
 
     #[track_caller]
     fn check(template: &str, expected: &str) {
-        assert_eq!(execute(template, &sample(), Mode::Values), expected, "{template}");
+        assert_eq!(
+            execute(template, &sample(), Mode::Values),
+            expected,
+            "{template}"
+        );
     }
 
     #[test]
     fn fields_and_functions() {
         check("{{.A}}-{{.O.P.Q}}-{{(.O).P.Q}}", "x-deep-deep");
-        check("{{json .L}} {{.L}} {{.M}}", "[\"a\",\"b\"] [a b] map[a:1 k:v]");
-        check("{{.Z}} {{.T}} {{.N}} {{.Nope}} {{.Nope.X}}", "<no value> true 5 <no value> <no value>");
-        check("{{join .L \", \"}} {{upper .A}} {{.A | upper | printf \"%-3s|\"}}", "a, b X X  |");
-        check("{{index .M \"k\"}} {{index .L 1}} {{len .L}} {{slice .A 0 1}}", "v b 2 x");
-        check("{{(index .L 0)}}{{/* note */}}{{- /* note */ -}} {{`raw\\n`}}{{'a'}}", "araw\\n97");
-        check("{{print 1 2 \"x\" 3 4}}|{{println \"a\" 1 \"b\"}}|{{html \"<a>\"}} {{urlquery \"a b\"}}", "1 2x3 4|a 1 b\n|&lt;a&gt; a+b");
+        check(
+            "{{json .L}} {{.L}} {{.M}}",
+            "[\"a\",\"b\"] [a b] map[a:1 k:v]",
+        );
+        check(
+            "{{.Z}} {{.T}} {{.N}} {{.Nope}} {{.Nope.X}}",
+            "<no value> true 5 <no value> <no value>",
+        );
+        check(
+            "{{join .L \", \"}} {{upper .A}} {{.A | upper | printf \"%-3s|\"}}",
+            "a, b X X  |",
+        );
+        check(
+            "{{index .M \"k\"}} {{index .L 1}} {{len .L}} {{slice .A 0 1}}",
+            "v b 2 x",
+        );
+        check(
+            "{{(index .L 0)}}{{/* note */}}{{- /* note */ -}} {{`raw\\n`}}{{'a'}}",
+            "araw\\n97",
+        );
+        check(
+            "{{print 1 2 \"x\" 3 4}}|{{println \"a\" 1 \"b\"}}|{{html \"<a>\"}} {{urlquery \"a b\"}}",
+            "1 2x3 4|a 1 b\n|&lt;a&gt; a+b",
+        );
         check(
             "{{title \"hello world-x\"}}|{{pad \"\" 1 2}}|{{pad \"x\" 1 2}}|{{truncate \"abc\" 2}}|{{truncate \"ab\" 5}}|{{split \"a,b\" \",\"}}",
             "Hello World-X|| x  |ab|ab|[a b]",
@@ -107,8 +136,14 @@ mod tests {
             "{{printf \"%5.2f %x %q %T %d %v %s %05d|%-4s|%+d %c %%\" 3.14159 255 \"a\" .A \"s\" true 1 42 \"ab\" 7 97}}",
             " 3.14 ff \"a\" string %!d(string=s) true %!s(int=1) 00042|ab  |+7 a %",
         );
-        check("{{printf \"%s\" 1 2}} {{printf \"%s %s\" .A}}", "%!s(int=1)%!(EXTRA int=2) x %!s(MISSING)");
-        check("{{define \"t\"}}<{{.}}>{{end}}{{template \"t\" .A}}{{block \"b\" 1}}[{{.}}]{{end}}", "<x>[1]");
+        check(
+            "{{printf \"%s\" 1 2}} {{printf \"%s %s\" .A}}",
+            "%!s(int=1)%!(EXTRA int=2) x %!s(MISSING)",
+        );
+        check(
+            "{{define \"t\"}}<{{.}}>{{end}}{{template \"t\" .A}}{{block \"b\" 1}}[{{.}}]{{end}}",
+            "<x>[1]",
+        );
     }
 
     #[test]
@@ -116,10 +151,22 @@ mod tests {
         check("{{range .L}}<{{.}}>{{end}}", "<a><b>");
         check("{{range $i, $x := .L}}{{$i}}={{$x}} {{end}}", "0=a 1=b ");
         check("{{range $k, $v := .M}}{{$k}}:{{$v}};{{end}}", "a:1;k:v;");
-        check("{{range .E}}x{{else}}none{{end}}{{range 3}}{{.}}{{end}}", "none012");
-        check("{{range .L}}{{if eq . \"b\"}}{{continue}}{{end}}{{.}}{{end}}{{range .L}}{{.}}{{break}}{{end}}", "aa");
-        check("{{if eq .A \"y\" \"x\"}}yes{{else}}no{{end}}{{if and .T (not .Z)}}!{{end}}{{or .Z .A}}", "yes!x");
-        check("{{if .Z}}a{{else if gt (len .L) 1}}b{{else}}c{{end}}{{with .Z}}{{else with .A}}{{.}}{{end}}", "bx");
+        check(
+            "{{range .E}}x{{else}}none{{end}}{{range 3}}{{.}}{{end}}",
+            "none012",
+        );
+        check(
+            "{{range .L}}{{if eq . \"b\"}}{{continue}}{{end}}{{.}}{{end}}{{range .L}}{{.}}{{break}}{{end}}",
+            "aa",
+        );
+        check(
+            "{{if eq .A \"y\" \"x\"}}yes{{else}}no{{end}}{{if and .T (not .Z)}}!{{end}}{{or .Z .A}}",
+            "yes!x",
+        );
+        check(
+            "{{if .Z}}a{{else if gt (len .L) 1}}b{{else}}c{{end}}{{with .Z}}{{else with .A}}{{.}}{{end}}",
+            "bx",
+        );
         check("{{with .O.P}}{{.Q}}{{$.A}}{{end}}", "deepx");
         check("{{$v := .A}}{{range .L}}{{$v = .}}{{end}}{{$v}}", "b");
         check("a {{- .A -}} b {{-1}}", "axb -1");
@@ -132,17 +179,32 @@ mod tests {
             ("x\n{{", "template: :2: unclosed action"),
             ("{{range .L}}", "template: :1: unexpected EOF"),
             ("{{end}}", "template: :1: unexpected {{end}}"),
-            ("{{bogus .A}}", "template: :1: function \"bogus\" not defined"),
+            (
+                "{{bogus .A}}",
+                "template: :1: function \"bogus\" not defined",
+            ),
             ("{{$x}}", "template: :1: undefined variable \"$x\""),
             ("{{}}", "template: :1: missing value for command"),
-            ("{{.A.X}}", "template: :1:4: executing \"\" at <.A.X>: can't evaluate field X in type string"),
-            ("{{index .L 9}}", "template: :1:2: executing \"\" at <index .L 9>: error calling index: index out of range: 9"),
-            ("{{index .M 3}}", "template: :1:2: executing \"\" at <index .M 3>: error calling index: value has type int; should be string"),
+            (
+                "{{.A.X}}",
+                "template: :1:4: executing \"\" at <.A.X>: can't evaluate field X in type string",
+            ),
+            (
+                "{{index .L 9}}",
+                "template: :1:2: executing \"\" at <index .L 9>: error calling index: index out of range: 9",
+            ),
+            (
+                "{{index .M 3}}",
+                "template: :1:2: executing \"\" at <index .M 3>: error calling index: value has type int; should be string",
+            ),
             (
                 "{{eq .A 1}}",
                 "template: :1:2: executing \"\" at <eq .A 1>: error calling eq: incompatible types for comparison: string and int",
             ),
-            ("{{range .T}}{{end}}", "template: :1:8: executing \"\" at <.T>: range can't iterate over true"),
+            (
+                "{{range .T}}{{end}}",
+                "template: :1:8: executing \"\" at <.T>: range can't iterate over true",
+            ),
             ("{{\"x}}", "template: :1: unterminated quoted string"),
         ] {
             check(template, text);
@@ -169,7 +231,10 @@ mod tests {
                 "{{.HostConfig.RestartPolicy}} {{.HostConfig.RestartPolicy.Name}} {{.HostConfig.RestartPolicy.IsAlways}}",
                 "{always 0} always true",
             ),
-            ("{{json .HostConfig.RestartPolicy}}", r#"{"Name":"always","MaximumRetryCount":0}"#),
+            (
+                "{{json .HostConfig.RestartPolicy}}",
+                r#"{"Name":"always","MaximumRetryCount":0}"#,
+            ),
             (
                 "{{printf \"%+v %#v\" .HostConfig.RestartPolicy .HostConfig.RestartPolicy}}",
                 "{Name:always MaximumRetryCount:0} container.RestartPolicy{Name:\"always\", MaximumRetryCount:0}",
@@ -186,9 +251,18 @@ mod tests {
                 "{{.ID}} {{.RestartCount}} {{.AppArmorProfile}}|{{.HostConfig.DNS}} {{.HostConfig.CPUShares}} {{.HostConfig.ConsoleSize}}",
                 "abc 0 |[1.1.1.1] 0 []",
             ),
-            ("{{.State}}", "{exited false false false false false 0 3    <nil>}"),
-            ("{{.Mounts}} {{.Config.Healthcheck}}", "[{tmpfs   /t   true }] {[CMD-SHELL true] 30s 0s 0s 0s 0}"),
-            ("{{eq .State.Pid 0}} {{lt .State.ExitCode 4}} {{.HostConfig.NetworkMode.IsPrivate}}", "true true true"),
+            (
+                "{{.State}}",
+                "{exited false false false false false 0 3    <nil>}",
+            ),
+            (
+                "{{.Mounts}} {{.Config.Healthcheck}}",
+                "[{tmpfs   /t   true }] {[CMD-SHELL true] 30s 0s 0s 0s 0}",
+            ),
+            (
+                "{{eq .State.Pid 0}} {{lt .State.ExitCode 4}} {{.HostConfig.NetworkMode.IsPrivate}}",
+                "true true true",
+            ),
             (
                 "{{range $p, $c := .NetworkSettings.Ports}}{{$p}}={{$p.Port}},{{$p.Proto}}:{{range $c}}{{.HostPort}}{{end}};{{end}}",
                 "80/tcp=80,tcp:8080;81/udp=81,udp:;",
@@ -201,7 +275,10 @@ mod tests {
                 "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}} {{.NetworkSettings.Networks.bridge.GwPriority}} {{.NetworkSettings.Networks.nosuch}}",
                 "10.0.0.2 0 <no value>",
             ),
-            ("{{.Id}}", "template: :1:2: executing \"\" at <.Id>: can't evaluate field Id in type container.InspectResponse"),
+            (
+                "{{.Id}}",
+                "template: :1:2: executing \"\" at <.Id>: can't evaluate field Id in type container.InspectResponse",
+            ),
             (
                 "{{eq .State.Pid \"a\"}}",
                 "template: :1:2: executing \"\" at <eq .State.Pid \"a\">: error calling eq: incompatible types for comparison: int and string",
@@ -211,35 +288,71 @@ mod tests {
                 "template: :1:8: executing \"\" at <.State.Health.Status>: nil pointer evaluating *container.Health.Status",
             ),
         ] {
-            assert_eq!(execute(template, &container, Mode::Values), expected, "{template}");
+            assert_eq!(
+                execute(template, &container, Mode::Values),
+                expected,
+                "{template}"
+            );
         }
         let network = Typed::new(
             "network.Inspect",
             json!({"Name": "n", "Created": "2026-11-28T10:35:10.168261044Z", "IPAM": {"Driver": "default", "Options": null, "Config": [{"Subnet": "10.0.0.0/8", "AuxiliaryAddresses": {"a": "b"}}]}}),
         );
         assert_eq!(
-            execute("{{.Created}} {{.IPAM}} {{.Peers}} {{.ConfigFrom}}", &network, Mode::Values),
+            execute(
+                "{{.Created}} {{.IPAM}} {{.Peers}} {{.ConfigFrom}}",
+                &network,
+                Mode::Values
+            ),
             "2026-11-28 10:35:10.168261044 +0000 UTC {default map[] [{10.0.0.0/8   map[a:b]}]} [] {}"
         );
     }
 
     #[test]
     fn json_of_no_known_type() {
-        let raw = |template: &str| execute(template, &Typed::any(json!({"Id": "x", "N": 3, "Z": null, "M": {}})), Mode::Raw);
+        let raw = |template: &str| {
+            execute(
+                template,
+                &Typed::any(json!({"Id": "x", "N": 3, "Z": null, "M": {}})),
+                Mode::Raw,
+            )
+        };
         assert_eq!(raw("{{.Id}} {{.N}}"), "x 3");
-        assert_eq!(raw("{{.M.Nope}}"), "template: :1:4: executing \"\" at <.M.Nope>: map has no entry for key \"Nope\"");
-        assert_eq!(raw("{{.Z.Foo}}"), "template: :1:4: executing \"\" at <.Z.Foo>: nil pointer evaluating interface {}.Foo");
+        assert_eq!(
+            raw("{{.M.Nope}}"),
+            "template: :1:4: executing \"\" at <.M.Nope>: map has no entry for key \"Nope\""
+        );
+        assert_eq!(
+            raw("{{.Z.Foo}}"),
+            "template: :1:4: executing \"\" at <.Z.Foo>: nil pointer evaluating interface {}.Foo"
+        );
     }
 
     #[test]
     fn rows_and_headings_of_tables() {
-        let row = Typed::new("*formatter.ContainerContext", json!({"Names": "one", "Labels": {"b": "2,3", "a": "1"}, "Platform": null}));
+        let row = Typed::new(
+            "*formatter.ContainerContext",
+            json!({"Names": "one", "Labels": {"b": "2,3", "a": "1"}, "Platform": null}),
+        );
         for (template, expected) in [
-            ("{{.Labels}} {{.Label \"b\"}}|{{.Label \"no\"}}|", "a=1,b=2,3 2,3||"),
-            ("{{json .}}", r#"{"Labels":"a=1,b=2,3","Names":"one","Platform":null}"#),
-            ("{{.Nope}}", "template: :1:2: executing \"\" at <.Nope>: can't evaluate field Nope in type *formatter.ContainerContext"),
+            (
+                "{{.Labels}} {{.Label \"b\"}}|{{.Label \"no\"}}|",
+                "a=1,b=2,3 2,3||",
+            ),
+            (
+                "{{json .}}",
+                r#"{"Labels":"a=1,b=2,3","Names":"one","Platform":null}"#,
+            ),
+            (
+                "{{.Nope}}",
+                "template: :1:2: executing \"\" at <.Nope>: can't evaluate field Nope in type *formatter.ContainerContext",
+            ),
         ] {
-            assert_eq!(execute(template, &row, Mode::Values), expected, "{template}");
+            assert_eq!(
+                execute(template, &row, Mode::Values),
+                expected,
+                "{template}"
+            );
         }
         let headings = Typed::new("*formatter.ContainerContext", json!({"Names": "NAMES"}));
         assert_eq!(
@@ -255,8 +368,12 @@ mod tests {
     #[test]
     fn a_template_that_calls_itself_ends() {
         assert!(
-            execute("{{define \"t\"}}{{template \"t\"}}{{end}}{{template \"t\"}}", &Typed::any(Value::Null), Mode::Values)
-                .contains("exceeded maximum template depth")
+            execute(
+                "{{define \"t\"}}{{template \"t\"}}{{end}}{{template \"t\"}}",
+                &Typed::any(Value::Null),
+                Mode::Values
+            )
+            .contains("exceeded maximum template depth")
         );
     }
 }

@@ -97,9 +97,18 @@ enum End<'t> {
 
 pub(super) fn parse(template: &str) -> Result<Parsed, Mistake> {
     let parts = split(template)?;
-    let mut parser = Parser { template, parts: parts.into_iter(), named: HashMap::new(), variables: vec!["$".into()], loops: 0 };
+    let mut parser = Parser {
+        template,
+        parts: parts.into_iter(),
+        named: HashMap::new(),
+        variables: vec!["$".into()],
+        loops: 0,
+    };
     match parser.nodes()? {
-        (nodes, End::Template) => Ok(Parsed { nodes, named: parser.named }),
+        (nodes, End::Template) => Ok(Parsed {
+            nodes,
+            named: parser.named,
+        }),
         (_, End::Close) => Err(parser.wrong(template.len(), "unexpected {{end}}")),
         (_, End::Else(..)) => Err(parser.wrong(template.len(), "unexpected {{else}}")),
     }
@@ -131,23 +140,35 @@ impl<'t> Parser<'t> {
                 }
                 Part::Action(tokens, close) => (tokens, close),
             };
-            let word = tokens.first().filter(|token| token.kind == Kind::Word).map_or("", |token| token.text);
+            let word = tokens
+                .first()
+                .filter(|token| token.kind == Kind::Word)
+                .map_or("", |token| token.text);
             let rest = || tokens.get(1..).unwrap_or_default().to_vec();
             match word {
                 "end" => return Ok((nodes, End::Close)),
                 "else" => return Ok((nodes, End::Else(rest(), close))),
                 "if" | "with" | "range" => nodes.push(self.control(word, rest(), close)?),
-                "break" | "continue" if self.loops == 0 => return Err(self.wrong(close, format!("{{{{{word}}}}} outside {{{{range}}}}"))),
+                "break" | "continue" if self.loops == 0 => {
+                    return Err(self.wrong(close, format!("{{{{{word}}}}} outside {{{{range}}}}")));
+                }
                 "break" => nodes.push(Node::Break),
                 "continue" => nodes.push(Node::Continue),
-                "define" | "block" | "template" => nodes.extend(self.named_template(word, rest(), close)?),
+                "define" | "block" | "template" => {
+                    nodes.extend(self.named_template(word, rest(), close)?)
+                }
                 _ => nodes.push(Node::Action(self.pipeline(tokens, close, "command")?)),
             }
         }
         Ok((nodes, End::Template))
     }
 
-    fn control(&mut self, word: &str, tokens: Vec<Token<'t>>, close: usize) -> Result<Node, Mistake> {
+    fn control(
+        &mut self,
+        word: &str,
+        tokens: Vec<Token<'t>>,
+        close: usize,
+    ) -> Result<Node, Mistake> {
         let known = self.variables.len();
         let value = self.pipeline(tokens, close, word)?;
         self.loops += usize::from(word == "range");
@@ -158,39 +179,72 @@ impl<'t> Parser<'t> {
             End::Else(tokens, close) => match tokens.first().map(|token| token.text) {
                 None => match self.nodes()? {
                     (nodes, End::Close) => nodes,
-                    (_, End::Else(_, at)) => return Err(self.wrong(at, "expected end; found {{else}}")),
-                    (_, End::Template) => return Err(self.wrong(self.template.len(), "unexpected EOF")),
+                    (_, End::Else(_, at)) => {
+                        return Err(self.wrong(at, "expected end; found {{else}}"));
+                    }
+                    (_, End::Template) => {
+                        return Err(self.wrong(self.template.len(), "unexpected EOF"));
+                    }
                 },
                 // One `end` ends both.
-                Some(next) if next == word && word != "range" => vec![self.control(next, tokens[1..].to_vec(), close)?],
+                Some(next) if next == word && word != "range" => {
+                    vec![self.control(next, tokens[1..].to_vec(), close)?]
+                }
                 Some(next) => return Err(self.wrong(close, format!("unexpected <{next}> in else"))),
             },
             End::Template => return Err(self.wrong(self.template.len(), "unexpected EOF")),
         };
         self.variables.truncate(known);
         Ok(match word {
-            "if" => Node::If { condition: value, body, otherwise },
-            "with" => Node::With { value, body, otherwise },
-            _ => Node::Range { over: value, body, otherwise },
+            "if" => Node::If {
+                condition: value,
+                body,
+                otherwise,
+            },
+            "with" => Node::With {
+                value,
+                body,
+                otherwise,
+            },
+            _ => Node::Range {
+                over: value,
+                body,
+                otherwise,
+            },
         })
     }
 
     /// `define`, `template`, and `block`, which is both.
-    fn named_template(&mut self, word: &str, mut tokens: Vec<Token<'t>>, close: usize) -> Result<Option<Node>, Mistake> {
+    fn named_template(
+        &mut self,
+        word: &str,
+        mut tokens: Vec<Token<'t>>,
+        close: usize,
+    ) -> Result<Option<Node>, Mistake> {
         let name = match tokens.first() {
             Some(token) if matches!(token.kind, Kind::Quoted) => unquote(token.text),
-            Some(token) if matches!(token.kind, Kind::Raw) => Some(token.text.trim_matches('`').to_owned()),
+            Some(token) if matches!(token.kind, Kind::Raw) => {
+                Some(token.text.trim_matches('`').to_owned())
+            }
             _ => None,
         };
-        let Some(name) = name else { return Err(self.wrong(close, format!("unexpected token in {word} clause"))) };
-        let place = Place { at: tokens[0].at, text: format!("{{{{template {name:?}}}}}") };
+        let Some(name) = name else {
+            return Err(self.wrong(close, format!("unexpected token in {word} clause")));
+        };
+        let place = Place {
+            at: tokens[0].at,
+            text: format!("{{{{template {name:?}}}}}"),
+        };
         tokens.remove(0);
         let dot = match tokens.is_empty() {
             true => None,
             false => Some(self.pipeline(tokens, close, word)?),
         };
         if word != "template" {
-            let (variables, loops) = (std::mem::replace(&mut self.variables, vec!["$".into()]), std::mem::take(&mut self.loops));
+            let (variables, loops) = (
+                std::mem::replace(&mut self.variables, vec!["$".into()]),
+                std::mem::take(&mut self.loops),
+            );
             let (body, end) = self.nodes()?;
             (self.variables, self.loops) = (variables, loops);
             if !matches!(end, End::Close) {
@@ -201,12 +255,24 @@ impl<'t> Parser<'t> {
         Ok((word != "define").then_some(Node::Template { name, dot, place }))
     }
 
-    fn pipeline(&mut self, tokens: Vec<Token<'t>>, close: usize, context: &str) -> Result<Pipeline, Mistake> {
-        let mut tokens = Tokens { list: tokens, next: 0, close };
+    fn pipeline(
+        &mut self,
+        tokens: Vec<Token<'t>>,
+        close: usize,
+        context: &str,
+    ) -> Result<Pipeline, Mistake> {
+        let mut tokens = Tokens {
+            list: tokens,
+            next: 0,
+            close,
+        };
         let pipeline = self.pipeline_of(&mut tokens, context)?;
         match tokens.peek() {
             None => Ok(pipeline),
-            Some(token) => Err(self.wrong(token.at, format!("unexpected <{}> in {context}", token.text))),
+            Some(token) => Err(self.wrong(
+                token.at,
+                format!("unexpected <{}> in {context}", token.text),
+            )),
         }
     }
 
@@ -227,28 +293,59 @@ impl<'t> Parser<'t> {
         for piped in &commands[1..] {
             if matches!(piped.operands[0].kind, Value::Literal(_) | Value::Dot) {
                 let stage = commands.len();
-                return Err(self.wrong(piped.place.at, format!("non executable command in pipeline stage {stage}")));
+                return Err(self.wrong(
+                    piped.place.at,
+                    format!("non executable command in pipeline stage {stage}"),
+                ));
             }
         }
-        let place = Place { at: begin, text: self.template[begin..tokens.previous_end().max(begin)].to_owned() };
-        Ok(Pipeline { variables, declares, commands, place })
+        let place = Place {
+            at: begin,
+            text: self.template[begin..tokens.previous_end().max(begin)].to_owned(),
+        };
+        Ok(Pipeline {
+            variables,
+            declares,
+            commands,
+            place,
+        })
     }
 
     /// `$x :=`, `$i, $x :=`, `$x =`
-    fn declared(&self, tokens: &mut Tokens<'t>, context: &str) -> Result<(Vec<String>, bool), Mistake> {
-        let sign = |index: usize| tokens.list.get(tokens.next + index).filter(|token| token.kind == Kind::Sign).map(|token| token.text);
-        let is_variable = |index: usize| tokens.list.get(tokens.next + index).is_some_and(|token| token.kind == Kind::Variable);
+    fn declared(
+        &self,
+        tokens: &mut Tokens<'t>,
+        context: &str,
+    ) -> Result<(Vec<String>, bool), Mistake> {
+        let sign = |index: usize| {
+            tokens
+                .list
+                .get(tokens.next + index)
+                .filter(|token| token.kind == Kind::Sign)
+                .map(|token| token.text)
+        };
+        let is_variable = |index: usize| {
+            tokens
+                .list
+                .get(tokens.next + index)
+                .is_some_and(|token| token.kind == Kind::Variable)
+        };
         let count = match (sign(1), sign(3)) {
             (Some(":=" | "="), _) if is_variable(0) => 1,
             (Some(","), Some(":=" | "=")) if is_variable(0) && is_variable(2) => 2,
             _ => return Ok((Vec::new(), false)),
         };
-        let names: Vec<String> = (0..count).map(|index| tokens.list[tokens.next + 2 * index].text.to_owned()).collect();
+        let names: Vec<String> = (0..count)
+            .map(|index| tokens.list[tokens.next + 2 * index].text.to_owned())
+            .collect();
         if count == 2 && context != "range" {
             return Err(self.wrong(tokens.at(), format!("too many declarations in {context}")));
         }
         let declares = sign(2 * count - 1) == Some(":=");
-        if let Some(unknown) = names.iter().find(|name| !declares && !self.variables.contains(name)) {
+        if let Some(unknown) = names
+            .iter()
+            .find(|name| !declares && !self.variables.contains(name))
+        {
             return Err(self.wrong(tokens.at(), format!("undefined variable {unknown:?}")));
         }
         tokens.next += 2 * count;
@@ -258,23 +355,42 @@ impl<'t> Parser<'t> {
     fn command(&mut self, tokens: &mut Tokens<'t>, context: &str) -> Result<Command, Mistake> {
         let begin = tokens.at();
         let mut operands = Vec::new();
-        while tokens.peek().is_some_and(|token| token.kind != Kind::Sign || token.text == "(") {
+        while tokens
+            .peek()
+            .is_some_and(|token| token.kind != Kind::Sign || token.text == "(")
+        {
             operands.push(self.operand(tokens)?);
         }
         if operands.is_empty() {
             return Err(match tokens.peek() {
                 None => self.wrong(begin, format!("missing value for {context}")),
-                Some(token) => self.wrong(begin, format!("unexpected {:?} in {context}", token.text)),
+                Some(token) => {
+                    self.wrong(begin, format!("unexpected {:?} in {context}", token.text))
+                }
             });
         }
-        let place = Place { at: begin, text: self.template[begin..tokens.previous_end()].to_owned() };
+        let place = Place {
+            at: begin,
+            text: self.template[begin..tokens.previous_end()].to_owned(),
+        };
         Ok(Command { operands, place })
     }
 
     fn operand(&mut self, tokens: &mut Tokens<'t>) -> Result<Operand, Mistake> {
-        let Some(token) = tokens.take_any() else { return Err(self.wrong(tokens.close, "unexpected end of action")) };
-        let mut place = Place { at: token.at, text: String::new() };
-        let bad = |what: &str| Mistake::new(self.template, token.at, format!("bad {what} syntax: {:?}", token.text));
+        let Some(token) = tokens.take_any() else {
+            return Err(self.wrong(tokens.close, "unexpected end of action"));
+        };
+        let mut place = Place {
+            at: token.at,
+            text: String::new(),
+        };
+        let bad = |what: &str| {
+            Mistake::new(
+                self.template,
+                token.at,
+                format!("bad {what} syntax: {:?}", token.text),
+            )
+        };
         let kind = match token.kind {
             Kind::Dot => Value::Dot,
             Kind::Field => {
@@ -297,10 +413,18 @@ impl<'t> Parser<'t> {
                 name => return Err(self.wrong(token.at, format!("function {name:?} not defined"))),
             },
             Kind::Number => Value::Literal(number(token.text).ok_or_else(|| bad("number"))?),
-            Kind::Quoted => Value::Literal(Typed::literal("string", unquote(token.text).ok_or_else(|| bad("string"))?)),
-            Kind::Raw => Value::Literal(Typed::literal("string", &token.text[1..token.text.len() - 1])),
+            Kind::Quoted => Value::Literal(Typed::literal(
+                "string",
+                unquote(token.text).ok_or_else(|| bad("string"))?,
+            )),
+            Kind::Raw => Value::Literal(Typed::literal(
+                "string",
+                &token.text[1..token.text.len() - 1],
+            )),
             Kind::Character => {
-                let letter = unquote(token.text).and_then(|text| text.chars().next()).ok_or_else(|| bad("character"))?;
+                let letter = unquote(token.text)
+                    .and_then(|text| text.chars().next())
+                    .ok_or_else(|| bad("character"))?;
                 Value::Literal(Typed::literal("int", i64::from(u32::from(letter))))
             }
             Kind::Sign => {
@@ -334,7 +458,10 @@ impl<'t> Tokens<'t> {
     }
 
     fn previous_end(&self) -> usize {
-        self.next.checked_sub(1).and_then(|index| self.list.get(index)).map_or(0, |token| token.at + token.text.len())
+        self.next
+            .checked_sub(1)
+            .and_then(|index| self.list.get(index))
+            .map_or(0, |token| token.at + token.text.len())
     }
 
     fn take_any(&mut self) -> Option<Token<'t>> {
@@ -344,14 +471,18 @@ impl<'t> Tokens<'t> {
     }
 
     fn take(&mut self, sign: &str) -> bool {
-        let found = self.peek().is_some_and(|token| token.kind == Kind::Sign && token.text == sign);
+        let found = self
+            .peek()
+            .is_some_and(|token| token.kind == Kind::Sign && token.text == sign);
         self.next += usize::from(found);
         found
     }
 
     /// Where a field stands that directly follows.
     fn peek_attached_field(&self) -> Option<usize> {
-        self.peek().filter(|token| token.kind == Kind::Field && !token.spaced).map(|token| token.at)
+        self.peek()
+            .filter(|token| token.kind == Kind::Field && !token.spaced)
+            .map(|token| token.at)
     }
 
     fn fields(&mut self) -> Vec<String> {
@@ -371,18 +502,31 @@ fn number(text: &str) -> Option<Typed> {
         None => (1, plain.strip_prefix('+').unwrap_or(&plain)),
     };
     let based = |prefix: &str, radix: u32| {
-        let digits = digits.strip_prefix(prefix).or_else(|| digits.strip_prefix(&prefix.to_uppercase()))?;
+        let digits = digits
+            .strip_prefix(prefix)
+            .or_else(|| digits.strip_prefix(&prefix.to_uppercase()))?;
         i64::from_str_radix(digits, radix).ok()
     };
-    let whole = based("0x", 16).or_else(|| based("0b", 2)).or_else(|| based("0o", 8)).or_else(|| {
-        let octal = digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|digit| digit.is_ascii_digit());
-        if octal { i64::from_str_radix(digits, 8).ok() } else { digits.parse().ok() }
-    });
+    let whole = based("0x", 16)
+        .or_else(|| based("0b", 2))
+        .or_else(|| based("0o", 8))
+        .or_else(|| {
+            let octal = digits.len() > 1
+                && digits.starts_with('0')
+                && digits.bytes().all(|digit| digit.is_ascii_digit());
+            if octal {
+                i64::from_str_radix(digits, 8).ok()
+            } else {
+                digits.parse().ok()
+            }
+        });
     match whole {
         Some(whole) => Some(Typed::literal("int", sign * whole)),
-        None if digits.starts_with(|first: char| first.is_ascii_digit() || first == '.') => {
-            plain.parse::<f64>().ok().filter(|number| number.is_finite()).map(|number| Typed::literal("float64", number))
-        }
+        None if digits.starts_with(|first: char| first.is_ascii_digit() || first == '.') => plain
+            .parse::<f64>()
+            .ok()
+            .filter(|number| number.is_finite())
+            .map(|number| Typed::literal("float64", number)),
         None => None,
     }
 }

@@ -5,7 +5,11 @@ use super::value::{ANY, Kind, Typed};
 /// What `{{…}}` prints of a value.
 pub(super) fn shown(value: &Typed) -> String {
     let value = value.indirect();
-    if value.is_nothing() { "<no value>".into() } else { plain(&value) }
+    if value.is_nothing() {
+        "<no value>".into()
+    } else {
+        plain(&value)
+    }
 }
 
 /// A value as the `%v` of an argument.
@@ -42,7 +46,9 @@ impl Style {
         {
             return text;
         }
-        let element = |ty: &'static str, json: &serde_json::Value| self.write(&Typed::new(ty, json.clone()), depth + 1);
+        let element = |ty: &'static str, json: &serde_json::Value| {
+            self.write(&Typed::new(ty, json.clone()), depth + 1)
+        };
         let ty = value.ty;
         match value.kind() {
             Kind::Nothing => "<nil>".into(),
@@ -65,7 +71,9 @@ impl Style {
             Kind::Pointer(to) => {
                 let inner = Typed::new(to, value.json.clone());
                 match inner.kind() {
-                    Kind::Struct(_) | Kind::List(_) | Kind::Map(_) if depth == 0 => format!("&{}", self.write(&inner, depth + 1)),
+                    Kind::Struct(_) | Kind::List(_) | Kind::Map(_) if depth == 0 => {
+                        format!("&{}", self.write(&inner, depth + 1))
+                    }
                     // Go shows the address; it means nothing to anybody.
                     _ if self.source => format!("({ty})(0xc000000000)"),
                     _ => "0xc000000000".into(),
@@ -81,7 +89,11 @@ impl Style {
             }
             Kind::Map(of) => {
                 let pair = |(key, json): (&String, _)| {
-                    if self.source { format!("{}:{}", quote(key), element(of, json)) } else { format!("{key}:{}", element(of, json)) }
+                    if self.source {
+                        format!("{}:{}", quote(key), element(of, json))
+                    } else {
+                        format!("{key}:{}", element(of, json))
+                    }
                 };
                 let list: Vec<String> = value.entries().into_iter().map(pair).collect();
                 match (self.source, value.json.is_null()) {
@@ -93,10 +105,18 @@ impl Style {
             Kind::Struct(fields) => {
                 let field = |(name, ty): &(&'static str, &'static str)| {
                     let text = self.write(&value.member(name, ty), depth + 1);
-                    if self.names || self.source { format!("{name}:{text}") } else { text }
+                    if self.names || self.source {
+                        format!("{name}:{text}")
+                    } else {
+                        text
+                    }
                 };
                 let list: Vec<String> = fields.iter().map(field).collect();
-                if self.source { format!("{ty}{{{}}}", list.join(", ")) } else { format!("{{{}}}", list.join(" ")) }
+                if self.source {
+                    format!("{ty}{{{}}}", list.join(", "))
+                } else {
+                    format!("{{{}}}", list.join(" "))
+                }
             }
         }
     }
@@ -110,7 +130,12 @@ fn by_method(value: &Typed) -> Option<String> {
         "units.Ulimit" | "*units.Ulimit" if !value.json.is_null() => {
             let ulimit = Typed::new("units.Ulimit", value.json.clone());
             let number = |name: &str| ulimit.field(name).map_or(0, |field| field.as_int());
-            Some(format!("{}={}:{}", ulimit.field("Name")?.as_text()?, number("Soft"), number("Hard")))
+            Some(format!(
+                "{}={}:{}",
+                ulimit.field("Name")?.as_text()?,
+                number("Soft"),
+                number("Hard")
+            ))
         }
         "*registry.NetIPNet" if !value.json.is_null() => value.json.as_str().map(str::to_owned),
         _ => None,
@@ -121,11 +146,19 @@ fn by_method(value: &Typed) -> Option<String> {
 fn time(text: &str) -> String {
     const ZERO: &str = "0001-01-01T00:00:00Z";
     let text = if text.is_empty() { ZERO } else { text };
-    let Ok(timestamp) = text.parse::<jiff::Timestamp>() else { return text.to_owned() };
-    let offset =
-        jiff::fmt::temporal::Pieces::parse(text).ok().and_then(|pieces| pieces.to_numeric_offset()).unwrap_or(jiff::tz::Offset::UTC);
+    let Ok(timestamp) = text.parse::<jiff::Timestamp>() else {
+        return text.to_owned();
+    };
+    let offset = jiff::fmt::temporal::Pieces::parse(text)
+        .ok()
+        .and_then(|pieces| pieces.to_numeric_offset())
+        .unwrap_or(jiff::tz::Offset::UTC);
     let zoned = timestamp.to_zoned(jiff::tz::TimeZone::fixed(offset));
-    let name = if offset == jiff::tz::Offset::UTC { "UTC".to_owned() } else { zoned.strftime("%z").to_string() };
+    let name = if offset == jiff::tz::Offset::UTC {
+        "UTC".to_owned()
+    } else {
+        zoned.strftime("%z").to_string()
+    };
     format!("{} {name}", zoned.strftime("%Y-%m-%d %H:%M:%S%.f %z"))
 }
 
@@ -138,7 +171,11 @@ fn duration(nanoseconds: i64) -> String {
         let digits = unit.to_string().len() - 1;
         let rest = format!("{:0digits$}", value % unit);
         let rest = rest.trim_end_matches('0');
-        if rest.is_empty() || digits == 0 { (value / unit).to_string() } else { format!("{}.{rest}", value / unit) }
+        if rest.is_empty() || digits == 0 {
+            (value / unit).to_string()
+        } else {
+            format!("{}.{rest}", value / unit)
+        }
     };
     let text = match total {
         0 => "0s".to_owned(),
@@ -160,7 +197,11 @@ fn duration(nanoseconds: i64) -> String {
 
 /// Digits of a whole number of any size.
 fn number(value: &Typed) -> String {
-    if value.json.is_number() { value.json.to_string() } else { "0".into() }
+    if value.json.is_number() {
+        value.json.to_string()
+    } else {
+        "0".into()
+    }
 }
 
 /// A text in Go's quotes.
@@ -177,7 +218,9 @@ fn quote(text: &str) -> String {
             '\u{8}' => out += "\\b",
             '\u{c}' => out += "\\f",
             '\u{b}' => out += "\\v",
-            letter if u32::from(letter) < 0x20 || letter == '\u{7f}' => out += &format!("\\x{:02x}", u32::from(letter)),
+            letter if u32::from(letter) < 0x20 || letter == '\u{7f}' => {
+                out += &format!("\\x{:02x}", u32::from(letter))
+            }
             letter if letter.is_control() => out += &format!("\\u{:04x}", u32::from(letter)),
             letter => out.push(letter),
         }
@@ -190,7 +233,9 @@ fn float(number: f64, verb: char, precision: Option<usize>) -> String {
     let exponential = |text: String| match text.split_once('e') {
         // Go's exponents have a sign and two digits.
         Some((digits, exponent)) => {
-            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
+            let (sign, exponent) = exponent
+                .strip_prefix('-')
+                .map_or(('+', exponent), |exponent| ('-', exponent));
             format!("{digits}e{sign}{exponent:0>2}")
         }
         None => text,
@@ -199,19 +244,37 @@ fn float(number: f64, verb: char, precision: Option<usize>) -> String {
         ('f' | 'F', precision) => format!("{number:.*}", precision.unwrap_or(6)),
         ('e', precision) => exponential(format!("{number:.*e}", precision.unwrap_or(6))),
         (_, None) => {
-            let exponent = if number == 0.0 { 0.0 } else { number.abs().log10().floor() };
-            if (-4.0..21.0).contains(&exponent) { number.to_string() } else { exponential(format!("{number:e}")) }
+            let exponent = if number == 0.0 {
+                0.0
+            } else {
+                number.abs().log10().floor()
+            };
+            if (-4.0..21.0).contains(&exponent) {
+                number.to_string()
+            } else {
+                exponential(format!("{number:e}"))
+            }
         }
         (_, Some(digits)) => {
             let digits = digits.max(1);
             let text = format!("{number:.*e}", digits - 1);
-            let exponent: i64 = text.split_once('e').and_then(|(_, exponent)| exponent.parse().ok()).unwrap_or(0);
-            let trim = |text: String| if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text };
+            let exponent: i64 = text
+                .split_once('e')
+                .and_then(|(_, exponent)| exponent.parse().ok())
+                .unwrap_or(0);
+            let trim = |text: String| {
+                if text.contains('.') {
+                    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+                } else {
+                    text
+                }
+            };
             if exponent < -4 || exponent >= i64::try_from(digits).unwrap_or(i64::MAX) {
                 let (mantissa, rest) = text.split_once('e').unwrap_or((&text, "0"));
                 exponential(format!("{}e{rest}", trim(mantissa.to_owned())))
             } else {
-                let after = usize::try_from(i64::try_from(digits).unwrap_or(0) - 1 - exponent).unwrap_or(0);
+                let after =
+                    usize::try_from(i64::try_from(digits).unwrap_or(0) - 1 - exponent).unwrap_or(0);
                 trim(format!("{number:.after$}"))
             }
         }
@@ -255,11 +318,14 @@ pub(super) fn printf(format: &str, values: &[Typed]) -> String {
         }
         let mut digits = |letters: &mut std::iter::Peekable<std::str::Chars>| {
             if letters.next_if_eq(&'*').is_some() {
-                return values.next().map(|value| usize::try_from(value.as_int()).unwrap_or(0).min(WIDEST));
+                return values
+                    .next()
+                    .map(|value| usize::try_from(value.as_int()).unwrap_or(0).min(WIDEST));
             }
             let mut number = None;
             while let Some(digit) = letters.next_if(char::is_ascii_digit) {
-                number = Some((number.unwrap_or(0) * 10 + digit as usize - '0' as usize).min(WIDEST));
+                number =
+                    Some((number.unwrap_or(0) * 10 + digit as usize - '0' as usize).min(WIDEST));
             }
             number
         };
@@ -276,7 +342,9 @@ pub(super) fn printf(format: &str, values: &[Typed]) -> String {
             },
         }
     }
-    let extra: Vec<String> = values.map(|value| format!("{}={}", type_name(value), plain(value))).collect();
+    let extra: Vec<String> = values
+        .map(|value| format!("{}={}", type_name(value), plain(value)))
+        .collect();
     if !extra.is_empty() {
         out += &format!("%!(EXTRA {})", extra.join(", "));
     }
@@ -285,12 +353,19 @@ pub(super) fn printf(format: &str, values: &[Typed]) -> String {
 
 /// A value's type as Go names it.
 pub(super) fn type_name(value: &Typed) -> String {
-    if value.ty.is_empty() { "<nil>".into() } else { value.ty.trim_start_matches('+').to_owned() }
+    if value.ty.is_empty() {
+        "<nil>".into()
+    } else {
+        value.ty.trim_start_matches('+').to_owned()
+    }
 }
 
 impl Verb {
     fn write(&self, letter: char, value: &Typed) -> String {
-        let style = Style { names: self.plus, source: self.sharp };
+        let style = Style {
+            names: self.plus,
+            source: self.sharp,
+        };
         if letter == 'T' {
             return type_name(value);
         }
@@ -301,10 +376,16 @@ impl Verb {
         if let Kind::List(of) = value.kind()
             && !matches!(letter, 'p')
         {
-            let list: Vec<String> = value.list().iter().map(|json| self.write(letter, &Typed::new(of, json.clone()))).collect();
+            let list: Vec<String> = value
+                .list()
+                .iter()
+                .map(|json| self.write(letter, &Typed::new(of, json.clone())))
+                .collect();
             return format!("[{}]", list.join(" "));
         }
-        let text = by_method(value).filter(|_| matches!(letter, 's' | 'q' | 'x' | 'X')).or_else(|| value.as_text());
+        let text = by_method(value)
+            .filter(|_| matches!(letter, 's' | 'q' | 'x' | 'X'))
+            .or_else(|| value.as_text());
         let whole = matches!(value.kind(), Kind::Int | Kind::Uint).then(|| value.as_int());
         let sign = |number: i64| {
             if number < 0 {
@@ -317,9 +398,17 @@ impl Verb {
                 ""
             }
         };
-        let based = |number: i64, digits: String, prefix: &str| format!("{}{}{digits}", sign(number), if self.sharp { prefix } else { "" });
+        let based = |number: i64, digits: String, prefix: &str| {
+            format!(
+                "{}{}{digits}",
+                sign(number),
+                if self.sharp { prefix } else { "" }
+            )
+        };
         match (letter, text, whole) {
-            ('s', Some(text), _) => self.precision.map_or_else(|| text.clone(), |most| text.chars().take(most).collect()),
+            ('s', Some(text), _) => self
+                .precision
+                .map_or_else(|| text.clone(), |most| text.chars().take(most).collect()),
             ('q', Some(text), _) => quote(&text),
             ('x', Some(text), _) => text.bytes().map(|byte| format!("{byte:02x}")).collect(),
             ('X', Some(text), _) => text.bytes().map(|byte| format!("{byte:02X}")).collect(),
@@ -335,7 +424,11 @@ impl Verb {
             ('f' | 'F' | 'e' | 'g', _, _) if value.kind() == Kind::Float => {
                 let number = value.as_float();
                 let text = float(number, letter, self.precision);
-                if number < 0.0 { text } else { format!("{}{text}", sign(0)) }
+                if number < 0.0 {
+                    text
+                } else {
+                    format!("{}{text}", sign(0))
+                }
             }
             _ if value.is_nothing() => format!("%!{letter}(<nil>)"),
             _ => format!("%!{letter}({}={})", type_name(value), plain(value)),
@@ -351,7 +444,8 @@ impl Verb {
             return format!("{text}{}", " ".repeat(missing));
         }
         if self.zero && letter != 'v' {
-            let (sign, digits) = text.split_at(usize::from(text.starts_with(['-', '+']) && letter != 's'));
+            let (sign, digits) =
+                text.split_at(usize::from(text.starts_with(['-', '+']) && letter != 's'));
             return format!("{sign}{}{digits}", "0".repeat(missing));
         }
         format!("{}{text}", " ".repeat(missing))
@@ -359,12 +453,19 @@ impl Verb {
 }
 
 fn letter_of(number: i64) -> char {
-    u32::try_from(number).ok().and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER)
+    u32::try_from(number)
+        .ok()
+        .and_then(char::from_u32)
+        .unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
 /// What an error calls the type of a value that a template looks into.
 pub(super) fn receiver_name(value: &Typed, is_raw: bool) -> String {
-    if is_raw || value.ty.is_empty() { ANY.into() } else { type_name(value) }
+    if is_raw || value.ty.is_empty() {
+        ANY.into()
+    } else {
+        type_name(value)
+    }
 }
 
 #[cfg(test)]
@@ -385,8 +486,14 @@ mod tests {
         ] {
             assert_eq!(duration(nanoseconds), text);
         }
-        assert_eq!(time("2026-11-28T10:35:10.168261044Z"), "2026-11-28 10:35:10.168261044 +0000 UTC");
-        assert_eq!(time("2026-11-28T10:35:10.5+01:00"), "2026-11-28 10:35:10.5 +0100 +0100");
+        assert_eq!(
+            time("2026-11-28T10:35:10.168261044Z"),
+            "2026-11-28 10:35:10.168261044 +0000 UTC"
+        );
+        assert_eq!(
+            time("2026-11-28T10:35:10.5+01:00"),
+            "2026-11-28 10:35:10.5 +0100 +0100"
+        );
         assert_eq!(time(""), "0001-01-01 00:00:00 +0000 UTC");
     }
 

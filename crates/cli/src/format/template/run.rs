@@ -40,20 +40,42 @@ enum Flow {
 const DEEPEST: usize = 100;
 
 /// What a template makes of a value: all that comes before a mistake, and the mistake.
-pub(super) fn run(name: &str, template: &str, parsed: &Parsed, top: &Typed, mode: Mode) -> (String, Result<(), Mistake>) {
+pub(super) fn run(
+    name: &str,
+    template: &str,
+    parsed: &Parsed,
+    top: &Typed,
+    mode: Mode,
+) -> (String, Result<(), Mistake>) {
     let variables = vec![("$".to_owned(), top.clone())];
-    let mut run = Run { name, template, named: &parsed.named, mode, variables, out: String::new(), depth: 0 };
+    let mut run = Run {
+        name,
+        template,
+        named: &parsed.named,
+        mode,
+        variables,
+        out: String::new(),
+        depth: 0,
+    };
     let outcome = run.nodes(&parsed.nodes, top);
     (run.out, outcome.map(drop))
 }
 
 impl Run<'_> {
-    pub(super) fn wrong<T>(&self, place: &Place, text: impl std::fmt::Display) -> Result<T, Mistake> {
+    pub(super) fn wrong<T>(
+        &self,
+        place: &Place,
+        text: impl std::fmt::Display,
+    ) -> Result<T, Mistake> {
         let before = &self.template[..place.at.min(self.template.len())];
         let line = before.matches('\n').count() + 1;
-        let column = before.rfind('\n').map_or(before.len(), |newline| before.len() - newline - 1);
+        let column = before
+            .rfind('\n')
+            .map_or(before.len(), |newline| before.len() - newline - 1);
         let (name, place) = (self.name, &place.text);
-        Err(Mistake(format!("template: {name}:{line}:{column}: executing {name:?} at <{place}>: {text}")))
+        Err(Mistake(format!(
+            "template: {name}:{line}:{column}: executing {name:?} at <{place}>: {text}"
+        )))
     }
 
     fn nodes(&mut self, nodes: &[Node], dot: &Typed) -> Result<Flow, Mistake> {
@@ -80,28 +102,60 @@ impl Run<'_> {
                     self.out += &shown(&value);
                 }
             }
-            Node::If { condition, body, otherwise } => {
+            Node::If {
+                condition,
+                body,
+                otherwise,
+            } => {
                 let known = self.variables.len();
-                let chosen = if self.pipeline(condition, dot)?.truth() { body } else { otherwise };
+                let chosen = if self.pipeline(condition, dot)?.truth() {
+                    body
+                } else {
+                    otherwise
+                };
                 let flow = self.nodes(chosen, dot);
                 self.variables.truncate(known);
                 return flow;
             }
-            Node::With { value, body, otherwise } => {
+            Node::With {
+                value,
+                body,
+                otherwise,
+            } => {
                 let known = self.variables.len();
                 let value = self.pipeline(value, dot)?;
-                let flow = if value.truth() { self.nodes(body, &value) } else { self.nodes(otherwise, dot) };
+                let flow = if value.truth() {
+                    self.nodes(body, &value)
+                } else {
+                    self.nodes(otherwise, dot)
+                };
                 self.variables.truncate(known);
                 return flow;
             }
-            Node::Range { over, body, otherwise } => return self.range(over, body, otherwise, dot),
-            Node::Template { name, dot: given, place } => {
-                let Some(body) = self.named.get(name) else { return self.wrong(place, format!("template {name:?} not defined")) };
+            Node::Range {
+                over,
+                body,
+                otherwise,
+            } => return self.range(over, body, otherwise, dot),
+            Node::Template {
+                name,
+                dot: given,
+                place,
+            } => {
+                let Some(body) = self.named.get(name) else {
+                    return self.wrong(place, format!("template {name:?} not defined"));
+                };
                 if self.depth == DEEPEST {
-                    return self.wrong(place, format!("exceeded maximum template depth ({DEEPEST})"));
+                    return self.wrong(
+                        place,
+                        format!("exceeded maximum template depth ({DEEPEST})"),
+                    );
                 }
-                let dot = given.as_ref().map_or_else(|| Ok(Typed::missing()), |given| self.pipeline(given, dot))?;
-                let variables = std::mem::replace(&mut self.variables, vec![("$".to_owned(), dot.clone())]);
+                let dot = given
+                    .as_ref()
+                    .map_or_else(|| Ok(Typed::missing()), |given| self.pipeline(given, dot))?;
+                let variables =
+                    std::mem::replace(&mut self.variables, vec![("$".to_owned(), dot.clone())]);
                 self.depth += 1;
                 self.nodes(body, &dot)?;
                 self.depth -= 1;
@@ -111,23 +165,47 @@ impl Run<'_> {
         Ok(Flow::Next)
     }
 
-    fn range(&mut self, over: &Pipeline, body: &[Node], otherwise: &[Node], dot: &Typed) -> Result<Flow, Mistake> {
+    fn range(
+        &mut self,
+        over: &Pipeline,
+        body: &[Node],
+        otherwise: &[Node],
+        dot: &Typed,
+    ) -> Result<Flow, Mistake> {
         let known = self.variables.len();
         // The variables get the elements, not the list.
         let value = self.value(over, dot)?.indirect();
         let items: Vec<(Typed, Typed)> = match value.kind() {
-            Kind::List(of) => {
-                value.list().iter().enumerate().map(|(index, item)| (Typed::literal("int", index), Typed::new(of, item.clone()))).collect()
-            }
+            Kind::List(of) => value
+                .list()
+                .iter()
+                .enumerate()
+                .map(|(index, item)| (Typed::literal("int", index), Typed::new(of, item.clone())))
+                .collect(),
             Kind::Map(of) => {
-                let key_type = if value.ty.contains("nat.Port") { "nat.Port" } else { "string" };
-                let item =
-                    |(key, item): (&String, &serde_json::Value)| (Typed::literal(key_type, key.clone()), Typed::new(of, item.clone()));
+                let key_type = if value.ty.contains("nat.Port") {
+                    "nat.Port"
+                } else {
+                    "string"
+                };
+                let item = |(key, item): (&String, &serde_json::Value)| {
+                    (
+                        Typed::literal(key_type, key.clone()),
+                        Typed::new(of, item.clone()),
+                    )
+                };
                 value.entries().into_iter().map(item).collect()
             }
-            Kind::Int => (0..value.as_int()).map(|index| (Typed::literal("int", index), Typed::literal("int", index))).collect(),
+            Kind::Int => (0..value.as_int())
+                .map(|index| (Typed::literal("int", index), Typed::literal("int", index)))
+                .collect(),
             Kind::Nothing => Vec::new(),
-            _ => return self.wrong(&over.place, format!("range can't iterate over {}", plain(&value))),
+            _ => {
+                return self.wrong(
+                    &over.place,
+                    format!("range can't iterate over {}", plain(&value)),
+                );
+            }
         };
         if items.is_empty() {
             return self.nodes(otherwise, dot);
@@ -151,7 +229,12 @@ impl Run<'_> {
     }
 
     fn assign(&mut self, name: &str, value: Typed, declares: bool) {
-        match self.variables.iter_mut().rev().find(|(known, _)| known == name) {
+        match self
+            .variables
+            .iter_mut()
+            .rev()
+            .find(|(known, _)| known == name)
+        {
             Some((_, known)) if !declares => *known = value,
             _ => self.variables.push((name.to_owned(), value)),
         }
@@ -173,16 +256,29 @@ impl Run<'_> {
         Ok(last.unwrap_or_else(Typed::missing))
     }
 
-    fn command(&mut self, command: &Command, dot: &Typed, last: Option<Typed>) -> Result<Typed, Mistake> {
-        let Some((head, arguments)) = command.operands.split_first() else { return Ok(Typed::missing()) };
+    fn command(
+        &mut self,
+        command: &Command,
+        dot: &Typed,
+        last: Option<Typed>,
+    ) -> Result<Typed, Mistake> {
+        let Some((head, arguments)) = command.operands.split_first() else {
+            return Ok(Typed::missing());
+        };
         match &head.kind {
-            Term::Function(name) if matches!(name.as_str(), "and" | "or") => self.short_circuit(name == "and", arguments, dot, last),
+            Term::Function(name) if matches!(name.as_str(), "and" | "or") => {
+                self.short_circuit(name == "and", arguments, dot, last)
+            }
             Term::Function(name) => {
                 let values = self.arguments(arguments, dot, last)?;
                 match call::call(name, &values, self.mode) {
                     Ok(value) => Ok(value),
-                    Err(text) if text.starts_with("wrong number of args") => self.wrong(&head.place, text),
-                    Err(text) => self.wrong(&command.place, format!("error calling {name}: {text}")),
+                    Err(text) if text.starts_with("wrong number of args") => {
+                        self.wrong(&head.place, text)
+                    }
+                    Err(text) => {
+                        self.wrong(&command.place, format!("error calling {name}: {text}"))
+                    }
                 }
             }
             Term::Fields(path) if !arguments.is_empty() || last.is_some() => {
@@ -190,18 +286,35 @@ impl Run<'_> {
                 self.method(dot, path, &values, &head.place)
             }
             _ if arguments.is_empty() && last.is_none() => self.operand(head, dot),
-            _ => self.wrong(&head.place, format!("can't give argument to non-function {}", head.place.text)),
+            _ => self.wrong(
+                &head.place,
+                format!("can't give argument to non-function {}", head.place.text),
+            ),
         }
     }
 
-    fn arguments(&mut self, operands: &[Operand], dot: &Typed, last: Option<Typed>) -> Result<Vec<Typed>, Mistake> {
-        let mut values = operands.iter().map(|operand| self.operand(operand, dot)).collect::<Result<Vec<_>, _>>()?;
+    fn arguments(
+        &mut self,
+        operands: &[Operand],
+        dot: &Typed,
+        last: Option<Typed>,
+    ) -> Result<Vec<Typed>, Mistake> {
+        let mut values = operands
+            .iter()
+            .map(|operand| self.operand(operand, dot))
+            .collect::<Result<Vec<_>, _>>()?;
         values.extend(last);
         Ok(values)
     }
 
     /// `and` and `or` stop at the first value that decides.
-    fn short_circuit(&mut self, all: bool, operands: &[Operand], dot: &Typed, last: Option<Typed>) -> Result<Typed, Mistake> {
+    fn short_circuit(
+        &mut self,
+        all: bool,
+        operands: &[Operand],
+        dot: &Typed,
+        last: Option<Typed>,
+    ) -> Result<Typed, Mistake> {
         let mut value = Typed::missing();
         for operand in operands {
             value = self.operand(operand, dot)?;
@@ -218,7 +331,12 @@ impl Run<'_> {
             Term::Literal(value) => Ok(value.clone()),
             Term::Fields(path) => self.walk(dot, path, &operand.place),
             Term::Variable(name, path) => {
-                let known = self.variables.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+                let known = self
+                    .variables
+                    .iter()
+                    .rev()
+                    .find(|(known, _)| known == name)
+                    .map(|(_, value)| value.clone());
                 match known {
                     Some(value) => self.walk(&value, path, &operand.place),
                     None => self.wrong(&operand.place, format!("undefined variable {name:?}")),
@@ -233,7 +351,11 @@ impl Run<'_> {
                 value.or_else(|text| {
                     self.wrong(
                         &operand.place,
-                        if text.starts_with("wrong number") { text } else { format!("error calling {name}: {text}") },
+                        if text.starts_with("wrong number") {
+                            text
+                        } else {
+                            format!("error calling {name}: {text}")
+                        },
                     )
                 })
             }
@@ -241,7 +363,8 @@ impl Run<'_> {
     }
 
     fn walk(&self, value: &Typed, path: &[String], place: &Place) -> Result<Typed, Mistake> {
-        path.iter().try_fold(value.clone(), |value, name| self.field(&value, name, place))
+        path.iter()
+            .try_fold(value.clone(), |value, name| self.field(&value, name, place))
     }
 
     /// A field, a map's entry, or a method without arguments.
@@ -251,12 +374,19 @@ impl Run<'_> {
         }
         let value = receiver.indirect();
         match value.kind() {
-            Kind::Nothing if self.mode == Mode::Raw => self.wrong(place, format!("nil pointer evaluating interface {{}}.{name}")),
+            Kind::Nothing if self.mode == Mode::Raw => self.wrong(
+                place,
+                format!("nil pointer evaluating interface {{}}.{name}"),
+            ),
             Kind::Nothing => Ok(Typed::missing()),
-            Kind::Pointer(_) => self.wrong(place, format!("nil pointer evaluating {}.{name}", value.ty)),
+            Kind::Pointer(_) => {
+                self.wrong(place, format!("nil pointer evaluating {}.{name}", value.ty))
+            }
             Kind::Map(of) => match value.map().and_then(|map| map.get(name)) {
                 Some(found) => Ok(Typed::new(of, found.clone())),
-                None if self.mode == Mode::Raw => self.wrong(place, format!("map has no entry for key {name:?}")),
+                None if self.mode == Mode::Raw => {
+                    self.wrong(place, format!("map has no entry for key {name:?}"))
+                }
                 None => Ok(Typed::missing()),
             },
             Kind::Row => match value.map().and_then(|map| map.get(name)) {
@@ -271,34 +401,73 @@ impl Run<'_> {
         }
     }
 
-    fn cannot_evaluate(&self, receiver: &Typed, name: &str, place: &Place) -> Result<Typed, Mistake> {
-        self.wrong(place, format!("can't evaluate field {name} in type {}", receiver_name(receiver, self.mode == Mode::Raw)))
+    fn cannot_evaluate(
+        &self,
+        receiver: &Typed,
+        name: &str,
+        place: &Place,
+    ) -> Result<Typed, Mistake> {
+        self.wrong(
+            place,
+            format!(
+                "can't evaluate field {name} in type {}",
+                receiver_name(receiver, self.mode == Mode::Raw)
+            ),
+        )
     }
 
     /// `.Label "name"`: the one method with an argument, of a table's rows and of its headings.
-    fn method(&self, dot: &Typed, path: &[String], values: &[Typed], place: &Place) -> Result<Typed, Mistake> {
-        let [path @ .., name] = path else { return Ok(Typed::missing()) };
+    fn method(
+        &self,
+        dot: &Typed,
+        path: &[String],
+        values: &[Typed],
+        place: &Place,
+    ) -> Result<Typed, Mistake> {
+        let [path @ .., name] = path else {
+            return Ok(Typed::missing());
+        };
         let receiver = self.walk(dot, path, place)?;
         match (receiver.kind(), name.as_str(), values) {
             (Kind::Row, "Label", [label]) if label.kind() == Kind::Text => {
                 let label = label.as_text().unwrap_or_default();
-                Ok(Typed::text(if self.mode == Mode::Headings { heading(&label) } else { label_of(&receiver, &label) }))
+                Ok(Typed::text(if self.mode == Mode::Headings {
+                    heading(&label)
+                } else {
+                    label_of(&receiver, &label)
+                }))
             }
             (Kind::Row, "Label", [_]) => self.wrong(place, "expected string"),
-            (Kind::Row, "Label", _) => self.wrong(place, format!("wrong number of args for Label: want 1 got {}", values.len())),
+            (Kind::Row, "Label", _) => self.wrong(
+                place,
+                format!(
+                    "wrong number of args for Label: want 1 got {}",
+                    values.len()
+                ),
+            ),
             _ => {
                 self.field(&receiver, name, place)?;
-                self.wrong(place, format!("{name} has arguments but cannot be invoked as function"))
+                self.wrong(
+                    place,
+                    format!("{name} has arguments but cannot be invoked as function"),
+                )
             }
         }
     }
 }
 
 fn label_of(row: &Typed, label: &str) -> String {
-    row.json["Labels"][label].as_str().unwrap_or_default().to_owned()
+    row.json["Labels"][label]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// The heading of a label's column: the last part of its name, in words.
 fn heading(label: &str) -> String {
-    label.rsplit('.').next().unwrap_or_default().replace(['-', '_'], " ")
+    label
+        .rsplit('.')
+        .next()
+        .unwrap_or_default()
+        .replace(['-', '_'], " ")
 }

@@ -1,5 +1,5 @@
-//! The Go types that Docker's client decodes the engine's answers into, for templates: names, order and types of fields are
-//! what `{{.}}`, `{{.HostConfig.RestartPolicy}}` and errors show.
+//! The Go types that Docker's client decodes the engine's answers into, for templates: names, order
+//! and types of fields are what `{{.}}`, `{{.HostConfig.RestartPolicy}}` and errors show.
 //!
 //! A type that begins with `+` is embedded: its fields are also the outer one's.
 
@@ -36,17 +36,27 @@ pub(super) fn shape_of(ty: &'static str) -> Shape {
     }
     if let Some(to) = ty.strip_prefix('*') {
         // A table's rows have no type that a template could look into.
-        return if is_known(to) { Shape::Pointer(to) } else { Shape::Row };
+        return if is_known(to) {
+            Shape::Pointer(to)
+        } else {
+            Shape::Row
+        };
     }
     if let Some(of) = ty.strip_prefix("[]").or_else(|| ty.strip_prefix("[2]")) {
         return Shape::List(of);
     }
-    if let Some((_, of)) = ty.strip_prefix("map[").and_then(|rest| rest.split_once(']')) {
+    if let Some((_, of)) = ty
+        .strip_prefix("map[")
+        .and_then(|rest| rest.split_once(']'))
+    {
         return Shape::Map(of);
     }
     match ALIASES.iter().find(|(name, _)| *name == ty) {
         Some((_, of)) => shape_of(of),
-        None => STRUCTS.iter().find(|(name, _)| *name == ty).map_or(Shape::Nothing, |(_, fields)| Shape::Struct(fields)),
+        None => STRUCTS
+            .iter()
+            .find(|(name, _)| *name == ty)
+            .map_or(Shape::Nothing, |(_, fields)| Shape::Struct(fields)),
     }
 }
 
@@ -295,7 +305,10 @@ mod tests {
                 _ => {}
             }
         }
-        STRUCTS.iter().flat_map(|(_, fields)| *fields).for_each(|(_, ty)| check(ty));
+        STRUCTS
+            .iter()
+            .flat_map(|(_, fields)| *fields)
+            .for_each(|(_, ty)| check(ty));
         ALIASES.iter().for_each(|(_, ty)| check(ty));
     }
 }

@@ -34,11 +34,18 @@ pub(super) enum Kind {
 
 impl Typed {
     pub(crate) fn new(ty: &'static str, json: Value) -> Self {
-        if ty == ANY { Self::any(json) } else { Self { ty, json } }
+        if ty == ANY {
+            Self::any(json)
+        } else {
+            Self { ty, json }
+        }
     }
 
     pub(super) fn literal(ty: &'static str, json: impl Into<Value>) -> Self {
-        Self { ty, json: json.into() }
+        Self {
+            ty,
+            json: json.into(),
+        }
     }
 
     pub(super) fn text(text: impl Into<String>) -> Self {
@@ -46,7 +53,10 @@ impl Typed {
     }
 
     pub(super) fn missing() -> Self {
-        Self { ty: "", json: Value::Null }
+        Self {
+            ty: "",
+            json: Value::Null,
+        }
     }
 
     /// JSON that no type is known of, with the types that Go's decoder chooses.
@@ -94,7 +104,9 @@ impl Typed {
     /// What pointers lead to; a nil one stays.
     pub(super) fn indirect(&self) -> Self {
         match self.kind() {
-            Kind::Pointer(to) if !self.json.is_null() => Self::new(to, self.json.clone()).indirect(),
+            Kind::Pointer(to) if !self.json.is_null() => {
+                Self::new(to, self.json.clone()).indirect()
+            }
             _ => self.clone(),
         }
     }
@@ -137,13 +149,17 @@ impl Typed {
 
     /// A struct's field of that name, its own or one of those that it embeds.
     pub(super) fn field(&self, name: &str) -> Option<Self> {
-        let Kind::Struct(fields) = self.kind() else { return None };
+        let Kind::Struct(fields) = self.kind() else {
+            return None;
+        };
         let found = fields.iter().find(|(known, _)| *known == name);
         if let Some((known, ty)) = found {
             return Some(self.member(known, ty));
         }
         let embedded = fields.iter().filter(|(_, ty)| ty.starts_with('+'));
-        embedded.map(|(known, ty)| self.member(known, ty).indirect()).find_map(|part| part.field(name))
+        embedded
+            .map(|(known, ty)| self.member(known, ty).indirect())
+            .find_map(|part| part.field(name))
     }
 
     /// A field that a struct is known to have. What it embeds is written into the same JSON.
@@ -151,10 +167,18 @@ impl Typed {
         if let Some(ty) = ty.strip_prefix('+') {
             return Self::new(ty, self.json.clone());
         }
-        let name = if name == "AuxAddress" { "AuxiliaryAddresses" } else { name };
-        let found = self
-            .map()
-            .and_then(|map| map.get(name).or_else(|| map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)));
+        let name = if name == "AuxAddress" {
+            "AuxiliaryAddresses"
+        } else {
+            name
+        };
+        let found = self.map().and_then(|map| {
+            map.get(name).or_else(|| {
+                map.iter()
+                    .find(|(key, _)| key.eq_ignore_ascii_case(name))
+                    .map(|(_, value)| value)
+            })
+        });
         Self::new(ty, found.cloned().unwrap_or(Value::Null))
     }
 
@@ -175,17 +199,31 @@ impl Typed {
     /// As Go writes it in JSON: maps in the order of their keys, structs with all their fields.
     pub(super) fn to_json(&self) -> Value {
         match self.kind() {
-            Kind::Row => self.entries().into_iter().map(|(key, value)| (key.clone(), cell(value))).collect(),
-            Kind::Map(of) if !self.json.is_null() => {
-                self.entries().into_iter().map(|(key, value)| (key.clone(), Self::new(of, value.clone()).to_json())).collect()
-            }
-            Kind::List(of) if !self.json.is_null() => self.list().iter().map(|value| Self::new(of, value.clone()).to_json()).collect(),
+            Kind::Row => self
+                .entries()
+                .into_iter()
+                .map(|(key, value)| (key.clone(), cell(value)))
+                .collect(),
+            Kind::Map(of) if !self.json.is_null() => self
+                .entries()
+                .into_iter()
+                .map(|(key, value)| (key.clone(), Self::new(of, value.clone()).to_json()))
+                .collect(),
+            Kind::List(of) if !self.json.is_null() => self
+                .list()
+                .iter()
+                .map(|value| Self::new(of, value.clone()).to_json())
+                .collect(),
             Kind::Pointer(_) if !self.json.is_null() => self.indirect().to_json(),
-            Kind::Text | Kind::Bool | Kind::Int | Kind::Uint | Kind::Float if self.json.is_null() => match self.kind() {
-                Kind::Text => Value::from(""),
-                Kind::Bool => Value::Bool(false),
-                _ => Value::from(0),
-            },
+            Kind::Text | Kind::Bool | Kind::Int | Kind::Uint | Kind::Float
+                if self.json.is_null() =>
+            {
+                match self.kind() {
+                    Kind::Text => Value::from(""),
+                    Kind::Bool => Value::Bool(false),
+                    _ => Value::from(0),
+                }
+            }
             _ => self.json.clone(),
         }
     }
@@ -193,8 +231,13 @@ impl Typed {
 
 /// What a table shows of a field: labels are kept as a map, and shown as a list.
 pub(super) fn cell(value: &Value) -> Value {
-    let Value::Object(labels) = value else { return value.clone() };
-    let mut list: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    let Value::Object(labels) = value else {
+        return value.clone();
+    };
+    let mut list: Vec<String> = labels
+        .iter()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
     list.sort();
     Value::from(list.join(","))
 }
