@@ -298,6 +298,45 @@ fn unescape(text: &str) -> OsString {
     OsString::from_vec(bytes)
 }
 
+/// What the third part of `SOURCE:TARGET:MODE` says.
+struct BindMode<'a> {
+    read_only: Option<bool>,
+    propagation: Option<&'a str>,
+    recursive: bool,
+    /// Whether an empty volume gets the image's content.
+    copy: Option<bool>,
+}
+
+fn parse_mode(mode: &str) -> Result<BindMode<'_>> {
+    let mut parsed = BindMode {
+        read_only: None,
+        propagation: None,
+        recursive: true,
+        copy: None,
+    };
+    for word in mode.split(',').filter(|word| !word.is_empty()) {
+        let is_first = match word {
+            "ro" | "rw" => parsed.read_only.replace(word == "ro").is_none(),
+            "nocopy" => parsed.copy.replace(false).is_none(),
+            "consistent" | "cached" | "delegated" => true,
+            "z" | "Z" => {
+                check_relabel(word)?;
+                true
+            }
+            "bind-nonrecursive" => {
+                parsed.recursive = false;
+                true
+            }
+            word if PROPAGATIONS.contains(&word) => parsed.propagation.replace(word).is_none(),
+            _ => false,
+        };
+        if !is_first {
+            return Err(Error::invalid(format!("invalid mode: {mode}")));
+        }
+    }
+    Ok(parsed)
+}
+
 /// `SOURCE:TARGET[:MODE]`; a source that is no absolute path is a volume's name.
 fn parse_bind(spec: &str, driver: &str, data_root: &Path) -> Result<MountPlan> {
     let parts: Vec<&str> = spec.split(':').collect();
@@ -322,27 +361,12 @@ fn parse_bind(spec: &str, driver: &str, data_root: &Path) -> Result<MountPlan> {
             "invalid volume specification: '{spec}'"
         )));
     }
-    let (mut read_only, mut propagation, mut recursive, mut copy) = (None, None, true, None);
-    for word in mode.split(',').filter(|word| !word.is_empty()) {
-        let fresh = match word {
-            "ro" | "rw" => read_only.replace(word == "ro").is_none(),
-            "nocopy" => copy.replace(false).is_none(),
-            "consistent" | "cached" | "delegated" => true,
-            "z" | "Z" => {
-                check_relabel(word)?;
-                true
-            }
-            "bind-nonrecursive" => {
-                recursive = false;
-                true
-            }
-            word if PROPAGATIONS.contains(&word) => propagation.replace(word).is_none(),
-            _ => false,
-        };
-        if !fresh {
-            return Err(Error::invalid(format!("invalid mode: {mode}")));
-        }
-    }
+    let BindMode {
+        read_only,
+        propagation,
+        recursive,
+        copy,
+    } = parse_mode(mode)?;
     let target = check_target(target).map_err(invalid)?;
     if !is_bind {
         if propagation.is_some() || !recursive {
@@ -480,73 +504,9 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
         return fail(&format!("field {field} must not be specified"));
     }
     match mount.kind.as_str() {
-        "bind" => {
-            if mount.source.is_empty() {
-                return fail("field Source must not be empty");
-            }
-            if !mount.source.starts_with('/') {
-                return fail(&format!(
-                    "invalid mount path: '{}' mount path must be absolute",
-                    mount.source
-                ));
-            }
-            let options = mount.bind_options.clone().unwrap_or_default();
-            let given = Some(options.propagation.as_str()).filter(|given| !given.is_empty());
-            if let Some(given) = given.filter(|given| !PROPAGATIONS.contains(given)) {
-                return fail(&format!("invalid propagation mode: {given}"));
-            }
-            let path = clean(&mount.source);
-            let propagation = propagation_of(&path, given, data_root)?;
-            if !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
-                return fail(&format!(
-                    "bind source path does not exist: {}",
-                    mount.source
-                ));
-            }
-            let map_user = match options.map_user.as_str() {
-                "" => false,
-                "auto" => true,
-                other => {
-                    return fail(&format!(
-                        "invalid user mapping {other:?}: only \"auto\" is known"
-                    ));
-                }
-            };
-            let source = Source::Bind {
-                path,
-                create: options.create_mountpoint,
-                map_user,
-            };
-            let (recursive, read_only_below) =
-                (!options.non_recursive, !options.read_only_non_recursive);
-            Ok(bind(
-                source,
-                target,
-                mount.read_only,
-                propagation,
-                recursive,
-                read_only_below,
-                "",
-            ))
-        }
-        "tmpfs" => {
-            if !mount.source.is_empty() {
-                return fail("field Source must not be specified");
-            }
-            let options = mount.tmpfs_options.clone().unwrap_or_default();
-            let mut words = Vec::new();
-            if options.size_bytes > 0 {
-                words.push(format!("size={}", options.size_bytes));
-            }
-            if options.mode != 0 {
-                words.push(format!("mode={:o}", options.mode));
-            }
-            words.extend(options.options.iter().flatten().map(|pair| pair.join("=")));
-            if mount.read_only {
-                words.push("ro".into());
-            }
-            tmpfs(&target, &words.join(","))
-        }
+        "bind" => bind_mount(mount, target, data_root, fail),
+        "tmpfs" if !mount.source.is_empty() => fail("field Source must not be specified"),
+        "tmpfs" => tmpfs(&target, &tmpfs_options(mount).join(",")),
         "volume" => match volume_of(mount) {
             Ok((volume_use, read_only)) => Ok(volume(volume_use, target, read_only, "z")),
             Err(reason) => fail(reason),
@@ -572,6 +532,78 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
         ))),
         _ => fail("mount type unknown"),
     }
+}
+
+/// Plans a bind mount. `fail` makes an error out of the reason.
+fn bind_mount(
+    mount: &crate::model::Mount,
+    target: String,
+    data_root: &Path,
+    fail: impl Fn(&str) -> Result<MountPlan>,
+) -> Result<MountPlan> {
+    if mount.source.is_empty() {
+        return fail("field Source must not be empty");
+    }
+    if !mount.source.starts_with('/') {
+        return fail(&format!(
+            "invalid mount path: '{}' mount path must be absolute",
+            mount.source
+        ));
+    }
+    let options = mount.bind_options.clone().unwrap_or_default();
+    let given = Some(options.propagation.as_str()).filter(|given| !given.is_empty());
+    if let Some(given) = given.filter(|given| !PROPAGATIONS.contains(given)) {
+        return fail(&format!("invalid propagation mode: {given}"));
+    }
+    let path = clean(&mount.source);
+    let propagation = propagation_of(&path, given, data_root)?;
+    if !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
+        return fail(&format!(
+            "bind source path does not exist: {}",
+            mount.source
+        ));
+    }
+    let map_user = match options.map_user.as_str() {
+        "" => false,
+        "auto" => true,
+        other => {
+            return fail(&format!(
+                "invalid user mapping {other:?}: only \"auto\" is known"
+            ));
+        }
+    };
+    let source = Source::Bind {
+        path,
+        create: options.create_mountpoint,
+        map_user,
+    };
+    let (recursive, read_only_below) = (!options.non_recursive, !options.read_only_non_recursive);
+    Ok(bind(
+        source,
+        target,
+        mount.read_only,
+        propagation,
+        recursive,
+        read_only_below,
+        "",
+    ))
+}
+
+/// The options of a tmpfs mount as `mount` takes them.
+fn tmpfs_options(mount: &crate::model::Mount) -> Vec<String> {
+    let options = mount.tmpfs_options.clone().unwrap_or_default();
+    let mut words = Vec::new();
+    if options.size_bytes > 0 {
+        words.push(format!("size={}", options.size_bytes));
+    }
+    if options.mode != 0 {
+        words.push(format!("mode={:o}", options.mode));
+    }
+    words.extend(options.options.iter().flatten().map(|pair| pair.join("=")));
+    if mount.read_only {
+        words.push("ro".into());
+    }
+    words
 }
 
 /// Which volume a `--mount` means, and whether it is read-only.

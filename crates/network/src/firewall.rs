@@ -134,120 +134,45 @@ impl Place {
     }
 
     fn set(self) -> Set<'static> {
-        const PLAIN: Set<'static> = Set {
-            name: "",
-            key: &[IFNAME],
-            data: &[],
-            interval: false,
+        let (name, key, data, interval): (_, &[_], &[_], _) = match self {
+            Self::Bridges => ("bridges", &[IFNAME], &[], false),
+            Self::Pairs => ("pairs", &[IFNAME, IFNAME], &[], false),
+            Self::Internal => ("internal", &[IFNAME], &[], false),
+            Self::Open4 => ("open4", &[IFNAME], &[], false),
+            Self::Open6 => ("open6", &[IFNAME], &[], false),
+            Self::Routed4 => ("routed4", &[IFNAME], &[], false),
+            Self::Routed6 => ("routed6", &[IFNAME], &[], false),
+            Self::Doors4 => ("doors4", &[IPV4, PROTOCOL, SERVICE], &[], false),
+            Self::Doors6 => ("doors6", &[IPV6, PROTOCOL, SERVICE], &[], false),
+            Self::Masquerade4 => ("masquerade4", &[IFNAME], &[], false),
+            Self::Masquerade6 => ("masquerade6", &[IFNAME], &[], false),
+            Self::Sources4 => ("sources4", &[IFNAME, IPV4], &[], true),
+            Self::Sources6 => ("sources6", &[IFNAME, IPV6], &[], true),
+            Self::Ports4 => ("ports4", &[PROTOCOL, SERVICE], &[IPV4, SERVICE], false),
+            Self::Ports4At => (
+                "ports4_at",
+                &[IPV4, PROTOCOL, SERVICE],
+                &[IPV4, SERVICE],
+                false,
+            ),
+            Self::Ports6 => ("ports6", &[PROTOCOL, SERVICE], &[IPV6, SERVICE], false),
+            Self::Ports6At => (
+                "ports6_at",
+                &[IPV6, PROTOCOL, SERVICE],
+                &[IPV6, SERVICE],
+                false,
+            ),
+            Self::Loopback6 => ("loopback6", &[IPV6], &[], false),
+            Self::Interfaces => ("interfaces", &[IFNAME], &[], false),
+            Self::Senders => ("senders", &[IFNAME, ETHER], &[], false),
+            Self::Senders4 => ("senders4", &[IFNAME, ETHER, IPV4], &[], false),
+            Self::Senders6 => ("senders6", &[IFNAME, IPV6], &[], false),
         };
-        match self {
-            Self::Bridges => Set {
-                name: "bridges",
-                ..PLAIN
-            },
-            Self::Pairs => Set {
-                name: "pairs",
-                key: &[IFNAME, IFNAME],
-                ..PLAIN
-            },
-            Self::Internal => Set {
-                name: "internal",
-                ..PLAIN
-            },
-            Self::Open4 => Set {
-                name: "open4",
-                ..PLAIN
-            },
-            Self::Open6 => Set {
-                name: "open6",
-                ..PLAIN
-            },
-            Self::Routed4 => Set {
-                name: "routed4",
-                ..PLAIN
-            },
-            Self::Routed6 => Set {
-                name: "routed6",
-                ..PLAIN
-            },
-            Self::Doors4 => Set {
-                name: "doors4",
-                key: &[IPV4, PROTOCOL, SERVICE],
-                ..PLAIN
-            },
-            Self::Doors6 => Set {
-                name: "doors6",
-                key: &[IPV6, PROTOCOL, SERVICE],
-                ..PLAIN
-            },
-            Self::Masquerade4 => Set {
-                name: "masquerade4",
-                ..PLAIN
-            },
-            Self::Masquerade6 => Set {
-                name: "masquerade6",
-                ..PLAIN
-            },
-            Self::Sources4 => Set {
-                name: "sources4",
-                key: &[IFNAME, IPV4],
-                interval: true,
-                ..PLAIN
-            },
-            Self::Sources6 => Set {
-                name: "sources6",
-                key: &[IFNAME, IPV6],
-                interval: true,
-                ..PLAIN
-            },
-            Self::Ports4 => Set {
-                name: "ports4",
-                key: &[PROTOCOL, SERVICE],
-                data: &[IPV4, SERVICE],
-                ..PLAIN
-            },
-            Self::Ports4At => Set {
-                name: "ports4_at",
-                key: &[IPV4, PROTOCOL, SERVICE],
-                data: &[IPV4, SERVICE],
-                ..PLAIN
-            },
-            Self::Ports6 => Set {
-                name: "ports6",
-                key: &[PROTOCOL, SERVICE],
-                data: &[IPV6, SERVICE],
-                ..PLAIN
-            },
-            Self::Ports6At => Set {
-                name: "ports6_at",
-                key: &[IPV6, PROTOCOL, SERVICE],
-                data: &[IPV6, SERVICE],
-                ..PLAIN
-            },
-            Self::Loopback6 => Set {
-                name: "loopback6",
-                key: &[IPV6],
-                ..PLAIN
-            },
-            Self::Interfaces => Set {
-                name: "interfaces",
-                ..PLAIN
-            },
-            Self::Senders => Set {
-                name: "senders",
-                key: &[IFNAME, ETHER],
-                ..PLAIN
-            },
-            Self::Senders4 => Set {
-                name: "senders4",
-                key: &[IFNAME, ETHER, IPV4],
-                ..PLAIN
-            },
-            Self::Senders6 => Set {
-                name: "senders6",
-                key: &[IFNAME, IPV6],
-                ..PLAIN
-            },
+        Set {
+            name,
+            key,
+            data,
+            interval,
         }
     }
 }
@@ -785,6 +710,10 @@ const BRIDGE_CHAINS: &[Chain] = &[
     Chain::plain("checked"),
 ];
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "one table: the rules of every chain, in order"
+)]
 fn inet_rules(table: &Table) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));

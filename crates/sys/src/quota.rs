@@ -34,34 +34,19 @@ pub fn set_project(directory: impl AsFd, project: u32) -> io::Result<()> {
     let mut attributes = attributes(directory.as_fd())?;
     attributes.fsx_projid = project;
     attributes.fsx_xflags |= raw::FS_XFLAG_PROJINHERIT;
+    let directory = directory.as_fd().as_raw_fd();
     // SAFETY: the request takes a pointer to an fsxattr, which outlives the call.
-    check(
-        unsafe {
-            libc::ioctl(
-                directory.as_fd().as_raw_fd(),
-                FS_IOC_FSSETXATTR,
-                &raw const attributes,
-            )
-        }
-        .into(),
-    )
-    .map(drop)
+    let result = unsafe { libc::ioctl(directory, FS_IOC_FSSETXATTR, &raw const attributes) };
+    check(result.into()).map(drop)
 }
 
 fn attributes(directory: BorrowedFd<'_>) -> io::Result<raw::fsxattr> {
     // SAFETY: a plain struct of integers, for which all zeros are valid.
     let mut attributes: raw::fsxattr = unsafe { std::mem::zeroed() };
+    let directory = directory.as_raw_fd();
     // SAFETY: the request fills an fsxattr, which outlives the call.
-    check(
-        unsafe {
-            libc::ioctl(
-                directory.as_raw_fd(),
-                FS_IOC_FSGETXATTR,
-                &raw mut attributes,
-            )
-        }
-        .into(),
-    )?;
+    let result = unsafe { libc::ioctl(directory, FS_IOC_FSGETXATTR, &raw mut attributes) };
+    check(result.into())?;
     Ok(attributes)
 }
 

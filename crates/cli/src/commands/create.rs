@@ -488,18 +488,8 @@ fn healthcheck(args: &CreateArgs) -> Value {
     }
 }
 
-fn host_config(
-    args: &CreateArgs,
-    network_mode: String,
-    bindings: Map<String, Value>,
-    binds: Vec<String>,
-) -> Outcome<Value> {
-    let networks = &args.networks;
-    let size = |value: &Option<String>, flag: &str| {
-        value
-            .as_deref()
-            .map_or(Ok(0), |text| named(parse_size(text), text, flag))
-    };
+/// Refuses names of namespaces that a container cannot be given.
+fn check_modes(args: &CreateArgs) -> Outcome<()> {
     let is_container = |mode: &str| {
         mode.strip_prefix("container:")
             .is_some_and(|name| !name.is_empty())
@@ -533,6 +523,22 @@ fn host_config(
     if let Some((text, _)) = modes.iter().find(|(_, valid)| !valid) {
         return Err(Failure::new(*text));
     }
+    Ok(())
+}
+
+fn host_config(
+    args: &CreateArgs,
+    network_mode: String,
+    bindings: Map<String, Value>,
+    binds: Vec<String>,
+) -> Outcome<Value> {
+    let networks = &args.networks;
+    let size = |value: &Option<String>, flag: &str| {
+        value
+            .as_deref()
+            .map_or(Ok(0), |text| named(parse_size(text), text, flag))
+    };
+    check_modes(args)?;
     let (security, paths) = security(args)?;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let mut host = json!({

@@ -123,103 +123,96 @@ impl Networks {
             .map(|address| (address.is_ipv4(), address))
             .collect();
         let (name, endpoint_id) = (record.name.clone(), endpoint.endpoint_id.clone());
-        let failed = |text: String| {
+        let published = wishes
+            .iter()
+            .try_for_each(|wish| self.publish_port(record, wish, &network, default, &targets))
+            .and_then(|()| {
+                let written = self.firewall.publish(&record.ports);
+                written.map_err(|error| error.to_string())
+            });
+        published.map_err(|text| {
+            self.withdraw_ports(record);
             Error::internal(format!(
                 "driver failed programming external connectivity on endpoint {name} ({endpoint_id}): {text}"
             ))
+        })
+    }
+
+    /// Reserves the host's ports for one port of a container and adds what was reserved to the
+    /// record. `targets` are the container's addresses, by whether they are IPv4.
+    ///
+    /// # Errors
+    /// A text for people: the container lacks an address of that family, or the port is in use.
+    fn publish_port(
+        &self,
+        record: &mut Record,
+        wish: &PortWish,
+        network: &super::NetworkRecord,
+        default: IpAddr,
+        targets: &BTreeMap<bool, IpAddr>,
+    ) -> std::result::Result<(), String> {
+        let addresses = match wish.wanted.address {
+            None if default.is_unspecified() => {
+                every_address(targets.contains_key(&true), targets.contains_key(&false))
+            }
+            None => vec![default],
+            Some(address) => vec![address],
         };
-        for wish in wishes {
-            let addresses = match wish.wanted.address {
-                None if default.is_unspecified() => {
-                    every_address(targets.contains_key(&true), targets.contains_key(&false))
-                }
-                None => vec![default],
-                Some(address) => vec![address],
-            };
-            let addresses: Vec<IpAddr> = addresses
-                .into_iter()
-                .filter(|address| targets.contains_key(&address.is_ipv4()))
-                .collect();
-            if addresses.is_empty() {
-                let family = if wish.wanted.address.is_some_and(|address| address.is_ipv6()) {
-                    "IPv6"
-                } else {
-                    "IPv4"
-                };
-                self.withdraw_ports(record);
-                return Err(failed(format!(
-                    "the container has no {family} address in network {}",
-                    network.name
-                )));
-            }
-            let to = |address: &IpAddr| SocketAddr::new(targets[&address.is_ipv4()], wish.port);
-            let (direct, addresses): (Vec<IpAddr>, Vec<IpAddr>) = addresses
-                .into_iter()
-                .partition(|address| network.is_routed(address.is_ipv4()));
-            for address in direct {
-                if !address.is_unspecified() || wish.wanted.ports != (0, 0) {
-                    tracing::info!(
-                        container = name,
-                        "{address}: its network is routed: no address or port of the host's leads to port {}",
-                        wish.port
-                    );
-                }
-                let host = SocketAddr::new(
-                    if address.is_ipv4() {
-                        Ipv4Addr::UNSPECIFIED.into()
-                    } else {
-                        Ipv6Addr::UNSPECIFIED.into()
-                    },
-                    0,
+        let reachable = |address: &IpAddr| targets.contains_key(&address.is_ipv4());
+        let addresses: Vec<IpAddr> = addresses.into_iter().filter(reachable).collect();
+        if addresses.is_empty() {
+            let is_ipv6 = wish.wanted.address.is_some_and(|address| address.is_ipv6());
+            return Err(format!(
+                "the container has no {} address in network {}",
+                if is_ipv6 { "IPv6" } else { "IPv4" },
+                network.name
+            ));
+        }
+        let publication = |address: IpAddr, host_port: u16| Publication {
+            protocol: wish.wanted.protocol,
+            host: SocketAddr::new(address, host_port),
+            to: SocketAddr::new(targets[&address.is_ipv4()], wish.port),
+        };
+        let (direct, addresses): (Vec<IpAddr>, Vec<IpAddr>) = addresses
+            .into_iter()
+            .partition(|address| network.is_routed(address.is_ipv4()));
+        for address in direct {
+            if !address.is_unspecified() || wish.wanted.ports != (0, 0) {
+                tracing::info!(
+                    container = record.name,
+                    "{address}: its network is routed: no address or port of the host's leads to port {}",
+                    wish.port
                 );
-                let publication = Publication {
-                    protocol: wish.wanted.protocol,
-                    host,
-                    to: to(&address),
-                };
-                if !record.ports.contains(&publication) {
-                    record.ports.push(publication);
-                }
             }
-            if addresses.is_empty() {
-                continue;
-            }
-            if addresses.contains(&Ipv6Addr::LOCALHOST.into()) {
-                const FILTERED: &str = "::1 leads to no container while the host filters bridged packets \
-                                        (net.bridge.bridge-nf-call-ip6tables is 1); 127.0.0.1 does";
-                let led = self
-                    .firewall
-                    .lead_loopback6()
-                    .map_err(|error| error.to_string());
-                if let Err(text) = led.and_then(|led| {
-                    if led {
-                        Ok(())
-                    } else {
-                        Err(FILTERED.to_owned())
-                    }
-                }) {
-                    self.withdraw_ports(record);
-                    return Err(failed(text));
-                }
-            }
-            match self.ports.take(&owner_of(record), wish.wanted, &addresses) {
-                Ok(port) => record
-                    .ports
-                    .extend(addresses.iter().map(|address| Publication {
-                        protocol: wish.wanted.protocol,
-                        host: SocketAddr::new(*address, port),
-                        to: to(address),
-                    })),
-                Err(error) => {
-                    self.withdraw_ports(record);
-                    return Err(failed(error.to_string()));
-                }
+            let unspecified = match address {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let publication = publication(unspecified, 0);
+            if !record.ports.contains(&publication) {
+                record.ports.push(publication);
             }
         }
-        if let Err(error) = self.firewall.publish(&record.ports) {
-            self.withdraw_ports(record);
-            return Err(failed(error.to_string()));
+        if addresses.is_empty() {
+            return Ok(());
         }
+        if addresses.contains(&Ipv6Addr::LOCALHOST.into()) {
+            let led = self.firewall.lead_loopback6();
+            if !led.map_err(|error| error.to_string())? {
+                return Err(
+                    "::1 leads to no container while the host filters bridged packets \
+                            (net.bridge.bridge-nf-call-ip6tables is 1); 127.0.0.1 does"
+                        .to_owned(),
+                );
+            }
+        }
+        let taken = self.ports.take(&owner_of(record), wish.wanted, &addresses);
+        let port = taken.map_err(|error| error.to_string())?;
+        record.ports.extend(
+            addresses
+                .into_iter()
+                .map(|address| publication(address, port)),
+        );
         Ok(())
     }
 

@@ -101,6 +101,54 @@ pub(crate) enum Asks {
     Engine,
 }
 
+/// Where the name servers of a container come from.
+enum Source {
+    Host,
+    /// systemd-resolved, which has the host ask at 127.0.0.53.
+    Resolved,
+    /// Docker's defaults: the host names no server that a container can reach.
+    Defaults,
+}
+
+/// Selects the name servers that a container can ask by itself: none on the host's loopback, and
+/// IPv6 ones only if it has IPv6.
+fn reachable_servers(
+    servers: &[NameServer],
+    resolved: impl FnOnce() -> Vec<NameServer>,
+    ipv6: bool,
+) -> (Vec<String>, Source) {
+    const DEFAULTS: [&str; 4] = [
+        "8.8.8.8",
+        "8.8.4.4",
+        "2001:4860:4860::8888",
+        "2001:4860:4860::8844",
+    ];
+    let reachable = |servers: &[NameServer]| -> Vec<String> {
+        let is_reachable = |server: &&NameServer| {
+            !server.address.is_loopback()
+                && server.zone.is_empty()
+                && (ipv6 || server.address.is_ipv4())
+        };
+        servers
+            .iter()
+            .filter(is_reachable)
+            .map(ToString::to_string)
+            .collect()
+    };
+    let (found, source) = if servers.iter().all(|server| server.address.is_loopback()) {
+        (reachable(&resolved()), Source::Resolved)
+    } else {
+        (reachable(servers), Source::Host)
+    };
+    if !found.is_empty() {
+        return (found, source);
+    }
+    let defaults = DEFAULTS
+        .into_iter()
+        .filter(|address| ipv6 || !address.contains(':'));
+    (defaults.map(str::to_owned).collect(), Source::Defaults)
+}
+
 /// The file of a container. `resolved` finds the servers behind systemd-resolved.
 pub(crate) fn generate(
     host: ResolvConf,
@@ -149,47 +197,13 @@ pub(crate) fn generate(
         (_, Some(given)) => given,
         (Asks::AsHost, None) => host.servers.iter().map(ToString::to_string).collect(),
         (Asks::Directly { ipv6 }, None) => {
-            let reachable = |servers: &[NameServer]| -> Vec<String> {
-                let is_reachable = |server: &&NameServer| {
-                    !server.address.is_loopback()
-                        && server.zone.is_empty()
-                        && (ipv6 || server.address.is_ipv4())
-                };
-                servers
-                    .iter()
-                    .filter(is_reachable)
-                    .map(ToString::to_string)
-                    .collect()
-            };
-            let all_local = host
-                .servers
-                .iter()
-                .all(|server| server.address.is_loopback());
-            let mut found = reachable(&host.servers);
-            if all_local {
-                found = reachable(&resolved());
-                if !found.is_empty() {
-                    path = "/run/systemd/resolve/resolv.conf";
-                }
+            let (servers, source) = reachable_servers(&host.servers, resolved, ipv6);
+            match source {
+                Source::Host => {}
+                Source::Resolved => path = "/run/systemd/resolve/resolv.conf",
+                Source::Defaults => notes += "# Used default nameservers.\n",
             }
-            match found {
-                // As Docker does: somebody has to answer.
-                found if found.is_empty() => {
-                    notes += "# Used default nameservers.\n";
-                    let defaults: &[&str] = &[
-                        "8.8.8.8",
-                        "8.8.4.4",
-                        "2001:4860:4860::8888",
-                        "2001:4860:4860::8844",
-                    ];
-                    defaults
-                        .iter()
-                        .filter(|address| ipv6 || !address.contains(':'))
-                        .map(|&address| address.to_owned())
-                        .collect()
-                }
-                found => found,
-            }
+            servers
         }
     };
     if !host.invalid.is_empty() {
