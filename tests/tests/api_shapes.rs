@@ -5,6 +5,10 @@
     clippy::unwrap_used,
     reason = "a panic with its place is all the error handling that a test needs"
 )]
+#![allow(
+    clippy::too_many_lines,
+    reason = "a case is one story, read from top to bottom"
+)]
 
 use serde_json::{Value, json};
 use whelk_tests::{Engine, Program, tar};
