@@ -543,10 +543,17 @@ fn many_names_of_one_large_configuration_cost_it_once() {
                 .finish(),
         ),
     );
+    let whole = Tar::new()
+        .file("c", crate::config(&layer, ""))
+        .file("l", &layer);
+    let whole = whole.file(
+        "manifest.json",
+        json!([{"Config": "c", "Layers": ["l"]}]).to_string(),
+    );
     refused(
         &engine,
         "a long name",
-        &Tar::new()
+        &whole
             .pax(&[("path", &"n".repeat(3000))])
             .file("n", "")
             .finish(),

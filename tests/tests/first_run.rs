@@ -252,13 +252,70 @@ fn systemds_units_are_valid() {
 #[test]
 fn setup_brings_the_docker_cli_with_its_plugins() {
     let engine = Engine::without_images(&[]);
-    for (args, text) in [
-        (&["--version"][..], "Docker version 2"),
-        (&["compose", "version"], "Docker Compose version"),
-        (&["buildx", "version"], "buildx"),
+    for (args, text, least) in [
+        (&["--version"][..], "Docker version ", 28),
+        (&["compose", "version"], "Docker Compose version ", 2),
+        (&["buildx", "version"], "github.com/docker/buildx ", 0),
     ] {
         let told = engine.docker(args).ok();
-        assert!(told.contains(text), "{args:?}: {told}");
+        let version = told.strip_prefix(text).map(|rest| {
+            rest.trim_start_matches('v')
+                .split(['.', '-'])
+                .next()
+                .unwrap_or_default()
+        });
+        assert!(
+            version
+                .and_then(|number| number.parse::<u32>().ok())
+                .is_some_and(|number| number >= least),
+            "{args:?}: {told}"
+        );
+    }
+}
+
+#[test]
+fn what_the_demo_runs_on_a_terminal_prints_nothing_else() {
+    let engine = Engine::start();
+    engine
+        .whelk(&[
+            "run",
+            "-d",
+            "--name",
+            "up",
+            "--network",
+            "none",
+            "busybox",
+            "sleep",
+            "600",
+        ])
+        .ok();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .join("scripts/demo");
+    // What the character met depended on how fast the program was.
+    for program in [Program::Docker, Program::Whelk].repeat(4) {
+        let mut command = Command::new("bash");
+        command
+            .args([
+                "-c",
+                r#"eval "$(grep '^on_terminal() ' "$0")"; on_terminal "$@""#,
+            ])
+            .arg(&demo)
+            .arg(program.path());
+        command.args(["exec", "-it", "up", "sh", "-c", "tty && echo said"]);
+        let host = format!("unix://{}", engine.socket().display());
+        // As by a script without input, whose end must not become a character.
+        let output = command
+            .env("DOCKER_HOST", host)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "/dev/pts/0\r\nsaid\r\n",
+            "{program:?}: {output:?}"
+        );
     }
 }
 
@@ -272,6 +329,35 @@ fn an_engine_that_just_ended_can_be_taken_off_the_host_at_once() {
         assert!(output.status.success(), "{output:?}");
         engine.restart();
     }
+    // The shims that it kept ready notice late that it is gone.
+    let mark = format!("/{}/shims", engine.name());
+    let shims = eventually("ready shims", || {
+        let numbers = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let own = numbers.filter(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|groups| groups.contains(&mark))
+        });
+        Some(own.filter_map(Pid::from_raw).collect::<Vec<_>>()).filter(|shims| shims.len() >= 2)
+    });
+    let all = |signal| {
+        for pid in &shims {
+            let _ = kill_process(*pid, signal);
+        }
+    };
+    all(Signal::STOP);
+    engine.kill9();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(500));
+            all(Signal::CONT);
+        });
+        engine.uninstall()
+    });
+    assert!(output.status.success(), "{output:?}");
+    engine.restart();
     engine
         .docker(&["run", "-d", "--network", "none", "busybox", "sleep", "600"])
         .ok();

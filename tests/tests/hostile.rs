@@ -7,7 +7,7 @@
 )]
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -338,42 +338,52 @@ fn a_link_swapped_under_a_mount_point_leads_nowhere() {
 #[test]
 fn a_link_in_place_of_a_device_is_not_followed() {
     // Another container swaps a device in a shared volume for a link as soon as it is made.
+    const DEVICES: usize = 100;
     let engine = Engine::start();
     let victim = Victim::new(&engine);
-    let (shared, secret) = (engine.scratch("shared"), victim.dir.join("secret"));
+    let (shared, links, secret) = (
+        engine.scratch("shared"),
+        engine.scratch("links"),
+        victim.dir.join("secret"),
+    );
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _stop = Stop(&over);
-        scope.spawn(|| {
-            let (device, link) = (shared.join("device"), shared.join("link"));
-            while !over.load(Ordering::Relaxed) {
-                if fs::symlink_metadata(&device)
-                    .is_ok_and(|metadata| metadata.file_type().is_char_device())
+    let names: Vec<String> = (0..DEVICES).map(|number| format!("d{number}")).collect();
+    let volume = format!("{}:/s", shared.display());
+    let flags: Vec<String> = names
+        .iter()
+        .map(|name| format!("--device=/dev/zero:/s/{name}"))
+        .collect();
+    let run = [
+        &["run", "--rm", "--network", "none", "-v", &volume][..],
+        &flags.iter().map(String::as_str).collect::<Vec<_>>(),
+    ]
+    .concat();
+    for _ in 0..15 {
+        names
+            .iter()
+            .for_each(|name| symlink(&secret, links.join(name)).unwrap());
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _stop = Stop(&over);
+            scope.spawn(|| {
+                // They are made one after the other. What has to be done in between is as little as
+                // can be.
+                for (device, link) in names
+                    .iter()
+                    .map(|name| (shared.join(name), links.join(name)))
                 {
-                    let _ = symlink(&secret, &link);
+                    while fs::symlink_metadata(&device).is_err() && !over.load(Ordering::Relaxed) {}
                     let _ = fs::rename(&link, &device);
                 }
-            }
+            });
+            let _ = engine.whelk(&[&run[..], &["busybox", "true"]].concat());
         });
-        for _ in 0..30 {
-            let volume = format!("{}:/s", shared.display());
-            let _ = engine.whelk(&[
-                "run",
-                "--rm",
-                "--network",
-                "none",
-                "-v",
-                &volume,
-                "--device",
-                "/dev/zero:/s/device",
-                "busybox",
-                "true",
-            ]);
-            assert_eq!(fs::metadata(&secret).unwrap().mode() & 0o777, 0o600);
-            let _ = fs::remove_file(shared.join("device"));
+        assert_eq!(fs::metadata(&secret).unwrap().mode() & 0o777, 0o600);
+        for name in &names {
+            let _ = fs::remove_file(shared.join(name));
+            let _ = fs::remove_file(links.join(name));
         }
-    });
+    }
 }
 
 #[test]
