@@ -55,6 +55,9 @@ impl<'e> Disk<'e> {
 
     /// What the disk has at this moment is all that is left after the machine was switched off.
     fn lose_power(&self) {
+        // Shows that the disk does lose what nobody has written out.
+        let unsynced = self.engine.root().join("unsynced");
+        fs::write(&unsynced, "unsynced").unwrap();
         let left = self.image.with_extension("left");
         shell(&format!(
             "cp --sparse=always {} {}",
@@ -66,6 +69,8 @@ impl<'e> Disk<'e> {
         unmount(self.engine.root(), UnmountFlags::DETACH).unwrap();
         fs::rename(left, &self.image).unwrap();
         self.mount();
+        assert!(fs::read(&unsynced).is_ok_and(|content| content.is_empty()) || !unsynced.exists());
+        let _ = fs::remove_file(&unsynced);
         // What lives as long as the machine.
         fs::remove_dir_all(self.engine.run()).unwrap();
         self.engine.restart();
@@ -190,6 +195,27 @@ fn what_was_answered_survives_a_loss_of_power() {
             ("exited", 404)
         );
         assert_eq!(engine.api("GET", "/volumes/data", None).0, 404);
+        // What an image has at a volume's place is in the volume; and a removed container leaves
+        // nothing behind.
+        let mounts = json!([{"Type": "volume", "Source": "copied", "Target": "/bin"}]);
+        let body = json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none", "Mounts": mounts}});
+        engine.create("copies", &body);
+        assert_eq!(engine.api("DELETE", "/containers/renamed", None).0, 204);
+        disk.lose_power();
+        let copied = engine.root().join("volumes/copied/_data/busybox");
+        assert!(
+            fs::metadata(&copied).is_ok_and(|found| found.len() > 100_000),
+            "{copied:?}"
+        );
+        assert_eq!(engine.state("renamed"), "");
+        let aside = engine.root().join("lost+found/containers");
+        assert!(
+            !aside.exists()
+                && fs::read_dir(engine.root().join("containers"))
+                    .unwrap()
+                    .count()
+                    == 1
+        );
     }));
     disk.remove();
     if let Err(panic) = outcome {

@@ -164,7 +164,7 @@ impl Shims {
                 .pop_front();
             self.refill.notify_one();
             let Some(mut socket) = ready else { break };
-            if is_open(&socket) && send(&mut socket, message, descriptors).await.is_ok() {
+            if !has_left(&socket) && send(&mut socket, message, descriptors).await.is_ok() {
                 return Ok(socket);
             }
             tracing::warn!("a shim that was ready is gone");
@@ -185,20 +185,18 @@ impl Shims {
     }
 }
 
-/// Whether the process at the other end of a socket is there, which has sent nothing yet.
-fn is_open(socket: &UnixStream) -> bool {
+/// Returns whether the peer of a connected socket has closed it.
+pub(crate) fn has_left(socket: impl AsFd) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut asked = [PollFd::new(socket, PollFlags::IN)];
-    matches!(
-        poll(
-            &mut asked,
-            Some(&Timespec {
-                tv_sec: 0,
-                tv_nsec: 0
-            })
-        ),
-        Ok(0)
+    let mut asked = [PollFd::new(&socket, PollFlags::empty())];
+    poll(
+        &mut asked,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
     )
+    .is_ok_and(|count| count > 0)
 }
 
 /// Waits until something is to be made ahead: a while after something was taken, because nothing

@@ -1,6 +1,6 @@
 //! What an image has at a path, copied to where a volume's content will be.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -10,7 +10,7 @@ use crate::error::{Result, io};
 
 /// Copies what `layers` (the topmost first) have in the directory `path` into the directory
 /// `target`, if that is empty. It also gets the owner, the mode and the times of the image's
-/// directory.
+/// directory. Returns whether that was done. With `lasting` the content is on disk then.
 ///
 /// With `replaced`, the path of `target`, the content appears as a whole or not at all, whatever
 /// happens meanwhile; then nobody may be using the directory, for another takes its place.
@@ -20,11 +20,12 @@ pub fn copy_up(
     path: &str,
     target: impl AsFd,
     replaced: Option<&Path>,
-) -> Result<()> {
+    lasting: bool,
+) -> Result<bool> {
     let step = |step: &'static str| move |error: rustix::io::Errno| io(step)(error.into());
     let layers = crate::store::distinct(layers.iter().cloned());
     if layers.is_empty() || !copy::is_empty(&target).map_err(step("look into the volume"))? {
-        return Ok(());
+        return Ok(false);
     }
     let root = whelk_sys::overlay::read_only(&layers).map_err(step("mount the image's layers"))?;
     // No directory there, no content. Links lead around inside the image only.
@@ -34,18 +35,25 @@ pub fn copy_up(
         OFlags::RDONLY | OFlags::DIRECTORY,
         Mode::empty(),
     ) else {
-        return Ok(());
+        return Ok(false);
+    };
+    let fill = |target: BorrowedFd<'_>| {
+        copy::tree(&source, target, copy::Source::Layers).map_err(step("copy"))?;
+        copy::directory_attributes(&source, target).map_err(step("copy attributes"))?;
+        if lasting {
+            rustix::fs::syncfs(target).map_err(step("sync"))
+        } else {
+            Ok(())
+        }
     };
     let Some(replaced) = replaced else {
-        copy::tree(&source, &target, copy::Source::Layers).map_err(step("copy"))?;
-        return copy::directory_attributes(&source, &target).map_err(step("copy attributes"));
+        return fill(target.as_fd()).map(|()| true);
     };
     let staging = replaced.with_extension("new");
     fs::remove_tree(&staging)?;
     fs::create_dir(&staging, 0o700)?;
-    let copied = fs::open(&staging)?;
-    copy::tree(&source, &copied, copy::Source::Layers).map_err(step("copy"))?;
-    copy::directory_attributes(&source, &copied).map_err(step("copy attributes"))?;
+    fill(fs::open(&staging)?.as_fd())?;
     // Takes the place of an empty directory only.
-    Ok(fs::rename(&staging, replaced)?)
+    fs::rename(&staging, replaced)?;
+    Ok(true)
 }

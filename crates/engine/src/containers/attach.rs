@@ -10,7 +10,7 @@ use super::Containers;
 use super::stop::expect_done;
 use crate::error::{Error, Result};
 use crate::model::Status;
-use crate::shims::ask;
+use crate::shims::{ask, has_left};
 
 #[derive(Clone, Debug, Default)]
 pub struct AttachRequest {
@@ -30,20 +30,6 @@ pub struct Attached {
 
 /// As many clients as can be handed to a shim together with everything else.
 const MOST_WAITING: usize = 40;
-
-/// Whether the client at the other end of a connection is gone.
-pub(super) fn has_left(stream: &OwnedFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut asked = [PollFd::new(stream, PollFlags::empty())];
-    poll(
-        &mut asked,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    )
-    .is_ok_and(|count| count > 0)
-}
 
 impl Containers {
     /// Attaches to a container that runs, or that will be started: then the connection waits for

@@ -103,8 +103,8 @@ struct Index {
 pub struct Container {
     pub id: String,
     record: Mutex<Record>,
-    /// Held while the record is written, so that an older state never replaces a newer one in the
-    /// store.
+    /// Held from the copy of the record until the store has it, so that an older copy never
+    /// replaces a newer one.
     saving: Mutex<()>,
     operation: tokio::sync::Mutex<()>,
     /// Held while its places in networks change, which its end does as well.
@@ -296,17 +296,13 @@ impl Containers {
     /// # Errors
     /// [`Error::Conflict`] if the container has ended meanwhile.
     async fn ask(&self, container: &Container, request: &Request) -> Result<Reply> {
-        // Its shim may be going at this very moment, and the news of the end be on their way.
-        const ON_THEIR_WAY: Duration = Duration::from_secs(2);
         match ask(&self.instance, &container.id, request).await {
             Ok((reply, _)) => Ok(reply),
-            Err(error) => match tokio::time::timeout(ON_THEIR_WAY, container.shim_gone()).await {
-                Ok(()) => Err(Error::conflict(format!(
-                    "container {} is not running",
-                    container.id
-                ))),
-                Err(_) => Err(error),
-            },
+            Err(_) if container.is_ending().await => Err(Error::conflict(format!(
+                "container {} is not running",
+                container.id
+            ))),
+            Err(error) => Err(error),
         }
     }
 
@@ -358,13 +354,13 @@ impl Container {
         })
     }
 
-    fn saving(&self) -> MutexGuard<'_, ()> {
-        self.saving.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The record as it is now. Hold it for moments only, and never across an `await`.
     pub fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn saving(&self) -> MutexGuard<'_, ()> {
+        self.saving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn networking(&self) -> MutexGuard<'_, ()> {
@@ -466,6 +462,15 @@ impl Container {
         let mut progress = self.progress.subscribe();
         let exits = progress.borrow_and_update().exits;
         End { progress, exits }
+    }
+
+    /// Returns whether the shim, which does not answer, ends just now: the engine may not have seen
+    /// that yet.
+    async fn is_ending(&self) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        tokio::time::timeout(PATIENCE, self.shim_gone())
+            .await
+            .is_ok()
     }
 
     /// Waits until the shim of the last run has ended: only then may the next one use its directory

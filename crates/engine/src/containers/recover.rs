@@ -41,6 +41,7 @@ impl Containers {
         }
         match self.clear_unknown() {
             Ok(()) => self.store.note_boot()?,
+            // Done at the next start, which must not take it for records that the store has lost.
             Err(error) => tracing::warn!("clear away what no container has: {error}"),
         }
         let store = self.images.store().clone();

@@ -84,6 +84,16 @@ impl Containers {
             .images
             .store()
             .trash_as(&self.instance.container_dir(id), id);
+        if lasting && let Ok(Some(trashed)) = &trashed {
+            // On disk no later than the record's deletion: a directory that came back would have no
+            // record.
+            self.store.keep(
+                [self.instance.container_dir(id).as_path(), trashed]
+                    .iter()
+                    .filter_map(|path| path.parent())
+                    .map(Path::to_owned),
+            );
+        }
         let removed = match &trashed {
             Ok(trashed) => self
                 .store
@@ -96,16 +106,6 @@ impl Containers {
             tracing::error!(container = id, "remove: {error}");
             container.record().state.status = Status::Dead;
             return Err(error);
-        }
-        if lasting
-            && let Some(trash) = trashed
-                .as_ref()
-                .ok()
-                .and_then(Option::as_deref)
-                .and_then(Path::parent)
-        {
-            // Or a loss of power would bring the files back without a record.
-            self.store.keep([trash.to_owned()]);
         }
         self.forget(container);
         let mounts = std::mem::take(&mut container.record().mounts);

@@ -12,7 +12,6 @@ use whelk_runtime::{Overlay, Rootfs};
 use whelk_shim::protocol::{Attach, Launch};
 use whelk_sys::fs;
 
-use super::attach::has_left;
 use super::donors::Shared;
 use super::{Container, Containers, files, monitor};
 use crate::error::{Error, Result};
@@ -20,7 +19,7 @@ use crate::logging;
 use crate::model::{HostConfig, Record, Status};
 use crate::networks::NetworkRecord;
 use crate::security::{Options, Seccomp};
-use crate::shims::LaunchError;
+use crate::shims::{LaunchError, has_left};
 use crate::spec::{self, Surroundings};
 
 /// What clients of Docker expect in front of a runtime's words; its CLI reads exit codes out of

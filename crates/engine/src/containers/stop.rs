@@ -162,13 +162,8 @@ impl Containers {
                 return Ok(());
             }
             Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => return Ok(()),
-            // Its shim may be going at this very moment, and the news of the end be on their way.
             Err(error) => {
-                const ON_THEIR_WAY: Duration = Duration::from_secs(2);
-                if tokio::time::timeout(ON_THEIR_WAY, container.shim_gone())
-                    .await
-                    .is_ok()
-                {
+                if container.is_ending().await {
                     return Ok(());
                 }
                 if signal != signals::KILL {

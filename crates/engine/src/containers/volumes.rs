@@ -216,6 +216,7 @@ impl Containers {
 
     /// Gives empty volumes what the image has at their place.
     pub(super) async fn fill_volumes(self: &Arc<Self>, record: &Record) -> Result<()> {
+        let auto_remove = record.host.auto_remove;
         let fills: Vec<(VolumeUse, String)> = record
             .mounts
             .iter()
@@ -236,9 +237,10 @@ impl Containers {
         tokio::task::spawn_blocking(move || {
             let layers = containers.root_layers(&image, &directory)?;
             fills.iter().try_for_each(|(volume, target)| {
+                let lasting = !(volume.anonymous && auto_remove);
                 containers
                     .volumes
-                    .fill(&volume.name, &volume.subpath, &layers, target)
+                    .fill(&volume.name, &volume.subpath, &layers, target, lasting)
             })
         })
         .await

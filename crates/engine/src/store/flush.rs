@@ -9,10 +9,12 @@
 //! Containers that are removed at their end do not ask for it: neither they nor their data are
 //! there after a loss of power.
 
+use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use whelk_sys::fs;
@@ -28,11 +30,11 @@ pub(super) struct Flushes {
     wanted: AtomicU64,
     done: AtomicU64,
     /// Files and directories that must be on disk with the next commits.
-    files: Mutex<Vec<PathBuf>>,
+    files: Mutex<BTreeSet<PathBuf>>,
     /// Held while something is flushed.
     turn: tokio::sync::Mutex<()>,
-    /// Why the log could not be written. The kernel says so once, and what was lost then stays
-    /// lost: nothing is acknowledged from then on.
+    /// Why the log, or a file, could not be written. The kernel says so once, and what was lost
+    /// then stays lost: nothing is acknowledged from then on.
     failed: OnceLock<String>,
     /// Something was committed for which nobody may be waiting.
     changed: tokio::sync::Notify,
@@ -41,7 +43,7 @@ pub(super) struct Flushes {
 impl Flushes {
     pub(super) fn new(root: &Path, log: &Path) -> Result<Self> {
         // The log's name in its directory is as new as the log.
-        sync(root).map_err(SyncError::cause)?;
+        sync(root)?;
         Ok(Self {
             log: fs::open(log)?,
             wanted: AtomicU64::default(),
@@ -53,8 +55,48 @@ impl Flushes {
         })
     }
 
-    fn files(&self) -> Vec<PathBuf> {
-        std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner))
+    fn files(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the files and then the log out.
+    ///
+    /// # Errors
+    /// A file cannot be opened, which is tried again with the next flush; or the disk's error,
+    /// which stays in `failed`.
+    fn write_out(&self) -> Result<()> {
+        loop {
+            // In a statement of its own: the lock must not be held while writing.
+            let next = self.files().pop_first();
+            let Some(path) = next else { break };
+            match fs::open(&path) {
+                Ok(file) => file
+                    .sync_all()
+                    .map_err(fs::at("fsync", &path))
+                    .map_err(|error| self.fail(&error.into()))?,
+                // One that is gone by now was not needed.
+                Err(error)
+                    if error.is_not_found() || error.source.kind() == ErrorKind::NotADirectory => {}
+                Err(error) => {
+                    self.files().insert(path);
+                    return Err(Error::internal(format!(
+                        "the engine's store could not be written to disk yet: {error}"
+                    )));
+                }
+            }
+        }
+        self.log
+            .sync_data()
+            .map_err(fs::at("fdatasync", super::LOG))
+            .map_err(|error| self.fail(&error.into()))
+    }
+
+    fn fail(&self, error: &Error) -> Error {
+        let text = format!(
+            "the engine's store could not be written to disk: {error}; start the engine anew when the disk is well"
+        );
+        tracing::error!("{text}");
+        Error::internal(self.failed.get_or_init(|| text).clone())
     }
 }
 
@@ -77,11 +119,7 @@ impl Store {
     /// Has what was committed until now, and these files and directories, be on disk before the
     /// next answer.
     pub fn keep(&self, files: impl IntoIterator<Item = PathBuf>) {
-        self.flushes
-            .files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(files);
+        self.flushes.files().extend(files);
         self.committed(true);
     }
 
@@ -114,6 +152,9 @@ impl Store {
             tokio::time::sleep(QUIET).await;
             if let Err(error) = self.flush_all().await {
                 tracing::error!("{error}");
+                if self.flushes.failed.get().is_none() {
+                    self.flushes.changed.notify_one();
+                }
             }
         }
     }
@@ -136,36 +177,13 @@ impl Store {
 
     /// Writes the log out, and then copies of what it says: those that are due, or all. The turn is
     /// held.
-    fn flush(&self, all: bool) -> Result<()> {
+    pub(super) fn flush(&self, all: bool) -> Result<()> {
         let wanted = self.flushes.wanted.load(Ordering::Acquire);
         if !self.is_flushed(wanted)? {
             whelk_sys::step();
-            let files = self.flushes.files();
-            let written = files.iter().try_for_each(|path| sync(path)).and_then(|()| {
-                self.flushes
-                    .log
-                    .sync_data()
-                    .map_err(|error| SyncError::Sync(fs::at("fdatasync", super::LOG)(error)))
-            });
+            let written = self.flushes.write_out();
             whelk_sys::step();
-            if let Err(SyncError::Open(error)) = written {
-                // No descriptor may be left, for example: whoever waits next tries it again.
-                self.flushes
-                    .files
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .extend(files);
-                return Err(error.into());
-            }
-            if let Err(SyncError::Sync(error)) = written {
-                let text = format!(
-                    "the engine's store could not be written to disk: {error}; start the engine anew when the disk is well"
-                );
-                tracing::error!("{text}");
-                return Err(Error::internal(
-                    self.flushes.failed.get_or_init(|| text).clone(),
-                ));
-            }
+            written?;
             self.flushes.done.fetch_max(wanted, Ordering::AcqRel);
         }
         self.write_copies(all);
@@ -173,32 +191,7 @@ impl Store {
     }
 }
 
-/// Why a file is not on disk.
-enum SyncError {
-    /// It could not be opened. Nothing is known about what was written.
-    Open(fs::PathError),
-    /// The kernel could not write it, and says so only once.
-    Sync(fs::PathError),
-}
-
-impl SyncError {
-    fn cause(self) -> fs::PathError {
-        match self {
-            Self::Open(error) | Self::Sync(error) => error,
-        }
-    }
-}
-
-/// Writes a file or directory out. One that is gone by now was not needed.
-fn sync(path: &Path) -> std::result::Result<(), SyncError> {
-    let file = match fs::open(path) {
-        Err(error)
-            if error.is_not_found() || error.source.kind() == std::io::ErrorKind::NotADirectory =>
-        {
-            return Ok(());
-        }
-        file => file.map_err(SyncError::Open)?,
-    };
-    file.sync_all()
-        .map_err(|error| SyncError::Sync(fs::at("fsync", path)(error)))
+/// Writes a file or directory out.
+pub(super) fn sync(path: &Path) -> Result<()> {
+    Ok(fs::open(path)?.sync_all().map_err(fs::at("fsync", path))?)
 }

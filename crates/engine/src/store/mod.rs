@@ -206,7 +206,7 @@ impl Store {
     }
 
     pub fn containers(&self) -> Result<Vec<Record>> {
-        self.all("SELECT record FROM containers")
+        self.all("containers", "id")
     }
 
     pub fn put_network(&self, record: &NetworkRecord) -> Result<()> {
@@ -226,7 +226,7 @@ impl Store {
     }
 
     pub fn networks(&self) -> Result<Vec<NetworkRecord>> {
-        self.all("SELECT record FROM networks")
+        self.all("networks", "id")
     }
 
     /// Saves a volume's record. It survives a loss of power once something is flushed that is
@@ -257,7 +257,7 @@ impl Store {
     }
 
     pub fn volumes(&self) -> Result<Vec<VolumeRecord>> {
-        self.all("SELECT record FROM volumes")
+        self.all("volumes", "name")
     }
 
     /// Adds or replaces an image and gives it names, taking them from others that had them.
@@ -295,7 +295,7 @@ impl Store {
     }
 
     pub fn images<T: DeserializeOwned>(&self) -> Result<Vec<T>> {
-        self.all("SELECT record FROM images")
+        self.all("images", "id")
     }
 
     /// Every name with the image it stands for.
@@ -327,19 +327,22 @@ impl Store {
 
     /// # Errors
     /// A record that cannot be read: whatever it was about must not be taken for nobody's.
-    fn all<T: DeserializeOwned>(&self, query: &str) -> Result<Vec<T>> {
+    fn all<T: DeserializeOwned>(&self, table: &str, key: &str) -> Result<Vec<T>> {
         let connection = self.connection();
-        let mut statement = connection.prepare_cached(query)?;
-        let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+        let mut statement =
+            connection.prepare_cached(&format!("SELECT {key}, record FROM {table}"))?;
+        let rows = statement.query_map([], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?;
         let mut records = Vec::new();
         for row in rows {
-            let text = row?;
+            let (id, text) = row?;
             let record = serde_json::from_str(&text);
-            // Its text stays out of the log: records have environments, and these passwords.
+            // Without its text, which may hold secrets.
             records.push(record.map_err(|error| {
                 damaged(
                     self.copies.root(),
-                    &format!("a record cannot be read by {query:?}: {error}"),
+                    &format!("record {id} of {table} cannot be read: {error}"),
                 )
             })?);
         }
@@ -435,6 +438,88 @@ mod tests {
             .unwrap();
         let error = Store::open(&root).unwrap_err();
         assert!(error.to_string().contains("newer"), "{error}");
+        fs::remove_tree(&root).unwrap();
+    }
+
+    fn new_root(name: &str) -> PathBuf {
+        let root = std::env::temp_dir().join(format!("whelk-store-{name}-{}", std::process::id()));
+        drop(fs::remove_tree(&root));
+        fs::create_dir_all(&root, 0o700).unwrap();
+        root
+    }
+
+    #[test]
+    fn a_start_that_fails_does_not_record_the_boot() {
+        let root = new_root("boot");
+        drop(Store::open(&root).unwrap());
+        assert!(!Found::look(&root).unwrap().is_same_boot);
+        Store::open(&root).unwrap().note_boot().unwrap();
+        assert!(Found::look(&root).unwrap().is_same_boot);
+        fs::remove_tree(&root).unwrap();
+    }
+
+    #[test]
+    fn an_unfinished_repair_is_discarded_when_the_store_is_opened() {
+        let root = new_root("unfinished");
+        drop(Store::open(&root).unwrap());
+        for name in [
+            "store.db.new",
+            "store.db.unfinished",
+            "store.db.unfinished-journal",
+        ] {
+            fs::write(root.join(name), "old").unwrap();
+        }
+        drop(Store::open(&root).unwrap());
+        let left: Vec<_> = fs::list(&root)
+            .unwrap()
+            .iter()
+            .map(|entry| entry.file_name())
+            .collect();
+        assert!(
+            !left
+                .iter()
+                .any(|name| name.to_string_lossy().starts_with("store.db.")),
+            "{left:?}"
+        );
+        fs::remove_tree(&root).unwrap();
+    }
+
+    #[test]
+    fn an_unreadable_record_is_named_without_its_content() {
+        let root = new_root("unreadable");
+        let store = Store::open(&root).unwrap();
+        store
+            .connection()
+            .execute(
+                "INSERT INTO containers VALUES('one', 'one', '{\"password\": \"secret\"')",
+                [],
+            )
+            .unwrap();
+        let error = store.containers().unwrap_err().to_string();
+        assert!(
+            error.contains("record one of containers cannot be read") && !error.contains("secret"),
+            "{error}"
+        );
+        drop(store);
+        fs::remove_tree(&root).unwrap();
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_opened_is_synced_later() {
+        let root = new_root("retry");
+        let store = Store::open(&root).unwrap();
+        let (loops, file) = (root.join("loop"), root.join("file"));
+        std::os::unix::fs::symlink(&loops, &loops).unwrap();
+        fs::write(&file, "").unwrap();
+        store.keep([loops.clone(), file.join("below"), root.join("gone")]);
+        for _ in 0..2 {
+            let error = store.flush(false).unwrap_err().to_string();
+            assert!(error.contains("loop"), "{error}");
+        }
+        fs::remove_file(&loops).unwrap();
+        fs::write(&loops, "").unwrap();
+        store.flush(false).unwrap();
+        drop(store);
         fs::remove_tree(&root).unwrap();
     }
 }

@@ -16,6 +16,7 @@ use whelk_sys::fs;
 
 use super::check::{FILE, REBUILT, wrong_file};
 use super::copies::{REST, Rest};
+use super::flush::sync;
 use super::{described, encode, migrate};
 use crate::error::{Error, Result};
 use crate::events::now;
@@ -101,15 +102,6 @@ pub fn repair(root: &Path) -> Result<Repaired> {
     let aside = take_place(root)?;
     report.tell(format!("the old store's files are in {}", aside.display()));
     Ok(report)
-}
-
-/// Removes what a repair that was cut short has made: the store that is in place was found to be
-/// whole.
-pub(super) fn discard_unfinished(root: &Path) -> Result<()> {
-    for name in [UNFINISHED, NEW] {
-        fs::remove_if_there(root.join(name))?;
-    }
-    Ok(())
 }
 
 /// What the old store still says.
@@ -526,8 +518,17 @@ fn write(root: &Path, rebuilt: &Rebuilt) -> Result<()> {
     sync(root)
 }
 
-fn sync(path: &Path) -> Result<()> {
-    Ok(fs::open(path)?.sync_all().map_err(fs::at("fsync", path))?)
+/// Deletes what a repair that was cut short has left: the store was valid and is used, so that it
+/// is older than the store.
+pub(super) fn discard_unfinished(root: &Path) -> Result<()> {
+    for path in [
+        root.join(NEW),
+        root.join(UNFINISHED),
+        root.join(format!("{UNFINISHED}-journal")),
+    ] {
+        fs::remove_if_there(path)?;
+    }
+    Ok(())
 }
 
 /// Moves the old store aside and the new one to its place.

@@ -636,8 +636,16 @@ impl Volumes {
     /// that is empty: its first use gives it its content. A `subpath` that is missing is reported
     /// when the container starts.
     ///
-    /// `layers` are the image's, the topmost first. Blocks.
-    pub fn fill(&self, name: &str, subpath: &str, layers: &[PathBuf], path: &str) -> Result<()> {
+    /// `layers` are the image's, the topmost first. `lasting` content survives a loss of power
+    /// after the next answer. Blocks.
+    pub fn fill(
+        &self,
+        name: &str,
+        subpath: &str,
+        layers: &[PathBuf],
+        path: &str,
+        lasting: bool,
+    ) -> Result<()> {
         let gate = self.gate(name)?;
         let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
@@ -662,14 +670,18 @@ impl Volumes {
                     OFlags::RDONLY | OFlags::DIRECTORY,
                     Mode::empty(),
                 ) {
-                    Ok(target) => whelk_image::copy_up(layers, path, &target, replaced),
-                    Err(_) => Ok(()),
+                    Ok(target) => whelk_image::copy_up(layers, path, &target, replaced, lasting),
+                    Err(_) => Ok(false),
                 }
             });
         self.unmount_for(&record, &filler);
-        outcome.map_err(|error| {
+        let filled = outcome.map_err(|error| {
             Error::internal(format!("copy the image's {path} to volume {name}: {error}"))
-        })
+        })?;
+        if filled && lasting && replaced.is_some() {
+            self.keep(name);
+        }
+        Ok(())
     }
 
     /// # Errors
