@@ -632,6 +632,26 @@ fn update_changes_what_inspect_shows() {
 }
 
 #[test]
+fn containers_with_shared_names_can_be_updated() {
+    Engine::start().both(|cli| {
+        cli.up("donor", &[], &["sleep", "600"]);
+        cli.up(
+            "sharing",
+            &["--network", "container:donor"],
+            &["sleep", "600"],
+        );
+        cli.up("named", &["--uts", "host"], &["sleep", "600"]);
+        for name in ["sharing", "named"] {
+            assert_eq!(cli.run(&["update", "--cpus", "0.5", name]).ok(), name);
+            assert_eq!(
+                cli.engine().inspect(name)["HostConfig"]["NanoCpus"],
+                500_000_000
+            );
+        }
+    });
+}
+
+#[test]
 fn an_update_that_conflicts_is_refused_as_by_docker() {
     let engine = Engine::start();
     let update = |name: &str, change: serde_json::Value| {

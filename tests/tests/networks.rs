@@ -2222,3 +2222,19 @@ fn networks_with_link_local_subnets_and_small_packets_can_be_made() {
     let bits: u8 = subnet.rsplit('/').next().unwrap().parse().unwrap();
     assert!(bits <= 22, "{subnet}");
 }
+
+#[test]
+fn a_container_disconnected_from_none_is_no_member() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.up("alone", &["--network", "none"], &["sleep", "600"]);
+        let members = || {
+            engine.api("GET", "/networks/none", None).1["Containers"]
+                .as_object()
+                .map_or(0, serde_json::Map::len)
+        };
+        assert_eq!(members(), 1);
+        cli.run(&["network", "disconnect", "none", "alone"]).ok();
+        assert_eq!(members(), 0);
+    });
+}

@@ -13,6 +13,10 @@ use crate::{Error, Result};
 /// kernel takes 128 KiB as one argument or variable.
 pub const LONGEST_WORD: usize = 1 << 20;
 
+/// Patterns of one word may take this many steps of matching: the letters of each pattern times the
+/// bytes of its value.
+const MOST_STEPS: usize = 1 << 27;
+
 /// `${a:-${b:-…}}` may be nested this deep.
 const DEEPEST: usize = 64;
 
@@ -67,6 +71,8 @@ impl Lexer<'_> {
             letters: text.chars().collect(),
             at: 0,
             depth: 0,
+            expanded: 0,
+            steps: 0,
         };
         // A word can be as long as a line; nobody wants to read that in an error.
         const SHOWN: usize = 256;
@@ -82,6 +88,10 @@ struct Scan<'a> {
     letters: Vec<char>,
     at: usize,
     depth: usize,
+    /// Bytes of variables' values that were inserted so far, those of discarded operands included.
+    expanded: usize,
+    /// Steps that matching patterns has taken so far.
+    steps: usize,
 }
 
 /// What was read so far, as one text and as words.
@@ -151,7 +161,9 @@ impl Scan<'_> {
                 }
                 letter => output.plain(letter.encode_utf8(&mut [0; 4])),
             }
-            check_length(&output.text)?;
+            if output.text.len() > LONGEST_WORD {
+                return Err(too_long());
+            }
         }
         match stop {
             Some(stop) => Err(Error::new(format!(
@@ -189,10 +201,7 @@ impl Scan<'_> {
                     ));
                 }
                 Some('"') => return Ok(text),
-                Some('$') => {
-                    text += &self.variable()?;
-                    check_length(&text)?;
-                }
+                Some('$') => text += &self.variable()?,
                 Some(letter) if letter == self.lexer.escape => {
                     if raw {
                         text.push(letter);
@@ -216,15 +225,11 @@ impl Scan<'_> {
     fn variable(&mut self) -> Result<String> {
         if self.peek() != Some('{') {
             let name = self.name();
-            return Ok(if name.is_empty() {
-                "$".into()
+            return if name.is_empty() {
+                Ok("$".into())
             } else {
-                self.lexer
-                    .environment
-                    .get(&name)
-                    .unwrap_or_default()
-                    .to_owned()
-            });
+                self.insert(self.lexer.environment.get(&name))
+            };
         }
         self.next();
         match self.peek() {
@@ -243,16 +248,45 @@ impl Scan<'_> {
         value
     }
 
+    /// Copies a variable's value, and counts it.
+    fn insert(&mut self, value: Option<&str>) -> Result<String> {
+        let value = value.unwrap_or_default();
+        self.count(value.len())?;
+        Ok(value.to_owned())
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<()> {
+        self.expanded = self.expanded.saturating_add(bytes);
+        if self.expanded > LONGEST_WORD {
+            Err(too_long())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Counts the steps that matching takes, before it is done.
+    fn count_steps(&mut self, pattern: &str, value: &str) -> Result<()> {
+        self.steps = self
+            .steps
+            .saturating_add(pattern.len().saturating_mul(value.len()));
+        if self.steps > MOST_STEPS {
+            return Err(Error::new(format!(
+                "matching patterns takes more than {MOST_STEPS} steps"
+            )));
+        }
+        Ok(())
+    }
+
     fn substitution(&mut self) -> Result<String> {
         let name = self.name();
         let environment = self.lexer.environment;
         let value = environment.get(&name);
-        // What is no character any more is printed as Go prints it.
+        // The end of the text counts as U+FFFD, which is how BuildKit's message shows it.
         let mut modifier = self.next().unwrap_or(char::REPLACEMENT_CHARACTER);
         let mut shown = modifier.to_string();
         let empty_is_unset = modifier == ':';
         if modifier == '}' {
-            return Ok(value.unwrap_or_default().to_owned());
+            return self.insert(value);
         }
         if empty_is_unset {
             modifier = self.next().unwrap_or(char::REPLACEMENT_CHARACTER);
@@ -264,13 +298,10 @@ impl Scan<'_> {
             '-' | '+' | '?' => {
                 let word = self.operand('}', false)?;
                 match modifier {
-                    '-' => Ok(if is_set {
-                        value.unwrap_or_default().to_owned()
-                    } else {
-                        word
-                    }),
+                    '-' if is_set => self.insert(value),
+                    '-' => Ok(word),
                     '+' => Ok(if is_set { word } else { String::new() }),
-                    _ if is_set => Ok(value.unwrap_or_default().to_owned()),
+                    _ if is_set => self.insert(value),
                     _ if word.is_empty() => {
                         let state = if value.is_some() { "empty" } else { "unset" };
                         Err(Error::new(format!("{name}: is not allowed to be {state}")))
@@ -283,14 +314,22 @@ impl Scan<'_> {
                 let (greedy, pattern) = word
                     .strip_prefix(modifier)
                     .map_or((false, word.as_str()), |rest| (true, rest));
-                trim(value.unwrap_or_default(), pattern, greedy, modifier == '%')
+                let value = value.unwrap_or_default();
+                self.count_steps(pattern, value)?;
+                let trimmed = trim(value, pattern, greedy, modifier == '%')?;
+                self.count(trimmed.len())?;
+                Ok(trimmed)
             }
             '/' if !empty_is_unset => {
                 let all = self.peek() == Some('/');
                 self.at += usize::from(all);
                 let pattern = self.operand('/', true)?;
                 let replacement = self.operand('}', true)?;
-                replace(value.unwrap_or_default(), &pattern, &replacement, all)
+                let value = value.unwrap_or_default();
+                self.count_steps(&pattern, value)?;
+                let replaced = replace(value, &pattern, &replacement, all)?;
+                self.count(replaced.len())?;
+                Ok(replaced)
             }
             _ => Err(unsupported()),
         }
@@ -330,6 +369,10 @@ impl Scan<'_> {
     }
 }
 
+fn too_long() -> Error {
+    Error::new(format!("the expansion is longer than {LONGEST_WORD} bytes"))
+}
+
 fn missing_brace() -> Error {
     Error::new("syntax error: missing '}'")
 }
@@ -366,7 +409,6 @@ fn expression(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex> {
 
 /// Takes what matches off the front, or off the end.
 fn trim(value: &str, pattern: &str, greedy: bool, at_end: bool) -> Result<String> {
-    check_work(value, pattern)?;
     if !at_end {
         let found = expression(pattern, greedy, true)?
             .find(value)
@@ -394,30 +436,7 @@ fn reversed(pattern: &str) -> String {
     pieces.concat()
 }
 
-fn check_length(text: &str) -> Result<()> {
-    if text.len() > LONGEST_WORD {
-        return Err(Error::new(format!(
-            "the expansion is longer than {LONGEST_WORD} bytes"
-        )));
-    }
-    Ok(())
-}
-
-/// Matching takes time in proportion to the product of both.
-fn check_work(value: &str, pattern: &str) -> Result<()> {
-    const MOST: usize = 64 << 20;
-    if value.len().saturating_mul(pattern.len()) > MOST {
-        return Err(Error::new(format!(
-            "a pattern of {} bytes is too long for a value of {} bytes",
-            pattern.len(),
-            value.len()
-        )));
-    }
-    Ok(())
-}
-
 fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<String> {
-    check_work(value, pattern)?;
     let expression = expression(pattern, true, false)?;
     let count = if all { 0 } else { 1 };
     let pieces = expression
@@ -429,9 +448,7 @@ fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<S
         .saturating_add(pieces.saturating_mul(replacement.len()))
         > LONGEST_WORD
     {
-        return Err(Error::new(format!(
-            "the expansion is longer than {LONGEST_WORD} bytes"
-        )));
+        return Err(too_long());
     }
     Ok(expression
         .replacen(value, count, regex_lite::NoExpand(replacement))
@@ -558,12 +575,28 @@ mod tests {
                 && lexer.word("$A$A$A").is_err()
                 && lexer.word("${A//x/yyy}").is_err()
         );
-        assert!(lexer.word("\"$A$A\"").is_ok() && lexer.word("\"$A$A$A\"").is_err());
+        for text in ["\"$A$A\"", "${N:-$A$A}"] {
+            assert!(lexer.word(text).is_ok(), "{text}");
+        }
+        for text in [
+            "\"$A$A$A\"",
+            "\"${N:-$A$A$A}\"",
+            "${N:+$A}${N:+$A}${N:+$A}",
+            "\"${A#y}${A#y}${A#y}\"",
+        ] {
+            assert!(
+                lexer.word(text).unwrap_err().to_string().contains("longer"),
+                "{text}"
+            );
+        }
         let pattern = "?".repeat(1000);
-        assert!(
-            lexer.word(&format!("${{A/{pattern}/}}")).is_err()
-                && lexer.word(&format!("${{A%{pattern}}}")).is_err()
-        );
+        for text in [
+            format!("${{A#{pattern}}}"),
+            format!("${{A%{pattern}}}"),
+            format!("${{A//{pattern}/}}"),
+        ] {
+            assert!(lexer.word(&text).unwrap_err().to_string().contains("steps"));
+        }
         let nested = "${a:-".repeat(100_000);
         assert!(
             lexer

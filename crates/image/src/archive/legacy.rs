@@ -111,6 +111,21 @@ impl Reader<'_, '_> {
                     .map_err(|error| error.during(&format!("layer {}", shown(id))))?,
             );
         }
+        let too_large = || {
+            Error::invalid(format!(
+                "invalid archive: the configuration of {} is larger than {LARGEST_CONFIG} bytes",
+                shown(id)
+            ))
+        };
+        // Checked before the copy: many layers may share one parent with long texts.
+        if chain
+            .iter()
+            .map(|id| history_size(&self.steps[id]))
+            .sum::<usize>() as u64
+            > LARGEST_CONFIG
+        {
+            return Err(too_large());
+        }
         let history: Vec<History> = chain.iter().map(|id| history(&self.steps[id])).collect();
         let bytes = config(
             &self.images.parts.read(&format!("{id}/json"))?,
@@ -118,15 +133,10 @@ impl Reader<'_, '_> {
             &history,
         )
         .map_err(|error| Error::invalid(format!("invalid archive: {}/json: {error}", shown(id))))?;
-        let size = bytes.len() as u64;
-        if size > LARGEST_CONFIG {
-            return Err(Error::invalid(format!(
-                "invalid archive: the image {} has more than {LARGEST_CONFIG} bytes of metadata",
-                shown(id)
-            )));
+        if bytes.len() as u64 > LARGEST_CONFIG {
+            return Err(too_large());
         }
-        // Each image has the history of all layers below it.
-        self.images.parts.charge(size)?;
+        self.images.parts.charge(bytes.len() as u64)?;
         let index = self
             .images
             .add_config(Digest::of(&bytes), bytes, Vec::new())?;
@@ -170,6 +180,22 @@ impl Reader<'_, '_> {
         self.layers.insert(file.digest.clone(), diff_id.clone());
         Ok(diff_id)
     }
+}
+
+/// The bytes of text that a layer adds to the history.
+fn history_size(step: &Step) -> usize {
+    let command = step
+        .container_config
+        .as_ref()
+        .and_then(|container| container.cmd.as_deref())
+        .unwrap_or_default();
+    let texts = [&step.created, &step.author, &step.comment];
+    texts
+        .into_iter()
+        .flatten()
+        .chain(command)
+        .map(String::len)
+        .sum()
 }
 
 fn history(step: &Step) -> History {

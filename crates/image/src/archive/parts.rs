@@ -25,7 +25,7 @@ const LONGEST_NAME: usize = 1024;
 const MOST_METADATA: u64 = 32 << 20;
 /// What files with holes may add up to, in bytes: the holes are filled.
 const MOST_SPARSE: u64 = 16 << 30;
-/// A link to a link to a link is nobody's honest work.
+/// Links are followed this many times, so that a cycle of links ends.
 const MOST_LINKS: usize = 8;
 
 /// The parts of an archive, as files with names of ours.
@@ -178,12 +178,12 @@ impl Parts {
         Ok(fs::read(&file.path)?)
     }
 
-    /// Counts bytes of metadata that are kept.
+    /// Takes metadata that is kept in memory off the archive's budget.
     ///
     /// # Errors
-    /// More than an archive may have in all.
-    pub(super) fn charge(&self, bytes: u64) -> Result<()> {
-        let left = self.budget.get().checked_sub(bytes).ok_or_else(|| {
+    /// More than is left.
+    pub(super) fn charge(&self, size: u64) -> Result<()> {
+        let left = self.budget.get().checked_sub(size).ok_or_else(|| {
             Error::invalid(format!("invalid archive: its manifests and configurations are larger than {MOST_METADATA} bytes in all"))
         })?;
         self.budget.set(left);
@@ -327,6 +327,17 @@ impl<R: Read> Read for HeaderBound<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metadata_is_bounded_in_all() {
+        let parts = Parts {
+            parts: BTreeMap::new(),
+            budget: Cell::new(MOST_METADATA),
+        };
+        parts.charge(MOST_METADATA - 1).unwrap();
+        assert!(parts.charge(2).is_err());
+        parts.charge(1).unwrap();
+    }
 
     #[test]
     fn names_stay_inside() {
