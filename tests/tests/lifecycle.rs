@@ -635,11 +635,18 @@ fn update_changes_what_inspect_shows() {
 fn containers_with_shared_names_can_be_updated() {
     Engine::start().both(|cli| {
         cli.up("donor", &[], &["sleep", "600"]);
-        cli.up(
+        cli.run(&[
+            "run",
+            "-d",
+            "--name",
             "sharing",
-            &["--network", "container:donor"],
-            &["sleep", "600"],
-        );
+            "--network",
+            "container:donor",
+            "busybox",
+            "sleep",
+            "600",
+        ])
+        .ok();
         cli.up("named", &["--uts", "host"], &["sleep", "600"]);
         for name in ["sharing", "named"] {
             assert_eq!(cli.run(&["update", "--cpus", "0.5", name]).ok(), name);
@@ -649,6 +656,41 @@ fn containers_with_shared_names_can_be_updated() {
             );
         }
     });
+}
+
+#[test]
+fn a_restart_that_fails_for_good_is_the_last() {
+    let engine = Engine::start();
+    let device = engine.scratch("device").join("node");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &device,
+        rustix::fs::FileType::CharacterDevice,
+        0o600.into(),
+        rustix::fs::makedev(1, 3),
+    )
+    .unwrap();
+    let cli = engine.cli(Program::Whelk);
+    cli.up(
+        "lost",
+        &[
+            "--restart",
+            "always",
+            "--device",
+            &format!("{}:/dev/node", device.display()),
+        ],
+        &["sleep", "600"],
+    );
+    fs::remove_file(&device).unwrap();
+    kill_process(Pid::from_raw(engine.pid("lost")).unwrap(), Signal::KILL).unwrap();
+    engine.await_state("lost", "exited");
+    let state = engine.inspect("lost")["State"].clone();
+    assert!(
+        state["Error"]
+            .as_str()
+            .is_some_and(|error| error.contains("no such file or directory")),
+        "{state}"
+    );
 }
 
 #[test]

@@ -2227,7 +2227,7 @@ fn networks_with_link_local_subnets_and_small_packets_can_be_made() {
 fn a_container_disconnected_from_none_is_no_member() {
     let engine = Engine::start();
     engine.both(|cli| {
-        cli.up("alone", &["--network", "none"], &["sleep", "600"]);
+        cli.up("alone", &[], &["sleep", "600"]);
         let members = || {
             engine.api("GET", "/networks/none", None).1["Containers"]
                 .as_object()

@@ -39,9 +39,7 @@ pub fn settings(
     }
     check_config(config)?;
     check_modes(config, host_config, host)?;
-    check_memory(host_config, host, &mut warnings)?;
-    check_cpu(host_config, host)?;
-    check_block_io(host_config, host, &mut warnings);
+    limits(host_config, host, &mut warnings)?;
     check_restart_policy(host_config)?;
     check_sysctls(host_config)?;
     security::capabilities(host_config)?;
@@ -111,6 +109,14 @@ pub fn settings(
         }
     }
     Ok(warnings)
+}
+
+/// Checks and completes the limits, which an update may change as well.
+pub fn limits(host_config: &mut HostConfig, host: &Host, warnings: &mut Vec<String>) -> Result<()> {
+    check_memory(host_config, host, warnings)?;
+    check_cpu(host_config, host)?;
+    check_block_io(host_config, host, warnings);
+    Ok(())
 }
 
 /// What this version does not do is refused by name, never ignored.

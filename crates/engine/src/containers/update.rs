@@ -7,7 +7,7 @@ use super::create::name_taken;
 use super::stop::expect_done;
 use super::{Container, Containers, start};
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig, RestartPolicy};
+use crate::model::{HostConfig, RestartPolicy};
 use crate::shims::ask;
 use crate::{spec, validate};
 
@@ -145,14 +145,9 @@ impl Containers {
             )));
         }
         let given = record.host.clone();
-        // Creation has filled in a name of the host's, which the modes of some namespaces do not
-        // take from users.
-        let mut config = Config {
-            hostname: String::new(),
-            ..record.config.clone()
-        };
-        let warnings = validate::settings(&mut config, &mut record.host, &self.host)?;
-        // Only what an update may touch was checked anew; the rest keeps its exact form.
+        let mut warnings = Vec::new();
+        validate::limits(&mut record.host, &self.host, &mut warnings)?;
+        // The other fields keep the form in which they were given.
         record.host = HostConfig {
             blkio_weight: record.host.blkio_weight,
             pids_limit: given.pids_limit,
