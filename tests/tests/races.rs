@@ -394,6 +394,11 @@ fn a_huge_environment_holds_nobody_up() {
         begun.elapsed()
     );
     engine.await_state("huge", "exited");
+    assert!(
+        engine.last_words().contains("argument list too long"),
+        "{}",
+        engine.last_words()
+    );
     remove(&engine, "huge");
 }
 

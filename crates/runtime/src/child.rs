@@ -18,7 +18,7 @@ use crate::{cgroup_mount, devices, hooks, masks, namespaces, process, rootfs, sy
 /// Runs in the new process. Returns only the error that kept it from becoming the program.
 pub(crate) fn run(launch: &Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Error {
     match set_up(launch, cgroup, sync) {
-        Ok(prepared) => prepared.execute(),
+        Ok(prepared) => prepared.execute(matches!(launch.gate, Gate::Starter).then_some(sync)),
         Err(error) => error,
     }
 }

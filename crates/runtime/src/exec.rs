@@ -124,7 +124,7 @@ pub fn start(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Starting> {
             let error = match outcome {
                 Ok(Cloned::Parent { .. }) => exit_now(0),
                 Ok(Cloned::Child) => match enter(exec, &theirs) {
-                    Ok(prepared) => prepared.execute(),
+                    Ok(prepared) => prepared.execute(None),
                     Err(error) => error,
                 },
                 Err(error) => error,

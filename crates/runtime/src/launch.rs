@@ -156,16 +156,18 @@ impl Created {
         }
     }
 
-    /// Lets the program run. Returns when the kernel has accepted it.
+    /// Lets the program run. Returns when the kernel has accepted it, or what the kernel said
+    /// instead: the process is one that has started and ended then.
     ///
     /// # Errors
-    /// What the kernel said to `execve`, or a step right before it.
-    pub fn start(&mut self) -> Result<()> {
+    /// A step right before `execve` failed.
+    pub fn start(&mut self) -> Result<Option<String>> {
         self.sync
             .send(&Message::Start, None)
             .map_err(|error| self.explain(error))?;
         match self.sync.receive()? {
-            None => Ok(()),
+            None => Ok(None),
+            Some((Message::NotExecuted(text), _)) => Ok(Some(text)),
             Some((Message::Failed(error), _)) => {
                 self.abandon();
                 Err(error)

@@ -26,6 +26,7 @@ use crate::error::{Error, Result, os, os_at};
 use crate::masks::write_proc;
 use crate::seccomp::Filter;
 use crate::spec::{Personality, Process, Rlimit as RlimitSpec};
+use crate::sync::Sync;
 use crate::user::{self, Identity, UserRequest};
 
 /// The user a process will run as: looked up by name, or given by number.
@@ -240,15 +241,16 @@ impl Prepared<'_> {
 
     /// Installs the filter, takes the final capabilities, and becomes the program. Returns only if
     /// that cannot be tried; a program that the kernel refuses to execute counts as one that has
-    /// started: it says so on its error output and exits.
-    pub(crate) fn execute(self) -> Error {
-        match self.try_execute() {
+    /// started: it says so on its error output and exits. `starter` is told too, if it waits for
+    /// the program.
+    pub(crate) fn execute(self, starter: Option<&Sync>) -> Error {
+        match self.try_execute(starter) {
             Ok(never) => match never {},
             Err(error) => error,
         }
     }
 
-    fn try_execute(self) -> Result<std::convert::Infallible> {
+    fn try_execute(self, starter: Option<&Sync>) -> Result<std::convert::Infallible> {
         set_keep_capabilities(false).map_err(os("drop keep-capabilities"))?;
         // Under the filter as little as possible: a profile need not allow these.
         cloexec_from(STREAMS + self.preserved).map_err(os("close_range"))?;
@@ -268,11 +270,14 @@ impl Prepared<'_> {
         }
         let error = exec(&self.program, &self.arguments, &self.environment);
         let text = format!(
-            "exec {}: {}\n",
+            "exec {}: {}",
             self.program.to_string_lossy(),
             errno_text(&error)
         );
-        let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+        let _ = rustix::io::write(rustix::stdio::stderr(), format!("{text}\n").as_bytes());
+        if let Some(starter) = starter {
+            starter.not_executed(&text);
+        }
         exit_now(NOT_EXECUTED)
     }
 

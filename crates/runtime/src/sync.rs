@@ -12,7 +12,8 @@
 //!    │◄──────────────────────────────┤
 //!    │             Start             │
 //!    ├──────────────────────────────►│  exec: close-on-exec ends the conversation
-//!    │   end of file, or Failed      │
+//!    │  end of file, or Failed, or   │
+//!    │          NotExecuted          │
 //!    │◄──────────────────────────────┤
 //! ```
 //! An exec's child says `Born`, then `Console` if it has a terminal, and goes on by itself.
@@ -41,6 +42,9 @@ pub(crate) enum Message {
     Ready,
     Start,
     Failed(Error),
+    /// The kernel has refused to execute the program, which counts as one that has started and
+    /// ended: the kernel's words.
+    NotExecuted(String),
 }
 
 /// What there was to receive.
@@ -103,6 +107,17 @@ impl Sync {
         )
         .map(drop)
         .map_err(os("send to the container's starter"))
+    }
+
+    /// Says that the kernel has refused to execute the program. Made by no other system call than
+    /// the message on the error output: a seccomp filter may kill for others. The other side must
+    /// still be there, or the kernel sends SIGPIPE.
+    pub(crate) fn not_executed(&self, text: &str) {
+        // Far below what a message may have, whatever JSON makes of it.
+        let text = text.chars().take(1024).collect();
+        if let Ok(message) = serde_json::to_vec(&Message::NotExecuted(text)) {
+            let _ = rustix::io::write(&self.0, &message);
+        }
     }
 
     /// The next message, or `None` when the other side is gone or has executed its program.

@@ -290,7 +290,7 @@ fn start_init(
     let pipes = if terminal {
         None
     } else {
-        Some(Pipes::open(launch.stdin).map_err(|error| Error::Os(format!("pipe: {error}")))?)
+        Some(Pipes::open(launch.stdin).map_err(fs::at("make", "pipes"))?)
     };
     let (streams, ours) = match pipes {
         Some(Pipes {
@@ -316,7 +316,9 @@ fn start_init(
     let mut created = launch::create(&runtime_launch, Some(cgroup))?;
     // The program's ends of the pipes must be its alone, or their end would never be seen.
     drop(runtime_launch);
-    created.start()?;
+    if let Some(text) = created.start()? {
+        crate::complain(&format!("container {}: {text}", launch.id));
+    }
     let started_at = now();
     let mut init = Process::new(INIT, None, created.pid, created.pidfd);
     init.connect(created.terminal, ours, poll)
