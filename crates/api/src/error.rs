@@ -33,7 +33,7 @@ impl ApiError {
             Error::Denied(_) => StatusCode::FORBIDDEN,
             Error::NotModified(_) => StatusCode::NOT_MODIFIED,
             Error::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
-            Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Error::Internal(_) | Error::Unavailable(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }

@@ -25,6 +25,10 @@ pub enum Error {
     /// The engine or the machine failed.
     #[error("{0}")]
     Internal(String),
+    /// The same may succeed later: descriptors, memory, processes, addresses or room on a disk are
+    /// used up, or a plugin does not answer.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 impl Error {
@@ -40,6 +44,15 @@ impl Error {
         Self::Internal(text.into())
     }
 
+    /// The kernel's refusal, in the words of `text`.
+    pub fn kernel(text: impl Into<String>, error: &std::io::Error) -> Self {
+        if whelk_sys::is_exhausted(error) {
+            Self::Unavailable(text.into())
+        } else {
+            Self::Internal(text.into())
+        }
+    }
+
     /// The same kind of error, with what was being done in front of its text.
     #[must_use]
     pub fn prefixed(self, what: &str) -> Self {
@@ -52,6 +65,7 @@ impl Error {
             Self::NotModified(text) => Self::NotModified(with(text)),
             Self::Unsupported(text) => Self::Unsupported(with(text)),
             Self::Internal(text) => Self::Internal(with(text)),
+            Self::Unavailable(text) => Self::Unavailable(with(text)),
         }
     }
 
@@ -70,19 +84,27 @@ impl Error {
 
 impl From<whelk_runtime::Error> for Error {
     fn from(error: whelk_runtime::Error) -> Self {
-        Self::Internal(error.to_string())
+        match error {
+            whelk_runtime::Error::Exhausted(text) => Self::Unavailable(text),
+            other => Self::Internal(other.to_string()),
+        }
     }
 }
 
 impl From<whelk_sys::fs::PathError> for Error {
     fn from(error: whelk_sys::fs::PathError) -> Self {
-        Self::Internal(error.to_string())
+        Self::kernel(error.to_string(), &error.source)
     }
 }
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Internal(format!("the engine's store: {error}"))
+        use rusqlite::ErrorCode;
+        let text = format!("the engine's store: {error}");
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull | ErrorCode::OutOfMemory) => Self::Unavailable(text),
+            _ => Self::Internal(text),
+        }
     }
 }
 
@@ -91,7 +113,8 @@ impl From<whelk_image::Error> for Error {
         match error {
             whelk_image::Error::Invalid(text) => Self::Invalid(text),
             whelk_image::Error::NotFound(text) => Self::NotFound(text),
-            other => Self::Internal(other.to_string()),
+            whelk_image::Error::Path(error) => error.into(),
+            whelk_image::Error::Io { ref source, .. } => Self::kernel(error.to_string(), source),
         }
     }
 }

@@ -103,7 +103,10 @@ impl Shims {
     /// Starts a shim that waits on its standard input for a container.
     fn spawn(&self) -> Result<std::os::unix::net::UnixStream> {
         let fail = |error: std::io::Error| {
-            Error::internal(format!("start a shim: {}", whelk_sys::errno_text(&error)))
+            Error::kernel(
+                format!("start a shim: {}", whelk_sys::errno_text(&error)),
+                &error,
+            )
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
         let program = OsString::from(format!("/proc/self/fd/{}", self.executable.as_raw_fd()));
@@ -174,9 +177,7 @@ impl Shims {
             .await
             .map_err(|error| Error::internal(error.to_string()))??;
         if whelk_sys::process::descriptors_are_scarce(spawned.as_fd(), RESERVE) {
-            return Err(Error::internal(
-                "start a shim: too many open files: raise the engine's limit (LimitNOFILE, ulimit -n)",
-            ));
+            return Err(Error::Unavailable("start a shim: too many open files: raise the engine's limit (LimitNOFILE, ulimit -n)".into()));
         }
         let mut socket =
             UnixStream::from_std(spawned).map_err(|error| Error::internal(error.to_string()))?;

@@ -10,7 +10,7 @@ pub enum Error {
     /// It contradicts what is there: an address or port in use, subnets that overlap.
     #[error("{0}")]
     Conflict(String),
-    /// Nothing is left to give out.
+    /// Nothing is left to give out, or the kernel has used up what it needs.
     #[error("{0}")]
     Exhausted(String),
     /// What this kernel or version cannot do.
@@ -28,10 +28,15 @@ impl Error {
     }
 
     pub(crate) fn kernel(what: &str, error: Errno) -> Self {
-        Self::Kernel(format!("{what}: {}", whelk_sys::errno_text(&error.into())))
+        Self::io(what, &error.into())
     }
 
     pub(crate) fn io(what: &str, error: &std::io::Error) -> Self {
-        Self::Kernel(format!("{what}: {}", whelk_sys::errno_text(error)))
+        let text = format!("{what}: {}", whelk_sys::errno_text(error));
+        if whelk_sys::is_exhausted(error) {
+            Self::Exhausted(text)
+        } else {
+            Self::Kernel(text)
+        }
     }
 }

@@ -34,11 +34,24 @@ pub enum Error {
     /// The kernel refused a step: operation, object and cause.
     #[error("{0}")]
     Os(String),
+    /// The same, because something is used up that others may give back
+    /// ([`whelk_sys::is_exhausted`]).
+    #[error("{0}")]
+    Exhausted(String),
 }
 
 impl Error {
     pub fn invalid(text: impl Into<String>) -> Self {
         Self::Invalid(text.into())
+    }
+
+    /// The kernel's refusal, in the words of `text`.
+    pub(crate) fn kernel(text: String, error: &io::Error) -> Self {
+        if whelk_sys::is_exhausted(error) {
+            Self::Exhausted(text)
+        } else {
+            Self::Os(text)
+        }
     }
 
     /// Puts the step in front of the cause, whatever kind it is.
@@ -52,19 +65,23 @@ impl Error {
             Self::NoSuchUser(text) => Self::NoSuchUser(with(text)),
             Self::State(text) => Self::State(with(text)),
             Self::Os(text) => Self::Os(with(text)),
+            Self::Exhausted(text) => Self::Exhausted(with(text)),
         }
     }
 }
 
 impl From<PathError> for Error {
     fn from(error: PathError) -> Self {
-        Self::Os(error.to_string())
+        Self::kernel(error.to_string(), &error.source)
     }
 }
 
 /// For `map_err`: what was being done when the kernel refused.
 pub(crate) fn os<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
-    move |error| Error::Os(format!("{step}: {}", errno_text(&error.into())))
+    move |error| {
+        let error = error.into();
+        Error::kernel(format!("{step}: {}", errno_text(&error)), &error)
+    }
 }
 
 /// For `map_err`: what was being done, and on what.
@@ -73,10 +90,14 @@ pub(crate) fn os_at<E: Into<io::Error>>(
     object: impl AsRef<Path>,
 ) -> impl FnOnce(E) -> Error {
     move |error| {
-        Error::Os(format!(
-            "{step} {}: {}",
-            object.as_ref().display(),
-            errno_text(&error.into())
-        ))
+        let error = error.into();
+        Error::kernel(
+            format!(
+                "{step} {}: {}",
+                object.as_ref().display(),
+                errno_text(&error)
+            ),
+            &error,
+        )
     }
 }

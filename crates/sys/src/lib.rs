@@ -41,6 +41,22 @@ pub fn errno_text(error: &io::Error) -> String {
     }
 }
 
+/// Whether an error says that something is used up which others may give back: descriptors, memory,
+/// processes, or room on a disk.
+pub fn is_exhausted(error: &io::Error) -> bool {
+    const USED_UP: [i32; 6] = [
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOMEM,
+        libc::EAGAIN,
+        libc::ENOSPC,
+        libc::EDQUOT,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|number| USED_UP.contains(&number))
+}
+
 /// Turns a system call's `-1`-and-errno result into an `io::Result`.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Container, Containers};
 use crate::error::{Error, Result};
-use crate::model::{HostConfig, Record};
+use crate::model::{HostConfig, Record, Status};
 
 /// Which of its namespaces a container shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +56,8 @@ impl Containers {
         Ok(())
     }
 
-    /// Where the files of names are that a container mounts: in another's network it is known by
-    /// that one's names.
+    /// Returns the directory of the `hosts`, `hostname` and `resolv.conf` that a container mounts:
+    /// its own, or that of the container whose network it shares.
     pub(super) fn names_dir(&self, record: &Record) -> Result<PathBuf> {
         let owner = record
             .host
@@ -70,10 +70,11 @@ impl Containers {
             .container_dir(owner.as_ref().map_or(&record.id, |owner| &owner.id)))
     }
 
-    /// The container whose network the one called `name` is in: itself, unless it shares another's.
+    /// Returns the container that owns the network namespace of the container `name`: itself, or
+    /// the last of those that its `container:` mode leads to.
     pub(super) fn owner_of_network(&self, name: &str) -> Result<Arc<Container>> {
-        /// Modes name containers by id, and those are older. Records of earlier versions have
-        /// names, which may have changed.
+        /// How many modes are followed. Ids lead to older containers only, so that they form no
+        /// cycle; records of earlier versions have names, which may.
         const MOST: usize = 32;
         let mut name = name.to_owned();
         for _ in 0..MOST {
@@ -108,6 +109,10 @@ impl Containers {
                     record.name,
                     record.state.status.as_str()
                 )),
+                // After the engine's start both are started at the same time.
+                Shared::Pid if record.state.status == Status::Restarting => {
+                    shared.failed(Error::Unavailable(stopped))
+                }
                 Shared::Pid => shared.failed(Error::internal(stopped)),
                 Shared::Ipc => shared.failed(Error::conflict(stopped)),
             });

@@ -237,8 +237,11 @@ impl Container {
     }
 }
 
-/// Starts a container as its restart policy wants it. Where the engine or the machine cannot do
-/// that now (descriptors or memory are used up), it is tried again.
+/// Starts a container as its restart policy wants it. A start that fails with
+/// [`crate::error::Error::Unavailable`] (descriptors, memory or room on a disk are used up) is
+/// tried again after a longer delay, unless `on-failure` allows no further one. Any other error
+/// ends the restarts, as with Docker: a device or file to mount that is gone, or a port that is
+/// taken.
 pub(super) async fn restart(
     containers: Weak<Containers>,
     container: Arc<Container>,

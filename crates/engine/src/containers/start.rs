@@ -404,14 +404,15 @@ impl Containers {
 struct StartError {
     error: Error,
     exit_code: i32,
-    /// It is not the container's own fault: the same start may succeed later.
+    /// The error is [`Error::Unavailable`]: a restart is tried again. All others end the restarts.
+    /// (With Docker each error does.)
     passes: bool,
 }
 
 impl From<Error> for StartError {
     fn from(error: Error) -> Self {
         const NOT_STARTED: i32 = 128;
-        let passes = matches!(error, Error::Internal(_));
+        let passes = matches!(error, Error::Unavailable(_));
         Self {
             error,
             exit_code: NOT_STARTED,
@@ -454,10 +455,7 @@ impl From<LaunchError> for StartError {
             LaunchError::Runtime(Runtime::Os(text)) if text.starts_with("Cannot mkdir") => {
                 with(Error::internal(text), 128)
             }
-            LaunchError::Runtime(other) => Self {
-                passes: true,
-                ..with(Error::internal(format!("{CREATE_FAILED}: {other}")), 128)
-            },
+            LaunchError::Runtime(other) => Error::from(other).prefixed(CREATE_FAILED).into(),
         }
     }
 }
@@ -565,4 +563,39 @@ pub(super) fn device_number(path: &str) -> Result<(i64, i64)> {
         rustix::fs::major(metadata.rdev()).into(),
         rustix::fs::minor(metadata.rdev()).into(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_is_tried_again_only_where_something_is_used_up() {
+        use rustix::io::Errno;
+        for (errno, passes) in [
+            (Errno::NOENT, false),
+            (Errno::ACCESS, false),
+            (Errno::MFILE, true),
+            (Errno::NOMEM, true),
+            (Errno::NOSPC, true),
+        ] {
+            let failed = || fs::PathError::new("open", "/file", errno);
+            assert_eq!(
+                StartError::from(Error::from(failed())).passes,
+                passes,
+                "{errno:?}"
+            );
+            let failure = StartError::from(LaunchError::Runtime(failed().into()));
+            assert_eq!(
+                (failure.passes, failure.exit_code),
+                (passes, 128),
+                "{errno:?}"
+            );
+            assert!(
+                failure.error.to_string().starts_with(CREATE_FAILED),
+                "{}",
+                failure.error
+            );
+        }
+    }
 }

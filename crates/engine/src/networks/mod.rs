@@ -114,9 +114,8 @@ impl From<whelk_network::Error> for Error {
         let text = error.to_string();
         match error {
             Network::Invalid(_) => Self::Invalid(text),
-            Network::Conflict(_) | Network::Exhausted(_) | Network::Kernel(_) => {
-                Self::Internal(text)
-            }
+            Network::Exhausted(_) => Self::Unavailable(text),
+            Network::Conflict(_) | Network::Kernel(_) => Self::Internal(text),
             Network::Unsupported(_) => Self::Unsupported(text),
         }
     }

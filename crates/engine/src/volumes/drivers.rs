@@ -72,10 +72,10 @@ impl Drivers {
         }
         let looked_up = |error: whelk_plugin::Error| {
             let text = format!("error looking up volume plugin {name}: {error}");
-            if matches!(error, whelk_plugin::Error::NotFound(_)) {
-                Error::NotFound(text)
-            } else {
-                Error::internal(text)
+            match error {
+                whelk_plugin::Error::NotFound(_) => Error::NotFound(text),
+                whelk_plugin::Error::Broken(_) => Error::Unavailable(text),
+                whelk_plugin::Error::Refused(_) => Error::internal(text),
             }
         };
         let plugin = self
@@ -137,11 +137,12 @@ impl Drivers {
         driver: &Driver,
         question: impl FnOnce(&Driver) -> whelk_plugin::Result<T>,
     ) -> Result<T> {
-        question(driver).map_err(|error| {
-            if matches!(error, whelk_plugin::Error::Broken(_)) {
+        question(driver).map_err(|error| match error {
+            whelk_plugin::Error::Broken(text) => {
                 self.forget(driver);
+                Error::Unavailable(text)
             }
-            Error::internal(error.to_string())
+            other => Error::internal(other.to_string()),
         })
     }
 }
