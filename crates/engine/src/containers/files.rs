@@ -316,7 +316,7 @@ mod tests {
             &one,
             "10.0.0.2\tme\n1.2.3.4 me\n",
         );
-        // What was taken out by hand stays out, and what changes nothing changes nothing.
+        // A line that somebody has deleted or commented out is not added again.
         check("1.2.3.4 mine", &one, &one, "1.2.3.4 mine");
         check("# 10.1.0.2\tme\n", &two, &one, "# 10.1.0.2\tme\n");
         assert_eq!(

@@ -260,7 +260,8 @@ struct Matcher<'a> {
     ancestors: Option<Vec<String>>,
     /// Expressions for names, which are matched with and without their slash.
     names: Option<Vec<Regex>>,
-    /// Ports of the host, and of the container, one of which it must have.
+    /// The `publish` and `expose` filters: a container matches if one of its published, or exposed,
+    /// ports is in one of the ranges.
     published: Option<Vec<PortRange>>,
     exposed: Option<Vec<PortRange>>,
 }

@@ -107,8 +107,8 @@ impl Containers {
                 .await
             }
             Err(error) => {
-                // A network that was removed while the container did not run: its place is only a
-                // note by now.
+                // The network was removed while the container was stopped: only the record's
+                // endpoint is left to remove.
                 let network = network.to_owned();
                 self.change_networks(container, move |_, record| {
                     let place = record

@@ -154,7 +154,7 @@ fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> V
     }
     let mut addresses = Vec::new();
     for (text, ipv4) in [(&asked.ipv4_address, true), (&asked.ipv6_address, false)] {
-        // One of the two families in the other's clothes is of neither.
+        // An IPv4-mapped IPv6 address is refused.
         let fits = |address: &IpAddr| match address {
             IpAddr::V4(_) => ipv4,
             IpAddr::V6(address) => !ipv4 && address.to_ipv4_mapped().is_none(),
