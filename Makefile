@@ -1,10 +1,10 @@
-# make demo    set up, build, and walk the tutorial on a throw-away engine
-# make test    set up and run all tests (as root: they make containers)
-# make check   formatting and lints
-# make bench   the benchmarks, beside Docker where one listens
-# make test-vm the tests that depend on cgroups, in a small emulated machine with cgroup v2 and Debian's kernel
-# make test-fresh  what README.md tells to type first, on a minimal Debian 12 made for it
-# make install the release binary, completions, manual pages and systemd units below PREFIX
+# make demo    install dependencies, build, and run a tutorial on a temporary engine
+# make test    install dependencies and run all tests (as root: they create containers)
+# make check   check formatting and lints
+# make bench   run the benchmarks, compared with Docker if DOCKER_BENCH_HOST is set
+# make test-vm run the tests that depend on cgroups in an emulated machine with cgroup v2 and Debian's kernel
+# make test-fresh  run the commands of README.md in a minimal Debian 12
+# make install install the release binary, completions, manual pages and systemd units below PREFIX
 
 SHELL := /bin/bash
 PREFIX ?= /usr/local
