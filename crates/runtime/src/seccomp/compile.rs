@@ -312,8 +312,7 @@ fn alternatives(args: &[SyscallArg]) -> Result<Vec<Vec<Check>>> {
 fn as_the_kernel_compares(checks: &[Check], call: &str, arch: &Architecture) -> Option<Vec<Check>> {
     let mut narrowed = Vec::new();
     for check in checks {
-        // A 32-bit program has no wider registers.
-        let bits = widths::bits(call, check.index).min(if arch.name == X86.name { 32 } else { 64 });
+        let bits = widths::bits(call, check.index, arch.name == X86.name);
         match check.comparison.narrowed(bits) {
             Ok(comparison) => narrowed.push(Check {
                 bits,
@@ -332,9 +331,12 @@ impl Comparison {
     /// all of them.
     fn narrowed(self, bits: u32) -> std::result::Result<Self, bool> {
         let all = u64::MAX >> (64 - bits);
-        // Also a negative number that was extended to 64 bits fits.
-        let fits =
-            |value: u64| (value <= all || value | (all >> 1) == u64::MAX).then_some(value & all);
+        // Also a negative number that was extended to 64 bits fits, and the id that stands for
+        // none, -1 in 32 bits.
+        let fits = |value: u64| {
+            let extended = value | (all >> 1) == u64::MAX || value == u64::from(u32::MAX);
+            (value <= all || extended).then_some(value & all)
+        };
         match self {
             Self::Equal(value) => fits(value).map(Self::Equal).ok_or(false),
             Self::NotEqual(value) => fits(value).map(Self::NotEqual).ok_or(true),
@@ -828,6 +830,44 @@ mod tests {
                 "{mode:#x}"
             );
         }
+    }
+
+    /// To i386 the ids of `setuid` and others are numbers of 16 bits, those of `setuid32` of 32.
+    #[test]
+    fn old_ids_are_compared_as_they_are_taken() {
+        let compare = |name: &str, op: &str, value: u64, id: u64| {
+            let text = format!(
+                r#"{{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86"],"syscalls":[{{"names":["{name}"],"action":"SCMP_ACT_ALLOW","args":[{{"index":0,"value":{value},"op":"SCMP_CMP_{op}"}}]}}]}}"#
+            );
+            let filter = compile(&from_json::<&str>(&text, &[]).unwrap()).unwrap();
+            let of = |arch: &Architecture| {
+                run(
+                    &filter.program,
+                    arch.audit,
+                    number(name, arch).unwrap(),
+                    [id, 0, 0, 0, 0, 0],
+                ) == ALLOW
+            };
+            (of(&X86), number(name, &X86_64).map(|_| of(&X86_64)))
+        };
+        for name in ["setuid", "setgid", "setreuid", "setresgid", "setfsuid"] {
+            assert_eq!(
+                compare(name, "NE", 0, 0x10000),
+                (false, Some(true)),
+                "{name}"
+            );
+            assert_eq!(
+                compare(name, "EQ", 1000, 0x10000 | 1000),
+                (true, Some(false)),
+                "{name}"
+            );
+            assert_eq!(
+                compare(name, "EQ", u64::from(u32::MAX), 0xffff),
+                (true, Some(false)),
+                "{name}: no id"
+            );
+        }
+        assert_eq!(compare("setuid32", "NE", 0, 0x10000), (true, None));
     }
 
     #[test]

@@ -72,15 +72,41 @@ const NARROW: &[(&str, &str)] = &[
     ("vmsplice", "i..i"), ("wait4", "i.i"), ("waitid", "ii.i"), ("write", "i"),
 ];
 
+/// Calls that take user and group ids of 16 bits (`old_uid_t`) on i386, in the same form. Those
+/// that take today's ids have names of their own there (`chown32`).
+const NARROW_ON_I386: &[(&str, &str)] = &[
+    ("chown", ".hh"),
+    ("fchown", "ihh"),
+    ("lchown", ".hh"),
+    ("setfsgid", "h"),
+    ("setfsuid", "h"),
+    ("setgid", "h"),
+    ("setregid", "hh"),
+    ("setresgid", "hhh"),
+    ("setresuid", "hhh"),
+    ("setreuid", "hh"),
+    ("setuid", "h"),
+];
+
 /// How many bits the kernel uses of argument `index` of a call.
-pub(super) fn bits(call: &str, index: usize) -> u32 {
-    let row = NARROW
-        .binary_search_by(|(known, _)| (*known).cmp(call))
-        .ok();
-    match row.and_then(|row| NARROW[row].1.as_bytes().get(index)) {
-        Some(b'h') => 16,
-        Some(b'i') => 32,
-        _ => 64,
+pub(super) fn bits(call: &str, index: usize, i386: bool) -> u32 {
+    let width = |table: &[(&str, &str)]| {
+        let row = table
+            .binary_search_by(|(known, _)| (*known).cmp(call))
+            .ok()?;
+        match table[row].1.as_bytes().get(index)? {
+            b'h' => Some(16),
+            b'i' => Some(32),
+            _ => None,
+        }
+    };
+    if i386 {
+        // No register is wider.
+        width(NARROW_ON_I386)
+            .or_else(|| width(NARROW))
+            .unwrap_or(32)
+    } else {
+        width(NARROW).unwrap_or(64)
     }
 }
 
@@ -90,8 +116,14 @@ mod tests {
 
     #[test]
     fn declared_types_give_the_widths() {
-        assert!(NARROW.is_sorted_by(|a, b| a.0 < b.0));
-        let of = |call: &str| (0..6).map(|index| bits(call, index)).collect::<Vec<_>>();
+        assert!(
+            NARROW.is_sorted_by(|a, b| a.0 < b.0) && NARROW_ON_I386.is_sorted_by(|a, b| a.0 < b.0)
+        );
+        let of = |call: &str| {
+            (0..6)
+                .map(|index| bits(call, index, false))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(of("socket"), [32, 32, 32, 64, 64, 64]);
         assert_eq!(
             of("ioctl"),
@@ -102,5 +134,16 @@ mod tests {
         assert_eq!(of("personality")[0], 32);
         assert_eq!(of("mmap"), [64; 6]);
         assert_eq!(of("nosuch"), [64; 6]);
+        let of = |call: &str| {
+            (0..3)
+                .map(|index| bits(call, index, true))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of("fchown"), [32, 16, 16]);
+        assert_eq!(
+            (of("chown"), of("chown32"), of("setresuid")),
+            (vec![32, 16, 16], vec![32; 3], vec![16; 3])
+        );
+        assert_eq!((of("chmod"), of("mmap")), (vec![32, 16, 32], vec![32; 3]));
     }
 }
