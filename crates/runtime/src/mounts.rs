@@ -101,7 +101,7 @@ impl Context<'_> {
                 if place == "/dev" {
                     keys.dev_is_bound = is_bind;
                 }
-                if is_filled(mount) && options.here.set & RDONLY != 0 {
+                if starts_empty(mount) && options.here.set & RDONLY != 0 {
                     keys.read_only.push(tree);
                 }
             }
@@ -196,7 +196,7 @@ impl Context<'_> {
             fsconfig_set_string(context.as_fd(), "context", self.mount_label).map_err(step)?;
         }
         fsconfig_create(context.as_fd()).map_err(step)?;
-        let now = if is_filled(mount) {
+        let now = if starts_empty(mount) {
             options.here.set & !RDONLY
         } else {
             options.here.set
@@ -254,8 +254,9 @@ impl Context<'_> {
     }
 }
 
-/// Whether a file system is empty at first, so that what belongs there has to be made in it.
-fn is_filled(mount: &Mount) -> bool {
+/// Whether a file system has no files at first: mount points and devices are made in it before it
+/// becomes read-only.
+fn starts_empty(mount: &Mount) -> bool {
     mount.kind == "tmpfs" && !is_bind(mount)
 }
 
