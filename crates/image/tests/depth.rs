@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Bench, file, pack};
+use common::{Bench, file, nested, pack};
 use whelk_image::{Digest, Error, export, export_directory};
 
 /// As deep as a path can be that the kernel takes at once (`PATH_MAX`).
@@ -73,29 +73,6 @@ fn a_deep_layer_is_exported() {
     }
 }
 
-/// Makes directories inside one another, with a file beside each, and returns the outermost.
-fn nested(name: &str, levels: usize) -> std::path::PathBuf {
-    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
-    let base = std::env::temp_dir().join(format!("whelk-{name}-{}", std::process::id()));
-    mkdirat(CWD, &base, Mode::RWXU).unwrap();
-    let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut at = openat(CWD, &base, open, Mode::empty()).unwrap();
-    for _ in 0..levels {
-        mkdirat(&at, "d", Mode::RWXU).unwrap();
-        drop(
-            openat(
-                &at,
-                "f",
-                OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
-                Mode::RUSR,
-            )
-            .unwrap(),
-        );
-        at = openat(&at, "d", open, Mode::empty()).unwrap();
-    }
-    base
-}
-
 #[test]
 fn a_deep_tree_is_exported_whole_and_in_order() {
     const LEVELS: usize = 2000;
@@ -123,25 +100,4 @@ fn a_deep_tree_is_exported_whole_and_in_order() {
         assert!(names.next().unwrap() == format!("{directory}f").as_bytes());
     }
     assert!(names.next().is_none());
-}
-
-/// Neither the stack nor the number of open files may depend on it.
-#[test]
-fn depth_is_no_reason_to_break_an_export_off() {
-    const LEVELS: usize = 6000;
-    let base = nested("deepest", LEVELS);
-    let few = rustix::process::Rlimit {
-        current: Some(256),
-        ..rustix::process::getrlimit(rustix::process::Resource::Nofile)
-    };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, few).unwrap();
-    let export = || export_directory(&base, std::io::sink());
-    let result = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .stack_size(256 << 10)
-            .spawn_scoped(scope, export);
-        thread.unwrap().join().unwrap()
-    });
-    whelk_sys::fs::remove_tree(&base).unwrap();
-    result.unwrap();
 }

@@ -516,3 +516,26 @@ pub(crate) fn within<T: Send + 'static>(
         Err(error) => panic!("not done after {seconds} s: {error}"),
     }
 }
+
+/// Makes directories inside one another, with a file beside each, and returns the outermost.
+pub(crate) fn nested(name: &str, levels: usize) -> PathBuf {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let base = std::env::temp_dir().join(format!("whelk-{name}-{}", std::process::id()));
+    mkdirat(CWD, &base, Mode::RWXU).unwrap();
+    let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = openat(CWD, &base, open, Mode::empty()).unwrap();
+    for _ in 0..levels {
+        mkdirat(&at, "d", Mode::RWXU).unwrap();
+        drop(
+            openat(
+                &at,
+                "f",
+                OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::RUSR,
+            )
+            .unwrap(),
+        );
+        at = openat(&at, "d", open, Mode::empty()).unwrap();
+    }
+    base
+}
