@@ -25,6 +25,8 @@ pub struct Engine {
     dir: PathBuf,
     name: String,
     env: Vec<(String, String)>,
+    /// The soft limit of open files that its process begins with.
+    open_files: Option<u64>,
     daemon: Mutex<Option<Child>>,
     /// It has answered once. One that never did is not asked to clean up.
     served: AtomicBool,
@@ -48,6 +50,20 @@ impl Engine {
     /// Starts an engine that has nothing.
     #[track_caller]
     pub fn without_images(env: &[(&str, &str)]) -> Self {
+        Self::with_settings(env, None)
+    }
+
+    /// Starts an engine that has the image `busybox`, in a process with this soft limit of open
+    /// files.
+    #[track_caller]
+    pub fn with_open_files(soft: u64) -> Self {
+        let engine = Self::with_settings(&[], Some(soft));
+        engine.load(&fs::read(images::busybox()).expect("read busybox.tar"));
+        engine
+    }
+
+    #[track_caller]
+    fn with_settings(env: &[(&str, &str)], open_files: Option<u64>) -> Self {
         let (name, dir) = leftovers::new_instance();
         let env = env
             .iter()
@@ -57,6 +73,7 @@ impl Engine {
             dir,
             name,
             env,
+            open_files,
             daemon: Mutex::new(None),
             served: AtomicBool::new(false),
         };
@@ -411,7 +428,17 @@ impl Engine {
             .map_err(|error| format!("open the engine's log: {error}"))?;
         let errors = log.try_clone().map_err(|error| error.to_string())?;
         let host = format!("unix://{}", self.socket().display());
-        let mut command = Command::new(Program::Whelk.path());
+        let mut command = match self.open_files {
+            None => Command::new(Program::Whelk.path()),
+            Some(soft) => {
+                // Becomes the engine: the process's number stays.
+                let mut command = Command::new("prlimit");
+                command
+                    .arg(format!("--nofile={soft}:"))
+                    .arg(Program::Whelk.path());
+                command
+            }
+        };
         command
             .arg("daemon")
             .arg("--root")

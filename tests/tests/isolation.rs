@@ -857,15 +857,9 @@ fn no_sysctl_reaches_the_host() {
 
 #[test]
 fn the_engines_limit_of_open_files_stays_its_own() {
-    // Other cases of this program have room enough.
     let soft = 5000;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let lowered = rustix::process::Rlimit {
-        current: Some(soft),
-        maximum: limit.maximum,
-    };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, lowered).unwrap();
-    let engine = Engine::start();
+    let engine = Engine::with_open_files(soft);
     let hard = limit
         .maximum
         .map_or_else(|| "unlimited".to_owned(), |number| number.to_string());
