@@ -88,16 +88,17 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::print_stdout, reason = "says what is not tested")]
     fn neither_form_can_be_written_to() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
         let path = std::env::temp_dir().join(format!("whelk-program-{}", std::process::id()));
         fs::write(&path, "#!/bin/sh\n").expect("write");
-        for program in [
-            in_overlay(&path).expect("an overlay"),
-            copy(&path).expect("a copy"),
-        ] {
+        let mut programs = vec![copy(&path).expect("a copy")];
+        if rustix::process::geteuid().is_root() {
+            programs.push(in_overlay(&path).expect("an overlay"));
+        } else {
+            println!("skipped: an overlay needs root");
+        }
+        for program in programs {
             assert!(!is_writable(&program));
             // Whoever has a descriptor may try to make the mount writable.
             let attr = crate::mount::MountAttr {
