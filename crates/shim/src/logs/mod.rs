@@ -3,7 +3,7 @@
 //! ```text
 //! <path>          the current file
 //! <path>.1[.zst]  the one before it (.gz for json-file), <path>.2 … the older ones
-//! <path>.zst.new  one that is being compressed, locked by whoever does that
+//! <path>.zst.new  one that is being compressed (.gz.new for json-file), locked by whoever does that
 //! <path>.lock     the number of rotations so far; locked exclusively while files are renamed
 //! ```
 //! A reader takes the lock (shared) only to find out which file follows the one it has read to its

@@ -269,6 +269,8 @@ fn parts_from(config: &LogConfig, index: u64) -> Result<Vec<Part>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
     use super::super::{Stream, Writer, compress_rotated};
     use super::*;
 
@@ -498,15 +500,24 @@ mod tests {
     #[test]
     fn a_tail_is_the_end_of_all_wherever_it_begins() {
         for driver in [Driver::Local, Driver::JsonFile] {
-            let config = config("tail", driver, 2000, 6);
+            let config = config("tail", driver, 2000, 8);
             let mut writer = Writer::open(config.clone()).unwrap();
             for line in 0..300 {
                 writer.write(Stream::Stdout, format!("line {line}\n").as_bytes());
-                // The newest rotated file stays plain.
-                if line == 280 && writer.take_rotated() {
+                if line == 200 {
                     compress_rotated(&config).unwrap();
                 }
             }
+            // Some that were rotated before that are left, and there are others since.
+            let is_plain = |index| {
+                rotation::existing(&config, index)
+                    .map(|path| path == rotation::rotated(&config, index))
+            };
+            let forms: Vec<bool> = (1..8).filter_map(is_plain).collect();
+            assert!(
+                forms.contains(&true) && forms.contains(&false),
+                "{driver:?}: {forms:?}"
+            );
             let read = |tail| {
                 read_all(
                     &mut Reader::open(
@@ -570,17 +581,24 @@ mod tests {
         for driver in [Driver::Local, Driver::JsonFile] {
             let config = config("compress", driver, 600, 5);
             let mut writer = Writer::open(config.clone()).unwrap();
-            let compressor = std::thread::spawn({
-                let config = config.clone();
-                move || (0..200).for_each(|_| compress_rotated(&config).unwrap())
-            });
+            let (begun, over) = (AtomicUsize::new(0), AtomicBool::new(false));
             let mut expected = String::new();
-            for line in 0..3000 {
-                let line = format!("line {line}\n");
-                writer.write(Stream::Stdout, line.as_bytes());
-                expected += &line;
-            }
-            compressor.join().unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        begun.fetch_add(1, Ordering::Relaxed);
+                        compress_rotated(&config).unwrap();
+                    }
+                });
+                let mut line = 0;
+                while line < 3000 || begun.load(Ordering::Relaxed) < 20 {
+                    let text = format!("line {line}\n");
+                    writer.write(Stream::Stdout, text.as_bytes());
+                    expected += &text;
+                    line += 1;
+                }
+                over.store(true, Ordering::Relaxed);
+            });
             compress_rotated(&config).unwrap();
             let kept = read_all(&mut Reader::open(config.clone(), ALL).unwrap());
             assert!(
@@ -590,14 +608,11 @@ mod tests {
             let plain = (1..5)
                 .filter(|index| fs::exists(rotation::rotated(&config, *index)))
                 .count();
-            assert_eq!(
-                (
-                    plain,
-                    fs::exists(config.path.with_file_name("container.log.zst.new"))
-                ),
-                (0, false),
-                "{driver:?}"
+            let staged = rotation::with_suffix(
+                &config.path,
+                &format!("{}.new", rotation::compressed_suffix(driver)),
             );
+            assert_eq!((plain, fs::exists(staged)), (0, false), "{driver:?}");
             fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
     }
