@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use linux_raw_sys::general as raw;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
@@ -110,8 +111,19 @@ pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::R
 /// now: to unshare what threads share is allowed to a single one only, and does nothing then
 /// (unshare(2), `CLONE_THREAD`).
 fn has_one_thread() -> bool {
-    // SAFETY: without other threads the flag has no effect, with others it is refused.
-    unsafe { libc::unshare(libc::CLONE_THREAD) == 0 }
+    // A thread that has been joined counts until the kernel has taken it out of the process, a
+    // moment later.
+    const PAUSE: Duration = Duration::from_millis(1);
+    const TRIES: u32 = 50;
+    for _ in 0..TRIES {
+        // SAFETY: without other threads the flag has no effect, with others it is refused.
+        match check(i64::from(unsafe { libc::unshare(libc::CLONE_THREAD) })) {
+            Ok(_) => return true,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => std::thread::sleep(PAUSE),
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// Replaces the program. Returns only when that failed.
