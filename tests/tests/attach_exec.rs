@@ -7,10 +7,11 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use whelk_tests::{Connection, Engine, Program, eventually};
+use whelk_tests::{Connection, Engine, Program, eventually, images};
 
 #[test]
 fn exec_passes_on_streams_and_status() {
@@ -741,4 +742,109 @@ fn what_was_sent_arrives_though_its_sender_has_left() {
     client.write(&vec![b'x'; 600_000]);
     drop(client);
     engine.await_log("counts", "600000\n");
+}
+
+/// The processes that have ended and that a container's shim has not waited for, and those on their
+/// way to their program.
+fn children_of_shim(engine: &Engine, name: &str) -> (Vec<i32>, Vec<i32>) {
+    let status = |pid: i32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |status: &str, key: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let init = engine.pid(name);
+    let shim = field(&status(init), "PPid:");
+    let numbers = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let children: Vec<(i32, String)> = numbers
+        .map(|pid| (pid, status(pid)))
+        .filter(|(_, status)| field(status, "PPid:") == shim)
+        .collect();
+    let with = |wanted: fn(&str) -> bool, named: &str| {
+        let state = |status: &str| {
+            wanted(&field(status, "State:")) && field(status, "Name:").starts_with(named)
+        };
+        children
+            .iter()
+            .filter(|(pid, status)| *pid != init && state(status))
+            .map(|(pid, _)| *pid)
+            .collect::<Vec<_>>()
+    };
+    (
+        with(|state| state.starts_with('Z'), ""),
+        with(|state| !state.starts_with('Z'), "whelk-shim"),
+    )
+}
+
+#[test]
+fn while_a_process_starts_those_that_have_ended_are_waited_for() {
+    let engine = Engine::start();
+    engine.load(&fs::read(images::python()).unwrap());
+    let shared = engine.scratch("shared");
+    fs::write(shared.join("busybox"), images::busybox_program()).unwrap();
+    fs::set_permissions(shared.join("busybox"), fs::Permissions::from_mode(0o755)).unwrap();
+    let volume = format!("{}:/d", shared.display());
+    // Who opens or executes the file waits until the holder of its lease gives it up, at most
+    // lease-break-time (45 s).
+    let hold = "
+import fcntl, os, signal, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = os.open('/d/busybox', os.O_RDONLY)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+time.sleep(600)
+";
+    let cli = engine.cli(Program::Whelk);
+    let hold_it = |name: &str| {
+        cli.run(&[
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--network",
+            "none",
+            "-v",
+            &volume,
+            "python",
+            "python3",
+            "-c",
+            hold,
+        ])
+        .ok();
+        engine.await_log(name, "held");
+    };
+    cli.up("up", &["-v", &volume], &["sleep", "600"]);
+    hold_it("first");
+    let stuck = |what: &str| {
+        eventually(what, || {
+            let (ended, starting) = children_of_shim(&engine, "up");
+            // Its guide has ended too.
+            (starting.len() == 1 && ended.is_empty()).then(|| starting[0])
+        })
+    };
+    let mut slow = cli.spawn(&["exec", "up", "/d/busybox", "sh", "-c", "exit 7"]);
+    stuck("the exec to wait for its program");
+    cli.run(&["exec", "up", "sh", "-c", "exit 3"]).exits(3);
+    stuck("what has ended to be waited for");
+    assert!(slow.is_running());
+    cli.run(&["rm", "-f", "first"]).ok();
+    slow.finish().exits(7);
+
+    // One that is killed on its way has ended as any other.
+    hold_it("second");
+    let mut killed = cli.spawn(&["exec", "up", "/d/busybox", "true"]);
+    let pid = stuck("the second exec to wait for its program");
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    killed.finish().exits(137);
+    assert_eq!(children_of_shim(&engine, "up"), (Vec::new(), Vec::new()));
 }

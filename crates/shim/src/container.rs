@@ -8,7 +8,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
-use rustix::process::Pid;
+use rustix::process::{Pid, WaitStatus};
 use rustix::termios::Winsize;
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::exec::{self, Progress, Starting};
@@ -59,7 +59,9 @@ pub(crate) struct Shim {
 /// A process on its way to its program, and who waits for that.
 pub(crate) struct StartingExec {
     id: String,
-    starting: Starting,
+    pub starting: Starting,
+    /// How its process has ended, when that was before its start was known to be over.
+    pub ended: Option<WaitStatus>,
     streams: Option<(Option<OwnedFd>, [Option<OwnedFd>; 2])>,
     client: u64,
     attach: Option<Attach>,
@@ -132,11 +134,7 @@ impl Shim {
             }
             Token::Input(number) => self.pump_input(number),
             Token::Client(number) => self.client_ready(number, flags),
-            Token::Starting(number) => {
-                self.settle(number);
-                // It may have ended before it was known.
-                self.reap();
-            }
+            Token::Starting(number) => self.settle(number),
         }
     }
 
@@ -541,6 +539,7 @@ impl Shim {
             StartingExec {
                 id: request.id,
                 starting,
+                ended: None,
                 streams,
                 client,
                 attach: request.attach,
@@ -550,7 +549,7 @@ impl Shim {
     }
 
     /// Goes on with a process that is being started, as far as it has come.
-    fn settle(&mut self, number: u64) {
+    pub(crate) fn settle(&mut self, number: u64) {
         let Some(exec) = self.starting.get_mut(&number) else {
             return;
         };
@@ -561,6 +560,7 @@ impl Shim {
         let Some(StartingExec {
             id,
             mut starting,
+            ended,
             streams,
             client,
             attach,
@@ -594,6 +594,9 @@ impl Shim {
         self.reply(client, &Reply::Started { pid });
         if let Some(wants) = attach {
             self.attach(client, number, wants);
+        }
+        if let Some(status) = ended {
+            self.process_ended(number, status);
         }
     }
 

@@ -1,10 +1,10 @@
 //! The end of the container's processes: their last output, how they ended, and who is told.
 //!
 //! ```text
-//! running ──wait(2)──► exit known ──all output read to its end, or LINGER over──► finished: event, connections closed
+//! running ──wait(2)──► exit status known ──end of all output, or LINGER over──► finished: event sent, connections closed
 //! ```
-//! Others may hold a process's streams open after it has ended. What they write for a while still
-//! belongs to it.
+//! Child processes may keep a process's output open after it has ended. What they write within
+//! LINGER is passed on.
 
 use std::time::{Duration, Instant};
 
@@ -18,30 +18,24 @@ use crate::container::{INIT, Shim};
 use crate::logs::{compress_rotated, now};
 use crate::protocol::{Event, Exit, Launch, Reply};
 
-/// How long output is waited for after its process has ended, as with Docker.
+/// How long after the end of a process the end of its output is waited for, as with Docker.
 const LINGER: Duration = Duration::from_secs(2);
 
 impl Shim {
-    /// Collects every child that has ended: started processes, and orphans that the kernel gave to
-    /// this subreaper. While one is on its way, only those that are known: it may be among the
-    /// others, and its end must not be lost.
+    /// Waits for every child that has ended: started processes, those that helped to start them,
+    /// and orphans that the kernel gave to this subreaper.
     pub(crate) fn reap(&mut self) {
-        if self.starting.is_empty() {
-            while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-                self.child_ended(pid, status);
+        while let Some(pid) = whelk_sys::process::ended_child() {
+            // It may be the process of an exec that is starting. Once waited for, its number would
+            // mean nothing.
+            for number in self.starting.keys().copied().collect::<Vec<_>>() {
+                self.settle(number);
             }
-            return;
-        }
-        let running = self
-            .processes
-            .values()
-            .filter(|process| process.exit.is_none())
-            .map(|process| process.pid);
-        for pid in running.chain(self.compressor).collect::<Vec<_>>() {
-            if let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG)
-            {
-                self.child_ended(pid, status);
-            }
+            let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG)
+            else {
+                return;
+            };
+            self.child_ended(pid, status);
         }
     }
 
@@ -55,16 +49,25 @@ impl Shim {
             Some(number) => self.process_ended(number, status),
             None if self.compressor == Some(pid) => {
                 self.compressor = None;
-                // What was rotated meanwhile. After a failure the next rotation is soon enough.
+                // More files may have been rotated meanwhile. After a failure the next rotation
+                // tries again.
                 if status.exit_status() == Some(0) {
                     self.compress_logs();
                 }
             }
-            None => {}
+            None => {
+                if let Some(exec) = self
+                    .starting
+                    .values_mut()
+                    .find(|exec| exec.starting.process().is_some_and(|(own, _)| *own == pid))
+                {
+                    exec.ended = Some(status);
+                }
+            }
         }
     }
 
-    fn process_ended(&mut self, number: u64, status: WaitStatus) {
+    pub(crate) fn process_ended(&mut self, number: u64, status: WaitStatus) {
         if number == INIT && !self.linux().has_new(NamespaceKind::Pid) {
             // The kernel ends the others only when the pid namespace was the container's own.
             let _ = self.cgroup.kill_all();
@@ -78,8 +81,8 @@ impl Shim {
         self.finish_if_over(number);
     }
 
-    /// Finishes a process that has ended once its output has. Output of an exec that nobody sees is
-    /// not waited for.
+    /// Finishes a process that has ended if its output has too. The output of an exec without
+    /// clients is not waited for.
     pub(crate) fn finish_if_over(&mut self, number: u64) {
         let Some(process) = self
             .processes
@@ -93,7 +96,7 @@ impl Shim {
         }
     }
 
-    /// Finishes processes whose output has not ended in time.
+    /// Finishes processes that ended LINGER ago, though their output has not.
     pub(crate) fn finish_overdue(&mut self) {
         if self
             .processes
@@ -132,7 +135,8 @@ impl Shim {
             return self.finish_container(exit);
         }
         let id = process.exec.clone().unwrap_or_default();
-        // The end first: a client that sees its stream close asks at once how the exec ended.
+        // The event first: a client whose stream is closed asks the engine at once how the exec
+        // ended.
         self.publish(&Event::ExecExited { id, exit });
         self.close_clients_of(number);
         self.processes.remove(&number);
@@ -157,7 +161,7 @@ impl Shim {
         }
         self.log.finish();
         self.compress_logs();
-        // Before anybody hears of the end: who does may want them.
+        // Before the event: whoever gets it may start another container with these ports.
         self.ports.clear();
         let exit = Exit {
             oom_killed: self.cgroup.oom_kills() > 0,
@@ -177,7 +181,7 @@ impl Shim {
         if let Some(process) = self.processes.get_mut(&number) {
             process.hold(false, &self.poll);
         }
-        // A pipe and a terminal hold less.
+        // More than a pipe or a terminal holds, in bytes: another process may go on writing.
         const MOST_LEFT: usize = 1 << 20;
         for stream in [1, 2] {
             for _ in 0..MOST_LEFT.div_ceil(self.buffer.len()) {
@@ -200,7 +204,7 @@ impl Shim {
         self.clients_of(number).next().is_some()
     }
 
-    /// Ends the connections of a process's clients once they have everything.
+    /// Closes the connections of a process's clients, each once all output for it has been sent.
     fn close_clients_of(&mut self, number: u64) {
         for client in self.clients_of(number).collect::<Vec<_>>() {
             if let Some(client) = self.clients.get_mut(&client) {
@@ -210,15 +214,15 @@ impl Shim {
         }
     }
 
-    /// Starts to compress log files that were rotated, in a process of its own: the loop here must
-    /// go on, and a second thread would keep this process from starting others. A child that runs
-    /// already finds what comes meanwhile, or its end leads here again.
+    /// Starts a child process that compresses rotated log files, unless one runs: what is rotated
+    /// meanwhile is compressed by that one or after its end. Not a thread, because a process with
+    /// several threads cannot use [`whelk_sys::process::clone_process`].
     pub(crate) fn compress_logs(&mut self) {
         if self.compressor.is_some() || !self.log.take_rotated() {
             return;
         }
         let compress = |config: &crate::logs::LogConfig| {
-            // Whatever the container does comes first.
+            // The container's processes have priority.
             const NICENESS: i32 = 10;
             let _ = rustix::process::nice(NICENESS);
             match compress_rotated(config) {
@@ -253,8 +257,8 @@ fn exit_of(status: WaitStatus) -> Exit {
     }
 }
 
-/// Writes the exit record before anybody is told. Complete or absent, but not flushed: the run
-/// directory does not outlive the machine, and neither does the container.
+/// Writes the exit record, whole or not at all. It is not flushed to the disk: the run directory is
+/// of no use after the machine has gone down.
 fn record(launch: &Launch, exit: &Exit) {
     let content = serde_json::to_vec(exit).unwrap_or_default();
     if let Err(error) = fs::replace(launch.run_dir.join("exit.json"), content, 0o600) {

@@ -206,6 +206,28 @@ pub fn fork_apart<T>(input: &T, work: fn(&T) -> i32) -> io::Result<Pid> {
     }
 }
 
+/// A child that has ended and that nobody has waited for yet; it stays one, so that its number is
+/// nobody else's.
+pub fn ended_child() -> Option<Pid> {
+    // SAFETY: siginfo_t is plain data, of which every pattern of bits is one.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: waitid(2) fills in `info`, which outlives the call.
+    let result = unsafe {
+        libc::waitid(
+            libc::P_ALL,
+            0,
+            &raw mut info,
+            libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
+        )
+    };
+    // SAFETY: waitid sets this field, to zero if there was none.
+    if result == 0 {
+        Pid::from_raw(unsafe { info.si_pid() })
+    } else {
+        None
+    }
+}
+
 /// Ends the process at once: no destructors, no flushing. What a forked child that failed must do.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) has no preconditions.
