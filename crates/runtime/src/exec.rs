@@ -143,30 +143,38 @@ impl Starting {
     /// Why the program cannot run; the process ends then.
     pub fn settle(&mut self, wait: bool) -> Result<Progress> {
         loop {
-            match self.sync.look(wait)? {
-                Received::Message(Message::Born, _, sender) => {
-                    let pid =
-                        sender.ok_or_else(|| Error::Os("a process without a number".into()))?;
-                    // A child that nobody has waited for yet: the number is still its own, also
-                    // when it has ended.
-                    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| {
-                        // Without a descriptor nobody could end it later.
-                        let _ = kill_process(pid, Signal::KILL);
-                        os("open the process")(error)
-                    })?;
-                    self.process = Some((pid, pidfd));
-                }
-                Received::Message(Message::Console, fd, _) => self.terminal = fd,
-                Received::Message(Message::Failed(error), ..) => return Err(error),
-                Received::Message(message, ..) => {
-                    return Err(Error::Os(format!(
-                        "unexpected message {message:?} while starting a process"
-                    )));
-                }
-                Received::End if self.process.is_none() => return Err(died()),
-                Received::End => return Ok(Progress::Started),
-                Received::Nothing => return Ok(Progress::OnItsWay),
+            if let Some(progress) = self.next(wait)? {
+                return Ok(progress);
             }
+        }
+    }
+
+    /// Receives one message; answers when there is none.
+    fn next(&mut self, wait: bool) -> Result<Option<Progress>> {
+        match self.sync.look(wait)? {
+            Received::Message(Message::Born, _, sender) => {
+                let pid = sender.ok_or_else(|| Error::Os("a process without a number".into()))?;
+                // A child that nobody has waited for yet: the number is still its own, also when it
+                // has ended.
+                let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| {
+                    // Without a descriptor nobody could end it later.
+                    let _ = kill_process(pid, Signal::KILL);
+                    os("open the process")(error)
+                })?;
+                self.process = Some((pid, pidfd));
+                Ok(None)
+            }
+            Received::Message(Message::Console, fd, _) => {
+                self.terminal = fd;
+                Ok(None)
+            }
+            Received::Message(Message::Failed(error), ..) => Err(error),
+            Received::Message(message, ..) => Err(Error::Os(format!(
+                "unexpected message {message:?} while starting a process"
+            ))),
+            Received::End if self.process.is_none() => Err(died()),
+            Received::End => Ok(Some(Progress::Started)),
+            Received::Nothing => Ok(Some(Progress::OnItsWay)),
         }
     }
 
@@ -185,8 +193,12 @@ impl Starting {
         self.terminal.take()
     }
 
-    /// Ends a process whose program cannot run. Its parent still has to collect it, and its guide.
-    pub fn kill(&self) {
+    /// Ends the process and its guide, however far they are. Their parent still has to wait for
+    /// both.
+    pub fn kill(&mut self) {
+        // A process that has not said that it is born ends itself when it cannot.
+        self.sync.refuse_more();
+        while self.process.is_none() && matches!(self.next(false), Ok(None)) {}
         for (_, pidfd) in self.process.iter().chain([&self.guide]) {
             let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
         }

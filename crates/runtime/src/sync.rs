@@ -171,6 +171,11 @@ impl Sync {
         Ok(Received::Message(message, fd, sender))
     }
 
+    /// Refuses what the other side has not sent yet: it gets an error when it sends something.
+    pub(crate) fn refuse_more(&self) {
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Read);
+    }
+
     pub(crate) fn descriptor(&self) -> &OwnedFd {
         &self.0
     }
@@ -187,5 +192,25 @@ impl Sync {
                 "the other side ended while starting a container".into(),
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_before_the_refusal_is_received() {
+        let (ours, theirs) = Sync::pair().unwrap();
+        ours.tell_senders().unwrap();
+        theirs.send(&Message::Born, None).unwrap();
+        ours.refuse_more();
+        assert!(theirs.send(&Message::Console, None).is_err());
+        let received = ours.look(false).unwrap();
+        assert!(
+            matches!(received, Received::Message(Message::Born, None, Some(pid)) if pid == rustix::process::getpid()),
+            "{received:?}"
+        );
+        assert!(matches!(ours.look(false).unwrap(), Received::End));
     }
 }

@@ -509,7 +509,7 @@ impl Shim {
             }) => (Some(theirs), Some((input, outputs))),
             None => (None, None),
         };
-        let starting = exec::start(
+        let mut starting = exec::start(
             &exec::Exec {
                 init: &init.pidfd,
                 container: &self.launch.id,
