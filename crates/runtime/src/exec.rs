@@ -4,7 +4,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use whelk_sys::process::{CloneFlags, Cloned, clone_process, close_others, exit_now, setns};
+use serde::{Deserialize, Serialize};
+use whelk_sys::process::{CloneFlags, Cloned, clone_process, end_apart, exit_now, setns};
+use whelk_sys::seccomp::Instruction;
 
 use crate::affinity;
 use crate::cgroup::Cgroup;
@@ -12,7 +14,7 @@ use crate::error::{Error, Result, os};
 use crate::namespaces;
 use crate::process;
 use crate::seccomp::Filter;
-use crate::spec::{Linux, NamespaceKind, Process};
+use crate::spec::{Linux, NamespaceKind, Personality, Process};
 use crate::sync::{Message, Received, Sync};
 use crate::terminal;
 use crate::user::UserRequest;
@@ -68,6 +70,9 @@ pub enum Progress {
 pub fn exec(request: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
     let mut starting = start(request, cgroup)?;
     let settled = starting.settle(true);
+    if settled.is_err() {
+        starting.kill();
+    }
     starting.collect_guide();
     match (settled, starting.process) {
         (Ok(_), Some((pid, pidfd))) => Ok(Executed {
@@ -77,8 +82,7 @@ pub fn exec(request: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Executed> {
         }),
         (Ok(_), None) => Err(died()),
         (Err(error), process) => {
-            if let Some((pid, pidfd)) = process {
-                let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            if let Some((pid, _)) = process {
                 let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
             }
             Err(error)
@@ -120,13 +124,13 @@ pub fn start(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Starting> {
         }),
         Cloned::Child => {
             drop(ours);
-            let outcome = guide(exec, cgroup, &theirs);
-            let error = match outcome {
-                Ok(Cloned::Parent { .. }) => exit_now(0),
-                Ok(Cloned::Child) => match enter(exec, &theirs) {
-                    Ok(prepared) => prepared.execute(None),
-                    Err(error) => error,
-                },
+            let error = match guide(exec, cgroup) {
+                Ok(inside) => end_apart(
+                    process::STREAMS + exec.preserved,
+                    theirs.into(),
+                    &inside,
+                    bear,
+                ),
                 Err(error) => error,
             };
             let _ = theirs.send(&Message::Failed(error), None);
@@ -214,8 +218,65 @@ fn is_busy(error: &std::io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
 }
 
-/// Goes into the container, having prepared what needs the host's files, and bears the process.
-fn guide(exec: &Exec<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Result<Cloned> {
+/// The fields of a filter's instructions, and the rest of the filter.
+type Fields = (Vec<(u16, u8, u8, u32)>, u32, Option<(String, String)>);
+
+/// What the process has to know inside the container: all that it keeps of its starter's memory, as
+/// text.
+#[derive(Serialize, Deserialize)]
+struct Inside {
+    container: String,
+    process: Process,
+    user: Option<UserRequest>,
+    has_user_namespace: bool,
+    personality: Option<Personality>,
+    filter: Option<Fields>,
+    has_streams: bool,
+    preserved: u32,
+}
+
+impl Inside {
+    fn encode(exec: &Exec<'_>) -> Result<Vec<u8>> {
+        let fields = |it: &Instruction| (it.code, it.jump_true, it.jump_false, it.value);
+        let inside = Self {
+            container: exec.container.to_owned(),
+            process: exec.process.clone(),
+            user: exec.user.cloned(),
+            has_user_namespace: exec.linux.namespace(NamespaceKind::User).is_some(),
+            personality: exec.linux.personality.clone(),
+            filter: exec.filter.map(|filter| {
+                (
+                    filter.program.iter().map(fields).collect(),
+                    filter.flags,
+                    filter.listener.clone(),
+                )
+            }),
+            has_streams: exec.streams.is_some(),
+            preserved: exec.preserved,
+        };
+        serde_json::to_vec(&inside).map_err(|error| Error::Os(error.to_string()))
+    }
+
+    fn filter(&self) -> Option<Filter> {
+        let (program, flags, listener) = self.filter.as_ref()?;
+        let instruction = |&(code, jump_true, jump_false, value): &_| Instruction {
+            code,
+            jump_true,
+            jump_false,
+            value,
+        };
+        Some(Filter {
+            program: program.iter().map(instruction).collect(),
+            flags: *flags,
+            listener: listener.clone(),
+        })
+    }
+}
+
+/// Goes into the container, having prepared what needs the host's files. Returns what the process
+/// has to know there.
+fn guide(exec: &Exec<'_>, cgroup: Option<&Cgroup>) -> Result<Vec<u8>> {
+    let inside = Inside::encode(exec)?;
     let affinity = exec.process.exec_cpu_affinity.as_ref();
     let run_on =
         |processors: Option<&String>| processors.map_or(Ok(()), |list| affinity::set(list));
@@ -242,44 +303,70 @@ fn guide(exec: &Exec<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Result<Cloned
     setns(exec.init.as_fd(), namespaces::all_flags(exec.linux))
         .map_err(os("enter the container"))?;
     rustix::process::chdir("/").map_err(os("chdir to the container's root"))?;
-    close_others(process::STREAMS + exec.preserved, sync.descriptor().as_fd())
-        .map_err(os("close descriptors"))?;
-    // A sibling: whoever started this process is its parent.
-    clone_process(CloneFlags::PARENT, None).map_err(os("create process"))
+    Ok(inside)
 }
 
-fn enter<'a>(exec: &'a Exec<'_>, sync: &Sync) -> Result<process::Prepared<'a>> {
-    sync.send(&Message::Born, None)?;
+/// Bears the process, as a sibling: whoever started the guide is its parent. Returns the guide's
+/// status, or that of a process that could not become its program.
+fn bear(inside: &[u8], sync: OwnedFd) -> i32 {
+    let sync = Sync::from(sync);
+    let error = match clone_process(CloneFlags::PARENT, None) {
+        Ok(Cloned::Parent { .. }) => return 0,
+        Ok(Cloned::Child) => enter(inside, &sync),
+        Err(error) => os("create process")(error),
+    };
+    let _ = sync.send(&Message::Failed(error), None);
+    1
+}
+
+/// Becomes the program. Returns only the error that kept the process from it.
+fn enter(inside: &[u8], sync: &Sync) -> Error {
+    let entered = || -> Result<Error> {
+        sync.send(&Message::Born, None)?;
+        let inside: Inside =
+            serde_json::from_slice(inside).map_err(|error| Error::Os(error.to_string()))?;
+        let filter = inside.filter();
+        Ok(prepare(&inside, filter.as_ref(), sync)?.execute(None))
+    };
+    entered().unwrap_or_else(|error| error)
+}
+
+fn prepare<'a>(
+    inside: &'a Inside,
+    filter: Option<&'a Filter>,
+    sync: &Sync,
+) -> Result<process::Prepared<'a>> {
     rustix::process::setsid().map_err(os("setsid"))?;
-    if exec.linux.namespace(NamespaceKind::User).is_some() {
+    if inside.has_user_namespace {
         process::become_root()?;
     }
-    process::join_keyring(exec.container, false)?;
+    process::join_keyring(&inside.container, false)?;
     let root = rustix::fs::open(
         "/",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )
     .map_err(os("open the container's root"))?;
-    let identity = process::identity(&root, exec.process, exec.user)?;
-    if exec.process.terminal {
+    let identity = process::identity(&root, &inside.process, inside.user.as_ref())?;
+    if inside.process.terminal {
         let terminal = terminal::open(
             &terminal::entered_devpts()?,
-            exec.process.console_size.as_ref(),
+            inside.process.console_size.as_ref(),
         )?;
         sync.send(&Message::Console, Some(&terminal.master))?;
         terminal::control(&terminal.slave, identity.uid)?;
         process::take_streams([&terminal.slave; 3])?;
-    } else if exec.streams.is_some() {
+    } else if inside.has_streams {
         process::give_streams(identity.uid);
     }
+    let personality = inside.personality.as_ref();
     process::prepare(
-        exec.process,
+        &inside.process,
         process::Surroundings {
             identity,
-            filter: exec.filter,
-            personality: exec.linux.personality.as_ref(),
-            preserved: exec.preserved,
+            filter,
+            personality,
+            preserved: inside.preserved,
         },
     )
 }

@@ -195,6 +195,18 @@ impl Sync {
     }
 }
 
+impl From<OwnedFd> for Sync {
+    fn from(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+}
+
+impl From<Sync> for OwnedFd {
+    fn from(sync: Sync) -> Self {
+        sync.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

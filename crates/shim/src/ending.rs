@@ -221,11 +221,14 @@ impl Shim {
         if self.compressor.is_some() || !self.log.take_rotated() {
             return;
         }
-        let compress = |config: &crate::logs::LogConfig| {
+        let compress = |config: &[u8]| {
             // The container's processes have priority.
             const NICENESS: i32 = 10;
             let _ = rustix::process::nice(NICENESS);
-            match compress_rotated(config) {
+            let Ok(config) = serde_json::from_slice(config) else {
+                return 1;
+            };
+            match compress_rotated(&config) {
                 Ok(()) => 0,
                 Err(error) => {
                     crate::complain(&format!("{error}; the file stays as it is"));
@@ -233,7 +236,8 @@ impl Shim {
                 }
             }
         };
-        match whelk_sys::process::fork_apart(&self.launch.log, compress) {
+        let config = serde_json::to_vec(&self.launch.log).unwrap_or_default();
+        match whelk_sys::process::fork_apart(&config, compress) {
             Ok(pid) => self.compressor = Some(pid),
             Err(error) => crate::complain(&format!(
                 "compress the log of container {}: {error}",

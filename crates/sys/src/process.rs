@@ -2,9 +2,8 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use linux_raw_sys::general as raw;
@@ -189,21 +188,66 @@ pub fn in_foreground(command: &mut std::process::Command) -> &mut std::process::
 }
 
 /// Runs `work` in a child process that has the standard streams and no other descriptor. The child
-/// ends with what `work` returns; the caller collects it. `input` must not hold descriptors: they
-/// are closed in the child.
+/// ends with what `work` returns; the caller collects it.
 ///
 /// # Errors
 /// As [`clone_process`].
-pub fn fork_apart<T>(input: &T, work: fn(&T) -> i32) -> io::Result<Pid> {
+pub fn fork_apart(input: &[u8], work: fn(&[u8]) -> i32) -> io::Result<Pid> {
     match clone_process(CloneFlags::default(), None)? {
         Cloned::Parent { pid, .. } => Ok(pid),
         Cloned::Child => {
-            // SAFETY: this process ends below without returning, so nothing uses or closes the
-            // descriptors that go here.
-            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
-            exit_now(work(input))
+            // SAFETY: `work` gets bytes only, and the process ends with it, however it ends.
+            let closed = unsafe { close_others(FIRST_BEHIND_STREAMS, None) };
+            exit_now(closed.map_or(FAILED, |()| {
+                std::panic::catch_unwind(|| work(input)).unwrap_or(FAILED)
+            }))
         }
     }
+}
+
+/// Closes every descriptor from `first` on but `kept`, runs `work`, and ends the process with what
+/// that returns. What owns the closed ones stays in memory where `work` cannot come: all it gets is
+/// `input` and `kept`.
+pub fn end_apart(first: u32, kept: OwnedFd, input: &[u8], work: fn(&[u8], OwnedFd) -> i32) -> ! {
+    assert!(
+        first >= FIRST_BEHIND_STREAMS,
+        "the standard streams are everybody's"
+    );
+    // SAFETY: `work` gets bytes and what stays open only, and the process ends with it, however it
+    // ends.
+    let closed = unsafe { close_others(first, Some(kept.as_fd())) };
+    exit_now(closed.map_or(FAILED, |()| {
+        std::panic::catch_unwind(|| work(input, kept)).unwrap_or(FAILED)
+    }))
+}
+
+const FIRST_BEHIND_STREAMS: u32 = 3;
+
+/// The status of a process whose work could not be done.
+const FAILED: i32 = 1;
+
+/// Closes every descriptor of this thread from `first` on but `kept`.
+///
+/// # Safety
+/// The thread must not use or drop anything any more that owned or borrowed one of them. Other
+/// threads keep theirs.
+unsafe fn close_others(first: u32, kept: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let close = |begin: u32, end: u32| {
+        if begin > end {
+            return Ok(());
+        }
+        // SAFETY: close_range(2) takes numbers; nothing uses these descriptors any more, as the
+        // caller promises.
+        check(unsafe {
+            libc::syscall(libc::SYS_close_range, begin, end, libc::CLOSE_RANGE_UNSHARE)
+        })
+        .map(drop)
+    };
+    let Some(kept) = kept.map(|kept| kept.as_raw_fd() as u32) else {
+        return close(first, u32::MAX);
+    };
+    close(first, kept.saturating_sub(1))?;
+    close(first.max(kept + 1), u32::MAX)
 }
 
 /// A child that has ended and that nobody has waited for yet; it stays one, so that its number is
@@ -247,23 +291,6 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
         )
     })
     .map(drop)
-}
-
-/// Closes every descriptor from `first` on but `kept`. For a forked child that goes on with nothing
-/// else: what owns the others in its memory must not be used or dropped any more.
-pub fn close_others(first: u32, kept: BorrowedFd<'_>) -> io::Result<()> {
-    let kept = kept.as_raw_fd() as u32;
-    for (begin, end) in [
-        (first, kept.saturating_sub(1)),
-        (first.max(kept + 1), u32::MAX),
-    ] {
-        if begin <= end {
-            // SAFETY: close_range(2) takes numbers; that nothing uses these descriptors later is
-            // the caller's promise.
-            check(unsafe { libc::syscall(libc::SYS_close_range, begin, end, 0) })?;
-        }
-    }
-    Ok(())
 }
 
 /// Makes `fd` the process's descriptor `number` (0 to 2), without close-on-exec.
@@ -419,35 +446,37 @@ pub fn raise_file_limit() {
     );
 }
 
-/// Takes the descriptors that a service manager passed to this process: `LISTEN_FDS` of them from
-/// number 3 on, where `LISTEN_PID` is this process's id (sd_listen_fds(3)). They are closed in
-/// programs that this one executes. To be called once, before anything else opens a descriptor; a
-/// second call returns none.
+/// The descriptors that a service manager passed to this process: `LISTEN_FDS` of them from number
+/// 3 on, where `LISTEN_PID` is this process's id (sd_listen_fds(3)). They are closed in programs
+/// that this one executes.
 ///
 /// # Errors
 /// `EBADF` when one of them is not open, `EINVAL` when `LISTEN_FDS` is no number of descriptors.
 pub fn listen_fds() -> io::Result<Vec<OwnedFd>> {
     const FIRST: i32 = 3;
-    static TAKEN: AtomicBool = AtomicBool::new(false);
     let variable = |name| std::env::var(name).unwrap_or_default();
-    if variable("LISTEN_PID") != std::process::id().to_string()
-        || TAKEN.swap(true, Ordering::Relaxed)
-    {
+    if variable("LISTEN_PID") != std::process::id().to_string() {
         return Ok(Vec::new());
     }
     let count: u16 = variable("LISTEN_FDS")
         .parse()
         .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    (FIRST..FIRST + i32::from(count))
+    let numbers = FIRST..FIRST + i32::from(count);
+    for number in numbers.clone() {
+        // SAFETY: F_SETFD of fcntl(2) changes a flag, and fails where nothing is open.
+        check(i64::from(unsafe {
+            libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC)
+        }))?;
+    }
+    // Copies: whose the numbers are cannot be known here. The originals stay open as long as the
+    // process lives.
+    numbers
         .map(|number| {
-            // SAFETY: fcntl(2) with F_SETFD changes a flag of the descriptor and fails where none
-            // is open.
-            check(i64::from(unsafe {
-                libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC)
-            }))?;
-            // SAFETY: it is open, and nobody else's: it was inherited, and each number is taken
-            // once (above).
-            Ok(unsafe { OwnedFd::from_raw_fd(number) })
+            // SAFETY: F_DUPFD_CLOEXEC of fcntl(2) opens a new descriptor and leaves the old alone.
+            let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, FIRST) };
+            check(i64::from(copy))?;
+            // SAFETY: it was opened just now, and nobody else has its number.
+            Ok(unsafe { OwnedFd::from_raw_fd(copy) })
         })
         .collect()
 }

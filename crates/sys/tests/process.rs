@@ -1,12 +1,23 @@
 //! What only a process with one thread can do. Tests run on threads, so this program does without
 //! the usual harness.
-#![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test stops where something fails"
+)]
 
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitOptions, waitpid};
-use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now};
+use whelk_sys::process::{CloneFlags, Cloned, clone_process, end_apart, ended_child, exit_now};
 
 fn main() {
     a_thread_that_has_ended_is_none();
+    what_ends_apart_has_what_it_is_given();
+    a_child_that_has_ended_stays_until_it_is_waited_for();
 }
 
 fn a_thread_that_has_ended_is_none() {
@@ -15,6 +26,43 @@ fn a_thread_that_has_ended_is_none() {
         match clone_process(CloneFlags::default(), None).unwrap() {
             Cloned::Child => exit_now(0),
             Cloned::Parent { pid, .. } => drop(waitpid(Some(pid), WaitOptions::empty()).unwrap()),
+        }
+    }
+}
+
+fn what_ends_apart_has_what_it_is_given() {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let work = |input: &[u8], kept: OwnedFd| {
+        File::from(kept).write_all(input).unwrap();
+        // The streams, and the directory itself: what was kept is closed by now.
+        i32::try_from(std::fs::read_dir("/proc/self/fd").unwrap().count()).unwrap()
+    };
+    match clone_process(CloneFlags::default(), None).unwrap() {
+        Cloned::Child => end_apart(3, writer, b"all it knows", work),
+        Cloned::Parent { pid, .. } => {
+            drop(writer);
+            let mut read = String::new();
+            File::from(reader).read_to_string(&mut read).unwrap();
+            let status = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap().1;
+            assert_eq!(
+                (read.as_str(), status.exit_status()),
+                ("all it knows", Some(4))
+            );
+        }
+    }
+}
+
+fn a_child_that_has_ended_stays_until_it_is_waited_for() {
+    assert_eq!(ended_child(), None);
+    match clone_process(CloneFlags::default(), None).unwrap() {
+        Cloned::Child => exit_now(7),
+        Cloned::Parent { pid, .. } => {
+            while ended_child().is_none() {
+                std::thread::yield_now();
+            }
+            assert_eq!((ended_child(), ended_child()), (Some(pid), Some(pid)));
+            let status = waitpid(Some(pid), WaitOptions::NOHANG).unwrap().unwrap().1;
+            assert_eq!((status.exit_status(), ended_child()), (Some(7), None));
         }
     }
 }
