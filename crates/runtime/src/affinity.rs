@@ -1,19 +1,19 @@
-//! Which processors a process runs on.
+//! CPU affinity of a process.
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::error::{Error, Result, os};
 
-/// Binds this process to processors given as a list of numbers and ranges: `0-3,7`.
+/// Binds the calling process to the CPUs in a list of numbers and ranges such as `0-3,7`.
 ///
 /// # Errors
-/// What is no such list, or names none that the process may use.
+/// Returns an error if the list is malformed or contains no CPU that the process may use.
 pub(crate) fn set(list: &str) -> Result<()> {
-    sched_setaffinity(None, &parse(list)?).map_err(os("set the processors to run on"))
+    sched_setaffinity(None, &parse(list)?).map_err(os("set CPU affinity"))
 }
 
 fn parse(list: &str) -> Result<CpuSet> {
-    let invalid = || Error::invalid(format!("invalid list of processors {list:?}"));
+    let invalid = || Error::invalid(format!("invalid CPU list {list:?}"));
     let mut set = CpuSet::new();
     for part in list
         .split(',')
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_processors() {
+    fn parses_cpu_lists() {
         let numbers = |list: &str| {
             parse(list).map(|set| (0..16).filter(|cpu| set.is_set(*cpu)).collect::<Vec<_>>())
         };

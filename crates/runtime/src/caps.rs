@@ -1,4 +1,4 @@
-//! Capabilities by name, and giving a process exactly the sets it was configured with.
+//! Capability names, and setting the capability sets of a process.
 
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
@@ -8,7 +8,7 @@ use rustix::thread::{
 use crate::error::{Error, Result, os};
 use crate::spec::Capabilities;
 
-/// Names in the order of their numbers (capabilities(7)).
+/// Capability names in the order of their numbers (capabilities(7)).
 pub const NAMES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -53,7 +53,7 @@ pub const NAMES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// What a container holds when nobody says otherwise: Docker's 14.
+/// Capabilities of a container by default: the same 14 as Docker's.
 pub const DEFAULT: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -71,7 +71,7 @@ pub const DEFAULT: [&str; 14] = [
     "CAP_AUDIT_WRITE",
 ];
 
-/// The number of a capability, or `None` for a name that does not exist.
+/// Returns the number of a capability, or `None` if the name is unknown.
 pub fn number(name: &str) -> Option<u32> {
     NAMES
         .iter()
@@ -79,7 +79,7 @@ pub fn number(name: &str) -> Option<u32> {
         .and_then(|index| u32::try_from(index).ok())
 }
 
-/// The capabilities this process may hand on: its bounding set.
+/// Returns the capabilities in the bounding set of this process, which limits what it can pass on.
 pub fn available() -> Vec<&'static str> {
     NAMES
         .iter()
@@ -94,7 +94,7 @@ pub fn available() -> Vec<&'static str> {
         .collect()
 }
 
-/// The sets of a process as bits, without what this host does not have.
+/// Capability sets of a process as bit masks, without those that are not available here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sets {
     bounding: u64,
@@ -105,11 +105,11 @@ pub(crate) struct Sets {
 }
 
 impl Sets {
-    /// Translates names to bits. A capability that exists but is not available here is left out, as
-    /// the OCI specification says; runc and Docker do the same.
+    /// Translates names to bits. A known capability that is not available here is left out, as the
+    /// OCI specification requires.
     ///
     /// # Errors
-    /// A name that no kernel knows.
+    /// Returns an error for an unknown name.
     pub(crate) fn resolve(capabilities: &Capabilities) -> Result<Self> {
         let held = available()
             .iter()
@@ -131,19 +131,19 @@ impl Sets {
             effective: bits(&capabilities.effective)? & permitted,
             permitted,
             inheritable,
-            // The kernel accepts only what is both permitted and inheritable.
+            // Ambient capabilities must be both permitted and inheritable (capabilities(7)).
             ambient: bits(&capabilities.ambient)? & permitted & inheritable,
         })
     }
 
-    /// Drops from the bounding set. Must run while `CAP_SETPCAP` is still held, so before the user
-    /// changes.
+    /// Drops capabilities from the bounding set. Must run before the user changes, while
+    /// `CAP_SETPCAP` is still effective.
     pub(crate) fn apply_bounding(&self) -> Result<()> {
         for number in 0..NAMES.len() {
             if self.bounding & (1 << number) == 0 {
                 let one = CapabilitySet::from_bits_retain(1 << number);
                 match remove_capability_from_bounding_set(one) {
-                    // EINVAL: a capability younger than this kernel.
+                    // EINVAL: this kernel is older than the capability.
                     Ok(()) | Err(rustix::io::Errno::INVAL) => {}
                     Err(error) => return Err(os("drop capability from the bounding set")(error)),
                 }
@@ -152,7 +152,8 @@ impl Sets {
         Ok(())
     }
 
-    /// Sets all other sets. Runs after the user has changed.
+    /// Sets the effective, permitted, inheritable and ambient sets. Must run after the user has
+    /// changed.
     pub(crate) fn apply(&self) -> Result<()> {
         let set = CapabilitySet::from_bits_retain;
         let sets = CapabilitySets {
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_refused_by_name() {
+    fn rejects_unknown_names() {
         let capabilities = Capabilities {
             bounding: vec!["CAP_FLY".into()],
             ..Capabilities::default()

@@ -16,8 +16,8 @@ use crate::mount_options::{NODEV, NOEXEC, NOSUID, Options, RDONLY};
 use crate::mounts::attach_at;
 use crate::spec::Mount;
 
-/// Mounts the cgroup file systems. With a cgroup namespace of its own the container sees its cgroup
-/// as the root; else its directories are bound from the host.
+/// Mounts the cgroup file systems. A container with its own cgroup namespace gets new mounts, whose
+/// root is its cgroup; otherwise its cgroup directories are bind-mounted from the host.
 pub(crate) fn mount(
     root: &OwnedFd,
     mount: &Mount,
@@ -72,10 +72,11 @@ pub(crate) fn mount(
             false,
         )
         .map_err(os("set attributes of the cgroup mount"))?;
-        let place = in_root::create_dir_all(&holder, name, Mode::from_raw_mode(0o755))
+        let mount_point = in_root::create_dir_all(&holder, name, Mode::from_raw_mode(0o755))
             .map_err(os_at("create cgroup mount point", name))?;
-        attach_at(&mounted, &place).map_err(step())?;
-        // Controllers mounted together are also known by their single names.
+        attach_at(&mounted, &mount_point).map_err(step())?;
+        // Controllers that share a hierarchy are also reachable by their single names (`cpu` →
+        // `cpu,cpuacct`).
         for single in tree
             .controllers
             .iter()

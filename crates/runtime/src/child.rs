@@ -1,4 +1,4 @@
-//! Creating a container: the child's side, from a fresh clone to the program.
+//! Creating a container: the side of the child, from clone to execve.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -12,11 +12,11 @@ use crate::error::{Error, Result, os};
 use crate::launch::{Gate, Launch};
 use crate::mounts::{self, Context, KeyMounts};
 use crate::spec::{NamespaceKind, Process};
-use crate::sync::{Message, Sync};
+use crate::sync::{Message, SyncChannel};
 use crate::{cgroup_mount, devices, hooks, masks, namespaces, process, rootfs, sysctls, terminal};
 
-/// Runs in the new process. Returns only the error that kept it from becoming the program.
-pub(crate) fn run(launch: &Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> Error {
+/// Sets up the container in the new process and executes its program. Returns only on failure.
+pub(crate) fn run(launch: &Launch<'_>, cgroup: Option<&Cgroup>, sync: &SyncChannel) -> Error {
     match set_up(launch, cgroup, sync) {
         Ok(prepared) => prepared.execute(matches!(launch.gate, Gate::Starter).then_some(sync)),
         Err(error) => error,
@@ -26,7 +26,7 @@ pub(crate) fn run(launch: &Launch<'_>, cgroup: Option<&Cgroup>, sync: &Sync) -> 
 fn set_up<'a>(
     launch: &'a Launch<'_>,
     cgroup: Option<&Cgroup>,
-    sync: &Sync,
+    sync: &SyncChannel,
 ) -> Result<process::Prepared<'a>> {
     let spec = launch.spec;
     let linux = &spec.linux;
@@ -36,11 +36,11 @@ fn set_up<'a>(
     let own_user_namespace = linux.namespace(NamespaceKind::User).is_some();
     let own_proc = process::own_proc()?;
     process::set_oom_score(&own_proc, process)?;
-    // In the cgroup first: what is done from here on counts as the container's.
+    // The cgroup comes first, so that everything from here on is accounted to the container.
     cgroup.map_or(Ok(()), Cgroup::enter)?;
     rustix::process::setsid().map_err(os("setsid"))?;
     if linux.has_new(NamespaceKind::User) {
-        // Until then the process is nobody.
+        // Until its ids are mapped, the process has the overflow uid and gid.
         sync.expect(&Message::IdsMapped)?;
     }
     namespaces::join_existing(linux)?;
@@ -49,7 +49,7 @@ fn set_up<'a>(
     }
     process::join_keyring(launch.id, true)?;
     if linux.has_new(NamespaceKind::Cgroup) {
-        // Its root is where the process is at this moment.
+        // The root of a new cgroup namespace is the cgroup that the process is in at this moment.
         unshare(CloneFlags::NEWCGROUP).map_err(os("create cgroup namespace"))?;
     }
     if linux.has_new(NamespaceKind::Network) {
@@ -85,22 +85,22 @@ fn set_up<'a>(
     match (&terminal, &launch.streams) {
         (Some(slave), _) => {
             terminal::control(slave, identity.uid)?;
-            process::take_streams([slave; 3])?;
+            process::replace_streams([slave; 3])?;
         }
         (None, Some([input, output, error])) => {
-            process::take_streams([input, output, error])?;
-            process::give_streams(identity.uid);
+            process::replace_streams([input, output, error])?;
+            process::chown_streams(identity.uid);
         }
         (None, None) => {}
     }
-    let surroundings = process::Surroundings {
+    let options = process::PrepareOptions {
         identity,
         filter: launch.filter,
         personality: linux.personality.as_ref(),
         preserved: launch.preserved,
     };
     process::label(&own_proc, process)?;
-    let prepared = process::prepare(process, surroundings)?;
+    let prepared = process::prepare(process, options)?;
     sync.send(&Message::Ready, None)?;
     match &launch.gate {
         Gate::Starter => drop(sync.expect(&Message::Start)?),
@@ -149,7 +149,7 @@ fn open_terminal(
     process: &Process,
     keys: &KeyMounts,
     root: &OwnedFd,
-    sync: &Sync,
+    sync: &SyncChannel,
 ) -> Result<Option<OwnedFd>> {
     if !process.terminal {
         return Ok(None);
@@ -166,13 +166,14 @@ fn open_terminal(
     Ok(Some(terminal.slave))
 }
 
-fn run_hooks(launch: &Launch<'_>, sync: &Sync) -> Result<()> {
+fn run_hooks(launch: &Launch<'_>, sync: &SyncChannel) -> Result<()> {
     let hooks = &launch.spec.hooks;
     if !hooks.prestart.is_empty() || !hooks.create_runtime.is_empty() {
         sync.send(&Message::RunHooks, None)?;
         sync.expect(&Message::HooksDone)?;
     }
-    // In the container's namespaces, but with the host's files: that is what these hooks are for.
+    // createContainer hooks run in the container's namespaces but before pivot_root, with the
+    // host's files (OCI runtime specification, "POSIX-platform Hooks").
     hooks::run(
         &hooks.create_container,
         &crate::state_json(
@@ -185,7 +186,7 @@ fn run_hooks(launch: &Launch<'_>, sync: &Sync) -> Result<()> {
     )
 }
 
-/// A procfs of this process's own pid namespace, attached nowhere.
+/// Mounts a procfs of the calling process's pid namespace without attaching it anywhere.
 pub(crate) fn private_proc() -> Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).map_err(os("open procfs"))?;
     fsconfig_create(&context).map_err(os("create procfs"))?;

@@ -1,4 +1,4 @@
-//! Device nodes and links in the container's `/dev`.
+//! Device nodes and symbolic links in the container's `/dev`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::error::{Error, Result, os, os_at};
 use crate::mounts::attach_at;
 use crate::spec::{Device, DeviceKind};
 
-/// What the OCI specification puts into every container: name, major, minor.
+/// Default devices of the OCI specification: name, major, minor.
 const DEFAULT: &[(&str, i64, i64)] = &[
     ("null", 1, 3),
     ("zero", 1, 5),
@@ -31,8 +31,8 @@ const LINKS: &[(&str, &str)] = &[
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Fills `/dev`. With `bind` (in a user namespace, where nodes cannot be made) the host's nodes are
-/// mounted instead.
+/// Creates the default and the configured devices and the symbolic links in `/dev`. With `bind` (in
+/// a user namespace, where mknod is not permitted) the host's nodes are bind-mounted instead.
 pub(crate) fn create(root: &OwnedFd, devices: &[Device], bind: bool) -> Result<()> {
     let dev = in_root::create_dir_all(root, "/dev", Mode::from_raw_mode(0o755))
         .map_err(os_at("open", "/dev"))?;
@@ -72,7 +72,7 @@ pub(crate) fn create(root: &OwnedFd, devices: &[Device], bind: bool) -> Result<(
     if Path::new("/proc/kcore").exists() {
         link(&dev, "core", "/proc/kcore")?;
     }
-    // The container's own pseudo-terminals, whatever the image brought.
+    // Replaces what the image has, so that `/dev/ptmx` belongs to the container's own devpts.
     match unlinkat(&dev, "ptmx", AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => link(&dev, "ptmx", "pts/ptmx"),
         Err(error) => Err(os_at("replace", "/dev/ptmx")(error)),
@@ -104,8 +104,8 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
         DeviceKind::Fifo => FileType::Fifo,
         DeviceKind::Char | DeviceKind::All => FileType::CharacterDevice,
     };
-    // Given at once, there being no umask: by its name it could be a link to something else a
-    // moment later, where the directory is shared with another container.
+    // Set by mknod itself (the umask is 0): a later chmod by name could follow a link that another
+    // container has put there, where the directory is shared.
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
     let number = |n: i64| {
         u32::try_from(n)
@@ -145,8 +145,8 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
     Ok(())
 }
 
-/// The host's `/dev/null`, checked to be just that: what files are masked with. The container's own
-/// could have been swapped for a link by then (CVE-2025-31133).
+/// Opens the host's `/dev/null`, with which files are masked, and checks that it is the null
+/// device. The container's own could have been replaced by a symbolic link (CVE-2025-31133).
 pub(crate) fn host_null() -> Result<OwnedFd> {
     let null = rustix::fs::open(
         "/dev/null",

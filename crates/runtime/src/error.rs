@@ -1,4 +1,4 @@
-//! What can go wrong in the runtime, by what the caller does about it.
+//! Errors of the runtime, one variant for each kind of reaction of the caller.
 
 use std::io;
 use std::path::Path;
@@ -9,33 +9,35 @@ use whelk_sys::fs::PathError;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An error of the runtime. It crosses the pipe from the half-made container to its parent, hence
-/// plain strings.
+/// An error of the runtime. It is sent through a socket from the process being set up to its
+/// parent, hence plain strings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
-    /// The configuration itself is wrong, or asks for what this host or version cannot do.
+    /// The configuration is invalid, or asks for something that this host or version does not
+    /// support.
     #[error("{0}")]
     Invalid(String),
-    /// The configuration asks for what would have effects outside the container. Nothing was made.
+    /// The configuration asks for something that would have effects outside the container. Nothing
+    /// was created.
     #[error("{0}")]
     Refused(String),
     /// The program to run does not exist in the container.
     #[error("{0}")]
     CommandNotFound(String),
-    /// The program to run is there but cannot be executed.
+    /// The program to run exists but cannot be executed.
     #[error("{0}")]
     NotExecutable(String),
-    /// A user or group that the container's files do not know, or a number out of range.
+    /// A user or group that is not in the container's files, or an id that is out of range.
     #[error("{0}")]
     NoSuchUser(String),
     /// The container is not in a state that allows the operation, or does not exist.
     #[error("{0}")]
     State(String),
-    /// The kernel refused a step: operation, object and cause.
+    /// A system call failed: operation, object and cause.
     #[error("{0}")]
     Os(String),
-    /// The same, because something is used up that others may give back
-    /// ([`whelk_sys::is_exhausted`]).
+    /// A system call failed because of a resource that others may release
+    /// ([`whelk_sys::is_exhausted`]): operation, object and cause.
     #[error("{0}")]
     Exhausted(String),
 }
@@ -45,7 +47,7 @@ impl Error {
         Self::Invalid(text.into())
     }
 
-    /// The kernel's refusal, in the words of `text`.
+    /// Makes an error with this text out of a system call's error, of the kind that fits.
     pub(crate) fn kernel(text: String, error: &io::Error) -> Self {
         if whelk_sys::is_exhausted(error) {
             Self::Exhausted(text)
@@ -54,7 +56,7 @@ impl Error {
         }
     }
 
-    /// Puts the step in front of the cause, whatever kind it is.
+    /// Prefixes the text with `step`, keeping the kind.
     pub fn during(self, step: &str) -> Self {
         let with = |text: String| format!("{step}: {text}");
         match self {
@@ -76,7 +78,7 @@ impl From<PathError> for Error {
     }
 }
 
-/// For `map_err`: what was being done when the kernel refused.
+/// Returns a closure for `map_err` that converts an I/O error: `step` is the operation that failed.
 pub(crate) fn os<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
     move |error| {
         let error = error.into();
@@ -84,7 +86,7 @@ pub(crate) fn os<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Er
     }
 }
 
-/// For `map_err`: what was being done, and on what.
+/// Like [`os`], with the object of the operation.
 pub(crate) fn os_at<E: Into<io::Error>>(
     step: &'static str,
     object: impl AsRef<Path>,

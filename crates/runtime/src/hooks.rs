@@ -1,4 +1,4 @@
-//! Programs that the configuration wants run at points of a container's life.
+//! OCI hooks: programs to run at certain points of a container's lifecycle.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::spec::Hook;
 
-/// Runs hooks one after another, each with the container's state on its standard input.
+/// Runs hooks one after another, each with the container's state on standard input.
 ///
 /// # Errors
-/// The first hook that cannot be run, fails, or takes longer than its timeout.
+/// Returns an error for the first hook that cannot be run, fails, or exceeds its timeout.
 pub fn run(hooks: &[Hook], state: &serde_json::Value) -> Result<()> {
     run_with(hooks, state, &[])
 }
 
-/// The same with an environment for those that have none of their own.
+/// Like [`run`], with an environment for hooks that do not set their own.
 pub fn run_with(hooks: &[Hook], state: &serde_json::Value, environment: &[String]) -> Result<()> {
     let during = |hook: &Hook, error: Error| error.during(&format!("hook {}", hook.path.display()));
     hooks
@@ -44,7 +44,7 @@ fn run_one(hook: &Hook, state: &serde_json::Value, environment: &[String]) -> Re
         .spawn()
         .map_err(|error| Error::Os(whelk_sys::errno_text(&error)))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A hook that does not read its input is free not to.
+        // A hook need not read its input: EPIPE is not an error.
         let _ = stdin.write_all(state.to_string().as_bytes());
     }
     let deadline = hook

@@ -1,4 +1,4 @@
-//! Creating and starting a container: the starter's side.
+//! Creating and starting a container: the side of the parent.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -12,61 +12,62 @@ use crate::error::{Error, Result, os};
 use crate::rootfs::Rootfs;
 use crate::seccomp::Filter;
 use crate::spec::{NamespaceKind, Spec};
-use crate::sync::{Message, Sync};
+use crate::sync::{Message, SyncChannel};
 use crate::user::UserRequest;
 use crate::{child, hooks, namespaces, sysctls};
 
-/// All that a container is made of.
+/// Everything that a container is created from.
 #[derive(Debug)]
 pub struct Launch<'a> {
     pub id: &'a str,
     pub spec: &'a Spec,
     pub bundle: &'a Path,
     pub rootfs: &'a Rootfs,
-    /// An empty directory to attach an overlay root on, inside the container's own mount namespace.
+    /// Empty directory on which an overlay root is attached, inside the container's own mount
+    /// namespace.
     pub scratch: &'a Path,
-    /// The user by name, resolved in the container's files; `None` takes the numbers of the
+    /// The user by name, resolved in the container's files; `None` uses the ids of the
     /// configuration.
     pub user: Option<&'a UserRequest>,
-    /// Create the working directory if the root lacks it.
+    /// Whether to create the working directory if the root lacks it.
     pub make_cwd: bool,
     pub filter: Option<&'a Filter>,
-    /// Input, output and error of the program; unused with a terminal.
+    /// Standard input, output and error of the program; unused with a terminal.
     pub streams: Option<[OwnedFd; 3]>,
-    /// How many descriptors behind the three streams the program gets as they are.
+    /// Number of descriptors after the three standard streams that the program inherits.
     pub preserved: u32,
-    /// What the made container waits on before it executes its program.
+    /// What the created container waits for before it executes its program.
     pub gate: Gate,
 }
 
-/// How a made container is told to start.
+/// How a created container is told to start.
 #[derive(Debug)]
 pub enum Gate {
-    /// By [`Created::start`], by the same process that made it.
+    /// By [`Created::start`], called by the process that created it.
     Starter,
     /// By a byte written to this FIFO, by any later process.
     Fifo(OwnedFd),
 }
 
-/// A container that is all set up and waits to execute its program.
+/// A container that is set up and waits to execute its program.
 #[derive(Debug)]
 pub struct Created {
     pub pid: Pid,
     pub pidfd: OwnedFd,
-    /// The terminal's master end, when there is one.
+    /// Master end of the terminal, if there is one.
     pub terminal: Option<OwnedFd>,
-    sync: Sync,
+    sync: SyncChannel,
 }
 
-/// Makes the container's first process and everything around it, up to the point where its program
-/// would run.
+/// Creates the container's first process and sets up its environment, up to the point where its
+/// program would be executed.
 ///
-/// The cgroup must have been created. On an error everything is undone but the cgroup, which is the
-/// caller's.
+/// The cgroup must exist. On an error everything is undone except the cgroup, which belongs to the
+/// caller.
 ///
 /// # Errors
-/// [`Error::CommandNotFound`] and [`Error::NotExecutable`] for the program; the step that failed
-/// otherwise.
+/// Returns [`Error::CommandNotFound`] or [`Error::NotExecutable`] if the program cannot be run, and
+/// the error of the failed step otherwise.
 pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
     let linux = &launch.spec.linux;
     namespaces::check(launch.spec)?;
@@ -79,9 +80,9 @@ pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
     if linux.has_new(NamespaceKind::Time) && !linux.time_offsets.is_empty() {
         namespaces::new_time_namespace(linux)?;
     }
-    let (ours, theirs) = Sync::pair()?;
-    let birthplace = cgroup.and_then(Cgroup::birthplace);
-    let (pid, pidfd) = match clone_process(namespaces::birth_flags(linux), birthplace)
+    let (ours, theirs) = SyncChannel::pair()?;
+    let clone_into = cgroup.and_then(Cgroup::clone_into);
+    let (pid, pidfd) = match clone_process(namespaces::clone_flags(linux), clone_into)
         .map_err(os("create the container's first process"))?
     {
         Cloned::Child => {
@@ -89,7 +90,8 @@ pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
             let error = child::run(launch, cgroup, &theirs);
             let text = format!("{error}\n");
             if theirs.send(&Message::Failed(error), None).is_err() {
-                // The starter is gone: whoever has the container's error output is left to tell.
+                // The parent has exited: the container's standard error is the only place left to
+                // report to.
                 let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
             }
             exit_now(1)
@@ -103,7 +105,7 @@ pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
         terminal: None,
         sync: ours,
     };
-    match created.settle(launch) {
+    match created.await_ready(launch) {
         Ok(()) => Ok(created),
         Err(error) => {
             created.abandon();
@@ -113,7 +115,8 @@ pub fn create(launch: &Launch<'_>, cgroup: Option<&Cgroup>) -> Result<Created> {
 }
 
 impl Created {
-    fn settle(&mut self, launch: &Launch<'_>) -> Result<()> {
+    /// Writes the id maps and answers the child's messages until it reports that it is ready.
+    fn await_ready(&mut self, launch: &Launch<'_>) -> Result<()> {
         let linux = &launch.spec.linux;
         if linux.has_new(NamespaceKind::User) {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -121,7 +124,7 @@ impl Created {
             namespaces::write_id_maps(&proc, self.pid, &linux.uid_mappings, &linux.gid_mappings)?;
             self.sync
                 .send(&Message::IdsMapped, None)
-                .map_err(|error| self.explain(error))?;
+                .map_err(|error| self.or_childs_error(error))?;
         }
         loop {
             match self.sync.receive()? {
@@ -148,23 +151,24 @@ impl Created {
         }
     }
 
-    /// If a message could not be sent because the child failed, the child's own error says more.
-    fn explain(&self, error: Error) -> Error {
+    /// Returns the error that the child has sent, if there is one; `error` otherwise. A send fails
+    /// because the child has failed, and the child's error has the cause.
+    fn or_childs_error(&self, error: Error) -> Error {
         match self.sync.receive() {
             Ok(Some((Message::Failed(cause), _))) => cause,
             _ => error,
         }
     }
 
-    /// Lets the program run. Returns when the kernel has accepted it, or what the kernel said
-    /// instead: the process is one that has started and ended then.
+    /// Tells the container to execute its program. Returns `None` once the kernel has accepted it,
+    /// or the text of the kernel's error: the process counts as started and ended then.
     ///
     /// # Errors
-    /// A step right before `execve` failed.
+    /// Returns an error if a step before `execve` fails.
     pub fn start(&mut self) -> Result<Option<String>> {
         self.sync
             .send(&Message::Start, None)
-            .map_err(|error| self.explain(error))?;
+            .map_err(|error| self.or_childs_error(error))?;
         match self.sync.receive()? {
             None => Ok(None),
             Some((Message::NotExecuted(text), _)) => Ok(Some(text)),
@@ -178,14 +182,14 @@ impl Created {
         }
     }
 
-    /// Kills the half-made process and reaps it.
+    /// Kills the process and reaps it.
     fn abandon(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
         let _ = rustix::process::waitpid(Some(self.pid), rustix::process::WaitOptions::empty());
     }
 }
 
-/// The container's state as hooks and `state` show it.
+/// Returns the container's state for hooks.
 fn state(launch: &Launch<'_>, pid: i32, status: &str) -> serde_json::Value {
     crate::state_json(
         launch.id,

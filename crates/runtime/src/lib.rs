@@ -1,10 +1,10 @@
-//! The OCI runtime: from a configuration to namespaces, mounts, cgroups, confinement and the
-//! program itself.
+//! The OCI runtime: creates the namespaces, mounts, cgroups and confinement that a configuration
+//! asks for and executes the program in them.
 //!
-//! Everything happens in process, through system calls; nothing here is asynchronous and no helper
-//! program is run. [`launch::create`] makes a container, [`exec::exec`] adds a process to one,
-//! [`cgroup::Cgroup`] limits, freezes and counts it. Both must be called from a process with one
-//! thread: the shim, or `whelk oci`.
+//! Everything is done in process with system calls; nothing here is asynchronous and no helper
+//! program is run. [`launch::create`] creates a container, [`exec::exec`] adds a process to one,
+//! [`cgroup::Cgroup`] limits, freezes and accounts for its processes. The first two must be called
+//! from a single-threaded process: the shim, or `whelk oci`.
 #![forbid(unsafe_code)]
 
 mod affinity;
@@ -36,7 +36,8 @@ use std::path::Path;
 pub use error::{Error, Result};
 pub use rootfs::{Overlay, Rootfs};
 
-/// A container's state in the form of the OCI specification.
+/// Returns a container's state as the OCI runtime specification defines it (`state` command,
+/// hooks).
 pub fn state_json(
     id: &str,
     status: &str,

@@ -1,4 +1,4 @@
-//! Hiding and write-protecting kernel interfaces, and writing to them.
+//! Masked and read-only paths of the configuration, and safe writes to procfs.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -15,8 +15,8 @@ use crate::error::{Error, Result, os, os_at};
 use crate::mount_options::RDONLY;
 use crate::mounts::{attach_at, clone_of};
 
-/// Opens a path that is to be covered. Links on the way would let a container choose what is
-/// covered: refused, except that what does not exist needs no cover.
+/// Opens a path that is to be covered, or returns `None` if it does not exist. Symbolic links on
+/// the way are refused: they would let the container choose what is covered.
 fn open(root: &OwnedFd, path: &str) -> Result<Option<OwnedFd>> {
     match in_root::open_no_links(root, path, OFlags::PATH) {
         Ok(target) => Ok(Some(target)),
@@ -28,11 +28,11 @@ fn open(root: &OwnedFd, path: &str) -> Result<Option<OwnedFd>> {
         {
             Ok(None)
         }
-        Err(error) => Err(os_at("open to protect", path)(error)),
+        Err(error) => Err(os_at("open path to mask", path)(error)),
     }
 }
 
-/// Covers files with the null device and directories with one empty, read-only tmpfs.
+/// Mounts the null device over files and one empty, read-only tmpfs over directories.
 pub(crate) fn mask(root: &OwnedFd, paths: &[String], null: &OwnedFd) -> Result<()> {
     let mut empty = None;
     for path in paths {
@@ -69,7 +69,8 @@ fn empty_directory() -> Result<OwnedFd> {
     .map_err(os("mount tmpfs"))
 }
 
-/// Makes paths read-only by mounting them over themselves.
+/// Makes paths read-only by bind-mounting them over themselves. Paths that do not exist are
+/// skipped.
 pub(crate) fn read_only(root: &OwnedFd, paths: &[String]) -> Result<()> {
     for path in paths {
         let Some(target) = open(root, path)? else {
@@ -90,19 +91,20 @@ pub(crate) fn read_only(root: &OwnedFd, paths: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Writes to a file of procfs that was reached from a directory of it without links or mounts on
-/// the way.
+/// Writes a value to a file below the procfs directory `proc`. The path is resolved without
+/// following symbolic links or crossing mounts, and the file must be on procfs, so that a container
+/// cannot redirect the write.
 pub(crate) fn write_proc(proc: &OwnedFd, path: &str, value: &str) -> Result<()> {
     const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-    let file =
-        in_root::open_same_mount(proc, path, OFlags::WRONLY).map_err(os_at("open /proc", path))?;
+    let file = in_root::open_same_mount(proc, path, OFlags::WRONLY)
+        .map_err(os_at("open procfs file", path))?;
     let magic = rustix::fs::fstatfs(&file)
-        .map_err(os_at("statfs /proc", path))?
+        .map_err(os_at("statfs procfs file", path))?
         .f_type;
     if magic as u64 != PROC_SUPER_MAGIC {
-        return Err(Error::invalid(format!("/proc/{path} is not on procfs")));
+        return Err(Error::invalid(format!("{path} is not on procfs")));
     }
     rustix::io::write(&file, value.as_bytes())
         .map(drop)
-        .map_err(os_at("write /proc", path))
+        .map_err(os_at("write procfs file", path))
 }

@@ -1,5 +1,4 @@
-//! The option words of a mount: which are attributes of the mount, which are data for the file
-//! system.
+//! Parsing of mount options into mount attributes, propagation and data for the file system.
 
 use rustix::mount::MountPropagationFlags as Propagation;
 
@@ -16,7 +15,7 @@ const STRICTATIME: u64 = 0x20;
 const NODIRATIME: u64 = 0x80;
 const NOSYMFOLLOW: u64 = 0x20_0000;
 
-/// A change of attributes: bits to set and bits to clear.
+/// Mount attribute bits to set and to clear.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
     pub set: u64,
@@ -46,32 +45,35 @@ pub(crate) enum IdMap {
     Recursive,
 }
 
-/// A mount's options, sorted.
+/// A mount's options by kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
     pub bind: Bind,
+    /// Attributes of the mount itself.
     pub here: Attributes,
-    /// Attributes for the mount and all below it (`rro` and its like).
+    /// Attributes of the mount and all mounts below it (`rro` and similar).
     pub recursive: Attributes,
     pub propagation: Vec<Propagation>,
     pub id_map: IdMap,
-    /// What to mount of a bind mount's source or of merged layers, below it (mount(8)'s
-    /// `X-mount.subdir`).
+    /// Path below a bind mount's source or below merged layers to mount instead of the whole
+    /// (`X-mount.subdir` of mount(8)).
     pub subdirectory: Option<String>,
-    /// Copy what the mount hides into it.
+    /// Whether to copy the files that the mount covers into it (`tmpcopyup`).
     pub copy_up: bool,
-    /// The rest, for the file system: a flag, or a key with a value.
+    /// Other options, for the file system: a flag, or a key with a value.
     pub data: Vec<(String, Option<String>)>,
 }
 
 impl Options {
+    /// Parses the options of a mount.
+    ///
     /// # Errors
-    /// An option that a bind mount cannot have. Unknown words of other mounts are the file system's
-    /// to judge.
+    /// Returns an error if a bind mount has an option for the file system. For other mounts,
+    /// unknown options are left to the file system.
     pub(crate) fn parse(words: &[String], is_bind: bool) -> Result<Self> {
         let mut options = Self::default();
         for word in words {
-            options.take(word);
+            options.add(word);
         }
         if is_bind && options.bind == Bind::No {
             options.bind = Bind::One;
@@ -86,7 +88,7 @@ impl Options {
         Ok(options)
     }
 
-    fn take(&mut self, word: &str) {
+    fn add(&mut self, word: &str) {
         if let Some((set, clear)) = attribute(word) {
             return self.here.add(set, clear);
         }
@@ -130,7 +132,7 @@ impl Options {
     }
 }
 
-/// The attribute bits that a word sets and clears.
+/// Returns the attribute bits that an option sets and clears.
 fn attribute(word: &str) -> Option<(u64, u64)> {
     Some(match word {
         "ro" => (RDONLY, 0),
@@ -143,8 +145,8 @@ fn attribute(word: &str) -> Option<(u64, u64)> {
         "exec" => (0, NOEXEC),
         "nodiratime" => (NODIRATIME, 0),
         "diratime" => (0, NODIRATIME),
-        // The access-time modes are one field: setting one replaces the others, and clearing means
-        // the default.
+        // The access-time modes share one field (MOUNT_ATTR__ATIME): setting one replaces the
+        // others, and clearing selects the default, relatime.
         "noatime" => (NOATIME, ATIME_MASK),
         "strictatime" => (STRICTATIME, ATIME_MASK),
         "relatime" | "atime" | "norelatime" | "nostrictatime" => (0, ATIME_MASK),
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_sorted() {
+    fn options_are_split_into_attributes_propagation_and_data() {
         let options = parse("nosuid,noexec,rw,mode=755,size=64k,rprivate", false).unwrap();
         assert_eq!(
             options.here,
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_wins_and_recursion_is_apart() {
+    fn the_last_option_wins_and_recursive_attributes_are_separate() {
         let options = parse("rbind,ro,rw,rro,rnosuid", true).unwrap();
         assert_eq!(
             (options.here, options.bind),
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn binds_take_no_data() {
+    fn bind_mounts_reject_file_system_options() {
         assert_eq!(
             parse("bind,size=5", true).unwrap_err().to_string(),
             "unknown mount option \"size\" for a bind mount"

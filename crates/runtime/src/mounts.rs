@@ -1,8 +1,8 @@
-//! The mounts of a container below its root.
+//! Mounts of a container below its root.
 //!
-//! Every mount is made detached (`fsopen`/`open_tree`), given its attributes, and only then
-//! attached to a target that was opened inside the root. No path is used twice, so nothing that
-//! moves in between can lead outside (CVE-2021-30465), and no half-configured mount is ever
+//! Every mount is created detached (`fsopen`/`open_tree`), gets its attributes, and only then is
+//! attached to a target that was opened inside the root. No path is resolved twice, so a path that
+//! is changed in between cannot lead outside (CVE-2021-30465), and no half-configured mount is ever
 //! visible.
 
 use std::collections::HashMap;
@@ -23,17 +23,17 @@ use crate::error::{Error, Result, os, os_at};
 use crate::mount_options::{Attributes, Bind, IdMap, Options, RDONLY};
 use crate::spec::{IdMapping, Mount};
 
-/// Descriptors of mounts that later steps work on, whatever the container's files look like by
-/// then.
+/// Descriptors of mounts that later steps need, so that these do not depend on paths in the
+/// container.
 #[derive(Debug, Default)]
 pub(crate) struct KeyMounts {
     /// The container's procfs.
     pub proc: Option<OwnedFd>,
     pub devpts: Option<OwnedFd>,
-    /// `/dev` was bound from outside: nothing is created in it.
+    /// `/dev` is a bind mount: nothing is created in it.
     pub dev_is_bound: bool,
-    /// File systems of the container's own that are to be read-only when all is in its place: mount
-    /// points and devices are made in them before that.
+    /// New tmpfs mounts to be made read-only at the end, after mount points and devices have been
+    /// created in them.
     read_only: Vec<OwnedFd>,
 }
 
@@ -53,16 +53,18 @@ impl KeyMounts {
     }
 }
 
-/// What mounting needs to know beside the mount itself.
+/// Parameters of all mounts of a container.
 pub(crate) struct Context<'a> {
     pub root: &'a OwnedFd,
     pub mount_label: &'a str,
-    /// A user namespace with the container's mappings, for `idmap` mounts without their own.
+    /// User namespace with the container's id mappings, for `idmap` mounts without mappings of
+    /// their own.
     pub user_namespace: Option<&'a OwnedFd>,
 }
 
 impl Context<'_> {
-    /// Makes one mount. `shared` is the tree that [`clone_shared`] took for it.
+    /// Creates and attaches one mount. `shared` is the source that [`clone_shared`] has cloned for
+    /// it.
     pub(crate) fn mount(
         &self,
         mount: &Mount,
@@ -71,16 +73,17 @@ impl Context<'_> {
     ) -> Result<()> {
         let is_bind = is_bind(mount);
         let options = parse_options(mount)?;
-        let layers = layers_of(mount, &options);
+        let layers = overlay_layers(mount, &options);
         let tree = if is_bind {
             self.bind(mount, &options, shared)?
         } else if let Some(layers) = &layers {
-            merged(mount, &options, layers)?
+            mount_layers(mount, &options, layers)?
         } else {
             self.file_system(mount, &options)?
         };
         self.attach(mount, &tree, is_bind || layers.is_some())?;
-        // Propagation is a property of the place in the tree, so it is set once the mount has one.
+        // The propagation is set after attaching, because a mount takes part in propagation only in
+        // a mount tree.
         for &flags in &options.propagation {
             let recursive = flags.contains(Propagation::REC);
             let propagation = u64::from((flags - Propagation::REC).bits());
@@ -97,8 +100,8 @@ impl Context<'_> {
         match (mount.destination.trim_end_matches('/'), mount.kind.as_str()) {
             ("/proc", "proc") => keys.proc = Some(tree),
             (_, "devpts") => keys.devpts = Some(tree),
-            (place, _) => {
-                if place == "/dev" {
+            (destination, _) => {
+                if destination == "/dev" {
                     keys.dev_is_bound = is_bind;
                 }
                 if starts_empty(mount) && options.here.set & RDONLY != 0 {
@@ -119,12 +122,12 @@ impl Context<'_> {
         Ok(tree)
     }
 
-    /// Shows the files of a bind mount under other owners.
+    /// Id-maps a bind mount, if its options ask for it.
     fn id_map(&self, mount: &Mount, options: &Options, tree: &OwnedFd) -> Result<()> {
         let own = if mount.uid_mappings.is_empty() {
             None
         } else {
-            Some(user_namespace_with(
+            Some(id_mapping_namespace(
                 &mount.uid_mappings,
                 &mount.gid_mappings,
             )?)
@@ -135,7 +138,7 @@ impl Context<'_> {
             (None, IdMap::No) => return Ok(()),
             (None, _) => self.user_namespace.ok_or_else(|| {
                 Error::invalid(format!(
-                    "mount {}: idmap needs mappings, or a user namespace of the container",
+                    "mount {}: idmap needs uidMappings and gidMappings, or a container with a user namespace",
                     mount.destination
                 ))
             })?,
@@ -147,7 +150,7 @@ impl Context<'_> {
         set_attr(tree.as_fd(), attr, recursive).map_err(|error| {
             match Errno::from_io_error(&error) {
                 Some(Errno::INVAL) => Error::invalid(format!(
-                    "the file system of {} cannot be mounted with other ids",
+                    "the file system of {} does not support id-mapped mounts",
                     mount.source
                 )),
                 _ => os_at("map ids of", &mount.destination)(error),
@@ -167,7 +170,7 @@ impl Context<'_> {
         };
         fsconfig_set_string(context.as_fd(), "source", source).map_err(step)?;
         if mount.kind == "tmpfs" && options.data.iter().all(|(key, _)| key != "mode") {
-            let mode = hidden_mode(self.root, Path::new(&mount.destination))?;
+            let mode = tmpfs_mode(self.root, Path::new(&mount.destination))?;
             fsconfig_set_string(
                 context.as_fd(),
                 "mode",
@@ -178,8 +181,8 @@ impl Context<'_> {
         for (key, value) in &options.data {
             match value {
                 Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()),
-                // devpts has been a new instance each time since Linux 4.7, and its parser no
-                // longer knows the word.
+                // Since Linux 4.7 every devpts mount is a new instance, and its option parser
+                // rejects `newinstance`.
                 None if key == "newinstance" => Ok(()),
                 None => fsconfig_set_flag(context.as_fd(), key.as_str()),
             }
@@ -214,9 +217,9 @@ impl Context<'_> {
         let destination = mount.destination.as_str();
         let step = os_at::<std::io::Error>("open mount point", destination);
         let target = if matches!(mount.kind.as_str(), "proc" | "sysfs") {
-            // A link here would put the real thing elsewhere and leave labels and masks on a fake
-            // (CVE-2019-16884).
-            let extraordinary = || {
+            // A symbolic link here would mount the real file system elsewhere and leave labels and
+            // masks applied to a fake one (CVE-2019-16884).
+            let not_a_directory = || {
                 Error::invalid(format!(
                     "filesystem {:?} must be mounted on ordinary directory: {destination}",
                     mount.kind
@@ -225,14 +228,14 @@ impl Context<'_> {
             in_root::create_dir_all(self.root, destination, Mode::from_raw_mode(0o755)).map_err(
                 |error| {
                     if error.kind() == std::io::ErrorKind::NotADirectory {
-                        extraordinary()
+                        not_a_directory()
                     } else {
                         step(error)
                     }
                 },
             )?;
             in_root::open_no_links(self.root, destination, OFlags::PATH | OFlags::DIRECTORY)
-                .map_err(|_| extraordinary())?
+                .map_err(|_| not_a_directory())?
         } else if may_be_file && !is_directory(tree)? {
             in_root::create_file(self.root, destination).map_err(step)?
         } else {
@@ -254,8 +257,8 @@ impl Context<'_> {
     }
 }
 
-/// Whether a file system has no files at first: mount points and devices are made in it before it
-/// becomes read-only.
+/// Whether the mount is a new, empty tmpfs, in which mount points and devices may have to be created
+/// before it becomes read-only.
 fn starts_empty(mount: &Mount) -> bool {
     mount.kind == "tmpfs" && !is_bind(mount)
 }
@@ -273,10 +276,10 @@ fn parse_options(mount: &Mount) -> Result<Options> {
         .map_err(|error| error.during(&format!("mount {}", mount.destination)))
 }
 
-/// Clones the sources of bind mounts that are to be shared with the host, by their place among
-/// `mounts`. To be called while the mount namespace still is the host's peer: what is cloned after
-/// [`crate::rootfs::attach`] only receives mounts from there. `propagation` is the root's: binds
-/// that do not say otherwise follow it, as with runc.
+/// Clones the sources of bind mounts that share propagation with the host; the keys are indices
+/// into `mounts`. Must be called while the mount namespace is still a peer of the host's: what is
+/// cloned after [`crate::rootfs::attach`] only receives mount events. `propagation` is the root's:
+/// binds without a propagation option follow it, as with runc.
 pub(crate) fn clone_shared(mounts: &[Mount], propagation: &str) -> Result<HashMap<usize, OwnedFd>> {
     let is_shared = |options: &Options| match options.propagation.as_slice() {
         [] => matches!(propagation, "shared" | "rshared"),
@@ -298,25 +301,25 @@ pub(crate) fn clone_shared(mounts: &[Mount], propagation: &str) -> Result<HashMa
     Ok(trees)
 }
 
-/// Clones what a bind mount shows.
+/// Clones the source of a bind mount.
 fn clone_source(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if options.bind == Bind::Recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    match (&options.subdirectory, process_of(&mount.source)) {
+    match (&options.subdirectory, process_root_source(&mount.source)) {
         (Some(subdirectory), _) => open_inside(&mount.source, subdirectory)
             .and_then(|inside| open_tree(inside.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)),
-        (None, Some((process, path))) => from_root_of(process, path, flags),
+        (None, Some((process, path))) => clone_from_process_root(process, path, flags),
         (None, None) => open_tree(CWD, mount.source.as_str(), flags),
     }
     .map_err(os_at("bind mount source", &mount.source))
 }
 
-/// The mode for a tmpfs that does not say: that of the directory which it hides, as with runc. A
-/// missing directory is created with tmpfs's own default, so that the mount has the same mode at
-/// every start.
-fn hidden_mode(root: &OwnedFd, path: &Path) -> Result<Mode> {
+/// Returns the mode for a tmpfs without a `mode` option: that of the directory that it covers, as
+/// with runc. A missing directory is created with tmpfs's default mode, so that the mount has the
+/// same mode at every start.
+fn tmpfs_mode(root: &OwnedFd, path: &Path) -> Result<Mode> {
     const DEFAULT: Mode = Mode::from_raw_mode(0o1777);
     match in_root::open(root, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
         Ok(directory) => {
@@ -356,10 +359,10 @@ fn set_attributes(mount: &Mount, options: &Options, tree: &OwnedFd) -> Result<()
     set(options.recursive, true)
 }
 
-/// The layers that an overlay shall show, the topmost first, if they are all that it is told: each
-/// is an option of its own (`lowerdir+=PATH`), so that neither their number nor their length is
-/// bounded by an option's.
-fn layers_of(mount: &Mount, options: &Options) -> Option<Vec<PathBuf>> {
+/// Returns the lower layers of an overlay mount, topmost first, if its options consist of
+/// `lowerdir+=PATH` only. One option per layer avoids the length limits of a single `lowerdir`
+/// option.
+fn overlay_layers(mount: &Mount, options: &Options) -> Option<Vec<PathBuf>> {
     let layer = |(key, value): &(String, Option<String>)| {
         value
             .as_ref()
@@ -373,17 +376,17 @@ fn layers_of(mount: &Mount, options: &Options) -> Option<Vec<PathBuf>> {
     }
 }
 
-/// Layers merged, to be read only: all of it, or what is at a path in there.
-fn merged(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<OwnedFd> {
+/// Mounts layers as a read-only overlay: the whole, or the subdirectory that the options name.
+fn mount_layers(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<OwnedFd> {
     let step = |error: Errno| {
         os_at(
             "mount",
             format!("{} at {}", mount.source, mount.destination),
         )(error)
     };
-    // A part can be cloned only of what is attached: for a moment that is the topmost layer's
-    // place.
-    let place = &layers[0];
+    // open_tree(2) clones a part only of an attached mount, so the overlay is attached over its
+    // topmost layer for a moment.
+    let attach_point = &layers[0];
     let whole = match (overlay::mount(layers, None), &options.subdirectory) {
         (Ok(tree), None) => {
             set_attributes(mount, options, &tree)?;
@@ -394,14 +397,14 @@ fn merged(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<OwnedF
                 tree.as_fd(),
                 "",
                 CWD,
-                place,
+                attach_point,
                 MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
             )
             .map_err(step)?;
             tree
         }
         (Err(Errno::INVAL | Errno::NOSYS), _) => {
-            overlay::mount_at(place, layers, None).map_err(step)?
+            overlay::mount_at(attach_point, layers, None).map_err(step)?
         }
         (Err(error), _) => return Err(step(error)),
     };
@@ -409,14 +412,14 @@ fn merged(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<OwnedF
     let part = in_root::open(&whole, path, OFlags::PATH, Mode::empty())
         .map_err(os_at("cannot access path", path))
         .and_then(|part| clone_of(part, false).map_err(step));
-    unmount(place, UnmountFlags::DETACH).map_err(step)?;
+    unmount(attach_point, UnmountFlags::DETACH).map_err(step)?;
     let part = part?;
     set_attributes(mount, options, &part)?;
     Ok(part)
 }
 
-/// Opens what lies below the directory `source`, links taken as if that were the root: whoever
-/// writes there cannot lead the mount elsewhere.
+/// Opens `path` inside the directory `source`, resolving symbolic links as if that were the root:
+/// whoever can write there cannot redirect the mount.
 fn open_inside(source: &str, path: &str) -> rustix::io::Result<OwnedFd> {
     let source = rustix::fs::open(
         source,
@@ -427,17 +430,21 @@ fn open_inside(source: &str, path: &str) -> rustix::io::Result<OwnedFd> {
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
 }
 
-/// The directory of the process in `/proc/PID/root/PATH`, and the path.
-fn process_of(source: &str) -> Option<(&str, &str)> {
+/// Splits `/proc/PID/root/PATH` into `/proc/PID` and `PATH`.
+fn process_root_source(source: &str) -> Option<(&str, &str)> {
     let (process, path) = source.split_once("/root/")?;
     process.strip_prefix("/proc/")?.parse::<u32>().ok()?;
     Some((process, path))
 }
 
-/// Clones the mount at a path in another process's root. Links on the way are that process's to
-/// make, so they lead nowhere else; and its mounts can be cloned only from within its mount
+/// Clones the mount at a path in another process's root. Symbolic links are resolved inside that
+/// root, because that process can change them. Its mounts can only be cloned from within its mount
 /// namespace.
-fn from_root_of(process: &str, path: &str, flags: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
+fn clone_from_process_root(
+    process: &str,
+    path: &str,
+    flags: OpenTreeFlags,
+) -> rustix::io::Result<OwnedFd> {
     use whelk_sys::process::{CloneFlags, setns};
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
     let own = rustix::fs::open(
@@ -445,7 +452,7 @@ fn from_root_of(process: &str, path: &str, flags: OpenTreeFlags) -> rustix::io::
         OFlags::RDONLY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    // One directory for both: the number may be another process's a moment later.
+    // Open the directory once: by the next lookup the pid may belong to another process.
     let process = rustix::fs::open(
         process,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -471,8 +478,8 @@ fn from_root_of(process: &str, path: &str, flags: OpenTreeFlags) -> rustix::io::
     tree
 }
 
-/// Files of procfs that programs inside may be shown something else for. Everything else there
-/// decides about safety: labels, masks and limits are written through it (CVE-2019-19921).
+/// Files of procfs that may be mounted over, for example by lxcfs. Everything else in procfs is
+/// security-relevant: labels, masks and limits are written through it (CVE-2019-19921).
 const COVERABLE: [&str; 11] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -505,7 +512,7 @@ fn check_not_proc(mount: &Mount, tree: &OwnedFd, target: &OwnedFd) -> Result<()>
     Ok(())
 }
 
-/// Puts a detached tree on an opened target.
+/// Attaches a detached mount to an opened target.
 pub(crate) fn attach_at(tree: impl AsFd, target: impl AsFd) -> rustix::io::Result<()> {
     move_mount(
         tree.as_fd(),
@@ -516,7 +523,7 @@ pub(crate) fn attach_at(tree: impl AsFd, target: impl AsFd) -> rustix::io::Resul
     )
 }
 
-/// A detached mount of what `fd` refers to, and what is mounted below it.
+/// Returns a detached clone of the mount at `fd`, with the mounts below it if `recursive`.
 pub(crate) fn clone_of(fd: impl AsFd, recursive: bool) -> rustix::io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -532,18 +539,19 @@ fn is_directory(fd: &OwnedFd) -> Result<bool> {
     Ok(FileType::from_raw_mode(stat.st_mode).is_dir())
 }
 
-/// A user namespace that exists only to carry an id mapping.
-fn user_namespace_with(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
+/// Creates a user namespace that only carries an id mapping.
+fn id_mapping_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
     use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now};
     let step = os_at::<std::io::Error>("create user namespace for", "an id-mapped mount");
     match clone_process(CloneFlags::NEWUSER, None).map_err(step)? {
         Cloned::Child => {
-            // Lives until its parent has taken the namespace and kills it.
+            // The process lives until its parent has opened the namespace and kills it.
             std::thread::sleep(std::time::Duration::from_secs(60));
             exit_now(0)
         }
         Cloned::Parent { pid, pidfd } => {
-            // The container's pids are its own: in the host's procfs this one is somebody else.
+            // `pid` is numbered in the container's pid namespace, so the host's procfs cannot be
+            // used.
             let result = crate::child::private_proc().and_then(|proc| {
                 crate::namespaces::write_id_maps(&proc, pid, uids, gids)?;
                 let path = format!("{}/ns/user", pid.as_raw_nonzero());
@@ -562,7 +570,7 @@ fn user_namespace_with(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd
     }
 }
 
-/// Copies the files that a new tmpfs is about to hide into it (the `tmpcopyup` option).
+/// Copies the files that a new tmpfs is about to cover into it (`tmpcopyup` option).
 fn copy_up(root: &OwnedFd, destination: &str, tree: &OwnedFd) -> Result<()> {
     let source = match in_root::open(
         root,

@@ -1,4 +1,4 @@
-//! Which namespaces a container gets, joins and maps.
+//! The namespaces that a container creates and joins, and their id mappings.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -35,19 +35,20 @@ pub(crate) fn flag(kind: NamespaceKind) -> CloneFlags {
     }
 }
 
-/// Flags for all namespaces that the configuration lists, new or joined: what an exec must enter.
+/// Returns the flags of all namespaces that the configuration lists, new or joined: an exec enters
+/// all of them.
 pub(crate) fn all_flags(linux: &Linux) -> CloneFlags {
     ALL.into_iter()
         .filter(|kind| linux.namespace(*kind).is_some())
         .fold(CloneFlags::default(), |flags, kind| flags | flag(kind))
 }
 
-/// Flags for the namespaces that the container's first process is born with.
+/// Returns the flags of the namespaces that clone creates with the first process.
 ///
-/// Not the cgroup one: its root is the cgroup its creator is in, so it is made when the process is
-/// in the right one. Not the time one when its offsets are given: those must be set before anything
-/// lives in it.
-pub(crate) fn birth_flags(linux: &Linux) -> CloneFlags {
+/// The cgroup namespace is not among them: its root is the cgroup its creator is in, so it is
+/// created once the process is in its cgroup. Neither is a time namespace with offsets: those must
+/// be set before a process enters it.
+pub(crate) fn clone_flags(linux: &Linux) -> CloneFlags {
     let mut flags = CloneFlags::default();
     for kind in ALL.into_iter().filter(|kind| linux.has_new(*kind)) {
         flags |= flag(kind);
@@ -60,8 +61,9 @@ pub(crate) fn birth_flags(linux: &Linux) -> CloneFlags {
     }
 }
 
-/// A mount namespace is not optional: without one the container's mounts would be the host's. Names
-/// are set in a UTS namespace that is not the host's.
+/// Checks the namespaces of a configuration. A mount namespace is required, since otherwise the
+/// container's mounts would be the host's. Host and domain names are only set in a UTS namespace
+/// other than the host's.
 pub(crate) fn check(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
     for (name, what) in [
@@ -96,8 +98,8 @@ pub(crate) fn check(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Whether the container is in another namespace of this kind than the caller. To join the caller's
-/// own by its path is the same as to have none.
+/// Whether the container has a different namespace of this kind than the caller. Joining the
+/// caller's namespace by path counts as having none.
 pub(crate) fn is_separate(linux: &Linux, kind: NamespaceKind) -> Result<bool> {
     let Some(namespace) = linux.namespace(kind) else {
         return Ok(false);
@@ -126,7 +128,7 @@ fn own_path(kind: NamespaceKind) -> &'static str {
     }
 }
 
-/// Opens the namespace that a configuration names by path.
+/// Opens the namespace that a configuration names by path; `None` if it is a new one.
 pub(crate) fn open(namespace: &Namespace) -> Result<Option<OwnedFd>> {
     let Some(path) = &namespace.path else {
         return Ok(None);
@@ -136,8 +138,9 @@ pub(crate) fn open(namespace: &Namespace) -> Result<Option<OwnedFd>> {
     Ok(Some(fd))
 }
 
-/// Joins the namespaces named by path, except pid (which acts on children only and is the parent's
-/// to join). The user namespace comes first, since it decides what may be joined after it.
+/// Joins the namespaces given by path, except the pid namespace (setns on it only affects children,
+/// so the parent joins it). The user namespace comes first, since it determines which others may be
+/// joined.
 pub(crate) fn join_existing(linux: &Linux) -> Result<()> {
     let mut opened = Vec::new();
     for kind in ALL.into_iter().filter(|kind| *kind != NamespaceKind::Pid) {
@@ -158,7 +161,7 @@ pub(crate) fn join_existing(linux: &Linux) -> Result<()> {
     Ok(())
 }
 
-/// Sets the clocks of the time namespace that the caller's next child will be in.
+/// Creates a time namespace for the caller's next child and sets its clock offsets.
 pub(crate) fn new_time_namespace(linux: &Linux) -> Result<()> {
     whelk_sys::process::unshare(CloneFlags::NEWTIME).map_err(os("create time namespace"))?;
     let lines: String = linux
@@ -169,7 +172,8 @@ pub(crate) fn new_time_namespace(linux: &Linux) -> Result<()> {
     Ok(fs::write("/proc/self/timens_offsets", lines)?)
 }
 
-/// Writes the id mappings of a new user namespace, from outside it.
+/// Writes the id mappings of a new user namespace, from its parent namespace. `proc` is a procfs in
+/// which `pid` is numbered.
 pub(crate) fn write_id_maps(
     proc: &OwnedFd,
     pid: Pid,

@@ -1,8 +1,8 @@
-//! From the half-made process to the program: limits, user, capabilities, filters, and the search
-//! for the file.
+//! The last steps from a process in its namespaces to its program: limits, user, capabilities,
+//! seccomp filter, and the search for the executable.
 //!
-//! Shared by a container's first process and by exec. The order matters and is explained where it
-//! does.
+//! Shared by the first process of a container and by exec. The order of the steps matters; comments
+//! give the reasons.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -16,7 +16,7 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 use whelk_sys::process::{
-    SchedAttr, cloexec_from, dup_onto, exec, exit_now, join_session_keyring, let_keyring_be_joined,
+    SchedAttr, allow_keyring_joins, cloexec_from, dup_onto, exec, exit_now, join_session_keyring,
     set_io_priority, set_personality, set_scheduler,
 };
 use whelk_sys::{errno_text, in_root, seccomp, signal};
@@ -26,10 +26,11 @@ use crate::error::{Error, Result, os, os_at};
 use crate::masks::write_proc;
 use crate::seccomp::Filter;
 use crate::spec::{Personality, Process, Rlimit as RlimitSpec};
-use crate::sync::Sync;
+use crate::sync::SyncChannel;
 use crate::user::{self, Identity, UserRequest};
 
-/// The user a process will run as: looked up by name, or given by number.
+/// Returns the user a process will run as: looked up by name if `request` is given, otherwise the
+/// ids of the configuration.
 pub(crate) fn identity(
     root: &OwnedFd,
     process: &Process,
@@ -53,16 +54,16 @@ pub(crate) fn identity(
     }
 }
 
-/// Replaces the standard streams.
-pub(crate) fn take_streams(streams: [&OwnedFd; 3]) -> Result<()> {
+/// Replaces standard input, output and error.
+pub(crate) fn replace_streams(streams: [&OwnedFd; 3]) -> Result<()> {
     (0..).zip(streams).try_for_each(|(number, stream)| {
         dup_onto(stream.as_fd(), number).map_err(os("replace standard stream"))
     })
 }
 
-/// Gives the standard streams that are pipes to the process's user, who may want to open
-/// `/dev/stdout` again.
-pub(crate) fn give_streams(uid: u32) {
+/// Makes the process's user the owner of standard streams that are pipes, so that it can reopen
+/// them as `/dev/stdout`.
+pub(crate) fn chown_streams(uid: u32) {
     let streams = [
         rustix::stdio::stdin(),
         rustix::stdio::stdout(),
@@ -77,8 +78,8 @@ pub(crate) fn give_streams(uid: u32) {
     }
 }
 
-/// Enters the working directory, as root still: a directory that only root may enter works, as with
-/// other engines.
+/// Changes to the working directory while still root: as with other engines, a directory that only
+/// root may enter works.
 pub(crate) fn enter_directory(cwd: &str) -> Result<()> {
     let cwd = if cwd.is_empty() { "/" } else { cwd };
     match rustix::process::chdir(cwd) {
@@ -90,8 +91,8 @@ pub(crate) fn enter_directory(cwd: &str) -> Result<()> {
             )));
         }
     }
-    // A directory outside the root (through a leaked descriptor) has no path inside it
-    // (CVE-2024-21626).
+    // getcwd(2) fails or returns a relative path for a directory outside the root, which is reached
+    // through a leaked descriptor (CVE-2024-21626).
     let here = rustix::process::getcwd(Vec::new())
         .map_err(os("current working directory is outside of container mount namespace root -- possible container breakout detected"))?;
     if here.to_bytes().first() == Some(&b'/') {
@@ -103,8 +104,8 @@ pub(crate) fn enter_directory(cwd: &str) -> Result<()> {
     }
 }
 
-/// Creates the working directory where the image has none.
-pub(crate) fn make_directory(root: &OwnedFd, cwd: &str) -> Result<()> {
+/// Creates the working directory if the image lacks it.
+pub(crate) fn create_working_directory(root: &OwnedFd, cwd: &str) -> Result<()> {
     match in_root::create_dir_all(root, cwd, Mode::from_raw_mode(0o755)) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
@@ -114,14 +115,15 @@ pub(crate) fn make_directory(root: &OwnedFd, cwd: &str) -> Result<()> {
     }
 }
 
-/// How many descriptors a program has in any case.
+/// Number of standard streams.
 pub(crate) const STREAMS: u32 = 3;
 
-/// The exit status of a program that the kernel does not execute, as with other runtimes.
+/// Exit status when execve fails after the container counts as started; the same as with other
+/// runtimes.
 const NOT_EXECUTED: i32 = 255;
 
-/// Everything before the final step that may still fail with a clear message: the program is found,
-/// its arguments are ready, limits are set.
+/// A process after all steps that can fail with a clear message: its executable is found, its
+/// arguments are converted, its limits are set.
 pub(crate) struct Prepared<'a> {
     process: &'a Process,
     identity: Identity,
@@ -133,18 +135,18 @@ pub(crate) struct Prepared<'a> {
     preserved: u32,
 }
 
-/// What the process is prepared with beside its own configuration.
-pub(crate) struct Surroundings<'a> {
+/// Parameters of [`prepare`] besides the process's own configuration.
+pub(crate) struct PrepareOptions<'a> {
     pub identity: Identity,
     pub filter: Option<&'a Filter>,
     pub personality: Option<&'a Personality>,
-    /// How many descriptors behind the three streams the program gets.
+    /// Number of descriptors after the three standard streams that the program inherits.
     pub preserved: u32,
 }
 
-/// This process's directory in the host's procfs, to be opened before anything of the container is
-/// entered. What is at `/proc` in there is the container's choice: the host's own, where a pid of
-/// the container is another process's number.
+/// Opens `/proc/self` of the host's procfs. Must be called before anything of the container is
+/// entered: what is mounted at `/proc` there is the container's choice, and the host's procfs
+/// mounted in it would number the processes differently.
 pub(crate) fn own_proc() -> Result<OwnedFd> {
     rustix::fs::open(
         "/proc/self",
@@ -154,25 +156,25 @@ pub(crate) fn own_proc() -> Result<OwnedFd> {
     .map_err(os_at("open", "/proc/self"))
 }
 
-/// Sets how soon the process and its children are killed for want of memory.
+/// Sets `oom_score_adj` of the process, which its children inherit.
 pub(crate) fn set_oom_score(own_proc: &OwnedFd, process: &Process) -> Result<()> {
     process.oom_score_adj.map_or(Ok(()), |score| {
         write_proc(own_proc, "oom_score_adj", &score.to_string())
     })
 }
 
-/// Sets limits and priorities, drops what can be dropped early, changes the user, and finds the
-/// program.
+/// Sets limits and priorities, changes the working directory and the user, and finds the
+/// executable.
 pub(crate) fn prepare<'a>(
     process: &'a Process,
-    surroundings: Surroundings<'a>,
+    options: PrepareOptions<'a>,
 ) -> Result<Prepared<'a>> {
-    let Surroundings {
+    let PrepareOptions {
         identity,
         filter,
         personality,
         preserved,
-    } = surroundings;
+    } = options;
     let sets = process
         .capabilities
         .as_ref()
@@ -210,7 +212,7 @@ pub(crate) fn prepare<'a>(
         preserved,
     };
     prepared.become_user()?;
-    // As the user: a file that only root may execute is not executable for others.
+    // As the target user, so that a file that only root may execute is reported as not executable.
     prepared.program = find_program(process)?;
     Ok(prepared)
 }
@@ -226,7 +228,8 @@ impl Prepared<'_> {
         set_keep_capabilities(true).map_err(os("keep capabilities"))?;
         let groups: Vec<Gid> = groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
         match set_thread_groups(&groups) {
-            // In a user namespace whose setgroups file says "deny" there are none to set.
+            // EPERM: the user namespace's `setgroups` file says "deny"; there is nothing to set
+            // then.
             Err(Errno::PERM) if groups.is_empty() => {}
             result => result.map_err(os("setgroups"))?,
         }
@@ -239,25 +242,25 @@ impl Prepared<'_> {
         Ok(())
     }
 
-    /// Installs the filter, takes the final capabilities, and becomes the program. Returns only if
-    /// that cannot be tried; a program that the kernel refuses to execute counts as one that has
-    /// started: it says so on its error output and exits. `starter` is told too, if it waits for
-    /// the program.
-    pub(crate) fn execute(self, starter: Option<&Sync>) -> Error {
+    /// Installs the seccomp filter, sets the final capabilities, and calls execve. Returns only if
+    /// a step before execve fails. If execve itself fails, writes the reason to standard error and
+    /// to `starter`, if one waits for the program, and exits with [`NOT_EXECUTED`]: the container
+    /// counts as started by then.
+    pub(crate) fn execute(self, starter: Option<&SyncChannel>) -> Error {
         match self.try_execute(starter) {
             Ok(never) => match never {},
             Err(error) => error,
         }
     }
 
-    fn try_execute(self, starter: Option<&Sync>) -> Result<std::convert::Infallible> {
+    fn try_execute(self, starter: Option<&SyncChannel>) -> Result<std::convert::Infallible> {
         set_keep_capabilities(false).map_err(os("drop keep-capabilities"))?;
-        // Under the filter as little as possible: a profile need not allow these.
+        // These come before the filter, because a profile need not allow their system calls.
         cloexec_from(STREAMS + self.preserved).map_err(os("close_range"))?;
         signal::reset_all().map_err(os("reset signals"))?;
-        // Installing a filter needs CAP_SYS_ADMIN unless no_new_privs is set, so it goes before the
-        // capabilities then, and as late as possible otherwise. The user change has cleared the
-        // effective set: raise it for this step.
+        // Installing a filter needs CAP_SYS_ADMIN unless no_new_privs is set. So without
+        // no_new_privs it is installed before the capabilities are dropped, and otherwise as late
+        // as possible. Changing the user has cleared the effective set: raise it for this step.
         if !self.process.no_new_privileges {
             self.raise_effective()?;
             self.install_filter()?;
@@ -304,8 +307,8 @@ impl Prepared<'_> {
     }
 }
 
-/// Hands the seccomp notification descriptor to the agent that the configuration names (OCI
-/// "listenerPath").
+/// Sends the seccomp notification descriptor to the agent that the configuration names
+/// (`listenerPath` of the OCI runtime specification).
 fn send_listener(fd: &OwnedFd, path: &str, metadata: &str) -> Result<()> {
     use rustix::net::{
         AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -339,8 +342,11 @@ fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::invalid(format!("argument {text:?} contains a NUL byte")))
 }
 
-/// The environment with `HOME` added when nothing sets it. Entries without a name are refused by
-/// name, so nothing of the starter's own environment can take their place.
+/// Returns the environment of the program, with `HOME` added if the configuration does not set it.
+/// Of a repeated name the last value is used.
+///
+/// # Errors
+/// Returns an error if an entry has no `=` or no name.
 fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>> {
     let mut has_home = false;
     let mut last = HashMap::with_capacity(process.env.len());
@@ -359,7 +365,6 @@ fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>> {
     }
     let mut environment = Vec::with_capacity(process.env.len() + 1);
     for (index, entry) in process.env.iter().enumerate() {
-        // Of a name that comes twice the later value counts.
         let counts = entry
             .split_once('=')
             .is_some_and(|(name, _)| last.get(name) == Some(&index));
@@ -373,13 +378,13 @@ fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>> {
     Ok(environment)
 }
 
-/// Finds the program along the process's own `PATH`, the way execvp(3) would.
+/// Finds the executable in the `PATH` of the process's own environment, like execvp(3).
 fn find_program(process: &Process) -> Result<CString> {
     let name = process.args.first().map(String::as_str).unwrap_or_default();
     if name.contains('/') {
         return match executable(name) {
             Ok(()) => c_string(name),
-            Err(Errno::ACCESS) => Err(denied(name)),
+            Err(Errno::ACCESS) => Err(permission_denied(name)),
             Err(Errno::ISDIR) => Err(Error::NotExecutable(format!(
                 "exec: {name:?}: is a directory"
             ))),
@@ -408,7 +413,7 @@ fn find_program(process: &Process) -> Result<CString> {
         }
     }
     Err(match refused {
-        Some(_) => denied(name),
+        Some(_) => permission_denied(name),
         None => Error::CommandNotFound(format!(
             "exec: {name:?}: executable file not found in $PATH"
         )),
@@ -420,12 +425,12 @@ fn executable(path: &str) -> std::result::Result<(), Errno> {
     if FileType::from_raw_mode(stat.st_mode).is_dir() {
         return Err(Errno::ISDIR);
     }
-    // With the effective user, which is the container's by now.
+    // AT_EACCESS: check for the effective user, which is the container's by now.
     rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
 }
 
-fn denied(name: &str) -> Error {
-    Error::NotExecutable(format!("exec: {name:?}: permission denied"))
+fn permission_denied(name: &str) -> Error {
+    Error::NotExecutable(format!("exec: {name:?}: permission permission_denied"))
 }
 
 fn set_limit(limit: &RlimitSpec) -> Result<()> {
@@ -459,8 +464,8 @@ fn set_limit(limit: &RlimitSpec) -> Result<()> {
     .map_err(os_at("error setting rlimit type", &limit.kind))
 }
 
-/// Asks the host's security module for the process's label at exec. A label that no module here
-/// understands is an error: it must not be thought to protect.
+/// Sets the AppArmor profile and the SELinux label for the next execve. A label that no security
+/// module of this host accepts is an error, so that it cannot be mistaken for protection.
 pub(crate) fn label(own_proc: &OwnedFd, process: &Process) -> Result<()> {
     if !process.apparmor_profile.is_empty() && process.apparmor_profile != "unconfined" {
         const OWN_DIRECTORY: &str = "attr/apparmor/exec";
@@ -543,6 +548,7 @@ fn scheduler_attr(scheduler: &crate::spec::Scheduler) -> Result<SchedAttr> {
     })
 }
 
+/// Becomes root of the current user namespace.
 pub(crate) fn become_root() -> Result<()> {
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
         .map_err(os("become root of the user namespace"))?;
@@ -550,12 +556,13 @@ pub(crate) fn become_root() -> Result<()> {
         .map_err(os("become root of the user namespace"))
 }
 
-/// Enters the session keyring of a container, which is new for its first process.
+/// Joins the container's session keyring, which `first` creates. Without kernel support for
+/// keyrings this does nothing.
 pub(crate) fn join_keyring(container: &str, first: bool) -> Result<()> {
     let joined = join_session_keyring(&c_string(&format!("_ses.{container}"))?);
     match joined.and_then(|serial| {
         if first {
-            let_keyring_be_joined(serial)
+            allow_keyring_joins(serial)
         } else {
             Ok(())
         }

@@ -1,4 +1,5 @@
-//! The container's root: mounted inside its own mount namespace, never on the host.
+//! The container's root file system, which is mounted only in its own mount namespace, never on the
+//! host.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -19,9 +20,9 @@ use crate::mount_options::RDONLY;
 /// Where the container's files come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rootfs {
-    /// A directory that is there.
+    /// An existing directory.
     Directory(PathBuf),
-    /// Layers under a writable one.
+    /// Read-only layers below a writable one.
     Overlay(Overlay),
 }
 
@@ -31,20 +32,21 @@ pub struct Overlay {
     pub lower: Vec<PathBuf>,
     pub upper: PathBuf,
     pub work: PathBuf,
-    /// Let the kernel drop unwritten changes at unmount: for layers that nobody will read again.
+    /// Whether to mount with overlayfs's `volatile` option, which omits all syncs to the upper
+    /// layer: for layers that are not read again.
     pub volatile: bool,
 }
 
-/// Mounts the root and attaches it. Returns a descriptor of its top, from which all later paths are
-/// resolved.
+/// Mounts and attaches the root. Returns a descriptor of its top directory, relative to which all
+/// later paths are resolved.
 ///
-/// `scratch` is an empty directory to attach an overlay on; being in a private mount namespace, it
-/// may be shared by all containers.
+/// `scratch` is an empty directory to attach an overlay to. Since this happens in a private mount
+/// namespace, all containers may share it.
 pub(crate) fn attach(rootfs: &Rootfs, scratch: &Path) -> Result<OwnedFd> {
-    // Slave: what the host unmounts goes away here too, and nothing mounted here shows up there.
+    // Slave: unmounts on the host propagate here, and nothing mounted here propagates to the host.
     mount_change("/", Propagation::DOWNSTREAM | Propagation::REC)
         .map_err(os("make the mount namespace a slave"))?;
-    let (tree, place) = match rootfs {
+    let (tree, attach_point) = match rootfs {
         Rootfs::Directory(path) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -76,22 +78,22 @@ pub(crate) fn attach(rootfs: &Rootfs, scratch: &Path) -> Result<OwnedFd> {
         }
     };
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(tree.as_fd(), "", CWD, place, flags)
-        .map_err(os_at("attach root file system at", place))?;
+    move_mount(tree.as_fd(), "", CWD, attach_point, flags)
+        .map_err(os_at("attach root file system at", attach_point))?;
     Ok(tree)
 }
 
-/// Makes `root` the root of the mount namespace and lets go of the host's.
+/// Makes `root` the root of the mount namespace and detaches the host's root.
 pub(crate) fn pivot(root: impl AsFd) -> Result<()> {
     rustix::process::fchdir(root).map_err(os("enter root file system"))?;
-    // Old and new root stacked on the same place: the old one is on top and can be detached by "."
-    // (pivot_root(2)).
+    // pivot_root(".", ".") stacks the old root on top of the new one, so "." then detaches the old
+    // one (pivot_root(2), NOTES).
     rustix::process::pivot_root(".", ".").map_err(os("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(os("detach the host's root"))?;
     rustix::process::chdir("/").map_err(os("chdir to the new root"))
 }
 
-/// Gives the new root its propagation and, last of all, makes it read-only.
+/// Sets the propagation of the new root and, as the last step, makes it read-only.
 pub(crate) fn finish(propagation: &str, readonly: bool) -> Result<()> {
     let flags = match propagation {
         "" | "private" => Propagation::PRIVATE,

@@ -2,9 +2,9 @@
 //! has.
 //!
 //! Plain structs with public fields: the engine fills them, `whelk oci` reads them from a bundle. A
-//! missing field is the same as an empty one, so lists are not wrapped in `Option`. Capabilities
-//! and rlimits stay strings here: the specification wants unknown names to be reported by the
-//! runtime, not refused by the parser.
+//! missing field is equivalent to an empty one, so lists are not wrapped in `Option`. Capabilities
+//! and rlimits stay strings: the specification requires unknown names to be reported by the
+//! runtime, not rejected by the parser.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Declares a wire struct: camelCase names, every field optional, defaults left out.
+/// Declares a JSON struct: camelCase names, every field optional, default values omitted.
 macro_rules! wire {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)* })*) => {$(
         $(#[$meta])*
@@ -340,7 +340,7 @@ pub enum NamespaceKind {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DeviceKind {
-    /// All kinds; only in rules.
+    /// All kinds; only valid in device rules.
     #[serde(rename = "a")]
     All,
     #[default]
@@ -353,6 +353,7 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
+    /// Returns the letter for the kind in device rules and `type` fields.
     pub fn letter(self) -> char {
         match self {
             Self::All => 'a',
@@ -364,21 +365,22 @@ impl DeviceKind {
 }
 
 impl Linux {
-    /// The namespace of this kind that the container asks for; `None` means it shares its
-    /// starter's.
+    /// Returns the configured namespace of this kind; `None` means that the container shares the
+    /// caller's.
     pub fn namespace(&self, kind: NamespaceKind) -> Option<&Namespace> {
         self.namespaces
             .iter()
             .find(|namespace| namespace.kind == kind)
     }
 
-    /// Whether the container gets a namespace of this kind of its own.
+    /// Whether the container gets a new namespace of this kind.
     pub fn has_new(&self, kind: NamespaceKind) -> bool {
         self.namespace(kind)
             .is_some_and(|namespace| namespace.path.is_none())
     }
 
-    /// Has the container enter an existing namespace in place of a new one.
+    /// Makes the container join an existing namespace instead of a new one, if it has one of this
+    /// kind.
     pub fn join(&mut self, kind: NamespaceKind, path: PathBuf) {
         for namespace in self
             .namespaces

@@ -1,22 +1,24 @@
-//! The conversation between the starter and the half-made process, over a pair of packet sockets.
+//! The protocol between a parent and the process that it sets up, over a `SOCK_SEQPACKET` socket
+//! pair.
 //!
 //! ```text
-//! starter                          child
+//! parent                           child
 //!    │           IdsMapped           │  only with a user namespace
 //!    ├──────────────────────────────►│
 //!    │           Console + pty       │  only with a terminal
 //!    │◄──────────────────────────────┤
 //!    │    RunHooks ⇄ HooksDone       │  only with hooks
 //!    │◄─────────────────────────────►│
-//!    │             Ready             │  all is set, the program was found
+//!    │             Ready             │  set up, program found
 //!    │◄──────────────────────────────┤
 //!    │             Start             │
-//!    ├──────────────────────────────►│  exec: close-on-exec ends the conversation
+//!    ├──────────────────────────────►│  execve closes the socket (close-on-exec)
 //!    │  end of file, or Failed, or   │
 //!    │          NotExecuted          │
 //!    │◄──────────────────────────────┤
 //! ```
-//! An exec's child says `Born`, then `Console` if it has a terminal, and goes on by itself.
+//! The child of an exec sends `Spawned`, then `Console` if it has a terminal, and goes on without
+//! waiting.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -33,8 +35,8 @@ use crate::error::{Error, Result, os};
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Message {
-    /// Says by its sender which process it is.
-    Born,
+    /// The process exists; its pid is in the credentials of the message.
+    Spawned,
     IdsMapped,
     Console,
     RunHooks,
@@ -42,31 +44,33 @@ pub(crate) enum Message {
     Ready,
     Start,
     Failed(Error),
-    /// The kernel has refused to execute the program, which counts as one that has started and
-    /// ended: the kernel's words.
+    /// The kernel has refused to execute the program, with the text of its error. The process
+    /// counts as started and ended.
     NotExecuted(String),
 }
 
-/// What there was to receive.
+/// Result of a receive.
 #[derive(Debug)]
 pub(crate) enum Received {
     Message(Message, Option<OwnedFd>, Option<Sender>),
-    /// The other side is gone, or has executed its program.
+    /// The other side has exited, or has executed its program.
     End,
+    /// No message has arrived yet.
     Nothing,
 }
 
-/// The process that sent a message, for a receiver that has asked to be told
-/// ([`Sync::tell_senders`]).
+/// Pid of the process that sent a message; only known after [`SyncChannel::pass_credentials`].
 pub(crate) type Sender = rustix::process::Pid;
 
+/// One end of the socket pair.
 #[derive(Debug)]
-pub(crate) struct Sync(OwnedFd);
+pub(crate) struct SyncChannel(OwnedFd);
 
-/// Errors carry paths from outside; longer ones are cut rather than refused.
-const LARGEST: usize = 16 << 10;
+/// Size limit of a message in bytes. Error texts contain paths of any length; one that does not fit
+/// is replaced by a fixed text.
+const MAX_MESSAGE: usize = 16 << 10;
 
-impl Sync {
+impl SyncChannel {
     pub(crate) fn pair() -> Result<(Self, Self)> {
         let (a, b) = socketpair(
             AddressFamily::UNIX,
@@ -78,18 +82,17 @@ impl Sync {
         Ok((Self(a), Self(b)))
     }
 
-    /// Has the kernel say of each message which process sent it, by its number in this process's
-    /// pid namespace.
-    pub(crate) fn tell_senders(&self) -> Result<()> {
-        rustix::net::sockopt::set_socket_passcred(&self.0, true)
-            .map_err(os("ask for senders' numbers"))
+    /// Has the kernel attach to each message the pid of its sender, as numbered in the pid
+    /// namespace of this process (`SO_PASSCRED`).
+    pub(crate) fn pass_credentials(&self) -> Result<()> {
+        rustix::net::sockopt::set_socket_passcred(&self.0, true).map_err(os("set SO_PASSCRED"))
     }
 
     pub(crate) fn send(&self, message: &Message, fd: Option<&OwnedFd>) -> Result<()> {
         let mut text = serde_json::to_vec(message).map_err(|error| Error::Os(error.to_string()))?;
-        if text.len() > LARGEST {
+        if text.len() > MAX_MESSAGE {
             text = serde_json::to_vec(&Message::Failed(Error::Os(
-                "the error message is too long to pass on".into(),
+                "setup failed, and the error message is too long to be sent".into(),
             )))
             .unwrap_or_default();
         }
@@ -106,36 +109,38 @@ impl Sync {
             SendFlags::NOSIGNAL,
         )
         .map(drop)
-        .map_err(os("send to the container's starter"))
+        .map_err(os("send message to the other side of container setup"))
     }
 
-    /// Says that the kernel has refused to execute the program. Made by no other system call than
-    /// the message on the error output: a seccomp filter may kill for others. The other side must
-    /// still be there, or the kernel sends SIGPIPE.
+    /// Reports that the kernel has refused to execute the program. Uses only the system call that
+    /// also writes the message to standard error, because a seccomp filter may kill the process
+    /// for others. The other side must still exist; otherwise the kernel sends SIGPIPE.
     pub(crate) fn not_executed(&self, text: &str) {
-        // Far below what a message may have, whatever JSON makes of it.
+        // Far below the size limit of a message, even after JSON escaping.
         let text = text.chars().take(1024).collect();
         if let Ok(message) = serde_json::to_vec(&Message::NotExecuted(text)) {
             let _ = rustix::io::write(&self.0, &message);
         }
     }
 
-    /// The next message, or `None` when the other side is gone or has executed its program.
+    /// Waits for the next message. Returns `None` when the other side has exited or has executed
+    /// its program.
     pub(crate) fn receive(&self) -> Result<Option<(Message, Option<OwnedFd>)>> {
-        match self.look(true)? {
+        match self.receive_next(true)? {
             Received::Message(message, fd, _) => Ok(Some((message, fd))),
             Received::End | Received::Nothing => Ok(None),
         }
     }
 
-    /// The next message. Without `wait`, [`Received::Nothing`] if none has come yet.
-    pub(crate) fn look(&self, wait: bool) -> Result<Received> {
+    /// Receives the next message. Without `wait`, returns [`Received::Nothing`] if none has arrived
+    /// yet.
+    pub(crate) fn receive_next(&self, wait: bool) -> Result<Received> {
         let flags = if wait {
             RecvFlags::CMSG_CLOEXEC
         } else {
             RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT
         };
-        let mut text = vec![0; LARGEST];
+        let mut text = vec![0; MAX_MESSAGE];
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -149,7 +154,7 @@ impl Sync {
                 Err(Errno::INTR) => {}
                 Err(Errno::CONNRESET) => return Ok(Received::End),
                 Err(Errno::AGAIN) => return Ok(Received::Nothing),
-                result => break result.map_err(os("receive from the half-made container"))?,
+                result => break result.map_err(os("receive message of container setup"))?,
             }
         };
         if received.bytes == 0 {
@@ -163,16 +168,14 @@ impl Sync {
                 _ => {}
             }
         }
-        let message = serde_json::from_slice(&text[..received.bytes]).map_err(|error| {
-            Error::Os(format!(
-                "malformed message from the half-made container: {error}"
-            ))
-        })?;
+        let message = serde_json::from_slice(&text[..received.bytes])
+            .map_err(|error| Error::Os(format!("malformed message of container setup: {error}")))?;
         Ok(Received::Message(message, fd, sender))
     }
 
-    /// Refuses what the other side has not sent yet: it gets an error when it sends something.
-    pub(crate) fn refuse_more(&self) {
+    /// Shuts down receiving: what the other side sends from now on fails, while messages sent
+    /// before can still be received.
+    pub(crate) fn shut_down_reading(&self) {
         let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Read);
     }
 
@@ -180,7 +183,7 @@ impl Sync {
         &self.0
     }
 
-    /// Receives what must be `expected`.
+    /// Waits for the message `expected` and returns the descriptor that came with it.
     pub(crate) fn expect(&self, expected: &Message) -> Result<Option<OwnedFd>> {
         match self.receive()? {
             Some((Message::Failed(error), _)) => Err(error),
@@ -189,20 +192,20 @@ impl Sync {
                 "unexpected message {message:?} while starting a container"
             ))),
             None => Err(Error::Os(
-                "the other side ended while starting a container".into(),
+                "the other side exited while starting a container".into(),
             )),
         }
     }
 }
 
-impl From<OwnedFd> for Sync {
+impl From<OwnedFd> for SyncChannel {
     fn from(descriptor: OwnedFd) -> Self {
         Self(descriptor)
     }
 }
 
-impl From<Sync> for OwnedFd {
-    fn from(sync: Sync) -> Self {
+impl From<SyncChannel> for OwnedFd {
+    fn from(sync: SyncChannel) -> Self {
         sync.0
     }
 }
@@ -212,17 +215,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_sent_before_the_refusal_is_received() {
-        let (ours, theirs) = Sync::pair().unwrap();
-        ours.tell_senders().unwrap();
-        theirs.send(&Message::Born, None).unwrap();
-        ours.refuse_more();
+    fn messages_sent_before_the_shutdown_are_received() {
+        let (ours, theirs) = SyncChannel::pair().unwrap();
+        ours.pass_credentials().unwrap();
+        theirs.send(&Message::Spawned, None).unwrap();
+        ours.shut_down_reading();
         assert!(theirs.send(&Message::Console, None).is_err());
-        let received = ours.look(false).unwrap();
+        let received = ours.receive_next(false).unwrap();
         assert!(
-            matches!(received, Received::Message(Message::Born, None, Some(pid)) if pid == rustix::process::getpid()),
+            matches!(received, Received::Message(Message::Spawned, None, Some(pid)) if pid == rustix::process::getpid()),
             "{received:?}"
         );
-        assert!(matches!(ours.look(false).unwrap(), Received::End));
+        assert!(matches!(ours.receive_next(false).unwrap(), Received::End));
     }
 }

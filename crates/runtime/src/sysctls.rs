@@ -1,4 +1,4 @@
-//! Kernel parameters of the container's own namespaces.
+//! Sysctls of the container's own namespaces.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -9,7 +9,7 @@ use crate::masks::write_proc;
 use crate::namespaces;
 use crate::spec::{Linux, NamespaceKind};
 
-const OF_IPC: [&str; 8] = [
+const IPC_SYSCTLS: [&str; 8] = [
     "kernel.msgmax",
     "kernel.msgmnb",
     "kernel.msgmni",
@@ -20,10 +20,10 @@ const OF_IPC: [&str; 8] = [
     "kernel.shm_rmid_forced",
 ];
 
-/// Refuses parameters that would be set for others than the container, in runc's words.
+/// Rejects sysctls that would affect others than the container, with runc's error texts.
 ///
 /// # Errors
-/// [`Error::Refused`] with the parameter's name.
+/// Returns [`Error::Refused`] with the sysctl's name.
 pub(crate) fn check(linux: &Linux) -> Result<()> {
     for key in linux.sysctl.keys() {
         let name = dotted(key);
@@ -32,9 +32,9 @@ pub(crate) fn check(linux: &Linux) -> Result<()> {
             .split('/')
             .any(|part| matches!(part, "" | "." | ".."))
         {
-            return Err(Error::Refused(format!("sysctl {name:?} {SHARED}")));
+            return Err(Error::Refused(format!("sysctl {name:?} {NOT_SEPARATE}")));
         }
-        let (kind, refusal) = if OF_IPC.contains(&name) || name.starts_with("fs.mqueue.") {
+        let (kind, refusal) = if IPC_SYSCTLS.contains(&name) || name.starts_with("fs.mqueue.") {
             (
                 NamespaceKind::Ipc,
                 "is not allowed in the hosts ipc namespace",
@@ -49,9 +49,9 @@ pub(crate) fn check(linux: &Linux) -> Result<()> {
                 "sysctl {name:?} is not allowed as it conflicts with the OCI \"hostname\" field"
             )));
         } else if name == "kernel.domainname" {
-            (NamespaceKind::Uts, SHARED)
+            (NamespaceKind::Uts, NOT_SEPARATE)
         } else {
-            return Err(Error::Refused(format!("sysctl {name:?} {SHARED}")));
+            return Err(Error::Refused(format!("sysctl {name:?} {NOT_SEPARATE}")));
         };
         if !namespaces::is_separate(linux, kind)? {
             return Err(Error::Refused(format!("sysctl {name:?} {refusal}")));
@@ -60,27 +60,27 @@ pub(crate) fn check(linux: &Linux) -> Result<()> {
     Ok(())
 }
 
-const SHARED: &str = "is not in a separate kernel namespace";
+const NOT_SEPARATE: &str = "is not in a separate kernel namespace";
 
-/// A key with dots between its parts. Where the first separator is a slash, dots belong to names:
-/// of an interface `eth0.1` (sysctl(8)).
+/// Returns a key in the form with dots as separators. If the first separator of a key is a slash,
+/// dots in it are part of names, as in the interface `eth0.1` (sysctl(8)).
 fn dotted(key: &str) -> String {
     if key
         .find(['.', '/'])
         .is_some_and(|first| key.as_bytes()[first] == b'/')
     {
-        exchanged(key)
+        swap_separators(key)
     } else {
         key.to_owned()
     }
 }
 
-/// A key as a path below `/proc/sys`.
+/// Returns a key as a path below `/proc/sys`.
 fn path_of(key: &str) -> String {
-    exchanged(&dotted(key))
+    swap_separators(&dotted(key))
 }
 
-fn exchanged(key: &str) -> String {
+fn swap_separators(key: &str) -> String {
     let exchange = |letter| match letter {
         '.' => '/',
         '/' => '.',
@@ -89,8 +89,8 @@ fn exchanged(key: &str) -> String {
     key.chars().map(exchange).collect()
 }
 
-/// Sets the parameters through the container's procfs, or where it has none of its own, through one
-/// that nobody else sees.
+/// Sets the sysctls through the container's procfs, or through a private, unattached one if it has
+/// none.
 pub(crate) fn set(proc: Option<&OwnedFd>, values: &BTreeMap<String, String>) -> Result<()> {
     if values.is_empty() {
         return Ok(());
@@ -115,7 +115,8 @@ mod tests {
     use super::*;
     use crate::spec::Namespace;
 
-    /// For a container with these namespaces of its own.
+    /// Returns the error text of `check` for a container with new namespaces of these kinds, or an
+    /// empty string.
     fn refusal(own: &[NamespaceKind], key: &str) -> String {
         let mut linux = Linux {
             sysctl: [(key.to_owned(), "1".to_owned())].into(),
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_the_containers_own_can_be_set() {
+    fn allows_only_sysctls_of_separate_namespaces() {
         let all = &[
             NamespaceKind::Ipc,
             NamespaceKind::Network,
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_joined_namespace_that_is_the_callers_is_not_separate() {
+    fn joining_the_callers_namespace_is_not_separate() {
         let mut linux = Linux {
             sysctl: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
             ..Linux::default()
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_become_paths() {
+    fn converts_keys_to_paths() {
         assert_eq!(path_of("net.ipv4.conf.eth0/1.x"), "net/ipv4/conf/eth0.1/x");
         assert_eq!(path_of("net/ipv4/conf/eth0.1/x"), "net/ipv4/conf/eth0.1/x");
     }

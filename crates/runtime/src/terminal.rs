@@ -1,4 +1,4 @@
-//! A terminal for a container: allocated from the container's own devpts.
+//! Pseudo-terminals of a container, allocated from its own devpts.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -17,10 +17,10 @@ pub(crate) struct Terminal {
     pub slave: OwnedFd,
 }
 
-/// Opens a terminal in the devpts instance whose root is `devpts`.
+/// Opens a pseudo-terminal in the devpts instance whose root is `devpts`.
 ///
-/// The slave comes from the master itself (`TIOCGPTPEER`), not by name: nothing in the container
-/// can slip in another (CVE-2025-52565).
+/// The slave is opened through the master (`TIOCGPTPEER`), not by path, so that the container
+/// cannot substitute another file (CVE-2025-52565).
 pub(crate) fn open(devpts: &OwnedFd, size: Option<&ConsoleSize>) -> Result<Terminal> {
     let master = in_root::open_same_mount(devpts, "ptmx", OFlags::RDWR | OFlags::NOCTTY)
         .map_err(os_at("open", "/dev/pts/ptmx"))?;
@@ -29,7 +29,7 @@ pub(crate) fn open(devpts: &OwnedFd, size: Option<&ConsoleSize>) -> Result<Termi
         || stat.st_rdev != makedev(5, 2)
     {
         return Err(Error::invalid(
-            "/dev/pts/ptmx in the container is not a terminal multiplexer",
+            "/dev/pts/ptmx in the container is not the pseudo-terminal multiplexer",
         ));
     }
     unlockpt(&master).map_err(os("unlock the terminal"))?;
@@ -37,7 +37,7 @@ pub(crate) fn open(devpts: &OwnedFd, size: Option<&ConsoleSize>) -> Result<Termi
         &master,
         OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
     )
-    .map_err(os("open the terminal's other end"))?;
+    .map_err(os("open the terminal's slave end"))?;
     if let Some(size) = size {
         let window = Winsize {
             ws_row: size.height,
@@ -45,12 +45,12 @@ pub(crate) fn open(devpts: &OwnedFd, size: Option<&ConsoleSize>) -> Result<Termi
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        rustix::termios::tcsetwinsize(&master, window).map_err(os("size the terminal"))?;
+        rustix::termios::tcsetwinsize(&master, window).map_err(os("set terminal size"))?;
     }
     Ok(Terminal { master, slave })
 }
 
-/// Shows the terminal as `/dev/console` too.
+/// Bind-mounts the terminal at `/dev/console`.
 pub(crate) fn mount_console(root: &OwnedFd, slave: &OwnedFd) -> Result<()> {
     let target =
         in_root::create_file(root, "/dev/console").map_err(os_at("create", "/dev/console"))?;
@@ -58,15 +58,14 @@ pub(crate) fn mount_console(root: &OwnedFd, slave: &OwnedFd) -> Result<()> {
     attach_at(&tree, &target).map_err(os_at("mount", "/dev/console"))
 }
 
-/// Makes `slave` the session's controlling terminal, owned by the user who will use it.
+/// Makes `slave` the controlling terminal of the session and `uid` its owner.
 pub(crate) fn control(slave: &OwnedFd, uid: u32) -> Result<()> {
-    rustix::process::ioctl_tiocsctty(slave).map_err(os("take the controlling terminal"))?;
-    // The tty group of devpts' own options stays.
-    rustix::fs::fchown(slave, Some(Uid::from_raw(uid)), None::<Gid>)
-        .map_err(os("give the terminal to its user"))
+    rustix::process::ioctl_tiocsctty(slave).map_err(os("set controlling terminal"))?;
+    // The group remains the one of the devpts mount options (`gid=`).
+    rustix::fs::fchown(slave, Some(Uid::from_raw(uid)), None::<Gid>).map_err(os("chown terminal"))
 }
 
-/// The devpts of the container that the caller has entered.
+/// Opens the devpts of the container that the caller has entered.
 pub(crate) fn entered_devpts() -> Result<OwnedFd> {
     const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
     let root = rustix::fs::open(
@@ -89,7 +88,7 @@ pub(crate) fn entered_devpts() -> Result<OwnedFd> {
         Ok(devpts)
     } else {
         Err(Error::invalid(
-            "the container has no terminals: /dev/pts is not devpts",
+            "cannot allocate a terminal in the container: /dev/pts is not devpts",
         ))
     }
 }

@@ -1,7 +1,7 @@
-//! Users and groups by name or number, from the container's own `/etc/passwd` and `/etc/group`.
+//! Lookup of users and groups in the container's own `/etc/passwd` and `/etc/group`.
 //!
-//! The files are untrusted text: they are read with a bound, from a descriptor inside the root, and
-//! parsed here. No C library lookup ever runs in a container's root (CVE-2019-14271).
+//! The files are untrusted: they are opened inside the root, read up to a size limit, and parsed
+//! here. No C library lookup ever runs in a container's root (CVE-2019-14271).
 
 use std::os::fd::AsFd;
 
@@ -9,17 +9,17 @@ use whelk_sys::{errno_text, in_root};
 
 use crate::error::{Error, Result};
 
-/// Who a process shall be, as people write it.
+/// The user a process is to run as, as given by a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct UserRequest {
-    /// `user`, `user:group`, `:group` or nothing, each a name or a number.
+    /// `user`, `user:group`, `:group` or empty, each part a name or a number.
     pub user: String,
-    /// Further groups, by name or number.
+    /// Supplementary groups, by name or number.
     pub groups: Vec<String>,
 }
 
-/// Who a process is, as the kernel knows it.
+/// User and group ids of a process, and its home directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     pub uid: u32,
@@ -28,24 +28,24 @@ pub struct Identity {
     pub home: String,
 }
 
-/// The largest user or group file that is read, in bytes (CVE-2026-47262: a 4 GB one).
-const LARGEST_FILE: usize = 16 << 20;
+/// Size limit of passwd and group files in bytes (CVE-2026-47262: a 4 GB file).
+const MAX_FILE_SIZE: usize = 16 << 20;
 
-/// Ids above this wrap around in places that keep them signed (CVE-2024-40635).
-const LARGEST_ID: u64 = i32::MAX as u64;
+/// Largest id that is accepted: larger ones overflow where they are kept signed (CVE-2024-40635).
+const MAX_ID: u64 = i32::MAX as u64;
 
-/// Looks a request up in the files below `root`.
+/// Resolves a request with the files below `root`.
 ///
 /// # Errors
-/// A name that is in neither file, a number out of range, or a file that cannot be read safely. A
-/// missing file is an empty one.
+/// Returns an error if a name is not found, an id is out of range, or a file cannot be read safely.
+/// A missing file counts as empty.
 pub fn resolve(root: impl AsFd, request: &UserRequest) -> Result<Identity> {
     let passwd = read(root.as_fd(), "/etc/passwd")?;
     let group = read(root.as_fd(), "/etc/group")?;
     lookup(&passwd, &group, request)
 }
 
-/// The home directory that the files below `root` give `uid`, or `/`.
+/// Returns the home directory of `uid` according to `/etc/passwd` below `root`, or `/`.
 pub fn home_of(root: impl AsFd, uid: u32) -> String {
     let passwd = read(root, "/etc/passwd").unwrap_or_default();
     passwd_entries(&passwd)
@@ -54,7 +54,7 @@ pub fn home_of(root: impl AsFd, uid: u32) -> String {
 }
 
 fn read(root: impl AsFd, path: &str) -> Result<String> {
-    match in_root::read_regular(root, path, LARGEST_FILE) {
+    match in_root::read_regular(root, path, MAX_FILE_SIZE) {
         Ok(content) => Ok(String::from_utf8_lossy(&content).into_owned()),
         Err(error)
             if matches!(
@@ -124,7 +124,7 @@ fn group_entries(text: &str) -> impl Iterator<Item = Group<'_>> {
 fn lookup(passwd: &str, group: &str, request: &UserRequest) -> Result<Identity> {
     let (user, group_name) = request.user.split_once(':').unwrap_or((&request.user, ""));
     let user_number = number(user)?;
-    // A numeric user is a number even if some account has it for a name (CVE-2026-46680).
+    // A numeric user is always a uid, even if an account has that name (CVE-2026-46680).
     let entry = passwd_entries(passwd).find(|entry| match (user.is_empty(), user_number) {
         (true, _) => entry.uid == 0,
         (_, Some(uid)) => entry.uid == uid,
@@ -147,8 +147,8 @@ fn lookup(passwd: &str, group: &str, request: &UserRequest) -> Result<Identity> 
         }
     }
     if group_name.is_empty() {
-        // Supplementary groups come from the image's file, for names and numbers alike
-        // (CVE-2022-36109).
+        // A user's supplementary groups are read from the image's group file, also for a numeric
+        // user (CVE-2022-36109).
         if let Some(entry) = &entry {
             for group in group_entries(group)
                 .filter(|group| group.members.split(',').any(|member| member == entry.name))
@@ -163,7 +163,7 @@ fn lookup(passwd: &str, group: &str, request: &UserRequest) -> Result<Identity> 
         let gid = group_id(group, extra)?;
         push(&mut identity.groups, gid);
     }
-    // The primary group is one of a process's groups, as login programs set them.
+    // The primary group is part of the supplementary groups too, as login programs set them.
     if !identity.groups.contains(&identity.gid) {
         identity.groups.insert(0, identity.gid);
     }
@@ -191,7 +191,8 @@ fn group_id(group: &str, wanted: &str) -> Result<u32> {
     )
 }
 
-/// The number that a name stands for, if it is one. Negative ones are out of range, not names.
+/// Parses a numeric id; `None` if `text` is a name. Negative numbers are out of range rather than
+/// names.
 fn number(text: &str) -> Result<Option<u64>> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -204,7 +205,7 @@ fn number(text: &str) -> Result<Option<u64>> {
 }
 
 fn in_range(id: u64) -> Result<u32> {
-    if id > LARGEST_ID {
+    if id > MAX_ID {
         Err(out_of_range())
     } else {
         u32::try_from(id).map_err(|_| out_of_range())
@@ -212,7 +213,7 @@ fn in_range(id: u64) -> Result<u32> {
 }
 
 fn out_of_range() -> Error {
-    Error::NoSuchUser(format!("uids and gids must be in range 0-{LARGEST_ID}"))
+    Error::NoSuchUser(format!("uids and gids must be in range 0-{MAX_ID}"))
 }
 
 #[cfg(test)]
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn users_resolve_as_dockers() {
+    fn resolves_users_like_docker() {
         check("", &[], Ok((0, 0, &[0, 10], "/root")));
         check("web", &[], Ok((33, 33, &[33, 10, 50], "/var/www")));
         check("33", &[], Ok((33, 33, &[33, 10, 50], "/var/www")));
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_never_names_and_never_wrap() {
+    fn numeric_users_are_never_names_and_never_overflow() {
         check("1000", &[], Ok((1000, 0, &[0], "/")));
         for user in [
             "2147483648",

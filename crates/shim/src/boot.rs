@@ -45,7 +45,7 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     // reaches it.
     match clone_process(
         CloneFlags::default(),
-        home.as_ref().and_then(Cgroup::birthplace),
+        home.as_ref().and_then(Cgroup::clone_into),
     )
     .map_err(step("fork"))?
     {

@@ -553,8 +553,8 @@ impl Shim {
         let Some(exec) = self.starting.get_mut(&number) else {
             return;
         };
-        let settled = exec.starting.settle(false);
-        if matches!(settled, Ok(Progress::OnItsWay)) {
+        let settled = exec.starting.advance(false);
+        if matches!(settled, Ok(Progress::Pending)) {
             return;
         }
         let Some(StartingExec {

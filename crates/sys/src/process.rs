@@ -353,7 +353,7 @@ pub fn join_session_keyring(name: &CStr) -> io::Result<i32> {
 }
 
 /// Lets later processes of the same user join a session keyring by its name.
-pub fn let_keyring_be_joined(serial: i32) -> io::Result<()> {
+pub fn allow_keyring_joins(serial: i32) -> io::Result<()> {
     const KEYCTL_SETPERM: libc::c_int = 5;
     // keyctl_setperm(3): all to who possesses it; what new session keyrings grant their user (view,
     // read, link), and search.

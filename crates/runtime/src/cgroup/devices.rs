@@ -1,12 +1,12 @@
-//! Which devices a container may use: lines for v1's files, an eBPF program for v2.
+//! Device access rules: lines for the files of cgroup v1, an eBPF program for v2.
 
 use whelk_sys::bpf::Instruction;
 
 use crate::spec::{DeviceKind, DeviceRule};
 
-/// What every container may use, as (kind, major, minor, access); `None` stands for any number. All
-/// devices may be created, few opened: null, zero, full, random, urandom, tty, console, ptmx and
-/// the pseudo-terminals.
+/// Device rules of every container as (kind, major, minor, access); `None` matches any number. All
+/// devices may be created, but only these may be opened: null, zero, full, random, urandom, tty,
+/// console, ptmx and pseudo-terminals.
 pub const DEFAULT_RULES: &[(DeviceKind, Option<i64>, Option<i64>, &str)] = &[
     (DeviceKind::Char, None, None, "m"),
     (DeviceKind::Block, None, None, "m"),
@@ -21,7 +21,7 @@ pub const DEFAULT_RULES: &[(DeviceKind, Option<i64>, Option<i64>, &str)] = &[
     (DeviceKind::Char, Some(136), None, "rwm"),
 ];
 
-/// File and content for each rule, in order.
+/// Returns the file to write to and its content for each rule, in order.
 pub(super) fn v1_lines(rules: &[DeviceRule]) -> impl Iterator<Item = (&'static str, String)> {
     rules.iter().map(|rule| {
         let file = if rule.allow {
@@ -58,7 +58,7 @@ fn access(rule: &DeviceRule) -> &str {
     }
 }
 
-// bpf_cgroup_dev_ctx (linux/bpf.h): access and kind in one word, then major, minor.
+// struct bpf_cgroup_dev_ctx (linux/bpf.h): access and kind in one word, then major, minor.
 const KIND_BLOCK: i32 = 1;
 const KIND_CHAR: i32 = 2;
 const ACCESS_MKNOD: i32 = 1;
@@ -66,7 +66,7 @@ const ACCESS_READ: i32 = 2;
 const ACCESS_WRITE: i32 = 4;
 const ACCESS_ALL: i32 = ACCESS_MKNOD | ACCESS_READ | ACCESS_WRITE;
 
-// Registers: 1 holds the context at entry and is scratch later.
+// Registers. Register 1 holds the context at entry and is scratch afterwards.
 const RESULT: u8 = 0;
 const SCRATCH: u8 = 1;
 const KIND: u8 = 2;
@@ -84,8 +84,8 @@ const JUMP_NOT_EQUAL: u8 = 0x55;
 const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5d;
 const EXIT: u8 = 0x95;
 
-/// A program that asks the rules last to first and denies what none of them names: with v1's files
-/// a later rule overrides an earlier one too.
+/// Returns a program that tests the rules last to first and denies access if none matches. So a
+/// later rule overrides an earlier one, as with the files of v1.
 pub(super) fn v2_program(rules: &[DeviceRule]) -> Vec<Instruction> {
     let mut program = vec![
         op(LOAD_WORD, KIND, SCRATCH, 0, 0),
@@ -97,10 +97,10 @@ pub(super) fn v2_program(rules: &[DeviceRule]) -> Vec<Instruction> {
     ];
     for rule in rules.iter().rev() {
         let block = rule_block(rule);
-        let answers_all = !block.iter().any(is_test);
+        let is_unconditional = !block.iter().any(is_test);
         program.extend(block);
-        if answers_all {
-            // The kernel refuses a program with instructions that nothing reaches.
+        if is_unconditional {
+            // The verifier rejects programs with unreachable instructions.
             return program;
         }
     }
@@ -108,7 +108,8 @@ pub(super) fn v2_program(rules: &[DeviceRule]) -> Vec<Instruction> {
     program
 }
 
-/// `if kind, access and numbers match { return allow }`: every failed test jumps behind the block.
+/// `if kind, access and numbers match { return allow }`: every failed test jumps to the end of the
+/// block.
 fn rule_block(rule: &DeviceRule) -> Vec<Instruction> {
     let mut tests = Vec::new();
     match rule.kind.unwrap_or(DeviceKind::All) {
@@ -127,7 +128,8 @@ fn rule_block(rule: &DeviceRule) -> Vec<Instruction> {
     if mask != ACCESS_ALL {
         tests.push(op(MOVE_REGISTER, SCRATCH, ACCESS, 0, 0));
         tests.push(op(AND, SCRATCH, 0, 0, mask));
-        // Allowing needs all that is asked for to be in the rule; denying needs any of it.
+        // An allow rule must cover all of the requested access; a deny rule matches if it covers
+        // any of it.
         tests.push(if rule.allow {
             op(JUMP_NOT_EQUAL_REGISTER, SCRATCH, ACCESS, 0, 0)
         } else {
@@ -202,7 +204,7 @@ mod tests {
             .collect()
     }
 
-    /// What the kernel's interpreter would answer.
+    /// Interprets a program and returns whether it allows the access.
     fn run(program: &[Instruction], kind: i32, access: i32, major: i32, minor: i32) -> bool {
         let context = [
             i64::from(access << 16 | kind),
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_open_null_and_refuse_disks() {
+    fn default_rules_allow_null_and_deny_disks() {
         let program = v2_program(&default_rules());
         assert!(run(&program, KIND_CHAR, ACCESS_READ | ACCESS_WRITE, 1, 3));
         assert!(run(&program, KIND_CHAR, ACCESS_WRITE, 136, 7));
@@ -250,9 +252,9 @@ mod tests {
         assert!(!run(&program, KIND_CHAR, ACCESS_READ, 10, 200));
     }
 
-    /// The kernel's verifier refuses a program otherwise.
+    /// The kernel's verifier rejects programs with unreachable instructions.
     #[test]
-    fn every_instruction_is_reached() {
+    fn every_instruction_is_reachable() {
         let anything = rule(true, DeviceKind::All, None, None, "rwm");
         for rules in [
             default_rules(),
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_rule_overrides() {
+    fn later_rules_override_earlier_ones() {
         let rules = [
             rule(true, DeviceKind::All, None, None, "rwm"),
             rule(false, DeviceKind::Char, Some(1), Some(11), "w"),
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn v1_lines_read_as_the_kernel_wants_them() {
+    fn v1_lines_have_the_kernels_format() {
         let lines: Vec<_> = v1_lines(&default_rules()[..4]).collect();
         assert_eq!(lines[0], ("devices.deny", "a".to_owned()));
         assert_eq!(lines[1], ("devices.allow", "c *:* m".to_owned()));

@@ -1,4 +1,4 @@
-//! Reading and writing the small files of cgroup directories.
+//! Reading, writing and removing the files and directories of cgroupfs.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,7 +8,7 @@ use whelk_sys::fs::{self, PathError};
 
 use crate::error::{Error, Result};
 
-/// Writes one value to one file, in one `write`.
+/// Writes a value to a file with one `write` call, as cgroupfs requires.
 pub(super) fn set(directory: &Path, file: &str, value: impl std::fmt::Display) -> Result<()> {
     try_set(directory, file, &value.to_string()).map_err(|error| {
         let value = value.to_string();
@@ -34,7 +34,7 @@ pub(super) fn try_set(
         .map_err(fs::at("write", &path))
 }
 
-/// Writes a value that may be absent.
+/// Writes a value if there is one.
 pub(super) fn set_some<T: std::fmt::Display>(
     directory: &Path,
     file: &str,
@@ -43,7 +43,8 @@ pub(super) fn set_some<T: std::fmt::Display>(
     value.map_or(Ok(()), |value| set(directory, file, value))
 }
 
-/// The number behind `key` in a file of "key number" lines.
+/// Returns the number after `key` in a file of "key number" lines; 0 if the file or the key does
+/// not exist.
 pub(super) fn counter(directory: &Path, file: &str, key: &str) -> u64 {
     let Ok(text) = fs::read_to_string(directory.join(file)) else {
         return 0;
@@ -53,6 +54,7 @@ pub(super) fn counter(directory: &Path, file: &str, key: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// Returns the pids in a cgroup and all cgroups below it.
 pub(super) fn processes_below(directory: &Path) -> Result<Vec<i32>> {
     let mut found = Vec::new();
     walk(directory, &mut |directory| {
@@ -64,9 +66,9 @@ pub(super) fn processes_below(directory: &Path) -> Result<Vec<i32>> {
     Ok(found)
 }
 
-/// Removes a cgroup directory and those below it, children first.
+/// Removes a cgroup directory and those below it, children first. A missing one is not an error.
 pub(super) fn remove_below(directory: &Path) -> std::result::Result<(), PathError> {
-    // Most cgroups have no children: try the one call that then suffices.
+    // Most cgroups have no children, so that a single rmdir suffices.
     match fs::remove_dir(directory) {
         Err(error) if error.is_not_found() => return Ok(()),
         Err(error)
@@ -84,7 +86,7 @@ pub(super) fn remove_below(directory: &Path) -> std::result::Result<(), PathErro
     )
 }
 
-/// Visits a directory and those below it, children first; a missing one is fine.
+/// Calls `visit` for a directory and those below it, children first. A missing one is not an error.
 fn walk(
     directory: &Path,
     visit: &mut impl FnMut(&Path) -> std::result::Result<(), PathError>,

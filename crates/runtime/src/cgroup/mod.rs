@@ -1,8 +1,8 @@
-//! Control groups: limits, freezing, counting and finding a container's processes.
+//! Control groups: setting limits, freezing, and listing a container's processes.
 //!
-//! Two kernels' interfaces behind one type, told apart at run time: v2 (one tree) and v1, also in
-//! the hybrid layout where a v2 tree without controllers lies beside it. Files are written
-//! directly, each once.
+//! One type for both kernel interfaces, which are told apart at run time: v2 (one hierarchy) and
+//! v1, including the hybrid layout with an additional v2 hierarchy that has no controllers. Files
+//! are written directly.
 
 mod devices;
 mod files;
@@ -21,25 +21,28 @@ pub use devices::DEFAULT_RULES;
 use crate::error::{Error, Result};
 use crate::spec::Resources;
 
-/// How this host's cgroups are laid out.
+/// The cgroup layout of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// One tree, mounted here.
+    /// The unified hierarchy, and its mount point.
     V2(PathBuf),
-    /// One tree per entry: the controllers it has (or `name=…`), and where it is mounted.
+    /// The hierarchies of cgroup v1.
     V1(Vec<Tree>),
 }
 
+/// A mounted hierarchy of cgroup v1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
+    /// Its controllers, or `name=…` for a named hierarchy.
     pub controllers: Vec<String>,
+    /// Its mount point.
     pub root: PathBuf,
 }
 
-/// This host's layout, read once.
+/// Returns the layout of this host, which is read once per process.
 ///
 /// # Errors
-/// No cgroup file system is mounted.
+/// Returns an error if no cgroup file system is mounted.
 pub fn layout() -> Result<&'static Layout> {
     static LAYOUT: OnceLock<Result<Layout>> = OnceLock::new();
     LAYOUT
@@ -68,7 +71,9 @@ fn parse_layout(mountinfo: &str) -> Result<Layout> {
             "cgroup" => {
                 let controllers = options
                     .split(',')
-                    .filter(|option| v1::KNOWN.contains(option) || option.starts_with("name="))
+                    .filter(|option| {
+                        v1::CONTROLLERS.contains(option) || option.starts_with("name=")
+                    })
                     .map(str::to_owned)
                     .collect();
                 let tree = Tree {
@@ -92,7 +97,7 @@ fn parse_layout(mountinfo: &str) -> Result<Layout> {
     }
 }
 
-/// One container's cgroup.
+/// The cgroup of a container.
 #[derive(Debug)]
 pub struct Cgroup {
     kind: Kind,
@@ -104,14 +109,15 @@ enum Kind {
     V2(v2::Cgroup),
 }
 
-/// How often a step that the kernel finishes later is asked for again.
+/// Interval for polling a state that the kernel reaches asynchronously.
 const POLL: Duration = Duration::from_millis(1);
 
 impl Cgroup {
-    /// The cgroup at `path` (absolute, below the hierarchy's root), which need not exist.
+    /// Returns the cgroup at `path` (absolute, below the root of the hierarchy), which need not
+    /// exist.
     ///
     /// # Errors
-    /// A path with `..`, or no cgroups on this host.
+    /// Returns an error if the path has `..` in it, or if this host has no cgroups.
     pub fn at(path: &str) -> Result<Self> {
         Self::in_layout(layout()?, path)
     }
@@ -132,9 +138,9 @@ impl Cgroup {
         Ok(Self { kind })
     }
 
-    /// The cgroup a process is in, on v2.
+    /// Returns the cgroup that a process is in (cgroup v2 only).
     pub fn of_process(pidfd: impl AsFd) -> Result<Self> {
-        // proc(5): the descriptor's own file names the process; then one line "0::/path".
+        // proc(5): the fdinfo of a pidfd has the pid; /proc/PID/cgroup has one line "0::/path".
         let info = fs::read_to_string(format!(
             "/proc/thread-self/fdinfo/{}",
             pidfd.as_fd().as_raw_fd()
@@ -147,11 +153,13 @@ impl Cgroup {
         let lines = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
         let path = lines.lines().find_map(|line| line.strip_prefix("0::"));
         Self::at(
-            path.ok_or_else(|| Error::Os(format!("process {pid} is in no cgroup of version 2")))?,
+            path.ok_or_else(|| {
+                Error::Os(format!("process {pid} is not in a cgroup v2 hierarchy"))
+            })?,
         )
     }
 
-    /// Makes the cgroup with its parents and sets its limits.
+    /// Creates the cgroup and its parents and sets its limits and device rules.
     pub fn create(&mut self, resources: &Resources) -> Result<()> {
         match &mut self.kind {
             Kind::V1(cgroup) => cgroup.create()?,
@@ -164,8 +172,8 @@ impl Cgroup {
         }
     }
 
-    /// Sets limits, at creation or while the container runs. What `resources` does not name stays
-    /// as it is. Device rules are set at creation only.
+    /// Sets limits, at creation or while the container runs. Limits that `resources` does not have
+    /// stay as they are. Device rules are only set at creation.
     pub fn apply(&self, resources: &Resources) -> Result<()> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.apply(resources),
@@ -173,16 +181,16 @@ impl Cgroup {
         }
     }
 
-    /// On v2, the directory that a process can be born in (`CLONE_INTO_CGROUP`).
-    pub fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+    /// Returns the directory to clone a process into (`CLONE_INTO_CGROUP`); `None` on v1.
+    pub fn clone_into(&self) -> Option<BorrowedFd<'_>> {
         match &self.kind {
             Kind::V1(_) => None,
             Kind::V2(cgroup) => cgroup.directory(),
         }
     }
 
-    /// Moves the calling process in, which must have one thread. One that was born in
-    /// [`Cgroup::birthplace`] is there already.
+    /// Moves the calling process, which must be single-threaded, into the cgroup. A no-op for a
+    /// process that was cloned into it with [`Cgroup::clone_into`].
     pub fn enter(&self) -> Result<()> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.enter(),
@@ -190,11 +198,11 @@ impl Cgroup {
         }
     }
 
-    /// Stops all processes, or lets them go on; returns when the kernel has done so.
+    /// Freezes or thaws all processes. Returns when the kernel has done so.
     ///
     /// # Errors
-    /// When the state is not reached within ten seconds (a process in uninterruptible sleep); the
-    /// cgroup is thawed then.
+    /// Returns an error if the state is not reached within ten seconds (a process is in
+    /// uninterruptible sleep); the cgroup is thawed then.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(10);
         let begin = Instant::now();
@@ -204,7 +212,8 @@ impl Cgroup {
                     let _ = self.begin_freeze(false);
                 }
                 return Err(Error::Os(format!(
-                    "cgroup did not reach the state frozen={frozen} within {} s",
+                    "{} cgroup: not done within {} s",
+                    if frozen { "freeze" } else { "thaw" },
                     LIMIT.as_secs()
                 )));
             }
@@ -213,8 +222,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Tells the kernel to stop all processes or to let them go on, without waiting. Returns
-    /// whether they are in that state; if not, call it again later.
+    /// Starts freezing or thawing all processes without waiting. Returns whether they are in that
+    /// state; if not, call it again later.
     pub fn begin_freeze(&self, frozen: bool) -> Result<bool> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.freeze(frozen),
@@ -222,6 +231,7 @@ impl Cgroup {
         }
     }
 
+    /// Whether the cgroup is frozen; on v1 also while it is freezing.
     pub fn is_frozen(&self) -> bool {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.is_frozen(),
@@ -229,7 +239,7 @@ impl Cgroup {
         }
     }
 
-    /// The processes in this cgroup and all below it, as the caller's pid namespace numbers them.
+    /// Returns the pids in this cgroup and all below it, as numbered in the caller's pid namespace.
     pub fn processes(&self) -> Result<Vec<i32>> {
         files::processes_below(match &self.kind {
             Kind::V1(cgroup) => cgroup.main_directory(),
@@ -237,7 +247,7 @@ impl Cgroup {
         })
     }
 
-    /// How many processes the kernel killed here for want of memory.
+    /// Returns the number of processes that the OOM killer has killed in this cgroup.
     pub fn oom_kills(&self) -> u64 {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.oom_kills(),
@@ -245,8 +255,8 @@ impl Cgroup {
         }
     }
 
-    /// A descriptor that becomes readable when the kernel may have run out of memory here;
-    /// [`Cgroup::was_out_of_memory`] tells whether it has.
+    /// Returns a descriptor that becomes readable on an OOM event; on v2 also on others, so check
+    /// [`Cgroup::was_out_of_memory`].
     pub fn oom_watch(&self) -> Result<std::os::fd::OwnedFd> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.oom_watch(),
@@ -254,25 +264,26 @@ impl Cgroup {
         }
     }
 
+    /// Whether the event that [`Cgroup::oom_watch`] has reported was an OOM event.
     pub fn was_out_of_memory(&self) -> bool {
         match &self.kind {
-            // Told of nothing else.
+            // The eventfd is only signalled on OOM.
             Kind::V1(_) => true,
-            // Also told when memory gets short and is reclaimed.
+            // memory.events also changes when memory is reclaimed under pressure.
             Kind::V2(cgroup) => cgroup.oom_kills() > 0,
         }
     }
 
-    /// Kills every process in the cgroup and below.
+    /// Kills every process in the cgroup and below it.
     pub fn kill_all(&self) -> Result<()> {
         if let Kind::V2(cgroup) = &self.kind
             && cgroup.kill().is_ok()
         {
             return Ok(());
         }
-        // Frozen, none of them can have further children before it is killed. One in
-        // uninterruptible sleep keeps the cgroup from getting there, but the others are stopped,
-        // and that one has no children meanwhile either.
+        // Freeze first: frozen processes cannot fork while they are being killed. A process in
+        // uninterruptible sleep keeps the cgroup from becoming frozen, but it does not fork either,
+        // and the others are stopped.
         const LIMIT: Duration = Duration::from_millis(200);
         let begin = Instant::now();
         while matches!(self.begin_freeze(true), Ok(false)) && begin.elapsed() < LIMIT {
@@ -282,13 +293,13 @@ impl Cgroup {
         for pid in processes.iter().flatten() {
             let _ = whelk_sys::signal::kill(*pid, rustix::process::Signal::KILL.as_raw());
         }
-        // Without a freezer nothing was stopped.
+        // An error means that there is no freezer controller and nothing was frozen.
         let _ = self.begin_freeze(false);
         processes.map(drop)
     }
 
-    /// Removes the cgroup and those below it. A missing one is fine; one that a dying process still
-    /// holds is asked for again for two seconds.
+    /// Removes the cgroup and those below it. A missing one is not an error. While an exiting
+    /// process still holds it (EBUSY), retries for up to two seconds.
     pub fn remove(&self) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(2);
         let directories = match &self.kind {
@@ -318,6 +329,7 @@ impl Cgroup {
         result
     }
 
+    /// Whether the cgroup exists.
     pub fn exists(&self) -> bool {
         match &self.kind {
             Kind::V1(cgroup) => fs::exists(cgroup.main_directory()),
@@ -325,8 +337,7 @@ impl Cgroup {
         }
     }
 
-    /// Path by controller (v1) or under the empty name (v2), as `state` and the cgroup mount need
-    /// them.
+    /// Returns the path for each set of controllers (v1), or under the empty name (v2).
     pub fn paths(&self) -> Vec<(String, PathBuf)> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.paths(),
@@ -344,7 +355,7 @@ mod tests {
         38 29 0:32 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
 
     #[test]
-    fn hybrid_counts_as_v1() {
+    fn the_hybrid_layout_is_v1() {
         let Layout::V1(trees) = parse_layout(HYBRID).unwrap() else {
             panic!("v1 expected")
         };
@@ -360,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_v2_tree_is_v2() {
+    fn a_single_v2_hierarchy_is_v2() {
         assert_eq!(
             parse_layout("30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap(),
             Layout::V2("/sys/fs/cgroup".into())
@@ -369,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_cannot_climb() {
+    fn rejects_paths_outside_the_hierarchy() {
         let layout = Layout::V2("/sys/fs/cgroup".into());
         for path in ["", "/", "/..", "/a/../../b", "../x"] {
             assert!(Cgroup::in_layout(&layout, path).is_err(), "{path:?}");

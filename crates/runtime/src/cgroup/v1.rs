@@ -1,4 +1,4 @@
-//! cgroup v1: a directory in each controller's tree.
+//! cgroup v1: one directory in the hierarchy of each controller.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::{Tree, devices};
 use crate::error::{Error, Result, os};
 use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Resources, ThrottleDevice};
 
-pub(super) const KNOWN: &[&str] = &[
+pub(super) const CONTROLLERS: &[&str] = &[
     "blkio",
     "cpu",
     "cpuacct",
@@ -29,7 +29,7 @@ pub(super) const KNOWN: &[&str] = &[
 
 #[derive(Debug)]
 pub(super) struct Cgroup {
-    /// Controllers of the tree, its root, and the directory in it.
+    /// Controllers of the hierarchy, its root, and the cgroup's directory in it.
     trees: Vec<(Vec<String>, PathBuf, PathBuf)>,
 }
 
@@ -60,9 +60,10 @@ impl Cgroup {
         Ok(())
     }
 
-    /// By way of `tasks`, as itself: for a thread that moves itself the kernel needs no lock
-    /// against forks and exits anywhere, whose first taker waits for an RCU grace period (some 10
-    /// ms; `cgroup_procs_write_start`, 5.17).
+    /// Moves the calling process, which must be single-threaded, into the cgroup. Written to
+    /// `tasks` rather than `cgroup.procs`: for a thread that moves itself the kernel does not take
+    /// `cgroup_threadgroup_rwsem`, whose first writer waits for an RCU grace period of some 10 ms
+    /// (`cgroup_procs_write_start`, 5.17).
     pub(super) fn enter(&self) -> Result<()> {
         self.trees
             .iter()
@@ -76,7 +77,7 @@ impl Cgroup {
             .map(|(_, _, directory)| directory.as_path())
     }
 
-    /// The directory to list processes in: every tree has the same ones.
+    /// Returns the directory to list processes in: all hierarchies have the same ones.
     pub(super) fn main_directory(&self) -> &Path {
         ["freezer", "devices", "memory"]
             .into_iter()
@@ -99,7 +100,7 @@ impl Cgroup {
             .collect()
     }
 
-    fn need(&self, controller: &str) -> Result<&Path> {
+    fn require(&self, controller: &str) -> Result<&Path> {
         self.directory(controller).ok_or_else(|| {
             Error::invalid(format!("this host has no {controller} cgroup controller"))
         })
@@ -119,17 +120,17 @@ impl Cgroup {
         } = resources;
         if !unified.is_empty() {
             return Err(Error::invalid(
-                "unified cgroup settings need cgroup v2, which this host does not use",
+                "unified cgroup settings require cgroup v2, which this host does not use",
             ));
         }
         if *memory != Memory::default() {
-            apply_memory(self.need("memory")?, memory)?;
+            apply_memory(self.require("memory")?, memory)?;
         }
         if *cpu != Cpu::default() {
             self.apply_cpu(cpu)?;
         }
         if let Some(pids) = pids {
-            let directory = self.need("pids")?;
+            let directory = self.require("pids")?;
             if pids.limit > 0 {
                 set(directory, "pids.max", pids.limit)
             } else {
@@ -137,28 +138,28 @@ impl Cgroup {
             }?;
         }
         if *block_io != BlockIo::default() {
-            apply_block_io(self.need("blkio")?, block_io)?;
+            apply_block_io(self.require("blkio")?, block_io)?;
         }
         for limit in hugepage_limits {
             set(
-                self.need("hugetlb")?,
+                self.require("hugetlb")?,
                 &format!("hugetlb.{}.limit_in_bytes", limit.page_size),
                 limit.limit,
             )?;
         }
         if let Some(class) = network.class_id {
-            set(self.need("net_cls")?, "net_cls.classid", class)?;
+            set(self.require("net_cls")?, "net_cls.classid", class)?;
         }
         for priority in &network.priorities {
             set(
-                self.need("net_prio")?,
+                self.require("net_prio")?,
                 "net_prio.ifpriomap",
                 format!("{} {}", priority.name, priority.priority),
             )?;
         }
         for (device, limit) in rdma {
             set(
-                self.need("rdma")?,
+                self.require("rdma")?,
                 "rdma.max",
                 super::v2::rdma_line(device, limit),
             )?;
@@ -175,10 +176,10 @@ impl Cgroup {
             || cpu.burst.is_some()
             || cpu.idle.is_some()
         {
-            let directory = self.need("cpu")?;
+            let directory = self.require("cpu")?;
             set_some(directory, "cpu.shares", cpu.shares)?;
-            // A quota above the old period times its limit may be refused until the new period is
-            // there, and the other way round: whichever fails first is tried again after the other.
+            // The kernel rejects a quota or a period that does not fit the other, old value. So if
+            // the period fails, it is set again after the quota.
             let period = || set_some(directory, "cpu.cfs_period_us", cpu.period);
             let quota = || set_some(directory, "cpu.cfs_quota_us", cpu.quota);
             if period().is_err() {
@@ -193,10 +194,10 @@ impl Cgroup {
             set_some(directory, "cpu.idle", cpu.idle)?;
         }
         if !cpu.cpus.is_empty() {
-            set(self.need("cpuset")?, "cpuset.cpus", &cpu.cpus)?;
+            set(self.require("cpuset")?, "cpuset.cpus", &cpu.cpus)?;
         }
         if !cpu.mems.is_empty() {
-            set(self.need("cpuset")?, "cpuset.mems", &cpu.mems)?;
+            set(self.require("cpuset")?, "cpuset.mems", &cpu.mems)?;
         }
         Ok(())
     }
@@ -205,7 +206,7 @@ impl Cgroup {
         if rules.is_empty() {
             return Ok(());
         }
-        let directory = self.need("devices")?;
+        let directory = self.require("devices")?;
         for (file, line) in devices::v1_lines(rules) {
             set(directory, file, line)?;
         }
@@ -213,7 +214,7 @@ impl Cgroup {
     }
 
     pub(super) fn freeze(&self, frozen: bool) -> Result<bool> {
-        let directory = self.need("freezer")?;
+        let directory = self.require("freezer")?;
         let state = if frozen { "FROZEN" } else { "THAWED" };
         set(directory, "freezer.state", state)?;
         Ok(fs::read_to_string(directory.join("freezer.state"))?.trim() == state)
@@ -232,10 +233,10 @@ impl Cgroup {
         })
     }
 
-    /// An eventfd registered with the memory controller (kernel: admin-guide/cgroup-v1/memory, "OOM
-    /// Control").
+    /// Returns an eventfd registered with the memory controller (kernel:
+    /// admin-guide/cgroup-v1/memory, "OOM Control").
     pub(super) fn oom_watch(&self) -> Result<OwnedFd> {
-        let directory = self.need("memory")?;
+        let directory = self.require("memory")?;
         let event = rustix::event::eventfd(
             0,
             rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
@@ -251,9 +252,9 @@ impl Cgroup {
     }
 }
 
-/// Creates a cpuset directory; one without CPUs and memory nodes takes no process, so each new
-/// level starts with its parent's. A level that is there may be one that another process has just
-/// made and not filled yet: it is looked at as well.
+/// Creates a cpuset directory and its parents. A cpuset without CPUs and memory nodes cannot hold
+/// processes, so each new level is initialised with its parent's values. Existing levels are
+/// checked too, because another process may have created one and not initialised it yet.
 fn create_cpuset(root: &Path, directory: &Path) -> Result<()> {
     let Some(parent) = directory.parent().filter(|parent| parent.starts_with(root)) else {
         return Ok(());
@@ -278,14 +279,13 @@ fn create_cpuset(root: &Path, directory: &Path) -> Result<()> {
 }
 
 fn apply_memory(directory: &Path, memory: &Memory) -> Result<()> {
-    // Without swap accounting there is nothing to say about swap, and no limit is what it has
-    // anyway.
+    // Without swap accounting the file does not exist; swap is unlimited then anyway.
     let swap = memory
         .swap
         .filter(|swap| *swap >= 0 || fs::exists(directory.join("memory.memsw.limit_in_bytes")));
     if let (Some(limit), Some(swap)) = (memory.limit, swap) {
-        // Memory must never be above memory-and-swap, also in between: raise the larger one first,
-        // lower it last.
+        // The memory limit must not exceed memory+swap at any time: if it cannot be set first,
+        // memory+swap is raised before it.
         if try_set(directory, "memory.limit_in_bytes", &limit.to_string()).is_err() {
             set(directory, "memory.memsw.limit_in_bytes", swap)?;
             set(directory, "memory.limit_in_bytes", limit)?;
@@ -307,14 +307,14 @@ fn apply_memory(directory: &Path, memory: &Memory) -> Result<()> {
     }
     match memory.swappiness {
         Some(value) if value > 100 => Err(Error::invalid(format!(
-            "invalid memory swappiness {value}: 0 to 100"
+            "invalid memory swappiness {value}: must be 0 to 100"
         ))),
         value => set_some(directory, "memory.swappiness", value),
     }
 }
 
 fn apply_block_io(directory: &Path, io: &BlockIo) -> Result<()> {
-    // The weight belongs to the I/O scheduler: BFQ on today's kernels, CFQ before 5.0.
+    // The weight file belongs to the I/O scheduler: BFQ since Linux 5.0, CFQ before.
     let prefix = if fs::exists(directory.join("blkio.bfq.weight")) {
         "blkio.bfq."
     } else {

@@ -1,5 +1,5 @@
-//! cgroup v2: one directory, and the translation of v1's units where the specification speaks in
-//! those.
+//! cgroup v2: one directory, and the conversion of limits that the OCI specification gives in the
+//! units of v1.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -38,9 +38,9 @@ impl Cgroup {
     }
 
     pub(super) fn create(&mut self) -> Result<()> {
-        // With the parents there and their controllers on, which is so from the second container
-        // on, one mkdir does it.
-        if self.path.parent().is_some_and(hands_all_down) {
+        // Usually (from the second container on) the parents exist and delegate their controllers,
+        // so that a single mkdir suffices.
+        if self.path.parent().is_some_and(delegates_all_controllers) {
             match fs::create_dir(&self.path, 0o755) {
                 Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {}
                 result => result?,
@@ -52,7 +52,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Creates each level and hands every available controller down to the next.
+    /// Creates each level and enables every available controller for the next.
     fn create_with_parents(&self) -> Result<()> {
         let relative = self
             .path
@@ -71,12 +71,13 @@ impl Cgroup {
                     && level != self.root
                 {
                     return Err(Error::invalid(format!(
-                        "cgroup {} holds processes itself, so it cannot hand limits down to a container's cgroup",
+                        "cgroup {} contains processes, so controllers cannot be enabled for a container's cgroup below it",
                         level.display()
                     )));
                 }
-                // One that cannot be handed down (`cpu`, where there are real-time threads) must
-                // not keep the others; a limit that then cannot be set is reported when it is set.
+                // A controller that cannot be enabled (`cpu`, while there are real-time threads)
+                // must not keep the others from being enabled. A limit that then cannot be set is
+                // reported when it is set.
                 for controller in &all {
                     let _ = try_set(&level, "cgroup.subtree_control", controller);
                 }
@@ -147,18 +148,21 @@ impl Cgroup {
     }
 
     fn apply_memory(&self, memory: &Memory) -> Result<()> {
-        // Swap first when memory shrinks or grows: in v2 the two do not depend on each other.
-        // Without swap accounting there is nothing to say about swap, and no limit is what it has
-        // anyway.
+        // The order does not matter: in v2 the two limits are independent. Without swap accounting
+        // the file does not exist; swap is unlimited then anyway.
         if let Some(swap) = swap_max(memory)?
             .filter(|swap| *swap >= 0 || fs::exists(self.path.join("memory.swap.max")))
         {
-            set(&self.path, "memory.swap.max", max_or(swap))?;
+            set(&self.path, "memory.swap.max", max_or_number(swap))?;
         }
-        set_some(&self.path, "memory.max", memory.limit.map(max_or))?;
-        set_some(&self.path, "memory.low", memory.reservation.map(max_or))
+        set_some(&self.path, "memory.max", memory.limit.map(max_or_number))?;
+        set_some(
+            &self.path,
+            "memory.low",
+            memory.reservation.map(max_or_number),
+        )
         // Swappiness, kernel memory and disabling the OOM killer do not exist in v2; the engine
-        // warns where it is asked.
+        // warns about them.
     }
 
     fn apply_cpu(&self, cpu: &Cpu) -> Result<()> {
@@ -194,7 +198,7 @@ impl Cgroup {
 
     fn apply_block_io(&self, io: &BlockIo) -> Result<()> {
         if let Some(weight) = io.weight.filter(|weight| *weight != 0) {
-            // BFQ's own file takes v1's range as it is.
+            // io.bfq.weight has the same range as in v1.
             if fs::exists(self.path.join("io.bfq.weight")) {
                 set(&self.path, "io.bfq.weight", weight)?;
             } else {
@@ -228,7 +232,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Replaces the device filter.
+    /// Attaches a device filter for the rules, then detaches the previous ones.
     pub(super) fn apply_devices(&self, rules: &[DeviceRule]) -> Result<()> {
         if rules.is_empty() {
             return Ok(());
@@ -265,7 +269,7 @@ impl Cgroup {
         counter(&self.path, "memory.events", "oom_kill ")
     }
 
-    /// An inotify descriptor on `memory.events`, which the kernel modifies at every event.
+    /// Returns an inotify descriptor for `memory.events`, which the kernel modifies on every event.
     pub(super) fn oom_watch(&self) -> Result<OwnedFd> {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
             .map_err(os("inotify"))?;
@@ -280,7 +284,8 @@ impl Cgroup {
     }
 }
 
-fn hands_all_down(parent: &Path) -> bool {
+/// Whether all available controllers of a cgroup are enabled for its children.
+fn delegates_all_controllers(parent: &Path) -> bool {
     let list = |file| fs::read_to_string(parent.join(file)).unwrap_or_default();
     let given = list("cgroup.subtree_control");
     !given.trim().is_empty()
@@ -298,7 +303,7 @@ fn open(path: &Path) -> Result<OwnedFd> {
     .map_err(os_at("open cgroup", path))
 }
 
-fn max_or(value: i64) -> String {
+fn max_or_number(value: i64) -> String {
     if value < 0 {
         "max".into()
     } else {
@@ -306,7 +311,8 @@ fn max_or(value: i64) -> String {
     }
 }
 
-/// v2 counts swap apart from memory; the specification's number is both together.
+/// Returns the limit for swap alone, which v2 counts separately; the specification's limit is for
+/// memory and swap together. -1 means unlimited.
 fn swap_max(memory: &Memory) -> Result<Option<i64>> {
     match (memory.swap, memory.limit) {
         (None | Some(0), _) => Ok(None),
@@ -319,9 +325,9 @@ fn swap_max(memory: &Memory) -> Result<Option<i64>> {
     }
 }
 
-/// CPU shares (2 to 262144, default 1024) as a weight (1 to 10000, default 100).
+/// Converts CPU shares (2 to 262144, default 1024) to a weight (1 to 10000, default 100).
 ///
-/// The curve goes through all three points of both scales: min, default and max.
+/// The curve maps minimum, default and maximum of the one scale to those of the other.
 fn weight_of_shares(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     let log = (shares as f64).log2();
@@ -329,7 +335,7 @@ fn weight_of_shares(shares: u64) -> u64 {
     (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
 }
 
-/// Block I/O weight (10 to 1000) as v2's (1 to 10000), linearly.
+/// Converts a block I/O weight of v1 (10 to 1000) linearly to one of v2 (1 to 10000).
 fn weight_of_blkio(weight: u16) -> u64 {
     1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
 }
@@ -348,13 +354,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_keep_minimum_default_and_maximum() {
+    fn weights_map_minimum_default_and_maximum() {
         assert_eq!([2, 1024, 262_144].map(weight_of_shares), [1, 100, 10_000]);
         assert_eq!([10, 1000].map(weight_of_blkio), [1, 10_000]);
     }
 
     #[test]
-    fn swap_is_what_is_left_over_memory() {
+    fn swap_limit_is_the_sum_minus_the_memory_limit() {
         let memory = |limit, swap| Memory {
             limit,
             swap,

@@ -1,13 +1,13 @@
-//! From rules to classic BPF: one section per architecture, in each a binary search over system
-//! call numbers.
+//! Compiles rules to classic BPF: one section per architecture, each with a binary search over the
+//! system call numbers.
 //!
 //! ```text
 //! ld arch ─► jeq x86_64 ─► ld nr ─► jge 0x40000000 (x32 section) ─► jge … ─► ret action
 //!         └► jeq i386   ─► ld nr ─► jge … ─► [ld arg; jeq …] ─► ret action
 //!         └► ret default
 //! ```
-//! Neighbouring numbers with the same outcome share a leaf, so a large profile costs about eight
-//! comparisons a call.
+//! Adjacent numbers with the same outcome share a leaf, so that a large profile costs about eight
+//! comparisons per call.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +18,12 @@ use super::widths;
 use crate::error::{Error, Result};
 use crate::spec::{Seccomp, SyscallArg};
 
-/// A program ready to install, with its flags.
+/// A compiled filter program with its flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     pub program: Vec<Instruction>,
     pub flags: u32,
-    /// Where to send the notification descriptor, when a rule asks for one: socket path and
-    /// metadata.
+    /// Socket path and metadata for the notification descriptor, if a rule notifies.
     pub listener: Option<(String, String)>,
 }
 
@@ -42,8 +41,8 @@ const JUMP_GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
 const JUMP_NOT_LESS: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
-/// The longest program the kernel takes (BPF_MAXINSNS).
-const MOST_INSTRUCTIONS: usize = 4096;
+/// Length limit of a program (BPF_MAXINSNS).
+const MAX_INSTRUCTIONS: usize = 4096;
 
 /// Calls of the x32 ABI carry this bit and the x86_64 architecture number.
 const X32_BIT: u32 = 0x4000_0000;
@@ -75,15 +74,15 @@ const AARCH64: Architecture = Architecture {
     column: 3,
 };
 
-/// The architecture this was built for: always part of a filter.
+/// The architecture this was built for, which every filter covers.
 const NATIVE: &Architecture = if cfg!(target_arch = "aarch64") {
     &AARCH64
 } else {
     &X86_64
 };
 
-/// Architectures that profiles name for other machines; their programs cannot run here, so they
-/// need no section.
+/// Architectures whose programs cannot run on this one; they are accepted in profiles and need no
+/// section.
 const FOREIGN: &[&str] = &[
     "SCMP_ARCH_ARM",
     "SCMP_ARCH_MIPS",
@@ -109,7 +108,7 @@ const FOREIGN: &[&str] = &[
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Check {
     index: usize,
-    /// How many of the argument's bits are compared: 16, 32 or all 64.
+    /// Number of low bits of the argument that are compared: 16, 32 or 64.
     bits: u32,
     comparison: Comparison,
 }
@@ -125,7 +124,8 @@ enum Comparison {
     Masked { mask: u64, value: u64 },
 }
 
-/// What happens to one call: the first rule whose checks all hold decides, else the last action.
+/// The outcome for a system call: the action of the first rule whose checks all hold, otherwise
+/// `otherwise`, otherwise the default action.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 struct Outcome {
     rules: Vec<(Vec<Check>, u32)>,
@@ -135,9 +135,9 @@ struct Outcome {
 /// Compiles a seccomp configuration.
 ///
 /// # Errors
-/// An action, operator, architecture or flag that does not exist, or a program longer than the
-/// kernel takes. A system call that this table does not know is skipped: profiles are written for
-/// many kernels.
+/// Returns an error for an unknown action, operator, architecture or flag, and for a program longer
+/// than the kernel accepts. Unknown system calls are skipped: profiles are written for many kernel
+/// versions.
 pub fn compile(seccomp: &Seccomp) -> Result<Filter> {
     let default = action(&seccomp.default_action, seccomp.default_errno_ret)?;
     let mut architectures = Vec::from([NATIVE]);
@@ -176,9 +176,9 @@ pub fn compile(seccomp: &Seccomp) -> Result<Filter> {
         program.extend(branch_if_not_equal(arch.audit, section));
     }
     program.push(ret(default));
-    if program.len() > MOST_INSTRUCTIONS {
+    if program.len() > MAX_INSTRUCTIONS {
         return Err(Error::invalid(format!(
-            "seccomp: the profile needs {} instructions, the kernel takes {MOST_INSTRUCTIONS}",
+            "seccomp: the profile needs {} instructions, the kernel accepts at most {MAX_INSTRUCTIONS}",
             program.len()
         )));
     }
@@ -223,8 +223,7 @@ fn flags(names: &[String]) -> Result<u32> {
     names.iter().try_fold(0, |flags, name| {
         Ok(flags
             | match name.as_str() {
-                // One thread installs the filter right before exec: there is nothing to
-                // synchronise.
+                // TSYNC is not needed: a single thread installs the filter right before execve.
                 "SECCOMP_FILTER_FLAG_TSYNC" => 0,
                 "SECCOMP_FILTER_FLAG_LOG" => sys::FLAG_LOG,
                 "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => sys::FLAG_SPEC_ALLOW,
@@ -234,8 +233,8 @@ fn flags(names: &[String]) -> Result<u32> {
     })
 }
 
-/// All numbers with an outcome other than the default, as ranges `start → outcome` that each reach
-/// to the next.
+/// Returns the outcomes for all system call numbers as ranges: each starts at its number and
+/// extends to the next.
 fn ranges(seccomp: &Seccomp, arch: &Architecture, default: u32) -> Result<Vec<(u32, Outcome)>> {
     let mut by_number: BTreeMap<u32, Outcome> = BTreeMap::new();
     for rule in &seccomp.syscalls {
@@ -248,7 +247,7 @@ fn ranges(seccomp: &Seccomp, arch: &Architecture, default: u32) -> Result<Vec<(u
             let outcome = by_number.entry(number).or_default();
             for checks in alternatives
                 .iter()
-                .filter_map(|checks| as_the_kernel_compares(checks, name, arch))
+                .filter_map(|checks| narrow_checks(checks, name, arch))
             {
                 if checks.is_empty() {
                     // The first unconditional rule wins, as with libseccomp.
@@ -262,7 +261,7 @@ fn ranges(seccomp: &Seccomp, arch: &Architecture, default: u32) -> Result<Vec<(u
     let mut ranges: Vec<(u32, Outcome)> = vec![(0, Outcome::default())];
     let mut next = 0;
     for (number, mut outcome) in by_number {
-        // A check that leads where everything else leads anyway is no check.
+        // Rules with the same action as when no rule matches are redundant.
         outcome
             .rules
             .retain(|(_, act)| *act != outcome.otherwise.unwrap_or(default));
@@ -291,9 +290,9 @@ fn number(name: &str, arch: &Architecture) -> Option<u32> {
     u32::try_from(TABLE[row].1[arch.column]).ok()
 }
 
-/// The argument checks of a rule as alternatives, each a list of which all must hold. Several
-/// checks of the same argument are alternatives by the OCI specification; checks of different ones
-/// must all hold.
+/// Returns the argument checks of a rule as alternatives, each a list of checks that must all hold.
+/// By the OCI specification several checks of the same argument are alternatives, while checks of
+/// different arguments must all hold.
 fn alternatives(args: &[SyscallArg]) -> Result<Vec<Vec<Check>>> {
     let checks = args.iter().map(check).collect::<Result<Vec<_>>>()?;
     let repeats = checks
@@ -307,9 +306,9 @@ fn alternatives(args: &[SyscallArg]) -> Result<Vec<Vec<Check>>> {
     })
 }
 
-/// The checks with arguments as wide as the kernel takes them for this call. Those that always hold
-/// are left out; `None` when one never does.
-fn as_the_kernel_compares(checks: &[Check], call: &str, arch: &Architecture) -> Option<Vec<Check>> {
+/// Reduces checks to the argument width that the kernel uses for this call. Checks that always hold
+/// are omitted; returns `None` if one never holds.
+fn narrow_checks(checks: &[Check], call: &str, arch: &Architecture) -> Option<Vec<Check>> {
     let mut narrowed = Vec::new();
     for check in checks {
         let bits = widths::bits(call, check.index, arch.name == X86.name);
@@ -327,12 +326,12 @@ fn as_the_kernel_compares(checks: &[Check], call: &str, arch: &Architecture) -> 
 }
 
 impl Comparison {
-    /// The same comparison with an argument of `bits` bits, or its result when it is the same for
-    /// all of them.
+    /// Returns the same comparison for an argument of `bits` bits, or its result as an error if
+    /// that is the same for all arguments.
     fn narrowed(self, bits: u32) -> std::result::Result<Self, bool> {
         let all = u64::MAX >> (64 - bits);
-        // Also a negative number that was extended to 64 bits fits, and the id that stands for
-        // none, -1 in 32 bits.
+        // Negative numbers may be sign-extended to 64 bits. 0xffffffff stands for -1, "no id", also
+        // in 16 bits.
         let fits = |value: u64| {
             let extended = value | (all >> 1) == u64::MAX || value == u64::from(u32::MAX);
             (value <= all || extended).then_some(value & all)
@@ -382,7 +381,7 @@ fn check(arg: &SyscallArg) -> Result<Check> {
     })
 }
 
-/// Binary search over `ranges`; the number is in the accumulator.
+/// Returns a binary search over `ranges`; it expects the system call number in the accumulator.
 fn search(ranges: &[(u32, Outcome)], default: u32) -> Vec<Instruction> {
     match ranges {
         [] => vec![ret(default)],
@@ -408,7 +407,7 @@ fn leaf(outcome: &Outcome, default: u32) -> Vec<Instruction> {
     program
 }
 
-/// Returns `act` if all checks hold, else falls through to what follows.
+/// Returns `act` if all checks hold, otherwise continues after the block.
 fn all_of(checks: &[Check], act: u32) -> Vec<Instruction> {
     let mut program = vec![ret(act)];
     for check in checks.iter().rev() {
@@ -417,7 +416,7 @@ fn all_of(checks: &[Check], act: u32) -> Vec<Instruction> {
     program
 }
 
-/// Runs `then` if the check holds, else jumps behind it. `then` always returns or falls out at its
+/// Runs `then` if the check holds, otherwise jumps over it. `then` always returns or runs to its
 /// own end.
 fn if_holds(check: &Check, then: Vec<Instruction>) -> Vec<Instruction> {
     let low = OFFSET_ARGS + 8 * u32::try_from(check.index).unwrap_or_default();
@@ -435,8 +434,8 @@ fn if_holds(check: &Check, then: Vec<Instruction>) -> Vec<Instruction> {
     program
 }
 
-/// Jumps over `skip` instructions if the comparison of the accumulator with the low word does not
-/// hold.
+/// Compares the accumulator, which has the low word, and jumps over `skip` instructions if the
+/// comparison does not hold.
 fn compare_low_word(comparison: Comparison, skip: u8) -> Vec<Instruction> {
     match comparison {
         Comparison::Equal(value) => vec![jump(JUMP_EQUAL, value as u32, 0, skip)],
@@ -451,11 +450,13 @@ fn compare_low_word(comparison: Comparison, skip: u8) -> Vec<Instruction> {
     }
 }
 
-/// The same with the whole argument, whose words are at `low` and behind it.
+/// Like [`compare_low_word`] for the whole argument, whose low word is at offset `low` and whose
+/// high word follows.
 fn compare_both_words(comparison: Comparison, low: u32, skip: u8) -> Vec<Instruction> {
     let test = compare_low_word(comparison, skip);
     let high = |value: u64| (value >> 32) as u32;
-    // From behind a jump at the end of the high word's part: to `then`, and to what is behind it.
+    // Jump distances from the end of the high word's part: to `then`, and to the instruction after
+    // it.
     let held = u8::try_from(test.len() + 1).unwrap_or(u8::MAX);
     let failed = held + skip;
     let mut program = vec![load(low + 4)];
@@ -465,7 +466,7 @@ fn compare_both_words(comparison: Comparison, low: u32, skip: u8) -> Vec<Instruc
         Comparison::Masked { mask, value } => {
             vec![and(high(mask)), jump(JUMP_EQUAL, high(value), 0, failed)]
         }
-        // Greater in the high word decides; equal there leaves it to the low word.
+        // A greater high word decides; an equal one leaves it to the low word.
         Comparison::Greater(value) | Comparison::NotLess(value) => {
             vec![
                 jump(JUMP_GREATER, high(value), held + 1, 0),
@@ -484,21 +485,21 @@ fn compare_both_words(comparison: Comparison, low: u32, skip: u8) -> Vec<Instruc
     program
 }
 
-/// `if accumulator OP value { yes } else { no }`, with a long jump where a short one does not
-/// reach.
+/// `if accumulator OP value { yes } else { no }`. Conditional jumps have 8-bit distances; a longer
+/// one uses an unconditional jump.
 fn branch(op: u16, value: u32, yes: Vec<Instruction>, no: Vec<Instruction>) -> Vec<Instruction> {
     let mut program = match u8::try_from(no.len()) {
         Ok(distance) => vec![jump(op, value, distance, 0)],
-        Err(_) => vec![jump(op, value, 0, 1), far(no.len())],
+        Err(_) => vec![jump(op, value, 0, 1), long_jump(no.len())],
     };
     program.extend(no);
     program.extend(yes);
     program
 }
 
-/// Runs `section` if the accumulator equals `value`, else continues behind it.
+/// Runs `section` if the accumulator equals `value`, otherwise continues after it.
 fn branch_if_not_equal(value: u32, section: Vec<Instruction>) -> Vec<Instruction> {
-    let mut program = vec![jump(JUMP_EQUAL, value, 1, 0), far(section.len())];
+    let mut program = vec![jump(JUMP_EQUAL, value, 1, 0), long_jump(section.len())];
     program.extend(section);
     program
 }
@@ -539,7 +540,7 @@ fn jump(code: u16, value: u32, jump_true: u8, jump_false: u8) -> Instruction {
     }
 }
 
-fn far(distance: usize) -> Instruction {
+fn long_jump(distance: usize) -> Instruction {
     Instruction {
         code: JUMP,
         jump_true: 0,
@@ -557,7 +558,7 @@ mod tests {
     const EPERM: u32 = 0x0005_0001;
     const ENOSYS: u32 = 0x0005_0026;
 
-    /// What the kernel's interpreter would answer.
+    /// Interprets a program and returns its action.
     fn run(program: &[Instruction], arch: u32, nr: u32, args: [u64; 6]) -> u32 {
         let mut data = [0u8; 64];
         data[0..4].copy_from_slice(&nr.to_le_bytes());
@@ -627,7 +628,7 @@ mod tests {
             (40, EPERM),
             (41, ALLOW),
         ] {
-            // The kernel takes an int: what else is in the register does not matter.
+            // The kernel uses the low 32 bits (int), whatever the upper half of the register holds.
             for above in [0, 1 << 32, u64::MAX << 32] {
                 assert_eq!(
                     call(&filter, "socket", [family | above, 0, 0, 0, 0, 0]),
@@ -689,16 +690,16 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_open_their_calls() {
+    fn capabilities_allow_their_calls() {
         let filter = compile(&default_profile(&["CAP_SYS_ADMIN"])).unwrap();
         assert_eq!(call(&filter, "mount", [0; 6]), ALLOW);
         assert_eq!(call(&filter, "clone3", [0; 6]), ALLOW);
         assert_eq!(call(&filter, "reboot", [0; 6]), EPERM);
     }
 
-    /// Every call of the table on every architecture against a direct reading of the rules.
+    /// Compares the compiled search with the rules for every call on every architecture.
     #[test]
-    fn the_search_agrees_with_the_rules() {
+    fn the_compiled_search_agrees_with_the_rules() {
         let profile = default_profile(&["CAP_SYS_PTRACE"]);
         let filter = compile(&profile).unwrap();
         for arch in [&X86_64, &X86, &X32] {
@@ -726,8 +727,8 @@ mod tests {
         }
     }
 
-    /// Whether `call` is allowed when its second argument, being `arg`, is compared with `value`
-    /// (and `two`).
+    /// Whether a call is allowed by a rule that compares its second argument, which is `arg`, with
+    /// `value` (and `two`).
     fn holds(name: &str, op: &str, value: u64, two: u64, arg: u64) -> bool {
         let text = format!(
             r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["{name}"],"action":"SCMP_ACT_ALLOW","args":[{{"index":1,"value":{value},"valueTwo":{two},"op":"SCMP_CMP_{op}"}}]}}]}}"#
@@ -737,7 +738,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_takes_whole_is_compared_whole() {
+    fn compares_all_bits_of_64_bit_arguments() {
         let cases: &[(&str, u64, u64, bool)] = &[
             ("EQ", 1 << 32, 1 << 32, true),
             ("EQ", 1 << 32, 0, false),
@@ -779,7 +780,7 @@ mod tests {
 
     /// The command of `ioctl` is an unsigned int, the mode of `chmod` a short.
     #[test]
-    fn of_shorter_arguments_the_rest_of_the_register_counts_for_nothing() {
+    fn ignores_upper_bits_of_narrow_arguments() {
         const ABOVE: u64 = 0xdead_beef << 32;
         let minus = |number: i64| number as u64;
         let cases: &[(&str, u64, u64, bool)] = &[
@@ -795,7 +796,7 @@ mod tests {
             ("GT", 7, 7, false),
             ("GE", 7, 7, true),
             ("GE", 7, 6, false),
-            // A negative number, as profiles write it; and limits that no int reaches.
+            // A negative number as profiles write it, and limits outside the range of int.
             ("EQ", minus(-100), 0xffff_ff9c, true),
             ("EQ", 1 << 32 | 5, 5, false),
             ("NE", 1 << 32 | 5, 5, true),
@@ -832,9 +833,10 @@ mod tests {
         }
     }
 
-    /// To i386 the ids of `setuid` and others are numbers of 16 bits, those of `setuid32` of 32.
+    /// On i386 the ids of `setuid` and similar calls have 16 bits, those of `setuid32` and similar
+    /// 32.
     #[test]
-    fn old_ids_are_compared_as_they_are_taken() {
+    fn compares_16_bit_ids_of_i386_calls() {
         let compare = |name: &str, op: &str, value: u64, id: u64| {
             let text = format!(
                 r#"{{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86"],"syscalls":[{{"names":["{name}"],"action":"SCMP_ACT_ALLOW","args":[{{"index":0,"value":{value},"op":"SCMP_CMP_{op}"}}]}}]}}"#
@@ -871,7 +873,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_words_are_refused() {
+    fn rejects_unknown_names_and_argument_indices() {
         for text in [
             r#"{"defaultAction":"SCMP_ACT_NAP"}"#,
             r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_PDP11"]}"#,

@@ -1,9 +1,9 @@
-//! The default profile: what an ordinary container may call.
+//! The default seccomp profile.
 //!
-//! The same surface as Docker's default profile, so that what runs there runs here. Everything else
-//! answers `EPERM`.
+//! It allows the same system calls as Docker's default profile, so that what runs there runs here.
+//! All others fail with `EPERM`.
 
-/// Allowed without condition.
+/// System calls that are always allowed.
 #[rustfmt::skip]
 pub(super) const ALWAYS: &[&str] = &[
     "_llseek", "_newselect", "accept", "accept4", "access", "adjtimex", "alarm", "bind", "brk", "cachestat",
@@ -54,7 +54,7 @@ pub(super) const ALWAYS: &[&str] = &[
     "vmsplice", "wait4", "waitid", "waitpid", "write", "writev",
 ];
 
-/// Allowed when the container holds the capability.
+/// System calls that are allowed if the container has the capability.
 #[rustfmt::skip]
 pub(super) const WITH_CAPABILITY: &[(&str, &[&str])] = &[
     ("CAP_BPF", &[
@@ -104,10 +104,11 @@ pub(super) const WITH_CAPABILITY: &[(&str, &[&str])] = &[
     ]),
 ];
 
-/// Allowed with one argument compared: call, argument number, comparison, value.
+/// System calls that are allowed depending on one argument: call, argument index, comparison,
+/// value.
 ///
-/// `socket`: neither `AF_ALG` (38, CVE-2026-31431) nor `AF_VSOCK` (40), which reaches the
-/// hypervisor. `personality`: the harmless domains and the query.
+/// `socket`: all families except `AF_ALG` (38, CVE-2026-31431) and `AF_VSOCK` (40), which reaches
+/// the hypervisor. `personality`: the harmless domains and the query (0xffffffff).
 #[rustfmt::skip]
 pub(super) const WITH_ARGUMENT: &[(&str, usize, &str, u64)] = &[
     ("socket", 0, "SCMP_CMP_LT", 38), ("socket", 0, "SCMP_CMP_EQ", 39), ("socket", 0, "SCMP_CMP_GT", 40),
@@ -115,10 +116,10 @@ pub(super) const WITH_ARGUMENT: &[(&str, usize, &str, u64)] = &[
     ("personality", 0, "SCMP_CMP_EQ", 0x2_0008), ("personality", 0, "SCMP_CMP_EQ", 0xffff_ffff),
 ];
 
-/// The `CLONE_NEW*` bits: without `CAP_SYS_ADMIN`, `clone` works only when none of them is set.
+/// The `CLONE_NEW*` flags: without `CAP_SYS_ADMIN`, `clone` is allowed only with none of them set.
 pub(super) const CLONE_NAMESPACES: u64 = 0x7e02_0000;
 
-/// Allowed on the architectures named (Go's names for them).
+/// System calls that are allowed on the named architectures (in Go's terms).
 #[rustfmt::skip]
 pub(super) const ON_ARCHITECTURE: &[(&str, &[&str])] = &[
     ("amd64", &["arch_prctl", "modify_ldt"]),

@@ -1,11 +1,10 @@
-//! Which system calls a container may make: profiles, and their compilation to the kernel's filter
-//! programs.
+//! System call filtering: profiles, and their compilation to the kernel's filter programs.
 //!
 //! ```text
 //! profile (JSON or built in) + capabilities ──profile──► spec::Seccomp ──compile──► Filter ──sys──► kernel
 //! ```
-//! A filter depends on nothing but the profile and the capabilities, so the engine compiles each
-//! pair once.
+//! A filter depends only on the profile and the capabilities, so the engine compiles each
+//! combination once.
 
 mod compile;
 mod default;

@@ -1,4 +1,5 @@
-//! Docker's profile format: the OCI one plus conditions on capabilities, architecture and kernel.
+//! Docker's seccomp profile format: the OCI format with conditions on capabilities, architecture
+//! and kernel version.
 
 use serde::Deserialize;
 
@@ -6,13 +7,13 @@ use super::default::{ALWAYS, CLONE_NAMESPACES, ON_ARCHITECTURE, WITH_ARGUMENT, W
 use crate::error::{Error, Result};
 use crate::spec::{Seccomp, Syscall, SyscallArg};
 
-/// Go's name for the architecture this was built for, as profiles use it.
+/// The architecture this was built for, by its Go name as profiles use it.
 const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
     "arm64"
 } else {
     "amd64"
 };
-/// The same in libseccomp's terms, with the ones its kernel also runs.
+/// The same by its libseccomp name, with the other architectures whose programs its kernel runs.
 const NATIVE: &[&str] = if cfg!(target_arch = "aarch64") {
     &["SCMP_ARCH_AARCH64"]
 } else {
@@ -22,7 +23,7 @@ const NATIVE: &[&str] = if cfg!(target_arch = "aarch64") {
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
-/// The built-in profile for a container that holds `capabilities` (names with `CAP_`).
+/// Returns the built-in profile for a container with `capabilities` (names with `CAP_`).
 pub fn default_profile<S: AsRef<str>>(capabilities: &[S]) -> Seccomp {
     let holds = |name: &str| {
         capabilities
@@ -73,12 +74,12 @@ pub fn default_profile<S: AsRef<str>>(capabilities: &[S]) -> Seccomp {
             op: "SCMP_CMP_MASKED_EQ".into(),
         };
         syscalls.push(allow(&["clone"], vec![no_namespaces]));
-        // The flags of clone3 lie behind a pointer that a filter cannot read; ENOSYS makes callers
-        // fall back to clone.
+        // clone3 passes its flags by pointer, which a filter cannot read. ENOSYS makes callers fall
+        // back to clone.
         syscalls.push(missing("clone3"));
     }
-    // Likewise the address family for socketcall, by which 32-bit programs make sockets that
-    // `socket` refuses.
+    // Likewise the address family of socketcall, with which 32-bit programs could create the
+    // sockets that `socket` is denied for.
     syscalls.push(missing("socketcall"));
     Seccomp {
         default_action: "SCMP_ACT_ERRNO".into(),
@@ -152,11 +153,11 @@ struct Condition {
     min_kernel: Option<String>,
 }
 
-/// Reads a profile in Docker's JSON format for a container that holds `capabilities`.
+/// Parses a profile in Docker's JSON format for a container with `capabilities`.
 ///
 /// # Errors
-/// What the JSON parser says; both `name` and `names`, or both `architectures` and `archMap`, in
-/// one place.
+/// Returns an error if the JSON is malformed, or if it has both `name` and `names` or both
+/// `architectures` and `archMap`.
 pub fn from_json<S: AsRef<str>>(text: &str, capabilities: &[S]) -> Result<Seccomp> {
     let profile: Profile = serde_json::from_str(text)
         .map_err(|error| Error::invalid(format!("decoding seccomp profile failed: {error}")))?;
@@ -256,7 +257,7 @@ impl Condition {
     }
 }
 
-/// Major and minor of a kernel release such as `6.1.0-13-amd64`.
+/// Returns the major and minor version of a kernel release such as `6.1.0-13-amd64`.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
@@ -267,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn conditions_choose_rules() {
+    fn selects_rules_by_their_conditions() {
         let text = r#"{"defaultAction":"SCMP_ACT_ERRNO","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}],"syscalls":[
             {"names":["mount"],"action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_SYS_ADMIN"]}},
             {"names":["clone3"],"action":"SCMP_ACT_ERRNO","errnoRet":38,"excludes":{"caps":["CAP_SYS_ADMIN"]}},
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_profiles_are_refused() {
+    fn rejects_malformed_profiles() {
         for text in [
             "",
             "{",

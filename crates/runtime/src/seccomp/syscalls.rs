@@ -1,10 +1,10 @@
 //! System call numbers by name for the architectures that filters are compiled for.
 //!
 //! Columns: x86_64, x86, x32 (with its marker bit), aarch64; -1 where an architecture lacks the
-//! call. The numbers are the kernel's UAPI (`asm/unistd_*.h`); from 424 on they are the same
-//! everywhere.
+//! call. The numbers are from the kernel's UAPI headers (`asm/unistd_*.h`); from 424 on they are
+//! the same on all architectures.
 
-/// One row per call, sorted by name.
+/// One row per system call, sorted by name.
 #[rustfmt::skip]
 pub(super) const TABLE: &[(&str, [i32; 4])] = &[
     ("_llseek", [-1, 140, -1, -1]),
