@@ -43,7 +43,7 @@ impl Listener {
             fs::create_dir(parent, 0o755).map_err(described)?;
         }
         let lock = lock(path)?;
-        fs::remove_if_there(path).map_err(described)?;
+        fs::remove_if_exists(path).map_err(described)?;
         let socket = UnixListener::bind(path).map_err(|error| {
             std::io::Error::new(
                 error.kind(),
@@ -128,7 +128,7 @@ fn restrict(path: &Path, group: Option<u32>) -> std::io::Result<()> {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            let _ = fs::remove_if_there(path);
+            let _ = fs::remove_if_exists(path);
         }
     }
 }

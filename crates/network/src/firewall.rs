@@ -503,7 +503,8 @@ impl Firewall {
                 Errno::from_io_error(&error).unwrap_or(Errno::IO),
             )
         };
-        whelk_sys::net::keep_notices(socket.as_fd(), nft::new_generation(), own).map_err(failed)?;
+        whelk_sys::net::filter_notifications(socket.as_fd(), nft::new_generation(), own)
+            .map_err(failed)?;
         Ok(Changes(socket))
     }
 

@@ -72,7 +72,7 @@ fn set_up<'a>(
     masks::read_only(&root, &linux.readonly_paths)?;
     set_names(&spec.hostname, &spec.domainname)?;
     if launch.make_cwd {
-        process::make_directory(&root, &process.cwd)?;
+        process::create_working_directory(&root, &process.cwd)?;
     }
     keys.make_read_only()?;
     let identity = process::identity(&root, process, launch.user)?;

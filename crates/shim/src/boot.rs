@@ -116,7 +116,7 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
         shim.add_client(engine, Role::Subscriber);
     }
     let result = shim.serve();
-    let _ = fs::remove_if_there(run_dir.join("shim.sock"));
+    let _ = fs::remove_if_exists(run_dir.join("shim.sock"));
     if let Err(error) = shim.cgroup.remove() {
         crate::complain(&format!("container {}: {error}", shim.launch.id));
     }
@@ -225,7 +225,7 @@ fn start(
         Ok(started) => started,
         Err(error) => {
             let _ = cgroup.remove();
-            let _ = fs::remove_if_there(launch.run_dir.join("shim.sock"));
+            let _ = fs::remove_if_exists(launch.run_dir.join("shim.sock"));
             return Err(error);
         }
     };
@@ -337,7 +337,7 @@ fn listen_in(run_dir: &std::path::Path) -> Result<OwnedFd> {
         Mode::empty(),
     )
     .map_err(step)?;
-    fs::remove_if_there(run_dir.join("shim.sock"))?;
+    fs::remove_if_exists(run_dir.join("shim.sock"))?;
     let listener = socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,

@@ -29,7 +29,7 @@ const ATTACH_ALLOW_MULTI: u32 = 2;
 /// Loads a device filter.
 ///
 /// # Errors
-/// `EINVAL`/`EACCES` when the kernel's verifier refuses the program.
+/// Returns `EINVAL` or `EACCES` if the kernel's verifier rejects the program.
 pub fn load_device_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
     #[repr(C)]
     #[derive(Default)]
@@ -75,18 +75,18 @@ struct AttachAttr {
     replace_bpf_fd: u32,
 }
 
-/// Attaches a device filter to a cgroup, beside the ones that are there: all of them must allow an
-/// access.
+/// Attaches a device filter to a cgroup, in addition to those that are attached already: an access
+/// is allowed only if all of them allow it.
 pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    attachment(BPF_PROG_ATTACH, cgroup, program, ATTACH_ALLOW_MULTI)
+    attach_or_detach(BPF_PROG_ATTACH, cgroup, program, ATTACH_ALLOW_MULTI)
 }
 
-/// Takes a device filter off a cgroup.
+/// Detaches a device filter from a cgroup.
 pub fn detach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    attachment(BPF_PROG_DETACH, cgroup, program, 0)
+    attach_or_detach(BPF_PROG_DETACH, cgroup, program, 0)
 }
 
-fn attachment(
+fn attach_or_detach(
     command: libc::c_int,
     cgroup: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -104,9 +104,9 @@ fn attachment(
         .map(drop)
 }
 
-/// The device filters that are attached to a cgroup itself.
+/// Returns the device filters that are attached to the cgroup itself, at most 64.
 pub fn attached_device_filters(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
-    const MOST: usize = 64;
+    const MAX_PROGRAMS: usize = 64;
     #[repr(C)]
     #[derive(Default)]
     struct QueryAttr {
@@ -118,12 +118,12 @@ pub fn attached_device_filters(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd
         prog_cnt: u32,
         pad: u32,
     }
-    let mut ids = [0u32; MOST];
+    let mut ids = [0u32; MAX_PROGRAMS];
     let mut attr = QueryAttr {
         target_fd: cgroup.as_raw_fd() as u32,
         attach_type: ATTACH_TYPE_CGROUP_DEVICE,
         prog_ids: ids.as_mut_ptr() as u64,
-        prog_cnt: MOST as u32,
+        prog_cnt: MAX_PROGRAMS as u32,
         ..QueryAttr::default()
     };
     // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the kernel writes at most

@@ -1,7 +1,7 @@
-//! Copies of file trees, with all that files have: owners, modes, times, extended attributes,
-//! holes, hard links.
+//! Copies file trees with all metadata: owners, modes, times, extended attributes, holes, hard
+//! links.
 //!
-//! Both trees are walked by descriptor and no link is followed: whoever changes one meanwhile
+//! Both trees are walked by descriptor and no symbolic link is followed, so that concurrent changes
 //! cannot lead the copy outside.
 
 use std::collections::HashMap;
@@ -15,21 +15,22 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// Deeper than any honest tree; every level costs stack and two descriptors.
-const DEEPEST: usize = 512;
+/// Depth limit of a tree; every level costs stack and two descriptors.
+const MAX_DEPTH: usize = 512;
 
-/// What is copied.
+/// The kind of files to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Files that lie still below an overlay: its marks are not theirs, and stay behind.
+    /// Files below an overlay that nobody changes. Their `trusted.overlay.` attributes are not
+    /// copied: they belong to the overlay.
     Layers,
-    /// Files that somebody may be using: all of what they are is theirs, and some may be gone
-    /// before they are reached.
+    /// Files that may be in use. All their attributes are copied, and files that disappear before
+    /// they are reached are skipped.
     InUse,
 }
 
-/// Copies what the directory `from` holds into the directory `to`. Where the file system can share
-/// data (reflinks), it does.
+/// Copies the content of the directory `from` into the directory `to`, sharing data (reflinks)
+/// where the file system supports it.
 pub fn tree(from: impl AsFd, to: impl AsFd, source: Source) -> Result<(), Errno> {
     let to = to.as_fd();
     Copy {
@@ -45,7 +46,7 @@ pub fn tree(from: impl AsFd, to: impl AsFd, source: Source) -> Result<(), Errno>
     .directory(&reopen(from)?, &reopen(to)?, &CString::default(), 0)
 }
 
-/// Gives `to` the owner, mode, extended attributes and times of `from`; both are directories.
+/// Copies owner, mode, extended attributes and times of the directory `from` to the directory `to`.
 pub fn directory_attributes(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
     let (from, to) = (reopen(from)?, reopen(to)?);
     let stat = rustix::fs::fstat(&from)?;
@@ -90,7 +91,7 @@ fn times_of(stat: &Stat) -> Timestamps {
 
 struct Copy {
     source: Source,
-    /// Where the first name of each file with several was put, below `top`.
+    /// Path below `top` of the first copy of each file that has hard links, by device and inode.
     links: HashMap<(u64, u64), CString>,
     top: OwnedFd,
 }
@@ -103,7 +104,7 @@ impl Copy {
         path: &CStr,
         depth: usize,
     ) -> Result<(), Errno> {
-        if depth > DEEPEST {
+        if depth > MAX_DEPTH {
             return Err(Errno::LOOP);
         }
         for entry in Dir::read_from(from)? {
@@ -111,7 +112,7 @@ impl Copy {
             let name = entry.file_name();
             if name != c"." && name != c".." {
                 match self.entry(from, to, path, name, depth) {
-                    // Removed, or replaced by something else, since the directory was read.
+                    // Removed or replaced since the directory was read.
                     Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR)
                         if self.source == Source::InUse => {}
                     result => result?,
@@ -155,7 +156,7 @@ impl Copy {
                 self.directory(&from, &to, &own_path, depth + 1)?;
             }
             FileType::Symlink => {
-                // No link any more.
+                // EINVAL: it is not a symbolic link any more.
                 let target = readlinkat(from, name, Vec::new()).map_err(|error| {
                     if error == Errno::INVAL {
                         Errno::NOENT
@@ -182,12 +183,12 @@ impl Copy {
                 copy_attributes(&input, &output, self.source)?;
             }
             kind => match mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev) {
-                // A device, in a user namespace.
+                // EPERM: devices cannot be created in a user namespace.
                 Err(Errno::PERM) => return Ok(()),
                 result => result?,
             },
         }
-        // The owner first: changing it takes set-id bits away.
+        // The owner is set before the mode, because changing it clears the set-id bits.
         chownat(
             to,
             name,
@@ -215,15 +216,15 @@ fn join(path: &CStr, name: &CStr) -> CString {
     CString::new(bytes).unwrap_or_default()
 }
 
-/// The parts of a file that hold data; holes stay holes.
+/// Copies the parts of a file that hold data, so that holes stay holes.
 fn copy_data(from: &OwnedFd, to: &OwnedFd, size: u64) -> Result<(), Errno> {
     let mut offset = 0;
     while offset < size {
         let begin = match seek(from, SeekFrom::Data(offset)) {
             Ok(begin) => begin,
-            // Nothing but a hole is left.
+            // ENXIO: only a hole is left.
             Err(Errno::NXIO) => break,
-            // A file system that does not know of holes.
+            // The file system does not support SEEK_DATA.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => offset,
             Err(error) => return Err(error),
         };
@@ -237,18 +238,20 @@ fn copy_data(from: &OwnedFd, to: &OwnedFd, size: u64) -> Result<(), Errno> {
 }
 
 fn copy_range(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(), Errno> {
-    /// As much as one call is asked to copy.
-    const AT_ONCE: usize = 1 << 30;
+    /// Limit for one call of copy_file_range, in bytes.
+    const MAX_LENGTH: usize = 1 << 30;
     while at < end {
-        let length = usize::try_from(end - at).unwrap_or(AT_ONCE).min(AT_ONCE);
+        let length = usize::try_from(end - at)
+            .unwrap_or(MAX_LENGTH)
+            .min(MAX_LENGTH);
         let (mut input, mut output) = (at, at);
         match copy_file_range(from, Some(&mut input), to, Some(&mut output), length) {
-            // The file was cut meanwhile.
+            // The file was truncated meanwhile.
             Ok(0) => return Ok(()),
             Ok(copied) => at += copied as u64,
             Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
-                return copy_by_hand(from, to, at, end);
+                return copy_through_buffer(from, to, at, end);
             }
             Err(error) => return Err(error),
         }
@@ -256,7 +259,7 @@ fn copy_range(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(),
     Ok(())
 }
 
-fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(), Errno> {
+fn copy_through_buffer(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(), Errno> {
     let mut buffer = vec![0; 256 << 10];
     while at < end {
         let most = usize::try_from(end - at)
@@ -276,24 +279,25 @@ fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> Result<(
     Ok(())
 }
 
-/// Extended attributes, as far as the target's file system takes them.
+/// Copies extended attributes, except those that the target's file system does not accept.
 fn copy_attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), Errno> {
-    /// The kernel's own bounds: 64 KiB of names, 64 KiB for each value.
-    const LARGEST: usize = 64 << 10;
-    let mut names = vec![0u8; LARGEST];
+    /// Limits of the kernel (xattr(7)): 64 KiB for the list of names, 64 KiB for each value.
+    const MAX_SIZE: usize = 64 << 10;
+    let mut names = vec![0u8; MAX_SIZE];
     let length = match flistxattr(from, &mut names) {
         Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
         result => result?,
     };
-    let mut value = vec![0u8; LARGEST];
+    let mut value = vec![0u8; MAX_SIZE];
     for name in names[..length]
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty())
     {
         let name = CString::new(name).unwrap_or_default();
-        // The kernel's own marks of overlay and of SELinux belong to where they are.
-        let is_mark = source == Source::Layers && name.to_bytes().starts_with(b"trusted.overlay.");
-        if is_mark || name.to_bytes() == b"security.selinux" {
+        // Attributes of overlayfs and SELinux labels belong to the place where the file is.
+        let is_overlay_mark =
+            source == Source::Layers && name.to_bytes().starts_with(b"trusted.overlay.");
+        if is_overlay_mark || name.to_bytes() == b"security.selinux" {
             continue;
         }
         let length = match fgetxattr(from, name.as_c_str(), &mut value) {
@@ -308,7 +312,7 @@ fn copy_attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), E
     Ok(())
 }
 
-/// Whether a directory holds nothing.
+/// Whether a directory is empty, apart from `lost+found`.
 pub fn is_empty(directory: impl AsFd) -> Result<bool, Errno> {
     for entry in Dir::read_from(reopen(directory)?)? {
         let entry = entry?;
@@ -319,7 +323,7 @@ pub fn is_empty(directory: impl AsFd) -> Result<bool, Errno> {
     Ok(true)
 }
 
-/// How much a tree takes on disk, in bytes; files with several names count once.
+/// Returns the total size of the files in a tree, in bytes; files with hard links count once.
 pub fn disk_usage(directory: impl AsFd) -> Result<u64, Errno> {
     fn walk(
         directory: &OwnedFd,
@@ -333,13 +337,13 @@ pub fn disk_usage(directory: impl AsFd) -> Result<u64, Errno> {
             if name == c"." || name == c".." {
                 continue;
             }
-            // What goes away meanwhile takes nothing.
+            // Skip files that have been removed meanwhile.
             let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
             };
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                if depth < DEEPEST
+                if depth < MAX_DEPTH
                     && let Ok(inner) = openat(directory, name, flags, Mode::empty())
                 {
                     total += walk(&inner, seen, depth + 1)?;
@@ -369,7 +373,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_has_all_that_its_files_have() {
+    fn copies_content_and_all_metadata() {
         let base = std::env::temp_dir().join(format!("whelk-copy-{}", std::process::id()));
         let (from, to) = (base.join("from"), base.join("to"));
         fs::create_dir_all(from.join("sub")).unwrap();
@@ -416,7 +420,7 @@ mod tests {
         );
         assert_eq!(FileType::from_raw_mode(meta("pipe").mode()), FileType::Fifo);
         assert!(!is_empty(fs::File::open(&to).unwrap()).unwrap());
-        // The link's own length counts; the twins count once.
+        // A symbolic link counts with its own length, hard links once.
         assert_eq!(
             disk_usage(fs::File::open(&to).unwrap()).unwrap(),
             7 + 11 + (10 << 20) + 3

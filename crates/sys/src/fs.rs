@@ -1,7 +1,7 @@
-//! File operations whose errors name the operation and the path.
+//! File operations with errors that name the operation and the path.
 //!
-//! Everything above this crate uses these in place of `std::fs` (clippy.toml bans that), so that no
-//! error ever reads just "No such file or directory".
+//! All other crates use these instead of `std::fs` (banned by clippy.toml), so that no error reads
+//! just "No such file or directory".
 #![allow(
     clippy::disallowed_methods,
     reason = "this module is the wrapper that the ban points to"
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::errno_text;
 
-/// What was tried, on what, and what the kernel said: "open /etc/x: no such file or directory".
+/// Operation, path and cause of an error: "open /etc/x: no such file or directory".
 #[derive(Debug)]
 pub struct PathError {
     pub operation: &'static str,
@@ -52,12 +52,12 @@ impl std::fmt::Display for PathError {
     }
 }
 
-// Its text has the cause's already: as a source that would be told twice.
+// No `source()`: the text includes the cause already, which would be printed twice.
 impl std::error::Error for PathError {}
 
 pub type Result<T> = std::result::Result<T, PathError>;
 
-/// For `map_err`: names the operation and the path of an `io` or `errno` error.
+/// Returns a closure for `map_err` that adds the operation and the path to an I/O error.
 pub fn at<E: Into<io::Error>>(
     operation: &'static str,
     path: impl AsRef<Path>,
@@ -102,8 +102,7 @@ pub fn read_to_string(path: impl AsRef<Path>) -> Result<String> {
 /// Reads a file of at most `most` bytes.
 ///
 /// # Errors
-/// `InvalidData` when the file is larger: what comes from outside must not decide how much memory
-/// is used.
+/// Returns `InvalidData` if the file is larger, so that an untrusted file cannot exhaust memory.
 pub fn read_at_most(path: impl AsRef<Path>, most: u64) -> Result<Vec<u8>> {
     use std::io::Read;
     let mut content = Vec::new();
@@ -129,8 +128,8 @@ pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
     std::fs::write(&path, content).map_err(at("write", path))
 }
 
-/// Replaces a file whole: readers see the old content or the new, never a part. Not flushed to
-/// disk.
+/// Replaces a file atomically: readers see either the old or the new content. The file is not
+/// synced to disk.
 pub fn replace(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> Result<()> {
     crate::step();
     let path = path.as_ref();
@@ -177,21 +176,22 @@ pub fn remove_dir(path: impl AsRef<Path>) -> Result<()> {
     std::fs::remove_dir(&path).map_err(at("rmdir", path))
 }
 
-/// Removes a tree (or a file), entering neither links nor mounts; a missing one is fine.
+/// Removes a tree or a file without following symbolic links or entering mounts. A missing one is
+/// not an error.
 pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
     crate::step();
     crate::remove::tree(path.as_ref()).map_err(at("remove", path))
 }
 
-/// Removes a file that may be missing.
-pub fn remove_if_there(path: impl AsRef<Path>) -> Result<()> {
+/// Removes a file if it exists.
+pub fn remove_if_exists(path: impl AsRef<Path>) -> Result<()> {
     match remove_file(path) {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }
 }
 
-/// The entries of a directory, sorted by name.
+/// Returns the entries of a directory, sorted by name.
 pub fn list(path: impl AsRef<Path>) -> Result<Vec<std::fs::DirEntry>> {
     let mut entries = std::fs::read_dir(&path)
         .and_then(Iterator::collect::<io::Result<Vec<_>>>)
@@ -200,11 +200,12 @@ pub fn list(path: impl AsRef<Path>) -> Result<Vec<std::fs::DirEntry>> {
     Ok(entries)
 }
 
-/// What `path` itself is; links are not followed.
+/// Returns the metadata of `path` itself; symbolic links are not followed.
 pub fn metadata(path: impl AsRef<Path>) -> Result<Metadata> {
     std::fs::symlink_metadata(&path).map_err(at("stat", path))
 }
 
+/// Whether `path` exists; symbolic links are not followed.
 pub fn exists(path: impl AsRef<Path>) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }
@@ -222,7 +223,7 @@ pub fn hard_link(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
     std::fs::hard_link(&from, to).map_err(at("link", from))
 }
 
-/// The absolute form of a path with every link resolved.
+/// Returns the absolute form of a path with all symbolic links resolved.
 pub fn canonicalize(path: impl AsRef<Path>) -> Result<PathBuf> {
     std::fs::canonicalize(&path).map_err(at("resolve", path))
 }
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_over_the_bound_is_refused() {
+    fn read_at_most_rejects_larger_files() {
         let error = read_at_most("/proc/self/maps", 8).expect_err("maps has more than 8 bytes");
         assert!(
             error.to_string().ends_with("larger than 8 bytes"),

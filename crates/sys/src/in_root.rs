@@ -1,8 +1,8 @@
-//! Paths inside a container's root, resolved so that they cannot leave it.
+//! Resolution of paths inside a container's root, which cannot leave that root.
 //!
-//! `openat2(2)` with `RESOLVE_IN_ROOT` treats the descriptor as `/`: absolute links and `..` stay
-//! inside, also while something in the container swaps directories for links. What is opened once
-//! is used by descriptor from then on.
+//! `openat2(2)` with `RESOLVE_IN_ROOT` treats the descriptor as `/`: absolute symbolic links and
+//! `..` stay inside, even while a process in the container replaces directories by links. Files are
+//! used by descriptor once they are opened.
 
 use std::ffi::OsStr;
 use std::io;
@@ -13,10 +13,12 @@ use std::path::{Component, Path};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// `openat2` answers `EAGAIN` when a rename elsewhere on the system raced with a `..` in the path.
+/// Attempts per call: openat2(2) fails with `EAGAIN` when a rename or mount anywhere races with a
+/// `..` in the path.
 const RETRIES: usize = 128;
 
-/// Opens `path` below `root`. Links are followed, but only inside `root`; magic links never.
+/// Opens `path` below `root`. Symbolic links are followed, but only inside `root`; magic links
+/// never.
 pub fn open(
     root: impl AsFd,
     path: impl AsRef<Path>,
@@ -32,7 +34,7 @@ pub fn open(
     )
 }
 
-/// Opens `path` below `root`, refusing any link on the way.
+/// Opens `path` below `root` and fails if it contains a symbolic link.
 pub fn open_no_links(
     root: impl AsFd,
     path: impl AsRef<Path>,
@@ -47,8 +49,8 @@ pub fn open_no_links(
     )
 }
 
-/// Opens `path` on the very file system of `root`, without links or mounts on the way: for `/proc`
-/// files whose content decides about safety (CVE-2025-52881).
+/// Opens `path` below `root` without following symbolic links or crossing mounts: for
+/// security-relevant `/proc` files (CVE-2025-52881).
 pub fn open_same_mount(
     root: impl AsFd,
     path: impl AsRef<Path>,
@@ -85,10 +87,11 @@ fn resolve(
     Err(Errno::AGAIN.into())
 }
 
-/// Opens the directory `path` below `root`, creating what is missing with `mode`.
+/// Opens the directory `path` below `root`, creating missing components with `mode`.
 ///
-/// Each step is taken from the descriptor of the one before, so a component that becomes a link in
-/// between is resolved inside `root` or refused, never followed outside (CVE-2024-45310).
+/// Each component is opened relative to the descriptor of the previous one, so a component that is
+/// replaced by a symbolic link meanwhile is resolved inside `root` or refused, never followed
+/// outside (CVE-2024-45310).
 pub fn create_dir_all(root: impl AsFd, path: impl AsRef<Path>, mode: Mode) -> io::Result<OwnedFd> {
     let path = path.as_ref();
     match open(
@@ -108,7 +111,7 @@ pub fn create_dir_all(root: impl AsFd, path: impl AsRef<Path>, mode: Mode) -> io
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    // Not through a link: one that is here now was put here by somebody else.
+    // O_NOFOLLOW: a symbolic link that is here now was created concurrently.
     rustix::fs::openat(
         &parent,
         name,
@@ -118,7 +121,8 @@ pub fn create_dir_all(root: impl AsFd, path: impl AsRef<Path>, mode: Mode) -> io
     .map_err(Into::into)
 }
 
-/// Opens the file `path` below `root`, creating an empty one (and its parents) where there is none.
+/// Opens the file `path` below `root`, creating an empty one (and its parents) if it does not
+/// exist.
 pub fn create_file(root: impl AsFd, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
     let path = path.as_ref();
     match open(root.as_fd(), path, OFlags::PATH, Mode::empty()) {
@@ -144,8 +148,8 @@ pub fn create_file(root: impl AsFd, path: impl AsRef<Path>) -> io::Result<OwnedF
     .map_err(Into::into)
 }
 
-/// The parent of a path and its last name, or `None` for the root itself. A trailing `..` counts as
-/// the root's parent would: it cannot be created.
+/// Splits a path into its parent and its last name. Returns `None` for the root and for a path that
+/// ends in `..`, which cannot be created.
 fn split(path: &Path) -> Option<(&Path, &OsStr)> {
     let Some(Component::Normal(name)) = path.components().next_back() else {
         return None;
@@ -153,10 +157,10 @@ fn split(path: &Path) -> Option<(&Path, &OsStr)> {
     Some((path.parent().unwrap_or(Path::new("")), name))
 }
 
-/// Reads at most `most` bytes of a regular file below `root`. Never blocks on a FIFO or a device.
+/// Reads a regular file of at most `most` bytes below `root`. Never blocks on a FIFO or a device.
 ///
 /// # Errors
-/// `InvalidData` for anything that is not a regular file or is larger.
+/// Returns `InvalidData` if it is not a regular file or is larger.
 pub fn read_regular(root: impl AsFd, path: impl AsRef<Path>, most: usize) -> io::Result<Vec<u8>> {
     use std::io::Read;
     let fd = open(
@@ -185,7 +189,8 @@ pub fn read_regular(root: impl AsFd, path: impl AsRef<Path>, most: usize) -> io:
     Ok(content)
 }
 
-/// Whether a name can be one directory entry: not empty, not `.` or `..`, no slash, no NUL.
+/// Whether a name is valid for a single directory entry: not empty, not `.` or `..`, no slash, no
+/// NUL.
 pub fn is_entry_name(name: &OsStr) -> bool {
     let bytes = name.as_bytes();
     !bytes.is_empty()
@@ -214,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn links_stay_inside() {
+    fn symbolic_links_are_resolved_inside_the_root() {
         let (dir, root) = scratch("links");
         symlink("/../../outside", dir.join("root/out")).expect("link");
         symlink("/", dir.join("root/top")).expect("link");
@@ -230,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_is_no_file() {
+    fn read_regular_rejects_a_fifo() {
         let (dir, root) = scratch("fifo");
         rustix::fs::mkfifoat(&root, "f", Mode::from_raw_mode(0o644)).expect("fifo");
         let error = read_regular(&root, "/f", 10).expect_err("refused");

@@ -1,8 +1,8 @@
 //! The only crate with `unsafe`: system calls that `rustix` lacks, each behind a safe function, and
-//! file operations that name the path they failed on.
+//! file operations whose errors name the path.
 #![allow(
     unsafe_code,
-    reason = "this crate is where the unsafe code lives; see each block's SAFETY note"
+    reason = "all unsafe code of the project is in this crate; see each block's SAFETY note"
 )]
 
 pub mod bpf;
@@ -25,10 +25,11 @@ pub use step::step;
 
 use std::io;
 
-/// The kernel's message for an error, without Rust's "(os error N)" tail: "no such file or
+/// Returns the message of an error without Rust's "(os error N)" suffix: "no such file or
 /// directory".
 ///
-/// Lower-cased at the front, as errors of the field's tools read in the middle of a sentence.
+/// The first letter is lower case, as in the error messages of Go programs, because it continues a
+/// sentence.
 pub fn errno_text(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
@@ -41,10 +42,10 @@ pub fn errno_text(error: &io::Error) -> String {
     }
 }
 
-/// Whether an error says that something is used up which others may give back: descriptors, memory,
-/// processes, or room on a disk.
+/// Whether an error means that a resource is used up which others may release: descriptors, memory,
+/// processes, or disk space.
 pub fn is_exhausted(error: &io::Error) -> bool {
-    const USED_UP: [i32; 6] = [
+    const EXHAUSTED: [i32; 6] = [
         libc::EMFILE,
         libc::ENFILE,
         libc::ENOMEM,
@@ -54,10 +55,10 @@ pub fn is_exhausted(error: &io::Error) -> bool {
     ];
     error
         .raw_os_error()
-        .is_some_and(|number| USED_UP.contains(&number))
+        .is_some_and(|number| EXHAUSTED.contains(&number))
 }
 
-/// Turns a system call's `-1`-and-errno result into an `io::Result`.
+/// Converts a system call's result (-1 and errno on failure) to an `io::Result`.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -66,9 +67,9 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     }
 }
 
-/// Runs `work` on a thread of its own: whatever namespaces it joins, the caller stays where it is.
-fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    // A small stack: what runs here makes a few system calls.
+/// Runs `work` on a new thread, so that namespaces it joins do not affect the caller.
+fn on_new_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    // A small stack suffices for a few system calls.
     const STACK: usize = 64 << 10;
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()

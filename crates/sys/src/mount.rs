@@ -1,5 +1,5 @@
-//! `mount_setattr(2)`: attributes, propagation and id mapping of a mount or a whole tree of them.
-//! And the root of a mount namespace.
+//! `mount_setattr(2)`: attributes, propagation and id mapping of mounts; and a check of the root
+//! directory of the mount namespace.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -10,19 +10,19 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, statx};
 use crate::check;
 use crate::process::{CloneFlags, setns, unshare};
 
-/// What to change on a mount. Bits are `MOUNT_ATTR_*` and, for propagation, one of `MS_PRIVATE` and
-/// its siblings.
+/// A change of mount attributes: `MOUNT_ATTR_*` bits and, for propagation, one of `MS_PRIVATE`,
+/// `MS_SHARED`, `MS_SLAVE` and `MS_UNBINDABLE`.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct MountAttr<'fd> {
     pub set: u64,
     pub clear: u64,
     pub propagation: u64,
-    /// The user namespace whose id mapping the mount shall show (`MOUNT_ATTR_IDMAP`).
+    /// The user namespace whose id mapping to apply to the mount (`MOUNT_ATTR_IDMAP`).
     pub user_namespace: Option<BorrowedFd<'fd>>,
 }
 
-/// Changes the mount that `mount` (an `O_PATH` descriptor or a detached tree) refers to; with
-/// `recursive` also all mounts below it.
+/// Changes the attributes of the mount that `mount` (an `O_PATH` descriptor or a detached tree)
+/// refers to; with `recursive` also of all mounts below it.
 pub fn set_attr(mount: BorrowedFd<'_>, attr: MountAttr<'_>, recursive: bool) -> io::Result<()> {
     let mut args = raw::mount_attr {
         attr_set: attr.set,
@@ -50,11 +50,11 @@ pub fn set_attr(mount: BorrowedFd<'_>, attr: MountAttr<'_>, recursive: bool) -> 
 }
 
 /// Checks that the caller's root directory is the root of its mount namespace. After chroot(2) it
-/// is not, and then a container must not be made: pivot_root(2) leaves the namespace's root in
-/// place, and whoever joins a container by setns(2) gets it.
+/// is not, and containers must not be created then: pivot_root(2) leaves the root of the namespace
+/// in place, and a process that joins the container with setns(2) gets it as its root.
 ///
 /// # Errors
-/// It is another one, or cannot be compared.
+/// Returns an error if it is another directory, or if they cannot be compared.
 pub fn check_root_directory() -> io::Result<()> {
     let identity = || -> io::Result<_> {
         let found = statx(
@@ -76,9 +76,9 @@ pub fn check_root_directory() -> io::Result<()> {
         OFlags::RDONLY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    // On a thread of its own, which ends there. setns(2) refuses a thread that shares its root
-    // directory with others: unsharing the mount namespace ends that as well.
-    let joined = crate::on_own_thread(|| {
+    // On a new thread. setns(2) fails in a thread that shares its root directory with others;
+    // unsharing the mount namespace unshares that too.
+    let joined = crate::on_new_thread(|| {
         unshare(CloneFlags::NEWNS)?;
         setns(namespace.as_fd(), CloneFlags::NEWNS)?;
         identity()
@@ -87,7 +87,7 @@ pub fn check_root_directory() -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other(
-        "the root directory is not the root of its mount namespace: started inside a chroot, containers could reach files outside of \
-         it; enter it by pivot_root instead (unshare --mount, mount --bind, pivot_root)",
+        "the root directory is not the root of its mount namespace: inside a chroot, containers could reach files outside of it; \
+         use pivot_root instead of chroot (unshare --mount, mount --bind, pivot_root)",
     ))
 }

@@ -1,4 +1,4 @@
-//! Network namespaces with their loopback interface, and what the kernel knows of sockets.
+//! Network namespaces, their loopback interface, and socket filters.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -9,7 +9,7 @@ use crate::check;
 use crate::process::CloneFlags;
 use crate::seccomp::Instruction;
 
-/// Brings `lo` up in the caller's network namespace.
+/// Brings up `lo` in the caller's network namespace.
 pub fn loopback_up() -> io::Result<()> {
     let socket = socket_with(
         AddressFamily::INET,
@@ -33,8 +33,8 @@ pub fn loopback_up() -> io::Result<()> {
     .map(drop)
 }
 
-/// How many bytes of kernel memory hold what was sent on a unix socket and the other side has not
-/// read yet (`SIOCOUTQ`).
+/// Returns the number of bytes of kernel memory for data that was sent on a unix socket and has not
+/// been read by the peer (`SIOCOUTQ`).
 pub fn unread_by_peer(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut count: libc::c_int = 0;
     // SAFETY: TIOCOUTQ, which is SIOCOUTQ's number (unix(7)), writes one int, which outlives the
@@ -45,7 +45,8 @@ pub fn unread_by_peer(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
-/// Has the kernel drop all packets that arrive at a socket. One that listens then stays silent.
+/// Makes the kernel drop all packets that arrive at a socket, so that a listening socket never
+/// answers.
 pub fn drop_all_packets(socket: BorrowedFd<'_>) -> io::Result<()> {
     attach_filter(
         socket,
@@ -58,13 +59,17 @@ pub fn drop_all_packets(socket: BorrowedFd<'_>) -> io::Result<()> {
     )
 }
 
-/// Has the kernel keep only those netlink messages at a socket that are of one kind and not answers
-/// to one port's requests.
-pub fn keep_notices(socket: BorrowedFd<'_>, kind: u16, not_of: u32) -> io::Result<()> {
-    // Loads are big-endian, the message's numbers the machine's.
-    let (kind, not_of) = (
+/// Makes the kernel drop all netlink messages for a socket except those of one kind that are not
+/// caused by requests of the port `excluded_port`.
+pub fn filter_notifications(
+    socket: BorrowedFd<'_>,
+    kind: u16,
+    excluded_port: u32,
+) -> io::Result<()> {
+    // BPF loads convert from big-endian, while netlink headers are in host byte order.
+    let (kind, excluded_port) = (
         u16::from_be_bytes(kind.to_ne_bytes()).into(),
-        u32::from_be_bytes(not_of.to_ne_bytes()),
+        u32::from_be_bytes(excluded_port.to_ne_bytes()),
     );
     const KIND_AT: u32 = 4;
     const PORT_AT: u32 = 12;
@@ -80,14 +85,14 @@ pub fn keep_notices(socket: BorrowedFd<'_>, kind: u16, not_of: u32) -> io::Resul
             step(LOAD_HALF, 0, 0, KIND_AT),
             step(JUMP_EQUAL, 0, 3, kind),
             step(LOAD_WORD, 0, 0, PORT_AT),
-            step(JUMP_EQUAL, 1, 0, not_of),
+            step(JUMP_EQUAL, 1, 0, excluded_port),
             step(RETURN, 0, 0, u32::MAX),
             step(RETURN, 0, 0, 0),
         ],
     )
 }
 
-// Of classic BPF, `linux/bpf_common.h`.
+// Instruction codes of classic BPF (linux/bpf_common.h).
 const LOAD_WORD: u16 = 0x20;
 const LOAD_HALF: u16 = 0x28;
 const JUMP_EQUAL: u16 = 0x15;
@@ -115,24 +120,24 @@ fn attach_filter(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<
     check(i64::from(result)).map(drop)
 }
 
-/// Runs `work` inside another network namespace, on a thread of its own: however it ends, the
-/// caller stays where it is.
+/// Runs `work` inside another network namespace, on a new thread, so that the caller always stays
+/// in its own.
 ///
 /// # Errors
-/// `setns(2)`'s; `work`'s own outcome is inside.
+/// Returns the error of setns(2); the result of `work` is returned as it is.
 pub fn within<T: Send>(
     namespace: BorrowedFd<'_>,
     work: impl FnOnce() -> T + Send,
 ) -> io::Result<T> {
-    crate::on_own_thread(|| {
+    crate::on_new_thread(|| {
         crate::process::setns(namespace, CloneFlags::NEWNET)?;
         Ok(work())
     })
 }
 
-/// Runs `work` inside a new network namespace, on a thread of its own.
+/// Runs `work` inside a new network namespace, on a new thread.
 pub fn new_namespace<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    crate::on_own_thread(|| {
+    crate::on_new_thread(|| {
         crate::process::unshare(CloneFlags::NEWNET)?;
         work()
     })

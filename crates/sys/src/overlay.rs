@@ -1,5 +1,4 @@
-//! Overlay mounts through the new mount API: made detached, attached by whoever needs them at a
-//! place.
+//! Overlay mounts with the new mount API: created detached, attached by the caller.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,15 +19,15 @@ use crate::process::CloneFlags;
 pub struct Writable<'a> {
     pub upper: &'a Path,
     pub work: &'a Path,
-    /// Let the kernel drop unwritten changes at unmount.
+    /// Whether to use overlayfs's `volatile` option, which omits all syncs to the upper layer.
     pub volatile: bool,
 }
 
-/// Mounts layers (the topmost first), attached nowhere: one option for each, so their number is not
-/// limited by an option's length.
+/// Mounts layers (topmost first) without attaching the mount. Each layer is an option of its own,
+/// so that their number is not limited by the length of an option.
 ///
 /// # Errors
-/// `EINVAL` on kernels that lack such options (before 6.8), where [`mount_at`] does it.
+/// Returns `EINVAL` on kernels without such options (before 6.8); use [`mount_at`] there.
 pub fn mount(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedFd, Errno> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", "overlay")?;
@@ -55,11 +54,11 @@ pub fn mount(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedF
     )
 }
 
-/// The same through mount(2), for any kernel. Its options may be a page long together, so layers
-/// are named by descriptor. Needs a mount namespace of one's own: for a moment the mount is visible
-/// in it.
+/// Mounts layers at `target` with mount(2), for older kernels. The options are limited to a page,
+/// so layers are named by descriptor. The caller needs a mount namespace of its own, since the
+/// mount is attached.
 pub fn mount_at(
-    place: &Path,
+    target: &Path,
     lower: &[PathBuf],
     writable: Option<Writable<'_>>,
 ) -> Result<OwnedFd, Errno> {
@@ -86,62 +85,64 @@ pub fn mount_at(
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(
         "overlay",
-        place,
+        target,
         "overlay",
         MountFlags::empty(),
         options.as_c_str(),
     )?;
-    open(place)
+    open(target)
 }
 
-/// Layers merged, to be read only. A single one needs no overlay, and overlay would not take it.
+/// Mounts layers read-only, without attaching the mount. For a single layer returns its directory,
+/// because overlayfs needs at least two.
 pub fn read_only(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
     match lower {
         [single] => open(single),
         _ => match mount(lower, None) {
-            Err(Errno::INVAL | Errno::NOSYS) => aside(lower, None),
+            Err(Errno::INVAL | Errno::NOSYS) => mount_detached(lower, None),
             result => result,
         },
     }
 }
 
-/// Layers merged below a writable one, attached nowhere.
+/// Mounts layers below a writable one, without attaching the mount.
 ///
 /// # Errors
-/// `EINVAL` for an upper directory that overlayfs cannot write to, as one on another overlayfs.
+/// Returns `EINVAL` if overlayfs does not support the file system of the upper directory, for
+/// example another overlayfs.
 pub fn writable(lower: &[PathBuf], writable: Writable<'_>) -> Result<OwnedFd, Errno> {
     match mount(lower, Some(writable)) {
-        Err(Errno::INVAL | Errno::NOSYS) => aside(lower, Some(writable)),
+        Err(Errno::INVAL | Errno::NOSYS) => mount_detached(lower, Some(writable)),
         result => result,
     }
 }
 
-/// [`mount_at`] in a thread with a mount namespace of its own, from which a detached copy is taken
-/// out.
-fn aside(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedFd, Errno> {
+/// Runs [`mount_at`] in a thread with a mount namespace of its own, and returns a detached clone of
+/// the mount.
+fn mount_detached(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedFd, Errno> {
     let make = || {
         crate::process::unshare(CloneFlags::NEWNS)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::PERM))?;
         mount_change("/", Propagation::PRIVATE | Propagation::REC)?;
-        let place = &lower[0];
-        mount_at(place, lower, writable)?;
+        let target = &lower[0];
+        mount_at(target, lower, writable)?;
         open_tree(
             CWD,
-            place,
+            target,
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
         )
     };
     std::thread::scope(|scope| scope.spawn(make).join().unwrap_or(Err(Errno::IO)))
 }
 
-/// Copies the root mount of a running process's mount namespace, without the mounts below it. The
-/// copy is attached nowhere. Mounting the same directories a second time while they are in use is
-/// something that overlay warns about.
-pub fn root_of(process: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+/// Returns a detached clone of the root mount of a running process's mount namespace, without the
+/// mounts below it. Mounting the overlay a second time instead would make overlayfs warn that its
+/// directories are in use.
+pub fn clone_root(process: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let copy = || {
-        // setns(2): only a thread that shares its root and working directory with no other may
-        // enter a mount namespace.
+        // setns(2): a thread that shares its root and working directory with others cannot enter a
+        // mount namespace.
         crate::process::unshare(CloneFlags::NEWNS).map_err(errno)?;
         crate::process::setns(process, CloneFlags::NEWNS).map_err(errno)?;
         open_tree(
@@ -169,9 +170,9 @@ fn open(path: &Path) -> Result<OwnedFd, Errno> {
 mod tests {
     use super::*;
 
-    /// What kernels without one option for each layer go through.
+    /// The path for kernels without one option per layer.
     #[test]
-    fn layers_merge_by_the_old_way_too() {
+    fn mounts_many_layers_with_the_old_mount_api() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
@@ -185,7 +186,7 @@ mod tests {
         }
         let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let before = mounts();
-        let merged = aside(&layers, None).unwrap();
+        let merged = mount_detached(&layers, None).unwrap();
         let inside = |name: &str| {
             std::fs::read_to_string(format!("/proc/self/fd/{}/{name}", merged.as_raw_fd())).unwrap()
         };

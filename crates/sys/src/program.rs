@@ -1,11 +1,11 @@
-//! This program from where nobody can write to it.
+//! Protection of this program's executable from containers.
 //!
 //! A process in a container can get hold of the program that entered the container
-//! (`/proc/PID/exe`, or an interpreter line `#!/proc/self/exe`) and write to it when it no longer
-//! runs (CVE-2019-5736). A read-only mount alone does not stop whoever is privileged in a user
-//! namespace of their own: a mount that is attached nowhere can be made writable by everybody who
-//! has a descriptor in it (`mount_setattr(2)`). An overlay without a writable layer stays read-only
-//! whatever is asked for. It costs nothing: pages in memory are the file's own.
+//! (`/proc/PID/exe`, or an interpreter line `#!/proc/self/exe`) and write to it once it no longer
+//! runs (CVE-2019-5736). A read-only bind mount alone does not prevent that: a detached mount can
+//! be made writable with `mount_setattr(2)` by anyone who has a descriptor in it and is privileged
+//! in a user namespace of their own. An overlay without a writable layer is always read-only. It
+//! costs no memory: the page cache is that of the file itself.
 
 use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,15 +19,15 @@ use rustix::io::Errno;
 
 use crate::{fs, overlay};
 
-/// The layers of an overlay that shows the files of `directory`. A single one would be no overlay;
-/// the second has no regular files.
+/// Returns the layers of an overlay that shows the files of `directory`. An overlay needs at least
+/// two layers; the second has no regular files.
 pub fn layers(directory: &Path) -> [PathBuf; 2] {
     [directory.to_owned(), PathBuf::from("/sys/fs")]
 }
 
-/// Opens `program`, an absolute path, for execution, such that nothing can be written to the file
-/// through what its processes have: in an overlay, or as a sealed copy in memory where its file
-/// system cannot be a layer.
+/// Opens `program`, an absolute path, for execution, such that the file cannot be written to
+/// through its processes: in a read-only overlay, or as a sealed copy in memory if its file system
+/// cannot be an overlay layer.
 pub fn sealed(program: &Path) -> io::Result<OwnedFd> {
     in_overlay(program).or_else(|_| copy(program))
 }
@@ -62,7 +62,7 @@ const SEALS: SealFlags = SealFlags::WRITE
     .union(SealFlags::SHRINK)
     .union(SealFlags::SEAL);
 
-/// Whether this process runs from what [`sealed`] opens.
+/// Whether this process was executed from a file that [`sealed`] has opened.
 pub fn is_sealed() -> io::Result<bool> {
     let own = fs::open("/proc/self/exe").map_err(|error| error.source)?;
     const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
@@ -80,7 +80,7 @@ mod tests {
     use std::io::Write;
     use std::os::fd::AsRawFd;
 
-    /// Whether a descriptor's file can be opened for writing, or written to.
+    /// Whether the file of a descriptor can be opened for writing and written to.
     fn is_writable(program: &OwnedFd) -> bool {
         let path = format!("/proc/self/fd/{}", program.as_raw_fd());
         let opened = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::print_stdout, reason = "says what is not tested")]
-    fn neither_form_can_be_written_to() {
+    fn sealed_programs_cannot_be_written_to() {
         let path = std::env::temp_dir().join(format!("whelk-program-{}", std::process::id()));
         fs::write(&path, "#!/bin/sh\n").expect("write");
         let mut programs = vec![copy(&path).expect("a copy")];
@@ -100,7 +100,7 @@ mod tests {
         }
         for program in programs {
             assert!(!is_writable(&program));
-            // Whoever has a descriptor may try to make the mount writable.
+            // Anyone with a descriptor may try to make the mount writable.
             let attr = crate::mount::MountAttr {
                 clear: 1,
                 ..Default::default()

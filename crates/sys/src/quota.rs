@@ -1,5 +1,5 @@
-//! Project quotas: how much the files below a directory may take on disk. They are there where the
-//! file system was made and mounted with them (ext4: `prjquota`, XFS: `pquota`).
+//! Project quotas, which limit the disk usage of the files below a directory. They exist if the
+//! file system was created and mounted with them (ext4: `prjquota`, XFS: `pquota`).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -14,22 +14,22 @@ const PROJECTS: u32 = 2;
 const GET_QUOTA: u32 = 0x80_0007;
 const SET_QUOTA: u32 = 0x80_0008;
 
-/// In this many bytes limits are counted.
+/// Unit of limits in bytes.
 const BLOCK: u64 = 1024;
 
-/// What a project has of a file system, in bytes. A limit of 0 is none.
+/// Limit and usage of a project, in bytes. A limit of 0 means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quota {
     pub limit: u64,
     pub used: u64,
 }
 
-/// The project that a directory's files count for.
+/// Returns the project id of a directory.
 pub fn project_of(directory: impl AsFd) -> io::Result<u32> {
     Ok(attributes(directory.as_fd())?.fsx_projid)
 }
 
-/// Makes a directory, and all that will be made below it, count for a project.
+/// Sets the project id of a directory, which files and directories created below it inherit.
 pub fn set_project(directory: impl AsFd, project: u32) -> io::Result<()> {
     let mut attributes = attributes(directory.as_fd())?;
     attributes.fsx_projid = project;
@@ -50,10 +50,10 @@ fn attributes(directory: BorrowedFd<'_>) -> io::Result<raw::fsxattr> {
     Ok(attributes)
 }
 
-/// What a project has of the file system that `directory` is on.
+/// Returns limit and usage of a project on the file system of `directory`.
 ///
 /// # Errors
-/// `ENOSYS`, `ESRCH` and others where there are no project quotas.
+/// Returns `ENOSYS`, `ESRCH` and others if there are no project quotas.
 pub fn get(directory: impl AsFd, project: u32) -> io::Result<Quota> {
     // SAFETY: a plain struct of integers, for which all zeros are valid.
     let mut found: libc::dqblk = unsafe { std::mem::zeroed() };
@@ -62,13 +62,13 @@ pub fn get(directory: impl AsFd, project: u32) -> io::Result<Quota> {
             limit: found.dqb_bhardlimit * BLOCK,
             used: found.dqb_curspace,
         }),
-        // XFS, of a project that it has never seen.
+        // XFS has no record of the project yet.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Quota::default()),
         Err(error) => Err(error),
     }
 }
 
-/// Limits what a project may take, in bytes; 0 lifts the limit.
+/// Sets the limit of a project, in bytes; 0 removes it.
 pub fn set_limit(directory: impl AsFd, project: u32, limit: u64) -> io::Result<()> {
     // SAFETY: a plain struct of integers, for which all zeros are valid.
     let mut wanted: libc::dqblk = unsafe { std::mem::zeroed() };

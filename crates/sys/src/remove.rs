@@ -1,5 +1,4 @@
-//! Removing trees that somebody else has made: as deep as they like, and with links and mounts
-//! where they like.
+//! Removal of untrusted trees, which may be arbitrarily deep and contain symbolic links and mounts.
 
 use std::ffi::{CStr, OsStr};
 use std::io;
@@ -13,15 +12,15 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-/// How many levels are descended at once. What lies deeper is first moved up, so that neither the
-/// stack nor the number of open files depends on the tree.
+/// Number of levels to descend. Deeper directories are first moved up, so that neither the stack
+/// nor the number of open files depends on the tree.
 const DEPTH: u32 = 32;
 
-/// Removes a file, or a directory with everything below. What is missing is fine. Neither links nor
-/// mounts are entered.
+/// Removes a file, or a directory with everything below it. A missing one is not an error. Symbolic
+/// links are not followed and mounts are not entered.
 ///
 /// # Errors
-/// The first one; what comes behind it is removed all the same.
+/// Returns the first error; everything else is removed nevertheless.
 pub fn tree(path: &Path) -> io::Result<()> {
     let name = path.file_name().ok_or(Errno::INVAL)?;
     match path
@@ -41,7 +40,7 @@ pub fn tree(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The same for an entry of an open directory.
+/// Like [`tree`], for an entry of an open directory.
 pub fn entry(parent: impl AsFd, name: &OsStr) -> io::Result<()> {
     let name = name.into_c_str()?;
     match unlinkat(&parent, &*name, AtFlags::empty()) {
@@ -50,27 +49,27 @@ pub fn entry(parent: impl AsFd, name: &OsStr) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     let root = match open(parent.as_fd(), &name) {
-        // Somebody else was faster.
+        // Removed concurrently.
         Err(Errno::NOENT) => return Ok(()),
         root => root?,
     };
     let mut removal = Removal {
         root: root.as_fd(),
-        lifted: 0,
+        moved: 0,
         number: 0,
         error: None,
     };
     let mut before = None;
-    while before != Some(removal.lifted) {
-        before = Some(removal.lifted);
+    while before != Some(removal.moved) {
+        before = Some(removal.moved);
         removal.empty(root.as_fd(), DEPTH);
     }
-    let removed = gone(unlinkat(&parent, &*name, AtFlags::REMOVEDIR));
+    let removed = ignore_not_found(unlinkat(&parent, &*name, AtFlags::REMOVEDIR));
     removal.error.map_or(removed, Err).map_err(Into::into)
 }
 
-/// What somebody else has removed meanwhile is removed.
-fn gone(removed: rustix::io::Result<()>) -> rustix::io::Result<()> {
+/// Treats a file that was removed concurrently as removed.
+fn ignore_not_found(removed: rustix::io::Result<()>) -> rustix::io::Result<()> {
     if removed == Err(Errno::NOENT) {
         Ok(())
     } else {
@@ -90,11 +89,11 @@ fn open(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
 }
 
 struct Removal<'a> {
-    /// Where deep directories are moved to.
+    /// Directory that deep directories are moved to.
     root: BorrowedFd<'a>,
-    /// How many have been.
-    lifted: u64,
-    /// The last name that was tried for one.
+    /// Number of directories that were moved.
+    moved: u64,
+    /// Number in the last name that was tried for a moved directory.
     number: u64,
     error: Option<Errno>,
 }
@@ -103,17 +102,17 @@ impl Removal<'_> {
     fn empty(&mut self, directory: BorrowedFd<'_>, depth: u32) {
         let entries = match Dir::read_from(directory) {
             Ok(entries) => entries,
-            Err(error) => return self.failed(error),
+            Err(error) => return self.keep_first(error),
         };
         for entry in entries {
             match entry {
                 Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => {}
                 Ok(entry) => {
                     if let Err(error) = self.remove(directory, entry.file_name(), depth) {
-                        self.failed(error);
+                        self.keep_first(error);
                     }
                 }
-                Err(error) => return self.failed(error),
+                Err(error) => return self.keep_first(error),
             }
         }
     }
@@ -131,23 +130,23 @@ impl Removal<'_> {
         }
         match unlinkat(directory, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-            result => return gone(result),
+            result => return ignore_not_found(result),
         }
         if depth == 0 {
-            return self.lift(directory, name);
+            return self.move_up(directory, name);
         }
         match open(directory, name) {
             Err(Errno::NOENT) => return Ok(()),
             child => self.empty(child?.as_fd(), depth - 1),
         }
         match unlinkat(directory, name, AtFlags::REMOVEDIR) {
-            // The reason is known already.
+            // The error that kept an entry there has been recorded.
             Err(Errno::NOTEMPTY | Errno::EXIST) if self.error.is_some() => Ok(()),
-            result => gone(result),
+            result => ignore_not_found(result),
         }
     }
 
-    fn lift(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
+    fn move_up(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
         loop {
             self.number += 1;
             match renameat_with(
@@ -158,12 +157,12 @@ impl Removal<'_> {
                 RenameFlags::NOREPLACE,
             ) {
                 Err(Errno::EXIST) => {}
-                result => return result.map(|()| self.lifted += 1),
+                result => return result.map(|()| self.moved += 1),
             }
         }
     }
 
-    fn failed(&mut self, error: Errno) {
+    fn keep_first(&mut self, error: Errno) {
         self.error.get_or_insert(error);
     }
 }
@@ -171,7 +170,7 @@ impl Removal<'_> {
 #[cfg(test)]
 #[allow(
     clippy::disallowed_methods,
-    reason = "what is removed here was made by hand"
+    reason = "the files to remove are created with std::fs"
 )]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_does_not_matter() {
+    fn removes_very_deep_trees() {
         const LEVELS: usize = 10_000;
         let base = scratch("deep");
         let mut at =
@@ -195,7 +194,7 @@ mod tests {
             drop(openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap());
             at = openat(&at, "d", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         }
-        // A small stack, as a worker's.
+        // A small stack, like that of a worker thread.
         std::thread::Builder::new()
             .stack_size(128 << 10)
             .spawn(move || tree(&base).map(|()| base.exists()))
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_links_lead_to_stays() {
+    fn does_not_follow_symbolic_links() {
         let (base, outside) = (scratch("links"), scratch("outside"));
         std::fs::write(outside.join("kept"), "").unwrap();
         symlink(&outside, base.join("link")).unwrap();
@@ -215,7 +214,7 @@ mod tests {
         symlink(outside.join("kept"), base.join("a/b/file")).unwrap();
         tree(&base).unwrap();
         assert!(!base.exists() && outside.join("kept").exists());
-        // A link itself, a file, and nothing.
+        // A symbolic link, a file, and a missing path.
         symlink(&outside, &base).unwrap();
         tree(&base).unwrap();
         tree(&base).unwrap();
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn names_used_for_moving_may_be_there() {
+    fn existing_names_do_not_conflict_with_moved_directories() {
         let base = scratch("names");
         let deep: std::path::PathBuf = std::iter::repeat_n("d", 40).collect();
         for name in [".deep-1", ".deep-2"] {

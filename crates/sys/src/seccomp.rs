@@ -26,8 +26,8 @@ pub const FLAG_WAIT_KILLABLE_RECV: u32 = 32;
 /// descriptor.
 ///
 /// # Errors
-/// `EACCES` without `no_new_privs` and `CAP_SYS_ADMIN`; `EINVAL` for a program that the kernel's
-/// checker refuses.
+/// Returns `EACCES` without `no_new_privs` or `CAP_SYS_ADMIN`, and `EINVAL` if the kernel rejects
+/// the program.
 pub fn install(program: &[Instruction], flags: u32) -> io::Result<Option<OwnedFd>> {
     const SECCOMP_SET_MODE_FILTER: libc::c_uint = 1;
     let len =
@@ -53,7 +53,7 @@ pub fn install(program: &[Instruction], flags: u32) -> io::Result<Option<OwnedFd
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
 }
 
-/// Whether the kernel knows the filter action `action` (`SECCOMP_GET_ACTION_AVAIL`).
+/// Whether the kernel supports the filter action `action` (`SECCOMP_GET_ACTION_AVAIL`).
 pub fn action_available(action: u32) -> bool {
     const SECCOMP_GET_ACTION_AVAIL: libc::c_uint = 2;
     // SAFETY: reads one u32 that outlives the call.

@@ -1,4 +1,4 @@
-//! Signals as a descriptor, signal masks, and what a new program must inherit of them: nothing.
+//! Signal descriptors, signal masks and dispositions, and sending signals.
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -26,7 +26,7 @@ pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
     }
 }
 
-/// Takes all pending signals off a descriptor made by [`signal_fd`].
+/// Reads all pending signals from a descriptor created by [`signal_fd`].
 pub fn drain(fd: &OwnedFd) -> Vec<i32> {
     let mut buffer = [0u8; 8 * size_of::<libc::signalfd_siginfo>()];
     let mut signals = Vec::new();
@@ -44,8 +44,8 @@ pub fn drain(fd: &OwnedFd) -> Vec<i32> {
     signals
 }
 
-/// Unblocks every signal and gives each its default action, for the program that is about to be
-/// executed.
+/// Unblocks all signals and resets their dispositions to the default, before a program is executed:
+/// execve(2) keeps blocked and ignored signals.
 pub fn reset_all() -> io::Result<()> {
     for signal in 1..=64 {
         // SAFETY: SIG_DFL installs no handler. Signals that cannot be changed (KILL, STOP, the C
@@ -60,19 +60,19 @@ pub fn reset_all() -> io::Result<()> {
     .map(drop)
 }
 
-/// Makes the process ignore `signal` (SIGPIPE for servers, SIGHUP for what outlives its terminal).
+/// Makes the process ignore `signal`.
 pub fn ignore(signal: i32) {
     // SAFETY: SIG_IGN installs no handler.
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
-/// Sends `signal` to a process by number; 0 asks only whether it exists.
+/// Sends `signal` to a process by pid; 0 only checks whether it exists.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill(2) takes numbers.
     check(i64::from(unsafe { libc::kill(pid, signal) })).map(drop)
 }
 
-/// Sends `signal` to the process behind a pidfd, whatever the number (real-time signals too).
+/// Sends any `signal`, including real-time signals, to the process of a pidfd.
 pub fn pidfd_send(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let fd = pidfd.as_fd().as_raw_fd();

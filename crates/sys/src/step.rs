@@ -1,11 +1,12 @@
-//! Deaths on demand: what survives a kill at any moment is shown by a test that kills at every one.
+//! Fault injection: kills the process at a chosen step, so that a test can kill it at every step
+//! and check that it recovers.
 //!
-//! Whatever others can see (a file renamed, a message to the kernel, a row in the store) is a step.
-//! In builds with debug assertions, the file that `WHELK_STEPS` names says how many steps the
-//! process may still take; without that file there is no end to them, and in other builds there is
-//! nothing of this.
+//! A step is any change that is visible outside the process (a renamed file, a message to the
+//! kernel, a row in the store). In builds with debug assertions, the file named by `WHELK_STEPS`
+//! has the number of steps that the process may still take; without the file the number is
+//! unlimited. In other builds this does nothing.
 
-/// Notes that a step is about to be taken.
+/// Counts a step that is about to be taken; kills the process if none is left.
 #[inline]
 pub fn step() {
     #[cfg(debug_assertions)]
@@ -22,7 +23,7 @@ mod counted {
 
     #[allow(
         clippy::disallowed_methods,
-        reason = "these accesses are no steps themselves"
+        reason = "these accesses are not steps themselves"
     )]
     pub(super) fn step() {
         let Some(file) = FILE.get_or_init(|| std::env::var_os("WHELK_STEPS").map(PathBuf::from))

@@ -1,6 +1,6 @@
-//! What processes say of themselves, for people to read.
+//! Printable forms of process names and command lines.
 
-/// The words of a process's `cmdline` on one line.
+/// Returns the arguments in a process's `cmdline` on one line, separated by spaces.
 pub fn command_line(mut words: Vec<u8>) -> String {
     words.truncate(
         words
@@ -15,8 +15,8 @@ pub fn command_line(mut words: Vec<u8>) -> String {
     printable(&words)
 }
 
-/// A text without what would be a command to the terminal it is shown on: `?` for each byte of that
-/// and of what is not UTF-8, as `ps` has it.
+/// Replaces each byte of control characters and of invalid UTF-8 by `?`, like `ps`, so that the
+/// text cannot contain terminal escape sequences.
 pub fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -36,9 +36,9 @@ pub fn printable(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// As `docker top` shows the same process.
+    /// The expected text is what `docker top` shows for the same process.
     #[test]
-    fn names_are_no_commands_to_a_terminal() {
+    fn replaces_control_characters() {
         assert_eq!(
             command_line(b"sh\0-c\0x\x1b[31mb\tc\nd\xc3\xa9\xffe\x7f\0\0".to_vec()),
             "sh -c x?[31mb?c d\u{e9}?e?"

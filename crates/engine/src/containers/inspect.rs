@@ -173,5 +173,5 @@ fn mounted_root(pid: i32, container: &str) -> Option<OwnedFd> {
     if !cgroup.contains(container) {
         return None;
     }
-    whelk_sys::overlay::root_of(process.as_fd()).ok()
+    whelk_sys::overlay::clone_root(process.as_fd()).ok()
 }

@@ -464,8 +464,8 @@ fn tell_of_networks(containers: &[Record], rest: &Rest, report: &mut Repaired) {
 /// Writes the new store, whole and on disk, under a name that no engine looks for.
 fn write(root: &Path, rebuilt: &Rebuilt) -> Result<()> {
     let path = root.join(UNFINISHED);
-    fs::remove_if_there(&path)?;
-    fs::remove_if_there(root.join(format!("{UNFINISHED}-journal")))?;
+    fs::remove_if_exists(&path)?;
+    fs::remove_if_exists(root.join(format!("{UNFINISHED}-journal")))?;
     let mut connection = Connection::open(&path)?;
     connection.execute_batch(&format!(
         "PRAGMA synchronous = FULL; PRAGMA user_version = {REBUILT};

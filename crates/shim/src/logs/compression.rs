@@ -42,7 +42,7 @@ pub fn compress_rotated(config: &LogConfig) -> Result<()> {
             }
         });
         if replaced.is_err() {
-            let _ = fs::remove_if_there(&staged);
+            let _ = fs::remove_if_exists(&staged);
         }
         replaced?;
     }
