@@ -1,11 +1,11 @@
-//! Durations as Go writes them: `1m30s`, `1.5h`.
+//! Durations in Go's format: `1m30s`, `1.5h`.
 
 use crate::{Error, Result};
 
-/// Parses a duration; the result is in nanoseconds.
+/// Parses a duration and returns it in nanoseconds.
 ///
 /// # Errors
-/// Go's texts.
+/// Returns an error with the text of Go's `time.ParseDuration`.
 pub(crate) fn parse(text: &str) -> Result<i64> {
     let invalid = || Error::new(format!("time: invalid duration {text:?}"));
     let (negative, mut rest) = match text.as_bytes().first() {
@@ -50,7 +50,7 @@ pub(crate) fn parse(text: &str) -> Result<i64> {
         total += value * scale;
         rest = &rest[end..];
     }
-    // Beyond 2^63 nanoseconds (292 years) there is no duration.
+    // Durations are limited to 2^63 nanoseconds (292 years).
     const LIMIT: f64 = 9_223_372_036_854_775_807f64;
     if total >= LIMIT {
         return Err(invalid());
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_gos() {
+    fn parses_durations_like_go() {
         for (text, expected) in [
             ("0", 0),
             ("5s", 5_000_000_000),

@@ -1,9 +1,9 @@
-//! The instructions that change an image's configuration, with their arguments checked.
+//! Parsing of the instructions that change an image's configuration.
 
 use crate::parser::{Line, fields, words};
 use crate::{Error, Lexer, Result, duration};
 
-/// One instruction. Variables in it are already replaced where Dockerfiles replace them.
+/// An instruction. Variables are already replaced in those instructions that support them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Instruction {
     Cmd(Command),
@@ -13,7 +13,7 @@ pub enum Instruction {
     Expose(Vec<String>),
     Healthcheck(Healthcheck),
     Label(Vec<Pair>),
-    /// The instruction that a later build runs.
+    /// The instruction to run in a later build.
     Onbuild(String),
     StopSignal(String),
     User(String),
@@ -23,9 +23,9 @@ pub enum Instruction {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// A JSON list.
+    /// Exec form: a JSON list of strings.
     Exec(Vec<String>),
-    /// A line for the image's shell; `None` if there is none.
+    /// Shell form: a line for the image's shell; `None` if it is empty.
     Shell(Option<String>),
 }
 
@@ -35,7 +35,7 @@ pub struct Pair {
     pub value: String,
 }
 
-/// Times are in nanoseconds; 0 stands for the default.
+/// A health check. Times are in nanoseconds; 0 means the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Healthcheck {
     /// `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", LINE]`.
@@ -48,7 +48,8 @@ pub struct Healthcheck {
 }
 
 impl Instruction {
-    /// Whether the name, in any case, is that of an instruction that [`Instruction::read`] knows.
+    /// Whether `name`, in upper or lower case, is an instruction that [`Instruction::read`]
+    /// supports.
     pub fn is_known(name: &str) -> bool {
         const NAMES: [&str; 11] = [
             "CMD",
@@ -66,10 +67,11 @@ impl Instruction {
         NAMES.contains(&name.to_uppercase().as_str())
     }
 
-    /// Reads a line as an instruction and replaces its variables.
+    /// Parses a line as an instruction and replaces its variables.
     ///
     /// # Errors
-    /// An unknown instruction or flag, or arguments that are wrong, in BuildKit's words.
+    /// Returns an error with BuildKit's text for an unknown instruction or flag, or invalid
+    /// arguments.
     pub fn read(line: &Line, lexer: &Lexer<'_>) -> Result<Self> {
         let name = line.instruction.to_uppercase();
         let rest = line.rest.as_str();
@@ -135,7 +137,7 @@ fn needs_argument(name: &str) -> Error {
     Error::new(format!("{name} requires at least one argument"))
 }
 
-/// The flags of one line by name.
+/// The flags of a line by name.
 struct Flags<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Flags<'a> {
@@ -180,10 +182,10 @@ impl<'a> Flags<'a> {
     }
 }
 
-/// The strings of a JSON list; `None` for what is no JSON list.
+/// Parses a JSON list of strings. Returns `None` if `text` is not a JSON list.
 ///
 /// # Errors
-/// A list of other things than strings.
+/// Returns an error if the list has elements that are not strings.
 fn json_list(text: &str) -> Result<Option<Vec<String>>> {
     if !text.starts_with('[') {
         return Ok(None);
@@ -217,7 +219,7 @@ fn command(rest: &str) -> Result<Command> {
     })
 }
 
-/// `A=1 B="two words"`, or the old form `A the rest`.
+/// Parses `A=1 B="two words"`, or the old form `A the rest`.
 fn pairs(rest: &str, name: &str, lexer: &Lexer<'_>) -> Result<Vec<Pair>> {
     let words = words(rest, lexer.escape);
     let first = words.first().ok_or_else(|| needs_argument(name))?;
@@ -364,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_read_as_docker_reads_them() {
+    fn parses_arguments_like_docker() {
         let strings = |list: &[&str]| {
             list.iter()
                 .map(|text| (*text).to_owned())
@@ -423,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_buildkits() {
+    fn errors_have_buildkits_texts() {
         for (text, expected) in [
             ("ENV A", "ENV must have two arguments"),
             ("ENV", "ENV requires at least one argument"),

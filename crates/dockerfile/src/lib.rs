@@ -1,8 +1,8 @@
 //! The Dockerfile language: lines, words with variables, and the instructions that change an
 //! image's configuration.
 //!
-//! Pure functions of text. What an instruction does to an image is its caller's: `import --change`
-//! and `commit --change` apply the ones that are known here to an image configuration.
+//! Pure functions of text. Applying an instruction to an image is up to the caller: `import
+//! --change` and `commit --change` apply those that are supported here to an image configuration.
 #![forbid(unsafe_code)]
 
 mod duration;
@@ -14,7 +14,7 @@ pub use expand::{Environment, LONGEST_WORD, Lexer};
 pub use instruction::{Command, Healthcheck, Instruction, Pair};
 pub use parser::{Dockerfile, Line, parse};
 
-/// What is wrong with a Dockerfile, in BuildKit's words where it has some.
+/// An error in a Dockerfile, with BuildKit's text where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(pub(crate) String);

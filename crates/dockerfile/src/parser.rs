@@ -1,41 +1,42 @@
-//! From text to logical lines: directives, comments, continuations, and the flags in front of an
-//! instruction's arguments.
+//! Splits text into logical lines: directives, comments, continuations, and the flags in front of
+//! an instruction's arguments.
 
 use crate::{Error, Result};
 
-/// A physical line longer than this (in bytes) is refused, as BuildKit does.
-const LONGEST_LINE: usize = 65_535;
+/// Limit of a physical line in bytes, the same as BuildKit's.
+const MAX_LINE: usize = 65_535;
 
-/// The lines of a Dockerfile and the character that escapes in it.
+/// The lines of a Dockerfile and its escape character.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dockerfile {
     pub lines: Vec<Line>,
     pub escape: char,
 }
 
-/// One instruction as it is written, with its continuation lines joined.
+/// An instruction as written, with its continuation lines joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// The instruction's name in its own spelling.
+    /// The instruction's name as written.
     pub instruction: String,
     /// `--name=value`, without quotes.
     pub flags: Vec<String>,
-    /// What follows the flags, without spaces around it.
+    /// The text after the flags, without surrounding white space.
     pub rest: String,
     /// The whole line.
     pub original: String,
 }
 
-/// Splits a Dockerfile into its lines. Heredocs are not read: no instruction of
+/// Splits a Dockerfile into lines. Heredocs are not supported: no instruction of
 /// [`crate::Instruction`] takes one.
 ///
 /// # Errors
-/// A bad directive, a line that is too long, a text without any instruction.
+/// Returns an error for an invalid directive, a line that is too long, or a file without
+/// instructions.
 pub fn parse(text: &str) -> Result<Dockerfile> {
     let mut directives = Directives {
         escape: '\\',
         seen: Vec::new(),
-        over: false,
+        finished: false,
     };
     let mut lines = Vec::new();
     let mut rest = text
@@ -48,16 +49,16 @@ pub fn parse(text: &str) -> Result<Dockerfile> {
         if first.starts_with('#') {
             continue;
         }
-        let (mut logical, mut goes_on) = directives.without_continuation(first);
-        while goes_on && let Some(physical) = rest.next() {
+        let (mut logical, mut continued) = directives.without_continuation(first);
+        while continued && let Some(physical) = rest.next() {
             let next = checked(physical)?;
-            directives.over = true;
+            directives.finished = true;
             if next.trim_start().starts_with('#') || next.trim().is_empty() {
                 continue;
             }
             let (part, more) = directives.without_continuation(next);
             logical += &part;
-            goes_on = more;
+            continued = more;
         }
         if !logical.trim().is_empty() {
             lines.push(split(logical, directives.escape));
@@ -73,27 +74,28 @@ pub fn parse(text: &str) -> Result<Dockerfile> {
     }
 }
 
-/// A physical line without its end.
+/// Returns a physical line without its line break.
 fn checked(line: &str) -> Result<&str> {
-    if line.len() > LONGEST_LINE {
+    if line.len() > MAX_LINE {
         return Err(Error::new(format!(
-            "dockerfile line greater than max allowed size of {LONGEST_LINE}"
+            "dockerfile line greater than max allowed size of {MAX_LINE}"
         )));
     }
     Ok(line.trim_end_matches(['\r', '\n']))
 }
 
-/// Comments of the form `# name=value` at the very top.
+/// Parser directives: comments of the form `# name=value` at the top of the file.
 struct Directives {
     escape: char,
     seen: Vec<String>,
-    /// Something else was read: what looks like a directive is a comment from now on.
-    over: bool,
+    /// Set after the first line that is not a directive: from then on, directives are ordinary
+    /// comments.
+    finished: bool,
 }
 
 impl Directives {
     fn read(&mut self, line: &str) -> Result<()> {
-        if self.over {
+        if self.finished {
             return Ok(());
         }
         let known = line
@@ -122,13 +124,13 @@ impl Directives {
                 }
                 self.seen.push(name);
             }
-            _ => self.over = true,
+            _ => self.finished = true,
         }
         Ok(())
     }
 
-    /// A line without the escape character at its end that joins the next line to it, and whether
-    /// there was one. One that is itself escaped joins nothing.
+    /// Returns a line without its trailing continuation character, and whether it had one. An
+    /// escaped escape character does not continue the line.
     fn without_continuation(&self, line: &str) -> (String, bool) {
         match line.trim_end_matches([' ', '\t']).strip_suffix(self.escape) {
             Some(before) if !before.ends_with(self.escape) => (before.to_owned(), true),
@@ -137,7 +139,7 @@ impl Directives {
     }
 }
 
-/// BuildKit's white space between words.
+/// White space between words, as BuildKit defines it.
 fn is_blank(letter: char) -> bool {
     matches!(letter, ' ' | '\t' | '\x0b' | '\x0c' | '\r')
 }
@@ -154,7 +156,8 @@ fn split(original: String, escape: char) -> Line {
     }
 }
 
-/// Takes words that begin with `--` off the front; `--` alone ends them.
+/// Parses the leading words that begin with `--`; a `--` alone ends them. Returns them and the
+/// rest.
 fn flags(line: &str, escape: char) -> (Vec<String>, &str) {
     let mut flags = Vec::new();
     let mut rest = line.trim_start();
@@ -185,7 +188,7 @@ fn flags(line: &str, escape: char) -> (Vec<String>, &str) {
     (flags, rest)
 }
 
-/// Splits at blanks outside quotes. Quotes and escapes stay in the words: expansion takes them off.
+/// Splits at white space outside quotes. Quotes and escapes are kept; expansion removes them.
 pub(crate) fn words(text: &str, escape: char) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     let mut letters = text.chars();
@@ -200,7 +203,7 @@ pub(crate) fn words(text: &str, escape: char) -> Vec<String> {
             Some(open) if letter == open => quote = None,
             _ => {}
         }
-        // Nothing is escaped between single quotes, and an escape at the end is none.
+        // There are no escapes in single quotes, and a trailing escape character is dropped.
         if letter == escape && quote != Some('\'') {
             let Some(escaped) = letters.next() else { break };
             word.push(letter);
@@ -213,7 +216,7 @@ pub(crate) fn words(text: &str, escape: char) -> Vec<String> {
     words
 }
 
-/// Splits at every run of blanks.
+/// Splits at runs of white space.
 pub(crate) fn fields(text: &str) -> impl Iterator<Item = &str> {
     text.split(is_blank).filter(|field| !field.is_empty())
 }
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_joined_and_comments_left_out() {
+    fn joins_lines_and_skips_comments() {
         check(
             "ENV A=1 \\\n# inside\n\n  B=2\n#end\nUSER x",
             &[("ENV", &[], "A=1   B=2"), ("USER", &[], "x")],
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_stand_in_front() {
+    fn parses_leading_flags() {
         check(
             "HEALTHCHECK --a=b --c=\"d e\" CMD --x",
             &[("HEALTHCHECK", &["--a=b", "--c=d e"], "CMD --x")],
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_texts_are_refused() {
+    fn rejects_invalid_files() {
         for (text, expected) in [
             ("", "file with no instructions"),
             ("# nothing", "file with no instructions"),

@@ -20,13 +20,13 @@ use whelk_runtime::spec::{DeviceRule, Pids, Process, Resources, Spec, VERSION};
 use whelk_runtime::{Error, Result, Rootfs, caps, exec, hooks, seccomp, state_json};
 use whelk_sys::{fs, signal};
 
-use crate::state::{State, Status, directory, process};
-use crate::{Cli, Command, Create, Delete, Exec, Kill, List, Log, Ps, Update};
+use crate::state::{StateFile, Status, directory, process};
+use crate::{Cli, Command, Create, Delete, ExecOptions, Kill, List, Log, Ps, Update};
 
 pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
     if cli.systemd_cgroup {
         return Err(Error::invalid(
-            "--systemd-cgroup: cgroups by systemd are not available in this version of whelk",
+            "--systemd-cgroup: the systemd cgroup driver is not supported by this version of whelk",
         ));
     }
     let root = cli.root.as_path();
@@ -34,14 +34,14 @@ pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
         Command::Create(args) => create(root, &args, log).map(|()| 0),
         Command::Start { id } => start(root, &id).map(|()| 0),
         Command::Run(args) => {
-            // Its orphans come here, so that their end is collected.
+            // Orphans of the container become children of this process, which reaps them.
             let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
             create(root, &args.create, log)?;
             start(root, &args.create.id)?;
             if args.detach {
                 return Ok(0);
             }
-            let state = State::load(root, &args.create.id)?;
+            let state = StateFile::load(root, &args.create.id)?;
             let code = wait_for(state.pid)?;
             delete(
                 root,
@@ -54,7 +54,7 @@ pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
             Ok(code)
         }
         Command::State { id } => {
-            println!("{:#}", describe(root, &State::load(root, &id)?)?);
+            println!("{:#}", describe(root, &StateFile::load(root, &id)?)?);
             Ok(0)
         }
         Command::Kill(args) => kill(root, &args).map(|()| 0),
@@ -80,7 +80,7 @@ pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
     }
 }
 
-fn describe(root: &Path, state: &State) -> Result<serde_json::Value> {
+fn describe(root: &Path, state: &StateFile) -> Result<serde_json::Value> {
     let directory = directory(root, &state.id)?;
     let status = state.status(&directory)?;
     let pid = if status == Status::Stopped {
@@ -107,7 +107,7 @@ fn create(root: &Path, args: &Create, log: &Log) -> Result<()> {
         .map_err(|error| Error::invalid(format!("config.json: {error}")))?;
     if !spec.oci_version.starts_with("1.") {
         return Err(Error::invalid(format!(
-            "config.json has version {:?}, this runtime knows 1.x",
+            "config.json has ociVersion {:?}, but this runtime supports 1.x only",
             spec.oci_version
         )));
     }
@@ -124,7 +124,7 @@ fn create(root: &Path, args: &Create, log: &Log) -> Result<()> {
     }
     spec.process
         .iter_mut()
-        .for_each(|process| leave_out_unknown(process, log));
+        .for_each(|process| remove_unknown_capabilities(process, log));
     check_preserved(args.preserve_fds)?;
     whelk_sys::mount::check_root_directory().map_err(|error| Error::Os(error.to_string()))?;
     let path = cgroup_path(&args.id, &spec);
@@ -143,7 +143,7 @@ fn create(root: &Path, args: &Create, log: &Log) -> Result<()> {
     })?;
     let made = fs::write(directory.join("config.json"), &config)
         .map_err(Error::from)
-        .and_then(|()| make(args, &spec, &bundle, &directory, &mut cgroup, path));
+        .and_then(|()| create_process(args, &spec, &bundle, &directory, &mut cgroup, path));
     if made.is_err() {
         let _ = cgroup.remove();
         let _ = fs::remove_tree(&directory);
@@ -159,9 +159,8 @@ fn cgroup_path(id: &str, spec: &Spec) -> String {
     }
 }
 
-/// Capabilities that no kernel knows are no reason to fail, as the specification has it, but to
-/// warn.
-fn leave_out_unknown(process: &mut Process, log: &Log) {
+/// Removes unknown capabilities and logs a warning: by the OCI specification they are not an error.
+fn remove_unknown_capabilities(process: &mut Process, log: &Log) {
     let Some(sets) = &mut process.capabilities else {
         return;
     };
@@ -177,7 +176,7 @@ fn leave_out_unknown(process: &mut Process, log: &Log) {
     }
     if !unknown.is_empty() {
         let names: Vec<String> = unknown.into_iter().collect();
-        log.tell(
+        log.write(
             "warning",
             &format!(
                 "ignoring unknown or unavailable capabilities: [{}]",
@@ -187,8 +186,10 @@ fn leave_out_unknown(process: &mut Process, log: &Log) {
     }
 }
 
+/// Checks the descriptors of `--preserve-fds`.
+///
 /// # Errors
-/// Descriptors that are to be preserved and not open.
+/// Returns an error if a descriptor to preserve is not open.
 fn check_preserved(count: u32) -> Result<()> {
     match (3..3u32.saturating_add(count))
         .find(|number| !fs::exists(format!("/proc/self/fd/{number}")))
@@ -200,7 +201,8 @@ fn check_preserved(count: u32) -> Result<()> {
     }
 }
 
-fn make(
+/// Creates the cgroup and the first process of a container, and writes its state.
+fn create_process(
     args: &Create,
     spec: &Spec,
     bundle: &Path,
@@ -222,9 +224,10 @@ fn make(
         .transpose()?;
     let fifo_path = directory.join("exec.fifo");
     let step =
-        |error: rustix::io::Errno| Error::Os(format!("make {}: {error}", fifo_path.display()));
+        |error: rustix::io::Errno| Error::Os(format!("create {}: {error}", fifo_path.display()));
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo_path, Mode::from_raw_mode(0o600)).map_err(step)?;
-    // Open for both directions: reading waits for a byte, not for a writer to come and go.
+    // Opened for reading and writing: a reader then waits for a byte instead of returning when a
+    // writer closes the FIFO.
     let fifo = rustix::fs::open(&fifo_path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(step)?;
     cgroup.create(&with_default_devices(&spec.linux.resources))?;
@@ -249,7 +252,7 @@ fn make(
         }
         let (_, start_time) = process(pid)
             .ok_or_else(|| Error::Os("the container's first process has ended".into()))?;
-        State {
+        StateFile {
             id: args.id.clone(),
             pid,
             start_time,
@@ -268,7 +271,7 @@ fn make(
     })
 }
 
-/// The limits with the devices that every container may use, whatever its rules say.
+/// Returns the limits with the default device rules added, which are allowed for every container.
 fn with_default_devices(resources: &Resources) -> Resources {
     let mut resources = resources.clone();
     if !resources.devices.is_empty() {
@@ -289,7 +292,7 @@ fn with_default_devices(resources: &Resources) -> Resources {
     resources
 }
 
-/// Sends a terminal's master to whoever listens at `socket`.
+/// Sends the master end of a terminal to the listener at the socket `path`.
 fn send_terminal(terminal: &OwnedFd, path: &Path) -> Result<()> {
     let step = |error: rustix::io::Errno| {
         Error::Os(format!("send the terminal to {}: {error}", path.display()))
@@ -317,7 +320,7 @@ fn send_terminal(terminal: &OwnedFd, path: &Path) -> Result<()> {
 }
 
 fn start(root: &Path, id: &str) -> Result<()> {
-    let state = State::load(root, id)?;
+    let state = StateFile::load(root, id)?;
     let directory = directory(root, id)?;
     let status = state.status(&directory)?;
     if status != Status::Created {
@@ -334,15 +337,16 @@ fn start(root: &Path, id: &str) -> Result<()> {
         Mode::empty(),
     )
     .map_err(step)?;
-    // Who is killed behind this leaves a container that runs and can be started once more, which
-    // does nothing.
+    // If this process is killed from here on, the container runs and can be started once more,
+    // which has no effect.
     rustix::io::write(&fifo, b"0").map_err(step)?;
     fs::remove_file(&path)?;
     let spec = state.spec(&directory)?;
     hooks::run(&spec.hooks.poststart, &describe(root, &state)?)
 }
 
-/// Waits for a child; 128 and the number for one that a signal ended.
+/// Waits for a child and returns its exit code, or 128 plus the number of the signal that
+/// terminated it.
 fn wait_for(pid: i32) -> Result<u8> {
     let pid = Pid::from_raw(pid).ok_or_else(|| Error::Os("no process to wait for".into()))?;
     let status: Option<(Pid, WaitStatus)> = waitpid(Some(pid), WaitOptions::empty())
@@ -357,7 +361,7 @@ fn wait_for(pid: i32) -> Result<u8> {
         .unwrap_or(u8::MAX))
 }
 
-/// A signal by name or number.
+/// Parses a signal name (with or without `SIG`) or number.
 fn parse_signal(text: &str) -> Result<i32> {
     const NAMES: [&str; 31] = [
         "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
@@ -382,7 +386,7 @@ fn parse_signal(text: &str) -> Result<i32> {
 
 fn kill(root: &Path, args: &Kill) -> Result<()> {
     let number = parse_signal(&args.signal)?;
-    let state = State::load(root, &args.id)?;
+    let state = StateFile::load(root, &args.id)?;
     if args.all {
         for pid in state.cgroup()?.processes()? {
             let _ = signal::kill(pid, number);
@@ -399,9 +403,9 @@ fn kill(root: &Path, args: &Kill) -> Result<()> {
 }
 
 fn delete(root: &Path, args: &Delete, log: &Log) -> Result<()> {
-    let state = match State::load(root, &args.id) {
+    let state = match StateFile::load(root, &args.id) {
         Err(Error::State(_)) if args.force => {
-            return remove_half_made(&args.id, &directory(root, &args.id)?);
+            return remove_incomplete(&args.id, &directory(root, &args.id)?);
         }
         state => state?,
     };
@@ -421,9 +425,9 @@ fn delete(root: &Path, args: &Delete, log: &Log) -> Result<()> {
         if let Ok(process) = state.open_process() {
             let _ = signal::pidfd_send(process, 9);
         }
-        // Its parent may be somebody else; what counts is that the kernel has ended it.
-        const PATIENCE: u32 = 2_000;
-        for _ in 0..PATIENCE {
+        // Poll, because the process may be the child of another process, which reaps it.
+        const ATTEMPTS: u32 = 2_000;
+        for _ in 0..ATTEMPTS {
             if state.status(&directory)? == Status::Stopped {
                 break;
             }
@@ -433,18 +437,19 @@ fn delete(root: &Path, args: &Delete, log: &Log) -> Result<()> {
     let spec = state.spec(&directory)?;
     cgroup.remove()?;
     fs::remove_tree(&directory)?;
-    // After the container is gone, and never a reason for it to stay.
+    // poststop hooks run after the container is deleted, and their failure does not keep it (OCI
+    // runtime specification).
     let state = state_json(&state.id, "stopped", 0, &state.bundle, &spec.annotations);
     for hook in &spec.hooks.poststop {
         if let Err(error) = hooks::run(std::slice::from_ref(hook), &state) {
-            log.tell("warning", &format!("poststop {error}"));
+            log.write("warning", &format!("poststop {error}"));
         }
     }
     Ok(())
 }
 
-/// Removes what a `create` that was killed has left: it was not far enough to say so in its state.
-fn remove_half_made(id: &str, directory: &Path) -> Result<()> {
+/// Removes what a killed `create` has left behind: it had not written its state yet.
+fn remove_incomplete(id: &str, directory: &Path) -> Result<()> {
     if let Ok(config) = fs::read(directory.join("config.json"))
         && let Ok(spec) = serde_json::from_slice::<Spec>(&config)
     {
@@ -455,13 +460,13 @@ fn remove_half_made(id: &str, directory: &Path) -> Result<()> {
     Ok(fs::remove_tree(directory)?)
 }
 
-fn exec(root: &Path, args: Exec, log: &Log) -> Result<u8> {
-    let state = State::load(root, &args.id)?;
+fn exec(root: &Path, args: ExecOptions, log: &Log) -> Result<u8> {
+    let state = StateFile::load(root, &args.id)?;
     let directory = directory(root, &args.id)?;
     let status = state.status(&directory)?;
-    let fits = matches!(status, Status::Running | Status::Created)
+    let is_allowed = matches!(status, Status::Running | Status::Created)
         || status == Status::Paused && args.ignore_paused;
-    if !fits {
+    if !is_allowed {
         return Err(Error::State(format!(
             "cannot exec in a container that is {}",
             status.as_str()
@@ -469,7 +474,7 @@ fn exec(root: &Path, args: Exec, log: &Log) -> Result<u8> {
     }
     let spec = state.spec(&directory)?;
     let mut wanted = wanted_process(&spec, &args)?;
-    leave_out_unknown(&mut wanted, log);
+    remove_unknown_capabilities(&mut wanted, log);
     check_preserved(args.preserve_fds)?;
     let filter = spec
         .linux
@@ -477,7 +482,7 @@ fn exec(root: &Path, args: Exec, log: &Log) -> Result<u8> {
         .as_ref()
         .map(seccomp::compile)
         .transpose()?;
-    let request = exec::Exec {
+    let request = exec::ExecRequest {
         init: &state.open_process()?,
         container: &args.id,
         linux: &spec.linux,
@@ -498,7 +503,7 @@ fn exec(root: &Path, args: Exec, log: &Log) -> Result<u8> {
     if args.detach { Ok(0) } else { wait_for(pid) }
 }
 
-fn wanted_process(spec: &Spec, args: &Exec) -> Result<Process> {
+fn wanted_process(spec: &Spec, args: &ExecOptions) -> Result<Process> {
     let mut wanted = match &args.process {
         Some(file) => serde_json::from_slice(&fs::read(file)?)
             .map_err(|error| Error::invalid(format!("{}: {error}", file.display())))?,
@@ -545,7 +550,7 @@ fn wanted_process(spec: &Spec, args: &Exec) -> Result<Process> {
 }
 
 fn ps(root: &Path, args: &Ps) -> Result<()> {
-    let mut pids = State::load(root, &args.id)?.cgroup()?.processes()?;
+    let mut pids = StateFile::load(root, &args.id)?.cgroup()?.processes()?;
     pids.sort_unstable();
     match args.format.as_str() {
         "json" => println!("{}", json!(pids)),
@@ -573,11 +578,11 @@ fn list(root: &Path, args: &List) -> Result<()> {
     };
     let mut found = Vec::new();
     for entry in entries {
-        // One that is being made or removed right now is no container.
+        // Skip containers that are being created or deleted.
         if let Some(state) = entry
             .file_name()
             .to_str()
-            .and_then(|id| State::load(root, id).ok())
+            .and_then(|id| StateFile::load(root, id).ok())
             && let Ok(described) = describe(root, &state)
         {
             found.push(described);
@@ -619,14 +624,14 @@ fn list(root: &Path, args: &List) -> Result<()> {
 }
 
 fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
-    let state = State::load(root, id)?;
+    let state = StateFile::load(root, id)?;
     let status = state.status(&directory(root, id)?)?;
-    let fits = if frozen {
+    let is_allowed = if frozen {
         matches!(status, Status::Running | Status::Created)
     } else {
         status == Status::Paused
     };
-    if !fits {
+    if !is_allowed {
         return Err(Error::State(format!(
             "cannot {} a container that is {}",
             if frozen { "pause" } else { "resume" },
@@ -637,7 +642,7 @@ fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
 }
 
 fn update(root: &Path, args: Update) -> Result<()> {
-    let state = State::load(root, &args.id)?;
+    let state = StateFile::load(root, &args.id)?;
     let mut resources: Resources = match &args.resources {
         Some(file) => {
             let bytes = if file.as_os_str() == "-" {
@@ -690,7 +695,7 @@ fn features() -> serde_json::Value {
     })
 }
 
-/// A configuration that runs a shell in `rootfs`.
+/// Returns a configuration that runs a shell in `rootfs`.
 fn example() -> serde_json::Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     json!({

@@ -1,17 +1,16 @@
-//! `whelk oci`: the runtime behind the command line that the OCI runtime specification and its
-//! users expect.
+//! `whelk oci`: the command line of the OCI runtime, compatible with runc's.
 //!
 //! ```text
 //! <root>/<id>/state.json    pid and start time of the first process, bundle, cgroup
 //!            /config.json   the configuration the container was created with
-//!            /exec.fifo     there until the container is started: a byte written to it lets the program run
+//!            /exec.fifo     exists until the container is started: a byte written to it starts the program
 //! ```
-//! Each call is a process of its own with one thread; nothing stays behind but the container.
+//! Each call is a separate, single-threaded process; only the container remains.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "printing is what a command line does"
+    reason = "a command line prints its results"
 )]
 
 mod commands;
@@ -34,13 +33,13 @@ struct Cli {
     /// Directory for the state of containers
     #[arg(long, global = true, default_value = "/run/whelk/oci")]
     root: PathBuf,
-    /// File for errors, beside standard error
+    /// File to log to, in addition to standard error
     #[arg(long, global = true)]
     log: Option<PathBuf>,
     /// Format of the log file: text or json
     #[arg(long, global = true, default_value = "text")]
     log_format: String,
-    /// Tell more: each command that is carried out
+    /// Also log each command
     #[arg(long, global = true)]
     debug: bool,
     /// Let systemd manage cgroups
@@ -62,23 +61,23 @@ enum Command {
     State { id: String },
     /// Send a signal to a container's first process
     Kill(Kill),
-    /// Remove a container that has ended
+    /// Delete a stopped container
     Delete(Delete),
     /// Run a further process in a container
-    Exec(Exec),
+    Exec(ExecOptions),
     /// List a container's processes
     Ps(Ps),
     /// List containers
     List(List),
-    /// Stop all processes of a container in their tracks
+    /// Suspend all processes of a container
     Pause { id: String },
-    /// Let the processes of a paused container go on
+    /// Resume all processes of a container
     Resume { id: String },
     /// Change the limits of a container
     Update(Update),
-    /// Print what this runtime can do
+    /// Print the features of this runtime
     Features,
-    /// Write a configuration to start from
+    /// Write an example configuration
     Spec(Bundle),
 }
 
@@ -99,7 +98,7 @@ struct Create {
     /// Socket to send the terminal's master to
     #[arg(long)]
     console_socket: Option<PathBuf>,
-    /// How many descriptors behind standard error the program gets
+    /// Number of descriptors after standard error to pass to the program
     #[arg(long, default_value_t = 0)]
     preserve_fds: u32,
     id: String,
@@ -116,7 +115,7 @@ struct Run {
 
 #[derive(Debug, Args)]
 struct Kill {
-    /// Send it to all processes of the container
+    /// Send the signal to all processes of the container
     #[arg(short, long)]
     all: bool,
     id: String,
@@ -126,14 +125,14 @@ struct Kill {
 
 #[derive(Debug, Args)]
 struct Delete {
-    /// Kill it first if it runs; a missing one is fine
+    /// Kill the container first if it is running; do not fail if it does not exist
     #[arg(short, long)]
     force: bool,
     id: String,
 }
 
 #[derive(Debug, Args)]
-struct Exec {
+struct ExecOptions {
     /// File with the process to run (an OCI process object)
     #[arg(short, long)]
     process: Option<PathBuf>,
@@ -149,13 +148,13 @@ struct Exec {
     /// User as UID[:GID]
     #[arg(short, long)]
     user: Option<String>,
-    /// Capabilities to have beside the container's
+    /// Capabilities to add to the container's
     #[arg(short, long)]
     cap: Vec<String>,
-    /// Also in a container that is paused: the process runs when it is resumed
+    /// Allow in a paused container: the process runs when it is resumed
     #[arg(long)]
     ignore_paused: bool,
-    /// How many descriptors behind standard error the program gets
+    /// Number of descriptors after standard error to pass to the program
     #[arg(long, default_value_t = 0)]
     preserve_fds: u32,
     /// Do not wait for the process
@@ -174,7 +173,7 @@ struct Exec {
 
 #[derive(Debug, Args)]
 struct Ps {
-    /// table or json
+    /// Output format: table or json
     #[arg(short, long, default_value = "table")]
     format: String,
     id: String,
@@ -182,10 +181,10 @@ struct Ps {
 
 #[derive(Debug, Args)]
 struct List {
-    /// table or json
+    /// Output format: table or json
     #[arg(short, long, default_value = "table")]
     format: String,
-    /// Only ids
+    /// Print only ids
     #[arg(short, long)]
     quiet: bool,
 }
@@ -219,18 +218,18 @@ struct Update {
     /// Memory nodes to use
     #[arg(long, default_value = "")]
     cpuset_mems: String,
-    /// Most processes
+    /// Maximum number of processes
     #[arg(long, allow_hyphen_values = true)]
     pids_limit: Option<i64>,
     id: String,
 }
 
-/// The definitions of the commands, for manual pages.
+/// Returns the definitions of the commands, for manual pages.
 pub fn definitions() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the command line; `arguments` begin behind `oci`.
+/// Runs the command line; `arguments` are those after `oci`.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(std::iter::once(OsString::from("whelk oci")).chain(arguments));
     if matches!(
@@ -239,7 +238,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     ) && let Err(error) = protect()
     {
         eprintln!(
-            "whelk oci: error: protect this program from the container: {}",
+            "whelk oci: error: protect the whelk executable from the container: {}",
             whelk_sys::errno_text(&error)
         );
         return ExitCode::FAILURE;
@@ -249,19 +248,20 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         as_json: cli.log_format == "json",
     };
     if cli.debug {
-        log.tell("debug", &format!("{:?}", cli.command));
+        log.write("debug", &format!("{:?}", cli.command));
     }
     match commands::run(cli, &log) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            log.tell("error", &error.to_string());
+            log.write("error", &error.to_string());
             ExitCode::FAILURE
         }
     }
 }
 
-/// Goes on from where a container cannot write to this program ([`whelk_sys::program`]), and closes
-/// this process's memory and descriptors to it. Nothing of a container has been touched before.
+/// Re-executes this program from a file that a container cannot write to ([`whelk_sys::program`]),
+/// and makes the process non-dumpable, so that a container cannot access its memory and
+/// descriptors. Runs before anything of a container is accessed.
 fn protect() -> std::io::Result<()> {
     use std::os::unix::ffi::OsStringExt;
     let c_string = |text: OsString| CString::new(text.into_vec()).map_err(std::io::Error::other);
@@ -281,19 +281,19 @@ fn protect() -> std::io::Result<()> {
             .collect::<std::io::Result<Vec<_>>>()?;
         return Err(exec_fd(sealed.as_fd(), &arguments, &environment));
     }
-    // Executed by a descriptor, whose number would be its name.
+    // Executed by descriptor, so the name would be the descriptor's number.
     rustix::thread::set_name(c"whelk")?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Into::into)
 }
 
-/// Where callers read what went wrong: on standard error, and in a file where they want one.
+/// Log for callers: standard error, and a file if one is given.
 struct Log {
     file: Option<PathBuf>,
     as_json: bool,
 }
 
 impl Log {
-    fn tell(&self, level: &str, text: &str) {
+    fn write(&self, level: &str, text: &str) {
         eprintln!("whelk oci: {level}: {text}");
         let Some(file) = &self.file else { return };
         let line = if self.as_json {

@@ -1,4 +1,4 @@
-//! A container's state on disk, and what its first process says about it.
+//! The state file of a container, and the state of its first process.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,18 +11,22 @@ use whelk_runtime::spec::Spec;
 use whelk_runtime::{Error, Result};
 use whelk_sys::fs;
 
+/// Content of `state.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct State {
+pub(crate) struct StateFile {
     pub id: String,
     pub pid: i32,
-    /// Clock ticks after boot (proc_pid_stat(5), field 22): with it, a pid cannot be mistaken for a
-    /// later one's.
+    /// Start time of the process in clock ticks after boot (proc_pid_stat(5), field 22), to detect
+    /// that a pid was reused.
     pub start_time: u64,
     pub bundle: PathBuf,
+    /// Path of the cgroup below the root of the hierarchy.
     pub cgroup: String,
+    /// Time of creation, RFC 3339.
     pub created: String,
 }
 
+/// Status of a container in the terms of the OCI specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     Created,
@@ -42,10 +46,10 @@ impl Status {
     }
 }
 
-/// The directory of a container.
+/// Returns the directory of a container.
 ///
 /// # Errors
-/// An id that could lead elsewhere.
+/// Returns an error if the id is not a valid name for a directory.
 pub(crate) fn directory(root: &Path, id: &str) -> Result<PathBuf> {
     let valid = whelk_sys::in_root::is_entry_name(id.as_ref())
         && id.len() <= 1024
@@ -61,7 +65,11 @@ pub(crate) fn directory(root: &Path, id: &str) -> Result<PathBuf> {
     }
 }
 
-impl State {
+impl StateFile {
+    /// Reads the state file of a container.
+    ///
+    /// # Errors
+    /// Returns [`Error::State`] if the container does not exist.
     pub(crate) fn load(root: &Path, id: &str) -> Result<Self> {
         let bytes = match fs::read(directory(root, id)?.join("state.json")) {
             Err(error) if error.is_not_found() => {
@@ -78,6 +86,7 @@ impl State {
         Ok(fs::replace(directory.join("state.json"), bytes, 0o600)?)
     }
 
+    /// Reads the configuration the container was created with.
     pub(crate) fn spec(&self, directory: &Path) -> Result<Spec> {
         let bytes = fs::read(directory.join("config.json"))?;
         serde_json::from_slice(&bytes)
@@ -88,11 +97,11 @@ impl State {
         Cgroup::at(&self.cgroup)
     }
 
-    /// The container's first process. Opened before it is recognised by its start time, so it
-    /// cannot be another that has got the number meanwhile.
+    /// Opens a pidfd of the container's first process. The start time is compared after opening, so
+    /// it cannot be another process that got the same pid.
     ///
     /// # Errors
-    /// It has ended.
+    /// Returns [`Error::State`] if the process has exited.
     pub(crate) fn open_process(&self) -> Result<OwnedFd> {
         let ended = || Error::State("container not running".into());
         let pid = Pid::from_raw(self.pid).ok_or_else(ended)?;
@@ -127,7 +136,8 @@ impl State {
     }
 }
 
-/// State letter and start time of a process. Its name, which is in between, may be any bytes.
+/// Returns the state letter and the start time of a process. The name before them in the file may
+/// contain any bytes.
 pub(crate) fn process(pid: i32) -> Option<(char, u64)> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);

@@ -526,7 +526,7 @@ pub(super) fn discard_unfinished(root: &Path) -> Result<()> {
         root.join(UNFINISHED),
         root.join(format!("{UNFINISHED}-journal")),
     ] {
-        fs::remove_if_there(path)?;
+        fs::remove_if_exists(path)?;
     }
     Ok(())
 }
