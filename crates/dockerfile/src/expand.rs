@@ -1,4 +1,4 @@
-//! Words: quotes, escapes, and variables with the modifiers that Dockerfiles know.
+//! Expansion of words: quotes, escapes, and variables with the modifiers of Dockerfiles.
 //!
 //! The rules are BuildKit's: `$x`, `${x}`, `${x:-word}`, `${x-word}`, `+`, `?`, `#`, `##`, `%`,
 //! `%%`, `/` and `//`.
@@ -9,23 +9,23 @@ use regex_lite::Regex;
 
 use crate::{Error, Result};
 
-/// What a word may expand to, in bytes: variables that double themselves must not fill memory. The
-/// kernel takes 128 KiB as one argument or variable.
-pub const LONGEST_WORD: usize = 1 << 20;
+/// Limit of the expansion of a word in bytes, so that nested variables cannot exhaust memory. The
+/// kernel's limit for an argument or environment variable is 128 KiB (execve(2)).
+pub const MAX_WORD: usize = 1 << 20;
 
-/// Patterns of one word may take this many steps of matching: the letters of each pattern times the
-/// bytes of its value.
-const MOST_STEPS: usize = 1 << 27;
+/// Limit of the steps for matching the patterns of a word: the length of each pattern times that of
+/// its value.
+const MAX_STEPS: usize = 1 << 27;
 
-/// `${a:-${b:-…}}` may be nested this deep.
-const DEEPEST: usize = 64;
+/// Limit of nested substitutions such as `${a:-${b:-…}}`.
+const MAX_DEPTH: usize = 64;
 
 /// Variables by name.
 #[derive(Clone, Debug, Default)]
 pub struct Environment<'a>(HashMap<&'a str, &'a str>);
 
 impl<'a> Environment<'a> {
-    /// Reads `NAME=value` entries; of several with one name the last counts.
+    /// Takes `NAME=value` entries; the last one of a name is used.
     pub fn new(entries: impl IntoIterator<Item = &'a str>) -> Self {
         Self(
             entries
@@ -48,19 +48,19 @@ pub struct Lexer<'a> {
 }
 
 impl Lexer<'_> {
-    /// Replaces variables in `text` and takes quotes and escapes off; blanks stay.
+    /// Replaces variables in `text` and removes quotes and escapes; white space is kept.
     ///
     /// # Errors
-    /// A quote that is not closed, a bad substitution, a variable that must be set, a result that
-    /// is too long.
+    /// Returns an error for an unterminated quote, an invalid substitution, a required variable
+    /// that is not set, and a result that is too long.
     pub fn word(&self, text: &str) -> Result<String> {
         self.expand(text).map(|(word, _)| word)
     }
 
-    /// The same, split at blanks outside quotes after the replacement.
+    /// Like [`Lexer::word`], with the result split at white space outside quotes.
     ///
     /// # Errors
-    /// As [`Lexer::word`].
+    /// Returns the same errors as [`Lexer::word`].
     pub fn words(&self, text: &str) -> Result<Vec<String>> {
         self.expand(text).map(|(_, words)| words)
     }
@@ -74,7 +74,7 @@ impl Lexer<'_> {
             expanded: 0,
             steps: 0,
         };
-        // A word can be as long as a line; nobody wants to read that in an error.
+        // A word can be as long as a line, so only its beginning is shown.
         const SHOWN: usize = 256;
         let shown = || text.chars().take(SHOWN).collect::<String>();
         scan.until(None, false)
@@ -82,19 +82,19 @@ impl Lexer<'_> {
     }
 }
 
-/// A word that is being read.
+/// State of expanding a word.
 struct Scan<'a> {
     lexer: Lexer<'a>,
     letters: Vec<char>,
     at: usize,
     depth: usize,
-    /// Bytes of variables' values that were inserted so far, those of discarded operands included.
+    /// Number of bytes of variables' values inserted so far, including those of discarded operands.
     expanded: usize,
-    /// Steps that matching patterns has taken so far.
+    /// Number of matching steps so far.
     steps: usize,
 }
 
-/// What was read so far, as one text and as words.
+/// The output so far, as one text and split into words.
 #[derive(Default)]
 struct Output {
     text: String,
@@ -103,13 +103,13 @@ struct Output {
 }
 
 impl Output {
-    /// Adds what belongs to a word whatever it is.
+    /// Adds text whose white space does not separate words.
     fn quoted(&mut self, text: &str) {
         self.text.push_str(text);
         self.word.push_str(text);
     }
 
-    /// Adds text whose blanks end words.
+    /// Adds text whose white space separates words.
     fn plain(&mut self, text: &str) {
         self.text.push_str(text);
         for letter in text.chars() {
@@ -140,8 +140,8 @@ impl Scan<'_> {
         letter
     }
 
-    /// Reads up to `stop` or the end. With `raw` the escape character stays: patterns have escapes
-    /// of their own.
+    /// Expands up to `stop` or to the end. With `raw`, escape characters are kept, because patterns
+    /// have escapes of their own.
     fn until(&mut self, stop: Option<char>, raw: bool) -> Result<(String, Vec<String>)> {
         let mut output = Output::default();
         while let Some(letter) = self.next() {
@@ -161,7 +161,7 @@ impl Scan<'_> {
                 }
                 letter => output.plain(letter.encode_utf8(&mut [0; 4])),
             }
-            if output.text.len() > LONGEST_WORD {
+            if output.text.len() > MAX_WORD {
                 return Err(too_long());
             }
         }
@@ -173,7 +173,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Everything between single quotes is taken as it is.
+    /// Reads up to the closing single quote; nothing is expanded.
     fn single_quotes(&mut self) -> Result<String> {
         let mut text = String::new();
         loop {
@@ -189,8 +189,8 @@ impl Scan<'_> {
         }
     }
 
-    /// Between double quotes only variables are replaced, and only `"`, `$` and the escape itself
-    /// are escaped.
+    /// Reads up to the closing double quote. Variables are expanded, and only `"`, `$` and the
+    /// escape character itself can be escaped.
     fn double_quotes(&mut self, raw: bool) -> Result<String> {
         let mut text = String::new();
         loop {
@@ -221,7 +221,7 @@ impl Scan<'_> {
         }
     }
 
-    /// What follows a `$`.
+    /// Expands the variable after a `$`.
     fn variable(&mut self) -> Result<String> {
         if self.peek() != Some('{') {
             let name = self.name();
@@ -238,9 +238,9 @@ impl Scan<'_> {
             Some(_) => {}
         }
         self.depth += 1;
-        if self.depth > DEEPEST {
+        if self.depth > MAX_DEPTH {
             return Err(Error::new(format!(
-                "substitutions are nested more than {DEEPEST} deep"
+                "substitutions are nested more than {MAX_DEPTH} deep"
             )));
         }
         let value = self.substitution();
@@ -248,7 +248,7 @@ impl Scan<'_> {
         value
     }
 
-    /// Copies a variable's value, and counts it.
+    /// Returns a variable's value, and counts its length.
     fn insert(&mut self, value: Option<&str>) -> Result<String> {
         let value = value.unwrap_or_default();
         self.count(value.len())?;
@@ -257,21 +257,21 @@ impl Scan<'_> {
 
     fn count(&mut self, bytes: usize) -> Result<()> {
         self.expanded = self.expanded.saturating_add(bytes);
-        if self.expanded > LONGEST_WORD {
+        if self.expanded > MAX_WORD {
             Err(too_long())
         } else {
             Ok(())
         }
     }
 
-    /// Counts the steps that matching takes, before it is done.
+    /// Counts the steps of a match, before it is run.
     fn count_steps(&mut self, pattern: &str, value: &str) -> Result<()> {
         self.steps = self
             .steps
             .saturating_add(pattern.len().saturating_mul(value.len()));
-        if self.steps > MOST_STEPS {
+        if self.steps > MAX_STEPS {
             return Err(Error::new(format!(
-                "matching patterns takes more than {MOST_STEPS} steps"
+                "matching patterns takes more than {MAX_STEPS} steps"
             )));
         }
         Ok(())
@@ -335,7 +335,7 @@ impl Scan<'_> {
         }
     }
 
-    /// The word behind a modifier, up to `stop`.
+    /// Expands the operand of a modifier, up to `stop`.
     fn operand(&mut self, stop: char, raw: bool) -> Result<String> {
         match self.until(Some(stop), raw) {
             Err(_) if self.peek().is_none() && stop == '/' => {
@@ -346,7 +346,7 @@ impl Scan<'_> {
         }
     }
 
-    /// A variable's name: letters, digits and `_`; digits alone; or one of the shell's special
+    /// Reads a variable's name: letters, digits and `_`; digits only; or one of the shell's special
     /// parameters.
     fn name(&mut self) -> String {
         let digits = self.peek().is_some_and(|letter| letter.is_ascii_digit());
@@ -370,14 +370,14 @@ impl Scan<'_> {
 }
 
 fn too_long() -> Error {
-    Error::new(format!("the expansion is longer than {LONGEST_WORD} bytes"))
+    Error::new(format!("the expansion is longer than {MAX_WORD} bytes"))
 }
 
 fn missing_brace() -> Error {
     Error::new("syntax error: missing '}'")
 }
 
-/// A shell pattern (`*` and `?`) as an expression.
+/// Converts a shell pattern (`*` and `?`) to a regular expression.
 fn expression(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex> {
     let failed = |cause: String| {
         Error::new(format!(
@@ -391,7 +391,7 @@ fn expression(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex> {
             '*' => text += if greedy { ".*" } else { ".*?" },
             '?' => text.push('.'),
             '\\' => match letters.peek() {
-                // These are escaped for the sake of `${}`, not of the pattern.
+                // Escaped because of the `${}` syntax, not of the pattern.
                 Some('}' | '/') => {}
                 Some('*' | '?' | '\\') => text.extend(['\\'].into_iter().chain(letters.next())),
                 other => {
@@ -407,7 +407,7 @@ fn expression(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex> {
     Regex::new(&text).map_err(|error| failed(error.to_string()))
 }
 
-/// Takes what matches off the front, or off the end.
+/// Removes the match of a pattern at the beginning, or at the end.
 fn trim(value: &str, pattern: &str, greedy: bool, at_end: bool) -> Result<String> {
     if !at_end {
         let found = expression(pattern, greedy, true)?
@@ -415,13 +415,14 @@ fn trim(value: &str, pattern: &str, greedy: bool, at_end: bool) -> Result<String
             .map_or(0, |found| found.end());
         return Ok(value[found..].to_owned());
     }
-    // Leftmost matching finds no shortest end, so both are turned around.
-    let turned: String = value.chars().rev().collect();
-    let trimmed = trim(&turned, &reversed(pattern), greedy, false)?;
+    // Leftmost matching cannot find the shortest match at the end, so value and pattern are
+    // reversed.
+    let reversed_value: String = value.chars().rev().collect();
+    let trimmed = trim(&reversed_value, &reversed(pattern), greedy, false)?;
     Ok(trimmed.chars().rev().collect())
 }
 
-/// A pattern turned around, with its escapes still in front of what they escape.
+/// Reverses a pattern, keeping escapes in front of the characters they escape.
 fn reversed(pattern: &str) -> String {
     let mut pieces: Vec<String> = Vec::new();
     let mut letters = pattern.chars();
@@ -446,7 +447,7 @@ fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<S
     if value
         .len()
         .saturating_add(pieces.saturating_mul(replacement.len()))
-        > LONGEST_WORD
+        > MAX_WORD
     {
         return Err(too_long());
     }
@@ -459,9 +460,9 @@ fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<S
 mod tests {
     use super::*;
 
-    /// BuildKit's own cases: `platform|input|expansion`.
+    /// BuildKit's test cases: `platform|input|expansion`.
     #[test]
-    fn variables_expand_as_in_buildkit() {
+    fn expands_variables_like_buildkit() {
         let environment = Environment::new(["PWD=/home", "SHELL=bash", "KOREAN=한국어", "NULL="]);
         let lexer = Lexer {
             escape: '\\',
@@ -489,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_split_as_in_buildkit() {
+    fn splits_words_like_buildkit() {
         let mut entries: Vec<String> = Vec::new();
         for line in include_str!("../tests/words.txt")
             .lines()
@@ -564,7 +565,7 @@ mod tests {
 
     #[test]
     fn nothing_grows_without_bound() {
-        let long = format!("A={}", "x".repeat(LONGEST_WORD / 2));
+        let long = format!("A={}", "x".repeat(MAX_WORD / 2));
         let environment = Environment::new([long.as_str()]);
         let lexer = Lexer {
             escape: '\\',

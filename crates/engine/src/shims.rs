@@ -20,7 +20,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use whelk_runtime::cgroup::Cgroup;
-use whelk_shim::protocol::{self, Event, Launch, Launched, Reply, Request};
+use whelk_shim::protocol::{self, ContainerLaunch, Event, Launched, Reply, Request};
 
 use crate::error::{Error, Result};
 use crate::instance::{Instance, through_descriptor};
@@ -134,7 +134,7 @@ impl Shims {
     /// What kept the container from starting.
     pub async fn launch(
         self: &Arc<Self>,
-        launch: &Launch,
+        launch: &ContainerLaunch,
         attached: Vec<OwnedFd>,
     ) -> std::result::Result<((i32, i64), UnixStream), LaunchError> {
         let message =
@@ -293,7 +293,7 @@ async fn read_body(socket: &mut UnixStream) -> Result<Vec<u8>> {
     };
     let mut head = [0; 4];
     socket.read_exact(&mut head).await.map_err(lost)?;
-    let mut body = vec![0; protocol::announced(head).map_err(lost)?];
+    let mut body = vec![0; protocol::body_length(head).map_err(lost)?];
     socket.read_exact(&mut body).await.map_err(lost)?;
     Ok(body)
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde::{Deserialize, Serialize};
-use whelk_sys::process::{CloneFlags, Cloned, clone_process, end_apart, exit_now, setns};
+use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now, run_isolated, setns};
 use whelk_sys::seccomp::Instruction;
 
 use crate::affinity;
@@ -130,7 +130,7 @@ pub fn start(exec: &ExecRequest<'_>, cgroup: Option<&Cgroup>) -> Result<Starting
         Cloned::Child => {
             drop(ours);
             let error = match intermediate(exec, cgroup) {
-                Ok(config) => end_apart(
+                Ok(config) => run_isolated(
                     process::STREAMS + exec.preserved,
                     theirs.into(),
                     &config,

@@ -1,7 +1,7 @@
-//! A shim's birth: detach from the engine, wait for a container to run, run it.
+//! Startup of a shim: detach from the engine, wait for a container to run, run it.
 //!
-//! A shim may wait long: the engine keeps a few ready, so that starting a container does not wait
-//! for a program to be loaded. One whose engine goes away before it got a container just ends.
+//! A shim may wait for a long time: the engine keeps a few ready, so that starting a container does
+//! not include loading a program. A shim whose engine exits before it got a container exits too.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -26,26 +26,27 @@ use crate::filter;
 use crate::logs::{Writer, now};
 use crate::poll::{Poll, Token};
 use crate::process::{Pipes, Process};
-use crate::protocol::{self, Launch, Launched};
+use crate::protocol::{self, ContainerLaunch, Launched};
 
-/// The most clients that can wait for a start: what one message carries (SCM_MAX_FD).
-const MOST_ATTACHED: usize = 253;
+/// Limit of descriptors in one message (SCM_MAX_FD), and so of clients that can be attached before
+/// the start.
+const MAX_DESCRIPTORS: usize = 253;
 
-/// How much output is read at a time, in bytes.
+/// Size of the buffer for output and requests in bytes.
 const BUFFER: usize = 64 << 10;
 
-/// The shim's whole life. `cgroup` is where shims live, apart from their engine; the socket to the
-/// engine is standard input.
+/// Runs a shim until its container has ended. `cgroup` is the cgroup of the shims, separate from
+/// the engine's; standard input is the socket to the engine.
 pub fn run(cgroup: Option<&str>) -> Result<()> {
     let step = |what: &'static str| {
         move |error: std::io::Error| Error::Os(format!("{what}: {}", whelk_sys::errno_text(&error)))
     };
-    let home = cgroup.map(home).transpose()?;
-    // A child of init, in a session of its own: nothing that happens to the engine or its terminal
-    // reaches it.
+    let own_cgroup = cgroup.map(shim_cgroup).transpose()?;
+    // Becomes a child of init in a session of its own, so that nothing that happens to the engine
+    // or its terminal affects it.
     match clone_process(
         CloneFlags::default(),
-        home.as_ref().and_then(Cgroup::clone_into),
+        own_cgroup.as_ref().and_then(Cgroup::clone_into),
     )
     .map_err(step("fork"))?
     {
@@ -53,28 +54,29 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
         Cloned::Child => {}
     }
     let _ = rustix::process::setsid();
-    // It was executed through a descriptor, whose number would be its name in `ps`.
+    // The shim was executed by descriptor (execveat), so its name in `ps` would be the descriptor's
+    // number.
     let _ = rustix::thread::set_name(c"whelk-shim");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| Error::Os(format!("become subreaper: {error}")))?;
-    // Not readable through /proc from a container that sees this process before its program runs
-    // (CVE-2019-5736).
+    // Non-dumpable: not accessible through /proc from a container that can see this process before
+    // its program runs (CVE-2019-5736).
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|error| Error::Os(format!("prctl: {error}")))?;
     signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let signals =
         signal::signal_fd(&[rustix::process::Signal::CHILD.as_raw()]).map_err(step("signalfd"))?;
     let poll = Poll::new().map_err(|error| Error::Os(format!("epoll: {error}")))?;
-    if let Some(home) = home {
-        home.enter()?;
+    if let Some(own_cgroup) = own_cgroup {
+        own_cgroup.enter()?;
     }
     let engine = rustix::stdio::stdin()
         .try_clone_to_owned()
-        .map_err(step("take over the engine's socket"))?;
+        .map_err(step("duplicate the engine's socket"))?;
     let Some((mut launch, mut attached)) = receive(&engine)? else {
         return Ok(());
     };
-    // Kept open only until the container is inside: the namespace lives as long as its processes.
+    // Kept open only until the container has joined it: its processes keep the namespace alive.
     let network = if launch.network && !attached.is_empty() {
         Some(attached.remove(0))
     } else {
@@ -102,26 +104,26 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
         },
         Err(error) => Launched::Failed(error.clone()),
     };
-    // The engine may have died meanwhile; the container runs all the same and is found by its
-    // socket.
+    // The engine may have exited meanwhile. The container runs nevertheless, and a new engine finds
+    // it by its socket.
     let _ = protocol::write(SocketWriter(&engine), &message);
     close_stdin();
-    // A container that did not start is its starter's to report.
+    // A container that did not start is reported by the engine.
     let Ok((mut shim, _)) = outcome else {
         return Ok(());
     };
-    // The socket it was born with goes on to carry events: none is missed between start and
-    // subscription.
+    // The initial socket becomes a subscription, so that no event between start and subscription is
+    // missed.
     if set_nonblocking(&engine).is_ok() {
         shim.add_client(engine, Role::Subscriber);
     }
     let result = shim.serve();
     let _ = fs::remove_if_exists(run_dir.join("shim.sock"));
     if let Err(error) = shim.cgroup.remove() {
-        crate::complain(&format!("container {}: {error}", shim.launch.id));
+        crate::log_error(&format!("container {}: {error}", shim.launch.id));
     }
     if shim.log.lost > 0 {
-        crate::complain(&format!(
+        crate::log_error(&format!(
             "container {}: {} bytes of log could not be written",
             shim.launch.id, shim.log.lost
         ));
@@ -129,16 +131,17 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     result
 }
 
-/// The shims' own cgroup: stopping the engine's service does not stop containers, and their cost is
-/// not counted as the engine's.
-fn home(path: &str) -> Result<Cgroup> {
+/// Creates the cgroup of the shims. They have their own, so that stopping the engine's service does
+/// not stop containers and their cost is not accounted to the engine.
+fn shim_cgroup(path: &str) -> Result<Cgroup> {
     let mut cgroup = Cgroup::at(path)?;
-    // The first shims may come here at once: each makes sure of every directory itself.
+    // Several shims may create it concurrently, so each creates all directories that are missing.
     cgroup.create(&Default::default())?;
     Ok(cgroup)
 }
 
-/// Standard input was the engine's socket; the engine must see it end.
+/// Replaces standard input, which is the engine's socket: while it is open, the engine does not see
+/// the connection end.
 fn close_stdin() {
     if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
     {
@@ -166,16 +169,16 @@ impl std::io::Read for SocketReader<'_> {
     }
 }
 
-/// Waits for the container to run. `None` when the engine went away instead.
-fn receive(engine: &OwnedFd) -> Result<Option<(Launch, Vec<OwnedFd>)>> {
+/// Waits for the container to run. Returns `None` if the engine has exited instead.
+fn receive(engine: &OwnedFd) -> Result<Option<(ContainerLaunch, Vec<OwnedFd>)>> {
     let step = |error: std::io::Error| {
         Error::Os(format!(
-            "receive the container to run: {}",
+            "receive container launch: {}",
             whelk_sys::errno_text(&error)
         ))
     };
     let mut head = [0; 4];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_ATTACHED))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         match recvmsg(
@@ -198,7 +201,7 @@ fn receive(engine: &OwnedFd) -> Result<Option<(Launch, Vec<OwnedFd>)>> {
             attached.extend(fds);
         }
     }
-    let mut body = vec![0; protocol::announced(head).map_err(step)?];
+    let mut body = vec![0; protocol::body_length(head).map_err(step)?];
     std::io::Read::read_exact(&mut SocketReader(engine), &mut body).map_err(step)?;
     Ok(Some((
         serde_json::from_slice(&body).map_err(|error| step(error.into()))?,
@@ -206,9 +209,9 @@ fn receive(engine: &OwnedFd) -> Result<Option<(Launch, Vec<OwnedFd>)>> {
     )))
 }
 
-/// Makes the container and everything that serves it. On an error nothing is left behind.
+/// Creates the container and the state to serve it. On an error everything is removed again.
 fn start(
-    launch: Launch,
+    launch: ContainerLaunch,
     attached: Vec<OwnedFd>,
     ports: Vec<OwnedFd>,
     poll: Poll,
@@ -246,7 +249,7 @@ fn start(
                 .map_err(|error| Error::Os(format!("epoll: {error}")))?;
         }
     }
-    let wanted = launch.attached.clone();
+    let requests = launch.attached.clone();
     let mut shim = Shim {
         poll,
         listener,
@@ -261,23 +264,24 @@ fn start(
         next: INIT,
         paused: false,
         freezing: None,
-        oom_told: false,
+        oom_reported: false,
         compressor: None,
         finished: false,
         ports,
         buffer: vec![0; BUFFER],
     };
-    for (stream, wants) in attached.into_iter().zip(wanted) {
+    for (stream, request) in attached.into_iter().zip(requests) {
         if set_nonblocking(&stream).is_ok() {
-            let client = shim.add_client(stream, Role::Asking);
-            shim.attach(client, INIT, wants);
+            let client = shim.add_client(stream, Role::AwaitingRequest);
+            shim.attach(client, INIT, request);
         }
     }
     Ok((shim, started_at))
 }
 
+/// Creates and starts the container's first process. Returns it and its start time.
 fn start_init(
-    launch: &Launch,
+    launch: &ContainerLaunch,
     filter: Option<&whelk_runtime::seccomp::Filter>,
     cgroup: &Cgroup,
     poll: &Poll,
@@ -290,7 +294,7 @@ fn start_init(
     let pipes = if terminal {
         None
     } else {
-        Some(Pipes::open(launch.stdin).map_err(fs::at("make", "pipes"))?)
+        Some(Pipes::open(launch.stdin).map_err(fs::at("create", "pipes"))?)
     };
     let (streams, ours) = match pipes {
         Some(Pipes {
@@ -314,10 +318,10 @@ fn start_init(
         gate: Gate::Starter,
     };
     let mut created = launch::create(&runtime_launch, Some(cgroup))?;
-    // The program's ends of the pipes must be its alone, or their end would never be seen.
+    // Only the program may hold its ends of the pipes; otherwise their end would never be seen.
     drop(runtime_launch);
     if let Some(text) = created.start()? {
-        crate::complain(&format!("container {}: {text}", launch.id));
+        crate::log_error(&format!("container {}: {text}", launch.id));
     }
     let started_at = now();
     let mut init = Process::new(INIT, None, created.pid, created.pidfd);
@@ -326,8 +330,8 @@ fn start_init(
     Ok((init, started_at))
 }
 
-/// The container's socket. Bound through the directory's descriptor: the path may be longer than an
-/// address can be.
+/// Listens on the container's socket. It is bound through a descriptor of the directory, because
+/// the path may exceed the length of a socket address.
 fn listen_in(run_dir: &std::path::Path) -> Result<OwnedFd> {
     let step =
         |error: rustix::io::Errno| Error::Os(format!("listen in {}: {error}", run_dir.display()));

@@ -1,4 +1,4 @@
-//! One connection to the shim: what it asked for, and what still waits to be sent to it.
+//! A client's connection to the shim: its request, and the output that has not been sent yet.
 
 use std::os::fd::OwnedFd;
 
@@ -7,64 +7,67 @@ use rustix::net::{SendFlags, send};
 
 use crate::protocol::Attach;
 
-/// Above this many waiting bytes, the output that feeds a client is not read any more: the program
-/// waits for its slowest reader, and memory stays bounded (CVE-2022-31030).
+/// Above this many pending bytes, the output for a client is no longer read: the program waits for
+/// its slowest reader, and memory use stays bounded (CVE-2022-31030).
 pub(crate) const HIGH_WATER: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Client {
     pub stream: OwnedFd,
     pub role: Role,
-    /// Bytes of a request that is not complete.
+    /// Bytes of an incomplete request.
     pub inbox: Vec<u8>,
     outbox: Vec<u8>,
+    /// How many bytes of `outbox` have been sent.
     sent: usize,
-    /// Close once everything is sent.
+    /// Whether to close the connection once everything is sent.
     pub closing: bool,
 }
 
 #[derive(Debug)]
 pub(crate) enum Role {
-    /// Has not said yet what it wants.
-    Asking,
+    /// Has not sent its request yet.
+    AwaitingRequest,
+    /// Receives events.
     Subscriber,
     Attached(Attached),
 }
 
 #[derive(Debug)]
 pub(crate) struct Attached {
-    /// The number of the process it is attached to.
+    /// Number of the process that the client is attached to.
     pub process: u64,
-    pub wants: Attach,
-    /// It gets output without frames.
+    pub request: Attach,
+    /// Whether it receives output without frames.
     pub raw: bool,
     detach: DetachKeys,
 }
 
 impl Attached {
-    pub(crate) fn new(process: u64, wants: Attach, terminal: bool) -> Self {
+    pub(crate) fn new(process: u64, request: Attach, terminal: bool) -> Self {
         let keys = if terminal {
-            wants.detach_keys.clone()
+            request.detach_keys.clone()
         } else {
             Vec::new()
         };
-        let raw = wants.raw.unwrap_or(terminal);
+        let raw = request.raw.unwrap_or(terminal);
         Self {
             process,
-            wants,
+            request,
             raw,
             detach: DetachKeys { keys, matched: 0 },
         }
     }
 
-    /// Input as the program shall see it, and whether the client typed the keys to detach.
+    /// Returns the input to pass on to the program, and whether it contains the complete detach
+    /// sequence.
     pub(crate) fn filter_input(&mut self, input: &[u8]) -> (Vec<u8>, bool) {
         self.detach.filter(input)
     }
 }
 
-/// Finds a key sequence in typed input. Keys of a sequence that is not completed are passed on
-/// late, not lost.
+/// Finds a key sequence in input. The keys of an incomplete sequence are held back and passed on
+/// later.
 #[derive(Debug)]
 struct DetachKeys {
     keys: Vec<u8>,
@@ -96,14 +99,14 @@ impl DetachKeys {
     }
 }
 
-/// What became of an attempt to send.
+/// Result of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
     All,
-    /// The socket is full; more when it is writable.
+    /// The socket is full; the rest is sent when it is writable.
     Partly,
-    /// The other side is gone.
-    Gone,
+    /// The other side has closed the connection.
+    Closed,
 }
 
 impl Client {
@@ -118,11 +121,12 @@ impl Client {
         }
     }
 
-    pub(crate) fn waiting(&self) -> usize {
+    /// Returns the number of bytes that have not been sent yet.
+    pub(crate) fn pending(&self) -> usize {
         self.outbox.len() - self.sent
     }
 
-    /// Sends `parts` after what is waiting already, as much as the socket takes.
+    /// Queues `parts` and sends as much as the socket accepts.
     pub(crate) fn send(&mut self, parts: &[&[u8]]) -> Sent {
         for part in parts {
             self.outbox.extend_from_slice(part);
@@ -130,8 +134,9 @@ impl Client {
         self.flush()
     }
 
+    /// Sends as much of the queue as the socket accepts.
     pub(crate) fn flush(&mut self) -> Sent {
-        while self.waiting() > 0 {
+        while self.pending() > 0 {
             match send(
                 &self.stream,
                 &self.outbox[self.sent..],
@@ -140,13 +145,13 @@ impl Client {
                 Ok(count) => self.sent += count,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    // Give back what was sent, so that a slow client's backlog does not grow its
-                    // buffer for ever.
+                    // Remove what was sent, so that the buffer of a slow client does not grow
+                    // without bound.
                     self.outbox.drain(..self.sent);
                     self.sent = 0;
                     return Sent::Partly;
                 }
-                Err(_) => return Sent::Gone,
+                Err(_) => return Sent::Closed,
             }
         }
         self.outbox.clear();
@@ -183,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_found_across_reads_and_others_pass() {
+    fn finds_detach_keys_across_reads_and_passes_on_other_input() {
         let keys = &[16, 17];
         check(keys, &[b"abc"], b"abc", false);
         check(keys, &[b"a", &[16], &[17], b"b"], b"a", true);

@@ -1,4 +1,4 @@
-//! The shim at work: one loop over the container's streams, its processes' ends, and its clients.
+//! The event loop of the shim: the container's output, the exits of its processes, and its clients.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,10 +22,10 @@ use crate::logs::{Stream, Writer};
 use crate::pause::Freezing;
 use crate::poll::{Poll, Token};
 use crate::process::{Pipes, Process};
-use crate::protocol::{self, Attach, Event, Exec, Launch, Reply, Request};
+use crate::protocol::{self, Attach, ContainerLaunch, Event, ExecLaunch, Reply, Request};
 
-/// How long clients may take to fetch the last output once the container has ended.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// How long to wait for clients to receive the last output after the container has ended.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The number of the container's first process among the shim's processes.
 pub(crate) const INIT: u64 = 0;
@@ -35,32 +35,32 @@ pub(crate) struct Shim {
     pub listener: OwnedFd,
     pub signals: OwnedFd,
     pub oom: Option<OwnedFd>,
-    pub launch: Launch,
+    pub launch: ContainerLaunch,
     pub cgroup: Cgroup,
     pub log: Writer,
     pub processes: BTreeMap<u64, Process>,
-    /// Those that have not reached their program yet, and may never be among them.
+    /// Execs that have not executed their program yet, and may fail to.
     pub starting: BTreeMap<u64, StartingExec>,
     pub clients: BTreeMap<u64, Client>,
     pub next: u64,
     pub paused: bool,
     /// A pause that the kernel has not completed yet.
     pub freezing: Option<Freezing>,
-    pub oom_told: bool,
-    /// The child that compresses rotated log files.
+    pub oom_reported: bool,
+    /// The child process that compresses rotated log files.
     pub compressor: Option<Pid>,
-    /// The container has ended, and everybody was told.
+    /// Set when the container has ended and its exit event has been queued for all subscribers.
     pub finished: bool,
-    /// Published ports: nobody else gets them while the container runs.
+    /// Sockets of published ports, which keep the ports reserved while the container runs.
     pub ports: Vec<OwnedFd>,
     pub buffer: Vec<u8>,
 }
 
-/// A process on its way to its program, and who waits for that.
+/// An exec that is being started, and the client that waits for it.
 pub(crate) struct StartingExec {
     id: String,
     pub starting: Starting,
-    /// How its process has ended, when that was before its start was known to be over.
+    /// Exit status of the process, if it exited before its start was known to be complete.
     pub ended: Option<WaitStatus>,
     streams: Option<(Option<OwnedFd>, [Option<OwnedFd>; 2])>,
     client: u64,
@@ -68,20 +68,22 @@ pub(crate) struct StartingExec {
 }
 
 impl Shim {
-    /// Runs until the container has ended and everybody who wanted to know has been told.
+    /// Runs until the container has ended and all clients have received what is queued for them, or
+    /// [`FLUSH_TIMEOUT`] has passed.
     pub(crate) fn serve(&mut self) -> Result<()> {
-        let mut farewell: Option<Instant> = None;
+        let mut flush_deadline: Option<Instant> = None;
         loop {
             if self.finished {
-                let farewell = *farewell.get_or_insert_with(|| Instant::now() + FAREWELL);
-                if !self.clients.values().any(|client| client.waiting() > 0)
-                    || Instant::now() >= farewell
+                let flush_deadline =
+                    *flush_deadline.get_or_insert_with(|| Instant::now() + FLUSH_TIMEOUT);
+                if !self.clients.values().any(|client| client.pending() > 0)
+                    || Instant::now() >= flush_deadline
                 {
                     return Ok(());
                 }
             }
             let timeout = self
-                .next_deadline(farewell)
+                .next_deadline(flush_deadline)
                 .map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let ready = self
                 .poll
@@ -91,19 +93,22 @@ impl Shim {
                 self.handle(token, flags);
             }
             self.finish_overdue();
-            self.continue_pause();
+            self.poll_pause();
         }
     }
 
-    /// When something is to be done at the latest even if nothing becomes ready.
-    fn next_deadline(&self, farewell: Option<Instant>) -> Option<Instant> {
+    /// Returns when the loop has to wake up even if nothing becomes ready.
+    fn next_deadline(&self, flush_deadline: Option<Instant>) -> Option<Instant> {
         let lingering = self
             .processes
             .values()
             .filter_map(|process| process.deadline)
             .min();
-        let freezing = self.freezing.as_ref().map(|freezing| freezing.again);
-        [farewell, lingering, freezing].into_iter().flatten().min()
+        let freezing = self.freezing.as_ref().map(|freezing| freezing.next_check);
+        [flush_deadline, lingering, freezing]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn init(&self) -> Option<&Process> {
@@ -134,7 +139,7 @@ impl Shim {
             }
             Token::Input(number) => self.pump_input(number),
             Token::Client(number) => self.client_ready(number, flags),
-            Token::Starting(number) => self.settle(number),
+            Token::Starting(number) => self.advance_exec(number),
         }
     }
 
@@ -142,12 +147,12 @@ impl Shim {
         while let Ok(stream) =
             accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
         {
-            // The directory keeps others out already; a descriptor that leaked must not let them
-            // in.
+            // The directory's permissions keep other users out, but a leaked descriptor of it must
+            // not let them in.
             let allowed = rustix::net::sockopt::socket_peercred(&stream)
                 .is_ok_and(|peer| peer.uid == rustix::process::geteuid());
             if allowed {
-                self.add_client(stream, Role::Asking);
+                self.add_client(stream, Role::AwaitingRequest);
             }
         }
     }
@@ -170,7 +175,7 @@ impl Shim {
             let sent = self
                 .clients
                 .get_mut(&number)
-                .map_or(Sent::Gone, Client::flush);
+                .map_or(Sent::Closed, Client::flush);
             self.after_send(number, sent);
         }
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
@@ -178,7 +183,7 @@ impl Shim {
         }
     }
 
-    /// Reads what a client sent: a request, or input for the program it is attached to.
+    /// Reads what a client has sent: a request, or input for the process it is attached to.
     fn read_client(&mut self, number: u64) {
         let Some(client) = self.clients.get_mut(&number) else {
             return;
@@ -191,7 +196,7 @@ impl Shim {
             Ok(0) => self.client_ended(number),
             Err(_) => self.drop_client(number),
             Ok(count) => match &mut client.role {
-                Role::Asking => {
+                Role::AwaitingRequest => {
                     client.inbox.extend_from_slice(&buffer[..count]);
                     match protocol::take::<Request>(&mut client.inbox) {
                         Ok(None) => {}
@@ -202,9 +207,9 @@ impl Shim {
                 Role::Subscriber => {}
                 Role::Attached(attached) => {
                     let (input, detached) = attached.filter_input(&buffer[..count]);
-                    let (process, wanted) = (attached.process, attached.wants.stdin);
+                    let (process, wanted) = (attached.process, attached.request.stdin);
                     if wanted {
-                        self.give_input(process, &input);
+                        self.write_input(process, &input);
                     }
                     if detached {
                         let exec = self
@@ -220,12 +225,12 @@ impl Shim {
         self.buffer = buffer;
     }
 
-    fn give_input(&mut self, process: u64, input: &[u8]) {
+    fn write_input(&mut self, process: u64, input: &[u8]) {
         let Some(target) = self.processes.get_mut(&process) else {
             return;
         };
         target.write_input(input, &self.poll);
-        // A program that is behind makes its clients wait.
+        // While a program does not read its input, its clients are not read from.
         self.watch_clients_of(process);
     }
 
@@ -236,20 +241,20 @@ impl Shim {
         self.watch_clients_of(process);
     }
 
-    /// Sets what each client of a process is watched for.
+    /// Updates the events that the clients of a process are polled for.
     fn watch_clients_of(&mut self, process: u64) {
-        let takes = self
+        let accepts = self
             .processes
             .get(&process)
             .is_none_or(Process::takes_input);
         for (&number, client) in &self.clients {
             if matches!(&client.role, Role::Attached(attached) if attached.process == process) {
-                let reading = if takes {
+                let reading = if accepts {
                     EventFlags::IN
                 } else {
                     EventFlags::empty()
                 };
-                let writing = if client.waiting() > 0 {
+                let writing = if client.pending() > 0 {
                     EventFlags::OUT
                 } else {
                     EventFlags::empty()
@@ -261,7 +266,8 @@ impl Shim {
         }
     }
 
-    /// A client sends no more. Its output goes on; input of a "once" container ends with it.
+    /// Handles the end of a client's input. It still receives output. With `stdin_once`, and for an
+    /// exec, the process's input ends too.
     fn client_ended(&mut self, number: u64) {
         let Some(client) = self.clients.get(&number) else {
             return;
@@ -269,7 +275,7 @@ impl Shim {
         let Role::Attached(attached) = &client.role else {
             return self.drop_client(number);
         };
-        let (process, wanted_input) = (attached.process, attached.wants.stdin);
+        let (process, wanted_input) = (attached.process, attached.request.stdin);
         let hung_up = rustix::event::poll(
             &mut [rustix::event::PollFd::new(
                 &client.stream,
@@ -284,8 +290,9 @@ impl Shim {
         if hung_up {
             return self.drop_client(number);
         }
-        // Half closed: stop watching for input, or level triggering would never rest.
-        let writing = if client.waiting() > 0 {
+        // Half-closed: stop polling for input, which level-triggered epoll would report all the
+        // time.
+        let writing = if client.pending() > 0 {
             EventFlags::OUT
         } else {
             EventFlags::empty()
@@ -311,7 +318,7 @@ impl Shim {
         };
         self.poll.remove(&client.stream);
         if let Role::Attached(attached) = client.role {
-            if attached.wants.stdin {
+            if attached.request.stdin {
                 self.input_ended(attached.process);
             }
             self.release_output(attached.process);
@@ -336,7 +343,7 @@ impl Shim {
             None
         };
         match sent {
-            Sent::Gone => return self.drop_client(number),
+            Sent::Closed => return self.drop_client(number),
             Sent::All if client.closing => return self.drop_client(number),
             Sent::All | Sent::Partly => {}
         }
@@ -346,7 +353,7 @@ impl Shim {
                 self.release_output(process);
             }
             None => {
-                let writing = if client.waiting() > 0 {
+                let writing = if client.pending() > 0 {
                     EventFlags::OUT
                 } else {
                     EventFlags::empty()
@@ -393,9 +400,9 @@ impl Shim {
                 }
                 return;
             }
-            Request::Attach(wants) => {
+            Request::Attach(request) => {
                 self.reply(number, &Reply::Done);
-                return self.attach(number, INIT, wants);
+                return self.attach(number, INIT, request);
             }
             Request::Exec(request) => return self.exec(number, *request),
             Request::Signal { exec, signal } => self.signal(exec.as_deref(), signal),
@@ -430,14 +437,14 @@ impl Shim {
         }
     }
 
-    pub(crate) fn attach(&mut self, client: u64, process: u64, wants: Attach) {
-        let terminal = self.launch_has_terminal(process);
+    pub(crate) fn attach(&mut self, client: u64, process: u64, request: Attach) {
+        let terminal = self.has_terminal(process);
         if let Some(client) = self.clients.get_mut(&client) {
-            client.role = Role::Attached(Attached::new(process, wants, terminal));
+            client.role = Role::Attached(Attached::new(process, request, terminal));
         }
     }
 
-    fn launch_has_terminal(&self, process: u64) -> bool {
+    fn has_terminal(&self, process: u64) -> bool {
         self.processes
             .get(&process)
             .is_some_and(|process| process.terminal.is_some())
@@ -466,7 +473,7 @@ impl Shim {
         Ok(Reply::Done)
     }
 
-    /// Sets the size of a process's terminal. Without one there is nothing to do, as with Docker.
+    /// Sets the size of a process's terminal. Does nothing without one, as with Docker.
     fn resize(&self, exec: Option<&str>, height: u16, width: u16) -> Result<Reply> {
         let Some(terminal) = &self.find(exec)?.terminal else {
             return Ok(Reply::Done);
@@ -478,18 +485,18 @@ impl Shim {
             ws_ypixel: 0,
         };
         rustix::termios::tcsetwinsize(terminal, size)
-            .map_err(|error| Error::Os(format!("resize the terminal: {error}")))?;
+            .map_err(|error| Error::Os(format!("resize terminal: {error}")))?;
         Ok(Reply::Done)
     }
 
-    fn exec(&mut self, client: u64, request: Exec) {
+    fn exec(&mut self, client: u64, request: ExecLaunch) {
         if let Err(error) = self.start_exec(client, request) {
             self.reply(client, &Reply::Failed(error));
         }
     }
 
-    fn start_exec(&mut self, client: u64, request: Exec) -> Result<()> {
-        // Also while a pause is under way: the new process would be stopped on its way to its
+    fn start_exec(&mut self, client: u64, request: ExecLaunch) -> Result<()> {
+        // Also while a pause is in progress: the new process would be frozen before it executes its
         // program.
         if self.paused || self.freezing.is_some() || self.cgroup.is_frozen() {
             return Err(Error::State("the container is paused".into()));
@@ -510,7 +517,7 @@ impl Shim {
             None => (None, None),
         };
         let mut starting = exec::start(
-            &exec::Exec {
+            &exec::ExecRequest {
                 init: &init.pidfd,
                 container: &self.launch.id,
                 linux: self.linux(),
@@ -548,13 +555,14 @@ impl Shim {
         Ok(())
     }
 
-    /// Goes on with a process that is being started, as far as it has come.
-    pub(crate) fn settle(&mut self, number: u64) {
+    /// Processes the messages of an exec that is being started, and replies to its client when it
+    /// has started or failed.
+    pub(crate) fn advance_exec(&mut self, number: u64) {
         let Some(exec) = self.starting.get_mut(&number) else {
             return;
         };
-        let settled = exec.starting.advance(false);
-        if matches!(settled, Ok(Progress::Pending)) {
+        let outcome = exec.starting.advance(false);
+        if matches!(outcome, Ok(Progress::Pending)) {
             return;
         }
         let Some(StartingExec {
@@ -569,7 +577,7 @@ impl Shim {
             return;
         };
         self.poll.remove(starting.descriptor());
-        let connected = settled.and_then(|_| {
+        let connected = outcome.and_then(|_| {
             let (pid, pidfd) = starting
                 .process()
                 .ok_or_else(|| Error::State("the process is gone".into()))?;
@@ -592,8 +600,8 @@ impl Shim {
         let pid = pid_number(process.pid);
         self.processes.insert(number, process);
         self.reply(client, &Reply::Started { pid });
-        if let Some(wants) = attach {
-            self.attach(client, number, wants);
+        if let Some(request) = attach {
+            self.attach(client, number, request);
         }
         if let Some(status) = ended {
             self.process_ended(number, status);
@@ -602,10 +610,10 @@ impl Shim {
 
     fn output_ready(&mut self, number: u64, stream: u8) {
         self.read_output(number, stream);
-        self.finish_if_over(number);
+        self.finish_if_complete(number);
     }
 
-    /// Reads one piece of output and passes it on. False when there was none.
+    /// Reads a chunk of output and forwards it. Returns false if there was none.
     pub(crate) fn read_output(&mut self, number: u64, stream: u8) -> bool {
         let Some(process) = self.processes.get_mut(&number) else {
             return false;
@@ -617,15 +625,15 @@ impl Shim {
         let read = rustix::io::read(fd, &mut buffer[..]);
         match read {
             Err(Errno::AGAIN | Errno::INTR) => {}
-            // A terminal whose last user is gone answers EIO.
+            // A terminal returns EIO when its last user has closed it.
             Ok(0) | Err(_) => process.close_output(stream, &self.poll),
-            Ok(count) => self.pass_on(number, stream, &buffer[..count]),
+            Ok(count) => self.forward_output(number, stream, &buffer[..count]),
         }
         self.buffer = buffer;
         matches!(read, Ok(count) if count > 0)
     }
 
-    fn pass_on(&mut self, number: u64, stream: u8, data: &[u8]) {
+    fn forward_output(&mut self, number: u64, stream: u8, data: &[u8]) {
         if number == INIT {
             self.log.write(
                 if stream == 1 {
@@ -645,9 +653,9 @@ impl Shim {
                 Role::Attached(attached)
                     if attached.process == number
                         && (if stream == 1 {
-                            attached.wants.stdout
+                            attached.request.stdout
                         } else {
-                            attached.wants.stderr
+                            attached.request.stderr
                         }) =>
                 {
                     Some((client, attached.raw))
@@ -655,30 +663,30 @@ impl Shim {
                 _ => None,
             })
             .collect();
-        let mut behind = false;
+        let mut is_behind = false;
         for (client, raw) in receivers {
             if raw {
                 self.send(client, &[data])
             } else {
                 self.send(client, &[&header, data])
             }
-            behind |= self
+            is_behind |= self
                 .clients
                 .get(&client)
-                .is_some_and(|client| client.waiting() > HIGH_WATER);
+                .is_some_and(|client| client.pending() > HIGH_WATER);
         }
-        if behind && let Some(process) = self.processes.get_mut(&number) {
+        if is_behind && let Some(process) = self.processes.get_mut(&number) {
             process.hold(true, &self.poll);
         }
     }
 
-    /// Goes on reading a process's output when none of its clients is behind any more.
+    /// Resumes reading a process's output when no client is behind any more.
     fn release_output(&mut self, number: u64) {
-        let behind = self.clients.values().any(|client| {
+        let is_behind = self.clients.values().any(|client| {
             matches!(&client.role, Role::Attached(attached) if attached.process == number)
-                && client.waiting() > HIGH_WATER / 2
+                && client.pending() > HIGH_WATER / 2
         });
-        if let Some(process) = self.processes.get_mut(&number).filter(|_| !behind) {
+        if let Some(process) = self.processes.get_mut(&number).filter(|_| !is_behind) {
             process.hold(false, &self.poll);
         }
     }
@@ -691,14 +699,14 @@ impl Shim {
         if !self.cgroup.was_out_of_memory() {
             return;
         }
-        // Told once a life; the end's record says it again.
-        if !std::mem::replace(&mut self.oom_told, true) {
+        // The event is sent once per container; the exit record repeats it.
+        if !std::mem::replace(&mut self.oom_reported, true) {
             self.publish(&Event::OutOfMemory);
         }
     }
 }
 
-/// Makes a socket non-blocking for the loop.
+/// Makes a descriptor non-blocking for the event loop.
 pub(crate) fn set_nonblocking(fd: &OwnedFd) -> rustix::io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
     rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)

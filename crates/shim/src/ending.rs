@@ -16,20 +16,20 @@ use whelk_sys::fs;
 use crate::client::Role;
 use crate::container::{INIT, Shim};
 use crate::logs::{compress_rotated, now};
-use crate::protocol::{Event, Exit, Launch, Reply};
+use crate::protocol::{ContainerLaunch, Event, Exit, Reply};
 
 /// How long after the end of a process the end of its output is waited for, as with Docker.
 const LINGER: Duration = Duration::from_secs(2);
 
 impl Shim {
-    /// Waits for every child that has ended: started processes, those that helped to start them,
-    /// and orphans that the kernel gave to this subreaper.
+    /// Reaps every child that has ended: started processes, the intermediate processes of their
+    /// start, and orphans, which the kernel reparents to this subreaper.
     pub(crate) fn reap(&mut self) {
         while let Some(pid) = whelk_sys::process::ended_child() {
-            // It may be the process of an exec that is starting. Once waited for, its number would
-            // mean nothing.
+            // It may be the process of an exec that is being started. Its message with its pid must
+            // be processed before it is reaped: afterwards the pid may be reused.
             for number in self.starting.keys().copied().collect::<Vec<_>>() {
-                self.settle(number);
+                self.advance_exec(number);
             }
             let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG)
             else {
@@ -69,7 +69,8 @@ impl Shim {
 
     pub(crate) fn process_ended(&mut self, number: u64, status: WaitStatus) {
         if number == INIT && !self.linux().has_new(NamespaceKind::Pid) {
-            // The kernel ends the others only when the pid namespace was the container's own.
+            // The kernel kills the other processes only if the container has a pid namespace of its
+            // own.
             let _ = self.cgroup.kill_all();
         }
         let Some(process) = self.processes.get_mut(&number) else {
@@ -78,12 +79,12 @@ impl Shim {
         process.exit = Some(exit_of(status));
         process.deadline = Some(Instant::now() + LINGER);
         self.drain(number);
-        self.finish_if_over(number);
+        self.finish_if_complete(number);
     }
 
     /// Finishes a process that has ended if its output has too. The output of an exec without
     /// clients is not waited for.
-    pub(crate) fn finish_if_over(&mut self, number: u64) {
+    pub(crate) fn finish_if_complete(&mut self, number: u64) {
         let Some(process) = self
             .processes
             .get(&number)
@@ -168,7 +169,7 @@ impl Shim {
             ..exit
         };
         record(&self.launch, &exit);
-        if exit.oom_killed && !std::mem::replace(&mut self.oom_told, true) {
+        if exit.oom_killed && !std::mem::replace(&mut self.oom_reported, true) {
             self.publish(&Event::OutOfMemory);
         }
         self.publish(&Event::Exited(exit));
@@ -182,9 +183,9 @@ impl Shim {
             process.hold(false, &self.poll);
         }
         // More than a pipe or a terminal holds, in bytes: another process may go on writing.
-        const MOST_LEFT: usize = 1 << 20;
+        const MAX_LEFT: usize = 1 << 20;
         for stream in [1, 2] {
-            for _ in 0..MOST_LEFT.div_ceil(self.buffer.len()) {
+            for _ in 0..MAX_LEFT.div_ceil(self.buffer.len()) {
                 if !self.read_output(number, stream) {
                     break;
                 }
@@ -231,15 +232,15 @@ impl Shim {
             match compress_rotated(&config) {
                 Ok(()) => 0,
                 Err(error) => {
-                    crate::complain(&format!("{error}; the file stays as it is"));
+                    crate::log_error(&format!("{error}; the file stays as it is"));
                     1
                 }
             }
         };
         let config = serde_json::to_vec(&self.launch.log).unwrap_or_default();
-        match whelk_sys::process::fork_apart(&config, compress) {
+        match whelk_sys::process::fork_isolated(&config, compress) {
             Ok(pid) => self.compressor = Some(pid),
-            Err(error) => crate::complain(&format!(
+            Err(error) => crate::log_error(&format!(
                 "compress the log of container {}: {error}",
                 self.launch.id
             )),
@@ -263,9 +264,9 @@ fn exit_of(status: WaitStatus) -> Exit {
 
 /// Writes the exit record, whole or not at all. It is not flushed to the disk: the run directory is
 /// of no use after the machine has gone down.
-fn record(launch: &Launch, exit: &Exit) {
+fn record(launch: &ContainerLaunch, exit: &Exit) {
     let content = serde_json::to_vec(exit).unwrap_or_default();
     if let Err(error) = fs::replace(launch.run_dir.join("exit.json"), content, 0o600) {
-        crate::complain(&format!("container {}: {error}", launch.id));
+        crate::log_error(&format!("container {}: {error}", launch.id));
     }
 }

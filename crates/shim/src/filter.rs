@@ -1,4 +1,4 @@
-//! Compiled seccomp filters as files: the engine compiles each once, every shim reads it.
+//! Compiled seccomp filters as files: the engine compiles each once, every shim reads its own.
 //!
 //! ```text
 //! flags (u32 LE) | instructions (8 bytes each: code u16 LE, jump true u8, jump false u8, value u32 LE)
@@ -11,6 +11,7 @@ use whelk_runtime::{Error, Result};
 use whelk_sys::fs;
 use whelk_sys::seccomp::Instruction;
 
+/// Encodes a filter for its file.
 pub fn encode(filter: &Filter) -> Vec<u8> {
     let mut bytes = filter.flags.to_le_bytes().to_vec();
     for instruction in &filter.program {
@@ -21,11 +22,19 @@ pub fn encode(filter: &Filter) -> Vec<u8> {
     bytes
 }
 
+/// Reads a filter from its file.
+///
 /// # Errors
-/// A file that is not whole: no container starts with less of a filter than it should have.
+/// Returns an error if the file is truncated or empty: a container must not start with an
+/// incomplete filter.
 pub fn read(path: &Path) -> Result<Filter> {
     let bytes = fs::read(path)?;
-    let damaged = || Error::Os(format!("{} is not a seccomp filter", path.display()));
+    let damaged = || {
+        Error::Os(format!(
+            "{} is not a complete seccomp filter",
+            path.display()
+        ))
+    };
     let (flags, rest) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
     let (instructions, tail) = rest.as_chunks::<8>();
     if instructions.is_empty() || !tail.is_empty() {

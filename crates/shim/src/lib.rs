@@ -1,8 +1,8 @@
-//! One small process per container: parent of its processes, owner of its streams, writer of its
-//! log.
+//! The shim: one process per container, which is the parent of its processes, owns their streams
+//! and writes the log.
 //!
-//! It outlives the engine. [`boot::run`] is its whole life; [`protocol`] is how anyone talks to it;
-//! [`logs`] is what it leaves on disk. Single-threaded, one epoll loop, no async runtime.
+//! It outlives the engine. [`boot::run`] is its main function, [`protocol`] its interface, [`logs`]
+//! the format of what it writes. It is single-threaded with one epoll loop and no async runtime.
 #![forbid(unsafe_code)]
 
 pub mod boot;
@@ -16,9 +16,10 @@ mod poll;
 mod process;
 pub mod protocol;
 
-/// Tells whoever keeps the engine's standard error. A shim has nobody else to complain to.
-fn complain(text: &str) {
+/// Writes to standard error, which is inherited from the engine. A shim has no other place to log
+/// to.
+fn log_error(text: &str) {
     use std::io::Write;
-    // Which may have gone with the engine.
+    // It may have been closed together with the engine.
     let _ = writeln!(std::io::stderr(), "whelk shim: {text}");
 }

@@ -1,8 +1,8 @@
 //! Pausing and resuming the container's processes.
 //!
-//! The kernel completes a freeze when every process has reached a point where it can stop. One in
-//! uninterruptible sleep (a dead disk or file server) may never get there; the shim serves its
-//! other clients meanwhile.
+//! The kernel completes a freeze when every process has reached a point where it can stop. A
+//! process in uninterruptible sleep (a dead disk or file server) may never do so; the shim serves
+//! its other clients meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -11,19 +11,20 @@ use whelk_runtime::{Error, Result};
 use crate::container::Shim;
 use crate::protocol::Reply;
 
-/// A pause that has been asked for.
+/// A pause that the kernel has not completed yet.
 pub(crate) struct Freezing {
-    /// Who asked.
+    /// The client that waits for the reply.
     pub client: u64,
-    /// When the kernel is asked again whether it is done.
-    pub again: Instant,
-    begin: Instant,
+    /// When to check next whether the kernel has completed it.
+    pub next_check: Instant,
+    started: Instant,
 }
 
-/// How long a freeze may take. The engine waits a little longer for the answer.
+/// Time limit for a freeze. The engine waits a little longer for the reply.
 const LIMIT: Duration = Duration::from_secs(8);
 
 impl Shim {
+    /// Starts to freeze the container; the client gets its reply when that is done or has failed.
     pub(crate) fn pause(&mut self, client: u64) {
         if self.freezing.is_some() {
             return self.reply(
@@ -34,33 +35,33 @@ impl Shim {
         let now = Instant::now();
         self.freezing = Some(Freezing {
             client,
-            again: now,
-            begin: now,
+            next_check: now,
+            started: now,
         });
-        self.continue_pause();
+        self.poll_pause();
     }
 
-    /// Goes on with a pause that is under way, and answers when it is done or given up.
-    pub(crate) fn continue_pause(&mut self) {
+    /// Checks a pause that is in progress, and replies when it is done or has timed out.
+    pub(crate) fn poll_pause(&mut self) {
         let now = Instant::now();
         let Some(freezing) = self
             .freezing
             .as_mut()
-            .filter(|freezing| freezing.again <= now)
+            .filter(|freezing| freezing.next_check <= now)
         else {
             return;
         };
-        let elapsed = now - freezing.begin;
+        let elapsed = now - freezing.started;
         let outcome = match self.cgroup.begin_freeze(true) {
             Ok(false) if elapsed < LIMIT => {
-                // Usually it takes a millisecond or two.
-                const SOONEST: Duration = Duration::from_millis(1);
-                const LATEST: Duration = Duration::from_millis(100);
-                freezing.again = now + (elapsed / 4).clamp(SOONEST, LATEST);
+                // A freeze usually takes one or two milliseconds.
+                const MIN_INTERVAL: Duration = Duration::from_millis(1);
+                const MAX_INTERVAL: Duration = Duration::from_millis(100);
+                freezing.next_check = now + (elapsed / 4).clamp(MIN_INTERVAL, MAX_INTERVAL);
                 return;
             }
             Ok(false) => Err(Error::Os(format!(
-                "a process did not stop within {} s",
+                "freeze cgroup: a process did not stop within {} s",
                 LIMIT.as_secs()
             ))),
             Ok(true) => Ok(Reply::Done),
@@ -75,6 +76,7 @@ impl Shim {
         self.reply(client, &outcome.unwrap_or_else(Reply::Failed));
     }
 
+    /// Thaws the container; a pause in progress fails.
     pub(crate) fn resume(&mut self) -> Result<Reply> {
         if let Some(freezing) = self.freezing.take() {
             self.reply(

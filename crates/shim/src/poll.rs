@@ -7,7 +7,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::{Errno, Result};
 
-/// What became ready. Numbers name a process or a client of the shim.
+/// Identifies what became ready. The numbers are those of the shim's processes and clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Token {
     Listener,
@@ -15,15 +15,15 @@ pub(crate) enum Token {
     OutOfMemory,
     Output(u64),
     ErrorOutput(u64),
-    /// The terminal's master: output, and room for input.
+    /// Master end of a terminal: readable for output, writable for input.
     Terminal(u64),
     Input(u64),
     Client(u64),
-    /// A process on its way to its program.
+    /// The socket of an exec that is being started.
     Starting(u64),
 }
 
-/// The kind lies above this bit, the number below.
+/// Bits from here on hold the kind of a token, those below the number.
 const KIND_SHIFT: u32 = 56;
 
 impl Token {
@@ -66,7 +66,7 @@ impl Poll {
         epoll::create(CreateFlags::CLOEXEC).map(Self)
     }
 
-    /// Watches `fd`; errors and hang-ups are reported whatever `interest` says.
+    /// Watches `fd` for `interest`; errors and hang-ups are always reported.
     pub(crate) fn add(&self, fd: impl AsFd, token: Token, interest: EventFlags) -> Result<()> {
         epoll::add(&self.0, fd, EventData::new_u64(token.encode()), interest)
     }
@@ -76,11 +76,12 @@ impl Poll {
     }
 
     pub(crate) fn remove(&self, fd: impl AsFd) {
-        // Closing a descriptor removes it too; a second removal is not an error worth telling.
+        // Closing the descriptor may have removed it already.
         let _ = epoll::delete(&self.0, fd);
     }
 
-    /// Waits for readiness, at most for `timeout` if given.
+    /// Waits until a descriptor is ready, at most for `timeout`. Returns an empty list on a timeout
+    /// or a signal.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Result<Vec<(Token, EventFlags)>> {
         let timeout = timeout.map(|timeout| {
             Timespec::try_from(timeout).unwrap_or(Timespec {
@@ -109,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_survive_the_kernel() {
+    fn tokens_round_trip() {
         for token in [
             Token::Listener,
             Token::Signals,

@@ -1,4 +1,4 @@
-//! One process of the container that the shim started: its streams and how it ended.
+//! A process of the container that the shim has started: its streams and its exit status.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
@@ -12,8 +12,8 @@ use rustix::process::Pid;
 use crate::poll::{Poll, Token};
 use crate::protocol::Exit;
 
-/// Input that clients have sent and the program has not read yet is bounded like output is.
-const MOST_INPUT: usize = 256 << 10;
+/// Limit of pending input in bytes, above which clients' input is no longer read.
+const MAX_INPUT: usize = 256 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -26,23 +26,24 @@ pub(crate) struct Process {
     pub outputs: [Option<OwnedFd>; 2],
     pub input: Input,
     pub exit: Option<Exit>,
-    /// Until when its output is waited for: it has ended, and not everybody has been told.
+    /// Set when the process has exited: until when to wait for the end of its output.
     pub deadline: Option<Instant>,
-    /// Output is not read while a client is behind.
+    /// Whether reading output is suspended because a client is behind.
     pub held: bool,
 }
 
-/// The writing end of a program's standard input, when it is a pipe, and what waits to be written
+/// The write end of a program's standard input, if it is a pipe, and the data still to be written
 /// to it.
 #[derive(Debug, Default)]
 pub(crate) struct Input {
     pipe: Option<OwnedFd>,
-    waiting: Vec<u8>,
+    pending: Vec<u8>,
+    /// Whether to close the pipe once everything is written.
     end: bool,
     watched: bool,
 }
 
-/// The ends of the pipes of a process without a terminal: the program's, and the shim's.
+/// Pipes of a process without a terminal: the program's ends and the shim's.
 pub(crate) struct Pipes {
     pub theirs: [OwnedFd; 3],
     pub input: Option<OwnedFd>,
@@ -50,7 +51,8 @@ pub(crate) struct Pipes {
 }
 
 impl Pipes {
-    /// Pipes for output, and for input if `stdin`; else the program reads from the null device.
+    /// Creates pipes for output, and for input if `stdin`; otherwise the program reads from
+    /// `/dev/null`.
     pub(crate) fn open(stdin: bool) -> rustix::io::Result<Self> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC);
         let (their_input, input) = if stdin {
@@ -98,7 +100,7 @@ impl Process {
         }
     }
 
-    /// Takes over the shim's ends of the streams and watches them.
+    /// Takes the shim's ends of the streams and watches them.
     pub(crate) fn connect(
         &mut self,
         terminal: Option<OwnedFd>,
@@ -124,7 +126,7 @@ impl Process {
         Ok(())
     }
 
-    /// Stops or goes on reading output.
+    /// Suspends or resumes reading output.
     pub(crate) fn hold(&mut self, held: bool, poll: &Poll) {
         if std::mem::replace(&mut self.held, held) == held {
             return;
@@ -152,49 +154,49 @@ impl Process {
         }
     }
 
-    /// Gives input to the program, or keeps it until the program takes it.
+    /// Writes input to the program, or queues it until the program accepts it.
     pub(crate) fn write_input(&mut self, data: &[u8], poll: &Poll) {
-        self.input.waiting.extend_from_slice(data);
+        self.input.pending.extend_from_slice(data);
         self.pump_input(poll);
     }
 
-    /// Ends the program's input once all of it is written. A terminal's input has no end.
+    /// Closes the program's standard input once everything is written. No effect on a terminal.
     pub(crate) fn end_input(&mut self, poll: &Poll) {
         self.input.end = true;
         self.pump_input(poll);
     }
 
-    /// Whether the program can take more input.
+    /// Whether the queue has room for more input.
     pub(crate) fn takes_input(&self) -> bool {
-        self.input.waiting.len() < MOST_INPUT
+        self.input.pending.len() < MAX_INPUT
     }
 
-    /// Writes waiting input as far as the program takes it.
+    /// Writes queued input as far as the program accepts it.
     pub(crate) fn pump_input(&mut self, poll: &Poll) {
         let Some(fd) = self.terminal.as_ref().or(self.input.pipe.as_ref()) else {
-            self.input.waiting.clear();
+            self.input.pending.clear();
             return;
         };
-        let mut gone = false;
-        while !self.input.waiting.is_empty() {
-            match rustix::io::write(fd, &self.input.waiting) {
-                Ok(count) => drop(self.input.waiting.drain(..count)),
+        let mut closed = false;
+        while !self.input.pending.is_empty() {
+            match rustix::io::write(fd, &self.input.pending) {
+                Ok(count) => drop(self.input.pending.drain(..count)),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(_) => {
-                    gone = true;
-                    self.input.waiting.clear();
+                    closed = true;
+                    self.input.pending.clear();
                 }
             }
         }
         self.watch_input(poll);
-        if self.input.waiting.is_empty() && (self.input.end || gone) {
+        if self.input.pending.is_empty() && (self.input.end || closed) {
             self.input.pipe = None;
         }
     }
 
     fn watch_input(&mut self, poll: &Poll) {
-        let wanted = !self.input.waiting.is_empty();
+        let wanted = !self.input.pending.is_empty();
         if std::mem::replace(&mut self.input.watched, wanted) == wanted {
             return;
         }
@@ -218,7 +220,7 @@ impl Process {
         }
     }
 
-    /// The descriptor that output of `stream` (1 or 2) comes from.
+    /// Returns the descriptor that output of `stream` (1 or 2) is read from.
     pub(crate) fn output(&self, stream: u8) -> Option<&OwnedFd> {
         if self.terminal.is_some() {
             self.terminal.as_ref().filter(|_| stream == 1)
@@ -227,12 +229,12 @@ impl Process {
         }
     }
 
-    /// Whether nobody has its output open any more.
+    /// Whether all outputs have been closed by their writers.
     pub(crate) fn output_has_ended(&self) -> bool {
         self.terminal.is_none() && self.outputs.iter().all(Option::is_none)
     }
 
-    /// Lets go of an output that has ended.
+    /// Closes an output that has ended.
     pub(crate) fn close_output(&mut self, stream: u8, poll: &Poll) {
         if let Some(fd) = self.output(stream) {
             poll.remove(fd.as_fd());
@@ -247,7 +249,7 @@ impl Process {
 
 impl Input {
     fn interest(&self) -> EventFlags {
-        if self.waiting.is_empty() {
+        if self.pending.is_empty() {
             EventFlags::empty()
         } else {
             EventFlags::OUT

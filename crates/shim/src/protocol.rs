@@ -1,20 +1,20 @@
-//! What engine and shim say to each other.
+//! The protocol between engine and shim.
 //!
-//! A shim outlives the engine that started it and may meet a newer one: fields are only ever added,
-//! with defaults.
+//! A shim outlives the engine that started it and may talk to a newer one: fields are only ever
+//! added, with defaults.
 //!
 //! ```text
 //! message: length (u32, little-endian) | JSON
 //!
-//! engine ──Launch + descriptors──► shim          on the socket the shim is born with,
-//!        ◄──Launched───────────────               which is a subscription from then on
+//! engine ─ContainerLaunch + fds──► shim          on the socket that the shim inherits,
+//!        ◄──Launched───────────────               which then becomes a subscription
 //!        ◄─ Event … ───────────────
 //!
 //! anyone ──Request──► shim                       on a connection to shim.sock, one request each
 //!        ◄──Reply────
 //!        ◄─ Event … ─                            after Subscribe
 //!        ◄═ bytes ══►                            after Attach, and Exec with streams: output in Docker's multiplexed
-//!                                                frames (raw with a terminal), input raw, its end by half-close
+//!                                                frames (raw with a terminal), input raw and ended by half-close
 //! ```
 
 use std::io::{self, Read, Write};
@@ -27,42 +27,43 @@ use whelk_runtime::user::UserRequest;
 
 use crate::logs::LogConfig;
 
-/// The largest message that is accepted, in bytes. Larger ones are not ours.
-pub const LARGEST_MESSAGE: usize = 16 << 20;
+/// Size limit of a message in bytes.
+pub const MAX_MESSAGE: usize = 16 << 20;
 
 /// Everything a shim needs to run its container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Launch {
+pub struct ContainerLaunch {
     pub id: String,
     pub spec: Spec,
     pub rootfs: Rootfs,
     pub user: UserRequest,
-    /// The container's directory below the run directory: socket and exit record are made there.
+    /// The container's run directory, in which socket and exit record are created.
     pub run_dir: PathBuf,
-    /// An empty directory for the runtime to attach root file systems on.
+    /// Empty directory for the runtime to attach root file systems to.
     pub scratch: PathBuf,
-    /// File with the compiled seccomp filter; `None` for unconfined.
+    /// File with the compiled seccomp filter; `None` for an unconfined container.
     pub filter: Option<PathBuf>,
     pub log: LogConfig,
-    /// Keep the program's standard input open for clients to write to.
+    /// Whether to keep the program's standard input open for clients to write to.
     pub stdin: bool,
-    /// Close it when the first client that wrote to it leaves.
+    /// Whether to close it when the first client that has written to it detaches.
     pub stdin_once: bool,
-    /// Clients that attached before the start; one descriptor each comes with this message.
+    /// Clients that attached before the start; the message carries one descriptor for each.
     #[serde(default)]
     pub attached: Vec<Attach>,
-    /// The first descriptor that comes with this message is the container's network namespace.
+    /// Whether the first descriptor of the message is the container's network namespace.
     #[serde(default)]
     pub network: bool,
-    /// How many descriptors come next that are only to be kept open until the container has ended:
-    /// published ports.
+    /// Number of the next descriptors, the sockets of published ports, which are only kept open
+    /// until the container has ended.
     #[serde(default)]
     pub ports: usize,
 }
 
+/// The reply to a [`ContainerLaunch`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Launched {
-    /// The program runs. Times are nanoseconds since the epoch.
+    /// The program is running. `started_at` is in nanoseconds since the Unix epoch.
     Running {
         pid: i32,
         started_at: i64,
@@ -70,32 +71,33 @@ pub enum Launched {
     Failed(whelk_runtime::Error),
 }
 
-/// Which streams a client wants.
+/// The streams that a client attaches to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Attach {
     pub stdin: bool,
     pub stdout: bool,
     pub stderr: bool,
-    /// Bytes that end the attachment when typed at a terminal; empty for none.
+    /// Input bytes that detach the client from a terminal; empty for none.
     pub detach_keys: Vec<u8>,
-    /// Output without frames. When it is not said: as the process has a terminal.
+    /// Whether to send output without frames; `None` means if the process has a terminal.
     pub raw: Option<bool>,
 }
 
+/// A request of a client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// All later events of this container, from its present state on.
+    /// Subscribes to the container's events, beginning with its current state.
     Subscribe,
     Attach(Attach),
-    /// Runs a further process.
-    Exec(Box<Exec>),
-    /// Sends a signal to the first process, or to the exec named.
+    /// Starts a further process.
+    Exec(Box<ExecLaunch>),
+    /// Sends a signal to the first process, or to the given exec.
     Signal {
         exec: Option<String>,
         signal: i32,
     },
-    /// Sets the size of the terminal of the first process, or of the exec named.
+    /// Sets the size of the terminal of the first process, or of the given exec.
     Resize {
         exec: Option<String>,
         height: u16,
@@ -104,19 +106,20 @@ pub enum Request {
     Pause,
     Resume,
     Update(Box<Resources>),
-    /// The pids of all processes, as the host numbers them.
+    /// Returns the pids of all processes in the host's pid namespace.
     Processes,
 }
 
+/// A further process to start in the container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Exec {
+pub struct ExecLaunch {
     pub id: String,
     pub process: Process,
     pub user: UserRequest,
     pub filter: Option<PathBuf>,
-    /// The streams that the client will use on this connection; none for a detached exec.
+    /// The streams that the client uses on this connection; `None` for a detached exec.
     pub attach: Option<Attach>,
-    /// Open the program's standard input even though nobody writes to it yet.
+    /// Whether to open a pipe for the program's standard input even if no client writes to it yet.
     pub stdin: bool,
 }
 
@@ -128,7 +131,7 @@ pub enum Reply {
     Failed(whelk_runtime::Error),
 }
 
-/// What a subscriber is told.
+/// An event sent to subscribers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// The state at the time of the subscription.
@@ -138,7 +141,7 @@ pub enum Event {
         execs: Vec<(String, i32)>,
     },
     OutOfMemory,
-    /// A client typed its keys to detach from the first process, or from the exec named.
+    /// A client detached from the first process, or from the given exec, by its detach keys.
     Detached {
         exec: Option<String>,
     },
@@ -149,19 +152,19 @@ pub enum Event {
     Exited(Exit),
 }
 
-/// How a process ended.
+/// Exit status of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// The exit code, or 128 + the signal's number.
+    /// The exit code, or 128 plus the number of the signal that terminated it.
     pub code: i32,
     pub signal: Option<i32>,
     #[serde(default)]
     pub oom_killed: bool,
-    /// Nanoseconds since the epoch.
+    /// Nanoseconds since the Unix epoch.
     pub at: i64,
 }
 
-/// A message with its length in front.
+/// Encodes a message with its length in front.
 pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message)?;
@@ -171,28 +174,29 @@ pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The length that the first four bytes of a message announce.
+/// Returns the length of a message's body from its first four bytes.
 ///
 /// # Errors
-/// `InvalidData` above [`LARGEST_MESSAGE`].
-pub fn announced(head: [u8; 4]) -> io::Result<usize> {
+/// Returns `InvalidData` if it is larger than [`MAX_MESSAGE`].
+pub fn body_length(head: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_le_bytes(head) as usize;
-    if length > LARGEST_MESSAGE {
+    if length > MAX_MESSAGE {
         Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("message of {length} bytes"),
+            format!("message of {length} bytes exceeds the limit of {MAX_MESSAGE}"),
         ))
     } else {
         Ok(length)
     }
 }
 
-/// Takes a complete message off the front of `buffer`, or `None` when more bytes are needed.
+/// Removes a complete message from the front of `buffer` and returns it, or returns `None` if more
+/// bytes are needed.
 pub fn take<T: for<'de> Deserialize<'de>>(buffer: &mut Vec<u8>) -> io::Result<Option<T>> {
     let Some(head) = buffer.first_chunk::<4>() else {
         return Ok(None);
     };
-    let length = announced(*head)?;
+    let length = body_length(*head)?;
     if buffer.len() < 4 + length {
         return Ok(None);
     }
@@ -210,13 +214,13 @@ pub fn write<T: Serialize>(mut stream: impl Write, message: &T) -> io::Result<()
 pub fn read<T: for<'de> Deserialize<'de>>(mut stream: impl Read) -> io::Result<T> {
     let mut head = [0; 4];
     stream.read_exact(&mut head)?;
-    let mut body = vec![0; announced(head)?];
+    let mut body = vec![0; body_length(head)?];
     stream.read_exact(&mut body)?;
     Ok(serde_json::from_slice(&body)?)
 }
 
-/// The header that Docker's clients expect in front of each piece of output without a terminal:
-/// stream number (1 out, 2 error), three zero bytes, length (u32, big-endian).
+/// Returns the header in front of each piece of output in Docker's multiplexed stream format:
+/// stream number (1 for stdout, 2 for stderr), three zero bytes, length (u32, big-endian).
 pub fn output_header(stream: u8, length: usize) -> [u8; 8] {
     let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [stream, 0, 0, 0, a, b, c, d]
@@ -227,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_arrive_whole_or_not_at_all() {
+    fn take_returns_only_complete_messages() {
         let bytes = encode(&Reply::Started { pid: 7 }).unwrap();
         for cut in 0..bytes.len() {
             assert_eq!(take::<Reply>(&mut bytes[..cut].to_vec()).unwrap(), None);
@@ -245,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_lengths_are_refused() {
+    fn rejects_messages_over_the_size_limit() {
         assert!(take::<Reply>(&mut vec![0xff; 8]).is_err());
     }
 }

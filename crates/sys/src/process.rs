@@ -1,4 +1,4 @@
-//! Making processes: `clone3`, `execve`, descriptors and sessions on the way.
+//! Creating processes: `clone3`, `execve`, descriptors, signals, keyrings, priorities and limits.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::check;
 
-/// What a new process gets of its own, as `CLONE_*` bits.
+/// The new namespaces of a process and other `CLONE_*` flags.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct CloneFlags(pub u64);
 
@@ -24,7 +24,7 @@ impl CloneFlags {
     pub const NEWTIME: Self = Self(raw::CLONE_NEWTIME as u64);
     pub const NEWUSER: Self = Self(raw::CLONE_NEWUSER as u64);
     pub const NEWUTS: Self = Self(raw::CLONE_NEWUTS as u64);
-    /// The new process becomes a sibling of the caller.
+    /// The new process becomes a sibling of the caller (CLONE_PARENT).
     pub const PARENT: Self = Self(raw::CLONE_PARENT as u64);
 
     pub fn contains(self, other: Self) -> bool {
@@ -49,19 +49,18 @@ impl std::ops::BitOr for CloneFlags {
     }
 }
 
-/// Where the caller finds itself after [`clone_process`].
+/// Result of [`clone_process`], which returns in both processes.
 #[derive(Debug)]
 pub enum Cloned {
     Child,
     Parent { pid: Pid, pidfd: OwnedFd },
 }
 
-/// Forks with `clone3(2)`: new namespaces by `flags`, and on cgroup v2 born inside `cgroup`.
+/// Forks with `clone3(2)`, into new namespaces given by `flags` and, on cgroup v2, into `cgroup`.
 ///
 /// # Errors
-/// `EBUSY` when the calling process has more than one thread: the child of a threaded process may
-/// not allocate, so only single-threaded callers may use this function. Otherwise what the kernel
-/// says.
+/// Returns `EBUSY` if the calling process has more than one thread: the child of a multi-threaded
+/// process may not allocate memory. Otherwise returns the error of clone3(2).
 pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     if !has_one_thread() {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -72,8 +71,8 @@ pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::R
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
-        // With CLONE_PARENT the signal is inherited from the caller's own creation and must be zero
-        // here.
+        // With CLONE_PARENT the exit signal is inherited from the caller and must be zero here
+        // (clone(2)).
         exit_signal: if flags.contains(CloneFlags::PARENT) {
             0
         } else {
@@ -106,15 +105,14 @@ pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::R
     Ok(Cloned::Parent { pid, pidfd })
 }
 
-/// Whether the calling process has one thread. Asked without `/proc`, which may be another's by
-/// now: to unshare what threads share is allowed to a single one only, and does nothing then
-/// (unshare(2), `CLONE_THREAD`).
+/// Whether the calling process is single-threaded. Determined without `/proc`, which may be that of
+/// a container: unshare(2) with `CLONE_THREAD` is permitted only to a single-threaded process, and
+/// has no effect then.
 fn has_one_thread() -> bool {
-    // A thread that has been joined counts until the kernel has taken it out of the process, a
-    // moment later.
+    // A thread that has been joined still counts until the kernel has removed it, a moment later.
     const PAUSE: Duration = Duration::from_millis(1);
-    const TRIES: u32 = 50;
-    for _ in 0..TRIES {
+    const ATTEMPTS: u32 = 50;
+    for _ in 0..ATTEMPTS {
         // SAFETY: without other threads the flag has no effect, with others it is refused.
         match check(i64::from(unsafe { libc::unshare(libc::CLONE_THREAD) })) {
             Ok(_) => return true,
@@ -125,7 +123,7 @@ fn has_one_thread() -> bool {
     false
 }
 
-/// Replaces the program. Returns only when that failed.
+/// Executes the program at `path`. Returns only if that fails.
 pub fn exec(path: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
     let argv = pointers(argv);
     let env = pointers(env);
@@ -134,7 +132,7 @@ pub fn exec(path: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Replaces the program by the file that `fd` refers to. Returns only when that failed.
+/// Executes the file that `fd` refers to. Returns only if that fails.
 pub fn exec_fd(fd: BorrowedFd<'_>, argv: &[CString], env: &[CString]) -> io::Error {
     let argv = pointers(argv);
     let env = pointers(env);
@@ -160,7 +158,7 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
         .collect()
 }
 
-/// Lets the program that `command` starts begin with no signal blocked or ignored, whatever the
+/// Makes the program that `command` starts begin with no signal blocked or ignored, whatever the
 /// caller has blocked.
 pub fn reset_signals_of(command: &mut std::process::Command) -> &mut std::process::Command {
     use std::os::unix::process::CommandExt;
@@ -175,10 +173,9 @@ pub fn reset_signals_of(command: &mut std::process::Command) -> &mut std::proces
 pub fn in_foreground(command: &mut std::process::Command) -> &mut std::process::Command {
     use std::os::unix::process::CommandExt;
     let take_terminal = || {
-        // A group in the background that asks for the foreground is stopped by SIGTTOU unless that
-        // is ignored.
+        // SIGTTOU stops a background process group that calls tcsetpgrp(3), unless it is ignored.
         crate::signal::ignore(libc::SIGTTOU);
-        // Fails where there is no terminal.
+        // Fails if standard input is not a terminal.
         let _ = rustix::termios::tcsetpgrp(rustix::stdio::stdin(), rustix::process::getpgrp());
         Ok(())
     };
@@ -188,16 +185,16 @@ pub fn in_foreground(command: &mut std::process::Command) -> &mut std::process::
 }
 
 /// Runs `work` in a child process that has the standard streams and no other descriptor. The child
-/// ends with what `work` returns; the caller collects it.
+/// exits with the result of `work`; the caller has to reap it.
 ///
 /// # Errors
-/// As [`clone_process`].
-pub fn fork_apart(input: &[u8], work: fn(&[u8]) -> i32) -> io::Result<Pid> {
+/// Returns the same errors as [`clone_process`].
+pub fn fork_isolated(input: &[u8], work: fn(&[u8]) -> i32) -> io::Result<Pid> {
     match clone_process(CloneFlags::default(), None)? {
         Cloned::Parent { pid, .. } => Ok(pid),
         Cloned::Child => {
             // SAFETY: `work` gets bytes only, and the process ends with it, however it ends.
-            let closed = unsafe { close_others(FIRST_BEHIND_STREAMS, None) };
+            let closed = unsafe { close_others(FIRST_AFTER_STREAMS, None) };
             exit_now(closed.map_or(FAILED, |()| {
                 std::panic::catch_unwind(|| work(input)).unwrap_or(FAILED)
             }))
@@ -205,13 +202,13 @@ pub fn fork_apart(input: &[u8], work: fn(&[u8]) -> i32) -> io::Result<Pid> {
     }
 }
 
-/// Closes every descriptor from `first` on but `kept`, runs `work`, and ends the process with what
-/// that returns. What owns the closed ones stays in memory where `work` cannot come: all it gets is
-/// `input` and `kept`.
-pub fn end_apart(first: u32, kept: OwnedFd, input: &[u8], work: fn(&[u8], OwnedFd) -> i32) -> ! {
+/// Closes every descriptor from `first` on except `kept`, runs `work`, and exits with its result.
+/// The values that own the closed descriptors stay in memory but are out of reach of `work`, which
+/// gets only `input` and `kept`.
+pub fn run_isolated(first: u32, kept: OwnedFd, input: &[u8], work: fn(&[u8], OwnedFd) -> i32) -> ! {
     assert!(
-        first >= FIRST_BEHIND_STREAMS,
-        "the standard streams are everybody's"
+        first >= FIRST_AFTER_STREAMS,
+        "the standard streams must stay open"
     );
     // SAFETY: `work` gets bytes and what stays open only, and the process ends with it, however it
     // ends.
@@ -221,16 +218,16 @@ pub fn end_apart(first: u32, kept: OwnedFd, input: &[u8], work: fn(&[u8], OwnedF
     }))
 }
 
-const FIRST_BEHIND_STREAMS: u32 = 3;
+const FIRST_AFTER_STREAMS: u32 = 3;
 
-/// The status of a process whose work could not be done.
+/// Exit status if `work` panics or the descriptors cannot be closed.
 const FAILED: i32 = 1;
 
-/// Closes every descriptor of this thread from `first` on but `kept`.
+/// Closes every descriptor of this thread from `first` on except `kept`.
 ///
 /// # Safety
-/// The thread must not use or drop anything any more that owned or borrowed one of them. Other
-/// threads keep theirs.
+/// The thread must not use or drop any value that owned or borrowed one of them. Other threads keep
+/// theirs (CLOSE_RANGE_UNSHARE).
 unsafe fn close_others(first: u32, kept: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let close = |begin: u32, end: u32| {
         if begin > end {
@@ -250,8 +247,8 @@ unsafe fn close_others(first: u32, kept: Option<BorrowedFd<'_>>) -> io::Result<(
     close(first.max(kept + 1), u32::MAX)
 }
 
-/// A child that has ended and that nobody has waited for yet; it stays one, so that its number is
-/// nobody else's.
+/// Returns a child that has ended and has not been reaped. It stays a zombie, so that its pid
+/// cannot be reused.
 pub fn ended_child() -> Option<Pid> {
     // SAFETY: siginfo_t is plain data, of which every pattern of bits is one.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -272,14 +269,15 @@ pub fn ended_child() -> Option<Pid> {
     }
 }
 
-/// Ends the process at once: no destructors, no flushing. What a forked child that failed must do.
+/// Exits immediately without running destructors or flushing buffers, as a forked child that failed
+/// must.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) has no preconditions.
     unsafe { libc::_exit(code) }
 }
 
-/// Marks every descriptor from `first` on close-on-exec, so that nothing of the engine leaks into a
-/// container (CVE-2024-21626).
+/// Marks every descriptor from `first` on close-on-exec, so that no descriptor of the engine leaks
+/// into a container (CVE-2024-21626).
 pub fn cloexec_from(first: u32) -> io::Result<()> {
     // SAFETY: only flags of descriptors change; no memory is passed.
     check(unsafe {
@@ -293,10 +291,10 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
     .map(drop)
 }
 
-/// Makes `fd` the process's descriptor `number` (0 to 2), without close-on-exec.
+/// Duplicates `fd` to the descriptor `number` (0 to 2), without close-on-exec.
 pub fn dup_onto(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     if fd.as_raw_fd() == number {
-        // dup3 refuses equal numbers; clearing the flag is all that is left to do.
+        // dup3(2) rejects equal numbers; only the flag has to be cleared.
         return rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(Into::into);
     }
     assert!(
@@ -308,11 +306,11 @@ pub fn dup_onto(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     check(i64::from(unsafe { libc::dup3(fd.as_raw_fd(), number, 0) })).map(drop)
 }
 
-/// Joins or creates the namespaces in `flags` for the calling thread.
+/// Creates new namespaces given by `flags` for the calling thread.
 ///
 /// # Errors
-/// `EINVAL` for `CLONE_FILES` and friends: only namespaces may be unshared here, so that the
-/// descriptor table that safe code relies on stays shared.
+/// Returns `EINVAL` for `CLONE_FILES` and other flags that are not namespaces, so that the
+/// descriptor table, on whose sharing safe code relies, stays shared.
 pub fn unshare(flags: CloneFlags) -> io::Result<()> {
     const NAMESPACES: u64 = (raw::CLONE_NEWCGROUP
         | raw::CLONE_NEWIPC
@@ -329,8 +327,8 @@ pub fn unshare(flags: CloneFlags) -> io::Result<()> {
     check(i64::from(unsafe { libc::unshare(flags.0 as libc::c_int) })).map(drop)
 }
 
-/// Joins the namespaces in `flags` of the process behind a pidfd (Linux 5.8), or the one namespace
-/// behind `fd`.
+/// Joins the namespaces in `flags` of the process of a pidfd (Linux 5.8), or the namespace that
+/// `fd` refers to.
 pub fn setns(fd: BorrowedFd<'_>, flags: CloneFlags) -> io::Result<()> {
     // SAFETY: setns(2) changes only namespaces; no memory is passed.
     check(i64::from(unsafe {
@@ -339,12 +337,11 @@ pub fn setns(fd: BorrowedFd<'_>, flags: CloneFlags) -> io::Result<()> {
     .map(drop)
 }
 
-/// Makes the session keyring named `name` the process's own, in place of the one it has inherited:
-/// an existing one that its owner lets it find by name, or a new and empty one. Returns its serial
-/// number.
+/// Joins the session keyring named `name`, in place of the inherited one: an existing one that is
+/// accessible by name, or a new, empty one. Returns its serial number.
 ///
 /// # Errors
-/// `ENOSYS` on kernels without keys.
+/// Returns `ENOSYS` on kernels without keyring support.
 pub fn join_session_keyring(name: &CStr) -> io::Result<i32> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: keyctl(2) reads one C string that outlives the call.
@@ -352,11 +349,11 @@ pub fn join_session_keyring(name: &CStr) -> io::Result<i32> {
         .map(|serial| serial as i32)
 }
 
-/// Lets later processes of the same user join a session keyring by its name.
+/// Lets later processes of the same user join a session keyring by name.
 pub fn allow_keyring_joins(serial: i32) -> io::Result<()> {
     const KEYCTL_SETPERM: libc::c_int = 5;
-    // keyctl_setperm(3): all to who possesses it; what new session keyrings grant their user (view,
-    // read, link), and search.
+    // keyctl_setperm(3): everything for possessors; for the user the defaults of session keyrings
+    // (view, read, link) and search.
     const PERMISSIONS: libc::c_ulong = 0x3f1b_0000;
     // SAFETY: keyctl(2) takes numbers here.
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, serial, PERMISSIONS) }).map(drop)
@@ -423,7 +420,7 @@ pub fn set_scheduler(attr: SchedAttr) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const raw, 0) }).map(drop)
 }
 
-/// The soft and the hard limit of open files; `u64::MAX` for none.
+/// Returns the soft and the hard limit of open files; `u64::MAX` if unlimited.
 pub fn file_limit() -> (u64, u64) {
     let limit = getrlimit(Resource::Nofile);
     (
@@ -432,9 +429,8 @@ pub fn file_limit() -> (u64, u64) {
     )
 }
 
-/// Raises the soft limit of open files to the hard one, where that is allowed. Programs that are
-/// started later inherit it, and may not be made for so many (`select(2)`, or closing all there
-/// could be).
+/// Raises the soft limit of open files to the hard one, if permitted. Programs started later
+/// inherit it, and may not support high limits (`select(2)`, or closing all possible descriptors).
 pub fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let _ = setrlimit(
@@ -446,12 +442,11 @@ pub fn raise_file_limit() {
     );
 }
 
-/// The descriptors that a service manager passed to this process: `LISTEN_FDS` of them from number
-/// 3 on, where `LISTEN_PID` is this process's id (sd_listen_fds(3)). They are closed in programs
-/// that this one executes.
+/// Returns the descriptors that a service manager passed to this process: `LISTEN_FDS` of them from
+/// number 3 on, if `LISTEN_PID` is this process's pid (sd_listen_fds(3)). They are close-on-exec.
 ///
 /// # Errors
-/// `EBADF` when one of them is not open, `EINVAL` when `LISTEN_FDS` is no number of descriptors.
+/// Returns `EBADF` if one of them is not open, and `EINVAL` if `LISTEN_FDS` is not a number.
 pub fn listen_fds() -> io::Result<Vec<OwnedFd>> {
     const FIRST: i32 = 3;
     let variable = |name| std::env::var(name).unwrap_or_default();
@@ -468,8 +463,8 @@ pub fn listen_fds() -> io::Result<Vec<OwnedFd>> {
             libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC)
         }))?;
     }
-    // Copies: whose the numbers are cannot be known here. The originals stay open as long as the
-    // process lives.
+    // Duplicates, because what owns the original numbers cannot be known here. The originals stay
+    // open as long as the process lives.
     numbers
         .map(|number| {
             // SAFETY: F_DUPFD_CLOEXEC of fcntl(2) opens a new descriptor and leaves the old alone.
@@ -481,8 +476,9 @@ pub fn listen_fds() -> io::Result<Vec<OwnedFd>> {
         .collect()
 }
 
-/// Whether fewer than `reserve` more descriptors can be opened. `newest` was opened just now: the
-/// kernel gives out the lowest number that is free, so that its number says how many there are.
+/// Whether fewer than `reserve` further descriptors can be opened. `newest` must have been opened
+/// just now: the kernel allocates the lowest free number, so that number indicates how many are
+/// open.
 pub fn descriptors_are_scarce(newest: BorrowedFd<'_>, reserve: u64) -> bool {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
         .current
@@ -495,7 +491,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_threaded_process_may_not_clone() {
+    fn clone_process_rejects_multi_threaded_callers() {
         let other =
             std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_millis(200)));
         let error = clone_process(CloneFlags::default(), None).expect_err("two threads at least");
@@ -504,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn unshare_takes_namespaces_only() {
+    fn unshare_rejects_flags_that_are_not_namespaces() {
         let error = unshare(CloneFlags(libc::CLONE_FILES as u64)).expect_err("not a namespace");
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }

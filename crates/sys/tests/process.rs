@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitOptions, waitpid};
-use whelk_sys::process::{CloneFlags, Cloned, clone_process, end_apart, ended_child, exit_now};
+use whelk_sys::process::{CloneFlags, Cloned, clone_process, ended_child, exit_now, run_isolated};
 
 fn main() {
     a_thread_that_has_ended_is_none();
@@ -38,7 +38,7 @@ fn what_ends_apart_has_what_it_is_given() {
         i32::try_from(std::fs::read_dir("/proc/self/fd").unwrap().count()).unwrap()
     };
     match clone_process(CloneFlags::default(), None).unwrap() {
-        Cloned::Child => end_apart(3, writer, b"all it knows", work),
+        Cloned::Child => run_isolated(3, writer, b"all it knows", work),
         Cloned::Parent { pid, .. } => {
             drop(writer);
             let mut read = String::new();

@@ -17,7 +17,7 @@ use whelk_engine::containers::{
 use whelk_engine::events::now;
 use whelk_engine::model::{self, Config};
 use whelk_engine::networks::Endpoint;
-use whelk_shim::logs::Record;
+use whelk_shim::logs::LogRecord;
 use whelk_shim::protocol::output_header;
 
 use super::{App, json as json_response, no_content, ok};
@@ -394,7 +394,13 @@ fn encode_logs(
     })
 }
 
-fn encode_record(record: &Record, tty: bool, timestamps: bool, details: bool, out: &mut Vec<u8>) {
+fn encode_record(
+    record: &LogRecord,
+    tty: bool,
+    timestamps: bool,
+    details: bool,
+    out: &mut Vec<u8>,
+) {
     let mut prefix = String::new();
     if timestamps {
         // Nine digits always: columns line up.

@@ -251,7 +251,7 @@ impl Containers {
         exec: &Exec,
         container: &Container,
         start: &ExecStart,
-    ) -> Result<protocol::Exec> {
+    ) -> Result<protocol::ExecLaunch> {
         let config = &exec.config;
         let record = container.record().clone();
         let host = &record.host;
@@ -308,7 +308,7 @@ impl Containers {
         } else {
             config.user.clone()
         };
-        Ok(protocol::Exec {
+        Ok(protocol::ExecLaunch {
             id: exec.id.clone(),
             process,
             user: UserRequest {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
-use whelk_shim::logs::{Driver, Reader, Record, Selection};
+use whelk_shim::logs::{Driver, LogRecord, Reader, Selection};
 
 use super::log_watch::{Follower, LogWatch};
 use super::{Container, Containers};
@@ -26,7 +26,7 @@ pub struct LogsRequest {
 }
 
 /// Some records, or why there are no more.
-pub type LogChunk = Result<Vec<Record>>;
+pub type LogChunk = Result<Vec<LogRecord>>;
 
 /// How often a followed log is looked at where its growth is not told, and how often at the most
 /// where it is.
@@ -217,7 +217,7 @@ async fn read(
     }
 }
 
-fn wanted(record: &Record, request: &LogsRequest) -> bool {
+fn wanted(record: &LogRecord, request: &LogsRequest) -> bool {
     let stream = match record.stream {
         whelk_shim::logs::Stream::Stdout => request.stdout,
         whelk_shim::logs::Stream::Stderr => request.stderr,

@@ -9,7 +9,7 @@ use whelk_image::Digest;
 use whelk_runtime::spec::{Device, DeviceKind, Spec};
 use whelk_runtime::user::UserRequest;
 use whelk_runtime::{Overlay, Rootfs};
-use whelk_shim::protocol::{Attach, Launch};
+use whelk_shim::protocol::{Attach, ContainerLaunch};
 use whelk_sys::fs;
 
 use super::donors::Shared;
@@ -129,7 +129,7 @@ impl Containers {
         &self,
         container: &Container,
         attached: Vec<Attach>,
-    ) -> Result<(Launch, Vec<OwnedFd>)> {
+    ) -> Result<(ContainerLaunch, Vec<OwnedFd>)> {
         let mut record = container.record().clone();
         let links = self.link_environment(&record)?;
         let joined = self.networks.join(&mut record);
@@ -183,7 +183,7 @@ impl Containers {
     async fn run(
         self: &Arc<Self>,
         container: &Arc<Container>,
-        launch: &Launch,
+        launch: &ContainerLaunch,
         descriptors: Vec<OwnedFd>,
     ) -> std::result::Result<(), StartError> {
         let ((pid, started_at), events) = self
@@ -221,7 +221,7 @@ impl Containers {
         record: &Record,
         attached: Vec<Attach>,
         links: &[String],
-    ) -> Result<Launch> {
+    ) -> Result<ContainerLaunch> {
         let (config, host) = (&record.config, &record.host);
         let directory = self.instance.container_dir(&record.id);
         let run_dir = self.instance.run_dir(&record.id);
@@ -254,7 +254,7 @@ impl Containers {
             labels: Some(&config.labels),
             env: config.env.as_ref(),
         };
-        Ok(Launch {
+        Ok(ContainerLaunch {
             id: record.id.clone(),
             rootfs: self.rootfs(record, &directory)?,
             user: UserRequest {

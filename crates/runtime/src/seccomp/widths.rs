@@ -1,13 +1,13 @@
-//! How much of its arguments the kernel looks at.
+//! The width in which the kernel uses each argument of a system call.
 //!
-//! An argument travels in a 64-bit register, but where the kernel declares it as `int` (or a type
-//! of that size) it uses the low 32 bits, whatever the others are. A filter that compares all 64
-//! can be deceived: `socket(1 << 32 | AF_VSOCK, …)` opens a socket of AF_VSOCK.
+//! An argument is passed in a 64-bit register, but where the kernel declares it as `int` (or
+//! another 32-bit type) it uses the low 32 bits only and ignores the others. A filter that compares
+//! all 64 bits can be bypassed: `socket(1 << 32 | AF_VSOCK, …)` opens an AF_VSOCK socket.
 
-/// Calls with arguments of less than 64 bits, sorted by name: one letter for each argument, as
-/// `include/linux/syscalls.h` declares them. `i`: 32 bits, `h`: 16 bits (`umode_t`), `.` and what
-/// is not listed: all 64. The flags of `clone` are declared as a long, of which the kernel takes
-/// the low half (`lower_32_bits`).
+/// Calls with arguments of less than 64 bits, sorted by name, with one letter for each argument, as
+/// declared in `include/linux/syscalls.h`: `i` for 32 bits, `h` for 16 bits (`umode_t`), `.` and
+/// unlisted ones for 64. The flags of `clone` are declared as a long, of which the kernel uses the
+/// low half (`lower_32_bits`).
 #[rustfmt::skip]
 const NARROW: &[(&str, &str)] = &[
     ("accept", "i"), ("accept4", "i..i"), ("access", ".i"), ("add_key", "....i"), ("alarm", "i"),
@@ -72,8 +72,8 @@ const NARROW: &[(&str, &str)] = &[
     ("vmsplice", "i..i"), ("wait4", "i.i"), ("waitid", "ii.i"), ("write", "i"),
 ];
 
-/// Calls that take user and group ids of 16 bits (`old_uid_t`) on i386, in the same form. Those
-/// that take today's ids have names of their own there (`chown32`).
+/// Calls with 16-bit user and group ids (`old_uid_t`) on i386, in the same form. The calls with
+/// 32-bit ids have other names there (`chown32`).
 const NARROW_ON_I386: &[(&str, &str)] = &[
     ("chown", ".hh"),
     ("fchown", "ihh"),
@@ -88,7 +88,7 @@ const NARROW_ON_I386: &[(&str, &str)] = &[
     ("setuid", "h"),
 ];
 
-/// How many bits the kernel uses of argument `index` of a call.
+/// Returns the number of bits that the kernel uses of argument `index` of a call.
 pub(super) fn bits(call: &str, index: usize, i386: bool) -> u32 {
     let width = |table: &[(&str, &str)]| {
         let row = table
@@ -101,7 +101,7 @@ pub(super) fn bits(call: &str, index: usize, i386: bool) -> u32 {
         }
     };
     if i386 {
-        // No register is wider.
+        // i386 registers have 32 bits.
         width(NARROW_ON_I386)
             .or_else(|| width(NARROW))
             .unwrap_or(32)
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn declared_types_give_the_widths() {
+    fn returns_declared_widths() {
         assert!(
             NARROW.is_sorted_by(|a, b| a.0 < b.0) && NARROW_ON_I386.is_sorted_by(|a, b| a.0 < b.0)
         );

@@ -1,4 +1,4 @@
-//! Compressing rotated files, beside the writer and the readers.
+//! Compression of rotated log files, concurrently with the writer and the readers.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,23 +10,23 @@ use whelk_sys::fs::{self, Result};
 
 use super::{Driver, LogConfig, rotation};
 
-/// Replaces each rotated file of a log by its compressed form, the newest first: of a log that is
-/// rotated faster than its files are compressed, the oldest is removed before that is done. Returns
-/// at once where another process does that for the same log. Readers that have a file open go on
+/// Replaces each rotated file of a log by a compressed one, the newest first: if a log is rotated
+/// faster than its files are compressed, the oldest are deleted before they are compressed. Returns
+/// immediately if another process compresses the same log. Readers that have a file open keep
 /// reading the old one.
 ///
 /// # Errors
-/// What kept a file from being compressed. It stays as it is.
+/// Returns an error if a file cannot be compressed. It stays uncompressed then.
 pub fn compress_rotated(config: &LogConfig) -> Result<()> {
     let suffix = rotation::compressed_suffix(config.driver);
-    while let Some(input) = newest_plain(config)? {
+    while let Some(input) = newest_uncompressed(config)? {
         let staged = rotation::with_suffix(&config.path, &format!("{suffix}.new"));
-        let Some(output) = claim(&staged)? else {
+        let Some(output) = create_locked(&staged)? else {
             return Ok(());
         };
         let written = write_compressed(config, &input, output);
         let replaced = written.and_then(|()| {
-            // Further rotations may have given it another number meanwhile, or removed it.
+            // Rotations may have renamed or deleted the file meanwhile.
             let _lock = rotation::lock(config, true)?;
             let inode = inode(&input, &config.path)?;
             let found = (1..u64::from(config.max_files))
@@ -49,7 +49,8 @@ pub fn compress_rotated(config: &LogConfig) -> Result<()> {
     Ok(())
 }
 
-fn newest_plain(config: &LogConfig) -> Result<Option<File>> {
+/// Opens the newest rotated file that is not compressed.
+fn newest_uncompressed(config: &LogConfig) -> Result<Option<File>> {
     let _lock = rotation::lock(config, false)?;
     let found = (1..u64::from(config.max_files))
         .map(|index| rotation::rotated(config, index))
@@ -57,8 +58,8 @@ fn newest_plain(config: &LogConfig) -> Result<Option<File>> {
     found.map(fs::open).transpose()
 }
 
-/// Makes the file to write to and locks it; `None` when another process has it.
-fn claim(staged: &Path) -> Result<Option<File>> {
+/// Creates and locks the file to write to. Returns `None` if another process has locked it.
+fn create_locked(staged: &Path) -> Result<Option<File>> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let file = File::from(
         rustix::fs::open(staged, flags, Mode::from_raw_mode(0o640))
@@ -67,14 +68,14 @@ fn claim(staged: &Path) -> Result<Option<File>> {
     if rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive).is_err() {
         return Ok(None);
     }
-    // The other may have finished, and given the file its name, between these two steps.
+    // The other process may have finished and renamed the file between open and lock.
     let is_named = fs::metadata(staged).is_ok_and(|named| {
         inode(&file, staged).is_ok_and(|own| std::os::unix::fs::MetadataExt::ino(&named) == own)
     });
     if !is_named {
         return Ok(None);
     }
-    // A compression that was killed has left a part.
+    // A process that was killed may have left an incomplete file.
     file.set_len(0).map_err(fs::at("truncate", staged))?;
     Ok(Some(file))
 }

@@ -1,15 +1,14 @@
-//! Docker's `json-file` format: one JSON object a line.
+//! Docker's `json-file` format: one JSON object per line.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Stream};
+use super::{LogRecord, Stream};
 
-/// Appends a record to `out`. Bytes that are not UTF-8 become the replacement character, as with
-/// Docker.
-pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
+/// Appends a record to `out`. Invalid UTF-8 becomes U+FFFD, as with Docker.
+pub(super) fn encode(record: &LogRecord, out: &mut Vec<u8>) {
     #[derive(Serialize)]
     struct Line<'a> {
         log: std::borrow::Cow<'a, str>,
@@ -34,9 +33,9 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
     }
 }
 
-/// Reads one line (without its newline). `None` for what is not a record: a line cut off by a full
-/// disk must not hide the ones after it.
-pub(super) fn decode(line: &[u8]) -> Option<Record> {
+/// Decodes one line (without its newline). Returns `None` for an invalid line, so that a line that
+/// was cut off by a full disk does not hide those after it.
+pub(super) fn decode(line: &[u8]) -> Option<LogRecord> {
     #[derive(Deserialize)]
     struct Line {
         log: String,
@@ -52,7 +51,7 @@ pub(super) fn decode(line: &[u8]) -> Option<Record> {
     } else {
         Stream::Stdout
     };
-    Some(Record {
+    Some(LogRecord {
         time: i64::try_from(time.as_nanosecond()).ok()?,
         stream,
         data: line.log.into_bytes(),
@@ -60,7 +59,7 @@ pub(super) fn decode(line: &[u8]) -> Option<Record> {
     })
 }
 
-/// Nanoseconds since the epoch as RFC 3339 in UTC, without trailing zeroes.
+/// Formats nanoseconds since the Unix epoch as RFC 3339 in UTC, without trailing zeros.
 fn timestamp(nanoseconds: i64) -> String {
     let time = jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default();
     let mut text = String::with_capacity(30);
@@ -73,8 +72,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_read_as_dockers() {
-        let record = Record {
+    fn lines_have_dockers_format() {
+        let record = LogRecord {
             time: 1_700_000_000_120_000_000,
             stream: Stream::Stderr,
             data: b"h\"i\xff\n".to_vec(),

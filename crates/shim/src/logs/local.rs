@@ -1,17 +1,17 @@
 //! The `local` format: length, time, stream, data.
 //!
 //! ```text
-//! length of what follows (u32 LE) | nanoseconds since the epoch (i64 LE) | stream (u8: 1, 2) | data
+//! length of the rest (u32 LE) | nanoseconds since the epoch (i64 LE) | stream (u8: 1, 2) | data
 //! ```
 
 use std::collections::BTreeMap;
 
-use super::{PIECE, Record, Stream};
+use super::{LogRecord, PIECE, Stream};
 
 const HEAD: usize = 4;
 const FIXED: usize = 8 + 1;
 
-pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
+pub(super) fn encode(record: &LogRecord, out: &mut Vec<u8>) {
     let length = u32::try_from(FIXED + record.data.len()).unwrap_or_default();
     out.extend(length.to_le_bytes());
     out.extend(record.time.to_le_bytes());
@@ -19,19 +19,20 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
     out.extend(&record.data);
 }
 
-/// What the front of a buffer holds.
+/// What is at the front of a buffer.
 pub(super) enum Found {
-    /// A record of so many bytes.
+    /// A record of this many bytes.
     Record(usize),
     /// The record is not complete yet.
     More,
-    /// Not a record: the file was damaged here. This many bytes further on there may be one again.
+    /// Not a record: the file is damaged here. The next record may begin after this many bytes.
     Damaged(usize),
 }
 
-/// Where in damaged bytes a record may begin, or how many of them surely are of none.
-fn resume(bytes: &[u8]) -> usize {
-    /// No log is from before this engine; a clock that is wrong the other way is not told from
+/// Returns the next offset in damaged data at which a record may begin, or the length of the data
+/// if there is none.
+fn resynchronize(bytes: &[u8]) -> usize {
+    /// 2020-01-01: no log is older than this engine. Timestamps in the future cannot be told from
     /// damage.
     const EARLIEST: i64 = 1_577_836_800_000_000_000;
     let begins = |at: &usize| {
@@ -58,17 +59,17 @@ pub(super) fn find(bytes: &[u8]) -> Found {
     };
     let length = u32::from_le_bytes(*head) as usize;
     if !(FIXED..=FIXED + PIECE + 1).contains(&length) {
-        return Found::Damaged(resume(bytes));
+        return Found::Damaged(resynchronize(bytes));
     }
     match bytes.get(HEAD + FIXED - 1) {
         Some(1 | 2) if bytes.len() >= HEAD + length => Found::Record(HEAD + length),
         Some(1 | 2) | None => Found::More,
-        Some(_) => Found::Damaged(resume(bytes)),
+        Some(_) => Found::Damaged(resynchronize(bytes)),
     }
 }
 
-/// Reads a record that [`find`] has found. `None` for bytes that are none.
-pub(super) fn decode(record: &[u8], attributes: &BTreeMap<String, String>) -> Option<Record> {
+/// Decodes a record that [`find`] has found. Returns `None` if the bytes are not a record.
+pub(super) fn decode(record: &[u8], attributes: &BTreeMap<String, String>) -> Option<LogRecord> {
     let (time, rest) = record.get(HEAD..)?.split_first_chunk::<8>()?;
     let (stream, data) = rest.split_first()?;
     let stream = if *stream == Stream::Stderr as u8 {
@@ -76,7 +77,7 @@ pub(super) fn decode(record: &[u8], attributes: &BTreeMap<String, String>) -> Op
     } else {
         Stream::Stdout
     };
-    Some(Record {
+    Some(LogRecord {
         time: i64::from_le_bytes(*time),
         stream,
         data: data.to_vec(),

@@ -1,14 +1,14 @@
-//! A container's log: written by the shim, read by the engine, possibly at the same time.
+//! Log files of a container: written by the shim, read by the engine, possibly at the same time.
 //!
 //! ```text
 //! <path>          the current file
-//! <path>.1[.zst]  the one before it (.gz for json-file), <path>.2 … the older ones
-//! <path>.zst.new  one that is being compressed (.gz.new for json-file), locked by whoever does that
-//! <path>.lock     the number of rotations so far; locked exclusively while files are renamed
+//! <path>.1[.zst]  the previous one (.gz for json-file); <path>.2 … are older
+//! <path>.zst.new  compression in progress (.gz.new for json-file), locked by its process
+//! <path>.lock     number of rotations so far; locked exclusively while files are renamed
 //! ```
-//! A reader takes the lock (shared) only to find out which file follows the one it has read to its
-//! end. It holds descriptors, so what is renamed, compressed or removed under it is still read once
-//! and completely.
+//! A reader takes the lock (shared) only to find the file that follows the one it has read to the
+//! end. It keeps its files open, so files that are renamed, compressed or deleted meanwhile are
+//! still read completely and once.
 
 mod compression;
 mod json_file;
@@ -27,33 +27,35 @@ pub use compression::compress_rotated;
 pub use reader::{Reader, Selection};
 pub use writer::Writer;
 
-/// Longer lines are stored in pieces of this size, in bytes, as Docker does.
+/// Maximum size of a record's data in bytes; longer lines are split into several records, as with
+/// Docker.
 const PIECE: usize = 16 << 10;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Driver {
-    /// Compact binary records, rotated and compressed: no disk fills by itself.
+    /// Compact binary records, rotated and compressed by default, so that logs do not fill the
+    /// disk.
     #[default]
     Local,
-    /// Docker's JSON lines, for people and collectors that read the file.
+    /// Docker's JSON lines, for people and log collectors that read the file.
     JsonFile,
-    /// Nothing is kept.
+    /// No log is kept.
     None,
 }
 
-/// Where and how a log is kept.
+/// Location and format of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogConfig {
     pub driver: Driver,
     pub path: PathBuf,
-    /// Rotate at this many bytes; 0 means never.
+    /// Size in bytes at which a file is rotated; 0 means never.
     pub max_size: u64,
-    /// How many files there are at most, the current one included.
+    /// Maximum number of files, including the current one.
     pub max_files: u32,
-    /// Compress files when they are rotated.
+    /// Whether to compress rotated files.
     pub compress: bool,
-    /// What `logs --details` shows with each line.
+    /// Attributes that `logs --details` shows for each line.
     #[serde(default)]
     pub attributes: BTreeMap<String, String>,
 }
@@ -64,18 +66,18 @@ pub enum Stream {
     Stderr = 2,
 }
 
-/// One line, or a piece of a long one.
+/// A line of output, or a part of a long one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Nanoseconds since the epoch.
+pub struct LogRecord {
+    /// Nanoseconds since the Unix epoch.
     pub time: i64,
     pub stream: Stream,
-    /// With its newline, unless the line goes on in the next record of this stream.
+    /// Includes the newline, unless the line continues in the next record of this stream.
     pub data: Vec<u8>,
     pub attributes: BTreeMap<String, String>,
 }
 
-/// Nanoseconds since the epoch, now.
+/// Returns the current time in nanoseconds since the Unix epoch.
 pub fn now() -> i64 {
     let since = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

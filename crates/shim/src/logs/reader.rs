@@ -1,5 +1,5 @@
-//! The reading side: every record once, in order, across rotations, also while the log is being
-//! written.
+//! The reader of log files: returns every record once and in order, across rotations, also while
+//! the log is being written.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -12,14 +12,14 @@ use whelk_sys::fs::{self, Result};
 use super::compression::inode;
 use super::local::Found;
 use super::tail::{self, Begin, Span};
-use super::{Driver, LogConfig, Record, json_file, local, rotation};
+use super::{Driver, LogConfig, LogRecord, json_file, local, rotation};
 
-/// Which of a log's records are read.
+/// Which records of a log to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Only so many of those that are there at the beginning: the last ones.
+    /// Only this many of the last records that exist at the beginning.
     pub tail: Option<u64>,
-    /// Also those that are written later.
+    /// Whether to read also records that are written later.
     pub follow: bool,
 }
 
@@ -29,13 +29,13 @@ pub struct Reader {
     follow: bool,
     /// Files still to read, oldest first. The last one may still grow.
     files: VecDeque<Box<dyn Read + Send>>,
-    /// Records at the front of the present file that are not wanted.
+    /// Number of records to skip at the front of the current file.
     skip: u64,
-    /// How often the log had been rotated when the newest of `files` was the current one.
+    /// Number of rotations of the log when the newest of `files` was its current file.
     rotations: u64,
-    /// The inode of the newest of `files`.
+    /// Inode of the newest of `files`.
     newest: u64,
-    /// Bytes read but not decoded yet: an unfinished record.
+    /// Bytes that were read but not decoded yet: an incomplete record.
     pending: Vec<u8>,
     start: usize,
 }
@@ -49,14 +49,14 @@ impl std::fmt::Debug for Reader {
     }
 }
 
-/// How many bytes are read at a time.
+/// Number of bytes to read at a time.
 pub(super) const CHUNK: usize = 128 << 10;
 
-/// One file of a log.
+/// A file of a log.
 pub(super) struct Part {
     pub file: Arc<File>,
     pub path: PathBuf,
-    /// How long it was when it was opened.
+    /// Its length when it was opened.
     pub length: u64,
 }
 
@@ -77,8 +77,8 @@ impl Part {
             .is_some_and(|extension| extension == "gz" || extension == "zst")
     }
 
-    /// Its content from `offset` on: to its end, however far that moves, or to `end`. Of a
-    /// compressed file all is read.
+    /// Returns a reader for the content from `offset` to `end`, or to the end of the file even if
+    /// that grows. A compressed file is read completely.
     pub(super) fn read(&self, offset: u64, end: Option<u64>) -> Result<Box<dyn Read + Send>> {
         let span = |at, end| Span {
             file: self.file.clone(),
@@ -106,12 +106,12 @@ impl Part {
 }
 
 impl Reader {
-    /// Opens the files of a log. A log that nobody has written yet is an empty one.
+    /// Opens the files of a log. A log that does not exist yet is empty.
     pub fn open(config: LogConfig, selection: Selection) -> Result<Self> {
         let lock = rotation::lock(&config, false)?;
         let parts = parts_from(&config, config.max_files.into())?;
         let rotations = rotations_of_newest(&config, &lock, &parts);
-        // The writer waits for it.
+        // Release the lock early, because the writer waits for it.
         drop(lock);
         let begin = selection.tail.map_or(Ok(Begin::default()), |tail| {
             tail::begin(config.driver, &parts, tail)
@@ -140,9 +140,9 @@ impl Reader {
         Ok(())
     }
 
-    /// The next records, or none when all that is written so far has been read. Call again for what
-    /// comes later.
-    pub fn read(&mut self) -> Result<Vec<Record>> {
+    /// Returns the next records, or none if all that has been written so far has been read. With
+    /// `follow`, call it again for later records.
+    pub fn read(&mut self) -> Result<Vec<LogRecord>> {
         loop {
             let records = self.decode();
             if !records.is_empty() {
@@ -154,7 +154,7 @@ impl Reader {
         }
     }
 
-    /// Reads more of the present file. False at its end.
+    /// Reads more of the current file. Returns false at its end.
     fn fill(&mut self) -> Result<bool> {
         let Some(file) = self.files.front_mut() else {
             return Ok(false);
@@ -168,7 +168,7 @@ impl Reader {
             .map_err(fs::at("read", &self.config.path));
         let read = match read {
             Ok(read) => read,
-            // A compressed file that was cut short: what came out of it counts.
+            // A truncated compressed file: what can be decompressed counts.
             Err(error) if error.source.kind() == std::io::ErrorKind::UnexpectedEof => 0,
             Err(error) => {
                 self.pending.truncate(length);
@@ -179,7 +179,7 @@ impl Reader {
         Ok(read > 0)
     }
 
-    /// Goes on to the file after the present one. False when there is none yet.
+    /// Continues with the next file. Returns false if there is none yet.
     fn next_file(&mut self) -> Result<bool> {
         if self.files.len() > 1 {
             self.files.pop_front();
@@ -193,8 +193,8 @@ impl Reader {
         let lock = rotation::lock(&self.config, false)?;
         let counted = lock.rotations() - self.rotations.min(lock.rotations());
         if counted == 0 {
-            // Another may have come without being counted: the first one, or one whose writer was
-            // killed.
+            // A file may have been added without being counted: the first one, or one whose writer
+            // was killed.
             let current = fs::metadata(&self.config.path)
                 .map(|found| std::os::unix::fs::MetadataExt::ino(&found));
             if current.is_err()
@@ -203,8 +203,8 @@ impl Reader {
                 return Ok(false);
             }
         }
-        // The present file was rotated away. Nothing is appended to it any more, but its last bytes
-        // may have come after the last look at it.
+        // The current file was rotated. Nothing is appended to it any more, but its last bytes may
+        // have been written after the last read.
         if self.fill()? {
             return Ok(true);
         }
@@ -220,15 +220,16 @@ impl Reader {
         Ok(!self.files.is_empty())
     }
 
-    fn decode(&mut self) -> Vec<Record> {
+    fn decode(&mut self) -> Vec<LogRecord> {
         let driver = self.config.driver;
         if self.skip > 0 {
-            let (passed, found) = tail::pass(driver, &self.pending[self.start..], self.skip);
-            self.start += passed;
+            let (skipped, found) =
+                tail::skip_records(driver, &self.pending[self.start..], self.skip);
+            self.start += skipped;
             self.skip -= found;
         }
         let mut records = Vec::new();
-        // Not while some are to be skipped: what is there is only a part of one.
+        // While records are to be skipped, what is left in the buffer is an incomplete one.
         while self.skip == 0 {
             let bytes = &self.pending[self.start..];
             match tail::find(driver, bytes) {
@@ -250,15 +251,15 @@ impl Reader {
     }
 }
 
-/// How often the log had been rotated when the newest of these files was the current one. After a
-/// rotation there is no current file until the writer has created it: then the newest is the one
-/// that was rotated last, whether it is among `parts` or was read before.
+/// Returns the number of rotations of the log when the newest of these files was its current file.
+/// After a rotation there is no current file until the writer has created it; then the newest file
+/// is the one that was rotated last, whether it is in `parts` or has been read before.
 fn rotations_of_newest(config: &LogConfig, lock: &rotation::Lock, parts: &[Part]) -> u64 {
     let has_current = parts.last().is_some_and(|part| part.path == config.path);
     lock.rotations().saturating_sub(u64::from(!has_current))
 }
 
-/// Opens the files from the `index`th one back to the current one.
+/// Opens the files from the `index`th one back from the current one up to the current one.
 fn parts_from(config: &LogConfig, index: u64) -> Result<Vec<Part>> {
     (0..=index)
         .rev()
@@ -296,7 +297,7 @@ mod tests {
         follow: true,
     };
 
-    fn text(records: &[Record]) -> String {
+    fn text(records: &[LogRecord]) -> String {
         records
             .iter()
             .map(|record| String::from_utf8_lossy(&record.data))
@@ -315,10 +316,10 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_misses_and_repeats_nothing_across_rotations() {
+    fn a_follower_reads_every_record_once_across_rotations() {
         for driver in [Driver::Local, Driver::JsonFile] {
-            // Files hold about ten lines, so a step of 37 lines rotates several times between two
-            // looks; enough files are kept that none is removed before it was read.
+            // A file holds about ten lines, so a step of 37 lines rotates several times between two
+            // reads. Enough files are kept that none is deleted before it is read.
             let config = config("follow", driver, 600, 12);
             let mut writer = Writer::open(config.clone()).unwrap();
             let mut reader = Reader::open(config.clone(), ALL).unwrap();
@@ -334,7 +335,7 @@ mod tests {
                         },
                         line.as_bytes(),
                     );
-                    // Not each time: several plain files are to wait for it now and then.
+                    // Not each time, so that several uncompressed files accumulate now and then.
                     if line.len() % 3 == 0 && writer.take_rotated() {
                         compress_rotated(&config).unwrap();
                     }
@@ -356,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_may_look_between_a_rotation_and_the_next_file() {
+    fn a_follower_can_read_between_a_rotation_and_the_next_file() {
         let config = config("between", Driver::JsonFile, 600, 9);
         let put = |text: &str| {
             fs::write(&config.path, format!("{{\"log\":\"{text}\\n\",\"stream\":\"stdout\",\"time\":\"2024-01-01T00:00:00Z\"}}\n")).unwrap()
@@ -388,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lines_come_in_pieces_and_join_again() {
+    fn long_lines_are_split_into_records() {
         for driver in [Driver::Local, Driver::JsonFile] {
             let config = config("long", driver, 0, 1);
             let mut writer = Writer::open(config.clone()).unwrap();
@@ -411,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn one_file_only_is_replaced() {
+    fn a_single_file_is_replaced_on_rotation() {
         let config = config("one", Driver::JsonFile, 200, 1);
         let mut writer = Writer::open(config.clone()).unwrap();
         for line in 0..100 {
@@ -423,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_that_fails_loses_nothing_and_is_tried_again_later() {
+    fn a_failed_rotation_loses_nothing_and_is_retried() {
         let config = config("stuck", Driver::Local, 600, 4);
         let mut writer = Writer::open(config.clone()).unwrap();
         let mut lines = (0..).map(|n| format!("line {n}\n"));
@@ -442,7 +443,7 @@ mod tests {
         assert_eq!(kept(&config), 3);
         let mut reader = Reader::open(config.clone(), ALL).unwrap();
         let oldest_kept = read_all(&mut reader);
-        // Without its lock no rotation can begin.
+        // Rotation fails if the lock file cannot be opened.
         let blocked = config.path.with_file_name("container.log.lock");
         fs::remove_file(&blocked).unwrap();
         fs::create_dir(&blocked, 0o700).unwrap();
@@ -465,15 +466,15 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_damaged_record_is_read() {
+    fn reads_records_after_a_damaged_one() {
         use std::io::Write;
         let config = config("damaged", Driver::Local, 0, 1);
         let mut writer = Writer::open(config.clone()).unwrap();
         writer.write(Stream::Stdout, b"before\n");
-        // A record whose writer was killed in the middle of it.
+        // A record whose writer was killed while writing it.
         let mut half = Vec::new();
         local::encode(
-            &Record {
+            &LogRecord {
                 time: super::super::now(),
                 stream: Stream::Stdout,
                 data: vec![b'x'; 100],
@@ -498,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_is_the_end_of_all_wherever_it_begins() {
+    fn a_tail_returns_the_last_records_wherever_it_begins() {
         for driver in [Driver::Local, Driver::JsonFile] {
             let config = config("tail", driver, 2000, 8);
             let mut writer = Writer::open(config.clone()).unwrap();
@@ -508,7 +509,7 @@ mod tests {
                     compress_rotated(&config).unwrap();
                 }
             }
-            // Some that were rotated before that are left, and there are others since.
+            // Files that were rotated before that are left, and there are later ones.
             let is_plain = |index| {
                 rotation::existing(&config, index)
                     .map(|path| path == rotation::rotated(&config, index))
@@ -562,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn without_following_what_comes_later_is_not_read() {
+    fn without_follow_later_records_are_not_read() {
         for driver in [Driver::Local, Driver::JsonFile] {
             let config = config("snapshot", driver, 600, 12);
             let mut writer = Writer::open(config.clone()).unwrap();

@@ -1,6 +1,6 @@
-//! Renaming a full log file out of the way, and finding the files of a log again.
+//! Rotation of log files, and finding the files of a log.
 //!
-//! The lock is held for renames only: readers wait for it.
+//! The lock is only held while files are renamed, because readers wait for it.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ use whelk_sys::fs::{self, Result};
 
 use super::{Driver, LogConfig};
 
-/// A held lock on a log's set of files, in which the rotations are counted. Unlocks when dropped.
+/// A lock on the set of files of a log. The lock file counts the rotations. Unlocks when dropped.
 pub(super) struct Lock {
     file: File,
     path: PathBuf,
@@ -35,7 +35,7 @@ pub(super) fn lock(config: &LogConfig, exclusive: bool) -> Result<Lock> {
 }
 
 impl Lock {
-    /// How often the log was rotated so far.
+    /// Returns the number of rotations so far.
     pub(super) fn rotations(&self) -> u64 {
         fs::read_to_string(&self.path)
             .ok()
@@ -43,8 +43,7 @@ impl Lock {
             .unwrap_or(0)
     }
 
-    /// Always of the same length and in the same place, so that a full disk cannot leave half of
-    /// it.
+    /// Written with a fixed length at offset 0, so that a full disk cannot truncate it.
     fn set_rotations(&self, count: u64) -> Result<()> {
         self.file
             .write_all_at(format!("{count:020}").as_bytes(), 0)
@@ -66,24 +65,27 @@ pub(super) fn compressed_suffix(driver: Driver) -> &'static str {
     }
 }
 
-/// Where the `index`th file back from the current one is before it is compressed.
+/// Returns the uncompressed path of the `index`th file back from the current one.
 pub(super) fn rotated(config: &LogConfig, index: u64) -> PathBuf {
     with_suffix(&config.path, &format!(".{index}"))
 }
 
-/// The `index`th file back from the current one, which is 0: as it is, or compressed.
+/// Returns the existing path, compressed or not, of the `index`th file back from the current one,
+/// which is 0.
 pub(super) fn existing(config: &LogConfig, index: u64) -> Option<PathBuf> {
     if index == 0 {
         return fs::exists(&config.path).then(|| config.path.clone());
     }
     let plain = rotated(config, index);
-    let packed = with_suffix(&plain, compressed_suffix(config.driver));
-    [plain, packed].into_iter().find(|path| fs::exists(path))
+    let compressed = with_suffix(&plain, compressed_suffix(config.driver));
+    [plain, compressed]
+        .into_iter()
+        .find(|path| fs::exists(path))
 }
 
-/// Moves the current file to `.1`, each older one a number up, and removes the oldest. With one
-/// file only, the current one just goes. After a failure the current file may still be there;
-/// nothing has been lost then that would not have gone anyway.
+/// Renames the current file to `.1` and each older one to the next number, and deletes the oldest.
+/// If only one file is kept, the current one is deleted. After an error the current file may still
+/// exist; no file is lost that would not have been deleted anyway.
 pub(super) fn rotate(config: &LogConfig) -> Result<()> {
     let lock = lock(config, true)?;
     if existing(config, 0).is_none() {
@@ -94,7 +96,8 @@ pub(super) fn rotate(config: &LogConfig) -> Result<()> {
         fs::remove_file(&config.path)?;
         return lock.set_rotations(lock.rotations() + 1);
     }
-    // Up to the first number that is free: what an earlier rotation has moved is not moved again.
+    // Only files up to the first free number are renamed: a rotation that failed half-way may have
+    // moved the others already.
     let free = (1..=kept).find(|index| existing(config, *index).is_none());
     if let (None, Some(oldest)) = (free, existing(config, kept)) {
         fs::remove_file(oldest)?;
@@ -103,10 +106,10 @@ pub(super) fn rotate(config: &LogConfig) -> Result<()> {
         let Some(path) = existing(config, index) else {
             continue;
         };
-        let packed = path
+        let compressed = path
             .extension()
             .is_some_and(|extension| extension == "gz" || extension == "zst");
-        let suffix = if packed {
+        let suffix = if compressed {
             compressed_suffix(config.driver)
         } else {
             ""

@@ -1,9 +1,8 @@
-//! Finding where the last records of a log begin, in memory that does not depend on how many they
-//! are.
+//! Finds the beginning of the last records of a log, with memory use independent of their number.
 //!
-//! Lines are counted backwards from the end of a plain file. Where records can only be found from
-//! the front (the `local` format, compressed files), a file is gone through twice: once to count
-//! its records, once to skip those before the tail. Only the files that the tail lies in are read.
+//! In uncompressed JSON files, lines are counted backwards from the end. Where records can only be
+//! found from the front (the `local` format, compressed files), a file is read twice: once to count
+//! its records, once to skip those before the tail. Only the files that contain the tail are read.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,8 +15,8 @@ use super::local::Found;
 use super::reader::{CHUNK, Part};
 use super::{Driver, local};
 
-/// Where to begin: in which file, at which byte of it, and how many records from there are to be
-/// skipped.
+/// The beginning of a tail: index of the file, offset in it, and the number of records to skip from
+/// there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Begin {
     pub part: usize,
@@ -25,7 +24,7 @@ pub(super) struct Begin {
     pub skip: u64,
 }
 
-/// Looks for a record at the front of `bytes`.
+/// Finds the record at the front of `bytes`.
 pub(super) fn find(driver: Driver, bytes: &[u8]) -> Found {
     match driver {
         Driver::JsonFile => bytes
@@ -36,7 +35,7 @@ pub(super) fn find(driver: Driver, bytes: &[u8]) -> Found {
     }
 }
 
-/// Where the last `wanted` records of the files begin, the oldest file being the first.
+/// Finds the last `wanted` records of the files, which are ordered from the oldest to the newest.
 pub(super) fn begin(driver: Driver, parts: &[Part], mut wanted: u64) -> Result<Begin> {
     for (index, part) in parts.iter().enumerate().rev() {
         if driver == Driver::JsonFile && !part.is_compressed() {
@@ -66,8 +65,8 @@ pub(super) fn begin(driver: Driver, parts: &[Part], mut wanted: u64) -> Result<B
     Ok(Begin::default())
 }
 
-/// Where the last `wanted` complete lines of the first `length` bytes begin, and how many there
-/// are.
+/// Returns the offset of the last `wanted` complete lines in the first `length` bytes, and their
+/// number.
 fn last_lines(file: &File, length: u64, wanted: u64) -> io::Result<(u64, u64)> {
     let mut buffer = vec![0; CHUNK];
     let (mut end, mut found) = (length, 0);
@@ -81,7 +80,7 @@ fn last_lines(file: &File, length: u64, wanted: u64) -> io::Result<(u64, u64)> {
             .rev()
             .filter(|(_, byte)| **byte == b'\n')
         {
-            // The end of the line before the tail.
+            // The newline at the end of the line before the tail.
             if found == wanted {
                 return Ok((begin + index as u64 + 1, found));
             }
@@ -92,47 +91,47 @@ fn last_lines(file: &File, length: u64, wanted: u64) -> io::Result<(u64, u64)> {
     Ok((0, found))
 }
 
-/// Counts the records that `read` brings.
+/// Counts the records in `read`.
 fn count(driver: Driver, mut read: impl Read) -> io::Result<u64> {
     let mut buffer = vec![0; 2 * CHUNK];
     let (mut filled, mut counted) = (0, 0);
     loop {
         if filled == buffer.len() {
-            // A line longer than this, which somebody else has written.
+            // A longer line, which was not written by this engine.
             buffer.resize(2 * filled, 0);
         }
         match read.read(&mut buffer[filled..]) {
             Ok(0) => return Ok(counted),
             Ok(count) => filled += count,
-            // A compressed file that was cut short: what came out of it counts.
+            // A truncated compressed file: what can be decompressed counts.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(counted),
             Err(error) => return Err(error),
         }
-        let (passed, found) = pass(driver, &buffer[..filled], u64::MAX);
+        let (skipped, found) = skip_records(driver, &buffer[..filled], u64::MAX);
         counted += found;
-        buffer.copy_within(passed..filled, 0);
-        filled -= passed;
+        buffer.copy_within(skipped..filled, 0);
+        filled -= skipped;
     }
 }
 
-/// Passes over the records at the front of `bytes`, at most `most`: how many bytes, and how many
+/// Skips the records at the front of `bytes`, at most `limit`. Returns the numbers of bytes and
 /// records.
-pub(super) fn pass(driver: Driver, bytes: &[u8], most: u64) -> (usize, u64) {
-    let (mut passed, mut found) = (0, 0);
-    while found < most {
-        match find(driver, &bytes[passed..]) {
+pub(super) fn skip_records(driver: Driver, bytes: &[u8], limit: u64) -> (usize, u64) {
+    let (mut skipped, mut found) = (0, 0);
+    while found < limit {
+        match find(driver, &bytes[skipped..]) {
             Found::Record(length) => {
-                passed += length;
+                skipped += length;
                 found += 1;
             }
-            Found::Damaged(length) => passed += length,
+            Found::Damaged(length) => skipped += length,
             Found::More => break,
         }
     }
-    (passed, found)
+    (skipped, found)
 }
 
-/// A part of a plain file, read without a position that others share.
+/// A range of an uncompressed file, read by offset, since the file's position is shared.
 #[derive(Debug)]
 pub(super) struct Span {
     pub file: Arc<File>,
@@ -142,10 +141,10 @@ pub(super) struct Span {
 
 impl Read for Span {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.end.saturating_sub(self.at))
+        let limit = usize::try_from(self.end.saturating_sub(self.at))
             .unwrap_or(usize::MAX)
             .min(buffer.len());
-        let count = self.file.read_at(&mut buffer[..most], self.at)?;
+        let count = self.file.read_at(&mut buffer[..limit], self.at)?;
         self.at += count as u64;
         Ok(count)
     }

@@ -1,30 +1,30 @@
-//! The writing side: output in, lines out, one `write` per piece of output however many lines it
-//! holds.
+//! The writer of log files: splits output into records, with one write(2) per chunk of output.
 
 use std::fs::File;
 use std::io::Write;
 
 use whelk_sys::fs::{self, Result};
 
-use super::{Driver, LogConfig, PIECE, Record, Stream, json_file, local, now, rotation};
+use super::{Driver, LogConfig, LogRecord, PIECE, Stream, json_file, local, now, rotation};
 
-/// Writes one container's log.
+/// Writes the log of a container.
 #[derive(Debug)]
 pub struct Writer {
     config: LogConfig,
     file: Option<File>,
     size: u64,
-    /// When the file is rotated next, in bytes; 0 for never.
+    /// Size in bytes at which the file is rotated next; 0 for never.
     rotate_at: u64,
-    /// The beginning of a line whose end has not come yet, for each stream.
+    /// The beginning of an incomplete line, for each stream.
     unfinished: [Vec<u8>; 2],
     encoded: Vec<u8>,
     rotated: bool,
-    /// Bytes of records that could not be written (full disk); they are gone.
+    /// Number of bytes that were lost because they could not be written (full disk).
     pub lost: u64,
 }
 
 impl Writer {
+    /// Opens the current file of a log to append to it.
     pub fn open(config: LogConfig) -> Result<Self> {
         let file = if config.driver == Driver::None {
             None
@@ -48,8 +48,8 @@ impl Writer {
         })
     }
 
-    /// Takes output as it comes. Complete lines are written at once; the rest waits for its end or
-    /// for [`PIECE`] bytes.
+    /// Adds a chunk of output. Complete lines are written at once; the rest is kept until its
+    /// newline or until it has [`PIECE`] bytes.
     pub fn write(&mut self, stream: Stream, mut data: &[u8]) {
         if self.file.is_none() {
             return;
@@ -61,7 +61,8 @@ impl Writer {
             let window = &data[..data.len().min(room)];
             let (taken, complete) = match window.iter().position(|&byte| byte == b'\n') {
                 Some(newline) => (newline + 1, true),
-                // A full piece without an end: stored as it is, the line goes on in the next one.
+                // [`PIECE`] bytes without a newline: stored as a record; the line continues in the
+                // next one.
                 None => (window.len(), window.len() == room),
             };
             self.unfinished[slot].extend(&data[..taken]);
@@ -73,7 +74,8 @@ impl Writer {
         self.flush();
     }
 
-    /// Writes what is left of both streams: the program ended without a final newline.
+    /// Writes the incomplete lines of both streams, for a program that ends without a final
+    /// newline.
     pub fn finish(&mut self) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             if !self.unfinished[stream as usize - 1].is_empty() {
@@ -83,8 +85,8 @@ impl Writer {
         self.flush();
     }
 
-    /// Whether a file was rotated since the last call that is to be compressed:
-    /// [`super::compress_rotated`] does it.
+    /// Whether a file that is to be compressed has been rotated since the last call; use
+    /// [`super::compress_rotated`] then.
     pub fn take_rotated(&mut self) -> bool {
         std::mem::take(&mut self.rotated) && self.config.compress && self.config.max_files > 1
     }
@@ -96,7 +98,7 @@ impl Writer {
         } else {
             Default::default()
         };
-        let record = Record {
+        let record = LogRecord {
             time,
             stream,
             data,
@@ -106,16 +108,16 @@ impl Writer {
             Driver::JsonFile => json_file::encode(&record, &mut self.encoded),
             Driver::Local | Driver::None => local::encode(&record, &mut self.encoded),
         }
-        // Hand the allocation back for the next line.
+        // Reuse the allocation for the next line.
         let mut data = record.data;
         data.clear();
         self.unfinished[stream as usize - 1] = data;
-        if self.full_with(self.encoded.len()) {
+        if self.must_rotate(self.encoded.len()) {
             self.flush();
         }
     }
 
-    fn full_with(&self, more: usize) -> bool {
+    fn must_rotate(&self, more: usize) -> bool {
         self.rotate_at > 0 && self.size + more as u64 >= self.rotate_at
     }
 
@@ -126,15 +128,15 @@ impl Writer {
         }
         match file.write_all(&self.encoded) {
             Ok(()) => self.size += self.encoded.len() as u64,
-            // The container must not stop because its log has no room; the loss is counted. A part
-            // of a record would make unreadable what comes behind it.
+            // The container must not stop because the disk is full; the loss is counted. A partial
+            // record is removed, because it would make the following ones unreadable.
             Err(_) => {
                 self.lost += self.encoded.len() as u64;
                 let _ = file.set_len(self.size);
             }
         }
         self.encoded.clear();
-        if self.full_with(0) {
+        if self.must_rotate(0) {
             self.rotate();
         }
     }
@@ -148,10 +150,10 @@ impl Writer {
                 self.rotate_at = self.config.max_size;
             }
             Err(error) => {
-                // Tried again when more has come: not with every line.
-                const PARTS: u64 = 8;
-                self.rotate_at = self.size + self.config.max_size.div_ceil(PARTS);
-                crate::complain(&error.to_string());
+                // Retried after a further 1/8 of the maximum size, not with every line.
+                const RETRY_FRACTION: u64 = 8;
+                self.rotate_at = self.size + self.config.max_size.div_ceil(RETRY_FRACTION);
+                crate::log_error(&error.to_string());
             }
         }
     }
