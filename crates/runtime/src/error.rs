@@ -47,7 +47,7 @@ impl Error {
         Self::Invalid(text.into())
     }
 
-    /// Makes an error with this text out of a system call's error, of the kind that fits.
+    /// Converts a system call's error to [`Error::Exhausted`] or [`Error::Os`] with this text.
     pub(crate) fn kernel(text: String, error: &io::Error) -> Self {
         if whelk_sys::is_exhausted(error) {
             Self::Exhausted(text)

@@ -430,7 +430,7 @@ fn executable(path: &str) -> std::result::Result<(), Errno> {
 }
 
 fn permission_denied(name: &str) -> Error {
-    Error::NotExecutable(format!("exec: {name:?}: permission permission_denied"))
+    Error::NotExecutable(format!("exec: {name:?}: permission denied"))
 }
 
 fn set_limit(limit: &RlimitSpec) -> Result<()> {
