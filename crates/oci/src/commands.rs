@@ -1,4 +1,4 @@
-//! The commands, one function each.
+//! The commands of `whelk oci`, one function each.
 
 use std::collections::BTreeSet;
 use std::io::IoSlice;

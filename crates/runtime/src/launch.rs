@@ -45,7 +45,7 @@ pub struct Launch<'a> {
 pub enum Gate {
     /// By [`Created::start`], called by the process that created it.
     Starter,
-    /// By a byte written to this FIFO, by any later process.
+    /// By a byte written to this FIFO, by any process.
     Fifo(OwnedFd),
 }
 

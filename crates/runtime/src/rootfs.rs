@@ -17,7 +17,7 @@ use whelk_sys::overlay::{self, Writable};
 use crate::error::{Error, Result, os, os_at};
 use crate::mount_options::RDONLY;
 
-/// Where the container's files come from.
+/// Source of the container's root file system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rootfs {
     /// An existing directory.

@@ -1,5 +1,5 @@
-//! The OCI runtime configuration (`config.json`), version 1.2 with the fields of 1.3 that Linux
-//! has.
+//! The OCI runtime configuration (`config.json`), version 1.2 with those fields of 1.3 that apply
+//! to Linux.
 //!
 //! Plain structs with public fields: the engine fills them, `whelk oci` reads them from a bundle. A
 //! missing field is equivalent to an empty one, so lists are not wrapped in `Option`. Capabilities

@@ -1,4 +1,5 @@
-//! The end of the container's processes: their last output, how they ended, and who is told.
+//! The end of the container's processes: their last output, their exit status, and the events about
+//! it.
 //!
 //! ```text
 //! running ──wait(2)──► exit status known ──end of all output, or LINGER over──► finished: event sent, connections closed
@@ -177,7 +178,7 @@ impl Shim {
         self.finished = true;
     }
 
-    /// Reads what is in a dead process's pipes now.
+    /// Reads the output that is buffered in the pipes or the terminal of a process that has exited.
     fn drain(&mut self, number: u64) {
         if let Some(process) = self.processes.get_mut(&number) {
             process.hold(false, &self.poll);
@@ -262,8 +263,8 @@ fn exit_of(status: WaitStatus) -> Exit {
     }
 }
 
-/// Writes the exit record, whole or not at all. It is not flushed to the disk: the run directory is
-/// of no use after the machine has gone down.
+/// Writes the exit record atomically. It is not synced to disk, because the run directory is of no
+/// use after a reboot.
 fn record(launch: &ContainerLaunch, exit: &Exit) {
     let content = serde_json::to_vec(exit).unwrap_or_default();
     if let Err(error) = fs::replace(launch.run_dir.join("exit.json"), content, 0o600) {

@@ -35,7 +35,7 @@ pub fn set_attr(mount: BorrowedFd<'_>, attr: MountAttr<'_>, recursive: bool) -> 
         args.userns_fd = namespace.as_raw_fd() as u64;
     }
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is a static C string and `args` is a mount_attr of the size given.
+    // SAFETY: the path is a static C string and `args` is a mount_attr of the given size.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -17,7 +17,7 @@ pub fn loopback_up() -> io::Result<()> {
         SocketFlags::CLOEXEC,
         None,
     )?;
-    // SAFETY: ifreq is plain data for which all zeroes is a value.
+    // SAFETY: ifreq is plain data for which all zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = b'l' as libc::c_char;
     request.ifr_name[1] = b'o' as libc::c_char;

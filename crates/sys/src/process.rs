@@ -113,7 +113,7 @@ fn has_one_thread() -> bool {
     const PAUSE: Duration = Duration::from_millis(1);
     const ATTEMPTS: u32 = 50;
     for _ in 0..ATTEMPTS {
-        // SAFETY: without other threads the flag has no effect, with others it is refused.
+        // SAFETY: in a single-threaded process the flag has no effect; otherwise the call fails.
         match check(i64::from(unsafe { libc::unshare(libc::CLONE_THREAD) })) {
             Ok(_) => return true,
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => std::thread::sleep(PAUSE),
@@ -193,7 +193,7 @@ pub fn fork_isolated(input: &[u8], work: fn(&[u8]) -> i32) -> io::Result<Pid> {
     match clone_process(CloneFlags::default(), None)? {
         Cloned::Parent { pid, .. } => Ok(pid),
         Cloned::Child => {
-            // SAFETY: `work` gets bytes only, and the process ends with it, however it ends.
+            // SAFETY: `work` gets only bytes, and the process exits after it, also if it panics.
             let closed = unsafe { close_others(FIRST_AFTER_STREAMS, None) };
             exit_now(closed.map_or(FAILED, |()| {
                 std::panic::catch_unwind(|| work(input)).unwrap_or(FAILED)
@@ -210,8 +210,8 @@ pub fn run_isolated(first: u32, kept: OwnedFd, input: &[u8], work: fn(&[u8], Own
         first >= FIRST_AFTER_STREAMS,
         "the standard streams must stay open"
     );
-    // SAFETY: `work` gets bytes and what stays open only, and the process ends with it, however it
-    // ends.
+    // SAFETY: `work` gets only bytes and the descriptor that stays open, and the process exits
+    // after it, also if it panics.
     let closed = unsafe { close_others(first, Some(kept.as_fd())) };
     exit_now(closed.map_or(FAILED, |()| {
         std::panic::catch_unwind(|| work(input, kept)).unwrap_or(FAILED)
@@ -250,7 +250,7 @@ unsafe fn close_others(first: u32, kept: Option<BorrowedFd<'_>>) -> io::Result<(
 /// Returns a child that has ended and has not been reaped. It stays a zombie, so that its pid
 /// cannot be reused.
 pub fn ended_child() -> Option<Pid> {
-    // SAFETY: siginfo_t is plain data, of which every pattern of bits is one.
+    // SAFETY: siginfo_t is plain data that is valid for every bit pattern.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: waitid(2) fills in `info`, which outlives the call.
     let result = unsafe {
@@ -261,7 +261,7 @@ pub fn ended_child() -> Option<Pid> {
             libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
         )
     };
-    // SAFETY: waitid sets this field, to zero if there was none.
+    // SAFETY: waitid has set this field, to zero if no child has ended.
     if result == 0 {
         Pid::from_raw(unsafe { info.si_pid() })
     } else {
@@ -416,7 +416,7 @@ pub fn set_scheduler(attr: SchedAttr) -> io::Result<()> {
         deadline: attr.deadline,
         period: attr.period,
     };
-    // SAFETY: `raw` has the layout of struct sched_attr version 0 and says its size.
+    // SAFETY: `raw` has the layout of struct sched_attr version 0 and contains its size.
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const raw, 0) }).map(drop)
 }
 
@@ -458,7 +458,7 @@ pub fn listen_fds() -> io::Result<Vec<OwnedFd>> {
         .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let numbers = FIRST..FIRST + i32::from(count);
     for number in numbers.clone() {
-        // SAFETY: F_SETFD of fcntl(2) changes a flag, and fails where nothing is open.
+        // SAFETY: F_SETFD of fcntl(2) changes a flag, and fails if the descriptor is not open.
         check(i64::from(unsafe {
             libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC)
         }))?;
@@ -467,10 +467,11 @@ pub fn listen_fds() -> io::Result<Vec<OwnedFd>> {
     // open as long as the process lives.
     numbers
         .map(|number| {
-            // SAFETY: F_DUPFD_CLOEXEC of fcntl(2) opens a new descriptor and leaves the old alone.
+            // SAFETY: F_DUPFD_CLOEXEC of fcntl(2) opens a new descriptor and does not affect the
+            // old one.
             let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, FIRST) };
             check(i64::from(copy))?;
-            // SAFETY: it was opened just now, and nobody else has its number.
+            // SAFETY: a fresh descriptor that nothing else owns.
             Ok(unsafe { OwnedFd::from_raw_fd(copy) })
         })
         .collect()

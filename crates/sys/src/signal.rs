@@ -48,8 +48,8 @@ pub fn drain(fd: &OwnedFd) -> Vec<i32> {
 /// execve(2) keeps blocked and ignored signals.
 pub fn reset_all() -> io::Result<()> {
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler. Signals that cannot be changed (KILL, STOP, the C
-        // library's own) answer an error that does not matter here.
+        // SAFETY: SIG_DFL installs no handler. For signals that cannot be changed (KILL, STOP,
+        // those of the C library) the call returns an error, which is ignored.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     let none = set_of(&[]);

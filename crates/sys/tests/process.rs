@@ -1,9 +1,9 @@
-//! What only a process with one thread can do. Tests run on threads, so this program does without
-//! the usual harness.
+//! Tests that need a single-threaded process. The usual harness runs tests on threads, so this
+//! program does without it.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    reason = "a test stops where something fails"
+    reason = "a test panics where something fails"
 )]
 
 use std::fs::File;
@@ -15,12 +15,12 @@ use rustix::process::{WaitOptions, waitpid};
 use whelk_sys::process::{CloneFlags, Cloned, clone_process, ended_child, exit_now, run_isolated};
 
 fn main() {
-    a_thread_that_has_ended_is_none();
-    what_ends_apart_has_what_it_is_given();
-    a_child_that_has_ended_stays_until_it_is_waited_for();
+    clone_process_ignores_joined_threads();
+    run_isolated_keeps_only_the_given_descriptor();
+    ended_child_does_not_reap();
 }
 
-fn a_thread_that_has_ended_is_none() {
+fn clone_process_ignores_joined_threads() {
     for _ in 0..2000 {
         std::thread::spawn(|| ()).join().unwrap();
         match clone_process(CloneFlags::default(), None).unwrap() {
@@ -30,29 +30,26 @@ fn a_thread_that_has_ended_is_none() {
     }
 }
 
-fn what_ends_apart_has_what_it_is_given() {
+fn run_isolated_keeps_only_the_given_descriptor() {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let work = |input: &[u8], kept: OwnedFd| {
         File::from(kept).write_all(input).unwrap();
-        // The streams, and the directory itself: what was kept is closed by now.
+        // The three streams and the directory itself; `kept` is closed by now.
         i32::try_from(std::fs::read_dir("/proc/self/fd").unwrap().count()).unwrap()
     };
     match clone_process(CloneFlags::default(), None).unwrap() {
-        Cloned::Child => run_isolated(3, writer, b"all it knows", work),
+        Cloned::Child => run_isolated(3, writer, b"input", work),
         Cloned::Parent { pid, .. } => {
             drop(writer);
             let mut read = String::new();
             File::from(reader).read_to_string(&mut read).unwrap();
             let status = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap().1;
-            assert_eq!(
-                (read.as_str(), status.exit_status()),
-                ("all it knows", Some(4))
-            );
+            assert_eq!((read.as_str(), status.exit_status()), ("input", Some(4)));
         }
     }
 }
 
-fn a_child_that_has_ended_stays_until_it_is_waited_for() {
+fn ended_child_does_not_reap() {
     assert_eq!(ended_child(), None);
     match clone_process(CloneFlags::default(), None).unwrap() {
         Cloned::Child => exit_now(7),

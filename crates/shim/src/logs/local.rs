@@ -52,7 +52,7 @@ fn resynchronize(bytes: &[u8]) -> usize {
     (1..bytes.len()).find(begins).unwrap_or(bytes.len())
 }
 
-/// Looks for a record at the front of `bytes`.
+/// Finds the record at the front of `bytes`.
 pub(super) fn find(bytes: &[u8]) -> Found {
     let Some(head) = bytes.first_chunk::<HEAD>() else {
         return Found::More;
