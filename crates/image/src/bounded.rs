@@ -1,5 +1,5 @@
-//! Lists in JSON that are read up to a number of elements: a few bytes of text each can cost a
-//! hundred in memory.
+//! Deserializes JSON lists with a maximum number of elements. An element of a few bytes of text can
+//! take a hundred bytes of memory.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,14 +7,14 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 
-/// As many layers as overlay takes.
-pub(crate) const MOST_LAYERS: usize = 500;
-/// Steps of an image's history: those that made no layer count as well.
-pub(crate) const MOST_STEPS: usize = 10_000;
-/// Images, or names of images, in one archive.
-pub(crate) const MOST_NAMES: usize = 10_000;
+/// Maximum number of layers: the limit of overlayfs.
+pub(crate) const MAX_LAYERS: usize = 500;
+/// Maximum number of history entries of an image, including those without a layer.
+pub(crate) const MAX_HISTORY: usize = 10_000;
+/// Maximum number of images, or of image names, in one archive.
+pub(crate) const MAX_NAMES: usize = 10_000;
 
-/// Reads a list of at most `N` elements; null is an empty one.
+/// Deserializes a list of at most `N` elements; `null` gives an empty list.
 pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usize>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_end_where_they_must() {
+    fn rejects_lists_that_are_too_long() {
         let read = |text: &str| serde_json::from_str::<AtMost<u8, 3>>(text).map(|list| list.0);
         assert_eq!(read("[1,2,3]").unwrap(), [1, 2, 3]);
         assert!(

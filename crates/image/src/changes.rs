@@ -1,5 +1,5 @@
-//! Dockerfile instructions applied to an image's configuration, as `import --change` and `commit
-//! --change` take them.
+//! Applies Dockerfile instructions to an image's configuration, for `import --change` and `commit
+//! --change`.
 
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
@@ -11,16 +11,17 @@ use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
 
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
-/// What a configuration's texts may add up to, in bytes: variables that double each other must not
-/// fill memory.
-const LARGEST: usize = 2 << 20;
+/// Maximum total size of the configuration's strings in bytes. Variables that repeatedly double
+/// their own value must not exhaust memory.
+const MAX_CONFIG_SIZE: usize = 2 << 20;
 
-/// Applies instructions to `config`, in order; without any it stays as it is. The changes are the
-/// lines of one Dockerfile: a directive or a continuation in one of them holds for what follows.
+/// Applies instructions to `config` in order. The changes are parsed as the lines of one
+/// Dockerfile: a parser directive or a line continuation in one of them applies to those after it.
+/// With no changes, `config` is unchanged.
 ///
 /// # Errors
-/// An instruction that changes no configuration, or one that is malformed, in Docker's words. A
-/// stop signal is not looked at: signals are the engine's knowledge.
+/// Returns an error with Docker's text if an instruction cannot be used as a change or is
+/// malformed. The stop signal is not validated here; the engine does that.
 pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
     if changes.is_empty() {
         return Ok(());
@@ -50,10 +51,10 @@ pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
             )
             .map_err(invalid)?
         };
-        one(config, instruction, &mut command_given)?;
-        if size(config) > LARGEST {
+        apply_instruction(config, instruction, &mut command_given)?;
+        if size(config) > MAX_CONFIG_SIZE {
             return Err(Error::invalid(format!(
-                "the changes make a configuration of more than {LARGEST} bytes"
+                "the changes make a configuration of more than {MAX_CONFIG_SIZE} bytes"
             )));
         }
     }
@@ -78,7 +79,7 @@ fn size(config: &ContainerConfig) -> usize {
     lists.chain(labels).chain(paths).sum()
 }
 
-fn one(
+fn apply_instruction(
     config: &mut ContainerConfig,
     instruction: Instruction,
     command_given: &mut bool,
@@ -92,7 +93,7 @@ fn one(
         Instruction::Entrypoint(Command::Shell(None)) => config.entrypoint = Vec::new(),
         Instruction::Entrypoint(command) => {
             config.entrypoint = with_shell(config, command);
-            // Arguments that were meant for another program.
+            // The inherited command was meant for the previous entrypoint.
             if !*command_given {
                 config.cmd = Vec::new();
             }
@@ -147,7 +148,7 @@ fn set_variable(environment: &mut Vec<String>, pair: Pair) {
     }
 }
 
-/// A path below the working directory, or an absolute one, without `.` and `..`.
+/// Resolves `path` against the working directory `current` and removes `.` and `..`.
 fn join(current: &str, path: &str) -> String {
     let mut joined = PathBuf::from("/");
     for component in Path::new("/").join(current).join(path).components() {
@@ -162,8 +163,8 @@ fn join(current: &str, path: &str) -> String {
     joined.to_string_lossy().into_owned()
 }
 
-/// The ports of `[[IP:]HOST:]PORT[-PORT][/PROTOCOL]`, each as `PORT/PROTOCOL`. Only the container's
-/// ports matter.
+/// Expands `[[IP:]HOST:]PORT[-PORT][/PROTOCOL]` to `PORT/PROTOCOL` for each container port. The IP
+/// address and host ports are validated and ignored.
 fn expand_ports(text: &str) -> Result<impl Iterator<Item = String> + use<>> {
     let (host, container) = text.rsplit_once(':').unwrap_or(("", text));
     let (ip, host) = host.rsplit_once(':').unwrap_or(("", host));
@@ -199,13 +200,13 @@ fn expand_ports(text: &str) -> Result<impl Iterator<Item = String> + use<>> {
 fn range(text: &str) -> Option<(u16, u16)> {
     let mut numbers = text.split('-').map(|number| number.parse::<u16>().ok());
     let first = numbers.next()??;
-    // Docker reads no further than the second number.
+    // Docker ignores what follows the second number.
     let last = numbers.next().unwrap_or(Some(first))?;
     (first <= last).then_some((first, last))
 }
 
-/// A health check as image configurations hold it: times in nanoseconds, what has its default left
-/// out.
+/// Encodes a health check as image configurations hold it: durations in nanoseconds, fields with
+/// default values omitted.
 fn health_json(check: Healthcheck) -> serde_json::Value {
     let mut fields = Map::new();
     fields.insert("Test".into(), json!(check.test));
@@ -276,7 +277,7 @@ mod tests {
         assert_eq!(
             changed(&["ENTRYPOINT [\"x\"]"]).unwrap().cmd,
             Vec::<String>::new(),
-            "an image's command is not the new program's"
+            "ENTRYPOINT resets the image's command"
         );
         assert_eq!(
             changed(&["# escape=`", "ENV A=1 `", "B=2"]).unwrap().env,
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_that_double_each_other_are_stopped() {
+    fn rejects_variables_that_grow_exponentially() {
         let mut changes = vec!["ENV A=xxxxxxxxxxxxxxxx"];
         changes.extend(["ENV A=$A$A"; 14]);
         changes.extend(["LABEL a=$A b=$A c=$A d=$A e=$A f=$A"]);
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_change_is_refused() {
+    fn rejects_invalid_changes() {
         for (change, expected) in [
             ("RUN x", "RUN is not a valid change command"),
             ("foo x", "foo is not a valid change command"),

@@ -1,14 +1,14 @@
-//! Telling compressed streams apart by their first bytes, and reading them.
+//! Detects the compression of a stream by its magic number and decompresses it.
 
 use std::io::{self, BufRead, BufReader, Read};
 
 use crate::error::{Error, Result, io};
 
-/// Reads `input` decompressed, whatever of plain, gzip and zstd it is. Members and frames that
-/// follow one another are one stream.
+/// Returns a reader for the decompressed content of `input`, which may be plain, gzip or zstd.
+/// Concatenated gzip members and zstd frames are read as one stream.
 ///
 /// # Errors
-/// A compression that is known but not read here (bzip2, xz), by name.
+/// Returns an error that names the compression if it is bzip2 or xz, which are not supported.
 pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
     let mut input = BufReader::with_capacity(256 << 10, input);
     let start = input.fill_buf().map_err(io("read archive"))?;
@@ -42,7 +42,7 @@ pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Sen
     })
 }
 
-/// Counts compressed bytes on their way into a decoder.
+/// Counts the compressed bytes that a decoder reads.
 struct Counting<R> {
     inner: R,
     count: u64,
@@ -67,18 +67,17 @@ impl<R: BufRead> BufRead for Counting<R> {
     }
 }
 
-/// Ends decompression bombs: a stream that has grown past [`HARMLESS`] by more than [`MOST_GROWTH`]
-/// times is no image.
+/// Fails on decompression bombs: streams that have produced more than [`HARMLESS_OUTPUT`] bytes and
+/// more than [`MAX_RATIO`] times their compressed size.
 struct Bounded<D> {
     decoder: D,
     consumed: fn(&D) -> u64,
     produced: u64,
 }
 
-/// Whatever its growth, this much output (in bytes) is let through: empty disk images in layers are
-/// real.
-const HARMLESS: u64 = 4 << 30;
-const MOST_GROWTH: u64 = 300;
+/// Output in bytes that is allowed at any compression ratio: real layers contain empty disk images.
+const HARMLESS_OUTPUT: u64 = 4 << 30;
+const MAX_RATIO: u64 = 300;
 
 impl<D> Bounded<D> {
     fn new(decoder: D, consumed: fn(&D) -> u64) -> Self {
@@ -94,13 +93,12 @@ impl<D: Read> Read for Bounded<D> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.decoder.read(buffer)?;
         self.produced += count as u64;
-        if self.produced > HARMLESS && self.produced / MOST_GROWTH > (self.consumed)(&self.decoder)
+        if self.produced > HARMLESS_OUTPUT
+            && self.produced / MAX_RATIO > (self.consumed)(&self.decoder)
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!(
-                    "decompression bomb: more than {MOST_GROWTH} bytes for each compressed one"
-                ),
+                format!("decompression bomb: more than {MAX_RATIO} bytes for each compressed one"),
             ));
         }
         Ok(count)

@@ -1,15 +1,16 @@
-//! The image configuration: how a container of the image is started, and what the image is made of.
+//! The image configuration: defaults for the image's containers, and the layers the image consists
+//! of.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounded::{self, MOST_LAYERS, MOST_STEPS};
+use crate::bounded::{self, MAX_HISTORY, MAX_LAYERS};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
-/// What an image's configuration says, in OCI's and Docker's common format. Fields that are not
-/// known are ignored here; the original bytes are what is stored and hashed.
+/// An image configuration in the format common to OCI and Docker. Unknown fields are ignored; the
+/// original bytes are stored and hashed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,7 +46,7 @@ pub struct ImageConfig {
     )]
     pub docker_version: String,
     pub rootfs: RootFs,
-    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_STEPS>")]
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_HISTORY>")]
     pub history: Vec<History>,
 }
 
@@ -53,7 +54,7 @@ pub struct ImageConfig {
 pub struct RootFs {
     #[serde(rename = "type")]
     pub kind: String,
-    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_LAYERS>")]
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_LAYERS>")]
     pub diff_ids: Vec<Digest>,
 }
 
@@ -87,7 +88,7 @@ pub struct History {
     pub empty_layer: bool,
 }
 
-/// The defaults that an image gives its containers.
+/// Defaults for containers of an image.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerConfig {
@@ -159,10 +160,11 @@ fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'d
 }
 
 impl ImageConfig {
-    /// Reads and checks a configuration.
+    /// Parses and validates a configuration.
     ///
     /// # Errors
-    /// Malformed JSON, a digest that is none, or a root file system that is not made of layers.
+    /// Returns an error if the JSON is malformed, a digest is invalid, or the rootfs type is not
+    /// `layers`.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let config: Self = serde_json::from_slice(bytes)
             .map_err(|error| Error::invalid(format!("invalid image configuration: {error}")))?;
@@ -187,7 +189,7 @@ impl ImageConfig {
     }
 }
 
-/// The architecture that this engine runs, as image configurations name it.
+/// This engine's architecture, as image configurations name it.
 pub const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
     "arm64"
 } else {
@@ -199,14 +201,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nulls_and_unknown_fields_are_fine() {
+    fn accepts_nulls_and_unknown_fields() {
         let config = ImageConfig::parse(br#"{"os":"linux","config":{"Cmd":null,"Env":["A=1"],"New":5},"rootfs":{"type":"layers","diff_ids":null},"history":null,"extra":{}}"#).unwrap();
         assert_eq!(config.config.env, ["A=1"]);
         assert!(config.config.cmd.is_empty());
     }
 
     #[test]
-    fn broken_ones_are_refused() {
+    fn rejects_invalid_configurations() {
         for text in [
             "",
             "{}",
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_cost_no_more_than_they_may() {
+    fn rejects_too_many_layers_or_history_entries() {
         let config = |history: &str, diff_ids: &str| {
             let text = format!(
                 r#"{{"rootfs":{{"type":"layers","diff_ids":[{diff_ids}]}},"history":[{history}]}}"#
@@ -227,14 +229,14 @@ mod tests {
             ImageConfig::parse(text.as_bytes()).unwrap_err().to_string()
         };
         let many = |one: &str, count: usize| vec![one; count].join(",");
-        let steps = config(&many(r#"{"empty_layer":true}"#, MOST_STEPS + 1), "");
+        let steps = config(&many(r#"{"empty_layer":true}"#, MAX_HISTORY + 1), "");
         assert!(
             steps.contains("a list of more than 10000 elements"),
             "{steps}"
         );
         let layers = config(
             "",
-            &many(&format!("\"{}\"", Digest::of(b"")), MOST_LAYERS + 1),
+            &many(&format!("\"{}\"", Digest::of(b"")), MAX_LAYERS + 1),
         );
         assert!(
             layers.contains("a list of more than 500 elements"),

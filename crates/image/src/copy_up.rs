@@ -1,4 +1,4 @@
-//! What an image has at a path, copied to where a volume's content will be.
+//! Copies an image's content at a path into a new volume.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -8,13 +8,17 @@ use whelk_sys::{copy, fs, in_root};
 
 use crate::error::{Result, io};
 
-/// Copies what `layers` (the topmost first) have in the directory `path` into the directory
-/// `target`, if that is empty. It also gets the owner, the mode and the times of the image's
-/// directory. Returns whether that was done. With `lasting` the content is on disk then.
+/// Copies the content of the directory `path` in `layers` (topmost first) into the directory
+/// `target` if that is empty, together with the directory's owner, mode and times. Returns whether
+/// it was copied. With `lasting`, the content is flushed to disk before this returns.
 ///
-/// With `replaced`, the path of `target`, the content appears as a whole or not at all, whatever
-/// happens meanwhile; then nobody may be using the directory, for another takes its place.
-/// Otherwise it grows in place.
+/// If `replaced` is the path of `target`, the content is copied to a staging directory that is then
+/// renamed over `target`, so that it appears completely or not at all even if the engine is
+/// killed; nobody may have `target` in use. Otherwise the content is copied in place.
+///
+/// # Errors
+/// Returns an error if mounting the layers or copying fails. A `path` that does not exist in the
+/// image or is not a directory is no error; nothing is copied.
 pub fn copy_up(
     layers: &[PathBuf],
     path: &str,
@@ -24,11 +28,12 @@ pub fn copy_up(
 ) -> Result<bool> {
     let step = |step: &'static str| move |error: rustix::io::Errno| io(step)(error.into());
     let layers = crate::store::distinct(layers.iter().cloned());
-    if layers.is_empty() || !copy::is_empty(&target).map_err(step("look into the volume"))? {
+    if layers.is_empty() || !copy::is_empty(&target).map_err(step("read the volume"))? {
         return Ok(false);
     }
     let root = whelk_sys::overlay::read_only(&layers).map_err(step("mount the image's layers"))?;
-    // No directory there, no content. Links lead around inside the image only.
+    // If the image has no directory there, there is nothing to copy. Links are resolved inside the
+    // image's root.
     let Ok(source) = in_root::open(
         &root,
         path,
@@ -53,7 +58,7 @@ pub fn copy_up(
     fs::remove_tree(&staging)?;
     fs::create_dir(&staging, 0o700)?;
     fill(fs::open(&staging)?.as_fd())?;
-    // Takes the place of an empty directory only.
+    // rename(2) replaces a directory only if it is empty.
     fs::rename(&staging, replaced)?;
     Ok(true)
 }

@@ -1,4 +1,5 @@
-//! Content digests: `sha256:` and 64 lower-case hexadecimal digits, nothing else.
+//! Content digests: `sha256:` followed by 64 lower-case hexadecimal digits. Other algorithms are
+//! not supported.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -9,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
 
-/// A SHA-256 digest. Always valid, so it can be used as a file name (CVE-2024-3727).
+/// A SHA-256 digest. The constructors validate it, so it can be used as a file name
+/// (CVE-2024-3727).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
@@ -32,7 +34,7 @@ impl Digest {
         Self(text)
     }
 
-    /// The 64 digits.
+    /// Returns the 64 hexadecimal digits.
     pub fn hex(&self) -> &str {
         &self.0[PREFIX.len()..]
     }
@@ -90,7 +92,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Hashes and counts what passes through, in either direction.
+/// Hashes and counts the bytes read from or written to `inner`.
 pub struct Hashing<T> {
     inner: T,
     hash: Sha256,
@@ -110,6 +112,7 @@ impl<T> Hashing<T> {
         self.count
     }
 
+    /// Returns the digest, the number of bytes and the inner value.
     pub fn finish(self) -> (Digest, u64, T) {
         (
             Digest::from_hash(self.hash.finalize().as_slice()),
@@ -146,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_lower_case_sha256_is_a_digest() {
+    fn accepts_only_complete_lower_case_sha256_digests() {
         let good = Digest::of(b"");
         assert_eq!(
             good.as_str(),

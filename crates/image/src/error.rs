@@ -1,4 +1,4 @@
-//! What can go wrong with images, by what the caller does about it.
+//! Errors of the image crate, by what the caller does about them.
 
 use whelk_sys::fs::PathError;
 
@@ -6,15 +6,15 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What came from outside is malformed, damaged or hostile.
+    /// Input from outside is malformed, damaged or hostile.
     #[error("{0}")]
     Invalid(String),
-    /// The store does not have it.
+    /// The object is not in the store.
     #[error("{0}")]
     NotFound(String),
     #[error(transparent)]
     Path(#[from] PathError),
-    /// Reading a stream or writing one failed.
+    /// Reading or writing a stream failed.
     #[error("{operation}: {}", whelk_sys::errno_text(source))]
     Io {
         operation: String,
@@ -27,7 +27,7 @@ impl Error {
         Self::Invalid(text.into())
     }
 
-    /// Puts the step in front of the cause.
+    /// Prefixes the error's text with the step that failed.
     #[must_use]
     pub fn during(self, step: &str) -> Self {
         match self {
@@ -45,11 +45,11 @@ impl Error {
     }
 }
 
-/// What a parser says, without the bytes that it may quote.
+/// Returns a parser's error text, with control characters from the input escaped.
 fn parser_text(error: &std::io::Error) -> String {
     let text = error.to_string();
-    // The first field of a header that is looked at is its checksum: what has none that can be read
-    // is something else.
+    // The tar parser reads the checksum first: if that is not a number, the input is not a tar
+    // header at all.
     if text.contains("when getting cksum") {
         "not a tar archive".into()
     } else {
@@ -57,9 +57,9 @@ fn parser_text(error: &std::io::Error) -> String {
     }
 }
 
-/// For `map_err`: what was being done. What the kernel did not say itself, parsers said about the
-/// sender's bytes; and some of what the kernel says is about names and values that the sender
-/// chose.
+/// Returns a function for `map_err` that adds the operation. Errors without an errno come from
+/// parsers, and some errnos are caused by names and values in the input: both become
+/// [`Error::Invalid`].
 pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     use rustix::io::Errno;
     const SENDERS: [Errno; 6] = [

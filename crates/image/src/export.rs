@@ -1,8 +1,8 @@
-//! A container's whole file system as an archive.
+//! Exports a container's file system as a tar archive.
 //!
-//! Layers and the writable one are mounted as an overlay that is attached nowhere: it is walked by
-//! descriptor and goes away with it. No link is ever followed, so what runs in the container
-//! meanwhile cannot lead the walk outside.
+//! The layers and the container's writable layer are mounted as a detached overlay, which is walked
+//! by file descriptor and disappears when the descriptor is closed. Symbolic links are never
+//! followed, so processes that run in the container cannot lead the walk outside.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -18,7 +18,7 @@ use whelk_sys::fs;
 
 use crate::error::{Result, io};
 
-/// Writes all files below the layers `lower` (the topmost first) to `output`.
+/// Writes all files of the layers `lower` (topmost first) to `output`.
 pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
     let lower = crate::store::distinct(lower.iter().cloned());
     let root = whelk_sys::overlay::read_only(&lower)
@@ -38,8 +38,8 @@ pub fn export_root(root: &OwnedFd, output: impl Write) -> Result<()> {
     export.finish()
 }
 
-/// Writes all files in `directory` to `output`, and first of all, as `./`, whose it is and what its
-/// mode is.
+/// Writes all files in `directory` to `output`, preceded by an entry `./` with the owner, mode,
+/// times and extended attributes of `directory` itself.
 pub fn export_directory(directory: &Path, output: impl Write) -> Result<()> {
     let root = open_directory(fs::open(directory)?)?;
     let mut export = Export {
@@ -47,8 +47,7 @@ pub fn export_directory(directory: &Path, output: impl Write) -> Result<()> {
         links: HashMap::new(),
         of_layers: false,
     };
-    let stat =
-        rustix::fs::fstat(&root).map_err(|error| io("look at the directory")(error.into()))?;
+    let stat = rustix::fs::fstat(&root).map_err(|error| io("stat the directory")(error.into()))?;
     export.extensions(&stat, &root)?;
     export
         .archive
@@ -68,17 +67,17 @@ fn open_directory(directory: impl AsFd) -> Result<OwnedFd> {
     .map_err(|error| io("open the root of what is exported")(error.into()))
 }
 
-/// How many directories on the way down are kept open. Those further up are opened again when the
-/// walk comes back to them, so that depth costs neither descriptors nor stack.
+/// Maximum number of directories kept open during the walk. Those further up are closed and
+/// reopened on the way back, so that depth costs neither descriptors nor stack.
 const OPEN: usize = 64;
 
 /// A directory that is being exported.
 struct Level {
-    /// `None` when it is closed for the time being.
+    /// `None` while it is closed to save descriptors.
     directory: Option<OwnedFd>,
     /// Device and inode.
     identity: (u64, u64),
-    /// What is left to export, sorted.
+    /// Entries still to export, sorted.
     names: std::vec::IntoIter<OsString>,
 }
 
@@ -101,9 +100,9 @@ impl Level {
         })
     }
 
-    /// Opens the directory again from one in it.
+    /// Reopens the directory through `..` of one of its children.
     fn reopen(&mut self, child: &OwnedFd, path: &Path) -> Result<()> {
-        let step = |error: Errno| io(format!("return to {}", path.display()))(error.into());
+        let step = |error: Errno| io(format!("reopen {}", path.display()))(error.into());
         let parent = openat(
             child,
             "..",
@@ -112,7 +111,7 @@ impl Level {
         );
         let parent = parent.map_err(step)?;
         if identity(&parent).map_err(step)? != self.identity {
-            // Moved elsewhere meanwhile: what is beside it there was not asked for.
+            // The child was moved meanwhile; its new parent is not part of the export.
             return Err(step(Errno::STALE));
         }
         self.directory = Some(parent);
@@ -126,9 +125,10 @@ fn identity(directory: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
 
 struct Export<W: Write> {
     archive: Builder<W>,
-    /// The marks of an overlay are not the files' own.
+    /// Whether the files are overlay layers, whose `trusted.overlay.*` attributes and whiteouts are
+    /// not exported.
     of_layers: bool,
-    /// The first name of each file that has several, by device and inode.
+    /// The first name of each file with several hard links, by device and inode.
     links: HashMap<(u64, u64), PathBuf>,
 }
 
@@ -140,7 +140,7 @@ impl<W: Write> Export<W> {
             .map_err(io("write archive"))
     }
 
-    /// Exports what is in a directory, at whatever depth, under names that begin with `top`.
+    /// Exports the content of a directory recursively, under names that begin with `top`.
     fn tree(&mut self, directory: OwnedFd, top: &Path) -> Result<()> {
         let mut path = top.to_owned();
         let mut levels = vec![Level::open(directory, &path)?];
@@ -169,7 +169,8 @@ impl<W: Write> Export<W> {
         Ok(())
     }
 
-    /// Exports one entry. Returns the directory that it is, whose entries come next.
+    /// Exports one entry. If it is a directory, returns its descriptor; the caller exports its
+    /// content.
     fn entry(&mut self, parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<OwnedFd>> {
         let step = |error: Errno| io(format!("export {}", path.display()))(error.into());
         let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -179,8 +180,8 @@ impl<W: Write> Export<W> {
         };
         let mut header = header(&stat);
         let kind = FileType::from_raw_mode(stat.st_mode);
-        // A socket without its listener is nothing; and a whiteout shows only where there is
-        // nothing to hide.
+        // Sockets are useless without their listener. A whiteout is visible only if no lower layer
+        // has the name.
         if kind == FileType::Socket
             || self.of_layers && kind == FileType::CharacterDevice && stat.st_rdev == 0
         {
@@ -210,7 +211,7 @@ impl<W: Write> Export<W> {
         match kind {
             FileType::Directory => {
                 let directory = match open(OFlags::RDONLY | OFlags::DIRECTORY) {
-                    // Removed or replaced since it was looked at, likewise below.
+                    // Removed or replaced since the stat above; likewise below.
                     Err(error) if gone(error) => return Ok(None),
                     result => result.map_err(step)?,
                 };
@@ -230,7 +231,8 @@ impl<W: Write> Export<W> {
                 self.extensions(&stat, &file)?;
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
                 header.set_size(size);
-                // A file that shrinks meanwhile is filled up: the header has promised its size.
+                // The header already contains the size, so a file that shrinks meanwhile is padded
+                // with zeros.
                 let content = std::fs::File::from(file).chain(io::repeat(0)).take(size);
                 self.archive
                     .append_data(&mut header, path, content)
@@ -241,7 +243,7 @@ impl<W: Write> Export<W> {
                     Err(error) if gone(error) || error == Errno::INVAL => return Ok(None),
                     result => result.map_err(step)?,
                 };
-                // Written to the byte where it fits: the library would tidy it up.
+                // Written verbatim if it fits into the header: `append_link` would normalize it.
                 match header.set_link_name_literal(target.to_bytes()) {
                     Ok(()) => self.archive.append_data(&mut header, path, io::empty()),
                     Err(_) => self.archive.append_link(
@@ -264,7 +266,8 @@ impl<W: Write> Export<W> {
         Ok(None)
     }
 
-    /// Extended attributes and the exact time, in a header of their own in front of the entry.
+    /// Writes a pax header with the extended attributes and the mtime with nanoseconds, if there
+    /// are any.
     fn extensions(&mut self, stat: &Stat, fd: impl AsFd) -> Result<()> {
         let mut extensions: Vec<(String, Vec<u8>)> = Vec::new();
         if stat.st_mtime_nsec != 0 {

@@ -1,10 +1,10 @@
-//! The init layer: what every container has on top of its image, as with Docker.
+//! The init layer: files and mount points that every container has above its image, as with Docker.
 //!
-//! `/.dockerenv` says to programs that they run in a container, `/etc/mtab` is where older ones
-//! look for mounts, and the rest are the mount points of what each container gets. The layer lies
-//! between an image's layers and a container's own, so that none of it counts as a change by the
-//! container, and is made once for an image: `layers/TOP/init/STACK`, where it goes with the
-//! topmost layer.
+//! `/.dockerenv` tells programs that they run in a container, older programs look for mounts in
+//! `/etc/mtab`, and the rest are mount points. The layer lies between the image's layers and the
+//! container's writable layer, so that its files do not show up as changes of the container. It is
+//! created once per image at `layers/TOP/init/STACK` (`STACK` is a digest of all diff IDs) and is
+//! removed together with the topmost layer.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use whelk_sys::{fs, in_root};
 
 use crate::digest::Digest;
 use crate::error::{Result, io};
-use crate::store::Store;
+use crate::store::ContentStore;
 
 const FILES: [&str; 5] = [
     "/.dockerenv",
@@ -29,10 +29,10 @@ const DIRECTORIES: [&str; 4] = ["/dev/pts", "/dev/shm", "/proc", "/sys"];
 const LINKS: [(&str, &str); 1] = [("/etc/mtab", "/proc/mounts")];
 const MODE: Mode = Mode::from_raw_mode(0o755);
 
-impl Store {
-    /// The directories below a container's own layer, the topmost first: the init layer, and the
-    /// image's. `own` is a directory of the container's, for what an image without layers cannot
-    /// keep.
+impl ContentStore {
+    /// Returns the lower directories of a container's overlay, topmost first: the init layer, then
+    /// the image's layers. Creates the init layer if it does not exist. `own` is a directory of the
+    /// container that holds the init layer if the image has no layers.
     pub fn root_layers(&self, diff_ids: &[Digest], own: &Path) -> Result<Vec<PathBuf>> {
         let lower = self.lower_layers(diff_ids);
         let place = match diff_ids.last() {
@@ -62,7 +62,8 @@ impl Store {
                 Mode::empty(),
             )
         } else {
-            // Through an overlay, so that directories of the image keep their owners and modes.
+            // Created through an overlay, so that directories that exist in the image keep their
+            // owner and mode.
             overlay::writable(
                 lower,
                 Writable {
@@ -78,9 +79,10 @@ impl Store {
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent, 0o700)?;
         }
-        // All of it is names and no data: they reach the disk in this order, or not at all.
+        // The layer has only metadata and no file content, so the file system's journal orders it
+        // before the rename; no fsync is needed.
         match fs::rename(&upper, place) {
-            // Another start of the same image was faster.
+            // A concurrent start of the same image created it first.
             Err(_) if fs::exists(place) => Ok(()),
             renamed => Ok(renamed?),
         }
@@ -113,15 +115,16 @@ fn fill(root: &OwnedFd) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The directory of a path, and its last name, whose place is free unless there is a directory.
+/// Returns the parent directory and the last component of a path, after removing what is there
+/// unless it is a directory.
 fn entry<'a>(root: &OwnedFd, path: &'a str) -> std::io::Result<(OwnedFd, &'a str)> {
     remove_links(root, path)?;
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
     Ok((in_root::create_dir_all(root, parent, MODE)?, name))
 }
 
-/// Removes what stands in a path's way: on the way to it what leads to no directory, and at its end
-/// what is none.
+/// Removes what is in a path's way: intermediate components that do not resolve to a directory, and
+/// a last component that is not a directory.
 fn remove_links(root: &OwnedFd, path: &str) -> std::io::Result<()> {
     for (end, _) in path.match_indices('/').skip(1).chain([(path.len(), "")]) {
         let directory =
@@ -133,7 +136,7 @@ fn remove_links(root: &OwnedFd, path: &str) -> std::io::Result<()> {
         let (parent, name) = place.rsplit_once('/').unwrap_or(("", place));
         match rustix::fs::unlinkat(directory(parent)?.as_fd(), name, AtFlags::empty()) {
             Err(Errno::ISDIR) => {}
-            // Nothing is there, or any more: nor is there below.
+            // The name does not exist (any more), so neither does anything below it.
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_root_gets_all() {
+    fn fills_an_empty_root() {
         let (path, root) = scratch("empty");
         fill(&root).unwrap();
         fill(&root).unwrap();
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn links_of_an_image_lead_nowhere() {
+    fn does_not_follow_links_of_the_image_out_of_the_root() {
         let (path, root) = scratch("links");
         let (outside, _) = scratch("outside");
         std::fs::write(outside.join("mine"), "mine").unwrap();
@@ -196,10 +199,10 @@ mod tests {
         assert!(path.join("dev").symlink_metadata().unwrap().is_dir());
         assert!(
             path.join(".dockerenv").is_dir(),
-            "a directory of the image stays"
+            "a directory of the image is kept"
         );
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
-        // One that leads to a directory inside stays.
+        // A link to a directory inside the root is kept.
         std::fs::rename(path.join("etc"), path.join("config")).unwrap();
         symlink("config", path.join("etc")).unwrap();
         std::fs::remove_file(path.join("config/hosts")).unwrap();

@@ -1,7 +1,7 @@
-//! Images: their names, their configuration, and where their layers lie on disk.
+//! Images: references, configurations, and the storage of their layers.
 //!
-//! Plain blocking code. [`Store`] keeps blobs and layers; [`archive`] reads and writes the files
-//! that `save` and `load` exchange. Which images exist is the engine's record, not known here.
+//! All code is blocking. [`ContentStore`] stores blobs and layers; [`archive`] reads and writes the
+//! files that `save` and `load` exchange. Which images exist is recorded by the engine.
 #![forbid(unsafe_code)]
 
 pub mod archive;
@@ -26,4 +26,4 @@ pub use error::{Error, Result};
 pub use export::{export, export_directory, export_root};
 pub use platform::Platform;
 pub use reference::Reference;
-pub use store::{LARGEST_CONFIG, Layer, Scratch, Store};
+pub use store::{ContentStore, Layer, MAX_CONFIG_SIZE, Scratch};

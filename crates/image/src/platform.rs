@@ -1,4 +1,4 @@
-//! Platforms: what an image is made for, as clients name it and as images say it.
+//! Platforms: parses the specifiers of clients and compares them with those of images.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::config::{ARCHITECTURE, ImageConfig};
 use crate::error::{Error, Result};
 
-/// An operating system, an architecture, and a variant of it or none.
+/// An operating system, an architecture and an optional variant of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Platform {
@@ -18,7 +18,7 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// This engine's.
+    /// Returns this engine's platform.
     pub fn host() -> Self {
         Self {
             os: "linux".into(),
@@ -27,7 +27,7 @@ impl Platform {
         }
     }
 
-    /// What an image's configuration says.
+    /// Returns the platform that an image's configuration names.
     pub fn of(config: &ImageConfig) -> Self {
         let os = if config.os.is_empty() {
             "linux"
@@ -41,13 +41,13 @@ impl Platform {
         }
     }
 
-    /// Whether an image for `other` is exactly for this one.
+    /// Returns whether both platforms are equal after normalization.
     pub fn is(&self, other: &Self) -> bool {
         self.clone().normalized() == other.clone().normalized()
     }
 
-    /// Whether an image for `other` runs here: also one for an older variant, for the 32-bit
-    /// sibling, or without a variant.
+    /// Returns whether an image for `other` runs on this platform: also for an older variant, the
+    /// 32-bit architecture of the same family, or without a variant.
     pub fn runs(&self, other: &Self) -> bool {
         let (own, other) = (self.clone().normalized(), other.clone().normalized());
         if own.os != other.os {
@@ -61,7 +61,7 @@ impl Platform {
         }
     }
 
-    /// The number of the variant, where architectures have them.
+    /// Returns the number of the variant, or the architecture's default.
     fn level(&self) -> u32 {
         let named = self
             .variant
@@ -72,7 +72,7 @@ impl Platform {
             "arm64" => 8,
             "arm" => 7,
             "amd64" => 1,
-            // A variant that is no number is just another name.
+            // A variant that is not a number counts as level 1.
             _ => u32::from(!self.variant.is_empty()),
         })
     }
@@ -113,7 +113,7 @@ impl fmt::Display for Platform {
     }
 }
 
-/// The operating systems and architectures that may stand alone.
+/// The operating systems and architectures that a specifier may consist of alone.
 const SYSTEMS: &[&str] = &[
     "aix",
     "android",
@@ -163,7 +163,8 @@ const ARCHITECTURES: &[&str] = &[
 impl FromStr for Platform {
     type Err = Error;
 
-    /// Reads `OS`, `ARCHITECTURE`, `OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`.
+    /// Parses `OS`, `ARCHITECTURE`, `OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`, as containerd
+    /// does.
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |what: &str| Error::invalid(format!("{text:?}: {what}: invalid argument"));
         if text.contains('*') {
@@ -237,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn platforms_are_read_as_containerd_reads_them() {
+    fn parses_platforms_as_containerd_does() {
         for (text, expected) in [
             ("linux/arm64", "linux/arm64"),
             ("arm64", "linux/arm64"),
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_runs_where_its_platform_is_enough() {
+    fn runs_images_for_compatible_platforms() {
         let platform = |text: &str| text.parse::<Platform>().unwrap();
         for (own, image, runs) in [
             ("linux/amd64", "linux/amd64", true),

@@ -1,4 +1,4 @@
-//! Image names: their grammar, their normal form, and the short form people see.
+//! Image references: grammar, normal form, and the short (familiar) form.
 //!
 //! `busybox` is short for `docker.io/library/busybox:latest`.
 
@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 const DEFAULT_DOMAIN: &str = "docker.io";
 const OFFICIAL_PREFIX: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
-/// What digests begin with.
+/// The only supported digest algorithm.
 const ALGORITHM: &str = "sha256";
-const LONGEST_NAME: usize = 255;
-const LONGEST_TAG: usize = 128;
+const MAX_NAME_LEN: usize = 255;
+const MAX_TAG_LEN: usize = 128;
 
-/// A normalised reference: domain, path, and a tag, a digest, both or neither.
+/// A normalized reference: domain, path, and a tag, a digest, both or neither.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
     pub domain: String,
@@ -26,7 +26,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// The same with the default tag, if it has neither tag nor digest.
+    /// Adds the default tag `latest` if there is neither a tag nor a digest.
     #[must_use]
     pub fn with_default_tag(mut self) -> Self {
         if self.tag.is_none() && self.digest.is_none() {
@@ -35,10 +35,12 @@ impl Reference {
         self
     }
 
-    /// The same as a tag of an image: with the default one if there is none.
+    /// Converts to a reference that can be a tag of an image, adding the default tag if there is
+    /// none.
     ///
     /// # Errors
-    /// A digest, and a name that is a digest's beginning: neither could be told from an image's id.
+    /// Returns an error if there is a digest, or if the name is `sha256`: either could be mistaken
+    /// for an image ID.
     pub fn into_tag(self) -> Result<Self> {
         if self.digest.is_some() {
             return Err(Error::invalid(
@@ -53,12 +55,12 @@ impl Reference {
         Ok(self.with_default_tag())
     }
 
-    /// Domain and path: `docker.io/library/busybox`.
+    /// Returns domain and path: `docker.io/library/busybox`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.domain, self.path)
     }
 
-    /// The name as people write it: `busybox`.
+    /// Returns the short form of domain and path: `busybox`.
     pub fn familiar_name(&self) -> String {
         if self.domain == DEFAULT_DOMAIN {
             return self
@@ -71,7 +73,7 @@ impl Reference {
         self.name()
     }
 
-    /// The whole reference as people write it: `busybox:latest`.
+    /// Returns the short form of the whole reference: `busybox:latest`.
     pub fn familiar(&self) -> String {
         self.with_suffix(self.familiar_name())
     }
@@ -114,7 +116,7 @@ impl FromStr for Reference {
             Some((rest, digest)) => (rest, Some(digest.parse::<Digest>().map_err(|_| invalid())?)),
             None => (text, None),
         };
-        // A colon after the last slash separates the tag; before it, it belongs to a port.
+        // A colon after the last slash separates the tag; one before it belongs to a port.
         let (name, tag) = match rest.rfind(':') {
             Some(colon) if !rest[colon..].contains('/') => {
                 (&rest[..colon], Some(&rest[colon + 1..]))
@@ -133,9 +135,9 @@ impl FromStr for Reference {
         if !check_domain(&domain) || !check_path(&path) {
             return Err(invalid());
         }
-        if domain.len() + 1 + path.len() > LONGEST_NAME {
+        if domain.len() + 1 + path.len() > MAX_NAME_LEN {
             return Err(Error::invalid(format!(
-                "invalid reference format: repository name must not be more than {LONGEST_NAME} characters"
+                "invalid reference format: repository name must not be more than {MAX_NAME_LEN} characters"
             )));
         }
         Ok(Self {
@@ -147,11 +149,13 @@ impl FromStr for Reference {
     }
 }
 
+/// Checks a tag: a letter, digit or `_`, followed by up to 127 of these, `.` and `-`.
+///
 /// # Errors
-/// Anything but a letter, digit or `_` followed by up to 127 of these, `.` and `-`.
+/// Returns an error if the tag does not have this form.
 pub fn check_tag(tag: &str) -> Result<()> {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    let valid = tag.len() <= LONGEST_TAG
+    let valid = tag.len() <= MAX_TAG_LEN
         && tag.bytes().next().is_some_and(word)
         && tag
             .bytes()
@@ -163,8 +167,8 @@ pub fn check_tag(tag: &str) -> Result<()> {
     }
 }
 
-/// The first part is a domain only if it looks like one: it has a dot or a port, is `localhost`, or
-/// is not lower case.
+/// Splits a name into domain and path. The first component is a domain if it contains a dot or a
+/// colon, is `localhost`, or has upper-case letters.
 fn split_domain(name: &str) -> (String, String) {
     let (domain, path) = match name.split_once('/') {
         Some((first, rest))
@@ -215,8 +219,8 @@ fn check_port(port: &str) -> bool {
     !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Components of lower-case letters and digits, separated inside by one `.`, one or two `_`, or any
-/// number of `-`.
+/// Checks a path: components of lower-case letters and digits, separated inside by one `.`, one or
+/// two `_`, or any number of `-`.
 fn check_path(path: &str) -> bool {
     path.split('/').all(|component| {
         let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -250,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_normalised() {
+    fn normalizes_names() {
         check("busybox", "docker.io/library/busybox", "busybox");
         check(
             "busybox:1.36",
@@ -282,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_names_are_refused() {
+    fn rejects_invalid_names() {
         let long = "a/".repeat(200) + "a";
         for text in [
             "",

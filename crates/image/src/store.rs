@@ -1,13 +1,14 @@
-//! What images are made of, on disk.
+//! Storage of image content on disk.
 //!
 //! ```text
-//! <root>/blobs/sha256/<digits>     configurations, by digest
-//! <root>/layers/<digits>/…         unpacked layers, by diff-id; in the topmost one of an image its init layer
-//! <root>/tmp/<random>/…            what is being made; thrown away when the engine starts
-//! <root>/trash/<random>            what is being removed; emptied behind the engine's start
+
+//! <root>/blobs/sha256/<digits>     image configurations, by digest
+//! <root>/layers/<digits>/…         unpacked layers, by diff ID; an image's topmost layer also has its init layer
+//! <root>/tmp/<random>/…            incomplete objects; moved to the trash when the engine starts
+//! <root>/trash/<random>            deleted objects; removed in the background after the engine has started
 //! ```
-//! Everything is made in `tmp/` and renamed when it is whole, so nothing half-made is ever found
-//! under its name.
+//! Objects are created in `tmp/` and renamed when they are complete, so an object found under its
+//! name is never partial.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -22,20 +23,21 @@ use crate::digest::Digest;
 use crate::error::{Error, Result, io};
 use crate::layer;
 
+/// Blobs and layers on disk, addressed by digest.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct ContentStore {
     root: PathBuf,
 }
 
-/// A layer as it was found or made.
+/// A layer that was unpacked into the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
     pub diff_id: Digest,
-    /// Bytes of file content.
+    /// Total size of file content in bytes.
     pub size: u64,
 }
 
-/// A directory that is removed again unless it is kept.
+/// A temporary directory, removed on drop.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
@@ -47,17 +49,17 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed now is removed at the next start.
+        // If this fails, the engine's next start removes it.
         let _ = fs::remove_tree(&self.0);
     }
 }
 
-/// Configurations are small texts; anything larger is none.
-pub const LARGEST_CONFIG: u64 = 8 << 20;
+/// Maximum size of an image configuration in bytes.
+pub const MAX_CONFIG_SIZE: u64 = 8 << 20;
 
-impl Store {
-    /// Opens the store below `root`, making its directories and throwing away what was being made
-    /// in an earlier run.
+impl ContentStore {
+    /// Opens the store at `root`, creating its directories, and moves incomplete objects of an
+    /// earlier run to the trash.
     pub fn open(root: &Path) -> Result<Self> {
         for (directory, mode) in [
             ("blobs/sha256", 0o700),
@@ -76,11 +78,11 @@ impl Store {
         Ok(store)
     }
 
-    /// Removes what earlier runs left in the trash. Takes its time, and may fail for good (an
-    /// immutable file, a disk with errors): nobody should wait for it.
+    /// Removes what earlier runs left in the trash. This can take long and can fail permanently (an
+    /// immutable file, a disk with errors), so nothing should wait for it.
     ///
     /// # Errors
-    /// The first one; the rest is removed all the same.
+    /// Returns the first error; the remaining entries are removed nevertheless.
     pub fn empty_trash(&self) -> Result<()> {
         let mut outcome = Ok(());
         for entry in fs::list(self.root.join("trash"))? {
@@ -89,7 +91,7 @@ impl Store {
         Ok(outcome?)
     }
 
-    /// A new directory for something that is being made.
+    /// Creates a temporary directory for an object under construction.
     pub fn scratch(&self) -> Result<Scratch> {
         let path = self.root.join("tmp").join(random_name());
         fs::create_dir(&path, 0o700)?;
@@ -104,13 +106,13 @@ impl Store {
         self.root.join("layers").join(diff_id.hex())
     }
 
-    /// Where the files of a layer are, for an overlay mount.
+    /// Returns the directory with a layer's files, for an overlay mount.
     pub fn layer_files(&self, diff_id: &Digest) -> PathBuf {
         self.layer_path(diff_id).join("fs")
     }
 
-    /// The directories to mount for these layers (given from the bottom up), the topmost first,
-    /// each once.
+    /// Returns the lower directories of an overlay of these layers (given lowest first), topmost
+    /// first, without duplicates.
     pub fn lower_layers(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
         distinct(
             diff_ids
@@ -120,6 +122,7 @@ impl Store {
         )
     }
 
+    /// Stores a blob durably and returns its digest.
     pub fn put_blob(&self, content: &[u8]) -> Result<Digest> {
         let digest = Digest::of(content);
         let path = self.blob_path(&digest);
@@ -134,11 +137,13 @@ impl Store {
         Ok(digest)
     }
 
+    /// Reads a blob.
+    ///
     /// # Errors
-    /// [`Error::NotFound`] when there is none; [`Error::Invalid`] when what is there is not what
-    /// its name says.
+    /// Returns [`Error::NotFound`] if it does not exist, and [`Error::Invalid`] if its content does
+    /// not match its digest.
     pub fn blob(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let content = match fs::read_at_most(self.blob_path(digest), LARGEST_CONFIG) {
+        let content = match fs::read_at_most(self.blob_path(digest), MAX_CONFIG_SIZE) {
             Err(error) if error.is_not_found() => {
                 return Err(Error::NotFound(format!(
                     "blob {digest} is not in the store"
@@ -153,7 +158,7 @@ impl Store {
         }
     }
 
-    /// All blobs there are.
+    /// Returns the digests of all blobs.
     pub fn blobs(&self) -> Result<Vec<Digest>> {
         let entries = fs::list(self.root.join("blobs/sha256"))?;
         Ok(entries
@@ -170,10 +175,10 @@ impl Store {
         fs::exists(self.layer_path(diff_id))
     }
 
-    /// Unpacks a layer from its archive, compressed or not.
+    /// Unpacks a layer from its plain or compressed archive.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a hostile or damaged archive, and for one whose content is not
+    /// Returns [`Error::Invalid`] if the archive is hostile or damaged, or its diff ID is not
     /// `expected`.
     pub fn put_layer(&self, archive: impl Read + Send, expected: Option<&Digest>) -> Result<Layer> {
         let scratch = self.scratch()?;
@@ -185,10 +190,10 @@ impl Store {
             )));
         }
         fs::write(scratch.path().join("size"), applied.size.to_string())?;
-        // Readers of images need not be root, but nobody enters this directory from outside
+        // The layer's own directory has mode 0700, so that only root reaches the files in it
         // (CVE-2021-41091).
         match fs::rename(scratch.path(), self.layer_path(&applied.diff_id)) {
-            // Another load was faster with the same layer; ours is thrown away.
+            // A concurrent load stored the same layer first; this copy is dropped.
             Err(_) if self.has_layer(&applied.diff_id) => {}
             result => result?,
         }
@@ -198,7 +203,7 @@ impl Store {
         })
     }
 
-    /// Bytes of file content in a layer.
+    /// Returns the total size of a layer's file content in bytes.
     pub fn layer_size(&self, diff_id: &Digest) -> Result<u64> {
         let text = fs::read_to_string(self.layer_path(diff_id).join("size"))?;
         text.trim()
@@ -206,22 +211,18 @@ impl Store {
             .map_err(|_| Error::invalid(format!("layer {diff_id} has no size")))
     }
 
-    /// Writes the archive of a layer, as it came.
+    /// Writes the original uncompressed archive of a layer.
     pub fn write_layer(&self, diff_id: &Digest, output: &mut impl Write) -> Result<()> {
         layer::replay(&self.layer_path(diff_id), output)
     }
 
-    /// Takes all blobs and layers out of the store that are not among these, and returns where they
-    /// are for now: who calls this removes them, when nobody waits for it. Nothing may be coming in
-    /// meanwhile.
+    /// Moves all blobs and layers that are not listed to the trash and returns their paths there.
+    /// The caller removes them, which can take long. Nothing may be added to the store meanwhile.
     ///
     /// # Errors
-    /// The first one; the others are taken out all the same, and removed at the next start.
-    pub fn keep_only(
-        &self,
-        blobs: &BTreeSet<Digest>,
-        layers: &BTreeSet<Digest>,
-    ) -> Result<Vec<PathBuf>> {
+    /// Returns the first error; the other objects are moved nevertheless, and are removed at the
+    /// engine's next start.
+    pub fn gc(&self, blobs: &BTreeSet<Digest>, layers: &BTreeSet<Digest>) -> Result<Vec<PathBuf>> {
         let mut outcome = Ok(Vec::new());
         for (directory, known) in [("blobs/sha256", blobs), ("layers", layers)] {
             let known: BTreeSet<&OsStr> = known
@@ -243,7 +244,7 @@ impl Store {
     }
 
     /// Moves a file or directory to the trash and removes it there. After a crash in between, the
-    /// next start does.
+    /// engine's next start removes it.
     pub fn discard(&self, path: &Path) -> Result<()> {
         let Some(trashed) = self.trash(path)? else {
             return Ok(());
@@ -251,12 +252,13 @@ impl Store {
         Ok(fs::remove_tree(trashed)?)
     }
 
-    /// Moves something to the trash only; `None` if it is not there. Quick, whatever its size.
+    /// Moves a file or directory to the trash, without removing it. Returns `None` if it does not
+    /// exist. Takes constant time.
     pub fn trash(&self, path: &Path) -> Result<Option<PathBuf>> {
         self.trash_as(path, &random_name())
     }
 
-    /// The same under a name by which it can be found and taken back.
+    /// Moves to the trash under a given name, so that the object can be restored.
     pub fn trash_as(&self, path: &Path, name: &str) -> Result<Option<PathBuf>> {
         let trashed = self.trashed(name);
         match fs::rename(path, &trashed) {
@@ -266,12 +268,12 @@ impl Store {
         }
     }
 
-    /// Where [`Store::trash_as`] puts something.
+    /// Returns the path of an object that was moved with [`ContentStore::trash_as`].
     pub fn trashed(&self, name: &str) -> PathBuf {
         self.root.join("trash").join(name)
     }
 
-    /// Waits until all that was written is on disk, so that a record may name it.
+    /// Flushes the store's file system (syncfs(2)), so that a record may refer to new objects.
     pub fn sync(&self) -> Result<()> {
         let root = rustix::fs::open(
             &self.root,
@@ -284,8 +286,8 @@ impl Store {
     }
 }
 
-/// The layers of a stack (the topmost first) that overlay shall be given: each once, since it
-/// refuses one that comes twice.
+/// Removes duplicates from a stack of layers: overlayfs refuses a lower directory that is given
+/// twice.
 pub(crate) fn distinct(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
     let mut lower: Vec<PathBuf> = Vec::new();
     for files in layers {
@@ -296,11 +298,11 @@ pub(crate) fn distinct(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf
     lower
 }
 
-/// A name nobody else has.
+/// Returns a random file name of 24 hexadecimal digits.
 pub(crate) fn random_name() -> String {
     let mut bytes = [0u8; 12];
-    // The kernel's generator does not fail for so few bytes once it is seeded, which it is long
-    // before an engine runs.
+    // getrandom(2) does not fail for so few bytes once the generator is seeded, which it is long
+    // before the engine starts.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,7 +1,6 @@
-//! Image archives there and back: what `load` reads, what `save` writes, `import`, and `export` of
-//! merged layers.
+//! Tests of image archives: `load`, `save` and `import`, and `export` of merged layers.
 //!
-//! Merging layers takes root, for the overlay mount.
+//! Merging layers needs root, for the overlay mount.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
@@ -46,7 +45,7 @@ fn top() -> Vec<u8> {
     pack(&[file("program", "x").mode(0o755)])
 }
 
-/// Two images with a common base.
+/// Returns two images with a common base layer.
 fn two_images() -> (Image, Image) {
     (
         Image::new("one", &[base(), middle()]),
@@ -54,7 +53,7 @@ fn two_images() -> (Image, Image) {
     )
 }
 
-/// What was loaded, as one line for each image: names and size.
+/// Formats loaded images, one line per image: names and size.
 fn summary(loaded: &[Loaded]) -> Vec<String> {
     loaded
         .iter()
@@ -66,7 +65,7 @@ fn names(loaded: &Loaded) -> Vec<String> {
     loaded.names.iter().map(ToString::to_string).collect()
 }
 
-/// The image is in the store, bit for bit.
+/// Checks that the image is in the store, bit for bit.
 #[track_caller]
 fn check_stored(bench: &Bench, image: &Image) {
     assert_eq!(bench.store.blob(&image.id()).unwrap(), image.config);
@@ -88,7 +87,7 @@ fn check_two(archive: &[u8]) {
             "docker.io/library/app:1,docker.io/library/app:latest 20022",
             "host:5000/team/app:v2 23"
         ],
-        "the size of files that layers share by hard links counts once"
+        "files shared by hard links are counted once"
     );
     assert_eq!(loaded[0].config.config.cmd, ["one"]);
     check_stored(&bench, &one);
@@ -96,7 +95,7 @@ fn check_two(archive: &[u8]) {
     assert_eq!(
         bench.names("layers").len(),
         3,
-        "the common layer is there once"
+        "the common layer is stored once"
     );
 }
 
@@ -116,14 +115,14 @@ fn docker_archives() {
     check_two(&zstandard(&pack(&docker_archive(images))));
     check_two(&pack(&old_docker_archive(images, sideways)));
     check_two(&pack(&old_docker_archive(images, other_name)));
-    // Parts may come in any order, and with a dot in front.
+    // Parts may come in any order, and may start with `./`.
     let mut entries = docker_archive(images);
     entries.reverse();
     check_two(&pack(&entries));
 }
 
 #[test]
-fn names_of_parts_may_begin_with_a_dot() {
+fn part_names_may_start_with_a_dot() {
     let image = Image::new("dot", &[base()]);
     let (config, layer) = (blob_name(&image.config), blob_name(&image.layers[0]));
     let bench = Bench::new();
@@ -161,8 +160,8 @@ fn oci_layouts() {
     check_stored(&bench, &two);
 }
 
-/// Layers are compressed where they are, named by what they are then; the configuration names what
-/// is inside.
+/// Compressed layers are named by the digest of the compressed blob; the configuration has the
+/// digests of the uncompressed archives (diff IDs).
 #[test]
 fn oci_layouts_with_compressed_layers() {
     let image = Image::new("compressed", &[base(), middle(), top()]);
@@ -195,9 +194,10 @@ fn oci_layouts_with_compressed_layers() {
     check_stored(&bench, &image);
 }
 
-/// As `docker buildx` writes several platforms: the ones for others need not even be there.
+/// As `docker buildx` writes images for several platforms: the blobs of other platforms may be
+/// missing.
 #[test]
-fn of_several_platforms_the_own_one_is_loaded() {
+fn loads_the_own_platform_of_several() {
     let image = Image::new("mine", &[base()]);
     let manifest = bytes(
         &json!({"schemaVersion": 2, "config": descriptor(CONFIG, &image.config), "layers": [descriptor(LAYER, &base())]}),
@@ -228,7 +228,7 @@ fn of_several_platforms_the_own_one_is_loaded() {
 }
 
 #[test]
-fn a_configuration_is_kept_to_the_byte() {
+fn keeps_a_configuration_to_the_byte() {
     let text = String::from_utf8(config("x", &[Digest::of(&base()).to_string()])).unwrap();
     let config = text
         .replacen('{', "{ \"unknown\" : [1, null],\n", 1)
@@ -263,7 +263,7 @@ fn loading_twice_changes_nothing() {
 }
 
 #[test]
-fn an_image_may_have_a_layer_twice() {
+fn accepts_an_image_with_the_same_layer_twice() {
     let empty = pack(&[]);
     let image = Image::new("twice", &[base(), empty.clone(), top(), empty]);
     let bench = Bench::new();
@@ -307,7 +307,7 @@ fn to_save(images: &[(&Digest, &[&str])]) -> Vec<Saved> {
         .collect()
 }
 
-/// The files in an archive.
+/// Returns the files in an archive.
 fn parts(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut archive = Archive::new(archive);
     let mut parts = Vec::new();
@@ -322,7 +322,7 @@ fn parts(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn what_is_saved_can_be_loaded() {
+fn saved_images_can_be_loaded() {
     let (one, two) = two_images();
     let (one_id, two_id) = (one.id(), two.id());
     let first = Bench::new();
@@ -339,19 +339,22 @@ fn what_is_saved_can_be_loaded() {
     let archive = saved(&first, images);
     assert!(
         saved(&first, images) == archive,
-        "the same images make the same archive"
+        "saving the same images gives the same archive"
     );
     check_two(&archive);
     let second = Bench::new();
     load(&second.store, archive.as_slice(), None).unwrap();
-    assert!(saved(&second, images) == archive, "from whichever store");
+    assert!(
+        saved(&second, images) == archive,
+        "saving from another store gives the same archive"
+    );
 
     let all = parts(&archive);
     let mut seen: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
     seen.sort_unstable();
     let count = seen.len();
     seen.dedup();
-    assert_eq!(seen.len(), count, "no part is there twice");
+    assert_eq!(seen.len(), count, "no part is written twice");
     for (name, content) in &all {
         if name.starts_with("blobs/") {
             assert_eq!(*name, blob_name(content));
@@ -360,7 +363,7 @@ fn what_is_saved_can_be_loaded() {
     for layer in [base(), middle(), top()] {
         assert!(seen.contains(&blob_name(&layer).as_str()));
     }
-    // Either description alone is enough.
+    // Either the OCI or the Docker layout alone is enough.
     let without = |part: &str| {
         let rest: Vec<Entry> = all
             .iter()
@@ -388,7 +391,7 @@ fn what_is_saved_can_be_loaded() {
 }
 
 #[test]
-fn saved_archives_say_what_docker_s_do() {
+fn saved_archives_match_dockers() {
     let (one, _) = two_images();
     let bench = Bench::new();
     load(
@@ -455,7 +458,7 @@ fn saved_archives_say_what_docker_s_do() {
 }
 
 #[test]
-fn only_what_is_whole_is_saved() {
+fn refuses_to_save_damaged_images() {
     let (one, _) = two_images();
     let id = one.id();
     let bench = Bench::new();
@@ -476,12 +479,12 @@ fn only_what_is_whole_is_saved() {
     let result = save(&bench.store, &images, io::sink());
     assert!(
         matches!(result, Err(Error::Invalid(_))),
-        "content that was changed: {result:?}"
+        "changed content: {result:?}"
     );
     fs::remove_file(&data).unwrap();
     assert!(
         save(&bench.store, &images, io::sink()).is_err(),
-        "content that is gone"
+        "missing content"
     );
     bench
         .store
@@ -489,12 +492,12 @@ fn only_what_is_whole_is_saved() {
         .unwrap();
     assert!(
         save(&bench.store, &images, io::sink()).is_err(),
-        "a layer that is gone"
+        "missing layer"
     );
 }
 
 #[test]
-fn a_root_file_system_is_imported() {
+fn imports_a_root_file_system() {
     let archive = pack(&[
         dir("bin/"),
         file("bin/sh", "#!").mode(0o755),
@@ -542,7 +545,7 @@ fn a_root_file_system_is_imported() {
             loaded.config
         );
         assert!(bench.written(&Digest::of(&archive)) == archive);
-        // It is an image like any other.
+        // The result is a regular image.
         let other = Bench::new();
         let again = load(
             &other.store,
@@ -555,7 +558,7 @@ fn a_root_file_system_is_imported() {
 }
 
 #[test]
-fn links_of_an_imported_root_file_system_lead_inside() {
+fn import_resolves_links_inside_the_root() {
     let bench = Bench::new();
     let archive = pack(&[symlink("l", "/"), file("l/whelk-planted", "x")]);
     let loaded = import(&bench.store, archive.as_slice(), Import::default()).unwrap();
@@ -564,8 +567,7 @@ fn links_of_an_imported_root_file_system_lead_inside() {
     assert!(bench.written(&Digest::of(&archive)) == archive);
 }
 
-/// The entries of an archive as lines: name, kind, mode and owner, and what there is to say of the
-/// kind.
+/// Formats the entries of an archive: name, kind, mode, owner, and details of the kind.
 fn lines(archive: &[u8]) -> Vec<String> {
     let mut archive = Archive::new(archive);
     let mut lines = Vec::new();
@@ -619,7 +621,7 @@ fn exported(lower: &[PathBuf]) -> Vec<u8> {
     archive
 }
 
-/// Layers, the lowest first, and what a container of them has.
+/// Checks the export of a container with these layers, lowest first.
 #[track_caller]
 fn check_export(layers: &[&[Entry]], expected: &[&str]) {
     let bench = Bench::new();
@@ -666,7 +668,7 @@ fn export_merges_layers() {
         ],
         &["d/ dir 0755 0:0", "d/new file 0644 0:0", "x/ dir 0755 0:0"],
     );
-    // Hidden, and used again: by a directory, and two layers later.
+    // Hidden and used again: by a directory, and two layers later.
     check_export(
         &[
             &[dir("d/"), file("d/old", "secret")],
@@ -685,7 +687,7 @@ fn export_merges_layers() {
 }
 
 #[test]
-fn a_mark_on_the_root_hides_nothing() {
+fn an_opaque_mark_on_the_root_is_ignored() {
     check_export(
         &[
             &[file("old", "x"), dir("d/")],
@@ -702,7 +704,7 @@ fn a_mark_on_the_root_hides_nothing() {
 }
 
 #[test]
-fn whiteouts_of_a_single_layer_are_no_devices() {
+fn whiteouts_of_a_single_layer_are_not_exported() {
     check_export(
         &[&[
             dir("d/"),
@@ -715,7 +717,7 @@ fn whiteouts_of_a_single_layer_are_no_devices() {
 }
 
 #[test]
-fn export_of_layers_that_are_there_twice() {
+fn exports_a_stack_with_the_same_layer_twice() {
     check_export(
         &[&[file("a", "1")], &[file("b", "2")], &[file("a", "1")]],
         &["a file 0644 0:0 1", "b file 0644 0:0 2"],
@@ -747,7 +749,7 @@ fn export_keeps_links() {
             "z file 0644 0:0",
         ],
     );
-    // The first name is replaced: the others stay one file.
+    // The first name is replaced; the others remain links to the old file.
     check_export(
         &[
             &[file("a", "old"), hard_link("b", "a"), hard_link("c", "a")],
@@ -779,7 +781,7 @@ fn export_keeps_links() {
     );
 }
 
-/// A link's target is a text; that it mostly is a path does not make it ours to tidy.
+/// A link's target is exported verbatim, even if it is not a normalized path.
 #[test]
 fn export_keeps_targets_to_the_byte() {
     check_export(
@@ -854,7 +856,7 @@ fn export_of_devices_and_long_names() {
     );
 }
 
-/// They are nothing without the program that listens, under whatever name.
+/// A socket is useless without the program that listens on it.
 #[test]
 fn sockets_are_not_exported() {
     let bench = Bench::new();
@@ -869,7 +871,7 @@ fn sockets_are_not_exported() {
 }
 
 #[test]
-fn export_and_import_are_each_other_s_inverse() {
+fn importing_an_export_gives_the_same_files() {
     let bench = Bench::new();
     let lower = bench.unpack_only(&pack(&[
         dir("bin/"),

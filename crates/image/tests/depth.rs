@@ -1,5 +1,5 @@
-//! Trees deeper than honest programs make them. In a file of its own, because what would fail here
-//! is the stack, which takes the whole process with it.
+//! Tests with very deep directory trees. They are in a test binary of their own because a stack
+//! overflow aborts the whole process.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
@@ -7,7 +7,7 @@ mod common;
 use common::{Bench, file, nested, pack};
 use whelk_image::{Digest, Error, export, export_directory};
 
-/// As deep as a path can be that the kernel takes at once (`PATH_MAX`).
+/// Returns a path as long as the kernel accepts in one call (`PATH_MAX`).
 fn deep() -> String {
     "d/".repeat(2000)
 }
@@ -30,7 +30,7 @@ fn a_deep_layer_is_unpacked_and_removed() {
 }
 
 #[test]
-fn a_deep_layer_that_is_refused_leaves_nothing() {
+fn a_refused_deep_layer_leaves_nothing() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x"), file("../x", "")]);
     let result = bench.store.put_layer(archive.as_slice(), None);
@@ -50,7 +50,8 @@ fn a_deep_directory_is_replaced() {
     bench.check_temporary("deep");
 }
 
-/// On a thread with the stack that an engine's threads have (2 MiB, as tests' threads do).
+/// Runs on a thread with a stack of 2 MiB, the size of the engine's threads (and the default of
+/// test threads).
 #[test]
 fn a_deep_layer_is_exported() {
     let bench = Bench::new();
@@ -74,7 +75,7 @@ fn a_deep_layer_is_exported() {
 }
 
 #[test]
-fn a_deep_tree_is_exported_whole_and_in_order() {
+fn exports_a_deep_tree_completely_and_in_order() {
     const LEVELS: usize = 2000;
     let base = nested("exported", LEVELS);
     let mut exported = Vec::new();
@@ -82,7 +83,7 @@ fn a_deep_tree_is_exported_whole_and_in_order() {
     whelk_sys::fs::remove_tree(&base).unwrap();
     result.unwrap();
     let mut archive = tar::Archive::new(exported.as_slice());
-    // The archive's writer leaves `./` out where a name is short.
+    // The `tar` crate omits `./` where a name is short.
     let name = |path: &[u8]| path.strip_prefix(b"./").unwrap_or(path).to_vec();
     let mut names = archive
         .entries()
@@ -94,7 +95,7 @@ fn a_deep_tree_is_exported_whole_and_in_order() {
         directory += "d/";
         assert!(names.next().unwrap() == directory.as_bytes());
     }
-    // The walk comes back up by directories that it has closed on the way down.
+    // On the way up the walk must reopen directories that it closed on the way down.
     while !directory.is_empty() {
         directory.truncate(directory.len() - "d/".len());
         assert!(names.next().unwrap() == format!("{directory}f").as_bytes());

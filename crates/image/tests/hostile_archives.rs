@@ -1,5 +1,5 @@
-//! Image archives from people who mean harm: each is refused, with nothing of it in the store and
-//! nothing changed outside.
+//! Tests with hostile image archives: each must be refused without storing anything of it and
+//! without changes outside of the store.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
@@ -17,7 +17,7 @@ use tar::EntryType;
 use whelk_image::archive::load;
 use whelk_image::{Digest, Error};
 
-/// An image archive that must be refused before anything of it gets into the store.
+/// Checks that an image archive is refused before anything of it is stored.
 #[track_caller]
 fn check_load(what: &str, archive: &[u8]) {
     let bench = Bench::new();
@@ -47,7 +47,7 @@ fn image() -> Image {
 }
 
 #[test]
-fn archives_that_are_none() {
+fn rejects_files_that_are_not_image_archives() {
     check_load("nothing", b"");
     check_load("a few words", b"this is not an archive");
     check_load("noise", &noise(10_000));
@@ -77,7 +77,7 @@ fn archives_that_are_none() {
 }
 
 #[test]
-fn manifests_that_are_malformed() {
+fn rejects_malformed_manifests() {
     let deep = "[".repeat(100_000);
     let large = format!("[{}]", " ".repeat(9 << 20));
     load_refused(&[
@@ -116,7 +116,7 @@ fn manifests_that_are_malformed() {
 }
 
 #[test]
-fn parts_that_are_missing_or_elsewhere() {
+fn rejects_missing_parts_and_parts_outside() {
     let image = image();
     let (config, layer) = (blob_name(&image.config), blob_name(&image.layers[0]));
     let with = |manifest: Entry| vec![blob(&image.config), blob(&image.layers[0]), manifest];
@@ -169,7 +169,7 @@ fn parts_that_are_missing_or_elsewhere() {
 }
 
 #[test]
-fn links_between_parts() {
+fn rejects_links_that_do_not_end_at_a_file() {
     let image = image();
     let config = blob_name(&image.config);
     let with = |links: &[Entry]| {
@@ -211,7 +211,7 @@ fn links_between_parts() {
         ("missing", &with(&[symlink("a/layer.tar", "../nowhere")])),
         ("without a target", &with(&[symlink("a/layer.tar", "")])),
     ]);
-    // The chain ends in an honest file, and goes a hundred steps.
+    // The chain ends in a valid file, after a hundred links.
     let mut chain = vec![symlink("a/layer.tar", "../l0")];
     chain.extend((0..100).map(|step| symlink(format!("l{step}"), format!("l{}", step + 1))));
     chain.push(file("l100", &image.layers[0]));
@@ -219,7 +219,7 @@ fn links_between_parts() {
 }
 
 #[test]
-fn kinds_of_parts_that_archives_of_images_do_not_have() {
+fn ignores_other_entry_types() {
     for kind in [
         EntryType::Char,
         EntryType::Block,
@@ -228,7 +228,7 @@ fn kinds_of_parts_that_archives_of_images_do_not_have() {
     ] {
         let mut entries = docker_archive(&[(&image(), &["name:1"])]);
         entries.insert(0, entry(kind, "odd"));
-        // No image needs them, and nothing is made of them.
+        // Images do not use these types, and nothing is created from them.
         let bench = Bench::new();
         let loaded = load(&bench.store, pack(&entries).as_slice(), None).unwrap();
         assert_eq!(loaded[0].id, image().id(), "{kind:?}");
@@ -251,7 +251,7 @@ fn kinds_of_parts_that_archives_of_images_do_not_have() {
 }
 
 #[test]
-fn contents_under_wrong_digests() {
+fn rejects_content_with_wrong_digests() {
     let (image, other) = (image(), Image::new("other", &[layer()]));
     let (config, layer) = (blob_name(&image.config), blob_name(&image.layers[0]));
     let hex = image.id().hex().to_owned();
@@ -297,7 +297,7 @@ fn contents_under_wrong_digests() {
     oci.insert(0, bad_layer);
     let bench = Bench::new();
     match load(&bench.store, pack(&oci).as_slice(), None) {
-        // The same name twice: the last one counts, as when it is unpacked.
+        // The same name twice: the last one counts, as when unpacking.
         Ok(loaded) => assert_eq!(loaded[0].id, image.id()),
         Err(error) => assert!(matches!(error, Error::Invalid(_)), "{error}"),
     }
@@ -327,10 +327,10 @@ fn oci_manifest(image: &Image) -> Vec<u8> {
     )
 }
 
-/// Parts are set aside under names of the store's own. When one comes twice, no other may get its
-/// place.
+/// Parts are extracted to numbered files. A second part of the same name must not replace the
+/// content of one that was checked.
 #[test]
-fn a_part_that_comes_twice_does_not_let_others_be_exchanged() {
+fn a_repeated_part_does_not_replace_a_checked_one() {
     let (good, evil) = (image(), Image::new("evil", &[layer()]));
     let (config, layer) = (blob_name(&good.config), blob_name(&good.layers[0]));
     let entries = [
@@ -346,7 +346,7 @@ fn a_part_that_comes_twice_does_not_let_others_be_exchanged() {
             assert_eq!(
                 (loaded.len(), &loaded[0].id),
                 (1, &good.id()),
-                "what was loaded is not what its digest said"
+                "the loaded content does not match its digest"
             );
             assert_eq!(loaded[0].config.config.cmd, ["good"]);
         }
@@ -356,7 +356,7 @@ fn a_part_that_comes_twice_does_not_let_others_be_exchanged() {
 }
 
 #[test]
-fn digests_that_are_none() {
+fn rejects_invalid_digests() {
     let layer = layer();
     let good = Digest::of(&layer);
     let upper = format!("sha256:{}", good.hex().to_uppercase());
@@ -402,7 +402,7 @@ fn digests_that_are_none() {
     }
 }
 
-/// An image with this configuration, whose layers are these parts.
+/// Checks an image with this configuration, whose layers are these parts.
 #[track_caller]
 fn check_config(what: &str, config: &[u8], layers: &[&str]) {
     check_load(
@@ -416,7 +416,7 @@ fn check_config(what: &str, config: &[u8], layers: &[&str]) {
 }
 
 #[test]
-fn configurations_that_do_not_fit() {
+fn rejects_inconsistent_configurations() {
     let layer = layer();
     let (name, diff_id) = (blob_name(&layer), Digest::of(&layer).to_string());
     let one = config("x", std::slice::from_ref(&diff_id));
@@ -450,7 +450,7 @@ fn configurations_that_do_not_fit() {
 }
 
 #[test]
-fn names_that_are_no_references() {
+fn rejects_invalid_names() {
     let image = image();
     let (long, id) = ("a".repeat(300), image.id());
     let names = [
@@ -483,7 +483,7 @@ fn names_that_are_no_references() {
 }
 
 #[test]
-fn indexes_without_end() {
+fn rejects_deep_and_long_indexes() {
     let image = image();
     let manifest = oci_manifest(&image);
     let mut entries = vec![blob(&image.config), blob(&image.layers[0]), blob(&manifest)];
@@ -501,9 +501,9 @@ fn indexes_without_end() {
     load_refused(&[("ten thousand manifests", &many)]);
 }
 
-/// Each of four levels names the next one a thousand times, and the last one names nothing.
+/// Each of four levels refers to the next one a thousand times; the last one is empty.
 #[test]
-fn wide_indexes_end() {
+fn rejects_wide_indexes() {
     let mut content = index(&[]);
     let mut entries = vec![blob(&content)];
     for _ in 0..4 {
@@ -519,9 +519,10 @@ fn wide_indexes_end() {
     bench.check_empty("wide");
 }
 
-/// One document read as two kinds is how a checked image becomes another one (CVE-2021-41190).
+/// A document that can be read as two media types lets a verified image become another one
+/// (CVE-2021-41190).
 #[test]
-fn documents_under_another_type() {
+fn rejects_documents_of_another_media_type() {
     let image = image();
     let manifest = oci_manifest(&image);
     let wrapped = index(&[descriptor(MANIFEST, &manifest)]);
@@ -557,7 +558,7 @@ fn documents_under_another_type() {
 }
 
 #[test]
-fn entries_by_the_thousand() {
+fn rejects_too_many_entries() {
     let mut entries: Vec<Entry> = (0..20_100)
         .map(|number| file(format!("{number}"), ""))
         .collect();
@@ -571,7 +572,7 @@ fn entries_by_the_thousand() {
 }
 
 #[test]
-fn hostile_layers_in_images() {
+fn rejects_images_with_hostile_layers() {
     let layers = [
         pack(&[file("../planted", "x")]),
         pack(&[device(EntryType::Char, "gone", 0, 0)]),
@@ -589,8 +590,8 @@ fn hostile_layers_in_images() {
             &pack(&oci_archive(&[(&image, "docker.io/library/name:1")])),
         );
     }
-    // An honest layer beside it may stay, for the next collection to take; no image does, and
-    // nothing half-made.
+    // A valid layer of the same image may remain until the next `gc`; no image and no partial layer
+    // may.
     let bench = Bench::new();
     let image = Image::new("half", &[layer(), layers[0].clone()]);
     let result = load(
@@ -604,7 +605,7 @@ fn hostile_layers_in_images() {
 }
 
 #[test]
-fn an_image_without_layers_is_one() {
+fn accepts_an_image_without_layers() {
     for (layers, diff_ids) in [
         (json!([]), json!([])),
         (json!(null), json!([])),

@@ -1,7 +1,7 @@
-//! Layers: an archive becomes a directory with whiteouts in overlay's form, and is given back bit
-//! for bit.
+//! Tests of layers: an archive is unpacked to a directory with overlayfs whiteouts, and is
+//! reproduced bit for bit.
 //!
-//! Making owners, devices and whiteouts takes root.
+//! Creating owners, devices and whiteouts needs root.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
@@ -16,10 +16,10 @@ use common::{
     pack, pack_open, pax_records, sparse, symlink, whiteout, within, xattr, zstandard,
 };
 use tar::{EntryType, Header};
-use whelk_image::{Digest, Error, Store};
+use whelk_image::{ContentStore, Digest, Error};
 use whelk_sys::fs;
 
-/// Entries, and the lines of the directory that they become.
+/// Checks the listing of the directory that the entries are unpacked to.
 #[track_caller]
 fn check(entries: &[Entry], expected: &[&str]) {
     let bench = Bench::new();
@@ -27,8 +27,8 @@ fn check(entries: &[Entry], expected: &[&str]) {
     assert_eq!(listing(&files), expected);
 }
 
-/// The same where entries replace others, which takes more to give back: see
-/// `replaced_entries_come_back`.
+/// Like [`check`], without reproducing the archive. Replaced entries are tested in
+/// `reproduces_replaced_entries`.
 #[track_caller]
 fn check_files(entries: &[Entry], expected: &[&str]) {
     let bench = Bench::new();
@@ -65,7 +65,7 @@ fn files_keep_modes_and_owners() {
 }
 
 #[test]
-fn all_sizes_come_back() {
+fn reproduces_files_of_all_sizes() {
     let sizes = [
         0, 1, 511, 512, 513, 1023, 1024, 65_535, 65_536, 65_537, 1_000_000,
     ];
@@ -97,7 +97,7 @@ fn all_sizes_come_back() {
 }
 
 #[test]
-fn the_old_type_byte_and_the_continuous_one_are_files() {
+fn the_nul_and_continuous_types_are_regular_files() {
     check(
         &[
             file("old", "1").change(|header| header.as_old_mut().linkflag = [0]),
@@ -107,7 +107,7 @@ fn the_old_type_byte_and_the_continuous_one_are_files() {
     );
 }
 
-/// The format of Unix V7 has no type for directories: a slash at the end of the name makes them.
+/// Unix V7's format has no type for directories; their names end with a slash.
 #[test]
 fn an_old_archive_marks_directories_by_a_slash() {
     let mut header = Header::new_old();
@@ -149,7 +149,7 @@ fn times_are_kept() {
     );
     check_time(&[fifo("p").mtime(1_234_567_890)], "p", (1_234_567_890, 0));
     check_time(&[dir("./").mtime(77), file("f", "")], "", (77, 0));
-    // Making children changes a directory's time.
+    // Creating children changes a directory's mtime.
     check_time(
         &[
             dir("d/").mtime(55),
@@ -173,7 +173,7 @@ fn times_are_kept() {
 }
 
 #[test]
-fn times_of_extended_headers_are_exact() {
+fn pax_times_have_nanoseconds() {
     check_time(
         &[file("f", "x").pax("mtime", "1700000000.123456789")],
         "f",
@@ -215,7 +215,7 @@ fn times_of_extended_headers_are_exact() {
 }
 
 #[test]
-fn the_last_description_of_a_directory_counts() {
+fn the_last_entry_of_a_directory_sets_its_metadata() {
     let entries = [
         dir("d/").mtime(1).mode(0o700),
         file("d/f", ""),
@@ -233,7 +233,7 @@ fn hard_links_are_one_file() {
         dir("d/"),
         hard_link("d/c", "./b"),
         symlink("l", "nowhere"),
-        // A hard link to a symbolic one is another name of it, not of what it points to.
+        // A hard link to a symbolic link is another name of the link, not of its target.
         hard_link("m", "l"),
     ];
     check(
@@ -352,8 +352,8 @@ fn extended_attributes_are_kept() {
     assert_eq!(value("", "user.on.root").as_deref(), Some(&b"yes"[..]));
 }
 
-/// Records of an extended header end where their length says. Capabilities are numbers, so one of
-/// their bytes can be a newline: `CAP_DAC_OVERRIDE` and `CAP_FOWNER` together are.
+/// A pax record ends where its length says. Capabilities are binary, so one of their bytes can be a
+/// newline: `CAP_DAC_OVERRIDE` and `CAP_FOWNER` together are.
 #[test]
 fn extended_attributes_may_contain_newlines() {
     let mut capability = CAPABILITY;
@@ -435,7 +435,7 @@ fn sparse_files_keep_their_holes() {
 }
 
 #[test]
-fn sparse_files_with_more_parts_than_a_header_holds() {
+fn sparse_files_with_more_pieces_than_a_header_holds() {
     let parts: Vec<(u64, u64)> = (0..60)
         .map(|part| (part * 8192, if part == 59 { 100 } else { 512 }))
         .collect();
@@ -450,10 +450,10 @@ fn sparse_files_with_more_parts_than_a_header_holds() {
     assert!(fs::read(files.join("parts")).unwrap() == expected);
 }
 
-/// GNU tar's newer form keeps the map in front of the content, and the name in the extended header.
-/// Unpacked without knowing that, a file would have another name and the map in it.
+/// GNU sparse format 1.0 has the map in front of the content and the name in the pax header. Read
+/// as a regular file, it would have the wrong name and contain the map.
 #[test]
-fn sparse_files_in_extended_headers_are_not_mistaken_for_others() {
+fn recognizes_sparse_files_in_pax_headers() {
     let mut content = b"1\n1048576\n512\n".to_vec();
     content.resize(512, 0);
     content.extend_from_slice(&noise(512));
@@ -479,7 +479,7 @@ fn sparse_files_in_extended_headers_are_not_mistaken_for_others() {
 }
 
 #[test]
-fn long_and_odd_names() {
+fn keeps_long_and_unusual_names() {
     let component = "c".repeat(255);
     let deep = "d/".repeat(400) + "file";
     let hundred = "h".repeat(100);
@@ -515,9 +515,9 @@ fn long_and_odd_names() {
     assert_eq!(content(Path::new("a.wh.b")), "nor this");
 }
 
-/// POSIX archives split names between two fields.
+/// POSIX ustar splits long names between two fields.
 #[test]
-fn names_in_two_fields() {
+fn joins_names_split_between_two_fields() {
     let path = format!("{}/{}", "p".repeat(120), "n".repeat(90));
     let mut header = Header::new_ustar();
     header.set_path(&path).unwrap();
@@ -536,7 +536,7 @@ fn names_in_two_fields() {
 }
 
 #[test]
-fn whiteouts_get_overlay_s_form() {
+fn converts_whiteouts_to_overlayfs_form() {
     check(&[whiteout("gone")], &["gone whiteout"]);
     check(
         &[dir("d/"), whiteout("d/gone"), file("d/here", "x")],
@@ -546,12 +546,12 @@ fn whiteouts_get_overlay_s_form() {
             "d/here file 0644 0:0 x",
         ],
     );
-    // What names the parent of a whiteout only is made with it.
+    // Missing parents of a whiteout are created.
     check(
         &[whiteout("a/b/gone")],
         &["a dir 0755 0:0", "a/b dir 0755 0:0", "a/b/gone whiteout"],
     );
-    // Whiteouts are names: what kind of entry has one is not asked.
+    // A whiteout is recognized by its name, whatever its entry type.
     check(
         &[
             symlink(".wh.a", "x"),
@@ -583,10 +583,10 @@ fn opaque_directories() {
     );
 }
 
-/// A layer may hide a name of those below and use it again. Whiteouts never hide what is in the
-/// layer itself (OCI image specification, "Whiteouts").
+/// A layer may hide a name of lower layers and use it again. Whiteouts never hide entries of the
+/// same layer (OCI image specification, "Whiteouts").
 #[test]
-fn whiteouts_beside_what_takes_their_place() {
+fn whiteouts_do_not_hide_entries_of_the_same_layer() {
     check(
         &[whiteout("d"), dir("d/"), file("d/new", "")],
         &["d dir 0755 0:0 opaque", "d/new file 0644 0:0"],
@@ -605,7 +605,7 @@ fn whiteouts_beside_what_takes_their_place() {
     );
 }
 
-/// Whatever comes between: once a name of the layers below is hidden, it stays hidden.
+/// Once a name of the lower layers is hidden, it stays hidden, whatever entries follow.
 #[test]
 fn a_whiteout_is_not_lost() {
     let opaque = &["d dir 0755 0:0 opaque"];
@@ -617,12 +617,12 @@ fn a_whiteout_is_not_lost() {
     );
     check_files(&[whiteout("d"), symlink("d", "x"), dir("d/")], opaque);
     check_files(&[dir("d/"), whiteout("d"), dir("d/")], opaque);
-    // A file hides a directory of the layers below as well.
+    // A file hides a directory of the lower layers as well.
     check_files(&[file("d", "x"), dir("d/")], opaque);
 }
 
 #[test]
-fn other_bookkeeping_of_aufs_is_ignored() {
+fn ignores_other_aufs_metadata() {
     check(
         &[
             dir(".wh..wh.plnk/"),
@@ -634,7 +634,7 @@ fn other_bookkeeping_of_aufs_is_ignored() {
 }
 
 #[test]
-fn missing_parents_are_made() {
+fn creates_missing_parents() {
     check(
         &[
             file("a/b/c", "x"),
@@ -695,7 +695,7 @@ fn a_later_entry_replaces_an_earlier_one() {
         &[dir("x/"), file("x/y", "kept"), dir("x/").mode(0o711)],
         &["x dir 0711 0:0", "x/y file 0644 0:0 kept"],
     );
-    // Replacing one name of a file leaves the others alone.
+    // Replacing one name of a file does not affect its other hard links.
     check_files(
         &[file("a", "old"), hard_link("b", "a"), file("a", "new")],
         &["a file 0644 0:0 new", "b file 0644 0:0 old"],
@@ -706,9 +706,9 @@ fn a_later_entry_replaces_an_earlier_one() {
     );
 }
 
-/// The content of an entry that was replaced is in no file, but in the archive.
+/// The content of a replaced entry is in the archive, but in no file of the layer.
 #[test]
-fn replaced_entries_come_back() {
+fn reproduces_replaced_entries() {
     for entries in [
         [file("f", "old"), file("f", "new")],
         [file("f", "old and longer"), file("f", "new")],
@@ -733,7 +733,7 @@ fn replaced_entries_come_back() {
 }
 
 #[test]
-fn a_replaced_name_of_a_hard_linked_file_comes_back() {
+fn reproduces_a_replaced_name_of_a_hard_linked_file() {
     let bench = Bench::new();
     bench.unpack(&pack(&[
         file("a", "old"),
@@ -744,8 +744,8 @@ fn a_replaced_name_of_a_hard_linked_file_comes_back() {
 }
 
 #[test]
-fn the_root_may_be_described() {
-    // The last form is what kaniko writes.
+fn accepts_an_entry_for_the_root() {
+    // The last form is the one that kaniko writes.
     for name in ["./", ".", "/"] {
         let bench = Bench::new();
         let files = bench.unpack(&pack(&[
@@ -763,7 +763,7 @@ fn the_root_may_be_described() {
 }
 
 #[test]
-fn names_may_begin_with_a_dot() {
+fn names_may_start_with_a_dot() {
     check(
         &[
             dir("./d/"),
@@ -783,13 +783,13 @@ fn names_may_begin_with_a_dot() {
 }
 
 #[test]
-fn layers_with_nothing_in_them() {
+fn accepts_empty_layers() {
     for (archive, digest) in [
         (
             Vec::new(),
             Some("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
         ),
-        // The empty layer that images of old have.
+        // The empty layer that old images contain.
         (
             vec![0u8; 1024],
             Some("sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"),
@@ -809,20 +809,20 @@ fn layers_with_nothing_in_them() {
 }
 
 #[test]
-fn what_follows_the_end_mark_comes_back_too() {
+fn reproduces_data_after_the_end_of_archive_marker() {
     let bench = Bench::new();
     let mut archive = pack(&[file("f", "x")]);
-    // More than the headers of one entry may take: this is no header.
+    // More than the limit of an entry's headers, which does not apply here.
     archive.resize(archive.len() + (6 << 20), 0);
     bench.unpack(&archive);
     archive.extend_from_slice(&noise(10_000));
     bench.unpack(&archive);
-    // Archives that stop without an end mark, as some programs write them.
+    // Archives without an end-of-archive marker, as some programs write them.
     bench.unpack(&pack_open(&[file("f", "x"), file("g", noise(1000))]));
 }
 
 #[test]
-fn global_headers_change_nothing() {
+fn ignores_global_headers() {
     let records = pax_records(&[("comment".to_owned(), b"by a program".to_vec())]);
     let global = file("pax_global_header", records)
         .change(|header| header.set_entry_type(EntryType::XGlobalHeader));
@@ -860,7 +860,7 @@ fn compressed_layers() {
     check_compressed(&named.finish().unwrap(), &archive);
     check_compressed(&zstandard(&archive), &archive);
     check_compressed(&[zstandard(first), zstandard(second)].concat(), &archive);
-    // A frame to be skipped, as `zstd:chunked` images have them.
+    // A skippable frame, as in `zstd:chunked` images.
     let mut skipped = vec![0x50, 0x2a, 0x4d, 0x18, 5, 0, 0, 0];
     skipped.extend_from_slice(b"12345");
     check_compressed(
@@ -877,14 +877,14 @@ fn compressed_layers() {
 }
 
 #[test]
-fn a_layer_of_zeros_is_no_bomb() {
+fn accepts_a_layer_of_zeros() {
     let archive = pack(&[file("a", vec![0u8; 32 << 20]), file("b", vec![0u8; 1])]);
     check_compressed(&zstandard(&archive), &archive);
     check_compressed(&gzip(&archive), &archive);
 }
 
 #[test]
-fn the_same_layer_twice_is_one() {
+fn concurrent_loads_of_a_layer_store_it_once() {
     let bench = Bench::new();
     let archive = pack(&[dir("d/"), file("d/f", noise(10_000))]);
     let layers: Vec<_> = std::thread::scope(|scope| {
@@ -904,7 +904,7 @@ fn the_same_layer_twice_is_one() {
 }
 
 #[test]
-fn layers_are_removed_whole() {
+fn removes_layers_completely() {
     let bench = Bench::new();
     let archive = pack(&[
         dir("d/").mode(0),
@@ -923,7 +923,7 @@ fn layers_are_removed_whole() {
     bench
         .store
         .discard(&bench.store.layer_path(&diff_id))
-        .expect("removing what is not there is fine");
+        .expect("removing a missing layer is no error");
     assert!(
         bench
             .store
@@ -933,7 +933,7 @@ fn layers_are_removed_whole() {
 }
 
 #[test]
-fn a_layer_that_was_changed_on_disk_is_noticed() {
+fn detects_a_layer_that_was_changed_on_disk() {
     let archive = pack(&[file("f", "content"), dir("d/"), file("d/g", "more")]);
     let diff_id = Digest::of(&archive);
     let same = |change: fn(&Path)| {
@@ -952,9 +952,9 @@ fn a_layer_that_was_changed_on_disk_is_noticed() {
     }));
 }
 
-/// Whoever put a pipe in the place of a file does not make the engine wait for a writer.
+/// A FIFO in place of a file must not make the engine wait for a writer.
 #[test]
-fn a_pipe_in_the_store_stops_nobody() {
+fn a_fifo_in_the_store_does_not_block() {
     let bench = Bench::new();
     let archive = pack(&[file("f", "content")]);
     let files = bench.unpack(&archive);
@@ -999,7 +999,7 @@ fn blobs() {
 }
 
 #[test]
-fn opening_a_store_removes_what_was_left_half_made() {
+fn opening_a_store_removes_incomplete_objects() {
     let bench = Bench::new();
     let archive = pack(&[file("f", "x")]);
     bench.unpack(&archive);
@@ -1018,7 +1018,7 @@ fn opening_a_store_removes_what_was_left_half_made() {
         .unwrap();
     }
     let guard = bench.guard();
-    let store = Store::open(&bench.base.join("store")).unwrap();
+    let store = ContentStore::open(&bench.base.join("store")).unwrap();
     assert!(fs::list(bench.base.join("store/tmp")).unwrap().is_empty());
     store.empty_trash().unwrap();
     bench.check_temporary("opened again");
@@ -1039,11 +1039,11 @@ fn only_root_enters_the_store() {
     assert_eq!(
         layer.mode() & 0o077,
         0,
-        "a set-id program of an image is not for the users of the host (CVE-2021-41091)"
+        "users of the host must not reach set-id programs of an image (CVE-2021-41091)"
     );
     assert_eq!(
         fs::metadata(&files).unwrap().mode() & 0o7777,
         0o755,
-        "but a container's users may enter its root"
+        "users in a container can enter its root"
     );
 }

@@ -1,5 +1,5 @@
-//! Properties over random input: layers on layers against a model of what they mean, archives there
-//! and back, and image names.
+//! Property tests with random input: stacks of layers against a model, reproduction of archives,
+//! and image references.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use tar::{Archive, EntryType};
 use whelk_image::{Digest, Reference, export};
 
-/// What a name is.
+/// What exists at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Node {
     Directory(u32),
@@ -23,22 +23,22 @@ enum Node {
 
 type Tree = BTreeMap<String, Node>;
 
-/// One thing that a layer does to a path.
+/// A change that a layer makes to a path.
 #[derive(Clone, Debug)]
 enum Change {
     Add(Node),
     Delete,
-    /// Hides what the layers below have in this directory.
+    /// Hides the content of this directory in lower layers.
     Empty,
 }
 
-/// A layer in the model: it is one by meaning, without an order.
+/// A layer in the model: a set of changes without an order.
 #[derive(Clone, Debug, Default)]
 struct Layer {
     added: Tree,
     deleted: BTreeSet<String>,
     emptied: BTreeSet<String>,
-    /// Whether whiteouts are in front of what is beside them or behind it.
+    /// Whether whiteouts come before or after the other entries of their directory.
     whiteouts_last: bool,
 }
 
@@ -46,14 +46,14 @@ fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
-/// All that is below a directory.
+/// Removes everything below a directory.
 fn remove_below(tree: &mut Tree, path: &str) {
     let prefix = format!("{path}/");
     tree.retain(|name, _| !name.starts_with(&prefix));
 }
 
 impl Layer {
-    /// From changes in any order; the ones that contradict earlier ones are left out.
+    /// Creates a layer from changes in any order, skipping those that contradict earlier ones.
     fn new(changes: &[(String, Change)], whiteouts_last: bool) -> Self {
         let mut layer = Self {
             whiteouts_last,
@@ -93,7 +93,7 @@ impl Layer {
         }
     }
 
-    /// Archives list the directories above what they change, as honest ones do.
+    /// Adds entries for the directories above a change, as regular tools do.
     fn make_parents(&mut self, path: &str) -> bool {
         if path.is_empty() {
             return true;
@@ -111,7 +111,7 @@ impl Layer {
         }
     }
 
-    /// What the layer means.
+    /// Applies the layer to a tree.
     fn apply(&self, tree: &mut Tree) {
         for path in &self.deleted {
             tree.remove(path);
@@ -131,7 +131,7 @@ impl Layer {
         }
     }
 
-    /// How it is written: directories before what is in them.
+    /// Returns the layer's archive, with directories before their content.
     fn archive(&self) -> Vec<u8> {
         let mut entries = Vec::new();
         if !self.whiteouts_last {
@@ -160,7 +160,7 @@ impl Layer {
         pack(&entries)
     }
 
-    /// The whiteouts in one directory.
+    /// Adds the whiteouts in one directory.
     fn hide(&self, directory: &str, entries: &mut Vec<Entry>) {
         if self.emptied.contains(directory) {
             entries.push(file(format!("{directory}/.wh..wh..opq"), ""));
@@ -174,7 +174,7 @@ impl Layer {
     }
 }
 
-/// Few names, so that layers meet.
+/// Few names, so that layers interact.
 fn paths() -> impl Strategy<Value = String> {
     prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..=3)
         .prop_map(|parts| parts.join("/"))
@@ -209,7 +209,7 @@ fn layers() -> impl Strategy<Value = Layer> {
         .prop_map(|(changes, last)| Layer::new(&changes, last))
 }
 
-/// What an exported file system has.
+/// Reads the tree of an exported file system.
 fn tree(archive: &[u8]) -> Tree {
     let mut archive = Archive::new(archive);
     let mut tree = Tree::new();
@@ -234,13 +234,13 @@ fn tree(archive: &[u8]) -> Tree {
     tree
 }
 
-/// Layers, one on the other, as a container sees them.
+/// Checks that a container sees this stack of layers as the model does.
 fn check_layers(layers: &[Layer]) {
     let bench = Bench::new();
     let mut expected = Tree::new();
     let mut lower: Vec<PathBuf> = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
-        // Each is another one: that layers may be there twice has a test of its own.
+        // Makes every layer unique: stacks with the same layer twice have a test of their own.
         let mut layer = layer.clone();
         layer
             .added
@@ -265,14 +265,14 @@ proptest! {
     #![proptest_config(cases(150))]
 
     #[test]
-    fn merged_layers_are_what_the_model_says(stack in prop::collection::vec(layers(), 2..6)) {
+    fn merged_layers_match_the_model(stack in prop::collection::vec(layers(), 2..6)) {
         check_layers(&stack);
     }
 }
 
-/// What came up once stays.
+/// Cases that failed once.
 #[test]
-fn merged_layers_of_note() {
+fn merged_layers_that_failed_once() {
     let layer = |changes: &[(&str, Change)], last: bool| {
         let changes: Vec<(String, Change)> = changes
             .iter()
@@ -291,7 +291,7 @@ fn merged_layers_of_note() {
             ],
             last,
         );
-        // Deleted and made again, in one layer.
+        // Deleted and created again in one layer.
         check_layers(&[
             base.clone(),
             layer(&[("a", Change::Delete), ("a/c", add_file())], last),
@@ -300,13 +300,13 @@ fn merged_layers_of_note() {
             base.clone(),
             layer(&[("a/b", Change::Delete), ("a/b", add_directory())], last),
         ]);
-        // Deleted in one and made again in the next.
+        // Deleted in one layer and created again in the next.
         check_layers(&[
             base.clone(),
             layer(&[("a", Change::Delete)], last),
             layer(&[("a/b", add_directory())], last),
         ]);
-        // A file in between ends a directory.
+        // A file in a middle layer hides the directory below it.
         check_layers(&[
             base.clone(),
             layer(&[("a", add_file())], last),
@@ -322,7 +322,7 @@ fn merged_layers_of_note() {
             layer(&[("b", add_directory())], last),
             layer(&[("b", Change::Delete)], last),
         ]);
-        // Deleting what is not there does nothing.
+        // Deleting a name that does not exist has no effect.
         check_layers(&[
             base,
             layer(&[("c", Change::Delete), ("c/a", Change::Delete)], last),
@@ -330,7 +330,7 @@ fn merged_layers_of_note() {
     }
 }
 
-/// A part of a path of an image's name.
+/// A path component of a reference.
 fn components() -> impl Strategy<Value = String> {
     (
         "[a-z0-9]{1,6}",
@@ -366,7 +366,7 @@ fn references() -> impl Strategy<Value = String> {
         digest,
     )
         .prop_map(|(domain, path, tag, digest)| {
-            // What has a dot in front of the first slash is a domain.
+            // A first component that contains a dot is a domain.
             let domain = if domain.is_empty() && path.len() > 1 && path[0].contains('.') {
                 "docker.io/".to_owned()
             } else {
@@ -380,12 +380,12 @@ proptest! {
     #![proptest_config(cases(2000))]
 
     #[test]
-    fn names_are_printed_as_they_are_read(text in references()) {
+    fn references_are_printed_as_parsed(text in references()) {
         let reference = text.parse::<Reference>().map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
         let printed = reference.to_string();
         prop_assert_eq!(printed.parse::<Reference>().unwrap(), reference.clone());
-        // The short form is the same name too, unless the first part of a path looks like a domain
-        // by itself.
+        // The familiar form parses to the same reference, unless its first path component looks
+        // like a domain.
         let first = reference.path.split('/').next().unwrap_or_default();
         if reference.domain != "docker.io" || !first.contains('.') {
             prop_assert_eq!(reference.familiar().parse::<Reference>().unwrap(), reference);
@@ -393,14 +393,14 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_read_as_a_name_is_one(text in "[a-zA-Z0-9./:@_\\[\\]-]{0,30}") {
+    fn parsed_references_are_valid(text in "[a-zA-Z0-9./:@_\\[\\]-]{0,30}") {
         if let Ok(reference) = text.parse::<Reference>() {
             prop_assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
         }
     }
 
     #[test]
-    fn no_text_is_too_odd_to_be_refused(text in any::<String>()) {
+    fn parsing_never_panics(text in any::<String>()) {
         if let Ok(reference) = text.parse::<Reference>() {
             prop_assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
         }
@@ -411,7 +411,7 @@ proptest! {
 proptest! {
     #![proptest_config(cases(300))]
 
-    /// Bytes that are no archive, or hardly one, do no more harm than not being unpacked.
+    /// Input that is not a valid archive must leave nothing behind.
     #[test]
     fn damaged_archives_leave_nothing(
         (layer, places) in (layers(), prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6))

@@ -56,7 +56,7 @@ impl Image {
 
 #[derive(Debug)]
 pub struct Images {
-    files: whelk_image::Store,
+    files: whelk_image::ContentStore,
     store: Arc<Store>,
     events: Arc<Events>,
     index: RwLock<Index>,
@@ -101,7 +101,7 @@ impl Images {
         store: Arc<Store>,
         events: Arc<Events>,
     ) -> Result<Arc<Self>> {
-        let files = whelk_image::Store::open(root)?;
+        let files = whelk_image::ContentStore::open(root)?;
         let mut index = Index::default();
         let mut unreadable = false;
         for record in store.images::<ImageRecord>()? {
@@ -148,7 +148,7 @@ impl Images {
     }
 
     /// The blobs and layers.
-    pub fn store(&self) -> &whelk_image::Store {
+    pub fn store(&self) -> &whelk_image::ContentStore {
         &self.files
     }
 
@@ -305,12 +305,10 @@ impl Images {
                 .collect();
             (layers, index.by_id.keys().cloned().collect())
         };
-        self.files
-            .keep_only(&blobs, &layers)
-            .unwrap_or_else(|error| {
-                tracing::warn!("remove what no image needs: {error}");
-                Vec::new()
-            })
+        self.files.gc(&blobs, &layers).unwrap_or_else(|error| {
+            tracing::warn!("remove what no image needs: {error}");
+            Vec::new()
+        })
     }
 
     /// Gives an image a further name.
@@ -358,7 +356,10 @@ impl Images {
 }
 
 /// A configuration whose layers are all there.
-fn whole(files: &whelk_image::Store, config: ImageConfig) -> whelk_image::Result<ImageConfig> {
+fn whole(
+    files: &whelk_image::ContentStore,
+    config: ImageConfig,
+) -> whelk_image::Result<ImageConfig> {
     match config
         .rootfs
         .diff_ids

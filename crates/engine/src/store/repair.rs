@@ -50,7 +50,7 @@ pub fn repair(root: &Path) -> Result<Repaired> {
     if fs::exists(root.join(NEW)) {
         report.tell("an earlier repair was cut short: it is finished".into());
     } else {
-        let images = whelk_image::Store::open(root)?;
+        let images = whelk_image::ContentStore::open(root)?;
         let mut old = Old::read(root, images.scratch()?.path())?;
         let found = find_containers(root)?;
         let is_lost = |(id, found): (&String, &Found)| {
@@ -251,7 +251,7 @@ struct Rebuilt {
 fn rebuild(
     mut old: Old,
     found: &BTreeMap<String, Found>,
-    images: &whelk_image::Store,
+    images: &whelk_image::ContentStore,
     root: &Path,
     report: &mut Repaired,
 ) -> Result<Rebuilt> {
@@ -392,7 +392,11 @@ fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
 }
 
 /// Adds the images whose configuration and layers are there.
-fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repaired) -> Result<()> {
+fn find_images(
+    images: &whelk_image::ContentStore,
+    rest: &mut Rest,
+    report: &mut Repaired,
+) -> Result<()> {
     let id_of = |image: &Value| image["id"].as_str().unwrap_or_default().to_owned();
     let known: BTreeSet<String> = rest.images.iter().map(id_of).collect();
     let mut found = 0;

@@ -1,15 +1,15 @@
-//! Docker's layout: `manifest.json` says which parts are the configuration and the layers of each
+//! Reads Docker's archive layout: `manifest.json` lists the configuration and the layers of each
 //! image.
 
 use super::DockerImage;
 use super::load::{Images, tag};
-use crate::bounded::{AtMost, MOST_NAMES};
+use crate::bounded::{AtMost, MAX_NAMES};
 use crate::error::{Error, Result};
 use crate::reference::Reference;
 
 pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
     let manifest = images.parts.read("manifest.json")?;
-    let entries: AtMost<DockerImage, MOST_NAMES> = serde_json::from_slice(&manifest)
+    let entries: AtMost<DockerImage, MAX_NAMES> = serde_json::from_slice(&manifest)
         .map_err(|error| Error::invalid(format!("invalid archive: manifest.json: {error}")))?;
     drop(manifest);
     for entry in entries.0 {

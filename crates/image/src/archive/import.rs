@@ -1,4 +1,4 @@
-//! An image out of one archive of files.
+//! Creates an image from a single root file system archive (`import`).
 
 use std::io::Read;
 
@@ -7,9 +7,9 @@ use crate::config::{ContainerConfig, History, ImageConfig, RootFs};
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::store::{LARGEST_CONFIG, Store};
+use crate::store::{ContentStore, MAX_CONFIG_SIZE};
 
-/// What the new image shall say of itself.
+/// Settings of an imported image.
 #[derive(Clone, Debug, Default)]
 pub struct Import {
     pub config: ContainerConfig,
@@ -18,8 +18,12 @@ pub struct Import {
     pub name: Option<Reference>,
 }
 
-/// Makes an image with one layer from `input`, an archive that is plain or compressed.
-pub fn import(store: &Store, input: impl Read + Send, import: Import) -> Result<Loaded> {
+/// Creates an image with one layer from `input`, a plain or compressed tar archive.
+///
+/// # Errors
+/// Returns [`Error::Invalid`] if the archive is malformed or the configuration is larger than
+/// [`MAX_CONFIG_SIZE`], and I/O errors.
+pub fn import(store: &ContentStore, input: impl Read + Send, import: Import) -> Result<Loaded> {
     let layer = store.put_layer(input, None)?;
     let platform = import.platform.unwrap_or_else(Platform::host);
     let created = jiff::Timestamp::now().to_string();
@@ -42,9 +46,9 @@ pub fn import(store: &Store, input: impl Read + Send, import: Import) -> Result<
         ..ImageConfig::default()
     };
     let bytes = serde_json::to_vec(&config).map_err(|error| Error::invalid(error.to_string()))?;
-    if bytes.len() as u64 > LARGEST_CONFIG {
+    if bytes.len() as u64 > MAX_CONFIG_SIZE {
         return Err(Error::invalid(format!(
-            "the image's configuration is larger than {LARGEST_CONFIG} bytes"
+            "the image's configuration is larger than {MAX_CONFIG_SIZE} bytes"
         )));
     }
     let id = store.put_blob(&bytes)?;

@@ -1,9 +1,9 @@
-//! Docker's first layout: a directory per layer, `ID/json` and `ID/layer.tar`, and names in
-//! `repositories`.
+//! Reads Docker's legacy layout (before image manifests): one directory per layer with `ID/json`
+//! and `ID/layer.tar`, and image names in `repositories`.
 //!
-//! A layer's `json` is the configuration of the image that ends with it, without its layers and
-//! history: those follow from its parents. Images are made of the layers that a name leads to, and
-//! of those that are nobody's parent.
+//! A layer's `json` is the configuration of the image whose topmost layer it is, without `rootfs`
+//! and `history`: those are computed from the chain of parents. An image is created for each layer
+//! that a name in `repositories` refers to, and for each layer that is not another layer's parent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,13 +13,13 @@ use whelk_sys::fs;
 
 use super::load::{Images, tag};
 use super::parts::{File, shown};
-use crate::bounded::MOST_LAYERS;
+use crate::bounded::MAX_LAYERS;
 use crate::config::{History, RootFs};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::LARGEST_CONFIG;
+use crate::store::MAX_CONFIG_SIZE;
 
-/// What must be known of each layer.
+/// The fields that are read from a layer's `ID/json`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Step {
@@ -70,7 +70,7 @@ pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
         for (name, id) in tags {
             let name = tag(&format!("{repository}:{name}"))?;
             if let Some(index) = reader.image(id)? {
-                reader.images.name(index, [name])?;
+                reader.images.add_names(index, [name])?;
             }
         }
     }
@@ -87,14 +87,15 @@ fn step(images: &Images<'_>, id: &str) -> Result<Step> {
 struct Reader<'a, 'b> {
     images: &'a mut Images<'b>,
     steps: BTreeMap<String, Step>,
-    /// The diff-ids of the layers that were unpacked, by the digest of their part.
+    /// Diff IDs of the layers unpacked so far, by the digest of their `layer.tar`.
     layers: BTreeMap<Digest, Digest>,
-    /// The images that were made, by the id of their last layer.
+    /// Images created so far, by the ID of their topmost layer.
     made: BTreeMap<String, Option<usize>>,
 }
 
 impl Reader<'_, '_> {
-    /// Makes the image that ends with a layer.
+    /// Creates the image whose topmost layer is `id`. Returns its index, or `None` if it is for
+    /// another platform.
     fn image(&mut self, id: &str) -> Result<Option<usize>> {
         if let Some(made) = self.made.get(id) {
             return Ok(*made);
@@ -113,16 +114,16 @@ impl Reader<'_, '_> {
         }
         let too_large = || {
             Error::invalid(format!(
-                "invalid archive: the configuration of {} is larger than {LARGEST_CONFIG} bytes",
+                "invalid archive: the configuration of {} is larger than {MAX_CONFIG_SIZE} bytes",
                 shown(id)
             ))
         };
-        // Checked before the copy: many layers may share one parent with long texts.
+        // Checked before the texts are copied: many layers may share one parent with long texts.
         if chain
             .iter()
             .map(|id| history_size(&self.steps[id]))
             .sum::<usize>() as u64
-            > LARGEST_CONFIG
+            > MAX_CONFIG_SIZE
         {
             return Err(too_large());
         }
@@ -133,7 +134,7 @@ impl Reader<'_, '_> {
             &history,
         )
         .map_err(|error| Error::invalid(format!("invalid archive: {}/json: {error}", shown(id))))?;
-        if bytes.len() as u64 > LARGEST_CONFIG {
+        if bytes.len() as u64 > MAX_CONFIG_SIZE {
             return Err(too_large());
         }
         self.images.parts.charge(bytes.len() as u64)?;
@@ -144,7 +145,7 @@ impl Reader<'_, '_> {
         Ok(index)
     }
 
-    /// A layer with all below it, the lowest first.
+    /// Returns the chain of layers that ends with `id`, lowest first.
     fn chain(&self, id: &str) -> Result<Vec<String>> {
         let mut chain = Vec::new();
         let mut next = Some(id);
@@ -152,9 +153,9 @@ impl Reader<'_, '_> {
             let step = self.steps.get(id).ok_or_else(|| {
                 Error::invalid(format!("invalid archive: {}/json is missing", shown(id)))
             })?;
-            if chain.len() == MOST_LAYERS {
+            if chain.len() == MAX_LAYERS {
                 return Err(Error::invalid(format!(
-                    "invalid archive: an image has more than {MOST_LAYERS} layers"
+                    "invalid archive: an image has more than {MAX_LAYERS} layers"
                 )));
             }
             chain.push(id.to_owned());
@@ -168,7 +169,7 @@ impl Reader<'_, '_> {
         if let Some(known) = self.layers.get(&file.digest) {
             return Ok(known.clone());
         }
-        // Whether it is compressed is not known, so neither is its diff-id.
+        // The part may be compressed, in which case its digest is not the diff ID.
         let diff_id = if self.images.store.has_layer(&file.digest) {
             file.digest.clone()
         } else {
@@ -182,7 +183,7 @@ impl Reader<'_, '_> {
     }
 }
 
-/// The bytes of text that a layer adds to the history.
+/// Returns the number of bytes of text that a layer adds to the history.
 fn history_size(step: &Step) -> usize {
     let command = step
         .container_config
@@ -213,8 +214,8 @@ fn history(step: &Step) -> History {
     }
 }
 
-/// An image's configuration from that of its last layer, written as Docker writes it: the image's
-/// id is its digest.
+/// Builds an image configuration from the `json` of its topmost layer. The encoding matches
+/// Docker's to the byte, because the image ID is the digest of these bytes.
 fn config(json: &[u8], rootfs: &RootFs, history: &[History]) -> serde_json::Result<Vec<u8>> {
     let mut fields: BTreeMap<String, Value> = serde_json::from_slice(json)?;
     for unwanted in ["id", "parent", "Size", "parent_id", "layer_id", "throwaway"] {
@@ -223,7 +224,7 @@ fn config(json: &[u8], rootfs: &RootFs, history: &[History]) -> serde_json::Resu
     fields.insert("rootfs".into(), serde_json::to_value(rootfs)?);
     fields.insert("history".into(), serde_json::to_value(history)?);
     let mut text = serde_json::to_string(&fields)?;
-    // Go's encoder; outside of strings JSON has none of these.
+    // Go's `encoding/json` escapes these. Outside of strings JSON contains none of them.
     for (letter, escaped) in [
         ("<", "\\u003c"),
         (">", "\\u003e"),
@@ -241,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn configurations_are_dockers_to_the_byte() {
+    fn legacy_configuration_is_byte_identical_to_dockers() {
         let (base, top) = ("a".repeat(64), "b".repeat(64));
         let json = format!(
             r#"{{"id": "{top}", "parent": "{base}", "created": "2014-01-01T00:00:00Z", "docker_version": "1.9.1", "os": "linux", "architecture": "amd64", "author": "somebody <a@b>", "container_config": {{"Cmd": ["/bin/sh", "-c", "make b"]}}, "config": {{"Cmd": ["cat", "/etc/which"], "Env": ["A=b"]}}, "Size": 5}}"#
@@ -257,7 +258,7 @@ mod tests {
         let step: Step = serde_json::from_str(&json).unwrap();
         let below: Step = serde_json::from_str(&json.replace("make b", "make a")).unwrap();
         let bytes = config(json.as_bytes(), &rootfs, &[history(&below), history(&step)]).unwrap();
-        // The id that Docker 28 gives the image.
+        // The image ID that Docker 28 computes.
         assert_eq!(
             Digest::of(&bytes).as_str(),
             "sha256:1ad126b53ffc3c53a9b9a73bcf3aa605c1798dade5314c950fbe5c3fd816696d"

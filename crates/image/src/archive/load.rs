@@ -1,8 +1,7 @@
-//! Reading image archives: Docker's layout, OCI's, and Docker's from before images had
-//! configurations of their own.
+//! Reads image archives in Docker's, OCI's and Docker's legacy layout.
 //!
-//! Parts are set aside first (see [`Parts`]); then layers are unpacked side by side, since none
-//! needs its parent.
+//! The parts of the archive are first extracted to files (see [`Parts`]); then layers are unpacked
+//! in parallel, since unpacking a layer does not need its parent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -14,45 +13,45 @@ use whelk_sys::fs;
 
 use super::parts::Parts;
 use super::{docker, legacy, oci};
-use crate::bounded::MOST_NAMES;
+use crate::bounded::MAX_NAMES;
 use crate::compression::decompress;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::store::Store;
+use crate::store::ContentStore;
 
-/// An image that is in the store now, with the names its archive gives it.
+/// An image that was loaded into the store, with the names its archive gives it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     pub id: Digest,
     pub config: ImageConfig,
     pub names: Vec<Reference>,
-    /// Bytes of file content in all layers.
+    /// Total size of file content in all layers, in bytes.
     pub size: u64,
 }
 
-/// An archive may hold this many images.
-const MOST_IMAGES: usize = 1_000;
-/// Layers that are unpacked at a time: each may take a decoder's window (128 MiB) of memory.
-const MOST_WORKERS: usize = 8;
+/// Maximum number of images in an archive.
+const MAX_IMAGES: usize = 1_000;
+/// Maximum number of layers unpacked in parallel. Each may need a zstd window (128 MiB) of memory.
+const MAX_WORKERS: usize = 8;
 
-/// Reads an archive (plain, gzip or zstd) and puts its images into the store: all, or those that
-/// are for `platform` exactly.
+/// Loads the images of an archive (plain, gzip or zstd) into the store: all of them, or those whose
+/// platform equals `platform`.
 ///
-/// Nothing is kept of an archive that is refused, except layers that were whole:
-/// [`Store::keep_only`] removes them.
+/// If the archive is refused, nothing of it remains except layers that were unpacked completely;
+/// [`ContentStore::gc`] removes those.
 ///
 /// # Errors
-/// [`Error::Invalid`] saying what is wrong with the archive.
+/// Returns [`Error::Invalid`] if the archive is malformed or exceeds a limit, and I/O errors.
 pub fn load(
-    store: &Store,
+    store: &ContentStore,
     input: impl Read + Send,
     platform: Option<&Platform>,
 ) -> Result<Vec<Loaded>> {
     let scratch = store.scratch()?;
-    let parts = Parts::set_aside(decompress(input)?, scratch.path())?;
+    let parts = Parts::extract(decompress(input)?, scratch.path())?;
     let mut images = Images {
         store,
         parts: &parts,
@@ -76,33 +75,36 @@ pub fn load(
     images.finish()
 }
 
-/// The images of an archive as they are found: each once, however often and under whatever names.
+/// The images found in an archive so far. An image that the archive lists several times is kept
+/// once.
 pub(super) struct Images<'a> {
-    pub(super) store: &'a Store,
+    pub(super) store: &'a ContentStore,
     pub(super) parts: &'a Parts,
     platform: Option<&'a Platform>,
     list: Vec<Image>,
     by_id: BTreeMap<Digest, usize>,
-    /// In the order of the archive, each with the index of its image: of several with one name the
-    /// last one gets it.
+    /// Names in archive order, each with the index of its image. If two images have the same name,
+    /// the last one gets it.
     names: Vec<(Reference, usize)>,
 }
 
 struct Image {
     id: Digest,
     config: ImageConfig,
-    /// The configuration as it is stored. All of them together are bounded with the archive's
-    /// metadata.
+    /// The configuration as it is stored. The total of all configurations is bounded by the
+    /// archive's metadata budget.
     bytes: Vec<u8>,
-    /// Part names, one for each diff-id; none for layers that are in the store already.
+    /// Part names, one for each diff ID. Empty if all layers are in the store already.
     layers: Vec<String>,
 }
 
 impl Images<'_> {
-    /// Adds the image whose configuration is the part `config`, with a part for each of its layers.
+    /// Adds the image whose configuration is the part `config` and whose layers are the parts
+    /// `layers`.
     ///
     /// # Errors
-    /// What the configuration or the numbers of layers, images or names forbid.
+    /// Returns an error if the configuration is invalid, the number of layers does not match it, or
+    /// the archive has too many images or names.
     pub(super) fn add(
         &mut self,
         config: &str,
@@ -125,11 +127,11 @@ impl Images<'_> {
                 layers.len()
             )));
         }
-        self.name(index, names)
+        self.add_names(index, names)
     }
 
-    /// Adds the image that `bytes` configure, and says which it is; `None` if it is for another
-    /// platform.
+    /// Adds the image with the configuration `bytes` and returns its index, or `None` if it is for
+    /// another platform.
     pub(super) fn add_config(
         &mut self,
         id: Digest,
@@ -149,9 +151,9 @@ impl Images<'_> {
         {
             return Ok(None);
         }
-        if self.list.len() >= MOST_IMAGES {
+        if self.list.len() >= MAX_IMAGES {
             return Err(Error::invalid(format!(
-                "invalid archive: more than {MOST_IMAGES} images"
+                "invalid archive: more than {MAX_IMAGES} images"
             )));
         }
         let index = self.list.len();
@@ -165,15 +167,15 @@ impl Images<'_> {
         Ok(Some(index))
     }
 
-    pub(super) fn name(
+    pub(super) fn add_names(
         &mut self,
         index: usize,
         names: impl IntoIterator<Item = Reference>,
     ) -> Result<()> {
         for name in names {
-            if self.names.len() >= MOST_NAMES {
+            if self.names.len() >= MAX_NAMES {
                 return Err(Error::invalid(format!(
-                    "invalid archive: more than {MOST_NAMES} names"
+                    "invalid archive: more than {MAX_NAMES} names"
                 )));
             }
             self.names.push((name, index));
@@ -185,7 +187,7 @@ impl Images<'_> {
         self.list.is_empty()
     }
 
-    /// Unpacks what the store lacks, as many layers at a time as there are processors.
+    /// Unpacks the layers that the store does not have, one per available CPU at a time.
     fn unpack_layers(&self) -> Result<()> {
         let mut work: Vec<(&Digest, &str, PathBuf, u64)> = Vec::new();
         let mut seen = BTreeSet::new();
@@ -197,13 +199,13 @@ impl Images<'_> {
                 }
             }
         }
-        // The largest first, so that no long one is left for the end.
+        // Largest first, so that no long-running layer is left for the end.
         work.sort_by_key(|(_, _, _, size)| std::cmp::Reverse(*size));
         let next = AtomicUsize::new(0);
         let failed = Mutex::new(None);
         let workers = std::thread::available_parallelism()
             .map_or(1, usize::from)
-            .min(MOST_WORKERS)
+            .min(MAX_WORKERS)
             .min(work.len());
         let store = self.store;
         std::thread::scope(|scope| {
@@ -234,7 +236,7 @@ impl Images<'_> {
             .map_or(Ok(()), Err)
     }
 
-    /// Stores the configurations, now that nothing of the archive can be refused any more.
+    /// Stores the configurations. Called last, when nothing can make the archive invalid any more.
     fn finish(self) -> Result<Vec<Loaded>> {
         let owners: BTreeMap<&Reference, usize> = self
             .names
@@ -268,10 +270,10 @@ impl Images<'_> {
     }
 }
 
-/// A name that an archive gives an image.
+/// Parses an image name found in an archive.
 ///
 /// # Errors
-/// One that cannot be a tag.
+/// Returns an error if the name is not a valid tag.
 pub(super) fn tag(text: &str) -> Result<Reference> {
     let during = |error: Error| {
         error.during(&format!(

@@ -1,5 +1,5 @@
-//! Whole images as files: what `save` writes and `load` reads, in Docker's and OCI's layouts, and
-//! single root file systems for `import`.
+//! Image archives: `save` writes them and `load` reads them, in Docker's and OCI's layouts;
+//! `import` reads a root file system archive.
 
 mod docker;
 mod import;
@@ -11,7 +11,7 @@ mod save;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounded::{self, MOST_LAYERS, MOST_NAMES};
+use crate::bounded::{self, MAX_LAYERS, MAX_NAMES};
 use crate::digest::Digest;
 
 pub use import::{Import, import};
@@ -22,7 +22,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-/// Where archives keep the full name of an image, and its tag alone.
+/// Index annotations with the full image name, and with the tag only.
 const NAME_ANNOTATION: &str = "io.containerd.image.name";
 const TAG_ANNOTATION: &str = "org.opencontainers.image.ref.name";
 
@@ -31,16 +31,16 @@ const TAG_ANNOTATION: &str = "org.opencontainers.image.ref.name";
 #[serde(rename_all = "PascalCase")]
 struct DockerImage {
     config: String,
-    /// Null without any.
+    /// Encoded as `null` if empty, as Docker does.
     #[serde(
         default,
-        deserialize_with = "bounded::list::<_, _, MOST_NAMES>",
+        deserialize_with = "bounded::list::<_, _, MAX_NAMES>",
         serialize_with = "null_if_empty"
     )]
     repo_tags: Vec<String>,
-    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_LAYERS>")]
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_LAYERS>")]
     layers: Vec<String>,
-    /// What the layers are. Reading needs none of it: digests are computed.
+    /// Layer descriptors by digest. Ignored when reading: digests are computed from the content.
     #[serde(
         default,
         skip_deserializing,
@@ -74,7 +74,7 @@ struct Index {
     schema_version: u32,
     #[serde(default)]
     media_type: String,
-    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_NAMES>")]
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_NAMES>")]
     manifests: Vec<Descriptor>,
 }
 
@@ -86,7 +86,7 @@ struct Manifest {
     #[serde(default)]
     media_type: String,
     config: Descriptor,
-    #[serde(default, deserialize_with = "bounded::list::<_, _, MOST_LAYERS>")]
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_LAYERS>")]
     layers: Vec<Descriptor>,
 }
 

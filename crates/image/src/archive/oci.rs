@@ -1,18 +1,18 @@
-//! OCI's layout: `index.json` names manifests, and indexes of manifests for several platforms, by
-//! digest.
+//! Reads the OCI image layout: `index.json` refers by digest to manifests, or to nested indexes
+//! with a manifest per platform.
 
 use std::collections::BTreeMap;
 
 use super::load::{Images, tag};
 use super::{INDEX, Index, Manifest, NAME_ANNOTATION, TAG_ANNOTATION};
-use crate::bounded::MOST_NAMES;
+use crate::bounded::MAX_NAMES;
 use crate::config::ARCHITECTURE;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::reference::Reference;
 
-/// Indexes may name indexes, but not for ever.
-const DEEPEST_INDEX: usize = 4;
+/// Maximum nesting depth of indexes.
+const MAX_INDEX_DEPTH: usize = 4;
 const MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
@@ -36,22 +36,24 @@ pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
 
 struct Reader<'a, 'b> {
     images: &'a mut Images<'b>,
-    /// The configuration and the layers of each manifest that was read, as parts' names.
+    /// The configuration and layers (part names) of each manifest read so far.
     manifests: BTreeMap<Digest, (String, Vec<String>)>,
     visited: usize,
 }
 
 impl Reader<'_, '_> {
     fn index(&mut self, index: &Index, outer: Option<&Reference>, depth: usize) -> Result<()> {
-        if depth > DEEPEST_INDEX {
+        if depth > MAX_INDEX_DEPTH {
             return Err(Error::invalid(
                 "invalid archive: indexes are nested too deeply",
             ));
         }
         for descriptor in &index.manifests {
             self.visited += 1;
-            if self.visited > MOST_NAMES {
-                return Err(Error::invalid("invalid archive: its indexes name too much"));
+            if self.visited > MAX_NAMES {
+                return Err(Error::invalid(
+                    "invalid archive: its indexes have too many entries",
+                ));
             }
             let name = descriptor.annotations.get(NAME_ANNOTATION).or_else(|| {
                 descriptor

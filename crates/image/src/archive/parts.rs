@@ -1,5 +1,5 @@
-//! The parts of an archive, set aside as files: it is a stream, and which parts matter is known at
-//! its end only.
+//! Extracts the parts of an archive to files. The archive is a stream, and which parts are needed
+//! is known only at its end.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -12,32 +12,31 @@ use whelk_sys::fs;
 
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
-use crate::layer::LARGEST_HEADERS;
+use crate::layer::MAX_HEADERS_SIZE;
 use crate::layer::sparse::Sparse;
-use crate::store::LARGEST_CONFIG;
+use crate::store::MAX_CONFIG_SIZE;
 
-/// An archive may hold this many parts: images have at most some hundred layers.
-const MOST_PARTS: usize = 20_000;
-/// Parts are called by digests and short words; names may take this many bytes.
-const LONGEST_NAME: usize = 1024;
-/// Manifests, indexes and configurations of one archive may take this many bytes in all. Each is
-/// read once.
-const MOST_METADATA: u64 = 32 << 20;
-/// What files with holes may add up to, in bytes: the holes are filled.
-const MOST_SPARSE: u64 = 16 << 30;
-/// Links are followed this many times, so that a cycle of links ends.
-const MOST_LINKS: usize = 8;
+/// Maximum number of entries in an archive. Images have at most a few hundred layers.
+const MAX_PARTS: usize = 20_000;
+/// Maximum length of a part name in bytes. Real names are digests and short words.
+const MAX_NAME_LEN: usize = 1024;
+/// Maximum total size of the manifests, indexes and configurations of one archive, in bytes.
+const MAX_METADATA_SIZE: u64 = 32 << 20;
+/// Maximum total size of sparse files, in bytes. They are extracted with their holes filled.
+const MAX_SPARSE_SIZE: u64 = 16 << 30;
+/// Maximum number of links followed to find a part.
+const MAX_LINKS: usize = 8;
 
-/// The parts of an archive, as files with names of ours.
+/// The parts of an archive, extracted to files whose names do not depend on the archive.
 pub(super) struct Parts {
     parts: BTreeMap<String, Part>,
-    /// How many bytes of metadata may still be read.
+    /// Remaining metadata budget in bytes.
     budget: Cell<u64>,
 }
 
 enum Part {
     File(File),
-    /// Old archives name a layer that several images share by links.
+    /// Target of a symbolic or hard link. Legacy archives link a layer that several images share.
     Link(String),
 }
 
@@ -50,11 +49,11 @@ pub(super) struct File {
 }
 
 impl Parts {
-    /// Reads an archive to its end and writes its files into `directory`.
+    /// Reads an archive to its end and extracts its files into `directory`.
     ///
     /// # Errors
-    /// An archive that is malformed or too large in some way.
-    pub(super) fn set_aside(input: impl Read, directory: &Path) -> Result<Self> {
+    /// Returns an error if the archive is malformed or exceeds a limit.
+    pub(super) fn extract(input: impl Read, directory: &Path) -> Result<Self> {
         let mut parts = BTreeMap::new();
         let (mut number, mut sparse) = (0usize, 0u64);
         let headers = Rc::new(Cell::new(0));
@@ -66,9 +65,9 @@ impl Parts {
             let mut entry = entry.map_err(io("invalid archive"))?;
             let kind = entry.header().entry_type();
             number += 1;
-            if number > MOST_PARTS {
+            if number > MAX_PARTS {
                 return Err(Error::invalid(format!(
-                    "invalid archive: more than {MOST_PARTS} entries"
+                    "invalid archive: more than {MAX_PARTS} entries"
                 )));
             }
             let records = records(&mut entry)?;
@@ -83,15 +82,15 @@ impl Parts {
                     let size = holes.as_ref().map_or(entry.size(), |holes| holes.size);
                     if holes.is_some() || kind == EntryType::GNUSparse {
                         sparse = sparse.saturating_add(size);
-                        if sparse > MOST_SPARSE {
+                        if sparse > MAX_SPARSE_SIZE {
                             return Err(Error::invalid(format!(
-                                "invalid archive: files with holes of more than {MOST_SPARSE} bytes in all"
+                                "invalid archive: files with holes of more than {MAX_SPARSE_SIZE} bytes in all"
                             )));
                         }
                     }
                     headers.set(CONTENT);
-                    // Numbered, not named: a name that comes twice must not overwrite what was
-                    // checked.
+                    // Files are numbered, not named: a second entry with the same name must not
+                    // overwrite a file that was already checked.
                     let path = directory.join(number.to_string());
                     let stored = entry.size();
                     let file = match holes {
@@ -109,7 +108,7 @@ impl Parts {
                     };
                     Part::Link(resolve(base, &text(target)?))
                 }
-                // Directories, and what no image has use for.
+                // Directories, and entry types that images do not use.
                 _ => continue,
             };
             headers.set(0);
@@ -117,7 +116,7 @@ impl Parts {
         }
         Ok(Self {
             parts,
-            budget: Cell::new(MOST_METADATA),
+            budget: Cell::new(MAX_METADATA_SIZE),
         })
     }
 
@@ -125,22 +124,22 @@ impl Parts {
         self.file(name).is_ok()
     }
 
-    /// The names of all parts.
+    /// Returns the names of all parts.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.parts.keys().map(String::as_str)
     }
 
-    /// A part that is a file, links followed.
+    /// Returns the file of a part, following links.
     ///
     /// # Errors
-    /// When it is missing.
+    /// Returns an error if the part does not exist.
     pub(super) fn file(&self, name: &str) -> Result<&File> {
         let mut key = resolve("", name);
-        for _ in 0..MOST_LINKS {
+        for _ in 0..MAX_LINKS {
             match self.parts.get(&key) {
                 Some(Part::File(file)) => return Ok(file),
                 Some(Part::Link(target)) => key.clone_from(target),
-                // Some directory on the way may be a link.
+                // One of its parent directories may be a link.
                 None => match self.through_link(&key) {
                     Some(target) => key = target,
                     None => break,
@@ -161,16 +160,17 @@ impl Parts {
             })
     }
 
-    /// The content of a part that is metadata. Callers keep it, or what they made of it: every
-    /// reading counts.
+    /// Reads a metadata part (manifest, index, configuration). Every call counts against the
+    /// metadata budget, so callers must not read a part twice.
     ///
     /// # Errors
-    /// A part that is missing or too large, alone or with all that was read before.
+    /// Returns an error if the part does not exist, is larger than [`MAX_CONFIG_SIZE`] or exceeds
+    /// the budget.
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
         let file = self.file(name)?;
-        if file.size > LARGEST_CONFIG {
+        if file.size > MAX_CONFIG_SIZE {
             return Err(Error::invalid(format!(
-                "invalid archive: {} is larger than {LARGEST_CONFIG} bytes",
+                "invalid archive: {} is larger than {MAX_CONFIG_SIZE} bytes",
                 shown(name)
             )));
         }
@@ -178,19 +178,19 @@ impl Parts {
         Ok(fs::read(&file.path)?)
     }
 
-    /// Takes metadata that is kept in memory off the archive's budget.
+    /// Takes `bytes` from the metadata budget.
     ///
     /// # Errors
-    /// More than is left.
-    pub(super) fn charge(&self, size: u64) -> Result<()> {
-        let left = self.budget.get().checked_sub(size).ok_or_else(|| {
-            Error::invalid(format!("invalid archive: its manifests and configurations are larger than {MOST_METADATA} bytes in all"))
+    /// Returns an error if the budget is exceeded.
+    pub(super) fn charge(&self, bytes: u64) -> Result<()> {
+        let left = self.budget.get().checked_sub(bytes).ok_or_else(|| {
+            Error::invalid(format!("invalid archive: its manifests and configurations are larger than {MAX_METADATA_SIZE} bytes in all"))
         })?;
         self.budget.set(left);
         Ok(())
     }
 
-    /// A part that is named by a digest must have it.
+    /// Checks that a part named by a digest has that digest.
     pub(super) fn check_name(&self, part: &str) -> Result<()> {
         let stem = part
             .rsplit('/')
@@ -218,19 +218,19 @@ fn write(mut content: impl Read, path: PathBuf, size: u64, name: &str) -> Result
         .map_err(io(format!("invalid archive: {name}")))?;
     if copied != size {
         return Err(Error::invalid(format!(
-            "invalid archive: {name} is cut short: {copied} of {size} bytes"
+            "invalid archive: {name} is truncated: {copied} of {size} bytes"
         )));
     }
     let (digest, _, _) = file.finish();
     Ok(File { path, size, digest })
 }
 
-/// The records of an entry's extended headers.
+/// Returns the `GNU.sparse.*` records of an entry's pax headers.
 fn records(entry: &mut tar::Entry<'_, impl Read>) -> Result<Vec<(String, Vec<u8>)>> {
     let Some(extensions) = entry.pax_extensions().map_err(io("invalid archive"))? else {
         return Ok(Vec::new());
     };
-    // What the parser cannot read is nothing about holes, which is all that is looked for.
+    // Records that the parser rejects cannot be sparse records, so they are skipped.
     let known = extensions
         .filter_map(|record| record.ok())
         .filter_map(|record| Some((record.key().ok()?, record.value_bytes())));
@@ -241,18 +241,18 @@ fn records(entry: &mut tar::Entry<'_, impl Read>) -> Result<Vec<(String, Vec<u8>
 }
 
 fn text(name: Vec<u8>) -> Result<String> {
-    if name.len() > LONGEST_NAME {
+    if name.len() > MAX_NAME_LEN {
         return Err(Error::invalid(format!(
-            "invalid archive: a name is longer than {LONGEST_NAME} bytes"
+            "invalid archive: a name is longer than {MAX_NAME_LEN} bytes"
         )));
     }
     String::from_utf8(name).map_err(|_| Error::invalid("invalid archive: a name is not UTF-8"))
 }
 
-/// The name of a part without `./` and `/` in front.
+/// Normalizes a part name: removes leading `./` and `/`.
 ///
 /// # Errors
-/// One that climbs out of the archive, and one that is too long.
+/// Returns an error if the name leads outside the archive or is too long.
 fn part_name(name: Vec<u8>) -> Result<String> {
     let name = text(name)?;
     let mut depth = 0i32;
@@ -264,7 +264,7 @@ fn part_name(name: Vec<u8>) -> Result<String> {
         };
         if depth < 0 {
             return Err(Error::invalid(format!(
-                "invalid archive: the name {} leads outside",
+                "invalid archive: the name {} leads outside the archive",
                 shown(&name)
             )));
         }
@@ -272,8 +272,8 @@ fn part_name(name: Vec<u8>) -> Result<String> {
     Ok(resolve("", &name))
 }
 
-/// A path as a part's name: seen from `base`, or from the archive's top if it is absolute; above
-/// the top is nothing.
+/// Resolves `path` relative to `base`, or to the archive's root if it is absolute. `..` at the root
+/// is ignored.
 fn resolve(base: &str, path: &str) -> String {
     let mut parts: Vec<&str> = if path.starts_with('/') {
         Vec::new()
@@ -292,20 +292,20 @@ fn resolve(base: &str, path: &str) -> String {
     parts.join("/")
 }
 
-/// A name of the sender's as an error shows it.
+/// Truncates a name from the archive for use in an error text.
 pub(super) fn shown(name: &str) -> String {
     const SHOWN: usize = 256;
     name.chars().take(SHOWN).collect()
 }
 
-/// Ends an archive whose entry headers alone would fill memory: what is read while no content is
-/// being copied counts.
+/// Fails when an entry's headers exceed [`MAX_HEADERS_SIZE`], so that they cannot exhaust memory.
+/// Bytes read while content is copied do not count.
 struct HeaderBound<R> {
     inner: R,
     headers: Rc<Cell<u64>>,
 }
 
-/// The value that says content is being copied.
+/// Value of [`HeaderBound::headers`] while content is copied.
 const CONTENT: u64 = u64::MAX;
 
 impl<R: Read> Read for HeaderBound<R> {
@@ -313,10 +313,10 @@ impl<R: Read> Read for HeaderBound<R> {
         let count = self.inner.read(buffer)?;
         if self.headers.get() != CONTENT {
             self.headers.set(self.headers.get() + count as u64);
-            if self.headers.get() > LARGEST_HEADERS {
+            if self.headers.get() > MAX_HEADERS_SIZE {
                 return Err(std::io::Error::new(
                     std::io::ErrorKind::InvalidData,
-                    format!("an entry's headers are larger than {LARGEST_HEADERS} bytes"),
+                    format!("an entry's headers are larger than {MAX_HEADERS_SIZE} bytes"),
                 ));
             }
         }
@@ -329,18 +329,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metadata_is_bounded_in_all() {
+    fn bounds_the_total_size_of_metadata() {
         let parts = Parts {
             parts: BTreeMap::new(),
-            budget: Cell::new(MOST_METADATA),
+            budget: Cell::new(MAX_METADATA_SIZE),
         };
-        parts.charge(MOST_METADATA - 1).unwrap();
+        parts.charge(MAX_METADATA_SIZE - 1).unwrap();
         assert!(parts.charge(2).is_err());
         parts.charge(1).unwrap();
     }
 
     #[test]
-    fn names_stay_inside() {
+    fn part_names_stay_inside_the_archive() {
         for (base, path, expected) in [
             ("", "./a//b", "a/b"),
             ("a/b", "../c", "a/c"),

@@ -1,5 +1,5 @@
-//! Writing image archives: OCI layout, Docker's `manifest.json` and `repositories` in one file, as
-//! Docker writes them.
+//! Writes image archives with an OCI layout, Docker's `manifest.json` and `repositories` in one
+//! file, as Docker does.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -15,21 +15,21 @@ use crate::config::ImageConfig;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
 use crate::reference::Reference;
-use crate::store::Store;
+use crate::store::ContentStore;
 
-/// An image to write, with the names it shall have in the archive.
+/// An image to write, with its names in the archive.
 #[derive(Clone, Debug)]
 pub struct Saved {
     pub id: Digest,
     pub names: Vec<Reference>,
 }
 
-/// Writes images to `output`. A layer or configuration that several share is written once.
+/// Writes images to `output`. A layer or configuration shared by several images is written once.
 ///
 /// # Errors
-/// When the store's files do not give a layer back as it came: the archive is then not complete,
-/// and must not be used.
-pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
+/// Returns an error if the content of a layer or configuration in the store does not match its
+/// digest. The archive written so far is incomplete and must not be used.
+pub fn save(store: &ContentStore, images: &[Saved], output: impl Write) -> Result<()> {
     let mut archive = Builder::new(output);
     let mut written = BTreeMap::new();
     let mut index = Index {
@@ -38,8 +38,8 @@ pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
         manifests: Vec::new(),
     };
     let mut docker = Vec::new();
-    // The names of before there were manifests, for what reads no more: by repository, each tag
-    // with its last layer.
+    // The legacy `repositories` file, for readers that do not know manifests: repository, tag, ID
+    // of the topmost layer.
     let mut repositories: BTreeMap<String, BTreeMap<&str, String>> = BTreeMap::new();
     for image in images {
         let config_bytes = store.blob(&image.id)?;
@@ -130,8 +130,8 @@ pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
         .map_err(io("write archive"))
 }
 
-/// When an image was made, in seconds since the epoch: the time of its entries. The same images
-/// make the same archive.
+/// Returns an image's creation time in seconds since the epoch. It is the mtime of all its entries,
+/// so that saving the same images gives the same archive.
 fn created(config: &ImageConfig) -> u64 {
     let time = config
         .created
@@ -151,7 +151,7 @@ fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
     }
 }
 
-/// One entry for each name, or one without a name.
+/// Returns one index entry for each name, or one without a name.
 fn index_entries(
     image: &Saved,
     config: &ImageConfig,
@@ -219,10 +219,10 @@ fn write_blob(
     Ok(())
 }
 
-/// Writes a layer's archive. Its size must stand in front, so it is made twice: once to measure it
-/// and to check that its digest is right, once to write it.
+/// Writes a layer's tar archive. The header needs its size first, so the archive is generated
+/// twice: once to measure it and verify its digest, once to write it.
 fn write_layer(
-    store: &Store,
+    store: &ContentStore,
     diff_id: &Digest,
     time: u64,
     archive: &mut Builder<impl Write>,

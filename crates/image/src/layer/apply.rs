@@ -1,7 +1,8 @@
-//! Unpacking a layer's archive into a directory, whoever wrote the archive.
+//! Unpacks a layer archive into a directory. The archive is untrusted.
 //!
-//! Every name is split into a parent, found inside the layer's root by [`Tree`], and a last
-//! component, on which one `*at` call acts. So no entry can reach outside.
+//! Every name is split into a parent directory, which [`Tree`] resolves inside the layer's root,
+//! and a last component, on which a single `*at` call acts. So no entry can reach outside of the
+//! root.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
@@ -17,34 +18,34 @@ use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 use whelk_sys::{fs, in_root};
 
-use super::metadata::{Metadata, describe, describe_by_name};
+use super::metadata::{Metadata, apply_metadata, apply_metadata_at};
 use super::pax::{self, BLOCK};
 use super::sparse::{self, Sparse};
-use super::split::Recorder;
 use super::tap::{Sink, Tap, Tapped};
+use super::tar_split::Recorder;
 use super::tree::{Tree, relative};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Other bookkeeping of AUFS, where the whiteout convention comes from.
+/// Other metadata of AUFS, where the whiteout convention comes from.
 const AUFS: &[u8] = b".wh..wh.";
 
-/// What an archive turned out to be.
+/// The result of unpacking a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     pub diff_id: Digest,
-    /// Bytes of file content.
+    /// Total size of file content in bytes.
     pub size: u64,
 }
 
-/// Unpacks the uncompressed archive `input` into `directory` (as `fs` and `split.zst`, see the
-/// module's top).
+/// Unpacks the uncompressed archive `input` into `directory` as `fs` and `split.zst` (see
+/// [`super`]).
 ///
 /// # Errors
-/// [`Error::Invalid`] for an archive that is malformed or tries to reach outside. What was unpacked
-/// by then is for the caller to remove.
+/// Returns [`Error::Invalid`] if the archive is malformed or tries to reach outside of the root.
+/// The caller removes what was unpacked until then.
 pub fn apply(input: impl Read, directory: &Path) -> Result<Applied> {
     let root_path = directory.join("fs");
     fs::create_dir(&root_path, 0o755)?;
@@ -61,12 +62,11 @@ pub fn apply(input: impl Read, directory: &Path) -> Result<Applied> {
     })
 }
 
-/// Unpacks the archive `input`, plain or compressed, into the directory `root`, beside what is
-/// there. What the archive has takes the place of what has its name. Nobody may be changing that
-/// directory.
+/// Unpacks the plain or compressed archive `input` into the existing directory `root`. Entries
+/// replace existing files of the same name. Nobody else may modify the directory meanwhile.
 ///
 /// # Errors
-/// As for a layer. What was unpacked by then stays.
+/// Returns the same errors as [`apply`]. What was unpacked until then remains.
 pub fn unpack(input: impl Read + Send, root: &Path) -> Result<()> {
     let mut layer = Layer::at(root, Purpose::Files)?;
     layer
@@ -74,12 +74,12 @@ pub fn unpack(input: impl Read + Send, root: &Path) -> Result<()> {
         .map(drop)
 }
 
-/// What an archive's files are to be.
+/// What an archive is unpacked as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A layer above others, in which some names hide what the others have.
+    /// A layer: whiteout names hide entries of lower layers.
     Layer,
-    /// Just files.
+    /// Plain files: whiteout names have no meaning.
     Files,
 }
 
@@ -87,15 +87,15 @@ struct Layer {
     tree: Tree,
     purpose: Purpose,
     size: u64,
-    /// What the sizes of files with holes add up to.
+    /// Total size of sparse files in bytes.
     sparse: u64,
 }
 
-/// An entry that is being unpacked, and where to.
+/// An entry that is being unpacked, with its destination.
 struct Target<'a> {
     parent: &'a OwnedFd,
     name: &'a OsStr,
-    /// Below the root, without links.
+    /// Path below the root, with links resolved.
     path: &'a Path,
     metadata: &'a Metadata,
 }
@@ -110,7 +110,7 @@ impl Layer {
         })
     }
 
-    /// Unpacks all entries, and returns the input, read to its end.
+    /// Unpacks all entries and returns the input, read to its end.
     fn add_all<R: Read>(&mut self, input: R, tap: &Tap) -> Result<R> {
         let mut archive = Archive::new(Tapped {
             inner: input,
@@ -118,22 +118,22 @@ impl Layer {
         });
         for entry in archive.entries().map_err(io("read archive"))? {
             let mut entry = entry.map_err(io("read archive"))?;
-            // Names may be as long as headers; nobody wants to read that.
+            // A name can be as long as [`MAX_HEADERS_SIZE`]; error texts show its beginning only.
             const SHOWN: usize = 256;
             let name = entry.path_bytes();
             let shown = OsStr::from_bytes(&name[..name.len().min(SHOWN)]).to_owned();
             drop(name);
             let during = |error: Error| error.during(&format!("entry {shown:?}"));
-            let extensions = pax::records(&tap.entry_begins()).map_err(during)?;
+            let extensions = pax::records(&tap.take_headers()).map_err(during)?;
             self.add(&mut entry, tap, &extensions).map_err(during)?;
         }
-        // The padding behind the end mark is part of the archive's digest.
+        // Padding behind the end-of-archive marker is part of the diff ID.
         let mut rest = archive.into_inner();
-        // A layer's digest says that it is whole. Of other archives all that is known is how they
-        // end: with a block of zeros.
-        if tap.entry_begins().len() < BLOCK && self.purpose == Purpose::Files {
+        // A layer is verified by its digest. For plain archives the only sign of truncation is a
+        // missing end-of-archive marker (a block of zeros).
+        if tap.take_headers().len() < BLOCK && self.purpose == Purpose::Files {
             return Err(Error::invalid(
-                "the archive is cut short: it has no end mark",
+                "the archive is truncated: it has no end-of-archive marker",
             ));
         }
         io::copy(&mut rest, &mut Sink(tap)).map_err(io("read archive"))?;
@@ -148,7 +148,7 @@ impl Layer {
         extensions: &[(String, Vec<u8>)],
     ) -> Result<()> {
         let mut kind = entry.header().entry_type();
-        // How archives older than entry types mark directories.
+        // Pre-POSIX archives mark directories by a trailing slash; their type flag is NUL.
         const KIND: usize = 156;
         if entry.header().as_bytes()[KIND] == 0 && entry.path_bytes().ends_with(b"/") {
             kind = EntryType::Directory;
@@ -170,14 +170,16 @@ impl Layer {
             if !kind.is_dir() {
                 return Err(Error::invalid("the root must be a directory"));
             }
-            // The root itself: only its metadata. It may be the directory that was entered last.
+            // The root itself: only its metadata is applied. It may be the directory that was
+            // entered last.
             self.tree.leave()?;
-            return self.describe_directory(&super::tree::duplicate(&self.tree.root)?, &metadata);
+            return self
+                .apply_directory_metadata(&super::tree::duplicate(&self.tree.root)?, &metadata);
         };
         let (parent, parent_path) = self.tree.enter(path.parent().unwrap_or(Path::new("")))?;
         if self.purpose == Purpose::Layer && name.as_bytes().starts_with(WHITEOUT) {
-            // A mark on the root would hide the layers below, whole. Overlay does not look at it,
-            // nor does Docker.
+            // An opaque mark on the root would hide all lower layers. Overlayfs ignores it there,
+            // and so does Docker.
             return if name == OsStr::from_bytes(OPAQUE) && parent_path.as_os_str().is_empty() {
                 Ok(())
             } else {
@@ -195,19 +197,19 @@ impl Layer {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse
         ) {
             return if self.purpose == Purpose::Files {
-                self.swap_in(entry, tap, &target, holes)
+                self.replace_file(entry, tap, &target, holes)
             } else {
-                make_room(&parent, name, kind, tap)?;
+                remove_existing(&parent, name, kind, tap)?;
                 self.regular(entry, tap, &target, holes)
             };
         }
-        let hides_lower = make_room(&parent, name, kind, tap)?;
+        let hides_lower = remove_existing(&parent, name, kind, tap)?;
         match kind {
             EntryType::Directory => return self.directory(&target, hides_lower),
             EntryType::Link => return self.hard_link(entry, &parent, name),
             EntryType::Symlink => {
-                // Where it points to is for whoever follows it: inside a container every path ends
-                // inside.
+                // The target is not checked: whoever follows the link in a container stays inside
+                // the container's root.
                 let pointed = entry
                     .link_name_bytes()
                     .filter(|pointed| !pointed.is_empty());
@@ -225,7 +227,7 @@ impl Layer {
                 )));
             }
         }
-        describe_by_name(&parent, name, kind, &metadata)
+        apply_metadata_at(&parent, name, kind, &metadata)
     }
 
     fn directory(&mut self, target: &Target<'_>, hides_lower: bool) -> Result<()> {
@@ -239,12 +241,12 @@ impl Layer {
         if hides_lower && self.purpose == Purpose::Layer {
             set_opaque(&directory)?;
         }
-        self.describe_directory(&directory, target.metadata)
+        self.apply_directory_metadata(&directory, target.metadata)
     }
 
-    fn describe_directory(&mut self, directory: &OwnedFd, metadata: &Metadata) -> Result<()> {
-        describe(directory.as_fd(), metadata)?;
-        self.tree.described(directory)
+    fn apply_directory_metadata(&mut self, directory: &OwnedFd, metadata: &Metadata) -> Result<()> {
+        apply_metadata(directory.as_fd(), metadata)?;
+        self.tree.mark_described(directory)
     }
 
     fn regular(
@@ -268,16 +270,16 @@ impl Layer {
         let is_sparse = holes.is_some() || entry.header().entry_type() == EntryType::GNUSparse;
         if is_sparse {
             self.sparse = self.sparse.saturating_add(size);
-            if self.sparse > sparse::MOST {
+            if self.sparse > sparse::MAX_TOTAL_SIZE {
                 return Err(Error::invalid(format!(
                     "files with holes of more than {} bytes in all",
-                    sparse::MOST
+                    sparse::MAX_TOTAL_SIZE
                 )));
             }
         }
-        // The bytes of a file with holes are not its content in the archive, so they stay verbatim
-        // in the index.
-        let each = || drop(tap.entry_begins());
+        // The content of a sparse file differs from its bytes in the archive, so the archive's
+        // bytes are recorded verbatim.
+        let each = || drop(tap.take_headers());
         let copied = match holes {
             Some(holes) => {
                 let stored = entry.size();
@@ -295,15 +297,15 @@ impl Layer {
         };
         if copied != size {
             return Err(Error::invalid(format!(
-                "{copied} of {size} bytes: the archive is cut short"
+                "{copied} of {size} bytes: the archive is truncated"
             )));
         }
         self.size += size;
-        describe(file.as_fd(), target.metadata)
+        apply_metadata(file.as_fd(), target.metadata)
     }
 
-    /// Puts a file in the place of what has its name, whole or not at all.
-    fn swap_in(
+    /// Replaces what has the target's name by a regular file, atomically unless it is a directory.
+    fn replace_file(
         &mut self,
         entry: &mut Entry<'_, impl Read>,
         tap: &Tap,
@@ -325,7 +327,7 @@ impl Layer {
             )
             .and_then(|()| match swap() {
                 Err(Errno::ISDIR) => {
-                    make_room(target.parent, target.name, EntryType::Regular, tap)?;
+                    remove_existing(target.parent, target.name, EntryType::Regular, tap)?;
                     swap().map_err(replace)
                 }
                 result => result.map_err(replace),
@@ -384,7 +386,7 @@ impl Layer {
                 .map_err(io("device number"))
                 .map(Option::unwrap_or_default)
         };
-        // Pipes have no numbers, and some archivers leave the fields blank.
+        // FIFOs have no device number, and some archivers leave the fields blank.
         let (major, minor) = if kind == EntryType::Fifo {
             (0, 0)
         } else {
@@ -393,10 +395,11 @@ impl Layer {
                 number(entry.header().device_minor())?,
             )
         };
-        // What the kernel would cut off could turn one device into another.
-        const LARGEST_MAJOR: u32 = 0xfff;
-        const LARGEST_MINOR: u32 = 0xf_ffff;
-        if major > LARGEST_MAJOR || minor > LARGEST_MINOR {
+        // The kernel's `dev_t` has 12 bits of major and 20 bits of minor number. Truncated numbers
+        // could refer to another device.
+        const MAX_MAJOR: u32 = 0xfff;
+        const MAX_MINOR: u32 = 0xf_ffff;
+        if major > MAX_MAJOR || minor > MAX_MINOR {
             return Err(Error::invalid(format!(
                 "device number {major}:{minor} is out of range"
             )));
@@ -408,7 +411,7 @@ impl Layer {
         };
         if kind == EntryType::Char && (major, minor) == (0, 0) && self.purpose == Purpose::Layer {
             return Err(Error::invalid(
-                "character device 0:0: whiteouts have names of their own",
+                "character device 0:0 is reserved for whiteouts",
             ));
         }
         mknodat(
@@ -422,10 +425,10 @@ impl Layer {
     }
 }
 
-/// Removes what an earlier entry left under this name, except a directory that is just described
-/// again. Says whether a directory made now must hide the one of the layers below: whatever stood
-/// here hid that already.
-fn make_room(parent: &OwnedFd, name: &OsStr, kind: EntryType, tap: &Tap) -> Result<bool> {
+/// Removes what an earlier entry created under this name, unless both are directories. Returns
+/// whether a directory created here must be opaque: the removed non-directory already hid the
+/// directory of the lower layers.
+fn remove_existing(parent: &OwnedFd, name: &OsStr, kind: EntryType, tap: &Tap) -> Result<bool> {
     let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => return Ok(false),
         result => result.map_err(|error| io("stat")(error.into()))?,
@@ -434,7 +437,7 @@ fn make_room(parent: &OwnedFd, name: &OsStr, kind: EntryType, tap: &Tap) -> Resu
     if is_directory && kind.is_dir() {
         return Ok(false);
     }
-    tap.set_aside(parent, name)?;
+    tap.preserve(parent, name)?;
     if is_directory {
         whelk_sys::remove::entry(parent, name).map_err(io("replace directory"))?;
     } else if statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
@@ -443,7 +446,7 @@ fn make_room(parent: &OwnedFd, name: &OsStr, kind: EntryType, tap: &Tap) -> Resu
     Ok(!is_directory)
 }
 
-/// Notes that a name of the layers below is gone, in overlay's form.
+/// Applies a whiteout entry: creates an overlayfs whiteout or marks a directory opaque.
 fn whiteout(parent: &OwnedFd, name: &OsStr) -> Result<()> {
     let bytes = name.as_bytes();
     if bytes == OPAQUE {
@@ -457,8 +460,8 @@ fn whiteout(parent: &OwnedFd, name: &OsStr) -> Result<()> {
         return Err(Error::invalid("whiteout without a name"));
     }
     match statat(parent, &hidden, AtFlags::SYMLINK_NOFOLLOW) {
-        // This layer puts something in the place of what it hides: a directory must not show the
-        // old one's content.
+        // This layer also has an entry with the hidden name. If it is a directory, the content of
+        // the lower one must not show through.
         Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
             let directory = openat(
                 parent,

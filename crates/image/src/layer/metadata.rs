@@ -1,4 +1,5 @@
-//! An entry's owner, mode, times and extended attributes, from its headers onto a file.
+//! Reads an entry's owner, mode, times and extended attributes from its headers and applies them to
+//! a file.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,7 +16,7 @@ use crate::error::{Error, Result, io};
 
 const XATTR: &str = "SCHILY.xattr.";
 
-/// The metadata of an entry, in the kernel's terms.
+/// The metadata of an entry, in the kernel's types.
 pub(super) struct Metadata {
     pub(super) mode: u32,
     uid: u32,
@@ -31,7 +32,7 @@ impl Metadata {
         purpose: Purpose,
     ) -> Result<Self> {
         let header = entry.header();
-        // The largest number stands for "leave as it is" in chown(2).
+        // chown(2) takes `(uid_t) -1` as "do not change".
         let valid = |id: u64| {
             u32::try_from(id)
                 .ok()
@@ -51,12 +52,12 @@ impl Metadata {
         let mut xattrs = Vec::new();
         for (key, value) in extensions {
             if let Some(name) = key.strip_prefix(XATTR) {
-                // The overlay's own would let a layer redirect names into other layers.
+                // Overlayfs' own attributes would let a layer redirect names into other layers.
                 let is_mark =
                     name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
                 if is_mark && purpose == Purpose::Layer {
                     return Err(Error::invalid(format!(
-                        "extended attribute {name} is not for archives"
+                        "extended attribute {name} is not allowed in a layer"
                     )));
                 }
                 xattrs.push((name.to_owned(), value.clone()));
@@ -83,9 +84,9 @@ pub(super) fn times(mtime: Timespec) -> Timestamps {
     }
 }
 
-/// Owner, mode, attributes, times, in this order: changing the owner clears set-id bits and
-/// capabilities.
-pub(super) fn describe(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<()> {
+/// Applies owner, mode, extended attributes and times, in this order: chown(2) clears set-id bits
+/// and file capabilities.
+pub(super) fn apply_metadata(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<()> {
     let fail = |what: &'static str| move |error: Errno| io(what)(error.into());
     rustix::fs::fchown(
         fd,
@@ -96,7 +97,7 @@ pub(super) fn describe(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<()> {
     rustix::fs::fchmod(fd, Mode::from_raw_mode(metadata.mode & 0o7777)).map_err(fail("chmod"))?;
     for (name, value) in &metadata.xattrs {
         match rustix::fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty()) {
-            // File systems differ in what they keep; an image must still load.
+            // File systems differ in which attributes they support; the image must still load.
             Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
             Err(error) => return Err(fail("set extended attribute")(error)),
         }
@@ -104,9 +105,9 @@ pub(super) fn describe(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<()> {
     rustix::fs::futimens(fd, &times(metadata.mtime)).map_err(fail("set times"))
 }
 
-/// The same for what cannot be opened: links, devices, pipes. They were made a moment ago in a
-/// directory of ours.
-pub(super) fn describe_by_name(
+/// Applies metadata by name to entries that cannot be opened: symbolic links, devices, FIFOs. They
+/// were just created in a directory that nobody else modifies.
+pub(super) fn apply_metadata_at(
     parent: &OwnedFd,
     name: &OsStr,
     kind: EntryType,

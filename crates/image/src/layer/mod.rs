@@ -1,20 +1,21 @@
-//! Layers: archives of differences, unpacked once each into a directory.
+//! Layers: tar archives of file system changes, each unpacked once into a directory.
 //!
 //! ```text
-//! layers/<diff-id digits>/fs         the files, whiteouts in overlay form
-//!                        /split.zst  what of the archive is not file content (see [`split`])
+
+//! layers/<diff ID digits>/fs         the files, with whiteouts in overlayfs form
+//!                        /split.zst  the rest of the archive (see [`tar_split`])
 //! ```
-//! With both, the original archive can be written again bit for bit, so it is not kept: an image
-//! lies on disk once.
+//! From both, the original archive can be reproduced bit for bit, so it is not kept: an image's
+//! content is on disk only once.
 
 mod apply;
 mod metadata;
 mod pax;
 pub(crate) mod sparse;
-mod split;
 mod tap;
+mod tar_split;
 mod tree;
 
 pub use apply::{Applied, apply, unpack};
-pub use split::replay;
-pub(crate) use tap::LARGEST_HEADERS;
+pub(crate) use tap::MAX_HEADERS_SIZE;
+pub use tar_split::replay;

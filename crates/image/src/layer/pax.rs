@@ -1,4 +1,4 @@
-//! Extended headers (POSIX pax) of an entry.
+//! Parses an entry's pax extended headers (POSIX.1-2001).
 
 use rustix::fs::Timespec;
 
@@ -7,11 +7,11 @@ use crate::error::{Error, Result};
 /// Tar block size in bytes.
 pub(crate) const BLOCK: usize = 512;
 
-/// The records of an entry's extended headers, from its header blocks. Values may hold any byte: a
-/// record's length says where it ends, not a newline.
+/// Returns the pax records of an entry from its raw header blocks. Values may contain any byte: a
+/// record ends where its length says, not at a newline.
 pub(super) fn records(headers: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut records = Vec::new();
-    // What is no whole block in front is the padding of the entry before.
+    // An incomplete block at the front is padding of the previous entry.
     let mut rest = &headers[headers.len() % BLOCK..];
     while rest.len() >= BLOCK {
         let (block, tail) = rest.split_at(BLOCK);
@@ -40,9 +40,9 @@ pub(super) fn records(headers: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(records)
 }
 
-/// `LENGTH KEY=VALUE\n`, one after another.
+/// Parses a sequence of `LENGTH KEY=VALUE\n` records.
 fn parse_records(mut content: &[u8], records: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
-    let malformed = || Error::invalid("malformed extended header");
+    let malformed = || Error::invalid("malformed pax header");
     while !content.is_empty() {
         let space = content
             .iter()
@@ -67,7 +67,7 @@ fn parse_records(mut content: &[u8], records: &mut Vec<(String, Vec<u8>)>) -> Re
     Ok(())
 }
 
-/// Seconds since the epoch with a fraction: `1700000000.25`.
+/// Parses seconds since the epoch with an optional fraction: `1700000000.25`.
 pub(super) fn parse_time(text: &str) -> Option<Timespec> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = format!("{:0<9.9}", fraction);

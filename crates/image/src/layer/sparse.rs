@@ -1,35 +1,36 @@
-//! Files with holes: GNU's formats 0.0, 0.1 and 1.0 inside extended headers. (The old format, an
-//! entry type of its own, is the parser's.)
+//! Sparse files in pax headers: GNU formats 0.0, 0.1 and 1.0. (The old GNU format, which has an
+//! entry type of its own, is decoded by the tar parser.)
 //!
-//! | version | the map of what is stored |
+//! | version | where the map of stored data is |
 //! | --- | --- |
-//! | 0.0 | `GNU.sparse.offset` and `GNU.sparse.numbytes`, again and again |
+//! | 0.0 | `GNU.sparse.offset` and `GNU.sparse.numbytes`, repeated |
 //! | 0.1 | `GNU.sparse.map`: `offset,length,offset,length…` |
-//! | 1.0 | in front of the content, as lines of decimal numbers: how many, then offset and length of each; whole blocks |
+//! | 1.0 | in front of the content, as lines of decimal numbers: the number of pieces, then offset and length of each; padded to whole blocks |
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use super::pax::BLOCK;
 use crate::error::{Error, Result, io};
 
-/// Files with holes may claim any size at no cost to the sender: what all those of one archive may
-/// add up to, in bytes.
-pub(crate) const MOST: u64 = 256 << 30;
+/// Maximum total size of the sparse files of one archive, in bytes. A sparse file can claim any
+/// size at no cost to the sender.
+pub(crate) const MAX_TOTAL_SIZE: u64 = 256 << 30;
 
-/// The map in front of the content may take this many bytes.
-const LARGEST_MAP: usize = 512 << 10;
+/// Maximum size of a version 1.0 map in bytes.
+const MAX_MAP_SIZE: usize = 512 << 10;
 
-/// What an entry's extended headers say about holes.
+/// What an entry's pax headers say about sparseness.
 pub(crate) struct Sparse {
-    /// The file's true name: the header has one for programs that know nothing of holes.
+    /// The file's real name. The tar header has a substitute for programs that do not know sparse
+    /// files.
     pub(crate) name: Option<Vec<u8>>,
-    /// The file's size with its holes.
+    /// The file's size including holes, in bytes.
     pub(crate) size: u64,
-    /// `None`: in front of the content.
+    /// `None` if the map is in front of the content (version 1.0).
     pieces: Option<Vec<Piece>>,
 }
 
-/// A part of a file that is stored.
+/// A stored part of a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
     offset: u64,
@@ -37,10 +38,10 @@ struct Piece {
 }
 
 impl Sparse {
-    /// Reads an entry's extended headers; `None` if it has no holes.
+    /// Reads an entry's pax records. Returns `None` if the entry is not sparse.
     ///
     /// # Errors
-    /// A version that is not known, and numbers that are none.
+    /// Returns an error if the version is unknown or a number is malformed.
     pub(crate) fn of(records: &[(String, Vec<u8>)]) -> Result<Option<Self>> {
         let get = |key: &str| {
             records
@@ -52,7 +53,7 @@ impl Sparse {
         let inline = match (get("GNU.sparse.major"), get("GNU.sparse.minor")) {
             (Some(b"1"), Some(b"0")) => false,
             (Some(b"0"), Some(b"0" | b"1")) => true,
-            // The first versions did not say which they are.
+            // Versions 0.0 and 0.1 have no version records.
             (None, None) if get("GNU.sparse.map").or(get("GNU.sparse.offset")).is_some() => true,
             (None, None) => return Ok(None),
             (major, minor) => {
@@ -83,10 +84,11 @@ impl Sparse {
         }))
     }
 
-    /// The file's content with its holes. `stored` is how much of `inner` is the entry's.
+    /// Returns a reader for the file's content with its holes. `stored` is the entry's size in the
+    /// archive, including the map.
     ///
     /// # Errors
-    /// A map that contradicts the size or what is stored.
+    /// Returns an error if the map contradicts the file's size or the stored size.
     pub(crate) fn expand<R: Read>(self, mut inner: R, stored: u64) -> Result<Expanded<R>> {
         let (pieces, map) = match self.pieces {
             Some(pieces) => (pieces, 0),
@@ -121,7 +123,7 @@ impl Sparse {
 }
 
 fn malformed() -> Error {
-    Error::invalid("malformed map of a sparse file")
+    Error::invalid("malformed sparse file map")
 }
 
 fn number(text: &[u8]) -> Result<u64> {
@@ -142,7 +144,7 @@ fn inline_map(records: &[(String, Vec<u8>)]) -> Result<Vec<Piece>> {
                     numbers.push(number(text)?);
                     Ok::<_, Error>(())
                 })?,
-            // They must take turns.
+            // Offset and length records must alternate.
             "GNU.sparse.offset" if numbers.len() % 2 == 0 => numbers.push(number(value)?),
             "GNU.sparse.numbytes" if numbers.len() % 2 == 1 => numbers.push(number(value)?),
             "GNU.sparse.offset" | "GNU.sparse.numbytes" => return Err(malformed()),
@@ -164,16 +166,16 @@ fn pieces(numbers: &[u64]) -> Result<Vec<Piece>> {
     }
 }
 
-/// Reads version 1.0's map; says how many bytes it took.
+/// Reads a version 1.0 map. Returns the pieces and the map's size in bytes.
 fn map_in_front(inner: &mut impl Read) -> Result<(Vec<Piece>, usize)> {
     let mut numbers: Vec<u64> = Vec::new();
     let mut present: Option<u64> = None;
     let mut block = [0; BLOCK];
     let mut taken = 0;
     loop {
-        if taken >= LARGEST_MAP {
+        if taken >= MAX_MAP_SIZE {
             return Err(Error::invalid(format!(
-                "the map of a sparse file is larger than {LARGEST_MAP} bytes"
+                "the map of a sparse file is larger than {MAX_MAP_SIZE} bytes"
             )));
         }
         inner
@@ -242,8 +244,7 @@ impl<R: Read> Read for Expanded<R> {
     }
 }
 
-/// Copies a file's content and leaves holes where it has blocks of zeros. `each` is called now and
-/// then.
+/// Copies a file's content, leaving holes for pages of zeros. Calls `each` after every read.
 pub(super) fn copy(
     mut content: impl Read,
     file: &mut std::fs::File,
@@ -290,7 +291,7 @@ mod tests {
         Ok(content)
     }
 
-    /// Version 1.0's map, padded, with the data behind it.
+    /// Returns a version 1.0 map, padded to whole blocks, followed by the data.
     fn with_map(map: &str, data: &[u8]) -> Vec<u8> {
         let mut bytes = map.as_bytes().to_vec();
         bytes.resize(map.len().next_multiple_of(BLOCK), 0);
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn all_versions_expand() {
+    fn expands_all_versions() {
         let expected = b"\0\0ab\0\0\0c\0";
         let v00 = [
             ("size", "9"),
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_that_lie_are_refused() {
+    fn rejects_inconsistent_maps() {
         for (map, data) in [
             ("2,2,1,1", "abc"),
             ("8,2", "ab"),

@@ -1,5 +1,5 @@
-//! Watching the bytes of an archive go by below the parser: headers are kept for replaying, content
-//! is noted by path.
+//! Observes the bytes of an archive below the tar parser: headers are recorded for replaying,
+//! content is recorded by path.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -8,19 +8,20 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::split::Recorder;
+use super::tar_split::Recorder;
 use crate::error::{Result, io};
 
-/// Headers of one entry (long names, extended attributes) may take this many bytes; memory must not
-/// be the sender's to fill.
-pub(crate) const LARGEST_HEADERS: u64 = 1 << 20;
+/// Maximum size of one entry's headers (long names, extended attributes) in bytes. They are held in
+/// memory.
+pub(crate) const MAX_HEADERS_SIZE: u64 = 1 << 20;
 
-/// Discards trailing bytes while keeping the header bound from tripping on long padding.
+/// Discards trailing bytes, clearing the header buffer so that long padding does not exceed the
+/// header limit.
 pub(super) struct Sink<'a>(pub(super) &'a Tap);
 
 impl io::Write for Sink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        drop(self.0.entry_begins());
+        drop(self.0.take_headers());
         Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -28,15 +29,15 @@ impl io::Write for Sink<'_> {
     }
 }
 
-/// Shared between the reader below the tar parser and the code above it: which bytes are headers,
-/// which are content.
+/// Shared state of the reader below the tar parser and the code above it: whether the current bytes
+/// are headers or content.
 #[derive(Clone)]
 pub(super) struct Tap(Rc<TapState>);
 
 struct TapState {
     recorder: RefCell<Option<Recorder>>,
     in_content: Cell<bool>,
-    /// The header blocks of the present entry, behind the padding of the one before.
+    /// Header blocks of the current entry, preceded by the padding of the previous one.
     headers: RefCell<Vec<u8>>,
 }
 
@@ -50,7 +51,7 @@ impl Tap {
     }
 
     /// Takes the header blocks of the entry that was just read.
-    pub(super) fn entry_begins(&self) -> Vec<u8> {
+    pub(super) fn take_headers(&self) -> Vec<u8> {
         std::mem::take(&mut self.0.headers.borrow_mut())
     }
 
@@ -60,10 +61,10 @@ impl Tap {
         }
         let mut headers = self.0.headers.borrow_mut();
         headers.extend_from_slice(bytes);
-        if headers.len() as u64 > LARGEST_HEADERS {
+        if headers.len() as u64 > MAX_HEADERS_SIZE {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("an entry's headers are larger than {LARGEST_HEADERS} bytes"),
+                format!("an entry's headers are larger than {MAX_HEADERS_SIZE} bytes"),
             ));
         }
         self.0
@@ -73,7 +74,8 @@ impl Tap {
             .map_or(Ok(()), |recorder| recorder.verbatim(bytes))
     }
 
-    /// Runs `read` while what passes is the content of the file `inode` at `path`, of `size` bytes.
+    /// Runs `read`, during which all bytes are the content of the file `inode` at `path`, of `size`
+    /// bytes.
     pub(super) fn content<T>(
         &self,
         path: &Path,
@@ -92,17 +94,17 @@ impl Tap {
         result
     }
 
-    /// Keeps the content of what is `name` in `parent`, a file or a tree, which is about to be
-    /// replaced: the archive has it.
-    pub(super) fn set_aside(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+    /// Preserves the content of `name` in `parent`, a file or a directory tree, which is about to
+    /// be replaced by a later entry: it is part of the archive.
+    pub(super) fn preserve(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
         self.0
             .recorder
             .borrow_mut()
             .as_mut()
             .map_or(Ok(()), |recorder| {
                 recorder
-                    .set_aside(parent, name)
-                    .map_err(io("set replaced content aside"))
+                    .preserve(parent, name)
+                    .map_err(io("preserve replaced content"))
             })
     }
 

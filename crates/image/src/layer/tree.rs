@@ -1,10 +1,10 @@
-//! The directory that an archive is unpacked into: finding and making parents, and keeping
-//! directories' times.
+//! The directory that an archive is unpacked into: resolves and creates parent directories, and
+//! preserves directories' times.
 //!
-//! Names are resolved inside the root, links and all, as they would be for a process that has it as
-//! its root. A path is first freed of links, in which every step is one `*at` call on a single
-//! name, and then opened without following any: so neither an entry nor somebody else who changes
-//! the tree meanwhile can lead outside.
+//! Names are resolved inside the root, including symbolic links, as for a process that has it as
+//! its root directory. First the links of a path are resolved, each step being one `*at` call on a
+//! single name; then the result is opened without following links. So neither an entry nor a
+//! concurrent modification of the tree can lead outside.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -20,31 +20,31 @@ use whelk_sys::{fs, in_root};
 use super::metadata::times;
 use crate::error::{Error, Result, io};
 
-/// Deeper trees serve only to exhaust whoever walks them.
-const DEEPEST: usize = 512;
-/// As long as the kernel takes a path, in bytes.
-const LONGEST_PATH: usize = 4095;
-/// As many links as the kernel follows in one path.
-const MOST_LINKS: usize = 40;
+/// Maximum depth of directories. Deeper trees serve only to exhaust programs that walk them.
+const MAX_DEPTH: usize = 512;
+/// Maximum length of a path in bytes: `PATH_MAX` of the kernel without the NUL.
+const MAX_PATH_LEN: usize = 4095;
+/// Maximum number of symbolic links in a path, as in the kernel.
+const MAX_LINKS: usize = 40;
 
 pub(super) struct Tree {
     pub(super) root: OwnedFd,
-    /// The directory that the previous entry went into: archives list siblings together.
+    /// The directory of the previous entry, kept open because archives list siblings together.
     parent: Option<Parent>,
-    /// The inode numbers of directories whose times are an entry's.
+    /// Inode numbers of the directories whose times were set by an entry.
     described: HashSet<u64>,
 }
 
 struct Parent {
-    /// As entries name it.
+    /// The path as entries name it.
     named: PathBuf,
-    /// Without links.
+    /// The path with links resolved.
     path: PathBuf,
     directory: OwnedFd,
     times: DirectoryTimes,
 }
 
-/// What a directory's times were before something in it was changed.
+/// A directory's times before its content was changed.
 struct DirectoryTimes {
     inode: u64,
     modified: Timespec,
@@ -65,12 +65,12 @@ impl Tree {
         })
     }
 
-    /// Opens the directory that an entry goes into, making what is missing. Returns it and its path
-    /// without links.
+    /// Opens the directory that an entry goes into, creating missing directories. Returns it and
+    /// its path with links resolved.
     ///
     /// # Errors
-    /// A path that goes through something else than directories and links, or whose links are
-    /// endless.
+    /// Returns an error if a component is neither a directory nor a link to one, or if there are
+    /// too many links.
     pub(super) fn enter(&mut self, named: &Path) -> Result<(OwnedFd, PathBuf)> {
         if self
             .parent
@@ -97,16 +97,16 @@ impl Tree {
         Ok((duplicate(&parent.directory)?, parent.path.clone()))
     }
 
-    /// Gives the directory that was entered last its times back: making its entries has changed
-    /// them.
+    /// Restores the times of the directory that was entered last, which changed when its entries
+    /// were created.
     pub(super) fn leave(&mut self) -> Result<()> {
         self.parent.take().map_or(Ok(()), |parent| {
             parent.times.restore(&parent.directory, &self.described)
         })
     }
 
-    /// Notes that a directory has an entry's times.
-    pub(super) fn described(&mut self, directory: &OwnedFd) -> Result<()> {
+    /// Records that a directory's times were set by an entry.
+    pub(super) fn mark_described(&mut self, directory: &OwnedFd) -> Result<()> {
         self.described.insert(DirectoryTimes::of(directory)?.inode);
         Ok(())
     }
@@ -132,8 +132,8 @@ impl Tree {
         in_root::open_no_links(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
-    /// Goes down a path name by name, follows links inside the root, and with `make` makes
-    /// directories that are missing.
+    /// Resolves a path component by component, following links inside the root. With `make`,
+    /// creates missing directories.
     fn walk(&self, named: &Path, make: bool) -> Result<(OwnedFd, PathBuf)> {
         let refused = |what: &str| Error::invalid(format!("{} {what}", named.display()));
         let mut at = PathBuf::new();
@@ -167,7 +167,7 @@ impl Tree {
                     let target = readlinkat(&directory, &name, Vec::new())
                         .map_err(|_| refused("is not a directory: the path goes through a file"))?;
                     links += 1;
-                    if links > MOST_LINKS {
+                    if links > MAX_LINKS {
                         return Err(refused("goes through too many links"));
                     }
                     let target = Path::new(OsStr::from_bytes(target.to_bytes()));
@@ -205,7 +205,8 @@ impl DirectoryTimes {
         })
     }
 
-    /// Only where an entry has set them: what no entry describes says when it was changed.
+    /// Restores the times if an entry has set them. A directory without an entry keeps the time of
+    /// its last change.
     fn restore(&self, directory: &OwnedFd, described: &HashSet<u64>) -> Result<()> {
         if described.contains(&self.inode) {
             rustix::fs::futimens(directory, &times(self.modified))
@@ -228,7 +229,7 @@ pub(super) fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
         .map_err(io("duplicate descriptor"))
 }
 
-/// The names of a path, the last one first.
+/// Returns the components of a path, last one first.
 fn names(path: &Path) -> Vec<OsString> {
     let name = |component: Component<'_>| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -239,24 +240,24 @@ fn names(path: &Path) -> Vec<OsString> {
 }
 
 fn check_length(path: &Path) -> Result<()> {
-    if path.components().count() > DEEPEST {
+    if path.components().count() > MAX_DEPTH {
         return Err(Error::invalid(format!(
-            "more than {DEEPEST} directories deep"
+            "more than {MAX_DEPTH} directories deep"
         )));
     }
-    if path.as_os_str().len() > LONGEST_PATH {
+    if path.as_os_str().len() > MAX_PATH_LEN {
         return Err(Error::invalid(format!(
-            "a path longer than {LONGEST_PATH} bytes"
+            "a path longer than {MAX_PATH_LEN} bytes"
         )));
     }
     Ok(())
 }
 
-/// An entry's name as a path below the root: `/` in front counts for nothing, `..` takes a name
-/// away.
+/// Converts an entry's name to a path below the root: a leading `/` is ignored, `..` removes a
+/// component.
 ///
 /// # Errors
-/// One that leads out of the root, and an empty or overlong one.
+/// Returns an error if the name leads outside of the root, is empty, or is too long.
 pub(super) fn relative(name: &OsStr) -> Result<PathBuf> {
     if name.is_empty() {
         return Err(Error::invalid("empty name"));
@@ -268,7 +269,7 @@ pub(super) fn relative(name: &OsStr) -> Result<PathBuf> {
             Component::ParentDir if path.pop() => {}
             Component::ParentDir => {
                 return Err(Error::invalid(
-                    "path with \"..\" that leads out of the root",
+                    "path with \"..\" that leads outside of the root",
                 ));
             }
             Component::CurDir | Component::RootDir | Component::Prefix(_) => {}

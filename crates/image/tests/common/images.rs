@@ -1,4 +1,4 @@
-//! Images as data, and the archives that exchange them.
+//! Image fixtures, and the archives that contain them.
 
 use serde_json::{Value, json};
 use whelk_image::Digest;
@@ -11,7 +11,7 @@ pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(crate) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// An image: its configuration, and its layers as archives.
+/// An image: its configuration, and the archives of its layers.
 #[derive(Clone)]
 pub(crate) struct Image {
     pub(crate) config: Vec<u8>,
@@ -19,7 +19,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Two images are different when their commands are.
+    /// Creates an image. Images with different commands are different.
     pub(crate) fn new(command: &str, layers: &[Vec<u8>]) -> Self {
         let diff_ids: Vec<String> = layers
             .iter()
@@ -76,7 +76,7 @@ pub(crate) fn descriptor(media_type: &str, content: &[u8]) -> Value {
     json!({"mediaType": media_type, "digest": Digest::of(content).as_str(), "size": content.len()})
 }
 
-/// `manifest.json` with one image.
+/// Returns a `manifest.json` with one image.
 pub(crate) fn manifest_json(config: &str, layers: &[&str], names: &[&str]) -> Entry {
     file(
         "manifest.json",
@@ -84,7 +84,7 @@ pub(crate) fn manifest_json(config: &str, layers: &[&str], names: &[&str]) -> En
     )
 }
 
-/// `index.json` with these descriptors.
+/// Returns an `index.json` with these descriptors.
 pub(crate) fn index_json(manifests: &[Value]) -> Entry {
     file("index.json", index(manifests))
 }
@@ -93,14 +93,14 @@ pub(crate) fn index(manifests: &[Value]) -> Vec<u8> {
     bytes(&json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}))
 }
 
-/// Archives have what images share once.
+/// Adds an entry unless it is present: archives contain shared parts once.
 fn push_once(entries: &mut Vec<Entry>, entry: Entry) {
     if !entries.iter().any(|there| there.name == entry.name) {
         entries.push(entry);
     }
 }
 
-/// Docker's archive as it is written since version 25, without the parts for OCI.
+/// Returns an archive as Docker writes it since version 25, without the OCI parts.
 pub(crate) fn docker_archive(images: &[(&Image, &[&str])]) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut manifest = Vec::new();
@@ -116,8 +116,8 @@ pub(crate) fn docker_archive(images: &[(&Image, &[&str])]) -> Vec<Entry> {
     entries
 }
 
-/// Docker's archive as it was written before: a directory for each layer, links to layers that were
-/// there already.
+/// Returns an archive as Docker wrote it before version 25: a directory per layer, with links for
+/// shared layers.
 pub(crate) fn old_docker_archive(
     images: &[(&Image, &[&str])],
     link: fn(&str, &str) -> Entry,
@@ -128,7 +128,7 @@ pub(crate) fn old_docker_archive(
     for (image, names) in images {
         let mut parts = Vec::new();
         for (number, layer) in image.layers.iter().enumerate() {
-            // The name of a layer's directory was a hash over its parents too.
+            // The name of a layer's directory was a hash that includes its parents.
             let directory = Digest::of(format!("{} {number}", image.id()).as_bytes())
                 .hex()
                 .to_owned();
@@ -159,12 +159,12 @@ pub(crate) fn old_docker_archive(
     entries
 }
 
-/// A link from the directory of one layer to that of another.
+/// Returns a link from one layer's directory to another's.
 pub(crate) fn sideways(name: &str, target: &str) -> Entry {
     symlink(name, format!("../{target}"))
 }
 
-/// An OCI layout, and nothing of Docker's.
+/// Returns an OCI layout without Docker's files.
 pub(crate) fn oci_archive(images: &[(&Image, &str)]) -> Vec<Entry> {
     let mut entries = vec![
         file("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#),

@@ -1,5 +1,5 @@
-//! What the tests of this crate share: a store with neighbours that must not change, archives made
-//! from entries that are data, and directories written down as lines.
+//! Shared test support: a store with surroundings that must not change, archives built from
+//! entries, and listings of directories.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
@@ -13,18 +13,18 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
-use whelk_image::{Digest, Store};
+use whelk_image::{ContentStore, Digest};
 use whelk_sys::fs;
 
-/// The time of every entry that has no other.
+/// The mtime of entries that set no other.
 pub(crate) const MTIME: u64 = 1_000_000_000;
 
-/// From the root of a layer that is being unpacked to the directory that nothing may touch.
+/// Leads from the root of a layer being unpacked to the directory that must not change.
 pub(crate) const CLIMB: &str = "../../../../outside";
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-/// A store in a directory of its own, beside a directory that nothing may touch:
+/// A store in a temporary directory, beside a directory that must not change:
 ///
 /// ```text
 /// <base>/store/…     so that from a layer's root ../../../../outside is
@@ -32,7 +32,7 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 /// ```
 pub(crate) struct Bench {
     pub(crate) base: PathBuf,
-    pub(crate) store: Store,
+    pub(crate) store: ContentStore,
 }
 
 impl Bench {
@@ -44,7 +44,7 @@ impl Bench {
         fs::create_dir_all(base.join("outside/directory"), 0o755).unwrap();
         fs::write(base.join("outside/file"), "untouched").unwrap();
         fs::write(base.join("outside/directory/file"), "untouched").unwrap();
-        let store = Store::open(&base.join("store")).unwrap();
+        let store = ContentStore::open(&base.join("store")).unwrap();
         Self { base, store }
     }
 
@@ -52,14 +52,14 @@ impl Bench {
         self.base.join("outside")
     }
 
-    /// What `outside` is now, to be compared later.
+    /// Returns the state of `outside`, to be compared later.
     pub(crate) fn guard(&self) -> Vec<String> {
         let mut lines = Vec::new();
         snapshot(&self.outside(), &mut lines);
         lines
     }
 
-    /// Unpacks an archive and says where its files are.
+    /// Unpacks an archive and returns the directory of its files.
     #[track_caller]
     pub(crate) fn unpack_only(&self, archive: &[u8]) -> PathBuf {
         let layer = self
@@ -70,18 +70,18 @@ impl Bench {
         self.store.layer_files(&layer.diff_id)
     }
 
-    /// The same, after a check that the store gives the archive back bit for bit.
+    /// Unpacks an archive and checks that the store reproduces it bit for bit.
     #[track_caller]
     pub(crate) fn unpack(&self, archive: &[u8]) -> PathBuf {
         let files = self.unpack_only(archive);
         assert!(
             self.written(&Digest::of(archive)) == archive,
-            "the archive comes back otherwise than it came"
+            "the reproduced archive differs"
         );
         files
     }
 
-    /// The archive of a layer, as the store writes it.
+    /// Returns the archive of a layer, as the store writes it.
     #[track_caller]
     pub(crate) fn written(&self, diff_id: &Digest) -> Vec<u8> {
         let mut archive = Vec::new();
@@ -93,7 +93,7 @@ impl Bench {
         names(&self.base.join("store").join(directory))
     }
 
-    /// Nothing half-made lies about.
+    /// Checks that no incomplete object remains.
     #[track_caller]
     pub(crate) fn check_temporary(&self, what: &str) {
         for directory in ["tmp", "trash"] {
@@ -105,7 +105,7 @@ impl Bench {
         }
     }
 
-    /// The store is as empty as it was made.
+    /// Checks that the store is empty.
     #[track_caller]
     pub(crate) fn check_empty(&self, what: &str) {
         self.check_temporary(what);
@@ -133,7 +133,7 @@ pub(crate) fn names(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// All that can be seen of a directory from outside, except when it was read.
+/// Lists everything observable about a directory, except access times.
 fn snapshot(path: &Path, lines: &mut Vec<String>) {
     let data = fs::metadata(path).unwrap();
     let times = format!(
@@ -162,7 +162,7 @@ fn snapshot(path: &Path, lines: &mut Vec<String>) {
     }
 }
 
-/// A directory as lines: `path kind mode owner:group` and what else there is to say of the kind.
+/// Formats a directory as lines: `path kind mode owner:group` and details of the kind.
 pub(crate) fn listing(root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     list_into(root, root, &mut lines);
@@ -231,7 +231,7 @@ pub(crate) fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     Some(value)
 }
 
-/// An archive's entry, whether it makes sense or not.
+/// An archive entry, which may be invalid.
 #[derive(Clone)]
 pub(crate) struct Entry {
     name: Vec<u8>,
@@ -293,12 +293,12 @@ pub(crate) fn device(kind: EntryType, name: &str, major: u32, minor: u32) -> Ent
     entry
 }
 
-/// As Docker writes them, with the fields for device numbers filled in.
+/// As Docker writes them, with device number fields filled in.
 pub(crate) fn fifo(name: &str) -> Entry {
     device(EntryType::Fifo, name, 0, 0)
 }
 
-/// What hides `name`, a path, in the layers below.
+/// Returns the whiteout that hides the path `name` in lower layers.
 pub(crate) fn whiteout(name: &str) -> Entry {
     match name.rsplit_once('/') {
         Some((parent, name)) => file(format!("{parent}/.wh.{name}"), ""),
@@ -323,13 +323,13 @@ impl Entry {
         self
     }
 
-    /// The size that the header claims.
+    /// Sets the size field of the header.
     pub(crate) fn size(mut self, size: u64) -> Self {
         self.size = Some(size);
         self
     }
 
-    /// A record in an extended header in front.
+    /// Adds a record to the entry's pax header.
     pub(crate) fn pax(mut self, key: &str, value: impl AsRef<[u8]>) -> Self {
         self.pax.push((key.to_owned(), value.as_ref().to_vec()));
         self
@@ -339,7 +339,7 @@ impl Entry {
         self.pax(&format!("SCHILY.xattr.{name}"), value)
     }
 
-    /// A last change to the header, before its checksum is made.
+    /// Modifies the header before its checksum is computed.
     pub(crate) fn change(mut self, change: fn(&mut Header)) -> Self {
         self.change = Some(change);
         self
@@ -379,7 +379,7 @@ impl Entry {
     }
 }
 
-/// Copies without any of the checks that honest writers make.
+/// Copies without validation.
 fn fill(field: &mut [u8; 100], bytes: &[u8]) {
     let length = bytes.len().min(field.len());
     field[..length].copy_from_slice(&bytes[..length]);
@@ -403,7 +403,7 @@ fn write_block(mut header: Header, content: &[u8], archive: &mut Vec<u8>) {
     archive.resize(archive.len().next_multiple_of(512), 0);
 }
 
-/// The records of an extended header: `length key=value`, where the length counts its own digits.
+/// Encodes pax records: `length key=value`, where the length includes its own digits.
 pub(crate) fn pax_records(records: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (key, value) in records {
@@ -419,7 +419,7 @@ pub(crate) fn pax_records(records: &[(String, Vec<u8>)]) -> Vec<u8> {
     bytes
 }
 
-/// Entries without the blocks that end an archive.
+/// Encodes entries without the end-of-archive marker.
 pub(crate) fn pack_open(entries: &[Entry]) -> Vec<u8> {
     let mut archive = Vec::new();
     for entry in entries {
@@ -437,7 +437,8 @@ pub(crate) fn ended(mut archive: Vec<u8>) -> Vec<u8> {
     archive
 }
 
-/// A sparse file in GNU's old form: where (offset, length) the content's parts belong. Not ended.
+/// Encodes a sparse file in the old GNU format with pieces (offset, length), without the
+/// end-of-archive marker.
 pub(crate) fn sparse(name: &str, parts: &[(u64, u64)], content: &[u8], real_size: u64) -> Vec<u8> {
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::GNUSparse);
@@ -482,12 +483,12 @@ pub(crate) fn zstandard(content: &[u8]) -> Vec<u8> {
     zstd::encode_all(content, 1).unwrap()
 }
 
-/// Zeros without end, after a beginning.
+/// Returns `beginning` followed by zeros.
 pub(crate) fn endless(beginning: Vec<u8>, length: u64) -> impl Read + Send {
     io::Cursor::new(beginning).chain(io::repeat(0).take(length))
 }
 
-/// Bytes that compress badly, always the same ones.
+/// Returns deterministic bytes that compress badly.
 pub(crate) fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -501,7 +502,7 @@ pub(crate) fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Does `work` on a thread of its own, and fails when that takes unreasonably long.
+/// Runs `work` on a thread and fails if it takes too long.
 #[track_caller]
 pub(crate) fn within<T: Send + 'static>(
     seconds: u64,

@@ -1,14 +1,19 @@
-//! The parts of a layer's archive that its files do not hold: headers, padding, order.
+//! Records the parts of a layer archive that are not file content: headers, padding, order of
+//! entries. (The idea and the name are those of the Go library `tar-split`, which Docker uses; the
+//! format is whelk's own.)
 //!
 //! ```text
 //! stream of segments, zstd-compressed:
-//!   0x00 | length (u32 LE) | bytes                        verbatim
+
+//! stream of segments, zstd-compressed:
 //!   0x01 | size (u64 LE) | path length (u16 LE) | path    the content of this file of the layer
-//! ```
+
+//!   0x01 | size (u64 LE) | path length (u16 LE) | path    the content of this file of the layer
 //! Content that a later entry of the same archive replaced lies in `replaced/<number of the content
-//! segment>`.
+//! Content that a later entry of the same archive replaced is kept in `replaced/<index of the
+//! content segment>`.
 //!
-//! Replaying the segments gives the uncompressed archive back, whose digest is the layer's diff-id.
+//! Replaying the segments gives the uncompressed archive, whose digest is the layer's diff ID.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -32,8 +37,8 @@ const REPLACED: &str = "replaced";
 pub(super) struct Recorder {
     output: zstd::stream::write::Encoder<'static, BufWriter<File>>,
     verbatim: Vec<u8>,
-    /// The content segment that each file came from, by inode number: names would take memory as
-    /// senders please.
+    /// The content segment of each file, by inode number. Keyed by inode because names would take
+    /// as much memory as the sender likes.
     contents: HashMap<u64, u64>,
     segments: u64,
     replaced: PathBuf,
@@ -73,7 +78,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// Notes that the next `size` bytes of the archive are the content of the file `inode` at
+    /// Records that the next `size` bytes of the archive are the content of the file `inode` at
     /// `path`.
     pub(super) fn content(&mut self, path: &Path, inode: u64, size: u64) -> io::Result<()> {
         self.flush()?;
@@ -88,9 +93,9 @@ impl Recorder {
         self.output.write_all(path)
     }
 
-    /// Moves the content of `name` in `parent`, a file or all files of a tree, to where replaying
-    /// finds it once they are gone.
-    pub(super) fn set_aside(&mut self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    /// Moves the content of `name` in `parent` (a file, or all files of a directory) to
+    /// `replaced/`, where [`replay`] finds it after the original was removed.
+    pub(super) fn preserve(&mut self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
         let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -104,7 +109,7 @@ impl Recorder {
             }
             return names
                 .iter()
-                .try_for_each(|name| self.set_aside(&directory, name));
+                .try_for_each(|name| self.preserve(&directory, name));
         }
         let Some(segment) = self.contents.remove(&stat.st_ino) else {
             return Ok(());
@@ -130,10 +135,11 @@ impl Recorder {
     }
 }
 
-/// Writes the archive of the layer in `directory` to `output`.
+/// Writes the original archive of the layer in `directory` to `output`.
 ///
 /// # Errors
-/// A file of the layer that is missing or has another size: the store was changed from outside.
+/// Returns an error if a file of the layer is missing or has another size: the store was modified
+/// from outside.
 pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
     let index = fs::open(directory.join("split.zst"))?;
     let root = rustix::fs::open(
