@@ -1,5 +1,5 @@
-//! Starting an engine when none listens at the default socket: a first `whelk run` needs no other
-//! step.
+//! Starts an engine if none listens at the default socket, so that a first `whelk run` needs no
+//! preparation.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -9,10 +9,10 @@ use crate::client::Client;
 use crate::endpoint::DEFAULT_SOCKET;
 use crate::{Failure, Outcome};
 
-/// How long a new engine may take until it listens.
+/// How long a new engine may take until it accepts connections.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Makes sure that an engine listens at the default socket.
+/// Starts an engine if none listens at the default socket.
 pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
     match client.connect().await {
         Ok(_) => return Ok(()),
@@ -34,7 +34,8 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
     eprintln!("whelk: no engine at {DEFAULT_SOCKET}, starting one");
     let program = std::env::current_exe()?;
     let log = log_file()?;
-    // It takes itself out of this session: it stays when this command and its terminal are gone.
+    // With `--background` the engine leaves this session, so it outlives this command and its
+    // terminal.
     let mut engine = Command::new("/proc/self/exe");
     engine
         .arg0(program)
@@ -52,13 +53,13 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
         }
         if let Ok(Some(status)) = engine.try_wait() {
             return Err(Failure::new(format!(
-                "the engine ended at once ({status}); see {LOG}"
+                "the engine exited during start ({status}); see {LOG}"
             )));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Err(Failure::new(format!(
-        "the engine does not answer; see {LOG}"
+        "the engine does not accept connections; see {LOG}"
     )))
 }
 

@@ -1,5 +1,4 @@
-//! The Engine API, client side: requests over a unix socket or TCP, each on a connection of its
-//! own.
+//! The Engine API client: requests over a unix socket or TCP, one connection per request.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,11 +15,11 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::endpoint::Host;
 use crate::{Failure, plain};
 
-/// The version of the API that this client speaks.
+/// The API version that this client requests.
 pub(crate) const API_VERSION: &str = "1.51";
 const API: &str = "/v1.51";
 
-/// A connection of either kind.
+/// A connection to the engine.
 pub(crate) enum Connection {
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -61,7 +60,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// An error that the engine answered.
+/// An error response of the engine, or a failure to reach it.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
     pub status: StatusCode,
@@ -90,9 +89,9 @@ pub(crate) type ApiResult<T> = Result<T, ApiError>;
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     host: Host,
-    /// The context that the host is from.
+    /// The name of the context that `host` comes from.
     context: String,
-    /// Tell on standard error what is asked of the engine.
+    /// Whether to log requests to standard error.
     debug: bool,
 }
 
@@ -109,10 +108,10 @@ impl Client {
         }
     }
 
-    /// The path of the engine's socket.
+    /// Returns the path of the engine's unix socket.
     ///
     /// # Errors
-    /// A host that has none.
+    /// Returns the host if it is not a unix socket.
     pub(crate) fn socket(&self) -> Result<&str, &Host> {
         match &self.host {
             Host::Unix(path) => Ok(path),
@@ -128,8 +127,8 @@ impl Client {
         self.debug
     }
 
-    /// How a connection failed, in Docker's words: without access nobody can say whether an engine
-    /// listens.
+    /// Describes a connection error with Docker's texts. Without permission to connect, it is
+    /// unknown whether an engine listens.
     pub(crate) fn unreachable(&self, error: &std::io::Error) -> String {
         match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
@@ -155,7 +154,7 @@ impl Client {
         }
     }
 
-    /// Sends a request; answers above 399 are errors with the engine's message.
+    /// Sends a request. Responses with status 400 or above become errors with the engine's message.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -164,7 +163,8 @@ impl Client {
         body: Body,
     ) -> ApiResult<Response<hyper::body::Incoming>> {
         check_named(path)?;
-        // A status that the engine never sends marks errors on the way to it.
+        // 421 Misdirected Request, which the engine never sends, marks errors before the engine's
+        // response.
         let failed = |message: String| ApiError {
             status: StatusCode::MISDIRECTED_REQUEST,
             message,
@@ -192,7 +192,7 @@ impl Client {
             .body(body)
             .map_err(|error| failed(format!("the request cannot be sent: {error}")))?;
         let response = sender.send_request(request).await.map_err(|error| {
-            // What a file that is being sent says of itself is not the engine's fault.
+            // The source is an I/O error of the request body (a file), not of the connection.
             let cause = std::error::Error::source(&error).map(|cause| {
                 match cause.downcast_ref::<std::io::Error>() {
                     Some(error) => format!(": {}", plain(error)),
@@ -238,7 +238,7 @@ impl Client {
         read(self.send(Method::DELETE, path, &[], no_body()).await?).await
     }
 
-    /// Asks for the connection itself: afterwards it carries raw bytes.
+    /// Sends a request that upgrades the connection, and returns the raw byte stream.
     pub(crate) async fn hijack(
         &self,
         path: &str,
@@ -253,13 +253,15 @@ impl Client {
             .map(TokioIo::new)
             .map_err(|error| ApiError {
                 status,
-                message: format!("the connection was not handed over: {error}"),
+                message: format!("the connection was not upgraded: {error}"),
             })
     }
 }
 
+/// Checks that a path contains the name of its object.
+///
 /// # Errors
-/// A path without the name of what it is about: the engine would take it for another path.
+/// Returns an error if the name is empty: the engine would route the path to another handler.
 fn check_named(path: &str) -> ApiResult<()> {
     let mut parts = path.split(['/', '?']).skip(1);
     match (parts.next(), parts.next()) {
@@ -286,12 +288,12 @@ fn json_body(body: Option<&Value>) -> (Vec<(&'static str, &'static str)>, Body) 
     }
 }
 
-/// The JSON of an answer; `null` for one without a body.
+/// Returns the JSON body of a response; `null` if the body is empty.
 pub(crate) async fn read(response: Response<hyper::body::Incoming>) -> ApiResult<Value> {
     let status = response.status();
     let broken = |error: &dyn std::fmt::Display| ApiError {
         status,
-        message: format!("reading the engine's answer: {error}"),
+        message: format!("read the engine's response: {error}"),
     };
     let body = response
         .into_body()
@@ -306,7 +308,7 @@ pub(crate) async fn read(response: Response<hyper::body::Incoming>) -> ApiResult
     }
 }
 
-/// A part of a path or a query value, with everything that could mean something else escaped.
+/// Percent-encodes a path segment or query value.
 pub(crate) fn escape(text: &str) -> String {
     use std::fmt::Write;
     text.bytes().fold(String::new(), |mut out, byte| {
@@ -319,7 +321,7 @@ pub(crate) fn escape(text: &str) -> String {
     })
 }
 
-/// An image's name in a path: slashes stay.
+/// Percent-encodes an image name in a path; `/`, `:` and `@` are kept.
 pub(crate) fn escape_name(text: &str) -> String {
     escape(text.trim_start_matches('/'))
         .replace("%2F", "/")
@@ -327,7 +329,7 @@ pub(crate) fn escape_name(text: &str) -> String {
         .replace("%40", "@")
 }
 
-/// A query out of pairs; empty values are left out.
+/// Encodes a query string. Pairs with empty values are omitted.
 pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
     let list: Vec<String> = pairs
         .iter()

@@ -1,4 +1,4 @@
-//! Where the engine is: the flags in front of the command, the environment, and Docker's contexts.
+//! Resolves the engine's address from the global flags, the environment, and Docker's contexts.
 //!
 //! ```text
 //! <config>/config.json                            {"currentContext": "NAME", …}
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{Failure, Outcome, plain};
 
-/// The flags in front of the command.
+/// The flags before the command.
 #[derive(Debug, Default, Args)]
 pub(crate) struct RootFlags {
     /// Location of client config files [default: ~/.docker]
@@ -50,13 +50,13 @@ pub(crate) struct RootFlags {
     tlsverify: bool,
 }
 
-/// Where the engine is, and how that was decided.
+/// The engine's address, and where it comes from.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub host: Host,
-    /// The name of the context that says so.
+    /// The name of the context in use.
     pub context: String,
-    /// Nothing says so: it is whelk's own place, where an engine may be started.
+    /// Whether nothing was specified, so that an engine may be started at the default socket.
     pub is_default: bool,
 }
 
@@ -68,14 +68,14 @@ pub(crate) enum Host {
 
 pub(crate) const DEFAULT_SOCKET: &str = "/run/whelk/whelk.sock";
 const DEFAULT_CONTEXT: &str = "default";
-/// Config files are not larger than this.
-const LARGEST_FILE: u64 = 4 << 20;
+/// Maximum size of a configuration file in bytes.
+const MAX_FILE_SIZE: u64 = 4 << 20;
 
 impl RootFlags {
-    /// Whether the client is to tell what it does.
+    /// Returns whether debug output is enabled.
     ///
     /// # Errors
-    /// A log level that does not exist.
+    /// Returns an error if the log level is unknown.
     pub(crate) fn debug(&self) -> Outcome<bool> {
         match self.log_level.to_lowercase().as_str() {
             "debug" | "trace" => Ok(true),
@@ -87,8 +87,8 @@ impl RootFlags {
         }
     }
 
-    /// Decides where the engine is: `--host` or `--context`, `WHELK_HOST` or `DOCKER_HOST`,
-    /// `DOCKER_CONTEXT`, the current context, whelk's own socket.
+    /// Resolves the engine's address, in this order: `--host` or `--context`, `WHELK_HOST` or
+    /// `DOCKER_HOST`, `DOCKER_CONTEXT`, the current context, the default socket.
     pub(crate) fn endpoint(&self) -> Outcome<Endpoint> {
         self.endpoint_in(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -158,8 +158,8 @@ impl RootFlags {
         })
     }
 
-    /// A flag about TLS that was given. None of them may be ignored: the connection would be an
-    /// open one.
+    /// Returns the first TLS flag given. TLS flags must not be ignored, since the connection would
+    /// be unencrypted.
     fn tls_flag(&self) -> Option<&'static str> {
         let given = [
             ("--tlsverify", self.tlsverify),
@@ -188,7 +188,7 @@ impl Default for Host {
 }
 
 impl Host {
-    /// From the text of `--host`, `DOCKER_HOST` or a context.
+    /// Parses a host from `--host`, `DOCKER_HOST` or a context.
     fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         match text.split_once("://") {
@@ -204,7 +204,7 @@ impl Host {
         }
     }
 
-    /// `[HOST][:PORT]`, completed with Docker's defaults.
+    /// Completes `[HOST][:PORT]` with Docker's defaults.
     fn tcp(address: &str) -> Self {
         const PORT: u16 = 2375;
         let address = address.trim_end_matches('/');
@@ -232,8 +232,8 @@ impl std::fmt::Display for Host {
     }
 }
 
-/// The context that `docker context use` chose. A file that cannot be read chooses none, and says
-/// so.
+/// Returns the current context (`docker context use`). If the configuration file is unreadable,
+/// prints a warning and returns `None`.
 fn current_context(config: &Path) -> Option<String> {
     let path = config.join("config.json");
     match read_json(&path) {
@@ -252,7 +252,7 @@ fn current_context(config: &Path) -> Option<String> {
     }
 }
 
-/// The host that a context of Docker's store names.
+/// Returns the host of a context in Docker's context store.
 fn context_host(config: Option<&Path>, name: &str) -> Result<Option<Host>, String> {
     let Some(config) = config else {
         return Err("context not found: $HOME is not defined".into());
@@ -285,7 +285,7 @@ fn read_json(path: &Path) -> Result<Value, String> {
     use std::io::Read;
     let mut text = Vec::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(LARGEST_FILE).read_to_end(&mut text))
+        .and_then(|file| file.take(MAX_FILE_SIZE).read_to_end(&mut text))
         .map_err(|error| format!("open {}: {}", path.display(), plain(&error)))?;
     serde_json::from_slice(&text).map_err(|error| format!("parsing {}: {error}", path.display()))
 }
@@ -294,7 +294,7 @@ fn read_json(path: &Path) -> Result<Value, String> {
 mod tests {
     use super::*;
 
-    /// A configuration directory with contexts, gone when dropped.
+    /// A configuration directory with contexts, removed on drop.
     struct Config(PathBuf);
 
     impl Config {
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn who_decides_where_the_engine_is() {
+    fn resolves_the_endpoint_in_order() {
         let config = Config::new(
             "order",
             r#"{"currentContext": "one"}"#,
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn contexts_that_cannot_be_used() {
+    fn rejects_unusable_contexts() {
         let config = Config::new(
             "bad",
             "{",
@@ -420,7 +420,7 @@ mod tests {
         };
         refused(with_context("tls"), "TLS connections are not available");
         refused(with_context("ssh"), "ssh:// hosts are not available");
-        // The name's hash is Docker's.
+        // The directory name is the SHA-256 of the context's name, as in Docker.
         refused(
             with_context("foo"),
             "unable to resolve docker endpoint: context \"foo\": context not found: open ",
@@ -447,7 +447,7 @@ mod tests {
             },
             "Specify only one -H",
         );
-        // A broken file is told about and decides nothing.
+        // A malformed file causes a warning and selects no context.
         assert_eq!(
             config.choose(RootFlags::default(), &[]),
             Ok((format!("unix://{DEFAULT_SOCKET}"), true))
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn no_flag_about_tls_is_ignored() {
+    fn rejects_tls_flags() {
         let config = Config::new("tls", "{}", &[]);
         let cases = [
             (

@@ -1,28 +1,27 @@
-//! How the words of a command line become flags and arguments: by the rules of Docker's CLI (the
-//! pflag library).
+//! Parses command lines by the rules of Docker's CLI (the pflag library).
 //!
-//! The definitions of the commands are clap's; clap itself gets the words in one form only:
-//! `--flag=value` for each flag, `--`, the arguments. What it would take differently is settled
-//! here: attached short values (`-p80:80`, `-m=1g`), explicit booleans (`--rm=false`), flags given
-//! twice (the last one counts), numbers in Go's notations, and the texts of mistakes.
+//! Commands are defined with clap, but clap only gets normalized words: `--flag=value` for each
+//! flag, `--`, and the arguments. This module handles what clap treats differently: attached short
+//! values (`-p80:80`, `-m=1g`), explicit booleans (`--rm=false`), repeated flags (the last one
+//! wins), Go's integer notations, and error texts.
 
 use std::any::TypeId;
 
 use clap::{Arg, ArgAction, Command};
 
-/// A command line that was understood.
+/// A valid command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// The same in the form that clap gets, without the program's name.
+    /// The words in normalized form for clap, without the program's name.
     Words(Vec<String>),
-    /// The help of a command is wanted.
+    /// The help of a command was requested.
     Help {
         path: Vec<String>,
         deprecated_shorthand: bool,
     },
 }
 
-/// A command line that was not understood: the command it is about, and why.
+/// An invalid command line: the command it concerns, and the error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mistake {
     pub path: Vec<String>,
@@ -32,7 +31,7 @@ pub(crate) struct Mistake {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Flag(String),
-    /// The number of arguments: what it should be.
+    /// Wrong number of arguments, with the expected number.
     Count(String),
     UnknownCommand(String),
 }
@@ -46,7 +45,7 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// Reads the words behind the program's name.
+/// Parses the words after the program's name.
 pub(crate) fn read(root: &Command, words: &[String]) -> Result<Line, Mistake> {
     let (mut command, mut rest, mut path, mut line) = (root, words, Vec::new(), Vec::new());
     loop {
@@ -109,21 +108,21 @@ pub(crate) fn read(root: &Command, words: &[String]) -> Result<Line, Mistake> {
     }
 }
 
-/// Where the next word of a command line stands.
+/// The position of the next word on a command line.
 #[derive(Debug)]
 pub(crate) struct Place<'c> {
     pub command: &'c Command,
     pub path: Vec<String>,
-    /// The flags in front of the commands, as clap gets them.
+    /// The flags before the command, normalized for clap.
     pub root_flags: Vec<String>,
     pub arguments: Vec<String>,
-    /// It is this flag's value.
+    /// Set if the word is the value of this flag.
     pub value_of: Option<&'c Arg>,
-    /// No flag can stand there.
+    /// Whether the word cannot be a flag.
     pub closed: bool,
 }
 
-/// Where the word behind these stands; `None` where it cannot make sense any more.
+/// Returns the position of the word after `words`; `None` if `words` are invalid.
 pub(crate) fn place<'c>(root: &'c Command, words: &[String]) -> Option<Place<'c>> {
     let empty = Place {
         command: root,
@@ -160,22 +159,22 @@ pub(crate) fn place<'c>(root: &'c Command, words: &[String]) -> Option<Place<'c>
     }
 }
 
-/// The flags of one command, with the values they were given, and the words that are not flags.
+/// The flags of one command with their values, and the words that are not flags.
 struct Level<'c> {
     command: &'c Command,
     given: Vec<(&'c Arg, String)>,
     arguments: Vec<String>,
-    /// No flags can follow.
+    /// Whether no flags can follow.
     closed: bool,
 }
 
-/// Why reading a command's flags stopped.
+/// Why parsing a command's flags stopped.
 enum Stop<'c> {
     Help {
         deprecated_shorthand: bool,
     },
     Mistake(String),
-    /// The words ended where a flag's value should be.
+    /// The words end where a flag's value is expected.
     NeedsValue {
         argument: &'c Arg,
         text: String,
@@ -184,8 +183,8 @@ enum Stop<'c> {
 
 impl<'c> Level<'c> {
     fn read(command: &'c Command, words: &[String]) -> Result<Self, Stop<'c>> {
-        // Behind the first argument of these nothing is a flag of ours: it is a command with
-        // arguments of its own.
+        // After their first argument, everything is passed on: it is a subcommand or a command line
+        // to execute.
         let stops_at_argument = command.has_subcommands()
             || command.get_positionals().any(Arg::is_trailing_var_arg_set);
         let mut level = Self {
@@ -256,7 +255,7 @@ impl<'c> Level<'c> {
         }
     }
 
-    /// `-it`, `-p80:80`, `-m=1g`, `-e A=b`
+    /// Parses `-it`, `-p80:80`, `-m=1g`, `-e A=b`.
     fn shorthands<'w>(
         &mut self,
         letters: &str,
@@ -276,7 +275,7 @@ impl<'c> Level<'c> {
                     Stop::Mistake(format!("unknown shorthand flag: {letter:?} in -{rest}"))
                 });
             };
-            // As pflag has it: `-f=` alone is no value.
+            // As in pflag, `-f=` alone has no value.
             if let Some(value) = behind.strip_prefix('=').filter(|value| !value.is_empty()) {
                 return self.set(argument, value.to_owned());
             }
@@ -319,12 +318,12 @@ impl<'c> Level<'c> {
         Ok(())
     }
 
-    /// The flags for clap: those that take one value as they were given last, the others with each
-    /// value.
+    /// Returns the flags for clap: the last value of single-valued flags, every value of the
+    /// others.
     fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
         for (index, (argument, value)) in self.given.iter().enumerate() {
-            let comes_again = || {
+            let is_repeated = || {
                 self.given[index + 1..]
                     .iter()
                     .any(|(later, _)| later.get_id() == argument.get_id())
@@ -332,7 +331,7 @@ impl<'c> Level<'c> {
             let long = argument.get_long().unwrap_or_default();
             match argument.get_action() {
                 ArgAction::Append => words.push(format!("--{long}={value}")),
-                _ if comes_again() => {}
+                _ if is_repeated() => {}
                 ArgAction::SetTrue | ArgAction::Version if value == "true" => {
                     words.push(format!("--{long}"))
                 }
@@ -344,7 +343,7 @@ impl<'c> Level<'c> {
     }
 }
 
-/// The flags of a command, but for `--help`, which all have.
+/// Returns the flags of a command, except `--help`.
 pub(crate) fn flags_of(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|argument| {
         !argument.is_positional() && !matches!(argument.get_action(), ArgAction::Help)
@@ -355,7 +354,7 @@ fn is_switch(argument: &Arg) -> bool {
     implied(argument).is_some()
 }
 
-/// What a flag without a value means, where it may have none.
+/// Returns the value that a flag without a value implies, if its value is optional.
 fn implied(argument: &Arg) -> Option<String> {
     let optional = argument
         .get_num_args()
@@ -363,7 +362,7 @@ fn implied(argument: &Arg) -> Option<String> {
     optional.then(|| "true".to_owned())
 }
 
-/// How many arguments a command takes at least and at most.
+/// Returns the minimum and maximum number of arguments of a command.
 fn arity(command: &Command) -> (usize, Option<usize>) {
     command
         .get_positionals()
@@ -392,12 +391,12 @@ fn count_text(least: usize, most: Option<usize>) -> String {
     }
 }
 
-/// What a flag's value is refused with.
+/// Returns the error text for an invalid flag value.
 pub(crate) fn invalid_argument(value: &str, flag: &str, reason: &str) -> String {
     format!("invalid argument {value:?} for {flag:?} flag: {reason}")
 }
 
-/// A flag as it is told: `-t, --timeout`, or its long form alone.
+/// Formats a flag as `-t, --timeout`, or `--timeout` if there is no short form.
 fn both_forms(argument: &Arg) -> String {
     let long = argument.get_long().unwrap_or_default();
     argument.get_short().map_or_else(
@@ -406,7 +405,7 @@ fn both_forms(argument: &Arg) -> String {
     )
 }
 
-/// A boolean in any of the forms that Go takes.
+/// Parses a boolean in any form that Go's `strconv.ParseBool` accepts.
 fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -417,7 +416,8 @@ fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A whole number as Go reads literals (`10`, `0x1f`, `0b1`, `0o17`, `017`, `1_000`), in decimal.
+/// Parses an integer literal as Go does (`10`, `0x1f`, `0b1`, `0o17`, `017`, `1_000`). Returns it
+/// in decimal.
 fn parse_integer(text: &str, function: &str, least: i128, most: i128) -> Result<String, String> {
     let wrong = |what: &str| format!("strconv.{function}: parsing {text:?}: {what}");
     let (negative, digits) = match text.strip_prefix(['+', '-']) {
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_in_all_their_forms() {
+    fn parses_flags_in_all_forms() {
         assert_eq!(
             line("run -it -m64m -eA=b -e=C=d --env E=f x -m y"),
             "run --interactive --tty --memory=64m --env=A=b --env=C=d --env=E=f -- x -m y"
@@ -559,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn help_is_asked_for_in_several_ways() {
+    fn recognizes_help_requests() {
         assert_eq!(line(""), "help of [] false");
         assert_eq!(line("run --help x"), "help of [\"run\"] false");
         assert_eq!(line("ps -h"), "help of [\"ps\"] true");
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_in_dockers_words() {
+    fn errors_have_dockers_texts() {
         for (words, text) in [
             ("run --nosuch x", "unknown flag: --nosuch"),
             ("ps -aZ", "unknown shorthand flag: 'Z' in -Z"),
@@ -610,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_arguments() {
+    fn formats_expected_argument_counts() {
         assert_eq!(count_text(2, Some(2)), "requires 2 arguments");
         assert_eq!(count_text(1, Some(1)), "requires 1 argument");
         assert_eq!(count_text(0, Some(1)), "requires at most 1 argument");
@@ -622,7 +622,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_in_gos_notations() {
+    fn parses_gos_integer_notations() {
         let parse =
             |text: &str| parse_integer(text, "ParseInt", i64::MIN.into(), i64::MAX.into()).ok();
         for (text, number) in [

@@ -1,11 +1,11 @@
-//! The command line: Docker's commands and flags, over the Engine API and nothing else.
+//! The command-line client: Docker's commands and flags, implemented with the Engine API only.
 //!
-//! `commands` has one file per command or family of commands; `client` speaks HTTP; `format` makes
-//! tables and carries out Go templates.
+//! `commands` has one file per command or family of commands; `client` is the HTTP client; `format`
+//! formats tables and executes Go templates.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::disallowed_methods,
-    reason = "files named on a command line are reported in Docker's words"
+    reason = "errors about files named on a command line have Docker's texts"
 )]
 #![allow(
     clippy::print_stdout,
@@ -24,20 +24,20 @@ mod terminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Carries out `system repair`, which works on files and not over the API: the root and the
-/// configuration file as they were given. Returns lines to print.
+/// Implements `system repair`, which works on files instead of the API. Takes the data root and the
+/// configuration file if given, and returns lines to print.
 pub type Repair = fn(Option<PathBuf>, Option<PathBuf>) -> anyhow::Result<Vec<String>>;
 
-/// The definitions of all commands, for manual pages.
+/// Returns the definitions of all commands, for the manual pages.
 pub fn definitions() -> clap::Command {
     commands::definitions()
 }
 
-/// The words behind a program's name as its command can be parsed from them: flags by the rules of
-/// Docker's programs.
+/// Normalizes the words after a program's name by the rules of Docker's CLI, so that clap can parse
+/// them.
 ///
 /// # Errors
-/// What is wrong with them.
+/// Returns the error's text if the words are invalid.
 pub fn read_flags(
     mut command: clap::Command,
     words: impl Iterator<Item = std::ffi::OsString>,
@@ -56,7 +56,8 @@ pub fn read_flags(
 
 /// Runs the command line of this process.
 pub fn main(repair: Repair) -> ExitCode {
-    // A pipe that its reader closes ends the program quietly, as with any other.
+    // Rust ignores SIGPIPE: a closed standard output is an EPIPE error, which ends this process
+    // silently (see `From<std::io::Error>`).
     match commands::run(repair) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -68,7 +69,7 @@ pub fn main(repair: Repair) -> ExitCode {
     }
 }
 
-/// How a command failed: what to say and the exit code.
+/// A failed command: the error text and the exit code.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub text: String,
@@ -101,7 +102,7 @@ impl From<anyhow::Error> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        // Whoever read our output has seen enough.
+        // The reader of standard output closed the pipe.
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             Self::with_code(0, "")
         } else {
@@ -110,7 +111,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// An error of the system as Go words it.
+/// Returns the text of a system error as Go words it.
 pub(crate) fn plain(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();

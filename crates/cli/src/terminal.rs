@@ -1,10 +1,10 @@
-//! The user's terminal: raw mode while a program in a container has it, and its size.
+//! The user's terminal: raw mode while a container uses it, and its size.
 
 use std::io::IsTerminal;
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// Raw mode on standard input, undone when dropped.
+/// Raw mode of standard input; restored on drop.
 pub(crate) struct Raw(Termios);
 
 impl Raw {
@@ -32,7 +32,7 @@ pub(crate) fn stdout_is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// Height and width.
+/// Returns the terminal's height and width in characters.
 pub(crate) fn size() -> Option<(u16, u16)> {
     tcgetwinsize(std::io::stdout())
         .ok()
@@ -40,7 +40,8 @@ pub(crate) fn size() -> Option<(u16, u16)> {
         .map(|size| (size.ws_row, size.ws_col))
 }
 
-/// The keys to detach as typed bytes, from `ctrl-p,ctrl-q`.
+/// Parses detach keys such as `ctrl-p,ctrl-q` to the bytes that the terminal sends. An empty text
+/// gives the default, ctrl-p ctrl-q.
 pub(crate) fn detach_keys(text: &str) -> Result<Vec<u8>, crate::Failure> {
     if text.is_empty() {
         return Ok(vec![16, 17]);

@@ -1,5 +1,4 @@
-//! Connecting this terminal to a container's streams; shared by `run`, `start -a`, `attach` and
-//! `exec`.
+//! Connects this terminal to a container's streams. Used by `run`, `start -a`, `attach` and `exec`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,7 +27,7 @@ pub(crate) struct AttachArgs {
     container: String,
 }
 
-/// What a connection carries.
+/// Properties of an attached connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Streams {
     pub stdin: bool,
@@ -36,14 +35,14 @@ pub(crate) struct Streams {
     pub detach_keys: String,
 }
 
-/// How a connection ended.
+/// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     Output,
     Detached,
 }
 
-/// Copies both ways until the output ends or the keys to detach are typed.
+/// Copies input and output until the output ends or the detach keys are typed.
 pub(crate) async fn pump(connection: TokioIo<Upgraded>, streams: &Streams) -> Outcome<Ended> {
     let keys = terminal::detach_keys(&streams.detach_keys)?;
     let raw = if streams.tty && streams.stdin {
@@ -94,8 +93,8 @@ pub(crate) async fn pump(connection: TokioIo<Upgraded>, streams: &Streams) -> Ou
     Ok(ended)
 }
 
-/// Output to this terminal: as it comes with a terminal, else taken out of its frames to the right
-/// stream.
+/// Copies output to this terminal: raw with a TTY, otherwise demultiplexed to standard output and
+/// standard error.
 async fn copy_output(read: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Outcome<()> {
     use std::io::Write;
     let mut buffer = vec![0; 64 << 10];
@@ -116,7 +115,7 @@ fn broken(error: std::io::Error) -> Failure {
     Failure::new(format!("read the container's output: {error}"))
 }
 
-/// Takes frames apart until the stream ends.
+/// Demultiplexes the framed stream (8-byte header: stream, length) until it ends.
 pub(crate) async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outcome<()> {
     use std::io::Write;
     const STDERR: u8 = 2;
@@ -147,7 +146,7 @@ pub(crate) async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outco
     }
 }
 
-/// Tells the engine the terminal's size, now and at every change, until dropped.
+/// Sends the terminal's size to the engine now and on every SIGWINCH, until the task is aborted.
 pub(crate) fn follow_size(client: &Client, path: String) -> tokio::task::JoinHandle<()> {
     let client = client.clone();
     tokio::spawn(async move {
@@ -167,12 +166,12 @@ pub(crate) fn follow_size(client: &Client, path: String) -> tokio::task::JoinHan
     })
 }
 
-/// Gives a container's terminal another size than ours for a moment: a program draws its screen, or
-/// a shell its prompt, again only when the size changes.
+/// Resizes a container's terminal to a different size for a moment: a program redraws its screen,
+/// and a shell its prompt, only when the size changes.
 async fn redraw(client: &Client, name: &str) {
     if let Some((height, width)) = terminal::size() {
         let (height, width) = (height.saturating_add(1), width.saturating_add(1));
-        // The right size follows.
+        // `follow_size` sets the correct size afterwards.
         let _ = client
             .post(
                 &format!("/containers/{name}/resize?h={height}&w={width}"),
@@ -182,8 +181,8 @@ async fn redraw(client: &Client, name: &str) {
     }
 }
 
-/// Passes signals that this command gets on to the container, until dropped. The third interrupt or
-/// request to terminate ends this command, whatever the container does.
+/// Forwards signals to the container until the task is aborted. The third SIGINT or SIGTERM ends
+/// this process, whether the container stops or not.
 pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHandle<()> {
     let (client, id) = (client.clone(), id.to_owned());
     tokio::spawn(async move {
@@ -216,7 +215,7 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
                 }
             });
         }
-        // Counted above even while the engine does not answer.
+        // The counter above works even while the engine does not respond.
         while let Some(name) = received.recv().await {
             let _ = client
                 .post(&format!("/containers/{id}/kill?signal={name}"), None)
@@ -225,7 +224,7 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
     })
 }
 
-/// After so many SIGINT and SIGTERM a command does not wait for its container any longer.
+/// Number of SIGINT and SIGTERM after which this process exits.
 const MOST_TERMINATIONS: u32 = 3;
 
 fn give_up() -> ! {
@@ -233,7 +232,7 @@ fn give_up() -> ! {
     std::process::exit(1)
 }
 
-/// The query of an attach request.
+/// Returns the path and query of an attach request.
 pub(crate) fn attach_path(
     id: &str,
     stdin: bool,

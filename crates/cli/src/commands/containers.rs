@@ -1,4 +1,4 @@
-//! The commands that do one thing to each container named: start, stop, kill, rm, …
+//! Commands that act on each named container: start, stop, kill, rm, …
 
 use clap::Args;
 use http_body_util::BodyExt;
@@ -189,7 +189,7 @@ pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
             .delete(&format!("/containers/{}{query}", escape_name(name)))
             .await
         {
-            // With force, what is not there is as removed as it can be.
+            // With --force, a missing container is no failure.
             Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
                 eprintln!("{error}");
                 return Ok(());
@@ -202,7 +202,7 @@ pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
     .await
 }
 
-/// A request without parameters for each container.
+/// Posts an action without parameters for each container.
 pub(crate) async fn each(client: &Client, names: &[String], action: &str) -> Outcome {
     for_each(names, async |name| {
         client
@@ -415,7 +415,8 @@ pub(crate) async fn export(client: &Client, args: ExportArgs) -> Outcome {
     Ok(0)
 }
 
-/// Writes an answer's body to a file, which is there only if it is whole, or to standard output.
+/// Writes a response body to standard output, or to a file that is renamed into place when it is
+/// complete.
 pub(crate) async fn write_body(
     response: hyper::Response<hyper::body::Incoming>,
     path: Option<&str>,
@@ -436,7 +437,7 @@ pub(crate) async fn write_body(
     let result: Outcome<()> = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
-                Failure::new(format!("the engine ended the stream early: {error}"))
+                Failure::new(format!("the engine ended the stream prematurely: {error}"))
             })?;
             if let Ok(data) = frame.into_data() {
                 output.write_all(&data)?;

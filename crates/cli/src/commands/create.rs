@@ -9,9 +9,9 @@ use crate::client::{Client, query};
 use crate::format::units::parse_size;
 use crate::{Failure, Outcome, plain};
 
-/// What a container is made with.
+/// Flags and arguments of `create`, shared with `run`.
 #[derive(Debug, Default, Args)]
-pub(crate) struct CreateArgs {
+pub(crate) struct CreateContainerArgs {
     /// Assign a name to the container
     #[arg(long)]
     pub name: Option<String>,
@@ -277,16 +277,16 @@ pub(crate) struct CreateArgs {
     pub image_and_command: Vec<String>,
 }
 
-pub(crate) async fn create(client: &Client, args: CreateArgs) -> Outcome {
+pub(crate) async fn create(client: &Client, args: CreateContainerArgs) -> Outcome {
     let id = make(client, &args, args.attach.is_empty(), None).await?;
     println!("{id}");
     Ok(0)
 }
 
-/// Creates the container and returns its id. Warnings go to standard error.
+/// Creates a container and returns its ID. Prints warnings to standard error.
 pub(crate) async fn make(
     client: &Client,
-    args: &CreateArgs,
+    args: &CreateContainerArgs,
     attach_all: bool,
     detach: Option<bool>,
 ) -> Outcome<String> {
@@ -346,8 +346,8 @@ pub(crate) async fn make(
     Ok(id)
 }
 
-/// Refuses the flags that Docker's client has and that mean nothing here.
-fn check_supported(args: &CreateArgs) -> Outcome<()> {
+/// Rejects flags of Docker's CLI that are not supported.
+fn check_supported(args: &CreateContainerArgs) -> Outcome<()> {
     let windows = [
         ("--cpu-count", args.cpu_count.is_some()),
         ("--cpu-percent", args.cpu_percent.is_some()),
@@ -372,7 +372,8 @@ fn check_supported(args: &CreateArgs) -> Outcome<()> {
     Ok(())
 }
 
-/// The file that `--cidfile` names: there before the container is made, and gone again if none was.
+/// The file of `--cidfile`. Created before the container, and removed on drop unless the ID was
+/// written.
 struct IdFile<'a> {
     path: &'a str,
     file: std::fs::File,
@@ -427,12 +428,12 @@ fn list(values: &[String]) -> Value {
     }
 }
 
-/// The body of the request.
-fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Value> {
+/// Returns the body of the create request.
+fn body(args: &CreateContainerArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Value> {
     let (image, command) = args
         .image_and_command
         .split_first()
-        .ok_or_else(|| Failure::new("an image is needed"))?;
+        .ok_or_else(|| Failure::new("no image specified"))?;
     if image.is_empty() {
         return Err(Failure::new("invalid reference format"));
     }
@@ -480,7 +481,7 @@ fn body(args: &CreateArgs, attach_all: bool, detach: Option<bool>) -> Outcome<Va
     }))
 }
 
-fn healthcheck(args: &CreateArgs) -> Value {
+fn healthcheck(args: &CreateContainerArgs) -> Value {
     match &args.health_cmd {
         Some(command) => json!({"Test": ["CMD-SHELL", command]}),
         None if args.no_healthcheck => json!({"Test": ["NONE"]}),
@@ -488,8 +489,8 @@ fn healthcheck(args: &CreateArgs) -> Value {
     }
 }
 
-/// Refuses names of namespaces that a container cannot be given.
-fn check_modes(args: &CreateArgs) -> Outcome<()> {
+/// Checks the namespace modes.
+fn check_modes(args: &CreateContainerArgs) -> Outcome<()> {
     let is_container = |mode: &str| {
         mode.strip_prefix("container:")
             .is_some_and(|name| !name.is_empty())
@@ -527,7 +528,7 @@ fn check_modes(args: &CreateArgs) -> Outcome<()> {
 }
 
 fn host_config(
-    args: &CreateArgs,
+    args: &CreateContainerArgs,
     network_mode: String,
     bindings: Map<String, Value>,
     binds: Vec<String>,
@@ -607,7 +608,7 @@ fn host_config(
     Ok(host)
 }
 
-/// Puts the flag's name in front of what is wrong with its value.
+/// Adds the flag and its value to an error.
 pub(super) fn named<T>(outcome: Outcome<T>, value: &str, flag: &str) -> Outcome<T> {
     outcome.map_err(|failure| {
         Failure::with_code(
@@ -627,9 +628,9 @@ pub(super) fn nano_cpus(text: &str) -> Outcome<i64> {
     Ok((number * 1e9).round() as i64)
 }
 
-/// Security options as the engine takes them: a profile's file becomes its content. Also whether
-/// system paths are open.
-fn security(args: &CreateArgs) -> Outcome<(Vec<String>, bool)> {
+/// Converts security options to the engine's form: a path of a seccomp profile is replaced by its
+/// content. Also returns whether `systempaths=unconfined` was given.
+fn security(args: &CreateContainerArgs) -> Outcome<(Vec<String>, bool)> {
     let mut options = Vec::new();
     let mut open_paths = false;
     for option in &args.security_opt {
@@ -686,8 +687,9 @@ fn restart_policy(text: &str) -> Outcome<Value> {
     Ok(json!({"Name": name, "MaximumRetryCount": count}))
 }
 
-/// The environment: files first, then flags; a name alone takes the value it has here. One that has
-/// none here takes away the image's, but in a file it means nothing.
+/// Returns the environment from files and flags; later entries replace earlier ones. A name without
+/// a value takes the value of this process's environment. If that has none, a flag removes the
+/// image's variable and a line of a file is ignored.
 pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> {
     let mut entries: Vec<(String, String)> = Vec::new();
     let from_files = lines_of(files)?.into_iter().map(|line| (line, false));
@@ -735,14 +737,14 @@ fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
     Ok(lines)
 }
 
-/// Those of files first: the others take their place.
-fn labels(args: &CreateArgs) -> Outcome<Map<String, Value>> {
+/// Returns the labels; those of flags replace those of files.
+fn labels(args: &CreateContainerArgs) -> Outcome<Map<String, Value>> {
     let mut labels = labels_of(&lines_of(&args.label_file)?, "--label-file")?;
     labels.extend(labels_of(&args.label, "-l, --label")?);
     Ok(labels)
 }
 
-/// Kernel parameters, only those that belong to a namespace.
+/// Returns the kernel parameters of `--sysctl`. Only namespaced ones are allowed.
 fn sysctls(given: &[String]) -> Outcome<Map<String, Value>> {
     const IPC: [&str; 8] = [
         "kernel.msgmax",
@@ -773,7 +775,7 @@ fn sysctls(given: &[String]) -> Outcome<Map<String, Value>> {
     key_values(given)
 }
 
-/// `DEVICE:NUMBER`, with a size suffix where bytes are meant.
+/// Parses `DEVICE:NUMBER`; with `bytes`, the number may have a size suffix.
 fn rates(given: &[String], flag: &str, field: &str, bytes: bool) -> Outcome<Vec<Value>> {
     given
         .iter()
@@ -795,7 +797,7 @@ fn rates(given: &[String], flag: &str, field: &str, bytes: bool) -> Outcome<Vec<
         .collect()
 }
 
-/// `HOST[:CONTAINER[:MODE]]`
+/// Parses `HOST[:CONTAINER[:MODE]]`.
 fn parse_device(text: &str) -> Outcome<Value> {
     let parts: Vec<&str> = text.split(':').collect();
     let is_mode =
@@ -817,7 +819,7 @@ fn parse_device(text: &str) -> Outcome<Value> {
     Ok(json!({"PathOnHost": host, "PathInContainer": container, "CgroupPermissions": mode}))
 }
 
-/// `TYPE=SOFT[:HARD]`
+/// Parses `TYPE=SOFT[:HARD]`.
 fn parse_ulimit(text: &str) -> Outcome<Value> {
     const NAMES: [&str; 15] = [
         "core",
@@ -870,7 +872,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_and_limits() {
+    fn parses_devices_and_ulimits() {
         assert_eq!(
             parse_ulimit("nofile=10:20").unwrap(),
             json!({"Name": "nofile", "Soft": 10, "Hard": 20})
@@ -888,7 +890,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_has_each_name_once() {
+    fn environment_contains_each_name_once() {
         let given = ["A=1", "A=2", "NOT_SET_ANYWHERE_X"].map(str::to_owned);
         assert_eq!(
             environment(&given, &[]).unwrap(),

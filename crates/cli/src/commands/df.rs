@@ -1,4 +1,4 @@
-//! `system df`
+//! The `system df` command.
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -47,7 +47,7 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
         .iter()
         .filter(|image| number(&image["Containers"]) > 0)
         .collect();
-    // What the images in use take, shared layers counted once for all of them together.
+    // The size of the images in use, where layers they share are counted once.
     let used = used_images
         .iter()
         .map(|image| number(&image["Size"]) - number(&image["SharedSize"]))

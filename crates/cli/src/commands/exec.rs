@@ -1,4 +1,4 @@
-//! `exec`: a further process in a running container.
+//! The `exec` command: runs another process in a running container.
 
 use clap::Args;
 use serde_json::json;
@@ -45,7 +45,7 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
     let (container, command) = args
         .container_and_command
         .split_first()
-        .ok_or_else(|| Failure::new("a container is needed"))?;
+        .ok_or_else(|| Failure::new("no container specified"))?;
     if args.tty && args.interactive && !args.detach && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }

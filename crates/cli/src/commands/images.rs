@@ -1,4 +1,4 @@
-//! The commands about images.
+//! The image commands: images, rmi, tag, history, load, save, import.
 
 use std::io::Read;
 
@@ -88,7 +88,7 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
             image["Size"].as_u64().unwrap_or(0),
             image["SharedSize"].as_u64(),
         );
-        // What was not asked for is a negative number.
+        // The engine sends -1 for values that were not requested.
         let shown =
             |bytes: Option<u64>| bytes.map_or_else(|| "N/A".to_owned(), |bytes| size(bytes, 4));
         let tags: Vec<&str> = image["RepoTags"]
@@ -122,11 +122,11 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     Ok(0)
 }
 
-/// A platform (`os[/arch[/variant]]`, or an architecture alone) as the API takes it; none without a
-/// text.
+/// Encodes a platform (`os[/arch[/variant]]` or an architecture alone) as the API's JSON; empty for
+/// an empty text.
 ///
 /// # Errors
-/// An empty part, and too many.
+/// Returns an error if a part is empty or there are too many parts.
 pub(super) fn platform_json(text: &str) -> Outcome<String> {
     const SYSTEMS: [&str; 5] = ["darwin", "freebsd", "linux", "macos", "windows"];
     if text.is_empty() {
@@ -212,7 +212,7 @@ pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
     .await
 }
 
-/// What a removal has done, and to what.
+/// Returns the entries of a removal response: the action and the image it applies to.
 fn actions(removed: &Value) -> impl Iterator<Item = (&str, &str)> {
     let entries = removed
         .as_array()
@@ -223,14 +223,14 @@ fn actions(removed: &Value) -> impl Iterator<Item = (&str, &str)> {
     entries.map(|(action, name)| (action.as_str(), name.as_str().unwrap_or_default()))
 }
 
-/// Prints what a prune has removed: `untagged: …` and `deleted: …`.
+/// Prints the removals of a prune: `untagged: …` and `deleted: …`.
 pub(crate) fn print_pruned(removed: &Value) {
     for (action, name) in actions(removed) {
         println!("{}: {name}", action.to_lowercase());
     }
 }
 
-/// Whether a refusal is about the grammar of a name, which Docker's CLI checks itself.
+/// Returns whether the engine rejected a reference's syntax, which Docker's CLI validates itself.
 fn is_about_grammar(error: &ApiError) -> bool {
     error.status == hyper::StatusCode::BAD_REQUEST
         && (error.message.starts_with("invalid reference format")
@@ -246,7 +246,7 @@ pub(crate) async fn tag(client: &Client, source: &str, target: &str) -> Outcome 
     if source.trim().is_empty() {
         return Err(malformed(source, "invalid reference format"));
     }
-    // The engine takes name and tag apart: it knows the grammar.
+    // The engine splits name and tag.
     match client
         .post(
             &format!(
@@ -380,7 +380,7 @@ pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
     print_messages(response).await
 }
 
-/// Prints the messages of a streamed answer.
+/// Prints the messages of a streamed response.
 async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Outcome {
     let body = response
         .into_body()
@@ -390,7 +390,7 @@ async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Out
         .to_bytes();
     for message in serde_json::Deserializer::from_slice(&body).into_iter::<Value>() {
         let message = message
-            .map_err(|error| Failure::new(format!("reading the engine's answer: {error}")))?;
+            .map_err(|error| Failure::new(format!("read the engine's response: {error}")))?;
         if let Some(error) = message["error"].as_str() {
             return Err(Failure::new(error));
         }
@@ -417,7 +417,7 @@ pub(super) fn file_body(path: &str) -> Outcome<Body> {
     Ok(reader_body(file))
 }
 
-/// A request's body out of something that is read on a thread of its own.
+/// Returns a request body that is read from a blocking reader on a separate thread.
 pub(super) fn reader_body(mut reader: impl Read + Send + 'static) -> Body {
     let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Frame<Bytes>>>(4);
     std::thread::spawn(move || {
@@ -515,7 +515,7 @@ pub(crate) async fn import(client: &Client, args: ImportArgs) -> Outcome {
         "-" => reader_body(std::io::stdin()),
         url if url.starts_with("http://") || url.starts_with("https://") => {
             return Err(Failure::new(
-                "import from a URL: not available in this version of whelk; download it and import the file",
+                "import from a URL is not available in this version of whelk; download the file and import it",
             ));
         }
         path => file_body(path)?,

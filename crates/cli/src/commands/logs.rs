@@ -1,4 +1,4 @@
-//! `logs`
+//! The `logs` command.
 
 use clap::Args;
 use http_body_util::BodyExt;
@@ -65,7 +65,7 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
         )
         .await?;
     let tty = container["Config"]["Tty"] == true;
-    // The body goes through a pipe so that frames can be read across its pieces.
+    // The body is copied to a pipe, because frames of the log may span chunks of the body.
     let (mut sender, mut receiver) = tokio::io::duplex(256 << 10);
     let feeding = tokio::spawn(async move {
         let mut body = response.into_body();

@@ -1,21 +1,26 @@
-//! The commands, their flags, and which function carries each out.
+//! The command tree: subcommands, their flags, and their dispatch.
 
 mod attach;
 mod completion;
 mod containers;
 mod create;
 mod df;
+mod events;
 mod exec;
 mod images;
+mod info;
+mod inspect;
 mod logs;
 mod mounts;
 mod networking;
 mod networks;
 mod ports;
+mod prune;
 mod ps;
+mod repair;
 mod run;
-mod system;
 mod usage;
+mod version;
 mod volumes;
 
 use std::ffi::OsString;
@@ -43,7 +48,7 @@ pub(crate) struct Cli {
     #[command(flatten)]
     flags: RootFlags,
     /// Print help
-    // Long only: -h is the host name of `run`.
+    // No short form: -h is `run`'s host name.
     #[arg(long, global = true, action = clap::ArgAction::Help)]
     help: Option<bool>,
     /// Print version
@@ -83,15 +88,15 @@ enum Command {
     #[command(name = "system", subcommand)]
     SystemGroup(SystemGroup),
     /// Return low-level information on objects
-    Inspect(system::InspectArgs),
+    Inspect(inspect::InspectArgs),
     /// Show the version information
-    Version(system::FormatArgs),
+    Version(version::FormatArgs),
     /// Print a completion script for a shell
     Completion {
         /// bash, zsh or fish
         shell: String,
     },
-    /// Print what can follow at the end of a command line
+    /// Print completions for the end of a command line
     #[command(name = "__complete", hide = true)]
     Complete { line: String },
 }
@@ -103,7 +108,7 @@ enum Command {
 )]
 enum ContainerCommand {
     /// Create a new container
-    Create(create::CreateArgs),
+    Create(create::CreateContainerArgs),
     /// Start one or more stopped containers
     Start(containers::StartArgs),
     /// Stop one or more running containers
@@ -152,9 +157,9 @@ enum ContainerGroup {
     #[command(visible_alias = "list")]
     Ls(ps::PsArgs),
     /// Display detailed information on one or more containers
-    Inspect(system::InspectContainerArgs),
+    Inspect(inspect::InspectContainerArgs),
     /// Remove all stopped containers
-    Prune(system::PruneArgs),
+    Prune(prune::PruneArgs),
     #[command(flatten)]
     Other(ContainerCommand),
 }
@@ -189,9 +194,9 @@ enum ImageGroup {
     #[command(visible_alias = "remove")]
     Rm(images::RmiArgs),
     /// Display detailed information on one or more images
-    Inspect(system::InspectImageArgs),
+    Inspect(inspect::InspectImageArgs),
     /// Remove unused images
-    Prune(system::PruneArgs),
+    Prune(prune::PruneArgs),
     #[command(flatten)]
     Other(ImageCommand),
 }
@@ -199,9 +204,9 @@ enum ImageGroup {
 #[derive(Debug, Subcommand)]
 enum SystemCommand {
     /// Get real time events from the server
-    Events(system::EventsArgs),
+    Events(events::EventsArgs),
     /// Display system-wide information
-    Info(system::FormatArgs),
+    Info(version::FormatArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -209,9 +214,9 @@ enum SystemGroup {
     /// Show disk usage
     Df(df::DfArgs),
     /// Remove unused data
-    Prune(system::PruneAllArgs),
-    /// Rebuild the records of an engine that does not run from what its directories say
-    Repair(system::RepairArgs),
+    Prune(prune::PruneAllArgs),
+    /// Rebuild the records of a stopped engine from its data directory
+    Repair(repair::RepairArgs),
     #[command(flatten)]
     Other(SystemCommand),
 }
@@ -222,15 +227,15 @@ pub(crate) struct Names {
     pub containers: Vec<String>,
 }
 
-/// The code for mistakes in flags.
+/// Exit code for errors in flags.
 const USAGE: u8 = 125;
 
-/// The definitions of all commands.
+/// Returns the definitions of all commands.
 pub(crate) fn definitions() -> clap::Command {
     usage::tree()
 }
 
-/// Carries out the command line of this process.
+/// Runs the command line of this process.
 pub(crate) fn run(repair: crate::Repair) -> Outcome {
     let words = std::env::args_os()
         .skip(1)
@@ -265,7 +270,7 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
     match cli.command {
         Command::Completion { shell } => return completion::script(&shell),
         Command::Complete { line } => return completion::complete(&line),
-        Command::SystemGroup(SystemGroup::Repair(args)) => return system::repair(args, repair),
+        Command::SystemGroup(SystemGroup::Repair(args)) => return repair::repair(args, repair),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -278,13 +283,13 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
             is_default,
         } = cli.flags.endpoint()?;
         let client = Client::new(host, context, debug);
-        // `version` says something without an engine, too, and starts none.
+        // `version` also works without an engine, and does not start one.
         if is_default && !matches!(cli.command, Command::Version(_)) {
             autostart::ensure(&client).await?;
         }
         dispatch(&client, cli.command).await
     });
-    // A read of standard input that is still under way must not keep the command alive.
+    // A pending read of standard input must not keep the process alive.
     runtime.shutdown_background();
     outcome
 }
@@ -299,30 +304,30 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         }
         Command::ContainerGroup(ContainerGroup::Ls(args)) => ps::ps(client, args).await,
         Command::ContainerGroup(ContainerGroup::Inspect(args)) => {
-            system::inspect(client, args).await
+            inspect::inspect(client, args).await
         }
         Command::ContainerGroup(ContainerGroup::Prune(args)) => {
-            system::prune(client, args, "containers").await
+            prune::prune(client, args, "containers").await
         }
         Command::Image(command) | Command::ImageGroup(ImageGroup::Other(command)) => {
             image(client, command).await
         }
         Command::ImageGroup(ImageGroup::Ls(args)) => images::images(client, args).await,
         Command::ImageGroup(ImageGroup::Rm(args)) => images::rmi(client, args).await,
-        Command::ImageGroup(ImageGroup::Inspect(args)) => system::inspect(client, args).await,
-        Command::ImageGroup(ImageGroup::Prune(args)) => system::prune(client, args, "images").await,
+        Command::ImageGroup(ImageGroup::Inspect(args)) => inspect::inspect(client, args).await,
+        Command::ImageGroup(ImageGroup::Prune(args)) => prune::prune(client, args, "images").await,
         Command::NetworkGroup(command) => networks::network(client, command).await,
         Command::VolumeGroup(command) => volumes::volume(client, command).await,
-        Command::SystemGroup(SystemGroup::Prune(args)) => system::prune_all(client, args).await,
+        Command::SystemGroup(SystemGroup::Prune(args)) => prune::prune_all(client, args).await,
         Command::SystemGroup(SystemGroup::Df(args)) => df::df(client, args).await,
         Command::System(command) | Command::SystemGroup(SystemGroup::Other(command)) => {
             match command {
-                SystemCommand::Events(args) => system::events(client, args).await,
-                SystemCommand::Info(args) => system::info(client, args).await,
+                SystemCommand::Events(args) => events::events(client, args).await,
+                SystemCommand::Info(args) => info::info(client, args).await,
             }
         }
-        Command::Inspect(args) => system::inspect(client, args).await,
-        Command::Version(args) => system::version(client, args).await,
+        Command::Inspect(args) => inspect::inspect(client, args).await,
+        Command::Version(args) => version::version(client, args).await,
         Command::Completion { .. }
         | Command::Complete { .. }
         | Command::SystemGroup(SystemGroup::Repair(_)) => Ok(0),
@@ -374,7 +379,7 @@ async fn image(client: &Client, command: ImageCommand) -> Outcome {
     }
 }
 
-/// Refuses flags of Docker's that there are, but that this version cannot carry out.
+/// Rejects flags of Docker's CLI that this version does not support.
 pub(crate) fn not_available(flags: &[(&str, bool)], what: &str) -> Outcome<()> {
     match flags.iter().find(|(_, given)| *given) {
         Some((flag, _)) => Err(Failure::new(format!(
@@ -384,7 +389,7 @@ pub(crate) fn not_available(flags: &[(&str, bool)], what: &str) -> Outcome<()> {
     }
 }
 
-/// Filters as given (`key=value`) in the API's form; an empty text for none.
+/// Encodes `key=value` filters as the API's JSON; empty if there are none.
 pub(crate) fn filters(given: &[String]) -> Outcome<String> {
     let mut map = serde_json::Map::new();
     for filter in given {
@@ -409,7 +414,7 @@ pub(crate) fn filters(given: &[String]) -> Outcome<String> {
     })
 }
 
-/// `key=value` options, each of them whole.
+/// Parses `key=value` options.
 pub(crate) fn key_values(given: &[String]) -> Outcome<serde_json::Map<String, Value>> {
     given
         .iter()
@@ -420,17 +425,17 @@ pub(crate) fn key_values(given: &[String]) -> Outcome<serde_json::Map<String, Va
                 .ok_or_else(|| {
                     Failure::with_code(
                         USAGE,
-                        format!("invalid option {entry:?}: key=value is needed"),
+                        format!("invalid option {entry:?}: expected key=value"),
                     )
                 })
         })
         .collect()
 }
 
-/// `key=value` labels, given by `flag`; a key alone has an empty value.
+/// Parses `key=value` labels given by `flag`. A key without a value gets an empty value.
 ///
 /// # Errors
-/// A key that is empty or has spaces.
+/// Returns an error if a key is empty or contains white space.
 pub(crate) fn labels_of(given: &[String], flag: &str) -> Outcome<serde_json::Map<String, Value>> {
     given
         .iter()
@@ -453,14 +458,14 @@ pub(crate) fn labels_of(given: &[String], flag: &str) -> Outcome<serde_json::Map
         .collect()
 }
 
-/// Asks whether to go on. Where nobody can answer, the answer is no.
+/// Asks for confirmation of a removal. Returns `false` without a terminal.
 pub(crate) fn confirmed(what: &str) -> bool {
     asked(&format!(
         "WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] "
     ))
 }
 
-/// Whether the user says yes. Without a terminal nobody does.
+/// Asks a yes/no question. Returns `false` without a terminal.
 pub(crate) fn asked(question: &str) -> bool {
     use std::io::IsTerminal;
     eprint!("{question}");
@@ -470,7 +475,7 @@ pub(crate) fn asked(question: &str) -> bool {
         && matches!(answer.trim(), "y" | "Y")
 }
 
-/// Does something for each name; goes on after errors, and fails at the end if there was one.
+/// Runs `action` for each name, continuing after errors. Returns all errors at the end.
 pub(crate) async fn for_each<F: AsyncFnMut(&str) -> Outcome<()>>(
     names: &[String],
     mut action: F,
@@ -495,7 +500,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_flags_do_not_contradict_each_other() {
+    fn command_definitions_are_consistent() {
         Cli::command().debug_assert();
     }
 }

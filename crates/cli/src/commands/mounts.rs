@@ -1,12 +1,12 @@
-//! The grammars of `--volume` and `--mount`.
+//! Parsers for `--volume` and `--mount`.
 
 use serde_json::{Map, Value, json};
 
 use crate::format::units::parse_size;
 use crate::{Failure, Outcome};
 
-/// What `--volume` comes to: binds and named volumes as they are written, and paths that get
-/// anonymous ones.
+/// Parses `--volume` flags: returns binds and named volumes unchanged, and the paths that get
+/// anonymous volumes.
 pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Map<String, Value>)> {
     let (mut binds, mut anonymous) = (Vec::new(), Map::new());
     for spec in given {
@@ -23,7 +23,8 @@ pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Map<Strin
         match parts.as_slice() {
             [target] => drop(anonymous.insert((*target).to_owned(), json!({}))),
             [source, rest @ ..] if rest.len() <= 2 => {
-                // What begins with a dot is a path from here; the engine knows no such thing.
+                // A path that starts with a dot is relative to this process's directory, so it is
+                // resolved here.
                 let source = if source.starts_with('.') {
                     absolute(source)
                 } else {
@@ -44,8 +45,8 @@ fn absolute(path: &str) -> String {
     )
 }
 
-/// The fields between commas, as in a line of CSV: one that begins with a quote may have commas in
-/// it, and quotes written twice. `None` when such a field does not end.
+/// Splits a CSV line into fields: a field that starts with a quote may contain commas, and quotes
+/// written twice. Returns `None` if a quoted field is not terminated.
 pub(crate) fn fields(text: &str) -> Option<Vec<String>> {
     let mut fields = Vec::new();
     let mut rest = text;
@@ -73,7 +74,7 @@ pub(crate) fn fields(text: &str) -> Option<Vec<String>> {
     }
 }
 
-/// Whether the quote at `at` is a field's last: neither the first nor the second of two.
+/// Returns whether the quote at `at` terminates a field, i.e. is not one of a doubled pair.
 fn closes(text: &str, at: usize) -> bool {
     let before = text[..at]
         .bytes()
@@ -84,7 +85,7 @@ fn closes(text: &str, at: usize) -> bool {
     before.is_multiple_of(2) && !after
 }
 
-/// `type=bind,source=…,target=…,readonly,…`
+/// Parses `type=bind,source=…,target=…,readonly,…`.
 pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
     let fail = |reason: String| {
         Failure::with_code(
@@ -96,7 +97,7 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
         (Map::new(), Map::new(), Map::new(), Map::new(), Map::new());
     let (mut labels, mut driver_options) = (Map::new(), Map::new());
     mount.insert("Type".into(), json!("volume"));
-    for field in &fields(text).ok_or_else(|| fail("a quoted field does not end".into()))? {
+    for field in &fields(text).ok_or_else(|| fail("unterminated quoted field".into()))? {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key, Some(value)),
             None => (field.as_str(), None),
@@ -139,7 +140,7 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
                 other => return Err(fail(format!("invalid value for bind-recursive: {other}"))),
             },
             "map-user" if text.is_empty() => {
-                return Err(fail("map-user needs a value: auto".into()));
+                return Err(fail("map-user requires a value: auto".into()));
             }
             "map-user" => drop(bind.insert("MapUser".into(), json!(text))),
             "image-subpath" => drop(image.insert("Subpath".into(), json!(text))),
@@ -185,7 +186,7 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
     with_options(mount, options).map_err(fail)
 }
 
-/// A mount with the options of its kind; others make no sense.
+/// Adds the options of the mount's type. Options of another type are an error.
 fn with_options(
     mut mount: Map<String, Value>,
     options: [(&str, &str, Map<String, Value>); 4],
@@ -229,7 +230,7 @@ mod tests {
                 "DriverConfig": {"Options": {"type": "nfs", "o": "addr=10.0.0.1,vers=4"}}, "Labels": {"a": "\"b\""}}})
         );
         let text = |text: &str| parse_mount(text).unwrap_err().text;
-        assert!(text("src=v,\"dst=/b").ends_with("a quoted field does not end"));
+        assert!(text("src=v,\"dst=/b").ends_with("unterminated quoted field"));
         assert!(text("bogus").ends_with("invalid field 'bogus' must be a key=value pair"));
         assert!(text("type=volume").ends_with("target is required"));
         assert!(

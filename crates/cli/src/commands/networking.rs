@@ -1,4 +1,4 @@
-//! The flags of `create` and `run` about networks.
+//! The network flags of `create` and `run`.
 
 use std::net::IpAddr;
 
@@ -55,7 +55,7 @@ pub(crate) struct NetworkArgs {
     pub add_host: Vec<String>,
 }
 
-/// The parts of the request that these flags fill.
+/// The parts of the create request that the network flags determine.
 pub(crate) struct Networking {
     pub mode: String,
     pub exposed: Map<String, Value>,
@@ -63,7 +63,7 @@ pub(crate) struct Networking {
     pub endpoints: Map<String, Value>,
 }
 
-/// One network as given, and what the container is there.
+/// A network to attach to, with the endpoint's settings.
 #[derive(Debug, Default)]
 struct Attachment {
     network: String,
@@ -195,7 +195,7 @@ impl NetworkArgs {
         Ok(())
     }
 
-    /// The flags that are about the first network.
+    /// Applies the flags that configure the first network's endpoint.
     fn add_own(&self, first: &mut Attachment) -> Outcome<()> {
         let both = |flag: &str, what: &str| {
             Err(invalid(format!(
@@ -220,7 +220,7 @@ impl NetworkArgs {
         }
         first.aliases.extend_from_slice(&self.network_alias);
         first.link_local.extend_from_slice(&self.link_local_ip);
-        // On the default network a link is the container's, not the endpoint's.
+        // On the default network, links are in the container's HostConfig instead of the endpoint.
         if is_users(&first.network) {
             first.links.extend_from_slice(&self.link);
         }
@@ -238,7 +238,7 @@ impl NetworkArgs {
 }
 
 impl Attachment {
-    /// As the API has it, without what was not asked for.
+    /// Returns the endpoint settings as the API has them, omitting empty values.
     fn endpoint(&self) -> Map<String, Value> {
         let mut ipam = Map::new();
         let mut endpoint = Map::new();
@@ -284,7 +284,7 @@ fn is_mac(text: &str) -> bool {
             .all(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// `NAME`, or `key=value` fields.
+/// Parses `NAME`, or `key=value` fields.
 fn attachment(text: &str) -> Outcome<Attachment> {
     if !text.contains('=') && !text.contains(',') {
         return Ok(Attachment {
@@ -299,7 +299,7 @@ fn attachment(text: &str) -> Outcome<Attachment> {
     };
     let mut result = Attachment::default();
     for field in
-        &super::mounts::fields(text).ok_or_else(|| fail("a quoted field does not end".into()))?
+        &super::mounts::fields(text).ok_or_else(|| fail("unterminated quoted field".into()))?
     {
         let (key, value) = field
             .split_once('=')
@@ -342,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_become_endpoints() {
+    fn flags_are_converted_to_endpoints() {
         let own = |values: &[&str]| {
             values
                 .iter()

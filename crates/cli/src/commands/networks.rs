@@ -1,10 +1,10 @@
-//! `network …`
+//! The `network` commands.
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
-use super::system::{Inspection, inspect};
+use super::inspect::{Inspection, inspect};
 use super::{confirmed, filters, for_each, key_values, labels_of, not_available};
 use crate::client::{Client, escape_name, query};
 use crate::format::natural;
@@ -16,7 +16,7 @@ pub(crate) enum NetworkCommand {
     /// Connect a container to a network
     Connect(ConnectArgs),
     /// Create a network
-    Create(CreateArgs),
+    Create(CreateNetworkArgs),
     /// Disconnect a container from a network
     Disconnect(DisconnectArgs),
     /// Display detailed information on one or more networks
@@ -56,7 +56,7 @@ pub(crate) struct InspectArgs {
     names: Vec<String>,
 }
 
-/// What `--verbose` adds is about services of a swarm.
+/// `--verbose` is ignored: it concerns swarm services.
 impl From<InspectArgs> for Inspection {
     fn from(args: InspectArgs) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl From<InspectArgs> for Inspection {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct CreateArgs {
+pub(crate) struct CreateNetworkArgs {
     /// Enable manual container attachment
     #[arg(long)]
     attachable: bool,
@@ -125,7 +125,7 @@ pub(crate) struct CreateArgs {
     network: String,
 }
 
-async fn create(client: &Client, args: CreateArgs) -> Outcome {
+async fn create(client: &Client, args: CreateNetworkArgs) -> Outcome {
     not_available(
         &[
             ("--config-only", args.config_only),
@@ -145,8 +145,8 @@ async fn create(client: &Client, args: CreateArgs) -> Outcome {
     Ok(0)
 }
 
-/// Each subnet with the range, gateway and other addresses that lie in it.
-fn ipam(args: &CreateArgs) -> Outcome<Vec<Value>> {
+/// Returns the IPAM configuration of each subnet, with its range, gateway and auxiliary addresses.
+fn ipam(args: &CreateNetworkArgs) -> Outcome<Vec<Value>> {
     if args.subnet.len() < args.ip_range.len() || args.subnet.len() < args.gateway.len() {
         return Err(Failure::new(
             "every ip-range or gateway must have a corresponding subnet",
@@ -154,7 +154,7 @@ fn ipam(args: &CreateArgs) -> Outcome<Vec<Value>> {
     }
     let mut subnets: Vec<(Option<IpNet>, Map<String, Value>)> = Vec::new();
     for text in &args.subnet {
-        // One that is none is for the engine to refuse.
+        // An invalid subnet is rejected by the engine.
         let subnet: Option<IpNet> = text.parse().ok();
         let overlaps = |other: &IpNet| {
             subnet.is_some_and(|subnet| other.contains(&subnet) || subnet.contains(other))

@@ -1,4 +1,4 @@
-//! Ports as people write them, and `port`.
+//! Parsers for published and exposed ports, and the `port` command.
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::client::{Client, escape_name};
 use crate::{Failure, Outcome};
 
-/// A range of ports, ends included.
+/// An inclusive range of ports.
 type Range = (u16, u16);
 
 fn invalid(text: impl Into<String>) -> Failure {
@@ -27,7 +27,7 @@ fn range(text: &str) -> Result<Range, String> {
     }
 }
 
-/// `PORT[/PROTOCOL]`, split.
+/// Splits `PORT[/PROTOCOL]`.
 fn protocol_of(text: &str) -> Outcome<(&str, String)> {
     let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = if protocol.is_empty() {
@@ -41,7 +41,7 @@ fn protocol_of(text: &str) -> Outcome<(&str, String)> {
     Ok((port, protocol))
 }
 
-/// `published=80,target=80,protocol=tcp` in the short form; that form itself stays as it is.
+/// Converts the long form `published=80,target=80,protocol=tcp` to the short form.
 fn short_form(text: &str) -> Outcome<String> {
     if !text.contains('=') {
         return Ok(text.to_owned());
@@ -67,7 +67,8 @@ fn short_form(text: &str) -> Outcome<String> {
     Ok(format!("{published}:{target}/{protocol}"))
 }
 
-/// What `--publish` and `--expose` come to: exposed ports, and bindings, by the container's port.
+/// Parses `--publish` and `--expose` flags: returns the exposed ports, and the bindings by
+/// container port.
 pub(crate) fn parse(
     published: &[String],
     exposed: &[String],
@@ -75,7 +76,7 @@ pub(crate) fn parse(
     let (mut ports, mut bindings) = (Map::new(), Map::new());
     for text in published {
         let text = short_form(text)?;
-        for (port, binding) in publication(&text)? {
+        for (port, binding) in port_bindings(&text)? {
             ports.insert(port.clone(), json!({}));
             if let Some(list) = bindings
                 .entry(port)
@@ -103,8 +104,8 @@ pub(crate) fn parse(
     Ok((ports, bindings))
 }
 
-/// `[[ADDRESS:]HOST:]CONTAINER[/PROTOCOL]`, where both ports may be ranges.
-fn publication(text: &str) -> Outcome<Vec<(String, Value)>> {
+/// Parses `[[ADDRESS:]HOST:]CONTAINER[/PROTOCOL]`; both ports may be ranges.
+fn port_bindings(text: &str) -> Outcome<Vec<(String, Value)>> {
     let mut parts = text.rsplitn(3, ':');
     let container = parts.next().unwrap_or_default();
     let host = parts.next().unwrap_or_default();
@@ -136,7 +137,7 @@ fn publication(text: &str) -> Outcome<Vec<(String, Value)>> {
     let bindings = (first..=last).map(|port| {
         let host_port = match outer {
             None => String::new(),
-            // One port of the container at any of these.
+            // One container port, published at a free port of this range.
             Some((begin, end)) if first == last && begin != end => format!("{begin}-{end}"),
             Some((begin, _)) => (begin + (port - first)).to_string(),
         };
@@ -148,8 +149,8 @@ fn publication(text: &str) -> Outcome<Vec<(String, Value)>> {
     Ok(bindings.collect())
 }
 
-/// The ports of one listed container, neighbouring ones as ranges: `0.0.0.0:80-81->80-81/tcp,
-/// 443/tcp`.
+/// Formats the ports of a listed container, joining adjacent ones to ranges:
+/// `0.0.0.0:80-81->80-81/tcp, 443/tcp`.
 pub(crate) fn column(ports: &Value) -> String {
     let mut list: Vec<(u64, &str, u64, &str)> = ports
         .as_array()
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn publications() {
+    fn parses_published_ports() {
         assert_eq!(
             bindings("80"),
             json!({"80/tcp": [{"HostIp": "", "HostPort": ""}]})
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn rejects_invalid_ports() {
         for (text, error) in [
             ("", "no port specified: <empty>"),
             ("abc", "invalid containerPort: abc"),
@@ -349,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_ports_are_listed_as_ranges() {
+    fn lists_adjacent_ports_as_ranges() {
         let port = |address: &str, private: u16, public: u16| json!({"IP": address, "PrivatePort": private, "PublicPort": public, "Type": "tcp"});
         let ports = json!([port("0.0.0.0", 80, 80), port("0.0.0.0", 81, 81), port("::", 90, 91), {"PrivatePort": 5, "Type": "udp"}]);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `ps`
+//! The `ps` command.
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -110,7 +110,7 @@ pub(super) fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
         .flatten()
         .filter_map(Value::as_str)
         .map(|name| name.trim_start_matches('/').to_owned())
-        // Names that links give are names for all that.
+        // Names that contain a slash come from links.
         .filter(|name| no_trunc || !name.contains('/'))
         .collect();
     let labels = container["Labels"].as_object().cloned().unwrap_or_default();

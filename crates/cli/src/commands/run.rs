@@ -1,10 +1,10 @@
-//! `run`: create, attach, start, wait.
+//! The `run` command: creates, attaches, starts, waits.
 
 use clap::Args;
 use serde_json::Value;
 
 use super::attach::{Ended, Streams, attach_path, follow_size, forward_signals, pump};
-use super::create::{CreateArgs, make};
+use super::create::{CreateContainerArgs, make};
 use crate::client::{ApiError, Client};
 use crate::{Failure, Outcome, terminal};
 
@@ -20,10 +20,10 @@ pub(crate) struct RunArgs {
     #[arg(long, default_value = "", hide_default_value = true)]
     detach_keys: String,
     #[command(flatten)]
-    create: CreateArgs,
+    create: CreateContainerArgs,
 }
 
-/// The code for everything that fails before the container's own program runs.
+/// Exit code of `run` if it fails before the container's process runs.
 const NOT_RUN: u8 = 125;
 
 pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
@@ -69,7 +69,7 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
         .hijack(&path, None)
         .await
         .map_err(|error| not_run(&error.to_string()))?;
-    // Asked before the start, or a short program could end unseen.
+    // Waiting begins before the start, so that the exit of a short-lived process is not missed.
     let condition = if create.rm { "removed" } else { "next-exit" };
     let wait = wait_request(client, &id, condition)
         .await
@@ -99,7 +99,7 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
     Ok(exit_code(&status))
 }
 
-/// Sends a wait request and returns when the engine has taken it: its answer's head.
+/// Sends a wait request. Returns its response head, which the engine sends once it is waiting.
 pub(crate) async fn wait_request(
     client: &Client,
     id: &str,
@@ -123,7 +123,7 @@ fn not_run(text: &str) -> Failure {
     Failure::with_code(NOT_RUN, format!("whelk: {text}"))
 }
 
-/// Starts a container; a program that cannot run gives the exit codes that shells give.
+/// Starts a container. If its program cannot be executed, the exit code is the one that shells use.
 async fn start(client: &Client, id: &str) -> Outcome<()> {
     let Err(error) = client.post(&format!("/containers/{id}/start"), None).await else {
         return Ok(());
@@ -132,7 +132,7 @@ async fn start(client: &Client, id: &str) -> Outcome<()> {
     Err(Failure::with_code(code_of(&text), format!("whelk: {text}")))
 }
 
-/// The code of a program that shells give for what an error's text is about.
+/// Returns the exit code that shells use for the cause in an error text.
 fn code_of(text: &str) -> u8 {
     if [
         "executable file not found",

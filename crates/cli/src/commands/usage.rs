@@ -1,5 +1,4 @@
-//! What is said about a command line that was not understood, and about how it would be: usage
-//! lines, help, hints.
+//! Usage lines, help texts, and errors for invalid command lines.
 
 use clap::{Arg, Command, CommandFactory};
 
@@ -7,7 +6,7 @@ use super::{Cli, USAGE};
 use crate::flags::{Kind, Mistake, flags_of};
 use crate::{Failure, Outcome};
 
-/// Docker's commands that are to come.
+/// Docker's commands that are not available yet.
 const NOT_YET: &[&str] = &[
     "build",
     "builder",
@@ -35,7 +34,7 @@ const NOT_YET: &[&str] = &[
     "trust",
 ];
 
-/// The definitions of all commands, with their usage lines as Docker writes them.
+/// Returns the definitions of all commands, with usage lines in Docker's form.
 pub(super) fn tree() -> Command {
     let mut root = Cli::command();
     root.build();
@@ -53,7 +52,7 @@ fn with_usage(command: Command, name: &str) -> Command {
         })
 }
 
-/// `whelk run [OPTIONS] IMAGE [COMMAND] [ARG...]`
+/// Returns the usage line: `whelk run [OPTIONS] IMAGE [COMMAND] [ARG...]`.
 fn usage_line(command: &Command, name: &str) -> String {
     let options = if flags_of(command).any(|flag| !flag.is_hide_set()) {
         " [OPTIONS]"
@@ -84,7 +83,7 @@ fn argument_text(argument: &Arg) -> String {
     }
 }
 
-/// The names of the commands that canonical words begin with.
+/// Returns the command names at the beginning of normalized words.
 pub(super) fn path_of(tree: &Command, words: &[String]) -> Vec<String> {
     let mut command = tree;
     let mut path = Vec::new();
@@ -114,7 +113,7 @@ pub(super) fn help(tree: &Command, path: &[String], deprecated_shorthand: bool) 
     if deprecated_shorthand {
         eprintln!("Flag shorthand -h has been deprecated, use --help");
     }
-    // What a usage line says of an argument need not be said again.
+    // Arguments without a help text are shown in the usage line only.
     let told = |argument: Arg| {
         if argument.is_positional() && argument.get_help().is_none() {
             argument.hide(true)
@@ -127,7 +126,7 @@ pub(super) fn help(tree: &Command, path: &[String], deprecated_shorthand: bool) 
     Ok(0)
 }
 
-/// `whelk`, and the names of a command.
+/// Returns `whelk` followed by the names of a command.
 fn program(path: &[String]) -> String {
     std::iter::once("whelk")
         .chain(path.iter().map(String::as_str))
@@ -139,7 +138,7 @@ fn run_help(path: &[String]) -> String {
     format!("Run '{} --help' for more information", program(path))
 }
 
-/// The usage line of a command, and where there is more.
+/// Returns the usage line of a command and a hint at its help.
 fn hint(tree: &Command, path: &[String]) -> String {
     let line = find(tree, path)
         .map(|command| usage_line(command, &program(path)))
@@ -147,7 +146,7 @@ fn hint(tree: &Command, path: &[String]) -> String {
     format!("Usage:  {line}\n\n{}", run_help(path))
 }
 
-/// What a user gets to read about a mistake, and the exit code.
+/// Returns the error text and exit code for an invalid command line.
 pub(super) fn explain(tree: &Command, mistake: Mistake) -> Failure {
     let Mistake { path, kind } = mistake;
     let name = match kind {
@@ -171,7 +170,7 @@ pub(super) fn explain(tree: &Command, mistake: Mistake) -> Failure {
             .collect::<Vec<_>>()
             .join(" ");
         let hint = if matches!(name.as_str(), "pull" | "push" | "login") {
-            "; images come in by load and import"
+            "; use load or import"
         } else {
             ""
         };
@@ -190,8 +189,8 @@ pub(super) fn explain(tree: &Command, mistake: Mistake) -> Failure {
     ))
 }
 
-/// A failure with the hint that Docker adds: to values of flags that make no sense, and to whatever
-/// keeps `run` or the settings of `create` from being carried out.
+/// Appends the hint that Docker's CLI appends: for invalid flag values, and for errors of `run` and
+/// of the settings of `create`.
 pub(super) fn with_trailer(tree: &Command, path: &[String], failure: Failure) -> Failure {
     let Failure { text, code } = failure;
     let last = path.last().map(String::as_str);
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_behind_failures() {
+    fn appends_hints_to_failures() {
         let path = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let text = |command: &str, code: u8, text: &str| {
             with_trailer(&tree(), &path(command), Failure::with_code(code, text)).text

@@ -1,11 +1,11 @@
-//! `volume …`
+//! The `volume` commands.
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::containers::write_body;
 use super::images::{file_body, reader_body};
-use super::system::{Inspection, inspect};
+use super::inspect::{Inspection, inspect};
 use super::{confirmed, filters, for_each, key_values, labels_of, not_available};
 use crate::client::{Client, escape, no_body, query};
 use crate::format::natural;
@@ -22,7 +22,7 @@ pub(crate) enum VolumeCommand {
     /// Copy a volume into a new one
     Clone(CloneArgs),
     /// Create a volume
-    Create(CreateArgs),
+    Create(CreateVolumeArgs),
     /// Write a volume's content as a tar archive to a file or STDOUT
     Export(ExportArgs),
     /// Unpack a tar archive into a volume, which is created if it is missing
@@ -37,7 +37,7 @@ pub(crate) enum VolumeCommand {
     /// Remove one or more volumes
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
-    /// Keep a volume's present content in a new volume that can only be read
+    /// Copy a volume's current content into a new read-only volume
     Snapshot(SnapshotArgs),
     /// Update a volume (cluster volumes only)
     Update {
@@ -93,7 +93,7 @@ pub(crate) async fn volume(client: &Client, command: VolumeCommand) -> Outcome {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct CreateArgs {
+pub(crate) struct CreateVolumeArgs {
     /// Specify volume driver name
     #[arg(short, long, default_value = "local")]
     driver: String,
@@ -112,7 +112,7 @@ pub(crate) struct CreateArgs {
     volume: Option<String>,
 }
 
-/// What is only for volumes of a swarm.
+/// Flags for cluster volumes (swarm), which are not supported.
 #[derive(Debug, Args)]
 struct ClusterArgs {
     /// Cluster Volume availability ("active", "pause", "drain")
@@ -165,7 +165,7 @@ impl ClusterArgs {
     }
 }
 
-async fn create(client: &Client, args: CreateArgs) -> Outcome {
+async fn create(client: &Client, args: CreateVolumeArgs) -> Outcome {
     args.cluster.check()?;
     if args.name.is_some() && args.volume.is_some() {
         return Err(Failure::new(
@@ -181,7 +181,7 @@ async fn create(client: &Client, args: CreateArgs) -> Outcome {
     Ok(0)
 }
 
-/// What `clone` and `snapshot` have in common.
+/// Flags shared by `clone` and `snapshot`.
 #[derive(Debug, Args)]
 struct ClonedArgs {
     /// Set metadata for the new volume

@@ -1,4 +1,4 @@
-//! Output: tables, units, Go templates.
+//! Output formatting: tables, units, Go templates.
 
 use std::cmp::Ordering;
 
@@ -6,7 +6,7 @@ pub(crate) mod table;
 pub(crate) mod template;
 pub(crate) mod units;
 
-/// The order in which people count: `web-2` before `web-10`.
+/// Natural order: compares runs of digits as numbers (`web-2` before `web-10`).
 pub(crate) fn natural(one: Option<&str>, other: Option<&str>) -> Ordering {
     let (whole_one, whole_other) = (one.unwrap_or_default(), other.unwrap_or_default());
     let (mut one, mut other) = (whole_one.as_bytes(), whole_other.as_bytes());
@@ -28,7 +28,7 @@ pub(crate) fn natural(one: Option<&str>, other: Option<&str>) -> Ordering {
     one.len().cmp(&other.len()).then(whole_one.cmp(whole_other))
 }
 
-/// Takes the digits off the beginning of a text, and returns them without zeros in front.
+/// Removes leading digits from `text`, and returns them without leading zeros.
 fn take_number<'t>(text: &mut &'t [u8]) -> &'t [u8] {
     let end = text
         .iter()
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_in_names_count() {
+    fn sorts_numbers_in_names_by_value() {
         let ordered = [
             "", "01", "1", "2", "10", "a", "a0", "a1b", "a1b2", "a1b10", "a2", "a010", "a010b", "b",
         ];

@@ -1,30 +1,30 @@
-//! Lists as tables, templates or JSON, as `--format` says.
+//! Prints lists as tables, templates or JSON, as selected by `--format`.
 
 use serde_json::{Map, Value};
 
 use super::template::{Mode, Template, Typed};
 use crate::Outcome;
 
-/// A column: the field's name in templates and its heading.
+/// A column: its field name in templates, and its heading.
 pub(crate) type Column = (&'static str, &'static str);
 
-/// What a list is made of.
+/// The columns of a list.
 #[derive(Debug)]
 pub(crate) struct Table {
-    /// The type that Docker's client has for a row; errors name it.
+    /// Go type of a row in Docker's client, named in errors.
     pub row: &'static str,
-    /// The field that `--quiet` shows.
+    /// The field shown by `--quiet`.
     pub id: &'static str,
-    /// All that may be named in `--format`.
+    /// All fields that `--format` can refer to.
     pub columns: &'static [Column],
 }
 
-/// Cells no narrower than this, and this far apart: Docker's numbers.
-const LEAST_WIDTH: usize = 10;
+/// Minimum column width and padding in characters, as in Docker's CLI.
+const MIN_WIDTH: usize = 10;
 const PADDING: usize = 3;
 
 impl Table {
-    /// Finds mistakes in a template before there are rows, as Docker's `ps` does.
+    /// Validates a template before the request is sent, as Docker's `ps` does.
     pub(crate) fn check(&self, format: &str) -> Outcome<()> {
         if matches!(format, "" | "table" | "json") {
             return Ok(());
@@ -43,7 +43,7 @@ impl Table {
             .map_err(|mistake| mistake.failure(1, "failed to execute template: "))
     }
 
-    /// Prints rows of fields. `default` is the template for a table.
+    /// Prints rows. `default` is the template of the table.
     pub(crate) fn print(
         &self,
         format: &str,
@@ -60,7 +60,7 @@ impl Table {
         let (is_table, text) = format
             .strip_prefix("table")
             .map_or((false, format.as_str()), |text| (true, text));
-        // Typed on a command line, a tab is two characters.
+        // On a command line, a tab is typed as `\t`.
         let text = text
             .trim_matches(' ')
             .replace("\\t", "\t")
@@ -99,14 +99,14 @@ impl Table {
     }
 }
 
-/// Prints without dying when the reader has gone.
+/// Prints a text, ignoring errors such as a closed pipe.
 pub(crate) fn print_text(text: &str) {
     use std::io::Write;
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// Lines with tabs as columns. A column is as wide as its widest cell; the last cell of a line is
-/// not padded.
+/// Aligns tab-separated lines to columns. A column is as wide as its widest cell; the last cell of
+/// a line is not padded.
 pub(crate) fn align(lines: &[String]) -> String {
     let rows: Vec<Vec<&str>> = lines
         .iter()
@@ -115,7 +115,7 @@ pub(crate) fn align(lines: &[String]) -> String {
     let mut widths: Vec<usize> = Vec::new();
     for row in &rows {
         for (index, cell) in row.iter().enumerate().take(row.len().saturating_sub(1)) {
-            let width = (cell.chars().count() + PADDING).max(LEAST_WIDTH);
+            let width = (cell.chars().count() + PADDING).max(MIN_WIDTH);
             match widths.get_mut(index) {
                 Some(known) => *known = (*known).max(width),
                 None => widths.push(width),
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up() {
+    fn aligns_columns() {
         let lines = ["REPOSITORY\tTAG\tID".to_owned(), "b\tlatest\tx".to_owned()];
         assert_eq!(
             align(&lines),

@@ -1,8 +1,8 @@
-//! Sizes and spans as Docker writes them, and reading sizes.
+//! Formats sizes and durations as Docker does, and parses them.
 
 use crate::{Failure, Outcome};
 
-/// Bytes in powers of 1000 with four significant digits: `1.984MB`; `digits` says how many.
+/// Formats bytes in powers of 1000 with `digits` significant digits: `1.984MB`.
 pub(crate) fn size(bytes: u64, digits: usize) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let (mut value, mut unit) = (bytes as f64, 0);
@@ -13,7 +13,7 @@ pub(crate) fn size(bytes: u64, digits: usize) -> String {
     format!("{}{}", significant(value, digits), UNITS[unit])
 }
 
-/// Bytes in powers of 1024 with four significant digits: `23.54GiB`.
+/// Formats bytes in powers of 1024 with four significant digits: `23.54GiB`.
 pub(crate) fn binary_size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let (mut value, mut unit) = (bytes as f64, 0);
@@ -24,7 +24,7 @@ pub(crate) fn binary_size(bytes: u64) -> String {
     format!("{}{}", significant(value, 4), UNITS[unit])
 }
 
-/// At most so many letters; a longer text ends in `…`.
+/// Truncates a text to `most` characters, the last of which is then `…`.
 pub(crate) fn ellipsis(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         text.to_owned()
@@ -36,8 +36,8 @@ pub(crate) fn ellipsis(text: &str, most: usize) -> String {
     }
 }
 
-/// A number with at most so many significant digits, as Go's `%.Ng` writes it for numbers of this
-/// size.
+/// Formats a number with at most `digits` significant digits, like Go's `%.Ng` for numbers in this
+/// range.
 fn significant(value: f64, digits: usize) -> String {
     let before_point = if value < 1.0 {
         1
@@ -52,7 +52,7 @@ fn significant(value: f64, digits: usize) -> String {
     }
 }
 
-/// Bytes from `512`, `64m`, `1.5gb`, in powers of 1024.
+/// Parses a size such as `512`, `64m` or `1.5gb`, with suffixes in powers of 1024. Returns bytes.
 pub(crate) fn parse_size(text: &str) -> Outcome<i64> {
     let invalid = || Failure::new(format!("invalid size: '{text}'"));
     let lower = text.trim().to_lowercase();
@@ -78,13 +78,13 @@ pub(crate) fn parse_size(text: &str) -> Outcome<i64> {
     Ok(bytes as i64)
 }
 
-/// `2 hours ago`, from seconds since the epoch.
+/// Formats a time in seconds since the epoch as `2 hours ago`.
 pub(crate) fn ago(seconds: i64) -> String {
     let now = jiff::Timestamp::now().as_second();
     format!("{} ago", span(now - seconds))
 }
 
-/// A span of time as people say it.
+/// Formats a duration in seconds as `2 hours`.
 pub(crate) fn span(seconds: i64) -> String {
     let seconds = seconds.max(0);
     let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
@@ -103,13 +103,13 @@ pub(crate) fn span(seconds: i64) -> String {
     }
 }
 
-/// Nanoseconds of a duration: `1h30m`, `500ms`.
+/// Parses a duration (`1h30m`, `500ms`). Returns nanoseconds.
 pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     i64::try_from(text.parse::<jiff::SignedDuration>().ok()?.as_nanos()).ok()
 }
 
-/// A moment for `--since` and `--until`: RFC 3339 in many lengths, seconds, or a duration back from
-/// now.
+/// Converts a value of `--since` or `--until` to seconds since the epoch: an RFC 3339 time or a
+/// prefix of one, a number of seconds, or a duration before now.
 pub(crate) fn moment(text: &str) -> Outcome<String> {
     if text.is_empty() || text.parse::<f64>().is_ok() {
         return Ok(text.to_owned());
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn formats_and_parses_sizes() {
         for (bytes, text) in [
             (0, "0B"),
             (999, "999B"),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn durations() {
+    fn parses_durations_and_times() {
         assert_eq!(parse_duration("1h30m"), Some(5_400_000_000_000));
         assert_eq!(parse_duration("500ms"), Some(500_000_000));
         assert_eq!(parse_duration("5"), None);

@@ -1,12 +1,13 @@
-//! Completion of command lines: `completion SHELL` prints a script that asks `__complete LINE` for
-//! what can follow.
+//! Shell completion: `completion SHELL` prints a script that calls `__complete LINE`, which prints
+//! the possible completions:
 //!
 //! ```text
-//! VALUE<tab>DESCRIPTION     for each word that can stand where the line ends
-//! :files                    names of files can stand there, too
+
+//! VALUE<tab>DESCRIPTION     a word that can complete the line
+//! :files                    file names can complete the line as well
 //! ```
-//! Names of objects come from the engine that the line is about, if it answers quickly; none is
-//! started.
+//! Object names are requested from the engine that the command line refers to, if it answers in
+//! time; no engine is started.
 
 use std::time::Duration;
 
@@ -20,10 +21,10 @@ use crate::flags::{self, Place, flags_of};
 use crate::format::table::print_text;
 use crate::{Failure, Outcome};
 
-/// An engine that does not answer in this time is not waited for.
+/// How long to wait for the engine's answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Prints the script for a shell.
+/// Prints the completion script for a shell.
 pub(super) fn script(shell: &str) -> Outcome {
     print_text(match shell {
         "bash" => include_str!("whelk.bash"),
@@ -31,32 +32,32 @@ pub(super) fn script(shell: &str) -> Outcome {
         "fish" => include_str!("whelk.fish"),
         other => {
             return Err(Failure::new(format!(
-                "whelk: completion: {other:?} is none of bash, zsh, fish"
+                "whelk: completion: unknown shell {other:?}: must be bash, zsh or fish"
             )));
         }
     });
     Ok(0)
 }
 
-/// What can stand somewhere.
+/// The kind of word that can be completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Offer {
     Nothing,
     Words(&'static [&'static str]),
-    /// Containers in one of these states, separated by spaces; empty for all.
+    /// Containers in one of these states (space-separated), or all if empty.
     Containers(&'static str),
     Images,
     Networks,
     Volumes,
-    /// A volume's name or a path.
+    /// Volume names or paths.
     VolumesAndFiles,
-    /// Whatever has a name.
+    /// Objects of any kind.
     Objects,
     Variables,
     Files,
 }
 
-/// A word, and what it is.
+/// A word and its description.
 type Candidate = (String, String);
 
 #[derive(Debug, Parser)]
@@ -65,7 +66,7 @@ struct Root {
     flags: RootFlags,
 }
 
-/// Prints what can follow at the end of a line.
+/// Prints the completions for the end of a command line.
 pub(super) fn complete(line: &str) -> Outcome {
     let (words, typed) = split(line);
     let tree = usage::tree();
@@ -105,7 +106,7 @@ pub(super) fn complete(line: &str) -> Outcome {
     Ok(0)
 }
 
-/// The words of a line as a shell splits it, and the one that is being typed at its end.
+/// Splits a line into words as a shell does. Returns the complete words and the one being typed.
 fn split(line: &str) -> (Vec<String>, String) {
     let (mut words, mut word, mut open) = (Vec::new(), String::new(), false);
     let mut quote = None;
@@ -127,8 +128,8 @@ fn split(line: &str) -> (Vec<String>, String) {
     (words, word)
 }
 
-/// How much of a typed word bash keeps when it puts a completion in: all up to the last of its word
-/// breaks.
+/// Returns the length of the prefix of the typed word that bash keeps when it inserts a completion:
+/// everything up to the last character in `COMP_WORDBREAKS`.
 fn unbroken(typed: &str, prefix: &str) -> usize {
     let breaks = std::env::var("WHELK_WORDBREAKS").unwrap_or_default();
     let end = typed
@@ -137,8 +138,8 @@ fn unbroken(typed: &str, prefix: &str) -> usize {
     if typed.starts_with(prefix) { end } else { 0 }
 }
 
-/// What can stand at a place, and what of the typed word comes before that. `None` for names of
-/// commands and flags.
+/// Returns what can be completed at a place, and the prefix of the typed word that precedes it
+/// (`--flag=`). `None` stands for names of commands and flags.
 fn offered(place: &Place, typed: &str) -> (Option<Offer>, String) {
     if let Some(argument) = place.value_of {
         return (Some(value_of(argument)), String::new());
@@ -166,7 +167,7 @@ fn offered(place: &Place, typed: &str) -> (Option<Offer>, String) {
     )
 }
 
-/// The commands or flags that can stand at a place.
+/// Returns the subcommands or flags that can be completed at a place.
 fn names(place: &Place, typed: &str) -> Vec<Candidate> {
     let about =
         |text: Option<&clap::builder::StyledStr>| text.map(ToString::to_string).unwrap_or_default();
@@ -187,7 +188,7 @@ fn names(place: &Place, typed: &str) -> Vec<Candidate> {
         .collect()
 }
 
-/// What a flag takes.
+/// Returns what a flag's value can be completed with.
 fn value_of(argument: &Arg) -> Offer {
     match argument.get_long().unwrap_or_default() {
         "attach" => Offer::Words(&["STDERR", "STDIN", "STDOUT"]),
@@ -233,7 +234,7 @@ fn value_of(argument: &Arg) -> Offer {
     }
 }
 
-/// What a command's argument with this index is.
+/// Returns what a command's positional argument can be completed with.
 fn argument_of(path: &[&str], index: usize) -> Offer {
     const UP: &str = "running paused restarting";
     match (path, index) {
@@ -321,7 +322,7 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
         .collect()
 }
 
-/// The names in a list of objects of any kind.
+/// Returns the names in a list response of any object type.
 fn objects(answer: &Value, states: &str) -> Vec<Candidate> {
     let list = answer
         .as_array()
@@ -361,7 +362,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_split_as_by_a_shell() {
+    fn splits_lines_as_a_shell_does() {
         let words = |line: &str| {
             let (words, typed) = split(line);
             format!("{}|{typed}", words.join("|"))
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_stand_where() {
+    fn offers_completions_by_place() {
         let tree = usage::tree();
         let offer = |line: &str| {
             let (words, typed) = split(line);

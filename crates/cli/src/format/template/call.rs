@@ -1,4 +1,4 @@
-//! The functions that templates can call: Go's own and those of Docker's CLI.
+//! Template functions: Go's builtins and those of Docker's CLI.
 
 use std::cmp::Ordering;
 
@@ -19,7 +19,7 @@ pub(super) fn is_known(name: &str) -> bool {
 type Result<T> = std::result::Result<T, String>;
 
 pub(super) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
-    // A table's headings are not what the functions are meant for.
+    // In a table's header, functions apply to values only and return the heading.
     if mode == Mode::Headings
         && matches!(name, "json" | "title" | "lower" | "upper" | "truncate")
         && let [heading, ..] = values
@@ -84,7 +84,7 @@ pub(super) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
     }
 }
 
-/// A method without arguments of a named type.
+/// Evaluates a method without arguments of a named Go type.
 pub(super) fn method(value: &Typed, name: &str) -> Option<Typed> {
     let flag = |holds: bool| Some(Typed::literal("bool", holds));
     let text = value.as_text();
@@ -148,7 +148,7 @@ pub(super) fn method(value: &Typed, name: &str) -> Option<Typed> {
     }
 }
 
-/// Rows of tables escape what has a meaning in HTML; Docker's client does so by accident.
+/// Encodes a value as JSON. For table rows, `<`, `>` and `&` are escaped, as Docker's client does.
 fn json(value: &Typed) -> String {
     let text = value.to_json().to_string();
     if value.kind() == Kind::Row {
@@ -227,11 +227,11 @@ fn join(list: &Typed, separator: &str) -> Result<Typed> {
     ))
 }
 
-/// No padding is wider than this.
-const WIDEST: usize = 1 << 16;
+/// Maximum padding in characters.
+const MAX_PADDING: usize = 1 << 16;
 
 fn pad(text: &str, before: usize, after: usize) -> Result<Typed> {
-    if before.max(after) > WIDEST {
+    if before.max(after) > MAX_PADDING {
         return Err("too much padding".into());
     }
     Ok(Typed::text(if text.is_empty() {
@@ -241,7 +241,7 @@ fn pad(text: &str, before: usize, after: usize) -> Result<Typed> {
     }))
 }
 
-/// So many bytes; half a letter at the end is no letter.
+/// Truncates to a number of bytes; an incomplete character at the end becomes U+FFFD.
 fn truncate(text: &str, length: usize) -> Result<Typed> {
     Ok(Typed::text(String::from_utf8_lossy(
         &text.as_bytes()[..length.min(text.len())],
@@ -330,7 +330,7 @@ fn slice(value: &Typed, bounds: &[Typed]) -> Result<Typed> {
     })
 }
 
-/// The kinds that can be compared with each other.
+/// Kinds of values that are comparable with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Basic {
     Bool,

@@ -1,4 +1,4 @@
-//! Splits a template into text and actions, and actions into tokens with their places.
+//! Lexer: splits a template into text and actions, and actions into tokens.
 
 use super::Mistake;
 
@@ -6,18 +6,18 @@ use super::Mistake;
 #[derive(Debug)]
 pub(super) enum Part<'t> {
     Text(&'t str),
-    /// The tokens between `{{` and `}}`, and where these end.
+    /// The tokens between `{{` and `}}`, and the offset of `}}`.
     Action(Vec<Token<'t>>, usize),
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Token<'t> {
     pub kind: Kind,
-    /// As written.
+    /// The source text.
     pub text: &'t str,
-    /// Bytes from the template's beginning.
+    /// Offset in the template in bytes.
     pub at: usize,
-    /// White space stands before it.
+    /// Whether white space precedes it.
     pub spaced: bool,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum Kind {
     Dot,
     /// `$name`
     Variable,
-    /// A function's name, a keyword or a word like `true`.
+    /// A function name, a keyword or a literal like `true`.
     Word,
     Number,
     /// `"…"`
@@ -41,7 +41,7 @@ pub(super) enum Kind {
     Sign,
 }
 
-/// Splits at `{{` and `}}`; `{{-` and `-}}` take the white space beside them away, comments go.
+/// Splits at `{{` and `}}`. `{{-` and `-}}` trim adjacent white space; comments are removed.
 pub(super) fn split(template: &str) -> Result<Vec<Part<'_>>, Mistake> {
     let mut parts = Vec::new();
     let (mut at, mut trim) = (0, false);
@@ -93,8 +93,8 @@ fn is_trim_marker(text: &str) -> bool {
     text.starts_with('-') && text[1..].starts_with([' ', '\t', '\n', '\r'])
 }
 
-/// The tokens from `begin` on, where `}}` ends, and whether it takes the white space behind it
-/// away.
+/// Returns the tokens from `begin` on, the offset after `}}`, and whether it trims the white space
+/// that follows.
 fn action(template: &str, begin: usize) -> Result<(Vec<Token<'_>>, usize, bool), Mistake> {
     let mut tokens: Vec<Token> = Vec::new();
     let (mut at, mut depth) = (begin, 0usize);
@@ -187,8 +187,8 @@ fn number_length(text: &str) -> usize {
     (sign + length).max(1)
 }
 
-/// The length of a text in quotes, these included; a backslash takes the next letter's meaning
-/// away.
+/// Returns the length of a quoted text including its quotes; a backslash escapes the next
+/// character.
 fn quoted_length(text: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     for (index, letter) in text.char_indices().skip(1) {
@@ -203,7 +203,7 @@ fn quoted_length(text: &str, quote: char) -> Option<usize> {
     None
 }
 
-/// The text that a string or character in quotes stands for.
+/// Unquotes a string or character literal.
 pub(super) fn unquote(text: &str) -> Option<String> {
     let mut out = Vec::new();
     let mut letters = text.get(1..text.len() - 1)?.chars();

@@ -1,8 +1,8 @@
-//! Go's text templates over the engine's answers, as `--format` has them.
+//! Go's text templates over the engine's responses, for `--format`.
 //!
-//! `lex` and `parse` make nodes of a template, `run` carries them out with the functions of `call`
-//! over the values of `value`: JSON with the Go types (`types`) that Docker's client has there,
-//! which decide what `print` shows.
+//! `lex` and `parse` build a syntax tree, `run` executes it with the functions of `call` on the
+//! values of `value`: JSON with the Go types (`types`) that Docker's client uses, which determine
+//! what `print` outputs.
 //!
 //! ```text
 //! {{.A.B}}  {{json .}}  {{range .L}}…{{else}}…{{end}}  {{if eq .A "x"}}…{{end}}  {{with .A}}…{{end}}
@@ -22,7 +22,7 @@ pub(crate) use value::Typed;
 
 use crate::Failure;
 
-/// A template that was understood.
+/// A parsed template.
 #[derive(Clone, Debug)]
 pub(crate) struct Template {
     name: &'static str,
@@ -30,18 +30,18 @@ pub(crate) struct Template {
     parsed: parse::Parsed,
 }
 
-/// What is wrong with a template, or with what it does to a value, in Go's words.
+/// A parse or execution error with Go's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mistake(String);
 
 impl Mistake {
-    /// About a place in a template that is being read.
+    /// Creates a parse error at an offset in the template.
     fn new(template: &str, at: usize, text: impl std::fmt::Display) -> Self {
         let line = template[..at.min(template.len())].matches('\n').count() + 1;
         Self(format!("{line}: {text}"))
     }
 
-    /// As a failure with a status, and what was done in front.
+    /// Converts to a failure with an exit code and a prefix.
     pub(crate) fn failure(self, code: u8, what: &str) -> Failure {
         Failure::with_code(code, format!("{what}{}", self.0))
     }
@@ -52,7 +52,7 @@ impl Template {
         Self::named("", text)
     }
 
-    /// A template whose name is in its errors.
+    /// Parses a template with a name that appears in its errors.
     pub(crate) fn named(name: &'static str, text: &str) -> Result<Self, Mistake> {
         match parse::parse(text) {
             Ok(parsed) => Ok(Self {
@@ -69,7 +69,7 @@ impl Template {
         outcome.map(|()| text)
     }
 
-    /// The same with what comes before a mistake.
+    /// Like [`execute`](Self::execute), but also returns the output before an error.
     pub(crate) fn execute_until(&self, value: &Typed, mode: Mode) -> (String, Result<(), Mistake>) {
         run::run(self.name, &self.text, &self.parsed, value, mode)
     }
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_in_gos_words() {
+    fn errors_have_gos_texts() {
         for (template, text) in [
             ("{{.A", "template: :1: unclosed action"),
             ("x\n{{", "template: :2: unclosed action"),
@@ -211,7 +211,7 @@ mod tests {
         }
     }
 
-    /// What Docker 28 prints of the same settings.
+    /// What Docker 28 prints for the same settings.
     #[test]
     fn typed_values_print_as_in_go() {
         let container = Typed::new(
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn json_of_no_known_type() {
+    fn executes_on_untyped_json() {
         let raw = |template: &str| {
             execute(
                 template,
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_headings_of_tables() {
+    fn executes_on_table_rows_and_headings() {
         let row = Typed::new(
             "*formatter.ContainerContext",
             json!({"Names": "one", "Labels": {"b": "2,3", "a": "1"}, "Platform": null}),
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_calls_itself_ends() {
+    fn rejects_unbounded_recursion() {
         assert!(
             execute(
                 "{{define \"t\"}}{{template \"t\"}}{{end}}{{template \"t\"}}",

@@ -1,4 +1,4 @@
-//! Tokens to nodes.
+//! Parses tokens to a syntax tree.
 
 use std::collections::HashMap;
 
@@ -35,12 +35,12 @@ pub(super) enum Node {
     Continue,
 }
 
-/// Commands joined by `|`: each one's result is the next one's last argument.
+/// Commands joined by `|`: each result is the last argument of the next command.
 #[derive(Clone, Debug)]
 pub(super) struct Pipeline {
-    /// The variables that get the result.
+    /// The variables that the result is assigned to.
     pub variables: Vec<String>,
-    /// They are new ones (`:=`).
+    /// Whether the variables are declared here (`:=`).
     pub declares: bool,
     pub commands: Vec<Command>,
     pub place: Place,
@@ -53,7 +53,7 @@ pub(super) struct Command {
     pub place: Place,
 }
 
-/// Where something stands in a template, and how it reads there: for errors.
+/// The offset and source text of a node, for errors.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub at: usize,
@@ -79,19 +79,19 @@ pub(super) enum Value {
     Nested(Pipeline, Vec<String>),
 }
 
-/// A template and those that it defines for itself.
+/// A template and the templates that it defines.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parsed {
     pub nodes: Vec<Node>,
     pub named: HashMap<String, Vec<Node>>,
 }
 
-/// What ended a list of nodes.
+/// What terminated a list of nodes.
 #[derive(Debug)]
 enum End<'t> {
     Template,
     Close,
-    /// `else`, with the tokens of what follows (`if …`, `with …`).
+    /// `else`, with the tokens after it (`if …`, `with …`).
     Else(Vec<Token<'t>>, usize),
 }
 
@@ -118,9 +118,9 @@ struct Parser<'t> {
     template: &'t str,
     parts: std::vec::IntoIter<Part<'t>>,
     named: HashMap<String, Vec<Node>>,
-    /// Those that are known where the parser is.
+    /// The variables in scope.
     variables: Vec<String>,
-    /// How many `range` are open.
+    /// The number of enclosing `range` actions.
     loops: usize,
 }
 
@@ -186,7 +186,7 @@ impl<'t> Parser<'t> {
                         return Err(self.wrong(self.template.len(), "unexpected EOF"));
                     }
                 },
-                // One `end` ends both.
+                // `else if` and `else with` share the `end` of the outer action.
                 Some(next) if next == word && word != "range" => {
                     vec![self.control(next, tokens[1..].to_vec(), close)?]
                 }
@@ -214,7 +214,7 @@ impl<'t> Parser<'t> {
         })
     }
 
-    /// `define`, `template`, and `block`, which is both.
+    /// Parses `define`, `template`, and `block`, which is both.
     fn named_template(
         &mut self,
         word: &str,
@@ -276,7 +276,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// Reads up to the end or a closing parenthesis.
+    /// Parses up to the end of the action or a closing parenthesis.
     fn pipeline_of(&mut self, tokens: &mut Tokens<'t>, context: &str) -> Result<Pipeline, Mistake> {
         let begin = tokens.at();
         let (variables, declares) = self.declared(tokens, context)?;
@@ -311,7 +311,7 @@ impl<'t> Parser<'t> {
         })
     }
 
-    /// `$x :=`, `$i, $x :=`, `$x =`
+    /// Parses `$x :=`, `$i, $x :=`, `$x =`.
     fn declared(
         &self,
         tokens: &mut Tokens<'t>,
@@ -440,7 +440,7 @@ impl<'t> Parser<'t> {
     }
 }
 
-/// The tokens of one action, read one by one.
+/// A cursor over the tokens of one action.
 struct Tokens<'t> {
     list: Vec<Token<'t>>,
     next: usize,
@@ -452,7 +452,7 @@ impl<'t> Tokens<'t> {
         self.list.get(self.next)
     }
 
-    /// Where the next token stands.
+    /// Returns the offset of the next token.
     fn at(&self) -> usize {
         self.peek().map_or(self.close, |token| token.at)
     }
@@ -478,7 +478,7 @@ impl<'t> Tokens<'t> {
         found
     }
 
-    /// Where a field stands that directly follows.
+    /// Returns the offset of a field that follows without white space.
     fn peek_attached_field(&self) -> Option<usize> {
         self.peek()
             .filter(|token| token.kind == Kind::Field && !token.spaced)
@@ -494,7 +494,7 @@ impl<'t> Tokens<'t> {
     }
 }
 
-/// A number as Go reads it: whole ones in any base, or with a point or exponent.
+/// Parses a number literal as Go does: integers in any base, or floats.
 fn number(text: &str) -> Option<Typed> {
     let plain = text.replace('_', "");
     let (sign, digits) = match plain.strip_prefix('-') {

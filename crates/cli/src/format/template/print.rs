@@ -1,8 +1,8 @@
-//! How Go prints values: the `%v` of templates, and the verbs of `printf`.
+//! Formats values as Go does: `%v`, as used by templates, and the verbs of `printf`.
 
 use super::value::{ANY, Kind, Typed};
 
-/// What `{{…}}` prints of a value.
+/// Formats a value as the result of an action `{{…}}`.
 pub(super) fn shown(value: &Typed) -> String {
     let value = value.indirect();
     if value.is_nothing() {
@@ -12,12 +12,13 @@ pub(super) fn shown(value: &Typed) -> String {
     }
 }
 
-/// A value as the `%v` of an argument.
+/// Formats a value with `%v`.
 pub(super) fn plain(value: &Typed) -> String {
     Style::default().write(value, 0)
 }
 
-/// Values one after the other, with a space between two that are not text; with `all`, between all.
+/// Concatenates values, with a space between two values that are not strings or, with `all`,
+/// between all values.
 pub(super) fn joined(values: &[Typed], all: bool) -> String {
     let mut out = String::new();
     for (index, value) in values.iter().enumerate() {
@@ -30,12 +31,12 @@ pub(super) fn joined(values: &[Typed], all: bool) -> String {
     out
 }
 
-/// `%v`, `%+v` or `%#v`.
+/// The variant of the verb: `%v`, `%+v` or `%#v`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Style {
-    /// Structs with the names of their fields.
+    /// Whether struct fields are printed with their names.
     names: bool,
-    /// As Go source.
+    /// Whether values are printed as Go source.
     source: bool,
 }
 
@@ -74,7 +75,7 @@ impl Style {
                     Kind::Struct(_) | Kind::List(_) | Kind::Map(_) if depth == 0 => {
                         format!("&{}", self.write(&inner, depth + 1))
                     }
-                    // Go shows the address; it means nothing to anybody.
+                    // Go prints the pointer's address, which has no meaning here.
                     _ if self.source => format!("({ty})(0xc000000000)"),
                     _ => "0xc000000000".into(),
                 }
@@ -122,7 +123,7 @@ impl Style {
     }
 }
 
-/// What the types that have a `String` method say of themselves.
+/// Formats types that have a `String` method.
 fn by_method(value: &Typed) -> Option<String> {
     match value.ty {
         "time.Time" => Some(time(&value.as_text()?)),
@@ -142,7 +143,7 @@ fn by_method(value: &Typed) -> Option<String> {
     }
 }
 
-/// A moment as Go's `time.Time` prints itself: `2024-01-02 03:04:05.6 +0000 UTC`.
+/// Formats an RFC 3339 time as Go's `time.Time` does: `2024-01-02 03:04:05.6 +0000 UTC`.
 fn time(text: &str) -> String {
     const ZERO: &str = "0001-01-01T00:00:00Z";
     let text = if text.is_empty() { ZERO } else { text };
@@ -162,7 +163,7 @@ fn time(text: &str) -> String {
     format!("{} {name}", zoned.strftime("%Y-%m-%d %H:%M:%S%.f %z"))
 }
 
-/// A span of nanoseconds as Go's `time.Duration` prints itself: `1h0m30s`, `1.5ms`.
+/// Formats nanoseconds as Go's `time.Duration` does: `1h0m30s`, `1.5ms`.
 fn duration(nanoseconds: i64) -> String {
     const SECOND: u64 = 1_000_000_000;
     let sign = if nanoseconds < 0 { "-" } else { "" };
@@ -195,7 +196,7 @@ fn duration(nanoseconds: i64) -> String {
     format!("{sign}{text}")
 }
 
-/// Digits of a whole number of any size.
+/// Returns the decimal digits of an integer of any size.
 fn number(value: &Typed) -> String {
     if value.json.is_number() {
         value.json.to_string()
@@ -204,7 +205,7 @@ fn number(value: &Typed) -> String {
     }
 }
 
-/// A text in Go's quotes.
+/// Quotes a text as Go's `%q` does.
 fn quote(text: &str) -> String {
     let mut out = String::from('"');
     for letter in text.chars() {
@@ -228,10 +229,10 @@ fn quote(text: &str) -> String {
     out + "\""
 }
 
-/// A number with a point, by `%f`, `%e` or `%g`.
+/// Formats a float with `%f`, `%e` or `%g`.
 fn float(number: f64, verb: char, precision: Option<usize>) -> String {
     let exponential = |text: String| match text.split_once('e') {
-        // Go's exponents have a sign and two digits.
+        // Go's exponents have a sign and at least two digits.
         Some((digits, exponent)) => {
             let (sign, exponent) = exponent
                 .strip_prefix('-')
@@ -281,7 +282,7 @@ fn float(number: f64, verb: char, precision: Option<usize>) -> String {
     }
 }
 
-/// The flags of one verb: `%-05.2f`.
+/// The flags of a verb, as in `%-05.2f`.
 #[derive(Debug, Default)]
 struct Verb {
     minus: bool,
@@ -293,10 +294,10 @@ struct Verb {
     precision: Option<usize>,
 }
 
-/// No text is made wider than this.
-const WIDEST: usize = 1 << 16;
+/// Maximum width of a field in characters.
+const MAX_WIDTH: usize = 1 << 16;
 
-/// Go's `Sprintf`.
+/// Implements Go's `fmt.Sprintf`.
 pub(super) fn printf(format: &str, values: &[Typed]) -> String {
     let mut out = String::new();
     let mut values = values.iter();
@@ -320,12 +321,12 @@ pub(super) fn printf(format: &str, values: &[Typed]) -> String {
             if letters.next_if_eq(&'*').is_some() {
                 return values
                     .next()
-                    .map(|value| usize::try_from(value.as_int()).unwrap_or(0).min(WIDEST));
+                    .map(|value| usize::try_from(value.as_int()).unwrap_or(0).min(MAX_WIDTH));
             }
             let mut number = None;
             while let Some(digit) = letters.next_if(char::is_ascii_digit) {
                 number =
-                    Some((number.unwrap_or(0) * 10 + digit as usize - '0' as usize).min(WIDEST));
+                    Some((number.unwrap_or(0) * 10 + digit as usize - '0' as usize).min(MAX_WIDTH));
             }
             number
         };
@@ -351,7 +352,7 @@ pub(super) fn printf(format: &str, values: &[Typed]) -> String {
     out
 }
 
-/// A value's type as Go names it.
+/// Returns the Go name of a value's type.
 pub(super) fn type_name(value: &Typed) -> String {
     if value.ty.is_empty() {
         "<nil>".into()
@@ -372,7 +373,7 @@ impl Verb {
         if letter == 'v' {
             return style.write(value, 0);
         }
-        // Lists, maps and structs are printed element by element.
+        // Verbs other than %v and %T apply to each element of a list.
         if let Kind::List(of) = value.kind()
             && !matches!(letter, 'p')
         {
@@ -459,7 +460,7 @@ fn letter_of(number: i64) -> char {
         .unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
-/// What an error calls the type of a value that a template looks into.
+/// Returns the type name of a value for an error about one of its fields.
 pub(super) fn receiver_name(value: &Typed, is_raw: bool) -> String {
     if is_raw || value.ty.is_empty() {
         ANY.into()
@@ -473,7 +474,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_and_moments() {
+    fn formats_durations_and_times() {
         for (nanoseconds, text) in [
             (0, "0s"),
             (1, "1ns"),
@@ -498,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_with_a_point() {
+    fn formats_floats() {
         for (number, verb, precision, text) in [
             (1.5, 'g', None, "1.5"),
             (1e20, 'g', None, "100000000000000000000"),

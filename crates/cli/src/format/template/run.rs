@@ -1,4 +1,4 @@
-//! Carries out the nodes of a template.
+//! Executes the syntax tree of a template.
 
 use std::collections::HashMap;
 
@@ -7,14 +7,14 @@ use super::print::{plain, receiver_name, shown};
 use super::value::{Kind, Typed, cell};
 use super::{Mistake, call};
 
-/// How a template is carried out.
+/// How a template is executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Mode {
     #[default]
     Values,
-    /// Over the headings of a table: functions leave them as they are.
+    /// On the headings of a table: functions return them unchanged.
     Headings,
-    /// Over JSON of no known type: what is not there is a mistake.
+    /// On untyped JSON: missing fields are errors.
     Raw,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Run<'t> {
     pub depth: usize,
 }
 
-/// Where a list of nodes was left.
+/// How a list of nodes ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Next,
@@ -36,10 +36,10 @@ enum Flow {
     Continue,
 }
 
-/// Templates may call themselves, but not for ever.
-const DEEPEST: usize = 100;
+/// Maximum nesting depth of template calls.
+const MAX_DEPTH: usize = 100;
 
-/// What a template makes of a value: all that comes before a mistake, and the mistake.
+/// Executes a template on a value. Returns the output before an error, and the error.
 pub(super) fn run(
     name: &str,
     template: &str,
@@ -145,10 +145,10 @@ impl Run<'_> {
                 let Some(body) = self.named.get(name) else {
                     return self.wrong(place, format!("template {name:?} not defined"));
                 };
-                if self.depth == DEEPEST {
+                if self.depth == MAX_DEPTH {
                     return self.wrong(
                         place,
-                        format!("exceeded maximum template depth ({DEEPEST})"),
+                        format!("exceeded maximum template depth ({MAX_DEPTH})"),
                     );
                 }
                 let dot = given
@@ -173,7 +173,7 @@ impl Run<'_> {
         dot: &Typed,
     ) -> Result<Flow, Mistake> {
         let known = self.variables.len();
-        // The variables get the elements, not the list.
+        // Range variables are assigned the elements, not the list.
         let value = self.value(over, dot)?.indirect();
         let items: Vec<(Typed, Typed)> = match value.kind() {
             Kind::List(of) => value
@@ -307,7 +307,7 @@ impl Run<'_> {
         Ok(values)
     }
 
-    /// `and` and `or` stop at the first value that decides.
+    /// Evaluates `and` or `or`, stopping at the first operand that determines the result.
     fn short_circuit(
         &mut self,
         all: bool,
@@ -367,7 +367,7 @@ impl Run<'_> {
             .try_fold(value.clone(), |value, name| self.field(&value, name, place))
     }
 
-    /// A field, a map's entry, or a method without arguments.
+    /// Evaluates a struct field, a map entry, or a method without arguments.
     fn field(&self, receiver: &Typed, name: &str, place: &Place) -> Result<Typed, Mistake> {
         if let Some(value) = call::method(receiver, name) {
             return Ok(value);
@@ -416,7 +416,8 @@ impl Run<'_> {
         )
     }
 
-    /// `.Label "name"`: the one method with an argument, of a table's rows and of its headings.
+    /// Evaluates a method with arguments. The only one is `.Label "name"`, of table rows and
+    /// headings.
     fn method(
         &self,
         dot: &Typed,
@@ -463,7 +464,8 @@ fn label_of(row: &Typed, label: &str) -> String {
         .to_owned()
 }
 
-/// The heading of a label's column: the last part of its name, in words.
+/// Returns the heading of a label's column: the last component of its name, with `-` and `_`
+/// replaced by spaces.
 fn heading(label: &str) -> String {
     label
         .rsplit('.')

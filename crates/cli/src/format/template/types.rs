@@ -1,11 +1,11 @@
-//! The Go types that Docker's client decodes the engine's answers into, for templates: names, order
-//! and types of fields are what `{{.}}`, `{{.HostConfig.RestartPolicy}}` and errors show.
+//! The Go types that Docker's client decodes responses into. Names, order and types of their fields
+//! determine the output of `{{.}}`, `{{.HostConfig.RestartPolicy}}`, and errors.
 //!
-//! A type that begins with `+` is embedded: its fields are also the outer one's.
+//! A type that begins with `+` is an embedded struct: its fields are also fields of the outer one.
 
 use super::value::ANY;
 
-/// What a type is, with its elements' types.
+/// The kind of a type, with the types of its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     Nothing,
@@ -35,7 +35,7 @@ pub(super) fn shape_of(ty: &'static str) -> Shape {
         _ => {}
     }
     if let Some(to) = ty.strip_prefix('*') {
-        // A table's rows have no type that a template could look into.
+        // Rows of tables have types whose fields templates cannot access.
         return if is_known(to) {
             Shape::Pointer(to)
         } else {
@@ -64,7 +64,7 @@ fn is_known(ty: &'static str) -> bool {
     shape_of(ty) != Shape::Nothing
 }
 
-/// Named types that are others, under a name of their own.
+/// Named types, with their underlying types.
 const ALIASES: &[(&str, &str)] = &[
     ("container.CgroupSpec", "string"),
     ("container.CgroupnsMode", "string"),
@@ -297,7 +297,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_is_known() {
+    fn all_referenced_types_are_defined() {
         fn check(ty: &'static str) {
             match shape_of(ty.trim_start_matches('+')) {
                 Shape::Pointer(of) | Shape::List(of) | Shape::Map(of) => check(of),

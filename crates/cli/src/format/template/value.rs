@@ -1,23 +1,23 @@
-//! Values with their Go types: JSON, read as the type says that Docker's client has there.
+//! Values with Go types: JSON interpreted as the type that Docker's client decodes it into.
 
 use serde_json::{Map, Value};
 
 use super::types::{Shape, shape_of};
 
-/// A value of a Go type. What its JSON lacks is the type's zero value, as in Go.
+/// A value of a Go type. Fields that the JSON lacks have the type's zero value, as in Go.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Typed {
     pub ty: &'static str,
     pub json: Value,
 }
 
-/// The type of `any`: what is in it has a type of its own.
+/// The type `any`, whose values have a dynamic type.
 pub(super) const ANY: &str = "interface {}";
 
-/// What a value is, with its elements' types.
+/// The kind of a value, with the types of its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// No value at all, or a nil interface.
+    /// No value, or a nil interface.
     Nothing,
     Bool,
     Int,
@@ -28,7 +28,7 @@ pub(super) enum Kind {
     List(&'static str),
     Map(&'static str),
     Struct(&'static [(&'static str, &'static str)]),
-    /// A line of a table: its fields are methods, which all return text.
+    /// A row of a table: its fields are methods that return strings.
     Row,
 }
 
@@ -59,7 +59,7 @@ impl Typed {
         }
     }
 
-    /// JSON that no type is known of, with the types that Go's decoder chooses.
+    /// Creates a value from untyped JSON, with the types that Go's decoder chooses.
     pub(crate) fn any(json: Value) -> Self {
         let ty = match &json {
             Value::Null => "",
@@ -92,7 +92,7 @@ impl Typed {
         self.kind() == Kind::Nothing
     }
 
-    /// A nil pointer, list, map, or nothing.
+    /// Returns whether the value is a nil pointer, list or map, or no value.
     pub(super) fn is_nil(&self) -> bool {
         match self.kind() {
             Kind::Nothing => true,
@@ -101,7 +101,7 @@ impl Typed {
         }
     }
 
-    /// What pointers lead to; a nil one stays.
+    /// Dereferences pointers; a nil pointer is returned unchanged.
     pub(super) fn indirect(&self) -> Self {
         match self.kind() {
             Kind::Pointer(to) if !self.json.is_null() => {
@@ -119,14 +119,14 @@ impl Typed {
         self.json.as_object()
     }
 
-    /// A map's entries in the order of their keys.
+    /// Returns a map's entries, sorted by key.
     pub(super) fn entries(&self) -> Vec<(&String, &Value)> {
         let mut entries: Vec<_> = self.map().into_iter().flatten().collect();
         entries.sort_by_key(|(key, _)| *key);
         entries
     }
 
-    /// Text as it is, of a value that is text.
+    /// Returns the text of a string value.
     pub(super) fn as_text(&self) -> Option<String> {
         (self.kind() == Kind::Text).then(|| match &self.json {
             Value::String(text) => text.clone(),
@@ -147,7 +147,7 @@ impl Typed {
         self.json.as_bool().unwrap_or(false)
     }
 
-    /// A struct's field of that name, its own or one of those that it embeds.
+    /// Returns a struct's field, which may be in an embedded struct.
     pub(super) fn field(&self, name: &str) -> Option<Self> {
         let Kind::Struct(fields) = self.kind() else {
             return None;
@@ -162,7 +162,8 @@ impl Typed {
             .find_map(|part| part.field(name))
     }
 
-    /// A field that a struct is known to have. What it embeds is written into the same JSON.
+    /// Returns a field that the struct is known to have. Embedded structs share the JSON of the
+    /// outer one.
     pub(super) fn member(&self, name: &str, ty: &'static str) -> Self {
         if let Some(ty) = ty.strip_prefix('+') {
             return Self::new(ty, self.json.clone());
@@ -182,7 +183,7 @@ impl Typed {
         Self::new(ty, found.cloned().unwrap_or(Value::Null))
     }
 
-    /// What Go's templates take for true.
+    /// Returns the truth value as Go's templates define it.
     pub(super) fn truth(&self) -> bool {
         match self.kind() {
             Kind::Nothing => false,
@@ -196,7 +197,7 @@ impl Typed {
         }
     }
 
-    /// As Go writes it in JSON: maps in the order of their keys, structs with all their fields.
+    /// Converts to JSON as Go does: maps sorted by key, null scalars as zero values.
     pub(super) fn to_json(&self) -> Value {
         match self.kind() {
             Kind::Row => self
@@ -229,7 +230,7 @@ impl Typed {
     }
 }
 
-/// What a table shows of a field: labels are kept as a map, and shown as a list.
+/// Returns the text of a table cell. Labels are stored as a map and shown as a sorted list.
 pub(super) fn cell(value: &Value) -> Value {
     let Value::Object(labels) = value else {
         return value.clone();
