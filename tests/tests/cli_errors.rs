@@ -414,7 +414,9 @@ fn an_engine_that_is_not_there() {
         .unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(
-        !output.status.success() && err.contains("there is no instance \"nosuch\" on this host"),
+        !output.status.success()
+            && err.contains("instance \"nosuch\" with root")
+            && err.contains("does not exist on this host"),
         "{err}"
     );
     assert!(!nowhere.exists() && !std::path::Path::new("/run/whelk-instance-nosuch.lock").exists());

@@ -378,14 +378,17 @@ fn one_engine_at_a_time_has_a_name() {
         .up("runs", &[], &["sleep", "600"]);
     let said = engine.start_rival(None);
     assert!(
-        said.contains("is run by another engine")
+        said.contains("is in use by another engine with root")
             && said.contains(&engine.root().display().to_string()),
         "{said}"
     );
     // Nor does one of another name get what is this one's, by naming its directory.
     let said = engine.start_rival(Some("rival"));
     assert!(
-        said.contains(&format!("another engine uses {}", engine.run().display())),
+        said.contains(&format!(
+            "{} is in use by another engine",
+            engine.run().display()
+        )),
         "{said}"
     );
     assert_eq!(

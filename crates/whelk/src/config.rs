@@ -1,5 +1,5 @@
-//! The configuration file: the keys of Docker's daemon.json that mean something here, and one of
-//! our own.
+//! The configuration file: keys of Docker's daemon.json that whelk supports, and whelk's own key
+//! `firewall`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use whelk_engine::instance::Instance;
 use whelk_engine::networks::{NetworkDefaults, Pool};
 use whelk_sys::fs;
 
-/// What the configuration file may say. A key that is not known here is refused by name.
+/// The configuration file's content. Unknown keys are rejected by name.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct File {
@@ -46,52 +46,54 @@ pub(crate) struct File {
     userland_proxy: Option<bool>,
 }
 
-/// What becomes of the rules of the host's other firewalls.
+/// How the rules of the host's other firewalls apply to containers' traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum FirewallMode {
-    /// They let containers' traffic through: the engine's own rules decide about it, as with
+    /// Other firewalls accept containers' traffic; only the engine's own rules filter it, as with
     /// Docker.
     #[default]
     Own,
-    /// They stay in force for containers too.
+    /// Other firewalls filter containers' traffic as well.
     RespectHost,
 }
 
-const LARGEST: u64 = 1 << 20;
+const MAX_FILE_SIZE: u64 = 1 << 20;
 
-/// Reads the file that was asked for, or the usual one, which need not be there.
+/// Reads the given configuration file, or the default one, which need not exist.
 pub(crate) fn read(path: Option<&Path>) -> anyhow::Result<File> {
-    let usual = Path::new("/etc/whelk/daemon.json");
-    let content = match fs::read_at_most(path.unwrap_or(usual), LARGEST) {
+    let default = Path::new("/etc/whelk/daemon.json");
+    let content = match fs::read_at_most(path.unwrap_or(default), MAX_FILE_SIZE) {
         Err(error) if error.is_not_found() && path.is_none() => return Ok(File::default()),
         content => content?,
     };
     parse(&content)
-        .with_context(|| format!("configuration file {}", path.unwrap_or(usual).display()))
+        .with_context(|| format!("configuration file {}", path.unwrap_or(default).display()))
 }
 
 fn parse(content: &[u8]) -> anyhow::Result<File> {
     if content.trim_ascii().is_empty() {
         return Ok(File::default());
     }
-    // A list would be read as well, by position.
+    // Serde would also accept an array, by position.
     if !content.trim_ascii().starts_with(b"{") {
-        bail!("a JSON object is needed");
+        bail!("expected a JSON object");
     }
     let file: File = serde_json::from_slice(content)?;
     if file.userland_proxy == Some(true) {
-        bail!("userland-proxy: there is none; ports are published by the kernel alone");
+        bail!("userland-proxy: not supported; ports are published by the kernel only");
     }
     if file.live_restore == Some(false) {
-        bail!("live-restore: containers always run on when the engine stops");
+        bail!(
+            "live-restore: cannot be disabled; containers always keep running when the engine stops"
+        );
     }
     if let Some(driver) = file
         .default_network_opts
         .keys()
         .find(|driver| !matches!(driver.as_str(), "bridge" | "macvlan" | "ipvlan"))
     {
-        bail!("default-network-opts: there is no network driver {driver}");
+        bail!("default-network-opts: unknown network driver {driver}");
     }
     file.networks()
         .check()
@@ -100,7 +102,7 @@ fn parse(content: &[u8]) -> anyhow::Result<File> {
 }
 
 impl File {
-    /// Enters into the instance what the file says of it.
+    /// Applies the file's settings to the instance.
     pub(crate) fn apply(self, instance: &mut Instance) {
         instance.networks = self.networks();
         instance.respect_host_firewall = self.firewall == FirewallMode::RespectHost;
@@ -144,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn dockers_keys_are_understood() {
+    fn accepts_dockers_keys() {
         let content = r#"{"bip": "10.1.2.1/24", "fixed-cidr": "10.1.2.128/25", "mtu": 1400, "icc": false, "dns": ["10.0.0.2"],
             "default-address-pools": [{"base": "10.200.0.0/16", "size": 26}], "live-restore": true, "userland-proxy": false,
             "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1400"}}}"#;
@@ -161,9 +163,9 @@ mod tests {
     }
 
     #[test]
-    fn what_means_nothing_here_is_refused_by_name() {
+    fn rejects_unsupported_keys_and_values() {
         assert!(parse(b" \n").is_ok());
-        refused("[]", "a JSON object is needed");
+        refused("[]", "expected a JSON object");
         refused(r#"{"registry-mirrors": []}"#, "registry-mirrors");
         refused(r#"{"userland-proxy": true}"#, "userland-proxy");
         refused(r#"{"live-restore": false}"#, "live-restore");

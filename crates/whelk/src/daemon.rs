@@ -1,4 +1,4 @@
-//! `whelk daemon`: the engine as a process.
+//! `whelk daemon`: the engine's process.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -18,45 +18,46 @@ use crate::{config, systemd};
 #[derive(Debug, Parser)]
 #[command(name = "whelk daemon", version)]
 struct Arguments {
-    /// Socket to listen on, as unix:///PATH, or fd:// for the one that systemd passes [default:
+    /// Socket to listen on: unix:///PATH, or fd:// for the one passed by systemd [default:
     /// unix:///run/whelk/whelk.sock]
     #[arg(short = 'H', long)]
     host: Option<String>,
     /// Directory for images, containers and the engine's records [default: /var/lib/whelk]
     #[arg(long, alias = "data-root")]
     root: Option<PathBuf>,
-    /// Directory for sockets and other state that a reboot may take; another one for each engine
-    /// [default: /run/whelk]
+    /// Directory for sockets and other state that does not survive a reboot; must be unique to each
+    /// engine [default: /run/whelk]
     #[arg(long, alias = "exec-root")]
     run: Option<PathBuf>,
-    /// Name of this engine among others on the machine; part of its cgroups' names [default: whelk]
+    /// Name of this engine, which must be unique on the machine; part of its cgroups' names
+    /// [default: whelk]
     #[arg(long)]
     instance: Option<String>,
     /// Group that may connect to the socket
     #[arg(short = 'G', long)]
     group: Option<String>,
     /// Configuration file with the keys of Docker's daemon.json [default: /etc/whelk/daemon.json]
-    // Without the flag /etc/whelk/daemon.json, which need not be there.
+    // The default file need not exist.
     #[arg(long)]
     config_file: Option<PathBuf>,
-    /// Take the bridges, rules and cgroups of this instance off the host and exit; its directories
-    /// stay
+    /// Remove the bridges, firewall rules and cgroups of this instance from the host and exit; its
+    /// directories are kept
     #[arg(long)]
     uninstall: bool,
-    /// Log more
+    /// Enable debug logging
     #[arg(short = 'D', long)]
     debug: bool,
-    /// Leave the terminal and the directory that it was started from
+    /// Detach from the terminal and the working directory
     #[arg(long, hide = true)]
     background: bool,
 }
 
-const LARGEST_FILE: u64 = 1 << 20;
-/// What may block is done elsewhere; beside the API these answer all containers' questions for
-/// names.
+const MAX_FILE_SIZE: u64 = 1 << 20;
+/// Worker threads of the runtime. Blocking work runs on other threads; besides the API, these
+/// answer the DNS queries of all containers.
 const WORKERS: usize = 4;
 
-/// The command's flags, for its manual page.
+/// Returns the command's definition, for its manual page.
 pub(crate) fn definitions() -> clap::Command {
     Arguments::command()
 }
@@ -74,12 +75,12 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     if arguments.background {
-        // A process that leads a group already has a session that is meant for it.
+        // Fails for a process group leader, which has a session of its own already.
         let _ = rustix::process::setsid();
     }
-    // Before anything else opens a descriptor.
+    // Must run before anything else opens a descriptor.
     let inherited = systemd::socket();
-    // What containers get to see must not depend on the shell that the engine was started from.
+    // Files that containers see must not depend on the umask of the shell that started the engine.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -88,7 +89,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .context("start the runtime")
         .and_then(|runtime| {
             let result = runtime.block_on(run(arguments, inherited));
-            // Work that is still blocking must not keep a stopped engine alive.
+            // Blocking work that has not ended must not keep the process alive.
             runtime.shutdown_timeout(Duration::from_secs(1));
             result
         });
@@ -142,7 +143,7 @@ async fn run(
         && !fs::exists(instance.database())
     {
         bail!(
-            "there is no instance {:?} on this host with root {}",
+            "instance {:?} with root {} does not exist on this host",
             instance.name,
             instance.root.display()
         );
@@ -152,10 +153,10 @@ async fn run(
     }
     let _instance = lock_instance(&instance)?;
     let (root, _run) = (lock(&instance.root)?, lock(&instance.run)?);
-    let root = belongs(root, &instance)?;
+    let root = check_owner(root, &instance)?;
     if arguments.uninstall {
         Engine::uninstall(&instance)?;
-        // Another name may have it from now on.
+        // The root may be used under another instance name from now on.
         rustix::fs::ftruncate(&root, 0)?;
         return Ok(fs::remove_file(instance_lock(&instance))?);
     }
@@ -163,20 +164,21 @@ async fn run(
     whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let executable = std::env::current_exe().context("find this program")?;
     let listener = place.listen(group)?;
-    // Nothing relative is needed from here on; shims inherit this, and hold no other directory.
+    // All paths are absolute from here on. Shims inherit this working directory, so they keep no
+    // other one busy.
     rustix::process::chdir("/")?;
     let engine = Engine::open(instance, executable).await?;
-    let stop = asked_to_stop()?;
+    let stop = stop_requested()?;
     tracing::info!("listening at {host}");
     systemd::notify_ready();
     tokio::select! {
         () = whelk_api::serve(engine.clone(), &listener) => {}
-        () = stop => tracing::info!("stopping; containers run on"),
+        () = stop => tracing::info!("stopping; containers keep running"),
     }
     Ok(engine.close().await?)
 }
 
-/// Where requests come in.
+/// Where the engine listens for requests.
 #[derive(Debug)]
 enum Place {
     Path(PathBuf),
@@ -187,7 +189,7 @@ impl Place {
     fn parse(host: &str, inherited: anyhow::Result<Option<OwnedFd>>) -> anyhow::Result<Self> {
         if host == systemd::HOST {
             let socket = inherited?.context(
-                "host fd://: no socket was passed (LISTEN_FDS); it is for systemd's socket units",
+                "host fd://: no socket was passed (LISTEN_FDS); use it with a systemd socket unit",
             )?;
             return Ok(Self::Inherited(socket));
         }
@@ -205,18 +207,18 @@ impl Place {
     }
 }
 
-/// Keeps a second engine away from the same state.
+/// Creates and locks a data or run directory, so that no second engine uses it.
 pub(crate) fn lock(directory: &Path) -> anyhow::Result<std::fs::File> {
     fs::create_dir_all(directory, 0o700)?;
     let file = fs::append(directory.join("lock"), 0o600)?;
     if is_locked(&file) {
-        bail!("another engine uses {}", directory.display());
+        bail!("{} is in use by another engine", directory.display());
     }
     Ok(file)
 }
 
-/// Locks a file. Whether another process has it, and keeps it: one that was just killed may take a
-/// moment to be gone.
+/// Tries to lock a file. Returns whether another process keeps it locked; a process that was just
+/// killed may need a moment to release it.
 fn is_locked(file: &std::fs::File) -> bool {
     const PATIENCE: Duration = Duration::from_secs(2);
     const POLL: Duration = Duration::from_millis(20);
@@ -230,17 +232,17 @@ fn is_locked(file: &std::fs::File) -> bool {
     false
 }
 
-/// Sees to it that a root has one instance's name, which is in its lock: names of bridges, rules
-/// and cgroups of what runs are made of it.
-fn belongs(mut lock: std::fs::File, instance: &Instance) -> anyhow::Result<std::fs::File> {
+/// Checks that a root belongs to this instance, whose name is stored in the root's lock file: the
+/// names of bridges, rules and cgroups of its containers are derived from it.
+fn check_owner(mut lock: std::fs::File, instance: &Instance) -> anyhow::Result<std::fs::File> {
     use std::io::Write;
-    let known = fs::read_at_most(instance.root.join("lock"), LARGEST_FILE)?;
+    let known = fs::read_at_most(instance.root.join("lock"), MAX_FILE_SIZE)?;
     let known = String::from_utf8_lossy(&known);
     if known.is_empty() {
         lock.write_all(instance.name.as_bytes())?;
     } else if known != instance.name {
         bail!(
-            "{} belongs to instance {known:?}, not {:?}: say `--instance {known}`, or take that one off this host first (`--uninstall`)",
+            "{} belongs to instance {known:?}, not {:?}: use `--instance {known}`, or uninstall that instance first (`--uninstall`)",
             instance.root.display(),
             instance.name
         );
@@ -252,28 +254,26 @@ fn instance_lock(instance: &Instance) -> std::path::PathBuf {
     format!("/run/whelk-instance-{}.lock", instance.name).into()
 }
 
-/// Keeps a second engine away from the same names: of cgroups, interfaces, rules.
+/// Locks an instance's name, so that no second engine uses the same names for cgroups, interfaces
+/// and rules.
 fn lock_instance(instance: &Instance) -> anyhow::Result<std::fs::File> {
     use std::io::Write;
     let path = instance_lock(instance);
     let mut file = fs::append(&path, 0o600)?;
     if is_locked(&file) {
-        let root = fs::read_at_most(&path, LARGEST_FILE).unwrap_or_default();
+        let root = fs::read_at_most(&path, MAX_FILE_SIZE).unwrap_or_default();
         bail!(
-            "instance {:?} is run by another engine, with root {}",
+            "instance {:?} is in use by another engine with root {}",
             instance.name,
             String::from_utf8_lossy(&root).trim()
         );
     }
-    // An engine that is taken off the host removes the file, perhaps just now.
+    // `--uninstall` removes the file, possibly between opening and locking it.
     let inode = |metadata: std::fs::Metadata| std::os::unix::fs::MetadataExt::ino(&metadata);
     if file.metadata().map(inode).ok() != fs::metadata(&path).map(inode).ok() {
-        bail!(
-            "instance {:?} is just being taken off this host",
-            instance.name
-        );
+        bail!("instance {:?} is being uninstalled", instance.name);
     }
-    // For whoever is refused to read.
+    // The root is shown in the error of a second engine.
     rustix::fs::ftruncate(&file, 0).and_then(|()| {
         file.write_all(instance.root.display().to_string().as_bytes())
             .map_err(|_| rustix::io::Errno::IO)
@@ -285,7 +285,7 @@ fn group_id(name: &str) -> anyhow::Result<u32> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }
-    let groups = fs::read_at_most("/etc/group", LARGEST_FILE)?;
+    let groups = fs::read_at_most("/etc/group", MAX_FILE_SIZE)?;
     let groups = String::from_utf8_lossy(&groups);
     let found = groups.lines().find_map(|line| {
         line.strip_prefix(name)?
@@ -298,8 +298,9 @@ fn group_id(name: &str) -> anyhow::Result<u32> {
     found.with_context(|| format!("group {name} does not exist"))
 }
 
-/// Resolves when the engine is asked to stop, at any time after the call.
-fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
+/// Returns a future that resolves on SIGTERM or SIGINT, including those received before it is
+/// polled.
+fn stop_requested() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,

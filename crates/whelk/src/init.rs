@@ -1,5 +1,5 @@
-//! The first process of a container with `--init`: starts the program, passes signals on, and
-//! collects orphans.
+//! The init process of a container with `--init`: starts the program, forwards signals, and reaps
+//! orphans.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
@@ -7,7 +7,8 @@ use std::process::{Command, ExitCode};
 use rustix::process::{WaitOptions, wait};
 use whelk_sys::{process, signal};
 
-/// Signals that are about this process itself, not for the program.
+/// Signals that concern this process and are not forwarded: SIGILL, SIGTRAP, SIGABRT, SIGBUS,
+/// SIGFPE, SIGSEGV, SIGCHLD, SIGTTIN, SIGTTOU.
 const OWN: [i32; 9] = [4, 5, 6, 7, 8, 11, 17, 21, 22];
 
 pub(crate) fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
@@ -70,13 +71,14 @@ pub(crate) fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitC
     }
 }
 
-/// Starts the program in a process group of its own, which gets the terminal if there is one, with
-/// no signal blocked. Not by clone3, which a container's filter refuses.
+/// Starts the program in a process group of its own, in the foreground of the terminal if there is
+/// one, with no signals blocked. Must not use clone3, which a container's seccomp filter may
+/// reject.
 fn spawn(program: &std::ffi::OsStr, arguments: &[std::ffi::OsString]) -> std::io::Result<i32> {
     use std::os::unix::process::CommandExt;
     let mut command = Command::new(program);
     command.args(arguments).process_group(0);
-    // Signals are reset last: taking the terminal changes one of them.
+    // Signals are reset last, because taking the terminal changes the disposition of SIGTTOU.
     let child = process::reset_signals_of(process::in_foreground(&mut command)).spawn()?;
     i32::try_from(child.id()).map_err(std::io::Error::other)
 }

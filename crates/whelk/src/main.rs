@@ -1,5 +1,4 @@
-//! One executable, several programs: picks the one that its name or first argument asks for, and
-//! nothing else.
+//! The executable's entry points, selected by its name or first argument.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -20,7 +19,7 @@ fn main() -> ExitCode {
         .to_owned();
     match program.as_str() {
         "whelkd" => return daemon::main(arguments),
-        // Mounted into a container by `--init`: everything behind the name is the program to run.
+        // Mounted into a container by `--init`: all arguments are the program to run.
         "docker-init" | "whelk-init" => return init::main(arguments),
         _ => {}
     }
@@ -41,7 +40,7 @@ fn main() -> ExitCode {
 /// `whelk man DIRECTORY`: writes the manual pages of all commands.
 fn manual(directory: Option<std::ffi::OsString>) -> ExitCode {
     let Some(directory) = directory else {
-        return report("man", Err("the directory for the pages is missing"));
+        return report("man", Err("no output directory specified"));
     };
     let named = |command: clap::Command, name: &'static str| {
         let file = name.replace(' ', "-");
@@ -71,7 +70,7 @@ fn manual(directory: Option<std::ffi::OsString>) -> ExitCode {
     )
 }
 
-/// `whelk shim --cgroup PATH`: started by the engine only.
+/// `whelk shim --cgroup PATH`: started only by the engine.
 fn shim() -> ExitCode {
     let mut arguments = std::env::args_os()
         .skip(2)

@@ -1,4 +1,4 @@
-//! `whelk system repair`: rebuilds the store of an engine that does not run.
+//! `whelk system repair`: rebuilds the store of a stopped engine.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use whelk_sys::fs;
 
 use crate::{config, daemon};
 
-/// Repairs the root that is named, or the one of the configuration file. Returns what to tell.
+/// Repairs the given root, or that of the configuration file. Returns lines to print.
 pub(crate) fn repair(
     root: Option<PathBuf>,
     config_file: Option<PathBuf>,
@@ -23,7 +23,7 @@ pub(crate) fn repair(
         ["lock", "containers"]
             .iter()
             .any(|name| fs::exists(root.join(name))),
-        "{} is no engine's root",
+        "{} is not an engine's data root",
         root.display()
     );
     let _lock = daemon::lock(&root).context("stop the engine first")?;

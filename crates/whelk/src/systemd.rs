@@ -1,5 +1,5 @@
-//! The service manager's side of a start: sockets that it passes (sd_listen_fds(3)), and notice of
-//! being ready (sd_notify(3)).
+//! The interface to systemd: socket activation (sd_listen_fds(3)) and readiness notification
+//! (sd_notify(3)).
 
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
@@ -7,25 +7,25 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use anyhow::{Context, bail};
 
-/// The host that stands for a socket of the service manager's, as with Docker.
+/// The host that stands for a socket passed by systemd, as with Docker.
 pub(crate) const HOST: &str = "fd://";
 
-/// Takes the one socket that the service manager listens on for this process, if it does.
+/// Returns the socket that systemd passed to this process, if any.
 ///
 /// # Errors
-/// It passed several descriptors, or such as are not open.
+/// Returns an error if several descriptors were passed, or one that is not open.
 pub(crate) fn socket() -> anyhow::Result<Option<OwnedFd>> {
     let mut sockets = whelk_sys::process::listen_fds()
-        .context("take the service manager's sockets (LISTEN_FDS)")?;
+        .context("take the sockets passed by systemd (LISTEN_FDS)")?;
     match sockets.len() {
         0 | 1 => Ok(sockets.pop()),
         count => {
-            bail!("the service manager passed {count} sockets: this version listens on one only")
+            bail!("systemd passed {count} sockets: this version supports only one")
         }
     }
 }
 
-/// Tells the service manager, where one waits for it, that requests are served from now on.
+/// Notifies systemd, if it waits for it, that the engine serves requests.
 pub(crate) fn notify_ready() {
     let Ok(place) = std::env::var("NOTIFY_SOCKET") else {
         return;
@@ -38,7 +38,7 @@ pub(crate) fn notify_ready() {
         address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
     if let Err(error) = sent {
         tracing::warn!(
-            "notify the service manager at {place}: {}",
+            "notify systemd at {place}: {}",
             whelk_sys::errno_text(&error)
         );
     }
