@@ -1,4 +1,4 @@
-//! Streams that stay open: a container's input and output over the API, and the engine's events.
+//! Long-lived streams: a container's input and output over the API, and the engine's events.
 
 use std::path::Path;
 use std::time::Instant;
@@ -12,23 +12,22 @@ use crate::http::Connection;
 #[derive(Debug)]
 pub struct Attached {
     connection: Connection,
-    /// Output comes in Docker's frames, which say of which stream it is; with a terminal it comes
-    /// as it is.
+    /// Whether output has Docker's frame headers, which name the stream; with a terminal it is raw.
     framed: bool,
-    /// Received, but not a whole frame yet.
+    /// Received bytes of an incomplete frame.
     pending: Vec<u8>,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
-    /// What of `stdout` has been looked for already.
+    /// Offset in `stdout` up to which text was found already.
     seen: usize,
 }
 
 impl Attached {
-    /// Sends the request that makes a connection a stream, and waits until it is one: what the
+    /// Sends a request that upgrades the connection, and waits for the response: everything the
     /// container writes from then on arrives here.
     ///
     /// # Panics
-    /// If the engine refuses.
+    /// Panics if the engine refuses.
     #[track_caller]
     pub(crate) fn open(socket: &Path, path: &str, body: Option<&Value>, framed: bool) -> Self {
         let mut connection = Connection::open(socket).expect("connect to the engine");
@@ -40,8 +39,10 @@ impl Attached {
         ];
         connection
             .send("POST", path, &headers, body.as_bytes())
-            .expect("ask for the stream");
-        let (status, headers) = connection.head().expect("the answer to an attach");
+            .expect("request the stream");
+        let (status, headers) = connection
+            .head()
+            .expect("receive the response to an attach");
         assert_eq!(status, 101, "POST {path}: {headers:?}");
         Self {
             connection,
@@ -60,7 +61,7 @@ impl Attached {
             .expect("write to the container");
     }
 
-    /// The end of the container's input.
+    /// Closes the container's input.
     #[track_caller]
     pub fn close_input(&self) {
         self.connection
@@ -68,10 +69,10 @@ impl Attached {
             .expect("close the container's input");
     }
 
-    /// Waits until standard output has `text` behind what was found before.
+    /// Waits until standard output contains `text` after what was found before.
     ///
     /// # Panics
-    /// When it ends, or [`PATIENCE`] does.
+    /// Panics if the output ends first, or after [`PATIENCE`].
     #[track_caller]
     pub fn expect(&mut self, text: &str) {
         let begin = Instant::now();
@@ -87,25 +88,25 @@ impl Attached {
             let so_far = String::from_utf8_lossy(rest).into_owned();
             assert!(
                 begin.elapsed() < PATIENCE,
-                "waited in vain for {text:?} in {so_far:?}"
+                "timed out waiting for {text:?} in {so_far:?}"
             );
             assert!(
                 self.receive(),
-                "the stream ended before {text:?} came: {so_far:?}"
+                "the stream ended before {text:?}: {so_far:?}"
             );
         }
     }
 
-    /// Reads to the end: standard output and standard error.
+    /// Reads to the end and returns standard output and standard error.
     ///
     /// # Panics
-    /// If the end does not come.
+    /// Panics if the stream does not end within [`PATIENCE`].
     #[track_caller]
     pub fn to_end(mut self) -> (String, String) {
         while self.receive() {}
         assert!(
             self.pending.is_empty(),
-            "an unfinished frame at the end: {:?}",
+            "incomplete frame at the end: {:?}",
             self.pending
         );
         (
@@ -161,16 +162,16 @@ pub struct Events {
 }
 
 impl Events {
-    /// Returns when the engine has answered: every later event arrives here.
+    /// Subscribes to events. Returns once the engine has answered: every later event arrives here.
     #[track_caller]
     pub(crate) fn open(socket: &Path, path: &str) -> Self {
         let mut connection = Connection::open(socket).expect("connect to the engine");
         connection
             .send("GET", path, &[], b"")
-            .expect("ask for events");
+            .expect("request events");
         let (status, headers) = connection
             .head()
-            .expect("the answer to a request for events");
+            .expect("receive the response to a request for events");
         assert_eq!(status, 200, "GET {path}: {headers:?}");
         Self {
             connection,
@@ -178,10 +179,10 @@ impl Events {
         }
     }
 
-    /// The next event, or `None` when the engine ended the stream.
+    /// Returns the next event, or `None` if the engine ended the stream.
     ///
     /// # Panics
-    /// When none comes for [`PATIENCE`].
+    /// Panics if none arrives within [`PATIENCE`].
     #[track_caller]
     pub fn next_event(&mut self) -> Option<Value> {
         loop {
@@ -194,17 +195,17 @@ impl Events {
         }
     }
 
-    /// Type and action of each event up to the first whose action is `last`.
+    /// Returns type and action of each event up to the first whose action is `last`.
     ///
     /// # Panics
-    /// When it does not come.
+    /// Panics if that event does not arrive.
     #[track_caller]
     pub fn until(&mut self, last: &str) -> Vec<String> {
         let mut found = Vec::new();
         loop {
             let event = self
                 .next_event()
-                .unwrap_or_else(|| panic!("no event {last} came, only {found:?}"));
+                .unwrap_or_else(|| panic!("no event {last}, only {found:?}"));
             let action = event["Action"].as_str().unwrap_or_default().to_owned();
             found.push(format!(
                 "{} {action}",
@@ -216,7 +217,7 @@ impl Events {
         }
     }
 
-    /// Type and action of all events to the end of the stream.
+    /// Returns type and action of all events up to the end of the stream.
     #[track_caller]
     pub fn all(&mut self) -> Vec<String> {
         let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! The two command lines: the unmodified `docker` and our own.
+//! The two command-line clients: the unmodified `docker` and `whelk`.
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::pty::Pty;
 use crate::{PATIENCE, happens};
 
-/// No command of a case takes longer than this.
+/// Maximum duration of a command.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub enum Program {
 }
 
 impl Program {
-    /// Where the program is: `docker` where `scripts/setup` put it; ours beside the directory of
-    /// the test programs, unless `WHELK_BIN` names another.
+    /// Returns the program's path: `docker` where `scripts/setup` unpacked it; `whelk` above the
+    /// directory of the test programs, unless `WHELK_BIN` names another.
     pub fn path(self) -> PathBuf {
         match self {
             Self::Docker => tools().join("bin/docker"),
@@ -35,11 +35,11 @@ impl Program {
         }
     }
 
-    /// A program that cargo built along with this one.
+    /// Returns the path of a program that cargo built along with this one.
     pub(crate) fn beside(name: &str) -> PathBuf {
         let this = std::env::current_exe().expect("the program's own path");
         let directory = this.parent().expect("it lies in a directory");
-        // Test programs lie in deps/, below all others.
+        // Test programs are in deps/, one level below the others.
         if directory.ends_with("deps") {
             directory.with_file_name(name)
         } else {
@@ -48,12 +48,12 @@ impl Program {
     }
 }
 
-/// The `usr` of the docker CLI's packages.
+/// The `usr` directory of the docker CLI's packages.
 pub(crate) fn tools() -> PathBuf {
     crate::cache("WHELK_TOOLS", "tools").join("usr")
 }
 
-/// One of the command lines, talking to one engine.
+/// A command-line client connected to an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Cli<'e> {
     engine: &'e Engine,
@@ -85,27 +85,27 @@ impl<'e> Cli<'e> {
         let mut running = self.spawn_with(args, Stdio::piped());
         let mut stdin = running.stdin.take().expect("a pipe to the command");
         let input = input.to_vec();
-        // A command may end before it has read all; that is not ours to judge.
+        // A command may end before it has read all input; that is not an error.
         let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
         let output = running.finish();
         let _ = writer.join();
         output
     }
 
-    /// Starts a command that goes on while the case does other things. Its input stays open until
-    /// it is closed.
+    /// Starts a command that runs concurrently with the test. Its input stays open until it is
+    /// closed.
     #[track_caller]
     pub fn spawn(self, args: &[&str]) -> Running {
         self.spawn_with(args, Stdio::piped())
     }
 
-    /// Starts a command on a terminal of its own.
+    /// Starts a command on a pseudo-terminal.
     #[track_caller]
     pub fn pty(self, args: &[&str]) -> Pty {
         Pty::start(self.engine, &self.program.path(), args)
     }
 
-    /// `run --rm --network none FLAGS busybox sh -c SCRIPT`
+    /// Runs `run --rm --network none FLAGS busybox sh -c SCRIPT`.
     #[track_caller]
     pub fn sh(self, flags: &[&str], script: &str) -> Output {
         let mut args = vec!["run", "--rm", "--network", "none"];
@@ -114,8 +114,8 @@ impl<'e> Cli<'e> {
         self.run(&args)
     }
 
-    /// `run -d --network none --name NAME FLAGS busybox COMMAND…`, which must succeed. Returns the
-    /// container's id.
+    /// Runs `run -d --network none --name NAME FLAGS busybox COMMAND…`, which must succeed. Returns
+    /// the container's ID.
     #[track_caller]
     pub fn up(self, name: &str, flags: &[&str], command: &[&str]) -> String {
         let mut args = vec!["run", "-d", "--network", "none", "--name", name];
@@ -138,12 +138,12 @@ impl<'e> Cli<'e> {
     }
 }
 
-/// A command that ended.
-#[must_use = "nobody looked how the command ended"]
+/// The result of a command.
+#[must_use = "the command's status was not checked"]
 #[derive(Clone, Debug)]
 pub struct Output {
     command: String,
-    /// The exit status, or 128 + the signal's number.
+    /// The exit status, or 128 + signal number.
     pub code: i32,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
@@ -160,22 +160,21 @@ impl Output {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// Standard output without blanks around it, of a command that must have succeeded.
+    /// Returns trimmed standard output. Panics unless the command succeeded.
     #[track_caller]
     pub fn ok(&self) -> String {
         self.exits(0);
         self.out().trim().to_owned()
     }
 
-    /// Standard error without blanks around it, of a command that must have failed in just this
-    /// way.
+    /// Returns trimmed standard error. Panics unless the command exited with `code`.
     #[track_caller]
     pub fn fails(&self, code: i32) -> String {
         self.exits(code);
         self.err().trim().to_owned()
     }
 
-    /// Both outputs, of a command that must have ended with this status.
+    /// Returns both outputs concatenated. Panics unless the command exited with `code`.
     #[track_caller]
     pub fn exits(&self, code: i32) -> String {
         let (out, err) = (self.out(), self.err());
@@ -187,7 +186,7 @@ impl Output {
         out + &err
     }
 
-    /// Checks that the command failed with this status and said `text` on standard error.
+    /// Checks that the command exited with `code` and that standard error contains `text`.
     #[track_caller]
     pub fn refuses(&self, code: i32, text: &str) {
         let err = self.fails(code);
@@ -199,7 +198,7 @@ impl Output {
     }
 }
 
-/// A command that runs beside the case. Killed when dropped.
+/// A command that runs concurrently with the test. Killed on drop.
 #[derive(Debug)]
 pub struct Running {
     command: String,
@@ -208,7 +207,7 @@ pub struct Running {
     stdout: Arc<Mutex<Vec<u8>>>,
     stderr: Arc<Mutex<Vec<u8>>>,
     readers: Vec<JoinHandle<()>>,
-    /// What of standard output has been looked for already.
+    /// Offset in standard output up to which text was found already.
     seen: usize,
 }
 
@@ -241,12 +240,12 @@ impl Running {
         }
     }
 
-    /// What came on standard output so far.
+    /// Returns standard output so far.
     pub fn so_far(&self) -> String {
         String::from_utf8_lossy(&text(&self.stdout)).into_owned()
     }
 
-    /// Waits until standard output has `wanted` behind what was found before.
+    /// Waits until standard output contains `wanted` after what was found before.
     #[track_caller]
     pub fn expect(&mut self, wanted: &str) {
         let begin = Instant::now();
@@ -265,7 +264,7 @@ impl Running {
             );
             assert!(
                 begin.elapsed() < PATIENCE,
-                "{}: waited in vain for {wanted:?}\n--- stdout:\n{out}\n--- stderr:\n{err}\n---",
+                "{}: timed out waiting for {wanted:?}\n--- stdout:\n{out}\n--- stderr:\n{err}\n---",
                 self.command
             );
             std::thread::sleep(crate::POLL);
@@ -281,7 +280,7 @@ impl Running {
             .expect("write to the command");
     }
 
-    /// The end of the command's input.
+    /// Closes the command's input.
     pub fn close_input(&mut self) {
         self.stdin = None;
     }
@@ -291,7 +290,7 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).expect("signal the command");
     }
 
-    /// Whether it still runs.
+    /// Returns whether the command is still running.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -299,7 +298,7 @@ impl Running {
     /// Waits for the command's end.
     ///
     /// # Panics
-    /// When it does not come in time; the command is killed then.
+    /// Panics if the command does not end in time, after killing it.
     #[track_caller]
     pub fn finish(&mut self) -> Output {
         self.close_input();
@@ -307,7 +306,7 @@ impl Running {
             let _ = self.child.kill();
             let _ = self.child.wait();
             panic!(
-                "{}: still running after {TIMEOUT:?}; it said {:?} {:?}",
+                "{}: still running after {TIMEOUT:?}; output {:?} {:?}",
                 self.command,
                 self.so_far(),
                 String::from_utf8_lossy(&text(&self.stderr))
@@ -344,7 +343,7 @@ fn text(buffer: &Mutex<Vec<u8>>) -> Vec<u8> {
         .clone()
 }
 
-/// Reads a pipe to its end on a thread of its own.
+/// Reads a pipe to its end on a separate thread.
 fn collect(mut pipe: impl Read + Send + 'static, into: Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut piece = vec![0; 64 << 10];

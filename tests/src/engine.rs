@@ -1,4 +1,4 @@
-//! One engine for one case: started, talked to, killed, and searched for leftovers at the end.
+//! An engine for one test: started, used, killed, and checked for leftovers at the end.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use crate::cli::{Cli, Output, Program, tools};
 use crate::http::{self, Response};
 use crate::{PATIENCE, escape, eventually, happens, images, leftovers};
 
-/// How long an engine may take to stop once it was asked to.
+/// How long an engine may take to stop on SIGTERM.
 const STOP: Duration = Duration::from_secs(10);
 
-/// An engine with its own directories, socket and instance name. Gone, with all it made, when
-/// dropped.
+/// An engine with its own directories, socket and instance name. Removed with everything it created
+/// on drop.
 #[derive(Debug)]
 pub struct Engine {
     dir: PathBuf,
@@ -28,7 +28,7 @@ pub struct Engine {
     /// The soft limit of open files that its process begins with.
     open_files: Option<u64>,
     daemon: Mutex<Option<Child>>,
-    /// It has answered once. One that never did is not asked to clean up.
+    /// Whether it has ever answered. If not, it is not asked to clean up.
     served: AtomicBool,
 }
 
@@ -39,7 +39,7 @@ impl Engine {
         Self::with_env(&[])
     }
 
-    /// The same with further environment variables for the engine's process.
+    /// Like [`start`](Self::start), with additional environment variables for the engine.
     #[track_caller]
     pub fn with_env(env: &[(&str, &str)]) -> Self {
         let engine = Self::without_images(env);
@@ -47,7 +47,7 @@ impl Engine {
         engine
     }
 
-    /// Starts an engine that has nothing.
+    /// Starts an engine without images.
     #[track_caller]
     pub fn without_images(env: &[(&str, &str)]) -> Self {
         Self::with_settings(env, None)
@@ -105,7 +105,7 @@ impl Engine {
         self.dir.join("whelk.sock")
     }
 
-    /// A new directory for the case's own files, removed with the engine.
+    /// Creates a directory for the test's own files, removed with the engine.
     #[track_caller]
     pub fn scratch(&self, name: &str) -> PathBuf {
         let path = self.dir.join("case").join(name);
@@ -113,7 +113,7 @@ impl Engine {
         path
     }
 
-    /// The same as text, for a command line.
+    /// Like [`scratch`](Self::scratch), but returns the path as text for a command line.
     #[track_caller]
     pub fn scratch_text(&self, name: &str) -> String {
         self.scratch(name).display().to_string()
@@ -135,8 +135,7 @@ impl Engine {
         self.cli(Program::Whelk).run(args)
     }
 
-    /// Does the same through both command lines, one after the other. What the first leaves is
-    /// removed in between.
+    /// Runs a test with both clients, one after the other, removing all containers after each.
     #[track_caller]
     pub fn both(&self, case: impl Fn(Cli<'_>)) {
         for program in [Program::Docker, Program::Whelk] {
@@ -151,7 +150,7 @@ impl Engine {
         self.dir.join("docker-config")
     }
 
-    /// Tells a command line where this engine is, and keeps the user's own settings from it.
+    /// Configures a client to use this engine and to ignore the user's own settings.
     pub(crate) fn set_environment(&self, command: &mut Command) {
         command
             .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
@@ -172,7 +171,7 @@ impl Engine {
 
     // The API.
 
-    /// One request, with any headers and body.
+    /// Sends a request with any headers and body.
     #[track_caller]
     pub fn http(
         &self,
@@ -185,7 +184,7 @@ impl Engine {
             .unwrap_or_else(|error| panic!("{method} {path}: {error}{}", self.last_words()))
     }
 
-    /// One request with a JSON body: status and answer.
+    /// Sends a request with a JSON body. Returns status and response.
     #[track_caller]
     pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         let response = match body {
@@ -200,7 +199,7 @@ impl Engine {
         (response.status, response.json())
     }
 
-    /// The answer to a request that must succeed.
+    /// Sends a GET request that must succeed. Returns the response.
     #[track_caller]
     pub fn get(&self, path: &str) -> Value {
         let (status, answer) = self.api("GET", path, None);
@@ -208,7 +207,7 @@ impl Engine {
         answer
     }
 
-    /// Creates a container from a request's body and returns its id.
+    /// Creates a container from a request body. Returns its ID.
     #[track_caller]
     pub fn create(&self, name: &str, body: &Value) -> String {
         let (status, answer) = self.api(
@@ -220,13 +219,13 @@ impl Engine {
         answer["Id"].as_str().expect("an id").to_owned()
     }
 
-    /// What `inspect` says of a container.
+    /// Returns a container's `inspect` output.
     #[track_caller]
     pub fn inspect(&self, name: &str) -> Value {
         self.get(&format!("/containers/{name}/json"))
     }
 
-    /// A container's state in one word, or "" if there is none.
+    /// Returns a container's status, or "" if it does not exist.
     pub fn state(&self, name: &str) -> String {
         let (status, answer) = self.api("GET", &format!("/containers/{name}/json"), None);
         if status == 200 {
@@ -239,7 +238,7 @@ impl Engine {
         }
     }
 
-    /// Waits until a container is in a state ("" for gone).
+    /// Waits until a container has a status ("" for removed).
     #[track_caller]
     pub fn await_state(&self, name: &str, state: &str) {
         eventually(&format!("{name} to be {state:?}"), || {
@@ -247,7 +246,7 @@ impl Engine {
         });
     }
 
-    /// The first process of a container, as the host numbers it.
+    /// Returns the PID of a container's first process in the host's PID namespace.
     #[track_caller]
     pub fn pid(&self, name: &str) -> i32 {
         let pid = self.inspect(name)["State"]["Pid"]
@@ -257,7 +256,7 @@ impl Engine {
         i32::try_from(pid).expect("a pid")
     }
 
-    /// All that a container has written to standard output, without a terminal.
+    /// Returns everything that a container without a terminal has written to standard output.
     #[track_caller]
     pub fn logs(&self, name: &str) -> String {
         let response = self.http(
@@ -284,7 +283,7 @@ impl Engine {
         });
     }
 
-    /// Attaches to a container before or while it runs. `streams` is the query:
+    /// Attaches to a container before or while it runs. `streams` is the query, such as
     /// `stream=1&stdout=1`.
     #[track_caller]
     pub fn attach(&self, name: &str, streams: &str, framed: bool) -> Attached {
@@ -296,7 +295,7 @@ impl Engine {
         )
     }
 
-    /// Makes an exec and returns its id.
+    /// Creates an exec. Returns its ID.
     #[track_caller]
     pub fn create_exec(&self, name: &str, body: &Value) -> String {
         let (status, answer) = self.api("POST", &format!("/containers/{name}/exec"), Some(body));
@@ -304,7 +303,7 @@ impl Engine {
         answer["Id"].as_str().expect("an id").to_owned()
     }
 
-    /// Starts an exec with its streams on this connection.
+    /// Starts an exec and attaches to its streams.
     #[track_caller]
     pub fn start_exec(&self, id: &str, tty: bool) -> Attached {
         let body = serde_json::json!({"Detach": false, "Tty": tty});
@@ -316,7 +315,7 @@ impl Engine {
         )
     }
 
-    /// Listens to events from now on; `query` may say since when instead, or filter.
+    /// Subscribes to events; `query` may contain a start time or filters.
     #[track_caller]
     pub fn events(&self, query: &str) -> Events {
         Events::open(&self.socket(), &format!("/events?{query}"))
@@ -334,7 +333,7 @@ impl Engine {
         );
     }
 
-    /// The answer to loading an archive that may be refused.
+    /// Returns the response to loading an archive that may be rejected.
     #[track_caller]
     pub fn try_load(&self, archive: &[u8]) -> Response {
         self.http(
@@ -345,7 +344,7 @@ impl Engine {
         )
     }
 
-    /// Makes an image out of one archive of files, with Dockerfile instructions for its
+    /// Imports a root file system archive as an image, with Dockerfile instructions for its
     /// configuration.
     #[track_caller]
     pub fn import(&self, name: &str, changes: &[&str], archive: &[u8]) {
@@ -368,9 +367,9 @@ impl Engine {
         );
     }
 
-    // Life and death.
+    // Start and stop.
 
-    /// Kills the engine without a chance to do anything about it. Its containers are on their own.
+    /// Kills the engine with SIGKILL. Its containers keep running.
     #[track_caller]
     pub fn kill9(&self) {
         let mut child = self.daemon().take().expect("the engine runs");
@@ -378,7 +377,7 @@ impl Engine {
         child.wait().expect("wait for the engine");
     }
 
-    /// Gives the engine a configuration file for its next start.
+    /// Writes the engine's configuration file for its next start.
     pub fn configure(&self, content: &Value) {
         fs::write(self.config(), content.to_string()).expect("write the configuration file");
     }
@@ -395,7 +394,7 @@ impl Engine {
         }
     }
 
-    /// What the engine says when it is started and refuses to go on.
+    /// Starts the engine, which must fail. Returns the end of its log.
     #[track_caller]
     pub fn refuses_to_start(&self) -> String {
         assert!(self.launch().is_err(), "the engine started");
@@ -403,7 +402,8 @@ impl Engine {
         self.last_words()
     }
 
-    /// What `whelk system repair` of the engine's directory prints. The engine must not run.
+    /// Runs `whelk system repair` on the engine's root and returns its output. The engine must not
+    /// run.
     #[track_caller]
     pub fn repair(&self) -> String {
         let mut command = Command::new(Program::Whelk.path());
@@ -469,7 +469,7 @@ impl Engine {
             ended.is_some() || self.answers()
         });
         match ended {
-            Some(status) => Err(format!("the engine ended at its start: {status}")),
+            Some(status) => Err(format!("the engine exited during start: {status}")),
             None if !answers => Err(format!("the engine does not answer within {PATIENCE:?}")),
             None => {
                 self.served.store(true, Ordering::Relaxed);
@@ -478,14 +478,14 @@ impl Engine {
         }
     }
 
-    /// `whelk daemon --uninstall` for this instance, whose engine must not run.
+    /// Runs `whelk daemon --uninstall` for this instance, whose engine must not run.
     pub fn uninstall(&self) -> std::process::Output {
         let mut command = leftovers::uninstall_command(&self.name, &self.dir);
         command.output().expect("run whelk daemon --uninstall")
     }
 
-    /// What a second engine says before it ends that has this one's instance name; or one of its
-    /// own, and this one's run directory.
+    /// Starts a second engine, which must fail, and returns its output. It has this engine's
+    /// instance name, or its own instance name and this engine's run directory.
     #[track_caller]
     pub fn start_rival(&self, name: Option<&str>) -> String {
         let place = self.scratch("rival");
@@ -511,14 +511,14 @@ impl Engine {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
-    /// Whether the engine serves requests.
+    /// Returns whether the engine serves requests.
     pub fn answers(&self) -> bool {
         self.socket().exists()
             && http::request(&self.socket(), "GET", "/_ping", &[], b"")
                 .is_ok_and(|response| response.status == 200)
     }
 
-    /// The pid of the engine itself.
+    /// Returns the PID of the engine's process.
     #[track_caller]
     pub fn daemon_pid(&self) -> i32 {
         i32::try_from(self.daemon().as_ref().expect("the engine runs").id()).expect("a pid")
@@ -532,7 +532,7 @@ impl Engine {
         self.dir.join("daemon.log")
     }
 
-    /// The end of what the engine wrote to its standard error, for a failed case to show.
+    /// Returns the end of the engine's log, to be shown by a failed test.
     pub fn last_words(&self) -> String {
         const LINES: usize = 60;
         let text = fs::read_to_string(self.log()).unwrap_or_default();
@@ -543,9 +543,9 @@ impl Engine {
         )
     }
 
-    // The end.
+    // Teardown.
 
-    /// Removes all containers, whatever they are doing.
+    /// Removes all containers, whatever their state.
     pub fn remove_containers(&self) -> Result<(), String> {
         let request = |method: &str, path: &str| {
             http::request(&self.socket(), method, path, &[], b"")
@@ -558,7 +558,7 @@ impl Engine {
         {
             let id = container["Id"].as_str().unwrap_or_default();
             let response = request("DELETE", &format!("/containers/{id}?force=1&v=1"))?;
-            // One with --rm may go by itself meanwhile.
+            // A container with --rm may be removed concurrently.
             if !matches!(response.status, 204 | 404 | 409) {
                 return Err(format!(
                     "remove container {id}: {} {}",
@@ -574,11 +574,11 @@ impl Engine {
         if happens(PATIENCE, empty) {
             Ok(())
         } else {
-            Err("containers that cannot be removed".into())
+            Err("containers were not removed".into())
         }
     }
 
-    /// Removes everything and returns what should not have been there.
+    /// Removes everything and returns a list of unexpected leftovers.
     fn tear_down(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.served.load(Ordering::Relaxed) {
@@ -591,9 +591,9 @@ impl Engine {
             .as_mut()
             .and_then(|child| child.try_wait().ok().flatten());
         if let Some(status) = ended {
-            problems.push(format!("the engine ended by itself: {status}"));
+            problems.push(format!("the engine exited unexpectedly: {status}"));
         }
-        // A case may end with the engine killed.
+        // A test may end with the engine killed.
         if ended.is_some() || self.daemon().is_none() {
             problems.extend(self.launch().err());
         }
@@ -619,7 +619,8 @@ impl Engine {
         problems
     }
 
-    /// The bridge of the default network, whose name all interfaces of the engine begin like.
+    /// Returns the default network's bridge, whose name has the prefix of all interfaces of the
+    /// engine.
     pub fn bridge(&self) -> String {
         self.get("/networks/bridge")["Options"]["com.docker.network.bridge.name"]
             .as_str()
@@ -627,8 +628,8 @@ impl Engine {
             .to_owned()
     }
 
-    /// The interfaces on the host that are this engine's, without the default bridge and those that
-    /// are made ahead.
+    /// Returns this engine's interfaces on the host, without the default bridge and pre-created
+    /// ones.
     pub fn interfaces(&self) -> Vec<String> {
         let bridge = self.bridge();
         let prefix = bridge.strip_suffix('0').unwrap_or(&bridge);
@@ -642,7 +643,7 @@ impl Engine {
             .collect()
     }
 
-    /// Without containers and networks there are no interfaces.
+    /// Checks that no interfaces remain without containers and networks.
     fn check_interfaces(&self) -> Result<(), String> {
         let answer = http::request(&self.socket(), "POST", "/networks/prune", &[], b"")
             .map_err(|error| error.to_string())?;
@@ -687,10 +688,10 @@ impl Drop for Engine {
             return;
         }
         let text = format!(
-            "the engine left something behind:\n  {}",
+            "the engine left resources behind:\n  {}",
             problems.join("\n  ")
         );
-        // A second panic would end the whole test program.
+        // A second panic would abort the test program.
         if failed {
             eprintln!("{text}");
         } else {
@@ -699,7 +700,7 @@ impl Drop for Engine {
     }
 }
 
-/// The names in a directory; none if it is not there.
+/// Returns the names in a directory; empty if it does not exist.
 pub(crate) fn entries(directory: &Path) -> Vec<String> {
     let Ok(listing) = fs::read_dir(directory) else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! The little of HTTP/1.1 that a client of the Engine API needs, over a unix socket.
+//! A minimal HTTP/1.1 client for the Engine API over a unix socket.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,17 +8,17 @@ use serde_json::Value;
 
 use crate::PATIENCE;
 
-/// A whole answer.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub struct Response {
     pub status: u16,
-    /// Names in lower case.
+    /// Header names are in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl Response {
-    /// The value of a header, by its name in lower case.
+    /// Returns the value of a header, given its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -30,7 +30,7 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON; as a string if it is none, null if it is empty.
+    /// Returns the body as JSON: a string if it is not JSON, `null` if it is empty.
     pub fn json(&self) -> Value {
         if self.body.is_empty() {
             return Value::Null;
@@ -39,14 +39,14 @@ impl Response {
     }
 }
 
-/// One connection, and the answer that is being read from it.
+/// A connection and the response that is being read from it.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
-    /// Received, but not used yet.
+    /// Received bytes that were not consumed yet.
     unread: Vec<u8>,
     body: Body,
-    /// The last request was a HEAD: its answer has no body, whatever its headers say.
+    /// Whether the last request was HEAD, whose response has no body.
     headless: bool,
 }
 
@@ -95,12 +95,12 @@ impl Connection {
         self.stream.write_all(bytes)
     }
 
-    /// Tells the other side that nothing more will be sent.
+    /// Shuts down the sending direction.
     pub fn half_close(&self) -> io::Result<()> {
         self.stream.shutdown(std::net::Shutdown::Write)
     }
 
-    /// Reads the head of an answer: status and headers.
+    /// Reads a response's head: status and headers.
     pub fn head(&mut self) -> io::Result<(u16, Vec<(String, String)>)> {
         let end = loop {
             if let Some(at) = self
@@ -113,7 +113,7 @@ impl Connection {
             if !self.fill()? {
                 return Err(io::Error::new(
                     ErrorKind::UnexpectedEof,
-                    "the connection was closed before an answer came",
+                    "the connection was closed before a response",
                 ));
             }
         };
@@ -127,7 +127,7 @@ impl Connection {
         let Some(status) = status else {
             return Err(io::Error::new(
                 ErrorKind::InvalidData,
-                format!("not an HTTP answer: {text:?}"),
+                format!("not an HTTP response: {text:?}"),
             ));
         };
         let headers: Vec<(String, String)> = lines
@@ -157,14 +157,14 @@ impl Connection {
         Ok((status, headers))
     }
 
-    /// How many bytes have come that nobody has asked for yet.
+    /// Returns the number of received bytes that were not consumed yet.
     pub fn unread(&self) -> usize {
         self.unread.len()
     }
 
-    /// The next piece of the body, or `None` at its end.
+    /// Reads the next part of the body; `None` at its end.
     pub fn part(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let cut = || io::Error::new(ErrorKind::UnexpectedEof, "the body is cut short");
+        let cut = || io::Error::new(ErrorKind::UnexpectedEof, "the body is truncated");
         match self.body {
             Body::None | Body::Sized(0) => Ok(None),
             Body::Sized(left) => {
@@ -207,7 +207,7 @@ impl Connection {
         }
     }
 
-    /// Head and body together.
+    /// Reads a complete response.
     pub fn response(&mut self) -> io::Result<Response> {
         let (status, headers) = self.head()?;
         let mut body = Vec::new();
@@ -221,7 +221,7 @@ impl Connection {
         })
     }
 
-    /// A line without its end, or `None` when the other side closed.
+    /// Reads a line without its terminator; `None` if the peer closed the connection.
     fn line(&mut self) -> io::Result<Option<String>> {
         loop {
             if let Some(at) = self.unread.windows(2).position(|window| window == b"\r\n") {
@@ -235,7 +235,7 @@ impl Connection {
         }
     }
 
-    /// Receives more; false when the other side closed.
+    /// Receives more bytes; `false` if the peer closed the connection.
     fn fill(&mut self) -> io::Result<bool> {
         let mut piece = vec![0; 64 << 10];
         loop {
@@ -249,7 +249,7 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     return Err(io::Error::new(
                         ErrorKind::TimedOut,
-                        format!("nothing came for {PATIENCE:?}"),
+                        format!("nothing received for {PATIENCE:?}"),
                     ));
                 }
                 Err(error) => return Err(error),
@@ -258,7 +258,7 @@ impl Connection {
     }
 }
 
-/// One request on a connection of its own.
+/// Sends a request on a connection of its own.
 pub(crate) fn request(
     socket: &Path,
     method: &str,
@@ -269,14 +269,14 @@ pub(crate) fn request(
     let mut connection = Connection::open(socket)?;
     let mut all = vec![("Connection", "close")];
     all.extend_from_slice(headers);
-    // Who refuses a request may answer and hang up before it is sent.
+    // A server that rejects a request may answer and close before it was sent completely.
     let sent = connection.send(method, path, &all, body);
     connection
         .response()
         .map_err(|error| sent.err().unwrap_or(error))
 }
 
-/// A query's value with everything escaped that could be taken for something else.
+/// Percent-encodes a query value.
 pub fn escape(value: &str) -> String {
     let mut escaped = String::new();
     for byte in value.bytes() {

@@ -1,4 +1,4 @@
-//! Images: those made from Debian packages, and such as a case makes for itself.
+//! Images: those built from Debian packages, and archives that a test builds itself.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -9,19 +9,19 @@ use serde_json::{Value, json};
 
 use crate::tar::{self, Tar};
 
-/// The archive of the image `busybox`.
+/// Returns the archive of the image `busybox`.
 pub fn busybox() -> PathBuf {
     image("busybox")
 }
 
-/// The archive of the image `python`: Debian with Python, about 120 MB.
+/// Returns the archive of the image `python`: Debian with Python, about 120 MB.
 pub fn python() -> PathBuf {
     image("python")
 }
 
 fn image(name: &str) -> PathBuf {
-    // The recipe has a lock among processes; this one keeps the threads of this process from all
-    // asking for it.
+    // `tests/images/make` has a lock among processes; this one serializes the threads of this
+    // process.
     static MAKING: Mutex<()> = Mutex::new(());
     let directory = crate::cache("WHELK_TEST_IMAGES", "images");
     let path = directory.join(format!("{name}.tar"));
@@ -43,7 +43,7 @@ fn image(name: &str) -> PathBuf {
     path
 }
 
-/// The program busybox itself, static: all that an image needs to run something.
+/// Returns the static busybox binary, which is all that an image needs to run something.
 pub fn busybox_program() -> &'static [u8] {
     static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -58,8 +58,7 @@ pub fn busybox_program() -> &'static [u8] {
     })
 }
 
-/// A root file system with a shell and the usual small programs, but nothing else: no `/proc`,
-/// `/dev`, `/etc`.
+/// Returns a root file system with a shell and common applets but no `/proc`, `/dev` or `/etc`.
 pub fn bare_root() -> Tar {
     let mut root = Tar::new()
         .dir("bin")
@@ -73,7 +72,7 @@ pub fn bare_root() -> Tar {
     root
 }
 
-/// The same with empty directories for what is mounted, and users.
+/// Like [`bare_root`], with empty mount points, and with users and groups.
 pub fn small_root() -> Tar {
     let root = ["proc", "dev", "sys", "etc", "tmp"]
         .iter()
@@ -85,14 +84,14 @@ pub fn small_root() -> Tar {
     .file("etc/group", "root:x:0:\nnobody:x:65534:\n")
 }
 
-/// An image in Docker's archive format, with everything as the case wants it, right or wrong.
+/// An image in Docker's archive format, which may be invalid.
 #[derive(Clone, Debug)]
 pub struct Archive {
     pub tags: Vec<String>,
     pub layers: Vec<Vec<u8>>,
-    /// The part of the image's configuration that containers get: `Cmd`, `Env`, …
+    /// The `config` part of the image's configuration: `Cmd`, `Env`, …
     pub config: Value,
-    /// In place of the layers' true digests.
+    /// Replaces the layers' real digests.
     pub diff_ids: Option<Vec<String>>,
 }
 
@@ -107,7 +106,7 @@ impl Archive {
         }
     }
 
-    /// The parts by name, for a case to leave some out.
+    /// Returns the parts by name, so that a test can omit some.
     pub fn parts(&self) -> Vec<(String, Vec<u8>)> {
         let true_ids = || -> Vec<String> {
             self.layers
@@ -146,7 +145,7 @@ impl Archive {
     }
 }
 
-/// An archive of files.
+/// Packs parts into a tar archive.
 pub fn pack(parts: &[(String, Vec<u8>)]) -> Vec<u8> {
     parts
         .iter()
@@ -154,7 +153,7 @@ pub fn pack(parts: &[(String, Vec<u8>)]) -> Vec<u8> {
         .finish()
 }
 
-/// The digest of some bytes, in hexadecimal digits.
+/// Returns the SHA-256 digest in hexadecimal digits.
 #[track_caller]
 pub fn sha256(bytes: &[u8]) -> String {
     let line = String::from_utf8(filter("sha256sum", &[], bytes)).expect("digits");
@@ -166,12 +165,12 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     filter("gzip", &["-c", "-n"], bytes)
 }
 
-/// A zstd stream (RFC 8878) that holds the bytes as they are: one frame of raw blocks.
+/// Encodes bytes as a zstd stream (RFC 8878): one frame of raw blocks, without compression.
 pub fn zstd(bytes: &[u8]) -> Vec<u8> {
-    const LARGEST_BLOCK: usize = 128 << 10;
+    const MAX_BLOCK_SIZE: usize = 128 << 10;
     // Magic number; no content size, no checksum; a window of 128 KiB (2^(10+7)).
     let mut stream = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 7 << 3];
-    let mut blocks = bytes.chunks(LARGEST_BLOCK).peekable();
+    let mut blocks = bytes.chunks(MAX_BLOCK_SIZE).peekable();
     while let Some(block) = blocks.next() {
         let last = u32::from(blocks.peek().is_none());
         let head = (u32::try_from(block.len()).unwrap_or_default() << 3) | last;
@@ -181,7 +180,7 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     stream
 }
 
-/// Sends bytes through a program.
+/// Pipes bytes through a program.
 #[track_caller]
 fn filter(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
     let mut child = Command::new(program)

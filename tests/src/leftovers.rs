@@ -1,5 +1,5 @@
-//! What an engine leaves on the host, found by its instance's name and its directory; and a watcher
-//! that removes it when the test program is killed.
+//! Finds what an engine left on the host, by its instance name and directory, and starts a watcher
+//! that removes it if the test program is killed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::cli::Program;
 use crate::happens;
 
-/// How long what is going already may take to be gone.
+/// How long resources that are being released may take to disappear.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A name for an instance and a new directory for it. Both say which process they belong to.
+/// Returns a new instance name and creates a directory for it. Both contain the PID of this
+/// process.
 pub(crate) fn new_instance() -> (String, PathBuf) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     watch();
-    // The letter at the end keeps one name from being the beginning of another.
+    // The trailing letter keeps one name from being a prefix of another.
     let name = format!(
         "{}{:x}z",
         prefix(std::process::id()),
@@ -40,14 +41,14 @@ fn base() -> PathBuf {
     std::env::var_os("WHELK_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// Starts, once in a process, a program that waits for this process to end and then removes what it
-/// left: a process that is killed cannot.
+/// Starts, once per process, a program that waits for this process to end and then removes its
+/// leftovers, for the case that it is killed.
 fn watch() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
         let program = Program::beside("whelk-sweep");
-        // In a session of its own, so that Ctrl-C does not reach it. Its input ends with this
-        // process.
+        // In a session of its own, so that Ctrl-C does not reach it. Its standard input ends with
+        // this process.
         let mut command = Command::new("setsid");
         command
             .arg(&program)
@@ -61,7 +62,7 @@ fn watch() {
     });
 }
 
-/// Removes everything that instances of a process which has ended left: directories, and what
+/// Removes everything that instances of a terminated process left: their directories, and what
 /// [`clean`] finds.
 pub fn sweep(pid: u32) -> Vec<String> {
     let prefix = format!("whelk-{}", prefix(pid));
@@ -81,8 +82,8 @@ pub fn sweep(pid: u32) -> Vec<String> {
     problems
 }
 
-/// Looks for processes, mounts, loop devices and cgroups of an instance whose engine has ended;
-/// names them, and removes them. Has the instance's bridges and firewall rules removed.
+/// Finds, reports and removes processes, mounts, loop devices and cgroups of an instance whose
+/// engine has ended, and uninstalls its bridges and firewall rules.
 pub(crate) fn end(name: &str, dir: &Path) -> Vec<String> {
     clean(name, dir, GRACE)
 }
@@ -102,7 +103,7 @@ fn clean(name: &str, dir: &Path, grace: Duration) -> Vec<String> {
             processes(name, dir).is_empty()
         });
         if !gone {
-            problems.push("some of them cannot be killed".into());
+            problems.push("some processes were not killed".into());
         }
     }
     for mount in mounts(dir).into_iter().rev() {
@@ -117,7 +118,7 @@ fn clean(name: &str, dir: &Path, grace: Duration) -> Vec<String> {
     for group in cgroups(name) {
         problems.push(format!("cgroup {}", group.display()));
         if fs::remove_dir(&group).is_err() && group.exists() {
-            problems.push(format!("cgroup {} cannot be removed", group.display()));
+            problems.push(format!("cgroup {} was not removed", group.display()));
         }
     }
     for lock in locks(name) {
@@ -127,7 +128,8 @@ fn clean(name: &str, dir: &Path, grace: Duration) -> Vec<String> {
     problems
 }
 
-/// Has the program remove the instance's bridges, rules, cgroups and lock, if it has ever run.
+/// Runs `whelk daemon --uninstall` if the instance has ever been started: removes its bridges,
+/// rules, cgroups and lock.
 fn uninstall(name: &str, dir: &Path) -> Result<(), String> {
     if locks(name).is_empty() {
         return Ok(());
@@ -157,7 +159,7 @@ pub(crate) fn uninstall_command(name: &str, dir: &Path) -> Command {
     command
 }
 
-/// Processes whose command line or cgroup names the instance or its directory.
+/// Returns processes whose command line or cgroup contains the instance's name or directory.
 fn processes(name: &str, dir: &Path) -> Vec<(i32, String)> {
     let dir = dir.display().to_string();
     let own = i32::try_from(std::process::id()).unwrap_or_default();
@@ -181,7 +183,7 @@ fn processes(name: &str, dir: &Path) -> Vec<(i32, String)> {
                 .replace('\0', " ")
         };
         let (command, groups, stat) = (read("cmdline"), read("cgroup"), read("stat"));
-        // pid (comm) state …: one that is dead and waits to be collected holds nothing.
+        // pid (comm) state …: zombies hold no resources.
         let dead = stat
             .rsplit(") ")
             .next()
@@ -201,7 +203,7 @@ fn processes(name: &str, dir: &Path) -> Vec<(i32, String)> {
     found
 }
 
-/// Mount points in this mount namespace that lie in the directory or come from it.
+/// Returns mount points in this mount namespace that are in the directory or come from it.
 fn mounts(dir: &Path) -> Vec<PathBuf> {
     let dir = dir.display().to_string();
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -213,7 +215,7 @@ fn mounts(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Loop devices over files in the directory.
+/// Returns loop devices whose backing files are in the directory.
 fn loop_devices(dir: &Path) -> Vec<PathBuf> {
     let named = |entry: &fs::DirEntry| {
         fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default()
@@ -224,8 +226,7 @@ fn loop_devices(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The instance's cgroups in every hierarchy, and those that a case made whose names contain the
-/// instance's; the deepest first.
+/// Returns the cgroups in all hierarchies whose names contain the instance's, deepest first.
 fn cgroups(name: &str) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found = Vec::new();
@@ -256,7 +257,7 @@ fn below(directory: &Path, found: &mut Vec<PathBuf>) {
     found.push(directory.to_owned());
 }
 
-/// The lock files of the instance and of those whose names begin with its.
+/// Returns the lock files of the instance and of those whose names start with its name.
 fn locks(name: &str) -> Vec<PathBuf> {
     let prefix = format!("whelk-instance-{name}");
     let all = fs::read_dir("/run").into_iter().flatten().flatten();

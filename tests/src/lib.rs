@@ -1,27 +1,24 @@
-//! What the end-to-end cases share: an engine of one's own, both command lines, the API, terminals,
-//! and images.
+//! Support for the end-to-end tests: engines, both command-line clients, the API, terminals, and
+//! images.
 //!
-//! Each case starts an [`Engine`] in a directory of its own under an instance name of its own. When
-//! it goes out of scope, all its containers are removed, it is stopped, and the machine is searched
-//! for what it left: mounts, cgroups, processes, files. Anything found fails the case. Where the
-//! test program is killed, `whelk-sweep` does the same.
+//! Each test starts an [`Engine`] with its own directory and instance name. On drop, its containers
+//! are removed, it is stopped, and the machine is searched for leftovers: mounts, cgroups,
+//! processes, files. Any leftover fails the test. If the test program is killed, `whelk-sweep`
+//! removes the leftovers.
 //!
-//! | variable | what it says |
+//! | variable | meaning |
 //! | --- | --- |
-//! | `WHELK_BIN` | the program to test; otherwise the one that was built beside the cases |
-//! | `WHELK_TEST_DIR` | where engines keep their data; otherwise `/var/tmp` |
-//! | `WHELK_TOOLS` | where `scripts/setup` unpacked the docker CLI; otherwise `~/.cache/whelk/tools` |
-//! | `WHELK_TEST_IMAGES` | where the images are; otherwise `~/.cache/whelk/images`, made when missing |
-//! | `WHELK_TEST_KEEP` | when set, what a failed case left on disk is kept |
+//! | `WHELK_BIN` | the program to test (default: the one built beside the tests) |
+//! | `WHELK_TEST_DIR` | directory for the engines' data (default: `/var/tmp`) |
+//! | `WHELK_TOOLS` | where `scripts/setup` unpacked the docker CLI (default: `~/.cache/whelk/tools`) |
+//! | `WHELK_TEST_IMAGES` | directory of the images, built when missing (default: `~/.cache/whelk/images`) |
+//! | `WHELK_TEST_KEEP` | if set, the directories of failed tests are kept |
 #![forbid(unsafe_code)]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "a panic with its place is all the error handling that a test needs"
-)]
+#![allow(clippy::disallowed_methods, reason = "tests panic on errors")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "likewise")]
 #![allow(
     clippy::print_stderr,
-    reason = "what a failed case says of itself goes where the test runner looks"
+    reason = "output of a failed test goes to standard error"
 )]
 
 mod attached;
@@ -46,16 +43,16 @@ pub use leftovers::sweep;
 pub use private_host::private_host;
 pub use pty::Pty;
 
-/// How long anything that must happen may take before the case fails.
+/// How long an expected event may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often is asked whether it happened.
+/// Polling interval.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Asks again and again until `probe` gives a value.
+/// Polls `probe` until it returns a value.
 ///
 /// # Panics
-/// When that takes longer than [`PATIENCE`].
+/// Panics after [`PATIENCE`].
 #[track_caller]
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
@@ -63,18 +60,15 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = probe() {
             return value;
         }
-        assert!(
-            begin.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} in vain for {what}"
-        );
+        assert!(begin.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
         std::thread::sleep(POLL);
     }
 }
 
-/// Watches for a while that something does not change.
+/// Checks that `probe` stays true for `time`.
 ///
 /// # Panics
-/// At the first time that `probe` says no.
+/// Panics when `probe` returns `false`.
 #[track_caller]
 pub fn stays(what: &str, time: Duration, mut probe: impl FnMut() -> bool) {
     let begin = Instant::now();
@@ -88,7 +82,7 @@ pub fn stays(what: &str, time: Duration, mut probe: impl FnMut() -> bool) {
     }
 }
 
-/// Whether `probe` comes true before `time` is over.
+/// Polls `probe` for `time`. Returns whether it became true.
 fn happens(time: Duration, mut probe: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
     while !probe() {
@@ -100,7 +94,7 @@ fn happens(time: Duration, mut probe: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// A directory that `variable` names, or one below `~/.cache/whelk`.
+/// Returns the directory named by an environment variable, or one below `~/.cache/whelk`.
 fn cache(variable: &str, name: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(
         || {
@@ -112,8 +106,7 @@ fn cache(variable: &str, name: &str) -> PathBuf {
     )
 }
 
-/// Nanoseconds since the epoch, as file and object names that sort and do not repeat need them, and
-/// time filters.
+/// Returns nanoseconds since the epoch, for time filters and for unique names that sort by time.
 pub fn now_nanos() -> u128 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

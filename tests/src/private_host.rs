@@ -1,29 +1,28 @@
-//! A script in namespaces of its own, for what happens at the usual places.
+//! Runs a script in separate namespaces, for tests that use the default directories.
 
 use std::process::{Command, Output, Stdio};
 
 use crate::cli::Program;
 use crate::leftovers;
 
-/// What comes before the script: `/run`, `/var/lib` and `/var/log` are empty, and `/etc` can be
-/// changed.
+/// Runs before the script: makes `/run`, `/var/lib` and `/var/log` empty, and `/etc` writable.
 const PRELUDE: &str = r#"
 for place in /run /var/lib /var/log; do mount -t tmpfs none $place || exit 99; done
 mkdir /run/.upper /run/.work && mount -t overlay -o lowerdir=/etc,upperdir=/run/.upper,workdir=/run/.work none /etc || exit 99
 mkdir -p /etc/whelk && mount -t tmpfs none /etc/whelk || exit 99
 "#;
 
-/// Runs a shell script as on a host of its own: mounts, processes and the network are, and all of
-/// it ends with the script. `$0` is our program, `$name` the name that an instance may have there.
+/// Runs a shell script with private mount, PID and network namespaces, which end with it. `$0` is
+/// the whelk binary, `$name` an instance name that the script may use.
 ///
 /// # Panics
-/// When the instance's cgroups are in use after the end.
+/// Panics if anything of the instance except cgroups remains, or if its cgroups cannot be removed.
 #[track_caller]
 pub fn private_host(script: &str) -> Output {
     let (name, dir) = leftovers::new_instance();
     let mut command = Command::new("setpriv");
-    // The first signal ends it with this thread, the second the first process of its process
-    // namespace, and so all others.
+    // The first signal kills unshare when this thread ends; the second kills the init process of
+    // the PID namespace, and with it all others.
     command.args([
         "--pdeathsig",
         "KILL",
@@ -50,6 +49,6 @@ pub fn private_host(script: &str) -> Output {
         .iter()
         .filter(|problem| !problem.starts_with("cgroup ") || problem.ends_with("removed"))
         .collect();
-    assert!(busy.is_empty(), "left behind: {busy:?}");
+    assert!(busy.is_empty(), "leftovers: {busy:?}");
     output
 }

@@ -1,4 +1,4 @@
-//! A command on a terminal, as a person sits at it.
+//! A command on a pseudo-terminal.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,15 +12,15 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use crate::PATIENCE;
 use crate::engine::Engine;
 
-/// A command that runs on a terminal of 24 rows and 80 columns. Killed when dropped.
+/// A command on a terminal of 24 rows and 80 columns. Killed on drop.
 #[derive(Debug)]
 pub struct Pty {
     terminal: OwnedFd,
     child: Child,
     command: String,
-    /// All that appeared on the terminal.
+    /// Everything that was output to the terminal.
     screen: Vec<u8>,
-    /// What of it has been looked for already.
+    /// Offset in `screen` up to which text was found already.
     seen: usize,
 }
 
@@ -37,7 +37,7 @@ impl Pty {
                 ioctl_tiocgptpeer(&terminal, flags).expect("open the terminal's other side"),
             )
         };
-        // It makes the terminal the command's own, so that a change of its size is told (SIGWINCH).
+        // `--ctty` makes it the controlling terminal of the command, so that SIGWINCH is delivered.
         let mut command = Command::new("setsid");
         command
             .arg("--ctty")
@@ -61,13 +61,13 @@ impl Pty {
         }
     }
 
-    /// Gives the terminal another size.
+    /// Resizes the terminal.
     #[track_caller]
     pub fn resize(&self, rows: u16, columns: u16) {
         set_size(&self.terminal, rows, columns);
     }
 
-    /// Presses keys.
+    /// Types keys.
     #[track_caller]
     pub fn keys(&mut self, keys: &str) {
         let mut rest = keys.as_bytes();
@@ -77,7 +77,7 @@ impl Pty {
         }
     }
 
-    /// Waits until the terminal shows `text` behind what was found before.
+    /// Waits until the terminal shows `text` after what was found before.
     #[track_caller]
     pub fn expect(&mut self, text: &str) {
         let begin = Instant::now();
@@ -98,7 +98,7 @@ impl Pty {
             );
             assert!(
                 begin.elapsed() < PATIENCE,
-                "{}: waited in vain for {text:?}: {:?}",
+                "{}: timed out waiting for {text:?}: {:?}",
                 self.command,
                 self.screen()
             );
@@ -106,8 +106,8 @@ impl Pty {
         }
     }
 
-    /// Presses keys again and again until the terminal shows `text`: for what takes keys only once
-    /// it is ready.
+    /// Types keys repeatedly until the terminal shows `text`, for programs that ignore keys until
+    /// they are ready.
     #[track_caller]
     pub fn insist(&mut self, keys: &str, text: &str) {
         let begin = Instant::now();
@@ -130,14 +130,14 @@ impl Pty {
             }
             assert!(
                 begin.elapsed() < PATIENCE,
-                "{}: waited in vain for {text:?}: {:?}",
+                "{}: timed out waiting for {text:?}: {:?}",
                 self.command,
                 self.screen()
             );
         }
     }
 
-    /// Everything that appeared so far.
+    /// Returns everything shown so far.
     pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.screen).into_owned()
     }
@@ -164,8 +164,7 @@ impl Pty {
         }
     }
 
-    /// Reads what comes within a tenth of a second; false when nobody has the other side open any
-    /// more.
+    /// Reads what arrives within 100 ms. Returns `false` if the other side is closed.
     fn read(&mut self) -> bool {
         const WAIT: Timespec = Timespec {
             tv_sec: 0,
@@ -174,7 +173,7 @@ impl Pty {
         self.read_within(&WAIT).unwrap_or(false)
     }
 
-    /// Whether something was there to be read.
+    /// Reads without waiting. Returns whether something was read.
     fn read_now(&mut self) -> bool {
         const NONE: Timespec = Timespec {
             tv_sec: 0,

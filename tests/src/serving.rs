@@ -1,4 +1,4 @@
-//! Containers on networks that say who they are.
+//! Containers that serve their name over HTTP, to identify them on networks.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use crate::{Cli, eventually};
 
-/// Serves one word over HTTP.
+/// Shell script that serves `$0` over HTTP on port 80.
 pub const SERVES: &str = "mkdir -p /w; echo \"$0\" >/w/index.html; exec httpd -f -p 80 -h /w";
 
-/// `run -d --name NAME FLAGS busybox sh -c SCRIPT WORD`: a container on a network, `NAME` being its
-/// word.
+/// Runs `run -d --name NAME FLAGS busybox sh -c SCRIPT NAME`: a container on a network that serves
+/// its name.
 #[track_caller]
 pub fn up(cli: Cli<'_>, name: &str, flags: &[&str], script: &str) {
     let mut args = vec!["run", "-d", "--name", name];
@@ -24,7 +24,7 @@ pub fn inside(cli: Cli<'_>, name: &str, script: &str) -> String {
     cli.run(&["exec", name, "sh", "-c", script]).ok()
 }
 
-/// The host's side of the first published port.
+/// Returns the host address of the first published port.
 #[track_caller]
 pub fn published(cli: Cli<'_>, name: &str) -> SocketAddr {
     let text = cli.run(&["port", name]).ok();

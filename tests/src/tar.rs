@@ -1,6 +1,7 @@
-//! Archives written and read by hand, so that cases can make such as no decent program would write.
+//! Writes and reads tar archives by hand, so that tests can build archives that regular tools do
+//! not write.
 
-/// What an entry is, as the header's type flag says it.
+/// The type flag of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -10,18 +11,18 @@ pub enum Kind {
     CharDevice = b'3',
     Directory = b'5',
     Fifo = b'6',
-    /// An extended header for the next entry.
+    /// A pax header for the next entry.
     Pax = b'x',
 }
 
-/// One entry to write.
+/// An entry to write.
 #[derive(Clone, Debug)]
 pub struct Entry<'a> {
     pub path: &'a str,
     pub kind: Kind,
     pub mode: u32,
     pub owner: (u32, u32),
-    /// What a link points to.
+    /// The target of a link.
     pub target: &'a str,
     /// Major and minor number of a device.
     pub device: (u32, u32),
@@ -49,7 +50,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// An archive that is being written.
+/// A tar archive under construction.
 #[derive(Clone, Debug, Default)]
 pub struct Tar(Vec<u8>);
 
@@ -113,13 +114,13 @@ impl Tar {
         })
     }
 
-    /// Appends an extended header (POSIX pax) for the entry that follows.
+    /// Appends a pax header (POSIX.1-2001) for the next entry.
     #[must_use]
     pub fn pax(self, records: &[(&str, &str)]) -> Self {
         let mut content = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
-            // The length counts its own digits.
+            // The length includes its own digits.
             let length = (1..=10)
                 .map(|digits| rest + digits)
                 .find(|length| length.to_string().len() + rest == *length);
@@ -133,10 +134,10 @@ impl Tar {
         })
     }
 
-    /// Appends an entry with everything as given, right or wrong.
+    /// Appends an entry with all fields as given, without validation.
     ///
     /// # Panics
-    /// If a name is too long for the header.
+    /// Panics if a name is too long for the header.
     #[must_use]
     pub fn entry(mut self, entry: &Entry<'_>) -> Self {
         let mut header = [0u8; BLOCK];
@@ -170,7 +171,7 @@ impl Tar {
         self
     }
 
-    /// The archive with its end.
+    /// Returns the archive with the end-of-archive marker.
     pub fn finish(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 2 * BLOCK, 0);
         self.0
@@ -180,7 +181,7 @@ impl Tar {
 /// An entry that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Without `./` in front and `/` behind.
+    /// Without leading `./` and trailing `/`.
     pub path: String,
     pub kind: u8,
     pub mode: u64,
@@ -190,10 +191,10 @@ pub struct Found {
     pub content: Vec<u8>,
 }
 
-/// All entries of an archive.
+/// Returns all entries of an archive.
 ///
 /// # Panics
-/// When it is none.
+/// Panics if the archive is malformed.
 #[track_caller]
 pub fn read(mut archive: &[u8]) -> Vec<Found> {
     let mut found = Vec::new();
@@ -211,7 +212,7 @@ pub fn read(mut archive: &[u8]) -> Vec<Found> {
         let (content, rest) = (&rest[..size], &rest[size.next_multiple_of(BLOCK)..]);
         archive = rest;
         match header[156] {
-            // The next entry's name, in GNU's way and in that of POSIX.
+            // The next entry's long name, in GNU's or POSIX format.
             b'L' => long_name = Some(text(content)),
             b'x' => long_name = pax_path(content).or(long_name),
             b'g' | b'K' => {}
@@ -247,10 +248,10 @@ pub fn read(mut archive: &[u8]) -> Vec<Found> {
     found
 }
 
-/// The content of a file in an archive, hard links followed.
+/// Returns the content of a file in an archive, following hard links.
 ///
 /// # Panics
-/// When it is not there.
+/// Panics if the file does not exist.
 #[track_caller]
 pub fn file(archive: &[u8], path: &str) -> Vec<u8> {
     let entries = read(archive);
@@ -275,7 +276,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// Octal digits, or the base-256 form that GNU's tar has for large numbers.
+/// Parses octal digits, or GNU tar's base-256 form for large numbers.
 fn number(bytes: &[u8]) -> u64 {
     if bytes[0] & 0x80 != 0 {
         return bytes[1..]
@@ -285,7 +286,7 @@ fn number(bytes: &[u8]) -> u64 {
     u64::from_str_radix(text(bytes).trim(), 8).unwrap_or(0)
 }
 
-/// The path in an extended header: lines of `LENGTH KEY=VALUE`.
+/// Returns the path in a pax header with lines of `LENGTH KEY=VALUE`.
 fn pax_path(content: &[u8]) -> Option<String> {
     text(content)
         .lines()

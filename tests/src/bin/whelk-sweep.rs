@@ -1,5 +1,5 @@
-//! `whelk-sweep PID`: waits until its input ends, which a test program holds for as long as it
-//! lives, and removes what that left.
+//! `whelk-sweep PID`: waits until its standard input ends, which a test program keeps open while it
+//! runs, and removes what that process left behind.
 
 use std::io::Read;
 
