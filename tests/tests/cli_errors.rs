@@ -453,12 +453,12 @@ fn what_is_to_come_is_refused_by_name() {
         (
             &["diff", "up"],
             1,
-            "listing what a container has changed: not available",
+            "listing file system changes of containers: not available",
         ),
         (
             &["commit", "up", "x"],
             1,
-            "making images of containers: not available",
+            "creating images from containers: not available",
         ),
         (
             &["stats", "--no-stream", "up"],

@@ -1,10 +1,10 @@
-//! Errors as answers: each kind of the engine's errors has one status code.
+//! Error responses: each kind of engine error has one status code.
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use whelk_engine::Error;
 
-/// An engine's error on its way to a client.
+/// An engine error to be returned to a client.
 #[derive(Debug)]
 pub(crate) struct ApiError(pub(crate) Error);
 
@@ -51,7 +51,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// `{"message":…}` with a newline, as Docker ends it.
+/// Returns a JSON response `{"message":…}` followed by a newline, as Docker does.
 pub(crate) fn message(status: StatusCode, text: &str) -> Response {
     let body = format!("{}\n", serde_json::json!({"message": text}));
     (status, [("content-type", "application/json")], body).into_response()

@@ -1,4 +1,4 @@
-//! Requests whose connection becomes a raw stream in both directions: attach and exec.
+//! Connections that are upgraded to a raw bidirectional stream: attach and exec.
 
 use std::io;
 use std::pin::Pin;
@@ -15,34 +15,33 @@ use tokio::net::UnixStream;
 use crate::compat::RAW_STREAM;
 use crate::peer::Peer;
 
-/// What precedes the live stream: recorded output, for attach with logs.
+/// Output that precedes the live stream: the log, for attach with `logs=1`.
 pub(crate) type Prelude = Option<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>>;
 
-/// Docker looks for `Upgrade` alone: some clients leave `Connection: Upgrade` out.
+/// Checks `Upgrade` only, as Docker does: some clients omit `Connection: Upgrade`.
 fn wants_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(header::UPGRADE)
 }
 
-/// What a client is connected to: recorded output first, then a live stream.
+/// What a client is attached to: recorded output, then a live stream.
 #[derive(Default)]
 pub(crate) struct Source {
     pub prelude: Prelude,
     pub stream: Option<UnixStream>,
 }
 
-/// How long a client may take to read the head of the answer, and a known end to arrive, before the
-/// stream goes on.
+/// How long to wait for the client to read the response head, and for `last`.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a client that has all its output may go on to send input.
+/// How long a client may continue to send input after the output has ended.
 const LONGEST_INPUT: Duration = Duration::from_secs(10);
 
-/// Connects a request to what `source` opens; `last` is waited for before its end is shown. With
-/// `Upgrade` the connection itself becomes the stream (101); without, the output is the body of an
-/// ordinary answer, and input is what comes as the request's body.
+/// Attaches a request to the streams that `source` opens, and closes the connection after `last`.
+/// With an `Upgrade` header, the connection itself becomes the stream (status 101). Without it, the
+/// output is the response body and the input is the request body.
 ///
-/// Nothing is opened before the client has read the answer's head: clients with buffered readers
-/// lose what comes in one piece with it.
+/// `source` is polled only after the client has read the response head: clients with buffered
+/// readers lose data that arrives together with it.
 pub(crate) fn connect(
     mut request: Request,
     content_type: &'static str,
@@ -60,7 +59,7 @@ pub(crate) fn connect(
         if let Some(peer) = peer.clone().filter(|_| is_upgraded) {
             let _ = tokio::time::timeout(PATIENCE, peer.has_read_all()).await;
         }
-        // Also for a client that is gone: what was asked for is done.
+        // Also if the client has disconnected: the requested operation is carried out.
         let source = source.await;
         let Ok(upgraded) = upgraded else { return };
         let left = async {
@@ -80,8 +79,8 @@ pub(crate) fn connect(
         .unwrap_or_default()
 }
 
-/// Passes on the output to its end, and input meanwhile. When the client has left, only the input
-/// that it has sent still matters.
+/// Copies output until it ends, and input concurrently. After the client has disconnected, only
+/// input that was already sent is copied.
 async fn serve(
     client: impl AsyncRead + AsyncWrite,
     source: Source,
@@ -100,8 +99,8 @@ async fn serve(
         let (mut output, input) = stream.into_split();
         let left = left.shared();
         let copied = async {
-            // Fails when the client has left. The program must not wait for it while there is
-            // input.
+            // Fails if the client has disconnected. The output is drained while there is input, so
+            // that the program does not block.
             if tokio::io::copy(&mut output, &mut to_client).await.is_err() {
                 let _ = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
             }
@@ -122,17 +121,17 @@ async fn serve(
     }
     let _ = tokio::time::timeout(PATIENCE, last).await;
     let _ = to_client.shutdown().await;
-    // A connection that is closed with input unread is reset, and the client may lose output that
+    // Closing a socket with unread input resets the connection, and the client may lose output that
     // it has not read yet.
     let mut nowhere = tokio::io::sink();
     let rest = tokio::io::copy(&mut from_client, &mut nowhere);
     let _ = tokio::time::timeout(LONGEST_INPUT, rest).await;
 }
 
-/// Copies input to the program and then its end. What the program does not take is dropped: its
-/// output goes on.
+/// Copies input to the program, then closes the program's input. Input that the program does not
+/// read is discarded.
 async fn pass_input(client: &mut (impl AsyncRead + Unpin), mut input: impl AsyncWrite + Unpin) {
-    // Fails when the program has closed its input, or when the client cannot be read.
+    // Fails if the program has closed its input, or if reading from the client fails.
     if tokio::io::copy(client, &mut input).await.is_err() {
         let _ = tokio::io::copy(client, &mut tokio::io::sink()).await;
     }

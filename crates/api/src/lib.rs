@@ -1,9 +1,8 @@
-//! The Engine API: HTTP in, calls of the engine out.
+//! The Engine API over HTTP.
 //!
-//! `routes` decode requests (`extract`, `json`), call the engine, and encode answers by `wire`.
-//! Version prefixes are taken off before anything else (`version`); what differs between versions
-//! is in `compat` alone; the kinds of the engine's errors become status codes in one place
-//! (`error`).
+//! `routes` decode requests (`extract`, `json`), call the engine, and encode responses with `wire`.
+//! Version prefixes are removed first (`version`); all differences between API versions are in
+//! `compat`; `error` maps the kinds of engine errors to status codes.
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 
@@ -21,6 +20,6 @@ mod wire;
 
 pub use server::{Listener, serve};
 
-/// The newest version of the API that is served, and the oldest.
+/// The newest and the oldest supported API version.
 pub const NEWEST: (u32, u32) = (1, 51);
 pub const OLDEST: (u32, u32) = (1, 24);

@@ -1,4 +1,4 @@
-//! Accepting connections and serving HTTP/1.1 on them.
+//! Accepts connections and serves HTTP/1.1 on them.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,28 +16,27 @@ use crate::peer::{Peer, end_with};
 use crate::routes;
 use crate::stream::DrainedBody;
 
-/// How long a client may take to send the head of a request: enough for anybody honest, an end for
-/// slow-loris.
+/// How long a client may take to send a request's head. Limits slow-loris attacks.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// The largest head of a request, in bytes.
-const LARGEST_HEAD: usize = 64 << 10;
+/// Maximum size of a request's head in bytes.
+const MAX_HEAD_SIZE: usize = 64 << 10;
 
-/// A unix socket that the API is served on.
+/// A unix socket on which the API is served.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    /// Where it is bound, if the path is the engine's own to remove.
+    /// The path to remove on drop, if the socket was bound by this process.
     path: Option<PathBuf>,
-    /// Held for as long as the socket is served, so that a second engine cannot take its path.
+    /// Locked while the socket is served, so that a second engine cannot take its path.
     _lock: OwnedFd,
 }
 
 impl Listener {
-    /// Listens at `path`, replacing what a dead engine left there. Only root and `group` may
-    /// connect.
+    /// Listens on `path`, replacing a socket that a terminated engine left there. Only root and
+    /// `group` may connect.
     ///
     /// # Errors
-    /// Another engine serves this socket.
+    /// Returns an error if another engine serves this socket, or if binding fails.
     pub fn bind(path: &Path, group: Option<u32>) -> std::io::Result<Self> {
         if let Some(parent) = path.parent().filter(|parent| !fs::exists(parent)) {
             fs::create_dir(parent, 0o755).map_err(described)?;
@@ -58,11 +57,12 @@ impl Listener {
         })
     }
 
-    /// Serves a socket that somebody else listens on and keeps: a service manager. Only root and
-    /// `group` may connect.
+    /// Serves a listening socket that was passed by a service manager, which keeps it open. Only
+    /// root and `group` may connect.
     ///
     /// # Errors
-    /// It is no listening unix socket with a path, or another engine serves it.
+    /// Returns an error if the descriptor is not a listening unix socket with a path, or if another
+    /// engine serves it.
     pub fn inherit(socket: OwnedFd, group: Option<u32>) -> std::io::Result<Self> {
         use rustix::net::{AddressFamily, SocketType, sockopt};
         let invalid =
@@ -110,13 +110,13 @@ fn lock(path: &Path) -> std::io::Result<OwnedFd> {
     .map_err(|_| {
         std::io::Error::new(
             std::io::ErrorKind::AddrInUse,
-            format!("another engine serves {}", path.display()),
+            format!("{} is in use by another engine", path.display()),
         )
     })?;
     Ok(lock)
 }
 
-/// Lets only root and `group` connect.
+/// Allows only root and `group` to connect.
 fn restrict(path: &Path, group: Option<u32>) -> std::io::Result<()> {
     fs::set_mode(path, 0o660).map_err(described)?;
     if let Some(group) = group {
@@ -133,13 +133,12 @@ impl Drop for Listener {
     }
 }
 
-/// How many descriptors are kept for what requests have to open, and for containers that start
-/// again by themselves.
+/// Number of descriptors reserved for files that requests open, and for containers that are
+/// restarted.
 const RESERVE: u64 = 96;
 
-/// Keeps a client waiting, and with it all that come later, while others have almost all
-/// descriptors that there may be. Those that ask for nothing are disconnected after
-/// [`HEAD_TIMEOUT`].
+/// Delays a client, and all that connect after it, while other connections use almost all
+/// descriptors of the limit. Idle connections are closed after [`HEAD_TIMEOUT`].
 async fn wait_for_descriptors(stream: &UnixStream) {
     const POLL: Duration = Duration::from_millis(20);
     let is_scarce = || {
@@ -152,7 +151,7 @@ async fn wait_for_descriptors(stream: &UnixStream) {
         return;
     }
     tracing::warn!(
-        "clients have to wait: there are too many connections for the engine's limit of open files (LimitNOFILE, ulimit -n)"
+        "new connections are delayed: too many open connections for the limit of open files (LimitNOFILE, ulimit -n)"
     );
     while is_scarce() {
         tokio::time::sleep(POLL).await;
@@ -166,7 +165,7 @@ pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
         let stream = match listener.socket.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, most likely: wait for some to be closed instead of spinning.
+                // Most likely out of descriptors: wait instead of spinning.
                 tracing::warn!("accept: {error}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -195,11 +194,11 @@ pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(LARGEST_HEAD)
+                .max_buf_size(MAX_HEAD_SIZE)
                 .half_close(true)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
-            // A client that goes away in the middle of something is not news.
+            // Disconnecting during a request is normal.
             if let Err(error) = connection.await {
                 tracing::debug!("connection: {error}");
             }

@@ -1,4 +1,4 @@
-//! Bodies that come in pieces: between the engine's blocking readers and writers and HTTP.
+//! Streamed bodies, between the engine's blocking readers and writers and async HTTP.
 
 use std::io::{self, Read, Write};
 use std::pin::Pin;
@@ -11,33 +11,33 @@ use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::sync::mpsc;
 
-/// Pieces in flight between a blocking side and HTTP.
+/// Maximum number of chunks queued between a blocking thread and HTTP.
 const DEPTH: usize = 8;
 const PIECE: usize = 128 << 10;
 
-/// How long a client may go on to send what nobody wants any more.
-const LONGEST_REST: std::time::Duration = std::time::Duration::from_secs(60);
+/// How long the rest of a request body that is not needed is read.
+const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// A body out of what a channel brings. It ends where the channel does; an error cuts it off.
+/// Returns a body of the chunks received from a channel. An error aborts the response.
 pub(crate) fn from_channel(receiver: mpsc::Receiver<io::Result<Bytes>>) -> Body {
     Body::from_stream(pieces(receiver))
 }
 
-/// What a channel brings, as a stream. Its sender learns that nobody wants it any more when the
-/// stream is dropped.
+/// Converts a receiver to a stream. Dropping the stream closes the channel, which the sender
+/// notices.
 pub(crate) fn pieces<T>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> {
     futures_util::stream::unfold(receiver, async |mut receiver| {
         receiver.recv().await.map(|piece| (piece, receiver))
     })
 }
 
-/// A request's body. What is left of it when it is dropped is read all the same, for a while: a
-/// client that is refused looks for the answer only when it has sent everything, and one whose
-/// connection is closed before may never find it.
+/// A request body whose rest is read and discarded on drop, up to [`DRAIN_TIMEOUT`]: some clients
+/// read the response only after they have sent the whole body, and may not get it if the connection
+/// is closed before.
 pub(crate) struct DrainedBody {
     body: Option<Incoming>,
-    /// The client sends the body only when it is asked for it (`Expect: 100-continue`), which
-    /// reading it does.
+    /// The client sends the body only on request (`Expect: 100-continue`), which hyper sends when
+    /// the body is polled.
     awaits_request: bool,
 }
 
@@ -95,13 +95,13 @@ impl Drop for DrainedBody {
         };
         tokio::spawn(async move {
             let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-            let _ = tokio::time::timeout(LONGEST_REST, rest).await;
+            let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
         });
     }
 }
 
-/// A body out of what `write` writes on a blocking thread. If it fails, the body is cut off, so
-/// that the client does not take a part for the whole.
+/// Returns a body that `write` produces on a blocking thread. If `write` fails, the response is
+/// aborted, so that the client does not take it as complete.
 pub(crate) fn written<E: std::fmt::Display + Send + 'static>(
     write: impl FnOnce(&mut dyn Write) -> Result<(), E> + Send + 'static,
 ) -> Body {
@@ -112,7 +112,7 @@ pub(crate) fn written<E: std::fmt::Display + Send + 'static>(
             .map_err(|error| io::Error::other(error.to_string()))
             .and_then(|()| writer.flush());
         if let Err(error) = result {
-            tracing::warn!("a stream ended early: {error}");
+            tracing::warn!("response aborted: {error}");
             let _ = sender.blocking_send(Err(error));
         }
     });
@@ -134,7 +134,7 @@ impl Write for ChannelWriter {
     }
 }
 
-/// A request's body for a blocking reader.
+/// Returns a blocking reader for a request body.
 pub(crate) fn reader(body: Body) -> BodyReader {
     let (sender, receiver) = mpsc::channel(DEPTH);
     tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! The version in front of a path: `/v1.44/containers/json`.
+//! The version prefix of a path: `/v1.44/containers/json`.
 
 use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
@@ -8,11 +8,11 @@ use axum::response::{IntoResponse, Response};
 use crate::error::message;
 use crate::{NEWEST, OLDEST};
 
-/// The version a request was made in; the newest if it names none.
+/// The API version of a request: the newest if the path has no version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ApiVersion(pub(crate) u32, pub(crate) u32);
 
-/// Takes the version off the path and puts the engine's own into every answer.
+/// Removes the version prefix from the path, and adds the engine's version to every response.
 pub(crate) async fn negotiate(request: Request, next: Next) -> Response {
     let unclean = clean(request.uri());
     let mut response = if request.method() == Method::OPTIONS {
@@ -50,15 +50,16 @@ async fn answer(mut request: Request, next: Next) -> Response {
         };
         match path.parse::<Uri>() {
             Ok(uri) => *request.uri_mut() = uri,
-            Err(_) => return message(StatusCode::BAD_REQUEST, "malformed path"),
+            Err(_) => return message(StatusCode::BAD_REQUEST, "invalid path"),
         }
     }
     next.run(request).await
 }
 
-/// Where a path with empty or dotted parts really leads. Docker redirects clients there.
+/// Returns the normalized form of a path with empty or dotted components, to which clients are
+/// redirected as in Docker. `None` if the path is normalized.
 fn clean(uri: &Uri) -> Option<String> {
-    // Something else than a path, such as the name of a host.
+    // The URI may have no path, e.g. only an authority.
     let path = Some(uri.path()).filter(|path| path.starts_with('/'))?;
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -81,7 +82,7 @@ fn clean(uri: &Uri) -> Option<String> {
     (clean != path).then(|| clean + &query)
 }
 
-/// The version of a path and the path without it.
+/// Splits a path into its version and the rest. `None` if it has no version.
 fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
     let newest = ApiVersion(NEWEST.0, NEWEST.1);
     let Some(rest) = path.strip_prefix("/v") else {
@@ -105,7 +106,7 @@ fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
             given,
             text(ApiVersion(OLDEST.0, OLDEST.1))
         );
-        // Plain text: clients this old do not read JSON errors.
+        // Plain text: clients this old cannot parse JSON errors.
         return Err(Box::new(
             (StatusCode::BAD_REQUEST, refusal + "\n").into_response(),
         ));
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_taken_off() {
+    fn splits_version_prefixes_and_normalizes_paths() {
         let check = |path: &str, version: (u32, u32), rest: Option<&str>| {
             let (found, remaining) = split(path).map_err(|_| ()).expect("accepted");
             assert_eq!(

@@ -1,4 +1,4 @@
-//! The engine's objects as the API's JSON, in the newest version's form.
+//! Converts the engine's objects to the API's JSON, in the newest version's form.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ mod image;
 
 pub(crate) use image::{history, image, image_summary};
 
-/// Nanoseconds since the epoch as RFC 3339; 0 stands for never, Go's zero time.
+/// Formats nanoseconds since the epoch as RFC 3339; 0 becomes Go's zero time.
 pub(crate) fn time(nanoseconds: i64) -> String {
     if nanoseconds == 0 {
         "0001-01-01T00:00:00Z".into()
@@ -70,7 +70,7 @@ pub(crate) fn volume(shown: &Shown) -> Value {
     value
 }
 
-/// A container's places in networks, by name. Lists do not have what it is called there.
+/// Returns a container's endpoints by network name. In lists, aliases and DNS names are null.
 fn endpoints(record: &Record, with_names: bool) -> Value {
     let shown = |endpoint: &Endpoint| {
         let mut value = serde_json::to_value(endpoint).unwrap_or_default();
@@ -93,7 +93,7 @@ fn endpoints(record: &Record, with_names: bool) -> Value {
     )
 }
 
-/// Published ports by the container's port; exposed ones that are not published lead to null.
+/// Returns the port bindings by container port; `null` for exposed ports that are not published.
 fn port_map(record: &Record) -> Value {
     let exposed = record
         .config
@@ -127,7 +127,7 @@ fn port_map(record: &Record) -> Value {
         };
         let binding = json!({"HostIp": publication.host.ip(), "HostPort": host_port});
         match entry {
-            // The same port of the host for both of the container's addresses is one binding.
+            // The same host port for both address families of the container is one binding.
             Value::Array(list) if !list.contains(&binding) => list.push(binding),
             Value::Array(_) => {}
             other => *other = json!([binding]),
@@ -137,7 +137,7 @@ fn port_map(record: &Record) -> Value {
     Value::Object(map)
 }
 
-/// Ports as lists show them.
+/// Returns the ports of a listed container.
 fn port_list(record: &Record) -> Value {
     let shown = |port: &ListedPort| {
         let mut shown = Map::new();
@@ -154,8 +154,8 @@ fn port_list(record: &Record) -> Value {
     record.listed_ports().iter().map(shown).collect()
 }
 
-/// The network part of a container. What the default network gave is on top as well, as it was
-/// before there were others.
+/// Returns a container's `NetworkSettings`. For compatibility, the endpoint on the default network
+/// is repeated in the top-level fields.
 fn network_settings(record: &Record) -> Value {
     let top = record.networks.get("bridge").cloned().unwrap_or_default();
     json!({
@@ -223,7 +223,7 @@ pub(crate) fn container(inspected: &Inspected) -> Value {
         command.remove(0)
     };
     let mut config = json!(record.config);
-    // Clients look here for the hardware address, although it is the endpoint's.
+    // Clients read the MAC address here, although it belongs to the endpoint.
     if let Some(first) = record
         .networks
         .get(&record.host.network_mode)
@@ -231,8 +231,8 @@ pub(crate) fn container(inspected: &Inspected) -> Value {
     {
         config["MacAddress"] = json!(first.wanted_mac);
     }
-    // The root is mounted in the container's own namespace only: its first process leads there
-    // while it runs.
+    // The root is mounted only in the container's mount namespace, which is reachable through its
+    // first process.
     let merged = if record.state.pid > 0 {
         format!("/proc/{}/root", record.state.pid)
     } else {
@@ -271,7 +271,7 @@ pub(crate) fn container(inspected: &Inspected) -> Value {
     value
 }
 
-/// `Up 3 minutes`, `Exited (0) 2 hours ago`.
+/// Formats a status such as `Up 3 minutes` or `Exited (0) 2 hours ago`.
 fn status_text(state: &State, now: i64) -> String {
     let ago = |since: i64| duration(now - since);
     match state.status {
@@ -293,7 +293,7 @@ fn status_text(state: &State, now: i64) -> String {
     }
 }
 
-/// A span of time as people say it, from nanoseconds.
+/// Formats nanoseconds as `2 hours`, like Docker.
 fn duration(nanoseconds: i64) -> String {
     let seconds = nanoseconds.max(0) / 1_000_000_000;
     let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
@@ -377,7 +377,7 @@ pub(crate) fn exec(exec: &Exec) -> Value {
         "OpenStdin": config.attach_stdin,
         "OpenStderr": config.attach_stderr,
         "OpenStdout": config.attach_stdout,
-        // One that can be removed is gone already.
+        // Execs that can be removed have been removed already.
         "CanRemove": false,
         "ContainerID": exec.container,
         "DetachKeys": "",
@@ -387,7 +387,7 @@ pub(crate) fn exec(exec: &Exec) -> Value {
 
 pub(crate) fn event(event: &Event) -> Value {
     let mut value = Map::new();
-    // Fields from before events had types; some clients still look only at these.
+    // Fields from before events had types, which some clients still use.
     if event.kind == "container" || event.kind == "image" {
         value.insert("status".into(), json!(event.action));
         value.insert("id".into(), json!(event.id));
@@ -412,7 +412,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_read_as_people_say_them() {
+    fn formats_durations() {
         let second = 1_000_000_000;
         for (seconds, text) in [
             (0, "Less than a second"),
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_gos() {
+    fn formats_times_as_go_does() {
         assert_eq!(time(0), "0001-01-01T00:00:00Z");
         assert_eq!(time(1_700_000_000_120_000_000), "2023-11-14T22:13:20.12Z");
     }

@@ -1,4 +1,4 @@
-//! `/containers/{id}/exec` and `/exec/…`
+//! Routes of `/containers/{id}/exec` and `/exec/…`.
 
 use axum::body::Bytes;
 use axum::extract::{Extension, Path, Request, State};
@@ -54,8 +54,8 @@ impl RequestBody for ExecStartBody {
     const GO_TYPE: &'static str = "container.ExecStartOptions";
 }
 
-/// Starts an exec. One that cannot run tells so in its own stream, and by its exit code: the
-/// answer's head is out by then, as far as clients are concerned.
+/// Starts an exec. If its process cannot be started, the error is written to the stream and
+/// reflected in the exit code: with `Upgrade`, the response head has already been sent.
 pub(super) async fn start(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,

@@ -1,12 +1,12 @@
-//! The API's paths. One file per group, one function per operation, named as the API definition
-//! names it.
+//! The API's routes. One file per group, one function per operation, named as in the API
+//! definition.
 
 mod containers;
 mod exec;
 mod images;
-mod missing;
 mod networks;
 mod system;
+mod unsupported;
 mod volumes;
 
 use std::sync::Arc;
@@ -25,8 +25,7 @@ use crate::version;
 
 pub(crate) type App = State<Arc<Engine>>;
 
-/// All routes below a middleware that takes the version off: it must run before a route is looked
-/// for.
+/// Returns the router. The middleware that removes the version prefix must run before routing.
 pub(crate) fn router(engine: Arc<Engine>) -> Router {
     let routes = Router::new()
         .route("/_ping", get(system::ping))
@@ -103,7 +102,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         )
         .route("/system/df", get(system::disk_usage))
         .route("/build/prune", post(images::prune_builds))
-        .merge(missing::routes())
+        .merge(unsupported::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
@@ -115,7 +114,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .layer(from_fn(version::negotiate))
 }
 
-/// Answers what may have changed something only when that survives a loss of power.
+/// Delays the response to a request that may have changed something until the change is on disk.
 async fn settle(State(engine): App, request: Request, next: Next) -> Response {
     let only_reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let response = next.run(request).await;
@@ -132,7 +131,8 @@ async fn not_found() -> Response {
     message(StatusCode::NOT_FOUND, "page not found")
 }
 
-/// Docker answers HEAD only where the API has it, unlike axum, which answers it wherever GET is.
+/// Rejects HEAD requests except where Docker's API has them. axum answers HEAD wherever GET is
+/// routed.
 async fn refuse_head(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     if request.method() == Method::HEAD && path != "/_ping" && !path.ends_with("/archive") {
@@ -141,7 +141,7 @@ async fn refuse_head(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Carries out work that blocks where it may.
+/// Runs blocking work on a thread that may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> whelk_engine::Result<T> + Send + 'static,
 ) -> whelk_engine::Result<T> {
@@ -150,7 +150,7 @@ async fn blocking<T: Send + 'static>(
         .map_err(|error| whelk_engine::Error::internal(error.to_string()))?
 }
 
-/// JSON with the newline that Docker ends it with.
+/// Returns a JSON response followed by a newline, as Docker does.
 pub(crate) fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
     let mut body = serde_json::to_vec(value).unwrap_or_default();
     body.push(b'\n');

@@ -1,4 +1,4 @@
-//! `/networks/…`
+//! Routes of `/networks/…`.
 
 use std::collections::BTreeMap;
 
@@ -190,7 +190,8 @@ pub(super) async fn disconnect(
         .disconnect(&id, &body.container, body.force)
         .await
     {
-        // Force is for places of containers that are gone. Here they go with their containers.
+        // In Docker, force removes endpoints of containers that no longer exist. Here, endpoints
+        // are removed with their container.
         Err(Error::NotFound(_))
             if body.force && engine.containers.find(&body.container).is_err() =>
         {

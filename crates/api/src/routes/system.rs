@@ -1,4 +1,4 @@
-//! The engine as a whole: ping, version, info, events.
+//! Routes about the whole engine: ping, version, info, disk usage, events.
 
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
@@ -24,7 +24,7 @@ pub(super) async fn ping() -> Response {
         (header::CACHE_CONTROL, "no-cache, no-store, must-revalidate"),
         (header::PRAGMA, "no-cache"),
     ];
-    // No builder and no swarm: clients ask these two before they use either.
+    // Clients check these headers before they use a builder or a swarm.
     (
         headers,
         [("builder-version", "1"), ("swarm", "inactive")],
@@ -42,7 +42,7 @@ pub(super) async fn version(State(engine): App) -> Response {
     } else {
         "amd64"
     };
-    // One program in three roles. Docker's clients print what other components there are.
+    // All three components are this program. Docker's CLI prints those other than Engine.
     let part =
         |name: &str, details: Value| json!({"Name": name, "Version": VERSION, "Details": details});
     let details = json!({"ApiVersion": api, "Arch": arch, "BuildTime": "", "Experimental": "false", "GitCommit": "", "GoVersion": "", "KernelVersion": info.kernel, "MinAPIVersion": least, "Os": "linux"});
@@ -53,7 +53,7 @@ pub(super) async fn version(State(engine): App) -> Response {
     }))
 }
 
-/// What takes how much on disk; `type` names what to look at.
+/// Returns the disk usage of the object types in `type`, or of all types.
 pub(super) async fn disk_usage(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
@@ -106,7 +106,7 @@ pub(super) async fn disk_usage(
         let volumes = engine.volumes.clone();
         let shown = blocking(move || {
             let found = volumes.list(&Filters::default())?;
-            // What plugins have takes nothing of this disk.
+            // Volumes of plugins do not use this disk.
             let local = found.into_iter().filter(|record| record.driver == LOCAL);
             let shown = local.map(|record| {
                 let shown = volumes.show_record(record)?;
@@ -166,15 +166,14 @@ pub(super) async fn info(
         "LiveRestoreEnabled": true, "Isolation": "", "InitBinary": "whelk",
         "ContainerdCommit": {"ID": ""}, "RuncCommit": {"ID": ""}, "InitCommit": {"ID": ""},
         "FirewallBackend": {"Driver": "nftables"},
-        // No directory means that devices of the Container Device Interface are not available.
+        // An empty list means that CDI devices are not supported.
         "SecurityOptions": security, "Warnings": null, "CDISpecDirs": [],
     });
     compat::downgrade_info(version, info.bridge_filter, &mut shown);
     Ok(ok(&shown))
 }
 
-/// Streams events as lines of JSON: the past ones asked for, then those to come, until the end
-/// asked for.
+/// Streams events as JSON lines: past events from `since` on, then live ones until `until`.
 pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
     let (since, until) = (params.time("since")?, params.time("until")?);
     if let (Some(since), Some(until)) = (since, until)
@@ -229,7 +228,7 @@ pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
                         return;
                     }
                 }
-                // A listener that fell too far behind misses what it was too slow for, and goes on.
+                // A subscriber that is too slow misses events and continues.
                 Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
             }
@@ -250,7 +249,7 @@ fn matches(filters: &Filters, event: &Event) -> bool {
                 || event.id.starts_with(value)
                 || name == value.trim_start_matches('/'))
     };
-    // "exec_create: sh" is found by "exec_create" too.
+    // The filter "exec_create" also matches "exec_create: sh".
     let action =
         |wanted: &str| event.action == wanted || event.action.split(':').next() == Some(wanted);
     filters.any("type", |kind| event.kind == kind)

@@ -1,4 +1,4 @@
-//! `/volumes/…`
+//! Routes of `/volumes/…`.
 
 use std::collections::BTreeMap;
 
@@ -83,7 +83,7 @@ pub(super) async fn delete(
     Ok(no_content())
 }
 
-/// Beyond Docker's API: the volume's content as an archive.
+/// Returns a volume's content as a tar archive. Not part of Docker's API.
 pub(super) async fn export(State(engine): App, Path(name): Path<String>) -> ApiResult {
     let volumes = engine.volumes.clone();
     let held = blocking(move || volumes.hold(&name)).await?;
@@ -91,8 +91,8 @@ pub(super) async fn export(State(engine): App, Path(name): Path<String>) -> ApiR
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
 
-/// Beyond Docker's API: an archive, plain or compressed, into a volume, which is made if it is
-/// missing.
+/// Unpacks a plain or compressed tar archive into a volume, which is created if it does not exist.
+/// Not part of Docker's API.
 pub(super) async fn import(State(engine): App, Path(name): Path<String>, body: Body) -> ApiResult {
     let (volumes, reader) = (engine.volumes.clone(), stream::reader(body));
     let filled = blocking(move || {
@@ -109,7 +109,7 @@ pub(super) async fn import(State(engine): App, Path(name): Path<String>, body: B
 pub(super) struct CopyBody {
     name: String,
     labels: BTreeMap<String, String>,
-    /// Let the containers that use it stand still meanwhile.
+    /// Pause the containers that use the volume during the copy.
     pause: bool,
 }
 
@@ -117,7 +117,7 @@ impl RequestBody for CopyBody {
     const GO_TYPE: &'static str = "volume.CopyOptions";
 }
 
-/// Beyond Docker's API: a new volume with another's content.
+/// Creates a volume with another volume's content. Not part of Docker's API.
 pub(super) async fn copy(
     State(engine): App,
     Path(source): Path<String>,
@@ -126,7 +126,7 @@ pub(super) async fn copy(
     make_copy(&engine, source, body, false).await
 }
 
-/// Beyond Docker's API: a volume's state at this time, to be read only.
+/// Creates a read-only volume with another volume's current content. Not part of Docker's API.
 pub(super) async fn snapshot(
     State(engine): App,
     Path(source): Path<String>,
@@ -142,7 +142,7 @@ async fn make_copy(engine: &Engine, source: String, body: CopyBody, snapshot: bo
         pause,
     } = body;
     if name.is_empty() {
-        return Err(ApiError::invalid("the new volume needs a name"));
+        return Err(ApiError::invalid("the name of the new volume is empty"));
     }
     let record = engine
         .containers
@@ -159,7 +159,7 @@ async fn make_copy(engine: &Engine, source: String, body: CopyBody, snapshot: bo
     Ok(json_response(StatusCode::CREATED, &wire::volume(&made)))
 }
 
-/// Only cluster volumes can be changed.
+/// Only cluster volumes can be updated, and there are none.
 pub(super) async fn update() -> Response {
     let text = "volume update only valid for cluster volumes, but swarm is unavailable";
     message(StatusCode::SERVICE_UNAVAILABLE, text)

@@ -1,4 +1,4 @@
-//! Images as the API's JSON.
+//! Converts images to the API's JSON.
 
 use serde_json::{Value, json};
 use whelk_engine::images::{Image, Listed};
@@ -9,8 +9,8 @@ fn created_seconds(image: &Image) -> i64 {
     image.created().map_or(0, jiff::Timestamp::as_second)
 }
 
-/// An image in a list. `shared` are the bytes of its layers that others have too, if that was asked
-/// for.
+/// Returns a listed image. `shared` is the size in bytes of layers shared with other images, if
+/// requested.
 pub(crate) fn image_summary(listed: &Listed, containers: usize, shared: Option<u64>) -> Value {
     let Listed { image, names } = listed;
     let labels = &image.config.config.labels;
@@ -59,8 +59,7 @@ pub(crate) fn image(image: &Image, names: &[String]) -> Value {
     value
 }
 
-/// What an image gives its containers. Some fields are there without a value too, since clients
-/// read them unasked.
+/// Returns an image's container configuration, including empty fields that clients expect.
 fn container_config(image: &Image) -> Value {
     let mut value = serde_json::to_value(&image.config.config).unwrap_or_default();
     if let Value::Object(fields) = &mut value {
@@ -74,7 +73,7 @@ fn container_config(image: &Image) -> Value {
     value
 }
 
-/// The steps that made an image, the last one first. `sizes` are those of its layers in order.
+/// Returns an image's history, newest first. `sizes` are the sizes of its layers, lowest first.
 pub(crate) fn history(image: &Image, names: &[String], sizes: &[u64]) -> Value {
     let mut layers = sizes.iter();
     let mut steps: Vec<Value> = image

@@ -1,5 +1,5 @@
-//! What Docker's API has and this engine does not: refused by name, or answered as Docker does
-//! where it has none of it.
+//! Routes of Docker's API that are not supported: they return an error that names the feature, or
+//! Docker's response for an empty state.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ pub(super) fn routes() -> Router<Arc<Engine>> {
         .merge(swarm_routes())
 }
 
-/// What needs a swarm. Clients ask whether there is one.
+/// Routes that need a swarm. Clients use them to check whether there is one.
 fn swarm_routes() -> Router<Arc<Engine>> {
     let mut routes = Router::new()
         .route("/swarm", get(no_swarm))
@@ -70,67 +70,67 @@ fn swarm_routes() -> Router<Arc<Engine>> {
         .route("/tasks/{id}/logs", get(no_swarm))
 }
 
-fn missing(what: &str) -> ApiResult<Response> {
+fn unsupported(what: &str) -> ApiResult<Response> {
     Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into())
 }
 
-/// The same for a container, which has to be there.
-fn missing_for(engine: &Engine, container: &str, what: &str) -> ApiResult {
+/// Like [`unsupported`], but returns 404 if the container does not exist.
+fn unsupported_for(engine: &Engine, container: &str, what: &str) -> ApiResult {
     engine.containers.find(container)?;
-    missing(what)
+    unsupported(what)
 }
 
 async fn archive(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    missing_for(&engine, &id, "copying files to and from containers")
+    unsupported_for(&engine, &id, "copying files to and from containers")
 }
 
 async fn changes(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    missing_for(&engine, &id, "listing what a container has changed")
+    unsupported_for(&engine, &id, "listing file system changes of containers")
 }
 
 async fn stats(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    missing_for(&engine, &id, "statistics")
+    unsupported_for(&engine, &id, "statistics")
 }
 
 async fn websocket(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    missing_for(&engine, &id, "attaching over WebSocket")
+    unsupported_for(&engine, &id, "attaching over WebSocket")
 }
 
 async fn checkpoints() -> ApiResult {
-    missing("checkpoints")
+    unsupported("checkpoints")
 }
 
 async fn commit(State(engine): App, params: crate::extract::Params) -> ApiResult {
-    missing_for(
+    unsupported_for(
         &engine,
         params.text("container"),
-        "making images of containers",
+        "creating images from containers",
     )
 }
 
 async fn build() -> ApiResult {
-    missing("building images")
+    unsupported("building images")
 }
 
 async fn search() -> ApiResult {
-    missing("searching registries")
+    unsupported("searching registries")
 }
 
 async fn distribution() -> ApiResult {
-    missing("asking registries about images")
+    unsupported("querying registries about images")
 }
 
 async fn login() -> ApiResult {
-    missing("registries")
+    unsupported("registries")
 }
 
-/// None are managed by the engine; those that it talks to manage themselves.
+/// The engine manages no plugins: volume plugins run independently.
 async fn plugins() -> Response {
     ok(&json!([]))
 }
 
 async fn plugin_install() -> ApiResult {
-    missing("installing plugins")
+    unsupported("installing plugins")
 }
 
 async fn plugin(Path(rest): Path<String>, method: axum::http::Method) -> Response {
@@ -154,7 +154,7 @@ async fn plugin(Path(rest): Path<String>, method: axum::http::Method) -> Respons
 }
 
 async fn swarm() -> ApiResult {
-    missing("swarm mode")
+    unsupported("swarm mode")
 }
 
 async fn no_swarm() -> Response {
