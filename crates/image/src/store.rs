@@ -1,7 +1,6 @@
 //! Storage of image content on disk.
 //!
 //! ```text
-
 //! <root>/blobs/sha256/<digits>     image configurations, by digest
 //! <root>/layers/<digits>/…         unpacked layers, by diff ID; an image's topmost layer also has its init layer
 //! <root>/tmp/<random>/…            incomplete objects; moved to the trash when the engine starts

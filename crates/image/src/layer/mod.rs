@@ -1,7 +1,6 @@
 //! Layers: tar archives of file system changes, each unpacked once into a directory.
 //!
 //! ```text
-
 //! layers/<diff ID digits>/fs         the files, with whiteouts in overlayfs form
 //!                        /split.zst  the rest of the archive (see [`tar_split`])
 //! ```

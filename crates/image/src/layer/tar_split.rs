@@ -4,12 +4,9 @@
 //!
 //! ```text
 //! stream of segments, zstd-compressed:
-
-//! stream of segments, zstd-compressed:
+//!   0x00 | length (u32 LE) | bytes                        verbatim
 //!   0x01 | size (u64 LE) | path length (u16 LE) | path    the content of this file of the layer
-
-//!   0x01 | size (u64 LE) | path length (u16 LE) | path    the content of this file of the layer
-//! Content that a later entry of the same archive replaced lies in `replaced/<number of the content
+//! ```
 //! Content that a later entry of the same archive replaced is kept in `replaced/<index of the
 //! content segment>`.
 //!

@@ -2,7 +2,6 @@
 //! the possible completions:
 //!
 //! ```text
-
 //! VALUE<tab>DESCRIPTION     a word that can complete the line
 //! :files                    file names can complete the line as well
 //! ```
