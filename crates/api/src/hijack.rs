@@ -34,7 +34,7 @@ pub(crate) struct Source {
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a client may continue to send input after the output has ended.
-const LONGEST_INPUT: Duration = Duration::from_secs(10);
+const INPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Attaches a request to the streams that `source` opens, and closes the connection after `last`.
 /// With an `Upgrade` header, the connection itself becomes the stream (status 101). Without it, the
@@ -111,7 +111,7 @@ async fn serve(
         };
         let abandoned = async {
             left.clone().await;
-            tokio::time::sleep(LONGEST_INPUT).await;
+            tokio::time::sleep(INPUT_TIMEOUT).await;
         };
         tokio::select! {
             () = copied => {}
@@ -125,7 +125,7 @@ async fn serve(
     // it has not read yet.
     let mut nowhere = tokio::io::sink();
     let rest = tokio::io::copy(&mut from_client, &mut nowhere);
-    let _ = tokio::time::timeout(LONGEST_INPUT, rest).await;
+    let _ = tokio::time::timeout(INPUT_TIMEOUT, rest).await;
 }
 
 /// Copies input to the program, then closes the program's input. Input that the program does not

@@ -205,9 +205,9 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
                 };
                 while arrived.recv().await.is_some() {
                     if matches!(name, "INT" | "TERM")
-                        && terminations.fetch_add(1, Ordering::Relaxed) + 1 == MOST_TERMINATIONS
+                        && terminations.fetch_add(1, Ordering::Relaxed) + 1 == MAX_TERMINATIONS
                     {
-                        give_up();
+                        exit_forcefully();
                     }
                     if sender.send(name).is_err() {
                         return;
@@ -225,10 +225,10 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
 }
 
 /// Number of SIGINT and SIGTERM after which this process exits.
-const MOST_TERMINATIONS: u32 = 3;
+const MAX_TERMINATIONS: u32 = 3;
 
-fn give_up() -> ! {
-    eprintln!("\ngot {MOST_TERMINATIONS} SIGTERM/SIGINTs, forcefully exiting");
+fn exit_forcefully() -> ! {
+    eprintln!("\ngot {MAX_TERMINATIONS} SIGTERM/SIGINTs, forcefully exiting");
     std::process::exit(1)
 }
 

@@ -12,7 +12,7 @@ use crate::format::template::{Mode, Template, Typed};
 pub(crate) struct FormatArgs {
     /// Format output using a custom template: 'json' or a Go template
     #[arg(short, long, default_value = "", hide_default_value = true)]
-    format: String,
+    pub(super) format: String,
 }
 
 /// Prints an object as `--format` says, or as `text` without a format.
