@@ -25,7 +25,7 @@ pub struct Engine {
     dir: PathBuf,
     name: String,
     env: Vec<(String, String)>,
-    /// The soft limit of open files that its process begins with.
+    /// The soft limit of open files (`RLIMIT_NOFILE`) of the engine's process.
     open_files: Option<u64>,
     daemon: Mutex<Option<Child>>,
     /// Whether it has ever answered. If not, it is not asked to clean up.
@@ -53,8 +53,7 @@ impl Engine {
         Self::with_settings(env, None)
     }
 
-    /// Starts an engine that has the image `busybox`, in a process with this soft limit of open
-    /// files.
+    /// Like [`start`](Self::start), with this soft limit of open files for the engine's process.
     #[track_caller]
     pub fn with_open_files(soft: u64) -> Self {
         let engine = Self::with_settings(&[], Some(soft));
@@ -431,7 +430,7 @@ impl Engine {
         let mut command = match self.open_files {
             None => Command::new(Program::Whelk.path()),
             Some(soft) => {
-                // Becomes the engine: the process's number stays.
+                // Executes the engine in the same process, so the PID is the engine's.
                 let mut command = Command::new("prlimit");
                 command
                     .arg(format!("--nofile={soft}:"))

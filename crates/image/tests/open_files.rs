@@ -1,4 +1,5 @@
-//! An export with few open files. In a file of its own, because the limit is the whole process's.
+//! Export with a low limit of open files. In a test binary of its own, because the limit applies to the
+//! whole process.
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod common;
@@ -6,9 +7,9 @@ mod common;
 use common::nested;
 use whelk_image::export_directory;
 
-/// Neither the stack nor the number of open files may depend on it.
+/// Neither the stack nor the number of open files may depend on the depth.
 #[test]
-fn depth_is_no_reason_to_break_an_export_off() {
+fn exports_trees_of_any_depth() {
     const LEVELS: usize = 6000;
     let base = nested("deepest", LEVELS);
     let few = rustix::process::Rlimit {

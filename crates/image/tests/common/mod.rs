@@ -518,7 +518,7 @@ pub(crate) fn within<T: Send + 'static>(
     }
 }
 
-/// Makes directories inside one another, with a file beside each, and returns the outermost.
+/// Creates nested directories with a file in each, and returns the outermost.
 pub(crate) fn nested(name: &str, levels: usize) -> PathBuf {
     use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
     let base = std::env::temp_dir().join(format!("whelk-{name}-{}", std::process::id()));
