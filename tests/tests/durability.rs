@@ -238,7 +238,7 @@ fn damages() -> Vec<Damage> {
     const PAGE: u64 = 4096;
     vec![
         // All that follows in the log is lost as well, and SQLite has nothing to say about that.
-        ("does not know it", |root| {
+        ("has no record of it", |root| {
             let log = fs::OpenOptions::new()
                 .write(true)
                 .open(root.join("store.db-wal"))
@@ -467,10 +467,7 @@ fn directories_that_no_record_names_are_kept() {
         fs::remove_file(engine.root().join(name)).unwrap();
     }
     let told = engine.repair();
-    assert!(
-        told.contains("container one is brought back from"),
-        "{told}"
-    );
+    assert!(told.contains("container one is restored from"), "{told}");
     engine.restart();
     assert_eq!(engine.state("one"), "exited");
     assert_eq!(

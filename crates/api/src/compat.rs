@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use whelk_engine::containers::{CreateRequest, ExecConfig};
-use whelk_engine::model::Record;
+use whelk_engine::model::ContainerRecord;
 use whelk_engine::networks::Endpoint;
 use whelk_engine::networks::model::option;
 
@@ -210,7 +210,11 @@ pub(crate) fn network_list_has_containers(version: ApiVersion) -> bool {
     version < ApiVersion(1, 28)
 }
 
-pub(crate) fn downgrade_container(version: ApiVersion, record: &Record, shown: &mut Value) {
+pub(crate) fn downgrade_container(
+    version: ApiVersion,
+    record: &ContainerRecord,
+    shown: &mut Value,
+) {
     if version < ApiVersion(1, 45)
         && let Value::Object(networks) = &mut shown["NetworkSettings"]["Networks"]
     {

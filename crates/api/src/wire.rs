@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use whelk_engine::containers::{Exec, Inspected, Listed, ListedPort, MountPoint};
+use whelk_engine::containers::{ContainerSummary, ExecSession, Inspected, ListedPort, MountPoint};
 use whelk_engine::events::Event;
-use whelk_engine::model::{Record, State, Status};
+use whelk_engine::model::{ContainerRecord, ContainerState, Status};
 use whelk_engine::networks::{Endpoint, Member, NetworkRecord};
 use whelk_engine::volumes::Shown;
 
@@ -24,7 +24,7 @@ pub(crate) fn time(nanoseconds: i64) -> String {
     }
 }
 
-fn state(state: &State) -> Value {
+fn state(state: &ContainerState) -> Value {
     json!({
         "Status": state.status.as_str(),
         "Running": state.status.is_running() || state.status == Status::Restarting,
@@ -71,7 +71,7 @@ pub(crate) fn volume(shown: &Shown) -> Value {
 }
 
 /// Returns a container's endpoints by network name. In lists, aliases and DNS names are null.
-fn endpoints(record: &Record, with_names: bool) -> Value {
+fn endpoints(record: &ContainerRecord, with_names: bool) -> Value {
     let shown = |endpoint: &Endpoint| {
         let mut value = serde_json::to_value(endpoint).unwrap_or_default();
         if let Value::Object(map) = &mut value {
@@ -94,7 +94,7 @@ fn endpoints(record: &Record, with_names: bool) -> Value {
 }
 
 /// Returns the port bindings by container port; `null` for exposed ports that are not published.
-fn port_map(record: &Record) -> Value {
+fn port_map(record: &ContainerRecord) -> Value {
     let exposed = record
         .config
         .exposed_ports
@@ -138,7 +138,7 @@ fn port_map(record: &Record) -> Value {
 }
 
 /// Returns the ports of a listed container.
-fn port_list(record: &Record) -> Value {
+fn port_list(record: &ContainerRecord) -> Value {
     let shown = |port: &ListedPort| {
         let mut shown = Map::new();
         if let Some(address) = port.address {
@@ -156,7 +156,7 @@ fn port_list(record: &Record) -> Value {
 
 /// Returns a container's `NetworkSettings`. For compatibility, the endpoint on the default network
 /// is repeated in the top-level fields.
-fn network_settings(record: &Record) -> Value {
+fn network_settings(record: &ContainerRecord) -> Value {
     let top = record.networks.get("bridge").cloned().unwrap_or_default();
     json!({
         "Bridge": "", "SandboxID": record.sandbox_id(), "SandboxKey": record.sandbox_key(), "Ports": port_map(record),
@@ -202,7 +202,7 @@ pub(crate) fn container(inspected: &Inspected) -> Value {
         record,
         directory,
         names,
-        files_made,
+        has_generated_files,
         log_path,
         lower,
         mounts,
@@ -210,7 +210,7 @@ pub(crate) fn container(inspected: &Inspected) -> Value {
         size,
     } = inspected;
     let file = |name: &str| {
-        if *files_made {
+        if *has_generated_files {
             names.join(name).to_string_lossy().into_owned()
         } else {
             String::new()
@@ -249,7 +249,7 @@ pub(crate) fn container(inspected: &Inspected) -> Value {
         "ResolvConfPath": file("resolv.conf"),
         "HostnamePath": file("hostname"),
         "HostsPath": file("hosts"),
-        "LogPath": if *files_made { log_path.to_string_lossy().into_owned() } else { String::new() },
+        "LogPath": if *has_generated_files { log_path.to_string_lossy().into_owned() } else { String::new() },
         "Name": format!("/{}", record.name),
         "RestartCount": record.state.restart_count,
         "Driver": "overlay2",
@@ -272,7 +272,7 @@ pub(crate) fn container(inspected: &Inspected) -> Value {
 }
 
 /// Formats a status such as `Up 3 minutes` or `Exited (0) 2 hours ago`.
-fn status_text(state: &State, now: i64) -> String {
+fn status_text(state: &ContainerState, now: i64) -> String {
     let ago = |since: i64| duration(now - since);
     match state.status {
         Status::Created => "Created".into(),
@@ -312,7 +312,7 @@ fn duration(nanoseconds: i64) -> String {
     }
 }
 
-pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
+pub(crate) fn listed(listed: &ContainerSummary, now: i64) -> Value {
     let record = &listed.record;
     let command: Vec<String> = whelk_engine::command(&record.config)
         .into_iter()
@@ -356,7 +356,7 @@ pub(crate) fn listed(listed: &Listed, now: i64) -> Value {
     value
 }
 
-pub(crate) fn exec(exec: &Exec) -> Value {
+pub(crate) fn exec(exec: &ExecSession) -> Value {
     let (config, state) = (&exec.config, exec.state());
     let (entrypoint, arguments) = config
         .cmd

@@ -1,5 +1,5 @@
-//! What can go wrong in the engine, by what the caller does about it. `api` maps each kind to a
-//! status code.
+//! The engine's errors, by what they mean for the caller. `api` maps each kind to an HTTP status
+//! code.
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -7,26 +7,26 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     #[error("{0}")]
     NotFound(String),
-    /// It exists already, or is in a state that forbids the operation.
+    /// The object exists already, or is in a state that forbids the operation.
     #[error("{0}")]
     Conflict(String),
-    /// What was asked for makes no sense.
+    /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// It is not allowed, whoever asks.
+    /// The operation is never allowed, whoever asks for it.
     #[error("{0}")]
     Denied(String),
-    /// It is already so.
+    /// The object is already in the requested state.
     #[error("{0}")]
     NotModified(String),
-    /// This version cannot do it.
+    /// This version of whelk does not support the request.
     #[error("{0}")]
     Unsupported(String),
-    /// The engine or the machine failed.
+    /// The engine or the host failed.
     #[error("{0}")]
     Internal(String),
-    /// The same may succeed later: descriptors, memory, processes, addresses or room on a disk are
-    /// used up, or a plugin does not answer.
+    /// The operation may succeed later: file descriptors, memory, processes, addresses or disk
+    /// space are exhausted, or a plugin does not answer.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -44,7 +44,8 @@ impl Error {
         Self::Internal(text.into())
     }
 
-    /// The kernel's refusal, in the words of `text`.
+    /// Returns the error of a failed system call: [`Error::Unavailable`] if a resource is
+    /// exhausted, else [`Error::Internal`].
     pub fn kernel(text: impl Into<String>, error: &std::io::Error) -> Self {
         if whelk_sys::is_exhausted(error) {
             Self::Unavailable(text.into())
@@ -53,7 +54,7 @@ impl Error {
         }
     }
 
-    /// The same kind of error, with what was being done in front of its text.
+    /// Returns the same kind of error with `what`, the operation that failed, in front of its text.
     #[must_use]
     pub fn prefixed(self, what: &str) -> Self {
         let with = |text: String| format!("{what}: {text}");

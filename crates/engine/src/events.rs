@@ -1,28 +1,27 @@
-//! What happened, to whoever wants to know: one bus for the whole engine, with a memory of the
-//! recent past.
+//! The engine's events: one broadcast channel for all subscribers, and a buffer of recent events.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::broadcast;
 
-/// One thing that happened.
+/// One event, as `GET /events` reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Nanoseconds since the epoch.
     pub time: i64,
-    /// What kind of object: `container`, `image`.
+    /// The kind of the object: `container`, `image`.
     pub kind: &'static str,
-    /// What happened to it: `start`, `exec_create: sh -c true`.
+    /// The action: `start`, `exec_create: sh -c true`.
     pub action: String,
-    /// The object's id (an image's name, where it has one).
+    /// The object's id; for an image its id or name.
     pub id: String,
     pub attributes: BTreeMap<String, String>,
 }
 
-/// How many events are remembered for those who ask about the past.
+/// Number of past events kept for `since`.
 const REMEMBERED: usize = 1024;
-/// How far behind a listener may be before it misses some.
+/// Number of events that a subscriber may lag behind before it loses some.
 const BACKLOG: usize = 4096;
 
 #[derive(Debug)]
@@ -60,23 +59,24 @@ impl Events {
             past.pop_front();
         }
         past.push_back(event.clone());
-        // Sent under the lock, so that a new listener sees each event either in the past or live,
-        // never in both.
+        // Sent under the lock, so that a new subscriber gets each event exactly once: from the
+        // buffer or from the channel.
         let _ = self.sender.send(event);
     }
 
-    /// The remembered events, and all later ones.
+    /// Returns the buffered events, and a receiver of all later ones.
     pub fn subscribe(&self) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
         let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
         (past.iter().cloned().collect(), self.sender.subscribe())
     }
 
+    /// Returns the number of subscribers.
     pub fn listeners(&self) -> usize {
         self.sender.receiver_count()
     }
 }
 
-/// Nanoseconds since the epoch, now.
+/// Returns the current time in nanoseconds since the epoch.
 pub fn now() -> i64 {
     whelk_shim::logs::now()
 }

@@ -1,11 +1,11 @@
-//! The `filters` of list requests: `{"status":["running"],"label":["a=b"]}`, each key with
-//! alternatives.
+//! The `filters` parameter of list requests: `{"status":["running"],"label":["a=b"]}`. An object
+//! matches a key if it matches one of its values (labels: all).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Result};
 
-/// What Go takes for true and false.
+/// Parses a boolean as Go's `strconv.ParseBool` does.
 pub(crate) fn parse_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "True" | "TRUE" => Some(true),
@@ -14,8 +14,9 @@ pub(crate) fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// A moment in nanoseconds since the epoch: seconds with a fraction, RFC 3339 or a beginning of it
-/// (in local time), or a duration back from `now` (`1h30m`).
+/// Parses a time, and returns it in nanoseconds since the epoch. Accepts seconds since the epoch
+/// with an optional fraction, RFC 3339 or a prefix of it (in local time), and a duration before
+/// `now` (`1h30m`).
 pub fn moment(text: &str, now: i64) -> Option<i64> {
     const SECOND: i64 = 1_000_000_000;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
@@ -48,10 +49,10 @@ pub fn moment(text: &str, now: i64) -> Option<i64> {
 pub struct Filters(BTreeMap<String, BTreeSet<String>>);
 
 impl Filters {
-    /// Reads both forms clients send: lists of values, and (older) maps of value to `true`.
+    /// Parses both forms that clients send: lists of values, and the older maps of value to `true`.
     ///
     /// # Errors
-    /// Anything else, and a key that is not in `known`.
+    /// Returns an error for any other JSON, and for a key that is not in `known`.
     pub fn parse(text: &str, known: &[&str]) -> Result<Self> {
         let filters = Self::parse_any(text)?;
         match filters.0.keys().find(|key| !known.contains(&key.as_str())) {
@@ -60,7 +61,7 @@ impl Filters {
         }
     }
 
-    /// The same with any key: some requests ignore what they do not know.
+    /// Like [`Filters::parse`], but accepts any key: some requests ignore unknown filters.
     pub fn parse_any(text: &str) -> Result<Self> {
         if text.is_empty() {
             return Ok(Self::default());
@@ -95,9 +96,8 @@ impl Filters {
         self.0.is_empty()
     }
 
-    /// Whether `matches` holds for one of the key's values, or the key is not filtered by. Whether
-    /// a value matches one of those given as patterns, as Docker's names do; without any it does.
-    /// One that is no pattern stands for itself.
+    /// Returns whether `value` matches one of the key's values as a regular expression, or the key
+    /// has none. A value that is not a valid expression matches as a substring.
     pub fn any_pattern(&self, key: &str, value: &str) -> bool {
         self.any(key, |pattern| {
             value == pattern
@@ -106,12 +106,14 @@ impl Filters {
         })
     }
 
+    /// Returns whether `matches` holds for one of the key's values, or the key has none.
     pub fn any(&self, key: &str, matches: impl Fn(&str) -> bool) -> bool {
         self.get(key)
             .is_none_or(|values| values.iter().any(|value| matches(value)))
     }
 
-    /// Whether all `label` values hold: `key` or `key=value`.
+    /// Returns whether the labels match all `label` filters and none of the `label!` filters. Each
+    /// is `key` or `key=value`.
     pub fn labels(&self, labels: &BTreeMap<String, String>) -> bool {
         let holds = |wanted: &String| match wanted.split_once('=') {
             Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
@@ -124,10 +126,11 @@ impl Filters {
                 .is_none_or(|unwanted| !unwanted.iter().any(holds))
     }
 
-    /// The moment before which something must have been made, in nanoseconds since the epoch.
+    /// Returns the `until` filter, in nanoseconds since the epoch: objects match if they were
+    /// created before.
     ///
     /// # Errors
-    /// No moment, or several.
+    /// Returns an error if the value is not a time, or if there are several.
     pub fn until(&self) -> Result<Option<i64>> {
         let Some(values) = self.get("until") else {
             return Ok(None);
@@ -148,7 +151,10 @@ impl Filters {
         }
     }
 
-    /// A filter that is `true` or `false`.
+    /// Returns the value of a boolean filter, or `None` if it is not given.
+    ///
+    /// # Errors
+    /// Returns an error if a value is not a boolean, or if both are given.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         let Some(values) = self.get(key) else {
             return Ok(None);
@@ -172,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_forms_are_read_and_unknown_keys_refused() {
+    fn parses_both_forms_and_rejects_unknown_keys() {
         for text in [
             r#"{"status":["running"]}"#,
             r#"{"status":{"running":true,"exited":false}}"#,
@@ -196,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn moments() {
+    fn parses_times() {
         const SECOND: i64 = 1_000_000_000;
         let now = 1_700_000_000 * SECOND;
         assert_eq!(moment("1600000000", now), Some(1_600_000_000 * SECOND));
@@ -217,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_must_all_hold() {
+    fn all_label_filters_must_match() {
         let labels = [
             ("a".to_owned(), "1".to_owned()),
             ("b".to_owned(), String::new()),

@@ -1,5 +1,5 @@
-//! Where one engine keeps what. Several live side by side on a machine, each with its own of
-//! everything.
+//! The directories and names of an engine instance. Several instances can run on one host; they
+//! share nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -11,37 +11,36 @@ use crate::model::LogConfig;
 use crate::networks::NetworkDefaults;
 use crate::spec::OpenFiles;
 
-/// The name of an instance that was not given one.
+/// The instance name used when none is given.
 pub const DEFAULT_INSTANCE: &str = "whelk";
 
 /// `f_type` of overlayfs (statfs(2)).
 const OVERLAYFS_SUPER_MAGIC: rustix::fs::FsWord = 0x794c_7630;
 
-/// Root directory, run directory and name of an engine.
+/// The configuration of an instance: its directories, its name and the daemon's settings.
 #[derive(Clone, Debug)]
 pub struct Instance {
-    /// What must outlive the machine: images, containers, the store.
+    /// The persistent state: images, containers, the store (`--root`).
     pub root: PathBuf,
-    /// What lives as long as the machine: sockets, exit records.
+    /// The state that is lost at a reboot: sockets, exit records (`--run`).
     pub run: PathBuf,
-    /// Part of the name of everything that others can see: cgroups first of all.
+    /// Part of the name of everything that is visible on the host, such as cgroups.
     pub name: String,
-    /// Whether rules of the host's other firewalls are left as they are, also where they keep
-    /// containers from the network.
+    /// Whether the rules of the host's other firewalls are left unchanged even if they block
+    /// containers' traffic.
     pub respect_host_firewall: bool,
-    /// The log of containers that do not say which they want.
+    /// The log configuration of containers that do not give one.
     pub default_log: LogConfig,
-    /// Whether the engine logs what helps only those who look for faults.
+    /// Whether the engine writes debug logs.
     pub debug: bool,
     pub networks: NetworkDefaults,
-    /// How many files a process of a container may have open that does not say otherwise: what the
-    /// engine was started with.
+    /// The default `RLIMIT_NOFILE` of containers: the limit that the engine was started with.
     pub open_files: OpenFiles,
 }
 
 impl Instance {
     /// # Errors
-    /// A name that could not be a directory's.
+    /// Returns an error if the name is invalid, or if a path is empty.
     pub fn new(root: PathBuf, run: PathBuf, name: String) -> Result<Self> {
         let valid = !name.is_empty()
             && name.len() <= 32
@@ -76,12 +75,13 @@ impl Instance {
         })
     }
 
-    /// Makes the directories. Nobody but root gets below them: images hold set-id programs
-    /// (CVE-2021-41091). The run directory lets others through, but not look around, since the
-    /// socket that a group may use lies in it.
+    /// Creates the directories. Only root can enter them: images contain set-user-ID programs
+    /// (CVE-2021-41091). The run directory has mode 0711, because the API socket that a group may
+    /// use is in it.
     ///
     /// # Errors
-    /// The root lies where containers' writable layers cannot be.
+    /// Returns an error if the root directory's file system cannot hold the upper layer of an
+    /// overlay.
     pub fn prepare(&self) -> Result<()> {
         for directory in [
             &self.root,
@@ -97,8 +97,8 @@ impl Instance {
         self.try_overlay()
     }
 
-    /// Mounts an overlay that writes to the root directory, and lets go of it: what is wrong with
-    /// the file system is said now, not by each container's start.
+    /// Mounts and unmounts an overlay whose upper layer is in the root directory, so that an
+    /// unsuitable file system is reported now and not by each container's start.
     fn try_overlay(&self) -> Result<()> {
         let place = self
             .root
@@ -129,27 +129,28 @@ impl Instance {
         })
     }
 
-    /// The writable layer, log and generated files of a container.
+    /// Returns the directory of a container's writable layer, log and generated files.
     pub fn container_dir(&self, id: &str) -> PathBuf {
         self.root.join("containers").join(id)
     }
 
-    /// The socket and the exit record of a container.
+    /// Returns the directory of a container's shim socket and exit record.
     pub fn run_dir(&self, id: &str) -> PathBuf {
         self.run.join("containers").join(id)
     }
 
-    /// An empty directory on which containers attach their roots, each in its own mount namespace.
+    /// Returns the empty directory on which each container mounts its root, in its own mount
+    /// namespace.
     pub fn scratch(&self) -> PathBuf {
         self.run.join("rootfs")
     }
 
-    /// The file of a compiled seccomp filter.
+    /// Returns the path of a compiled seccomp filter.
     pub fn filter_path(&self, key: &str) -> PathBuf {
         self.run.join("seccomp").join(key)
     }
 
-    /// The cgroup that containers are in, unless they ask for another.
+    /// Returns the default parent cgroup of containers.
     pub fn cgroup_parent(&self) -> String {
         format!("/{}", self.name)
     }
@@ -162,13 +163,13 @@ impl Instance {
         self.root.join("volumes")
     }
 
-    /// The content of a volume, whose name was checked.
+    /// Returns the directory of a local volume's content. `name` must be valid.
     pub fn volume_path(&self, name: &str) -> PathBuf {
         self.volumes_dir().join(name).join("_data")
     }
 
-    /// Where plugins are looked for: in a directory of the instance's own, and by the one that
-    /// everybody means also where Docker does.
+    /// Returns where plugins are searched: in the instance's own directory and, for the default
+    /// instance, also in Docker's directories.
     pub fn plugin_places(&self) -> whelk_plugin::Places {
         let own = self.run.join("plugins");
         let mut places = whelk_plugin::Places {
@@ -190,12 +191,13 @@ impl Instance {
     }
 }
 
-/// Where a root keeps what nothing knows any more, so that nobody's data is deleted.
+/// Returns the directory for files that no record refers to. They are moved there instead of being
+/// deleted.
 pub(crate) fn lost_and_found(root: &Path) -> PathBuf {
     root.join("lost+found")
 }
 
-/// A descriptor's path, for addresses that are longer than a socket's may be.
+/// Returns a path by /proc/self/fd, for socket addresses longer than `sun_path` allows (108 bytes).
 pub(crate) fn through_descriptor(directory: &std::os::fd::OwnedFd, name: &str) -> PathBuf {
     use std::os::fd::AsRawFd;
     Path::new("/proc/self/fd")

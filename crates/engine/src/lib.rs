@@ -1,22 +1,23 @@
-//! The engine: containers and images, what happens to them, and how they survive the engine itself.
+//! The engine: containers, images, networks and volumes, their state on disk, and recovery after a
+//! restart of the engine.
 //!
 //! Services own their state: [`containers::Containers`], [`images::Images`],
-//! [`networks::Networks`], [`volumes::Volumes`], [`events::Events`]. [`Engine`] holds them together
-//! and knows nothing else. HTTP is not known here.
+//! [`networks::Networks`], [`volumes::Volumes`], [`events::Events`]. [`Engine`] only holds them
+//! together. This crate has no HTTP: that is in the crate `api`.
 #![forbid(unsafe_code)]
 
 pub mod containers;
 pub mod error;
 pub mod events;
-mod files_of_host;
 pub mod filters;
+mod host;
 pub mod images;
 pub mod instance;
 mod logging;
 pub mod model;
 pub mod mounts;
-mod names;
 pub mod networks;
+mod random_names;
 mod security;
 mod shims;
 pub mod signals;
@@ -35,15 +36,16 @@ pub use store::{Repaired, repair};
 
 use containers::{Containers, Parts};
 use events::Events;
+use host::HostInfo;
 use images::Images;
 use instance::Instance;
 use networks::Networks;
-use shims::Shims;
-use store::Store;
+use shims::WarmPool;
+use store::RecordStore;
 use volumes::Volumes;
 use whelk_runtime::cgroup::Cgroup;
 
-/// One engine: its services.
+/// An open engine: its services and its store.
 #[derive(Debug)]
 pub struct Engine {
     pub instance: Instance,
@@ -52,16 +54,17 @@ pub struct Engine {
     pub networks: Arc<Networks>,
     pub volumes: Arc<Volumes>,
     pub events: Arc<Events>,
-    /// A number of the engine's own, made once.
+    /// The engine's id: random, generated at its first start and kept in the store.
     pub id: String,
-    store: Arc<Store>,
+    store: Arc<RecordStore>,
 }
 
 impl Engine {
-    /// Opens an engine's state and picks up the containers that run. `executable` is this program.
+    /// Opens an instance's state and reconnects to its running containers. `executable` is the path
+    /// of this program.
     ///
     /// # Errors
-    /// State that cannot be read, or another engine that has it open.
+    /// Returns an error if the state cannot be read, or if another engine has it open.
     pub async fn open(instance: Instance, executable: PathBuf) -> Result<Arc<Self>> {
         instance.prepare()?;
         let found = store::Found::look(&instance.root)?;
@@ -69,7 +72,7 @@ impl Engine {
         let store = Arc::new(found.open()?);
         let events = Arc::new(Events::default());
         let images = Images::open(&instance.root, store.clone(), events.clone())?;
-        let shims = Shims::new(&instance, &executable)?;
+        let shims = WarmPool::new(&instance, &executable)?;
         let networks = Networks::open(&instance, store.clone(), events.clone())?;
         let volumes = Volumes::open(&instance, store.clone(), events.clone())?;
         crate::logging::config(
@@ -78,8 +81,8 @@ impl Engine {
             "",
             &Default::default(),
         )?;
-        let host = files_of_host::facts(instance.default_log.clone());
-        let id = store.get_or_set_meta("engine-id", names::random_id)?;
+        let host = HostInfo::detect(instance.default_log.clone());
+        let id = store.get_or_set_meta("engine-id", random_names::random_id)?;
         let containers = Containers::new(Parts {
             instance: instance.clone(),
             store: store.clone(),
@@ -92,9 +95,9 @@ impl Engine {
             executable,
         });
         containers.recover().await?;
-        tokio::spawn(shims.keep_ready());
+        tokio::spawn(shims.maintain());
         tokio::spawn(networks.clone().keep());
-        tokio::spawn(store.clone().keep_flushed());
+        tokio::spawn(store.clone().flush_in_background());
         Ok(Arc::new(Self {
             instance,
             containers,
@@ -107,31 +110,30 @@ impl Engine {
         }))
     }
 
-    /// Waits until what was done so far survives a loss of power. Whoever asked for it is answered
-    /// after that.
+    /// Waits until everything that was written so far would survive a power failure. The API
+    /// answers a request that changes something only after that.
     ///
     /// # Errors
-    /// The disk's: nothing is certain then.
-    pub async fn settled(&self) -> Result<()> {
+    /// Returns an error if the disk fails: what has reached it is unknown then.
+    pub async fn wait_durable(&self) -> Result<()> {
         self.store.flushed().await
     }
 
-    /// Writes out what is not yet on disk: the engine ends.
+    /// Flushes everything to disk, at the engine's exit.
     ///
     /// # Errors
-    /// The disk's.
+    /// Returns an error if the disk fails.
     pub async fn close(&self) -> Result<()> {
         self.store.flush_all().await
     }
 
-    /// Takes what an instance has on the host besides its directories away: bridges, rules,
-    /// cgroups. Its next start makes them anew.
+    /// Removes what an instance has on the host besides its directories: bridges, firewall rules,
+    /// cgroups. The instance's next start creates them again.
     ///
     /// # Errors
-    /// Containers still run.
+    /// Returns an error if containers of the instance are running.
     pub fn uninstall(instance: &Instance) -> Result<()> {
-        // Shims that were kept ready notice that the engine has ended, but take a moment to be
-        // gone.
+        // Warm shims exit when they see that the engine has ended, which takes a moment.
         const PATIENCE: Duration = Duration::from_secs(10);
         const POLL: Duration = Duration::from_millis(10);
         let begin = Instant::now();
@@ -152,7 +154,7 @@ impl Engine {
     }
 }
 
-/// What a container runs: the entrypoint and its arguments.
+/// Returns the command line of a container: the entrypoint and its arguments.
 pub fn command(config: &model::Config) -> Vec<String> {
     spec::command(config).collect()
 }

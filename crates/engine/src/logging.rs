@@ -1,4 +1,4 @@
-//! From `--log-driver` and `--log-opt` to a log's configuration.
+//! Converts `--log-driver` and `--log-opt` to a shim's log configuration.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,14 +8,14 @@ use whelk_shim::logs::{Driver, LogConfig};
 use crate::error::{Error, Result};
 use crate::model;
 
-/// What `local` keeps: five files of 20 MB, the older ones compressed.
+/// Defaults of the driver `local`: five files of 20 MiB, the rotated ones compressed.
 const LOCAL_SIZE: u64 = 20 << 20;
 const LOCAL_FILES: u32 = 5;
 
-/// The configuration of a container's log in `directory`.
+/// Returns the log configuration of container `id`, whose log files are in `directory`.
 ///
 /// # Errors
-/// A driver or an option that does not exist, or a value that makes no sense.
+/// Returns an error if a driver or an option does not exist, or if a value is invalid.
 pub fn config(
     wanted: &model::LogConfig,
     directory: &Path,
@@ -69,7 +69,8 @@ pub fn config(
                     Error::invalid(format!("invalid compress: {value:?}: true or false"))
                 })?
             }
-            // The shim writes to a file and never waits for anybody, so both modes behave the same.
+            // The shim writes to a file and never waits for a reader, so both modes behave the
+            // same.
             "mode" if matches!(value.as_str(), "blocking" | "non-blocking") => {}
             "mode" => {
                 return Err(Error::invalid(format!(
@@ -115,7 +116,7 @@ pub fn config(
     Ok(config)
 }
 
-/// What `labels` and `env` options pick from.
+/// The labels and environment that the options `labels` and `env` select from.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Details<'a> {
     pub labels: Option<&'a BTreeMap<String, String>>,
@@ -131,7 +132,8 @@ impl Details<'_> {
     }
 }
 
-/// Bytes: `10m`, `64k`, `1g`, `1.5mb`.
+/// Parses a size such as `10m`, `64k`, `1g` or `1.5mb` (powers of 1024), and returns bytes. `-1` is
+/// 0: no limit.
 pub(crate) fn size(text: &str) -> Result<u64> {
     let invalid = || Error::invalid(format!("invalid size: '{text}'"));
     if text == "-1" {
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn drivers_and_options() {
+    fn converts_drivers_and_options() {
         check("", &[], "/d/container.log 20971520 5 true");
         check(
             "json-file",

@@ -1,9 +1,8 @@
-//! What a container is made to be: the settings people give, under the names that Docker's
-//! documentation has for them.
+//! The settings and the record of a container, under the names that the Engine API gives them.
 //!
-//! One definition serves as the domain's own struct, as the record on disk and as the body of
-//! requests: the hundred names and meanings are Docker's in all three, and three copies would only
-//! drift apart. A list is `None` where nothing was given: clients tell `null` from `[]`.
+//! One definition serves as the domain's struct, as the record on disk and as the body of requests,
+//! because names and meanings are the same in all three. A list that was not given is `None`:
+//! clients distinguish `null` from `[]`.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +17,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// How the container's program is run.
+/// The settings that do not depend on the host (the API's `ContainerConfig`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Config {
@@ -54,7 +53,7 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "is_default")]
     pub stop_signal: String,
-    /// Seconds; -1 waits for ever.
+    /// In seconds; -1 for no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_timeout: Option<i64>,
     #[serde(
@@ -70,7 +69,7 @@ fn is_empty_list(list: &Option<Vec<String>>) -> bool {
 
 type Set = BTreeMap<String, serde_json::Value>;
 
-/// Sets are written as maps to empty objects.
+/// Deserializes a set, which JSON represents as a map to empty objects.
 fn set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Set, D::Error> {
     optional_set(deserializer).map(Option::unwrap_or_default)
 }
@@ -78,7 +77,7 @@ fn set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Set, D::Erro
 fn optional_set<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Set>, D::Error> {
-    // Records of earlier versions may have anything there.
+    // Records of earlier versions may have any values.
     let found = Option::<BTreeMap<String, de::IgnoredAny>>::deserialize(deserializer)?;
     Ok(found.map(|set| {
         set.into_keys()
@@ -87,7 +86,7 @@ fn optional_set<'de, D: serde::Deserializer<'de>>(
     }))
 }
 
-/// Some lists may come as one string: commands and capabilities.
+/// Deserializes a list for which clients may also send a single string: commands and capabilities.
 fn one_or_many<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<String>>, D::Error> {
@@ -96,7 +95,8 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(
     impl<'de> Visitor<'de> for OneOrMany {
         type Value = Option<Vec<String>>;
 
-        /// What the value has to be if it is no list of strings.
+        /// Docker's decoder expects a string where the value is not a list of strings; the error
+        /// says the same.
         fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             formatter.write_str("string")
         }
@@ -119,7 +119,7 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(
     deserializer.deserialize_any(OneOrMany)
 }
 
-/// What the container gets of the host.
+/// The settings that depend on the host (the API's `HostConfig`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct HostConfig {
@@ -209,23 +209,23 @@ pub struct HostConfig {
 }
 
 impl HostConfig {
-    /// The ports that are asked for by name.
+    /// Returns the ports of `port_bindings` with their bindings.
     pub fn bound_ports(&self) -> impl Iterator<Item = (&String, &Option<Vec<PortBinding>>)> {
         self.port_bindings.iter().flatten()
     }
 
-    /// Whether any port is to be reached from outside.
+    /// Returns whether the container publishes ports.
     pub fn publishes(&self) -> bool {
         self.publish_all_ports || self.bound_ports().next().is_some()
     }
 }
 
-/// Where on the host a port of the container is to be.
+/// The host address and port to publish a container's port at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct PortBinding {
     pub host_ip: String,
-    /// One port or a range; empty for any.
+    /// A port or a range; empty for any free port.
     pub host_port: String,
 }
 
@@ -310,8 +310,8 @@ pub struct BindOptions {
     pub read_only_non_recursive: bool,
     #[serde(skip_serializing_if = "is_default")]
     pub read_only_force_recursive: bool,
-    /// Beyond Docker: `auto` shows the files of the source's owner as the container's user's; what
-    /// that one makes is the owner's.
+    /// Not in Docker: with `auto` the mount is id-mapped, so that files of the source's owner
+    /// appear as the container user's, and files that this user creates belong to the owner.
     #[serde(skip_serializing_if = "is_default")]
     pub map_user: String,
 }
@@ -356,7 +356,7 @@ pub struct TmpfsOptions {
     pub options: Option<Vec<Vec<String>>>,
 }
 
-/// Where a container is in its life.
+/// The status of a container in its life cycle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -364,11 +364,11 @@ pub enum Status {
     Created,
     Running,
     Paused,
-    /// Ended, and about to be started again by its restart policy.
+    /// Exited, and waiting to be started again by its restart policy.
     Restarting,
     Exited,
     Removing,
-    /// Could not be removed whole.
+    /// A removal has failed.
     Dead,
 }
 
@@ -385,7 +385,7 @@ impl Status {
         }
     }
 
-    /// Whether the program runs (also when it is stopped in its tracks).
+    /// Returns whether the container has a process, running or paused.
     pub fn is_running(self) -> bool {
         matches!(self, Self::Running | Self::Paused)
     }
@@ -394,7 +394,7 @@ impl Status {
 /// The state of a container. Times are nanoseconds since the epoch, 0 for never.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct State {
+pub struct ContainerState {
     pub status: Status,
     pub pid: i32,
     pub exit_code: i32,
@@ -403,14 +403,15 @@ pub struct State {
     pub started_at: i64,
     pub finished_at: i64,
     pub restart_count: u32,
-    /// Somebody asked for the stop: no restart policy brings it back before the engine starts anew.
+    /// The container was stopped by a user: no restart policy starts it again, except `always`
+    /// after a restart of the engine.
     pub stopped_by_user: bool,
 }
 
-/// A container as it is kept in the store.
+/// A container as the store keeps it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// The version of this form; see [`crate::store`].
+pub struct ContainerRecord {
+    /// The schema version of this record; see [`crate::store`].
     pub version: u32,
     pub id: String,
     pub name: String,
@@ -419,20 +420,21 @@ pub struct Record {
     pub image: String,
     pub config: Config,
     pub host: HostConfig,
-    pub state: State,
-    /// Its places in networks, by the network's name.
+    pub state: ContainerState,
+    /// Its endpoints, by the network's name.
     #[serde(default)]
     pub networks: BTreeMap<String, Endpoint>,
-    /// What it mounts, with the volumes that were found or made for it.
+    /// Its mounts, with the volumes that were found or created for them.
     #[serde(default)]
     pub mounts: Vec<MountPlan>,
-    /// The ports of the host that lead to it, while it runs.
+    /// Its published ports while it runs.
     #[serde(default)]
     pub ports: Vec<Publication>,
 }
 
-impl Record {
-    /// What clients know the container's network namespace by, while it has one of its own.
+impl ContainerRecord {
+    /// Returns the id of the container's network namespace (`SandboxID`); empty if it has none of
+    /// its own.
     pub fn sandbox_id(&self) -> &str {
         self.networks
             .values()
@@ -440,7 +442,8 @@ impl Record {
             .map_or("", |endpoint| &endpoint.endpoint_id)
     }
 
-    /// Where that namespace can be opened.
+    /// Returns the path of the network namespace of the container's process; empty if it does not
+    /// run.
     pub fn sandbox_key(&self) -> String {
         if self.state.pid > 0 {
             format!("/proc/{}/ns/net", self.state.pid)
@@ -455,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_of_earlier_versions_can_be_read() {
+    fn reads_records_of_earlier_versions() {
         let config: Config =
             serde_json::from_str(r#"{"ExposedPorts":{"80":5},"Volumes":{"/v":null},"Cmd":"one","Entrypoint":["a","b"],"Shell":null}"#)
                 .unwrap();

@@ -7,10 +7,10 @@ use whelk_runtime::caps;
 use crate::error::{Error, Result};
 use crate::model::HostConfig;
 
-/// The capabilities a container gets, by name.
+/// Returns the names of the capabilities that a container gets.
 ///
 /// # Errors
-/// A name that does not exist.
+/// Returns an error if a name is not a capability.
 pub fn capabilities(host: &HostConfig) -> Result<Vec<String>> {
     let add = normalise(host.cap_add.as_deref(), "CapAdd")?;
     let drop = normalise(host.cap_drop.as_deref(), "CapDrop")?;
@@ -59,7 +59,7 @@ fn normalise(names: Option<&[String]>, field: &str) -> Result<BTreeSet<String>> 
     names.unwrap_or_default().iter().map(normal).collect()
 }
 
-/// How system calls are filtered.
+/// The seccomp profile of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Seccomp {
     #[default]
@@ -69,22 +69,24 @@ pub enum Seccomp {
     Custom(String),
 }
 
-/// Where the kernel says that SELinux is on.
+/// Exists if SELinux is enabled.
 pub(crate) const SELINUX: &str = "/sys/fs/selinux/enforce";
 
-/// The meaning of all `--security-opt`s of a container.
+/// The parsed `--security-opt` options of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pub no_new_privileges: bool,
     pub seccomp: Seccomp,
-    /// Empty for the host's default.
+    /// The AppArmor profile; empty for the host's default.
     pub apparmor: String,
     pub writable_cgroups: bool,
 }
 
 impl Options {
+    /// Parses the options, and applies the defaults of privileged containers.
+    ///
     /// # Errors
-    /// An option that does not exist or has a value that makes no sense.
+    /// Returns an error if an option does not exist or has an invalid value.
     pub fn parse(host: &HostConfig) -> Result<Self> {
         let mut options = Self::default();
         for option in host.security_opt.iter().flatten() {
@@ -94,11 +96,11 @@ impl Options {
                 continue;
             }
             if option == "disable" {
-                // An old form of "label=disable".
+                // The old form of "label=disable".
                 continue;
             }
-            // Old clients separate by a colon; a profile contains many of those, so "=" is looked
-            // for first.
+            // Old clients use a colon as the separator. A seccomp profile contains colons, so "="
+            // is searched first.
             let (key, value) = option
                 .split_once('=')
                 .or_else(|| option.split_once(':'))
@@ -112,8 +114,8 @@ impl Options {
                 "no-new-privileges" => options.no_new_privileges = flag()?,
                 "writable-cgroups" => options.writable_cgroups = flag()?,
                 "apparmor" => options.apparmor = value.to_owned(),
-                // Containers are not confined by SELinux, which is what is asked for, or what the
-                // host does not have.
+                // Containers are not confined by SELinux. That is what `disable` asks for, and on a
+                // host without SELinux the other options have no effect.
                 "label" if value == "disable" || !whelk_sys::fs::exists(SELINUX) => {}
                 "label" => {
                     return Err(Error::Unsupported(format!(
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn adding_and_dropping() {
+    fn adds_and_drops_capabilities() {
         assert_eq!(
             caps_of(&["net_admin", "CAP_CHOWN"], &["all"]),
             "CAP_CHOWN CAP_NET_ADMIN"
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn security_options() {
+    fn parses_security_options() {
         assert!(
             options(&["no-new-privileges:true"])
                 .unwrap()

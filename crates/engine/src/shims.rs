@@ -1,7 +1,8 @@
-//! Starting shims and talking to them.
+//! Starting shims, and sending them requests.
 //!
-//! A few shims are always ready: loading a program, detaching from the engine and entering a cgroup
-//! are done before a container needs it. Handing one a container takes a message.
+//! A pool keeps a few shims warm: they have loaded their program, detached from the engine and
+//! entered their cgroup before a container needs one. Giving a container to a warm shim takes one
+//! message.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -25,22 +26,29 @@ use whelk_shim::protocol::{self, ContainerLaunch, Event, Launched, Reply, Reques
 use crate::error::{Error, Result};
 use crate::instance::{Instance, through_descriptor};
 
-/// How many shims wait for a container.
-const READY: usize = 2;
+/// Number of warm shims that the pool keeps.
+const WARM_SHIMS: usize = 2;
 
-/// How many descriptors are left to end and remove containers with, when no more can be started.
+/// Number of file descriptors reserved for stopping and removing containers: no container is
+/// started if fewer are left.
 const RESERVE: u64 = 32;
 
+/// The pool of warm shims.
 #[derive(Debug)]
-pub struct Shims {
+pub struct WarmPool {
     ready: Mutex<VecDeque<UnixStream>>,
     refill: tokio::sync::Notify,
-    /// The engine's own program, from where nothing can be written to it ([`whelk_sys::program`]).
+    /// The engine's own program, sealed so that a container cannot write to it
+    /// ([`whelk_sys::program`]).
     executable: OwnedFd,
     cgroup: String,
 }
 
-impl Shims {
+impl WarmPool {
+    /// Prepares the program and the cgroup of shims. [`WarmPool::maintain`] fills the pool.
+    ///
+    /// # Errors
+    /// Returns an error if the executable cannot be sealed, or if the cgroup cannot be created.
     pub fn new(instance: &Instance, executable: &Path) -> Result<Arc<Self>> {
         let fail = |error: std::io::Error| {
             Error::internal(format!(
@@ -50,7 +58,8 @@ impl Shims {
             ))
         };
         let program = whelk_sys::program::sealed(executable).map_err(fail)?;
-        // Here once, so that no two containers' starts make the instance's cgroup at the same time.
+        // Created here once, so that two starts never create the instance's cgroup at the same
+        // time.
         Cgroup::at(&instance.shims_cgroup())
             .and_then(|mut cgroup| cgroup.create(&Default::default()))
             .map_err(|error| Error::internal(error.to_string()))?;
@@ -62,15 +71,15 @@ impl Shims {
         }))
     }
 
-    /// Keeps shims ready for as long as the engine runs.
-    pub async fn keep_ready(self: Arc<Self>) {
+    /// Keeps the pool filled for as long as the engine runs.
+    pub async fn maintain(self: Arc<Self>) {
         loop {
             while self
                 .ready
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .len()
-                < READY
+                < WARM_SHIMS
             {
                 let shims = self.clone();
                 match tokio::task::spawn_blocking(move || shims.spawn()).await {
@@ -82,9 +91,9 @@ impl Shims {
                                 .push_back(socket);
                         }
                     }
-                    // A start will meet the same error and report it.
+                    // A container's start will meet the same error and report it.
                     Ok(Err(error)) => {
-                        tracing::warn!("no shim could be started ahead: {error}");
+                        tracing::warn!("fill the pool of shims: {error}");
                         break;
                     }
                     Err(_) => return,
@@ -100,7 +109,8 @@ impl Shims {
         }
     }
 
-    /// Starts a shim that waits on its standard input for a container.
+    /// Starts a shim, and returns the socket on which it waits for a container (its standard
+    /// input).
     fn spawn(&self) -> Result<std::os::unix::net::UnixStream> {
         let fail = |error: std::io::Error| {
             Error::kernel(
@@ -113,25 +123,27 @@ impl Shims {
         let mut child = Command::new(program)
             .arg0("whelk")
             .args(["shim", "--cgroup", &self.cgroup])
-            // With a directory to go to this would be a fork, which copies the engine's page
-            // tables.
+            // No `current_dir`: with it the standard library uses fork, which copies the engine's
+            // page tables, instead of posix_spawn.
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .spawn()
             .map_err(fail)?;
-        // What was started only forks the shim and ends.
+        // The child forks the shim and exits at once.
         child.wait().map_err(fail)?;
         ours.set_nonblocking(true).map_err(fail)?;
         Ok(ours)
     }
 
-    /// Runs a container in a shim; `attached` are the connections of clients that attached before
-    /// the start. Returns pid, start time, and the connection that carries the shim's events.
+    /// Starts a container in a shim. `attached` are the descriptors that the launch message refers
+    /// to: network namespace, listening ports, connections of clients that attached before the
+    /// start. Returns the pid, the start time in nanoseconds since the epoch, and the connection on
+    /// which the shim sends events.
     ///
     /// # Errors
-    /// What kept the container from starting.
+    /// Returns the reason why the container did not start.
     pub async fn launch(
         self: &Arc<Self>,
         launch: &ContainerLaunch,
@@ -141,7 +153,8 @@ impl Shims {
             protocol::encode(launch).map_err(|error| Error::internal(error.to_string()))?;
         whelk_sys::step();
         let mut socket = self.hand_over(&message, &attached).await?;
-        // The shim has them: the ends of their streams must be its alone.
+        // The shim has duplicates. Clients see the end of a stream only when no process holds it
+        // open.
         drop(attached);
         let launched = read_message::<Launched>(&mut socket).await;
         whelk_sys::step();
@@ -151,15 +164,16 @@ impl Shims {
         }
     }
 
-    /// Gives a message to a shim that is ready, or to a new one. One that was ready may have been
-    /// killed: what does not get the whole message starts nothing.
+    /// Sends a launch message to a warm shim, or to a new one if there is none. A warm shim may
+    /// have been killed: one that does not get the whole message starts nothing, so the next one is
+    /// tried.
     async fn hand_over(
         self: &Arc<Self>,
         message: &[u8],
         descriptors: &[OwnedFd],
     ) -> Result<UnixStream> {
         loop {
-            // Taken out in a statement of its own: the lock must not be held while waiting.
+            // A statement of its own, so that the lock is not held across the `await`.
             let ready = self
                 .ready
                 .lock()
@@ -170,7 +184,7 @@ impl Shims {
             if !has_left(&socket) && send(&mut socket, message, descriptors).await.is_ok() {
                 return Ok(socket);
             }
-            tracing::warn!("a shim that was ready is gone");
+            tracing::warn!("a warm shim has ended");
         }
         let shims = self.clone();
         let spawned = tokio::task::spawn_blocking(move || shims.spawn())
@@ -200,9 +214,9 @@ pub(crate) fn has_left(socket: impl AsFd) -> bool {
     .is_ok_and(|count| count > 0)
 }
 
-/// Waits until something is to be made ahead: a while after something was taken, because nothing
-/// shall compete with the container that it was taken for, or at once when little is left for the
-/// next.
+/// Waits until a pool has to be refilled: a short time after something was taken, so that the
+/// refill does not compete with the start of the container that took it, or at once if the pool is
+/// low.
 pub(crate) async fn time_to_refill(taken: &tokio::sync::Notify, is_low: impl Fn() -> bool) {
     const QUIET: Duration = Duration::from_millis(15);
     taken.notified().await;
@@ -227,7 +241,7 @@ impl From<Error> for LaunchError {
     }
 }
 
-/// Sends a message with descriptors on its first byte.
+/// Sends a message. The descriptors are attached to its first byte.
 async fn send(socket: &mut UnixStream, message: &[u8], fds: &[OwnedFd]) -> Result<()> {
     let lost = |error: std::io::Error| {
         Error::internal(format!(
@@ -261,25 +275,28 @@ async fn send(socket: &mut UnixStream, message: &[u8], fds: &[OwnedFd]) -> Resul
     socket.write_all(&message[sent..]).await.map_err(lost)
 }
 
-/// Reads one message of a shim.
+/// Reads one message from a shim.
+///
+/// # Errors
+/// Returns an error if the connection ends, or if the message cannot be parsed.
 pub async fn read_message<T: for<'de> serde::Deserialize<'de>>(
     socket: &mut UnixStream,
 ) -> Result<T> {
     let body = read_body(socket).await?;
     serde_json::from_slice(&body)
-        .map_err(|error| Error::internal(format!("malformed message of a shim: {error}")))
+        .map_err(|error| Error::internal(format!("malformed message from a shim: {error}")))
 }
 
-/// Reads the next event of a shim. What another version of it tells and this one does not know is
-/// passed over.
+/// Reads the next event from a shim. Unknown events, as another version's shim may send, are logged
+/// and skipped.
 ///
 /// # Errors
-/// The connection has ended.
+/// Returns an error if the connection has ended.
 pub async fn read_event(socket: &mut UnixStream) -> Result<Event> {
     loop {
         match serde_json::from_slice(&read_body(socket).await?) {
             Ok(event) => return Ok(event),
-            Err(error) => tracing::warn!("an event of a shim that means nothing here: {error}"),
+            Err(error) => tracing::warn!("skip an unknown event of a shim: {error}"),
         }
     }
 }
@@ -298,7 +315,8 @@ async fn read_body(socket: &mut UnixStream) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-/// Whether a container of the instance has a shim, which listens for as long as the container runs.
+/// Returns whether any container of the instance has a shim. A shim listens on its socket for as
+/// long as the container runs.
 pub(crate) fn any_runs(instance: &Instance) -> bool {
     let listens = |entry: &std::fs::DirEntry| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -314,14 +332,19 @@ pub(crate) fn any_runs(instance: &Instance) -> bool {
         .any(listens)
 }
 
-/// How long a shim may take to answer what it can answer by itself.
-pub const ANSWER: Duration = Duration::from_secs(10);
+/// Time limit for a shim's answer to a request that does not depend on the container's processes.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Connects to a container's shim. Retries for as long as the engine has no free file descriptor,
+/// so callers set a time limit.
+///
+/// # Errors
+/// Returns `NotFound` or `ConnectionRefused` if there is no shim.
 pub(crate) async fn connect(instance: &Instance, id: &str) -> std::io::Result<UnixStream> {
     const AGAIN: Duration = Duration::from_millis(20);
     loop {
         match connect_once(instance, id).await {
-            // Others give theirs back soon; whoever asks has a limit of their own.
+            // Other operations will close descriptors soon.
             Err(error)
                 if matches!(
                     Errno::from_io_error(&error),
@@ -339,12 +362,20 @@ async fn connect_once(instance: &Instance, id: &str) -> std::io::Result<UnixStre
     UnixStream::connect(through_descriptor(&directory, "shim.sock")).await
 }
 
-/// Asks a shim something and returns the connection with its answer.
+/// Sends a request to a container's shim, and returns the reply and the connection.
 ///
 /// # Errors
-/// There is none, or it does not answer in time.
-pub async fn ask(instance: &Instance, id: &str, request: &Request) -> Result<(Reply, UnixStream)> {
-    let answer = tokio::time::timeout(ANSWER, ask_patiently(instance, id, request)).await;
+/// Returns an error if there is no shim, or if it does not answer within [`ANSWER_TIMEOUT`].
+pub async fn request(
+    instance: &Instance,
+    id: &str,
+    request: &Request,
+) -> Result<(Reply, UnixStream)> {
+    let answer = tokio::time::timeout(
+        ANSWER_TIMEOUT,
+        request_without_timeout(instance, id, request),
+    )
+    .await;
     answer.unwrap_or_else(|_| {
         Err(Error::internal(format!(
             "the shim of container {id} does not answer"
@@ -352,8 +383,9 @@ pub async fn ask(instance: &Instance, id: &str, request: &Request) -> Result<(Re
     })
 }
 
-/// The same for what may take as long as the container likes.
-pub async fn ask_patiently(
+/// Like [`request`], but without a time limit: for requests whose duration depends on the
+/// container's processes.
+pub async fn request_without_timeout(
     instance: &Instance,
     id: &str,
     request: &Request,
@@ -377,20 +409,36 @@ pub async fn ask_patiently(
     Ok((reply, socket))
 }
 
-/// What is known of a container's shim.
-#[derive(Debug)]
-pub enum Contact {
-    /// It tells how the container is, and goes on to tell its events.
-    Running { state: Event, events: UnixStream },
-    /// There is none.
-    Gone,
-    /// There is one, but it cannot be talked to now.
-    Silent,
+/// Checks that a shim has done what it was asked for; `step` is the prefix of the error's text.
+///
+/// # Errors
+/// Returns [`Error::Conflict`] if the container's state does not allow it, else
+/// [`Error::Internal`].
+pub(crate) fn expect_done(reply: Reply, step: &str) -> Result<()> {
+    match reply {
+        Reply::Failed(whelk_runtime::Error::State(text)) => {
+            Err(Error::conflict(format!("{step}: {text}")))
+        }
+        Reply::Failed(error) => Err(Error::internal(format!("{step}: {error}"))),
+        _ => Ok(()),
+    }
 }
 
-/// Gets in touch with the shim of a container. Only when nobody listens at its socket it is taken
-/// for gone: any other trouble may pass, and the container is well without us.
-pub async fn contact(instance: &Instance, id: &str, patience: Duration) -> Contact {
+/// The result of [`probe`].
+#[derive(Debug)]
+pub enum ShimStatus {
+    /// The shim has reported the container's state, and sends its events on the connection.
+    Running { state: Event, events: UnixStream },
+    /// There is no shim.
+    Gone,
+    /// There may be a shim, but it does not answer.
+    Unresponsive,
+}
+
+/// Connects to a container's shim and subscribes to its events; tries for `patience`. Returns
+/// [`ShimStatus::Gone`] only if nothing listens on its socket: any other error may be temporary,
+/// and the container runs without the engine.
+pub async fn probe(instance: &Instance, id: &str, patience: Duration) -> ShimStatus {
     const AGAIN: Duration = Duration::from_millis(50);
     let attempts = async {
         loop {
@@ -401,11 +449,11 @@ pub async fn contact(instance: &Instance, id: &str, patience: Duration) -> Conta
                         ErrorKind::NotFound | ErrorKind::ConnectionRefused
                     ) =>
                 {
-                    return Contact::Gone;
+                    return ShimStatus::Gone;
                 }
                 Err(error) => tracing::debug!(container = id, "connect to the shim: {error}"),
                 Ok(socket) => match subscribe(socket).await {
-                    Ok(contact) => return contact,
+                    Ok(status) => return status,
                     Err(error) => tracing::debug!(container = id, "{error}"),
                 },
             }
@@ -414,10 +462,10 @@ pub async fn contact(instance: &Instance, id: &str, patience: Duration) -> Conta
     };
     tokio::time::timeout(patience, attempts)
         .await
-        .unwrap_or(Contact::Silent)
+        .unwrap_or(ShimStatus::Unresponsive)
 }
 
-async fn subscribe(mut events: UnixStream) -> Result<Contact> {
+async fn subscribe(mut events: UnixStream) -> Result<ShimStatus> {
     let message = protocol::encode(&Request::Subscribe)
         .map_err(|error| Error::internal(error.to_string()))?;
     events
@@ -425,10 +473,12 @@ async fn subscribe(mut events: UnixStream) -> Result<Contact> {
         .await
         .map_err(|error| Error::internal(error.to_string()))?;
     match read_message(&mut events).await? {
-        Reply::Done => Ok(Contact::Running {
+        Reply::Done => Ok(ShimStatus::Running {
             state: read_message(&mut events).await?,
             events,
         }),
-        other => Err(Error::internal(format!("a shim answered {other:?}"))),
+        other => Err(Error::internal(format!(
+            "unexpected reply of a shim: {other:?}"
+        ))),
     }
 }

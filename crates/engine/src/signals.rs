@@ -1,4 +1,4 @@
-//! Signals by name or number.
+//! Parsing of signals by name or number.
 
 use crate::error::{Error, Result};
 
@@ -14,10 +14,10 @@ pub const TERM: i32 = 15;
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// The number of a signal: `15`, `TERM`, `SIGTERM`, `sigterm`, `RTMIN+3`.
+/// Returns the number of a signal given as `15`, `TERM`, `SIGTERM`, `sigterm` or `RTMIN+3`.
 ///
 /// # Errors
-/// Anything else, in Docker's words.
+/// Returns an error, with Docker's text, if there is no such signal.
 pub fn parse(text: &str) -> Result<i32> {
     let invalid = || Error::invalid(format!("invalid signal: {text}"));
     if let Ok(number) = text.parse::<i32>() {
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_numbers() {
+    fn parses_names_and_numbers() {
         for (text, number) in [
             ("TERM", 15),
             ("SIGKILL", 9),

@@ -1,5 +1,5 @@
-//! From a container's settings to the OCI configuration that the runtime carries out. Pure:
-//! everything that depends on the host comes in by [`Surroundings`].
+//! Generates the OCI runtime configuration from a container's settings. Pure: everything that
+//! depends on the host is passed in [`SpecContext`].
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,24 +16,26 @@ use crate::model::{Config, DeviceMapping, HostConfig};
 use crate::security::{self, Options};
 use crate::validate::quota_of;
 
-/// What the configuration needs to know beside the settings.
-pub struct Surroundings<'a> {
+/// The inputs of [`generate`] besides the container's settings.
+pub struct SpecContext<'a> {
     pub id: &'a str,
-    /// Where its files of names are: those of the container whose network it shares, if it does.
+    /// The directory of `hosts`, `hostname` and `resolv.conf`: that of the container whose network
+    /// is shared, if any.
     pub names: &'a Path,
     pub cgroup_parent: &'a str,
-    /// First processes of the containers whose namespaces are shared.
+    /// The pids of the init processes of the containers whose namespaces are shared.
     pub network_of: Option<i32>,
     pub pid_of: Option<i32>,
     pub ipc_of: Option<i32>,
-    /// Device nodes asked for, and for a privileged container all of the host's.
+    /// The device nodes to create, with their cgroup access: those requested, and for a privileged
+    /// container all of the host's.
     pub devices: Vec<(Device, String)>,
-    /// Device numbers of paths that limits name.
+    /// Returns the major and minor number of a device that a block I/O limit names.
     pub device_number: &'a dyn Fn(&str) -> Result<(i64, i64)>,
     pub executable: &'a Path,
-    /// How many files a process may have open, unless the container says otherwise.
+    /// The default `RLIMIT_NOFILE`.
     pub open_files: OpenFiles,
-    /// What the user mounts.
+    /// The user's mounts.
     pub mounts: &'a [Mount],
 }
 
@@ -61,16 +63,15 @@ pub const READONLY_PATHS: [&str; 5] = [
 
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where the reaper of `--init` appears in the container.
+/// The path of the init process of `--init` in the container.
 const INIT: &str = "/sbin/docker-init";
 
+/// Generates the OCI configuration of a container.
+///
 /// # Errors
-/// Settings that only show here to make no sense, such as a device of a limit that does not exist.
-pub fn generate(
-    config: &Config,
-    host: &HostConfig,
-    surroundings: &Surroundings<'_>,
-) -> Result<Spec> {
+/// Returns an error if settings are invalid that validation does not check, such as a block I/O
+/// limit of a device that does not exist.
+pub fn generate(config: &Config, host: &HostConfig, context: &SpecContext<'_>) -> Result<Spec> {
     let options = Options::parse(host)?;
     let strings = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
     let paths = |given: &Option<Vec<String>>, default: &[&str]| {
@@ -83,17 +84,17 @@ pub fn generate(
         })
     };
     let mut sysctl = host.sysctls.clone();
-    // A name that is shared with others is not this container's to set.
-    let shares_names = host.uts_mode == "host" || surroundings.network_of.is_some();
-    if !config.domainname.is_empty() && surroundings.network_of.is_none() {
-        // As Docker hands it on: refused in the host's namespace.
+    // In a shared UTS namespace the container must not set the host name.
+    let shares_names = host.uts_mode == "host" || context.network_of.is_some();
+    if !config.domainname.is_empty() && context.network_of.is_none() {
+        // Passed on as Docker does; the runtime refuses it in the host's UTS namespace.
         sysctl
             .entry("kernel.domainname".into())
             .or_insert_with(|| config.domainname.clone());
     }
     if host.network_mode != "host" && !host.network_mode.starts_with("container:") {
-        // Without capabilities a container may ping and use low ports: nothing outside its network
-        // sees them.
+        // Containers without capabilities can use ping and ports below 1024, as with Docker: the
+        // sysctls only affect the container's network namespace.
         sysctl
             .entry("net.ipv4.ip_unprivileged_port_start".into())
             .or_insert_with(|| "0".into());
@@ -103,7 +104,7 @@ pub fn generate(
     }
     Ok(Spec {
         oci_version: VERSION.into(),
-        process: Some(process(config, host, &options, surroundings.open_files)?),
+        process: Some(process(config, host, &options, context.open_files)?),
         root: Some(Root {
             path: PathBuf::from("/"),
             readonly: host.readonly_rootfs,
@@ -111,30 +112,30 @@ pub fn generate(
         hostname: if shares_names {
             String::new()
         } else {
-            hostname(config, surroundings.id)
+            hostname(config, context.id)
         },
-        mounts: mounts(host, &options, surroundings),
+        mounts: mounts(host, &options, context),
         annotations: host.annotations.clone(),
         linux: Linux {
-            namespaces: namespaces(host, surroundings),
-            devices: surroundings
+            namespaces: namespaces(host, context),
+            devices: context
                 .devices
                 .iter()
                 .map(|(device, _)| device.clone())
                 .collect(),
-            cgroups_path: cgroup_path(host, surroundings.cgroup_parent, surroundings.id),
-            resources: resources(host, surroundings)?,
+            cgroups_path: cgroup_path(host, context.cgroup_parent, context.id),
+            resources: resources(host, context)?,
             sysctl,
             masked_paths: paths(&host.masked_paths, &MASKED_PATHS),
             readonly_paths: paths(&host.readonly_paths, &READONLY_PATHS),
-            rootfs_propagation: rootfs_propagation(surroundings.mounts),
+            rootfs_propagation: rootfs_propagation(context.mounts),
             ..Linux::default()
         },
         ..Spec::default()
     })
 }
 
-/// The host name a container has.
+/// Returns a container's host name: as configured, or the short id.
 pub fn hostname(config: &Config, id: &str) -> String {
     if config.hostname.is_empty() {
         id.chars().take(12).collect()
@@ -143,7 +144,7 @@ pub fn hostname(config: &Config, id: &str) -> String {
     }
 }
 
-/// The container's cgroup: in the one it asks for, or in the engine's.
+/// Returns the path of a container's cgroup, in its `cgroup_parent` or in the engine's default.
 pub(crate) fn cgroup_path(host: &HostConfig, default_parent: &str, id: &str) -> String {
     let parent = if host.cgroup_parent.is_empty() {
         default_parent
@@ -153,15 +154,15 @@ pub(crate) fn cgroup_path(host: &HostConfig, default_parent: &str, id: &str) -> 
     crate::mounts::clean(&format!("{parent}/{id}"))
 }
 
-/// How many files a process may have open: soft and hard limit.
+/// The soft and hard limit of open files (`RLIMIT_NOFILE`).
 #[derive(Clone, Copy, Debug)]
 pub struct OpenFiles {
     pub soft: u64,
     pub hard: u64,
 }
 
-/// What each process of the container is limited to. The engine raises its own limit of open files,
-/// which the container must not inherit.
+/// Returns the resource limits of a container's processes. `RLIMIT_NOFILE` is always set: the
+/// engine raises its own limit, which the container must not inherit.
 pub(crate) fn rlimits(host: &HostConfig, open_files: OpenFiles) -> Vec<Rlimit> {
     const OPEN_FILES: &str = "RLIMIT_NOFILE";
     let limit = |limit: &crate::model::Ulimit| Rlimit {
@@ -212,12 +213,12 @@ fn process(
     })
 }
 
-/// -1 stands for no limit.
+/// Converts an ulimit value; -1 is unlimited.
 fn limit_value(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 
-/// What is run: the entrypoint and its arguments.
+/// Returns the command line: the entrypoint and its arguments.
 pub fn command(config: &Config) -> impl Iterator<Item = String> {
     let entrypoint = config.entrypoint.clone().unwrap_or_default();
     // `--entrypoint ""` arrives as one empty word and means none.
@@ -231,7 +232,8 @@ pub fn command(config: &Config) -> impl Iterator<Item = String> {
         .chain(config.cmd.clone().unwrap_or_default())
 }
 
-/// A process's sets: nothing is inheritable or ambient (CVE-2022-24769).
+/// Returns a process's capability sets. The inheritable and ambient sets are empty
+/// (CVE-2022-24769).
 pub fn capability_sets(names: Vec<String>) -> Capabilities {
     Capabilities {
         bounding: names.clone(),
@@ -241,8 +243,9 @@ pub fn capability_sets(names: Vec<String>) -> Capabilities {
     }
 }
 
-/// The environment: defaults first, then what `links` tell, then what image and user set, each name
-/// once.
+/// Returns the environment of a process: defaults, then the variables of `links`, of the image and
+/// the user, and `extra`. A later entry replaces an earlier one of the same name; an entry without
+/// `=` removes it.
 pub fn environment(
     config: &Config,
     hostname: &str,
@@ -269,7 +272,7 @@ pub fn environment(
                     environment.push(Some(entry));
                 }
             },
-            // A name without a value takes a variable away.
+            // An entry without a value removes the variable.
             None => {
                 if let Some(place) = places.remove(entry.as_str()) {
                     environment[place] = None;
@@ -280,33 +283,33 @@ pub fn environment(
     environment.into_iter().flatten().cloned().collect()
 }
 
-fn namespaces(host: &HostConfig, surroundings: &Surroundings<'_>) -> Vec<Namespace> {
+fn namespaces(host: &HostConfig, context: &SpecContext<'_>) -> Vec<Namespace> {
     let of = |pid: i32, name: &str| Some(PathBuf::from(format!("/proc/{pid}/ns/{name}")));
     let new = |kind| Namespace { kind, path: None };
     let mut namespaces = vec![new(NamespaceKind::Mount)];
     if host.network_mode != "host" {
         namespaces.push(Namespace {
             kind: NamespaceKind::Network,
-            path: surroundings.network_of.and_then(|pid| of(pid, "net")),
+            path: context.network_of.and_then(|pid| of(pid, "net")),
         });
     }
     if host.uts_mode != "host" {
-        // A container in another's network also has its name.
+        // A container that shares a network namespace shares the UTS namespace too.
         namespaces.push(Namespace {
             kind: NamespaceKind::Uts,
-            path: surroundings.network_of.and_then(|pid| of(pid, "uts")),
+            path: context.network_of.and_then(|pid| of(pid, "uts")),
         });
     }
     if host.pid_mode != "host" {
         namespaces.push(Namespace {
             kind: NamespaceKind::Pid,
-            path: surroundings.pid_of.and_then(|pid| of(pid, "pid")),
+            path: context.pid_of.and_then(|pid| of(pid, "pid")),
         });
     }
     if host.ipc_mode != "host" {
         namespaces.push(Namespace {
             kind: NamespaceKind::Ipc,
-            path: surroundings.ipc_of.and_then(|pid| of(pid, "ipc")),
+            path: context.ipc_of.and_then(|pid| of(pid, "ipc")),
         });
     }
     if host.cgroupns_mode == "private" {
@@ -325,7 +328,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
     }
 }
 
-fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>) -> Vec<Mount> {
+fn mounts(host: &HostConfig, options: &Options, context: &SpecContext<'_>) -> Vec<Mount> {
     let writable_kernel = host.privileged;
     let sys: &[&str] = if writable_kernel {
         &["nosuid", "noexec", "nodev"]
@@ -361,36 +364,33 @@ fn mounts(host: &HostConfig, options: &Options, surroundings: &Surroundings<'_>)
         mount("/sys", "sysfs", "sysfs", sys),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", cgroup),
     ];
-    // In the host's namespace this shows the host's queues.
+    // With the host's IPC namespace this shows the host's queues.
     mounts.push(mount(
         "/dev/mqueue",
         "mqueue",
         "mqueue",
         &["nosuid", "noexec", "nodev"],
     ));
-    // A mount of the user's replaces the default one at the same place, and one at /dev all of
-    // those below it.
+    // A user's mount replaces the default mount with the same target; one on /dev replaces all
+    // default mounts below it too.
     mounts.retain(|default| {
         let replaces = |target: &str| {
             target == default.destination
                 || target == "/dev" && default.destination.starts_with("/dev/")
         };
-        !surroundings
+        !context
             .mounts
             .iter()
             .any(|mount| replaces(&mount.destination))
     });
-    mounts.extend(by_depth(
-        engine_mounts(host, surroundings),
-        surroundings.mounts,
-    ));
+    mounts.extend(by_depth(engine_mounts(host, context), context.mounts));
     mounts
 }
 
-/// What the engine itself puts into a container: shared memory, the files of names, the reaper of
-/// `--init`.
-fn engine_mounts(host: &HostConfig, surroundings: &Surroundings<'_>) -> Vec<Mount> {
-    let shm = match (host.ipc_mode.as_str(), surroundings.ipc_of) {
+/// Returns the mounts that the engine adds: /dev/shm, `hosts`, `hostname` and `resolv.conf`, and
+/// the init process of `--init`.
+fn engine_mounts(host: &HostConfig, context: &SpecContext<'_>) -> Vec<Mount> {
+    let shm = match (host.ipc_mode.as_str(), context.ipc_of) {
         ("host", _) => Some(mount(
             "/dev/shm",
             "bind",
@@ -423,17 +423,17 @@ fn engine_mounts(host: &HostConfig, surroundings: &Surroundings<'_>) -> Vec<Moun
         mount(
             &format!("/etc/{file}"),
             "bind",
-            &surroundings.names.join(file).to_string_lossy(),
+            &context.names.join(file).to_string_lossy(),
             read_only,
         )
     });
-    let init = (host.init == Some(true)).then(|| init(surroundings.executable));
+    let init = (host.init == Some(true)).then(|| init(context.executable));
     shm.into_iter().chain(names).chain(init).collect()
 }
 
-/// The engine's mounts and the user's in the order in which they are made: parents before children,
-/// so that a volume on `/etc` does not hide `/etc/hosts`. A mount of the user's replaces the
-/// engine's at the same place.
+/// Returns the engine's and the user's mounts in mount order: parents before children, so that a
+/// volume on `/etc` does not hide `/etc/hosts`. A user's mount replaces the engine's with the same
+/// target.
 fn by_depth(mut mounts: Vec<Mount>, of_user: &[Mount]) -> Vec<Mount> {
     mounts.retain(|mount| {
         !of_user
@@ -445,8 +445,9 @@ fn by_depth(mut mounts: Vec<Mount>, of_user: &[Mount]) -> Vec<Mount> {
     mounts
 }
 
-/// The engine's own program as the container's reaper: by an overlay without a writable layer, so
-/// that a container that may remount it does not get to write to the host's file.
+/// Returns the mount of the engine's own program as the container's init process. It is an overlay
+/// without an upper layer, so that a container with the right to remount it read-write cannot write
+/// to the host's file.
 fn init(executable: &Path) -> Mount {
     let (directory, name) = (
         executable.parent().unwrap_or(Path::new("/")),
@@ -467,7 +468,8 @@ fn init(executable: &Path) -> Mount {
     }
 }
 
-/// Mounts that shall reach the host, or come from it, need a root that lets them.
+/// Returns the root mount's propagation: shared or slave if a mount needs it to propagate to or
+/// from the host, else empty.
 fn rootfs_propagation(mounts: &[Mount]) -> String {
     let any = |kind: &str| {
         mounts
@@ -485,7 +487,7 @@ fn rootfs_propagation(mounts: &[Mount]) -> String {
     .into()
 }
 
-fn device_rules(host: &HostConfig, surroundings: &Surroundings<'_>) -> Result<Vec<DeviceRule>> {
+fn device_rules(host: &HostConfig, context: &SpecContext<'_>) -> Result<Vec<DeviceRule>> {
     let mut rules = vec![DeviceRule {
         allow: false,
         access: "rwm".into(),
@@ -510,25 +512,20 @@ fn device_rules(host: &HostConfig, surroundings: &Surroundings<'_>) -> Result<Ve
                 access: access.into(),
             }),
     );
-    rules.extend(
-        surroundings
-            .devices
-            .iter()
-            .map(|(device, access)| DeviceRule {
-                allow: true,
-                kind: Some(device.kind),
-                major: Some(device.major),
-                minor: Some(device.minor),
-                access: access.clone(),
-            }),
-    );
+    rules.extend(context.devices.iter().map(|(device, access)| DeviceRule {
+        allow: true,
+        kind: Some(device.kind),
+        major: Some(device.major),
+        minor: Some(device.minor),
+        access: access.clone(),
+    }));
     for rule in host.device_cgroup_rules.iter().flatten() {
         rules.push(parse_rule(rule)?);
     }
     Ok(rules)
 }
 
-/// `c 1:3 rwm`, with `*` for any number.
+/// Parses a device cgroup rule such as `c 1:3 rwm`; `*` stands for any number.
 fn parse_rule(text: &str) -> Result<DeviceRule> {
     let invalid = || Error::invalid(format!("invalid device cgroup rule format: '{text}'"));
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -564,7 +561,7 @@ fn parse_rule(text: &str) -> Result<DeviceRule> {
     })
 }
 
-/// The access that a `--device` mapping gives.
+/// Returns the cgroup access of a `--device` mapping; the default is `rwm`.
 pub fn device_access(mapping: &DeviceMapping) -> Result<String> {
     let access = if mapping.cgroup_permissions.is_empty() {
         "rwm"
@@ -578,14 +575,14 @@ pub fn device_access(mapping: &DeviceMapping) -> Result<String> {
     }
 }
 
-fn resources(host: &HostConfig, surroundings: &Surroundings<'_>) -> Result<Resources> {
+fn resources(host: &HostConfig, context: &SpecContext<'_>) -> Result<Resources> {
     Ok(Resources {
-        devices: device_rules(host, surroundings)?,
-        ..limits(host, surroundings.device_number)?
+        devices: device_rules(host, context)?,
+        ..limits(host, context.device_number)?
     })
 }
 
-/// The limits of a container, for its start and for `update`.
+/// Returns the cgroup limits of a container, without device rules. Used by start and `update`.
 pub fn limits(
     host: &HostConfig,
     device_number: &dyn Fn(&str) -> Result<(i64, i64)>,
@@ -672,7 +669,7 @@ mod tests {
             ..HostConfig::default()
         };
         change(&mut config, &mut host);
-        let surroundings = Surroundings {
+        let context = SpecContext {
             id: "0123456789abcdef",
             names: Path::new("/d"),
             cgroup_parent: "/whelk",
@@ -688,11 +685,11 @@ mod tests {
             },
             mounts: &[mount("/dev/shm", "bind", "/x", &["rbind", "rslave"])],
         };
-        generate(&config, &host, &surroundings).expect("valid")
+        generate(&config, &host, &context).expect("valid")
     }
 
     #[test]
-    fn defaults_confine() {
+    fn default_settings_confine_the_container() {
         let spec = spec(|_, _| {});
         let process = spec.process.expect("a process");
         assert_eq!(process.capabilities.expect("sets").bounding.len(), 14);
@@ -710,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cgroups_parent_cannot_climb() {
+    fn a_cgroup_parent_cannot_escape_the_hierarchy() {
         let path = |parent: &str| {
             spec(|_, host| host.cgroup_parent = parent.into())
                 .linux
@@ -733,7 +730,7 @@ mod tests {
     }
 
     #[test]
-    fn the_engines_limit_of_open_files_is_its_own() {
+    fn containers_do_not_inherit_the_engines_open_files_limit() {
         let limits = |change: fn(&mut HostConfig)| {
             spec(|_, host| change(host))
                 .process
@@ -759,7 +756,7 @@ mod tests {
     }
 
     #[test]
-    fn domain_names_are_set_where_they_are_the_containers_own() {
+    fn sets_the_domain_name_by_sysctl() {
         let name = |uts: &str| {
             let spec =
                 spec(|config, host| (config.domainname, host.uts_mode) = ("d".into(), uts.into()));
@@ -769,12 +766,12 @@ mod tests {
         assert_eq!(
             name("host").as_deref(),
             Some("d"),
-            "which the runtime refuses"
+            "refused by the runtime, not here"
         );
     }
 
     #[test]
-    fn privileged_opens_what_it_should() {
+    fn privileged_lifts_masked_paths_and_device_rules() {
         let spec = spec(|_, host| host.privileged = true);
         assert!(spec.linux.masked_paths.is_empty() && spec.linux.readonly_paths.is_empty());
         assert!(
@@ -787,7 +784,7 @@ mod tests {
     }
 
     #[test]
-    fn user_mounts_replace_default_ones() {
+    fn user_mounts_replace_default_mounts() {
         let spec = spec(|_, _| {});
         let shm: Vec<_> = spec
             .mounts
@@ -805,7 +802,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_has_each_name_once() {
+    fn the_environment_has_each_variable_once() {
         let config = Config {
             env: Some(vec!["PATH=/x".into(), "A=1".into()]),
             tty: true,
@@ -823,7 +820,7 @@ mod tests {
     }
 
     #[test]
-    fn device_rules_are_checked() {
+    fn rejects_malformed_device_rules() {
         assert!(parse_rule("c 1:3 rwm").is_ok() && parse_rule("b *:* r").is_ok());
         for text in ["", "c 1:3", "x 1:3 r", "c 1 r", "c 1:x r", "c 1:3 q"] {
             assert!(parse_rule(text).is_err(), "{text}");

@@ -1,4 +1,4 @@
-//! What the engine says about itself and its machine.
+//! Information about the engine and its host, for `GET /info`.
 
 use whelk_runtime::cgroup::{Layout, layout};
 use whelk_sys::fs;
@@ -6,10 +6,10 @@ use whelk_sys::fs;
 use crate::Engine;
 use crate::model::Status;
 
-/// The release of this engine.
+/// The engine's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The release of the OCI runtime specification that containers are run by.
+/// The version of the OCI runtime specification that containers are run by.
 pub const RUNTIME_SPEC: &str = whelk_runtime::spec::VERSION;
 
 #[derive(Clone, Debug)]
@@ -33,7 +33,8 @@ pub struct Info {
     pub open_files: usize,
     pub apparmor: bool,
     pub ipv4_forwarding: bool,
-    /// Whether packets that bridges forward pass the host's rules for IPv4 and for IPv6.
+    /// The sysctls `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether packets
+    /// forwarded by bridges pass the host's netfilter rules.
     pub bridge_filter: (bool, bool),
 }
 
@@ -99,7 +100,7 @@ impl Engine {
     }
 }
 
-/// The kind of file system that a directory lies on, by statfs(2)'s magic number.
+/// Returns the type of the file system that a directory is on, by the magic number of statfs(2).
 fn backing(path: &std::path::Path) -> &'static str {
     match rustix::fs::statfs(path).map(|stat| stat.f_type as u64) {
         Ok(0xef53) => "extfs",

@@ -1,35 +1,26 @@
-//! Checks a container's settings before anything is made, and fills in the defaults that depend on
-//! no host.
+//! Validates a container's settings before anything is created, and fills in defaults.
 //!
-//! Pure: what the host has is given by [`Host`]. The texts of refusals are Docker's where Docker
-//! refuses too.
+//! Pure: the host's properties are passed in [`HostInfo`]. Where Docker rejects a setting too the
+//! error texts are Docker's.
 
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig, LogConfig, RestartPolicy};
-use crate::{mounts, names, security, signals};
+use crate::host::HostInfo;
+use crate::model::{Config, HostConfig, RestartPolicy};
+use crate::{mounts, random_names, security, signals};
 
-/// What of the host decides about settings.
-#[derive(Clone, Debug)]
-pub struct Host {
-    pub cpus: u32,
-    pub memory_nodes: String,
-    pub cgroup_v2: bool,
-    pub has_blkio_weight: bool,
-    pub has_swap_limit: bool,
-    /// The log of containers that do not say which they want.
-    pub default_log: LogConfig,
-}
-
-/// Docker's smallest memory limit, in bytes: less does not start a process.
-const LEAST_MEMORY: i64 = 6 << 20;
+/// Docker's minimum memory limit in bytes; a process does not start with less.
+const MIN_MEMORY: i64 = 6 << 20;
 /// The default CFS period, in microseconds.
 const PERIOD: i64 = 100_000;
 
-/// Checks settings and completes them. Returns what the user should be warned of.
+/// Validates the settings and fills in defaults. Returns warnings for the user.
+///
+/// # Errors
+/// Returns an error if a setting is invalid, or not supported by this version.
 pub fn settings(
     config: &mut Config,
     host_config: &mut HostConfig,
-    host: &Host,
+    host: &HostInfo,
 ) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     check_health(config)?;
@@ -69,7 +60,8 @@ pub fn settings(
         host_config.shm_size = 64 << 20;
     }
     if host_config.privileged || host_config.pid_mode == "host" || host_config.ipc_mode == "host" {
-        // What shares with the host is not labelled apart from it.
+        // As Docker does: a container that shares the host's namespaces has no SELinux label of its
+        // own.
         host_config
             .security_opt
             .get_or_insert_default()
@@ -85,7 +77,7 @@ pub fn settings(
         &host_config.dns_search,
         &host_config.dns_options,
     ];
-    // They become lines of files that programs trust.
+    // They are written to `hosts` and `resolv.conf`: a newline would inject further lines.
     if let Some(wrong) =
         lists.into_iter().flatten().flatten().find(|text| {
             text.contains(|letter: char| letter.is_control() || letter.is_whitespace())
@@ -112,14 +104,18 @@ pub fn settings(
 }
 
 /// Checks and completes the limits, which an update may change as well.
-pub fn limits(host_config: &mut HostConfig, host: &Host, warnings: &mut Vec<String>) -> Result<()> {
+pub fn limits(
+    host_config: &mut HostConfig,
+    host: &HostInfo,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     check_memory(host_config, host, warnings)?;
     check_cpu(host_config, host)?;
     check_block_io(host_config, host, warnings);
     Ok(())
 }
 
-/// What this version does not do is refused by name, never ignored.
+/// Rejects settings that this version does not support, instead of ignoring them.
 fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
     let refused = [
         (!host.storage_opt.is_empty(), "--storage-opt"),
@@ -216,7 +212,7 @@ fn check_config(config: &mut Config) -> Result<()> {
     Ok(())
 }
 
-fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<()> {
+fn check_modes(config: &Config, host: &mut HostConfig, host_info: &HostInfo) -> Result<()> {
     let container = |mode: &str| {
         mode.strip_prefix("container:")
             .is_some_and(|id| !id.is_empty())
@@ -235,8 +231,7 @@ fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<(
             "invalid network mode: invalid container format container:<name|id>",
         ));
     }
-    // Any other name is looked for at the start, as Docker does: the network may be made until
-    // then.
+    // Networks are looked up at the start, as Docker does: one may be created until then.
     crate::networks::check_ports(config, host)?;
     if !matches!(host.pid_mode.as_str(), "" | "host") && !container(&host.pid_mode) {
         return Err(Error::invalid(format!(
@@ -269,7 +264,14 @@ fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<(
         ));
     }
     match host.cgroupns_mode.as_str() {
-        "" => host.cgroupns_mode = if facts.cgroup_v2 { "private" } else { "host" }.into(),
+        "" => {
+            host.cgroupns_mode = if host_info.cgroup_v2 {
+                "private"
+            } else {
+                "host"
+            }
+            .into()
+        }
         "private" | "host" => {}
         other => {
             return Err(Error::invalid(format!(
@@ -291,7 +293,7 @@ fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<(
             )));
         }
     }
-    // Clients look for the name they know.
+    // Docker's clients expect the name `runc`.
     host.runtime = "runc".into();
     if container(&network) {
         check_shared_network(config, host)?;
@@ -299,7 +301,8 @@ fn check_modes(config: &Config, host: &mut HostConfig, facts: &Host) -> Result<(
     Ok(())
 }
 
-/// A container in another's network has that one's names.
+/// Rejects settings of host names and DNS for a container that shares another's network: it uses
+/// the other's files.
 fn check_shared_network(config: &Config, host: &HostConfig) -> Result<()> {
     let is_given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let conflicts = [
@@ -315,11 +318,15 @@ fn check_shared_network(config: &Config, host: &HostConfig) -> Result<()> {
     }
 }
 
-fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>) -> Result<()> {
-    if host.memory != 0 && host.memory < LEAST_MEMORY {
+fn check_memory(
+    host: &mut HostConfig,
+    host_info: &HostInfo,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    if host.memory != 0 && host.memory < MIN_MEMORY {
         return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
     }
-    if host.memory > 0 && host.memory_swap != 0 && !facts.has_swap_limit {
+    if host.memory > 0 && host.memory_swap != 0 && !host_info.has_swap_limit {
         warnings
             .push("Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.".into());
         host.memory_swap = -1;
@@ -334,7 +341,7 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
             "You should always set the Memory limit when using Memoryswap limit, see usage",
         ));
     }
-    if host.memory > 0 && host.memory_swap == 0 && facts.has_swap_limit {
+    if host.memory > 0 && host.memory_swap == 0 && host_info.has_swap_limit {
         host.memory_swap = host.memory.saturating_mul(2);
     }
     match host.memory_swappiness {
@@ -344,7 +351,7 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
                 "Invalid value: {value}, valid memory swappiness range is 0-100"
             )));
         }
-        Some(_) if facts.cgroup_v2 => {
+        Some(_) if host_info.cgroup_v2 => {
             warnings.push(
                 "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded."
                     .into(),
@@ -353,7 +360,7 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
         }
         _ => {}
     }
-    if host.memory_reservation != 0 && host.memory_reservation < LEAST_MEMORY {
+    if host.memory_reservation != 0 && host.memory_reservation < MIN_MEMORY {
         return Err(Error::invalid("Minimum memory reservation allowed is 6MB"));
     }
     if host.memory > 0 && host.memory_reservation > host.memory {
@@ -361,7 +368,7 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
             "Minimum memory limit can not be less than memory reservation limit, see usage",
         ));
     }
-    if host.oom_kill_disable == Some(true) && facts.cgroup_v2 {
+    if host.oom_kill_disable == Some(true) && host_info.cgroup_v2 {
         warnings
             .push("Your kernel does not support OomKillDisable. OomKillDisable discarded.".into());
         host.oom_kill_disable = None;
@@ -371,7 +378,7 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
                 .into(),
         );
     }
-    if host.oom_kill_disable.is_none() && !facts.cgroup_v2 {
+    if host.oom_kill_disable.is_none() && !host_info.cgroup_v2 {
         host.oom_kill_disable = Some(false);
     }
     if host.pids_limit.is_some_and(|limit| limit <= 0) {
@@ -380,7 +387,7 @@ fn check_memory(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>)
     Ok(())
 }
 
-fn check_cpu(host: &HostConfig, facts: &Host) -> Result<()> {
+fn check_cpu(host: &HostConfig, host_info: &HostInfo) -> Result<()> {
     if host.nano_cpus != 0 {
         if host.cpu_period != 0 {
             return Err(Error::invalid(
@@ -392,10 +399,10 @@ fn check_cpu(host: &HostConfig, facts: &Host) -> Result<()> {
                 "Conflicting options: Nano CPUs and CPU Quota cannot both be set",
             ));
         }
-        if host.nano_cpus < 0 || host.nano_cpus > i64::from(facts.cpus) * 1_000_000_000 {
+        if host.nano_cpus < 0 || host.nano_cpus > i64::from(host_info.cpus) * 1_000_000_000 {
             return Err(Error::invalid(format!(
                 "range of CPUs is from 0.01 to {}.00, as there are only {} CPUs available",
-                facts.cpus, facts.cpus
+                host_info.cpus, host_info.cpus
             )));
         }
     }
@@ -415,27 +422,29 @@ fn check_cpu(host: &HostConfig, facts: &Host) -> Result<()> {
             "CPU cfs quota can not be less than 1ms (i.e. 1000)",
         ));
     }
-    if facts.cgroup_v2 && (host.cpu_realtime_period != 0 || host.cpu_realtime_runtime != 0) {
+    if host_info.cgroup_v2 && (host.cpu_realtime_period != 0 || host.cpu_realtime_runtime != 0) {
         return Err(Error::invalid(
             "Your kernel does not support CPU real-time scheduler",
         ));
     }
-    let available = if facts.cpus <= 1 {
+    let available = if host_info.cpus <= 1 {
         "0".to_owned()
     } else {
-        format!("0-{}", facts.cpus - 1)
+        format!("0-{}", host_info.cpus - 1)
     };
     check_set(&host.cpuset_cpus, &available, "cpus", "CPUs")?;
     check_set(
         &host.cpuset_mems,
-        &facts.memory_nodes,
+        &host_info.memory_nodes,
         "mems",
         "memory nodes",
     )
 }
 
+/// Checks a cpuset list.
+///
 /// # Errors
-/// A list that is none, or one with numbers that are not available.
+/// Returns an error if the list is malformed, or names a number that is not in `available`.
 fn check_set(wanted: &str, available: &str, field: &str, what: &str) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
@@ -455,9 +464,9 @@ fn check_set(wanted: &str, available: &str, field: &str, what: &str) -> Result<(
     }
 }
 
-/// The numbers of a list such as `0-2,7`.
+/// Parses a list such as `0-2,7`. Returns `None` if it is malformed.
 fn parse_set(text: &str) -> Option<Vec<u32>> {
-    // More than any machine has, and small enough to enumerate.
+    // The largest NR_CPUS of the kernel; bounds the enumeration.
     const MOST: u32 = 8192;
     let mut numbers = Vec::new();
     for part in text.trim().split(',') {
@@ -471,8 +480,8 @@ fn parse_set(text: &str) -> Option<Vec<u32>> {
     Some(numbers)
 }
 
-fn check_block_io(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String>) {
-    if host.blkio_weight != 0 && !facts.has_blkio_weight {
+fn check_block_io(host: &mut HostConfig, host_info: &HostInfo, warnings: &mut Vec<String>) {
+    if host.blkio_weight != 0 && !host_info.has_blkio_weight {
         warnings.push("Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.".into());
         host.blkio_weight = 0;
     }
@@ -480,7 +489,7 @@ fn check_block_io(host: &mut HostConfig, facts: &Host, warnings: &mut Vec<String
         .blkio_weight_device
         .as_ref()
         .is_some_and(|list| !list.is_empty())
-        && !facts.has_blkio_weight
+        && !host_info.has_blkio_weight
     {
         warnings.push("Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded.".into());
         host.blkio_weight_device = Some(Vec::new());
@@ -500,8 +509,11 @@ fn check_restart_policy(host: &mut HostConfig) -> Result<()> {
     Ok(())
 }
 
+/// Checks a restart policy.
+///
 /// # Errors
-/// A policy that there is none, or that takes no number of attempts.
+/// Returns an error if the policy does not exist, or if its retry count is negative or not allowed
+/// for it.
 pub fn restart_policy(policy: &RestartPolicy) -> Result<()> {
     let fail = |text: String| Err(Error::invalid(format!("invalid restart policy: {text}")));
     match policy.name.as_str() {
@@ -521,8 +533,8 @@ pub fn restart_policy(policy: &RestartPolicy) -> Result<()> {
     Ok(())
 }
 
-/// Parameters of single interfaces are set when those are there: which is called eth0 may change.
-/// Whether the others are the container's own is for the runtime to see at the start.
+/// Rejects sysctls of single interfaces, as Docker does: which network's interface is called eth0
+/// may change. Whether the other sysctls are namespaced is checked by the runtime at the start.
 fn check_sysctls(host: &HostConfig) -> Result<()> {
     for key in host.sysctls.keys() {
         let key = key.replace('/', ".");
@@ -544,7 +556,7 @@ fn check_sysctls(host: &HostConfig) -> Result<()> {
     Ok(())
 }
 
-/// CFS quota and period of a number of billionths of a processor.
+/// Converts billionths of a processor to CFS quota and period in microseconds.
 pub(crate) fn quota_of(nano_cpus: i64) -> (i64, i64) {
     (
         nano_cpus / 1_000_000_000 * PERIOD + nano_cpus % 1_000_000_000 * PERIOD / 1_000_000_000,
@@ -552,24 +564,27 @@ pub(crate) fn quota_of(nano_cpus: i64) -> (i64, i64) {
     )
 }
 
+/// Checks a container's name, and returns it without the leading slash that the API writes.
+///
 /// # Errors
-/// As [`names::check`]; a leading slash is how the API writes names.
+/// As [`random_names::check`].
 pub fn name(name: &str) -> Result<&str> {
     let name = name.strip_prefix('/').unwrap_or(name);
-    names::check(name)?;
+    random_names::check(name)?;
     Ok(name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::LogConfig;
 
-    fn facts() -> Host {
+    fn host_info() -> HostInfo {
         let default_log = LogConfig {
             kind: "local".into(),
             ..LogConfig::default()
         };
-        Host {
+        HostInfo {
             cpus: 2,
             memory_nodes: "0".into(),
             cgroup_v2: false,
@@ -582,7 +597,7 @@ mod tests {
     fn check(change: impl FnOnce(&mut Config, &mut HostConfig), expected: &str) {
         let (mut config, mut host) = (Config::default(), HostConfig::default());
         change(&mut config, &mut host);
-        let outcome = settings(&mut config, &mut host, &facts());
+        let outcome = settings(&mut config, &mut host, &host_info());
         assert_eq!(
             outcome.map_or_else(|error| error.to_string(), |warnings| warnings.join("; ")),
             expected
@@ -590,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_read_as_dockers() {
+    fn error_texts_are_dockers() {
         check(|_, _| {}, "");
         check(
             |_, host| host.memory = 1 << 20,
@@ -688,7 +703,7 @@ mod tests {
     }
 
     #[test]
-    fn processors_become_quotas() {
+    fn converts_cpus_to_quotas() {
         assert_eq!(quota_of(1_500_000_000), (150_000, 100_000));
         assert_eq!(quota_of(10_000_000), (1_000, 100_000));
     }

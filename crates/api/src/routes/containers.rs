@@ -240,7 +240,7 @@ pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Par
         tokio::select! {
             waited = waited => {
                 // An exit code that was told is kept.
-                if let Err(error) = engine.settled().await {
+                if let Err(error) = engine.wait_durable().await {
                     tracing::warn!("{error}");
                 }
                 let body = json!({"StatusCode": waited.exit_code});
@@ -483,8 +483,9 @@ pub(super) async fn delete(
 pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
     let filters = params.filters(&["label", "label!", "until"])?;
     let until = filters.until()?.unwrap_or(i64::MAX);
-    let matches =
-        |record: &model::Record| filters.labels(&record.config.labels) && record.created_at < until;
+    let matches = |record: &model::ContainerRecord| {
+        filters.labels(&record.config.labels) && record.created_at < until
+    };
     let (removed, reclaimed) = engine.containers.prune(matches).await?;
     Ok(ok(
         &json!({"ContainersDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }, "SpaceReclaimed": reclaimed}),

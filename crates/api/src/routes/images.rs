@@ -8,7 +8,7 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use whelk_engine::containers::{ListRequest, Listed};
+use whelk_engine::containers::{ContainerSummary, ListRequest};
 use whelk_engine::images::{FILTERS, Removed};
 use whelk_engine::mounts::MountPlan;
 use whelk_engine::{Engine, Error};
@@ -66,7 +66,7 @@ pub(super) async fn list(
 }
 
 /// How many containers each image has, by its id.
-pub(super) fn users_by_image(containers: &[Listed]) -> HashMap<&str, usize> {
+pub(super) fn users_by_image(containers: &[ContainerSummary]) -> HashMap<&str, usize> {
     let mut users = HashMap::new();
     for container in containers {
         *users.entry(container.record.image.as_str()).or_default() += 1;

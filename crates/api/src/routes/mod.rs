@@ -107,7 +107,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .method_not_allowed_fallback(not_found)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .layer(from_fn(refuse_head))
-        .layer(from_fn_with_state(engine.clone(), settle))
+        .layer(from_fn_with_state(engine.clone(), wait_durable))
         .with_state(engine);
     Router::new()
         .fallback_service(routes)
@@ -115,13 +115,13 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
 }
 
 /// Delays the response to a request that may have changed something until the change is on disk.
-async fn settle(State(engine): App, request: Request, next: Next) -> Response {
+async fn wait_durable(State(engine): App, request: Request, next: Next) -> Response {
     let only_reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let response = next.run(request).await;
     if only_reads {
         return response;
     }
-    match engine.settled().await {
+    match engine.wait_durable().await {
         Ok(()) => response,
         Err(error) => crate::error::ApiError::from(error).into_response(),
     }

@@ -1,7 +1,7 @@
 //! Converts images to the API's JSON.
 
 use serde_json::{Value, json};
-use whelk_engine::images::{Image, Listed};
+use whelk_engine::images::{Image, ImageSummary};
 
 use super::time;
 
@@ -11,8 +11,12 @@ fn created_seconds(image: &Image) -> i64 {
 
 /// Returns a listed image. `shared` is the size in bytes of layers shared with other images, if
 /// requested.
-pub(crate) fn image_summary(listed: &Listed, containers: usize, shared: Option<u64>) -> Value {
-    let Listed { image, names } = listed;
+pub(crate) fn image_summary(
+    listed: &ImageSummary,
+    containers: usize,
+    shared: Option<u64>,
+) -> Value {
+    let ImageSummary { image, names } = listed;
     let labels = &image.config.config.labels;
     json!({
         "Containers": containers,

@@ -1,4 +1,4 @@
-//! Connecting a client to a container's streams.
+//! Attaching a client to a container's standard streams.
 
 use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
@@ -7,10 +7,9 @@ use tokio::net::UnixStream;
 use whelk_shim::protocol::{Attach, Request};
 
 use super::Containers;
-use super::stop::expect_done;
 use crate::error::{Error, Result};
 use crate::model::Status;
-use crate::shims::{ask, has_left};
+use crate::shims::{self, has_left};
 
 #[derive(Clone, Debug, Default)]
 pub struct AttachRequest {
@@ -20,20 +19,24 @@ pub struct AttachRequest {
     pub detach_keys: Vec<u8>,
 }
 
-/// A connection to a container's streams: output comes framed (raw with a terminal), input goes as
-/// it is.
+/// A connection to a container's streams. Output is multiplexed in Docker's stream format (raw with
+/// a terminal), input is raw.
 #[derive(Debug)]
 pub struct Attached {
     pub stream: UnixStream,
     pub tty: bool,
 }
 
-/// As many clients as can be handed to a shim together with everything else.
-const MOST_WAITING: usize = 40;
+/// Maximum number of clients that wait for a start. Their descriptors go to the shim in one message
+/// with the others (SCM_MAX_FD is 253).
+const MAX_WAITING: usize = 40;
 
 impl Containers {
-    /// Attaches to a container that runs, or that will be started: then the connection waits for
-    /// that.
+    /// Attaches to a running container, or to a stopped one: then the streams are connected at its
+    /// next start.
+    ///
+    /// # Errors
+    /// Returns an error if the container is paused or being removed, or if too many clients wait.
     pub async fn attach(&self, name: &str, request: AttachRequest) -> Result<Attached> {
         let container = self.find(name)?;
         let (open_stdin, tty) = {
@@ -47,8 +50,8 @@ impl Containers {
             detach_keys: request.detach_keys,
             raw: None,
         };
-        // A start that is under way has taken its clients with it already: it is waited for. None
-        // begins meanwhile.
+        // A start under way has already taken the waiting clients, so wait for it. The lock also
+        // keeps another start from beginning before this client is registered.
         let operation = if container.status().is_running() {
             None
         } else {
@@ -70,8 +73,8 @@ impl Containers {
             Status::Running => {
                 drop(operation);
                 let (reply, stream) =
-                    ask(&self.instance, &container.id, &Request::Attach(attach)).await?;
-                expect_done(reply, "attach")?;
+                    shims::request(&self.instance, &container.id, &Request::Attach(attach)).await?;
+                shims::expect_done(reply, "attach")?;
                 stream
             }
             Status::Created | Status::Exited | Status::Restarting => {
@@ -81,13 +84,13 @@ impl Containers {
                 let (ours, theirs) = UnixStream::pair().map_err(fail)?;
                 let theirs = OwnedFd::from(theirs.into_std().map_err(fail)?);
                 let mut waiting = container
-                    .waiting
+                    .waiting_clients
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
                 waiting.retain(|(_, stream)| !has_left(stream));
-                if waiting.len() >= MOST_WAITING {
+                if waiting.len() >= MAX_WAITING {
                     return Err(Error::conflict(format!(
-                        "container {}: {MOST_WAITING} clients wait for it already",
+                        "container {}: {MAX_WAITING} clients are already waiting for its start",
                         container.id
                     )));
                 }

@@ -1,4 +1,4 @@
-//! Making a container: a record and a directory; nothing is mounted and no process started.
+//! Creating a container: its record and directory. Nothing is mounted and no process is started.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -9,20 +9,20 @@ use whelk_sys::fs;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::events::now;
-use crate::model::{Config, HostConfig, Record, State};
+use crate::model::{Config, ContainerRecord, ContainerState, HostConfig};
 use crate::networks::Endpoint;
 use crate::store::SCHEMA_VERSION;
-use crate::{names, validate};
+use crate::{random_names, validate};
 
 #[derive(Clone, Debug, Default)]
 pub struct CreateRequest {
-    /// Empty for a random one.
+    /// Empty for a random name.
     pub name: String,
     /// `os[/arch[/variant]]`; empty for any.
     pub platform: String,
     pub config: Config,
     pub host: HostConfig,
-    /// Its places in networks, by the name or id of each.
+    /// The endpoints, by the network's name or id.
     pub networks: BTreeMap<String, Endpoint>,
 }
 
@@ -32,12 +32,15 @@ pub struct Created {
     pub warnings: Vec<String>,
 }
 
-/// How often a random name is tried before a number is put behind it.
+/// Number of random names that are tried before a number is appended.
 const ATTEMPTS: u32 = 6;
 
 impl Containers {
+    /// Creates a container.
+    ///
     /// # Errors
-    /// Settings that make no sense, an image that is not here, a name that is taken.
+    /// Returns an error if settings are invalid, if the image does not exist, or if the name is
+    /// taken.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
         let CreateRequest {
             name,
@@ -67,21 +70,20 @@ impl Containers {
             image.check_platform(wanted.as_ref(), &config.image)?;
             inherit(&mut config, &image.config);
         }
-        // How clients take the image's entrypoint away, and what they send where nothing is to be
-        // mounted.
+        // Clients send `[""]` to clear the image's entrypoint, and `{}` for no volumes.
         config.entrypoint.take_if(|entrypoint| *entrypoint == [""]);
         config.volumes.take_if(|volumes| volumes.is_empty());
         if crate::spec::command(&config).next().is_none() {
             return Err(Error::invalid("no command specified"));
         }
         let warnings = validate::settings(&mut config, &mut host, &self.host)?;
-        let networks = self.place(&config, &mut host, networks)?;
-        let id = names::random_id();
+        let networks = self.resolve_endpoints(&config, &mut host, networks)?;
+        let id = random_names::random_id();
         config.hostname = self.hostname(&config, &host, &id);
         fill_paths(&mut host);
         let image = image.map(|image| image.id.to_string()).unwrap_or_default();
-        let (mounts, _pins) = self.resolve_mounts_aside(&id, &config, &host).await?;
-        let mut record = Record {
+        let (mounts, _pins) = self.resolve_mounts_async(&id, &config, &host).await?;
+        let mut record = ContainerRecord {
             version: SCHEMA_VERSION,
             id: id.clone(),
             name: String::new(),
@@ -89,12 +91,12 @@ impl Containers {
             image,
             config,
             host,
-            state: State::default(),
+            state: ContainerState::default(),
             networks,
             mounts,
             ports: Vec::new(),
         };
-        if let Err(error) = self.settle_in(&mut record, wanted_name).await {
+        if let Err(error) = self.store_new(&mut record, wanted_name).await {
             self.release_volumes(&id, &record.mounts, true);
             return Err(error);
         }
@@ -104,7 +106,8 @@ impl Containers {
         Ok(Created { id, warnings })
     }
 
-    /// The host name of a new container: who shares a network shares the name in it.
+    /// Returns the host name of a new container: its own, that of the container whose network it
+    /// shares, or the host's.
     fn hostname(&self, config: &Config, host: &HostConfig, id: &str) -> String {
         match host
             .network_mode
@@ -122,10 +125,11 @@ impl Containers {
         }
     }
 
-    /// Gives a container its name, its files and its place in the store.
-    async fn settle_in(
+    /// Reserves the name, creates the files, and inserts the record into the store. Undoes all of
+    /// it on an error.
+    async fn store_new(
         self: &Arc<Self>,
-        record: &mut Record,
+        record: &mut ContainerRecord,
         wanted_name: Option<String>,
     ) -> Result<()> {
         self.reserve_name(record, wanted_name)?;
@@ -147,8 +151,8 @@ impl Containers {
         made
     }
 
-    /// Takes a name for the container, so that nobody else can meanwhile.
-    fn reserve_name(&self, record: &mut Record, wanted: Option<String>) -> Result<()> {
+    /// Reserves the requested name, or a random one that is not in use.
+    fn reserve_name(&self, record: &mut ContainerRecord, wanted: Option<String>) -> Result<()> {
         let mut index = self
             .index
             .write()
@@ -159,7 +163,7 @@ impl Containers {
                 None => name,
             },
             None => (0..)
-                .map(|attempt: u32| names::random(attempt.saturating_sub(ATTEMPTS)))
+                .map(|attempt: u32| random_names::random(attempt.saturating_sub(ATTEMPTS)))
                 .find(|name| !index.by_name.contains_key(name))
                 .unwrap_or_default(),
         };
@@ -167,7 +171,7 @@ impl Containers {
         Ok(())
     }
 
-    /// The writable layer: what differs from the image.
+    /// Creates a container's directory with an empty writable layer.
     pub(super) fn make_files(&self, id: &str) -> Result<()> {
         let directory = self.instance.container_dir(id);
         fs::create_dir(&directory, 0o700)?;
@@ -182,7 +186,7 @@ pub(super) fn name_taken(name: &str, owner: &str) -> Error {
     ))
 }
 
-/// Fills what the request leaves open with what the image says.
+/// Fills in the image's settings where the request has none.
 fn inherit(config: &mut Config, image: &ImageConfig) {
     let image = &image.config;
     if config.user.is_empty() {
@@ -205,8 +209,8 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
             .cloned(),
     );
     config.env = Some(env).filter(|env| !env.is_empty());
-    // An entrypoint given here replaces the image's together with its arguments; an empty one only
-    // the entrypoint.
+    // A given entrypoint replaces the image's entrypoint and command; an empty one only the
+    // entrypoint.
     if config.entrypoint.as_ref().is_none_or(Vec::is_empty) {
         if config.cmd.as_ref().is_none_or(Vec::is_empty) {
             config.cmd = Some(image.cmd.clone()).filter(|cmd| !cmd.is_empty());
@@ -234,7 +238,7 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
     }
 }
 
-/// Writes the paths that are covered into the settings, where `inspect` shows them.
+/// Writes the default masked and read-only paths into the settings, where `inspect` shows them.
 fn fill_paths(host: &mut HostConfig) {
     if host.privileged {
         return;

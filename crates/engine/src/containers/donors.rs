@@ -1,13 +1,14 @@
-//! Containers whose namespaces others share: `container:NAME` as network, PID or IPC mode.
+//! Sharing the namespaces of another container, the donor: `container:NAME` as network, PID or IPC
+//! mode.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Container, Containers};
 use crate::error::{Error, Result};
-use crate::model::{HostConfig, Record, Status};
+use crate::model::{ContainerRecord, HostConfig, Status};
 
-/// Which of its namespaces a container shares.
+/// The kind of a shared namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shared {
     Network,
@@ -16,6 +17,7 @@ pub(super) enum Shared {
 }
 
 impl Shared {
+    /// Adds Docker's prefix to an error of joining the namespace.
     fn failed(self, error: Error) -> Error {
         error.prefixed(match self {
             Self::Network => "joining network namespace of container",
@@ -28,11 +30,11 @@ impl Shared {
 const PREFIX: &str = "container:";
 
 impl Containers {
-    /// Replaces the names of donors by their ids: what they are called later does not matter.
+    /// Replaces the names of donors by their ids, so that the modes survive renames.
     ///
     /// # Errors
-    /// There is no such container. Not as "not found": clients take that for a missing image, and
-    /// pull it.
+    /// Returns [`Error::Invalid`] if there is no such container. Not [`Error::NotFound`], because
+    /// clients take that for a missing image, and pull it.
     pub(super) fn resolve_donors(&self, host: &mut HostConfig) -> Result<()> {
         for (shared, mode) in [
             (Shared::Network, &mut host.network_mode),
@@ -45,7 +47,8 @@ impl Containers {
             let donor = self
                 .find(name)
                 .map_err(|error| Error::invalid(error.to_string()));
-            // Docker looks for this one at the start only, and says there what it was about to do.
+            // Docker resolves the network mode only at the start, and its error says what was being
+            // done.
             let donor = if shared == Shared::Network {
                 donor.map_err(|error| shared.failed(error))
             } else {
@@ -58,7 +61,7 @@ impl Containers {
 
     /// Returns the directory of the `hosts`, `hostname` and `resolv.conf` that a container mounts:
     /// its own, or that of the container whose network it shares.
-    pub(super) fn names_dir(&self, record: &Record) -> Result<PathBuf> {
+    pub(super) fn names_dir(&self, record: &ContainerRecord) -> Result<PathBuf> {
         let owner = record
             .host
             .network_mode
@@ -73,8 +76,8 @@ impl Containers {
     /// Returns the container that owns the network namespace of the container `name`: itself, or
     /// the last of those that its `container:` mode leads to.
     pub(super) fn owner_of_network(&self, name: &str) -> Result<Arc<Container>> {
-        /// How many modes are followed. Ids lead to older containers only, so that they form no
-        /// cycle; records of earlier versions have names, which may.
+        /// Maximum number of modes that are followed. Ids refer to older containers only, so that
+        /// they form no cycle; records of earlier versions have names, which may.
         const MOST: usize = 32;
         let mut name = name.to_owned();
         for _ in 0..MOST {
@@ -89,10 +92,11 @@ impl Containers {
         )))
     }
 
-    /// The first process of the container that a mode names, if it names one.
+    /// Returns the pid of the container that a mode names; `None` if it names none.
     ///
     /// # Errors
-    /// The container is gone, does not run, or does not share this namespace.
+    /// Returns an error if the container does not exist, does not run, or does not share this
+    /// namespace.
     pub(super) fn donor(&self, shared: Shared, mode: &str) -> Result<Option<i32>> {
         let Some(name) = mode.strip_prefix(PREFIX) else {
             return Ok(None);
@@ -109,7 +113,8 @@ impl Containers {
                     record.name,
                     record.state.status.as_str()
                 )),
-                // After the engine's start both are started at the same time.
+                // At the engine's start both are restarted concurrently, so that a retry can
+                // succeed.
                 Shared::Pid if record.state.status == Status::Restarting => {
                     shared.failed(Error::Unavailable(stopped))
                 }

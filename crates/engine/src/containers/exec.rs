@@ -1,4 +1,4 @@
-//! Further processes in a running container.
+//! Exec: additional processes in a running container.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,14 +9,13 @@ use whelk_runtime::spec::{ConsoleSize, Process};
 use whelk_runtime::user::UserRequest;
 use whelk_shim::protocol::{self, Attach, Exit, Reply, Request};
 
-use super::stop::expect_done;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::model::Status;
-use crate::shims::{ask, ask_patiently};
-use crate::{names, security, spec};
+use crate::shims;
+use crate::{random_names, security, spec};
 
-/// What an exec was made to be.
+/// The settings of an exec (the API's `ExecConfig`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ExecConfig {
@@ -33,13 +32,14 @@ pub struct ExecConfig {
     pub cmd: Option<Vec<String>>,
 }
 
+/// An exec from its creation until [`RETENTION`] after its end.
 #[derive(Debug)]
-pub struct Exec {
+pub struct ExecSession {
     pub id: String,
     pub container: String,
     pub config: ExecConfig,
     state: Mutex<ExecState>,
-    /// Rung when its state changes.
+    /// Notified when the state changes.
     changed: tokio::sync::Notify,
 }
 
@@ -49,15 +49,15 @@ pub struct ExecState {
     pub running: bool,
     pub pid: i32,
     pub exit_code: Option<i32>,
-    /// Its client has left it to itself.
+    /// Its client has detached.
     pub detached: bool,
     pub ended_at: Option<Instant>,
 }
 
-/// How long an exec that has ended can be asked about.
-const REMEMBERED: Duration = Duration::from_secs(300);
+/// How long an exec can be inspected after its end.
+const RETENTION: Duration = Duration::from_secs(300);
 
-impl Exec {
+impl ExecSession {
     pub fn state(&self) -> ExecState {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,7 +67,7 @@ impl Exec {
         self.changed.notify_waiters();
     }
 
-    /// Waits until the engine knows how it ended, or that nobody waits for that any more.
+    /// Waits until the process has ended, or until its client has detached.
     pub async fn ended(&self) {
         self.wait_for(|state| !state.running || state.detached)
             .await;
@@ -75,7 +75,7 @@ impl Exec {
 
     async fn wait_for(&self, is_so: impl Fn(&ExecState) -> bool) -> ExecState {
         loop {
-            // Registered before the state is looked at, so that no change is missed.
+            // Registered before the state is read, so that no change is missed.
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
@@ -96,15 +96,15 @@ impl Exec {
             .map_or((String::new(), String::new()), |(first, rest)| {
                 (first.clone(), rest.join(" "))
             });
-        // One space even without arguments: that is how Docker writes it.
+        // Docker writes the space even without arguments.
         format!("{command} {arguments}")
     }
 }
 
-/// The exit code of an exec whose program never ran.
+/// The exit code of an exec whose program was not started.
 const NOT_STARTED: i32 = 128;
 
-/// How an exec's streams are used.
+/// The options of `exec start`.
 #[derive(Clone, Debug, Default)]
 pub struct ExecStart {
     pub detach: bool,
@@ -114,8 +114,10 @@ pub struct ExecStart {
 }
 
 impl Containers {
+    /// Creates an exec without starting it, and returns its id.
+    ///
     /// # Errors
-    /// A container that does not run, or settings that make no sense.
+    /// Returns an error if the container does not run, or if the settings are invalid.
     pub async fn exec_create(&self, name: &str, config: ExecConfig) -> Result<String> {
         let container = self.find(name)?;
         container.started().await;
@@ -128,8 +130,8 @@ impl Containers {
             }
         }
         check_user(&container, &config.user).await?;
-        let exec = Arc::new(Exec {
-            id: names::random_id(),
+        let exec = Arc::new(ExecSession {
+            id: random_names::random_id(),
             container: container.id.clone(),
             config,
             state: Mutex::default(),
@@ -145,13 +147,17 @@ impl Containers {
         execs.retain(|_, exec| {
             exec.state()
                 .ended_at
-                .is_none_or(|at| at.elapsed() < REMEMBERED)
+                .is_none_or(|at| at.elapsed() < RETENTION)
         });
         execs.insert(id.clone(), exec);
         Ok(id)
     }
 
-    pub fn exec(&self, id: &str) -> Result<Arc<Exec>> {
+    /// Returns an exec by its id.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFound`] if there is none.
+    pub fn exec(&self, id: &str) -> Result<Arc<ExecSession>> {
         self.execs
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -160,11 +166,12 @@ impl Containers {
             .ok_or_else(|| Error::NotFound(format!("No such exec instance: {id}")))
     }
 
-    /// Makes sure that an exec can be started, and that nobody else starts it.
+    /// Marks an exec as started, so that only the caller starts it. [`Containers::exec_start`] has
+    /// to follow.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it was started already, or the container does not run.
-    pub fn exec_claim(&self, id: &str) -> Result<Arc<Exec>> {
+    /// Returns [`Error::Conflict`] if it was started already, or if the container does not run.
+    pub fn exec_claim(&self, id: &str) -> Result<Arc<ExecSession>> {
         let exec = self.exec(id)?;
         let container = self.find(&exec.container)?;
         check_can_exec(&container, &container.id)?;
@@ -183,12 +190,16 @@ impl Containers {
         Ok(exec)
     }
 
-    /// Starts an exec that was claimed. Returns the connection to its streams, unless it is
-    /// detached.
+    /// Starts an exec that [`Containers::exec_claim`] has claimed. Returns the connection to its
+    /// streams, or `None` if it is detached.
     ///
     /// # Errors
-    /// What kept its program from running.
-    pub async fn exec_start(&self, exec: &Exec, start: ExecStart) -> Result<Option<UnixStream>> {
+    /// Returns the reason why the program did not start; the exec has ended then.
+    pub async fn exec_start(
+        &self,
+        exec: &ExecSession,
+        start: ExecStart,
+    ) -> Result<Option<UnixStream>> {
         let outcome = match self.find(&exec.container) {
             Ok(container) => {
                 self.publish(
@@ -212,11 +223,11 @@ impl Containers {
 
     async fn run_exec(
         &self,
-        exec: &Exec,
+        exec: &ExecSession,
         container: &Container,
         start: ExecStart,
     ) -> std::result::Result<Option<UnixStream>, (Error, i32)> {
-        // Docker's runtime looks at it, so that it is told where the program's output would be.
+        // Checked here and not at creation: Docker's runtime reports it when the exec starts.
         if !exec.config.working_dir.is_empty() && !exec.config.working_dir.starts_with('/') {
             return Err((
                 Error::internal(
@@ -229,7 +240,7 @@ impl Containers {
             .exec_request(exec, container, &start)
             .map_err(|error| (error, NOT_STARTED))?;
         let detached = request.attach.is_none();
-        let (reply, stream) = ask_patiently(
+        let (reply, stream) = shims::request_without_timeout(
             &self.instance,
             &container.id,
             &Request::Exec(Box::new(request)),
@@ -241,14 +252,14 @@ impl Containers {
                 exec.change(|state| state.pid = pid);
                 Ok((!detached).then_some(stream))
             }
-            Reply::Failed(error) => Err(explain(error)),
-            _ => Err((Error::internal("the shim did not understand"), NOT_STARTED)),
+            Reply::Failed(error) => Err(exec_error(error)),
+            _ => Err((Error::internal("unexpected reply of the shim"), NOT_STARTED)),
         }
     }
 
     fn exec_request(
         &self,
-        exec: &Exec,
+        exec: &ExecSession,
         container: &Container,
         start: &ExecStart,
     ) -> Result<protocol::ExecLaunch> {
@@ -257,8 +268,7 @@ impl Containers {
         let host = &record.host;
         let mut capable = host.clone();
         capable.privileged |= config.privileged;
-        // The filter stays the container's: capabilities may grow with --privileged, the calls it
-        // may make do not.
+        // --privileged adds capabilities, but the seccomp filter remains the container's.
         let filter = self.filter(host, &security::capabilities(host)?)?;
         let options = security::Options::parse(host)?;
         let container_config = crate::model::Config {
@@ -321,22 +331,22 @@ impl Containers {
         })
     }
 
-    /// Sets the size of an exec's terminal, once its program runs.
+    /// Sets the size of an exec's terminal. Waits until its program has started.
     ///
     /// # Errors
-    /// It has ended, or is not started in time.
+    /// Returns an error if it has ended, or does not start within 10 s.
     pub async fn exec_resize(&self, id: &str, height: u16, width: u16) -> Result<()> {
-        /// As long as Docker waits.
-        const PATIENCE: Duration = Duration::from_secs(10);
+        /// Docker's timeout.
+        const START_TIMEOUT: Duration = Duration::from_secs(10);
         let exec = self.exec(id)?;
-        let settled = exec.wait_for(|state| state.pid != 0 || state.exit_code.is_some());
-        let state = tokio::time::timeout(PATIENCE, settled).await;
+        let started = exec.wait_for(|state| state.pid != 0 || state.exit_code.is_some());
+        let state = tokio::time::timeout(START_TIMEOUT, started).await;
         let state = state.map_err(|_| Error::internal("timeout waiting for exec session ready"))?;
         let gone = || Error::NotFound(format!("NotFound: process does not exist {id}: not found"));
         if !state.running {
             return Err(gone());
         }
-        let reply = ask(
+        let reply = shims::request(
             &self.instance,
             &exec.container,
             &Request::Resize {
@@ -348,13 +358,13 @@ impl Containers {
         .await?
         .0;
         match reply {
-            // It ended meanwhile.
+            // It has ended meanwhile.
             Reply::Failed(whelk_runtime::Error::State(_)) => Err(gone()),
-            reply => expect_done(reply, "cannot resize the exec's terminal"),
+            reply => shims::expect_done(reply, "cannot resize the exec's terminal"),
         }
     }
 
-    /// A client typed the keys to detach from a container or from an exec.
+    /// Records that a client has detached from a container or an exec by the detach keys.
     pub(super) fn detached(&self, container: &Container, exec: Option<&str>) {
         match exec {
             None => self.publish(container, "detach", &[]),
@@ -367,6 +377,7 @@ impl Containers {
         }
     }
 
+    /// Records the end of an exec.
     pub(super) fn exec_ended(&self, container: &Container, id: &str, exit: &Exit) {
         if let Ok(exec) = self.exec(id) {
             exec.change(|state| {
@@ -385,9 +396,8 @@ impl Containers {
         );
     }
 
-    /// The container's end is the end of all its execs. Those that nobody has started can never be:
-    /// they are forgotten.
-    pub(super) fn execs_of_ended(&self, container: &Container) {
+    /// Ends all execs of a container that has ended, and deletes those that were not started.
+    pub(super) fn end_execs(&self, container: &Container) {
         const KILLED: i32 = 137;
         let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
         execs.retain(|_, exec| exec.container != container.id || exec.state().started);
@@ -400,6 +410,7 @@ impl Containers {
         }
     }
 
+    /// Returns the ids of a container's running execs.
     pub(super) fn running_execs(&self, container: &str) -> Vec<String> {
         let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
         execs
@@ -409,7 +420,7 @@ impl Containers {
             .collect()
     }
 
-    /// Knows an exec again that an earlier engine started.
+    /// Adds an exec that was started before the engine's restart.
     pub(super) fn adopt_exec(&self, container: &str, id: &str, pid: i32) {
         let state = ExecState {
             started: true,
@@ -417,7 +428,7 @@ impl Containers {
             pid,
             ..ExecState::default()
         };
-        let exec = Exec {
+        let exec = ExecSession {
             id: id.to_owned(),
             container: container.to_owned(),
             config: ExecConfig::default(),
@@ -432,7 +443,7 @@ impl Containers {
     }
 }
 
-/// Looks a user up in the container's own files, so that a wrong one is told at once.
+/// Looks a user up in the container's passwd file, so that an unknown one is reported at creation.
 async fn check_user(container: &Container, user: &str) -> Result<()> {
     if user.is_empty() {
         return Ok(());
@@ -454,7 +465,7 @@ async fn check_user(container: &Container, user: &str) -> Result<()> {
         groups: Vec::new(),
     };
     let resolved = container
-        .look(move || whelk_runtime::user::resolve(&root, &request))
+        .with_process_access(move || whelk_runtime::user::resolve(&root, &request))
         .await?;
     resolved
         .map(drop)
@@ -478,8 +489,8 @@ fn check_can_exec(container: &Container, name: &str) -> Result<()> {
     }
 }
 
-/// A runtime's refusal in the words Docker's clients know, with the exit code it stands for.
-fn explain(error: whelk_runtime::Error) -> (Error, i32) {
+/// Converts a runtime's error to Docker's text, and returns the exit code for it.
+fn exec_error(error: whelk_runtime::Error) -> (Error, i32) {
     use whelk_runtime::Error as Runtime;
     const FAILED: &str = "OCI runtime exec failed: exec failed: unable to start container process";
     match error {
@@ -497,7 +508,7 @@ fn explain(error: whelk_runtime::Error) -> (Error, i32) {
         ),
         Runtime::NoSuchUser(text) => (Error::invalid(text), 126),
         Runtime::State(text) => (Error::conflict(text), 128),
-        // Shells and Docker's clients read a missing working directory as "not found" too.
+        // A missing working directory counts as "not found" too, as with Docker.
         other => {
             let code = if other.to_string().contains("no such file or directory") {
                 127

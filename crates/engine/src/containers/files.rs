@@ -1,8 +1,8 @@
-//! The small files that a container gets from the engine: names and resolvers.
+//! The files for name resolution that the engine generates for a container: `hostname`, `hosts` and
+//! `resolv.conf`.
 //!
-//! They are the container's to edit. At a start they are written anew, but for `hostname`; while it
-//! runs, the engine changes only lines of `hosts` that are its own, and a `resolv.conf` that is as
-//! the engine left it.
+//! The container may edit them. A start rewrites them, except `hostname`. While the container runs,
+//! the engine changes only its own lines of `hosts`, and `resolv.conf` only if it was not edited.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -12,29 +12,29 @@ use whelk_sys::fs;
 
 use super::{Container, Containers};
 use crate::error::Result;
-use crate::model::{Config, Record};
+use crate::model::{Config, ContainerRecord};
 use crate::networks::resolv_conf::{self, Asks, Overrides};
 use crate::networks::{
     Endpoint, NetworkDefaults, host_resolver, lacks_ipv6, resolved_servers, uses_resolver,
 };
 
-/// Host files are small; a larger one is not what it should be.
-const LARGEST: u64 = 1 << 20;
+/// Maximum size of these files that the engine reads, in bytes.
+const MAX_SIZE: u64 = 1 << 20;
 
 const HOSTS: &str = "hosts";
 const RESOLV_CONF: &str = "resolv.conf";
 
-/// Writes `hostname`, `hosts` and `resolv.conf` into the container's directory. A `hostname` that
-/// is there already stays as it is: the container may have edited it. The others depend on what its
-/// networks gave it this time.
+/// Writes `hostname`, `hosts` and `resolv.conf` to the container's directory. An existing
+/// `hostname` is kept, because the container may have edited it. The others depend on the addresses
+/// of this run.
 pub(super) fn write(
     container: &Container,
     directory: &Path,
-    record: &Record,
+    record: &ContainerRecord,
     containers: &Containers,
 ) -> Result<()> {
     if record.host.network_mode.starts_with("container:") {
-        // It mounts those of the container whose network it shares.
+        // It mounts the files of the container whose network it shares.
         return Ok(());
     }
     let hostname = directory.join("hostname");
@@ -51,7 +51,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// What takes the place of layers that an image does not have.
+/// Creates an empty directory, which is used as a layer where an image has none.
 pub(super) fn empty_directory(directory: &Path) -> Result<PathBuf> {
     let empty = directory.join("empty");
     fs::create_dir_all(&empty, 0o755)?;
@@ -62,19 +62,19 @@ fn write_file(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     Ok(fs::write(path, content).and_then(|()| fs::set_mode(path, 0o644))?)
 }
 
-/// Brings the files of a running container up to date, whose record was `before` and whose links
-/// were `linked`: its networks have changed, its links, or where they lead.
+/// Updates the files of a running container after a change of its networks or links. `before` and
+/// `linked` are its record and links before the change.
 pub(super) fn update(
     container: &Container,
-    before: &Record,
+    before: &ContainerRecord,
     linked: &[Link],
     containers: &Containers,
 ) -> Result<()> {
     let record = container.record().clone();
     let directory = containers.instance.container_dir(&record.id);
     let path = directory.join(HOSTS);
-    // One that is too large by now is not the engine's to understand.
-    if let Ok(current) = fs::read_at_most(&path, LARGEST) {
+    // A file that the container has made too large is left unchanged.
+    if let Ok(current) = fs::read_at_most(&path, MAX_SIZE) {
         let (before, after) = (
             Lines::of(before, linked),
             Lines::of(&record, &links(&record, containers)),
@@ -88,11 +88,11 @@ pub(super) fn update(
     let resolver = resolv_conf(&record, &containers.instance.networks);
     let mut written = container.resolver_file();
     if written.is_empty() {
-        // Of an engine before this one.
+        // Written by an earlier engine process.
         *written = resolv_conf(before, &containers.instance.networks);
     }
     if *written != resolver
-        && fs::read_at_most(&path, LARGEST).is_ok_and(|current| current == written.as_bytes())
+        && fs::read_at_most(&path, MAX_SIZE).is_ok_and(|current| current == written.as_bytes())
     {
         fs::write(&path, &resolver)?;
         *written = resolver;
@@ -100,15 +100,15 @@ pub(super) fn update(
     Ok(())
 }
 
-/// A container that another one has linked, as `hosts` shows it.
+/// A linked container, as `hosts` lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     names: Vec<String>,
     addresses: Vec<IpAddr>,
 }
 
-/// The links of a container. On the default network they are the only names there are.
-pub(super) fn links(record: &Record, containers: &Containers) -> Vec<Link> {
+/// Returns a container's links on the default network, which has no other name resolution.
+pub(super) fn links(record: &ContainerRecord, containers: &Containers) -> Vec<Link> {
     if !record.networks.contains_key("bridge") {
         return Vec::new();
     }
@@ -128,19 +128,19 @@ pub(super) fn links(record: &Record, containers: &Containers) -> Vec<Link> {
     containers.links_of(record).into_iter().map(link).collect()
 }
 
-/// The lines of `hosts` that change while a container runs.
+/// The lines of `hosts` that the engine updates while a container runs.
 #[derive(Debug, Default)]
 struct Lines {
-    /// Of the container itself.
+    /// Lines of the container's own addresses.
     own: Vec<String>,
     links: Vec<String>,
-    /// Alias and host name of each link: lines with these are of links, whatever address or further
-    /// name they have.
+    /// Alias and host name of each link. A line whose first two names are these belongs to a link,
+    /// whatever its address and further names.
     linked: Vec<[String; 2]>,
 }
 
 impl Lines {
-    fn of(record: &Record, links: &[Link]) -> Self {
+    fn of(record: &ContainerRecord, links: &[Link]) -> Self {
         let names = own_names(&record.config);
         let lines = |link: &Link| {
             link.addresses
@@ -164,8 +164,8 @@ impl Lines {
     }
 }
 
-/// Changes the engine's lines in a `hosts` that may have been edited; all others stay as they are,
-/// bytes that are no text as well.
+/// Updates the engine's lines in a `hosts` that may have been edited. All other lines are kept,
+/// even if they are not UTF-8.
 fn rewrite(current: &[u8], before: &Lines, after: &Lines) -> Vec<u8> {
     let is_link = |line: &[u8]| {
         let text = String::from_utf8_lossy(line);
@@ -198,7 +198,8 @@ fn rewrite(current: &[u8], before: &Lines, after: &Lines) -> Vec<u8> {
     text
 }
 
-/// The names of a container for itself: all of it, and the part before the first dot.
+/// Returns a container's names in its own lines: the fully qualified name, and the part before the
+/// first dot.
 fn own_names(config: &Config) -> String {
     let full = if config.domainname.is_empty() {
         config.hostname.clone()
@@ -211,10 +212,11 @@ fn own_names(config: &Config) -> String {
     }
 }
 
-fn hosts(record: &Record, links: &[Link], containers: &Containers) -> String {
+/// Generates the content of `hosts`.
+fn hosts(record: &ContainerRecord, links: &[Link], containers: &Containers) -> String {
     let host = &record.host;
     let mut text = if host.network_mode == "host" {
-        fs::read_at_most("/etc/hosts", LARGEST)
+        fs::read_at_most("/etc/hosts", MAX_SIZE)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     } else {
@@ -224,7 +226,8 @@ fn hosts(record: &Record, links: &[Link], containers: &Containers) -> String {
         text += "::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
     }
     for entry in host.extra_hosts.iter().flatten() {
-        // `name:address`, or `name=address`; the address itself may have colons.
+        // `name:address` or `name=address`. An IPv6 address contains colons, so the first separator
+        // counts.
         if let Some((name, address)) = entry.split_once(['=', ':']) {
             let address = if address == "host-gateway" {
                 containers.networks.host_gateway()
@@ -241,7 +244,8 @@ fn hosts(record: &Record, links: &[Link], containers: &Containers) -> String {
     text
 }
 
-fn resolv_conf(record: &Record, defaults: &NetworkDefaults) -> String {
+/// Generates the content of `resolv.conf`.
+fn resolv_conf(record: &ContainerRecord, defaults: &NetworkDefaults) -> String {
     let host = &record.host;
     let given = |list: &Option<Vec<String>>, set: &[String]| {
         Some(
@@ -299,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn only_own_lines_of_hosts_change() {
+    fn keeps_edited_lines_of_hosts() {
         let (one, two) = (
             lines(&["10.0.0.2\tme"], &[]),
             lines(&["10.0.0.2\tme", "10.1.0.2\tme"], &[]),
@@ -326,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_by_their_names() {
+    fn updates_a_links_line_by_its_names() {
         let old = lines(&["10.0.0.2\tme"], &["10.0.0.3\tdb 0123 target"]);
         let new = lines(&["10.0.0.2\tme"], &["10.0.0.9\tdb 0123 renamed"]);
         check(
@@ -347,7 +351,7 @@ mod tests {
             &old,
             "10.0.0.3\tdb 0123 target\nx\n",
         );
-        // Its address has changed while nobody looked.
+        // The address has changed while no engine ran.
         check(
             "10.0.0.3\tdb 0123 target\n",
             &new,
@@ -357,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_name_with_dots_is_found_by_its_first_part_too() {
+    fn a_host_name_with_dots_has_its_first_label_as_alias() {
         let names = |hostname: &str, domainname: &str| {
             own_names(&Config {
                 hostname: hostname.into(),

@@ -1,4 +1,4 @@
-//! Everything about one container.
+//! Inspecting and exporting a container.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,20 +8,21 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Containers;
 use crate::error::Result;
-use crate::model::Record;
+use crate::model::ContainerRecord;
 use crate::mounts::{MountPlan, Source};
 use crate::volumes::LOCAL;
 
+/// A container as `inspect` shows it.
 #[derive(Clone, Debug)]
 pub struct Inspected {
-    pub record: Record,
+    pub record: ContainerRecord,
     pub directory: PathBuf,
-    /// Where the files of names are that it mounts.
+    /// The directory of the `hosts`, `hostname` and `resolv.conf` that it mounts.
     pub names: PathBuf,
-    /// Its generated files are there: it was started once.
-    pub files_made: bool,
+    /// Whether its generated files exist, which is so after its first start.
+    pub has_generated_files: bool,
     pub log_path: PathBuf,
-    /// Layer directories, the topmost first.
+    /// The image's layer directories, the topmost first.
     pub lower: Vec<PathBuf>,
     pub mounts: Vec<MountPoint>,
     pub execs: Vec<String>,
@@ -32,7 +33,7 @@ pub struct Inspected {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
     pub kind: &'static str,
-    /// A volume's.
+    /// The volume's name; empty for other kinds.
     pub name: String,
     pub driver: String,
     pub source: String,
@@ -43,6 +44,10 @@ pub struct MountPoint {
 }
 
 impl Containers {
+    /// Returns everything about a container; with `size` also its sizes, which takes longer.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such container.
     pub async fn inspect(&self, name: &str, size: bool) -> Result<Inspected> {
         let container = self.find(name)?;
         let mut record = container.record().clone();
@@ -60,7 +65,7 @@ impl Containers {
             None
         };
         Ok(Inspected {
-            files_made: record.state.started_at != 0,
+            has_generated_files: record.state.started_at != 0,
             names: self
                 .names_dir(&record)
                 .unwrap_or_else(|_| directory.clone()),
@@ -76,8 +81,8 @@ impl Containers {
 }
 
 impl Containers {
-    /// What a container mounts, as it is listed.
-    pub fn mount_points(&self, record: &Record) -> Vec<MountPoint> {
+    /// Returns a container's mounts as `inspect` and lists show them.
+    pub fn mount_points(&self, record: &ContainerRecord) -> Vec<MountPoint> {
         let listed = |plan: &MountPlan| {
             let mut point = MountPoint {
                 kind: "bind",
@@ -108,7 +113,7 @@ impl Containers {
                     point.kind = "image";
                     point.name.clone_from(&image.name);
                 }
-                // Only those of --mount are listed; --tmpfs has a field of its own.
+                // --tmpfs has a field of its own; only tmpfs mounts of --mount are listed.
                 Source::Tmpfs if record.host.tmpfs.contains_key(&plan.target) => return None,
                 Source::Tmpfs => {
                     point.kind = "tmpfs";
@@ -122,7 +127,7 @@ impl Containers {
 }
 
 impl Containers {
-    /// A container's file system as it is now, for export. Blocking.
+    /// Returns a container's current file system, for export. Blocking.
     pub fn exported(&self, name: &str) -> Result<Exported> {
         let container = self.find(name)?;
         let image = container.record().image.clone();
@@ -144,17 +149,17 @@ impl Containers {
     }
 }
 
-/// Where a container's files are.
+/// A container's files.
 #[derive(Debug)]
 pub enum Exported {
-    /// Directories that nothing has mounted, the topmost first.
+    /// The layer directories of a container that does not run, the topmost first.
     Layers(Vec<PathBuf>),
-    /// The root of a running container, without what is mounted in it.
+    /// The root of a running container, without the mounts in it.
     Mounted(OwnedFd),
 }
 
 impl Exported {
-    /// Writes all files as an archive.
+    /// Writes all files as a tar archive.
     pub fn write(&self, output: impl Write) -> Result<()> {
         match self {
             Self::Layers(layers) => whelk_image::export(layers, output)?,
@@ -164,10 +169,11 @@ impl Exported {
     }
 }
 
-/// The root of a container's process; `None` if that has ended.
+/// Returns the root directory of a container's process, or `None` if the process has ended.
 fn mounted_root(pid: i32, container: &str) -> Option<OwnedFd> {
     let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    // Whatever has the number now: the descriptor and the file speak of one process, or entering
+    // The pid may have been reused before the descriptor was opened. If the cgroup is the
+    // container's afterwards, the descriptor refers to its process; if that ends later, entering
     // its namespace fails.
     let cgroup = whelk_sys::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     if !cgroup.contains(container) {

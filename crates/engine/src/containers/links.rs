@@ -1,9 +1,9 @@
-//! Links of the default network: how containers found each other before networks had names. The one
-//! that links has the other's address in its `/etc/hosts` and what it exposes in its environment;
-//! the other one gets a further name, `LINKER/ALIAS`.
+//! Links (`--link`), the legacy name resolution of the default network. The linking container gets
+//! the linked one's address in its `/etc/hosts` and its exposed ports in its environment; the
+//! linked one gets the additional name `LINKER/ALIAS`.
 //!
-//! A link is kept as `ID:ALIAS`, so that it outlives other names. On networks of users links are
-//! only names.
+//! A link is stored as `ID:ALIAS`, so that it survives renames. On user-defined networks links are
+//! only DNS aliases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,14 +14,15 @@ use whelk_network::port::Protocol;
 
 use super::{Container, Containers, files};
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig, Record};
+use crate::model::{Config, ContainerRecord, HostConfig};
 use crate::networks::{Endpoint, parse_port, split_link};
 
-/// The network that has them.
+/// The default network.
 const DEFAULT: &str = "bridge";
 
 impl Containers {
-    /// Settles whom a new container's links mean. Of several with one alias the first counts.
+    /// Replaces the names in a new container's links by ids. Of several links with one alias the
+    /// first is kept.
     pub(super) fn resolve_links(&self, host: &mut HostConfig) -> Result<()> {
         let Some(links) = host.links.take().filter(|links| !links.is_empty()) else {
             return Ok(());
@@ -83,9 +84,9 @@ impl Containers {
         Ok(())
     }
 
-    /// Whom a container has linked on the default network, and as what. Those that are gone are
-    /// left out.
-    pub(super) fn links_of(&self, record: &Record) -> Vec<(Arc<Container>, String)> {
+    /// Returns the containers that a container has linked on the default network, with their
+    /// aliases. Removed containers are left out.
+    pub(super) fn links_of(&self, record: &ContainerRecord) -> Vec<(Arc<Container>, String)> {
         if record.host.network_mode != DEFAULT {
             return Vec::new();
         }
@@ -95,15 +96,14 @@ impl Containers {
             .iter()
             .flatten()
             .map(|link| split_link(link));
-        // Records of earlier versions have names.
+        // Records of earlier versions have names instead of ids.
         let target = |name: &str| self.by_id(name).or_else(|| self.find(name).ok());
         links
             .filter_map(|(id, alias)| Some((target(&id)?, alias)))
             .collect()
     }
 
-    /// Waits, but not for ever, for those that a container has linked and that are to be started as
-    /// well.
+    /// Waits, for at most 10 s, until the linked containers with a restart policy run.
     pub(super) async fn await_links(&self, container: &Container) {
         const LONGEST: Duration = Duration::from_secs(10);
         let record = container.record().clone();
@@ -120,8 +120,8 @@ impl Containers {
         drop(tokio::time::timeout(LONGEST, futures_util::future::join_all(running)).await);
     }
 
-    /// A container's links as `inspect` shows them.
-    pub(super) fn shown_links(&self, record: &Record) -> Option<Vec<String>> {
+    /// Returns a container's links as `inspect` shows them.
+    pub(super) fn shown_links(&self, record: &ContainerRecord) -> Option<Vec<String>> {
         if record.host.network_mode != DEFAULT {
             return record.host.links.clone();
         }
@@ -132,10 +132,10 @@ impl Containers {
         Some(links.collect::<Vec<_>>()).filter(|links| !links.is_empty())
     }
 
-    /// The names that links give, by the id of who has them.
+    /// Returns the names that links give to containers, by the linked container's id.
     pub(super) fn link_names<'a>(
         &self,
-        records: impl Iterator<Item = &'a Record>,
+        records: impl Iterator<Item = &'a ContainerRecord>,
     ) -> BTreeMap<String, Vec<String>> {
         let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for record in records.filter(|record| record.host.links.is_some()) {
@@ -149,7 +149,7 @@ impl Containers {
         names
     }
 
-    /// Whom a container calls `alias`.
+    /// Returns the container that `linker` has linked as `alias`.
     pub(super) fn linked(&self, linker: &Container, alias: &str) -> Option<Arc<Container>> {
         let record = linker.record().clone();
         self.links_of(&record)
@@ -158,11 +158,11 @@ impl Containers {
             .map(|(target, _)| target)
     }
 
-    /// The variables that tell a container of those that it has linked.
+    /// Returns the environment variables for a container's links.
     ///
     /// # Errors
-    /// One of them does not run.
-    pub(super) fn link_environment(&self, record: &Record) -> Result<Vec<String>> {
+    /// Returns an error if a linked container does not run.
+    pub(super) fn link_environment(&self, record: &ContainerRecord) -> Result<Vec<String>> {
         let mut environment = Vec::new();
         if !record.networks.contains_key(DEFAULT) {
             return Ok(environment);
@@ -194,9 +194,10 @@ impl Containers {
         Ok(environment)
     }
 
-    /// Tells those that have linked a container where it is now.
-    pub(super) fn tell_linkers(self: &Arc<Self>, id: &str) {
-        let is_linker = |record: &Record| {
+    /// Updates the hosts files of the running containers that have linked a container, after its
+    /// start.
+    pub(super) fn update_linkers(self: &Arc<Self>, id: &str) {
+        let is_linker = |record: &ContainerRecord| {
             record.state.status.is_running()
                 && record.host.network_mode == DEFAULT
                 && record
@@ -217,18 +218,24 @@ impl Containers {
         let containers = self.clone();
         tokio::task::spawn_blocking(move || {
             for container in linkers {
-                // What its networks are may be changing just now.
+                // Its endpoints may be changing concurrently.
                 let _networking = container.networking();
                 let record = container.record().clone();
                 let linked = files::links(&record, &containers);
                 if let Err(error) = files::update(&container, &record, &linked, &containers) {
-                    tracing::warn!(container = record.id, "{error}");
+                    tracing::warn!(
+                        container = record.id,
+                        "update the hosts file after a linked container's start: {error}"
+                    );
                 }
             }
         });
     }
 
-    /// Takes a link away: `LINKER/ALIAS`.
+    /// Removes a link, given as `LINKER/ALIAS`.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such link.
     pub async fn remove_link(self: &Arc<Self>, name: &str) -> Result<()> {
         let Some((linker, alias)) = name.trim_start_matches('/').split_once('/') else {
             return Err(Error::internal(
@@ -237,7 +244,7 @@ impl Containers {
         };
         let missing = || Error::no_such_container(&format!("{linker}/{alias}"));
         let container = self.find(linker).map_err(|_| missing())?;
-        let _operation = container.turn(name).await?;
+        let _operation = container.lock_operation(name).await?;
         let target = self.linked(&container, alias).ok_or_else(missing)?;
         let before = container.record().clone();
         let linked = files::links(&before, self);
@@ -255,8 +262,8 @@ impl Containers {
     }
 }
 
-/// What one link adds to the environment: where each exposed port is, each range of them, the name,
-/// and the other's own variables.
+/// Returns the variables of one link, as Docker defines them: for each exposed port and each range
+/// of ports, the name, and the linked container's own variables.
 fn variables(
     alias: &str,
     name: &str,
@@ -352,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_a_link() {
+    fn a_link_sets_dockers_variables() {
         assert_eq!(
             of(&[], &["PATH=/bin", "A=1", "EMPTY=", "BARE"]),
             "MY_DB_NAME=/web/my-db MY_DB_ENV_A=1 MY_DB_ENV_EMPTY="
@@ -367,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_told_behind_the_port_that_ends_them() {
+    fn range_variables_follow_the_last_port_of_the_range() {
         let keys = |text: String| {
             text.split(' ')
                 .filter_map(|entry| entry.split('=').next())

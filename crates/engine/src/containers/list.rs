@@ -1,4 +1,4 @@
-//! Listing containers: a snapshot of their records, filtered.
+//! Listing containers: a filtered snapshot of their records.
 
 use std::net::IpAddr;
 
@@ -8,33 +8,37 @@ use whelk_network::port::Protocol;
 use super::{Containers, MountPoint};
 use crate::error::{Error, Result};
 use crate::filters::Filters;
-use crate::model::{Record, Status};
+use crate::model::{ContainerRecord, ContainerState, Status};
 use crate::mounts::Source;
 use crate::networks::parse_port;
 
+/// The options of a list request.
 #[derive(Clone, Debug, Default)]
 pub struct ListRequest {
-    /// Also those that do not run.
+    /// Include stopped containers.
     pub all: bool,
-    /// The newest so many, in any state.
+    /// Maximum number of containers, the newest, in any state.
     pub limit: Option<usize>,
-    /// Compute the sizes of their files.
+    /// Compute the sizes of the containers' files.
     pub size: bool,
     pub filters: Filters,
 }
 
+/// A container as lists show it.
 #[derive(Clone, Debug)]
-pub struct Listed {
-    pub record: Record,
+pub struct ContainerSummary {
+    pub record: ContainerRecord,
     pub mounts: Vec<MountPoint>,
-    /// The image as the container was given it; its id if that name means another image now.
+    /// The image's name as given at creation, or the image's id if that name refers to another
+    /// image now.
     pub image: String,
-    /// What those that have linked it call it: `/LINKER/ALIAS`.
+    /// The names that links to it give it: `/LINKER/ALIAS`.
     pub link_names: Vec<String>,
-    /// Bytes in the writable layer, and in it and the image.
+    /// The size of the writable layer, and of all layers, in bytes.
     pub size: Option<(u64, u64)>,
 }
 
+/// The filters of a list request.
 pub const FILTERS: &[&str] = &[
     "ancestor",
     "before",
@@ -55,12 +59,12 @@ pub const FILTERS: &[&str] = &[
 ];
 
 impl Containers {
-    /// The newest first.
+    /// Lists containers, the newest first.
     ///
     /// # Errors
-    /// A filter value that makes no sense.
-    pub async fn list(&self, request: &ListRequest) -> Result<Vec<Listed>> {
-        let mut records: Vec<Record> = self
+    /// Returns an error if a filter value is invalid.
+    pub async fn list(&self, request: &ListRequest) -> Result<Vec<ContainerSummary>> {
+        let mut records: Vec<ContainerRecord> = self
             .all()
             .iter()
             .map(|container| container.record().clone())
@@ -94,7 +98,7 @@ impl Containers {
             } else {
                 record.image.clone()
             };
-            listed.push(Listed {
+            listed.push(ContainerSummary {
                 mounts: self.mount_points(&record),
                 image,
                 record,
@@ -105,8 +109,8 @@ impl Containers {
         Ok(listed)
     }
 
-    /// Bytes in the writable layer, and in it and the image.
-    pub(super) async fn sizes(&self, record: &Record) -> (u64, u64) {
+    /// Returns the size of a container's writable layer, and of all its layers, in bytes.
+    pub(super) async fn sizes(&self, record: &ContainerRecord) -> (u64, u64) {
         let writable = self.writable_size(&record.id).await;
         let image = record
             .image
@@ -117,6 +121,7 @@ impl Containers {
         (writable, writable + image)
     }
 
+    /// Returns the size of a container's writable layer in bytes.
     pub(super) async fn writable_size(&self, id: &str) -> u64 {
         let upper = self.instance.container_dir(id).join("upper");
         tokio::task::spawn_blocking(move || tree_size(&upper))
@@ -125,6 +130,7 @@ impl Containers {
     }
 }
 
+/// Returns the sum of the sizes of all files below a directory. What cannot be read counts as 0.
 fn tree_size(path: &std::path::Path) -> u64 {
     let Ok(entries) = whelk_sys::fs::list(path) else {
         return 0;
@@ -144,19 +150,21 @@ fn tree_size(path: &std::path::Path) -> u64 {
 pub struct ListedPort {
     pub protocol: Protocol,
     pub private: u16,
-    /// Where it is published.
+    /// The host address it is published at.
     pub address: Option<IpAddr>,
-    /// The host's port that leads to it; none if the container is reached by its own address.
+    /// The host port it is published at; `None` if it is not published, or if clients reach the
+    /// container by its own address.
     pub public: Option<u16>,
 }
 
-impl Record {
-    /// Whether it has ports of its own, which others can reach.
+impl ContainerRecord {
+    /// Returns whether the container runs and has its own network namespace, so that its ports are
+    /// listed.
     pub fn has_ports(&self) -> bool {
         self.state.status.is_running() && crate::networks::has_own_networks(&self.host.network_mode)
     }
 
-    /// The ports that it exposes and publishes while it runs.
+    /// Returns the exposed and published ports of a running container.
     pub fn listed_ports(&self) -> Vec<ListedPort> {
         let exposed = self
             .config
@@ -188,7 +196,7 @@ impl Record {
     }
 }
 
-/// A filter's value: `80`, `80/udp` or `8000-8100/tcp`.
+/// A value of a port filter: `80`, `80/udp` or `8000-8100/tcp`.
 struct PortRange {
     protocol: Protocol,
     first: u16,
@@ -201,10 +209,10 @@ impl PortRange {
     }
 }
 
-/// The ports that a filter names.
+/// Parses the values of a port filter.
 ///
 /// # Errors
-/// A value that is no port and no range.
+/// Returns an error if a value is not a port or a range.
 fn ports(filters: &Filters, key: &str) -> Result<Option<Vec<PortRange>>> {
     let parse = |value: &String| {
         if value.contains(':') {
@@ -250,15 +258,16 @@ fn ports(filters: &Filters, key: &str) -> Result<Option<Vec<PortRange>>> {
         .transpose()
 }
 
+/// The parsed filters of a list request.
 struct Matcher<'a> {
     request: &'a ListRequest,
     only_running: bool,
     before: Option<i64>,
     since: Option<i64>,
     exited: Vec<i32>,
-    /// Images that `ancestor` names, with all that are built on the same layers.
+    /// The ids of the images that `ancestor` names, and of those built on them.
     ancestors: Option<Vec<String>>,
-    /// Expressions for names, which are matched with and without their slash.
+    /// Regular expressions for names, matched with and without the leading slash.
     names: Option<Vec<Regex>>,
     /// The `publish` and `expose` filters: a container matches if one of its published, or exposed,
     /// ports is in one of the ranges.
@@ -331,7 +340,8 @@ impl<'a> Matcher<'a> {
                 .flat_map(|name| containers.images.built_on(name))
                 .collect()
         });
-        // The other filters choose among those that run.
+        // `status` implies `all`; with the other filters only running containers are listed by
+        // default.
         let wide = request.all || request.limit.is_some() || filters.get("status").is_some();
         Ok(Self {
             request,
@@ -340,7 +350,7 @@ impl<'a> Matcher<'a> {
             since: time_of("since")?,
             exited,
             ancestors,
-            // What is no expression matches nothing.
+            // An invalid expression matches nothing.
             names: filters.get("name").map(|names| {
                 names
                     .iter()
@@ -352,8 +362,8 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    /// Whether one of its ports is asked for, by its own number or by the host's.
-    fn has_port(&self, record: &Record) -> bool {
+    /// Returns whether one of the container's ports matches the filter `expose` or `publish`.
+    fn has_port(&self, record: &ContainerRecord) -> bool {
         if self.published.is_none() && self.exposed.is_none() {
             return true;
         }
@@ -371,44 +381,71 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    fn matches(&self, record: &Record) -> bool {
+    fn matches(&self, record: &ContainerRecord) -> bool {
         let filters = &self.request.filters;
         let state = &record.state;
-        (!self.only_running || state.status.is_running() || state.status == Status::Restarting)
+        self.is_in_scope(state.status)
             && filters.any("id", |id| record.id.starts_with(id))
-            && self.names.as_ref().is_none_or(|names| {
-                names.iter().any(|pattern| {
-                    pattern.is_match(&record.name) || pattern.is_match(&format!("/{}", record.name))
-                })
-            })
+            && self.has_name(record)
             && filters.any("status", |status| state.status.as_str() == status)
-            && (self.exited.is_empty()
-                || (state.status == Status::Exited && self.exited.contains(&state.exit_code)))
+            && self.has_exit_code(state)
             && filters.labels(&record.config.labels)
-            && self.before.is_none_or(|time| record.created_at < time)
-            && self.since.is_none_or(|time| record.created_at > time)
-            && self
-                .ancestors
-                .as_ref()
-                .is_none_or(|images| images.contains(&record.image))
-            && filters.any("network", |network| {
-                record.networks.iter().any(|(name, endpoint)| {
-                    name == network
-                        || !network.is_empty() && endpoint.network_id.starts_with(network)
-                })
-            })
+            && self.is_created_in_range(record)
+            && self.has_ancestor(record)
+            && filters.any("network", |network| is_in_network(record, network))
+            // Health checks are not supported, so that all containers have the health "none".
             && filters.any("health", |health| health == "none")
             && self.has_port(record)
-            && filters.any("volume", |volume| {
-                record.mounts.iter().any(|plan| {
-                    let named = match &plan.source {
-                        Source::Bind { path, .. } => path == volume,
-                        Source::Volume(used) => used.name == volume,
-                        Source::Image(_) | Source::Tmpfs => false,
-                    };
-                    named || plan.target == volume
-                })
-            })
+            && filters.any("volume", |volume| mounts_volume(record, volume))
+            // No container is a task of Swarm.
             && !matches!(filters.flag("is-task"), Ok(Some(true)))
     }
+
+    /// Stopped containers are listed only if the request asks for them.
+    fn is_in_scope(&self, status: Status) -> bool {
+        !self.only_running || status.is_running() || status == Status::Restarting
+    }
+
+    fn has_name(&self, record: &ContainerRecord) -> bool {
+        self.names.as_ref().is_none_or(|names| {
+            names.iter().any(|pattern| {
+                pattern.is_match(&record.name) || pattern.is_match(&format!("/{}", record.name))
+            })
+        })
+    }
+
+    fn has_exit_code(&self, state: &ContainerState) -> bool {
+        self.exited.is_empty()
+            || state.status == Status::Exited && self.exited.contains(&state.exit_code)
+    }
+
+    fn is_created_in_range(&self, record: &ContainerRecord) -> bool {
+        self.before.is_none_or(|time| record.created_at < time)
+            && self.since.is_none_or(|time| record.created_at > time)
+    }
+
+    fn has_ancestor(&self, record: &ContainerRecord) -> bool {
+        self.ancestors
+            .as_ref()
+            .is_none_or(|images| images.contains(&record.image))
+    }
+}
+
+/// Returns whether the container has an endpoint in a network, given by name or a prefix of its id.
+fn is_in_network(record: &ContainerRecord, network: &str) -> bool {
+    record.networks.iter().any(|(name, endpoint)| {
+        name == network || !network.is_empty() && endpoint.network_id.starts_with(network)
+    })
+}
+
+/// Returns whether the container has a mount with this volume name, bind source or target.
+fn mounts_volume(record: &ContainerRecord, volume: &str) -> bool {
+    record.mounts.iter().any(|plan| {
+        let has_source = match &plan.source {
+            Source::Bind { path, .. } => path == volume,
+            Source::Volume(used) => used.name == volume,
+            Source::Image(_) | Source::Tmpfs => false,
+        };
+        has_source || plan.target == volume
+    })
 }

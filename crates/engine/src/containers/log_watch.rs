@@ -1,5 +1,4 @@
-//! Learning that logs grow without looking at each again and again: one inotify instance for all
-//! that are followed.
+//! Notification of log growth without polling: one inotify instance for all logs that are followed.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,19 +11,20 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-/// The directories of all logs that are followed.
+/// The inotify instance and its watches, one per container directory.
 #[derive(Debug)]
 pub(super) struct LogWatch {
     inotify: OwnedFd,
-    /// By the kernel's number of a watch: who is told.
+    /// The followers' channel by inotify watch descriptor.
     followed: Mutex<HashMap<i32, watch::Sender<()>>>,
 }
 
 impl LogWatch {
-    /// Starts to listen to the kernel, for as long as the engine runs.
+    /// Creates the inotify instance and spawns the task that reads its events for as long as the
+    /// engine runs.
     ///
     /// # Errors
-    /// The user has too many inotify instances.
+    /// Returns an error if the limit of inotify instances of the user is reached.
     #[expect(
         deprecated,
         reason = "its replacement is unsafe; the descriptor is owned and stays the same as long as it is registered"
@@ -40,11 +40,11 @@ impl LogWatch {
         Ok(log_watch)
     }
 
-    /// Watches a container's directory: appending to a file of it and rotating one are noticed.
+    /// Watches a container's directory for writes to its files and for rotation.
     pub(super) fn follow(self: &Arc<Self>, directory: &OwnedFd) -> io::Result<Follower> {
         let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
-        // Under the lock: another follower of the same directory, which has the same number, may be
-        // just leaving.
+        // Under the lock: inotify returns the same watch descriptor for the same directory, and
+        // another follower of it may just be removing the watch.
         let mut followed = self.followed();
         let flags = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_FROM;
         let number = inotify::add_watch(&self.inotify, path, flags)?;
@@ -80,7 +80,7 @@ async fn listen(events: AsyncFd<OwnedFd>, log_watch: Arc<LogWatch>) {
     }
 }
 
-/// Somebody who follows a log.
+/// A subscription to the changes of one log.
 #[derive(Debug)]
 pub(super) struct Follower {
     log_watch: Arc<LogWatch>,
@@ -89,12 +89,12 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// Forgets what has changed so far: it is about to be read.
-    pub(super) fn look(&mut self) {
+    /// Marks the changes so far as seen. Called before the log is read.
+    pub(super) fn mark_seen(&mut self) {
         self.changes.mark_unchanged();
     }
 
-    /// Returns when something has changed since the last look.
+    /// Waits until something has changed since the last [`Follower::mark_seen`].
     pub(super) async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
             std::future::pending().await
@@ -105,13 +105,13 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         let mut followed = self.log_watch.followed();
-        // This one is still counted.
+        // The receiver of this follower is still counted.
         if followed
             .get(&self.number)
             .is_some_and(|sender| sender.receiver_count() <= 1)
         {
             followed.remove(&self.number);
-            // Gone already when its directory is.
+            // The kernel removes the watch by itself when the directory is deleted.
             let _ = inotify::remove_watch(&self.log_watch.inotify, self.number);
         }
     }

@@ -1,4 +1,4 @@
-//! Reading a container's log, also while it grows.
+//! Reading and following a container's log.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::instance::through_descriptor;
 
+/// The options of a logs request.
 #[derive(Clone, Debug, Default)]
 pub struct LogsRequest {
     pub stdout: bool,
@@ -21,41 +22,41 @@ pub struct LogsRequest {
     /// Nanoseconds since the epoch.
     pub since: Option<i64>,
     pub until: Option<i64>,
-    /// Only so many of the last lines, before anything else is selected.
+    /// Number of last lines to read. Applied before the other selections.
     pub tail: Option<u64>,
 }
 
-/// Some records, or why there are no more.
+/// Log records, or the error that ended the reading.
 pub type LogChunk = Result<Vec<LogRecord>>;
 
-/// How often a followed log is looked at where its growth is not told, and how often at the most
-/// where it is.
-const INTERVAL: Duration = Duration::from_millis(25);
-const SHORTEST: Duration = Duration::from_millis(5);
+/// Interval at which a followed log is polled if inotify is not available, and minimum interval
+/// between two reads if it is.
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
+const MIN_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Counts a reader of a container's log as long as it lives: the files of a removed container are
-/// deleted after that.
-struct Reading(Arc<Container>);
+/// Registers a reader of a container's log until it is dropped. A removal waits for all readers
+/// before it deletes the files.
+struct LogReaderGuard(Arc<Container>);
 
-impl Reading {
+impl LogReaderGuard {
     fn new(container: &Arc<Container>) -> Self {
-        container.readers.send_modify(|readers| *readers += 1);
+        container.log_readers.send_modify(|readers| *readers += 1);
         Self(container.clone())
     }
 }
 
-impl Drop for Reading {
+impl Drop for LogReaderGuard {
     fn drop(&mut self) {
-        self.0.readers.send_modify(|readers| *readers -= 1);
+        self.0.log_readers.send_modify(|readers| *readers -= 1);
     }
 }
 
 impl Containers {
-    /// The records asked for, in order, through a channel that ends where the log does. Also says
-    /// whether the container has a terminal.
+    /// Reads a container's log. Returns whether the container has a terminal, and a channel that
+    /// yields the selected records in order and closes at the end of the log.
     ///
     /// # Errors
-    /// No such container, or a log driver that keeps nothing.
+    /// Returns an error if there is no such container, or if its log driver is `none`.
     pub async fn logs(
         &self,
         name: &str,
@@ -80,9 +81,8 @@ impl Containers {
                 "configured logging driver does not support reading".into(),
             ));
         }
-        let reading = Reading::new(&container);
-        // A container that is removed meanwhile has its directory moved: the log is read through a
-        // descriptor.
+        let guard = LogReaderGuard::new(&container);
+        // Read by a descriptor of the directory, because a removal moves the directory.
         let opened = rustix::fs::open(
             &directory,
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -101,7 +101,7 @@ impl Containers {
             tail: request.tail,
             follow: request.follow,
         };
-        // Finding the tail of a long log takes a while.
+        // Blocking: finding the tail of a long log takes a while.
         let opened = tokio::task::spawn_blocking(move || Reader::open(config, selection)).await;
         let reader = opened.map_err(|error| Error::internal(error.to_string()))??;
         let follower = if request.follow {
@@ -112,13 +112,13 @@ impl Containers {
         let (sender, receiver) = mpsc::channel(4);
         tokio::spawn(async move {
             read(reader, &container, &request, follower, sender).await;
-            drop((directory, reading));
+            drop((directory, guard));
         });
         Ok((record.config.tty, receiver))
     }
 
-    /// Who tells when the log in a directory grows; `None` where the kernel has no more watches to
-    /// give.
+    /// Subscribes to changes of a log's directory. Returns `None` if inotify is not available or
+    /// its limit of watches is reached.
     fn follow_log(&self, directory: &OwnedFd) -> Option<Follower> {
         let watch = self.log_watch.get_or_init(|| {
             LogWatch::start()
@@ -129,8 +129,7 @@ impl Containers {
     }
 }
 
-/// Sends the records of a log that are asked for until its end, or until nobody wants them any
-/// more.
+/// Sends the selected records of a log until its end, or until the receiver is dropped.
 async fn read(
     mut reader: Reader,
     container: &Container,
@@ -141,13 +140,13 @@ async fn read(
     let mut progress = container.progress.subscribe();
     let first_exits = progress.borrow_and_update().exits;
     loop {
-        // Looked at before reading: what is written until then is read below, so nothing is missed.
+        // Checked before the read, so that everything written before the container's end is read.
         let over = !request.follow || {
             let now = *progress.borrow();
             !now.running || now.exits > first_exits || now.removed
         };
         if let Some(follower) = &mut follower {
-            follower.look();
+            follower.mark_seen();
         }
         let read = tokio::task::spawn_blocking(move || {
             let records = reader.read();
@@ -169,11 +168,11 @@ async fn read(
         let past_end = records
             .iter()
             .any(|record| request.until.is_some_and(|until| record.time > until));
-        let wanted = records
+        let selected = records
             .into_iter()
-            .filter(|record| wanted(record, request))
+            .filter(|record| is_selected(record, request))
             .collect::<Vec<_>>();
-        if !wanted.is_empty() && sender.send(Ok(wanted)).await.is_err() {
+        if !selected.is_empty() && sender.send(Ok(selected)).await.is_err() {
             return;
         }
         if past_end || exhausted && over {
@@ -189,10 +188,10 @@ async fn read(
             let grown = async {
                 match &mut follower {
                     Some(follower) => {
-                        tokio::time::sleep(SHORTEST).await;
+                        tokio::time::sleep(MIN_INTERVAL).await;
                         follower.changed().await;
                     }
-                    None => tokio::time::sleep(INTERVAL).await,
+                    None => tokio::time::sleep(POLL_INTERVAL).await,
                 }
             };
             let time_is_over = async {
@@ -217,7 +216,8 @@ async fn read(
     }
 }
 
-fn wanted(record: &LogRecord, request: &LogsRequest) -> bool {
+/// Returns whether the request selects a record.
+fn is_selected(record: &LogRecord, request: &LogsRequest) -> bool {
     let stream = match record.stream {
         whelk_shim::logs::Stream::Stdout => request.stdout,
         whelk_shim::logs::Stream::Stderr => request.stderr,

@@ -1,4 +1,4 @@
-//! Containers and their lives.
+//! Containers and their life cycle.
 //!
 //! ```text
 //!            start              pause
@@ -8,9 +8,8 @@
 //!    │               exited ──(restarting)
 //!    └──── rm ──► removing ◄┘ ──► gone (or dead, if files could not be removed)
 //! ```
-//! Each operation on a container holds its `operation` lock, so that two never interleave. What
-//! others see is the record behind a lock of its own, held only for moments: a stuck container
-//! never blocks a list.
+//! Each operation on a container holds its `operation` lock, so that two never interleave. The
+//! record has its own lock, which is held only briefly: a stuck container never blocks a list.
 
 mod attach;
 mod audit;
@@ -19,14 +18,19 @@ mod donors;
 mod exec;
 mod files;
 mod inspect;
+mod kill;
 mod links;
 mod list;
 mod log_watch;
 mod logs;
 mod monitor;
 mod network;
+mod pause;
 mod recover;
 mod remove;
+mod rename;
+mod resize;
+mod restart;
 mod start;
 mod stop;
 mod top;
@@ -47,9 +51,9 @@ use whelk_shim::protocol::{Attach, Reply, Request};
 pub use attach::{AttachRequest, Attached};
 pub(crate) use audit::audit;
 pub use create::{CreateRequest, Created};
-pub use exec::{Exec, ExecConfig, ExecStart, ExecState};
+pub use exec::{ExecConfig, ExecSession, ExecStart, ExecState};
 pub use inspect::{Exported, Inspected, MountPoint};
-pub use list::{FILTERS, ListRequest, Listed, ListedPort};
+pub use list::{ContainerSummary, FILTERS, ListRequest, ListedPort};
 pub use logs::{LogChunk, LogsRequest};
 pub use remove::RemoveRequest;
 pub use top::Top;
@@ -60,35 +64,35 @@ pub use wait::{WaitCondition, Waited};
 use self::log_watch::LogWatch;
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::host::HostInfo;
 use crate::images::Images;
 use crate::instance::Instance;
-use crate::model::{Record, State, Status};
+use crate::model::{ContainerRecord, ContainerState, Status};
 use crate::networks::Networks;
-use crate::shims::{ANSWER, Shims, ask};
-use crate::store::Store;
-use crate::validate::Host;
+use crate::shims::{self, ANSWER_TIMEOUT, WarmPool};
+use crate::store::RecordStore;
 use crate::volumes::Volumes;
 
 /// All containers of an engine.
 #[derive(Debug)]
 pub struct Containers {
     pub(crate) instance: Instance,
-    pub(crate) store: Arc<Store>,
+    pub(crate) store: Arc<RecordStore>,
     pub(crate) images: Arc<Images>,
     pub(crate) networks: Arc<Networks>,
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) events: Arc<Events>,
-    pub(crate) shims: Arc<Shims>,
-    pub(crate) host: Host,
-    /// The engine's own program, for `--init`.
+    pub(crate) shims: Arc<WarmPool>,
+    pub(crate) host: HostInfo,
+    /// The path of the engine's own program, which `--init` mounts into containers.
     pub(crate) executable: PathBuf,
     index: RwLock<Index>,
-    execs: Mutex<HashMap<String, Arc<Exec>>>,
-    /// How `--rm` containers ended that are gone, for those who ask late.
+    execs: Mutex<HashMap<String, Arc<ExecSession>>>,
+    /// Exit codes of `--rm` containers that are removed, for later `wait` requests.
     exits: Mutex<wait::Exits>,
-    /// Made when the first log is followed; `None` if the kernel refuses.
+    /// Created when the first log is followed; `None` if inotify is not available.
     log_watch: OnceLock<Option<Arc<LogWatch>>>,
-    /// Files of compiled seccomp filters by profile and capabilities.
+    /// Paths of compiled seccomp filters, by a hash of profile and capabilities.
     filters: Mutex<HashMap<String, PathBuf>>,
 }
 
@@ -102,56 +106,56 @@ struct Index {
 #[derive(Debug)]
 pub struct Container {
     pub id: String,
-    record: Mutex<Record>,
+    record: Mutex<ContainerRecord>,
     /// Held from the copy of the record until the store has it, so that an older copy never
     /// replaces a newer one.
     saving: Mutex<()>,
     operation: tokio::sync::Mutex<()>,
-    /// Held while its places in networks change, which its end does as well.
+    /// Held while its endpoints change; the container's exit changes them too.
     networking: Mutex<()>,
     progress: watch::Sender<Progress>,
-    /// How often it has ended soon after its start in a row: the restart policy waits longer each
-    /// time.
+    /// Number of consecutive short runs, which determines the restart policy's delay.
     short_runs: AtomicU32,
-    /// How many are stopping it in order to start it again.
+    /// Number of `restart` operations that are stopping it. Its exit does not remove a `--rm`
+    /// container then.
     restarts: AtomicU32,
-    /// The `resolv.conf` that this engine wrote last: one that differs was edited, and is left
-    /// alone. Empty until then.
+    /// The `resolv.conf` that this engine wrote last; empty until then. A file that differs was
+    /// edited, and is not overwritten.
     resolver_file: Mutex<String>,
-    /// Clients that attached before the start.
-    waiting: Mutex<Vec<(Attach, OwnedFd)>>,
-    /// How many read its log.
-    readers: watch::Sender<usize>,
-    /// Held by the one thread that looks at what the container's processes have: their files and
-    /// memory may keep it for ever.
-    looking: Arc<tokio::sync::Mutex<()>>,
-    /// Takes a shim's last sign of life from its monitor to whoever wants to start the container
-    /// again.
+    /// Clients that attached before the start, with their streams.
+    waiting_clients: Mutex<Vec<(Attach, OwnedFd)>>,
+    /// Number of readers of its log.
+    log_readers: watch::Sender<usize>,
+    /// Held by the one thread that accesses the files and memory of the container's processes,
+    /// which may block it for ever.
+    process_access: Arc<tokio::sync::Mutex<()>>,
+    /// Whether a shim is alive. The monitor sets it to false when the shim has exited; a new start
+    /// waits for that.
     shim: watch::Sender<bool>,
 }
 
-/// What those who wait for a container look at.
+/// The state that waiters for a container observe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub running: bool,
-    /// How often it has ended (or failed to start).
+    /// Number of exits and failed starts.
     pub exits: u64,
     pub exit_code: i32,
     pub removed: bool,
 }
 
-/// The end of a container's run.
-struct End {
+/// A subscription to the end of a container's current run.
+struct ExitWatch {
     progress: watch::Receiver<Progress>,
-    /// How often it had ended before.
+    /// The number of exits before.
     exits: u64,
 }
 
-impl End {
-    /// Waits until it has come.
-    async fn come(&mut self) {
+impl ExitWatch {
+    /// Waits until the run has ended.
+    async fn exited(&mut self) {
         let exits = self.exits;
-        // The container, which has the sender, outlives whatever is done to it.
+        // Never closed: the container owns the sender.
         let _ = self
             .progress
             .wait_for(|now| !now.running || now.exits > exits)
@@ -159,17 +163,17 @@ impl End {
     }
 }
 
-/// What a new set of containers is made with.
+/// The arguments of [`Containers::new`].
 #[derive(Debug)]
 pub struct Parts {
     pub instance: Instance,
-    pub store: Arc<Store>,
+    pub store: Arc<RecordStore>,
     pub images: Arc<Images>,
     pub networks: Arc<Networks>,
     pub volumes: Arc<Volumes>,
     pub events: Arc<Events>,
-    pub shims: Arc<Shims>,
-    pub host: Host,
+    pub shims: Arc<WarmPool>,
+    pub host: HostInfo,
     pub executable: PathBuf,
 }
 
@@ -204,10 +208,10 @@ impl Containers {
         })
     }
 
-    /// Finds a container by id, name, or a beginning of the id that no other has.
+    /// Finds a container by id, name, unique prefix of the id, or link name (`LINKER/ALIAS`).
     ///
     /// # Errors
-    /// None, or several.
+    /// Returns an error if there is none, or if the prefix is ambiguous.
     pub fn find(&self, name: &str) -> Result<Arc<Container>> {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         let plain = name.strip_prefix('/').unwrap_or(name);
@@ -268,7 +272,8 @@ impl Containers {
         index.by_id.insert(container.id.clone(), container);
     }
 
-    fn forget(&self, container: &Container) {
+    /// Removes a container from the index.
+    fn remove_from_index(&self, container: &Container) {
         let name = container.record().name.clone();
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         if index.by_name.get(&name) == Some(&container.id) {
@@ -284,19 +289,20 @@ impl Containers {
         self.store.update_container(&record)
     }
 
-    /// The same where its settings have changed, or its run is over.
+    /// Like [`Containers::save`], and also writes the copy in the container's directory. Used when
+    /// settings have changed or a run has ended.
     fn save_with_copy(&self, container: &Container) -> Result<()> {
         let _saving = container.saving();
         let record = container.record().clone();
         self.store.update_container_and_copy(&record)
     }
 
-    /// Asks the shim of a container that runs.
+    /// Sends a request to a running container's shim.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if the container has ended meanwhile.
-    async fn ask(&self, container: &Container, request: &Request) -> Result<Reply> {
-        match ask(&self.instance, &container.id, request).await {
+    /// Returns [`Error::Conflict`] if the container has ended meanwhile.
+    async fn request_shim(&self, container: &Container, request: &Request) -> Result<Reply> {
+        match shims::request(&self.instance, &container.id, request).await {
             Ok((reply, _)) => Ok(reply),
             Err(_) if container.is_ending().await => Err(Error::conflict(format!(
                 "container {} is not running",
@@ -306,19 +312,20 @@ impl Containers {
         }
     }
 
-    /// Writes the record where there is nobody to report a failure to.
-    fn save_or_complain(&self, container: &Container) {
+    /// Writes a container's record, and logs an error. Used where no client waits for the result.
+    fn save_or_log(&self, container: &Container) {
         if let Err(error) = self.save(container) {
-            tracing::error!(container = container.id, "{error}");
+            tracing::error!(container = container.id, "save the record: {error}");
         }
     }
 
-    /// Tells the bus what happened to a container.
+    /// Publishes an event of a container, with `more` attributes.
     fn publish(&self, container: &Container, action: &str, more: &[(&str, String)]) {
         self.publish_of(&container.record().clone(), action, more);
     }
 
-    fn publish_of(&self, record: &Record, action: &str, more: &[(&str, String)]) {
+    /// Like [`Containers::publish`], for callers that hold the record's lock.
+    fn publish_of(&self, record: &ContainerRecord, action: &str, more: &[(&str, String)]) {
         let mut attributes = record.config.labels.clone();
         attributes.insert("image".into(), record.config.image.clone());
         attributes.insert("name".into(), record.name.clone());
@@ -332,7 +339,7 @@ impl Containers {
 }
 
 impl Container {
-    fn new(record: Record) -> Arc<Self> {
+    fn new(record: ContainerRecord) -> Arc<Self> {
         let progress = Progress {
             exit_code: record.state.exit_code,
             ..Progress::default()
@@ -347,15 +354,16 @@ impl Container {
             progress: watch::Sender::new(progress),
             short_runs: AtomicU32::default(),
             restarts: AtomicU32::default(),
-            waiting: Mutex::default(),
-            readers: watch::Sender::default(),
-            looking: Arc::default(),
+            waiting_clients: Mutex::default(),
+            log_readers: watch::Sender::default(),
+            process_access: Arc::default(),
             shim: watch::Sender::new(false),
         })
     }
 
-    /// The record as it is now. Hold it for moments only, and never across an `await`.
-    pub fn record(&self) -> MutexGuard<'_, Record> {
+    /// Locks and returns the record. The lock must be held only briefly, and never across an
+    /// `await`.
+    pub fn record(&self) -> MutexGuard<'_, ContainerRecord> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -375,7 +383,7 @@ impl Container {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ContainerState {
         self.record().state.clone()
     }
 
@@ -387,15 +395,15 @@ impl Container {
         self.record().name.clone()
     }
 
-    /// Whether a shim of this container is alive.
+    /// Returns whether a shim of this container is alive.
     fn has_shim(&self) -> bool {
         *self.shim.borrow()
     }
 
-    /// The running container's first process.
+    /// Returns the pid of the running container's init process.
     ///
     /// # Errors
-    /// In Docker's words, when it does not run.
+    /// Returns an error, with Docker's text, if it does not run.
     pub(crate) fn running_pid(&self) -> Result<i32> {
         let record = self.record();
         if record.state.status.is_running() {
@@ -408,7 +416,7 @@ impl Container {
         }
     }
 
-    /// Waits for a start that is under way, so that what comes meanwhile finds the container
+    /// Waits for a start that is under way, so that a request during it finds the container
     /// running, as with Docker.
     async fn started(&self) {
         if !self.status().is_running() {
@@ -416,39 +424,39 @@ impl Container {
         }
     }
 
-    /// Looks at the container's files or at its processes' memory, on a thread that may block: a
-    /// file system that the container serves itself need not answer. One such thread for each
-    /// container at a time, so that it cannot take all.
+    /// Runs `work`, which accesses the container's files or its processes' memory, on a blocking
+    /// thread: a file system that the container itself serves (FUSE) may never answer. Only one
+    /// such thread per container runs at a time, so that a container cannot block all threads.
     ///
     /// # Errors
-    /// It takes too long.
-    async fn look<T: Send + 'static>(
+    /// Returns an error if it takes longer than [`ANSWER_TIMEOUT`].
+    async fn with_process_access<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        let looking = self.looking.clone();
-        let looked = async {
-            let turn = looking.lock_owned().await;
+        let access = self.process_access.clone();
+        let result = async {
+            let turn = access.lock_owned().await;
             tokio::task::spawn_blocking(move || {
                 let _turn = turn;
                 work()
             })
             .await
         };
-        match tokio::time::timeout(ANSWER, looked).await {
+        match tokio::time::timeout(ANSWER_TIMEOUT, result).await {
             Ok(result) => result.map_err(|error| Error::internal(error.to_string())),
             Err(_) => Err(Error::internal(format!(
-                "the files of container {} do not answer",
+                "access to the files of container {} timed out",
                 self.id
             ))),
         }
     }
 
-    /// Waits for the turn to do something to the container, which was found by `name`.
+    /// Waits for the container's operation lock. `name` is what the container was found by.
     ///
     /// # Errors
-    /// It was removed meanwhile.
-    async fn turn(&self, name: &str) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+    /// Returns an error if the container was removed meanwhile.
+    async fn lock_operation(&self, name: &str) -> Result<tokio::sync::MutexGuard<'_, ()>> {
         let operation = self.operation.lock().await;
         if self.progress.borrow().removed {
             return Err(Error::no_such_container(name));
@@ -456,16 +464,15 @@ impl Container {
         Ok(operation)
     }
 
-    /// Begins to watch for the container's end. Taken before the container is seen to run, it
-    /// misses none.
-    fn end(&self) -> End {
+    /// Subscribes to the container's exit. Called before the status is checked, it misses none.
+    fn watch_exit(&self) -> ExitWatch {
         let mut progress = self.progress.subscribe();
         let exits = progress.borrow_and_update().exits;
-        End { progress, exits }
+        ExitWatch { progress, exits }
     }
 
-    /// Returns whether the shim, which does not answer, ends just now: the engine may not have seen
-    /// that yet.
+    /// Returns whether a shim that does not answer is exiting: the engine may not have seen its end
+    /// yet.
     async fn is_ending(&self) -> bool {
         const PATIENCE: Duration = Duration::from_secs(2);
         tokio::time::timeout(PATIENCE, self.shim_gone())
@@ -473,11 +480,11 @@ impl Container {
             .is_ok()
     }
 
-    /// Waits until the shim of the last run has ended: only then may the next one use its directory
-    /// and cgroup.
+    /// Waits until the shim of the last run has exited. Only then can the next one use its
+    /// directory and cgroup.
     async fn shim_gone(&self) {
         let mut shim = self.shim.subscribe();
-        // The sender lives in self: it cannot be gone.
+        // Never closed: `self` owns the sender.
         let _ = shim.wait_for(|alive| !alive).await;
     }
 }

@@ -1,4 +1,5 @@
-//! Following what shims tell: out of memory, an exec's end, the container's end.
+//! Receives the events of shims: out of memory, end of an exec, exit of the container; and applies
+//! restart policies.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -13,23 +14,22 @@ use super::{Container, Containers};
 use crate::events::now;
 use crate::instance::Instance;
 use crate::model::Status;
-use crate::shims::{ANSWER, Contact, contact, read_event};
+use crate::shims::{ANSWER_TIMEOUT, ShimStatus, probe, read_event};
 
-/// The restart policy waits this long after the first end, and twice as long after each further
-/// one.
+/// Delay before the first restart by a restart policy; doubled after each short run.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
-/// A run of this length counts as a success: the delay starts anew.
+/// A run of at least this length, in nanoseconds, resets the delay.
 const LONG_RUN: i64 = 10_000_000_000;
 
-/// Follows a shim over the connection on which it tells its events, or one that could not be talked
-/// to yet.
+/// Spawns the task that follows a container's shim. Without `events` the task connects to the shim
+/// first.
 pub(super) fn spawn(
     containers: &Arc<Containers>,
     container: &Arc<Container>,
     events: Option<UnixStream>,
 ) {
-    // A monitor must not keep an engine alive that is shutting down.
+    // A weak reference: the task must not keep the engine's state alive during shutdown.
     let (instance, containers) = (containers.instance.clone(), Arc::downgrade(containers));
     tokio::spawn(follow(instance, containers, container.clone(), events));
 }
@@ -40,27 +40,27 @@ async fn follow(
     container: Arc<Container>,
     mut events: Option<UnixStream>,
 ) {
-    /// How long to wait before a shim is asked again that has not answered.
-    const AGAIN: Duration = Duration::from_secs(1);
+    /// Delay before an unresponsive shim is probed again.
+    const RETRY_DELAY: Duration = Duration::from_secs(1);
     let exit = loop {
         if let Some(events) = &mut events
             && let Some(exit) = follow_events(&containers, &container, events).await
         {
             break Some(exit);
         }
-        match contact(&instance, &container.id, ANSWER).await {
-            Contact::Running {
+        match probe(&instance, &container.id, ANSWER_TIMEOUT).await {
+            ShimStatus::Running {
                 state,
                 events: renewed,
             } => {
                 let Some(containers) = containers.upgrade() else {
                     return;
                 };
-                containers.take_note(&container, state).await;
+                containers.apply_event(&container, state).await;
                 events = Some(renewed);
             }
-            Contact::Gone => break None,
-            Contact::Silent => tokio::time::sleep(AGAIN).await,
+            ShimStatus::Gone => break None,
+            ShimStatus::Unresponsive => tokio::time::sleep(RETRY_DELAY).await,
         }
     };
     let Some(containers) = containers.upgrade() else {
@@ -68,10 +68,11 @@ async fn follow(
     };
     let exit = match exit {
         Some(exit) => exit,
-        None => containers.after_lost_shim(&container).await,
+        None => containers.reap_without_shim(&container).await,
     };
     containers.ended(&container, &exit).await;
-    // The shim may still be handing out the last output.
+    // The shim may still be writing the last output to clients; its directory is needed until it
+    // exits.
     if let Some(mut events) = events {
         while read_event(&mut events).await.is_ok() {}
     }
@@ -79,7 +80,7 @@ async fn follow(
     container.shim.send_replace(false);
 }
 
-/// Follows events until the container's end, or until the connection ends without it.
+/// Applies events until the container exits. Returns `None` if the connection ends before that.
 async fn follow_events(
     containers: &Weak<Containers>,
     container: &Arc<Container>,
@@ -89,13 +90,14 @@ async fn follow_events(
         if let Event::Exited(exit) = event {
             return Some(exit);
         }
-        containers.upgrade()?.take_note(container, event).await;
+        containers.upgrade()?.apply_event(container, event).await;
     }
     None
 }
 
 impl Containers {
-    async fn take_note(self: &Arc<Self>, container: &Arc<Container>, event: Event) {
+    /// Applies an event to the container's record.
+    async fn apply_event(self: &Arc<Self>, container: &Arc<Container>, event: Event) {
         match event {
             Event::State {
                 pid,
@@ -112,7 +114,7 @@ impl Containers {
             }
             Event::OutOfMemory => {
                 container.record().state.oom_killed = true;
-                self.save_or_complain(container);
+                self.save_or_log(container);
                 self.publish(container, "oom", &[]);
             }
             Event::Detached { exec } => self.detached(container, exec.as_deref()),
@@ -121,9 +123,9 @@ impl Containers {
         }
     }
 
-    /// How a container ended whose shim did not live to tell: by its record, or else it is ended
-    /// now. Without its shim it has nobody to read its output or collect its end.
-    pub(super) async fn after_lost_shim(&self, container: &Container) -> Exit {
+    /// Returns how a container ended whose shim is gone: its exit record, or else the container is
+    /// killed now, because nothing reads its output or reaps its process any more.
+    pub(super) async fn reap_without_shim(&self, container: &Container) -> Exit {
         const KILLED: i32 = 137;
         if let Some(exit) = self.exit_record(&container.id) {
             return exit;
@@ -138,7 +140,7 @@ impl Containers {
         if let Ok(Err(error)) = killed.await {
             tracing::warn!(
                 container = container.id,
-                "clean up after a lost shim: {error}"
+                "kill the processes of a container without a shim: {error}"
             );
         }
         container.record().state.error = "the container's shim was killed".into();
@@ -150,10 +152,12 @@ impl Containers {
         }
     }
 
+    /// Reads the exit record that the shim has written, if there is one.
     pub(super) fn exit_record(&self, id: &str) -> Option<Exit> {
         serde_json::from_slice(&fs::read(self.instance.run_dir(id).join("exit.json")).ok()?).ok()
     }
 
+    /// Returns the path of a container's cgroup.
     pub(super) fn cgroup_path(&self, container: &Container) -> String {
         crate::spec::cgroup_path(
             &container.record().host,
@@ -162,7 +166,8 @@ impl Containers {
         )
     }
 
-    /// Takes note of a container's end, and does what its settings say about it.
+    /// Records a container's exit, releases its resources, publishes the event, and then removes or
+    /// restarts the container as its settings say.
     pub(super) async fn ended(self: &Arc<Self>, container: &Arc<Container>, exit: &Exit) {
         let (ran, restart) = {
             let mut record = container.record();
@@ -191,14 +196,14 @@ impl Containers {
             }
             (ran, restart)
         };
-        // Before anybody hears of the end: who does may want the same port.
-        let left = self.give_back(container).await;
+        // Before the exit is published: a client that waits for it may use the same port at once.
+        let left_networks = self.release_resources(container).await;
         let auto_remove =
             container.record().host.auto_remove && container.restarts.load(Ordering::Relaxed) == 0;
         if !auto_remove && let Err(error) = self.save_with_copy(container) {
-            tracing::error!(container = container.id, "{error}");
+            tracing::error!(container = container.id, "save the record: {error}");
         }
-        self.execs_of_ended(container);
+        self.end_execs(container);
         self.publish(
             container,
             "die",
@@ -207,15 +212,15 @@ impl Containers {
                 ("execDuration", (ran.max(0) / 1_000_000_000).to_string()),
             ],
         );
-        self.networks.announce_left(&container.id, &left);
+        self.networks.announce_left(&container.id, &left_networks);
         container.progress.send_modify(|progress| {
             progress.running = false;
             progress.exits += 1;
             progress.exit_code = exit.code;
         });
         if auto_remove {
-            self.keep_exit_code(&container.id, exit.code);
-            self.remove_or_complain(container, true);
+            self.retain_exit_code(&container.id, exit.code);
+            self.remove_or_log(container, true);
         } else if restart {
             let delay = container.next_delay();
             tokio::spawn(self::restart(
@@ -228,7 +233,7 @@ impl Containers {
 }
 
 impl Container {
-    /// How long its restart policy waits this time.
+    /// Returns the delay before the next restart, and counts a short run.
     fn next_delay(&self) -> Duration {
         let before = self.short_runs.fetch_add(1, Ordering::Relaxed);
         FIRST_DELAY
@@ -253,14 +258,14 @@ pub(super) async fn restart(
             return;
         };
         let _operation = container.operation.lock().await;
-        // Stopped, removed or started by somebody while this was waiting.
+        // Stopped, removed or started by a client meanwhile.
         if container.status() != Status::Restarting {
             return;
         }
         if !delay.is_zero() {
             container.record().state.restart_count += 1;
         }
-        let Err(error) = containers.start_locked(&container).await else {
+        let Err(error) = containers.try_start(&container).await else {
             return;
         };
         tracing::warn!(container = container.id, "restart: {error}");

@@ -1,19 +1,19 @@
-//! What containers have to do with networks.
+//! Containers' endpoints: connect, disconnect, and the endpoints of a new container.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Containers, files};
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig, Record};
+use crate::model::{Config, ContainerRecord, HostConfig};
 use crate::networks::{
     ConnectRequest, Endpoint, Networks, check_endpoint, has_own_networks, parse_mac,
 };
 
 impl Containers {
-    /// A new container's places in networks: those that it asks for, or else the one that its mode
-    /// names.
-    pub(super) fn place(
+    /// Returns a new container's endpoints: those requested, or else one in the network that its
+    /// mode names.
+    pub(super) fn resolve_endpoints(
         &self,
         config: &Config,
         host: &mut HostConfig,
@@ -24,7 +24,7 @@ impl Containers {
         self.resolve_links(host)?;
         let mode = host.network_mode.clone();
         let own = has_own_networks(&mode);
-        let mut places = BTreeMap::new();
+        let mut endpoints = BTreeMap::new();
         for (name, endpoint) in wanted {
             let endpoint = endpoint.requested();
             let name = if name == "default" {
@@ -32,7 +32,7 @@ impl Containers {
             } else {
                 name
             };
-            // One that is not there yet may be made before the start.
+            // A network that does not exist yet may be created before the start.
             let network = self.networks.find(&name).ok();
             let name = network
                 .as_ref()
@@ -44,26 +44,27 @@ impl Containers {
                     "conflicting options: cannot attach both user-defined and non-user-defined network-modes ({asked} and {name})"
                 )));
             }
-            places.insert(name, endpoint);
+            endpoints.insert(name, endpoint);
         }
         if mode.starts_with("container:") {
             let has_mac = |endpoint: &Endpoint| !endpoint.mac_address.is_empty();
-            if !config.mac_address.is_empty() || places.values().any(has_mac) {
+            if !config.mac_address.is_empty() || endpoints.values().any(has_mac) {
                 return Err(Error::invalid(
                     "conflicting options: mac-address and the network mode",
                 ));
             }
             return Ok(BTreeMap::new());
         }
-        // By name, however it was called: the mode is what `inspect` shows and what links the two.
+        // The endpoint is stored under the network's name even if the mode gives its id: `inspect`
+        // matches the two by name.
         let first = self
             .networks
             .find(&mode)
             .map_or(mode, |network| network.name);
-        if places.is_empty() {
-            places.insert(first.clone(), Endpoint::default());
+        if endpoints.is_empty() {
+            endpoints.insert(first.clone(), Endpoint::default());
         }
-        if let Some(endpoint) = places.get_mut(&first)
+        if let Some(endpoint) = endpoints.get_mut(&first)
             && endpoint.wanted_mac.is_empty()
             && !config.mac_address.is_empty()
         {
@@ -71,11 +72,13 @@ impl Containers {
             endpoint.wanted_mac.clone_from(&config.mac_address);
             endpoint.mac_address.clone_from(&config.mac_address);
         }
-        Ok(places)
+        Ok(endpoints)
     }
 
+    /// Connects a container to a network.
+    ///
     /// # Errors
-    /// A container that is in the network already, or that has no networks of its own.
+    /// Returns an error if the container is connected already, or if its mode allows no networks.
     pub async fn connect(self: &Arc<Self>, network: &str, request: ConnectRequest) -> Result<()> {
         let network = self.networks.find(network)?.id;
         let ConnectRequest {
@@ -88,11 +91,11 @@ impl Containers {
         .await
     }
 
-    /// With `force`, an error says that the container has no place in the network even where there
-    /// is no such network.
+    /// Disconnects a container from a network. With `force` and a network that does not exist the
+    /// error says that the container is not connected.
     ///
     /// # Errors
-    /// A container that is not there, or not in the network.
+    /// Returns an error if there is no such container or network, or if they are not connected.
     pub async fn disconnect(
         self: &Arc<Self>,
         network: &str,
@@ -132,7 +135,7 @@ impl Containers {
         }
     }
 
-    /// The names of all networks that containers are in, running or not.
+    /// Returns the names of all networks that a container, running or not, has an endpoint in.
     pub fn networks_in_use(&self) -> std::collections::HashSet<String> {
         self.all()
             .iter()
@@ -147,16 +150,18 @@ impl Containers {
             .collect()
     }
 
+    /// Applies `change` to a copy of a container's record, copies endpoints and ports back, and
+    /// updates the files of a running container.
     async fn change_networks(
         self: &Arc<Self>,
         name: &str,
-        change: impl FnOnce(&Networks, &mut Record) -> Result<()> + Send + 'static,
+        change: impl FnOnce(&Networks, &mut ContainerRecord) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let container = self.find(name)?;
-        let _operation = container.turn(name).await?;
+        let _operation = container.lock_operation(name).await?;
         let (containers, changed) = (self.clone(), container.clone());
         let outcome = tokio::task::spawn_blocking(move || {
-            // A container that ends meanwhile gives its places back behind this.
+            // If the container ends meanwhile its endpoints are released after this.
             let _networking = changed.networking();
             let before = changed.record().clone();
             let linked = files::links(&before, &containers);

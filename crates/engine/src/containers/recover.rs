@@ -1,4 +1,5 @@
-//! Picking containers up again after the engine was away. Every step may run twice.
+//! Recovery of containers at the engine's start. Every step is idempotent, because recovery may be
+//! interrupted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,38 +12,43 @@ use super::{Container, Containers, monitor};
 use crate::error::Result;
 use crate::model::Status;
 use crate::mounts;
-use crate::shims::{Contact, contact};
+use crate::shims::{ShimStatus, probe};
 
-/// Records before this version say in their settings only what they mount.
+/// The first schema version whose records have `mounts`; earlier ones have them only in the
+/// settings.
 const WITH_MOUNTS: u32 = 3;
 
-/// How long a shim may take to answer at the engine's start; who takes longer is picked up when it
-/// answers.
+/// How long recovery waits for a shim's answer. A slower shim is followed up by its monitor.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Containers {
-    /// Reads all records, connects to all shims, and settles what does not fit together.
+    /// Reads all records, connects to all shims, makes records and reality consistent, and starts
+    /// containers that restart policies want.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
     pub async fn recover(self: &Arc<Self>) -> Result<()> {
         let records = self.store.containers()?;
         self.store.check_copies(&records)?;
         for mut record in records {
-            if let Err(error) = self.find_files(&record) {
-                tracing::error!(container = record.id, "look for its files: {error}");
+            if let Err(error) = self.restore_files(&record) {
+                tracing::error!(container = record.id, "restore its files: {error}");
             }
             if record.version < WITH_MOUNTS {
                 match mounts::plan(&record.host, &self.instance.root) {
                     Ok(plans) => record.mounts = plans,
                     Err(error) => {
-                        tracing::error!(container = record.id, "its mounts cannot be read: {error}")
+                        tracing::error!(container = record.id, "parse its mounts: {error}")
                     }
                 }
             }
             self.add(Container::new(record));
         }
-        match self.clear_unknown() {
+        match self.remove_unknown() {
             Ok(()) => self.store.note_boot()?,
-            // Done at the next start, which must not take it for records that the store has lost.
-            Err(error) => tracing::warn!("clear away what no container has: {error}"),
+            // Tried again at the next start. The boot is not noted, so that the audit of that start
+            // does not take the directories for containers that the store has lost.
+            Err(error) => tracing::warn!("remove directories without a record: {error}"),
         }
         let store = self.images.store().clone();
         std::thread::spawn(move || {
@@ -50,17 +56,17 @@ impl Containers {
                 tracing::warn!("empty the trash: {error}");
             }
         });
-        // All at once: one that does not answer must not hold up the others.
-        let contacts = self.all().into_iter().map(|container| async move {
-            let found = contact(&self.instance, &container.id, PATIENCE).await;
+        // Concurrently, so that an unresponsive shim does not delay the others.
+        let probes = self.all().into_iter().map(|container| async move {
+            let found = probe(&self.instance, &container.id, PATIENCE).await;
             (container, found)
         });
-        for (container, found) in futures_util::future::join_all(contacts).await {
+        for (container, found) in futures_util::future::join_all(probes).await {
             self.recover_one(&container, found).await;
         }
         self.networks.settle();
         self.volumes.settle();
-        // Started last, when all that run are known.
+        // Started last, when the resources of all running containers are known.
         for container in self.all() {
             let wanted = {
                 let record = container.record();
@@ -82,10 +88,11 @@ impl Containers {
         Ok(())
     }
 
-    /// Any container may have a shim: the engine could have ended between a start and its record.
-    async fn recover_one(self: &Arc<Self>, container: &Arc<Container>, found: Contact) {
+    /// Recovers a container. Even a stopped one is probed: the engine may have ended between a
+    /// start and the update of the record.
+    async fn recover_one(self: &Arc<Self>, container: &Arc<Container>, found: ShimStatus) {
         match found {
-            Contact::Running {
+            ShimStatus::Running {
                 state: Event::State { pid, paused, execs },
                 events,
             } => {
@@ -93,9 +100,9 @@ impl Containers {
                     let mut record = container.record();
                     record.state.pid = pid;
                     if !record.state.status.is_running() {
-                        // The engine ended between the start and its record; the shim's socket was
-                        // made then.
-                        record.state.started_at = self.shim_born(&container.id);
+                        // The engine ended before it recorded the start. The time of the shim's
+                        // socket is the best known.
+                        record.state.started_at = self.shim_started_at(&container.id);
                     }
                     record.state.status = if paused {
                         Status::Paused
@@ -108,17 +115,17 @@ impl Containers {
                 }
                 self.adopt(container, Some(events));
             }
-            Contact::Gone => self.recover_ended(container).await,
-            // Also one that is not known to run: its start may be under way. What it has stays its
-            // own until it is known.
-            Contact::Running { .. } | Contact::Silent => {
-                tracing::error!(container = container.id, "its shim does not answer");
+            ShimStatus::Gone => self.recover_ended(container).await,
+            // Even if the record says stopped: its start may be under way. It keeps its resources
+            // until its state is known.
+            ShimStatus::Running { .. } | ShimStatus::Unresponsive => {
+                tracing::error!(container = container.id, "the shim does not answer");
                 self.adopt(container, None);
             }
         }
     }
 
-    /// Takes note of what a container has that runs.
+    /// Registers a running container's endpoints, ports and volumes, and follows its shim.
     fn adopt(self: &Arc<Self>, container: &Arc<Container>, events: Option<UnixStream>) {
         let mut adopted = container.record().clone();
         self.networks.adopt(&mut adopted);
@@ -132,38 +139,39 @@ impl Containers {
         container
             .progress
             .send_modify(|progress| progress.running = true);
-        self.save_or_complain(container);
+        self.save_or_log(container);
         monitor::spawn(self, container, events);
     }
 
     async fn recover_ended(self: &Arc<Self>, container: &Arc<Container>) {
         let was_running = container.status().is_running();
         let has_ended = was_running || self.exit_record(&container.id).is_some();
-        // Made on the way to a start, before anything is mounted.
+        // Created by a start before it mounts anything.
         let was_starting = fs::exists(self.instance.run_dir(&container.id));
         self.adopt_volumes(container, has_ended || was_starting);
-        // Also what a start that was cut short had taken.
-        if !self.leave(container).is_empty() {
-            self.save_or_complain(container);
+        // Includes what an interrupted start had acquired.
+        if !self.release_endpoints(container).is_empty() {
+            self.save_or_log(container);
         }
         if !has_ended && was_starting {
-            drop(self.give_back(container).await);
+            drop(self.release_resources(container).await);
         }
         if has_ended {
-            let exit = self.after_lost_shim(container).await;
+            let exit = self.reap_without_shim(container).await;
             self.ended(container, &exit).await;
         } else if matches!(container.status(), Status::Removing | Status::Dead) {
             container.record().state.status = Status::Exited;
-            self.remove_or_complain(container, false);
+            self.remove_or_log(container, false);
         } else if container.record().host.auto_remove {
-            // Who wanted it has gone with the engine.
-            self.remove_or_complain(container, true);
+            // A `--rm` container that never started, or whose end was recorded but not its removal.
+            self.remove_or_log(container, true);
         }
         let _ = fs::remove_tree(self.instance.run_dir(&container.id));
     }
 
-    /// When a container's shim began to serve, in nanoseconds since the epoch.
-    fn shim_born(&self, id: &str) -> i64 {
+    /// Returns the modification time of the shim's socket, in nanoseconds since the epoch, or the
+    /// current time.
+    fn shim_started_at(&self, id: &str) -> i64 {
         let made = fs::metadata(self.instance.run_dir(id).join("shim.sock"))
             .ok()
             .and_then(|found| found.modified().ok());

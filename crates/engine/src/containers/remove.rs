@@ -1,5 +1,4 @@
-//! Removing a container. What cannot be removed at once goes to the trash; the container itself is
-//! gone either way.
+//! Removing a container. Its files are moved to the trash and deleted in the background.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -11,17 +10,20 @@ use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::model::Status;
 
+/// The options of a removal.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RemoveRequest {
-    /// Kill it first if it runs.
+    /// Kill the container first if it runs.
     pub force: bool,
-    /// Its anonymous volumes too.
+    /// Remove its anonymous volumes too.
     pub volumes: bool,
 }
 
 impl Containers {
+    /// Removes a container.
+    ///
     /// # Errors
-    /// [`Error::Conflict`] if it runs and is not to be killed.
+    /// Returns [`Error::Conflict`] if it runs and `force` is not set.
     pub async fn remove(self: &Arc<Self>, name: &str, request: RemoveRequest) -> Result<()> {
         let container = self.find(name)?;
         if container.status() == Status::Removing {
@@ -30,18 +32,19 @@ impl Containers {
                 container.id
             )));
         }
-        // Without waiting for whatever else is being done to it.
+        // Before waiting for the operation lock: a stop that holds it would delay the kill or the
+        // error.
         if request.force {
             self.kill_for_removal(&container).await?
         } else {
-            check_ended(&container)?
+            check_stopped(&container)?
         }
-        let _operation = container.turn(name).await?;
-        // It may have been started since.
+        let _operation = container.lock_operation(name).await?;
+        // It may have been started meanwhile.
         if request.force {
             self.kill_for_removal(&container).await?
         } else {
-            check_ended(&container)?
+            check_stopped(&container)?
         }
         container.shim_gone().await;
         self.remove_now(&container, request.volumes)
@@ -52,7 +55,7 @@ impl Containers {
         if !container.status().is_running() {
             return Ok(());
         }
-        // Not to be removed by its own end as well.
+        // Otherwise its exit would remove a `--rm` container concurrently.
         container.record().host.auto_remove = false;
         match self.kill(&container.id, "KILL").await {
             Ok(()) | Err(Error::Conflict(_)) => Ok(()),
@@ -60,10 +63,11 @@ impl Containers {
         }
     }
 
-    /// Deletes the record and the files of a container that does not run.
+    /// Deletes a stopped container's record and files. Returns without doing anything if its
+    /// removal is under way.
     ///
     /// # Errors
-    /// The store's; the container is dead then.
+    /// Returns an error if the store fails; the container's status is `dead` then.
     pub(super) fn remove_now(
         self: &Arc<Self>,
         container: &Arc<Container>,
@@ -77,9 +81,8 @@ impl Containers {
             record.state.status = Status::Removing;
         }
         let (id, lasting) = (&container.id, !container.record().host.auto_remove);
-        // The files go first, to where they can be taken back from: as long as there is a record,
-        // the container is not removed yet, and files that have no record are never found in their
-        // place.
+        // The files are moved to the trash before the record is deleted, so that a container's
+        // directory always has a record. If the deletion fails they are moved back.
         let trashed = self
             .images
             .store()
@@ -99,7 +102,7 @@ impl Containers {
                 .store
                 .delete_container(id, lasting)
                 .or_else(|error| self.make_room_and_delete(id, trashed.as_deref(), lasting, &error))
-                .inspect_err(|_| self.take_back(id, trashed.as_deref())),
+                .inspect_err(|_| self.restore_trashed(id, trashed.as_deref())),
             Err(error) => Err(Error::internal(error.to_string())),
         };
         if let Err(error) = removed {
@@ -107,7 +110,7 @@ impl Containers {
             container.record().state.status = Status::Dead;
             return Err(error);
         }
-        self.forget(container);
+        self.remove_from_index(container);
         let mounts = std::mem::take(&mut container.record().mounts);
         self.release_volumes(&container.id, &mounts, volumes);
         self.execs
@@ -115,7 +118,7 @@ impl Containers {
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|_, exec| exec.container != container.id);
         container
-            .waiting
+            .waiting_clients
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
@@ -124,19 +127,19 @@ impl Containers {
             .progress
             .send_modify(|progress| progress.removed = true);
         if let Ok(Some(path)) = trashed {
-            // Deleted when nobody waits for it.
+            // In the background: nobody waits for the deletion.
             drop(tokio::spawn(empty_trash(path, container.clone())));
         }
         Ok(())
     }
 
-    /// The same where there is nobody to report a failure to; it is in the log.
-    pub(super) fn remove_or_complain(self: &Arc<Self>, container: &Arc<Container>, volumes: bool) {
+    /// Like [`Containers::remove_now`] where no client waits for the result; errors are logged.
+    pub(super) fn remove_or_log(self: &Arc<Self>, container: &Arc<Container>, volumes: bool) {
         let _ = self.remove_now(container, volumes);
     }
 
-    /// Where the store cannot forget a container, its disk may be full, and this container be what
-    /// fills it.
+    /// Deletes a container's files, and then its record again: the store may have failed because
+    /// the disk is full, and these files may be what fills it.
     fn make_room_and_delete(
         &self,
         id: &str,
@@ -144,28 +147,31 @@ impl Containers {
         lasting: bool,
         error: &Error,
     ) -> Result<()> {
-        tracing::warn!(container = id, "remove: {error}; its files go first");
+        tracing::warn!(
+            container = id,
+            "delete the record: {error}; deleting the files first"
+        );
         tokio::task::block_in_place(|| {
             trashed.map_or(Ok(()), fs::remove_tree)?;
             self.store.delete_container(id, lasting)
         })
     }
 
-    /// Puts the files of a container that is not removed after all back in their place.
-    fn take_back(&self, id: &str, trashed: Option<&Path>) {
+    /// Moves the files of a container whose removal has failed back from the trash.
+    fn restore_trashed(&self, id: &str, trashed: Option<&Path>) {
         let Some(trashed) = trashed.filter(|path| fs::exists(path)) else {
             return;
         };
         if let Err(error) = fs::rename(trashed, self.instance.container_dir(id)) {
-            tracing::error!(container = id, "remove: {error}");
+            tracing::error!(container = id, "move files back from the trash: {error}");
         }
     }
 
-    /// Removes all containers that do not run and match `matches`; returns their ids and the bytes
-    /// they took.
+    /// Removes all stopped containers for which `matches` returns true. Returns their ids and the
+    /// number of bytes freed.
     pub async fn prune(
         self: &Arc<Self>,
-        matches: impl Fn(&crate::model::Record) -> bool,
+        matches: impl Fn(&crate::model::ContainerRecord) -> bool,
     ) -> Result<(Vec<String>, u64)> {
         let mut removed = Vec::new();
         let mut reclaimed = 0;
@@ -194,11 +200,11 @@ impl Containers {
     }
 }
 
-/// Deletes the files of a removed container, once those who read its log have it whole; but nobody
-/// keeps them for long.
+/// Deletes the files of a removed container when all readers of its log have finished, or after 30
+/// s.
 async fn empty_trash(path: PathBuf, container: Arc<Container>) {
     const PATIENCE: Duration = Duration::from_secs(30);
-    let mut readers = container.readers.subscribe();
+    let mut readers = container.log_readers.subscribe();
     let _ = tokio::time::timeout(PATIENCE, readers.wait_for(|readers| *readers == 0)).await;
     let emptied = tokio::task::spawn_blocking(move || fs::remove_tree(&path)).await;
     if let Ok(Err(error)) = emptied {
@@ -206,9 +212,11 @@ async fn empty_trash(path: PathBuf, container: Arc<Container>) {
     }
 }
 
+/// Checks that a container is stopped.
+///
 /// # Errors
-/// It runs, or will by itself.
-fn check_ended(container: &Container) -> Result<()> {
+/// Returns [`Error::Conflict`] if it runs, is paused, or waits for its restart policy.
+fn check_stopped(container: &Container) -> Result<()> {
     let what = match container.status() {
         Status::Paused => {
             return Err(Error::conflict(format!(

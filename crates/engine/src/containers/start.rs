@@ -1,4 +1,13 @@
-//! Starting a container: its settings become a configuration, and a shim runs it.
+//! Starting a container.
+//!
+//! ```text
+//! start ─► start_for_user ─► try_start ─► acquire_and_run ─┬─► acquire_resources ─► prepare_launch
+//!                                ▲                         └─► run_in_shim
+//!        restart policy ─────────┘
+//! ```
+//! `start_for_user` resets the restart counters; `try_start` checks the status and records a
+//! failure; `acquire_and_run` releases the resources on a failure. `acquire_resources` changes the
+//! host (endpoints, mounts, files), and `run_in_shim` starts the process.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -16,32 +25,33 @@ use super::donors::Shared;
 use super::{Container, Containers, files, monitor};
 use crate::error::{Error, Result};
 use crate::logging;
-use crate::model::{HostConfig, Record, Status};
+use crate::model::{ContainerRecord, HostConfig, Status};
 use crate::networks::NetworkRecord;
 use crate::security::{Options, Seccomp};
 use crate::shims::{LaunchError, has_left};
-use crate::spec::{self, Surroundings};
+use crate::spec::{self, SpecContext};
 
-/// What clients of Docker expect in front of a runtime's words; its CLI reads exit codes out of
-/// these texts.
+/// Docker's prefixes of a runtime's errors. Docker's CLI derives exit codes from these texts.
 const CREATE_FAILED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during container init";
 const REFUSED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed";
 
 impl Containers {
+    /// Starts a container.
+    ///
     /// # Errors
-    /// [`Error::NotModified`] if it runs already; [`Error::Invalid`] for a command that cannot be
-    /// executed.
+    /// Returns [`Error::NotModified`] if it runs already, and [`Error::Invalid`] if its command
+    /// cannot be executed.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
         let container = self.find(name)?;
-        let _operation = container.turn(name).await?;
-        self.start_anew(&container).await
+        let _operation = container.lock_operation(name).await?;
+        self.start_for_user(&container).await
     }
 
-    /// Starts a container because somebody wants it: what became of earlier runs is forgotten.
-    pub(super) async fn start_anew(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+    /// Starts a container on a user's request: resets the restart counters of earlier runs.
+    pub(super) async fn start_for_user(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         {
             let mut record = container.record();
-            // One that runs may be just being stopped, and is to stay so.
+            // A running container may be being stopped; that must remain recorded.
             if matches!(
                 record.state.status,
                 Status::Created | Status::Exited | Status::Restarting
@@ -51,11 +61,11 @@ impl Containers {
                 container.short_runs.store(0, Ordering::Relaxed);
             }
         }
-        self.start_locked(container).await
+        self.try_start(container).await
     }
 
-    /// Starts a container whose operation lock the caller holds.
-    pub(super) async fn start_locked(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+    /// Tries to start a container once, and records a failure. The caller holds the operation lock.
+    pub(super) async fn try_start(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         match container.status() {
             Status::Running => {
                 return Err(Error::NotModified(format!(
@@ -83,12 +93,12 @@ impl Containers {
         container.shim_gone().await;
         let mut attached = std::mem::take(
             &mut *container
-                .waiting
+                .waiting_clients
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
         attached.retain(|(_, stream)| !has_left(stream));
-        match self.launch(container, attached).await {
+        match self.acquire_and_run(container, attached).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.start_failed(container, &error);
@@ -97,7 +107,8 @@ impl Containers {
         }
     }
 
-    async fn launch(
+    /// Acquires a container's resources and runs it in a shim. Releases the resources on an error.
+    async fn acquire_and_run(
         self: &Arc<Self>,
         container: &Arc<Container>,
         attached: Vec<(Attach, OwnedFd)>,
@@ -105,27 +116,28 @@ impl Containers {
         let (wanted, streams): (Vec<Attach>, Vec<OwnedFd>) = attached.into_iter().unzip();
         let (containers, target) = (self.clone(), container.clone());
         let prepared =
-            tokio::task::spawn_blocking(move || containers.prepare(&target, wanted)).await;
+            tokio::task::spawn_blocking(move || containers.acquire_resources(&target, wanted))
+                .await;
         let started = match prepared
             .map_err(|error| Error::internal(error.to_string()))
             .flatten()
         {
             Ok((launch, mut descriptors)) => {
                 descriptors.extend(streams);
-                self.run(container, &launch, descriptors).await
+                self.run_in_shim(container, &launch, descriptors).await
             }
             Err(error) => Err(error.into()),
         };
         if started.is_err() {
-            drop(self.give_back(container).await);
+            drop(self.release_resources(container).await);
         }
         started
     }
 
-    /// Takes the container's places in its networks, mounts its volumes, and writes its files: all
-    /// that may block. Returns what its shim gets, with the network namespace and the published
-    /// ports first among the descriptors.
-    fn prepare(
+    /// Creates the container's endpoints, mounts its volumes, and writes its files. Blocking.
+    /// Returns the launch message and its first descriptors: the network namespace and the
+    /// listeners of published ports.
+    fn acquire_resources(
         &self,
         container: &Container,
         attached: Vec<Attach>,
@@ -140,37 +152,39 @@ impl Containers {
             current.networks.clone_from(&record.networks);
             current.ports.clone_from(&record.ports);
         }
-        // Saved before anything runs: addresses in use must be known whatever happens to this
-        // process.
+        // Saved before the process runs: the addresses in use must be known after a crash of the
+        // engine.
         if namespace.is_some() {
             self.save(container)?;
         }
-        let mut launch = self.plan(container, &record, attached, &links)?;
+        let mut launch = self.prepare_launch(container, &record, attached, &links)?;
         launch.network = namespace.is_some();
-        // As many as one message carries beside the others.
-        const MOST_PORTS: usize = 200;
-        let ports = self.networks.lend_ports(&record.id, MOST_PORTS);
+        // The remaining descriptors of the message are the namespace and up to 40 clients;
+        // SCM_MAX_FD is 253.
+        const MAX_LISTENERS: usize = 200;
+        let ports = self.networks.lend_ports(&record.id, MAX_LISTENERS);
         launch.ports = ports.len();
         Ok((launch, namespace.into_iter().chain(ports).collect()))
     }
 
-    /// Gives back what a container has that does not run: its places in networks, which are
-    /// returned, and its mounts.
-    pub(super) async fn give_back(
+    /// Releases the endpoints and mounts of a container that does not run. Returns the networks
+    /// that it was connected to.
+    pub(super) async fn release_resources(
         self: &Arc<Self>,
         container: &Arc<Container>,
     ) -> Vec<NetworkRecord> {
         let (containers, target) = (self.clone(), container.clone());
-        let given_back = tokio::task::spawn_blocking(move || {
-            let left = containers.leave(&target);
-            containers.leave_mounts(&target);
+        let released = tokio::task::spawn_blocking(move || {
+            let left = containers.release_endpoints(&target);
+            containers.release_mounts(&target);
             left
         });
-        given_back.await.unwrap_or_default()
+        released.await.unwrap_or_default()
     }
 
-    /// Gives back the places of a container that does not run, and says which networks it was in.
-    pub(super) fn leave(&self, container: &Container) -> Vec<NetworkRecord> {
+    /// Releases the endpoints of a container that does not run. Returns the networks that it was
+    /// connected to.
+    pub(super) fn release_endpoints(&self, container: &Container) -> Vec<NetworkRecord> {
         let _networking = container.networking();
         let mut record = container.record().clone();
         let left = self.networks.leave(&mut record);
@@ -180,7 +194,8 @@ impl Containers {
         left
     }
 
-    async fn run(
+    /// Hands the launch message to a shim, and records that the container runs.
+    async fn run_in_shim(
         self: &Arc<Self>,
         container: &Arc<Container>,
         launch: &ContainerLaunch,
@@ -191,7 +206,8 @@ impl Containers {
             .launch(launch, descriptors)
             .await
             .map_err(StartError::from)?;
-        // Before its state says so: whoever sees that it runs can wait for its end.
+        // Before the status changes: a client that sees the container running can wait for its
+        // exit.
         container
             .progress
             .send_modify(|progress| progress.running = true);
@@ -205,20 +221,20 @@ impl Containers {
             record.state.oom_killed = false;
         }
         container.shim.send_replace(true);
-        // Nothing is lost if this fails or the engine ends here: the next start finds the shim.
-        self.save_or_complain(container);
+        // Not fatal if this fails or the engine ends here: recovery finds the shim.
+        self.save_or_log(container);
         self.networks.announce(&container.record().clone());
-        self.tell_linkers(&container.id);
+        self.update_linkers(&container.id);
         self.publish(container, "start", &[]);
         monitor::spawn(self, container, Some(events));
         Ok(())
     }
 
-    /// Everything a shim needs, and the files that must be there first.
-    fn plan(
+    /// Writes the container's files, prepares its mounts, and returns the launch message.
+    fn prepare_launch(
         &self,
         container: &Container,
-        record: &Record,
+        record: &ContainerRecord,
         attached: Vec<Attach>,
         links: &[String],
     ) -> Result<ContainerLaunch> {
@@ -226,10 +242,10 @@ impl Containers {
         let directory = self.instance.container_dir(&record.id);
         let run_dir = self.instance.run_dir(&record.id);
         files::write(container, &directory, record, self)?;
-        // What a shim that was killed left behind.
+        // A shim that was killed has not removed it.
         fs::remove_tree(&run_dir)?;
         fs::create_dir(&run_dir, 0o700)?;
-        self.enter_mounts(record)?;
+        self.acquire_mounts(record)?;
         let mut spec = self.spec(record, &directory)?;
         let hostname = spec.hostname.clone();
         let capabilities = spec
@@ -274,11 +290,12 @@ impl Containers {
         })
     }
 
-    fn spec(&self, record: &Record, directory: &Path) -> Result<Spec> {
+    /// Generates the container's OCI configuration.
+    fn spec(&self, record: &ContainerRecord, directory: &Path) -> Result<Spec> {
         let host = &record.host;
         let network_of = self.donor(Shared::Network, &host.network_mode)?;
         let names = self.names_dir(record)?;
-        let surroundings = Surroundings {
+        let context = SpecContext {
             id: &record.id,
             names: &names,
             cgroup_parent: &self.instance.cgroup_parent(),
@@ -291,14 +308,14 @@ impl Containers {
             open_files: self.instance.open_files,
             mounts: &self.mounts_of(record, directory)?,
         };
-        spec::generate(&record.config, host, &surroundings)
+        spec::generate(&record.config, host, &context)
     }
 
-    fn rootfs(&self, record: &Record, directory: &Path) -> Result<Rootfs> {
+    /// Returns the overlay of a container's root file system.
+    fn rootfs(&self, record: &ContainerRecord, directory: &Path) -> Result<Rootfs> {
         let work = directory.join("work");
-        // The mark of a volatile mount keeps the kernel from mounting again what may be incomplete;
-        // the layer of a container that is removed at its end may be used again meanwhile
-        // (restart).
+        // The kernel refuses to mount the upper layer of an earlier volatile mount again, because
+        // it may be incomplete after a crash. Here it is complete: a `--rm` container is restarted.
         fs::remove_tree(work.join("work/incompat"))?;
         let lower = self.root_layers(&record.image, directory)?;
         Ok(Rootfs::Overlay(Overlay {
@@ -309,7 +326,8 @@ impl Containers {
         }))
     }
 
-    /// What lies below a container's own layer, the topmost first: the init layer and the image's.
+    /// Returns the layers below a container's writable one, the topmost first: the init layer and
+    /// the image's.
     pub(super) fn root_layers(&self, image: &str, directory: &Path) -> Result<Vec<PathBuf>> {
         let store = self.images.store();
         if image.is_empty() {
@@ -319,7 +337,7 @@ impl Containers {
         Ok(store.root_layers(&image.config.rootfs.diff_ids, directory)?)
     }
 
-    /// The directories of an image's layers, the topmost first.
+    /// Returns the directories of an image's layers, the topmost first.
     pub(super) fn layers(&self, image: &str) -> Result<Vec<PathBuf>> {
         if image.is_empty() {
             return Ok(Vec::new());
@@ -332,7 +350,8 @@ impl Containers {
             .lower_layers(&image.config.rootfs.diff_ids))
     }
 
-    /// The file of the seccomp filter for these settings, compiled at its first use.
+    /// Returns the path of the seccomp filter for these settings, compiled at its first use; `None`
+    /// if unconfined.
     pub(super) fn filter(
         &self,
         host: &HostConfig,
@@ -349,7 +368,7 @@ impl Containers {
             .hex()
             .to_owned();
         let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
-        // Something that tidies up may have taken it away.
+        // A cleaner of /run may have deleted the file.
         if let Some(path) = filters.get(&key).filter(|path| fs::exists(path)) {
             return Ok(Some(path.clone()));
         }
@@ -371,7 +390,7 @@ impl Containers {
         Ok(Some(path))
     }
 
-    /// Notes why a container did not start, as Docker shows it.
+    /// Records why a container did not start, and ends or continues its restart policy.
     fn start_failed(self: &Arc<Self>, container: &Arc<Container>, failure: &StartError) {
         {
             let mut record = container.record();
@@ -384,39 +403,39 @@ impl Containers {
                 0
             };
             let is_last = most > 0 && i64::from(record.state.restart_count) >= most;
-            if record.state.status == Status::Restarting && (!failure.passes || is_last) {
+            if record.state.status == Status::Restarting && (!failure.is_temporary || is_last) {
                 record.state.status = Status::Exited;
             }
         }
         let _ = fs::remove_tree(self.instance.run_dir(&container.id));
-        self.save_or_complain(container);
+        self.save_or_log(container);
         container.progress.send_modify(|progress| {
             progress.exits += 1;
             progress.exit_code = failure.exit_code;
         });
         if container.record().host.auto_remove {
-            self.remove_or_complain(container, true);
+            self.remove_or_log(container, true);
         }
     }
 }
 
-/// A failed start: what to tell the client, and the exit code it leaves.
+/// A failed start: the error for the client, and the exit code to record.
 struct StartError {
     error: Error,
     exit_code: i32,
-    /// The error is [`Error::Unavailable`]: a restart is tried again. All others end the restarts.
-    /// (With Docker each error does.)
-    passes: bool,
+    /// Whether the error is [`Error::Unavailable`]: then the restart policy tries again. All other
+    /// errors end the restarts. (With Docker every error does.)
+    is_temporary: bool,
 }
 
 impl From<Error> for StartError {
     fn from(error: Error) -> Self {
         const NOT_STARTED: i32 = 128;
-        let passes = matches!(error, Error::Unavailable(_));
+        let is_temporary = matches!(error, Error::Unavailable(_));
         Self {
             error,
             exit_code: NOT_STARTED,
-            passes,
+            is_temporary,
         }
     }
 }
@@ -427,7 +446,7 @@ impl From<LaunchError> for StartError {
         let with = |error: Error, exit_code: i32| Self {
             error,
             exit_code,
-            passes: false,
+            is_temporary: false,
         };
         match error {
             LaunchError::Engine(error) => error.into(),
@@ -460,7 +479,7 @@ impl From<LaunchError> for StartError {
     }
 }
 
-/// The device nodes of a container with the access it gets.
+/// Returns a container's device nodes with their cgroup access.
 fn devices(host: &HostConfig) -> Result<Vec<(Device, String)>> {
     let mut devices = Vec::new();
     if host.privileged {
@@ -500,7 +519,7 @@ fn devices(host: &HostConfig) -> Result<Vec<(Device, String)>> {
     Ok(devices)
 }
 
-/// Directories of `/dev` that are not devices of the host to hand on.
+/// Entries of `/dev` that privileged containers do not get.
 const NOT_DEVICES: [&str; 7] = ["pts", "shm", "fd", "mqueue", "console", ".lxc", ".udev"];
 
 fn collect_devices(
@@ -510,7 +529,7 @@ fn collect_devices(
     devices: &mut Vec<(Device, String)>,
 ) -> Result<()> {
     let entries = match fs::list(source) {
-        // Unplugged meanwhile.
+        // Removed meanwhile.
         Err(error) if error.is_not_found() => return Ok(()),
         entries => entries?,
     };
@@ -556,6 +575,7 @@ fn device_at(source: &Path, target: &Path) -> Result<Option<Device>> {
     }))
 }
 
+/// Returns the major and minor number of a device node.
 pub(super) fn device_number(path: &str) -> Result<(i64, i64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = fs::metadata(path).map_err(|error| Error::internal(error.to_string()))?;
@@ -570,9 +590,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_restart_is_tried_again_only_where_something_is_used_up() {
+    fn a_restart_is_retried_only_if_a_resource_is_exhausted() {
         use rustix::io::Errno;
-        for (errno, passes) in [
+        for (errno, is_temporary) in [
             (Errno::NOENT, false),
             (Errno::ACCESS, false),
             (Errno::MFILE, true),
@@ -581,14 +601,14 @@ mod tests {
         ] {
             let failed = || fs::PathError::new("open", "/file", errno);
             assert_eq!(
-                StartError::from(Error::from(failed())).passes,
-                passes,
+                StartError::from(Error::from(failed())).is_temporary,
+                is_temporary,
                 "{errno:?}"
             );
             let failure = StartError::from(LaunchError::Runtime(failed().into()));
             assert_eq!(
-                (failure.passes, failure.exit_code),
-                (passes, 128),
+                (failure.is_temporary, failure.exit_code),
+                (is_temporary, 128),
                 "{errno:?}"
             );
             assert!(

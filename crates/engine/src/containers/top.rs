@@ -1,5 +1,5 @@
-//! The processes of a container, as `ps` would list them. There may be no `ps` on the host, so
-//! /proc is read here.
+//! The processes of a container, as ps(1) lists them. The host may not have `ps`, so /proc is read
+//! directly.
 
 use std::collections::HashMap;
 
@@ -9,15 +9,16 @@ use whelk_sys::text::{command_line, printable};
 
 use super::Containers;
 use crate::error::{Error, Result};
-use crate::shims::ask;
+use crate::shims;
 
+/// The column titles and one row per process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Top {
     pub titles: Vec<&'static str>,
     pub processes: Vec<Vec<String>>,
 }
 
-/// A column: its title, the names people call it by, and its content.
+/// A column: its title, the format specifiers that select it (ps(1)), and its content.
 type Column = (&'static str, &'static [&'static str], fn(&Info) -> String);
 
 const COLUMNS: &[Column] = &[
@@ -69,24 +70,26 @@ const COLUMNS: &[Column] = &[
     }),
 ];
 
-const FULL: &[&str] = &["uid", "pid", "ppid", "c", "stime", "tty", "time", "cmd"];
-const USER: &[&str] = &[
+const FULL_FORMAT: &[&str] = &["uid", "pid", "ppid", "c", "stime", "tty", "time", "cmd"];
+const USER_FORMAT: &[&str] = &[
     "user", "pid", "%cpu", "%mem", "vsz", "rss", "tty", "stat", "start", "time", "command",
 ];
 
 impl Containers {
+    /// Lists a container's processes; `arguments` are options of `ps`.
+    ///
     /// # Errors
-    /// A container that does not run; an option of `ps` that is not understood here, by name.
+    /// Returns an error if the container does not run, or if an option of `ps` is not supported.
     pub async fn top(&self, name: &str, arguments: &str) -> Result<Top> {
         let container = self.find(name)?;
         container.running_pid()?;
         let columns = columns(arguments)?;
-        let (reply, _) = ask(&self.instance, &container.id, &Request::Processes).await?;
+        let (reply, _) = shims::request(&self.instance, &container.id, &Request::Processes).await?;
         let Reply::Processes(mut pids) = reply else {
             return Err(Error::internal("cannot list the container's processes"));
         };
         pids.sort_unstable();
-        // Command lines are in the processes' memory, which may be mapped from a file system that
+        // /proc/PID/cmdline reads the process's memory, which may be mapped from a file system that
         // does not answer.
         let read = move || {
             let (machine, users) = (Machine::read(), users());
@@ -94,15 +97,15 @@ impl Containers {
                 .filter_map(|pid| Info::read(pid, machine, &users))
                 .collect::<Vec<_>>()
         };
-        let infos = container.look(read).await?;
+        let infos = container.with_process_access(read).await?;
         let full = columns
             .iter()
             .map(|column| column.1[0])
-            .eq(FULL.iter().copied());
+            .eq(FULL_FORMAT.iter().copied());
         let processes = infos
             .iter()
             .map(|info| {
-                // The full format shows the user's name under UID.
+                // The full format (`-f`) shows the user's name in the column UID.
                 columns
                     .iter()
                     .map(|(title, _, content)| {
@@ -123,6 +126,7 @@ impl Containers {
     }
 }
 
+/// Parses the options of `ps` that select columns.
 fn columns(arguments: &str) -> Result<Vec<&'static Column>> {
     let find = |name: &str| {
         COLUMNS
@@ -138,8 +142,8 @@ fn columns(arguments: &str) -> Result<Vec<&'static Column>> {
             "-o" | "o" | "-eo" | "-Ao" | "axo" | "--format" => words
                 .next()
                 .ok_or_else(|| Error::invalid("ps: -o needs a list of columns"))?,
-            "-ef" | "-Af" | "-f" | "ef" => &FULL.join(","),
-            "aux" | "-aux" | "axu" | "u" | "auxw" | "auxww" => &USER.join(","),
+            "-ef" | "-Af" | "-f" | "ef" => &FULL_FORMAT.join(","),
+            "aux" | "-aux" | "axu" | "u" | "auxw" | "auxww" => &USER_FORMAT.join(","),
             "-e" | "-A" | "ax" | "-ax" | "x" | "a" | "-w" | "-ww" | "ww" => continue,
             word => match word
                 .strip_prefix("-o")
@@ -149,7 +153,7 @@ fn columns(arguments: &str) -> Result<Vec<&'static Column>> {
                 Some(list) => list,
                 None => {
                     return Err(Error::invalid(format!(
-                        "ps option {word:?} is not understood: use -ef, aux or -o COLUMNS"
+                        "ps option {word:?} is not supported: use -ef, aux or -o COLUMNS"
                     )));
                 }
             },
@@ -160,7 +164,7 @@ fn columns(arguments: &str) -> Result<Vec<&'static Column>> {
         );
     }
     names
-        .unwrap_or_else(|| FULL.iter().map(|&name| name.to_owned()).collect())
+        .unwrap_or_else(|| FULL_FORMAT.iter().map(|&name| name.to_owned()).collect())
         .iter()
         .map(|name| find(name))
         .collect()
@@ -211,9 +215,9 @@ struct Info {
 }
 
 impl Info {
-    /// `None` for a process that has ended meanwhile.
+    /// Reads a process's /proc files. Returns `None` if it has ended.
     fn read(pid: i32, machine: Machine, users: &HashMap<u32, String>) -> Option<Self> {
-        // The process's name is in both files, and may be any bytes.
+        // Not as text: the process's name, which both files contain, can have any bytes.
         let read = |file: &str| fs::read(format!("/proc/{pid}/{file}"));
         let stat = read("stat").ok()?;
         let end = stat.iter().rposition(|&byte| byte == b')')?;
@@ -221,7 +225,7 @@ impl Info {
         let name = printable(&stat[begin + 1..end]);
         let tail = String::from_utf8_lossy(&stat[end + 1..]);
         let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
-        // Numbered from field 3 of proc_pid_stat(5).
+        // Fields are numbered as in proc_pid_stat(5); the first after the name is 3.
         let number = |index: usize| {
             fields
                 .get(index - 3)
@@ -305,7 +309,7 @@ impl Info {
         }
     }
 
-    /// Clock time today, else the day, in UTC.
+    /// Formats the start time in UTC: the time of day if it is less than 24 h ago, else the date.
     fn start_time(&self) -> String {
         let started = self.machine.now - i64::try_from(self.elapsed()).unwrap_or_default();
         let time = jiff::Timestamp::from_second(started).unwrap_or_default();
@@ -332,7 +336,7 @@ fn clock(seconds: u64) -> String {
     }
 }
 
-/// The host's users: that is whose names `ps` on the host would show.
+/// Returns the host's users by uid, whose names `ps` on the host would show.
 fn users() -> HashMap<u32, String> {
     let passwd = fs::read_at_most("/etc/passwd", 1 << 20).unwrap_or_default();
     let passwd = String::from_utf8_lossy(&passwd);
@@ -364,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_ps() {
+    fn parses_options_of_ps() {
         assert_eq!(titles(""), "UID PID PPID C STIME TTY TIME CMD");
         assert_eq!(
             titles("aux"),
@@ -372,6 +376,6 @@ mod tests {
         );
         assert_eq!(titles("-o pid,user,comm,args"), "PID USER COMMAND COMMAND");
         assert_eq!(titles("-o bogus"), "ps: unknown column \"bogus\"");
-        assert!(titles("--forest").contains("not understood"));
+        assert!(titles("--forest").contains("not supported"));
     }
 }

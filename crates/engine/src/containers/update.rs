@@ -1,17 +1,15 @@
-//! Changing a container's limits and restart policy, also while it runs; and its name.
+//! Updating a container's limits and restart policy, also while it runs.
 
 use serde::Deserialize;
 use whelk_shim::protocol::{Reply, Request};
 
-use super::create::name_taken;
-use super::stop::expect_done;
-use super::{Container, Containers, start};
+use super::{Containers, start};
 use crate::error::{Error, Result};
 use crate::model::{HostConfig, RestartPolicy};
-use crate::shims::ask;
+use crate::shims::{self, expect_done};
 use crate::{spec, validate};
 
-/// What may change. A field left out stays as it is.
+/// The settings to update. Zero, empty and absent fields are left unchanged.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct UpdateRequest {
@@ -32,6 +30,7 @@ pub struct UpdateRequest {
 }
 
 impl UpdateRequest {
+    /// Applies the update to a container's settings.
     fn apply(&self, host: &mut HostConfig) {
         let set = |field: &mut i64, value: i64| {
             if value != 0 {
@@ -59,7 +58,7 @@ impl UpdateRequest {
             }
         }
         if let Some(limit) = self.pids_limit {
-            // Any other number stands for no limit, which is shown as 0.
+            // A negative number means no limit, which `inspect` shows as 0.
             host.pids_limit = Some(limit.max(0));
         }
         if !self.restart_policy.name.is_empty() {
@@ -69,8 +68,8 @@ impl UpdateRequest {
 }
 
 impl UpdateRequest {
-    /// Checks what may not change, in Docker's words. Billionths of a processor become a period and
-    /// a quota, so that whichever was set first keeps the other from being set.
+    /// Checks what cannot be updated; the error texts are Docker's. `NanoCpus` is an alternative to
+    /// `CpuPeriod` and `CpuQuota`: whichever was set first excludes the other.
     fn check(&self, host: &HostConfig) -> Result<()> {
         if !self.restart_policy.name.is_empty() {
             validate::restart_policy(&self.restart_policy)?;
@@ -112,12 +111,14 @@ impl UpdateRequest {
 }
 
 impl Containers {
+    /// Updates a container, and returns warnings for the user.
+    ///
     /// # Errors
-    /// Limits that make no sense together; a limit that the kernel refuses. The container stays as
-    /// it was then.
+    /// Returns an error if the limits are invalid, or if the kernel refuses one. The container is
+    /// left unchanged then.
     pub async fn update(&self, name: &str, request: UpdateRequest) -> Result<Vec<String>> {
         let container = self.find(name)?;
-        let _operation = container.turn(name).await?;
+        let _operation = container.lock_operation(name).await?;
         let mut record = container.record().clone();
         if record.state.status == crate::model::Status::Removing
             || record.state.status == crate::model::Status::Dead
@@ -160,20 +161,19 @@ impl Containers {
                 limits.pids = Some(whelk_runtime::spec::Pids { limit });
             }
             let reply = match self
-                .ask(&container, &Request::Update(Box::new(limits)))
+                .request_shim(&container, &Request::Update(Box::new(limits)))
                 .await
             {
-                // It has ended meanwhile: the limits are those of its next run.
+                // It has ended meanwhile: the limits apply to its next run.
                 Err(Error::Conflict(_)) => Reply::Done,
                 reply => reply?,
             };
             if let Err(error) =
                 expect_done(reply, &format!("Cannot update container {}", container.id))
             {
-                // The kernel takes limits one by one: those before the one that it refused are put
-                // back.
+                // Limits are set one by one: those before the refused one are restored.
                 let old = spec::limits(&container.record().host.clone(), &start::device_number)?;
-                let reply = ask(
+                let reply = shims::request(
                     &self.instance,
                     &container.id,
                     &Request::Update(Box::new(old)),
@@ -191,88 +191,5 @@ impl Containers {
         self.save_with_copy(&container)?;
         self.publish(&container, "update", &[]);
         Ok(warnings)
-    }
-
-    /// # Errors
-    /// A name that is none, or that is taken.
-    pub async fn rename(&self, name: &str, new_name: &str) -> Result<()> {
-        let container = self.find(name)?;
-        if new_name.is_empty() {
-            return Err(Error::invalid("Neither old nor new names may be empty"));
-        }
-        let new_name = validate::name(new_name)
-            .map_err(|_| {
-                Error::invalid(format!(
-                    "Error when allocating new name: Invalid container name (/{}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed",
-                    new_name.trim_start_matches('/')
-                ))
-            })?
-            .to_owned();
-        let _operation = container.turn(name).await?;
-        let old_name = container.name();
-        if old_name == new_name {
-            return Err(Error::invalid(
-                "Renaming a container with the same name as its current name",
-            ));
-        }
-        {
-            let mut index = self
-                .index
-                .write()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(owner) = index.by_name.get(&new_name) {
-                return Err(Error::conflict(format!(
-                    "Error when allocating new name: {}",
-                    name_taken(&new_name, owner)
-                )));
-            }
-            index.by_name.insert(new_name.clone(), container.id.clone());
-        }
-        container.record().name.clone_from(&new_name);
-        self.rename_in_networks(&container);
-        let saved = self.save_with_copy(&container);
-        let renamed = {
-            let mut index = self
-                .index
-                .write()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            // One that is removed at its end may be gone by now, under either of its names.
-            let is_there = index.by_id.contains_key(&container.id);
-            let renamed = saved.and_then(|()| {
-                if is_there {
-                    Ok(())
-                } else {
-                    Err(Error::no_such_container(name))
-                }
-            });
-            let kept = if renamed.is_ok() {
-                Some(&new_name)
-            } else {
-                Some(&old_name).filter(|_| is_there)
-            };
-            for unused in [&old_name, &new_name]
-                .into_iter()
-                .filter(|name| Some(*name) != kept)
-            {
-                if index.by_name.get(unused) == Some(&container.id) {
-                    index.by_name.remove(unused);
-                }
-            }
-            renamed
-        };
-        if renamed.is_err() {
-            container.record().name = old_name;
-            self.rename_in_networks(&container);
-            return renamed;
-        }
-        self.publish(&container, "rename", &[("oldName", format!("/{old_name}"))]);
-        Ok(())
-    }
-
-    fn rename_in_networks(&self, container: &Container) {
-        let _networking = container.networking();
-        let mut renamed = container.record().clone();
-        self.networks.rename(&mut renamed);
-        container.record().networks = renamed.networks;
     }
 }

@@ -1,4 +1,4 @@
-//! What containers have to do with volumes.
+//! Containers' mounts: resolving, acquiring and releasing volumes and images.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
@@ -13,26 +13,27 @@ use whelk_sys::{errno_text, fs, in_root};
 use super::{Container, Containers, files};
 use crate::error::{Error, Result};
 use crate::images::Pin;
-use crate::model::{Config, HostConfig, Record, Status};
+use crate::model::{Config, ContainerRecord, HostConfig, Status};
 use crate::mounts::{self, ImageUse, MountPlan, Source, VolumeUse};
 use crate::volumes::VolumeRecord;
 
-/// A copy of a volume to be made.
+/// A request to copy a volume.
 #[derive(Clone, Debug, Default)]
 pub struct CopyVolume {
     pub source: String,
     pub name: String,
-    /// Beside those of the source.
+    /// Labels added to those of the source.
     pub labels: BTreeMap<String, String>,
-    /// Only to be read.
+    /// Create a read-only snapshot instead of a writable copy.
     pub snapshot: bool,
+    /// Pause the containers that use the volume while it is copied.
     pub pause: bool,
 }
 
 impl Containers {
-    /// All that a new container mounts. Volumes that are missing are made, and all are kept for it
-    /// from here on: [`Containers::release_volumes`] takes that back. Images are kept by the pins
-    /// until a record says so.
+    /// Returns a new container's mounts. Creates missing volumes and registers the container as a
+    /// user of all of them, which [`Containers::release_volumes`] reverses. The pins keep images
+    /// from being removed until the container's record refers to them.
     pub(super) fn resolve_mounts(
         &self,
         id: &str,
@@ -42,7 +43,7 @@ impl Containers {
         let (mut plans, mut places, mut pins) = (Vec::new(), HashMap::new(), Vec::new());
         for from in host.volumes_from.iter().flatten() {
             let (name, read_only) = mounts::parse_volumes_from(from)?;
-            // Not a "not found": clients take that for a missing image, and pull it.
+            // Not `NotFound`: clients take that for a missing image, and pull it.
             let donor = self
                 .find(name)
                 .map_err(|error| Error::invalid(error.to_string()))?;
@@ -55,8 +56,8 @@ impl Containers {
                     plan.make_read_only();
                 }
                 if let Source::Volume(volume) = &mut plan.source {
-                    // It got its content with its first container; what is empty by now is so on
-                    // purpose.
+                    // The volume was filled for its first container; if it is empty now, that is
+                    // intended.
                     volume.copy = false;
                 }
                 put(&mut plans, &mut places, plan);
@@ -76,7 +77,7 @@ impl Containers {
             let mut must_be_read_only = false;
             let taken = match &mut plans[index].source {
                 Source::Volume(volume) => self
-                    .take_volume(id, volume, host.auto_remove)
+                    .acquire_volume(id, volume, host.auto_remove)
                     .map(|is_snapshot| must_be_read_only = is_snapshot),
                 Source::Image(image) => self.pin_image(image).map(|pin| pins.push(pin)),
                 Source::Bind { .. } | Source::Tmpfs => Ok(()),
@@ -92,15 +93,15 @@ impl Containers {
         Ok((plans, pins))
     }
 
-    /// An image that a container mounts; one of `--volumes-from` is the one that its donor has,
-    /// whatever has its name by now.
+    /// Finds and pins an image to mount. One inherited by `--volumes-from` is found by the id in
+    /// the donor's mount, because the name may refer to another image now.
     fn pin_image(&self, image: &mut ImageUse) -> Result<Pin> {
         let is_inherited = !image.id.is_empty();
         let pinned = self
             .images
             .pin(if is_inherited { &image.id } else { &image.name });
         let (found, pin) = pinned.map_err(|error| match error {
-            // Clients would take that for the container's own image, and pull it.
+            // Clients would take `NotFound` for the container's own image, and pull it.
             Error::NotFound(text) if is_inherited => Error::Invalid(text),
             error => error,
         })?;
@@ -108,8 +109,9 @@ impl Containers {
         Ok(pin)
     }
 
-    /// The same where it may block: volumes may be other programs' to make.
-    pub(super) async fn resolve_mounts_aside(
+    /// Like [`Containers::resolve_mounts`], on a blocking thread if there are mounts: a volume
+    /// plugin may take long.
+    pub(super) async fn resolve_mounts_async(
         self: &Arc<Self>,
         id: &str,
         config: &Config,
@@ -129,18 +131,18 @@ impl Containers {
             .map_err(|error| Error::internal(error.to_string()))?
     }
 
-    /// Finds or makes a volume for a container, which is `passing` if it is removed at its end.
-    /// Returns whether it may only be read.
-    fn take_volume(&self, id: &str, volume: &mut VolumeUse, passing: bool) -> Result<bool> {
+    /// Finds or creates a volume for a container; `passing` says that the container is a `--rm`
+    /// one. Returns whether the volume is a read-only snapshot.
+    fn acquire_volume(&self, id: &str, volume: &mut VolumeUse, passing: bool) -> Result<bool> {
         let mut make = std::mem::take(&mut volume.make);
         make.passing = passing;
         if make.name.is_empty() {
-            // One of `--volumes-from` has its name already.
+            // A volume inherited by `--volumes-from` has its name already.
             make.name.clone_from(&volume.name);
         }
         volume.anonymous = make.name.is_empty() || volume.anonymous;
         let record = match self.volumes.create_for(make, Some(id)) {
-            // Likewise.
+            // As above: not `NotFound`, which makes clients pull the image.
             Err(Error::NotFound(text)) => return Err(Error::Invalid(text)),
             made => made?,
         };
@@ -150,8 +152,11 @@ impl Containers {
         Ok(is_snapshot)
     }
 
-    /// Copies a volume into a new one. With `pause` the containers that run with it stand still
-    /// meanwhile, so that the copy is of one moment.
+    /// Copies a volume to a new one. With `pause` the running containers that use it are paused
+    /// during the copy, so that the copy is consistent.
+    ///
+    /// # Errors
+    /// Returns an error if a container cannot be paused, or if the copy fails.
     pub async fn copy_volume(self: &Arc<Self>, request: CopyVolume) -> Result<VolumeRecord> {
         let mut paused = Vec::new();
         let mut ready = Ok(());
@@ -175,15 +180,15 @@ impl Containers {
             {
                 tracing::warn!(
                     container = container.id,
-                    "after a volume was copied: {error}"
+                    "unpause after the copy of a volume: {error}"
                 );
             }
         }
         copied
     }
 
-    /// Pauses the containers that run with a volume, and says which: also those that may be paused
-    /// when it fails.
+    /// Pauses the running containers that use a volume, and adds them to `paused`, including one
+    /// whose pause has failed and may have taken effect.
     async fn pause_users(&self, volume: &str, paused: &mut Vec<Arc<Container>>) -> Result<()> {
         for id in self.volumes.running(volume) {
             let Some(container) = self
@@ -203,8 +208,8 @@ impl Containers {
         Ok(())
     }
 
-    /// A container does not use its volumes any more; `anonymous` ones that nobody uses now go as
-    /// well.
+    /// Removes a container from the users of its volumes. With `anonymous` also removes its
+    /// anonymous volumes that have no user left.
     pub(super) fn release_volumes(&self, id: &str, plans: &[MountPlan], anonymous: bool) {
         for volume in plans.iter().filter_map(MountPlan::volume) {
             self.volumes.release(&volume.name, id);
@@ -214,8 +219,8 @@ impl Containers {
         }
     }
 
-    /// Gives empty volumes what the image has at their place.
-    pub(super) async fn fill_volumes(self: &Arc<Self>, record: &Record) -> Result<()> {
+    /// Copies the image's files at each mount target into volumes that are empty.
+    pub(super) async fn fill_volumes(self: &Arc<Self>, record: &ContainerRecord) -> Result<()> {
         let auto_remove = record.host.auto_remove;
         let fills: Vec<(VolumeUse, String)> = record
             .mounts
@@ -247,8 +252,12 @@ impl Containers {
         .map_err(|error| Error::internal(error.to_string()))?
     }
 
-    /// The mounts that a container's runtime is told.
-    pub(super) fn mounts_of(&self, record: &Record, directory: &Path) -> Result<Vec<Mount>> {
+    /// Returns a container's mounts in the form of the OCI configuration.
+    pub(super) fn mounts_of(
+        &self,
+        record: &ContainerRecord,
+        directory: &Path,
+    ) -> Result<Vec<Mount>> {
         record
             .mounts
             .iter()
@@ -256,7 +265,12 @@ impl Containers {
             .collect()
     }
 
-    fn mount_of(&self, plan: &MountPlan, record: &Record, directory: &Path) -> Result<Mount> {
+    fn mount_of(
+        &self,
+        plan: &MountPlan,
+        record: &ContainerRecord,
+        directory: &Path,
+    ) -> Result<Mount> {
         let mut mount = Mount {
             destination: plan.target.clone(),
             options: plan.options.clone(),
@@ -266,7 +280,7 @@ impl Containers {
             Source::Bind { path, map_user, .. } => {
                 if *map_user {
                     (mount.uid_mappings, mount.gid_mappings) =
-                        self.owner_as_user(record, directory, path)?;
+                        self.owner_to_user_mappings(record, directory, path)?;
                 }
                 ("bind".into(), path.clone())
             }
@@ -279,7 +293,8 @@ impl Containers {
             ),
             Source::Tmpfs => ("tmpfs".into(), "tmpfs".into()),
             Source::Image(image) => {
-                // Overlay takes no less than two layers, and the lowest has no say.
+                // Overlayfs needs at least two lower layers; the additional empty one at the bottom
+                // changes nothing.
                 let layers = self
                     .layers(&image.id)?
                     .into_iter()
@@ -301,11 +316,12 @@ impl Containers {
         Ok(mount)
     }
 
-    /// The id mappings with which what the owner of `path` has is the container's user's, and what
-    /// that one makes there is the owner's. None where they are the same.
-    fn owner_as_user(
+    /// Returns the uid and gid mappings of an id-mapped mount that shows files of `path`'s owner as
+    /// the container user's, and makes files that this user creates the owner's. Empty if the two
+    /// are the same.
+    fn owner_to_user_mappings(
         &self,
-        record: &Record,
+        record: &ContainerRecord,
         directory: &Path,
         path: &str,
     ) -> Result<(Vec<IdMapping>, Vec<IdMapping>)> {
@@ -333,8 +349,9 @@ impl Containers {
         ))
     }
 
-    /// Makes what a container is about to mount ready.
-    pub(super) fn enter_mounts(&self, record: &Record) -> Result<()> {
+    /// Prepares a container's mounts for its start: creates sources of binds, checks propagation,
+    /// mounts volumes.
+    pub(super) fn acquire_mounts(&self, record: &ContainerRecord) -> Result<()> {
         for plan in &record.mounts {
             match &plan.source {
                 Source::Bind { path, create, .. } => {
@@ -367,8 +384,8 @@ impl Containers {
         Ok(())
     }
 
-    /// A container has ended, or could not be started.
-    pub(super) fn leave_mounts(&self, container: &Container) {
+    /// Releases the volumes of a container that has ended or could not be started.
+    pub(super) fn release_mounts(&self, container: &Container) {
         let names: Vec<String> = container
             .record()
             .mounts
@@ -380,7 +397,7 @@ impl Containers {
         }
     }
 
-    /// Notes at recovery which volumes a container uses.
+    /// Registers at recovery the volumes that a container uses.
     pub(super) fn adopt_volumes(&self, container: &Container, runs: bool) {
         let record = container.record().clone();
         for volume in record.mounts.iter().filter_map(MountPlan::volume) {
@@ -389,7 +406,7 @@ impl Containers {
     }
 }
 
-/// Adds a mount, in place of an earlier one with the same target. `places` has each target's index.
+/// Adds a mount, or replaces an earlier one with the same target. `places` has each target's index.
 fn put(plans: &mut Vec<MountPlan>, places: &mut HashMap<String, usize>, plan: MountPlan) {
     match places.get(&plan.target) {
         Some(place) => plans[*place] = plan,
@@ -400,8 +417,8 @@ fn put(plans: &mut Vec<MountPlan>, places: &mut HashMap<String, usize>, plan: Mo
     }
 }
 
-/// The runtime resolves the path again, as safely; here a missing one is told in the words that
-/// users know.
+/// Checks that a volume's subpath exists, to report Docker's error text. The runtime resolves the
+/// path again, equally confined to the volume.
 fn check_subpath(volume: &PathBuf, subpath: &str) -> Result<()> {
     if subpath.is_empty() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Waiting for a container's end.
+//! Waiting for a container's exit or removal.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
@@ -9,9 +9,10 @@ use futures_util::future::Either;
 use super::Containers;
 use crate::error::{Error, Result};
 
+/// What to wait for (the API's `condition`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WaitCondition {
-    /// Returns at once for one that does not run.
+    /// Returns at once if the container does not run.
     #[default]
     NotRunning,
     NextExit,
@@ -30,18 +31,18 @@ impl std::str::FromStr for WaitCondition {
     }
 }
 
-/// How a container ended.
+/// The result of a wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waited {
     pub exit_code: i32,
 }
 
-/// Exit codes of containers that were removed at their end, the oldest first.
+/// Exit codes of containers that were removed at their exit (`--rm`), the oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Exits(VecDeque<(Instant, String, i32)>);
 
 impl Exits {
-    /// How long an exit code is kept, and how many are at most.
+    /// How long an exit code is kept, and the maximum number of them.
     const KEPT: Duration = Duration::from_secs(300);
     const MOST: usize = 4096;
 
@@ -67,20 +68,20 @@ impl Exits {
 }
 
 impl Containers {
-    /// Keeps the exit code of a container that is about to be removed because it has ended: a
-    /// client that started it may ask for it only now.
-    pub(super) fn keep_exit_code(&self, id: &str, exit_code: i32) {
+    /// Keeps the exit code of a `--rm` container before it is removed: a client may call `wait`
+    /// only after the exit.
+    pub(super) fn retain_exit_code(&self, id: &str, exit_code: i32) {
         self.exits
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .add(id.to_owned(), exit_code);
     }
 
-    /// Starts waiting at once: whatever happens after this returns is seen by the future it
-    /// returns.
+    /// Waits for a container. The wait begins before this returns: the returned future sees
+    /// everything that happens afterwards.
     ///
     /// # Errors
-    /// No such container.
+    /// Returns an error if there is no such container.
     pub fn wait(
         &self,
         name: &str,
@@ -119,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_codes_are_kept_by_id_and_bounded() {
+    fn keeps_a_bounded_number_of_exit_codes_by_id() {
         let mut exits = Exits::default();
         for number in 0..=Exits::MOST {
             exits.add(format!("id{number}"), i32::try_from(number).unwrap());

@@ -1,4 +1,4 @@
-//! Listing images: which match, under which of their names, and what of them others share.
+//! Listing images, and the disk usage of their layers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use super::{Image, Images};
 use crate::error::{Error, Result};
 use crate::filters::Filters;
 
+/// The filters of a list request.
 pub const FILTERS: &[&str] = &[
     "before",
     "dangling",
@@ -19,19 +20,19 @@ pub const FILTERS: &[&str] = &[
     "until",
 ];
 
-/// An image with those of its names that match.
+/// An image as lists show it, with those of its names that match.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct ImageSummary {
     pub image: Arc<Image>,
     pub names: Vec<String>,
 }
 
 impl Images {
-    /// All images that match, the newest first.
+    /// Returns all images that match, the newest first.
     ///
     /// # Errors
-    /// A filter value that makes no sense.
-    pub fn list(&self, filters: &Filters) -> Result<Vec<Listed>> {
+    /// Returns an error if a filter value is invalid.
+    pub fn list(&self, filters: &Filters) -> Result<Vec<ImageSummary>> {
         let bound = |key: &str| -> Result<Vec<Option<jiff::Timestamp>>> {
             filters
                 .get(key)
@@ -56,7 +57,7 @@ impl Images {
         for image in index.by_id.values() {
             let all = names.get(&image.id).map_or(&[][..], Vec::as_slice);
             let created = image.created();
-            let in_time = until.is_none_or(|until| image.made_before(until))
+            let in_time = until.is_none_or(|until| image.created_before(until))
                 && before.iter().all(|bound| {
                     bound.is_none_or(|bound| created.is_some_and(|created| created < bound))
                 })
@@ -76,7 +77,7 @@ impl Images {
                 }
             }
             if patterns.is_empty() || !matching.is_empty() {
-                listed.push(Listed {
+                listed.push(ImageSummary {
                     image: image.clone(),
                     names: matching,
                 });
@@ -86,8 +87,8 @@ impl Images {
         Ok(listed)
     }
 
-    /// The ids of an image and of all that have layers on top of its own. One of equal layers is
-    /// another image.
+    /// Returns the ids of an image and of all images that have further layers on top of its layers.
+    /// An image with the same layers is not included.
     pub fn built_on(&self, name: &str) -> Vec<String> {
         let Ok(image) = self.find(name) else {
             return Vec::new();
@@ -106,8 +107,8 @@ impl Images {
             .collect()
     }
 
-    /// The bytes of all layers, each counted once, and for each image those of layers that others
-    /// have too.
+    /// Returns the total size of all layers, each counted once, and for each image the size of its
+    /// layers that other images share, in bytes.
     pub fn layer_usage(&self) -> Result<(u64, BTreeMap<Digest, u64>)> {
         let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
         let mut users: BTreeMap<&Digest, usize> = BTreeMap::new();
@@ -135,7 +136,7 @@ impl Images {
 }
 
 impl Image {
-    /// When it says that it was made.
+    /// Returns the creation time in its configuration.
     pub fn created(&self) -> Option<jiff::Timestamp> {
         self.config
             .created
@@ -143,24 +144,26 @@ impl Image {
             .and_then(|text| text.parse().ok())
     }
 
-    /// Whether it says that it was made before. One that does not say when is as old as can be.
-    pub(super) fn made_before(&self, time: jiff::Timestamp) -> bool {
+    /// Returns whether the image was created before `time`. An image without a creation time counts
+    /// as older than any other.
+    pub(super) fn created_before(&self, time: jiff::Timestamp) -> bool {
         self.config.created.is_none() || self.created().is_some_and(|created| created < time)
     }
 
-    /// Its layers, each once.
+    /// Returns its distinct layers.
     pub(super) fn layers(&self) -> BTreeSet<&Digest> {
         self.config.rootfs.diff_ids.iter().collect()
     }
 }
 
+/// Returns the `until` filter.
 pub(super) fn until(filters: &Filters) -> Result<Option<jiff::Timestamp>> {
     Ok(filters
         .until()?
         .and_then(|nanoseconds| jiff::Timestamp::from_nanosecond(nanoseconds.into()).ok()))
 }
 
-/// Whether one of the patterns matches a name, with its tag or without.
+/// Returns whether one of the patterns matches a name, with or without its tag.
 fn matches_any(patterns: &[&String], name: &Reference) -> Result<bool> {
     let (full, bare) = (name.familiar(), name.familiar_name());
     for pattern in patterns {
@@ -171,17 +174,18 @@ fn matches_any(patterns: &[&String], name: &Reference) -> Result<bool> {
     Ok(false)
 }
 
-/// Go's `path.Match`: `*` and `?` do not match a slash, `[a-z]` and `[^a-z]` match one letter, `\`
-/// takes the meaning away.
+/// Matches like Go's `path.Match`: `*` and `?` do not match a slash, `[a-z]` and `[^a-z]` match one
+/// character, and `\` escapes the next character. Takes time proportional to the product of both
+/// lengths, whatever the pattern.
 ///
 /// # Errors
-/// A malformed pattern.
+/// Returns an error if the pattern is malformed.
 fn matches(pattern: &str, text: &str) -> Result<bool> {
     let tokens = tokens(pattern)?;
     let text: Vec<char> = text.chars().collect();
     let (mut at, mut read) = (0, 0);
-    // Where the last star was, and how much of the text it has taken: what follows it is tried
-    // again one further on.
+    // The index of the last star's token, and the end of the text it has matched. On a mismatch the
+    // star matches one character more.
     let mut star: Option<(usize, usize)> = None;
     loop {
         match (tokens.get(at), text.get(read)) {
@@ -212,7 +216,7 @@ enum Token {
     Star,
     Any,
     Letter(char),
-    /// Ranges, and whether the letter must be in none of them.
+    /// The ranges, and whether the class is negated.
     Class(Vec<(char, char)>, bool),
 }
 
@@ -232,6 +236,7 @@ impl Token {
     }
 }
 
+/// Parses a pattern.
 fn tokens(pattern: &str) -> Result<Vec<Token>> {
     let bad = || Error::invalid("syntax error in pattern");
     let mut letters = pattern.chars().peekable();
@@ -275,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_match_with_and_without_tag() {
+    fn matches_references_with_and_without_tag() {
         for (pattern, name, expected) in [
             ("busybox", "busybox:latest", true),
             ("busy*", "busybox:1", true),
@@ -306,7 +311,7 @@ mod tests {
                 "{bad}"
             );
         }
-        // In no time, however often a star could take another part.
+        // Without exponential backtracking.
         assert!(!matches(&("*a".repeat(30) + "b"), &"a".repeat(200)).unwrap());
     }
 }

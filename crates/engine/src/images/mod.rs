@@ -1,4 +1,4 @@
-//! Images: which exist, and under what names.
+//! Images and their names.
 
 mod list;
 mod remove;
@@ -12,9 +12,9 @@ use whelk_image::{Digest, ImageConfig, Platform, Reference};
 
 use crate::error::{Error, Result};
 use crate::events::{Events, now};
-use crate::store::Store;
+use crate::store::RecordStore;
 
-pub use list::{FILTERS, Listed};
+pub use list::{FILTERS, ImageSummary};
 pub use remove::Removed;
 pub use transfer::Renamed;
 
@@ -23,13 +23,13 @@ pub use transfer::Renamed;
 pub struct Image {
     pub id: Digest,
     pub config: ImageConfig,
-    /// Bytes of file content in all layers.
+    /// Size of the file contents in all layers, in bytes.
     pub size: u64,
-    /// When it last got a name, in nanoseconds since the epoch; 0 for never.
+    /// Time of its last tag, in nanoseconds since the epoch; 0 for never.
     pub tagged_at: i64,
 }
 
-/// An image as it is kept in the store: the configuration is a blob of its own.
+/// An image as the store keeps it. Its configuration is a blob.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
     pub id: Digest,
@@ -39,10 +39,11 @@ pub(crate) struct ImageRecord {
 }
 
 impl Image {
-    /// Checks that the image, which was asked for as `name`, runs on a platform, if one is given.
+    /// Checks that the image, which was requested as `name`, runs on the platform `wanted`, if one
+    /// is given.
     ///
     /// # Errors
-    /// [`Error::NotFound`]: there is an image of that name, but not such a one.
+    /// Returns [`Error::NotFound`] if the image is for another platform.
     pub(crate) fn check_platform(&self, wanted: Option<&Platform>, name: &str) -> Result<()> {
         let own = Platform::of(&self.config);
         match wanted.filter(|wanted| !wanted.runs(&own)) {
@@ -54,21 +55,24 @@ impl Image {
     }
 }
 
+/// All images of an engine.
 #[derive(Debug)]
 pub struct Images {
     files: whelk_image::ContentStore,
-    store: Arc<Store>,
+    store: Arc<RecordStore>,
     events: Arc<Events>,
     index: RwLock<Index>,
-    /// Read by those who bring layers in, which no image names yet.
+    /// Locked for reading while layers are added that no image refers to yet; garbage collection
+    /// needs it for writing.
     incoming: RwLock<()>,
-    /// Some image could not be read: what it has may look like nobody's.
+    /// An image could not be read. Its layers would look unused, so nothing is collected.
     unreadable: bool,
-    /// Held to decide that an image is used by a container to be, or by none: how many, by image.
+    /// Number of [`Pin`]s by image. Locked while an image is found and pinned, and while it is
+    /// removed.
     pins: Arc<Mutex<BTreeMap<Digest, usize>>>,
 }
 
-/// Keeps an image from being removed for as long as a container of it is being made.
+/// Keeps an image from being removed while a container of it is being created.
 #[derive(Debug)]
 pub struct Pin {
     image: Digest,
@@ -90,15 +94,19 @@ impl Drop for Pin {
 #[derive(Debug, Default)]
 struct Index {
     by_id: BTreeMap<Digest, Arc<Image>>,
-    /// Full names with tag to ids.
+    /// Ids by full name with tag.
     tags: BTreeMap<String, Digest>,
 }
 
 impl Images {
-    /// Opens the images below an engine's root.
+    /// Opens the images below an engine's root directory.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read. An image whose files cannot be read is logged
+    /// and left out.
     pub fn open(
         root: &std::path::Path,
-        store: Arc<Store>,
+        store: Arc<RecordStore>,
         events: Arc<Events>,
     ) -> Result<Arc<Self>> {
         let files = whelk_image::ContentStore::open(root)?;
@@ -108,7 +116,7 @@ impl Images {
             match files
                 .blob(&record.id)
                 .and_then(|bytes| ImageConfig::parse(&bytes))
-                .and_then(|config| whole(&files, config))
+                .and_then(|config| check_layers(&files, config))
             {
                 Ok(config) => {
                     let image = Image {
@@ -121,7 +129,7 @@ impl Images {
                 }
                 Err(error) => {
                     unreadable = true;
-                    tracing::error!("image {} cannot be used: {error}", record.id);
+                    tracing::error!("image {} cannot be read: {error}", record.id);
                 }
             }
         }
@@ -142,12 +150,13 @@ impl Images {
             unreadable,
             pins: Arc::default(),
         });
-        // What a load that was cut short has left may not be whole. It goes with the trash.
-        drop(images.throw_away());
+        // An interrupted load may have left incomplete files. They are moved to the trash, which
+        // recovery empties.
+        drop(images.trash_unused());
         Ok(images)
     }
 
-    /// The blobs and layers.
+    /// Returns the store of blobs and layers.
     pub fn store(&self) -> &whelk_image::ContentStore {
         &self.files
     }
@@ -160,8 +169,8 @@ impl Images {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds an image for a container that is being made, and keeps it until the [`Pin`] is
-    /// dropped.
+    /// Finds an image for a container that is being created, and keeps it from being removed until
+    /// the [`Pin`] is dropped.
     ///
     /// # Errors
     /// As [`Images::find`].
@@ -177,6 +186,10 @@ impl Images {
         Ok((image, pin))
     }
 
+    /// Returns an image by its id.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFound`] if there is none.
     pub fn get(&self, id: &Digest) -> Result<Arc<Image>> {
         self.read()
             .by_id
@@ -185,10 +198,11 @@ impl Images {
             .ok_or_else(|| Error::no_such_image(id.as_str()))
     }
 
-    /// Finds an image by name, id, or a beginning of its id that no other has.
+    /// Finds an image by name, id or unique prefix of the id.
     ///
     /// # Errors
-    /// A malformed name, none, or several.
+    /// Returns an error if the name is malformed, if there is no such image, or if the prefix is
+    /// ambiguous.
     pub fn find(&self, name: &str) -> Result<Arc<Image>> {
         let index = self.read();
         if let Ok(id) = name.parse::<Digest>() {
@@ -251,17 +265,17 @@ impl Images {
         }
     }
 
-    /// The same for an image that must run on a platform, if one is given.
+    /// Like [`Images::find`], for an image that must run on `platform`, if one is given.
     ///
     /// # Errors
-    /// One that does not.
+    /// Also returns [`Error::NotFound`] if the image is for another platform.
     pub fn find_for(&self, name: &str, platform: Option<&Platform>) -> Result<Arc<Image>> {
         let image = self.find(name)?;
         image.check_platform(platform, name)?;
         Ok(image)
     }
 
-    /// The names of an image as people write them.
+    /// Returns the names of an image in the familiar form (`busybox:latest`).
     pub fn names_of(&self, id: &Digest) -> Vec<String> {
         self.read()
             .tags
@@ -272,23 +286,25 @@ impl Images {
             .collect()
     }
 
+    /// Returns the number of images.
     pub fn count(&self) -> usize {
         self.read().by_id.len()
     }
 
-    /// Removes layers and configurations that no image has. Blocks for as long as that takes, but
-    /// holds nobody up.
-    fn sweep(&self) {
-        for path in self.throw_away() {
+    /// Deletes layers and configurations that no image uses. Blocking, but no lock is held during
+    /// the deletion.
+    fn collect_garbage(&self) {
+        for path in self.trash_unused() {
             if let Err(error) = whelk_sys::fs::remove_tree(&path) {
-                tracing::warn!("remove what no image needs: {error}");
+                tracing::warn!("collect unused layers: {error}");
             }
         }
     }
 
-    /// Takes out of the store what no image has, unless something is just coming in: then whoever
-    /// brings it in does that. Where an image cannot be read, nothing is thrown away.
-    fn throw_away(&self) -> Vec<std::path::PathBuf> {
+    /// Moves layers and configurations that no image uses to the trash, and returns their paths
+    /// there. Does nothing while a load or import runs, which collects at its end, or if an image
+    /// could not be read.
+    fn trash_unused(&self) -> Vec<std::path::PathBuf> {
         let Ok(_incoming) = self.incoming.try_write() else {
             return Vec::new();
         };
@@ -306,15 +322,15 @@ impl Images {
             (layers, index.by_id.keys().cloned().collect())
         };
         self.files.gc(&blobs, &layers).unwrap_or_else(|error| {
-            tracing::warn!("remove what no image needs: {error}");
+            tracing::warn!("collect unused layers: {error}");
             Vec::new()
         })
     }
 
-    /// Gives an image a further name.
+    /// Adds a name to an image, taking it from another image that has it.
     ///
     /// # Errors
-    /// An image that is not here.
+    /// Returns an error if there is no such image.
     pub fn tag(&self, name: &str, reference: &Reference) -> Result<()> {
         let id = self.find(name)?.id.clone();
         let full = reference.to_string();
@@ -342,6 +358,7 @@ impl Images {
         Ok(())
     }
 
+    /// Publishes an event of an image.
     fn publish(&self, action: &str, id: &Digest, name: String) {
         let mut attributes = self
             .read()
@@ -355,8 +372,8 @@ impl Images {
     }
 }
 
-/// A configuration whose layers are all there.
-fn whole(
+/// Returns the configuration if all its layers exist.
+fn check_layers(
     files: &whelk_image::ContentStore,
     config: ImageConfig,
 ) -> whelk_image::Result<ImageConfig> {
@@ -367,7 +384,7 @@ fn whole(
         .find(|layer| !files.has_layer(layer))
     {
         Some(layer) => Err(whelk_image::Error::NotFound(format!(
-            "its layer {layer} is not there"
+            "layer {layer} is missing"
         ))),
         None => Ok(config),
     }

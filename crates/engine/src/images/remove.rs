@@ -1,4 +1,4 @@
-//! Removing images: their names, and with the last name the image.
+//! Removing images' names, and images with their last name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
@@ -10,23 +10,23 @@ use super::{Image, Images};
 use crate::error::{Error, Result};
 use crate::filters::Filters;
 
-/// What a removal did.
+/// One step of a removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removed {
     Untagged(String),
     Deleted(Digest),
-    /// A layer with all below it, by its chain id, that no other image has.
+    /// A layer that no other image has on the same lower layers, by its chain id.
     DeletedLayer(Digest),
 }
 
 impl Images {
-    /// Takes a name off an image, and removes the image with its last name.
+    /// Removes a name of an image, or with its last name the image.
     ///
-    /// `users` says which containers use an image: id and whether it runs.
+    /// `users` returns the containers that use an image: their ids, and whether each runs.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when a container needs it and `force` does not help; an image that is
-    /// not for `platform`.
+    /// Returns [`Error::Conflict`] if a container uses the image and `force` does not allow the
+    /// removal, and [`Error::NotFound`] if the image is not for `platform`.
     pub fn remove(
         &self,
         name: &str,
@@ -43,7 +43,7 @@ impl Images {
             .iter()
             .any(|removed| matches!(removed, Removed::Deleted(_)))
         {
-            self.sweep();
+            self.collect_garbage();
         }
         Ok(removed)
     }
@@ -70,10 +70,10 @@ impl Images {
         if last && pins.contains_key(&image.id) {
             let short = &image.id.hex()[..12];
             return Err(Error::conflict(format!(
-                "conflict: unable to delete {short} - a container is being made of it"
+                "conflict: unable to delete {short} - a container of it is being created"
             )));
         }
-        let gone: Vec<String> = if by_id {
+        let untagged: Vec<String> = if by_id {
             names
         } else {
             names
@@ -82,7 +82,7 @@ impl Images {
                 .collect()
         };
         let mut removed = Vec::new();
-        for full in gone {
+        for full in untagged {
             self.store.delete_tag(&full)?;
             self.write().tags.remove(&full);
             let familiar = full
@@ -91,13 +91,12 @@ impl Images {
             self.publish("untag", &image.id, image.id.to_string());
             removed.push(Removed::Untagged(familiar));
         }
-        // A container keeps its image's files; without a name the image stays, dangling, until it
-        // is free.
+        // An image used by a container is not deleted: without a name it stays as a dangling image.
         if last && users.is_empty() {
             self.delete(&image)?;
             removed.push(Removed::Deleted(image.id.clone()));
             removed.extend(
-                self.chains_of_nobody(&image)
+                self.unshared_chains(&image)
                     .into_iter()
                     .map(Removed::DeletedLayer),
             );
@@ -106,6 +105,7 @@ impl Images {
         Ok(removed)
     }
 
+    /// Returns the full form of a name, with the default tag if it has none.
     fn full_name(&self, name: &str) -> Option<String> {
         name.parse::<Reference>().ok().map(|reference| {
             Reference {
@@ -116,16 +116,17 @@ impl Images {
         })
     }
 
+    /// Returns whether `name` is a name of the image, and not its id.
     pub(super) fn is_name_of(&self, name: &str, id: &Digest) -> bool {
         self.full_name(name)
             .is_some_and(|full| self.read().tags.get(&full) == Some(id))
     }
 
-    /// Forgets an image; its files go with the next [`Images::sweep`].
+    /// Deletes an image's record. Its files are deleted by the next [`Images::collect_garbage`].
     fn delete(&self, image: &Image) -> Result<()> {
         {
-            // Held over both: a tag that is given meanwhile finds no image any more, here and on
-            // disk.
+            // Locked for the change of both store and index, so that a concurrent tag sees the
+            // image in both or in neither.
             let mut index = self.write();
             self.store.delete_image(image.id.as_str())?;
             index.by_id.remove(&image.id);
@@ -135,8 +136,9 @@ impl Images {
         Ok(())
     }
 
-    /// The chain ids of an image's layers that no image has on the same layers, the topmost first.
-    fn chains_of_nobody(&self, image: &Image) -> Vec<Digest> {
+    /// Returns the chain ids of a deleted image's layers that no other image has on the same lower
+    /// layers, the topmost first.
+    fn unshared_chains(&self, image: &Image) -> Vec<Digest> {
         let layers = &image.config.rootfs.diff_ids;
         let common = |other: &Arc<Image>| {
             other
@@ -160,11 +162,11 @@ impl Images {
         chains.split_off(kept).into_iter().rev().collect()
     }
 
-    /// Removes images without a name that no container uses (with `all`, also named ones); returns
-    /// what was done and the bytes that became free: a layer that another image has stays.
+    /// Removes images that no container uses: those without a name, and with `all` also named ones.
+    /// Returns the steps, and the number of bytes freed, without layers that other images share.
     ///
     /// # Errors
-    /// The store's.
+    /// Returns an error if the store fails.
     pub fn prune(
         &self,
         all: bool,
@@ -179,12 +181,11 @@ impl Images {
             let mut names = self.names_of(&image.id);
             if !names.is_empty() && !all
                 || !filters.labels(&image.config.config.labels)
-                || before.is_some_and(|before| !image.made_before(before))
+                || before.is_some_and(|before| !image.created_before(before))
             {
                 continue;
             }
-            // One name after the other, as if each was removed by hand: an image in use keeps its
-            // last one.
+            // Name by name, as single removals would: an image in use keeps its last name.
             if names.is_empty() && users(&image.id).is_empty() {
                 names.push(image.id.to_string());
             }
@@ -198,7 +199,7 @@ impl Images {
                         }
                         removed.extend(gone);
                     }
-                    // Somebody uses it, or has removed it meanwhile.
+                    // In use, or removed meanwhile.
                     Err(Error::Conflict(_) | Error::NotFound(_)) => {}
                     Err(error) => return Err(error),
                 }
@@ -211,12 +212,13 @@ impl Images {
             .flat_map(|image| image.config.rootfs.diff_ids.iter().cloned())
             .collect();
         free.retain(|layer, _| !kept.contains(layer));
-        self.sweep();
+        self.collect_garbage();
         Ok((removed, free.values().sum()))
     }
 }
 
-/// Who keeps an image, in Docker's order: what cannot be forced comes first.
+/// Checks that an image can be removed. The conflicts are checked in Docker's order: those that
+/// cannot be forced come first.
 fn check_conflicts(
     image: &Image,
     name: &str,

@@ -1,4 +1,4 @@
-//! Images in and out: `load`, `import` and `save`.
+//! Transfer of images: `load`, `import` and `save`.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::events::now;
 use crate::signals;
 
-/// A name that an image has lost to one that was loaded.
+/// A name that a load has moved from another image to the loaded one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renamed {
     pub name: String,
@@ -20,31 +20,36 @@ pub struct Renamed {
 }
 
 impl Images {
-    /// Reads an image archive: all its images, or those for a platform. Says which names meant
-    /// other images before. Blocking.
+    /// Loads the images of an archive, or those for a platform. Returns each with the names that it
+    /// has taken from other images. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the archive is invalid, or if the store fails.
     pub fn load(
         &self,
         input: impl Read + Send,
         platform: Option<&Platform>,
     ) -> Result<Vec<(Loaded, Vec<Renamed>)>> {
-        self.bring_in(|| {
+        self.with_incoming(|| {
             let loaded = archive::load(&self.files, input, platform)?;
-            // Everything is on disk before a record says so.
+            // The files must be on disk before a record refers to them.
             self.files.sync()?;
-            let mut told = Vec::with_capacity(loaded.len());
+            let mut results = Vec::with_capacity(loaded.len());
             for image in loaded {
                 let renamed = self.record(&image, None)?;
                 self.publish("load", &image.id, image.id.to_string());
-                told.push((image, renamed));
+                results.push((image, renamed));
             }
-            Ok(told)
+            Ok(results)
         })
     }
 
-    /// Makes an image out of an archive of files; `changes` are Dockerfile instructions. Blocking.
+    /// Creates an image of one layer from a tar archive of files; `changes` are Dockerfile
+    /// instructions. Blocking.
     ///
     /// # Errors
-    /// Changes that are wrong, another operating system, a bad archive.
+    /// Returns an error if a change is invalid, if the platform is not Linux, or if the archive is
+    /// invalid.
     pub fn import(
         &self,
         input: impl Read + Send,
@@ -62,7 +67,7 @@ impl Images {
         if !import.config.stop_signal.is_empty() {
             signals::parse(&import.config.stop_signal)?;
         }
-        self.bring_in(|| {
+        self.with_incoming(|| {
             let loaded = archive::import(&self.files, input, import)?;
             self.files.sync()?;
             self.record(&loaded, loaded.names.first().map(|_| now()))?;
@@ -74,11 +79,12 @@ impl Images {
         })
     }
 
-    /// Puts an image that is in the store under its names. Without `tagged_at` a known image keeps
-    /// the time of its last tag.
+    /// Records an image whose files are in the store, with its names. Without `tagged_at` an
+    /// existing image keeps the time of its last tag. Returns the names taken from other images.
     fn record(&self, loaded: &Loaded, tagged_at: Option<i64>) -> Result<Vec<Renamed>> {
         let names: Vec<String> = loaded.names.iter().map(Reference::to_string).collect();
-        // Held to the end: a name must not get another image between the question and the answer.
+        // Locked until the end, so that no other change of a name comes between the store and the
+        // index.
         let mut index = self.write();
         let tagged_at = tagged_at
             .or(index.by_id.get(&loaded.id).map(|known| known.tagged_at))
@@ -112,22 +118,22 @@ impl Images {
         Ok(renamed)
     }
 
-    /// Carries out what makes layers and then images of them. Meanwhile no layer is removed;
-    /// afterwards those are that no image has got.
-    fn bring_in<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Runs `work`, which adds layers and then images that use them. No layer is collected
+    /// meanwhile; afterwards unused ones are.
+    fn with_incoming<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let outcome = {
             let _incoming = self.incoming.read().unwrap_or_else(PoisonError::into_inner);
             work()
         };
-        self.sweep();
+        self.collect_garbage();
         outcome
     }
 
-    /// What `save NAME…` writes: each image with the names it was asked for by. A name without a
-    /// tag stands for all tags of that name, whichever images they are of.
+    /// Returns the images that `save NAME…` writes, each with the names it was requested by. A name
+    /// without a tag selects all tags of the repository.
     ///
     /// # Errors
-    /// An image that is not here, or not for `platform`.
+    /// Returns an error if an image does not exist, or is not for `platform`.
     pub fn to_save(&self, names: &[String], platform: Option<&Platform>) -> Result<Vec<Saved>> {
         let mut images: Vec<Saved> = Vec::new();
         let mut add = |image: Arc<Image>, name: Option<Reference>| {
@@ -185,7 +191,7 @@ impl Images {
         Ok(images)
     }
 
-    /// All tags of a repository, with the images they are of.
+    /// Returns all tags of a repository, with the ids of their images.
     fn tags_of(&self, repository: &Reference) -> Vec<(Reference, Digest)> {
         let prefix = format!("{}:", repository.name());
         let index = self.read();
@@ -198,6 +204,9 @@ impl Images {
     }
 
     /// Writes an image archive. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if an image cannot be read, or if the output fails.
     pub fn save(&self, images: &[Saved], output: impl Write) -> Result<()> {
         archive::save(&self.files, images, output)?;
         for image in images {

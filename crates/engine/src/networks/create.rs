@@ -15,7 +15,7 @@ use super::{Network, Networks, defaults};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::instance::Instance;
-use crate::names;
+use crate::random_names;
 
 #[derive(Clone, Debug, Default)]
 pub struct CreateNetwork {
@@ -74,7 +74,7 @@ impl Networks {
             if defaults::fits(&there, &wanted) {
                 return Ok(());
             }
-            let in_use = |record: &crate::model::Record| {
+            let in_use = |record: &crate::model::ContainerRecord| {
                 record.state.status.is_running() && record.networks.contains_key("bridge")
             };
             if self.store.containers()?.iter().any(in_use) {
@@ -199,7 +199,7 @@ impl Networks {
                 && host_has_ipv6()
                 && (ipam.config.is_empty() || ipam.config.iter().any(IpamConfig::is_ipv6))
         });
-        let (id, created_at) = (names::random_id(), now());
+        let (id, created_at) = (random_names::random_id(), now());
         let made_parent = false;
         let record = NetworkRecord {
             name,

@@ -18,8 +18,8 @@ use super::settings::{
 };
 use super::{Member, Network, Networks, Spare, VETH, gateway_of};
 use crate::error::{Error, Result};
-use crate::model::Record;
-use crate::names::random_id;
+use crate::model::ContainerRecord;
+use crate::random_names::random_id;
 
 #[derive(Clone, Debug, Default)]
 pub struct ConnectRequest {
@@ -35,7 +35,7 @@ pub(super) const FIRST_INTERFACE: &str = "eth0";
 impl Networks {
     /// Takes a container's places in all its networks and makes a namespace with their interfaces.
     /// `None` for one that has no networks of its own. On an error nothing is kept.
-    pub fn join(&self, record: &mut Record) -> Result<Option<OwnedFd>> {
+    pub fn join(&self, record: &mut ContainerRecord) -> Result<Option<OwnedFd>> {
         if !has_own_networks(&record.host.network_mode) {
             let mut networks = std::mem::take(&mut record.networks);
             let found = networks.iter_mut().try_for_each(|(name, endpoint)| {
@@ -89,7 +89,7 @@ impl Networks {
 
     /// # Errors
     /// Networks that a container cannot be in together, or that it had to be made for.
-    fn check_together(&self, record: &Record) -> Result<()> {
+    fn check_together(&self, record: &ContainerRecord) -> Result<()> {
         for name in record.networks.keys() {
             match self.find(name)?.driver.as_str() {
                 "host" => return Err(Error::invalid(CREATED_FOR_HOST)),
@@ -102,7 +102,7 @@ impl Networks {
 
     fn join_all(
         &self,
-        record: &mut Record,
+        record: &mut ContainerRecord,
         namespace: &mut Namespace,
         mut ready: Option<(Interface, String)>,
         names: Option<NameSockets>,
@@ -153,14 +153,14 @@ impl Networks {
 
     /// The networks of a container: the one that it was created on comes first and gives it its
     /// eth0, unless it has left it.
-    fn in_order(&self, record: &Record) -> Vec<String> {
+    fn in_order(&self, record: &ContainerRecord) -> Vec<String> {
         let mut networks: Vec<String> = record.networks.keys().cloned().collect();
         networks.sort_by_key(|name| !self.is_mode(record, name));
         networks
     }
 
     /// Whether a container was created on this network, however its mode names it.
-    pub(super) fn is_mode(&self, record: &Record, network: &str) -> bool {
+    pub(super) fn is_mode(&self, record: &ContainerRecord, network: &str) -> bool {
         record.host.network_mode == network
             || self
                 .find(&record.host.network_mode)
@@ -171,7 +171,7 @@ impl Networks {
     /// pair of interfaces is there already: its outer end is connected.
     fn attach(
         &self,
-        container: &Record,
+        container: &ContainerRecord,
         network: &NetworkRecord,
         endpoint: &mut Endpoint,
         namespace: BorrowedFd<'_>,
@@ -239,7 +239,7 @@ impl Networks {
     /// namespace has.
     fn attach_running(
         &self,
-        container: &Record,
+        container: &ContainerRecord,
         network: &NetworkRecord,
         endpoint: &mut Endpoint,
         namespace: BorrowedFd<'_>,
@@ -264,7 +264,7 @@ impl Networks {
 
     fn interface_name(
         &self,
-        container: &Record,
+        container: &ContainerRecord,
         network: &NetworkRecord,
         endpoint: &Endpoint,
     ) -> Result<String> {
@@ -297,7 +297,7 @@ impl Networks {
     /// one step.
     fn take_addresses(
         &self,
-        container: &Record,
+        container: &ContainerRecord,
         network: &NetworkRecord,
         endpoint: &mut Endpoint,
     ) -> Result<()> {
@@ -383,7 +383,7 @@ impl Networks {
     }
 
     /// Tells that a container has started to use its networks.
-    pub fn announce(&self, record: &Record) {
+    pub fn announce(&self, record: &ContainerRecord) {
         // Not before: on its way to the start nothing shall compete with the container.
         self.refill.notify_one();
         for endpoint in record.networks.values() {
@@ -395,7 +395,7 @@ impl Networks {
 
     /// Gives back all that a container that has ended had in its networks, and says which it was
     /// in. Never stops at an error.
-    pub fn leave(&self, record: &mut Record) -> Vec<NetworkRecord> {
+    pub fn leave(&self, record: &mut ContainerRecord) -> Vec<NetworkRecord> {
         if let Some(task) = self
             .resolvers
             .lock()
@@ -467,7 +467,7 @@ impl Networks {
     }
 
     /// Counts a container among the members of a network.
-    fn enter(&self, container: &Record, endpoint: &Endpoint) {
+    fn enter(&self, container: &ContainerRecord, endpoint: &Endpoint) {
         if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
             network
                 .members
@@ -476,7 +476,7 @@ impl Networks {
     }
 
     /// Takes note of what a running container has, after the engine was away.
-    pub fn adopt(&self, record: &mut Record) {
+    pub fn adopt(&self, record: &mut ContainerRecord) {
         if !has_own_networks(&record.host.network_mode) {
             record
                 .networks
@@ -532,7 +532,7 @@ impl Networks {
     }
 
     /// A container has another name from now on.
-    pub fn rename(&self, record: &mut Record) {
+    pub fn rename(&self, record: &mut ContainerRecord) {
         self.ports.rename(&record.id, &record.name);
         let mut networks = std::mem::take(&mut record.networks);
         for endpoint in networks
@@ -557,7 +557,7 @@ impl Networks {
     /// Connects a container to a network: at once if it runs, else at its next start.
     pub fn connect(
         &self,
-        record: &mut Record,
+        record: &mut ContainerRecord,
         network: &str,
         mut endpoint: Endpoint,
     ) -> Result<()> {
@@ -570,7 +570,8 @@ impl Networks {
             return Ok(());
         }
         let namespace = open_namespace(record.state.pid)?;
-        let outward = |record: &Record| self.outward(record).map(|(network, _)| network.id);
+        let outward =
+            |record: &ContainerRecord| self.outward(record).map(|(network, _)| network.id);
         let before = outward(record);
         let attached = self.attach_running(record, &network, &mut endpoint, namespace.as_fd());
         record.networks.insert(network.name.clone(), endpoint);
@@ -609,7 +610,7 @@ impl Networks {
 
     /// # Errors
     /// A container that is not in the network.
-    pub fn disconnect(&self, record: &mut Record, network: &str) -> Result<()> {
+    pub fn disconnect(&self, record: &mut ContainerRecord, network: &str) -> Result<()> {
         let network = self.find(network)?;
         let is_running = record.state.status.is_running();
         if record.host.network_mode == "host" && network.driver == "host" {
@@ -660,14 +661,14 @@ impl Networks {
         Ok(())
     }
 
-    fn publish_anew(&self, record: &mut Record) -> Result<()> {
+    fn publish_anew(&self, record: &mut ContainerRecord) -> Result<()> {
         self.withdraw_ports(record);
         self.publish_ports(record)
     }
 
     /// The default routes lead through the network with the highest priority, by name where they
     /// are equal.
-    fn set_default_gateway(&self, record: &Record, links: &mut Links) -> Result<()> {
+    fn set_default_gateway(&self, record: &ContainerRecord, links: &mut Links) -> Result<()> {
         let best = |ipv4: bool| {
             record
                 .networks
@@ -721,7 +722,7 @@ const PRIVATE: &str = "container cannot be connected to multiple networks with o
 const SHARES: &str = "container sharing network namespace with another container or host cannot be connected to any other network";
 
 /// Refuses to connect a container to a network that its kind or the network's keeps it from.
-fn check_connect(record: &Record, network: &NetworkRecord) -> Result<()> {
+fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()> {
     let mode = record.host.network_mode.as_str();
     if mode.starts_with("container:") {
         return Err(Error::invalid(SHARES));
@@ -745,7 +746,7 @@ fn check_connect(record: &Record, network: &NetworkRecord) -> Result<()> {
 }
 
 /// Whether a container has IPv6 in a network.
-fn has_ipv6(container: &Record, network: &NetworkRecord, endpoint: &Endpoint) -> bool {
+fn has_ipv6(container: &ContainerRecord, network: &NetworkRecord, endpoint: &Endpoint) -> bool {
     network.enable_ipv6 && !lacks_ipv6(&container.host) && !disables_ipv6(endpoint)
 }
 
@@ -833,7 +834,7 @@ fn mac_of(endpoint: &Endpoint) -> Result<[u8; 6]> {
 }
 
 /// The names a container is found under in a network of users.
-fn names_of(container: &Record, endpoint: &Endpoint) -> Vec<String> {
+fn names_of(container: &ContainerRecord, endpoint: &Endpoint) -> Vec<String> {
     let short: String = container.id.chars().take(12).collect();
     let mut known = HashSet::new();
     let names = [&container.name]
@@ -846,7 +847,7 @@ fn names_of(container: &Record, endpoint: &Endpoint) -> Vec<String> {
         .collect()
 }
 
-fn member(container: &Record, endpoint: &Endpoint) -> Member {
+fn member(container: &ContainerRecord, endpoint: &Endpoint) -> Member {
     Member {
         name: container.name.clone(),
         endpoint_id: endpoint.endpoint_id.clone(),

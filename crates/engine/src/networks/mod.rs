@@ -47,14 +47,14 @@ pub(crate) use settings::{check_endpoint, lacks_ipv6, parse_mac};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::instance::Instance;
-use crate::store::Store;
+use crate::store::RecordStore;
 
 /// All networks of an engine.
 #[derive(Debug)]
 pub struct Networks {
     this: Weak<Self>,
     instance: Instance,
-    store: Arc<Store>,
+    store: Arc<RecordStore>,
     events: Arc<Events>,
     firewall: Firewall,
     ports: Ports,
@@ -127,7 +127,11 @@ const SPARE: usize = 3;
 impl Networks {
     /// Reads the networks and puts bridges in place. The rules are written by [`Networks::settle`],
     /// when the running containers are known: until then those of an earlier run stay in force.
-    pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
+    pub fn open(
+        instance: &Instance,
+        store: Arc<RecordStore>,
+        events: Arc<Events>,
+    ) -> Result<Arc<Self>> {
         let firewall = Firewall::new(&instance.name)?;
         let links = Mutex::new(Links::open()?);
         let defaults = &instance.networks;
@@ -260,7 +264,7 @@ impl Networks {
     }
 
     fn make_spare(&self) -> whelk_network::Result<Spare> {
-        let endpoint_id = crate::names::random_id();
+        let endpoint_id = crate::random_names::random_id();
         let outer = self.interface(VETH, &endpoint_id);
         let (namespace, interface) =
             Namespace::create_with_interface(endpoints::FIRST_INTERFACE, &outer)?;

@@ -17,7 +17,7 @@ use whelk_sys::fs;
 use super::resolv_conf::{NameServer, ResolvConf};
 use super::{Networks, endpoints};
 use crate::error::{Error, Result};
-use crate::model::Record;
+use crate::model::ContainerRecord;
 
 /// How long one resolver of the host may take, before the next is asked: as with Docker.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -39,7 +39,7 @@ impl Networks {
     /// host's own resolvers are asked, as with Docker.
     pub(super) fn start_resolver(
         &self,
-        record: &Record,
+        record: &ContainerRecord,
         namespace: BorrowedFd<'_>,
         sockets: Option<NameSockets>,
     ) -> Result<()> {
@@ -162,7 +162,7 @@ impl Networks {
 }
 
 /// Whether a container asks us for names.
-pub(crate) fn uses_resolver(record: &Record) -> bool {
+pub(crate) fn uses_resolver(record: &ContainerRecord) -> bool {
     endpoints::has_own_networks(&record.host.network_mode)
         && record
             .networks
@@ -180,7 +180,7 @@ struct Server {
 
 /// The servers that questions are passed on to: the container's own (`--dns`), those set for all,
 /// or the host's.
-fn servers(record: &Record, set: &[IpAddr]) -> Vec<Server> {
+fn servers(record: &ContainerRecord, set: &[IpAddr]) -> Vec<Server> {
     let given: Vec<IpAddr> = record
         .host
         .dns

@@ -9,7 +9,7 @@ use whelk_network::port::{Owner, Protocol, Publication, Wanted, every_address};
 use super::Networks;
 use super::model::option;
 use crate::error::{Error, Result};
-use crate::model::{Config, HostConfig, PortBinding, Record};
+use crate::model::{Config, ContainerRecord, HostConfig, PortBinding};
 
 /// One port as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>
 impl Networks {
     /// Publishes a container's ports through the network that leads it outside. On an error none is
     /// published.
-    pub(super) fn publish_ports(&self, record: &mut Record) -> Result<()> {
+    pub(super) fn publish_ports(&self, record: &mut ContainerRecord) -> Result<()> {
         let wishes = wishes(&record.config, &record.host)?;
         if wishes.is_empty() {
             return Ok(());
@@ -145,7 +145,7 @@ impl Networks {
     /// A text for people: the container lacks an address of that family, or the port is in use.
     fn publish_port(
         &self,
-        record: &mut Record,
+        record: &mut ContainerRecord,
         wish: &PortWish,
         network: &super::NetworkRecord,
         default: IpAddr,
@@ -219,7 +219,7 @@ impl Networks {
     /// The network through which a container is reached from outside.
     pub(super) fn outward(
         &self,
-        record: &Record,
+        record: &ContainerRecord,
     ) -> Option<(super::NetworkRecord, super::Endpoint)> {
         record
             .networks
@@ -237,7 +237,7 @@ impl Networks {
             })
     }
 
-    pub(super) fn withdraw_ports(&self, record: &mut Record) {
+    pub(super) fn withdraw_ports(&self, record: &mut ContainerRecord) {
         let (ports, id) = (&self.ports, &record.id);
         // Only what is its own: a record may be older than who has the port now.
         let has = |address: IpAddr| {
@@ -268,7 +268,7 @@ impl Networks {
     }
 
     /// Takes note of the ports of a running container again.
-    pub(super) fn adopt_ports(&self, record: &mut Record) {
+    pub(super) fn adopt_ports(&self, record: &mut ContainerRecord) {
         let owner = owner_of(record);
         record.ports.retain(|publication| {
             if publication.is_direct() {
@@ -291,7 +291,7 @@ impl Networks {
     }
 }
 
-fn owner_of(record: &Record) -> Owner {
+fn owner_of(record: &ContainerRecord) -> Owner {
     Owner {
         id: record.id.clone(),
         name: record.name.clone(),

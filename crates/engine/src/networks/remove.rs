@@ -10,7 +10,7 @@ use super::model::option;
 use super::{NetworkRecord, Networks};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
-use crate::store::Store;
+use crate::store::RecordStore;
 
 /// Takes the bridges, interfaces and rules of an instance off the host, for good or until its next
 /// start.
@@ -30,7 +30,7 @@ fn remove_links(instance: &Instance) -> Result<()> {
     if fs::exists(instance.database()) {
         // Records tell of bridges that users named; without them, what has a name of the instance's
         // goes all the same.
-        match Store::open(&instance.root).and_then(|store| store.networks()) {
+        match RecordStore::open(&instance.root).and_then(|store| store.networks()) {
             Ok(records) => {
                 for record in records {
                     if let Some(name) = record.option(option::BRIDGE_NAME) {

@@ -1,5 +1,5 @@
-//! Refusing a store that is missing or damaged. SQLite would begin a new one in its place, or go on
-//! with what is left; and then everything that no record names would be taken for garbage.
+//! Checks for a missing or damaged store. SQLite would create a new one, or continue with what is
+//! left, and then everything without a record would be deleted as garbage.
 
 use std::io::Read;
 use std::path::Path;
@@ -10,22 +10,24 @@ use whelk_sys::fs;
 
 use crate::error::{Error, Result};
 
-/// The database, below an engine's root.
+/// The name of the database in an engine's root directory.
 pub(crate) const FILE: &str = "store.db";
-/// Its write-ahead log, which stays when the engine has ended.
+/// The name of its write-ahead log, which remains after the engine's exit.
 pub(crate) const LOG: &str = "store.db-wal";
 
-/// Says that something is wrong with the store, and what to do.
+/// Returns the error of a damaged store, with what to do.
 pub(crate) fn damaged(root: &Path, what: &str) -> Error {
     let root = root.display();
     Error::internal(format!(
-        "{what}. Nothing was changed, and containers that run are left alone. Put {root}/{FILE} and {root}/{LOG} back together from a \
-         backup, or rebuild the store from what the directories say of themselves: whelk system repair --root {root}"
+        "{what}. Nothing was changed, and running containers are left alone. Restore {root}/{FILE} and {root}/{LOG} together from a \
+         backup, or rebuild the store from the copies of the records: whelk system repair --root {root}"
     ))
 }
 
+/// Checks the store's files.
+///
 /// # Errors
-/// The store's files are not what an engine has left.
+/// Returns an error if one is missing or damaged, unless the root is new.
 pub(super) fn files(root: &Path) -> Result<()> {
     let Some(wrong) = wrong_file(root)? else {
         return Ok(());
@@ -37,12 +39,12 @@ pub(super) fn files(root: &Path) -> Result<()> {
     }
 }
 
-/// What is wrong with the store's files, if anything is.
+/// Returns what is wrong with the store's files, or `None`.
 pub(super) fn wrong_file(root: &Path) -> Result<Option<String>> {
     const HEADER: usize = 100;
     let path = root.join(FILE);
     let what = format!("the engine's store {}", path.display());
-    let Some(header) = begin(&path, HEADER)? else {
+    let Some(header) = read_start(&path, HEADER)? else {
         return Ok(Some(format!("{what} is missing")));
     };
     if header.is_empty() {
@@ -51,15 +53,15 @@ pub(super) fn wrong_file(root: &Path) -> Result<Option<String>> {
     if header.len() < HEADER || !header.starts_with(b"SQLite format 3\0") {
         return Ok(Some(format!("{what} is damaged: it is no SQLite database")));
     }
-    // "File format version" 2 of SQLite's file format is one with a write-ahead log; a rebuilt
-    // store has yet to begin one.
+    // In SQLite's file format a write version (byte 18) of 2 means a write-ahead log. A rebuilt
+    // store, which is marked by `user_version` (bytes 60 to 63), has none yet.
     let has_log = header[18] == 2 && header[60..64] != REBUILT.to_be_bytes();
     if !has_log {
         return Ok(None);
     }
     let path = root.join(LOG);
     let what = format!("the log of the engine's store, {},", path.display());
-    Ok(match begin(&path, LOG_HEADER)? {
+    Ok(match read_start(&path, LOG_HEADER)? {
         None => Some(format!("{what} is missing")),
         Some(header) if header.is_empty() => Some(format!("{what} is empty")),
         Some(header) if !is_log(&header) => Some(format!("{what} is damaged")),
@@ -67,13 +69,13 @@ pub(super) fn wrong_file(root: &Path) -> Result<Option<String>> {
     })
 }
 
-/// `user_version` of a database that [`super::repair()`] has made and no engine has opened.
+/// `user_version` of a database that [`super::repair()`] has created and no engine has opened yet.
 pub(super) const REBUILT: u32 = 1;
 
 const LOG_HEADER: usize = 32;
 
-/// Whether this is the header of a write-ahead log: magic number and checksum as SQLite's file
-/// format has them.
+/// Returns whether this is the header of a write-ahead log: checks the magic number and the
+/// checksum (SQLite file format, section 4.1).
 fn is_log(header: &[u8]) -> bool {
     if header.len() < LOG_HEADER {
         return false;
@@ -99,8 +101,8 @@ fn is_log(header: &[u8]) -> bool {
     (first, second) == (u32::from_be_bytes(at(24)), u32::from_be_bytes(at(28)))
 }
 
-/// The first bytes of a file; `None` if it is not there.
-fn begin(path: &Path, length: usize) -> Result<Option<Vec<u8>>> {
+/// Reads the first bytes of a file. Returns `None` if it does not exist.
+fn read_start(path: &Path, length: usize) -> Result<Option<Vec<u8>>> {
     let file = match fs::open(path) {
         Err(error) if error.is_not_found() => return Ok(None),
         file => file?,
@@ -112,11 +114,11 @@ fn begin(path: &Path, length: usize) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Whether nothing is in this root yet that a store would have to name.
+/// Returns whether the root has nothing yet that the store would have a record of.
 fn is_new(root: &Path) -> Result<bool> {
     for directory in ["containers", "volumes", "blobs/sha256", "layers"] {
         let path = root.join(directory);
-        // A file system's own directory, where one is mounted here.
+        // ext4 creates `lost+found` in the root of a file system, which may be mounted here.
         if fs::exists(&path)
             && fs::list(&path)?
                 .iter()
@@ -125,12 +127,15 @@ fn is_new(root: &Path) -> Result<bool> {
             return Ok(false);
         }
     }
-    // Networks and names are in the log alone.
-    Ok(!begin(&root.join(LOG), LOG_HEADER)?.is_some_and(|header| is_log(&header)))
+    // Networks and names have no files: a valid log shows that there was a store.
+    Ok(!read_start(&root.join(LOG), LOG_HEADER)?.is_some_and(|header| is_log(&header)))
 }
 
-/// Opens the database and looks it through before anything is written. Also returns whether it was
+/// Opens the database and checks it before anything is written. Also returns whether it was
 /// rebuilt.
+///
+/// # Errors
+/// Returns an error if the database is damaged.
 pub(super) fn open(root: &Path, path: &Path) -> Result<(Connection, bool)> {
     let wrong = |text: &str| {
         damaged(
@@ -145,7 +150,7 @@ pub(super) fn open(root: &Path, path: &Path) -> Result<(Connection, bool)> {
         _ => error.into(),
     };
     let connection = Connection::open(path)?;
-    // The log stays as it is when this is closed: as large, and with all that it has.
+    // The log is kept, with its size and content, when the connection is closed.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection
         .execute_batch("PRAGMA locking_mode = EXCLUSIVE")
@@ -164,10 +169,10 @@ pub(super) fn open(root: &Path, path: &Path) -> Result<(Connection, bool)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Store;
+    use super::super::RecordStore;
     use super::*;
 
-    /// A root with a store that knows one thing, and a container's directory.
+    /// Creates a root with an empty store file and a container's directory.
     fn root(name: &str) -> std::path::PathBuf {
         let root = std::env::temp_dir().join(format!("whelk-check-{name}-{}", std::process::id()));
         drop(fs::remove_tree(&root));
@@ -181,7 +186,7 @@ mod tests {
             fs::read(root.join(FILE)).ok(),
             fs::read(root.join(LOG)).ok(),
         );
-        let error = Store::open(root).unwrap_err().to_string();
+        let error = RecordStore::open(root).unwrap_err().to_string();
         assert!(
             error.contains(text) && error.contains("whelk system repair --root"),
             "{error}"
@@ -191,20 +196,20 @@ mod tests {
                 fs::read(root.join(FILE)).ok(),
                 fs::read(root.join(LOG)).ok()
             ) == before,
-            "{text}: it was changed"
+            "{text}: the files were changed"
         );
     }
 
     #[test]
-    fn damage_is_refused_and_left_as_it_is() {
+    fn rejects_a_damaged_store_and_leaves_it_unchanged() {
         let root = root("damage");
         refused(&root, "is empty");
         fs::remove_file(root.join(FILE)).unwrap();
         refused(&root, "is missing");
         fs::rename(root.join("containers/one"), root.join("elsewhere")).unwrap();
-        drop(Store::open(&root).unwrap());
+        drop(RecordStore::open(&root).unwrap());
         fs::rename(root.join("elsewhere"), root.join("containers/one")).unwrap();
-        drop(Store::open(&root).unwrap());
+        drop(RecordStore::open(&root).unwrap());
         let (whole, log) = (
             fs::read(root.join(FILE)).unwrap(),
             fs::read(root.join(LOG)).unwrap(),
@@ -225,16 +230,16 @@ mod tests {
         fs::remove_file(root.join(LOG)).unwrap();
         refused(&root, "is missing");
         fs::write(root.join(LOG), &log).unwrap();
-        drop(Store::open(&root).unwrap());
+        drop(RecordStore::open(&root).unwrap());
         fs::remove_tree(&root).unwrap();
     }
 
     #[test]
-    fn damaged_tables_are_refused() {
+    fn rejects_damaged_tables() {
         let root = root("tables");
         fs::remove_tree(root.join("containers/one")).unwrap();
         fs::remove_file(root.join(FILE)).unwrap();
-        let store = Store::open(&root).unwrap();
+        let store = RecordStore::open(&root).unwrap();
         store
             .connection()
             .execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode = DELETE")
@@ -243,7 +248,7 @@ mod tests {
         fs::create_dir_all(root.join("containers/one"), 0o700).unwrap();
         let mut content = fs::read(root.join(FILE)).unwrap();
         let page = 4096;
-        // The root of a table.
+        // The root page of a table.
         content[page..2 * page].fill(0x5a);
         fs::write(root.join(FILE), &content).unwrap();
         refused(&root, "is damaged");

@@ -1,10 +1,10 @@
-//! Copies of records beside what they are about: `containers/<id>/container.json` for each
-//! container, and one file for what no directory describes: networks, images and their names,
-//! volumes of plugins. Volumes write theirs when they are made.
+//! Copies of the records, for a repair: `containers/<id>/container.json` for each container, and
+//! one file for networks, images and their names, and volumes of plugins. Local volumes write
+//! theirs when they are created.
 //!
-//! They follow the store at flushes: when a container was created or its settings have changed,
-//! before that is answered; after other changes of its record within a second or so. Files are
-//! replaced whole, but not waited for to be on disk.
+//! Copies are written at flushes. After a container was created or its settings have changed, that
+//! is before the request is answered; after other changes of its record about a second later. Files
+//! are replaced atomically, but not synced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,33 +15,34 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use whelk_sys::fs;
 
-use super::Store;
+use super::RecordStore;
 use crate::error::{Error, Result};
-use crate::model::Record;
+use crate::model::ContainerRecord;
 
-/// A container's copy, in its directory.
-const DESCRIPTION: &str = "container.json";
-/// What no directory describes, in the root.
+/// The copy of a container's record, in its directory.
+const CONTAINER_COPY: &str = "container.json";
+/// The copy of the other records, in the root directory.
 pub(super) const REST: &str = "store.json";
-/// The largest copy that is read, in bytes: a request's body is smaller.
-const LARGEST: u64 = 64 << 20;
+/// Maximum size of a copy that is read, in bytes; the API's limit of a request's body is smaller.
+const MAX_SIZE: u64 = 64 << 20;
 
+/// The copies that are to be written.
 #[derive(Debug)]
 pub(super) struct Copies {
     root: PathBuf,
     pending: Mutex<Pending>,
 }
 
-/// What is to be written.
+/// The pending copies.
 #[derive(Debug, Default)]
 struct Pending {
     containers: BTreeMap<String, String>,
-    /// Those whose copy is due with the next flush.
+    /// Ids of the containers whose copy is due with the next flush.
     due: BTreeSet<String>,
     rest: bool,
 }
 
-/// What [`REST`] says.
+/// The content of [`REST`].
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Rest {
@@ -86,7 +87,7 @@ impl Copies {
         self.pending().rest = true;
     }
 
-    /// What is to be written now: what is due, or all.
+    /// Takes the copies to write now: those that are due, or all.
     fn take(&self, all: bool) -> (BTreeMap<String, String>, bool) {
         let mut pending = self.pending();
         let rest = std::mem::take(&mut pending.rest);
@@ -102,7 +103,7 @@ impl Copies {
     }
 }
 
-impl Store {
+impl RecordStore {
     pub(super) fn write_copies(&self, all: bool) {
         let (containers, rest) = self.copies.take(all);
         for (id, text) in containers {
@@ -111,15 +112,15 @@ impl Store {
                 .root
                 .join("containers")
                 .join(id)
-                .join(DESCRIPTION);
+                .join(CONTAINER_COPY);
             match fs::replace(path, text, 0o600) {
-                Err(error) if !error.is_not_found() => tracing::warn!("{error}"),
+                Err(error) if !error.is_not_found() => tracing::warn!("copy a record: {error}"),
                 // Removed meanwhile.
                 _ => {}
             }
         }
         if rest && let Err(error) = self.write_rest() {
-            tracing::warn!("{error}");
+            tracing::warn!("copy records: {error}");
         }
     }
 
@@ -130,8 +131,8 @@ impl Store {
         Ok(fs::replace(self.copies.root.join(REST), text, 0o600)?)
     }
 
-    /// Writes the copies that are missing or differ from the store.
-    pub(crate) fn check_copies(&self, records: &[Record]) -> Result<()> {
+    /// Writes the copies that are missing or differ from the store's records.
+    pub(crate) fn check_copies(&self, records: &[ContainerRecord]) -> Result<()> {
         for record in records {
             let text = super::encode(record)?;
             let path = self
@@ -139,8 +140,8 @@ impl Store {
                 .root
                 .join("containers")
                 .join(&record.id)
-                .join(DESCRIPTION);
-            if fs::read_at_most(path, LARGEST).ok().as_deref() != Some(text.as_bytes()) {
+                .join(CONTAINER_COPY);
+            if fs::read_at_most(path, MAX_SIZE).ok().as_deref() != Some(text.as_bytes()) {
                 self.copies.put(&record.id, text, false);
             }
         }
@@ -152,7 +153,7 @@ impl Store {
     }
 }
 
-/// The rows that [`REST`] has.
+/// Reads the rows for [`REST`].
 fn read_rest(connection: &Connection) -> Result<Rest> {
     let mut rest = Rest::default();
     let all = |query: &str| -> Result<Vec<(String, String)>> {
@@ -177,11 +178,12 @@ fn read_rest(connection: &Connection) -> Result<Rest> {
     Ok(rest)
 }
 
-/// What a container's directory says that it is. `None` if it does not say so.
-pub(crate) fn described(directory: &Path) -> Option<Record> {
-    let record: Record =
-        serde_json::from_slice(&fs::read_at_most(directory.join(DESCRIPTION), LARGEST).ok()?)
+/// Reads the copy of the record in a container's directory. Returns `None` if there is no valid
+/// one.
+pub(crate) fn read_copy(directory: &Path) -> Option<ContainerRecord> {
+    let record: ContainerRecord =
+        serde_json::from_slice(&fs::read_at_most(directory.join(CONTAINER_COPY), MAX_SIZE).ok()?)
             .ok()?;
-    // It is the directory's own: copied from elsewhere it would be a second one of that id.
+    // A copy of another container's directory has the other's id.
     (directory.file_name()? == record.id.as_str()).then_some(record)
 }

@@ -1,13 +1,13 @@
-//! Group commit: what was committed is made to survive a loss of power before somebody is told that
-//! it is done.
+//! Group commit: committed changes are flushed to disk before a request is answered, so that they
+//! survive a power failure.
 //!
-//! With `synchronous=NORMAL` a commit is in SQLite's log, but perhaps only in the kernel's memory.
-//! A flush writes that log out (`fdatasync`), for all commits up to then: whoever comes while one
-//! is under way waits for the next and shares it. That is what `synchronous=FULL` does for each
-//! commit by itself, under the store's lock and on the API's own threads.
+//! With `synchronous=NORMAL` a commit is in SQLite's log, but possibly only in the page cache. A
+//! flush calls fdatasync(2) on the log, for all commits so far. Requests that arrive during a flush
+//! wait for the next one and share it. `synchronous=FULL` would flush each commit separately, under
+//! the store's lock and on the API's threads.
 //!
-//! Containers that are removed at their end do not ask for it: neither they nor their data are
-//! there after a loss of power.
+//! Commits of `--rm` containers are not waited for: neither they nor their data need to survive a
+//! power failure.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,30 +19,31 @@ use std::time::Duration;
 
 use whelk_sys::fs;
 
-use super::Store;
+use super::RecordStore;
 use crate::error::{Error, Result};
 
+/// The state of flushes.
 #[derive(Debug)]
 pub(super) struct Flushes {
-    /// SQLite's log. The file stays the same for as long as the store is open.
+    /// SQLite's log. SQLite does not replace the file while the store is open.
     log: File,
-    /// How many commits there were that must last, and how many of them are on disk.
+    /// Number of lasting commits so far, and how many of them are on disk.
     wanted: AtomicU64,
     done: AtomicU64,
-    /// Files and directories that must be on disk with the next commits.
+    /// Files and directories to sync with the next flush.
     files: Mutex<BTreeSet<PathBuf>>,
-    /// Held while something is flushed.
+    /// Held during a flush.
     turn: tokio::sync::Mutex<()>,
-    /// Why the log, or a file, could not be written. The kernel says so once, and what was lost
-    /// then stays lost: nothing is acknowledged from then on.
+    /// The error of a failed sync. The kernel reports a write error once, and drops the pages:
+    /// later syncs succeed although data is lost. So nothing is acknowledged from then on.
     failed: OnceLock<String>,
-    /// Something was committed for which nobody may be waiting.
+    /// Notified after each commit, for the background flush.
     changed: tokio::sync::Notify,
 }
 
 impl Flushes {
     pub(super) fn new(root: &Path, log: &Path) -> Result<Self> {
-        // The log's name in its directory is as new as the log.
+        // The log's directory entry may be new too.
         sync(root)?;
         Ok(Self {
             log: fs::open(log)?,
@@ -59,14 +60,14 @@ impl Flushes {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the files and then the log out.
+    /// Syncs the files, and then the log.
     ///
     /// # Errors
-    /// A file cannot be opened, which is tried again with the next flush; or the disk's error,
-    /// which stays in `failed`.
-    fn write_out(&self) -> Result<()> {
+    /// Returns an error if a file cannot be opened, which the next flush tries again, or if a sync
+    /// fails, which is kept in `failed`.
+    fn sync_all(&self) -> Result<()> {
         loop {
-            // In a statement of its own: the lock must not be held while writing.
+            // A statement of its own, so that the lock is not held during the sync.
             let next = self.files().pop_first();
             let Some(path) = next else { break };
             match fs::open(&path) {
@@ -74,7 +75,7 @@ impl Flushes {
                     .sync_all()
                     .map_err(fs::at("fsync", &path))
                     .map_err(|error| self.fail(&error.into()))?,
-                // One that is gone by now was not needed.
+                // A file that was deleted meanwhile does not need to be synced.
                 Err(error)
                     if error.is_not_found() || error.source.kind() == ErrorKind::NotADirectory => {}
                 Err(error) => {
@@ -91,18 +92,18 @@ impl Flushes {
             .map_err(|error| self.fail(&error.into()))
     }
 
+    /// Records and logs the first failed sync, and returns its error.
     fn fail(&self, error: &Error) -> Error {
         let text = format!(
-            "the engine's store could not be written to disk: {error}; start the engine anew when the disk is well"
+            "the engine's store could not be written to disk: {error}; restart the engine when the disk is repaired"
         );
         tracing::error!("{text}");
         Error::internal(self.failed.get_or_init(|| text).clone())
     }
 }
 
-impl Store {
-    /// Takes note of a commit. `lasting`: whoever asked for it must not be answered before it is on
-    /// disk.
+impl RecordStore {
+    /// Counts a commit. With `lasting` the request is not answered before it is on disk.
     pub(super) fn committed(&self, lasting: bool) {
         if lasting {
             self.flushes.wanted.fetch_add(1, Ordering::AcqRel);
@@ -110,24 +111,23 @@ impl Store {
         self.flushes.changed.notify_one();
     }
 
-    /// Takes note of a commit about networks or images.
+    /// Counts a commit of networks or images, and schedules their copy.
     pub(super) fn changed(&self) {
         self.copies.put_rest();
         self.committed(true);
     }
 
-    /// Has what was committed until now, and these files and directories, be on disk before the
-    /// next answer.
+    /// Schedules the commits so far, and these files and directories, to be on disk before the next
+    /// answer.
     pub fn keep(&self, files: impl IntoIterator<Item = PathBuf>) {
         self.flushes.files().extend(files);
         self.committed(true);
     }
 
-    /// Waits until all that was committed, and must last, is on disk. At once where there is
-    /// nothing of that kind.
+    /// Waits until all lasting commits are on disk. Returns at once if they are.
     ///
     /// # Errors
-    /// The disk's.
+    /// Returns an error if the disk fails, or has failed before.
     pub async fn flushed(self: &Arc<Self>) -> Result<()> {
         let wanted = self.flushes.wanted.load(Ordering::Acquire);
         if self.is_flushed(wanted)? {
@@ -143,15 +143,17 @@ impl Store {
             .map_err(|error| Error::internal(error.to_string()))?
     }
 
-    /// Flushes behind what nobody waits for, and writes all copies, as long as the engine runs.
-    pub(crate) async fn keep_flushed(self: Arc<Self>) {
-        /// Short-lived containers are gone by then, and cost nothing.
+    /// Flushes commits that no request waits for, and writes all copies, for as long as the engine
+    /// runs.
+    pub(crate) async fn flush_in_background(self: Arc<Self>) {
+        /// Delay after a commit: records of short-lived containers are deleted by then, and cost no
+        /// flush.
         const QUIET: Duration = Duration::from_secs(1);
         loop {
             self.flushes.changed.notified().await;
             tokio::time::sleep(QUIET).await;
             if let Err(error) = self.flush_all().await {
-                tracing::error!("{error}");
+                tracing::error!("flush the store: {error}");
                 if self.flushes.failed.get().is_none() {
                     self.flushes.changed.notify_one();
                 }
@@ -175,13 +177,13 @@ impl Store {
         }
     }
 
-    /// Writes the log out, and then copies of what it says: those that are due, or all. The turn is
-    /// held.
+    /// Syncs the log, and then writes copies of records: those that are due, or all. The caller
+    /// holds `turn`.
     pub(super) fn flush(&self, all: bool) -> Result<()> {
         let wanted = self.flushes.wanted.load(Ordering::Acquire);
         if !self.is_flushed(wanted)? {
             whelk_sys::step();
-            let written = self.flushes.write_out();
+            let written = self.flushes.sync_all();
             whelk_sys::step();
             written?;
             self.flushes.done.fetch_max(wanted, Ordering::AcqRel);
@@ -191,7 +193,7 @@ impl Store {
     }
 }
 
-/// Writes a file or directory out.
+/// Syncs a file or directory to disk.
 pub(super) fn sync(path: &Path) -> Result<()> {
     Ok(fs::open(path)?.sync_all().map_err(fs::at("fsync", path))?)
 }

@@ -1,18 +1,18 @@
-//! The engine's records in SQLite: typed columns for what is looked up, JSON for the rest.
+//! The engine's records in SQLite: columns for the keys, JSON for the rest.
 //!
 //! ```text
 //! containers(id, name unique, record)   networks(id, name unique, record)   volumes(name, record)
 //! images(id, record)   tags(name, image)   meta(key, value)
 //! ```
-//! One connection behind a lock: a commit takes some 20 µs (WAL, synchronous=NORMAL) and survives
-//! any crash of the engine. [`Store::flushed`] makes what was committed survive a loss of power
-//! too; the API waits for it before it answers, and concurrent requests share one flush
-//! ([`flush`]). Log and tables are larger than they need be: where the file system overwrites in
-//! place they can be written on a full disk too, and there containers have to be stopped and
-//! removed.
+//! One connection behind a lock: a commit takes about 20 µs (WAL, synchronous=NORMAL) and survives
+//! any crash of the engine. [`RecordStore::flushed`] makes committed changes survive a power
+//! failure too; the API waits for it before it answers, and concurrent requests share one flush
+//! ([`flush`]). Space for the log and the tables is reserved in advance: on a file system that
+//! overwrites in place containers can then be stopped and removed even if the disk is full.
 //!
-//! A store that is missing or damaged while there are containers is refused ([`check`]). What it
-//! says is also kept beside what it is about ([`copies`]), so that [`repair`] can rebuild it.
+//! A store that is missing or damaged although there are containers is refused ([`check`]). Copies
+//! of the records are kept in the containers' directories and the root ([`copies`]), from which
+//! [`repair`] can rebuild the store.
 
 mod check;
 mod copies;
@@ -28,42 +28,47 @@ use serde::{Serialize, de::DeserializeOwned};
 use whelk_sys::fs;
 
 use crate::error::{Error, Result};
-use crate::model::Record;
+use crate::model::ContainerRecord;
 use crate::networks::NetworkRecord;
 use crate::volumes::VolumeRecord;
 
 pub(crate) use check::{FILE, LOG, damaged};
-pub(crate) use copies::described;
+pub(crate) use copies::read_copy;
 pub use repair::{Repaired, repair};
 
-/// The version of the tables and records that this engine writes. Each step up has a migration.
+/// The schema version that this engine writes. Earlier versions are migrated ([`migrate`]).
 pub const SCHEMA_VERSION: u32 = 3;
 
-/// How much room the log has at least, and the tables beside what is in them: as much as is logged
-/// before SQLite starts the log over.
+/// Space reserved for the log, and for new pages of the tables, in bytes: as much as SQLite logs
+/// before a checkpoint (1000 pages of 4 KiB).
 const RESERVE: u64 = 4 << 20;
 
+/// The open store of an engine.
 #[derive(Debug)]
-pub struct Store {
+pub struct RecordStore {
     connection: Mutex<Connection>,
     flushes: flush::Flushes,
     copies: copies::Copies,
 }
 
-/// A store that was looked through, and not changed yet.
+/// A store that was checked, and not changed yet.
 pub(crate) struct Found {
     root: PathBuf,
     connection: Connection,
     is_rebuilt: bool,
     /// The ids of all containers.
     pub(crate) containers: BTreeSet<String>,
-    /// The machine has not been started anew since an engine last had this store open.
+    /// Whether the host was not rebooted since an engine last recorded that the store and the
+    /// containers' directories agree.
     pub(crate) is_same_boot: bool,
 }
 
 impl Found {
+    /// Checks the store below an engine's root without changing it.
+    ///
     /// # Errors
-    /// A store that is missing or damaged where there are containers, volumes or images.
+    /// Returns an error if the store is missing or damaged although there are containers, volumes
+    /// or images.
     pub(crate) fn look(root: &Path) -> Result<Self> {
         check::files(root)?;
         let (connection, is_rebuilt) = check::open(root, &root.join(FILE))?;
@@ -90,9 +95,11 @@ impl Found {
         })
     }
 
+    /// Opens the store: migrates it, and reserves space.
+    ///
     /// # Errors
-    /// One that a newer engine has written. It is left as it is.
-    pub(crate) fn open(self) -> Result<Store> {
+    /// Returns an error if a newer engine has written the store; it is left unchanged.
+    pub(crate) fn open(self) -> Result<RecordStore> {
         let Self {
             root,
             mut connection,
@@ -101,7 +108,7 @@ impl Found {
             ..
         } = self;
         connection.execute_batch(
-            // One connection of one process: it needs no file that others would follow it by
+            // With a single connection in exclusive locking mode SQLite needs no shared memory
             // (`-shm`).
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000;
              PRAGMA foreign_keys = ON;
@@ -110,18 +117,19 @@ impl Found {
         )?;
         migrate(&mut connection)?;
         let log = root.join(LOG);
-        if (fs::metadata(&log)?.len() < RESERVE || free(&connection)? < RESERVE / 2)
-            && let Err(error) = make_room(&connection)
+        if (fs::metadata(&log)?.len() < RESERVE || free_bytes(&connection)? < RESERVE / 2)
+            && let Err(error) = reserve_space(&connection)
         {
-            tracing::warn!("the engine's store has no reserve: {error}");
+            tracing::warn!("reserve space for the engine's store: {error}");
         }
         if !is_same_boot || is_rebuilt {
-            // Not only in the log: if that is lost, it is known all the same that there was one.
+            // Written to the database file: if the log is lost, the file's header still shows that
+            // there was one.
             connection.execute_batch("PRAGMA user_version = 0; PRAGMA wal_checkpoint(PASSIVE)")?;
         }
         repair::discard_unfinished(&root)?;
         let flushes = flush::Flushes::new(&root, &log)?;
-        Ok(Store {
+        Ok(RecordStore {
             connection: Mutex::new(connection),
             flushes,
             copies: copies::Copies::new(&root),
@@ -129,7 +137,7 @@ impl Found {
     }
 }
 
-impl Store {
+impl RecordStore {
     /// Opens the store below an engine's root, or creates it in a new root.
     ///
     /// # Errors
@@ -140,28 +148,28 @@ impl Store {
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
         whelk_sys::step();
-        // A panic while the lock was held left no half-done transaction: SQLite rolls it back.
+        // After a panic under the lock there is no incomplete transaction: SQLite has rolled it
+        // back.
         self.connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes in which boot of the machine the store was last found to agree with the containers'
-    /// directories: from now on, until the next boot, a directory that no record names means that
-    /// the store has lost a record.
+    /// Records the current boot id, after the store was found to agree with the containers'
+    /// directories. Until the next boot a directory without a record then means that the store has
+    /// lost one.
     pub(crate) fn note_boot(&self) -> Result<()> {
         let (connection, boot) = (self.connection(), boot()?);
         if known_boot(&connection)?.as_ref() != Some(&boot) {
             connection.execute("INSERT OR REPLACE INTO meta VALUES('boot', ?1)", [boot])?;
-            // Not only in the log, which may be lost.
+            // Written to the database file, because the log may be lost.
             connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)")?;
         }
         Ok(())
     }
 
-    /// Adds a container. The name must be free: that is the caller's to have checked, and the
-    /// table's to insist on.
-    pub fn insert_container(&self, record: &Record) -> Result<()> {
+    /// Adds a container. The caller has checked that the name is free; the table enforces it.
+    pub fn insert_container(&self, record: &ContainerRecord) -> Result<()> {
         let text = encode(record)?;
         self.connection()
             .prepare_cached("INSERT INTO containers VALUES(?1, ?2, ?3)")?
@@ -172,16 +180,17 @@ impl Store {
     }
 
     /// Saves a container's record.
-    pub fn update_container(&self, record: &Record) -> Result<()> {
+    pub fn update_container(&self, record: &ContainerRecord) -> Result<()> {
         self.put_container(record, false)
     }
 
-    /// The same with its copy, which is written with the next flush and not some time later.
-    pub fn update_container_and_copy(&self, record: &Record) -> Result<()> {
+    /// Like [`RecordStore::update_container`], and writes the copy with the next flush instead of
+    /// later.
+    pub fn update_container_and_copy(&self, record: &ContainerRecord) -> Result<()> {
         self.put_container(record, true)
     }
 
-    fn put_container(&self, record: &Record, redefined: bool) -> Result<()> {
+    fn put_container(&self, record: &ContainerRecord, redefined: bool) -> Result<()> {
         let text = encode(record)?;
         let changed = self
             .connection()
@@ -194,8 +203,8 @@ impl Store {
         Ok(())
     }
 
-    /// `lasting`: the removal must survive a loss of power. That of a container which was to be
-    /// removed at its end need not.
+    /// Deletes a container's record. With `lasting` the API waits until the deletion survives a
+    /// power failure, which is not needed for a `--rm` container.
     pub fn delete_container(&self, id: &str, lasting: bool) -> Result<()> {
         self.connection()
             .prepare_cached("DELETE FROM containers WHERE id = ?1")?
@@ -205,7 +214,7 @@ impl Store {
         Ok(())
     }
 
-    pub fn containers(&self) -> Result<Vec<Record>> {
+    pub fn containers(&self) -> Result<Vec<ContainerRecord>> {
         self.all("containers", "id")
     }
 
@@ -229,8 +238,8 @@ impl Store {
         self.all("networks", "id")
     }
 
-    /// Saves a volume's record. It survives a loss of power once something is flushed that is
-    /// committed later, or [`Store::keep`] was called.
+    /// Saves a volume's record. Nothing waits for its flush: it survives a power failure after the
+    /// flush of a later lasting commit, or of [`RecordStore::keep`].
     pub fn put_volume(&self, record: &VolumeRecord) -> Result<()> {
         self.connection().execute(
             "INSERT OR REPLACE INTO volumes VALUES(?1, ?2)",
@@ -240,7 +249,7 @@ impl Store {
         Ok(())
     }
 
-    /// As [`Store::put_volume`].
+    /// Deletes a volume's record. Flushed as [`RecordStore::put_volume`].
     pub fn delete_volume(&self, record: &VolumeRecord) -> Result<()> {
         self.connection()
             .execute("DELETE FROM volumes WHERE name = ?1", [&record.name])?;
@@ -249,7 +258,7 @@ impl Store {
     }
 
     fn volume_changed(&self, record: &VolumeRecord) {
-        // What a directory describes needs no other copy.
+        // A local volume's directory has a copy of its record.
         if record.driver != crate::volumes::LOCAL {
             self.copies.put_rest();
         }
@@ -260,7 +269,7 @@ impl Store {
         self.all("volumes", "name")
     }
 
-    /// Adds or replaces an image and gives it names, taking them from others that had them.
+    /// Adds or replaces an image and its names, taking the names from other images.
     pub fn put_image<T: Serialize>(&self, id: &str, record: &T, names: &[String]) -> Result<()> {
         let mut connection = self.connection();
         let transaction = connection.transaction()?;
@@ -298,7 +307,7 @@ impl Store {
         self.all("images", "id")
     }
 
-    /// Every name with the image it stands for.
+    /// Returns all names with the ids of their images.
     pub fn tags(&self) -> Result<Vec<(String, String)>> {
         let connection = self.connection();
         let mut statement =
@@ -307,7 +316,7 @@ impl Store {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// A value the engine keeps about itself, made at the first call.
+    /// Returns a value of the table `meta`, which `make` creates at the first call.
     pub fn get_or_set_meta(&self, key: &str, make: impl FnOnce() -> String) -> Result<String> {
         let connection = self.connection();
         let found: Option<String> = connection
@@ -325,8 +334,11 @@ impl Store {
         Ok(value)
     }
 
+    /// Returns all records of a table.
+    ///
     /// # Errors
-    /// A record that cannot be read: whatever it was about must not be taken for nobody's.
+    /// Returns an error if any record cannot be parsed: without it the object's files would look
+    /// unused.
     fn all<T: DeserializeOwned>(&self, table: &str, key: &str) -> Result<Vec<T>> {
         let connection = self.connection();
         let mut statement =
@@ -338,7 +350,7 @@ impl Store {
         for row in rows {
             let (id, text) = row?;
             let record = serde_json::from_str(&text);
-            // Without its text, which may hold secrets.
+            // Without the record's text, which may contain secrets.
             records.push(record.map_err(|error| {
                 damaged(
                     self.copies.root(),
@@ -350,30 +362,30 @@ impl Store {
     }
 }
 
-/// The room in the tables, in bytes.
-fn free(connection: &Connection) -> Result<u64> {
+/// Returns the size of the free pages, in bytes.
+fn free_bytes(connection: &Connection) -> Result<u64> {
     let query = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
     let free: i64 = connection.query_row(query, [], |row| row.get(0))?;
     Ok(u64::try_from(free).unwrap_or(0))
 }
 
-/// Makes the log and the tables as large as they may become before long.
-fn make_room(connection: &Connection) -> Result<()> {
-    // Not as one transaction: what is gone again when it ends would not be written at all. And with
-    // a small cache: what it takes stays the process's.
+/// Grows the log and the tables by [`RESERVE`].
+fn reserve_space(connection: &Connection) -> Result<()> {
+    // Not in one transaction: SQLite would not write pages that are freed when it ends. With a
+    // small cache, because the process keeps the memory of a large one.
     Ok(connection.execute_batch(&format!(
         "PRAGMA cache_size = -64; CREATE TABLE reserve AS SELECT zeroblob({RESERVE}); DROP TABLE reserve; PRAGMA cache_size = -2000"
     ))?)
 }
 
-/// Which run of the machine this is.
+/// Returns the id of the current boot.
 fn boot() -> Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
         .to_owned())
 }
 
-/// In which run of the machine an engine last had a store open.
+/// Returns the boot id that [`RecordStore::note_boot`] last recorded.
 fn known_boot(connection: &Connection) -> Result<Option<String>> {
     Ok(connection
         .query_row("SELECT value FROM meta WHERE key = 'boot'", [], |row| {
@@ -382,6 +394,10 @@ fn known_boot(connection: &Connection) -> Result<Option<String>> {
         .optional()?)
 }
 
+/// Creates or migrates the tables.
+///
+/// # Errors
+/// Returns an error if the schema is newer than [`SCHEMA_VERSION`].
 fn migrate(connection: &mut Connection) -> Result<()> {
     let transaction = connection.transaction()?;
     let found: Option<String> = transaction
@@ -392,7 +408,7 @@ fn migrate(connection: &mut Connection) -> Result<()> {
     let found = found.and_then(|text| text.parse().ok()).unwrap_or(0);
     if found > SCHEMA_VERSION {
         return Err(Error::internal(format!(
-            "the store has version {found}, this engine knows {SCHEMA_VERSION}: it was written by a newer one"
+            "the store has schema version {found}, this engine supports up to {SCHEMA_VERSION}: it was written by a newer one"
         )));
     }
     if found < 1 {
@@ -428,15 +444,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_newer_store_is_left_alone() {
+    fn rejects_a_store_of_a_newer_engine() {
         let root = std::env::temp_dir().join(format!("whelk-store-{}", std::process::id()));
         fs::create_dir_all(&root, 0o700).unwrap();
-        Store::open(&root)
+        RecordStore::open(&root)
             .unwrap()
             .connection()
             .execute("UPDATE meta SET value = '99' WHERE key = 'schema'", [])
             .unwrap();
-        let error = Store::open(&root).unwrap_err();
+        let error = RecordStore::open(&root).unwrap_err();
         assert!(error.to_string().contains("newer"), "{error}");
         fs::remove_tree(&root).unwrap();
     }
@@ -451,9 +467,9 @@ mod tests {
     #[test]
     fn a_start_that_fails_does_not_record_the_boot() {
         let root = new_root("boot");
-        drop(Store::open(&root).unwrap());
+        drop(RecordStore::open(&root).unwrap());
         assert!(!Found::look(&root).unwrap().is_same_boot);
-        Store::open(&root).unwrap().note_boot().unwrap();
+        RecordStore::open(&root).unwrap().note_boot().unwrap();
         assert!(Found::look(&root).unwrap().is_same_boot);
         fs::remove_tree(&root).unwrap();
     }
@@ -461,7 +477,7 @@ mod tests {
     #[test]
     fn an_unfinished_repair_is_discarded_when_the_store_is_opened() {
         let root = new_root("unfinished");
-        drop(Store::open(&root).unwrap());
+        drop(RecordStore::open(&root).unwrap());
         for name in [
             "store.db.new",
             "store.db.unfinished",
@@ -469,7 +485,7 @@ mod tests {
         ] {
             fs::write(root.join(name), "old").unwrap();
         }
-        drop(Store::open(&root).unwrap());
+        drop(RecordStore::open(&root).unwrap());
         let left: Vec<_> = fs::list(&root)
             .unwrap()
             .iter()
@@ -487,7 +503,7 @@ mod tests {
     #[test]
     fn an_unreadable_record_is_named_without_its_content() {
         let root = new_root("unreadable");
-        let store = Store::open(&root).unwrap();
+        let store = RecordStore::open(&root).unwrap();
         store
             .connection()
             .execute(
@@ -507,7 +523,7 @@ mod tests {
     #[test]
     fn a_path_that_cannot_be_opened_is_synced_later() {
         let root = new_root("retry");
-        let store = Store::open(&root).unwrap();
+        let store = RecordStore::open(&root).unwrap();
         let (loops, file) = (root.join("loop"), root.join("file"));
         std::os::unix::fs::symlink(&loops, &loops).unwrap();
         fs::write(&file, "").unwrap();

@@ -1,9 +1,9 @@
-//! Rebuilding the store of an engine that does not run: from what the old one still says, and from
-//! what the directories say of themselves.
+//! Rebuilds the store while no engine runs, from the readable records of the old store and the
+//! copies in the directories.
 //!
-//! Nothing is deleted. The new store is made beside the old one and takes its place in one step,
-//! after the old one was moved to `lost+found/store-<time>`; cut short at any point, it can be run
-//! again.
+//! Nothing is deleted. The new store is created beside the old one and replaces it atomically,
+//! after the old one was linked or moved to `lost+found/store-<time>`. An interrupted repair can be
+//! run again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,38 +17,39 @@ use whelk_sys::fs;
 use super::check::{FILE, REBUILT, wrong_file};
 use super::copies::{REST, Rest};
 use super::flush::sync;
-use super::{described, encode, migrate};
+use super::{encode, migrate, read_copy};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::images::ImageRecord;
 use crate::instance::lost_and_found;
-use crate::model::Record;
+use crate::model::ContainerRecord;
 
-/// A new store that is being made, and one that is whole.
+/// A new store that is being created, and one that is complete.
 const UNFINISHED: &str = "store.db.unfinished";
 const NEW: &str = "store.db.new";
 
-/// What was done, in lines for whoever asked for it.
+/// The report of a repair, in lines for the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Repaired {
     pub lines: Vec<String>,
 }
 
 impl Repaired {
-    fn tell(&mut self, line: String) {
+    fn report(&mut self, line: String) {
         self.lines.push(line);
     }
 }
 
-/// Rebuilds the store below `root`, unless it is whole and names all that is there. The caller
-/// holds the root's lock.
+/// Rebuilds the store below `root`, unless it is intact and has records of all containers. The
+/// caller holds the root's lock.
 ///
 /// # Errors
-/// A root that cannot be read or written; what was there before is there still.
+/// Returns an error if the root cannot be read or written. Everything that existed before still
+/// exists then.
 pub fn repair(root: &Path) -> Result<Repaired> {
     let mut report = Repaired::default();
     if fs::exists(root.join(NEW)) {
-        report.tell("an earlier repair was cut short: it is finished".into());
+        report.report("finishing an earlier repair that was interrupted".into());
     } else {
         let images = whelk_image::ContentStore::open(root)?;
         let mut old = Old::read(root, images.scratch()?.path())?;
@@ -61,25 +62,25 @@ pub fn repair(root: &Path) -> Result<Repaired> {
                 && found.is_in_place(root)
                 && !old.containers.contains_key(id)
         };
-        if old.is_whole && found.iter().any(is_lost) {
-            old.is_whole = false;
+        if old.is_intact && found.iter().any(is_lost) {
+            old.is_intact = false;
             old.wrong = Some(
-                "the engine's store has lost containers: it is older than their directories".into(),
+                "the engine's store lacks containers: it is older than their directories".into(),
             );
         }
-        if old.is_whole
+        if old.is_intact
             && found
                 .iter()
                 .all(|(id, found)| found.record.is_none() || old.containers.contains_key(id))
         {
-            report.tell(
-                "the store is whole and names every container that is there: nothing was changed"
+            report.report(
+                "the store is intact and has a record of every container: nothing was changed"
                     .into(),
             );
             return Ok(report);
         }
         if let Some(wrong) = &old.wrong {
-            report.tell(wrong.clone());
+            report.report(wrong.clone());
         }
         let rebuilt = rebuild(old, &found, &images, root, &mut report)?;
         write(root, &rebuilt)?;
@@ -90,8 +91,8 @@ pub fn repair(root: &Path) -> Result<Repaired> {
                 .filter(|found| !found.is_in_place(root))
             {
                 fs::rename(&found.path, &path)?;
-                report.tell(format!(
-                    "container {} is brought back from {}",
+                report.report(format!(
+                    "container {} is restored from {}",
                     record.name,
                     found.path.display()
                 ));
@@ -99,24 +100,27 @@ pub fn repair(root: &Path) -> Result<Repaired> {
         }
         fs::rename(root.join(UNFINISHED), root.join(NEW))?;
     }
-    let aside = take_place(root)?;
-    report.tell(format!("the old store's files are in {}", aside.display()));
+    let old_files = replace_store(root)?;
+    report.report(format!(
+        "the old store's files are in {}",
+        old_files.display()
+    ));
     Ok(report)
 }
 
-/// What the old store still says.
+/// The readable content of the old store.
 #[derive(Debug, Default)]
 struct Old {
     wrong: Option<String>,
-    /// All of it could be read.
-    is_whole: bool,
+    /// Whether all of it could be read.
+    is_intact: bool,
     meta: BTreeMap<String, String>,
-    containers: BTreeMap<String, Record>,
+    containers: BTreeMap<String, ContainerRecord>,
     rest: Rest,
 }
 
 impl Old {
-    /// Reads a copy: SQLite would change what it opens.
+    /// Reads the store from a copy, because SQLite changes the files that it opens.
     fn read(root: &Path, scratch: &Path) -> Result<Self> {
         let mut old = Self {
             wrong: wrong_file(root)?,
@@ -135,7 +139,7 @@ impl Old {
         let checked: rusqlite::Result<String> =
             connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
         match checked {
-            Ok(text) if text == "ok" => old.is_whole = old.wrong.is_none(),
+            Ok(text) if text == "ok" => old.is_intact = old.wrong.is_none(),
             Ok(text) => drop(
                 old.wrong
                     .get_or_insert(format!("the engine's store is damaged: {text}")),
@@ -147,7 +151,7 @@ impl Old {
         }
         let mut table = |query: &str| {
             let (rows, all) = rows(&connection, query);
-            old.is_whole &= all;
+            old.is_intact &= all;
             rows
         };
         old.meta = table("SELECT key, value FROM meta ORDER BY key");
@@ -157,7 +161,7 @@ impl Old {
         let tags = table("SELECT name, image FROM tags ORDER BY name");
         let volumes = table("SELECT name, record FROM volumes ORDER BY name");
         old.containers = old
-            .parse::<Record>(containers)
+            .parse::<ContainerRecord>(containers)
             .into_iter()
             .map(|record| (record.id.clone(), record))
             .collect();
@@ -179,13 +183,13 @@ impl Old {
             .into_values()
             .filter_map(|text| serde_json::from_str(&text).ok())
             .collect();
-        self.is_whole &= parsed.len() == count;
+        self.is_intact &= parsed.len() == count;
         parsed
     }
 }
 
-/// The rows of a table that can be read, from its beginning and from its end; and whether these are
-/// all.
+/// Reads the rows of a table, forwards and, if that fails, backwards. Returns those that could be
+/// read, and whether these are all.
 fn rows(connection: &Connection, query: &str) -> (BTreeMap<String, String>, bool) {
     let mut found = BTreeMap::new();
     for order in ["ASC", "DESC"] {
@@ -206,20 +210,20 @@ fn rows(connection: &Connection, query: &str) -> (BTreeMap<String, String>, bool
     (found, false)
 }
 
-/// A container's directory, and what it says that it is.
+/// A container's directory, with the copy of its record.
 struct Found {
     path: PathBuf,
-    record: Option<Record>,
+    record: Option<ContainerRecord>,
 }
 
 impl Found {
-    /// Whether it was not set aside.
+    /// Returns whether the directory is in `containers`, and not in `lost+found`.
     fn is_in_place(&self, root: &Path) -> bool {
         self.path.parent() == Some(&root.join("containers"))
     }
 }
 
-/// All directories of containers by their name, also those that were set aside.
+/// Returns all directories of containers by name, including those in `lost+found`.
 fn find_containers(root: &Path) -> Result<BTreeMap<String, Found>> {
     let mut found = BTreeMap::new();
     for directory in [
@@ -234,17 +238,17 @@ fn find_containers(root: &Path) -> Result<BTreeMap<String, Found>> {
                 entry.path(),
                 entry.file_name().to_string_lossy().into_owned(),
             );
-            let record = described(&path);
+            let record = read_copy(&path);
             found.insert(name, Found { path, record });
         }
     }
     Ok(found)
 }
 
-/// What the new store is to say.
+/// The content of the new store.
 #[derive(Debug, Default)]
 struct Rebuilt {
-    containers: Vec<Record>,
+    containers: Vec<ContainerRecord>,
     rest: Rest,
 }
 
@@ -259,16 +263,16 @@ fn rebuild(
     let (mut from_store, mut from_directories) = (0, 0);
     for (id, found) in found {
         let known = old.containers.remove(id);
-        // A copy is at most a second older than the store was; what is left of a damaged store may
+        // A copy is at most about a second older than the store was; records of a damaged store may
         // be of any age.
-        let (first, second) = if old.is_whole {
+        let (first, second) = if old.is_intact {
             (&known, &found.record)
         } else {
             (&found.record, &known)
         };
         match first.as_ref().or(second.as_ref()) {
             Some(record) => {
-                let is_known = if old.is_whole {
+                let is_known = if old.is_intact {
                     known.is_some()
                 } else {
                     found.record.is_none()
@@ -280,35 +284,35 @@ fn rebuild(
                 }
                 containers.insert(id.clone(), record.clone());
             }
-            None => report.tell(format!(
-                "{} does not say what container it is of: it stays as it is",
+            None => report.report(format!(
+                "{} has no copy of a container's record: it is left unchanged",
                 found.path.display()
             )),
         }
     }
     for (id, record) in std::mem::take(&mut old.containers) {
-        if old.is_whole {
+        if old.is_intact {
             from_store += 1;
             containers.insert(id, record);
         } else {
-            report.tell(format!(
-                "container {} ({id}) has no directory any more: it is left out",
+            report.report(format!(
+                "container {} ({id}) has no directory: it is left out",
                 record.name
             ));
         }
     }
-    report.tell(format!(
+    report.report(format!(
         "containers: {from_directories} from their directories, {from_store} from the old store"
     ));
-    let mut containers: Vec<Record> = containers.into_values().collect();
+    let mut containers: Vec<ContainerRecord> = containers.into_values().collect();
     make_names_unique(&mut containers, report);
     let mut rest = rest(&mut old, root, report)?;
     find_images(images, &mut rest, report)?;
     if rest.tags.is_empty() {
         name_images(&containers, &mut rest);
     }
-    tell_of_networks(&containers, &rest, report);
-    report.tell(format!(
+    report_missing_networks(&containers, &rest, report);
+    report.report(format!(
         "networks: {}; images: {}, with {} names",
         rest.networks.len(),
         rest.images.len(),
@@ -317,8 +321,8 @@ fn rebuild(
     Ok(Rebuilt { containers, rest })
 }
 
-/// Of several containers of one name the first keeps it.
-fn make_names_unique(containers: &mut [Record], report: &mut Repaired) {
+/// Renames containers so that names are unique. Of several with one name the oldest keeps it.
+fn make_names_unique(containers: &mut [ContainerRecord], report: &mut Repaired) {
     containers.sort_by_key(|record| record.created_at);
     let mut names = BTreeSet::new();
     for record in containers {
@@ -328,8 +332,8 @@ fn make_names_unique(containers: &mut [Record], report: &mut Repaired) {
                 record.name,
                 record.id.chars().take(12).collect::<String>()
             );
-            report.tell(format!(
-                "container {} has a name that another one has too: it is called {name} now",
+            report.report(format!(
+                "container {} has the same name as another one: it is renamed to {name}",
                 record.name
             ));
             names.insert(name.clone());
@@ -338,11 +342,11 @@ fn make_names_unique(containers: &mut [Record], report: &mut Repaired) {
     }
 }
 
-/// Networks, images and what else no directory describes: from the old store if it is whole, else
-/// from its copy, else from what is left.
+/// Returns the records of networks, images, names and plugins' volumes: from the old store if it is
+/// intact, else from the copy [`REST`], else what can be read of the old store.
 fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
     let left = std::mem::take(&mut old.rest);
-    if old.is_whole {
+    if old.is_intact {
         return Ok(left);
     }
     let path = root.join(REST);
@@ -352,7 +356,10 @@ fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
         None
     };
     let mut rest = copy.unwrap_or_else(|| {
-        report.tell(format!("{} is missing or damaged: networks and images' names are those that the old store still has", path.display()));
+        report.report(format!(
+            "{} is missing or damaged: networks and names of images are taken from the old store",
+            path.display()
+        ));
         Rest::default()
     });
     if rest.networks.is_empty() {
@@ -367,8 +374,8 @@ fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
     for (key, value) in left.meta {
         rest.meta.entry(key).or_insert(value);
     }
-    // Of local volumes the directories say what they are.
-    let is_there = |volume: &Value| {
+    // Local volumes are described by their directories, so only those with a directory are added.
+    let exists = |volume: &Value| {
         volume["Name"]
             .as_str()
             .is_some_and(|name| fs::exists(root.join("volumes").join(name)))
@@ -386,12 +393,12 @@ fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
     rest.volumes.extend(
         left.volumes
             .into_iter()
-            .filter(|volume| !is_known(volume) && is_there(volume)),
+            .filter(|volume| !is_known(volume) && exists(volume)),
     );
     Ok(rest)
 }
 
-/// Adds the images whose configuration and layers are there.
+/// Adds images without a record whose configuration and layers exist.
 fn find_images(
     images: &whelk_image::ContentStore,
     rest: &mut Rest,
@@ -424,13 +431,13 @@ fn find_images(
         found += 1;
     }
     if found > 0 {
-        report.tell(format!("images: {found} found by their files"));
+        report.report(format!("images: {found} found by their files"));
     }
     Ok(())
 }
 
-/// Where nothing says what images are called, what containers call theirs.
-fn name_images(containers: &[Record], rest: &mut Rest) {
+/// Names images by the names that containers were created with, if no names are known.
+fn name_images(containers: &[ContainerRecord], rest: &mut Rest) {
     for record in containers {
         let Ok(reference) = record.config.image.parse::<Reference>() else {
             continue;
@@ -447,7 +454,8 @@ fn name_images(containers: &[Record], rest: &mut Rest) {
     }
 }
 
-fn tell_of_networks(containers: &[Record], rest: &Rest, report: &mut Repaired) {
+/// Reports networks that containers use and that have no record.
+fn report_missing_networks(containers: &[ContainerRecord], rest: &Rest, report: &mut Repaired) {
     let known: BTreeSet<&str> = rest
         .networks
         .iter()
@@ -460,12 +468,15 @@ fn tell_of_networks(containers: &[Record], rest: &Rest, report: &mut Repaired) {
             .keys()
             .filter(|network| !known.contains(network.as_str()))
         {
-            report.tell(format!("network {network}, which container {} is in, is not known any more: create it anew", record.name));
+            report.report(format!(
+                "network {network} of container {} has no record: create it again",
+                record.name
+            ));
         }
     }
 }
 
-/// Writes the new store, whole and on disk, under a name that no engine looks for.
+/// Writes the new store, and syncs it, under a name that no engine opens.
 fn write(root: &Path, rebuilt: &Rebuilt) -> Result<()> {
     let path = root.join(UNFINISHED);
     fs::remove_if_exists(&path)?;
@@ -522,8 +533,8 @@ fn write(root: &Path, rebuilt: &Rebuilt) -> Result<()> {
     sync(root)
 }
 
-/// Deletes what a repair that was cut short has left: the store was valid and is used, so that it
-/// is older than the store.
+/// Deletes the files of an interrupted repair. The store was valid and is in use, so that they are
+/// older than the store.
 pub(super) fn discard_unfinished(root: &Path) -> Result<()> {
     for path in [
         root.join(NEW),
@@ -535,11 +546,12 @@ pub(super) fn discard_unfinished(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Moves the old store aside and the new one to its place.
-fn take_place(root: &Path) -> Result<PathBuf> {
+/// Moves the old store to `lost+found`, and replaces it by the new one. Returns the directory of
+/// the old files.
+fn replace_store(root: &Path) -> Result<PathBuf> {
     let aside = lost_and_found(root).join(format!("store-{}", now()));
     fs::create_dir_all(&aside, 0o700)?;
-    // Its log first: SQLite would apply it to whatever is called like the store.
+    // The log first: SQLite would apply it to the new database.
     for suffix in ["-wal", "-journal", "-shm"] {
         let name = format!("{FILE}{suffix}");
         if fs::exists(root.join(&name)) {

@@ -13,7 +13,7 @@ use super::{CreateVolume, LOCAL, Volume, VolumeRecord, Volumes};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::filters::Filters;
-use crate::names;
+use crate::random_names;
 
 /// How long a plugin may take to say what it has.
 const TO_LOOK: Duration = Duration::from_secs(10);
@@ -451,7 +451,11 @@ impl Volumes {
             passing: _,
         } = request;
         let anonymous = name.is_empty();
-        let name = if anonymous { names::random_id() } else { name };
+        let name = if anonymous {
+            random_names::random_id()
+        } else {
+            name
+        };
         let wrong = |error: Error| error.prefixed(&format!("create {name}"));
         super::check_name(&name).map_err(wrong)?;
         let driver = self.drivers.get(&driver).map_err(wrong)?;

@@ -29,8 +29,8 @@ use crate::error::{Error, Result};
 use crate::events::{Events, now};
 use crate::filters::Filters;
 use crate::instance::Instance;
-use crate::names;
-use crate::store::Store;
+use crate::random_names;
+use crate::store::RecordStore;
 
 /// A volume as it is kept in the store, under the names of the Engine API.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +116,7 @@ pub struct CreateVolume {
 #[derive(Debug)]
 pub struct Volumes {
     instance: Instance,
-    store: Arc<Store>,
+    store: Arc<RecordStore>,
     events: Arc<Events>,
     state: RwLock<BTreeMap<String, Volume>>,
     drivers: drivers::Drivers,
@@ -195,7 +195,11 @@ fn new_record(request: CreateVolume) -> Result<VolumeRecord> {
         ..
     } = request;
     let anonymous = name.is_empty();
-    let name = if anonymous { names::random_id() } else { name };
+    let name = if anonymous {
+        random_names::random_id()
+    } else {
+        name
+    };
     let wrong = |error: Error| error.prefixed(&format!("create {name}"));
     check_name(&name).map_err(wrong)?;
     local::check(&options).map_err(wrong)?;
@@ -234,7 +238,11 @@ fn discard(path: &std::path::Path) {
 impl Volumes {
     /// Reads the volumes. A directory without a record is data that must not be lost: it becomes a
     /// volume again. A record without a directory stays as well: its disk may come back.
-    pub fn open(instance: &Instance, store: Arc<Store>, events: Arc<Events>) -> Result<Arc<Self>> {
+    pub fn open(
+        instance: &Instance,
+        store: Arc<RecordStore>,
+        events: Arc<Events>,
+    ) -> Result<Arc<Self>> {
         fs::create_dir_all(instance.volumes_dir(), 0o700)?;
         let drivers = drivers::Drivers::new(instance.plugin_places());
         let volumes = Self {
@@ -432,7 +440,7 @@ impl Volumes {
             path: self
                 .instance
                 .volumes_dir()
-                .join(format!("{HALF_MADE}{}", names::random_id())),
+                .join(format!("{HALF_MADE}{}", random_names::random_id())),
         };
         let description =
             serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
@@ -651,7 +659,7 @@ impl Volumes {
         let record = self.find(name)?;
         self.check_idle(name)?;
         // A file system of its own is there only while a container runs.
-        let filler = names::random_id();
+        let filler = random_names::random_id();
         self.mount_for(&record, &filler)?;
         // In use, the directory itself has to stay. Who is about to use it waits at the gate.
         // And one that takes the place of a directory with a limit would have none.
@@ -737,7 +745,7 @@ impl Volumes {
         let trashed = self
             .instance
             .volumes_dir()
-            .join(format!("{HALF_MADE}{}", names::random_id()));
+            .join(format!("{HALF_MADE}{}", random_names::random_id()));
         match fs::rename(self.instance.volumes_dir().join(name), &trashed) {
             Err(error) if !error.is_not_found() => {
                 self.store.put_volume(&record)?;

@@ -9,7 +9,7 @@ use whelk_sys::{copy, errno_text, fs};
 
 use super::{CreateVolume, SNAPSHOT_OF, VolumeRecord, Volumes, local, new_record};
 use crate::error::{Error, Result};
-use crate::names;
+use crate::random_names;
 
 /// Keeps a volume, and its content where it can be read, for as long as it lives.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Volumes {
     /// Keeps a volume for whoever is about to read its content. Mounts what is to be mounted.
     /// Blocks.
     pub fn hold(self: &Arc<Self>, name: &str) -> Result<Hold> {
-        let mark = names::random_id();
+        let mark = random_names::random_id();
         let record = self.begin_use(name, &mark)?;
         Ok(Hold {
             volumes: self.clone(),
@@ -97,7 +97,7 @@ impl Volumes {
                 "volume {name} is a tmpfs, which holds nothing but while a container runs with it"
             )));
         }
-        let importer = names::random_id();
+        let importer = random_names::random_id();
         self.begin_use(name, &importer)?;
         // Whoever wants to use it is told to wait: an import takes as long as its sender takes.
         let begun = {

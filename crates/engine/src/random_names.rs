@@ -1,6 +1,7 @@
-//! Random names for containers that got none: a quality and a creature of the sea.
+//! Random names for containers created without one (an adjective and a sea creature), and random
+//! ids.
 
-const QUALITIES: &[&str] = &[
+const ADJECTIVES: &[&str] = &[
     "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "candid", "cheerful",
     "clever", "coral", "cosy", "crisp", "curious", "dapper", "daring", "deft", "eager", "earnest",
     "fair", "fearless", "fleet", "fond", "frank", "fresh", "gentle", "glad", "golden", "graceful",
@@ -117,11 +118,11 @@ const CREATURES: &[&str] = &[
     "wrasse",
 ];
 
-/// A name such as `brave_limpet`, out of some 8,500; from the second `attempt` on with a number
-/// behind it.
+/// Returns a random name such as `brave_limpet`, one of about 8,500. If `attempt` is not 0 a random
+/// number of up to `attempt` digits (at most 9) is appended.
 pub fn random(attempt: u32) -> String {
     let pick = |list: &[&'static str]| list[random_number() as usize % list.len()];
-    let name = format!("{}_{}", pick(QUALITIES), pick(CREATURES));
+    let name = format!("{}_{}", pick(ADJECTIVES), pick(CREATURES));
     if attempt == 0 {
         name
     } else {
@@ -129,14 +130,14 @@ pub fn random(attempt: u32) -> String {
     }
 }
 
-/// 64 random hexadecimal digits.
+/// Returns 64 random hexadecimal digits.
 pub fn random_id() -> String {
     loop {
         let id: String = (0..4)
             .map(|_| format!("{:016x}", random_number()))
             .collect();
-        // The short form must not look like a number: a host name of digits only confuses
-        // resolvers.
+        // The short id is the default host name, and resolvers parse a host name of digits only as
+        // an address.
         if id[..12].parse::<u64>().is_err() {
             return id;
         }
@@ -145,13 +146,16 @@ pub fn random_id() -> String {
 
 fn random_number() -> u64 {
     let mut bytes = [0; 8];
-    // The kernel's generator does not fail for so few bytes once it is seeded.
+    // getrandom(2) does not fail for up to 256 bytes once the generator is seeded.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     u64::from_ne_bytes(bytes)
 }
 
+/// Checks a container's name.
+///
 /// # Errors
-/// A name that is not a letter or digit followed by one or more of these, `_`, `.` and `-`.
+/// Returns an error unless the name is a letter or digit followed by one or more letters, digits,
+/// `_`, `.` or `-`.
 pub fn check(name: &str) -> crate::error::Result<()> {
     let first = name
         .bytes()

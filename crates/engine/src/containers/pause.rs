@@ -1,0 +1,91 @@
+//! Pausing and unpausing a container.
+
+use whelk_shim::protocol::Request;
+
+use super::{Container, Containers};
+use crate::error::{Error, Result};
+use crate::model::Status;
+use crate::shims;
+
+impl Containers {
+    /// Pauses a container by its freezer cgroup.
+    ///
+    /// # Errors
+    /// Returns [`Error::Conflict`] if it does not run, or is paused already.
+    pub async fn pause(&self, name: &str) -> Result<()> {
+        let container = self.find(name)?;
+        let _operation = container.lock_operation(name).await?;
+        match container.status() {
+            Status::Paused => {
+                return Err(Error::conflict(format!(
+                    "Container {} is already paused",
+                    container.id
+                )));
+            }
+            Status::Restarting => {
+                return Err(Error::conflict(format!(
+                    "container {} is restarting, wait until the container is running",
+                    container.id
+                )));
+            }
+            Status::Running => {}
+            _ => {
+                return Err(Error::conflict(format!(
+                    "container {} is not running",
+                    container.id
+                )));
+            }
+        }
+        shims::expect_done(
+            self.request_shim(&container, &Request::Pause).await?,
+            &format!("cannot pause container {}", container.id),
+        )?;
+        {
+            let mut record = container.record();
+            if record.state.status != Status::Running {
+                // It has ended meanwhile.
+                return Err(Error::conflict(format!(
+                    "container {} is not running",
+                    container.id
+                )));
+            }
+            record.state.status = Status::Paused;
+        }
+        self.save_or_log(&container);
+        self.publish(&container, "pause", &[]);
+        Ok(())
+    }
+
+    /// Resumes a paused container.
+    ///
+    /// # Errors
+    /// Returns an error if it is not paused.
+    pub async fn unpause(&self, name: &str) -> Result<()> {
+        let container = self.find(name)?;
+        let _operation = container.lock_operation(name).await?;
+        if container.status() != Status::Paused {
+            return Err(Error::internal(format!(
+                "Container {} is not paused",
+                container.id
+            )));
+        }
+        self.resume_locked(&container).await
+    }
+
+    /// Resumes a paused container. The caller holds its operation lock, or is killing it.
+    pub(super) async fn resume_locked(&self, container: &Container) -> Result<()> {
+        shims::expect_done(
+            self.request_shim(container, &Request::Resume).await?,
+            &format!("cannot unpause container {}", container.id),
+        )?;
+        {
+            let mut record = container.record();
+            if record.state.status == Status::Paused {
+                record.state.status = Status::Running;
+            }
+        }
+        self.save_or_log(container);
+        self.publish(container, "unpause", &[]);
+        Ok(())
+    }
+}
