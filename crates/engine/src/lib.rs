@@ -67,7 +67,7 @@ impl Engine {
     /// Returns an error if the state cannot be read, or if another engine has it open.
     pub async fn open(instance: Instance, executable: PathBuf) -> Result<Arc<Self>> {
         instance.prepare()?;
-        let found = store::Found::look(&instance.root)?;
+        let found = store::Found::check(&instance.root)?;
         containers::audit(&instance, &found).await?;
         let store = Arc::new(found.open()?);
         let events = Arc::new(Events::default());

@@ -181,7 +181,7 @@ impl WarmPool {
                 .pop_front();
             self.refill.notify_one();
             let Some(mut socket) = ready else { break };
-            if !has_left(&socket) && send(&mut socket, message, descriptors).await.is_ok() {
+            if !is_disconnected(&socket) && send(&mut socket, message, descriptors).await.is_ok() {
                 return Ok(socket);
             }
             tracing::warn!("a warm shim has ended");
@@ -201,7 +201,7 @@ impl WarmPool {
 }
 
 /// Returns whether the peer of a connected socket has closed it.
-pub(crate) fn has_left(socket: impl AsFd) -> bool {
+pub(crate) fn is_disconnected(socket: impl AsFd) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut asked = [PollFd::new(&socket, PollFlags::empty())];
     poll(
@@ -335,8 +335,8 @@ pub(crate) fn any_runs(instance: &Instance) -> bool {
 /// Time limit for a shim's answer to a request that does not depend on the container's processes.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects to a container's shim. Retries for as long as the engine has no free file descriptor,
-/// so callers set a time limit.
+/// Connects to a container's shim. Retries without limit while the engine has no free file
+/// descriptor: callers that must not wait for ever set a time limit.
 ///
 /// # Errors
 /// Returns `NotFound` or `ConnectionRefused` if there is no shim.
@@ -344,7 +344,7 @@ pub(crate) async fn connect(instance: &Instance, id: &str) -> std::io::Result<Un
     const AGAIN: Duration = Duration::from_millis(20);
     loop {
         match connect_once(instance, id).await {
-            // Other operations will close descriptors soon.
+            // Other operations will close theirs soon.
             Err(error)
                 if matches!(
                     Errno::from_io_error(&error),

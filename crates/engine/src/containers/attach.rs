@@ -9,7 +9,7 @@ use whelk_shim::protocol::{Attach, Request};
 use super::Containers;
 use crate::error::{Error, Result};
 use crate::model::Status;
-use crate::shims::{self, has_left};
+use crate::shims::{self, is_disconnected};
 
 #[derive(Clone, Debug, Default)]
 pub struct AttachRequest {
@@ -87,7 +87,7 @@ impl Containers {
                     .waiting_clients
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                waiting.retain(|(_, stream)| !has_left(stream));
+                waiting.retain(|(_, stream)| !is_disconnected(stream));
                 if waiting.len() >= MAX_WAITING {
                     return Err(Error::conflict(format!(
                         "container {}: {MAX_WAITING} clients are already waiting for its start",

@@ -120,7 +120,7 @@ impl Containers {
     /// Returns an error if the container does not run, or if the settings are invalid.
     pub async fn exec_create(&self, name: &str, config: ExecConfig) -> Result<String> {
         let container = self.find(name)?;
-        container.started().await;
+        container.wait_for_start().await;
         check_can_exec(&container, name)?;
         for entry in config.env.iter().flatten() {
             if entry.is_empty() || entry.starts_with('=') {
@@ -365,7 +365,7 @@ impl Containers {
     }
 
     /// Records that a client has detached from a container or an exec by the detach keys.
-    pub(super) fn detached(&self, container: &Container, exec: Option<&str>) {
+    pub(super) fn record_detach(&self, container: &Container, exec: Option<&str>) {
         match exec {
             None => self.publish(container, "detach", &[]),
             Some(id) => {
@@ -378,7 +378,7 @@ impl Containers {
     }
 
     /// Records the end of an exec.
-    pub(super) fn exec_ended(&self, container: &Container, id: &str, exit: &Exit) {
+    pub(super) fn record_exec_exit(&self, container: &Container, id: &str, exit: &Exit) {
         if let Ok(exec) = self.exec(id) {
             exec.change(|state| {
                 state.running = false;

@@ -418,7 +418,7 @@ impl Container {
 
     /// Waits for a start that is under way, so that a request during it finds the container
     /// running, as with Docker.
-    async fn started(&self) {
+    async fn wait_for_start(&self) {
         if !self.status().is_running() {
             drop(self.operation.lock().await);
         }
@@ -475,14 +475,14 @@ impl Container {
     /// yet.
     async fn is_ending(&self) -> bool {
         const PATIENCE: Duration = Duration::from_secs(2);
-        tokio::time::timeout(PATIENCE, self.shim_gone())
+        tokio::time::timeout(PATIENCE, self.wait_for_shim_exit())
             .await
             .is_ok()
     }
 
     /// Waits until the shim of the last run has exited. Only then can the next one use its
     /// directory and cgroup.
-    async fn shim_gone(&self) {
+    async fn wait_for_shim_exit(&self) {
         let mut shim = self.shim.subscribe();
         // Never closed: `self` owns the sender.
         let _ = shim.wait_for(|alive| !alive).await;

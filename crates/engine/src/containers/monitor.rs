@@ -70,7 +70,7 @@ async fn follow(
         Some(exit) => exit,
         None => containers.reap_without_shim(&container).await,
     };
-    containers.ended(&container, &exit).await;
+    containers.handle_exit(&container, &exit).await;
     // The shim may still be writing the last output to clients; its directory is needed until it
     // exits.
     if let Some(mut events) = events {
@@ -117,9 +117,9 @@ impl Containers {
                 self.save_or_log(container);
                 self.publish(container, "oom", &[]);
             }
-            Event::Detached { exec } => self.detached(container, exec.as_deref()),
-            Event::ExecExited { id, exit } => self.exec_ended(container, &id, &exit),
-            Event::Exited(exit) => self.ended(container, &exit).await,
+            Event::Detached { exec } => self.record_detach(container, exec.as_deref()),
+            Event::ExecExited { id, exit } => self.record_exec_exit(container, &id, &exit),
+            Event::Exited(exit) => self.handle_exit(container, &exit).await,
         }
     }
 
@@ -168,7 +168,7 @@ impl Containers {
 
     /// Records a container's exit, releases its resources, publishes the event, and then removes or
     /// restarts the container as its settings say.
-    pub(super) async fn ended(self: &Arc<Self>, container: &Arc<Container>, exit: &Exit) {
+    pub(super) async fn handle_exit(self: &Arc<Self>, container: &Arc<Container>, exit: &Exit) {
         let (ran, restart) = {
             let mut record = container.record();
             let ran = exit.at - record.state.started_at;

@@ -29,7 +29,7 @@ impl Containers {
     /// Returns an error if the store cannot be read.
     pub async fn recover(self: &Arc<Self>) -> Result<()> {
         let records = self.store.containers()?;
-        self.store.check_copies(&records)?;
+        self.store.update_copies(&records)?;
         for mut record in records {
             if let Err(error) = self.restore_files(&record) {
                 tracing::error!(container = record.id, "restore its files: {error}");
@@ -158,7 +158,7 @@ impl Containers {
         }
         if has_ended {
             let exit = self.reap_without_shim(container).await;
-            self.ended(container, &exit).await;
+            self.handle_exit(container, &exit).await;
         } else if matches!(container.status(), Status::Removing | Status::Dead) {
             container.record().state.status = Status::Exited;
             self.remove_or_log(container, false);

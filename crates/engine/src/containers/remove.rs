@@ -46,7 +46,7 @@ impl Containers {
         } else {
             check_stopped(&container)?
         }
-        container.shim_gone().await;
+        container.wait_for_shim_exit().await;
         self.remove_now(&container, request.volumes)
     }
 

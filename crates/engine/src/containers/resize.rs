@@ -13,7 +13,7 @@ impl Containers {
     /// Returns an error if it does not run.
     pub async fn resize(&self, name: &str, height: u16, width: u16) -> Result<()> {
         let container = self.find(name)?;
-        container.started().await;
+        container.wait_for_start().await;
         container.running_pid()?;
         let reply = shims::request(
             &self.instance,

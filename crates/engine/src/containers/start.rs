@@ -28,7 +28,7 @@ use crate::logging;
 use crate::model::{ContainerRecord, HostConfig, Status};
 use crate::networks::NetworkRecord;
 use crate::security::{Options, Seccomp};
-use crate::shims::{LaunchError, has_left};
+use crate::shims::{LaunchError, is_disconnected};
 use crate::spec::{self, SpecContext};
 
 /// Docker's prefixes of a runtime's errors. Docker's CLI derives exit codes from these texts.
@@ -90,14 +90,14 @@ impl Containers {
             }
             Status::Created | Status::Exited | Status::Restarting => {}
         }
-        container.shim_gone().await;
+        container.wait_for_shim_exit().await;
         let mut attached = std::mem::take(
             &mut *container
                 .waiting_clients
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
-        attached.retain(|(_, stream)| !has_left(stream));
+        attached.retain(|(_, stream)| !is_disconnected(stream));
         match self.acquire_and_run(container, attached).await {
             Ok(()) => Ok(()),
             Err(error) => {

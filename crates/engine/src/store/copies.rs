@@ -132,7 +132,7 @@ impl RecordStore {
     }
 
     /// Writes the copies that are missing or differ from the store's records.
-    pub(crate) fn check_copies(&self, records: &[ContainerRecord]) -> Result<()> {
+    pub(crate) fn update_copies(&self, records: &[ContainerRecord]) -> Result<()> {
         for record in records {
             let text = super::encode(record)?;
             let path = self

@@ -69,7 +69,7 @@ impl Found {
     /// # Errors
     /// Returns an error if the store is missing or damaged although there are containers, volumes
     /// or images.
-    pub(crate) fn look(root: &Path) -> Result<Self> {
+    pub(crate) fn check(root: &Path) -> Result<Self> {
         check::files(root)?;
         let (connection, is_rebuilt) = check::open(root, &root.join(FILE))?;
         let is_new: bool = connection.query_row(
@@ -141,9 +141,9 @@ impl RecordStore {
     /// Opens the store below an engine's root, or creates it in a new root.
     ///
     /// # Errors
-    /// As [`Found::look`] and [`Found::open`].
+    /// As [`Found::check`] and [`Found::open`].
     pub fn open(root: &Path) -> Result<Self> {
-        Found::look(root)?.open()
+        Found::check(root)?.open()
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -468,9 +468,9 @@ mod tests {
     fn a_start_that_fails_does_not_record_the_boot() {
         let root = new_root("boot");
         drop(RecordStore::open(&root).unwrap());
-        assert!(!Found::look(&root).unwrap().is_same_boot);
+        assert!(!Found::check(&root).unwrap().is_same_boot);
         RecordStore::open(&root).unwrap().note_boot().unwrap();
-        assert!(Found::look(&root).unwrap().is_same_boot);
+        assert!(Found::check(&root).unwrap().is_same_boot);
         fs::remove_tree(&root).unwrap();
     }
 
