@@ -261,12 +261,11 @@ pub fn ended_child() -> Option<Pid> {
             libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
         )
     };
-    // SAFETY: waitid has set this field, to zero if no child has ended.
-    if result == 0 {
-        Pid::from_raw(unsafe { info.si_pid() })
-    } else {
-        None
+    if result != 0 {
+        return None;
     }
+    // SAFETY: waitid has set this field, to zero if no child has ended.
+    Pid::from_raw(unsafe { info.si_pid() })
 }
 
 /// Exits immediately without running destructors or flushing buffers, as a forked child that failed
