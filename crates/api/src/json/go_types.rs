@@ -1,6 +1,6 @@
-//! The Go types of fields, as Docker's errors name them, where the Rust type does not tell.
+//! Go types of fields, as named in Docker's errors, where they do not follow from the Rust type.
 
-/// The type of a struct's field. `structure` is the name that serde knows the struct by.
+/// Returns the Go type of a struct field. `structure` is serde's name of the struct.
 pub(super) fn of_field(structure: &str, field: &str) -> Option<&'static str> {
     Some(match (structure, field) {
         ("Config", "ExposedPorts") => "nat.PortSet",
@@ -62,7 +62,7 @@ fn of_host_config(field: &str) -> Option<&'static str> {
     })
 }
 
-/// The type of what a slice, an array or a map holds.
+/// Returns the element type of a slice, array or map.
 pub(super) fn of_element(container: &'static str) -> Option<&'static str> {
     let element = match container {
         "nat.PortMap" => "[]nat.PortBinding",
