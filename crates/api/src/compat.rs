@@ -192,6 +192,38 @@ pub(crate) fn prune_takes_named_volumes(version: ApiVersion) -> bool {
     version < ApiVersion(1, 42)
 }
 
+/// Whether the list of images has the parameter `filter`, a name; later versions have `filters` only.
+pub(crate) fn image_list_takes_name(version: ApiVersion) -> bool {
+    version < ApiVersion(1, 41)
+}
+
+/// Whether the list of images has the parameter `shared-size`.
+pub(crate) fn image_list_takes_shared_size(version: ApiVersion) -> bool {
+    version >= ApiVersion(1, 42)
+}
+
+/// Operations on images that have a parameter for the platform.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ImageOperation {
+    Import,
+    Load,
+    Save,
+    History,
+    Inspect,
+    Remove,
+}
+
+/// Whether an operation has the parameter for the platform; earlier versions ignore it.
+pub(crate) fn takes_platform(version: ApiVersion, operation: ImageOperation) -> bool {
+    let since = match operation {
+        ImageOperation::Import => ApiVersion(1, 32),
+        ImageOperation::Load | ImageOperation::Save | ImageOperation::History => ApiVersion(1, 48),
+        ImageOperation::Inspect => ApiVersion(1, 49),
+        ImageOperation::Remove => ApiVersion(1, 50),
+    };
+    version >= since
+}
+
 // Answers.
 
 /// The content type of a stream of frames.
@@ -435,6 +467,84 @@ mod tests {
         );
         let (request, warnings) = container((1, 48), text).unwrap_or_default();
         assert_eq!((request.host.sysctls.len(), warnings.len()), (2, 0));
+    }
+
+    /// The first and the last version for which `rule` is true.
+    fn versions(rule: impl Fn(ApiVersion) -> bool) -> (u32, u32) {
+        let known = crate::OLDEST.1..=crate::NEWEST.1;
+        let mut found = known
+            .filter(|minor| rule(ApiVersion(1, *minor)))
+            .collect::<Vec<_>>();
+        found.sort_unstable();
+        let (first, last) = (found[0], found[found.len() - 1]);
+        assert_eq!(
+            found.len(),
+            usize::try_from(last - first + 1).unwrap(),
+            "one range: {found:?}"
+        );
+        (first, last)
+    }
+
+    #[test]
+    fn parameters_and_fields_have_their_versions() {
+        let newest = crate::NEWEST.1;
+        let platform =
+            |operation: ImageOperation| versions(|version| takes_platform(version, operation));
+        for (what, found, expected) in [
+            ("signal of stop", versions(stop_takes_signal), (42, newest)),
+            (
+                "named volumes are pruned",
+                versions(prune_takes_named_volumes),
+                (24, 41),
+            ),
+            (
+                "containers of listed networks",
+                versions(network_list_has_containers),
+                (24, 27),
+            ),
+            (
+                "filter of images",
+                versions(image_list_takes_name),
+                (24, 40),
+            ),
+            (
+                "shared-size of images",
+                versions(image_list_takes_shared_size),
+                (42, newest),
+            ),
+            (
+                "platform of import",
+                platform(ImageOperation::Import),
+                (32, newest),
+            ),
+            (
+                "platform of load",
+                platform(ImageOperation::Load),
+                (48, newest),
+            ),
+            (
+                "platform of save",
+                platform(ImageOperation::Save),
+                (48, newest),
+            ),
+            (
+                "platform of history",
+                platform(ImageOperation::History),
+                (48, newest),
+            ),
+            (
+                "platform of inspect",
+                platform(ImageOperation::Inspect),
+                (49, newest),
+            ),
+            (
+                "platforms of remove",
+                platform(ImageOperation::Remove),
+                (50, newest),
+            ),
+        ] {
+            assert_eq!(found, expected, "{what}");
+        }
     }
 
     #[test]

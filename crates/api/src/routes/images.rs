@@ -16,6 +16,7 @@ use whelk_image::archive::Import;
 use whelk_image::{Digest, Platform, Reference};
 
 use super::{App, ok};
+use crate::compat::ImageOperation;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
 use crate::version::ApiVersion;
@@ -27,7 +28,7 @@ pub(super) async fn list(
     params: Params,
 ) -> ApiResult {
     let mut filters = params.filters(FILTERS)?;
-    if version < ApiVersion(1, 41) && !params.text("filter").is_empty() {
+    if compat::image_list_takes_name(version) && !params.text("filter").is_empty() {
         filters = whelk_engine::filters::Filters::parse(
             &json!({"reference": [params.text("filter")]}).to_string(),
             FILTERS,
@@ -41,7 +42,7 @@ pub(super) async fn list(
         })
         .await?;
     let users = users_by_image(&containers);
-    let shared = if version >= ApiVersion(1, 42) && params.flag("shared-size") {
+    let shared = if compat::image_list_takes_shared_size(version) && params.flag("shared-size") {
         let images = engine.images.clone();
         Some(super::blocking(move || images.layer_usage()).await?.1)
     } else {
@@ -74,15 +75,14 @@ pub(super) fn users_by_image(containers: &[ContainerSummary]) -> HashMap<&str, u
     users
 }
 
-/// The platform that a request names as JSON, in API versions from `since` on; before, the
-/// parameter meant nothing.
+/// The platform in a request's parameter, as JSON; `None` in API versions without the parameter.
 fn platform(
     params: &Params,
     name: &str,
     version: ApiVersion,
-    since: ApiVersion,
+    operation: ImageOperation,
 ) -> ApiResult<Option<Platform>> {
-    if version < since {
+    if !compat::takes_platform(version, operation) {
         return Ok(None);
     }
     let mut given = params.all(name).filter(|text| !text.is_empty());
@@ -113,7 +113,7 @@ pub(super) async fn load(
     params: Params,
     body: Body,
 ) -> ApiResult {
-    let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
+    let platform = platform(&params, "platform", version, ImageOperation::Load)?;
     let reader = stream::reader(body);
     let images = engine.images.clone();
     let loaded = super::blocking(move || images.load(reader, platform.as_ref())).await;
@@ -162,7 +162,7 @@ pub(super) async fn get_many(
     Extension(version): Extension<ApiVersion>,
     params: Params,
 ) -> ApiResult {
-    let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
+    let platform = platform(&params, "platform", version, ImageOperation::Save)?;
     let names: Vec<String> = params
         .all("names")
         .flat_map(|names| names.split(',').map(str::to_owned))
@@ -178,7 +178,7 @@ pub(super) async fn create(
     body: Body,
 ) -> ApiResult {
     let platform = match params.text("platform") {
-        text if version >= ApiVersion(1, 32) && !text.is_empty() => {
+        text if compat::takes_platform(version, ImageOperation::Import) && !text.is_empty() => {
             Some(text.parse::<Platform>().map_err(Error::from)?)
         }
         _ => None,
@@ -296,7 +296,7 @@ pub(super) async fn get_by_name(
 ) -> ApiResult {
     match rest.rsplit_once('/') {
         Some((name, "json")) => {
-            let platform = platform(&params, "platform", version, ApiVersion(1, 49))?;
+            let platform = platform(&params, "platform", version, ImageOperation::Inspect)?;
             if platform.is_some() && params.flag("manifests") {
                 return Err(ApiError::invalid(
                     "conflicting options: manifests and platform options cannot both be set",
@@ -308,7 +308,7 @@ pub(super) async fn get_by_name(
             Ok(ok(&shown))
         }
         Some((name, "history")) => {
-            let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
+            let platform = platform(&params, "platform", version, ImageOperation::History)?;
             let image = engine.images.find_for(name, platform.as_ref())?;
             let sizes = image
                 .config
@@ -332,7 +332,7 @@ pub(super) async fn get_by_name(
             .into())
         }
         Some((name, "get")) => {
-            let platform = platform(&params, "platform", version, ApiVersion(1, 48))?;
+            let platform = platform(&params, "platform", version, ImageOperation::Save)?;
             archive(&engine, &[name.to_owned()], platform.as_ref())
         }
         _ => Ok(not_found()),
@@ -370,7 +370,7 @@ pub(super) async fn delete(
     if params.all("platforms").count() > 1 {
         return Err(ApiError::invalid("multiple platforms are not supported"));
     }
-    let platform = platform(&params, "platforms", version, ApiVersion(1, 50))?;
+    let platform = platform(&params, "platforms", version, ImageOperation::Remove)?;
     let removed = super::blocking(move || {
         engine
             .images
