@@ -123,3 +123,105 @@ impl hyper::body::Body for WhilePresent {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Long enough for what is going to happen.
+    const LONG: Duration = Duration::from_secs(20);
+    /// Long enough to see that something does not happen.
+    const SHORT: Duration = Duration::from_millis(100);
+
+    fn connection() -> (UnixStream, UnixStream, Peer) {
+        let (server, client) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&server).unwrap();
+        (server, client, peer)
+    }
+
+    #[tokio::test]
+    async fn a_client_has_left_when_it_has_closed_both_directions() {
+        let (server, mut client, peer) = connection();
+        let mut left = Box::pin(peer.clone().left());
+        assert!(timeout(SHORT, &mut left).await.is_err(), "it is there");
+        client.write_all(b"data that nobody reads").await.unwrap();
+        assert!(
+            timeout(SHORT, &mut left).await.is_err(),
+            "sending is not leaving"
+        );
+        client.shutdown().await.unwrap();
+        assert!(
+            timeout(SHORT, &mut left).await.is_err(),
+            "who has closed one half waits for an answer"
+        );
+        drop(client);
+        timeout(LONG, &mut left).await.unwrap();
+        // Also for who asks afterwards.
+        timeout(LONG, peer.left()).await.unwrap();
+        drop(server);
+    }
+
+    #[tokio::test]
+    async fn a_client_has_read_all_when_nothing_is_left_in_its_socket() {
+        let (mut server, mut client, peer) = connection();
+        timeout(LONG, peer.clone().has_read_all()).await.unwrap();
+        server.write_all(&[7; 3000]).await.unwrap();
+        server.write_all(&[7; 1000]).await.unwrap();
+        let mut read_all = Box::pin(peer.clone().has_read_all());
+        assert!(
+            timeout(SHORT, &mut read_all).await.is_err(),
+            "nothing of it"
+        );
+        client.read_exact(&mut [0; 3000]).await.unwrap();
+        assert!(timeout(SHORT, &mut read_all).await.is_err(), "a part of it");
+        client.read_exact(&mut [0; 1000]).await.unwrap();
+        timeout(LONG, read_all).await.unwrap();
+        // Nobody waits for who does not read any more.
+        server.write_all(&[7; 3000]).await.unwrap();
+        let read_all = tokio::spawn(peer.has_read_all());
+        tokio::time::sleep(SHORT).await;
+        drop(client);
+        timeout(LONG, read_all).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_a_length_breaks_off_when_its_client_leaves() {
+        use hyper::body::Body as _;
+        let (server, client, peer) = connection();
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let response = end_with(Response::new(crate::stream::from_channel(receiver)), &peer);
+        let mut body = response.into_body().into_data_stream();
+        let next = async |body: &mut axum::body::BodyDataStream| {
+            timeout(LONG, futures_util::StreamExt::next(body))
+                .await
+                .unwrap()
+                .map(|piece| piece.map_err(|error| error.to_string()))
+        };
+        sender.send(Ok(Bytes::from_static(b"one"))).await.unwrap();
+        assert_eq!(next(&mut body).await, Some(Ok(Bytes::from_static(b"one"))));
+        drop(client);
+        assert_eq!(
+            next(&mut body).await,
+            Some(Err("the client has left".into()))
+        );
+        drop(body);
+        timeout(LONG, sender.closed()).await.unwrap();
+        // What has a length is sent to its end, or fails when it is written.
+        let whole = end_with(Response::new(Body::from("whole")), &peer);
+        assert_eq!(whole.body().size_hint().exact(), Some(5));
+        assert_eq!(
+            next(&mut whole.into_body().into_data_stream()).await,
+            Some(Ok(Bytes::from_static(b"whole")))
+        );
+        drop(server);
+    }
+}
