@@ -264,7 +264,7 @@ pub(super) async fn attach(
     params: Params,
     request: Request,
 ) -> Response {
-    connect(&engine, version, &id, &params, request)
+    attach_stream(&engine, version, &id, &params, request)
         .await
         .unwrap_or_else(|error| {
             let headers = [
@@ -275,7 +275,8 @@ pub(super) async fn attach(
         })
 }
 
-async fn connect(
+/// Opens the requested streams and connects the request to them.
+async fn attach_stream(
     engine: &whelk_engine::Engine,
     version: ApiVersion,
     id: &str,
