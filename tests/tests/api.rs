@@ -1174,3 +1174,217 @@ fn execs_end_with_their_container() {
         (&json!(false), &json!(137), &json!(false))
     );
 }
+
+#[test]
+fn operations_on_an_unknown_container_in_dockers_words() {
+    let engine = Engine::without_images(&[]);
+    let unknown = "No such container: nosuch";
+    let empty = json!({});
+    let exec = json!({"Cmd": ["true"]});
+    for (method, operation, body, status, message) in [
+        ("POST", "start", None, 404, unknown),
+        ("POST", "stop", None, 404, unknown),
+        ("POST", "stop?signal=BOGUS", None, 404, unknown),
+        ("POST", "restart", None, 404, unknown),
+        ("POST", "restart?signal=BOGUS", None, 404, unknown),
+        // The only one that tells what it was to do.
+        (
+            "POST",
+            "kill",
+            None,
+            404,
+            "cannot kill container: nosuch: No such container: nosuch",
+        ),
+        (
+            "POST",
+            "kill?signal=BOGUS",
+            None,
+            400,
+            "cannot kill container: nosuch: invalid signal: BOGUS",
+        ),
+        ("POST", "pause", None, 404, unknown),
+        ("POST", "unpause", None, 404, unknown),
+        ("POST", "wait", None, 404, unknown),
+        ("POST", "wait?condition=removed", None, 404, unknown),
+        (
+            "POST",
+            "wait?condition=bogus",
+            None,
+            400,
+            "invalid condition: \"bogus\"",
+        ),
+        ("POST", "rename?name=x", None, 404, unknown),
+        (
+            "POST",
+            "rename",
+            None,
+            400,
+            "Neither old nor new names may be empty",
+        ),
+        ("POST", "update", Some(&empty), 404, unknown),
+        ("POST", "resize?h=1&w=1", None, 404, unknown),
+        (
+            "POST",
+            "resize",
+            None,
+            400,
+            "invalid resize height \"\": invalid syntax",
+        ),
+        ("POST", "exec", Some(&exec), 404, unknown),
+        (
+            "POST",
+            "exec",
+            Some(&empty),
+            400,
+            "No exec command specified",
+        ),
+        ("GET", "json", None, 404, unknown),
+        ("GET", "top", None, 404, unknown),
+        ("GET", "top?ps_args=bogus", None, 404, unknown),
+        ("GET", "export", None, 404, unknown),
+        ("GET", "logs?stdout=1", None, 404, unknown),
+        (
+            "GET",
+            "logs",
+            None,
+            400,
+            "Bad parameters: you must choose at least one stream",
+        ),
+    ] {
+        check(
+            &engine,
+            method,
+            &format!("/containers/nosuch/{operation}"),
+            body,
+            status,
+            message,
+        );
+    }
+    for query in ["", "?force=1", "?v=1", "?link=1"] {
+        check(
+            &engine,
+            "DELETE",
+            &format!("/containers/nosuch{query}"),
+            None,
+            404,
+            unknown,
+        );
+    }
+}
+
+#[test]
+fn signals_that_stop_and_restart_do_not_know() {
+    let engine = Engine::start();
+    engine.create(
+        "idle",
+        &json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}),
+    );
+    assert_eq!(
+        engine
+            .api("POST", "/containers/idle/stop?signal=BOGUS", None)
+            .0,
+        304,
+        "there is nobody to send it to"
+    );
+    check(
+        &engine,
+        "POST",
+        "/containers/idle/restart?signal=BOGUS",
+        None,
+        500,
+        "Cannot restart container idle: invalid signal: BOGUS",
+    );
+    engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
+    check(
+        &engine,
+        "POST",
+        "/containers/up/stop?signal=BOGUS",
+        None,
+        500,
+        "cannot stop container: up: invalid signal: BOGUS",
+    );
+    assert_eq!(engine.state("up"), "running");
+}
+
+#[test]
+fn an_exec_that_is_started_without_an_upgrade() {
+    let engine = Engine::start();
+    engine
+        .cli(Program::Docker)
+        .up("target", &[], &["sleep", "600"]);
+    let run = |command: &str, attached: bool, tty: bool| {
+        let body = json!({"Cmd": ["sh", "-c", command], "Tty": tty, "AttachStdout": attached, "AttachStderr": attached});
+        let id = engine.create_exec("target", &body);
+        let body = json!({"Detach": false, "Tty": tty}).to_string();
+        let response = engine.http(
+            "POST",
+            &format!("/exec/{id}/start"),
+            &[("content-type", "application/json")],
+            body.as_bytes(),
+        );
+        let shown = engine.get(&format!("/exec/{id}/json"));
+        (id, response, shown)
+    };
+    // With its output: the answer ends when the program has, and its exit code is known by then.
+    for tty in [false, true] {
+        let (_, response, shown) = run("sleep 1; echo out; exit 7", true, tty);
+        assert!(
+            response.status == 200 && response.text().contains("out"),
+            "{}",
+            response.text()
+        );
+        assert_eq!(
+            (&shown["Running"], &shown["ExitCode"]),
+            (&json!(false), &json!(7)),
+            "tty {tty}"
+        );
+        // Also where it closes its output long before.
+        let (_, _, shown) = run(
+            "exec >/dev/null 2>&1 </dev/null; sleep 1; exit 7",
+            true,
+            false,
+        );
+        assert_eq!(
+            (&shown["Running"], &shown["ExitCode"]),
+            (&json!(false), &json!(7)),
+            "tty {tty}"
+        );
+    }
+    // Without any stream there is nothing to wait for, as in Docker: the answer is out when the
+    // program runs.
+    for tty in [false, true] {
+        let (id, response, shown) = run(
+            "until [ -e /tmp/go ]; do sleep 0.1; done; exit 7",
+            false,
+            tty,
+        );
+        assert_eq!((response.status, response.text().as_str()), (200, ""));
+        assert_eq!(
+            (&shown["Running"], &shown["ExitCode"]),
+            (&json!(true), &Value::Null),
+            "tty {tty}"
+        );
+        engine.docker(&["exec", "target", "touch", "/tmp/go"]).ok();
+        whelk_tests::eventually("its exit code", || {
+            (engine.get(&format!("/exec/{id}/json"))["ExitCode"] == 7).then_some(())
+        });
+        engine.docker(&["exec", "target", "rm", "/tmp/go"]).ok();
+    }
+    // What cannot run says so all the same.
+    let id = engine.create_exec("target", &json!({"Cmd": ["nosuch"]}));
+    let response = engine.http(
+        "POST",
+        &format!("/exec/{id}/start"),
+        &[("content-type", "application/json")],
+        b"{}",
+    );
+    assert!(
+        response.status == 200
+            && response
+                .text()
+                .contains("executable file not found in $PATH"),
+        "{}",
+        response.text()
+    );
+    assert_eq!(engine.get(&format!("/exec/{id}/json"))["ExitCode"], 127);
+}

@@ -362,7 +362,13 @@ fn signals_that_are_none() {
         &engine,
         &["stop", "-s", "BOGUS", "up"],
         1,
-        "invalid signal: BOGUS",
+        "cannot stop container: up: invalid signal: BOGUS",
+    );
+    check(
+        &engine,
+        &["restart", "-s", "BOGUS", "up"],
+        1,
+        "Cannot restart container up: invalid signal: BOGUS",
     );
     check(
         &engine,

@@ -358,6 +358,12 @@ pub(super) async fn logs(
         until: params.time("until")?,
         tail,
     };
+    // Before the container is looked up, as in Docker; an attach looks it up first.
+    if !request.stdout && !request.stderr {
+        return Err(ApiError::invalid(
+            "Bad parameters: you must choose at least one stream",
+        ));
+    }
     let (tty, records) = engine.containers.logs(&id, request).await?;
     let body = encode_logs(
         records,

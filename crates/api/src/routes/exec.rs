@@ -110,9 +110,13 @@ pub(super) async fn start(
     } else {
         compat::multiplexed_type(version)
     };
-    Ok(hijack::connect(request, stream_type, source, async move {
-        exec.ended().await
-    }))
+    let last = async move {
+        // As in Docker, the answer of an exec without streams does not wait for its end.
+        if exec.config.attaches() {
+            exec.ended().await;
+        }
+    };
+    Ok(hijack::connect(request, stream_type, source, last))
 }
 
 pub(super) async fn resize(

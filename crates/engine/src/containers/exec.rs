@@ -32,6 +32,13 @@ pub struct ExecConfig {
     pub cmd: Option<Vec<String>>,
 }
 
+impl ExecConfig {
+    /// Whether any stream is attached. An exec without one is started as if it were detached.
+    pub fn attaches(&self) -> bool {
+        self.attach_stdin || self.attach_stdout || self.attach_stderr
+    }
+}
+
 /// An exec from its creation until [`RETENTION`] after its end.
 #[derive(Debug)]
 pub struct ExecSession {
@@ -191,7 +198,7 @@ impl Containers {
     }
 
     /// Starts an exec that [`Containers::exec_claim`] has claimed. Returns the connection to its
-    /// streams, or `None` if it is detached.
+    /// streams, or `None` if it is detached or has no stream attached.
     ///
     /// # Errors
     /// Returns the reason why the program did not start; the exec has ended then.
@@ -306,7 +313,7 @@ impl Containers {
             rlimits: spec::rlimits(host, self.instance.open_files),
             ..Process::default()
         };
-        let attach = (!start.detach).then(|| Attach {
+        let attach = (!start.detach && config.attaches()).then(|| Attach {
             stdin: config.attach_stdin,
             stdout: config.attach_stdout,
             stderr: config.attach_stderr,

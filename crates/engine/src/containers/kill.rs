@@ -24,11 +24,12 @@ impl Containers {
         let signal = if signal.is_empty() {
             signals::KILL
         } else {
-            signals::parse(signal).map_err(|error| {
-                Error::invalid(format!("cannot kill container: {name}: {error}"))
-            })?
+            signals::parse(signal)
+                .map_err(|error| error.prefixed(&format!("cannot kill container: {name}")))?
         };
-        let container = self.find(name)?;
+        let container = self
+            .find(name)
+            .map_err(|error| error.prefixed(&format!("cannot kill container: {name}")))?;
         if container.status() == Status::Restarting && self.cancel_restart(&container, name).await?
         {
             return Ok(());

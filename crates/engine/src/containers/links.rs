@@ -238,6 +238,7 @@ impl Containers {
     /// Returns an error if there is no such link.
     pub async fn remove_link(self: &Arc<Self>, name: &str) -> Result<()> {
         let Some((linker, alias)) = name.trim_start_matches('/').split_once('/') else {
+            self.find(name)?;
             return Err(Error::internal(
                 "Conflict, cannot remove the default link name of the container",
             ));

@@ -13,10 +13,10 @@ impl Containers {
     /// # Errors
     /// Returns an error if the name is invalid, unchanged or taken.
     pub async fn rename(&self, name: &str, new_name: &str) -> Result<()> {
-        let container = self.find(name)?;
         if new_name.is_empty() {
             return Err(Error::invalid("Neither old nor new names may be empty"));
         }
+        let container = self.find(name)?;
         let new_name = validate::name(new_name)
             .map_err(|_| {
                 Error::invalid(format!(

@@ -19,11 +19,14 @@ impl Containers {
         signal: Option<&str>,
         timeout: Option<i64>,
     ) -> Result<()> {
+        let container = self.find(name)?;
         let signal = signal
             .filter(|signal| !signal.is_empty())
             .map(signals::parse)
-            .transpose()?;
-        let container = self.find(name)?;
+            .transpose()
+            .map_err(|error| {
+                Error::internal(format!("Cannot restart container {name}: {error}"))
+            })?;
         let operation = container.lock_operation(name).await?;
         container.record().state.stopped_by_user = true;
         // Its exit must not remove a --rm container.

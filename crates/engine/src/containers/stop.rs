@@ -31,12 +31,15 @@ impl Containers {
         signal: Option<&str>,
         timeout: Option<i64>,
     ) -> Result<()> {
-        let signal = signal
-            .filter(|signal| !signal.is_empty())
-            .map(signals::parse)
-            .transpose()?;
         let container = self.find(name)?;
         let operation = container.lock_operation(name).await?;
+        // As in Docker, the signal is only checked if the container runs, and an invalid one is an
+        // internal error.
+        let signal = signal
+            .filter(|signal| !signal.is_empty() && container.status().is_running())
+            .map(signals::parse)
+            .transpose()
+            .map_err(|error| Error::internal(format!("cannot stop container: {name}: {error}")))?;
         container.record().state.stopped_by_user = true;
         let end = container.watch_exit();
         match container.status() {
