@@ -1388,3 +1388,127 @@ fn an_exec_that_is_started_without_an_upgrade() {
     );
     assert_eq!(engine.get(&format!("/exec/{id}/json"))["ExitCode"], 127);
 }
+
+/// The most memory that the engine has ever had, in MiB.
+fn peak_memory(engine: &Engine) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", engine.daemon_pid())).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn bodies_of_many_small_values_cost_little_memory_and_hold_up_nobody() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    /// What a body may be at most, and how many come at once.
+    const LARGEST: usize = 8 << 20;
+    const CLIENTS: usize = 6;
+    /// Of the engine, in MiB: the bodies themselves, and what becomes of one of them. A tree of one
+    /// alone takes more.
+    const MOST: u64 = 400;
+    let engine = Engine::without_images(&[]);
+    let list = |value: &str, count: usize| format!("[{}]", vec![value; count].join(","));
+    let fill = |value: &str| list(value, (LARGEST - 100) / (value.len() + 1));
+    let keys = |count: usize| {
+        format!(
+            "{{{}}}",
+            (0..count)
+                .map(|number| format!("\"{number:x}\":\"\""))
+                .collect::<Vec<_>>()
+                .join(",")
+        )
+    };
+    let rows = fill(&list("[]", 60_000));
+    let unknown = format!("{{\"Image\":\"nosuch\",\"Unknown\":{rows}}}");
+    let labels = format!(
+        "{{\"Image\":\"nosuch\",\"Labels\":{},\"Env\":{}}}",
+        keys(250_000),
+        list("\"\"", 60_000)
+    );
+    let mounts = format!(
+        "{{\"Image\":\"nosuch\",\"HostConfig\":{{\"Mounts\":{}}}}}",
+        list("{}", 60_000)
+    );
+    let endpoints = (0..250_000)
+        .map(|number| format!("\"{number:x}\":{{}}"))
+        .collect::<Vec<_>>()
+        .join(",");
+    let endpoints = format!(
+        "{{\"Image\":\"nosuch\",\"NetworkingConfig\":{{\"EndpointsConfig\":{{{endpoints}}}}}}}"
+    );
+    let cases = [
+        (
+            "too long",
+            fill("[]"),
+            "invalid JSON: an array has more than 65536 elements",
+        ),
+        (
+            "too large",
+            list("[]", (16 << 20) / 3),
+            "length limit exceeded",
+        ),
+        (
+            "long rows",
+            rows,
+            "invalid JSON: json: cannot unmarshal array into Go value of type container.CreateRequest",
+        ),
+        ("unknown fields", unknown, "No such image: nosuch:latest"),
+        ("labels", labels, "No such image: nosuch:latest"),
+        ("mounts", mounts, "No such image: nosuch:latest"),
+        (
+            "endpoints",
+            endpoints,
+            "invalid JSON: more than 1024 endpoints",
+        ),
+    ];
+    let done = AtomicBool::new(false);
+    let (slowest, wrong) = std::thread::scope(|scope| {
+        let pings = scope.spawn(|| {
+            let mut slowest = std::time::Duration::ZERO;
+            while !done.load(Ordering::Relaxed) {
+                let begin = std::time::Instant::now();
+                let answered = engine.answers();
+                slowest = slowest.max(if answered {
+                    begin.elapsed()
+                } else {
+                    whelk_tests::PATIENCE
+                });
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            slowest
+        });
+        let mut wrong = Vec::new();
+        for (what, body, message) in &cases {
+            let send = || {
+                engine.http(
+                    "POST",
+                    "/containers/create",
+                    &[("content-type", "application/json")],
+                    body.as_bytes(),
+                )
+            };
+            let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(send)).collect();
+            for answer in clients.into_iter().map(|client| client.join()) {
+                let said = answer.map_or("no answer".into(), |response| {
+                    format!("{} {}", response.status, response.text())
+                });
+                if !(said.starts_with('4') && said.contains(message)) {
+                    wrong.push(format!("{what}: {said}"));
+                }
+            }
+            eprintln!(
+                "{what}: {} KiB, {} MiB",
+                body.len() >> 10,
+                peak_memory(&engine)
+            );
+        }
+        done.store(true, Ordering::Relaxed);
+        (pings.join().unwrap(), wrong)
+    });
+    assert_eq!(wrong, Vec::<String>::new());
+    let peak = peak_memory(&engine);
+    assert!(peak < MOST, "{peak} MiB");
+    assert!(slowest.as_secs() < 2, "_ping took {slowest:?}");
+}

@@ -6,10 +6,11 @@ use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use whelk_engine::filters::{Filters, moment};
 
 use crate::error::{ApiError, ApiResult};
-use crate::json::{Syntax, Value, decode, parse};
+use crate::json::{DecodeError, Syntax, Value, decode, parse};
 
 /// The parameters of a query. Where one value is wanted, the last one counts.
 #[derive(Clone, Debug, Default)]
@@ -125,7 +126,7 @@ pub(crate) trait RequestBody: DeserializeOwned + Default {
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
-impl<T: RequestBody, S: Send + Sync> axum::extract::FromRequest<S> for Json<T> {
+impl<T: RequestBody + Send + 'static, S: Send + Sync> axum::extract::FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: axum::extract::Request, _: &S) -> Result<Self, Self::Rejection> {
@@ -138,15 +139,31 @@ impl<T: RequestBody, S: Send + Sync> axum::extract::FromRequest<S> for Json<T> {
 ///
 /// # Errors
 /// A content type other than JSON, a body that is no JSON, or one that does not fit.
-pub(crate) async fn json<T: RequestBody>(headers: &HeaderMap, body: Body) -> ApiResult<T> {
-    match json_value(headers, body).await? {
-        Some(value) => decode(value, T::GO_TYPE).map_err(invalid_json),
-        None => Ok(T::default()),
-    }
+pub(crate) async fn json<T: RequestBody + Send + 'static>(
+    headers: &HeaderMap,
+    body: Body,
+) -> ApiResult<T> {
+    let decoded = json_with(headers, body, |value| decode(value, T::GO_TYPE)).await?;
+    Ok(decoded.unwrap_or_default())
 }
 
-/// The same, not yet as a struct; `None` if the body is empty.
-pub(crate) async fn json_value(headers: &HeaderMap, body: Body) -> ApiResult<Option<Value>> {
+/// Maximum size of bodies that are decoded on the runtime's threads, in bytes; larger ones are decoded
+/// on blocking threads.
+const MAX_INLINE_BODY: usize = 64 << 10;
+
+/// Limits the larger bodies that are decoded at the same time, in bytes: decoded values can take many
+/// times the memory of their JSON.
+static DECODING: Semaphore = Semaphore::const_new(LARGEST_BODY);
+
+/// Reads a JSON body and decodes it with `decode`. Returns `None` if it is empty.
+///
+/// # Errors
+/// As [`json`].
+pub(crate) async fn json_with<T: Send + 'static>(
+    headers: &HeaderMap,
+    body: Body,
+    decode: impl FnOnce(Value<'_>) -> Result<T, DecodeError> + Send + 'static,
+) -> ApiResult<Option<T>> {
     let empty = body.size_hint().exact() == Some(0);
     let content_type = headers
         .get(header::CONTENT_TYPE)
@@ -161,12 +178,29 @@ pub(crate) async fn json_value(headers: &HeaderMap, body: Body) -> ApiResult<Opt
         .collect()
         .await
         .map_err(|error| ApiError::invalid(format!("read body: {error}")))?;
-    match parse(&body.to_bytes()) {
+    let body = body.to_bytes();
+    let length = body.len();
+    let read = move || match parse(&body) {
         Ok((_, true)) => Err(ApiError::invalid("unexpected content after JSON")),
-        Ok((value, false)) => Ok(Some(value)),
+        Ok((value, false)) => decode(value).map(Some).map_err(invalid_json),
         Err(Syntax::Empty) => Err(ApiError::empty_body()),
         Err(Syntax::Invalid(text)) => Err(invalid_json(text)),
+    };
+    if length <= MAX_INLINE_BODY {
+        return read();
     }
+    let interrupted = |error: String| {
+        ApiError(whelk_engine::Error::internal(format!(
+            "decode a body: {error}"
+        )))
+    };
+    let share = DECODING
+        .acquire_many(u32::try_from(length).unwrap_or(u32::MAX))
+        .await;
+    let _share = share.map_err(|error| interrupted(error.to_string()))?;
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| interrupted(error.to_string()))?
 }
 
 pub(crate) fn invalid_json(error: impl std::fmt::Display) -> ApiError {

@@ -12,11 +12,11 @@ use serde::de::{
 };
 
 use super::go_types;
-use super::parse::Value;
+use super::parse::{Array, Object, Value};
 
 /// Reads a whole body; `go_type` is what its struct is called in Docker.
 pub(crate) fn decode<T: de::DeserializeOwned>(
-    value: Value,
+    value: Value<'_>,
     go_type: &'static str,
 ) -> Result<T, Error> {
     T::deserialize(Decoder {
@@ -28,7 +28,7 @@ pub(crate) fn decode<T: de::DeserializeOwned>(
 
 /// Reads what stands under `key` in a body.
 pub(crate) fn decode_field<T: de::DeserializeOwned>(
-    (key, value): (String, Value),
+    (key, value): (String, Value<'_>),
     go_type: &'static str,
 ) -> Result<T, Error> {
     let place = Some(Rc::new(Place {
@@ -105,13 +105,13 @@ fn path(place: Option<&Rc<Place>>) -> String {
         .collect()
 }
 
-struct Decoder {
-    value: Value,
+struct Decoder<'a> {
+    value: Value<'a>,
     place: Option<Rc<Place>>,
     go_type: Option<&'static str>,
 }
 
-impl Decoder {
+impl<'a> Decoder<'a> {
     /// The error for a value that is not of the type wanted; `default` is Go's name of it where no
     /// other is known.
     fn mismatch(&self, default: &'static str) -> Error {
@@ -144,7 +144,7 @@ impl Decoder {
         ))
     }
 
-    fn member(&self, key: String, value: Value, go_type: Option<&'static str>) -> Self {
+    fn member(&self, key: String, value: Value<'a>, go_type: Option<&'static str>) -> Self {
         let place = Place {
             parent: self.place.clone(),
             label: Label::Key(key),
@@ -156,7 +156,7 @@ impl Decoder {
         }
     }
 
-    fn element(&self, index: usize, value: Value, go_type: Option<&'static str>) -> Self {
+    fn element(&self, index: usize, value: Value<'a>, go_type: Option<&'static str>) -> Self {
         let place = Place {
             parent: self.place.clone(),
             label: Label::Index(index),
@@ -168,20 +168,38 @@ impl Decoder {
         }
     }
 
-    fn seq<'de, V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
-        let elements = match std::mem::replace(&mut self.value, Value::Null) {
-            Value::Array(elements) => elements,
-            Value::Null => Vec::new(),
-            other => {
-                self.value = other;
-                return Err(self.mismatch("[]string"));
-            }
-        };
+    /// The elements of an array; none where there is `null`.
+    fn elements(&self) -> Result<Box<dyn Iterator<Item = Value<'a>> + 'a>, Error> {
+        match self.value {
+            Value::Array(array) => Ok(Box::new(Array::elements(array))),
+            Value::Null => Ok(Box::new(std::iter::empty())),
+            _ => Err(self.mismatch("[]string")),
+        }
+    }
+
+    /// The members of an object; none where there is `null`. `default` is Go's type, as for
+    /// [`Self::mismatch`].
+    fn members(
+        &self,
+        default: &'static str,
+    ) -> Result<Box<dyn Iterator<Item = (String, Value<'a>)> + 'a>, Error> {
+        match self.value {
+            Value::Object(object) => Ok(Box::new(Object::members(object))),
+            Value::Null => Ok(Box::new(std::iter::empty())),
+            _ => Err(self.mismatch(default)),
+        }
+    }
+
+    fn visit_elements<'de, V: Visitor<'de>>(
+        self,
+        elements: impl Iterator<Item = Value<'a>>,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         let go_type = self.go_type.and_then(go_types::of_element);
         visitor.visit_seq(Elements {
             parent: self,
             go_type,
-            rest: elements.into_iter().enumerate(),
+            rest: elements.enumerate(),
         })
     }
 }
@@ -201,7 +219,7 @@ macro_rules! numbers {
     )*};
 }
 
-impl<'de> Deserializer<'de> for Decoder {
+impl<'de> Deserializer<'de> for Decoder<'_> {
     type Error = Error;
 
     numbers! {
@@ -224,8 +242,8 @@ impl<'de> Deserializer<'de> for Decoder {
                     visitor.visit_f64(text.parse().unwrap_or_default())
                 }
             }
-            Value::String(text) => visitor.visit_string(text),
-            Value::Array(_) => self.seq(visitor),
+            Value::String(text) => visitor.visit_string(text.decode()),
+            Value::Array(_) => self.deserialize_seq(visitor),
             Value::Object(_) => self.deserialize_map(visitor),
         }
     }
@@ -241,7 +259,7 @@ impl<'de> Deserializer<'de> for Decoder {
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.value {
             Value::Null => visitor.visit_string(String::new()),
-            Value::String(text) => visitor.visit_string(text),
+            Value::String(text) => visitor.visit_string(text.decode()),
             _ => Err(self.mismatch("string")),
         }
     }
@@ -267,69 +285,52 @@ impl<'de> Deserializer<'de> for Decoder {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.seq(visitor)
+        let elements = self.elements()?;
+        self.visit_elements(elements, visitor)
     }
 
     /// What is missing of an array stays zero, and what is too much of it is ignored.
     fn deserialize_tuple<V: Visitor<'de>>(
-        mut self,
+        self,
         length: usize,
         visitor: V,
     ) -> Result<V::Value, Error> {
-        match &mut self.value {
-            Value::Array(elements) => elements.resize(length, Value::Null),
-            Value::Null => self.value = Value::Array(vec![Value::Null; length]),
-            _ => {}
-        }
-        self.seq(visitor)
+        let elements = self
+            .elements()?
+            .chain(std::iter::repeat(Value::Null))
+            .take(length);
+        self.visit_elements(elements, visitor)
     }
 
-    fn deserialize_map<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
-        let members = match std::mem::replace(&mut self.value, Value::Null) {
-            Value::Object(members) => members,
-            Value::Null => Vec::new(),
-            other => {
-                self.value = other;
-                return Err(self.mismatch("map[string]string"));
-            }
-        };
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let go_type = self.go_type.and_then(go_types::of_element);
-        let members = members
-            .into_iter()
+        let members = self
+            .members("map[string]string")?
             .map(|(key, value)| Member {
                 name: key.clone(),
                 key,
                 value,
                 go_type,
-            })
-            .collect::<Vec<_>>();
+            });
         visitor.visit_map(Members {
             parent: self,
-            rest: members.into_iter(),
+            rest: members,
             next: None,
         })
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
-        mut self,
+        self,
         structure: &'static str,
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        let members = match std::mem::replace(&mut self.value, Value::Null) {
-            Value::Object(members) => members,
-            Value::Null => Vec::new(),
-            other => {
-                self.value = other;
-                return Err(self.mismatch(structure));
-            }
-        };
-        let mut list: Vec<Member> = Vec::new();
+        let mut list: Vec<Member<'_>> = Vec::new();
         // Where in the list each field is. Of several members for one field the last one counts;
         // null leaves it as it is.
         let mut places = vec![None; fields.len()];
         let mut has_unknown = false;
-        for (key, value) in members {
+        for (key, value) in self.members(structure)? {
             let exact = fields.iter().position(|field| *field == key);
             let field = exact.or_else(|| {
                 fields
@@ -381,7 +382,7 @@ impl<'de> Deserializer<'de> for Decoder {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match self.value {
-            Value::String(text) => visitor.visit_enum(text.into_deserializer()),
+            Value::String(text) => visitor.visit_enum(text.decode().into_deserializer()),
             _ => Err(self.mismatch("string")),
         }
     }
@@ -400,21 +401,21 @@ impl<'de> Deserializer<'de> for Decoder {
     }
 }
 
-struct Member {
+struct Member<'a> {
     /// The field's name, or the key itself where it is data.
     name: String,
     key: String,
-    value: Value,
+    value: Value<'a>,
     go_type: Option<&'static str>,
 }
 
-struct Members {
-    parent: Decoder,
-    rest: std::vec::IntoIter<Member>,
-    next: Option<Member>,
+struct Members<'a, I> {
+    parent: Decoder<'a>,
+    rest: I,
+    next: Option<Member<'a>>,
 }
 
-impl<'de> MapAccess<'de> for Members {
+impl<'a, 'de, I: Iterator<Item = Member<'a>>> MapAccess<'de> for Members<'a, I> {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -443,13 +444,13 @@ impl<'de> MapAccess<'de> for Members {
     }
 }
 
-struct Elements {
-    parent: Decoder,
+struct Elements<'a, I> {
+    parent: Decoder<'a>,
     go_type: Option<&'static str>,
-    rest: std::iter::Enumerate<std::vec::IntoIter<Value>>,
+    rest: std::iter::Enumerate<I>,
 }
 
-impl<'de> SeqAccess<'de> for Elements {
+impl<'a, 'de, I: Iterator<Item = Value<'a>>> SeqAccess<'de> for Elements<'a, I> {
     type Error = Error;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(
@@ -472,7 +473,7 @@ mod tests {
     use super::*;
     use crate::json::parse;
 
-    fn value(text: &str) -> Value {
+    fn value(text: &str) -> Value<'_> {
         parse(text.as_bytes()).map_or(Value::Null, |(value, _)| value)
     }
 

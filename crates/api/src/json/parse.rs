@@ -1,33 +1,86 @@
 //! The JSON grammar, with the error texts of Go's `encoding/json`.
+//!
+//! [`parse`] checks a whole text. A [`Value`] is a slice of it, whose elements and members are
+//! parsed on iteration: a tree of small values would take many times the memory of their text.
 
-/// A JSON value. Numbers keep their text: whether one fits depends on the field it is for, and
-/// errors quote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Value {
+/// A JSON value within a valid text. Numbers keep their text: whether one fits depends
+/// on the field it is for, and errors quote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value<'a> {
     Null,
     Bool(bool),
-    Number(String),
-    String(String),
-    Array(Vec<Value>),
-    Object(Vec<(String, Value)>),
+    Number(&'a str),
+    String(Text<'a>),
+    Array(Array<'a>),
+    Object(Object<'a>),
 }
 
-impl Value {
-    /// Takes a member out of an object, whatever the case of its key. Of several, the last one
-    /// counts.
-    pub(crate) fn take(&mut self, key: &str) -> Option<(String, Self)> {
-        let Self::Object(members) = self else {
+/// A string with its quotes and escapes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Text<'a>(&'a [u8]);
+
+/// An array with its brackets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Array<'a>(&'a [u8]);
+
+/// An object with its braces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Object<'a>(&'a [u8]);
+
+impl<'a> Value<'a> {
+    /// The member of an object with this key, whatever its case. Of several, the last one counts.
+    pub(crate) fn member(self, key: &str) -> Option<(String, Self)> {
+        let Self::Object(object) = self else {
             return None;
         };
-        let mut found = None;
-        members.retain_mut(|(known, value)| {
-            let matches = known.eq_ignore_ascii_case(key);
-            if matches {
-                found = Some((std::mem::take(known), std::mem::replace(value, Self::Null)));
+        object
+            .members()
+            .filter(|(known, _)| known.eq_ignore_ascii_case(key))
+            .last()
+    }
+}
+
+impl Text<'_> {
+    pub(crate) fn decode(self) -> String {
+        let mut text = Vec::new();
+        // Checked before.
+        let _ = Parser::new(self.0).string(Some(&mut text));
+        String::from_utf8(text)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+}
+
+impl<'a> Array<'a> {
+    pub(crate) fn elements(self) -> impl Iterator<Item = Value<'a>> {
+        let mut parser = Parser {
+            at: 1,
+            ..Parser::new(self.0)
+        };
+        std::iter::from_fn(move || {
+            if parser.peek()? == b']' {
+                return None;
             }
-            !matches
-        });
-        found
+            let value = parser.value(0).ok()?;
+            parser.skip_comma();
+            Some(value)
+        })
+    }
+}
+
+impl<'a> Object<'a> {
+    pub(crate) fn members(self) -> impl Iterator<Item = (String, Value<'a>)> {
+        let mut parser = Parser {
+            at: 1,
+            ..Parser::new(self.0)
+        };
+        std::iter::from_fn(move || {
+            if parser.peek()? == b'}' {
+                return None;
+            }
+            let member = parser.member(0).ok()?;
+            parser.skip_comma();
+            Some((member.0.decode(), member.1))
+        })
     }
 }
 
@@ -41,14 +94,20 @@ pub(crate) enum Syntax {
 
 type Result<T> = std::result::Result<T, Syntax>;
 
-/// How deep values may be nested: far below Go's 10000, since a value is read and dropped by
-/// recursion.
+/// How deep values may be nested: far below Go's 10000, since a value is read by recursion.
 const DEEPEST: usize = 128;
 
-/// Reads the first value of `bytes`, and whether something follows that is not the end of an array
-/// or object (which is what Go's decoder looks for).
-pub(crate) fn parse(bytes: &[u8]) -> Result<(Value, bool)> {
-    let mut parser = Parser { bytes, at: 0 };
+/// The maximum number of elements of an array. A decoded element can take a hundred times the memory
+/// of its text, `{}`.
+const MAX_ARRAY_LENGTH: usize = 1 << 16;
+
+/// The maximum number of members of an object: enough for all ports of three protocols.
+const MAX_OBJECT_MEMBERS: usize = 1 << 18;
+
+/// Checks the first value of `bytes`, and tells whether something follows that is not the end of an
+/// array or object (which is what Go's decoder looks for).
+pub(crate) fn parse(bytes: &[u8]) -> Result<(Value<'_>, bool)> {
+    let mut parser = Parser::new(bytes);
     if parser.peek().is_none() {
         return Err(Syntax::Empty);
     }
@@ -62,7 +121,11 @@ struct Parser<'a> {
     at: usize,
 }
 
-impl Parser<'_> {
+impl<'a> Parser<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
     /// The next byte that is not white space.
     fn peek(&mut self) -> Option<u8> {
         while matches!(self.bytes.get(self.at), Some(b' ' | b'\t' | b'\r' | b'\n')) {
@@ -80,11 +143,17 @@ impl Parser<'_> {
         })
     }
 
-    fn value(&mut self, depth: usize) -> Result<Value> {
-        match self.peek() {
-            Some(b'{') => self.object(depth + 1),
-            Some(b'[') => self.array(depth + 1),
-            Some(b'"') => Ok(Value::String(self.string()?)),
+    fn value(&mut self, depth: usize) -> Result<Value<'a>> {
+        let next = self.peek();
+        let begin = self.at;
+        match next {
+            Some(b'{') => self
+                .object(depth + 1)
+                .map(|()| Value::Object(Object(&self.bytes[begin..self.at]))),
+            Some(b'[') => self
+                .array(depth + 1)
+                .map(|()| Value::Array(Array(&self.bytes[begin..self.at]))),
+            Some(b'"') => self.text().map(Value::String),
             Some(b'-' | b'0'..=b'9') => self.number(),
             Some(b't') => self.literal("true", Value::Bool(true)),
             Some(b'f') => self.literal("false", Value::Bool(false)),
@@ -102,55 +171,69 @@ impl Parser<'_> {
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<Value> {
+    fn skip_comma(&mut self) {
+        if self.peek() == Some(b',') {
+            self.at += 1;
+        }
+    }
+
+    fn object(&mut self, depth: usize) -> Result<()> {
         self.enter(depth)?;
-        let mut members = Vec::new();
         if self.peek() == Some(b'}') {
             self.at += 1;
-            return Ok(Value::Object(members));
+            return Ok(());
         }
-        loop {
-            if self.peek() != Some(b'"') {
-                return self.unexpected("looking for beginning of object key string");
-            }
-            let key = self.string()?;
-            if self.peek() != Some(b':') {
-                return self.unexpected("after object key");
-            }
-            self.at += 1;
-            members.push((key, self.value(depth)?));
+        for _ in 0..MAX_OBJECT_MEMBERS {
+            self.member(depth)?;
             match self.peek() {
                 Some(b',') => self.at += 1,
                 Some(b'}') => {
                     self.at += 1;
-                    return Ok(Value::Object(members));
+                    return Ok(());
                 }
                 _ => return self.unexpected("after object key:value pair"),
             }
         }
+        Err(Syntax::Invalid(format!(
+            "an object has more than {MAX_OBJECT_MEMBERS} members"
+        )))
     }
 
-    fn array(&mut self, depth: usize) -> Result<Value> {
+    fn member(&mut self, depth: usize) -> Result<(Text<'a>, Value<'a>)> {
+        if self.peek() != Some(b'"') {
+            return self.unexpected("looking for beginning of object key string");
+        }
+        let key = self.text()?;
+        if self.peek() != Some(b':') {
+            return self.unexpected("after object key");
+        }
+        self.at += 1;
+        Ok((key, self.value(depth)?))
+    }
+
+    fn array(&mut self, depth: usize) -> Result<()> {
         self.enter(depth)?;
-        let mut elements = Vec::new();
         if self.peek() == Some(b']') {
             self.at += 1;
-            return Ok(Value::Array(elements));
+            return Ok(());
         }
-        loop {
-            elements.push(self.value(depth)?);
+        for _ in 0..MAX_ARRAY_LENGTH {
+            self.value(depth)?;
             match self.peek() {
                 Some(b',') => self.at += 1,
                 Some(b']') => {
                     self.at += 1;
-                    return Ok(Value::Array(elements));
+                    return Ok(());
                 }
                 _ => return self.unexpected("after array element"),
             }
         }
+        Err(Syntax::Invalid(format!(
+            "an array has more than {MAX_ARRAY_LENGTH} elements"
+        )))
     }
 
-    fn literal(&mut self, name: &str, value: Value) -> Result<Value> {
+    fn literal(&mut self, name: &str, value: Value<'a>) -> Result<Value<'a>> {
         for letter in name.bytes() {
             if self.bytes.get(self.at) != Some(&letter) {
                 return self.unexpected(&format!(
@@ -163,7 +246,7 @@ impl Parser<'_> {
         Ok(value)
     }
 
-    fn number(&mut self) -> Result<Value> {
+    fn number(&mut self) -> Result<Value<'a>> {
         let begin = self.at;
         if self.bytes.get(self.at) == Some(&b'-') {
             self.at += 1;
@@ -185,7 +268,7 @@ impl Parser<'_> {
             self.digits()?;
         }
         Ok(Value::Number(
-            String::from_utf8_lossy(&self.bytes[begin..self.at]).into_owned(),
+            std::str::from_utf8(&self.bytes[begin..self.at]).unwrap_or_default(),
         ))
     }
 
@@ -200,26 +283,33 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// A string; what is no UTF-8 becomes U+FFFD, as lone surrogates do.
-    fn string(&mut self) -> Result<String> {
+    fn text(&mut self) -> Result<Text<'a>> {
+        let begin = self.at;
+        self.string(None)?;
+        Ok(Text(&self.bytes[begin..self.at]))
+    }
+
+    /// A string, decoded into `text`. Lone surrogates become U+FFFD.
+    fn string(&mut self, mut text: Option<&mut Vec<u8>>) -> Result<()> {
         self.at += 1;
-        let mut text = Vec::new();
         loop {
             match self.bytes.get(self.at) {
                 None => return Err(end()),
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(String::from_utf8(text).unwrap_or_else(|error| {
-                        String::from_utf8_lossy(error.as_bytes()).into_owned()
-                    }));
+                    return Ok(());
                 }
                 Some(b'\\') => {
                     let letter = self.escape()?;
-                    text.extend(letter.encode_utf8(&mut [0; 4]).as_bytes());
+                    if let Some(text) = &mut text {
+                        text.extend(letter.encode_utf8(&mut [0; 4]).as_bytes());
+                    }
                 }
                 Some(0..=0x1f) => return self.unexpected("in string"),
                 Some(byte) => {
-                    text.push(*byte);
+                    if let Some(text) = &mut text {
+                        text.push(*byte);
+                    }
                     self.at += 1;
                 }
             }
@@ -312,19 +402,21 @@ fn quoted(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn text(value: &Value) -> String {
+    fn text(value: Value<'_>) -> String {
         match value {
             Value::Null => "null".into(),
             Value::Bool(value) => value.to_string(),
-            Value::Number(text) => text.clone(),
-            Value::String(text) => format!("{text:?}"),
-            Value::Array(list) => {
-                format!("[{}]", list.iter().map(text).collect::<Vec<_>>().join(","))
-            }
-            Value::Object(map) => {
+            Value::Number(text) => text.into(),
+            Value::String(text) => format!("{:?}", text.decode()),
+            Value::Array(array) => format!(
+                "[{}]",
+                array.elements().map(text).collect::<Vec<_>>().join(",")
+            ),
+            Value::Object(object) => {
                 format!(
                     "{{{}}}",
-                    map.iter()
+                    object
+                        .members()
                         .map(|(key, value)| format!("{key:?}:{}", text(value)))
                         .collect::<Vec<_>>()
                         .join(",")
@@ -336,7 +428,7 @@ mod tests {
     #[track_caller]
     fn check(input: impl AsRef<[u8]>, expected: &str) {
         let outcome = match parse(input.as_ref()) {
-            Ok((value, more)) => format!("{}{}", text(&value), if more { " more" } else { "" }),
+            Ok((value, more)) => format!("{}{}", text(value), if more { " more" } else { "" }),
             Err(Syntax::Empty) => "EOF".into(),
             Err(Syntax::Invalid(text)) => text,
         };
@@ -434,16 +526,29 @@ mod tests {
     }
 
     #[test]
-    fn members_are_taken_whatever_their_case() {
-        let (mut value, _) =
-            parse(br#"{"hostConfig":1,"b":2,"HostConfig":3}"#).unwrap_or((Value::Null, false));
-        assert_eq!(
-            value.take("HostConfig"),
-            Some(("HostConfig".into(), Value::Number("3".into())))
+    fn arrays_and_objects_have_a_limit() {
+        let array = |length: usize| format!("[{}]", vec!["[ ]"; length].join(" , "));
+        assert!(parse(array(MAX_ARRAY_LENGTH).as_bytes()).is_ok());
+        check(
+            array(MAX_ARRAY_LENGTH + 1),
+            "an array has more than 65536 elements",
         );
-        assert_eq!(
-            value,
-            Value::Object(vec![("b".into(), Value::Number("2".into()))])
+        let object = |length: usize| format!("{{{}}}", vec!["\"\": 0"; length].join(" , "));
+        assert!(parse(object(MAX_OBJECT_MEMBERS).as_bytes()).is_ok());
+        check(
+            object(MAX_OBJECT_MEMBERS + 1),
+            "an object has more than 262144 members",
         );
+    }
+
+    #[test]
+    fn a_member_is_found_whatever_its_case() {
+        let (value, _) =
+            parse(br#"{"hostConfig":1,"b":2,"HostConfig":3,"c":{"hostconfig":4}}"#).unwrap();
+        assert_eq!(
+            value.member("HostConfig"),
+            Some(("HostConfig".into(), Value::Number("3")))
+        );
+        assert_eq!((value.member("d"), Value::Null.member("b")), (None, None));
     }
 }

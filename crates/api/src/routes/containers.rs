@@ -22,7 +22,7 @@ use whelk_shim::protocol::output_header;
 
 use super::{App, json as json_response, no_content, ok};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Json, Params, RequestBody, detach_keys, invalid_json, json_value};
+use crate::extract::{Json, Params, RequestBody, detach_keys, json_with};
 use crate::hijack::{self, Source};
 use crate::json::{decode, decode_field};
 use crate::version::ApiVersion;
@@ -52,6 +52,10 @@ pub(super) async fn list(
     Ok(ok(&shown.collect::<Vec<_>>()))
 }
 
+/// The maximum number of endpoints of a new container, which is that of ports of a Linux bridge. A
+/// decoded endpoint takes about a hundred times the memory of its JSON.
+const MAX_ENDPOINTS: usize = 1024;
+
 pub(super) async fn create(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
@@ -59,22 +63,28 @@ pub(super) async fn create(
     request: Request,
 ) -> ApiResult {
     let (parts, body) = request.into_parts();
-    let mut body = json_value(&parts.headers, body)
-        .await?
-        .ok_or_else(ApiError::empty_body)?;
-    let host = body
-        .take("HostConfig")
-        .map(|field| decode_field(field, "container.HostConfig"))
-        .transpose()
-        .map_err(invalid_json)?;
-    let networking = body
-        .take("NetworkingConfig")
-        .map(|field| decode_field(field, "network.NetworkingConfig"));
-    let NetworkingConfig { endpoints_config } = networking
-        .transpose()
-        .map_err(invalid_json)?
-        .unwrap_or_default();
-    let config: Config = decode(body, "container.CreateRequest").map_err(invalid_json)?;
+    let decoded = json_with(&parts.headers, body, |body| {
+        let host = body
+            .member("HostConfig")
+            .map(|field| decode_field(field, "container.HostConfig"))
+            .transpose()?;
+        let networking = body.member("NetworkingConfig");
+        if networking
+            .as_ref()
+            .is_some_and(|(_, networking)| has_too_many_endpoints(*networking))
+        {
+            return Err(serde::de::Error::custom(format!(
+                "more than {MAX_ENDPOINTS} endpoints"
+            )));
+        }
+        let networking = networking
+            .map(|field| decode_field(field, "network.NetworkingConfig"))
+            .transpose()?;
+        let config: Config = decode(body, "container.CreateRequest")?;
+        Ok((config, host, networking.unwrap_or_default()))
+    });
+    let (config, host, NetworkingConfig { endpoints_config }) =
+        decoded.await?.ok_or_else(ApiError::empty_body)?;
     if config == Config::default() {
         return Err(ApiError::invalid(
             "config cannot be empty in order to create a container",
@@ -94,6 +104,18 @@ pub(super) async fn create(
         StatusCode::CREATED,
         &json!({"Id": created.id, "Warnings": warnings}),
     ))
+}
+
+/// Checks the number of endpoints before they are decoded.
+fn has_too_many_endpoints(networking: crate::json::Value<'_>) -> bool {
+    let count = |value| {
+        if let crate::json::Value::Object(object) = value {
+            object.members().take(MAX_ENDPOINTS + 1).count()
+        } else {
+            0
+        }
+    };
+    matches!(networking, crate::json::Value::Object(object) if object.members().any(|(_, value)| count(value) > MAX_ENDPOINTS))
 }
 
 #[derive(Debug, Default, Deserialize)]
