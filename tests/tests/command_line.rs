@@ -546,6 +546,216 @@ fn completions_offer_names() {
     }
 }
 
+/// Runs a completion script's shell, with a `whelk` that is ours, in a directory with nothing in
+/// it.
+fn completed(engine: &Engine, shell: &str, args: &[&str]) -> Vec<String> {
+    let place = engine.scratch(shell);
+    let programs = place.join("programs");
+    std::fs::create_dir_all(place.join("empty")).unwrap();
+    if !programs.exists() {
+        std::fs::create_dir(&programs).unwrap();
+        std::os::unix::fs::symlink(Program::Whelk.path(), programs.join("whelk")).unwrap();
+    }
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new(shell);
+    command
+        .args(args)
+        .env("PATH", path)
+        .env("HOME", &place)
+        .env("TERM", "dumb")
+        .current_dir(place.join("empty"));
+    let (code, out, err) = run(command.env(
+        "DOCKER_HOST",
+        format!("unix://{}", engine.socket().display()),
+    ));
+    assert_eq!((code, err.as_str()), (0, ""), "{shell}: {out}");
+    out.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn completions_in_zsh() {
+    /// For each line, what it is after a tabulator: asked of an interactive shell on a terminal of
+    /// its own.
+    const SCRIPT: &str = r#"
+        zmodload zsh/zpty zsh/zselect
+        out=$HOME/line
+        await() { repeat 1200 { [[ -e $out ]] && return; zselect -t 5 }; print -u2 "zsh does not answer"; exit 1 }
+        whelk completion zsh >$HOME/_whelk
+        zpty shell zsh -f -i
+        zpty -w shell "PS1= fpath=($HOME \$fpath); autoload -U compinit; compinit -u -D; bindkey '^I' complete-word"
+        zpty -w shell "tell() { print -r -- \$BUFFER >$out.new; mv $out.new $out; BUFFER= }; zle -N tell; bindkey '^X^T' tell"
+        zpty -w shell "zle-line-init() { : >$out }; zle -N zle-line-init"
+        for line in "$@"; do
+            await; rm $out
+            zpty -w -n shell "$line"$'\t\x18\x14'
+            await; print -r -- "$(<$out)|"
+        done
+        zpty -d shell"#;
+    let engine = Engine::start();
+    engine.whelk(&["volume", "create", "cvol"]).ok();
+    engine.cli(Program::Whelk).up("cup", &[], &["sleep", "600"]);
+    let cases = [
+        ("whelk ru", "whelk run |"),
+        ("whelk exec cu", "whelk exec cup |"),
+        ("whelk run -it busybox:la", "whelk run -it busybox:latest |"),
+        ("whelk run -v c", "whelk run -v cvol |"),
+        ("whelk run --read-o", "whelk run --read-only |"),
+        ("whelk exec nosuch", "whelk exec nosuch|"),
+    ];
+    let lines = cases.iter().map(|(line, _)| *line);
+    let args: Vec<&str> = ["-f", "-c", SCRIPT, "zsh"]
+        .into_iter()
+        .chain(lines)
+        .collect();
+    assert_eq!(
+        completed(&engine, "zsh", &args),
+        cases.map(|(_, expected)| expected)
+    );
+}
+
+#[test]
+fn completions_in_fish() {
+    let engine = Engine::start();
+    engine.whelk(&["volume", "create", "cvol"]).ok();
+    engine.cli(Program::Whelk).up("cup", &[], &["sleep", "600"]);
+    for (line, expected) in [
+        (
+            "whelk ru",
+            "run\tCreate and run a new container from an image",
+        ),
+        ("whelk exec cu", "cup\tbusybox, Up "),
+        ("whelk run -it busybox:la", "busybox:latest\timage"),
+        ("whelk run -v c", "cvol\tvolume, local"),
+        ("whelk run --read-o", "--read-only\t"),
+    ] {
+        let script = "whelk completion fish | source; complete -C $argv[1]";
+        let offered = completed(&engine, "fish", &["--no-config", "-c", script, line]);
+        assert!(
+            offered.len() == 1 && offered[0].starts_with(expected),
+            "{line}: {offered:?}"
+        );
+    }
+}
+
+#[test]
+fn flags_that_are_not_available_are_refused_by_name() {
+    let engine = Engine::start();
+    let later =
+        |flag: &str, what: &str| format!("{flag}: {what} not available in this version of whelk");
+    let mut cases: Vec<(Vec<&str>, i32, String)> = Vec::new();
+    for command in ["run", "create"] {
+        let code = if command == "run" { 125 } else { 1 };
+        for (flag, value) in [
+            ("--health-interval", "5s"),
+            ("--health-timeout", "5s"),
+            ("--health-retries", "2"),
+            ("--health-start-period", "5s"),
+            ("--health-start-interval", "5s"),
+        ] {
+            cases.push((
+                vec![command, flag, value, "busybox"],
+                125,
+                later(flag, "health checks are"),
+            ));
+        }
+        for (flag, value) in [
+            ("--cpu-count", "1"),
+            ("--cpu-percent", "1"),
+            ("--io-maxbandwidth", "1m"),
+            ("--io-maxiops", "1"),
+        ] {
+            let text = format!(
+                "{flag:?} is only supported on a Docker daemon running on windows, but the Docker daemon is running on linux"
+            );
+            cases.push((vec![command, flag, value, "busybox"], code, text));
+        }
+        let trust = "--disable-content-trust=false";
+        cases.push((
+            vec![command, trust, "busybox"],
+            125,
+            later(trust, "content trust is"),
+        ));
+        cases.push((
+            vec![command, "--pull", "always", "busybox"],
+            code,
+            later("--pull always", "pulling from registries is"),
+        ));
+    }
+    for flag in ["--checkpoint", "--checkpoint-dir"] {
+        cases.push((
+            vec!["start", flag, "x", "made"],
+            1,
+            later(flag, "checkpoints are"),
+        ));
+    }
+    cases.push((
+        vec!["images", "--tree"],
+        1,
+        later("--tree", "trees of images are"),
+    ));
+    cases.push((
+        vec!["network", "create", "--config-only", "made"],
+        1,
+        later("--config-only", "configuration networks are"),
+    ));
+    cases.push((
+        vec!["network", "create", "--config-from", "x", "made"],
+        1,
+        later("--config-from", "configuration networks are"),
+    ));
+    cases.push((
+        vec!["network", "create", "--ingress", "made"],
+        1,
+        later("--ingress", "networks of a swarm are"),
+    ));
+    for flag in [
+        "--availability",
+        "--group",
+        "--limit-bytes",
+        "--required-bytes",
+        "--scope",
+        "--secret",
+        "--sharing",
+        "--topology-preferred",
+        "--topology-required",
+        "--type",
+    ] {
+        cases.push((
+            vec!["volume", "create", flag, "x", "made"],
+            1,
+            later(flag, "volumes of a swarm are"),
+        ));
+    }
+    cases.push((
+        vec!["volume", "ls", "--cluster"],
+        1,
+        later("--cluster", "volumes of a swarm are"),
+    ));
+    cases.push((
+        vec!["system", "df", "-v", "--format", "json"],
+        1,
+        "--format: not available together with --verbose".into(),
+    ));
+    for flag in ["--tls", "--tlsverify"] {
+        cases.push((vec![flag, "ps"], 1, later(flag, "TLS connections are")));
+    }
+    for flag in ["--tlscacert", "--tlscert", "--tlskey"] {
+        cases.push((vec![flag, "x", "ps"], 1, later(flag, "TLS connections are")));
+    }
+    for (args, code, text) in &cases {
+        engine.whelk(args).refuses(*code, text);
+    }
+    // Nothing was done of what could have been.
+    assert_eq!(engine.get("/containers/json?all=1"), serde_json::json!([]));
+    assert_eq!(engine.whelk(&["volume", "ls", "-q"]).ok(), "");
+    assert_eq!(
+        engine
+            .whelk(&["network", "ls", "-q", "--filter", "name=made"])
+            .ok(),
+        ""
+    );
+}
+
 #[test]
 fn manual_pages_for_all_programs() {
     let dir = std::env::temp_dir().join(format!("whelk-man-{}", std::process::id()));

@@ -9,7 +9,7 @@ _whelk() {
         line=${line//:/\\:}
         values+=("${line/$'\t'/:}")
     done
-    (( $#values )) && _describe -o whelk values
+    (( $#values )) && _describe whelk values
     [[ ${lines[(r):files]} == :files ]] && _files
 }
 if [[ $funcstack[1] == _whelk ]]; then _whelk "$@"; else compdef _whelk whelk; fi
