@@ -377,16 +377,21 @@ fn one_engine_at_a_time_has_a_name() {
         .cli(Program::Docker)
         .up("runs", &[], &["sleep", "600"]);
     let said = engine.start_rival(None);
-    assert!(
-        said.contains("is in use by another engine with root")
-            && said.contains(&engine.root().display().to_string()),
-        "{said}"
+    let holder = format!(
+        " (process {pid}); to replace it, stop it first: `kill {pid}` (its containers keep running)\n",
+        pid = engine.daemon_pid()
     );
+    let (name, root) = (engine.name(), engine.root());
+    let refusal = format!(
+        "instance {name:?} is in use by another engine with root {}{holder}",
+        root.display()
+    );
+    assert!(said.ends_with(&refusal), "{said}");
     // Nor does one of another name get what is this one's, by naming its directory.
     let said = engine.start_rival(Some("rival"));
     assert!(
-        said.contains(&format!(
-            "{} is in use by another engine",
+        said.ends_with(&format!(
+            "{} is in use by another engine{holder}",
             engine.run().display()
         )),
         "{said}"

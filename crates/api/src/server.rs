@@ -25,8 +25,8 @@ const MAX_HEAD_SIZE: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    /// The path to remove on drop, if the socket was bound by this process.
-    path: Option<PathBuf>,
+    /// The path to remove on drop, and its file, if the socket was bound by this process.
+    path: Option<(PathBuf, FileId)>,
     /// Locked while the socket is served, so that a second engine cannot take its path.
     _lock: OwnedFd,
 }
@@ -50,9 +50,10 @@ impl Listener {
             )
         })?;
         restrict(path, group)?;
+        let file = file_id(path).map_err(described)?;
         Ok(Self {
             socket,
-            path: Some(path.to_owned()),
+            path: Some((path.to_owned(), file)),
             _lock: lock,
         })
     }
@@ -127,10 +128,21 @@ fn restrict(path: &Path, group: Option<u32>) -> std::io::Result<()> {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        // systemd replaces the socket by its own if a socket unit with the same path is started.
+        if let Some((path, file)) = &self.path
+            && file_id(path).is_ok_and(|found| found == *file)
+        {
             let _ = fs::remove_if_exists(path);
         }
     }
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+fn file_id(path: &Path) -> Result<FileId, fs::PathError> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// Number of descriptors reserved for files that requests open, and for containers that are
@@ -203,5 +215,38 @@ pub async fn serve(engine: Arc<Engine>, listener: &Listener) {
                 tracing::debug!("connection: {error}");
             }
         });
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_removes_its_own_socket_only() {
+        let place = std::env::temp_dir().join(format!("whelk-listener-{}", std::process::id()));
+        fs::create_dir(&place, 0o700).unwrap();
+        let path = place.join("s.sock");
+        drop(Listener::bind(&path, None).unwrap());
+        assert!(!fs::exists(&path), "its own");
+        let listener = Listener::bind(&path, None).unwrap();
+        let text = Listener::bind(&path, None).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            format!("{} is in use by another engine", path.display())
+        );
+        // As systemd does when it starts a socket unit with the same path.
+        fs::remove_if_exists(&path).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        drop(listener);
+        assert!(fs::exists(&path), "somebody else's");
+        UnixStream::connect(&path).await.unwrap();
+        drop(other);
+        std::fs::remove_dir_all(&place).unwrap();
     }
 }

@@ -212,7 +212,11 @@ pub(crate) fn lock(directory: &Path) -> anyhow::Result<std::fs::File> {
     fs::create_dir_all(directory, 0o700)?;
     let file = fs::append(directory.join("lock"), 0o600)?;
     if is_locked(&file) {
-        bail!("{} is in use by another engine", directory.display());
+        bail!(
+            "{} is in use by another engine{}",
+            directory.display(),
+            describe_holder(&file)
+        );
     }
     Ok(file)
 }
@@ -230,6 +234,38 @@ fn is_locked(file: &std::fs::File) -> bool {
         std::thread::sleep(POLL);
     }
     false
+}
+
+/// Returns the process that holds a lock and how to replace it, for an error's text: when systemd
+/// starts an engine, it may be one that a command has started.
+fn describe_holder(lock: &std::fs::File) -> String {
+    let locks = fs::read_at_most("/proc/locks", MAX_FILE_SIZE).unwrap_or_default();
+    let metadata = lock.metadata().ok();
+    let Some(pid) =
+        metadata.and_then(|metadata| holder(&String::from_utf8_lossy(&locks), &metadata))
+    else {
+        return "; stop that engine first (its containers keep running)".into();
+    };
+    format!(
+        " (process {pid}); to replace it, stop it first: `kill {pid}` (its containers keep running)"
+    )
+}
+
+/// Returns the process that holds a lock on a file, from `/proc/locks` (proc(5)).
+fn holder(locks: &str, file: &std::fs::Metadata) -> Option<i32> {
+    use std::os::unix::fs::MetadataExt;
+    let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
+    let place = format!("{major:02x}:{minor:02x}:{}", file.ino());
+    // 1: FLOCK  ADVISORY  WRITE 708 00:13:1087 0 EOF
+    // Lines of processes that wait for a lock have "->" before FLOCK.
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, found, ..] = fields[..] else {
+            return None;
+        };
+        // Not positive for a process outside this pid namespace.
+        pid.parse().ok().filter(|pid| found == place && *pid > 0)
+    })
 }
 
 /// Checks that a root belongs to this instance, whose name is stored in the root's lock file: the
@@ -262,10 +298,12 @@ fn lock_instance(instance: &Instance) -> anyhow::Result<std::fs::File> {
     let mut file = fs::append(&path, 0o600)?;
     if is_locked(&file) {
         let root = fs::read_at_most(&path, MAX_FILE_SIZE).unwrap_or_default();
+        let root = String::from_utf8_lossy(&root);
         bail!(
-            "instance {:?} is in use by another engine with root {}",
+            "instance {:?} is in use by another engine with root {}{}",
             instance.name,
-            String::from_utf8_lossy(&root).trim()
+            root.trim(),
+            describe_holder(&file)
         );
     }
     // `--uninstall` removes the file, possibly between opening and locking it.
@@ -312,4 +350,46 @@ fn stop_requested() -> std::io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_of_a_lock_is_found() {
+        use std::os::unix::fs::MetadataExt;
+        let path = std::env::temp_dir().join(format!("whelk-lock-{}", std::process::id()));
+        let file = fs::append(&path, 0o600).unwrap();
+        let metadata = file.metadata().unwrap();
+        let read =
+            || String::from_utf8(fs::read_at_most("/proc/locks", MAX_FILE_SIZE).unwrap()).unwrap();
+        assert_eq!(holder(&read(), &metadata), None);
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(holder(&read(), &metadata), Some(own));
+        assert!(
+            describe_holder(&file).contains(&format!(
+                "stop it first: `kill {own}` (its containers keep running"
+            )),
+            "{}",
+            describe_holder(&file)
+        );
+        let (major, minor) = (
+            rustix::fs::major(metadata.dev()),
+            rustix::fs::minor(metadata.dev()),
+        );
+        let place = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+        for unknown in [
+            format!("1: FLOCK  ADVISORY  WRITE 0 {place} 0 EOF"),
+            format!("1: -> FLOCK  ADVISORY  WRITE 5 {place} 0 EOF"),
+        ] {
+            assert_eq!(holder(&unknown, &metadata), None, "{unknown}");
+        }
+        fs::remove_file(&path).unwrap();
+    }
 }
