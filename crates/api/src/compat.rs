@@ -1,5 +1,5 @@
-//! What differs between versions of the API. Handlers know the newest version: requests of older
-//! clients are brought to its form, and answers to theirs, here and nowhere else.
+//! Differences between API versions. Handlers know only the newest version: requests of older
+//! clients are upgraded to it, and responses are downgraded to theirs, in this module only.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ use crate::version::ApiVersion;
 
 // Requests.
 
-/// Brings the settings of a new container to the newest form. Returns what the client should be
-/// warned of.
+/// Upgrades the settings of a new container to the newest version. Returns warnings for the client.
 ///
 /// # Errors
-/// Settings that the client's version did not have, where ignoring them would be worse.
+/// Returns an error for settings that the client's version did not have and that must not be
+/// ignored.
 pub(crate) fn upgrade_container(
     version: ApiVersion,
     request: &mut CreateRequest,
@@ -71,7 +71,7 @@ pub(crate) fn upgrade_container(
                 names.join(", ")
             )));
         }
-        // The container had one address, and its endpoints none of their own.
+        // The MAC address was a setting of the container; endpoints had none.
         networks
             .values_mut()
             .for_each(|endpoint| endpoint.mac_address.clear());
@@ -96,7 +96,7 @@ pub(crate) fn upgrade_container(
     Ok(warnings)
 }
 
-/// The network that a mode means.
+/// Returns the network that a network mode stands for.
 fn main_network(mode: &str) -> &str {
     if matches!(mode, "" | "default") {
         "bridge"
@@ -109,8 +109,8 @@ fn needs(what: &str, version: &str) -> ApiError {
     ApiError::invalid(format!("{what} needs API v{version} or newer"))
 }
 
-/// Parameters of `eth0` belong to the first network; they were given among the container's before
-/// endpoints had some.
+/// Moves sysctls of `eth0` from the container to its first endpoint's driver options, which is
+/// where newer clients set them. Returns a warning if any were moved.
 fn move_interface_sysctls(
     sysctls: &mut BTreeMap<String, String>,
     mode: &str,
@@ -166,8 +166,8 @@ pub(crate) fn upgrade_exec(version: ApiVersion, config: &mut ExecConfig) {
     }
 }
 
-/// Whether a network has each kind of address. Clients before 1.47 send "false" for IPv6 where
-/// nobody said anything.
+/// Upgrades the flags that enable IPv4 and IPv6 on a network. Clients before 1.47 send `false` for
+/// IPv6 as the default.
 pub(crate) fn upgrade_address_kinds(
     version: ApiVersion,
     ipv4: Option<bool>,
@@ -182,27 +182,27 @@ pub(crate) fn upgrade_address_kinds(
     (ipv4, ipv6)
 }
 
-/// Whether stop and restart take a signal.
+/// Returns whether stop and restart accept a signal.
 pub(crate) fn stop_takes_signal(version: ApiVersion) -> bool {
     version >= ApiVersion(1, 42)
 }
 
-/// Whether pruning removes volumes with names, where it is not said.
+/// Returns whether prune removes named volumes by default.
 pub(crate) fn prune_takes_named_volumes(version: ApiVersion) -> bool {
     version < ApiVersion(1, 42)
 }
 
-/// Whether the list of images has the parameter `filter`, a name; later versions have `filters` only.
+/// Returns whether the list of images has the parameter `filter`, a name; later versions have `filters` only.
 pub(crate) fn image_list_takes_name(version: ApiVersion) -> bool {
     version < ApiVersion(1, 41)
 }
 
-/// Whether the list of images has the parameter `shared-size`.
+/// Returns whether the list of images has the parameter `shared-size`.
 pub(crate) fn image_list_takes_shared_size(version: ApiVersion) -> bool {
     version >= ApiVersion(1, 42)
 }
 
-/// Operations on images that have a parameter for the platform.
+/// Image operations with a platform parameter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ImageOperation {
     Import,
@@ -213,7 +213,7 @@ pub(crate) enum ImageOperation {
     Remove,
 }
 
-/// Whether an operation has the parameter for the platform; earlier versions ignore it.
+/// Returns whether an operation has the platform parameter, which earlier versions ignore.
 pub(crate) fn takes_platform(version: ApiVersion, operation: ImageOperation) -> bool {
     let since = match operation {
         ImageOperation::Import => ApiVersion(1, 32),
@@ -224,9 +224,9 @@ pub(crate) fn takes_platform(version: ApiVersion, operation: ImageOperation) -> 
     version >= since
 }
 
-// Answers.
+// Responses.
 
-/// The content type of a stream of frames.
+/// Returns the content type of a multiplexed stream.
 pub(crate) fn multiplexed_type(version: ApiVersion) -> &'static str {
     if version < ApiVersion(1, 42) {
         RAW_STREAM
@@ -237,7 +237,7 @@ pub(crate) fn multiplexed_type(version: ApiVersion) -> &'static str {
 
 pub(crate) const RAW_STREAM: &str = "application/vnd.docker.raw-stream";
 
-/// Whether the list of networks has their containers.
+/// Returns whether the list of networks includes their containers.
 pub(crate) fn network_list_has_containers(version: ApiVersion) -> bool {
     version < ApiVersion(1, 28)
 }
@@ -301,7 +301,8 @@ pub(crate) fn downgrade_image(version: ApiVersion, shown: &mut Value) {
         shown["VirtualSize"] = shown["Size"].clone();
     }
     if version < ApiVersion(1, 45) {
-        // The configuration of the container that a build once made the image in; there is none.
+        // The configuration of the container from which a classic build created the image. There is
+        // none here.
         shown["ContainerConfig"] = with_container_fields(Map::new());
     }
     if version < ApiVersion(1, 50)
@@ -311,8 +312,8 @@ pub(crate) fn downgrade_image(version: ApiVersion, shown: &mut Value) {
     }
 }
 
-/// A container's configuration with all the fields that clients read without asking whether they
-/// are there.
+/// Adds the fields of a container's configuration that clients read without checking whether they
+/// exist.
 fn with_container_fields(mut config: Map<String, Value>) -> Value {
     for (field, default) in [
         ("Hostname", json!("")),
@@ -338,7 +339,7 @@ fn with_container_fields(mut config: Map<String, Value>) -> Value {
     Value::Object(config)
 }
 
-/// `bridge_filter` says whether bridges' packets pass iptables and ip6tables.
+/// `bridge_filter` is whether bridged packets pass iptables and ip6tables.
 pub(crate) fn downgrade_info(version: ApiVersion, bridge_filter: (bool, bool), shown: &mut Value) {
     if version < ApiVersion(1, 42) {
         shown["KernelMemory"] = shown["MemoryLimit"].clone();
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_a_version_did_not_have_are_refused_or_ignored() {
+    fn rejects_or_ignores_settings_unknown_to_a_version() {
         let refused = |minor: u32, text: Value, expected: &str| {
             assert_eq!(
                 container((1, minor), text.clone()).map(drop),
@@ -444,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_of_the_first_interface_move_to_its_network() {
+    fn moves_sysctls_of_the_first_interface_to_its_endpoint() {
         let text = json!({"Host": {"Sysctls": {"net.ipv4.conf.eth0.forwarding": "1", "net.ipv4.ip_forward": "0"}, "NetworkMode": "n"}});
         let (request, warnings) = container((1, 47), text.clone()).unwrap_or_default();
         assert_eq!(
@@ -548,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_addresses() {
+    fn upgrades_address_family_flags() {
         let kinds = |minor: u32, ipv4: bool, ipv6: bool| {
             upgrade_address_kinds(ApiVersion(1, minor), Some(ipv4), Some(ipv6))
         };

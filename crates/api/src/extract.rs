@@ -1,4 +1,4 @@
-//! Reading requests the way Docker's daemon does: forgiving in form, exact in meaning.
+//! Request extractors with the semantics of Docker's daemon.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use whelk_engine::filters::{Filters, moment};
 use crate::error::{ApiError, ApiResult};
 use crate::json::{DecodeError, Syntax, Value, decode, parse};
 
-/// The parameters of a query. Where one value is wanted, the last one counts.
+/// The query parameters. If a single value is expected, the last one is used.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Params(HashMap<String, Vec<String>>);
 
@@ -42,12 +42,12 @@ impl Params {
             .map_or("", String::as_str)
     }
 
-    /// All values of a parameter that may be given several times.
+    /// Returns all values of a parameter that can be repeated.
     pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
         self.0.get(name).into_iter().flatten().map(String::as_str)
     }
 
-    /// What Docker takes for true: anything but these.
+    /// Returns whether a flag is set. As in Docker, every value except these is true.
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.flag_or(name, false)
     }
@@ -73,8 +73,7 @@ impl Params {
         }
     }
 
-    /// The height and width of a terminal. What a terminal cannot have becomes the most that it
-    /// can.
+    /// Returns the height and width of a terminal in characters, clamped to `u16::MAX`.
     pub(crate) fn terminal_size(&self) -> ApiResult<(u16, u16)> {
         let side = |name: &str, what: &str| {
             let text = self.text(name);
@@ -99,8 +98,8 @@ impl Params {
         Ok(Filters::parse(self.text("filters"), known)?)
     }
 
-    /// A moment as seconds with a fraction, RFC 3339, or a duration back from now; in nanoseconds
-    /// since the epoch.
+    /// Parses seconds with a fraction, an RFC 3339 time, or a duration before now. Returns
+    /// nanoseconds since the epoch.
     pub(crate) fn time(&self, name: &str) -> ApiResult<Option<i64>> {
         let text = self.text(name);
         if text.is_empty() || text == "0" {
@@ -113,16 +112,16 @@ impl Params {
     }
 }
 
-/// The largest JSON body that is read, in bytes.
-pub(crate) const LARGEST_BODY: usize = 8 << 20;
+/// Maximum size of a JSON body in bytes.
+pub(crate) const MAX_BODY_SIZE: usize = 8 << 20;
 
-/// What a request's body describes, and what Docker calls it in errors.
+/// A type that a request body is decoded to, with its Go name in Docker for error texts.
 pub(crate) trait RequestBody: DeserializeOwned + Default {
     const GO_TYPE: &'static str;
 }
 
-/// The JSON body of a request. It is read before the object that the request names is looked up, as
-/// Docker does.
+/// The JSON body of a request. It is decoded before the object that the request refers to is looked
+/// up, as in Docker.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
@@ -135,10 +134,11 @@ impl<T: RequestBody + Send + 'static, S: Send + Sync> axum::extract::FromRequest
     }
 }
 
-/// Reads a JSON body; one that is empty stands for the defaults.
+/// Decodes a JSON body. An empty body gives the default value.
 ///
 /// # Errors
-/// A content type other than JSON, a body that is no JSON, or one that does not fit.
+/// Returns an error if the content type is not JSON, the body is not valid JSON, or it does not
+/// match the type.
 pub(crate) async fn json<T: RequestBody + Send + 'static>(
     headers: &HeaderMap,
     body: Body,
@@ -153,12 +153,12 @@ const MAX_INLINE_BODY: usize = 64 << 10;
 
 /// Limits the larger bodies that are decoded at the same time, in bytes: decoded values can take many
 /// times the memory of their JSON.
-static DECODING: Semaphore = Semaphore::const_new(LARGEST_BODY);
+static DECODING: Semaphore = Semaphore::const_new(MAX_BODY_SIZE);
 
 /// Reads a JSON body and decodes it with `decode`. Returns `None` if it is empty.
 ///
 /// # Errors
-/// As [`json`].
+/// Returns the same errors as [`json`].
 pub(crate) async fn json_with<T: Send + 'static>(
     headers: &HeaderMap,
     body: Body,
@@ -174,7 +174,7 @@ pub(crate) async fn json_with<T: Send + 'static>(
     if empty {
         return Ok(None);
     }
-    let body = Limited::new(body, LARGEST_BODY)
+    let body = Limited::new(body, MAX_BODY_SIZE)
         .collect()
         .await
         .map_err(|error| ApiError::invalid(format!("read body: {error}")))?;
@@ -207,8 +207,10 @@ pub(crate) fn invalid_json(error: impl std::fmt::Display) -> ApiError {
     ApiError::invalid(format!("invalid JSON: {error}"))
 }
 
+/// Checks the content type.
+///
 /// # Errors
-/// A content type other than JSON, in the words of Docker and of Go's `mime` package.
+/// Returns an error with the text of Docker and Go's `mime` package if it is not JSON.
 fn check_media_type(text: &str) -> ApiResult<()> {
     let malformed = |why: &str| {
         Err(ApiError::invalid(format!(
@@ -255,7 +257,7 @@ fn check_media_type(text: &str) -> ApiResult<()> {
     )))
 }
 
-/// Keys to detach: `ctrl-p,ctrl-q`, or single characters.
+/// Parses detach keys: `ctrl-p,ctrl-q`, or single characters. An empty text gives the default.
 pub(crate) fn detach_keys(text: &str) -> ApiResult<Vec<u8>> {
     if text.is_empty() {
         return Ok(vec![16, 17]);
@@ -285,14 +287,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys() {
+    fn parses_detach_keys() {
         assert_eq!(detach_keys("").unwrap(), [16, 17]);
         assert_eq!(detach_keys("ctrl-x,q,ctrl-[").unwrap(), [24, b'q', 27]);
         assert!(detach_keys("bogus").is_err() && detach_keys("ctrl-xx").is_err());
     }
 
     #[test]
-    fn media_types() {
+    fn checks_media_types() {
         let check = |text: &str, expected: &str| {
             let outcome =
                 check_media_type(text).map_or_else(|error| error.0.to_string(), |()| String::new());
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn parses_times() {
         let params = |text: &str| Params([("since".to_owned(), vec![text.to_owned()])].into());
         assert_eq!(
             params("1700000000.25").time("since").unwrap(),

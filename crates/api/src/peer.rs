@@ -1,8 +1,8 @@
-//! The client at the other end of a connection: whether it has left, and whether it has read what
-//! it was sent.
+//! The client of a connection: detects that it has disconnected, and that it has read everything
+//! sent to it.
 //!
-//! HTTP shows neither. A client that waits for a quiet answer (`wait`, `events`, `logs -f`) and
-//! goes away would be noticed when something is written to it, which may be never.
+//! HTTP shows neither. Without this, a client that disconnects during a quiet response (`wait`,
+//! `events`, `logs -f`) would be noticed only when something is written, which may be never.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
-/// A client's unix socket, beside the connection that serves it.
+/// A duplicate of a client's unix socket.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer(Arc<OwnedFd>);
 
@@ -36,11 +36,11 @@ impl Peer {
         AsyncFd::with_interest(self, interest)
     }
 
-    /// Returns when the client has closed its side for both directions. A half-closed one still
-    /// wants its answer.
+    /// Waits until the client has closed both directions. A client that shut down only its sending
+    /// direction still waits for the response.
     pub(crate) async fn left(self) {
-        // Nothing is ever urgent on a unix socket: only a hang-up is reported, and data wakes
-        // nobody.
+        // Unix sockets have no urgent data, so only a hang-up is reported and normal data causes no
+        // wake-up.
         let Ok(socket) = self.register(Interest::PRIORITY) else {
             return std::future::pending().await;
         };
@@ -55,15 +55,15 @@ impl Peer {
         }
     }
 
-    /// Returns when the client has read all that was sent to it, or has left.
+    /// Waits until the client has read everything sent to it, or has disconnected.
     pub(crate) async fn has_read_all(self) {
-        /// Less than the kernel takes for the smallest message. While it lets go of one, a byte of
-        /// that still counts.
+        /// Less than the kernel accounts for the smallest message. While the kernel frees a
+        /// message, one byte of it is still accounted for.
         const NOTHING: u64 = 64;
         let Ok(socket) = self.register(Interest::WRITABLE) else {
             return;
         };
-        // Each piece that is read makes the socket writable anew.
+        // Every read of the client makes the socket writable again.
         while let Ok(mut guard) = socket.ready(Interest::WRITABLE).await {
             let unread = whelk_sys::net::unread_by_peer(socket.get_ref().0.as_fd());
             if guard.ready().is_write_closed() || unread.is_ok_and(|unread| unread < NOTHING) {
@@ -80,8 +80,8 @@ impl AsRawFd for Peer {
     }
 }
 
-/// Has an answer whose length is not known break off when its client leaves. What feeds it notices
-/// that by itself.
+/// Aborts a response of unknown length when its client disconnects. The producer of the body
+/// notices that the body is dropped.
 pub(crate) fn end_with(response: Response, peer: &Peer) -> Response {
     use hyper::body::Body as _;
     if response.body().size_hint().exact().is_some() {
@@ -137,9 +137,9 @@ mod tests {
 
     use super::*;
 
-    /// Long enough for what is going to happen.
+    /// Timeout for events that are expected.
     const LONG: Duration = Duration::from_secs(20);
-    /// Long enough to see that something does not happen.
+    /// How long to wait to see that an event does not occur.
     const SHORT: Duration = Duration::from_millis(100);
 
     fn connection() -> (UnixStream, UnixStream, Peer) {
@@ -165,7 +165,7 @@ mod tests {
         );
         drop(client);
         timeout(LONG, &mut left).await.unwrap();
-        // Also for who asks afterwards.
+        // A later call returns as well.
         timeout(LONG, peer.left()).await.unwrap();
         drop(server);
     }
@@ -185,7 +185,7 @@ mod tests {
         assert!(timeout(SHORT, &mut read_all).await.is_err(), "a part of it");
         client.read_exact(&mut [0; 1000]).await.unwrap();
         timeout(LONG, read_all).await.unwrap();
-        // Nobody waits for who does not read any more.
+        // A client that has disconnected is not waited for.
         server.write_all(&[7; 3000]).await.unwrap();
         let read_all = tokio::spawn(peer.has_read_all());
         tokio::time::sleep(SHORT).await;
@@ -215,7 +215,7 @@ mod tests {
         );
         drop(body);
         timeout(LONG, sender.closed()).await.unwrap();
-        // What has a length is sent to its end, or fails when it is written.
+        // A response of known length is sent completely, or fails when it is written.
         let whole = end_with(Response::new(Body::from("whole")), &peer);
         assert_eq!(whole.body().size_hint().exact(), Some(5));
         assert_eq!(

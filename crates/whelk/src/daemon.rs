@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_holder_of_a_lock_is_found() {
+    fn finds_the_holder_of_a_lock() {
         use std::os::unix::fs::MetadataExt;
         let path = std::env::temp_dir().join(format!("whelk-lock-{}", std::process::id()));
         let file = fs::append(&path, 0o600).unwrap();

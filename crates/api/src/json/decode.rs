@@ -1,6 +1,6 @@
-//! From a JSON value to a struct, by Go's rules: names of fields match whatever their case, the
-//! last of several members with one name counts, `null` leaves a field at its default, and errors
-//! name the place and Go's type.
+//! Decodes JSON values to structs with the semantics of Go's `encoding/json`: field names are
+//! case-insensitive, the last of several members for a field wins, `null` leaves a field at its
+//! default, and errors name the path and the Go type.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,7 +14,7 @@ use serde::de::{
 use super::go_types;
 use super::parse::{Array, Object, Value};
 
-/// Reads a whole body; `go_type` is what its struct is called in Docker.
+/// Decodes a whole body; `go_type` is the Go name of its struct in Docker.
 pub(crate) fn decode<T: de::DeserializeOwned>(
     value: Value<'_>,
     go_type: &'static str,
@@ -26,7 +26,7 @@ pub(crate) fn decode<T: de::DeserializeOwned>(
     })
 }
 
-/// Reads what stands under `key` in a body.
+/// Decodes the member `key` of a body.
 pub(crate) fn decode_field<T: de::DeserializeOwned>(
     (key, value): (String, Value<'_>),
     go_type: &'static str,
@@ -42,7 +42,7 @@ pub(crate) fn decode_field<T: de::DeserializeOwned>(
     })
 }
 
-/// Why a value does not fit, in Go's words.
+/// A value that does not match its type, with Go's error text.
 #[derive(Debug)]
 pub(crate) struct Error(String);
 
@@ -59,8 +59,8 @@ impl de::Error for Error {
         Self(text.to_string())
     }
 
-    /// A type that reads itself does not know its place: Go's types that do so do not tell it
-    /// either.
+    /// Types with their own `Deserialize` implementation do not know their path. In Go, errors of
+    /// types with their own `UnmarshalJSON` do not have it either.
     fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         let kind = match found {
             Unexpected::Bool(_) => "bool",
@@ -76,7 +76,8 @@ impl de::Error for Error {
     }
 }
 
-/// Where a value stands in its body. A list towards the root, as paths are needed for errors only.
+/// The path of a value in its body, as a list towards the root, since paths are needed for errors
+/// only.
 struct Place {
     parent: Option<Rc<Self>>,
     label: Label,
@@ -87,7 +88,7 @@ enum Label {
     Index(usize),
 }
 
-/// `.HostConfig.Devices.0`, with keys escaped as in JSON pointers.
+/// Formats a path as `.HostConfig.Devices.0`, with keys escaped as in JSON Pointer (RFC 6901).
 fn path(place: Option<&Rc<Place>>) -> String {
     let mut labels = Vec::new();
     let mut next = place;
@@ -112,13 +113,13 @@ struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// The error for a value that is not of the type wanted; `default` is Go's name of it where no
-    /// other is known.
+    /// Returns the error for a value of the wrong type. `default` is the Go type if no other is
+    /// known.
     fn mismatch(&self, default: &'static str) -> Error {
         let kind = match &self.value {
             Value::Null => "null".into(),
             Value::Bool(_) => "bool".into(),
-            // A number of the wrong size or form is quoted where a number is wanted.
+            // If a number is expected, a number out of range or of the wrong form is quoted.
             Value::Number(text)
                 if matches!(
                     default,
@@ -168,7 +169,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// The elements of an array; none where there is `null`.
+    /// Returns the elements of an array; none for `null`.
     fn elements(&self) -> Result<Box<dyn Iterator<Item = Value<'a>> + 'a>, Error> {
         match self.value {
             Value::Array(array) => Ok(Box::new(Array::elements(array))),
@@ -177,7 +178,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// The members of an object; none where there is `null`. `default` is Go's type, as for
+    /// Returns the members of an object; none for `null`. `default` is the Go type, as in
     /// [`Self::mismatch`].
     fn members(
         &self,
@@ -289,7 +290,7 @@ impl<'de> Deserializer<'de> for Decoder<'_> {
         self.visit_elements(elements, visitor)
     }
 
-    /// What is missing of an array stays zero, and what is too much of it is ignored.
+    /// As in Go, missing array elements are zero and excess elements are ignored.
     fn deserialize_tuple<V: Visitor<'de>>(
         self,
         length: usize,
@@ -326,8 +327,8 @@ impl<'de> Deserializer<'de> for Decoder<'_> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         let mut list: Vec<Member<'_>> = Vec::new();
-        // Where in the list each field is. Of several members for one field the last one counts;
-        // null leaves it as it is.
+        // The index in the list of each field. The last member for a field wins; null leaves the
+        // field unchanged.
         let mut places = vec![None; fields.len()];
         let mut has_unknown = false;
         for (key, value) in self.members(structure)? {
@@ -354,8 +355,8 @@ impl<'de> Deserializer<'de> for Decoder<'_> {
                         list.push(member);
                     }
                 }
-                // One is enough for a struct that takes no unknown fields, and none has to be
-                // checked unless its type is known.
+                // One unknown member suffices for `deny_unknown_fields`; others are only needed if
+                // their type is to be checked.
                 None if go_type.is_some() || !has_unknown => {
                     has_unknown = true;
                     list.push(Member {
@@ -402,7 +403,7 @@ impl<'de> Deserializer<'de> for Decoder<'_> {
 }
 
 struct Member<'a> {
-    /// The field's name, or the key itself where it is data.
+    /// The field's name, or the key itself in a map.
     name: String,
     key: String,
     value: Value<'a>,
@@ -497,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_member_of_a_field_counts_and_null_leaves_it() {
+    fn the_last_member_of_a_field_wins_and_null_is_ignored() {
         assert_eq!(
             outer(r#"{"DetachKeys":"a","detachkeys":"b"}"#).detach_keys,
             "b"
@@ -518,12 +519,12 @@ mod tests {
             outer(&format!("{{{},\"DetachKeys\":\"a\"}}", members.join(","))).detach_keys,
             "a"
         );
-        // A comparison of each with each would take minutes.
+        // Comparing each member with each other would take minutes.
         assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());
     }
 
     #[test]
-    fn keys_match_whatever_their_case_and_the_last_one_counts() {
+    fn keys_are_case_insensitive_and_the_last_one_wins() {
         let read = outer(
             r#"{"detachKeys": "a", "INNER": [{"nuMber": 7, "other": null}], "labels": {"Key": "v", "key": "w"}}"#,
         );
@@ -531,7 +532,7 @@ mod tests {
             (read.detach_keys.as_str(), read.inner),
             ("a", Some(vec![Inner { number: 7 }]))
         );
-        // Only names of fields are folded; data stays as it is.
+        // Only field names are case-insensitive; keys of maps are not.
         assert_eq!(read.labels.len(), 2);
         assert_eq!(
             outer(r#"{"DetachKeys": "exact", "detachkeys": "other"}"#).detach_keys,
@@ -540,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn null_is_zero() {
+    fn null_gives_the_zero_value() {
         assert_eq!(outer("null"), Outer::default());
         assert_eq!(
             outer(r#"{"DetachKeys":null,"Inner":null,"Labels":null,"Size":null}"#),
@@ -554,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn mismatches_read_as_gos() {
+    fn type_errors_have_gos_texts() {
         let check = |text: &str, expected: &str| {
             let error = decode::<Config>(value(text), "container.CreateRequest")
                 .map(drop)

@@ -1,7 +1,7 @@
-//! JSON bodies of requests, read as Go reads them: clients see Go's error texts, and rely on how
-//! forgiving it is.
+//! JSON request bodies with the semantics of Go's `encoding/json`: clients depend on its error
+//! texts and leniency.
 //!
-//! `parse` checks bytes and finds the [`Value`] in them; `decode` turns a value into a struct.
+//! `parse` validates bytes and returns a [`Value`]; `decode` decodes a value to a struct.
 
 mod decode;
 mod go_types;

@@ -1,10 +1,10 @@
-//! The JSON grammar, with the error texts of Go's `encoding/json`.
+//! A JSON parser with the error texts of Go's `encoding/json`.
 //!
-//! [`parse`] checks a whole text. A [`Value`] is a slice of it, whose elements and members are
+//! [`parse`] validates a whole text. A [`Value`] is a slice of it, whose elements and members are
 //! parsed on iteration: a tree of small values would take many times the memory of their text.
 
-/// A JSON value within a valid text. Numbers keep their text: whether one fits depends
-/// on the field it is for, and errors quote it.
+/// A JSON value within a valid text. Numbers are kept as text: their range depends on the field,
+/// and errors quote them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Value<'a> {
     Null,
@@ -28,7 +28,7 @@ pub(crate) struct Array<'a>(&'a [u8]);
 pub(crate) struct Object<'a>(&'a [u8]);
 
 impl<'a> Value<'a> {
-    /// The member of an object with this key, whatever its case. Of several, the last one counts.
+    /// Returns the member of an object with this case-insensitive key; the last of several.
     pub(crate) fn member(self, key: &str) -> Option<(String, Self)> {
         let Self::Object(object) = self else {
             return None;
@@ -43,7 +43,7 @@ impl<'a> Value<'a> {
 impl Text<'_> {
     pub(crate) fn decode(self) -> String {
         let mut text = Vec::new();
-        // Checked before.
+        // `parse` has validated the text.
         let _ = Parser::new(self.0).string(Some(&mut text));
         String::from_utf8(text)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
@@ -84,18 +84,18 @@ impl<'a> Object<'a> {
     }
 }
 
-/// Why bytes are not one JSON value.
+/// Why bytes are not a JSON value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Syntax {
-    /// There is nothing but white space.
+    /// The input contains only white space.
     Empty,
     Invalid(String),
 }
 
 type Result<T> = std::result::Result<T, Syntax>;
 
-/// How deep values may be nested: far below Go's 10000, since a value is read by recursion.
-const DEEPEST: usize = 128;
+/// Maximum nesting depth. Far below Go's 10000, because values are parsed recursively.
+const MAX_DEPTH: usize = 128;
 
 /// The maximum number of elements of an array. A decoded element can take a hundred times the memory
 /// of its text, `{}`.
@@ -104,8 +104,8 @@ const MAX_ARRAY_LENGTH: usize = 1 << 16;
 /// The maximum number of members of an object: enough for all ports of three protocols.
 const MAX_OBJECT_MEMBERS: usize = 1 << 18;
 
-/// Checks the first value of `bytes`, and tells whether something follows that is not the end of an
-/// array or object (which is what Go's decoder looks for).
+/// Validates the first value of `bytes`. Also returns whether more follows other than the end of an
+/// array or object, which is what Go's `Decoder.More` checks.
 pub(crate) fn parse(bytes: &[u8]) -> Result<(Value<'_>, bool)> {
     let mut parser = Parser::new(bytes);
     if parser.peek().is_none() {
@@ -126,7 +126,7 @@ impl<'a> Parser<'a> {
         Self { bytes, at: 0 }
     }
 
-    /// The next byte that is not white space.
+    /// Skips white space and returns the next byte.
     fn peek(&mut self) -> Option<u8> {
         while matches!(self.bytes.get(self.at), Some(b' ' | b'\t' | b'\r' | b'\n')) {
             self.at += 1;
@@ -134,7 +134,7 @@ impl<'a> Parser<'a> {
         self.bytes.get(self.at).copied()
     }
 
-    /// The error for the next character, which `context` does not allow.
+    /// Returns the error for the next character, which is not allowed in `context`.
     fn unexpected<T>(&self, context: &str) -> Result<T> {
         let rest = &self.bytes[self.at.min(self.bytes.len())..];
         Err(match rest.first() {
@@ -164,7 +164,7 @@ impl<'a> Parser<'a> {
 
     fn enter(&mut self, depth: usize) -> Result<()> {
         self.at += 1;
-        if depth > DEEPEST {
+        if depth > MAX_DEPTH {
             Err(Syntax::Invalid("exceeded max depth".into()))
         } else {
             Ok(())
@@ -272,7 +272,7 @@ impl<'a> Parser<'a> {
         ))
     }
 
-    /// One digit or more.
+    /// Parses one or more digits.
     fn digits(&mut self) -> Result<()> {
         if !self.bytes.get(self.at).is_some_and(u8::is_ascii_digit) {
             return self.unexpected("in numeric literal");
@@ -289,7 +289,7 @@ impl<'a> Parser<'a> {
         Ok(Text(&self.bytes[begin..self.at]))
     }
 
-    /// A string, decoded into `text`. Lone surrogates become U+FFFD.
+    /// Parses a string into `text`. Lone surrogates become U+FFFD.
     fn string(&mut self, mut text: Option<&mut Vec<u8>>) -> Result<()> {
         self.at += 1;
         loop {
@@ -332,7 +332,7 @@ impl<'a> Parser<'a> {
         Ok(plain)
     }
 
-    /// `\uXXXX`, and a second one where the first is half of a surrogate pair.
+    /// Parses `\uXXXX`, and a second one if the first is a high surrogate.
     fn unicode(&mut self) -> Result<char> {
         let first = self.code_unit()?;
         if (0xd800..0xdc00).contains(&first) && self.bytes[self.at..].starts_with(b"\\u") {
@@ -375,7 +375,7 @@ fn end() -> Syntax {
     Syntax::Invalid("unexpected EOF".into())
 }
 
-/// The first character of `bytes` as Go quotes it.
+/// Quotes the first character of `bytes` as Go does.
 fn quoted(bytes: &[u8]) -> String {
     let whole = String::from_utf8_lossy(&bytes[..bytes.len().min(4)]);
     let letter = whole.chars().next().unwrap_or(char::REPLACEMENT_CHARACTER);
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read() {
+    fn parses_values() {
         check(
             " {\"a\" : [1, -0.5e+3, true, null,\t\"x\"] }\n",
             "{\"a\":[1,-0.5e+3,true,null,\"x\"]}",
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_read_as_gos() {
+    fn errors_have_gos_texts() {
         check(
             "garbage",
             "invalid character 'g' looking for beginning of value",

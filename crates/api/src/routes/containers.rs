@@ -1,4 +1,4 @@
-//! `/containers/…`
+//! Routes of `/containers/…`.
 
 use std::collections::BTreeMap;
 
@@ -149,13 +149,14 @@ pub(super) async fn start(
     params: Params,
     request: Request,
 ) -> ApiResult {
-    // Settings came here once. A few bytes are let through: clients send `{}` or `null`.
-    const LONGEST_EMPTY: u64 = 7;
+    // Older API versions had settings in this body. Short bodies are accepted, because clients send
+    // `{}` or `null`.
+    const MAX_EMPTY_BODY: u64 = 7;
     if request
         .body()
         .size_hint()
         .exact()
-        .is_none_or(|length| length > LONGEST_EMPTY)
+        .is_none_or(|length| length > MAX_EMPTY_BODY)
     {
         return Err(ApiError::invalid(
             "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24",
@@ -251,8 +252,8 @@ pub(super) async fn resize(
     Ok(StatusCode::OK.into_response())
 }
 
-/// The head of the answer goes out at once: it tells the client that whatever happens from now on
-/// is seen.
+/// Sends the response head at once: it tells the client that the wait is registered, so that no
+/// exit is missed.
 pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
     let condition: WaitCondition = params.text("condition").parse()?;
     let waited = engine.containers.wait(&id, condition)?;
@@ -261,7 +262,7 @@ pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Par
     tokio::spawn(async move {
         tokio::select! {
             waited = waited => {
-                // An exit code that was told is kept.
+                // An exit code must be on disk before it is reported.
                 if let Err(error) = engine.wait_durable().await {
                     tracing::warn!("{error}");
                 }
@@ -278,7 +279,7 @@ pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Par
         .into_response())
 }
 
-/// Errors are plain text here, as the answer would be the stream itself.
+/// Errors are plain text here, since the response would be the stream itself.
 pub(super) async fn attach(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
@@ -370,7 +371,7 @@ pub(super) async fn logs(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
-    // "all", and what is no number, mean all of them.
+    // "all" and invalid numbers mean all lines.
     let tail = params.text("tail").parse::<u64>().ok();
     let request = LogsRequest {
         stdout: params.flag("stdout"),
@@ -405,8 +406,8 @@ pub(super) async fn logs(
         .into_response())
 }
 
-/// Log records as clients read them: framed by stream unless there is a terminal, with what they
-/// asked for in front.
+/// Encodes log records for clients: with frame headers unless the container has a terminal, and
+/// with the requested prefixes.
 fn encode_logs(
     records: tokio::sync::mpsc::Receiver<LogChunk>,
     tty: bool,
@@ -432,7 +433,7 @@ fn encode_record(
 ) {
     let mut prefix = String::new();
     if timestamps {
-        // Nine digits always: columns line up.
+        // Always nine digits, so that columns are aligned.
         let time = jiff::Timestamp::from_nanosecond(record.time.into()).unwrap_or_default();
         prefix = format!("{time:.9} ");
     }
@@ -460,7 +461,7 @@ pub(super) async fn export(State(engine): App, Path(id): Path<String>) -> ApiRes
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 
-/// The routes of a container that is called by the name that a link gives it.
+/// Routes of a container that is referred to by a link's alias (`LINKER/ALIAS`).
 pub(super) async fn inspect_linked(
     engine: App,
     version: Extension<ApiVersion>,

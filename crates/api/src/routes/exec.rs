@@ -111,7 +111,7 @@ pub(super) async fn start(
         compat::multiplexed_type(version)
     };
     let last = async move {
-        // As in Docker, the answer of an exec without streams does not wait for its end.
+        // As in Docker, the response for an exec without streams does not wait for its end.
         if exec.config.attaches() {
             exec.ended().await;
         }

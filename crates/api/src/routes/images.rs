@@ -1,5 +1,5 @@
-//! `/images/…`. Names of images contain slashes, so what follows them in the path is found from its
-//! end.
+//! Routes of `/images/…`. Image names contain slashes, so the operation is the last component of
+//! the path.
 
 use std::collections::HashMap;
 
@@ -66,7 +66,7 @@ pub(super) async fn list(
     Ok(ok(&summaries))
 }
 
-/// How many containers each image has, by its id.
+/// Returns the number of containers by image ID.
 pub(super) fn users_by_image(containers: &[ContainerSummary]) -> HashMap<&str, usize> {
     let mut users = HashMap::new();
     for container in containers {
@@ -75,7 +75,7 @@ pub(super) fn users_by_image(containers: &[ContainerSummary]) -> HashMap<&str, u
     users
 }
 
-/// The platform in a request's parameter, as JSON; `None` in API versions without the parameter.
+/// Returns the platform in a request's JSON parameter; `None` in API versions without the parameter.
 fn platform(
     params: &Params,
     name: &str,
@@ -119,8 +119,8 @@ pub(super) async fn load(
     let loaded = super::blocking(move || images.load(reader, platform.as_ref())).await;
     let text = |text: String| format!("{}\r\n", json!({"stream": text}));
     let lines = match loaded {
-        // The answer's head is out before the archive is read, in Docker: what is wrong with it
-        // follows in the stream.
+        // Docker sends the response head before it reads the archive, so errors are reported in the
+        // stream.
         Err(error) => {
             let error = error.to_string();
             format!(
@@ -170,7 +170,7 @@ pub(super) async fn get_many(
     archive(&engine, &names, platform.as_ref())
 }
 
-/// Makes an image from an archive (`fromSrc`). Pulling (`fromImage`) needs a registry client.
+/// Creates an image from an archive (`fromSrc`). Pulling (`fromImage`) is not supported.
 pub(super) async fn create(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
@@ -229,7 +229,7 @@ pub(super) async fn create(
         .into_response())
 }
 
-/// The name that `repo` and `tag` give an image; `None` without any.
+/// Returns the reference given by `repo` and `tag`; `None` if `repo` is empty.
 fn new_tag(params: &Params) -> ApiResult<Option<Reference>> {
     let (repository, tag) = (params.text("repo"), params.text("tag"));
     if repository.is_empty() {
@@ -257,12 +257,12 @@ pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
     ))
 }
 
-/// Nothing is built here, so there is no cache of it. `docker system prune` asks for this too.
+/// There is no build cache. `docker system prune` sends this request too.
 pub(super) async fn prune_builds() -> Response {
     ok(&json!({"CachesDeleted": null, "SpaceReclaimed": 0}))
 }
 
-/// The containers that use an image: id, and whether it runs.
+/// Returns the containers that use an image: ID, and whether they are running.
 fn users(engine: &Engine, id: &Digest) -> Vec<(String, bool)> {
     let containers = engine.containers.all();
     containers

@@ -20,7 +20,7 @@ use axum::routing::{delete, get, post};
 use whelk_engine::Engine;
 
 use crate::error::message;
-use crate::extract::LARGEST_BODY;
+use crate::extract::MAX_BODY_SIZE;
 use crate::version;
 
 pub(crate) type App = State<Arc<Engine>>;
@@ -105,7 +105,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .merge(unsupported::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .layer(DefaultBodyLimit::max(MAX_BODY_SIZE))
         .layer(from_fn(refuse_head))
         .layer(from_fn_with_state(engine.clone(), wait_durable))
         .with_state(engine);
