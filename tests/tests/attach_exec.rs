@@ -824,7 +824,7 @@ time.sleep(600)
     let stuck = |what: &str| {
         eventually(what, || {
             let (ended, starting) = children_of_shim(&engine, "up");
-            // Its guide has ended too.
+            // The intermediate process has ended too.
             (starting.len() == 1 && ended.is_empty()).then(|| starting[0])
         })
     };

@@ -760,7 +760,7 @@ fn files_in_a_mapped_mount_belong_to_their_owner_outside() {
     ])
     .refuses(1, "only \"auto\" is known");
     cli.run(&["create", "--mount", &mount.replace("auto", ""), "busybox"])
-        .refuses(125, "map-user needs a value");
+        .refuses(125, "map-user requires a value: auto");
 }
 
 #[test]
@@ -838,9 +838,9 @@ fn the_content_of_volumes_goes_out_in_and_over() {
         &["volume", "import", "bad"],
         &archive[..archive.len() - 1024],
     )
-    .refuses(1, "cut short");
+    .refuses(1, "the archive is truncated");
     cli.feed(&["volume", "import", "bad"], b"")
-        .refuses(1, "cut short");
+        .refuses(1, "the archive is truncated");
     let sent = engine.http(
         "POST",
         "/volumes/sent/import",

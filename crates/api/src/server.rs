@@ -21,6 +21,19 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum size of a request's head in bytes.
 const MAX_HEAD_SIZE: usize = 64 << 10;
 
+/// Whether a process listens on the socket at `path`.
+fn is_served(path: &Path) -> bool {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    // A full queue of connections must not block: unix sockets then report EAGAIN.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let connected = SocketAddrUnix::new(path).and_then(|address| {
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &address)
+    });
+    matches!(connected, Ok(()) | Err(rustix::io::Errno::AGAIN))
+}
+
 /// A unix socket on which the API is served.
 #[derive(Debug)]
 pub struct Listener {
@@ -42,6 +55,16 @@ impl Listener {
             fs::create_dir(parent, 0o755).map_err(described)?;
         }
         let lock = lock(path)?;
+        if is_served(path) {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::AddrInUse,
+                format!(
+                    "listen at {}: another program listens there; if it is systemd, for whelk.socket, \
+                     start the engine by `systemctl start whelk`",
+                    path.display()
+                ),
+            ));
+        }
         fs::remove_if_exists(path).map_err(described)?;
         let socket = UnixListener::bind(path).map_err(|error| {
             std::io::Error::new(
@@ -245,6 +268,11 @@ mod tests {
         let other = UnixListener::bind(&path).unwrap();
         drop(listener);
         assert!(fs::exists(&path), "somebody else's");
+        let refused = Listener::bind(&path, None).unwrap_err().to_string();
+        assert!(
+            refused.contains("another program listens there"),
+            "{refused}"
+        );
         UnixStream::connect(&path).await.unwrap();
         drop(other);
         std::fs::remove_dir_all(&place).unwrap();

@@ -36,7 +36,7 @@ pub struct Config {
     #[serde(deserialize_with = "one_or_many")]
     pub cmd: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub healthcheck: Option<serde_json::Value>,
+    pub healthcheck: Option<Healthcheck>,
     #[serde(skip_serializing_if = "is_default")]
     pub args_escaped: bool,
     pub image: String,
@@ -187,7 +187,7 @@ pub struct HostConfig {
     pub cpuset_mems: String,
     pub devices: Option<Vec<DeviceMapping>>,
     pub device_cgroup_rules: Option<Vec<String>>,
-    pub device_requests: Option<Vec<serde_json::Value>>,
+    pub device_requests: Option<Vec<DeviceRequest>>,
     pub memory_reservation: i64,
     pub memory_swap: i64,
     pub memory_swappiness: Option<i64>,
@@ -227,6 +227,39 @@ pub struct PortBinding {
     pub host_ip: String,
     /// A port or a range; empty for any free port.
     pub host_port: String,
+}
+
+/// A container's health check. Durations are in nanoseconds; 0 means the default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Healthcheck {
+    /// `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", command]`; empty to take the image's.
+    #[serde(skip_serializing_if = "is_empty_list")]
+    pub test: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub interval: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    pub timeout: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    pub start_period: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    pub start_interval: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    pub retries: i64,
+}
+
+/// A request for devices of a kind, such as GPUs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DeviceRequest {
+    pub driver: String,
+    /// -1 for all.
+    pub count: i64,
+    #[serde(rename = "DeviceIDs")]
+    pub device_ids: Option<Vec<String>>,
+    /// Alternatives, each a list of capabilities that a device must have together.
+    pub capabilities: Option<Vec<Vec<String>>>,
+    pub options: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

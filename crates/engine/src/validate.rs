@@ -139,9 +139,8 @@ fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
         ),
         (
             config.healthcheck.as_ref().is_some_and(|check| {
-                check["Test"]
-                    .as_array()
-                    .is_some_and(|test| !test.is_empty() && test[0] != "NONE")
+                let kind = check.test.as_ref().and_then(|test| test.first());
+                kind.is_some_and(|kind| kind != "NONE")
             }),
             "health checks (--health-cmd)",
         ),
@@ -159,28 +158,24 @@ fn check_health(config: &Config) -> Result<()> {
     let Some(check) = &config.healthcheck else {
         return Ok(());
     };
-    let short = |name: &str| {
-        check[name]
-            .as_i64()
-            .is_some_and(|value| value != 0 && value < LEAST)
+    let too_short = |durations: [(&str, i64); 2]| {
+        let short = durations
+            .into_iter()
+            .find(|&(_, value)| value != 0 && value < LEAST);
+        short.map_or(Ok(()), |(name, _)| {
+            Err(Error::invalid(format!(
+                "{name} in Healthcheck cannot be less than 1ms"
+            )))
+        })
     };
-    if let Some(name) = ["Interval", "Timeout"].into_iter().find(|name| short(name)) {
-        return Err(Error::invalid(format!(
-            "{name} in Healthcheck cannot be less than 1ms"
-        )));
-    }
-    if check["Retries"].as_i64().is_some_and(|value| value < 0) {
+    too_short([("Interval", check.interval), ("Timeout", check.timeout)])?;
+    if check.retries < 0 {
         return Err(Error::invalid("Retries in Healthcheck cannot be negative"));
     }
-    match ["StartPeriod", "StartInterval"]
-        .into_iter()
-        .find(|name| short(name))
-    {
-        Some(name) => Err(Error::invalid(format!(
-            "{name} in Healthcheck cannot be less than 1ms"
-        ))),
-        None => Ok(()),
-    }
+    too_short([
+        ("StartPeriod", check.start_period),
+        ("StartInterval", check.start_interval),
+    ])
 }
 
 fn check_config(config: &mut Config) -> Result<()> {

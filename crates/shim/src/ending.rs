@@ -60,6 +60,7 @@ impl Shim {
                 if let Some(exec) = self
                     .starting
                     .values_mut()
+                    .filter(|exec| exec.ended.is_none())
                     .find(|exec| exec.starting.process().is_some_and(|(own, _)| *own == pid))
                 {
                     exec.ended = Some(status);

@@ -68,9 +68,16 @@ pub(super) struct NetworkBody {
     attachable: bool,
     ingress: bool,
     config_only: bool,
-    config_from: Option<Value>,
+    config_from: Option<ConfigReference>,
     options: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
+}
+
+/// The network that a network takes its configuration from.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ConfigReference {
+    network: String,
 }
 
 impl RequestBody for NetworkBody {
@@ -82,11 +89,8 @@ pub(super) async fn create(
     Extension(version): Extension<ApiVersion>,
     Json(body): Json<NetworkBody>,
 ) -> ApiResult {
-    let from = body.config_from.as_ref().is_some_and(|from| {
-        from["Network"]
-            .as_str()
-            .is_some_and(|name| !name.is_empty())
-    });
+    let from = body.config_from.as_ref();
+    let from = from.is_some_and(|from| !from.network.is_empty());
     for (asked, what) in [
         (body.ingress, "ingress networks"),
         (

@@ -42,7 +42,7 @@ pub(super) struct VolumeBody {
     driver: String,
     driver_opts: Option<BTreeMap<String, String>>,
     labels: Option<BTreeMap<String, String>>,
-    cluster_volume_spec: Option<Value>,
+    cluster_volume_spec: Option<serde::de::IgnoredAny>,
 }
 
 impl RequestBody for VolumeBody {

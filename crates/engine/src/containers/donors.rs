@@ -107,17 +107,19 @@ impl Containers {
         let record = donor.record();
         if !record.state.status.is_running() {
             let stopped = format!("container {} is not running", donor.id);
-            return Err(match shared {
-                Shared::Network => Error::conflict(format!(
+            let not_joined = || {
+                format!(
                     "cannot join network namespace of a non running container: container {} is {}",
                     record.name,
                     record.state.status.as_str()
-                )),
-                // At the engine's start both are restarted concurrently, so that a retry can
-                // succeed.
-                Shared::Pid if record.state.status == Status::Restarting => {
-                    shared.failed(Error::Unavailable(stopped))
-                }
+                )
+            };
+            // At the engine's start both are restarted concurrently, so that a retry can succeed.
+            let restarts = record.state.status == Status::Restarting;
+            return Err(match shared {
+                Shared::Network if restarts => Error::Unavailable(not_joined()),
+                Shared::Network => Error::conflict(not_joined()),
+                _ if restarts => shared.failed(Error::Unavailable(stopped)),
                 Shared::Pid => shared.failed(Error::internal(stopped)),
                 Shared::Ipc => shared.failed(Error::conflict(stopped)),
             });
