@@ -14,7 +14,7 @@ use whelk_network::port::Protocol;
 
 use super::{Container, Containers, files};
 use crate::error::{Error, Result};
-use crate::model::{Config, ContainerRecord, HostConfig};
+use crate::model::{Config, ContainerRecord, HostConfig, Status};
 use crate::networks::{Endpoint, parse_port, split_link};
 
 /// The default network.
@@ -171,10 +171,17 @@ impl Containers {
             let target = target.record();
             let name = format!("/{}/{alias}", record.name);
             if !target.state.status.is_running() {
-                return Err(Error::internal(format!(
+                let text = format!(
                     "Cannot link to a non running container: /{} AS {name}",
                     target.name
-                )));
+                );
+                // At the engine's start both are restarted concurrently, so that a retry can
+                // succeed.
+                return Err(if target.state.status == Status::Restarting {
+                    Error::Unavailable(text)
+                } else {
+                    Error::internal(text)
+                });
             }
             let address = target
                 .networks
