@@ -622,7 +622,8 @@ pub(super) fn named<T>(outcome: Outcome<T>, value: &str, flag: &str) -> Outcome<
 }
 
 pub(super) fn nano_cpus(text: &str) -> Outcome<i64> {
-    let number: f64 = text.parse().map_err(|_| {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+    let number = number.ok_or_else(|| {
         Failure::with_code(125, format!("invalid argument {text:?} for \"--cpus\" flag: failed to parse {text} as a rational number"))
     })?;
     Ok((number * 1e9).round() as i64)
@@ -870,6 +871,15 @@ fn parse_ulimit(text: &str) -> Outcome<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpus_are_finite_numbers() {
+        assert_eq!(nano_cpus("1.5").unwrap(), 1_500_000_000);
+        for text in ["nan", "NaN", "inf", "-inf", "x"] {
+            let text = nano_cpus(text).unwrap_err().text;
+            assert!(text.contains("as a rational number"), "{text}");
+        }
+    }
 
     #[test]
     fn parses_devices_and_ulimits() {
