@@ -504,21 +504,143 @@ fn what_is_to_come_is_refused_by_name() {
         .refuses(125, "pulling from registries is not available");
 }
 
-#[test]
-fn a_reader_that_leaves_is_no_panic() {
-    let mut child = Command::new(Program::Whelk.path())
-        .args(["completion", "bash"])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
+/// Runs a command of our program whose standard output is a pipe that nobody reads.
+fn unread(engine: &Engine, args: &[&str]) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    written_to(engine, args, writer.into())
+}
+
+/// Runs a command of our program on a full disk.
+fn on_full_disk(engine: &Engine, args: &[&str]) -> (Option<i32>, String) {
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    written_to(engine, args, full.unwrap().into())
+}
+
+fn written_to(engine: &Engine, args: &[&str], out: std::process::Stdio) -> (Option<i32>, String) {
+    let output = Command::new(Program::Whelk.path())
+        .env(
+            "WHELK_HOST",
+            format!("unix://{}", engine.socket().display()),
+        )
+        .args(args)
+        .stdout(out)
+        .output()
         .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    let err = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !err.contains("panicked") && output.status.code() != Some(101),
-        "{err}"
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), err)
+}
+
+/// Commands that print each in its own way: lines, tables, JSON, help, streams.
+const PRINTING: [&[&str]; 15] = [
+    &["create", "busybox", "true"],
+    &["run", "-d", "busybox", "true"],
+    &["run", "--rm", "busybox", "echo", "hello"],
+    &["run", "--rm", "-t", "busybox", "echo", "hello"],
+    &["ps", "-a"],
+    &["images", "-q"],
+    &["image", "inspect", "busybox"],
+    &["version"],
+    &["info"],
+    &["--version"],
+    &["run", "--help"],
+    &["save", "busybox"],
+    &["system", "df", "-v"],
+    &["volume", "create"],
+    &["completion", "bash"],
+];
+
+#[test]
+fn commands_whose_reader_leaves_end_silently() {
+    let engine = Engine::start();
+    for args in PRINTING {
+        assert_eq!(
+            unread(&engine, args),
+            (Some(141), String::new()),
+            "{args:?}"
+        );
+    }
+    // The reader of a stream leaves in the middle of it.
+    engine
+        .whelk(&["run", "-d", "--name", "talking", "busybox", "yes"])
+        .ok();
+    for args in [&["logs", "-f", "talking"][..], &["attach", "talking"]] {
+        let line = format!("{} {}", Program::Whelk.path().display(), args.join(" "));
+        let script = format!("set -o pipefail; {line} | head -n 1");
+        let output = Command::new("bash")
+            .env(
+                "WHELK_HOST",
+                format!("unix://{}", engine.socket().display()),
+            )
+            .args(["-c", &script])
+            .output()
+            .unwrap();
+        assert_eq!(
+            (output.status.code(), &output.stdout[..], &output.stderr[..]),
+            (Some(141), &b"y\n"[..], &b""[..]),
+            "{args:?}"
+        );
+    }
+    // Of several containers, the first line that nobody reads is the last thing done, as in
+    // Docker.
+    for name in ["one", "two"] {
+        engine.whelk(&["create", "--name", name, "busybox"]).ok();
+    }
+    assert_eq!(
+        unread(&engine, &["rm", "one", "two"]),
+        (Some(141), String::new())
     );
+    assert_eq!(
+        (engine.state("one"), engine.state("two")),
+        (String::new(), "created".into())
+    );
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let engine = Engine::start();
+    for args in PRINTING {
+        let (code, err) = on_full_disk(&engine, args);
+        assert!(
+            code == Some(1) && err.contains("write /dev/stdout: no space left on device"),
+            "{args:?}: {code:?} {err}"
+        );
+    }
+    // Everything is done that was asked for.
+    for name in ["one", "two"] {
+        engine.whelk(&["create", "--name", name, "busybox"]).ok();
+    }
+    for args in [&["start", "one", "two"], &["rm", "one", "two"]] {
+        let (code, err) = on_full_disk(&engine, args);
+        assert_eq!(
+            (code, err.trim()),
+            (Some(1), "write /dev/stdout: no space left on device"),
+            "{args:?}"
+        );
+    }
+    assert_eq!(
+        (engine.state("one"), engine.state("two")),
+        Default::default()
+    );
+    // The programs that are no client print, too.
+    for args in [&["oci", "features"][..], &["oci", "list"]] {
+        let (code, err) = on_full_disk(&engine, args);
+        assert!(
+            code == Some(1) && err.contains("no space left on device"),
+            "{args:?}: {code:?} {err}"
+        );
+    }
+    let status = Command::new(Program::Whelk.path())
+        .args(["daemon", "--bogus"])
+        .stderr(
+            std::fs::File::options()
+                .write(true)
+                .open("/dev/full")
+                .unwrap(),
+        )
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(1));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::Client;
 use crate::endpoint::DEFAULT_SOCKET;
+use crate::output::warn_line;
 use crate::{Failure, Outcome};
 
 /// How long a new engine may take until it accepts connections.
@@ -31,7 +32,7 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
             "no whelk engine listens at {DEFAULT_SOCKET}, and only root may start one: run \"sudo whelk daemon\""
         )));
     }
-    eprintln!("whelk: no engine at {DEFAULT_SOCKET}, starting one");
+    warn_line!("whelk: no engine at {DEFAULT_SOCKET}, starting one");
     let program = std::env::current_exe()?;
     let log = log_file()?;
     // With `--background` the engine leaves this session, so it outlives this command and its

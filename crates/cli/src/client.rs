@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::endpoint::Host;
+use crate::output::warn_line;
 use crate::{Failure, plain};
 
 /// The API version that this client requests.
@@ -170,7 +171,7 @@ impl Client {
             message,
         };
         if self.debug {
-            eprintln!("DEBU[0000] {method} {API}{path} at {}", self.host);
+            warn_line!("DEBU[0000] {method} {API}{path} at {}", self.host);
         }
         let connection = self
             .connect()

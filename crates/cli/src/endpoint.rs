@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::output::warn_line;
 use crate::{Failure, Outcome, plain};
 
 /// The flags before the command.
@@ -243,7 +244,7 @@ fn current_context(config: &Path) -> Option<String> {
             .map(str::to_owned),
         Err(reason) if reason.ends_with("no such file or directory") => None,
         Err(reason) => {
-            eprintln!(
+            warn_line!(
                 "WARNING: Error loading config file: {}: {reason}",
                 path.display()
             );

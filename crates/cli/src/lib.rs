@@ -7,11 +7,8 @@
     clippy::disallowed_methods,
     reason = "errors about files named on a command line have Docker's texts"
 )]
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "printing is what a command line does"
-)]
+// `output` writes instead: these macros panic on a closed pipe or a full disk.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod autostart;
 mod client;
@@ -19,6 +16,7 @@ mod commands;
 mod endpoint;
 mod flags;
 mod format;
+mod output;
 mod terminal;
 
 use std::path::PathBuf;
@@ -56,13 +54,13 @@ pub fn read_flags(
 
 /// Runs the command line of this process.
 pub fn main(repair: Repair) -> ExitCode {
-    // Rust ignores SIGPIPE: a closed standard output is an EPIPE error, which ends this process
-    // silently (see `From<std::io::Error>`).
+    // Rust ignores SIGPIPE, and so do the engine and the shim in this executable: writing to a
+    // closed pipe is an error, see `output`.
     match commands::run(repair) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             if !failure.text.is_empty() {
-                eprintln!("{}", failure.text);
+                output::warn_line!("{}", failure.text);
             }
             ExitCode::from(failure.code)
         }
@@ -102,12 +100,7 @@ impl From<anyhow::Error> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        // The reader of standard output closed the pipe.
-        if error.kind() == std::io::ErrorKind::BrokenPipe {
-            Self::with_code(0, "")
-        } else {
-            Self::new(plain(&error))
-        }
+        Self::new(plain(&error))
     }
 }
 

@@ -54,8 +54,8 @@ pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
             Ok(code)
         }
         Command::State { id } => {
-            println!("{:#}", describe(root, &StateFile::load(root, &id)?)?);
-            Ok(0)
+            let state = describe(root, &StateFile::load(root, &id)?)?;
+            print(&format!("{state:#}\n")).map(|()| 0)
         }
         Command::Kill(args) => kill(root, &args).map(|()| 0),
         Command::Delete(args) => delete(root, &args, log).map(|()| 0),
@@ -65,10 +65,7 @@ pub(crate) fn run(cli: Cli, log: &Log) -> Result<u8> {
         Command::Pause { id } => freeze(root, &id, true).map(|()| 0),
         Command::Resume { id } => freeze(root, &id, false).map(|()| 0),
         Command::Update(args) => update(root, args).map(|()| 0),
-        Command::Features => {
-            println!("{:#}", features());
-            Ok(0)
-        }
+        Command::Features => print(&format!("{:#}\n", features())).map(|()| 0),
         Command::Spec(args) => {
             let path = args.bundle.join("config.json");
             if fs::exists(&path) {
@@ -549,25 +546,37 @@ fn wanted_process(spec: &Spec, args: &ExecOptions) -> Result<Process> {
     Ok(wanted)
 }
 
+/// Writes text to standard output. Unlike `println!`, it does not panic on a closed pipe.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| {
+            Error::Os(format!(
+                "write to standard output: {}",
+                whelk_sys::errno_text(&error)
+            ))
+        })
+}
+
 fn ps(root: &Path, args: &Ps) -> Result<()> {
     let mut pids = StateFile::load(root, &args.id)?.cgroup()?.processes()?;
     pids.sort_unstable();
     match args.format.as_str() {
-        "json" => println!("{}", json!(pids)),
+        "json" => print(&format!("{}\n", json!(pids))),
         "table" => {
-            println!("PID     COMMAND");
+            let mut text = "PID     COMMAND\n".to_owned();
             for pid in pids {
                 let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                println!("{pid:<7} {}", whelk_sys::text::command_line(command));
+                text += &format!("{pid:<7} {}\n", whelk_sys::text::command_line(command));
             }
+            print(&text)
         }
-        other => {
-            return Err(Error::invalid(format!(
-                "unknown format {other:?}: table or json"
-            )));
-        }
+        other => Err(Error::invalid(format!(
+            "unknown format {other:?}: table or json"
+        ))),
     }
-    Ok(())
 }
 
 fn list(root: &Path, args: &List) -> Result<()> {
@@ -594,18 +603,19 @@ fn list(root: &Path, args: &List) -> Result<()> {
             .map_or_else(|| value.to_string(), str::to_owned)
     };
     match args.format.as_str() {
-        _ if args.quiet => found
-            .iter()
-            .for_each(|state| println!("{}", text(&state["id"]))),
-        "json" => println!("{}", json!(found)),
+        _ if args.quiet => {
+            let ids = found.iter().map(|state| text(&state["id"]) + "\n");
+            print(&ids.collect::<String>())
+        }
+        "json" => print(&format!("{}\n", json!(found))),
         "table" => {
-            println!(
-                "{:<24} {:<8} {:<9} {:<32} CREATED",
+            let mut table = format!(
+                "{:<24} {:<8} {:<9} {:<32} CREATED\n",
                 "ID", "PID", "STATUS", "BUNDLE"
             );
             for state in &found {
-                println!(
-                    "{:<24} {:<8} {:<9} {:<32} {}",
+                table += &format!(
+                    "{:<24} {:<8} {:<9} {:<32} {}\n",
                     text(&state["id"]),
                     text(&state["pid"]),
                     text(&state["status"]),
@@ -613,14 +623,12 @@ fn list(root: &Path, args: &List) -> Result<()> {
                     text(&state["created"])
                 );
             }
+            print(&table)
         }
-        other => {
-            return Err(Error::invalid(format!(
-                "unknown format {other:?}: table or json"
-            )));
-        }
+        other => Err(Error::invalid(format!(
+            "unknown format {other:?}: table or json"
+        ))),
     }
-    Ok(())
 }
 
 fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {

@@ -7,11 +7,6 @@
 //! ```
 //! Each call is a separate, single-threaded process; only the container remains.
 #![forbid(unsafe_code)]
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line prints its results"
-)]
 
 mod commands;
 mod state;
@@ -237,10 +232,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Create(_) | Command::Run(_) | Command::Exec(_)
     ) && let Err(error) = protect()
     {
-        eprintln!(
-            "whelk oci: error: protect the whelk executable from the container: {}",
+        warn(&format!(
+            "error: protect the whelk executable from the container: {}",
             whelk_sys::errno_text(&error)
-        );
+        ));
         return ExitCode::FAILURE;
     }
     let log = Log {
@@ -286,6 +281,12 @@ fn protect() -> std::io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Into::into)
 }
 
+/// Writes a line to standard error. Unlike `eprintln!`, it does not panic if that is closed.
+fn warn(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "whelk oci: {text}");
+}
+
 /// Log for callers: standard error, and a file if one is given.
 struct Log {
     file: Option<PathBuf>,
@@ -294,7 +295,7 @@ struct Log {
 
 impl Log {
     fn write(&self, level: &str, text: &str) {
-        eprintln!("whelk oci: {level}: {text}");
+        warn(&format!("{level}: {text}"));
         let Some(file) = &self.file else { return };
         let line = if self.as_json {
             serde_json::json!({"level": level, "msg": text, "time": jiff::Timestamp::now().to_string()}).to_string()

@@ -7,6 +7,7 @@ mod init;
 mod repair;
 mod systemd;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -83,15 +84,12 @@ fn shim() -> ExitCode {
     report("shim", whelk_shim::boot::run(cgroup.as_deref()))
 }
 
-#[allow(
-    clippy::print_stderr,
-    reason = "the last words of a program that failed"
-)]
 fn report<E: std::fmt::Display>(program: &str, result: Result<(), E>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("whelk {program}: {error}");
+            // Unlike `eprintln!`, this does not panic if standard error is closed.
+            let _ = writeln!(std::io::stderr(), "whelk {program}: {error}");
             ExitCode::FAILURE
         }
     }

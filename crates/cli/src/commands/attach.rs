@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::{Client, escape_name};
+use crate::output::{warn_line, write_err, write_out};
 use crate::terminal::{self, Raw};
 use crate::{Failure, Outcome};
 
@@ -95,8 +96,7 @@ pub(crate) async fn pump(connection: TokioIo<Upgraded>, streams: &Streams) -> Ou
 
 /// Copies output to this terminal: raw with a TTY, otherwise demultiplexed to standard output and
 /// standard error.
-async fn copy_output(read: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Outcome<()> {
-    use std::io::Write;
+pub(crate) async fn copy_output(read: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Outcome<()> {
     let mut buffer = vec![0; 64 << 10];
     if tty {
         loop {
@@ -104,8 +104,7 @@ async fn copy_output(read: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Outco
             if count == 0 {
                 return Ok(());
             }
-            let mut out = std::io::stdout();
-            out.write_all(&buffer[..count]).and_then(|()| out.flush())?;
+            write_out(&buffer[..count])?;
         }
     }
     demultiplex(read).await
@@ -116,8 +115,7 @@ fn broken(error: std::io::Error) -> Failure {
 }
 
 /// Demultiplexes the framed stream (8-byte header: stream, length) until it ends.
-pub(crate) async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outcome<()> {
-    use std::io::Write;
+async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outcome<()> {
     const STDERR: u8 = 2;
     let mut buffer = Vec::with_capacity(64 << 10);
     loop {
@@ -125,7 +123,6 @@ pub(crate) async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outco
             return Ok(());
         }
         let mut start = 0;
-        let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
         while let Some([stream, _, _, _, a, b, c, d]) = buffer[start..].first_chunk::<8>() {
             let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
             let Some(data) = buffer.get(start + 8..start + 8 + length) else {
@@ -134,14 +131,12 @@ pub(crate) async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outco
                 break;
             };
             if *stream == STDERR {
-                err.write_all(data)?
+                write_err(data)?;
             } else {
-                out.write_all(data)?
+                write_out(data)?;
             }
             start += 8 + length;
         }
-        out.flush()?;
-        drop((out, err));
         buffer.drain(..start);
     }
 }
@@ -228,7 +223,7 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
 const MAX_TERMINATIONS: u32 = 3;
 
 fn exit_forcefully() -> ! {
-    eprintln!("\ngot {MAX_TERMINATIONS} SIGTERM/SIGINTs, forcefully exiting");
+    warn_line!("\ngot {MAX_TERMINATIONS} SIGTERM/SIGINTs, forcefully exiting");
     std::process::exit(1)
 }
 

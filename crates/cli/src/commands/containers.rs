@@ -9,8 +9,9 @@ use super::create::{named, nano_cpus};
 use super::run::{exit_code, wait_request};
 use super::{Names, for_each, not_available};
 use crate::client::{Client, escape_name, no_body, query};
-use crate::format::table::{align, print_text};
+use crate::format::table::align;
 use crate::format::units::parse_size;
+use crate::output::{failed, print, print_line, warn_line};
 use crate::{Failure, Outcome, plain, terminal};
 
 #[derive(Debug, Args)]
@@ -43,21 +44,21 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
         "checkpoints are",
     )?;
     if !args.attach && !args.interactive {
-        let mut failed = Vec::new();
+        let (mut failed, mut printed) = (Vec::new(), Ok(()));
         for name in &args.containers {
             match client
                 .post(&format!("/containers/{}/start", escape_name(name)), None)
                 .await
             {
-                Ok(_) => println!("{name}"),
+                Ok(_) => printed = printed.and(print_line!("{name}")),
                 Err(error) => {
-                    eprintln!("{error}");
+                    warn_line!("{error}");
                     failed.push(name.as_str());
                 }
             }
         }
         return if failed.is_empty() {
-            Ok(0)
+            printed.map(|()| 0)
         } else {
             Err(Failure::new(format!(
                 "Error: failed to start containers: {}",
@@ -129,7 +130,7 @@ pub(crate) async fn stop(client: &Client, args: StopArgs, action: &str) -> Outco
                 None,
             )
             .await?;
-        println!("{name}");
+        print_line!("{name}")?;
         Ok(())
     })
     .await
@@ -156,7 +157,7 @@ pub(crate) async fn kill(client: &Client, args: KillArgs) -> Outcome {
                 None,
             )
             .await?;
-        println!("{name}");
+        print_line!("{name}")?;
         Ok(())
     })
     .await
@@ -191,12 +192,12 @@ pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
         {
             // With --force, a missing container is no failure.
             Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
-                eprintln!("{error}");
+                warn_line!("{error}");
                 return Ok(());
             }
             result => result?,
         };
-        println!("{name}");
+        print_line!("{name}")?;
         Ok(())
     })
     .await
@@ -208,7 +209,7 @@ pub(crate) async fn each(client: &Client, names: &[String], action: &str) -> Out
         client
             .post(&format!("/containers/{}/{action}", escape_name(name)), None)
             .await?;
-        println!("{name}");
+        print_line!("{name}")?;
         Ok(())
     })
     .await
@@ -219,7 +220,7 @@ pub(crate) async fn wait(client: &Client, names: Names) -> Outcome {
         let status = client
             .post(&format!("/containers/{}/wait", escape_name(name)), None)
             .await?;
-        println!("{}", status["StatusCode"]);
+        print_line!("{}", status["StatusCode"])?;
         Ok(())
     })
     .await
@@ -255,7 +256,7 @@ pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
     };
     let mut lines = vec![line(&top["Titles"])];
     lines.extend(top["Processes"].as_array().into_iter().flatten().map(line));
-    print_text(&align(&lines));
+    print(&align(&lines))?;
     Ok(0)
 }
 
@@ -381,9 +382,9 @@ pub(crate) async fn update(client: &Client, args: UpdateArgs) -> Outcome {
             )
             .await?;
         for warning in answer["Warnings"].as_array().into_iter().flatten() {
-            eprintln!("{}", warning.as_str().unwrap_or_default());
+            warn_line!("{}", warning.as_str().unwrap_or_default());
         }
-        println!("{name}");
+        print_line!("{name}")?;
         Ok(())
     })
     .await
@@ -434,16 +435,17 @@ pub(crate) async fn write_body(
         })?),
         None => Box::new(std::io::stdout()),
     };
+    let unwritten = |error: std::io::Error| failed(&error, path.unwrap_or("/dev/stdout"));
     let result: Outcome<()> = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
                 Failure::new(format!("the engine ended the stream prematurely: {error}"))
             })?;
             if let Ok(data) = frame.into_data() {
-                output.write_all(&data)?;
+                output.write_all(&data).map_err(unwritten)?;
             }
         }
-        Ok(output.flush()?)
+        output.flush().map_err(unwritten)
     }
     .await;
     if let (Some(staged), Some(path)) = (&staged, path) {

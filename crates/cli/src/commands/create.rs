@@ -7,6 +7,7 @@ use super::networking::NetworkArgs;
 use super::{key_values, labels_of, mounts};
 use crate::client::{Client, query};
 use crate::format::units::parse_size;
+use crate::output::{print_line, warn_line};
 use crate::{Failure, Outcome, plain};
 
 /// Flags and arguments of `create`, shared with `run`.
@@ -279,7 +280,7 @@ pub(crate) struct CreateContainerArgs {
 
 pub(crate) async fn create(client: &Client, args: CreateContainerArgs) -> Outcome {
     let id = make(client, &args, args.attach.is_empty(), None).await?;
-    println!("{id}");
+    print_line!("{id}")?;
     Ok(0)
 }
 
@@ -337,7 +338,7 @@ pub(crate) async fn make(
     );
     let created = client.post(&path, Some(&body)).await?;
     for warning in created["Warnings"].as_array().into_iter().flatten() {
-        eprintln!("WARNING: {}", warning.as_str().unwrap_or_default());
+        warn_line!("WARNING: {}", warning.as_str().unwrap_or_default());
     }
     let id = created["Id"].as_str().unwrap_or_default().to_owned();
     if let Some(file) = id_file {
@@ -367,7 +368,7 @@ fn check_supported(args: &CreateContainerArgs) -> Outcome<()> {
     }
     if let Some(limit) = &args.kernel_memory {
         named(parse_size(limit), limit, "--kernel-memory")?;
-        eprintln!("WARNING: --kernel-memory is ignored: kernels have no such limit any more");
+        warn_line!("WARNING: --kernel-memory is ignored: kernels have no such limit any more");
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::client::Client;
 use crate::format::table::{self, Table};
 use crate::format::units::{ago, size};
+use crate::output::print_line;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -155,7 +156,7 @@ fn verbose(usage: &Value) -> Outcome {
             image["Containers"]
         ));
     }
-    println!("Images space usage:\n\n{}", table::align(&lines));
+    print_line!("Images space usage:\n\n{}", table::align(&lines))?;
     lines = vec![
         "CONTAINER ID\tIMAGE\tCOMMAND\tLOCAL VOLUMES\tSIZE\tCREATED\tSTATUS\tNAMES".to_owned(),
     ];
@@ -178,7 +179,7 @@ fn verbose(usage: &Value) -> Outcome {
                 .join("\t"),
         );
     }
-    println!("Containers space usage:\n\n{}", table::align(&lines));
+    print_line!("Containers space usage:\n\n{}", table::align(&lines))?;
     lines = vec!["VOLUME NAME\tLINKS\tSIZE".to_owned()];
     for volume in list("Volumes") {
         let usage = &volume["UsageData"];
@@ -189,11 +190,11 @@ fn verbose(usage: &Value) -> Outcome {
             bytes(&usage["Size"])
         ));
     }
-    println!("Local Volumes space usage:\n\n{}", table::align(&lines));
-    println!("Build cache usage: 0B\n");
-    println!(
+    print_line!("Local Volumes space usage:\n\n{}", table::align(&lines))?;
+    print_line!("Build cache usage: 0B\n")?;
+    print_line!(
         "{}",
         table::align(&["CACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED".to_owned()])
-    );
+    )?;
     Ok(0)
 }

@@ -1,7 +1,5 @@
 //! The `events` command.
 
-use std::io::Write;
-
 use clap::Args;
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -10,6 +8,7 @@ use super::filters;
 use crate::client::{Client, no_body, query};
 use crate::format::template::{Mistake, Mode, Template, Typed};
 use crate::format::units::moment;
+use crate::output::print_line;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -73,8 +72,7 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
                     .map_err(|mistake| bad(mistake, 1))?,
                 None => event_line(&event),
             };
-            let mut out = std::io::stdout();
-            writeln!(out, "{text}").and_then(|()| out.flush())?;
+            print_line!("{text}")?;
         }
     }
     Ok(0)

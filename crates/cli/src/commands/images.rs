@@ -13,6 +13,7 @@ use super::{filters, for_each};
 use crate::client::{ApiError, Body, Client, escape, escape_name, no_body, query};
 use crate::format::table::Table;
 use crate::format::units::{ago, ellipsis, size};
+use crate::output::{print, print_line, warn_line};
 use crate::{Failure, Outcome, terminal};
 
 #[derive(Debug, Args)]
@@ -199,13 +200,13 @@ pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
             .await
         {
             Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
-                eprintln!("{error}");
+                warn_line!("{error}");
                 return Ok(());
             }
             result => result?,
         };
         for (action, name) in actions(&removed) {
-            println!("{action}: {name}");
+            print_line!("{action}: {name}")?;
         }
         Ok(())
     })
@@ -224,10 +225,11 @@ fn actions(removed: &Value) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// Prints the removals of a prune: `untagged: …` and `deleted: …`.
-pub(crate) fn print_pruned(removed: &Value) {
+pub(crate) fn print_pruned(removed: &Value) -> Outcome<()> {
     for (action, name) in actions(removed) {
-        println!("{}: {name}", action.to_lowercase());
+        print_line!("{}: {name}", action.to_lowercase())?;
     }
+    Ok(())
 }
 
 /// Returns whether the engine rejected a reference's syntax, which Docker's CLI validates itself.
@@ -395,10 +397,10 @@ async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Out
             return Err(Failure::new(error));
         }
         if let Some(text) = message["stream"].as_str() {
-            print!("{text}");
+            print(text)?;
         }
         if let Some(text) = message["status"].as_str() {
-            println!("{text}");
+            print_line!("{text}")?;
         }
     }
     Ok(0)

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::images::platform_json;
 use crate::client::{Client, escape_name, query};
-use crate::format::table::print_text;
 use crate::format::template::{Mode, Template, Typed};
+use crate::output::print;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -119,12 +119,12 @@ pub(super) async fn inspect(client: &Client, what: impl Into<Inspection>) -> Out
             (Err(failure), _) => failures.push(failure.text),
         }
     }
-    print_text(&match what.format.as_str() {
+    print(&match what.format.as_str() {
         "" => pretty(&Value::Array(found)) + "\n",
         "json" => Value::Array(found).to_string() + "\n",
         _ if shown.is_empty() => "\n".into(),
         _ => shown,
-    });
+    })?;
     if failures.is_empty() {
         Ok(0)
     } else {

@@ -4,7 +4,7 @@ use clap::Args;
 use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
 
-use super::attach::demultiplex;
+use super::attach::copy_output;
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::units::moment;
 use crate::{Failure, Outcome};
@@ -79,11 +79,7 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
         }
         Ok::<(), Failure>(())
     });
-    if tty {
-        tokio::io::copy(&mut receiver, &mut tokio::io::stdout()).await?;
-    } else {
-        demultiplex(&mut receiver).await?;
-    }
+    copy_output(&mut receiver, tty).await?;
     match feeding.await {
         Ok(fed) => fed.map(|()| 0),
         Err(_) => Ok(0),

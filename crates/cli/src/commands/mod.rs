@@ -31,7 +31,7 @@ use serde_json::Value;
 use crate::client::Client;
 use crate::endpoint::{Endpoint, RootFlags};
 use crate::flags::{self, Line};
-use crate::{Failure, Outcome, autostart};
+use crate::{Failure, Outcome, autostart, output};
 
 /// Run containers
 #[derive(Debug, Parser)]
@@ -259,7 +259,7 @@ pub(crate) fn run(repair: crate::Repair) -> Outcome {
     let path: Vec<String> = usage::path_of(&tree, &words);
     let cli = match Cli::try_parse_from(std::iter::once("whelk".to_owned()).chain(words)) {
         Ok(cli) => cli,
-        Err(error) if !error.use_stderr() => return error.print().map(|()| 0).map_err(Into::into),
+        Err(error) if !error.use_stderr() => return output::print(&error.to_string()).map(|()| 0),
         Err(error) => return Err(Failure::with_code(USAGE, error.to_string())),
     };
     carry_out(cli, repair).map_err(|failure| usage::with_trailer(&tree, &path, failure))
@@ -468,14 +468,15 @@ pub(crate) fn confirmed(what: &str) -> bool {
 /// Asks a yes/no question. Returns `false` without a terminal.
 pub(crate) fn asked(question: &str) -> bool {
     use std::io::IsTerminal;
-    eprint!("{question}");
+    output::warn(question);
     let mut answer = String::new();
     std::io::stdin().is_terminal()
         && std::io::stdin().read_line(&mut answer).is_ok()
         && matches!(answer.trim(), "y" | "Y")
 }
 
-/// Runs `action` for each name, continuing after errors. Returns all errors at the end.
+/// Runs `action` for each name, continuing after errors. Returns all errors at the end, or at once
+/// if the output has no reader any more.
 pub(crate) async fn for_each<F: AsyncFnMut(&str) -> Outcome<()>>(
     names: &[String],
     mut action: F,
@@ -483,9 +484,14 @@ pub(crate) async fn for_each<F: AsyncFnMut(&str) -> Outcome<()>>(
     let mut failures = Vec::new();
     for name in names {
         if let Err(failure) = action(name).await {
+            if failure.is_closed_pipe() {
+                return Err(failure);
+            }
             failures.push(failure.text);
         }
     }
+    // The same for each name if the output cannot be written.
+    failures.dedup();
     if failures.is_empty() {
         Ok(0)
     } else {

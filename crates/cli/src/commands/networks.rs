@@ -9,6 +9,7 @@ use super::{confirmed, filters, for_each, key_values, labels_of, not_available};
 use crate::client::{Client, escape_name, query};
 use crate::format::natural;
 use crate::format::table::Table;
+use crate::output::print_line;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Subcommand)]
@@ -141,7 +142,7 @@ async fn create(client: &Client, args: CreateNetworkArgs) -> Outcome {
         "Internal": args.internal, "Attachable": args.attachable, "Options": key_values(&args.opt)?, "Labels": labels_of(&args.label, "--label")?,
     });
     let created = client.post("/networks/create", Some(&body)).await?;
-    println!("{}", created["Id"].as_str().unwrap_or_default());
+    print_line!("{}", created["Id"].as_str().unwrap_or_default())?;
     Ok(0)
 }
 
@@ -378,7 +379,7 @@ async fn prune(client: &Client, args: PruneArgs) -> Outcome {
         .filter_map(Value::as_str)
         .collect();
     if !deleted.is_empty() {
-        println!("Deleted Networks:\n{}\n", deleted.join("\n"));
+        print_line!("Deleted Networks:\n{}\n", deleted.join("\n"))?;
     }
     Ok(0)
 }
@@ -404,7 +405,7 @@ async fn rm(client: &Client, args: RmArgs) -> Outcome {
             }
             result => result?,
         };
-        println!("{name}");
+        print_line!("{name}")?;
         Ok(())
     })
     .await

@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::client::{Client, escape_name};
+use crate::output::print_line;
 use crate::{Failure, Outcome};
 
 /// An inclusive range of ports.
@@ -257,7 +258,9 @@ pub(crate) async fn port(client: &Client, args: PortArgs) -> Outcome {
                 args.container
             )));
         }
-        found.iter().for_each(|address| println!("{address}"));
+        for address in found {
+            print_line!("{address}")?;
+        }
         return Ok(0);
     }
     let mut lines: Vec<(u16, String)> = Vec::new();
@@ -274,7 +277,9 @@ pub(crate) async fn port(client: &Client, args: PortArgs) -> Outcome {
         );
     }
     lines.sort();
-    lines.iter().for_each(|(_, line)| println!("{line}"));
+    for (_, line) in lines {
+        print_line!("{line}")?;
+    }
     Ok(0)
 }
 

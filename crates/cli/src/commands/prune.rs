@@ -7,6 +7,7 @@ use super::images::print_pruned;
 use super::{asked, confirmed, filters};
 use crate::client::{Client, query};
 use crate::format::units::size;
+use crate::output::print_line;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -53,17 +54,17 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs, what: &str) -> Outco
             .filter_map(Value::as_str)
             .collect();
         if !deleted.is_empty() {
-            println!("Deleted Containers:\n{}\n", deleted.join("\n"));
+            print_line!("Deleted Containers:\n{}\n", deleted.join("\n"))?;
         }
     } else if answer["ImagesDeleted"].is_array() {
-        println!("Deleted Images:");
-        print_pruned(&answer["ImagesDeleted"]);
-        println!();
+        print_line!("Deleted Images:")?;
+        print_pruned(&answer["ImagesDeleted"])?;
+        print_line!("")?;
     }
-    println!(
+    print_line!(
         "Total reclaimed space: {}",
         size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
-    );
+    )?;
     Ok(0)
 }
 
@@ -139,18 +140,17 @@ pub(crate) async fn prune_all(client: &Client, args: PruneAllArgs) -> Outcome {
             .map(Vec::as_slice)
             .unwrap_or_default();
         if !deleted.is_empty() {
-            println!("{title}:");
+            print_line!("{title}:")?;
             if kind == "images" {
-                print_pruned(&answer[field]);
+                print_pruned(&answer[field])?;
             }
-            deleted
-                .iter()
-                .filter_map(Value::as_str)
-                .for_each(|name| println!("{name}"));
-            println!();
+            for name in deleted.iter().filter_map(Value::as_str) {
+                print_line!("{name}")?;
+            }
+            print_line!("")?;
         }
         reclaimed += answer["SpaceReclaimed"].as_u64().unwrap_or(0);
     }
-    println!("Total reclaimed space: {}", size(reclaimed, 4));
+    print_line!("Total reclaimed space: {}", size(reclaimed, 4))?;
     Ok(0)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::Outcome;
+use crate::output::print_line;
 
 #[derive(Debug, Args)]
 pub(crate) struct RepairArgs {
@@ -19,7 +20,7 @@ pub(crate) struct RepairArgs {
 
 pub(crate) fn repair(args: RepairArgs, repair: crate::Repair) -> Outcome {
     for line in repair(args.root, args.config_file)? {
-        println!("{line}");
+        print_line!("{line}")?;
     }
     Ok(0)
 }

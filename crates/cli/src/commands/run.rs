@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::attach::{Ended, Streams, attach_path, follow_size, forward_signals, pump};
 use super::create::{CreateContainerArgs, make};
 use crate::client::{ApiError, Client};
+use crate::output::print_line;
 use crate::{Failure, Outcome, terminal};
 
 #[derive(Debug, Args)]
@@ -57,7 +58,7 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
         })?;
     if args.detach {
         start(client, &id).await?;
-        println!("{id}");
+        print_line!("{id}")?;
         return Ok(0);
     }
     let (stdout, stderr) = (

@@ -4,6 +4,7 @@ use clap::{Arg, Command, CommandFactory};
 
 use super::{Cli, USAGE};
 use crate::flags::{Kind, Mistake, flags_of};
+use crate::output::{print, warn_line};
 use crate::{Failure, Outcome};
 
 /// Docker's commands that are not available yet.
@@ -111,7 +112,7 @@ pub(super) fn help(tree: &Command, path: &[String], deprecated_shorthand: bool) 
         )));
     };
     if deprecated_shorthand {
-        eprintln!("Flag shorthand -h has been deprecated, use --help");
+        warn_line!("Flag shorthand -h has been deprecated, use --help");
     }
     // Arguments without a help text are shown in the usage line only.
     let told = |argument: Arg| {
@@ -122,8 +123,7 @@ pub(super) fn help(tree: &Command, path: &[String], deprecated_shorthand: bool) 
         }
     };
     let text = command.clone().mut_args(told).render_help().to_string();
-    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?;
-    Ok(0)
+    print(&text).map(|()| 0)
 }
 
 /// Returns `whelk` followed by the names of a command.

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::client::{API_VERSION, Client};
-use crate::format::table::print_text;
 use crate::format::template::{Mode, Template, Typed};
+use crate::output::print;
 
 #[derive(Debug, Args)]
 pub(crate) struct FormatArgs {
@@ -29,12 +29,11 @@ pub(super) fn print_one(
             let template = Template::named(name, format)
                 .map_err(|mistake| mistake.failure(64, "template parsing error: "))?;
             let (text, outcome) = template.execute_until(object, Mode::Values);
-            print_text(&(text + "\n"));
+            print(&(text + "\n"))?;
             return outcome.map_err(|mistake| mistake.failure(1, ""));
         }
     };
-    print_text(&text);
-    Ok(())
+    print(&text)
 }
 
 pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {

@@ -11,6 +11,7 @@ use crate::client::{Client, escape, no_body, query};
 use crate::format::natural;
 use crate::format::table::Table;
 use crate::format::units::size;
+use crate::output::print_line;
 use crate::{Failure, Outcome, terminal};
 
 #[derive(Debug, Subcommand)]
@@ -177,7 +178,7 @@ async fn create(client: &Client, args: CreateVolumeArgs) -> Outcome {
         "Labels": labels_of(&args.label, "--label")?,
     });
     let created = client.post("/volumes/create", Some(&body)).await?;
-    println!("{}", created["Name"].as_str().unwrap_or_default());
+    print_line!("{}", created["Name"].as_str().unwrap_or_default())?;
     Ok(0)
 }
 
@@ -222,7 +223,7 @@ async fn copy(
     let made = client
         .post(&format!("/volumes/{}/{how}", escape(source)), Some(&body))
         .await?;
-    println!("{}", made["Name"].as_str().unwrap_or_default());
+    print_line!("{}", made["Name"].as_str().unwrap_or_default())?;
     Ok(0)
 }
 
@@ -281,7 +282,7 @@ async fn import(client: &Client, args: ImportArgs) -> Outcome {
             body,
         )
         .await?;
-    println!("{}", args.volume);
+    print_line!("{}", args.volume)?;
     Ok(0)
 }
 
@@ -394,12 +395,12 @@ async fn prune(client: &Client, args: PruneArgs) -> Outcome {
         .filter_map(Value::as_str)
         .collect();
     if !deleted.is_empty() {
-        println!("Deleted Volumes:\n{}\n", deleted.join("\n"));
+        print_line!("Deleted Volumes:\n{}\n", deleted.join("\n"))?;
     }
-    println!(
+    print_line!(
         "Total reclaimed space: {}",
         size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
-    );
+    )?;
     Ok(0)
 }
 
@@ -419,7 +420,7 @@ async fn rm(client: &Client, args: RmArgs) -> Outcome {
         client
             .delete(&format!("/volumes/{}{query}", escape(name)))
             .await?;
-        println!("{name}");
+        print_line!("{name}")?;
         Ok(())
     })
     .await

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::template::{Mode, Template, Typed};
 use crate::Outcome;
+use crate::output::print;
 
 /// A column: its field name in templates, and its heading.
 pub(crate) type Column = (&'static str, &'static str);
@@ -78,13 +79,8 @@ impl Table {
             .map(|row| execute(row, Mode::Values))
             .collect::<Outcome<Vec<_>>>()?;
         if !is_table {
-            print_text(
-                &lines
-                    .iter()
-                    .map(|line| format!("{line}\n"))
-                    .collect::<String>(),
-            );
-            return Ok(());
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            return print(&text);
         }
         let headings = self
             .columns
@@ -94,15 +90,8 @@ impl Table {
         let all: Vec<String> = std::iter::once(execute(headings, Mode::Headings)?)
             .chain(lines)
             .collect();
-        print_text(&align(&all));
-        Ok(())
+        print(&align(&all))
     }
-}
-
-/// Prints a text, ignoring errors such as a closed pipe.
-pub(crate) fn print_text(text: &str) {
-    use std::io::Write;
-    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Aligns tab-separated lines to columns. A column is as wide as its widest cell; the last cell of

@@ -17,7 +17,7 @@ use super::usage;
 use crate::client::Client;
 use crate::endpoint::{Endpoint, RootFlags};
 use crate::flags::{self, Place, flags_of};
-use crate::format::table::print_text;
+use crate::output::print;
 use crate::{Failure, Outcome};
 
 /// How long to wait for the engine's answer.
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Prints the completion script for a shell.
 pub(super) fn script(shell: &str) -> Outcome {
-    print_text(match shell {
+    let script = match shell {
         "bash" => include_str!("whelk.bash"),
         "zsh" => include_str!("whelk.zsh"),
         "fish" => include_str!("whelk.fish"),
@@ -34,8 +34,8 @@ pub(super) fn script(shell: &str) -> Outcome {
                 "whelk: completion: unknown shell {other:?}: must be bash, zsh or fish"
             )));
         }
-    });
-    Ok(0)
+    };
+    print(script).map(|()| 0)
 }
 
 /// The kind of word that can be completed.
@@ -101,8 +101,7 @@ pub(super) fn complete(line: &str) -> Outcome {
     if files {
         text += ":files\n";
     }
-    print_text(&text);
-    Ok(0)
+    print(&text).map(|()| 0)
 }
 
 /// Splits a line into words as a shell does. Returns the complete words and the one being typed.
