@@ -25,7 +25,7 @@ mod volumes;
 
 use std::ffi::OsString;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::client::Client;
@@ -247,22 +247,23 @@ pub(crate) fn run(repair: crate::Repair) -> Outcome {
             format!("the argument {} is not valid UTF-8", word.display()),
         )
     })?;
-    let tree = usage::tree();
-    let words = match flags::read(&tree, &words) {
+    let commands = usage::named_by(&words);
+    let words = match flags::read(&commands, &words) {
         Ok(Line::Words(words)) => words,
         Ok(Line::Help {
             path,
             deprecated_shorthand,
-        }) => return usage::help(&tree, &path, deprecated_shorthand),
-        Err(mistake) => return Err(usage::explain(&tree, mistake)),
+        }) => return usage::help(&usage::tree(), &path, deprecated_shorthand),
+        Err(mistake) => return Err(usage::explain(&usage::tree(), mistake)),
     };
-    let path: Vec<String> = usage::path_of(&tree, &words);
-    let cli = match Cli::try_parse_from(std::iter::once("whelk".to_owned()).chain(words)) {
+    let path: Vec<String> = usage::path_of(&commands, &words);
+    let matches = commands.try_get_matches_from(std::iter::once("whelk".to_owned()).chain(words));
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => return output::print(&error.to_string()).map(|()| 0),
         Err(error) => return Err(Failure::with_code(USAGE, error.to_string())),
     };
-    carry_out(cli, repair).map_err(|failure| usage::with_trailer(&tree, &path, failure))
+    carry_out(cli, repair).map_err(|failure| usage::with_trailer(&path, failure))
 }
 
 fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {

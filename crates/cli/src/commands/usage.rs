@@ -42,6 +42,27 @@ pub(super) fn tree() -> Command {
     with_usage(root, "whelk")
 }
 
+/// Returns the definitions of the commands that occur among `words`, and only the names of the
+/// others: building all definitions takes longer than most commands do.
+pub(super) fn named_by(words: &[String]) -> Command {
+    let mut root = without_unnamed(Cli::command(), words);
+    root.build();
+    root
+}
+
+fn without_unnamed(command: Command, words: &[String]) -> Command {
+    command.mut_subcommands(|command| {
+        let named = std::iter::once(command.get_name())
+            .chain(command.get_all_aliases())
+            .any(|name| words.iter().any(|word| word == name));
+        if named {
+            without_unnamed(command, words)
+        } else {
+            Command::new(command.get_name().to_owned())
+        }
+    })
+}
+
 fn with_usage(command: Command, name: &str) -> Command {
     let line = usage_line(&command, name);
     command
@@ -191,14 +212,14 @@ pub(super) fn explain(tree: &Command, mistake: Mistake) -> Failure {
 
 /// Appends the hint that Docker's CLI appends: for invalid flag values, and for errors of `run` and
 /// of the settings of `create`.
-pub(super) fn with_trailer(tree: &Command, path: &[String], failure: Failure) -> Failure {
+pub(super) fn with_trailer(path: &[String], failure: Failure) -> Failure {
     let Failure { text, code } = failure;
     let last = path.last().map(String::as_str);
     let makes_container = matches!(path, [name] | [_, name] if (path.len() == 1 || path[0] == "container") && matches!(name.as_str(), "run" | "create"));
     let text = if text.is_empty() {
         text
     } else if code == USAGE && text.starts_with("invalid argument ") {
-        format!("{text}\n\n{}", hint(tree, path))
+        format!("{text}\n\n{}", hint(&tree(), path))
     } else if makes_container && (code == USAGE || last == Some("run") && matches!(code, 126 | 127))
     {
         let text = text.strip_prefix("whelk: ").unwrap_or(&text);
@@ -243,11 +264,37 @@ mod tests {
         }
     }
 
+    /// Asserts that every command below `command` is defined in full when its names are given.
+    fn assert_defined(command: &Command, path: &[String]) {
+        for child in command.get_subcommands() {
+            for name in std::iter::once(child.get_name()).chain(child.get_all_aliases()) {
+                let path = [path, &[name.to_owned()]].concat();
+                let commands = named_by(&path);
+                let found = find(&commands, &path).unwrap();
+                assert_eq!(
+                    usage_line(found, &program(&path)),
+                    usage_line(child, &program(&path))
+                );
+                let flags = |command: &Command| flags_of(command).count();
+                assert_eq!(flags(found), flags(child), "{path:?}");
+                assert_defined(child, &path);
+            }
+        }
+    }
+
+    #[test]
+    fn named_commands_are_defined_in_full() {
+        assert_defined(&tree(), &[]);
+        let commands = named_by(&["container".into(), "rm".into()]);
+        let kill = ["container".into(), "kill".into()];
+        assert_eq!(flags_of(find(&commands, &kill).unwrap()).count(), 0);
+    }
+
     #[test]
     fn appends_hints_to_failures() {
         let path = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let text = |command: &str, code: u8, text: &str| {
-            with_trailer(&tree(), &path(command), Failure::with_code(code, text)).text
+            with_trailer(&path(command), Failure::with_code(code, text)).text
         };
         let run = "\n\nRun 'whelk run --help' for more information";
         assert_eq!(
