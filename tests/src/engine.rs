@@ -638,7 +638,7 @@ impl Engine {
         let own = entries(all)
             .into_iter()
             .filter(|name| name.starts_with(prefix) && *name != bridge);
-        own.filter(|name| !note(name).ends_with(" made ahead\n"))
+        own.filter(|name| !note(name).ends_with(" warm pool\n"))
             .collect()
     }
 

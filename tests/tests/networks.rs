@@ -525,7 +525,7 @@ fn ipv6_is_led_and_kept_like_ipv4() {
         );
         cli.run(&alone).refuses(
             125,
-            "::1 leads to no container while the host filters bridged packets",
+            "::1 cannot be redirected to containers while the host filters bridged packets",
         );
     } else {
         serves(loopback, "web");
@@ -858,11 +858,11 @@ fn rules_and_bridges_that_others_remove_come_back() {
         let all = Links::open().unwrap().list().unwrap();
         let own: Vec<_> = all
             .into_iter()
-            .filter(|link| link.alias == format!("whelk {} made ahead", engine.name()))
+            .filter(|link| link.alias == format!("whelk {} warm pool", engine.name()))
             .collect();
         (own.len() == 3).then_some(own)
     };
-    for link in eventually("interfaces to be made ahead", ahead) {
+    for link in eventually("interfaces of the warm pool", ahead) {
         links.delete(&link.name).unwrap();
     }
     up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
@@ -1042,12 +1042,12 @@ fn what_cannot_be_is_refused() {
             ),
             (
                 &["network", "create", "--subnet", "127.0.5.0/24", "x"],
-                "loopback and multicast addresses cannot be a network's",
+                "it contains loopback or multicast addresses",
             ),
             (&["network", "create", "../x"], "invalid network name"),
             (
                 &["network", "create", &"x".repeat(256)],
-                "invalid network name: it is longer than 255 bytes",
+                "invalid network name: longer than 255 bytes",
             ),
             (
                 &["network", "inspect", ""],
@@ -2202,7 +2202,7 @@ fn networks_with_link_local_subnets_and_small_packets_can_be_made() {
         .ok();
     assert!(shown.contains("mtu 1000"), "{shown}");
     cli.run(&["network", "create", "--ipv6", "-o", MTU, "six"])
-        .refuses(1, "invalid MTU: 1000: IPv6 needs 1280 at least");
+        .refuses(1, "invalid MTU: 1000: IPv6 needs at least 1280");
     engine.configure(&json!({"ipv6": true, "fixed-cidr-v6": "fe80::/64"}));
     engine.kill9();
     engine.restart();

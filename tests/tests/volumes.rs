@@ -758,7 +758,7 @@ fn files_in_a_mapped_mount_belong_to_their_owner_outside() {
         &mount.replace("auto", "bogus"),
         "busybox",
     ])
-    .refuses(1, "only \"auto\" is known");
+    .refuses(1, "only \"auto\" is supported");
     cli.run(&["create", "--mount", &mount.replace("auto", ""), "busybox"])
         .refuses(125, "map-user requires a value: auto");
 }
@@ -893,7 +893,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     );
     assert_eq!(engine.get("/volumes/twin")["Labels"], json!({"a": "b"}));
     cli.run(&["volume", "clone", "data", "twin"])
-        .refuses(1, "a volume with the name twin exists already");
+        .refuses(1, "a volume with the name twin already exists");
     cli.run(&["volume", "clone", "nosuch", "copy"])
         .refuses(1, "no such volume");
     // What cannot take the place of what is there leaves nothing beside it.
@@ -942,7 +942,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
         1
     );
     cli.feed(&["volume", "import", "memory"], &archive)
-        .refuses(1, "holds nothing but while a container runs with it");
+        .refuses(1, "which has content only while a container uses it");
     cli.run(&["volume", "import", "dir", "/"])
         .refuses(1, "read /: is a directory");
     // Names are found by patterns.

@@ -7,7 +7,7 @@ use whelk_engine::containers::{ContainerSummary, ExecSession, Inspected, ListedP
 use whelk_engine::events::Event;
 use whelk_engine::model::{ContainerRecord, ContainerState, Status};
 use whelk_engine::networks::{Endpoint, Member, NetworkRecord};
-use whelk_engine::volumes::Shown;
+use whelk_engine::volumes::VolumeDetails;
 
 mod image;
 
@@ -51,7 +51,7 @@ fn mount_point(mount: &MountPoint) -> Value {
     value
 }
 
-pub(crate) fn volume(shown: &Shown) -> Value {
+pub(crate) fn volume(shown: &VolumeDetails) -> Value {
     let record = &shown.record;
     let created = if shown.created_at.is_empty() {
         jiff::Timestamp::from_second(record.created_at / 1_000_000_000)

@@ -170,20 +170,20 @@ impl Instance {
 
     /// Returns where plugins are searched: in the instance's own directory and, for the default
     /// instance, also in Docker's directories.
-    pub fn plugin_places(&self) -> whelk_plugin::Places {
+    pub fn plugin_places(&self) -> whelk_plugin::SearchPaths {
         let own = self.run.join("plugins");
-        let mut places = whelk_plugin::Places {
+        let mut paths = whelk_plugin::SearchPaths {
             sockets: vec![own.clone()],
             descriptions: vec![own],
         };
         if self.name == DEFAULT_INSTANCE {
-            places.sockets.push("/run/docker/plugins".into());
-            places.descriptions.extend([
+            paths.sockets.push("/run/docker/plugins".into());
+            paths.descriptions.extend([
                 "/etc/docker/plugins".into(),
                 "/usr/lib/docker/plugins".into(),
             ]);
         }
-        places
+        paths
     }
 
     pub fn database(&self) -> PathBuf {

@@ -96,7 +96,7 @@ impl Engine {
         });
         containers.recover().await?;
         tokio::spawn(shims.maintain());
-        tokio::spawn(networks.clone().keep());
+        tokio::spawn(networks.clone().maintain());
         tokio::spawn(store.clone().flush_in_background());
         Ok(Arc::new(Self {
             instance,

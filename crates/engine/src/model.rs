@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Serialize};
-use whelk_network::port::Publication;
+use whelk_network::port::PortMapping;
 
 use crate::mounts::MountPlan;
 use crate::networks::Endpoint;
@@ -462,7 +462,7 @@ pub struct ContainerRecord {
     pub mounts: Vec<MountPlan>,
     /// Its published ports while it runs.
     #[serde(default)]
-    pub ports: Vec<Publication>,
+    pub ports: Vec<PortMapping>,
 }
 
 impl ContainerRecord {

@@ -1,5 +1,5 @@
-//! What a container mounts besides its own files: binds, volumes and tmpfs, from `-v`, `--mount`
-//! and `--tmpfs`.
+//! Plans a container's mounts: bind mounts, volumes, images and tmpfs, from `-v`, `--mount` and
+//! `--tmpfs`.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -15,8 +15,8 @@ use crate::volumes::CreateVolume;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
-    /// A path of the host. `create` makes a missing directory; with `map_user` its owner's files
-    /// are the container's user's.
+    /// A path of the host. `create` creates a missing directory; `map_user` maps the files of the
+    /// path's owner to the container's user.
     Bind {
         path: String,
         create: bool,
@@ -28,42 +28,43 @@ pub enum Source {
     Tmpfs,
 }
 
-/// An image whose files a container reads.
+/// An image that a container mounts read-only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageUse {
-    /// As it was asked for.
+    /// The name in the request.
     pub name: String,
-    /// Empty in a plan: found when the container is created.
+    /// The image's id. Empty in a plan: resolved when the container is created.
     pub id: String,
-    /// What of it is mounted; empty for all of it.
+    /// The path in the image to mount; empty for all of it.
     pub subpath: String,
 }
 
 /// How a container uses a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeUse {
-    /// Empty in a plan: a name is chosen when the container is created.
+    /// The volume's name. Empty for an anonymous volume in a plan: a name is generated when the
+    /// container is created.
     pub name: String,
-    /// The directory below the volume's that is mounted; empty for all of it.
+    /// The directory in the volume to mount; empty for all of it.
     pub subpath: String,
-    /// An empty volume gets what the image has there.
+    /// Whether the image's content at the target is copied into an empty volume.
     pub copy: bool,
-    /// Made for this container.
+    /// Whether the volume is created for this container.
     pub anonymous: bool,
-    /// What it is made with where it is missing.
+    /// The request that creates the volume if it does not exist.
     #[serde(skip)]
     pub make: CreateVolume,
 }
 
-/// One mount, checked.
+/// A validated mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountPlan {
     pub source: Source,
     pub target: String,
-    /// The option words of the OCI configuration.
+    /// The mount options of the OCI configuration.
     pub options: Vec<String>,
     pub read_only: bool,
-    /// The mode as it was written, for `inspect`.
+    /// The mode as given in the request, for `inspect`.
     pub mode: String,
     pub propagation: String,
 }
@@ -90,7 +91,7 @@ impl MountPlan {
         }
     }
 
-    /// An anonymous volume, as `-v /path` and an image's `VOLUME` ask for it.
+    /// Plans an anonymous volume, as `-v /path` and an image's `VOLUME` request it.
     pub fn anonymous(target: &str, driver: &str) -> Result<Self> {
         let make = CreateVolume {
             driver: driver.to_owned(),
@@ -109,10 +110,10 @@ impl MountPlan {
     }
 }
 
-/// All mounts that a container's settings ask for. `data_root` is the engine's own directory.
+/// Returns all mounts of a container's settings. `data_root` is the engine's own directory.
 ///
 /// # Errors
-/// A specification that makes no sense, a target twice.
+/// Returns an error if a specification is invalid or a target is used twice.
 pub fn plan(host: &HostConfig, data_root: &Path) -> Result<Vec<MountPlan>> {
     let mut plans = Vec::new();
     for bind in host.binds.iter().flatten() {
@@ -137,17 +138,18 @@ pub fn plan(host: &HostConfig, data_root: &Path) -> Result<Vec<MountPlan>> {
     Ok(plans)
 }
 
-/// Sorts parents before children.
+/// Sorts mounts so that parents come before their children.
 pub fn sort(plans: &mut [MountPlan]) {
     plans.sort_by_key(|plan| depth(&plan.target));
 }
 
-/// How many names a clean absolute path has.
+/// Returns the number of components of a clean absolute path.
 pub(crate) fn depth(target: &str) -> usize {
     target.matches('/').count()
 }
 
-/// One `--volumes-from`: a container's name and, if it was given, whether the mounts are read-only.
+/// Parses a `--volumes-from` value: a container's name and, if given, whether the mounts are
+/// read-only.
 pub fn parse_volumes_from(text: &str) -> Result<(&str, Option<bool>)> {
     let Some((name, mode)) = text.split_once(':') else {
         return Ok((text, None));
@@ -163,7 +165,8 @@ pub fn parse_volumes_from(text: &str) -> Result<(&str, Option<bool>)> {
     Ok((name, read_only))
 }
 
-/// SELinux labels are changed where there are any, and only there do these words mean something.
+/// The options `z` and `Z` relabel files for SELinux. They have no effect where SELinux is not
+/// enabled, and are rejected where it is.
 fn check_relabel(word: &str) -> Result<()> {
     if whelk_sys::fs::exists(crate::security::SELINUX) {
         return Err(Error::Unsupported(format!(
@@ -173,7 +176,7 @@ fn check_relabel(word: &str) -> Result<()> {
     Ok(())
 }
 
-/// An absolute path without `.`, `..` and double slashes.
+/// Returns an absolute path without `.`, `..` and duplicate slashes.
 pub(crate) fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -204,13 +207,13 @@ const PROPAGATIONS: [&str; 6] = [
     "private", "rprivate", "shared", "rshared", "slave", "rslave",
 ];
 
-/// Whether a bind mount of `source` shows the engine's directory, or is a part of it.
+/// Returns whether a bind mount of `source` contains the engine's directory or is a part of it.
 pub(crate) fn touches_data_root(source: &str, data_root: &Path) -> bool {
     Path::new(source).starts_with(data_root) || data_root.starts_with(source)
 }
 
-/// The propagation of a bind mount. Where the engine's own mounts are below it, what the engine
-/// unmounts has to go away in the container as well: a private copy would keep it busy.
+/// Returns the propagation of a bind mount. If the engine's own mounts are below it, what the
+/// engine unmounts must also be unmounted in the container: a private copy would keep it busy.
 fn propagation_of<'a>(source: &str, given: Option<&'a str>, data_root: &Path) -> Result<&'a str> {
     match given {
         None if touches_data_root(source, data_root) => Ok("rslave"),
@@ -228,9 +231,9 @@ fn propagation_of<'a>(source: &str, given: Option<&'a str>, data_root: &Path) ->
     }
 }
 
-/// Refuses a source whose mount cannot propagate as the plan asks: only from a shared mount do
-/// mounts get out of a container, and only from a shared or slave one do they get in. `mountinfo`
-/// is the host's table, `real` the source without links.
+/// Returns an error if the source's mount cannot propagate as planned: mounts propagate out of a
+/// container only to a shared mount, and into it only from a shared or slave mount. `mountinfo` is
+/// the host's mount table, `real` the source without symbolic links.
 pub(crate) fn check_propagation(
     plan: &MountPlan,
     source: &str,
@@ -260,7 +263,7 @@ pub(crate) fn check_propagation(
     )))
 }
 
-/// The mount that a path is on, and its optional fields (proc_pid_mountinfo(5)).
+/// Returns the mount point that a path is on, and its optional fields (proc_pid_mountinfo(5)).
 fn mount_of<'a>(path: &Path, mountinfo: &'a str) -> Option<(PathBuf, Vec<&'a str>)> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (mount, _) = line.split_once(" - ")?;
@@ -269,11 +272,11 @@ fn mount_of<'a>(path: &Path, mountinfo: &'a str) -> Option<(PathBuf, Vec<&'a str
         path.starts_with(&point)
             .then(|| (point, fields.skip(1).collect()))
     });
-    // Of several at one place the last one is on top.
+    // Of several mounts at one path the last is on top.
     mounts.max_by_key(|(point, _): &(PathBuf, Vec<&str>)| point.components().count())
 }
 
-/// Undoes the kernel's `\040` for white space and backslashes in a path.
+/// Decodes the kernel's octal escapes (`\040`) of white space and backslashes.
 fn unescape(text: &str) -> OsString {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -298,12 +301,12 @@ fn unescape(text: &str) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// What the third part of `SOURCE:TARGET:MODE` says.
+/// The parsed third part of `SOURCE:TARGET:MODE`.
 struct BindMode<'a> {
     read_only: Option<bool>,
     propagation: Option<&'a str>,
     recursive: bool,
-    /// Whether an empty volume gets the image's content.
+    /// Whether the image's content is copied into an empty volume.
     copy: Option<bool>,
 }
 
@@ -337,7 +340,7 @@ fn parse_mode(mode: &str) -> Result<BindMode<'_>> {
     Ok(parsed)
 }
 
-/// `SOURCE:TARGET[:MODE]`; a source that is no absolute path is a volume's name.
+/// Parses `SOURCE:TARGET[:MODE]`. A source that is not an absolute path is a volume's name.
 fn parse_bind(spec: &str, driver: &str, data_root: &Path) -> Result<MountPlan> {
     let parts: Vec<&str> = spec.split(':').collect();
     let (source, target, mode) = match parts.as_slice() {
@@ -513,7 +516,7 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
         },
         "image" => match image_of(mount) {
             Ok(image) => Ok(MountPlan {
-                // Who mounts an image reads what it has; nothing is written there.
+                // Image mounts are read-only.
                 options: ["ro".to_owned()]
                     .into_iter()
                     .chain(subdirectory(&image.subpath))
@@ -534,7 +537,7 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
     }
 }
 
-/// Plans a bind mount. `fail` makes an error out of the reason.
+/// Plans a bind mount. `fail` converts a reason to an error.
 fn bind_mount(
     mount: &crate::model::Mount,
     target: String,
@@ -568,7 +571,7 @@ fn bind_mount(
         "auto" => true,
         other => {
             return fail(&format!(
-                "invalid user mapping {other:?}: only \"auto\" is known"
+                "invalid user mapping {other:?}: only \"auto\" is supported"
             ));
         }
     };
@@ -589,7 +592,7 @@ fn bind_mount(
     ))
 }
 
-/// The options of a tmpfs mount as `mount` takes them.
+/// Returns the options of a tmpfs mount in mount(8) syntax.
 fn tmpfs_options(mount: &crate::model::Mount) -> Vec<String> {
     let options = mount.tmpfs_options.clone().unwrap_or_default();
     let mut words = Vec::new();
@@ -606,7 +609,7 @@ fn tmpfs_options(mount: &crate::model::Mount) -> Vec<String> {
     words
 }
 
-/// Which volume a `--mount` means, and whether it is read-only.
+/// Returns the volume of a `--mount` value, and whether it is read-only.
 fn volume_of(mount: &crate::model::Mount) -> std::result::Result<(VolumeUse, bool), &'static str> {
     let options = mount.volume_options.clone().unwrap_or_default();
     if mount.source.is_empty() && mount.read_only {
@@ -620,7 +623,7 @@ fn volume_of(mount: &crate::model::Mount) -> std::result::Result<(VolumeUse, boo
         driver: driver.name,
         options: driver.options,
         labels: options.labels,
-        passing: false,
+        ephemeral: false,
     };
     Ok((
         VolumeUse {
@@ -710,10 +713,10 @@ fn tmpfs(target: &str, options: &str) -> Result<MountPlan> {
     })
 }
 
-/// A mapping of all ids to themselves, but for `disk` and `shown`: what belongs to `disk` on disk
-/// is shown as `shown`'s. What belongs to `shown` on disk is shown as nobody's, and what `disk`
-/// would write inside has no owner to go to: it is refused.
-pub(crate) fn shown_as(disk: u32, shown: u32) -> Vec<IdMapping> {
+/// Returns an id mapping that shows files of `disk` as files of `shown`; all other ids are mapped
+/// to themselves. Files of `shown` on disk appear as owned by the overflow id, and creating files
+/// as `disk` inside fails (`EOVERFLOW`), because it is not mapped.
+pub(crate) fn map_owner(disk: u32, shown: u32) -> Vec<IdMapping> {
     if disk == shown {
         return vec![IdMapping {
             container_id: 0,
@@ -760,7 +763,7 @@ mod tests {
     }
 
     #[test]
-    fn binds() {
+    fn parses_binds() {
         check(
             "/a:/b",
             "Bind { path: \"/a\", create: true, map_user: false } /b rbind,rprivate",
@@ -786,7 +789,7 @@ mod tests {
     }
 
     #[test]
-    fn binds_around_the_data_root() {
+    fn binds_that_contain_the_data_root_are_slaves() {
         for source in ["/", "/data", "/data/root", "/data/root/volumes"] {
             check(
                 &format!("{source}:/b"),
@@ -811,7 +814,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_must_propagate() {
+    fn rejects_sources_that_cannot_propagate() {
         let table = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda rw\n\
                      30 22 0:5 / /mnt/with\\040space rw master:7 propagate_from:2 - tmpfs t rw\n\
                      31 22 0:6 / /mnt/own rw - tmpfs t rw\n\
@@ -842,7 +845,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes() {
+    fn parses_volumes() {
         let named = |spec: &str| {
             parse_bind(spec, "", Path::new("/data/root"))
                 .map(|plan| (plan.volume().unwrap().clone(), plan))
@@ -870,7 +873,7 @@ mod tests {
     }
 
     #[test]
-    fn tmpfs_options() {
+    fn parses_tmpfs_options() {
         assert_eq!(
             tmpfs("/x", "size=1m,exec").unwrap().options.join(","),
             "noexec,nosuid,nodev,size=1m,exec"
@@ -886,9 +889,9 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_is_shown_as_another() {
+    fn maps_one_owner_to_another() {
         let maps = |disk, shown| -> Vec<(u32, u32, u32)> {
-            shown_as(disk, shown)
+            map_owner(disk, shown)
                 .iter()
                 .map(|map| (map.container_id, map.host_id, map.size))
                 .collect()

@@ -1,6 +1,8 @@
-//! Connections that the kernel remembers. A UDP sender that never pauses keeps its entry alive, and
-//! with it the translation (or the lack of one) that was right when the entry was made: when a port
-//! is published or withdrawn, such entries have to go.
+//! Deletes entries of the kernel's connection tracking table.
+//!
+//! A UDP sender that never pauses keeps its conntrack entry alive, and with it the translation (or
+//! the absence of one) that was right when the entry was created. When a port is published or
+//! withdrawn, such entries have to be deleted.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::netlink::{Attributes, Message, Socket};
-use crate::port::{Protocol, Publication};
+use crate::port::{PortMapping, Protocol};
 
 // linux/netfilter/nfnetlink_conntrack.h
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
@@ -25,18 +27,19 @@ const HEADER: usize = 4;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Forgets the UDP connections to published ports.
-pub(crate) fn forget(socket: &mut Socket, publications: &[Publication]) -> Result<()> {
+/// Deletes the conntrack entries of UDP connections to published ports.
+pub(crate) fn forget(socket: &mut Socket, mappings: &[PortMapping]) -> Result<()> {
     let ports = |ipv4: bool| -> Vec<SocketAddr> {
-        let udp = publications.iter().filter(|one| {
+        let udp = mappings.iter().filter(|one| {
             one.protocol == Protocol::Udp && !one.is_direct() && one.host.is_ipv4() == ipv4
         });
         udp.map(|one| one.host).collect()
     };
     for (family, ports) in [(AF_INET, ports(true)), (AF_INET6, ports(false))] {
         if !ports.is_empty() {
-            forget_family(socket, family, &ports)
-                .map_err(|error| Error::kernel("forget UDP connections", error))?;
+            forget_family(socket, family, &ports).map_err(|error| {
+                Error::kernel("delete conntrack entries of UDP connections", error)
+            })?;
         }
     }
     Ok(())
@@ -50,7 +53,7 @@ fn forget_family(
     let message =
         |kind: u16| Message::new(NFNL_SUBSYS_CTNETLINK << 8 | kind, 0, &[family, 0, 0, 0]);
     let entries = match socket.dump(message(IPCTNL_MSG_CT_GET)) {
-        // A kernel without the means to look has nothing to forget, as far as anybody can tell.
+        // A kernel without conntrack netlink support has no entries that could be listed.
         Err(Errno::OPNOTSUPP | Errno::INVAL) => return Ok(()),
         entries => entries?,
     };
@@ -61,8 +64,9 @@ fn forget_family(
         else {
             continue;
         };
-        if destination(tuple).is_some_and(|to| ports.iter().any(|port| is_at(to, *port))) {
-            // Its own key, as it came.
+        if destination(tuple).is_some_and(|to| ports.iter().any(|port| is_published_at(to, *port)))
+        {
+            // The entry's own tuple, unchanged, is the key.
             let delete =
                 message(IPCTNL_MSG_CT_DELETE).nest(CTA_TUPLE_ORIG, |inner| inner.raw(tuple));
             match socket.request(delete) {
@@ -74,14 +78,15 @@ fn forget_family(
     Ok(())
 }
 
-/// Whether what was sent to an address went to a published port: its own address, or with none of
-/// its own any of the host's. What containers send to the same port elsewhere is none of it.
-fn is_at(to: SocketAddr, port: SocketAddr) -> bool {
+/// Returns whether a packet to address `to` went to the published port `port`: to the port's own
+/// address, or to any address of the host if the port is published on all of them. Packets that
+/// containers send to the same port number elsewhere are not affected.
+fn is_published_at(to: SocketAddr, port: SocketAddr) -> bool {
     let is_local = || std::net::UdpSocket::bind(SocketAddr::new(to.ip(), 0)).is_ok();
     to.port() == port.port() && (to.ip() == port.ip() || port.ip().is_unspecified() && is_local())
 }
 
-/// The destination in the original direction, of a UDP connection.
+/// Returns the original destination of a UDP connection, or `None` for other protocols.
 fn destination(tuple: &[u8]) -> Option<SocketAddr> {
     let tuple = Attributes(tuple);
     let protocol = Attributes(tuple.find(CTA_TUPLE_PROTO)?);

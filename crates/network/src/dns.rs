@@ -1,5 +1,5 @@
-//! Answering questions for names: what is known here is answered, the rest is passed on as it came.
-//! Pure: bytes in, bytes out.
+//! Answers DNS queries about containers and decides which ones are forwarded. Pure: bytes in, bytes
+//! out.
 
 use std::net::IpAddr;
 
@@ -7,44 +7,47 @@ use domain::base::iana::{Class, Rcode, Rtype};
 use domain::base::{Message, MessageBuilder, Name, ToName, Ttl};
 use domain::rdata::{A, Aaaa, Ptr};
 
-/// Seconds that an answer may be kept: as with Docker, and long enough for one page load.
+/// TTL of answers in seconds, the same as Docker's.
 const TTL: u32 = 600;
 
-/// What is known about a question.
+/// The result of looking up a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Known {
-    /// A name of ours, with all its addresses.
+    /// The name belongs to a container; all its addresses.
     Addresses(Vec<IpAddr>),
-    /// An address of ours, with its name.
+    /// The address belongs to a container; its name.
     Name(String),
-    /// Nothing: somebody else may know.
+    /// Unknown here; another resolver may know it.
     Nothing,
 }
 
-/// A question that can be looked up.
+/// A question of a DNS query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// Lower case, without the final dot.
+    /// A domain name in lower case, without the final dot.
     Address(String),
+    /// An address, from a reverse lookup.
     Name(IpAddr),
 }
 
-/// What to do with a packet.
+/// What to do with a received packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Reply(Vec<u8>),
-    /// Ask the resolvers of the host.
+    /// Forward the query to the upstream resolvers.
     Forward,
-    /// Not a question: nothing to say.
+    /// Not a query: send nothing.
     Ignore,
 }
 
-/// The largest answer over UDP to a client that does not say more (RFC 1035 4.2.1).
-const SMALL: usize = 512;
-/// What clients with EDNS get at most over UDP: larger packets are cut up on the way.
-const LARGE: usize = 1232;
+/// Maximum size in bytes of a UDP answer to a client without EDNS (RFC 1035 section 4.2.1).
+const MAX_UDP: usize = 512;
+/// Maximum size in bytes of a UDP answer to a client with EDNS: larger packets would be fragmented
+/// on the way.
+const MAX_EDNS: usize = 1232;
 
-/// Answers a packet by what `look_up` knows. `stream` is set for TCP, where length is no matter.
+/// Answers a query with what `look_up` returns. `stream` is true for TCP, where an answer may have
+/// up to 65,535 bytes.
 pub fn answer(packet: &[u8], stream: bool, look_up: impl FnOnce(&Question) -> Known) -> Verdict {
     let Ok(message) = Message::from_octets(packet) else {
         return Verdict::Ignore;
@@ -64,13 +67,13 @@ pub fn answer(packet: &[u8], stream: bool, look_up: impl FnOnce(&Question) -> Kn
     let limit = if stream {
         usize::from(u16::MAX)
     } else {
-        allowed(&message)
+        max_udp_answer(&message)
     };
     let reply = match known {
         Known::Nothing => return Verdict::Forward,
         Known::Addresses(addresses) => reply(&message, limit, |builder| {
-            // A name of ours without an address of this kind has an answer too: none. Asking others
-            // would be wrong.
+            // A container without an address of this family gets an empty answer. Forwarding the
+            // query would leak the name, and another resolver could answer it wrongly.
             for address in addresses {
                 match address {
                     IpAddr::V4(address) if matches!(kind, Rtype::A | Rtype::ANY) => {
@@ -88,7 +91,7 @@ pub fn answer(packet: &[u8], stream: bool, look_up: impl FnOnce(&Question) -> Kn
             }
             Ok(())
         }),
-        // Likewise for what else could be asked about an address of ours.
+        // The same for other record types asked about a container's address.
         Known::Name(_) if !matches!(kind, Rtype::PTR | Rtype::ANY) => {
             reply(&message, limit, |_| Ok(()))
         }
@@ -102,8 +105,7 @@ pub fn answer(packet: &[u8], stream: bool, look_up: impl FnOnce(&Question) -> Kn
     reply.map_or(Verdict::Ignore, Verdict::Reply)
 }
 
-/// The answer that tells a client to ask somebody else: no resolver could be reached, or none may
-/// be asked.
+/// Returns a SERVFAIL answer: no upstream resolver could be reached, or none may be asked.
 pub fn failure(packet: &[u8]) -> Option<Vec<u8>> {
     let message = Message::from_octets(packet).ok()?;
     let mut builder = MessageBuilder::new_vec()
@@ -113,8 +115,8 @@ pub fn failure(packet: &[u8]) -> Option<Vec<u8>> {
     Some(builder.finish())
 }
 
-/// Whether a reply says that its sender cannot tell: another one may. The same as for glibc's
-/// resolver.
+/// Returns whether a reply is an error that makes glibc's resolver ask the next server: SERVFAIL,
+/// NOTIMP or REFUSED.
 pub fn is_refusal(reply: &[u8]) -> bool {
     Message::from_octets(reply).is_ok_and(|message| {
         matches!(
@@ -136,26 +138,27 @@ fn reply(
     let mut builder = target.start_answer(message, Rcode::NOERROR).ok()?;
     builder.header_mut().set_ra(true);
     if fill(&mut builder).is_err() {
-        // Too long for a packet: the client asks again over TCP.
+        // Truncated: the client asks again over TCP.
         builder.header_mut().set_tc(true);
     }
     Some(builder.finish())
 }
 
-fn allowed(message: &Message<&[u8]>) -> usize {
-    message.opt().map_or(SMALL, |opt| {
-        usize::from(opt.udp_payload_size()).clamp(SMALL, LARGE)
+fn max_udp_answer(message: &Message<&[u8]>) -> usize {
+    message.opt().map_or(MAX_UDP, |opt| {
+        usize::from(opt.udp_payload_size()).clamp(MAX_UDP, MAX_EDNS)
     })
 }
 
-/// A name of ours is ours whole: questions of every kind about it are answered here.
+/// Converts a queried name. The record type does not matter: all queries about a container are
+/// answered here.
 fn to_question(name: &Name<Vec<u8>>) -> Question {
     let text = name.to_string().to_ascii_lowercase();
     let text = text.trim_end_matches('.');
     to_address(text).map_or_else(|| Question::Address(text.to_owned()), Question::Name)
 }
 
-/// The address behind a name for reverse lookups (RFC 1035 3.5, RFC 3596 2.5).
+/// Parses a reverse lookup name (RFC 1035 section 3.5, RFC 3596 section 2.5).
 fn to_address(name: &str) -> Option<IpAddr> {
     if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
         let octets: Vec<u8> = rest
@@ -259,7 +262,7 @@ mod tests {
             "web.net.",
         );
         check("example.com", Rtype::A, "Forward");
-        // Of every other kind there is nothing, and nobody else knows better.
+        // For other record types the answer is empty, and the query is not forwarded.
         for kind in [
             Rtype::MX,
             Rtype::TXT,
@@ -280,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn long_answers_are_cut_over_udp_only() {
+    fn long_answers_are_truncated_over_udp_only() {
         let truncated = |packet: &[u8], stream| match answer(packet, stream, known) {
             Verdict::Reply(bytes) => (
                 bytes.len(),
@@ -296,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_not_answered() {
+    fn malformed_packets_and_replies_are_ignored() {
         for length in 0..64 {
             let _ = answer(&vec![0xff; length], false, known);
             let _ = answer(&vec![0; length], false, known);

@@ -1,21 +1,22 @@
-//! What can go wrong with networks, by what the caller can do about it.
+//! Errors of this crate, one variant per kind of outcome for the caller.
 
 use rustix::io::Errno;
 
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// The request makes no sense.
+    /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// It contradicts what is there: an address or port in use, subnets that overlap.
+    /// The request conflicts with existing objects: an address or port in use, overlapping subnets.
     #[error("{0}")]
     Conflict(String),
-    /// Nothing is left to give out, or the kernel has used up what it needs.
+    /// No free address or subnet is left, or a kernel resource is exhausted.
     #[error("{0}")]
     Exhausted(String),
-    /// What this kernel or version cannot do.
+    /// Not supported by this kernel or version.
     #[error("{0}")]
     Unsupported(String),
+    /// A system call or netlink request failed.
     #[error("{0}")]
     Kernel(String),
 }
@@ -27,12 +28,12 @@ impl Error {
         Self::Invalid(text.into())
     }
 
-    pub(crate) fn kernel(what: &str, error: Errno) -> Self {
-        Self::io(what, &error.into())
+    pub(crate) fn kernel(operation: &str, error: Errno) -> Self {
+        Self::io(operation, &error.into())
     }
 
-    pub(crate) fn io(what: &str, error: &std::io::Error) -> Self {
-        let text = format!("{what}: {}", whelk_sys::errno_text(error));
+    pub(crate) fn io(operation: &str, error: &std::io::Error) -> Self {
+        let text = format!("{operation}: {}", whelk_sys::errno_text(error));
         if whelk_sys::is_exhausted(error) {
             Self::Exhausted(text)
         } else {

@@ -1,22 +1,24 @@
-//! The instance's own rules: one nf_tables table, made once, whose sets and maps say what there is.
+//! The nf_tables rules of one instance: a fixed ruleset whose sets and maps hold the state.
 //!
 //! ```text
 //! table inet NAME
-//!   spoof    prerouting raw      what comes from our bridges goes through `entering`: what claims to come from where it
-//!                                cannot is dropped
-//!   publish  prerouting dstnat   to one of the host's addresses, but not from outside to 127.0.0.0/8: led to a container
-//!                                by the maps `ports*`
-//!   loop     output dstnat       the same for the host itself, 127.0.0.1 included, and ::1 where it can be (`loopback6`)
-//!   leave    postrouting srcnat  masquerading: to the outside, back to the same bridge, from 127.0.0.1 and ::1
-//!   guard    forward filter      `user` first, then what may pass from where to where: what `publish` has led there, and
-//!                                by the `doors*` what goes to the own addresses of containers on `routed*` bridges
-//!   user     (empty)             the administrator's own rules; never touched
+//!   prerouting_raw   prerouting raw      packets from our bridges go through `from_bridges`, which drops spoofed sources
+//!   prerouting_nat   prerouting dstnat   DNAT to containers by the maps `dnat_*`, for packets to one of the host's own
+//!                                        addresses, except packets to 127.0.0.0/8 or ::1 from outside
+//!   output_nat       output dstnat       the same for the host's own connections, also to 127.0.0.1, and to ::1 while
+//!                                        it is in `loopback_v6`
+//!   postrouting_nat  postrouting srcnat  masquerading: to the outside, hairpin to the same bridge, from 127.0.0.1 and ::1
+//!   forward          forward filter      jumps to `user` first, then decides what passes between networks: connections
+//!                                        that were translated, and what the `published_*` sets allow to containers on
+//!                                        `routed_*` bridges
+//!   user             (empty)             the administrator's own rules; never flushed
 //! table bridge NAME
-//!   ports    prerouting filter   a container sends from its own addresses only
+//!   prerouting       prerouting raw      frames from containers' ports go through `from_containers`, which drops those
+//!                                        with a source address that is not the container's own
 //! ```
-//! Publishing a port or making a network changes elements, not rules. The table decides on this
-//! instance's traffic only, and never overrides a drop of another table: in nf_tables every table
-//! has its say.
+//! Publishing a port or creating a network changes set elements, never rules. The rules decide
+//! about this instance's traffic only, and cannot override a drop in another table: in nf_tables a
+//! packet passes only if every base chain on its hook accepts it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -33,140 +35,140 @@ use crate::nft::{
     self, ETHER, Element, Hook, IFNAME, IPV4, IPV6, PROTOCOL, Rule, SERVICE, Set, Table, Value,
     transaction,
 };
-use crate::port::{Protocol, Publication};
+use crate::port::{PortMapping, Protocol};
 
 const RAW: i32 = -300;
 const DSTNAT: i32 = -100;
 const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
 
-/// The rules of one instance.
+/// The nf_tables rules of one instance.
 #[derive(Debug)]
 pub struct Firewall {
     inet: Table,
     bridge: Table,
     state: Mutex<State>,
-    /// Looks, while others change.
+    /// A second socket for reading, so that checks do not wait for changes.
     watcher: Mutex<Socket>,
 }
 
 #[derive(Debug)]
 struct State {
     socket: Socket,
-    /// Whether the tables were written by this engine.
+    /// Whether this engine has written the tables.
     active: bool,
-    /// All elements that should be there: what is put back when somebody flushes the table.
-    elements: BTreeSet<(Place, Value, Option<Value>, Option<Value>)>,
+    /// All elements that should exist, to restore them when somebody flushes the table.
+    elements: BTreeSet<(SetId, Value, Option<Value>, Option<Value>)>,
 }
 
-/// Tells that others have changed rules of the machine.
+/// Notifications about changes to the host's nf_tables rules by other processes.
 #[derive(Debug)]
-pub struct Changes(Socket);
+pub struct RulesetChanges(Socket);
 
-impl Changes {
-    /// Waits for the next. Blocks.
+impl RulesetChanges {
+    /// Blocks until the next change.
     pub fn wait(&self) {
-        // Lost messages are told as an error, and are changes as well.
+        // Lost messages are reported as an error (`ENOBUFS`), and are changes as well.
         let _ = self.0.receive(&mut [0; 4096]);
     }
 }
 
-/// A set or map of ours.
+/// A set or map of our tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+enum SetId {
     Bridges,
-    Pairs,
+    SameBridge,
     Internal,
-    Open4,
-    Open6,
-    Routed4,
-    Routed6,
-    Doors4,
-    Doors6,
-    Masquerade4,
-    Masquerade6,
-    Sources4,
-    Sources6,
-    Ports4,
-    Ports4At,
-    Ports6,
-    Ports6At,
-    /// ::1, where the host's own connections to it can be led to containers.
-    Loopback6,
-    /// In the bridge table: the containers' interfaces, and what each may send from.
+    UnprotectedV4,
+    UnprotectedV6,
+    RoutedV4,
+    RoutedV6,
+    PublishedV4,
+    PublishedV6,
+    MasqueradeV4,
+    MasqueradeV6,
+    SourcesV4,
+    SourcesV6,
+    DnatV4,
+    DnatV4ByAddress,
+    DnatV6,
+    DnatV6ByAddress,
+    /// Contains ::1 while the host's own connections to it can be redirected to containers.
+    LoopbackV6,
+    /// In the bridge table: the containers' bridge ports, and the source addresses each may use.
     Interfaces,
     Senders,
-    Senders4,
-    Senders6,
+    SendersV4,
+    SendersV6,
 }
 
-impl Place {
+impl SetId {
     const ALL: [Self; 22] = [
         Self::Bridges,
-        Self::Pairs,
+        Self::SameBridge,
         Self::Internal,
-        Self::Open4,
-        Self::Open6,
-        Self::Routed4,
-        Self::Routed6,
-        Self::Doors4,
-        Self::Doors6,
-        Self::Masquerade4,
-        Self::Masquerade6,
-        Self::Sources4,
-        Self::Sources6,
-        Self::Ports4,
-        Self::Ports4At,
-        Self::Ports6,
-        Self::Ports6At,
-        Self::Loopback6,
+        Self::UnprotectedV4,
+        Self::UnprotectedV6,
+        Self::RoutedV4,
+        Self::RoutedV6,
+        Self::PublishedV4,
+        Self::PublishedV6,
+        Self::MasqueradeV4,
+        Self::MasqueradeV6,
+        Self::SourcesV4,
+        Self::SourcesV6,
+        Self::DnatV4,
+        Self::DnatV4ByAddress,
+        Self::DnatV6,
+        Self::DnatV6ByAddress,
+        Self::LoopbackV6,
         Self::Interfaces,
         Self::Senders,
-        Self::Senders4,
-        Self::Senders6,
+        Self::SendersV4,
+        Self::SendersV6,
     ];
 
     fn is_bridge_family(self) -> bool {
         matches!(
             self,
-            Self::Interfaces | Self::Senders | Self::Senders4 | Self::Senders6
+            Self::Interfaces | Self::Senders | Self::SendersV4 | Self::SendersV6
         )
     }
 
     fn set(self) -> Set<'static> {
         let (name, key, data, interval): (_, &[_], &[_], _) = match self {
             Self::Bridges => ("bridges", &[IFNAME], &[], false),
-            Self::Pairs => ("pairs", &[IFNAME, IFNAME], &[], false),
+            Self::SameBridge => ("same_bridge", &[IFNAME, IFNAME], &[], false),
             Self::Internal => ("internal", &[IFNAME], &[], false),
-            Self::Open4 => ("open4", &[IFNAME], &[], false),
-            Self::Open6 => ("open6", &[IFNAME], &[], false),
-            Self::Routed4 => ("routed4", &[IFNAME], &[], false),
-            Self::Routed6 => ("routed6", &[IFNAME], &[], false),
-            Self::Doors4 => ("doors4", &[IPV4, PROTOCOL, SERVICE], &[], false),
-            Self::Doors6 => ("doors6", &[IPV6, PROTOCOL, SERVICE], &[], false),
-            Self::Masquerade4 => ("masquerade4", &[IFNAME], &[], false),
-            Self::Masquerade6 => ("masquerade6", &[IFNAME], &[], false),
-            Self::Sources4 => ("sources4", &[IFNAME, IPV4], &[], true),
-            Self::Sources6 => ("sources6", &[IFNAME, IPV6], &[], true),
-            Self::Ports4 => ("ports4", &[PROTOCOL, SERVICE], &[IPV4, SERVICE], false),
-            Self::Ports4At => (
-                "ports4_at",
+            Self::UnprotectedV4 => ("unprotected_v4", &[IFNAME], &[], false),
+            Self::UnprotectedV6 => ("unprotected_v6", &[IFNAME], &[], false),
+            Self::RoutedV4 => ("routed_v4", &[IFNAME], &[], false),
+            Self::RoutedV6 => ("routed_v6", &[IFNAME], &[], false),
+            Self::PublishedV4 => ("published_v4", &[IPV4, PROTOCOL, SERVICE], &[], false),
+            Self::PublishedV6 => ("published_v6", &[IPV6, PROTOCOL, SERVICE], &[], false),
+            Self::MasqueradeV4 => ("masquerade_v4", &[IFNAME], &[], false),
+            Self::MasqueradeV6 => ("masquerade_v6", &[IFNAME], &[], false),
+            Self::SourcesV4 => ("sources_v4", &[IFNAME, IPV4], &[], true),
+            Self::SourcesV6 => ("sources_v6", &[IFNAME, IPV6], &[], true),
+            Self::DnatV4 => ("dnat_v4", &[PROTOCOL, SERVICE], &[IPV4, SERVICE], false),
+            Self::DnatV4ByAddress => (
+                "dnat_v4_by_address",
                 &[IPV4, PROTOCOL, SERVICE],
                 &[IPV4, SERVICE],
                 false,
             ),
-            Self::Ports6 => ("ports6", &[PROTOCOL, SERVICE], &[IPV6, SERVICE], false),
-            Self::Ports6At => (
-                "ports6_at",
+            Self::DnatV6 => ("dnat_v6", &[PROTOCOL, SERVICE], &[IPV6, SERVICE], false),
+            Self::DnatV6ByAddress => (
+                "dnat_v6_by_address",
                 &[IPV6, PROTOCOL, SERVICE],
                 &[IPV6, SERVICE],
                 false,
             ),
-            Self::Loopback6 => ("loopback6", &[IPV6], &[], false),
+            Self::LoopbackV6 => ("loopback_v6", &[IPV6], &[], false),
             Self::Interfaces => ("interfaces", &[IFNAME], &[], false),
             Self::Senders => ("senders", &[IFNAME, ETHER], &[], false),
-            Self::Senders4 => ("senders4", &[IFNAME, ETHER, IPV4], &[], false),
-            Self::Senders6 => ("senders6", &[IFNAME, IPV6], &[], false),
+            Self::SendersV4 => ("senders_v4", &[IFNAME, ETHER, IPV4], &[], false),
+            Self::SendersV6 => ("senders_v6", &[IFNAME, IPV6], &[], false),
         };
         Set {
             name,
@@ -177,48 +179,47 @@ impl Place {
     }
 }
 
-type Entry = (Place, Element);
+type Entry = (SetId, Element);
 
-/// What the rules need to know of a bridge.
+/// The settings of a bridge that the rules depend on.
 #[derive(Clone, Debug)]
 pub struct BridgeRules {
     pub name: String,
     pub subnets: Vec<IpNet>,
-    /// Nothing leaves, nothing comes in.
+    /// No traffic leaves or enters the network.
     pub internal: bool,
-    pub masquerade4: bool,
-    pub masquerade6: bool,
-    /// Whether its containers reach each other.
+    pub masquerade_v4: bool,
+    pub masquerade_v6: bool,
+    /// Whether containers of the network can reach each other.
     pub icc: bool,
-    /// Reachable from outside without published ports (gateway mode `nat-unprotected`).
-    pub open4: bool,
-    pub open6: bool,
-    /// Its containers' own addresses lead to their published ports, from everywhere (gateway mode
-    /// `routed`).
-    pub routed4: bool,
-    pub routed6: bool,
+    /// Containers are reachable from outside on all ports (gateway mode `nat-unprotected`).
+    pub unprotected_v4: bool,
+    pub unprotected_v6: bool,
+    /// Containers are reachable from outside by their own addresses, on published ports only
+    /// (gateway mode `routed`).
+    pub routed_v4: bool,
+    pub routed_v6: bool,
 }
 
 impl BridgeRules {
     fn entries(&self) -> Vec<Entry> {
         let name = || Value::new().name(&self.name);
-        let mut entries = vec![(Place::Bridges, Element::key(name()))];
+        let mut entries = vec![(SetId::Bridges, Element::key(name()))];
         if self.icc {
-            // Without it, the host does not send from one to the other either what it is given to
-            // route.
-            entries.push((Place::Pairs, Element::key(name().name(&self.name))));
+            // Without `icc` the host must not route packets from one container to another either.
+            entries.push((SetId::SameBridge, Element::key(name().name(&self.name))));
         }
-        for (wanted, place) in [
-            (self.internal, Place::Internal),
-            (self.open4 && !self.internal, Place::Open4),
-            (self.open6 && !self.internal, Place::Open6),
-            (self.routed4 && !self.internal, Place::Routed4),
-            (self.routed6 && !self.internal, Place::Routed6),
-            (self.masquerade4 && !self.internal, Place::Masquerade4),
-            (self.masquerade6 && !self.internal, Place::Masquerade6),
+        for (wanted, set_id) in [
+            (self.internal, SetId::Internal),
+            (self.unprotected_v4 && !self.internal, SetId::UnprotectedV4),
+            (self.unprotected_v6 && !self.internal, SetId::UnprotectedV6),
+            (self.routed_v4 && !self.internal, SetId::RoutedV4),
+            (self.routed_v6 && !self.internal, SetId::RoutedV6),
+            (self.masquerade_v4 && !self.internal, SetId::MasqueradeV4),
+            (self.masquerade_v6 && !self.internal, SetId::MasqueradeV6),
         ] {
             if wanted {
-                entries.push((place, Element::key(name())));
+                entries.push((set_id, Element::key(name())));
             }
         }
         let mut ranges: Vec<(IpAddr, IpAddr)> = self
@@ -227,23 +228,23 @@ impl BridgeRules {
             .map(|net| (net.network(), net.broadcast()))
             .collect();
         if self.subnets.iter().any(|net| matches!(net, IpNet::V6(_))) {
-            // Neighbour discovery: link-local addresses, and none at all before the first.
+            // Neighbour discovery uses link-local source addresses, and the unspecified address
+            // during duplicate address detection.
             ranges.push((
                 Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(),
                 Ipv6Addr::new(0xfebf, !0, !0, !0, !0, !0, !0, !0).into(),
             ));
             ranges.push((Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()));
         }
-        // The kernel takes no ranges that overlap, such as a link-local subnet's and all link-local
-        // addresses.
-        for (first, last) in merged(ranges) {
-            let place = if first.is_ipv4() {
-                Place::Sources4
+        // The kernel rejects overlapping ranges, such as a link-local subnet and all of fe80::/10.
+        for (first, last) in merge_ranges(ranges) {
+            let set_id = if first.is_ipv4() {
+                SetId::SourcesV4
             } else {
-                Place::Sources6
+                SetId::SourcesV6
             };
             entries.push((
-                place,
+                set_id,
                 Element {
                     key: name().ip(first),
                     end: Some(name().ip(last)),
@@ -255,8 +256,8 @@ impl BridgeRules {
     }
 }
 
-/// Ranges of addresses with those that overlap made one.
-fn merged(mut ranges: Vec<(IpAddr, IpAddr)>) -> Vec<(IpAddr, IpAddr)> {
+/// Merges overlapping address ranges.
+fn merge_ranges(mut ranges: Vec<(IpAddr, IpAddr)>) -> Vec<(IpAddr, IpAddr)> {
     ranges.sort_unstable();
     let mut apart: Vec<(IpAddr, IpAddr)> = Vec::new();
     for (first, last) in ranges {
@@ -270,7 +271,7 @@ fn merged(mut ranges: Vec<(IpAddr, IpAddr)>) -> Vec<(IpAddr, IpAddr)> {
     apart
 }
 
-/// What a container's port on a bridge may send from.
+/// The source addresses that a container's bridge port may use.
 #[derive(Clone, Debug)]
 pub struct SenderRules {
     pub interface: String,
@@ -282,32 +283,32 @@ impl SenderRules {
     fn entries(&self) -> Vec<Entry> {
         let name = || Value::new().name(&self.interface);
         let mut entries = vec![
-            (Place::Interfaces, Element::key(name())),
-            (Place::Senders, Element::key(name().mac(self.mac))),
+            (SetId::Interfaces, Element::key(name())),
+            (SetId::Senders, Element::key(name().mac(self.mac))),
         ];
         for address in &self.addresses {
             entries.push(match address {
                 IpAddr::V4(_) => (
-                    Place::Senders4,
+                    SetId::SendersV4,
                     Element::key(name().mac(self.mac).ip(*address)),
                 ),
-                IpAddr::V6(_) => (Place::Senders6, Element::key(name().ip(*address))),
+                IpAddr::V6(_) => (SetId::SendersV6, Element::key(name().ip(*address))),
             });
         }
         entries
     }
 }
 
-fn publication_entry(publication: &Publication) -> Entry {
-    let Publication { protocol, host, to } = publication;
-    if publication.is_direct() {
-        let place = if to.is_ipv4() {
-            Place::Doors4
+fn mapping_entry(mapping: &PortMapping) -> Entry {
+    let PortMapping { protocol, host, to } = mapping;
+    if mapping.is_direct() {
+        let set_id = if to.is_ipv4() {
+            SetId::PublishedV4
         } else {
-            Place::Doors6
+            SetId::PublishedV6
         };
         return (
-            place,
+            set_id,
             Element::key(
                 Value::new()
                     .ip(to.ip())
@@ -317,11 +318,11 @@ fn publication_entry(publication: &Publication) -> Entry {
         );
     }
     let at = !host.ip().is_unspecified();
-    let place = match (host, at) {
-        (SocketAddr::V4(_), false) => Place::Ports4,
-        (SocketAddr::V4(_), true) => Place::Ports4At,
-        (SocketAddr::V6(_), false) => Place::Ports6,
-        (SocketAddr::V6(_), true) => Place::Ports6At,
+    let set_id = match (host, at) {
+        (SocketAddr::V4(_), false) => SetId::DnatV4,
+        (SocketAddr::V4(_), true) => SetId::DnatV4ByAddress,
+        (SocketAddr::V6(_), false) => SetId::DnatV6,
+        (SocketAddr::V6(_), true) => SetId::DnatV6ByAddress,
     };
     let key = if at {
         Value::new().ip(host.ip())
@@ -333,12 +334,12 @@ fn publication_entry(publication: &Publication) -> Entry {
         end: None,
         data: Some(Value::new().ip(to.ip()).port(to.port())),
     };
-    (place, element)
+    (set_id, element)
 }
 
 impl Firewall {
-    /// Nothing is written before [`Firewall::restore`]: until then the tables of an earlier run
-    /// stay in force, and changes are only remembered.
+    /// Opens the netlink sockets. Nothing is written before [`Firewall::restore`]: until then the
+    /// tables of an earlier run stay in force, and changes are only recorded.
     pub fn new(name: &str) -> Result<Self> {
         Ok(Self {
             inet: Table {
@@ -362,29 +363,38 @@ impl Firewall {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn table(&self, place: Place) -> &Table {
-        if place.is_bridge_family() {
+    fn table(&self, set_id: SetId) -> &Table {
+        if set_id.is_bridge_family() {
             &self.bridge
         } else {
             &self.inet
         }
     }
 
-    /// Writes all rules and all elements that should be there, as one transaction. The
-    /// administrator's chain `user` is left as it is; where tables of another version's making have
-    /// to give way, its rules are written again.
+    /// Writes all rules and elements in one transaction. The rules in the administrator's chain
+    /// `user` are kept; where tables of another version have to be deleted, they are read before
+    /// and written again.
     ///
     /// # Errors
-    /// Also when those rules cannot be: what the administrator has closed must not open by itself.
+    /// Returns an error if the kernel refuses the rules. Also if the rules in chain `user` cannot
+    /// be written again: what the administrator has blocked must not open silently.
     pub fn restore(&self) -> Result<()> {
         let mut state = self.state();
-        let messages = self.messages(&state, false);
-        let mut written = state.socket.batch(transaction(messages));
+        let is_obsolete = matches!(
+            state.socket.get(self.inet.get_set(OBSOLETE_SET)),
+            Ok(Some(_))
+        );
+        let mut written = Err(Errno::EXIST);
+        if !is_obsolete {
+            let messages = self.messages(&state, false);
+            written = state.socket.batch(transaction(messages));
+        }
         if matches!(
             written,
             Err(Errno::EXIST | Errno::BUSY | Errno::INVAL | Errno::OPNOTSUPP)
         ) {
-            // What is there cannot become what it should be.
+            // The existing objects cannot be changed in place: a chain with another hook, a set
+            // with another key.
             let kept = self
                 .user_rules(&mut state.socket)
                 .map_err(|error| Error::kernel("read the rules in chain user", error))?;
@@ -397,7 +407,7 @@ impl Firewall {
         Ok(())
     }
 
-    /// What makes the rules in the administrator's chain once more.
+    /// Reads the rules in chain `user` and returns the messages that create them again.
     fn user_rules(&self, socket: &mut Socket) -> std::result::Result<Vec<Message>, Errno> {
         let rules = match socket.get(self.inet.get_chain(USER)) {
             Err(Errno::NOENT) => return Ok(Vec::new()),
@@ -407,18 +417,18 @@ impl Firewall {
             let (_, attributes) = rule.split(nft::HEADER)?;
             Some(self.inet.same_rule(
                 USER,
-                attributes.find(nft::RULE_EXPRESSIONS)?,
-                attributes.find(nft::RULE_USERDATA),
+                attributes.find(nft::NFTA_RULE_EXPRESSIONS)?,
+                attributes.find(nft::NFTA_RULE_USERDATA),
             ))
         });
         Ok(again.collect())
     }
 
-    fn messages(&self, state: &State, anew: bool) -> Vec<Message> {
+    fn messages(&self, state: &State, recreate: bool) -> Vec<Message> {
         let mut messages = Vec::new();
         for table in [&self.inet, &self.bridge] {
             messages.push(table.add());
-            if anew {
+            if recreate {
                 messages.extend([table.delete(), table.add()]);
             }
         }
@@ -428,8 +438,8 @@ impl Firewall {
         for (table, chain) in self.chains().filter(|(_, chain)| chain.name != USER) {
             messages.push(table.flush_chain(chain.name));
         }
-        for (id, place) in (1..).zip(Place::ALL) {
-            let (table, set) = (self.table(place), place.set());
+        for (id, set_id) in (1..).zip(SetId::ALL) {
+            let (table, set) = (self.table(set_id), set_id.set());
             messages.extend([table.set(set, id), table.flush_set(set.name)]);
         }
         messages.extend(inet_rules(&self.inet));
@@ -437,9 +447,9 @@ impl Firewall {
         let entries: Vec<Entry> = state
             .elements
             .iter()
-            .map(|(place, key, end, data)| {
+            .map(|(set_id, key, end, data)| {
                 (
-                    *place,
+                    *set_id,
                     Element {
                         key: key.clone(),
                         end: end.clone(),
@@ -448,16 +458,16 @@ impl Firewall {
                 )
             })
             .collect();
-        // An attribute's length has sixteen bits: large sets go in pieces.
-        const AT_ONCE: usize = 400;
-        for place in Place::ALL {
+        // The length of a netlink attribute has 16 bits: large sets are written in chunks.
+        const CHUNK: usize = 400;
+        for set_id in SetId::ALL {
             let elements: Vec<Element> = entries
                 .iter()
-                .filter(|(at, _)| *at == place)
+                .filter(|(at, _)| *at == set_id)
                 .map(|(_, element)| element.clone())
                 .collect();
-            for chunk in elements.chunks(AT_ONCE) {
-                messages.push(self.table(place).add_elements(place.set().name, chunk));
+            for chunk in elements.chunks(CHUNK) {
+                messages.push(self.table(set_id).add_elements(set_id.set().name, chunk));
             }
         }
         messages
@@ -468,16 +478,16 @@ impl Firewall {
         inet.chain(BRIDGE_CHAINS.iter().map(|chain| (&self.bridge, *chain)))
     }
 
-    /// Has the rules written if they are not.
+    /// Writes the rules if this engine has not done so yet.
     ///
     /// # Errors
-    /// They cannot be: nothing may be connected then.
+    /// Returns an error if the rules cannot be written. No container may be connected then.
     pub fn require(&self) -> Result<()> {
         let active = self.state().active;
         if active { Ok(()) } else { self.restore() }
     }
 
-    /// A number that every change of any rules makes larger.
+    /// Returns the ruleset's generation number, which every change to any table increments.
     pub fn generation(&self) -> Option<u32> {
         let reply = self
             .watcher
@@ -485,12 +495,16 @@ impl Firewall {
             .unwrap_or_else(PoisonError::into_inner)
             .get(nft::get_generation())
             .ok()??;
-        let (_, attributes) = reply.split(4)?;
-        attributes.find(1)?.try_into().ok().map(u32::from_be_bytes)
+        let (_, attributes) = reply.split(nft::HEADER)?;
+        attributes
+            .find(nft::NFTA_GEN_ID)?
+            .try_into()
+            .ok()
+            .map(u32::from_be_bytes)
     }
 
-    /// What tells when somebody else has changed any rules.
-    pub fn changes_of_others(&self) -> Result<Changes> {
+    /// Subscribes to changes to the host's rules that do not come from our own socket.
+    pub fn watch_foreign_changes(&self) -> Result<RulesetChanges> {
         let socket = Socket::open(Some(NETFILTER), 1 << (nft::GROUP - 1))?;
         let own = self
             .state()
@@ -505,20 +519,21 @@ impl Firewall {
         };
         whelk_sys::net::filter_notifications(socket.as_fd(), nft::new_generation(), own)
             .map_err(failed)?;
-        Ok(Changes(socket))
+        Ok(RulesetChanges(socket))
     }
 
-    /// Whether all that should be there is. Somebody's `nft flush ruleset` takes it away. Takes
-    /// some milliseconds, and keeps nobody waiting.
-    pub fn is_whole(&self) -> bool {
+    /// Returns whether all rules and elements exist; `nft flush ruleset` deletes them. Takes some
+    /// milliseconds and blocks no changes. Also returns `true` if the ruleset changed during the
+    /// check, which then says nothing.
+    pub fn is_complete(&self) -> bool {
         let generation = self.generation();
-        let mut wanted: BTreeMap<Place, usize> = BTreeMap::new();
-        for (place, ..) in &self.state().elements {
-            *wanted.entry(*place).or_default() += 1;
+        let mut wanted: BTreeMap<SetId, usize> = BTreeMap::new();
+        for (set_id, ..) in &self.state().elements {
+            *wanted.entry(*set_id).or_default() += 1;
         }
         let mut socket = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rules_in = |table: &Table, chains: &[Chain]| -> Option<usize> {
-            let chains = chains.iter().filter(|chain| chain.name != "user");
+            let chains = chains.iter().filter(|chain| chain.name != USER);
             chains
                 .map(|chain| {
                     socket
@@ -531,24 +546,25 @@ impl Firewall {
         let rules = rules_in(&self.inet, INET_CHAINS) == Some(inet_rules(&self.inet).len())
             && rules_in(&self.bridge, BRIDGE_CHAINS) == Some(bridge_rules(&self.bridge).len());
         let whole = rules
-            && Place::ALL.into_iter().all(|place| {
-                let Ok(replies) = socket.dump(self.table(place).get_elements(place.set().name))
+            && SetId::ALL.into_iter().all(|set_id| {
+                let Ok(replies) = socket.dump(self.table(set_id).get_elements(set_id.set().name))
                 else {
                     return false;
                 };
                 let lists = replies
                     .iter()
-                    .filter_map(|reply| reply.split(4))
-                    .filter_map(|(_, attributes)| attributes.find(3));
+                    .filter_map(|reply| reply.split(nft::HEADER))
+                    .filter_map(|(_, attributes)| {
+                        attributes.find(nft::NFTA_SET_ELEM_LIST_ELEMENTS)
+                    });
                 lists.map(|list| Attributes(list).count()).sum::<usize>()
-                    == wanted.get(&place).copied().unwrap_or(0)
+                    == wanted.get(&set_id).copied().unwrap_or(0)
             });
         drop(socket);
-        // What was changed meanwhile says nothing.
         whole || self.generation() != generation
     }
 
-    /// Removes the tables: when the instance is given up.
+    /// Deletes the tables, when the instance is uninstalled.
     pub fn remove(&self) -> Result<()> {
         let messages = [&self.inet, &self.bridge]
             .into_iter()
@@ -560,33 +576,38 @@ impl Firewall {
             .map_err(|error| Error::kernel("remove the nf_tables rules", error))
     }
 
+    /// Adds the elements of a bridge.
     pub fn add_bridge(&self, bridge: &BridgeRules) -> Result<()> {
         self.change(bridge.entries(), true)
     }
 
+    /// Removes the elements of a bridge.
     pub fn remove_bridge(&self, bridge: &BridgeRules) -> Result<()> {
         self.change(bridge.entries(), false)
     }
 
+    /// Adds the elements of a container's bridge port.
     pub fn add_sender(&self, sender: &SenderRules) -> Result<()> {
         self.change(sender.entries(), true)
     }
 
+    /// Removes the elements of a container's bridge port.
     pub fn remove_sender(&self, sender: &SenderRules) -> Result<()> {
         self.change(sender.entries(), false)
     }
 
-    /// Has the host's own connections to ::1 led to containers where that works, and tells whether
-    /// it does. They need [`crate::Links::deliver_loopback6`], and a host that does not put bridged
-    /// packets through its rules (`net.bridge.bridge-nf-call-ip6tables`): there, answers are for
-    /// ::1 again before the kernel looks at them, and it drops what comes for ::1 from outside.
-    pub fn lead_loopback6(&self) -> Result<bool> {
+    /// Enables the redirection of the host's own connections to ::1 to containers if it works, and
+    /// returns whether it does. It needs [`crate::Links::add_ipv6_loopback_route`], and a host that
+    /// does not pass bridged packets through its IP rules (`net.bridge.bridge-nf-call-ip6tables` is
+    /// 0): otherwise br_netfilter translates a reply back to ::1 before the kernel routes it, and
+    /// the kernel drops packets to ::1 that arrive from outside.
+    pub fn redirect_ipv6_loopback(&self) -> Result<bool> {
         let filtered =
             whelk_sys::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-ip6tables")
                 .is_ok_and(|value| value.trim() != "0");
         self.change(
             vec![(
-                Place::Loopback6,
+                SetId::LoopbackV6,
                 Element::key(Value::new().ip(Ipv6Addr::LOCALHOST.into())),
             )],
             !filtered,
@@ -594,22 +615,24 @@ impl Firewall {
         Ok(!filtered)
     }
 
-    pub fn publish(&self, publications: &[Publication]) -> Result<()> {
-        self.change(publications.iter().map(publication_entry).collect(), true)?;
-        crate::conntrack::forget(&mut self.state().socket, publications)
+    /// Adds the elements of published ports and deletes conntrack entries from before.
+    pub fn publish(&self, mappings: &[PortMapping]) -> Result<()> {
+        self.change(mappings.iter().map(mapping_entry).collect(), true)?;
+        crate::conntrack::forget(&mut self.state().socket, mappings)
     }
 
-    pub fn withdraw(&self, publications: &[Publication]) -> Result<()> {
-        self.change(publications.iter().map(publication_entry).collect(), false)?;
-        crate::conntrack::forget(&mut self.state().socket, publications)
+    /// Removes the elements of published ports and deletes the conntrack entries that use them.
+    pub fn withdraw(&self, mappings: &[PortMapping]) -> Result<()> {
+        self.change(mappings.iter().map(mapping_entry).collect(), false)?;
+        crate::conntrack::forget(&mut self.state().socket, mappings)
     }
 
-    /// Adds or removes elements, all or none. Removing what is not there is fine.
+    /// Adds or removes elements in one transaction. Removing missing elements is not an error.
     fn change(&self, entries: Vec<Entry>, add: bool) -> Result<()> {
         let mut state = self.state();
-        let known = |state: &State, (place, element): &Entry| {
+        let known = |state: &State, (set_id, element): &Entry| {
             state.elements.contains(&(
-                *place,
+                *set_id,
                 element.key.clone(),
                 element.end.clone(),
                 element.data.clone(),
@@ -624,10 +647,10 @@ impl Firewall {
         }
         let messages: Vec<Message> = entries
             .iter()
-            .map(|(place, element)| {
+            .map(|(set_id, element)| {
                 let (table, set, one) = (
-                    self.table(*place),
-                    place.set().name,
+                    self.table(*set_id),
+                    set_id.set().name,
                     std::slice::from_ref(element),
                 );
                 if add {
@@ -642,15 +665,15 @@ impl Firewall {
         } else {
             Ok(())
         };
-        // NOENT: the table (or just this element) was taken away behind our back; what should be
-        // there is known.
+        // ENOENT: another process deleted the table or an element; the recorded elements are
+        // written again.
         if let Err(error) = result
             && error != Errno::NOENT
         {
             return Err(Error::kernel("change the nf_tables rules", error));
         }
-        for (place, element) in entries {
-            let entry = (place, element.key, element.end, element.data);
+        for (set_id, element) in entries {
+            let entry = (set_id, element.key, element.end, element.data);
             if add {
                 state.elements.insert(entry);
             } else {
@@ -666,7 +689,7 @@ impl Firewall {
     }
 }
 
-/// A chain of ours, and where the kernel calls it.
+/// A chain of our tables, and its hook if it is a base chain.
 #[derive(Clone, Copy, Debug)]
 struct Chain {
     name: &'static str,
@@ -694,21 +717,25 @@ impl Chain {
     }
 }
 
-/// The administrator's own chain, asked before all others about what is forwarded.
+/// The chain for the administrator's own rules, evaluated first for forwarded packets.
 const USER: &str = "user";
+
+/// A set that only tables of earlier versions have. Their chains have other names as well and
+/// would stay in force beside ours, so such tables are deleted and created again.
+const OBSOLETE_SET: &str = "pairs";
 
 const INET_CHAINS: &[Chain] = &[
     Chain::plain(USER),
-    Chain::plain("entering"),
-    Chain::base("spoof", "filter", nft::PREROUTING, RAW),
-    Chain::base("publish", "nat", nft::PREROUTING, DSTNAT),
-    Chain::base("loop", "nat", nft::OUTPUT, DSTNAT),
-    Chain::base("leave", "nat", nft::POSTROUTING, SRCNAT),
-    Chain::base("guard", "filter", nft::FORWARD, FILTER),
+    Chain::plain("from_bridges"),
+    Chain::base("prerouting_raw", "filter", nft::PREROUTING, RAW),
+    Chain::base("prerouting_nat", "nat", nft::PREROUTING, DSTNAT),
+    Chain::base("output_nat", "nat", nft::OUTPUT, DSTNAT),
+    Chain::base("postrouting_nat", "nat", nft::POSTROUTING, SRCNAT),
+    Chain::base("forward", "filter", nft::FORWARD, FILTER),
 ];
 const BRIDGE_CHAINS: &[Chain] = &[
-    Chain::base("ports", "filter", nft::PREROUTING, RAW),
-    Chain::plain("checked"),
+    Chain::base("prerouting", "filter", nft::PREROUTING, RAW),
+    Chain::plain("from_containers"),
 ];
 
 #[expect(
@@ -720,13 +747,14 @@ fn inet_rules(table: &Table) -> Vec<Message> {
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
     let new = Rule::new;
     rule(
-        "spoof",
-        new().input_name().among("bridges").jump("entering"),
+        "prerouting_raw",
+        new().input_name().among("bridges").jump("from_bridges"),
     );
-    // 127.0.0.0/8 and ::1 are routed behind our bridges (for the host's own loopback connections);
-    // containers must not use that.
+    // Because of `route_localnet` (for the host's own connections to loopback addresses) the kernel
+    // accepts 127.0.0.0/8 from our bridges, and with the added route ::1 too; containers must not
+    // use that.
     rule(
-        "entering",
+        "from_bridges",
         new()
             .ipv4()
             .destination4()
@@ -734,7 +762,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
             .drop(),
     );
     rule(
-        "entering",
+        "from_bridges",
         new()
             .ipv6()
             .destination6()
@@ -742,26 +770,26 @@ fn inet_rules(table: &Table) -> Vec<Message> {
             .drop(),
     );
     rule(
-        "entering",
+        "from_bridges",
         new()
             .ipv4()
             .input_name()
             .source4()
-            .not_among("sources4")
+            .not_among("sources_v4")
             .drop(),
     );
     rule(
-        "entering",
+        "from_bridges",
         new()
             .ipv6()
             .input_name()
             .source6()
-            .not_among("sources6")
+            .not_among("sources_v6")
             .drop(),
     );
-    // A port on 127.0.0.1 is the host's own: from outside nobody is led there (CVE-2025-54388).
+    // A port published on 127.0.0.1 must not be reachable from outside (CVE-2025-54388).
     rule(
-        "publish",
+        "prerouting_nat",
         new()
             .ipv4()
             .destination4()
@@ -769,7 +797,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
             .accept(),
     );
     rule(
-        "publish",
+        "prerouting_nat",
         new()
             .ipv6()
             .destination6()
@@ -777,16 +805,16 @@ fn inet_rules(table: &Table) -> Vec<Message> {
             .accept(),
     );
     rule(
-        "loop",
+        "output_nat",
         new()
             .ipv6()
             .destination6()
             .in_network(Ipv6Addr::LOCALHOST.into(), 128)
             .destination6()
-            .not_among("loopback6")
+            .not_among("loopback_v6")
             .accept(),
     );
-    for chain in ["publish", "loop"] {
+    for chain in ["prerouting_nat", "output_nat"] {
         let to_host = || new().for_this_host();
         rule(
             chain,
@@ -795,7 +823,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
                 .destination4()
                 .protocol()
                 .destination_port()
-                .destination_from("ports4_at", IPV4),
+                .destination_from("dnat_v4_by_address", IPV4),
         );
         rule(
             chain,
@@ -803,7 +831,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
                 .ipv4()
                 .protocol()
                 .destination_port()
-                .destination_from("ports4", IPV4),
+                .destination_from("dnat_v4", IPV4),
         );
         rule(
             chain,
@@ -812,7 +840,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
                 .destination6()
                 .protocol()
                 .destination_port()
-                .destination_from("ports6_at", IPV6),
+                .destination_from("dnat_v6_by_address", IPV6),
         );
         rule(
             chain,
@@ -820,33 +848,33 @@ fn inet_rules(table: &Table) -> Vec<Message> {
                 .ipv6()
                 .protocol()
                 .destination_port()
-                .destination_from("ports6", IPV6),
+                .destination_from("dnat_v6", IPV6),
         );
     }
-    // By address, not by the interface it came from: where bridged traffic is filtered
-    // (br_netfilter) none is known here.
+    // Matched by source address instead of the input interface, which is unknown in this hook where
+    // bridged traffic is filtered (br_netfilter).
     rule(
-        "leave",
+        "postrouting_nat",
         new()
             .ipv4()
             .output_name()
             .source4()
-            .among("sources4")
+            .among("sources_v4")
             .translated()
             .masquerade(),
     );
     rule(
-        "leave",
+        "postrouting_nat",
         new()
             .ipv6()
             .output_name()
             .source6()
-            .among("sources6")
+            .among("sources_v6")
             .translated()
             .masquerade(),
     );
     rule(
-        "leave",
+        "postrouting_nat",
         new()
             .output_name()
             .among("bridges")
@@ -856,7 +884,7 @@ fn inet_rules(table: &Table) -> Vec<Message> {
             .masquerade(),
     );
     rule(
-        "leave",
+        "postrouting_nat",
         new()
             .output_name()
             .among("bridges")
@@ -866,65 +894,68 @@ fn inet_rules(table: &Table) -> Vec<Message> {
             .masquerade(),
     );
     rule(
-        "leave",
+        "postrouting_nat",
         new()
             .input_name()
-            .among("masquerade4")
+            .among("masquerade_v4")
             .output_name()
             .not_among("bridges")
             .ipv4()
             .masquerade(),
     );
     rule(
-        "leave",
+        "postrouting_nat",
         new()
             .input_name()
-            .among("masquerade6")
+            .among("masquerade_v6")
             .output_name()
             .not_among("bridges")
             .ipv6()
             .masquerade(),
     );
-    rule("guard", new().jump(USER));
-    rule("guard", new().established().accept());
+    rule("forward", new().jump(USER));
+    rule("forward", new().established().accept());
     rule(
-        "guard",
-        new().input_name().output_name().among("pairs").accept(),
+        "forward",
+        new()
+            .input_name()
+            .output_name()
+            .among("same_bridge")
+            .accept(),
     );
-    rule("guard", new().input_name().among("internal").drop());
-    rule("guard", new().output_name().among("internal").drop());
+    rule("forward", new().input_name().among("internal").drop());
+    rule("forward", new().output_name().among("internal").drop());
     rule(
-        "guard",
+        "forward",
         new().output_name().among("bridges").translated().accept(),
     );
-    // Where addresses lead to containers as they are, others of our bridges come in by the same
-    // doors.
+    // On routed networks, other bridges of ours may use the same published ports as the outside.
     const ICMP: u8 = 1;
     const ICMPV6: u8 = 58;
-    let routed4 = || new().ipv4().output_name().among("routed4");
+    let routed_v4 = || new().ipv4().output_name().among("routed_v4");
     rule(
-        "guard",
-        routed4()
+        "forward",
+        routed_v4()
             .destination4()
             .protocol()
             .destination_port()
-            .among("doors4")
+            .among("published_v4")
             .accept(),
     );
-    rule("guard", routed4().protocol_is(ICMP).accept());
-    let routed6 = || new().ipv6().output_name().among("routed6");
+    rule("forward", routed_v4().protocol_is(ICMP).accept());
+    let routed_v6 = || new().ipv6().output_name().among("routed_v6");
     rule(
-        "guard",
-        routed6()
+        "forward",
+        routed_v6()
             .destination6()
             .protocol()
             .destination_port()
-            .among("doors6")
+            .among("published_v6")
             .accept(),
     );
-    rule("guard", routed6().protocol_is(ICMPV6).accept());
+    rule("forward", routed_v6().protocol_is(ICMPV6).accept());
     rule(
-        "guard",
+        "forward",
         new()
             .input_name()
             .among("bridges")
@@ -932,15 +963,21 @@ fn inet_rules(table: &Table) -> Vec<Message> {
             .among("bridges")
             .drop(),
     );
-    rule("guard", new().ipv4().output_name().among("open4").accept());
-    rule("guard", new().ipv6().output_name().among("open6").accept());
-    rule("guard", new().output_name().among("bridges").drop());
+    rule(
+        "forward",
+        new().ipv4().output_name().among("unprotected_v4").accept(),
+    );
+    rule(
+        "forward",
+        new().ipv6().output_name().among("unprotected_v6").accept(),
+    );
+    rule("forward", new().output_name().among("bridges").drop());
     messages
 }
 
-/// What the interfaces of containers may send: frames from their own hardware address, ARP and IP
-/// from their own addresses, and nothing else. Other interfaces (the bridge itself, ports that
-/// others plugged in) pass.
+/// Returns the rules for frames from containers: only with the container's own hardware address,
+/// and ARP and IP packets only with its own addresses. Frames from other bridge ports (the bridge
+/// itself, ports added by others) pass.
 fn bridge_rules(table: &Table) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut rule = |chain: &str, rule: Rule| messages.push(table.rule(chain, rule));
@@ -948,78 +985,82 @@ fn bridge_rules(table: &Table) -> Vec<Message> {
     const IP: u16 = 0x0800;
     const IP6: u16 = 0x86dd;
     let new = Rule::new;
-    // What is most frequent takes a single look.
+    // The most frequent case takes a single lookup.
     rule(
-        "ports",
+        "prerouting",
         new()
             .ether_type(IP)
             .input_name()
             .source_mac()
             .source4()
-            .among("senders4")
+            .among("senders_v4")
             .accept(),
     );
     rule(
-        "ports",
-        new().input_name().among("interfaces").jump("checked"),
+        "prerouting",
+        new()
+            .input_name()
+            .among("interfaces")
+            .jump("from_containers"),
     );
-    rule("checked", new().ether_type(IP).drop());
+    rule("from_containers", new().ether_type(IP).drop());
     rule(
-        "checked",
+        "from_containers",
         new().input_name().source_mac().not_among("senders").drop(),
     );
     rule(
-        "checked",
+        "from_containers",
         new()
             .ether_type(ARP)
             .input_name()
             .source_mac()
             .arp_source()
-            .not_among("senders4")
+            .not_among("senders_v4")
             .drop(),
     );
-    rule("checked", new().ether_type(ARP).accept());
-    // Receivers take off priority tags (802.1Q, 802.1ad) in front of a packet, as many as there
-    // are; these rules do not see behind a second one.
-    rule("checked", new().ether_type_is_not(IP6).drop());
-    // Neighbours say which address is theirs; routers are not among them.
+    rule("from_containers", new().ether_type(ARP).accept());
+    // Receivers remove any number of priority tags (802.1Q, 802.1ad) in front of a packet; these
+    // rules do not see behind a second one, so tagged frames are dropped.
+    rule("from_containers", new().ether_type_is_not(IP6).drop());
+    // Neighbour advertisements may only announce the container's own addresses; containers are not
+    // routers.
     const ICMPV6: u8 = 58;
     const ROUTER_ADVERTISEMENT: u8 = 134;
     const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
     const REDIRECT: u8 = 137;
     let icmp = |kind: u8| new().protocol_is(ICMPV6).icmp_type_is(kind);
     let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
-    rule("checked", icmp(ROUTER_ADVERTISEMENT).drop());
-    rule("checked", icmp(REDIRECT).drop());
+    rule("from_containers", icmp(ROUTER_ADVERTISEMENT).drop());
+    rule("from_containers", icmp(REDIRECT).drop());
     rule(
-        "checked",
+        "from_containers",
         icmp(NEIGHBOUR_ADVERTISEMENT)
             .neighbour_target()
             .in_network(link_local.into(), 10)
             .accept(),
     );
     rule(
-        "checked",
+        "from_containers",
         icmp(NEIGHBOUR_ADVERTISEMENT)
             .input_name()
             .neighbour_target()
-            .not_among("senders6")
+            .not_among("senders_v6")
             .drop(),
     );
     rule(
-        "checked",
+        "from_containers",
         new().source6().in_network(link_local.into(), 10).accept(),
     );
     rule(
-        "checked",
+        "from_containers",
         new()
             .source6()
             .in_network(Ipv6Addr::UNSPECIFIED.into(), 128)
             .accept(),
     );
     rule(
-        "checked",
-        new().input_name().source6().not_among("senders6").drop(),
+        "from_containers",
+        new().input_name().source6().not_among("senders_v6").drop(),
     );
     messages
 }
@@ -1039,7 +1080,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_do_not_overlap() {
+    fn overlapping_ranges_are_merged() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let ranges = [
             ("fe80::", "febf::"),
@@ -1048,7 +1089,7 @@ mod tests {
             ("::", "::"),
             ("febf::", "fec0::"),
         ];
-        let merged = merged(ranges.map(|(first, last)| (ip(first), ip(last))).to_vec());
+        let merged = merge_ranges(ranges.map(|(first, last)| (ip(first), ip(last))).to_vec());
         let expected = [
             ("10.0.0.0", "10.0.0.255"),
             ("::", "::"),
@@ -1058,10 +1099,54 @@ mod tests {
     }
 
     #[test]
-    fn what_an_administrator_has_closed_stays_closed_when_tables_give_way() {
+    fn user_rules_survive_when_tables_are_recreated() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
+        let elsewhere = Hook {
+            kind: "filter",
+            number: nft::POSTROUTING,
+            priority: FILTER,
+        };
+        // A chain of ours with another hook, as another version may have created it.
+        check_recreation(|table| vec![table.chain("forward", Some(elsewhere))]);
+    }
+
+    #[test]
+    fn tables_of_an_earlier_version_are_replaced() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let hook = Hook {
+            kind: "filter",
+            number: nft::FORWARD,
+            priority: FILTER,
+        };
+        let pairs = Set {
+            name: OBSOLETE_SET,
+            key: &[IFNAME, IFNAME],
+            data: &[],
+            interval: false,
+        };
+        check_recreation(|table| {
+            vec![
+                table.set(pairs, 1),
+                table.chain("guard", Some(hook)),
+                table.rule(
+                    "guard",
+                    Rule::new()
+                        .input_name()
+                        .output_name()
+                        .not_among("pairs")
+                        .drop(),
+                ),
+            ]
+        });
+    }
+
+    /// Checks that `restore` turns a table with the objects `old` into a complete one without them,
+    /// and keeps the rules in chain `user`.
+    fn check_recreation(old: impl FnOnce(&Table) -> Vec<Message> + Send) {
         let host = crate::namespace::Namespace::create().unwrap();
         whelk_sys::net::within(host.as_fd(), || {
             let mut socket = Socket::open(Some(NETFILTER), 0).unwrap();
@@ -1069,27 +1154,19 @@ mod tests {
                 family: nft::INET,
                 name: "test".into(),
             };
-            // As another version may have made it: a chain of ours that the kernel calls from
-            // elsewhere.
-            let elsewhere = Hook {
-                kind: "filter",
-                number: nft::POSTROUTING,
-                priority: FILTER,
-            };
-            let messages = vec![
-                table.add(),
-                table.chain(USER, None),
-                table.chain("guard", Some(elsewhere)),
+            let mut messages = vec![table.add(), table.chain(USER, None)];
+            messages.extend(old(&table));
+            messages.extend([
                 table.rule(USER, Rule::new().input_is("closed0").drop()),
                 table.first_rule(USER, Rule::new().protocol_is(17).drop(), "by hand"),
-            ];
+            ]);
             socket.batch(transaction(messages)).unwrap();
             let firewall = Firewall::new("test").unwrap();
             let rules = |socket: &mut Socket| {
                 let replies = socket.dump(table.get_rules(USER)).unwrap();
                 let parts = |rule: &crate::netlink::Reply| {
                     let (_, attributes) = rule.split(nft::HEADER).unwrap();
-                    [nft::RULE_EXPRESSIONS, nft::RULE_USERDATA]
+                    [nft::NFTA_RULE_EXPRESSIONS, nft::NFTA_RULE_USERDATA]
                         .map(|kind| attributes.find(kind).map(<[u8]>::to_vec))
                 };
                 replies.iter().map(parts).collect::<Vec<_>>()
@@ -1097,8 +1174,14 @@ mod tests {
             let before = rules(&mut socket);
             assert_eq!(before.len(), 2);
             firewall.restore().unwrap();
-            assert!(firewall.is_whole());
+            assert!(firewall.is_complete());
             assert_eq!(rules(&mut socket), before);
+            for gone in [
+                socket.get(table.get_set(OBSOLETE_SET)),
+                socket.get(table.get_chain("guard")),
+            ] {
+                assert_eq!(gone.map(drop), Err(Errno::NOENT));
+            }
         })
         .unwrap();
     }

@@ -1,4 +1,4 @@
-//! Which subnet a network gets, and which address a container: pure bookkeeping.
+//! IP address management: allocates subnets to networks and addresses to containers. Pure.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// A range of addresses that networks get their subnets from (`default-address-pools`).
+/// A range from which networks get their subnets (`default-address-pools`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     pub base: IpNet,
-    /// The prefix length of a subnet.
+    /// The prefix length of each subnet.
     pub size: u8,
 }
 
-/// Docker's private ranges, but 254 addresses for a network and not 65,534: 31 networks would use
-/// them up.
+/// Returns Docker's default pools, but with 254 addresses per network instead of 65,534, which
+/// would be exhausted after 31 networks.
 pub fn default_pools() -> Vec<Pool> {
     const SIZE: u8 = 24;
     let pool = |address: [u8; 4], bits: u8| Pool {
@@ -32,16 +32,17 @@ pub fn default_pools() -> Vec<Pool> {
     ]
 }
 
-pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
+/// Returns whether two subnets have addresses in common.
+pub fn overlaps(one: &IpNet, other: &IpNet) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-/// The first subnet of the pools that overlaps nothing in `taken`: other networks, and what the
-/// host has routes to.
+/// Returns the first subnet of the pools that does not overlap any of `taken`, which are the
+/// subnets of other networks and the host's routes.
 ///
 /// # Errors
-/// [`Error::Exhausted`] when all are taken.
-pub fn choose(pools: &[Pool], taken: &[IpNet]) -> Result<IpNet> {
+/// Returns [`Error::Exhausted`] if no subnet is free.
+pub fn allocate_subnet(pools: &[Pool], taken: &[IpNet]) -> Result<IpNet> {
     let mut taken: Vec<(IpAddr, IpAddr)> = taken
         .iter()
         .map(|net| (net.network(), net.broadcast()))
@@ -66,8 +67,8 @@ pub fn choose(pools: &[Pool], taken: &[IpNet]) -> Result<IpNet> {
             let Some(last) = blocked else {
                 return Ok(candidate);
             };
-            // Behind what is in the way, not just one further: a route to 10.0.0.0/8 has room for
-            // many subnets.
+            // Continue behind the blocking range instead of at the next subnet: a route to
+            // 10.0.0.0/8 covers many subnets.
             let Some(next) =
                 last_of(last.max(candidate.broadcast()), pool.size).and_then(successor)
             else {
@@ -81,13 +82,13 @@ pub fn choose(pools: &[Pool], taken: &[IpNet]) -> Result<IpNet> {
     ))
 }
 
-/// The last address of the subnet of `size` that `address` is in.
+/// Returns the last address of the subnet with prefix length `size` that contains `address`.
 fn last_of(address: IpAddr, size: u8) -> Option<IpAddr> {
     IpNet::new(address, size).ok().map(|net| net.broadcast())
 }
 
-/// A subnet of the unique local range (RFC 4193) for the network with this id, of hexadecimal
-/// digits.
+/// Returns a unique local subnet (RFC 4193) derived from a network id, which is hexadecimal. The
+/// same id always gets the same subnet.
 pub fn unique_local(id: &str) -> IpNet {
     let digits: u64 = id
         .get(..14)
@@ -119,23 +120,25 @@ fn from_number(ipv4: bool, number: u128) -> Option<IpAddr> {
     }
 }
 
-/// The addresses of one subnet.
+/// The address allocations of one subnet.
 #[derive(Clone, Debug)]
 pub struct Block {
     pub subnet: IpNet,
-    /// Where addresses that nobody asked for by number come from.
+    /// The range for dynamically allocated addresses.
     range: IpNet,
     pub gateway: IpAddr,
     used: BTreeSet<u128>,
-    /// No address below is free.
+    /// All addresses of the range below this one are in use.
     lowest: u128,
 }
 
 impl Block {
-    /// `reserved` are the auxiliary addresses; without a `gateway` it is the first of the range.
+    /// Creates a block. `reserved` are the auxiliary addresses. Without a `gateway`, the first free
+    /// address of the range is the gateway.
     ///
     /// # Errors
-    /// A range or address outside the subnet.
+    /// Returns an error if the range or an address is outside the subnet, or if no address is left
+    /// for the gateway.
     pub fn new(
         subnet: IpNet,
         range: Option<IpNet>,
@@ -175,8 +178,8 @@ impl Block {
         Ok(block)
     }
 
-    /// First and last address that a host may have. Networks of two addresses or one use all (RFC
-    /// 3021).
+    /// Returns the first and last address that a host may have. Subnets of one or two addresses use
+    /// all of them (RFC 3021).
     fn hosts(&self) -> (u128, u128) {
         let (first, last) = (
             to_number(self.subnet.network()),
@@ -211,10 +214,11 @@ impl Block {
         }
     }
 
-    /// Gives out an address: the one that is asked for, or the lowest free one.
+    /// Allocates the address `wanted`, or the lowest free one of the range.
     ///
     /// # Errors
-    /// [`Error::Conflict`] for one in use, [`Error::Exhausted`] when none is left.
+    /// Returns [`Error::Conflict`] if the address is in use, [`Error::Invalid`] if it is not a host
+    /// address of the subnet and [`Error::Exhausted`] if no address is free.
     pub fn take(&mut self, wanted: Option<IpAddr>) -> Result<IpAddr> {
         let address = match wanted {
             Some(address) => {
@@ -239,6 +243,7 @@ impl Block {
         Ok(address)
     }
 
+    /// Frees an address. The gateway stays allocated.
     pub fn release(&mut self, address: IpAddr) {
         if address != self.gateway && self.used.remove(&to_number(address)) {
             self.lowest = self.lowest.min(to_number(address));
@@ -261,32 +266,32 @@ mod tests {
     }
 
     #[test]
-    fn subnets_avoid_what_is_taken() {
+    fn allocated_subnets_do_not_overlap_taken_ones() {
         let pools = default_pools();
-        assert_eq!(choose(&pools, &[]).unwrap(), net("172.18.0.0/24"));
+        assert_eq!(allocate_subnet(&pools, &[]).unwrap(), net("172.18.0.0/24"));
         assert_eq!(
-            choose(&pools, &[net("172.18.0.0/24")]).unwrap(),
+            allocate_subnet(&pools, &[net("172.18.0.0/24")]).unwrap(),
             net("172.18.1.0/24")
         );
         assert_eq!(
-            choose(&pools, &[net("172.16.0.0/14"), net("172.20.0.128/25")]).unwrap(),
+            allocate_subnet(&pools, &[net("172.16.0.0/14"), net("172.20.0.128/25")]).unwrap(),
             net("172.20.1.0/24")
         );
         assert_eq!(
-            choose(&pools, &[net("172.16.0.0/12")]).unwrap(),
+            allocate_subnet(&pools, &[net("172.16.0.0/12")]).unwrap(),
             net("192.168.0.0/24")
         );
         assert!(matches!(
-            choose(&pools, &[net("172.16.0.0/12"), net("192.168.0.0/16")]),
+            allocate_subnet(&pools, &[net("172.16.0.0/12"), net("192.168.0.0/16")]),
             Err(Error::Exhausted(_))
         ));
     }
 
     #[test]
-    fn thousands_of_networks_fit() {
+    fn thousands_of_subnets_can_be_allocated() {
         let mut taken = Vec::new();
         for _ in 0..2000 {
-            let subnet = choose(&default_pools(), &taken).unwrap();
+            let subnet = allocate_subnet(&default_pools(), &taken).unwrap();
             taken.push(subnet);
         }
         taken.sort_unstable();
@@ -306,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses() {
+    fn allocates_the_lowest_free_or_the_requested_address() {
         let mut block = Block::new(net("10.0.0.0/29"), None, None, &[ip("10.0.0.3")]).unwrap();
         assert_eq!(block.gateway, ip("10.0.0.1"));
         assert_eq!(block.take(None).unwrap(), ip("10.0.0.2"));
@@ -347,7 +352,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_address_is_given_twice(bits in 20u8..=31, steps in prop::collection::vec((any::<bool>(), any::<u16>()), 0..300)) {
+        fn no_address_is_allocated_twice(bits in 20u8..=31, steps in prop::collection::vec((any::<bool>(), any::<u16>()), 0..300)) {
             let mut block = Block::new(IpNet::new(ip("10.4.0.0"), bits).unwrap(), None, None, &[]).unwrap();
             let mut held = BTreeSet::new();
             for (take, which) in steps {
@@ -360,7 +365,7 @@ mod tests {
                     block.release(address);
                 }
             }
-            // All that is left can still be had.
+            // All addresses that are not held can still be allocated.
             let (first, last) = block.hosts();
             let free = (last - first) as usize - held.len();
             for _ in 0..free {

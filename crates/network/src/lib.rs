@@ -1,24 +1,25 @@
-//! What connects containers: bridges and other interfaces, addresses, published ports, the rules
-//! between them.
+//! Bridges and other interfaces, address management, published ports, DNS answers and firewall
+//! rules for containers.
 //!
-//! Blocking code over netlink; the engine's records say what should be, this crate makes it so.
+//! All calls block; most talk netlink. The engine's records describe the desired state; this crate
+//! applies it to the host.
 #![forbid(unsafe_code)]
 
 mod conntrack;
 pub mod dns;
+pub mod dns_sockets;
 mod error;
 mod firewall;
+mod forward_accept;
 pub mod ipam;
 mod link;
-pub mod names;
 pub mod namespace;
 mod netlink;
 mod nft;
 mod owner;
-mod passage;
 pub mod port;
 
 pub use error::{Error, Result};
-pub use firewall::{BridgeRules, Changes, Firewall, SenderRules};
-pub use link::{LONGEST_NAME, Link, Links, Peer, Port};
-pub use passage::Passage;
+pub use firewall::{BridgeRules, Firewall, RulesetChanges, SenderRules};
+pub use forward_accept::ForwardAccept;
+pub use link::{Link, Links, MAX_INTERFACE_NAME, Peer, Port};

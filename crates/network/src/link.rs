@@ -1,4 +1,4 @@
-//! Interfaces, addresses and routes, over rtnetlink(7).
+//! Network interfaces, addresses and routes, over rtnetlink(7).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -54,17 +54,17 @@ const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
-/// No duplicate address detection: the address is given out once, and a container must not wait a
-/// second for it.
+/// Disables duplicate address detection: addresses are allocated uniquely, and a container must not
+/// wait a second for it.
 const IFA_F_NODAD: u8 = 2;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// The longest name of an interface, in bytes (IFNAMSIZ less its zero).
-pub const LONGEST_NAME: usize = 15;
+/// Maximum length of an interface name in bytes (`IFNAMSIZ` less the terminating zero).
+pub const MAX_INTERFACE_NAME: usize = 15;
 
-/// An interface as the kernel lists it.
+/// A network interface as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     pub index: u32,
@@ -72,11 +72,11 @@ pub struct Link {
     /// `bridge`, `veth`, …; empty for hardware.
     pub kind: String,
     pub mac: [u8; 6],
-    /// What somebody noted about it (`ip link show` shows it).
+    /// The alias (`ip link show` prints it).
     pub alias: String,
 }
 
-/// One end of a veth pair that is to be a container's interface, in the container's namespace.
+/// The interface to create inside a container's network namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer<'a> {
     pub name: &'a str,
@@ -84,16 +84,16 @@ pub struct Peer<'a> {
     pub namespace: BorrowedFd<'a>,
 }
 
-/// How the ports of a bridge may talk.
+/// Settings of a bridge port.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Port {
-    /// Not to other isolated ports (`icc=false`).
+    /// Frames are not forwarded to other isolated ports (`icc=false`).
     pub isolated: bool,
-    /// Frames may go back where they came from.
+    /// Frames may be sent back through the port they came from.
     pub hairpin: bool,
 }
 
-/// A connection to rtnetlink in the namespace it was opened in.
+/// An rtnetlink socket, bound to the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Links(Socket);
 
@@ -110,22 +110,23 @@ fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { AF_INET } else { AF_INET6 }
 }
 
-fn kernel(what: String) -> impl FnOnce(Errno) -> Error {
-    move |error| Error::kernel(&what, error)
+fn kernel(operation: String) -> impl FnOnce(Errno) -> Error {
+    move |error| Error::kernel(&operation, error)
 }
 
 impl Links {
+    /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
         Socket::open(None, 0).map(Self)
     }
 
-    /// Opens the connection inside another network namespace.
+    /// Opens a socket inside another network namespace.
     pub fn open_in(namespace: BorrowedFd<'_>) -> Result<Self> {
         whelk_sys::net::within(namespace, Self::open)
             .map_err(|error| Error::io("enter the network namespace", &error))?
     }
 
-    /// An interface by name, or `None`.
+    /// Returns the interface with this name, or `None`.
     pub fn find(&mut self, name: &str) -> Result<Option<Link>> {
         let message = Message::new(RTM_GETLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name);
         match self.0.get(message) {
@@ -135,6 +136,7 @@ impl Links {
         }
     }
 
+    /// Returns all interfaces.
     pub fn list(&mut self) -> Result<Vec<Link>> {
         let replies = self
             .0
@@ -146,12 +148,12 @@ impl Links {
     fn index(&mut self, name: &str) -> Result<u32> {
         self.find(name)?.map(|link| link.index).ok_or_else(|| {
             Error::Kernel(format!(
-                "the interface {name} was just made and is not there"
+                "interface {name} does not exist although it was just created"
             ))
         })
     }
 
-    /// Makes a bridge, up, with a note about it, and returns its index.
+    /// Creates a bridge with an alias, brings it up and returns its index.
     pub fn create_bridge(
         &mut self,
         name: &str,
@@ -165,8 +167,8 @@ impl Links {
             &ifinfo(0, 0, IFF_UP, IFF_UP),
         )
         .text(IFLA_IFNAME, name)
-        // Given, not taken from its first port: else it would change with the ports, and neighbours
-        // would have to learn anew.
+        // A fixed address: otherwise the bridge takes one of its ports' addresses, it changes with
+        // the ports, and neighbours have to resolve it again.
         .bytes(IFLA_ADDRESS, &mac)
         .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "bridge"));
         if mtu > 0 {
@@ -175,23 +177,23 @@ impl Links {
         self.0
             .request(message)
             .map_err(kernel(format!("create bridge {name}")))?;
-        // The kernel takes it for an interface that is there only.
-        self.describe(name, alias)?;
+        // The kernel accepts an alias for existing interfaces only.
+        self.set_alias(name, alias)?;
         self.index(name)
     }
 
-    /// Notes something about an interface.
-    pub fn describe(&mut self, name: &str, alias: &str) -> Result<()> {
+    /// Sets an interface's alias.
+    pub fn set_alias(&mut self, name: &str, alias: &str) -> Result<()> {
         let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0, 0))
             .text(IFLA_IFNAME, name)
             .text(IFLA_IFALIAS, alias);
         self.0
             .request(message)
-            .map_err(kernel(format!("describe interface {name}")))
+            .map_err(kernel(format!("set the alias of interface {name}")))
     }
 
-    /// Makes a veth pair whose other end is born inside the container's namespace: moving one there
-    /// would cost an RCU grace period, tens of milliseconds.
+    /// Creates a veth pair with the peer directly inside the container's namespace: moving an
+    /// interface there costs an RCU grace period, tens of milliseconds.
     pub fn create_veth(
         &mut self,
         name: &str,
@@ -218,7 +220,7 @@ impl Links {
             info.text(IFLA_INFO_KIND, "veth")
                 .nest(IFLA_INFO_DATA, |data| {
                     data.nest(VETH_INFO_PEER, |inner| {
-                        // Brought up later: a veth cannot be, before it has its other end.
+                        // Brought up later: a veth cannot be brought up before its peer exists.
                         with_mtu(inner.raw(&ifinfo(0, 0, 0, 0)))
                             .text(IFLA_IFNAME, peer.name)
                             .bytes(IFLA_ADDRESS, &peer.mac)
@@ -228,13 +230,13 @@ impl Links {
         });
         self.0
             .request(message)
-            .map_err(kernel(format!("create interface pair {name}")))?;
+            .map_err(kernel(format!("create veth pair {name}")))?;
         self.set_port(name, port)
     }
 
-    /// Makes a veth pair, down: one end here, the other in the namespace `elsewhere`. Returns the
-    /// index of the first.
-    pub fn create_pair(
+    /// Creates a veth pair, both ends down: `name` here, and `outer` in the namespace `elsewhere`.
+    /// Returns the index of the first.
+    pub fn create_veth_pair(
         &mut self,
         name: &str,
         outer: &str,
@@ -255,13 +257,19 @@ impl Links {
             });
         self.0
             .request(message)
-            .map_err(kernel(format!("create interface pair {outer}")))?;
+            .map_err(kernel(format!("create veth pair {outer}")))?;
         self.index(name)
     }
 
-    /// Makes an interface that is there already a bridge's port, and brings it up. What was noted
-    /// about it goes; an `mtu` of 0 stays as it is.
-    pub fn join_bridge(&mut self, name: &str, bridge: u32, mtu: u32, port: Port) -> Result<()> {
+    /// Makes an existing interface a bridge port and brings it up. Clears its alias; an `mtu` of 0
+    /// leaves the MTU unchanged.
+    pub fn attach_to_bridge(
+        &mut self,
+        name: &str,
+        bridge: u32,
+        mtu: u32,
+        port: Port,
+    ) -> Result<()> {
         let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, IFF_UP, IFF_UP))
             .text(IFLA_IFNAME, name)
             .u32(IFLA_MASTER, bridge)
@@ -273,13 +281,19 @@ impl Links {
         };
         self.0
             .request(message)
-            .map_err(kernel(format!("connect interface {name}")))?;
+            .map_err(kernel(format!("attach interface {name} to a bridge")))?;
         self.set_port(name, port)
     }
 
-    /// Gives an interface that is down what a container's is to have. A `name` of `None` and an
-    /// `mtu` of 0 stay as they are.
-    pub fn adapt(&mut self, index: u32, name: Option<&str>, mac: [u8; 6], mtu: u32) -> Result<()> {
+    /// Sets the hardware address, name and MTU of an interface that is down. A `name` of `None` and
+    /// an `mtu` of 0 leave them unchanged.
+    pub fn configure(
+        &mut self,
+        index: u32,
+        name: Option<&str>,
+        mac: [u8; 6],
+        mtu: u32,
+    ) -> Result<()> {
         let mut message =
             Message::new(RTM_NEWLINK, 0, &ifinfo(0, index, 0, 0)).bytes(IFLA_ADDRESS, &mac);
         if let Some(name) = name {
@@ -290,7 +304,7 @@ impl Links {
         }
         self.0
             .request(message)
-            .map_err(kernel(format!("set up interface {index}")))
+            .map_err(kernel(format!("configure interface {index}")))
     }
 
     fn set_port(&mut self, name: &str, port: Port) -> Result<()> {
@@ -306,13 +320,13 @@ impl Links {
                 });
             self.0
                 .request(message)
-                .map_err(kernel(format!("set the bridge port {name}")))?;
+                .map_err(kernel(format!("configure bridge port {name}")))?;
         }
         Ok(())
     }
 
-    /// Makes a macvlan interface of `parent` inside a namespace. `mode` as in `linux/if_link.h`; an
-    /// `mtu` of 0 is the parent's.
+    /// Creates a macvlan interface on `parent` inside a namespace. `mode` is a `MACVLAN_MODE_*`
+    /// value (`linux/if_link.h`); an `mtu` of 0 means the parent's.
     pub fn create_macvlan(
         &mut self,
         parent: u32,
@@ -325,8 +339,8 @@ impl Links {
         })
     }
 
-    /// Makes an ipvlan interface of `parent` inside a namespace; it has the parent's hardware
-    /// address. `mode` and `flags` as in `linux/if_link.h`.
+    /// Creates an ipvlan interface on `parent` inside a namespace; it has the parent's hardware
+    /// address. `mode` and `flags` are `IPVLAN_MODE_*` and `IPVLAN_F_*` values (`linux/if_link.h`).
     pub fn create_ipvlan(
         &mut self,
         parent: u32,
@@ -378,7 +392,7 @@ impl Links {
         }
     }
 
-    /// Makes an 802.1q sub-interface, up.
+    /// Creates an 802.1Q sub-interface, brings it up and returns its index.
     pub fn create_vlan(&mut self, name: &str, parent: u32, id: u16) -> Result<u32> {
         let message = Message::new(
             RTM_NEWLINK,
@@ -397,7 +411,8 @@ impl Links {
         self.index(name)
     }
 
-    /// Makes an interface that leads nowhere, up: the parent of macvlan networks that need none.
+    /// Creates a dummy interface, brings it up and returns its index: the parent of macvlan
+    /// networks without a configured one.
     pub fn create_dummy(&mut self, name: &str) -> Result<u32> {
         let message = Message::new(
             RTM_NEWLINK,
@@ -412,6 +427,7 @@ impl Links {
         self.index(name)
     }
 
+    /// Brings an interface up.
     pub fn set_up(&mut self, index: u32) -> Result<()> {
         let message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, index, IFF_UP, IFF_UP));
         self.0
@@ -419,18 +435,18 @@ impl Links {
             .map_err(kernel(format!("bring up interface {index}")))
     }
 
-    /// Removes an interface; a missing one is fine.
+    /// Deletes an interface. A missing one is not an error.
     pub fn delete(&mut self, name: &str) -> Result<()> {
         match self
             .0
             .request(Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0, 0)).text(IFLA_IFNAME, name))
         {
             Err(Errno::NODEV) => Ok(()),
-            result => result.map_err(kernel(format!("remove interface {name}"))),
+            result => result.map_err(kernel(format!("delete interface {name}"))),
         }
     }
 
-    /// Gives an interface an address; one that it has already is fine.
+    /// Adds an address to an interface. An existing one is not an error.
     pub fn add_address(&mut self, index: u32, address: IpNet) -> Result<()> {
         let mut message = address_message(RTM_NEWADDR, CREATE | REPLACE, index, address);
         if let IpNet::V4(net) = address
@@ -443,6 +459,7 @@ impl Links {
             .map_err(kernel(format!("add address {address}")))
     }
 
+    /// Removes an address from an interface. A missing one is not an error.
     pub fn remove_address(&mut self, index: u32, address: IpNet) -> Result<()> {
         match self
             .0
@@ -453,7 +470,8 @@ impl Links {
         }
     }
 
-    /// A route through an interface, to a gateway or to the link itself.
+    /// Adds a route through an interface, to a gateway or on-link. A `metric` of 0 means the
+    /// kernel's default.
     pub fn add_route(
         &mut self,
         index: u32,
@@ -490,19 +508,20 @@ impl Links {
         if metric > 0 {
             message = message.u32(RTA_PRIORITY, metric);
         }
-        let way = gateway
-            .map(|gateway| format!(" by {gateway}"))
+        let via = gateway
+            .map(|gateway| format!(" via {gateway}"))
             .unwrap_or_default();
         self.0
             .request(message)
-            .map_err(kernel(format!("add route to {to}{way}")))
+            .map_err(kernel(format!("add route to {to}{via}")))
     }
 
-    /// Has packets for ::1 that come in by this interface delivered here: what `route_localnet`
-    /// does for IPv4. The kernel drops those that are sent so; what is left are answers to
-    /// connections that rules have led out of it.
-    pub fn deliver_loopback6(&mut self, index: u32) -> Result<()> {
-        // After the loopback interface's own route, whose metric is 0.
+    /// Adds a local route for ::1 on an interface, so that packets to ::1 that arrive there are
+    /// delivered locally: the counterpart of `route_localnet` for IPv4. The kernel drops packets
+    /// that arrive with ::1 as their destination; what remains are replies to connections from ::1
+    /// that DNAT rules redirected.
+    pub fn add_ipv6_loopback_route(&mut self, index: u32) -> Result<()> {
+        // A lower priority than the loopback interface's own route, whose metric is 0.
         const METRIC: u32 = 4096;
         let to = Ipv6Addr::LOCALHOST;
         let header = [
@@ -523,14 +542,14 @@ impl Links {
             .u32(RTA_OIF, index)
             .ip(RTA_DST, to.into())
             .u32(RTA_PRIORITY, METRIC);
-        // Beside those of other interfaces, so not in their place.
+        // Without `NLM_F_REPLACE`: the routes of other interfaces must stay.
         match self.0.request(message) {
             Err(Errno::EXIST) => Ok(()),
             result => result.map_err(kernel(format!("add route to {to}"))),
         }
     }
 
-    /// The networks that this namespace's main table leads to, without default routes.
+    /// Returns the destinations in the main routing table, without default routes.
     pub fn routes(&mut self) -> Result<Vec<IpNet>> {
         Ok(self
             .routes_by_link()?
@@ -539,15 +558,15 @@ impl Links {
             .collect())
     }
 
-    /// The same with the index of the interface that each leads through, or 0 where there are
-    /// several.
+    /// Like [`Links::routes`], with the index of each route's interface, or 0 for a multipath
+    /// route.
     pub fn routes_by_link(&mut self) -> Result<Vec<(IpNet, u32)>> {
         let mut found = Vec::new();
         for family in [AF_INET, AF_INET6] {
             let header = [family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             match self.0.dump(Message::new(RTM_GETROUTE, 0, &header)) {
                 Ok(replies) => found.extend(replies.iter().filter_map(parse_route)),
-                // A kernel without IPv6.
+                // The kernel has no IPv6.
                 Err(Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => {}
                 Err(error) => return Err(Error::kernel("list routes", error)),
             }
@@ -600,7 +619,7 @@ fn parse_route(reply: &Reply) -> Option<(IpNet, u32)> {
         IpAddr::V6(Ipv6Addr::UNSPECIFIED)
     };
     let net = IpNet::new(attributes.ip(RTA_DST).unwrap_or(unspecified), header[1]).ok()?;
-    // Link-local and multicast routes are on every interface; they are nobody's network.
+    // Link-local and multicast routes exist on every interface.
     let common = match net.addr() {
         IpAddr::V4(address) => address.is_multicast(),
         IpAddr::V6(address) => address.is_multicast() || address.is_unicast_link_local(),

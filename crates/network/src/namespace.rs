@@ -1,4 +1,4 @@
-//! Network namespaces that no process lives in yet.
+//! Creates network namespaces ahead of the processes that will use them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};
@@ -9,27 +9,29 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::{Error, Result};
 use crate::link::Links;
 
-/// How interfaces take part in IPv6.
+/// The IPv6 configuration of interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ipv6 {
-    /// As the kernel does by itself.
-    Automatic,
-    /// Not at all, not even with a link-local address.
-    Off,
-    /// With the addresses that they are given, whatever routers say.
-    Given,
+pub enum Ipv6Mode {
+    /// The kernel's default: addresses by router advertisements.
+    KernelDefault,
+    /// IPv6 is disabled; there is not even a link-local address.
+    Disabled,
+    /// Only the addresses that are added explicitly; router advertisements are ignored.
+    Static,
 }
 
-/// The files that say how an interface, or those to come, take part in IPv6.
+/// The open sysctl files (`net.ipv6.conf.*`) of an interface, or of the namespace's default for new
+/// interfaces.
 #[derive(Debug)]
-struct Switch {
+struct Ipv6Sysctls {
     disable: File,
     accept_ra: File,
 }
 
-impl Switch {
-    /// Opens those of the calling thread's namespace: the kernel looks at whose thread opens them,
-    /// not at whose writes. `None` where the kernel has no IPv6.
+impl Ipv6Sysctls {
+    /// Opens the files in the calling thread's network namespace: the kernel resolves
+    /// `/proc/sys/net` when a file is opened, not when it is written. Returns `None` if the kernel
+    /// has no IPv6.
     fn open(interface: &str) -> io::Result<Option<Self>> {
         let open = |key: &str| {
             OpenOptions::new()
@@ -45,52 +47,56 @@ impl Switch {
         }
     }
 
-    fn set(&mut self, wanted: Ipv6) -> Result<()> {
+    fn set(&mut self, wanted: Ipv6Mode) -> Result<()> {
         let write = |file: &mut File, value: &str| {
             file.rewind()
                 .and_then(|()| file.write_all(value.as_bytes()))
         };
         write(
             &mut self.disable,
-            if wanted == Ipv6::Off { "1" } else { "0" },
+            if wanted == Ipv6Mode::Disabled {
+                "1"
+            } else {
+                "0"
+            },
         )
         .and_then(|()| {
             write(
                 &mut self.accept_ra,
-                if wanted == Ipv6::Given { "0" } else { "1" },
+                if wanted == Ipv6Mode::Static { "0" } else { "1" },
             )
         })
-        .map_err(|error| Error::io("set IPv6 in a network namespace", &error))
+        .map_err(|error| Error::io("configure IPv6 in a network namespace", &error))
     }
 }
 
-/// An interface that was made with its namespace, down and without IPv6. Its other end is on the
-/// host.
+/// An interface that was created with its namespace, down and with IPv6 disabled. Its peer is on
+/// the host.
 #[derive(Debug)]
 pub struct Interface {
     pub index: u32,
-    ipv6: Option<Switch>,
+    ipv6: Option<Ipv6Sysctls>,
 }
 
 impl Interface {
-    /// Says how it takes part in IPv6. Before it gets another name.
-    pub fn set_ipv6(&mut self, wanted: Ipv6) -> Result<()> {
+    /// Sets its IPv6 configuration. Must be called before it is renamed.
+    pub fn set_ipv6(&mut self, wanted: Ipv6Mode) -> Result<()> {
         self.ipv6
             .as_mut()
-            .filter(|_| wanted != Ipv6::Off)
+            .filter(|_| wanted != Ipv6Mode::Disabled)
             .map_or(Ok(()), |switch| switch.set(wanted))
     }
 }
 
-/// A network namespace, and what it takes to set it up from outside: entering it would need a
-/// thread each time.
+/// A network namespace, with the open files and sockets to configure it from outside: entering it
+/// would need a new thread each time.
 #[derive(Debug)]
 pub struct Namespace {
     fd: OwnedFd,
     pub links: Links,
-    /// Of interfaces to come.
-    defaults: Option<Switch>,
-    ipv6: Ipv6,
+    /// The settings for new interfaces.
+    defaults: Option<Ipv6Sysctls>,
+    ipv6: Ipv6Mode,
 }
 
 impl AsFd for Namespace {
@@ -106,36 +112,43 @@ impl From<Namespace> for OwnedFd {
 }
 
 impl Namespace {
-    /// Makes one with its loopback up. It lives as long as this, and what it is given to.
+    /// Creates a namespace with the loopback interface up. It exists as long as this value or a
+    /// process that it is given to.
     pub fn create() -> Result<Self> {
-        Self::create_and(|_| Ok(())).map(|(namespace, ())| namespace)
+        Self::create_with(|_| Ok(())).map(|(namespace, ())| namespace)
     }
 
-    /// The same with an interface `name` in it, whose other end is on the host and called `outer`,
-    /// down as well.
+    /// Like [`Namespace::create`], with a veth pair: `name` inside and `outer` on the host, both
+    /// down.
     pub fn create_with_interface(name: &str, outer: &str) -> Result<(Self, Interface)> {
         let host = own_namespace()
             .map_err(|error| Error::io("open the host's network namespace", &error.into()))?;
-        Self::create_and(|namespace| {
-            namespace.set_ipv6(Ipv6::Off)?;
-            let index = namespace.links.create_pair(name, outer, host.as_fd())?;
-            let ipv6 = Switch::open(name)
-                .map_err(|error| Error::io(&format!("set up interface {name}"), &error))?;
+        Self::create_with(|namespace| {
+            namespace.set_ipv6(Ipv6Mode::Disabled)?;
+            let index = namespace
+                .links
+                .create_veth_pair(name, outer, host.as_fd())?;
+            let ipv6 = Ipv6Sysctls::open(name).map_err(|error| {
+                Error::io(
+                    &format!("open the IPv6 settings of interface {name}"),
+                    &error,
+                )
+            })?;
             Ok(Interface { index, ipv6 })
         })
     }
 
-    /// Makes one, and does something inside it.
-    fn create_and<T: Send>(work: impl FnOnce(&mut Self) -> Result<T> + Send) -> Result<(Self, T)> {
+    /// Creates a namespace and runs `work` inside it.
+    fn create_with<T: Send>(work: impl FnOnce(&mut Self) -> Result<T> + Send) -> Result<(Self, T)> {
         let made = whelk_sys::net::new_namespace(|| {
             whelk_sys::net::loopback_up()?;
-            let (fd, defaults) = (own_namespace()?, Switch::open("default")?);
+            let (fd, defaults) = (own_namespace()?, Ipv6Sysctls::open("default")?);
             Ok(Links::open().and_then(|links| {
                 let mut namespace = Self {
                     fd,
                     links,
                     defaults,
-                    ipv6: Ipv6::Automatic,
+                    ipv6: Ipv6Mode::KernelDefault,
                 };
                 let done = work(&mut namespace)?;
                 Ok((namespace, done))
@@ -144,8 +157,8 @@ impl Namespace {
         made.map_err(|error| Error::io("create a network namespace", &error))?
     }
 
-    /// Says how interfaces that are made from now on take part in IPv6.
-    pub fn set_ipv6(&mut self, wanted: Ipv6) -> Result<()> {
+    /// Sets the IPv6 configuration of interfaces that are created from now on.
+    pub fn set_ipv6(&mut self, wanted: Ipv6Mode) -> Result<()> {
         if self.ipv6 == wanted {
             return Ok(());
         }
@@ -157,7 +170,7 @@ impl Namespace {
     }
 }
 
-/// That of the calling thread.
+/// Opens the calling thread's network namespace.
 fn own_namespace() -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(
         "/proc/thread-self/ns/net",

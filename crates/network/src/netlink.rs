@@ -1,4 +1,4 @@
-//! Messages to the kernel over netlink sockets: what `ip` and `nft` speak.
+//! Encodes netlink messages and exchanges them with the kernel.
 //!
 //! ```text
 //! length:u32 type:u16 flags:u16 sequence:u32 port:u32   family header   attribute …
@@ -32,13 +32,13 @@ pub(crate) const DUMP: u16 = 0x300;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
-/// One message under construction.
+/// A request under construction.
 #[derive(Clone, Debug)]
 pub(crate) struct Message(Vec<u8>);
 
 impl Message {
-    /// `header` is the fixed part that the message's family begins with (`ifinfomsg`, `nfgenmsg`,
-    /// …).
+    /// Starts a message. `header` is the fixed header of the message's family (`ifinfomsg`,
+    /// `nfgenmsg`, …).
     pub(crate) fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -74,12 +74,12 @@ impl Message {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
-    /// In network byte order, as netfilter wants its numbers.
+    /// Adds a number in network byte order, as netfilter uses it.
     pub(crate) fn be32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// With its terminating zero.
+    /// Adds a NUL-terminated string.
     pub(crate) fn text(self, kind: u16, value: &str) -> Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
@@ -93,7 +93,7 @@ impl Message {
         }
     }
 
-    /// An attribute that holds others.
+    /// Adds an attribute that contains others.
     pub(crate) fn nest(mut self, kind: u16, inner: impl FnOnce(Self) -> Self) -> Self {
         let start = self.0.len();
         self.0.extend_from_slice(&[0; 2]);
@@ -104,7 +104,8 @@ impl Message {
         self
     }
 
-    /// Bytes as they are: the fixed header of a message inside an attribute.
+    /// Appends raw bytes: a fixed header inside an attribute, or attributes that the kernel
+    /// returned.
     pub(crate) fn raw(mut self, bytes: &[u8]) -> Self {
         self.0.extend_from_slice(bytes);
         self.pad();
@@ -127,14 +128,15 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// The family's fixed header, of `length` bytes, and the attributes behind it.
+    /// Splits the body into the family's fixed header of `length` bytes and the attributes after
+    /// it. Returns `None` if it is too short.
     pub(crate) fn split(&self, length: usize) -> Option<(&[u8], Attributes<'_>)> {
         let rest = self.body.get(length.next_multiple_of(4)..)?;
         Some((&self.body[..length], Attributes(rest)))
     }
 }
 
-/// Walks over attributes: kind (without flags) and value.
+/// An iterator over attributes: the type without flags, and the value. Ends at malformed data.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
@@ -172,7 +174,7 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// A connection to one subsystem of the kernel, in the network namespace it was opened in.
+/// A netlink socket for one subsystem, bound to the network namespace in which it was opened.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
@@ -185,11 +187,11 @@ impl AsFd for Socket {
     }
 }
 
-/// Large enough for what the kernel puts into one answer (it uses up to 32 KiB for dumps).
+/// Receive buffer size in bytes; the kernel fills up to 32 KiB per dump message.
 const BUFFER: usize = 64 << 10;
 
 impl Socket {
-    /// Without a `protocol`: rtnetlink.
+    /// Opens a socket and joins multicast `groups`. A `protocol` of `None` means rtnetlink.
     pub(crate) fn open(protocol: Option<Protocol>, groups: u32) -> Result<Self> {
         let fd = socket_with(
             AddressFamily::NETLINK,
@@ -200,7 +202,7 @@ impl Socket {
         .map_err(|error| Error::kernel("open a netlink socket", error))?;
         bind(&fd, &SocketAddrNetlink::new(0, groups))
             .map_err(|error| Error::kernel("bind a netlink socket", error))?;
-        // A ruleset of many elements is one batch.
+        // A ruleset with all its elements is sent as one batch.
         const WANTED: usize = 4 << 20;
         let _ = sockopt::set_socket_send_buffer_size_force(&fd, WANTED)
             .or_else(|_| sockopt::set_socket_send_buffer_size(&fd, WANTED));
@@ -209,19 +211,19 @@ impl Socket {
         Ok(Self { fd, sequence: 0 })
     }
 
-    /// Sends one message and waits for the kernel's yes or no.
+    /// Sends one message and waits for the acknowledgement.
     pub(crate) fn request(&mut self, message: Message) -> std::result::Result<(), Errno> {
         self.exchange(message, ACK, &mut |_| {})
     }
 
-    /// Sends one message and returns all that the kernel answers.
+    /// Sends a dump request and returns all replies.
     pub(crate) fn dump(&mut self, message: Message) -> std::result::Result<Vec<Reply>, Errno> {
         let mut replies = Vec::new();
         self.exchange(message, DUMP, &mut |reply| replies.push(reply))?;
         Ok(replies)
     }
 
-    /// Sends one message and returns the one answer before the acknowledgement.
+    /// Sends one message and returns the reply before the acknowledgement.
     pub(crate) fn get(&mut self, message: Message) -> std::result::Result<Option<Reply>, Errno> {
         let mut found = None;
         self.exchange(message, ACK, &mut |reply| found = Some(reply))?;
@@ -243,7 +245,7 @@ impl Socket {
         loop {
             for (found, reply) in self.receive(&mut buffer)? {
                 if found != sequence {
-                    // The answer to an earlier exchange that was given up.
+                    // A reply to an earlier, aborted exchange.
                     continue;
                 }
                 match reply.kind {
@@ -255,8 +257,8 @@ impl Socket {
         }
     }
 
-    /// Sends messages that the kernel takes as a whole or not at all (nfnetlink's transactions);
-    /// the first and the last are the batch's frame. Returns the first error.
+    /// Sends messages as one nfnetlink transaction, which the kernel applies completely or not at
+    /// all. The first and the last message delimit the batch. Returns the first error.
     pub(crate) fn batch(&mut self, messages: Vec<Message>) -> std::result::Result<(), Errno> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
@@ -264,8 +266,8 @@ impl Socket {
         for (index, mut message) in messages.into_iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
             if index + 2 == count {
-                // One acknowledgement, of the last message inside the frame, tells that all went
-                // well.
+                // Only the last message inside the batch requests an acknowledgement, which reports
+                // success.
                 let flags = u16::from_ne_bytes([message.0[6], message.0[7]]) | ACK;
                 message.0[6..8].copy_from_slice(&flags.to_ne_bytes());
             }
@@ -288,7 +290,7 @@ impl Socket {
         }
     }
 
-    /// The number that the kernel knows this socket by.
+    /// Returns the socket's port id.
     pub(crate) fn port(&self) -> std::result::Result<u32, Errno> {
         Ok(SocketAddrNetlink::try_from(getsockname(&self.fd)?)?.pid())
     }
@@ -303,7 +305,7 @@ impl Socket {
         }
     }
 
-    /// The next messages, with their sequence numbers. Blocks.
+    /// Blocks until the next datagram and returns its messages with their sequence numbers.
     pub(crate) fn receive(
         &self,
         buffer: &mut [u8],
@@ -338,7 +340,7 @@ fn split_first(bytes: &[u8]) -> Option<(u32, Reply, &[u8])> {
     ))
 }
 
-/// An error message carries a negated errno; zero acknowledges.
+/// Decodes an error message: it contains a negated errno, or zero for an acknowledgement.
 fn outcome(reply: &Reply) -> std::result::Result<(), Errno> {
     let code = reply
         .body
@@ -374,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_messages_end_the_walk() {
+    fn malformed_messages_end_the_iteration() {
         for length in 0..40 {
             let bytes = vec![0xff; length];
             assert!(split_first(&bytes).is_none());

@@ -1,8 +1,8 @@
-//! nf_tables objects and rule expressions, as netlink attributes.
+//! Encodes nf_tables objects and rule expressions as netlink attributes.
 //!
-//! Numbers from `linux/netfilter/nf_tables.h`. A rule is a list of expressions that load from the
-//! packet into registers, compare, look up, and end in a verdict or a translation. Registers are
-//! used from [`FIRST`] on, four bytes each.
+//! The constants are from `linux/netfilter/nf_tables.h`. A rule is a list of expressions that load
+//! packet fields into registers, compare them or look them up, and end in a verdict or a
+//! translation. Registers are used from [`NFT_REG32_00`] on, four bytes each.
 
 use std::net::IpAddr;
 
@@ -20,28 +20,116 @@ const NFT_MSG_NEWRULE: u16 = 6;
 const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_NEWSET: u16 = 9;
+const NFT_MSG_GETSET: u16 = 10;
+const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_GETSETELEM: u16 = 13;
+const NFT_MSG_DELSETELEM: u16 = 14;
 const NFT_MSG_NEWGEN: u16 = 15;
 const NFT_MSG_GETGEN: u16 = 16;
-const NFT_MSG_NEWSETELEM: u16 = 12;
-const NFT_MSG_DELSETELEM: u16 = 14;
+
+// Attributes of tables, chains, rules, sets and elements.
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_CHAIN_TYPE: u16 = 7;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NFTA_HOOK_PRIORITY: u16 = 2;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+pub(crate) const NFTA_RULE_HANDLE: u16 = 3;
+pub(crate) const NFTA_RULE_EXPRESSIONS: u16 = 4;
+pub(crate) const NFTA_RULE_USERDATA: u16 = 7;
+const NFTA_SET_TABLE: u16 = 1;
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_FLAGS: u16 = 3;
+const NFTA_SET_KEY_TYPE: u16 = 4;
+const NFTA_SET_KEY_LEN: u16 = 5;
+const NFTA_SET_DATA_TYPE: u16 = 6;
+const NFTA_SET_DATA_LEN: u16 = 7;
+const NFTA_SET_DESC: u16 = 9;
+const NFTA_SET_ID: u16 = 10;
+const NFTA_SET_DESC_CONCAT: u16 = 2;
+const NFTA_SET_FIELD_LEN: u16 = 1;
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+pub(crate) const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_KEY_END: u16 = 10;
+pub(crate) const NFTA_GEN_ID: u16 = 1;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_VERDICT_CHAIN: u16 = 2;
+
+// Attributes and operands of expressions.
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_META_DREG: u16 = 1;
+const NFTA_META_KEY: u16 = 2;
+const NFT_META_PROTOCOL: u32 = 1;
+const NFT_META_IIFNAME: u32 = 6;
+const NFT_META_OIFNAME: u32 = 7;
+const NFT_META_NFPROTO: u32 = 15;
+const NFT_META_L4PROTO: u32 = 16;
+const NFTA_PAYLOAD_DREG: u16 = 1;
+const NFTA_PAYLOAD_BASE: u16 = 2;
+const NFTA_PAYLOAD_OFFSET: u16 = 3;
+const NFTA_PAYLOAD_LEN: u16 = 4;
+const NFT_PAYLOAD_LL_HEADER: u32 = 0;
+const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
+const NFTA_CMP_SREG: u16 = 1;
+const NFTA_CMP_OP: u16 = 2;
+const NFTA_CMP_DATA: u16 = 3;
+const NFT_CMP_EQ: u32 = 0;
+const NFT_CMP_NEQ: u32 = 1;
+const NFTA_FIB_DREG: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+const NFTA_FIB_F_DADDR: u32 = 2;
+const NFTA_BITWISE_SREG: u16 = 1;
+const NFTA_BITWISE_DREG: u16 = 2;
+const NFTA_BITWISE_LEN: u16 = 3;
+const NFTA_BITWISE_MASK: u16 = 4;
+const NFTA_BITWISE_XOR: u16 = 5;
+const NFTA_LOOKUP_SET: u16 = 1;
+const NFTA_LOOKUP_SREG: u16 = 2;
+const NFTA_LOOKUP_DREG: u16 = 3;
+const NFTA_LOOKUP_FLAGS: u16 = 5;
+const NFT_LOOKUP_F_INV: u32 = 1;
+const NFTA_CT_DREG: u16 = 1;
+const NFTA_CT_KEY: u16 = 2;
+const NFT_CT_STATE: u32 = 0;
+const NFT_CT_STATUS: u32 = 2;
+const NFTA_IMMEDIATE_DREG: u16 = 1;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const NFTA_NAT_TYPE: u16 = 1;
+const NFTA_NAT_FAMILY: u16 = 2;
+const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
+const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
+const NFT_NAT_DNAT: u32 = 1;
 
 pub(crate) const INET: u8 = 1;
 pub(crate) const BRIDGE: u8 = 7;
 pub(crate) const IP: u8 = 2;
 pub(crate) const IP6: u8 = 10;
 
-/// The kind of user data that `nft list` shows as a rule's comment.
+/// The user data type that `nft list` prints as a rule's comment.
 pub(crate) const COMMENT: u8 = 0;
 
-/// `NFT_REG32_00`.
-const FIRST: u32 = 8;
+const NFT_REG32_00: u32 = 8;
 const NFT_REG_VERDICT: u32 = 0;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NFT_JUMP: i32 = -3;
 
-/// A datum's type, as `nft list` shows it (nft's `datatype.h`), and its length in bytes.
+/// A data type (its number in nft's `datatype.h`, which `nft list` uses for printing) and its
+/// length in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Type(u32, u32);
 
@@ -56,7 +144,8 @@ fn padded(length: u32) -> u32 {
     length.next_multiple_of(4)
 }
 
-/// Concatenated types: six bits each, and every part padded to a register.
+/// Returns the type and length of a concatenation: six bits per type, and each part padded to a
+/// register.
 fn concatenation(types: &[Type]) -> (u32, u32) {
     match types {
         [one] => (one.0, one.1),
@@ -66,7 +155,7 @@ fn concatenation(types: &[Type]) -> (u32, u32) {
     }
 }
 
-/// A key or value: its parts, each padded to a register where there are several.
+/// A key or data value: its parts, each padded to a register if there are several.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Value(Vec<Vec<u8>>);
 
@@ -120,7 +209,7 @@ impl Value {
     }
 }
 
-/// An element of a set: a key (or a range of keys, in interval sets), and in maps what it leads to.
+/// A set element: a key (or a range of keys, in interval sets), and the data in maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Element {
     pub(crate) key: Value,
@@ -146,26 +235,23 @@ fn message(kind: u16, flags: u16, family: u8) -> Message {
     Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &generic(family))
 }
 
-/// The fixed header of nf_tables messages.
+/// Length in bytes of `struct nfgenmsg`, the fixed header of nf_tables messages.
 pub(crate) const HEADER: usize = 4;
-pub(crate) const RULE_HANDLE: u16 = 3;
-pub(crate) const RULE_EXPRESSIONS: u16 = 4;
-pub(crate) const RULE_USERDATA: u16 = 7;
 
-/// The multicast group that hears of all changes.
+/// `NFNLGRP_NFTABLES`, the multicast group that is notified of all changes.
 pub(crate) const GROUP: u32 = 7;
 
-/// The kind of the message that ends what is told of a transaction.
+/// Returns the type of the message that ends the notifications of a transaction.
 pub(crate) fn new_generation() -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN
 }
 
-/// Asks for the number of the ruleset's last change.
+/// Requests the ruleset's generation number.
 pub(crate) fn get_generation() -> Message {
     message(NFT_MSG_GETGEN, 0, 0)
 }
 
-/// Puts messages into the frame that makes them one transaction.
+/// Wraps messages in the batch messages that make them one transaction.
 pub(crate) fn transaction(messages: Vec<Message>) -> Vec<Message> {
     let frame = |kind| {
         let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
@@ -177,14 +263,14 @@ pub(crate) fn transaction(messages: Vec<Message>) -> Vec<Message> {
     all
 }
 
-/// A table of one family; makes the messages about everything inside.
+/// A table of one family. Its methods return messages about the objects inside.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     pub(crate) family: u8,
     pub(crate) name: String,
 }
 
-/// Where in the kernel a chain is called.
+/// The hook of a base chain.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hook {
     /// `filter` or `nat`.
@@ -199,34 +285,34 @@ pub(crate) const FORWARD: u32 = 2;
 pub(crate) const OUTPUT: u32 = 3;
 pub(crate) const POSTROUTING: u32 = 4;
 
-/// What a set is for.
+/// The definition of a set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Set<'a> {
     pub(crate) name: &'a str,
     pub(crate) key: &'a [Type],
-    /// Makes it a map.
+    /// The data type of a map; empty for a set.
     pub(crate) data: &'a [Type],
-    /// Its keys are ranges.
+    /// The keys are ranges.
     pub(crate) interval: bool,
 }
 
 impl Table {
     pub(crate) fn add(&self) -> Message {
-        message(NFT_MSG_NEWTABLE, CREATE, self.family).text(1, &self.name)
+        message(NFT_MSG_NEWTABLE, CREATE, self.family).text(NFTA_TABLE_NAME, &self.name)
     }
 
     pub(crate) fn delete(&self) -> Message {
-        message(NFT_MSG_DELTABLE, 0, self.family).text(1, &self.name)
+        message(NFT_MSG_DELTABLE, 0, self.family).text(NFTA_TABLE_NAME, &self.name)
     }
 
     pub(crate) fn get(&self) -> Message {
-        message(NFT_MSG_GETTABLE, 0, self.family).text(1, &self.name)
+        message(NFT_MSG_GETTABLE, 0, self.family).text(NFTA_TABLE_NAME, &self.name)
     }
 
     pub(crate) fn chain(&self, name: &str, hook: Option<Hook>) -> Message {
         let chain = message(NFT_MSG_NEWCHAIN, CREATE, self.family)
-            .text(1, &self.name)
-            .text(3, name);
+            .text(NFTA_CHAIN_TABLE, &self.name)
+            .text(NFTA_CHAIN_NAME, name);
         match hook {
             None => chain,
             Some(Hook {
@@ -234,43 +320,43 @@ impl Table {
                 number,
                 priority,
             }) => chain
-                .nest(4, |hook| {
-                    hook.be32(1, number).be32(2, priority.cast_unsigned())
+                .nest(NFTA_CHAIN_HOOK, |hook| {
+                    hook.be32(NFTA_HOOK_HOOKNUM, number)
+                        .be32(NFTA_HOOK_PRIORITY, priority.cast_unsigned())
                 })
-                .be32(5, NF_ACCEPT)
-                .text(7, kind),
+                .be32(NFTA_CHAIN_POLICY, NF_ACCEPT)
+                .text(NFTA_CHAIN_TYPE, kind),
         }
     }
 
     pub(crate) fn rule(&self, chain: &str, rule: Rule) -> Message {
         message(NFT_MSG_NEWRULE, CREATE | APPEND, self.family)
-            .text(1, &self.name)
-            .text(2, chain)
-            .nest(RULE_EXPRESSIONS, |list| {
+            .text(NFTA_RULE_TABLE, &self.name)
+            .text(NFTA_RULE_CHAIN, chain)
+            .nest(NFTA_RULE_EXPRESSIONS, |list| {
                 rule.0
                     .into_iter()
                     .fold(list, |list, expression| expression(list))
             })
     }
 
-    /// A rule in front of all others, with a comment.
+    /// Inserts a rule at the head of a chain, with a comment.
     pub(crate) fn first_rule(&self, chain: &str, rule: Rule, comment: &str) -> Message {
         let mut data = vec![COMMENT, u8::try_from(comment.len() + 1).unwrap_or(u8::MAX)];
         data.extend_from_slice(comment.as_bytes());
         data.push(0);
         message(NFT_MSG_NEWRULE, CREATE, self.family)
-            .text(1, &self.name)
-            .text(2, chain)
-            .nest(RULE_EXPRESSIONS, |list| {
+            .text(NFTA_RULE_TABLE, &self.name)
+            .text(NFTA_RULE_CHAIN, chain)
+            .nest(NFTA_RULE_EXPRESSIONS, |list| {
                 rule.0
                     .into_iter()
                     .fold(list, |list, expression| expression(list))
             })
-            .bytes(RULE_USERDATA, &data)
+            .bytes(NFTA_RULE_USERDATA, &data)
     }
 
-    /// A rule behind all others, of what the kernel has told of one: its expressions, and its
-    /// comment or the like.
+    /// Appends a copy of a rule from the expressions and user data that the kernel returned.
     pub(crate) fn same_rule(
         &self,
         chain: &str,
@@ -278,11 +364,11 @@ impl Table {
         user_data: Option<&[u8]>,
     ) -> Message {
         let message = message(NFT_MSG_NEWRULE, CREATE | APPEND, self.family)
-            .text(1, &self.name)
-            .text(2, chain);
-        let message = message.nest(RULE_EXPRESSIONS, |list| list.raw(expressions));
+            .text(NFTA_RULE_TABLE, &self.name)
+            .text(NFTA_RULE_CHAIN, chain);
+        let message = message.nest(NFTA_RULE_EXPRESSIONS, |list| list.raw(expressions));
         if let Some(data) = user_data {
-            message.bytes(RULE_USERDATA, data)
+            message.bytes(NFTA_RULE_USERDATA, data)
         } else {
             message
         }
@@ -290,42 +376,49 @@ impl Table {
 
     pub(crate) fn delete_rule(&self, chain: &str, handle: u64) -> Message {
         message(NFT_MSG_DELRULE, 0, self.family)
-            .text(1, &self.name)
-            .text(2, chain)
-            .bytes(RULE_HANDLE, &handle.to_be_bytes())
+            .text(NFTA_RULE_TABLE, &self.name)
+            .text(NFTA_RULE_CHAIN, chain)
+            .bytes(NFTA_RULE_HANDLE, &handle.to_be_bytes())
     }
 
     pub(crate) fn get_chain(&self, chain: &str) -> Message {
         message(NFT_MSG_GETCHAIN, 0, self.family)
-            .text(1, &self.name)
-            .text(3, chain)
+            .text(NFTA_CHAIN_TABLE, &self.name)
+            .text(NFTA_CHAIN_NAME, chain)
+    }
+
+    /// Requests one set by name.
+    pub(crate) fn get_set(&self, set: &str) -> Message {
+        message(NFT_MSG_GETSET, 0, self.family)
+            .text(NFTA_SET_TABLE, &self.name)
+            .text(NFTA_SET_NAME, set)
     }
 
     pub(crate) fn flush_chain(&self, chain: &str) -> Message {
         message(NFT_MSG_DELRULE, 0, self.family)
-            .text(1, &self.name)
-            .text(2, chain)
+            .text(NFTA_RULE_TABLE, &self.name)
+            .text(NFTA_RULE_CHAIN, chain)
     }
 
     pub(crate) fn flush_set(&self, set: &str) -> Message {
         message(NFT_MSG_DELSETELEM, 0, self.family)
-            .text(1, &self.name)
-            .text(2, set)
+            .text(NFTA_SET_ELEM_LIST_TABLE, &self.name)
+            .text(NFTA_SET_ELEM_LIST_SET, set)
     }
 
     pub(crate) fn get_elements(&self, set: &str) -> Message {
         message(NFT_MSG_GETSETELEM, 0, self.family)
-            .text(1, &self.name)
-            .text(2, set)
+            .text(NFTA_SET_ELEM_LIST_TABLE, &self.name)
+            .text(NFTA_SET_ELEM_LIST_SET, set)
     }
 
     pub(crate) fn get_rules(&self, chain: &str) -> Message {
         message(NFT_MSG_GETRULE, 0, self.family)
-            .text(1, &self.name)
-            .text(2, chain)
+            .text(NFTA_RULE_TABLE, &self.name)
+            .text(NFTA_RULE_CHAIN, chain)
     }
 
-    /// `id` tells sets of one transaction apart.
+    /// Creates a set. `id` must be unique within the transaction.
     pub(crate) fn set(&self, set: Set<'_>, id: u32) -> Message {
         const NFT_SET_INTERVAL: u32 = 0x4;
         const NFT_SET_MAP: u32 = 0x8;
@@ -342,22 +435,24 @@ impl Table {
             flags |= NFT_SET_MAP;
         }
         let mut new = message(NFT_MSG_NEWSET, CREATE, self.family)
-            .text(1, &self.name)
-            .text(2, set.name)
-            .be32(3, flags)
-            .be32(4, key_type)
-            .be32(5, key_length)
-            .be32(10, id);
+            .text(NFTA_SET_TABLE, &self.name)
+            .text(NFTA_SET_NAME, set.name)
+            .be32(NFTA_SET_FLAGS, flags)
+            .be32(NFTA_SET_KEY_TYPE, key_type)
+            .be32(NFTA_SET_KEY_LEN, key_length)
+            .be32(NFTA_SET_ID, id);
         if !set.data.is_empty() {
             let (data_type, data_length) = concatenation(set.data);
-            new = new.be32(6, data_type).be32(7, data_length);
+            new = new
+                .be32(NFTA_SET_DATA_TYPE, data_type)
+                .be32(NFTA_SET_DATA_LEN, data_length);
         }
         if set.interval && set.key.len() > 1 {
-            // The lengths of the concatenation's parts, so that ranges can be looked up in each.
-            new = new.nest(9, |description| {
-                description.nest(2, |parts| {
+            // The kernel needs the length of each part to look up ranges in concatenations.
+            new = new.nest(NFTA_SET_DESC, |description| {
+                description.nest(NFTA_SET_DESC_CONCAT, |parts| {
                     set.key.iter().fold(parts, |parts, one| {
-                        parts.nest(1, |part| part.be32(1, one.1))
+                        parts.nest(NFTA_LIST_ELEM, |part| part.be32(NFTA_SET_FIELD_LEN, one.1))
                     })
                 })
             });
@@ -369,7 +464,7 @@ impl Table {
         self.elements(NFT_MSG_NEWSETELEM, CREATE, set, elements)
     }
 
-    /// Refused if one is there.
+    /// Adds elements. The kernel refuses the transaction (`EEXIST`) if one exists.
     pub(crate) fn add_new_elements(&self, set: &str, elements: &[Element]) -> Message {
         self.elements(NFT_MSG_NEWSETELEM, CREATE | EXCLUSIVE, set, elements)
     }
@@ -380,20 +475,20 @@ impl Table {
 
     fn elements(&self, kind: u16, flags: u16, set: &str, elements: &[Element]) -> Message {
         let value = |element: Message, kind: u16, value: &Value| {
-            element.nest(kind, |data| data.bytes(1, &value.bytes()))
+            element.nest(kind, |data| data.bytes(NFTA_DATA_VALUE, &value.bytes()))
         };
         message(kind, flags, self.family)
-            .text(1, &self.name)
-            .text(2, set)
-            .nest(3, |list| {
+            .text(NFTA_SET_ELEM_LIST_TABLE, &self.name)
+            .text(NFTA_SET_ELEM_LIST_SET, set)
+            .nest(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
                 elements.iter().fold(list, |list, one| {
-                    list.nest(1, |mut element| {
-                        element = value(element, 1, &one.key);
+                    list.nest(NFTA_LIST_ELEM, |mut element| {
+                        element = value(element, NFTA_SET_ELEM_KEY, &one.key);
                         if let Some(end) = &one.end {
-                            element = value(element, 10, end);
+                            element = value(element, NFTA_SET_ELEM_KEY_END, end);
                         }
                         if let Some(data) = &one.data {
-                            element = value(element, 2, data);
+                            element = value(element, NFTA_SET_ELEM_DATA, data);
                         }
                         element
                     })
@@ -404,8 +499,8 @@ impl Table {
 
 type Expression = Box<dyn FnOnce(Message) -> Message>;
 
-/// A rule under construction. Loads fill registers one after the other; a lookup or comparison uses
-/// them up.
+/// A rule under construction: its expressions, and the number of registers in use. Loads fill
+/// registers one after the other; a lookup or comparison consumes them.
 #[derive(Default)]
 pub(crate) struct Rule(Vec<Expression>, u32);
 
@@ -416,146 +511,154 @@ impl Rule {
 
     fn push(mut self, name: &'static str, data: impl FnOnce(Message) -> Message + 'static) -> Self {
         self.0.push(Box::new(move |list| {
-            list.nest(1, |element| element.text(1, name).nest(2, data))
+            list.nest(NFTA_LIST_ELEM, |element| {
+                element
+                    .text(NFTA_EXPR_NAME, name)
+                    .nest(NFTA_EXPR_DATA, data)
+            })
         }));
         self
     }
 
-    /// The register for the next load of `length` bytes.
+    /// Returns the register for the next load of `length` bytes.
     fn register(&mut self, length: u32) -> u32 {
-        let register = FIRST + self.1;
+        let register = NFT_REG32_00 + self.1;
         self.1 += padded(length) / 4;
         register
     }
 
     fn meta(mut self, key: u32, length: u32) -> Self {
         let register = self.register(length);
-        self.push("meta", move |data| data.be32(1, register).be32(2, key))
+        self.push("meta", move |data| {
+            data.be32(NFTA_META_DREG, register).be32(NFTA_META_KEY, key)
+        })
     }
 
     fn payload(mut self, base: u32, offset: u32, length: u32) -> Self {
         let register = self.register(length);
         self.push("payload", move |data| {
-            data.be32(1, register)
-                .be32(2, base)
-                .be32(3, offset)
-                .be32(4, length)
+            data.be32(NFTA_PAYLOAD_DREG, register)
+                .be32(NFTA_PAYLOAD_BASE, base)
+                .be32(NFTA_PAYLOAD_OFFSET, offset)
+                .be32(NFTA_PAYLOAD_LEN, length)
         })
     }
 
     fn compare(mut self, operation: u32, value: Vec<u8>) -> Self {
         self.1 = 0;
         self.push("cmp", move |data| {
-            data.be32(1, FIRST)
-                .be32(2, operation)
-                .nest(3, |inner| inner.bytes(1, &value))
+            data.be32(NFTA_CMP_SREG, NFT_REG32_00)
+                .be32(NFTA_CMP_OP, operation)
+                .nest(NFTA_CMP_DATA, |inner| inner.bytes(NFTA_DATA_VALUE, &value))
         })
     }
 
     // Loads.
 
     pub(crate) fn input_name(self) -> Self {
-        self.meta(6, 16)
+        self.meta(NFT_META_IIFNAME, 16)
     }
 
     pub(crate) fn output_name(self) -> Self {
-        self.meta(7, 16)
+        self.meta(NFT_META_OIFNAME, 16)
     }
 
     pub(crate) fn protocol(self) -> Self {
-        self.meta(16, 1)
+        self.meta(NFT_META_L4PROTO, 1)
     }
 
     pub(crate) fn source4(self) -> Self {
-        self.payload(1, 12, 4)
+        self.payload(NFT_PAYLOAD_NETWORK_HEADER, 12, 4)
     }
 
     pub(crate) fn destination4(self) -> Self {
-        self.payload(1, 16, 4)
+        self.payload(NFT_PAYLOAD_NETWORK_HEADER, 16, 4)
     }
 
     pub(crate) fn source6(self) -> Self {
-        self.payload(1, 8, 16)
+        self.payload(NFT_PAYLOAD_NETWORK_HEADER, 8, 16)
     }
 
     pub(crate) fn destination6(self) -> Self {
-        self.payload(1, 24, 16)
+        self.payload(NFT_PAYLOAD_NETWORK_HEADER, 24, 16)
     }
 
     pub(crate) fn destination_port(self) -> Self {
-        self.payload(2, 2, 2)
+        self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
     }
 
     pub(crate) fn source_mac(self) -> Self {
-        self.payload(0, 6, 6)
+        self.payload(NFT_PAYLOAD_LL_HEADER, 6, 6)
     }
 
-    /// The sender's address in an ARP packet for IPv4 over Ethernet.
+    /// Loads the sender's address of an ARP packet for IPv4 over Ethernet.
     pub(crate) fn arp_source(self) -> Self {
-        self.payload(1, 14, 4)
+        self.payload(NFT_PAYLOAD_NETWORK_HEADER, 14, 4)
     }
 
-    // Tests.
+    // Matches.
 
     pub(crate) fn ipv4(self) -> Self {
-        self.meta(15, 1).compare(0, vec![IP])
+        self.meta(NFT_META_NFPROTO, 1).compare(NFT_CMP_EQ, vec![IP])
     }
 
     pub(crate) fn ipv6(self) -> Self {
-        self.meta(15, 1).compare(0, vec![IP6])
+        self.meta(NFT_META_NFPROTO, 1)
+            .compare(NFT_CMP_EQ, vec![IP6])
     }
 
-    /// The input interface has this name, or begins with it where it ends in `*`.
+    /// Matches the input interface by name, or by prefix if `name` ends in `*`.
     pub(crate) fn input_is(self, name: &str) -> Self {
-        self.input_name().compare(0, pattern(name))
+        self.input_name().compare(NFT_CMP_EQ, pattern(name))
     }
 
     pub(crate) fn output_is(self, name: &str) -> Self {
-        self.output_name().compare(0, pattern(name))
+        self.output_name().compare(NFT_CMP_EQ, pattern(name))
     }
 
-    /// The frame's type, in tables of the bridge family.
+    /// Matches the EtherType, in tables of the bridge family.
     pub(crate) fn ether_type(self, number: u16) -> Self {
-        self.meta(1, 2).compare(0, number.to_be_bytes().to_vec())
+        self.meta(NFT_META_PROTOCOL, 2)
+            .compare(NFT_CMP_EQ, number.to_be_bytes().to_vec())
     }
 
     pub(crate) fn ether_type_is_not(self, number: u16) -> Self {
-        self.meta(1, 2).compare(1, number.to_be_bytes().to_vec())
+        self.meta(NFT_META_PROTOCOL, 2)
+            .compare(NFT_CMP_NEQ, number.to_be_bytes().to_vec())
     }
 
-    /// The destination is one of the host's own addresses.
+    /// Matches packets to one of the host's own addresses.
     pub(crate) fn for_this_host(mut self) -> Self {
         let register = self.register(4);
         const RTN_LOCAL: u32 = 2;
-        const ADDRTYPE: u32 = 3;
-        const BY_DESTINATION: u32 = 2;
         self.push("fib", move |data| {
-            data.be32(1, register)
-                .be32(2, ADDRTYPE)
-                .be32(3, BY_DESTINATION)
+            data.be32(NFTA_FIB_DREG, register)
+                .be32(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE)
+                .be32(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR)
         })
-        .compare(0, RTN_LOCAL.to_ne_bytes().to_vec())
+        .compare(NFT_CMP_EQ, RTN_LOCAL.to_ne_bytes().to_vec())
     }
 
     pub(crate) fn protocol_is(self, number: u8) -> Self {
-        self.protocol().compare(0, vec![number])
+        self.protocol().compare(NFT_CMP_EQ, vec![number])
     }
 
     pub(crate) fn destination_port_is(self, port: u16) -> Self {
         self.destination_port()
-            .compare(0, port.to_be_bytes().to_vec())
+            .compare(NFT_CMP_EQ, port.to_be_bytes().to_vec())
     }
 
     pub(crate) fn icmp_type_is(self, number: u8) -> Self {
-        self.payload(2, 0, 1).compare(0, vec![number])
+        self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1)
+            .compare(NFT_CMP_EQ, vec![number])
     }
 
-    /// The address that a neighbour advertisement (RFC 4861) is about.
+    /// Loads the target address of a neighbour advertisement (RFC 4861).
     pub(crate) fn neighbour_target(self) -> Self {
-        self.payload(2, 8, 16)
+        self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16)
     }
 
-    /// What was loaded has these leading bits: `bits` of `value`.
+    /// Matches if the first `bits` bits of the loaded address equal those of `value`.
     pub(crate) fn in_network(mut self, value: IpAddr, bits: u8) -> Self {
         let bytes = match value {
             IpAddr::V4(address) => address.octets().to_vec(),
@@ -576,21 +679,31 @@ impl Rule {
             .collect();
         self.1 = padded(length) / 4;
         self.push("bitwise", move |data| {
-            data.be32(1, FIRST)
-                .be32(2, FIRST)
-                .be32(3, length)
-                .nest(4, |inner| inner.bytes(1, &mask))
-                .nest(5, |inner| inner.bytes(1, &zero))
+            data.be32(NFTA_BITWISE_SREG, NFT_REG32_00)
+                .be32(NFTA_BITWISE_DREG, NFT_REG32_00)
+                .be32(NFTA_BITWISE_LEN, length)
+                .nest(NFTA_BITWISE_MASK, |inner| {
+                    inner.bytes(NFTA_DATA_VALUE, &mask)
+                })
+                .nest(NFTA_BITWISE_XOR, |inner| {
+                    inner.bytes(NFTA_DATA_VALUE, &zero)
+                })
         })
-        .compare(0, masked)
+        .compare(NFT_CMP_EQ, masked)
     }
 
     fn lookup(mut self, set: &str, inverted: bool) -> Self {
         self.1 = 0;
         let set = set.to_owned();
         self.push("lookup", move |data| {
-            let data = data.text(1, &set).be32(2, FIRST);
-            if inverted { data.be32(5, 1) } else { data }
+            let data = data
+                .text(NFTA_LOOKUP_SET, &set)
+                .be32(NFTA_LOOKUP_SREG, NFT_REG32_00);
+            if inverted {
+                data.be32(NFTA_LOOKUP_FLAGS, NFT_LOOKUP_F_INV)
+            } else {
+                data
+            }
         })
     }
 
@@ -602,41 +715,51 @@ impl Rule {
         self.lookup(set, true)
     }
 
-    /// The connection's state has one of these `NF_CT_STATE` bits.
+    /// Matches if the conntrack field `key` has one of these bits set.
     fn connection(self, key: u32, bits: u32) -> Self {
         let mut rule = self;
         let register = rule.register(4);
         rule.1 = 0;
-        rule.push("ct", move |data| data.be32(1, register).be32(2, key))
-            .push("bitwise", move |data| {
-                data.be32(1, FIRST)
-                    .be32(2, FIRST)
-                    .be32(3, 4)
-                    .nest(4, |inner| inner.bytes(1, &bits.to_ne_bytes()))
-                    .nest(5, |inner| inner.bytes(1, &[0; 4]))
-            })
-            .compare(1, vec![0; 4])
+        rule.push("ct", move |data| {
+            data.be32(NFTA_CT_DREG, register).be32(NFTA_CT_KEY, key)
+        })
+        .push("bitwise", move |data| {
+            data.be32(NFTA_BITWISE_SREG, NFT_REG32_00)
+                .be32(NFTA_BITWISE_DREG, NFT_REG32_00)
+                .be32(NFTA_BITWISE_LEN, 4)
+                .nest(NFTA_BITWISE_MASK, |inner| {
+                    inner.bytes(NFTA_DATA_VALUE, &bits.to_ne_bytes())
+                })
+                .nest(NFTA_BITWISE_XOR, |inner| {
+                    inner.bytes(NFTA_DATA_VALUE, &[0; 4])
+                })
+        })
+        .compare(NFT_CMP_NEQ, vec![0; 4])
     }
 
     pub(crate) fn established(self) -> Self {
+        // NF_CT_STATE_BIT(IP_CT_ESTABLISHED) and NF_CT_STATE_BIT(IP_CT_RELATED).
         const ESTABLISHED: u32 = 2;
         const RELATED: u32 = 4;
-        self.connection(0, ESTABLISHED | RELATED)
+        self.connection(NFT_CT_STATE, ESTABLISHED | RELATED)
     }
 
-    /// The connection was led here by a published port.
+    /// Matches connections whose destination was translated, by a published port.
     pub(crate) fn translated(self) -> Self {
-        const STATUS: u32 = 2;
         const IPS_DST_NAT: u32 = 1 << 5;
-        self.connection(STATUS, IPS_DST_NAT)
+        self.connection(NFT_CT_STATUS, IPS_DST_NAT)
     }
 
-    // Ends.
+    // Verdicts and translations.
 
     fn verdict(self, code: u32) -> Self {
         self.push("immediate", move |data| {
-            data.be32(1, NFT_REG_VERDICT)
-                .nest(2, |value| value.nest(2, |verdict| verdict.be32(1, code)))
+            data.be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT)
+                .nest(NFTA_IMMEDIATE_DATA, |value| {
+                    value.nest(NFTA_DATA_VERDICT, |verdict| {
+                        verdict.be32(NFTA_VERDICT_CODE, code)
+                    })
+                })
         })
     }
 
@@ -651,11 +774,14 @@ impl Rule {
     pub(crate) fn jump(self, chain: &str) -> Self {
         let chain = chain.to_owned();
         self.push("immediate", move |data| {
-            data.be32(1, NFT_REG_VERDICT).nest(2, |value| {
-                value.nest(2, |verdict| {
-                    verdict.be32(1, NFT_JUMP.cast_unsigned()).text(2, &chain)
+            data.be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT)
+                .nest(NFTA_IMMEDIATE_DATA, |value| {
+                    value.nest(NFTA_DATA_VERDICT, |verdict| {
+                        verdict
+                            .be32(NFTA_VERDICT_CODE, NFT_JUMP.cast_unsigned())
+                            .text(NFTA_VERDICT_CHAIN, &chain)
+                    })
                 })
-            })
         })
     }
 
@@ -663,45 +789,49 @@ impl Rule {
         self.push("masq", |data| data)
     }
 
-    /// Translates the destination to the address and port that `map` has for what was loaded.
+    /// Translates the destination to the address and port that `map` has for the loaded key.
     pub(crate) fn destination_from(mut self, map: &str, address: Type) -> Self {
         self.1 = 0;
         let map = map.to_owned();
         let family = if address == IPV4 { IP } else { IP6 };
-        let port = FIRST + padded(address.1) / 4;
-        const NFT_NAT_DNAT: u32 = 1;
+        let port = NFT_REG32_00 + padded(address.1) / 4;
         self.push("lookup", move |data| {
-            data.text(1, &map).be32(2, FIRST).be32(3, FIRST)
+            data.text(NFTA_LOOKUP_SET, &map)
+                .be32(NFTA_LOOKUP_SREG, NFT_REG32_00)
+                .be32(NFTA_LOOKUP_DREG, NFT_REG32_00)
         })
         .push("nat", move |data| {
-            data.be32(1, NFT_NAT_DNAT)
-                .be32(2, family.into())
-                .be32(3, FIRST)
-                .be32(5, port)
+            data.be32(NFTA_NAT_TYPE, NFT_NAT_DNAT)
+                .be32(NFTA_NAT_FAMILY, family.into())
+                .be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG32_00)
+                .be32(NFTA_NAT_REG_PROTO_MIN, port)
         })
     }
 
-    /// Translates the destination to a fixed one.
+    /// Translates the destination to a fixed address and port.
     pub(crate) fn destination(self, address: std::net::Ipv4Addr, port: u16) -> Self {
-        const NFT_NAT_DNAT: u32 = 1;
         self.push("immediate", move |data| {
-            data.be32(1, FIRST)
-                .nest(2, |value| value.bytes(1, &address.octets()))
+            data.be32(NFTA_IMMEDIATE_DREG, NFT_REG32_00)
+                .nest(NFTA_IMMEDIATE_DATA, |value| {
+                    value.bytes(NFTA_DATA_VALUE, &address.octets())
+                })
         })
         .push("immediate", move |data| {
-            data.be32(1, FIRST + 1)
-                .nest(2, |value| value.bytes(1, &port.to_be_bytes()))
+            data.be32(NFTA_IMMEDIATE_DREG, NFT_REG32_00 + 1)
+                .nest(NFTA_IMMEDIATE_DATA, |value| {
+                    value.bytes(NFTA_DATA_VALUE, &port.to_be_bytes())
+                })
         })
         .push("nat", |data| {
-            data.be32(1, NFT_NAT_DNAT)
-                .be32(2, IP.into())
-                .be32(3, FIRST)
-                .be32(5, FIRST + 1)
+            data.be32(NFTA_NAT_TYPE, NFT_NAT_DNAT)
+                .be32(NFTA_NAT_FAMILY, IP.into())
+                .be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG32_00)
+                .be32(NFTA_NAT_REG_PROTO_MIN, NFT_REG32_00 + 1)
         })
     }
 }
 
-/// As many bytes of an interface's name as have to be the same.
+/// Returns the bytes of an interface name to compare: up to the `*`, or all 16.
 fn pattern(name: &str) -> Vec<u8> {
     match name.strip_suffix('*') {
         Some(beginning) => beginning.as_bytes().to_vec(),

@@ -1,4 +1,4 @@
-//! Which process has a port: read from `/proc/net/*`, when somebody is to be told.
+//! Finds the process that uses a port, from `/proc/net/*`, for error messages.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -6,8 +6,8 @@ use whelk_sys::fs;
 
 use crate::port::Protocol;
 
-/// The process that listens on a port (or, without connections to speak of, is bound to it), as
-/// "process PID (name)". Connections that wait for their end have no process and do not count.
+/// Returns the process that listens on a TCP port or is bound to a UDP port, as "process PID
+/// (name)". TCP sockets in other states, such as `TIME_WAIT`, do not count.
 pub(crate) fn of_port(protocol: Protocol, at: SocketAddr) -> Option<String> {
     let inode = inode_of(protocol, at)?;
     let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -15,7 +15,7 @@ pub(crate) fn of_port(protocol: Protocol, at: SocketAddr) -> Option<String> {
     Some(process.unwrap_or_else(|| "a process of another namespace".into()))
 }
 
-/// Whether there is such a process, told without looking for it.
+/// Returns whether such a socket exists, without searching for its process.
 pub(crate) fn is_taken(protocol: Protocol, at: SocketAddr) -> bool {
     inode_of(protocol, at).is_some()
 }
@@ -35,20 +35,21 @@ fn inode_of(protocol: Protocol, at: SocketAddr) -> Option<String> {
     })
 }
 
-/// The inode in one line of `/proc/net/tcp` if it is in the way of `at`.
+/// Returns the inode of the socket in a line of `/proc/net/tcp` or `/proc/net/udp` if that socket
+/// conflicts with `at`.
 fn socket_at(line: &str, protocol: Protocol, at: SocketAddr) -> Option<String> {
     const LISTEN: &str = "0A";
     let mut fields = line.split_whitespace();
     let local = parse_address(fields.nth(1)?)?;
     let state = fields.nth(1)?;
     let inode = fields.nth(5)?;
-    let in_the_way = local.port() == at.port()
+    let conflicts = local.port() == at.port()
         && (local.ip().is_unspecified() || at.ip().is_unspecified() || local.ip() == at.ip())
         && (protocol != Protocol::Tcp || state == LISTEN);
-    in_the_way.then(|| inode.to_owned())
+    conflicts.then(|| inode.to_owned())
 }
 
-/// `0100007F:1F90`: words in host byte order, then the port.
+/// Parses `0100007F:1F90`: 32-bit words in host byte order, then the port.
 fn parse_address(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
@@ -94,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_proc_net_tcp() {
+    fn finds_conflicting_sockets_in_proc_net_tcp() {
         let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0";
         let at = |text: &str| text.parse().unwrap();
         assert_eq!(

@@ -1,10 +1,9 @@
-//! Published ports: who has which port of the host.
+//! Reserves ports of the host for containers.
 //!
-//! A published port is held by a socket of ours: the kernel leads the traffic to the container
-//! before it would reach the socket, and a program that wants the same port is told that it is in
-//! use. For TCP the socket listens, so that everybody can see who has the port, but drops what
-//! arrives: should the rules be gone for a moment, a client's first packet is lost, and sent again,
-//! where otherwise it would be refused.
+//! A published port is reserved by a bound socket: DNAT rules redirect the traffic to the container
+//! before it would reach the socket, and a program that wants to bind the port gets `EADDRINUSE`. A
+//! TCP socket listens, so that tools show the port as in use, but drops all packets: if the rules
+//! are missing for a moment, a client's first packet is lost and retransmitted instead of refused.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// A transport protocol of published ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -29,6 +29,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// Parses a protocol name, ignoring case.
     pub fn parse(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().as_str() {
             "tcp" => Some(Self::Tcp),
@@ -49,71 +50,78 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A port of the host that leads to a port of a container. Port 0 stands for none: see
-/// [`Publication::is_direct`].
+/// A published port: a port of the host that is redirected to a port of a container. A host port of
+/// 0 means none: see [`PortMapping::is_direct`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Publication {
+pub struct PortMapping {
     pub protocol: Protocol,
     pub host: SocketAddr,
+    /// The container's address and port.
     pub to: SocketAddr,
 }
 
-impl Publication {
-    /// Whether the container's own address leads there, and no port of the host (gateway mode
-    /// `routed`).
+impl PortMapping {
+    /// Returns whether the container's port is reached by the container's own address instead of a
+    /// port of the host (gateway mode `routed`).
     pub fn is_direct(&self) -> bool {
         self.host.port() == 0
     }
 }
 
-/// A port that is asked for: a range of the host's, of which any free one will do.
+/// A request for a port of the host: any free one of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct HostPortRequest {
     pub protocol: Protocol,
     /// `None` for every address of the host.
     pub address: Option<IpAddr>,
-    /// First and last; 0 for one that the kernel chooses.
+    /// First and last port; 0 for one that the kernel chooses.
     pub ports: (u16, u16),
 }
 
-/// A port of the host, taken.
+/// A reserved port of the host.
 #[derive(Debug)]
-struct Held {
+struct Reservation {
     owner: Owner,
-    /// `None` when the container's own process holds it.
+    /// `None` if the container's shim holds the socket.
     socket: Option<OwnedFd>,
 }
 
-/// Who has a port: what tells containers apart, and what people call them.
+/// The container that has reserved a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     pub id: String,
     pub name: String,
 }
 
-/// All ports of the host that this engine's containers have.
+/// All reserved ports of the host of this engine's containers.
 #[derive(Debug, Default)]
 pub struct Ports(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    held: BTreeMap<(Protocol, SocketAddr), Held>,
-    /// Ports whose sockets containers' own processes have, by container, from when they were lent
-    /// to the container's end: also while they are not published.
-    lent: BTreeMap<(Protocol, SocketAddr), String>,
+    held: BTreeMap<(Protocol, SocketAddr), Reservation>,
+    /// Ports whose sockets are held by a container's shim, by container id: from when they were
+    /// shared until the container ends, even if they are no longer published.
+    shared: BTreeMap<(Protocol, SocketAddr), String>,
 }
 
 impl Ports {
-    /// Takes a port of the host on each of `addresses` at once: the same number everywhere. Returns
-    /// that number.
+    /// Reserves a port, with the same number on each of `addresses`, and returns that number.
     ///
     /// # Errors
-    /// [`Error::Conflict`], which names who has the port.
-    pub fn take(&self, owner: &Owner, wanted: Wanted, addresses: &[IpAddr]) -> Result<u16> {
+    /// Returns [`Error::Conflict`], naming the user of the port, if no port of the range is free, and
+    /// [`Error::Invalid`] if an address is not the host's.
+    pub fn take(
+        &self,
+        owner: &Owner,
+        request: HostPortRequest,
+        addresses: &[IpAddr],
+    ) -> Result<u16> {
         let mut state = self.state();
-        let (first, last) = wanted.ports;
+        let (first, last) = request.ports;
         let mut refused = None;
-        /// How often the kernel may choose a port that then is taken on another address.
+        /// How often to retry when the port that the kernel chose for the first address is in use
+        /// on another.
         const TRIES: u16 = 64;
         let candidates: Box<dyn Iterator<Item = u16>> = if first == 0 {
             Box::new((0..TRIES).map(|_| 0))
@@ -121,16 +129,16 @@ impl Ports {
             Box::new(first..=last)
         };
         for port in candidates {
-            match take_one(&state, owner, wanted.protocol, addresses, port) {
+            match reserve_one(&state, owner, request.protocol, addresses, port) {
                 Ok((port, sockets)) => {
                     for (address, socket) in addresses.iter().zip(sockets) {
-                        let holder = Held {
+                        let holder = Reservation {
                             owner: owner.clone(),
                             socket,
                         };
                         state
                             .held
-                            .insert((wanted.protocol, SocketAddr::new(*address, port)), holder);
+                            .insert((request.protocol, SocketAddr::new(*address, port)), holder);
                     }
                     return Ok(port);
                 }
@@ -139,42 +147,42 @@ impl Ports {
         }
         Err(match refused {
             None => Error::invalid("empty range of ports"),
-            // Found out once, for the error that is told.
+            // Searched once, for the reported error.
             Some(Refused::InUse(at)) => {
-                let who = crate::owner::of_port(wanted.protocol, at)
+                let who = crate::owner::of_port(request.protocol, at)
                     .map(|who| format!(" (by {who})"))
                     .unwrap_or_default();
                 Error::Conflict(format!(
                     "failed to bind host port {at}/{}: address already in use{who}",
-                    wanted.protocol
+                    request.protocol
                 ))
             }
             Some(Refused::Error(error)) => error,
         })
     }
 
-    /// The sockets of an owner's ports, for a process that lives as long as the container: what
-    /// happens to the engine then cannot make the ports anybody else's.
-    pub fn lend(&self, owner: &str, most: usize) -> Vec<OwnedFd> {
+    /// Returns up to `most` sockets of a container's ports, for a process that lives as long as the
+    /// container. The ports then stay reserved when the engine ends.
+    pub fn share_listeners(&self, owner: &str, most: usize) -> Vec<OwnedFd> {
         let mut state = self.state();
-        let State { held, lent } = &mut *state;
+        let State { held, shared } = &mut *state;
         let own = held.iter_mut().filter(|(_, held)| held.owner.id == owner);
         let sockets =
             own.filter_map(|(port, held)| held.socket.take().map(|socket| (*port, socket)));
         sockets
             .take(most)
             .map(|(port, socket)| {
-                lent.insert(port, owner.to_owned());
+                shared.insert(port, owner.to_owned());
                 socket
             })
             .collect()
     }
 
-    /// Takes note of a port of a container that runs. Whether its process has the socket cannot
-    /// always be seen; what cannot be had is taken for that.
+    /// Records a port of a running container after a restart of the engine. Binds it if possible;
+    /// otherwise the container's shim is taken to hold the socket, which cannot always be verified.
     ///
     /// # Errors
-    /// [`Error::Conflict`] with another container.
+    /// Returns [`Error::Conflict`] if another container has reserved the port.
     pub fn adopt(&self, owner: &Owner, protocol: Protocol, at: SocketAddr) -> Result<()> {
         let mut state = self.state();
         if let Some(other) = owner_of(&state.held, protocol, at) {
@@ -182,13 +190,13 @@ impl Ports {
                 "port {at}/{protocol} is allocated to container {other}"
             )));
         }
-        let socket = hold(protocol, at).ok().and_then(|(socket, _)| socket);
+        let socket = bind_port(protocol, at).ok().and_then(|(socket, _)| socket);
         if socket.is_none() {
-            state.lent.insert((protocol, at), owner.id.clone());
+            state.shared.insert((protocol, at), owner.id.clone());
         }
         state.held.insert(
             (protocol, at),
-            Held {
+            Reservation {
                 owner: owner.clone(),
                 socket,
             },
@@ -196,7 +204,7 @@ impl Ports {
         Ok(())
     }
 
-    /// Whether a port is this owner's.
+    /// Returns whether a port is reserved by the container `owner`.
     pub fn is_own(&self, owner: &str, protocol: Protocol, at: SocketAddr) -> bool {
         self.state()
             .held
@@ -204,21 +212,21 @@ impl Ports {
             .is_some_and(|held| held.owner.id == owner)
     }
 
-    /// Gives a port back that is not published any more.
+    /// Releases a port that is no longer published.
     pub fn release(&self, protocol: Protocol, at: SocketAddr) {
         self.state().held.remove(&(protocol, at));
     }
 
-    /// A container has ended, and with it the process that had its sockets.
+    /// Forgets the sockets that were shared with a container's shim, which has ended.
     pub fn forget(&self, owner: &str) {
-        self.state().lent.retain(|_, other| other != owner);
+        self.state().shared.retain(|_, other| other != owner);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The name of a container has changed.
+    /// Changes the container name that errors report.
     pub fn rename(&self, owner: &str, name: &str) {
         for held in self
             .state()
@@ -233,14 +241,14 @@ impl Ports {
 
 type Sockets = Vec<Option<OwnedFd>>;
 
-/// Why a port could not be had.
+/// The reason why a port could not be reserved.
 enum Refused {
-    /// By a process.
+    /// A process uses it.
     InUse(SocketAddr),
     Error(Error),
 }
 
-fn take_one(
+fn reserve_one(
     state: &State,
     owner: &Owner,
     protocol: Protocol,
@@ -256,13 +264,13 @@ fn take_one(
                 format!("Bind for {at} failed: port is already allocated (by container {owner})");
             return Err(Refused::Error(Error::Conflict(text)));
         }
-        match hold(protocol, at) {
+        match bind_port(protocol, at) {
             Ok((socket, port)) => {
                 chosen = port;
                 sockets.push(socket);
             }
-            // Its own process has it, from before it was withdrawn.
-            Err(Errno::ADDRINUSE) if state.lent.get(&(protocol, at)) == Some(&owner.id) => {
+            // The container's shim still holds the socket from before the port was withdrawn.
+            Err(Errno::ADDRINUSE) if state.shared.get(&(protocol, at)) == Some(&owner.id) => {
                 sockets.push(None)
             }
             Err(Errno::ADDRINUSE) => return Err(Refused::InUse(at)),
@@ -283,9 +291,10 @@ fn take_one(
     Ok((chosen, sockets))
 }
 
-/// The container that has a port on this address, on all addresses, or (for all addresses) on any.
+/// Returns the name of the container that has reserved a port on this address, on the unspecified
+/// address or, if `at` is unspecified, on any address.
 fn owner_of(
-    held: &BTreeMap<(Protocol, SocketAddr), Held>,
+    held: &BTreeMap<(Protocol, SocketAddr), Reservation>,
     protocol: Protocol,
     at: SocketAddr,
 ) -> Option<&str> {
@@ -303,10 +312,12 @@ fn owner_of(
         .map(|(_, held)| held.owner.name.as_str())
 }
 
-/// Binds a socket to the port. Without `SO_REUSEADDR`: with it, a server that sets it as well could
-/// bind the port too. Only where nothing but finished connections (`TIME_WAIT`) is in the way it is
-/// set.
-fn hold(protocol: Protocol, at: SocketAddr) -> std::result::Result<(Option<OwnedFd>, u16), Errno> {
+/// Binds a socket to the port. Without `SO_REUSEADDR`, because a server that sets it too could then
+/// bind the same port. It is set only if nothing but sockets in `TIME_WAIT` conflicts.
+fn bind_port(
+    protocol: Protocol,
+    at: SocketAddr,
+) -> std::result::Result<(Option<OwnedFd>, u16), Errno> {
     let (kind, number) = match protocol {
         Protocol::Tcp => (SocketType::STREAM, None),
         Protocol::Udp => (SocketType::DGRAM, None),
@@ -319,7 +330,7 @@ fn hold(protocol: Protocol, at: SocketAddr) -> std::result::Result<(Option<Owned
     };
     let socket = match socket_with(family, kind, SocketFlags::CLOEXEC, number) {
         Ok(socket) => socket,
-        // A kernel that does not speak SCTP itself still passes it on.
+        // A kernel without SCTP can still forward it.
         Err(Errno::PROTONOSUPPORT) if protocol == Protocol::Sctp && at.port() != 0 => {
             return Ok((None, at.port()));
         }
@@ -337,8 +348,8 @@ fn hold(protocol: Protocol, at: SocketAddr) -> std::result::Result<(Option<Owned
         }
         result => result?,
     }
-    // For IPv6 the socket is what clients on ::1 meet where they cannot be led to the container:
-    // they have to be refused at once, so that they try 127.0.0.1.
+    // An IPv6 socket receives connections to ::1 where they cannot be redirected to the container.
+    // They must be refused at once, so that clients try 127.0.0.1: the socket does not listen.
     if at.is_ipv4() {
         whelk_sys::net::drop_all_packets(socket.as_fd())
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
@@ -351,7 +362,8 @@ fn hold(protocol: Protocol, at: SocketAddr) -> std::result::Result<(Option<Owned
     Ok((Some(socket), port))
 }
 
-/// The addresses that a wish without one means.
+/// Returns the addresses to publish on if the request has none: the unspecified address of each
+/// family.
 pub fn every_address(ipv4: bool, ipv6: bool) -> Vec<IpAddr> {
     let mut all = Vec::new();
     if ipv4 {
@@ -376,8 +388,8 @@ mod tests {
 
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-    fn wanted(ports: (u16, u16)) -> Wanted {
-        Wanted {
+    fn wanted(ports: (u16, u16)) -> HostPortRequest {
+        HostPortRequest {
             protocol: Protocol::Tcp,
             address: Some(LOCAL),
             ports,
@@ -385,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_taken_once_and_its_owner_named() {
+    fn a_reserved_port_conflicts_and_its_owner_is_named() {
         let ports = Ports::default();
         let port = ports.take(&owner("web"), wanted((0, 0)), &[LOCAL]).unwrap();
         let again = ports
@@ -426,27 +438,27 @@ mod tests {
     }
 
     #[test]
-    fn what_a_containers_process_has_stays_its_own() {
+    fn shared_ports_stay_reserved_until_the_container_ends() {
         let (before, web) = (Ports::default(), owner("web"));
-        // Of each kind: whether a socket can be seen to be somebody's differs.
+        // For each protocol and family: whether another process's socket is detectable differs.
         for (protocol, address) in [
             (Protocol::Tcp, LOCAL),
             (Protocol::Udp, LOCAL),
             (Protocol::Tcp, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
         ] {
-            let any = Wanted {
+            let any = HostPortRequest {
                 protocol,
                 address: Some(address),
                 ports: (0, 0),
             };
             let port = before.take(&web, any, &[address]).unwrap();
-            let lent = before.lend("web", 10);
-            assert_eq!(lent.len(), 1);
-            // Another engine, after this one was killed.
+            let shared = before.share_listeners("web", 10);
+            assert_eq!(shared.len(), 1);
+            // A second engine, after the first was killed.
             let (after, at) = (Ports::default(), SocketAddr::new(address, port));
             after.adopt(&web, protocol, at).unwrap();
             after.adopt(&owner("other"), protocol, at).unwrap_err();
-            let same = Wanted {
+            let same = HostPortRequest {
                 protocol,
                 address: Some(address),
                 ports: (port, port),
@@ -460,14 +472,14 @@ mod tests {
             );
             after.release(protocol, at);
             after.forget("web");
-            drop(lent);
+            drop(shared);
             assert_eq!(after.take(&owner("other"), same, &[address]).unwrap(), port);
             before.release(protocol, at);
         }
     }
 
     #[test]
-    fn a_program_that_listens_is_named() {
+    fn a_conflicting_process_is_named() {
         let listener = std::net::TcpListener::bind((LOCAL, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let error = Ports::default()
@@ -481,7 +493,7 @@ mod tests {
             )),
             "{error}"
         );
-        // Of a range, the next free one is taken.
+        // The next free port of the range is reserved.
         let next = Ports::default()
             .take(
                 &owner("web"),

@@ -1,5 +1,5 @@
-//! The rules at work: real packets between namespaces that the test makes, the "host" being one of
-//! them.
+//! Tests of the firewall rules with real packets between network namespaces, one of which plays the
+//! host.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use whelk_network::namespace::Namespace;
-use whelk_network::port::{Protocol, Publication};
+use whelk_network::port::{PortMapping, Protocol};
 use whelk_network::{BridgeRules, Firewall, Links, Peer, Port, SenderRules};
 
-/// A namespace that plays the host, with one of our bridges and a neighbour on its outer link.
+/// A namespace that plays the host, with bridges of ours and a neighbour on its outer link.
 struct Host {
     namespace: OwnedFd,
     outside: OwnedFd,
@@ -56,8 +56,7 @@ impl Host {
         sysctl(&namespace, "ipv4.ip_forward", "1");
         let firewall = inside(&namespace, || {
             let mut links = Links::open().unwrap();
-            // The outer link is a bridge too, so that the same code makes it; the rules do not know
-            // it.
+            // The outer link is a bridge too, created by the same code, but unknown to the rules.
             let outer = links
                 .create_bridge("outer", 0, [2, 0, 0, 0, 0, 1], "of a test")
                 .unwrap();
@@ -103,13 +102,13 @@ impl Host {
             name: name.into(),
             subnets: vec![net(address).trunc()],
             internal: false,
-            masquerade4: true,
-            masquerade6: true,
+            masquerade_v4: true,
+            masquerade_v6: true,
             icc: true,
-            open4: false,
-            open6: false,
-            routed4: false,
-            routed6: false,
+            unprotected_v4: false,
+            unprotected_v6: false,
+            routed_v4: false,
+            routed_v6: false,
         };
         change(&mut rules);
         self.firewall.add_bridge(&rules).unwrap();
@@ -156,17 +155,17 @@ impl Host {
         }
     }
 
-    fn publish(&self, protocol: Protocol, host: &str, to: &str) -> Publication {
-        let publication = Publication {
+    fn publish(&self, protocol: Protocol, host: &str, to: &str) -> PortMapping {
+        let mapping = PortMapping {
             protocol,
             host: at(host),
             to: at(to),
         };
-        // Which addresses are the host's own is asked where the engine would be.
+        // In the host's namespace, because the host's own addresses are checked.
         inside(&self.namespace, || {
-            self.firewall.publish(&[publication]).unwrap()
+            self.firewall.publish(&[mapping]).unwrap()
         });
-        publication
+        mapping
     }
 }
 
@@ -187,10 +186,9 @@ fn give(namespace: &OwnedFd, address: &str, gateway: &str) {
     });
 }
 
-/// Serves one connection after the other in a namespace: answers with the address that the client
-/// seems to have.
+/// Serves connections in a namespace: answers with the client's address.
 fn serve(namespace: &OwnedFd, port: u16) {
-    // Of both families.
+    // A dual-stack socket.
     let listener = inside(namespace, || TcpListener::bind(("::", port)).unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -204,7 +202,7 @@ fn serve(namespace: &OwnedFd, port: u16) {
     });
 }
 
-/// Who the server says the caller is, or `None` when nothing answers.
+/// Connects and returns the client address that the server saw, or `None` if nothing answers.
 fn ask(namespace: &OwnedFd, server: &str) -> Option<String> {
     const LIMIT: Duration = Duration::from_secs(1);
     let stream = inside(namespace, || TcpStream::connect_timeout(&at(server), LIMIT)).ok()?;
@@ -214,11 +212,10 @@ fn ask(namespace: &OwnedFd, server: &str) -> Option<String> {
     Some(text)
 }
 
-/// How long what must arrive may take on a busy machine.
+/// How long an expected packet may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The same where something must answer: a first packet may be lost while the kernel learns who is
-/// where.
+/// Like `ask`, with retries: a first packet may be lost while the kernel resolves neighbours.
 fn answer(namespace: &OwnedFd, server: &str) -> Option<String> {
     let begin = Instant::now();
     loop {
@@ -230,7 +227,7 @@ fn answer(namespace: &OwnedFd, server: &str) -> Option<String> {
 }
 
 #[test]
-fn published_ports_are_reached_from_everywhere_they_should_be() {
+fn published_ports_are_reachable_from_host_neighbours_and_outside() {
     let host = Host::new();
     host.bridge("br1", "10.77.1.1/24", false);
     let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
@@ -277,10 +274,10 @@ fn published_ports_are_reached_from_everywhere_they_should_be() {
 }
 
 #[test]
-fn routed_containers_are_themselves_to_the_outside() {
+fn routed_containers_are_reached_by_their_own_addresses() {
     let host = Host::new();
     host.bridge_with("br1", "10.77.1.1/24", |rules| {
-        (rules.routed4, rules.masquerade4) = (true, false)
+        (rules.routed_v4, rules.masquerade_v4) = (true, false)
     });
     host.bridge("br2", "10.77.2.1/24", false);
     host.bridge("br3", "10.77.3.1/24", true);
@@ -296,7 +293,7 @@ fn routed_containers_are_themselves_to_the_outside() {
         None,
         "not published yet"
     );
-    let publication = host.publish(Protocol::Tcp, "0.0.0.0:0", "10.77.1.2:80");
+    let mapping = host.publish(Protocol::Tcp, "0.0.0.0:0", "10.77.1.2:80");
     assert_eq!(
         answer(&host.outside, "10.77.1.2:80").as_deref(),
         Some("198.51.100.2")
@@ -309,31 +306,32 @@ fn routed_containers_are_themselves_to_the_outside() {
     assert_eq!(ask(&host.outside, "10.77.1.2:81"), None);
     assert_eq!(ask(&other.namespace, "10.77.1.2:81"), None);
     assert_eq!(ask(&closed.namespace, "10.77.1.2:80"), None);
-    // Out it goes as itself as well; but its door is no way into others' networks.
+    // Outgoing traffic is not masqueraded either, and a published port does not open other
+    // networks.
     assert_eq!(
         answer(&server.namespace, "198.51.100.2:80").as_deref(),
         Some("10.77.1.2")
     );
     assert_eq!(ask(&server.namespace, "10.77.2.2:80"), None);
     inside(&host.namespace, || {
-        host.firewall.withdraw(&[publication]).unwrap()
+        host.firewall.withdraw(&[mapping]).unwrap()
     });
     assert_eq!(ask(&host.outside, "10.77.1.2:80"), None);
 }
 
 #[test]
-fn a_port_on_loopback_is_the_hosts_alone() {
+fn a_port_on_loopback_is_reachable_from_the_host_only() {
     let host = Host::new();
     host.bridge("br1", "10.77.1.1/24", false);
     let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
     let neighbour = host.container("br1", 3, "10.77.1.3/24", "10.77.1.1");
     serve(&server.namespace, 80);
-    let publication = host.publish(Protocol::Tcp, "127.0.0.1:8080", "10.77.1.2:80");
+    let mapping = host.publish(Protocol::Tcp, "127.0.0.1:8080", "10.77.1.2:80");
     assert!(answer(&host.namespace, "127.0.0.1:8080").is_some());
     for from in [&host.outside, &neighbour.namespace] {
         assert_eq!(ask(from, "198.51.100.1:8080"), None);
     }
-    // A neighbour that routes 127.0.0.1 to the host by hand.
+    // A neighbour that routes 127.0.0.1 to the host.
     sysctl(&neighbour.namespace, "ipv4.conf.all.route_localnet", "1");
     inside(&neighbour.namespace, || {
         let mut links = Links::open().unwrap();
@@ -348,7 +346,7 @@ fn a_port_on_loopback_is_the_hosts_alone() {
             .unwrap();
     });
     assert_eq!(ask(&neighbour.namespace, "127.0.0.1:8080"), None);
-    // And one on the host's own network, who has given up its loopback address for it.
+    // A machine on the host's network that routes 127.0.0.1 to the host.
     sysctl(&host.outside, "ipv4.conf.all.route_localnet", "1");
     sysctl(&host.namespace, "ipv4.conf.all.route_localnet", "1");
     inside(&host.outside, || {
@@ -368,12 +366,12 @@ fn a_port_on_loopback_is_the_hosts_alone() {
             .unwrap();
     });
     assert_eq!(ask(&host.outside, "127.0.0.1:8080"), None);
-    host.firewall.withdraw(&[publication]).unwrap();
+    host.firewall.withdraw(&[mapping]).unwrap();
     assert_eq!(ask(&host.namespace, "127.0.0.1:8080"), None, "withdrawn");
 }
 
 #[test]
-fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
+fn host_connections_to_ipv6_loopback_are_redirected_to_containers() {
     const FILTER: &str = "bridge.bridge-nf-call-ip6tables";
     let host = Host::new();
     sysctl(&host.namespace, "ipv6.conf.all.forwarding", "1");
@@ -381,10 +379,10 @@ fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
     host.bridge("br2", "fd77:2::1/64", false);
     inside(&host.namespace, || {
         let mut links = Links::open().unwrap();
-        // The last time as an engine does that comes back.
+        // The second time for br1, as when an engine restarts.
         for bridge in ["br1", "br2", "br1"] {
             let index = links.find(bridge).unwrap().unwrap().index;
-            links.deliver_loopback6(index).unwrap();
+            links.add_ipv6_loopback_route(index).unwrap();
         }
     });
     let server = host.container("br1", 2, "fd77:1::2/64", "fd77:1::1");
@@ -402,7 +400,7 @@ fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
         sysctl(&host.namespace, FILTER, "1");
         assert!(!inside(&host.namespace, || host
             .firewall
-            .lead_loopback6()
+            .redirect_ipv6_loopback()
             .unwrap()));
         for port in ["[::1]:8080", "[::1]:8081"] {
             let asked = Instant::now();
@@ -416,7 +414,7 @@ fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
     }
     assert!(inside(&host.namespace, || host
         .firewall
-        .lead_loopback6()
+        .redirect_ipv6_loopback()
         .unwrap()));
     for port in ["[::1]:8080", "[::1]:8081"] {
         assert_eq!(answer(&host.namespace, port).as_deref(), Some("fd77:1::1"));
@@ -432,8 +430,7 @@ fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
         None,
         "on ::1 only"
     );
-    // A neighbour that routes ::1 to the host by hand, whether the host puts bridged packets
-    // through its rules or not.
+    // A neighbour that routes ::1 to the host, whether or not the host filters bridged packets.
     inside(&neighbour.namespace, || {
         let mut links = Links::open().unwrap();
         let index = links.find("eth0").unwrap().unwrap().index;
@@ -443,7 +440,7 @@ fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
             .add_route(index, net("::1/128"), Some("fd77:1::1".parse().unwrap()), 0)
             .unwrap();
     });
-    // It reaches what the host itself serves, but not so.
+    // It reaches the host's own servers, but not by ::1.
     serve(&host.namespace, 8090);
     for filter in ["0", "1"] {
         if filters {
@@ -457,7 +454,7 @@ fn the_hosts_own_connections_to_loopback_of_ipv6_are_led_to_containers() {
 }
 
 #[test]
-fn containers_are_not_reached_around_the_rules() {
+fn isolated_containers_are_unreachable() {
     let host = Host::new();
     host.bridge("br1", "10.77.1.1/24", false);
     host.bridge("br2", "10.77.2.1/24", false);
@@ -477,7 +474,7 @@ fn containers_are_not_reached_around_the_rules() {
     assert_eq!(ask(&one.namespace, "10.77.2.2:80"), None);
     assert_eq!(ask(&one.namespace, "10.77.3.2:80"), None);
     assert_eq!(ask(&shut.namespace, "10.77.1.2:80"), None);
-    // Out: masqueraded, or not at all.
+    // To the outside: masqueraded, or blocked.
     assert_eq!(
         answer(&one.namespace, "198.51.100.2:80").as_deref(),
         Some("198.51.100.1")
@@ -498,7 +495,7 @@ fn containers_are_not_reached_around_the_rules() {
 }
 
 #[test]
-fn false_senders_are_dropped() {
+fn spoofed_source_addresses_are_dropped() {
     let host = Host::new();
     host.bridge("br1", "10.77.1.1/24", false);
     let liar = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
@@ -543,26 +540,26 @@ fn false_senders_are_dropped() {
 }
 
 #[test]
-fn rules_taken_away_are_put_back() {
+fn deleted_rules_are_restored() {
     let host = Host::new();
     host.bridge("br1", "10.77.1.1/24", false);
     let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
     serve(&server.namespace, 80);
     host.publish(Protocol::Tcp, "0.0.0.0:8080", "10.77.1.2:80");
-    assert!(host.firewall.is_whole());
+    assert!(host.firewall.is_complete());
     inside(&host.namespace, || {
         Firewall::new("whelktest").unwrap().remove().unwrap()
     });
-    assert!(!host.firewall.is_whole());
+    assert!(!host.firewall.is_complete());
     assert_eq!(ask(&host.outside, "198.51.100.1:8080"), None);
     host.firewall.restore().unwrap();
     assert!(answer(&host.outside, "198.51.100.1:8080").is_some());
-    // The administrator's own chain is not touched, and a missing element is noticed.
+    // A second restore changes the ruleset, which stays complete.
     let generation = host.firewall.generation().unwrap();
     host.firewall.restore().unwrap();
     assert!(host.firewall.generation().unwrap() > generation);
-    assert!(host.firewall.is_whole());
-    // Also found out by the next change.
+    assert!(host.firewall.is_complete());
+    // The next change notices missing tables too.
     inside(&host.namespace, || {
         Firewall::new("whelktest").unwrap().remove().unwrap()
     });
@@ -573,7 +570,7 @@ fn rules_taken_away_are_put_back() {
 }
 
 #[test]
-fn a_steady_udp_sender_finds_a_port_that_is_published_later() {
+fn a_steady_udp_sender_reaches_a_port_that_is_published_later() {
     let host = Host::new();
     host.bridge("br1", "10.77.1.1/24", false);
     let server = host.container("br1", 2, "10.77.1.2/24", "10.77.1.1");
@@ -581,7 +578,7 @@ fn a_steady_udp_sender_finds_a_port_that_is_published_later() {
         UdpSocket::bind("0.0.0.0:9000").unwrap()
     });
     listener.set_read_timeout(Some(PATIENCE)).unwrap();
-    // Somebody of the host answers first, so that the kernel takes note of the connection.
+    // A socket on the host receives first, so that the kernel creates a conntrack entry.
     let other = inside(&host.namespace, || UdpSocket::bind("0.0.0.0:9000").unwrap());
     let sender = inside(&host.outside, || UdpSocket::bind("0.0.0.0:7000").unwrap());
     let mut buffer = [0; 16];
@@ -596,11 +593,10 @@ fn a_steady_udp_sender_finds_a_port_that_is_published_later() {
     assert_eq!(&buffer[..length], b"late");
 }
 
-/// As many connections as the kernel remembers, and more, from one container: the others' come
-/// through all the same.
+/// One container creates more connections than the conntrack table holds; others can still connect.
 #[test]
-fn a_flood_of_connections_is_its_senders_own_problem() {
-    /// Larger tables take longer to fill than a test may.
+fn a_flood_of_connections_affects_only_its_sender() {
+    /// Larger tables take longer to fill than a test may take.
     const MOST: usize = 300_000;
     let most: usize = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max")
         .unwrap()
@@ -621,7 +617,7 @@ fn a_flood_of_connections_is_its_senders_own_problem() {
     while sent < most + most / 10 {
         let socket = inside(&flood.namespace, || UdpSocket::bind("0.0.0.0:0").unwrap());
         for port in 1..u16::MAX {
-            // Some are lost, or told to be unwanted: that is not the point.
+            // Some are lost or refused, which does not matter.
             sent += usize::from(socket.send_to(b"x", ("198.51.100.2", port)).is_ok());
         }
     }

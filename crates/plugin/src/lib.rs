@@ -1,9 +1,9 @@
-//! Docker's plugin protocol (v1), the engine's side: finding plugins, and calling them.
+//! Docker's plugin protocol (v1), client side: finds plugins and calls them.
 //!
-//! A plugin is a program of the administrator's that listens somewhere and answers `POST
-//! /Interface.Method` with JSON. It is found by a socket or by a file that says where it listens;
-//! the file's name is the plugin's. Plugins are trusted as much as the engine is: what they answer
-//! is bounded and checked all the same, because they are other people's programs.
+//! A plugin is a program that the administrator runs and that answers `POST /Interface.Method` with
+//! JSON. It is found by its socket, or by a file that contains its address; the file's name is the
+//! plugin's. Plugins are trusted as much as the engine; their answers are still limited in size and
+//! checked, because they are third-party programs.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -23,47 +23,48 @@ use whelk_sys::{errno_text, fs};
 pub enum Error {
     #[error("plugin {0:?} not found")]
     NotFound(String),
-    /// It is described wrongly, cannot be reached, or does not speak the protocol.
+    /// Its spec file is invalid, it cannot be reached, or it does not speak the protocol.
     #[error("{0}")]
     Broken(String),
-    /// What the plugin says itself.
+    /// The plugin's own error.
     #[error("{0}")]
     Refused(String),
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Where a plugin listens.
+/// The address of a plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Address {
     Unix(PathBuf),
     Tcp(String),
 }
 
-/// A plugin that has answered, and what it implements.
+/// A plugin that has been activated.
 #[derive(Clone, Debug)]
 pub struct Plugin {
     name: String,
     address: Address,
 }
 
-/// The directories in which plugins are looked for.
+/// The directories that are searched for plugins.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
-    /// Of sockets: `NAME.sock`, or `NAME/NAME.sock`.
+pub struct SearchPaths {
+    /// Directories of sockets: `NAME.sock` or `NAME/NAME.sock`.
     pub sockets: Vec<PathBuf>,
-    /// Of descriptions: `NAME.spec` (an address), `NAME.json` (an object with one as `Addr`).
+    /// Directories of spec files: `NAME.spec` (an address) or `NAME.json` (an object with an
+    /// address in `Addr`).
     pub descriptions: Vec<PathBuf>,
 }
 
-/// The largest answer that is read, in bytes.
-const LARGEST: usize = 16 << 20;
-/// The largest description that is read, in bytes.
-const LARGEST_DESCRIPTION: u64 = 64 << 10;
+/// Maximum size of an answer in bytes.
+const MAX_ANSWER: usize = 16 << 20;
+/// Maximum size of a spec file in bytes.
+const MAX_DESCRIPTION: u64 = 64 << 10;
 const ACCEPT: &str = "application/vnd.docker.plugins.v1.2+json";
 
-impl Places {
-    /// The names of all plugins that there are sockets or descriptions of.
+impl SearchPaths {
+    /// Returns the names of all plugins with a socket or spec file.
     pub fn names(&self) -> Vec<String> {
         let mut names = BTreeSet::new();
         for (directories, extensions) in [
@@ -109,17 +110,18 @@ impl Places {
             for (extension, is_json) in [("spec", false), ("json", true)] {
                 let path = directory.join(format!("{name}.{extension}"));
                 if fs::exists(&path) {
-                    return described(&path, is_json);
+                    return read_description(&path, is_json);
                 }
             }
         }
         Err(Error::NotFound(name.into()))
     }
 
-    /// Finds a plugin, and asks it what it is.
+    /// Finds a plugin and activates it.
     ///
     /// # Errors
-    /// There is none, it does not answer, or it does not implement `interface`.
+    /// Returns an error if there is no such plugin, it does not answer, or it does not implement
+    /// `interface`.
     pub fn activate(&self, name: &str, interface: &str) -> Result<Plugin> {
         #[derive(Debug, Default, serde::Deserialize)]
         #[serde(rename_all = "PascalCase", default)]
@@ -141,14 +143,14 @@ impl Places {
     }
 }
 
-/// Whether a plugin can be called so: its name is part of paths.
+/// Returns whether a name is valid: it becomes part of paths.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
 }
 
-fn described(path: &Path, is_json: bool) -> Result<Address> {
+fn read_description(path: &Path, is_json: bool) -> Result<Address> {
     let broken = |text: String| Error::Broken(format!("{}: {text}", path.display()));
-    let content = fs::read_at_most(path, LARGEST_DESCRIPTION)
+    let content = fs::read_at_most(path, MAX_DESCRIPTION)
         .map_err(|error| Error::Broken(error.to_string()))?;
     let text = String::from_utf8_lossy(&content).into_owned();
     let address = if is_json {
@@ -169,7 +171,7 @@ fn described(path: &Path, is_json: bool) -> Result<Address> {
             Ok(Address::Tcp(host.trim_end_matches('/').into()))
         }
         _ => Err(broken(format!(
-            "unknown address {address:?}: unix:///PATH or tcp://HOST:PORT is needed"
+            "unknown address {address:?}: must be unix:///PATH or tcp://HOST:PORT"
         ))),
     }
 }
@@ -179,10 +181,11 @@ impl Plugin {
         &self.name
     }
 
-    /// Calls `Interface.Method` and waits for the answer, but no longer than `limit`. Blocks.
+    /// Calls `Interface.Method` and blocks until the answer, at most for `limit`.
     ///
     /// # Errors
-    /// [`Error::Refused`] with what the plugin says.
+    /// Returns [`Error::Refused`] with the plugin's own error, and [`Error::Broken`] if it does not
+    /// answer in time or not in the protocol.
     pub fn call<T: DeserializeOwned>(
         &self,
         method: &str,
@@ -194,7 +197,8 @@ impl Plugin {
         if bytes == b"null" {
             bytes.clear();
         }
-        // A thread of its own: the caller's may be one that must not wait for futures.
+        // A separate thread, because the caller's may be a runtime thread, on which `block_on`
+        // panics.
         let answer = std::thread::scope(|scope| {
             let exchange = || -> Result<(u16, Bytes)> {
                 let runtime = tokio::runtime::Builder::new_current_thread()
@@ -215,7 +219,7 @@ impl Plugin {
             scope
                 .spawn(exchange)
                 .join()
-                .unwrap_or_else(|_| Err(broken("the call ended in a panic".into())))
+                .unwrap_or_else(|_| Err(broken("the call panicked".into())))
         });
         let (status, content) = answer?;
         let value: serde_json::Result<Value> = serde_json::from_slice(&content);
@@ -228,7 +232,7 @@ impl Plugin {
         }
         let unreadable = |error: serde_json::Error| {
             broken(format!(
-                "{}: its answer cannot be read: {error}",
+                "{}: invalid answer: {error}",
                 self.describe(method)
             ))
         };
@@ -295,7 +299,7 @@ impl Plugin {
             .await
             .map_err(|error| failed(&error))?;
         let status = response.status().as_u16();
-        let content = Limited::new(response.into_body(), LARGEST)
+        let content = Limited::new(response.into_body(), MAX_ANSWER)
             .collect()
             .await
             .map_err(|error| failed(&error))?
@@ -316,7 +320,7 @@ mod tests {
     #[test]
     fn plugins_are_found_by_sockets_and_descriptions() {
         let base = std::env::temp_dir().join(format!("whelk-plugins-{}", std::process::id()));
-        let places = Places {
+        let paths = SearchPaths {
             sockets: vec![base.join("run")],
             descriptions: vec![base.join("etc")],
         };
@@ -342,12 +346,12 @@ mod tests {
             std::fs::write(base.join(path), content).unwrap();
         }
         assert_eq!(
-            places.names(),
+            paths.names(),
             [
                 "bad", "broken", "far", "inner", "near", "object", "plain", "secret"
             ]
         );
-        let found = |name: &str| places.address(name).map_err(|error| error.to_string());
+        let found = |name: &str| paths.address(name).map_err(|error| error.to_string());
         assert_eq!(
             found("plain"),
             Ok(Address::Unix(base.join("run/plain.sock")))

@@ -61,7 +61,7 @@ pub(super) async fn create(State(engine): App, Json(body): Json<VolumeBody>) -> 
         driver: body.driver,
         options: body.driver_opts.unwrap_or_default(),
         labels: body.labels.unwrap_or_default(),
-        passing: false,
+        ephemeral: false,
     };
     let volumes = engine.volumes.clone();
     let made = blocking(move || {

@@ -13,7 +13,7 @@ use whelk_sys::fs;
 use super::{Container, Containers};
 use crate::error::Result;
 use crate::model::{Config, ContainerRecord};
-use crate::networks::resolv_conf::{self, Asks, Overrides};
+use crate::networks::resolv_conf::{self, Overrides, ResolverMode};
 use crate::networks::{
     Endpoint, NetworkDefaults, host_resolver, lacks_ipv6, resolved_servers, uses_resolver,
 };
@@ -261,17 +261,17 @@ fn resolv_conf(record: &ContainerRecord, defaults: &NetworkDefaults) -> String {
         search: given(&host.dns_search, &defaults.search),
         options: given(&host.dns_options, &defaults.resolver_options),
     };
-    let asks = match host.network_mode.as_str() {
-        "host" => Asks::AsHost,
-        _ if uses_resolver(record) => Asks::Engine,
-        _ => Asks::Directly {
+    let mode = match host.network_mode.as_str() {
+        "host" => ResolverMode::AsHost,
+        _ if uses_resolver(record) => ResolverMode::Engine,
+        _ => ResolverMode::Directly {
             ipv6: record
                 .networks
                 .values()
                 .any(|endpoint| !endpoint.global_ipv6_address.is_empty()),
         },
     };
-    resolv_conf::generate(host_resolver(), resolved_servers, overrides, asks)
+    resolv_conf::generate(host_resolver(), resolved_servers, overrides, mode)
 }
 
 #[cfg(test)]

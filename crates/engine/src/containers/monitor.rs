@@ -212,7 +212,8 @@ impl Containers {
                 ("execDuration", (ran.max(0) / 1_000_000_000).to_string()),
             ],
         );
-        self.networks.announce_left(&container.id, &left_networks);
+        self.networks
+            .publish_disconnects(&container.id, &left_networks);
         container.progress.send_modify(|progress| {
             progress.running = false;
             progress.exits += 1;

@@ -64,8 +64,8 @@ impl Containers {
         for (container, found) in futures_util::future::join_all(probes).await {
             self.recover_one(&container, found).await;
         }
-        self.networks.settle();
-        self.volumes.settle();
+        self.networks.finish_recovery();
+        self.volumes.unmount_unused_volumes();
         // Started last, when the resources of all running containers are known.
         for container in self.all() {
             let wanted = {

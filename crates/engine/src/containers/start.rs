@@ -144,7 +144,7 @@ impl Containers {
     ) -> Result<(ContainerLaunch, Vec<OwnedFd>)> {
         let mut record = container.record().clone();
         let links = self.link_environment(&record)?;
-        let joined = self.networks.join(&mut record);
+        let joined = self.networks.attach(&mut record);
         let namespace =
             joined.map_err(|error| error.prefixed("failed to set up container networking"))?;
         {
@@ -162,7 +162,7 @@ impl Containers {
         // The remaining descriptors of the message are the namespace and up to 40 clients;
         // SCM_MAX_FD is 253.
         const MAX_LISTENERS: usize = 200;
-        let ports = self.networks.lend_ports(&record.id, MAX_LISTENERS);
+        let ports = self.networks.share_listeners(&record.id, MAX_LISTENERS);
         launch.ports = ports.len();
         Ok((launch, namespace.into_iter().chain(ports).collect()))
     }
@@ -187,7 +187,7 @@ impl Containers {
     pub(super) fn release_endpoints(&self, container: &Container) -> Vec<NetworkRecord> {
         let _networking = container.networking();
         let mut record = container.record().clone();
-        let left = self.networks.leave(&mut record);
+        let left = self.networks.detach(&mut record);
         let mut current = container.record();
         current.networks = record.networks;
         current.ports = record.ports;
@@ -223,7 +223,7 @@ impl Containers {
         container.shim.send_replace(true);
         // Not fatal if this fails or the engine ends here: recovery finds the shim.
         self.save_or_log(container);
-        self.networks.announce(&container.record().clone());
+        self.networks.publish_connects(&container.record().clone());
         self.update_linkers(&container.id);
         self.publish(container, "start", &[]);
         monitor::spawn(self, container, Some(events));

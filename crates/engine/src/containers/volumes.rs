@@ -131,11 +131,11 @@ impl Containers {
             .map_err(|error| Error::internal(error.to_string()))?
     }
 
-    /// Finds or creates a volume for a container; `passing` says that the container is a `--rm`
+    /// Finds or creates a volume for a container; `ephemeral` says that the container is a `--rm`
     /// one. Returns whether the volume is a read-only snapshot.
-    fn acquire_volume(&self, id: &str, volume: &mut VolumeUse, passing: bool) -> Result<bool> {
+    fn acquire_volume(&self, id: &str, volume: &mut VolumeUse, ephemeral: bool) -> Result<bool> {
         let mut make = std::mem::take(&mut volume.make);
-        make.passing = passing;
+        make.ephemeral = ephemeral;
         if make.name.is_empty() {
             // A volume inherited by `--volumes-from` has its name already.
             make.name.clone_from(&volume.name);
@@ -344,8 +344,8 @@ impl Containers {
             return Ok((Vec::new(), Vec::new()));
         }
         Ok((
-            mounts::shown_as(owner.uid(), user.uid),
-            mounts::shown_as(owner.gid(), user.gid),
+            mounts::map_owner(owner.uid(), user.uid),
+            mounts::map_owner(owner.gid(), user.gid),
         ))
     }
 
@@ -375,7 +375,8 @@ impl Containers {
                         ("read/write", (!plan.read_only).to_string()),
                         ("propagation", plan.propagation.clone()),
                     ];
-                    self.volumes.enter(&volume.name, &record.id, &details)?;
+                    self.volumes
+                        .mount_for_container(&volume.name, &record.id, &details)?;
                     check_subpath(&self.volumes.path(&volume.name), &volume.subpath)?;
                 }
                 _ => {}
@@ -393,7 +394,7 @@ impl Containers {
             .filter_map(|plan| plan.volume().map(|volume| volume.name.clone()))
             .collect();
         for name in names {
-            self.volumes.leave(&name, &container.id);
+            self.volumes.unmount_for_container(&name, &container.id);
         }
     }
 

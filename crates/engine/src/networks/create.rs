@@ -1,4 +1,4 @@
-//! Making a network.
+//! Creating networks.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 
 use ipnet::{IpNet, Ipv6Net};
 use whelk_network::ipam::{self, Block};
-use whelk_network::{LONGEST_NAME, Link, Links};
+use whelk_network::{Link, Links, MAX_INTERFACE_NAME};
 use whelk_sys::fs;
 
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
@@ -31,16 +31,16 @@ pub struct CreateNetwork {
     pub labels: BTreeMap<String, String>,
 }
 
-/// The default network's subnet where nothing is in its way: the one that people know.
+/// The default network's subnet, if it is free: the same as Docker's.
 const DEFAULT_SUBNET: &str = "172.17.0.0/16";
-/// How large its subnet is where that one is taken: as large if there is room, or else smaller.
-/// More containers than 1,023 no bridge of Linux has.
+/// Prefix lengths to try for its subnet if that one is not free. A Linux bridge has at most 1,023
+/// ports, so nothing larger than a /22 is necessary.
 const DEFAULT_SIZES: [u8; 3] = [16, 20, 22];
-/// RFC 8200, section 5.
-pub(super) const LEAST_IPV6_MTU: u32 = 1280;
+/// The smallest MTU over which IPv6 works (RFC 8200, section 5).
+pub(super) const MIN_IPV6_MTU: u32 = 1280;
 
 impl Networks {
-    /// The three networks that always exist.
+    /// Creates the three predefined networks if they do not exist.
     pub(super) fn create_predefined(&self) -> Result<()> {
         self.create_default()?;
         for (name, driver) in [("host", "host"), ("none", "null")] {
@@ -50,7 +50,7 @@ impl Networks {
                 .any(|network| network.record.name == name)
             {
                 let (name, driver) = (name.into(), driver.into());
-                self.make(CreateNetwork {
+                self.create_network(CreateNetwork {
                     name,
                     driver,
                     enable_ipv4: Some(true),
@@ -62,7 +62,8 @@ impl Networks {
         Ok(())
     }
 
-    /// Makes the default network, or makes it anew where other settings are wanted by now.
+    /// Creates the default network, or replaces it if its settings have changed and no container
+    /// uses it.
     fn create_default(&self) -> Result<()> {
         let wanted = self.instance.networks.bridge(&self.instance);
         let there = self
@@ -71,7 +72,7 @@ impl Networks {
             .find(|network| network.record.name == "bridge")
             .map(|network| network.record.clone());
         if let Some(there) = there {
-            if defaults::fits(&there, &wanted) {
+            if defaults::matches(&there, &wanted) {
                 return Ok(());
             }
             let in_use = |record: &crate::model::ContainerRecord| {
@@ -79,19 +80,22 @@ impl Networks {
             };
             if self.store.containers()?.iter().any(in_use) {
                 tracing::warn!(
-                    "containers run on the default network: its new settings take effect at a start of the engine without them"
+                    "containers are running on the default network: its new settings take effect when the engine starts without them"
                 );
                 return Ok(());
             }
-            self.dissolve(&there);
+            self.delete_host_objects(&there);
             self.store.delete_network(&there.id)?;
             self.state_mut().remove(&there.id);
         }
-        self.make(wanted).map(drop)
+        self.create_network(wanted).map(drop)
     }
 
+    /// Creates a network.
+    ///
     /// # Errors
-    /// A name that is taken, subnets that overlap, settings that make no sense.
+    /// Returns an error if the name is in use, subnets overlap, settings are invalid, or the host's
+    /// objects cannot be created.
     pub fn create(&self, request: CreateNetwork) -> Result<NetworkRecord> {
         if matches!(
             request.name.as_str(),
@@ -102,31 +106,32 @@ impl Networks {
                 request.name
             )));
         }
-        let record = self.make(request)?;
+        let record = self.create_network(request)?;
         self.publish(&record, "create", None);
         Ok(record)
     }
 
-    fn make(&self, request: CreateNetwork) -> Result<NetworkRecord> {
-        let mut record = self.draft(request)?;
-        // Two engines of one machine must not choose the same subnet at the same time.
+    fn create_network(&self, request: CreateNetwork) -> Result<NetworkRecord> {
+        let mut record = self.check_request(request)?;
+        // Two engines on one host must not allocate the same subnet at the same time.
         let _lock = lock_subnets()?;
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_unused(&record)?;
         if record.has_subnets() {
             self.plan_subnets(&mut record)?;
         }
-        record.made_parent = self.would_make_parent(&record)?;
+        record.made_parent = self.owns_parent(&record)?;
         let blocks = blocks(&record)?;
         for (config, block) in record.ipam.config.iter_mut().zip(&blocks) {
             if config.gateway.is_empty() && (record.driver == "bridge" || !record.internal) {
                 config.gateway = block.gateway.to_string();
             }
         }
-        // The record first: what it does not explain is removed at the next start.
+        // The record before the host's objects: interfaces without a record are deleted at the next
+        // start.
         self.store.put_network(&record)?;
-        if let Err(error) = self.materialize(&record) {
-            self.dissolve(&record);
+        if let Err(error) = self.create_host_objects(&record) {
+            self.delete_host_objects(&record);
             self.store.delete_network(&record.id)?;
             return Err(error);
         }
@@ -141,8 +146,8 @@ impl Networks {
         Ok(record)
     }
 
-    /// A network as it is asked for, checked as far as that goes without a look at others.
-    fn draft(&self, request: CreateNetwork) -> Result<NetworkRecord> {
+    /// Converts a request to a record, after the checks that need no knowledge of other networks.
+    fn check_request(&self, request: CreateNetwork) -> Result<NetworkRecord> {
         let CreateNetwork {
             name,
             driver,
@@ -186,13 +191,13 @@ impl Networks {
             .get(option::MTU)
             .and_then(|text| text.parse().ok())
             .unwrap_or(0);
-        let carries_ipv6 = mtu == 0 || mtu >= LEAST_IPV6_MTU;
+        let carries_ipv6 = mtu == 0 || mtu >= MIN_IPV6_MTU;
         if enable_ipv6 == Some(true) && !carries_ipv6 {
             return Err(Error::invalid(format!(
-                "invalid MTU: {mtu}: IPv6 needs {LEAST_IPV6_MTU} at least"
+                "invalid MTU: {mtu}: IPv6 needs at least {MIN_IPV6_MTU}"
             )));
         }
-        // Two families on by default: unless a network was planned by hand with one of them.
+        // IPv6 is enabled by default, unless only IPv4 subnets were given.
         let enable_ipv6 = enable_ipv6.unwrap_or_else(|| {
             driver == "bridge"
                 && carries_ipv6
@@ -247,7 +252,7 @@ impl Networks {
         }
     }
 
-    /// Checks the subnets that are asked for, and chooses those that are not.
+    /// Checks the given subnets and allocates missing ones.
     fn plan_subnets(&self, record: &mut NetworkRecord) -> Result<()> {
         let mut taken: Vec<IpNet> = self
             .state()
@@ -256,7 +261,7 @@ impl Networks {
             .collect();
         for config in &record.ipam.config {
             let subnet = check_config(config, record.enable_ipv6)?;
-            if let Some(other) = taken.iter().find(|other| ipam::overlap(other, &subnet)) {
+            if let Some(other) = taken.iter().find(|other| ipam::overlaps(other, &subnet)) {
                 return Err(Error::Denied(format!(
                     "invalid pool request: Pool overlaps with other one on this address space: {subnet} and {other}"
                 )));
@@ -285,22 +290,22 @@ impl Networks {
         Ok(())
     }
 
-    /// Makes what the host has of a network, or finds it there.
-    pub(super) fn materialize(&self, record: &NetworkRecord) -> Result<()> {
+    /// Creates a network's objects on the host where they are missing.
+    pub(super) fn create_host_objects(&self, record: &NetworkRecord) -> Result<()> {
         match record.driver.as_str() {
-            "bridge" => self.make_bridge(record),
-            "macvlan" | "ipvlan" => self.parent(record).map(drop),
+            "bridge" => self.create_bridge(record),
+            "macvlan" | "ipvlan" => self.ensure_parent(record).map(drop),
             _ => Ok(()),
         }
     }
 
-    fn make_bridge(&self, record: &NetworkRecord) -> Result<()> {
+    fn create_bridge(&self, record: &NetworkRecord) -> Result<()> {
         let name = self.bridge_name(record);
         let mtu = record.mtu();
         let mut links = self.links();
         let index = match links.find(&name)? {
             Some(link) if is_bridge_of(&link, record) => link.index,
-            // Of an earlier life of this instance, whose records are gone.
+            // Left over from an earlier installation of this instance, whose records are gone.
             Some(link) if is_of_instance(&self.instance, &link) => {
                 links.delete(&name)?;
                 links.create_bridge(
@@ -312,7 +317,7 @@ impl Networks {
             }
             Some(_) => {
                 return Err(Error::conflict(format!(
-                    "interface {name} exists already and is not this network's"
+                    "interface {name} already exists and does not belong to this network"
                 )));
             }
             None => links.create_bridge(
@@ -323,8 +328,8 @@ impl Networks {
             )?,
         };
         drop(links);
-        // Not even a link-local address on a network without IPv6 (CVE-2024-32473); one with it may
-        // have it whatever the host's default is.
+        // On a network without IPv6 there must not even be a link-local address (CVE-2024-32473);
+        // on one with IPv6 the host's default does not matter.
         set_sysctl(
             &format!("net/ipv6/conf/{name}/disable_ipv6"),
             if record.enable_ipv6 { "0" } else { "1" },
@@ -333,11 +338,11 @@ impl Networks {
         if record.enable_ipv6 {
             set_sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0", true)?;
         }
-        // So that connections from 127.0.0.1 can be led to containers; containers themselves are
-        // kept from it by a rule.
+        // Needed to redirect the host's connections to 127.0.0.1 to containers; a rule keeps
+        // containers from using it.
         set_sysctl(&format!("net/ipv4/conf/{name}/route_localnet"), "1", false)?;
         if !record.internal && self.instance.networks.forward {
-            forward(record.enable_ipv6)?;
+            enable_forwarding(record.enable_ipv6)?;
         }
         let mut links = self.links();
         for config in &record.ipam.config {
@@ -358,15 +363,16 @@ impl Networks {
         }
         links.set_up(index)?;
         if record.enable_ipv6 && !record.internal {
-            links.deliver_loopback6(index)?;
+            links.add_ipv6_loopback_route(index)?;
         }
         drop(links);
         self.firewall.add_bridge(&self.rules(record))?;
         Ok(())
     }
 
-    /// Whether the parent of a new network is one that only such networks need.
-    fn would_make_parent(&self, record: &NetworkRecord) -> Result<bool> {
+    /// Returns whether the engine creates the parent interface of a new network, or has created it
+    /// for another one.
+    fn owns_parent(&self, record: &NetworkRecord) -> Result<bool> {
         let Some(parent) = record.option(option::PARENT) else {
             return Ok(false);
         };
@@ -376,8 +382,8 @@ impl Networks {
         Ok(made_before || self.links().find(parent)?.is_none())
     }
 
-    /// The index of the interface that a network's containers hang on, made where it is missing.
-    pub(super) fn parent(&self, record: &NetworkRecord) -> Result<u32> {
+    /// Returns the index of a network's parent interface, which is created if it is missing.
+    pub(super) fn ensure_parent(&self, record: &NetworkRecord) -> Result<u32> {
         let mut links = self.links();
         let Some(parent) = record.option(option::PARENT) else {
             let name = self.interface(super::BRIDGE, &record.id);
@@ -408,8 +414,8 @@ impl Networks {
         Ok(links.create_vlan(parent, base.index, vlan)?)
     }
 
-    /// Takes away what the host has of a network.
-    pub(super) fn dissolve(&self, record: &NetworkRecord) {
+    /// Deletes a network's objects on the host.
+    pub(super) fn delete_host_objects(&self, record: &NetworkRecord) {
         let outcome = match record.driver.as_str() {
             "bridge" => self
                 .firewall
@@ -435,27 +441,31 @@ impl Networks {
             _ => Ok(()),
         };
         if let Err(error) = outcome {
-            tracing::warn!(network = record.name, "remove: {error}");
+            tracing::warn!(
+                network = record.name,
+                "delete the network's interfaces and rules: {error}"
+            );
         }
     }
 }
 
-/// What is noted about a bridge: whose it is. Of an interface that is made ahead, `id` says that.
+/// Returns the alias of an interface, which names its owner: the instance, and the network's id (or
+/// the purpose of a warm interface).
 pub(super) fn alias(instance: &Instance, id: &str) -> String {
     format!("whelk {} {id}", instance.name)
 }
 
-/// Whether an interface is a bridge that this instance has made, for whatever network.
+/// Returns whether an interface is a bridge that this instance created, for any network.
 pub(super) fn is_of_instance(instance: &Instance, link: &Link) -> bool {
     link.kind == "bridge" && link.alias.starts_with(&alias(instance, ""))
 }
 
-/// Whether an interface is the bridge that was made for a network: its hardware address says so.
+/// Returns whether an interface is the bridge of this network, which its hardware address tells.
 fn is_bridge_of(link: &Link, record: &NetworkRecord) -> bool {
     link.kind == "bridge" && link.mac == mac(&record.id)
 }
 
-/// Removes a network's bridge, and nothing else of that name.
+/// Deletes a network's bridge, but not another interface with its name.
 pub(super) fn delete_bridge(
     links: &mut Links,
     name: &str,
@@ -467,8 +477,8 @@ pub(super) fn delete_bridge(
     }
 }
 
-/// A free IPv4 subnet for a network. Without an administrator's word on sizes the default network
-/// gets a large one.
+/// Returns a free IPv4 subnet. Unless the configuration sets the pools, the default network gets a
+/// large one.
 fn choose_subnet(
     is_default: bool,
     pools: &[ipam::Pool],
@@ -477,7 +487,7 @@ fn choose_subnet(
 ) -> Result<IpNet> {
     if is_default
         && let Ok(known) = DEFAULT_SUBNET.parse()
-        && !avoid.iter().any(|other| ipam::overlap(&known, other))
+        && !avoid.iter().any(|other| ipam::overlaps(&known, other))
     {
         return Ok(known);
     }
@@ -491,15 +501,15 @@ fn choose_subnet(
         };
         if let Some(subnet) = DEFAULT_SIZES
             .iter()
-            .find_map(|size| ipam::choose(&resized(*size), avoid).ok())
+            .find_map(|size| ipam::allocate_subnet(&resized(*size), avoid).ok())
         {
             return Ok(subnet);
         }
     }
-    Ok(ipam::choose(pools, avoid)?)
+    Ok(ipam::allocate_subnet(pools, avoid)?)
 }
 
-/// The addresses of a network, by subnet.
+/// Returns the address blocks of a network, one per subnet.
 pub(super) fn blocks(record: &NetworkRecord) -> Result<Vec<Block>> {
     let address = |text: &str| -> Result<Option<IpAddr>> {
         if text.is_empty() {
@@ -546,14 +556,14 @@ fn check_name(name: &str) -> Result<()> {
     const LONGEST: usize = 255;
     if name.len() > LONGEST {
         return Err(Error::invalid(format!(
-            "invalid network name: it is longer than {LONGEST} bytes"
+            "invalid network name: longer than {LONGEST} bytes"
         )));
     }
-    // Docker takes anything else; what could not be asked for by path, or read on a terminal, is of
-    // no use to anybody.
+    // Docker accepts any other name; but names with slashes cannot be used in API paths, and
+    // control characters cannot be displayed.
     if name.contains('/') || name.chars().any(char::is_control) {
         return Err(Error::invalid(format!(
-            "invalid network name: {name:?}: it must not have slashes or control characters"
+            "invalid network name: {name:?}: it must not contain slashes or control characters"
         )));
     }
     Ok(())
@@ -600,7 +610,7 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
             option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC => {
                 if crate::filters::parse_bool(value).is_none() {
                     return Err(Error::invalid(format!(
-                        "invalid value {value:?} for network option {key}: true or false is needed"
+                        "invalid value {value:?} for network option {key}: must be true or false"
                     )));
                 }
                 driver == "bridge"
@@ -644,11 +654,14 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
     Ok(())
 }
 
+/// Checks the name of an interface to create.
+///
 /// # Errors
-/// What is no interface's name, or is one only for a part of the system.
+/// Returns an error if the kernel would not accept the name, or it is not safe as a part of sysctl
+/// paths.
 pub(super) fn check_interface_name(name: &str) -> Result<()> {
     let valid = !name.is_empty()
-        && name.len() <= LONGEST_NAME
+        && name.len() <= MAX_INTERFACE_NAME
         && !matches!(name, "." | ".." | "lo")
         && name
             .bytes()
@@ -657,7 +670,7 @@ pub(super) fn check_interface_name(name: &str) -> Result<()> {
         Ok(())
     } else {
         Err(Error::invalid(format!(
-            "invalid interface name {name:?}: up to {LONGEST_NAME} of a-z, A-Z, 0-9, _, . and -"
+            "invalid interface name {name:?}: up to {MAX_INTERFACE_NAME} of a-z, A-Z, 0-9, _, . and -"
         )))
     }
 }
@@ -675,7 +688,8 @@ fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
         IpAddr::V6(Ipv6Addr::LOCALHOST),
     ];
     let link_local = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64);
-    if ipam::overlap(&subnet, &link_local.into()) && subnet.prefix_len() < link_local.prefix_len() {
+    if ipam::overlaps(&subnet, &link_local.into()) && subnet.prefix_len() < link_local.prefix_len()
+    {
         return wrong(format!(
             "'{subnet}' clashes with the Link-Local prefix '{link_local}'"
         ));
@@ -685,7 +699,7 @@ fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
         || subnet.network().is_multicast()
     {
         return wrong(format!(
-            "invalid subnet {subnet}: loopback and multicast addresses cannot be a network's"
+            "invalid subnet {subnet}: it contains loopback or multicast addresses"
         ));
     }
     if subnet.addr() != subnet.network() {
@@ -734,8 +748,8 @@ fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
     Ok(subnet)
 }
 
-/// A hardware address for a bridge: locally administered, and the same whenever the bridge is made
-/// again.
+/// Returns a bridge's hardware address: locally administered, and derived from the network's id, so
+/// that it stays the same when the bridge is created again.
 fn mac(id: &str) -> [u8; 6] {
     let digits = u64::from_str_radix(&id[..10.min(id.len())], 16)
         .unwrap_or_default()
@@ -743,18 +757,17 @@ fn mac(id: &str) -> [u8; 6] {
     [0x02, digits[3], digits[4], digits[5], digits[6], digits[7]]
 }
 
-/// Whether new interfaces of the host have IPv6.
+/// Returns whether IPv6 is enabled for new interfaces of the host.
 fn host_has_ipv6() -> bool {
     fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6")
         .is_ok_and(|value| value.trim() == "0")
 }
 
-/// Holds other engines of this machine off, by a file that only root can open: two must not choose
-/// one subnet.
+/// Locks subnet allocation against other engines on this host, by a file that only root can open.
 fn lock_subnets() -> Result<std::fs::File> {
     let file = fs::append("/run/whelk-networks.lock", 0o600)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-        .map_err(|error| Error::internal(format!("lock the networks of this machine: {error}")))?;
+        .map_err(|error| Error::internal(format!("lock subnet allocation: {error}")))?;
     Ok(file)
 }
 
@@ -769,21 +782,21 @@ fn set_sysctl_at(path: &Path, value: &str, may_be_missing: bool) -> Result<()> {
     }
 }
 
-/// A host that forwards does not listen to routers any more, unless it is told to: it would lose
-/// its own way out.
+/// Lets the host's interfaces accept router advertisements while forwarding is enabled (`accept_ra`
+/// 2): with 1 the kernel ignores them then, and the host would lose its default route.
 fn keep_router_advertisements() -> Result<()> {
     for interface in fs::list("/proc/sys/net/ipv6/conf")? {
         let path = interface.path().join("accept_ra");
         if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
-            // Another engine's interface may be gone by now.
+            // An interface of another engine may have been deleted meanwhile.
             set_sysctl_at(&path, "2", true)?;
         }
     }
     Ok(())
 }
 
-/// Lets the kernel pass packets on between interfaces.
-fn forward(ipv6: bool) -> Result<()> {
+/// Enables packet forwarding.
+fn enable_forwarding(ipv6: bool) -> Result<()> {
     let on = |key: &str| {
         fs::read_to_string(format!("/proc/sys/{key}")).is_ok_and(|value| value.trim() == "1")
     };
@@ -834,7 +847,7 @@ mod tests {
                 .unwrap()
                 .to_string(),
             "10.0.0.0/26",
-            "as an administrator has said"
+            "the size that the configuration sets"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! What an administrator has set for networks: how the default one is made, and what others get
-//! that do not say.
+//! Network settings of the engine's configuration: the default network, and defaults for new
+//! networks.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,38 +7,40 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use whelk_network::ipam::Pool;
 
-use super::create::{CreateNetwork, LEAST_IPV6_MTU};
+use super::create::{CreateNetwork, MIN_IPV6_MTU};
 use super::default_bridge;
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 
-/// Docker's daemon.json names these `bip`, `fixed-cidr`, `default-address-pools` and so on.
+/// The network settings, which Docker's daemon.json calls `bip`, `fixed-cidr`,
+/// `default-address-pools` and so on.
 #[derive(Clone, Debug)]
 pub struct NetworkDefaults {
-    /// The default bridge's own addresses, at most one of each family, with its subnets' lengths.
+    /// The default bridge's own addresses with the prefix lengths of its subnets, at most one per
+    /// family.
     pub bridge_addresses: Vec<IpNet>,
-    /// Where addresses of containers on the default network come from, at most one of each family.
+    /// The ranges of dynamic addresses on the default network, at most one per family.
     pub ranges: Vec<IpNet>,
-    /// Whether the default network has IPv6.
+    /// Whether the default network has IPv6 enabled.
     pub ipv6: bool,
-    /// Where subnets come from; empty for the usual ones.
+    /// The pools to allocate subnets from; empty for the defaults.
     pub pools: Vec<Pool>,
-    /// Options that new networks have unless they say otherwise, by driver.
+    /// Default options of new networks, by driver.
     pub options: BTreeMap<String, BTreeMap<String, String>>,
-    /// Of the default network, in bytes.
+    /// The default network's MTU in bytes.
     pub mtu: Option<u32>,
-    /// Whether containers on the default network reach each other.
+    /// Whether containers on the default network can reach each other.
     pub icc: bool,
-    /// Whether the default network's containers are seen outside under the host's address.
+    /// Whether outgoing traffic of the default network is masqueraded.
     pub masquerade: bool,
-    /// Whether the kernel's forwarding is switched on where it is off.
+    /// Whether the engine enables packet forwarding where it is disabled.
     pub forward: bool,
-    /// Where ports of the default network are published that do not say where.
+    /// The default host address for published ports of the default network.
     pub binding: Option<IpAddr>,
-    /// What `host-gateway` stands for.
+    /// The address that `host-gateway` is replaced with.
     pub host_gateway: Option<IpAddr>,
-    /// Resolvers, search list and options of containers that have none of their own.
+    /// DNS servers, search list and options of containers without their own.
     pub servers: Vec<IpAddr>,
     pub search: Vec<String>,
     pub resolver_options: Vec<String>,
@@ -65,12 +67,14 @@ impl Default for NetworkDefaults {
     }
 }
 
-/// The smallest MTU that IPv4 knows (RFC 791), and the largest packet.
+/// The smallest MTU of IPv4 (RFC 791), and the largest packet, in bytes.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 
 impl NetworkDefaults {
+    /// Checks the settings.
+    ///
     /// # Errors
-    /// Settings that contradict themselves or each other.
+    /// Returns an error if a setting is invalid or contradicts another.
     pub fn check(&self) -> Result<()> {
         for address in &self.bridge_addresses {
             let key = if address.addr().is_ipv4() {
@@ -82,7 +86,7 @@ impl NetworkDefaults {
                 || address.addr() == address.broadcast() && address.addr().is_ipv4()
             {
                 return Err(Error::invalid(format!(
-                    "{key} {address}: not the address of a host in its subnet"
+                    "{key} {address}: is not a host address of its subnet"
                 )));
             }
         }
@@ -93,7 +97,7 @@ impl NetworkDefaults {
                 .find(|bridge| bridge.addr().is_ipv4() == range.addr().is_ipv4());
             if let Some(bridge) = bridge.filter(|bridge| !bridge.trunc().contains(range)) {
                 return Err(Error::invalid(format!(
-                    "fixed-cidr {range}: not a part of {}",
+                    "fixed-cidr {range}: is not within {}",
                     bridge.trunc()
                 )));
             }
@@ -102,7 +106,7 @@ impl NetworkDefaults {
             let longest = if base.addr().is_ipv4() { 30 } else { 126 };
             if !(base.prefix_len()..=longest).contains(size) {
                 return Err(Error::invalid(format!(
-                    "default-address-pools: no subnets of /{size} fit into {base}"
+                    "default-address-pools: {base} cannot be divided into /{size} subnets"
                 )));
             }
         }
@@ -113,15 +117,15 @@ impl NetworkDefaults {
                 MTU.end()
             )));
         }
-        if let Some(mtu) = self.mtu.filter(|mtu| self.ipv6 && *mtu < LEAST_IPV6_MTU) {
+        if let Some(mtu) = self.mtu.filter(|mtu| self.ipv6 && *mtu < MIN_IPV6_MTU) {
             return Err(Error::invalid(format!(
-                "mtu {mtu}: IPv6 needs {LEAST_IPV6_MTU} at least"
+                "mtu {mtu}: IPv6 needs at least {MIN_IPV6_MTU}"
             )));
         }
         Ok(())
     }
 
-    /// The default network as it should be.
+    /// Returns the request that creates the default network.
     pub(super) fn bridge(&self, instance: &Instance) -> CreateNetwork {
         const USUAL_MTU: u32 = 1500;
         let options = [
@@ -143,7 +147,7 @@ impl NetworkDefaults {
                     .find(|net| net.addr().is_ipv4() == ipv4)
             };
             let (bridge, range) = (of_family(&self.bridge_addresses), of_family(&self.ranges));
-            // A range alone is the subnet too.
+            // Without a bridge address, the range is the subnet.
             let subnet = bridge.or(range)?.trunc();
             Some(IpamConfig {
                 subnet: subnet.to_string(),
@@ -170,7 +174,7 @@ impl NetworkDefaults {
         }
     }
 
-    /// Puts in what a new network does not say.
+    /// Adds the default options that a new network does not set.
     pub(super) fn complete(&self, driver: &str, options: &mut BTreeMap<String, String>) {
         for (key, value) in self.options.get(driver).into_iter().flatten() {
             options.entry(key.clone()).or_insert_with(|| value.clone());
@@ -178,9 +182,9 @@ impl NetworkDefaults {
     }
 }
 
-/// Whether a default network that is there is what is asked for now.
-pub(super) fn fits(record: &NetworkRecord, wanted: &CreateNetwork) -> bool {
-    let fits_config = |wanted: &IpamConfig| {
+/// Returns whether an existing default network has the wanted settings.
+pub(super) fn matches(record: &NetworkRecord, wanted: &CreateNetwork) -> bool {
+    let matches_config = |wanted: &IpamConfig| {
         record.ipam.config.iter().any(|config| {
             config.subnet == wanted.subnet
                 && config.ip_range == wanted.ip_range
@@ -189,5 +193,5 @@ pub(super) fn fits(record: &NetworkRecord, wanted: &CreateNetwork) -> bool {
     };
     record.options == wanted.options
         && wanted.enable_ipv6 == Some(record.enable_ipv6)
-        && wanted.ipam.config.iter().all(fits_config)
+        && wanted.ipam.config.iter().all(matches_config)
 }

@@ -1,4 +1,4 @@
-//! A container's places in networks: taken before it starts, given back when it has ended.
+//! Endpoints: created before a container starts, released when it has ended.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::PoisonError;
 
 use ipnet::IpNet;
-use whelk_network::names::NameSockets;
-use whelk_network::namespace::{Interface, Ipv6, Namespace};
+use whelk_network::dns_sockets::DnsSockets;
+use whelk_network::namespace::{Interface, Ipv6Mode, Namespace};
 use whelk_network::{Links, Peer, Port, SenderRules};
 use whelk_sys::fs;
 
@@ -16,7 +16,7 @@ use super::settings::{
     check_endpoint, disables_ipv6, ipvlan_flag, ipvlan_mode, lacks_ipv6, link_local_addresses,
     macvlan_mode, parse_mac, sysctls,
 };
-use super::{Member, Network, Networks, Spare, VETH, gateway_of};
+use super::{Member, Network, Networks, VETH, WarmNamespace, gateway_of};
 use crate::error::{Error, Result};
 use crate::model::ContainerRecord;
 use crate::random_names::random_id;
@@ -27,69 +27,84 @@ pub struct ConnectRequest {
     pub endpoint: Endpoint,
 }
 
-/// What a container's interface is called, by its number.
+/// The prefix of interface names inside containers; a number follows.
 const INTERFACE_PREFIX: &str = "eth";
-/// So the first is called this, unless something else is wanted.
+/// The name of a container's first interface, unless options set another.
 pub(super) const FIRST_INTERFACE: &str = "eth0";
 
 impl Networks {
-    /// Takes a container's places in all its networks and makes a namespace with their interfaces.
-    /// `None` for one that has no networks of its own. On an error nothing is kept.
-    pub fn join(&self, record: &mut ContainerRecord) -> Result<Option<OwnedFd>> {
+    /// Attaches a container to all its networks and returns a network namespace with its
+    /// interfaces, or `None` if its network mode has none of its own.
+    ///
+    /// # Errors
+    /// Returns an error if an endpoint or a published port cannot be created; everything created
+    /// before is released.
+    pub fn attach(&self, record: &mut ContainerRecord) -> Result<Option<OwnedFd>> {
         if !has_own_networks(&record.host.network_mode) {
             let mut networks = std::mem::take(&mut record.networks);
             let found = networks.iter_mut().try_for_each(|(name, endpoint)| {
                 endpoint.network_id = self.find(name)?.id;
                 endpoint.endpoint_id = random_id();
-                self.enter(record, endpoint);
+                self.add_member(record, endpoint);
                 Ok(())
             });
             record.networks = networks;
             if found.is_err() {
-                drop(self.leave(record));
+                drop(self.detach(record));
             }
             return found.map(|()| None);
         }
-        self.check_together(record)?;
-        // Without rules nothing would keep the container apart from others.
+        self.check_combination(record)?;
+        // Without the rules nothing would isolate the container from others.
         self.firewall.require()?;
-        // What is there already must fit its first network.
-        let first = self.in_order(record).into_iter().next();
-        let fits = first.is_some_and(|name| {
+        // A warm namespace has a veth pair, so the first network must be a bridge.
+        let first = self.attach_order(record).into_iter().next();
+        let is_bridge = first.is_some_and(|name| {
             self.find(&name)
                 .is_ok_and(|network| network.driver == "bridge")
         });
-        let spare = if fits { self.spare().pop() } else { None };
-        let (mut namespace, ready, names) = match spare {
-            Some(Spare {
+        let warm = if is_bridge {
+            self.warm_pool().pop()
+        } else {
+            None
+        };
+        let (mut namespace, pooled, dns) = match warm {
+            Some(WarmNamespace {
                 namespace,
                 interface,
                 endpoint_id,
-                names,
-            }) => (namespace, Some((interface, endpoint_id)), Some(names)),
+                dns,
+            }) => (namespace, Some((interface, endpoint_id)), Some(dns)),
             None => {
-                if fits {
-                    self.refill.notify_one();
+                if is_bridge {
+                    self.maintenance.notify_one();
                 }
                 (Namespace::create()?, None, None)
             }
         };
-        let outer = ready.as_ref().map(|(_, id)| self.interface(VETH, id));
-        let joined = self.join_all(record, &mut namespace, ready, names);
-        match joined {
+        let outer = pooled.as_ref().map(|(_, id)| self.interface(VETH, id));
+        let attached = self.attach_all(record, &mut namespace, pooled, dns);
+        match attached {
             Ok(()) => Ok(Some(namespace.into())),
             Err(error) => {
-                drop(self.leave(record));
+                drop(self.detach(record));
                 let gone = outer.is_some_and(|outer| matches!(self.links().find(&outer), Ok(None)));
-                // Somebody removed it by hand.
-                if gone { self.join(record) } else { Err(error) }
+                // An administrator deleted the pooled interface: try again without it.
+                if gone {
+                    self.attach(record)
+                } else {
+                    Err(error)
+                }
             }
         }
     }
 
+    /// Checks the networks of a container that is being started.
+    ///
     /// # Errors
-    /// Networks that a container cannot be in together, or that it had to be made for.
-    fn check_together(&self, record: &ContainerRecord) -> Result<()> {
+    /// Returns an error if the container cannot be in all these networks at once, or cannot be
+    /// attached to one of them after its creation.
+    fn check_combination(&self, record: &ContainerRecord) -> Result<()> {
         for name in record.networks.keys() {
             match self.find(name)?.driver.as_str() {
                 "host" => return Err(Error::invalid(CREATED_FOR_HOST)),
@@ -100,14 +115,16 @@ impl Networks {
         Ok(())
     }
 
-    fn join_all(
+    /// Attaches a container to all its networks. `pooled` is the interface of a warm namespace with
+    /// its endpoint id, used for the first network.
+    fn attach_all(
         &self,
         record: &mut ContainerRecord,
         namespace: &mut Namespace,
-        mut ready: Option<(Interface, String)>,
-        names: Option<NameSockets>,
+        mut pooled: Option<(Interface, String)>,
+        dns: Option<DnsSockets>,
     ) -> Result<()> {
-        for name in self.in_order(record) {
+        for name in self.attach_order(record) {
             let network = self.find(&name)?;
             let mut endpoint = record.networks.remove(&name).unwrap_or_default();
             if network.driver == "null" {
@@ -115,51 +132,52 @@ impl Networks {
                 record.networks.insert(network.name.clone(), endpoint);
                 continue;
             }
-            // Networks without IPv6 must not have it by the back door (CVE-2024-32473); those with
-            // it have a planned one.
+            // Without IPv6 in the network there must not even be a link-local address
+            // (CVE-2024-32473); with IPv6, the addresses are allocated.
             let ipv6 = if has_ipv6(record, &network, &endpoint) {
-                Ipv6::Given
+                Ipv6Mode::Static
             } else {
-                Ipv6::Off
+                Ipv6Mode::Disabled
             };
-            if ready.is_none() {
+            if pooled.is_none() {
                 namespace.set_ipv6(ipv6)?;
             }
             let outcome = self
-                .attach(
+                .attach_endpoint(
                     record,
                     &network,
                     &mut endpoint,
                     namespace.as_fd(),
-                    ready.as_ref().map(|(_, id)| id.as_str()),
+                    pooled.as_ref().map(|(_, id)| id.as_str()),
                 )
-                .and_then(|()| match ready.take() {
+                .and_then(|()| match pooled.take() {
                     Some((interface, _)) => {
-                        adapt(interface, &network, &endpoint, &mut namespace.links, ipv6)
+                        configure_pooled(interface, &network, &endpoint, &mut namespace.links, ipv6)
                     }
                     None => Ok(()),
                 })
                 .and_then(|()| set_sysctls(sysctls(&endpoint)?, namespace.as_fd(), false))
-                .and_then(|()| configure(&endpoint, &mut namespace.links));
+                .and_then(|()| configure_interface(&endpoint, &mut namespace.links));
             record.networks.insert(network.name.clone(), endpoint);
             outcome?;
         }
-        // What the container may make there itself is its own matter.
-        namespace.set_ipv6(Ipv6::Automatic)?;
+        // Interfaces that the container creates itself get the kernel's default.
+        namespace.set_ipv6(Ipv6Mode::KernelDefault)?;
         self.set_default_gateway(record, &mut namespace.links)?;
         self.publish_ports(record)?;
-        self.start_resolver(record, namespace.as_fd(), names)
+        self.start_resolver(record, namespace.as_fd(), dns)
     }
 
-    /// The networks of a container: the one that it was created on comes first and gives it its
-    /// eth0, unless it has left it.
-    fn in_order(&self, record: &ContainerRecord) -> Vec<String> {
+    /// Returns the names of a container's networks in the order of their interfaces: the network of
+    /// its network mode is first and has eth0, unless the container was disconnected from it.
+    fn attach_order(&self, record: &ContainerRecord) -> Vec<String> {
         let mut networks: Vec<String> = record.networks.keys().cloned().collect();
         networks.sort_by_key(|name| !self.is_mode(record, name));
         networks
     }
 
-    /// Whether a container was created on this network, however its mode names it.
+    /// Returns whether this network is the container's network mode, which can be a network's name
+    /// or id.
     pub(super) fn is_mode(&self, record: &ContainerRecord, network: &str) -> bool {
         record.host.network_mode == network
             || self
@@ -167,21 +185,21 @@ impl Networks {
                 .is_ok_and(|mode| mode.name == network)
     }
 
-    /// Gives a container an interface in one network. `ready` is the id of an endpoint for which a
-    /// pair of interfaces is there already: its outer end is connected.
-    fn attach(
+    /// Creates a container's endpoint and interface in one network. `pooled` is the id of an
+    /// endpoint with an existing veth pair, whose outer end is attached to the bridge.
+    fn attach_endpoint(
         &self,
         container: &ContainerRecord,
         network: &NetworkRecord,
         endpoint: &mut Endpoint,
         namespace: BorrowedFd<'_>,
-        ready: Option<&str>,
+        pooled: Option<&str>,
     ) -> Result<()> {
         link_local_addresses(endpoint)?;
         endpoint.network_id.clone_from(&network.id);
-        endpoint.endpoint_id = ready.map_or_else(random_id, str::to_owned);
+        endpoint.endpoint_id = pooled.map_or_else(random_id, str::to_owned);
         endpoint.interface = self.interface_name(container, network, endpoint)?;
-        self.take_addresses(container, network, endpoint)?;
+        self.allocate_addresses(container, network, endpoint)?;
         let mac = mac_of(endpoint)?;
         let peer = Peer {
             name: &endpoint.interface,
@@ -191,15 +209,15 @@ impl Networks {
         let mtu = network.mtu();
         if network.driver == "macvlan" {
             let mode = macvlan_mode(network.option(option::MACVLAN_MODE).unwrap_or("bridge"))?;
-            let parent = self.parent(network)?;
+            let parent = self.ensure_parent(network)?;
             self.links().create_macvlan(parent, mode, mtu, peer)?;
         } else if network.driver == "ipvlan" {
             let mode = ipvlan_mode(network.option(option::IPVLAN_MODE).unwrap_or("l2"))?;
             let flag = ipvlan_flag(network.option(option::IPVLAN_FLAG).unwrap_or("bridge"))?;
-            let parent = self.parent(network)?;
+            let parent = self.ensure_parent(network)?;
             self.links()
                 .create_ipvlan(parent, (mode, flag), mtu, peer)?;
-            // It has its parent's.
+            // An ipvlan interface has its parent's hardware address.
             endpoint.mac_address.clear();
         } else {
             let port = Port {
@@ -212,39 +230,39 @@ impl Networks {
             let bridge = match bridge {
                 Some(bridge) => bridge,
                 None => {
-                    // Somebody removed it by hand.
+                    // An administrator deleted the bridge.
                     drop(links);
-                    self.materialize(network)?;
+                    self.create_host_objects(network)?;
                     links = self.links();
-                    links
-                        .find(&self.bridge_name(network))?
-                        .ok_or_else(|| Error::internal("the bridge was removed again"))?
+                    links.find(&self.bridge_name(network))?.ok_or_else(|| {
+                        Error::internal("the bridge does not exist although it was just created")
+                    })?
                 }
             };
-            // The rules first: without them it could send anything.
+            // The rules before the interface: without them it could send spoofed packets.
             self.firewall.add_sender(&SenderRules {
                 interface: name.clone(),
                 mac,
                 addresses: endpoint.addresses(),
             })?;
-            match ready {
-                Some(_) => links.join_bridge(&name, bridge.index, mtu, port)?,
+            match pooled {
+                Some(_) => links.attach_to_bridge(&name, bridge.index, mtu, port)?,
                 None => links.create_veth(&name, bridge.index, mtu, peer, port)?,
             }
         }
         Ok(())
     }
 
-    /// Gives a running container an interface in one network. Returns a connection to what its
-    /// namespace has.
-    fn attach_running(
+    /// Creates a running container's endpoint and interface in one network. Returns an rtnetlink
+    /// socket in its namespace.
+    fn attach_endpoint_to_running(
         &self,
         container: &ContainerRecord,
         network: &NetworkRecord,
         endpoint: &mut Endpoint,
         namespace: BorrowedFd<'_>,
     ) -> Result<Links> {
-        self.attach(container, network, endpoint, namespace, None)?;
+        self.attach_endpoint(container, network, endpoint, namespace, None)?;
         let name = &endpoint.interface;
         let settings: &[(&str, &str)] = if has_ipv6(container, network, endpoint) {
             &[("disable_ipv6", "0"), ("accept_ra", "0")]
@@ -254,11 +272,11 @@ impl Networks {
         let settings = settings
             .iter()
             .map(|(key, value)| (format!("net/ipv6/conf/{name}/{key}"), (*value).to_owned()));
-        // A kernel without IPv6 has nothing to switch off.
+        // The files do not exist if the kernel has no IPv6.
         set_sysctls(settings.collect(), namespace, true)?;
         set_sysctls(sysctls(endpoint)?, namespace, false)?;
         let mut links = Links::open_in(namespace)?;
-        configure(endpoint, &mut links)?;
+        configure_interface(endpoint, &mut links)?;
         Ok(links)
     }
 
@@ -293,9 +311,9 @@ impl Networks {
             .ok_or_else(|| Error::internal("no interface name is free"))
     }
 
-    /// Takes the addresses of an endpoint and enters the container among the network's members, as
-    /// one step.
-    fn take_addresses(
+    /// Allocates an endpoint's addresses and adds the container to the network's members, under one
+    /// lock.
+    fn allocate_addresses(
         &self,
         container: &ContainerRecord,
         network: &NetworkRecord,
@@ -322,16 +340,16 @@ impl Networks {
                 })?)
             };
             let found = if ipv4 || ipv6 {
-                take(network, ipv4, wanted)
+                allocate_address(network, ipv4, wanted)
             } else {
                 Err(Error::invalid(format!(
-                    "{text} is asked for, and IPv6 is switched off for the container"
+                    "address {text} was requested, but IPv6 is disabled for the container"
                 )))
             };
             match found {
                 Ok(found) => taken.extend(found),
                 Err(error) => {
-                    give_back(network, taken.iter().map(|(address, _)| *address));
+                    release_addresses(network, taken.iter().map(|(address, _)| *address));
                     return Err(error);
                 }
             }
@@ -367,8 +385,8 @@ impl Networks {
         Ok(())
     }
 
-    /// What `host-gateway` stands for: the host's address on the default network, unless another
-    /// was set.
+    /// Returns the address that `host-gateway` is replaced with: the configured one, or the host's
+    /// address on the default network.
     pub fn host_gateway(&self) -> String {
         if let Some(address) = self.instance.networks.host_gateway {
             return address.to_string();
@@ -382,10 +400,11 @@ impl Networks {
             .map_or_else(|| "127.0.0.1".into(), |gateway| gateway.to_string())
     }
 
-    /// Tells that a container has started to use its networks.
-    pub fn announce(&self, record: &ContainerRecord) {
-        // Not before: on its way to the start nothing shall compete with the container.
-        self.refill.notify_one();
+    /// Publishes the `connect` events of a container that has started.
+    pub fn publish_connects(&self, record: &ContainerRecord) {
+        // Maintenance was not notified before, so that it does not compete with the container's
+        // start.
+        self.maintenance.notify_one();
         for endpoint in record.networks.values() {
             if let Ok(network) = self.find(&endpoint.network_id) {
                 self.publish(&network, "connect", Some(&record.id));
@@ -393,9 +412,9 @@ impl Networks {
         }
     }
 
-    /// Gives back all that a container that has ended had in its networks, and says which it was
-    /// in. Never stops at an error.
-    pub fn leave(&self, record: &mut ContainerRecord) -> Vec<NetworkRecord> {
+    /// Releases everything that an ended container had in its networks, and returns these networks.
+    /// Errors are logged.
+    pub fn detach(&self, record: &mut ContainerRecord) -> Vec<NetworkRecord> {
         if let Some(task) = self
             .resolvers
             .lock()
@@ -413,7 +432,7 @@ impl Networks {
             .filter(|endpoint| !endpoint.endpoint_id.is_empty())
         {
             if let Ok(network) = self.find(&endpoint.network_id) {
-                self.detach(&record.id, &network, endpoint, None);
+                self.detach_endpoint(&record.id, &network, endpoint, None);
                 left.push(network);
             }
             endpoint.clear();
@@ -421,15 +440,16 @@ impl Networks {
         left
     }
 
-    /// Tells that a container does not use networks any more.
-    pub fn announce_left(&self, container: &str, left: &[NetworkRecord]) {
+    /// Publishes the `disconnect` events of a container that has ended.
+    pub fn publish_disconnects(&self, container: &str, left: &[NetworkRecord]) {
         left.iter()
             .for_each(|network| self.publish(network, "disconnect", Some(container)));
     }
 
-    /// Takes one interface away, and frees its addresses. `namespace` is that of a container that
-    /// runs on: it must be out of the network before anything that was its own can be another's.
-    fn detach(
+    /// Deletes an endpoint: its interface, its addresses and the network's member. `namespace` is
+    /// given for a container that keeps running: its interface must be gone before its addresses
+    /// can be allocated to another.
+    fn detach_endpoint(
         &self,
         container: &str,
         network: &NetworkRecord,
@@ -442,18 +462,21 @@ impl Networks {
         if let Some(namespace) = namespace {
             let interface = endpoint.interface.clone();
             if let Err(error) = within(namespace, move || Ok(Links::open()?.delete(&interface)?)) {
-                tracing::warn!(network = network.name, "{error}");
+                tracing::warn!(
+                    network = network.name,
+                    "delete the container's interface: {error}"
+                );
             }
         }
         if let ("bridge", Ok(mac)) = (network.driver.as_str(), mac_of(endpoint)) {
-            // The kernel takes tens of milliseconds to remove an interface, and nobody has to wait
-            // for that.
-            self.doomed().push(SenderRules {
+            // Deleting an interface takes the kernel tens of milliseconds, so it is left to
+            // maintenance.
+            self.pending_removal().push(SenderRules {
                 interface: self.host_interface(endpoint),
                 mac,
                 addresses: endpoint.addresses(),
             });
-            self.refill.notify_one();
+            self.maintenance.notify_one();
         }
         if let Some(network) = self.state_mut().get_mut(&network.id)
             && network
@@ -462,12 +485,12 @@ impl Networks {
                 .is_some_and(|member| member.endpoint_id == endpoint.endpoint_id)
         {
             network.members.remove(container);
-            give_back(network, endpoint.addresses().into_iter());
+            release_addresses(network, endpoint.addresses().into_iter());
         }
     }
 
-    /// Counts a container among the members of a network.
-    fn enter(&self, container: &ContainerRecord, endpoint: &Endpoint) {
+    /// Adds a container to a network's members.
+    fn add_member(&self, container: &ContainerRecord, endpoint: &Endpoint) {
         if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
             network
                 .members
@@ -475,14 +498,15 @@ impl Networks {
         }
     }
 
-    /// Takes note of what a running container has, after the engine was away.
+    /// Records the endpoints of a running container after a restart of the engine, and starts its
+    /// DNS server.
     pub fn adopt(&self, record: &mut ContainerRecord) {
         if !has_own_networks(&record.host.network_mode) {
             record
                 .networks
                 .values()
                 .filter(|endpoint| !endpoint.endpoint_id.is_empty())
-                .for_each(|endpoint| self.enter(record, endpoint));
+                .for_each(|endpoint| self.add_member(record, endpoint));
             return;
         }
         let mut networks = std::mem::take(&mut record.networks);
@@ -501,7 +525,7 @@ impl Networks {
             }
             if let Some(network) = self.state_mut().get_mut(&network.id) {
                 for address in endpoint.addresses() {
-                    let _ = take(network, address.is_ipv4(), Some(address));
+                    let _ = allocate_address(network, address.is_ipv4(), Some(address));
                 }
                 endpoint.dns_names = endpoint
                     .dns_names
@@ -518,7 +542,10 @@ impl Networks {
                     addresses: endpoint.addresses(),
                 };
                 if let Err(error) = self.firewall.add_sender(&sender) {
-                    tracing::warn!(container = record.id, "{error}");
+                    tracing::warn!(
+                        container = record.id,
+                        "add the container's firewall rules: {error}"
+                    );
                 }
             }
         }
@@ -527,11 +554,11 @@ impl Networks {
         let resolving = open_namespace(record.state.pid)
             .and_then(|namespace| self.start_resolver(record, namespace.as_fd(), None));
         if let Err(error) = resolving {
-            tracing::warn!(container = record.id, "answer names: {error}");
+            tracing::warn!(container = record.id, "start the DNS server: {error}");
         }
     }
 
-    /// A container has another name from now on.
+    /// Updates the container's name and DNS names after a rename.
     pub fn rename(&self, record: &mut ContainerRecord) {
         self.ports.rename(&record.id, &record.name);
         let mut networks = std::mem::take(&mut record.networks);
@@ -554,7 +581,7 @@ impl Networks {
         record.networks = networks;
     }
 
-    /// Connects a container to a network: at once if it runs, else at its next start.
+    /// Connects a container to a network: immediately if it is running, else at its next start.
     pub fn connect(
         &self,
         record: &mut ContainerRecord,
@@ -570,27 +597,28 @@ impl Networks {
             return Ok(());
         }
         let namespace = open_namespace(record.state.pid)?;
-        let outward =
-            |record: &ContainerRecord| self.outward(record).map(|(network, _)| network.id);
-        let before = outward(record);
-        let attached = self.attach_running(record, &network, &mut endpoint, namespace.as_fd());
+        let external =
+            |record: &ContainerRecord| self.external_network(record).map(|(network, _)| network.id);
+        let before = external(record);
+        let attached =
+            self.attach_endpoint_to_running(record, &network, &mut endpoint, namespace.as_fd());
         record.networks.insert(network.name.clone(), endpoint);
         let connected = attached
             .and_then(|mut links| self.set_default_gateway(record, &mut links))
             .and_then(|()| self.start_resolver(record, namespace.as_fd(), None))
-            // Ports lead to where the container is reached from outside now.
+            // The ports must be redirected to the network that now connects it to the outside.
             .and_then(|()| {
-                if outward(record) == before {
+                if external(record) == before {
                     Ok(())
                 } else {
-                    self.publish_anew(record)
+                    self.republish_ports(record)
                 }
             });
         if let Err(error) = connected {
             if let Some(endpoint) = record.networks.remove(&network.name) {
-                self.detach(&record.id, &network, &endpoint, Some(namespace.as_fd()));
+                self.detach_endpoint(&record.id, &network, &endpoint, Some(namespace.as_fd()));
             }
-            // As it was before, as far as that can be.
+            // Restore the previous state as far as possible.
             let restored = Links::open_in(namespace.as_fd())
                 .map_err(Error::from)
                 .and_then(|mut links| self.set_default_gateway(record, &mut links));
@@ -600,7 +628,10 @@ impl Networks {
                 Ok(())
             };
             if let Err(error) = restored.and(published) {
-                tracing::warn!(container = record.id, "after a failed connect: {error}");
+                tracing::warn!(
+                    container = record.id,
+                    "restore the networks after a failed connect: {error}"
+                );
             }
             return Err(error);
         }
@@ -608,8 +639,10 @@ impl Networks {
         Ok(())
     }
 
+    /// Disconnects a container from a network.
+    ///
     /// # Errors
-    /// A container that is not in the network.
+    /// Returns an error if the container is not connected to the network.
     pub fn disconnect(&self, record: &mut ContainerRecord, network: &str) -> Result<()> {
         let network = self.find(network)?;
         let is_running = record.state.status.is_running();
@@ -629,7 +662,7 @@ impl Networks {
             return Ok(());
         }
         if network.driver == "null" {
-            self.detach(&record.id, &network, &endpoint, None);
+            self.detach_endpoint(&record.id, &network, &endpoint, None);
             self.publish(&network, "disconnect", Some(&record.id));
             return Ok(());
         }
@@ -638,13 +671,14 @@ impl Networks {
             && record
                 .ports
                 .iter()
-                .any(|publication| endpoint.addresses().contains(&publication.to.ip()))
+                .any(|mapping| endpoint.addresses().contains(&mapping.to.ip()))
         {
             self.withdraw_ports(record);
         }
-        // None if its process has just ended: then all that it had goes anyway.
+        // `None` if its process has just ended: its namespace and interfaces are then deleted
+        // anyway.
         let namespace = open_namespace(record.state.pid).ok();
-        self.detach(
+        self.detach_endpoint(
             &record.id,
             &network,
             &endpoint,
@@ -661,13 +695,14 @@ impl Networks {
         Ok(())
     }
 
-    fn publish_anew(&self, record: &mut ContainerRecord) -> Result<()> {
+    /// Withdraws a container's ports and publishes them through its current network to the outside.
+    fn republish_ports(&self, record: &mut ContainerRecord) -> Result<()> {
         self.withdraw_ports(record);
         self.publish_ports(record)
     }
 
-    /// The default routes lead through the network with the highest priority, by name where they
-    /// are equal.
+    /// Sets the default routes, through the network with the highest gateway priority, by name if
+    /// several have the same.
     fn set_default_gateway(&self, record: &ContainerRecord, links: &mut Links) -> Result<()> {
         let best = |ipv4: bool| {
             record
@@ -715,13 +750,14 @@ impl Networks {
     }
 }
 
-/// In Docker's words: why a container cannot be in a network.
+/// Docker's texts for containers that cannot be attached to a network.
 const CREATED_FOR_HOST: &str =
     "cannot connect container to host network - container must be created in host network mode";
 const PRIVATE: &str = "container cannot be connected to multiple networks with one of the networks in private (none) mode";
 const SHARES: &str = "container sharing network namespace with another container or host cannot be connected to any other network";
 
-/// Refuses to connect a container to a network that its kind or the network's keeps it from.
+/// Returns an error if the network mode of the container or the network's driver does not permit
+/// the connection.
 fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()> {
     let mode = record.host.network_mode.as_str();
     if mode.starts_with("container:") {
@@ -745,17 +781,18 @@ fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()
     }
 }
 
-/// Whether a container has IPv6 in a network.
+/// Returns whether a container has IPv6 in a network.
 fn has_ipv6(container: &ContainerRecord, network: &NetworkRecord, endpoint: &Endpoint) -> bool {
     network.enable_ipv6 && !lacks_ipv6(&container.host) && !disables_ipv6(endpoint)
 }
 
-/// Whether a network mode names networks of the container's own.
+/// Returns whether a network mode has a network namespace with endpoints: not `none`, `host` or
+/// `container:…`.
 pub(crate) fn has_own_networks(mode: &str) -> bool {
     !matches!(mode, "none" | "host") && !mode.starts_with("container:")
 }
 
-/// Whether a container reaches anything but its own network through this one.
+/// Returns whether containers have a gateway in this network.
 fn has_gateway(record: &NetworkRecord, ipv4: bool) -> bool {
     let mode = record.option(if ipv4 {
         option::GATEWAY_MODE_4
@@ -765,7 +802,13 @@ fn has_gateway(record: &NetworkRecord, ipv4: bool) -> bool {
     !record.internal && mode != Some("isolated") && !record.is_routed_by_device()
 }
 
-fn take(network: &mut Network, ipv4: bool, wanted: Option<IpAddr>) -> Result<Option<(IpAddr, u8)>> {
+/// Allocates an address and returns it with its prefix length, or `None` if the network has no
+/// subnet of this family.
+fn allocate_address(
+    network: &mut Network,
+    ipv4: bool,
+    wanted: Option<IpAddr>,
+) -> Result<Option<(IpAddr, u8)>> {
     let mut blocks: Vec<_> = network
         .blocks
         .iter_mut()
@@ -802,7 +845,7 @@ fn take(network: &mut Network, ipv4: bool, wanted: Option<IpAddr>) -> Result<Opt
     )))
 }
 
-fn give_back(network: &mut Network, addresses: impl Iterator<Item = IpAddr>) {
+fn release_addresses(network: &mut Network, addresses: impl Iterator<Item = IpAddr>) {
     for address in addresses {
         if let Some(block) = network
             .blocks
@@ -814,8 +857,8 @@ fn give_back(network: &mut Network, addresses: impl Iterator<Item = IpAddr>) {
     }
 }
 
-/// A hardware address made of the IPv4 address, so that neighbours' caches stay right when an
-/// address is used again; or of the endpoint's id.
+/// Returns a hardware address derived from the IPv4 address, so that neighbours' caches stay valid
+/// when an address is reused; or from the endpoint's id.
 fn mac_for(endpoint: &Endpoint) -> String {
     let bytes = match endpoint.ip_address.parse::<std::net::Ipv4Addr>() {
         Ok(address) => address.octets(),
@@ -833,7 +876,7 @@ fn mac_of(endpoint: &Endpoint) -> Result<[u8; 6]> {
     parse_mac(&endpoint.mac_address)
 }
 
-/// The names a container is found under in a network of users.
+/// Returns a container's DNS names in a user-defined network.
 fn names_of(container: &ContainerRecord, endpoint: &Endpoint) -> Vec<String> {
     let short: String = container.id.chars().take(12).collect();
     let mut known = HashSet::new();
@@ -871,7 +914,7 @@ fn member(container: &ContainerRecord, endpoint: &Endpoint) -> Member {
     }
 }
 
-/// `container[:alias]`
+/// Splits `container[:alias]`.
 pub(crate) fn split_link(link: &str) -> (String, String) {
     let (target, alias) = link.split_once(':').unwrap_or((link, link));
     (
@@ -880,21 +923,21 @@ pub(crate) fn split_link(link: &str) -> (String, String) {
     )
 }
 
-/// Makes the inner end of a pair that was made ahead what its network and endpoint say.
-fn adapt(
+/// Configures the inner end of a warm namespace's veth pair for a network and endpoint.
+fn configure_pooled(
     mut interface: Interface,
     network: &NetworkRecord,
     endpoint: &Endpoint,
     links: &mut Links,
-    ipv6: Ipv6,
+    ipv6: Ipv6Mode,
 ) -> Result<()> {
     interface.set_ipv6(ipv6)?;
     let name = Some(endpoint.interface.as_str()).filter(|name| *name != FIRST_INTERFACE);
-    Ok(links.adapt(interface.index, name, mac_of(endpoint)?, network.mtu())?)
+    Ok(links.configure(interface.index, name, mac_of(endpoint)?, network.mtu())?)
 }
 
-/// Gives the interface inside the namespace its addresses.
-fn configure(endpoint: &Endpoint, links: &mut Links) -> Result<()> {
+/// Adds an endpoint's addresses to its interface and brings it up.
+fn configure_interface(endpoint: &Endpoint, links: &mut Links) -> Result<()> {
     let link_local = link_local_addresses(endpoint)?;
     let name = endpoint.interface.as_str();
     let link = links.find(name)?.ok_or_else(|| {
@@ -908,7 +951,7 @@ fn configure(endpoint: &Endpoint, links: &mut Links) -> Result<()> {
     Ok(links.set_up(link.index)?)
 }
 
-/// Sets what the kernel knows under paths below `/proc/sys`, inside a namespace.
+/// Writes sysctls, as paths below `/proc/sys` and values, inside a namespace.
 fn set_sysctls(
     settings: Vec<(String, String)>,
     namespace: BorrowedFd<'_>,
@@ -927,16 +970,16 @@ fn set_sysctls(
 fn within(namespace: BorrowedFd<'_>, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     whelk_sys::net::within(namespace, work).map_err(|error| {
         Error::internal(format!(
-            "enter the container's network: {}",
+            "enter the container's network namespace: {}",
             whelk_sys::errno_text(&error)
         ))
     })?
 }
 
-/// The network namespace of a process.
+/// Opens the network namespace of a process.
 ///
 /// # Errors
-/// It is the engine's own: the process is not the one that was meant any more.
+/// Returns an error if it is the engine's own namespace: the process id was reused.
 pub(super) fn open_namespace(pid: i32) -> Result<OwnedFd> {
     use std::os::unix::fs::MetadataExt;
     let inode = |file: &std::fs::File| {

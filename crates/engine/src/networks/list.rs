@@ -4,14 +4,16 @@ use super::{NetworkRecord, Networks};
 use crate::error::{Error, Result};
 use crate::filters::Filters;
 
-/// What networks can be filtered by.
+/// The filters of the network list.
 pub const FILTERS: &[&str] = &[
     "dangling", "driver", "id", "label", "label!", "name", "scope", "type",
 ];
 
 impl Networks {
+    /// Returns the networks that match, oldest first.
+    ///
     /// # Errors
-    /// A filter's value that makes no sense.
+    /// Returns an error if a filter's value is invalid.
     pub fn list(&self, filters: &Filters) -> Result<Vec<NetworkRecord>> {
         if let Some(wrong) = filters
             .get("type")

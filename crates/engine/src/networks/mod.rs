@@ -1,19 +1,19 @@
-//! Networks: what connects containers to each other and to the outside.
+//! Networks: connect containers to each other and to the outside.
 //!
-//! A network is a record; a bridge network is a bridge on the host as well, and its addresses in
-//! [`Block`]s. A running container's place in it (an *endpoint*) is a veth pair, addresses, an
-//! entry in the rules, and names. All of it is made anew from the records when the engine starts;
-//! interfaces of ours that no record explains are removed.
+//! A network is a record; a bridge network also has a bridge on the host, and its addresses in
+//! [`Block`]s. A running container's *endpoint* in it is a veth pair, addresses, elements in the
+//! firewall's sets, and DNS names. When the engine starts, all of it is created again from the
+//! records, and interfaces of ours that no record explains are deleted.
 
 mod create;
 mod defaults;
 mod endpoints;
 mod list;
 pub mod model;
-mod names;
 mod publish;
 mod remove;
 pub(crate) mod resolv_conf;
+mod resolver;
 mod settings;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -24,13 +24,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use tokio::sync::Notify;
 use whelk_image::Digest;
+use whelk_network::dns_sockets::DnsSockets;
 use whelk_network::ipam::Block;
 pub use whelk_network::ipam::Pool;
-use whelk_network::names::NameSockets;
 use whelk_network::namespace::{Interface, Namespace};
 use whelk_network::port::Ports;
-use whelk_network::{BridgeRules, Firewall, LONGEST_NAME, Links, Passage, SenderRules};
+use whelk_network::{BridgeRules, Firewall, ForwardAccept, Links, MAX_INTERFACE_NAME, SenderRules};
 
 pub use create::CreateNetwork;
 pub use defaults::NetworkDefaults;
@@ -39,9 +40,9 @@ pub(crate) use endpoints::{has_own_networks, split_link};
 pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
 pub use model::{Endpoint, EndpointIpam, NetworkRecord};
-pub(crate) use names::{host_resolver, resolved_servers, uses_resolver};
 pub(crate) use publish::{check as check_ports, check_exposed, parse_port};
 pub(crate) use remove::uninstall;
+pub(crate) use resolver::{host_resolver, resolved_servers, uses_resolver};
 pub(crate) use settings::{check_endpoint, lacks_ipv6, parse_mac};
 
 use crate::error::{Error, Result};
@@ -60,38 +61,40 @@ pub struct Networks {
     ports: Ports,
     links: Mutex<Links>,
     state: RwLock<BTreeMap<String, Network>>,
-    /// Held while a network is made or removed, which takes the kernel its time.
+    /// Held while a network is created or removed, which takes the kernel some time.
     changing: Mutex<()>,
     pools: Vec<Pool>,
-    spare: Mutex<Vec<Spare>>,
-    /// Interfaces to be removed when there is time, with the rules about them.
-    doomed: Mutex<Vec<SenderRules>>,
-    refill: tokio::sync::Notify,
-    /// What was told of routes in networks' way.
-    overlaps: Mutex<HashSet<String>>,
-    /// Counts answers with several addresses.
+    warm_pool: Mutex<WarmPool>,
+    /// Interfaces of ended containers that are yet to be deleted, with their firewall elements.
+    pending_removal: Mutex<Vec<SenderRules>>,
+    /// Wakes `maintain` early: a warm namespace was taken, or an interface is to be deleted.
+    maintenance: Notify,
+    /// The warnings about routes that hide networks' subnets, to log each once.
+    hidden_subnets: Mutex<HashSet<String>>,
+    /// Counts DNS answers with several addresses, to rotate them.
     turn: AtomicUsize,
-    /// What answers names for each container.
+    /// The tasks of the containers' DNS servers, by container id.
     resolvers: Mutex<HashMap<String, tokio::task::JoinHandle<()>>>,
 }
 
-/// A namespace made ahead, for a container to come, with an interface and the sockets at which
-/// names are asked for.
+type WarmPool = Vec<WarmNamespace>;
+
+/// A network namespace created in advance, with a veth pair and the sockets of a DNS server.
 #[derive(Debug)]
-struct Spare {
+struct WarmNamespace {
     namespace: Namespace,
-    /// Its outer end is called what that of the endpoint with this id is to be called.
+    /// The inner end of the pair. The outer end has the name that belongs to `endpoint_id`.
     interface: Interface,
     endpoint_id: String,
-    names: NameSockets,
+    dns: DnsSockets,
 }
 
-/// One network, with what is known only while the engine runs.
+/// A network with its run-time state.
 #[derive(Debug)]
 pub(crate) struct Network {
     pub(crate) record: NetworkRecord,
     blocks: Vec<Block>,
-    /// By container.
+    /// Running containers, by container id.
     members: BTreeMap<String, Member>,
 }
 
@@ -102,9 +105,9 @@ pub struct Member {
     pub endpoint_id: String,
     pub mac: String,
     pub addresses: Vec<IpNet>,
-    /// Lower case: the names it is found under.
+    /// DNS names, in lower case.
     pub names: Vec<String>,
-    /// Names that only this container uses, for others.
+    /// Link aliases that only this container resolves: target container and alias.
     pub links: Vec<(String, String)>,
 }
 
@@ -121,12 +124,24 @@ impl From<whelk_network::Error> for Error {
     }
 }
 
-/// How many namespaces are kept ready.
-const SPARE: usize = 3;
+/// The number of namespaces in the warm pool.
+const WARM_NAMESPACES: usize = 3;
+/// How often the rules are checked without a notification of changes.
+const RULES_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the host's routes are compared with the networks' subnets.
+const ROUTES_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The periodic duties to perform now.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    rules: bool,
+    routes: bool,
+}
 
 impl Networks {
-    /// Reads the networks and puts bridges in place. The rules are written by [`Networks::settle`],
-    /// when the running containers are known: until then those of an earlier run stay in force.
+    /// Reads the records and creates missing bridges. The rules are written by
+    /// [`Networks::finish_recovery`], when the running containers are known: until then those of an
+    /// earlier run stay in force.
     pub fn open(
         instance: &Instance,
         store: Arc<RecordStore>,
@@ -150,27 +165,28 @@ impl Networks {
             } else {
                 defaults.pools.clone()
             },
-            spare: Mutex::default(),
-            doomed: Mutex::default(),
-            refill: tokio::sync::Notify::new(),
-            overlaps: Mutex::default(),
+            warm_pool: Mutex::default(),
+            pending_removal: Mutex::default(),
+            maintenance: Notify::new(),
+            hidden_subnets: Mutex::default(),
             turn: AtomicUsize::default(),
             resolvers: Mutex::default(),
         });
         let records = store.networks()?;
         for record in records {
-            if let Err(error) = networks.bring_back(record.clone()) {
-                tracing::error!(network = record.name, "bring back the network: {error}");
+            if let Err(error) = networks.restore_network(record.clone()) {
+                tracing::error!(network = record.name, "restore the network: {error}");
             }
         }
         networks.create_predefined()?;
         Ok(networks)
     }
 
-    fn bring_back(&self, record: NetworkRecord) -> Result<()> {
+    fn restore_network(&self, record: NetworkRecord) -> Result<()> {
         let blocks = create::blocks(&record)?;
-        // Known first: what cannot be made now (its parent is not there yet) is made when it is
-        // needed, and its addresses stay its own.
+        // Registered even if creating the host's objects fails: those that cannot be created now
+        // (because their parent interface does not exist yet) are created when needed, and the
+        // network's addresses stay allocated.
         self.state_mut().insert(
             record.id.clone(),
             Network {
@@ -179,30 +195,57 @@ impl Networks {
                 members: BTreeMap::new(),
             },
         );
-        self.materialize(&record)
+        self.create_host_objects(&record)
     }
 
-    /// Writes the rules and removes what no container explains, after all running ones were
-    /// adopted.
-    pub fn settle(&self) {
-        self.lead_loopback6();
+    /// Writes the rules and deletes interfaces that belong to no container. Called after all
+    /// running containers were adopted.
+    pub fn finish_recovery(&self) {
+        self.redirect_ipv6_loopback();
         if let Err(error) = self.firewall.restore() {
-            tracing::error!("{error}; networks will not work");
+            tracing::error!("{error}; containers cannot be connected to networks");
         }
-        self.ensure_passage();
+        self.ensure_forward_accept();
         if let Err(error) = self.remove_stale_links() {
-            tracing::warn!("look for interfaces left over: {error}");
+            tracing::warn!("delete stale interfaces: {error}");
         }
     }
 
-    /// Keeps namespaces ready and the rules in place for as long as the engine runs.
-    pub async fn keep(self: Arc<Self>) {
-        const CHECK: Duration = Duration::from_secs(5);
-        const ROUTES: Duration = Duration::from_secs(60);
-        // Others may change their rules piece by piece.
-        const AT_MOST_EVERY: Duration = Duration::from_millis(100);
-        let changes = Arc::new(tokio::sync::Notify::new());
-        match self.firewall.changes_of_others() {
+    /// Maintains the networks for as long as the engine runs: deletes interfaces of ended
+    /// containers, refills the warm pool, restores rules and reports routes that hide subnets.
+    pub async fn maintain(self: Arc<Self>) {
+        let changes = self.watch_rules();
+        // The ruleset's generation when it was last found complete.
+        let mut checked = None;
+        let mut rules_changed = false;
+        let mut last_rules_check = Instant::now();
+        let mut last_routes_check = Instant::now();
+        loop {
+            let due = Due {
+                rules: rules_changed || last_rules_check.elapsed() >= RULES_INTERVAL,
+                routes: last_routes_check.elapsed() >= ROUTES_INTERVAL,
+            };
+            if due.rules {
+                last_rules_check = Instant::now();
+            }
+            if due.routes {
+                last_routes_check = Instant::now();
+            }
+            let networks = self.clone();
+            let work = tokio::task::spawn_blocking(move || networks.run_duties(due, checked));
+            match work.await {
+                Ok(generation) => checked = generation,
+                Err(error) => tracing::error!("network maintenance failed: {error}"),
+            }
+            rules_changed = self.wait_for_duty(&changes, last_rules_check).await;
+        }
+    }
+
+    /// Starts a thread that watches for changes to the host's rules by other processes, and returns
+    /// what it notifies.
+    fn watch_rules(&self) -> Arc<Notify> {
+        let changes = Arc::new(Notify::new());
+        match self.firewall.watch_foreign_changes() {
             Ok(others) => drop(std::thread::spawn({
                 let changes = changes.clone();
                 move || loop {
@@ -210,95 +253,93 @@ impl Networks {
                     changes.notify_one();
                 }
             })),
-            Err(error) => tracing::warn!("changes of rules are noticed late: {error}"),
+            Err(error) => tracing::warn!(
+                "watch nf_tables rules: {error}; they are checked every {} s only",
+                RULES_INTERVAL.as_secs()
+            ),
         }
-        // The ruleset's number when everything was last seen to be in its place.
-        let mut checked = None;
-        let mut last = Instant::now();
-        let mut changed = false;
-        let mut routes_seen = Instant::now();
-        loop {
-            let check = changed || last.elapsed() >= CHECK;
-            if check {
-                last = Instant::now();
-            }
-            let look_at_routes = routes_seen.elapsed() >= ROUTES;
-            if look_at_routes {
-                routes_seen = Instant::now();
-            }
-            let networks = self.clone();
-            let work = tokio::task::spawn_blocking(move || {
-                networks.remove_doomed();
-                while networks.spare().len() < SPARE {
-                    match networks.make_spare() {
-                        Ok(spare) => networks.spare().push(spare),
-                        Err(error) => {
-                            tracing::warn!("no network namespace could be made ahead: {error}");
-                            break;
-                        }
-                    }
-                }
-                if look_at_routes {
-                    networks.check_routes();
-                }
-                if check {
-                    networks.lead_loopback6();
-                    networks.check_rules(checked)
-                } else {
-                    checked
-                }
-            });
-            match work.await {
-                Ok(generation) => checked = generation,
-                Err(error) => tracing::error!("look after the networks: {error}"),
-            }
-            changed = tokio::select! {
-                () = crate::shims::time_to_refill(&self.refill, || self.spare().len() < 2) => false,
-                () = tokio::time::sleep(CHECK) => false,
-                () = changes.notified() => {
-                    tokio::time::sleep(AT_MOST_EVERY.saturating_sub(last.elapsed())).await;
-                    true
-                }
-            };
+        changes
+    }
+
+    /// Performs the duties that are always due, and those in `due`. Returns the generation at which
+    /// the rules were last found complete. Blocks.
+    fn run_duties(&self, due: Due, checked: Option<u32>) -> Option<u32> {
+        self.delete_pending_interfaces();
+        self.refill_warm_pool();
+        if due.routes {
+            self.report_hidden_subnets();
+        }
+        if due.rules {
+            self.redirect_ipv6_loopback();
+            self.restore_rules(checked)
+        } else {
+            checked
         }
     }
 
-    fn make_spare(&self) -> whelk_network::Result<Spare> {
+    /// Waits until a duty is due. Returns whether the reason is a change to the host's rules.
+    async fn wait_for_duty(&self, changes: &Notify, last_rules_check: Instant) -> bool {
+        // Other programs may change their rules in many small transactions.
+        const MIN_RULES_INTERVAL: Duration = Duration::from_millis(100);
+        tokio::select! {
+            () = crate::shims::time_to_refill(&self.maintenance, || self.warm_pool().len() < 2) => false,
+            () = tokio::time::sleep(RULES_INTERVAL) => false,
+            () = changes.notified() => {
+                tokio::time::sleep(MIN_RULES_INTERVAL.saturating_sub(last_rules_check.elapsed())).await;
+                true
+            }
+        }
+    }
+
+    fn refill_warm_pool(&self) {
+        while self.warm_pool().len() < WARM_NAMESPACES {
+            match self.create_warm_namespace() {
+                Ok(namespace) => self.warm_pool().push(namespace),
+                Err(error) => {
+                    tracing::warn!("create a network namespace for the warm pool: {error}");
+                    break;
+                }
+            }
+        }
+    }
+
+    fn create_warm_namespace(&self) -> whelk_network::Result<WarmNamespace> {
         let endpoint_id = crate::random_names::random_id();
         let outer = self.interface(VETH, &endpoint_id);
         let (namespace, interface) =
             Namespace::create_with_interface(endpoints::FIRST_INTERFACE, &outer)?;
         self.links()
-            .describe(&outer, &create::alias(&self.instance, "made ahead"))?;
-        // The kernel takes its time to lead questions there.
-        let names = whelk_network::names::open(namespace.as_fd())?;
-        Ok(Spare {
+            .set_alias(&outer, &create::alias(&self.instance, "warm pool"))?;
+        // Part of the pool because the DNAT rules take the kernel about ten milliseconds.
+        let dns = whelk_network::dns_sockets::open(namespace.as_fd())?;
+        Ok(WarmNamespace {
             namespace,
             interface,
             endpoint_id,
-            names,
+            dns,
         })
     }
 
-    /// Puts back what somebody took away (`nft flush ruleset`, a firewall's reload). Looks only
-    /// when any rules have changed since `checked`; returns what to compare with next time.
-    fn check_rules(&self, checked: Option<u32>) -> Option<u32> {
+    /// Restores rules and elements that others deleted (`nft flush ruleset`, a firewall's reload).
+    /// Checks only if the ruleset's generation differs from `checked`; returns the generation to
+    /// compare with the next time.
+    fn restore_rules(&self, checked: Option<u32>) -> Option<u32> {
         let generation = self.firewall.generation();
         if generation.is_some() && generation == checked {
             return checked;
         }
-        if !self.firewall.is_whole()
+        if !self.firewall.is_complete()
             && let Err(error) = self.firewall.restore()
         {
-            tracing::error!("put the rules back: {error}");
+            tracing::error!("restore the nf_tables rules: {error}");
         }
-        self.ensure_passage();
+        self.ensure_forward_accept();
         generation
     }
 
-    /// Tells, once, of routes that have appeared since a network was made and lead its addresses
-    /// elsewhere: a VPN's, mostly.
-    fn check_routes(&self) {
+    /// Logs routes that were added after a network was created and take precedence over its bridge,
+    /// such as a VPN's. Each is logged once.
+    fn report_hidden_subnets(&self) {
         let Ok(routes) = Links::open().and_then(|mut links| links.routes_by_link()) else {
             return;
         };
@@ -321,17 +362,20 @@ impl Networks {
             .map(|(network, subnets, bridge)| (network, subnets, index(&bridge)))
             .collect();
         drop(links);
-        let mut known = self.overlaps.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = foreign_routes(&own, &routes);
+        let mut known = self
+            .hidden_subnets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let found = hiding_routes(&own, &routes);
         for text in found.difference(&known) {
             tracing::warn!("{text}");
         }
         *known = found;
     }
 
-    /// Has the host's other firewalls let our traffic through to our own rules, unless the
-    /// administrator forbids it.
-    fn ensure_passage(&self) {
+    /// Lets our bridges' traffic through the host's other firewalls, unless the configuration
+    /// forbids it.
+    fn ensure_forward_accept(&self) {
         if self.instance.respect_host_firewall {
             return;
         }
@@ -350,49 +394,55 @@ impl Networks {
                         .map(str::to_owned)
                 }),
         );
-        if let Err(error) = Passage::new(&self.instance.name).ensure(&bridges) {
+        if let Err(error) = ForwardAccept::new(&self.instance.name).ensure(&bridges) {
             tracing::warn!("{error}");
         }
     }
 
-    /// Follows the host, which may begin to filter bridged packets at any time.
-    fn lead_loopback6(&self) {
-        if let Err(error) = self.firewall.lead_loopback6() {
+    /// Redirects ::1 depending on whether the host filters bridged packets, which can change at any
+    /// time.
+    fn redirect_ipv6_loopback(&self) {
+        if let Err(error) = self.firewall.redirect_ipv6_loopback() {
             tracing::warn!("{error}");
         }
     }
 
-    fn remove_doomed(&self) {
-        let doomed = std::mem::take(&mut *self.doomed());
-        if doomed.is_empty() {
+    fn delete_pending_interfaces(&self) {
+        let pending = std::mem::take(&mut *self.pending_removal());
+        if pending.is_empty() {
             return;
         }
-        // A connection of its own: the kernel takes its time, and nobody else shall wait.
+        // A separate socket, because deleting takes the kernel tens of milliseconds and others must
+        // not wait for `links`.
         let mut links = match Links::open() {
             Ok(links) => links,
             Err(error) => {
                 tracing::warn!("{error}");
-                return self.doomed().extend(doomed);
+                return self.pending_removal().extend(pending);
             }
         };
-        for sender in doomed {
-            // The interface first: without rules it could send anything.
+        for sender in pending {
+            // The interface before its rules: without them it could send spoofed packets.
             if let Err(error) = links
                 .delete(&sender.interface)
                 .and_then(|()| self.firewall.remove_sender(&sender))
             {
                 tracing::warn!("{error}");
-                self.doomed().push(sender);
+                self.pending_removal().push(sender);
             }
         }
     }
 
-    fn doomed(&self) -> MutexGuard<'_, Vec<SenderRules>> {
-        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending_removal(&self) -> MutexGuard<'_, Vec<SenderRules>> {
+        self.pending_removal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn spare(&self) -> MutexGuard<'_, Vec<Spare>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    fn warm_pool(&self) -> MutexGuard<'_, WarmPool> {
+        self.warm_pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn links(&self) -> MutexGuard<'_, Links> {
@@ -407,10 +457,10 @@ impl Networks {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds a network by id, name, or a beginning of the id that no other has.
+    /// Finds a network by id, name, or unambiguous id prefix.
     ///
     /// # Errors
-    /// None, or several.
+    /// Returns an error if no network or more than one matches.
     pub fn find(&self, name: &str) -> Result<NetworkRecord> {
         let state = self.state();
         // `default` is what old clients call the default bridge.
@@ -433,14 +483,14 @@ impl Networks {
         }
     }
 
-    /// The name of an interface of ours: the instance's prefix, a mark for the kind, and digits of
+    /// Returns an interface name: the instance's prefix, a mark for the kind, and leading digits of
     /// the object's id.
     fn interface(&self, mark: char, id: &str) -> String {
         let prefix = prefix(&self.instance);
         format!(
             "{prefix}{mark}{}",
             id.chars()
-                .take(LONGEST_NAME - prefix.len() - 1)
+                .take(MAX_INTERFACE_NAME - prefix.len() - 1)
                 .collect::<String>()
         )
     }
@@ -484,13 +534,13 @@ impl Networks {
             name: self.bridge_name(record),
             subnets: record.subnets(),
             internal: record.internal,
-            masquerade4: masquerade && mode(option::GATEWAY_MODE_4).starts_with("nat"),
-            masquerade6: masquerade && mode(option::GATEWAY_MODE_6).starts_with("nat"),
+            masquerade_v4: masquerade && mode(option::GATEWAY_MODE_4).starts_with("nat"),
+            masquerade_v6: masquerade && mode(option::GATEWAY_MODE_6).starts_with("nat"),
             icc: record.connects_containers(),
-            open4: mode(option::GATEWAY_MODE_4) == "nat-unprotected",
-            open6: mode(option::GATEWAY_MODE_6) == "nat-unprotected",
-            routed4: record.is_routed(true),
-            routed6: record.is_routed(false),
+            unprotected_v4: mode(option::GATEWAY_MODE_4) == "nat-unprotected",
+            unprotected_v6: mode(option::GATEWAY_MODE_6) == "nat-unprotected",
+            routed_v4: record.is_routed(true),
+            routed_v6: record.is_routed(false),
         }
     }
 
@@ -507,7 +557,7 @@ impl Networks {
             .publish("network", action, record.id.clone(), attributes);
     }
 
-    /// The containers in a network, by their id.
+    /// Returns the running containers in a network, by container id.
     pub fn members(&self, id: &str) -> BTreeMap<String, Member> {
         self.state()
             .get(id)
@@ -516,26 +566,27 @@ impl Networks {
     }
 }
 
-/// What there is to say of routes that lead into a network's subnets by another way than its
-/// bridge. `networks`: name, subnets and the bridge's index.
-fn foreign_routes(
+/// Returns warnings about routes that take precedence over a network's bridge. `networks` are name,
+/// subnets and the bridge's interface index.
+fn hiding_routes(
     networks: &[(String, Vec<IpNet>, u32)],
     routes: &[(IpNet, u32)],
 ) -> HashSet<String> {
     let mut found = HashSet::new();
     for (name, subnets, bridge) in networks {
         for subnet in subnets {
-            // A wider route is the way to everything else; the kernel takes the narrower one.
+            // The kernel prefers the longest prefix, so that a shorter one does not hide the
+            // subnet.
             let hides = |route: &IpNet| {
                 route.prefix_len() >= subnet.prefix_len()
-                    && whelk_network::ipam::overlap(route, subnet)
+                    && whelk_network::ipam::overlaps(route, subnet)
             };
             for (route, _) in routes
                 .iter()
                 .filter(|(route, link)| link != bridge && hides(route))
             {
                 found.insert(format!(
-                    "network {name}: a route to {route} on the host leads addresses of its subnet {subnet} elsewhere: remove the network and make it anew"
+                    "network {name}: a route to {route} on the host hides addresses of its subnet {subnet}: remove the network and create it again"
                 ));
             }
         }
@@ -543,7 +594,8 @@ fn foreign_routes(
     found
 }
 
-/// What the names of an instance's interfaces begin with.
+/// Returns the prefix of an instance's interface names: the instance's name if it is short and
+/// alphanumeric, else its beginning and a hash.
 fn prefix(instance: &Instance) -> String {
     const LONGEST: usize = 8;
     let name = &instance.name;
@@ -561,24 +613,24 @@ fn prefix(instance: &Instance) -> String {
     )
 }
 
-/// The bridge of the default network.
+/// Returns the name of the default network's bridge.
 fn default_bridge(instance: &Instance) -> String {
     format!("{}0", prefix(instance))
 }
 
-/// Whether an interface is one that [`Networks::interface`] named.
+/// Returns whether [`Networks::interface`] could have returned this name.
 fn is_ours(prefix: &str, name: &str) -> bool {
     let digits = name
         .strip_prefix(prefix)
         .and_then(|rest| rest.strip_prefix([BRIDGE, VETH]));
-    name.len() == LONGEST_NAME
+    name.len() == MAX_INTERFACE_NAME
         && digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 const BRIDGE: char = '-';
 const VETH: char = 'v';
 
-/// Which of a network's gateways are for which family.
+/// Returns the first gateway of an address family.
 fn gateway_of(blocks: &[Block], ipv4: bool) -> Option<IpAddr> {
     blocks
         .iter()
@@ -591,7 +643,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn routes_in_a_networks_way() {
+    fn reports_routes_that_hide_a_subnet() {
         let net = |text: &str| text.parse::<IpNet>().unwrap_or_default();
         let networks = [(
             "app".to_owned(),
@@ -601,11 +653,12 @@ mod tests {
         let found = |routes: &[(&str, u32)]| {
             let routes: Vec<(IpNet, u32)> =
                 routes.iter().map(|(to, link)| (net(to), *link)).collect();
-            foreign_routes(&networks, &routes)
+            hiding_routes(&networks, &routes)
                 .into_iter()
                 .collect::<Vec<_>>()
         };
-        // Its own, one beside it, and a wider one are in nobody's way.
+        // The network's own route, a neighbouring subnet's and one with a shorter prefix do not
+        // hide it.
         assert!(
             found(&[
                 ("10.1.2.0/24", 7),

@@ -1,11 +1,11 @@
-//! A network and a container's place in it, as they are kept and shown.
+//! Records of networks and endpoints.
 
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// A network as it is kept in the store, under the names of the Engine API.
+/// A network's record in the store, with the field names of the Engine API.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NetworkRecord {
@@ -23,8 +23,7 @@ pub struct NetworkRecord {
     pub attachable: bool,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
-    /// Its parent interface is there only for networks like this one, and goes with the last of
-    /// them.
+    /// The engine created the parent interface, and deletes it with the last network that uses it.
     pub made_parent: bool,
 }
 
@@ -58,7 +57,8 @@ impl IpamConfig {
     }
 }
 
-/// A container's place in a network: what was asked for, and, while it runs, what it got.
+/// A container's endpoint in a network: the requested settings and, while the container runs, the
+/// assigned ones.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Endpoint {
@@ -86,10 +86,10 @@ pub struct Endpoint {
     pub global_ipv6_prefix_len: u8,
     #[serde(rename = "DNSNames")]
     pub dns_names: Option<Vec<String>>,
-    /// The interface's name inside the container, while it is there.
+    /// The interface's name inside the container; empty while it is not running.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub interface: String,
-    /// The hardware address that was asked for; `mac_address` is the one in use.
+    /// The requested hardware address; `mac_address` is the one in use.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub wanted_mac: String,
 }
@@ -106,8 +106,8 @@ pub struct EndpointIpam {
 }
 
 impl Endpoint {
-    /// Of what a client sent, only what can be asked for: clients send back what they were once
-    /// shown.
+    /// Returns only the settings that a client can request: clients send back whole endpoints that
+    /// `inspect` returned.
     #[must_use]
     pub fn requested(self) -> Self {
         let Self {
@@ -132,7 +132,7 @@ impl Endpoint {
         }
     }
 
-    /// The addresses with their networks' lengths.
+    /// Returns the addresses with their prefix lengths.
     pub fn nets(&self) -> Vec<IpNet> {
         let net = |address: &str, bits: u8| IpNet::new(address.parse().ok()?, bits).ok();
         [
@@ -144,7 +144,7 @@ impl Endpoint {
         .collect()
     }
 
-    /// Forgets what it got: the container does not run any more.
+    /// Clears the assigned settings, when the container has ended.
     pub fn clear(&mut self) {
         *self = Self {
             ipam_config: self.ipam_config.take(),
@@ -177,17 +177,19 @@ impl NetworkRecord {
             .collect()
     }
 
-    /// Whether containers get addresses in it.
+    /// Returns whether containers get addresses in it.
     pub fn has_subnets(&self) -> bool {
         self.driver == "bridge" || self.has_parent()
     }
 
-    /// Whether its containers' interfaces hang on one of the host's, without a bridge.
+    /// Returns whether containers' interfaces are created on a parent interface instead of a
+    /// bridge.
     pub fn has_parent(&self) -> bool {
         matches!(self.driver.as_str(), "macvlan" | "ipvlan")
     }
 
-    /// Whether its containers are reached by their own addresses, and not by ports of the host.
+    /// Returns whether containers are reached by their own addresses instead of ports of the host
+    /// (gateway mode `routed`).
     pub fn is_routed(&self, ipv4: bool) -> bool {
         self.option(if ipv4 {
             option::GATEWAY_MODE_4
@@ -196,14 +198,15 @@ impl NetworkRecord {
         }) == Some("routed")
     }
 
-    /// Of its interfaces, in bytes; 0 for the kernel's choice.
+    /// Returns the MTU of its interfaces in bytes; 0 for the kernel's default.
     pub fn mtu(&self) -> u32 {
         self.option(option::MTU)
             .and_then(|text| text.parse().ok())
             .unwrap_or(0)
     }
 
-    /// Whether its containers route by themselves, without a gateway.
+    /// Returns whether containers route through the interface itself, without a gateway (ipvlan
+    /// L3).
     pub fn is_routed_by_device(&self) -> bool {
         self.driver == "ipvlan"
             && self
@@ -211,12 +214,12 @@ impl NetworkRecord {
                 .is_some_and(|mode| mode.starts_with("l3"))
     }
 
-    /// Whether its containers reach each other.
+    /// Returns whether containers can reach each other.
     pub fn connects_containers(&self) -> bool {
         self.switch(option::ICC, true)
     }
 
-    /// One of the three that always exist.
+    /// Returns whether it is one of the three predefined networks.
     pub fn is_predefined(&self) -> bool {
         matches!(self.name.as_str(), "bridge" | "host" | "none")
     }
@@ -225,7 +228,7 @@ impl NetworkRecord {
         self.options.get(name).map(String::as_str)
     }
 
-    /// An option that is on or off; `default` where it is not given.
+    /// Returns the value of a boolean option, or `default` if it is not set.
     pub fn switch(&self, name: &str, default: bool) -> bool {
         self.option(name)
             .and_then(crate::filters::parse_bool)
@@ -233,7 +236,7 @@ impl NetworkRecord {
     }
 }
 
-/// The driver options of bridges.
+/// The names of driver options and endpoint options.
 pub mod option {
     pub const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
     pub const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";

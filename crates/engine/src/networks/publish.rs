@@ -1,25 +1,24 @@
-//! Published ports: what was asked for becomes ports of the host, held and led to the container.
+//! Published ports: parses requests, reserves ports of the host and redirects them to containers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use whelk_network::port::{Owner, Protocol, Publication, Wanted, every_address};
+use whelk_network::port::{HostPortRequest, Owner, PortMapping, Protocol, every_address};
 
 use super::Networks;
 use super::model::option;
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig, PortBinding};
 
-/// One port as it is asked for.
+/// A request to publish one port of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PortWish {
-    /// The container's.
-    pub(crate) port: u16,
-    pub(crate) wanted: Wanted,
+pub(crate) struct PortRequest {
+    pub(crate) container_port: u16,
+    pub(crate) host: HostPortRequest,
 }
 
-/// `80/tcp`, or without a protocol for TCP.
+/// Parses `PORT[/PROTOCOL]`; the default protocol is TCP.
 pub(crate) fn parse_port(text: &str) -> Result<(u16, Protocol)> {
     let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let number = number
@@ -32,6 +31,7 @@ pub(crate) fn parse_port(text: &str) -> Result<(u16, Protocol)> {
     Ok((number, protocol))
 }
 
+/// Parses `FIRST[-LAST]`. An empty text means a port that the kernel chooses.
 fn parse_range(text: &str) -> Result<(u16, u16)> {
     let invalid = || Error::invalid(format!("invalid port specification: {text:?}"));
     if text.is_empty() {
@@ -49,12 +49,12 @@ fn parse_range(text: &str) -> Result<(u16, u16)> {
     }
 }
 
-/// All ports that a container wants published.
+/// Returns all ports that a container's settings publish.
 ///
 /// # Errors
-/// A specification that makes no sense.
-pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>> {
-    let mut wishes = Vec::new();
+/// Returns an error if a specification is invalid.
+pub(crate) fn port_requests(config: &Config, host: &HostConfig) -> Result<Vec<PortRequest>> {
+    let mut requests = Vec::new();
     for (key, bindings) in host.bound_ports() {
         let (port, protocol) = parse_port(key)?;
         let any = [PortBinding::default()];
@@ -72,9 +72,9 @@ pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>
                     .map_err(|_| Error::invalid(format!("invalid IP address: {host_ip}")))?;
                 Some(address)
             };
-            wishes.push(PortWish {
-                port,
-                wanted: Wanted {
+            requests.push(PortRequest {
+                container_port: port,
+                host: HostPortRequest {
                     protocol,
                     address,
                     ports: parse_range(host_port)?,
@@ -82,16 +82,16 @@ pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>
             });
         }
     }
-    let given: BTreeSet<(u16, Protocol)> = wishes
+    let given: BTreeSet<(u16, Protocol)> = requests
         .iter()
-        .map(|wish| (wish.port, wish.wanted.protocol))
+        .map(|request| (request.container_port, request.host.protocol))
         .collect();
     for key in config.exposed_ports.keys() {
         let (port, protocol) = parse_port(key)?;
         if host.publish_all_ports && !given.contains(&(port, protocol)) {
-            wishes.push(PortWish {
-                port,
-                wanted: Wanted {
+            requests.push(PortRequest {
+                container_port: port,
+                host: HostPortRequest {
                     protocol,
                     address: None,
                     ports: (0, 0),
@@ -99,18 +99,18 @@ pub(crate) fn wishes(config: &Config, host: &HostConfig) -> Result<Vec<PortWish>
             });
         }
     }
-    Ok(wishes)
+    Ok(requests)
 }
 
 impl Networks {
-    /// Publishes a container's ports through the network that leads it outside. On an error none is
-    /// published.
+    /// Publishes a container's ports through the network that connects it to the outside. On an
+    /// error none is published.
     pub(super) fn publish_ports(&self, record: &mut ContainerRecord) -> Result<()> {
-        let wishes = wishes(&record.config, &record.host)?;
-        if wishes.is_empty() {
+        let requests = port_requests(&record.config, &record.host)?;
+        if requests.is_empty() {
             return Ok(());
         }
-        let Some((network, endpoint)) = self.outward(record) else {
+        let Some((network, endpoint)) = self.external_network(record) else {
             return Ok(());
         };
         let default: IpAddr = network
@@ -123,9 +123,9 @@ impl Networks {
             .map(|address| (address.is_ipv4(), address))
             .collect();
         let (name, endpoint_id) = (record.name.clone(), endpoint.endpoint_id.clone());
-        let published = wishes
+        let published = requests
             .iter()
-            .try_for_each(|wish| self.publish_port(record, wish, &network, default, &targets))
+            .try_for_each(|request| self.publish_port(record, request, &network, default, &targets))
             .and_then(|()| {
                 let written = self.firewall.publish(&record.ports);
                 written.map_err(|error| error.to_string())
@@ -142,16 +142,16 @@ impl Networks {
     /// record. `targets` are the container's addresses, by whether they are IPv4.
     ///
     /// # Errors
-    /// A text for people: the container lacks an address of that family, or the port is in use.
+    /// Returns a message if the container lacks an address of that family, or the port is in use.
     fn publish_port(
         &self,
         record: &mut ContainerRecord,
-        wish: &PortWish,
+        request: &PortRequest,
         network: &super::NetworkRecord,
         default: IpAddr,
         targets: &BTreeMap<bool, IpAddr>,
     ) -> std::result::Result<(), String> {
-        let addresses = match wish.wanted.address {
+        let addresses = match request.host.address {
             None if default.is_unspecified() => {
                 every_address(targets.contains_key(&true), targets.contains_key(&false))
             }
@@ -161,63 +161,65 @@ impl Networks {
         let reachable = |address: &IpAddr| targets.contains_key(&address.is_ipv4());
         let addresses: Vec<IpAddr> = addresses.into_iter().filter(reachable).collect();
         if addresses.is_empty() {
-            let is_ipv6 = wish.wanted.address.is_some_and(|address| address.is_ipv6());
+            let is_ipv6 = request
+                .host
+                .address
+                .is_some_and(|address| address.is_ipv6());
             return Err(format!(
                 "the container has no {} address in network {}",
                 if is_ipv6 { "IPv6" } else { "IPv4" },
                 network.name
             ));
         }
-        let publication = |address: IpAddr, host_port: u16| Publication {
-            protocol: wish.wanted.protocol,
+        let mapping = |address: IpAddr, host_port: u16| PortMapping {
+            protocol: request.host.protocol,
             host: SocketAddr::new(address, host_port),
-            to: SocketAddr::new(targets[&address.is_ipv4()], wish.port),
+            to: SocketAddr::new(targets[&address.is_ipv4()], request.container_port),
         };
         let (direct, addresses): (Vec<IpAddr>, Vec<IpAddr>) = addresses
             .into_iter()
             .partition(|address| network.is_routed(address.is_ipv4()));
         for address in direct {
-            if !address.is_unspecified() || wish.wanted.ports != (0, 0) {
+            if !address.is_unspecified() || request.host.ports != (0, 0) {
                 tracing::info!(
                     container = record.name,
-                    "{address}: its network is routed: no address or port of the host's leads to port {}",
-                    wish.port
+                    "{address}: ignored, because the network is routed: port {} is reached by the container's own address",
+                    request.container_port
                 );
             }
             let unspecified = match address {
                 IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
                 IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
             };
-            let publication = publication(unspecified, 0);
-            if !record.ports.contains(&publication) {
-                record.ports.push(publication);
+            let mapping = mapping(unspecified, 0);
+            if !record.ports.contains(&mapping) {
+                record.ports.push(mapping);
             }
         }
         if addresses.is_empty() {
             return Ok(());
         }
         if addresses.contains(&Ipv6Addr::LOCALHOST.into()) {
-            let led = self.firewall.lead_loopback6();
-            if !led.map_err(|error| error.to_string())? {
+            let redirected = self.firewall.redirect_ipv6_loopback();
+            if !redirected.map_err(|error| error.to_string())? {
                 return Err(
-                    "::1 leads to no container while the host filters bridged packets \
-                            (net.bridge.bridge-nf-call-ip6tables is 1); 127.0.0.1 does"
+                    "::1 cannot be redirected to containers while the host filters bridged packets \
+                            (net.bridge.bridge-nf-call-ip6tables is 1); use 127.0.0.1"
                         .to_owned(),
                 );
             }
         }
-        let taken = self.ports.take(&owner_of(record), wish.wanted, &addresses);
+        let taken = self.ports.take(&owner_of(record), request.host, &addresses);
         let port = taken.map_err(|error| error.to_string())?;
-        record.ports.extend(
-            addresses
-                .into_iter()
-                .map(|address| publication(address, port)),
-        );
+        record
+            .ports
+            .extend(addresses.into_iter().map(|address| mapping(address, port)));
         Ok(())
     }
 
-    /// The network through which a container is reached from outside.
-    pub(super) fn outward(
+    /// Returns the network, and the endpoint in it, through which a container is reached from
+    /// outside: the non-internal bridge network with the highest gateway priority.
+    pub(super) fn external_network(
         &self,
         record: &ContainerRecord,
     ) -> Option<(super::NetworkRecord, super::Endpoint)> {
@@ -237,23 +239,25 @@ impl Networks {
             })
     }
 
+    /// Withdraws a container's ports and releases them.
     pub(super) fn withdraw_ports(&self, record: &mut ContainerRecord) {
         let (ports, id) = (&self.ports, &record.id);
-        // Only what is its own: a record may be older than who has the port now.
+        // Only its own: the record may be outdated, and another container may have the port by now.
         let has = |address: IpAddr| {
             let state = self.state();
             let mut places = state.values().filter_map(|network| network.members.get(id));
             places.any(|member| member.addresses.iter().any(|net| net.addr() == address))
         };
-        let is_own = |one: &Publication| {
+        let is_own = |one: &PortMapping| {
             if one.is_direct() {
                 has(one.to.ip())
             } else {
                 ports.is_own(id, one.protocol, one.host)
             }
         };
-        let own: Vec<Publication> = record.ports.drain(..).filter(is_own).collect();
-        // While a rule leads a port elsewhere it cannot be another's.
+        let own: Vec<PortMapping> = record.ports.drain(..).filter(is_own).collect();
+        // The rules before the reservation: a port that is still redirected must not be allocated
+        // to another container.
         if let Err(error) = self.firewall.withdraw(&own) {
             tracing::warn!(container = record.id, "{error}");
         }
@@ -262,25 +266,23 @@ impl Networks {
             .for_each(|one| ports.release(one.protocol, one.host));
     }
 
-    /// The sockets that hold a container's ports, for its shim.
-    pub fn lend_ports(&self, container: &str, most: usize) -> Vec<OwnedFd> {
-        self.ports.lend(container, most)
+    /// Returns up to `most` of the sockets that reserve a container's ports, for its shim.
+    pub fn share_listeners(&self, container: &str, most: usize) -> Vec<OwnedFd> {
+        self.ports.share_listeners(container, most)
     }
 
-    /// Takes note of the ports of a running container again.
+    /// Records the ports of a running container after a restart of the engine.
     pub(super) fn adopt_ports(&self, record: &mut ContainerRecord) {
         let owner = owner_of(record);
-        record.ports.retain(|publication| {
-            if publication.is_direct() {
+        record.ports.retain(|mapping| {
+            if mapping.is_direct() {
                 return true;
             }
-            let held = self
-                .ports
-                .adopt(&owner, publication.protocol, publication.host);
+            let held = self.ports.adopt(&owner, mapping.protocol, mapping.host);
             if let Err(error) = &held {
                 tracing::warn!(
                     container = owner.id,
-                    "a published port was lost while the engine was away: {error}"
+                    "a published port was taken while the engine was not running: {error}"
                 );
             }
             held.is_ok()
@@ -298,9 +300,9 @@ fn owner_of(record: &ContainerRecord) -> Owner {
     }
 }
 
-/// Refuses settings that cannot work, at create.
+/// Checks port settings when a container is created.
 pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
-    wishes(config, host)?;
+    port_requests(config, host)?;
     if host.network_mode.starts_with("container:") && host.publishes() {
         return Err(Error::invalid(
             "conflicting options: port publishing and the container type network mode",
@@ -309,7 +311,7 @@ pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
     Ok(())
 }
 
-/// Checks what a client asks to expose, which is not yet joined by what the image does.
+/// Checks the ports that a client exposes, before those of the image are added.
 pub(crate) fn check_exposed(config: &Config, host: &HostConfig) -> Result<()> {
     if host.network_mode.starts_with("container:")
         && !config.exposed_ports.is_empty()
@@ -333,18 +335,21 @@ mod tests {
             port_bindings: serde_json::from_value(bindings).unwrap(),
             ..HostConfig::default()
         };
-        let found = wishes(&Config::default(), &host).map_or_else(
+        let found = port_requests(&Config::default(), &host).map_or_else(
             |error| error.to_string(),
-            |wishes| {
-                let one = |wish: &PortWish| {
-                    let Wanted {
+            |requests| {
+                let one = |request: &PortRequest| {
+                    let HostPortRequest {
                         protocol,
                         address,
                         ports,
-                    } = wish.wanted;
-                    format!("{}/{protocol} at {address:?} {ports:?}", wish.port)
+                    } = request.host;
+                    format!(
+                        "{}/{protocol} at {address:?} {ports:?}",
+                        request.container_port
+                    )
                 };
-                wishes.iter().map(one).collect::<Vec<_>>().join("; ")
+                requests.iter().map(one).collect::<Vec<_>>().join("; ")
             },
         );
         assert_eq!(found, expected);

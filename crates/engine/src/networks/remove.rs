@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use whelk_network::{Firewall, Links, Passage};
+use whelk_network::{Firewall, ForwardAccept, Links};
 use whelk_sys::fs;
 
 use super::create::{delete_bridge, is_of_instance};
@@ -12,15 +12,15 @@ use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::store::RecordStore;
 
-/// Takes the bridges, interfaces and rules of an instance off the host, for good or until its next
-/// start.
+/// Deletes the bridges, interfaces and rules of an instance from the host. If the instance is kept,
+/// its next start creates them again.
 pub(crate) fn uninstall(instance: &Instance) -> Result<()> {
-    // All of it is tried, whatever fails.
+    // Every step is tried, even if an earlier one failed.
     let links = remove_links(instance);
-    let passage = Passage::new(&instance.name).remove();
+    let accept = ForwardAccept::new(&instance.name).remove();
     let rules = Firewall::new(&instance.name).and_then(|firewall| firewall.remove());
     links
-        .and(passage.map_err(Into::into))
+        .and(accept.map_err(Into::into))
         .and(rules.map_err(Into::into))
 }
 
@@ -28,8 +28,8 @@ fn remove_links(instance: &Instance) -> Result<()> {
     let mut links = Links::open()?;
     let mut outcome = Ok(());
     if fs::exists(instance.database()) {
-        // Records tell of bridges that users named; without them, what has a name of the instance's
-        // goes all the same.
+        // Bridges with names chosen by users are found by their records; everything else is found
+        // by name, even without a database.
         match RecordStore::open(&instance.root).and_then(|store| store.networks()) {
             Ok(records) => {
                 for record in records {
@@ -54,8 +54,10 @@ fn remove_links(instance: &Instance) -> Result<()> {
 }
 
 impl Networks {
+    /// Removes a network.
+    ///
     /// # Errors
-    /// One of the three that always exist, or one in use.
+    /// Returns an error if the network is predefined or has active endpoints.
     pub fn remove(&self, name: &str) -> Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
@@ -83,16 +85,16 @@ impl Networks {
         }
         state.remove(&record.id);
         drop(state);
-        // The record goes last: should the engine end here, the network is there again, and can be
-        // removed again.
-        self.dissolve(&record);
+        // The record is deleted last: if the engine ends before, the network exists at the next
+        // start and can be removed again.
+        self.delete_host_objects(&record);
         self.store.delete_network(&record.id)?;
         self.publish(&record, "destroy", None);
         Ok(())
     }
 
-    /// Removes all networks that nobody uses, `in_use` telling of containers that do not run;
-    /// returns their names.
+    /// Removes all unused networks that match and returns their names. `in_use` returns whether a
+    /// stopped container uses a network.
     pub fn prune(
         &self,
         matches: impl Fn(&NetworkRecord) -> bool,

@@ -1,26 +1,26 @@
-//! The resolver configuration of a container (`resolv.conf(5)`), made from the host's as Docker
-//! makes it. Pure.
+//! Generates a container's resolver configuration (resolv.conf(5)) from the host's, in Docker's
+//! format. Pure.
 //!
-//! Programs read the comments: `ExtServers` says where 127.0.0.11 passes questions on to, with
-//! `host(…)` around what comes from the host's file.
+//! Programs read the comments: `ExtServers` are the servers that 127.0.0.11 forwards to, with
+//! `host(…)` around those from the host's file.
 
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use whelk_network::names::RESOLVER;
+use whelk_network::dns_sockets::RESOLVER;
 
-/// What a file says.
+/// The content of a `resolv.conf` file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ResolvConf {
     pub(crate) servers: Vec<NameServer>,
     invalid: Vec<String>,
     search: Vec<String>,
     options: Vec<String>,
-    /// Lines of other kinds, as they are.
+    /// Lines with other directives, unchanged.
     other: Vec<String>,
 }
 
-/// A name server; a link-local address is of one interface, its zone.
+/// A name server; the zone is the interface of a link-local address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NameServer {
     pub(crate) address: IpAddr,
@@ -50,7 +50,7 @@ impl NameServer {
 }
 
 impl ResolvConf {
-    /// What follows the words that a directive takes is ignored, comments above all.
+    /// Parses a file. Text after a directive's arguments is ignored, in particular comments.
     pub(crate) fn parse(text: &str) -> Self {
         let mut found = Self::default();
         for line in text.lines() {
@@ -63,7 +63,7 @@ impl ResolvConf {
                     Some(server) => found.servers.push(server),
                     None => found.invalid.push(server.to_owned()),
                 },
-                // The last one counts.
+                // The last one is effective.
                 ("search" | "domain", Some(first)) => {
                     found.search = std::iter::once(first)
                         .chain(words)
@@ -81,30 +81,30 @@ impl ResolvConf {
     }
 }
 
-/// What is wanted instead of what the host has.
+/// Settings that replace the host's.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Overrides {
     pub(crate) servers: Option<Vec<String>>,
-    /// A single dot asks for no search list at all.
+    /// A single dot means no search list.
     pub(crate) search: Option<Vec<String>>,
     pub(crate) options: Option<Vec<String>>,
 }
 
-/// How a container asks for names.
+/// How a container resolves names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asks {
-    /// As the host does: it is in the host's network.
+pub(crate) enum ResolverMode {
+    /// Like the host: it shares the host's network.
     AsHost,
-    /// The host's servers, as far as they can be reached from a network of its own.
+    /// It queries the host's servers, those that can be reached from its own network.
     Directly { ipv6: bool },
-    /// The engine, at 127.0.0.11.
+    /// It queries the embedded DNS server at 127.0.0.11.
     Engine,
 }
 
-/// Where the name servers of a container come from.
+/// The source of a container's name servers.
 enum Source {
     Host,
-    /// systemd-resolved, which has the host ask at 127.0.0.53.
+    /// The upstream servers of systemd-resolved: the host's file lists only 127.0.0.53.
     Resolved,
     /// Docker's defaults: the host names no server that a container can reach.
     Defaults,
@@ -149,12 +149,13 @@ fn reachable_servers(
     (defaults.map(str::to_owned).collect(), Source::Defaults)
 }
 
-/// The file of a container. `resolved` finds the servers behind systemd-resolved.
+/// Returns the content of a container's file. `resolved` returns the upstream servers of
+/// systemd-resolved.
 pub(crate) fn generate(
     host: ResolvConf,
     resolved: impl FnOnce() -> Vec<NameServer>,
     overrides: Overrides,
-    asks: Asks,
+    mode: ResolverMode,
 ) -> String {
     let overridden: Vec<&str> = [
         ("nameservers", overrides.servers.is_some()),
@@ -176,8 +177,8 @@ pub(crate) fn generate(
     );
     let mut path = "/etc/resolv.conf";
     let mut notes = String::new();
-    let servers: Vec<String> = match (asks, overrides.servers) {
-        (Asks::Engine, given) => {
+    let servers: Vec<String> = match (mode, overrides.servers) {
+        (ResolverMode::Engine, given) => {
             let behind = given.unwrap_or_else(|| {
                 host.servers
                     .iter()
@@ -187,7 +188,8 @@ pub(crate) fn generate(
             if !behind.is_empty() {
                 let _ = writeln!(notes, "# ExtServers: [{}]", behind.join(" "));
             }
-            // Without dots a name is one of a network's first, so no search list goes before.
+            // With `ndots:0`, single-label names are queried as they are first, before the search
+            // list.
             if !has_ndots(&options) {
                 options.push("ndots:0".into());
                 ndots_from = "internal";
@@ -195,8 +197,8 @@ pub(crate) fn generate(
             vec![RESOLVER.to_string()]
         }
         (_, Some(given)) => given,
-        (Asks::AsHost, None) => host.servers.iter().map(ToString::to_string).collect(),
-        (Asks::Directly { ipv6 }, None) => {
+        (ResolverMode::AsHost, None) => host.servers.iter().map(ToString::to_string).collect(),
+        (ResolverMode::Directly { ipv6 }, None) => {
             let (servers, source) = reachable_servers(&host.servers, resolved, ipv6);
             match source {
                 Source::Host => {}
@@ -222,10 +224,10 @@ pub(crate) fn generate(
     for line in &host.other {
         let _ = writeln!(text, "{line}");
     }
-    let transform = match asks {
-        Asks::AsHost => "",
-        Asks::Directly { .. } => " (legacy)",
-        Asks::Engine => " (internal resolver)",
+    let transform = match mode {
+        ResolverMode::AsHost => "",
+        ResolverMode::Directly { .. } => " (legacy)",
+        ResolverMode::Engine => " (internal resolver)",
     };
     let _ = writeln!(
         text,
@@ -238,7 +240,7 @@ pub(crate) fn generate(
     text
 }
 
-/// In Docker's words: programs look for them.
+/// Docker's text, which programs look for.
 const HEADER: &str = "# Generated by Docker Engine.
 # This file can be edited; Docker Engine will not make further changes once it
 # has been modified.
@@ -249,7 +251,7 @@ const HEADER: &str = "# Generated by Docker Engine.
 mod tests {
     use super::*;
 
-    fn check(host: &str, given: [&str; 3], asks: Asks, expected: &str) {
+    fn check(host: &str, given: [&str; 3], mode: ResolverMode, expected: &str) {
         let list = |text: &str| {
             (!text.is_empty()).then(|| text.split(' ').map(str::to_owned).collect::<Vec<_>>())
         };
@@ -263,20 +265,20 @@ mod tests {
                 search,
                 options,
             },
-            asks,
+            mode,
         );
         assert_eq!(
             text.strip_prefix(HEADER).expect("a header"),
             expected,
-            "{host:?} {given:?} {asks:?}"
+            "{host:?} {given:?} {mode:?}"
         );
     }
 
     const NONE: [&str; 3] = ["", "", ""];
-    const DIRECTLY: Asks = Asks::Directly { ipv6: false };
+    const DIRECTLY: ResolverMode = ResolverMode::Directly { ipv6: false };
 
     #[test]
-    fn comments_behind_a_server_do_not_drop_it() {
+    fn text_after_a_server_is_ignored() {
         let plain = "nameserver 10.0.0.53\n\n# Based on host file: '/etc/resolv.conf' (legacy)\n# Overrides: []\n";
         for line in [
             "nameserver 10.0.0.53 # corporate",
@@ -295,19 +297,19 @@ mod tests {
     }
 
     #[test]
-    fn files_read_as_dockers() {
+    fn generated_files_equal_dockers() {
         let host = "# mine\n;and this\ndomain old\nsearch corp.example lab\nnameserver 10.0.0.53\noptions edns0\noptions timeout:1\nsortlist 10.0.0.0\n";
         check(
             host,
             NONE,
-            Asks::AsHost,
+            ResolverMode::AsHost,
             "nameserver 10.0.0.53\nsearch corp.example lab\noptions edns0 timeout:1\nsortlist 10.0.0.0\n\n\
              # Based on host file: '/etc/resolv.conf'\n# Overrides: []\n",
         );
         check(
             host,
             NONE,
-            Asks::Engine,
+            ResolverMode::Engine,
             "nameserver 127.0.0.11\nsearch corp.example lab\noptions edns0 timeout:1 ndots:0\nsortlist 10.0.0.0\n\n\
              # Based on host file: '/etc/resolv.conf' (internal resolver)\n# ExtServers: [host(10.0.0.53)]\n# Overrides: []\n\
              # Option ndots from: internal\n",
@@ -315,7 +317,7 @@ mod tests {
         check(
             "nameserver 10.0.0.53\n",
             ["9.9.9.9 2001:db8::1", "corp.example", "ndots:3"],
-            Asks::Engine,
+            ResolverMode::Engine,
             "nameserver 127.0.0.11\nsearch corp.example\noptions ndots:3\n\n\
              # Based on host file: '/etc/resolv.conf' (internal resolver)\n# ExtServers: [9.9.9.9 2001:db8::1]\n\
              # Overrides: [nameservers search options]\n# Option ndots from: override\n",
@@ -330,14 +332,14 @@ mod tests {
     }
 
     #[test]
-    fn only_servers_that_can_be_reached_are_asked_directly() {
+    fn unreachable_servers_are_omitted_without_the_embedded_server() {
         let servers = |host: &str, ipv6: bool| {
             let resolved = ResolvConf::parse("nameserver 10.9.9.9\n").servers;
             let text = generate(
                 ResolvConf::parse(host),
                 || resolved,
                 Overrides::default(),
-                Asks::Directly { ipv6 },
+                ResolverMode::Directly { ipv6 },
             );
             text.lines()
                 .filter_map(|line| line.strip_prefix("nameserver "))

@@ -1,5 +1,4 @@
-//! What networks and containers' places in them may be told: read, and checked before anything is
-//! made.
+//! Parses and validates settings of networks and endpoints before anything is created.
 
 use std::net::IpAddr;
 
@@ -10,6 +9,7 @@ use super::model::{Endpoint, NetworkRecord, option};
 use crate::error::{Error, Result};
 use crate::model::HostConfig;
 
+/// Parses a unicast hardware address.
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let invalid = || Error::invalid(format!("invalid MAC address: {text}"));
     let bytes: Vec<u8> = text
@@ -22,7 +22,7 @@ pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
         .ok_or_else(invalid)
 }
 
-/// As in `linux/if_link.h`.
+/// Returns the `MACVLAN_MODE_*` value (`linux/if_link.h`) of a mode.
 pub(super) fn macvlan_mode(mode: &str) -> Result<u32> {
     Ok(match mode {
         "private" => 1,
@@ -37,6 +37,7 @@ pub(super) fn macvlan_mode(mode: &str) -> Result<u32> {
     })
 }
 
+/// Returns the `IPVLAN_MODE_*` value of a mode.
 pub(super) fn ipvlan_mode(mode: &str) -> Result<u16> {
     match mode {
         "l2" => Ok(0),
@@ -48,6 +49,7 @@ pub(super) fn ipvlan_mode(mode: &str) -> Result<u16> {
     }
 }
 
+/// Returns the `IPVLAN_F_*` value of a flag.
 pub(super) fn ipvlan_flag(flag: &str) -> Result<u16> {
     match flag {
         "bridge" => Ok(0),
@@ -59,7 +61,7 @@ pub(super) fn ipvlan_flag(flag: &str) -> Result<u16> {
     }
 }
 
-/// The kernel's settings for this interface alone, as paths below `/proc/sys` and values.
+/// Returns an endpoint's sysctls, as paths below `/proc/sys` and values.
 pub(super) fn sysctls(endpoint: &Endpoint) -> Result<Vec<(String, String)>> {
     let text = endpoint
         .driver_opts
@@ -74,7 +76,7 @@ pub(super) fn sysctls(endpoint: &Endpoint) -> Result<Vec<(String, String)>> {
             let wrong = || Error::invalid(format!("invalid endpoint settings:\nunrecognised network interface sysctl '{setting}'; represent 'net.X.Y.ethN.Z=V' as 'net.X.Y.IFNAME.Z=V'"));
             let (key, value) = setting.split_once('=').ok_or_else(wrong)?;
             let mut parts: Vec<&str> = key.split('.').collect();
-            // Docker's command line makes all of it lower case.
+            // Docker's CLI converts the option to lower case.
             let known = matches!(parts[..], ["net", "ipv4" | "ipv6" | "mpls", "conf" | "neigh", interface, name]
                 if interface.eq_ignore_ascii_case("IFNAME") && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'));
             if !known {
@@ -86,13 +88,14 @@ pub(super) fn sysctls(endpoint: &Endpoint) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// Whether a network is none of those that every engine has, and no mode such as `container:NAME`.
+/// Returns whether a network mode is a user-defined network: not predefined, and not
+/// `container:NAME`.
 pub(crate) fn is_user_defined(name: &str) -> bool {
     !matches!(name, "bridge" | "host" | "none") && !name.starts_with("container:")
 }
 
-/// Checks what is known to be wrong before anything is made: all of it, as Docker reports it.
-/// `network` is `None` if there is none of that name yet.
+/// Validates an endpoint's settings and reports all faults at once, as Docker does. `network` is
+/// `None` if the network does not exist yet.
 pub(crate) fn check_endpoint(
     name: &str,
     network: Option<&NetworkRecord>,
@@ -110,7 +113,7 @@ pub(crate) fn check_endpoint(
                     "endpoint option {key}: not available in this version of whelk"
                 )));
             }
-            // Somebody else's note: kept and shown.
+            // Unknown options are stored and returned.
             _ => {}
         }
     }
@@ -193,10 +196,10 @@ fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> V
     wrong
 }
 
-/// The link-local addresses that an endpoint asks for besides its own.
+/// Returns the additional link-local addresses that an endpoint requests.
 ///
 /// # Errors
-/// One of another kind.
+/// Returns an error if an address is not link-local.
 pub(super) fn link_local_addresses(endpoint: &Endpoint) -> Result<Vec<IpNet>> {
     let asked = endpoint
         .ipam_config
@@ -218,8 +221,8 @@ pub(super) fn link_local_addresses(endpoint: &Endpoint) -> Result<Vec<IpNet>> {
         .collect()
 }
 
-/// Whether a container's settings switch IPv6 off in all of its network, or on its loopback
-/// interface, which counts as the same.
+/// Returns whether a container's sysctls disable IPv6 for all interfaces, or for the loopback
+/// interface, which has the same effect here.
 pub(crate) fn lacks_ipv6(host: &HostConfig) -> bool {
     host.sysctls.iter().any(|(key, value)| {
         let key = key.replace('/', ".");
@@ -230,7 +233,7 @@ pub(crate) fn lacks_ipv6(host: &HostConfig) -> bool {
     })
 }
 
-/// Whether one endpoint's own settings switch IPv6 off on its interface.
+/// Returns whether an endpoint's sysctls disable IPv6 on its interface.
 pub(super) fn disables_ipv6(endpoint: &Endpoint) -> bool {
     let is_off = |(path, value): &(String, String)| {
         path.starts_with("net/ipv6/conf/") && path.ends_with("/disable_ipv6") && value != "0"
@@ -289,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_refused_in_dockers_words() {
+    fn rejects_invalid_endpoints_with_dockers_texts() {
         let alias = || Endpoint {
             aliases: Some(vec!["x".into()]),
             ..Endpoint::default()
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn link_local_addresses_are_of_that_kind() {
+    fn rejects_addresses_that_are_not_link_local() {
         let of = |text: &str| {
             let config = EndpointIpam {
                 link_local_ips: Some(vec![text.into()]),
@@ -371,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn sysctls_that_switch_ipv6_off() {
+    fn detects_sysctls_that_disable_ipv6() {
         let off = |key: &str, value: &str| {
             lacks_ipv6(&HostConfig {
                 sysctls: [(key.to_owned(), value.to_owned())].into(),

@@ -1,4 +1,4 @@
-//! Volumes whose content somebody else keeps: plugins that implement `VolumeDriver`.
+//! Volumes of plugins that implement `VolumeDriver`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use whelk_plugin::{Places, Plugin};
+use whelk_plugin::{Plugin, SearchPaths};
 
 use super::{CreateVolume, LOCAL, Volume, VolumeRecord, Volumes};
 use crate::error::{Error, Result};
@@ -15,15 +15,15 @@ use crate::events::now;
 use crate::filters::Filters;
 use crate::random_names;
 
-/// How long a plugin may take to say what it has.
-const TO_LOOK: Duration = Duration::from_secs(10);
-/// How long it may take to make, mount or remove something.
-const TO_CHANGE: Duration = Duration::from_secs(120);
+/// How long a plugin may take to answer a query.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a plugin may take to create, mount, unmount or remove a volume.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The plugins that have been used.
+/// The volume plugins that have been activated.
 #[derive(Debug)]
 pub(super) struct Drivers {
-    places: Places,
+    search_paths: SearchPaths,
     known: Mutex<BTreeMap<String, Arc<Driver>>>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Driver {
     pub scope: &'static str,
 }
 
-/// A volume as its plugin describes it.
+/// A volume in a plugin's answer.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Described {
@@ -45,7 +45,7 @@ pub(super) struct Described {
     pub status: Option<Value>,
 }
 
-/// Go writes what is not there as `null`.
+/// Deserializes `null`, as which Go encodes missing values, to the default.
 fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
     value: D,
 ) -> std::result::Result<T, D::Error> {
@@ -53,9 +53,9 @@ fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
 }
 
 impl Drivers {
-    pub(super) fn new(places: Places) -> Self {
+    pub(super) fn new(search_paths: SearchPaths) -> Self {
         Self {
-            places,
+            search_paths,
             known: Mutex::default(),
         }
     }
@@ -64,8 +64,10 @@ impl Drivers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns a driver by name, and activates it at its first use.
+    ///
     /// # Errors
-    /// There is no such plugin, or it does not answer as one.
+    /// Returns an error if there is no such plugin, or it does not answer as a volume driver.
     pub(super) fn get(&self, name: &str) -> Result<Arc<Driver>> {
         if let Some(driver) = self.known().get(name) {
             return Ok(driver.clone());
@@ -79,7 +81,7 @@ impl Drivers {
             }
         };
         let plugin = self
-            .places
+            .search_paths
             .activate(name, "VolumeDriver")
             .map_err(looked_up)?;
         #[derive(Debug, Default, Deserialize)]
@@ -92,9 +94,9 @@ impl Drivers {
         struct Capabilities {
             scope: String,
         }
-        // Older plugins do not know the question.
+        // Older plugins do not implement this call.
         let answer: Answer = plugin
-            .call("VolumeDriver.Capabilities", &json!({}), TO_LOOK)
+            .call("VolumeDriver.Capabilities", &json!({}), QUERY_TIMEOUT)
             .unwrap_or_default();
         let scope = if answer.capabilities.scope.eq_ignore_ascii_case("global") {
             "global"
@@ -106,10 +108,9 @@ impl Drivers {
         Ok(driver)
     }
 
-    /// All plugins that can be found without being asked for, and are volume drivers; and those
-    /// that were.
+    /// Returns all volume drivers that can be discovered, and those that were used before.
     pub(super) fn all(&self) -> Vec<Arc<Driver>> {
-        for name in self.places.names() {
+        for name in self.search_paths.names() {
             if let Err(error) = self.get(&name) {
                 tracing::debug!("{error}");
             }
@@ -121,17 +122,18 @@ impl Drivers {
         self.known().keys().cloned().collect()
     }
 
-    /// Whether there may be any.
+    /// Returns whether there are no plugins at all.
     pub(super) fn is_empty(&self) -> bool {
-        self.known().is_empty() && self.places.names().is_empty()
+        self.known().is_empty() && self.search_paths.names().is_empty()
     }
 
-    /// A plugin that cannot be reached may come back elsewhere, or as another.
+    /// Forgets a driver that cannot be reached: it may return at another address, or with other
+    /// capabilities.
     fn forget(&self, driver: &Driver) {
         self.known().remove(driver.name());
     }
 
-    /// Asks a plugin; one that fails to answer is looked up anew the next time.
+    /// Calls a plugin. One that fails to answer is activated again at its next use.
     pub(super) fn ask<T>(
         &self,
         driver: &Driver,
@@ -152,7 +154,7 @@ impl Driver {
         self.plugin.name()
     }
 
-    /// What the plugin has under a name; whatever it says instead stands for nothing.
+    /// Returns the plugin's volume with this name, or `None` if the plugin answers with an error.
     pub(super) fn find(&self, name: &str) -> whelk_plugin::Result<Option<Described>> {
         #[derive(Debug, Default, Deserialize)]
         #[serde(rename_all = "PascalCase", default)]
@@ -161,7 +163,7 @@ impl Driver {
         }
         match self
             .plugin
-            .call("VolumeDriver.Get", &json!({"Name": name}), TO_LOOK)
+            .call("VolumeDriver.Get", &json!({"Name": name}), QUERY_TIMEOUT)
         {
             Ok(Answer { volume }) => Ok(volume.filter(|volume| volume.name == name)),
             Err(whelk_plugin::Error::Refused(_)) => Ok(None),
@@ -175,7 +177,9 @@ impl Driver {
         struct Answer {
             volumes: Option<Vec<Described>>,
         }
-        let answer: Answer = self.plugin.call("VolumeDriver.List", &json!({}), TO_LOOK)?;
+        let answer: Answer = self
+            .plugin
+            .call("VolumeDriver.List", &json!({}), QUERY_TIMEOUT)?;
         Ok(answer.volumes.unwrap_or_default())
     }
 
@@ -193,19 +197,22 @@ impl Driver {
             .call::<Value>(
                 "VolumeDriver.Create",
                 &json!({"Name": name, "Opts": options}),
-                TO_CHANGE,
+                CHANGE_TIMEOUT,
             )
             .map(drop)
     }
 
     pub(super) fn remove(&self, name: &str) -> whelk_plugin::Result<()> {
         self.plugin
-            .call::<Value>("VolumeDriver.Remove", &json!({"Name": name}), TO_CHANGE)
+            .call::<Value>(
+                "VolumeDriver.Remove",
+                &json!({"Name": name}),
+                CHANGE_TIMEOUT,
+            )
             .map(drop)
     }
 
-    /// Has the plugin make a volume's content available, for whoever `id` stands for, and returns
-    /// where.
+    /// Makes the plugin mount a volume for the user `id` and returns the mount point.
     pub(super) fn mount(&self, name: &str, id: &str) -> whelk_plugin::Result<PathBuf> {
         #[derive(Debug, Default, Deserialize)]
         #[serde(rename_all = "PascalCase", default)]
@@ -216,11 +223,11 @@ impl Driver {
         let body = json!({"Name": name, "ID": id});
         let mounted = self
             .plugin
-            .call("VolumeDriver.Mount", &body, TO_CHANGE)
+            .call("VolumeDriver.Mount", &body, CHANGE_TIMEOUT)
             .and_then(|Answer { mountpoint }| {
                 let text = || {
                     format!(
-                        "plugin {}: mountpoint {mountpoint:?} is no absolute path",
+                        "plugin {}: mountpoint {mountpoint:?} is not an absolute path",
                         self.name()
                     )
                 };
@@ -231,10 +238,10 @@ impl Driver {
                 }
             });
         if let Err(whelk_plugin::Error::Broken(_)) = mounted {
-            // It may have mounted all the same.
+            // It may have mounted the volume nevertheless.
             drop(
                 self.plugin
-                    .call::<Value>("VolumeDriver.Unmount", &body, TO_LOOK),
+                    .call::<Value>("VolumeDriver.Unmount", &body, QUERY_TIMEOUT),
             );
         }
         mounted
@@ -245,25 +252,25 @@ impl Driver {
             .call::<Value>(
                 "VolumeDriver.Unmount",
                 &json!({"Name": name, "ID": id}),
-                TO_CHANGE,
+                CHANGE_TIMEOUT,
             )
             .map(drop)
     }
 }
 
-/// A volume as it is shown.
+/// A volume with its driver's status, for `inspect` and lists.
 #[derive(Clone, Debug)]
-pub struct Shown {
+pub struct VolumeDetails {
     pub record: VolumeRecord,
     pub mountpoint: PathBuf,
-    /// As its plugin says, or empty.
+    /// The plugin's creation time, or empty.
     pub created_at: String,
     pub scope: &'static str,
-    /// What its plugin has to say.
+    /// The plugin's status.
     pub status: Option<Value>,
 }
 
-impl Shown {
+impl VolumeDetails {
     fn new(record: VolumeRecord, driver: &Driver, described: Described) -> Self {
         let Described {
             mountpoint,
@@ -282,7 +289,7 @@ impl Shown {
 }
 
 impl Volumes {
-    /// The names of the drivers that have been used.
+    /// Returns the names of the built-in driver and of the plugins that have been used.
     pub fn drivers(&self) -> Vec<String> {
         [LOCAL.to_owned()]
             .into_iter()
@@ -290,12 +297,12 @@ impl Volumes {
             .collect()
     }
 
-    /// Everything about a volume. Asks its plugin; one that the engine does not know yet is looked
-    /// for with all of them. Blocks.
+    /// Returns everything about a volume, with its plugin's status. A volume that the engine does
+    /// not know is searched in all plugins. Blocks.
     ///
     /// # Errors
-    /// There is none of this name.
-    pub fn show(&self, name: &str) -> Result<Shown> {
+    /// Returns an error if there is no volume with this name.
+    pub fn show(&self, name: &str) -> Result<VolumeDetails> {
         let record = match self.find(name) {
             Ok(record) => record,
             Err(error) => self.discover(name).ok_or(error)?,
@@ -303,8 +310,8 @@ impl Volumes {
         self.show_record(record)
     }
 
-    /// The same for a record.
-    pub fn show_record(&self, record: VolumeRecord) -> Result<Shown> {
+    /// Like [`Volumes::show`], for a known record.
+    pub fn show_record(&self, record: VolumeRecord) -> Result<VolumeDetails> {
         if record.driver == LOCAL {
             return Ok(self.show_local(record));
         }
@@ -313,11 +320,11 @@ impl Volumes {
             .drivers
             .ask(&driver, |driver| driver.find(&record.name))?;
         let described = described.ok_or_else(|| super::no_such_volume(&record.name))?;
-        Ok(Shown::new(record, &driver, described))
+        Ok(VolumeDetails::new(record, &driver, described))
     }
 
-    fn show_local(&self, record: VolumeRecord) -> Shown {
-        Shown {
+    fn show_local(&self, record: VolumeRecord) -> VolumeDetails {
+        VolumeDetails {
             mountpoint: self.path(&record.name),
             record,
             created_at: String::new(),
@@ -326,16 +333,16 @@ impl Volumes {
         }
     }
 
-    /// All volumes that match, also those that only plugins know, and what went wrong when they
-    /// were asked. Blocks.
+    /// Returns all volumes that match, including those that only plugins know, and warnings about
+    /// plugins that could not be queried. Blocks.
     ///
     /// # Errors
-    /// A filter's value that makes no sense.
-    pub fn show_all(&self, filters: &Filters) -> Result<(Vec<Shown>, Vec<String>)> {
+    /// Returns an error if a filter's value is invalid.
+    pub fn show_all(&self, filters: &Filters) -> Result<(Vec<VolumeDetails>, Vec<String>)> {
         let mut warnings = Vec::new();
-        let mut shown: BTreeMap<String, Shown> = BTreeMap::new();
+        let mut shown: BTreeMap<String, VolumeDetails> = BTreeMap::new();
         for record in self.list(filters)? {
-            // As far as it is known here; its plugin may say more.
+            // The known scope; the plugin's answer may replace it below.
             let scope = self
                 .drivers
                 .known()
@@ -343,7 +350,7 @@ impl Volumes {
                 .map_or(LOCAL, |driver| driver.scope);
             shown.insert(
                 record.name.clone(),
-                Shown {
+                VolumeDetails {
                     scope,
                     ..self.show_local(record)
                 },
@@ -365,9 +372,9 @@ impl Volumes {
             for described in listed {
                 let name = described.name.clone();
                 let known = match self.find(&name) {
-                    // Another driver's.
+                    // The name belongs to another driver's volume.
                     Ok(record) if record.driver != driver.name() => continue,
-                    // Matched already, or did not.
+                    // The filters were applied to known volumes above.
                     Ok(record) => shown.remove(&name).map(|_| record),
                     Err(_) => {
                         let record = VolumeRecord {
@@ -381,12 +388,12 @@ impl Volumes {
                     }
                 };
                 if let Some(record) = known {
-                    // A list has no place for what each plugin may have to say.
+                    // A list contains no plugin status.
                     shown.insert(
                         name,
-                        Shown {
+                        VolumeDetails {
                             status: None,
-                            ..Shown::new(record, &driver, described)
+                            ..VolumeDetails::new(record, &driver, described)
                         },
                     );
                 }
@@ -395,7 +402,7 @@ impl Volumes {
         Ok((shown.into_values().collect(), warnings))
     }
 
-    /// Looks for a volume with all plugins, and takes note of it.
+    /// Searches a volume in all plugins and registers it.
     pub(super) fn discover(&self, name: &str) -> Option<VolumeRecord> {
         if name.is_empty() || self.drivers.is_empty() {
             return None;
@@ -407,13 +414,13 @@ impl Volumes {
                     driver: driver.name().to_owned(),
                     ..VolumeRecord::default()
                 };
-                return self.take_note(record).ok();
+                return self.register(record).ok();
             }
         }
         None
     }
 
-    /// Forgets a volume that nobody uses and that its plugin does not have any more.
+    /// Removes the record of an unused volume that its plugin no longer has.
     pub(super) fn forget_if_gone(&self, name: &str) -> Result<()> {
         let is_idle = |volume: &Volume| {
             volume.record.driver != LOCAL && volume.users.is_empty() && volume.running.is_empty()
@@ -430,7 +437,7 @@ impl Volumes {
             .drivers
             .get(&record.driver)
             .and_then(|driver| self.drivers.ask(&driver, |driver| driver.find(name)));
-        // One that does not answer may have it.
+        // A plugin that does not answer may still have it.
         if let Ok(None) = there {
             let mut state = self.state_mut();
             if state.get(name).is_some_and(is_idle) {
@@ -441,14 +448,14 @@ impl Volumes {
         Ok(())
     }
 
-    /// Makes a volume by a plugin, unless the plugin has it.
+    /// Creates a plugin's volume, unless the plugin has it already.
     pub(super) fn create_by_plugin(&self, request: CreateVolume) -> Result<VolumeRecord> {
         let CreateVolume {
             name,
             driver,
             options,
             labels,
-            passing: _,
+            ephemeral: _,
         } = request;
         let anonymous = name.is_empty();
         let name = if anonymous {
@@ -459,7 +466,7 @@ impl Volumes {
         let wrong = |error: Error| error.prefixed(&format!("create {name}"));
         super::check_name(&name).map_err(wrong)?;
         let driver = self.drivers.get(&driver).map_err(wrong)?;
-        // A plugin that fails to look may still be able to make one.
+        // A plugin that fails to look it up may still be able to create it.
         let there = self
             .drivers
             .ask(&driver, |driver| driver.find(&name))
@@ -477,10 +484,11 @@ impl Volumes {
             anonymous,
         );
         record.created_at = now();
-        self.take_note(record)
+        self.register(record)
     }
 
-    fn take_note(&self, record: VolumeRecord) -> Result<VolumeRecord> {
+    /// Stores the record of a plugin's volume, unless it has one.
+    fn register(&self, record: VolumeRecord) -> Result<VolumeRecord> {
         let mut state = self.state_mut();
         if let Some(volume) = state.get(&record.name) {
             return Ok(volume.record.clone());
@@ -499,7 +507,7 @@ impl Volumes {
         Ok(record)
     }
 
-    /// Has a volume's plugin make its content available for `user`. The volume's gate is held.
+    /// Makes a volume's plugin mount it for `user`. The caller holds the volume's `mount_lock`.
     pub(super) fn mount_by_plugin(&self, record: &VolumeRecord, user: &str) -> Result<()> {
         let failed = |error: Error| {
             error.prefixed(&format!(
@@ -508,8 +516,8 @@ impl Volumes {
             ))
         };
         let driver = self.drivers.get(&record.driver).map_err(failed)?;
-        // Noted first: whatever ends this engine, the next one knows what to take back.
-        self.note(&record.name, |record| {
+        // Recorded before the call: if the engine is killed, the next one knows what to unmount.
+        self.update_record(&record.name, |record| {
             record.mounts.insert(user.to_owned());
         })
         .map_err(failed)?;
@@ -521,22 +529,24 @@ impl Volumes {
         });
         match mounted {
             Ok(mountpoint) => {
-                let noted = self.note(&record.name, |record| record.mountpoint = mountpoint);
+                let noted =
+                    self.update_record(&record.name, |record| record.mountpoint = mountpoint);
                 noted
                     .inspect_err(|_| self.unmount_by_plugin(record, user))
                     .map_err(failed)
             }
             Err(error) => {
-                // One that did not answer may have mounted it all the same.
+                // A plugin that did not answer may have mounted it nevertheless.
                 if refused {
-                    self.note_unmounted(record, user);
+                    self.record_unmounted(record, user);
                 }
                 Err(failed(error))
             }
         }
     }
 
-    /// Takes that back. A plugin that does not answer is asked again by the next engine.
+    /// Reverses `mount_by_plugin`. A plugin that does not answer is called again when the engine
+    /// starts the next time.
     pub(super) fn unmount_by_plugin(&self, record: &VolumeRecord, user: &str) {
         let unmounted = self.drivers.get(&record.driver).and_then(|driver| {
             self.drivers
@@ -549,13 +559,13 @@ impl Volumes {
                 })
         });
         match unmounted {
-            Ok(()) => self.note_unmounted(record, user),
+            Ok(()) => self.record_unmounted(record, user),
             Err(error) => tracing::warn!(volume = record.name, "error unmounting volume: {error}"),
         }
     }
 
-    fn note_unmounted(&self, record: &VolumeRecord, user: &str) {
-        let noted = self.note(&record.name, |record| {
+    fn record_unmounted(&self, record: &VolumeRecord, user: &str) {
+        let noted = self.update_record(&record.name, |record| {
             record.mounts.remove(user);
             if record.mounts.is_empty() {
                 record.mountpoint = PathBuf::new();
@@ -564,38 +574,37 @@ impl Volumes {
         if let Err(error) = noted {
             tracing::warn!(
                 volume = record.name,
-                "note that it is not mounted any more: {error}"
+                "record that the volume was unmounted: {error}"
             );
         }
     }
 
-    /// Has plugins take back what an engine that was killed has left mounted, while nobody waits
-    /// for it.
-    pub(super) fn settle_plugins(self: &Arc<Self>, records: &[VolumeRecord]) {
+    /// Makes plugins unmount, in the background, what a killed engine left mounted.
+    pub(super) fn unmount_stale_plugin_mounts(self: &Arc<Self>, records: &[VolumeRecord]) {
         for record in records
             .iter()
-            .filter(|record| !self.left_mounted(record).is_empty())
+            .filter(|record| !self.stale_users(record).is_empty())
         {
             let (volumes, name) = (self.clone(), record.name.clone());
             std::thread::spawn(move || {
-                let Ok(gate) = volumes.gate(&name) else {
+                let Ok(mount_lock) = volumes.mount_lock(&name) else {
                     return;
                 };
-                let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
-                // As it is by now.
+                let _mount_guard = mount_lock.lock().unwrap_or_else(PoisonError::into_inner);
+                // The record may have changed while waiting for the lock.
                 let Ok(record) = volumes.find(&name) else {
                     return;
                 };
                 volumes
-                    .left_mounted(&record)
+                    .stale_users(&record)
                     .iter()
                     .for_each(|user| volumes.unmount_by_plugin(&record, user));
             });
         }
     }
 
-    /// For whom a plugin has mounted a volume, as far as is known, that do not use it.
-    fn left_mounted(&self, record: &VolumeRecord) -> Vec<String> {
+    /// Returns the users for which a plugin has mounted a volume and that no longer run.
+    fn stale_users(&self, record: &VolumeRecord) -> Vec<String> {
         let running = self.running(&record.name);
         record
             .mounts
@@ -605,10 +614,9 @@ impl Volumes {
             .collect()
     }
 
-    /// Changes what is known of a volume, for good.
-    fn note(&self, name: &str, change: impl FnOnce(&mut VolumeRecord)) -> Result<()> {
+    /// Changes a volume's record, also in the store. A volume that has been removed is ignored.
+    fn update_record(&self, name: &str, change: impl FnOnce(&mut VolumeRecord)) -> Result<()> {
         let mut state = self.state_mut();
-        // One that is gone by now has nothing to be known.
         let Some(volume) = state.get_mut(name) else {
             return Ok(());
         };
@@ -619,7 +627,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Has a volume's plugin remove it.
+    /// Makes a volume's plugin remove it.
     pub(super) fn remove_by_plugin(&self, record: &VolumeRecord) -> Result<()> {
         let removed = self.drivers.get(&record.driver).and_then(|driver| {
             self.drivers

@@ -1,4 +1,5 @@
-//! What the `local` driver mounts: any file system that the kernel can, or a directory of the host.
+//! The mounts of the `local` driver: any file system that the kernel supports, or a directory of
+//! the host.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -15,8 +16,10 @@ use whelk_sys::{errno_text, fs};
 use super::VolumeRecord;
 use crate::error::{Error, Result};
 
+/// Validates a volume's options.
+///
 /// # Errors
-/// An option that is not known, or one without those that it needs.
+/// Returns an error if an option is unknown, invalid, or requires another that is missing.
 pub(super) fn check(options: &BTreeMap<String, String>) -> Result<()> {
     for (key, needed) in [
         ("device", "type"),
@@ -33,7 +36,7 @@ pub(super) fn check(options: &BTreeMap<String, String>) -> Result<()> {
     if let Some(size) = options.get(SIZE) {
         if options.contains_key("device") {
             return Err(Error::invalid(
-                "size is for volumes without a device; a tmpfs takes it among its options: o=size=…",
+                "option size is for volumes without a device; a tmpfs takes it in its mount options: o=size=…",
             ));
         }
         parse_size(size)?;
@@ -48,10 +51,10 @@ pub(super) fn check(options: &BTreeMap<String, String>) -> Result<()> {
     }
 }
 
-/// The option that says how many bytes a volume's files may take.
+/// The option that limits the size of a volume in bytes.
 pub(super) const SIZE: &str = "size";
 
-/// Bytes, as [`crate::logging::size`] reads them, and some at least.
+/// Parses a size with [`crate::logging::size`] and rejects 0.
 pub(super) fn parse_size(text: &str) -> Result<u64> {
     match crate::logging::size(text) {
         Ok(0) => Err(Error::invalid(format!("invalid size: '{text}'"))),
@@ -59,7 +62,7 @@ pub(super) fn parse_size(text: &str) -> Result<u64> {
     }
 }
 
-/// Option words that are flags of mount(2); the rest is for the file system.
+/// Returns the mount(2) flags of an option word, or `None` for an option of the file system.
 fn flag(word: &str) -> Option<MountFlags> {
     Some(match word {
         "ro" => MountFlags::RDONLY,
@@ -79,6 +82,7 @@ fn flag(word: &str) -> Option<MountFlags> {
     })
 }
 
+/// Mounts a volume's file system on `path`.
 pub(super) fn mount(record: &VolumeRecord, path: &Path) -> Result<()> {
     let (kind, device) = (record.option("type"), record.option("device"));
     let mut flags = MountFlags::empty();
@@ -92,7 +96,7 @@ pub(super) fn mount(record: &VolumeRecord, path: &Path) -> Result<()> {
         match (word, flag(word), word.strip_prefix("addr=")) {
             ("bind" | "rbind", ..) => bind = Some(word == "rbind"),
             (_, Some(known), _) => flags |= known,
-            // The kernel knows no names.
+            // The kernel does not resolve host names.
             (_, _, Some(host)) if kind.starts_with("nfs") => {
                 data.push(format!("addr={}", resolve(host)?))
             }
@@ -101,7 +105,7 @@ pub(super) fn mount(record: &VolumeRecord, path: &Path) -> Result<()> {
     }
     let failed = |error: rustix::io::Errno| {
         let text = errno_text(&error.into());
-        // Passwords are for the kernel only.
+        // Passwords must not appear in errors.
         let data: Vec<&str> = data
             .iter()
             .map(|word| {
@@ -132,18 +136,17 @@ pub(super) fn mount(record: &VolumeRecord, path: &Path) -> Result<()> {
             mount_remount(path, flags | MountFlags::BIND, c"").map_err(failed)
         }
     } else {
-        let text =
-            CString::new(data.join(",")).map_err(|_| Error::invalid("NUL in a mount option"))?;
+        let text = CString::new(data.join(","))
+            .map_err(|_| Error::invalid("mount options contain a NUL byte"))?;
         mount_file_system(device, path, kind, flags, text.as_c_str()).map_err(failed)
     };
     mounted
-        .and_then(|()| keep_apart(path))
+        .and_then(|()| make_private(path))
         .inspect_err(|_| drop(unmount(path)))
 }
 
-/// Cuts a mount off from those that it was cloned from: what is unmounted below one would be
-/// unmounted below the other.
-fn keep_apart(path: &Path) -> Result<()> {
+/// Makes a mount private. Otherwise unmounting below a bind mount would propagate to its source.
+fn make_private(path: &Path) -> Result<()> {
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change(path, flags)
         .map_err(fs::at("make private", path))
@@ -169,15 +172,15 @@ fn resolve(host: &str) -> Result<String> {
 }
 
 pub(super) fn unmount(path: &Path) -> Result<()> {
-    // Once more: the engine may have ended between mounting it and this.
-    keep_apart(path)?;
+    // Again, because the engine may have ended between mounting and making it private.
+    make_private(path)?;
     rustix::mount::unmount(path, UnmountFlags::DETACH)
         .map_err(fs::at("unmount", path))
         .map_err(Into::into)
 }
 
-/// Whether something is mounted exactly here. Where that cannot be told, as with a server that does
-/// not answer, it is.
+/// Returns whether `path` is a mount point. Also returns `true` if that cannot be determined, as
+/// with a server that does not answer.
 pub(super) fn is_mount_point(path: &Path) -> bool {
     use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
     match statx(
@@ -227,7 +230,7 @@ mod tests {
         }
         assert!(
             checked(&[("size", "1m"), ("type", "tmpfs"), ("device", "tmpfs")])
-                .starts_with("size is for volumes without a device")
+                .starts_with("option size is for volumes without a device")
         );
     }
 }

@@ -1,13 +1,12 @@
-//! Volumes: data that outlives its containers.
+//! Volumes: data that outlives containers.
 //!
-//! A volume is a record and a directory, `volumes/NAME/_data`. One with a file system of its own
-//! (`type`, `device`) has that mounted there from the start of the first container that uses it to
-//! the end of the last. A volume is used by every container whose record names it, running or not;
-//! that is what keeps it from being removed.
+//! A volume is a record and a directory, `volumes/NAME/_data`. A volume with its own file system
+//! (options `type`, `device`) has it mounted there from the start of the first container that uses
+//! it to the end of the last. Every container whose record names a volume uses it, running or not;
+//! a volume in use cannot be removed.
 //!
-//! Mounting takes as long as a server somewhere takes. It happens under the volume's own lock, its
-//! `gate`, and never under that of all volumes; whoever enters or leaves a volume must be able to
-//! block.
+//! Mounting can take as long as a remote server takes to answer. It happens under the volume's own
+//! `mount_lock`, never under the lock of all volumes; functions that mount or unmount block.
 
 mod drivers;
 mod local;
@@ -22,7 +21,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use whelk_sys::{copy, fs, in_root};
 
-pub use drivers::Shown;
+pub use drivers::VolumeDetails;
 pub use transfer::Hold;
 
 use crate::error::{Error, Result};
@@ -32,7 +31,7 @@ use crate::instance::Instance;
 use crate::random_names;
 use crate::store::RecordStore;
 
-/// A volume as it is kept in the store, under the names of the Engine API.
+/// A volume's record in the store, with the field names of the Engine API.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct VolumeRecord {
@@ -42,10 +41,10 @@ pub struct VolumeRecord {
     pub created_at: i64,
     pub labels: Option<BTreeMap<String, String>>,
     pub options: Option<BTreeMap<String, String>>,
-    /// Where its plugin has put its content, since it was last mounted.
+    /// Where its plugin last mounted its content.
     #[serde(skip_serializing_if = "is_empty")]
     mountpoint: PathBuf,
-    /// For whom its plugin was asked to mount it, and not yet to take that back.
+    /// The users for which its plugin was asked to mount it and has not confirmed the unmount.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     mounts: BTreeSet<String>,
 }
@@ -55,7 +54,7 @@ fn is_empty(path: &std::path::Path) -> bool {
 }
 
 impl VolumeRecord {
-    /// Made without a name, for one container.
+    /// Returns whether it was created without a name, for one container.
     pub fn is_anonymous(&self) -> bool {
         self.labels
             .as_ref()
@@ -69,12 +68,12 @@ impl VolumeRecord {
             .map_or("", String::as_str)
     }
 
-    /// Whether it is the state of another volume at some time: it is only ever read.
+    /// Returns whether it is a snapshot of another volume, which is read-only.
     pub fn is_snapshot(&self) -> bool {
         self.driver == LOCAL && !self.option(SNAPSHOT_OF).is_empty()
     }
 
-    /// How much of the disk it may take, or empty.
+    /// Returns its size limit; empty for none.
     fn size(&self) -> &str {
         if self.driver == LOCAL {
             self.option(local::SIZE)
@@ -83,33 +82,34 @@ impl VolumeRecord {
         }
     }
 
-    /// Whether it has a file system of its own, or is a place elsewhere on the host.
+    /// Returns whether something is mounted on its directory: a file system, or a bind mount of
+    /// another directory.
     fn is_mounted(&self) -> bool {
         self.driver == LOCAL && !self.option("device").is_empty()
     }
 }
 
-/// The label of volumes without a name.
+/// The label of anonymous volumes.
 const ANONYMOUS: &str = "com.docker.volume.anonymous";
 
-/// The option of a snapshot, which names the volume that it is of.
+/// The option of a snapshot that names the volume it was made from.
 const SNAPSHOT_OF: &str = "snapshot-of";
 
-/// What volumes can be filtered by.
+/// The filters of the volume list.
 pub const FILTERS: &[&str] = &["dangling", "driver", "label", "label!", "name"];
 pub const PRUNE_FILTERS: &[&str] = &["all", "label", "label!"];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CreateVolume {
-    /// Empty for an anonymous one.
+    /// Empty for an anonymous volume.
     pub name: String,
     /// Empty for `local`.
     pub driver: String,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
-    /// It is made for a container that is removed at its end, and goes with it: a loss of power may
-    /// take both.
-    pub passing: bool,
+    /// The volume is created for a container that is removed when it ends (`--rm`), and removed
+    /// with it. If it is also anonymous it is not synced to disk: a power failure may lose both.
+    pub ephemeral: bool,
 }
 
 /// All volumes of an engine.
@@ -125,17 +125,18 @@ pub struct Volumes {
 #[derive(Debug, Default)]
 struct Volume {
     record: VolumeRecord,
-    /// Containers that name it.
+    /// The ids of containers whose records name it.
     users: BTreeSet<String>,
-    /// Those of them that run.
+    /// The ids of running containers that use it, and of transient users such as exports.
     running: BTreeSet<String>,
-    /// What is being done to it that nobody may get in between, in words.
+    /// An exclusive operation in progress, as a participle for error texts.
     busy: Option<&'static str>,
-    /// Held while something is mounted, unmounted or copied there for the first time.
-    gate: Arc<Mutex<()>>,
+    /// Held while its content is mounted, unmounted or first filled.
+    mount_lock: Arc<Mutex<()>>,
 }
 
 impl Volume {
+    /// Returns a conflict error if an exclusive operation is in progress.
     fn idle(&self) -> Result<()> {
         match self.busy {
             Some(what) => Err(Error::conflict(format!(
@@ -147,24 +148,24 @@ impl Volume {
     }
 }
 
-/// What a volume was made with, beside its data: whoever finds a volume without a record knows what
-/// it is.
+/// The file beside a volume's data with a copy of its record, from which a volume without a record
+/// is restored.
 const DESCRIPTION: &str = "volume.json";
 
-/// What directories are called that are to be a volume or were one: no volume's name begins like
-/// this.
-const HALF_MADE: &str = ".half-";
+/// The name prefix of directories that are not volumes yet, or no longer: volume names cannot begin
+/// with a dot.
+const STAGING_PREFIX: &str = ".half-";
 
-/// Where a volume's content is, in its directory.
+/// The subdirectory with a volume's content.
 const DATA: &str = "_data";
 
-/// A directory that is to be a volume's. What has not become that goes away.
+/// A new volume's directory before it has its final name. Deleted when dropped before that.
 struct Staged {
     path: PathBuf,
 }
 
 impl Staged {
-    /// Waits until all that is in it is on disk.
+    /// Syncs the file system that contains it.
     fn sync(&self) -> Result<()> {
         let directory = fs::open(&self.path)?;
         Ok(rustix::fs::openat(
@@ -181,12 +182,12 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         if fs::exists(&self.path) {
-            discard(&self.path);
+            delete_directory(&self.path);
         }
     }
 }
 
-/// What a new volume is, once all that was asked for is checked.
+/// Validates a request and returns the new volume's record.
 fn new_record(request: CreateVolume) -> Result<VolumeRecord> {
     let CreateVolume {
         name,
@@ -227,17 +228,18 @@ fn record(
     }
 }
 
-/// Removes what was a volume's directory, or was to be one.
-fn discard(path: &std::path::Path) {
-    quota::lift(&path.join(DATA));
+/// Deletes the directory of a removed or incomplete volume.
+fn delete_directory(path: &std::path::Path) {
+    quota::remove_limit(&path.join(DATA));
     if let Err(error) = fs::remove_tree(path) {
-        tracing::warn!("remove what was a volume: {error}");
+        tracing::warn!("delete a volume's directory: {error}");
     }
 }
 
 impl Volumes {
-    /// Reads the volumes. A directory without a record is data that must not be lost: it becomes a
-    /// volume again. A record without a directory stays as well: its disk may come back.
+    /// Reads the volumes. A directory without a record contains data that must not be lost: it
+    /// becomes a volume again. A record without a directory is kept too: its disk may not be
+    /// mounted yet.
     pub fn open(
         instance: &Instance,
         store: Arc<RecordStore>,
@@ -255,7 +257,10 @@ impl Volumes {
         let mut state = volumes.state_mut();
         for record in volumes.store.volumes()? {
             if record.driver == LOCAL && !fs::exists(instance.volumes_dir().join(&record.name)) {
-                tracing::error!(volume = record.name, "the volume's directory is gone");
+                tracing::error!(
+                    volume = record.name,
+                    "the volume's directory does not exist"
+                );
             }
             state.insert(
                 record.name.clone(),
@@ -269,16 +274,18 @@ impl Volumes {
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            if name.starts_with(HALF_MADE) {
-                std::thread::spawn(move || discard(&entry.path()));
+            if name.starts_with(STAGING_PREFIX) {
+                std::thread::spawn(move || delete_directory(&entry.path()));
                 continue;
             }
             if check_name(&name).is_ok() && !state.contains_key(&name) {
                 let record =
-                    described(&entry.path().join(DESCRIPTION)).unwrap_or_else(|| VolumeRecord {
-                        driver: LOCAL.into(),
-                        created_at: now(),
-                        ..VolumeRecord::default()
+                    read_description(&entry.path().join(DESCRIPTION)).unwrap_or_else(|| {
+                        VolumeRecord {
+                            driver: LOCAL.into(),
+                            created_at: now(),
+                            ..VolumeRecord::default()
+                        }
                     });
                 let record = VolumeRecord {
                     name: name.clone(),
@@ -306,7 +313,7 @@ impl Volumes {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a volume's content is; empty for one that a plugin has and has not mounted.
+    /// Returns the path of a volume's content; empty for a plugin's volume that is not mounted.
     pub fn path(&self, name: &str) -> PathBuf {
         match self.state().get(name) {
             Some(volume) if volume.record.driver != LOCAL => volume.record.mountpoint.clone(),
@@ -314,8 +321,10 @@ impl Volumes {
         }
     }
 
+    /// Returns the record of a volume.
+    ///
     /// # Errors
-    /// There is none of this name.
+    /// Returns an error if there is no volume with this name.
     pub fn find(&self, name: &str) -> Result<VolumeRecord> {
         self.state()
             .get(name)
@@ -323,15 +332,16 @@ impl Volumes {
             .ok_or_else(|| no_such_volume(name))
     }
 
-    /// Makes a volume, or finds the one of that name.
+    /// Creates a volume, or returns the existing one with this name.
     ///
     /// # Errors
-    /// A name or options that make no sense, another driver than the existing one's.
+    /// Returns an error if the name or an option is invalid, or the existing volume has another
+    /// driver.
     pub fn create(&self, request: CreateVolume) -> Result<VolumeRecord> {
         self.create_for(request, None)
     }
 
-    /// The same for a container, which from then on uses it. Blocks, where plugins are asked.
+    /// Like [`Volumes::create`], and registers `container` as a user. Blocks if plugins are called.
     pub fn create_for(
         &self,
         mut request: CreateVolume,
@@ -359,11 +369,11 @@ impl Volumes {
             volume.users.extend(container.map(str::to_owned));
             return Ok(volume.record.clone());
         }
-        let lasting = !(request.passing && request.name.is_empty());
+        let lasting = !(request.ephemeral && request.name.is_empty());
         let record = new_record(request)?;
-        self.put_in_place(&mut state, &self.stage(&record)?, &record)?;
+        self.commit(&mut state, &self.stage(&record)?, &record)?;
         if lasting {
-            self.keep(&record.name);
+            self.make_durable(&record.name);
         }
         if let Some(volume) = state.get_mut(&record.name) {
             volume.users.extend(container.map(str::to_owned));
@@ -373,7 +383,7 @@ impl Volumes {
         Ok(record)
     }
 
-    /// The volume of that name, if there is one, with one more user.
+    /// Adds a user to the volume with the requested name, if it exists, and returns its record.
     fn use_existing(
         &self,
         request: &CreateVolume,
@@ -394,15 +404,15 @@ impl Volumes {
         Some(Ok(volume.record.clone()))
     }
 
-    /// Makes a volume that has something in it from its first moment on: what `fill` puts into the
-    /// directory it is given.
+    /// Creates a volume whose initial content `fill` writes into the given directory. The volume
+    /// becomes visible only when it is complete.
     fn create_filled(
         &self,
         record: VolumeRecord,
         fill: impl FnOnce(&std::path::Path) -> Result<()>,
     ) -> Result<VolumeRecord> {
         let taken =
-            |name: &str| Error::conflict(format!("a volume with the name {name} exists already"));
+            |name: &str| Error::conflict(format!("a volume with the name {name} already exists"));
         if self.find(&record.name).is_ok() {
             return Err(taken(&record.name));
         }
@@ -413,17 +423,17 @@ impl Volumes {
             if state.contains_key(&record.name) {
                 Err(taken(&record.name))
             } else {
-                self.put_in_place(&mut state, &staged, &record)
+                self.commit(&mut state, &staged, &record)
             }
         });
         made?;
-        self.keep(&record.name);
+        self.make_durable(&record.name);
         self.publish(&record, "create", &[]);
         Ok(record)
     }
 
-    /// Has a new volume be on disk before somebody is told of it.
-    fn keep(&self, name: &str) {
+    /// Syncs a new volume to disk before its creation is reported.
+    fn make_durable(&self, name: &str) {
         let directory = self.instance.volumes_dir().join(name);
         self.store.keep([
             directory.join(DESCRIPTION),
@@ -433,19 +443,19 @@ impl Volumes {
         ]);
     }
 
-    /// Makes a volume's directory where nobody sees it yet.
+    /// Creates a volume's directory under a temporary name.
     fn stage(&self, record: &VolumeRecord) -> Result<Staged> {
-        // On the same disk: the volumes may have one of their own.
+        // Beside the volumes, which may be on a file system of their own.
         let staged = Staged {
             path: self
                 .instance
                 .volumes_dir()
-                .join(format!("{HALF_MADE}{}", random_names::random_id())),
+                .join(format!("{STAGING_PREFIX}{}", random_names::random_id())),
         };
         let description =
             serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
-        // Nobody else has a say about what is mounted below; whoever may enter the data is decided
-        // by its own mode.
+        // 0701: other users must not list or change what is mounted below; access to the data
+        // depends on the mode of the data directory.
         fs::create_dir(&staged.path, 0o701)?;
         fs::create_dir(staged.path.join(DATA), 0o755)?;
         fs::write(staged.path.join(DESCRIPTION), description)?;
@@ -458,7 +468,8 @@ impl Volumes {
         Ok(staged)
     }
 
-    fn put_in_place(
+    /// Renames a staged directory to its final name and stores the record.
+    fn commit(
         &self,
         state: &mut BTreeMap<String, Volume>,
         staged: &Staged,
@@ -467,7 +478,7 @@ impl Volumes {
         let directory = self.instance.volumes_dir().join(&record.name);
         if fs::exists(&directory) {
             return Err(Error::internal(format!(
-                "{} is there and no volume's",
+                "{} exists but does not belong to a volume",
                 directory.display()
             )));
         }
@@ -486,14 +497,14 @@ impl Volumes {
         Ok(())
     }
 
-    fn gate(&self, name: &str) -> Result<Arc<Mutex<()>>> {
+    fn mount_lock(&self, name: &str) -> Result<Arc<Mutex<()>>> {
         self.state()
             .get(name)
-            .map(|volume| volume.gate.clone())
+            .map(|volume| volume.mount_lock.clone())
             .ok_or_else(|| no_such_volume(name))
     }
 
-    /// Notes that a container names a volume: at recovery, and for `--volumes-from`.
+    /// Registers a container as a user of a volume, at recovery and for `--volumes-from`.
     pub fn adopt(&self, name: &str, container: &str, runs: bool) {
         if let Some(volume) = self.state_mut().get_mut(name) {
             volume.users.insert(container.to_owned());
@@ -503,15 +514,20 @@ impl Volumes {
         }
     }
 
-    /// A container that used a volume is gone.
+    /// Unregisters a removed container as a user of a volume.
     pub fn release(&self, name: &str, container: &str) {
         if let Some(volume) = self.state_mut().get_mut(name) {
             volume.users.remove(container);
         }
     }
 
-    /// Prepares a volume for a container that starts. Mounts what is to be mounted. Blocks.
-    pub fn enter(&self, name: &str, container: &str, details: &[(&str, String)]) -> Result<()> {
+    /// Mounts a volume's content for a container that is being started. Blocks.
+    pub fn mount_for_container(
+        &self,
+        name: &str,
+        container: &str,
+        details: &[(&str, String)],
+    ) -> Result<()> {
         let record = self.begin_use(name, container)?;
         let mut attributes = vec![("container", container.to_owned())];
         attributes.extend_from_slice(details);
@@ -520,15 +536,15 @@ impl Volumes {
     }
 
     fn begin_use(&self, name: &str, user: &str) -> Result<VolumeRecord> {
-        let gate = self.gate(name)?;
-        let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mount_lock = self.mount_lock(name)?;
+        let _mount_guard = mount_lock.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
         self.check_idle(name)?;
         let uses = self
             .state()
             .get(name)
             .is_some_and(|volume| volume.running.contains(user));
-        // A container may mount it at several places.
+        // A container may mount the same volume at several paths.
         if !uses || self.path(name).as_os_str().is_empty() {
             self.mount_for(&record, user)?;
         }
@@ -538,15 +554,14 @@ impl Volumes {
         Ok(record)
     }
 
-    /// # Errors
-    /// Something is being done to it meanwhile.
+    /// Returns a conflict error if an exclusive operation on a volume is in progress.
     fn check_idle(&self, name: &str) -> Result<()> {
         self.state()
             .get(name)
             .map_or(Ok(()), |volume| volume.idle())
     }
 
-    /// Makes a volume's content available for `user`. Its gate is held.
+    /// Mounts a volume's content for `user`. The caller holds the volume's `mount_lock`.
     fn mount_for(&self, record: &VolumeRecord, user: &str) -> Result<()> {
         if record.driver == LOCAL {
             self.mount(record)
@@ -555,7 +570,7 @@ impl Volumes {
         }
     }
 
-    /// Takes that back. Its gate is held.
+    /// Reverses `mount_for`. The caller holds the volume's `mount_lock`.
     fn unmount_for(&self, record: &VolumeRecord, user: &str) {
         if record.driver == LOCAL {
             self.unmount_unused(record)
@@ -564,7 +579,7 @@ impl Volumes {
         }
     }
 
-    /// Mounts a volume's own file system where it is not there yet.
+    /// Mounts a volume's own file system if it is not mounted.
     fn mount(&self, record: &VolumeRecord) -> Result<()> {
         let path = self.path(&record.name);
         if !record.is_mounted() || local::is_mount_point(&path) {
@@ -575,20 +590,21 @@ impl Volumes {
         })
     }
 
-    /// A container that used a volume has ended. Blocks.
-    pub fn leave(&self, name: &str, container: &str) {
+    /// Unmounts a volume's content for a container that has ended, if no other uses it. Blocks.
+    pub fn unmount_for_container(&self, name: &str, container: &str) {
         if let Some(record) = self.end_use(name, container) {
             self.publish(&record, "unmount", &[("container", container.to_owned())]);
         }
     }
 
     fn end_use(&self, name: &str, user: &str) -> Option<VolumeRecord> {
-        let gate = self.gate(name).ok()?;
-        // Only what is mounted can be in somebody's way here.
+        let mount_lock = self.mount_lock(name).ok()?;
+        // The lock is only necessary where something is unmounted.
         let is_mounted = self
             .find(name)
             .is_ok_and(|record| record.is_mounted() || record.driver != LOCAL);
-        let _gate = is_mounted.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
+        let _mount_guard =
+            is_mounted.then(|| mount_lock.lock().unwrap_or_else(PoisonError::into_inner));
         let record = {
             let mut state = self.state_mut();
             let volume = state.get_mut(name)?;
@@ -601,14 +617,15 @@ impl Volumes {
         Some(record)
     }
 
-    /// Whether somebody uses its content just now.
+    /// Returns whether a running container or transient user uses its content.
     fn is_in_use(&self, name: &str) -> bool {
         self.state()
             .get(name)
             .is_some_and(|volume| !volume.running.is_empty())
     }
 
-    /// Unmounts what no running container uses. Its gate is held.
+    /// Unmounts a volume's own file system if no running container uses it. The caller holds the
+    /// volume's `mount_lock`.
     fn unmount_unused(&self, record: &VolumeRecord) {
         if record.is_mounted()
             && !self.is_in_use(&record.name)
@@ -627,8 +644,8 @@ impl Volumes {
         }
     }
 
-    /// Unmounts what no running container uses, after all of them were adopted.
-    pub fn settle(self: &Arc<Self>) {
+    /// Unmounts all volumes that no running container uses. Called after all of them were adopted.
+    pub fn unmount_unused_volumes(self: &Arc<Self>) {
         let records: Vec<VolumeRecord> = self
             .state()
             .values()
@@ -637,15 +654,15 @@ impl Volumes {
         records
             .iter()
             .for_each(|record| self.unmount_unused(record));
-        self.settle_plugins(&records);
+        self.unmount_stale_plugin_mounts(&records);
     }
 
-    /// Copies what an image has at a path into a volume, or into the directory `subpath` of it, if
-    /// that is empty: its first use gives it its content. A `subpath` that is missing is reported
+    /// Copies the image's content at `path` into a volume, or into its directory `subpath`, if that
+    /// is empty: a volume's first use gives it the image's content. A missing `subpath` is reported
     /// when the container starts.
     ///
-    /// `layers` are the image's, the topmost first. `lasting` content survives a loss of power
-    /// after the next answer. Blocks.
+    /// `layers` are the directories of the image's layers, topmost first. `lasting` content is
+    /// synced to disk before the next API answer. Blocks.
     pub fn fill(
         &self,
         name: &str,
@@ -654,15 +671,15 @@ impl Volumes {
         path: &str,
         lasting: bool,
     ) -> Result<()> {
-        let gate = self.gate(name)?;
-        let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mount_lock = self.mount_lock(name)?;
+        let _mount_guard = mount_lock.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.find(name)?;
         self.check_idle(name)?;
-        // A file system of its own is there only while a container runs.
+        // A volume's own file system is mounted only while a container uses it.
         let filler = random_names::random_id();
         self.mount_for(&record, &filler)?;
-        // In use, the directory itself has to stay. Who is about to use it waits at the gate.
-        // And one that takes the place of a directory with a limit would have none.
+        // The directory itself is replaced only if it is not mounted into a container (new users
+        // wait for `mount_lock`) and has no quota, which belongs to the directory.
         let is_plain = record.driver == LOCAL
             && !record.is_mounted()
             && record.size().is_empty()
@@ -687,16 +704,19 @@ impl Volumes {
             Error::internal(format!("copy the image's {path} to volume {name}: {error}"))
         })?;
         if filled && lasting && replaced.is_some() {
-            self.keep(name);
+            self.make_durable(name);
         }
         Ok(())
     }
 
+    /// Removes a volume. `force` also removes the record of a volume that its plugin cannot remove,
+    /// and ignores a missing volume.
+    ///
     /// # Errors
-    /// There is none, or containers use it.
+    /// Returns an error if there is no such volume or containers use it.
     pub fn remove(&self, name: &str, force: bool) -> Result<()> {
         if self.find(name).is_err() {
-            // One that only a plugin knows so far.
+            // It may be known to a plugin only.
             drop(self.discover(name));
         }
         match self.remove_unused(name, force) {
@@ -709,17 +729,19 @@ impl Volumes {
         }
     }
 
-    /// `force` has the engine forget a volume that its plugin cannot remove.
+    /// Removes an unused volume. `force` also removes the record of a volume that its plugin cannot
+    /// remove.
     fn remove_unused(&self, name: &str, force: bool) -> Result<()> {
-        let gate = self.gate(name)?;
+        let mount_lock = self.mount_lock(name)?;
         let record = self.find(name)?;
-        // Only what is mounted, which may take its time, can be in somebody's way here.
+        // The lock is only necessary where something is unmounted, which can take long.
         let is_elsewhere = record.is_mounted() || record.driver != LOCAL;
-        let _gate = is_elsewhere.then(|| gate.lock().unwrap_or_else(PoisonError::into_inner));
+        let _mount_guard =
+            is_elsewhere.then(|| mount_lock.lock().unwrap_or_else(PoisonError::into_inner));
         if is_elsewhere {
             self.begin_removal(name)?;
             let removed = match record.driver.as_str() {
-                // What is mounted is not ours to delete.
+                // The mounted file system's content is not deleted.
                 LOCAL => self.unmount(name),
                 _ => self
                     .remove_by_plugin(&record)
@@ -733,10 +755,11 @@ impl Volumes {
         let mut state = self.state_mut();
         let volume = state.get(name).ok_or_else(|| no_such_volume(name))?;
         check_unused(volume)?;
-        // The record first: from a directory that is left over the volume comes back as it was.
+        // The record before the directory: if the engine ends in between, the volume is restored
+        // from its directory.
         self.store.delete_volume(&record)?;
         if record.driver != LOCAL {
-            // Its files are the plugin's.
+            // The plugin has deleted its content.
             state.remove(name);
             drop(state);
             self.publish(&record, "destroy", &[]);
@@ -745,7 +768,7 @@ impl Volumes {
         let trashed = self
             .instance
             .volumes_dir()
-            .join(format!("{HALF_MADE}{}", random_names::random_id()));
+            .join(format!("{STAGING_PREFIX}{}", random_names::random_id()));
         match fs::rename(self.instance.volumes_dir().join(name), &trashed) {
             Err(error) if !error.is_not_found() => {
                 self.store.put_volume(&record)?;
@@ -756,12 +779,12 @@ impl Volumes {
         state.remove(name);
         drop(state);
         self.publish(&record, "destroy", &[]);
-        // Deleted when nobody waits for it.
-        std::thread::spawn(move || discard(&trashed));
+        // Deleting a large tree takes long; nobody has to wait for it.
+        std::thread::spawn(move || delete_directory(&trashed));
         Ok(())
     }
 
-    /// Keeps others from a volume whose removal takes its time.
+    /// Marks a volume as being removed, which keeps others from using it.
     fn begin_removal(&self, name: &str) -> Result<()> {
         let mut state = self.state_mut();
         let volume = state.get_mut(name).ok_or_else(|| no_such_volume(name))?;
@@ -770,7 +793,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Removes a volume of a container that is gone, if it was made for it and nobody else uses it.
+    /// Removes a volume of a removed container if it is anonymous and nobody else uses it.
     pub fn remove_anonymous(self: &Arc<Self>, name: &str) {
         let Ok(record) = self.find(name) else { return };
         if !record.is_anonymous() {
@@ -781,7 +804,7 @@ impl Volumes {
             Ok(()) | Err(Error::Conflict(_)) => {}
             Err(error) => tracing::warn!(volume = name, "{error}"),
         };
-        // What others mount or keep takes its time, which nobody here has.
+        // Unmounting and plugins can take long, and the caller must not wait.
         if record.is_mounted() || record.driver != LOCAL {
             drop(std::thread::spawn(remove))
         } else {
@@ -789,8 +812,10 @@ impl Volumes {
         }
     }
 
+    /// Returns the records of volumes that match.
+    ///
     /// # Errors
-    /// A filter's value that makes no sense.
+    /// Returns an error if a filter's value is invalid.
     pub fn list(&self, filters: &Filters) -> Result<Vec<VolumeRecord>> {
         let dangling = filters.flag("dangling")?;
         let none = BTreeMap::new();
@@ -806,14 +831,14 @@ impl Volumes {
             .collect())
     }
 
-    /// How many containers use a volume.
+    /// Returns the number of containers that use a volume.
     pub fn users(&self, name: &str) -> usize {
         self.state()
             .get(name)
             .map_or(0, |volume| volume.users.len())
     }
 
-    /// The containers that run with it.
+    /// Returns the ids of running containers that use a volume.
     pub fn running(&self, name: &str) -> Vec<String> {
         self.state()
             .get(name)
@@ -821,7 +846,7 @@ impl Volumes {
             .unwrap_or_default()
     }
 
-    /// The bytes a volume's files have. Blocks.
+    /// Returns the disk usage of a volume's files in bytes. Blocks.
     pub fn size(&self, name: &str) -> u64 {
         fs::open(self.path(name))
             .map_err(drop)
@@ -829,8 +854,8 @@ impl Volumes {
             .unwrap_or(0)
     }
 
-    /// Removes all volumes that nobody uses, only anonymous ones unless `all`; returns their names
-    /// and the bytes they had. Blocks.
+    /// Removes all unused volumes, only anonymous ones unless `all`; returns their names and the
+    /// disk space they used in bytes. Blocks.
     pub fn prune(&self, filters: &Filters, all: bool) -> Result<(Vec<String>, u64)> {
         let none = BTreeMap::new();
         let candidates: Vec<String> = self
@@ -872,8 +897,7 @@ impl Volumes {
 
 const REMOVED: &str = "removed";
 
-/// # Errors
-/// Somebody names it or uses it.
+/// Returns a conflict error if a container or transient user uses the volume.
 fn check_unused(volume: &Volume) -> Result<()> {
     let users: BTreeSet<&str> = volume
         .users
@@ -898,21 +922,20 @@ fn matches(filters: &Filters, record: &VolumeRecord, none: &BTreeMap<String, Str
         && filters.labels(record.labels.as_ref().unwrap_or(none))
 }
 
-/// What a volume's own directory says that it is.
-fn described(path: &std::path::Path) -> Option<VolumeRecord> {
+/// Reads the record in a volume's directory.
+fn read_description(path: &std::path::Path) -> Option<VolumeRecord> {
     const LARGEST: u64 = 1 << 20;
     serde_json::from_slice(&fs::read_at_most(path, LARGEST).ok()?).ok()
 }
 
-/// The driver that is the engine itself.
+/// The built-in driver.
 pub const LOCAL: &str = "local";
 
 fn no_such_volume(name: &str) -> Error {
     Error::NotFound(format!("get {name}: no such volume"))
 }
 
-/// # Errors
-/// A name that could lead elsewhere as part of a path, or that Docker would not take.
+/// Rejects names that are not safe as part of a path, or that Docker would not accept.
 fn check_name(name: &str) -> Result<()> {
     if name.len() == 1 {
         return Err(Error::invalid(

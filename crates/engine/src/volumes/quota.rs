@@ -1,4 +1,4 @@
-//! Volumes that may take only so much of the disk (`-o size=`), by project quotas.
+//! Size limits of volumes (`-o size=`), by project quotas.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,16 +9,16 @@ use whelk_sys::{fs, quota};
 
 use crate::error::{Error, Result};
 
-/// The first project that is tried: far above those that people give by hand.
+/// The first project id to try: far above those that administrators usually assign.
 const FIRST: u32 = 1 << 20;
 
-/// Held from when a project was found that nobody has until it has a limit.
+/// Held while an unused project id is searched and given a limit.
 static CHOOSING: Mutex<()> = Mutex::new(());
 
-/// Lets the files in `directory`, which is empty, take no more than `limit` bytes.
+/// Limits the disk usage of the files in `directory`, which must be empty, to `limit` bytes.
 ///
 /// # Errors
-/// The file system has no project quotas.
+/// Returns an error if the file system has no project quotas.
 pub(super) fn limit(directory: &Path, limit: u64) -> Result<()> {
     let directory = open(directory)?;
     let unsupported = |_| Error::invalid("quota size requested but no quota support");
@@ -27,23 +27,23 @@ pub(super) fn limit(directory: &Path, limit: u64) -> Result<()> {
     while quota::get(&directory, project).map_err(unsupported)? != quota::Quota::default() {
         project += 1;
     }
-    // In this order: a directory that goes away takes its project's limit along.
+    // The project before the limit: deleting the directory also removes the limit of its project.
     quota::set_project(&directory, project).map_err(unsupported)?;
     quota::set_limit(&directory, project, limit).map_err(unsupported)
 }
 
-/// Lifts the limit of a directory that goes away, if it has one. Blocks that its files still have
-/// keep others from its project.
-pub(super) fn lift(directory: &Path) {
+/// Removes the limit of a directory that is to be deleted, if it has one. While its files have
+/// blocks, their project id is not reused.
+pub(super) fn remove_limit(directory: &Path) {
     let Ok(opened) = open(directory) else { return };
-    // Without project quotas there is no limit either.
+    // Without project quotas there is no limit.
     let Ok(project) = quota::project_of(&opened) else {
         return;
     };
     if project >= FIRST
         && let Err(error) = quota::set_limit(&opened, project, 0)
     {
-        tracing::warn!("lift the quota of {}: {error}", directory.display());
+        tracing::warn!("remove the quota of {}: {error}", directory.display());
     }
 }
 

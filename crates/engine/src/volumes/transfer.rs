@@ -1,4 +1,4 @@
-//! The content of volumes on its way: out as an archive, in from one, and over into other volumes.
+//! Transfers the content of volumes: export, import, clones and snapshots.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use super::{CreateVolume, SNAPSHOT_OF, VolumeRecord, Volumes, local, new_record}
 use crate::error::{Error, Result};
 use crate::random_names;
 
-/// Keeps a volume, and its content where it can be read, for as long as it lives.
+/// Keeps a volume in use and mounted as long as it exists.
 #[derive(Debug)]
 pub struct Hold {
     volumes: Arc<Volumes>,
@@ -26,7 +26,7 @@ impl Drop for Hold {
 }
 
 impl Hold {
-    /// Writes the volume's content as an archive. Blocks.
+    /// Writes the volume's content as a tar archive. Blocks.
     pub fn export(&self, output: impl Write) -> Result<()> {
         Ok(whelk_image::export_directory(
             &self.volumes.path(&self.record.name),
@@ -34,8 +34,8 @@ impl Hold {
         )?)
     }
 
-    /// Copies the content into the directory `target`; files share their data where the file system
-    /// can.
+    /// Copies the content into the directory `target`, by reflinks where the file system supports
+    /// them.
     fn copy_to(&self, target: &Path) -> Result<()> {
         let source = self.volumes.path(&self.record.name);
         let failed = |error: rustix::io::Errno| {
@@ -53,8 +53,7 @@ impl Hold {
 }
 
 impl Volumes {
-    /// Keeps a volume for whoever is about to read its content. Mounts what is to be mounted.
-    /// Blocks.
+    /// Mounts a volume and keeps it in use while its content is read. Blocks.
     pub fn hold(self: &Arc<Self>, name: &str) -> Result<Hold> {
         let mark = random_names::random_id();
         let record = self.begin_use(name, &mark)?;
@@ -65,17 +64,18 @@ impl Volumes {
         })
     }
 
-    /// Unpacks an archive into a volume, beside what it has; one that is missing is made, and only
-    /// if all goes well. Blocks.
+    /// Extracts an archive into a volume, which keeps its other content. A missing volume is
+    /// created, only if the import succeeds. Blocks.
     ///
     /// # Errors
-    /// Somebody uses the volume: files that change meanwhile could lead the unpacking elsewhere.
+    /// Returns an error if the volume is in use: a process that changes files meanwhile could make
+    /// the extraction follow a link out of the volume. Also if it is a snapshot or a tmpfs.
     pub fn import(&self, name: &str, input: impl Read + Send) -> Result<VolumeRecord> {
         let during = |error: whelk_image::Error| {
             Error::from(error).prefixed(&format!("import into volume {name}"))
         };
         if self.find(name).is_err() {
-            // One that only a plugin knows so far.
+            // It may be known to a plugin only.
             drop(self.discover(name));
         }
         let Ok(record) = self.find(name) else {
@@ -89,17 +89,18 @@ impl Volumes {
         };
         if record.is_snapshot() {
             return Err(Error::conflict(format!(
-                "volume {name} is a snapshot, which stays as it is: clone it"
+                "volume {name} is a snapshot, which is read-only: import into a clone of it"
             )));
         }
         if record.option("type") == "tmpfs" {
             return Err(Error::conflict(format!(
-                "volume {name} is a tmpfs, which holds nothing but while a container runs with it"
+                "volume {name} is a tmpfs, which has content only while a container uses it"
             )));
         }
         let importer = random_names::random_id();
         self.begin_use(name, &importer)?;
-        // Whoever wants to use it is told to wait: an import takes as long as its sender takes.
+        // New users get an error instead of waiting: an import takes as long as the client sends
+        // data.
         let begun = {
             let mut state = self.state_mut();
             match state.get_mut(name) {
@@ -123,11 +124,11 @@ impl Volumes {
         outcome.map(|()| record)
     }
 
-    /// Makes a new volume with the content and the labels of a held one, and further labels. A
-    /// snapshot can only be read. Blocks.
+    /// Creates a volume with the content and labels of a held one, and additional labels. A
+    /// snapshot is read-only. Blocks.
     ///
     /// # Errors
-    /// The name is taken.
+    /// Returns an error if the name is in use.
     pub fn copy(
         &self,
         source: &Hold,

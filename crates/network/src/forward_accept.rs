@@ -1,10 +1,10 @@
-//! A way through the host's other firewalls for what our own rules allow.
+//! Rules in the host's other firewalls that accept what our own rules decide about.
 //!
-//! In nf_tables a packet passes when every table lets it pass. Docker and ufw close iptables'
-//! `FORWARD` chain, firewalld its own, for everything they do not know: containers would reach
-//! nothing, not even each other where bridged traffic is filtered. At the head of these chains go
-//! two rules that accept what comes from our bridges or goes there. Our own table decides about it
-//! all the same.
+//! In nf_tables a packet passes only if every table accepts it. Docker and ufw set the policy of
+//! iptables' `FORWARD` chain to drop, and firewalld rejects in its own chain whatever it does not
+//! know. Containers could then reach nothing, not even each other where bridged traffic is filtered
+//! (br_netfilter). Two rules per bridge at the head of these chains accept packets from and to our
+//! bridges; our own table still decides about them.
 
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
@@ -13,35 +13,36 @@ use crate::error::{Error, Result};
 use crate::netlink::{Attributes, Message, Reply, Socket};
 use crate::nft::{self, Rule, Table, transaction};
 
-/// Where hosts' firewalls decide about forwarded packets: family, table, chain.
+/// The chains in which other firewalls decide about forwarded packets: family, table, chain.
 const CHAINS: &[(u8, &str, &str)] = &[
     (nft::IP, "filter", "FORWARD"),
     (nft::IP6, "filter", "FORWARD"),
     (nft::INET, "firewalld", "filter_FORWARD"),
 ];
 
-/// The rules of one instance in chains that are not its own.
+/// The accept rules of one instance in chains of other firewalls.
 #[derive(Clone, Debug)]
-pub struct Passage {
+pub struct ForwardAccept {
     instance: String,
 }
 
-impl Passage {
+impl ForwardAccept {
     pub fn new(instance: &str) -> Self {
         Self {
             instance: instance.to_owned(),
         }
     }
 
-    /// Puts the rules where they are missing. `bridges` are names, or beginnings of names that end
-    /// in `*`.
+    /// Adds missing rules and deletes those of bridges that no longer exist. `bridges` are
+    /// interface names, or prefixes that end in `*`.
     pub fn ensure(&self, bridges: &[String]) -> Result<()> {
         let mut socket = Socket::open(Some(NETFILTER), 0)?;
         for (table, chain) in chains() {
             let wanted: Vec<(String, &String, bool)> = bridges
                 .iter()
                 .flat_map(|bridge| {
-                    [true, false].map(|incoming| (self.mark(bridge, incoming), bridge, incoming))
+                    [true, false]
+                        .map(|incoming| (self.comment_for(bridge, incoming), bridge, incoming))
                 })
                 .collect();
             let found = rules(&mut socket, &table, chain)?;
@@ -57,7 +58,7 @@ impl Passage {
                     messages.push(table.first_rule(chain, rule.accept(), mark));
                 }
             }
-            // Those of bridges that are gone.
+            // Rules of bridges that no longer exist.
             for rule in found.iter().filter(|rule| {
                 comment(rule).is_some_and(|mark| {
                     self.is_own(&mark) && !wanted.iter().any(|(one, ..)| *one == mark)
@@ -72,7 +73,7 @@ impl Passage {
         Ok(())
     }
 
-    /// Takes the rules away.
+    /// Deletes all rules of this instance.
     pub fn remove(&self) -> Result<()> {
         let mut socket = Socket::open(Some(NETFILTER), 0)?;
         for (table, chain) in chains() {
@@ -96,8 +97,8 @@ impl Passage {
             .is_some_and(|rest| rest.starts_with(' '))
     }
 
-    /// What tells a rule of ours: the instance, the bridge and the direction.
-    fn mark(&self, bridge: &str, incoming: bool) -> String {
+    /// The comment that identifies a rule of ours: instance, bridge and direction.
+    fn comment_for(&self, bridge: &str, incoming: bool) -> String {
         format!(
             "{} {bridge} {}",
             self.instance,
@@ -118,9 +119,9 @@ fn chains() -> impl Iterator<Item = (Table, &'static str)> {
     })
 }
 
-/// The rules of a chain; none where there is no such chain.
+/// Returns the rules of a chain; none if it does not exist.
 fn rules(socket: &mut Socket, table: &Table, chain: &str) -> Result<Vec<Reply>> {
-    // Asked for the table first: a dump of one that is not there is an error on some kernels, and
+    // Look up the table and chain first: a dump of a missing one is an error on some kernels and
     // empty on others.
     match socket
         .get(table.get())
@@ -134,7 +135,7 @@ fn rules(socket: &mut Socket, table: &Table, chain: &str) -> Result<Vec<Reply>> 
 
 fn change(socket: &mut Socket, messages: Vec<Message>) -> Result<()> {
     match socket.batch(transaction(messages)) {
-        // The chain is not there.
+        // The chain does not exist (any more).
         Err(Errno::NOENT) => Ok(()),
         result => result.map_err(|error| Error::kernel("change the host's firewall rules", error)),
     }
@@ -144,9 +145,9 @@ fn attributes(rule: &Reply) -> Option<Attributes<'_>> {
     rule.split(nft::HEADER).map(|(_, attributes)| attributes)
 }
 
-/// The comment in a rule's user data: kind, length, text with a zero.
+/// Returns the comment in a rule's user data: type, length, NUL-terminated text.
 fn comment(rule: &Reply) -> Option<String> {
-    let data = attributes(rule)?.find(nft::RULE_USERDATA)?;
+    let data = attributes(rule)?.find(nft::NFTA_RULE_USERDATA)?;
     let (&[kind, length], text) = data.split_first_chunk::<2>()?;
     let text = text.get(..usize::from(length).checked_sub(1)?)?;
     (kind == nft::COMMENT).then(|| String::from_utf8_lossy(text).into_owned())
@@ -154,7 +155,7 @@ fn comment(rule: &Reply) -> Option<String> {
 
 fn handle(rule: &Reply) -> Option<u64> {
     attributes(rule)?
-        .find(nft::RULE_HANDLE)?
+        .find(nft::NFTA_RULE_HANDLE)?
         .try_into()
         .ok()
         .map(u64::from_be_bytes)
@@ -168,17 +169,17 @@ mod tests {
     use crate::nft::Hook;
 
     #[test]
-    fn rules_go_to_the_head_of_the_hosts_chains_once() {
+    fn rules_are_added_once_at_the_head_of_the_hosts_chains() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
         let host = crate::namespace::Namespace::create().unwrap();
         whelk_sys::net::within(host.as_fd(), || {
             let mut socket = Socket::open(Some(NETFILTER), 0).unwrap();
-            let passage = Passage::new("test");
+            let accept = ForwardAccept::new("test");
             let bridges = ["whelk*".to_owned(), "mine".to_owned()];
-            // Nothing to do on a host without firewalls.
-            passage.ensure(&bridges).unwrap();
+            // A no-op on a host without other firewalls.
+            accept.ensure(&bridges).unwrap();
             let (table, chain) = chains().next().unwrap();
             let hook = Hook {
                 kind: "filter",
@@ -192,7 +193,7 @@ mod tests {
             ];
             socket.batch(transaction(messages)).unwrap();
             for _ in 0..2 {
-                passage.ensure(&bridges).unwrap();
+                accept.ensure(&bridges).unwrap();
                 let found = rules(&mut socket, &table, chain).unwrap();
                 let mut comments: Vec<_> = found.iter().map(comment).collect();
                 assert_eq!(
@@ -211,9 +212,9 @@ mod tests {
                     ]
                 );
             }
-            Passage::new("tes").remove().unwrap();
+            ForwardAccept::new("tes").remove().unwrap();
             assert_eq!(rules(&mut socket, &table, chain).unwrap().len(), 5);
-            passage.remove().unwrap();
+            accept.remove().unwrap();
             assert_eq!(rules(&mut socket, &table, chain).unwrap().len(), 1);
         })
         .unwrap();

@@ -1,5 +1,5 @@
-//! Answering a container's questions for names: what is in its networks from here, the rest from
-//! resolvers outside, which are asked through the container's own network.
+//! The embedded DNS server of a container: answers queries about containers in its networks, and
+//! forwards others to upstream servers, from the container's own network namespace.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use whelk_network::dns::{self, Known, Question, Verdict};
-use whelk_network::names::{NameSockets, RESOLVER};
+use whelk_network::dns_sockets::{DnsSockets, RESOLVER};
 use whelk_sys::fs;
 
 use super::resolv_conf::{NameServer, ResolvConf};
@@ -19,29 +19,29 @@ use super::{Networks, endpoints};
 use crate::error::{Error, Result};
 use crate::model::ContainerRecord;
 
-/// How long one resolver of the host may take, before the next is asked: as with Docker.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// How many questions of one container may be on their way to the host's resolvers: a flood stays
-/// its own problem.
-const IN_FLIGHT: usize = 256;
-/// How many connections (questions over TCP) one container may have. Each may hold a message of the
-/// largest size.
-const CONNECTIONS: usize = 32;
-/// The largest answer: what a datagram can hold.
-const LARGEST: usize = 65_535;
-/// The largest question that comes in a datagram.
-const LARGEST_QUESTION: usize = 4096;
+/// How long to wait for an upstream server before the next is tried, as in Docker.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(4);
+/// Maximum number of forwarded UDP queries of one container at a time, so that a flood affects only
+/// its sender.
+const MAX_FORWARDED: usize = 256;
+/// Maximum number of TCP connections of one container. Each may buffer a message of the maximum
+/// size.
+const MAX_CONNECTIONS: usize = 32;
+/// Maximum size in bytes of an answer: what a datagram can hold.
+const MAX_ANSWER: usize = 65_535;
+/// Maximum size in bytes of a UDP query.
+const MAX_QUERY: usize = 4096;
 const PORT: u16 = 53;
-const LARGEST_FILE: u64 = 1 << 20;
+const MAX_RESOLV_CONF: u64 = 1 << 20;
 
 impl Networks {
-    /// Starts answering for a container, unless it is on the default network alone: there the
-    /// host's own resolvers are asked, as with Docker.
+    /// Starts a container's DNS server, unless it is on the default network only: such containers
+    /// query the host's servers directly, as in Docker.
     pub(super) fn start_resolver(
         &self,
         record: &ContainerRecord,
         namespace: BorrowedFd<'_>,
-        sockets: Option<NameSockets>,
+        sockets: Option<DnsSockets>,
     ) -> Result<()> {
         let Some(networks) = self.this.upgrade() else {
             return Ok(());
@@ -53,12 +53,13 @@ impl Networks {
         if !uses_resolver(record) || resolvers.contains_key(&record.id) {
             return Ok(());
         }
-        let failed = |error: std::io::Error| Error::internal(format!("answer names: {error}"));
+        let failed =
+            |error: std::io::Error| Error::internal(format!("start the DNS server: {error}"));
         let sockets = match sockets {
             Some(sockets) => sockets,
-            None => whelk_network::names::open(namespace)?,
+            None => whelk_network::dns_sockets::open(namespace)?,
         };
-        // Entering these into the runtime needs its context, which a blocking thread of it has.
+        // Registering sockets needs the runtime's context, which its blocking threads have.
         let udp = UdpSocket::from_std(sockets.udp).map_err(failed)?;
         let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
         let resolver = Arc::new(Resolver {
@@ -66,8 +67,8 @@ impl Networks {
             container: record.id.clone(),
             servers: servers(record, &self.instance.networks.servers),
             namespace: Arc::new(namespace.try_clone_to_owned().map_err(failed)?),
-            permits: Arc::new(Semaphore::new(IN_FLIGHT)),
-            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            permits: Arc::new(Semaphore::new(MAX_FORWARDED)),
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         });
         let task = tokio::spawn(async move {
             tokio::join!(
@@ -79,7 +80,7 @@ impl Networks {
         Ok(())
     }
 
-    /// What a container may know of a name: what is in the networks that it is in itself.
+    /// Looks up a question in the networks that a container is connected to.
     pub fn look_up(&self, container: &str, question: &Question) -> Known {
         let state = self.state();
         let own = || {
@@ -93,7 +94,7 @@ impl Networks {
                 let mut found: Vec<IpAddr> = Vec::new();
                 let mut known = false;
                 for (network, me) in own() {
-                    // `web.net` names a container in one network.
+                    // `CONTAINER.NETWORK` names a container in one network.
                     let suffix = format!(".{}", network.record.name.to_ascii_lowercase());
                     let plain = name.strip_suffix(&suffix).unwrap_or(name);
                     let linked = me
@@ -112,10 +113,11 @@ impl Networks {
                         }
                     }
                 }
-                // Another one first each time: whoever takes the first address spreads the load.
+                // The addresses are rotated for each answer: clients that use the first one spread
+                // the load.
                 if found.len() > 1 {
-                    // Scattered, or the two questions of a client that wants both families would go
-                    // hand in hand.
+                    // A multiplicative hash, because clients that query both families would
+                    // otherwise always get the same rotation for a family.
                     const GOLDEN: usize = 0x9E37_79B9;
                     let turn = self
                         .turn
@@ -152,16 +154,16 @@ impl Networks {
         }
     }
 
-    /// Whether a container may ask the outside for names: not from internal networks alone
-    /// (CVE-2024-29018).
-    fn may_ask_outside(&self, container: &str) -> bool {
+    /// Returns whether a container's queries may be forwarded: not if it is in internal networks
+    /// only (CVE-2024-29018).
+    fn may_forward(&self, container: &str) -> bool {
         self.state()
             .values()
             .any(|network| !network.record.internal && network.members.contains_key(container))
     }
 }
 
-/// Whether a container asks us for names.
+/// Returns whether a container uses the embedded DNS server.
 pub(crate) fn uses_resolver(record: &ContainerRecord) -> bool {
     endpoints::has_own_networks(&record.host.network_mode)
         && record
@@ -170,16 +172,16 @@ pub(crate) fn uses_resolver(record: &ContainerRecord) -> bool {
             .any(|name| !matches!(name.as_str(), "bridge" | "none"))
 }
 
-/// A resolver that questions are passed on to.
+/// An upstream DNS server.
 #[derive(Clone, Copy, Debug)]
 struct Server {
     address: SocketAddr,
-    /// Asked from the host: the container's own network does not lead there.
+    /// Queried from the host's network namespace: it cannot be reached from the container's.
     from_host: bool,
 }
 
-/// The servers that questions are passed on to: the container's own (`--dns`), those set for all,
-/// or the host's.
+/// Returns the upstream servers: the container's own (`--dns`), those of the configuration, or the
+/// host's.
 fn servers(record: &ContainerRecord, set: &[IpAddr]) -> Vec<Server> {
     let given: Vec<IpAddr> = record
         .host
@@ -227,7 +229,7 @@ fn servers(record: &ContainerRecord, set: &[IpAddr]) -> Vec<Server> {
         .collect()
 }
 
-/// Where a server of the host's listens; `None` for one on an interface that is gone.
+/// Returns a host's server's socket address, or `None` if its interface does not exist.
 fn socket_address(server: &NameServer) -> Option<SocketAddr> {
     match server.address {
         IpAddr::V6(address) if !server.zone.is_empty() => {
@@ -238,7 +240,7 @@ fn socket_address(server: &NameServer) -> Option<SocketAddr> {
                     .parse()
                     .ok()
             };
-            // By number, or by the interface's name.
+            // The zone is an interface's index or name.
             let scope = server.zone.parse().ok().or_else(|| {
                 if server.zone.contains('/') {
                     None
@@ -252,19 +254,19 @@ fn socket_address(server: &NameServer) -> Option<SocketAddr> {
     }
 }
 
-/// How the host asks for names.
+/// Returns the host's resolver configuration.
 pub(crate) fn host_resolver() -> ResolvConf {
     read("/etc/resolv.conf")
 }
 
-/// The servers that systemd-resolved asks. Where the host asks nobody else, these are reached from
-/// containers, and it is not.
+/// Returns the upstream servers of systemd-resolved. Containers can reach these, but not
+/// systemd-resolved itself, which listens on the host's loopback.
 pub(crate) fn resolved_servers() -> Vec<NameServer> {
     read("/run/systemd/resolve/resolv.conf").servers
 }
 
 fn read(path: &str) -> ResolvConf {
-    let text = fs::read_at_most(path, LARGEST_FILE).unwrap_or_default();
+    let text = fs::read_at_most(path, MAX_RESOLV_CONF).unwrap_or_default();
     ResolvConf::parse(&String::from_utf8_lossy(&text))
 }
 
@@ -273,7 +275,7 @@ struct Resolver {
     networks: Weak<Networks>,
     container: String,
     servers: Vec<Server>,
-    /// The container's network.
+    /// The container's network namespace.
     namespace: Arc<OwnedFd>,
     permits: Arc<Semaphore>,
     connections: Arc<Semaphore>,
@@ -289,27 +291,27 @@ impl Resolver {
         });
         match verdict {
             Verdict::Forward
-                if self.servers.is_empty() || !networks.may_ask_outside(&self.container) =>
+                if self.servers.is_empty() || !networks.may_forward(&self.container) =>
             {
-                refuse(packet)
+                servfail(packet)
             }
             verdict => verdict,
         }
     }
 
-    /// Asks the servers in their order. What one says is passed on as it is; where it says that it
-    /// cannot tell, the next one is asked.
+    /// Queries the servers in order and returns the first reply unchanged. A refusal is returned
+    /// only if no server gives another reply.
     async fn forward(&self, packet: &[u8], stream: bool) -> Option<Vec<u8>> {
         let mut refused = None;
         for server in &self.servers {
             let asking = async {
                 if stream {
-                    self.ask_stream(*server, packet).await
+                    self.query_tcp(*server, packet).await
                 } else {
-                    self.ask(*server, packet).await
+                    self.query_udp(*server, packet).await
                 }
             };
-            match tokio::time::timeout(PATIENCE, asking).await {
+            match tokio::time::timeout(SERVER_TIMEOUT, asking).await {
                 Ok(Ok(reply)) if dns::is_refusal(&reply) => refused = refused.or(Some(reply)),
                 Ok(Ok(reply)) => return Some(reply),
                 _ => {}
@@ -318,7 +320,7 @@ impl Resolver {
         refused.or_else(|| dns::failure(packet))
     }
 
-    async fn ask(&self, server: Server, packet: &[u8]) -> std::io::Result<Vec<u8>> {
+    async fn query_udp(&self, server: Server, packet: &[u8]) -> std::io::Result<Vec<u8>> {
         let any: SocketAddr = if server.address.is_ipv4() {
             ([0; 4], 0).into()
         } else {
@@ -333,10 +335,10 @@ impl Resolver {
         let socket = UdpSocket::from_std(socket)?;
         socket.connect(server.address).await?;
         socket.send(packet).await?;
-        let mut reply = vec![0; LARGEST];
+        let mut reply = vec![0; MAX_ANSWER];
         loop {
             let length = socket.recv(&mut reply).await?;
-            // The id is what ties an answer to a question.
+            // The message id associates a reply with a query.
             if length >= 2 && reply[..2] == packet[..2] {
                 reply.truncate(length);
                 return Ok(reply);
@@ -344,7 +346,7 @@ impl Resolver {
         }
     }
 
-    async fn ask_stream(&self, server: Server, packet: &[u8]) -> std::io::Result<Vec<u8>> {
+    async fn query_tcp(&self, server: Server, packet: &[u8]) -> std::io::Result<Vec<u8>> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
         let family = if server.address.is_ipv4() {
             AddressFamily::INET
@@ -364,8 +366,8 @@ impl Resolver {
         read_framed(&mut stream).await
     }
 
-    /// A socket in the container's own network: what it asks takes the container's ways, and meets
-    /// the rules about it.
+    /// Creates a socket in the container's network namespace, where its routes and firewall rules
+    /// apply.
     async fn open<T: Send + 'static>(
         &self,
         server: Server,
@@ -382,11 +384,11 @@ impl Resolver {
     }
 }
 
-fn refuse(packet: &[u8]) -> Verdict {
+fn servfail(packet: &[u8]) -> Verdict {
     dns::failure(packet).map_or(Verdict::Ignore, Verdict::Reply)
 }
 
-/// Over TCP each message has its length in front (RFC 1035 4.2.2).
+/// Reads a message with its length in front, as over TCP (RFC 1035 section 4.2.2).
 async fn read_framed(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let mut packet = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut packet).await?;
@@ -401,10 +403,11 @@ async fn write_framed(stream: &mut TcpStream, packet: &[u8]) -> std::io::Result<
 }
 
 async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
-    let mut buffer = vec![0; LARGEST_QUESTION];
+    let mut buffer = vec![0; MAX_QUERY];
     loop {
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
-            // An error that an earlier answer left on the socket; one that stays must not spin.
+            // Either an error of an earlier answer (ICMP), or a persistent one, which must not
+            // cause a busy loop.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
@@ -412,7 +415,7 @@ async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
             Verdict::Reply(reply) => drop(socket.send_to(&reply, client).await),
             Verdict::Ignore => {}
             Verdict::Forward => {
-                // With too many on their way the client asks again, later.
+                // Too many are pending: the query is dropped, and the client retries.
                 let Ok(permit) = resolver.permits.clone().try_acquire_owned() else {
                     continue;
                 };
@@ -430,7 +433,7 @@ async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
 }
 
 async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
-    /// A connection without a question for this long is ended.
+    /// A connection is closed if no query arrives for this long.
     const IDLE: Duration = Duration::from_secs(10);
     loop {
         let Ok((mut stream, _)) = listener.accept().await else {
@@ -450,7 +453,7 @@ async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
                     Verdict::Forward => resolver.forward(&packet, true).await,
                 };
                 let Some(reply) = reply else { return };
-                // Who asks and does not read is not waited for.
+                // A client that does not read its answer must not block the connection's task.
                 if !matches!(
                     tokio::time::timeout(IDLE, write_framed(&mut stream, &reply)).await,
                     Ok(Ok(()))

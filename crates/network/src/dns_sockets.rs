@@ -1,8 +1,8 @@
-//! The sockets on which a container's questions for names arrive: at 127.0.0.11, inside its network
+//! Opens the sockets of the embedded DNS server: at 127.0.0.11, inside a container's network
 //! namespace.
 //!
-//! They have a port of their own, to which rules inside the namespace lead port 53: a name server
-//! that runs in the container finds its port free.
+//! They listen on a port other than 53, and DNAT rules inside the namespace redirect 127.0.0.11:53
+//! to it, so that a name server in the container can bind port 53.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::BorrowedFd;
@@ -14,42 +14,43 @@ use crate::netlink::Socket;
 use crate::nft::{self, Hook, Rule, Table, transaction};
 use crate::port::Protocol;
 
-/// Where containers find the resolver, as with Docker.
+/// The address of the embedded DNS server, the same as Docker's.
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 const PORT: u16 = 53;
 const DSTNAT: i32 = -100;
 
+/// The sockets of a container's DNS server.
 #[derive(Debug)]
-pub struct NameSockets {
+pub struct DnsSockets {
     pub udp: UdpSocket,
     pub tcp: TcpListener,
 }
 
-/// Where the resolver listens if it can: out of the way of what programs choose, and of what is
-/// chosen for them.
-const USUAL: u16 = 64_053;
-/// The chain whose rules lead there, and how many they are.
-const TO_USUAL: &str = "to_64053";
-const RULES: usize = 2;
+/// The preferred port of the DNS server: outside of the ports that programs usually choose and of
+/// the default ephemeral range (32768 to 60999).
+const PREFERRED_PORT: u16 = 64_053;
+/// The chain whose rules redirect to `PREFERRED_PORT`, and the number of its rules.
+const PREFERRED_CHAIN: &str = "to_64053";
+const PREFERRED_RULES: usize = 2;
 
-/// Opens the sockets in a namespace, in place of those that an earlier engine had there. They do
-/// not block.
-pub fn open(namespace: BorrowedFd<'_>) -> Result<NameSockets> {
+/// Opens non-blocking sockets in a namespace and makes sure that the DNAT rules redirect to them.
+/// The sockets of an earlier engine must be closed.
+pub fn open(namespace: BorrowedFd<'_>) -> Result<DnsSockets> {
     whelk_sys::net::within(namespace, open_here)
         .map_err(|error| Error::io("enter the network namespace", &error))?
 }
 
-fn open_here() -> Result<NameSockets> {
+fn open_here() -> Result<DnsSockets> {
     let step = |error: std::io::Error| Error::io("listen at 127.0.0.11", &error);
-    // What an earlier engine has left leads here as well, and stays: to change rules takes the
-    // kernel ten milliseconds, and there may be a thousand namespaces.
+    // Rules that an earlier engine left redirect to the same port and are kept: changing rules
+    // takes the kernel about ten milliseconds, and there may be a thousand namespaces.
     let (udp, tcp, chain) = match (
-        UdpSocket::bind((RESOLVER, USUAL)),
-        TcpListener::bind((RESOLVER, USUAL)),
+        UdpSocket::bind((RESOLVER, PREFERRED_PORT)),
+        TcpListener::bind((RESOLVER, PREFERRED_PORT)),
     ) {
-        (Ok(udp), Ok(tcp)) => (udp, tcp, TO_USUAL),
-        // Somebody in there has it.
+        (Ok(udp), Ok(tcp)) => (udp, tcp, PREFERRED_CHAIN),
+        // A process in the container uses the port.
         _ => (
             UdpSocket::bind((RESOLVER, 0)).map_err(step)?,
             TcpListener::bind((RESOLVER, 0)).map_err(step)?,
@@ -63,12 +64,12 @@ fn open_here() -> Result<NameSockets> {
         family: nft::INET,
         name: "whelk_names".into(),
     };
-    if chain == TO_USUAL
+    if chain == PREFERRED_CHAIN
         && socket
-            .dump(table.get_rules(TO_USUAL))
-            .is_ok_and(|rules| rules.len() == RULES)
+            .dump(table.get_rules(PREFERRED_CHAIN))
+            .is_ok_and(|rules| rules.len() == PREFERRED_RULES)
     {
-        return Ok(NameSockets { udp, tcp });
+        return Ok(DnsSockets { udp, tcp });
     }
     let mut messages = vec![table.add(), table.delete(), table.add()];
     messages.push(table.chain(
@@ -95,6 +96,6 @@ fn open_here() -> Result<NameSockets> {
     }
     socket
         .batch(transaction(messages))
-        .map_err(|error| Error::kernel("lead questions for names to the resolver", error))?;
-    Ok(NameSockets { udp, tcp })
+        .map_err(|error| Error::kernel("redirect DNS queries to 127.0.0.11", error))?;
+    Ok(DnsSockets { udp, tcp })
 }
