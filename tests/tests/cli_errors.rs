@@ -725,3 +725,187 @@ fn a_first_command_starts_an_engine() {
         env!("CARGO_PKG_VERSION")
     );
 }
+
+#[test]
+fn archives_replace_nothing_but_files() {
+    let engine = Engine::start();
+    let dir = engine.scratch("out");
+    engine.whelk(&["create", "--name", "one", "busybox"]).ok();
+    engine.whelk(&["volume", "create", "vol"]).ok();
+    std::os::unix::fs::symlink("target", dir.join("link")).unwrap();
+    let path = |name: &str| dir.join(name).display().to_string();
+    let commands: [(&[&str], &str); 3] = [
+        (&["save", "busybox"], "failed to save image"),
+        (&["export", "one"], "failed to export container"),
+        (&["volume", "export", "vol"], "failed to export volume"),
+    ];
+    for (command, failed) in commands {
+        let to = |place: &str| engine.whelk(&[command, &["-o", place]].concat());
+        for (place, why) in [
+            (path("nosuch/x"), "invalid output path: stat "),
+            (path(""), "cannot write to a directory"),
+            (path("link"), "cannot write to a symbolic link directly"),
+            (
+                "/dev/full".into(),
+                "cannot write to a character device file",
+            ),
+        ] {
+            to(&place).refuses(1, &format!("{failed}: {why}"));
+        }
+        to(&path("archive")).ok();
+        assert!(std::fs::metadata(dir.join("archive")).unwrap().len() > 0);
+    }
+    let mut left: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["archive", "link"]);
+}
+
+#[test]
+fn an_engine_that_is_killed_leaves_the_containers() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    cli.up("held", &["-i"], &["sleep", "600"]);
+    cli.up("tty", &["-t"], &["sleep", "600"]);
+    let script = "echo begun; sleep 600";
+    let mut commands = [
+        (
+            "run",
+            125,
+            cli.spawn(&["run", "--name", "ran", "busybox", "sh", "-c", script]),
+        ),
+        ("attach", 1, cli.spawn(&["attach", "held"])),
+        ("attach -t", 1, cli.spawn(&["attach", "--no-stdin", "tty"])),
+        (
+            "exec",
+            1,
+            cli.spawn(&["exec", "held", "sh", "-c", "echo begun; sleep 654"]),
+        ),
+        ("logs", 1, cli.spawn(&["logs", "-f", "held"])),
+        ("wait", 1, cli.spawn(&["wait", "held"])),
+        ("events", 1, cli.spawn(&["events"])),
+    ];
+    for (name, _, command) in &mut commands {
+        if matches!(*name, "run" | "exec") {
+            command.expect("begun");
+        }
+    }
+    // Their requests are with the engine then.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    engine.kill9();
+    for (name, code, command) in &mut commands {
+        let err = command.finish().fails(*code);
+        assert!(
+            err.contains("connection to the engine lost") && !err.contains("from daemon"),
+            "{name}: {err}"
+        );
+        let container = match *name {
+            "run" => "ran",
+            "attach -t" => "tty",
+            _ => "held",
+        };
+        assert!(
+            *name == "events"
+                || err.contains(&format!(
+                    "container {container}; the container keeps running"
+                )),
+            "{name}: {err}"
+        );
+        if *name == "run" {
+            assert_eq!(
+                err.trim(),
+                "whelk: connection to the engine lost while attached to container ran; the container keeps running, and \"whelk attach ran\" continues with it"
+            );
+        }
+    }
+    engine.restart();
+    for name in ["ran", "held", "tty"] {
+        assert_eq!(engine.state(name), "running", "{name}");
+    }
+    let processes = cli.run(&["exec", "held", "ps"]).ok();
+    assert!(processes.contains("sleep 654"), "{processes}");
+}
+
+#[test]
+fn the_environment_fixes_the_api_version() {
+    let engine = Engine::without_images(&[]);
+    let with = |program: Program, version: &str, args: &[&str]| {
+        let output = Command::new(program.path())
+            .env(
+                "DOCKER_HOST",
+                format!("unix://{}", engine.socket().display()),
+            )
+            .env("DOCKER_API_VERSION", version)
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let template = "{{.Client.APIVersion}} {{.Client.DefaultAPIVersion}}";
+    let version: &[&str] = &["version", "--format", template];
+    for (set, args, code, text) in [
+        ("1.30", version, 0, "1.30 1.51"),
+        ("v1.30", version, 0, "1.30 1.51"),
+        ("", version, 0, "1.51 1.51"),
+        (
+            "foo",
+            version,
+            1,
+            "Error response from daemon: page not found",
+        ),
+        (
+            "1.10",
+            &["ps"],
+            1,
+            "client version 1.10 is too old. Minimum supported API version is 1.24",
+        ),
+        (
+            "9.99",
+            &["ps"],
+            1,
+            "client version 9.99 is too new. Maximum supported API version is 1.51",
+        ),
+        (
+            "a/b c",
+            &["ps"],
+            1,
+            "Error response from daemon: page not found",
+        ),
+    ] {
+        let (status, out, err) = with(Program::Whelk, set, args);
+        assert_eq!(status, Some(code), "{set}: {err}");
+        assert!(out == text || err.contains(text), "{set}: {out} {err}");
+        if set != "a/b c" {
+            assert_eq!(
+                (status, out, err),
+                with(Program::Docker, set, args),
+                "{set}"
+            );
+        }
+    }
+    let (_, out, _) = with(Program::Whelk, "1.30", &["version"]);
+    assert!(out.contains("1.30 (downgraded from 1.51)"), "{out}");
+}
+
+#[test]
+fn detach_keys_are_checked_before_anything_is_made() {
+    let engine = Engine::start();
+    for keys in ["foo", "ctrl-", "ctrl-a,", "ctrl-1"] {
+        engine
+            .whelk(&["run", "--detach-keys", keys, "busybox", "true"])
+            .refuses(125, &format!("Invalid detach keys ({keys}) provided"));
+    }
+    check_nothing_left(&engine);
+    engine.whelk(&["create", "--name", "one", "busybox"]).ok();
+    engine
+        .whelk(&["start", "-a", "--detach-keys", "foo", "one"])
+        .refuses(1, "Invalid detach keys (foo) provided");
+    assert_eq!(engine.state("one"), "created");
+}

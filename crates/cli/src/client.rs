@@ -16,9 +16,8 @@ use crate::endpoint::Host;
 use crate::output::warn_line;
 use crate::{Failure, plain};
 
-/// The API version that this client requests.
+/// The newest API version that this client requests, and the default.
 pub(crate) const API_VERSION: &str = "1.51";
-const API: &str = "/v1.51";
 
 /// A connection to the engine.
 pub(crate) enum Connection {
@@ -74,9 +73,25 @@ impl From<ApiError> for Failure {
     }
 }
 
+impl ApiError {
+    /// An error that is no response of the engine. It is marked by the status 421 Misdirected
+    /// Request, which the engine never sends.
+    fn local(message: String) -> Self {
+        Self {
+            status: StatusCode::MISDIRECTED_REQUEST,
+            message,
+        }
+    }
+
+    /// Returns whether the engine could not be reached or did not complete its response.
+    pub(crate) fn is_local(&self) -> bool {
+        self.status == StatusCode::MISDIRECTED_REQUEST
+    }
+}
+
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.status == StatusCode::MISDIRECTED_REQUEST {
+        if self.is_local() {
             f.write_str(&self.message)
         } else {
             write!(f, "Error response from daemon: {}", self.message)
@@ -92,6 +107,8 @@ pub(crate) struct Client {
     host: Host,
     /// The name of the context that `host` comes from.
     context: String,
+    /// The API version that `DOCKER_API_VERSION` sets.
+    version: Option<String>,
     /// Whether to log requests to standard error.
     debug: bool,
 }
@@ -102,11 +119,19 @@ pub(crate) fn no_body() -> Body {
 
 impl Client {
     pub(crate) fn new(host: Host, context: String, debug: bool) -> Self {
+        let version = std::env::var("DOCKER_API_VERSION").unwrap_or_default();
+        let version = version.trim_start_matches('v');
         Self {
             host,
             context,
+            version: Some(version.to_owned()).filter(|version| !version.is_empty()),
             debug,
         }
+    }
+
+    /// Returns the API version of this client's requests, if the environment sets it.
+    pub(crate) fn fixed_version(&self) -> Option<&str> {
+        self.version.as_deref()
     }
 
     /// Returns the path of the engine's unix socket.
@@ -164,14 +189,11 @@ impl Client {
         body: Body,
     ) -> ApiResult<Response<hyper::body::Incoming>> {
         check_named(path)?;
-        // 421 Misdirected Request, which the engine never sends, marks errors before the engine's
-        // response.
-        let failed = |message: String| ApiError {
-            status: StatusCode::MISDIRECTED_REQUEST,
-            message,
-        };
+        let failed = ApiError::local;
+        let version = self.fixed_version().map(escape);
+        let uri = format!("/v{}{path}", version.as_deref().unwrap_or(API_VERSION));
         if self.debug {
-            warn_line!("DEBU[0000] {method} {API}{path} at {}", self.host);
+            warn_line!("DEBU[0000] {method} {uri} at {}", self.host);
         }
         let connection = self
             .connect()
@@ -184,7 +206,7 @@ impl Client {
         tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("{API}{path}"))
+            .uri(uri)
             .header("host", "whelk");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -200,8 +222,13 @@ impl Client {
                     None => format!(": {cause}"),
                 }
             });
+            let what = if error.is_incomplete_message() || error.is_canceled() {
+                "connection to the engine lost"
+            } else {
+                "error during connect"
+            };
             failed(format!(
-                "error during connect: {}: {error}{}",
+                "{what}: {}: {error}{}",
                 self.host,
                 cause.unwrap_or_default()
             ))
@@ -248,14 +275,10 @@ impl Client {
         let (mut headers, body) = json_body(body);
         headers.extend([("connection", "Upgrade"), ("upgrade", "tcp")]);
         let response = self.send(Method::POST, path, &headers, body).await?;
-        let status = response.status();
-        hyper::upgrade::on(response)
-            .await
+        let upgraded = hyper::upgrade::on(response).await;
+        upgraded
             .map(TokioIo::new)
-            .map_err(|error| ApiError {
-                status,
-                message: format!("the connection was not upgraded: {error}"),
-            })
+            .map_err(|error| ApiError::local(format!("the connection was not upgraded: {error}")))
     }
 }
 
@@ -266,13 +289,12 @@ impl Client {
 fn check_named(path: &str) -> ApiResult<()> {
     let mut parts = path.split(['/', '?']).skip(1);
     match (parts.next(), parts.next()) {
-        (Some(kind @ ("containers" | "networks" | "volumes")), Some("")) => Err(ApiError {
-            status: StatusCode::MISDIRECTED_REQUEST,
-            message: format!(
+        (Some(kind @ ("containers" | "networks" | "volumes")), Some("")) => {
+            Err(ApiError::local(format!(
                 "invalid {} name or ID: value is empty",
                 kind.trim_end_matches('s')
-            ),
-        }),
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -291,22 +313,17 @@ fn json_body(body: Option<&Value>) -> (Vec<(&'static str, &'static str)>, Body) 
 
 /// Returns the JSON body of a response; `null` if the body is empty.
 pub(crate) async fn read(response: Response<hyper::body::Incoming>) -> ApiResult<Value> {
-    let status = response.status();
-    let broken = |error: &dyn std::fmt::Display| ApiError {
-        status,
-        message: format!("read the engine's response: {error}"),
-    };
-    let body = response
-        .into_body()
-        .collect()
-        .await
-        .map_err(|error| broken(&error))?
-        .to_bytes();
+    let body = response.into_body().collect().await.map_err(|error| {
+        ApiError::local(format!(
+            "connection to the engine lost during its response: {error}"
+        ))
+    })?;
+    let body = body.to_bytes();
     if body.is_empty() {
-        Ok(Value::Null)
-    } else {
-        serde_json::from_slice(&body).map_err(|error| broken(&error))
+        return Ok(Value::Null);
     }
+    serde_json::from_slice(&body)
+        .map_err(|error| ApiError::local(format!("read the engine's response: {error}")))
 }
 
 /// Percent-encodes a path segment or query value.

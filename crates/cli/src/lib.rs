@@ -72,6 +72,8 @@ pub fn main(repair: Repair) -> ExitCode {
 pub(crate) struct Failure {
     pub text: String,
     pub code: u8,
+    /// Whether the command line may be the cause, so that the command's help is of use.
+    pub hint: bool,
 }
 
 pub(crate) type Outcome<T = u8> = Result<T, Failure>;
@@ -81,6 +83,7 @@ impl Failure {
         Self {
             text: text.into(),
             code: 1,
+            hint: true,
         }
     }
 
@@ -88,6 +91,7 @@ impl Failure {
         Self {
             text: text.into(),
             code,
+            hint: true,
         }
     }
 }

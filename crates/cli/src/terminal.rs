@@ -54,7 +54,7 @@ pub(crate) fn detach_keys(text: &str) -> Result<Vec<u8>, crate::Failure> {
             Some([symbol @ (b'@' | b'[' | b'\\' | b']' | b'^' | b'_')]) => Ok(symbol - b'@'),
             None if key.len() == 1 => Ok(key.as_bytes()[0]),
             _ => Err(crate::Failure::new(format!(
-                "invalid detach keys ({text}) provided"
+                "Invalid detach keys ({text}) provided"
             ))),
         })
         .collect()

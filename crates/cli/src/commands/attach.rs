@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::client::{Client, escape_name};
+use crate::client::{ApiError, Client, escape_name};
 use crate::output::{warn_line, write_err, write_out};
 use crate::terminal::{self, Raw};
 use crate::{Failure, Outcome};
@@ -41,6 +41,33 @@ pub(crate) struct Streams {
 pub(crate) enum Ended {
     Output,
     Detached,
+    /// The connection broke.
+    Lost,
+}
+
+/// Returns the error of a command whose connection to the engine ended while it was `doing` something
+/// with a container. The container's processes do not depend on the engine's.
+pub(crate) fn lost(doing: &str, container: &str, hint: &str) -> Failure {
+    let mut failure = Failure::new(format!(
+        "connection to the engine lost while {doing} container {container}; the container keeps running{hint}"
+    ));
+    failure.hint = false;
+    failure
+}
+
+/// Returns the error of a command that was attached to a container's main process.
+pub(crate) fn lost_attached(container: &str) -> Failure {
+    let hint = format!(", and \"whelk attach {container}\" continues with it");
+    lost("attached to", container, &hint)
+}
+
+/// Converts the error of a request that was waiting for the end of a container.
+pub(crate) fn unless_lost(error: ApiError, lost: impl FnOnce() -> Failure) -> Failure {
+    if error.is_local() {
+        lost()
+    } else {
+        error.into()
+    }
 }
 
 /// Copies input and output until the output ends or the detach keys are typed.
@@ -88,39 +115,41 @@ pub(crate) async fn pump(connection: TokioIo<Upgraded>, streams: &Streams) -> Ou
     let output = copy_output(&mut read, streams.tty);
     let ended = tokio::select! {
         ended = input => ended,
-        result = output => { result?; Ended::Output }
+        result = output => result?,
     };
     drop(raw);
     Ok(ended)
 }
 
 /// Copies output to this terminal: raw with a TTY, otherwise demultiplexed to standard output and
-/// standard error.
-pub(crate) async fn copy_output(read: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Outcome<()> {
+/// standard error. Returns whether it ended or the connection was lost.
+pub(crate) async fn copy_output(
+    read: &mut (impl AsyncReadExt + Unpin),
+    tty: bool,
+) -> Outcome<Ended> {
     let mut buffer = vec![0; 64 << 10];
     if tty {
         loop {
-            let count = read.read(&mut buffer).await.map_err(broken)?;
-            if count == 0 {
-                return Ok(());
-            }
+            let count = match read.read(&mut buffer).await {
+                Ok(0) => return Ok(Ended::Output),
+                Ok(count) => count,
+                Err(_) => return Ok(Ended::Lost),
+            };
             write_out(&buffer[..count])?;
         }
     }
     demultiplex(read).await
 }
 
-fn broken(error: std::io::Error) -> Failure {
-    Failure::new(format!("read the container's output: {error}"))
-}
-
 /// Demultiplexes the framed stream (8-byte header: stream, length) until it ends.
-async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outcome<()> {
+async fn demultiplex(read: &mut (impl AsyncReadExt + Unpin)) -> Outcome<Ended> {
     const STDERR: u8 = 2;
     let mut buffer = Vec::with_capacity(64 << 10);
     loop {
-        if read.read_buf(&mut buffer).await.map_err(broken)? == 0 {
-            return Ok(());
+        match read.read_buf(&mut buffer).await {
+            Ok(0) => return Ok(Ended::Output),
+            Ok(_) => {}
+            Err(_) => return Ok(Ended::Lost),
         }
         let mut start = 0;
         while let Some([stream, _, _, _, a, b, c, d]) = buffer[start..].first_chunk::<8>() {
@@ -295,11 +324,14 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
     for task in [size, signals].into_iter().flatten() {
         task.abort();
     }
-    if ended? == Ended::Detached {
-        return Err(Failure::new("read escape sequence"));
+    match ended? {
+        Ended::Detached => return Err(Failure::new("read escape sequence")),
+        Ended::Lost => return Err(lost_attached(&args.container)),
+        Ended::Output => {}
     }
     let status = waiting
         .await
-        .map_err(|error| Failure::new(error.to_string()))??;
+        .map_err(|error| Failure::new(error.to_string()))?
+        .map_err(|error| unless_lost(error, || lost_attached(&args.container)))?;
     Ok(u8::try_from(status["StatusCode"].as_i64().unwrap_or(0)).unwrap_or(1))
 }

@@ -1,18 +1,21 @@
 //! Commands that act on each named container: start, stop, kill, rm, …
 
 use clap::Args;
-use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::attach::{Ended, Streams, attach_path, follow_size, forward_signals, pump};
+use super::attach::{
+    Ended, Streams, attach_path, follow_size, forward_signals, lost, lost_attached, pump,
+    unless_lost,
+};
 use super::create::{named, nano_cpus};
+use super::destination::Destination;
 use super::run::{exit_code, wait_request};
 use super::{Names, for_each, not_available};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::table::align;
 use crate::format::units::parse_size;
-use crate::output::{failed, print, print_line, warn_line};
-use crate::{Failure, Outcome, plain, terminal};
+use crate::output::{print, print_line, warn_line};
+use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
@@ -99,10 +102,15 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
     for task in [size, signals].into_iter().flatten() {
         task.abort();
     }
-    if ended? == Ended::Detached {
-        return Ok(0);
+    match ended? {
+        Ended::Detached => return Ok(0),
+        Ended::Lost => return Err(lost_attached(name)),
+        Ended::Output => {}
     }
-    Ok(exit_code(&crate::client::read(wait).await?))
+    let status = crate::client::read(wait)
+        .await
+        .map_err(|error| unless_lost(error, || lost_attached(name)))?;
+    Ok(exit_code(&status))
 }
 
 #[derive(Debug, Args)]
@@ -217,9 +225,10 @@ pub(crate) async fn each(client: &Client, names: &[String], action: &str) -> Out
 
 pub(crate) async fn wait(client: &Client, names: Names) -> Outcome {
     for_each(&names.containers, async |name| {
-        let status = client
-            .post(&format!("/containers/{}/wait", escape_name(name)), None)
-            .await?;
+        let response = wait_request(client, &escape_name(name), "").await?;
+        let status = crate::client::read(response)
+            .await
+            .map_err(|error| unless_lost(error, || lost("waiting for", name, "")))?;
         print_line!("{}", status["StatusCode"])?;
         Ok(())
     })
@@ -399,11 +408,7 @@ pub(crate) struct ExportArgs {
 }
 
 pub(crate) async fn export(client: &Client, args: ExportArgs) -> Outcome {
-    if args.output.is_none() && terminal::stdout_is_terminal() {
-        return Err(Failure::new(
-            "cowardly refusing to save to a terminal. Use the -o flag or redirect",
-        ));
-    }
+    let destination = Destination::new(args.output.as_deref(), "container")?;
     let response = client
         .send(
             hyper::Method::GET,
@@ -412,50 +417,6 @@ pub(crate) async fn export(client: &Client, args: ExportArgs) -> Outcome {
             no_body(),
         )
         .await?;
-    write_body(response, args.output.as_deref()).await?;
+    destination.write_body(response).await?;
     Ok(0)
-}
-
-/// Writes a response body to standard output, or to a file that is renamed into place when it is
-/// complete.
-pub(crate) async fn write_body(
-    response: hyper::Response<hyper::body::Incoming>,
-    path: Option<&str>,
-) -> Outcome<()> {
-    use std::io::Write;
-    let mut body = response.into_body();
-    let staged = path.map(|path| format!("{path}.part"));
-    let mut output: Box<dyn Write> = match &staged {
-        Some(staged) => Box::new(std::fs::File::create(staged).map_err(|error| {
-            Failure::new(format!(
-                "write {}: {}",
-                path.unwrap_or_default(),
-                plain(&error)
-            ))
-        })?),
-        None => Box::new(std::io::stdout()),
-    };
-    let unwritten = |error: std::io::Error| failed(&error, path.unwrap_or("/dev/stdout"));
-    let result: Outcome<()> = async {
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| {
-                Failure::new(format!("the engine ended the stream prematurely: {error}"))
-            })?;
-            if let Ok(data) = frame.into_data() {
-                output.write_all(&data).map_err(unwritten)?;
-            }
-        }
-        output.flush().map_err(unwritten)
-    }
-    .await;
-    if let (Some(staged), Some(path)) = (&staged, path) {
-        match &result {
-            Ok(()) => std::fs::rename(staged, path).map_err(|error| {
-                drop(std::fs::remove_file(staged));
-                Failure::new(format!("write {path}: {}", plain(&error)))
-            })?,
-            Err(_) => drop(std::fs::remove_file(staged)),
-        }
-    }
-    result
 }

@@ -55,7 +55,7 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
     let mut pending = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame
-            .map_err(|_| Failure::new("unexpected EOF"))?
+            .map_err(|_| Failure::new("connection to the engine lost"))?
             .into_data()
         else {
             continue;

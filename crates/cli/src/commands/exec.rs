@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::attach::{Ended, Streams, follow_size, pump};
+use super::attach::{Ended, Streams, follow_size, lost, pump, unless_lost};
 use super::create::environment;
 use crate::client::{Client, escape_name};
 use crate::{Failure, Outcome, terminal};
@@ -89,9 +89,19 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
     if let Some(size) = size {
         size.abort();
     }
-    if ended? == Ended::Detached {
-        return Err(Failure::new("read escape sequence"));
+    let lost = || {
+        lost(
+            "attached to a command in",
+            container,
+            ", and so does the command",
+        )
+    };
+    match ended? {
+        Ended::Detached => return Err(Failure::new("read escape sequence")),
+        Ended::Lost => return Err(lost()),
+        Ended::Output => {}
     }
-    let inspected = client.get(&format!("/exec/{id}/json")).await?;
+    let inspected = client.get(&format!("/exec/{id}/json")).await;
+    let inspected = inspected.map_err(|error| unless_lost(error, lost))?;
     Ok(u8::try_from(inspected["ExitCode"].as_i64().unwrap_or(0)).unwrap_or(1))
 }

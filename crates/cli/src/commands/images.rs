@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::{Map, Value, json};
 
-use super::containers::write_body;
+use super::destination::Destination;
 use super::{filters, for_each};
 use crate::client::{ApiError, Body, Client, escape, escape_name, no_body, query};
 use crate::format::table::Table;
@@ -388,7 +388,11 @@ async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Out
         .into_body()
         .collect()
         .await
-        .map_err(|error| Failure::new(error.to_string()))?
+        .map_err(|error| {
+            Failure::new(format!(
+                "connection to the engine lost during its response: {error}"
+            ))
+        })?
         .to_bytes();
     for message in serde_json::Deserializer::from_slice(&body).into_iter::<Value>() {
         let message = message
@@ -469,11 +473,7 @@ pub(crate) struct SaveArgs {
 }
 
 pub(crate) async fn save(client: &Client, args: SaveArgs) -> Outcome {
-    if args.output.is_none() && terminal::stdout_is_terminal() {
-        return Err(Failure::new(
-            "cowardly refusing to save to a terminal. Use the -o flag or redirect",
-        ));
-    }
+    let destination = Destination::new(args.output.as_deref(), "image")?;
     let platform = platform_json(&args.platform)?;
     let mut parameters: Vec<String> = args
         .images
@@ -491,7 +491,7 @@ pub(crate) async fn save(client: &Client, args: SaveArgs) -> Outcome {
             no_body(),
         )
         .await?;
-    write_body(response, args.output.as_deref()).await?;
+    destination.write_body(response).await?;
     Ok(0)
 }
 

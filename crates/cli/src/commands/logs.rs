@@ -4,7 +4,7 @@ use clap::Args;
 use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
 
-use super::attach::copy_output;
+use super::attach::{copy_output, lost};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::units::moment;
 use crate::{Failure, Outcome};
@@ -35,7 +35,7 @@ pub(crate) struct LogsArgs {
 pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
     let on = |flag: bool| if flag { "1" } else { "" };
     let name = escape_name(&args.container);
-    let container = client.get(&format!("/containers/{name}/json")).await?;
+    let inspected = client.get(&format!("/containers/{name}/json")).await?;
     let query = query(&[
         ("stdout", "1"),
         ("stderr", "1"),
@@ -64,13 +64,14 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
             no_body(),
         )
         .await?;
-    let tty = container["Config"]["Tty"] == true;
+    let tty = inspected["Config"]["Tty"] == true;
+    let container = args.container;
     // The body is copied to a pipe, because frames of the log may span chunks of the body.
     let (mut sender, mut receiver) = tokio::io::duplex(256 << 10);
     let feeding = tokio::spawn(async move {
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Failure::new("unexpected EOF"))?;
+            let frame = frame.map_err(|_| lost("reading the logs of", &container, ""))?;
             if let Ok(data) = frame.into_data()
                 && sender.write_all(&data).await.is_err()
             {

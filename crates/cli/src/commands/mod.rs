@@ -4,6 +4,7 @@ mod attach;
 mod completion;
 mod containers;
 mod create;
+mod destination;
 mod df;
 mod events;
 mod exec;

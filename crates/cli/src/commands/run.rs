@@ -3,9 +3,11 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::attach::{Ended, Streams, attach_path, follow_size, forward_signals, pump};
+use super::attach::{
+    Ended, Streams, attach_path, follow_size, forward_signals, lost_attached, pump, unless_lost,
+};
 use super::create::{CreateContainerArgs, make};
-use crate::client::{ApiError, Client};
+use crate::client::{ApiError, Client, query};
 use crate::output::print_line;
 use crate::{Failure, Outcome, terminal};
 
@@ -24,7 +26,7 @@ pub(crate) struct RunArgs {
     create: CreateContainerArgs,
 }
 
-/// Exit code of `run` if it fails before the container's process runs.
+/// Exit code of `run` if it fails before the container's process runs, or cannot know how it ended.
 const NOT_RUN: u8 = 125;
 
 pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
@@ -49,6 +51,10 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
         !args.detach && create.interactive && (create.attach.is_empty() || attached("stdin"));
     if create.tty && stdin && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
+    }
+    if !args.detach {
+        // The engine would find them only when the container is there.
+        terminal::detach_keys(&args.detach_keys).map_err(|failure| not_run(&failure.text))?;
     }
     let id = make(client, create, true, Some(args.detach))
         .await
@@ -91,12 +97,23 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
     for task in [size, signals].into_iter().flatten() {
         task.abort();
     }
-    if ended? == Ended::Detached {
-        return Ok(0);
+    let lost = || {
+        let name = create.name.as_deref().or_else(|| id.get(..12));
+        let failure = lost_attached(name.unwrap_or(&id));
+        Failure {
+            code: NOT_RUN,
+            text: format!("whelk: {}", failure.text),
+            ..failure
+        }
+    };
+    match ended? {
+        Ended::Detached => return Ok(0),
+        Ended::Lost => return Err(lost()),
+        Ended::Output => {}
     }
     let status = crate::client::read(wait)
         .await
-        .map_err(|error| not_run(&error.to_string()))?;
+        .map_err(|error| unless_lost(error, lost))?;
     Ok(exit_code(&status))
 }
 
@@ -109,7 +126,10 @@ pub(crate) async fn wait_request(
     client
         .send(
             hyper::Method::POST,
-            &format!("/containers/{id}/wait?condition={condition}"),
+            &format!(
+                "/containers/{id}/wait{}",
+                query(&[("condition", condition)])
+            ),
             &[],
             crate::client::no_body(),
         )

@@ -213,10 +213,14 @@ pub(super) fn explain(tree: &Command, mistake: Mistake) -> Failure {
 /// Appends the hint that Docker's CLI appends: for invalid flag values, and for errors of `run` and
 /// of the settings of `create`.
 pub(super) fn with_trailer(path: &[String], failure: Failure) -> Failure {
-    let Failure { text, code } = failure;
+    let Failure {
+        text,
+        code,
+        hint: useful,
+    } = failure;
     let last = path.last().map(String::as_str);
     let makes_container = matches!(path, [name] | [_, name] if (path.len() == 1 || path[0] == "container") && matches!(name.as_str(), "run" | "create"));
-    let text = if text.is_empty() {
+    let text = if text.is_empty() || !useful {
         text
     } else if code == USAGE && text.starts_with("invalid argument ") {
         format!("{text}\n\n{}", hint(&tree(), path))
@@ -227,7 +231,7 @@ pub(super) fn with_trailer(path: &[String], failure: Failure) -> Failure {
     } else {
         text
     };
-    Failure { text, code }
+    Failure::with_code(code, text)
 }
 
 #[cfg(test)]

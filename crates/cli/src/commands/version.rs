@@ -39,11 +39,12 @@ pub(super) fn print_one(
 pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {
     // The client's part is printed even if the engine cannot be reached.
     let server = client.get("/version").await;
-    let spoken = server
+    let negotiated = server
         .as_ref()
         .ok()
         .and_then(|server| server["ApiVersion"].as_str())
         .map_or(API_VERSION, |theirs| older(theirs, API_VERSION));
+    let spoken = client.fixed_version().unwrap_or(negotiated);
     let own = json!({
         "Version": env!("CARGO_PKG_VERSION"), "ApiVersion": spoken, "DefaultAPIVersion": API_VERSION, "GitCommit": "", "GoVersion": "",
         "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(),
@@ -86,7 +87,11 @@ fn version_text(own: &Value, server: Option<&Value>) -> String {
         (api, least) => format!("{api} (minimum version {least})"),
     };
     line("Version", text(own, "Version"), 1);
-    line("API version", text(own, "ApiVersion"), 1);
+    let version = match (text(own, "ApiVersion"), text(own, "DefaultAPIVersion")) {
+        (spoken, newest) if spoken == newest => spoken,
+        (spoken, newest) => format!("{spoken} (downgraded from {newest})"),
+    };
+    line("API version", version, 1);
     line(
         "OS/Arch",
         format!("{}/{}", text(own, "Os"), text(own, "Arch")),

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::containers::write_body;
+use super::destination::Destination;
 use super::images::{file_body, reader_body};
 use super::inspect::{Inspection, inspect};
 use super::{confirmed, filters, for_each, key_values, labels_of, not_available};
@@ -237,11 +237,7 @@ pub(crate) struct ExportArgs {
 }
 
 async fn export(client: &Client, args: ExportArgs) -> Outcome {
-    if args.output.is_none() && terminal::stdout_is_terminal() {
-        return Err(Failure::new(
-            "cowardly refusing to save to a terminal. Use the -o flag or redirect",
-        ));
-    }
+    let destination = Destination::new(args.output.as_deref(), "volume")?;
     let response = client
         .send(
             hyper::Method::GET,
@@ -250,7 +246,7 @@ async fn export(client: &Client, args: ExportArgs) -> Outcome {
             no_body(),
         )
         .await?;
-    write_body(response, args.output.as_deref()).await?;
+    destination.write_body(response).await?;
     Ok(0)
 }
 
