@@ -27,7 +27,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["image", "network", "plugin", "runtime", "shim", "sys"],
     ),
     ("api", &["engine", "image", "shim", "sys"]),
-    ("cli", &[]),
+    ("gotemplate", &[]),
+    ("cli", &["gotemplate"]),
     ("oci", &["runtime", "sys"]),
     ("whelk", &["api", "cli", "engine", "oci", "shim", "sys"]),
 ];

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::filters;
 use crate::client::{Client, no_body, query};
-use crate::format::template::{Mistake, Mode, Template, Typed};
+use crate::format::template::{self, Mode, Template, typed};
 use crate::format::units::moment;
 use crate::output::print_line;
 use crate::{Failure, Outcome};
@@ -33,7 +33,8 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
         ("until", &moment(&args.until)?),
         ("filters", &filters(&args.filter)?),
     ]);
-    let bad = |mistake: Mistake, code| mistake.failure(code, "Error parsing format: ");
+    let bad =
+        |error: template::Error, code| template::failure(&error, code, "Error parsing format: ");
     let template = match args.format.as_str() {
         "" => None,
         "json" => Some("{{json .}}"),
@@ -68,7 +69,7 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
             };
             let text = match &template {
                 Some(template) => template
-                    .execute(&Typed::new("events.Message", event), Mode::Values)
+                    .execute(&typed("events.Message", event), Mode::Values)
                     .map_err(|mistake| bad(mistake, 1))?,
                 None => event_line(&event),
             };

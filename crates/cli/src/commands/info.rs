@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::version::{FormatArgs, architecture, print_one};
 use crate::Outcome;
 use crate::client::{API_VERSION, Client};
-use crate::format::template::Typed;
+use crate::format::template::typed;
 use crate::format::units::binary_size;
 
 pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
@@ -17,7 +17,7 @@ pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
         "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(), "Plugins": [], "Warnings": null,
     });
     print_one(
-        &Typed::new("system.dockerInfo", info.clone()),
+        &typed("system.dockerInfo", info.clone()),
         "",
         &args.format,
         || info_text(client, answer.as_ref().ok()),

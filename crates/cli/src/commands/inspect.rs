@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::images::platform_json;
 use crate::client::{Client, escape_name, query};
-use crate::format::template::{Mode, Template, Typed};
+use crate::format::template::{Mode, Template, Typed, failure, typed};
 use crate::output::print;
 use crate::{Failure, Outcome};
 
@@ -105,7 +105,7 @@ pub(super) async fn inspect(client: &Client, what: impl Into<Inspection>) -> Out
         "" | "json" => None,
         format => Some(
             Template::parse(format)
-                .map_err(|mistake| mistake.failure(64, "template parsing error: "))?,
+                .map_err(|mistake| failure(&mistake, 64, "template parsing error: "))?,
         ),
     };
     let (mut found, mut shown, mut failures) = (Vec::new(), String::new(), Vec::new());
@@ -139,7 +139,7 @@ fn show(template: &Template, object: Typed) -> Outcome<String> {
     typed.or_else(|_| {
         template
             .execute(&Typed::any(object.json), Mode::Raw)
-            .map_err(|mistake| mistake.failure(1, "template parsing error: "))
+            .map_err(|mistake| failure(&mistake, 1, "template parsing error: "))
     })
 }
 
@@ -194,7 +194,7 @@ async fn inspect_one(client: &Client, name: &str, what: &Inspection) -> Outcome<
             .await
         {
             Err(error) if error.status == hyper::StatusCode::NOT_FOUND && wanted.is_none() => {}
-            result => return Ok(Typed::new(kind.ty, result?)),
+            result => return Ok(typed(kind.ty, result?)),
         }
     }
     Err(Failure::new(format!("Error: No such object: {name}")))

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::client::{API_VERSION, Client};
-use crate::format::template::{Mode, Template, Typed};
+use crate::format::template::{Mode, Template, Typed, failure, typed};
 use crate::output::print;
 
 #[derive(Debug, Args)]
@@ -27,10 +27,10 @@ pub(super) fn print_one(
         "json" => format!("{}\n", object.json),
         format => {
             let template = Template::named(name, format)
-                .map_err(|mistake| mistake.failure(64, "template parsing error: "))?;
+                .map_err(|mistake| failure(&mistake, 64, "template parsing error: "))?;
             let (text, outcome) = template.execute_until(object, Mode::Values);
             print(&(text + "\n"))?;
-            return outcome.map_err(|mistake| mistake.failure(1, ""));
+            return outcome.map_err(|mistake| failure(&mistake, 1, ""));
         }
     };
     print(&text)
@@ -49,7 +49,7 @@ pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {
         "Version": env!("CARGO_PKG_VERSION"), "ApiVersion": spoken, "DefaultAPIVersion": API_VERSION, "GitCommit": "", "GoVersion": "",
         "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(),
     });
-    let both = Typed::new(
+    let both = typed(
         "system.versionInfo",
         json!({"Client": own, "Server": server.as_ref().ok()}),
     );

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::template::{Mode, Template, Typed};
+use super::template::{Mode, Template, failure, typed};
 use crate::Outcome;
 use crate::output::print;
 
@@ -31,17 +31,17 @@ impl Table {
             return Ok(());
         }
         let template = Template::parse(format)
-            .map_err(|mistake| mistake.failure(1, "failed to parse template: "))?;
+            .map_err(|mistake| failure(&mistake, 1, "failed to parse template: "))?;
         let empty = self
             .columns
             .iter()
             .map(|&(name, _)| (name.to_owned(), Value::from("")))
             .collect();
-        let row = Typed::new(self.row, Value::Object(empty));
+        let row = typed(self.row, Value::Object(empty));
         template
             .execute(&row, Mode::Values)
             .map(drop)
-            .map_err(|mistake| mistake.failure(1, "failed to execute template: "))
+            .map_err(|mistake| failure(&mistake, 1, "failed to execute template: "))
     }
 
     /// Prints rows. `default` is the template of the table.
@@ -67,12 +67,12 @@ impl Table {
             .replace("\\t", "\t")
             .replace("\\n", "\n");
         let template = Template::parse(&text)
-            .map_err(|mistake| mistake.failure(1, "template parsing error: "))?;
+            .map_err(|mistake| failure(&mistake, 1, "template parsing error: "))?;
         let execute = |fields: Map<String, Value>, mode| {
-            let row = Typed::new(self.row, Value::Object(fields));
+            let row = typed(self.row, Value::Object(fields));
             template
                 .execute(&row, mode)
-                .map_err(|mistake| mistake.failure(1, "template parsing error: "))
+                .map_err(|mistake| failure(&mistake, 1, "template parsing error: "))
         };
         let lines = rows
             .into_iter()

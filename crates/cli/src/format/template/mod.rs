@@ -1,220 +1,39 @@
-//! Go's text templates over the engine's responses, for `--format`.
-//!
-//! `lex` and `parse` build a syntax tree, `run` executes it with the functions of `call` on the
-//! values of `value`: JSON with the Go types (`types`) that Docker's client uses, which determine
-//! what `print` outputs.
-//!
-//! ```text
-//! {{.A.B}}  {{json .}}  {{range .L}}…{{else}}…{{end}}  {{if eq .A "x"}}…{{end}}  {{with .A}}…{{end}}
-//! {{$x := .A}}  {{.A | upper | printf "%-5s"}}  {{index .M "key"}}  {{- trimmed -}}  {{define "t"}}…{{end}}{{template "t" .}}
-//! ```
+//! Docker's Go types for the templates of `--format`. [`whelk_gotemplate`] executes them.
 
-mod call;
-mod lex;
-mod parse;
-mod print;
-mod run;
+mod methods;
 mod types;
-mod value;
 
-pub(crate) use run::Mode;
-pub(crate) use value::Typed;
+use serde_json::Value;
+pub(crate) use whelk_gotemplate::{Error, Mode, Template, Typed};
 
 use crate::Failure;
 
-/// A parsed template.
-#[derive(Clone, Debug)]
-pub(crate) struct Template {
-    name: &'static str,
-    text: String,
-    parsed: parse::Parsed,
+/// Creates a value of a type of Docker's client.
+pub(crate) fn typed(ty: &'static str, json: Value) -> Typed {
+    Typed::new(&types::DOCKER, ty, json)
 }
 
-/// A parse or execution error with Go's text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Mistake(String);
-
-impl Mistake {
-    /// Creates a parse error at an offset in the template.
-    fn new(template: &str, at: usize, text: impl std::fmt::Display) -> Self {
-        let line = template[..at.min(template.len())].matches('\n').count() + 1;
-        Self(format!("{line}: {text}"))
-    }
-
-    /// Converts to a failure with an exit code and a prefix.
-    pub(crate) fn failure(self, code: u8, what: &str) -> Failure {
-        Failure::with_code(code, format!("{what}{}", self.0))
-    }
-}
-
-impl Template {
-    pub(crate) fn parse(text: &str) -> Result<Self, Mistake> {
-        Self::named("", text)
-    }
-
-    /// Parses a template with a name that appears in its errors.
-    pub(crate) fn named(name: &'static str, text: &str) -> Result<Self, Mistake> {
-        match parse::parse(text) {
-            Ok(parsed) => Ok(Self {
-                name,
-                text: text.to_owned(),
-                parsed,
-            }),
-            Err(Mistake(text)) => Err(Mistake(format!("template: {name}:{text}"))),
-        }
-    }
-
-    pub(crate) fn execute(&self, value: &Typed, mode: Mode) -> Result<String, Mistake> {
-        let (text, outcome) = self.execute_until(value, mode);
-        outcome.map(|()| text)
-    }
-
-    /// Like [`execute`](Self::execute), but also returns the output before an error.
-    pub(crate) fn execute_until(&self, value: &Typed, mode: Mode) -> (String, Result<(), Mistake>) {
-        run::run(self.name, &self.text, &self.parsed, value, mode)
-    }
+/// Converts a template's error to a failure with an exit code and a prefix.
+pub(crate) fn failure(error: &Error, code: u8, what: &str) -> Failure {
+    Failure::with_code(code, format!("{what}{error}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use serde_json::{Value, json};
 
     fn execute(template: &str, value: &Typed, mode: Mode) -> String {
         Template::parse(template)
             .and_then(|template| template.execute(value, mode))
-            .unwrap_or_else(|Mistake(text)| text)
-    }
-
-    fn sample() -> Typed {
-        Typed::any(
-            json!({"A": "x", "N": 5, "L": ["a", "b"], "M": {"k": "v", "a": "1"}, "E": [], "Z": null, "T": true, "O": {"P": {"Q": "deep"}}}),
-        )
-    }
-
-    #[track_caller]
-    fn check(template: &str, expected: &str) {
-        assert_eq!(
-            execute(template, &sample(), Mode::Values),
-            expected,
-            "{template}"
-        );
-    }
-
-    #[test]
-    fn fields_and_functions() {
-        check("{{.A}}-{{.O.P.Q}}-{{(.O).P.Q}}", "x-deep-deep");
-        check(
-            "{{json .L}} {{.L}} {{.M}}",
-            "[\"a\",\"b\"] [a b] map[a:1 k:v]",
-        );
-        check(
-            "{{.Z}} {{.T}} {{.N}} {{.Nope}} {{.Nope.X}}",
-            "<no value> true 5 <no value> <no value>",
-        );
-        check(
-            "{{join .L \", \"}} {{upper .A}} {{.A | upper | printf \"%-3s|\"}}",
-            "a, b X X  |",
-        );
-        check(
-            "{{index .M \"k\"}} {{index .L 1}} {{len .L}} {{slice .A 0 1}}",
-            "v b 2 x",
-        );
-        check(
-            "{{(index .L 0)}}{{/* note */}}{{- /* note */ -}} {{`raw\\n`}}{{'a'}}",
-            "araw\\n97",
-        );
-        check(
-            "{{print 1 2 \"x\" 3 4}}|{{println \"a\" 1 \"b\"}}|{{html \"<a>\"}} {{urlquery \"a b\"}}",
-            "1 2x3 4|a 1 b\n|&lt;a&gt; a+b",
-        );
-        check(
-            "{{title \"hello world-x\"}}|{{pad \"\" 1 2}}|{{pad \"x\" 1 2}}|{{truncate \"abc\" 2}}|{{truncate \"ab\" 5}}|{{split \"a,b\" \",\"}}",
-            "Hello World-X|| x  |ab|ab|[a b]",
-        );
-        check(
-            "{{printf \"%5.2f %x %q %T %d %v %s %05d|%-4s|%+d %c %%\" 3.14159 255 \"a\" .A \"s\" true 1 42 \"ab\" 7 97}}",
-            " 3.14 ff \"a\" string %!d(string=s) true %!s(int=1) 00042|ab  |+7 a %",
-        );
-        check(
-            "{{printf \"%s\" 1 2}} {{printf \"%s %s\" .A}}",
-            "%!s(int=1)%!(EXTRA int=2) x %!s(MISSING)",
-        );
-        check(
-            "{{define \"t\"}}<{{.}}>{{end}}{{template \"t\" .A}}{{block \"b\" 1}}[{{.}}]{{end}}",
-            "<x>[1]",
-        );
-    }
-
-    #[test]
-    fn control() {
-        check("{{range .L}}<{{.}}>{{end}}", "<a><b>");
-        check("{{range $i, $x := .L}}{{$i}}={{$x}} {{end}}", "0=a 1=b ");
-        check("{{range $k, $v := .M}}{{$k}}:{{$v}};{{end}}", "a:1;k:v;");
-        check(
-            "{{range .E}}x{{else}}none{{end}}{{range 3}}{{.}}{{end}}",
-            "none012",
-        );
-        check(
-            "{{range .L}}{{if eq . \"b\"}}{{continue}}{{end}}{{.}}{{end}}{{range .L}}{{.}}{{break}}{{end}}",
-            "aa",
-        );
-        check(
-            "{{if eq .A \"y\" \"x\"}}yes{{else}}no{{end}}{{if and .T (not .Z)}}!{{end}}{{or .Z .A}}",
-            "yes!x",
-        );
-        check(
-            "{{if .Z}}a{{else if gt (len .L) 1}}b{{else}}c{{end}}{{with .Z}}{{else with .A}}{{.}}{{end}}",
-            "bx",
-        );
-        check("{{with .O.P}}{{.Q}}{{$.A}}{{end}}", "deepx");
-        check("{{$v := .A}}{{range .L}}{{$v = .}}{{end}}{{$v}}", "b");
-        check("a {{- .A -}} b {{-1}}", "axb -1");
-    }
-
-    #[test]
-    fn errors_have_gos_texts() {
-        for (template, text) in [
-            ("{{.A", "template: :1: unclosed action"),
-            ("x\n{{", "template: :2: unclosed action"),
-            ("{{range .L}}", "template: :1: unexpected EOF"),
-            ("{{end}}", "template: :1: unexpected {{end}}"),
-            (
-                "{{bogus .A}}",
-                "template: :1: function \"bogus\" not defined",
-            ),
-            ("{{$x}}", "template: :1: undefined variable \"$x\""),
-            ("{{}}", "template: :1: missing value for command"),
-            (
-                "{{.A.X}}",
-                "template: :1:4: executing \"\" at <.A.X>: can't evaluate field X in type string",
-            ),
-            (
-                "{{index .L 9}}",
-                "template: :1:2: executing \"\" at <index .L 9>: error calling index: index out of range: 9",
-            ),
-            (
-                "{{index .M 3}}",
-                "template: :1:2: executing \"\" at <index .M 3>: error calling index: value has type int; should be string",
-            ),
-            (
-                "{{eq .A 1}}",
-                "template: :1:2: executing \"\" at <eq .A 1>: error calling eq: incompatible types for comparison: string and int",
-            ),
-            (
-                "{{range .T}}{{end}}",
-                "template: :1:8: executing \"\" at <.T>: range can't iterate over true",
-            ),
-            ("{{\"x}}", "template: :1: unterminated quoted string"),
-        ] {
-            check(template, text);
-        }
+            .unwrap_or_else(|error| error.to_string())
     }
 
     /// What Docker 28 prints for the same settings.
     #[test]
     fn typed_values_print_as_in_go() {
-        let container = Typed::new(
+        let container = typed(
             "container.InspectResponse",
             json!({
                 "Id": "abc", "Args": null, "RestartCount": 0, "State": {"Status": "exited", "Pid": 0, "ExitCode": 3},
@@ -294,7 +113,7 @@ mod tests {
                 "{template}"
             );
         }
-        let network = Typed::new(
+        let network = typed(
             "network.Inspect",
             json!({"Name": "n", "Created": "2026-11-28T10:35:10.168261044Z", "IPAM": {"Driver": "default", "Options": null, "Config": [{"Subnet": "10.0.0.0/8", "AuxiliaryAddresses": {"a": "b"}}]}}),
         );
@@ -309,28 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn executes_on_untyped_json() {
-        let raw = |template: &str| {
-            execute(
-                template,
-                &Typed::any(json!({"Id": "x", "N": 3, "Z": null, "M": {}})),
-                Mode::Raw,
-            )
-        };
-        assert_eq!(raw("{{.Id}} {{.N}}"), "x 3");
-        assert_eq!(
-            raw("{{.M.Nope}}"),
-            "template: :1:4: executing \"\" at <.M.Nope>: map has no entry for key \"Nope\""
-        );
-        assert_eq!(
-            raw("{{.Z.Foo}}"),
-            "template: :1:4: executing \"\" at <.Z.Foo>: nil pointer evaluating interface {}.Foo"
-        );
-    }
-
-    #[test]
     fn executes_on_table_rows_and_headings() {
-        let row = Typed::new(
+        let row = typed(
             "*formatter.ContainerContext",
             json!({"Names": "one", "Labels": {"b": "2,3", "a": "1"}, "Platform": null}),
         );
@@ -354,7 +153,7 @@ mod tests {
                 "{template}"
             );
         }
-        let headings = Typed::new("*formatter.ContainerContext", json!({"Names": "NAMES"}));
+        let headings = typed("*formatter.ContainerContext", json!({"Names": "NAMES"}));
         assert_eq!(
             execute(
                 "{{upper .Names}} {{json .Names}} {{truncate .Names 1}} {{.Label \"com.x.my-label_y\"}} {{.Nope}}",
@@ -362,18 +161,6 @@ mod tests {
                 Mode::Headings
             ),
             "NAMES NAMES NAMES my label y <no value>"
-        );
-    }
-
-    #[test]
-    fn rejects_unbounded_recursion() {
-        assert!(
-            execute(
-                "{{define \"t\"}}{{template \"t\"}}{{end}}{{template \"t\"}}",
-                &Typed::any(Value::Null),
-                Mode::Values
-            )
-            .contains("exceeded maximum template depth")
         );
     }
 }

@@ -1,68 +1,18 @@
 //! The Go types that Docker's client decodes responses into. Names, order and types of their fields
 //! determine the output of `{{.}}`, `{{.HostConfig.RestartPolicy}}`, and errors.
-//!
-//! A type that begins with `+` is an embedded struct: its fields are also fields of the outer one.
 
-use super::value::ANY;
+use whelk_gotemplate::{Fields, Types};
 
-/// The kind of a type, with the types of its elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
-    Nothing,
-    Bool,
-    Int,
-    Uint,
-    Float,
-    Text,
-    Pointer(&'static str),
-    List(&'static str),
-    Map(&'static str),
-    Struct(Fields),
-    Row,
-}
+use super::methods;
 
-type Fields = &'static [(&'static str, &'static str)];
-
-pub(super) fn shape_of(ty: &'static str) -> Shape {
-    match ty {
-        "" | ANY => return Shape::Nothing,
-        "bool" => return Shape::Bool,
-        "int" | "int64" | "time.Duration" => return Shape::Int,
-        "uint" | "uint16" | "uint64" => return Shape::Uint,
-        "float64" => return Shape::Float,
-        "string" | "json.Number" | "time.Time" => return Shape::Text,
-        "struct {}" => return Shape::Struct(&[]),
-        _ => {}
-    }
-    if let Some(to) = ty.strip_prefix('*') {
-        // Rows of tables have types whose fields templates cannot access.
-        return if is_known(to) {
-            Shape::Pointer(to)
-        } else {
-            Shape::Row
-        };
-    }
-    if let Some(of) = ty.strip_prefix("[]").or_else(|| ty.strip_prefix("[2]")) {
-        return Shape::List(of);
-    }
-    if let Some((_, of)) = ty
-        .strip_prefix("map[")
-        .and_then(|rest| rest.split_once(']'))
-    {
-        return Shape::Map(of);
-    }
-    match ALIASES.iter().find(|(name, _)| *name == ty) {
-        Some((_, of)) => shape_of(of),
-        None => STRUCTS
-            .iter()
-            .find(|(name, _)| *name == ty)
-            .map_or(Shape::Nothing, |(_, fields)| Shape::Struct(fields)),
-    }
-}
-
-fn is_known(ty: &'static str) -> bool {
-    shape_of(ty) != Shape::Nothing
-}
+/// The types of Docker's client.
+pub(super) static DOCKER: Types = Types {
+    aliases: ALIASES,
+    structs: STRUCTS,
+    json_names: &[("AuxAddress", "AuxiliaryAddresses")],
+    method: methods::call,
+    string: methods::string,
+};
 
 /// Named types, with their underlying types.
 const ALIASES: &[(&str, &str)] = &[
@@ -294,14 +244,20 @@ const STRUCTS: &[(&str, Fields)] = structs! {
 
 #[cfg(test)]
 mod tests {
+    use whelk_gotemplate::Kind;
+
     use super::*;
 
     #[test]
     fn all_referenced_types_are_defined() {
         fn check(ty: &'static str) {
-            match shape_of(ty.trim_start_matches('+')) {
-                Shape::Pointer(of) | Shape::List(of) | Shape::Map(of) => check(of),
-                Shape::Nothing | Shape::Row => assert_eq!(ty, ANY),
+            match DOCKER.kind_of(ty.trim_start_matches('+')) {
+                Kind::Pointer(of) | Kind::List(of) => check(of),
+                Kind::Map(key, of) => {
+                    check(key);
+                    check(of);
+                }
+                Kind::Nothing | Kind::Row => assert_eq!(ty, "interface {}"),
                 _ => {}
             }
         }

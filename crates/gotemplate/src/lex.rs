@@ -1,17 +1,17 @@
 //! Lexer: splits a template into text and actions, and actions into tokens.
 
-use super::Mistake;
+use crate::Error;
 
 /// A part of a template.
 #[derive(Debug)]
-pub(super) enum Part<'t> {
+pub(crate) enum Part<'t> {
     Text(&'t str),
     /// The tokens between `{{` and `}}`, and the offset of `}}`.
     Action(Vec<Token<'t>>, usize),
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Token<'t> {
+pub(crate) struct Token<'t> {
     pub kind: Kind,
     /// The source text.
     pub text: &'t str,
@@ -22,7 +22,7 @@ pub(super) struct Token<'t> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// `.Name`
     Field,
     Dot,
@@ -42,7 +42,7 @@ pub(super) enum Kind {
 }
 
 /// Splits at `{{` and `}}`. `{{-` and `-}}` trim adjacent white space; comments are removed.
-pub(super) fn split(template: &str) -> Result<Vec<Part<'_>>, Mistake> {
+pub(crate) fn split(template: &str) -> Result<Vec<Part<'_>>, Error> {
     let mut parts = Vec::new();
     let (mut at, mut trim) = (0, false);
     let trimmed = |text: &'_ str, trim: bool| {
@@ -62,7 +62,7 @@ pub(super) fn split(template: &str) -> Result<Vec<Part<'_>>, Mistake> {
         parts.push(Part::Text(text));
         if let Some(comment) = template[begin..].trim_start().strip_prefix("/*") {
             let Some(end) = comment.find("*/") else {
-                return Err(Mistake::new(template, open, "unclosed comment"));
+                return Err(Error::new(template, open, "unclosed comment"));
             };
             let behind = &comment[end + 2..];
             let rest = behind.trim_start();
@@ -71,7 +71,7 @@ pub(super) fn split(template: &str) -> Result<Vec<Part<'_>>, Mistake> {
                 _ => (rest.strip_prefix("}}"), false),
             };
             let Some(closed) = closed else {
-                return Err(Mistake::new(
+                return Err(Error::new(
                     template,
                     open,
                     "comment ends before closing delimiter",
@@ -95,10 +95,10 @@ fn is_trim_marker(text: &str) -> bool {
 
 /// Returns the tokens from `begin` on, the offset after `}}`, and whether it trims the white space
 /// that follows.
-fn action(template: &str, begin: usize) -> Result<(Vec<Token<'_>>, usize, bool), Mistake> {
+fn action(template: &str, begin: usize) -> Result<(Vec<Token<'_>>, usize, bool), Error> {
     let mut tokens: Vec<Token> = Vec::new();
     let (mut at, mut depth) = (begin, 0usize);
-    let wrong = |at: usize, what: String| Mistake::new(template, at, what);
+    let wrong = |at: usize, what: String| Error::new(template, at, what);
     loop {
         let rest = &template[at..];
         let spaces = rest.len() - rest.trim_start().len();
@@ -204,7 +204,7 @@ fn quoted_length(text: &str, quote: char) -> Option<usize> {
 }
 
 /// Unquotes a string or character literal.
-pub(super) fn unquote(text: &str) -> Option<String> {
+pub(crate) fn unquote(text: &str) -> Option<String> {
     let mut out = Vec::new();
     let mut letters = text.get(1..text.len() - 1)?.chars();
     while let Some(letter) = letters.next() {

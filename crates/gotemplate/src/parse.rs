@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::lex::{Kind, Part, Token, split, unquote};
-use super::value::Typed;
-use super::{Mistake, call};
+use crate::lex::{Kind, Part, Token, split, unquote};
+use crate::value::Typed;
+use crate::{Error, functions};
 
 #[derive(Clone, Debug)]
-pub(super) enum Node {
+pub(crate) enum Node {
     Text(String),
     Action(Pipeline),
     If {
@@ -37,7 +37,7 @@ pub(super) enum Node {
 
 /// Commands joined by `|`: each result is the last argument of the next command.
 #[derive(Clone, Debug)]
-pub(super) struct Pipeline {
+pub(crate) struct Pipeline {
     /// The variables that the result is assigned to.
     pub variables: Vec<String>,
     /// Whether the variables are declared here (`:=`).
@@ -48,26 +48,26 @@ pub(super) struct Pipeline {
 
 /// A value, or a function or method with its arguments.
 #[derive(Clone, Debug)]
-pub(super) struct Command {
+pub(crate) struct Command {
     pub operands: Vec<Operand>,
     pub place: Place,
 }
 
 /// The offset and source text of a node, for errors.
-#[derive(Clone, Debug)]
-pub(super) struct Place {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place {
     pub at: usize,
     pub text: String,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Operand {
+pub(crate) struct Operand {
     pub kind: Value,
     pub place: Place,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Dot,
     /// `.A.B`
     Fields(Vec<String>),
@@ -81,10 +81,13 @@ pub(super) enum Value {
 
 /// A template and the templates that it defines.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Parsed {
+pub(crate) struct Parsed {
     pub nodes: Vec<Node>,
     pub named: HashMap<String, Vec<Node>>,
 }
+
+/// Maximum nesting depth of actions and parentheses.
+const MAX_DEPTH: usize = 200;
 
 /// What terminated a list of nodes.
 #[derive(Debug)]
@@ -95,7 +98,7 @@ enum End<'t> {
     Else(Vec<Token<'t>>, usize),
 }
 
-pub(super) fn parse(template: &str) -> Result<Parsed, Mistake> {
+pub(crate) fn parse(template: &str) -> Result<Parsed, Error> {
     let parts = split(template)?;
     let mut parser = Parser {
         template,
@@ -103,6 +106,7 @@ pub(super) fn parse(template: &str) -> Result<Parsed, Mistake> {
         named: HashMap::new(),
         variables: vec!["$".into()],
         loops: 0,
+        depth: 0,
     };
     match parser.nodes()? {
         (nodes, End::Template) => Ok(Parsed {
@@ -122,14 +126,31 @@ struct Parser<'t> {
     variables: Vec<String>,
     /// The number of enclosing `range` actions.
     loops: usize,
+    /// The number of enclosing actions and parentheses.
+    depth: usize,
 }
 
 impl<'t> Parser<'t> {
-    fn wrong(&self, at: usize, text: impl std::fmt::Display) -> Mistake {
-        Mistake::new(self.template, at, text)
+    fn wrong(&self, at: usize, text: impl std::fmt::Display) -> Error {
+        Error::new(self.template, at, text)
     }
 
-    fn nodes(&mut self) -> Result<(Vec<Node>, End<'t>), Mistake> {
+    /// Parses the content of an action or of parentheses, one level deeper.
+    fn nested<T>(
+        &mut self,
+        at: usize,
+        content: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.depth == MAX_DEPTH {
+            return Err(self.wrong(at, format!("exceeded maximum nesting depth ({MAX_DEPTH})")));
+        }
+        self.depth += 1;
+        let result = content(self);
+        self.depth -= 1;
+        result
+    }
+
+    fn nodes(&mut self) -> Result<(Vec<Node>, End<'t>), Error> {
         let mut nodes = Vec::new();
         while let Some(part) = self.parts.next() {
             let (tokens, close) = match part {
@@ -148,14 +169,18 @@ impl<'t> Parser<'t> {
             match word {
                 "end" => return Ok((nodes, End::Close)),
                 "else" => return Ok((nodes, End::Else(rest(), close))),
-                "if" | "with" | "range" => nodes.push(self.control(word, rest(), close)?),
+                "if" | "with" | "range" => {
+                    nodes.push(self.nested(close, |parser| parser.control(word, rest(), close))?)
+                }
                 "break" | "continue" if self.loops == 0 => {
                     return Err(self.wrong(close, format!("{{{{{word}}}}} outside {{{{range}}}}")));
                 }
                 "break" => nodes.push(Node::Break),
                 "continue" => nodes.push(Node::Continue),
                 "define" | "block" | "template" => {
-                    nodes.extend(self.named_template(word, rest(), close)?)
+                    let template =
+                        self.nested(close, |parser| parser.named_template(word, rest(), close))?;
+                    nodes.extend(template);
                 }
                 _ => nodes.push(Node::Action(self.pipeline(tokens, close, "command")?)),
             }
@@ -163,12 +188,7 @@ impl<'t> Parser<'t> {
         Ok((nodes, End::Template))
     }
 
-    fn control(
-        &mut self,
-        word: &str,
-        tokens: Vec<Token<'t>>,
-        close: usize,
-    ) -> Result<Node, Mistake> {
+    fn control(&mut self, word: &str, tokens: Vec<Token<'t>>, close: usize) -> Result<Node, Error> {
         let known = self.variables.len();
         let value = self.pipeline(tokens, close, word)?;
         self.loops += usize::from(word == "range");
@@ -188,7 +208,8 @@ impl<'t> Parser<'t> {
                 },
                 // `else if` and `else with` share the `end` of the outer action.
                 Some(next) if next == word && word != "range" => {
-                    vec![self.control(next, tokens[1..].to_vec(), close)?]
+                    let rest = tokens[1..].to_vec();
+                    vec![self.nested(close, |parser| parser.control(next, rest, close))?]
                 }
                 Some(next) => return Err(self.wrong(close, format!("unexpected <{next}> in else"))),
             },
@@ -220,7 +241,7 @@ impl<'t> Parser<'t> {
         word: &str,
         mut tokens: Vec<Token<'t>>,
         close: usize,
-    ) -> Result<Option<Node>, Mistake> {
+    ) -> Result<Option<Node>, Error> {
         let name = match tokens.first() {
             Some(token) if matches!(token.kind, Kind::Quoted) => unquote(token.text),
             Some(token) if matches!(token.kind, Kind::Raw) => {
@@ -260,7 +281,7 @@ impl<'t> Parser<'t> {
         tokens: Vec<Token<'t>>,
         close: usize,
         context: &str,
-    ) -> Result<Pipeline, Mistake> {
+    ) -> Result<Pipeline, Error> {
         let mut tokens = Tokens {
             list: tokens,
             next: 0,
@@ -277,7 +298,7 @@ impl<'t> Parser<'t> {
     }
 
     /// Parses up to the end of the action or a closing parenthesis.
-    fn pipeline_of(&mut self, tokens: &mut Tokens<'t>, context: &str) -> Result<Pipeline, Mistake> {
+    fn pipeline_of(&mut self, tokens: &mut Tokens<'t>, context: &str) -> Result<Pipeline, Error> {
         let begin = tokens.at();
         let (variables, declares) = self.declared(tokens, context)?;
         let mut commands = Vec::new();
@@ -316,7 +337,7 @@ impl<'t> Parser<'t> {
         &self,
         tokens: &mut Tokens<'t>,
         context: &str,
-    ) -> Result<(Vec<String>, bool), Mistake> {
+    ) -> Result<(Vec<String>, bool), Error> {
         let sign = |index: usize| {
             tokens
                 .list
@@ -352,7 +373,7 @@ impl<'t> Parser<'t> {
         Ok((names, declares))
     }
 
-    fn command(&mut self, tokens: &mut Tokens<'t>, context: &str) -> Result<Command, Mistake> {
+    fn command(&mut self, tokens: &mut Tokens<'t>, context: &str) -> Result<Command, Error> {
         let begin = tokens.at();
         let mut operands = Vec::new();
         while tokens
@@ -376,7 +397,7 @@ impl<'t> Parser<'t> {
         Ok(Command { operands, place })
     }
 
-    fn operand(&mut self, tokens: &mut Tokens<'t>) -> Result<Operand, Mistake> {
+    fn operand(&mut self, tokens: &mut Tokens<'t>) -> Result<Operand, Error> {
         let Some(token) = tokens.take_any() else {
             return Err(self.wrong(tokens.close, "unexpected end of action"));
         };
@@ -385,7 +406,7 @@ impl<'t> Parser<'t> {
             text: String::new(),
         };
         let bad = |what: &str| {
-            Mistake::new(
+            Error::new(
                 self.template,
                 token.at,
                 format!("bad {what} syntax: {:?}", token.text),
@@ -409,7 +430,7 @@ impl<'t> Parser<'t> {
                 "true" => Value::Literal(Typed::literal("bool", true)),
                 "false" => Value::Literal(Typed::literal("bool", false)),
                 "nil" => Value::Literal(Typed::missing()),
-                name if call::is_known(name) => Value::Function(name.to_owned()),
+                name if functions::is_known(name) => Value::Function(name.to_owned()),
                 name => return Err(self.wrong(token.at, format!("function {name:?} not defined"))),
             },
             Kind::Number => Value::Literal(number(token.text).ok_or_else(|| bad("number"))?),
@@ -428,7 +449,9 @@ impl<'t> Parser<'t> {
                 Value::Literal(Typed::literal("int", i64::from(u32::from(letter))))
             }
             Kind::Sign => {
-                let nested = self.pipeline_of(tokens, "parenthesized pipeline")?;
+                let nested = self.nested(token.at, |parser| {
+                    parser.pipeline_of(tokens, "parenthesized pipeline")
+                })?;
                 if !tokens.take(")") {
                     return Err(self.wrong(tokens.at(), "unclosed left paren"));
                 }

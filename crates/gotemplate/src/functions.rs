@@ -1,10 +1,11 @@
-//! Template functions: Go's builtins and those of Docker's CLI.
+//! Template functions: Go's builtins and those that Docker's CLI adds.
 
 use std::cmp::Ordering;
 
-use super::print::{joined, printf, type_name};
-use super::run::Mode;
-use super::value::{Kind, Typed};
+use crate::MAX_TEXT;
+use crate::print::{joined, printf, type_name};
+use crate::types::{Kind, Mode};
+use crate::value::Typed;
 
 const FUNCTIONS: &[&str] = &[
     "and", "eq", "ge", "gt", "html", "index", "join", "js", "json", "le", "len", "lower", "lt",
@@ -12,13 +13,17 @@ const FUNCTIONS: &[&str] = &[
     "upper", "urlquery",
 ];
 
-pub(super) fn is_known(name: &str) -> bool {
+pub(crate) fn is_known(name: &str) -> bool {
     FUNCTIONS.contains(&name)
 }
 
 type Result<T> = std::result::Result<T, String>;
 
-pub(super) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
+/// Calls a function. Strings are bounded, so that a template cannot double one until memory is exhausted.
+pub(crate) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
+    if values.iter().map(text_length).sum::<usize>() > MAX_TEXT {
+        return Err(format!("arguments exceed {MAX_TEXT} bytes"));
+    }
     // In a table's header, functions apply to values only and return the heading.
     if mode == Mode::Headings
         && matches!(name, "json" | "title" | "lower" | "upper" | "truncate")
@@ -49,9 +54,7 @@ pub(super) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
         ("printf", [format, values @ ..]) => Ok(Typed::text(printf(&text(format)?, values))),
         ("html", values) => Ok(Typed::text(escape_html(&joined(&indirect(values), false)))),
         ("js", values) => Ok(Typed::text(escape_js(&joined(&indirect(values), false)))),
-        ("urlquery", values) => Ok(Typed::text(
-            crate::client::escape(&joined(&indirect(values), false)).replace("%20", "+"),
-        )),
+        ("urlquery", values) => Ok(Typed::text(escape_query(&joined(&indirect(values), false)))),
         ("not", [value]) => Ok(Typed::literal("bool", !value.truth())),
         ("len", [value]) => length(&value.indirect()),
         ("index", [value, keys @ ..]) => keys
@@ -84,68 +87,8 @@ pub(super) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
     }
 }
 
-/// Evaluates a method without arguments of a named Go type.
-pub(super) fn method(value: &Typed, name: &str) -> Option<Typed> {
-    let flag = |holds: bool| Some(Typed::literal("bool", holds));
-    let text = value.as_text();
-    match (value.ty, name, text.as_deref()) {
-        ("nat.Port", "Port", Some(port)) => {
-            Some(Typed::text(port.split('/').next().unwrap_or_default()))
-        }
-        ("nat.Port", "Proto", Some(port)) => Some(Typed::text(
-            port.split_once('/').map_or("tcp", |(_, protocol)| protocol),
-        )),
-        ("nat.Port", "Int", Some(port)) => Some(Typed::literal(
-            "int",
-            port.split('/').next()?.parse::<i64>().unwrap_or(0),
-        )),
-        ("container.NetworkMode", "NetworkName", Some(mode)) => {
-            Some(Typed::text(if mode.starts_with("container:") {
-                "container"
-            } else {
-                mode
-            }))
-        }
-        ("container.NetworkMode", "IsUserDefined", Some(mode)) => flag(
-            !matches!(mode, "default" | "bridge" | "host" | "none")
-                && !mode.starts_with("container:"),
-        ),
-        ("container.NetworkMode", "IsDefault" | "IsBridge", Some(mode)) => {
-            flag(mode == name[2..].to_lowercase())
-        }
-        ("container.CgroupnsMode" | "container.IpcMode", "IsPrivate", Some(mode)) => {
-            flag(mode == "private")
-        }
-        ("container.UTSMode" | "container.UsernsMode", "IsPrivate", Some(mode)) => {
-            flag(mode != "host")
-        }
-        ("container.NetworkMode" | "container.PidMode", "IsPrivate", Some(mode)) => {
-            flag(mode != "host" && !mode.starts_with("container:"))
-        }
-        (ty, "IsHost", Some(mode)) if ty.starts_with("container.") && ty.ends_with("Mode") => {
-            flag(mode == "host")
-        }
-        ("container.NetworkMode" | "container.IpcMode", "IsNone", Some(mode)) => {
-            flag(mode == "none")
-        }
-        ("container.IpcMode", "IsShareable", Some(mode)) => flag(mode == "shareable"),
-        (
-            "container.NetworkMode" | "container.IpcMode" | "container.PidMode",
-            "IsContainer",
-            Some(mode),
-        ) => flag(mode.starts_with("container:")),
-        ("container.RestartPolicy", method, _) => {
-            let policy = value.json["Name"].as_str().unwrap_or_default();
-            match method {
-                "IsNone" => flag(matches!(policy, "" | "no")),
-                "IsAlways" => flag(policy == "always"),
-                "IsOnFailure" => flag(policy == "on-failure"),
-                "IsUnlessStopped" => flag(policy == "unless-stopped"),
-                _ => None,
-            }
-        }
-        _ => None,
-    }
+fn text_length(value: &Typed) -> usize {
+    value.json.as_str().map_or(0, str::len)
 }
 
 /// Encodes a value as JSON. For table rows, `<`, `>` and `&` are escaped, as Docker's client does.
@@ -213,15 +156,18 @@ fn join(list: &Typed, separator: &str) -> Result<Typed> {
         Kind::List(of) => list
             .list()
             .iter()
-            .map(|json| Typed::new(of, json.clone()))
+            .map(|json| list.part(of, json.clone()))
             .collect(),
         Kind::Nothing => Vec::new(),
         _ => return Err(format!("expected slice, got {}", type_name(&list))),
     };
+    if separator.len().saturating_mul(elements.len()) > MAX_TEXT {
+        return Err(format!("separators exceed {MAX_TEXT} bytes"));
+    }
     Ok(Typed::text(
         elements
             .iter()
-            .map(super::print::plain)
+            .map(crate::print::plain)
             .collect::<Vec<_>>()
             .join(separator),
     ))
@@ -251,7 +197,7 @@ fn truncate(text: &str, length: usize) -> Result<Typed> {
 fn length(value: &Typed) -> Result<Typed> {
     let length = match value.kind() {
         Kind::List(_) => value.list().len(),
-        Kind::Map(_) => value.map().map_or(0, serde_json::Map::len),
+        Kind::Map(..) => value.map().map_or(0, serde_json::Map::len),
         Kind::Text => value.as_text().unwrap_or_default().len(),
         Kind::Nothing => return Err("len of nil pointer".into()),
         _ => return Err(format!("len of type {}", type_name(value))),
@@ -277,19 +223,16 @@ fn index(value: &Typed, key: &Typed) -> Result<Typed> {
         found.ok_or_else(|| format!("index out of range: {position}"))
     };
     match value.kind() {
-        Kind::List(of) => Ok(Typed::new(
-            of,
-            value.list()[within(value.list().len())?].clone(),
-        )),
+        Kind::List(of) => Ok(value.part(of, value.list()[within(value.list().len())?].clone())),
         Kind::Text => {
             let text = value.as_text().unwrap_or_default();
             Ok(Typed::literal("uint", text.as_bytes()[within(text.len())?]))
         }
-        Kind::Map(of) => {
+        Kind::Map(_, of) => {
             let name = key
                 .as_text()
                 .ok_or_else(|| format!("value has type {}; should be string", type_name(key)))?;
-            Ok(Typed::new(
+            Ok(value.part(
                 of,
                 value
                     .map()
@@ -323,7 +266,7 @@ fn slice(value: &Typed, bounds: &[Typed]) -> Result<Typed> {
         return Err(format!("invalid slice index: {begin} > {end}"));
     }
     Ok(match value.kind() {
-        Kind::List(_) => Typed::literal(value.ty, value.list()[begin..end].to_vec()),
+        Kind::List(_) => value.part(value.ty, value.list()[begin..end].to_vec()),
         _ => Typed::text(String::from_utf8_lossy(
             &value.as_text().unwrap_or_default().as_bytes()[begin..end],
         )),
@@ -357,9 +300,9 @@ fn equal(a: &Typed, b: &Typed) -> Result<bool> {
         (None, None) if a.ty == b.ty && matches!(a.kind(), Kind::Struct(_) | Kind::Pointer(_)) => {
             Ok(a.json == b.json)
         }
-        (None, None) if matches!(a.kind(), Kind::List(_) | Kind::Map(_)) => Err(format!(
+        (None, None) if matches!(a.kind(), Kind::List(_) | Kind::Map(..)) => Err(format!(
             "non-comparable type {}: {}",
-            super::print::plain(a),
+            crate::print::plain(a),
             type_name(a)
         )),
         _ => Err(format!(
@@ -411,4 +354,19 @@ fn escape_js(text: &str) -> String {
             other => other.to_string(),
         })
         .collect()
+}
+
+/// Percent-encodes a text for a query string; spaces become `+`.
+fn escape_query(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(char::from(byte))
+            }
+            b' ' => out.push('+'),
+            _ => out += &format!("%{byte:02X}"),
+        }
+    }
+    out
 }

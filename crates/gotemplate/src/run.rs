@@ -2,29 +2,22 @@
 
 use std::collections::HashMap;
 
-use super::parse::{Command, Node, Operand, Parsed, Pipeline, Place, Value as Term};
-use super::print::{plain, receiver_name, shown};
-use super::value::{Kind, Typed, cell};
-use super::{Mistake, call};
+use crate::parse::{Command, Node, Operand, Parsed, Pipeline, Place, Value as Term};
+use crate::print::{plain, receiver_name, shown};
+use crate::types::{Kind, Mode, cell};
+use crate::value::Typed;
+use crate::{Error, MAX_TEXT, functions};
 
-/// How a template is executed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Mode {
-    #[default]
-    Values,
-    /// On the headings of a table: functions return them unchanged.
-    Headings,
-    /// On untyped JSON: missing fields are errors.
-    Raw,
-}
-
-pub(super) struct Run<'t> {
+pub(crate) struct Run<'t> {
     pub name: &'t str,
     pub template: &'t str,
     pub named: &'t HashMap<String, Vec<Node>>,
     pub mode: Mode,
     pub variables: Vec<(String, Typed)>,
     pub out: String,
+    /// The number of enclosing template calls.
+    pub calls: usize,
+    /// The number of enclosing actions and parentheses, in all template calls.
     pub depth: usize,
 }
 
@@ -37,16 +30,19 @@ enum Flow {
 }
 
 /// Maximum nesting depth of template calls.
-const MAX_DEPTH: usize = 100;
+const MAX_CALLS: usize = 100;
+
+/// Maximum nesting depth of actions and parentheses, in all template calls.
+const MAX_DEPTH: usize = 500;
 
 /// Executes a template on a value. Returns the output before an error, and the error.
-pub(super) fn run(
+pub(crate) fn run(
     name: &str,
     template: &str,
     parsed: &Parsed,
     top: &Typed,
     mode: Mode,
-) -> (String, Result<(), Mistake>) {
+) -> (String, Result<(), Error>) {
     let variables = vec![("$".to_owned(), top.clone())];
     let mut run = Run {
         name,
@@ -55,6 +51,7 @@ pub(super) fn run(
         mode,
         variables,
         out: String::new(),
+        calls: 0,
         depth: 0,
     };
     let outcome = run.nodes(&parsed.nodes, top);
@@ -62,23 +59,45 @@ pub(super) fn run(
 }
 
 impl Run<'_> {
-    pub(super) fn wrong<T>(
-        &self,
-        place: &Place,
-        text: impl std::fmt::Display,
-    ) -> Result<T, Mistake> {
+    pub(crate) fn wrong<T>(&self, place: &Place, text: impl std::fmt::Display) -> Result<T, Error> {
         let before = &self.template[..place.at.min(self.template.len())];
         let line = before.matches('\n').count() + 1;
         let column = before
             .rfind('\n')
             .map_or(before.len(), |newline| before.len() - newline - 1);
         let (name, place) = (self.name, &place.text);
-        Err(Mistake(format!(
+        Err(Error(format!(
             "template: {name}:{line}:{column}: executing {name:?} at <{place}>: {text}"
         )))
     }
 
-    fn nodes(&mut self, nodes: &[Node], dot: &Typed) -> Result<Flow, Mistake> {
+    /// Executes the content of an action or of parentheses, one level deeper.
+    fn nested<T>(
+        &mut self,
+        place: &Place,
+        content: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.depth == MAX_DEPTH {
+            return self.wrong(
+                place,
+                format!("exceeded maximum nesting depth ({MAX_DEPTH})"),
+            );
+        }
+        self.depth += 1;
+        let result = content(self);
+        self.depth -= 1;
+        result
+    }
+
+    fn write(&mut self, text: &str, place: &Place) -> Result<(), Error> {
+        if self.out.len() + text.len() > MAX_TEXT {
+            return self.wrong(place, format!("output exceeds {MAX_TEXT} bytes"));
+        }
+        self.out += text;
+        Ok(())
+    }
+
+    fn nodes(&mut self, nodes: &[Node], dot: &Typed) -> Result<Flow, Error> {
         let known = self.variables.len();
         for node in nodes {
             let flow = self.node(node, dot)?;
@@ -91,15 +110,15 @@ impl Run<'_> {
         Ok(Flow::Next)
     }
 
-    fn node(&mut self, node: &Node, dot: &Typed) -> Result<Flow, Mistake> {
+    fn node(&mut self, node: &Node, dot: &Typed) -> Result<Flow, Error> {
         match node {
-            Node::Text(text) => self.out += text,
+            Node::Text(text) => self.write(text, &Place::default())?,
             Node::Break => return Ok(Flow::Break),
             Node::Continue => return Ok(Flow::Continue),
             Node::Action(pipeline) => {
                 let value = self.pipeline(pipeline, dot)?;
                 if pipeline.variables.is_empty() {
-                    self.out += &shown(&value);
+                    self.write(&shown(&value), &pipeline.place)?;
                 }
             }
             Node::If {
@@ -113,7 +132,7 @@ impl Run<'_> {
                 } else {
                     otherwise
                 };
-                let flow = self.nodes(chosen, dot);
+                let flow = self.nested(&condition.place, |run| run.nodes(chosen, dot));
                 self.variables.truncate(known);
                 return flow;
             }
@@ -123,12 +142,15 @@ impl Run<'_> {
                 otherwise,
             } => {
                 let known = self.variables.len();
+                let place = &value.place;
                 let value = self.pipeline(value, dot)?;
-                let flow = if value.truth() {
-                    self.nodes(body, &value)
-                } else {
-                    self.nodes(otherwise, dot)
-                };
+                let flow = self.nested(place, |run| {
+                    if value.truth() {
+                        run.nodes(body, &value)
+                    } else {
+                        run.nodes(otherwise, dot)
+                    }
+                });
                 self.variables.truncate(known);
                 return flow;
             }
@@ -136,7 +158,9 @@ impl Run<'_> {
                 over,
                 body,
                 otherwise,
-            } => return self.range(over, body, otherwise, dot),
+            } => {
+                return self.nested(&over.place, |run| run.range(over, body, otherwise, dot));
+            }
             Node::Template {
                 name,
                 dot: given,
@@ -145,10 +169,10 @@ impl Run<'_> {
                 let Some(body) = self.named.get(name) else {
                     return self.wrong(place, format!("template {name:?} not defined"));
                 };
-                if self.depth == MAX_DEPTH {
+                if self.calls == MAX_CALLS {
                     return self.wrong(
                         place,
-                        format!("exceeded maximum template depth ({MAX_DEPTH})"),
+                        format!("exceeded maximum template depth ({MAX_CALLS})"),
                     );
                 }
                 let dot = given
@@ -156,9 +180,9 @@ impl Run<'_> {
                     .map_or_else(|| Ok(Typed::missing()), |given| self.pipeline(given, dot))?;
                 let variables =
                     std::mem::replace(&mut self.variables, vec![("$".to_owned(), dot.clone())]);
-                self.depth += 1;
-                self.nodes(body, &dot)?;
-                self.depth -= 1;
+                self.calls += 1;
+                self.nested(place, |run| run.nodes(body, &dot))?;
+                self.calls -= 1;
                 self.variables = variables;
             }
         }
@@ -171,43 +195,41 @@ impl Run<'_> {
         body: &[Node],
         otherwise: &[Node],
         dot: &Typed,
-    ) -> Result<Flow, Mistake> {
+    ) -> Result<Flow, Error> {
         let known = self.variables.len();
         // Range variables are assigned the elements, not the list.
-        let value = self.value(over, dot)?.indirect();
-        let items: Vec<(Typed, Typed)> = match value.kind() {
-            Kind::List(of) => value
-                .list()
-                .iter()
-                .enumerate()
-                .map(|(index, item)| (Typed::literal("int", index), Typed::new(of, item.clone())))
-                .collect(),
-            Kind::Map(of) => {
-                let key_type = if value.ty.contains("nat.Port") {
-                    "nat.Port"
-                } else {
-                    "string"
+        let value = &self.value(over, dot)?.indirect();
+        let items: Box<dyn Iterator<Item = (Typed, Typed)>> = match value.kind() {
+            Kind::List(of) => {
+                let item = move |(index, item): (usize, &serde_json::Value)| {
+                    (Typed::literal("int", index), value.part(of, item.clone()))
                 };
-                let item = |(key, item): (&String, &serde_json::Value)| {
+                Box::new(value.list().iter().enumerate().map(item))
+            }
+            Kind::Map(key_type, of) => {
+                let item = move |(key, item): (&String, &serde_json::Value)| {
                     (
-                        Typed::literal(key_type, key.clone()),
-                        Typed::new(of, item.clone()),
+                        value.part(key_type, key.clone()),
+                        value.part(of, item.clone()),
                     )
                 };
-                value.entries().into_iter().map(item).collect()
+                Box::new(value.entries().into_iter().map(item))
             }
-            Kind::Int => (0..value.as_int())
-                .map(|index| (Typed::literal("int", index), Typed::literal("int", index)))
-                .collect(),
-            Kind::Nothing => Vec::new(),
+            Kind::Int => {
+                let item =
+                    |index: i64| (Typed::literal("int", index), Typed::literal("int", index));
+                Box::new((0..value.as_int()).map(item))
+            }
+            Kind::Nothing => Box::new(std::iter::empty()),
             _ => {
                 return self.wrong(
                     &over.place,
-                    format!("range can't iterate over {}", plain(&value)),
+                    format!("range can't iterate over {}", plain(value)),
                 );
             }
         };
-        if items.is_empty() {
+        let mut items = items.peekable();
+        if items.peek().is_none() {
             return self.nodes(otherwise, dot);
         }
         for (key, item) in items {
@@ -240,7 +262,7 @@ impl Run<'_> {
         }
     }
 
-    fn pipeline(&mut self, pipeline: &Pipeline, dot: &Typed) -> Result<Typed, Mistake> {
+    fn pipeline(&mut self, pipeline: &Pipeline, dot: &Typed) -> Result<Typed, Error> {
         let value = self.value(pipeline, dot)?;
         for name in &pipeline.variables {
             self.assign(name, value.clone(), pipeline.declares);
@@ -248,7 +270,7 @@ impl Run<'_> {
         Ok(value)
     }
 
-    fn value(&mut self, pipeline: &Pipeline, dot: &Typed) -> Result<Typed, Mistake> {
+    fn value(&mut self, pipeline: &Pipeline, dot: &Typed) -> Result<Typed, Error> {
         let mut last = None;
         for command in &pipeline.commands {
             last = Some(self.command(command, dot, last)?);
@@ -261,7 +283,7 @@ impl Run<'_> {
         command: &Command,
         dot: &Typed,
         last: Option<Typed>,
-    ) -> Result<Typed, Mistake> {
+    ) -> Result<Typed, Error> {
         let Some((head, arguments)) = command.operands.split_first() else {
             return Ok(Typed::missing());
         };
@@ -271,7 +293,7 @@ impl Run<'_> {
             }
             Term::Function(name) => {
                 let values = self.arguments(arguments, dot, last)?;
-                match call::call(name, &values, self.mode) {
+                match functions::call(name, &values, self.mode) {
                     Ok(value) => Ok(value),
                     Err(text) if text.starts_with("wrong number of args") => {
                         self.wrong(&head.place, text)
@@ -298,7 +320,7 @@ impl Run<'_> {
         operands: &[Operand],
         dot: &Typed,
         last: Option<Typed>,
-    ) -> Result<Vec<Typed>, Mistake> {
+    ) -> Result<Vec<Typed>, Error> {
         let mut values = operands
             .iter()
             .map(|operand| self.operand(operand, dot))
@@ -314,7 +336,7 @@ impl Run<'_> {
         operands: &[Operand],
         dot: &Typed,
         last: Option<Typed>,
-    ) -> Result<Typed, Mistake> {
+    ) -> Result<Typed, Error> {
         let mut value = Typed::missing();
         for operand in operands {
             value = self.operand(operand, dot)?;
@@ -325,7 +347,7 @@ impl Run<'_> {
         Ok(last.unwrap_or(value))
     }
 
-    fn operand(&mut self, operand: &Operand, dot: &Typed) -> Result<Typed, Mistake> {
+    fn operand(&mut self, operand: &Operand, dot: &Typed) -> Result<Typed, Error> {
         match &operand.kind {
             Term::Dot => Ok(dot.clone()),
             Term::Literal(value) => Ok(value.clone()),
@@ -343,11 +365,11 @@ impl Run<'_> {
                 }
             }
             Term::Nested(pipeline, path) => {
-                let value = self.value(pipeline, dot)?;
+                let value = self.nested(&operand.place, |run| run.value(pipeline, dot))?;
                 self.walk(&value, path, &operand.place)
             }
             Term::Function(name) => {
-                let value = call::call(name, &[], self.mode);
+                let value = functions::call(name, &[], self.mode);
                 value.or_else(|text| {
                     self.wrong(
                         &operand.place,
@@ -362,15 +384,15 @@ impl Run<'_> {
         }
     }
 
-    fn walk(&self, value: &Typed, path: &[String], place: &Place) -> Result<Typed, Mistake> {
+    fn walk(&self, value: &Typed, path: &[String], place: &Place) -> Result<Typed, Error> {
         path.iter()
             .try_fold(value.clone(), |value, name| self.field(&value, name, place))
     }
 
     /// Evaluates a struct field, a map entry, or a method without arguments.
-    fn field(&self, receiver: &Typed, name: &str, place: &Place) -> Result<Typed, Mistake> {
-        if let Some(value) = call::method(receiver, name) {
-            return Ok(value);
+    fn field(&self, receiver: &Typed, name: &str, place: &Place) -> Result<Typed, Error> {
+        if let Some(result) = (receiver.types().method)(receiver, name, &[], self.mode) {
+            return result.or_else(|text| self.wrong(place, text));
         }
         let value = receiver.indirect();
         match value.kind() {
@@ -382,8 +404,8 @@ impl Run<'_> {
             Kind::Pointer(_) => {
                 self.wrong(place, format!("nil pointer evaluating {}.{name}", value.ty))
             }
-            Kind::Map(of) => match value.map().and_then(|map| map.get(name)) {
-                Some(found) => Ok(Typed::new(of, found.clone())),
+            Kind::Map(_, of) => match value.map().and_then(|map| map.get(name)) {
+                Some(found) => Ok(value.part(of, found.clone())),
                 None if self.mode == Mode::Raw => {
                     self.wrong(place, format!("map has no entry for key {name:?}"))
                 }
@@ -401,12 +423,7 @@ impl Run<'_> {
         }
     }
 
-    fn cannot_evaluate(
-        &self,
-        receiver: &Typed,
-        name: &str,
-        place: &Place,
-    ) -> Result<Typed, Mistake> {
+    fn cannot_evaluate(&self, receiver: &Typed, name: &str, place: &Place) -> Result<Typed, Error> {
         self.wrong(
             place,
             format!(
@@ -416,37 +433,21 @@ impl Run<'_> {
         )
     }
 
-    /// Evaluates a method with arguments. The only one is `.Label "name"`, of table rows and
-    /// headings.
+    /// Evaluates a method with arguments.
     fn method(
         &self,
         dot: &Typed,
         path: &[String],
-        values: &[Typed],
+        arguments: &[Typed],
         place: &Place,
-    ) -> Result<Typed, Mistake> {
+    ) -> Result<Typed, Error> {
         let [path @ .., name] = path else {
             return Ok(Typed::missing());
         };
         let receiver = self.walk(dot, path, place)?;
-        match (receiver.kind(), name.as_str(), values) {
-            (Kind::Row, "Label", [label]) if label.kind() == Kind::Text => {
-                let label = label.as_text().unwrap_or_default();
-                Ok(Typed::text(if self.mode == Mode::Headings {
-                    heading(&label)
-                } else {
-                    label_of(&receiver, &label)
-                }))
-            }
-            (Kind::Row, "Label", [_]) => self.wrong(place, "expected string"),
-            (Kind::Row, "Label", _) => self.wrong(
-                place,
-                format!(
-                    "wrong number of args for Label: want 1 got {}",
-                    values.len()
-                ),
-            ),
-            _ => {
+        match (receiver.types().method)(&receiver, name, arguments, self.mode) {
+            Some(result) => result.or_else(|text| self.wrong(place, text)),
+            None => {
                 self.field(&receiver, name, place)?;
                 self.wrong(
                     place,
@@ -455,21 +456,4 @@ impl Run<'_> {
             }
         }
     }
-}
-
-fn label_of(row: &Typed, label: &str) -> String {
-    row.json["Labels"][label]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
-}
-
-/// Returns the heading of a label's column: the last component of its name, with `-` and `_`
-/// replaced by spaces.
-fn heading(label: &str) -> String {
-    label
-        .rsplit('.')
-        .next()
-        .unwrap_or_default()
-        .replace(['-', '_'], " ")
 }

@@ -1,66 +1,53 @@
-//! Values with Go types: JSON interpreted as the type that Docker's client decodes it into.
+//! Values with Go types: JSON interpreted as the type that a Go program decodes it into.
 
 use serde_json::{Map, Value};
 
-use super::types::{Shape, shape_of};
+use crate::types::{ANY, Kind, PREDECLARED, Types, cell};
 
 /// A value of a Go type. Fields that the JSON lacks have the type's zero value, as in Go.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Typed {
+#[derive(Clone, Debug)]
+pub struct Typed {
+    /// The type's name in `types`.
     pub ty: &'static str,
     pub json: Value,
-}
-
-/// The type `any`, whose values have a dynamic type.
-pub(super) const ANY: &str = "interface {}";
-
-/// The kind of a value, with the types of its elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// No value, or a nil interface.
-    Nothing,
-    Bool,
-    Int,
-    Uint,
-    Float,
-    Text,
-    Pointer(&'static str),
-    List(&'static str),
-    Map(&'static str),
-    Struct(&'static [(&'static str, &'static str)]),
-    /// A row of a table: its fields are methods that return strings.
-    Row,
+    types: &'static Types,
 }
 
 impl Typed {
-    pub(crate) fn new(ty: &'static str, json: Value) -> Self {
+    /// Creates a value of the type `ty` of `types`.
+    pub fn new(types: &'static Types, ty: &'static str, json: Value) -> Self {
         if ty == ANY {
             Self::any(json)
         } else {
-            Self { ty, json }
+            Self { ty, json, types }
         }
     }
 
-    pub(super) fn literal(ty: &'static str, json: impl Into<Value>) -> Self {
+    /// Creates a value of another type of the same program, such as a part of this one.
+    pub fn part(&self, ty: &'static str, json: impl Into<Value>) -> Self {
+        Self::new(self.types, ty, json.into())
+    }
+
+    /// Creates a value of a predeclared type.
+    pub fn literal(ty: &'static str, json: impl Into<Value>) -> Self {
         Self {
             ty,
             json: json.into(),
+            types: &PREDECLARED,
         }
     }
 
-    pub(super) fn text(text: impl Into<String>) -> Self {
+    /// Creates a value of type `string`.
+    pub fn text(text: impl Into<String>) -> Self {
         Self::literal("string", text.into())
     }
 
-    pub(super) fn missing() -> Self {
-        Self {
-            ty: "",
-            json: Value::Null,
-        }
+    pub(crate) fn missing() -> Self {
+        Self::literal("", Value::Null)
     }
 
     /// Creates a value from untyped JSON, with the types that Go's decoder chooses.
-    pub(crate) fn any(json: Value) -> Self {
+    pub fn any(json: Value) -> Self {
         let ty = match &json {
             Value::Null => "",
             Value::Bool(_) => "bool",
@@ -69,65 +56,58 @@ impl Typed {
             Value::Array(_) => "[]interface {}",
             Value::Object(_) => "map[string]interface {}",
         };
-        Self { ty, json }
+        Self::literal(ty, json)
     }
 
-    pub(super) fn kind(&self) -> Kind {
-        match shape_of(self.ty) {
-            Shape::Nothing => Kind::Nothing,
-            Shape::Bool => Kind::Bool,
-            Shape::Int => Kind::Int,
-            Shape::Uint => Kind::Uint,
-            Shape::Float => Kind::Float,
-            Shape::Text => Kind::Text,
-            Shape::Pointer(to) => Kind::Pointer(to),
-            Shape::List(of) => Kind::List(of),
-            Shape::Map(of) => Kind::Map(of),
-            Shape::Struct(fields) => Kind::Struct(fields),
-            Shape::Row => Kind::Row,
-        }
+    /// Returns the kind of the value's type.
+    pub fn kind(&self) -> Kind {
+        self.types.kind_of(self.ty)
     }
 
-    pub(super) fn is_nothing(&self) -> bool {
+    pub(crate) fn types(&self) -> &'static Types {
+        self.types
+    }
+
+    pub(crate) fn is_nothing(&self) -> bool {
         self.kind() == Kind::Nothing
     }
 
     /// Returns whether the value is a nil pointer, list or map, or no value.
-    pub(super) fn is_nil(&self) -> bool {
+    pub(crate) fn is_nil(&self) -> bool {
         match self.kind() {
             Kind::Nothing => true,
-            Kind::Pointer(_) | Kind::List(_) | Kind::Map(_) => self.json.is_null(),
+            Kind::Pointer(_) | Kind::List(_) | Kind::Map(..) => self.json.is_null(),
             _ => false,
         }
     }
 
     /// Dereferences pointers; a nil pointer is returned unchanged.
-    pub(super) fn indirect(&self) -> Self {
+    pub(crate) fn indirect(&self) -> Self {
         match self.kind() {
             Kind::Pointer(to) if !self.json.is_null() => {
-                Self::new(to, self.json.clone()).indirect()
+                self.part(to, self.json.clone()).indirect()
             }
             _ => self.clone(),
         }
     }
 
-    pub(super) fn list(&self) -> &[Value] {
+    pub(crate) fn list(&self) -> &[Value] {
         self.json.as_array().map(Vec::as_slice).unwrap_or_default()
     }
 
-    pub(super) fn map(&self) -> Option<&Map<String, Value>> {
+    pub(crate) fn map(&self) -> Option<&Map<String, Value>> {
         self.json.as_object()
     }
 
     /// Returns a map's entries, sorted by key.
-    pub(super) fn entries(&self) -> Vec<(&String, &Value)> {
+    pub(crate) fn entries(&self) -> Vec<(&String, &Value)> {
         let mut entries: Vec<_> = self.map().into_iter().flatten().collect();
         entries.sort_by_key(|(key, _)| *key);
         entries
     }
 
     /// Returns the text of a string value.
-    pub(super) fn as_text(&self) -> Option<String> {
+    pub fn as_text(&self) -> Option<String> {
         (self.kind() == Kind::Text).then(|| match &self.json {
             Value::String(text) => text.clone(),
             Value::Null => String::new(),
@@ -135,20 +115,21 @@ impl Typed {
         })
     }
 
-    pub(super) fn as_int(&self) -> i64 {
+    /// Returns the number, or 0.
+    pub fn as_int(&self) -> i64 {
         self.json.as_i64().unwrap_or(0)
     }
 
-    pub(super) fn as_float(&self) -> f64 {
+    pub(crate) fn as_float(&self) -> f64 {
         self.json.as_f64().unwrap_or(0.0)
     }
 
-    pub(super) fn as_bool(&self) -> bool {
+    pub(crate) fn as_bool(&self) -> bool {
         self.json.as_bool().unwrap_or(false)
     }
 
     /// Returns a struct's field, which may be in an embedded struct.
-    pub(super) fn field(&self, name: &str) -> Option<Self> {
+    pub fn field(&self, name: &str) -> Option<Self> {
         let Kind::Struct(fields) = self.kind() else {
             return None;
         };
@@ -164,15 +145,11 @@ impl Typed {
 
     /// Returns a field that the struct is known to have. Embedded structs share the JSON of the
     /// outer one.
-    pub(super) fn member(&self, name: &str, ty: &'static str) -> Self {
+    pub(crate) fn member(&self, name: &str, ty: &'static str) -> Self {
         if let Some(ty) = ty.strip_prefix('+') {
-            return Self::new(ty, self.json.clone());
+            return self.part(ty, self.json.clone());
         }
-        let name = if name == "AuxAddress" {
-            "AuxiliaryAddresses"
-        } else {
-            name
-        };
+        let name = self.types.json_name(name);
         let found = self.map().and_then(|map| {
             map.get(name).or_else(|| {
                 map.iter()
@@ -180,11 +157,11 @@ impl Typed {
                     .map(|(_, value)| value)
             })
         });
-        Self::new(ty, found.cloned().unwrap_or(Value::Null))
+        self.part(ty, found.cloned().unwrap_or(Value::Null))
     }
 
     /// Returns the truth value as Go's templates define it.
-    pub(super) fn truth(&self) -> bool {
+    pub(crate) fn truth(&self) -> bool {
         match self.kind() {
             Kind::Nothing => false,
             Kind::Bool => self.as_bool(),
@@ -192,28 +169,28 @@ impl Typed {
             Kind::Text => self.as_text().is_some_and(|text| !text.is_empty()),
             Kind::Pointer(_) => !self.json.is_null(),
             Kind::List(_) => !self.list().is_empty(),
-            Kind::Map(_) => self.map().is_some_and(|map| !map.is_empty()),
+            Kind::Map(..) => self.map().is_some_and(|map| !map.is_empty()),
             Kind::Struct(_) | Kind::Row => true,
         }
     }
 
     /// Converts to JSON as Go does: maps sorted by key, null scalars as zero values.
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         match self.kind() {
             Kind::Row => self
                 .entries()
                 .into_iter()
                 .map(|(key, value)| (key.clone(), cell(value)))
                 .collect(),
-            Kind::Map(of) if !self.json.is_null() => self
+            Kind::Map(_, of) if !self.json.is_null() => self
                 .entries()
                 .into_iter()
-                .map(|(key, value)| (key.clone(), Self::new(of, value.clone()).to_json()))
+                .map(|(key, value)| (key.clone(), self.part(of, value.clone()).to_json()))
                 .collect(),
             Kind::List(of) if !self.json.is_null() => self
                 .list()
                 .iter()
-                .map(|value| Self::new(of, value.clone()).to_json())
+                .map(|value| self.part(of, value.clone()).to_json())
                 .collect(),
             Kind::Pointer(_) if !self.json.is_null() => self.indirect().to_json(),
             Kind::Text | Kind::Bool | Kind::Int | Kind::Uint | Kind::Float
@@ -228,17 +205,4 @@ impl Typed {
             _ => self.json.clone(),
         }
     }
-}
-
-/// Returns the text of a table cell. Labels are stored as a map and shown as a sorted list.
-pub(super) fn cell(value: &Value) -> Value {
-    let Value::Object(labels) = value else {
-        return value.clone();
-    };
-    let mut list: Vec<String> = labels
-        .iter()
-        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
-        .collect();
-    list.sort();
-    Value::from(list.join(","))
 }

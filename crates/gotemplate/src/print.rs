@@ -1,9 +1,10 @@
 //! Formats values as Go does: `%v`, as used by templates, and the verbs of `printf`.
 
-use super::value::{ANY, Kind, Typed};
+use crate::types::{ANY, Kind};
+use crate::value::Typed;
 
 /// Formats a value as the result of an action `{{…}}`.
-pub(super) fn shown(value: &Typed) -> String {
+pub(crate) fn shown(value: &Typed) -> String {
     let value = value.indirect();
     if value.is_nothing() {
         "<no value>".into()
@@ -13,13 +14,13 @@ pub(super) fn shown(value: &Typed) -> String {
 }
 
 /// Formats a value with `%v`.
-pub(super) fn plain(value: &Typed) -> String {
+pub(crate) fn plain(value: &Typed) -> String {
     Style::default().write(value, 0)
 }
 
 /// Concatenates values, with a space between two values that are not strings or, with `all`,
 /// between all values.
-pub(super) fn joined(values: &[Typed], all: bool) -> String {
+pub(crate) fn joined(values: &[Typed], all: bool) -> String {
     let mut out = String::new();
     for (index, value) in values.iter().enumerate() {
         let is_text = |value: &Typed| value.kind() == Kind::Text;
@@ -48,7 +49,7 @@ impl Style {
             return text;
         }
         let element = |ty: &'static str, json: &serde_json::Value| {
-            self.write(&Typed::new(ty, json.clone()), depth + 1)
+            self.write(&value.part(ty, json.clone()), depth + 1)
         };
         let ty = value.ty;
         match value.kind() {
@@ -70,9 +71,9 @@ impl Style {
                 }
             }
             Kind::Pointer(to) => {
-                let inner = Typed::new(to, value.json.clone());
+                let inner = value.part(to, value.json.clone());
                 match inner.kind() {
-                    Kind::Struct(_) | Kind::List(_) | Kind::Map(_) if depth == 0 => {
+                    Kind::Struct(_) | Kind::List(_) | Kind::Map(..) if depth == 0 => {
                         format!("&{}", self.write(&inner, depth + 1))
                     }
                     // Go prints the pointer's address, which has no meaning here.
@@ -88,7 +89,7 @@ impl Style {
                     _ => format!("[{}]", list.join(" ")),
                 }
             }
-            Kind::Map(of) => {
+            Kind::Map(_, of) => {
                 let pair = |(key, json): (&String, _)| {
                     if self.source {
                         format!("{}:{}", quote(key), element(of, json))
@@ -128,18 +129,7 @@ fn by_method(value: &Typed) -> Option<String> {
     match value.ty {
         "time.Time" => Some(time(&value.as_text()?)),
         "time.Duration" => Some(duration(value.as_int())),
-        "units.Ulimit" | "*units.Ulimit" if !value.json.is_null() => {
-            let ulimit = Typed::new("units.Ulimit", value.json.clone());
-            let number = |name: &str| ulimit.field(name).map_or(0, |field| field.as_int());
-            Some(format!(
-                "{}={}:{}",
-                ulimit.field("Name")?.as_text()?,
-                number("Soft"),
-                number("Hard")
-            ))
-        }
-        "*registry.NetIPNet" if !value.json.is_null() => value.json.as_str().map(str::to_owned),
-        _ => None,
+        _ => (value.types().string)(value),
     }
 }
 
@@ -294,11 +284,11 @@ struct Verb {
     precision: Option<usize>,
 }
 
-/// Maximum width of a field in characters.
-const MAX_WIDTH: usize = 1 << 16;
+/// Maximum width and precision of a field in characters. Rust's formatting panics above 65,535.
+const MAX_WIDTH: usize = 1 << 15;
 
 /// Implements Go's `fmt.Sprintf`.
-pub(super) fn printf(format: &str, values: &[Typed]) -> String {
+pub(crate) fn printf(format: &str, values: &[Typed]) -> String {
     let mut out = String::new();
     let mut values = values.iter();
     let mut letters = format.chars().peekable();
@@ -353,7 +343,7 @@ pub(super) fn printf(format: &str, values: &[Typed]) -> String {
 }
 
 /// Returns the Go name of a value's type.
-pub(super) fn type_name(value: &Typed) -> String {
+pub(crate) fn type_name(value: &Typed) -> String {
     if value.ty.is_empty() {
         "<nil>".into()
     } else {
@@ -380,7 +370,7 @@ impl Verb {
             let list: Vec<String> = value
                 .list()
                 .iter()
-                .map(|json| self.write(letter, &Typed::new(of, json.clone())))
+                .map(|json| self.write(letter, &value.part(of, json.clone())))
                 .collect();
             return format!("[{}]", list.join(" "));
         }
@@ -461,7 +451,7 @@ fn letter_of(number: i64) -> char {
 }
 
 /// Returns the type name of a value for an error about one of its fields.
-pub(super) fn receiver_name(value: &Typed, is_raw: bool) -> String {
+pub(crate) fn receiver_name(value: &Typed, is_raw: bool) -> String {
     if is_raw || value.ty.is_empty() {
         ANY.into()
     } else {
