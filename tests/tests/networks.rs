@@ -1934,11 +1934,24 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
         "stopped",
         &json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"IpcMode": "shareable"}}),
     );
-    let (stopped, donor) = (
-        engine.inspect("stopped")["Id"].clone(),
-        engine.inspect("donor")["Id"].clone(),
+    cli.up(
+        "again",
+        &["--restart", "always", "--ipc", "shareable"],
+        &["false"],
     );
+    // The delays double: the next one is of some seconds.
+    eventually("many restarts", || {
+        let again = engine.inspect("again");
+        let waits = again["State"]["Status"] == "restarting";
+        (waits && again["RestartCount"].as_i64() >= Some(5)).then_some(())
+    });
+    let [stopped, donor, again] =
+        ["stopped", "donor", "again"].map(|name| engine.inspect(name)["Id"].clone());
     let (stopped, donor) = (stopped.as_str().unwrap(), donor.as_str().unwrap());
+    let restarting = format!(
+        "container {} is restarting, wait until the container is running",
+        again.as_str().unwrap()
+    );
     let starts = [
         (
             "NetworkMode",
@@ -1948,6 +1961,9 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
         ),
         ("PidMode", "stopped", 500, format!("failed to join PID namespace: container {stopped} is not running")),
         ("IpcMode", "stopped", 409, format!("failed to join IPC namespace: container {stopped} is not running")),
+        ("NetworkMode", "again", 409, format!("cannot join network namespace of container: {restarting}")),
+        ("PidMode", "again", 409, format!("failed to join PID namespace: {restarting}")),
+        ("IpcMode", "again", 409, format!("failed to join IPC namespace: {restarting}")),
         (
             "IpcMode",
             "donor",

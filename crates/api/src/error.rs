@@ -28,7 +28,7 @@ impl ApiError {
     pub(crate) fn status(&self) -> StatusCode {
         match &self.0 {
             Error::NotFound(_) => StatusCode::NOT_FOUND,
-            Error::Conflict(_) => StatusCode::CONFLICT,
+            Error::Conflict(_) | Error::Restarting(_) => StatusCode::CONFLICT,
             Error::Invalid(_) => StatusCode::BAD_REQUEST,
             Error::Denied(_) => StatusCode::FORBIDDEN,
             Error::NotModified(_) => StatusCode::NOT_MODIFIED,

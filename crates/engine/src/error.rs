@@ -10,6 +10,9 @@ pub enum Error {
     /// The object exists already, or is in a state that forbids the operation.
     #[error("{0}")]
     Conflict(String),
+    /// Like [`Error::Conflict`], but passes by itself: another container is being restarted.
+    #[error("{0}")]
+    Restarting(String),
     /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
@@ -61,6 +64,7 @@ impl Error {
         match self {
             Self::NotFound(text) => Self::NotFound(with(text)),
             Self::Conflict(text) => Self::Conflict(with(text)),
+            Self::Restarting(text) => Self::Restarting(with(text)),
             Self::Invalid(text) => Self::Invalid(with(text)),
             Self::Denied(text) => Self::Denied(with(text)),
             Self::NotModified(text) => Self::NotModified(with(text)),

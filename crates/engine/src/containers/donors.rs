@@ -105,21 +105,25 @@ impl Containers {
             .find(name)
             .map_err(|error| shared.failed(Error::internal(error.to_string())))?;
         let record = donor.record();
+        if record.state.status == Status::Restarting {
+            // At the engine's start both are restarted concurrently, so that a retry can succeed.
+            let error = Error::Restarting(format!(
+                "container {} is restarting, wait until the container is running",
+                donor.id
+            ));
+            return Err(match shared {
+                Shared::Network => error.prefixed("cannot join network namespace of container"),
+                Shared::Pid | Shared::Ipc => shared.failed(error),
+            });
+        }
         if !record.state.status.is_running() {
             let stopped = format!("container {} is not running", donor.id);
-            let not_joined = || {
-                format!(
+            return Err(match shared {
+                Shared::Network => Error::conflict(format!(
                     "cannot join network namespace of a non running container: container {} is {}",
                     record.name,
                     record.state.status.as_str()
-                )
-            };
-            // At the engine's start both are restarted concurrently, so that a retry can succeed.
-            let restarts = record.state.status == Status::Restarting;
-            return Err(match shared {
-                Shared::Network if restarts => Error::Unavailable(not_joined()),
-                Shared::Network => Error::conflict(not_joined()),
-                _ if restarts => shared.failed(Error::Unavailable(stopped)),
+                )),
                 Shared::Pid => shared.failed(Error::internal(stopped)),
                 Shared::Ipc => shared.failed(Error::conflict(stopped)),
             });

@@ -244,8 +244,8 @@ impl Container {
 }
 
 /// Starts a container as its restart policy wants it. A start that fails with
-/// [`crate::error::Error::Unavailable`] (descriptors, memory or room on a disk are used up) is
-/// tried again after a longer delay, unless `on-failure` allows no further one. Any other error
+/// [`crate::error::Error::Unavailable`] (descriptors, memory or room on a disk are used up) or
+/// [`crate::error::Error::Restarting`] is tried again after a longer delay, unless `on-failure` allows no further one. Any other error
 /// ends the restarts, as with Docker: a device or file to mount that is gone, or a port that is
 /// taken.
 pub(super) async fn restart(

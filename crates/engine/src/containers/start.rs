@@ -423,15 +423,15 @@ impl Containers {
 struct StartError {
     error: Error,
     exit_code: i32,
-    /// Whether the error is [`Error::Unavailable`]: then the restart policy tries again. All other
-    /// errors end the restarts. (With Docker every error does.)
+    /// Whether the error is [`Error::Unavailable`] or [`Error::Restarting`]: then the restart policy
+    /// tries again. All other errors end the restarts. (With Docker every error does.)
     is_temporary: bool,
 }
 
 impl From<Error> for StartError {
     fn from(error: Error) -> Self {
         const NOT_STARTED: i32 = 128;
-        let is_temporary = matches!(error, Error::Unavailable(_));
+        let is_temporary = matches!(error, Error::Unavailable(_) | Error::Restarting(_));
         Self {
             error,
             exit_code: NOT_STARTED,
