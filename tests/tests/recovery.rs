@@ -7,8 +7,10 @@
 )]
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use whelk_tests::{Engine, Program, eventually, stays};
@@ -456,6 +458,73 @@ fn a_shim_that_does_not_answer_holds_up_nobody() {
     assert!(waits.is_running());
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     assert_eq!(waits.finish().ok(), "137");
+}
+
+#[test]
+fn a_container_whose_shim_is_stopped_can_be_ended() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let shared = engine.scratch("shared");
+    let volume = format!("{}:/b", shared.display());
+    let told = "trap 'touch /b/told; exit 0' TERM; while :; do sleep 0.02; done";
+    let up = |name: &str, script: &str| {
+        cli.up(name, &["-v", &volume], &["sh", "-c", script]);
+        (engine.pid(name), shim_of(&engine, name))
+    };
+    let processes: Vec<(i32, i32)> = [
+        ("stopped", told),
+        ("paused", COUNTS),
+        ("killed", COUNTS),
+        ("removed", COUNTS),
+    ]
+    .into_iter()
+    .map(|(name, script)| up(name, script))
+    .collect();
+    cli.run(&["pause", "paused"]).ok();
+    for (_, shim) in &processes {
+        kill_process(Pid::from_raw(*shim).unwrap(), Signal::STOP).unwrap();
+    }
+    // The removed one has more requests waiting than the shim's socket accepts.
+    let id = engine.inspect("removed")["Id"].as_str().unwrap().to_owned();
+    // By a short path: the length of a socket's address is limited.
+    let directory = fs::File::open(engine.run().join("containers").join(id)).unwrap();
+    let path = format!("/proc/self/fd/{}/shim.sock", directory.as_raw_fd());
+    let address = SocketAddrUnix::new(path).unwrap();
+    let connections: Vec<_> = (0..100)
+        .map_while(|_| {
+            let (kind, flags) = (SocketType::STREAM, SocketFlags::NONBLOCK);
+            let socket = socket_with(AddressFamily::UNIX, kind, flags, None).unwrap();
+            connect(&socket, &address).ok().map(|()| socket)
+        })
+        .collect();
+    assert!(
+        (1..100).contains(&connections.len()),
+        "{}",
+        connections.len()
+    );
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Docker's CLI gets it on the stream of the exec.
+            let said = cli.run(&["exec", "killed", "true"]).exits(128);
+            let silent = format!("the shim (pid {}) does not answer", processes[2].1);
+            assert!(said.contains(&silent), "{said}");
+            cli.run(&["kill", "killed"]).ok();
+        });
+        scope.spawn(|| cli.run(&["stop", "-t", "60", "stopped"]).ok());
+        scope.spawn(|| cli.run(&["stop", "-t", "60", "paused"]).ok());
+        scope.spawn(|| cli.run(&["rm", "-f", "removed"]).ok());
+    });
+    assert!(shared.join("told").exists(), "the stop signal arrives");
+    for name in ["stopped", "paused", "killed"] {
+        assert_eq!(engine.state(name), "exited", "{name}");
+    }
+    assert_eq!(engine.api("GET", "/containers/removed/json", None).0, 404);
+    for (pid, shim) in processes {
+        assert!(!exists(pid) && !exists(shim), "{pid} {shim}");
+    }
+    for name in ["stopped", "killed"] {
+        cli.run(&["start", name]).ok();
+    }
 }
 
 #[test]

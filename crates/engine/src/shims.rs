@@ -12,12 +12,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{Pid, PidfdFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use whelk_runtime::cgroup::Cgroup;
@@ -202,16 +204,16 @@ impl WarmPool {
 
 /// Returns whether the peer of a connected socket has closed it.
 pub(crate) fn is_disconnected(socket: impl AsFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut asked = [PollFd::new(&socket, PollFlags::empty())];
-    poll(
-        &mut asked,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    )
-    .is_ok_and(|count| count > 0)
+    is_ready(socket, PollFlags::empty())
+}
+
+/// Returns whether one of `events`, an error or a hangup is reported for a descriptor now.
+pub(crate) fn is_ready(descriptor: impl AsFd, events: PollFlags) -> bool {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut [PollFd::new(&descriptor, events)], Some(&now)).is_ok_and(|count| count > 0)
 }
 
 /// Waits until a pool has to be refilled: a short time after something was taken, so that the
@@ -335,8 +337,13 @@ pub(crate) fn any_runs(instance: &Instance) -> bool {
 /// Time limit for a shim's answer to a request that does not depend on the container's processes.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a request may take before the shim is asked whether it still answers, and the time limit
+/// for that answer.
+pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Connects to a container's shim. Retries without limit while the engine has no free file
-/// descriptor: callers that must not wait for ever set a time limit.
+/// descriptor or the shim's queue of connections is full: callers that must not wait for ever set a
+/// time limit.
 ///
 /// # Errors
 /// Returns `NotFound` or `ConnectionRefused` if there is no shim.
@@ -348,7 +355,7 @@ pub(crate) async fn connect(instance: &Instance, id: &str) -> std::io::Result<Un
             Err(error)
                 if matches!(
                     Errno::from_io_error(&error),
-                    Some(Errno::MFILE | Errno::NFILE)
+                    Some(Errno::MFILE | Errno::NFILE | Errno::AGAIN)
                 ) => {}
             connected => return connected,
         }
@@ -365,30 +372,72 @@ async fn connect_once(instance: &Instance, id: &str) -> std::io::Result<UnixStre
 /// Sends a request to a container's shim, and returns the reply and the connection.
 ///
 /// # Errors
-/// Returns an error if there is no shim, or if it does not answer within [`ANSWER_TIMEOUT`].
+/// Returns an error if there is no shim, and [`Error::Unavailable`] if it does not answer within
+/// [`ANSWER_TIMEOUT`].
 pub async fn request(
     instance: &Instance,
     id: &str,
     request: &Request,
 ) -> Result<(Reply, UnixStream)> {
-    let answer = tokio::time::timeout(
-        ANSWER_TIMEOUT,
-        request_without_timeout(instance, id, request),
-    )
-    .await;
-    answer.unwrap_or_else(|_| {
-        Err(Error::internal(format!(
-            "the shim of container {id} does not answer"
-        )))
-    })
+    request_within(instance, id, request, ANSWER_TIMEOUT).await
 }
 
-/// Like [`request`], but without a time limit: for requests whose duration depends on the
-/// container's processes.
-pub async fn request_without_timeout(
+/// Like [`request`], with another time limit.
+pub(crate) async fn request_within(
     instance: &Instance,
     id: &str,
     request: &Request,
+    limit: Duration,
+) -> Result<(Reply, UnixStream)> {
+    let shim = OnceLock::new();
+    tokio::time::timeout(limit, exchange(instance, id, request, &shim))
+        .await
+        .unwrap_or_else(|_| {
+            let pid = shim.get().map_or("?".into(), ToString::to_string);
+            Err(Error::Unavailable(format!(
+                "container {id}: the shim (pid {pid}) does not answer"
+            )))
+        })
+}
+
+/// Like [`request`], for a request whose duration depends on the container's processes: it may take
+/// as long as it needs while the shim answers other requests.
+pub async fn request_while_alive(
+    instance: &Instance,
+    id: &str,
+    request: &Request,
+) -> Result<(Reply, UnixStream)> {
+    let shim = OnceLock::new();
+    let mut answer = std::pin::pin!(exchange(instance, id, request, &shim));
+    loop {
+        if let Ok(answer) = tokio::time::timeout(PING_TIMEOUT, &mut answer).await {
+            return answer;
+        }
+        tokio::select! {
+            answer = &mut answer => return answer,
+            silent = check_alive(instance, id) => silent?,
+        }
+    }
+}
+
+/// Checks that a shim's event loop runs, on a connection of its own.
+///
+/// # Errors
+/// Returns [`Error::Unavailable`] if the shim does not answer within [`PING_TIMEOUT`]. That there is
+/// none is no error.
+pub(crate) async fn check_alive(instance: &Instance, id: &str) -> Result<()> {
+    match request_within(instance, id, &Request::Processes, PING_TIMEOUT).await {
+        Err(error @ Error::Unavailable(_)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Sends a request and reads the reply. Sets `shim` to the shim's pid.
+async fn exchange(
+    instance: &Instance,
+    id: &str,
+    request: &Request,
+    shim: &OnceLock<i32>,
 ) -> Result<(Reply, UnixStream)> {
     let fail = |error: std::io::Error| {
         Error::internal(format!(
@@ -397,6 +446,9 @@ pub async fn request_without_timeout(
         ))
     };
     let mut socket = connect(instance, id).await.map_err(fail)?;
+    if let Ok(Some(pid)) = socket.peer_cred().map(|peer| peer.pid()) {
+        let _ = shim.set(pid);
+    }
     let message = protocol::encode(request).map_err(|error| Error::internal(error.to_string()))?;
     let lost = |error: std::io::Error| {
         Error::internal(format!(
@@ -407,6 +459,16 @@ pub async fn request_without_timeout(
     socket.write_all(&message).await.map_err(lost)?;
     let reply = read_message(&mut socket).await?;
     Ok((reply, socket))
+}
+
+/// Returns a pidfd of the process that listens on a container's socket: its shim. Returns `None` if
+/// there is none, or if its queue of connections is full.
+pub(crate) async fn listener(instance: &Instance, id: &str) -> Option<OwnedFd> {
+    let socket = connect_once(instance, id).await.ok()?;
+    let pid = Pid::from_raw(socket.peer_cred().ok()?.pid()?)?;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    // If it had ended before the pidfd was opened, the kernel would have closed the connection.
+    (!is_disconnected(&socket)).then_some(pidfd)
 }
 
 /// Checks that a shim has done what it was asked for; `step` is the prefix of the error's text.

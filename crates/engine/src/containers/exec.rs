@@ -247,13 +247,13 @@ impl Containers {
             .exec_request(exec, container, &start)
             .map_err(|error| (error, NOT_STARTED))?;
         let detached = request.attach.is_none();
-        let (reply, stream) = shims::request_without_timeout(
+        let (reply, stream) = shims::request_while_alive(
             &self.instance,
             &container.id,
             &Request::Exec(Box::new(request)),
         )
         .await
-        .map_err(|error| (error, NOT_STARTED))?;
+        .map_err(|error| (error.prefixed("exec"), NOT_STARTED))?;
         match reply {
             Reply::Started { pid } => {
                 exec.change(|state| state.pid = pid);

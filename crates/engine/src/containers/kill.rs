@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::{Reply, Request};
 
+use super::silent_shim::Sent;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::model::Status;
@@ -13,6 +13,9 @@ use crate::{shims, signals};
 
 /// How long the kernel may take to end a killed process before an operation gives up.
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Time limit for a shim's answer before the engine sends a signal itself.
+pub(super) const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Containers {
     /// Sends a signal to a container; waits for its exit if the signal is SIGKILL, the default.
@@ -54,8 +57,11 @@ impl Containers {
             container.record().state.stopped_by_user = true;
             self.save_or_log(&container);
         }
-        self.send_signal(&container, signal).await?;
-        if status == Status::Paused && (signal == signals::KILL || signal == stop_signal) {
+        let sent = self.send_signal(&container, signal, SIGNAL_TIMEOUT).await?;
+        if status == Status::Paused
+            && matches!(sent, Sent::ByShim)
+            && (signal == signals::KILL || signal == stop_signal)
+        {
             // With SIGKILL an error is ignored: the container may already be dead.
             let resumed = self.resume_locked(&container).await;
             if signal != signals::KILL {
@@ -76,59 +82,49 @@ impl Containers {
         Ok(())
     }
 
-    /// Publishes the event of a signal and sends the signal. Succeeds if the container ends meanwhile.
-    /// SIGKILL is sent by the cgroup if the shim does not answer.
-    pub(super) async fn send_signal(&self, container: &Container, signal: i32) -> Result<()> {
+    /// Publishes the event of a signal and sends the signal. Succeeds if the container ends
+    /// meanwhile. If the shim does not answer within `patience` the engine sends the signal itself;
+    /// SIGKILL also ends the shim then.
+    pub(super) async fn send_signal(
+        &self,
+        container: &Container,
+        signal: i32,
+        patience: Duration,
+    ) -> Result<Sent> {
         {
             let record = container.record();
             if !record.state.status.is_running() {
-                return Ok(());
+                return Ok(Sent::ByShim);
             }
             // Published under the record's lock, so that it comes before the exit's event.
             self.publish_of(&record, "kill", &[("signal", signal.to_string())]);
         }
-        let reply = shims::request(
-            &self.instance,
-            &container.id,
-            &Request::Signal { exec: None, signal },
-        )
-        .await;
-        match reply {
-            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) | Err(_)
-                if !container.status().is_running() || !container.has_shim() =>
-            {
-                return Ok(());
-            }
-            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => return Ok(()),
-            Err(error) => {
-                if container.is_ending().await {
-                    return Ok(());
-                }
-                if signal != signals::KILL {
-                    return Err(error);
-                }
-                // Without the shim, by the container's cgroup.
-                let path = self.cgroup_path(container);
-                let killed = tokio::task::spawn_blocking(move || {
-                    Cgroup::at(&path).and_then(|cgroup| cgroup.kill_all())
-                })
-                .await;
-                let killed = killed
-                    .map_err(|error| error.to_string())
-                    .and_then(|killed| killed.map_err(|error| error.to_string()));
-                killed.map_err(|error| {
-                    Error::internal(format!("cannot kill container: {}: {error}", container.id))
-                })?;
-            }
+        let request = Request::Signal { exec: None, signal };
+        let reply = shims::request_within(&self.instance, &container.id, &request, patience).await;
+        let error = match reply {
+            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => return Ok(Sent::ByShim),
             Ok((Reply::Failed(error), _)) => {
                 return Err(Error::internal(format!(
                     "cannot kill container: {}: {error}",
                     container.id
                 )));
             }
-            Ok(_) => {}
+            Ok(_) => return Ok(Sent::ByShim),
+            Err(error) => error,
+        };
+        if !container.status().is_running() || !container.has_shim() || container.is_ending().await
+        {
+            return Ok(Sent::ByShim);
         }
-        Ok(())
+        tracing::warn!("send signal {signal}: {error}");
+        let sent = if signal == signals::KILL {
+            self.kill_with_shim(container).await.map(|()| Sent::Killed)
+        } else {
+            self.signal_directly(container, signal)
+                .await
+                .map(Sent::Directly)
+        };
+        sent.map_err(|error| error.prefixed(&format!("cannot kill container: {}", container.id)))
     }
 
     /// Cancels a pending restart by the restart policy. Returns false if there is none any more.

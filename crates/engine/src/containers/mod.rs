@@ -31,6 +31,7 @@ mod remove;
 mod rename;
 mod resize;
 mod restart;
+mod silent_shim;
 mod start;
 mod stop;
 mod top;
@@ -480,8 +481,8 @@ impl Container {
             .is_ok()
     }
 
-    /// Waits until the shim of the last run has exited. Only then can the next one use its
-    /// directory and cgroup.
+    /// Waits until the shim of the last run has exited. [`Containers::await_shim_exit`] ends one
+    /// that never does.
     async fn wait_for_shim_exit(&self) {
         let mut shim = self.shim.subscribe();
         // Never closed: `self` owns the sender.

@@ -46,7 +46,7 @@ impl Containers {
         } else {
             check_stopped(&container)?
         }
-        container.wait_for_shim_exit().await;
+        self.await_shim_exit(&container).await;
         self.remove_now(&container, request.volumes)
     }
 

@@ -90,7 +90,7 @@ impl Containers {
             }
             Status::Created | Status::Exited | Status::Restarting => {}
         }
-        container.wait_for_shim_exit().await;
+        self.await_shim_exit(container).await;
         let mut attached = std::mem::take(
             &mut *container
                 .waiting_clients
