@@ -561,6 +561,10 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
         for name in ["stopped", "killed"] {
             engine.await_state(name, "exited");
         }
+        let warnings = || engine.get("/info")["Warnings"].to_string();
+        eventually("a warning that copies of records are out of date", || {
+            warnings().contains("out of date").then_some(())
+        });
         // Also by an engine that comes back to such a disk.
         engine.kill9();
         engine.restart();
@@ -588,6 +592,7 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
         cli.run(&["rm", "-f", "volume"]).ok();
         cli.run(&["volume", "rm", "filled"]).ok();
         eventually("room on the disk", || (free() > 1000).then_some(()));
+        eventually("no warning", || (warnings() == "null").then_some(()));
         assert_eq!(cli.sh(&[], "echo again").ok(), "again");
     }));
     engine.kill9();

@@ -36,6 +36,8 @@ pub struct Info {
     /// The sysctls `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether packets
     /// forwarded by bridges pass the host's netfilter rules.
     pub bridge_filter: (bool, bool),
+    /// What is wrong with the engine's store.
+    pub problems: Vec<String>,
 }
 
 impl Engine {
@@ -96,6 +98,7 @@ impl Engine {
                 is_on("/proc/sys/net/bridge/bridge-nf-call-iptables"),
                 is_on("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
             ),
+            problems: self.store.problems(),
         }
     }
 }

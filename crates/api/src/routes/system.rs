@@ -140,6 +140,11 @@ pub(super) async fn info(
     if !v1 {
         security.push("name=cgroupns");
     }
+    let warnings: Vec<String> = info
+        .problems
+        .iter()
+        .map(|problem| format!("WARNING: {problem}"))
+        .collect();
     let mut shown = json!({
         "ID": info.id,
         "Containers": info.running + info.paused + info.stopped,
@@ -167,7 +172,7 @@ pub(super) async fn info(
         "ContainerdCommit": {"ID": ""}, "RuncCommit": {"ID": ""}, "InitCommit": {"ID": ""},
         "FirewallBackend": {"Driver": "nftables"},
         // An empty list means that CDI devices are not supported.
-        "SecurityOptions": security, "Warnings": null, "CDISpecDirs": [],
+        "SecurityOptions": security, "Warnings": (!warnings.is_empty()).then_some(warnings), "CDISpecDirs": [],
     });
     compat::downgrade_info(version, info.bridge_filter, &mut shown);
     Ok(ok(&shown))

@@ -22,6 +22,11 @@ pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
         &args.format,
         || info_text(client, answer.as_ref().ok()),
     )?;
+    if args.format.is_empty() {
+        for warning in info["Warnings"].as_array().into_iter().flatten() {
+            eprintln!("{}", warning.as_str().unwrap_or_default());
+        }
+    }
     answer.map(|_| 0).map_err(Into::into)
 }
 

@@ -4,7 +4,9 @@
 //!
 //! Copies are written at flushes. After a container was created or its settings have changed, that
 //! is before the request is answered; after other changes of its record about a second later. Files
-//! are replaced atomically, but not synced.
+//! are replaced atomically, but not synced. A copy that cannot be written, because the disk is full,
+//! is tried again by the background flush; the request succeeds without it, and `info` has a warning
+//! meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -40,6 +42,8 @@ struct Pending {
     /// Ids of the containers whose copy is due with the next flush.
     due: BTreeSet<String>,
     rest: bool,
+    /// Why copies could not be written at the last attempt; `None` if all were.
+    failure: Option<String>,
 }
 
 /// The content of [`REST`].
@@ -87,6 +91,30 @@ impl Copies {
         self.pending().rest = true;
     }
 
+    /// Puts a copy back that could not be written, unless there is a newer one.
+    fn put_back(&self, id: String, text: String) {
+        self.pending().containers.entry(id).or_insert(text);
+    }
+
+    /// Returns why copies could not be written at the last attempt.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.pending().failure.clone()
+    }
+
+    /// Records the outcome of an attempt to write all copies (`None`: all were written), and logs a
+    /// change.
+    fn note(&self, failure: Option<String>) {
+        let mut pending = self.pending();
+        match (&pending.failure, &failure) {
+            (None, Some(error)) => {
+                tracing::warn!("copy the store's records: {error}; trying again until it succeeds");
+            }
+            (Some(_), None) => tracing::info!("the copies of the store's records are up to date"),
+            _ => {}
+        }
+        pending.failure = failure;
+    }
+
     /// Takes the copies to write now: those that are due, or all.
     fn take(&self, all: bool) -> (BTreeMap<String, String>, bool) {
         let mut pending = self.pending();
@@ -106,21 +134,25 @@ impl Copies {
 impl RecordStore {
     pub(super) fn write_copies(&self, all: bool) {
         let (containers, rest) = self.copies.take(all);
+        let mut failure = None;
         for (id, text) in containers {
-            let path = self
-                .copies
-                .root
-                .join("containers")
-                .join(id)
-                .join(CONTAINER_COPY);
-            match fs::replace(path, text, 0o600) {
-                Err(error) if !error.is_not_found() => tracing::warn!("copy a record: {error}"),
+            let directory = self.copies.root.join("containers").join(&id);
+            match fs::replace(directory.join(CONTAINER_COPY), &text, 0o600) {
+                Err(error) if !error.is_not_found() => {
+                    self.copies.put_back(id, text);
+                    failure = Some(error.to_string());
+                }
                 // Removed meanwhile.
                 _ => {}
             }
         }
         if rest && let Err(error) = self.write_rest() {
-            tracing::warn!("copy records: {error}");
+            self.copies.put_rest();
+            failure = Some(error.to_string());
+        }
+        // A flush of only some copies cannot tell that the others are up to date.
+        if all || failure.is_some() {
+            self.copies.note(failure);
         }
     }
 

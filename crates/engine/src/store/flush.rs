@@ -10,8 +10,9 @@
 //! power failure.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -66,30 +67,46 @@ impl Flushes {
     /// Returns an error if a file cannot be opened, which the next flush tries again, or if a sync
     /// fails, which is kept in `failed`.
     fn sync_all(&self) -> Result<()> {
-        loop {
-            // A statement of its own, so that the lock is not held during the sync.
-            let next = self.files().pop_first();
-            let Some(path) = next else { break };
-            match fs::open(&path) {
-                Ok(file) => file
-                    .sync_all()
-                    .map_err(fs::at("fsync", &path))
-                    .map_err(|error| self.fail(&error.into()))?,
-                // A file that was deleted meanwhile does not need to be synced.
-                Err(error)
-                    if error.is_not_found() || error.source.kind() == ErrorKind::NotADirectory => {}
-                Err(error) => {
-                    self.files().insert(path);
-                    return Err(Error::internal(format!(
-                        "the engine's store could not be written to disk yet: {error}"
-                    )));
-                }
+        // A statement of its own, so that the lock is not held during the syncs.
+        let files = std::mem::take(&mut *self.files());
+        let mut unsynced = Ok(());
+        for path in files {
+            if let Err(error) = self.sync_file(&path) {
+                self.files().insert(path);
+                unsynced = unsynced.and(Err(error));
             }
         }
         self.log
             .sync_data()
             .map_err(fs::at("fdatasync", super::LOG))
-            .map_err(|error| self.fail(&error.into()))
+            .map_err(|error| self.fail(&error.into()))?;
+        unsynced
+    }
+
+    /// Syncs a file. If it cannot be opened (no descriptor is free, or it is a socket), its whole
+    /// file system is synced instead, by the log's descriptor if it is the same one.
+    fn sync_file(&self, path: &Path) -> Result<()> {
+        let opened = match fs::open(path) {
+            Ok(file) => {
+                let synced = file.sync_all().map_err(fs::at("fsync", path));
+                return synced.map_err(|error| self.fail(&error.into()));
+            }
+            Err(error) => error,
+        };
+        // A file that was deleted meanwhile does not need to be synced.
+        if opened.is_not_found() || opened.source.kind() == ErrorKind::NotADirectory {
+            return Ok(());
+        }
+        let device = |metadata: Metadata| metadata.dev();
+        let own = self.log.metadata().map(device).ok();
+        if own.is_some() && own == fs::metadata(path).map(device).ok() {
+            return rustix::fs::syncfs(&self.log)
+                .map_err(fs::at("syncfs", super::LOG))
+                .map_err(|error| self.fail(&error.into()));
+        }
+        Err(Error::internal(format!(
+            "the change is made, but not all of it could be written to disk yet: {opened}"
+        )))
     }
 
     /// Records and logs the first failed sync, and returns its error.
@@ -149,16 +166,43 @@ impl RecordStore {
         /// Delay after a commit: records of short-lived containers are deleted by then, and cost no
         /// flush.
         const QUIET: Duration = Duration::from_secs(1);
+        /// Interval for trying again what has failed.
+        const RETRY: Duration = Duration::from_secs(5);
+        let mut logged = String::new();
         loop {
-            self.flushes.changed.notified().await;
-            tokio::time::sleep(QUIET).await;
-            if let Err(error) = self.flush_all().await {
-                tracing::error!("flush the store: {error}");
-                if self.flushes.failed.get().is_none() {
-                    self.flushes.changed.notify_one();
-                }
+            let changed = self.flushes.changed.notified();
+            if self.is_behind() {
+                let _ = tokio::time::timeout(RETRY, changed).await;
+            } else {
+                changed.await;
             }
+            tokio::time::sleep(QUIET).await;
+            let failure = self.flush_all().await.err().map(|error| error.to_string());
+            let failure = failure.unwrap_or_default();
+            if !failure.is_empty() && failure != logged {
+                tracing::error!("flush the store: {failure}");
+            }
+            logged = failure;
         }
+    }
+
+    /// Whether files or copies wait for being written though no commit is new. Nothing can be written
+    /// after a failed sync.
+    fn is_behind(&self) -> bool {
+        self.flushes.failed.get().is_none()
+            && (!self.flushes.files().is_empty() || self.copies.failure().is_some())
+    }
+
+    /// Returns what is wrong with the store, for the user.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let failed = self.flushes.failed.get().cloned();
+        let stale = self.copies.failure().map(|error| {
+            format!(
+                "copies of the engine's records, which `whelk system repair` uses, are out of date \
+                 ({error}); they are written again when that is possible"
+            )
+        });
+        failed.into_iter().chain(stale).collect()
     }
 
     /// Flushes everything, and writes all copies.

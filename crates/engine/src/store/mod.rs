@@ -442,6 +442,7 @@ fn encode<T: Serialize>(record: &T) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ContainerState;
 
     #[test]
     fn rejects_a_store_of_a_newer_engine() {
@@ -521,20 +522,69 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_cannot_be_opened_is_synced_later() {
-        let root = new_root("retry");
+    fn a_path_that_cannot_be_opened_is_synced_with_its_file_system() {
+        let root = new_root("unopened");
         let store = RecordStore::open(&root).unwrap();
         let (loops, file) = (root.join("loop"), root.join("file"));
         std::os::unix::fs::symlink(&loops, &loops).unwrap();
         fs::write(&file, "").unwrap();
-        store.keep([loops.clone(), file.join("below"), root.join("gone")]);
+        store.keep([loops, file.join("below"), root.join("gone")]);
+        store.flush(false).unwrap();
+        drop(store);
+        fs::remove_tree(&root).unwrap();
+    }
+
+    #[test]
+    fn a_path_of_another_disk_that_cannot_be_opened_is_synced_later() {
+        use std::os::unix::fs::MetadataExt;
+        let root = new_root("retry");
+        let store = RecordStore::open(&root).unwrap();
+        // open(2) of a socket fails with ENXIO.
+        let socket = PathBuf::from(format!("/dev/shm/whelk-retry-{}", std::process::id()));
+        drop(fs::remove_if_exists(&socket));
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let device = |path| fs::metadata(path).unwrap().dev();
+        assert_ne!(device(root.as_path()), device(socket.as_path()));
+        store.keep([socket.clone(), root.join("gone")]);
         for _ in 0..2 {
             let error = store.flush(false).unwrap_err().to_string();
-            assert!(error.contains("loop"), "{error}");
+            assert!(error.contains("whelk-retry"), "{error}");
         }
-        fs::remove_file(&loops).unwrap();
-        fs::write(&loops, "").unwrap();
+        drop(listener);
+        fs::remove_file(&socket).unwrap();
         store.flush(false).unwrap();
+        drop(store);
+        fs::remove_tree(&root).unwrap();
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_written_is_written_later() {
+        let root = new_root("copies");
+        let store = RecordStore::open(&root).unwrap();
+        let record: ContainerRecord = serde_json::from_value(serde_json::json!({
+            "version": SCHEMA_VERSION, "id": "one", "name": "first", "created_at": 0, "image": "",
+            "config": {}, "host": {}, "state": ContainerState::default(),
+        }))
+        .unwrap();
+        // A file in the place of the directory.
+        let directory = root.join("containers/one");
+        fs::create_dir_all(root.join("containers"), 0o700).unwrap();
+        fs::write(&directory, "").unwrap();
+        store.insert_container(&record).unwrap();
+        store.flush(false).unwrap();
+        assert!(
+            store.problems()[0].contains("out of date"),
+            "{:?}",
+            store.problems()
+        );
+        fs::remove_file(&directory).unwrap();
+        fs::create_dir_all(&directory, 0o700).unwrap();
+        // Nothing is due at the flush for another request, which does not end the warning.
+        store.flush(false).unwrap();
+        assert_eq!(store.problems().len(), 1);
+        store.flush(true).unwrap();
+        assert_eq!(store.problems(), Vec::<String>::new());
+        assert_eq!(read_copy(&directory).unwrap().name, "first");
         drop(store);
         fs::remove_tree(&root).unwrap();
     }
