@@ -12,6 +12,9 @@ use crate::model;
 const LOCAL_SIZE: u64 = 20 << 20;
 const LOCAL_FILES: u32 = 5;
 
+/// The size that means no limit.
+const NO_LIMIT: &str = "-1";
+
 /// Returns the log configuration of container `id`, whose log files are in `directory`.
 ///
 /// # Errors
@@ -53,16 +56,19 @@ pub fn config(
     }
     for (key, value) in &wanted.config {
         match key.as_str() {
-            "max-size" => config.max_size = size(value)?,
+            "max-size" => {
+                config.max_size = size(value)?;
+                if config.max_size == 0 && value != NO_LIMIT {
+                    return Err(Error::invalid("max-size must be a positive number"));
+                }
+            }
             "max-file" => {
-                config.max_files =
-                    value
-                        .parse()
-                        .ok()
-                        .filter(|count| *count > 0)
-                        .ok_or_else(|| {
-                            Error::invalid(format!("invalid max-file: {value:?}: a number above 0"))
-                        })?
+                config.max_files = value
+                    .parse()
+                    .map_err(|_| Error::invalid(format!("invalid max-file: {value:?}")))?;
+                if config.max_files == 0 {
+                    return Err(Error::invalid("max-file cannot be less than 1"));
+                }
             }
             "compress" => {
                 config.compress = value.parse().map_err(|_| {
@@ -136,7 +142,7 @@ impl Details<'_> {
 /// 0: no limit.
 pub(crate) fn size(text: &str) -> Result<u64> {
     let invalid = || Error::invalid(format!("invalid size: '{text}'"));
-    if text == "-1" {
+    if text == NO_LIMIT {
         return Ok(0);
     }
     let lower = text.to_lowercase();
@@ -211,7 +217,18 @@ mod tests {
         check(
             "local",
             &[("max-file", "0")],
-            "invalid max-file: \"0\": a number above 0",
+            "max-file cannot be less than 1",
+        );
+        check("local", &[("max-file", "x")], "invalid max-file: \"x\"");
+        for none in ["0", "0k", "0.0001"] {
+            let expected = "max-size must be a positive number";
+            check("json-file", &[("max-size", none)], expected);
+            check("local", &[("max-size", none)], expected);
+        }
+        check(
+            "json-file",
+            &[("max-size", "-1")],
+            "/d/id-json.log 0 1 false",
         );
     }
 }

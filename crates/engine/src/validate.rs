@@ -394,7 +394,9 @@ fn check_cpu(host: &HostConfig, host_info: &HostInfo) -> Result<()> {
                 "Conflicting options: Nano CPUs and CPU Quota cannot both be set",
             ));
         }
-        if host.nano_cpus < 0 || host.nano_cpus > i64::from(host_info.cpus) * 1_000_000_000 {
+        // The kernel's minimum quota, 1 ms, is 0.01 of the default period.
+        const MIN_CPUS: i64 = 10_000_000;
+        if !(MIN_CPUS..=i64::from(host_info.cpus) * 1_000_000_000).contains(&host.nano_cpus) {
             return Err(Error::invalid(format!(
                 "range of CPUs is from 0.01 to {}.00, as there are only {} CPUs available",
                 host_info.cpus, host_info.cpus
@@ -618,10 +620,13 @@ mod tests {
             |_, host| host.cpuset_cpus = "1-0".into(),
             "Invalid value 1-0 for cpuset cpus: invalid format: 1-0",
         );
-        check(
-            |_, host| host.nano_cpus = 99_000_000_000,
-            "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available",
-        );
+        for cpus in [99_000_000_000, 9_999_999, 1_000, -1] {
+            check(
+                |_, host| host.nano_cpus = cpus,
+                "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available",
+            );
+        }
+        check(|_, host| host.nano_cpus = 10_000_000, "");
         check(
             |_, host| host.oom_score_adj = 2000,
             "Invalid value 2000, range for oom score adj is [-1000, 1000]",
