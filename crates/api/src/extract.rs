@@ -1,12 +1,14 @@
 //! Request extractors with the semantics of Docker's daemon.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 use whelk_engine::filters::{Filters, moment};
 
 use crate::error::{ApiError, ApiResult};
@@ -151,9 +153,53 @@ pub(crate) async fn json<T: RequestBody + Send + 'static>(
 /// on blocking threads.
 const MAX_INLINE_BODY: usize = 64 << 10;
 
-/// Limits the larger bodies that are decoded at the same time, in bytes: decoded values can take many
-/// times the memory of their JSON.
-static DECODING: Semaphore = Semaphore::const_new(MAX_BODY_SIZE);
+/// Limits the larger bodies that are received, decoded or used at the same time, in bytes: decoded
+/// values can take many times the memory of their JSON.
+static BODIES: Semaphore = Semaphore::const_new(MAX_BODY_SIZE);
+
+/// Held by the one request whose body may exceed [`BODIES`]. Otherwise requests that have a part of
+/// it each could wait for each other.
+static EXCESS: Mutex<()> = Mutex::const_new(());
+
+/// How long a client that has a share of [`BODIES`] may send nothing.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A request's share of the memory for bodies.
+#[derive(Debug, Default)]
+struct Share {
+    part: Option<SemaphorePermit<'static>>,
+    excess: Option<MutexGuard<'static, ()>>,
+}
+
+impl Share {
+    fn is_empty(&self) -> bool {
+        self.part.is_none() && self.excess.is_none()
+    }
+
+    /// Adds `bytes` to the share; waits while other requests use all memory.
+    async fn grow(&mut self, bytes: usize) {
+        if self.excess.is_some() {
+            return;
+        }
+        let more = u32::try_from(bytes).map(|bytes| BODIES.try_acquire_many(bytes));
+        match (more, &mut self.part) {
+            (Ok(Ok(more)), Some(part)) => part.merge(more),
+            (Ok(Ok(more)), part) => *part = Some(more),
+            _ => self.excess = Some(EXCESS.lock().await),
+        }
+    }
+}
+
+tokio::task_local! {
+    /// The shares that are held until the current request is answered.
+    static SHARES: RefCell<Vec<Share>>;
+}
+
+/// Runs a request's handler, and holds the memory of its body for as long: the handler has the
+/// decoded value.
+pub(crate) async fn hold_bodies<T>(handler: impl Future<Output = T>) -> T {
+    SHARES.scope(RefCell::default(), handler).await
+}
 
 /// Reads a JSON body and decodes it with `decode`. Returns `None` if it is empty.
 ///
@@ -174,33 +220,56 @@ pub(crate) async fn json_with<T: Send + 'static>(
     if empty {
         return Ok(None);
     }
-    let body = Limited::new(body, MAX_BODY_SIZE)
-        .collect()
-        .await
-        .map_err(|error| ApiError::invalid(format!("read body: {error}")))?;
-    let body = body.to_bytes();
-    let length = body.len();
+    let (body, share) = receive(body).await?;
     let read = move || match parse(&body) {
         Ok((_, true)) => Err(ApiError::invalid("unexpected content after JSON")),
         Ok((value, false)) => decode(value).map(Some).map_err(invalid_json),
         Err(Syntax::Empty) => Err(ApiError::empty_body()),
         Err(Syntax::Invalid(text)) => Err(invalid_json(text)),
     };
-    if length <= MAX_INLINE_BODY {
+    if share.is_empty() {
         return read();
     }
-    let interrupted = |error: String| {
+    let decoded = tokio::task::spawn_blocking(move || (read(), share)).await;
+    let (decoded, share) = decoded.map_err(|error| {
         ApiError(whelk_engine::Error::internal(format!(
             "decode a body: {error}"
         )))
-    };
-    let share = DECODING
-        .acquire_many(u32::try_from(length).unwrap_or(u32::MAX))
-        .await;
-    let _share = share.map_err(|error| interrupted(error.to_string()))?;
-    tokio::task::spawn_blocking(read)
-        .await
-        .map_err(|error| interrupted(error.to_string()))?
+    })?;
+    // Without a value the share is released now; so it is outside of `hold_bodies`.
+    if decoded.is_ok() {
+        let _ = SHARES.try_with(|shares| shares.borrow_mut().push(share));
+    }
+    decoded
+}
+
+/// Receives a body. Takes a share of the memory if it is larger than [`MAX_INLINE_BODY`], as its
+/// bytes arrive.
+async fn receive(body: Body) -> ApiResult<(Vec<u8>, Share)> {
+    let failed = |error: String| ApiError::invalid(format!("read body: {error}"));
+    let mut body = Limited::new(body, MAX_BODY_SIZE);
+    let (mut received, mut share) = (Vec::new(), Share::default());
+    loop {
+        let next = if share.is_empty() {
+            body.frame().await
+        } else {
+            tokio::time::timeout(IDLE_TIMEOUT, body.frame())
+                .await
+                .map_err(|_| failed("the client sends nothing".into()))?
+        };
+        let Some(frame) = next else {
+            return Ok((received, share));
+        };
+        let frame = frame.map_err(|error| failed(error.to_string()))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if received.len() + data.len() > MAX_INLINE_BODY {
+            let before = if share.is_empty() { received.len() } else { 0 };
+            share.grow(before + data.len()).await;
+        }
+        received.extend_from_slice(&data);
+    }
 }
 
 pub(crate) fn invalid_json(error: impl std::fmt::Display) -> ApiError {
@@ -285,6 +354,45 @@ pub(crate) fn detach_keys(text: &str) -> ApiResult<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn bodies_take_memory_as_they_arrive_and_until_their_request_is_answered() {
+        use futures_util::{FutureExt, StreamExt, stream};
+        let kind = (header::CONTENT_TYPE, "application/json".parse().unwrap());
+        let headers: HeaderMap = [kind].into_iter().collect();
+        let read = |body: Body| json_with(&headers, body, |_| Ok(()));
+        let largest = || Body::from(format!("[{}]", " ".repeat(MAX_BODY_SIZE - 2)));
+        let free = || BODIES.available_permits();
+        // A client that sends half of it.
+        let half = vec![b' '; 1 << 20];
+        let stalls = stream::iter([Ok::<_, std::io::Error>(half)]).chain(stream::pending());
+        let mut receiving = Box::pin(read(Body::from_stream(stalls)));
+        assert!((&mut receiving).now_or_never().is_none());
+        assert_eq!(free(), MAX_BODY_SIZE - (1 << 20));
+        drop(receiving);
+        assert_eq!(free(), MAX_BODY_SIZE);
+        hold_bodies(async {
+            read(largest()).await.unwrap();
+            assert_eq!(free(), 0);
+            // One more is possible, and a third waits for it.
+            let mut third = Box::pin(read(largest()));
+            hold_bodies(async {
+                read(largest()).await.unwrap();
+                assert!((&mut third).now_or_never().is_none());
+            })
+            .await;
+            third.await.unwrap();
+        })
+        .await;
+        assert_eq!(free(), MAX_BODY_SIZE);
+        // What cannot be decoded has no value.
+        hold_bodies(async {
+            let wrong = Body::from(" ".repeat(MAX_BODY_SIZE));
+            read(wrong).await.unwrap_err();
+            assert_eq!(free(), MAX_BODY_SIZE);
+        })
+        .await;
+    }
 
     #[test]
     fn parses_detach_keys() {

@@ -20,7 +20,7 @@ use axum::routing::{delete, get, post};
 use whelk_engine::Engine;
 
 use crate::error::message;
-use crate::extract::MAX_BODY_SIZE;
+use crate::extract::{MAX_BODY_SIZE, hold_bodies};
 use crate::version;
 
 pub(crate) type App = State<Arc<Engine>>;
@@ -117,7 +117,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
 /// Delays the response to a request that may have changed something until the change is on disk.
 async fn wait_durable(State(engine): App, request: Request, next: Next) -> Response {
     let only_reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let response = next.run(request).await;
+    let response = hold_bodies(next.run(request)).await;
     if only_reads {
         return response;
     }
