@@ -8,7 +8,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use whelk_sys::process::{CloneFlags, unshare};
 
 use crate::cgroup::Cgroup;
-use crate::error::{Error, Result, os};
+use crate::error::{Error, Result, limit_memory, os};
 use crate::launch::{Gate, Launch};
 use crate::mounts::{self, Context, KeyMounts};
 use crate::spec::{NamespaceKind, Process};
@@ -38,6 +38,9 @@ fn set_up<'a>(
     process::set_oom_score(&own_proc, process)?;
     // The cgroup comes first, so that everything from here on is accounted to the container.
     cgroup.map_or(Ok(()), Cgroup::enter)?;
+    if cgroup.is_some() && linux.resources.memory.limit.is_some_and(|limit| limit > 0) {
+        limit_memory();
+    }
     rustix::process::setsid().map_err(os("setsid"))?;
     if linux.has_new(NamespaceKind::User) {
         // Until its ids are mapped, the process has the overflow uid and gid.

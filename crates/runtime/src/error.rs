@@ -2,7 +2,9 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use whelk_sys::errno_text;
 use whelk_sys::fs::PathError;
@@ -36,10 +38,32 @@ pub enum Error {
     /// A system call failed: operation, object and cause.
     #[error("{0}")]
     Os(String),
-    /// A system call failed because of a resource that others may release
-    /// ([`whelk_sys::is_exhausted`]): operation, object and cause.
+    /// A system call failed because of a resource of the host that others may release
+    /// ([`whelk_sys::is_exhausted`]): operation, object and cause. A resource of the container's own
+    /// limits ([`limit_memory`]) gives [`Error::Os`].
     #[error("{0}")]
     Exhausted(String),
+}
+
+/// Whether this process is in a cgroup that limits its memory, including the kernel's memory for
+/// its system calls.
+static IS_MEMORY_LIMITED: AtomicBool = AtomicBool::new(false);
+
+/// Notes that this process, which becomes a container's, has entered a cgroup with a memory limit:
+/// from now on a lack of memory (`ENOMEM`) is taken for the container's own, which does not pass by
+/// waiting.
+///
+/// A container's other limits have no effect before its program runs: those of processes and open
+/// files do not apply to the few that its creation needs, or are set last. What it does not have is
+/// room on the host's disks, descriptors and processes of the host.
+pub(crate) fn limit_memory() {
+    IS_MEMORY_LIMITED.store(true, Ordering::Relaxed);
+}
+
+/// Whether an error means that a resource of the host is used up.
+fn may_pass(error: &io::Error, is_memory_limited: bool) -> bool {
+    let lacks_memory = error.raw_os_error() == Some(Errno::NOMEM.raw_os_error());
+    whelk_sys::is_exhausted(error) && !(lacks_memory && is_memory_limited)
 }
 
 impl Error {
@@ -48,8 +72,8 @@ impl Error {
     }
 
     /// Converts a system call's error to [`Error::Exhausted`] or [`Error::Os`] with this text.
-    pub(crate) fn kernel(text: String, error: &io::Error) -> Self {
-        if whelk_sys::is_exhausted(error) {
+    pub fn kernel(text: String, error: &io::Error) -> Self {
+        if may_pass(error, IS_MEMORY_LIMITED.load(Ordering::Relaxed)) {
             Self::Exhausted(text)
         } else {
             Self::Os(text)
@@ -101,5 +125,26 @@ pub(crate) fn os_at<E: Into<io::Error>>(
             ),
             &error,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_containers_own_limit_causes_does_not_pass() {
+        for (errno, unlimited, limited) in [
+            (Errno::NOMEM, true, false),
+            (Errno::NOSPC, true, true),
+            (Errno::NOENT, false, false),
+        ] {
+            let error = io::Error::from(errno);
+            assert_eq!(
+                (may_pass(&error, false), may_pass(&error, true)),
+                (unlimited, limited),
+                "{errno:?}"
+            );
+        }
     }
 }

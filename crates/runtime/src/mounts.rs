@@ -582,6 +582,11 @@ fn copy_up(root: &OwnedFd, destination: &str, tree: &OwnedFd) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(os_at("open", destination)(error)),
     };
-    whelk_sys::copy::tree(&source, tree, whelk_sys::copy::Source::Layers)
-        .map_err(os_at("copy up", destination))
+    // Not `os_at`: what is used up is the size that the configuration gives the tmpfs.
+    whelk_sys::copy::tree(&source, tree, whelk_sys::copy::Source::Layers).map_err(|error| {
+        Error::Os(format!(
+            "copy up {destination}: {}",
+            whelk_sys::errno_text(&error.into())
+        ))
+    })
 }

@@ -82,15 +82,14 @@ pub(crate) fn chown_streams(uid: u32) {
 /// root may enter works.
 pub(crate) fn enter_directory(cwd: &str) -> Result<()> {
     let cwd = if cwd.is_empty() { "/" } else { cwd };
-    match rustix::process::chdir(cwd) {
-        Ok(()) => {}
-        Err(error) => {
-            return Err(Error::Os(format!(
-                "chdir to cwd ({cwd:?}) set in config.json failed: {}",
-                errno_text(&error.into())
-            )));
-        }
-    }
+    rustix::process::chdir(cwd).map_err(|error| {
+        let error = error.into();
+        let text = format!(
+            "chdir to cwd ({cwd:?}) set in config.json failed: {}",
+            errno_text(&error)
+        );
+        Error::kernel(text, &error)
+    })?;
     // getcwd(2) fails or returns a relative path for a directory outside the root, which is reached
     // through a leaked descriptor (CVE-2024-21626).
     let here = rustix::process::getcwd(Vec::new())
@@ -111,7 +110,7 @@ pub(crate) fn create_working_directory(root: &OwnedFd, cwd: &str) -> Result<()> 
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
             Err(Error::Os(format!("Cannot mkdir: {cwd} is not a directory")))
         }
-        Err(error) => Err(Error::Os(format!("mkdir {cwd}: {}", errno_text(&error)))),
+        Err(error) => Err(os_at("mkdir", cwd)(error)),
     }
 }
 

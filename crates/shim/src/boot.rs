@@ -246,7 +246,7 @@ fn start(
     ] {
         if let Some(fd) = fd {
             poll.add(fd, token, EventFlags::IN)
-                .map_err(|error| Error::Os(format!("epoll: {error}")))?;
+                .map_err(exhaustible("epoll"))?;
         }
     }
     let requests = launch.attached.clone();
@@ -326,15 +326,23 @@ fn start_init(
     let started_at = now();
     let mut init = Process::new(INIT, None, created.pid, created.pidfd);
     init.connect(created.terminal, ours, poll)
-        .map_err(|error| Error::Os(format!("watch streams: {error}")))?;
+        .map_err(exhaustible("watch streams"))?;
     Ok((init, started_at))
+}
+
+/// Returns a closure for `map_err` that converts the error of a step of a start.
+fn exhaustible<E: Into<std::io::Error>>(what: &str) -> impl FnOnce(E) -> Error {
+    move |error| {
+        let error = error.into();
+        Error::kernel(format!("{what}: {}", whelk_sys::errno_text(&error)), &error)
+    }
 }
 
 /// Listens on the container's socket. It is bound through a descriptor of the directory, because
 /// the path may exceed the length of a socket address.
 fn listen_in(run_dir: &std::path::Path) -> Result<OwnedFd> {
-    let step =
-        |error: rustix::io::Errno| Error::Os(format!("listen in {}: {error}", run_dir.display()));
+    let what = format!("listen in {}", run_dir.display());
+    let step = |error: rustix::io::Errno| exhaustible(&what)(error);
     let directory = rustix::fs::open(
         run_dir,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
