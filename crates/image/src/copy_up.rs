@@ -46,7 +46,8 @@ pub fn copy_up(
         copy::tree(&source, target, copy::Source::Layers).map_err(step("copy"))?;
         copy::directory_attributes(&source, target).map_err(step("copy attributes"))?;
         if lasting {
-            rustix::fs::syncfs(target).map_err(step("sync"))
+            // Not syncfs(2): the volume is locked meanwhile, and others may have written much.
+            copy::sync(target).map_err(step("sync"))
         } else {
             Ok(())
         }

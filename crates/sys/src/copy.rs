@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
@@ -312,6 +312,58 @@ fn copy_attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), E
     Ok(())
 }
 
+/// Flushes the files and directories of a tree to disk, and no others of its file system. The writing
+/// of all files is started before the first one is waited for.
+pub fn sync(directory: impl AsFd) -> Result<(), Errno> {
+    let directory = reopen(directory)?;
+    sync_below(&directory, &start_writing, 0)?;
+    sync_below(&directory, &|file| rustix::fs::fsync(file), 0)
+}
+
+fn sync_below(
+    directory: &OwnedFd,
+    flush: &impl Fn(&OwnedFd) -> Result<(), Errno>,
+    depth: usize,
+) -> Result<(), Errno> {
+    if depth > MAX_DEPTH {
+        return Err(Errno::LOOP);
+    }
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = |more| openat(directory, name, flags | more, Mode::empty());
+        let flushed = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).and_then(|stat| {
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => sync_below(&open(OFlags::DIRECTORY)?, flush, depth + 1),
+                FileType::RegularFile => flush(&open(OFlags::empty())?),
+                // Part of the directory that they are in.
+                _ => Ok(()),
+            }
+        });
+        match flushed {
+            // Removed or replaced since the directory was read.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {}
+            flushed => flushed?,
+        }
+    }
+    flush(directory)
+}
+
+/// Starts the writing of a file's data. Errors are reported by the fsync(2) that follows.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "one of the two functions of `sync`"
+)]
+fn start_writing(file: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: sync_file_range(2) takes numbers.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    Ok(())
+}
+
 /// Whether a directory is empty, apart from `lost+found`.
 pub fn is_empty(directory: impl AsFd) -> Result<bool, Errno> {
     for entry in Dir::read_from(reopen(directory)?)? {
@@ -371,6 +423,34 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
     use super::*;
+
+    #[test]
+    fn syncs_trees_with_all_kinds_of_files() {
+        let root = std::env::temp_dir().join(format!("whelk-sync-{}", std::process::id()));
+        drop(fs::remove_dir_all(&root));
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::write(root.join("a/b/file"), "content").unwrap();
+        symlink("nowhere", root.join("a/link")).unwrap();
+        // Opening one would wait for a writer.
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            root.join("a/fifo"),
+            FileType::Fifo,
+            Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        let directory = fs::File::open(&root).unwrap();
+        sync(&directory).unwrap();
+        let mut seen = std::cell::Cell::new(0);
+        let count = |_: &OwnedFd| {
+            seen.set(seen.get() + 1);
+            Ok(())
+        };
+        sync_below(&reopen(&directory).unwrap(), &count, 0).unwrap();
+        assert_eq!(*seen.get_mut(), 4, "three directories and a file");
+        fs::remove_dir_all(&root).unwrap();
+    }
 
     #[test]
     fn copies_content_and_all_metadata() {
