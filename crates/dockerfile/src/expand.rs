@@ -3,6 +3,7 @@
 //! The rules are BuildKit's: `$x`, `${x}`, `${x:-word}`, `${x-word}`, `+`, `?`, `#`, `##`, `%`,
 //! `%%`, `/` and `//`.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use regex_lite::Regex;
@@ -13,8 +14,8 @@ use crate::{Error, Result};
 /// kernel's limit for an argument or environment variable is 128 KiB (execve(2)).
 pub const MAX_WORD: usize = 1 << 20;
 
-/// Limit of the steps for matching the patterns of a word: the length of each pattern times that of
-/// its value.
+/// The steps that the words of one file may take together: the bytes of inserted values, and for
+/// each match the length of the pattern times that of its value.
 const MAX_STEPS: usize = 1 << 27;
 
 /// Limit of nested substitutions such as `${a:-${b:-…}}`.
@@ -40,11 +41,35 @@ impl<'a> Environment<'a> {
     }
 }
 
+/// The work that the words of one file may still cause, so that many words cannot take what a single
+/// one may not.
+#[derive(Debug)]
+pub struct Budget(Cell<usize>);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(Cell::new(MAX_STEPS))
+    }
+}
+
+impl Budget {
+    fn spend(&self, steps: usize) -> Result<()> {
+        let left = self.0.get().checked_sub(steps);
+        self.0.set(left.unwrap_or(0));
+        left.map(drop).ok_or_else(|| {
+            Error::new(format!(
+                "expanding variables takes more than {MAX_STEPS} steps"
+            ))
+        })
+    }
+}
+
 /// Expands words with one set of variables.
 #[derive(Clone, Copy, Debug)]
 pub struct Lexer<'a> {
     pub escape: char,
     pub environment: &'a Environment<'a>,
+    pub budget: &'a Budget,
 }
 
 impl Lexer<'_> {
@@ -72,7 +97,6 @@ impl Lexer<'_> {
             at: 0,
             depth: 0,
             expanded: 0,
-            steps: 0,
         };
         // A word can be as long as a line, so only its beginning is shown.
         const SHOWN: usize = 256;
@@ -90,8 +114,6 @@ struct Scan<'a> {
     depth: usize,
     /// Number of bytes of variables' values inserted so far, including those of discarded operands.
     expanded: usize,
-    /// Number of matching steps so far.
-    steps: usize,
 }
 
 /// The output so far, as one text and split into words.
@@ -260,21 +282,14 @@ impl Scan<'_> {
         if self.expanded > MAX_WORD {
             Err(too_long())
         } else {
-            Ok(())
+            self.lexer.budget.spend(bytes)
         }
     }
 
     /// Counts the steps of a match, before it is run.
-    fn count_steps(&mut self, pattern: &str, value: &str) -> Result<()> {
-        self.steps = self
-            .steps
-            .saturating_add(pattern.len().saturating_mul(value.len()));
-        if self.steps > MAX_STEPS {
-            return Err(Error::new(format!(
-                "matching patterns takes more than {MAX_STEPS} steps"
-            )));
-        }
-        Ok(())
+    fn count_steps(&self, pattern: &str, value: &str) -> Result<()> {
+        let steps = pattern.len().saturating_mul(value.len());
+        self.lexer.budget.spend(steps)
     }
 
     fn substitution(&mut self) -> Result<String> {
@@ -467,6 +482,7 @@ mod tests {
         let lexer = Lexer {
             escape: '\\',
             environment: &environment,
+            budget: &Budget::default(),
         };
         let mut count = 0;
         for line in include_str!("../tests/variables.txt")
@@ -505,6 +521,7 @@ mod tests {
             let words = Lexer {
                 escape: '\\',
                 environment: &environment,
+                budget: &Budget::default(),
             }
             .words(input.trim());
             assert_eq!(
@@ -521,6 +538,7 @@ mod tests {
         let lexer = Lexer {
             escape: '\\',
             environment: &environment,
+            budget: &Budget::default(),
         };
         for (input, expected) in [
             ("${F%.*}", "foo.tar"),
@@ -570,6 +588,7 @@ mod tests {
         let lexer = Lexer {
             escape: '\\',
             environment: &environment,
+            budget: &Budget::default(),
         };
         assert!(
             lexer.word("$A$A").is_ok()
@@ -598,6 +617,16 @@ mod tests {
         ] {
             assert!(lexer.word(&text).unwrap_err().to_string().contains("steps"));
         }
+        // Words that are allowed alone share one budget.
+        let budget = Budget::default();
+        let lexer = Lexer {
+            budget: &budget,
+            ..lexer
+        };
+        let pattern = format!("${{A#{}}}", "?".repeat(200));
+        assert!(lexer.word(&pattern).is_ok());
+        let error = lexer.word(&pattern).unwrap_err().to_string();
+        assert!(error.contains("steps"), "{error}");
         let nested = "${a:-".repeat(100_000);
         assert!(
             lexer

@@ -344,7 +344,7 @@ fn healthcheck(rest: &str, flags: &Flags<'_>) -> Result<Healthcheck> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Environment, parse};
+    use crate::{Budget, Environment, parse};
 
     fn read(text: &str) -> Result<Instruction> {
         let environment = Environment::new(["X=80 443", "P=/a:/b"]);
@@ -354,6 +354,7 @@ mod tests {
             &Lexer {
                 escape: dockerfile.escape,
                 environment: &environment,
+                budget: &Budget::default(),
             },
         )
     }

@@ -10,7 +10,7 @@ mod expand;
 mod instruction;
 mod parser;
 
-pub use expand::{Environment, Lexer, MAX_WORD};
+pub use expand::{Budget, Environment, Lexer, MAX_WORD};
 pub use instruction::{Command, Healthcheck, Instruction, Pair};
 pub use parser::{Dockerfile, Line, parse};
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, json};
-use whelk_dockerfile::{Command, Environment, Healthcheck, Instruction, Lexer, Pair};
+use whelk_dockerfile::{Budget, Command, Environment, Healthcheck, Instruction, Lexer, Pair};
 
 use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
@@ -39,6 +39,7 @@ pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
         )));
     }
     let mut command_given = false;
+    let budget = Budget::default();
     for line in &dockerfile.lines {
         let instruction = {
             let environment = Environment::new(config.env.iter().map(String::as_str));
@@ -47,6 +48,7 @@ pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
                 &Lexer {
                     escape: dockerfile.escape,
                     environment: &environment,
+                    budget: &budget,
                 },
             )
             .map_err(invalid)?
@@ -308,6 +310,15 @@ mod tests {
             )
             .is_err()
         );
+    }
+
+    #[test]
+    fn rejects_changes_that_take_long_together() {
+        let long = format!("ENV A={}", "x".repeat(60_000));
+        let pattern = format!("LABEL a=${{A##{}}}", "?".repeat(1_500));
+        assert!(changed(&[&long, &pattern]).is_ok());
+        let error = changed(&[&long, &pattern, &pattern]).unwrap_err();
+        assert!(error.to_string().contains("steps"), "{error}");
     }
 
     #[test]
