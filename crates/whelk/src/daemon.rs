@@ -241,8 +241,9 @@ fn is_locked(file: &std::fs::File) -> bool {
 fn describe_holder(lock: &std::fs::File) -> String {
     let locks = fs::read_at_most("/proc/locks", MAX_FILE_SIZE).unwrap_or_default();
     let metadata = lock.metadata().ok();
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
     let Some(pid) =
-        metadata.and_then(|metadata| holder(&String::from_utf8_lossy(&locks), &metadata))
+        metadata.and_then(|metadata| holder(&String::from_utf8_lossy(&locks), &metadata, own))
     else {
         return "; stop that engine first (its containers keep running)".into();
     };
@@ -251,20 +252,32 @@ fn describe_holder(lock: &std::fs::File) -> String {
     )
 }
 
-/// Returns the process that holds a lock on a file, from `/proc/locks` (proc(5)).
-fn holder(locks: &str, file: &std::fs::Metadata) -> Option<i32> {
-    use std::os::unix::fs::MetadataExt;
-    let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
-    let place = format!("{major:02x}:{minor:02x}:{}", file.ino());
+/// Returns the process that holds a lock on a file: the one of `/proc/locks` (proc(5)) that has the
+/// file open. The file's place there is of no use, because some file systems (btrfs, overlayfs) show
+/// other device and inode numbers in it than stat(2) returns. `except` is a process that does not hold
+/// it, but may have it open and hold other locks.
+fn holder(locks: &str, file: &std::fs::Metadata, except: i32) -> Option<i32> {
     // 1: FLOCK  ADVISORY  WRITE 708 00:13:1087 0 EOF
     // Lines of processes that wait for a lock have "->" before FLOCK.
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, _, pid, found, ..] = fields[..] else {
+        let [_, "FLOCK", _, _, pid, ..] = fields[..] else {
             return None;
         };
         // Not positive for a process outside this pid namespace.
-        pid.parse().ok().filter(|pid| found == place && *pid > 0)
+        pid.parse()
+            .ok()
+            .filter(|pid| *pid > 0 && *pid != except && has_open(*pid, file))
+    })
+}
+
+fn has_open(pid: i32, file: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |file: &std::fs::Metadata| (file.dev(), file.ino());
+    let descriptors = fs::list(format!("/proc/{pid}/fd")).unwrap_or_default();
+    descriptors.iter().any(|descriptor| {
+        // Follows the link, unlike `fs::metadata`.
+        std::fs::metadata(descriptor.path()).is_ok_and(|opened| id(&opened) == id(file))
     })
 }
 
@@ -362,33 +375,31 @@ mod tests {
 
     #[test]
     fn finds_the_holder_of_a_lock() {
-        use std::os::unix::fs::MetadataExt;
         let path = std::env::temp_dir().join(format!("whelk-lock-{}", std::process::id()));
         let file = fs::append(&path, 0o600).unwrap();
         let metadata = file.metadata().unwrap();
         let read =
             || String::from_utf8(fs::read_at_most("/proc/locks", MAX_FILE_SIZE).unwrap()).unwrap();
-        assert_eq!(holder(&read(), &metadata), None);
+        assert_eq!(holder(&read(), &metadata, 0), None);
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(holder(&read(), &metadata), Some(own));
-        assert!(
-            describe_holder(&file).contains(&format!(
-                "stop it first: `kill {own}` (its containers keep running"
-            )),
-            "{}",
-            describe_holder(&file)
+        assert_eq!(holder(&read(), &metadata, 0), Some(own));
+        assert_eq!(holder(&read(), &metadata, own), None);
+        // As on file systems whose device numbers differ there.
+        assert_eq!(
+            holder(
+                &format!("1: FLOCK  ADVISORY  WRITE {own} 00:99:1 0 EOF"),
+                &metadata,
+                0
+            ),
+            Some(own)
         );
-        let (major, minor) = (
-            rustix::fs::major(metadata.dev()),
-            rustix::fs::minor(metadata.dev()),
-        );
-        let place = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
         for unknown in [
-            format!("1: FLOCK  ADVISORY  WRITE 0 {place} 0 EOF"),
-            format!("1: -> FLOCK  ADVISORY  WRITE 5 {place} 0 EOF"),
+            "1: FLOCK  ADVISORY  WRITE 0 00:99:1 0 EOF".to_owned(),
+            "1: FLOCK  ADVISORY  WRITE 1 00:99:1 0 EOF".to_owned(),
+            format!("1: -> FLOCK  ADVISORY  WRITE {own} 00:99:1 0 EOF"),
         ] {
-            assert_eq!(holder(&unknown, &metadata), None, "{unknown}");
+            assert_eq!(holder(&unknown, &metadata, 0), None, "{unknown}");
         }
         fs::remove_file(&path).unwrap();
     }
