@@ -81,8 +81,10 @@ impl Listener {
         })
     }
 
-    /// Serves a listening socket that was passed by a service manager, which keeps it open. Only
-    /// root and `group` may connect.
+    /// Serves a listening socket that was passed by a service manager, which keeps it open: clients
+    /// can connect, and wait, while no engine accepts. So it does not matter that the descriptor by
+    /// which it was passed also stays open ([`whelk_sys::process::listen_fds`]). Only root and
+    /// `group` may connect.
     ///
     /// # Errors
     /// Returns an error if the descriptor is not a listening unix socket with a path, or if another

@@ -9,6 +9,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 use whelk_runtime::Error;
 use whelk_runtime::spec::NamespaceKind;
@@ -32,11 +33,13 @@ impl Shim {
             for number in self.starting.keys().copied().collect::<Vec<_>>() {
                 self.advance_exec(number);
             }
-            let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG)
-            else {
-                return;
-            };
-            self.child_ended(pid, status);
+            match rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
+                Ok(Some((_, status))) => self.child_ended(pid, status),
+                // Reaped while its message was processed; others may have ended too.
+                Err(Errno::CHILD) => {}
+                // Would be returned by `ended_child` again and again.
+                Ok(None) | Err(_) => return,
+            }
         }
     }
 

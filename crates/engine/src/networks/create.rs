@@ -763,7 +763,9 @@ fn host_has_ipv6() -> bool {
         .is_ok_and(|value| value.trim() == "0")
 }
 
-/// Locks subnet allocation against other engines on this host, by a file that only root can open.
+/// Locks subnet allocation against other engines on this host, by a file that only root can open. It
+/// is not in the instance's own directories because all instances share it, and it is never removed:
+/// an engine that has opened it would lock a file that others do not see any more.
 fn lock_subnets() -> Result<std::fs::File> {
     let file = fs::append("/run/whelk-networks.lock", 0o600)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
