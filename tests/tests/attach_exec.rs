@@ -526,6 +526,10 @@ fn a_new_size_waits_for_the_start() {
     );
     let id = engine.create_exec("up", &json!({"Cmd": ["true"]}));
     engine.start_exec(&id, false).to_end();
+    // Without attached streams the answer does not wait for the end.
+    eventually("the exec to end", || {
+        (engine.get(&format!("/exec/{id}/json"))["Running"] == false).then_some(())
+    });
     let gone = json!({"message": format!("NotFound: process does not exist {id}: not found")});
     assert_eq!(
         engine.api("POST", &format!("/exec/{id}/resize?h=20&w=30"), None),
@@ -766,20 +770,21 @@ fn children_of_shim(engine: &Engine, name: &str) -> (Vec<i32>, Vec<i32>) {
         .map(|pid| (pid, status(pid)))
         .filter(|(_, status)| field(status, "PPid:") == shim)
         .collect();
-    let with = |wanted: fn(&str) -> bool, named: &str| {
-        let state = |status: &str| {
-            wanted(&field(status, "State:")) && field(status, "Name:").starts_with(named)
-        };
+    let with = |wanted: &dyn Fn(&str) -> bool| {
         children
             .iter()
-            .filter(|(pid, status)| *pid != init && state(status))
+            .filter(|(pid, status)| *pid != init && wanted(status))
             .map(|(pid, _)| *pid)
             .collect::<Vec<_>>()
     };
-    (
-        with(|state| state.starts_with('Z'), ""),
-        with(|state| !state.starts_with('Z'), "whelk-shim"),
-    )
+    let has_ended = |status: &str| field(status, "State:").starts_with('Z');
+    // The intermediate process, which has the same name, is not in the container's pid namespace.
+    let is_starting = |status: &str| {
+        !has_ended(status)
+            && field(status, "Name:").starts_with("whelk-shim")
+            && field(status, "NSpid:").split_whitespace().count() > 1
+    };
+    (with(&has_ended), with(&is_starting))
 }
 
 #[test]

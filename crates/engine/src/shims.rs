@@ -18,7 +18,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, sendmsg, socket_with,
+};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -320,14 +323,17 @@ async fn read_body(socket: &mut UnixStream) -> Result<Vec<u8>> {
 /// Returns whether any container of the instance has a shim. A shim listens on its socket for as
 /// long as the container runs.
 pub(crate) fn any_runs(instance: &Instance) -> bool {
-    let listens = |entry: &std::fs::DirEntry| {
+    let connect_to = |path: &Path| -> rustix::io::Result<()> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(entry.path(), flags, Mode::empty());
-        directory.is_ok_and(|directory| {
-            std::os::unix::net::UnixStream::connect(through_descriptor(&directory, "shim.sock"))
-                .is_ok()
-        })
+        let directory = rustix::fs::open(path, flags, Mode::empty())?;
+        let address = SocketAddrUnix::new(through_descriptor(&directory, "shim.sock"))?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &address)
     };
+    // EAGAIN: the queue of connections is full.
+    let listens =
+        |entry: &std::fs::DirEntry| matches!(connect_to(&entry.path()), Ok(()) | Err(Errno::AGAIN));
     whelk_sys::fs::list(instance.run.join("containers"))
         .unwrap_or_default()
         .iter()
@@ -542,5 +548,40 @@ async fn subscribe(mut events: UnixStream) -> Result<ShimStatus> {
         other => Err(Error::internal(format!(
             "unexpected reply of a shim: {other:?}"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers a ping at once, and any other request after a while.
+    async fn serve(mut socket: UnixStream) -> Result<()> {
+        let reply = if matches!(read_message(&mut socket).await?, Request::Processes) {
+            Reply::Processes(Vec::new())
+        } else {
+            tokio::time::sleep(PING_TIMEOUT + Duration::from_secs(2)).await;
+            Reply::Done
+        };
+        let message = protocol::encode(&reply).unwrap();
+        socket.write_all(&message).await.unwrap();
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_slow_request_is_waited_for_while_the_shim_answers_others() {
+        let place = std::env::temp_dir().join(format!("whelk-alive-{}", std::process::id()));
+        let instance = Instance::new(place.join("root"), place.join("run"), "test".into()).unwrap();
+        whelk_sys::fs::create_dir_all(instance.run_dir("one"), 0o700).unwrap();
+        let socket = instance.run_dir("one").join("shim.sock");
+        let listener = tokio::net::UnixListener::bind(socket).unwrap();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::spawn(serve(socket));
+            }
+        });
+        let answer = request_while_alive(&instance, "one", &Request::Pause).await;
+        assert_eq!(answer.unwrap().0, Reply::Done);
+        whelk_sys::fs::remove_tree(&place).unwrap();
     }
 }

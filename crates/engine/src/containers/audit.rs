@@ -10,6 +10,7 @@ use super::Containers;
 use crate::error::Result;
 use crate::instance::{Instance, lost_and_found};
 use crate::model::ContainerRecord;
+use crate::shims::{ANSWER_TIMEOUT, connect};
 use crate::store::{Found, damaged, read_copy};
 
 /// Refuses a store that has lost containers.
@@ -54,12 +55,13 @@ async fn runs(instance: &Instance, id: &str) -> bool {
     if fs::exists(instance.run_dir(id).join("exit.json")) {
         return false;
     }
-    match crate::shims::connect(instance, id).await {
-        Ok(_) => true,
-        Err(error) => !matches!(
+    match tokio::time::timeout(ANSWER_TIMEOUT, connect(instance, id)).await {
+        Ok(Err(error)) => !matches!(
             error.kind(),
             ErrorKind::NotFound | ErrorKind::ConnectionRefused
         ),
+        // It may be stopped, with more connections waiting than its socket accepts.
+        Ok(Ok(_)) | Err(_) => true,
     }
 }
 
