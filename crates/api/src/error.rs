@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use whelk_api_types::ErrorResponse;
 use whelk_engine::Error;
 
 /// An engine error to be returned to a client.
@@ -53,6 +54,6 @@ impl IntoResponse for ApiError {
 
 /// Returns a JSON response `{"message":…}` followed by a newline, as Docker does.
 pub(crate) fn message(status: StatusCode, text: &str) -> Response {
-    let body = format!("{}\n", serde_json::json!({"message": text}));
-    (status, [("content-type", "application/json")], body).into_response()
+    let message = text.to_owned();
+    crate::routes::json(status, &ErrorResponse { message })
 }

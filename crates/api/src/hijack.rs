@@ -12,8 +12,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::compat::RAW_STREAM;
 use crate::peer::Peer;
+use crate::version::RAW_STREAM;
 
 /// Output that precedes the live stream: the log, for attach with `logs=1`.
 pub(crate) type Prelude = Option<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>>;

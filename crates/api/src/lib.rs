@@ -1,12 +1,10 @@
 //! The Engine API over HTTP.
 //!
 //! `routes` decode requests (`extract`, `json`), call the engine, and encode responses with `wire`.
-//! Version prefixes are removed first (`version`); all differences between API versions are in
-//! `compat`; `error` maps the kinds of engine errors to status codes.
+//! `version` removes version prefixes first, and has all differences between API versions;
+//! `error` maps the kinds of engine errors to status codes.
 #![forbid(unsafe_code)]
-#![recursion_limit = "256"]
 
-mod compat;
 mod error;
 mod extract;
 mod hijack;

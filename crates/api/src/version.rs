@@ -1,4 +1,11 @@
-//! The version prefix of a path: `/v1.44/containers/json`.
+//! API versions: the version prefix of a path (`/v1.44/containers/json`), and the differences
+//! between versions.
+//!
+//! Handlers know only the newest version: `request` upgrades the requests of older clients to it,
+//! and `response` downgrades responses to their version.
+
+mod request;
+mod response;
 
 use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
@@ -7,6 +14,9 @@ use axum::response::{IntoResponse, Response};
 
 use crate::error::message;
 use crate::{NEWEST, OLDEST};
+
+pub(crate) use request::*;
+pub(crate) use response::*;
 
 /// The API version of a request: the newest if the path has no version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,5 +171,82 @@ mod tests {
             );
         }
         assert!(split("/v1.10/info").is_err() && split("/v1.99/info").is_err());
+    }
+    /// The first and the last version for which `rule` is true.
+    fn versions(rule: impl Fn(ApiVersion) -> bool) -> (u32, u32) {
+        let known = crate::OLDEST.1..=crate::NEWEST.1;
+        let mut found = known
+            .filter(|minor| rule(ApiVersion(1, *minor)))
+            .collect::<Vec<_>>();
+        found.sort_unstable();
+        let (first, last) = (found[0], found[found.len() - 1]);
+        assert_eq!(
+            found.len(),
+            usize::try_from(last - first + 1).unwrap(),
+            "one range: {found:?}"
+        );
+        (first, last)
+    }
+
+    #[test]
+    fn parameters_and_fields_have_their_versions() {
+        let newest = crate::NEWEST.1;
+        let platform =
+            |operation: ImageOperation| versions(|version| takes_platform(version, operation));
+        for (what, found, expected) in [
+            ("signal of stop", versions(stop_takes_signal), (42, newest)),
+            (
+                "named volumes are pruned",
+                versions(prune_takes_named_volumes),
+                (24, 41),
+            ),
+            (
+                "containers of listed networks",
+                versions(network_list_has_containers),
+                (24, 27),
+            ),
+            (
+                "filter of images",
+                versions(image_list_takes_name),
+                (24, 40),
+            ),
+            (
+                "shared-size of images",
+                versions(image_list_takes_shared_size),
+                (42, newest),
+            ),
+            (
+                "platform of import",
+                platform(ImageOperation::Import),
+                (32, newest),
+            ),
+            (
+                "platform of load",
+                platform(ImageOperation::Load),
+                (48, newest),
+            ),
+            (
+                "platform of save",
+                platform(ImageOperation::Save),
+                (48, newest),
+            ),
+            (
+                "platform of history",
+                platform(ImageOperation::History),
+                (48, newest),
+            ),
+            (
+                "platform of inspect",
+                platform(ImageOperation::Inspect),
+                (49, newest),
+            ),
+            (
+                "platforms of remove",
+                platform(ImageOperation::Remove),
+                (50, newest),
+            ),
+        ] {
+            assert_eq!(found, expected, "{what}");
+        }
     }
 }

@@ -8,7 +8,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use whelk_api_types::{
+    ContainerCreateResponse, ContainerPruneResponse, ContainerSummary, ContainerTopResponse,
+    ContainerUpdateResponse, ContainerWaitResponse,
+};
 use whelk_engine::Error;
 use whelk_engine::containers::{
     AttachRequest, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest, RemoveRequest,
@@ -20,13 +23,13 @@ use whelk_engine::networks::Endpoint;
 use whelk_shim::logs::LogRecord;
 use whelk_shim::protocol::output_header;
 
-use super::{App, json as json_response, no_content, ok};
+use super::{App, json as json_response, json_line, no_content, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Params, RequestBody, detach_keys, json_with};
 use crate::hijack::{self, Source};
 use crate::json::{decode, decode_field};
-use crate::version::ApiVersion;
-use crate::{compat, stream, wire};
+use crate::version::{self, ApiVersion};
+use crate::{stream, wire};
 
 pub(super) async fn list(
     State(engine): App,
@@ -44,12 +47,12 @@ pub(super) async fn list(
     };
     let listed = engine.containers.list(&request).await?;
     let now = now();
-    let shown = listed.iter().map(|container| {
-        let mut shown = wire::listed(container, now);
-        compat::downgrade_listed_container(version, &mut shown);
+    let shown = listed.into_iter().map(|container| {
+        let mut shown = wire::container_summary(container, now);
+        version::downgrade_listed_container(version, &mut shown);
         shown
     });
-    Ok(ok(&shown.collect::<Vec<_>>()))
+    Ok(ok(&shown.collect::<Vec<ContainerSummary>>()))
 }
 
 /// The maximum number of endpoints of a new container, which is that of ports of a Linux bridge. A
@@ -97,12 +100,15 @@ pub(super) async fn create(
         host: host.unwrap_or_default(),
         networks: endpoints_config,
     };
-    let mut warnings = compat::upgrade_container(version, &mut request)?;
+    let mut warnings = version::upgrade_container(version, &mut request)?;
     let created = engine.containers.create(request).await?;
     warnings.extend(created.warnings);
     Ok(json_response(
         StatusCode::CREATED,
-        &json!({"Id": created.id, "Warnings": warnings}),
+        &ContainerCreateResponse {
+            id: created.id,
+            warnings,
+        },
     ))
 }
 
@@ -131,16 +137,17 @@ pub(super) async fn inspect(
     params: Params,
 ) -> ApiResult {
     let inspected = engine.containers.inspect(&id, params.flag("size")).await?;
-    let mut shown = wire::container(&inspected);
-    compat::downgrade_container(version, &inspected.record, &mut shown);
+    let mut shown = wire::container(inspected);
+    version::downgrade_container(version, &mut shown);
     Ok(ok(&shown))
 }
 
 pub(super) async fn top(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
     let top = engine.containers.top(&id, params.text("ps_args")).await?;
-    Ok(ok(
-        &json!({"Processes": top.processes, "Titles": top.titles}),
-    ))
+    Ok(ok(&ContainerTopResponse {
+        processes: top.processes,
+        titles: top.titles.into_iter().map(str::to_owned).collect(),
+    }))
 }
 
 pub(super) async fn start(
@@ -174,7 +181,7 @@ pub(super) async fn start(
 
 fn signal(version: ApiVersion, params: &Params) -> Option<&str> {
     Some(params.text("signal"))
-        .filter(|signal| !signal.is_empty() && compat::stop_takes_signal(version))
+        .filter(|signal| !signal.is_empty() && version::stop_takes_signal(version))
 }
 
 pub(super) async fn stop(
@@ -237,9 +244,9 @@ pub(super) async fn update(
     Json(request): Json<UpdateRequest>,
 ) -> ApiResult {
     let warnings = engine.containers.update(&id, request).await?;
-    Ok(ok(
-        &json!({"Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) }}),
-    ))
+    Ok(ok(&ContainerUpdateResponse {
+        warnings: wire::null_if_empty(warnings),
+    }))
 }
 
 pub(super) async fn resize(
@@ -266,8 +273,10 @@ pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Par
                 if let Err(error) = engine.wait_durable().await {
                     tracing::warn!("{error}");
                 }
-                let body = json!({"StatusCode": waited.exit_code});
-                let _ = sender.send(Ok(Bytes::from(format!("{body}\n")))).await;
+                let body = ContainerWaitResponse {
+                    status_code: waited.exit_code.into(),
+                };
+                let _ = sender.send(Ok(json_line(&body))).await;
             }
             () = sender.closed() => {}
         }
@@ -291,7 +300,7 @@ pub(super) async fn attach(
         .await
         .unwrap_or_else(|error| {
             let headers = [
-                (header::CONTENT_TYPE, compat::RAW_STREAM),
+                (header::CONTENT_TYPE, version::RAW_STREAM),
                 (header::CONNECTION, "close"),
             ];
             (error.status(), headers, format!("{}\r\n", error.0)).into_response()
@@ -332,9 +341,9 @@ async fn attach_stream(
     };
     let stream_type = |tty: bool| {
         if tty {
-            compat::RAW_STREAM
+            version::RAW_STREAM
         } else {
-            compat::multiplexed_type(version)
+            version::multiplexed_type(version)
         }
     };
     if !params.flag("stream") {
@@ -395,9 +404,9 @@ pub(super) async fn logs(
         params.flag("details"),
     );
     let content_type = if tty {
-        compat::RAW_STREAM
+        version::RAW_STREAM
     } else {
-        compat::multiplexed_type(version)
+        version::multiplexed_type(version)
     };
     Ok((
         [(header::CONTENT_TYPE, content_type)],
@@ -517,7 +526,8 @@ pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
         filters.labels(&record.config.labels) && record.created_at < until
     };
     let (removed, reclaimed) = engine.containers.prune(matches).await?;
-    Ok(ok(
-        &json!({"ContainersDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }, "SpaceReclaimed": reclaimed}),
-    ))
+    Ok(ok(&ContainerPruneResponse {
+        containers_deleted: wire::null_if_empty(removed),
+        space_reclaimed: reclaimed,
+    }))
 }

@@ -5,6 +5,7 @@ use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use serde::Deserialize;
+use whelk_api_types::IdResponse;
 use whelk_engine::containers::{ExecConfig, ExecStart};
 use whelk_shim::protocol::output_header;
 
@@ -12,8 +13,8 @@ use super::{App, json as json_response, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Params, RequestBody, detach_keys, json};
 use crate::hijack::{self, Source};
-use crate::version::ApiVersion;
-use crate::{compat, wire};
+use crate::version::{self, ApiVersion};
+use crate::wire;
 
 impl RequestBody for ExecConfig {
     const GO_TYPE: &'static str = "container.ExecOptions";
@@ -28,7 +29,7 @@ pub(super) async fn create(
     if config.cmd.as_ref().is_none_or(Vec::is_empty) {
         return Err(ApiError::invalid("No exec command specified"));
     }
-    compat::upgrade_exec(version, &mut config);
+    version::upgrade_exec(version, &mut config);
     detach_keys(&config.detach_keys).map_err(|_| {
         ApiError::invalid(format!(
             "Invalid escape keys ({}) provided",
@@ -36,10 +37,7 @@ pub(super) async fn create(
         ))
     })?;
     let id = engine.containers.exec_create(&id, config).await?;
-    Ok(json_response(
-        StatusCode::CREATED,
-        &serde_json::json!({"Id": id}),
-    ))
+    Ok(json_response(StatusCode::CREATED, &IdResponse { id }))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -106,9 +104,9 @@ pub(super) async fn start(
         }
     };
     let stream_type = if tty {
-        compat::RAW_STREAM
+        version::RAW_STREAM
     } else {
-        compat::multiplexed_type(version)
+        version::multiplexed_type(version)
     };
     let last = async move {
         // As in Docker, the response for an exec without streams does not wait for its end.

@@ -7,20 +7,21 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use whelk_api_types::{
+    BuildPruneResponse, ErrorDetail, ImagePruneResponse, ImageSummary, StreamMessage,
+};
 use whelk_engine::containers::{ContainerSummary, ListRequest};
-use whelk_engine::images::{FILTERS, Removed};
+use whelk_engine::images::FILTERS;
 use whelk_engine::mounts::MountPlan;
 use whelk_engine::{Engine, Error};
 use whelk_image::archive::Import;
 use whelk_image::{Digest, Platform, Reference};
 
 use super::{App, ok};
-use crate::compat::ImageOperation;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
-use crate::version::ApiVersion;
-use crate::{compat, stream, wire};
+use crate::version::{self, ApiVersion, ImageOperation};
+use crate::{stream, wire};
 
 pub(super) async fn list(
     State(engine): App,
@@ -28,11 +29,10 @@ pub(super) async fn list(
     params: Params,
 ) -> ApiResult {
     let mut filters = params.filters(FILTERS)?;
-    if compat::image_list_takes_name(version) && !params.text("filter").is_empty() {
-        filters = whelk_engine::filters::Filters::parse(
-            &json!({"reference": [params.text("filter")]}).to_string(),
-            FILTERS,
-        )?;
+    if version::image_list_takes_name(version) && !params.text("filter").is_empty() {
+        let reference = [("reference", [params.text("filter")])];
+        let text = serde_json::to_string(&HashMap::from(reference)).unwrap_or_default();
+        filters = whelk_engine::filters::Filters::parse(&text, FILTERS)?;
     }
     let containers = engine
         .containers
@@ -42,13 +42,13 @@ pub(super) async fn list(
         })
         .await?;
     let users = users_by_image(&containers);
-    let shared = if compat::image_list_takes_shared_size(version) && params.flag("shared-size") {
+    let shared = if version::image_list_takes_shared_size(version) && params.flag("shared-size") {
         let images = engine.images.clone();
         Some(super::blocking(move || images.layer_usage()).await?.1)
     } else {
         None
     };
-    let summaries: Vec<Value> = engine
+    let summaries: Vec<ImageSummary> = engine
         .images
         .list(&filters)?
         .iter()
@@ -59,7 +59,7 @@ pub(super) async fn list(
                 .map(|shared| shared.get(id).copied().unwrap_or(0));
             let mut summary =
                 wire::image_summary(listed, users.get(id.as_str()).copied().unwrap_or(0), shared);
-            compat::downgrade_listed_image(version, &mut summary);
+            version::downgrade_listed_image(version, &mut summary);
             summary
         })
         .collect();
@@ -82,7 +82,7 @@ fn platform(
     version: ApiVersion,
     operation: ImageOperation,
 ) -> ApiResult<Option<Platform>> {
-    if !compat::takes_platform(version, operation) {
+    if !version::takes_platform(version, operation) {
         return Ok(None);
     }
     let mut given = params.all(name).filter(|text| !text.is_empty());
@@ -117,16 +117,24 @@ pub(super) async fn load(
     let reader = stream::reader(body);
     let images = engine.images.clone();
     let loaded = super::blocking(move || images.load(reader, platform.as_ref())).await;
-    let text = |text: String| format!("{}\r\n", json!({"stream": text}));
+    let text = |text: String| {
+        stream_line(&StreamMessage {
+            stream: Some(text),
+            ..StreamMessage::default()
+        })
+    };
     let lines = match loaded {
         // Docker sends the response head before it reads the archive, so errors are reported in the
         // stream.
         Err(error) => {
             let error = error.to_string();
-            format!(
-                "{}\r\n",
-                json!({"errorDetail": {"message": error}, "error": error})
-            )
+            stream_line(&StreamMessage {
+                error_detail: Some(ErrorDetail {
+                    message: error.clone(),
+                }),
+                error: Some(error),
+                ..StreamMessage::default()
+            })
         }
         Ok(loaded) => {
             let mut lines = String::new();
@@ -148,6 +156,11 @@ pub(super) async fn load(
         }
     };
     Ok(([(header::CONTENT_TYPE, "application/json")], lines).into_response())
+}
+
+/// Encodes a message of a stream as a line.
+fn stream_line(message: &StreamMessage) -> String {
+    serde_json::to_string(message).unwrap_or_default() + "\r\n"
 }
 
 fn archive(engine: &Engine, names: &[String], platform: Option<&Platform>) -> ApiResult {
@@ -178,7 +191,7 @@ pub(super) async fn create(
     body: Body,
 ) -> ApiResult {
     let platform = match params.text("platform") {
-        text if compat::takes_platform(version, ImageOperation::Import) && !text.is_empty() => {
+        text if version::takes_platform(version, ImageOperation::Import) && !text.is_empty() => {
             Some(text.parse::<Platform>().map_err(Error::from)?)
         }
         _ => None,
@@ -222,11 +235,11 @@ pub(super) async fn create(
         ..Import::default()
     };
     let id = super::blocking(move || images.import(reader, import, &changes)).await?;
-    Ok((
-        [(header::CONTENT_TYPE, "application/json")],
-        format!("{}\r\n", json!({"status": id})),
-    )
-        .into_response())
+    let imported = stream_line(&StreamMessage {
+        status: Some(id.to_string()),
+        ..StreamMessage::default()
+    });
+    Ok(([(header::CONTENT_TYPE, "application/json")], imported).into_response())
 }
 
 /// Returns the reference given by `repo` and `tag`; `None` if `repo` is empty.
@@ -252,14 +265,15 @@ pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
     let (removed, reclaimed) =
         super::blocking(move || engine.images.prune(all, &filters, |id| users(&engine, id)))
             .await?;
-    Ok(ok(
-        &json!({"ImagesDeleted": if removed.is_empty() { Value::Null } else { removals(&removed) }, "SpaceReclaimed": reclaimed}),
-    ))
+    Ok(ok(&ImagePruneResponse {
+        images_deleted: wire::null_if_empty(wire::removals(&removed)),
+        space_reclaimed: reclaimed,
+    }))
 }
 
 /// There is no build cache. `docker system prune` sends this request too.
 pub(super) async fn prune_builds() -> Response {
-    ok(&json!({"CachesDeleted": null, "SpaceReclaimed": 0}))
+    ok(&BuildPruneResponse::default())
 }
 
 /// Returns the containers that use an image: ID, and whether they are running.
@@ -280,14 +294,6 @@ fn users(engine: &Engine, id: &Digest) -> Vec<(String, bool)> {
         .collect()
 }
 
-fn removals(removed: &[Removed]) -> Value {
-    let one = |removed: &Removed| match removed {
-        Removed::Untagged(name) => json!({"Untagged": name}),
-        Removed::Deleted(id) | Removed::DeletedLayer(id) => json!({"Deleted": id}),
-    };
-    removed.iter().map(one).collect()
-}
-
 pub(super) async fn get_by_name(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
@@ -303,8 +309,8 @@ pub(super) async fn get_by_name(
                 ));
             }
             let image = engine.images.find_for(name, platform.as_ref())?;
-            let mut shown = wire::image(&image, &engine.images.names_of(&image.id));
-            compat::downgrade_image(version, &mut shown);
+            let mut shown = wire::image(&image, engine.images.names_of(&image.id));
+            version::downgrade_image(version, &mut shown);
             Ok(ok(&shown))
         }
         Some((name, "history")) => {
@@ -320,7 +326,7 @@ pub(super) async fn get_by_name(
                 .map_err(Error::from)?;
             Ok(ok(&wire::history(
                 &image,
-                &engine.images.names_of(&image.id),
+                engine.images.names_of(&image.id),
                 &sizes,
             )))
         }
@@ -377,7 +383,7 @@ pub(super) async fn delete(
             .remove(&name, force, platform.as_ref(), |id| users(&engine, id))
     })
     .await?;
-    Ok(ok(&removals(&removed)))
+    Ok(ok(&wire::removals(&removed)))
 }
 
 fn not_found() -> Response {

@@ -12,6 +12,7 @@ mod volumes;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -152,9 +153,19 @@ async fn blocking<T: Send + 'static>(
 
 /// Returns a JSON response followed by a newline, as Docker does.
 pub(crate) fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
-    let mut body = serde_json::to_vec(value).unwrap_or_default();
-    body.push(b'\n');
-    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json")],
+        json_line(value),
+    )
+        .into_response()
+}
+
+/// Encodes a value as a line of JSON.
+pub(crate) fn json_line(value: &impl serde::Serialize) -> Bytes {
+    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
 }
 
 pub(crate) fn ok(value: &impl serde::Serialize) -> Response {

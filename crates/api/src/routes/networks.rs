@@ -6,7 +6,7 @@ use axum::extract::{Extension, Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use whelk_api_types::{NetworkCreateResponse, NetworkInspect, NetworkPruneResponse};
 use whelk_engine::Error;
 use whelk_engine::networks::model::Ipam;
 use whelk_engine::networks::{ConnectRequest, CreateNetwork, Endpoint, NETWORK_FILTERS};
@@ -14,8 +14,8 @@ use whelk_engine::networks::{ConnectRequest, CreateNetwork, Endpoint, NETWORK_FI
 use super::{App, blocking, json as json_response, no_content, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Params, RequestBody};
-use crate::version::ApiVersion;
-use crate::{compat, wire};
+use crate::version::{self, ApiVersion};
+use crate::wire;
 
 pub(super) async fn list(
     State(engine): App,
@@ -23,15 +23,15 @@ pub(super) async fn list(
     params: Params,
 ) -> ApiResult {
     let found = engine.networks.list(&params.filters(NETWORK_FILTERS)?)?;
-    let shown: Vec<Value> = found
-        .iter()
+    let shown: Vec<NetworkInspect> = found
+        .into_iter()
         .map(|record| {
-            let members = if compat::network_list_has_containers(version) {
+            let members = if version::network_list_has_containers(version) {
                 engine.networks.members(&record.id)
             } else {
                 BTreeMap::new()
             };
-            wire::network(record, &members)
+            wire::network(record, members)
         })
         .collect();
     Ok(ok(&shown))
@@ -46,10 +46,8 @@ pub(super) async fn inspect(
         return Err(Error::no_such_network(&id).into());
     }
     let record = engine.networks.find(&id)?;
-    Ok(ok(&wire::network(
-        &record,
-        &engine.networks.members(&record.id),
-    )))
+    let members = engine.networks.members(&record.id);
+    Ok(ok(&wire::network(record, members)))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,7 +108,7 @@ pub(super) async fn create(
         }
     }
     let (enable_ipv4, enable_ipv6) =
-        compat::upgrade_address_kinds(version, body.enable_ipv4, body.enable_ipv6);
+        version::upgrade_address_kinds(version, body.enable_ipv4, body.enable_ipv6);
     let request = CreateNetwork {
         name: body.name,
         driver: body.driver,
@@ -126,7 +124,10 @@ pub(super) async fn create(
     let record = blocking(move || networks.create(request)).await?;
     Ok(json_response(
         StatusCode::CREATED,
-        &json!({"Id": record.id, "Warning": ""}),
+        &NetworkCreateResponse {
+            id: record.id,
+            warning: String::new(),
+        },
     ))
 }
 
@@ -218,7 +219,7 @@ pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
         ))
     })
     .await?;
-    Ok(ok(
-        &json!({"NetworksDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }}),
-    ))
+    Ok(ok(&NetworkPruneResponse {
+        networks_deleted: wire::null_if_empty(removed),
+    }))
 }

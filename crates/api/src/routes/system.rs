@@ -1,22 +1,20 @@
 //! Routes about the whole engine: ping, version, info, disk usage, events.
 
-use axum::body::Bytes;
 use axum::extract::{Extension, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use whelk_api_types::{ImageSummary, SystemDataUsageResponse, Volume, VolumeUsageData};
 use whelk_engine::Error;
 use whelk_engine::containers::ListRequest;
 use whelk_engine::events::{Event, now};
 use whelk_engine::filters::Filters;
-use whelk_engine::system::{RUNTIME_SPEC, VERSION};
-use whelk_engine::volumes::LOCAL;
+use whelk_engine::volumes::{LOCAL, Volumes};
 
-use super::{App, blocking, ok};
+use super::{App, blocking, json_line, ok};
 use crate::error::ApiResult;
 use crate::extract::Params;
-use crate::version::ApiVersion;
-use crate::{NEWEST, OLDEST, compat, stream, wire};
+use crate::version::{self, ApiVersion};
+use crate::{stream, wire};
 
 pub(super) async fn ping() -> Response {
     let headers = [
@@ -34,23 +32,7 @@ pub(super) async fn ping() -> Response {
 }
 
 pub(super) async fn version(State(engine): App) -> Response {
-    let info = engine.info();
-    let api = format!("{}.{}", NEWEST.0, NEWEST.1);
-    let least = format!("{}.{}", OLDEST.0, OLDEST.1);
-    let arch = if info.architecture == "aarch64" {
-        "arm64"
-    } else {
-        "amd64"
-    };
-    // All three components are this program. Docker's CLI prints those other than Engine.
-    let part =
-        |name: &str, details: Value| json!({"Name": name, "Version": VERSION, "Details": details});
-    let details = json!({"ApiVersion": api, "Arch": arch, "BuildTime": "", "Experimental": "false", "GitCommit": "", "GoVersion": "", "KernelVersion": info.kernel, "MinAPIVersion": least, "Os": "linux"});
-    ok(&json!({
-        "Platform": {"Name": "Whelk"},
-        "Components": [part("Engine", details), part("whelk-oci", json!({"GitCommit": "", "RuntimeSpec": RUNTIME_SPEC})), part("whelk-init", json!({"GitCommit": ""}))],
-        "Version": VERSION, "ApiVersion": api, "MinAPIVersion": least, "GitCommit": "", "GoVersion": "", "Os": "linux", "Arch": arch, "KernelVersion": info.kernel, "BuildTime": "",
-    }))
+    ok(&wire::version(&engine.info()))
 }
 
 /// Returns the disk usage of the object types in `type`, or of all types.
@@ -67,7 +49,7 @@ pub(super) async fn disk_usage(
         return Err(Error::invalid(format!("unknown object type: {wrong}")).into());
     }
     let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
-    let mut usage = json!({});
+    let mut usage = SystemDataUsageResponse::default();
     let containers = engine
         .containers
         .list(&ListRequest {
@@ -84,46 +66,55 @@ pub(super) async fn disk_usage(
         let shown = images.iter().map(|listed| {
             let id = &listed.image.id;
             let users = users.get(id.as_str()).copied().unwrap_or(0);
-            let mut summary =
-                wire::image_summary(listed, users, Some(shared.get(id).copied().unwrap_or(0)));
-            compat::downgrade_listed_image(version, &mut summary);
-            summary["Containers"] = json!(users);
-            summary
+            let shared = shared.get(id).copied().unwrap_or(0);
+            let mut summary = wire::image_summary(listed, users, Some(shared));
+            let containers = summary.containers;
+            version::downgrade_listed_image(version, &mut summary);
+            ImageSummary {
+                containers,
+                ..summary
+            }
         });
-        usage["LayersSize"] = json!(total);
-        usage["Images"] = shown.collect();
+        usage.layers_size = Some(total);
+        usage.images = Some(shown.collect());
     }
     if wanted("container") {
         let now = now();
-        let shown = containers.iter().map(|container| {
-            let mut shown = wire::listed(container, now);
-            compat::downgrade_listed_container(version, &mut shown);
+        let shown = containers.into_iter().map(|container| {
+            let mut shown = wire::container_summary(container, now);
+            version::downgrade_listed_container(version, &mut shown);
             shown
         });
-        usage["Containers"] = shown.collect();
+        usage.containers = Some(shown.collect());
     }
     if wanted("volume") {
         let volumes = engine.volumes.clone();
-        let shown = blocking(move || {
-            let found = volumes.list(&Filters::default())?;
-            // Volumes of plugins do not use this disk.
-            let local = found.into_iter().filter(|record| record.driver == LOCAL);
-            let shown = local.map(|record| {
-                let shown = volumes.show_record(record)?;
-                let mut value = wire::volume(&shown);
-                let name = &shown.record.name;
-                value["UsageData"] =
-                    json!({"RefCount": volumes.users(name), "Size": volumes.size(name)});
-                Ok(value)
-            });
-            shown.collect::<Result<Value, Error>>()
-        });
-        usage["Volumes"] = shown.await?;
+        let shown = blocking(move || local_volumes(&volumes));
+        usage.volumes = Some(shown.await?);
     }
     if wanted("build-cache") {
-        usage["BuildCache"] = json!([]);
+        usage.build_cache = Some(Vec::new());
     }
     Ok(ok(&usage))
+}
+
+/// Returns the volumes with their usage of the disk, without those of plugins, which do not use
+/// this disk.
+fn local_volumes(volumes: &Volumes) -> whelk_engine::Result<Vec<Volume>> {
+    let found = volumes.list(&Filters::default())?;
+    let local = found.into_iter().filter(|record| record.driver == LOCAL);
+    let shown = local.map(|record| {
+        let name = record.name.clone();
+        let usage = VolumeUsageData {
+            ref_count: i64::try_from(volumes.users(&name)).unwrap_or(i64::MAX),
+            size: i64::try_from(volumes.size(&name)).unwrap_or(i64::MAX),
+        };
+        Ok(Volume {
+            usage_data: Some(usage),
+            ..wire::volume(volumes.show_record(record)?)
+        })
+    });
+    shown.collect()
 }
 
 pub(super) async fn info(
@@ -132,54 +123,17 @@ pub(super) async fn info(
 ) -> ApiResult {
     let about = engine.clone();
     let info = blocking(move || Ok(about.info())).await?;
-    let v1 = info.cgroup_version == 1;
-    let mut security = vec!["name=seccomp,profile=builtin"];
-    if info.apparmor {
-        security.insert(0, "name=apparmor");
-    }
-    if !v1 {
-        security.push("name=cgroupns");
-    }
-    let warnings: Vec<String> = info
-        .problems
-        .iter()
-        .map(|problem| format!("WARNING: {problem}"))
-        .collect();
-    let mut shown = json!({
-        "ID": info.id,
-        "Containers": info.running + info.paused + info.stopped,
-        "ContainersRunning": info.running, "ContainersPaused": info.paused, "ContainersStopped": info.stopped,
-        "Images": info.images,
-        "Driver": "overlay2",
-        "DriverStatus": [["Backing Filesystem", info.backing_file_system], ["Supports d_type", "true"]],
-        "Plugins": {"Volume": engine.volumes.drivers(), "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "local", "none"]},
-        "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "PidsLimit": true,
-        "IPv4Forwarding": info.ipv4_forwarding, "Debug": engine.instance.debug, "NFd": info.open_files, "OomKillDisable": v1, "NGoroutines": 0,
-        "SystemTime": wire::time(now()),
-        "LoggingDriver": engine.instance.default_log.kind, "CgroupDriver": "cgroupfs", "CgroupVersion": info.cgroup_version.to_string(), "NEventsListener": info.event_listeners,
-        "KernelVersion": info.kernel, "OperatingSystem": info.operating_system, "OSVersion": info.os_version, "OSType": "linux", "Architecture": info.architecture,
-        "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": {
-            "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
-            "IndexConfigs": {"docker.io": {"Name": "docker.io", "Mirrors": [], "Secure": true, "Official": true}},
-            "Mirrors": null,
-        },
-        "NCPU": info.cpus, "MemTotal": info.memory, "GenericResources": null, "DockerRootDir": info.root,
-        "HttpProxy": "", "HttpsProxy": "", "NoProxy": "", "Name": info.name, "Labels": [], "ExperimentalBuild": false, "ServerVersion": VERSION,
-        "Runtimes": {"io.containerd.runc.v2": {"path": "whelk"}, "runc": {"path": "whelk"}}, "DefaultRuntime": "runc",
-        "Swarm": {"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "", "RemoteManagers": null},
-        "LiveRestoreEnabled": true, "Isolation": "", "InitBinary": "whelk",
-        "ContainerdCommit": {"ID": ""}, "RuncCommit": {"ID": ""}, "InitCommit": {"ID": ""},
-        "FirewallBackend": {"Driver": "nftables"},
-        // An empty list means that CDI devices are not supported.
-        "SecurityOptions": security, "Warnings": (!warnings.is_empty()).then_some(warnings), "CDISpecDirs": [],
-    });
-    compat::downgrade_info(version, info.bridge_filter, &mut shown);
+    let bridge_filter = info.bridge_filter;
+    let mut shown = wire::info(&engine, info);
+    version::downgrade_info(version, bridge_filter, &mut shown);
     Ok(ok(&shown))
 }
 
-/// Streams events as JSON lines: past events from `since` on, then live ones until `until`.
-pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
+pub(super) async fn events(
+    State(engine): App,
+    Extension(version): Extension<ApiVersion>,
+    params: Params,
+) -> ApiResult {
     let (since, until) = (params.time("since")?, params.time("until")?);
     if let (Some(since), Some(until)) = (since, until)
         && since > until
@@ -198,7 +152,11 @@ pub(super) async fn events(State(engine): App, params: Params) -> ApiResult {
             since.is_none_or(|since| event.time >= since)
                 && until.is_none_or(|until| event.time <= until)
         };
-        let line = |event: &Event| Bytes::from(format!("{}\n", wire::event(event)));
+        let line = |event: &Event| {
+            let mut shown = wire::event(event);
+            version::downgrade_event(version, &mut shown);
+            json_line(&shown)
+        };
         if since.is_some() || until.is_some() {
             for event in past
                 .iter()

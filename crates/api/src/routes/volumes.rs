@@ -7,7 +7,7 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use whelk_api_types::{VolumeListResponse, VolumePruneResponse};
 use whelk_engine::containers::CopyVolume;
 use whelk_engine::volumes::{CreateVolume, FILTERS, PRUNE_FILTERS};
 use whelk_engine::{Engine, Error};
@@ -15,23 +15,23 @@ use whelk_engine::{Engine, Error};
 use super::{App, blocking, json as json_response, no_content, ok};
 use crate::error::{ApiError, ApiResult, message};
 use crate::extract::{Json, Params, RequestBody};
-use crate::version::ApiVersion;
-use crate::{compat, stream, wire};
+use crate::version::{self, ApiVersion};
+use crate::{stream, wire};
 
 pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
     let filters = params.filters(FILTERS)?;
     let volumes = engine.volumes.clone();
     let (found, warnings) = blocking(move || volumes.show_all(&filters)).await?;
-    let shown: Vec<Value> = found.iter().map(wire::volume).collect();
-    Ok(ok(
-        &json!({"Volumes": shown, "Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) }}),
-    ))
+    Ok(ok(&VolumeListResponse {
+        volumes: found.into_iter().map(wire::volume).collect(),
+        warnings: wire::null_if_empty(warnings),
+    }))
 }
 
 pub(super) async fn inspect(State(engine): App, Path(name): Path<String>) -> ApiResult {
     let volumes = engine.volumes.clone();
     Ok(ok(&wire::volume(
-        &blocking(move || volumes.show(&name)).await?,
+        blocking(move || volumes.show(&name)).await?,
     )))
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn create(State(engine): App, Json(body): Json<VolumeBody>) -> 
             .and_then(|record| volumes.show_record(record))
     })
     .await?;
-    Ok(json_response(StatusCode::CREATED, &wire::volume(&made)))
+    Ok(json_response(StatusCode::CREATED, &wire::volume(made)))
 }
 
 pub(super) async fn delete(
@@ -101,7 +101,7 @@ pub(super) async fn import(State(engine): App, Path(name): Path<String>, body: B
             .and_then(|record| volumes.show_record(record))
     })
     .await?;
-    Ok(ok(&wire::volume(&filled)))
+    Ok(ok(&wire::volume(filled)))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,7 +156,7 @@ async fn make_copy(engine: &Engine, source: String, body: CopyBody, snapshot: bo
         .await?;
     let volumes = engine.volumes.clone();
     let made = blocking(move || volumes.show_record(record)).await?;
-    Ok(json_response(StatusCode::CREATED, &wire::volume(&made)))
+    Ok(json_response(StatusCode::CREATED, &wire::volume(made)))
 }
 
 /// Only cluster volumes can be updated, and there are none.
@@ -173,10 +173,11 @@ pub(super) async fn prune(
     let filters = params.filters(PRUNE_FILTERS)?;
     let all = filters
         .flag("all")?
-        .unwrap_or(compat::prune_takes_named_volumes(version));
+        .unwrap_or(version::prune_takes_named_volumes(version));
     let volumes = engine.volumes.clone();
     let (removed, reclaimed) = blocking(move || volumes.prune(&filters, all)).await?;
-    Ok(ok(
-        &json!({"VolumesDeleted": removed, "SpaceReclaimed": reclaimed}),
-    ))
+    Ok(ok(&VolumePruneResponse {
+        volumes_deleted: removed,
+        space_reclaimed: reclaimed,
+    }))
 }

@@ -1,9 +1,14 @@
-//! Converts images to the API's JSON.
+//! Images.
 
-use serde_json::{Value, json};
-use whelk_engine::images::{Image, ImageSummary};
+use serde::Deserialize;
+use whelk_api_types::{
+    DriverData, Empty, HealthConfig, ImageConfig, ImageDeleteResponseItem,
+    ImageHistoryResponseItem, ImageInspect, ImageMetadata, ImageSummary, RootFs, Set,
+};
+use whelk_engine::images::{self, Image, Removed};
+use whelk_image::config;
 
-use super::time;
+use super::{null_if_empty, time};
 
 fn created_seconds(image: &Image) -> i64 {
     image.created().map_or(0, jiff::Timestamp::as_second)
@@ -12,26 +17,31 @@ fn created_seconds(image: &Image) -> i64 {
 /// Returns a listed image. `shared` is the size in bytes of layers shared with other images, if
 /// requested.
 pub(crate) fn image_summary(
-    listed: &ImageSummary,
+    listed: &images::ImageSummary,
     containers: usize,
     shared: Option<u64>,
-) -> Value {
-    let ImageSummary { image, names } = listed;
-    let labels = &image.config.config.labels;
-    json!({
-        "Containers": containers,
-        "Created": created_seconds(image),
-        "Id": image.id,
-        "Labels": if labels.is_empty() { Value::Null } else { json!(labels) },
-        "ParentId": "",
-        "RepoDigests": [],
-        "RepoTags": names,
-        "SharedSize": shared.map_or(-1, |shared| i64::try_from(shared).unwrap_or(i64::MAX)),
-        "Size": image.size,
-    })
+) -> ImageSummary {
+    let images::ImageSummary { image, names } = listed;
+    let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+    ImageSummary {
+        containers: i64::try_from(containers).unwrap_or(i64::MAX),
+        created: created_seconds(image),
+        id: image.id.to_string(),
+        labels: Some(image.config.config.labels.clone()).filter(|labels| !labels.is_empty()),
+        parent_id: String::new(),
+        repo_digests: Some(Vec::new()),
+        repo_tags: names.clone(),
+        shared_size: shared.map_or(-1, signed),
+        size: image.size,
+        virtual_size: None,
+    }
 }
 
-pub(crate) fn image(image: &Image, names: &[String]) -> Value {
+fn omit_if_empty(text: &str) -> Option<String> {
+    Some(text.to_owned()).filter(|text| !text.is_empty())
+}
+
+pub(crate) fn image(image: &Image, names: Vec<String>) -> ImageInspect {
     let config = &image.config;
     let comment = match config.comment.as_str() {
         "" => config
@@ -40,64 +50,118 @@ pub(crate) fn image(image: &Image, names: &[String]) -> Value {
             .map_or("", |step| step.comment.as_str()),
         comment => comment,
     };
-    let mut value = json!({
-        "Id": image.id,
-        "RepoTags": names,
-        "RepoDigests": [],
-        "Parent": "",
-        "Comment": comment,
-        "Created": config.created.clone().unwrap_or_default(),
-        "DockerVersion": config.docker_version,
-        "Author": config.author,
-        "Architecture": config.architecture,
-        "Os": if config.os.is_empty() { "linux" } else { config.os.as_str() },
-        "Size": image.size,
-        "GraphDriver": {"Data": null, "Name": "overlay2"},
-        "RootFS": {"Type": "layers", "Layers": config.rootfs.diff_ids},
-        "Metadata": {"LastTagTime": time(image.tagged_at)},
-        "Config": container_config(image),
-    });
-    if !config.variant.is_empty() {
-        value["Variant"] = json!(config.variant);
+    let os = if config.os.is_empty() {
+        "linux"
+    } else {
+        &config.os
+    };
+    ImageInspect {
+        id: image.id.to_string(),
+        repo_tags: names,
+        repo_digests: Vec::new(),
+        parent: None,
+        comment: omit_if_empty(comment),
+        created: config.created.clone().unwrap_or_default(),
+        docker_version: omit_if_empty(&config.docker_version),
+        author: omit_if_empty(&config.author),
+        architecture: config.architecture.clone(),
+        os: os.into(),
+        size: image.size,
+        graph_driver: DriverData {
+            data: None,
+            name: "overlay2".into(),
+        },
+        root_fs: RootFs {
+            kind: "layers".into(),
+            layers: config
+                .rootfs
+                .diff_ids
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        },
+        metadata: ImageMetadata {
+            last_tag_time: time(image.tagged_at),
+        },
+        config: image_config(&config.config),
+        variant: config.variant.clone(),
+        virtual_size: None,
+        container_config: None,
     }
-    value
 }
 
-/// Returns an image's container configuration, including empty fields that clients expect.
-fn container_config(image: &Image) -> Value {
-    let mut value = serde_json::to_value(&image.config.config).unwrap_or_default();
-    if let Value::Object(fields) = &mut value {
-        let nulls = ["Cmd", "Entrypoint", "Env", "Labels", "OnBuild", "Volumes"]
-            .map(|name| (name, Value::Null));
-        let texts = ["User", "WorkingDir"].map(|name| (name, json!("")));
-        for (name, default) in nulls.into_iter().chain(texts) {
-            fields.entry(name).or_insert(default);
-        }
+fn image_config(config: &config::ContainerConfig) -> ImageConfig {
+    let list = |list: &[String]| null_if_empty(list.to_vec()).map(Some);
+    let set = |keys: &std::collections::BTreeMap<String, serde_json::Value>| -> Set {
+        keys.keys().map(|key| (key.clone(), Empty {})).collect()
+    };
+    ImageConfig {
+        container_fields: None,
+        user: omit_if_empty(&config.user),
+        exposed_ports: set(&config.exposed_ports),
+        env: list(&config.env),
+        entrypoint: list(&config.entrypoint),
+        cmd: list(&config.cmd),
+        volumes: Some(Some(set(&config.volumes))).filter(|_| !config.volumes.is_empty()),
+        working_dir: omit_if_empty(&config.working_dir),
+        labels: Some(Some(config.labels.clone())).filter(|_| !config.labels.is_empty()),
+        stop_signal: config.stop_signal.clone(),
+        on_build: list(&config.on_build),
+        shell: config.shell.clone(),
+        healthcheck: config
+            .healthcheck
+            .as_ref()
+            .and_then(|check| HealthConfig::deserialize(check).ok()),
+        args_escaped: config.args_escaped,
     }
-    value
 }
 
 /// Returns an image's history, newest first. `sizes` are the sizes of its layers, lowest first.
-pub(crate) fn history(image: &Image, names: &[String], sizes: &[u64]) -> Value {
+pub(crate) fn history(
+    image: &Image,
+    names: Vec<String>,
+    sizes: &[u64],
+) -> Vec<ImageHistoryResponseItem> {
     let mut layers = sizes.iter();
-    let mut steps: Vec<Value> = image
+    let mut steps: Vec<_> = image
         .config
         .history
         .iter()
-        .map(|step| {
-            let created = step.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok()).map_or(0, jiff::Timestamp::as_second);
-            let size = if step.empty_layer { 0 } else { layers.next().copied().unwrap_or(0) };
-            json!({"Comment": step.comment, "Created": created, "CreatedBy": step.created_by, "Id": "<missing>", "Size": size, "Tags": null})
+        .map(|step| ImageHistoryResponseItem {
+            comment: step.comment.clone(),
+            created: step
+                .created
+                .as_deref()
+                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+                .map_or(0, jiff::Timestamp::as_second),
+            created_by: step.created_by.clone(),
+            id: "<missing>".into(),
+            size: if step.empty_layer {
+                0
+            } else {
+                layers.next().copied().unwrap_or(0)
+            },
+            tags: None,
         })
         .collect();
     steps.reverse();
-    if let Some(first) = steps.first_mut() {
-        first["Id"] = json!(image.id);
-        first["Tags"] = if names.is_empty() {
-            Value::Null
-        } else {
-            json!(names)
-        };
+    if let Some(newest) = steps.first_mut() {
+        newest.id = image.id.to_string();
+        newest.tags = null_if_empty(names);
     }
-    Value::Array(steps)
+    steps
+}
+
+pub(crate) fn removals(removed: &[Removed]) -> Vec<ImageDeleteResponseItem> {
+    let item = |removed: &Removed| match removed {
+        Removed::Untagged(name) => ImageDeleteResponseItem {
+            untagged: Some(name.clone()),
+            deleted: None,
+        },
+        Removed::Deleted(id) | Removed::DeletedLayer(id) => ImageDeleteResponseItem {
+            untagged: None,
+            deleted: Some(id.to_string()),
+        },
+    };
+    removed.iter().map(item).collect()
 }

@@ -1,18 +1,13 @@
-//! Differences between API versions. Handlers know only the newest version: requests of older
-//! clients are upgraded to it, and responses are downgraded to theirs, in this module only.
+//! Upgrades requests of older versions to the newest one.
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
 use whelk_engine::containers::{CreateRequest, ExecConfig};
-use whelk_engine::model::ContainerRecord;
 use whelk_engine::networks::Endpoint;
 use whelk_engine::networks::model::option;
 
+use super::ApiVersion;
 use crate::error::{ApiError, ApiResult};
-use crate::version::ApiVersion;
-
-// Requests.
 
 /// Upgrades the settings of a new container to the newest version. Returns warnings for the client.
 ///
@@ -224,147 +219,10 @@ pub(crate) fn takes_platform(version: ApiVersion, operation: ImageOperation) -> 
     version >= since
 }
 
-// Responses.
-
-/// Returns the content type of a multiplexed stream.
-pub(crate) fn multiplexed_type(version: ApiVersion) -> &'static str {
-    if version < ApiVersion(1, 42) {
-        RAW_STREAM
-    } else {
-        "application/vnd.docker.multiplexed-stream"
-    }
-}
-
-pub(crate) const RAW_STREAM: &str = "application/vnd.docker.raw-stream";
-
-/// Returns whether the list of networks includes their containers.
-pub(crate) fn network_list_has_containers(version: ApiVersion) -> bool {
-    version < ApiVersion(1, 28)
-}
-
-pub(crate) fn downgrade_container(
-    version: ApiVersion,
-    record: &ContainerRecord,
-    shown: &mut Value,
-) {
-    if version < ApiVersion(1, 45)
-        && let Value::Object(networks) = &mut shown["NetworkSettings"]["Networks"]
-    {
-        for (_, endpoint) in networks
-            .iter_mut()
-            .filter(|(name, _)| !matches!(name.as_str(), "bridge" | "host" | "none"))
-        {
-            let short = &record.id[..record.id.len().min(12)];
-            let mut aliases: Vec<String> =
-                serde_json::from_value(endpoint["Aliases"].take()).unwrap_or_default();
-            for name in [short, &record.config.hostname] {
-                if !name.is_empty() && !aliases.iter().any(|known| known == name) {
-                    aliases.push(name.to_owned());
-                }
-            }
-            endpoint["Aliases"] = json!(aliases);
-        }
-    }
-}
-
-pub(crate) fn downgrade_listed_container(version: ApiVersion, shown: &mut Value) {
-    if version < ApiVersion(1, 46) {
-        remove(&mut shown["HostConfig"], "Annotations");
-    }
-}
-
-pub(crate) fn downgrade_listed_image(version: ApiVersion, shown: &mut Value) {
-    if version < ApiVersion(1, 51) {
-        shown["Containers"] = json!(-1);
-    }
-    if version < ApiVersion(1, 43) {
-        let unnamed = shown["RepoTags"].as_array().is_none_or(Vec::is_empty);
-        shown["RepoDigests"] = if unnamed {
-            json!(["<none>@<none>"])
-        } else {
-            Value::Null
-        };
-        if unnamed {
-            shown["RepoTags"] = json!(["<none>:<none>"]);
-        }
-    }
-    if version < ApiVersion(1, 44) {
-        shown["VirtualSize"] = shown["Size"].clone();
-    }
-}
-
-pub(crate) fn downgrade_image(version: ApiVersion, shown: &mut Value) {
-    if version < ApiVersion(1, 44) {
-        if shown["Created"] == "" {
-            shown["Created"] = json!(crate::wire::time(0));
-        }
-        shown["VirtualSize"] = shown["Size"].clone();
-    }
-    if version < ApiVersion(1, 45) {
-        // The configuration of the container from which a classic build created the image. There is
-        // none here.
-        shown["ContainerConfig"] = with_container_fields(Map::new());
-    }
-    if version < ApiVersion(1, 50)
-        && let Value::Object(config) = shown["Config"].take()
-    {
-        shown["Config"] = with_container_fields(config);
-    }
-}
-
-/// Adds the fields of a container's configuration that clients read without checking whether they
-/// exist.
-fn with_container_fields(mut config: Map<String, Value>) -> Value {
-    for (field, default) in [
-        ("Hostname", json!("")),
-        ("Domainname", json!("")),
-        ("User", json!("")),
-        ("AttachStdin", json!(false)),
-        ("AttachStdout", json!(false)),
-        ("AttachStderr", json!(false)),
-        ("Tty", json!(false)),
-        ("OpenStdin", json!(false)),
-        ("StdinOnce", json!(false)),
-        ("Env", Value::Null),
-        ("Cmd", Value::Null),
-        ("Image", json!("")),
-        ("Volumes", Value::Null),
-        ("WorkingDir", json!("")),
-        ("Entrypoint", Value::Null),
-        ("OnBuild", Value::Null),
-        ("Labels", Value::Null),
-    ] {
-        config.entry(field).or_insert(default);
-    }
-    Value::Object(config)
-}
-
-/// `bridge_filter` is whether bridged packets pass iptables and ip6tables.
-pub(crate) fn downgrade_info(version: ApiVersion, bridge_filter: (bool, bool), shown: &mut Value) {
-    if version < ApiVersion(1, 42) {
-        shown["KernelMemory"] = shown["MemoryLimit"].clone();
-    }
-    if version < ApiVersion(1, 47) {
-        shown["RegistryConfig"]["AllowNondistributableArtifactsCIDRs"] = Value::Null;
-        shown["RegistryConfig"]["AllowNondistributableArtifactsHostnames"] = Value::Null;
-    }
-    if version < ApiVersion(1, 49) {
-        remove(shown, "FirewallBackend");
-    }
-    if version < ApiVersion(1, 50) {
-        shown["BridgeNfIptables"] = json!(bridge_filter.0);
-        shown["BridgeNfIp6tables"] = json!(bridge_filter.1);
-    }
-}
-
-fn remove(value: &mut Value, field: &str) {
-    if let Value::Object(map) = value {
-        map.shift_remove(field);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn container(version: (u32, u32), text: Value) -> Result<(CreateRequest, Vec<String>), String> {
@@ -468,84 +326,6 @@ mod tests {
         );
         let (request, warnings) = container((1, 48), text).unwrap_or_default();
         assert_eq!((request.host.sysctls.len(), warnings.len()), (2, 0));
-    }
-
-    /// The first and the last version for which `rule` is true.
-    fn versions(rule: impl Fn(ApiVersion) -> bool) -> (u32, u32) {
-        let known = crate::OLDEST.1..=crate::NEWEST.1;
-        let mut found = known
-            .filter(|minor| rule(ApiVersion(1, *minor)))
-            .collect::<Vec<_>>();
-        found.sort_unstable();
-        let (first, last) = (found[0], found[found.len() - 1]);
-        assert_eq!(
-            found.len(),
-            usize::try_from(last - first + 1).unwrap(),
-            "one range: {found:?}"
-        );
-        (first, last)
-    }
-
-    #[test]
-    fn parameters_and_fields_have_their_versions() {
-        let newest = crate::NEWEST.1;
-        let platform =
-            |operation: ImageOperation| versions(|version| takes_platform(version, operation));
-        for (what, found, expected) in [
-            ("signal of stop", versions(stop_takes_signal), (42, newest)),
-            (
-                "named volumes are pruned",
-                versions(prune_takes_named_volumes),
-                (24, 41),
-            ),
-            (
-                "containers of listed networks",
-                versions(network_list_has_containers),
-                (24, 27),
-            ),
-            (
-                "filter of images",
-                versions(image_list_takes_name),
-                (24, 40),
-            ),
-            (
-                "shared-size of images",
-                versions(image_list_takes_shared_size),
-                (42, newest),
-            ),
-            (
-                "platform of import",
-                platform(ImageOperation::Import),
-                (32, newest),
-            ),
-            (
-                "platform of load",
-                platform(ImageOperation::Load),
-                (48, newest),
-            ),
-            (
-                "platform of save",
-                platform(ImageOperation::Save),
-                (48, newest),
-            ),
-            (
-                "platform of history",
-                platform(ImageOperation::History),
-                (48, newest),
-            ),
-            (
-                "platform of inspect",
-                platform(ImageOperation::Inspect),
-                (49, newest),
-            ),
-            (
-                "platforms of remove",
-                platform(ImageOperation::Remove),
-                (50, newest),
-            ),
-        ] {
-            assert_eq!(found, expected, "{what}");
-        }
     }
 
     #[test]

@@ -1,0 +1,35 @@
+//! Execs.
+
+use serde::{Deserialize, Serialize};
+
+/// The response of `GET /exec/{id}/json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ExecInspectResponse {
+    #[serde(rename = "ID")]
+    pub id: String,
+    pub running: bool,
+    /// `None` until it has ended.
+    pub exit_code: Option<i32>,
+    pub process_config: ProcessConfig,
+    pub open_stdin: bool,
+    pub open_stderr: bool,
+    pub open_stdout: bool,
+    pub can_remove: bool,
+    #[serde(rename = "ContainerID")]
+    pub container_id: String,
+    pub detach_keys: String,
+    pub pid: i32,
+}
+
+/// The process of an exec.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProcessConfig {
+    pub tty: bool,
+    pub entrypoint: String,
+    pub arguments: Vec<String>,
+    pub privileged: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user: String,
+}

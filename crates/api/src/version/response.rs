@@ -1,0 +1,170 @@
+//! Downgrades responses to older versions.
+
+use whelk_api_types::{
+    ContainerInspectResponse, ContainerSummary, DefaultNetworkSettings, EventMessage, ImageConfig,
+    ImageConfigContainerFields, ImageInspect, ImageSummary, SystemInfo,
+};
+
+use super::ApiVersion;
+
+/// Returns the content type of a multiplexed stream.
+pub(crate) fn multiplexed_type(version: ApiVersion) -> &'static str {
+    if version < ApiVersion(1, 42) {
+        RAW_STREAM
+    } else {
+        "application/vnd.docker.multiplexed-stream"
+    }
+}
+
+pub(crate) const RAW_STREAM: &str = "application/vnd.docker.raw-stream";
+
+/// Returns whether the list of networks includes their containers.
+pub(crate) fn network_list_has_containers(version: ApiVersion) -> bool {
+    version < ApiVersion(1, 28)
+}
+
+pub(crate) fn downgrade_container(version: ApiVersion, shown: &mut ContainerInspectResponse) {
+    if version < ApiVersion(1, 52) {
+        shown.config.on_build.get_or_insert_default();
+        shown.network_settings.default_network = Some(default_network(shown));
+    }
+    if version < ApiVersion(1, 45) {
+        let short = &shown.id[..shown.id.len().min(12)];
+        for (_, endpoint) in shown
+            .network_settings
+            .networks
+            .iter_mut()
+            .filter(|(name, _)| !matches!(name.as_str(), "bridge" | "host" | "none"))
+        {
+            let aliases = endpoint.aliases.get_or_insert_default();
+            for name in [short, shown.config.hostname.as_str()] {
+                if !name.is_empty() && !aliases.iter().any(|known| known == name) {
+                    aliases.push(name.to_owned());
+                }
+            }
+        }
+    }
+}
+
+/// Returns the settings of a container's endpoint on the default network.
+fn default_network(shown: &ContainerInspectResponse) -> DefaultNetworkSettings {
+    let Some(endpoint) = shown.network_settings.networks.get("bridge") else {
+        return DefaultNetworkSettings::default();
+    };
+    DefaultNetworkSettings {
+        endpoint_id: endpoint.endpoint_id.clone(),
+        gateway: endpoint.gateway.clone(),
+        global_ipv6_address: endpoint.global_ipv6_address.clone(),
+        global_ipv6_prefix_len: endpoint.global_ipv6_prefix_len,
+        ip_address: endpoint.ip_address.clone(),
+        ip_prefix_len: endpoint.ip_prefix_len,
+        ipv6_gateway: endpoint.ipv6_gateway.clone(),
+        mac_address: endpoint.mac_address.clone(),
+        ..DefaultNetworkSettings::default()
+    }
+}
+
+pub(crate) fn downgrade_listed_container(version: ApiVersion, shown: &mut ContainerSummary) {
+    if version < ApiVersion(1, 46) {
+        shown.host_config.annotations.clear();
+    }
+}
+
+pub(crate) fn downgrade_event(version: ApiVersion, shown: &mut EventMessage) {
+    if version < ApiVersion(1, 52) && matches!(shown.kind.as_str(), "container" | "image") {
+        shown.status = Some(shown.action.clone());
+        shown.id = Some(shown.actor.id.clone());
+        shown.from = shown
+            .actor
+            .attributes
+            .get("image")
+            .filter(|_| shown.kind == "container")
+            .cloned();
+    }
+}
+
+pub(crate) fn downgrade_listed_image(version: ApiVersion, shown: &mut ImageSummary) {
+    if version < ApiVersion(1, 51) {
+        shown.containers = -1;
+    }
+    if version < ApiVersion(1, 43) {
+        let unnamed = shown.repo_tags.is_empty();
+        shown.repo_digests = unnamed.then(|| vec!["<none>@<none>".into()]);
+        if unnamed {
+            shown.repo_tags = vec!["<none>:<none>".into()];
+        }
+    }
+    if version < ApiVersion(1, 44) {
+        shown.virtual_size = Some(shown.size);
+    }
+}
+
+pub(crate) fn downgrade_image(version: ApiVersion, shown: &mut ImageInspect) {
+    if version < ApiVersion(1, 52) {
+        for text in [
+            &mut shown.parent,
+            &mut shown.comment,
+            &mut shown.docker_version,
+            &mut shown.author,
+        ] {
+            text.get_or_insert_default();
+        }
+    }
+    if version < ApiVersion(1, 44) {
+        if shown.created.is_empty() {
+            shown.created = crate::wire::time(0);
+        }
+        shown.virtual_size = Some(shown.size);
+    }
+    if version < ApiVersion(1, 45) {
+        // No image here was created from a container.
+        shown.container_config = Some(ImageConfig::default());
+    }
+    for config in std::iter::once(&mut shown.config).chain(&mut shown.container_config) {
+        downgrade_image_config(version, config);
+    }
+}
+
+/// Adds the fields that clients read without checking whether they exist.
+fn downgrade_image_config(version: ApiVersion, config: &mut ImageConfig) {
+    if version < ApiVersion(1, 52) {
+        for list in [
+            &mut config.env,
+            &mut config.entrypoint,
+            &mut config.cmd,
+            &mut config.on_build,
+        ] {
+            list.get_or_insert_default();
+        }
+        config.volumes.get_or_insert_default();
+        config.labels.get_or_insert_default();
+        config.user.get_or_insert_default();
+        config.working_dir.get_or_insert_default();
+    }
+    if version < ApiVersion(1, 50) {
+        config.container_fields = Some(ImageConfigContainerFields::default());
+    }
+}
+
+/// `bridge_filter` is whether bridged packets pass iptables and ip6tables.
+pub(crate) fn downgrade_info(
+    version: ApiVersion,
+    bridge_filter: (bool, bool),
+    shown: &mut SystemInfo,
+) {
+    if version < ApiVersion(1, 42) {
+        shown.kernel_memory = Some(shown.memory_limit);
+    }
+    if version < ApiVersion(1, 47) {
+        let registries = &mut shown.registry_config;
+        registries.allow_nondistributable_artifacts_cidrs = Some(None);
+        registries.allow_nondistributable_artifacts_hostnames = Some(None);
+    }
+    if version < ApiVersion(1, 49) {
+        shown.firewall_backend = None;
+    }
+    if version < ApiVersion(1, 50) {
+        shown.bridge_nf_iptables = Some(bridge_filter.0);
+        shown.bridge_nf_ip6tables = Some(bridge_filter.1);
+    }
+}

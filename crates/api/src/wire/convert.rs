@@ -1,0 +1,180 @@
+//! Conversion between the engine's and the API's form of the same settings.
+
+use std::collections::BTreeMap;
+
+use whelk_api_types as api;
+use whelk_engine::model;
+use whelk_engine::networks::{self, model as network};
+
+/// A conversion to `T`. It is implemented in both directions, and for collections.
+pub(crate) trait Convert<T> {
+    fn convert(self) -> T;
+}
+
+macro_rules! unchanged {
+    ($($type:ty),* $(,)?) => {$(
+        impl Convert<$type> for $type {
+            fn convert(self) -> $type {
+                self
+            }
+        }
+    )*};
+}
+
+unchanged!(String, bool, u8, u16, u32, u64, i32, i64, [u16; 2]);
+
+impl<T, S: Convert<T>> Convert<Option<T>> for Option<S> {
+    fn convert(self) -> Option<T> {
+        self.map(Convert::convert)
+    }
+}
+
+impl<T, S: Convert<T>> Convert<Vec<T>> for Vec<S> {
+    fn convert(self) -> Vec<T> {
+        self.into_iter().map(Convert::convert).collect()
+    }
+}
+
+impl<T, S: Convert<T>> Convert<BTreeMap<String, T>> for BTreeMap<String, S> {
+    fn convert(self) -> BTreeMap<String, T> {
+        self.into_iter()
+            .map(|(key, value)| (key, value.convert()))
+            .collect()
+    }
+}
+
+/// A list that is omitted if it is empty, but may be `null` in older versions.
+impl Convert<Option<Vec<String>>> for Vec<String> {
+    fn convert(self) -> Option<Vec<String>> {
+        Some(self)
+    }
+}
+
+impl Convert<Vec<String>> for Option<Vec<String>> {
+    fn convert(self) -> Vec<String> {
+        self.unwrap_or_default()
+    }
+}
+
+impl Convert<api::Empty> for serde_json::Value {
+    fn convert(self) -> api::Empty {
+        api::Empty {}
+    }
+}
+
+impl Convert<serde_json::Value> for api::Empty {
+    fn convert(self) -> serde_json::Value {
+        serde_json::Value::Object(serde_json::Map::new())
+    }
+}
+
+/// Implements the conversion, in both directions, of structs with the same fields.
+macro_rules! same_fields {
+    ($($engine:ty => $api:ty { $($field:ident),* $(,)? })*) => {$(
+        same_fields!(@one $engine, $api, $($field),*);
+        same_fields!(@one $api, $engine, $($field),*);
+    )*};
+    (@one $from:ty, $to:ty, $($field:ident),*) => {
+        impl Convert<$to> for $from {
+            fn convert(self) -> $to {
+                type From = $from;
+                type To = $to;
+                let From { $($field),* } = self;
+                To { $($field: $field.convert()),* }
+            }
+        }
+    };
+}
+
+same_fields! {
+    model::Config => api::ContainerConfig {
+        hostname, domainname, user, attach_stdin, attach_stdout, attach_stderr, exposed_ports, tty,
+        open_stdin, stdin_once, env, cmd, healthcheck, args_escaped, image, volumes, working_dir,
+        entrypoint, network_disabled, mac_address, on_build, labels, stop_signal, stop_timeout,
+        shell,
+    }
+    model::Healthcheck => api::HealthConfig {
+        test, interval, timeout, start_period, start_interval, retries,
+    }
+    model::HostConfig => api::HostConfig {
+        binds, container_id_file, log_config, network_mode, port_bindings, restart_policy,
+        auto_remove, volume_driver, volumes_from, console_size, annotations, cap_add, cap_drop,
+        cgroupns_mode, dns, dns_options, dns_search, extra_hosts, group_add, ipc_mode, cgroup, links,
+        oom_score_adj, pid_mode, privileged, publish_all_ports, readonly_rootfs, security_opt,
+        storage_opt, tmpfs, uts_mode, userns_mode, shm_size, sysctls, runtime, isolation, cpu_shares,
+        memory, nano_cpus, cgroup_parent, blkio_weight, blkio_weight_device, blkio_device_read_bps,
+        blkio_device_write_bps, blkio_device_read_iops, blkio_device_write_iops, cpu_period,
+        cpu_quota, cpu_realtime_period, cpu_realtime_runtime, cpuset_cpus, cpuset_mems, devices,
+        device_cgroup_rules, device_requests, memory_reservation, memory_swap, memory_swappiness,
+        oom_kill_disable, pids_limit, ulimits, cpu_count, cpu_percent, io_maximum_iops,
+        io_maximum_bandwidth, mounts, masked_paths, readonly_paths, init,
+    }
+    model::PortBinding => api::PortBinding { host_ip, host_port }
+    model::DeviceRequest => api::DeviceRequest { driver, count, device_ids, capabilities, options }
+    model::LogConfig => api::LogConfig { kind, config }
+    model::RestartPolicy => api::RestartPolicy { name, maximum_retry_count }
+    model::WeightDevice => api::WeightDevice { path, weight }
+    model::ThrottleDevice => api::ThrottleDevice { path, rate }
+    model::DeviceMapping => api::DeviceMapping {
+        path_on_host, path_in_container, cgroup_permissions,
+    }
+    model::Ulimit => api::Ulimit { name, hard, soft }
+    model::Mount => api::Mount {
+        kind, source, target, read_only, consistency, bind_options, volume_options, image_options,
+        tmpfs_options,
+    }
+    model::BindOptions => api::BindOptions {
+        propagation, non_recursive, create_mountpoint, read_only_non_recursive,
+        read_only_force_recursive, map_user,
+    }
+    model::ImageOptions => api::ImageOptions { subpath }
+    model::VolumeOptions => api::VolumeOptions { no_copy, labels, subpath, driver_config }
+    model::DriverConfig => api::DriverConfig { name, options }
+    model::TmpfsOptions => api::TmpfsOptions { size_bytes, mode, options }
+    network::Ipam => api::Ipam { driver, options, config }
+    network::IpamConfig => api::IpamConfig { subnet, ip_range, gateway, auxiliary_addresses }
+    networks::EndpointIpam => api::EndpointIpamConfig {
+        ipv4_address, ipv6_address, link_local_ips,
+    }
+}
+
+impl Convert<api::EndpointSettings> for networks::Endpoint {
+    fn convert(self) -> api::EndpointSettings {
+        let Self {
+            ipam_config,
+            links,
+            aliases,
+            mac_address,
+            driver_opts,
+            gw_priority,
+            network_id,
+            endpoint_id,
+            gateway,
+            ip_address,
+            ip_prefix_len,
+            ipv6_gateway,
+            global_ipv6_address,
+            global_ipv6_prefix_len,
+            dns_names,
+            interface: _,
+            wanted_mac: _,
+        } = self;
+        api::EndpointSettings {
+            ipam_config: ipam_config.convert(),
+            links,
+            aliases,
+            mac_address,
+            driver_opts,
+            gw_priority,
+            network_id,
+            endpoint_id,
+            gateway,
+            ip_address,
+            ip_prefix_len,
+            ipv6_gateway,
+            global_ipv6_address,
+            global_ipv6_prefix_len,
+            dns_names,
+        }
+    }
+}

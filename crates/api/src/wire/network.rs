@@ -1,0 +1,50 @@
+//! Networks.
+
+use std::collections::BTreeMap;
+
+use whelk_api_types::{ConfigReference, EndpointResource, NetworkInspect};
+use whelk_engine::networks::{Member, NetworkRecord};
+
+use super::convert::Convert;
+use super::time;
+
+pub(crate) fn network(record: NetworkRecord, members: BTreeMap<String, Member>) -> NetworkInspect {
+    NetworkInspect {
+        name: record.name,
+        id: record.id,
+        created: time(record.created_at),
+        scope: "local".into(),
+        driver: record.driver,
+        enable_ipv4: record.enable_ipv4,
+        enable_ipv6: record.enable_ipv6,
+        ipam: record.ipam.convert(),
+        internal: record.internal,
+        attachable: record.attachable,
+        ingress: false,
+        config_from: ConfigReference::default(),
+        config_only: false,
+        containers: members
+            .into_iter()
+            .map(|(id, member)| (id, endpoint(member)))
+            .collect(),
+        options: record.options,
+        labels: record.labels,
+    }
+}
+
+fn endpoint(member: Member) -> EndpointResource {
+    let address = |ipv4: bool| {
+        member
+            .addresses
+            .iter()
+            .find(|net| net.addr().is_ipv4() == ipv4)
+            .map_or_else(String::new, ToString::to_string)
+    };
+    EndpointResource {
+        ipv4_address: address(true),
+        ipv6_address: address(false),
+        name: member.name,
+        endpoint_id: member.endpoint_id,
+        mac_address: member.mac,
+    }
+}

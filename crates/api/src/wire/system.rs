@@ -1,0 +1,184 @@
+//! The engine and the machine.
+
+use whelk_api_types::{
+    Commit, ComponentVersion, FirewallInfo, IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime,
+    SwarmInfo, SystemInfo, SystemVersion, SystemVersionPlatform,
+};
+use whelk_engine::Engine;
+use whelk_engine::events::now;
+use whelk_engine::system::{Info, RUNTIME_SPEC, VERSION};
+
+use super::{null_if_empty, time};
+use crate::{NEWEST, OLDEST};
+
+fn strings<const N: usize>(texts: [&str; N]) -> Vec<String> {
+    texts.map(str::to_owned).into()
+}
+
+/// Returns the versions of the engine's components. All of them are this program. Docker's CLI
+/// prints those other than `Engine`.
+pub(crate) fn version(info: &Info) -> SystemVersion {
+    let api_version = format!("{}.{}", NEWEST.0, NEWEST.1);
+    let min_api_version = format!("{}.{}", OLDEST.0, OLDEST.1);
+    let arch = if info.architecture == "aarch64" {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let component = |name: &str, details: &[(&str, &str)]| ComponentVersion {
+        name: name.into(),
+        version: VERSION.into(),
+        details: details
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+    };
+    let engine = [
+        ("ApiVersion", api_version.as_str()),
+        ("Arch", arch),
+        ("BuildTime", ""),
+        ("Experimental", "false"),
+        ("GitCommit", ""),
+        ("GoVersion", ""),
+        ("KernelVersion", &info.kernel),
+        ("MinAPIVersion", &min_api_version),
+        ("Os", "linux"),
+    ];
+    SystemVersion {
+        platform: SystemVersionPlatform {
+            name: "Whelk".into(),
+        },
+        components: vec![
+            component("Engine", &engine),
+            component(
+                "whelk-oci",
+                &[("GitCommit", ""), ("RuntimeSpec", RUNTIME_SPEC)],
+            ),
+            component("whelk-init", &[("GitCommit", "")]),
+        ],
+        version: VERSION.into(),
+        git_commit: String::new(),
+        go_version: String::new(),
+        os: "linux".into(),
+        arch: arch.into(),
+        kernel_version: info.kernel.clone(),
+        build_time: String::new(),
+        api_version,
+        min_api_version,
+    }
+}
+
+pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
+    let v1 = info.cgroup_version == 1;
+    let warnings = info
+        .problems
+        .iter()
+        .map(|problem| format!("WARNING: {problem}"))
+        .collect();
+    SystemInfo {
+        containers: info.running + info.paused + info.stopped,
+        containers_running: info.running,
+        containers_paused: info.paused,
+        containers_stopped: info.stopped,
+        images: info.images,
+        driver: "overlay2".into(),
+        driver_status: vec![
+            [
+                "Backing Filesystem".into(),
+                info.backing_file_system.to_owned(),
+            ],
+            ["Supports d_type".into(), "true".into()],
+        ],
+        plugins: PluginsInfo {
+            volume: engine.volumes.drivers(),
+            network: strings(["bridge", "host", "ipvlan", "macvlan", "null"]),
+            authorization: None,
+            log: strings(["json-file", "local", "none"]),
+        },
+        memory_limit: true,
+        swap_limit: true,
+        kernel_memory: None,
+        cpu_cfs_period: true,
+        cpu_cfs_quota: true,
+        cpu_shares: true,
+        cpu_set: true,
+        pids_limit: true,
+        ipv4_forwarding: info.ipv4_forwarding,
+        bridge_nf_iptables: None,
+        bridge_nf_ip6tables: None,
+        debug: engine.instance.debug,
+        n_fd: info.open_files,
+        oom_kill_disable: v1,
+        n_goroutines: 0,
+        system_time: time(now()),
+        logging_driver: engine.instance.default_log.kind.clone(),
+        cgroup_driver: "cgroupfs".into(),
+        cgroup_version: info.cgroup_version.to_string(),
+        n_events_listener: info.event_listeners,
+        kernel_version: info.kernel.clone(),
+        operating_system: info.operating_system.clone(),
+        os_version: info.os_version.clone(),
+        os_type: "linux".into(),
+        architecture: info.architecture.clone(),
+        index_server_address: "https://index.docker.io/v1/".into(),
+        registry_config: registry_config(),
+        n_cpu: info.cpus,
+        mem_total: info.memory,
+        generic_resources: None,
+        docker_root_dir: info.root.clone(),
+        name: info.name.clone(),
+        labels: Vec::new(),
+        experimental_build: false,
+        server_version: VERSION.into(),
+        runtimes: ["io.containerd.runc.v2", "runc"]
+            .map(|name| {
+                let path = "whelk".into();
+                (name.to_owned(), Runtime { path })
+            })
+            .into(),
+        default_runtime: "runc".into(),
+        swarm: SwarmInfo {
+            local_node_state: "inactive".into(),
+            ..SwarmInfo::default()
+        },
+        live_restore_enabled: true,
+        init_binary: "whelk".into(),
+        containerd_commit: Commit::default(),
+        runc_commit: Commit::default(),
+        init_commit: Commit::default(),
+        firewall_backend: Some(FirewallInfo {
+            driver: "nftables".into(),
+        }),
+        security_options: security_options(&info),
+        warnings: null_if_empty(warnings),
+        cdi_spec_dirs: Vec::new(),
+        id: info.id,
+        ..SystemInfo::default()
+    }
+}
+
+fn security_options(info: &Info) -> Vec<String> {
+    let mut options = strings(["name=seccomp,profile=builtin"]);
+    if info.apparmor {
+        options.insert(0, "name=apparmor".into());
+    }
+    if info.cgroup_version != 1 {
+        options.push("name=cgroupns".into());
+    }
+    options
+}
+
+fn registry_config() -> RegistryServiceConfig {
+    let name = "docker.io".to_owned();
+    let hub = IndexInfo {
+        name: name.clone(),
+        mirrors: Vec::new(),
+        secure: true,
+        official: true,
+    };
+    RegistryServiceConfig {
+        insecure_registry_cidrs: strings(["::1/128", "127.0.0.0/8"]),
+        index_configs: [(name, hub)].into(),
+        ..RegistryServiceConfig::default()
+    }
+}
