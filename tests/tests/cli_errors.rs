@@ -909,3 +909,177 @@ fn detach_keys_are_checked_before_anything_is_made() {
         .refuses(1, "Invalid detach keys (foo) provided");
     assert_eq!(engine.state("one"), "created");
 }
+
+/// Command lines to which both programs say the same words, line by line.
+const ALIKE: &str = "
+port one 80/foo
+port one foo
+port one foo/udp
+port one 70000
+port one 80-81
+port one 5-3
+port one ''
+rename one two
+rename nosuch x
+rename one ''
+rename ' ' x
+rename one 'a b'
+inspect --type foo one
+inspect --type '' one
+image inspect ''
+inspect ''
+history ''
+rmi ''
+logs --until 2020-13-45 one
+logs --since 2020-1-1 one
+logs --since abc one
+events --until 2020-13-45
+rm ''
+rm /
+rm ' '
+rm -f ''
+stop ''
+network connect bridge ''
+network connect '' ''
+network disconnect bridge ''
+network connect --driver-opt x bridge one
+network create bridge
+network create host
+network create --gateway 1.2.3.4 net
+volume create --opt x vol
+create --annotation '' busybox
+create --log-opt x busybox
+create --log-driver none --log-opt x=y busybox
+create --storage-opt x busybox
+create -v '' busybox
+create -v ab: busybox
+create -v :/b busybox
+create -v /a:/b:ro:x busybox
+create -p 99999:80 busybox
+create -p a:80 busybox
+create -p 1.2.3:80:80 busybox
+create -p [::1:80:80 busybox
+create -p 1:2:3:4 busybox
+create -p 80/foo busybox
+create -p '' busybox
+create -p 80: busybox
+create -p abc busybox
+create -p 1-3:5-6 busybox
+create -p a=b busybox
+create -p a=b,c busybox
+create -p target=80,published=70000 busybox
+create --expose '' busybox
+create --expose 80/foo busybox
+create --expose 5-3 busybox
+create --expose 70000 busybox
+create --mount '' busybox
+create --mount type=tmpfs,dst=/x,tmpfs-size=foo busybox
+create --mount type=tmpfs,dst=/x,tmpfs-mode=foo busybox
+create --mount type=bind,src=/tmp,dst=/x,bind-recursive=foo busybox
+create --mount 'src=v,\"dst=/b' busybox
+create --mount 'dst=/b,src=\"a' busybox
+create --ulimit nofile=1:2:3 busybox
+create --device /dev/null:x busybox
+create --device /dev/null:/a:z busybox
+create --device /a:/b:c:d busybox
+create --device '' busybox
+create --device-read-bps foo:1 busybox
+create --device-read-bps /dev/sda:x busybox
+create --device-read-iops /dev/sda:x busybox
+create --blkio-weight-device /dev/sda:5 busybox
+create --device-cgroup-rule foo busybox
+create --userns foo busybox
+create --cgroupns foo busybox
+create --pid container: busybox
+create --uts foo busybox
+create --network bridge --network bridge busybox
+create --network bridge --network a busybox
+create --pull foo busybox
+create --restart :3 busybox
+create --env-file /tmp busybox
+update --restart on-failure:x one
+image prune --filter foo -f
+container prune --filter foo -f
+network prune --filter foo -f
+volume prune --filter foo -f
+system prune --filter foo -f
+run
+rm
+exec one
+rename one
+ps x
+container nosuch
+network --nosuch
+--nosuch
+nosuch
+help nosuch
+help run nosuch
+";
+
+#[test]
+fn errors_are_in_the_words_of_dockers_command_line() {
+    let engine = Engine::start();
+    for name in ["one", "two"] {
+        engine
+            .whelk(&["create", "--name", name, "busybox", "true"])
+            .ok();
+    }
+    let said = |program, args: &[&str]| {
+        let output = engine.cli(program).run(args);
+        (output.out(), output.err().trim().replace("docker", "whelk"))
+    };
+    let mut differ = Vec::new();
+    for line in ALIKE.lines().filter(|line| !line.is_empty()) {
+        let args = words(line);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let (docker, whelk) = (said(Program::Docker, &args), said(Program::Whelk, &args));
+        if docker != whelk {
+            differ.push(format!("{line}\n  {docker:?}\n  {whelk:?}"));
+        }
+    }
+    assert!(differ.is_empty(), "{}", differ.join("\n"));
+    // The engine's text ends with a space, which the command lines do not print.
+    let refused = engine.whelk(&["network", "create", "bridge"]).err();
+    assert!(refused.ends_with("network\n"), "{refused:?}");
+}
+
+#[test]
+fn both_command_lines_accept_the_same() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        for line in [
+            "create --annotation x --annotation a=b busybox",
+            "create -v /: busybox",
+            "create -p target=80,mode=ingress busybox",
+            "create -p 80/tcp/udp busybox",
+            "create --mac-address '' busybox",
+            "create --mount type=BIND,SRC=/tmp,dst=/x busybox",
+            "create --network bridge --network host busybox",
+            "image prune -f --filter ''",
+            "network create --ipam-opt x accepted",
+            "network rm accepted",
+        ] {
+            let args = words(line);
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            cli.run(&args).ok();
+        }
+    });
+}
+
+/// Splits a command line at spaces. Single quotes group.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for (index, part) in line.split('\'').enumerate() {
+        let mut pieces = part.split(' ');
+        if index % 2 == 1 {
+            words.last_mut().unwrap().push_str(part);
+            continue;
+        }
+        words
+            .last_mut()
+            .unwrap()
+            .push_str(pieces.next().unwrap_or_default());
+        words.extend(pieces.map(str::to_owned));
+    }
+    words
+}

@@ -243,11 +243,11 @@ impl Client {
                 .unwrap_or_default();
             let message = serde_json::from_slice::<Value>(&text)
                 .ok()
-                .and_then(|value| value["message"].as_str().map(str::to_owned));
+                .and_then(|value| value["message"].as_str().map(str::to_owned))
+                .unwrap_or_else(|| String::from_utf8_lossy(&text).into_owned());
             return Err(ApiError {
                 status,
-                message: message
-                    .unwrap_or_else(|| String::from_utf8_lossy(&text).trim().to_owned()),
+                message: message.trim().to_owned(),
             });
         }
         Ok(response)
@@ -287,14 +287,25 @@ impl Client {
 /// # Errors
 /// Returns an error if the name is empty: the engine would route the path to another handler.
 fn check_named(path: &str) -> ApiResult<()> {
-    let mut parts = path.split(['/', '?']).skip(1);
-    match (parts.next(), parts.next()) {
-        (Some(kind @ ("containers" | "networks" | "volumes")), Some("")) => {
+    let mut parts = path
+        .split('?')
+        .next()
+        .unwrap_or_default()
+        .split('/')
+        .skip(1);
+    let (kind, name, rest) = (parts.next(), parts.next(), parts.next());
+    let is_empty = name.is_some_and(|name| name.replace("%20", "").is_empty());
+    match kind {
+        Some(kind @ ("containers" | "networks" | "volumes")) if is_empty => {
             Err(ApiError::local(format!(
                 "invalid {} name or ID: value is empty",
                 kind.trim_end_matches('s')
             )))
         }
+        Some("images") if is_empty && rest.is_some() => Err(ApiError {
+            status: StatusCode::NOT_FOUND,
+            message: "page not found".into(),
+        }),
         _ => Ok(()),
     }
 }
@@ -382,7 +393,15 @@ mod tests {
             checked("/containers//start"),
             Err("invalid container name or ID: value is empty".into())
         );
-        for path in ["/volumes", "/volumes?a=b", "/volumes/x", "/images//json"] {
+        assert_eq!(
+            checked("/containers/%20?force=1"),
+            Err("invalid container name or ID: value is empty".into())
+        );
+        assert_eq!(
+            checked("/images//history"),
+            Err("Error response from daemon: page not found".into())
+        );
+        for path in ["/volumes", "/volumes?a=b/", "/volumes/x", "/images/json"] {
             assert_eq!(checked(path), Ok(()), "{path}");
         }
     }

@@ -7,7 +7,7 @@ use super::attach::{
     Ended, Streams, attach_path, follow_size, forward_signals, lost, lost_attached, pump,
     unless_lost,
 };
-use super::create::{named, nano_cpus};
+use super::create::{named, nano_cpus, restart_policy};
 use super::destination::Destination;
 use super::run::{exit_code, wait_request};
 use super::{Names, for_each, not_available};
@@ -193,7 +193,11 @@ pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
         ("link", on(args.link)),
         ("v", on(args.volumes)),
     ]);
-    for_each(&args.containers, async |name| {
+    for_each(&args.containers, async |given| {
+        let name = given.trim_matches('/');
+        if name.is_empty() {
+            return Err(Failure::new("container name cannot be empty"));
+        }
         match client
             .delete(&format!("/containers/{}{query}", escape_name(name)))
             .await
@@ -205,7 +209,7 @@ pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
             }
             result => result?,
         };
-        print_line!("{name}")?;
+        print_line!("{given}")?;
         Ok(())
     })
     .await
@@ -270,6 +274,11 @@ pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
 }
 
 pub(crate) async fn rename(client: &Client, name: &str, new_name: &str) -> Outcome {
+    if name.trim().is_empty() || new_name.trim().is_empty() {
+        return Err(Failure::new(
+            "Error: Neither old nor new names may be empty",
+        ));
+    }
     client
         .post(
             &format!(
@@ -281,7 +290,9 @@ pub(crate) async fn rename(client: &Client, name: &str, new_name: &str) -> Outco
         )
         .await
         .map_err(|error| {
-            Failure::new(format!("{error}\nfailed to rename container named {name}"))
+            Failure::new(format!(
+                "{error}\nError: failed to rename container named {name}"
+            ))
         })?;
     Ok(0)
 }
@@ -377,11 +388,8 @@ pub(crate) async fn update(client: &Client, args: UpdateArgs) -> Outcome {
         "Memory": size(&args.memory, "-m, --memory")?, "MemoryReservation": size(&args.memory_reservation, "--memory-reservation")?, "MemorySwap": size(&args.memory_swap, "--memory-swap")?, "PidsLimit": args.pids_limit,
     });
     if let Some(policy) = &args.restart {
-        let (name, count) = policy.split_once(':').unwrap_or((policy, "0"));
-        let count: i64 = count.parse().map_err(|_| {
-            Failure::new("invalid restart policy format: maximum retry count must be an integer")
-        })?;
-        body["RestartPolicy"] = json!({"Name": name, "MaximumRetryCount": count});
+        body["RestartPolicy"] =
+            restart_policy(policy).map_err(|failure| Failure::new(failure.text))?;
     }
     for_each(&args.containers, async |name| {
         let answer = client

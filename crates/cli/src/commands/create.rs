@@ -292,7 +292,7 @@ pub(crate) async fn make(
     detach: Option<bool>,
 ) -> Outcome<String> {
     if !matches!(args.pull.as_str(), "always" | "missing" | "never") {
-        return Err(Failure::new(format!(
+        return Err(invalid(format!(
             "invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"",
             args.pull
         )));
@@ -523,7 +523,7 @@ fn check_modes(args: &CreateContainerArgs) -> Outcome<()> {
         ),
     ];
     if let Some((text, _)) = modes.iter().find(|(_, valid)| !valid) {
-        return Err(Failure::new(*text));
+        return Err(invalid(*text));
     }
     Ok(())
 }
@@ -546,7 +546,7 @@ fn host_config(
     let mut host = json!({
         "Binds": list(&binds),
         "ContainerIDFile": text(&args.cidfile),
-        "LogConfig": {"Type": text(&args.log_driver), "Config": key_values(&args.log_opt)?},
+        "LogConfig": {"Type": text(&args.log_driver), "Config": log_options(args)?},
         "NetworkMode": network_mode,
         "PortBindings": bindings,
         "PublishAllPorts": networks.publish_all,
@@ -554,7 +554,7 @@ fn host_config(
         "RestartPolicy": restart_policy(&args.restart)?,
         "AutoRemove": args.rm,
         "VolumesFrom": list(&args.volumes_from),
-        "Annotations": key_values(&args.annotation)?,
+        "Annotations": key_values(&args.annotation),
         "CapAdd": list(&args.cap_add), "CapDrop": list(&args.cap_drop),
         "CgroupnsMode": text(&args.cgroupns),
         "Dns": list(&networks.dns), "DnsOptions": list(&networks.dns_option), "DnsSearch": list(&networks.dns_search),
@@ -563,7 +563,7 @@ fn host_config(
         "OomScoreAdj": args.oom_score_adj.unwrap_or(0), "OomKillDisable": args.oom_kill_disable,
         "Privileged": args.privileged, "ReadonlyRootfs": args.read_only,
         "SecurityOpt": list(&security),
-        "StorageOpt": key_values(&args.storage_opt)?,
+        "StorageOpt": storage_options(&args.storage_opt)?,
         "Tmpfs": args.tmpfs.iter().map(|tmpfs| { let (path, options) = tmpfs.split_once(':').unwrap_or((tmpfs, "")); (path.to_owned(), json!(options)) }).collect::<Map<_, _>>(),
         "ShmSize": size(&args.shm_size, "--shm-size")?,
         "Sysctls": sysctls(&args.sysctl)?,
@@ -587,7 +587,7 @@ fn host_config(
         "CpuRealtimePeriod": args.cpu_rt_period.unwrap_or(0), "CpuRealtimeRuntime": args.cpu_rt_runtime.unwrap_or(0),
         "CpusetCpus": text(&args.cpuset_cpus), "CpusetMems": text(&args.cpuset_mems),
         "Devices": args.device.iter().map(|device| parse_device(device)).collect::<Outcome<Vec<_>>>()?,
-        "DeviceCgroupRules": list(&args.device_cgroup_rule),
+        "DeviceCgroupRules": device_rules(&args.device_cgroup_rule)?,
         "DeviceRequests": args.gpus.as_ref().map(|gpus| json!([{"Driver": "", "Count": if gpus == "all" { -1 } else { 1 }, "Capabilities": [["gpu"]]}])),
         "PidsLimit": args.pids_limit,
         "Ulimits": args.ulimit.iter().map(|limit| parse_ulimit(limit)).collect::<Outcome<Vec<_>>>()?,
@@ -607,6 +607,25 @@ fn host_config(
         }
     }
     Ok(host)
+}
+
+fn log_options(args: &CreateContainerArgs) -> Outcome<Map<String, Value>> {
+    if args.log_driver.as_deref() == Some("none") && !args.log_opt.is_empty() {
+        return Err(invalid("invalid logging opts for driver none"));
+    }
+    Ok(key_values(&args.log_opt))
+}
+
+fn storage_options(given: &[String]) -> Outcome<Map<String, Value>> {
+    if given.iter().any(|option| !option.contains('=')) {
+        return Err(invalid("invalid storage option"));
+    }
+    Ok(key_values(given))
+}
+
+/// Returns the error for an invalid command line.
+fn invalid(text: impl Into<String>) -> Failure {
+    Failure::with_code(125, text)
 }
 
 /// Adds the flag and its value to an error.
@@ -674,8 +693,14 @@ fn security(args: &CreateContainerArgs) -> Outcome<(Vec<String>, bool)> {
     Ok((options, open_paths))
 }
 
-fn restart_policy(text: &str) -> Outcome<Value> {
+/// Parses `NAME[:COUNT]`.
+pub(super) fn restart_policy(text: &str) -> Outcome<Value> {
     let (name, count) = text.split_once(':').unwrap_or((text, ""));
+    if name.is_empty() && !text.is_empty() {
+        return Err(invalid(
+            "invalid restart policy format: no policy provided before colon",
+        ));
+    }
     let count: i64 = if count.is_empty() {
         0
     } else {
@@ -727,8 +752,15 @@ pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> 
 fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
     let mut lines = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| Failure::with_code(125, format!("open {file}: {}", plain(&error))))?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            let text = plain(&error);
+            invalid(match error.kind() {
+                std::io::ErrorKind::IsADirectory | std::io::ErrorKind::InvalidData => {
+                    format!("invalid env file ({file}): read {file}: {text}")
+                }
+                _ => format!("open {file}: {text}"),
+            })
+        })?;
         lines.extend(
             text.lines()
                 .map(str::trim_start)
@@ -774,49 +806,92 @@ fn sysctls(given: &[String]) -> Outcome<Map<String, Value>> {
             ));
         }
     }
-    key_values(given)
+    Ok(key_values(given))
 }
 
 /// Parses `DEVICE:NUMBER`; with `bytes`, the number may have a size suffix.
 fn rates(given: &[String], flag: &str, field: &str, bytes: bool) -> Outcome<Vec<Value>> {
     given
         .iter()
-        .map(|entry| {
-            let bad = || {
-                Failure::with_code(
-                    125,
-                    format!("invalid argument {entry:?} for {flag:?} flag: bad format: {entry}"),
-                )
-            };
-            let (path, rate) = entry.split_once(':').ok_or_else(bad)?;
-            let rate = if bytes {
-                named(parse_size(rate), entry, flag)?
-            } else {
-                rate.parse().map_err(|_| bad())?
-            };
-            Ok(json!({"Path": path, field: rate}))
-        })
-        .collect()
+        .map(|entry| rate(entry, field, bytes))
+        .collect::<Result<_, _>>()
+        .or_else(|(entry, reason): (&String, String)| named(Err(Failure::new(reason)), entry, flag))
+}
+
+fn rate<'e>(entry: &'e String, field: &str, bytes: bool) -> Result<Value, (&'e String, String)> {
+    const WEIGHTS: std::ops::RangeInclusive<u64> = 10..=1000;
+    let fail = |reason: String| (entry, reason);
+    let parts = entry.split_once(':').filter(|(path, _)| !path.is_empty());
+    let (path, rate) = parts.ok_or_else(|| fail(format!("bad format: {entry}")))?;
+    if !path.starts_with("/dev/") {
+        return Err(fail(format!("bad format for device path: {entry}")));
+    }
+    let number = match rate.parse::<u64>() {
+        _ if bytes => parse_size(rate).ok().and_then(|size| size.try_into().ok()),
+        Ok(weight) if field == "Weight" && weight != 0 && !WEIGHTS.contains(&weight) => None,
+        number => number.ok(),
+    };
+    match number {
+        Some(number) => Ok(json!({"Path": path, field: number})),
+        None if field == "Weight" => Err(fail(format!("invalid weight for device: {entry}"))),
+        None if bytes => Err(fail(format!(
+            "invalid rate for device: {entry}. The correct format is <device-path>:<number>[<unit>]. Number must be a positive integer. Unit is optional and can be kb, mb, or gb"
+        ))),
+        None => Err(fail(format!(
+            "invalid rate for device: {entry}. The correct format is <device-path>:<number>. Number must be a positive integer"
+        ))),
+    }
+}
+
+/// Checks rules such as `c 1:3 rwm`.
+fn device_rules(given: &[String]) -> Outcome<Value> {
+    let number = |text: &str| {
+        text == "*" || !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let valid = |rule: &str| match rule.split(' ').collect::<Vec<_>>()[..] {
+        ["a" | "c" | "b", device, mode] => {
+            device
+                .split_once(':')
+                .is_some_and(|(major, minor)| number(major) && number(minor))
+                && (1..=3).contains(&mode.len())
+                && mode.bytes().all(|letter| b"rwm".contains(&letter))
+        }
+        _ => false,
+    };
+    match given.iter().find(|rule| !valid(rule)) {
+        Some(rule) => {
+            let wrong = Failure::new(format!("invalid device cgroup format '{rule}'"));
+            named(Err(wrong), rule, "--device-cgroup-rule")
+        }
+        None => Ok(list(given)),
+    }
 }
 
 /// Parses `HOST[:CONTAINER[:MODE]]`.
 fn parse_device(text: &str) -> Outcome<Value> {
-    let parts: Vec<&str> = text.split(':').collect();
-    let is_mode =
-        |mode: &str| !mode.is_empty() && mode.chars().all(|letter| "rwm".contains(letter));
-    let (host, container, mode) = match parts.as_slice() {
-        [host, mode] if is_mode(mode) => (*host, *host, *mode),
-        [host, container] => (*host, *container, "rwm"),
-        [host, container, mode] => (*host, *container, *mode),
-        _ => (text, text, "rwm"),
+    // Each of the letters at most once.
+    let is_mode = |mode: &str| {
+        !mode.is_empty()
+            && mode.chars().all(|letter| "rwm".contains(letter))
+            && "rwm"
+                .chars()
+                .all(|letter| mode.matches(letter).count() <= 1)
     };
-    if !host.starts_with('/') {
-        return Err(Failure::with_code(
-            125,
-            format!(
-                "invalid argument {text:?} for \"--device\" flag: {host} is not an absolute path"
-            ),
-        ));
+    let parts: Vec<&str> = text.split(':').collect();
+    let (host, container, mode) = match parts.as_slice() {
+        [host] if !host.is_empty() => (*host, *host, "rwm"),
+        [host, mode] if !host.is_empty() && is_mode(mode) => (*host, *host, *mode),
+        [host, container] if !host.is_empty() => (*host, *container, "rwm"),
+        [host, container, mode] if !host.is_empty() => {
+            if !is_mode(mode) {
+                return Err(invalid(format!("bad mode specified: {mode}")));
+            }
+            (*host, *container, *mode)
+        }
+        _ => return Err(invalid(format!("bad format for path: {text}"))),
+    };
+    if !container.starts_with('/') {
+        return Err(invalid(format!("{container} is not an absolute path")));
     }
     Ok(json!({"PathOnHost": host, "PathInContainer": container, "CgroupPermissions": mode}))
 }
@@ -851,6 +926,11 @@ fn parse_ulimit(text: &str) -> Outcome<Value> {
         .ok_or_else(|| fail(format!("invalid ulimit argument: {text}")))?;
     if !NAMES.contains(&name) {
         return Err(fail(format!("invalid ulimit type: {name}")));
+    }
+    if values.split(':').count() > 2 {
+        return Err(fail(format!(
+            "too many limit value arguments - {values}, can only have up to two, `soft[:hard]`"
+        )));
     }
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
     let number = |value: &str| {
@@ -898,6 +978,60 @@ mod tests {
             parse_device("/dev/a:r").unwrap(),
             json!({"PathOnHost": "/dev/a", "PathInContainer": "/dev/a", "CgroupPermissions": "r"})
         );
+    }
+
+    #[test]
+    fn rejects_devices_with_dockers_texts() {
+        for (device, text) in [
+            ("x", "x is not an absolute path"),
+            ("/dev/null:x", "x is not an absolute path"),
+            ("/dev/null:rr", "rr is not an absolute path"),
+            ("/dev/null:", " is not an absolute path"),
+            ("/dev/null:/a:z", "bad mode specified: z"),
+            ("/a:/b:c:d", "bad format for path: /a:/b:c:d"),
+            ("", "bad format for path: "),
+        ] {
+            assert_eq!(parse_device(device).unwrap_err().text, text, "{device}");
+        }
+        let rate = |entry: &str, field, bytes| {
+            rates(&[entry.to_owned()], "--x", field, bytes).map_err(|failure| failure.text)
+        };
+        assert_eq!(
+            rate("/dev/sda:1k", "Rate", true),
+            Ok(vec![json!({"Path": "/dev/sda", "Rate": 1024})])
+        );
+        for (entry, field, bytes, text) in [
+            ("foo", "Rate", true, "bad format: foo"),
+            (":5", "Rate", true, "bad format: :5"),
+            ("foo:1", "Rate", true, "bad format for device path: foo:1"),
+            (
+                "/dev/a:-5",
+                "Rate",
+                true,
+                "invalid rate for device: /dev/a:-5. The correct format is <device-path>:<number>[<unit>]. ",
+            ),
+            (
+                "/dev/a:1k",
+                "Rate",
+                false,
+                "invalid rate for device: /dev/a:1k. The correct format is <device-path>:<number>. ",
+            ),
+            (
+                "/dev/a:5",
+                "Weight",
+                false,
+                "invalid weight for device: /dev/a:5",
+            ),
+        ] {
+            let text = format!("invalid argument {entry:?} for \"--x\" flag: {text}");
+            assert!(
+                rate(entry, field, bytes).unwrap_err().starts_with(&text),
+                "{entry}"
+            );
+        }
+        let rules = |rule: &str| device_rules(&[rule.to_owned()]).is_ok();
+        assert!(rules("c 1:3 rwm") && rules("a *:* r"));
+        assert!(!rules("foo") && !rules("c 1:3 rwmr") && !rules("c 1 r"));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::filters;
 use crate::client::{Client, no_body, query};
+use crate::format::moment::moment;
 use crate::format::template::{self, Mode, Template, typed};
-use crate::format::units::moment;
 use crate::output::print_line;
 use crate::{Failure, Outcome};
 

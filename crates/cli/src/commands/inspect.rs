@@ -99,7 +99,7 @@ pub(super) async fn inspect(client: &Client, what: impl Into<Inspection>) -> Out
     let what = what.into();
     let kind = what.kind.as_deref();
     if let Some(kind) = kind.filter(|kind| !KINDS.iter().any(|known| known.name == *kind)) {
-        return Err(Failure::new(format!("unknown type: {kind:?}")));
+        return Err(Failure::new(unknown(kind)));
     }
     let template = match what.format.as_str() {
         "" | "json" => None,
@@ -129,6 +129,18 @@ pub(super) async fn inspect(client: &Client, what: impl Into<Inspection>) -> Out
         Ok(0)
     } else {
         Err(Failure::new(failures.join("\n")))
+    }
+}
+
+/// Returns the error text for a kind of object that cannot be inspected.
+fn unknown(kind: &str) -> String {
+    const ALL: &str = r#""config", "container", "image", "network", "node", "plugin", "secret", "service", "task", "volume""#;
+    match kind {
+        "" => format!("type is empty: must be one of {ALL}"),
+        "config" | "node" | "plugin" | "secret" | "service" | "task" => {
+            format!("--type {kind}: {kind}s are not available in this version of whelk")
+        }
+        _ => format!("unknown type: {kind:?}: must be one of {ALL}"),
     }
 }
 
@@ -187,6 +199,9 @@ async fn inspect_one(client: &Client, name: &str, what: &Inspection) -> Outcome<
         } else {
             ""
         };
+        if kind.name == "image" && name.is_empty() {
+            return Err(Failure::new("Error: No such image: "));
+        }
         let platform = platform_json(what.platform.as_deref().unwrap_or_default())?;
         let query = query(&[("size", size), ("platform", &platform)]);
         match client

@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::attach::{copy_output, lost};
 use crate::client::{Client, escape_name, no_body, query};
-use crate::format::units::moment;
+use crate::format::moment::moment;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]

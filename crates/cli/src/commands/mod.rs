@@ -391,15 +391,25 @@ pub(crate) fn not_available(flags: &[(&str, bool)], what: &str) -> Outcome<()> {
     }
 }
 
-/// Encodes `key=value` filters as the API's JSON; empty if there are none.
+/// Encodes `key=value` filters of the flag `-f, --filter` as the API's JSON; empty if there are
+/// none.
 pub(crate) fn filters(given: &[String]) -> Outcome<String> {
+    filters_of(given, "-f, --filter")
+}
+
+/// Encodes the filters of a command whose flag has no short form.
+pub(crate) fn prune_filters(given: &[String]) -> Outcome<String> {
+    filters_of(given, "--filter")
+}
+
+fn filters_of(given: &[String], flag: &str) -> Outcome<String> {
     let mut map = serde_json::Map::new();
-    for filter in given {
+    for filter in given.iter().filter(|filter| !filter.is_empty()) {
         let Some((key, value)) = filter.split_once('=') else {
             return Err(Failure::with_code(
                 USAGE,
                 format!(
-                    "invalid argument {filter:?} for \"-f, --filter\" flag: bad format of filter (expected name=value)"
+                    "invalid argument {filter:?} for {flag:?} flag: bad format of filter (expected name=value)"
                 ),
             ));
         };
@@ -416,21 +426,13 @@ pub(crate) fn filters(given: &[String]) -> Outcome<String> {
     })
 }
 
-/// Parses `key=value` options.
-pub(crate) fn key_values(given: &[String]) -> Outcome<serde_json::Map<String, Value>> {
+/// Parses `key=value` options. A key without a value gets an empty value, as in Docker; the engine
+/// rejects those that need one.
+pub(crate) fn key_values(given: &[String]) -> serde_json::Map<String, Value> {
     given
         .iter()
-        .map(|entry| {
-            entry
-                .split_once('=')
-                .map(|(key, value)| (key.to_owned(), Value::from(value)))
-                .ok_or_else(|| {
-                    Failure::with_code(
-                        USAGE,
-                        format!("invalid option {entry:?}: expected key=value"),
-                    )
-                })
-        })
+        .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
+        .map(|(key, value)| (key.to_owned(), Value::from(value)))
         .collect()
 }
 

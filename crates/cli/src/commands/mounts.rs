@@ -12,13 +12,18 @@ pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Map<Strin
     for spec in given {
         let wrong =
             |reason: &str| Failure::with_code(125, format!("invalid spec: {spec}: {reason}"));
+        // Docker takes so short a text as a path without looking for colons.
+        match spec.len() {
+            0 => return Err(Failure::with_code(125, "invalid empty volume spec")),
+            1 | 2 => {
+                anonymous.insert(spec.clone(), json!({}));
+                continue;
+            }
+            _ => {}
+        }
         let parts: Vec<&str> = spec.split(':').collect();
         if parts.iter().any(|part| part.is_empty()) {
-            return Err(wrong(if spec.is_empty() {
-                "volume name is required"
-            } else {
-                "empty section between colons"
-            }));
+            return Err(wrong("empty section between colons"));
         }
         match parts.as_slice() {
             [target] => drop(anonymous.insert((*target).to_owned(), json!({}))),
@@ -46,30 +51,46 @@ fn absolute(path: &str) -> String {
 }
 
 /// Splits a CSV line into fields: a field that starts with a quote may contain commas, and quotes
-/// written twice. Returns `None` if a quoted field is not terminated.
-pub(crate) fn fields(text: &str) -> Option<Vec<String>> {
+/// written twice.
+///
+/// # Errors
+/// Returns the text of Go's CSV reader if quotes are wrong, or if the line is empty.
+pub(crate) fn fields(text: &str) -> Result<Vec<String>, String> {
+    if text.is_empty() {
+        return Err("EOF".into());
+    }
+    let wrong = |rest: &str, reason: &str| {
+        let column = text.len() - rest.len() + 1;
+        Err(format!("parse error on line 1, column {column}: {reason}"))
+    };
+    const QUOTED: &str = "extraneous or missing \" in quoted-field";
     let mut fields = Vec::new();
     let mut rest = text;
     loop {
         let (field, behind) = match rest.strip_prefix('"') {
-            None => rest.split_at(rest.find(',').unwrap_or(rest.len())),
+            None => {
+                let (field, behind) = rest.split_at(rest.find(',').unwrap_or(rest.len()));
+                if let Some(quote) = field.find('"') {
+                    return wrong(&rest[quote..], "bare \" in non-quoted-field");
+                }
+                (field.to_owned(), behind)
+            }
             Some(quoted) => {
-                let end = quoted
-                    .match_indices('"')
-                    .find(|(at, _)| closes(quoted, *at))?
-                    .0;
-                (&quoted[..end], &quoted[end + 1..])
+                let mut quotes = quoted.match_indices('"');
+                let Some((end, _)) = quotes.find(|(at, _)| closes(quoted, *at)) else {
+                    return wrong("", QUOTED);
+                };
+                let behind = &quoted[end + 1..];
+                if !behind.is_empty() && !behind.starts_with(',') {
+                    return wrong(&quoted[end..], QUOTED);
+                }
+                (quoted[..end].replace("\"\"", "\""), behind)
             }
         };
-        fields.push(if rest.starts_with('"') {
-            field.replace("\"\"", "\"")
-        } else {
-            field.to_owned()
-        });
+        fields.push(field);
         match behind.strip_prefix(',') {
             Some(next) => rest = next,
-            None if behind.is_empty() => return Some(fields),
-            None => return None,
+            None => return Ok(fields),
         }
     }
 }
@@ -97,12 +118,14 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
         (Map::new(), Map::new(), Map::new(), Map::new(), Map::new());
     let (mut labels, mut driver_options) = (Map::new(), Map::new());
     mount.insert("Type".into(), json!("volume"));
-    for field in &fields(text).ok_or_else(|| fail("unterminated quoted field".into()))? {
+    for field in &fields(text).map_err(fail)? {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key, Some(value)),
             None => (field.as_str(), None),
         };
         let text = value.unwrap_or_default();
+        let key = key.to_lowercase();
+        let key = key.as_str();
         let flag = || match value {
             None | Some("true" | "1") => Ok(true),
             Some("false" | "0") => Ok(false),
@@ -137,7 +160,11 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
                 "disabled" => drop(bind.insert("NonRecursive".into(), json!(true))),
                 "writable" => drop(bind.insert("ReadOnlyNonRecursive".into(), json!(true))),
                 "readonly" => drop(bind.insert("ReadOnlyForceRecursive".into(), json!(true))),
-                other => return Err(fail(format!("invalid value for bind-recursive: {other}"))),
+                other => {
+                    return Err(fail(format!(
+                        "invalid value for bind-recursive: {other} (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")"
+                    )));
+                }
             },
             "map-user" if text.is_empty() => {
                 return Err(fail("map-user requires a value: auto".into()));
@@ -156,7 +183,13 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
                 let (key, value) = text.split_once('=').unwrap_or((text, ""));
                 driver_options.insert(key.to_owned(), json!(value));
             }
-            "tmpfs-size" => drop(tmpfs.insert("SizeBytes".into(), json!(parse_size(text)?))),
+            "tmpfs-size" => drop(tmpfs.insert(
+                "SizeBytes".into(),
+                json!(
+                    parse_size(text)
+                        .map_err(|_| fail(format!("invalid value for tmpfs-size: {text}")))?
+                ),
+            )),
             "tmpfs-mode" => drop(tmpfs.insert(
                 "Mode".into(),
                 json!(
@@ -230,7 +263,31 @@ mod tests {
                 "DriverConfig": {"Options": {"type": "nfs", "o": "addr=10.0.0.1,vers=4"}}, "Labels": {"a": "\"b\""}}})
         );
         let text = |text: &str| parse_mount(text).unwrap_err().text;
-        assert!(text("src=v,\"dst=/b").ends_with("unterminated quoted field"));
+        for (mount, reason) in [
+            ("", "EOF"),
+            (
+                "src=v,\"dst=/b",
+                "parse error on line 1, column 14: extraneous or missing \" in quoted-field",
+            ),
+            (
+                "\"a\"b,dst=/x",
+                "parse error on line 1, column 3: extraneous or missing \" in quoted-field",
+            ),
+            (
+                "type=volume,dst=/x,src=\"a",
+                "parse error on line 1, column 24: bare \" in non-quoted-field",
+            ),
+            (
+                "type=tmpfs,dst=/x,tmpfs-size=foo",
+                "invalid value for tmpfs-size: foo",
+            ),
+        ] {
+            assert_eq!(
+                text(mount),
+                format!("invalid argument {mount:?} for \"--mount\" flag: {reason}")
+            );
+        }
+        assert!(parse_mount("type=BIND,SRC=/a,Dst=/b").is_ok());
         assert!(text("bogus").ends_with("invalid field 'bogus' must be a key=value pair"));
         assert!(text("type=volume").ends_with("target is required"));
         assert!(
@@ -249,9 +306,11 @@ mod tests {
         assert_eq!(own("/a:/b:ro").unwrap().0, ["/a:/b:ro"]);
         assert!(own("./a:/b").unwrap().0[0].starts_with('/'));
         assert_eq!(
-            own("a:").unwrap_err().text,
-            "invalid spec: a:: empty section between colons"
+            own("ab:").unwrap_err().text,
+            "invalid spec: ab:: empty section between colons"
         );
+        assert_eq!(own("").unwrap_err().text, "invalid empty volume spec");
+        assert!(own("/:").unwrap().1.contains_key("/:"));
         assert_eq!(
             own("/a:/b:/c:ro").unwrap_err().text,
             "invalid spec: /a:/b:/c:ro: too many colons"

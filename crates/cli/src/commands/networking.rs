@@ -98,15 +98,15 @@ impl NetworkArgs {
         let mut endpoints = Map::new();
         let several = attachments.len() > 1;
         let mode = attachments[0].network.clone();
+        let of_users = attachments
+            .iter()
+            .filter(|attachment| is_users(&attachment.network))
+            .count();
+        let mixed = of_users > 0 && of_users < attachments.len();
         for attachment in attachments {
             let Attachment { network, .. } = &attachment;
             if network.is_empty() {
                 return Err(invalid("no name set for network"));
-            }
-            if several && !is_users(network) {
-                return Err(invalid(
-                    "conflicting options: cannot attach both user-defined and non-user-defined network-modes",
-                ));
             }
             if !is_users(network) && !attachment.aliases.is_empty() {
                 return Err(invalid(
@@ -122,6 +122,11 @@ impl NetworkArgs {
             if several || !endpoint.is_empty() {
                 endpoints.insert(network.clone(), Value::Object(endpoint));
             }
+        }
+        if mixed {
+            return Err(invalid(
+                "conflicting options: cannot attach both user-defined and non-user-defined network-modes",
+            ));
         }
         Ok(Networking {
             mode,
@@ -189,7 +194,11 @@ impl NetworkArgs {
                 return wrong(link, "link", format!("bad format for links: {link}"));
             }
         }
-        if let Some(mac) = self.mac_address.as_deref().filter(|mac| !is_mac(mac)) {
+        if let Some(mac) = self
+            .mac_address
+            .as_deref()
+            .filter(|mac| !mac.is_empty() && !is_mac(mac))
+        {
             return Err(invalid(format!("{mac} is not a valid mac address")));
         }
         Ok(())
@@ -298,9 +307,7 @@ fn attachment(text: &str) -> Outcome<Attachment> {
         ))
     };
     let mut result = Attachment::default();
-    for field in
-        &super::mounts::fields(text).ok_or_else(|| fail("unterminated quoted field".into()))?
-    {
+    for field in &super::mounts::fields(text).map_err(fail)? {
         let (key, value) = field
             .split_once('=')
             .ok_or_else(|| fail(format!("invalid field {field}")))?;

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::inspect::{Inspection, inspect};
-use super::{confirmed, filters, for_each, key_values, labels_of, not_available};
+use super::{confirmed, filters, for_each, key_values, labels_of, not_available, prune_filters};
 use crate::client::{Client, escape_name, query};
 use crate::format::natural;
 use crate::format::table::Table;
@@ -138,8 +138,8 @@ async fn create(client: &Client, args: CreateNetworkArgs) -> Outcome {
     let config = ipam(&args)?;
     let body = json!({
         "Name": args.network, "Driver": args.driver, "Scope": args.scope, "EnableIPv4": args.ipv4, "EnableIPv6": args.ipv6,
-        "IPAM": {"Driver": args.ipam_driver, "Options": key_values(&args.ipam_opt)?, "Config": config},
-        "Internal": args.internal, "Attachable": args.attachable, "Options": key_values(&args.opt)?, "Labels": labels_of(&args.label, "--label")?,
+        "IPAM": {"Driver": args.ipam_driver, "Options": key_values(&args.ipam_opt), "Config": config},
+        "Internal": args.internal, "Attachable": args.attachable, "Options": key_values(&args.opt), "Labels": labels_of(&args.label, "--label")?,
     });
     let created = client.post("/networks/create", Some(&body)).await?;
     print_line!("{}", created["Id"].as_str().unwrap_or_default())?;
@@ -245,11 +245,21 @@ pub(crate) struct ConnectArgs {
 }
 
 async fn connect(client: &Client, args: ConnectArgs) -> Outcome {
+    let without_value = |option: &String| {
+        let key = option.split_once('=').map(|(key, _)| key.trim());
+        key.is_none_or(str::is_empty)
+    };
+    if args.driver_opt.iter().any(without_value) {
+        return Err(Failure::new(
+            "invalid key/value pair format in driver options",
+        ));
+    }
+    check_container(&args.network, &args.container)?;
     let body = json!({
         "Container": args.container,
         "EndpointConfig": {
             "IPAMConfig": {"IPv4Address": args.ip, "IPv6Address": args.ip6, "LinkLocalIPs": args.link_local_ip},
-            "Aliases": args.alias, "Links": args.link, "DriverOpts": key_values(&args.driver_opt)?, "GwPriority": args.gw_priority,
+            "Aliases": args.alias, "Links": args.link, "DriverOpts": key_values(&args.driver_opt), "GwPriority": args.gw_priority,
         },
     });
     client
@@ -272,7 +282,16 @@ pub(crate) struct DisconnectArgs {
     container: String,
 }
 
+/// Checks that a container is named, once a network is, which the request's path contains.
+fn check_container(network: &str, container: &str) -> Outcome<()> {
+    if !network.trim().is_empty() && container.trim().is_empty() {
+        return Err(Failure::new("invalid container name or ID: value is empty"));
+    }
+    Ok(())
+}
+
 async fn disconnect(client: &Client, args: DisconnectArgs) -> Outcome {
+    check_container(&args.network, &args.container)?;
     let body = json!({"Container": args.container, "Force": args.force});
     client
         .post(
@@ -367,7 +386,7 @@ async fn prune(client: &Client, args: PruneArgs) -> Outcome {
         .post(
             &format!(
                 "/networks/prune{}",
-                query(&[("filters", &filters(&args.filter)?)])
+                query(&[("filters", &prune_filters(&args.filter)?)])
             ),
             None,
         )

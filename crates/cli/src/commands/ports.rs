@@ -14,35 +14,44 @@ fn invalid(text: impl Into<String>) -> Failure {
     Failure::with_code(125, text)
 }
 
+/// Parses a port number, with the error texts of Go's `strconv.ParseUint`.
+fn number(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| {
+        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let why = if is_number {
+            "value out of range"
+        } else {
+            "invalid syntax"
+        };
+        format!("strconv.ParseUint: parsing {text:?}: {why}")
+    })
+}
+
 fn range(text: &str) -> Result<Range, String> {
-    let number = |text: &str| {
-        text.parse::<u16>()
-            .map_err(|_| format!("strconv.ParseUint: parsing {text:?}: invalid syntax"))
-    };
+    if text.is_empty() {
+        return Err("Empty string specified for ports.".into());
+    }
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (number(first)?, number(last)?);
     if last < first {
-        Err(format!("invalid range specified for port: {text}"))
+        Err(format!("Invalid range specified for the Port: {text}"))
     } else {
         Ok((first, last))
     }
 }
 
-/// Splits `PORT[/PROTOCOL]`.
-fn protocol_of(text: &str) -> Outcome<(&str, String)> {
-    let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let protocol = if protocol.is_empty() {
-        "tcp".to_owned()
-    } else {
-        protocol.to_lowercase()
-    };
-    if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
-        return Err(invalid(format!("invalid proto: {protocol}")));
+/// Splits `PORT[/PROTOCOL]`. Like Docker, ignores what follows a second slash.
+fn protocol_of(text: &str) -> (&str, String) {
+    let mut parts = text.split('/');
+    let port = parts.next().unwrap_or_default();
+    match parts.next() {
+        None | Some("") => (port, "tcp".to_owned()),
+        Some(protocol) => (port, protocol.to_lowercase()),
     }
-    Ok((port, protocol))
 }
 
-/// Converts the long form `published=80,target=80,protocol=tcp` to the short form.
+/// Converts the long form `published=80,target=80,protocol=tcp` to the short form. Like Docker,
+/// ignores other fields: `mode` concerns services only.
 fn short_form(text: &str) -> Outcome<String> {
     if !text.contains('=') {
         return Ok(text.to_owned());
@@ -53,12 +62,8 @@ fn short_form(text: &str) -> Outcome<String> {
             Some(("published", value)) => published = value,
             Some(("target", value)) => target = value,
             Some(("protocol", value)) => protocol = value,
-            Some((key, _)) => {
-                return Err(invalid(format!(
-                    "invalid publish opts: unknown field {key:?}"
-                )));
-            }
-            None => {
+            Some((key, _)) if !key.is_empty() => {}
+            _ => {
                 return Err(invalid(format!(
                     "invalid publish opts format (should be name=value but got '{field}')"
                 )));
@@ -66,6 +71,20 @@ fn short_form(text: &str) -> Outcome<String> {
         }
     }
     Ok(format!("{published}:{target}/{protocol}"))
+}
+
+/// Returns the error for a host address, with Docker's text.
+fn invalid_address(address: &str) -> Failure {
+    let detail = if address.starts_with('[') {
+        "missing ']' in address"
+    } else if address.contains(':') {
+        "too many colons in address"
+    } else {
+        return invalid(format!("Invalid ip address: {address}"));
+    };
+    invalid(format!(
+        "Invalid ip address {address}: address {address}:: {detail}"
+    ))
 }
 
 /// Parses `--publish` and `--expose` flags: returns the exposed ports, and the bindings by
@@ -92,7 +111,8 @@ pub(crate) fn parse(
         if text.contains(':') {
             return Err(invalid(format!("invalid port format for --expose: {text}")));
         }
-        let (port, protocol) = protocol_of(text)?;
+        // The engine checks the protocol, as Docker's does.
+        let (port, protocol) = protocol_of(text);
         let (first, last) = range(port).map_err(|error| {
             invalid(format!(
                 "invalid range format for --expose: {text}, error: {error}"
@@ -111,28 +131,31 @@ fn port_bindings(text: &str) -> Outcome<Vec<(String, Value)>> {
     let container = parts.next().unwrap_or_default();
     let host = parts.next().unwrap_or_default();
     let address = parts.next().unwrap_or_default();
-    let (container, protocol) = protocol_of(container)?;
+    let (container, protocol) = protocol_of(container);
     if container.is_empty() {
-        return Err(invalid(format!("no port specified: {text}<empty>")));
+        return Err(invalid(format!("No port specified: {text}<empty>")));
     }
     let plain = address
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
         .unwrap_or(address);
     if !plain.is_empty() && plain.parse::<std::net::IpAddr>().is_err() {
-        return Err(invalid(format!("invalid IP address: {address}")));
+        return Err(invalid_address(address));
     }
     let (first, last) =
-        range(container).map_err(|_| invalid(format!("invalid containerPort: {container}")))?;
+        range(container).map_err(|_| invalid(format!("Invalid containerPort: {container}")))?;
     let outer = if host.is_empty() {
         None
     } else {
-        Some(range(host).map_err(|_| invalid(format!("invalid hostPort: {host}")))?)
+        Some(range(host).map_err(|_| invalid(format!("Invalid hostPort: {host}")))?)
     };
+    if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
+        return Err(invalid(format!("Invalid proto: {protocol}")));
+    }
     let width = |(first, last): Range| last - first;
     if first != last && outer.is_some_and(|outer| width(outer) != width((first, last))) {
         return Err(invalid(format!(
-            "invalid ranges specified for container and host Ports: {container} and {host}"
+            "Invalid ranges specified for container and host Ports: {container} and {host}"
         )));
     }
     let bindings = (first..=last).map(|port| {
@@ -242,12 +265,10 @@ pub(crate) async fn port(client: &Client, args: PortArgs) -> Outcome {
             .map(binding)
             .collect()
     };
-    if let Some(wanted) = &args.port {
-        let (number, protocol) =
-            protocol_of(wanted).map_err(|failure| Failure::new(failure.text))?;
-        let number = range(number)
-            .map_err(|error| Failure::new(format!("Error: invalid port ({wanted}): {error}")))?
-            .0;
+    if let Some(wanted) = args.port.as_ref().filter(|wanted| !wanted.is_empty()) {
+        let (port, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
+        let number = number(port)
+            .map_err(|error| Failure::new(format!("Error: invalid port ({port}): {error}")))?;
         let found = ports
             .get(&format!("{number}/{protocol}"))
             .map(addresses)
@@ -325,7 +346,7 @@ mod tests {
             json!({"80/tcp": [{"HostIp": "", "HostPort": "8000-8010"}]})
         );
         assert_eq!(
-            bindings("published=1,target=2,protocol=udp"),
+            bindings("published=1,target=2,protocol=udp,mode=host"),
             json!({"2/udp": [{"HostIp": "", "HostPort": "1"}]})
         );
     }
@@ -333,16 +354,32 @@ mod tests {
     #[test]
     fn rejects_invalid_ports() {
         for (text, error) in [
-            ("", "no port specified: <empty>"),
-            ("abc", "invalid containerPort: abc"),
-            ("70000:80", "invalid hostPort: 70000"),
+            ("", "No port specified: <empty>"),
+            ("abc", "Invalid containerPort: abc"),
+            ("70000:80", "Invalid hostPort: 70000"),
             (
                 "1-3:5-6",
-                "invalid ranges specified for container and host Ports: 5-6 and 1-3",
+                "Invalid ranges specified for container and host Ports: 5-6 and 1-3",
             ),
-            ("1.2.3.400:80:80", "invalid IP address: 1.2.3.400"),
-            ("80:80/foo", "invalid proto: foo"),
-            ("a=b,c", "invalid publish opts: unknown field \"a\""),
+            ("1.2.3.400:80:80", "Invalid ip address: 1.2.3.400"),
+            (
+                "[::1:80:80",
+                "Invalid ip address [::1: address [::1:: missing ']' in address",
+            ),
+            (
+                "1:2:3:4",
+                "Invalid ip address 1:2: address 1:2:: too many colons in address",
+            ),
+            ("80:80/foo", "Invalid proto: foo"),
+            ("a=b", "No port specified: :/tcp<empty>"),
+            (
+                "a=b,c",
+                "invalid publish opts format (should be name=value but got 'c')",
+            ),
+            (
+                "=b",
+                "invalid publish opts format (should be name=value but got '=b')",
+            ),
         ] {
             assert_eq!(bindings(text), json!(error), "{text}");
         }
@@ -350,7 +387,15 @@ mod tests {
         assert_eq!(exposed("80:80"), "invalid port format for --expose: 80:80");
         assert_eq!(
             exposed("5-3"),
-            "invalid range format for --expose: 5-3, error: invalid range specified for port: 5-3"
+            "invalid range format for --expose: 5-3, error: Invalid range specified for the Port: 5-3"
+        );
+        assert_eq!(
+            exposed(""),
+            "invalid range format for --expose: , error: Empty string specified for ports."
+        );
+        assert_eq!(
+            exposed("70000"),
+            "invalid range format for --expose: 70000, error: strconv.ParseUint: parsing \"70000\": value out of range"
         );
     }
 

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::images::print_pruned;
-use super::{asked, confirmed, filters};
+use super::{asked, confirmed, prune_filters};
 use crate::client::{Client, query};
 use crate::format::units::size;
 use crate::output::print_line;
@@ -42,7 +42,10 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs, what: &str) -> Outco
     }
     let answer = client
         .post(
-            &format!("/{what}/prune{}", query(&[("filters", &filters(&given)?)])),
+            &format!(
+                "/{what}/prune{}",
+                query(&[("filters", &prune_filters(&given)?)])
+            ),
             None,
         )
         .await?;
@@ -131,7 +134,10 @@ pub(crate) async fn prune_all(client: &Client, args: PruneAllArgs) -> Outcome {
         }
         let answer = client
             .post(
-                &format!("/{kind}/prune{}", query(&[("filters", &filters(&given)?)])),
+                &format!(
+                    "/{kind}/prune{}",
+                    query(&[("filters", &prune_filters(&given)?)])
+                ),
                 None,
             )
             .await?;

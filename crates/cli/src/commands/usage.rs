@@ -127,9 +127,13 @@ fn find<'t>(tree: &'t Command, path: &[String]) -> Option<&'t Command> {
 /// Prints the help of a command.
 pub(super) fn help(tree: &Command, path: &[String], deprecated_shorthand: bool) -> Outcome {
     let Some(command) = find(tree, path) else {
+        let known = (0..path.len())
+            .rev()
+            .find(|&most| find(tree, &path[..most]).is_some());
+        let unknown = &path[known.unwrap_or(0)..];
         return Err(Failure::new(format!(
-            "whelk: unknown help topic: {}",
-            path.join(" ")
+            "unknown help topic: {}",
+            unknown.join(" ")
         )));
     };
     if deprecated_shorthand {
@@ -159,11 +163,15 @@ fn run_help(path: &[String]) -> String {
     format!("Run '{} --help' for more information", program(path))
 }
 
-/// Returns the usage line of a command and a hint at its help.
+/// Returns the usage line of a command and a hint at its help. As with Docker, the line of a group of
+/// commands is its name here.
 fn hint(tree: &Command, path: &[String]) -> String {
-    let line = find(tree, path)
-        .map(|command| usage_line(command, &program(path)))
-        .unwrap_or_default();
+    let line = match find(tree, path) {
+        Some(root) if path.is_empty() => usage_line(root, &program(path)) + " [ARG...]",
+        Some(group) if group.has_subcommands() => program(path),
+        Some(command) => usage_line(command, &program(path)),
+        None => String::new(),
+    };
     format!("Usage:  {line}\n\n{}", run_help(path))
 }
 
@@ -175,11 +183,14 @@ pub(super) fn explain(tree: &Command, mistake: Mistake) -> Failure {
             return Failure::with_code(USAGE, format!("{text}\n\n{}", hint(tree, &path)));
         }
         Kind::Count(text) => {
-            return Failure::new(format!(
-                "whelk: '{}' {text}\n\n{}",
-                program(&path),
-                hint(tree, &path)
-            ));
+            let hint = hint(tree, &path);
+            // Docker's words differ here.
+            let hint = if text.starts_with("requires at least") {
+                hint.replace("\n\nRun '", "\n\nSee '")
+            } else {
+                hint
+            };
+            return Failure::new(format!("whelk: '{}' {text}\n\n{hint}", program(&path)));
         }
         Kind::UnknownCommand(name) => name,
     };

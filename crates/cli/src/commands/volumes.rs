@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::destination::Destination;
 use super::images::{file_body, reader_body};
 use super::inspect::{Inspection, inspect};
-use super::{confirmed, filters, for_each, key_values, labels_of, not_available};
+use super::{confirmed, filters, for_each, key_values, labels_of, not_available, prune_filters};
 use crate::client::{Client, escape, no_body, query};
 use crate::format::natural;
 use crate::format::table::Table;
@@ -174,7 +174,7 @@ async fn create(client: &Client, args: CreateVolumeArgs) -> Outcome {
         ));
     }
     let body = json!({
-        "Name": args.volume.or(args.name).unwrap_or_default(), "Driver": args.driver, "DriverOpts": key_values(&args.opt)?,
+        "Name": args.volume.or(args.name).unwrap_or_default(), "Driver": args.driver, "DriverOpts": key_values(&args.opt),
         "Labels": labels_of(&args.label, "--label")?,
     });
     let created = client.post("/volumes/create", Some(&body)).await?;
@@ -380,7 +380,10 @@ async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     }
     let answer = client
         .post(
-            &format!("/volumes/prune{}", query(&[("filters", &filters(&given)?)])),
+            &format!(
+                "/volumes/prune{}",
+                query(&[("filters", &prune_filters(&given)?)])
+            ),
             None,
         )
         .await?;

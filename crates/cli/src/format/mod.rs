@@ -1,7 +1,8 @@
-//! Output formatting: tables, units, Go templates.
+//! Output formatting and values with a format: tables, units, times, Go templates.
 
 use std::cmp::Ordering;
 
+pub(crate) mod moment;
 pub(crate) mod table;
 pub(crate) mod template;
 pub(crate) mod units;

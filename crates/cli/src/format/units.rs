@@ -108,37 +108,6 @@ pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     i64::try_from(text.parse::<jiff::SignedDuration>().ok()?.as_nanos()).ok()
 }
 
-/// Converts a value of `--since` or `--until` to seconds since the epoch: an RFC 3339 time or a
-/// prefix of one, a number of seconds, or a duration before now.
-pub(crate) fn moment(text: &str) -> Outcome<String> {
-    if text.is_empty() || text.parse::<f64>().is_ok() {
-        return Ok(text.to_owned());
-    }
-    let nanoseconds =
-        |time: jiff::Timestamp| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond());
-    if let Some(back) = parse_duration(text) {
-        let now = jiff::Timestamp::now().as_nanosecond() - i128::from(back);
-        return jiff::Timestamp::from_nanosecond(now)
-            .map(nanoseconds)
-            .map_err(|error| Failure::new(error.to_string()));
-    }
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Ok(nanoseconds(time));
-    }
-    let local = text.parse::<jiff::civil::DateTime>().or_else(|_| {
-        text.parse::<jiff::civil::Date>()
-            .map(|date| date.to_datetime(jiff::civil::Time::midnight()))
-    });
-    let zoned = local.and_then(|time| time.to_zoned(jiff::tz::TimeZone::system()));
-    zoned
-        .map(|time| nanoseconds(time.timestamp()))
-        .map_err(|_| {
-            Failure::new(format!(
-                "failed to parse value as time or duration: {text:?}"
-            ))
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,10 +144,9 @@ mod tests {
     }
 
     #[test]
-    fn parses_durations_and_times() {
+    fn parses_durations() {
         assert_eq!(parse_duration("1h30m"), Some(5_400_000_000_000));
         assert_eq!(parse_duration("500ms"), Some(500_000_000));
         assert_eq!(parse_duration("5"), None);
-        assert!(moment("bogus").is_err() && moment("2024-01-02").is_ok());
     }
 }
