@@ -371,24 +371,20 @@ impl Firewall {
         }
     }
 
-    /// Writes all rules and elements in one transaction. The rules in the administrator's chain
-    /// `user` are kept; where tables of another version have to be deleted, they are read before
-    /// and written again.
+    /// Writes all rules and elements in one transaction, and deletes those of earlier versions. The
+    /// rules in the administrator's chain `user` are kept; where tables have to be deleted because
+    /// their objects cannot be changed, they are read before and written again.
     ///
     /// # Errors
     /// Returns an error if the kernel refuses the rules. Also if the rules in chain `user` cannot
     /// be written again: what the administrator has blocked must not open silently.
     pub fn restore(&self) -> Result<()> {
         let mut state = self.state();
-        let is_obsolete = matches!(
-            state.socket.get(self.inet.get_set(OBSOLETE_SET)),
-            Ok(Some(_))
-        );
-        let mut written = Err(Errno::EXIST);
-        if !is_obsolete {
-            let messages = self.messages(&state, false);
-            written = state.socket.batch(transaction(messages));
-        }
+        let mut messages = self
+            .obsolete_objects(&mut state.socket)
+            .map_err(|error| Error::kernel("look for rules of an earlier version", error))?;
+        messages.extend(self.messages(&state, false));
+        let mut written = state.socket.batch(transaction(messages));
         if matches!(
             written,
             Err(Errno::EXIST | Errno::BUSY | Errno::INVAL | Errno::OPNOTSUPP)
@@ -405,6 +401,39 @@ impl Firewall {
         written.map_err(|error| Error::kernel("write the nf_tables rules", error))?;
         state.active = true;
         Ok(())
+    }
+
+    /// Returns the messages that delete the chains and sets of earlier versions, if there are any:
+    /// their rules would stay in force beside ours.
+    fn obsolete_objects(&self, socket: &mut Socket) -> std::result::Result<Vec<Message>, Errno> {
+        let mut exists = |object: Message| match socket.get(object) {
+            Err(Errno::NOENT) => Ok(false),
+            found => found.map(|_| true),
+        };
+        let mut messages = Vec::new();
+        for (table, chains, sets) in [
+            (&self.inet, OBSOLETE_INET_CHAINS, OBSOLETE_INET_SETS),
+            (&self.bridge, OBSOLETE_BRIDGE_CHAINS, OBSOLETE_BRIDGE_SETS),
+        ] {
+            let mut found = Vec::new();
+            for chain in chains {
+                if exists(table.get_chain(chain))? {
+                    found.push(*chain);
+                }
+            }
+            if found.is_empty() {
+                continue;
+            }
+            // Rules refer to chains and sets, so they are deleted first.
+            messages.extend(found.iter().map(|chain| table.flush_chain(chain)));
+            messages.extend(found.iter().map(|chain| table.delete_chain(chain)));
+            for set in sets {
+                if exists(table.get_set(set))? {
+                    messages.push(table.delete_set(set));
+                }
+            }
+        }
+        Ok(messages)
     }
 
     /// Reads the rules in chain `user` and returns the messages that create them again.
@@ -720,9 +749,28 @@ impl Chain {
 /// The chain for the administrator's own rules, evaluated first for forwarded packets.
 const USER: &str = "user";
 
-/// A set that only tables of earlier versions have. Their chains have other names as well and
-/// would stay in force beside ours, so such tables are deleted and created again.
-const OBSOLETE_SET: &str = "pairs";
+/// Chains and sets that only tables of earlier versions have.
+const OBSOLETE_INET_CHAINS: &[&str] = &["spoof", "entering", "publish", "loop", "leave", "guard"];
+const OBSOLETE_INET_SETS: &[&str] = &[
+    "pairs",
+    "open4",
+    "open6",
+    "routed4",
+    "routed6",
+    "doors4",
+    "doors6",
+    "masquerade4",
+    "masquerade6",
+    "sources4",
+    "sources6",
+    "ports4",
+    "ports4_at",
+    "ports6",
+    "ports6_at",
+    "loopback6",
+];
+const OBSOLETE_BRIDGE_CHAINS: &[&str] = &["ports", "checked"];
+const OBSOLETE_BRIDGE_SETS: &[&str] = &["senders4", "senders6"];
 
 const INET_CHAINS: &[Chain] = &[
     Chain::plain(USER),
@@ -1122,24 +1170,22 @@ mod tests {
             number: nft::FORWARD,
             priority: FILTER,
         };
-        let pairs = Set {
-            name: OBSOLETE_SET,
-            key: &[IFNAME, IFNAME],
+        let set = |name| Set {
+            name,
+            key: &[IFNAME],
             data: &[],
             interval: false,
         };
         check_recreation(|table| {
             vec![
-                table.set(pairs, 1),
+                table.set(set("pairs"), 1),
                 table.chain("guard", Some(hook)),
-                table.rule(
-                    "guard",
-                    Rule::new()
-                        .input_name()
-                        .output_name()
-                        .not_among("pairs")
-                        .drop(),
-                ),
+                table.chain("entering", None),
+                table.rule("guard", Rule::new().input_name().not_among("pairs").drop()),
+                table.rule("guard", Rule::new().jump("entering")),
+                // Sets are not copied: the administrator's rules must stay where they are.
+                table.set(set("closed"), 2),
+                table.rule(USER, Rule::new().input_name().among("closed").drop()),
             ]
         });
     }
@@ -1172,13 +1218,14 @@ mod tests {
                 replies.iter().map(parts).collect::<Vec<_>>()
             };
             let before = rules(&mut socket);
-            assert_eq!(before.len(), 2);
+            assert!(before.len() >= 2);
             firewall.restore().unwrap();
             assert!(firewall.is_complete());
             assert_eq!(rules(&mut socket), before);
             for gone in [
-                socket.get(table.get_set(OBSOLETE_SET)),
+                socket.get(table.get_set("pairs")),
                 socket.get(table.get_chain("guard")),
+                socket.get(table.get_chain("entering")),
             ] {
                 assert_eq!(gone.map(drop), Err(Errno::NOENT));
             }

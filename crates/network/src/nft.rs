@@ -16,11 +16,13 @@ const NFT_MSG_GETTABLE: u16 = 1;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_GETCHAIN: u16 = 4;
+const NFT_MSG_DELCHAIN: u16 = 5;
 const NFT_MSG_NEWRULE: u16 = 6;
 const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_NEWSET: u16 = 9;
 const NFT_MSG_GETSET: u16 = 10;
+const NFT_MSG_DELSET: u16 = 11;
 const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_GETSETELEM: u16 = 13;
 const NFT_MSG_DELSETELEM: u16 = 14;
@@ -385,6 +387,18 @@ impl Table {
         message(NFT_MSG_GETCHAIN, 0, self.family)
             .text(NFTA_CHAIN_TABLE, &self.name)
             .text(NFTA_CHAIN_NAME, chain)
+    }
+
+    pub(crate) fn delete_chain(&self, chain: &str) -> Message {
+        message(NFT_MSG_DELCHAIN, 0, self.family)
+            .text(NFTA_CHAIN_TABLE, &self.name)
+            .text(NFTA_CHAIN_NAME, chain)
+    }
+
+    pub(crate) fn delete_set(&self, set: &str) -> Message {
+        message(NFT_MSG_DELSET, 0, self.family)
+            .text(NFTA_SET_TABLE, &self.name)
+            .text(NFTA_SET_NAME, set)
     }
 
     /// Requests one set by name.
