@@ -16,21 +16,27 @@ use serde_json::Value;
 /// Each crate with the crates of this project that it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("sys", &[]),
+    ("text", &[]),
     ("runtime", &["sys"]),
     ("shim", &["runtime", "sys"]),
-    ("dockerfile", &[]),
+    ("dockerfile", &["text"]),
     ("image", &["dockerfile", "sys"]),
     ("network", &["sys"]),
     ("plugin", &["sys"]),
     (
         "engine",
-        &["image", "network", "plugin", "runtime", "shim", "sys"],
+        &[
+            "image", "network", "plugin", "runtime", "shim", "sys", "text",
+        ],
     ),
     ("api-types", &[]),
-    ("api", &["api-types", "engine", "image", "shim", "sys"]),
-    ("gotemplate", &[]),
-    ("cli", &["gotemplate"]),
-    ("oci", &["runtime", "sys"]),
+    (
+        "api",
+        &["api-types", "engine", "image", "shim", "sys", "text"],
+    ),
+    ("gotemplate", &["text"]),
+    ("cli", &["gotemplate", "text"]),
+    ("oci", &["runtime", "sys", "text"]),
     ("whelk", &["api", "cli", "engine", "oci", "shim", "sys"]),
 ];
 

@@ -9,7 +9,8 @@ use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
-use whelk_engine::filters::{Filters, moment};
+use whelk_engine::filters::Filters;
+use whelk_text::time;
 
 use crate::error::{ApiError, ApiResult};
 use crate::json::{DecodeError, Syntax, Value, decode, parse};
@@ -108,7 +109,7 @@ impl Params {
             return Ok(None);
         }
         let invalid = || ApiError::invalid(format!("invalid value for {name:?}: {text:?}"));
-        moment(text, whelk_engine::events::now())
+        time::parse(text, whelk_engine::events::now())
             .map(Some)
             .ok_or_else(invalid)
     }

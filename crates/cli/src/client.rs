@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use whelk_text::url;
 
 use crate::endpoint::Host;
 use crate::output::warn_line;
@@ -190,7 +191,7 @@ impl Client {
     ) -> ApiResult<Response<hyper::body::Incoming>> {
         check_named(path)?;
         let failed = ApiError::local;
-        let version = self.fixed_version().map(escape);
+        let version = self.fixed_version().map(url::escape);
         let uri = format!("/v{}{path}", version.as_deref().unwrap_or(API_VERSION));
         if self.debug {
             warn_line!("DEBU[0000] {method} {uri} at {}", self.host);
@@ -337,22 +338,9 @@ pub(crate) async fn read(response: Response<hyper::body::Incoming>) -> ApiResult
         .map_err(|error| ApiError::local(format!("read the engine's response: {error}")))
 }
 
-/// Percent-encodes a path segment or query value.
-pub(crate) fn escape(text: &str) -> String {
-    use std::fmt::Write;
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            out.push(byte as char);
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
-}
-
 /// Percent-encodes an image name in a path; `/`, `:` and `@` are kept.
 pub(crate) fn escape_name(text: &str) -> String {
-    escape(text.trim_start_matches('/'))
+    url::escape(text.trim_start_matches('/'))
         .replace("%2F", "/")
         .replace("%3A", ":")
         .replace("%40", "@")
@@ -363,7 +351,7 @@ pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
     let list: Vec<String> = pairs
         .iter()
         .filter(|(_, value)| !value.is_empty())
-        .map(|(key, value)| format!("{key}={}", escape(value)))
+        .map(|(key, value)| format!("{key}={}", url::escape(value)))
         .collect();
     if list.is_empty() {
         String::new()

@@ -407,13 +407,8 @@ fn both_forms(argument: &Arg) -> String {
 
 /// Parses a boolean in any form that Go's `strconv.ParseBool` accepts.
 fn parse_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(format!(
-            "strconv.ParseBool: parsing {text:?}: invalid syntax"
-        )),
-    }
+    whelk_text::parse_bool(text)
+        .ok_or_else(|| format!("strconv.ParseBool: parsing {text:?}: invalid syntax"))
 }
 
 /// Parses an integer literal as Go does (`10`, `0x1f`, `0b1`, `0o17`, `017`, `1_000`). Returns it

@@ -1,7 +1,9 @@
 //! Parsing of the instructions that change an image's configuration.
 
 use crate::parser::{Line, fields, words};
-use crate::{Error, Lexer, Result, duration};
+use whelk_text::duration;
+
+use crate::{Error, Lexer, Result};
 
 /// An instruction. Variables are already replaced in those instructions that support them.
 #[derive(Clone, Debug, PartialEq, Eq)]

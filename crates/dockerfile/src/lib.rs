@@ -5,7 +5,6 @@
 //! --change` and `commit --change` apply those that are supported here to an image configuration.
 #![forbid(unsafe_code)]
 
-mod duration;
 mod expand;
 mod instruction;
 mod parser;
@@ -22,6 +21,12 @@ pub struct Error(pub(crate) String);
 impl Error {
     pub(crate) fn new(text: impl Into<String>) -> Self {
         Self(text.into())
+    }
+}
+
+impl From<whelk_text::Error> for Error {
+    fn from(error: whelk_text::Error) -> Self {
+        Self(error.to_string())
     }
 }
 

@@ -113,6 +113,12 @@ impl From<rusqlite::Error> for Error {
     }
 }
 
+impl From<whelk_text::Error> for Error {
+    fn from(error: whelk_text::Error) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
 impl From<whelk_image::Error> for Error {
     fn from(error: whelk_image::Error) -> Self {
         match error {

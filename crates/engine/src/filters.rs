@@ -3,47 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use whelk_text::{parse_bool, time};
+
 use crate::error::{Error, Result};
-
-/// Parses a boolean as Go's `strconv.ParseBool` does.
-pub(crate) fn parse_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "True" | "TRUE" => Some(true),
-        "0" | "f" | "F" | "false" | "False" | "FALSE" => Some(false),
-        _ => None,
-    }
-}
-
-/// Parses a time, and returns it in nanoseconds since the epoch. Accepts seconds since the epoch
-/// with an optional fraction, RFC 3339 or a prefix of it (in local time), and a duration before
-/// `now` (`1h30m`).
-pub fn moment(text: &str, now: i64) -> Option<i64> {
-    const SECOND: i64 = 1_000_000_000;
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if let Ok(seconds) = seconds.parse::<i64>()
-        && fraction.bytes().all(|byte| byte.is_ascii_digit())
-    {
-        return Some(
-            seconds
-                .saturating_mul(SECOND)
-                .saturating_add(format!("{fraction:0<9.9}").parse().ok()?),
-        );
-    }
-    if let Ok(back) = text.parse::<jiff::SignedDuration>() {
-        return now.checked_sub(i64::try_from(back.as_nanos()).ok()?);
-    }
-    let time = text.parse::<jiff::Timestamp>().or_else(|_| {
-        let date = || {
-            text.parse::<jiff::civil::Date>()
-                .map(|date| date.to_datetime(jiff::civil::Time::midnight()))
-        };
-        let local = text.parse::<jiff::civil::DateTime>().or_else(|_| date());
-        local
-            .and_then(|time| time.to_zoned(jiff::tz::TimeZone::system()))
-            .map(|time| time.timestamp())
-    });
-    i64::try_from(time.ok()?.as_nanosecond()).ok()
-}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters(BTreeMap<String, BTreeSet<String>>);
@@ -143,7 +105,7 @@ impl Filters {
                         "invalid filter 'until={text}': failed to parse value as time or duration: {text:?}"
                     ))
                 };
-                moment(text, crate::events::now())
+                time::parse(text, crate::events::now())
                     .map(Some)
                     .ok_or_else(wrong)
             }
@@ -198,27 +160,6 @@ mod tests {
         );
         for text in ["[]", "x", r#"{"a":5}"#, r#"{"a":[5]}"#] {
             assert!(Filters::parse(text, &["a"]).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn parses_times() {
-        const SECOND: i64 = 1_000_000_000;
-        let now = 1_700_000_000 * SECOND;
-        assert_eq!(moment("1600000000", now), Some(1_600_000_000 * SECOND));
-        assert_eq!(
-            moment("1600000000.5", now),
-            Some(1_600_000_000 * SECOND + SECOND / 2)
-        );
-        assert_eq!(moment("1h30m", now), Some(now - 5400 * SECOND));
-        assert_eq!(moment("500ms", now), Some(now - SECOND / 2));
-        assert_eq!(
-            moment("2020-09-13T12:26:40Z", now),
-            Some(1_600_000_000 * SECOND)
-        );
-        assert!(moment("2020-09-13", now).is_some() && moment("2020-09-13T12:26", now).is_some());
-        for wrong in ["", "x", "1h30", "99999999999999999999h", "1.x"] {
-            assert_eq!(moment(wrong, now), None, "{wrong}");
         }
     }
 

@@ -20,7 +20,6 @@ pub mod networks;
 mod random_names;
 mod security;
 mod shims;
-pub mod signals;
 mod spec;
 mod store;
 pub mod system;

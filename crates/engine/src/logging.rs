@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use whelk_shim::logs::{Driver, LogConfig};
+use whelk_text::size::parse_binary;
 
 use crate::error::{Error, Result};
 use crate::model;
@@ -138,32 +139,15 @@ impl Details<'_> {
     }
 }
 
-/// Parses a size such as `10m`, `64k`, `1g` or `1.5mb` (powers of 1024), and returns bytes. `-1` is
-/// 0: no limit.
-pub(crate) fn size(text: &str) -> Result<u64> {
-    let invalid = || Error::invalid(format!("invalid size: '{text}'"));
+/// Parses a size such as `10m` and returns bytes. `-1` is 0: no limit.
+fn size(text: &str) -> Result<u64> {
     if text == NO_LIMIT {
         return Ok(0);
     }
-    let lower = text.to_lowercase();
-    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match lower[digits.len()..]
-        .trim_end_matches('b')
-        .trim_end_matches('i')
-    {
-        "" => 1u64,
-        "k" => 1 << 10,
-        "m" => 1 << 20,
-        "g" => 1 << 30,
-        "t" => 1 << 40,
-        _ => return Err(invalid()),
-    };
-    let number: f64 = digits.trim().parse().map_err(|_| invalid())?;
-    if number.is_finite() && number >= 0.0 {
-        Ok((number * factor as f64) as u64)
-    } else {
-        Err(invalid())
-    }
+    parse_binary(text)
+        .ok()
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .ok_or_else(|| Error::invalid(format!("invalid size: '{text}'")))
 }
 
 #[cfg(test)]

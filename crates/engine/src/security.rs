@@ -105,11 +105,7 @@ impl Options {
                 .split_once('=')
                 .or_else(|| option.split_once(':'))
                 .ok_or_else(|| Error::invalid(format!("invalid --security-opt 1: {option:?}")))?;
-            let flag = || match value {
-                "true" | "1" | "t" | "True" | "TRUE" => Ok(true),
-                "false" | "0" | "f" | "False" | "FALSE" => Ok(false),
-                _ => Err(invalid()),
-            };
+            let flag = || whelk_text::parse_bool(value).ok_or_else(invalid);
             match key {
                 "no-new-privileges" => options.no_new_privileges = flag()?,
                 "writable-cgroups" => options.writable_cgroups = flag()?,

@@ -3,10 +3,12 @@
 //! Pure: the host's properties are passed in [`HostInfo`]. Where Docker rejects a setting too the
 //! error texts are Docker's.
 
+use whelk_text::signal;
+
 use crate::error::{Error, Result};
 use crate::host::HostInfo;
 use crate::model::{Config, HostConfig, RestartPolicy};
-use crate::{mounts, random_names, security, signals};
+use crate::{mounts, random_names, security};
 
 /// Docker's minimum memory limit in bytes; a process does not start with less.
 const MIN_MEMORY: i64 = 6 << 20;
@@ -196,7 +198,7 @@ fn check_config(config: &mut Config) -> Result<()> {
         }
     }
     if !config.stop_signal.is_empty() {
-        signals::parse(&config.stop_signal)?;
+        signal::parse(&config.stop_signal)?;
     }
     if config.hostname.len() > 64 || config.hostname.contains(['\0', '\n']) {
         return Err(Error::invalid(format!(

@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use whelk_text::url;
+
 use crate::MAX_TEXT;
 use crate::print::{joined, printf, type_name};
 use crate::types::{Kind, Mode};
@@ -54,7 +56,9 @@ pub(crate) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
         ("printf", [format, values @ ..]) => Ok(Typed::text(printf(&text(format)?, values))),
         ("html", values) => Ok(Typed::text(escape_html(&joined(&indirect(values), false)))),
         ("js", values) => Ok(Typed::text(escape_js(&joined(&indirect(values), false)))),
-        ("urlquery", values) => Ok(Typed::text(escape_query(&joined(&indirect(values), false)))),
+        ("urlquery", values) => Ok(Typed::text(
+            url::escape(&joined(&indirect(values), false)).replace("%20", "+"),
+        )),
         ("not", [value]) => Ok(Typed::literal("bool", !value.truth())),
         ("len", [value]) => length(&value.indirect()),
         ("index", [value, keys @ ..]) => keys
@@ -354,19 +358,4 @@ fn escape_js(text: &str) -> String {
             other => other.to_string(),
         })
         .collect()
-}
-
-/// Percent-encodes a text for a query string; spaces become `+`.
-fn escape_query(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                out.push(char::from(byte))
-            }
-            b' ' => out.push('+'),
-            _ => out += &format!("%{byte:02X}"),
-        }
-    }
-    out
 }

@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn bounds_memory() {
         check_limit(
-            "{{range 9999999999}}0123456789abcdef{{end}}",
+            &format!("{{{{range 9999999999}}}}{}{{{{end}}}}", "x".repeat(1024)),
             "output exceeds 16777216 bytes",
         );
         check_limit(

@@ -1,5 +1,7 @@
 //! Formats values as Go does: `%v`, as used by templates, and the verbs of `printf`.
 
+use whelk_text::duration;
+
 use crate::types::{ANY, Kind};
 use crate::value::Typed;
 
@@ -128,7 +130,7 @@ impl Style {
 fn by_method(value: &Typed) -> Option<String> {
     match value.ty {
         "time.Time" => Some(time(&value.as_text()?)),
-        "time.Duration" => Some(duration(value.as_int())),
+        "time.Duration" => Some(duration::format(value.as_int())),
         _ => (value.types().string)(value),
     }
 }
@@ -151,39 +153,6 @@ fn time(text: &str) -> String {
         zoned.strftime("%z").to_string()
     };
     format!("{} {name}", zoned.strftime("%Y-%m-%d %H:%M:%S%.f %z"))
-}
-
-/// Formats nanoseconds as Go's `time.Duration` does: `1h0m30s`, `1.5ms`.
-fn duration(nanoseconds: i64) -> String {
-    const SECOND: u64 = 1_000_000_000;
-    let sign = if nanoseconds < 0 { "-" } else { "" };
-    let total = nanoseconds.unsigned_abs();
-    let fraction = |value: u64, unit: u64| {
-        let digits = unit.to_string().len() - 1;
-        let rest = format!("{:0digits$}", value % unit);
-        let rest = rest.trim_end_matches('0');
-        if rest.is_empty() || digits == 0 {
-            (value / unit).to_string()
-        } else {
-            format!("{}.{rest}", value / unit)
-        }
-    };
-    let text = match total {
-        0 => "0s".to_owned(),
-        total if total < 1_000 => format!("{total}ns"),
-        total if total < 1_000_000 => format!("{}µs", fraction(total, 1_000)),
-        total if total < SECOND => format!("{}ms", fraction(total, 1_000_000)),
-        total => {
-            let (minutes, rest) = (total / SECOND / 60, total % (60 * SECOND));
-            let seconds = format!("{}s", fraction(rest, SECOND));
-            match minutes {
-                0 => seconds,
-                1..60 => format!("{minutes}m{seconds}"),
-                _ => format!("{}h{}m{seconds}", minutes / 60, minutes % 60),
-            }
-        }
-    };
-    format!("{sign}{text}")
 }
 
 /// Returns the decimal digits of an integer of any size.
@@ -464,19 +433,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formats_durations_and_times() {
-        for (nanoseconds, text) in [
-            (0, "0s"),
-            (1, "1ns"),
-            (1_500, "1.5µs"),
-            (2_000_000, "2ms"),
-            (30_000_000_000, "30s"),
-            (90_500_000_000, "1m30.5s"),
-            (3_600_000_000_000, "1h0m0s"),
-            (-5_000_000_000, "-5s"),
-        ] {
-            assert_eq!(duration(nanoseconds), text);
-        }
+    fn formats_times() {
         assert_eq!(
             time("2026-11-28T10:35:10.168261044Z"),
             "2026-11-28 10:35:10.168261044 +0000 UTC"

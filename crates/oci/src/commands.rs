@@ -358,31 +358,9 @@ fn wait_for(pid: i32) -> Result<u8> {
         .unwrap_or(u8::MAX))
 }
 
-/// Parses a signal name (with or without `SIG`) or number.
-fn parse_signal(text: &str) -> Result<i32> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
-        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
-        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    if let Some(number) = text
-        .parse::<i32>()
-        .ok()
-        .filter(|number| (1..=64).contains(number))
-    {
-        return Ok(number);
-    }
-    let upper = text.to_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let index = NAMES
-        .iter()
-        .position(|known| *known == name)
-        .and_then(|index| i32::try_from(index + 1).ok());
-    index.ok_or_else(|| Error::invalid(format!("unknown signal {text:?}")))
-}
-
 fn kill(root: &Path, args: &Kill) -> Result<()> {
-    let number = parse_signal(&args.signal)?;
+    let number = whelk_text::signal::parse(&args.signal)
+        .map_err(|_| Error::invalid(format!("unknown signal {:?}", args.signal)))?;
     let state = StateFile::load(root, &args.id)?;
     if args.all {
         for pid in state.cgroup()?.processes()? {

@@ -10,6 +10,7 @@ use whelk_api_types::{
 use whelk_engine::containers::{self, Inspected};
 use whelk_engine::model::{self, ContainerRecord, Status};
 use whelk_engine::networks::Endpoint;
+use whelk_text::duration;
 
 use super::convert::Convert;
 use super::{null_if_empty, time};
@@ -257,7 +258,7 @@ fn command_text(config: &model::Config) -> String {
 
 /// Formats a status such as `Up 3 minutes` or `Exited (0) 2 hours ago`.
 fn status_text(state: &model::ContainerState, now: i64) -> String {
-    let ago = |since: i64| duration(now - since);
+    let ago = |since: i64| duration::human((now - since) / 1_000_000_000);
     match state.status {
         Status::Created => "Created".into(),
         Status::Running => format!("Up {}", ago(state.started_at)),
@@ -274,47 +275,5 @@ fn status_text(state: &model::ContainerState, now: i64) -> String {
         ),
         Status::Removing => "Removal In Progress".into(),
         Status::Dead => "Dead".into(),
-    }
-}
-
-/// Formats nanoseconds as `2 hours`, like Docker.
-fn duration(nanoseconds: i64) -> String {
-    let seconds = nanoseconds.max(0) / 1_000_000_000;
-    let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
-    match () {
-        () if seconds < 1 => "Less than a second".into(),
-        () if seconds == 1 => "1 second".into(),
-        () if seconds < 60 => format!("{seconds} seconds"),
-        () if minutes == 1 => "About a minute".into(),
-        () if minutes < 60 => format!("{minutes} minutes"),
-        () if hours == 1 => "About an hour".into(),
-        () if hours < 48 => format!("{hours} hours"),
-        () if hours < 24 * 7 * 2 => format!("{} days", hours / 24),
-        () if hours < 24 * 30 * 2 => format!("{} weeks", hours / 24 / 7),
-        () if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
-        () => format!("{} years", hours / 24 / 365),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn formats_durations() {
-        let second = 1_000_000_000;
-        for (seconds, text) in [
-            (0, "Less than a second"),
-            (1, "1 second"),
-            (59, "59 seconds"),
-            (60, "About a minute"),
-            (150, "2 minutes"),
-            (3600, "About an hour"),
-            (7300, "2 hours"),
-            (200_000, "2 days"),
-            (1_500_000, "2 weeks"),
-        ] {
-            assert_eq!(duration(seconds * second), text, "{seconds}");
-        }
     }
 }

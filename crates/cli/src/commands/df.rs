@@ -2,10 +2,11 @@
 
 use clap::Args;
 use serde_json::{Map, Value, json};
+use whelk_text::size;
 
 use crate::client::Client;
 use crate::format::table::{self, Table};
-use crate::format::units::{ago, size};
+use crate::format::units::ago;
 use crate::output::print_line;
 use crate::{Failure, Outcome};
 
@@ -115,15 +116,15 @@ fn row(
         .checked_div(bytes)
         .map_or_else(String::new, |share| format!(" ({share}%)"));
     let fields = json!({
-        "Type": kind, "TotalCount": total.to_string(), "Active": active.to_string(), "Size": size(bytes, 4),
-        "Reclaimable": format!("{}{share}", size(reclaimable, 4)),
+        "Type": kind, "TotalCount": total.to_string(), "Active": active.to_string(), "Size": size::decimal(bytes, 4),
+        "Reclaimable": format!("{}{share}", size::decimal(reclaimable, 4)),
     });
     fields.as_object().cloned().unwrap_or_default()
 }
 
 fn verbose(usage: &Value) -> Outcome {
     let list = |key: &str| usage[key].as_array().cloned().unwrap_or_default();
-    let bytes = |value: &Value| size(value.as_u64().unwrap_or(0), 3);
+    let bytes = |value: &Value| size::decimal(value.as_u64().unwrap_or(0), 3);
     let short = |value: &Value| {
         value
             .as_str()
@@ -152,7 +153,7 @@ fn verbose(usage: &Value) -> Outcome {
             short(&image["Id"]),
             bytes(&image["Size"]),
             bytes(&image["SharedSize"]),
-            size(unique, 4),
+            size::decimal(unique, 4),
             image["Containers"]
         ));
     }

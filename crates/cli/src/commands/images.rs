@@ -7,12 +7,13 @@ use clap::Args;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::{Map, Value, json};
+use whelk_text::{size, url};
 
 use super::destination::Destination;
 use super::{filters, for_each};
-use crate::client::{ApiError, Body, Client, escape, escape_name, no_body, query};
+use crate::client::{ApiError, Body, Client, escape_name, no_body, query};
 use crate::format::table::Table;
-use crate::format::units::{ago, ellipsis, size};
+use crate::format::units::{ago, ellipsis};
 use crate::output::{print, print_line, warn_line};
 use crate::{Failure, Outcome, terminal};
 
@@ -90,8 +91,9 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
             image["SharedSize"].as_u64(),
         );
         // The engine sends -1 for values that were not requested.
-        let shown =
-            |bytes: Option<u64>| bytes.map_or_else(|| "N/A".to_owned(), |bytes| size(bytes, 4));
+        let shown = |bytes: Option<u64>| {
+            bytes.map_or_else(|| "N/A".to_owned(), |bytes| size::decimal(bytes, 4))
+        };
         let tags: Vec<&str> = image["RepoTags"]
             .as_array()
             .into_iter()
@@ -108,7 +110,7 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
                 "Repository": repository, "Tag": tag, "Digest": "<none>",
                 "ID": if args.no_trunc { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
                 "CreatedSince": ago(created), "CreatedAt": local.strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string(),
-                "Size": size(total, 3), "VirtualSize": size(total, 4), "SharedSize": shown(shared), "UniqueSize": shown(shared.map(|shared| total.saturating_sub(shared))),
+                "Size": size::decimal(total, 3), "VirtualSize": size::decimal(total, 4), "SharedSize": shown(shared), "UniqueSize": shown(shared.map(|shared| total.saturating_sub(shared))),
                 "Containers": image["Containers"].as_u64().map_or_else(|| "N/A".to_owned(), |count| count.to_string()),
             });
             rows.push(fields.as_object().cloned().unwrap_or_default());
@@ -322,7 +324,7 @@ pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
             "ID": if args.no_trunc || id == "<missing>" { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
             "CreatedSince": if args.human { ago(created) } else { at.clone() }, "CreatedAt": at,
             "CreatedBy": if args.no_trunc { by } else { ellipsis(&by, 45) },
-            "Size": if args.human { size(bytes, 3) } else { bytes.to_string() },
+            "Size": if args.human { size::decimal(bytes, 3) } else { bytes.to_string() },
             "Comment": step["Comment"],
         });
         fields.as_object().cloned().unwrap_or_default()
@@ -478,10 +480,10 @@ pub(crate) async fn save(client: &Client, args: SaveArgs) -> Outcome {
     let mut parameters: Vec<String> = args
         .images
         .iter()
-        .map(|name| format!("names={}", escape(name)))
+        .map(|name| format!("names={}", url::escape(name)))
         .collect();
     if !platform.is_empty() {
-        parameters.push(format!("platform={}", escape(&platform)));
+        parameters.push(format!("platform={}", url::escape(&platform)));
     }
     let response = client
         .send(

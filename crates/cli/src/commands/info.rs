@@ -1,12 +1,13 @@
 //! The `info` command.
 
 use serde_json::{Value, json};
+use whelk_text::size;
 
 use super::version::{FormatArgs, architecture, print_one};
 use crate::Outcome;
 use crate::client::{API_VERSION, Client};
 use crate::format::template::typed;
-use crate::format::units::binary_size;
+use crate::output::warn_line;
 
 pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
     // The client's part is printed even if the engine cannot be reached.
@@ -24,7 +25,7 @@ pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
     )?;
     if args.format.is_empty() {
         for warning in info["Warnings"].as_array().into_iter().flatten() {
-            eprintln!("{}", warning.as_str().unwrap_or_default());
+            warn_line!("{}", warning.as_str().unwrap_or_default());
         }
     }
     answer.map(|_| 0).map_err(Into::into)
@@ -67,7 +68,7 @@ fn info_text(client: &Client, info: Option<&Value>) -> String {
     }
     text += &format!(
         " Total Memory: {}\n",
-        binary_size(info["MemTotal"].as_u64().unwrap_or(0))
+        size::binary(info["MemTotal"].as_u64().unwrap_or(0))
     );
     text + &line("Name", "Name") + &line("ID", "ID") + &line("Docker Root Dir", "DockerRootDir")
 }

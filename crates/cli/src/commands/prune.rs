@@ -2,11 +2,11 @@
 
 use clap::Args;
 use serde_json::Value;
+use whelk_text::size;
 
 use super::images::print_pruned;
 use super::{asked, confirmed, prune_filters};
 use crate::client::{Client, query};
-use crate::format::units::size;
 use crate::output::print_line;
 use crate::{Failure, Outcome};
 
@@ -66,7 +66,7 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs, what: &str) -> Outco
     }
     print_line!(
         "Total reclaimed space: {}",
-        size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
+        size::decimal(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
     )?;
     Ok(0)
 }
@@ -157,6 +157,6 @@ pub(crate) async fn prune_all(client: &Client, args: PruneAllArgs) -> Outcome {
         }
         reclaimed += answer["SpaceReclaimed"].as_u64().unwrap_or(0);
     }
-    print_line!("Total reclaimed space: {}", size(reclaimed, 4))?;
+    print_line!("Total reclaimed space: {}", size::decimal(reclaimed, 4))?;
     Ok(0)
 }

@@ -2,12 +2,13 @@
 
 use clap::Args;
 use serde_json::{Map, Value, json};
+use whelk_text::size;
 
 use super::{filters, ports};
 use crate::Outcome;
 use crate::client::{Client, query};
 use crate::format::table::Table;
-use crate::format::units::{ago, ellipsis, size};
+use crate::format::units::{ago, ellipsis};
 
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
@@ -151,7 +152,7 @@ pub(super) fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
         "Ports": ports::column(&container["Ports"]),
         "State": text("State"),
         "Status": text("Status"),
-        "Size": if sizes.1 > 0 { format!("{} (virtual {})", size(sizes.0, 3), size(sizes.1, 3)) } else { size(sizes.0, 3) },
+        "Size": if sizes.1 > 0 { format!("{} (virtual {})", size::decimal(sizes.0, 3), size::decimal(sizes.1, 3)) } else { size::decimal(sizes.0, 3) },
         "Names": join(names),
         "Labels": labels,
         "Mounts": join(mounts.collect()),

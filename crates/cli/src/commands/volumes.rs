@@ -2,15 +2,15 @@
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use whelk_text::{size, url};
 
 use super::destination::Destination;
 use super::images::{file_body, reader_body};
 use super::inspect::{Inspection, inspect};
 use super::{confirmed, filters, for_each, key_values, labels_of, not_available, prune_filters};
-use crate::client::{Client, escape, no_body, query};
+use crate::client::{Client, no_body, query};
 use crate::format::natural;
 use crate::format::table::Table;
-use crate::format::units::size;
 use crate::output::print_line;
 use crate::{Failure, Outcome, terminal};
 
@@ -221,7 +221,10 @@ async fn copy(
 ) -> Outcome {
     let body = json!({"Name": name, "Labels": labels_of(labels, "--label")?, "Pause": pause});
     let made = client
-        .post(&format!("/volumes/{}/{how}", escape(source)), Some(&body))
+        .post(
+            &format!("/volumes/{}/{how}", url::escape(source)),
+            Some(&body),
+        )
         .await?;
     print_line!("{}", made["Name"].as_str().unwrap_or_default())?;
     Ok(0)
@@ -241,7 +244,7 @@ async fn export(client: &Client, args: ExportArgs) -> Outcome {
     let response = client
         .send(
             hyper::Method::GET,
-            &format!("/volumes/{}/export", escape(&args.volume)),
+            &format!("/volumes/{}/export", url::escape(&args.volume)),
             &[],
             no_body(),
         )
@@ -269,7 +272,7 @@ async fn import(client: &Client, args: ImportArgs) -> Outcome {
         "-" => reader_body(std::io::stdin()),
         path => file_body(path)?,
     };
-    let path = format!("/volumes/{}/import", escape(&args.volume));
+    let path = format!("/volumes/{}/import", url::escape(&args.volume));
     client
         .send(
             hyper::Method::POST,
@@ -398,7 +401,7 @@ async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     }
     print_line!(
         "Total reclaimed space: {}",
-        size(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
+        size::decimal(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
     )?;
     Ok(0)
 }
@@ -417,7 +420,7 @@ async fn rm(client: &Client, args: RmArgs) -> Outcome {
     let query = query(&[("force", if args.force { "1" } else { "" })]);
     for_each(&args.volumes, async |name| {
         client
-            .delete(&format!("/volumes/{}{query}", escape(name)))
+            .delete(&format!("/volumes/{}{query}", url::escape(name)))
             .await?;
         print_line!("{name}")?;
         Ok(())

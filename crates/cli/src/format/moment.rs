@@ -2,8 +2,8 @@
 
 use jiff::civil::{Date, Time};
 use jiff::tz::{Offset, TimeZone};
+use whelk_text::duration;
 
-use super::units::parse_duration;
 use crate::{Failure, Outcome};
 
 /// Converts a value of `--since` or `--until` to seconds since the epoch: an RFC 3339 time or a
@@ -17,7 +17,7 @@ pub(crate) fn moment(text: &str) -> Outcome<String> {
     }
     let seconds =
         |time: jiff::Timestamp| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond());
-    if let Some(back) = parse_duration(text) {
+    if let Ok(back) = duration::parse(text) {
         let now = jiff::Timestamp::now().as_nanosecond() - i128::from(back);
         return jiff::Timestamp::from_nanosecond(now)
             .map(seconds)

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use whelk_shim::protocol::{Reply, Request};
+use whelk_text::signal;
 
 use super::silent_shim::Sent;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::model::Status;
-use crate::{shims, signals};
+use crate::shims;
 
 /// How long the kernel may take to end a killed process before an operation gives up.
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -25,10 +26,11 @@ impl Containers {
     /// [`KILL_TIMEOUT`].
     pub async fn kill(self: &Arc<Self>, name: &str, signal: &str) -> Result<()> {
         let signal = if signal.is_empty() {
-            signals::KILL
+            signal::KILL
         } else {
-            signals::parse(signal)
-                .map_err(|error| error.prefixed(&format!("cannot kill container: {name}")))?
+            signal::parse(signal).map_err(|error| {
+                Error::invalid(format!("cannot kill container: {name}: {error}"))
+            })?
         };
         let container = self
             .find(name)
@@ -48,27 +50,27 @@ impl Containers {
         let stop_signal = {
             let record = container.record();
             if record.config.stop_signal.is_empty() {
-                signals::TERM
+                signal::TERM
             } else {
-                signals::parse(&record.config.stop_signal).unwrap_or(signals::TERM)
+                signal::parse(&record.config.stop_signal).unwrap_or(signal::TERM)
             }
         };
-        if signal == signals::KILL || signal == stop_signal {
+        if signal == signal::KILL || signal == stop_signal {
             container.record().state.stopped_by_user = true;
             self.save_or_log(&container);
         }
         let sent = self.send_signal(&container, signal, SIGNAL_TIMEOUT).await?;
         if status == Status::Paused
             && matches!(sent, Sent::ByShim)
-            && (signal == signals::KILL || signal == stop_signal)
+            && (signal == signal::KILL || signal == stop_signal)
         {
             // With SIGKILL an error is ignored: the container may already be dead.
             let resumed = self.resume_locked(&container).await;
-            if signal != signals::KILL {
+            if signal != signal::KILL {
                 resumed?;
             }
         }
-        if signal == signals::KILL {
+        if signal == signal::KILL {
             // Clients expect the container to be dead when the request returns.
             if tokio::time::timeout(KILL_TIMEOUT, end.exited())
                 .await
@@ -117,7 +119,7 @@ impl Containers {
             return Ok(Sent::ByShim);
         }
         tracing::warn!("send signal {signal}: {error}");
-        let sent = if signal == signals::KILL {
+        let sent = if signal == signal::KILL {
             self.kill_with_shim(container).await.map(|()| Sent::Killed)
         } else {
             self.signal_directly(container, signal)

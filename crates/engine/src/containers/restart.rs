@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use whelk_text::signal;
 
 use super::Containers;
 use crate::error::{Error, Result};
 use crate::model::Status;
-use crate::signals;
 
 impl Containers {
     /// Stops a container if it runs, and starts it.
@@ -22,7 +22,7 @@ impl Containers {
         let container = self.find(name)?;
         let signal = signal
             .filter(|signal| !signal.is_empty())
-            .map(signals::parse)
+            .map(signal::parse)
             .transpose()
             .map_err(|error| {
                 Error::internal(format!("Cannot restart container {name}: {error}"))

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use whelk_text::signal;
 
 use super::kill::{KILL_TIMEOUT, SIGNAL_TIMEOUT};
 use super::silent_shim::{Sent, process_ended};
 use super::{Container, Containers, ExitWatch};
 use crate::error::{Error, Result};
 use crate::model::Status;
-use crate::signals;
 
 /// Default time between the stop signal and SIGKILL, in seconds.
 const DEFAULT_TIMEOUT: i64 = 10;
@@ -43,7 +43,7 @@ impl Containers {
         // internal error.
         let signal = signal
             .filter(|signal| !signal.is_empty() && container.status().is_running())
-            .map(signals::parse)
+            .map(signal::parse)
             .transpose()
             .map_err(|error| Error::internal(format!("cannot stop container: {name}: {error}")))?;
         container.record().state.stopped_by_user = true;
@@ -82,9 +82,9 @@ impl Containers {
         let (default_signal, default_timeout) = {
             let record = container.record();
             let signal = if record.config.stop_signal.is_empty() {
-                signals::TERM
+                signal::TERM
             } else {
-                signals::parse(&record.config.stop_signal)?
+                signal::parse(&record.config.stop_signal)?
             };
             (
                 signal,
@@ -151,7 +151,7 @@ impl Containers {
             } else {
                 SIGNAL_TIMEOUT
             };
-            let sent = self.send_signal(container, signals::KILL, patience).await?;
+            let sent = self.send_signal(container, signal::KILL, patience).await?;
             if container.status() == Status::Paused && matches!(sent, Sent::ByShim) {
                 // Paused by another client meanwhile. An error is ignored: the container may
                 // already be dead.

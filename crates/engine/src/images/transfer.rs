@@ -6,11 +6,11 @@ use std::sync::{Arc, PoisonError};
 
 use whelk_image::archive::{self, Import, Loaded, Saved};
 use whelk_image::{Digest, Platform, Reference};
+use whelk_text::signal;
 
 use super::{Image, ImageRecord, Images};
 use crate::error::{Error, Result};
 use crate::events::now;
-use crate::signals;
 
 /// A name that a load has moved from another image to the loaded one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Images {
         }
         whelk_image::changes::apply(&mut import.config, changes)?;
         if !import.config.stop_signal.is_empty() {
-            signals::parse(&import.config.stop_signal)?;
+            signal::parse(&import.config.stop_signal)?;
         }
         self.with_incoming(|| {
             let loaded = archive::import(&self.files, input, import)?;

@@ -608,7 +608,7 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
                 driver == "bridge"
             }
             option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC => {
-                if crate::filters::parse_bool(value).is_none() {
+                if whelk_text::parse_bool(value).is_none() {
                     return Err(Error::invalid(format!(
                         "invalid value {value:?} for network option {key}: must be true or false"
                     )));

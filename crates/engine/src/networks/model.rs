@@ -231,7 +231,7 @@ impl NetworkRecord {
     /// Returns the value of a boolean option, or `default` if it is not set.
     pub fn switch(&self, name: &str, default: bool) -> bool {
         self.option(name)
-            .and_then(crate::filters::parse_bool)
+            .and_then(whelk_text::parse_bool)
             .unwrap_or(default)
     }
 }

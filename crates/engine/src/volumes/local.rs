@@ -54,12 +54,13 @@ pub(super) fn check(options: &BTreeMap<String, String>) -> Result<()> {
 /// The option that limits the size of a volume in bytes.
 pub(super) const SIZE: &str = "size";
 
-/// Parses a size with [`crate::logging::size`] and rejects 0.
+/// Parses a size such as `10m` and returns bytes; 0 is an error.
 pub(super) fn parse_size(text: &str) -> Result<u64> {
-    match crate::logging::size(text) {
-        Ok(0) => Err(Error::invalid(format!("invalid size: '{text}'"))),
-        size => size,
-    }
+    whelk_text::size::parse_binary(text)
+        .ok()
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| Error::invalid(format!("invalid size: '{text}'")))
 }
 
 /// Returns the mount(2) flags of an option word, or `None` for an option of the file system.

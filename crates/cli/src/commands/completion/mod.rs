@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use clap::{Arg, Command, Parser};
 use serde_json::Value;
+use whelk_text::words;
 
 use super::usage;
 use crate::client::Client;
@@ -67,7 +68,7 @@ struct Root {
 
 /// Prints the completions for the end of a command line.
 pub(super) fn complete(line: &str) -> Outcome {
-    let (words, typed) = split(line);
+    let (words, typed) = words::split(line);
     let tree = usage::tree();
     let Some(place) = words.get(1..).and_then(|words| flags::place(&tree, words)) else {
         return Ok(0);
@@ -102,28 +103,6 @@ pub(super) fn complete(line: &str) -> Outcome {
         text += ":files\n";
     }
     print(&text).map(|()| 0)
-}
-
-/// Splits a line into words as a shell does. Returns the complete words and the one being typed.
-fn split(line: &str) -> (Vec<String>, String) {
-    let (mut words, mut word, mut open) = (Vec::new(), String::new(), false);
-    let mut quote = None;
-    let mut letters = line.chars();
-    while let Some(letter) = letters.next() {
-        match (letter, quote) {
-            ('\\', None | Some('"')) => word.extend(letters.next()),
-            (letter, Some(quoted)) if letter == quoted => quote = None,
-            ('"' | '\'', None) => (quote, open) = (Some(letter), true),
-            (letter, None) if letter.is_whitespace() => {
-                if open || !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-                open = false;
-            }
-            (letter, _) => word.push(letter),
-        }
-    }
-    (words, word)
 }
 
 /// Returns the length of the prefix of the typed word that bash keeps when it inserts a completion:
@@ -360,23 +339,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn splits_lines_as_a_shell_does() {
-        let words = |line: &str| {
-            let (words, typed) = split(line);
-            format!("{}|{typed}", words.join("|"))
-        };
-        assert_eq!(
-            words("whelk run -e 'A b' x\\ y \"q\" "),
-            "whelk|run|-e|A b|x y|q|"
-        );
-        assert_eq!(words("whelk rm ab"), "whelk|rm|ab");
-    }
-
-    #[test]
     fn offers_completions_by_place() {
         let tree = usage::tree();
         let offer = |line: &str| {
-            let (words, typed) = split(line);
+            let (words, typed) = words::split(line);
             offered(&flags::place(&tree, &words[1..]).unwrap(), &typed)
         };
         for (line, expected) in [

@@ -1,6 +1,6 @@
-//! Parsing of signals by name or number.
+//! Signals of Linux by name or number.
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 const NAMES: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
@@ -17,13 +17,13 @@ const RTMAX: i32 = 64;
 /// Returns the number of a signal given as `15`, `TERM`, `SIGTERM`, `sigterm` or `RTMIN+3`.
 ///
 /// # Errors
-/// Returns an error, with Docker's text, if there is no such signal.
+/// Returns an error with Docker's text if there is no such signal.
 pub fn parse(text: &str) -> Result<i32> {
-    let invalid = || Error::invalid(format!("invalid signal: {text}"));
+    let invalid = || Error::new(format!("invalid signal: {text}"));
     if let Ok(number) = text.parse::<i32>() {
         return match number {
             1..=RTMAX => Ok(number),
-            number if number > RTMAX => Err(Error::invalid(format!(
+            number if number > RTMAX => Err(Error::new(format!(
                 "the linux daemon does not support signal {number}"
             ))),
             _ => Err(invalid()),
