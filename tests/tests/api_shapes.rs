@@ -125,10 +125,10 @@ fn what_a_container_leaves_open_comes_from_its_image_or_stays_empty() {
         })
         .join(" ")
     };
-    assert_eq!(fields("bare"), r#"null null {} absent "" absent null"#);
+    assert_eq!(fields("bare"), r#"null null {} absent "" absent absent"#);
     assert_eq!(
         fields("full"),
-        r#"["A=1"] {"/v":{}} {} absent "/w" absent null"#
+        r#"["A=1"] {"/v":{}} {} absent "/w" absent absent"#
     );
     // Lists and maps of the host's part are what was sent.
     let bindings = |host: Value| {
@@ -152,7 +152,8 @@ fn what_a_container_leaves_open_comes_from_its_image_or_stays_empty() {
 fn an_image_has_all_fields_that_clients_read() {
     let engine = Engine::start();
     import(&engine, "bare", &[]);
-    let config = engine.get("/images/bare/json")["Config"].clone();
+    assert_eq!(engine.get("/images/bare/json")["Config"], json!({}));
+    let config = engine.get("/v1.51/images/bare/json")["Config"].clone();
     let expected = json!({
         "User": "", "Env": null, "Cmd": null, "Volumes": null, "WorkingDir": "", "Entrypoint": null, "OnBuild": null, "Labels": null,
     });
@@ -263,7 +264,11 @@ fn hardware_addresses_and_names_are_shown_where_clients_look() {
     let id = engine.create("named", &body);
     let short = &id[..12];
     let inspected = |version: &str| engine.get(&format!("{version}/containers/named/json"));
-    assert_eq!(inspected("")["Config"]["MacAddress"], "02:42:ac:11:00:78");
+    assert_eq!(
+        inspected("/v1.51")["Config"]["MacAddress"],
+        "02:42:ac:11:00:78"
+    );
+    assert_eq!(inspected("")["Config"].get("MacAddress"), None);
     assert_eq!(
         inspected("")["NetworkSettings"]["Networks"]["net"]["Aliases"],
         json!(["alias"])
@@ -289,18 +294,187 @@ fn hardware_addresses_and_names_are_shown_where_clients_look() {
         json!({"NetworkMode": "net"})
     );
     // One address for the whole container was the way before 1.44.
+    let create = |version: &str, body: &Value| {
+        engine.api("POST", &format!("{version}/containers/create"), Some(body))
+    };
     let warnings = |version: &str| {
         let body = json!({"Image": "busybox", "MacAddress": "02:42:ac:11:00:01"});
-        engine
-            .api("POST", &format!("{version}/containers/create"), Some(&body))
-            .1["Warnings"]
-            .clone()
+        create(version, &body).1["Warnings"].clone()
     };
     let deprecated = "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead.";
     assert_eq!(
         (warnings("/v1.43"), warnings("/v1.44")),
         (json!([]), json!([deprecated]))
     );
+    let (status, answer) = create(
+        "/v1.52",
+        &json!({"Image": "busybox", "MacAddress": "02:42:ac:11:00:01"}),
+    );
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (
+            400,
+            Some(
+                "container-wide MAC address no longer supported; use endpoint-specific MAC address instead"
+            )
+        )
+    );
+    // An endpoint's address was ignored before 1.54 if the endpoint was added later.
+    let connected = |version: &str| {
+        let body =
+            json!({"Container": "named", "EndpointConfig": {"MacAddress": "02:42:ac:11:00:79"}});
+        let path = format!("{version}/networks/bridge/connect");
+        assert_eq!(engine.api("POST", &path, Some(&body)).0, 200);
+        let shown = inspected("")["NetworkSettings"]["Networks"]["bridge"]["MacAddress"].clone();
+        let path = "/networks/bridge/disconnect";
+        assert_eq!(engine.api("POST", path, Some(&body)).0, 200);
+        shown
+    };
+    assert_eq!(connected("/v1.53"), "");
+    assert_eq!(connected("/v1.54"), "02:42:ac:11:00:79");
+}
+
+#[test]
+fn a_container_and_its_networks_have_what_1_52_changed() {
+    let engine = Engine::start();
+    let body = json!({
+        "Image": "busybox", "Cmd": ["sleep", "600"], "ExposedPorts": {"80/tcp": {}},
+        "HostConfig": {"PortBindings": {"80/tcp": []}},
+    });
+    let unbound = "Following container port(s) have an empty list of port-bindings: 80/tcp. Such bindings will be discarded in a future version.";
+    for (version, name, expected) in [
+        ("/v1.51", "old", json!([])),
+        ("/v1.52", "web", json!([unbound])),
+    ] {
+        let path = format!("{version}/containers/create?name={name}");
+        let (status, answer) = engine.api("POST", &path, Some(&body));
+        assert_eq!((status, &answer["Warnings"]), (201, &expected));
+    }
+    assert_eq!(engine.api("POST", "/containers/web/start", None).0, 204);
+    let settings = |version: &str| {
+        engine.get(&format!("{version}/containers/web/json"))["NetworkSettings"].clone()
+    };
+    let (old, new) = (settings("/v1.51"), settings("/v1.52"));
+    let endpoint = &new["Networks"]["bridge"];
+    for field in [
+        "IPAddress",
+        "Gateway",
+        "MacAddress",
+        "EndpointID",
+        "IPPrefixLen",
+    ] {
+        assert_eq!(old[field], endpoint[field], "{field}");
+        assert_eq!(new.get(field), None, "{field}");
+    }
+    assert_eq!(
+        (old["Bridge"].as_str(), new.get("Bridge")),
+        (Some(""), None)
+    );
+    let network = |version: &str| engine.get(&format!("{version}/networks/bridge"));
+    assert_eq!(network("/v1.51").get("Status"), None);
+    let shown = network("/v1.52");
+    let subnet = shown["IPAM"]["Config"][0]["Subnet"].as_str().unwrap();
+    let bits: u32 = subnet.rsplit('/').next().unwrap().parse().unwrap();
+    // The network's and the broadcast address, the gateway, and the container.
+    assert_eq!(
+        shown["Status"]["IPAM"]["Subnets"][subnet],
+        json!({"IPsInUse": 4, "DynamicIPsAvailable": 2_u64.pow(32 - bits) - 4}),
+        "{shown}"
+    );
+    let listed =
+        |version: &str| engine.get(&format!("{version}/networks"))[0]["Containers"].clone();
+    assert_eq!(
+        (listed("/v1.51"), listed("/v1.52")),
+        (json!({}), Value::Null)
+    );
+    let update = |version: &str| {
+        let body = json!({"BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1}]});
+        let (status, answer) = engine.api(
+            "POST",
+            &format!("{version}/containers/web/update"),
+            Some(&body),
+        );
+        (status, answer["message"].as_str().map(str::to_owned))
+    };
+    assert_eq!(update("/v1.54"), (200, None));
+    let text =
+        "BlkioDeviceReadBps: updating limits of devices is not available in this version of whelk";
+    assert_eq!(update("/v1.55"), (501, Some(text.to_owned())));
+}
+
+#[test]
+fn disk_usage_has_totals_since_1_52() {
+    let engine = Engine::start();
+    let id = engine.create("idle", &json!({"Image": "busybox"}));
+    let fields = |path: &str| {
+        let usage = engine.get(path);
+        let fields = usage.as_object().unwrap();
+        fields.keys().cloned().collect::<Vec<_>>().join(" ")
+    };
+    let old = "LayersSize Images Containers Volumes BuildCache";
+    let new = "ImageUsage ContainerUsage VolumeUsage BuildCacheUsage";
+    assert_eq!(fields("/v1.51/system/df?verbose=1"), old);
+    assert_eq!(fields("/v1.52/system/df"), format!("{new} {old}"));
+    assert_eq!(fields("/v1.55/system/df?verbose=1"), new);
+    assert_eq!(
+        fields("/v1.55/system/df?verbose=1&type=container"),
+        "ContainerUsage"
+    );
+    let usage = engine.get("/system/df?verbose=1");
+    let image = &usage["ImageUsage"];
+    assert_eq!(
+        (&image["ActiveCount"], &image["TotalCount"]),
+        (&json!(1), &json!(1))
+    );
+    assert_eq!(image["TotalSize"], engine.get("/system/df")["LayersSize"]);
+    assert_eq!(image["Items"][0]["Containers"], 1);
+    let containers = &usage["ContainerUsage"];
+    assert_eq!(
+        (&containers["TotalCount"], containers.get("ActiveCount")),
+        (&json!(1), None)
+    );
+    assert_eq!(containers["Items"][0]["Id"], id);
+    assert_eq!(usage["BuildCacheUsage"], json!({}));
+}
+
+#[test]
+fn events_come_as_the_client_accepts_them() {
+    let engine = Engine::start();
+    engine.docker(&["volume", "create", "made"]).ok();
+    let created = engine.events("since=1").next_event().unwrap();
+    let until = created["time"].as_i64().unwrap() + 1;
+    let events = |version: &str, accept: &str| {
+        let path = format!("{version}/events?since=1&until={until}");
+        let headers = [("Accept", accept)];
+        let headers = if accept.is_empty() { &[] } else { &headers[..] };
+        let response = engine.http("GET", &path, headers, b"");
+        let kind = response.header("content-type").unwrap().to_owned();
+        (kind, response.text())
+    };
+    for (version, accept, kind, separated) in [
+        ("/v1.51", "", "application/json", false),
+        ("/v1.52", "", "application/jsonl", false),
+        ("/v1.52", "*/*", "application/jsonl", false),
+        (
+            "/v1.51",
+            "application/x-ndjson",
+            "application/x-ndjson",
+            false,
+        ),
+        (
+            "/v1.55",
+            "text/plain, application/json-seq;q=1",
+            "application/json-seq",
+            true,
+        ),
+    ] {
+        let (found, text) = events(version, accept);
+        assert_eq!(found, kind, "{version} {accept}");
+        let line = text.lines().next().unwrap();
+        assert_eq!(line.starts_with('\u{1e}'), separated, "{text:?}");
+        let event: Value = serde_json::from_str(line.trim_start_matches('\u{1e}')).unwrap();
+        assert_eq!(event["Actor"], created["Actor"], "{event}");
+    }
 }
 
 #[test]

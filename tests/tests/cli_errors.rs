@@ -870,7 +870,7 @@ fn the_environment_fixes_the_api_version() {
             "9.99",
             &["ps"],
             1,
-            "client version 9.99 is too new. Maximum supported API version is 1.51",
+            "client version 9.99 is too new. Maximum supported API version is 1.55",
         ),
         (
             "a/b c",

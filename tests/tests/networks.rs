@@ -1510,14 +1510,9 @@ fn the_configuration_file_shapes_networks() {
     );
     assert!(published(cli, "web").ip().is_loopback());
     serves(published(cli, "web"), "web");
-    assert_eq!(
-        engine.inspect("web")["NetworkSettings"]["Gateway"],
-        "10.213.30.1"
-    );
-    let address = engine.inspect("web")["NetworkSettings"]["IPAddress"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let endpoint = engine.inspect("web")["NetworkSettings"]["Networks"]["bridge"].clone();
+    assert_eq!(endpoint["Gateway"], "10.213.30.1");
+    let address = endpoint["IPAddress"].as_str().unwrap();
     assert!(
         address.rsplit('.').next().unwrap().parse::<u8>().unwrap() >= 128,
         "{address}"
@@ -1879,7 +1874,7 @@ fn settings_that_no_network_can_keep_are_refused() {
         (
             json!({"MacAddress": "02:42:ac:11:00:09"}),
             json!({"NetworkMode": MODE}),
-            "conflicting options: mac-address and the network mode",
+            "container-wide MAC address no longer supported; use endpoint-specific MAC address instead",
         ),
         (
             json!({"Hostname": "x"}),

@@ -6,11 +6,12 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DriverData, EndpointSettings, HostConfig, Set, host_config::PortMap, is_default, is_empty_list,
+    DriverData, EndpointSettings, HostConfig, PortMap, RestartPolicy, Set, ThrottleDevice,
+    WeightDevice, is_default, is_empty_list,
 };
 
 /// The settings of a container that do not depend on the host.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerConfig {
     pub hostname: String,
@@ -109,7 +110,7 @@ pub struct HealthConfig {
 }
 
 /// The response of `GET /containers/{id}/json`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerInspectResponse {
     pub id: String,
@@ -183,7 +184,7 @@ pub struct MountPoint {
 }
 
 /// The network settings of a container.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NetworkSettings {
     #[serde(flatten)]
@@ -197,7 +198,7 @@ pub struct NetworkSettings {
 
 /// The fields that [`NetworkSettings`] has before version 1.52: those of the endpoint on the
 /// default network, and some that are always empty.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DefaultNetworkSettings {
     pub bridge: String,
@@ -234,7 +235,7 @@ pub struct Address {
 }
 
 /// An element of the response of `GET /containers/json`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerSummary {
     pub id: String,
@@ -270,7 +271,7 @@ pub struct ContainerSummaryHostConfig {
     pub annotations: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerSummaryNetworkSettings {
     pub networks: BTreeMap<String, EndpointSettings>,
@@ -295,6 +296,33 @@ pub struct PortSummary {
 pub struct ContainerCreateResponse {
     pub id: String,
     pub warnings: Vec<String>,
+}
+
+/// The body of `POST /containers/{id}/update`. Zero, empty and absent fields are left unchanged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct UpdateConfig {
+    pub cpu_shares: i64,
+    pub memory: i64,
+    pub nano_cpus: i64,
+    pub blkio_weight: u16,
+    pub blkio_weight_device: Option<Vec<WeightDevice>>,
+    pub blkio_device_read_bps: Option<Vec<ThrottleDevice>>,
+    pub blkio_device_write_bps: Option<Vec<ThrottleDevice>>,
+    #[serde(rename = "BlkioDeviceReadIOps")]
+    pub blkio_device_read_iops: Option<Vec<ThrottleDevice>>,
+    #[serde(rename = "BlkioDeviceWriteIOps")]
+    pub blkio_device_write_iops: Option<Vec<ThrottleDevice>>,
+    pub cpu_period: i64,
+    pub cpu_quota: i64,
+    pub cpu_realtime_period: i64,
+    pub cpu_realtime_runtime: i64,
+    pub cpuset_cpus: String,
+    pub cpuset_mems: String,
+    pub memory_reservation: i64,
+    pub memory_swap: i64,
+    pub pids_limit: Option<i64>,
+    pub restart_policy: RestartPolicy,
 }
 
 /// The response of `POST /containers/{id}/update`.

@@ -29,7 +29,7 @@ pub struct ImageSummary {
 }
 
 /// The response of `GET /images/{name}/json`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageInspect {
     pub id: String,

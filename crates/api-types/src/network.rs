@@ -24,10 +24,39 @@ pub struct NetworkInspect {
     pub ingress: bool,
     pub config_from: ConfigReference,
     pub config_only: bool,
-    /// By container ID.
-    pub containers: BTreeMap<String, EndpointResource>,
+    /// By container ID. Lists do not have it in version 1.52 and later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub containers: Option<BTreeMap<String, EndpointResource>>,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
+    /// Not in lists, and not before version 1.52.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<NetworkStatus>,
+}
+
+/// The run-time state of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkStatus {
+    #[serde(rename = "IPAM")]
+    pub ipam: IpamStatus,
+}
+
+/// The number of addresses in use (`IPAMStatus`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct IpamStatus {
+    pub subnets: BTreeMap<String, SubnetStatus>,
+}
+
+/// The number of addresses of a subnet, at most `u64::MAX`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SubnetStatus {
+    #[serde(rename = "IPsInUse")]
+    pub ips_in_use: u64,
+    #[serde(rename = "DynamicIPsAvailable")]
+    pub dynamic_ips_available: u64,
 }
 
 /// The address management of a network (`IPAM`).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerSummary, ImageSummary, Volume};
+use crate::{ContainerSummary, ImageSummary, Volume, is_default};
 
 /// The response of `GET /version`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,10 +40,20 @@ pub struct ComponentVersion {
 }
 
 /// The response of `GET /system/df`. Object types that were not requested are omitted.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SystemDataUsageResponse {
-    /// The size of all layers in bytes.
+    /// Not before version 1.52, as the three others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_usage: Option<DiskUsage<ImageSummary>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_usage: Option<DiskUsage<ContainerSummary>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_usage: Option<DiskUsage<Volume>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build_cache_usage: Option<DiskUsage<BuildCache>>,
+    /// The size of all layers in bytes. Version 1.52 and later have it and the lists below only
+    /// if the details of the usage (`verbose`) were not requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers_size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,6 +64,32 @@ pub struct SystemDataUsageResponse {
     pub volumes: Option<Vec<Volume>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_cache: Option<Vec<BuildCache>>,
+}
+
+/// The disk usage of the objects of one type. Fields that are 0 are omitted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DiskUsage<T> {
+    #[serde(skip_serializing_if = "is_default")]
+    pub active_count: i64,
+    /// The objects, if details were requested.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<T>,
+    /// The size in bytes of the objects that are not in use.
+    #[serde(skip_serializing_if = "is_default")]
+    pub reclaimable: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    pub total_count: i64,
+    /// In bytes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub total_size: i64,
+}
+
+impl<T> DiskUsage<T> {
+    /// Returns the objects and leaves their number and size only.
+    pub fn take_items(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.items)
+    }
 }
 
 /// A record of the build cache.

@@ -19,5 +19,5 @@ mod wire;
 pub use server::{Listener, serve};
 
 /// The newest and the oldest supported API version.
-pub const NEWEST: (u32, u32) = (1, 51);
+pub const NEWEST: (u32, u32) = (1, 55);
 pub const OLDEST: (u32, u32) = (1, 24);

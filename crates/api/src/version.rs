@@ -36,7 +36,7 @@ pub(crate) async fn negotiate(request: Request, next: Next) -> Response {
     let api = format!("{}.{}", NEWEST.0, NEWEST.1);
     headers.insert(
         "api-version",
-        HeaderValue::from_str(&api).unwrap_or(HeaderValue::from_static("1.51")),
+        HeaderValue::from_str(&api).unwrap_or(HeaderValue::from_static("1.55")),
     );
     headers.insert("docker-experimental", HeaderValue::from_static("false"));
     headers.insert("ostype", HeaderValue::from_static("linux"));
@@ -136,6 +136,12 @@ fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
 
 #[cfg(test)]
 mod tests {
+    use whelk_api_types::{
+        ContainerInspectResponse, ContainerSummary, DiskUsage, EventMessage, FirewallInfo,
+        ImageInspect, ImageSummary, NetworkInspect, NetworkStatus, SystemDataUsageResponse,
+        SystemInfo, UpdateConfig, Volume,
+    };
+
     use super::*;
 
     #[test]
@@ -245,8 +251,179 @@ mod tests {
                 platform(ImageOperation::Remove),
                 (50, newest),
             ),
+            (
+                "several platforms of save",
+                versions(|version| takes_several_platforms(version, ImageOperation::Save)),
+                (52, newest),
+            ),
+            (
+                "identity of images",
+                versions(image_list_takes_identity),
+                (54, newest),
+            ),
+            (
+                "attestations of images",
+                versions(images_have_attestations),
+                (55, newest),
+            ),
         ] {
             assert_eq!(found, expected, "{what}");
         }
+    }
+
+    /// The first and the last version in which `shown` has the field at `pointer`.
+    fn field<T: serde::Serialize>(pointer: &str, shown: impl Fn(ApiVersion) -> T) -> (u32, u32) {
+        versions(|version| {
+            let value = serde_json::to_value(shown(version)).expect("JSON");
+            value.pointer(pointer).is_some()
+        })
+    }
+
+    #[test]
+    fn responses_have_the_fields_of_their_version() {
+        let newest = crate::NEWEST.1;
+        let container = |version| {
+            let mut shown = ContainerInspectResponse::default();
+            downgrade_container(version, "02:00:00:00:00:01".into(), &mut shown);
+            shown
+        };
+        let listed = |version| {
+            let mut shown = ContainerSummary::default();
+            shown.host_config.annotations = [("a".into(), "b".into())].into();
+            downgrade_listed_container(version, &mut shown);
+            shown
+        };
+        let image = |version| {
+            let mut shown = ImageInspect::default();
+            downgrade_image(version, &mut shown);
+            shown
+        };
+        let summary = |version| {
+            let mut shown = ImageSummary::default();
+            downgrade_listed_image(version, &mut shown);
+            shown
+        };
+        let info = |version| {
+            let mut shown = SystemInfo {
+                firewall_backend: Some(FirewallInfo::default()),
+                ..SystemInfo::default()
+            };
+            downgrade_info(version, (true, true), &mut shown);
+            shown
+        };
+        let network = |version| {
+            let mut shown = NetworkInspect {
+                status: Some(NetworkStatus::default()),
+                ..NetworkInspect::default()
+            };
+            downgrade_network(version, &mut shown);
+            shown
+        };
+        let networks = |version| {
+            let mut shown = NetworkInspect::default();
+            downgrade_listed_network(version, &mut shown);
+            shown
+        };
+        let event = |version| {
+            let mut shown = EventMessage {
+                kind: "container".into(),
+                ..EventMessage::default()
+            };
+            shown.actor.attributes = [("image".into(), "busybox".into())].into();
+            downgrade_event(version, &mut shown);
+            shown
+        };
+        let usage = |details: bool| {
+            move |version| {
+                let mut shown = SystemDataUsageResponse {
+                    image_usage: Some(DiskUsage::default()),
+                    volume_usage: Some(DiskUsage {
+                        items: vec![Volume::default()],
+                        ..DiskUsage::default()
+                    }),
+                    ..SystemDataUsageResponse::default()
+                };
+                downgrade_disk_usage(version, details, &mut shown);
+                shown
+            }
+        };
+        for (pointer, found, expected) in [
+            (
+                "Gateway",
+                field("/NetworkSettings/Gateway", container),
+                (24, 51),
+            ),
+            (
+                "Bridge",
+                field("/NetworkSettings/Bridge", container),
+                (24, 51),
+            ),
+            (
+                "MacAddress",
+                field("/Config/MacAddress", container),
+                (24, 51),
+            ),
+            ("OnBuild", field("/Config/OnBuild", container), (24, 51)),
+            (
+                "Annotations",
+                field("/HostConfig/Annotations", listed),
+                (46, newest),
+            ),
+            ("Author", field("/Author", image), (24, 51)),
+            ("VirtualSize", field("/VirtualSize", image), (24, 43)),
+            (
+                "ContainerConfig",
+                field("/ContainerConfig", image),
+                (24, 44),
+            ),
+            ("Hostname", field("/Config/Hostname", image), (24, 49)),
+            ("Env", field("/Config/Env", image), (24, 51)),
+            ("VirtualSize", field("/VirtualSize", summary), (24, 43)),
+            ("KernelMemory", field("/KernelMemory", info), (24, 41)),
+            (
+                "AllowNondistributableArtifactsCIDRs",
+                field("/RegistryConfig/AllowNondistributableArtifactsCIDRs", info),
+                (24, 46),
+            ),
+            (
+                "FirewallBackend",
+                field("/FirewallBackend", info),
+                (49, newest),
+            ),
+            (
+                "BridgeNfIp6tables",
+                field("/BridgeNfIp6tables", info),
+                (24, 49),
+            ),
+            ("Status", field("/Status", network), (52, newest)),
+            ("Containers", field("/Containers", networks), (24, 51)),
+            ("from", field("/from", event), (24, 51)),
+            (
+                "ImageUsage",
+                field("/ImageUsage", usage(false)),
+                (52, newest),
+            ),
+            ("Volumes", field("/Volumes/0", usage(false)), (24, newest)),
+            ("Volumes", field("/Volumes/0", usage(true)), (24, 51)),
+            (
+                "Items",
+                field("/VolumeUsage/Items/0", usage(true)),
+                (52, newest),
+            ),
+        ] {
+            assert_eq!(found, expected, "{pointer}");
+        }
+    }
+
+    #[test]
+    fn updates_of_device_limits_are_refused_since_they_mean_something() {
+        let update = UpdateConfig {
+            blkio_weight_device: Some(Vec::new()),
+            ..UpdateConfig::default()
+        };
+        let ignored = |version: ApiVersion| check_update(version, &update).is_ok();
+        assert_eq!(versions(ignored), (24, 54));
+        let nothing = UpdateConfig::default();
+        assert!(check_update(ApiVersion(1, 55), &nothing).is_ok());
     }
 }

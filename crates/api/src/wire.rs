@@ -9,12 +9,13 @@ mod network;
 mod system;
 mod volume;
 
-pub(crate) use container::{container, container_summary};
+pub(crate) use container::{container, container_summary, requested_mac};
+pub(crate) use convert::Convert;
 pub(crate) use event::event;
 pub(crate) use exec::exec;
 pub(crate) use image::{history, image, image_summary, removals};
-pub(crate) use network::network;
-pub(crate) use system::{info, version};
+pub(crate) use network::{network, network_status};
+pub(crate) use system::{container_usage, image_usage, info, version, volume_usage};
 pub(crate) use volume::volume;
 
 /// Formats nanoseconds since the epoch as RFC 3339; 0 becomes Go's zero time.
@@ -26,6 +27,11 @@ pub(crate) fn time(nanoseconds: i64) -> String {
             .unwrap_or_default()
             .to_string()
     }
+}
+
+/// Converts a size to the type that the API has for sizes.
+fn signed(size: u64) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
 }
 
 /// Returns `null` for an empty list, which is how Go encodes a list that nothing was added to.

@@ -120,6 +120,16 @@ fn from_number(ipv4: bool, number: u128) -> Option<IpAddr> {
     }
 }
 
+/// The number of addresses of a subnet by their use, at most `u64::MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubnetUsage {
+    pub subnet: IpNet,
+    /// Allocated and reserved ones, with those that no host may have.
+    pub in_use: u64,
+    /// Those of the range that can be allocated dynamically.
+    pub available: u64,
+}
+
 /// The address allocations of one subnet.
 #[derive(Clone, Debug)]
 pub struct Block {
@@ -243,6 +253,32 @@ impl Block {
         Ok(address)
     }
 
+    /// Returns how many addresses are in use, and how many can be allocated dynamically.
+    pub fn usage(&self) -> SubnetUsage {
+        let total = |net: IpNet| {
+            let (first, last) = (to_number(net.network()), to_number(net.broadcast()));
+            (last - first).saturating_add(1)
+        };
+        let in_use = |net: IpNet| {
+            let (first, last) = (to_number(net.network()), to_number(net.broadcast()));
+            let (first_host, last_host) = self.hosts();
+            let reserved = u128::from(first < first_host) + u128::from(last > last_host);
+            let hosts = first.max(first_host)..=last.min(last_host);
+            let used = if hosts.is_empty() {
+                0
+            } else {
+                self.used.range(hosts).count()
+            };
+            reserved + used as u128
+        };
+        let saturate = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+        SubnetUsage {
+            subnet: self.subnet,
+            in_use: saturate(in_use(self.subnet)),
+            available: saturate(total(self.range).saturating_sub(in_use(self.range))),
+        }
+    }
+
     /// Frees an address. The gateway stays allocated.
     pub fn release(&mut self, address: IpAddr) {
         if address != self.gateway && self.used.remove(&to_number(address)) {
@@ -308,6 +344,27 @@ mod tests {
             "fd01:2345:6789:abcd::/64"
         );
         assert_eq!(unique_local("x").to_string(), "fd00::/64");
+    }
+
+    #[test]
+    fn counts_addresses_by_their_use() {
+        let check = |subnet: &str, range: Option<&str>, in_use: u64, available: u64| {
+            let mut block = Block::new(net(subnet), range.map(net), None, &[]).unwrap();
+            block.take(None).unwrap();
+            let usage = block.usage();
+            assert_eq!(
+                (usage.in_use, usage.available),
+                (in_use, available),
+                "{subnet}"
+            );
+        };
+        // The network and broadcast addresses, the gateway, and one container.
+        check("10.0.0.0/24", None, 4, 252);
+        check("10.0.0.0/24", Some("10.0.0.128/25"), 4, 125);
+        check("10.0.0.0/31", None, 2, 0);
+        check("fd00::/120", None, 3, 253);
+        check("fd00::/64", None, 3, u64::MAX - 2);
+        check("fd00::/48", None, 3, u64::MAX);
     }
 
     #[test]

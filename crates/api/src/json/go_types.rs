@@ -12,7 +12,7 @@ pub(super) fn of_field(structure: &str, field: &str) -> Option<&'static str> {
         ("Endpoint", "GwPriority" | "IPPrefixLen" | "GlobalIPv6PrefixLen") => "int",
         ("HostConfig", field) => return of_host_config(field),
         ("RestartPolicy", "Name") => "container.RestartPolicyMode",
-        ("UpdateRequest", "RestartPolicy") => "container.RestartPolicy",
+        ("UpdateConfig", field) => return of_host_config(field),
         ("Mount", "Type") => "mount.Type",
         ("Mount", "Consistency") => "mount.Consistency",
         ("Mount", "BindOptions") => "mount.BindOptions",

@@ -10,12 +10,12 @@ use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use whelk_api_types::{
     ContainerCreateResponse, ContainerPruneResponse, ContainerSummary, ContainerTopResponse,
-    ContainerUpdateResponse, ContainerWaitResponse,
+    ContainerUpdateResponse, ContainerWaitResponse, UpdateConfig,
 };
 use whelk_engine::Error;
 use whelk_engine::containers::{
     AttachRequest, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest, RemoveRequest,
-    UpdateRequest, WaitCondition,
+    WaitCondition,
 };
 use whelk_engine::events::now;
 use whelk_engine::model::{self, Config};
@@ -29,6 +29,7 @@ use crate::extract::{Json, Params, RequestBody, detach_keys, json_with};
 use crate::hijack::{self, Source};
 use crate::json::{decode, decode_field};
 use crate::version::{self, ApiVersion};
+use crate::wire::Convert;
 use crate::{stream, wire};
 
 pub(super) async fn list(
@@ -137,8 +138,9 @@ pub(super) async fn inspect(
     params: Params,
 ) -> ApiResult {
     let inspected = engine.containers.inspect(&id, params.flag("size")).await?;
+    let mac_address = wire::requested_mac(&inspected.record);
     let mut shown = wire::container(inspected);
-    version::downgrade_container(version, &mut shown);
+    version::downgrade_container(version, mac_address, &mut shown);
     Ok(ok(&shown))
 }
 
@@ -234,16 +236,18 @@ pub(super) async fn rename(
     Ok(no_content())
 }
 
-impl RequestBody for UpdateRequest {
+impl RequestBody for UpdateConfig {
     const GO_TYPE: &'static str = "container.UpdateConfig";
 }
 
 pub(super) async fn update(
     State(engine): App,
+    Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
-    Json(request): Json<UpdateRequest>,
+    Json(update): Json<UpdateConfig>,
 ) -> ApiResult {
-    let warnings = engine.containers.update(&id, request).await?;
+    version::check_update(version, &update)?;
+    let warnings = engine.containers.update(&id, update.convert()).await?;
     Ok(ok(&ContainerUpdateResponse {
         warnings: wire::null_if_empty(warnings),
     }))

@@ -34,6 +34,14 @@ pub(super) async fn list(
         let text = serde_json::to_string(&HashMap::from(reference)).unwrap_or_default();
         filters = whelk_engine::filters::Filters::parse(&text, FILTERS)?;
     }
+    if version::image_list_takes_identity(version)
+        && params.flag("identity")
+        && !params.flag("manifests")
+    {
+        return Err(ApiError::invalid(
+            "conflicting options: identity requires manifests=1",
+        ));
+    }
     let containers = engine
         .containers
         .list(&ListRequest {
@@ -90,9 +98,12 @@ fn platform(
         return Ok(None);
     };
     if params.all(name).count() > 1 {
-        return Err(ApiError::invalid(
-            "multiple platform parameters not supported",
-        ));
+        return Err(if version::takes_several_platforms(version, operation) {
+            let text = "several platforms: not available in this version of whelk";
+            Error::Unsupported(text.into()).into()
+        } else {
+            ApiError::invalid("multiple platform parameters not supported")
+        });
     }
     let platform: Platform = serde_json::from_str(text)
         .map_err(|error| ApiError::invalid(format!("failed to parse platform: {error}")))?;
@@ -330,7 +341,7 @@ pub(super) async fn get_by_name(
                 &sizes,
             )))
         }
-        Some((name, "attestations")) => {
+        Some((name, "attestations")) if version::images_have_attestations(version) => {
             engine.images.find(name)?;
             Err(Error::Unsupported(
                 "attestations of images: not available in this version of whelk".into(),

@@ -26,12 +26,11 @@ pub(super) async fn list(
     let shown: Vec<NetworkInspect> = found
         .into_iter()
         .map(|record| {
-            let members = if version::network_list_has_containers(version) {
-                engine.networks.members(&record.id)
-            } else {
-                BTreeMap::new()
-            };
-            wire::network(record, members)
+            let members = version::network_list_has_containers(version)
+                .then(|| engine.networks.members(&record.id));
+            let mut shown = wire::network(record, members);
+            version::downgrade_listed_network(version, &mut shown);
+            shown
         })
         .collect();
     Ok(ok(&shown))
@@ -39,6 +38,7 @@ pub(super) async fn list(
 
 pub(super) async fn inspect(
     State(engine): App,
+    Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
@@ -47,7 +47,11 @@ pub(super) async fn inspect(
     }
     let record = engine.networks.find(&id)?;
     let members = engine.networks.members(&record.id);
-    Ok(ok(&wire::network(record, members)))
+    let usage = engine.networks.subnet_usage(&record.id);
+    let mut shown = wire::network(record, Some(members));
+    shown.status = Some(wire::network_status(usage));
+    version::downgrade_network(version, &mut shown);
+    Ok(ok(&shown))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -172,14 +176,16 @@ fn check_named(container: &str) -> ApiResult<()> {
 
 pub(super) async fn connect(
     State(engine): App,
+    Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     Json(body): Json<ConnectBody>,
 ) -> ApiResult {
     check_named(&body.container)?;
-    let request = ConnectRequest {
+    let mut request = ConnectRequest {
         container: body.container,
         endpoint: body.endpoint_config,
     };
+    version::upgrade_connect(version, &mut request);
     engine.containers.connect(&id, request).await?;
     Ok(StatusCode::OK.into_response())
 }

@@ -1,9 +1,10 @@
 //! Routes about the whole engine: ping, version, info, disk usage, events.
 
+use axum::body::Bytes;
 use axum::extract::{Extension, State};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use whelk_api_types::{ImageSummary, SystemDataUsageResponse, Volume, VolumeUsageData};
+use whelk_api_types::{DiskUsage, ImageSummary, SystemDataUsageResponse, Volume, VolumeUsageData};
 use whelk_engine::Error;
 use whelk_engine::containers::ListRequest;
 use whelk_engine::events::{Event, now};
@@ -75,8 +76,7 @@ pub(super) async fn disk_usage(
                 ..summary
             }
         });
-        usage.layers_size = Some(total);
-        usage.images = Some(shown.collect());
+        usage.image_usage = Some(wire::image_usage(shown.collect(), total));
     }
     if wanted("container") {
         let now = now();
@@ -85,16 +85,17 @@ pub(super) async fn disk_usage(
             version::downgrade_listed_container(version, &mut shown);
             shown
         });
-        usage.containers = Some(shown.collect());
+        usage.container_usage = Some(wire::container_usage(shown.collect()));
     }
     if wanted("volume") {
         let volumes = engine.volumes.clone();
         let shown = blocking(move || local_volumes(&volumes));
-        usage.volumes = Some(shown.await?);
+        usage.volume_usage = Some(wire::volume_usage(shown.await?));
     }
     if wanted("build-cache") {
-        usage.build_cache = Some(Vec::new());
+        usage.build_cache_usage = Some(DiskUsage::default());
     }
+    version::downgrade_disk_usage(version, params.flag("verbose"), &mut usage);
     Ok(ok(&usage))
 }
 
@@ -129,11 +130,16 @@ pub(super) async fn info(
     Ok(ok(&shown))
 }
 
+/// Precedes each text of a JSON sequence (RFC 7464).
+const RECORD_SEPARATOR: &[u8] = b"\x1e";
+
 pub(super) async fn events(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
+    headers: HeaderMap,
     params: Params,
 ) -> ApiResult {
+    let content_type = version::events_type(version, &headers);
     let (since, until) = (params.time("since")?, params.time("until")?);
     if let (Some(since), Some(until)) = (since, until)
         && since > until
@@ -155,7 +161,11 @@ pub(super) async fn events(
         let line = |event: &Event| {
             let mut shown = wire::event(event);
             version::downgrade_event(version, &mut shown);
-            json_line(&shown)
+            if content_type == version::JSON_SEQUENCE {
+                Bytes::from([RECORD_SEPARATOR, &json_line(&shown)].concat())
+            } else {
+                json_line(&shown)
+            }
         };
         if since.is_some() || until.is_some() {
             for event in past
@@ -198,7 +208,7 @@ pub(super) async fn events(
         }
     });
     Ok((
-        [(header::CONTENT_TYPE, "application/json")],
+        [(header::CONTENT_TYPE, content_type)],
         stream::from_channel(receiver),
     )
         .into_response())

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use whelk_api_types::UpdateConfig;
+use whelk_engine::Error;
 use whelk_engine::containers::{CreateRequest, ExecConfig};
-use whelk_engine::networks::Endpoint;
+use whelk_engine::model::HostConfig;
 use whelk_engine::networks::model::option;
+use whelk_engine::networks::{ConnectRequest, Endpoint};
 
 use super::ApiVersion;
 use crate::error::{ApiError, ApiResult};
@@ -70,6 +73,10 @@ pub(crate) fn upgrade_container(
         networks
             .values_mut()
             .for_each(|endpoint| endpoint.mac_address.clear());
+    } else if version >= ApiVersion(1, 52) && !config.mac_address.is_empty() {
+        return Err(ApiError::invalid(
+            "container-wide MAC address no longer supported; use endpoint-specific MAC address instead",
+        ));
     } else if !config.mac_address.is_empty() {
         let endpoint = networks
             .get(main_network(&host.network_mode))
@@ -88,7 +95,25 @@ pub(crate) fn upgrade_container(
             networks,
         ));
     }
+    if version >= ApiVersion(1, 52) {
+        warnings.extend(unbound_ports(host));
+    }
     Ok(warnings)
+}
+
+/// Returns a warning about ports with an empty list of bindings, if there are any.
+fn unbound_ports(host: &HostConfig) -> Option<String> {
+    let unbound: Vec<&str> = host
+        .bound_ports()
+        .filter(|(_, bindings)| bindings.as_ref().is_none_or(Vec::is_empty))
+        .map(|(port, _)| port.as_str())
+        .collect();
+    (!unbound.is_empty()).then(|| {
+        format!(
+            "Following container port(s) have an empty list of port-bindings: {}. Such bindings will be discarded in a future version.",
+            unbound.join(", ")
+        )
+    })
 }
 
 /// Returns the network that a network mode stands for.
@@ -161,6 +186,44 @@ pub(crate) fn upgrade_exec(version: ApiVersion, config: &mut ExecConfig) {
     }
 }
 
+/// Upgrades the endpoint of a request to connect a container. Its MAC address was ignored before
+/// version 1.54.
+pub(crate) fn upgrade_connect(version: ApiVersion, request: &mut ConnectRequest) {
+    if version < ApiVersion(1, 54) {
+        request.endpoint.mac_address.clear();
+    }
+}
+
+/// Checks the update of a container. Limits for devices were ignored before version 1.55.
+///
+/// # Errors
+/// Returns an error if the update has such limits: they are not supported.
+pub(crate) fn check_update(version: ApiVersion, update: &UpdateConfig) -> ApiResult<()> {
+    let limits = [
+        ("BlkioWeightDevice", update.blkio_weight_device.is_some()),
+        ("BlkioDeviceReadBps", update.blkio_device_read_bps.is_some()),
+        (
+            "BlkioDeviceWriteBps",
+            update.blkio_device_write_bps.is_some(),
+        ),
+        (
+            "BlkioDeviceReadIOps",
+            update.blkio_device_read_iops.is_some(),
+        ),
+        (
+            "BlkioDeviceWriteIOps",
+            update.blkio_device_write_iops.is_some(),
+        ),
+    ];
+    match limits.iter().find(|(_, given)| *given) {
+        Some((field, _)) if version >= ApiVersion(1, 55) => Err(Error::Unsupported(format!(
+            "{field}: updating limits of devices is not available in this version of whelk"
+        ))
+        .into()),
+        _ => Ok(()),
+    }
+}
+
 /// Upgrades the flags that enable IPv4 and IPv6 on a network. Clients before 1.47 send `false` for
 /// IPv6 as the default.
 pub(crate) fn upgrade_address_kinds(
@@ -195,6 +258,21 @@ pub(crate) fn image_list_takes_name(version: ApiVersion) -> bool {
 /// Returns whether the list of images has the parameter `shared-size`.
 pub(crate) fn image_list_takes_shared_size(version: ApiVersion) -> bool {
     version >= ApiVersion(1, 42)
+}
+
+/// Returns whether images have attestations.
+pub(crate) fn images_have_attestations(version: ApiVersion) -> bool {
+    version >= ApiVersion(1, 55)
+}
+
+/// Returns whether the list of images has the parameter `identity`.
+pub(crate) fn image_list_takes_identity(version: ApiVersion) -> bool {
+    version >= ApiVersion(1, 54)
+}
+
+/// Returns whether save and load accept several platforms.
+pub(crate) fn takes_several_platforms(version: ApiVersion, operation: ImageOperation) -> bool {
+    matches!(operation, ImageOperation::Load | ImageOperation::Save) && version >= ApiVersion(1, 52)
 }
 
 /// Image operations with a platform parameter.

@@ -1,8 +1,10 @@
 //! Downgrades responses to older versions.
 
+use axum::http::{HeaderMap, header};
 use whelk_api_types::{
-    ContainerInspectResponse, ContainerSummary, DefaultNetworkSettings, EventMessage, ImageConfig,
-    ImageConfigContainerFields, ImageInspect, ImageSummary, SystemInfo,
+    ContainerInspectResponse, ContainerSummary, DefaultNetworkSettings, DiskUsage, EventMessage,
+    ImageConfig, ImageConfigContainerFields, ImageInspect, ImageSummary, NetworkInspect,
+    SystemDataUsageResponse, SystemInfo,
 };
 
 use super::ApiVersion;
@@ -23,8 +25,14 @@ pub(crate) fn network_list_has_containers(version: ApiVersion) -> bool {
     version < ApiVersion(1, 28)
 }
 
-pub(crate) fn downgrade_container(version: ApiVersion, shown: &mut ContainerInspectResponse) {
+/// `mac_address` is the address that was requested for the container's main network.
+pub(crate) fn downgrade_container(
+    version: ApiVersion,
+    mac_address: String,
+    shown: &mut ContainerInspectResponse,
+) {
     if version < ApiVersion(1, 52) {
+        shown.config.mac_address = mac_address;
         shown.config.on_build.get_or_insert_default();
         shown.network_settings.default_network = Some(default_network(shown));
     }
@@ -70,6 +78,42 @@ pub(crate) fn downgrade_listed_container(version: ApiVersion, shown: &mut Contai
     }
 }
 
+pub(crate) fn downgrade_network(version: ApiVersion, shown: &mut NetworkInspect) {
+    if version < ApiVersion(1, 52) {
+        shown.status = None;
+    }
+}
+
+pub(crate) fn downgrade_listed_network(version: ApiVersion, shown: &mut NetworkInspect) {
+    if version < ApiVersion(1, 52) {
+        shown.containers.get_or_insert_default();
+    }
+}
+
+/// Returns the media type of the stream of events for a client that sent the header `Accept`.
+pub(crate) fn events_type(version: ApiVersion, accept: &HeaderMap) -> &'static str {
+    let listed = accept
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|range| range.split(';').next().unwrap_or_default().trim());
+    let mut accepted = listed.filter_map(|range| {
+        [JSON_LINES, "application/x-ndjson", JSON_SEQUENCE]
+            .into_iter()
+            .find(|offer| offer.eq_ignore_ascii_case(range))
+    });
+    match accepted.next() {
+        Some(offer) => offer,
+        None if version < ApiVersion(1, 52) => "application/json",
+        None => JSON_LINES,
+    }
+}
+
+const JSON_LINES: &str = "application/jsonl";
+/// A sequence of JSON texts, each after a record separator (RFC 7464).
+pub(crate) const JSON_SEQUENCE: &str = "application/json-seq";
+
 pub(crate) fn downgrade_event(version: ApiVersion, shown: &mut EventMessage) {
     if version < ApiVersion(1, 52) && matches!(shown.kind.as_str(), "container" | "image") {
         shown.status = Some(shown.action.clone());
@@ -80,6 +124,30 @@ pub(crate) fn downgrade_event(version: ApiVersion, shown: &mut EventMessage) {
             .get("image")
             .filter(|_| shown.kind == "container")
             .cloned();
+    }
+}
+
+/// Moves the objects to the fields where a version has them. `details` is whether they were
+/// requested (`verbose`), in versions that have this parameter.
+pub(crate) fn downgrade_disk_usage(
+    version: ApiVersion,
+    details: bool,
+    shown: &mut SystemDataUsageResponse,
+) {
+    if version >= ApiVersion(1, 52) && details {
+        return;
+    }
+    let layers_size = shown.image_usage.as_ref().map(|usage| usage.total_size);
+    shown.layers_size = layers_size.map(|size| u64::try_from(size).unwrap_or(0));
+    shown.images = shown.image_usage.as_mut().map(DiskUsage::take_items);
+    shown.containers = shown.container_usage.as_mut().map(DiskUsage::take_items);
+    shown.volumes = shown.volume_usage.as_mut().map(DiskUsage::take_items);
+    shown.build_cache = shown.build_cache_usage.as_mut().map(DiskUsage::take_items);
+    if version < ApiVersion(1, 52) {
+        shown.image_usage = None;
+        shown.container_usage = None;
+        shown.volume_usage = None;
+        shown.build_cache_usage = None;
     }
 }
 

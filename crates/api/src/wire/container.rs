@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use whelk_api_types::{
-    ContainerInspectResponse, ContainerState, ContainerSummary, ContainerSummaryHostConfig,
-    ContainerSummaryNetworkSettings, DriverData, EndpointSettings, MountPoint, NetworkSettings,
-    PortBinding, PortMap, PortSummary,
+    ContainerConfig, ContainerInspectResponse, ContainerState, ContainerSummary,
+    ContainerSummaryHostConfig, ContainerSummaryNetworkSettings, DriverData, EndpointSettings,
+    MountPoint, NetworkSettings, PortBinding, PortMap, PortSummary,
 };
 use whelk_engine::containers::{self, Inspected};
 use whelk_engine::model::{self, ContainerRecord, Status};
@@ -37,12 +37,6 @@ pub(crate) fn container(inspected: Inspected) -> ContainerInspectResponse {
     let mut command = whelk_engine::command(&record.config).into_iter();
     let path = command.next().unwrap_or_default();
     let args = command.collect();
-    // Clients read the MAC address here, although it belongs to the endpoint.
-    let first_mac = record
-        .networks
-        .get(&record.host.network_mode)
-        .map(|first| first.wanted_mac.clone())
-        .filter(|address| !address.is_empty());
     // The root is mounted only in the container's mount namespace, which is reachable through its
     // first process.
     let merged = if record.state.pid > 0 {
@@ -70,10 +64,6 @@ pub(crate) fn container(inspected: Inspected) -> ContainerInspectResponse {
         state,
         ..
     } = record;
-    let mut config: whelk_api_types::ContainerConfig = config.convert();
-    if let Some(address) = first_mac {
-        config.mac_address = address;
-    }
     ContainerInspectResponse {
         created: time(created_at),
         path,
@@ -97,13 +87,26 @@ pub(crate) fn container(inspected: Inspected) -> ContainerInspectResponse {
             name: "overlay2".into(),
         },
         mounts: mounts.into_iter().map(mount_point).collect(),
-        config,
+        config: ContainerConfig {
+            mac_address: String::new(),
+            ..config.convert()
+        },
         network_settings,
         size_rw: size.map(|(writable, _)| writable),
         size_root_fs: size.map(|(_, total)| total),
         state: self::state(state),
         id,
     }
+}
+
+/// Returns the MAC address that was requested for the endpoint on a container's main network, or
+/// for the container.
+pub(crate) fn requested_mac(record: &ContainerRecord) -> String {
+    let main = record.networks.get(&record.host.network_mode);
+    main.map(|endpoint| &endpoint.wanted_mac)
+        .filter(|address| !address.is_empty())
+        .unwrap_or(&record.config.mac_address)
+        .clone()
 }
 
 fn state(state: model::ContainerState) -> ContainerState {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use whelk_api_types as api;
+use whelk_engine::containers::UpdateRequest;
 use whelk_engine::model;
 use whelk_engine::networks::{self, model as network};
 
@@ -135,6 +136,28 @@ same_fields! {
     network::IpamConfig => api::IpamConfig { subnet, ip_range, gateway, auxiliary_addresses }
     networks::EndpointIpam => api::EndpointIpamConfig {
         ipv4_address, ipv6_address, link_local_ips,
+    }
+}
+
+impl Convert<UpdateRequest> for api::UpdateConfig {
+    /// The engine does not update limits of devices.
+    fn convert(self) -> UpdateRequest {
+        UpdateRequest {
+            cpu_shares: self.cpu_shares,
+            memory: self.memory,
+            nano_cpus: self.nano_cpus,
+            blkio_weight: self.blkio_weight,
+            cpu_period: self.cpu_period,
+            cpu_quota: self.cpu_quota,
+            cpu_realtime_period: self.cpu_realtime_period,
+            cpu_realtime_runtime: self.cpu_realtime_runtime,
+            cpuset_cpus: self.cpuset_cpus,
+            cpuset_mems: self.cpuset_mems,
+            memory_reservation: self.memory_reservation,
+            memory_swap: self.memory_swap,
+            pids_limit: self.pids_limit,
+            restart_policy: self.restart_policy.convert(),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use whelk_api_types::{
 use whelk_engine::images::{self, Image, Removed};
 use whelk_image::config;
 
-use super::{null_if_empty, time};
+use super::{null_if_empty, signed, time};
 
 fn created_seconds(image: &Image) -> i64 {
     image.created().map_or(0, jiff::Timestamp::as_second)
@@ -22,7 +22,6 @@ pub(crate) fn image_summary(
     shared: Option<u64>,
 ) -> ImageSummary {
     let images::ImageSummary { image, names } = listed;
-    let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
     ImageSummary {
         containers: i64::try_from(containers).unwrap_or(i64::MAX),
         created: created_seconds(image),

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use whelk_api_types::{ConfigReference, EndpointResource, NetworkInspect};
-use whelk_engine::networks::{Member, NetworkRecord};
+use whelk_api_types::{
+    ConfigReference, EndpointResource, IpamStatus, NetworkInspect, NetworkStatus, SubnetStatus,
+};
+use whelk_engine::networks::{Member, NetworkRecord, SubnetUsage};
 
 use super::convert::Convert;
 use super::time;
 
-pub(crate) fn network(record: NetworkRecord, members: BTreeMap<String, Member>) -> NetworkInspect {
+pub(crate) fn network(
+    record: NetworkRecord,
+    members: Option<BTreeMap<String, Member>>,
+) -> NetworkInspect {
     NetworkInspect {
         name: record.name,
         id: record.id,
@@ -23,12 +28,30 @@ pub(crate) fn network(record: NetworkRecord, members: BTreeMap<String, Member>) 
         ingress: false,
         config_from: ConfigReference::default(),
         config_only: false,
-        containers: members
-            .into_iter()
-            .map(|(id, member)| (id, endpoint(member)))
-            .collect(),
+        containers: members.map(|members| {
+            members
+                .into_iter()
+                .map(|(id, member)| (id, endpoint(member)))
+                .collect()
+        }),
         options: record.options,
         labels: record.labels,
+        status: None,
+    }
+}
+
+pub(crate) fn network_status(usage: Vec<SubnetUsage>) -> NetworkStatus {
+    let subnet = |usage: SubnetUsage| {
+        let status = SubnetStatus {
+            ips_in_use: usage.in_use,
+            dynamic_ips_available: usage.available,
+        };
+        (usage.subnet.to_string(), status)
+    };
+    NetworkStatus {
+        ipam: IpamStatus {
+            subnets: usage.into_iter().map(subnet).collect(),
+        },
     }
 }
 

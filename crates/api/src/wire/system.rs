@@ -1,14 +1,15 @@
 //! The engine and the machine.
 
 use whelk_api_types::{
-    Commit, ComponentVersion, FirewallInfo, IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime,
-    SwarmInfo, SystemInfo, SystemVersion, SystemVersionPlatform,
+    Commit, ComponentVersion, ContainerSummary, DiskUsage, FirewallInfo, ImageSummary, IndexInfo,
+    PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo, SystemInfo, SystemVersion,
+    SystemVersionPlatform, Volume, VolumeUsageData,
 };
 use whelk_engine::Engine;
 use whelk_engine::events::now;
 use whelk_engine::system::{Info, RUNTIME_SPEC, VERSION};
 
-use super::{null_if_empty, time};
+use super::{null_if_empty, signed, time};
 use crate::{NEWEST, OLDEST};
 
 fn strings<const N: usize>(texts: [&str; N]) -> Vec<String> {
@@ -180,5 +181,61 @@ fn registry_config() -> RegistryServiceConfig {
         insecure_registry_cidrs: strings(["::1/128", "127.0.0.0/8"]),
         index_configs: [(name, hub)].into(),
         ..RegistryServiceConfig::default()
+    }
+}
+
+fn count<T>(items: &[T]) -> i64 {
+    i64::try_from(items.len()).unwrap_or(i64::MAX)
+}
+
+/// `total` is the size of all layers in bytes.
+pub(crate) fn image_usage(items: Vec<ImageSummary>, total: u64) -> DiskUsage<ImageSummary> {
+    let (used, unused): (Vec<_>, Vec<_>) = items.iter().partition(|image| image.containers > 0);
+    let own = |image: &&ImageSummary| signed(image.size).saturating_sub(image.shared_size);
+    DiskUsage {
+        active_count: count(&used),
+        reclaimable: unused.iter().map(own).sum(),
+        total_count: count(&items),
+        total_size: signed(total),
+        items,
+    }
+}
+
+pub(crate) fn container_usage(items: Vec<ContainerSummary>) -> DiskUsage<ContainerSummary> {
+    let (used, unused): (Vec<_>, Vec<_>) = items.iter().partition(|container| {
+        matches!(
+            container.state.as_str(),
+            "running" | "paused" | "restarting"
+        )
+    });
+    let size = |containers: &[&ContainerSummary]| {
+        let sizes = containers.iter().filter_map(|container| container.size_rw);
+        signed(sizes.sum())
+    };
+    DiskUsage {
+        active_count: count(&used),
+        reclaimable: size(&unused),
+        total_count: count(&items),
+        total_size: size(&used) + size(&unused),
+        items,
+    }
+}
+
+pub(crate) fn volume_usage(items: Vec<Volume>) -> DiskUsage<Volume> {
+    let usage: Vec<_> = items
+        .iter()
+        .filter_map(|volume| volume.usage_data)
+        .collect();
+    let (used, unused): (Vec<_>, Vec<_>) = usage
+        .iter()
+        .copied()
+        .partition(|usage: &VolumeUsageData| usage.ref_count > 0);
+    let size = |usage: &[VolumeUsageData]| usage.iter().map(|usage| usage.size).sum::<i64>();
+    DiskUsage {
+        active_count: count(&used),
+        reclaimable: size(&unused),
+        total_count: count(&items),
+        total_size: size(&usage),
+        items,
     }
 }

@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 use whelk_image::Digest;
 use whelk_network::dns_sockets::DnsSockets;
 use whelk_network::ipam::Block;
-pub use whelk_network::ipam::Pool;
+pub use whelk_network::ipam::{Pool, SubnetUsage};
 use whelk_network::namespace::{Interface, Namespace};
 use whelk_network::port::Ports;
 use whelk_network::{BridgeRules, Firewall, ForwardAccept, Links, MAX_INTERFACE_NAME, SenderRules};
@@ -563,6 +563,16 @@ impl Networks {
             .get(id)
             .map(|network| network.members.clone())
             .unwrap_or_default()
+    }
+
+    /// Returns the number of addresses in use and available in each subnet of a network.
+    pub fn subnet_usage(&self, id: &str) -> Vec<SubnetUsage> {
+        self.state()
+            .get(id)
+            .iter()
+            .flat_map(|network| &network.blocks)
+            .map(Block::usage)
+            .collect()
     }
 }
 
