@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Empty;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Volume {
@@ -29,6 +31,30 @@ pub struct VolumeUsageData {
     pub ref_count: i64,
     /// In bytes.
     pub size: i64,
+}
+
+/// The body of `POST /volumes/create`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct VolumeCreateRequest {
+    /// Empty for a random name.
+    pub name: String,
+    pub driver: String,
+    pub driver_opts: Option<BTreeMap<String, String>>,
+    pub labels: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_volume_spec: Option<Empty>,
+}
+
+/// The body of `POST /volumes/{name}/clone` and `snapshot`, which are not part of Docker's API.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct VolumeCopyRequest {
+    /// The name of the new volume.
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    /// Pause the containers that use the volume during the copy.
+    pub pause: bool,
 }
 
 /// The response of `GET /volumes`.

@@ -1,8 +1,8 @@
 //! The settings and the record of a container, under the names that the Engine API gives them.
 //!
-//! One definition serves as the domain's struct, as the record on disk and as the body of requests,
-//! because names and meanings are the same in all three. A list that was not given is `None`:
-//! clients distinguish `null` from `[]`.
+//! One definition serves as the domain's struct and as the record on disk, because names and
+//! meanings are the same in both. A list that was not given is `None`: clients distinguish `null`
+//! from `[]`.
 
 use std::collections::BTreeMap;
 

@@ -469,7 +469,7 @@ impl<'a, 'de, I: Iterator<Item = Value<'a>>> SeqAccess<'de> for Elements<'a, I> 
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
-    use whelk_engine::model::{Config, HostConfig};
+    use whelk_api_types::{ContainerConfig, HostConfig};
 
     use super::*;
     use crate::json::parse;
@@ -557,7 +557,7 @@ mod tests {
     #[test]
     fn type_errors_have_gos_texts() {
         let check = |text: &str, expected: &str| {
-            let error = decode::<Config>(value(text), "container.CreateRequest")
+            let error = decode::<ContainerConfig>(value(text), "container.CreateRequest")
                 .map(drop)
                 .unwrap_err();
             assert_eq!(

@@ -3,13 +3,13 @@
 /// Returns the Go type of a struct field. `structure` is serde's name of the struct.
 pub(super) fn of_field(structure: &str, field: &str) -> Option<&'static str> {
     Some(match (structure, field) {
-        ("Config", "ExposedPorts") => "nat.PortSet",
-        ("Config", "Volumes") => "map[string]struct {}",
-        ("Config", "Healthcheck") => "v1.HealthcheckConfig",
-        ("Config", "StopTimeout")
+        ("ContainerConfig", "ExposedPorts") => "nat.PortSet",
+        ("ContainerConfig", "Volumes") => "map[string]struct {}",
+        ("ContainerConfig", "Healthcheck") => "v1.HealthcheckConfig",
+        ("ContainerConfig", "StopTimeout")
         | ("RestartPolicy", "MaximumRetryCount")
         | ("HostConfig", "OomScoreAdj") => "int",
-        ("Endpoint", "GwPriority" | "IPPrefixLen" | "GlobalIPv6PrefixLen") => "int",
+        ("EndpointSettings", "GwPriority" | "IPPrefixLen" | "GlobalIPv6PrefixLen") => "int",
         ("HostConfig", field) => return of_host_config(field),
         ("RestartPolicy", "Name") => "container.RestartPolicyMode",
         ("UpdateConfig", field) => return of_host_config(field),
@@ -23,14 +23,14 @@ pub(super) fn of_field(structure: &str, field: &str) -> Option<&'static str> {
         ("VolumeOptions", "DriverConfig") => "mount.Driver",
         ("TmpfsOptions", "Mode") => "fs.FileMode",
         ("TmpfsOptions", "Options") => "[][]string",
-        ("Endpoint", "IPAMConfig") => "network.EndpointIPAMConfig",
-        ("ConnectBody", "EndpointConfig") => "network.EndpointSettings",
+        ("EndpointSettings", "IPAMConfig") => "network.EndpointIPAMConfig",
+        ("NetworkConnectRequest", "EndpointConfig") => "network.EndpointSettings",
         ("Ipam", "Config") => "[]network.IPAMConfig",
         ("NetworkingConfig", "EndpointsConfig") => "map[string]*network.EndpointSettings",
-        ("NetworkBody", "IPAM") => "network.IPAM",
-        ("NetworkBody", "ConfigFrom") => "network.ConfigReference",
-        ("VolumeBody", "ClusterVolumeSpec") => "volume.ClusterVolumeSpec",
-        ("ExecConfig" | "ExecStartBody", "ConsoleSize") => "[2]uint",
+        ("NetworkCreateRequest", "IPAM") => "network.IPAM",
+        ("NetworkCreateRequest", "ConfigFrom") => "network.ConfigReference",
+        ("VolumeCreateRequest", "ClusterVolumeSpec") => "volume.ClusterVolumeSpec",
+        ("ExecConfig" | "ExecStartConfig", "ConsoleSize") => "[2]uint",
         _ => return None,
     })
 }

@@ -1,16 +1,14 @@
 //! Routes of `/containers/…`.
 
-use std::collections::BTreeMap;
-
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
-use serde::Deserialize;
 use whelk_api_types::{
-    ContainerCreateResponse, ContainerPruneResponse, ContainerSummary, ContainerTopResponse,
-    ContainerUpdateResponse, ContainerWaitResponse, UpdateConfig,
+    ContainerConfig, ContainerCreateResponse, ContainerPruneResponse, ContainerSummary,
+    ContainerTopResponse, ContainerUpdateResponse, ContainerWaitResponse, HostConfig,
+    NetworkingConfig, UpdateConfig,
 };
 use whelk_engine::Error;
 use whelk_engine::containers::{
@@ -18,8 +16,7 @@ use whelk_engine::containers::{
     WaitCondition,
 };
 use whelk_engine::events::now;
-use whelk_engine::model::{self, Config};
-use whelk_engine::networks::Endpoint;
+use whelk_engine::model;
 use whelk_shim::logs::LogRecord;
 use whelk_shim::protocol::output_header;
 
@@ -68,7 +65,7 @@ pub(super) async fn create(
 ) -> ApiResult {
     let (parts, body) = request.into_parts();
     let decoded = json_with(&parts.headers, body, |body| {
-        let host = body
+        let host: Option<HostConfig> = body
             .member("HostConfig")
             .map(|field| decode_field(field, "container.HostConfig"))
             .transpose()?;
@@ -84,12 +81,12 @@ pub(super) async fn create(
         let networking = networking
             .map(|field| decode_field(field, "network.NetworkingConfig"))
             .transpose()?;
-        let config: Config = decode(body, "container.CreateRequest")?;
+        let config: ContainerConfig = decode(body, "container.CreateRequest")?;
         Ok((config, host, networking.unwrap_or_default()))
     });
     let (config, host, NetworkingConfig { endpoints_config }) =
         decoded.await?.ok_or_else(ApiError::empty_body)?;
-    if config == Config::default() {
+    if config == ContainerConfig::default() {
         return Err(ApiError::invalid(
             "config cannot be empty in order to create a container",
         ));
@@ -97,9 +94,9 @@ pub(super) async fn create(
     let mut request = CreateRequest {
         name: params.text("name").to_owned(),
         platform: params.text("platform").to_owned(),
-        config,
-        host: host.unwrap_or_default(),
-        networks: endpoints_config,
+        config: config.convert(),
+        host: host.unwrap_or_default().convert(),
+        networks: endpoints_config.convert(),
     };
     let mut warnings = version::upgrade_container(version, &mut request)?;
     let created = engine.containers.create(request).await?;
@@ -123,12 +120,6 @@ fn has_too_many_endpoints(networking: crate::json::Value<'_>) -> bool {
         }
     };
     matches!(networking, crate::json::Value::Object(object) if object.members().any(|(_, value)| count(value) > MAX_ENDPOINTS))
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct NetworkingConfig {
-    endpoints_config: BTreeMap<String, Endpoint>,
 }
 
 pub(super) async fn inspect(

@@ -4,9 +4,8 @@ use axum::body::Bytes;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use serde::Deserialize;
-use whelk_api_types::IdResponse;
-use whelk_engine::containers::{ExecConfig, ExecStart};
+use whelk_api_types::{ExecConfig, ExecStartConfig, IdResponse};
+use whelk_engine::containers::ExecStart;
 use whelk_shim::protocol::output_header;
 
 use super::{App, json as json_response, ok};
@@ -14,7 +13,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Params, RequestBody, detach_keys, json};
 use crate::hijack::{self, Source};
 use crate::version::{self, ApiVersion};
-use crate::wire;
+use crate::wire::{self, Convert};
 
 impl RequestBody for ExecConfig {
     const GO_TYPE: &'static str = "container.ExecOptions";
@@ -36,19 +35,11 @@ pub(super) async fn create(
             config.detach_keys
         ))
     })?;
-    let id = engine.containers.exec_create(&id, config).await?;
+    let id = engine.containers.exec_create(&id, config.convert()).await?;
     Ok(json_response(StatusCode::CREATED, &IdResponse { id }))
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct ExecStartBody {
-    detach: bool,
-    tty: bool,
-    console_size: Option<[u16; 2]>,
-}
-
-impl RequestBody for ExecStartBody {
+impl RequestBody for ExecStartConfig {
     const GO_TYPE: &'static str = "container.ExecStartOptions";
 }
 
@@ -61,11 +52,11 @@ pub(super) async fn start(
     request: Request,
 ) -> ApiResult {
     let (parts, body) = request.into_parts();
-    let start: ExecStartBody = json(&parts.headers, body).await?;
+    let start: ExecStartConfig = json(&parts.headers, body).await?;
     let keys = detach_keys(&engine.containers.exec(&id)?.config.detach_keys)?;
     let exec = engine.containers.exec_claim(&id)?;
     let request = Request::from_parts(parts, axum::body::Body::empty());
-    let ExecStartBody {
+    let ExecStartConfig {
         detach,
         tty,
         console_size,

@@ -1,21 +1,20 @@
 //! Routes of `/networks/…`.
 
-use std::collections::BTreeMap;
-
 use axum::extract::{Extension, Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use serde::Deserialize;
-use whelk_api_types::{NetworkCreateResponse, NetworkInspect, NetworkPruneResponse};
+use whelk_api_types::{
+    NetworkConnectRequest, NetworkCreateRequest, NetworkCreateResponse, NetworkDisconnectRequest,
+    NetworkInspect, NetworkPruneResponse,
+};
 use whelk_engine::Error;
-use whelk_engine::networks::model::Ipam;
-use whelk_engine::networks::{ConnectRequest, CreateNetwork, Endpoint, NETWORK_FILTERS};
+use whelk_engine::networks::{ConnectRequest, CreateNetwork, NETWORK_FILTERS};
 
 use super::{App, blocking, json as json_response, no_content, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Params, RequestBody};
 use crate::version::{self, ApiVersion};
-use crate::wire;
+use crate::wire::{self, Convert};
 
 pub(super) async fn list(
     State(engine): App,
@@ -54,42 +53,14 @@ pub(super) async fn inspect(
     Ok(ok(&shown))
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct NetworkBody {
-    name: String,
-    driver: String,
-    scope: String,
-    #[serde(rename = "EnableIPv4")]
-    enable_ipv4: Option<bool>,
-    #[serde(rename = "EnableIPv6")]
-    enable_ipv6: Option<bool>,
-    #[serde(rename = "IPAM")]
-    ipam: Ipam,
-    internal: bool,
-    attachable: bool,
-    ingress: bool,
-    config_only: bool,
-    config_from: Option<ConfigReference>,
-    options: BTreeMap<String, String>,
-    labels: BTreeMap<String, String>,
-}
-
-/// The network that a network takes its configuration from.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct ConfigReference {
-    network: String,
-}
-
-impl RequestBody for NetworkBody {
+impl RequestBody for NetworkCreateRequest {
     const GO_TYPE: &'static str = "network.CreateRequest";
 }
 
 pub(super) async fn create(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
-    Json(body): Json<NetworkBody>,
+    Json(body): Json<NetworkCreateRequest>,
 ) -> ApiResult {
     let from = body.config_from.as_ref();
     let from = from.is_some_and(|from| !from.network.is_empty());
@@ -118,7 +89,7 @@ pub(super) async fn create(
         driver: body.driver,
         enable_ipv4,
         enable_ipv6,
-        ipam: body.ipam,
+        ipam: body.ipam.convert(),
         internal: body.internal,
         attachable: body.attachable,
         options: body.options,
@@ -142,25 +113,11 @@ pub(super) async fn delete(State(engine): App, Path(id): Path<String>) -> ApiRes
     Ok(no_content())
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct ConnectBody {
-    container: String,
-    endpoint_config: Endpoint,
-}
-
-impl RequestBody for ConnectBody {
+impl RequestBody for NetworkConnectRequest {
     const GO_TYPE: &'static str = "network.ConnectOptions";
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct DisconnectBody {
-    container: String,
-    force: bool,
-}
-
-impl RequestBody for DisconnectBody {
+impl RequestBody for NetworkDisconnectRequest {
     const GO_TYPE: &'static str = "network.DisconnectOptions";
 }
 
@@ -178,12 +135,12 @@ pub(super) async fn connect(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
-    Json(body): Json<ConnectBody>,
+    Json(body): Json<NetworkConnectRequest>,
 ) -> ApiResult {
     check_named(&body.container)?;
     let mut request = ConnectRequest {
         container: body.container,
-        endpoint: body.endpoint_config,
+        endpoint: body.endpoint_config.convert(),
     };
     version::upgrade_connect(version, &mut request);
     engine.containers.connect(&id, request).await?;
@@ -193,7 +150,7 @@ pub(super) async fn connect(
 pub(super) async fn disconnect(
     State(engine): App,
     Path(id): Path<String>,
-    Json(body): Json<DisconnectBody>,
+    Json(body): Json<NetworkDisconnectRequest>,
 ) -> ApiResult {
     check_named(&body.container)?;
     match engine

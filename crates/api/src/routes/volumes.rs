@@ -1,13 +1,12 @@
 //! Routes of `/volumes/…`.
 
-use std::collections::BTreeMap;
-
 use axum::body::Body;
 use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use whelk_api_types::{VolumeListResponse, VolumePruneResponse};
+use whelk_api_types::{
+    VolumeCopyRequest, VolumeCreateRequest, VolumeListResponse, VolumePruneResponse,
+};
 use whelk_engine::containers::CopyVolume;
 use whelk_engine::volumes::{CreateVolume, FILTERS, PRUNE_FILTERS};
 use whelk_engine::{Engine, Error};
@@ -35,21 +34,11 @@ pub(super) async fn inspect(State(engine): App, Path(name): Path<String>) -> Api
     )))
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct VolumeBody {
-    name: String,
-    driver: String,
-    driver_opts: Option<BTreeMap<String, String>>,
-    labels: Option<BTreeMap<String, String>>,
-    cluster_volume_spec: Option<serde::de::IgnoredAny>,
-}
-
-impl RequestBody for VolumeBody {
+impl RequestBody for VolumeCreateRequest {
     const GO_TYPE: &'static str = "volume.CreateOptions";
 }
 
-pub(super) async fn create(State(engine): App, Json(body): Json<VolumeBody>) -> ApiResult {
+pub(super) async fn create(State(engine): App, Json(body): Json<VolumeCreateRequest>) -> ApiResult {
     if body.cluster_volume_spec.is_some() {
         return Err(Error::Unsupported(
             "cluster volumes: not available in this version of whelk".into(),
@@ -104,16 +93,7 @@ pub(super) async fn import(State(engine): App, Path(name): Path<String>, body: B
     Ok(ok(&wire::volume(filled)))
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
-pub(super) struct CopyBody {
-    name: String,
-    labels: BTreeMap<String, String>,
-    /// Pause the containers that use the volume during the copy.
-    pause: bool,
-}
-
-impl RequestBody for CopyBody {
+impl RequestBody for VolumeCopyRequest {
     const GO_TYPE: &'static str = "volume.CopyOptions";
 }
 
@@ -121,7 +101,7 @@ impl RequestBody for CopyBody {
 pub(super) async fn copy(
     State(engine): App,
     Path(source): Path<String>,
-    Json(body): Json<CopyBody>,
+    Json(body): Json<VolumeCopyRequest>,
 ) -> ApiResult {
     make_copy(&engine, source, body, false).await
 }
@@ -130,13 +110,18 @@ pub(super) async fn copy(
 pub(super) async fn snapshot(
     State(engine): App,
     Path(source): Path<String>,
-    Json(body): Json<CopyBody>,
+    Json(body): Json<VolumeCopyRequest>,
 ) -> ApiResult {
     make_copy(&engine, source, body, true).await
 }
 
-async fn make_copy(engine: &Engine, source: String, body: CopyBody, snapshot: bool) -> ApiResult {
-    let CopyBody {
+async fn make_copy(
+    engine: &Engine,
+    source: String,
+    body: VolumeCopyRequest,
+    snapshot: bool,
+) -> ApiResult {
+    let VolumeCopyRequest {
         name,
         labels,
         pause,

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use whelk_api_types::UpdateConfig;
+use whelk_api_types::{ExecConfig, UpdateConfig};
 use whelk_engine::Error;
-use whelk_engine::containers::{CreateRequest, ExecConfig};
+use whelk_engine::containers::CreateRequest;
 use whelk_engine::model::HostConfig;
 use whelk_engine::networks::model::option;
 use whelk_engine::networks::{ConnectRequest, Endpoint};

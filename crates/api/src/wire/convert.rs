@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use whelk_api_types as api;
-use whelk_engine::containers::UpdateRequest;
+use whelk_engine::containers::{self, UpdateRequest};
 use whelk_engine::model;
 use whelk_engine::networks::{self, model as network};
 
@@ -110,6 +110,10 @@ same_fields! {
         oom_kill_disable, pids_limit, ulimits, cpu_count, cpu_percent, io_maximum_iops,
         io_maximum_bandwidth, mounts, masked_paths, readonly_paths, init,
     }
+    containers::ExecConfig => api::ExecConfig {
+        user, privileged, tty, console_size, attach_stdin, attach_stderr, attach_stdout,
+        detach_keys, env, working_dir, cmd,
+    }
     model::PortBinding => api::PortBinding { host_ip, host_port }
     model::DeviceRequest => api::DeviceRequest { driver, count, device_ids, capabilities, options }
     model::LogConfig => api::LogConfig { kind, config }
@@ -136,6 +140,30 @@ same_fields! {
     network::IpamConfig => api::IpamConfig { subnet, ip_range, gateway, auxiliary_addresses }
     networks::EndpointIpam => api::EndpointIpamConfig {
         ipv4_address, ipv6_address, link_local_ips,
+    }
+}
+
+impl Convert<networks::Endpoint> for api::EndpointSettings {
+    fn convert(self) -> networks::Endpoint {
+        networks::Endpoint {
+            ipam_config: self.ipam_config.convert(),
+            links: self.links,
+            aliases: self.aliases,
+            mac_address: self.mac_address,
+            driver_opts: self.driver_opts,
+            gw_priority: self.gw_priority,
+            network_id: self.network_id,
+            endpoint_id: self.endpoint_id,
+            gateway: self.gateway,
+            ip_address: self.ip_address,
+            ip_prefix_len: self.ip_prefix_len,
+            ipv6_gateway: self.ipv6_gateway,
+            global_ipv6_address: self.global_ipv6_address,
+            global_ipv6_prefix_len: self.global_ipv6_prefix_len,
+            dns_names: self.dns_names,
+            interface: String::new(),
+            wanted_mac: String::new(),
+        }
     }
 }
 
@@ -199,5 +227,104 @@ impl Convert<api::EndpointSettings> for networks::Endpoint {
             global_ipv6_prefix_len,
             dns_names,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Checks that both forms have the same names and values, and that nothing is lost between.
+    fn check<E, A>(text: Value)
+    where
+        E: Convert<A> + Serialize + DeserializeOwned + Clone + PartialEq + std::fmt::Debug,
+        A: Convert<E> + Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        let engine: E = serde_json::from_value(text.clone()).expect("the engine's form");
+        let api: A = engine.clone().convert();
+        assert_eq!(serde_json::to_value(&api).expect("JSON"), text);
+        assert_eq!(
+            serde_json::from_value::<A>(text).expect("the API's form"),
+            api
+        );
+        assert_eq!(Convert::<E>::convert(api), engine);
+    }
+
+    #[test]
+    fn both_forms_of_settings_have_the_same_names_and_values() {
+        check::<model::Config, api::ContainerConfig>(json!({
+            "Hostname": "h", "Domainname": "d", "User": "u", "AttachStdin": true,
+            "AttachStdout": true, "AttachStderr": true, "ExposedPorts": {"80/tcp": {}},
+            "Tty": true, "OpenStdin": true, "StdinOnce": true, "Env": ["A=b"], "Cmd": ["c"],
+            "Healthcheck": {
+                "Test": ["NONE"], "Interval": 1, "Timeout": 2, "StartPeriod": 3,
+                "StartInterval": 4, "Retries": 5,
+            },
+            "ArgsEscaped": true, "Image": "i", "Volumes": {"/v": {}}, "WorkingDir": "/",
+            "Entrypoint": ["e"], "NetworkDisabled": true, "MacAddress": "02:00:00:00:00:01",
+            "OnBuild": ["RUN x"], "Labels": {"a": "b"}, "StopSignal": "TERM", "StopTimeout": 5,
+            "Shell": ["sh"],
+        }));
+        check::<networks::EndpointIpam, api::EndpointIpamConfig>(json!({
+            "IPv4Address": "10.0.0.2", "IPv6Address": "fd00::2", "LinkLocalIPs": ["169.254.0.2"],
+        }));
+        check::<network::Ipam, api::Ipam>(json!({
+            "Driver": "default", "Options": {"a": "b"}, "Config": [{
+                "Subnet": "10.0.0.0/24", "IPRange": "10.0.0.0/25", "Gateway": "10.0.0.1",
+                "AuxiliaryAddresses": {"a": "10.0.0.9"},
+            }],
+        }));
+        check::<networks::Endpoint, api::EndpointSettings>(json!({
+            "IPAMConfig": {"IPv4Address": "10.0.0.2"}, "Links": ["a"], "Aliases": ["b"],
+            "MacAddress": "02:00:00:00:00:01", "DriverOpts": {"a": "b"}, "GwPriority": 1,
+            "NetworkID": "n", "EndpointID": "e", "Gateway": "10.0.0.1",
+            "IPAddress": "10.0.0.2", "IPPrefixLen": 24, "IPv6Gateway": "fd00::1",
+            "GlobalIPv6Address": "fd00::2", "GlobalIPv6PrefixLen": 64, "DNSNames": ["c"],
+        }));
+    }
+
+    #[test]
+    fn both_forms_of_host_settings_have_the_same_names_and_values() {
+        let mount = json!({
+            "Type": "bind", "Source": "/s", "Target": "/t", "ReadOnly": true,
+            "Consistency": "cached",
+            "BindOptions": {
+                "Propagation": "shared", "NonRecursive": true, "CreateMountpoint": true,
+                "ReadOnlyNonRecursive": true, "ReadOnlyForceRecursive": true, "MapUser": "auto",
+            },
+            "VolumeOptions": {
+                "NoCopy": true, "Labels": {"a": "b"}, "Subpath": "x",
+                "DriverConfig": {"Name": "local", "Options": {"a": "b"}},
+            },
+            "ImageOptions": {"Subpath": "x"},
+            "TmpfsOptions": {"SizeBytes": 1, "Mode": 2, "Options": [["exec"]]},
+        });
+        let rates = json!([{"Path": "/dev/a", "Rate": 1}]);
+        let mut text = serde_json::to_value(model::HostConfig::default()).expect("JSON");
+        let set = json!({
+            "Binds": ["/a:/b"], "ContainerIDFile": "f", "LogConfig": {"Type": "local", "Config": {"a": "b"}},
+            "NetworkMode": "none", "PortBindings": {"80/tcp": [{"HostIp": "::1", "HostPort": "1"}], "81/tcp": null},
+            "RestartPolicy": {"Name": "always", "MaximumRetryCount": 1}, "ConsoleSize": [1, 2],
+            "Annotations": {"a": "b"}, "CapAdd": ["X"], "StorageOpt": {"size": "1"},
+            "Tmpfs": {"/t": ""}, "UTSMode": "host", "Sysctls": {"a": "b"},
+            "BlkioWeightDevice": [{"Path": "/dev/a", "Weight": 1}], "BlkioDeviceReadBps": rates,
+            "BlkioDeviceWriteBps": rates, "BlkioDeviceReadIOps": rates, "BlkioDeviceWriteIOps": rates,
+            "Devices": [{"PathOnHost": "/a", "PathInContainer": "/b", "CgroupPermissions": "r"}],
+            "DeviceRequests": [{
+                "Driver": "d", "Count": -1, "DeviceIDs": ["i"], "Capabilities": [["gpu"]],
+                "Options": {"a": "b"},
+            }],
+            "MemorySwappiness": 1, "OomKillDisable": true, "PidsLimit": 1,
+            "Ulimits": [{"Name": "nofile", "Hard": 2, "Soft": 1}], "IOMaximumIOps": 1,
+            "IOMaximumBandwidth": 2, "Mounts": [mount], "MaskedPaths": [], "Init": true,
+        });
+        if let (Value::Object(text), Value::Object(set)) = (&mut text, set) {
+            text.extend(set);
+        }
+        check::<model::HostConfig, api::HostConfig>(text);
     }
 }
