@@ -59,6 +59,9 @@ pub struct ImageInspect {
     /// The same as `size`. Not in version 1.44 and later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_size: Option<u64>,
+    /// The container from which a classic build created the image. Not in version 1.45 and later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// The configuration of the container from which a classic build created the image. Not in
     /// version 1.45 and later.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -248,6 +248,9 @@ pub struct SwarmInfo {
 pub struct Commit {
     #[serde(rename = "ID")]
     pub id: String,
+    /// The same as `id`. Not in version 1.49 and later.
+    #[serde(rename = "Expected", skip_serializing_if = "Option::is_none")]
+    pub expected: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

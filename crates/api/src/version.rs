@@ -371,6 +371,8 @@ mod tests {
             ),
             ("Author", field("/Author", image), (24, 51)),
             ("VirtualSize", field("/VirtualSize", image), (24, 43)),
+            ("Container", field("/Container", image), (24, 44)),
+            ("Expected", field("/RuncCommit/Expected", info), (24, 48)),
             (
                 "ContainerConfig",
                 field("/ContainerConfig", image),

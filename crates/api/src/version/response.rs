@@ -186,6 +186,7 @@ pub(crate) fn downgrade_image(version: ApiVersion, shown: &mut ImageInspect) {
     }
     if version < ApiVersion(1, 45) {
         // No image here was created from a container.
+        shown.container = Some(String::new());
         shown.container_config = Some(ImageConfig::default());
     }
     for config in std::iter::once(&mut shown.config).chain(&mut shown.container_config) {
@@ -230,6 +231,13 @@ pub(crate) fn downgrade_info(
     }
     if version < ApiVersion(1, 49) {
         shown.firewall_backend = None;
+        for commit in [
+            &mut shown.containerd_commit,
+            &mut shown.runc_commit,
+            &mut shown.init_commit,
+        ] {
+            commit.expected = Some(commit.id.clone());
+        }
     }
     if version < ApiVersion(1, 50) {
         shown.bridge_nf_iptables = Some(bridge_filter.0);

@@ -85,6 +85,7 @@ pub(crate) fn image(image: &Image, names: Vec<String>) -> ImageInspect {
         config: image_config(&config.config),
         variant: config.variant.clone(),
         virtual_size: None,
+        container: None,
         container_config: None,
     }
 }
