@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::key_values;
 use crate::format::units::parse_size;
 use crate::{Failure, Outcome};
 
@@ -155,17 +156,7 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
             "target" | "dst" | "destination" => drop(mount.insert("Target".into(), json!(text))),
             "consistency" => drop(mount.insert("Consistency".into(), json!(text))),
             "bind-propagation" => drop(bind.insert("Propagation".into(), json!(text))),
-            "bind-recursive" => match text {
-                "enabled" => {}
-                "disabled" => drop(bind.insert("NonRecursive".into(), json!(true))),
-                "writable" => drop(bind.insert("ReadOnlyNonRecursive".into(), json!(true))),
-                "readonly" => drop(bind.insert("ReadOnlyForceRecursive".into(), json!(true))),
-                other => {
-                    return Err(fail(format!(
-                        "invalid value for bind-recursive: {other} (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")"
-                    )));
-                }
-            },
+            "bind-recursive" => bind.extend(bind_recursive(text).map_err(fail)?),
             "map-user" if text.is_empty() => {
                 return Err(fail("map-user requires a value: auto".into()));
             }
@@ -175,14 +166,8 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
             "volume-driver" => {
                 volume.entry("DriverConfig").or_insert_with(|| json!({}))["Name"] = json!(text)
             }
-            "volume-label" => {
-                let (key, value) = text.split_once('=').unwrap_or((text, ""));
-                labels.insert(key.to_owned(), json!(value));
-            }
-            "volume-opt" => {
-                let (key, value) = text.split_once('=').unwrap_or((text, ""));
-                driver_options.insert(key.to_owned(), json!(value));
-            }
+            "volume-label" => labels.extend(key_values(&[text.to_owned()])),
+            "volume-opt" => driver_options.extend(key_values(&[text.to_owned()])),
             "tmpfs-size" => drop(tmpfs.insert(
                 "SizeBytes".into(),
                 json!(
@@ -217,6 +202,22 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
         ("tmpfs", "TmpfsOptions", tmpfs),
     ];
     with_options(mount, options).map_err(fail)
+}
+
+/// Returns the bind option for a value of `bind-recursive`, if it is not the default.
+fn bind_recursive(value: &str) -> Result<Option<(String, Value)>, String> {
+    let name = match value {
+        "enabled" => return Ok(None),
+        "disabled" => "NonRecursive",
+        "writable" => "ReadOnlyNonRecursive",
+        "readonly" => "ReadOnlyForceRecursive",
+        other => {
+            return Err(format!(
+                "invalid value for bind-recursive: {other} (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")"
+            ));
+        }
+    };
+    Ok(Some((name.into(), json!(true))))
 }
 
 /// Adds the options of the mount's type. Options of another type are an error.

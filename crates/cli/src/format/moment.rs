@@ -102,7 +102,7 @@ fn parse(text: &str) -> Result<jiff::Timestamp, String> {
             let offset;
             (offset, rest) = offset_of(rest)
                 .ok_or_else(|| mismatch("Z07:00"))?
-                .map_err(|what| out_of_range(what))?;
+                .map_err(&out_of_range)?;
             (expected, zone) = (behind, offset.to_time_zone());
         } else {
             let (literal, behind) = expected.split_at(1);
