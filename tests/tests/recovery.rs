@@ -398,6 +398,28 @@ fn one_engine_at_a_time_has_a_name() {
         )),
         "{said}"
     );
+    // Nor does one of another name and other directories get its socket.
+    let other = format!("{}other", engine.name());
+    let mut command = std::process::Command::new(Program::Whelk.path());
+    command
+        .args(["daemon", "--instance", &other, "--root"])
+        .arg(engine.scratch("other-root"))
+        .arg("--run")
+        .arg(engine.scratch("other-run"))
+        .arg("--host")
+        .arg(format!("unix://{}", engine.socket().display()));
+    let output = command.output().unwrap();
+    fs::remove_file(format!("/run/whelk-instance-{other}.lock")).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success()
+            && said.ends_with(&format!(
+                "{} is in use by another engine{}; or listen elsewhere: `--host unix:///PATH`\n",
+                engine.socket().display(),
+                holder.trim_end()
+            )),
+        "{said}"
+    );
     assert_eq!(
         engine.docker(&["exec", "runs", "echo", "fine"]).ok(),
         "fine"

@@ -49,7 +49,8 @@ impl Listener {
     /// `group` may connect.
     ///
     /// # Errors
-    /// Returns an error if another engine serves this socket, or if binding fails.
+    /// Returns an error if another engine serves this socket (of kind `ResourceBusy`, see
+    /// [`Self::lock_path`]), or if binding fails.
     pub fn bind(path: &Path, group: Option<u32>) -> std::io::Result<Self> {
         if let Some(parent) = path.parent().filter(|parent| !fs::exists(parent)) {
             fs::create_dir(parent, 0o755).map_err(described)?;
@@ -79,6 +80,13 @@ impl Listener {
             path: Some((path.to_owned(), file)),
             _lock: lock,
         })
+    }
+
+    /// Returns the path of the file that the engine that serves the socket at `path` keeps locked.
+    pub fn lock_path(path: &Path) -> PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".lock");
+        name.into()
     }
 
     /// Serves a listening socket that was passed by a service manager, which keeps it open: clients
@@ -124,9 +132,7 @@ fn described(error: fs::PathError) -> std::io::Error {
 }
 
 fn lock(path: &Path) -> std::io::Result<OwnedFd> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock: OwnedFd = fs::append(Path::new(&name), 0o600)
+    let lock: OwnedFd = fs::append(Listener::lock_path(path), 0o600)
         .map_err(described)?
         .into();
     rustix::fs::flock(
@@ -135,7 +141,7 @@ fn lock(path: &Path) -> std::io::Result<OwnedFd> {
     )
     .map_err(|_| {
         std::io::Error::new(
-            std::io::ErrorKind::AddrInUse,
+            std::io::ErrorKind::ResourceBusy,
             format!("{} is in use by another engine", path.display()),
         )
     })?;

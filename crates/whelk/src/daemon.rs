@@ -199,11 +199,19 @@ impl Place {
         Ok(Self::Path(std::path::absolute(path)?))
     }
 
-    fn listen(self, group: Option<u32>) -> std::io::Result<whelk_api::Listener> {
-        match self {
-            Self::Path(path) => whelk_api::Listener::bind(&path, group),
-            Self::Inherited(socket) => whelk_api::Listener::inherit(socket, group),
-        }
+    fn listen(self, group: Option<u32>) -> anyhow::Result<whelk_api::Listener> {
+        let path = match self {
+            Self::Path(path) => path,
+            Self::Inherited(socket) => return Ok(whelk_api::Listener::inherit(socket, group)?),
+        };
+        whelk_api::Listener::bind(&path, group).or_else(|error| {
+            if error.kind() == std::io::ErrorKind::ResourceBusy {
+                let lock = fs::append(whelk_api::Listener::lock_path(&path), 0o600)?;
+                let holder = describe_holder(&lock);
+                bail!("{error}{holder}; or listen elsewhere: `--host unix:///PATH`");
+            }
+            Err(error.into())
+        })
     }
 }
 
