@@ -5,7 +5,12 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use whelk_tests::{Engine, Program, eventually};
 
@@ -767,8 +772,10 @@ fn archives_replace_nothing_but_files() {
 fn an_engine_that_is_killed_leaves_the_containers() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
-    cli.up("held", &["-i"], &["sleep", "600"]);
-    cli.up("tty", &["-t"], &["sleep", "600"]);
+    let talk = ["sh", "-c", "while :; do echo talk; sleep 0.2; done"];
+    cli.up("held", &["-i"], &talk);
+    cli.up("tty", &["-t"], &talk);
+    let (relay, answered) = relay(&engine);
     let script = "echo begun; sleep 600";
     let mut commands = [
         (
@@ -784,16 +791,18 @@ fn an_engine_that_is_killed_leaves_the_containers() {
             cli.spawn(&["exec", "held", "sh", "-c", "echo begun; sleep 654"]),
         ),
         ("logs", 1, cli.spawn(&["logs", "-f", "held"])),
-        ("wait", 1, cli.spawn(&["wait", "held"])),
-        ("events", 1, cli.spawn(&["events"])),
+        ("wait", 1, cli.spawn(&["--host", &relay, "wait", "held"])),
+        ("events", 1, cli.spawn(&["events", "--since", "1"])),
     ];
     for (name, _, command) in &mut commands {
-        if matches!(*name, "run" | "exec") {
-            command.expect("begun");
+        match *name {
+            "run" | "exec" => command.expect("begun"),
+            // The engine answers when it waits; nothing is printed then.
+            "wait" => answered.recv_timeout(Duration::from_secs(20)).unwrap(),
+            "events" => command.expect("container start"),
+            _ => command.expect("talk"),
         }
     }
-    // Their requests are with the engine then.
-    std::thread::sleep(std::time::Duration::from_millis(500));
     engine.kill9();
     for (name, code, command) in &mut commands {
         let err = command.finish().fails(*code);
@@ -826,6 +835,29 @@ fn an_engine_that_is_killed_leaves_the_containers() {
     }
     let processes = cli.run(&["exec", "held", "ps"]).ok();
     assert!(processes.contains("sleep 654"), "{processes}");
+}
+
+/// Relays one connection to the engine. Returns its host, and a channel that receives when the engine
+/// has answered.
+fn relay(engine: &Engine) -> (String, mpsc::Receiver<()>) {
+    let path = engine.scratch("relay").join("socket");
+    let host = format!("unix://{}", path.display());
+    let listener = UnixListener::bind(path).unwrap();
+    let engine = engine.socket();
+    let (answers, answered) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (client, _) = listener.accept().unwrap();
+        let engine = UnixStream::connect(engine).unwrap();
+        let (mut from, mut to) = (client.try_clone().unwrap(), engine.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = (&engine).read(&mut buffer) {
+            let _ = (&client).write_all(&buffer[..count]);
+            let _ = answers.send(());
+        }
+        let _ = client.shutdown(Shutdown::Both);
+    });
+    (host, answered)
 }
 
 #[test]

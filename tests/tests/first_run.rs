@@ -210,6 +210,37 @@ fn systemd_passes_the_socket_and_hears_when_it_is_served() {
 }
 
 #[test]
+fn an_exec_that_outlives_its_engine_does_not_count_as_ended() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    cli.up("one", &[], &["sleep", "600"]);
+    engine.kill9();
+    fs::remove_file(engine.socket()).unwrap();
+    let listener = UnixListener::bind(engine.socket()).unwrap();
+    let start = || {
+        let socket = Stdio::from(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()));
+        let child = activate(&engine, socket, "LISTEN_PID=$$ LISTEN_FDS=1", &[]);
+        assert!(engine.answers());
+        child
+    };
+    let stop = |mut child: Child| {
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        assert!(child.wait().unwrap().success());
+    };
+    let first = start();
+    let mut exec = cli.spawn(&["exec", "one", "sh", "-c", "echo begun; sleep 654"]);
+    exec.expect("begun");
+    // The client's next request waits in the socket's queue for the next engine.
+    stop(first);
+    let second = start();
+    assert_eq!(
+        exec.finish().fails(1),
+        "connection to the engine lost while attached to a command in container one; the container keeps running, and so does the command"
+    );
+    stop(second);
+}
+
+#[test]
 fn systemds_units_are_valid() {
     let engine = Engine::without_images(&[]);
     let root = engine.scratch("root");

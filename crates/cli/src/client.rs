@@ -66,6 +66,8 @@ impl AsyncWrite for Connection {
 pub(crate) struct ApiError {
     pub status: StatusCode,
     pub message: String,
+    /// Whether the engine could not be reached, or did not complete its response.
+    pub lost: bool,
 }
 
 impl From<ApiError> for Failure {
@@ -81,11 +83,19 @@ impl ApiError {
         Self {
             status: StatusCode::MISDIRECTED_REQUEST,
             message,
+            lost: false,
         }
     }
 
-    /// Returns whether the engine could not be reached or did not complete its response.
-    pub(crate) fn is_local(&self) -> bool {
+    fn lost(message: String) -> Self {
+        Self {
+            lost: true,
+            ..Self::local(message)
+        }
+    }
+
+    /// Returns whether the error is no response of the engine.
+    fn is_local(&self) -> bool {
         self.status == StatusCode::MISDIRECTED_REQUEST
     }
 }
@@ -199,7 +209,7 @@ impl Client {
         let connection = self
             .connect()
             .await
-            .map_err(|error| failed(self.unreachable(&error)))?;
+            .map_err(|error| ApiError::lost(self.unreachable(&error)))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(connection))
                 .await
@@ -223,16 +233,21 @@ impl Client {
                     None => format!(": {cause}"),
                 }
             });
-            let what = if error.is_incomplete_message() || error.is_canceled() {
+            let is_lost = !error.is_user() && !error.is_parse();
+            let what = if is_lost {
                 "connection to the engine lost"
             } else {
                 "error during connect"
             };
-            failed(format!(
+            let message = format!(
                 "{what}: {}: {error}{}",
                 self.host,
                 cause.unwrap_or_default()
-            ))
+            );
+            ApiError {
+                lost: is_lost,
+                ..failed(message)
+            }
         })?;
         if response.status().is_client_error() || response.status().is_server_error() {
             let status = response.status();
@@ -249,6 +264,7 @@ impl Client {
             return Err(ApiError {
                 status,
                 message: message.trim().to_owned(),
+                lost: false,
             });
         }
         Ok(response)
@@ -306,6 +322,7 @@ fn check_named(path: &str) -> ApiResult<()> {
         Some("images") if is_empty && rest.is_some() => Err(ApiError {
             status: StatusCode::NOT_FOUND,
             message: "page not found".into(),
+            lost: false,
         }),
         _ => Ok(()),
     }
@@ -326,7 +343,7 @@ fn json_body(body: Option<&Value>) -> (Vec<(&'static str, &'static str)>, Body) 
 /// Returns the JSON body of a response; `null` if the body is empty.
 pub(crate) async fn read(response: Response<hyper::body::Incoming>) -> ApiResult<Value> {
     let body = response.into_body().collect().await.map_err(|error| {
-        ApiError::local(format!(
+        ApiError::lost(format!(
             "connection to the engine lost during its response: {error}"
         ))
     })?;

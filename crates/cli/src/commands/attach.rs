@@ -45,11 +45,14 @@ pub(crate) enum Ended {
     Lost,
 }
 
+/// A container's processes do not depend on the engine's.
+pub(crate) const KEEPS_RUNNING: &str = "; the container keeps running";
+
 /// Returns the error of a command whose connection to the engine ended while it was `doing` something
-/// with a container. The container's processes do not depend on the engine's.
+/// with a container. `hint` follows, and should begin with [`KEEPS_RUNNING`] if the container ran.
 pub(crate) fn lost(doing: &str, container: &str, hint: &str) -> Failure {
     let mut failure = Failure::new(format!(
-        "connection to the engine lost while {doing} container {container}; the container keeps running{hint}"
+        "connection to the engine lost while {doing} container {container}{hint}"
     ));
     failure.hint = false;
     failure
@@ -57,17 +60,13 @@ pub(crate) fn lost(doing: &str, container: &str, hint: &str) -> Failure {
 
 /// Returns the error of a command that was attached to a container's main process.
 pub(crate) fn lost_attached(container: &str) -> Failure {
-    let hint = format!(", and \"whelk attach {container}\" continues with it");
+    let hint = format!("{KEEPS_RUNNING}, and \"whelk attach {container}\" continues with it");
     lost("attached to", container, &hint)
 }
 
 /// Converts the error of a request that was waiting for the end of a container.
 pub(crate) fn unless_lost(error: ApiError, lost: impl FnOnce() -> Failure) -> Failure {
-    if error.is_local() {
-        lost()
-    } else {
-        error.into()
-    }
+    if error.lost { lost() } else { error.into() }
 }
 
 /// Copies input and output until the output ends or the detach keys are typed.

@@ -4,8 +4,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::attach::{
-    Ended, Streams, attach_path, follow_size, forward_signals, lost, lost_attached, pump,
-    unless_lost,
+    Ended, KEEPS_RUNNING, Streams, attach_path, follow_size, forward_signals, lost, lost_attached,
+    pump, unless_lost,
 };
 use super::create::{named, nano_cpus, restart_policy};
 use super::destination::Destination;
@@ -232,7 +232,7 @@ pub(crate) async fn wait(client: &Client, names: Names) -> Outcome {
         let response = wait_request(client, &escape_name(name), "").await?;
         let status = crate::client::read(response)
             .await
-            .map_err(|error| unless_lost(error, || lost("waiting for", name, "")))?;
+            .map_err(|error| unless_lost(error, || lost("waiting for", name, KEEPS_RUNNING)))?;
         print_line!("{}", status["StatusCode"])?;
         Ok(())
     })

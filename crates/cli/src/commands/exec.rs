@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::attach::{Ended, Streams, follow_size, lost, pump, unless_lost};
+use super::attach::{Ended, KEEPS_RUNNING, Streams, follow_size, lost, pump, unless_lost};
 use super::create::environment;
 use crate::client::{Client, escape_name};
 use crate::{Failure, Outcome, terminal};
@@ -93,7 +93,7 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
         lost(
             "attached to a command in",
             container,
-            ", and so does the command",
+            &format!("{KEEPS_RUNNING}, and so does the command"),
         )
     };
     match ended? {
@@ -103,5 +103,10 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
     }
     let inspected = client.get(&format!("/exec/{id}/json")).await;
     let inspected = inspected.map_err(|error| unless_lost(error, lost))?;
-    Ok(u8::try_from(inspected["ExitCode"].as_i64().unwrap_or(0)).unwrap_or(1))
+    // The engine closes the streams when the command has ended, or when it stops itself; then this is
+    // the response of the engine that was started after it.
+    match inspected["ExitCode"].as_i64() {
+        Some(code) if inspected["Running"] != true => Ok(u8::try_from(code).unwrap_or(1)),
+        _ => Err(lost()),
+    }
 }

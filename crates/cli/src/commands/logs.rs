@@ -4,7 +4,7 @@ use clap::Args;
 use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
 
-use super::attach::{copy_output, lost};
+use super::attach::{KEEPS_RUNNING, copy_output, lost};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::moment::moment;
 use crate::{Failure, Outcome};
@@ -65,13 +65,15 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
         )
         .await?;
     let tty = inspected["Config"]["Tty"] == true;
+    let is_running = inspected["State"]["Running"] == true;
+    let hint = if is_running { KEEPS_RUNNING } else { "" };
     let container = args.container;
     // The body is copied to a pipe, because frames of the log may span chunks of the body.
     let (mut sender, mut receiver) = tokio::io::duplex(256 << 10);
     let feeding = tokio::spawn(async move {
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| lost("reading the logs of", &container, ""))?;
+            let frame = frame.map_err(|_| lost("reading the logs of", &container, hint))?;
             if let Ok(data) = frame.into_data()
                 && sender.write_all(&data).await.is_err()
             {
