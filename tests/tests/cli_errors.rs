@@ -861,6 +861,42 @@ fn relay(engine: &Engine) -> (String, mpsc::Receiver<()>) {
 }
 
 #[test]
+fn each_error_is_printed_and_one_of_unwritten_output() {
+    let engine = Engine::start();
+    let no = "Error response from daemon: No such container: nosuch";
+    let said = engine.whelk(&["rm", "nosuch", "nosuch"]).fails(1);
+    assert_eq!(said, format!("{no}\n{no}"));
+    for name in ["one", "two"] {
+        engine
+            .whelk(&["create", "--name", name, "busybox", "true"])
+            .ok();
+    }
+    let full = "write /dev/stdout: no space left on device";
+    let full_device = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let whelk = |args: &[&str]| {
+        let output = Command::new(Program::Whelk.path())
+            .env(
+                "DOCKER_HOST",
+                format!("unix://{}", engine.socket().display()),
+            )
+            .args(args)
+            .stdout(full_device.try_clone().unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(
+        whelk(&["start", "one", "nosuch", "two"]),
+        format!("{no}\n{full}\nError: failed to start containers: nosuch\n")
+    );
+    assert_eq!(whelk(&["rm", "-f", "one", "two"]), format!("{full}\n"));
+}
+
+#[test]
 fn the_environment_fixes_the_api_version() {
     let engine = Engine::without_images(&[]);
     let with = |program: Program, version: &str, args: &[&str]| {

@@ -74,6 +74,8 @@ pub(crate) struct Failure {
     pub code: u8,
     /// Whether the command line may be the cause, so that the command's help is of use.
     pub hint: bool,
+    /// Whether the command's output could not be written.
+    pub is_unwritten: bool,
 }
 
 pub(crate) type Outcome<T = u8> = Result<T, Failure>;
@@ -84,6 +86,7 @@ impl Failure {
             text: text.into(),
             code: 1,
             hint: true,
+            is_unwritten: false,
         }
     }
 
@@ -92,6 +95,7 @@ impl Failure {
             text: text.into(),
             code,
             hint: true,
+            is_unwritten: false,
         }
     }
 }

@@ -55,17 +55,21 @@ pub(crate) fn write_err(bytes: &[u8]) -> Outcome<()> {
 
 /// Converts an error of writing a command's output to `name`.
 pub(crate) fn failed(error: &std::io::Error, name: &str) -> Failure {
-    if error.kind() == std::io::ErrorKind::BrokenPipe {
+    let failure = if error.kind() == std::io::ErrorKind::BrokenPipe {
         Failure::with_code(CLOSED_PIPE, "")
     } else {
         Failure::new(format!("write {name}: {}", plain(error)))
+    };
+    Failure {
+        is_unwritten: true,
+        ..failure
     }
 }
 
 impl Failure {
     /// Returns whether the output has no reader any more, so that the command must end.
     pub(crate) fn is_closed_pipe(&self) -> bool {
-        self.code == CLOSED_PIPE && self.text.is_empty()
+        self.is_unwritten && self.code == CLOSED_PIPE
     }
 }
 

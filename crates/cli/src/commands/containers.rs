@@ -10,7 +10,7 @@ use super::attach::{
 use super::create::{named, nano_cpus, restart_policy};
 use super::destination::Destination;
 use super::run::{exit_code, wait_request};
-use super::{Names, for_each, not_available};
+use super::{Names, failures_of, for_each, not_available};
 use crate::client::{Client, escape_name, no_body, query};
 use crate::format::table::align;
 use crate::format::units::parse_size;
@@ -47,27 +47,30 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
         "checkpoints are",
     )?;
     if !args.attach && !args.interactive {
-        let (mut failed, mut printed) = (Vec::new(), Ok(()));
+        let (mut failed, mut unwritten) = (Vec::new(), None);
         for name in &args.containers {
             match client
                 .post(&format!("/containers/{}/start", escape_name(name)), None)
                 .await
             {
-                Ok(_) => printed = printed.and(print_line!("{name}")),
+                Ok(_) => match print_line!("{name}") {
+                    Err(failure) if failure.is_closed_pipe() => return Err(failure),
+                    printed => unwritten = unwritten.or(printed.err()),
+                },
                 Err(error) => {
                     warn_line!("{error}");
                     failed.push(name.as_str());
                 }
             }
         }
-        return if failed.is_empty() {
-            printed.map(|()| 0)
-        } else {
-            Err(Failure::new(format!(
+        let mut failures: Vec<String> = unwritten.into_iter().map(|failure| failure.text).collect();
+        if !failed.is_empty() {
+            failures.push(format!(
                 "Error: failed to start containers: {}",
                 failed.join(", ")
-            )))
-        };
+            ));
+        }
+        return failures_of(&failures);
     }
     let [name] = args.containers.as_slice() else {
         return Err(Failure::new(

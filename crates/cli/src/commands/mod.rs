@@ -485,17 +485,24 @@ pub(crate) async fn for_each<F: AsyncFnMut(&str) -> Outcome<()>>(
     names: &[String],
     mut action: F,
 ) -> Outcome {
-    let mut failures = Vec::new();
+    let (mut failures, mut unwritten) = (Vec::new(), false);
     for name in names {
         if let Err(failure) = action(name).await {
             if failure.is_closed_pipe() {
                 return Err(failure);
             }
-            failures.push(failure.text);
+            // Reported once, because it is the same for all names.
+            if !(failure.is_unwritten && unwritten) {
+                unwritten |= failure.is_unwritten;
+                failures.push(failure.text);
+            }
         }
     }
-    // The same for each name if the output cannot be written.
-    failures.dedup();
+    failures_of(&failures)
+}
+
+/// Returns the outcome of a command whose parts failed with these errors.
+pub(crate) fn failures_of(failures: &[String]) -> Outcome {
     if failures.is_empty() {
         Ok(0)
     } else {

@@ -228,6 +228,7 @@ pub(super) fn with_trailer(path: &[String], failure: Failure) -> Failure {
         text,
         code,
         hint: useful,
+        ..
     } = failure;
     let last = path.last().map(String::as_str);
     let makes_container = matches!(path, [name] | [_, name] if (path.len() == 1 || path[0] == "container") && matches!(name.as_str(), "run" | "create"));
