@@ -8,10 +8,11 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use whelk_tests::{Engine, Program, eventually};
 
 /// Runs a command line that must fail through both programs. Where Docker's text names its program,
@@ -858,6 +859,38 @@ fn relay(engine: &Engine) -> (String, mpsc::Receiver<()>) {
         let _ = client.shutdown(Shutdown::Both);
     });
     (host, answered)
+}
+
+#[test]
+fn a_save_that_is_interrupted_leaves_no_file() {
+    let engine = Engine::without_images(&[]);
+    let dir = engine.scratch("out");
+    let path = engine.scratch("slow").join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut command = Command::new(Program::Whelk.path())
+            .env("DOCKER_HOST", format!("unix://{}", path.display()))
+            .args(["save", "busybox", "-o"])
+            .arg(dir.join("archive"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut client, _) = listener.accept().unwrap();
+        let _request = client.read(&mut [0; 4096]).unwrap();
+        client
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegin")
+            .unwrap();
+        let files = || std::fs::read_dir(&dir).unwrap().map(Result::unwrap);
+        eventually("the begin to be written", || {
+            let written = |file: std::fs::DirEntry| file.metadata().unwrap().len() == 5;
+            files().any(written).then_some(())
+        });
+        kill_process(Pid::from_child(&command), signal).unwrap();
+        assert_eq!(command.wait().unwrap().code(), Some(code));
+        let mut said = String::new();
+        command.stderr.unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!((said.as_str(), files().count()), ("", 0));
+    }
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Where `export` and `save` write an archive to.
 
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use http_body_util::BodyExt;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::output::failed;
 use crate::{Failure, Outcome, plain, terminal};
@@ -34,7 +37,8 @@ impl<'a> Destination<'a> {
         Ok(Self(Some(path)))
     }
 
-    /// Writes a response's body.
+    /// Writes a response's body. If SIGINT or SIGTERM ends the command meanwhile, the incomplete file
+    /// is removed.
     pub(super) async fn write_body(
         self,
         response: hyper::Response<hyper::body::Incoming>,
@@ -43,15 +47,17 @@ impl<'a> Destination<'a> {
             return copy(response, &mut std::io::stdout(), "/dev/stdout").await;
         };
         let fail = |error: std::io::Error| Failure::new(format!("write {path}: {}", plain(&error)));
-        let staged = staged(Path::new(path));
-        let mut file = std::fs::File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&staged)
-            .map_err(fail)?;
-        let written = copy(response, &mut file, path).await;
-        let renamed = written.and_then(|()| std::fs::rename(&staged, path).map_err(fail));
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        let mut terminated = signal(SignalKind::terminate())?;
+        let (mut file, staged) = stage(Path::new(path)).map_err(fail)?;
+        let written = tokio::select! {
+            written = copy(response, &mut file, path) => written,
+            _ = interrupted.recv() => Err(ended_by(SignalKind::interrupt())),
+            _ = terminated.recv() => Err(ended_by(SignalKind::terminate())),
+        };
+        // Synced first: the rename may be on the disk before the data otherwise.
+        let synced = written.and_then(|()| file.sync_all().map_err(fail));
+        let renamed = synced.and_then(|()| std::fs::rename(&staged, path).map_err(fail));
         if renamed.is_err() {
             let _ = std::fs::remove_file(&staged);
         }
@@ -59,12 +65,28 @@ impl<'a> Destination<'a> {
     }
 }
 
-/// Returns the name under which a file is written until it is complete.
-fn staged(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.part", std::process::id()));
-    path.with_file_name(name)
+/// Returns the outcome of a command that a signal has ended, with the exit code that shells report
+/// for one that it has killed.
+fn ended_by(signal: SignalKind) -> Failure {
+    Failure::with_code(128 + u8::try_from(signal.as_raw_value()).unwrap_or(0), "")
+}
+
+/// Creates a file beside `path`, to be written and then renamed to it. Its name does not contain that
+/// of `path`, which may be of the maximum length.
+fn stage(path: &Path) -> std::io::Result<(File, PathBuf)> {
+    const ATTEMPTS: usize = 16;
+    let mut created = Err(std::io::ErrorKind::AlreadyExists.into());
+    for _ in 0..ATTEMPTS {
+        let random = RandomState::new().build_hasher().finish();
+        let staged = path.with_file_name(format!(".whelk-{random:016x}.part"));
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600);
+        created = options.open(&staged).map(|file| (file, staged));
+        if !matches!(&created, Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists) {
+            break;
+        }
+    }
+    created
 }
 
 async fn copy(
@@ -157,10 +179,11 @@ mod tests {
                 file.display()
             )
         );
-        assert_eq!(
-            staged(&file),
-            dir.join(format!(".file.{}.part", std::process::id()))
-        );
+        let long = dir.join("n".repeat(255));
+        let staged = [&file, &long, &long].map(|path| stage(path).unwrap().1);
+        assert!(staged.iter().all(|path| path.parent() == Some(&dir)));
+        assert_ne!(staged[1], staged[2]);
+        std::fs::rename(&staged[1], &long).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }
