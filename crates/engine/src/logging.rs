@@ -57,12 +57,7 @@ pub fn config(
     }
     for (key, value) in &wanted.config {
         match key.as_str() {
-            "max-size" => {
-                config.max_size = size(value)?;
-                if config.max_size == 0 && value != NO_LIMIT {
-                    return Err(Error::invalid("max-size must be a positive number"));
-                }
-            }
+            "max-size" => config.max_size = size(value)?,
             "max-file" => {
                 config.max_files = value
                     .parse()
@@ -121,6 +116,20 @@ pub fn config(
         }
     }
     Ok(config)
+}
+
+/// Checks the options of a new container for values that [`config`] accepts because existing
+/// containers and the engine's defaults may have them: a maximal size of 0 is no limit.
+///
+/// # Errors
+/// Returns an error if the maximal size is 0.
+pub fn check_new(wanted: &model::LogConfig) -> Result<()> {
+    match wanted.config.get("max-size") {
+        Some(text) if wanted.kind != "none" && text != NO_LIMIT && size(text)? == 0 => {
+            Err(Error::invalid("max-size must be a positive number"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The labels and environment that the options `labels` and `env` select from.
@@ -204,15 +213,29 @@ mod tests {
             "max-file cannot be less than 1",
         );
         check("local", &[("max-file", "x")], "invalid max-file: \"x\"");
-        for none in ["0", "0k", "0.0001"] {
-            let expected = "max-size must be a positive number";
-            check("json-file", &[("max-size", none)], expected);
-            check("local", &[("max-size", none)], expected);
+        for none in ["0", "0k", "0.0001", "-1"] {
+            check(
+                "json-file",
+                &[("max-size", none)],
+                "/d/id-json.log 0 1 false",
+            );
         }
-        check(
-            "json-file",
-            &[("max-size", "-1")],
-            "/d/id-json.log 0 1 false",
-        );
+    }
+
+    #[test]
+    fn new_containers_have_no_maximal_size_of_zero() {
+        let is_fine = |driver: &str, size: &str| {
+            check_new(&model::LogConfig {
+                kind: driver.into(),
+                config: [("max-size".to_owned(), size.to_owned())].into(),
+            })
+            .is_ok()
+        };
+        for none in ["0", "0k", "0.0001", "x"] {
+            assert!(!is_fine("json-file", none) && !is_fine("local", none));
+            assert!(is_fine("none", none));
+        }
+        assert!(is_fine("local", "-1") && is_fine("json-file", "1"));
+        assert!(check_new(&model::LogConfig::default()).is_ok());
     }
 }

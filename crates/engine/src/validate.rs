@@ -41,6 +41,7 @@ pub fn settings(
     if log.kind.is_empty() {
         log.kind.clone_from(&default.kind);
     }
+    crate::logging::check_new(log)?;
     if log.kind == default.kind {
         for (key, value) in &default.config {
             log.config
