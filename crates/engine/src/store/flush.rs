@@ -64,8 +64,8 @@ impl Flushes {
     /// Syncs the files, and then the log.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be opened, which the next flush tries again, or if a sync
-    /// fails, which is kept in `failed`.
+    /// Returns an error if a file cannot be opened or its file system not be synced, which the next
+    /// flush tries again, or if the sync of a file fails, which is kept in `failed`.
     fn sync_all(&self) -> Result<()> {
         // A statement of its own, so that the lock is not held during the syncs.
         let files = std::mem::take(&mut *self.files());
@@ -99,14 +99,18 @@ impl Flushes {
         }
         let device = |metadata: Metadata| metadata.dev();
         let own = self.log.metadata().map(device).ok();
+        let unsynced = |error: &fs::PathError| {
+            Error::internal(format!(
+                "the change is made, but not all of it could be written to disk yet: {error}"
+            ))
+        };
         if own.is_some() && own == fs::metadata(path).map(device).ok() {
-            return rustix::fs::syncfs(&self.log)
-                .map_err(fs::at("syncfs", super::LOG))
-                .map_err(|error| self.fail(&error.into()));
+            // Not `fail`: syncfs(2) also reports errors of files that are not the engine's. Those of
+            // the engine's files are reported again by fsync(2).
+            let synced = rustix::fs::syncfs(&self.log).map_err(fs::at("syncfs", super::LOG));
+            return synced.map_err(|error| unsynced(&error));
         }
-        Err(Error::internal(format!(
-            "the change is made, but not all of it could be written to disk yet: {opened}"
-        )))
+        Err(unsynced(&opened))
     }
 
     /// Records and logs the first failed sync, and returns its error.
