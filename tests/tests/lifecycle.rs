@@ -691,6 +691,30 @@ fn a_restart_that_fails_for_good_is_the_last() {
             .is_some_and(|error| error.contains("no such file or directory")),
         "{state}"
     );
+    // A working directory for which there is no room in the container's own file system.
+    let options = ["type=tmpfs", "device=tmpfs", "o=nr_inodes=8"];
+    let mut create = vec!["volume", "create"];
+    create.extend(options.iter().flat_map(|option| ["-o", option]));
+    create.push("small");
+    cli.run(&create).ok();
+    cli.up("keeps", &["-v", "small:/t"], &["sleep", "600"]);
+    cli.up(
+        "full",
+        &["--restart", "always", "-v", "small:/t", "-w", "/t/x"],
+        &[
+            "sh",
+            "-c",
+            "cd /; rmdir /t/x; while touch /t/$((i+=1)); do :; done; sleep 0.2",
+        ],
+    );
+    engine.await_state("full", "exited");
+    let state = engine.inspect("full")["State"].clone();
+    assert!(
+        state["Error"]
+            .as_str()
+            .is_some_and(|error| error.contains("mkdir /t/x: no space left on device")),
+        "{state}"
+    );
 }
 
 #[test]

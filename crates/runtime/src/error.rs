@@ -39,8 +39,9 @@ pub enum Error {
     #[error("{0}")]
     Os(String),
     /// A system call failed because of a resource of the host that others may release
-    /// ([`whelk_sys::is_exhausted`]): operation, object and cause. A resource of the container's own
-    /// limits ([`limit_memory`]) gives [`Error::Os`].
+    /// ([`whelk_sys::is_exhausted`]): operation, object and cause. A resource that the container's
+    /// own settings limit gives [`Error::Os`]: its memory ([`limit_memory`]), or the size of a tmpfs
+    /// or volume that is mounted in it.
     #[error("{0}")]
     Exhausted(String),
 }
@@ -50,12 +51,10 @@ pub enum Error {
 static IS_MEMORY_LIMITED: AtomicBool = AtomicBool::new(false);
 
 /// Notes that this process, which becomes a container's, has entered a cgroup with a memory limit:
-/// from now on a lack of memory (`ENOMEM`) is taken for the container's own, which does not pass by
-/// waiting.
+/// from now on a lack of memory (`ENOMEM`) is attributed to that limit, and waiting does not help.
 ///
-/// A container's other limits have no effect before its program runs: those of processes and open
-/// files do not apply to the few that its creation needs, or are set last. What it does not have is
-/// room on the host's disks, descriptors and processes of the host.
+/// The limits of processes and open files need no such note: they are set after all steps that
+/// could reach them.
 pub(crate) fn limit_memory() {
     IS_MEMORY_LIMITED.store(true, Ordering::Relaxed);
 }

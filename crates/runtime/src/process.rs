@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -110,8 +111,30 @@ pub(crate) fn create_working_directory(root: &OwnedFd, cwd: &str) -> Result<()> 
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
             Err(Error::Os(format!("Cannot mkdir: {cwd} is not a directory")))
         }
+        // The room of a tmpfs or volume that the container has mounted does not grow by waiting.
+        Err(error) if is_full(&error) && !is_on_file_system_of(root, cwd) => {
+            let text = errno_text(&error);
+            Err(Error::Os(format!("mkdir {cwd}: {text}")))
+        }
         Err(error) => Err(os_at("mkdir", cwd)(error)),
     }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOSPC | Errno::DQUOT)
+    )
+}
+
+/// Whether the deepest existing directory of a path is on the file system of `root`.
+fn is_on_file_system_of(root: &OwnedFd, path: &str) -> bool {
+    let device = |directory: &OwnedFd| rustix::fs::fstat(directory).map(|stat| stat.st_dev).ok();
+    let deepest = Path::new(path).ancestors().find_map(|directory| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        in_root::open(root, directory, flags, Mode::empty()).ok()
+    });
+    deepest.is_none_or(|deepest| device(&deepest) == device(root))
 }
 
 /// Number of standard streams.
