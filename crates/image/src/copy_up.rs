@@ -46,7 +46,6 @@ pub fn copy_up(
         copy::tree(&source, target, copy::Source::Layers).map_err(step("copy"))?;
         copy::directory_attributes(&source, target).map_err(step("copy attributes"))?;
         if lasting {
-            // Not syncfs(2): the volume is locked meanwhile, and others may have written much.
             copy::sync(target).map_err(step("sync"))
         } else {
             Ok(())

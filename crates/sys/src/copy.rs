@@ -4,6 +4,7 @@
 //! Both trees are walked by descriptor and no symbolic link is followed, so that concurrent changes
 //! cannot lead the copy outside.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -312,17 +313,37 @@ fn copy_attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), E
     Ok(())
 }
 
-/// Flushes the files and directories of a tree to disk, and no others of its file system. The writing
-/// of all files is started before the first one is waited for.
+/// Flushes the files and directories of a tree to disk. The writing of all files is started before
+/// the first one is waited for.
+///
+/// Up to 64 of them are flushed one by one, so that nothing else of the file system is waited for.
+/// More are flushed with the whole file system (syncfs(2)), because each fsync(2) is a write to the
+/// file system's journal.
 pub fn sync(directory: impl AsFd) -> Result<(), Errno> {
+    const MOST_SINGLE: usize = 64;
     let directory = reopen(directory)?;
-    sync_below(&directory, &start_writing, 0)?;
-    sync_below(&directory, &|file| rustix::fs::fsync(file), 0)
+    let count = Cell::new(0);
+    walk_files(
+        &directory,
+        &|file| {
+            count.set(count.get() + 1);
+            // SAFETY: sync_file_range(2) takes numbers. An error is reported by what follows.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+            Ok(())
+        },
+        0,
+    )?;
+    if count.get() > MOST_SINGLE {
+        return rustix::fs::syncfs(&directory);
+    }
+    walk_files(&directory, &|file| rustix::fs::fsync(file), 0)
 }
 
-fn sync_below(
+/// Calls `visit` for all regular files and directories of a tree, for a directory after what is in
+/// it.
+fn walk_files(
     directory: &OwnedFd,
-    flush: &impl Fn(&OwnedFd) -> Result<(), Errno>,
+    visit: &impl Fn(&OwnedFd) -> Result<(), Errno>,
     depth: usize,
 ) -> Result<(), Errno> {
     if depth > MAX_DEPTH {
@@ -334,34 +355,27 @@ fn sync_below(
         if name == c"." || name == c".." {
             continue;
         }
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = |more| openat(directory, name, flags | more, Mode::empty());
-        let flushed = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).and_then(|stat| {
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => sync_below(&open(OFlags::DIRECTORY)?, flush, depth + 1),
-                FileType::RegularFile => flush(&open(OFlags::empty())?),
+        let opened = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).and_then(|stat| {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            let more = match kind {
+                FileType::Directory => OFlags::DIRECTORY,
+                FileType::RegularFile => OFlags::NONBLOCK,
                 // Part of the directory that they are in.
-                _ => Ok(()),
-            }
+                _ => return Ok(None),
+            };
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = openat(directory, name, flags | more, Mode::empty())?;
+            Ok(Some((kind, file)))
         });
-        match flushed {
+        match opened {
+            Ok(Some((FileType::Directory, inner))) => walk_files(&inner, visit, depth + 1)?,
+            Ok(Some((_, file))) => visit(&file)?,
             // Removed or replaced since the directory was read.
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {}
-            flushed => flushed?,
+            Ok(None) | Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {}
+            Err(error) => return Err(error),
         }
     }
-    flush(directory)
-}
-
-/// Starts the writing of a file's data. Errors are reported by the fsync(2) that follows.
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "one of the two functions of `sync`"
-)]
-fn start_writing(file: &OwnedFd) -> Result<(), Errno> {
-    // SAFETY: sync_file_range(2) takes numbers.
-    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
-    Ok(())
+    visit(directory)
 }
 
 /// Whether a directory is empty, apart from `lost+found`.
@@ -442,13 +456,24 @@ mod tests {
         .unwrap();
         let directory = fs::File::open(&root).unwrap();
         sync(&directory).unwrap();
-        let mut seen = std::cell::Cell::new(0);
+        let mut seen = Cell::new(0);
         let count = |_: &OwnedFd| {
             seen.set(seen.get() + 1);
             Ok(())
         };
-        sync_below(&reopen(&directory).unwrap(), &count, 0).unwrap();
+        walk_files(&reopen(&directory).unwrap(), &count, 0).unwrap();
         assert_eq!(*seen.get_mut(), 4, "three directories and a file");
+        for number in 0..100 {
+            fs::write(root.join(format!("a/b/{number}")), "more").unwrap();
+        }
+        sync(&directory).unwrap();
+        // A tree that is deeper than those that are copied is not taken for a synced one.
+        let mut deep = reopen(&directory).unwrap();
+        for _ in 0..=MAX_DEPTH {
+            mkdirat(&deep, "d", Mode::RWXU).unwrap();
+            deep = openat(&deep, "d", OFlags::RDONLY, Mode::empty()).unwrap();
+        }
+        assert_eq!(sync(&directory), Err(Errno::LOOP));
         fs::remove_dir_all(&root).unwrap();
     }
 
