@@ -249,9 +249,8 @@ fn is_locked(file: &std::fs::File) -> bool {
 fn describe_holder(lock: &std::fs::File) -> String {
     let locks = fs::read_at_most("/proc/locks", MAX_FILE_SIZE).unwrap_or_default();
     let metadata = lock.metadata().ok();
-    let own = i32::try_from(std::process::id()).unwrap_or_default();
     let Some(pid) =
-        metadata.and_then(|metadata| holder(&String::from_utf8_lossy(&locks), &metadata, own))
+        metadata.and_then(|metadata| holder(&String::from_utf8_lossy(&locks), &metadata))
     else {
         return "; stop that engine first (its containers keep running)".into();
     };
@@ -261,10 +260,9 @@ fn describe_holder(lock: &std::fs::File) -> String {
 }
 
 /// Returns the process that holds a lock on a file: the one of `/proc/locks` (proc(5)) that has the
-/// file open. The file's place there is of no use, because some file systems (btrfs, overlayfs) show
-/// other device and inode numbers in it than stat(2) returns. `except` is a process that does not hold
-/// it, but may have it open and hold other locks.
-fn holder(locks: &str, file: &std::fs::Metadata, except: i32) -> Option<i32> {
+/// file open with a lock. The file's place there is of no use, because some file systems (btrfs,
+/// overlayfs) show other device and inode numbers in it than stat(2) returns.
+fn holder(locks: &str, file: &std::fs::Metadata) -> Option<i32> {
     // 1: FLOCK  ADVISORY  WRITE 708 00:13:1087 0 EOF
     // Lines of processes that wait for a lock have "->" before FLOCK.
     locks.lines().find_map(|line| {
@@ -273,19 +271,29 @@ fn holder(locks: &str, file: &std::fs::Metadata, except: i32) -> Option<i32> {
             return None;
         };
         // Not positive for a process outside this pid namespace.
-        pid.parse()
-            .ok()
-            .filter(|pid| *pid > 0 && *pid != except && has_open(*pid, file))
+        let pid: i32 = pid.parse().ok()?;
+        (pid > 0 && has_locked(pid, file)).then_some(pid)
     })
 }
 
-fn has_open(pid: i32, file: &std::fs::Metadata) -> bool {
+/// Whether a process has a descriptor of the file with a lock on it: its `/proc/PID/fdinfo/FD` has a
+/// line such as `lock: 1: FLOCK  ADVISORY  WRITE 708 00:13:1087 0 EOF`.
+fn has_locked(pid: i32, file: &std::fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     let id = |file: &std::fs::Metadata| (file.dev(), file.ino());
     let descriptors = fs::list(format!("/proc/{pid}/fd")).unwrap_or_default();
     descriptors.iter().any(|descriptor| {
         // Follows the link, unlike `fs::metadata`.
-        std::fs::metadata(descriptor.path()).is_ok_and(|opened| id(&opened) == id(file))
+        let is_file = std::fs::metadata(descriptor.path()).is_ok_and(|open| id(&open) == id(file));
+        let info = Path::new("/proc")
+            .join(pid.to_string())
+            .join("fdinfo")
+            .join(descriptor.file_name());
+        is_file
+            && fs::read_to_string(info).is_ok_and(|info| {
+                info.lines()
+                    .any(|line| line.starts_with("lock:") && line.contains("FLOCK"))
+            })
     })
 }
 
@@ -388,17 +396,19 @@ mod tests {
         let metadata = file.metadata().unwrap();
         let read =
             || String::from_utf8(fs::read_at_most("/proc/locks", MAX_FILE_SIZE).unwrap()).unwrap();
-        assert_eq!(holder(&read(), &metadata, 0), None);
+        assert_eq!(holder(&read(), &metadata), None);
+        // A lock of this process on another file.
+        let other = fs::append(path.with_extension("other"), 0o600).unwrap();
+        rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        assert_eq!(holder(&read(), &metadata), None);
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(holder(&read(), &metadata, 0), Some(own));
-        assert_eq!(holder(&read(), &metadata, own), None);
+        assert_eq!(holder(&read(), &metadata), Some(own));
         // As on file systems whose device numbers differ there.
         assert_eq!(
             holder(
                 &format!("1: FLOCK  ADVISORY  WRITE {own} 00:99:1 0 EOF"),
-                &metadata,
-                0
+                &metadata
             ),
             Some(own)
         );
@@ -407,8 +417,9 @@ mod tests {
             "1: FLOCK  ADVISORY  WRITE 1 00:99:1 0 EOF".to_owned(),
             format!("1: -> FLOCK  ADVISORY  WRITE {own} 00:99:1 0 EOF"),
         ] {
-            assert_eq!(holder(&unknown, &metadata, 0), None, "{unknown}");
+            assert_eq!(holder(&unknown, &metadata), None, "{unknown}");
         }
         fs::remove_file(&path).unwrap();
+        fs::remove_file(path.with_extension("other")).unwrap();
     }
 }
