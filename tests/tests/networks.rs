@@ -1934,11 +1934,11 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
         &["--restart", "always", "--ipc", "shareable"],
         &["false"],
     );
-    // The delays double: the next one is of some seconds.
+    // The delays double: the next one is of 6.4 seconds.
     eventually("many restarts", || {
         let again = engine.inspect("again");
         let waits = again["State"]["Status"] == "restarting";
-        (waits && again["RestartCount"].as_i64() >= Some(5)).then_some(())
+        (waits && again["RestartCount"].as_i64() >= Some(6)).then_some(())
     });
     let [stopped, donor, again] =
         ["stopped", "donor", "again"].map(|name| engine.inspect(name)["Id"].clone());
@@ -1947,7 +1947,11 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
         "container {} is restarting, wait until the container is running",
         again.as_str().unwrap()
     );
+    // Those of the one that will be started again come first.
     let starts = [
+        ("NetworkMode", "again", 409, format!("cannot join network namespace of container: {restarting}")),
+        ("PidMode", "again", 409, format!("failed to join PID namespace: {restarting}")),
+        ("IpcMode", "again", 409, format!("failed to join IPC namespace: {restarting}")),
         (
             "NetworkMode",
             "stopped",
@@ -1956,9 +1960,6 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
         ),
         ("PidMode", "stopped", 500, format!("failed to join PID namespace: container {stopped} is not running")),
         ("IpcMode", "stopped", 409, format!("failed to join IPC namespace: container {stopped} is not running")),
-        ("NetworkMode", "again", 409, format!("cannot join network namespace of container: {restarting}")),
-        ("PidMode", "again", 409, format!("failed to join PID namespace: {restarting}")),
-        ("IpcMode", "again", 409, format!("failed to join IPC namespace: {restarting}")),
         (
             "IpcMode",
             "donor",
