@@ -11,9 +11,9 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::json;
-use whelk_tests::{Engine, Program, eventually, stays};
+use whelk_tests::{Connection, Engine, Program, eventually, stays};
 
 /// Counts aloud until it is told to stop.
 const COUNTS: &str =
@@ -488,14 +488,15 @@ fn a_container_whose_shim_is_stopped_can_be_ended() {
     let cli = engine.cli(Program::Docker);
     let shared = engine.scratch("shared");
     let volume = format!("{}:/b", shared.display());
-    let told = "trap 'touch /b/told; exit 0' TERM; while :; do sleep 0.02; done";
+    let told = "trap 'touch /b/$HOSTNAME; exit 0' TERM; while :; do sleep 0.02; done";
     let up = |name: &str, script: &str| {
-        cli.up(name, &["-v", &volume], &["sh", "-c", script]);
+        let options = ["-v", &volume, "--hostname", name];
+        cli.up(name, &options, &["sh", "-c", script]);
         (engine.pid(name), shim_of(&engine, name))
     };
     let processes: Vec<(i32, i32)> = [
         ("stopped", told),
-        ("paused", COUNTS),
+        ("paused", told),
         ("killed", COUNTS),
         ("removed", COUNTS),
     ]
@@ -532,14 +533,23 @@ fn a_container_whose_shim_is_stopped_can_be_ended() {
             assert!(said.contains(&silent), "{said}");
             cli.run(&["kill", "killed"]).ok();
         });
-        scope.spawn(|| cli.run(&["stop", "-t", "60", "stopped"]).ok());
-        scope.spawn(|| cli.run(&["stop", "-t", "60", "paused"]).ok());
+        scope.spawn(|| cli.run(&["stop", "-t", "1", "stopped"]).ok());
+        scope.spawn(|| cli.run(&["stop", "-t", "1", "paused"]).ok());
         scope.spawn(|| cli.run(&["rm", "-f", "removed"]).ok());
     });
-    assert!(shared.join("told").exists(), "the stop signal arrives");
-    for name in ["stopped", "paused", "killed"] {
-        assert_eq!(engine.state(name), "exited", "{name}");
+    for name in ["stopped", "paused"] {
+        assert!(shared.join(name).exists(), "the stop signal arrives");
     }
+    for name in ["stopped", "paused", "killed"] {
+        let state = &engine.inspect(name)["State"];
+        // The one who knew another exit code is gone.
+        assert_eq!(
+            (&state["Status"], &state["ExitCode"]),
+            (&json!("exited"), &json!(137)),
+            "{name}"
+        );
+    }
+    assert!(counted(&cli.run(&["logs", "killed"]).ok()) > 0);
     assert_eq!(engine.api("GET", "/containers/removed/json", None).0, 404);
     for (pid, shim) in processes {
         assert!(!exists(pid) && !exists(shim), "{pid} {shim}");
@@ -547,6 +557,100 @@ fn a_container_whose_shim_is_stopped_can_be_ended() {
     for name in ["stopped", "killed"] {
         cli.run(&["start", name]).ok();
     }
+}
+
+#[test]
+fn what_a_slow_shim_has_to_tell_is_waited_for() {
+    const STALL: Duration = Duration::from_secs(8);
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let shared = engine.scratch("shared");
+    let volume = format!("{}:/b", shared.display());
+    let script = "trap 'echo bye; exit 0' TERM; trap 'echo usr1' USR1; echo ready
+        while :; do sleep 0.02; done";
+    let shims = ["stopped", "killed", "told"].map(|name| {
+        cli.up(name, &["-v", &volume], &["sh", "-c", script]);
+        eventually("its output", || {
+            (cli.run(&["logs", name]).out() == "ready\n").then_some(())
+        });
+        let shim = Pid::from_raw(shim_of(&engine, name)).unwrap();
+        kill_process(shim, Signal::STOP).unwrap();
+        shim
+    });
+    let resume = |shim: Pid| kill_process(shim, Signal::CONT).unwrap();
+    let [stopped, killed, told] = shims;
+    std::thread::scope(|scope| {
+        scope.spawn(|| cli.run(&["stop", "-t", "60", "stopped"]).ok());
+        scope.spawn(|| cli.run(&["kill", "killed"]).ok());
+        scope.spawn(|| {
+            // Neither is done a second time, or after all, when the shim goes on.
+            cli.run(&["kill", "-s", "USR1", "told"]).ok();
+            cli.run(&["exec", "told", "touch", "/b/ran"]).exits(128);
+            resume(told);
+            cli.run(&["exec", "told", "true"]).ok();
+            cli.run(&["stop", "told"]).ok();
+        });
+        std::thread::sleep(STALL);
+        resume(stopped);
+        resume(killed);
+    });
+    for (name, code, said) in [
+        ("stopped", 0, "ready\nbye\n"),
+        ("killed", 137, "ready\n"),
+        ("told", 0, "ready\nusr1\nbye\n"),
+    ] {
+        let state = &engine.inspect(name)["State"];
+        assert_eq!(
+            (&state["Status"], &state["ExitCode"], &state["Error"]),
+            (&json!("exited"), &json!(code), &json!("")),
+            "{name}"
+        );
+        assert_eq!(cli.run(&["logs", name]).out(), said, "{name}");
+    }
+    assert!(!shared.join("ran").exists());
+}
+
+#[test]
+fn an_engine_without_descriptors_kills_nothing_instead() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    cli.up(
+        "calm",
+        &[],
+        &[
+            "sh",
+            "-c",
+            "trap 'exit 3' TERM; while :; do sleep 0.02; done",
+        ],
+    );
+    let pid = engine.pid("calm");
+    // Connected before: the engine cannot accept any more.
+    let mut clients = ["stop?t=0", "kill"].map(|action| {
+        let mut client = Connection::open(&engine.socket()).unwrap();
+        client.send("GET", "/_ping", &[], b"").unwrap();
+        assert_eq!(client.response().unwrap().status, 200);
+        (action, client)
+    });
+    let daemon = Pid::from_raw(engine.daemon_pid());
+    // Not 0: poll(2) accepts no more descriptors than that.
+    const IN_USE: u64 = 8;
+    let none = Rlimit {
+        current: Some(IN_USE),
+        ..getrlimit(Resource::Nofile)
+    };
+    let before = prlimit(daemon, Resource::Nofile, none).unwrap();
+    for (action, client) in &mut clients {
+        let path = format!("/containers/calm/{action}");
+        client.send("POST", &path, &[], b"").unwrap();
+        let answer = client.response().unwrap();
+        let text = answer.text();
+        assert_eq!(answer.status, 500, "{action}: {text}");
+        assert!(text.contains("too many open files"), "{action}: {text}");
+        assert!(exists(pid), "{action}");
+    }
+    prlimit(daemon, Resource::Nofile, before).unwrap();
+    cli.run(&["stop", "calm"]).ok();
+    assert_eq!(engine.inspect("calm")["State"]["ExitCode"], 3);
 }
 
 #[test]

@@ -5,21 +5,27 @@ use axum::response::{IntoResponse, Response};
 use whelk_api_types::ErrorResponse;
 use whelk_engine::Error;
 
-/// An engine error to be returned to a client.
+/// An error to be returned to a client, and its status code if that does not follow from its kind.
 #[derive(Debug)]
-pub(crate) struct ApiError(pub(crate) Error);
+pub(crate) struct ApiError(pub(crate) Error, Option<StatusCode>);
 
 pub(crate) type ApiResult<T = Response> = Result<T, ApiError>;
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
-        Self(error)
+        Self(error, None)
     }
 }
 
 impl ApiError {
     pub(crate) fn invalid(text: impl Into<String>) -> Self {
-        Self(Error::Invalid(text.into()))
+        Error::Invalid(text.into()).into()
+    }
+
+    /// A client that does not send its request in time.
+    pub(crate) fn timeout(text: impl Into<String>) -> Self {
+        let error = Error::Invalid(text.into());
+        Self(error, Some(StatusCode::REQUEST_TIMEOUT))
     }
 
     pub(crate) fn empty_body() -> Self {
@@ -27,6 +33,9 @@ impl ApiError {
     }
 
     pub(crate) fn status(&self) -> StatusCode {
+        if let Some(status) = self.1 {
+            return status;
+        }
         match &self.0 {
             Error::NotFound(_) => StatusCode::NOT_FOUND,
             Error::Conflict(_) | Error::Restarting(_) => StatusCode::CONFLICT,
@@ -34,7 +43,9 @@ impl ApiError {
             Error::Denied(_) => StatusCode::FORBIDDEN,
             Error::NotModified(_) => StatusCode::NOT_MODIFIED,
             Error::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
-            Error::Internal(_) | Error::Unavailable(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Error::Internal(_) | Error::Unavailable(_) | Error::ShimSilent(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 }

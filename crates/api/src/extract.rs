@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 use whelk_engine::filters::Filters;
 use whelk_text::time;
 
@@ -165,11 +166,15 @@ static EXCESS: Mutex<()> = Mutex::const_new(());
 /// How long a client that has a share of [`BODIES`] may send nothing.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long the body that holds [`EXCESS`] may take to arrive: others wait for it.
+const EXCESS_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A request's share of the memory for bodies.
 #[derive(Debug, Default)]
 struct Share {
     part: Option<SemaphorePermit<'static>>,
-    excess: Option<MutexGuard<'static, ()>>,
+    /// [`EXCESS`], and until when the body must have arrived.
+    excess: Option<(MutexGuard<'static, ()>, Instant)>,
 }
 
 impl Share {
@@ -182,12 +187,25 @@ impl Share {
         if self.excess.is_some() {
             return;
         }
-        let more = u32::try_from(bytes).map(|bytes| BODIES.try_acquire_many(bytes));
-        match (more, &mut self.part) {
-            (Ok(Ok(more)), Some(part)) => part.merge(more),
-            (Ok(Ok(more)), part) => *part = Some(more),
-            _ => self.excess = Some(EXCESS.lock().await),
+        // Not more than `MAX_BODY_SIZE`.
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        tokio::select! {
+            biased;
+            Ok(more) = BODIES.acquire_many(bytes) => match &mut self.part {
+                Some(part) => part.merge(more),
+                part => *part = Some(more),
+            },
+            excess = EXCESS.lock() => {
+                self.excess = Some((excess, Instant::now() + EXCESS_TIMEOUT));
+            }
         }
+    }
+
+    /// Returns until when the client has to send more.
+    fn deadline(&self) -> Instant {
+        let idle = Instant::now() + IDLE_TIMEOUT;
+        let excess = self.excess.as_ref().map(|(_, deadline)| *deadline);
+        excess.map_or(idle, |deadline| deadline.min(idle))
     }
 }
 
@@ -233,7 +251,7 @@ pub(crate) async fn json_with<T: Send + 'static>(
     }
     let decoded = tokio::task::spawn_blocking(move || (read(), share)).await;
     let (decoded, share) = decoded.map_err(|error| {
-        ApiError(whelk_engine::Error::internal(format!(
+        ApiError::from(whelk_engine::Error::internal(format!(
             "decode a body: {error}"
         )))
     })?;
@@ -254,9 +272,9 @@ async fn receive(body: Body) -> ApiResult<(Vec<u8>, Share)> {
         let next = if share.is_empty() {
             body.frame().await
         } else {
-            tokio::time::timeout(IDLE_TIMEOUT, body.frame())
+            tokio::time::timeout_at(share.deadline(), body.frame())
                 .await
-                .map_err(|_| failed("the client sends nothing".into()))?
+                .map_err(|_| ApiError::timeout("read body: the client sends it too slowly"))?
         };
         let Some(frame) = next else {
             return Ok((received, share));
@@ -385,6 +403,25 @@ mod tests {
             third.await.unwrap();
         })
         .await;
+        assert_eq!(free(), MAX_BODY_SIZE);
+        // One that waits goes on when the first body is done, though the excess is not.
+        let excess = EXCESS.lock().await;
+        let mut waiting = None;
+        hold_bodies(async {
+            read(largest()).await.unwrap();
+            let mut next = Box::pin(read(largest()));
+            assert!((&mut next).now_or_never().is_none());
+            waiting = Some(next);
+        })
+        .await;
+        waiting.unwrap().await.unwrap();
+        // The client that the others wait for has no more time because it sends something.
+        let late = Share {
+            part: None,
+            excess: Some((excess, Instant::now())),
+        };
+        assert!(late.deadline() <= Instant::now());
+        drop(late);
         assert_eq!(free(), MAX_BODY_SIZE);
         // What cannot be decoded has no value.
         hold_bodies(async {

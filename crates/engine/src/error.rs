@@ -32,6 +32,10 @@ pub enum Error {
     /// space are exhausted, or a plugin does not answer.
     #[error("{0}")]
     Unavailable(String),
+    /// A container's shim does not answer, though the engine could connect to it or its queue of
+    /// connections is full.
+    #[error("{0}")]
+    ShimSilent(String),
 }
 
 impl Error {
@@ -71,6 +75,7 @@ impl Error {
             Self::Unsupported(text) => Self::Unsupported(with(text)),
             Self::Internal(text) => Self::Internal(with(text)),
             Self::Unavailable(text) => Self::Unavailable(with(text)),
+            Self::ShimSilent(text) => Self::ShimSilent(with(text)),
         }
     }
 

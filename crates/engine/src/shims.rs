@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, sendmsg, socket_with,
 };
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use whelk_runtime::cgroup::Cgroup;
@@ -144,8 +145,7 @@ impl WarmPool {
 
     /// Starts a container in a shim. `attached` are the descriptors that the launch message refers
     /// to: network namespace, listening ports, connections of clients that attached before the
-    /// start. Returns the pid, the start time in nanoseconds since the epoch, and the connection on
-    /// which the shim sends events.
+    /// start.
     ///
     /// # Errors
     /// Returns the reason why the container did not start.
@@ -153,7 +153,7 @@ impl WarmPool {
         self: &Arc<Self>,
         launch: &ContainerLaunch,
         attached: Vec<OwnedFd>,
-    ) -> std::result::Result<((i32, i64), UnixStream), LaunchError> {
+    ) -> std::result::Result<Running, LaunchError> {
         let message =
             protocol::encode(launch).map_err(|error| Error::internal(error.to_string()))?;
         whelk_sys::step();
@@ -164,7 +164,16 @@ impl WarmPool {
         let launched = read_message::<Launched>(&mut socket).await;
         whelk_sys::step();
         match launched? {
-            Launched::Running { pid, started_at } => Ok(((pid, started_at), socket)),
+            Launched::Running {
+                pid,
+                started_at,
+                shim,
+            } => Ok(Running {
+                pid,
+                started_at,
+                shim: ShimProcess::at_end_of(shim, &socket),
+                events: socket,
+            }),
             Launched::Failed(error) => Err(LaunchError::Runtime(error)),
         }
     }
@@ -231,6 +240,75 @@ pub(crate) async fn time_to_refill(taken: &tokio::sync::Notify, is_low: impl Fn(
         }
     };
     let _ = tokio::time::timeout(QUIET, until_low).await;
+}
+
+/// A container that was started.
+#[derive(Debug)]
+pub struct Running {
+    /// The container's first process.
+    pub pid: i32,
+    /// In nanoseconds since the epoch.
+    pub started_at: i64,
+    /// `None` if it has ended.
+    pub shim: Option<ShimProcess>,
+    /// The connection on which the shim sends events.
+    pub events: UnixStream,
+}
+
+/// A shim's process: its pid, and its start time to recognize it by. (A pidfd would cost a file
+/// descriptor for each container.)
+#[derive(Clone, Copy, Debug)]
+pub struct ShimProcess {
+    pub pid: i32,
+    started: u64,
+}
+
+impl ShimProcess {
+    /// Returns the shim at the other end of a connection.
+    fn at_end_of(pid: i32, connection: &UnixStream) -> Option<Self> {
+        let shim = Self::find(pid)?;
+        // If it had ended before it was found, the kernel would have closed the connection.
+        (!is_disconnected(connection)).then_some(shim)
+    }
+
+    /// Returns the process that has a pid now.
+    pub(crate) fn find(pid: i32) -> Option<Self> {
+        let started = start_time(pid)?;
+        Some(Self { pid, started })
+    }
+
+    /// Opens a pidfd. Returns `None` if the process has ended.
+    ///
+    /// # Errors
+    /// Returns an error if the engine lacks a descriptor.
+    pub(crate) fn open(self) -> std::io::Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else {
+            return Ok(None);
+        };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => Ok(None),
+            // Compared after the pidfd was opened: the pid may be that of another process by now.
+            opened => {
+                let is_same = start_time(self.pid) == Some(self.started);
+                Ok(Some(opened?).filter(|_| is_same))
+            }
+        }
+    }
+
+    /// Opens a pidfd of the process that listens on the socket that was connected to.
+    pub(crate) fn of_peer(connection: &UnixStream) -> Option<Self> {
+        Self::at_end_of(connection.peer_cred().ok()?.pid()?, connection)
+    }
+}
+
+/// Returns when a process was started, in clock ticks since the boot (field 22 of
+/// `/proc/PID/stat`).
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = whelk_sys::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the name in parentheses, may contain spaces; the third one follows it.
+    const AFTER_NAME: usize = 22 - 3;
+    let rest = stat.rsplit_once(") ")?.1;
+    rest.split(' ').nth(AFTER_NAME)?.parse().ok()
 }
 
 /// Why a container did not start.
@@ -354,16 +432,25 @@ pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// Returns `NotFound` or `ConnectionRefused` if there is no shim.
 pub(crate) async fn connect(instance: &Instance, id: &str) -> std::io::Result<UnixStream> {
+    connect_noting(instance, id, &AtomicBool::default()).await
+}
+
+/// Like [`connect`], and notes for a caller that stops waiting whether the engine had no free file
+/// descriptor at the last try.
+async fn connect_noting(
+    instance: &Instance,
+    id: &str,
+    lacks_descriptors: &AtomicBool,
+) -> std::io::Result<UnixStream> {
     const AGAIN: Duration = Duration::from_millis(20);
     loop {
-        match connect_once(instance, id).await {
-            // Other operations will close theirs soon.
-            Err(error)
-                if matches!(
-                    Errno::from_io_error(&error),
-                    Some(Errno::MFILE | Errno::NFILE | Errno::AGAIN)
-                ) => {}
-            connected => return connected,
+        let connected = connect_once(instance, id).await;
+        let errno = connected.as_ref().err().and_then(Errno::from_io_error);
+        // Other operations will close theirs soon.
+        let is_lack = matches!(errno, Some(Errno::MFILE | Errno::NFILE));
+        lacks_descriptors.store(is_lack, Ordering::Relaxed);
+        if !is_lack && errno != Some(Errno::AGAIN) {
+            return connected;
         }
         tokio::time::sleep(AGAIN).await;
     }
@@ -378,8 +465,9 @@ async fn connect_once(instance: &Instance, id: &str) -> std::io::Result<UnixStre
 /// Sends a request to a container's shim, and returns the reply and the connection.
 ///
 /// # Errors
-/// Returns an error if there is no shim, and [`Error::Unavailable`] if it does not answer within
-/// [`ANSWER_TIMEOUT`].
+/// Returns an error if there is no shim, [`Error::ShimSilent`] if it does not answer within
+/// [`ANSWER_TIMEOUT`], and [`Error::Unavailable`] if the engine had no file descriptor to connect
+/// to it.
 pub async fn request(
     instance: &Instance,
     id: &str,
@@ -395,15 +483,34 @@ pub(crate) async fn request_within(
     request: &Request,
     limit: Duration,
 ) -> Result<(Reply, UnixStream)> {
-    let shim = OnceLock::new();
-    tokio::time::timeout(limit, exchange(instance, id, request, &shim))
+    let attempt = Attempt::default();
+    tokio::time::timeout(limit, exchange(instance, id, request, &attempt))
         .await
-        .unwrap_or_else(|_| {
-            let pid = shim.get().map_or("?".into(), ToString::to_string);
-            Err(Error::Unavailable(format!(
-                "container {id}: the shim (pid {pid}) does not answer"
-            )))
-        })
+        .unwrap_or_else(|_| Err(attempt.timed_out(id)))
+}
+
+/// How far a request to a shim has come.
+#[derive(Debug, Default)]
+struct Attempt {
+    /// The shim's pid, once the engine has connected to it.
+    shim: OnceLock<i32>,
+    /// Whether the engine had no free file descriptor when it tried last to connect.
+    lacks_descriptors: AtomicBool,
+}
+
+impl Attempt {
+    /// Returns the error of a request that was not answered in time.
+    fn timed_out(&self, id: &str) -> Error {
+        if self.lacks_descriptors.load(Ordering::Relaxed) {
+            return Error::Unavailable(format!(
+                "connect to the shim of container {id}: too many open files: raise the engine's limit (LimitNOFILE, ulimit -n)"
+            ));
+        }
+        let pid = self.shim.get().map_or("?".into(), ToString::to_string);
+        Error::ShimSilent(format!(
+            "container {id}: the shim (pid {pid}) does not answer"
+        ))
+    }
 }
 
 /// Like [`request`], for a request whose duration depends on the container's processes: it may take
@@ -413,8 +520,8 @@ pub async fn request_while_alive(
     id: &str,
     request: &Request,
 ) -> Result<(Reply, UnixStream)> {
-    let shim = OnceLock::new();
-    let mut answer = std::pin::pin!(exchange(instance, id, request, &shim));
+    let attempt = Attempt::default();
+    let mut answer = std::pin::pin!(exchange(instance, id, request, &attempt));
     loop {
         if let Ok(answer) = tokio::time::timeout(PING_TIMEOUT, &mut answer).await {
             return answer;
@@ -429,31 +536,32 @@ pub async fn request_while_alive(
 /// Checks that a shim's event loop runs, on a connection of its own.
 ///
 /// # Errors
-/// Returns [`Error::Unavailable`] if the shim does not answer within [`PING_TIMEOUT`]. That there is
-/// none is no error.
+/// Returns [`Error::ShimSilent`] if the shim does not answer within [`PING_TIMEOUT`]. That there is
+/// none, or that the engine cannot connect to it, is no error.
 pub(crate) async fn check_alive(instance: &Instance, id: &str) -> Result<()> {
     match request_within(instance, id, &Request::Processes, PING_TIMEOUT).await {
-        Err(error @ Error::Unavailable(_)) => Err(error),
+        Err(error @ Error::ShimSilent(_)) => Err(error),
         _ => Ok(()),
     }
 }
 
-/// Sends a request and reads the reply. Sets `shim` to the shim's pid.
+/// Sends a request and reads the reply.
 async fn exchange(
     instance: &Instance,
     id: &str,
     request: &Request,
-    shim: &OnceLock<i32>,
+    attempt: &Attempt,
 ) -> Result<(Reply, UnixStream)> {
     let fail = |error: std::io::Error| {
-        Error::internal(format!(
-            "connect to the shim of container {id}: {}",
-            whelk_sys::errno_text(&error)
-        ))
+        let error_text = whelk_sys::errno_text(&error);
+        let text = format!("connect to the shim of container {id}: {error_text}");
+        Error::kernel(text, &error)
     };
-    let mut socket = connect(instance, id).await.map_err(fail)?;
+    let mut socket = connect_noting(instance, id, &attempt.lacks_descriptors)
+        .await
+        .map_err(fail)?;
     if let Ok(Some(pid)) = socket.peer_cred().map(|peer| peer.pid()) {
-        let _ = shim.set(pid);
+        let _ = attempt.shim.set(pid);
     }
     let message = protocol::encode(request).map_err(|error| Error::internal(error.to_string()))?;
     let lost = |error: std::io::Error| {
@@ -467,14 +575,10 @@ async fn exchange(
     Ok((reply, socket))
 }
 
-/// Returns a pidfd of the process that listens on a container's socket: its shim. Returns `None` if
-/// there is none, or if its queue of connections is full.
-pub(crate) async fn listener(instance: &Instance, id: &str) -> Option<OwnedFd> {
-    let socket = connect_once(instance, id).await.ok()?;
-    let pid = Pid::from_raw(socket.peer_cred().ok()?.pid()?)?;
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-    // If it had ended before the pidfd was opened, the kernel would have closed the connection.
-    (!is_disconnected(&socket)).then_some(pidfd)
+/// Returns the process that listens on a container's socket: its shim. Returns `None` if there is
+/// none, or if its queue of connections is full.
+pub(crate) async fn listener(instance: &Instance, id: &str) -> Option<ShimProcess> {
+    ShimProcess::of_peer(&connect_once(instance, id).await.ok()?)
 }
 
 /// Checks that a shim has done what it was asked for; `step` is the prefix of the error's text.

@@ -101,6 +101,7 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
                 .get(&INIT)
                 .map_or(0, |init| pid_number(init.pid)),
             started_at: *started_at,
+            shim: pid_number(rustix::process::getpid()),
         },
         Err(error) => Launched::Failed(error.clone()),
     };

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
@@ -110,6 +111,17 @@ pub(crate) enum Sent {
 }
 
 impl Client {
+    /// Whether the other side has closed the connection completely, not only for its input.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // POLLHUP is always reported.
+        let mut polled = [PollFd::new(&self.stream, PollFlags::empty())];
+        poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0)
+    }
+
     pub(crate) fn new(stream: OwnedFd, role: Role) -> Self {
         Self {
             stream,

@@ -44,7 +44,7 @@ pub(crate) struct Shim {
     pub clients: BTreeMap<u64, Client>,
     pub next: u64,
     pub paused: bool,
-    /// A pause that the kernel has not completed yet.
+    /// A pause or its end that the kernel has not completed yet.
     pub freezing: Option<Freezing>,
     pub oom_reported: bool,
     /// The child process that compresses rotated log files.
@@ -276,18 +276,7 @@ impl Shim {
             return self.drop_client(number);
         };
         let (process, wanted_input) = (attached.process, attached.request.stdin);
-        let hung_up = rustix::event::poll(
-            &mut [rustix::event::PollFd::new(
-                &client.stream,
-                rustix::event::PollFlags::empty(),
-            )],
-            Some(&rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            }),
-        )
-        .is_ok_and(|n| n > 0);
-        if hung_up {
+        if client.has_hung_up() {
             return self.drop_client(number);
         }
         // Half-closed: stop polling for input, which level-triggered epoll would report all the
@@ -389,6 +378,13 @@ impl Shim {
     }
 
     fn request(&mut self, number: u64, request: Request) {
+        // The engine gave the request up, and may have done something else instead: sent a signal
+        // itself, or answered that an exec has failed. It does not give up a Resume, but thaws the
+        // container itself, which leaves `paused` set.
+        let is_abandoned = self.clients.get(&number).is_some_and(Client::has_hung_up);
+        if is_abandoned && !matches!(request, Request::Resume) {
+            return self.drop_client(number);
+        }
         let reply = match request {
             Request::Subscribe => {
                 if let Some(client) = self.clients.get_mut(&number) {
@@ -412,7 +408,7 @@ impl Shim {
                 width,
             } => self.resize(exec.as_deref(), height, width),
             Request::Pause => return self.pause(number),
-            Request::Resume => self.resume(),
+            Request::Resume => return self.resume(number),
             Request::Update(resources) => self.cgroup.apply(&resources).map(|()| Reply::Done),
             Request::Processes => self.cgroup.processes().map(Reply::Processes),
         };
@@ -496,8 +492,8 @@ impl Shim {
     }
 
     fn start_exec(&mut self, client: u64, request: ExecLaunch) -> Result<()> {
-        // Also while a pause is in progress: the new process would be frozen before it executes its
-        // program.
+        // Also while a pause or its end is in progress: the new process would be frozen before it
+        // executes its program.
         if self.paused || self.freezing.is_some() || self.cgroup.is_frozen() {
             return Err(Error::State("the container is paused".into()));
         }

@@ -64,9 +64,11 @@ pub struct ContainerLaunch {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Launched {
     /// The program is running. `started_at` is in nanoseconds since the Unix epoch.
+    /// `shim` is the shim's own pid.
     Running {
         pid: i32,
         started_at: i64,
+        shim: i32,
     },
     Failed(whelk_runtime::Error),
 }

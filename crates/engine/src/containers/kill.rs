@@ -6,8 +6,7 @@ use std::time::Duration;
 use whelk_shim::protocol::{Reply, Request};
 use whelk_text::signal;
 
-use super::silent_shim::Sent;
-use super::{Container, Containers};
+use super::{Container, Containers, ExitWatch};
 use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::shims;
@@ -40,8 +39,7 @@ impl Containers {
             return Ok(());
         }
         let mut end = container.watch_exit();
-        let status = container.status();
-        if !status.is_running() {
+        if !container.status().is_running() {
             return Err(Error::conflict(format!(
                 "cannot kill container: {name}: container {} is not running",
                 container.id
@@ -59,13 +57,11 @@ impl Containers {
             container.record().state.stopped_by_user = true;
             self.save_or_log(&container);
         }
-        let sent = self.send_signal(&container, signal, SIGNAL_TIMEOUT).await?;
-        if status == Status::Paused
-            && matches!(sent, Sent::ByShim)
-            && (signal == signal::KILL || signal == stop_signal)
+        self.send_signal(&container, signal, &end).await?;
+        if container.status() == Status::Paused && (signal == signal::KILL || signal == stop_signal)
         {
             // With SIGKILL an error is ignored: the container may already be dead.
-            let resumed = self.resume_locked(&container).await;
+            let resumed = self.resume_for_signal(&container).await;
             if signal != signal::KILL {
                 resumed?;
             }
@@ -84,47 +80,43 @@ impl Containers {
         Ok(())
     }
 
-    /// Publishes the event of a signal and sends the signal. Succeeds if the container ends
-    /// meanwhile. If the shim does not answer within `patience` the engine sends the signal itself;
-    /// SIGKILL also ends the shim then.
+    /// Publishes the event of a signal and sends the signal. Succeeds if the container's `run` ends
+    /// meanwhile. If the shim does not answer within [`SIGNAL_TIMEOUT`], the engine sends the signal
+    /// itself.
+    ///
+    /// # Errors
+    /// Returns [`Error::Unavailable`] if the engine lacks the descriptors or memory for it.
     pub(super) async fn send_signal(
         &self,
         container: &Container,
         signal: i32,
-        patience: Duration,
-    ) -> Result<Sent> {
+        run: &ExitWatch,
+    ) -> Result<()> {
         {
             let record = container.record();
-            if !record.state.status.is_running() {
-                return Ok(Sent::ByShim);
+            if !record.state.status.is_running() || run.has_ended() {
+                return Ok(());
             }
             // Published under the record's lock, so that it comes before the exit's event.
             self.publish_of(&record, "kill", &[("signal", signal.to_string())]);
         }
         let request = Request::Signal { exec: None, signal };
-        let reply = shims::request_within(&self.instance, &container.id, &request, patience).await;
-        let error = match reply {
-            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => return Ok(Sent::ByShim),
-            Ok((Reply::Failed(error), _)) => {
-                return Err(Error::internal(format!(
-                    "cannot kill container: {}: {error}",
-                    container.id
-                )));
+        let reply =
+            shims::request_within(&self.instance, &container.id, &request, SIGNAL_TIMEOUT).await;
+        let sent = match reply {
+            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => Ok(()),
+            Ok((Reply::Failed(error), _)) => Err(Error::internal(error.to_string())),
+            Ok(_) => Ok(()),
+            Err(Error::ShimSilent(text)) => {
+                tracing::warn!("send signal {signal}: {text}");
+                if signal == signal::KILL {
+                    self.kill_directly(container, run).await
+                } else {
+                    self.signal_directly(container, signal, run).await
+                }
             }
-            Ok(_) => return Ok(Sent::ByShim),
-            Err(error) => error,
-        };
-        if !container.status().is_running() || !container.has_shim() || container.is_ending().await
-        {
-            return Ok(Sent::ByShim);
-        }
-        tracing::warn!("send signal {signal}: {error}");
-        let sent = if signal == signal::KILL {
-            self.kill_with_shim(container).await.map(|()| Sent::Killed)
-        } else {
-            self.signal_directly(container, signal)
-                .await
-                .map(Sent::Directly)
+            Err(_) if container.is_ending().await => Ok(()),
+            Err(error) => Err(error),
         };
         sent.map_err(|error| error.prefixed(&format!("cannot kill container: {}", container.id)))
     }

@@ -70,7 +70,7 @@ use crate::images::Images;
 use crate::instance::Instance;
 use crate::model::{ContainerRecord, ContainerState, Status};
 use crate::networks::Networks;
-use crate::shims::{self, ANSWER_TIMEOUT, WarmPool};
+use crate::shims::{self, ANSWER_TIMEOUT, ShimProcess, WarmPool};
 use crate::store::RecordStore;
 use crate::volumes::Volumes;
 
@@ -133,6 +133,8 @@ pub struct Container {
     /// Whether a shim is alive. The monitor sets it to false when the shim has exited; a new start
     /// waits for that.
     shim: watch::Sender<bool>,
+    /// The shim of the current run, until it has exited.
+    shim_process: Mutex<Option<ShimProcess>>,
 }
 
 /// The state that waiters for a container observe.
@@ -146,6 +148,7 @@ pub struct Progress {
 }
 
 /// A subscription to the end of a container's current run.
+#[derive(Clone)]
 struct ExitWatch {
     progress: watch::Receiver<Progress>,
     /// The number of exits before.
@@ -161,6 +164,12 @@ impl ExitWatch {
             .progress
             .wait_for(|now| !now.running || now.exits > exits)
             .await;
+    }
+
+    /// Returns whether the run has ended; another one may have begun since.
+    fn has_ended(&self) -> bool {
+        let now = self.progress.borrow();
+        !now.running || now.exits > self.exits
     }
 }
 
@@ -359,6 +368,7 @@ impl Container {
             log_readers: watch::Sender::default(),
             process_access: Arc::default(),
             shim: watch::Sender::new(false),
+            shim_process: Mutex::default(),
         })
     }
 
@@ -399,6 +409,19 @@ impl Container {
     /// Returns whether a shim of this container is alive.
     fn has_shim(&self) -> bool {
         *self.shim.borrow()
+    }
+
+    fn shim_process(&self) -> Option<ShimProcess> {
+        let process = self.shim_process.lock();
+        *process.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the process of the current run's shim.
+    fn set_shim_process(&self, process: Option<ShimProcess>) {
+        *self
+            .shim_process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = process;
     }
 
     /// Returns the pid of the running container's init process.

@@ -14,7 +14,7 @@ use super::{Container, Containers};
 use crate::events::now;
 use crate::instance::Instance;
 use crate::model::Status;
-use crate::shims::{ANSWER_TIMEOUT, ShimStatus, probe, read_event};
+use crate::shims::{ANSWER_TIMEOUT, ShimProcess, ShimStatus, listener, probe, read_event};
 
 /// Delay before the first restart by a restart policy; doubled after each short run.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -57,10 +57,18 @@ async fn follow(
                     return;
                 };
                 containers.apply_event(&container, state).await;
+                if container.shim_process().is_none() {
+                    container.set_shim_process(ShimProcess::of_peer(&renewed));
+                }
                 events = Some(renewed);
             }
             ShimStatus::Gone => break None,
-            ShimStatus::Unresponsive => tokio::time::sleep(RETRY_DELAY).await,
+            ShimStatus::Unresponsive => {
+                if container.shim_process().is_none() {
+                    container.set_shim_process(listener(&instance, &container.id).await);
+                }
+                tokio::time::sleep(RETRY_DELAY).await;
+            }
         }
     };
     let Some(containers) = containers.upgrade() else {
@@ -77,6 +85,7 @@ async fn follow(
         while read_event(&mut events).await.is_ok() {}
     }
     let _ = fs::remove_tree(containers.instance.run_dir(&container.id));
+    container.set_shim_process(None);
     container.shim.send_replace(false);
 }
 
@@ -245,9 +254,9 @@ impl Container {
 
 /// Starts a container as its restart policy wants it. A start that fails with
 /// [`crate::error::Error::Unavailable`] (descriptors, memory or room on a disk are used up) or
-/// [`crate::error::Error::Restarting`] is tried again after a longer delay, unless `on-failure` allows no further one. Any other error
-/// ends the restarts, as with Docker: a device or file to mount that is gone, or a port that is
-/// taken.
+/// [`crate::error::Error::Restarting`] is tried again after a longer delay, unless `on-failure`
+/// allows no further one. Any other error ends the restarts, as with Docker: a device or file to
+/// mount that is gone, or a port that is taken.
 pub(super) async fn restart(
     containers: Weak<Containers>,
     container: Arc<Container>,

@@ -1,7 +1,9 @@
 //! Pausing and unpausing a container.
 
+use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::Request;
 
+use super::silent_shim::blocking;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::model::Status;
@@ -78,6 +80,26 @@ impl Containers {
             self.request_shim(container, &Request::Resume).await?,
             &format!("cannot unpause container {}", container.id),
         )?;
+        self.note_resumed(container);
+        Ok(())
+    }
+
+    /// Like [`Containers::resume_locked`], so that the container can handle a signal: if its shim
+    /// does not answer, the engine thaws the cgroup itself.
+    pub(super) async fn resume_for_signal(&self, container: &Container) -> Result<()> {
+        match self.resume_locked(container).await {
+            Err(Error::ShimSilent(text)) => {
+                tracing::warn!("resume: {text}; the engine thaws the container itself");
+                let path = self.cgroup_path(container);
+                blocking(move || Ok(Cgroup::at(&path)?.begin_freeze(false)?)).await?;
+                self.note_resumed(container);
+                Ok(())
+            }
+            resumed => resumed,
+        }
+    }
+
+    fn note_resumed(&self, container: &Container) {
         {
             let mut record = container.record();
             if record.state.status == Status::Paused {
@@ -86,6 +108,5 @@ impl Containers {
         }
         self.save_or_log(container);
         self.publish(container, "unpause", &[]);
-        Ok(())
     }
 }

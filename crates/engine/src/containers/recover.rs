@@ -12,7 +12,7 @@ use super::{Container, Containers, monitor};
 use crate::error::Result;
 use crate::model::Status;
 use crate::mounts;
-use crate::shims::{ShimStatus, probe};
+use crate::shims::{ShimProcess, ShimStatus, probe};
 
 /// The first schema version whose records have `mounts`; earlier ones have them only in the
 /// settings.
@@ -135,6 +135,8 @@ impl Containers {
             record.ports = adopted.ports;
         }
         self.adopt_volumes(container, true);
+        let shim = events.as_ref().and_then(ShimProcess::of_peer);
+        container.set_shim_process(shim);
         container.shim.send_replace(true);
         container
             .progress

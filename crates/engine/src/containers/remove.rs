@@ -46,7 +46,7 @@ impl Containers {
         } else {
             check_stopped(&container)?
         }
-        self.await_shim_exit(&container).await;
+        self.await_shim_exit(&container).await?;
         self.remove_now(&container, request.volumes)
     }
 

@@ -1,110 +1,175 @@
-//! Signals to a container whose shim does not answer, because it was stopped or hangs in a system
-//! call: the engine sends them itself, and ends the shim together with the container.
+//! Signals to a container whose shim does not answer, because it is stopped, hangs in a system call
+//! or waits for a slow disk: the engine sends them itself.
 //!
-//! After the shim's end the container's monitor processes the container's end, as it does when a
-//! shim was killed.
+//! After SIGKILL the shim has [`PATIENCE`] to report the container's end with its exit code and last
+//! output; then it is killed too, and the container's monitor processes the container's end as it
+//! does when a shim was killed.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::event::PollFlags;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use whelk_runtime::cgroup::Cgroup;
 use whelk_sys::{fs, signal};
 
-use super::{Container, Containers};
+use super::kill::KILL_TIMEOUT;
+use super::{Container, Containers, ExitWatch};
 use crate::error::{Error, Result};
-use crate::shims::{self, PING_TIMEOUT};
+use crate::shims::{self, PING_TIMEOUT, ShimProcess};
 
-/// How a signal was sent.
-pub(super) enum Sent {
-    ByShim,
-    /// By the engine, because the shim does not answer; with a pidfd of the container's first
-    /// process, unless that has ended.
-    Directly(Option<OwnedFd>),
-    /// SIGKILL by the engine, to the container and its shim.
-    Killed,
-}
+/// How long a shim may take to report the end of a container that the engine has killed.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Containers {
-    /// Sends a signal to a container's first process.
+    /// Sends a signal to a container's first process. Succeeds if that, or the container's `run`, has
+    /// ended.
     pub(super) async fn signal_directly(
         &self,
         container: &Container,
         number: i32,
-    ) -> Result<Option<OwnedFd>> {
+        run: &ExitWatch,
+    ) -> Result<()> {
         let (path, pid) = (self.cgroup_path(container), container.record().state.pid);
+        let run = run.clone();
         blocking(move || {
-            let Some(init) = Pid::from_raw(pid) else {
-                return Ok(None);
+            let Some(pid_of_init) = Pid::from_raw(pid) else {
+                return Ok(());
             };
-            let Ok(init) = pidfd_open(init, PidfdFlags::empty()) else {
-                return Ok(None);
+            let init = match pidfd_open(pid_of_init, PidfdFlags::empty()) {
+                Err(Errno::SRCH) => return Ok(()),
+                opened => opened.map_err(failed("open a pidfd"))?,
             };
             // Read after the pidfd was opened: the pid is this process's, not that of a later one.
             // A process that has ended is not listed.
-            if !Cgroup::at(&path)?.processes()?.contains(&pid) {
-                return Ok(None);
+            if run.has_ended() || !Cgroup::at(&path)?.processes()?.contains(&pid) {
+                return Ok(());
             }
-            signal::pidfd_send(&init, number)
-                .map_err(|error| Error::internal(whelk_sys::errno_text(&error)))?;
-            Ok(Some(init))
+            send(&init, number)
         })
         .await
     }
 
-    /// Kills a container's processes and its shim.
+    /// Kills a container's processes, and its shim if that does not report their end. Does nothing
+    /// if the container's `run` has ended.
     ///
     /// # Errors
     /// Returns an error if its shim is not found.
-    pub(super) async fn kill_with_shim(&self, container: &Container) -> Result<()> {
-        let listener = shims::listener(&self.instance, &container.id).await;
-        let (path, shims) = (self.cgroup_path(container), self.instance.shims_cgroup());
-        tracing::warn!(
-            container = container.id,
-            "the shim does not answer; killing it and the container"
-        );
+    pub(super) async fn kill_directly(&self, container: &Container, run: &ExitWatch) -> Result<()> {
+        // Found before its children are killed.
+        let shim = self.find_shim(container).await;
+        let still = run.clone();
+        self.kill_processes(container, move || !still.has_ended())
+            .await?;
+        let mut end = run.clone();
+        if tokio::time::timeout(PATIENCE, end.exited()).await.is_ok() {
+            return Ok(());
+        }
+        self.kill_shim(container, shim).await
+    }
+
+    async fn kill_processes(
+        &self,
+        container: &Container,
+        is_wanted: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<()> {
+        let path = self.cgroup_path(container);
         blocking(move || {
             let cgroup = Cgroup::at(&path)?;
-            // Found before its children are killed.
-            let shim = listener.or_else(|| parent_in(&cgroup, &shims));
-            if cgroup.exists() {
+            if cgroup.exists() && is_wanted() {
                 cgroup.kill_all()?;
             }
-            let shim = shim.ok_or_else(|| Error::internal("its shim is not found"))?;
-            signal::pidfd_send(&shim, Signal::KILL.as_raw())
-                .map_err(|error| Error::internal(whelk_sys::errno_text(&error)))
+            Ok(())
+        })
+        .await
+    }
+
+    /// Returns the shim of a container's current run.
+    async fn find_shim(&self, container: &Container) -> Option<ShimProcess> {
+        if let Some(shim) = container.shim_process() {
+            return Some(shim);
+        }
+        if let Some(shim) = shims::listener(&self.instance, &container.id).await {
+            return Some(shim);
+        }
+        let (path, shims) = (self.cgroup_path(container), self.instance.shims_cgroup());
+        let parent = blocking(move || Ok(parent_in(&Cgroup::at(&path)?, &shims))).await;
+        parent.ok().flatten()
+    }
+
+    async fn kill_shim(&self, container: &Container, shim: Option<ShimProcess>) -> Result<()> {
+        let shim = shim.ok_or_else(|| {
+            Error::internal(format!(
+                "the shim of container {} does not answer, and its process is not found",
+                container.id
+            ))
+        })?;
+        tracing::warn!(
+            container = container.id,
+            "the shim (pid {}) does not answer; killing it",
+            shim.pid
+        );
+        let shims = self.instance.shims_cgroup();
+        blocking(move || {
+            let Some(pidfd) = shim.open().map_err(failed("open a pidfd"))? else {
+                return Ok(());
+            };
+            if Cgroup::at(&shims)?.processes()?.contains(&shim.pid) {
+                return send(&pidfd, Signal::KILL.as_raw());
+            }
+            // pidfd_open(2): readable when the process has terminated.
+            if shims::is_ready(&pidfd, PollFlags::IN) {
+                return Ok(());
+            }
+            let text = format!("process {} is not in the cgroup of shims", shim.pid);
+            Err(Error::internal(text))
         })
         .await
     }
 
     /// Waits until the shim of the last run has exited: only then can the next one use its directory
-    /// and cgroup. Kills a shim that does not answer.
-    pub(super) async fn await_shim_exit(&self, container: &Container) {
-        let exited = || tokio::time::timeout(PING_TIMEOUT, container.wait_for_shim_exit());
-        while exited().await.is_err() {
-            if shims::check_alive(&self.instance, &container.id)
-                .await
-                .is_err()
-                && container.has_shim()
-                && let Err(error) = self.kill_with_shim(container).await
-            {
-                tracing::error!(container = container.id, "kill the shim: {error}");
+    /// and cgroup. Kills a shim that does not answer. The caller holds the operation lock.
+    ///
+    /// # Errors
+    /// Returns an error if such a shim is not found or does not end.
+    pub(super) async fn await_shim_exit(&self, container: &Container) -> Result<()> {
+        let exited = |limit| tokio::time::timeout(limit, container.wait_for_shim_exit());
+        let alive = || shims::check_alive(&self.instance, &container.id);
+        while exited(PING_TIMEOUT).await.is_err() {
+            if alive().await.is_ok() || !container.has_shim() {
+                continue;
             }
+            let shim = self.find_shim(container).await;
+            self.kill_processes(container, || true).await?;
+            self.kill_shim(container, shim).await?;
+            return exited(KILL_TIMEOUT).await.map_err(|_| {
+                Error::Unavailable(format!(
+                    "the shim of container {} does not end after SIGKILL",
+                    container.id
+                ))
+            });
         }
+        Ok(())
     }
 }
 
-/// Waits until the process of a pidfd has ended.
-pub(super) async fn process_ended(pidfd: OwnedFd) {
-    const POLL: Duration = Duration::from_millis(100);
-    // pidfd_open(2): readable when the process has terminated.
-    while !shims::is_ready(&pidfd, PollFlags::IN) {
-        tokio::time::sleep(POLL).await;
+/// Sends a signal to a process; that it has ended is no error.
+fn send(process: &OwnedFd, number: i32) -> Result<()> {
+    match signal::pidfd_send(process, number) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => Ok(()),
+        sent => sent.map_err(failed("send a signal")),
     }
 }
 
-async fn blocking<T: Send + 'static>(
+fn failed<E: Into<std::io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
+    move |error| {
+        let error = error.into();
+        Error::kernel(format!("{step}: {}", whelk_sys::errno_text(&error)), &error)
+    }
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)
@@ -112,14 +177,14 @@ async fn blocking<T: Send + 'static>(
         .map_err(|error| Error::internal(error.to_string()))?
 }
 
-/// Returns a pidfd of the parent of a container's process, if the parent is in the cgroup of shims.
-fn parent_in(container: &Cgroup, shims: &str) -> Option<OwnedFd> {
+/// Returns the parent of a container's process, if the parent is in the cgroup of shims.
+fn parent_in(container: &Cgroup, shims: &str) -> Option<ShimProcess> {
     let shims = Cgroup::at(shims).ok()?.processes().ok()?;
     container.processes().ok()?.into_iter().find_map(|child| {
         let parent = parent_of(child).filter(|parent| shims.contains(parent))?;
-        let pidfd = pidfd_open(Pid::from_raw(parent)?, PidfdFlags::empty()).ok()?;
+        let found = ShimProcess::find(parent)?;
         // Had the parent ended before, the child would have another one.
-        (parent_of(child) == Some(parent)).then_some(pidfd)
+        (parent_of(child) == Some(parent)).then_some(found)
     })
 }
 

@@ -28,7 +28,7 @@ use crate::logging;
 use crate::model::{ContainerRecord, HostConfig, Status};
 use crate::networks::NetworkRecord;
 use crate::security::{Options, Seccomp};
-use crate::shims::{LaunchError, is_disconnected};
+use crate::shims::{LaunchError, Running, is_disconnected};
 use crate::spec::{self, SpecContext};
 
 /// Docker's prefixes of a runtime's errors. Docker's CLI derives exit codes from these texts.
@@ -90,7 +90,7 @@ impl Containers {
             }
             Status::Created | Status::Exited | Status::Restarting => {}
         }
-        self.await_shim_exit(container).await;
+        self.await_shim_exit(container).await?;
         let mut attached = std::mem::take(
             &mut *container
                 .waiting_clients
@@ -201,7 +201,12 @@ impl Containers {
         launch: &ContainerLaunch,
         descriptors: Vec<OwnedFd>,
     ) -> std::result::Result<(), StartError> {
-        let ((pid, started_at), events) = self
+        let Running {
+            pid,
+            started_at,
+            shim,
+            events,
+        } = self
             .shims
             .launch(launch, descriptors)
             .await
@@ -220,6 +225,7 @@ impl Containers {
             record.state.exit_code = 0;
             record.state.oom_killed = false;
         }
+        container.set_shim_process(shim);
         container.shim.send_replace(true);
         // Not fatal if this fails or the engine ends here: recovery finds the shim.
         self.save_or_log(container);

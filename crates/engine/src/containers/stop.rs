@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use whelk_text::signal;
 
-use super::kill::{KILL_TIMEOUT, SIGNAL_TIMEOUT};
-use super::silent_shim::{Sent, process_ended};
+use super::kill::KILL_TIMEOUT;
 use super::{Container, Containers, ExitWatch};
 use crate::error::{Error, Result};
 use crate::model::Status;
@@ -18,12 +17,7 @@ pub(super) struct Stopping {
     end: ExitWatch,
     /// In seconds; negative for no limit.
     timeout: i64,
-    /// How the signal was sent; `None` if it could not be.
-    sent: Option<Sent>,
 }
-
-/// Time limit for the answer of a shim that has not answered the request before.
-const LAST_CHANCE: Duration = Duration::from_secs(1);
 
 impl Containers {
     /// Stops a container: sends `signal` (default: its stop signal), and SIGKILL if it has not
@@ -94,22 +88,16 @@ impl Containers {
         let timeout = timeout.unwrap_or(default_timeout);
         if container.status() == Status::Paused {
             // A frozen process cannot handle the signal.
-            match self.resume_locked(container).await {
-                // The shim does not answer: killed without a signal before.
-                Err(Error::Unavailable(error)) => {
-                    tracing::warn!("stop: {error}");
-                    let (timeout, sent) = (0, Some(Sent::Directly(None)));
-                    return Ok(Stopping { end, timeout, sent });
-                }
-                resumed => resumed?,
-            }
+            self.resume_for_signal(container).await?;
         }
-        let sent = self
-            .send_signal(container, signal.unwrap_or(default_signal), SIGNAL_TIMEOUT)
-            .await
-            .inspect_err(|error| tracing::warn!(container = container.id, "stop: {error}"))
-            .ok();
-        Ok(Stopping { end, timeout, sent })
+        let signal = signal.unwrap_or(default_signal);
+        match self.send_signal(container, signal, &end).await {
+            // Nothing was sent because of the engine: no reason for SIGKILL.
+            Err(error @ Error::Unavailable(_)) => return Err(error),
+            Err(error) => tracing::warn!(container = container.id, "stop: {error}"),
+            Ok(()) => {}
+        }
+        Ok(Stopping { end, timeout })
     }
 
     /// Waits for the exit of a container, and kills it after the timeout.
@@ -118,44 +106,23 @@ impl Containers {
         container: &Arc<Container>,
         stopping: Stopping,
     ) -> Result<()> {
-        let Stopping {
-            mut end,
-            timeout,
-            sent,
-        } = stopping;
-        let is_silent = matches!(sent, Some(Sent::Directly(_)));
-        // Without the shim nobody reports the container's exit: its first process is watched.
-        let ended = async {
-            match sent {
-                Some(Sent::Directly(Some(init))) => tokio::select! {
-                    () = end.exited() => true,
-                    () = process_ended(init) => false,
-                },
-                Some(Sent::Directly(None)) => false,
-                _ => {
-                    end.exited().await;
-                    true
-                }
+        let Stopping { mut end, timeout } = stopping;
+        let ended = match u64::try_from(timeout) {
+            Ok(seconds) => tokio::time::timeout(Duration::from_secs(seconds), end.exited())
+                .await
+                .is_ok(),
+            // Negative: no limit.
+            Err(_) => {
+                end.exited().await;
+                true
             }
         };
-        let ended = match u64::try_from(timeout) {
-            Ok(seconds) => tokio::time::timeout(Duration::from_secs(seconds), ended)
-                .await
-                .unwrap_or(false),
-            // Negative: no limit.
-            Err(_) => ended.await,
-        };
         if !ended {
-            let patience = if is_silent {
-                LAST_CHANCE
-            } else {
-                SIGNAL_TIMEOUT
-            };
-            let sent = self.send_signal(container, signal::KILL, patience).await?;
-            if container.status() == Status::Paused && matches!(sent, Sent::ByShim) {
+            self.send_signal(container, signal::KILL, &end).await?;
+            if container.status() == Status::Paused {
                 // Paused by another client meanwhile. An error is ignored: the container may
                 // already be dead.
-                let _ = self.resume_locked(container).await;
+                let _ = self.resume_for_signal(container).await;
             }
             if tokio::time::timeout(KILL_TIMEOUT, end.exited())
                 .await
