@@ -22,7 +22,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dockerfile", &["text"]),
     ("image", &["dockerfile", "sys"]),
     ("network", &["sys"]),
-    ("plugin", &["sys"]),
+    ("client", &[]),
+    ("plugin", &["client", "sys"]),
     (
         "engine",
         &[
@@ -35,7 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["api-types", "engine", "image", "shim", "sys", "text"],
     ),
     ("gotemplate", &["text"]),
-    ("cli", &["gotemplate", "text"]),
+    ("cli", &["client", "gotemplate", "text"]),
     ("oci", &["runtime", "sys", "text"]),
     ("whelk", &["api", "cli", "engine", "oci", "shim", "sys"]),
 ];
@@ -46,6 +47,8 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("shim", &["tokio", "hyper", "axum"]),
     ("image", &["tokio", "hyper", "axum"]),
     ("network", &["tokio", "hyper", "axum"]),
+    ("text", &["tokio", "hyper", "axum"]),
+    ("gotemplate", &["tokio", "hyper", "axum"]),
     ("engine", &["hyper", "axum"]),
 ];
 

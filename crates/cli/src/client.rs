@@ -1,16 +1,10 @@
 //! The Engine API client: requests over a unix socket or TCP, one connection per request.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use bytes::Bytes;
-use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::BodyExt;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use whelk_client::{Address, Connection, Error, RawStream};
+pub(crate) use whelk_client::{Body, no_body};
 use whelk_text::url;
 
 use crate::endpoint::Host;
@@ -19,47 +13,6 @@ use crate::{Failure, plain};
 
 /// The newest API version that this client requests, and the default.
 pub(crate) const API_VERSION: &str = "1.51";
-
-/// A connection to the engine.
-pub(crate) enum Connection {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-macro_rules! delegate {
-    ($self:ident, $method:ident, $($argument:expr),*) => {
-        match $self.get_mut() {
-            Connection::Unix(stream) => Pin::new(stream).$method($($argument),*),
-            Connection::Tcp(stream) => Pin::new(stream).$method($($argument),*),
-        }
-    };
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        delegate!(self, poll_read, cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        delegate!(self, poll_write, cx, bytes)
-    }
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        delegate!(self, poll_flush, cx)
-    }
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        delegate!(self, poll_shutdown, cx)
-    }
-}
 
 /// An error response of the engine, or a failure to reach it.
 #[derive(Clone, Debug)]
@@ -110,7 +63,6 @@ impl std::fmt::Display for ApiError {
     }
 }
 
-pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
 
 #[derive(Clone, Debug)]
@@ -122,10 +74,6 @@ pub(crate) struct Client {
     version: Option<String>,
     /// Whether to log requests to standard error.
     debug: bool,
-}
-
-pub(crate) fn no_body() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed()
 }
 
 impl Client {
@@ -184,11 +132,15 @@ impl Client {
         }
     }
 
-    pub(crate) async fn connect(&self) -> std::io::Result<Connection> {
+    fn address(&self) -> Address {
         match &self.host {
-            Host::Unix(path) => UnixStream::connect(path).await.map(Connection::Unix),
-            Host::Tcp(address) => TcpStream::connect(address).await.map(Connection::Tcp),
+            Host::Unix(path) => Address::Unix(path.into()),
+            Host::Tcp(address) => Address::Tcp(address.clone()),
         }
+    }
+
+    pub(crate) async fn connect(&self) -> std::io::Result<Connection> {
+        self.address().connect().await
     }
 
     /// Sends a request. Responses with status 400 or above become errors with the engine's message.
@@ -206,15 +158,6 @@ impl Client {
         if self.debug {
             warn_line!("DEBU[0000] {method} {uri} at {}", self.host);
         }
-        let connection = self
-            .connect()
-            .await
-            .map_err(|error| ApiError::lost(self.unreachable(&error)))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(connection))
-                .await
-                .map_err(|error| failed(format!("error during connect: {}: {error}", self.host)))?;
-        tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder()
             .method(method)
             .uri(uri)
@@ -225,30 +168,9 @@ impl Client {
         let request = request
             .body(body)
             .map_err(|error| failed(format!("the request cannot be sent: {error}")))?;
-        let response = sender.send_request(request).await.map_err(|error| {
-            // The source is an I/O error of the request body (a file), not of the connection.
-            let cause = std::error::Error::source(&error).map(|cause| {
-                match cause.downcast_ref::<std::io::Error>() {
-                    Some(error) => format!(": {}", plain(error)),
-                    None => format!(": {cause}"),
-                }
-            });
-            let is_lost = !error.is_user() && !error.is_parse();
-            let what = if is_lost {
-                "connection to the engine lost"
-            } else {
-                "error during connect"
-            };
-            let message = format!(
-                "{what}: {}: {error}{}",
-                self.host,
-                cause.unwrap_or_default()
-            );
-            ApiError {
-                lost: is_lost,
-                ..failed(message)
-            }
-        })?;
+        let response = whelk_client::send(&self.address(), request)
+            .await
+            .map_err(|error| self.no_response(&error))?;
         if response.status().is_client_error() || response.status().is_server_error() {
             let status = response.status();
             let text = response
@@ -270,6 +192,33 @@ impl Client {
         Ok(response)
     }
 
+    /// Describes why there is no response.
+    fn no_response(&self, error: &Error) -> ApiError {
+        let what = match error {
+            Error::Connect(error) => return ApiError::lost(self.unreachable(error)),
+            lost if lost.is_lost() => "connection to the engine lost",
+            _ => "error during connect",
+        };
+        // The cause is an I/O error of the request body (a file), not of the connection.
+        let cause = match error {
+            Error::Exchange(error) => std::error::Error::source(error),
+            _ => None,
+        };
+        let cause = cause.map(|cause| match cause.downcast_ref::<std::io::Error>() {
+            Some(error) => format!(": {}", plain(error)),
+            None => format!(": {cause}"),
+        });
+        let message = format!(
+            "{what}: {}: {error}{}",
+            self.host,
+            cause.unwrap_or_default()
+        );
+        ApiError {
+            lost: error.is_lost(),
+            ..ApiError::local(message)
+        }
+    }
+
     pub(crate) async fn get(&self, path: &str) -> ApiResult<Value> {
         read(self.send(Method::GET, path, &[], no_body()).await?).await
     }
@@ -284,17 +233,12 @@ impl Client {
     }
 
     /// Sends a request that upgrades the connection, and returns the raw byte stream.
-    pub(crate) async fn hijack(
-        &self,
-        path: &str,
-        body: Option<&Value>,
-    ) -> ApiResult<TokioIo<hyper::upgrade::Upgraded>> {
+    pub(crate) async fn hijack(&self, path: &str, body: Option<&Value>) -> ApiResult<RawStream> {
         let (mut headers, body) = json_body(body);
         headers.extend([("connection", "Upgrade"), ("upgrade", "tcp")]);
         let response = self.send(Method::POST, path, &headers, body).await?;
-        let upgraded = hyper::upgrade::on(response).await;
-        upgraded
-            .map(TokioIo::new)
+        whelk_client::upgrade(response)
+            .await
             .map_err(|error| ApiError::local(format!("the connection was not upgraded: {error}")))
     }
 }
@@ -332,9 +276,7 @@ fn json_body(body: Option<&Value>) -> (Vec<(&'static str, &'static str)>, Body) 
     match body {
         Some(value) => (
             vec![("content-type", "application/json")],
-            Full::from(value.to_string())
-                .map_err(|never| match never {})
-                .boxed(),
+            whelk_client::full_body(value.to_string()),
         ),
         None => (Vec::new(), no_body()),
     }

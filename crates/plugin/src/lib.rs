@@ -10,13 +10,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::{TcpStream, UnixStream};
+use whelk_client::{Address, full_body, read_at_most, send, within};
 use whelk_sys::{errno_text, fs};
 
 #[derive(Debug, thiserror::Error)]
@@ -32,13 +30,6 @@ pub enum Error {
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
-
-/// The address of a plugin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Address {
-    Unix(PathBuf),
-    Tcp(String),
-}
 
 /// A plugin that has been activated.
 #[derive(Clone, Debug)]
@@ -205,16 +196,7 @@ impl Plugin {
                     .enable_all()
                     .build()
                     .map_err(|error| broken(error.to_string()))?;
-                runtime.block_on(async {
-                    let answer = tokio::time::timeout(limit, self.exchange(method, bytes)).await;
-                    answer.unwrap_or_else(|_| {
-                        Err(broken(format!(
-                            "{}: no answer within {} s",
-                            self.describe(method),
-                            limit.as_secs()
-                        )))
-                    })
-                })
+                runtime.block_on(self.exchange(method, bytes, limit))
             };
             scope
                 .spawn(exchange)
@@ -247,64 +229,35 @@ impl Plugin {
         format!("plugin {}: {method}", self.name)
     }
 
-    async fn exchange(&self, method: &str, body: Vec<u8>) -> Result<(u16, Bytes)> {
-        let unreachable = |error: std::io::Error| {
-            let at = match &self.address {
-                Address::Unix(path) => path.display().to_string(),
-                Address::Tcp(host) => host.clone(),
-            };
-            Error::Broken(format!(
-                "{}: {at}: {}",
-                self.describe(method),
-                errno_text(&error)
-            ))
+    async fn exchange(&self, method: &str, body: Vec<u8>, limit: Duration) -> Result<(u16, Bytes)> {
+        let failed = |text: String| Error::Broken(format!("{}: {text}", self.describe(method)));
+        let host = match &self.address {
+            Address::Unix(_) => "plugin.moby.localhost",
+            Address::Tcp(host) => host,
         };
-        match &self.address {
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-                self.request(TokioIo::new(stream), "plugin.moby.localhost", method, body)
-                    .await
-            }
-            Address::Tcp(host) => {
-                let stream = TcpStream::connect(host.as_str())
-                    .await
-                    .map_err(unreachable)?;
-                self.request(TokioIo::new(stream), host, method, body).await
-            }
-        }
-    }
-
-    async fn request(
-        &self,
-        stream: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-        host: &str,
-        method: &str,
-        body: Vec<u8>,
-    ) -> Result<(u16, Bytes)> {
-        let failed = |error: &dyn std::fmt::Display| {
-            Error::Broken(format!("{}: {error}", self.describe(method)))
-        };
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
-            .await
-            .map_err(|error| failed(&error))?;
-        tokio::spawn(connection);
         let request = hyper::Request::post(format!("/{method}"))
             .header("host", host)
             .header("accept", ACCEPT)
             .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| failed(&error))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| failed(&error))?;
-        let status = response.status().as_u16();
-        let content = Limited::new(response.into_body(), MAX_ANSWER)
-            .collect()
-            .await
-            .map_err(|error| failed(&error))?
-            .to_bytes();
-        Ok((status, content))
+            .body(full_body(body))
+            .map_err(|error| failed(error.to_string()))?;
+        let exchange = async {
+            let response = send(&self.address, request).await?;
+            let status = response.status().as_u16();
+            Ok((status, read_at_most(response, MAX_ANSWER).await?))
+        };
+        within(limit, exchange).await.map_err(|error| {
+            failed(match error {
+                whelk_client::Error::Connect(error) => {
+                    let at = match &self.address {
+                        Address::Unix(path) => path.display().to_string(),
+                        Address::Tcp(host) => host.clone(),
+                    };
+                    format!("{at}: {}", errno_text(&error))
+                }
+                other => other.to_string(),
+            })
+        })
     }
 }
 

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use clap::Args;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
+use whelk_client::RawStream;
 
 use crate::client::{ApiError, Client, escape_name};
 use crate::output::{warn_line, write_err, write_out};
@@ -70,7 +69,7 @@ pub(crate) fn unless_lost(error: ApiError, lost: impl FnOnce() -> Failure) -> Fa
 }
 
 /// Copies input and output until the output ends or the detach keys are typed.
-pub(crate) async fn pump(connection: TokioIo<Upgraded>, streams: &Streams) -> Outcome<Ended> {
+pub(crate) async fn pump(connection: RawStream, streams: &Streams) -> Outcome<Ended> {
     let keys = terminal::detach_keys(&streams.detach_keys)?;
     let raw = if streams.tty && streams.stdin {
         Raw::enter()

@@ -1,0 +1,73 @@
+//! Byte streams to a server. A transport is a variant of [`Address`] and of [`Connection`].
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// The address of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// The path of a unix socket.
+    Unix(PathBuf),
+    /// `HOST:PORT`
+    Tcp(String),
+}
+
+impl Address {
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// Returns an error if nothing listens there, or if access is denied.
+    pub async fn connect(&self) -> io::Result<Connection> {
+        match self {
+            Self::Unix(path) => UnixStream::connect(path).await.map(Connection::Unix),
+            Self::Tcp(address) => TcpStream::connect(address).await.map(Connection::Tcp),
+        }
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub enum Connection {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+macro_rules! delegate {
+    ($self:ident, $method:ident, $($argument:expr),*) => {
+        match $self.get_mut() {
+            Connection::Unix(stream) => Pin::new(stream).$method($($argument),*),
+            Connection::Tcp(stream) => Pin::new(stream).$method($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        delegate!(self, poll_read, cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, poll_write, cx, bytes)
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, poll_flush, cx)
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, poll_shutdown, cx)
+    }
+}
