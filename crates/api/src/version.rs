@@ -280,6 +280,10 @@ mod tests {
     }
 
     #[test]
+    #[allow(
+        clippy::too_many_lines,
+        reason = "one table: the versions of every field"
+    )]
     fn responses_have_the_fields_of_their_version() {
         let newest = crate::NEWEST.1;
         let container = |version| {
