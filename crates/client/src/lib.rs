@@ -136,12 +136,9 @@ mod tests {
                 head.push(stream.read_u8().await.unwrap());
             }
             stream.write_all(answer.as_bytes()).await.unwrap();
-            let mut buffer = [0; 64];
-            while echo {
-                match stream.read(&mut buffer).await.unwrap() {
-                    0 => break,
-                    length => stream.write_all(&buffer[..length]).await.unwrap(),
-                }
+            if echo {
+                let (mut input, mut output) = stream.split();
+                tokio::io::copy(&mut input, &mut output).await.unwrap();
             }
         });
         address
