@@ -319,7 +319,7 @@ fn hardware_addresses_and_names_are_shown_where_clients_look() {
             )
         )
     );
-    // An endpoint's address was ignored before 1.54 if the endpoint was added later.
+    // Endpoints had no MAC address of their own before 1.44.
     let connected = |version: &str| {
         let body =
             json!({"Container": "named", "EndpointConfig": {"MacAddress": "02:42:ac:11:00:79"}});
@@ -330,8 +330,8 @@ fn hardware_addresses_and_names_are_shown_where_clients_look() {
         assert_eq!(engine.api("POST", path, Some(&body)).0, 200);
         shown
     };
-    assert_eq!(connected("/v1.53"), "");
-    assert_eq!(connected("/v1.54"), "02:42:ac:11:00:79");
+    assert_eq!(connected("/v1.43"), "");
+    assert_eq!(connected("/v1.44"), "02:42:ac:11:00:79");
 }
 
 #[test]

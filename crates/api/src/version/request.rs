@@ -186,10 +186,10 @@ pub(crate) fn upgrade_exec(version: ApiVersion, config: &mut ExecConfig) {
     }
 }
 
-/// Upgrades the endpoint of a request to connect a container. Its MAC address was ignored before
-/// version 1.54.
+/// Upgrades the endpoint of a request to connect a container. Endpoints had no MAC address of their
+/// own before version 1.44. (Docker shows it from 1.44 on, but applies it from 1.54 on only.)
 pub(crate) fn upgrade_connect(version: ApiVersion, request: &mut ConnectRequest) {
-    if version < ApiVersion(1, 54) {
+    if version < ApiVersion(1, 44) {
         request.endpoint.mac_address.clear();
     }
 }
