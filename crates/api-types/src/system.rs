@@ -130,10 +130,12 @@ pub struct SystemInfo {
     pub pids_limit: bool,
     #[serde(rename = "IPv4Forwarding")]
     pub ipv4_forwarding: bool,
-    /// Whether packets forwarded by bridges pass iptables. Not in version 1.50 and later.
+    /// Whether the kernel's iptables rules apply to packets that bridges forward. Removed in API
+    /// version 1.50.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge_nf_iptables: Option<bool>,
-    /// Whether packets forwarded by bridges pass ip6tables. Not in version 1.50 and later.
+    /// Whether the kernel's ip6tables rules apply to packets that bridges forward. Removed in API
+    /// version 1.50.
     #[serde(rename = "BridgeNfIp6tables", skip_serializing_if = "Option::is_none")]
     pub bridge_nf_ip6tables: Option<bool>,
     pub debug: bool,

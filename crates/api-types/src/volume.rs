@@ -16,7 +16,7 @@ pub struct Volume {
     pub name: String,
     pub options: Option<BTreeMap<String, String>>,
     pub scope: String,
-    /// What the volume's plugin says about it.
+    /// Status that the volume's plugin reports, in the plugin's own terms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<serde_json::Value>,
     /// In `GET /system/df` only.

@@ -163,10 +163,11 @@ static BODIES: Semaphore = Semaphore::const_new(MAX_BODY_SIZE);
 /// it each could wait for each other.
 static EXCESS: Mutex<()> = Mutex::const_new(());
 
-/// How long a client that has a share of [`BODIES`] may send nothing.
+/// Time limit between two parts of a body whose request has a share of [`BODIES`].
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the body that holds [`EXCESS`] may take to arrive: others wait for it.
+/// Time limit for receiving the rest of a body whose request holds [`EXCESS`], for which other
+/// requests wait.
 const EXCESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A request's share of the memory for bodies.
@@ -404,7 +405,7 @@ mod tests {
         })
         .await;
         assert_eq!(free(), MAX_BODY_SIZE);
-        // One that waits goes on when the first body is done, though the excess is not.
+        // A waiting request continues as soon as a share is free, while `EXCESS` is still held.
         let excess = EXCESS.lock().await;
         let mut waiting = None;
         hold_bodies(async {
@@ -423,7 +424,7 @@ mod tests {
         assert!(late.deadline() <= Instant::now());
         drop(late);
         assert_eq!(free(), MAX_BODY_SIZE);
-        // What cannot be decoded has no value.
+        // A body that cannot be decoded releases its share.
         hold_bodies(async {
             let wrong = Body::from(" ".repeat(MAX_BODY_SIZE));
             read(wrong).await.unwrap_err();
