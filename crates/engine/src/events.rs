@@ -1,7 +1,8 @@
 //! The engine's events: one broadcast channel for all subscribers, and a buffer of recent events.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+use whelk_sys::sync::IgnorePoison as _;
 
 use tokio::sync::broadcast;
 
@@ -54,7 +55,7 @@ impl Events {
             id: id.into(),
             attributes,
         });
-        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut past = self.past.lock().ignore_poison();
         if past.len() == REMEMBERED {
             past.pop_front();
         }
@@ -66,7 +67,7 @@ impl Events {
 
     /// Returns the buffered events, and a receiver of all later ones.
     pub fn subscribe(&self) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
-        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = self.past.lock().ignore_poison();
         (past.iter().cloned().collect(), self.sender.subscribe())
     }
 

@@ -13,8 +13,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
+use whelk_sys::sync::IgnorePoison as _;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -80,21 +81,12 @@ impl WarmPool {
     /// Keeps the pool filled for as long as the engine runs.
     pub async fn maintain(self: Arc<Self>) {
         loop {
-            while self
-                .ready
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .len()
-                < WARM_SHIMS
-            {
+            while self.ready.lock().ignore_poison().len() < WARM_SHIMS {
                 let shims = self.clone();
                 match tokio::task::spawn_blocking(move || shims.spawn()).await {
                     Ok(Ok(socket)) => {
                         if let Ok(socket) = UnixStream::from_std(socket) {
-                            self.ready
-                                .lock()
-                                .unwrap_or_else(PoisonError::into_inner)
-                                .push_back(socket);
+                            self.ready.lock().ignore_poison().push_back(socket);
                         }
                     }
                     // A container's start will meet the same error and report it.
@@ -106,10 +98,7 @@ impl WarmPool {
                 }
             }
             time_to_refill(&self.refill, || {
-                self.ready
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .is_empty()
+                self.ready.lock().ignore_poison().is_empty()
             })
             .await;
         }
@@ -188,11 +177,7 @@ impl WarmPool {
     ) -> Result<UnixStream> {
         loop {
             // A statement of its own, so that the lock is not held across the `await`.
-            let ready = self
-                .ready
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop_front();
+            let ready = self.ready.lock().ignore_poison().pop_front();
             self.refill.notify_one();
             let Some(mut socket) = ready else { break };
             if !is_disconnected(&socket) && send(&mut socket, message, descriptors).await.is_ok() {

@@ -23,7 +23,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+use whelk_sys::sync::IgnorePoison as _;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -360,7 +361,7 @@ impl Firewall {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 
     fn table(&self, set_id: SetId) -> &Table {
@@ -521,7 +522,7 @@ impl Firewall {
         let reply = self
             .watcher
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+            .ignore_poison()
             .get(nft::get_generation())
             .ok()??;
         let (_, attributes) = reply.split(nft::HEADER)?;
@@ -560,7 +561,7 @@ impl Firewall {
         for (set_id, ..) in &self.state().elements {
             *wanted.entry(*set_id).or_default() += 1;
         }
-        let mut socket = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = self.watcher.lock().ignore_poison();
         let mut rules_in = |table: &Table, chains: &[Chain]| -> Option<usize> {
             let chains = chains.iter().filter(|chain| chain.name != USER);
             chains

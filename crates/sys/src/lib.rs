@@ -19,6 +19,7 @@ pub mod remove;
 pub mod seccomp;
 pub mod signal;
 mod step;
+pub mod sync;
 pub mod text;
 
 pub use step::step;

@@ -17,10 +17,11 @@ pub fn step() {
 
 #[cfg(debug_assertions)]
 mod counted {
+    use crate::sync::IgnorePoison as _;
     use std::fs::File;
     use std::io::{self, Read as _, Seek as _, Write as _};
     use std::path::PathBuf;
-    use std::sync::{Mutex, OnceLock, PoisonError};
+    use std::sync::{Mutex, OnceLock};
 
     static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
@@ -34,7 +35,7 @@ mod counted {
         else {
             return;
         };
-        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = TURN.lock().ignore_poison();
         let Ok(mut file) = File::options().read(true).write(true).open(file) else {
             return;
         };

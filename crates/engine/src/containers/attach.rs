@@ -1,7 +1,7 @@
 //! Attaching a client to a container's standard streams.
 
 use std::os::fd::OwnedFd;
-use std::sync::PoisonError;
+use whelk_sys::sync::IgnorePoison as _;
 
 use tokio::net::UnixStream;
 use whelk_shim::protocol::{Attach, Request};
@@ -83,10 +83,7 @@ impl Containers {
                 };
                 let (ours, theirs) = UnixStream::pair().map_err(fail)?;
                 let theirs = OwnedFd::from(theirs.into_std().map_err(fail)?);
-                let mut waiting = container
-                    .waiting_clients
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut waiting = container.waiting_clients.lock().ignore_poison();
                 waiting.retain(|(_, stream)| !is_disconnected(stream));
                 if waiting.len() >= MAX_WAITING {
                     return Err(Error::conflict(format!(

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::{ImageConfig, Platform};
 use whelk_sys::fs;
@@ -143,7 +144,7 @@ impl Containers {
         if made.is_err() {
             self.index
                 .write()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .ignore_poison()
                 .by_name
                 .remove(&record.name);
             let _ = fs::remove_tree(self.instance.container_dir(&record.id));
@@ -153,10 +154,7 @@ impl Containers {
 
     /// Reserves the requested name, or a random one that is not in use.
     fn reserve_name(&self, record: &mut ContainerRecord, wanted: Option<String>) -> Result<()> {
-        let mut index = self
-            .index
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut index = self.index.write().ignore_poison();
         record.name = match wanted {
             Some(name) => match index.by_name.get(&name) {
                 Some(owner) => return Err(name_taken(&name, owner)),

@@ -1,7 +1,8 @@
 //! Exec: additional processes in a running container.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use whelk_sys::sync::IgnorePoison as _;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
@@ -66,11 +67,11 @@ const RETENTION: Duration = Duration::from_secs(300);
 
 impl ExecSession {
     pub fn state(&self) -> ExecState {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.state.lock().ignore_poison()
     }
 
     fn change(&self, change: impl FnOnce(&mut ExecState)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.state.lock().ignore_poison());
         self.changed.notify_waiters();
     }
 
@@ -150,7 +151,7 @@ impl Containers {
             &[("execID", exec.id.clone())],
         );
         let id = exec.id.clone();
-        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut execs = self.execs.lock().ignore_poison();
         execs.retain(|_, exec| {
             exec.state()
                 .ended_at
@@ -167,7 +168,7 @@ impl Containers {
     pub fn exec(&self, id: &str) -> Result<Arc<ExecSession>> {
         self.execs
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+            .ignore_poison()
             .get(id)
             .cloned()
             .ok_or_else(|| Error::NotFound(format!("No such exec instance: {id}")))
@@ -182,7 +183,7 @@ impl Containers {
         let exec = self.exec(id)?;
         let container = self.find(&exec.container)?;
         check_can_exec(&container, &container.id)?;
-        let mut state = exec.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = exec.state.lock().ignore_poison();
         if state.started {
             let what = if state.running {
                 "is already running"
@@ -406,7 +407,7 @@ impl Containers {
     /// Ends all execs of a container that has ended, and deletes those that were not started.
     pub(super) fn end_execs(&self, container: &Container) {
         const KILLED: i32 = 137;
-        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut execs = self.execs.lock().ignore_poison();
         execs.retain(|_, exec| exec.container != container.id || exec.state().started);
         for exec in execs.values().filter(|exec| exec.container == container.id) {
             exec.change(|state| {
@@ -419,7 +420,7 @@ impl Containers {
 
     /// Returns the ids of a container's running execs.
     pub(super) fn running_execs(&self, container: &str) -> Vec<String> {
-        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        let execs = self.execs.lock().ignore_poison();
         execs
             .values()
             .filter(|exec| exec.container == container && exec.state().running)
@@ -444,7 +445,7 @@ impl Containers {
         };
         self.execs
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+            .ignore_poison()
             .entry(id.to_owned())
             .or_insert_with(|| Arc::new(exec));
     }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+use whelk_sys::sync::IgnorePoison as _;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::io::Interest;
@@ -60,7 +61,7 @@ impl LogWatch {
     }
 
     fn followed(&self) -> MutexGuard<'_, HashMap<i32, watch::Sender<()>>> {
-        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.followed.lock().ignore_poison()
     }
 }
 

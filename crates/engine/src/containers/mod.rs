@@ -43,8 +43,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::Duration;
+use whelk_sys::sync::IgnorePoison as _;
 
 use tokio::sync::watch;
 use whelk_shim::protocol::{Attach, Reply, Request};
@@ -223,7 +224,7 @@ impl Containers {
     /// # Errors
     /// Returns an error if there is none, or if the prefix is ambiguous.
     pub fn find(&self, name: &str) -> Result<Arc<Container>> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self.index.read().ignore_poison();
         let plain = name.strip_prefix('/').unwrap_or(name);
         if let Some(container) = index
             .by_id
@@ -257,18 +258,13 @@ impl Containers {
     }
 
     fn by_id(&self, id: &str) -> Option<Arc<Container>> {
-        self.index
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_id
-            .get(id)
-            .cloned()
+        self.index.read().ignore_poison().by_id.get(id).cloned()
     }
 
     pub fn all(&self) -> Vec<Arc<Container>> {
         self.index
             .read()
-            .unwrap_or_else(PoisonError::into_inner)
+            .ignore_poison()
             .by_id
             .values()
             .cloned()
@@ -277,7 +273,7 @@ impl Containers {
 
     fn add(&self, container: Arc<Container>) {
         let name = container.record().name.clone();
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.index.write().ignore_poison();
         index.by_name.insert(name, container.id.clone());
         index.by_id.insert(container.id.clone(), container);
     }
@@ -285,7 +281,7 @@ impl Containers {
     /// Removes a container from the index.
     fn remove_from_index(&self, container: &Container) {
         let name = container.record().name.clone();
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.index.write().ignore_poison();
         if index.by_name.get(&name) == Some(&container.id) {
             index.by_name.remove(&name);
         }
@@ -375,23 +371,19 @@ impl Container {
     /// Locks and returns the record. The lock must be held only briefly, and never across an
     /// `await`.
     pub fn record(&self) -> MutexGuard<'_, ContainerRecord> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        self.record.lock().ignore_poison()
     }
 
     fn saving(&self) -> MutexGuard<'_, ()> {
-        self.saving.lock().unwrap_or_else(PoisonError::into_inner)
+        self.saving.lock().ignore_poison()
     }
 
     fn networking(&self) -> MutexGuard<'_, ()> {
-        self.networking
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.networking.lock().ignore_poison()
     }
 
     fn resolver_file(&self) -> MutexGuard<'_, String> {
-        self.resolver_file
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.resolver_file.lock().ignore_poison()
     }
 
     pub fn state(&self) -> ContainerState {
@@ -413,15 +405,12 @@ impl Container {
 
     fn shim_process(&self) -> Option<ShimProcess> {
         let process = self.shim_process.lock();
-        *process.unwrap_or_else(PoisonError::into_inner)
+        *process.ignore_poison()
     }
 
     /// Sets the process of the current run's shim.
     fn set_shim_process(&self, process: Option<ShimProcess>) {
-        *self
-            .shim_process
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = process;
+        *self.shim_process.lock().ignore_poison() = process;
     }
 
     /// Returns the pid of the running container's init process.

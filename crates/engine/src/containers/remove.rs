@@ -1,8 +1,9 @@
 //! Removing a container. Its files are moved to the trash and deleted in the background.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_sys::fs;
 
@@ -115,13 +116,9 @@ impl Containers {
         self.release_volumes(&container.id, &mounts, volumes);
         self.execs
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+            .ignore_poison()
             .retain(|_, exec| exec.container != container.id);
-        container
-            .waiting_clients
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        container.waiting_clients.lock().ignore_poison().clear();
         self.publish(container, "destroy", &[]);
         container
             .progress

@@ -1,11 +1,10 @@
 //! Renaming a container.
 
-use std::sync::PoisonError;
-
 use super::create::name_taken;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::validate;
+use whelk_sys::sync::IgnorePoison as _;
 
 impl Containers {
     /// Renames a container.
@@ -33,7 +32,7 @@ impl Containers {
             ));
         }
         {
-            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+            let mut index = self.index.write().ignore_poison();
             if let Some(owner) = index.by_name.get(&new_name) {
                 return Err(Error::conflict(format!(
                     "Error when allocating new name: {}",
@@ -46,7 +45,7 @@ impl Containers {
         self.rename_in_networks(&container);
         let saved = self.save_with_copy(&container);
         let renamed = {
-            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+            let mut index = self.index.write().ignore_poison();
             // A --rm container may have been removed meanwhile, under either name.
             let exists = index.by_id.contains_key(&container.id);
             let renamed = saved.and_then(|()| {

@@ -11,8 +11,9 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::Digest;
 use whelk_runtime::spec::{Device, DeviceKind, Spec};
@@ -91,12 +92,7 @@ impl Containers {
             Status::Created | Status::Exited | Status::Restarting => {}
         }
         self.await_shim_exit(container).await?;
-        let mut attached = std::mem::take(
-            &mut *container
-                .waiting_clients
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let mut attached = std::mem::take(&mut *container.waiting_clients.lock().ignore_poison());
         attached.retain(|(_, stream)| !is_disconnected(stream));
         match self.acquire_and_run(container, attached).await {
             Ok(()) => Ok(()),
@@ -373,7 +369,7 @@ impl Containers {
         let key = Digest::of(format!("{profile}\0{}", key.join(",")).as_bytes())
             .hex()
             .to_owned();
-        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filters = self.filters.lock().ignore_poison();
         // A cleaner of /run may have deleted the file.
         if let Some(path) = filters.get(&key).filter(|path| fs::exists(path)) {
             return Ok(Some(path.clone()));

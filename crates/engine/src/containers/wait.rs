@@ -1,8 +1,8 @@
 //! Waiting for a container's exit or removal.
 
 use std::collections::VecDeque;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
+use whelk_sys::sync::IgnorePoison as _;
 
 use futures_util::future::Either;
 
@@ -73,7 +73,7 @@ impl Containers {
     pub(super) fn retain_exit_code(&self, id: &str, exit_code: i32) {
         self.exits
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+            .ignore_poison()
             .add(id.to_owned(), exit_code);
     }
 
@@ -90,11 +90,7 @@ impl Containers {
         let container = match self.find(name) {
             Ok(container) => container,
             Err(error) => {
-                let kept = self
-                    .exits
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .of(name);
+                let kept = self.exits.lock().ignore_poison().of(name);
                 let exit_code = kept.ok_or(error)?;
                 return Ok(Either::Left(std::future::ready(Waited { exit_code })));
             }

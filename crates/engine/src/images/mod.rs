@@ -5,7 +5,8 @@ mod remove;
 mod transfer;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
+use whelk_sys::sync::IgnorePoison as _;
 
 use serde::{Deserialize, Serialize};
 use whelk_image::{Digest, ImageConfig, Platform, Reference};
@@ -81,7 +82,7 @@ pub struct Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = self.pins.lock().ignore_poison();
         if let Some(count) = pins.get_mut(&self.image) {
             *count -= 1;
             if *count == 0 {
@@ -162,11 +163,11 @@ impl Images {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
+        self.index.read().ignore_poison()
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Index> {
-        self.index.write().unwrap_or_else(PoisonError::into_inner)
+        self.index.write().ignore_poison()
     }
 
     /// Finds an image for a container that is being created, and keeps it from being removed until
@@ -175,7 +176,7 @@ impl Images {
     /// # Errors
     /// As [`Images::find`].
     pub fn pin(&self, name: &str) -> Result<(Arc<Image>, Pin)> {
-        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = self.pins.lock().ignore_poison();
         let image = self.find(name)?;
         *pins.entry(image.id.clone()).or_default() += 1;
         drop(pins);

@@ -1,7 +1,8 @@
 //! Removing images' names, and images with their last name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::{Digest, Platform, Reference};
 
@@ -54,7 +55,7 @@ impl Images {
         force: bool,
         users: impl Fn(&Digest) -> Vec<(String, bool)>,
     ) -> Result<Vec<Removed>> {
-        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let pins = self.pins.lock().ignore_poison();
         let image = self.find(name)?;
         let by_id = !self.is_name_of(name, &image.id);
         let names: Vec<String> = self

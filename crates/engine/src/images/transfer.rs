@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::archive::{self, Import, Loaded, Saved};
 use whelk_image::{Digest, Platform, Reference};
@@ -122,7 +123,7 @@ impl Images {
     /// meanwhile; afterwards unused ones are.
     fn with_incoming<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let outcome = {
-            let _incoming = self.incoming.read().unwrap_or_else(PoisonError::into_inner);
+            let _incoming = self.incoming.read().ignore_poison();
             work()
         };
         self.collect_garbage();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
-use std::sync::PoisonError;
+use whelk_sys::sync::IgnorePoison as _;
 
 use ipnet::{IpNet, Ipv6Net};
 use whelk_network::ipam::{self, Block};
@@ -115,7 +115,7 @@ impl Networks {
         let mut record = self.check_request(request)?;
         // Two engines on one host must not allocate the same subnet at the same time.
         let _lock = lock_subnets()?;
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock().ignore_poison();
         self.check_unused(&record)?;
         if record.has_subnets() {
             self.plan_subnets(&mut record)?;

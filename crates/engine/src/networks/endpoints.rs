@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::PoisonError;
+use whelk_sys::sync::IgnorePoison as _;
 
 use ipnet::IpNet;
 use whelk_network::dns_sockets::DnsSockets;
@@ -415,12 +415,7 @@ impl Networks {
     /// Releases everything that an ended container had in its networks, and returns these networks.
     /// Errors are logged.
     pub fn detach(&self, record: &mut ContainerRecord) -> Vec<NetworkRecord> {
-        if let Some(task) = self
-            .resolvers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&record.id)
-        {
+        if let Some(task) = self.resolvers.lock().ignore_poison().remove(&record.id) {
             task.abort();
         }
         self.withdraw_ports(record);

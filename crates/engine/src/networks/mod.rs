@@ -20,8 +20,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, Instant};
+use whelk_sys::sync::IgnorePoison as _;
 
 use ipnet::IpNet;
 use tokio::sync::Notify;
@@ -362,10 +363,7 @@ impl Networks {
             .map(|(network, subnets, bridge)| (network, subnets, index(&bridge)))
             .collect();
         drop(links);
-        let mut known = self
-            .hidden_subnets
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.hidden_subnets.lock().ignore_poison();
         let found = hiding_routes(&own, &routes);
         for text in found.difference(&known) {
             tracing::warn!("{text}");
@@ -434,27 +432,23 @@ impl Networks {
     }
 
     fn pending_removal(&self) -> MutexGuard<'_, Vec<SenderRules>> {
-        self.pending_removal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.pending_removal.lock().ignore_poison()
     }
 
     fn warm_pool(&self) -> MutexGuard<'_, WarmPool> {
-        self.warm_pool
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.warm_pool.lock().ignore_poison()
     }
 
     fn links(&self) -> MutexGuard<'_, Links> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.links.lock().ignore_poison()
     }
 
     pub(crate) fn state(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Network>> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read().ignore_poison()
     }
 
     fn state_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Network>> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write().ignore_poison()
     }
 
     /// Finds a network by id, name, or unambiguous id prefix.

@@ -1,9 +1,8 @@
 //! Removing networks.
 
-use std::sync::PoisonError;
-
 use whelk_network::{Firewall, ForwardAccept, Links};
 use whelk_sys::fs;
+use whelk_sys::sync::IgnorePoison as _;
 
 use super::create::{delete_bridge, is_of_instance};
 use super::model::option;
@@ -59,7 +58,7 @@ impl Networks {
     /// # Errors
     /// Returns an error if the network is predefined or has active endpoints.
     pub fn remove(&self, name: &str) -> Result<()> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock().ignore_poison();
         let record = self.find(name)?;
         if record.is_predefined() {
             return Err(Error::Denied(format!(

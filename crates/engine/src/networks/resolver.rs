@@ -4,8 +4,9 @@
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+use whelk_sys::sync::IgnorePoison as _;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -46,10 +47,7 @@ impl Networks {
         let Some(networks) = self.this.upgrade() else {
             return Ok(());
         };
-        let mut resolvers = self
-            .resolvers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut resolvers = self.resolvers.lock().ignore_poison();
         if !uses_resolver(record) || resolvers.contains_key(&record.id) {
             return Ok(());
         }

@@ -10,7 +10,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+use whelk_sys::sync::IgnorePoison as _;
 
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
@@ -70,7 +71,7 @@ impl Copies {
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock().ignore_poison()
     }
 
     pub(super) fn put(&self, id: &str, text: String, due: bool) {

@@ -15,8 +15,9 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
+use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_sys::fs;
 
@@ -58,7 +59,7 @@ impl Flushes {
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+        self.files.lock().ignore_poison()
     }
 
     /// Syncs the files, and then the log.

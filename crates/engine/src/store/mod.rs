@@ -21,7 +21,8 @@ mod repair;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+use whelk_sys::sync::IgnorePoison as _;
 
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Serialize, de::DeserializeOwned};
@@ -150,9 +151,7 @@ impl RecordStore {
         whelk_sys::step();
         // After a panic under the lock there is no incomplete transaction: SQLite has rolled it
         // back.
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.connection.lock().ignore_poison()
     }
 
     /// Records the current boot id, after the store was found to agree with the containers'

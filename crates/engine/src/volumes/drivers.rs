@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use whelk_sys::sync::IgnorePoison as _;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -61,7 +62,7 @@ impl Drivers {
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Driver>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().ignore_poison()
     }
 
     /// Returns a driver by name, and activates it at its first use.
@@ -590,7 +591,7 @@ impl Volumes {
                 let Ok(mount_lock) = volumes.mount_lock(&name) else {
                     return;
                 };
-                let _mount_guard = mount_lock.lock().unwrap_or_else(PoisonError::into_inner);
+                let _mount_guard = mount_lock.lock().ignore_poison();
                 // The record may have changed while waiting for the lock.
                 let Ok(record) = volumes.find(&name) else {
                     return;

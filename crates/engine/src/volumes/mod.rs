@@ -15,7 +15,8 @@ mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use whelk_sys::sync::IgnorePoison as _;
 
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -306,11 +307,11 @@ impl Volumes {
     }
 
     fn state(&self) -> RwLockReadGuard<'_, BTreeMap<String, Volume>> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read().ignore_poison()
     }
 
     fn state_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Volume>> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write().ignore_poison()
     }
 
     /// Returns the path of a volume's content; empty for a plugin's volume that is not mounted.
@@ -537,7 +538,7 @@ impl Volumes {
 
     fn begin_use(&self, name: &str, user: &str) -> Result<VolumeRecord> {
         let mount_lock = self.mount_lock(name)?;
-        let _mount_guard = mount_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _mount_guard = mount_lock.lock().ignore_poison();
         let record = self.find(name)?;
         self.check_idle(name)?;
         let uses = self
@@ -603,8 +604,7 @@ impl Volumes {
         let is_mounted = self
             .find(name)
             .is_ok_and(|record| record.is_mounted() || record.driver != LOCAL);
-        let _mount_guard =
-            is_mounted.then(|| mount_lock.lock().unwrap_or_else(PoisonError::into_inner));
+        let _mount_guard = is_mounted.then(|| mount_lock.lock().ignore_poison());
         let record = {
             let mut state = self.state_mut();
             let volume = state.get_mut(name)?;
@@ -672,7 +672,7 @@ impl Volumes {
         lasting: bool,
     ) -> Result<()> {
         let mount_lock = self.mount_lock(name)?;
-        let _mount_guard = mount_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _mount_guard = mount_lock.lock().ignore_poison();
         let record = self.find(name)?;
         self.check_idle(name)?;
         // A volume's own file system is mounted only while a container uses it.
@@ -736,8 +736,7 @@ impl Volumes {
         let record = self.find(name)?;
         // The lock is only necessary where something is unmounted, which can take long.
         let is_elsewhere = record.is_mounted() || record.driver != LOCAL;
-        let _mount_guard =
-            is_elsewhere.then(|| mount_lock.lock().unwrap_or_else(PoisonError::into_inner));
+        let _mount_guard = is_elsewhere.then(|| mount_lock.lock().ignore_poison());
         if is_elsewhere {
             self.begin_removal(name)?;
             let removed = match record.driver.as_str() {

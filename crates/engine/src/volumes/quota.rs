@@ -2,7 +2,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+use whelk_sys::sync::IgnorePoison as _;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use whelk_sys::{fs, quota};
@@ -22,7 +23,7 @@ static CHOOSING: Mutex<()> = Mutex::new(());
 pub(super) fn limit(directory: &Path, limit: u64) -> Result<()> {
     let directory = open(directory)?;
     let unsupported = |_| Error::invalid("quota size requested but no quota support");
-    let _choosing = CHOOSING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _choosing = CHOOSING.lock().ignore_poison();
     let mut project = FIRST;
     while quota::get(&directory, project).map_err(unsupported)? != quota::Quota::default() {
         project += 1;

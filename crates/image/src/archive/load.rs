@@ -8,6 +8,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_sys::fs;
 
@@ -219,9 +220,7 @@ impl Images<'_> {
                             .and_then(|file| store.put_layer(file, Some(diff_id)));
                         if let Err(error) = unpacked {
                             next.store(work.len(), Ordering::Relaxed);
-                            let mut failed = failed
-                                .lock()
-                                .unwrap_or_else(std::sync::PoisonError::into_inner);
+                            let mut failed = failed.lock().ignore_poison();
                             failed.get_or_insert(
                                 error.during(&format!("layer {}", super::parts::shown(part))),
                             );
@@ -230,10 +229,7 @@ impl Images<'_> {
                 });
             }
         });
-        failed
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .map_or(Ok(()), Err)
+        failed.into_inner().ignore_poison().map_or(Ok(()), Err)
     }
 
     /// Stores the configurations. Called last, when nothing can make the archive invalid any more.
