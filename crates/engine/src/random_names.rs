@@ -121,7 +121,10 @@ const CREATURES: &[&str] = &[
 /// Returns a random name such as `brave_limpet`, one of about 8,500. If `attempt` is not 0 a random
 /// number of up to `attempt` digits (at most 9) is appended.
 pub fn random(attempt: u32) -> String {
-    let pick = |list: &[&'static str]| list[random_number() as usize % list.len()];
+    let pick = |list: &[&'static str]| {
+        let index = random_number() % list.len() as u64;
+        list[usize::try_from(index).unwrap_or_default()]
+    };
     let name = format!("{}_{}", pick(ADJECTIVES), pick(CREATURES));
     if attempt == 0 {
         name

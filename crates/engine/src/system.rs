@@ -105,7 +105,7 @@ impl Engine {
 
 /// Returns the type of the file system that a directory is on, by the magic number of statfs(2).
 fn backing(path: &std::path::Path) -> &'static str {
-    match rustix::fs::statfs(path).map(|stat| stat.f_type as u64) {
+    match rustix::fs::statfs(path).map(|stat| stat.f_type) {
         Ok(0xef53) => "extfs",
         Ok(0x5846_5342) => "xfs",
         Ok(0x9123_683e) => "btrfs",

@@ -95,13 +95,13 @@ pub(crate) fn read_only(root: &OwnedFd, paths: &[String]) -> Result<()> {
 /// following symbolic links or crossing mounts, and the file must be on procfs, so that a container
 /// cannot redirect the write.
 pub(crate) fn write_proc(proc: &OwnedFd, path: &str, value: &str) -> Result<()> {
-    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+    const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
     let file = in_root::open_same_mount(proc, path, OFlags::WRONLY)
         .map_err(os_at("open procfs file", path))?;
     let magic = rustix::fs::fstatfs(&file)
         .map_err(os_at("statfs procfs file", path))?
         .f_type;
-    if magic as u64 != PROC_SUPER_MAGIC {
+    if magic != PROC_SUPER_MAGIC {
         return Err(Error::invalid(format!("{path} is not on procfs")));
     }
     rustix::io::write(&file, value.as_bytes())

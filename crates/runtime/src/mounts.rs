@@ -495,10 +495,9 @@ const COVERABLE: [&str; 11] = [
 ];
 
 fn check_not_proc(mount: &Mount, tree: &OwnedFd, target: &OwnedFd) -> Result<()> {
-    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-    let on_proc = |fd: &OwnedFd| {
-        rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u64 == PROC_SUPER_MAGIC)
-    };
+    const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
+    let on_proc =
+        |fd: &OwnedFd| rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type == PROC_SUPER_MAGIC);
     let destination = mount.destination.trim_end_matches('/');
     if destination == "/proc" && on_proc(tree) || COVERABLE.contains(&destination) {
         return Ok(());

@@ -67,7 +67,7 @@ pub(crate) fn control(slave: &OwnedFd, uid: u32) -> Result<()> {
 
 /// Opens the devpts of the container that the caller has entered.
 pub(crate) fn entered_devpts() -> Result<OwnedFd> {
-    const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
+    const DEVPTS_SUPER_MAGIC: rustix::fs::FsWord = 0x1cd1;
     let root = rustix::fs::open(
         "/",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -84,7 +84,7 @@ pub(crate) fn entered_devpts() -> Result<OwnedFd> {
     let magic = rustix::fs::fstatfs(devpts.as_fd())
         .map_err(os_at("statfs", "/dev/pts"))?
         .f_type;
-    if magic as u64 == DEVPTS_SUPER_MAGIC {
+    if magic == DEVPTS_SUPER_MAGIC {
         Ok(devpts)
     } else {
         Err(Error::invalid(

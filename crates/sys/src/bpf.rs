@@ -2,9 +2,9 @@
 //! `BPF_PROG_TYPE_CGROUP_DEVICE`).
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use crate::check;
+use crate::{check, descriptor_number, owned};
 
 /// One eBPF instruction, laid out as the kernel's `struct bpf_insn`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +44,11 @@ pub fn load_device_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
         kern_version: u32,
         prog_flags: u32,
     }
+    let insn_cnt =
+        u32::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let attr = Attr {
         prog_type: PROG_TYPE_CGROUP_DEVICE,
-        insn_cnt: program.len() as u32,
+        insn_cnt,
         insns: program.as_ptr() as u64,
         license: c"Apache-2.0".as_ptr() as u64,
         ..Attr::default()
@@ -62,7 +64,7 @@ pub fn load_device_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
         )
     })?;
     // SAFETY: a fresh descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    Ok(unsafe { owned(fd) })
 }
 
 #[repr(C)]
@@ -93,8 +95,8 @@ fn attach_or_detach(
     flags: u32,
 ) -> io::Result<()> {
     let attr = AttachAttr {
-        target_fd: cgroup.as_raw_fd() as u32,
-        attach_bpf_fd: program.as_raw_fd() as u32,
+        target_fd: descriptor_number(cgroup),
+        attach_bpf_fd: descriptor_number(program),
         attach_type: ATTACH_TYPE_CGROUP_DEVICE,
         attach_flags: flags,
         ..AttachAttr::default()
@@ -106,7 +108,7 @@ fn attach_or_detach(
 
 /// Returns the device filters that are attached to the cgroup itself, at most 64.
 pub fn attached_device_filters(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
-    const MAX_PROGRAMS: usize = 64;
+    const MAX_PROGRAMS: u32 = 64;
     #[repr(C)]
     #[derive(Default)]
     struct QueryAttr {
@@ -118,12 +120,12 @@ pub fn attached_device_filters(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd
         prog_cnt: u32,
         pad: u32,
     }
-    let mut ids = [0u32; MAX_PROGRAMS];
+    let mut ids = [0u32; MAX_PROGRAMS as usize];
     let mut attr = QueryAttr {
-        target_fd: cgroup.as_raw_fd() as u32,
+        target_fd: descriptor_number(cgroup),
         attach_type: ATTACH_TYPE_CGROUP_DEVICE,
         prog_ids: ids.as_mut_ptr() as u64,
-        prog_cnt: MAX_PROGRAMS as u32,
+        prog_cnt: MAX_PROGRAMS,
         ..QueryAttr::default()
     };
     // SAFETY: `attr` is a prefix of union bpf_attr with its size given; the kernel writes at most
@@ -163,6 +165,6 @@ fn program_by_id(id: u32) -> io::Result<OwnedFd> {
             &raw const attr,
             size_of_val(&attr),
         ))?;
-        Ok(OwnedFd::from_raw_fd(fd as i32))
+        Ok(owned(fd))
     }
 }

@@ -25,6 +25,7 @@ pub mod text;
 pub use step::step;
 
 use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 /// Returns the message of an error without Rust's "(os error N)" suffix: "no such file or
 /// directory".
@@ -66,6 +67,24 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     } else {
         Ok(result)
     }
+}
+
+/// Takes the descriptor that a system call returned.
+///
+/// # Safety
+/// `result` is a new descriptor that nothing else owns.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "descriptors are ints, which the kernel returns as longs"
+)]
+unsafe fn owned(result: libc::c_long) -> OwnedFd {
+    // SAFETY: as the caller promises.
+    unsafe { OwnedFd::from_raw_fd(result as RawFd) }
+}
+
+/// Returns a descriptor's number for a field of a kernel structure that is an unsigned integer.
+fn descriptor_number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
 }
 
 /// Runs `work` on a new thread, so that namespaces it joins do not affect the caller.

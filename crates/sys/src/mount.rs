@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use linux_raw_sys::general as raw;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, statx};
 
-use crate::check;
 use crate::process::{CloneFlags, setns, unshare};
+use crate::{check, descriptor_number};
 
 /// A change of mount attributes: `MOUNT_ATTR_*` bits and, for propagation, one of `MS_PRIVATE`,
 /// `MS_SHARED`, `MS_SLAVE` and `MS_UNBINDABLE`.
@@ -32,7 +32,7 @@ pub fn set_attr(mount: BorrowedFd<'_>, attr: MountAttr<'_>, recursive: bool) -> 
     };
     if let Some(namespace) = attr.user_namespace {
         args.attr_set |= u64::from(raw::MOUNT_ATTR_IDMAP);
-        args.userns_fd = namespace.as_raw_fd() as u64;
+        args.userns_fd = u64::from(descriptor_number(namespace));
     }
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a static C string and `args` is a mount_attr of the given size.

@@ -19,9 +19,11 @@ pub fn loopback_up() -> io::Result<()> {
     )?;
     // SAFETY: ifreq is plain data for which all zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l' as libc::c_char;
-    request.ifr_name[1] = b'o' as libc::c_char;
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    const FLAGS: libc::c_int = libc::IFF_UP | libc::IFF_RUNNING;
+    request.ifr_ifru.ifru_flags = FLAGS.try_into().map_err(io::Error::other)?;
     // SAFETY: SIOCSIFFLAGS (netdevice(7)) reads an ifreq, which outlives the call.
     check(i64::from(unsafe {
         libc::ioctl(
@@ -105,7 +107,8 @@ fn attach_filter(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<
         len: count,
         filter: program.as_ptr() as *mut libc::sock_filter,
     };
-    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    let length =
+        libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).map_err(io::Error::other)?;
     // SAFETY: SO_ATTACH_FILTER (socket(7)) copies a sock_fprog and the program it points to, which
     // has sock_filter's layout and is not written to; both outlive the call.
     let result = unsafe {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use linux_raw_sys::general as raw;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::check;
+use crate::{check, descriptor_number};
 
 /// The new namespaces of a process and other `CLONE_*` flags.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::R
     };
     if let Some(cgroup) = cgroup {
         args.flags |= raw::CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
+        args.cgroup = u64::from(descriptor_number(cgroup));
     }
     // SAFETY: clone3(2) without CLONE_VM gives the child a copy of this address space, and no stack
     // is passed, so both sides continue here like after fork(2). The process has one thread
@@ -97,8 +97,10 @@ pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::R
     if pid == 0 {
         return Ok(Cloned::Child);
     }
-    let pid =
-        Pid::from_raw(pid as i32).ok_or_else(|| io::Error::other("clone3 returned no pid"))?;
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::other("clone3 returned no pid"))?;
     // SAFETY: with CLONE_PIDFD the kernel stored a fresh descriptor in `pidfd` that nothing else
     // owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
@@ -240,7 +242,7 @@ unsafe fn close_others(first: u32, kept: Option<BorrowedFd<'_>>) -> io::Result<(
         })
         .map(drop)
     };
-    let Some(kept) = kept.map(|kept| kept.as_raw_fd() as u32) else {
+    let Some(kept) = kept.map(descriptor_number) else {
         return close(first, u32::MAX);
     };
     close(first, kept.saturating_sub(1))?;
@@ -322,18 +324,17 @@ pub fn unshare(flags: CloneFlags) -> io::Result<()> {
     if flags.0 & !NAMESPACES != 0 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
+    let flags = libc::c_int::try_from(flags.0).map_err(io::Error::other)?;
     // SAFETY: only namespace flags (checked above): memory and descriptors stay as they are.
-    check(i64::from(unsafe { libc::unshare(flags.0 as libc::c_int) })).map(drop)
+    check(i64::from(unsafe { libc::unshare(flags) })).map(drop)
 }
 
 /// Joins the namespaces in `flags` of the process of a pidfd (Linux 5.8), or the namespace that
 /// `fd` refers to.
 pub fn setns(fd: BorrowedFd<'_>, flags: CloneFlags) -> io::Result<()> {
+    let flags = libc::c_int::try_from(flags.0).map_err(io::Error::other)?;
     // SAFETY: setns(2) changes only namespaces; no memory is passed.
-    check(i64::from(unsafe {
-        libc::setns(fd.as_raw_fd(), flags.0 as libc::c_int)
-    }))
-    .map(drop)
+    check(i64::from(unsafe { libc::setns(fd.as_raw_fd(), flags) })).map(drop)
 }
 
 /// Joins the session keyring named `name`, in place of the inherited one: an existing one that is
@@ -345,7 +346,7 @@ pub fn join_session_keyring(name: &CStr) -> io::Result<i32> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: keyctl(2) reads one C string that outlives the call.
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })
-        .map(|serial| serial as i32)
+        .and_then(|serial| i32::try_from(serial).map_err(io::Error::other))
 }
 
 /// Lets later processes of the same user join a session keyring by name.
@@ -406,7 +407,7 @@ pub fn set_scheduler(attr: SchedAttr) -> io::Result<()> {
         period: u64,
     }
     let raw = Raw {
-        size: size_of::<Raw>() as u32,
+        size: u32::try_from(size_of::<Raw>()).map_err(io::Error::other)?,
         policy: attr.policy,
         flags: attr.flags,
         nice: attr.nice,

@@ -65,9 +65,8 @@ const SEALS: SealFlags = SealFlags::WRITE
 /// Whether this process was executed from a file that [`sealed`] has opened.
 pub fn is_sealed() -> io::Result<bool> {
     let own = fs::open("/proc/self/exe").map_err(|error| error.source)?;
-    const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
-    let read_only_overlay = rustix::fs::fstatfs(own.as_fd())?.f_type as u64
-        == OVERLAYFS_SUPER_MAGIC
+    const OVERLAYFS_SUPER_MAGIC: rustix::fs::FsWord = 0x794c_7630;
+    let read_only_overlay = rustix::fs::fstatfs(own.as_fd())?.f_type == OVERLAYFS_SUPER_MAGIC
         && rustix::fs::fstatvfs(own.as_fd())?
             .f_flag
             .contains(StatVfsMountFlags::RDONLY);

@@ -1,9 +1,9 @@
 //! Installing a seccomp filter (`seccomp(2)`).
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use crate::check;
+use crate::{check, owned};
 
 /// One classic BPF instruction, laid out as the kernel's `struct sock_filter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +50,7 @@ pub fn install(program: &[Instruction], flags: u32) -> io::Result<Option<OwnedFd
         return Ok(None);
     }
     // SAFETY: with NEW_LISTENER the result is a fresh descriptor that nothing else owns.
-    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    Ok(Some(unsafe { owned(fd) }))
 }
 
 /// Whether the kernel supports the filter action `action` (`SECCOMP_GET_ACTION_AVAIL`).

@@ -1,9 +1,9 @@
 //! Signal descriptors, signal masks and dispositions, and sending signals.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use crate::check;
+use crate::{check, owned};
 
 /// Blocks `signals` for the calling thread and returns a non-blocking descriptor that becomes
 /// readable when one of them is pending.
@@ -22,7 +22,7 @@ pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
             &raw const set,
             libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
         )))?;
-        Ok(OwnedFd::from_raw_fd(fd as i32))
+        Ok(owned(fd))
     }
 }
 

@@ -55,7 +55,7 @@ pub fn parse(text: &str) -> Result<i64> {
     if total >= LIMIT {
         return Err(invalid());
     }
-    let nanoseconds = total as i64;
+    let nanoseconds = crate::number::saturating(total);
     Ok(if negative { -nanoseconds } else { nanoseconds })
 }
 

@@ -7,6 +7,7 @@
 
 pub mod duration;
 pub mod glob;
+pub mod number;
 pub mod signal;
 pub mod size;
 pub mod time;

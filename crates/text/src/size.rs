@@ -58,7 +58,7 @@ pub fn parse_binary(text: &str) -> Result<i64> {
     if bytes >= i64::MAX as f64 {
         return Err(Error::new(format!("invalid size: '{text}': too large")));
     }
-    Ok(bytes as i64)
+    Ok(crate::number::saturating(bytes))
 }
 
 /// Formats a number with at most `digits` significant digits, like Go's `%.Ng` for numbers in this
@@ -67,7 +67,7 @@ fn significant(value: f64, digits: usize) -> String {
     let before_point = if value < 1.0 {
         1
     } else {
-        value.log10().floor() as usize + 1
+        format!("{:.0}", value.trunc()).len()
     };
     let text = format!("{value:.*}", digits.saturating_sub(before_point));
     if text.contains('.') {

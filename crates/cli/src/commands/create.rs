@@ -646,7 +646,7 @@ pub(super) fn nano_cpus(text: &str) -> Outcome<i64> {
     let number = number.ok_or_else(|| {
         Failure::with_code(125, format!("invalid argument {text:?} for \"--cpus\" flag: failed to parse {text} as a rational number"))
     })?;
-    Ok((number * 1e9).round() as i64)
+    Ok(whelk_text::number::saturating((number * 1e9).round()))
 }
 
 /// Converts security options to the engine's form: a path of a seccomp profile is replaced by its

@@ -29,7 +29,9 @@ const COLUMNS: &[Column] = &[
         info.user.clone()
     }),
     ("GID", &["gid", "egid"], |info| info.gid.to_string()),
-    ("C", &["c"], |info| format!("{}", info.cpu_percent() as u64)),
+    ("C", &["c"], |info| {
+        format!("{:.0}", info.cpu_percent().trunc())
+    }),
     ("%CPU", &["%cpu", "pcpu"], |info| {
         format!("{:.1}", info.cpu_percent())
     }),
@@ -232,6 +234,7 @@ impl Info {
                 .and_then(|text| text.parse::<i64>().ok())
                 .unwrap_or(0)
         };
+        let id_of = |index: usize| i32::try_from(number(index)).unwrap_or(0);
         let unsigned = |index: usize| u64::try_from(number(index)).unwrap_or(0);
         let status = read("status").ok()?;
         let status = String::from_utf8_lossy(&status);
@@ -263,10 +266,10 @@ impl Info {
         Some(Self {
             machine,
             pid,
-            ppid: number(4) as i32,
-            pgrp: number(5) as i32,
-            session: number(6) as i32,
-            tty_number: number(7) as u32,
+            ppid: id_of(4),
+            pgrp: id_of(5),
+            session: id_of(6),
+            tty_number: u32::try_from(number(7)).unwrap_or(0),
             uid,
             gid: id("Gid:"),
             user: users.get(&uid).cloned().unwrap_or_else(|| uid.to_string()),

@@ -261,7 +261,7 @@ pub(super) fn copy(
         }
         for page in buffer[..count].chunks(PAGE) {
             if page.iter().all(|&byte| byte == 0) {
-                file.seek(SeekFrom::Current(page.len() as i64))
+                file.seek(SeekFrom::Current(page.len().try_into().unwrap_or(i64::MAX)))
                     .map_err(io("seek"))?;
             } else {
                 file.write_all(page).map_err(io("write"))?;

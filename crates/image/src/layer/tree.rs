@@ -200,7 +200,7 @@ impl DirectoryTimes {
             inode: stat.st_ino,
             modified: Timespec {
                 tv_sec: stat.st_mtime,
-                tv_nsec: stat.st_mtime_nsec as _,
+                tv_nsec: stat.st_mtime_nsec.try_into().unwrap_or(0),
             },
         })
     }

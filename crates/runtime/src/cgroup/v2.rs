@@ -328,6 +328,11 @@ fn swap_max(memory: &Memory) -> Result<Option<i64>> {
 /// Converts CPU shares (2 to 262144, default 1024) to a weight (1 to 10000, default 100).
 ///
 /// The curve maps minimum, default and maximum of the one scale to those of the other.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "between 1 and 10000"
+)]
 fn weight_of_shares(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     let log = (shares as f64).log2();

@@ -434,19 +434,26 @@ fn if_holds(check: &Check, then: Vec<Instruction>) -> Vec<Instruction> {
     program
 }
 
+fn low_word(value: u64) -> u32 {
+    (value & 0xffff_ffff) as u32
+}
+
 /// Compares the accumulator, which has the low word, and jumps over `skip` instructions if the
 /// comparison does not hold.
 fn compare_low_word(comparison: Comparison, skip: u8) -> Vec<Instruction> {
     match comparison {
-        Comparison::Equal(value) => vec![jump(JUMP_EQUAL, value as u32, 0, skip)],
-        Comparison::NotEqual(value) => vec![jump(JUMP_EQUAL, value as u32, skip, 0)],
+        Comparison::Equal(value) => vec![jump(JUMP_EQUAL, low_word(value), 0, skip)],
+        Comparison::NotEqual(value) => vec![jump(JUMP_EQUAL, low_word(value), skip, 0)],
         Comparison::Masked { mask, value } => {
-            vec![and(mask as u32), jump(JUMP_EQUAL, value as u32, 0, skip)]
+            vec![
+                and(low_word(mask)),
+                jump(JUMP_EQUAL, low_word(value), 0, skip),
+            ]
         }
-        Comparison::Greater(value) => vec![jump(JUMP_GREATER, value as u32, 0, skip)],
-        Comparison::NotLess(value) => vec![jump(JUMP_NOT_LESS, value as u32, 0, skip)],
-        Comparison::Less(value) => vec![jump(JUMP_NOT_LESS, value as u32, skip, 0)],
-        Comparison::NotGreater(value) => vec![jump(JUMP_GREATER, value as u32, skip, 0)],
+        Comparison::Greater(value) => vec![jump(JUMP_GREATER, low_word(value), 0, skip)],
+        Comparison::NotLess(value) => vec![jump(JUMP_NOT_LESS, low_word(value), 0, skip)],
+        Comparison::Less(value) => vec![jump(JUMP_NOT_LESS, low_word(value), skip, 0)],
+        Comparison::NotGreater(value) => vec![jump(JUMP_GREATER, low_word(value), skip, 0)],
     }
 }
 
@@ -782,7 +789,7 @@ mod tests {
     #[test]
     fn ignores_upper_bits_of_narrow_arguments() {
         const ABOVE: u64 = 0xdead_beef << 32;
-        let minus = |number: i64| number as u64;
+        let minus = i64::cast_unsigned;
         let cases: &[(&str, u64, u64, bool)] = &[
             ("EQ", 0x5412, 0x5412, true),
             ("EQ", 0x5412, 0x5413, false),
