@@ -19,7 +19,7 @@ pub(crate) fn network(
         id: record.id,
         created: time(record.created_at),
         scope: "local".into(),
-        driver: record.driver,
+        driver: record.driver.to_string(),
         enable_ipv4: record.enable_ipv4,
         enable_ipv6: record.enable_ipv6,
         ipam: record.ipam.convert(),

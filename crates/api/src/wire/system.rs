@@ -7,6 +7,7 @@ use whelk_api_types::{
 };
 use whelk_engine::Engine;
 use whelk_engine::events::now;
+use whelk_engine::networks::NetworkDriverKind;
 use whelk_engine::system::{Info, RUNTIME_SPEC, VERSION};
 
 use super::{null_if_empty, signed, time};
@@ -92,7 +93,7 @@ pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
         ],
         plugins: PluginsInfo {
             volume: engine.volumes.drivers(),
-            network: strings(["bridge", "host", "ipvlan", "macvlan", "null"]),
+            network: strings(NetworkDriverKind::ALL.map(NetworkDriverKind::name)),
             authorization: None,
             log: strings(["json-file", "local", "none"]),
         },

@@ -11,7 +11,7 @@ use whelk_network::{Link, Links, MAX_INTERFACE_NAME};
 use whelk_sys::fs;
 
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
-use super::{Network, Networks, defaults};
+use super::{Network, NetworkDriverKind, Networks, defaults};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::instance::Instance;
@@ -43,13 +43,16 @@ impl Networks {
     /// Creates the three predefined networks if they do not exist.
     pub(super) fn create_predefined(&self) -> Result<()> {
         self.create_default()?;
-        for (name, driver) in [("host", "host"), ("none", "null")] {
+        for (name, driver) in [
+            ("host", NetworkDriverKind::Host),
+            ("none", NetworkDriverKind::Null),
+        ] {
             if !self
                 .state()
                 .values()
                 .any(|network| network.record.name == name)
             {
-                let (name, driver) = (name.into(), driver.into());
+                let (name, driver) = (name.into(), driver.to_string());
                 self.create_network(CreateNetwork {
                     name,
                     driver,
@@ -123,7 +126,9 @@ impl Networks {
         record.made_parent = self.owns_parent(&record)?;
         let blocks = blocks(&record)?;
         for (config, block) in record.ipam.config.iter_mut().zip(&blocks) {
-            if config.gateway.is_empty() && (record.driver == "bridge" || !record.internal) {
+            if config.gateway.is_empty()
+                && (record.driver == NetworkDriverKind::Bridge || !record.internal)
+            {
                 config.gateway = block.gateway.to_string();
             }
         }
@@ -160,16 +165,12 @@ impl Networks {
             labels,
         } = request;
         check_name(&name)?;
-        let driver = if driver.is_empty() {
-            "bridge".to_owned()
-        } else {
-            driver
-        };
-        check_driver(&driver, &name)?;
+        let driver: NetworkDriverKind = driver.parse()?;
+        check_driver(driver, &name)?;
         if name != "bridge" {
-            self.instance.networks.complete(&driver, &mut options);
+            self.instance.networks.complete(driver, &mut options);
         }
-        check_options(&driver, &options)?;
+        check_options(driver, &options)?;
         let is_isolated = |(key, value): (&String, &String)| {
             [option::GATEWAY_MODE_4, option::GATEWAY_MODE_6].contains(&key.as_str())
                 && value == "isolated"
@@ -199,7 +200,7 @@ impl Networks {
         }
         // IPv6 is enabled by default, unless only IPv4 subnets were given.
         let enable_ipv6 = enable_ipv6.unwrap_or_else(|| {
-            driver == "bridge"
+            driver == NetworkDriverKind::Bridge
                 && carries_ipv6
                 && host_has_ipv6()
                 && (ipam.config.is_empty() || ipam.config.iter().any(IpamConfig::is_ipv6))
@@ -292,10 +293,12 @@ impl Networks {
 
     /// Creates a network's objects on the host where they are missing.
     pub(super) fn create_host_objects(&self, record: &NetworkRecord) -> Result<()> {
-        match record.driver.as_str() {
-            "bridge" => self.create_bridge(record),
-            "macvlan" | "ipvlan" => self.ensure_parent(record).map(drop),
-            _ => Ok(()),
+        match record.driver {
+            NetworkDriverKind::Bridge => self.create_bridge(record),
+            NetworkDriverKind::Macvlan | NetworkDriverKind::Ipvlan => {
+                self.ensure_parent(record).map(drop)
+            }
+            NetworkDriverKind::Host | NetworkDriverKind::Null => Ok(()),
         }
     }
 
@@ -416,29 +419,31 @@ impl Networks {
 
     /// Deletes a network's objects on the host.
     pub(super) fn delete_host_objects(&self, record: &NetworkRecord) {
-        let outcome = match record.driver.as_str() {
-            "bridge" => self
+        let outcome = match record.driver {
+            NetworkDriverKind::Bridge => self
                 .firewall
                 .remove_bridge(&self.rules(record))
                 .and_then(|()| delete_bridge(&mut self.links(), &self.bridge_name(record), record)),
-            "macvlan" | "ipvlan" => match record.option(option::PARENT) {
-                None => self
-                    .links()
-                    .delete(&self.interface(super::BRIDGE, &record.id)),
-                Some(parent) => {
-                    let in_use = self.state().values().any(|other| {
-                        other.record.id != record.id
-                            && other.record.has_parent()
-                            && other.record.option(option::PARENT) == Some(parent)
-                    });
-                    if record.made_parent && !in_use {
-                        self.links().delete(parent)
-                    } else {
-                        Ok(())
+            NetworkDriverKind::Macvlan | NetworkDriverKind::Ipvlan => {
+                match record.option(option::PARENT) {
+                    None => self
+                        .links()
+                        .delete(&self.interface(super::BRIDGE, &record.id)),
+                    Some(parent) => {
+                        let in_use = self.state().values().any(|other| {
+                            other.record.id != record.id
+                                && other.record.has_parent()
+                                && other.record.option(option::PARENT) == Some(parent)
+                        });
+                        if record.made_parent && !in_use {
+                            self.links().delete(parent)
+                        } else {
+                            Ok(())
+                        }
                     }
                 }
-            },
-            _ => Ok(()),
+            }
+            NetworkDriverKind::Host | NetworkDriverKind::Null => Ok(()),
         };
         if let Err(error) = outcome {
             tracing::warn!(
@@ -569,26 +574,28 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_driver(driver: &str, name: &str) -> Result<()> {
-    match driver {
-        "bridge" | "macvlan" | "ipvlan" => Ok(()),
-        "host" | "null" if matches!(name, "host" | "none") => Ok(()),
-        "host" | "null" => Err(Error::Denied(format!(
-            "only one instance of {driver:?} network is allowed"
-        ))),
-        "overlay" => Err(Error::Unsupported(format!(
-            "network driver {driver}: not available in this version of whelk"
-        ))),
-        _ => Err(Error::NotFound(format!("plugin {driver:?} not found"))),
+/// Returns an error for a second network of a driver that has only its predefined one.
+fn check_driver(driver: NetworkDriverKind, name: &str) -> Result<()> {
+    let is_single = matches!(driver, NetworkDriverKind::Host | NetworkDriverKind::Null);
+    if is_single && !matches!(name, "host" | "none") {
+        return Err(Error::Denied(format!(
+            "only one instance of \"{driver}\" network is allowed"
+        )));
     }
+    Ok(())
 }
 
-fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()> {
+fn check_options(driver: NetworkDriverKind, options: &BTreeMap<String, String>) -> Result<()> {
+    let is_bridge = driver == NetworkDriverKind::Bridge;
+    let has_parent = matches!(
+        driver,
+        NetworkDriverKind::Macvlan | NetworkDriverKind::Ipvlan
+    );
     for (key, value) in options {
         let known = match key.as_str() {
             option::BRIDGE_NAME => {
                 check_interface_name(value)?;
-                driver == "bridge"
+                is_bridge
             }
             option::MTU => {
                 if value.parse::<u32>().is_err() {
@@ -605,7 +612,7 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
                         "failed to parse {key} value: {value} (unknown gateway mode {value})"
                     )));
                 }
-                driver == "bridge"
+                is_bridge
             }
             option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC => {
                 if whelk_text::parse_bool(value).is_none() {
@@ -613,7 +620,7 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
                         "invalid value {value:?} for network option {key}: must be true or false"
                     )));
                 }
-                driver == "bridge"
+                is_bridge
             }
             option::CONTAINER_PREFIX => {
                 check_interface_name(value)?;
@@ -625,23 +632,23 @@ fn check_options(driver: &str, options: &BTreeMap<String, String>) -> Result<()>
                         "invalid host binding address: {value}"
                     )));
                 }
-                driver == "bridge"
+                is_bridge
             }
             option::PARENT => {
                 check_interface_name(value)?;
-                matches!(driver, "macvlan" | "ipvlan")
+                has_parent
             }
             option::MACVLAN_MODE => {
                 super::settings::macvlan_mode(value)?;
-                driver == "macvlan"
+                driver == NetworkDriverKind::Macvlan
             }
             option::IPVLAN_MODE => {
                 super::settings::ipvlan_mode(value)?;
-                driver == "ipvlan"
+                driver == NetworkDriverKind::Ipvlan
             }
             option::IPVLAN_FLAG => {
                 super::settings::ipvlan_flag(value)?;
-                driver == "ipvlan"
+                driver == NetworkDriverKind::Ipvlan
             }
             _ => false,
         };

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use whelk_network::ipam::Pool;
 
 use super::create::{CreateNetwork, MIN_IPV6_MTU};
-use super::default_bridge;
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
+use super::{NetworkDriverKind, default_bridge};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 
@@ -162,7 +162,7 @@ impl NetworkDefaults {
         });
         CreateNetwork {
             name: "bridge".into(),
-            driver: "bridge".into(),
+            driver: NetworkDriverKind::Bridge.to_string(),
             enable_ipv4: Some(true),
             enable_ipv6: Some(self.ipv6),
             ipam: Ipam {
@@ -175,8 +175,12 @@ impl NetworkDefaults {
     }
 
     /// Adds the default options that a new network does not set.
-    pub(super) fn complete(&self, driver: &str, options: &mut BTreeMap<String, String>) {
-        for (key, value) in self.options.get(driver).into_iter().flatten() {
+    pub(super) fn complete(
+        &self,
+        driver: NetworkDriverKind,
+        options: &mut BTreeMap<String, String>,
+    ) {
+        for (key, value) in self.options.get(driver.name()).into_iter().flatten() {
             options.entry(key.clone()).or_insert_with(|| value.clone());
         }
     }

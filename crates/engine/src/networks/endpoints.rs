@@ -16,7 +16,7 @@ use super::settings::{
     check_endpoint, disables_ipv6, ipvlan_flag, ipvlan_mode, lacks_ipv6, link_local_addresses,
     macvlan_mode, parse_mac, sysctls,
 };
-use super::{Member, Network, Networks, VETH, WarmNamespace, gateway_of};
+use super::{Member, Network, NetworkDriverKind, Networks, VETH, WarmNamespace, gateway_of};
 use crate::error::{Error, Result};
 use crate::model::ContainerRecord;
 use crate::random_names::random_id;
@@ -61,7 +61,7 @@ impl Networks {
         let first = self.attach_order(record).into_iter().next();
         let is_bridge = first.is_some_and(|name| {
             self.find(&name)
-                .is_ok_and(|network| network.driver == "bridge")
+                .is_ok_and(|network| network.driver == NetworkDriverKind::Bridge)
         });
         let warm = if is_bridge {
             self.warm_pool().pop()
@@ -106,9 +106,11 @@ impl Networks {
     /// attached to one of them after its creation.
     fn check_combination(&self, record: &ContainerRecord) -> Result<()> {
         for name in record.networks.keys() {
-            match self.find(name)?.driver.as_str() {
-                "host" => return Err(Error::invalid(CREATED_FOR_HOST)),
-                "null" if record.networks.len() > 1 => return Err(Error::invalid(PRIVATE)),
+            match self.find(name)?.driver {
+                NetworkDriverKind::Host => return Err(Error::invalid(CREATED_FOR_HOST)),
+                NetworkDriverKind::Null if record.networks.len() > 1 => {
+                    return Err(Error::invalid(PRIVATE));
+                }
                 _ => {}
             }
         }
@@ -127,7 +129,7 @@ impl Networks {
         for name in self.attach_order(record) {
             let network = self.find(&name)?;
             let mut endpoint = record.networks.remove(&name).unwrap_or_default();
-            if network.driver == "null" {
+            if network.driver == NetworkDriverKind::Null {
                 endpoint.network_id.clone_from(&network.id);
                 record.networks.insert(network.name.clone(), endpoint);
                 continue;
@@ -207,11 +209,11 @@ impl Networks {
             namespace,
         };
         let mtu = network.mtu();
-        if network.driver == "macvlan" {
+        if network.driver == NetworkDriverKind::Macvlan {
             let mode = macvlan_mode(network.option(option::MACVLAN_MODE).unwrap_or("bridge"))?;
             let parent = self.ensure_parent(network)?;
             self.links().create_macvlan(parent, mode, mtu, peer)?;
-        } else if network.driver == "ipvlan" {
+        } else if network.driver == NetworkDriverKind::Ipvlan {
             let mode = ipvlan_mode(network.option(option::IPVLAN_MODE).unwrap_or("l2"))?;
             let flag = ipvlan_flag(network.option(option::IPVLAN_FLAG).unwrap_or("bridge"))?;
             let parent = self.ensure_parent(network)?;
@@ -463,7 +465,7 @@ impl Networks {
                 );
             }
         }
-        if let ("bridge", Ok(mac)) = (network.driver.as_str(), mac_of(endpoint)) {
+        if let (NetworkDriverKind::Bridge, Ok(mac)) = (network.driver, mac_of(endpoint)) {
             // Deleting an interface takes the kernel tens of milliseconds, so it is left to
             // maintenance.
             self.pending_removal().push(SenderRules {
@@ -513,7 +515,9 @@ impl Networks {
                 continue;
             };
             let name = self.host_interface(endpoint);
-            if network.driver == "bridge" && matches!(self.links().find(&name), Ok(None)) {
+            if network.driver == NetworkDriverKind::Bridge
+                && matches!(self.links().find(&name), Ok(None))
+            {
                 // It was being disconnected when the engine ended.
                 endpoint.clear();
                 continue;
@@ -530,7 +534,7 @@ impl Networks {
                     .members
                     .insert(record.id.clone(), member(record, endpoint));
             }
-            if let (Ok(mac), "bridge") = (mac_of(endpoint), network.driver.as_str()) {
+            if let (Ok(mac), NetworkDriverKind::Bridge) = (mac_of(endpoint), network.driver) {
                 let sender = SenderRules {
                     interface: name,
                     mac,
@@ -587,7 +591,7 @@ impl Networks {
         check_endpoint(&network.name, Some(&network), &endpoint)?;
         check_connect(record, &network)?;
         endpoint.network_id.clone_from(&network.id);
-        if !record.state.status.is_running() || network.driver == "null" {
+        if !record.state.status.is_running() || network.driver == NetworkDriverKind::Null {
             record.networks.insert(network.name.clone(), endpoint);
             return Ok(());
         }
@@ -641,7 +645,7 @@ impl Networks {
     pub fn disconnect(&self, record: &mut ContainerRecord, network: &str) -> Result<()> {
         let network = self.find(network)?;
         let is_running = record.state.status.is_running();
-        if record.host.network_mode == "host" && network.driver == "host" {
+        if record.host.network_mode == "host" && network.driver == NetworkDriverKind::Host {
             return Err(Error::invalid(
                 "cannot disconnect container from host network - container was created in host network mode",
             ));
@@ -656,7 +660,7 @@ impl Networks {
         if !is_running {
             return Ok(());
         }
-        if network.driver == "null" {
+        if network.driver == NetworkDriverKind::Null {
             self.detach_endpoint(&record.id, &network, &endpoint, None);
             self.publish(&network, "disconnect", Some(&record.id));
             return Ok(());
@@ -766,11 +770,11 @@ fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()
     }
     let is_private = mode == "none"
         || record.networks.contains_key("none")
-        || network.driver == "null" && !record.networks.is_empty();
-    match (mode, network.driver.as_str()) {
+        || network.driver == NetworkDriverKind::Null && !record.networks.is_empty();
+    match (mode, network.driver) {
         ("host", _) => Err(Error::invalid(SHARES)),
-        (_, "host") => Err(Error::invalid(CREATED_FOR_HOST)),
-        ("none", "null") => Ok(()),
+        (_, NetworkDriverKind::Host) => Err(Error::invalid(CREATED_FOR_HOST)),
+        ("none", NetworkDriverKind::Null) => Ok(()),
         _ if is_private => Err(Error::invalid(PRIVATE)),
         _ => Ok(()),
     }

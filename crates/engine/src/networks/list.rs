@@ -36,7 +36,7 @@ impl Networks {
             .filter(|record| {
                 filters.any("id", |id| record.id.starts_with(id))
                     && filters.any_pattern("name", &record.name)
-                    && filters.any("driver", |driver| record.driver == driver)
+                    && filters.any("driver", |driver| record.driver.name() == driver)
                     && filters.any("scope", |scope| scope == "local")
                     && filters.any("type", |kind| (kind == "builtin") == record.is_predefined())
                     && filters.labels(&record.labels)

@@ -7,6 +7,7 @@
 
 mod create;
 mod defaults;
+mod drivers;
 mod endpoints;
 mod list;
 pub mod model;
@@ -36,6 +37,7 @@ use whelk_network::{BridgeRules, Firewall, ForwardAccept, Links, MAX_INTERFACE_N
 
 pub use create::CreateNetwork;
 pub use defaults::NetworkDefaults;
+pub use drivers::NetworkDriverKind;
 pub use endpoints::ConnectRequest;
 pub(crate) use endpoints::{has_own_networks, split_link};
 pub use list::FILTERS as NETWORK_FILTERS;
@@ -347,7 +349,7 @@ impl Networks {
         let bridges: Vec<(String, Vec<IpNet>, String)> = self
             .state()
             .values()
-            .filter(|network| network.record.driver == "bridge")
+            .filter(|network| network.record.driver == NetworkDriverKind::Bridge)
             .map(|network| {
                 (
                     network.record.name.clone(),
@@ -541,7 +543,7 @@ impl Networks {
     fn publish(&self, record: &NetworkRecord, action: &str, container: Option<&str>) {
         let mut attributes: BTreeMap<String, String> = [
             ("name".to_owned(), record.name.clone()),
-            ("type".to_owned(), record.driver.clone()),
+            ("type".to_owned(), record.driver.to_string()),
         ]
         .into();
         if let Some(container) = container {

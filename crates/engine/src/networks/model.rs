@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::drivers::NetworkDriverKind;
+
 /// A network's record in the store, with the field names of the Engine API.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -13,7 +15,7 @@ pub struct NetworkRecord {
     pub id: String,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
-    pub driver: String,
+    pub driver: NetworkDriverKind,
     #[serde(rename = "EnableIPv4")]
     pub enable_ipv4: bool,
     #[serde(rename = "EnableIPv6")]
@@ -179,13 +181,16 @@ impl NetworkRecord {
 
     /// Returns whether containers get addresses in it.
     pub fn has_subnets(&self) -> bool {
-        self.driver == "bridge" || self.has_parent()
+        self.driver == NetworkDriverKind::Bridge || self.has_parent()
     }
 
     /// Returns whether containers' interfaces are created on a parent interface instead of a
     /// bridge.
     pub fn has_parent(&self) -> bool {
-        matches!(self.driver.as_str(), "macvlan" | "ipvlan")
+        matches!(
+            self.driver,
+            NetworkDriverKind::Macvlan | NetworkDriverKind::Ipvlan
+        )
     }
 
     /// Returns whether containers are reached by their own addresses instead of ports of the host
@@ -208,7 +213,7 @@ impl NetworkRecord {
     /// Returns whether containers route through the interface itself, without a gateway (ipvlan
     /// L3).
     pub fn is_routed_by_device(&self) -> bool {
-        self.driver == "ipvlan"
+        self.driver == NetworkDriverKind::Ipvlan
             && self
                 .option(option::IPVLAN_MODE)
                 .is_some_and(|mode| mode.starts_with("l3"))

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 
 use whelk_network::port::{HostPortRequest, Owner, PortMapping, Protocol, every_address};
 
-use super::Networks;
 use super::model::option;
+use super::{NetworkDriverKind, Networks};
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig, PortBinding};
 
@@ -230,7 +230,7 @@ impl Networks {
             .filter_map(|(_, endpoint)| {
                 Some((self.find(&endpoint.network_id).ok()?, endpoint.clone()))
             })
-            .filter(|(network, _)| network.driver == "bridge" && !network.internal)
+            .filter(|(network, _)| network.driver == NetworkDriverKind::Bridge && !network.internal)
             .max_by_key(|(network, endpoint)| {
                 (
                     endpoint.gw_priority,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::NetworkDriverKind;
 use super::create::check_interface_name;
 use super::model::{Endpoint, NetworkRecord, option};
 use crate::error::{Error, Result};
@@ -151,7 +152,8 @@ fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> V
             );
         }
     }
-    if network.is_some_and(|network| network.driver == "ipvlan") && !endpoint.mac_address.is_empty()
+    if network.is_some_and(|network| network.driver == NetworkDriverKind::Ipvlan)
+        && !endpoint.mac_address.is_empty()
     {
         wrong.push("interfaces of ipvlan networks have their parent's MAC address".to_owned());
     }
@@ -247,9 +249,9 @@ mod tests {
     use crate::networks::model::{EndpointIpam, IpamConfig};
 
     fn check(name: &str, endpoint: Endpoint, expected: &str) {
-        let network = |driver: &str, subnets: &[&str]| NetworkRecord {
+        let network = |driver, subnets: &[&str]| NetworkRecord {
             name: name.into(),
-            driver: driver.into(),
+            driver,
             ipam: crate::networks::model::Ipam {
                 config: subnets
                     .iter()
@@ -263,9 +265,13 @@ mod tests {
             ..NetworkRecord::default()
         };
         let network = match name {
-            "bridge" => Some(network("bridge", &["172.17.0.0/16"])),
-            "host" | "none" => Some(network(name, &[])),
-            "app" => Some(network("bridge", &["10.4.0.0/24", "fd00:4::/64"])),
+            "bridge" => Some(network(NetworkDriverKind::Bridge, &["172.17.0.0/16"])),
+            "host" => Some(network(NetworkDriverKind::Host, &[])),
+            "none" => Some(network(NetworkDriverKind::Null, &[])),
+            "app" => Some(network(
+                NetworkDriverKind::Bridge,
+                &["10.4.0.0/24", "fd00:4::/64"],
+            )),
             _ => None,
         };
         let found = check_endpoint(name, network.as_ref(), &endpoint)
