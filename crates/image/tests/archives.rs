@@ -21,7 +21,8 @@ use serde_json::{Value, json};
 use tar::{Archive, EntryType};
 use whelk_image::archive::{Import, Loaded, Saved, import, load, save};
 use whelk_image::config::{ARCHITECTURE, ContainerConfig};
-use whelk_image::{Digest, Error, Reference, export};
+use whelk_image::snapshots::export;
+use whelk_image::{Digest, Error, Reference};
 use whelk_sys::fs;
 
 fn base() -> Vec<u8> {
@@ -68,7 +69,7 @@ fn names(loaded: &Loaded) -> Vec<String> {
 /// Checks that the image is in the store, bit for bit.
 #[track_caller]
 fn check_stored(bench: &Bench, image: &Image) {
-    assert_eq!(bench.store.blob(&image.id()).unwrap(), image.config);
+    assert_eq!(bench.store.content.read(&image.id()).unwrap(), image.config);
     for layer in &image.layers {
         assert!(bench.written(&Digest::of(layer)) == *layer);
     }
@@ -241,7 +242,7 @@ fn keeps_a_configuration_to_the_byte() {
     ]);
     let loaded = load(&bench.store, archive.as_slice(), None).unwrap();
     assert_eq!(loaded[0].id, Digest::of(&config));
-    assert_eq!(bench.store.blob(&loaded[0].id).unwrap(), config);
+    assert_eq!(bench.store.content.read(&loaded[0].id).unwrap(), config);
     let again = parts(&saved(&bench, &[(&loaded[0].id, &["x"])]));
     assert!(
         again
@@ -474,7 +475,11 @@ fn refuses_to_save_damaged_images() {
     )
     .unwrap();
     save(&bench.store, &images, io::sink()).unwrap();
-    let data = bench.store.layer_files(&Digest::of(&middle())).join("data");
+    let data = bench
+        .store
+        .snapshots
+        .files(&Digest::of(&middle()))
+        .join("data");
     fs::write(&data, vec![b'x'; 20_000]).unwrap();
     let result = save(&bench.store, &images, io::sink());
     assert!(
@@ -488,7 +493,8 @@ fn refuses_to_save_damaged_images() {
     );
     bench
         .store
-        .discard(&bench.store.layer_path(&Digest::of(&middle())))
+        .staging
+        .discard(&bench.store.snapshots.path(&Digest::of(&middle())))
         .unwrap();
     assert!(
         save(&bench.store, &images, io::sink()).is_err(),
@@ -539,7 +545,7 @@ fn imports_a_root_file_system() {
             ),
             (1, "from elsewhere")
         );
-        let stored = bench.store.blob(&loaded.id).unwrap();
+        let stored = bench.store.content.read(&loaded.id).unwrap();
         assert_eq!(
             whelk_image::ImageConfig::parse(&stored).unwrap(),
             loaded.config
@@ -562,7 +568,10 @@ fn import_resolves_links_inside_the_root() {
     let bench = Bench::new();
     let archive = pack(&[symlink("l", "/"), file("l/whelk-planted", "x")]);
     let loaded = import(&bench.store, archive.as_slice(), Import::default()).unwrap();
-    let files = bench.store.layer_files(&loaded.config.rootfs.diff_ids[0]);
+    let files = bench
+        .store
+        .snapshots
+        .files(&loaded.config.rootfs.diff_ids[0]);
     assert!(fs::exists(files.join("whelk-planted")) && !fs::exists("/whelk-planted"));
     assert!(bench.written(&Digest::of(&archive)) == archive);
 }
@@ -891,5 +900,11 @@ fn importing_an_export_gives_the_same_files() {
     let archive = exported(&[upper, lower]);
     let loaded = import(&bench.store, archive.as_slice(), Import::default()).unwrap();
     assert!(bench.written(&loaded.config.rootfs.diff_ids[0]) == archive);
-    assert!(exported(&[bench.store.layer_files(&loaded.config.rootfs.diff_ids[0])]) == archive);
+    assert!(
+        exported(&[bench
+            .store
+            .snapshots
+            .files(&loaded.config.rootfs.diff_ids[0])])
+            == archive
+    );
 }

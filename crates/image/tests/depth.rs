@@ -5,7 +5,8 @@
 mod common;
 
 use common::{Bench, file, nested, pack};
-use whelk_image::{Digest, Error, export, export_directory};
+use whelk_image::snapshots::{export, export_directory};
+use whelk_image::{Digest, Error};
 
 /// Returns a path as long as the kernel accepts in one call (`PATH_MAX`).
 fn deep() -> String {
@@ -16,12 +17,13 @@ fn deep() -> String {
 fn a_deep_layer_is_unpacked_and_removed() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x")]);
-    match bench.store.put_layer(archive.as_slice(), None) {
+    match bench.store.snapshots.apply(archive.as_slice(), None) {
         Ok(layer) => {
             assert!(bench.written(&layer.diff_id) == archive);
             bench
                 .store
-                .discard(&bench.store.layer_path(&layer.diff_id))
+                .staging
+                .discard(&bench.store.snapshots.path(&layer.diff_id))
                 .unwrap();
         }
         Err(error) => assert!(matches!(error, Error::Invalid(_)), "{error}"),
@@ -33,7 +35,7 @@ fn a_deep_layer_is_unpacked_and_removed() {
 fn a_refused_deep_layer_leaves_nothing() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x"), file("../x", "")]);
-    let result = bench.store.put_layer(archive.as_slice(), None);
+    let result = bench.store.snapshots.apply(archive.as_slice(), None);
     assert!(matches!(result, Err(Error::Invalid(_))), "{result:?}");
     bench.check_empty("deep");
 }
@@ -42,7 +44,7 @@ fn a_refused_deep_layer_leaves_nothing() {
 fn a_deep_directory_is_replaced() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x"), file("d", "flat")]);
-    let result = bench.store.put_layer(archive.as_slice(), None);
+    let result = bench.store.snapshots.apply(archive.as_slice(), None);
     assert!(
         matches!(result, Ok(_) | Err(Error::Invalid(_))),
         "{result:?}"
@@ -56,12 +58,17 @@ fn a_deep_directory_is_replaced() {
 fn a_deep_layer_is_exported() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x")]);
-    if bench.store.put_layer(archive.as_slice(), None).is_err() {
+    if bench
+        .store
+        .snapshots
+        .apply(archive.as_slice(), None)
+        .is_err()
+    {
         return;
     }
     let mut exported = Vec::new();
     let result = export(
-        &[bench.store.layer_files(&Digest::of(&archive))],
+        &[bench.store.snapshots.files(&Digest::of(&archive))],
         &mut exported,
     );
     if result.is_ok() {

@@ -26,7 +26,7 @@ use whelk_sys::fs;
 fn check_refused(what: &str, archive: &[u8]) {
     let bench = Bench::new();
     let guard = bench.guard();
-    let result = bench.store.put_layer(archive, None);
+    let result = bench.store.snapshots.apply(archive, None);
     assert!(
         matches!(result, Err(Error::Invalid(_))),
         "{what}: {result:?}"
@@ -52,9 +52,9 @@ fn contained(what: &str, entries: Make, expected: &[&str]) {
     let outside = bench.outside();
     let archive = pack(&entries(outside.as_os_str().as_bytes()));
     let guard = bench.guard();
-    match bench.store.put_layer(archive.as_slice(), None) {
+    match bench.store.snapshots.apply(archive.as_slice(), None) {
         Ok(layer) => {
-            let lines = listing(&bench.store.layer_files(&layer.diff_id));
+            let lines = listing(&bench.store.snapshots.files(&layer.diff_id));
             let lines: Vec<String> = lines
                 .iter()
                 .map(|line| line.replace(outside.to_str().unwrap(), "OUTSIDE"))
@@ -108,11 +108,12 @@ fn absolute_names_stay_inside_the_root() {
     let guard = bench.guard();
     let planted = bench.outside().join("planted");
     let archive = pack(&[file(planted.as_os_str().as_bytes(), "x")]);
-    match bench.store.put_layer(archive.as_slice(), None) {
+    match bench.store.snapshots.apply(archive.as_slice(), None) {
         Ok(layer) => {
             let inside = bench
                 .store
-                .layer_files(&layer.diff_id)
+                .snapshots
+                .files(&layer.diff_id)
                 .join(planted.strip_prefix("/").unwrap());
             assert_eq!(
                 fs::read(inside).unwrap(),
@@ -230,7 +231,7 @@ fn does_not_write_through_links() {
         let bench = Bench::new();
         let guard = bench.guard();
         let archive = pack(&entries(bench.outside().as_os_str().as_bytes()));
-        match bench.store.put_layer(archive.as_slice(), None) {
+        match bench.store.snapshots.apply(archive.as_slice(), None) {
             // Links are resolved inside the layer, and the archive is reproduced.
             Ok(layer) => assert!(bench.written(&layer.diff_id) == archive, "{what}"),
             Err(Error::Invalid(_)) => bench.check_empty(what),
@@ -375,7 +376,7 @@ fn does_not_follow_directories_replaced_by_links() {
         let bench = Bench::new();
         let guard = bench.guard();
         let archive = pack(&entries(bench.outside().as_os_str().as_bytes()));
-        match bench.store.put_layer(archive.as_slice(), None) {
+        match bench.store.snapshots.apply(archive.as_slice(), None) {
             // Links are resolved inside the layer, and the archive is reproduced.
             Ok(layer) => assert!(bench.written(&layer.diff_id) == archive, "{what}"),
             Err(Error::Invalid(_)) => bench.check_empty(what),
@@ -600,7 +601,8 @@ fn bounds_the_number_of_attributes() {
     }
     if bench
         .store
-        .put_layer(pack(&[bomb]).as_slice(), None)
+        .snapshots
+        .apply(pack(&[bomb]).as_slice(), None)
         .is_err()
     {
         bench.check_empty("refused");
@@ -697,7 +699,7 @@ fn rejects_oversized_headers() {
         let claims = pack_open(&[entry(kind, "header").size(1 << 40)]);
         let result = within(60, {
             let store = bench.store.clone();
-            move || store.put_layer(endless(claims, 1 << 40), None)
+            move || store.snapshots.apply(endless(claims, 1 << 40), None)
         });
         assert!(
             matches!(result, Err(Error::Invalid(_))),
@@ -761,7 +763,7 @@ fn rejects_truncated_archives() {
         .chain((512..archive.len()).step_by(512))
     {
         let cut = &archive[..length];
-        match bench.store.put_layer(cut, None) {
+        match bench.store.snapshots.apply(cut, None) {
             // Truncated between two entries, it is an archive without an end-of-archive marker.
             Ok(layer) => {
                 assert_eq!(layer.diff_id, Digest::of(cut), "{length}");
@@ -771,14 +773,18 @@ fn rejects_truncated_archives() {
                 );
                 bench
                     .store
-                    .discard(&bench.store.layer_path(&layer.diff_id))
+                    .staging
+                    .discard(&bench.store.snapshots.path(&layer.diff_id))
                     .unwrap();
             }
             Err(Error::Invalid(_)) => {}
             Err(error) => panic!("{length}: {error}"),
         }
         // The expected digest detects truncation in any case.
-        let result = bench.store.put_layer(cut, Some(&Digest::of(&archive)));
+        let result = bench
+            .store
+            .snapshots
+            .apply(cut, Some(&Digest::of(&archive)));
         assert!(
             matches!(result, Err(Error::Invalid(_))),
             "{length}: {result:?}"
@@ -796,7 +802,7 @@ fn rejects_truncated_compressed_streams() {
             .step_by(37)
             .chain(compressed.len() - 12..compressed.len())
         {
-            let result = bench.store.put_layer(&compressed[..length], None);
+            let result = bench.store.snapshots.apply(&compressed[..length], None);
             assert!(
                 matches!(result, Err(Error::Invalid(_))),
                 "{length} of {}: {result:?}",
@@ -817,7 +823,8 @@ fn rejects_damaged_streams() {
             damaged[position] ^= 0x55;
             match bench
                 .store
-                .put_layer(damaged.as_slice(), Some(&Digest::of(&archive)))
+                .snapshots
+                .apply(damaged.as_slice(), Some(&Digest::of(&archive)))
             {
                 Err(Error::Invalid(_)) => bench.check_empty("damaged"),
                 // Some bytes of the gzip header (such as its mtime) do not affect the content.
@@ -825,7 +832,8 @@ fn rejects_damaged_streams() {
                     assert!(position < 10, "{position}");
                     bench
                         .store
-                        .discard(&bench.store.layer_path(&layer.diff_id))
+                        .staging
+                        .discard(&bench.store.snapshots.path(&layer.diff_id))
                         .unwrap();
                 }
                 Err(error) => panic!("{position} of {}: {error}", whole.len()),
@@ -841,7 +849,8 @@ fn rejects_a_layer_with_another_diff_id() {
     for stream in [archive.clone(), gzip(&archive), zstandard(&archive)] {
         let text = match bench
             .store
-            .put_layer(stream.as_slice(), Some(&Digest::of(b"other")))
+            .snapshots
+            .apply(stream.as_slice(), Some(&Digest::of(b"other")))
         {
             Err(Error::Invalid(text)) => text,
             other => panic!("{other:?}"),
@@ -866,7 +875,11 @@ fn rejects_unsupported_compressions() {
         let mut stream = start.to_vec();
         stream.extend_from_slice(&noise(5000));
         let results = [
-            bench.store.put_layer(stream.as_slice(), None).map(drop),
+            bench
+                .store
+                .snapshots
+                .apply(stream.as_slice(), None)
+                .map(drop),
             load(&bench.store, stream.as_slice(), None).map(drop),
         ];
         for result in results {
@@ -940,7 +953,7 @@ fn stops_a_decompression_bomb() {
 #[test]
 fn a_refused_decompression_bomb_leaves_nothing() {
     let bench = Bench::new();
-    let result = bench.store.put_layer(bomb(zstandard), None);
+    let result = bench.store.snapshots.apply(bomb(zstandard), None);
     assert!(
         matches!(&result, Err(Error::Invalid(text)) if text.contains("decompression bomb")),
         "{result:?}"
@@ -974,7 +987,7 @@ fn rejects_malformed_sparse_files() {
     let bench = Bench::new();
     let store = bench.store.clone();
     let archive = ended(sparse("f", &[(HUGE, 0)], b"", HUGE));
-    let result = within(30, move || store.put_layer(archive.as_slice(), None));
+    let result = within(30, move || store.snapshots.apply(archive.as_slice(), None));
     assert!(result.is_err(), "{result:?}");
     bench.check_empty("huge");
 }
@@ -988,7 +1001,7 @@ fn unpacks_a_sparse_file_of_many_pieces_quickly() {
     let archive = ended(sparse("f", &parts, &content, 149_999 * 1024 + 512));
     let bench = Bench::new();
     let store = bench.store.clone();
-    let result = within(60, move || store.put_layer(archive.as_slice(), None));
+    let result = within(60, move || store.snapshots.apply(archive.as_slice(), None));
     assert!(
         matches!(result, Ok(_) | Err(Error::Invalid(_))),
         "{result:?}"
@@ -1027,8 +1040,11 @@ fn concurrent_exchanges_of_directories_do_not_lead_outside() {
         });
         for _ in 0..60 {
             // Unpacking may fail; only its effects outside matter.
-            if let Ok(layer) = bench.store.put_layer(archive.as_slice(), None) {
-                let _ = bench.store.discard(&bench.store.layer_path(&layer.diff_id));
+            if let Ok(layer) = bench.store.snapshots.apply(archive.as_slice(), None) {
+                let _ = bench
+                    .store
+                    .staging
+                    .discard(&bench.store.snapshots.path(&layer.diff_id));
             }
         }
         done.store(true, Ordering::Relaxed);

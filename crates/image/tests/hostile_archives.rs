@@ -624,7 +624,7 @@ fn accepts_an_image_without_layers() {
             (loaded.len(), &loaded[0].id, loaded[0].size),
             (1, &Digest::of(&config), 0)
         );
-        assert_eq!(bench.store.blob(&loaded[0].id).unwrap(), config);
+        assert_eq!(bench.store.content.read(&loaded[0].id).unwrap(), config);
         bench.check_temporary("no layers");
     }
     let without = json!([{"Config": "config.json"}]);

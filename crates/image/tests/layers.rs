@@ -16,7 +16,7 @@ use common::{
     pack, pack_open, pax_records, sparse, symlink, whiteout, within, xattr, zstandard,
 };
 use tar::{EntryType, Header};
-use whelk_image::{ContentStore, Digest, Error};
+use whelk_image::{Digest, Error, Store};
 use whelk_sys::fs;
 
 /// Checks the listing of the directory that the entries are unpacked to.
@@ -91,7 +91,7 @@ fn reproduces_files_of_all_sizes() {
     }
     let total: usize = sizes.iter().map(|size| size * 2).sum();
     assert_eq!(
-        bench.store.layer_size(&Digest::of(&archive)).unwrap(),
+        bench.store.snapshots.size(&Digest::of(&archive)).unwrap(),
         total as u64
     );
 }
@@ -257,7 +257,8 @@ fn hard_links_are_one_file() {
     assert_eq!(
         bench
             .store
-            .layer_size(&Digest::of(&pack(&entries)))
+            .snapshots
+            .size(&Digest::of(&pack(&entries)))
             .unwrap(),
         7,
         "content is counted once"
@@ -463,10 +464,10 @@ fn recognizes_sparse_files_in_pax_headers() {
         .pax("GNU.sparse.name", "holes")
         .pax("GNU.sparse.realsize", (MIB + 512).to_string())]);
     let bench = Bench::new();
-    match bench.store.put_layer(archive.as_slice(), None) {
+    match bench.store.snapshots.apply(archive.as_slice(), None) {
         Err(Error::Invalid(_)) => bench.check_empty("refused"),
         Ok(layer) => {
-            let content = fs::read(bench.store.layer_files(&layer.diff_id).join("holes"))
+            let content = fs::read(bench.store.snapshots.files(&layer.diff_id).join("holes"))
                 .expect("the file has its own name");
             assert!(
                 content[..1 << 20].iter().all(|&byte| byte == 0)
@@ -723,7 +724,10 @@ fn reproduces_replaced_entries() {
         let archive = pack(&entries);
         let files = bench.unpack_only(&archive);
         let mut written = Vec::new();
-        let result = bench.store.write_layer(&Digest::of(&archive), &mut written);
+        let result = bench
+            .store
+            .snapshots
+            .replay(&Digest::of(&archive), &mut written);
         assert!(
             result.is_ok() && written == archive,
             "{:?}: {result:?}",
@@ -804,7 +808,10 @@ fn accepts_empty_layers() {
         if let Some(digest) = digest {
             assert_eq!(format!("sha256:{}", layers[0]), digest);
         }
-        assert_eq!(bench.store.layer_size(&Digest::of(&archive)).unwrap(), 0);
+        assert_eq!(
+            bench.store.snapshots.size(&Digest::of(&archive)).unwrap(),
+            0
+        );
     }
 }
 
@@ -834,11 +841,15 @@ fn check_compressed(compressed: &[u8], archive: &[u8]) {
     let bench = Bench::new();
     let layer = bench
         .store
-        .put_layer(compressed, Some(&Digest::of(archive)))
+        .snapshots
+        .apply(compressed, Some(&Digest::of(archive)))
         .unwrap();
     assert_eq!(layer.diff_id, Digest::of(archive));
     assert!(bench.written(&layer.diff_id) == archive);
-    assert_eq!(listing(&bench.store.layer_files(&layer.diff_id)).len(), 2);
+    assert_eq!(
+        listing(&bench.store.snapshots.files(&layer.diff_id)).len(),
+        2
+    );
 }
 
 #[test]
@@ -889,7 +900,15 @@ fn concurrent_loads_of_a_layer_store_it_once() {
     let archive = pack(&[dir("d/"), file("d/f", noise(10_000))]);
     let layers: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| bench.store.put_layer(archive.as_slice(), None).unwrap()))
+            .map(|_| {
+                scope.spawn(|| {
+                    bench
+                        .store
+                        .snapshots
+                        .apply(archive.as_slice(), None)
+                        .unwrap()
+                })
+            })
             .collect();
         threads
             .into_iter()
@@ -900,7 +919,7 @@ fn concurrent_loads_of_a_layer_store_it_once() {
     assert_eq!((layers[0].size, bench.names("layers").len()), (10_000, 1));
     bench.check_temporary("four at once");
     bench.unpack(&archive);
-    assert!(bench.store.has_layer(&layers[0].diff_id));
+    assert!(bench.store.snapshots.has(&layers[0].diff_id));
 }
 
 #[test]
@@ -916,18 +935,21 @@ fn removes_layers_completely() {
     let diff_id = Digest::of(&archive);
     bench
         .store
-        .discard(&bench.store.layer_path(&diff_id))
+        .staging
+        .discard(&bench.store.snapshots.path(&diff_id))
         .unwrap();
     bench.check_empty("removed");
-    assert!(!bench.store.has_layer(&diff_id));
+    assert!(!bench.store.snapshots.has(&diff_id));
     bench
         .store
-        .discard(&bench.store.layer_path(&diff_id))
+        .staging
+        .discard(&bench.store.snapshots.path(&diff_id))
         .expect("removing a missing layer is no error");
     assert!(
         bench
             .store
-            .write_layer(&diff_id, &mut std::io::sink())
+            .snapshots
+            .replay(&diff_id, &mut std::io::sink())
             .is_err()
     );
 }
@@ -940,7 +962,7 @@ fn detects_a_layer_that_was_changed_on_disk() {
         let bench = Bench::new();
         change(&bench.unpack(&archive));
         let mut written = Vec::new();
-        bench.store.write_layer(&diff_id, &mut written).is_ok() && written == archive
+        bench.store.snapshots.replay(&diff_id, &mut written).is_ok() && written == archive
     };
     assert!(same(|_| {}));
     assert!(!same(|files| fs::write(files.join("f"), "changed").unwrap()));
@@ -969,7 +991,9 @@ fn a_fifo_in_the_store_does_not_block() {
     .unwrap();
     let store = bench.store.clone();
     let result = within(20, move || {
-        store.write_layer(&Digest::of(&archive), &mut std::io::sink())
+        store
+            .snapshots
+            .replay(&Digest::of(&archive), &mut std::io::sink())
     });
     assert!(result.is_err());
 }
@@ -977,23 +1001,28 @@ fn a_fifo_in_the_store_does_not_block() {
 #[test]
 fn blobs() {
     let bench = Bench::new();
-    let digest = bench.store.put_blob(b"content").unwrap();
+    let digest = bench.store.content.put(b"content").unwrap();
     assert_eq!(digest, Digest::of(b"content"));
-    assert_eq!(bench.store.put_blob(b"content").unwrap(), digest);
-    assert_eq!(bench.store.blob(&digest).unwrap(), b"content");
+    assert_eq!(bench.store.content.put(b"content").unwrap(), digest);
+    assert_eq!(bench.store.content.read(&digest).unwrap(), b"content");
     assert!(matches!(
-        bench.store.blob(&Digest::of(b"other")),
+        bench.store.content.read(&Digest::of(b"other")),
         Err(Error::NotFound(_))
     ));
-    fs::write(bench.store.blob_path(&digest), "damaged").unwrap();
-    assert!(matches!(bench.store.blob(&digest), Err(Error::Invalid(_))));
+    fs::write(bench.store.content.path(&digest), "damaged").unwrap();
+    assert!(matches!(
+        bench.store.content.read(&digest),
+        Err(Error::Invalid(_))
+    ));
     bench
         .store
-        .discard(&bench.store.blob_path(&digest))
+        .staging
+        .discard(&bench.store.content.path(&digest))
         .unwrap();
     bench
         .store
-        .discard(&bench.store.blob_path(&digest))
+        .staging
+        .discard(&bench.store.content.path(&digest))
         .unwrap();
     bench.check_empty("removed");
 }
@@ -1003,7 +1032,7 @@ fn opening_a_store_removes_incomplete_objects() {
     let bench = Bench::new();
     let archive = pack(&[file("f", "x")]);
     bench.unpack(&archive);
-    let blob = bench.store.put_blob(b"content").unwrap();
+    let blob = bench.store.content.put(b"content").unwrap();
     for directory in ["tmp", "trash"] {
         fs::create_dir_all(
             bench.base.join("store").join(directory).join("half/made"),
@@ -1018,13 +1047,13 @@ fn opening_a_store_removes_incomplete_objects() {
         .unwrap();
     }
     let guard = bench.guard();
-    let store = ContentStore::open(&bench.base.join("store")).unwrap();
+    let store = Store::open(&bench.base.join("store")).unwrap();
     assert!(fs::list(bench.base.join("store/tmp")).unwrap().is_empty());
-    store.empty_trash().unwrap();
+    store.staging.empty_trash().unwrap();
     bench.check_temporary("opened again");
     assert_eq!(bench.guard(), guard);
-    assert!(store.has_layer(&Digest::of(&archive)));
-    assert_eq!(store.blob(&blob).unwrap(), b"content");
+    assert!(store.snapshots.has(&Digest::of(&archive)));
+    assert_eq!(store.content.read(&blob).unwrap(), b"content");
     store.sync().unwrap();
 }
 

@@ -5,7 +5,7 @@
 mod common;
 
 use common::nested;
-use whelk_image::export_directory;
+use whelk_image::snapshots::export_directory;
 
 /// Neither the stack nor the number of open files may depend on the depth.
 #[test]

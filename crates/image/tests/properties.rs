@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use common::{Bench, Entry, dir, file, pack, symlink, whiteout};
 use proptest::prelude::*;
 use tar::{Archive, EntryType};
-use whelk_image::{Digest, Reference, export};
+use whelk_image::snapshots::export;
+use whelk_image::{Digest, Reference};
 
 /// What exists at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -423,7 +424,7 @@ proptest! {
             let place = place.index(archive.len());
             archive[place] = byte;
         }
-        match bench.store.put_layer(archive.as_slice(), None) {
+        match bench.store.snapshots.apply(archive.as_slice(), None) {
             Ok(layer) => {
                 prop_assert_eq!(layer.diff_id.clone(), Digest::of(&archive));
                 prop_assert!(bench.written(&layer.diff_id) == archive);

@@ -332,7 +332,7 @@ pub(super) async fn get_by_name(
                 .rootfs
                 .diff_ids
                 .iter()
-                .map(|layer| engine.images.store().layer_size(layer))
+                .map(|layer| engine.images.store().snapshots.size(layer))
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(Error::from)?;
             Ok(ok(&wire::history(

@@ -118,7 +118,7 @@ impl Containers {
         if fs::exists(&directory) {
             return Ok(());
         }
-        let trashed = self.images.store().trashed(&record.id);
+        let trashed = self.images.store().staging.trashed(&record.id);
         if fs::exists(&trashed) {
             return Ok(fs::rename(trashed, directory)?);
         }
@@ -140,7 +140,7 @@ impl Containers {
         }
         for (id, path) in unknown(&self.instance.root.join("containers"), is_known)? {
             if is_disposable(&path) {
-                self.images.store().trash(&path)?;
+                self.images.store().staging.trash(&path)?;
             } else {
                 self.move_to_lost_and_found(&id, &path)?;
             }

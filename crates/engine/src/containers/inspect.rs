@@ -162,8 +162,8 @@ impl Exported {
     /// Writes all files as a tar archive.
     pub fn write(&self, output: impl Write) -> Result<()> {
         match self {
-            Self::Layers(layers) => whelk_image::export(layers, output)?,
-            Self::Mounted(root) => whelk_image::export_root(root, output)?,
+            Self::Layers(layers) => whelk_image::snapshots::export(layers, output)?,
+            Self::Mounted(root) => whelk_image::snapshots::export_root(root, output)?,
         }
         Ok(())
     }

@@ -52,7 +52,7 @@ impl Containers {
         }
         let store = self.images.store().clone();
         std::thread::spawn(move || {
-            if let Err(error) = store.empty_trash() {
+            if let Err(error) = store.staging.empty_trash() {
                 tracing::warn!("empty the trash: {error}");
             }
         });

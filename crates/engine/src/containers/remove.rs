@@ -87,6 +87,7 @@ impl Containers {
         let trashed = self
             .images
             .store()
+            .staging
             .trash_as(&self.instance.container_dir(id), id);
         if lasting && let Ok(Some(trashed)) = &trashed {
             // On disk no later than the record's deletion: a directory that came back would have no

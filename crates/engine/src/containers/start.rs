@@ -333,10 +333,12 @@ impl Containers {
     pub(super) fn root_layers(&self, image: &str, directory: &Path) -> Result<Vec<PathBuf>> {
         let store = self.images.store();
         if image.is_empty() {
-            return Ok(store.root_layers(&[], directory)?);
+            return Ok(store.snapshots.root(&[], directory)?);
         }
         let image = self.images.get(&image.parse::<Digest>()?)?;
-        Ok(store.root_layers(&image.config.rootfs.diff_ids, directory)?)
+        Ok(store
+            .snapshots
+            .root(&image.config.rootfs.diff_ids, directory)?)
     }
 
     /// Returns the directories of an image's layers, the topmost first.
@@ -349,7 +351,8 @@ impl Containers {
         Ok(self
             .images
             .store()
-            .lower_layers(&image.config.rootfs.diff_ids))
+            .snapshots
+            .lower(&image.config.rootfs.diff_ids))
     }
 
     /// Returns the path of the seccomp filter for these settings, compiled at its first use; `None`

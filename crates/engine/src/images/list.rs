@@ -121,7 +121,7 @@ impl Images {
         }
         let mut sizes = BTreeMap::new();
         for layer in users.keys() {
-            sizes.insert(*layer, self.files.layer_size(layer)?);
+            sizes.insert(*layer, self.files.snapshots.size(layer)?);
         }
         let shared = images.iter().map(|image| {
             let shared = image

@@ -59,7 +59,7 @@ impl Image {
 /// All images of an engine.
 #[derive(Debug)]
 pub struct Images {
-    files: whelk_image::ContentStore,
+    files: whelk_image::Store,
     store: Arc<RecordStore>,
     events: Arc<Events>,
     index: RwLock<Index>,
@@ -110,12 +110,13 @@ impl Images {
         store: Arc<RecordStore>,
         events: Arc<Events>,
     ) -> Result<Arc<Self>> {
-        let files = whelk_image::ContentStore::open(root)?;
+        let files = whelk_image::Store::open(root)?;
         let mut index = Index::default();
         let mut unreadable = false;
         for record in store.images::<ImageRecord>()? {
             match files
-                .blob(&record.id)
+                .content
+                .read(&record.id)
                 .and_then(|bytes| ImageConfig::parse(&bytes))
                 .and_then(|config| check_layers(&files, config))
             {
@@ -158,7 +159,7 @@ impl Images {
     }
 
     /// Returns the store of blobs and layers.
-    pub fn store(&self) -> &whelk_image::ContentStore {
+    pub fn store(&self) -> &whelk_image::Store {
         &self.files
     }
 
@@ -375,14 +376,14 @@ impl Images {
 
 /// Returns the configuration if all its layers exist.
 fn check_layers(
-    files: &whelk_image::ContentStore,
+    files: &whelk_image::Store,
     config: ImageConfig,
 ) -> whelk_image::Result<ImageConfig> {
     match config
         .rootfs
         .diff_ids
         .iter()
-        .find(|layer| !files.has_layer(layer))
+        .find(|layer| !files.snapshots.has(layer))
     {
         Some(layer) => Err(whelk_image::Error::NotFound(format!(
             "layer {layer} is missing"

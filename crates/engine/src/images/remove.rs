@@ -195,7 +195,7 @@ impl Images {
                     Ok(gone) => {
                         if gone.contains(&Removed::Deleted(image.id.clone())) {
                             for layer in image.layers() {
-                                free.insert(layer.clone(), self.files.layer_size(layer)?);
+                                free.insert(layer.clone(), self.files.snapshots.size(layer)?);
                             }
                         }
                         removed.extend(gone);

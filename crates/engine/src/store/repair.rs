@@ -51,8 +51,8 @@ pub fn repair(root: &Path) -> Result<Repaired> {
     if fs::exists(root.join(NEW)) {
         report.report("finishing an earlier repair that was interrupted".into());
     } else {
-        let images = whelk_image::ContentStore::open(root)?;
-        let mut old = Old::read(root, images.scratch()?.path())?;
+        let images = whelk_image::Store::open(root)?;
+        let mut old = Old::read(root, images.staging.scratch()?.path())?;
         let found = find_containers(root)?;
         let is_lost = |(id, found): (&String, &Found)| {
             found
@@ -255,7 +255,7 @@ struct Rebuilt {
 fn rebuild(
     mut old: Old,
     found: &BTreeMap<String, Found>,
-    images: &whelk_image::ContentStore,
+    images: &whelk_image::Store,
     root: &Path,
     report: &mut Repaired,
 ) -> Result<Rebuilt> {
@@ -399,26 +399,25 @@ fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
 }
 
 /// Adds images without a record whose configuration and layers exist.
-fn find_images(
-    images: &whelk_image::ContentStore,
-    rest: &mut Rest,
-    report: &mut Repaired,
-) -> Result<()> {
+fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repaired) -> Result<()> {
     let id_of = |image: &Value| image["id"].as_str().unwrap_or_default().to_owned();
     let known: BTreeSet<String> = rest.images.iter().map(id_of).collect();
     let mut found = 0;
-    for digest in images.blobs()? {
+    for digest in images.content.list()? {
         let config = images
-            .blob(&digest)
+            .content
+            .read(&digest)
             .and_then(|content| ImageConfig::parse(&content));
         let Ok(config) = config else { continue };
         let layers = &config.rootfs.diff_ids;
-        if known.contains(digest.as_str()) || !layers.iter().all(|layer| images.has_layer(layer)) {
+        if known.contains(digest.as_str())
+            || !layers.iter().all(|layer| images.snapshots.has(layer))
+        {
             continue;
         }
         let size = layers
             .iter()
-            .map(|layer| images.layer_size(layer).unwrap_or(0))
+            .map(|layer| images.snapshots.size(layer).unwrap_or(0))
             .sum();
         let record = ImageRecord {
             id: digest,

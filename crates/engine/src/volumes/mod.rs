@@ -695,7 +695,9 @@ impl Volumes {
                     OFlags::RDONLY | OFlags::DIRECTORY,
                     Mode::empty(),
                 ) {
-                    Ok(target) => whelk_image::copy_up(layers, path, &target, replaced, lasting),
+                    Ok(target) => {
+                        whelk_image::snapshots::copy_up(layers, path, &target, replaced, lasting)
+                    }
                     Err(_) => Ok(false),
                 }
             });

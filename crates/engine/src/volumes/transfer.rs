@@ -28,7 +28,7 @@ impl Drop for Hold {
 impl Hold {
     /// Writes the volume's content as a tar archive. Blocks.
     pub fn export(&self, output: impl Write) -> Result<()> {
-        Ok(whelk_image::export_directory(
+        Ok(whelk_image::snapshots::export_directory(
             &self.volumes.path(&self.record.name),
             output,
         )?)
@@ -84,7 +84,7 @@ impl Volumes {
                 ..CreateVolume::default()
             })?;
             return self.create_filled(record, |directory| {
-                whelk_image::layer::unpack(input, directory).map_err(during)
+                whelk_image::snapshots::unpack(input, directory).map_err(during)
             });
         };
         if record.is_snapshot() {
@@ -114,7 +114,7 @@ impl Volumes {
             }
         };
         let outcome = begun.and_then(|()| {
-            let outcome = whelk_image::layer::unpack(input, &self.path(name)).map_err(during);
+            let outcome = whelk_image::snapshots::unpack(input, &self.path(name)).map_err(during);
             if let Some(volume) = self.state_mut().get_mut(name) {
                 volume.busy = None;
             }

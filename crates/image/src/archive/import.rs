@@ -4,10 +4,11 @@ use std::io::Read;
 
 use super::Loaded;
 use crate::config::{ContainerConfig, History, ImageConfig, RootFs};
+use crate::content::MAX_CONFIG_SIZE;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::store::{ContentStore, MAX_CONFIG_SIZE};
+use crate::store::Store;
 
 /// Settings of an imported image.
 #[derive(Clone, Debug, Default)]
@@ -23,8 +24,8 @@ pub struct Import {
 /// # Errors
 /// Returns [`Error::Invalid`] if the archive is malformed or the configuration is larger than
 /// [`MAX_CONFIG_SIZE`], and I/O errors.
-pub fn import(store: &ContentStore, input: impl Read + Send, import: Import) -> Result<Loaded> {
-    let layer = store.put_layer(input, None)?;
+pub fn import(store: &Store, input: impl Read + Send, import: Import) -> Result<Loaded> {
+    let layer = store.snapshots.apply(input, None)?;
     let platform = import.platform.unwrap_or_else(Platform::host);
     let created = jiff::Timestamp::now().to_string();
     let config = ImageConfig {
@@ -51,7 +52,7 @@ pub fn import(store: &ContentStore, input: impl Read + Send, import: Import) -> 
             "the image's configuration is larger than {MAX_CONFIG_SIZE} bytes"
         )));
     }
-    let id = store.put_blob(&bytes)?;
+    let id = store.content.put(&bytes)?;
     Ok(Loaded {
         id,
         config,

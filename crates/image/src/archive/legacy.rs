@@ -15,9 +15,9 @@ use super::load::{Images, tag};
 use super::parts::{File, shown};
 use crate::bounded::MAX_LAYERS;
 use crate::config::{History, RootFs};
+use crate::content::MAX_CONFIG_SIZE;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::MAX_CONFIG_SIZE;
 
 /// The fields that are read from a layer's `ID/json`.
 #[derive(Debug, Default, Deserialize)]
@@ -170,12 +170,13 @@ impl Reader<'_, '_> {
             return Ok(known.clone());
         }
         // The part may be compressed, in which case its digest is not the diff ID.
-        let diff_id = if self.images.store.has_layer(&file.digest) {
+        let diff_id = if self.images.store.snapshots.has(&file.digest) {
             file.digest.clone()
         } else {
             self.images
                 .store
-                .put_layer(fs::open(&file.path)?, None)?
+                .snapshots
+                .apply(fs::open(&file.path)?, None)?
                 .diff_id
         };
         self.layers.insert(file.digest.clone(), diff_id.clone());

@@ -21,7 +21,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::store::ContentStore;
+use crate::store::Store;
 
 /// An image that was loaded into the store, with the names its archive gives it.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,16 +42,16 @@ const MAX_WORKERS: usize = 8;
 /// platform equals `platform`.
 ///
 /// If the archive is refused, nothing of it remains except layers that were unpacked completely;
-/// [`ContentStore::gc`] removes those.
+/// [`Store::gc`] removes those.
 ///
 /// # Errors
 /// Returns [`Error::Invalid`] if the archive is malformed or exceeds a limit, and I/O errors.
 pub fn load(
-    store: &ContentStore,
+    store: &Store,
     input: impl Read + Send,
     platform: Option<&Platform>,
 ) -> Result<Vec<Loaded>> {
-    let scratch = store.scratch()?;
+    let scratch = store.staging.scratch()?;
     let parts = Parts::extract(decompress(input)?, scratch.path())?;
     let mut images = Images {
         store,
@@ -79,7 +79,7 @@ pub fn load(
 /// The images found in an archive so far. An image that the archive lists several times is kept
 /// once.
 pub(super) struct Images<'a> {
-    pub(super) store: &'a ContentStore,
+    pub(super) store: &'a Store,
     pub(super) parts: &'a Parts,
     platform: Option<&'a Platform>,
     list: Vec<Image>,
@@ -195,7 +195,7 @@ impl Images<'_> {
         for image in &self.list {
             for (diff_id, part) in image.config.rootfs.diff_ids.iter().zip(&image.layers) {
                 let file = self.parts.file(part)?;
-                if !self.store.has_layer(diff_id) && seen.insert(diff_id) {
+                if !self.store.snapshots.has(diff_id) && seen.insert(diff_id) {
                     work.push((diff_id, part, file.path.clone(), file.size));
                 }
             }
@@ -217,7 +217,7 @@ impl Images<'_> {
                     {
                         let unpacked = fs::open(path)
                             .map_err(Error::from)
-                            .and_then(|file| store.put_layer(file, Some(diff_id)));
+                            .and_then(|file| store.snapshots.apply(file, Some(diff_id)));
                         if let Err(error) = unpacked {
                             next.store(work.len(), Ordering::Relaxed);
                             let mut failed = failed.lock().ignore_poison();
@@ -252,9 +252,9 @@ impl Images<'_> {
                 .rootfs
                 .diff_ids
                 .iter()
-                .map(|diff_id| self.store.layer_size(diff_id));
+                .map(|diff_id| self.store.snapshots.size(diff_id));
             let size = sizes.sum::<Result<u64>>()?;
-            self.store.put_blob(&image.bytes)?;
+            self.store.content.put(&image.bytes)?;
             Ok(Loaded {
                 id: image.id,
                 config: image.config,

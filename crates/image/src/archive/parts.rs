@@ -10,11 +10,11 @@ use std::rc::Rc;
 use tar::{Archive, EntryType};
 use whelk_sys::fs;
 
+use crate::content::MAX_CONFIG_SIZE;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
-use crate::layer::MAX_HEADERS_SIZE;
-use crate::layer::sparse::Sparse;
-use crate::store::MAX_CONFIG_SIZE;
+use crate::snapshots::MAX_HEADERS_SIZE;
+use crate::snapshots::sparse::Sparse;
 
 /// Maximum number of entries in an archive. Images have at most a few hundred layers.
 const MAX_PARTS: usize = 20_000;

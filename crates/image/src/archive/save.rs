@@ -15,7 +15,7 @@ use crate::config::ImageConfig;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
 use crate::reference::Reference;
-use crate::store::ContentStore;
+use crate::store::Store;
 
 /// An image to write, with its names in the archive.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub struct Saved {
 /// # Errors
 /// Returns an error if the content of a layer or configuration in the store does not match its
 /// digest. The archive written so far is incomplete and must not be used.
-pub fn save(store: &ContentStore, images: &[Saved], output: impl Write) -> Result<()> {
+pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
     let mut archive = Builder::new(output);
     let mut written = BTreeMap::new();
     let mut index = Index {
@@ -42,7 +42,7 @@ pub fn save(store: &ContentStore, images: &[Saved], output: impl Write) -> Resul
     // of the topmost layer.
     let mut repositories: BTreeMap<String, BTreeMap<&str, String>> = BTreeMap::new();
     for image in images {
-        let config_bytes = store.blob(&image.id)?;
+        let config_bytes = store.content.read(&image.id)?;
         let config = ImageConfig::parse(&config_bytes)?;
         let time = created(&config);
         let mut layers = Vec::new();
@@ -222,13 +222,13 @@ fn write_blob(
 /// Writes a layer's tar archive. The header needs its size first, so the archive is generated
 /// twice: once to measure it and verify its digest, once to write it.
 fn write_layer(
-    store: &ContentStore,
+    store: &Store,
     diff_id: &Digest,
     time: u64,
     archive: &mut Builder<impl Write>,
 ) -> Result<u64> {
     let mut measure = Hashing::new(io::sink());
-    store.write_layer(diff_id, &mut measure)?;
+    store.snapshots.replay(diff_id, &mut measure)?;
     let (digest, size, _) = measure.finish();
     if digest != *diff_id {
         return Err(Error::invalid(format!(
@@ -244,7 +244,7 @@ fn write_layer(
     output
         .write_all(head.as_bytes())
         .map_err(io(format!("write {name}")))?;
-    store.write_layer(diff_id, output)?;
+    store.snapshots.replay(diff_id, output)?;
     let padding = vec![0; usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or_default()];
     output
         .write_all(&padding)

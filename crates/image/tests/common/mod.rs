@@ -13,7 +13,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
-use whelk_image::{ContentStore, Digest};
+use whelk_image::{Digest, Store};
 use whelk_sys::fs;
 
 /// The mtime of entries that set no other.
@@ -32,7 +32,7 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 /// ```
 pub(crate) struct Bench {
     pub(crate) base: PathBuf,
-    pub(crate) store: ContentStore,
+    pub(crate) store: Store,
 }
 
 impl Bench {
@@ -44,7 +44,7 @@ impl Bench {
         fs::create_dir_all(base.join("outside/directory"), 0o755).unwrap();
         fs::write(base.join("outside/file"), "untouched").unwrap();
         fs::write(base.join("outside/directory/file"), "untouched").unwrap();
-        let store = ContentStore::open(&base.join("store")).unwrap();
+        let store = Store::open(&base.join("store")).unwrap();
         Self { base, store }
     }
 
@@ -64,10 +64,11 @@ impl Bench {
     pub(crate) fn unpack_only(&self, archive: &[u8]) -> PathBuf {
         let layer = self
             .store
-            .put_layer(archive, Some(&Digest::of(archive)))
+            .snapshots
+            .apply(archive, Some(&Digest::of(archive)))
             .unwrap();
         self.check_temporary("unpacking");
-        self.store.layer_files(&layer.diff_id)
+        self.store.snapshots.files(&layer.diff_id)
     }
 
     /// Unpacks an archive and checks that the store reproduces it bit for bit.
@@ -85,7 +86,7 @@ impl Bench {
     #[track_caller]
     pub(crate) fn written(&self, diff_id: &Digest) -> Vec<u8> {
         let mut archive = Vec::new();
-        self.store.write_layer(diff_id, &mut archive).unwrap();
+        self.store.snapshots.replay(diff_id, &mut archive).unwrap();
         archive
     }
 

@@ -24,7 +24,7 @@ use super::sparse::{self, Sparse};
 use super::tap::{Sink, Tap, Tapped};
 use super::tar_split::Recorder;
 use super::tree::{Tree, relative};
-use crate::digest::{Digest, Hashing};
+use crate::digest::Hashing;
 use crate::error::{Error, Result, io};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -32,21 +32,13 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other metadata of AUFS, where the whiteout convention comes from.
 const AUFS: &[u8] = b".wh..wh.";
 
-/// The result of unpacking a layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
-    pub diff_id: Digest,
-    /// Total size of file content in bytes.
-    pub size: u64,
-}
-
 /// Unpacks the uncompressed archive `input` into `directory` as `fs` and `split.zst` (see
 /// [`super`]).
 ///
 /// # Errors
 /// Returns [`Error::Invalid`] if the archive is malformed or tries to reach outside of the root.
 /// The caller removes what was unpacked until then.
-pub fn apply(input: impl Read, directory: &Path) -> Result<Applied> {
+pub(super) fn apply(input: impl Read, directory: &Path) -> Result<super::Layer> {
     let root_path = directory.join("fs");
     fs::create_dir(&root_path, 0o755)?;
     let tap = Tap::new(Some(Recorder::create(&directory.join("split.zst"))?));
@@ -56,7 +48,7 @@ pub fn apply(input: impl Read, directory: &Path) -> Result<Applied> {
         .map_err(|error| error.during("layer"))?;
     let (diff_id, _, _) = input.finish();
     tap.finish()?;
-    Ok(Applied {
+    Ok(super::Layer {
         diff_id,
         size: layer.size,
     })
@@ -312,7 +304,7 @@ impl Layer {
         target: &Target<'_>,
         holes: Option<Sparse>,
     ) -> Result<()> {
-        let staged = OsString::from(format!(".import-{}", crate::store::random_name()));
+        let staged = OsString::from(format!(".import-{}", crate::staging::random_name()));
         let swap = || renameat(target.parent, &staged, target.parent, target.name);
         let replace = |error: Errno| io("replace")(error.into());
         let done = self

@@ -27,7 +27,7 @@ pub fn copy_up(
     lasting: bool,
 ) -> Result<bool> {
     let step = |step: &'static str| move |error: rustix::io::Errno| io(step)(error.into());
-    let layers = crate::store::distinct(layers.iter().cloned());
+    let layers = super::distinct(layers.iter().cloned());
     if layers.is_empty() || !copy::is_empty(&target).map_err(step("read the volume"))? {
         return Ok(false);
     }

@@ -20,7 +20,7 @@ use crate::error::{Result, io};
 
 /// Writes all files of the layers `lower` (topmost first) to `output`.
 pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
-    let lower = crate::store::distinct(lower.iter().cloned());
+    let lower = super::distinct(lower.iter().cloned());
     let root = whelk_sys::overlay::read_only(&lower)
         .map_err(|error| io("mount the container's layers")(error.into()))?;
     export_root(&root, output)

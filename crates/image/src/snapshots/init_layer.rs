@@ -14,9 +14,9 @@ use rustix::io::Errno;
 use whelk_sys::overlay::{self, Writable};
 use whelk_sys::{fs, in_root};
 
+use super::Snapshots;
 use crate::digest::Digest;
 use crate::error::{Result, io};
-use crate::store::ContentStore;
 
 const FILES: [&str; 5] = [
     "/.dockerenv",
@@ -29,17 +29,17 @@ const DIRECTORIES: [&str; 4] = ["/dev/pts", "/dev/shm", "/proc", "/sys"];
 const LINKS: [(&str, &str); 1] = [("/etc/mtab", "/proc/mounts")];
 const MODE: Mode = Mode::from_raw_mode(0o755);
 
-impl ContentStore {
+impl Snapshots {
     /// Returns the lower directories of a container's overlay, topmost first: the init layer, then
     /// the image's layers. Creates the init layer if it does not exist. `own` is a directory of the
     /// container that holds the init layer if the image has no layers.
-    pub fn root_layers(&self, diff_ids: &[Digest], own: &Path) -> Result<Vec<PathBuf>> {
-        let lower = self.lower_layers(diff_ids);
+    pub fn root(&self, diff_ids: &[Digest], own: &Path) -> Result<Vec<PathBuf>> {
+        let lower = self.lower(diff_ids);
         let place = match diff_ids.last() {
             None => own.join("init"),
             Some(top) => {
                 let stack: Vec<&str> = diff_ids.iter().map(Digest::hex).collect();
-                self.layer_path(top)
+                self.path(top)
                     .join("init")
                     .join(Digest::of(stack.join(" ").as_bytes()).hex())
             }
@@ -51,7 +51,7 @@ impl ContentStore {
     }
 
     fn make_init_layer(&self, lower: &[PathBuf], place: &Path) -> Result<()> {
-        let scratch = self.scratch()?;
+        let scratch = self.staging.scratch()?;
         let (upper, work) = (scratch.path().join("fs"), scratch.path().join("work"));
         fs::create_dir(&upper, 0o755)?;
         fs::create_dir(&work, 0o700)?;

@@ -1,0 +1,132 @@
+//! Layers: tar archives of file system changes, each unpacked once into a directory, by diff ID.
+//!
+//! ```text
+//! <root>/layers/<diff ID digits>/fs         the files, with whiteouts in overlayfs form
+//!                               /split.zst  the rest of the archive (see [`tar_split`])
+//!                               /size       total size of file content in bytes
+//!                               /init/…     init layers of images whose topmost layer it is
+//! ```
+//! From the first two, the original archive can be reproduced bit for bit, so it is not kept: an
+//! image's content is on disk only once.
+
+mod apply;
+mod copy_up;
+mod export;
+mod init_layer;
+mod metadata;
+mod pax;
+pub(crate) mod sparse;
+mod tap;
+mod tar_split;
+mod tree;
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use whelk_sys::fs;
+
+use crate::compression::decompress;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::staging::Staging;
+
+pub use apply::unpack;
+pub use copy_up::copy_up;
+pub use export::{export, export_directory, export_root};
+pub(crate) use tap::MAX_HEADERS_SIZE;
+
+/// The unpacked layers of a store.
+#[derive(Clone, Debug)]
+pub struct Snapshots {
+    directory: PathBuf,
+    staging: Staging,
+}
+
+/// A layer that was unpacked into the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    pub diff_id: Digest,
+    /// Total size of file content in bytes.
+    pub size: u64,
+}
+
+impl Snapshots {
+    pub(crate) fn open(root: &Path, staging: Staging) -> Result<Self> {
+        let directory = root.join("layers");
+        fs::create_dir_all(&directory, 0o700)?;
+        Ok(Self { directory, staging })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn path(&self, diff_id: &Digest) -> PathBuf {
+        self.directory.join(diff_id.hex())
+    }
+
+    /// Returns the directory with a layer's files, for an overlay mount.
+    pub fn files(&self, diff_id: &Digest) -> PathBuf {
+        self.path(diff_id).join("fs")
+    }
+
+    /// Returns the lower directories of an overlay of these layers (given lowest first), topmost
+    /// first, without duplicates.
+    pub fn lower(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
+        distinct(diff_ids.iter().rev().map(|diff_id| self.files(diff_id)))
+    }
+
+    pub fn has(&self, diff_id: &Digest) -> bool {
+        fs::exists(self.path(diff_id))
+    }
+
+    /// Unpacks a layer from its plain or compressed archive.
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] if the archive is hostile or damaged, or its diff ID is not
+    /// `expected`.
+    pub fn apply(&self, archive: impl Read + Send, expected: Option<&Digest>) -> Result<Layer> {
+        let scratch = self.staging.scratch()?;
+        let applied = apply::apply(decompress(archive)?, scratch.path())?;
+        if let Some(expected) = expected.filter(|expected| **expected != applied.diff_id) {
+            return Err(Error::invalid(format!(
+                "invalid diffID: expected {expected}, got {}",
+                applied.diff_id
+            )));
+        }
+        fs::write(scratch.path().join("size"), applied.size.to_string())?;
+        // The layer's own directory has mode 0700, so that only root reaches the files in it
+        // (CVE-2021-41091).
+        match fs::rename(scratch.path(), self.path(&applied.diff_id)) {
+            // A concurrent load stored the same layer first; this copy is dropped.
+            Err(_) if self.has(&applied.diff_id) => {}
+            result => result?,
+        }
+        Ok(applied)
+    }
+
+    /// Returns the total size of a layer's file content in bytes.
+    pub fn size(&self, diff_id: &Digest) -> Result<u64> {
+        let text = fs::read_to_string(self.path(diff_id).join("size"))?;
+        text.trim()
+            .parse()
+            .map_err(|_| Error::invalid(format!("layer {diff_id} has no size")))
+    }
+
+    /// Writes the original uncompressed archive of a layer.
+    pub fn replay(&self, diff_id: &Digest, output: &mut impl Write) -> Result<()> {
+        tar_split::replay(&self.path(diff_id), output)
+    }
+}
+
+/// Removes duplicates from a stack of layers: overlayfs refuses a lower directory that is given
+/// twice.
+fn distinct(layers: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut lower: Vec<PathBuf> = Vec::new();
+    for files in layers {
+        if !lower.contains(&files) {
+            lower.push(files);
+        }
+    }
+    lower
+}
