@@ -34,6 +34,11 @@ impl Digest {
         Self(text)
     }
 
+    /// Returns the digest with these 64 hexadecimal digits; `None` if they are not valid.
+    pub(crate) fn from_hex(digits: &str) -> Option<Self> {
+        format!("{PREFIX}{digits}").parse().ok()
+    }
+
     /// Returns the 64 hexadecimal digits.
     pub fn hex(&self) -> &str {
         &self.0[PREFIX.len()..]
@@ -93,6 +98,7 @@ impl fmt::Debug for Digest {
 }
 
 /// Hashes and counts the bytes read from or written to `inner`.
+#[derive(Debug)]
 pub struct Hashing<T> {
     inner: T,
     hash: Sha256,
@@ -106,6 +112,10 @@ impl<T> Hashing<T> {
             hash: Sha256::new(),
             count: 0,
         }
+    }
+
+    pub fn get_ref(&self) -> &T {
+        &self.inner
     }
 
     pub fn count(&self) -> u64 {

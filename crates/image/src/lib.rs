@@ -1,7 +1,8 @@
 //! Images: references, configurations, and the storage of their layers.
 //!
 //! All code is blocking. A [`Store`] keeps blobs ([`content`]) and unpacked layers ([`snapshots`]);
-//! [`archive`] reads and writes the files that `save` and `load` exchange. Which images exist is
+//! [`leases`] keep what comes
+//! in from being collected; [`archive`] reads and writes the files that `save` and `load` exchange. Which images exist is
 //! recorded by the engine.
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ pub mod config;
 pub mod content;
 pub mod digest;
 mod error;
+pub mod leases;
 pub mod platform;
 pub mod reference;
 pub mod snapshots;
@@ -22,7 +24,8 @@ mod store;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, Result};
+pub use leases::{Lease, Leases};
 pub use platform::Platform;
 pub use reference::Reference;
 pub use staging::{Scratch, Staging};
-pub use store::Store;
+pub use store::{Store, Used};

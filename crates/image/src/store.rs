@@ -1,15 +1,15 @@
 //! Image content on disk: blobs, unpacked layers, and where both come from and go to.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use whelk_sys::fs;
 
-use crate::content::Content;
+use crate::content::{self, Content};
 use crate::digest::Digest;
 use crate::error::{Result, io};
+use crate::leases::Leases;
 use crate::snapshots::Snapshots;
 use crate::staging::Staging;
 
@@ -19,50 +19,68 @@ pub struct Store {
     root: PathBuf,
     pub content: Content,
     pub snapshots: Snapshots,
+    pub leases: Leases,
     pub staging: Staging,
+}
+
+/// The objects that an engine's records name.
+#[derive(Debug, Default)]
+pub struct Used {
+    pub blobs: BTreeSet<Digest>,
+    pub layers: BTreeSet<Digest>,
 }
 
 impl Store {
     /// Opens the store at `root`, creating its directories, and moves incomplete objects of an
-    /// earlier run to the trash.
+    /// earlier run to the trash, except for blobs whose writing can be resumed.
     pub fn open(root: &Path) -> Result<Self> {
         let staging = Staging::open(root)?;
         Ok(Self {
             root: root.to_owned(),
             content: Content::open(root, staging.clone())?,
             snapshots: Snapshots::open(root, staging.clone())?,
+            leases: Leases::default(),
             staging,
         })
     }
 
-    /// Moves all blobs and layers that are not listed to the trash and returns their paths there.
-    /// The caller removes them, which can take long. Nothing may be added to the store meanwhile.
+    /// Moves all blobs and layers that neither a lease nor `used` names to the trash, and partial
+    /// blobs that nobody has resumed for long ([`content::MAX_PARTIAL_AGE`]). Returns their paths
+    /// there. The caller removes them, which can take long.
+    ///
+    /// `used` reads the records. It is called after the collection has begun, so that an object
+    /// whose lease ends meanwhile is not missed.
     ///
     /// # Errors
     /// Returns the first error; the other objects are moved nevertheless, and are removed at the
     /// engine's next start.
-    pub fn gc(&self, blobs: &BTreeSet<Digest>, layers: &BTreeSet<Digest>) -> Result<Vec<PathBuf>> {
+    pub fn gc(&self, used: impl FnOnce() -> Used) -> Result<Vec<PathBuf>> {
+        let collection = self.leases.collect();
+        let used = used();
         let mut outcome = Ok(Vec::new());
+        let mut take = |trashed: Result<Option<PathBuf>>| match (trashed, &mut outcome) {
+            (Ok(trashed), Ok(all)) => all.extend(trashed),
+            (Err(error), Ok(_)) => outcome = Err(error),
+            (_, Err(_)) => {}
+        };
         let kinds = [
-            (self.content.directory(), blobs),
-            (self.snapshots.directory(), layers),
+            (self.content.directory(), &used.blobs),
+            (self.snapshots.directory(), &used.layers),
         ];
-        for (directory, known) in kinds {
-            let known: BTreeSet<&OsStr> = known
-                .iter()
-                .map(|digest| OsStr::new(digest.hex()))
-                .collect();
+        for (directory, used) in kinds {
             for entry in fs::list(directory)? {
-                if known.contains(entry.file_name().as_os_str()) {
+                let digest = entry.file_name().to_str().and_then(Digest::from_hex);
+                if digest.as_ref().is_some_and(|digest| used.contains(digest)) {
                     continue;
                 }
-                match (self.staging.trash(&entry.path()), &mut outcome) {
-                    (Ok(trashed), Ok(all)) => all.extend(trashed),
-                    (Err(error), Ok(_)) => outcome = Err(error),
-                    (_, Err(_)) => {}
+                let trash = || self.staging.trash(&entry.path());
+                if let Some(trashed) = collection.unless_held(digest.as_ref(), trash) {
+                    take(trashed);
                 }
             }
         }
+        self.content
+            .expire_partials(content::MAX_PARTIAL_AGE, &mut take)?;
         outcome
     }
 

@@ -14,12 +14,12 @@ use common::images::{
     docker_archive, index, index_json, manifest_json, oci_archive, old_docker_archive, sideways,
 };
 use common::{
-    Bench, Entry, device, dir, fifo, file, gzip, hard_link, noise, pack, symlink, whiteout,
-    zstandard,
+    Bench, Entry, device, dir, fifo, file, gzip, hard_link, import, load, noise, pack, symlink,
+    whiteout, zstandard,
 };
 use serde_json::{Value, json};
 use tar::{Archive, EntryType};
-use whelk_image::archive::{Import, Loaded, Saved, import, load, save};
+use whelk_image::archive::{Import, Loaded, Saved, save};
 use whelk_image::config::{ARCHITECTURE, ContainerConfig};
 use whelk_image::snapshots::export;
 use whelk_image::{Digest, Error, Reference};

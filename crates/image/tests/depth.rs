@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Bench, file, nested, pack};
+use common::{Bench, apply, file, nested, pack};
 use whelk_image::snapshots::{export, export_directory};
 use whelk_image::{Digest, Error};
 
@@ -17,7 +17,7 @@ fn deep() -> String {
 fn a_deep_layer_is_unpacked_and_removed() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x")]);
-    match bench.store.snapshots.apply(archive.as_slice(), None) {
+    match apply(&bench.store, archive.as_slice(), None) {
         Ok(layer) => {
             assert!(bench.written(&layer.diff_id) == archive);
             bench
@@ -35,7 +35,7 @@ fn a_deep_layer_is_unpacked_and_removed() {
 fn a_refused_deep_layer_leaves_nothing() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x"), file("../x", "")]);
-    let result = bench.store.snapshots.apply(archive.as_slice(), None);
+    let result = apply(&bench.store, archive.as_slice(), None);
     assert!(matches!(result, Err(Error::Invalid(_))), "{result:?}");
     bench.check_empty("deep");
 }
@@ -44,7 +44,7 @@ fn a_refused_deep_layer_leaves_nothing() {
 fn a_deep_directory_is_replaced() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x"), file("d", "flat")]);
-    let result = bench.store.snapshots.apply(archive.as_slice(), None);
+    let result = apply(&bench.store, archive.as_slice(), None);
     assert!(
         matches!(result, Ok(_) | Err(Error::Invalid(_))),
         "{result:?}"
@@ -58,12 +58,7 @@ fn a_deep_directory_is_replaced() {
 fn a_deep_layer_is_exported() {
     let bench = Bench::new();
     let archive = pack(&[file(deep() + "f", "x")]);
-    if bench
-        .store
-        .snapshots
-        .apply(archive.as_slice(), None)
-        .is_err()
-    {
+    if apply(&bench.store, archive.as_slice(), None).is_err() {
         return;
     }
     let mut exported = Vec::new();

@@ -12,11 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
-    Bench, CLIMB, Entry, device, dir, ended, endless, entry, fifo, file, gzip, hard_link, listing,
-    names, noise, pack, pack_open, sparse, symlink, whiteout, within, zstandard,
+    Bench, CLIMB, Entry, apply, device, dir, ended, endless, entry, fifo, file, gzip, hard_link,
+    listing, load, names, noise, pack, pack_open, sparse, symlink, whiteout, within, zstandard,
 };
 use tar::EntryType;
-use whelk_image::archive::load;
 use whelk_image::compression::decompress;
 use whelk_image::{Digest, Error};
 use whelk_sys::fs;
@@ -26,7 +25,7 @@ use whelk_sys::fs;
 fn check_refused(what: &str, archive: &[u8]) {
     let bench = Bench::new();
     let guard = bench.guard();
-    let result = bench.store.snapshots.apply(archive, None);
+    let result = apply(&bench.store, archive, None);
     assert!(
         matches!(result, Err(Error::Invalid(_))),
         "{what}: {result:?}"
@@ -52,7 +51,7 @@ fn contained(what: &str, entries: Make, expected: &[&str]) {
     let outside = bench.outside();
     let archive = pack(&entries(outside.as_os_str().as_bytes()));
     let guard = bench.guard();
-    match bench.store.snapshots.apply(archive.as_slice(), None) {
+    match apply(&bench.store, archive.as_slice(), None) {
         Ok(layer) => {
             let lines = listing(&bench.store.snapshots.files(&layer.diff_id));
             let lines: Vec<String> = lines
@@ -108,7 +107,7 @@ fn absolute_names_stay_inside_the_root() {
     let guard = bench.guard();
     let planted = bench.outside().join("planted");
     let archive = pack(&[file(planted.as_os_str().as_bytes(), "x")]);
-    match bench.store.snapshots.apply(archive.as_slice(), None) {
+    match apply(&bench.store, archive.as_slice(), None) {
         Ok(layer) => {
             let inside = bench
                 .store
@@ -231,7 +230,7 @@ fn does_not_write_through_links() {
         let bench = Bench::new();
         let guard = bench.guard();
         let archive = pack(&entries(bench.outside().as_os_str().as_bytes()));
-        match bench.store.snapshots.apply(archive.as_slice(), None) {
+        match apply(&bench.store, archive.as_slice(), None) {
             // Links are resolved inside the layer, and the archive is reproduced.
             Ok(layer) => assert!(bench.written(&layer.diff_id) == archive, "{what}"),
             Err(Error::Invalid(_)) => bench.check_empty(what),
@@ -376,7 +375,7 @@ fn does_not_follow_directories_replaced_by_links() {
         let bench = Bench::new();
         let guard = bench.guard();
         let archive = pack(&entries(bench.outside().as_os_str().as_bytes()));
-        match bench.store.snapshots.apply(archive.as_slice(), None) {
+        match apply(&bench.store, archive.as_slice(), None) {
             // Links are resolved inside the layer, and the archive is reproduced.
             Ok(layer) => assert!(bench.written(&layer.diff_id) == archive, "{what}"),
             Err(Error::Invalid(_)) => bench.check_empty(what),
@@ -599,12 +598,7 @@ fn bounds_the_number_of_attributes() {
     for number in 0..1000 {
         bomb = bomb.xattr(&format!("user.{number}"), vec![b'x'; 1000]);
     }
-    if bench
-        .store
-        .snapshots
-        .apply(pack(&[bomb]).as_slice(), None)
-        .is_err()
-    {
+    if apply(&bench.store, pack(&[bomb]).as_slice(), None).is_err() {
         bench.check_empty("refused");
     }
     bench.check_temporary("attributes");
@@ -699,7 +693,7 @@ fn rejects_oversized_headers() {
         let claims = pack_open(&[entry(kind, "header").size(1 << 40)]);
         let result = within(60, {
             let store = bench.store.clone();
-            move || store.snapshots.apply(endless(claims, 1 << 40), None)
+            move || apply(&store, endless(claims, 1 << 40), None)
         });
         assert!(
             matches!(result, Err(Error::Invalid(_))),
@@ -763,7 +757,7 @@ fn rejects_truncated_archives() {
         .chain((512..archive.len()).step_by(512))
     {
         let cut = &archive[..length];
-        match bench.store.snapshots.apply(cut, None) {
+        match apply(&bench.store, cut, None) {
             // Truncated between two entries, it is an archive without an end-of-archive marker.
             Ok(layer) => {
                 assert_eq!(layer.diff_id, Digest::of(cut), "{length}");
@@ -781,10 +775,7 @@ fn rejects_truncated_archives() {
             Err(error) => panic!("{length}: {error}"),
         }
         // The expected digest detects truncation in any case.
-        let result = bench
-            .store
-            .snapshots
-            .apply(cut, Some(&Digest::of(&archive)));
+        let result = apply(&bench.store, cut, Some(&Digest::of(&archive)));
         assert!(
             matches!(result, Err(Error::Invalid(_))),
             "{length}: {result:?}"
@@ -802,7 +793,7 @@ fn rejects_truncated_compressed_streams() {
             .step_by(37)
             .chain(compressed.len() - 12..compressed.len())
         {
-            let result = bench.store.snapshots.apply(&compressed[..length], None);
+            let result = apply(&bench.store, &compressed[..length], None);
             assert!(
                 matches!(result, Err(Error::Invalid(_))),
                 "{length} of {}: {result:?}",
@@ -821,11 +812,11 @@ fn rejects_damaged_streams() {
         for position in (0..whole.len()).step_by(whole.len() / 50) {
             let mut damaged = whole.clone();
             damaged[position] ^= 0x55;
-            match bench
-                .store
-                .snapshots
-                .apply(damaged.as_slice(), Some(&Digest::of(&archive)))
-            {
+            match apply(
+                &bench.store,
+                damaged.as_slice(),
+                Some(&Digest::of(&archive)),
+            ) {
                 Err(Error::Invalid(_)) => bench.check_empty("damaged"),
                 // Some bytes of the gzip header (such as its mtime) do not affect the content.
                 Ok(layer) => {
@@ -847,11 +838,7 @@ fn rejects_a_layer_with_another_diff_id() {
     let bench = Bench::new();
     let archive = pack(&[file("f", "x")]);
     for stream in [archive.clone(), gzip(&archive), zstandard(&archive)] {
-        let text = match bench
-            .store
-            .snapshots
-            .apply(stream.as_slice(), Some(&Digest::of(b"other")))
-        {
+        let text = match apply(&bench.store, stream.as_slice(), Some(&Digest::of(b"other"))) {
             Err(Error::Invalid(text)) => text,
             other => panic!("{other:?}"),
         };
@@ -875,11 +862,7 @@ fn rejects_unsupported_compressions() {
         let mut stream = start.to_vec();
         stream.extend_from_slice(&noise(5000));
         let results = [
-            bench
-                .store
-                .snapshots
-                .apply(stream.as_slice(), None)
-                .map(drop),
+            apply(&bench.store, stream.as_slice(), None).map(drop),
             load(&bench.store, stream.as_slice(), None).map(drop),
         ];
         for result in results {
@@ -953,7 +936,7 @@ fn stops_a_decompression_bomb() {
 #[test]
 fn a_refused_decompression_bomb_leaves_nothing() {
     let bench = Bench::new();
-    let result = bench.store.snapshots.apply(bomb(zstandard), None);
+    let result = apply(&bench.store, bomb(zstandard), None);
     assert!(
         matches!(&result, Err(Error::Invalid(text)) if text.contains("decompression bomb")),
         "{result:?}"
@@ -987,7 +970,7 @@ fn rejects_malformed_sparse_files() {
     let bench = Bench::new();
     let store = bench.store.clone();
     let archive = ended(sparse("f", &[(HUGE, 0)], b"", HUGE));
-    let result = within(30, move || store.snapshots.apply(archive.as_slice(), None));
+    let result = within(30, move || apply(&store, archive.as_slice(), None));
     assert!(result.is_err(), "{result:?}");
     bench.check_empty("huge");
 }
@@ -1001,7 +984,7 @@ fn unpacks_a_sparse_file_of_many_pieces_quickly() {
     let archive = ended(sparse("f", &parts, &content, 149_999 * 1024 + 512));
     let bench = Bench::new();
     let store = bench.store.clone();
-    let result = within(60, move || store.snapshots.apply(archive.as_slice(), None));
+    let result = within(60, move || apply(&store, archive.as_slice(), None));
     assert!(
         matches!(result, Ok(_) | Err(Error::Invalid(_))),
         "{result:?}"
@@ -1040,7 +1023,7 @@ fn concurrent_exchanges_of_directories_do_not_lead_outside() {
         });
         for _ in 0..60 {
             // Unpacking may fail; only its effects outside matter.
-            if let Ok(layer) = bench.store.snapshots.apply(archive.as_slice(), None) {
+            if let Ok(layer) = apply(&bench.store, archive.as_slice(), None) {
                 let _ = bench
                     .store
                     .staging

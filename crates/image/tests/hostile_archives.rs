@@ -9,12 +9,11 @@ use common::images::{
     docker_archive, index, index_json, manifest_json, oci_archive,
 };
 use common::{
-    Bench, CLIMB, Entry, device, dir, endless, entry, file, gzip, hard_link, noise, pack,
+    Bench, CLIMB, Entry, device, dir, endless, entry, file, gzip, hard_link, load, noise, pack,
     pack_open, symlink, within,
 };
 use serde_json::{Value, json};
 use tar::EntryType;
-use whelk_image::archive::load;
 use whelk_image::{Digest, Error};
 
 /// Checks that an image archive is refused before anything of it is stored.

@@ -12,8 +12,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use common::{
-    Bench, Entry, MTIME, device, dir, ended, entry, fifo, file, gzip, hard_link, listing, noise,
-    pack, pack_open, pax_records, sparse, symlink, whiteout, within, xattr, zstandard,
+    Bench, Entry, MTIME, apply, device, dir, ended, entry, fifo, file, gzip, hard_link, listing,
+    noise, pack, pack_open, pax_records, sparse, symlink, whiteout, within, xattr, zstandard,
 };
 use tar::{EntryType, Header};
 use whelk_image::{Digest, Error, Store};
@@ -464,7 +464,7 @@ fn recognizes_sparse_files_in_pax_headers() {
         .pax("GNU.sparse.name", "holes")
         .pax("GNU.sparse.realsize", (MIB + 512).to_string())]);
     let bench = Bench::new();
-    match bench.store.snapshots.apply(archive.as_slice(), None) {
+    match apply(&bench.store, archive.as_slice(), None) {
         Err(Error::Invalid(_)) => bench.check_empty("refused"),
         Ok(layer) => {
             let content = fs::read(bench.store.snapshots.files(&layer.diff_id).join("holes"))
@@ -839,11 +839,7 @@ fn ignores_global_headers() {
 #[track_caller]
 fn check_compressed(compressed: &[u8], archive: &[u8]) {
     let bench = Bench::new();
-    let layer = bench
-        .store
-        .snapshots
-        .apply(compressed, Some(&Digest::of(archive)))
-        .unwrap();
+    let layer = apply(&bench.store, compressed, Some(&Digest::of(archive))).unwrap();
     assert_eq!(layer.diff_id, Digest::of(archive));
     assert!(bench.written(&layer.diff_id) == archive);
     assert_eq!(
@@ -900,15 +896,7 @@ fn concurrent_loads_of_a_layer_store_it_once() {
     let archive = pack(&[dir("d/"), file("d/f", noise(10_000))]);
     let layers: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
-                    bench
-                        .store
-                        .snapshots
-                        .apply(archive.as_slice(), None)
-                        .unwrap()
-                })
-            })
+            .map(|_| scope.spawn(|| apply(&bench.store, archive.as_slice(), None).unwrap()))
             .collect();
         threads
             .into_iter()
@@ -1001,9 +989,20 @@ fn a_fifo_in_the_store_does_not_block() {
 #[test]
 fn blobs() {
     let bench = Bench::new();
-    let digest = bench.store.content.put(b"content").unwrap();
+    let digest = bench
+        .store
+        .content
+        .put(&bench.store.leases.take(), b"content")
+        .unwrap();
     assert_eq!(digest, Digest::of(b"content"));
-    assert_eq!(bench.store.content.put(b"content").unwrap(), digest);
+    assert_eq!(
+        bench
+            .store
+            .content
+            .put(&bench.store.leases.take(), b"content")
+            .unwrap(),
+        digest
+    );
     assert_eq!(bench.store.content.read(&digest).unwrap(), b"content");
     assert!(matches!(
         bench.store.content.read(&Digest::of(b"other")),
@@ -1032,7 +1031,11 @@ fn opening_a_store_removes_incomplete_objects() {
     let bench = Bench::new();
     let archive = pack(&[file("f", "x")]);
     bench.unpack(&archive);
-    let blob = bench.store.content.put(b"content").unwrap();
+    let blob = bench
+        .store
+        .content
+        .put(&bench.store.leases.take(), b"content")
+        .unwrap();
     for directory in ["tmp", "trash"] {
         fs::create_dir_all(
             bench.base.join("store").join(directory).join("half/made"),

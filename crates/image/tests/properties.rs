@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::PathBuf;
 
-use common::{Bench, Entry, dir, file, pack, symlink, whiteout};
+use common::{Bench, Entry, apply, dir, file, pack, symlink, whiteout};
 use proptest::prelude::*;
 use tar::{Archive, EntryType};
 use whelk_image::snapshots::export;
@@ -424,7 +424,7 @@ proptest! {
             let place = place.index(archive.len());
             archive[place] = byte;
         }
-        match bench.store.snapshots.apply(archive.as_slice(), None) {
+        match apply(&bench.store, archive.as_slice(), None) {
             Ok(layer) => {
                 prop_assert_eq!(layer.diff_id.clone(), Digest::of(&archive));
                 prop_assert!(bench.written(&layer.diff_id) == archive);

@@ -63,9 +63,6 @@ pub struct Images {
     store: Arc<RecordStore>,
     events: Arc<Events>,
     index: RwLock<Index>,
-    /// Locked for reading while layers are added that no image refers to yet; garbage collection
-    /// needs it for writing.
-    incoming: RwLock<()>,
     /// An image could not be read. Its layers would look unused, so nothing is collected.
     unreadable: bool,
     /// Number of [`Pin`]s by image. Locked while an image is found and pinned, and while it is
@@ -142,13 +139,11 @@ impl Images {
                 index.tags.insert(name, id);
             }
         }
-        let (index, incoming) = (RwLock::new(index), RwLock::default());
         let images = Arc::new(Self {
             files,
             store,
             events,
-            index,
-            incoming,
+            index: RwLock::new(index),
             unreadable,
             pins: Arc::default(),
         });
@@ -303,27 +298,25 @@ impl Images {
         }
     }
 
-    /// Moves layers and configurations that no image uses to the trash, and returns their paths
-    /// there. Does nothing while a load or import runs, which collects at its end, or if an image
-    /// could not be read.
+    /// Moves layers and configurations that no image uses to the trash, except for what a load or
+    /// import that runs has leased, and returns their paths there. Does nothing if an image could
+    /// not be read.
     fn trash_unused(&self) -> Vec<std::path::PathBuf> {
-        let Ok(_incoming) = self.incoming.try_write() else {
-            return Vec::new();
-        };
         if self.unreadable {
             return Vec::new();
         }
-        let (layers, blobs) = {
+        let used = || {
             let index = self.read();
-            let layers = index
-                .by_id
-                .values()
-                .flat_map(|image| &image.config.rootfs.diff_ids)
-                .cloned()
-                .collect();
-            (layers, index.by_id.keys().cloned().collect())
+            let images = index.by_id.values();
+            whelk_image::Used {
+                blobs: index.by_id.keys().cloned().collect(),
+                layers: images
+                    .flat_map(|image| &image.config.rootfs.diff_ids)
+                    .cloned()
+                    .collect(),
+            }
         };
-        self.files.gc(&blobs, &layers).unwrap_or_else(|error| {
+        self.files.gc(used).unwrap_or_else(|error| {
             tracing::warn!("collect unused layers: {error}");
             Vec::new()
         })

@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::sync::Arc;
-use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::archive::{self, Import, Loaded, Saved};
-use whelk_image::{Digest, Platform, Reference};
+use whelk_image::{Digest, Lease, Platform, Reference};
 use whelk_text::signal;
 
 use super::{Image, ImageRecord, Images};
@@ -31,8 +30,8 @@ impl Images {
         input: impl Read + Send,
         platform: Option<&Platform>,
     ) -> Result<Vec<(Loaded, Vec<Renamed>)>> {
-        self.with_incoming(|| {
-            let loaded = archive::load(&self.files, input, platform)?;
+        self.with_lease(|lease| {
+            let loaded = archive::load(&self.files, lease, input, platform)?;
             // The files must be on disk before a record refers to them.
             self.files.sync()?;
             let mut results = Vec::with_capacity(loaded.len());
@@ -68,8 +67,8 @@ impl Images {
         if !import.config.stop_signal.is_empty() {
             signal::parse(&import.config.stop_signal)?;
         }
-        self.with_incoming(|| {
-            let loaded = archive::import(&self.files, input, import)?;
+        self.with_lease(|lease| {
+            let loaded = archive::import(&self.files, lease, input, import)?;
             self.files.sync()?;
             self.record(&loaded, loaded.names.first().map(|_| now()))?;
             for name in &loaded.names {
@@ -119,13 +118,12 @@ impl Images {
         Ok(renamed)
     }
 
-    /// Runs `work`, which adds layers and then images that use them. No layer is collected
-    /// meanwhile; afterwards unused ones are.
-    fn with_incoming<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let outcome = {
-            let _incoming = self.incoming.read().ignore_poison();
-            work()
-        };
+    /// Runs `work`, which adds layers that it holds in the lease, and then images that use them.
+    /// Afterwards unused ones are collected.
+    fn with_lease<T>(&self, work: impl FnOnce(&Lease) -> Result<T>) -> Result<T> {
+        let lease = self.files.leases.take();
+        let outcome = work(&lease);
+        drop(lease);
         self.collect_garbage();
         outcome
     }

@@ -6,6 +6,7 @@ use super::Loaded;
 use crate::config::{ContainerConfig, History, ImageConfig, RootFs};
 use crate::content::MAX_CONFIG_SIZE;
 use crate::error::{Error, Result};
+use crate::leases::Lease;
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::store::Store;
@@ -19,13 +20,19 @@ pub struct Import {
     pub name: Option<Reference>,
 }
 
-/// Creates an image with one layer from `input`, a plain or compressed tar archive.
+/// Creates an image with one layer from `input`, a plain or compressed tar archive. `lease`
+/// holds what is added.
 ///
 /// # Errors
 /// Returns [`Error::Invalid`] if the archive is malformed or the configuration is larger than
 /// [`MAX_CONFIG_SIZE`], and I/O errors.
-pub fn import(store: &Store, input: impl Read + Send, import: Import) -> Result<Loaded> {
-    let layer = store.snapshots.apply(input, None)?;
+pub fn import(
+    store: &Store,
+    lease: &Lease,
+    input: impl Read + Send,
+    import: Import,
+) -> Result<Loaded> {
+    let layer = store.snapshots.apply(lease, input, None)?;
     let platform = import.platform.unwrap_or_else(Platform::host);
     let created = jiff::Timestamp::now().to_string();
     let config = ImageConfig {
@@ -52,7 +59,7 @@ pub fn import(store: &Store, input: impl Read + Send, import: Import) -> Result<
             "the image's configuration is larger than {MAX_CONFIG_SIZE} bytes"
         )));
     }
-    let id = store.content.put(&bytes)?;
+    let id = store.content.put(lease, &bytes)?;
     Ok(Loaded {
         id,
         config,

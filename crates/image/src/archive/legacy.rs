@@ -170,13 +170,18 @@ impl Reader<'_, '_> {
             return Ok(known.clone());
         }
         // The part may be compressed, in which case its digest is not the diff ID.
-        let diff_id = if self.images.store.snapshots.has(&file.digest) {
+        let diff_id = if self
+            .images
+            .store
+            .snapshots
+            .claim(self.images.lease, &file.digest)
+        {
             file.digest.clone()
         } else {
             self.images
                 .store
                 .snapshots
-                .apply(fs::open(&file.path)?, None)?
+                .apply(self.images.lease, fs::open(&file.path)?, None)?
                 .diff_id
         };
         self.layers.insert(file.digest.clone(), diff_id.clone());

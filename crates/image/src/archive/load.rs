@@ -19,6 +19,7 @@ use crate::compression::decompress;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::leases::Lease;
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::store::Store;
@@ -41,13 +42,15 @@ const MAX_WORKERS: usize = 8;
 /// Loads the images of an archive (plain, gzip or zstd) into the store: all of them, or those whose
 /// platform equals `platform`.
 ///
-/// If the archive is refused, nothing of it remains except layers that were unpacked completely;
-/// [`Store::gc`] removes those.
+/// `lease` holds what is added; the caller drops it after recording the images. If the archive is
+/// refused, nothing of it remains except layers that were unpacked completely; [`Store::gc`] removes
+/// those.
 ///
 /// # Errors
 /// Returns [`Error::Invalid`] if the archive is malformed or exceeds a limit, and I/O errors.
 pub fn load(
     store: &Store,
+    lease: &Lease,
     input: impl Read + Send,
     platform: Option<&Platform>,
 ) -> Result<Vec<Loaded>> {
@@ -55,6 +58,7 @@ pub fn load(
     let parts = Parts::extract(decompress(input)?, scratch.path())?;
     let mut images = Images {
         store,
+        lease,
         parts: &parts,
         platform,
         list: Vec::new(),
@@ -80,6 +84,7 @@ pub fn load(
 /// once.
 pub(super) struct Images<'a> {
     pub(super) store: &'a Store,
+    pub(super) lease: &'a Lease,
     pub(super) parts: &'a Parts,
     platform: Option<&'a Platform>,
     list: Vec<Image>,
@@ -195,7 +200,7 @@ impl Images<'_> {
         for image in &self.list {
             for (diff_id, part) in image.config.rootfs.diff_ids.iter().zip(&image.layers) {
                 let file = self.parts.file(part)?;
-                if !self.store.snapshots.has(diff_id) && seen.insert(diff_id) {
+                if seen.insert(diff_id) && !self.store.snapshots.claim(self.lease, diff_id) {
                     work.push((diff_id, part, file.path.clone(), file.size));
                 }
             }
@@ -208,7 +213,7 @@ impl Images<'_> {
             .map_or(1, usize::from)
             .min(MAX_WORKERS)
             .min(work.len());
-        let store = self.store;
+        let (store, lease) = (self.store, self.lease);
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| {
@@ -217,7 +222,7 @@ impl Images<'_> {
                     {
                         let unpacked = fs::open(path)
                             .map_err(Error::from)
-                            .and_then(|file| store.snapshots.apply(file, Some(diff_id)));
+                            .and_then(|file| store.snapshots.apply(lease, file, Some(diff_id)));
                         if let Err(error) = unpacked {
                             next.store(work.len(), Ordering::Relaxed);
                             let mut failed = failed.lock().ignore_poison();
@@ -254,7 +259,7 @@ impl Images<'_> {
                 .iter()
                 .map(|diff_id| self.store.snapshots.size(diff_id));
             let size = sizes.sum::<Result<u64>>()?;
-            self.store.content.put(&image.bytes)?;
+            self.store.content.put(self.lease, &image.bytes)?;
             Ok(Loaded {
                 id: image.id,
                 config: image.config,

@@ -1,54 +1,88 @@
-//! Blobs by digest.
+//! Blobs by digest: streamed in, in as many attempts as it takes, and streamed out verified.
 //!
 //! ```text
-//! <root>/blobs/sha256/<digits>     image configurations, by digest
+//! <root>/blobs/sha256/<digits>     complete blobs, by digest
+//!             /partial/<digits>    the beginning of a blob that was not received to its end
 //! ```
+//! A blob appears under its name by a rename after its content was verified and is on disk. The
+//! partial file of a blob belongs to one [`Writer`] at a time; it remains if the writer, or the
+//! engine, ends before the blob is complete, and the next writer continues it.
 
+mod reader;
+mod writer;
+
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use whelk_sys::fs;
+use whelk_sys::sync::IgnorePoison as _;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::leases::Lease;
 use crate::staging::Staging;
+
+pub use reader::Reader;
+pub use writer::Writer;
 
 /// Maximum size of an image configuration in bytes.
 pub const MAX_CONFIG_SIZE: u64 = 8 << 20;
 
+/// Age at which a partial blob is removed, from its last change.
+pub const MAX_PARTIAL_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The blobs of a store.
 #[derive(Clone, Debug)]
 pub struct Content {
-    directory: PathBuf,
+    complete: PathBuf,
+    partial: PathBuf,
     staging: Staging,
+    /// Blobs whose partial file belongs to a writer.
+    writing: Arc<Mutex<BTreeSet<Digest>>>,
 }
 
 impl Content {
     pub(crate) fn open(root: &Path, staging: Staging) -> Result<Self> {
-        let directory = root.join("blobs/sha256");
-        fs::create_dir_all(&directory, 0o700)?;
-        Ok(Self { directory, staging })
+        let (complete, partial) = (root.join("blobs/sha256"), root.join("blobs/partial"));
+        for directory in [&complete, &partial] {
+            fs::create_dir_all(directory, 0o700)?;
+        }
+        Ok(Self {
+            complete,
+            partial,
+            staging,
+            writing: Arc::default(),
+        })
     }
 
     pub(crate) fn directory(&self) -> &Path {
-        &self.directory
+        &self.complete
     }
 
     pub fn path(&self, digest: &Digest) -> PathBuf {
-        self.directory.join(digest.hex())
+        self.complete.join(digest.hex())
     }
 
-    /// Stores a blob durably and returns its digest.
-    pub fn put(&self, content: &[u8]) -> Result<Digest> {
+    /// Holds a blob in `lease`, and returns whether the store has it. It can be relied on only after
+    /// this call, because a blob that nothing holds can be collected at any time.
+    pub fn claim(&self, lease: &Lease, digest: &Digest) -> bool {
+        lease.hold(digest);
+        fs::exists(self.path(digest))
+    }
+
+    /// Stores a small blob durably and returns its digest.
+    pub fn put(&self, lease: &Lease, content: &[u8]) -> Result<Digest> {
         let digest = Digest::of(content);
-        let path = self.path(&digest);
-        if !fs::exists(&path) {
+        if !self.claim(lease, &digest) {
             let staged = self.staging.path();
             let mut file = fs::create(&staged, 0o600)?;
             file.write_all(content)
                 .and_then(|()| file.sync_data())
                 .map_err(fs::at("write", &staged))?;
-            fs::rename(&staged, &path)?;
+            fs::rename(&staged, self.path(&digest))?;
         }
         Ok(digest)
     }
@@ -59,31 +93,55 @@ impl Content {
     /// Returns [`Error::NotFound`] if it does not exist, and [`Error::Invalid`] if its content does
     /// not match its digest.
     pub fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let content = match fs::read_at_most(self.path(digest), MAX_CONFIG_SIZE) {
-            Err(error) if error.is_not_found() => {
-                return Err(Error::NotFound(format!(
-                    "blob {digest} is not in the store"
-                )));
-            }
-            result => result?,
-        };
+        let content = fs::read_at_most(self.path(digest), MAX_CONFIG_SIZE)
+            .map_err(|error| missing(error, digest))?;
         if Digest::of(&content) == *digest {
             Ok(content)
         } else {
-            Err(Error::invalid(format!("blob {digest} is damaged")))
+            Err(Error::invalid(damaged(digest)))
         }
     }
 
     /// Returns the digests of all blobs.
     pub fn list(&self) -> Result<Vec<Digest>> {
-        let entries = fs::list(&self.directory)?;
+        let entries = fs::list(&self.complete)?;
         Ok(entries
             .iter()
-            .filter_map(|entry| {
-                format!("sha256:{}", entry.file_name().to_str()?)
-                    .parse()
-                    .ok()
-            })
+            .filter_map(|entry| Digest::from_hex(entry.file_name().to_str()?))
             .collect())
     }
+
+    /// Moves partial blobs to the trash that have no writer and were last changed `age` or longer
+    /// ago. `take` gets the outcome for each.
+    pub(crate) fn expire_partials(
+        &self,
+        age: Duration,
+        mut take: impl FnMut(Result<Option<PathBuf>>),
+    ) -> Result<()> {
+        for entry in fs::list(&self.partial)? {
+            // Locked, so that no writer continues the file while it is moved.
+            let writing = self.writing.lock().ignore_poison();
+            let digest = entry.file_name().to_str().and_then(Digest::from_hex);
+            let changed = entry.metadata().and_then(|metadata| metadata.modified());
+            // A time in the future does not keep a file: the clock was wrong once.
+            let is_young =
+                changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|old| old < age));
+            if digest.is_none_or(|digest| !writing.contains(&digest) && !is_young) {
+                take(self.staging.trash(&entry.path()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn missing(error: fs::PathError, digest: &Digest) -> Error {
+    if error.is_not_found() {
+        Error::NotFound(format!("blob {digest} is not in the store"))
+    } else {
+        error.into()
+    }
+}
+
+fn damaged(digest: &Digest) -> String {
+    format!("blob {digest} is damaged")
 }

@@ -28,6 +28,7 @@ use whelk_sys::fs;
 use crate::compression::decompress;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::leases::Lease;
 use crate::staging::Staging;
 
 pub use apply::unpack;
@@ -80,12 +81,24 @@ impl Snapshots {
         fs::exists(self.path(diff_id))
     }
 
-    /// Unpacks a layer from its plain or compressed archive.
+    /// Holds a layer in `lease`, and returns whether the store has it. It can be relied on only
+    /// after this call, because a layer that nothing holds can be collected at any time.
+    pub fn claim(&self, lease: &Lease, diff_id: &Digest) -> bool {
+        lease.hold(diff_id);
+        self.has(diff_id)
+    }
+
+    /// Unpacks a layer from its plain or compressed archive, and holds it in `lease`.
     ///
     /// # Errors
     /// Returns [`Error::Invalid`] if the archive is hostile or damaged, or its diff ID is not
     /// `expected`.
-    pub fn apply(&self, archive: impl Read + Send, expected: Option<&Digest>) -> Result<Layer> {
+    pub fn apply(
+        &self,
+        lease: &Lease,
+        archive: impl Read + Send,
+        expected: Option<&Digest>,
+    ) -> Result<Layer> {
         let scratch = self.staging.scratch()?;
         let applied = apply::apply(decompress(archive)?, scratch.path())?;
         if let Some(expected) = expected.filter(|expected| **expected != applied.diff_id) {
@@ -95,6 +108,7 @@ impl Snapshots {
             )));
         }
         fs::write(scratch.path().join("size"), applied.size.to_string())?;
+        lease.hold(&applied.diff_id);
         // The layer's own directory has mode 0700, so that only root reaches the files in it
         // (CVE-2021-41091).
         match fs::rename(scratch.path(), self.path(&applied.diff_id)) {

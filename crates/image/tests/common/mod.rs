@@ -13,7 +13,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
-use whelk_image::{Digest, Store};
+use whelk_image::archive::{self, Import, Loaded};
+use whelk_image::snapshots::Layer;
+use whelk_image::{Digest, Platform, Result, Store};
 use whelk_sys::fs;
 
 /// The mtime of entries that set no other.
@@ -62,11 +64,7 @@ impl Bench {
     /// Unpacks an archive and returns the directory of its files.
     #[track_caller]
     pub(crate) fn unpack_only(&self, archive: &[u8]) -> PathBuf {
-        let layer = self
-            .store
-            .snapshots
-            .apply(archive, Some(&Digest::of(archive)))
-            .unwrap();
+        let layer = apply(&self.store, archive, Some(&Digest::of(archive))).unwrap();
         self.check_temporary("unpacking");
         self.store.snapshots.files(&layer.diff_id)
     }
@@ -118,6 +116,31 @@ impl Bench {
             );
         }
     }
+}
+
+/// Loads an archive as nobody does who records its images: the lease ends with the load.
+pub(crate) fn load(
+    store: &Store,
+    input: impl Read + Send,
+    platform: Option<&Platform>,
+) -> Result<Vec<Loaded>> {
+    archive::load(store, &store.leases.take(), input, platform)
+}
+
+/// Imports an archive, like [`load`].
+pub(crate) fn import(store: &Store, input: impl Read + Send, import: Import) -> Result<Loaded> {
+    archive::import(store, &store.leases.take(), input, import)
+}
+
+/// Unpacks a layer, like [`load`].
+pub(crate) fn apply(
+    store: &Store,
+    archive: impl Read + Send,
+    expected: Option<&Digest>,
+) -> Result<Layer> {
+    store
+        .snapshots
+        .apply(&store.leases.take(), archive, expected)
 }
 
 impl Drop for Bench {

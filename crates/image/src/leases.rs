@@ -1,0 +1,150 @@
+//! Leases: what must not be collected although no record names it yet.
+//!
+//! Whoever adds blobs or layers takes a lease, holds each digest in it before looking whether the
+//! store has the object, and drops the lease after the record that names the objects was
+//! committed. If the work fails or panics, dropping the lease leaves its objects to the next
+//! collection; if the process dies, the next one starts with no leases.
+//!
+//! A collection reads the records, which takes time, and then removes what neither a record nor a
+//! lease names. A lease may be dropped in between, its record too new for the records that were
+//! read. So a digest that is released while a collection runs stays held until the collection
+//! ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use whelk_sys::sync::IgnorePoison as _;
+
+use crate::digest::Digest;
+
+/// The leases of a store.
+#[derive(Clone, Debug, Default)]
+pub struct Leases(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Number of leases by digest.
+    held: BTreeMap<Digest, usize>,
+    /// Number of collections that run.
+    collections: usize,
+    /// Digests released since the first of these collections began.
+    released: Vec<Digest>,
+}
+
+impl Table {
+    fn release(&mut self, digest: &Digest) {
+        if let Some(count) = self.held.get_mut(digest) {
+            *count -= 1;
+            if *count == 0 {
+                self.held.remove(digest);
+            }
+        }
+    }
+}
+
+impl Leases {
+    /// Returns a new lease, which holds nothing yet.
+    pub fn take(&self) -> Lease {
+        Lease {
+            table: self.0.clone(),
+            digests: Mutex::default(),
+        }
+    }
+
+    /// Begins a collection. The records must be read after this call.
+    pub(crate) fn collect(&self) -> Collection {
+        self.0.lock().ignore_poison().collections += 1;
+        Collection(self.0.clone())
+    }
+}
+
+/// Keeps blobs and layers from being collected until it is dropped.
+#[derive(Debug)]
+pub struct Lease {
+    table: Arc<Mutex<Table>>,
+    digests: Mutex<BTreeSet<Digest>>,
+}
+
+impl Lease {
+    /// Holds the blob or layer `digest`, which need not exist yet.
+    pub fn hold(&self, digest: &Digest) {
+        let mut digests = self.digests.lock().ignore_poison();
+        if digests.insert(digest.clone()) {
+            let mut table = self.table.lock().ignore_poison();
+            *table.held.entry(digest.clone()).or_default() += 1;
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let digests = std::mem::take(&mut *self.digests.lock().ignore_poison());
+        let mut table = self.table.lock().ignore_poison();
+        if table.collections > 0 {
+            table.released.extend(digests);
+        } else {
+            for digest in &digests {
+                table.release(digest);
+            }
+        }
+    }
+}
+
+/// A collection that runs.
+pub(crate) struct Collection(Arc<Mutex<Table>>);
+
+impl Collection {
+    /// Runs `remove` unless a lease holds `digest`. No lease can begin to hold it meanwhile, so
+    /// `remove` must be quick.
+    pub(crate) fn unless_held<T>(
+        &self,
+        digest: Option<&Digest>,
+        remove: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let table = self.0.lock().ignore_poison();
+        match digest {
+            Some(digest) if table.held.contains_key(digest) => None,
+            _ => Some(remove()),
+        }
+    }
+}
+
+impl Drop for Collection {
+    fn drop(&mut self) {
+        let mut table = self.0.lock().ignore_poison();
+        table.collections -= 1;
+        if table.collections == 0 {
+            for digest in std::mem::take(&mut table.released) {
+                table.release(&digest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_until_the_last_lease_and_the_running_collections_have_ended() {
+        let leases = Leases::default();
+        let digest = Digest::of(b"content");
+        let held = || {
+            let collection = leases.collect();
+            collection.unless_held(Some(&digest), || ()).is_none()
+        };
+        let (first, second) = (leases.take(), leases.take());
+        assert!(!held());
+        for lease in [&first, &first, &second] {
+            lease.hold(&digest);
+        }
+        drop(first);
+        assert!(held());
+        let running = leases.collect();
+        drop(second);
+        assert!(held(), "released while a collection runs");
+        drop(running);
+        assert!(!held());
+        assert!(leases.0.lock().unwrap().held.is_empty());
+    }
+}
