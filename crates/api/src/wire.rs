@@ -10,7 +10,7 @@ mod system;
 mod volume;
 
 pub(crate) use container::{container, container_summary, requested_mac};
-pub(crate) use convert::Convert;
+pub(crate) use convert::{Convert, Parse};
 pub(crate) use event::event;
 pub(crate) use exec::exec;
 pub(crate) use image::{history, image, image_summary, removals};

@@ -18,6 +18,7 @@ pub mod model;
 pub mod mounts;
 pub mod networks;
 mod random_names;
+mod records;
 mod security;
 mod shims;
 mod spec;

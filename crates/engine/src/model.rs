@@ -12,6 +12,11 @@ use whelk_network::port::PortMapping;
 
 use crate::mounts::MountPlan;
 use crate::networks::Endpoint;
+use crate::records::text;
+
+mod mode;
+
+pub use mode::{CgroupnsMode, IpcMode, NetworkMode, PidMode, UsernsMode, UtsMode};
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -127,7 +132,8 @@ pub struct HostConfig {
     #[serde(rename = "ContainerIDFile")]
     pub container_id_file: String,
     pub log_config: LogConfig,
-    pub network_mode: String,
+    #[serde(with = "text")]
+    pub network_mode: NetworkMode,
     pub port_bindings: Option<BTreeMap<String, Option<Vec<PortBinding>>>>,
     pub restart_policy: RestartPolicy,
     pub auto_remove: bool,
@@ -140,17 +146,20 @@ pub struct HostConfig {
     pub cap_add: Option<Vec<String>>,
     #[serde(deserialize_with = "one_or_many")]
     pub cap_drop: Option<Vec<String>>,
-    pub cgroupns_mode: String,
+    #[serde(with = "text")]
+    pub cgroupns_mode: CgroupnsMode,
     pub dns: Option<Vec<String>>,
     pub dns_options: Option<Vec<String>>,
     pub dns_search: Option<Vec<String>>,
     pub extra_hosts: Option<Vec<String>>,
     pub group_add: Option<Vec<String>>,
-    pub ipc_mode: String,
+    #[serde(with = "text")]
+    pub ipc_mode: IpcMode,
     pub cgroup: String,
     pub links: Option<Vec<String>>,
     pub oom_score_adj: i32,
-    pub pid_mode: String,
+    #[serde(with = "text")]
+    pub pid_mode: PidMode,
     pub privileged: bool,
     pub publish_all_ports: bool,
     pub readonly_rootfs: bool,
@@ -159,9 +168,10 @@ pub struct HostConfig {
     pub storage_opt: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tmpfs: BTreeMap<String, String>,
-    #[serde(rename = "UTSMode")]
-    pub uts_mode: String,
-    pub userns_mode: String,
+    #[serde(rename = "UTSMode", with = "text")]
+    pub uts_mode: UtsMode,
+    #[serde(with = "text")]
+    pub userns_mode: UsernsMode,
     pub shm_size: i64,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctls: BTreeMap<String, String>,

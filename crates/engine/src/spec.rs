@@ -12,7 +12,9 @@ use whelk_runtime::spec::{
 };
 
 use crate::error::{Error, Result};
-use crate::model::{Config, DeviceMapping, HostConfig};
+use crate::model::{
+    CgroupnsMode, Config, DeviceMapping, HostConfig, IpcMode, NetworkMode, PidMode, UtsMode,
+};
 use crate::security::{self, Options};
 use crate::validate::quota_of;
 
@@ -85,14 +87,14 @@ pub fn generate(config: &Config, host: &HostConfig, context: &SpecContext<'_>) -
     };
     let mut sysctl = host.sysctls.clone();
     // In a shared UTS namespace the container must not set the host name.
-    let shares_names = host.uts_mode == "host" || context.network_of.is_some();
+    let shares_names = host.uts_mode == UtsMode::Host || context.network_of.is_some();
     if !config.domainname.is_empty() && context.network_of.is_none() {
         // Passed on as Docker does; the runtime refuses it in the host's UTS namespace.
         sysctl
             .entry("kernel.domainname".into())
             .or_insert_with(|| config.domainname.clone());
     }
-    if host.network_mode != "host" && !host.network_mode.starts_with("container:") {
+    if host.network_mode != NetworkMode::Host && host.network_mode.container().is_none() {
         // Containers without capabilities can use ping and ports below 1024, as with Docker: the
         // sysctls only affect the container's network namespace.
         sysctl
@@ -287,32 +289,32 @@ fn namespaces(host: &HostConfig, context: &SpecContext<'_>) -> Vec<Namespace> {
     let of = |pid: i32, name: &str| Some(PathBuf::from(format!("/proc/{pid}/ns/{name}")));
     let new = |kind| Namespace { kind, path: None };
     let mut namespaces = vec![new(NamespaceKind::Mount)];
-    if host.network_mode != "host" {
+    if host.network_mode != NetworkMode::Host {
         namespaces.push(Namespace {
             kind: NamespaceKind::Network,
             path: context.network_of.and_then(|pid| of(pid, "net")),
         });
     }
-    if host.uts_mode != "host" {
+    if host.uts_mode != UtsMode::Host {
         // A container that shares a network namespace shares the UTS namespace too.
         namespaces.push(Namespace {
             kind: NamespaceKind::Uts,
             path: context.network_of.and_then(|pid| of(pid, "uts")),
         });
     }
-    if host.pid_mode != "host" {
+    if host.pid_mode != PidMode::Host {
         namespaces.push(Namespace {
             kind: NamespaceKind::Pid,
             path: context.pid_of.and_then(|pid| of(pid, "pid")),
         });
     }
-    if host.ipc_mode != "host" {
+    if host.ipc_mode != IpcMode::Host {
         namespaces.push(Namespace {
             kind: NamespaceKind::Ipc,
             path: context.ipc_of.and_then(|pid| of(pid, "ipc")),
         });
     }
-    if host.cgroupns_mode == "private" {
+    if host.cgroupns_mode == CgroupnsMode::Private {
         namespaces.push(new(NamespaceKind::Cgroup));
     }
     namespaces
@@ -390,8 +392,8 @@ fn mounts(host: &HostConfig, options: &Options, context: &SpecContext<'_>) -> Ve
 /// Returns the mounts that the engine adds: /dev/shm, `hosts`, `hostname` and `resolv.conf`, and
 /// the init process of `--init`.
 fn engine_mounts(host: &HostConfig, context: &SpecContext<'_>) -> Vec<Mount> {
-    let shm = match (host.ipc_mode.as_str(), context.ipc_of) {
-        ("host", _) => Some(mount(
+    let shm = match (&host.ipc_mode, context.ipc_of) {
+        (IpcMode::Host, _) => Some(mount(
             "/dev/shm",
             "bind",
             "/dev/shm",
@@ -403,7 +405,7 @@ fn engine_mounts(host: &HostConfig, context: &SpecContext<'_>) -> Vec<Mount> {
             &format!("/proc/{pid}/root/dev/shm"),
             &["rbind", "rprivate"],
         )),
-        ("none", None) => None,
+        (IpcMode::None, None) => None,
         (_, None) => {
             let size = format!("size={}", host.shm_size);
             Some(mount(
@@ -663,8 +665,8 @@ mod tests {
             ..Config::default()
         };
         let mut host = HostConfig {
-            network_mode: "none".into(),
-            ipc_mode: "private".into(),
+            network_mode: NetworkMode::None,
+            ipc_mode: IpcMode::Private,
             shm_size: 1,
             ..HostConfig::default()
         };
@@ -757,14 +759,13 @@ mod tests {
 
     #[test]
     fn sets_the_domain_name_by_sysctl() {
-        let name = |uts: &str| {
-            let spec =
-                spec(|config, host| (config.domainname, host.uts_mode) = ("d".into(), uts.into()));
+        let name = |uts: UtsMode| {
+            let spec = spec(|config, host| (config.domainname, host.uts_mode) = ("d".into(), uts));
             spec.linux.sysctl.get("kernel.domainname").cloned()
         };
-        assert_eq!(name("").as_deref(), Some("d"));
+        assert_eq!(name(UtsMode::Private).as_deref(), Some("d"));
         assert_eq!(
-            name("host").as_deref(),
+            name(UtsMode::Host).as_deref(),
             Some("d"),
             "refused by the runtime, not here"
         );

@@ -7,7 +7,9 @@ use whelk_text::signal;
 
 use crate::error::{Error, Result};
 use crate::host::HostInfo;
-use crate::model::{Config, HostConfig, RestartPolicy};
+use crate::model::{
+    CgroupnsMode, Config, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy, UtsMode,
+};
 use crate::{mounts, random_names, security};
 
 /// Docker's minimum memory limit in bytes; a process does not start with less.
@@ -27,7 +29,7 @@ pub fn settings(
     let mut warnings = Vec::new();
     check_health(config)?;
     refuse_unsupported(config, host_config)?;
-    if host_config.network_mode == "host" && host_config.publishes() {
+    if host_config.network_mode == NetworkMode::Host && host_config.publishes() {
         warnings.push("Published ports are discarded when using host network mode".into());
     }
     check_config(config)?;
@@ -62,7 +64,10 @@ pub fn settings(
     if host_config.shm_size == 0 {
         host_config.shm_size = 64 << 20;
     }
-    if host_config.privileged || host_config.pid_mode == "host" || host_config.ipc_mode == "host" {
+    if host_config.privileged
+        || host_config.pid_mode == PidMode::Host
+        || host_config.ipc_mode == IpcMode::Host
+    {
         // As Docker does: a container that shares the host's namespaces has no SELinux label of its
         // own.
         host_config
@@ -137,10 +142,6 @@ fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
             "a limit that exists on Windows only",
         ),
         (
-            !matches!(host.userns_mode.as_str(), "" | "host"),
-            "--userns",
-        ),
-        (
             config.healthcheck.as_ref().is_some_and(|check| {
                 let kind = check.test.as_ref().and_then(|test| test.first());
                 kind.is_some_and(|kind| kind != "NONE")
@@ -211,71 +212,29 @@ fn check_config(config: &mut Config) -> Result<()> {
 }
 
 fn check_modes(config: &Config, host: &mut HostConfig, host_info: &HostInfo) -> Result<()> {
-    let container = |mode: &str| {
-        mode.strip_prefix("container:")
-            .is_some_and(|id| !id.is_empty())
-    };
-    if matches!(host.network_mode.as_str(), "" | "default") {
+    if host.network_mode == NetworkMode::Default {
         host.network_mode = if config.network_disabled {
-            "none"
+            NetworkMode::None
         } else {
-            "bridge"
-        }
-        .into();
-    }
-    let network = host.network_mode.clone();
-    if network == "container:" {
-        return Err(Error::invalid(
-            "invalid network mode: invalid container format container:<name|id>",
-        ));
+            NetworkMode::Bridge
+        };
     }
     // Networks are looked up at the start, as Docker does: one may be created until then.
     crate::networks::check_ports(config, host)?;
-    if !matches!(host.pid_mode.as_str(), "" | "host") && !container(&host.pid_mode) {
-        return Err(Error::invalid(format!(
-            "invalid PID mode: {}",
-            host.pid_mode
-        )));
+    if host.ipc_mode == IpcMode::Default {
+        host.ipc_mode = IpcMode::Private;
     }
-    if !matches!(
-        host.ipc_mode.as_str(),
-        "" | "host" | "private" | "shareable" | "none"
-    ) && !container(&host.ipc_mode)
-    {
-        return Err(Error::invalid(format!(
-            "invalid IPC mode: {}",
-            host.ipc_mode
-        )));
-    }
-    if host.ipc_mode.is_empty() {
-        host.ipc_mode = "private".into();
-    }
-    if !matches!(host.uts_mode.as_str(), "" | "host") {
-        return Err(Error::invalid(format!(
-            "invalid UTS mode: {}",
-            host.uts_mode
-        )));
-    }
-    if host.uts_mode == "host" && !config.hostname.is_empty() {
+    if host.uts_mode == UtsMode::Host && !config.hostname.is_empty() {
         return Err(Error::invalid(
             "conflicting options: hostname and the UTS mode",
         ));
     }
-    match host.cgroupns_mode.as_str() {
-        "" => {
-            host.cgroupns_mode = if host_info.cgroup_v2 {
-                "private"
-            } else {
-                "host"
-            }
-            .into()
-        }
-        "private" | "host" => {}
-        other => {
-            return Err(Error::invalid(format!(
-                "invalid cgroup namespace mode: {other}"
-            )));
-        }
+    if host.cgroupns_mode == CgroupnsMode::Default {
+        host.cgroupns_mode = if host_info.cgroup_v2 {
+            CgroupnsMode::Private
+        } else {
+            CgroupnsMode::Host
+        };
     }
     if !matches!(host.isolation.as_str(), "" | "default") {
         return Err(Error::invalid(format!(
@@ -293,7 +252,7 @@ fn check_modes(config: &Config, host: &mut HostConfig, host_info: &HostInfo) -> 
     }
     // Docker's clients expect the name `runc`.
     host.runtime = "runc".into();
-    if container(&network) {
+    if host.network_mode.container().is_some() {
         check_shared_network(config, host)?;
     }
     Ok(())
@@ -688,7 +647,7 @@ mod tests {
             },
             "interface specific sysctl setting \"net.ipv6.conf.eth0.disable_ipv6\" must be supplied using driver option 'com.docker.network.endpoint.sysctls'",
         );
-        let shared = |host: &mut HostConfig| host.network_mode = "container:x".into();
+        let shared = |host: &mut HostConfig| host.network_mode = NetworkMode::Container("x".into());
         check(
             |_, host| (shared(host), host.dns = Some(vec!["1.1.1.1".into()])).0,
             "conflicting options: dns and the network mode",

@@ -26,7 +26,7 @@ use crate::extract::{Json, Params, RequestBody, detach_keys, json_with};
 use crate::hijack::{self, Source};
 use crate::json::{decode, decode_field};
 use crate::version::{self, ApiVersion};
-use crate::wire::Convert;
+use crate::wire::{Convert, Parse};
 use crate::{stream, wire};
 
 pub(super) async fn list(
@@ -95,7 +95,7 @@ pub(super) async fn create(
         name: params.text("name").to_owned(),
         platform: params.text("platform").to_owned(),
         config: config.convert(),
-        host: host.unwrap_or_default().convert(),
+        host: host.unwrap_or_default().parse()?,
         networks: endpoints_config.convert(),
     };
     let mut warnings = version::upgrade_container(version, &mut request)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use whelk_api_types::{ExecConfig, UpdateConfig};
 use whelk_engine::Error;
 use whelk_engine::containers::CreateRequest;
-use whelk_engine::model::HostConfig;
+use whelk_engine::model::{HostConfig, IpcMode, NetworkMode};
 use whelk_engine::networks::model::option;
 use whelk_engine::networks::{ConnectRequest, Endpoint};
 
@@ -29,8 +29,8 @@ pub(crate) fn upgrade_container(
         networks,
         ..
     } = request;
-    if version < ApiVersion(1, 40) && host.ipc_mode.is_empty() {
-        host.ipc_mode = "shareable".into();
+    if version < ApiVersion(1, 40) && host.ipc_mode == IpcMode::Default {
+        host.ipc_mode = IpcMode::Shareable;
     }
     if version < ApiVersion(1, 41) {
         platform.clear();
@@ -79,7 +79,7 @@ pub(crate) fn upgrade_container(
         ));
     } else if !config.mac_address.is_empty() {
         let endpoint = networks
-            .get(main_network(&host.network_mode))
+            .get(host.network_mode.network().unwrap_or_default())
             .map_or("", |endpoint| &endpoint.mac_address);
         if !endpoint.is_empty() && !endpoint.eq_ignore_ascii_case(&config.mac_address) {
             return Err(ApiError::invalid(
@@ -91,7 +91,7 @@ pub(crate) fn upgrade_container(
     if version < ApiVersion(1, 48) {
         warnings.extend(move_interface_sysctls(
             &mut host.sysctls,
-            main_network(&host.network_mode),
+            &host.network_mode,
             networks,
         ));
     }
@@ -116,15 +116,6 @@ fn unbound_ports(host: &HostConfig) -> Option<String> {
     })
 }
 
-/// Returns the network that a network mode stands for.
-fn main_network(mode: &str) -> &str {
-    if matches!(mode, "" | "default") {
-        "bridge"
-    } else {
-        mode
-    }
-}
-
 fn needs(what: &str, version: &str) -> ApiError {
     ApiError::invalid(format!("{what} needs API v{version} or newer"))
 }
@@ -133,12 +124,10 @@ fn needs(what: &str, version: &str) -> ApiError {
 /// where newer clients set them. Returns a warning if any were moved.
 fn move_interface_sysctls(
     sysctls: &mut BTreeMap<String, String>,
-    mode: &str,
+    mode: &NetworkMode,
     networks: &mut BTreeMap<String, Endpoint>,
 ) -> Option<String> {
-    if matches!(mode, "host" | "none") || mode.starts_with("container:") {
-        return None;
-    }
+    let network = mode.network().filter(|_| mode.has_own_networks())?;
     let is_interfaces = |key: &str| {
         let mut parts = key.split('.');
         parts.next() == Some("net")
@@ -162,7 +151,7 @@ fn move_interface_sysctls(
         })
         .collect();
     let options = networks
-        .entry(mode.to_owned())
+        .entry(network.to_owned())
         .or_default()
         .driver_opts
         .get_or_insert_default();

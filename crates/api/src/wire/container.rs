@@ -102,7 +102,8 @@ pub(crate) fn container(inspected: Inspected) -> ContainerInspectResponse {
 /// Returns the MAC address that was requested for the endpoint on a container's main network, or
 /// for the container.
 pub(crate) fn requested_mac(record: &ContainerRecord) -> String {
-    let main = record.networks.get(&record.host.network_mode);
+    let mode = record.host.network_mode.network();
+    let main = mode.and_then(|name| record.networks.get(name));
     main.map(|endpoint| &endpoint.wanted_mac)
         .filter(|address| !address.is_empty())
         .unwrap_or(&record.config.mac_address)
@@ -203,7 +204,7 @@ pub(crate) fn container_summary(
         state: record.state.status.as_str().into(),
         status: status_text(&record.state, now),
         host_config: ContainerSummaryHostConfig {
-            network_mode: record.host.network_mode,
+            network_mode: record.host.network_mode.to_string(),
             annotations: record.host.annotations,
         },
         network_settings: ContainerSummaryNetworkSettings {

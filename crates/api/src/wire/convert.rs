@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use whelk_api_types as api;
+use whelk_engine::Result;
 use whelk_engine::containers::{self, UpdateRequest};
 use whelk_engine::model;
 use whelk_engine::networks::{self, model as network};
@@ -69,12 +70,43 @@ impl Convert<serde_json::Value> for api::Empty {
     }
 }
 
-/// Implements the conversion, in both directions, of structs with the same fields.
+/// A conversion of a client's text or settings to the engine's form, which may be invalid.
+pub(crate) trait Parse<T> {
+    fn parse(self) -> Result<T>;
+}
+
+/// Implements the conversion, in both directions, of structs with the same fields. If some of them
+/// have types that are `parsed` from a client's text, the conversion to the engine's form may fail.
 macro_rules! same_fields {
-    ($($engine:ty => $api:ty { $($field:ident),* $(,)? })*) => {$(
+    ($($engine:ty => $api:ty {
+        $($field:ident),* $(,)?
+        $(; parsed $($parsed:ident),* $(,)?)?
+    })*) => {$(
+        same_fields!(@both $engine, $api, [$($field),*] $([$($parsed),*])?);
+    )*};
+    (@both $engine:ty, $api:ty, [$($field:ident),*]) => {
         same_fields!(@one $engine, $api, $($field),*);
         same_fields!(@one $api, $engine, $($field),*);
-    )*};
+    };
+    (@both $engine:ty, $api:ty, [$($field:ident),*] [$($parsed:ident),*]) => {
+        impl Convert<$api> for $engine {
+            fn convert(self) -> $api {
+                type From = $engine;
+                type To = $api;
+                let From { $($field,)* $($parsed),* } = self;
+                To { $($field: $field.convert(),)* $($parsed: $parsed.to_string()),* }
+            }
+        }
+
+        impl Parse<$engine> for $api {
+            fn parse(self) -> Result<$engine> {
+                type From = $api;
+                type To = $engine;
+                let From { $($field,)* $($parsed),* } = self;
+                Ok(To { $($field: $field.convert(),)* $($parsed: $parsed.parse()?),* })
+            }
+        }
+    };
     (@one $from:ty, $to:ty, $($field:ident),*) => {
         impl Convert<$to> for $from {
             fn convert(self) -> $to {
@@ -98,17 +130,17 @@ same_fields! {
         test, interval, timeout, start_period, start_interval, retries,
     }
     model::HostConfig => api::HostConfig {
-        binds, container_id_file, log_config, network_mode, port_bindings, restart_policy,
-        auto_remove, volume_driver, volumes_from, console_size, annotations, cap_add, cap_drop,
-        cgroupns_mode, dns, dns_options, dns_search, extra_hosts, group_add, ipc_mode, cgroup, links,
-        oom_score_adj, pid_mode, privileged, publish_all_ports, readonly_rootfs, security_opt,
-        storage_opt, tmpfs, uts_mode, userns_mode, shm_size, sysctls, runtime, isolation, cpu_shares,
-        memory, nano_cpus, cgroup_parent, blkio_weight, blkio_weight_device, blkio_device_read_bps,
+        binds, container_id_file, log_config, port_bindings, restart_policy, auto_remove,
+        volume_driver, volumes_from, console_size, annotations, cap_add, cap_drop, dns, dns_options,
+        dns_search, extra_hosts, group_add, cgroup, links, oom_score_adj, privileged,
+        publish_all_ports, readonly_rootfs, security_opt, storage_opt, tmpfs, shm_size, sysctls,
+        runtime, isolation, cpu_shares, memory, nano_cpus, cgroup_parent, blkio_weight, blkio_weight_device, blkio_device_read_bps,
         blkio_device_write_bps, blkio_device_read_iops, blkio_device_write_iops, cpu_period,
         cpu_quota, cpu_realtime_period, cpu_realtime_runtime, cpuset_cpus, cpuset_mems, devices,
         device_cgroup_rules, device_requests, memory_reservation, memory_swap, memory_swappiness,
         oom_kill_disable, pids_limit, ulimits, cpu_count, cpu_percent, io_maximum_iops,
-        io_maximum_bandwidth, mounts, masked_paths, readonly_paths, init,
+        io_maximum_bandwidth, mounts, masked_paths, readonly_paths, init;
+        parsed network_mode, pid_mode, ipc_mode, uts_mode, userns_mode, cgroupns_mode,
     }
     containers::ExecConfig => api::ExecConfig {
         user, privileged, tty, console_size, attach_stdin, attach_stderr, attach_stdout,
@@ -239,10 +271,10 @@ mod tests {
     use super::*;
 
     /// Checks that both forms have the same names and values, and that nothing is lost between.
-    fn check<E, A>(text: Value)
+    fn check<E, A>(text: Value, parse: impl FnOnce(A) -> E)
     where
         E: Convert<A> + Serialize + DeserializeOwned + Clone + PartialEq + std::fmt::Debug,
-        A: Convert<E> + Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+        A: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
     {
         let engine: E = serde_json::from_value(text.clone()).expect("the engine's form");
         let api: A = engine.clone().convert();
@@ -251,40 +283,52 @@ mod tests {
             serde_json::from_value::<A>(text).expect("the API's form"),
             api
         );
-        assert_eq!(Convert::<E>::convert(api), engine);
+        assert_eq!(parse(api), engine);
     }
 
     #[test]
     fn both_forms_of_settings_have_the_same_names_and_values() {
-        check::<model::Config, api::ContainerConfig>(json!({
-            "Hostname": "h", "Domainname": "d", "User": "u", "AttachStdin": true,
-            "AttachStdout": true, "AttachStderr": true, "ExposedPorts": {"80/tcp": {}},
-            "Tty": true, "OpenStdin": true, "StdinOnce": true, "Env": ["A=b"], "Cmd": ["c"],
-            "Healthcheck": {
-                "Test": ["NONE"], "Interval": 1, "Timeout": 2, "StartPeriod": 3,
-                "StartInterval": 4, "Retries": 5,
-            },
-            "ArgsEscaped": true, "Image": "i", "Volumes": {"/v": {}}, "WorkingDir": "/",
-            "Entrypoint": ["e"], "NetworkDisabled": true, "MacAddress": "02:00:00:00:00:01",
-            "OnBuild": ["RUN x"], "Labels": {"a": "b"}, "StopSignal": "TERM", "StopTimeout": 5,
-            "Shell": ["sh"],
-        }));
-        check::<networks::EndpointIpam, api::EndpointIpamConfig>(json!({
-            "IPv4Address": "10.0.0.2", "IPv6Address": "fd00::2", "LinkLocalIPs": ["169.254.0.2"],
-        }));
-        check::<network::Ipam, api::Ipam>(json!({
-            "Driver": "default", "Options": {"a": "b"}, "Config": [{
-                "Subnet": "10.0.0.0/24", "IPRange": "10.0.0.0/25", "Gateway": "10.0.0.1",
-                "AuxiliaryAddresses": {"a": "10.0.0.9"},
-            }],
-        }));
-        check::<networks::Endpoint, api::EndpointSettings>(json!({
-            "IPAMConfig": {"IPv4Address": "10.0.0.2"}, "Links": ["a"], "Aliases": ["b"],
-            "MacAddress": "02:00:00:00:00:01", "DriverOpts": {"a": "b"}, "GwPriority": 1,
-            "NetworkID": "n", "EndpointID": "e", "Gateway": "10.0.0.1",
-            "IPAddress": "10.0.0.2", "IPPrefixLen": 24, "IPv6Gateway": "fd00::1",
-            "GlobalIPv6Address": "fd00::2", "GlobalIPv6PrefixLen": 64, "DNSNames": ["c"],
-        }));
+        check::<model::Config, api::ContainerConfig>(
+            json!({
+                "Hostname": "h", "Domainname": "d", "User": "u", "AttachStdin": true,
+                "AttachStdout": true, "AttachStderr": true, "ExposedPorts": {"80/tcp": {}},
+                "Tty": true, "OpenStdin": true, "StdinOnce": true, "Env": ["A=b"], "Cmd": ["c"],
+                "Healthcheck": {
+                    "Test": ["NONE"], "Interval": 1, "Timeout": 2, "StartPeriod": 3,
+                    "StartInterval": 4, "Retries": 5,
+                },
+                "ArgsEscaped": true, "Image": "i", "Volumes": {"/v": {}}, "WorkingDir": "/",
+                "Entrypoint": ["e"], "NetworkDisabled": true, "MacAddress": "02:00:00:00:00:01",
+                "OnBuild": ["RUN x"], "Labels": {"a": "b"}, "StopSignal": "TERM", "StopTimeout": 5,
+                "Shell": ["sh"],
+            }),
+            Convert::convert,
+        );
+        check::<networks::EndpointIpam, api::EndpointIpamConfig>(
+            json!({
+                "IPv4Address": "10.0.0.2", "IPv6Address": "fd00::2", "LinkLocalIPs": ["169.254.0.2"],
+            }),
+            Convert::convert,
+        );
+        check::<network::Ipam, api::Ipam>(
+            json!({
+                "Driver": "default", "Options": {"a": "b"}, "Config": [{
+                    "Subnet": "10.0.0.0/24", "IPRange": "10.0.0.0/25", "Gateway": "10.0.0.1",
+                    "AuxiliaryAddresses": {"a": "10.0.0.9"},
+                }],
+            }),
+            Convert::convert,
+        );
+        check::<networks::Endpoint, api::EndpointSettings>(
+            json!({
+                "IPAMConfig": {"IPv4Address": "10.0.0.2"}, "Links": ["a"], "Aliases": ["b"],
+                "MacAddress": "02:00:00:00:00:01", "DriverOpts": {"a": "b"}, "GwPriority": 1,
+                "NetworkID": "n", "EndpointID": "e", "Gateway": "10.0.0.1",
+                "IPAddress": "10.0.0.2", "IPPrefixLen": 24, "IPv6Gateway": "fd00::1",
+                "GlobalIPv6Address": "fd00::2", "GlobalIPv6PrefixLen": 64, "DNSNames": ["c"],
+            }),
+            Convert::convert,
+        );
     }
 
     #[test]
@@ -325,6 +369,8 @@ mod tests {
         if let (Value::Object(text), Value::Object(set)) = (&mut text, set) {
             text.extend(set);
         }
-        check::<model::HostConfig, api::HostConfig>(text);
+        check::<model::HostConfig, api::HostConfig>(text, |api| {
+            Parse::parse(api).expect("valid settings")
+        });
     }
 }

@@ -10,7 +10,7 @@ use whelk_sys::fs;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::events::now;
-use crate::model::{Config, ContainerRecord, ContainerState, HostConfig};
+use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, NetworkMode};
 use crate::networks::Endpoint;
 use crate::store::SCHEMA_VERSION;
 use crate::{random_names, validate};
@@ -112,11 +112,11 @@ impl Containers {
     fn hostname(&self, config: &Config, host: &HostConfig, id: &str) -> String {
         match host
             .network_mode
-            .strip_prefix("container:")
+            .container()
             .and_then(|donor| self.find(donor).ok())
         {
             Some(donor) => donor.record().config.hostname.clone(),
-            None if host.network_mode == "host" && config.hostname.is_empty() => {
+            None if host.network_mode == NetworkMode::Host && config.hostname.is_empty() => {
                 rustix::system::uname()
                     .nodename()
                     .to_string_lossy()

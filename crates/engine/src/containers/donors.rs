@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Container, Containers};
 use crate::error::{Error, Result};
-use crate::model::{ContainerRecord, HostConfig, Status};
+use crate::model::{ContainerRecord, HostConfig, IpcMode, NetworkMode, PidMode, Status};
 
 /// The kind of a shared namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,6 @@ impl Shared {
     }
 }
 
-const PREFIX: &str = "container:";
-
 impl Containers {
     /// Replaces the names of donors by their ids, so that the modes survive renames.
     ///
@@ -36,25 +34,21 @@ impl Containers {
     /// Returns [`Error::Invalid`] if there is no such container. Not [`Error::NotFound`], because
     /// clients take that for a missing image, and pull it.
     pub(super) fn resolve_donors(&self, host: &mut HostConfig) -> Result<()> {
-        for (shared, mode) in [
-            (Shared::Network, &mut host.network_mode),
-            (Shared::Pid, &mut host.pid_mode),
-            (Shared::Ipc, &mut host.ipc_mode),
-        ] {
-            let Some(name) = mode.strip_prefix(PREFIX) else {
-                continue;
-            };
-            let donor = self
-                .find(name)
-                .map_err(|error| Error::invalid(error.to_string()));
+        let find = |name: &str| {
+            self.find(name)
+                .map(|donor| donor.id.clone())
+                .map_err(|error| Error::invalid(error.to_string()))
+        };
+        if let NetworkMode::Container(name) = &mut host.network_mode {
             // Docker resolves the network mode only at the start, and its error says what was being
             // done.
-            let donor = if shared == Shared::Network {
-                donor.map_err(|error| shared.failed(error))
-            } else {
-                donor
-            };
-            *mode = format!("{PREFIX}{}", donor?.id);
+            *name = find(name).map_err(|error| Shared::Network.failed(error))?;
+        }
+        if let PidMode::Container(name) = &mut host.pid_mode {
+            *name = find(name)?;
+        }
+        if let IpcMode::Container(name) = &mut host.ipc_mode {
+            *name = find(name)?;
         }
         Ok(())
     }
@@ -65,7 +59,7 @@ impl Containers {
         let owner = record
             .host
             .network_mode
-            .strip_prefix(PREFIX)
+            .container()
             .map(|name| self.owner_of_network(name))
             .transpose()?;
         Ok(self
@@ -82,7 +76,7 @@ impl Containers {
         let mut name = name.to_owned();
         for _ in 0..MOST {
             let found = self.find(&name)?;
-            match found.record().host.network_mode.strip_prefix(PREFIX) {
+            match found.record().host.network_mode.container() {
                 Some(donor) => name = donor.to_owned(),
                 None => return Ok(found.clone()),
             }
@@ -92,13 +86,13 @@ impl Containers {
         )))
     }
 
-    /// Returns the pid of the container that a mode names; `None` if it names none.
+    /// Returns the pid of the container that a mode names, if it names one.
     ///
     /// # Errors
     /// Returns an error if the container does not exist, does not run, or does not share this
     /// namespace.
-    pub(super) fn donor(&self, shared: Shared, mode: &str) -> Result<Option<i32>> {
-        let Some(name) = mode.strip_prefix(PREFIX) else {
+    pub(super) fn donor(&self, shared: Shared, name: Option<&str>) -> Result<Option<i32>> {
+        let Some(name) = name else {
             return Ok(None);
         };
         let donor = self
@@ -128,7 +122,7 @@ impl Containers {
                 Shared::Ipc => shared.failed(Error::conflict(stopped)),
             });
         }
-        if shared == Shared::Ipc && record.host.ipc_mode != "shareable" {
+        if shared == Shared::Ipc && record.host.ipc_mode != IpcMode::Shareable {
             return Err(shared.failed(Error::invalid(format!(
                 "container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
                 donor.id

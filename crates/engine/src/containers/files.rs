@@ -12,7 +12,7 @@ use whelk_sys::fs;
 
 use super::{Container, Containers};
 use crate::error::Result;
-use crate::model::{Config, ContainerRecord};
+use crate::model::{Config, ContainerRecord, NetworkMode};
 use crate::networks::resolv_conf::{self, Overrides, ResolverMode};
 use crate::networks::{
     Endpoint, NetworkDefaults, host_resolver, lacks_ipv6, resolved_servers, uses_resolver,
@@ -33,7 +33,7 @@ pub(super) fn write(
     record: &ContainerRecord,
     containers: &Containers,
 ) -> Result<()> {
-    if record.host.network_mode.starts_with("container:") {
+    if record.host.network_mode.container().is_some() {
         // It mounts the files of the container whose network it shares.
         return Ok(());
     }
@@ -215,14 +215,14 @@ fn own_names(config: &Config) -> String {
 /// Generates the content of `hosts`.
 fn hosts(record: &ContainerRecord, links: &[Link], containers: &Containers) -> String {
     let host = &record.host;
-    let mut text = if host.network_mode == "host" {
+    let mut text = if host.network_mode == NetworkMode::Host {
         fs::read_at_most("/etc/hosts", MAX_SIZE)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     } else {
         "127.0.0.1\tlocalhost\n".to_owned()
     };
-    if host.network_mode != "host" && !lacks_ipv6(host) {
+    if host.network_mode != NetworkMode::Host && !lacks_ipv6(host) {
         text += "::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
     }
     for entry in host.extra_hosts.iter().flatten() {
@@ -261,8 +261,8 @@ fn resolv_conf(record: &ContainerRecord, defaults: &NetworkDefaults) -> String {
         search: given(&host.dns_search, &defaults.search),
         options: given(&host.dns_options, &defaults.resolver_options),
     };
-    let mode = match host.network_mode.as_str() {
-        "host" => ResolverMode::AsHost,
+    let mode = match host.network_mode {
+        NetworkMode::Host => ResolverMode::AsHost,
         _ if uses_resolver(record) => ResolverMode::Engine,
         _ => ResolverMode::Directly {
             ipv6: record

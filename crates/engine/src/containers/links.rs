@@ -14,7 +14,7 @@ use whelk_network::port::Protocol;
 
 use super::{Container, Containers, files};
 use crate::error::{Error, Result};
-use crate::model::{Config, ContainerRecord, HostConfig, Status};
+use crate::model::{Config, ContainerRecord, HostConfig, NetworkMode, Status};
 use crate::networks::{Endpoint, parse_port, split_link};
 
 /// The default network.
@@ -32,10 +32,10 @@ impl Containers {
                 "conflicting options: {what} can't be used with links. This would result in undefined behavior"
             )))
         };
-        match host.network_mode.as_str() {
-            "host" => return undefined("host type networking"),
-            mode if mode.starts_with("container:") => return undefined("container type network"),
-            DEFAULT => {}
+        match host.network_mode {
+            NetworkMode::Host => return undefined("host type networking"),
+            NetworkMode::Container(_) => return undefined("container type network"),
+            NetworkMode::Bridge => {}
             _ => {
                 host.links = Some(links);
                 return Ok(());
@@ -66,8 +66,8 @@ impl Containers {
                 Error::invalid(format!("could not get container for {target}: {error}"))
             })?;
             let record = found.record();
-            match record.host.network_mode.as_str() {
-                "host" => return undefined("host type networking"),
+            match record.host.network_mode {
+                NetworkMode::Host => return undefined("host type networking"),
                 _ if !record.networks.contains_key(DEFAULT) => {
                     return Err(Error::invalid(format!(
                         "container {} not attached to default bridge network",
@@ -87,7 +87,7 @@ impl Containers {
     /// Returns the containers that a container has linked on the default network, with their
     /// aliases. Removed containers are left out.
     pub(super) fn links_of(&self, record: &ContainerRecord) -> Vec<(Arc<Container>, String)> {
-        if record.host.network_mode != DEFAULT {
+        if record.host.network_mode != NetworkMode::Bridge {
             return Vec::new();
         }
         let links = record
@@ -122,7 +122,7 @@ impl Containers {
 
     /// Returns a container's links as `inspect` shows them.
     pub(super) fn shown_links(&self, record: &ContainerRecord) -> Option<Vec<String>> {
-        if record.host.network_mode != DEFAULT {
+        if record.host.network_mode != NetworkMode::Bridge {
             return record.host.links.clone();
         }
         let links = self
@@ -206,7 +206,7 @@ impl Containers {
     pub(super) fn update_linkers(self: &Arc<Self>, id: &str) {
         let is_linker = |record: &ContainerRecord| {
             record.state.status.is_running()
-                && record.host.network_mode == DEFAULT
+                && record.host.network_mode == NetworkMode::Bridge
                 && record
                     .host
                     .links

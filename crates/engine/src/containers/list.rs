@@ -161,7 +161,7 @@ impl ContainerRecord {
     /// Returns whether the container runs and has its own network namespace, so that its ports are
     /// listed.
     pub fn has_ports(&self) -> bool {
-        self.state.status.is_running() && crate::networks::has_own_networks(&self.host.network_mode)
+        self.state.status.is_running() && self.host.network_mode.has_own_networks()
     }
 
     /// Returns the exposed and published ports of a running container.

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use super::{Containers, files};
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig};
-use crate::networks::{
-    ConnectRequest, Endpoint, Networks, check_endpoint, has_own_networks, parse_mac,
-};
+use crate::networks::{ConnectRequest, Endpoint, Networks, check_endpoint, parse_mac};
 
 impl Containers {
     /// Returns a new container's endpoints: those requested, or else one in the network that its
@@ -19,11 +17,11 @@ impl Containers {
         host: &mut HostConfig,
         wanted: BTreeMap<String, Endpoint>,
     ) -> Result<BTreeMap<String, Endpoint>> {
-        let asked = host.network_mode.clone();
+        let asked = host.network_mode.to_string();
         self.resolve_donors(host)?;
         self.resolve_links(host)?;
-        let mode = host.network_mode.clone();
-        let own = has_own_networks(&mode);
+        let mode = host.network_mode.to_string();
+        let own = host.network_mode.has_own_networks();
         let mut endpoints = BTreeMap::new();
         for (name, endpoint) in wanted {
             let endpoint = endpoint.requested();
@@ -46,7 +44,7 @@ impl Containers {
             }
             endpoints.insert(name, endpoint);
         }
-        if mode.starts_with("container:") {
+        let Some(first) = host.network_mode.network() else {
             let has_mac = |endpoint: &Endpoint| !endpoint.mac_address.is_empty();
             if !config.mac_address.is_empty() || endpoints.values().any(has_mac) {
                 return Err(Error::invalid(
@@ -54,13 +52,13 @@ impl Containers {
                 ));
             }
             return Ok(BTreeMap::new());
-        }
+        };
         // The endpoint is stored under the network's name even if the mode gives its id: `inspect`
         // matches the two by name.
         let first = self
             .networks
-            .find(&mode)
-            .map_or(mode, |network| network.name);
+            .find(first)
+            .map_or_else(|_| first.to_owned(), |network| network.name);
         if endpoints.is_empty() {
             endpoints.insert(first.clone(), Endpoint::default());
         }

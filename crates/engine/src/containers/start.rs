@@ -295,15 +295,15 @@ impl Containers {
     /// Generates the container's OCI configuration.
     fn spec(&self, record: &ContainerRecord, directory: &Path) -> Result<Spec> {
         let host = &record.host;
-        let network_of = self.donor(Shared::Network, &host.network_mode)?;
+        let network_of = self.donor(Shared::Network, host.network_mode.container())?;
         let names = self.names_dir(record)?;
         let context = SpecContext {
             id: &record.id,
             names: &names,
             cgroup_parent: &self.instance.cgroup_parent(),
             network_of,
-            pid_of: self.donor(Shared::Pid, &host.pid_mode)?,
-            ipc_of: self.donor(Shared::Ipc, &host.ipc_mode)?,
+            pid_of: self.donor(Shared::Pid, host.pid_mode.container())?,
+            ipc_of: self.donor(Shared::Ipc, host.ipc_mode.container())?,
             devices: devices(host)?,
             device_number: &device_number,
             executable: &self.executable,

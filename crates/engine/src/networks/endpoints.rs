@@ -18,7 +18,7 @@ use super::settings::{
 };
 use super::{Member, Network, NetworkDriverKind, Networks, VETH, WarmNamespace, gateway_of};
 use crate::error::{Error, Result};
-use crate::model::ContainerRecord;
+use crate::model::{ContainerRecord, NetworkMode};
 use crate::random_names::random_id;
 
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,7 @@ impl Networks {
     /// Returns an error if an endpoint or a published port cannot be created; everything created
     /// before is released.
     pub fn attach(&self, record: &mut ContainerRecord) -> Result<Option<OwnedFd>> {
-        if !has_own_networks(&record.host.network_mode) {
+        if !record.host.network_mode.has_own_networks() {
             let mut networks = std::mem::take(&mut record.networks);
             let found = networks.iter_mut().try_for_each(|(name, endpoint)| {
                 endpoint.network_id = self.find(name)?.id;
@@ -181,10 +181,9 @@ impl Networks {
     /// Returns whether this network is the container's network mode, which can be a network's name
     /// or id.
     pub(super) fn is_mode(&self, record: &ContainerRecord, network: &str) -> bool {
-        record.host.network_mode == network
-            || self
-                .find(&record.host.network_mode)
-                .is_ok_and(|mode| mode.name == network)
+        record.host.network_mode.network().is_some_and(|mode| {
+            mode == network || self.find(mode).is_ok_and(|mode| mode.name == network)
+        })
     }
 
     /// Creates a container's endpoint and interface in one network. `pooled` is the id of an
@@ -498,7 +497,7 @@ impl Networks {
     /// Records the endpoints of a running container after a restart of the engine, and starts its
     /// DNS server.
     pub fn adopt(&self, record: &mut ContainerRecord) {
-        if !has_own_networks(&record.host.network_mode) {
+        if !record.host.network_mode.has_own_networks() {
             record
                 .networks
                 .values()
@@ -645,7 +644,9 @@ impl Networks {
     pub fn disconnect(&self, record: &mut ContainerRecord, network: &str) -> Result<()> {
         let network = self.find(network)?;
         let is_running = record.state.status.is_running();
-        if record.host.network_mode == "host" && network.driver == NetworkDriverKind::Host {
+        if record.host.network_mode == NetworkMode::Host
+            && network.driver == NetworkDriverKind::Host
+        {
             return Err(Error::invalid(
                 "cannot disconnect container from host network - container was created in host network mode",
             ));
@@ -758,8 +759,8 @@ const SHARES: &str = "container sharing network namespace with another container
 /// Returns an error if the network mode of the container or the network's driver does not permit
 /// the connection.
 fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()> {
-    let mode = record.host.network_mode.as_str();
-    if mode.starts_with("container:") {
+    let mode = &record.host.network_mode;
+    if mode.container().is_some() {
         return Err(Error::invalid(SHARES));
     }
     if record.networks.contains_key(&network.name) {
@@ -768,13 +769,13 @@ fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()
             record.name, network.name
         )));
     }
-    let is_private = mode == "none"
+    let is_private = *mode == NetworkMode::None
         || record.networks.contains_key("none")
         || network.driver == NetworkDriverKind::Null && !record.networks.is_empty();
     match (mode, network.driver) {
-        ("host", _) => Err(Error::invalid(SHARES)),
+        (NetworkMode::Host, _) => Err(Error::invalid(SHARES)),
         (_, NetworkDriverKind::Host) => Err(Error::invalid(CREATED_FOR_HOST)),
-        ("none", NetworkDriverKind::Null) => Ok(()),
+        (NetworkMode::None, NetworkDriverKind::Null) => Ok(()),
         _ if is_private => Err(Error::invalid(PRIVATE)),
         _ => Ok(()),
     }
@@ -783,12 +784,6 @@ fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()
 /// Returns whether a container has IPv6 in a network.
 fn has_ipv6(container: &ContainerRecord, network: &NetworkRecord, endpoint: &Endpoint) -> bool {
     network.enable_ipv6 && !lacks_ipv6(&container.host) && !disables_ipv6(endpoint)
-}
-
-/// Returns whether a network mode has a network namespace with endpoints: not `none`, `host` or
-/// `container:…`.
-pub(crate) fn has_own_networks(mode: &str) -> bool {
-    !matches!(mode, "none" | "host") && !mode.starts_with("container:")
 }
 
 /// Returns whether containers have a gateway in this network.

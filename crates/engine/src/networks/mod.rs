@@ -39,7 +39,7 @@ pub use create::CreateNetwork;
 pub use defaults::NetworkDefaults;
 pub use drivers::NetworkDriverKind;
 pub use endpoints::ConnectRequest;
-pub(crate) use endpoints::{has_own_networks, split_link};
+pub(crate) use endpoints::split_link;
 pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
 pub use model::{Endpoint, EndpointIpam, NetworkRecord};

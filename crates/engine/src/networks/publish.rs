@@ -303,7 +303,7 @@ fn owner_of(record: &ContainerRecord) -> Owner {
 /// Checks port settings when a container is created.
 pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
     port_requests(config, host)?;
-    if host.network_mode.starts_with("container:") && host.publishes() {
+    if host.network_mode.container().is_some() && host.publishes() {
         return Err(Error::invalid(
             "conflicting options: port publishing and the container type network mode",
         ));
@@ -313,7 +313,7 @@ pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
 
 /// Checks the ports that a client exposes, before those of the image are added.
 pub(crate) fn check_exposed(config: &Config, host: &HostConfig) -> Result<()> {
-    if host.network_mode.starts_with("container:")
+    if host.network_mode.container().is_some()
         && !config.exposed_ports.is_empty()
         && !host.publishes()
     {

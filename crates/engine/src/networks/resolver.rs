@@ -15,8 +15,8 @@ use whelk_network::dns::{self, Known, Question, Verdict};
 use whelk_network::dns_sockets::{DnsSockets, RESOLVER};
 use whelk_sys::fs;
 
+use super::Networks;
 use super::resolv_conf::{NameServer, ResolvConf};
-use super::{Networks, endpoints};
 use crate::error::{Error, Result};
 use crate::model::ContainerRecord;
 
@@ -163,7 +163,7 @@ impl Networks {
 
 /// Returns whether a container uses the embedded DNS server.
 pub(crate) fn uses_resolver(record: &ContainerRecord) -> bool {
-    endpoints::has_own_networks(&record.host.network_mode)
+    record.host.network_mode.has_own_networks()
         && record
             .networks
             .keys()

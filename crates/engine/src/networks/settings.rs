@@ -8,7 +8,7 @@ use super::NetworkDriverKind;
 use super::create::check_interface_name;
 use super::model::{Endpoint, NetworkRecord, option};
 use crate::error::{Error, Result};
-use crate::model::HostConfig;
+use crate::model::{HostConfig, NetworkMode};
 
 /// Parses a unicast hardware address.
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
@@ -89,12 +89,6 @@ pub(super) fn sysctls(endpoint: &Endpoint) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// Returns whether a network mode is a user-defined network: not predefined, and not
-/// `container:NAME`.
-pub(crate) fn is_user_defined(name: &str) -> bool {
-    !matches!(name, "bridge" | "host" | "none") && !name.starts_with("container:")
-}
-
 /// Validates an endpoint's settings and reports all faults at once, as Docker does. `network` is
 /// `None` if the network does not exist yet.
 pub(crate) fn check_endpoint(
@@ -135,7 +129,11 @@ fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> V
     let mut wrong = Vec::new();
     let asked = endpoint.ipam_config.clone().unwrap_or_default();
     let has_address = !asked.ipv4_address.is_empty() || !asked.ipv6_address.is_empty();
-    if !is_user_defined(name) {
+    // Clients may also send an endpoint for the mode `container:NAME`.
+    if !name
+        .parse()
+        .is_ok_and(|mode: NetworkMode| mode.is_user_defined())
+    {
         if has_address {
             wrong.push(
                 "user specified IP address is supported on user defined networks only".to_owned(),
