@@ -454,7 +454,7 @@ pub struct ContainerState {
 /// A container as the store keeps it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContainerRecord {
-    /// The schema version of this record; see [`crate::store`].
+    /// The schema version of this record; see [`crate::records`].
     pub version: u32,
     pub id: String,
     pub name: String,

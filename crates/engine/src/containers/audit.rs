@@ -32,7 +32,7 @@ pub(crate) async fn audit(instance: &Instance, store: &Found) -> Result<()> {
     if store.is_same_boot {
         for (id, path) in unknown(&instance.root.join("containers"), |id| known.contains(id))? {
             // A `--rm` container may have been removed.
-            if read_copy(&path).is_some_and(|record| !record.host.auto_remove) {
+            if read_copy(&instance.root, &path)?.is_some_and(|record| !record.host.auto_remove) {
                 lost.push(format!("the files of container {id} exist, but"));
             }
         }
@@ -82,12 +82,16 @@ fn unknown(
 
 /// Returns whether a container's directory can be deleted: it has no output and no changed files,
 /// or the container was a `--rm` one.
-fn is_disposable(directory: &Path) -> bool {
+fn is_disposable(root: &Path, directory: &Path) -> bool {
     // Created by the kernel for a volatile overlay mount, which `--rm` containers have.
-    if fs::exists(directory.join("work/work/incompat"))
-        || read_copy(directory).is_some_and(|record| record.host.auto_remove)
-    {
+    if fs::exists(directory.join("work/work/incompat")) {
         return true;
+    }
+    match read_copy(root, directory) {
+        Ok(Some(record)) if record.host.auto_remove => return true,
+        // It belongs to a newer engine.
+        Err(_) => return false,
+        Ok(_) => {}
     }
     let Ok(entries) = fs::list(directory) else {
         return false;
@@ -139,7 +143,7 @@ impl Containers {
             fs::remove_tree(path)?;
         }
         for (id, path) in unknown(&self.instance.root.join("containers"), is_known)? {
-            if is_disposable(&path) {
+            if is_disposable(&self.instance.root, &path) {
                 self.images.store().staging.trash(&path)?;
             } else {
                 self.move_to_lost_and_found(&id, &path)?;

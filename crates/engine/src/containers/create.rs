@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, NetworkMode};
 use crate::networks::Endpoint;
-use crate::store::SCHEMA_VERSION;
+use crate::records::SCHEMA_VERSION;
 use crate::{random_names, validate};
 
 #[derive(Clone, Debug, Default)]

@@ -11,12 +11,7 @@ use whelk_sys::fs;
 use super::{Container, Containers, monitor};
 use crate::error::Result;
 use crate::model::Status;
-use crate::mounts;
 use crate::shims::{ShimProcess, ShimStatus, probe};
-
-/// The first schema version whose records have `mounts`; earlier ones have them only in the
-/// settings.
-const WITH_MOUNTS: u32 = 3;
 
 /// How long recovery waits for a shim's answer. A slower shim is followed up by its monitor.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -30,17 +25,9 @@ impl Containers {
     pub async fn recover(self: &Arc<Self>) -> Result<()> {
         let records = self.store.containers()?;
         self.store.update_copies(&records)?;
-        for mut record in records {
+        for record in records {
             if let Err(error) = self.restore_files(&record) {
                 tracing::error!(container = record.id, "restore its files: {error}");
-            }
-            if record.version < WITH_MOUNTS {
-                match mounts::plan(&record.host, &self.instance.root) {
-                    Ok(plans) => record.mounts = plans,
-                    Err(error) => {
-                        tracing::error!(container = record.id, "parse its mounts: {error}")
-                    }
-                }
             }
             self.add(Container::new(record));
         }

@@ -1,4 +1,104 @@
-//! The records as they are written to disk: in the store's tables, and in the copies beside the
-//! containers.
+//! The records as they are written to disk: in the store's tables, in the copies beside the
+//! containers (`container.json`), and in the copy of the rest (`store.json`).
+//!
+//! The store has a schema version, and so has each container's record, because a copy can be older
+//! or newer than the store. A newer version than [`SCHEMA_VERSION`] is refused, an earlier one
+//! migrated ([`migrations`]): the tables when the store is opened, a container's record when it is
+//! read.
 
+mod migrations;
 pub(crate) mod text;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::model::ContainerRecord;
+
+pub(crate) use migrations::{SCHEMA_VERSION, create_tables};
+
+/// Returns the error for a root that a newer engine has written.
+pub(crate) fn newer(what: &str, found: u32) -> Error {
+    Error::internal(format!(
+        "{what} has schema version {found}, and this version of whelk supports up to {SCHEMA_VERSION}: a newer one has written it. \
+         Nothing was changed, and running containers are left alone. Use that version of whelk, or a newer one"
+    ))
+}
+
+pub(crate) fn encode<T: Serialize>(record: &T) -> Result<String> {
+    serde_json::to_string(record)
+        .map_err(|error| Error::internal(format!("the engine's store: {error}")))
+}
+
+/// Why a record cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreadable {
+    #[error(transparent)]
+    Invalid(#[from] serde_json::Error),
+    #[error("it has schema version {0}, a newer version of whelk has written it")]
+    Newer(u32),
+}
+
+/// Reads a container's record, and migrates it. `root` is the engine's root.
+pub(crate) fn container(
+    text: &[u8],
+    root: &Path,
+) -> std::result::Result<ContainerRecord, Unreadable> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let Versioned { version } = serde_json::from_slice(text)?;
+    if version > SCHEMA_VERSION {
+        return Err(Unreadable::Newer(version));
+    }
+    if version == SCHEMA_VERSION {
+        return Ok(serde_json::from_slice(text)?);
+    }
+    let mut record: Value = serde_json::from_slice(text)?;
+    migrations::migrate_container(&mut record, version, root)?;
+    Ok(serde_json::from_value(record)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(record: Value) -> std::result::Result<ContainerRecord, Unreadable> {
+        container(record.to_string().as_bytes(), Path::new("/root"))
+    }
+
+    fn record(version: u32, host: Value) -> Value {
+        json!({
+            "version": version, "id": "one", "name": "first", "created_at": 0, "image": "",
+            "config": {}, "host": host, "state": crate::model::ContainerState::default(),
+        })
+    }
+
+    #[test]
+    fn records_without_mounts_get_them_from_the_settings() {
+        let host = || json!({"Binds": ["/usr:/here:ro"]});
+        for version in [1, 2] {
+            let found = read(record(version, host())).unwrap();
+            assert_eq!(found.version, SCHEMA_VERSION);
+            assert_eq!(found.mounts.len(), 1, "{found:?}");
+            assert_eq!(found.mounts[0].target, "/here");
+        }
+        let found = read(record(SCHEMA_VERSION, host())).unwrap();
+        assert!(found.mounts.is_empty(), "its mounts were resolved already");
+        let invalid = read(record(2, json!({"Binds": ["relative:also"]}))).unwrap();
+        assert!(invalid.mounts.is_empty());
+    }
+
+    #[test]
+    fn a_record_of_a_newer_engine_is_not_read() {
+        let mut newer = record(SCHEMA_VERSION + 1, json!({}));
+        newer["config"] = json!("another form");
+        let error = read(newer).unwrap_err();
+        assert!(matches!(error, Unreadable::Newer(version) if version == SCHEMA_VERSION + 1));
+    }
+}

@@ -21,6 +21,7 @@ use whelk_sys::fs;
 use super::RecordStore;
 use crate::error::{Error, Result};
 use crate::model::ContainerRecord;
+use crate::records::{self, SCHEMA_VERSION, Unreadable};
 
 /// The copy of a container's record, in its directory.
 const CONTAINER_COPY: &str = "container.json";
@@ -56,6 +57,22 @@ pub(super) struct Rest {
     pub images: Vec<Value>,
     pub tags: BTreeMap<String, String>,
     pub volumes: Vec<Value>,
+}
+
+impl Rest {
+    /// Checks the schema version, which is in the copy of the table `meta`.
+    ///
+    /// # Errors
+    /// Returns an error if a newer engine has written it.
+    pub(super) fn check_version(&self, what: &Path) -> Result<()> {
+        let version = self.meta.get("schema").and_then(|text| text.parse().ok());
+        match version {
+            Some(version) if version > SCHEMA_VERSION => {
+                Err(records::newer(&what.display().to_string(), version))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Copies {
@@ -167,7 +184,7 @@ impl RecordStore {
     /// Writes the copies that are missing or differ from the store's records.
     pub(crate) fn update_copies(&self, records: &[ContainerRecord]) -> Result<()> {
         for record in records {
-            let text = super::encode(record)?;
+            let text = records::encode(record)?;
             let path = self
                 .copies
                 .root
@@ -213,10 +230,26 @@ fn read_rest(connection: &Connection) -> Result<Rest> {
 
 /// Reads the copy of the record in a container's directory. Returns `None` if there is no valid
 /// one.
-pub(crate) fn read_copy(directory: &Path) -> Option<ContainerRecord> {
-    let record: ContainerRecord =
-        serde_json::from_slice(&fs::read_at_most(directory.join(CONTAINER_COPY), MAX_SIZE).ok()?)
-            .ok()?;
-    // A copy of another container's directory has the other's id.
-    (directory.file_name()? == record.id.as_str()).then_some(record)
+///
+/// # Errors
+/// Returns an error if a newer engine has written the copy.
+pub(crate) fn read_copy(root: &Path, directory: &Path) -> Result<Option<ContainerRecord>> {
+    let path = directory.join(CONTAINER_COPY);
+    let Ok(text) = fs::read_at_most(&path, MAX_SIZE) else {
+        return Ok(None);
+    };
+    match records::container(&text, root) {
+        // A copy of another container's directory has the other's id.
+        Ok(record)
+            if directory
+                .file_name()
+                .is_some_and(|name| name == record.id.as_str()) =>
+        {
+            Ok(Some(record))
+        }
+        Ok(_) | Err(Unreadable::Invalid(_)) => Ok(None),
+        Err(Unreadable::Newer(version)) => {
+            Err(records::newer(&path.display().to_string(), version))
+        }
+    }
 }

@@ -28,17 +28,15 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Serialize, de::DeserializeOwned};
 use whelk_sys::fs;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::ContainerRecord;
 use crate::networks::NetworkRecord;
+use crate::records::{self, SCHEMA_VERSION, encode};
 use crate::volumes::VolumeRecord;
 
 pub(crate) use check::{FILE, LOG, damaged};
 pub(crate) use copies::read_copy;
 pub use repair::{Repaired, repair};
-
-/// The schema version that this engine writes. Earlier versions are migrated ([`migrate`]).
-pub const SCHEMA_VERSION: u32 = 3;
 
 /// Space reserved for the log, and for new pages of the tables, in bytes: as much as SQLite logs
 /// before a checkpoint (1000 pages of 4 KiB).
@@ -57,6 +55,7 @@ pub(crate) struct Found {
     root: PathBuf,
     connection: Connection,
     is_rebuilt: bool,
+    schema: u32,
     /// The ids of all containers.
     pub(crate) containers: BTreeSet<String>,
     /// Whether the host was not rebooted since an engine last recorded that the store and the
@@ -69,10 +68,11 @@ impl Found {
     ///
     /// # Errors
     /// Returns an error if the store is missing or damaged although there are containers, volumes
-    /// or images.
+    /// or images, or if a newer engine has written it.
     pub(crate) fn check(root: &Path) -> Result<Self> {
         check::files(root)?;
         let (connection, is_rebuilt) = check::open(root, &root.join(FILE))?;
+        let schema = schema(root, &connection)?;
         let is_new: bool = connection.query_row(
             "SELECT count(*) = 0 FROM sqlite_master WHERE name = 'containers'",
             [],
@@ -91,20 +91,19 @@ impl Found {
             root: root.to_owned(),
             connection,
             is_rebuilt,
+            schema,
             containers,
             is_same_boot,
         })
     }
 
     /// Opens the store: migrates it, and reserves space.
-    ///
-    /// # Errors
-    /// Returns an error if a newer engine has written the store; it is left unchanged.
     pub(crate) fn open(self) -> Result<RecordStore> {
         let Self {
             root,
             mut connection,
             is_rebuilt,
+            schema,
             is_same_boot,
             ..
         } = self;
@@ -113,10 +112,9 @@ impl Found {
             // (`-shm`).
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000;
              PRAGMA foreign_keys = ON;
-             DROP TABLE IF EXISTS reserve;
-             CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;",
+             DROP TABLE IF EXISTS reserve;",
         )?;
-        migrate(&mut connection)?;
+        migrate(&mut connection, schema)?;
         let log = root.join(LOG);
         if (fs::metadata(&log)?.len() < RESERVE || free_bytes(&connection)? < RESERVE / 2)
             && let Err(error) = reserve_space(&connection)
@@ -214,7 +212,10 @@ impl RecordStore {
     }
 
     pub fn containers(&self) -> Result<Vec<ContainerRecord>> {
-        self.all("containers", "id")
+        let root = self.copies.root();
+        self.read_all("containers", "id", |text| {
+            records::container(text.as_bytes(), root)
+        })
     }
 
     pub fn put_network(&self, record: &NetworkRecord) -> Result<()> {
@@ -336,9 +337,22 @@ impl RecordStore {
     /// Returns all records of a table.
     ///
     /// # Errors
+    /// As [`RecordStore::read_all`].
+    fn all<T: DeserializeOwned>(&self, table: &str, key: &str) -> Result<Vec<T>> {
+        self.read_all(table, key, |text| serde_json::from_str(text))
+    }
+
+    /// Returns all records of a table.
+    ///
+    /// # Errors
     /// Returns an error if any record cannot be parsed: without it the object's files would look
     /// unused.
-    fn all<T: DeserializeOwned>(&self, table: &str, key: &str) -> Result<Vec<T>> {
+    fn read_all<T, E: std::fmt::Display>(
+        &self,
+        table: &str,
+        key: &str,
+        read: impl Fn(&str) -> std::result::Result<T, E>,
+    ) -> Result<Vec<T>> {
         let connection = self.connection();
         let mut statement =
             connection.prepare_cached(&format!("SELECT {key}, record FROM {table}"))?;
@@ -348,7 +362,7 @@ impl RecordStore {
         let mut records = Vec::new();
         for row in rows {
             let (id, text) = row?;
-            let record = serde_json::from_str(&text);
+            let record = read(&text);
             // Without the record's text, which may contain secrets.
             records.push(record.map_err(|error| {
                 damaged(
@@ -393,49 +407,48 @@ fn known_boot(connection: &Connection) -> Result<Option<String>> {
         .optional()?)
 }
 
-/// Creates or migrates the tables.
+/// Returns the store's schema version; 0 for a new store.
 ///
 /// # Errors
-/// Returns an error if the schema is newer than [`SCHEMA_VERSION`].
-fn migrate(connection: &mut Connection) -> Result<()> {
-    let transaction = connection.transaction()?;
-    let found: Option<String> = transaction
+/// Returns an error if it is newer than [`SCHEMA_VERSION`], or no version.
+fn schema(root: &Path, connection: &Connection) -> Result<u32> {
+    let has_meta: bool = connection.query_row(
+        "SELECT count(*) > 0 FROM sqlite_master WHERE name = 'meta'",
+        [],
+        |row| row.get(0),
+    )?;
+    if !has_meta {
+        return Ok(0);
+    }
+    let found: Option<String> = connection
         .query_row("SELECT value FROM meta WHERE key = 'schema'", [], |row| {
             row.get(0)
         })
         .optional()?;
-    let found = found.and_then(|text| text.parse().ok()).unwrap_or(0);
-    if found > SCHEMA_VERSION {
-        return Err(Error::internal(format!(
-            "the store has schema version {found}, this engine supports up to {SCHEMA_VERSION}: it was written by a newer one"
-        )));
+    let Some(found) = found else { return Ok(0) };
+    let what = format!("the engine's store {}", root.join(FILE).display());
+    match found.parse() {
+        Ok(version) if version > SCHEMA_VERSION => Err(records::newer(&what, version)),
+        Ok(version) => Ok(version),
+        Err(_) => Err(damaged(
+            root,
+            &format!("{what} is damaged: its schema version is {found:?}"),
+        )),
     }
-    if found < 1 {
-        transaction.execute_batch(
-            "CREATE TABLE containers(id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL) WITHOUT ROWID;
-             CREATE TABLE images(id TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
-             CREATE TABLE tags(name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE) WITHOUT ROWID;",
-        )?;
-    }
-    if found < 2 {
-        transaction
-            .execute_batch("CREATE TABLE networks(id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL) WITHOUT ROWID;")?;
-    }
-    if found < 3 {
-        transaction.execute_batch(
-            "CREATE TABLE volumes(name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;",
-        )?;
-    }
+}
+
+/// Creates the tables, or migrates those of schema version `from`.
+fn migrate(connection: &mut Connection, from: u32) -> Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(
+        "CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;",
+    )?;
+    records::create_tables(&transaction, from)?;
     transaction.execute(
         "INSERT OR REPLACE INTO meta VALUES('schema', ?1)",
         [SCHEMA_VERSION.to_string()],
     )?;
     Ok(transaction.commit()?)
-}
-
-fn encode<T: Serialize>(record: &T) -> Result<String> {
-    serde_json::to_string(record)
-        .map_err(|error| Error::internal(format!("the engine's store: {error}")))
 }
 
 #[cfg(test)]
@@ -444,16 +457,51 @@ mod tests {
     use crate::model::ContainerState;
 
     #[test]
-    fn rejects_a_store_of_a_newer_engine() {
-        let root = std::env::temp_dir().join(format!("whelk-store-{}", std::process::id()));
-        fs::create_dir_all(&root, 0o700).unwrap();
-        RecordStore::open(&root)
-            .unwrap()
+    fn rejects_a_store_of_a_newer_engine_and_leaves_it_unchanged() {
+        let root = new_root("newer");
+        for (version, expected) in [("99", "newer"), ("x", "is damaged")] {
+            RecordStore::open(&root)
+                .unwrap()
+                .connection()
+                .execute("UPDATE meta SET value = ?1 WHERE key = 'schema'", [version])
+                .unwrap();
+            let content = || {
+                [FILE, LOG, copies::REST].map(|name| fs::read(root.join(name)).unwrap_or_default())
+            };
+            let before = content();
+            let error = RecordStore::open(&root).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(content() == before, "{version}: the files were changed");
+            fs::remove_tree(&root).unwrap();
+            fs::create_dir_all(&root, 0o700).unwrap();
+        }
+        fs::remove_tree(&root).unwrap();
+    }
+
+    #[test]
+    fn migrates_the_tables_of_earlier_versions() {
+        let tables = |connection: &Connection| -> Vec<(String, String)> {
+            let query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY name";
+            let mut statement = connection.prepare(query).unwrap();
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+            rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
+        };
+        let root = new_root("migrate");
+        let store = RecordStore::open(&root).unwrap();
+        let wanted = tables(&store.connection());
+        store
             .connection()
-            .execute("UPDATE meta SET value = '99' WHERE key = 'schema'", [])
+            .execute_batch(
+                "DROP TABLE volumes; DROP TABLE networks;
+                 INSERT INTO images VALUES('one', '{}'); UPDATE meta SET value = '1' WHERE key = 'schema'",
+            )
             .unwrap();
-        let error = RecordStore::open(&root).unwrap_err();
-        assert!(error.to_string().contains("newer"), "{error}");
+        drop(store);
+        let store = RecordStore::open(&root).unwrap();
+        assert_eq!(tables(&store.connection()), wanted);
+        assert_eq!(schema(&root, &store.connection()).unwrap(), SCHEMA_VERSION);
+        assert_eq!(store.images::<serde_json::Value>().unwrap().len(), 1);
+        drop(store);
         fs::remove_tree(&root).unwrap();
     }
 
@@ -583,7 +631,7 @@ mod tests {
         assert_eq!(store.problems().len(), 1);
         store.flush(true).unwrap();
         assert_eq!(store.problems(), Vec::<String>::new());
-        assert_eq!(read_copy(&directory).unwrap().name, "first");
+        assert_eq!(read_copy(&root, &directory).unwrap().unwrap().name, "first");
         drop(store);
         fs::remove_tree(&root).unwrap();
     }

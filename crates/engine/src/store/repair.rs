@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, params};
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use whelk_image::{ImageConfig, Reference};
 use whelk_sys::fs;
@@ -17,12 +16,13 @@ use whelk_sys::fs;
 use super::check::{FILE, REBUILT, wrong_file};
 use super::copies::{REST, Rest};
 use super::flush::sync;
-use super::{encode, migrate, read_copy};
+use super::{migrate, read_copy};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::images::ImageRecord;
 use crate::instance::lost_and_found;
 use crate::model::ContainerRecord;
+use crate::records::{self, encode};
 
 /// A new store that is being created, and one that is complete.
 const UNFINISHED: &str = "store.db.unfinished";
@@ -53,7 +53,9 @@ pub fn repair(root: &Path) -> Result<Repaired> {
     } else {
         let images = whelk_image::Store::open(root)?;
         let mut old = Old::read(root, images.staging.scratch()?.path())?;
+        old.rest.check_version(&root.join(FILE))?;
         let found = find_containers(root)?;
+        let copy = read_rest(root)?;
         let is_lost = |(id, found): (&String, &Found)| {
             found
                 .record
@@ -82,7 +84,7 @@ pub fn repair(root: &Path) -> Result<Repaired> {
         if let Some(wrong) = &old.wrong {
             report.report(wrong.clone());
         }
-        let rebuilt = rebuild(old, &found, &images, root, &mut report)?;
+        let rebuilt = rebuild(old, copy, &found, &images, root, &mut report)?;
         write(root, &rebuilt)?;
         for record in &rebuilt.containers {
             let path = root.join("containers").join(&record.id);
@@ -161,12 +163,14 @@ impl Old {
         let tags = table("SELECT name, image FROM tags ORDER BY name");
         let volumes = table("SELECT name, record FROM volumes ORDER BY name");
         old.containers = old
-            .parse::<ContainerRecord>(containers)
+            .parse(containers, |text| {
+                records::container(text.as_bytes(), root).ok()
+            })
             .into_iter()
             .map(|record| (record.id.clone(), record))
             .collect();
-        let (networks, images, volumes) =
-            (old.parse(networks), old.parse(images), old.parse(volumes));
+        let mut values = |rows| old.parse(rows, |text| serde_json::from_str(text).ok());
+        let (networks, images, volumes) = (values(networks), values(images), values(volumes));
         old.rest = Rest {
             meta: old.meta.clone(),
             networks,
@@ -177,12 +181,13 @@ impl Old {
         Ok(old)
     }
 
-    fn parse<T: DeserializeOwned>(&mut self, rows: BTreeMap<String, String>) -> Vec<T> {
+    fn parse<T>(
+        &mut self,
+        rows: BTreeMap<String, String>,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Vec<T> {
         let count = rows.len();
-        let parsed: Vec<T> = rows
-            .into_values()
-            .filter_map(|text| serde_json::from_str(&text).ok())
-            .collect();
+        let parsed: Vec<T> = rows.values().filter_map(|text| read(text)).collect();
         self.is_intact &= parsed.len() == count;
         parsed
     }
@@ -238,7 +243,7 @@ fn find_containers(root: &Path) -> Result<BTreeMap<String, Found>> {
                 entry.path(),
                 entry.file_name().to_string_lossy().into_owned(),
             );
-            let record = read_copy(&path);
+            let record = read_copy(root, &path)?;
             found.insert(name, Found { path, record });
         }
     }
@@ -254,6 +259,7 @@ struct Rebuilt {
 
 fn rebuild(
     mut old: Old,
+    copy: Option<Rest>,
     found: &BTreeMap<String, Found>,
     images: &whelk_image::Store,
     root: &Path,
@@ -306,7 +312,7 @@ fn rebuild(
     ));
     let mut containers: Vec<ContainerRecord> = containers.into_values().collect();
     make_names_unique(&mut containers, report);
-    let mut rest = rest(&mut old, root, report)?;
+    let mut rest = rest(&mut old, copy, root, report);
     find_images(images, &mut rest, report)?;
     if rest.tags.is_empty() {
         name_images(&containers, &mut rest);
@@ -344,21 +350,15 @@ fn make_names_unique(containers: &mut [ContainerRecord], report: &mut Repaired) 
 
 /// Returns the records of networks, images, names and plugins' volumes: from the old store if it is
 /// intact, else from the copy [`REST`], else what can be read of the old store.
-fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
+fn rest(old: &mut Old, copy: Option<Rest>, root: &Path, report: &mut Repaired) -> Rest {
     let left = std::mem::take(&mut old.rest);
     if old.is_intact {
-        return Ok(left);
+        return left;
     }
-    let path = root.join(REST);
-    let copy: Option<Rest> = if fs::exists(&path) {
-        serde_json::from_slice(&fs::read(&path)?).ok()
-    } else {
-        None
-    };
     let mut rest = copy.unwrap_or_else(|| {
         report.report(format!(
             "{} is missing or damaged: networks and names of images are taken from the old store",
-            path.display()
+            root.join(REST).display()
         ));
         Rest::default()
     });
@@ -395,7 +395,21 @@ fn rest(old: &mut Old, root: &Path, report: &mut Repaired) -> Result<Rest> {
             .into_iter()
             .filter(|volume| !is_known(volume) && exists(volume)),
     );
-    Ok(rest)
+    rest
+}
+
+/// Reads the copy [`REST`]. Returns `None` if there is no valid one.
+///
+/// # Errors
+/// Returns an error if a newer engine has written it.
+fn read_rest(root: &Path) -> Result<Option<Rest>> {
+    let path = root.join(REST);
+    if !fs::exists(&path) {
+        return Ok(None);
+    }
+    let copy: Option<Rest> = serde_json::from_slice(&fs::read(&path)?).ok();
+    copy.iter().try_for_each(|rest| rest.check_version(&path))?;
+    Ok(copy)
 }
 
 /// Adds images without a record whose configuration and layers exist.
@@ -482,10 +496,9 @@ fn write(root: &Path, rebuilt: &Rebuilt) -> Result<()> {
     fs::remove_if_exists(root.join(format!("{UNFINISHED}-journal")))?;
     let mut connection = Connection::open(&path)?;
     connection.execute_batch(&format!(
-        "PRAGMA synchronous = FULL; PRAGMA user_version = {REBUILT};
-         CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
+        "PRAGMA synchronous = FULL; PRAGMA user_version = {REBUILT};"
     ))?;
-    migrate(&mut connection)?;
+    migrate(&mut connection, 0)?;
     let transaction = connection.transaction()?;
     for record in &rebuilt.containers {
         transaction.execute(
