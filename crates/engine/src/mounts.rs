@@ -6,21 +6,19 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use whelk_runtime::spec::IdMapping;
 
 use crate::error::{Error, Result};
 use crate::model::HostConfig;
 use crate::volumes::CreateVolume;
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A path of the host. `create` creates a missing directory; `map_user` maps the files of the
     /// path's owner to the container's user.
     Bind {
         path: String,
         create: bool,
-        #[serde(default)]
         map_user: bool,
     },
     Volume(VolumeUse),
@@ -29,7 +27,7 @@ pub enum Source {
 }
 
 /// An image that a container mounts read-only.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageUse {
     /// The name in the request.
     pub name: String,
@@ -40,7 +38,7 @@ pub struct ImageUse {
 }
 
 /// How a container uses a volume.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeUse {
     /// The volume's name. Empty for an anonymous volume in a plan: a name is generated when the
     /// container is created.
@@ -52,12 +50,11 @@ pub struct VolumeUse {
     /// Whether the volume is created for this container.
     pub anonymous: bool,
     /// The request that creates the volume if it does not exist.
-    #[serde(skip)]
     pub make: CreateVolume,
 }
 
 /// A validated mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPlan {
     pub source: Source,
     pub target: String,

@@ -536,7 +536,7 @@ pub fn name(name: &str) -> Result<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::LogConfig;
+    use crate::model::{Healthcheck, LogConfig};
 
     fn host_info() -> HostInfo {
         let default_log = LogConfig {
@@ -593,31 +593,35 @@ mod tests {
             |_, host| host.oom_score_adj = 2000,
             "Invalid value 2000, range for oom score adj is [-1000, 1000]",
         );
-        let health = |text: &str| {
-            let value = serde_json::from_str(text).ok();
-            move |config: &mut Config, _: &mut HostConfig| config.healthcheck = value
+        let health = |change: fn(&mut Healthcheck)| {
+            move |config: &mut Config, _: &mut HostConfig| {
+                change(config.healthcheck.get_or_insert_default())
+            }
         };
         check(
-            health(r#"{"Interval": 1000}"#),
+            health(|check| check.interval = 1000),
             "Interval in Healthcheck cannot be less than 1ms",
         );
         check(
-            health(r#"{"Test": ["NONE"], "Timeout": -1}"#),
+            health(|check| {
+                check.test = Some(vec!["NONE".into()]);
+                check.timeout = -1;
+            }),
             "Timeout in Healthcheck cannot be less than 1ms",
         );
         check(
-            health(r#"{"StartPeriod": 999999}"#),
+            health(|check| check.start_period = 999_999),
             "StartPeriod in Healthcheck cannot be less than 1ms",
         );
         check(
-            health(r#"{"StartInterval": 1}"#),
+            health(|check| check.start_interval = 1),
             "StartInterval in Healthcheck cannot be less than 1ms",
         );
         check(
-            health(r#"{"Retries": -1}"#),
+            health(|check| check.retries = -1),
             "Retries in Healthcheck cannot be negative",
         );
-        check(health(r#"{"Interval": 1000000, "Timeout": 0}"#), "");
+        check(health(|check| check.interval = 1_000_000), "");
         check(
             |config, _| config.working_dir = "rel".into(),
             "the working directory 'rel' is invalid, it needs to be an absolute path",

@@ -289,18 +289,27 @@ pub(crate) fn takes_platform(version: ApiVersion, operation: ImageOperation) -> 
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use whelk_api_types::{ContainerConfig, EndpointSettings, HostConfig};
 
     use super::*;
+    use crate::wire::{Convert, Parse};
 
     fn container(version: (u32, u32), text: Value) -> Result<(CreateRequest, Vec<String>), String> {
-        let networks = serde_json::from_value(text["Networks"].clone()).unwrap_or_default();
+        fn part<T: serde::de::DeserializeOwned + Default>(text: &Value, name: &str) -> T {
+            let part = text.get(name).cloned();
+            part.map(|part| serde_json::from_value(part).unwrap())
+                .unwrap_or_default()
+        }
+        let host: HostConfig = part(&text, "Host");
+        let config: ContainerConfig = part(&text, "Config");
+        let networks: BTreeMap<String, EndpointSettings> = part(&text, "Networks");
         let mut request = CreateRequest {
             platform: "linux/arm64".into(),
-            networks,
+            host: host.parse().unwrap(),
+            config: config.convert(),
+            networks: networks.convert(),
             ..CreateRequest::default()
         };
-        request.host = serde_json::from_value(text["Host"].clone()).unwrap_or_default();
-        request.config = serde_json::from_value(text["Config"].clone()).unwrap_or_default();
         let warnings = upgrade_container(ApiVersion(version.0, version.1), &mut request)
             .map_err(|error| error.0.to_string())?;
         Ok((request, warnings))

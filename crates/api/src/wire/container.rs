@@ -144,7 +144,7 @@ fn port_map(record: &ContainerRecord) -> PortMap {
     let exposed = record
         .config
         .exposed_ports
-        .keys()
+        .iter()
         .filter(|_| record.has_ports());
     let mut map: PortMap = exposed
         .map(|port| {

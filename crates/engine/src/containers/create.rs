@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, NetworkMode};
 use crate::networks::Endpoint;
-use crate::records::SCHEMA_VERSION;
 use crate::{random_names, validate};
 
 #[derive(Clone, Debug, Default)]
@@ -85,7 +84,6 @@ impl Containers {
         let image = image.map(|image| image.id.to_string()).unwrap_or_default();
         let (mounts, _pins) = self.resolve_mounts_async(&id, &config, &host).await?;
         let mut record = ContainerRecord {
-            version: SCHEMA_VERSION,
             id: id.clone(),
             name: String::new(),
             created_at: now(),
@@ -224,15 +222,11 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
             .entry(key.clone())
             .or_insert_with(|| value.clone());
     }
-    let ports: BTreeMap<_, _> = image.exposed_ports.clone();
-    for (port, value) in ports {
-        config.exposed_ports.entry(port).or_insert(value);
-    }
+    let ports = image.exposed_ports.keys();
+    config.exposed_ports.extend(ports.cloned());
     if !image.volumes.is_empty() {
         let volumes = config.volumes.get_or_insert_default();
-        for (path, value) in &image.volumes {
-            volumes.entry(path.clone()).or_insert_with(|| value.clone());
-        }
+        volumes.extend(image.volumes.keys().cloned());
     }
 }
 

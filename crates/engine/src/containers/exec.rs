@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use whelk_sys::sync::IgnorePoison as _;
 
-use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use whelk_runtime::spec::{ConsoleSize, Process};
 use whelk_runtime::user::UserRequest;
@@ -17,8 +16,7 @@ use crate::shims;
 use crate::{random_names, security, spec};
 
 /// The settings of an exec (the API's `ExecConfig`).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExecConfig {
     pub user: String,
     pub privileged: bool,

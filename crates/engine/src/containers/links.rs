@@ -285,7 +285,7 @@ fn variables(
         .unwrap_or_default();
     let known = config
         .exposed_ports
-        .keys()
+        .iter()
         .chain(host.bound_ports().map(|(port, _)| port));
     let ports: BTreeSet<(bool, u16, String)> = known
         .filter_map(|port| parse_port(port).ok())
@@ -349,10 +349,7 @@ mod tests {
 
     fn of(ports: &[&str], env: &[&str]) -> String {
         let config = Config {
-            exposed_ports: ports
-                .iter()
-                .map(|port| ((*port).to_owned(), serde_json::json!({})))
-                .collect(),
+            exposed_ports: ports.iter().map(|&port| port.to_owned()).collect(),
             env: Some(env.iter().map(|&entry| entry.to_owned()).collect()),
             ..Config::default()
         };

@@ -169,7 +169,7 @@ impl ContainerRecord {
         let exposed = self
             .config
             .exposed_ports
-            .keys()
+            .iter()
             .filter(|_| self.has_ports())
             .filter_map(|port| parse_port(port).ok());
         let unpublished = exposed.filter(|(port, protocol)| {

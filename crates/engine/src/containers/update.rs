@@ -1,6 +1,5 @@
 //! Updating a container's limits and restart policy, also while it runs.
 
-use serde::Deserialize;
 use whelk_shim::protocol::{Reply, Request};
 
 use super::{Containers, start};
@@ -10,8 +9,7 @@ use crate::shims::{self, expect_done};
 use crate::{spec, validate};
 
 /// The settings to update. Zero, empty and absent fields are left unchanged.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[derive(Clone, Debug, Default)]
 pub struct UpdateRequest {
     pub cpu_shares: i64,
     pub memory: i64,

@@ -66,7 +66,7 @@ impl Containers {
         for plan in mounts::plan(host, &self.instance.root)? {
             put(&mut plans, &mut places, plan);
         }
-        for target in config.volumes.iter().flat_map(|volumes| volumes.keys()) {
+        for target in config.volumes.iter().flatten() {
             let plan = MountPlan::anonymous(target, &host.volume_driver)?;
             if !places.contains_key(&plan.target) {
                 put(&mut plans, &mut places, plan);

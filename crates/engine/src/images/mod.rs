@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};
 use whelk_sys::sync::IgnorePoison as _;
 
-use serde::{Deserialize, Serialize};
 use whelk_image::{Digest, ImageConfig, Platform, Reference};
 
 use crate::error::{Error, Result};
 use crate::events::{Events, now};
+use crate::records::ImageRecord;
 use crate::store::RecordStore;
 
 pub use list::{FILTERS, ImageSummary};
@@ -27,15 +27,6 @@ pub struct Image {
     /// Size of the file contents in all layers, in bytes.
     pub size: u64,
     /// Time of its last tag, in nanoseconds since the epoch; 0 for never.
-    pub tagged_at: i64,
-}
-
-/// An image as the store keeps it. Its configuration is a blob.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct ImageRecord {
-    pub id: Digest,
-    pub size: u64,
-    #[serde(default)]
     pub tagged_at: i64,
 }
 
@@ -110,7 +101,7 @@ impl Images {
         let files = whelk_image::Store::open(root)?;
         let mut index = Index::default();
         let mut unreadable = false;
-        for record in store.images::<ImageRecord>()? {
+        for record in store.images()? {
             match files
                 .content
                 .read(&record.id)
@@ -344,8 +335,7 @@ impl Images {
                 size: image.size,
                 tagged_at: image.tagged_at,
             };
-            self.store
-                .put_image(id.as_str(), &record, std::slice::from_ref(&full))?;
+            self.store.put_image(&record, std::slice::from_ref(&full))?;
             index.by_id.insert(id.clone(), Arc::new(image));
             index.tags.insert(full, id.clone());
         }

@@ -8,9 +8,10 @@ use whelk_image::archive::{self, Import, Loaded, Saved};
 use whelk_image::{Digest, Lease, Platform, Reference};
 use whelk_text::signal;
 
-use super::{Image, ImageRecord, Images};
+use super::{Image, Images};
 use crate::error::{Error, Result};
 use crate::events::now;
+use crate::records::ImageRecord;
 
 /// A name that a load has moved from another image to the loaded one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +95,7 @@ impl Images {
             size: loaded.size,
             tagged_at,
         };
-        self.store.put_image(loaded.id.as_str(), &record, &names)?;
+        self.store.put_image(&record, &names)?;
         let image = Image {
             id: loaded.id.clone(),
             config: loaded.config.clone(),

@@ -1,24 +1,20 @@
-//! Records of networks and endpoints.
+//! Networks and endpoints. Their form on disk is in [`crate::records`].
 
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
 use super::drivers::NetworkDriverKind;
 
-/// A network's record in the store, with the field names of the Engine API.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+/// A network: its settings, and what the engine remembers about it.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct NetworkRecord {
     pub name: String,
     pub id: String,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
     pub driver: NetworkDriverKind,
-    #[serde(rename = "EnableIPv4")]
     pub enable_ipv4: bool,
-    #[serde(rename = "EnableIPv6")]
     pub enable_ipv6: bool,
     pub ipam: Ipam,
     pub internal: bool,
@@ -29,27 +25,18 @@ pub struct NetworkRecord {
     pub made_parent: bool,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ipam {
     pub driver: String,
     pub options: Option<BTreeMap<String, String>>,
     pub config: Vec<IpamConfig>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct IpamConfig {
     pub subnet: String,
-    #[serde(rename = "IPRange", skip_serializing_if = "String::is_empty")]
     pub ip_range: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub gateway: String,
-    #[serde(
-        rename = "AuxiliaryAddresses",
-        alias = "AuxAddress",
-        skip_serializing_if = "BTreeMap::is_empty"
-    )]
     pub auxiliary_addresses: BTreeMap<String, String>,
 }
 
@@ -61,49 +48,33 @@ impl IpamConfig {
 
 /// A container's endpoint in a network: the requested settings and, while the container runs, the
 /// assigned ones.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Endpoint {
-    #[serde(rename = "IPAMConfig")]
     pub ipam_config: Option<EndpointIpam>,
     pub links: Option<Vec<String>>,
     pub aliases: Option<Vec<String>>,
     pub mac_address: String,
     pub driver_opts: Option<BTreeMap<String, String>>,
     pub gw_priority: i64,
-    #[serde(rename = "NetworkID")]
     pub network_id: String,
-    #[serde(rename = "EndpointID")]
     pub endpoint_id: String,
     pub gateway: String,
-    #[serde(rename = "IPAddress")]
     pub ip_address: String,
-    #[serde(rename = "IPPrefixLen")]
     pub ip_prefix_len: u8,
-    #[serde(rename = "IPv6Gateway")]
     pub ipv6_gateway: String,
-    #[serde(rename = "GlobalIPv6Address")]
     pub global_ipv6_address: String,
-    #[serde(rename = "GlobalIPv6PrefixLen")]
     pub global_ipv6_prefix_len: u8,
-    #[serde(rename = "DNSNames")]
     pub dns_names: Option<Vec<String>>,
     /// The interface's name inside the container; empty while it is not running.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub interface: String,
     /// The requested hardware address; `mac_address` is the one in use.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub wanted_mac: String,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct EndpointIpam {
-    #[serde(rename = "IPv4Address", skip_serializing_if = "String::is_empty")]
     pub ipv4_address: String,
-    #[serde(rename = "IPv6Address", skip_serializing_if = "String::is_empty")]
     pub ipv6_address: String,
-    #[serde(rename = "LinkLocalIPs", skip_serializing_if = "Option::is_none")]
     pub link_local_ips: Option<Vec<String>>,
 }
 

@@ -86,7 +86,7 @@ pub(crate) fn port_requests(config: &Config, host: &HostConfig) -> Result<Vec<Po
         .iter()
         .map(|request| (request.container_port, request.host.protocol))
         .collect();
-    for key in config.exposed_ports.keys() {
+    for key in &config.exposed_ports {
         let (port, protocol) = parse_port(key)?;
         if host.publish_all_ports && !given.contains(&(port, protocol)) {
             requests.push(PortRequest {
@@ -326,13 +326,20 @@ pub(crate) fn check_exposed(config: &Config, host: &HostConfig) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::model::PortBinding;
 
-    fn check(bindings: serde_json::Value, expected: &str) {
+    /// Checks the requests for bindings of one port to addresses and ports of the host.
+    fn check(port: &str, bindings: Option<&[(&str, &str)]>, expected: &str) {
+        let bindings = bindings.map(|list| {
+            let bindings = list.iter().map(|&(address, port)| PortBinding {
+                host_ip: address.into(),
+                host_port: port.into(),
+            });
+            bindings.collect()
+        });
         let host = HostConfig {
-            port_bindings: serde_json::from_value(bindings).unwrap(),
+            port_bindings: Some([(port.to_owned(), bindings)].into()),
             ..HostConfig::default()
         };
         let found = port_requests(&Config::default(), &host).map_or_else(
@@ -357,32 +364,26 @@ mod tests {
 
     #[test]
     fn bindings() {
-        check(json!({"80/tcp": null}), "80/tcp at None (0, 0)");
+        check("80/tcp", None, "80/tcp at None (0, 0)");
+        check("80", Some(&[("", "8080")]), "80/tcp at None (8080, 8080)");
         check(
-            json!({"80": [{"HostPort": "8080"}]}),
-            "80/tcp at None (8080, 8080)",
-        );
-        check(
-            json!({"53/udp": [{"HostIp": "127.0.0.1", "HostPort": "5300-5310"}]}),
+            "53/udp",
+            Some(&[("127.0.0.1", "5300-5310")]),
             "53/udp at Some(127.0.0.1) (5300, 5310)",
         );
         check(
-            json!({"80/tcp": [{"HostIp": "[2001:db8::1]", "HostPort": "1"}, {"HostPort": "2"}]}),
+            "80/tcp",
+            Some(&[("[2001:db8::1]", "1"), ("", "2")]),
             "80/tcp at Some(2001:db8::1) (1, 1); 80/tcp at None (2, 2)",
         );
+        check("80/tcp", Some(&[("::1", "")]), "80/tcp at Some(::1) (0, 0)");
+        check("0/tcp", None, "invalid port specification: \"0/tcp\"");
+        check("80/x", None, "invalid proto: x");
         check(
-            json!({"80/tcp": [{"HostIp": "::1"}]}),
-            "80/tcp at Some(::1) (0, 0)",
-        );
-        check(
-            json!({"0/tcp": null}),
-            "invalid port specification: \"0/tcp\"",
-        );
-        check(json!({"80/x": null}), "invalid proto: x");
-        check(
-            json!({"80": [{"HostPort": "9-8"}]}),
+            "80",
+            Some(&[("", "9-8")]),
             "invalid port specification: \"9-8\"",
         );
-        check(json!({"80": [{"HostIp": "x"}]}), "invalid IP address: x");
+        check("80", Some(&[("x", "")]), "invalid IP address: x");
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use rusqlite::Transaction;
 use serde_json::Value;
 
+use super::stored::{Read, Written};
 use crate::model::HostConfig;
 use crate::mounts;
 
@@ -67,9 +68,9 @@ pub(super) fn migrate_container(
 /// Version 3: a container's mounts are in its record, with the volumes that were found or created
 /// for them. Earlier records have them only in the settings.
 fn plan_mounts(record: &mut Value, root: &Path) -> serde_json::Result<()> {
-    let host: HostConfig = serde_json::from_value(record["host"].clone())?;
+    let Read(host): Read<HostConfig> = serde_json::from_value(record["host"].clone())?;
     match mounts::plan(&host, root) {
-        Ok(plans) => record["mounts"] = serde_json::to_value(plans)?,
+        Ok(plans) => record["mounts"] = serde_json::to_value(Written(&plans))?,
         Err(error) => {
             let id = record["id"].as_str().unwrap_or_default();
             tracing::error!(container = id, "parse its mounts: {error}");

@@ -1,23 +1,36 @@
 //! The records as they are written to disk: in the store's tables, in the copies beside the
 //! containers (`container.json`), and in the copy of the rest (`store.json`).
 //!
+//! The types of the domain know nothing of these forms: each has a struct here that names its
+//! fields as on disk ([`stored`]).
+//!
 //! The store has a schema version, and so has each container's record, because a copy can be older
 //! or newer than the store. A newer version than [`SCHEMA_VERSION`] is refused, an earlier one
 //! migrated ([`migrations`]): the tables when the store is opened, a container's record when it is
 //! read.
 
+mod container;
+mod image;
 mod migrations;
-pub(crate) mod text;
+mod mount;
+mod network;
+mod set;
+mod stored;
+mod text;
+mod volume;
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model::ContainerRecord;
 
+pub(crate) use image::ImageRecord;
 pub(crate) use migrations::{SCHEMA_VERSION, create_tables};
+pub(crate) use stored::Stored;
+use stored::{Read, Written};
 
 /// Returns the error for a root that a newer engine has written.
 pub(crate) fn newer(what: &str, found: u32) -> Error {
@@ -27,9 +40,16 @@ pub(crate) fn newer(what: &str, found: u32) -> Error {
     ))
 }
 
-pub(crate) fn encode<T: Serialize>(record: &T) -> Result<String> {
-    serde_json::to_string(record)
+/// Returns a record's text.
+pub(crate) fn encode<T: Stored>(record: &T) -> Result<String> {
+    serde_json::to_string(&Written(record))
         .map_err(|error| Error::internal(format!("the engine's store: {error}")))
+}
+
+/// Reads a record that has the version of the store.
+pub(crate) fn decode<T: Stored>(text: &[u8]) -> serde_json::Result<T> {
+    let Read(record) = serde_json::from_slice(text)?;
+    Ok(record)
 }
 
 /// Why a record cannot be read.
@@ -55,11 +75,12 @@ pub(crate) fn container(
         return Err(Unreadable::Newer(version));
     }
     if version == SCHEMA_VERSION {
-        return Ok(serde_json::from_slice(text)?);
+        return Ok(decode(text)?);
     }
     let mut record: Value = serde_json::from_slice(text)?;
     migrations::migrate_container(&mut record, version, root)?;
-    Ok(serde_json::from_value(record)?)
+    let Read(record) = serde_json::from_value(record)?;
+    Ok(record)
 }
 
 #[cfg(test)]
@@ -75,7 +96,7 @@ mod tests {
     fn record(version: u32, host: Value) -> Value {
         json!({
             "version": version, "id": "one", "name": "first", "created_at": 0, "image": "",
-            "config": {}, "host": host, "state": crate::model::ContainerState::default(),
+            "config": {}, "host": host, "state": {},
         })
     }
 
@@ -84,7 +105,8 @@ mod tests {
         let host = || json!({"Binds": ["/usr:/here:ro"]});
         for version in [1, 2] {
             let found = read(record(version, host())).unwrap();
-            assert_eq!(found.version, SCHEMA_VERSION);
+            let written: Value = serde_json::from_str(&encode(&found).unwrap()).unwrap();
+            assert_eq!(written["version"], SCHEMA_VERSION);
             assert_eq!(found.mounts.len(), 1, "{found:?}");
             assert_eq!(found.mounts[0].target, "/here");
         }

@@ -25,13 +25,12 @@ use std::sync::{Mutex, MutexGuard};
 use whelk_sys::sync::IgnorePoison as _;
 
 use rusqlite::{Connection, OptionalExtension, params};
-use serde::{Serialize, de::DeserializeOwned};
 use whelk_sys::fs;
 
 use crate::error::Result;
 use crate::model::ContainerRecord;
 use crate::networks::NetworkRecord;
-use crate::records::{self, SCHEMA_VERSION, encode};
+use crate::records::{self, ImageRecord, SCHEMA_VERSION, Stored, encode};
 use crate::volumes::VolumeRecord;
 
 pub(crate) use check::{FILE, LOG, damaged};
@@ -270,17 +269,17 @@ impl RecordStore {
     }
 
     /// Adds or replaces an image and its names, taking the names from other images.
-    pub fn put_image<T: Serialize>(&self, id: &str, record: &T, names: &[String]) -> Result<()> {
+    pub(crate) fn put_image(&self, record: &ImageRecord, names: &[String]) -> Result<()> {
         let mut connection = self.connection();
         let transaction = connection.transaction()?;
         transaction.execute(
             "INSERT INTO images VALUES(?1, ?2) ON CONFLICT(id) DO UPDATE SET record = ?2",
-            params![id, encode(record)?],
+            params![record.id.as_str(), encode(record)?],
         )?;
         for name in names {
             transaction.execute(
                 "INSERT OR REPLACE INTO tags VALUES(?1, ?2)",
-                params![name, id],
+                params![name, record.id.as_str()],
             )?;
         }
         transaction.commit()?;
@@ -303,7 +302,7 @@ impl RecordStore {
         Ok(())
     }
 
-    pub fn images<T: DeserializeOwned>(&self) -> Result<Vec<T>> {
+    pub(crate) fn images(&self) -> Result<Vec<ImageRecord>> {
         self.all("images", "id")
     }
 
@@ -338,8 +337,8 @@ impl RecordStore {
     ///
     /// # Errors
     /// As [`RecordStore::read_all`].
-    fn all<T: DeserializeOwned>(&self, table: &str, key: &str) -> Result<Vec<T>> {
-        self.read_all(table, key, |text| serde_json::from_str(text))
+    fn all<T: Stored>(&self, table: &str, key: &str) -> Result<Vec<T>> {
+        self.read_all(table, key, |text| records::decode(text.as_bytes()))
     }
 
     /// Returns all records of a table.
@@ -454,7 +453,6 @@ fn migrate(connection: &mut Connection, from: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ContainerState;
 
     #[test]
     fn rejects_a_store_of_a_newer_engine_and_leaves_it_unchanged() {
@@ -489,18 +487,19 @@ mod tests {
         let root = new_root("migrate");
         let store = RecordStore::open(&root).unwrap();
         let wanted = tables(&store.connection());
+        let image = format!(r#"{{"id": "sha256:{}", "size": 1}}"#, "0".repeat(64));
         store
             .connection()
-            .execute_batch(
-                "DROP TABLE volumes; DROP TABLE networks;
-                 INSERT INTO images VALUES('one', '{}'); UPDATE meta SET value = '1' WHERE key = 'schema'",
-            )
+            .execute_batch(&format!(
+                "DROP TABLE volumes; DROP TABLE networks; INSERT INTO images VALUES('one', '{image}');
+                 UPDATE meta SET value = '1' WHERE key = 'schema'",
+            ))
             .unwrap();
         drop(store);
         let store = RecordStore::open(&root).unwrap();
         assert_eq!(tables(&store.connection()), wanted);
         assert_eq!(schema(&root, &store.connection()).unwrap(), SCHEMA_VERSION);
-        assert_eq!(store.images::<serde_json::Value>().unwrap().len(), 1);
+        assert_eq!(store.images().unwrap().len(), 1);
         drop(store);
         fs::remove_tree(&root).unwrap();
     }
@@ -608,11 +607,11 @@ mod tests {
     fn a_copy_that_cannot_be_written_is_written_later() {
         let root = new_root("copies");
         let store = RecordStore::open(&root).unwrap();
-        let record: ContainerRecord = serde_json::from_value(serde_json::json!({
-            "version": SCHEMA_VERSION, "id": "one", "name": "first", "created_at": 0, "image": "",
-            "config": {}, "host": {}, "state": ContainerState::default(),
-        }))
-        .unwrap();
+        let record = serde_json::json!({
+            "id": "one", "name": "first", "created_at": 0, "image": "",
+            "config": {}, "host": {}, "state": {},
+        });
+        let record: ContainerRecord = records::decode(record.to_string().as_bytes()).unwrap();
         // A file in the place of the directory.
         let directory = root.join("containers/one");
         fs::create_dir_all(root.join("containers"), 0o700).unwrap();

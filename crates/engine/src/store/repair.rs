@@ -19,10 +19,9 @@ use super::flush::sync;
 use super::{migrate, read_copy};
 use crate::error::{Error, Result};
 use crate::events::now;
-use crate::images::ImageRecord;
 use crate::instance::lost_and_found;
 use crate::model::ContainerRecord;
-use crate::records::{self, encode};
+use crate::records::{self, ImageRecord, encode};
 
 /// A new store that is being created, and one that is complete.
 const UNFINISHED: &str = "store.db.unfinished";
@@ -439,7 +438,8 @@ fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repair
             tagged_at: 0,
         };
         rest.images.push(
-            serde_json::to_value(record).map_err(|error| Error::internal(error.to_string()))?,
+            serde_json::from_str(&encode(&record)?)
+                .map_err(|error| Error::internal(error.to_string()))?,
         );
         found += 1;
     }

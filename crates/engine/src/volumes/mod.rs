@@ -19,7 +19,6 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use whelk_sys::sync::IgnorePoison as _;
 
 use rustix::fs::{Mode, OFlags};
-use serde::{Deserialize, Serialize};
 use whelk_sys::{copy, fs, in_root};
 
 pub use drivers::VolumeDetails;
@@ -30,11 +29,11 @@ use crate::events::{Events, now};
 use crate::filters::Filters;
 use crate::instance::Instance;
 use crate::random_names;
+use crate::records;
 use crate::store::RecordStore;
 
-/// A volume's record in the store, with the field names of the Engine API.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+/// A volume, as the store remembers it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeRecord {
     pub name: String,
     pub driver: String,
@@ -43,15 +42,9 @@ pub struct VolumeRecord {
     pub labels: Option<BTreeMap<String, String>>,
     pub options: Option<BTreeMap<String, String>>,
     /// Where its plugin last mounted its content.
-    #[serde(skip_serializing_if = "is_empty")]
-    mountpoint: PathBuf,
+    pub(crate) mountpoint: PathBuf,
     /// The users for which its plugin was asked to mount it and has not confirmed the unmount.
-    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    mounts: BTreeSet<String>,
-}
-
-fn is_empty(path: &std::path::Path) -> bool {
-    path.as_os_str().is_empty()
+    pub(crate) mounts: BTreeSet<String>,
 }
 
 impl VolumeRecord {
@@ -453,8 +446,7 @@ impl Volumes {
                 .volumes_dir()
                 .join(format!("{STAGING_PREFIX}{}", random_names::random_id())),
         };
-        let description =
-            serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
+        let description = records::encode(record)?;
         // 0701: other users must not list or change what is mounted below; access to the data
         // depends on the mode of the data directory.
         fs::create_dir(&staged.path, 0o701)?;
@@ -926,7 +918,7 @@ fn matches(filters: &Filters, record: &VolumeRecord, none: &BTreeMap<String, Str
 /// Reads the record in a volume's directory.
 fn read_description(path: &std::path::Path) -> Option<VolumeRecord> {
     const LARGEST: u64 = 1 << 20;
-    serde_json::from_slice(&fs::read_at_most(path, LARGEST).ok()?).ok()
+    records::decode(&fs::read_at_most(path, LARGEST).ok()?).ok()
 }
 
 /// The built-in driver.

@@ -3,13 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, Result};
 
 /// The drivers of networks. Their names are matched here only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum NetworkDriverKind {
     /// A bridge on the host, which routes and masquerades what its containers send to the outside.
     #[default]
@@ -80,12 +77,6 @@ mod tests {
     fn names_are_those_of_requests_and_records() {
         for kind in NetworkDriverKind::ALL {
             assert_eq!(kind.to_string().parse::<NetworkDriverKind>().unwrap(), kind);
-            let stored = serde_json::to_value(kind).unwrap();
-            assert_eq!(stored, kind.name());
-            assert_eq!(
-                serde_json::from_value::<NetworkDriverKind>(stored).unwrap(),
-                kind
-            );
         }
         let refused = |name: &str| name.parse::<NetworkDriverKind>().unwrap_err().to_string();
         assert_eq!(

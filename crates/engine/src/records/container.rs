@@ -1,0 +1,507 @@
+//! Containers on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use whelk_network::port::PortMapping;
+
+use super::set::optional as optional_set;
+use super::stored::{Stored, forms};
+use super::{SCHEMA_VERSION, set, stored, text};
+use crate::networks::model as network;
+use crate::{model, mounts};
+
+forms! {
+    Config => model::Config,
+    HostConfig => model::HostConfig,
+    PortBinding => model::PortBinding,
+    Healthcheck => model::Healthcheck,
+    DeviceRequest => model::DeviceRequest,
+    LogConfig => model::LogConfig,
+    RestartPolicy => model::RestartPolicy,
+    WeightDevice => model::WeightDevice,
+    ThrottleDevice => model::ThrottleDevice,
+    DeviceMapping => model::DeviceMapping,
+    Ulimit => model::Ulimit,
+    Mount => model::Mount,
+    BindOptions => model::BindOptions,
+    ImageOptions => model::ImageOptions,
+    VolumeOptions => model::VolumeOptions,
+    DriverConfig => model::DriverConfig,
+    TmpfsOptions => model::TmpfsOptions,
+    Status => model::Status,
+    ContainerState => model::ContainerState,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::Config"
+)]
+struct Config {
+    hostname: String,
+    domainname: String,
+    user: String,
+    attach_stdin: bool,
+    attach_stdout: bool,
+    attach_stderr: bool,
+    #[serde(with = "set", skip_serializing_if = "BTreeSet::is_empty")]
+    exposed_ports: BTreeSet<String>,
+    tty: bool,
+    open_stdin: bool,
+    stdin_once: bool,
+    env: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none", with = "stored")]
+    healthcheck: Option<model::Healthcheck>,
+    #[serde(skip_serializing_if = "is_default")]
+    args_escaped: bool,
+    image: String,
+    #[serde(with = "optional_set")]
+    volumes: Option<BTreeSet<String>>,
+    working_dir: String,
+    entrypoint: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "is_default")]
+    network_disabled: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    mac_address: String,
+    on_build: Option<Vec<String>>,
+    labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "is_default")]
+    stop_signal: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_timeout: Option<i64>,
+    #[serde(skip_serializing_if = "is_empty_list")]
+    shell: Option<Vec<String>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::HostConfig"
+)]
+struct HostConfig {
+    binds: Option<Vec<String>>,
+    #[serde(rename = "ContainerIDFile")]
+    container_id_file: String,
+    #[serde(with = "stored")]
+    log_config: model::LogConfig,
+    #[serde(with = "text")]
+    network_mode: model::NetworkMode,
+    #[serde(with = "stored")]
+    port_bindings: Option<BTreeMap<String, Option<Vec<model::PortBinding>>>>,
+    #[serde(with = "stored")]
+    restart_policy: model::RestartPolicy,
+    auto_remove: bool,
+    volume_driver: String,
+    volumes_from: Option<Vec<String>>,
+    console_size: [u16; 2],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+    cap_add: Option<Vec<String>>,
+    cap_drop: Option<Vec<String>>,
+    #[serde(with = "text")]
+    cgroupns_mode: model::CgroupnsMode,
+    dns: Option<Vec<String>>,
+    dns_options: Option<Vec<String>>,
+    dns_search: Option<Vec<String>>,
+    extra_hosts: Option<Vec<String>>,
+    group_add: Option<Vec<String>>,
+    #[serde(with = "text")]
+    ipc_mode: model::IpcMode,
+    cgroup: String,
+    links: Option<Vec<String>>,
+    oom_score_adj: i32,
+    #[serde(with = "text")]
+    pid_mode: model::PidMode,
+    privileged: bool,
+    publish_all_ports: bool,
+    readonly_rootfs: bool,
+    security_opt: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    storage_opt: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    tmpfs: BTreeMap<String, String>,
+    #[serde(rename = "UTSMode", with = "text")]
+    uts_mode: model::UtsMode,
+    #[serde(with = "text")]
+    userns_mode: model::UsernsMode,
+    shm_size: i64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    sysctls: BTreeMap<String, String>,
+    runtime: String,
+    isolation: String,
+    cpu_shares: i64,
+    memory: i64,
+    nano_cpus: i64,
+    cgroup_parent: String,
+    blkio_weight: u16,
+    #[serde(with = "stored")]
+    blkio_weight_device: Option<Vec<model::WeightDevice>>,
+    #[serde(with = "stored")]
+    blkio_device_read_bps: Option<Vec<model::ThrottleDevice>>,
+    #[serde(with = "stored")]
+    blkio_device_write_bps: Option<Vec<model::ThrottleDevice>>,
+    #[serde(rename = "BlkioDeviceReadIOps", with = "stored")]
+    blkio_device_read_iops: Option<Vec<model::ThrottleDevice>>,
+    #[serde(rename = "BlkioDeviceWriteIOps", with = "stored")]
+    blkio_device_write_iops: Option<Vec<model::ThrottleDevice>>,
+    cpu_period: i64,
+    cpu_quota: i64,
+    cpu_realtime_period: i64,
+    cpu_realtime_runtime: i64,
+    cpuset_cpus: String,
+    cpuset_mems: String,
+    #[serde(with = "stored")]
+    devices: Option<Vec<model::DeviceMapping>>,
+    device_cgroup_rules: Option<Vec<String>>,
+    #[serde(with = "stored")]
+    device_requests: Option<Vec<model::DeviceRequest>>,
+    memory_reservation: i64,
+    memory_swap: i64,
+    memory_swappiness: Option<i64>,
+    oom_kill_disable: Option<bool>,
+    pids_limit: Option<i64>,
+    #[serde(with = "stored")]
+    ulimits: Option<Vec<model::Ulimit>>,
+    cpu_count: i64,
+    cpu_percent: i64,
+    #[serde(rename = "IOMaximumIOps")]
+    io_maximum_iops: u64,
+    #[serde(rename = "IOMaximumBandwidth")]
+    io_maximum_bandwidth: u64,
+    #[serde(skip_serializing_if = "Option::is_none", with = "stored")]
+    mounts: Option<Vec<model::Mount>>,
+    masked_paths: Option<Vec<String>>,
+    readonly_paths: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init: Option<bool>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::PortBinding"
+)]
+struct PortBinding {
+    host_ip: String,
+    host_port: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::Healthcheck"
+)]
+struct Healthcheck {
+    #[serde(skip_serializing_if = "is_empty_list")]
+    test: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "is_default")]
+    interval: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    timeout: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    start_period: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    start_interval: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    retries: i64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::DeviceRequest"
+)]
+struct DeviceRequest {
+    driver: String,
+    count: i64,
+    #[serde(rename = "DeviceIDs")]
+    device_ids: Option<Vec<String>>,
+    capabilities: Option<Vec<Vec<String>>>,
+    options: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::LogConfig"
+)]
+struct LogConfig {
+    #[serde(rename = "Type")]
+    kind: String,
+    config: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::RestartPolicy"
+)]
+struct RestartPolicy {
+    name: String,
+    maximum_retry_count: i64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::WeightDevice"
+)]
+struct WeightDevice {
+    path: String,
+    weight: u16,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::ThrottleDevice"
+)]
+struct ThrottleDevice {
+    path: String,
+    rate: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::DeviceMapping"
+)]
+struct DeviceMapping {
+    path_on_host: String,
+    path_in_container: String,
+    cgroup_permissions: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::Ulimit"
+)]
+struct Ulimit {
+    name: String,
+    hard: i64,
+    soft: i64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::Mount"
+)]
+struct Mount {
+    #[serde(rename = "Type")]
+    kind: String,
+    #[serde(skip_serializing_if = "is_default")]
+    source: String,
+    #[serde(skip_serializing_if = "is_default")]
+    target: String,
+    #[serde(skip_serializing_if = "is_default")]
+    read_only: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    consistency: String,
+    #[serde(skip_serializing_if = "Option::is_none", with = "stored")]
+    bind_options: Option<model::BindOptions>,
+    #[serde(skip_serializing_if = "Option::is_none", with = "stored")]
+    volume_options: Option<model::VolumeOptions>,
+    #[serde(skip_serializing_if = "Option::is_none", with = "stored")]
+    image_options: Option<model::ImageOptions>,
+    #[serde(skip_serializing_if = "Option::is_none", with = "stored")]
+    tmpfs_options: Option<model::TmpfsOptions>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::BindOptions"
+)]
+struct BindOptions {
+    #[serde(skip_serializing_if = "is_default")]
+    propagation: String,
+    #[serde(skip_serializing_if = "is_default")]
+    non_recursive: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    create_mountpoint: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    read_only_non_recursive: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    read_only_force_recursive: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    map_user: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::ImageOptions"
+)]
+struct ImageOptions {
+    #[serde(skip_serializing_if = "is_default")]
+    subpath: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::VolumeOptions"
+)]
+struct VolumeOptions {
+    #[serde(skip_serializing_if = "is_default")]
+    no_copy: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "is_default")]
+    subpath: String,
+    #[serde(skip_serializing_if = "Option::is_none", with = "stored")]
+    driver_config: Option<model::DriverConfig>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::DriverConfig"
+)]
+struct DriverConfig {
+    #[serde(skip_serializing_if = "is_default")]
+    name: String,
+    #[serde(skip_serializing_if = "is_default")]
+    options: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(
+    rename_all = "PascalCase",
+    default = "Default::default",
+    remote = "model::TmpfsOptions"
+)]
+struct TmpfsOptions {
+    #[serde(skip_serializing_if = "is_default")]
+    size_bytes: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    mode: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<Vec<Vec<String>>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", remote = "model::Status")]
+enum Status {
+    Created,
+    Running,
+    Paused,
+    Restarting,
+    Exited,
+    Removing,
+    Dead,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(default = "Default::default", remote = "model::ContainerState")]
+struct ContainerState {
+    #[serde(with = "stored")]
+    status: model::Status,
+    pid: i32,
+    exit_code: i32,
+    oom_killed: bool,
+    error: String,
+    started_at: i64,
+    finished_at: i64,
+    restart_count: u32,
+    stopped_by_user: bool,
+}
+
+/// A record with the version that it is written in.
+#[derive(Serialize)]
+struct Versioned<'a> {
+    version: u32,
+    #[serde(flatten)]
+    record: Content<'a>,
+}
+
+struct Content<'a>(&'a model::ContainerRecord);
+
+impl Serialize for Content<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        ContainerRecord::serialize(self.0, serializer)
+    }
+}
+
+impl Stored for model::ContainerRecord {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (version, record) = (SCHEMA_VERSION, Content(self));
+        Versioned { version, record }.serialize(serializer)
+    }
+
+    /// Reads a record of the current version.
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        ContainerRecord::deserialize(deserializer)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "model::ContainerRecord")]
+struct ContainerRecord {
+    id: String,
+    name: String,
+    created_at: i64,
+    image: String,
+    #[serde(with = "stored")]
+    config: model::Config,
+    #[serde(with = "stored")]
+    host: model::HostConfig,
+    #[serde(with = "stored")]
+    state: model::ContainerState,
+    #[serde(default, with = "stored")]
+    networks: BTreeMap<String, network::Endpoint>,
+    #[serde(default, with = "stored")]
+    mounts: Vec<mounts::MountPlan>,
+    #[serde(default)]
+    ports: Vec<PortMapping>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_empty_list(list: &Option<Vec<String>>) -> bool {
+    list.as_ref().is_none_or(Vec::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn sets_may_have_any_values() {
+        let text = r#"{"ExposedPorts":{"80":5},"Volumes":{"/v":null}}"#;
+        let Ok(config) = Config::deserialize(&mut serde_json::Deserializer::from_str(text)) else {
+            panic!("{text}");
+        };
+        assert_eq!(config.exposed_ports, BTreeSet::from(["80".to_owned()]));
+        assert_eq!(config.volumes, Some(BTreeSet::from(["/v".to_owned()])));
+        let written = Config::serialize(&config, serde_json::value::Serializer).unwrap();
+        assert_eq!(
+            [&written["ExposedPorts"], &written["Volumes"]],
+            [&json!({"80": {}}), &json!({"/v": {}})]
+        );
+    }
+}
