@@ -11,8 +11,10 @@ use crate::mounts::MountPlan;
 use crate::networks::Endpoint;
 
 mod mode;
+mod restart;
 
 pub use mode::{CgroupnsMode, IpcMode, NetworkMode, PidMode, UsernsMode, UtsMode};
+pub use restart::RestartPolicy;
 
 /// The settings that do not depend on the host (the API's `ContainerConfig`).
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -167,12 +169,6 @@ pub struct DeviceRequest {
 pub struct LogConfig {
     pub kind: String,
     pub config: BTreeMap<String, String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RestartPolicy {
-    pub name: String,
-    pub maximum_retry_count: i64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -455,39 +455,11 @@ fn check_block_io(host: &mut HostConfig, host_info: &HostInfo, warnings: &mut Ve
     }
 }
 
-fn check_restart_policy(host: &mut HostConfig) -> Result<()> {
-    if host.restart_policy.name.is_empty() {
-        host.restart_policy.name = "no".into();
-    }
-    restart_policy(&host.restart_policy)?;
-    if host.auto_remove && host.restart_policy.name != "no" {
+fn check_restart_policy(host: &HostConfig) -> Result<()> {
+    if host.auto_remove && host.restart_policy != RestartPolicy::No {
         return Err(Error::invalid(
             "can't create 'AutoRemove' container with restart policy",
         ));
-    }
-    Ok(())
-}
-
-/// Checks a restart policy.
-///
-/// # Errors
-/// Returns an error if the policy does not exist, or if its retry count is negative or not allowed
-/// for it.
-pub fn restart_policy(policy: &RestartPolicy) -> Result<()> {
-    let fail = |text: String| Err(Error::invalid(format!("invalid restart policy: {text}")));
-    match policy.name.as_str() {
-        "no" | "always" | "unless-stopped" | "on-failure" => {}
-        other => {
-            return fail(format!(
-                "unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
-            ));
-        }
-    }
-    if policy.maximum_retry_count < 0 {
-        return fail("maximum retry count cannot be negative".into());
-    }
-    if policy.maximum_retry_count > 0 && policy.name != "on-failure" {
-        return fail("maximum retry count can only be used with 'on-failure'".into());
     }
     Ok(())
 }
@@ -633,10 +605,6 @@ mod tests {
         check(
             |config, _| config.env = Some(vec!["=x".into()]),
             "invalid environment variable: =x",
-        );
-        check(
-            |_, host| host.restart_policy.name = "bogus".into(),
-            "invalid restart policy: unknown policy 'bogus'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
         );
         check(
             |_, host| host.blkio_weight = 300,

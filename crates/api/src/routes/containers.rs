@@ -238,7 +238,7 @@ pub(super) async fn update(
     Json(update): Json<UpdateConfig>,
 ) -> ApiResult {
     version::check_update(version, &update)?;
-    let warnings = engine.containers.update(&id, update.convert()).await?;
+    let warnings = engine.containers.update(&id, update.parse()?).await?;
     Ok(ok(&ContainerUpdateResponse {
         warnings: wire::null_if_empty(warnings),
     }))

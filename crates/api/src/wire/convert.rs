@@ -75,6 +75,42 @@ pub(crate) trait Parse<T> {
     fn parse(self) -> Result<T>;
 }
 
+macro_rules! parsed_from_text {
+    ($($type:ty),* $(,)?) => {$(
+        impl Convert<String> for $type {
+            fn convert(self) -> String {
+                self.to_string()
+            }
+        }
+
+        impl Parse<$type> for String {
+            fn parse(self) -> Result<$type> {
+                self.as_str().parse()
+            }
+        }
+    )*};
+}
+
+parsed_from_text! {
+    model::NetworkMode, model::PidMode, model::IpcMode, model::UtsMode, model::UsernsMode,
+    model::CgroupnsMode,
+}
+
+impl Convert<api::RestartPolicy> for model::RestartPolicy {
+    fn convert(self) -> api::RestartPolicy {
+        api::RestartPolicy {
+            name: self.name().to_owned(),
+            maximum_retry_count: self.maximum_retry_count(),
+        }
+    }
+}
+
+impl Parse<model::RestartPolicy> for api::RestartPolicy {
+    fn parse(self) -> Result<model::RestartPolicy> {
+        model::RestartPolicy::parse(&self.name, self.maximum_retry_count)
+    }
+}
+
 /// Implements the conversion, in both directions, of structs with the same fields. If some of them
 /// have types that are `parsed` from a client's text, the conversion to the engine's form may fail.
 macro_rules! same_fields {
@@ -94,7 +130,7 @@ macro_rules! same_fields {
                 type From = $engine;
                 type To = $api;
                 let From { $($field,)* $($parsed),* } = self;
-                To { $($field: $field.convert(),)* $($parsed: $parsed.to_string()),* }
+                To { $($field: $field.convert(),)* $($parsed: $parsed.convert()),* }
             }
         }
 
@@ -103,7 +139,7 @@ macro_rules! same_fields {
                 type From = $api;
                 type To = $engine;
                 let From { $($field,)* $($parsed),* } = self;
-                Ok(To { $($field: $field.convert(),)* $($parsed: $parsed.parse()?),* })
+                Ok(To { $($field: $field.convert(),)* $($parsed: Parse::parse($parsed)?),* })
             }
         }
     };
@@ -130,7 +166,7 @@ same_fields! {
         test, interval, timeout, start_period, start_interval, retries,
     }
     model::HostConfig => api::HostConfig {
-        binds, container_id_file, log_config, port_bindings, restart_policy, auto_remove,
+        binds, container_id_file, log_config, port_bindings, auto_remove,
         volume_driver, volumes_from, console_size, annotations, cap_add, cap_drop, dns, dns_options,
         dns_search, extra_hosts, group_add, cgroup, links, oom_score_adj, privileged,
         publish_all_ports, readonly_rootfs, security_opt, storage_opt, tmpfs, shm_size, sysctls,
@@ -140,7 +176,8 @@ same_fields! {
         device_cgroup_rules, device_requests, memory_reservation, memory_swap, memory_swappiness,
         oom_kill_disable, pids_limit, ulimits, cpu_count, cpu_percent, io_maximum_iops,
         io_maximum_bandwidth, mounts, masked_paths, readonly_paths, init;
-        parsed network_mode, pid_mode, ipc_mode, uts_mode, userns_mode, cgroupns_mode,
+        parsed restart_policy, network_mode, pid_mode, ipc_mode, uts_mode, userns_mode,
+        cgroupns_mode,
     }
     containers::ExecConfig => api::ExecConfig {
         user, privileged, tty, console_size, attach_stdin, attach_stderr, attach_stdout,
@@ -149,7 +186,6 @@ same_fields! {
     model::PortBinding => api::PortBinding { host_ip, host_port }
     model::DeviceRequest => api::DeviceRequest { driver, count, device_ids, capabilities, options }
     model::LogConfig => api::LogConfig { kind, config }
-    model::RestartPolicy => api::RestartPolicy { name, maximum_retry_count }
     model::WeightDevice => api::WeightDevice { path, weight }
     model::ThrottleDevice => api::ThrottleDevice { path, rate }
     model::DeviceMapping => api::DeviceMapping {
@@ -199,10 +235,12 @@ impl Convert<networks::Endpoint> for api::EndpointSettings {
     }
 }
 
-impl Convert<UpdateRequest> for api::UpdateConfig {
-    /// The engine does not update limits of devices.
-    fn convert(self) -> UpdateRequest {
-        UpdateRequest {
+impl Parse<UpdateRequest> for api::UpdateConfig {
+    /// The engine does not update limits of devices. Without a name the restart policy is left
+    /// unchanged.
+    fn parse(self) -> Result<UpdateRequest> {
+        let policy = Some(self.restart_policy).filter(|policy| !policy.name.is_empty());
+        Ok(UpdateRequest {
             cpu_shares: self.cpu_shares,
             memory: self.memory,
             nano_cpus: self.nano_cpus,
@@ -216,8 +254,8 @@ impl Convert<UpdateRequest> for api::UpdateConfig {
             memory_reservation: self.memory_reservation,
             memory_swap: self.memory_swap,
             pids_limit: self.pids_limit,
-            restart_policy: self.restart_policy.convert(),
-        }
+            restart_policy: policy.map(Parse::parse).transpose()?,
+        })
     }
 }
 
@@ -347,7 +385,7 @@ mod tests {
         let set = json!({
             "Binds": ["/a:/b"], "ContainerIDFile": "f", "LogConfig": {"Type": "local", "Config": {"a": "b"}},
             "NetworkMode": "none", "PortBindings": {"80/tcp": [{"HostIp": "::1", "HostPort": "1"}], "81/tcp": null},
-            "RestartPolicy": {"Name": "always", "MaximumRetryCount": 1}, "ConsoleSize": [1, 2],
+            "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 1}, "ConsoleSize": [1, 2],
             "Annotations": {"a": "b"}, "CapAdd": ["X"], "StorageOpt": {"size": "1"},
             "Tmpfs": {"/t": ""}, "UTSMode": "host", "Sysctls": {"a": "b"},
             "BlkioWeightDevice": [{"Path": "/dev/a", "Weight": 1}], "BlkioDeviceReadBps": rates,

@@ -14,7 +14,7 @@ use whelk_network::port::Protocol;
 
 use super::{Container, Containers, files};
 use crate::error::{Error, Result};
-use crate::model::{Config, ContainerRecord, HostConfig, NetworkMode, Status};
+use crate::model::{Config, ContainerRecord, HostConfig, NetworkMode, RestartPolicy, Status};
 use crate::networks::{Endpoint, parse_port, split_link};
 
 /// The default network.
@@ -111,8 +111,8 @@ impl Containers {
             .links_of(&record)
             .into_iter()
             .map(|(target, _)| async move {
-                let policy = target.record().host.restart_policy.name.clone();
-                if matches!(policy.as_str(), "always" | "unless-stopped" | "on-failure") {
+                let policy = target.record().host.restart_policy;
+                if policy != RestartPolicy::No {
                     let mut progress = target.progress.subscribe();
                     drop(progress.wait_for(|progress| progress.running).await);
                 }

@@ -189,17 +189,9 @@ impl Containers {
             if ran >= LONG_RUN {
                 container.short_runs.store(0, Ordering::Relaxed);
             }
-            let policy = &record.host.restart_policy;
-            let wanted = match policy.name.as_str() {
-                "always" | "unless-stopped" => true,
-                "on-failure" => {
-                    exit.code != 0
-                        && (policy.maximum_retry_count == 0
-                            || i64::from(record.state.restart_count) < policy.maximum_retry_count)
-                }
-                _ => false,
-            };
-            let restart = wanted && !record.state.stopped_by_user;
+            let policy = record.host.restart_policy;
+            let restart = policy.applies(exit.code, record.state.restart_count)
+                && !record.state.stopped_by_user;
             if restart {
                 record.state.status = Status::Restarting;
             }

@@ -10,7 +10,7 @@ use whelk_sys::fs;
 
 use super::{Container, Containers, monitor};
 use crate::error::Result;
-use crate::model::Status;
+use crate::model::{RestartPolicy, Status};
 use crate::shims::{ShimProcess, ShimStatus, probe};
 
 /// How long recovery waits for a shim's answer. A slower shim is followed up by its monitor.
@@ -57,11 +57,13 @@ impl Containers {
         for container in self.all() {
             let wanted = {
                 let record = container.record();
-                let policy = record.host.restart_policy.name.as_str();
+                let starts_with_engine = match record.host.restart_policy {
+                    RestartPolicy::Always => true,
+                    RestartPolicy::UnlessStopped => !record.state.stopped_by_user,
+                    RestartPolicy::No | RestartPolicy::OnFailure { .. } => false,
+                };
                 record.state.status == Status::Restarting
-                    || (record.state.status == Status::Exited
-                        && (policy == "always"
-                            || policy == "unless-stopped" && !record.state.stopped_by_user))
+                    || (record.state.status == Status::Exited && starts_with_engine)
             };
             if wanted {
                 container.record().state.status = Status::Restarting;

@@ -401,13 +401,8 @@ impl Containers {
             let mut record = container.record();
             record.state.error = failure.error.to_string();
             record.state.exit_code = failure.exit_code;
-            let policy = &record.host.restart_policy;
-            let most = if policy.name == "on-failure" {
-                policy.maximum_retry_count
-            } else {
-                0
-            };
-            let is_last = most > 0 && i64::from(record.state.restart_count) >= most;
+            let policy = record.host.restart_policy;
+            let is_last = policy.is_last(record.state.restart_count);
             if record.state.status == Status::Restarting && (!failure.is_temporary || is_last) {
                 record.state.status = Status::Exited;
             }

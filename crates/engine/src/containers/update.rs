@@ -24,7 +24,7 @@ pub struct UpdateRequest {
     pub memory_reservation: i64,
     pub memory_swap: i64,
     pub pids_limit: Option<i64>,
-    pub restart_policy: RestartPolicy,
+    pub restart_policy: Option<RestartPolicy>,
 }
 
 impl UpdateRequest {
@@ -59,8 +59,8 @@ impl UpdateRequest {
             // A negative number means no limit, which `inspect` shows as 0.
             host.pids_limit = Some(limit.max(0));
         }
-        if !self.restart_policy.name.is_empty() {
-            host.restart_policy = self.restart_policy.clone();
+        if let Some(policy) = self.restart_policy {
+            host.restart_policy = policy;
         }
     }
 }
@@ -69,13 +69,11 @@ impl UpdateRequest {
     /// Checks what cannot be updated; the error texts are Docker's. `NanoCpus` is an alternative to
     /// `CpuPeriod` and `CpuQuota`: whichever was set first excludes the other.
     fn check(&self, host: &HostConfig) -> Result<()> {
-        if !self.restart_policy.name.is_empty() {
-            validate::restart_policy(&self.restart_policy)?;
-            if host.auto_remove && self.restart_policy.name != "no" {
-                return Err(Error::conflict(
-                    "Restart policy cannot be updated because AutoRemove is enabled for the container",
-                ));
-            }
+        let restarts = |policy| policy != RestartPolicy::No;
+        if host.auto_remove && self.restart_policy.is_some_and(restarts) {
+            return Err(Error::conflict(
+                "Restart policy cannot be updated because AutoRemove is enabled for the container",
+            ));
         }
         let conflicts = [
             (

@@ -1,8 +1,9 @@
 //! Containers on disk.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use whelk_network::port::PortMapping;
 
 use super::set::optional as optional_set;
@@ -18,7 +19,6 @@ forms! {
     Healthcheck => model::Healthcheck,
     DeviceRequest => model::DeviceRequest,
     LogConfig => model::LogConfig,
-    RestartPolicy => model::RestartPolicy,
     WeightDevice => model::WeightDevice,
     ThrottleDevice => model::ThrottleDevice,
     DeviceMapping => model::DeviceMapping,
@@ -239,15 +239,29 @@ struct LogConfig {
     config: BTreeMap<String, String>,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(
-    rename_all = "PascalCase",
-    default = "Default::default",
-    remote = "model::RestartPolicy"
-)]
-struct RestartPolicy {
-    name: String,
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RestartPolicy<'a> {
+    name: Cow<'a, str>,
     maximum_retry_count: i64,
+}
+
+impl Stored for model::RestartPolicy {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let form = RestartPolicy {
+            name: self.name().into(),
+            maximum_retry_count: self.maximum_retry_count(),
+        };
+        form.serialize(serializer)
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let RestartPolicy {
+            name,
+            maximum_retry_count,
+        } = RestartPolicy::deserialize(deserializer)?;
+        Self::parse(&name, maximum_retry_count).map_err(de::Error::custom)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
