@@ -29,12 +29,21 @@ pub enum Error {
     /// The program to run exists but cannot be executed.
     #[error("{0}")]
     NotExecutable(String),
+    /// The program to run is a directory.
+    #[error("{0}")]
+    ProgramIsDirectory(String),
+    /// The working directory cannot be created, because a file is in its place or on its way.
+    #[error("{0}")]
+    NotADirectory(String),
     /// A user or group that is not in the container's files, or an id that is out of range.
     #[error("{0}")]
     NoSuchUser(String),
     /// The container is not in a state that allows the operation, or does not exist.
     #[error("{0}")]
     State(String),
+    /// A system call failed because a file does not exist: operation, object and cause.
+    #[error("{0}")]
+    NoSuchFile(String),
     /// A system call failed: operation, object and cause.
     #[error("{0}")]
     Os(String),
@@ -70,10 +79,13 @@ impl Error {
         Self::Invalid(text.into())
     }
 
-    /// Converts a system call's error to [`Error::Exhausted`] or [`Error::Os`] with this text.
+    /// Converts a system call's error to [`Error::Exhausted`], [`Error::NoSuchFile`] or
+    /// [`Error::Os`] with this text.
     pub fn kernel(text: String, error: &io::Error) -> Self {
         if may_pass(error, IS_MEMORY_LIMITED.load(Ordering::Relaxed)) {
             Self::Exhausted(text)
+        } else if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) {
+            Self::NoSuchFile(text)
         } else {
             Self::Os(text)
         }
@@ -87,6 +99,9 @@ impl Error {
             Self::Refused(text) => Self::Refused(with(text)),
             Self::CommandNotFound(text) => Self::CommandNotFound(with(text)),
             Self::NotExecutable(text) => Self::NotExecutable(with(text)),
+            Self::ProgramIsDirectory(text) => Self::ProgramIsDirectory(with(text)),
+            Self::NotADirectory(text) => Self::NotADirectory(with(text)),
+            Self::NoSuchFile(text) => Self::NoSuchFile(with(text)),
             Self::NoSuchUser(text) => Self::NoSuchUser(with(text)),
             Self::State(text) => Self::State(with(text)),
             Self::Os(text) => Self::Os(with(text)),

@@ -108,9 +108,9 @@ pub(crate) fn enter_directory(cwd: &str) -> Result<()> {
 pub(crate) fn create_working_directory(root: &OwnedFd, cwd: &str) -> Result<()> {
     match in_root::create_dir_all(root, cwd, Mode::from_raw_mode(0o755)) {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            Err(Error::Os(format!("Cannot mkdir: {cwd} is not a directory")))
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Err(
+            Error::NotADirectory(format!("Cannot mkdir: {cwd} is not a directory")),
+        ),
         // The room of a tmpfs or volume that the container has mounted does not grow by waiting.
         Err(error) if is_full(&error) && !is_on_file_system_of(root, cwd) => {
             let text = errno_text(&error);
@@ -407,7 +407,7 @@ fn find_program(process: &Process) -> Result<CString> {
         return match executable(name) {
             Ok(()) => c_string(name),
             Err(Errno::ACCESS) => Err(permission_denied(name)),
-            Err(Errno::ISDIR) => Err(Error::NotExecutable(format!(
+            Err(Errno::ISDIR) => Err(Error::ProgramIsDirectory(format!(
                 "exec: {name:?}: is a directory"
             ))),
             Err(error) => Err(Error::CommandNotFound(format!(

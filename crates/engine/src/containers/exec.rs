@@ -501,27 +501,15 @@ fn exec_error(error: whelk_runtime::Error) -> (Error, i32) {
     const FAILED: &str = "OCI runtime exec failed: exec failed: unable to start container process";
     match error {
         Runtime::CommandNotFound(text) => (Error::invalid(format!("{FAILED}: {text}")), 127),
-        Runtime::NotExecutable(text) => (
-            Error::invalid(format!(
-                "{FAILED}: {text}{}",
-                if text.ends_with("permission denied") {
-                    ""
-                } else {
-                    ": permission denied"
-                }
-            )),
+        Runtime::NotExecutable(text) => (Error::invalid(format!("{FAILED}: {text}")), 126),
+        Runtime::ProgramIsDirectory(text) => (
+            Error::invalid(format!("{FAILED}: {text}: permission denied")),
             126,
         ),
         Runtime::NoSuchUser(text) => (Error::invalid(text), 126),
         Runtime::State(text) => (Error::conflict(text), 128),
         // A missing working directory counts as "not found" too, as with Docker.
-        other => {
-            let code = if other.to_string().contains("no such file or directory") {
-                127
-            } else {
-                128
-            };
-            (Error::invalid(format!("{FAILED}: {other}")), code)
-        }
+        Runtime::NoSuchFile(text) => (Error::invalid(format!("{FAILED}: {text}")), 127),
+        other => (Error::invalid(format!("{FAILED}: {other}")), 128),
     }
 }

@@ -453,15 +453,11 @@ impl From<LaunchError> for StartError {
             LaunchError::Runtime(Runtime::CommandNotFound(text)) => {
                 with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 127)
             }
-            LaunchError::Runtime(Runtime::NotExecutable(text)) => with(
-                Error::invalid(format!(
-                    "{CREATE_FAILED}: {text}{}",
-                    if text.ends_with("permission denied") {
-                        ""
-                    } else {
-                        ": permission denied"
-                    }
-                )),
+            LaunchError::Runtime(Runtime::NotExecutable(text)) => {
+                with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 126)
+            }
+            LaunchError::Runtime(Runtime::ProgramIsDirectory(text)) => with(
+                Error::invalid(format!("{CREATE_FAILED}: {text}: permission denied")),
                 126,
             ),
             LaunchError::Runtime(Runtime::Refused(text)) => {
@@ -471,9 +467,7 @@ impl From<LaunchError> for StartError {
             LaunchError::Runtime(Runtime::Invalid(text)) => {
                 with(Error::invalid(format!("{CREATE_FAILED}: {text}")), 128)
             }
-            LaunchError::Runtime(Runtime::Os(text)) if text.starts_with("Cannot mkdir") => {
-                with(Error::internal(text), 128)
-            }
+            LaunchError::Runtime(Runtime::NotADirectory(text)) => with(Error::internal(text), 128),
             LaunchError::Runtime(other) => Error::from(other).prefixed(CREATE_FAILED).into(),
         }
     }
