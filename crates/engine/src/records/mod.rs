@@ -1,5 +1,5 @@
 //! The records as they are written to disk: in the store's tables, in the copies beside the
-//! containers (`container.json`), and in the copy of the rest (`store.json`).
+//! containers (`container.json`) and volumes (`volume.json`), and in the copy of the rest (`store.json`).
 //!
 //! The types of the domain know nothing of these forms: each has a struct here that names its
 //! fields as on disk ([`stored`]).
@@ -21,7 +21,7 @@ mod volume;
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -31,6 +31,7 @@ pub(crate) use image::ImageRecord;
 pub(crate) use migrations::{SCHEMA_VERSION, create_tables};
 pub(crate) use stored::Stored;
 use stored::{Read, Written};
+pub(crate) use volume::{describe_volume, described_volume};
 
 /// Returns the error for a root that a newer engine has written.
 pub(crate) fn newer(what: &str, found: u32) -> Error {
@@ -42,7 +43,11 @@ pub(crate) fn newer(what: &str, found: u32) -> Error {
 
 /// Returns a record's text.
 pub(crate) fn encode<T: Stored>(record: &T) -> Result<String> {
-    serde_json::to_string(&Written(record))
+    to_text(&Written(record))
+}
+
+fn to_text<T: Serialize>(form: &T) -> Result<String> {
+    serde_json::to_string(form)
         .map_err(|error| Error::internal(format!("the engine's store: {error}")))
 }
 

@@ -17,11 +17,11 @@ pub(crate) trait Stored: Sized {
 macro_rules! forms {
     ($($form:ident => $type:ty),* $(,)?) => {$(
         impl crate::records::stored::Stored for $type {
-            fn write<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            fn write<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
                 $form::serialize(self, serializer)
             }
 
-            fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
                 $form::deserialize(deserializer)
             }
         }

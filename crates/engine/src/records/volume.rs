@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::stored::forms;
+use super::stored::{Read, Written, forms};
+use super::{SCHEMA_VERSION, Unreadable, to_text};
+use crate::error::Result;
 use crate::volumes;
 
 forms! { VolumeRecord => volumes::VolumeRecord }
@@ -28,6 +30,70 @@ struct VolumeRecord {
     mounts: BTreeSet<String>,
 }
 
+/// The copy of the record in a volume's directory (`volume.json`), with the version that it is
+/// written in.
+#[derive(Serialize)]
+struct Description<'a> {
+    #[serde(rename = "Version")]
+    version: u32,
+    #[serde(flatten)]
+    record: Written<'a, volumes::VolumeRecord>,
+}
+
+/// Returns the text of `volume.json`.
+pub(crate) fn describe_volume(record: &volumes::VolumeRecord) -> Result<String> {
+    to_text(&Description {
+        version: SCHEMA_VERSION,
+        record: Written(record),
+    })
+}
+
+/// Reads `volume.json`.
+pub(crate) fn described_volume(
+    text: &[u8],
+) -> std::result::Result<volumes::VolumeRecord, Unreadable> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Versioned {
+        /// Not written before version 3; the form was the same.
+        version: Option<u32>,
+    }
+    match serde_json::from_slice(text)? {
+        Versioned {
+            version: Some(version),
+        } if version > SCHEMA_VERSION => Err(Unreadable::Newer(version)),
+        Versioned { .. } => {
+            let Read(record) = serde_json::from_slice(text)?;
+            Ok(record)
+        }
+    }
+}
+
 fn is_empty(path: &Path) -> bool {
     path.as_os_str().is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn descriptions_of_newer_engines_are_not_read() {
+        let record = volumes::VolumeRecord {
+            name: "data".into(),
+            driver: "local".into(),
+            ..Default::default()
+        };
+        let text = describe_volume(&record).unwrap();
+        assert_eq!(described_volume(text.as_bytes()).unwrap(), record);
+        let mut value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["Version"], SCHEMA_VERSION);
+        let read = |value: &Value| described_volume(value.to_string().as_bytes());
+        value["Version"] = json!(SCHEMA_VERSION + 1);
+        assert!(matches!(read(&value), Err(Unreadable::Newer(_))));
+        value.as_object_mut().unwrap().remove("Version");
+        assert_eq!(read(&value).unwrap(), record);
+    }
 }

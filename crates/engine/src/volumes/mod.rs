@@ -29,7 +29,7 @@ use crate::events::{Events, now};
 use crate::filters::Filters;
 use crate::instance::Instance;
 use crate::random_names;
-use crate::records;
+use crate::records::{self, Unreadable};
 use crate::store::RecordStore;
 
 /// A volume, as the store remembers it.
@@ -274,7 +274,7 @@ impl Volumes {
             }
             if check_name(&name).is_ok() && !state.contains_key(&name) {
                 let record =
-                    read_description(&entry.path().join(DESCRIPTION)).unwrap_or_else(|| {
+                    read_description(&entry.path().join(DESCRIPTION))?.unwrap_or_else(|| {
                         VolumeRecord {
                             driver: LOCAL.into(),
                             created_at: now(),
@@ -446,7 +446,7 @@ impl Volumes {
                 .volumes_dir()
                 .join(format!("{STAGING_PREFIX}{}", random_names::random_id())),
         };
-        let description = records::encode(record)?;
+        let description = records::describe_volume(record)?;
         // 0701: other users must not list or change what is mounted below; access to the data
         // depends on the mode of the data directory.
         fs::create_dir(&staged.path, 0o701)?;
@@ -915,10 +915,22 @@ fn matches(filters: &Filters, record: &VolumeRecord, none: &BTreeMap<String, Str
         && filters.labels(record.labels.as_ref().unwrap_or(none))
 }
 
-/// Reads the record in a volume's directory.
-fn read_description(path: &std::path::Path) -> Option<VolumeRecord> {
+/// Reads the record in a volume's directory. Returns `None` if there is no valid one.
+///
+/// # Errors
+/// Returns an error if a newer engine has written it.
+fn read_description(path: &std::path::Path) -> Result<Option<VolumeRecord>> {
     const LARGEST: u64 = 1 << 20;
-    records::decode(&fs::read_at_most(path, LARGEST).ok()?).ok()
+    let Ok(text) = fs::read_at_most(path, LARGEST) else {
+        return Ok(None);
+    };
+    match records::described_volume(&text) {
+        Ok(record) => Ok(Some(record)),
+        Err(Unreadable::Invalid(_)) => Ok(None),
+        Err(Unreadable::Newer(version)) => {
+            Err(records::newer(&path.display().to_string(), version))
+        }
+    }
 }
 
 /// The built-in driver.
