@@ -2,19 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
 use whelk_sys::sync::IgnorePoison as _;
 
 use ipnet::{IpNet, Ipv6Net};
+use whelk_network::MAX_INTERFACE_NAME;
 use whelk_network::ipam::{self, Block};
-use whelk_network::{Link, Links, MAX_INTERFACE_NAME};
 use whelk_sys::fs;
 
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
 use super::{Network, NetworkDriverKind, Networks, defaults};
 use crate::error::{Error, Result};
 use crate::events::now;
-use crate::instance::Instance;
 use crate::random_names;
 
 #[derive(Clone, Debug, Default)]
@@ -43,19 +41,18 @@ impl Networks {
     /// Creates the three predefined networks if they do not exist.
     pub(super) fn create_predefined(&self) -> Result<()> {
         self.create_default()?;
-        for (name, driver) in [
-            ("host", NetworkDriverKind::Host),
-            ("none", NetworkDriverKind::Null),
-        ] {
+        for driver in NetworkDriverKind::ALL {
+            let Some(name) = driver.facts().only else {
+                continue;
+            };
             if !self
                 .state()
                 .values()
                 .any(|network| network.record.name == name)
             {
-                let (name, driver) = (name.into(), driver.to_string());
                 self.create_network(CreateNetwork {
-                    name,
-                    driver,
+                    name: name.into(),
+                    driver: driver.to_string(),
                     enable_ipv4: Some(true),
                     enable_ipv6: Some(false),
                     ..CreateNetwork::default()
@@ -68,7 +65,7 @@ impl Networks {
     /// Creates the default network, or replaces it if its settings have changed and no container
     /// uses it.
     fn create_default(&self) -> Result<()> {
-        let wanted = self.instance.networks.bridge(&self.instance);
+        let wanted = self.stack.instance.networks.bridge(&self.stack.instance);
         let there = self
             .state()
             .values()
@@ -120,14 +117,14 @@ impl Networks {
         let _lock = lock_subnets()?;
         let _changing = self.changing.lock().ignore_poison();
         self.check_unused(&record)?;
+        let (driver, others) = (record.driver.driver(), self.others(&record.id));
+        driver.plan(&self.stack, &mut record, &others)?;
         if record.has_subnets() {
             self.plan_subnets(&mut record)?;
         }
-        record.made_parent = self.owns_parent(&record)?;
         let blocks = blocks(&record)?;
         for (config, block) in record.ipam.config.iter_mut().zip(&blocks) {
-            if config.gateway.is_empty()
-                && (record.driver == NetworkDriverKind::Bridge || !record.internal)
+            if config.gateway.is_empty() && (record.driver.facts().host_routes || !record.internal)
             {
                 config.gateway = block.gateway.to_string();
             }
@@ -166,20 +163,15 @@ impl Networks {
         } = request;
         check_name(&name)?;
         let driver: NetworkDriverKind = driver.parse()?;
-        check_driver(driver, &name)?;
+        if driver.facts().only.is_some_and(|only| only != name) {
+            return Err(Error::Denied(format!(
+                "only one instance of \"{driver}\" network is allowed"
+            )));
+        }
         if name != "bridge" {
-            self.instance.networks.complete(driver, &mut options);
+            self.stack.instance.networks.complete(driver, &mut options);
         }
-        check_options(driver, &options)?;
-        let is_isolated = |(key, value): (&String, &String)| {
-            [option::GATEWAY_MODE_4, option::GATEWAY_MODE_6].contains(&key.as_str())
-                && value == "isolated"
-        };
-        if !internal && options.iter().any(is_isolated) {
-            return Err(Error::invalid(
-                "gateway mode 'isolated' can only be used for an internal network",
-            ));
-        }
+        driver.check_options(&options)?;
         if !matches!(ipam.driver.as_str(), "" | "default") {
             return Err(Error::NotFound(format!(
                 "could not find an available, non-overlapping address pool: IPAM driver {:?} not found",
@@ -200,7 +192,7 @@ impl Networks {
         }
         // IPv6 is enabled by default, unless only IPv4 subnets were given.
         let enable_ipv6 = enable_ipv6.unwrap_or_else(|| {
-            driver == NetworkDriverKind::Bridge
+            driver.facts().host_routes
                 && carries_ipv6
                 && host_has_ipv6()
                 && (ipam.config.is_empty() || ipam.config.iter().any(IpamConfig::is_ipv6))
@@ -227,30 +219,16 @@ impl Networks {
         Ok(record)
     }
 
+    /// Checks that no other network has the name.
     fn check_unused(&self, record: &NetworkRecord) -> Result<()> {
-        let state = self.state();
-        if state
-            .values()
-            .any(|network| network.record.name == record.name)
-        {
+        let is_taken = |network: &Network| network.record.name == record.name;
+        if self.state().values().any(is_taken) {
             return Err(Error::conflict(format!(
                 "network with name {} already exists",
                 record.name
             )));
         }
-        let Some(bridge) = record.option(option::BRIDGE_NAME) else {
-            return Ok(());
-        };
-        match state
-            .values()
-            .find(|network| self.bridge_name(&network.record) == bridge)
-        {
-            Some(other) => Err(Error::conflict(format!(
-                "bridge name {bridge} is already used by network {}",
-                other.record.name
-            ))),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Checks the given subnets and allocates missing ones.
@@ -270,8 +248,8 @@ impl Networks {
             taken.push(subnet);
         }
         if record.enable_ipv4 && record.ipam.config.iter().all(IpamConfig::is_ipv6) {
-            taken.extend(self.links().routes()?);
-            let sizes_are_set = !self.instance.networks.pools.is_empty();
+            taken.extend(self.stack.links().routes()?);
+            let sizes_are_set = !self.stack.instance.networks.pools.is_empty();
             let subnet =
                 choose_subnet(record.name == "bridge", &self.pools, sizes_are_set, &taken)?;
             record.ipam.config.insert(
@@ -293,192 +271,28 @@ impl Networks {
 
     /// Creates a network's objects on the host where they are missing.
     pub(super) fn create_host_objects(&self, record: &NetworkRecord) -> Result<()> {
-        match record.driver {
-            NetworkDriverKind::Bridge => self.create_bridge(record),
-            NetworkDriverKind::Macvlan | NetworkDriverKind::Ipvlan => {
-                self.ensure_parent(record).map(drop)
-            }
-            NetworkDriverKind::Host | NetworkDriverKind::Null => Ok(()),
-        }
-    }
-
-    fn create_bridge(&self, record: &NetworkRecord) -> Result<()> {
-        let name = self.bridge_name(record);
-        let mtu = record.mtu();
-        let mut links = self.links();
-        let index = match links.find(&name)? {
-            Some(link) if is_bridge_of(&link, record) => link.index,
-            // Left over from an earlier installation of this instance, whose records are gone.
-            Some(link) if is_of_instance(&self.instance, &link) => {
-                links.delete(&name)?;
-                links.create_bridge(
-                    &name,
-                    mtu,
-                    mac(&record.id),
-                    &alias(&self.instance, &record.id),
-                )?
-            }
-            Some(_) => {
-                return Err(Error::conflict(format!(
-                    "interface {name} already exists and does not belong to this network"
-                )));
-            }
-            None => links.create_bridge(
-                &name,
-                mtu,
-                mac(&record.id),
-                &alias(&self.instance, &record.id),
-            )?,
-        };
-        drop(links);
-        // On a network without IPv6 there must not even be a link-local address (CVE-2024-32473);
-        // on one with IPv6 the host's default does not matter.
-        set_sysctl(
-            &format!("net/ipv6/conf/{name}/disable_ipv6"),
-            if record.enable_ipv6 { "0" } else { "1" },
-            true,
-        )?;
-        if record.enable_ipv6 {
-            set_sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0", true)?;
-        }
-        // Needed to redirect the host's connections to 127.0.0.1 to containers; a rule keeps
-        // containers from using it.
-        set_sysctl(&format!("net/ipv4/conf/{name}/route_localnet"), "1", false)?;
-        if !record.internal && self.instance.networks.forward {
-            enable_forwarding(record.enable_ipv6)?;
-        }
-        let mut links = self.links();
-        for config in &record.ipam.config {
-            let (Ok(subnet), Ok(gateway)) = (
-                config.subnet.parse::<IpNet>(),
-                config.gateway.parse::<IpAddr>(),
-            ) else {
-                continue;
-            };
-            let isolated = record.option(if gateway.is_ipv4() {
-                option::GATEWAY_MODE_4
-            } else {
-                option::GATEWAY_MODE_6
-            }) == Some("isolated");
-            if !isolated && let Ok(address) = IpNet::new(gateway, subnet.prefix_len()) {
-                links.add_address(index, address)?;
-            }
-        }
-        links.set_up(index)?;
-        if record.enable_ipv6 && !record.internal {
-            links.add_ipv6_loopback_route(index)?;
-        }
-        drop(links);
-        self.firewall.add_bridge(&self.rules(record))?;
-        Ok(())
-    }
-
-    /// Returns whether the engine creates the parent interface of a new network, or has created it
-    /// for another one.
-    fn owns_parent(&self, record: &NetworkRecord) -> Result<bool> {
-        let Some(parent) = record.option(option::PARENT) else {
-            return Ok(false);
-        };
-        let made_before = self.state().values().any(|other| {
-            other.record.made_parent && other.record.option(option::PARENT) == Some(parent)
-        });
-        Ok(made_before || self.links().find(parent)?.is_none())
-    }
-
-    /// Returns the index of a network's parent interface, which is created if it is missing.
-    pub(super) fn ensure_parent(&self, record: &NetworkRecord) -> Result<u32> {
-        let mut links = self.links();
-        let Some(parent) = record.option(option::PARENT) else {
-            let name = self.interface(super::BRIDGE, &record.id);
-            return Ok(match links.find(&name)? {
-                Some(link) => link.index,
-                None => links.create_dummy(&name)?,
-            });
-        };
-        if let Some(link) = links.find(parent)? {
-            return Ok(link.index);
-        }
-        let missing = || {
-            Error::invalid(format!(
-                "invalid subinterface vlan name {parent}, example formatting is eth0.10"
-            ))
-        };
-        let (base, vlan) = parent.rsplit_once('.').ok_or_else(missing)?;
-        let vlan: u16 = vlan
-            .parse()
-            .ok()
-            .filter(|vlan| (1..4095).contains(vlan))
-            .ok_or_else(missing)?;
-        let base = links.find(base)?.ok_or_else(|| {
-            Error::NotFound(format!(
-                "the parent interface {base} was not found on the host"
-            ))
-        })?;
-        Ok(links.create_vlan(parent, base.index, vlan)?)
+        record.driver.driver().create(&self.stack, record)
     }
 
     /// Deletes a network's objects on the host.
     pub(super) fn delete_host_objects(&self, record: &NetworkRecord) {
-        let outcome = match record.driver {
-            NetworkDriverKind::Bridge => self
-                .firewall
-                .remove_bridge(&self.rules(record))
-                .and_then(|()| delete_bridge(&mut self.links(), &self.bridge_name(record), record)),
-            NetworkDriverKind::Macvlan | NetworkDriverKind::Ipvlan => {
-                match record.option(option::PARENT) {
-                    None => self
-                        .links()
-                        .delete(&self.interface(super::BRIDGE, &record.id)),
-                    Some(parent) => {
-                        let in_use = self.state().values().any(|other| {
-                            other.record.id != record.id
-                                && other.record.has_parent()
-                                && other.record.option(option::PARENT) == Some(parent)
-                        });
-                        if record.made_parent && !in_use {
-                            self.links().delete(parent)
-                        } else {
-                            Ok(())
-                        }
-                    }
-                }
-            }
-            NetworkDriverKind::Host | NetworkDriverKind::Null => Ok(()),
-        };
-        if let Err(error) = outcome {
+        let driver = record.driver.driver();
+        if let Err(error) = driver.remove(&self.stack, record, &self.others(&record.id)) {
             tracing::warn!(
                 network = record.name,
                 "delete the network's interfaces and rules: {error}"
             );
         }
     }
-}
 
-/// Returns the alias of an interface, which names its owner: the instance, and the network's id (or
-/// the purpose of a warm interface).
-pub(super) fn alias(instance: &Instance, id: &str) -> String {
-    format!("whelk {} {id}", instance.name)
-}
-
-/// Returns whether an interface is a bridge that this instance created, for any network.
-pub(super) fn is_of_instance(instance: &Instance, link: &Link) -> bool {
-    link.kind == "bridge" && link.alias.starts_with(&alias(instance, ""))
-}
-
-/// Returns whether an interface is the bridge of this network, which its hardware address tells.
-fn is_bridge_of(link: &Link, record: &NetworkRecord) -> bool {
-    link.kind == "bridge" && link.mac == mac(&record.id)
-}
-
-/// Deletes a network's bridge, but not another interface with its name.
-pub(super) fn delete_bridge(
-    links: &mut Links,
-    name: &str,
-    record: &NetworkRecord,
-) -> whelk_network::Result<()> {
-    match links.find(name)? {
-        Some(link) if is_bridge_of(&link, record) => links.delete(name),
-        _ => Ok(()),
+    /// Returns the records of all networks but one.
+    fn others(&self, id: &str) -> Vec<NetworkRecord> {
+        self.state()
+            .values()
+            .map(|network| &network.record)
+            .filter(|record| record.id != id)
+            .cloned()
+            .collect()
     }
 }
 
@@ -570,93 +384,6 @@ fn check_name(name: &str) -> Result<()> {
         return Err(Error::invalid(format!(
             "invalid network name: {name:?}: it must not contain slashes or control characters"
         )));
-    }
-    Ok(())
-}
-
-/// Returns an error for a second network of a driver that has only its predefined one.
-fn check_driver(driver: NetworkDriverKind, name: &str) -> Result<()> {
-    let is_single = matches!(driver, NetworkDriverKind::Host | NetworkDriverKind::Null);
-    if is_single && !matches!(name, "host" | "none") {
-        return Err(Error::Denied(format!(
-            "only one instance of \"{driver}\" network is allowed"
-        )));
-    }
-    Ok(())
-}
-
-fn check_options(driver: NetworkDriverKind, options: &BTreeMap<String, String>) -> Result<()> {
-    let is_bridge = driver == NetworkDriverKind::Bridge;
-    let has_parent = matches!(
-        driver,
-        NetworkDriverKind::Macvlan | NetworkDriverKind::Ipvlan
-    );
-    for (key, value) in options {
-        let known = match key.as_str() {
-            option::BRIDGE_NAME => {
-                check_interface_name(value)?;
-                is_bridge
-            }
-            option::MTU => {
-                if value.parse::<u32>().is_err() {
-                    return Err(Error::invalid(format!("invalid MTU: {value}")));
-                }
-                true
-            }
-            option::GATEWAY_MODE_4 | option::GATEWAY_MODE_6 => {
-                if !matches!(
-                    value.as_str(),
-                    "nat" | "routed" | "isolated" | "nat-unprotected"
-                ) {
-                    return Err(Error::invalid(format!(
-                        "failed to parse {key} value: {value} (unknown gateway mode {value})"
-                    )));
-                }
-                is_bridge
-            }
-            option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC => {
-                if whelk_text::parse_bool(value).is_none() {
-                    return Err(Error::invalid(format!(
-                        "invalid value {value:?} for network option {key}: must be true or false"
-                    )));
-                }
-                is_bridge
-            }
-            option::CONTAINER_PREFIX => {
-                check_interface_name(value)?;
-                true
-            }
-            option::HOST_BINDING => {
-                if value.parse::<IpAddr>().is_err() {
-                    return Err(Error::invalid(format!(
-                        "invalid host binding address: {value}"
-                    )));
-                }
-                is_bridge
-            }
-            option::PARENT => {
-                check_interface_name(value)?;
-                has_parent
-            }
-            option::MACVLAN_MODE => {
-                super::settings::macvlan_mode(value)?;
-                driver == NetworkDriverKind::Macvlan
-            }
-            option::IPVLAN_MODE => {
-                super::settings::ipvlan_mode(value)?;
-                driver == NetworkDriverKind::Ipvlan
-            }
-            option::IPVLAN_FLAG => {
-                super::settings::ipvlan_flag(value)?;
-                driver == NetworkDriverKind::Ipvlan
-            }
-            _ => false,
-        };
-        if !known {
-            return Err(Error::Unsupported(format!(
-                "network option {key}: not available with driver {driver} in this version of whelk"
-            )));
-        }
     }
     Ok(())
 }
@@ -755,15 +482,6 @@ fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
     Ok(subnet)
 }
 
-/// Returns a bridge's hardware address: locally administered, and derived from the network's id, so
-/// that it stays the same when the bridge is created again.
-fn mac(id: &str) -> [u8; 6] {
-    let digits = u64::from_str_radix(&id[..10.min(id.len())], 16)
-        .unwrap_or_default()
-        .to_be_bytes();
-    [0x02, digits[3], digits[4], digits[5], digits[6], digits[7]]
-}
-
 /// Returns whether IPv6 is enabled for new interfaces of the host.
 fn host_has_ipv6() -> bool {
     fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6")
@@ -778,50 +496,6 @@ fn lock_subnets() -> Result<std::fs::File> {
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
         .map_err(|error| Error::internal(format!("lock subnet allocation: {error}")))?;
     Ok(file)
-}
-
-pub(super) fn set_sysctl(key: &str, value: &str, may_be_missing: bool) -> Result<()> {
-    set_sysctl_at(&Path::new("/proc/sys").join(key), value, may_be_missing)
-}
-
-fn set_sysctl_at(path: &Path, value: &str, may_be_missing: bool) -> Result<()> {
-    match fs::write(path, value) {
-        Err(error) if may_be_missing && error.is_not_found() => Ok(()),
-        result => Ok(result?),
-    }
-}
-
-/// Lets the host's interfaces accept router advertisements while forwarding is enabled (`accept_ra`
-/// 2): with 1 the kernel ignores them then, and the host would lose its default route.
-fn keep_router_advertisements() -> Result<()> {
-    for interface in fs::list("/proc/sys/net/ipv6/conf")? {
-        let path = interface.path().join("accept_ra");
-        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
-            // An interface of another engine may have been deleted meanwhile.
-            set_sysctl_at(&path, "2", true)?;
-        }
-    }
-    Ok(())
-}
-
-/// Enables packet forwarding.
-fn enable_forwarding(ipv6: bool) -> Result<()> {
-    let on = |key: &str| {
-        fs::read_to_string(format!("/proc/sys/{key}")).is_ok_and(|value| value.trim() == "1")
-    };
-    let mut keys = vec!["net/ipv4/ip_forward"];
-    if ipv6 {
-        if !on("net/ipv6/conf/all/forwarding") {
-            keep_router_advertisements()?;
-        }
-        keys.extend([
-            "net/ipv6/conf/default/forwarding",
-            "net/ipv6/conf/all/forwarding",
-        ]);
-    }
-    keys.into_iter()
-        .filter(|key| !on(key))
-        .try_for_each(|key| set_sysctl(key, "1", true))
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use whelk_network::ipam::Pool;
 
+use super::NetworkDriverKind;
 use super::create::{CreateNetwork, MIN_IPV6_MTU};
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
-use super::{NetworkDriverKind, default_bridge};
+use super::stack::default_bridge;
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 

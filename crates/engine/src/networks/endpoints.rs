@@ -6,17 +6,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use whelk_sys::sync::IgnorePoison as _;
 
 use ipnet::IpNet;
+use whelk_network::Links;
 use whelk_network::dns_sockets::DnsSockets;
 use whelk_network::namespace::{Interface, Ipv6Mode, Namespace};
-use whelk_network::{Links, Peer, Port, SenderRules};
 use whelk_sys::fs;
 
+use super::drivers::{Gateway, Inner, Joining};
 use super::model::{Endpoint, NetworkRecord, option};
 use super::settings::{
-    check_endpoint, disables_ipv6, ipvlan_flag, ipvlan_mode, lacks_ipv6, link_local_addresses,
-    macvlan_mode, parse_mac, sysctls,
+    check_endpoint, disables_ipv6, lacks_ipv6, link_local_addresses, mac_of, sysctls,
 };
-use super::{Member, Network, NetworkDriverKind, Networks, VETH, WarmNamespace, gateway_of};
+use super::{Member, Network, Networks, WarmNamespace, gateway_of};
 use crate::error::{Error, Result};
 use crate::model::{ContainerRecord, NetworkMode};
 use crate::random_names::random_id;
@@ -56,14 +56,13 @@ impl Networks {
         }
         self.check_combination(record)?;
         // Without the rules nothing would isolate the container from others.
-        self.firewall.require()?;
-        // A warm namespace has a veth pair, so the first network must be a bridge.
+        self.stack.firewall.require()?;
         let first = self.attach_order(record).into_iter().next();
-        let is_bridge = first.is_some_and(|name| {
+        let takes_warm = first.is_some_and(|name| {
             self.find(&name)
-                .is_ok_and(|network| network.driver == NetworkDriverKind::Bridge)
+                .is_ok_and(|network| network.driver.facts().warm)
         });
-        let warm = if is_bridge {
+        let warm = if takes_warm {
             self.warm_pool().pop()
         } else {
             None
@@ -76,19 +75,22 @@ impl Networks {
                 dns,
             }) => (namespace, Some((interface, endpoint_id)), Some(dns)),
             None => {
-                if is_bridge {
-                    self.maintenance.notify_one();
+                if takes_warm {
+                    self.stack.maintenance.notify_one();
                 }
                 (Namespace::create()?, None, None)
             }
         };
-        let outer = pooled.as_ref().map(|(_, id)| self.interface(VETH, id));
+        let outer = pooled
+            .as_ref()
+            .map(|(_, id)| self.stack.endpoint_interface(id));
         let attached = self.attach_all(record, &mut namespace, pooled, dns);
         match attached {
             Ok(()) => Ok(Some(namespace.into())),
             Err(error) => {
                 drop(self.detach(record));
-                let gone = outer.is_some_and(|outer| matches!(self.links().find(&outer), Ok(None)));
+                let gone =
+                    outer.is_some_and(|outer| matches!(self.stack.links().find(&outer), Ok(None)));
                 // An administrator deleted the pooled interface: try again without it.
                 if gone {
                     self.attach(record)
@@ -106,9 +108,9 @@ impl Networks {
     /// attached to one of them after its creation.
     fn check_combination(&self, record: &ContainerRecord) -> Result<()> {
         for name in record.networks.keys() {
-            match self.find(name)?.driver {
-                NetworkDriverKind::Host => return Err(Error::invalid(CREATED_FOR_HOST)),
-                NetworkDriverKind::Null if record.networks.len() > 1 => {
+            match self.find(name)?.driver.facts().joining {
+                Joining::HostNamespace => return Err(Error::invalid(CREATED_FOR_HOST)),
+                Joining::Alone if record.networks.len() > 1 => {
                     return Err(Error::invalid(PRIVATE));
                 }
                 _ => {}
@@ -129,7 +131,7 @@ impl Networks {
         for name in self.attach_order(record) {
             let network = self.find(&name)?;
             let mut endpoint = record.networks.remove(&name).unwrap_or_default();
-            if network.driver == NetworkDriverKind::Null {
+            if network.driver.facts().joining == Joining::Alone {
                 endpoint.network_id.clone_from(&network.id);
                 record.networks.insert(network.name.clone(), endpoint);
                 continue;
@@ -201,57 +203,12 @@ impl Networks {
         endpoint.endpoint_id = pooled.map_or_else(random_id, str::to_owned);
         endpoint.interface = self.interface_name(container, network, endpoint)?;
         self.allocate_addresses(container, network, endpoint)?;
-        let mac = mac_of(endpoint)?;
-        let peer = Peer {
-            name: &endpoint.interface,
-            mac,
-            namespace,
+        let inner = match pooled {
+            Some(_) => Inner::Warm,
+            None => Inner::New(namespace),
         };
-        let mtu = network.mtu();
-        if network.driver == NetworkDriverKind::Macvlan {
-            let mode = macvlan_mode(network.option(option::MACVLAN_MODE).unwrap_or("bridge"))?;
-            let parent = self.ensure_parent(network)?;
-            self.links().create_macvlan(parent, mode, mtu, peer)?;
-        } else if network.driver == NetworkDriverKind::Ipvlan {
-            let mode = ipvlan_mode(network.option(option::IPVLAN_MODE).unwrap_or("l2"))?;
-            let flag = ipvlan_flag(network.option(option::IPVLAN_FLAG).unwrap_or("bridge"))?;
-            let parent = self.ensure_parent(network)?;
-            self.links()
-                .create_ipvlan(parent, (mode, flag), mtu, peer)?;
-            // An ipvlan interface has its parent's hardware address.
-            endpoint.mac_address.clear();
-        } else {
-            let port = Port {
-                isolated: !network.connects_containers(),
-                hairpin: true,
-            };
-            let name = self.host_interface(endpoint);
-            let mut links = self.links();
-            let bridge = links.find(&self.bridge_name(network))?;
-            let bridge = match bridge {
-                Some(bridge) => bridge,
-                None => {
-                    // An administrator deleted the bridge.
-                    drop(links);
-                    self.create_host_objects(network)?;
-                    links = self.links();
-                    links.find(&self.bridge_name(network))?.ok_or_else(|| {
-                        Error::internal("the bridge does not exist although it was just created")
-                    })?
-                }
-            };
-            // The rules before the interface: without them it could send spoofed packets.
-            self.firewall.add_sender(&SenderRules {
-                interface: name.clone(),
-                mac,
-                addresses: endpoint.addresses(),
-            })?;
-            match pooled {
-                Some(_) => links.attach_to_bridge(&name, bridge.index, mtu, port)?,
-                None => links.create_veth(&name, bridge.index, mtu, peer, port)?,
-            }
-        }
-        Ok(())
+        let driver = network.driver.driver();
+        driver.attach(&self.stack, network, endpoint, inner)
     }
 
     /// Creates a running container's endpoint and interface in one network. Returns an rtnetlink
@@ -361,14 +318,14 @@ impl Networks {
                     endpoint.ip_address = address.to_string();
                     endpoint.ip_prefix_len = *bits;
                     endpoint.gateway = gateway_of(&network.blocks, true)
-                        .filter(|_| has_gateway(&network.record, true))
+                        .filter(|_| network.record.gateway(true) == Gateway::Address)
                         .map_or_else(String::new, |gateway| gateway.to_string());
                 }
                 IpAddr::V6(_) => {
                     endpoint.global_ipv6_address = address.to_string();
                     endpoint.global_ipv6_prefix_len = *bits;
                     endpoint.ipv6_gateway = gateway_of(&network.blocks, false)
-                        .filter(|_| has_gateway(&network.record, false))
+                        .filter(|_| network.record.gateway(false) == Gateway::Address)
                         .map_or_else(String::new, |gateway| gateway.to_string());
                 }
             }
@@ -389,7 +346,7 @@ impl Networks {
     /// Returns the address that `host-gateway` is replaced with: the configured one, or the host's
     /// address on the default network.
     pub fn host_gateway(&self) -> String {
-        if let Some(address) = self.instance.networks.host_gateway {
+        if let Some(address) = self.stack.instance.networks.host_gateway {
             return address.to_string();
         }
         let state = self.state();
@@ -405,7 +362,7 @@ impl Networks {
     pub fn publish_connects(&self, record: &ContainerRecord) {
         // Maintenance was not notified before, so that it does not compete with the container's
         // start.
-        self.maintenance.notify_one();
+        self.stack.maintenance.notify_one();
         for endpoint in record.networks.values() {
             if let Ok(network) = self.find(&endpoint.network_id) {
                 self.publish(&network, "connect", Some(&record.id));
@@ -464,16 +421,7 @@ impl Networks {
                 );
             }
         }
-        if let (NetworkDriverKind::Bridge, Ok(mac)) = (network.driver, mac_of(endpoint)) {
-            // Deleting an interface takes the kernel tens of milliseconds, so it is left to
-            // maintenance.
-            self.pending_removal().push(SenderRules {
-                interface: self.host_interface(endpoint),
-                mac,
-                addresses: endpoint.addresses(),
-            });
-            self.maintenance.notify_one();
-        }
+        network.driver.driver().detach(&self.stack, endpoint);
         if let Some(network) = self.state_mut().get_mut(&network.id)
             && network
                 .members
@@ -513,13 +461,17 @@ impl Networks {
             let Ok(network) = self.find(&endpoint.network_id) else {
                 continue;
             };
-            let name = self.host_interface(endpoint);
-            if network.driver == NetworkDriverKind::Bridge
-                && matches!(self.links().find(&name), Ok(None))
-            {
-                // It was being disconnected when the engine ended.
-                endpoint.clear();
-                continue;
+            match network.driver.driver().adopt(&self.stack, endpoint) {
+                Ok(true) => {}
+                Ok(false) => {
+                    // It was being disconnected when the engine ended.
+                    endpoint.clear();
+                    continue;
+                }
+                Err(error) => tracing::warn!(
+                    container = record.id,
+                    "add the container's firewall rules: {error}"
+                ),
             }
             if let Some(network) = self.state_mut().get_mut(&network.id) {
                 for address in endpoint.addresses() {
@@ -532,19 +484,6 @@ impl Networks {
                 network
                     .members
                     .insert(record.id.clone(), member(record, endpoint));
-            }
-            if let (Ok(mac), NetworkDriverKind::Bridge) = (mac_of(endpoint), network.driver) {
-                let sender = SenderRules {
-                    interface: name,
-                    mac,
-                    addresses: endpoint.addresses(),
-                };
-                if let Err(error) = self.firewall.add_sender(&sender) {
-                    tracing::warn!(
-                        container = record.id,
-                        "add the container's firewall rules: {error}"
-                    );
-                }
             }
         }
         record.networks = networks;
@@ -590,7 +529,7 @@ impl Networks {
         check_endpoint(&network.name, Some(&network), &endpoint)?;
         check_connect(record, &network)?;
         endpoint.network_id.clone_from(&network.id);
-        if !record.state.status.is_running() || network.driver == NetworkDriverKind::Null {
+        if !record.state.status.is_running() || network.driver.facts().joining == Joining::Alone {
             record.networks.insert(network.name.clone(), endpoint);
             return Ok(());
         }
@@ -645,7 +584,7 @@ impl Networks {
         let network = self.find(network)?;
         let is_running = record.state.status.is_running();
         if record.host.network_mode == NetworkMode::Host
-            && network.driver == NetworkDriverKind::Host
+            && network.driver.facts().joining == Joining::HostNamespace
         {
             return Err(Error::invalid(
                 "cannot disconnect container from host network - container was created in host network mode",
@@ -661,7 +600,7 @@ impl Networks {
         if !is_running {
             return Ok(());
         }
-        if network.driver == NetworkDriverKind::Null {
+        if network.driver.facts().joining == Joining::Alone {
             self.detach_endpoint(&record.id, &network, &endpoint, None);
             self.publish(&network, "disconnect", Some(&record.id));
             return Ok(());
@@ -724,9 +663,9 @@ impl Networks {
                     };
                     let by_device = || {
                         has_family
-                            && self.find(name).is_ok_and(|network| {
-                                network.is_routed_by_device() && !network.internal
-                            })
+                            && self
+                                .find(name)
+                                .is_ok_and(|network| network.gateway(ipv4) == Gateway::Interface)
                     };
                     (gateway.is_some() || by_device()).then_some((
                         (endpoint.gw_priority, std::cmp::Reverse(name)),
@@ -769,13 +708,14 @@ fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()
             record.name, network.name
         )));
     }
+    let joining = network.driver.facts().joining;
     let is_private = *mode == NetworkMode::None
         || record.networks.contains_key("none")
-        || network.driver == NetworkDriverKind::Null && !record.networks.is_empty();
-    match (mode, network.driver) {
+        || joining == Joining::Alone && !record.networks.is_empty();
+    match (mode, joining) {
         (NetworkMode::Host, _) => Err(Error::invalid(SHARES)),
-        (_, NetworkDriverKind::Host) => Err(Error::invalid(CREATED_FOR_HOST)),
-        (NetworkMode::None, NetworkDriverKind::Null) => Ok(()),
+        (_, Joining::HostNamespace) => Err(Error::invalid(CREATED_FOR_HOST)),
+        (NetworkMode::None, Joining::Alone) => Ok(()),
         _ if is_private => Err(Error::invalid(PRIVATE)),
         _ => Ok(()),
     }
@@ -784,16 +724,6 @@ fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()
 /// Returns whether a container has IPv6 in a network.
 fn has_ipv6(container: &ContainerRecord, network: &NetworkRecord, endpoint: &Endpoint) -> bool {
     network.enable_ipv6 && !lacks_ipv6(&container.host) && !disables_ipv6(endpoint)
-}
-
-/// Returns whether containers have a gateway in this network.
-fn has_gateway(record: &NetworkRecord, ipv4: bool) -> bool {
-    let mode = record.option(if ipv4 {
-        option::GATEWAY_MODE_4
-    } else {
-        option::GATEWAY_MODE_6
-    });
-    !record.internal && mode != Some("isolated") && !record.is_routed_by_device()
 }
 
 /// Allocates an address and returns it with its prefix length, or `None` if the network has no
@@ -864,10 +794,6 @@ fn mac_for(endpoint: &Endpoint) -> String {
         "02:42:{:02x}:{:02x}:{:02x}:{:02x}",
         bytes[0], bytes[1], bytes[2], bytes[3]
     )
-}
-
-fn mac_of(endpoint: &Endpoint) -> Result<[u8; 6]> {
-    parse_mac(&endpoint.mac_address)
 }
 
 /// Returns a container's DNS names in a user-defined network.
@@ -957,7 +883,7 @@ fn set_sysctls(
     within(namespace, move || {
         settings
             .iter()
-            .try_for_each(|(path, value)| super::create::set_sysctl(path, value, may_be_missing))
+            .try_for_each(|(path, value)| super::stack::set_sysctl(path, value, may_be_missing))
     })
 }
 

@@ -16,6 +16,7 @@ mod remove;
 pub(crate) mod resolv_conf;
 mod resolver;
 mod settings;
+mod stack;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -27,13 +28,12 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use ipnet::IpNet;
 use tokio::sync::Notify;
-use whelk_image::Digest;
 use whelk_network::dns_sockets::DnsSockets;
 use whelk_network::ipam::Block;
 pub use whelk_network::ipam::{Pool, SubnetUsage};
 use whelk_network::namespace::{Interface, Namespace};
 use whelk_network::port::Ports;
-use whelk_network::{BridgeRules, Firewall, ForwardAccept, Links, MAX_INTERFACE_NAME, SenderRules};
+use whelk_network::{ForwardAccept, Links};
 
 pub use create::CreateNetwork;
 pub use defaults::NetworkDefaults;
@@ -47,6 +47,7 @@ pub(crate) use publish::{check as check_ports, check_exposed, parse_port};
 pub(crate) use remove::uninstall;
 pub(crate) use resolver::{host_resolver, resolved_servers, uses_resolver};
 pub(crate) use settings::{check_endpoint, lacks_ipv6, parse_mac};
+use stack::HostStack;
 
 use crate::error::{Error, Result};
 use crate::events::Events;
@@ -57,21 +58,15 @@ use crate::store::RecordStore;
 #[derive(Debug)]
 pub struct Networks {
     this: Weak<Self>,
-    instance: Instance,
+    stack: HostStack,
     store: Arc<RecordStore>,
     events: Arc<Events>,
-    firewall: Firewall,
     ports: Ports,
-    links: Mutex<Links>,
     state: RwLock<BTreeMap<String, Network>>,
     /// Held while a network is created or removed, which takes the kernel some time.
     changing: Mutex<()>,
     pools: Vec<Pool>,
     warm_pool: Mutex<WarmPool>,
-    /// Interfaces of ended containers that are yet to be deleted, with their firewall elements.
-    pending_removal: Mutex<Vec<SenderRules>>,
-    /// Wakes `maintain` early: a warm namespace was taken, or an interface is to be deleted.
-    maintenance: Notify,
     /// The warnings about routes that hide networks' subnets, to log each once.
     hidden_subnets: Mutex<HashSet<String>>,
     /// Counts DNS answers with several addresses, to rotate them.
@@ -150,14 +145,11 @@ impl Networks {
         store: Arc<RecordStore>,
         events: Arc<Events>,
     ) -> Result<Arc<Self>> {
-        let firewall = Firewall::new(&instance.name)?;
-        let links = Mutex::new(Links::open()?);
+        let stack = HostStack::open(instance)?;
         let defaults = &instance.networks;
         let networks = Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            firewall,
-            links,
-            instance: instance.clone(),
+            stack,
             store: store.clone(),
             events,
             ports: Ports::default(),
@@ -169,8 +161,6 @@ impl Networks {
                 defaults.pools.clone()
             },
             warm_pool: Mutex::default(),
-            pending_removal: Mutex::default(),
-            maintenance: Notify::new(),
             hidden_subnets: Mutex::default(),
             turn: AtomicUsize::default(),
             resolvers: Mutex::default(),
@@ -205,7 +195,7 @@ impl Networks {
     /// running containers were adopted.
     pub fn finish_recovery(&self) {
         self.redirect_ipv6_loopback();
-        if let Err(error) = self.firewall.restore() {
+        if let Err(error) = self.stack.firewall.restore() {
             tracing::error!("{error}; containers cannot be connected to networks");
         }
         self.ensure_forward_accept();
@@ -248,7 +238,7 @@ impl Networks {
     /// what it notifies.
     fn watch_rules(&self) -> Arc<Notify> {
         let changes = Arc::new(Notify::new());
-        match self.firewall.watch_foreign_changes() {
+        match self.stack.firewall.watch_foreign_changes() {
             Ok(others) => drop(std::thread::spawn({
                 let changes = changes.clone();
                 move || loop {
@@ -267,7 +257,7 @@ impl Networks {
     /// Performs the duties that are always due, and those in `due`. Returns the generation at which
     /// the rules were last found complete. Blocks.
     fn run_duties(&self, due: Due, checked: Option<u32>) -> Option<u32> {
-        self.delete_pending_interfaces();
+        self.stack.delete_pending_interfaces();
         self.refill_warm_pool();
         if due.routes {
             self.report_hidden_subnets();
@@ -285,7 +275,7 @@ impl Networks {
         // Other programs may change their rules in many small transactions.
         const MIN_RULES_INTERVAL: Duration = Duration::from_millis(100);
         tokio::select! {
-            () = crate::shims::time_to_refill(&self.maintenance, || self.warm_pool().len() < 2) => false,
+            () = crate::shims::time_to_refill(&self.stack.maintenance, || self.warm_pool().len() < 2) => false,
             () = tokio::time::sleep(RULES_INTERVAL) => false,
             () = changes.notified() => {
                 tokio::time::sleep(MIN_RULES_INTERVAL.saturating_sub(last_rules_check.elapsed())).await;
@@ -308,11 +298,12 @@ impl Networks {
 
     fn create_warm_namespace(&self) -> whelk_network::Result<WarmNamespace> {
         let endpoint_id = crate::random_names::random_id();
-        let outer = self.interface(VETH, &endpoint_id);
+        let outer = self.stack.endpoint_interface(&endpoint_id);
         let (namespace, interface) =
             Namespace::create_with_interface(endpoints::FIRST_INTERFACE, &outer)?;
-        self.links()
-            .set_alias(&outer, &create::alias(&self.instance, "warm pool"))?;
+        self.stack
+            .links()
+            .set_alias(&outer, &stack::alias(&self.stack.instance, "warm pool"))?;
         // Part of the pool because the DNAT rules take the kernel about ten milliseconds.
         let dns = whelk_network::dns_sockets::open(namespace.as_fd())?;
         Ok(WarmNamespace {
@@ -327,12 +318,12 @@ impl Networks {
     /// Checks only if the ruleset's generation differs from `checked`; returns the generation to
     /// compare with the next time.
     fn restore_rules(&self, checked: Option<u32>) -> Option<u32> {
-        let generation = self.firewall.generation();
+        let generation = self.stack.firewall.generation();
         if generation.is_some() && generation == checked {
             return checked;
         }
-        if !self.firewall.is_complete()
-            && let Err(error) = self.firewall.restore()
+        if !self.stack.firewall.is_complete()
+            && let Err(error) = self.stack.firewall.restore()
         {
             tracing::error!("restore the nf_tables rules: {error}");
         }
@@ -349,16 +340,16 @@ impl Networks {
         let bridges: Vec<(String, Vec<IpNet>, String)> = self
             .state()
             .values()
-            .filter(|network| network.record.driver == NetworkDriverKind::Bridge)
+            .filter(|network| network.record.driver.facts().host_routes)
             .map(|network| {
                 (
                     network.record.name.clone(),
                     network.record.subnets(),
-                    self.bridge_name(&network.record),
+                    self.stack.network_interface(&network.record),
                 )
             })
             .collect();
-        let mut links = self.links();
+        let mut links = self.stack.links();
         let mut index = |name: &str| links.find(name).ok().flatten().map_or(0, |link| link.index);
         let own: Vec<_> = bridges
             .into_iter()
@@ -376,12 +367,12 @@ impl Networks {
     /// Lets our bridges' traffic through the host's other firewalls, unless the configuration
     /// forbids it.
     fn ensure_forward_accept(&self) {
-        if self.instance.respect_host_firewall {
+        if self.stack.instance.respect_host_firewall {
             return;
         }
         let mut bridges = vec![
-            format!("{}{BRIDGE}*", prefix(&self.instance)),
-            default_bridge(&self.instance),
+            self.stack.bridge_pattern(),
+            stack::default_bridge(&self.stack.instance),
         ];
         bridges.extend(
             self.state()
@@ -394,7 +385,7 @@ impl Networks {
                         .map(str::to_owned)
                 }),
         );
-        if let Err(error) = ForwardAccept::new(&self.instance.name).ensure(&bridges) {
+        if let Err(error) = ForwardAccept::new(&self.stack.instance.name).ensure(&bridges) {
             tracing::warn!("{error}");
         }
     }
@@ -402,47 +393,13 @@ impl Networks {
     /// Redirects ::1 depending on whether the host filters bridged packets, which can change at any
     /// time.
     fn redirect_ipv6_loopback(&self) {
-        if let Err(error) = self.firewall.redirect_ipv6_loopback() {
+        if let Err(error) = self.stack.firewall.redirect_ipv6_loopback() {
             tracing::warn!("{error}");
         }
     }
 
-    fn delete_pending_interfaces(&self) {
-        let pending = std::mem::take(&mut *self.pending_removal());
-        if pending.is_empty() {
-            return;
-        }
-        // A separate socket, because deleting takes the kernel tens of milliseconds and others must
-        // not wait for `links`.
-        let mut links = match Links::open() {
-            Ok(links) => links,
-            Err(error) => {
-                tracing::warn!("{error}");
-                return self.pending_removal().extend(pending);
-            }
-        };
-        for sender in pending {
-            // The interface before its rules: without them it could send spoofed packets.
-            if let Err(error) = links
-                .delete(&sender.interface)
-                .and_then(|()| self.firewall.remove_sender(&sender))
-            {
-                tracing::warn!("{error}");
-                self.pending_removal().push(sender);
-            }
-        }
-    }
-
-    fn pending_removal(&self) -> MutexGuard<'_, Vec<SenderRules>> {
-        self.pending_removal.lock().ignore_poison()
-    }
-
     fn warm_pool(&self) -> MutexGuard<'_, WarmPool> {
         self.warm_pool.lock().ignore_poison()
-    }
-
-    fn links(&self) -> MutexGuard<'_, Links> {
-        self.links.lock().ignore_poison()
     }
 
     pub(crate) fn state(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Network>> {
@@ -479,65 +436,14 @@ impl Networks {
         }
     }
 
-    /// Returns an interface name: the instance's prefix, a mark for the kind, and leading digits of
-    /// the object's id.
-    fn interface(&self, mark: char, id: &str) -> String {
-        let prefix = prefix(&self.instance);
-        format!(
-            "{prefix}{mark}{}",
-            id.chars()
-                .take(MAX_INTERFACE_NAME - prefix.len() - 1)
-                .collect::<String>()
-        )
-    }
-
-    fn bridge_name(&self, record: &NetworkRecord) -> String {
-        match record.option(option::BRIDGE_NAME) {
-            Some(name) => name.to_owned(),
-            None => self.interface(BRIDGE, &record.id),
-        }
-    }
-
-    fn host_interface(&self, endpoint: &Endpoint) -> String {
-        self.interface(VETH, &endpoint.endpoint_id)
-    }
-
     fn remove_stale_links(&self) -> Result<()> {
-        let prefix = prefix(&self.instance);
         let mut known: HashSet<String> = HashSet::new();
         for network in self.state().values() {
-            known.insert(self.bridge_name(&network.record));
-            known.extend(
-                network
-                    .members
-                    .values()
-                    .map(|member| self.interface(VETH, &member.endpoint_id)),
-            );
+            known.insert(self.stack.network_interface(&network.record));
+            let members = network.members.values();
+            known.extend(members.map(|member| self.stack.endpoint_interface(&member.endpoint_id)));
         }
-        let mut links = self.links();
-        for link in links.list()? {
-            if is_ours(&prefix, &link.name) && !known.contains(&link.name) {
-                links.delete(&link.name)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn rules(&self, record: &NetworkRecord) -> BridgeRules {
-        let masquerade = record.switch(option::MASQUERADE, true);
-        let mode = |key: &str| record.option(key).unwrap_or("nat");
-        BridgeRules {
-            name: self.bridge_name(record),
-            subnets: record.subnets(),
-            internal: record.internal,
-            masquerade_v4: masquerade && mode(option::GATEWAY_MODE_4).starts_with("nat"),
-            masquerade_v6: masquerade && mode(option::GATEWAY_MODE_6).starts_with("nat"),
-            icc: record.connects_containers(),
-            unprotected_v4: mode(option::GATEWAY_MODE_4) == "nat-unprotected",
-            unprotected_v6: mode(option::GATEWAY_MODE_6) == "nat-unprotected",
-            routed_v4: record.is_routed(true),
-            routed_v6: record.is_routed(false),
-        }
+        self.stack.delete_stale_interfaces(&known)
     }
 
     fn publish(&self, record: &NetworkRecord, action: &str, container: Option<&str>) {
@@ -599,42 +505,6 @@ fn hiding_routes(
     }
     found
 }
-
-/// Returns the prefix of an instance's interface names: the instance's name if it is short and
-/// alphanumeric, else its beginning and a hash.
-fn prefix(instance: &Instance) -> String {
-    const LONGEST: usize = 8;
-    let name = &instance.name;
-    if name.len() <= LONGEST && name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return name.clone();
-    }
-    let begin: String = name
-        .chars()
-        .filter(char::is_ascii_alphanumeric)
-        .take(LONGEST / 2)
-        .collect();
-    format!(
-        "{begin}{}",
-        &Digest::of(name.as_bytes()).hex()[..LONGEST / 2]
-    )
-}
-
-/// Returns the name of the default network's bridge.
-fn default_bridge(instance: &Instance) -> String {
-    format!("{}0", prefix(instance))
-}
-
-/// Returns whether [`Networks::interface`] could have returned this name.
-fn is_ours(prefix: &str, name: &str) -> bool {
-    let digits = name
-        .strip_prefix(prefix)
-        .and_then(|rest| rest.strip_prefix([BRIDGE, VETH]));
-    name.len() == MAX_INTERFACE_NAME
-        && digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
-}
-
-const BRIDGE: char = '-';
-const VETH: char = 'v';
 
 /// Returns the first gateway of an address family.
 fn gateway_of(blocks: &[Block], ipv4: bool) -> Option<IpAddr> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::drivers::NetworkDriverKind;
+use super::drivers::{Gateway, Joining, NetworkDriverKind};
 
 /// A network: its settings, and what the engine remembers about it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -152,16 +152,7 @@ impl NetworkRecord {
 
     /// Returns whether containers get addresses in it.
     pub fn has_subnets(&self) -> bool {
-        self.driver == NetworkDriverKind::Bridge || self.has_parent()
-    }
-
-    /// Returns whether containers' interfaces are created on a parent interface instead of a
-    /// bridge.
-    pub fn has_parent(&self) -> bool {
-        matches!(
-            self.driver,
-            NetworkDriverKind::Macvlan | NetworkDriverKind::Ipvlan
-        )
+        self.driver.facts().joining == Joining::Interface
     }
 
     /// Returns whether containers are reached by their own addresses instead of ports of the host
@@ -181,13 +172,9 @@ impl NetworkRecord {
             .unwrap_or(0)
     }
 
-    /// Returns whether containers route through the interface itself, without a gateway (ipvlan
-    /// L3).
-    pub fn is_routed_by_device(&self) -> bool {
-        self.driver == NetworkDriverKind::Ipvlan
-            && self
-                .option(option::IPVLAN_MODE)
-                .is_some_and(|mode| mode.starts_with("l3"))
+    /// Returns what the default route of its endpoints leads to, for one address family.
+    pub(super) fn gateway(&self, ipv4: bool) -> Gateway {
+        self.driver.driver().gateway(self, ipv4)
     }
 
     /// Returns whether containers can reach each other.

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 
 use whelk_network::port::{HostPortRequest, Owner, PortMapping, Protocol, every_address};
 
+use super::Networks;
 use super::model::option;
-use super::{NetworkDriverKind, Networks};
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig, PortBinding};
 
@@ -127,7 +127,7 @@ impl Networks {
             .iter()
             .try_for_each(|request| self.publish_port(record, request, &network, default, &targets))
             .and_then(|()| {
-                let written = self.firewall.publish(&record.ports);
+                let written = self.stack.firewall.publish(&record.ports);
                 written.map_err(|error| error.to_string())
             });
         published.map_err(|text| {
@@ -200,7 +200,7 @@ impl Networks {
             return Ok(());
         }
         if addresses.contains(&Ipv6Addr::LOCALHOST.into()) {
-            let redirected = self.firewall.redirect_ipv6_loopback();
+            let redirected = self.stack.firewall.redirect_ipv6_loopback();
             if !redirected.map_err(|error| error.to_string())? {
                 return Err(
                     "::1 cannot be redirected to containers while the host filters bridged packets \
@@ -230,7 +230,7 @@ impl Networks {
             .filter_map(|(_, endpoint)| {
                 Some((self.find(&endpoint.network_id).ok()?, endpoint.clone()))
             })
-            .filter(|(network, _)| network.driver == NetworkDriverKind::Bridge && !network.internal)
+            .filter(|(network, _)| network.driver.facts().host_routes && !network.internal)
             .max_by_key(|(network, endpoint)| {
                 (
                     endpoint.gw_priority,
@@ -258,7 +258,7 @@ impl Networks {
         let own: Vec<PortMapping> = record.ports.drain(..).filter(is_own).collect();
         // The rules before the reservation: a port that is still redirected must not be allocated
         // to another container.
-        if let Err(error) = self.firewall.withdraw(&own) {
+        if let Err(error) = self.stack.firewall.withdraw(&own) {
             tracing::warn!(container = record.id, "{error}");
         }
         own.iter()
@@ -287,7 +287,7 @@ impl Networks {
             }
             held.is_ok()
         });
-        if let Err(error) = self.firewall.publish(&record.ports) {
+        if let Err(error) = self.stack.firewall.publish(&record.ports) {
             tracing::warn!(container = record.id, "{error}");
         }
     }

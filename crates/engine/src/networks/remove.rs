@@ -4,8 +4,9 @@ use whelk_network::{Firewall, ForwardAccept, Links};
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::create::{delete_bridge, is_of_instance};
+use super::drivers::delete_bridge;
 use super::model::option;
+use super::stack::{default_bridge, is_of_instance, is_ours, prefix};
 use super::{NetworkRecord, Networks};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
@@ -41,11 +42,9 @@ fn remove_links(instance: &Instance) -> Result<()> {
             Err(error) => outcome = Err(error),
         }
     }
-    let (prefix, default) = (super::prefix(instance), super::default_bridge(instance));
+    let (prefix, default) = (prefix(instance), default_bridge(instance));
     for link in links.list()? {
-        if super::is_ours(&prefix, &link.name)
-            || link.name == default && is_of_instance(instance, &link)
-        {
+        if is_ours(&prefix, &link.name) || link.name == default && is_of_instance(instance, &link) {
             outcome = outcome.and(links.delete(&link.name).map_err(Error::from));
         }
     }

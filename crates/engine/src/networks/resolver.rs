@@ -63,7 +63,7 @@ impl Networks {
         let resolver = Arc::new(Resolver {
             networks: Arc::downgrade(&networks),
             container: record.id.clone(),
-            servers: servers(record, &self.instance.networks.servers),
+            servers: servers(record, &self.stack.instance.networks.servers),
             namespace: Arc::new(namespace.try_clone_to_owned().map_err(failed)?),
             permits: Arc::new(Semaphore::new(MAX_FORWARDED)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::NetworkDriverKind;
 use super::create::check_interface_name;
 use super::model::{Endpoint, NetworkRecord, option};
 use crate::error::{Error, Result};
@@ -23,43 +22,9 @@ pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
         .ok_or_else(invalid)
 }
 
-/// Returns the `MACVLAN_MODE_*` value (`linux/if_link.h`) of a mode.
-pub(super) fn macvlan_mode(mode: &str) -> Result<u32> {
-    Ok(match mode {
-        "private" => 1,
-        "vepa" => 2,
-        "bridge" => 4,
-        "passthru" => 8,
-        other => {
-            return Err(Error::invalid(format!(
-                "requested macvlan mode '{other}' is not valid, 'bridge' mode is the macvlan driver default"
-            )));
-        }
-    })
-}
-
-/// Returns the `IPVLAN_MODE_*` value of a mode.
-pub(super) fn ipvlan_mode(mode: &str) -> Result<u16> {
-    match mode {
-        "l2" => Ok(0),
-        "l3" => Ok(1),
-        "l3s" => Ok(2),
-        other => Err(Error::invalid(format!(
-            "requested ipvlan mode '{other}' is not valid, 'l2' mode is the ipvlan driver default"
-        ))),
-    }
-}
-
-/// Returns the `IPVLAN_F_*` value of a flag.
-pub(super) fn ipvlan_flag(flag: &str) -> Result<u16> {
-    match flag {
-        "bridge" => Ok(0),
-        "private" => Ok(1),
-        "vepa" => Ok(2),
-        other => Err(Error::invalid(format!(
-            "requested ipvlan flag '{other}' is not valid, 'bridge' is the ipvlan driver default"
-        ))),
-    }
+/// Returns the hardware address of an endpoint.
+pub(super) fn mac_of(endpoint: &Endpoint) -> Result<[u8; 6]> {
+    parse_mac(&endpoint.mac_address)
 }
 
 /// Returns an endpoint's sysctls, as paths below `/proc/sys` and values.
@@ -150,10 +115,14 @@ fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> V
             );
         }
     }
-    if network.is_some_and(|network| network.driver == NetworkDriverKind::Ipvlan)
+    if let Some(network) = network
+        && network.driver.facts().parents_mac
         && !endpoint.mac_address.is_empty()
     {
-        wrong.push("interfaces of ipvlan networks have their parent's MAC address".to_owned());
+        wrong.push(format!(
+            "interfaces of {} networks have their parent's MAC address",
+            network.driver
+        ));
     }
     let mut addresses = Vec::new();
     for (text, ipv4) in [(&asked.ipv4_address, true), (&asked.ipv6_address, false)] {
@@ -244,6 +213,7 @@ pub(super) fn disables_ipv6(endpoint: &Endpoint) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::networks::NetworkDriverKind;
     use crate::networks::model::{EndpointIpam, IpamConfig};
 
     fn check(name: &str, endpoint: Endpoint, expected: &str) {
