@@ -9,8 +9,8 @@
 //! `mount_lock`, never under the lock of all volumes; functions that mount or unmount block.
 
 mod drivers;
-mod local;
-mod quota;
+mod mounting;
+mod show;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,8 +21,10 @@ use whelk_sys::sync::IgnorePoison as _;
 use rustix::fs::{Mode, OFlags};
 use whelk_sys::{copy, fs, in_root};
 
-pub use drivers::VolumeDetails;
+pub use show::VolumeDetails;
 pub use transfer::Hold;
+
+use drivers::{Created, Drivers, SIZE, VolumeDriver, delete_directory};
 
 use crate::error::{Error, Result};
 use crate::events::{Events, now};
@@ -62,15 +64,26 @@ impl VolumeRecord {
             .map_or("", String::as_str)
     }
 
+    /// Returns whether its content is in a directory of the engine, and not with a plugin.
+    pub fn is_local(&self) -> bool {
+        self.driver == LOCAL
+    }
+
+    /// Returns whether its content is somewhere else than in its directory, so that mounting,
+    /// unmounting or removing it can take long.
+    fn is_elsewhere(&self) -> bool {
+        self.is_mounted() || !self.is_local()
+    }
+
     /// Returns whether it is a snapshot of another volume, which is read-only.
     pub fn is_snapshot(&self) -> bool {
-        self.driver == LOCAL && !self.option(SNAPSHOT_OF).is_empty()
+        self.is_local() && !self.option(SNAPSHOT_OF).is_empty()
     }
 
     /// Returns its size limit; empty for none.
     fn size(&self) -> &str {
-        if self.driver == LOCAL {
-            self.option(local::SIZE)
+        if self.is_local() {
+            self.option(SIZE)
         } else {
             ""
         }
@@ -79,7 +92,7 @@ impl VolumeRecord {
     /// Returns whether something is mounted on its directory: a file system, or a bind mount of
     /// another directory.
     fn is_mounted(&self) -> bool {
-        self.driver == LOCAL && !self.option("device").is_empty()
+        self.is_local() && !self.option("device").is_empty()
     }
 }
 
@@ -113,7 +126,7 @@ pub struct Volumes {
     store: Arc<RecordStore>,
     events: Arc<Events>,
     state: RwLock<BTreeMap<String, Volume>>,
-    drivers: drivers::Drivers,
+    drivers: Drivers,
 }
 
 #[derive(Debug, Default)]
@@ -153,54 +166,6 @@ const STAGING_PREFIX: &str = ".half-";
 /// The subdirectory with a volume's content.
 const DATA: &str = "_data";
 
-/// A new volume's directory before it has its final name. Deleted when dropped before that.
-struct Staged {
-    path: PathBuf,
-}
-
-impl Staged {
-    /// Syncs the file system that contains it.
-    fn sync(&self) -> Result<()> {
-        let directory = fs::open(&self.path)?;
-        Ok(rustix::fs::openat(
-            &directory,
-            ".",
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .and_then(rustix::fs::syncfs)
-        .map_err(fs::at("sync", &self.path))?)
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if fs::exists(&self.path) {
-            delete_directory(&self.path);
-        }
-    }
-}
-
-/// Validates a request and returns the new volume's record.
-fn new_record(request: CreateVolume) -> Result<VolumeRecord> {
-    let CreateVolume {
-        name,
-        options,
-        labels,
-        ..
-    } = request;
-    let anonymous = name.is_empty();
-    let name = if anonymous {
-        random_names::random_id()
-    } else {
-        name
-    };
-    let wrong = |error: Error| error.prefixed(&format!("create {name}"));
-    check_name(&name).map_err(wrong)?;
-    local::check(&options).map_err(wrong)?;
-    Ok(record(name, LOCAL.into(), options, labels, anonymous))
-}
-
 fn record(
     name: String,
     driver: String,
@@ -222,14 +187,6 @@ fn record(
     }
 }
 
-/// Deletes the directory of a removed or incomplete volume.
-fn delete_directory(path: &std::path::Path) {
-    quota::remove_limit(&path.join(DATA));
-    if let Err(error) = fs::remove_tree(path) {
-        tracing::warn!("delete a volume's directory: {error}");
-    }
-}
-
 impl Volumes {
     /// Reads the volumes. A directory without a record contains data that must not be lost: it
     /// becomes a volume again. A record without a directory is kept too: its disk may not be
@@ -240,7 +197,7 @@ impl Volumes {
         events: Arc<Events>,
     ) -> Result<Arc<Self>> {
         fs::create_dir_all(instance.volumes_dir(), 0o700)?;
-        let drivers = drivers::Drivers::new(instance.plugin_places());
+        let drivers = Drivers::new(instance.volumes_dir(), instance.plugin_places());
         let volumes = Self {
             instance: instance.clone(),
             store,
@@ -250,7 +207,7 @@ impl Volumes {
         };
         let mut state = volumes.state_mut();
         for record in volumes.store.volumes()? {
-            if record.driver == LOCAL && !fs::exists(instance.volumes_dir().join(&record.name)) {
+            if record.is_local() && !fs::exists(instance.volumes_dir().join(&record.name)) {
                 tracing::error!(
                     volume = record.name,
                     "the volume's directory does not exist"
@@ -310,7 +267,7 @@ impl Volumes {
     /// Returns the path of a volume's content; empty for a plugin's volume that is not mounted.
     pub fn path(&self, name: &str) -> PathBuf {
         match self.state().get(name) {
-            Some(volume) if volume.record.driver != LOCAL => volume.record.mountpoint.clone(),
+            Some(volume) if !volume.record.is_local() => volume.record.mountpoint.clone(),
             _ => self.instance.volume_path(name),
         }
     }
@@ -338,40 +295,79 @@ impl Volumes {
     /// Like [`Volumes::create`], and registers `container` as a user. Blocks if plugins are called.
     pub fn create_for(
         &self,
-        mut request: CreateVolume,
+        request: CreateVolume,
         container: Option<&str>,
     ) -> Result<VolumeRecord> {
         self.forget_if_gone(&request.name)?;
         if let Some(found) = self.use_existing(&request, container) {
             return found;
         }
-        let is_of_plugin = match request.driver.as_str() {
-            "" => self.discover(&request.name).is_some(),
-            LOCAL => false,
-            _ => {
-                request.name = self.create_by_plugin(request.clone())?.name;
-                true
-            }
-        };
-        if is_of_plugin {
+        let missing = || Err(no_such_volume(&request.name));
+        if request.driver.is_empty() && self.discover(&request.name).is_some() {
             return self
                 .use_existing(&request, container)
-                .unwrap_or_else(|| Err(no_such_volume(&request.name)));
+                .unwrap_or_else(missing);
         }
+        let (record, driver) = self.new_record(request.clone())?;
+        let created = driver.create(&record)?;
         let mut state = self.state_mut();
-        if let Some(volume) = state.get_mut(&request.name) {
-            volume.users.extend(container.map(str::to_owned));
-            return Ok(volume.record.clone());
+        if state.contains_key(&record.name) {
+            // Another request was faster.
+            drop(state);
+            return self
+                .use_existing(&request, container)
+                .unwrap_or_else(missing);
         }
-        let lasting = !(request.ephemeral && request.name.is_empty());
-        let record = new_record(request)?;
-        self.commit(&mut state, &self.stage(&record)?, &record)?;
-        if lasting {
-            self.make_durable(&record.name);
-        }
+        self.commit(&mut state, &created, &record)?;
         if let Some(volume) = state.get_mut(&record.name) {
             volume.users.extend(container.map(str::to_owned));
         }
+        drop(state);
+        if !record.is_local() {
+            self.store.keep([]);
+        } else if !(request.ephemeral && request.name.is_empty()) {
+            self.make_durable(&record.name);
+        }
+        self.publish(&record, "create", &[]);
+        Ok(record)
+    }
+
+    /// Validates a request and returns the new volume's record and driver.
+    fn new_record(&self, request: CreateVolume) -> Result<(VolumeRecord, Arc<dyn VolumeDriver>)> {
+        let CreateVolume {
+            name,
+            driver: driver_name,
+            options,
+            labels,
+            ..
+        } = request;
+        let anonymous = name.is_empty();
+        let name = if anonymous {
+            random_names::random_id()
+        } else {
+            name
+        };
+        let wrong = |error: Error| error.prefixed(&format!("create {name}"));
+        check_name(&name).map_err(wrong)?;
+        let driver = self.drivers.get(&driver_name).map_err(wrong)?;
+        driver.check(&options).map_err(wrong)?;
+        let driver_name = if driver_name.is_empty() {
+            LOCAL.to_owned()
+        } else {
+            driver_name
+        };
+        let record = record(name, driver_name, options, labels, anonymous);
+        Ok((record, driver))
+    }
+
+    /// Stores the record of a volume that was found with a plugin, unless it has one.
+    fn register(&self, record: VolumeRecord) -> Result<VolumeRecord> {
+        let mut state = self.state_mut();
+        if let Some(volume) = state.get(&record.name) {
+            return Ok(volume.record.clone());
+        }
+        self.commit(&mut state, &Created::Published, &record)?;
+        self.store.keep([]);
         drop(state);
         self.publish(&record, "create", &[]);
         Ok(record)
@@ -410,14 +406,15 @@ impl Volumes {
         if self.find(&record.name).is_ok() {
             return Err(taken(&record.name));
         }
-        let staged = self.stage(&record)?;
-        let filled = fill(&staged.path.join(DATA)).and_then(|()| staged.sync());
+        let staged = self.drivers.local.stage(&record)?;
+        let filled = fill(&staged.content()).and_then(|()| staged.sync());
+        let created = Created::Staged(staged);
         let made = filled.and_then(|()| {
             let mut state = self.state_mut();
             if state.contains_key(&record.name) {
                 Err(taken(&record.name))
             } else {
-                self.commit(&mut state, &staged, &record)
+                self.commit(&mut state, &created, &record)
             }
         });
         made?;
@@ -437,47 +434,16 @@ impl Volumes {
         ]);
     }
 
-    /// Creates a volume's directory under a temporary name.
-    fn stage(&self, record: &VolumeRecord) -> Result<Staged> {
-        // Beside the volumes, which may be on a file system of their own.
-        let staged = Staged {
-            path: self
-                .instance
-                .volumes_dir()
-                .join(format!("{STAGING_PREFIX}{}", random_names::random_id())),
-        };
-        let description = records::describe_volume(record)?;
-        // 0701: other users must not list or change what is mounted below; access to the data
-        // depends on the mode of the data directory.
-        fs::create_dir(&staged.path, 0o701)?;
-        fs::create_dir(staged.path.join(DATA), 0o755)?;
-        fs::write(staged.path.join(DESCRIPTION), description)?;
-        let size = record.size();
-        if !size.is_empty() {
-            let limited = local::parse_size(size)
-                .and_then(|size| quota::limit(&staged.path.join(DATA), size));
-            limited.map_err(|error| error.prefixed(&format!("create {}", record.name)))?;
-        }
-        Ok(staged)
-    }
-
-    /// Renames a staged directory to its final name and stores the record.
+    /// Gives a new volume's content its name, and stores the record.
     fn commit(
         &self,
         state: &mut BTreeMap<String, Volume>,
-        staged: &Staged,
+        created: &Created,
         record: &VolumeRecord,
     ) -> Result<()> {
-        let directory = self.instance.volumes_dir().join(&record.name);
-        if fs::exists(&directory) {
-            return Err(Error::internal(format!(
-                "{} exists but does not belong to a volume",
-                directory.display()
-            )));
-        }
-        fs::rename(&staged.path, &directory)?;
+        created.publish()?;
         if let Err(error) = self.store.put_volume(record) {
-            fs::rename(&directory, &staged.path)?;
+            created.withdraw()?;
             return Err(error);
         }
         state.insert(
@@ -488,13 +454,6 @@ impl Volumes {
             },
         );
         Ok(())
-    }
-
-    fn mount_lock(&self, name: &str) -> Result<Arc<Mutex<()>>> {
-        self.state()
-            .get(name)
-            .map(|volume| volume.mount_lock.clone())
-            .ok_or_else(|| no_such_volume(name))
     }
 
     /// Registers a container as a user of a volume, at recovery and for `--volumes-from`.
@@ -512,141 +471,6 @@ impl Volumes {
         if let Some(volume) = self.state_mut().get_mut(name) {
             volume.users.remove(container);
         }
-    }
-
-    /// Mounts a volume's content for a container that is being started. Blocks.
-    pub fn mount_for_container(
-        &self,
-        name: &str,
-        container: &str,
-        details: &[(&str, String)],
-    ) -> Result<()> {
-        let record = self.begin_use(name, container)?;
-        let mut attributes = vec![("container", container.to_owned())];
-        attributes.extend_from_slice(details);
-        self.publish(&record, "mount", &attributes);
-        Ok(())
-    }
-
-    fn begin_use(&self, name: &str, user: &str) -> Result<VolumeRecord> {
-        let mount_lock = self.mount_lock(name)?;
-        let _mount_guard = mount_lock.lock().ignore_poison();
-        let record = self.find(name)?;
-        self.check_idle(name)?;
-        let uses = self
-            .state()
-            .get(name)
-            .is_some_and(|volume| volume.running.contains(user));
-        // A container may mount the same volume at several paths.
-        if !uses || self.path(name).as_os_str().is_empty() {
-            self.mount_for(&record, user)?;
-        }
-        if let Some(volume) = self.state_mut().get_mut(name) {
-            volume.running.insert(user.to_owned());
-        }
-        Ok(record)
-    }
-
-    /// Returns a conflict error if an exclusive operation on a volume is in progress.
-    fn check_idle(&self, name: &str) -> Result<()> {
-        self.state()
-            .get(name)
-            .map_or(Ok(()), |volume| volume.idle())
-    }
-
-    /// Mounts a volume's content for `user`. The caller holds the volume's `mount_lock`.
-    fn mount_for(&self, record: &VolumeRecord, user: &str) -> Result<()> {
-        if record.driver == LOCAL {
-            self.mount(record)
-        } else {
-            self.mount_by_plugin(record, user)
-        }
-    }
-
-    /// Reverses `mount_for`. The caller holds the volume's `mount_lock`.
-    fn unmount_for(&self, record: &VolumeRecord, user: &str) {
-        if record.driver == LOCAL {
-            self.unmount_unused(record)
-        } else {
-            self.unmount_by_plugin(record, user)
-        }
-    }
-
-    /// Mounts a volume's own file system if it is not mounted.
-    fn mount(&self, record: &VolumeRecord) -> Result<()> {
-        let path = self.path(&record.name);
-        if !record.is_mounted() || local::is_mount_point(&path) {
-            return Ok(());
-        }
-        local::mount(record, &path).map_err(|error| {
-            error.prefixed(&format!("error while mounting volume '{}'", path.display()))
-        })
-    }
-
-    /// Unmounts a volume's content for a container that has ended, if no other uses it. Blocks.
-    pub fn unmount_for_container(&self, name: &str, container: &str) {
-        if let Some(record) = self.end_use(name, container) {
-            self.publish(&record, "unmount", &[("container", container.to_owned())]);
-        }
-    }
-
-    fn end_use(&self, name: &str, user: &str) -> Option<VolumeRecord> {
-        let mount_lock = self.mount_lock(name).ok()?;
-        // The lock is only necessary where something is unmounted.
-        let is_mounted = self
-            .find(name)
-            .is_ok_and(|record| record.is_mounted() || record.driver != LOCAL);
-        let _mount_guard = is_mounted.then(|| mount_lock.lock().ignore_poison());
-        let record = {
-            let mut state = self.state_mut();
-            let volume = state.get_mut(name)?;
-            if !volume.running.remove(user) {
-                return None;
-            }
-            volume.record.clone()
-        };
-        self.unmount_for(&record, user);
-        Some(record)
-    }
-
-    /// Returns whether a running container or transient user uses its content.
-    fn is_in_use(&self, name: &str) -> bool {
-        self.state()
-            .get(name)
-            .is_some_and(|volume| !volume.running.is_empty())
-    }
-
-    /// Unmounts a volume's own file system if no running container uses it. The caller holds the
-    /// volume's `mount_lock`.
-    fn unmount_unused(&self, record: &VolumeRecord) {
-        if record.is_mounted()
-            && !self.is_in_use(&record.name)
-            && let Err(error) = self.unmount(&record.name)
-        {
-            tracing::warn!(volume = record.name, "{error}");
-        }
-    }
-
-    fn unmount(&self, name: &str) -> Result<()> {
-        let path = self.path(name);
-        if local::is_mount_point(&path) {
-            local::unmount(&path)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Unmounts all volumes that no running container uses. Called after all of them were adopted.
-    pub fn unmount_unused_volumes(self: &Arc<Self>) {
-        let records: Vec<VolumeRecord> = self
-            .state()
-            .values()
-            .map(|volume| volume.record.clone())
-            .collect();
-        records
-            .iter()
-            .for_each(|record| self.unmount_unused(record));
-        self.unmount_stale_plugin_mounts(&records);
     }
 
     /// Copies the image's content at `path` into a volume, or into its directory `subpath`, if that
@@ -672,10 +496,7 @@ impl Volumes {
         self.mount_for(&record, &filler)?;
         // The directory itself is replaced only if it is not mounted into a container (new users
         // wait for `mount_lock`) and has no quota, which belongs to the directory.
-        let is_plain = record.driver == LOCAL
-            && !record.is_mounted()
-            && record.size().is_empty()
-            && subpath.is_empty();
+        let is_plain = !record.is_elsewhere() && record.size().is_empty() && subpath.is_empty();
         let directory = self.path(name);
         let replaced = (is_plain && !self.is_in_use(name)).then_some(directory.as_path());
         let outcome = fs::open(&directory)
@@ -729,51 +550,41 @@ impl Volumes {
         let mount_lock = self.mount_lock(name)?;
         let record = self.find(name)?;
         // The lock is only necessary where something is unmounted, which can take long.
-        let is_elsewhere = record.is_mounted() || record.driver != LOCAL;
+        let is_elsewhere = record.is_elsewhere();
         let _mount_guard = is_elsewhere.then(|| mount_lock.lock().ignore_poison());
         if is_elsewhere {
             self.begin_removal(name)?;
-            let removed = match record.driver.as_str() {
-                // The mounted file system's content is not deleted.
-                LOCAL => self.unmount(name),
-                _ => self
-                    .remove_by_plugin(&record)
-                    .or_else(|error| if force { Ok(()) } else { Err(error) }),
-            };
-            if let Some(volume) = self.state_mut().get_mut(name) {
-                volume.busy = removed.is_ok().then_some(REMOVED);
-            }
-            removed?;
         }
+        let driver = self.drivers.get(&record.driver);
+        let released = driver
+            .map_err(|error| error.prefixed(&format!("remove {}", record.name)))
+            .and_then(|driver| driver.release(&record).map(|()| driver));
+        let driver = match released {
+            Ok(driver) => Some(driver),
+            // The plugin keeps what it does not remove.
+            Err(_) if force && !record.is_local() => None,
+            Err(error) => {
+                if let Some(volume) = self.state_mut().get_mut(name) {
+                    volume.busy = None;
+                }
+                return Err(error);
+            }
+        };
         let mut state = self.state_mut();
         let volume = state.get(name).ok_or_else(|| no_such_volume(name))?;
         check_unused(volume)?;
         // The record before the directory: if the engine ends in between, the volume is restored
         // from its directory.
         self.store.delete_volume(&record)?;
-        if record.driver != LOCAL {
-            // The plugin has deleted its content.
-            state.remove(name);
-            drop(state);
-            self.publish(&record, "destroy", &[]);
-            return Ok(());
-        }
-        let trashed = self
-            .instance
-            .volumes_dir()
-            .join(format!("{STAGING_PREFIX}{}", random_names::random_id()));
-        match fs::rename(self.instance.volumes_dir().join(name), &trashed) {
-            Err(error) if !error.is_not_found() => {
-                self.store.put_volume(&record)?;
-                return Err(error.into());
-            }
-            _ => {}
+        if let Some(driver) = driver
+            && let Err(error) = driver.delete(&record)
+        {
+            self.store.put_volume(&record)?;
+            return Err(error);
         }
         state.remove(name);
         drop(state);
         self.publish(&record, "destroy", &[]);
-        // Deleting a large tree takes long; nobody has to wait for it.
-        std::thread::spawn(move || delete_directory(&trashed));
         Ok(())
     }
 
@@ -798,7 +609,7 @@ impl Volumes {
             Err(error) => tracing::warn!(volume = name, "{error}"),
         };
         // Unmounting and plugins can take long, and the caller must not wait.
-        if record.is_mounted() || record.driver != LOCAL {
+        if record.is_elsewhere() {
             drop(std::thread::spawn(remove))
         } else {
             remove()
@@ -854,7 +665,7 @@ impl Volumes {
         let candidates: Vec<String> = self
             .state()
             .values()
-            .filter(|volume| volume.record.driver == LOCAL)
+            .filter(|volume| volume.record.is_local())
             .filter(|volume| volume.users.is_empty() && (all || volume.record.is_anonymous()))
             .filter(|volume| filters.labels(volume.record.labels.as_ref().unwrap_or(&none)))
             .map(|volume| volume.record.name.clone())

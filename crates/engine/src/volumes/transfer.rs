@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use whelk_sys::{copy, errno_text, fs};
 
-use super::{CreateVolume, SNAPSHOT_OF, VolumeRecord, Volumes, local, new_record};
+use super::drivers::SIZE;
+use super::{CreateVolume, SNAPSHOT_OF, VolumeRecord, Volumes};
 use crate::error::{Error, Result};
 use crate::random_names;
 
@@ -79,7 +80,7 @@ impl Volumes {
             drop(self.discover(name));
         }
         let Ok(record) = self.find(name) else {
-            let record = new_record(CreateVolume {
+            let (record, _) = self.new_record(CreateVolume {
                 name: name.to_owned(),
                 ..CreateVolume::default()
             })?;
@@ -146,9 +147,9 @@ impl Volumes {
         if !source.record.size().is_empty() {
             request
                 .options
-                .insert(local::SIZE.into(), source.record.size().to_owned());
+                .insert(SIZE.into(), source.record.size().to_owned());
         }
-        let mut record = new_record(request)?;
+        let (mut record, _) = self.new_record(request)?;
         if snapshot {
             record
                 .options

@@ -1,11 +1,14 @@
-//! The mounts of the `local` driver: any file system that the kernel supports, or a directory of
-//! the host.
+//! The `local` driver: a directory per volume, `volumes/NAME/_data`.
+//!
+//! On it can be mounted, while the volume is used, any file system that the kernel supports, or a
+//! directory of the host.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::net::ToSocketAddrs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount as mount_file_system, mount_bind,
@@ -13,14 +16,167 @@ use rustix::mount::{
 };
 use whelk_sys::{errno_text, fs};
 
-use super::VolumeRecord;
+use super::{Created, VolumeDriver, VolumeRecord, creating, quota};
 use crate::error::{Error, Result};
+use crate::volumes::{DATA, DESCRIPTION, STAGING_PREFIX};
+use crate::{random_names, records};
+
+/// The built-in driver.
+#[derive(Debug)]
+pub(in crate::volumes) struct Local {
+    /// The directory of all volumes, which may be on a file system of its own.
+    volumes: PathBuf,
+}
+
+/// A new volume's directory before it has its final name. Deleted when dropped before that.
+#[derive(Debug)]
+pub(in crate::volumes) struct Staged {
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Local {
+    pub(super) fn new(volumes: PathBuf) -> Self {
+        Self { volumes }
+    }
+
+    fn directory(&self, name: &str) -> PathBuf {
+        self.volumes.join(name)
+    }
+
+    fn content(&self, name: &str) -> PathBuf {
+        self.directory(name).join(DATA)
+    }
+
+    /// Returns a new path beside the volumes.
+    fn temporary(&self) -> PathBuf {
+        self.volumes
+            .join(format!("{STAGING_PREFIX}{}", random_names::random_id()))
+    }
+
+    /// Creates a volume's directory under a temporary name.
+    pub(in crate::volumes) fn stage(&self, record: &VolumeRecord) -> Result<Staged> {
+        let staged = Staged {
+            path: self.temporary(),
+            target: self.directory(&record.name),
+        };
+        let description = records::describe_volume(record)?;
+        // 0701: other users must not list or change what is mounted below; access to the data
+        // depends on the mode of the data directory.
+        fs::create_dir(&staged.path, 0o701)?;
+        fs::create_dir(staged.content(), 0o755)?;
+        fs::write(staged.path.join(DESCRIPTION), description)?;
+        let size = record.size();
+        if !size.is_empty() {
+            parse_size(size)
+                .and_then(|size| quota::limit(&staged.content(), size))
+                .map_err(creating(&record.name))?;
+        }
+        Ok(staged)
+    }
+}
+
+impl Staged {
+    /// Returns the path of the content.
+    pub(in crate::volumes) fn content(&self) -> PathBuf {
+        self.path.join(DATA)
+    }
+
+    /// Syncs the file system that contains it.
+    pub(in crate::volumes) fn sync(&self) -> Result<()> {
+        let directory = fs::open(&self.path)?;
+        Ok(rustix::fs::openat(
+            &directory,
+            ".",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .and_then(rustix::fs::syncfs)
+        .map_err(fs::at("sync", &self.path))?)
+    }
+
+    /// Renames it to its final name.
+    pub(super) fn publish(&self) -> Result<()> {
+        if fs::exists(&self.target) {
+            return Err(Error::internal(format!(
+                "{} exists but does not belong to a volume",
+                self.target.display()
+            )));
+        }
+        Ok(fs::rename(&self.path, &self.target)?)
+    }
+
+    /// Reverses [`Staged::publish`].
+    pub(super) fn withdraw(&self) -> Result<()> {
+        Ok(fs::rename(&self.target, &self.path)?)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if fs::exists(&self.path) {
+            delete_directory(&self.path);
+        }
+    }
+}
+
+/// Deletes the directory of a removed or incomplete volume.
+pub(in crate::volumes) fn delete_directory(path: &Path) {
+    quota::remove_limit(&path.join(DATA));
+    if let Err(error) = fs::remove_tree(path) {
+        tracing::warn!("delete a volume's directory: {error}");
+    }
+}
+
+impl VolumeDriver for Local {
+    fn check(&self, options: &BTreeMap<String, String>) -> Result<()> {
+        check(options)
+    }
+
+    fn create(&self, record: &VolumeRecord) -> Result<Created> {
+        self.stage(record).map(Created::Staged)
+    }
+
+    fn mount(&self, record: &VolumeRecord, _user: &str) -> Result<PathBuf> {
+        let path = self.content(&record.name);
+        if record.is_mounted() && !is_mount_point(&path) {
+            mount(record, &path)?;
+        }
+        Ok(path)
+    }
+
+    fn unmount(&self, record: &VolumeRecord, _user: &str, is_last: bool) -> Result<()> {
+        let path = self.content(&record.name);
+        if record.is_mounted() && is_last && is_mount_point(&path) {
+            unmount(&path)?;
+        }
+        Ok(())
+    }
+
+    fn release(&self, record: &VolumeRecord) -> Result<()> {
+        // The mounted file system's content is not deleted.
+        self.unmount(record, "", true)
+    }
+
+    fn delete(&self, record: &VolumeRecord) -> Result<()> {
+        let trashed = self.temporary();
+        match fs::rename(self.directory(&record.name), &trashed) {
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(()) => {
+                // Deleting a large tree takes long; nobody has to wait for it.
+                std::thread::spawn(move || delete_directory(&trashed));
+                Ok(())
+            }
+        }
+    }
+}
 
 /// Validates a volume's options.
 ///
 /// # Errors
 /// Returns an error if an option is unknown, invalid, or requires another that is missing.
-pub(super) fn check(options: &BTreeMap<String, String>) -> Result<()> {
+fn check(options: &BTreeMap<String, String>) -> Result<()> {
     for (key, needed) in [
         ("device", "type"),
         ("o", "device"),
@@ -52,10 +208,10 @@ pub(super) fn check(options: &BTreeMap<String, String>) -> Result<()> {
 }
 
 /// The option that limits the size of a volume in bytes.
-pub(super) const SIZE: &str = "size";
+pub(in crate::volumes) const SIZE: &str = "size";
 
 /// Parses a size such as `10m` and returns bytes; 0 is an error.
-pub(super) fn parse_size(text: &str) -> Result<u64> {
+fn parse_size(text: &str) -> Result<u64> {
     whelk_text::size::parse_binary(text)
         .ok()
         .and_then(|bytes| u64::try_from(bytes).ok())
@@ -84,7 +240,7 @@ fn flag(word: &str) -> Option<MountFlags> {
 }
 
 /// Mounts a volume's file system on `path`.
-pub(super) fn mount(record: &VolumeRecord, path: &Path) -> Result<()> {
+fn mount(record: &VolumeRecord, path: &Path) -> Result<()> {
     let (kind, device) = (record.option("type"), record.option("device"));
     let mut flags = MountFlags::empty();
     let mut data = Vec::new();
@@ -172,7 +328,7 @@ fn resolve(host: &str) -> Result<String> {
         .ok_or_else(|| unknown("no address".into()))
 }
 
-pub(super) fn unmount(path: &Path) -> Result<()> {
+fn unmount(path: &Path) -> Result<()> {
     // Again, because the engine may have ended between mounting and making it private.
     make_private(path)?;
     rustix::mount::unmount(path, UnmountFlags::DETACH)
@@ -182,7 +338,7 @@ pub(super) fn unmount(path: &Path) -> Result<()> {
 
 /// Returns whether `path` is a mount point. Also returns `true` if that cannot be determined, as
 /// with a server that does not answer.
-pub(super) fn is_mount_point(path: &Path) -> bool {
+fn is_mount_point(path: &Path) -> bool {
     use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
     match statx(
         CWD,
