@@ -64,18 +64,27 @@ impl Error {
     /// Returns the same kind of error with `what`, the operation that failed, in front of its text.
     #[must_use]
     pub fn prefixed(self, what: &str) -> Self {
-        let with = |text: String| format!("{what}: {text}");
+        self.reworded(|text| format!("{what}: {text}"))
+    }
+
+    /// Returns the same kind of error with the text of a later one behind its own.
+    #[must_use]
+    pub(crate) fn followed(self, later: &Self) -> Self {
+        self.reworded(|text| format!("{text}; {later}"))
+    }
+
+    fn reworded(self, change: impl FnOnce(String) -> String) -> Self {
         match self {
-            Self::NotFound(text) => Self::NotFound(with(text)),
-            Self::Conflict(text) => Self::Conflict(with(text)),
-            Self::Restarting(text) => Self::Restarting(with(text)),
-            Self::Invalid(text) => Self::Invalid(with(text)),
-            Self::Denied(text) => Self::Denied(with(text)),
-            Self::NotModified(text) => Self::NotModified(with(text)),
-            Self::Unsupported(text) => Self::Unsupported(with(text)),
-            Self::Internal(text) => Self::Internal(with(text)),
-            Self::Unavailable(text) => Self::Unavailable(with(text)),
-            Self::ShimSilent(text) => Self::ShimSilent(with(text)),
+            Self::NotFound(text) => Self::NotFound(change(text)),
+            Self::Conflict(text) => Self::Conflict(change(text)),
+            Self::Restarting(text) => Self::Restarting(change(text)),
+            Self::Invalid(text) => Self::Invalid(change(text)),
+            Self::Denied(text) => Self::Denied(change(text)),
+            Self::NotModified(text) => Self::NotModified(change(text)),
+            Self::Unsupported(text) => Self::Unsupported(change(text)),
+            Self::Internal(text) => Self::Internal(change(text)),
+            Self::Unavailable(text) => Self::Unavailable(change(text)),
+            Self::ShimSilent(text) => Self::ShimSilent(change(text)),
         }
     }
 

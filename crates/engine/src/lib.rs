@@ -19,6 +19,7 @@ pub mod mounts;
 pub mod networks;
 mod random_names;
 mod records;
+mod rollback;
 mod security;
 mod shims;
 mod spec;

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, NetworkMode};
 use crate::networks::Endpoint;
+use crate::rollback::Rollback;
 use crate::{random_names, validate};
 
 #[derive(Clone, Debug, Default)]
@@ -132,22 +133,20 @@ impl Containers {
         wanted_name: Option<String>,
     ) -> Result<()> {
         self.reserve_name(record, wanted_name)?;
-        let mut made = self.make_files(&record.id);
-        if made.is_ok() {
-            made = self
-                .fill_volumes(record)
-                .await
-                .and_then(|()| self.store.insert_container(record));
-        }
-        if made.is_err() {
-            self.index
-                .write()
-                .ignore_poison()
-                .by_name
-                .remove(&record.name);
-            let _ = fs::remove_tree(self.instance.container_dir(&record.id));
-        }
-        made
+        let mut record = Rollback::new("create container", record);
+        record.push_undo("release the name", |record| {
+            let mut index = self.index.write().ignore_poison();
+            index.by_name.remove(&record.name);
+            Ok(())
+        });
+        record.push_undo("delete the files", |record| {
+            Ok(fs::remove_tree(self.instance.container_dir(&record.id))?)
+        });
+        self.make_files(&record.id)?;
+        self.fill_volumes(&record).await?;
+        self.store.insert_container(&record)?;
+        record.commit();
+        Ok(())
     }
 
     /// Reserves the requested name, or a random one that is not in use.

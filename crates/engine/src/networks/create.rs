@@ -14,6 +14,7 @@ use super::{Network, NetworkDriverKind, Networks, defaults};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::random_names;
+use crate::rollback::Rollback;
 
 #[derive(Clone, Debug, Default)]
 pub struct CreateNetwork {
@@ -132,11 +133,16 @@ impl Networks {
         // The record before the host's objects: interfaces without a record are deleted at the next
         // start.
         self.store.put_network(&record)?;
-        if let Err(error) = self.create_host_objects(&record) {
-            self.delete_host_objects(&record);
-            self.store.delete_network(&record.id)?;
-            return Err(error);
-        }
+        let mut created = Rollback::new("create network", &mut record);
+        created.push_undo("delete the record", |record| {
+            self.store.delete_network(&record.id)
+        });
+        created.push_undo("delete the network's objects", |record| {
+            self.delete_host_objects(record);
+            Ok(())
+        });
+        self.create_host_objects(&created)?;
+        created.commit();
         self.state_mut().insert(
             record.id.clone(),
             Network {

@@ -20,6 +20,7 @@ use super::{Member, Network, Networks, WarmNamespace, gateway_of};
 use crate::error::{Error, Result};
 use crate::model::{ContainerRecord, NetworkMode};
 use crate::random_names::random_id;
+use crate::rollback::Rollback;
 
 #[derive(Clone, Debug, Default)]
 pub struct ConnectRequest {
@@ -537,42 +538,33 @@ impl Networks {
         let external =
             |record: &ContainerRecord| self.external_network(record).map(|(network, _)| network.id);
         let before = external(record);
-        let attached =
-            self.attach_endpoint_to_running(record, &network, &mut endpoint, namespace.as_fd());
-        record.networks.insert(network.name.clone(), endpoint);
-        let connected = attached
-            .and_then(|mut links| self.set_default_gateway(record, &mut links))
-            .and_then(|()| self.start_resolver(record, namespace.as_fd(), None))
-            // The ports must be redirected to the network that now connects it to the outside.
-            .and_then(|()| {
-                if external(record) == before {
-                    Ok(())
-                } else {
-                    self.republish_ports(record)
-                }
-            });
-        if let Err(error) = connected {
+        let mut record = Rollback::new("connect", record);
+        record.push_undo("publish the ports", |record| {
+            if record.ports.is_empty() {
+                self.publish_ports(record)?;
+            }
+            Ok(())
+        });
+        record.push_undo("set the default gateway", |record| {
+            self.set_default_gateway(record, &mut Links::open_in(namespace.as_fd())?)
+        });
+        record.push_undo("detach the endpoint", |record| {
             if let Some(endpoint) = record.networks.remove(&network.name) {
                 self.detach_endpoint(&record.id, &network, &endpoint, Some(namespace.as_fd()));
             }
-            // Restore the previous state as far as possible.
-            let restored = Links::open_in(namespace.as_fd())
-                .map_err(Error::from)
-                .and_then(|mut links| self.set_default_gateway(record, &mut links));
-            let published = if record.ports.is_empty() {
-                self.publish_ports(record)
-            } else {
-                Ok(())
-            };
-            if let Err(error) = restored.and(published) {
-                tracing::warn!(
-                    container = record.id,
-                    "restore the networks after a failed connect: {error}"
-                );
-            }
-            return Err(error);
+            Ok(())
+        });
+        let attached =
+            self.attach_endpoint_to_running(&record, &network, &mut endpoint, namespace.as_fd());
+        record.networks.insert(network.name.clone(), endpoint);
+        self.set_default_gateway(&record, &mut attached?)?;
+        self.start_resolver(&record, namespace.as_fd(), None)?;
+        // The ports must be redirected to the network that now connects it to the outside.
+        if external(&record) != before {
+            self.republish_ports(&mut record)?;
         }
         self.publish(&network, "connect", Some(&record.id));
+        record.commit();
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use super::Networks;
 use super::model::option;
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig, PortBinding};
+use crate::rollback::Rollback;
 
 /// A request to publish one port of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,19 +124,24 @@ impl Networks {
             .map(|address| (address.is_ipv4(), address))
             .collect();
         let (name, endpoint_id) = (record.name.clone(), endpoint.endpoint_id.clone());
-        let published = requests
-            .iter()
-            .try_for_each(|request| self.publish_port(record, request, &network, default, &targets))
-            .and_then(|()| {
-                let written = self.stack.firewall.publish(&record.ports);
-                written.map_err(|error| error.to_string())
-            });
-        published.map_err(|text| {
+        let mut record = Rollback::new("publish", record);
+        record.push_undo("withdraw the ports", |record| {
             self.withdraw_ports(record);
+            Ok(())
+        });
+        let failed = |text: String| {
             Error::internal(format!(
                 "driver failed programming external connectivity on endpoint {name} ({endpoint_id}): {text}"
             ))
-        })
+        };
+        for request in &requests {
+            self.publish_port(&mut record, request, &network, default, &targets)
+                .map_err(failed)?;
+        }
+        let written = self.stack.firewall.publish(&record.ports);
+        written.map_err(|error| failed(error.to_string()))?;
+        record.commit();
+        Ok(())
     }
 
     /// Reserves the host's ports for one port of a container and adds what was reserved to the

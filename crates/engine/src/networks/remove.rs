@@ -10,23 +10,22 @@ use super::stack::{default_bridge, is_of_instance, is_ours, prefix};
 use super::{NetworkRecord, Networks};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
+use crate::rollback::Errors;
 use crate::store::RecordStore;
 
 /// Deletes the bridges, interfaces and rules of an instance from the host. If the instance is kept,
 /// its next start creates them again.
 pub(crate) fn uninstall(instance: &Instance) -> Result<()> {
-    // Every step is tried, even if an earlier one failed.
-    let links = remove_links(instance);
-    let accept = ForwardAccept::new(&instance.name).remove();
-    let rules = Firewall::new(&instance.name).and_then(|firewall| firewall.remove());
-    links
-        .and(accept.map_err(Into::into))
-        .and(rules.map_err(Into::into))
+    let mut errors = Errors::default();
+    errors.keep(remove_links(instance));
+    errors.keep(ForwardAccept::new(&instance.name).remove());
+    errors.keep(Firewall::new(&instance.name).and_then(|firewall| firewall.remove()));
+    errors.into_result()
 }
 
 fn remove_links(instance: &Instance) -> Result<()> {
     let mut links = Links::open()?;
-    let mut outcome = Ok(());
+    let mut errors = Errors::default();
     if fs::exists(instance.database()) {
         // Bridges with names chosen by users are found by their records; everything else is found
         // by name, even without a database.
@@ -34,21 +33,20 @@ fn remove_links(instance: &Instance) -> Result<()> {
             Ok(records) => {
                 for record in records {
                     if let Some(name) = record.option(option::BRIDGE_NAME) {
-                        outcome = outcome
-                            .and(delete_bridge(&mut links, name, &record).map_err(Error::from));
+                        errors.keep(delete_bridge(&mut links, name, &record));
                     }
                 }
             }
-            Err(error) => outcome = Err(error),
+            Err(error) => errors.keep(Err::<(), _>(error)),
         }
     }
     let (prefix, default) = (prefix(instance), default_bridge(instance));
     for link in links.list()? {
         if is_ours(&prefix, &link.name) || link.name == default && is_of_instance(instance, &link) {
-            outcome = outcome.and(links.delete(&link.name).map_err(Error::from));
+            errors.keep(links.delete(&link.name));
         }
     }
-    outcome
+    errors.into_result()
 }
 
 impl Networks {
