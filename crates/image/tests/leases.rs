@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::images::{Image, docker_archive};
 use common::{Bench, file, noise, pack};
-use whelk_image::{Digest, Store, Used, archive};
+use whelk_image::{Digest, Progress, Store, Used, archive};
 use whelk_sys::fs;
 
 /// The records of an engine: the layers of each image.
@@ -44,7 +44,7 @@ fn image(command: &str, layers: &[&str]) -> Image {
 /// Loads an image and records it before its lease ends.
 fn load(store: &Store, records: &Records, archive: &[u8]) -> Digest {
     let lease = store.leases.take();
-    let loaded = archive::load(store, &lease, archive, None)
+    let loaded = archive::load(store, &lease, archive, None, &Progress::none())
         .unwrap()
         .remove(0);
     let layers = loaded.config.rootfs.diff_ids;
@@ -150,14 +150,21 @@ fn what_a_dead_load_left_is_removed() {
     );
     let lease = bench.store.leases.take();
     let broken = pack(&docker_archive(&[(&broken, &[])]));
-    archive::load(&bench.store, &lease, broken.as_slice(), None).unwrap_err();
+    archive::load(
+        &bench.store,
+        &lease,
+        broken.as_slice(),
+        None,
+        &Progress::none(),
+    )
+    .unwrap_err();
     drop(lease);
     // One whose thread panics while it holds the layers.
     let store = bench.store.clone();
     let complete = good.clone();
     let died = std::thread::spawn(move || {
         let lease = store.leases.take();
-        archive::load(&store, &lease, complete.as_slice(), None).unwrap();
+        archive::load(&store, &lease, complete.as_slice(), None, &Progress::none()).unwrap();
         panic!("the load dies");
     });
     died.join().unwrap_err();
@@ -165,7 +172,14 @@ fn what_a_dead_load_left_is_removed() {
     bench.check_empty("after a panic");
     // One whose process was killed: its lease was never dropped, but the next store has none.
     let lease = bench.store.leases.take();
-    archive::load(&bench.store, &lease, good.as_slice(), None).unwrap();
+    archive::load(
+        &bench.store,
+        &lease,
+        good.as_slice(),
+        None,
+        &Progress::none(),
+    )
+    .unwrap();
     collect(&bench.store, &records);
     assert_eq!(bench.names("layers").len(), 2);
     let next = Store::open(&bench.base.join("store")).unwrap();

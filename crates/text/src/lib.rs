@@ -8,6 +8,7 @@
 pub mod duration;
 pub mod glob;
 pub mod number;
+pub mod progress;
 pub mod signal;
 pub mod size;
 pub mod time;

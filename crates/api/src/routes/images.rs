@@ -7,15 +7,15 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use whelk_api_types::{
-    BuildPruneResponse, ErrorDetail, ImagePruneResponse, ImageSummary, StreamMessage,
-};
+use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
+use whelk_api_types::{BuildPruneResponse, ImagePruneResponse, ImageSummary, StreamMessage};
 use whelk_engine::containers::{ContainerSummary, ListRequest};
 use whelk_engine::images::FILTERS;
 use whelk_engine::mounts::MountPlan;
 use whelk_engine::{Engine, Error};
 use whelk_image::archive::Import;
-use whelk_image::{Digest, Platform, Reference};
+use whelk_image::{Digest, Platform, Progress, Reference};
 
 use super::{App, ok};
 use crate::error::{ApiError, ApiResult};
@@ -126,48 +126,47 @@ pub(super) async fn load(
 ) -> ApiResult {
     let platform = platform(&params, "platform", version, ImageOperation::Load)?;
     let reader = stream::reader(body);
-    let images = engine.images.clone();
-    let loaded = super::blocking(move || images.load(reader, platform.as_ref())).await;
-    let text = |text: String| {
-        stream_line(&StreamMessage {
-            stream: Some(text),
-            ..StreamMessage::default()
+    let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(PROGRESS_LINES);
+    let progress = if params.flag_or("quiet", true) {
+        Progress::none()
+    } else {
+        let sender = sender.clone();
+        // A client that does not keep up misses reports; it must not hold up the load.
+        Progress::to(move |update| {
+            let line = stream_line(&wire::progress(&update));
+            let _ = sender.try_send(Ok(Bytes::from(line)));
         })
     };
-    let lines = match loaded {
-        // Docker sends the response head before it reads the archive, so errors are reported in the
-        // stream.
-        Err(error) => {
-            let error = error.to_string();
-            stream_line(&StreamMessage {
-                error_detail: Some(ErrorDetail {
-                    message: error.clone(),
-                }),
-                error: Some(error),
-                ..StreamMessage::default()
-            })
+    let engine = engine.clone();
+    tokio::spawn(async move {
+        let images = engine.images.clone();
+        let work = move || images.load(reader, platform.as_ref(), &progress);
+        let mut loaded = super::blocking(work).await;
+        // What is reported as loaded must be on disk.
+        if let Err(error) = engine.wait_durable().await {
+            loaded = Err(error);
         }
-        Ok(loaded) => {
-            let mut lines = String::new();
-            for (image, renamed) in loaded {
-                if image.names.is_empty() {
-                    lines += &text(format!("Loaded image ID: {}\n", image.id));
-                }
-                for name in image.names.iter().map(Reference::familiar) {
-                    if let Some(renamed) = renamed.iter().find(|renamed| renamed.name == name) {
-                        let old = &renamed.old;
-                        lines += &text(format!(
-                            "The image {name} already exists, renaming the old one with ID {old} to empty string\n"
-                        ));
-                    }
-                    lines += &text(format!("Loaded image: {name}\n"));
-                }
-            }
-            lines
-        }
-    };
-    Ok(([(header::CONTENT_TYPE, "application/json")], lines).into_response())
+        // The response head may have been sent already, so errors are reported in the stream, as
+        // Docker does.
+        let messages = match loaded {
+            Err(error) => vec![wire::stream_error(&error)],
+            Ok(loaded) => loaded
+                .iter()
+                .flat_map(|(image, renamed)| wire::loaded(image, renamed))
+                .collect(),
+        };
+        let lines: String = messages.iter().map(stream_line).collect();
+        let _ = sender.send(Ok(Bytes::from(lines))).await;
+    });
+    // The head is sent with the first message, when the archive has been read: some clients stop
+    // sending when the response begins.
+    let first = futures_util::stream::iter(receiver.recv().await);
+    let body = Body::from_stream(first.chain(stream::pieces(receiver)));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
+
+/// Maximum number of progress messages queued for a client.
+const PROGRESS_LINES: usize = 64;
 
 /// Encodes a message of a stream as a line.
 fn stream_line(message: &StreamMessage) -> String {

@@ -10,11 +10,12 @@ use serde_json::{Map, Value, json};
 use whelk_text::{size, url};
 
 use super::destination::Destination;
+use super::messages::print_messages;
 use super::{filters, for_each};
 use crate::client::{ApiError, Body, Client, escape_name, no_body, query};
 use crate::format::table::Table;
 use crate::format::units::{ago, ellipsis};
-use crate::output::{print, print_line, warn_line};
+use crate::output::{print_line, warn_line};
 use crate::{Failure, Outcome, terminal};
 
 #[derive(Debug, Args)]
@@ -358,6 +359,8 @@ pub(crate) struct LoadArgs {
 
 pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
     let platform = platform_json(&args.platform)?;
+    // A file gets no progress, so the engine need not send it.
+    let is_quiet = args.quiet || !terminal::stdout_is_terminal();
     let body = match args.input.as_deref() {
         Some(path) if path != "-" => file_body(path)?,
         _ if terminal::stdin_is_terminal() => {
@@ -373,7 +376,7 @@ pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
             &format!(
                 "/images/load{}",
                 query(&[
-                    ("quiet", if args.quiet { "1" } else { "" }),
+                    ("quiet", if is_quiet { "1" } else { "0" }),
                     ("platform", &platform)
                 ])
             ),
@@ -382,34 +385,6 @@ pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
         )
         .await?;
     print_messages(response).await
-}
-
-/// Prints the messages of a streamed response.
-async fn print_messages(response: hyper::Response<hyper::body::Incoming>) -> Outcome {
-    let body = response
-        .into_body()
-        .collect()
-        .await
-        .map_err(|error| {
-            Failure::new(format!(
-                "connection to the engine lost during its response: {error}"
-            ))
-        })?
-        .to_bytes();
-    for message in serde_json::Deserializer::from_slice(&body).into_iter::<Value>() {
-        let message = message
-            .map_err(|error| Failure::new(format!("read the engine's response: {error}")))?;
-        if let Some(error) = message["error"].as_str() {
-            return Err(Failure::new(error));
-        }
-        if let Some(text) = message["stream"].as_str() {
-            print(text)?;
-        }
-        if let Some(text) = message["status"].as_str() {
-            print_line!("{text}")?;
-        }
-    }
-    Ok(0)
 }
 
 pub(super) fn file_body(path: &str) -> Outcome<Body> {

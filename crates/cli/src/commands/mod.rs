@@ -12,6 +12,7 @@ mod images;
 mod info;
 mod inspect;
 mod logs;
+mod messages;
 mod mounts;
 mod networking;
 mod networks;

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use whelk_image::archive::{self, Import, Loaded, Saved};
-use whelk_image::{Digest, Lease, Platform, Reference};
+use whelk_image::{Digest, Lease, Platform, Progress, Reference};
 use whelk_text::signal;
 
 use super::{Image, Images};
@@ -30,9 +30,10 @@ impl Images {
         &self,
         input: impl Read + Send,
         platform: Option<&Platform>,
+        progress: &Progress,
     ) -> Result<Vec<(Loaded, Vec<Renamed>)>> {
         self.with_lease(|lease| {
-            let loaded = archive::load(&self.files, lease, input, platform)?;
+            let loaded = archive::load(&self.files, lease, input, platform, progress)?;
             // The files must be on disk before a record refers to them.
             self.files.sync()?;
             let mut results = Vec::with_capacity(loaded.len());

@@ -9,9 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use serde_json::Value;
-use whelk_sys::fs;
 
-use super::load::{Images, tag};
+use super::load::{Images, read_layer, tag};
 use super::parts::{File, shown};
 use crate::bounded::MAX_LAYERS;
 use crate::config::{History, RootFs};
@@ -178,10 +177,11 @@ impl Reader<'_, '_> {
         {
             file.digest.clone()
         } else {
+            let input = read_layer(self.images.progress, file, &file.digest)?;
             self.images
                 .store
                 .snapshots
-                .apply(self.images.lease, fs::open(&file.path)?, None)?
+                .apply(self.images.lease, input, None)?
                 .diff_id
         };
         self.layers.insert(file.digest.clone(), diff_id.clone());

@@ -5,14 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_sys::fs;
 
-use super::parts::Parts;
+use super::parts::{File, Parts};
 use super::{docker, legacy, oci};
 use crate::bounded::MAX_NAMES;
 use crate::compression::decompress;
@@ -21,6 +20,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::leases::Lease;
 use crate::platform::Platform;
+use crate::progress::{Progress, Reader, State};
 use crate::reference::Reference;
 use crate::store::Store;
 
@@ -40,7 +40,7 @@ const MAX_IMAGES: usize = 1_000;
 const MAX_WORKERS: usize = 8;
 
 /// Loads the images of an archive (plain, gzip or zstd) into the store: all of them, or those whose
-/// platform equals `platform`.
+/// platform equals `platform`. Reports each layer that is unpacked to `progress`.
 ///
 /// `lease` holds what is added; the caller drops it after recording the images. If the archive is
 /// refused, nothing of it remains except layers that were unpacked completely; [`Store::gc`] removes
@@ -53,6 +53,7 @@ pub fn load(
     lease: &Lease,
     input: impl Read + Send,
     platform: Option<&Platform>,
+    progress: &Progress,
 ) -> Result<Vec<Loaded>> {
     let scratch = store.staging.scratch()?;
     let parts = Parts::extract(decompress(input)?, scratch.path())?;
@@ -61,6 +62,7 @@ pub fn load(
         lease,
         parts: &parts,
         platform,
+        progress,
         list: Vec::new(),
         by_id: BTreeMap::new(),
         names: Vec::new(),
@@ -85,6 +87,7 @@ pub fn load(
 pub(super) struct Images<'a> {
     pub(super) store: &'a Store,
     pub(super) lease: &'a Lease,
+    pub(super) progress: &'a Progress,
     pub(super) parts: &'a Parts,
     platform: Option<&'a Platform>,
     list: Vec<Image>,
@@ -195,34 +198,33 @@ impl Images<'_> {
 
     /// Unpacks the layers that the store does not have, one per available CPU at a time.
     fn unpack_layers(&self) -> Result<()> {
-        let mut work: Vec<(&Digest, &str, PathBuf, u64)> = Vec::new();
+        let mut work: Vec<(&Digest, &str, &File)> = Vec::new();
         let mut seen = BTreeSet::new();
         for image in &self.list {
             for (diff_id, part) in image.config.rootfs.diff_ids.iter().zip(&image.layers) {
                 let file = self.parts.file(part)?;
                 if seen.insert(diff_id) && !self.store.snapshots.claim(self.lease, diff_id) {
-                    work.push((diff_id, part, file.path.clone(), file.size));
+                    work.push((diff_id, part, file));
                 }
             }
         }
         // Largest first, so that no long-running layer is left for the end.
-        work.sort_by_key(|(_, _, _, size)| std::cmp::Reverse(*size));
+        work.sort_by_key(|(_, _, file)| std::cmp::Reverse(file.size));
         let next = AtomicUsize::new(0);
         let failed = Mutex::new(None);
         let workers = std::thread::available_parallelism()
             .map_or(1, usize::from)
             .min(MAX_WORKERS)
             .min(work.len());
-        let (store, lease) = (self.store, self.lease);
+        let (store, lease, progress) = (self.store, self.lease, self.progress);
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| {
-                    while let Some((diff_id, part, path, _)) =
+                    while let Some((diff_id, part, file)) =
                         work.get(next.fetch_add(1, Ordering::Relaxed))
                     {
-                        let unpacked = fs::open(path)
-                            .map_err(Error::from)
-                            .and_then(|file| store.snapshots.apply(lease, file, Some(diff_id)));
+                        let unpacked = read_layer(progress, file, diff_id)
+                            .and_then(|input| store.snapshots.apply(lease, input, Some(diff_id)));
                         if let Err(error) = unpacked {
                             next.store(work.len(), Ordering::Relaxed);
                             let mut failed = failed.lock().ignore_poison();
@@ -269,6 +271,22 @@ impl Images<'_> {
         });
         loaded.collect()
     }
+}
+
+/// Opens a layer's archive, whose progress is reported under the first digits of `digest`.
+pub(super) fn read_layer(
+    progress: &Progress,
+    file: &File,
+    digest: &Digest,
+) -> Result<Reader<std::fs::File>> {
+    const SHOWN: usize = 12;
+    let content = fs::open(&file.path)?;
+    Ok(progress.reader(
+        content,
+        &digest.hex()[..SHOWN],
+        State::LoadingLayer,
+        file.size,
+    ))
 }
 
 /// Parses an image name found in an archive.

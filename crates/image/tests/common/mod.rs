@@ -15,7 +15,7 @@ use std::time::Duration;
 use tar::{EntryType, GnuExtSparseHeader, Header};
 use whelk_image::archive::{self, Import, Loaded};
 use whelk_image::snapshots::Layer;
-use whelk_image::{Digest, Platform, Result, Store};
+use whelk_image::{Digest, Platform, Progress, Result, Store};
 use whelk_sys::fs;
 
 /// The mtime of entries that set no other.
@@ -124,7 +124,8 @@ pub(crate) fn load(
     input: impl Read + Send,
     platform: Option<&Platform>,
 ) -> Result<Vec<Loaded>> {
-    archive::load(store, &store.leases.take(), input, platform)
+    let lease = store.leases.take();
+    archive::load(store, &lease, input, platform, &Progress::none())
 }
 
 /// Imports an archive, like [`load`].

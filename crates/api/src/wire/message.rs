@@ -1,0 +1,95 @@
+//! Messages of streams.
+
+use whelk_api_types::{ErrorDetail, ProgressDetail, StreamMessage};
+use whelk_engine::images::Renamed;
+use whelk_image::Reference;
+use whelk_image::archive::Loaded;
+use whelk_image::progress::{State, Update};
+use whelk_text::progress;
+
+/// Returns the message of a report on an item.
+pub(crate) fn progress(update: &Update) -> StreamMessage {
+    let Update {
+        id,
+        state,
+        current,
+        total,
+    } = update;
+    let status = match state {
+        State::LoadingLayer => "Loading layer",
+    };
+    let bar = progress::bar(*current, *total, progress::WIDTH);
+    StreamMessage {
+        status: Some(status.into()),
+        progress_detail: Some(ProgressDetail {
+            current: *current,
+            total: *total,
+        }),
+        progress: Some(bar).filter(|bar| !bar.is_empty()),
+        id: Some(id.clone()),
+        ..StreamMessage::default()
+    }
+}
+
+/// Returns the messages about a loaded image and the names that it has taken from others.
+pub(crate) fn loaded(image: &Loaded, renamed: &[Renamed]) -> Vec<StreamMessage> {
+    let mut messages = Vec::new();
+    let mut say = |text: String| {
+        messages.push(StreamMessage {
+            stream: Some(text),
+            ..StreamMessage::default()
+        });
+    };
+    if image.names.is_empty() {
+        say(format!("Loaded image ID: {}\n", image.id));
+    }
+    for name in image.names.iter().map(Reference::familiar) {
+        if let Some(renamed) = renamed.iter().find(|renamed| renamed.name == name) {
+            let old = &renamed.old;
+            say(format!(
+                "The image {name} already exists, renaming the old one with ID {old} to empty string\n"
+            ));
+        }
+        say(format!("Loaded image: {name}\n"));
+    }
+    messages
+}
+
+/// Returns the message of an error after the response head was sent.
+pub(crate) fn stream_error(error: &whelk_engine::Error) -> StreamMessage {
+    let error = error.to_string();
+    StreamMessage {
+        error_detail: Some(ErrorDetail {
+            message: error.clone(),
+        }),
+        error: Some(error),
+        ..StreamMessage::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_encoded_as_dockers() {
+        let update = |current, total| Update {
+            id: "0123456789ab".into(),
+            state: State::LoadingLayer,
+            current,
+            total,
+        };
+        let text = |update: &Update| serde_json::to_string(&progress(update)).unwrap();
+        let bar = format!("[{}>{}]  32.77kB/65.54kB", "=".repeat(25), " ".repeat(25));
+        assert_eq!(
+            text(&update(32_768, 65_536)),
+            format!(
+                r#"{{"status":"Loading layer","progressDetail":{{"current":32768,"total":65536}},"progress":"{bar}","id":"0123456789ab"}}"#
+            )
+        );
+        assert_eq!(
+            text(&update(0, 0)),
+            r#"{"status":"Loading layer","progressDetail":{},"id":"0123456789ab"}"#
+        );
+    }
+}

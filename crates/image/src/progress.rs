@@ -1,0 +1,144 @@
+//! Reports how far an operation on images is: one line per item, such as a layer.
+//!
+//! Reports are throttled here, so that whoever moves the bytes can report every piece of them, and
+//! whoever receives the reports need not keep up with that.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Minimum time between two reports on an item, apart from its first and its last.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// What happens to an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// A layer of an image archive is unpacked.
+    LoadingLayer,
+}
+
+/// A report on an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// Identifies the item among those of the operation. For a layer, 12 digits of a digest.
+    pub id: String,
+    pub state: State,
+    /// In bytes.
+    pub current: u64,
+    /// In bytes; 0 if unknown.
+    pub total: u64,
+}
+
+/// Where an operation reports to.
+#[derive(Clone, Default)]
+pub struct Progress(Option<Arc<dyn Fn(Update) + Send + Sync>>);
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Progress({})", self.0.is_some())
+    }
+}
+
+impl Progress {
+    /// Reports to nobody.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Reports to `report`, which is called on the threads that do the work and must return quickly.
+    pub fn to(report: impl Fn(Update) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(report)))
+    }
+
+    /// Returns a reader of an item's bytes that reports how many of `total` were read.
+    pub fn reader<R: Read>(&self, inner: R, id: &str, state: State, total: u64) -> Reader<R> {
+        Reader {
+            inner,
+            progress: self.clone(),
+            update: Update {
+                id: id.to_owned(),
+                state,
+                current: 0,
+                total,
+            },
+            reported: None,
+        }
+    }
+}
+
+/// A reader that reports its position.
+#[derive(Debug)]
+pub struct Reader<R> {
+    inner: R,
+    progress: Progress,
+    update: Update,
+    /// Time and position of the last report.
+    reported: Option<(Instant, u64)>,
+}
+
+impl<R: Read> Read for Reader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let Some(report) = &self.progress.0 else {
+            return Ok(count);
+        };
+        let at_end = count == 0 && !buffer.is_empty();
+        self.update.current += count as u64;
+        let (now, current) = (Instant::now(), self.update.current);
+        let is_due = self.reported.is_none_or(|(last, position)| {
+            position != current && (at_end || now.duration_since(last) >= INTERVAL)
+        });
+        if is_due {
+            self.reported = Some((now, current));
+            report(self.update.clone());
+        }
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Reads `pieces` pieces of 10 bytes, and waits before each. Returns the reported positions.
+    fn reports(pieces: u64, wait: Duration) -> Vec<u64> {
+        let list = Arc::new(Mutex::new(Vec::new()));
+        let reports = list.clone();
+        let progress = Progress::to(move |update| reports.lock().unwrap().push(update));
+        let input = io::repeat(0).take(10 * pieces);
+        let mut reader = progress.reader(input, "a", State::LoadingLayer, 10 * pieces);
+        let mut buffer = [0; 10];
+        while reader.read(&mut buffer).unwrap() > 0 {
+            std::thread::sleep(wait);
+        }
+        assert_eq!(reader.read(&mut buffer).unwrap(), 0);
+        let list = list.lock().unwrap();
+        assert!(
+            list.iter()
+                .all(|update| update.id == "a" && update.total == 10 * pieces)
+        );
+        list.iter().map(|update| update.current).collect()
+    }
+
+    #[test]
+    fn reports_the_beginning_and_the_end_and_little_in_between() {
+        let many = reports(10_000, Duration::ZERO);
+        assert_eq!((many[0], many[many.len() - 1]), (10, 100_000));
+        // Even if this machine stops for seconds.
+        assert!(many.len() < 500, "{}", many.len());
+        assert!(many.is_sorted());
+        assert_eq!(reports(3, INTERVAL), [10, 20, 30]);
+        assert_eq!(reports(1, Duration::ZERO), [10]);
+        assert_eq!(reports(0, Duration::ZERO), [0]);
+    }
+
+    #[test]
+    fn reports_to_nobody() {
+        let input = &b"content"[..];
+        let mut reader = Progress::none().reader(input, "a", State::LoadingLayer, 7);
+        assert_eq!(io::copy(&mut reader, &mut io::sink()).unwrap(), 7);
+    }
+}
