@@ -69,6 +69,123 @@ fn marked(tag: &str) -> Archive {
 }
 
 #[test]
+fn load_reports_the_progress_of_layers_where_it_is_seen() {
+    let engine = Engine::without_images(&[]);
+    let archive = marked("progress:1");
+    let bytes = archive.build();
+    let load = |query: &str| -> Vec<Value> {
+        let answer = engine.http("POST", &format!("/images/load{query}"), &[], &bytes);
+        assert_eq!(answer.status, 200);
+        engine.docker(&["rmi", "progress:1"]).ok();
+        let text = answer.text();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let told = json!({"stream": "Loaded image: progress:1\n"});
+    let mut messages = load("?quiet=0");
+    assert_eq!(messages.pop(), Some(told.clone()));
+    for layer in &archive.layers {
+        let id = &sha256(layer)[..12];
+        let of_layer = messages.iter().filter(|message| message["id"] == id);
+        let last = of_layer.last().unwrap();
+        assert_eq!(last["status"], "Loading layer");
+        let size = layer.len();
+        assert_eq!(
+            last["progressDetail"],
+            json!({"current": size, "total": size})
+        );
+        let bar = last["progress"].as_str().unwrap();
+        assert!(bar.starts_with(&format!("[{}>]", "=".repeat(50))), "{bar}");
+    }
+    // As Docker's engine, which is quiet unless told otherwise.
+    for query in ["", "?quiet=1"] {
+        assert_eq!(load(query), std::slice::from_ref(&told), "{query}");
+    }
+    let file = engine.scratch("archives").join("archive.tar");
+    fs::write(&file, &bytes).unwrap();
+    let file = file.display().to_string();
+    engine.both(|cli| {
+        let mut terminal = cli.pty(&["load", "-i", &file]);
+        terminal.expect(&format!(
+            "{}: Loading layer",
+            &sha256(&archive.layers[0])[..12]
+        ));
+        terminal.expect("Loaded image: progress:1");
+        assert_eq!(terminal.finish(), 0);
+        cli.run(&["rmi", "progress:1"]).ok();
+        let mut terminal = cli.pty(&["load", "-q", "-i", &file]);
+        assert_eq!(terminal.finish(), 0);
+        assert_eq!(terminal.screen(), "Loaded image: progress:1\r\n");
+        cli.run(&["rmi", "progress:1"]).ok();
+        let output = cli.run(&["load", "-i", &file]).ok();
+        assert_eq!(output, "Loaded image: progress:1");
+        cli.run(&["rmi", "progress:1"]).ok();
+    });
+}
+
+#[test]
+fn the_manifest_of_an_oci_archive_stays_with_the_image() {
+    let engine = Engine::without_images(&[]);
+    engine.load(&marked("oci:1").build());
+    let inspect = |name: &str| engine.get(&format!("/images/{name}/json"));
+    let id = inspect("oci:1")["Id"].as_str().unwrap().to_owned();
+    let saved = engine.http("GET", "/images/oci:1/get", &[], b"").body;
+    engine.docker(&["rmi", "oci:1"]).ok();
+    assert_eq!(stored(&engine), [""; 0]);
+    // The same image as `docker buildx` writes it: an index between the layout and the manifest.
+    let mut parts = parts_of(&saved);
+    parts.retain(|(name, _)| name != "manifest.json" && name != "repositories");
+    let layout = parts
+        .iter_mut()
+        .find(|(name, _)| name == "index.json")
+        .unwrap();
+    let mut index: Value = serde_json::from_slice(&layout.1).unwrap();
+    let manifest = index["manifests"][0]["digest"].as_str().unwrap().to_owned();
+    let annotations = index["manifests"][0]["annotations"].take();
+    index["manifests"][0]["annotations"] = json!({});
+    let inner = serde_json::to_vec(&index).unwrap();
+    let outer = json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": format!("sha256:{}", sha256(&inner)),
+        "size": inner.len(),
+        "annotations": annotations,
+    }]});
+    layout.1 = serde_json::to_vec(&outer).unwrap();
+    let name = format!("blobs/sha256/{}", sha256(&inner));
+    parts.push((name.clone(), inner));
+    engine.load(&pack(&parts));
+    let manifest = format!("blobs/sha256/{}", manifest.trim_start_matches("sha256:"));
+    let config = format!("blobs/sha256/{}", id.trim_start_matches("sha256:"));
+    let check = || {
+        let stored = stored(&engine);
+        for blob in [&name, &manifest, &config] {
+            assert!(stored.contains(blob), "{blob}: {stored:?}");
+        }
+        let content = fs::read(engine.root().join(&name)).unwrap();
+        assert_eq!(format!("blobs/sha256/{}", sha256(&content)), name);
+        // What clients see is the same as of any loaded image.
+        let image = inspect("oci:1");
+        assert_eq!(
+            (&image["Id"], &image["RepoDigests"]),
+            (&json!(id), &json!([]))
+        );
+        assert!(image.get("Descriptor").is_none() && image.get("Manifests").is_none());
+        assert_eq!(engine.get("/images/json")[0]["RepoDigests"], json!([]));
+    };
+    check();
+    engine.kill9();
+    engine.restart();
+    check();
+    // A name for it, and the same image from an archive without manifests, change nothing in that.
+    engine.docker(&["tag", "oci:1", "oci:2"]).ok();
+    engine.load(&marked("oci:1").build());
+    check();
+    engine.docker(&["rmi", "-f", &id]).ok();
+    assert_eq!(stored(&engine), [""; 0]);
+}
+
+#[test]
 fn load_says_what_it_loaded_from_a_file_and_from_standard_input() {
     let engine = Engine::without_images(&[]);
     let path = images::busybox().display().to_string();

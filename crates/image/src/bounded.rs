@@ -22,6 +22,13 @@ pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usiz
         .map(|list| list.map_or_else(Vec::new, |list| list.0))
 }
 
+/// Deserializes `null` as the default value.
+pub(crate) fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 /// A list of at most `N` elements.
 pub(crate) struct AtMost<T, const N: usize>(pub(crate) Vec<T>);
 

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounded::{self, MAX_HISTORY, MAX_LAYERS};
+use crate::bounded::{self, MAX_HISTORY, MAX_LAYERS, null_is_default};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// An image configuration in the format common to OCI and Docker. Unknown fields are ignored; the
 /// original bytes are stored and hashed.
+///
+/// Docker's has more than the specification: `comment`, `docker_version`, and in the defaults of
+/// containers the health check, `OnBuild`, `Shell` and `ArgsEscaped`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -151,12 +154,6 @@ pub struct ContainerConfig {
     pub healthcheck: Option<serde_json::Value>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub args_escaped: bool,
-}
-
-fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
-    deserializer: D,
-) -> std::result::Result<T, D::Error> {
-    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 impl ImageConfig {

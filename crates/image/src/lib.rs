@@ -12,6 +12,7 @@ pub mod changes;
 pub mod compression;
 pub mod config;
 pub mod content;
+pub mod descriptor;
 pub mod digest;
 mod error;
 pub mod leases;

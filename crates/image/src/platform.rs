@@ -3,17 +3,18 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{ARCHITECTURE, ImageConfig};
 use crate::error::{Error, Result};
 
 /// An operating system, an architecture and an optional variant of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Platform {
-    pub os: String,
     pub architecture: String,
+    pub os: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub variant: String,
 }
 

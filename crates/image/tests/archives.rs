@@ -8,6 +8,7 @@ mod common;
 use std::io::{self, Read};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use common::images::{
     CONFIG, INDEX, Image, LAYER, MANIFEST, blob, blob_name, bytes, config, descriptor,
@@ -19,10 +20,12 @@ use common::{
 };
 use serde_json::{Value, json};
 use tar::{Archive, EntryType};
-use whelk_image::archive::{Import, Loaded, Saved, save};
+use whelk_image::archive::{Import, Loaded, Origin, Saved, save};
 use whelk_image::config::{ARCHITECTURE, ContainerConfig};
+use whelk_image::descriptor::Manifest;
+use whelk_image::progress::{State, Update};
 use whelk_image::snapshots::export;
-use whelk_image::{Digest, Error, Reference};
+use whelk_image::{Digest, Error, Progress, Reference};
 use whelk_sys::fs;
 
 fn base() -> Vec<u8> {
@@ -226,6 +229,58 @@ fn loads_the_own_platform_of_several() {
         (1, &image.id(), vec!["docker.io/library/multi:1".to_owned()])
     );
     check_stored(&bench, &image);
+    // Both are kept to the byte, and belong to the image; the layout's own index is the archive's.
+    let origin = &loaded[0].origin;
+    assert_eq!(origin.manifest, Some(Digest::of(&manifest)));
+    assert_eq!(origin.index, Some(Digest::of(&inner)));
+    for kept in [&manifest, &inner] {
+        let digest = Digest::of(kept);
+        assert_eq!(bench.store.content.read(&digest).unwrap(), *kept);
+    }
+    assert_eq!(bench.names("blobs/sha256").len(), 3);
+}
+
+#[test]
+fn keeps_the_manifest_of_an_image_without_an_index() {
+    let image = Image::new("x", &[base()]);
+    let bench = Bench::new();
+    let archive = pack(&oci_archive(&[(&image, "x:1"), (&image, "x:2")]));
+    let loaded = load(&bench.store, archive.as_slice(), None).unwrap();
+    let origin = &loaded[0].origin;
+    let stored = bench.store.content.read(origin.manifest.as_ref().unwrap());
+    let manifest = Manifest::parse(&stored.unwrap()).unwrap();
+    assert_eq!(manifest.config.digest, image.id());
+    assert_eq!((loaded.len(), &origin.index), (1, &None));
+    // Docker's layout has no manifest of the image.
+    let archive = pack(&docker_archive(&[(&image, &["x:1"])]));
+    let loaded = load(&bench.store, archive.as_slice(), None).unwrap();
+    assert_eq!(loaded[0].origin, Origin::default());
+}
+
+#[test]
+fn reports_the_progress_of_the_layers_that_it_unpacks() {
+    let image = Image::new("x", &[base(), middle()]);
+    let bench = Bench::new();
+    let archive = pack(&docker_archive(&[(&image, &[])]));
+    let updates = || {
+        let updates = Arc::new(Mutex::new(Vec::new()));
+        let list = updates.clone();
+        let progress = Progress::to(move |update| list.lock().unwrap().push(update));
+        let (store, lease) = (&bench.store, bench.store.leases.take());
+        whelk_image::archive::load(store, &lease, archive.as_slice(), None, &progress).unwrap();
+        std::mem::take(&mut *updates.lock().unwrap())
+    };
+    let first = updates();
+    for layer in &image.layers {
+        let digest = Digest::of(layer);
+        let of_layer = |update: &&Update| digest.hex().starts_with(&update.id);
+        let last = first.iter().rfind(of_layer).unwrap();
+        assert_eq!(last.id.len(), 12);
+        let size = layer.len() as u64;
+        assert_eq!((last.current, last.total), (size, size));
+        assert_eq!(last.state, State::LoadingLayer);
+    }
+    assert_eq!(updates(), [], "the layers are there");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use whelk_api_types::{
     ImageHistoryResponseItem, ImageInspect, ImageMetadata, ImageSummary, RootFs, Set,
 };
 use whelk_engine::images::{self, Image, Removed};
-use whelk_image::config;
+use whelk_image::{Reference, config};
 
 use super::{null_if_empty, signed, time};
 
@@ -28,12 +28,18 @@ pub(crate) fn image_summary(
         id: image.id.to_string(),
         labels: Some(image.config.config.labels.clone()).filter(|labels| !labels.is_empty()),
         parent_id: String::new(),
-        repo_digests: Some(Vec::new()),
+        repo_digests: Some(repo_digests(image)),
         repo_tags: names.clone(),
         shared_size: shared.map_or(-1, signed),
         size: image.size,
         virtual_size: None,
     }
+}
+
+/// Returns the familiar names with digest (`busybox@sha256:…`). A loaded image has none: they are the
+/// digests of manifests in registries.
+fn repo_digests(image: &Image) -> Vec<String> {
+    image.repo_digests.iter().map(Reference::familiar).collect()
 }
 
 fn omit_if_empty(text: &str) -> Option<String> {
@@ -57,7 +63,7 @@ pub(crate) fn image(image: &Image, names: Vec<String>) -> ImageInspect {
     ImageInspect {
         id: image.id.to_string(),
         repo_tags: names,
-        repo_digests: Vec::new(),
+        repo_digests: repo_digests(image),
         parent: None,
         comment: omit_if_empty(comment),
         created: config.created.clone().unwrap_or_default(),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};
 use whelk_sys::sync::IgnorePoison as _;
 
+use whelk_image::archive::Origin;
 use whelk_image::{Digest, ImageConfig, Platform, Reference};
 
 use crate::error::{Error, Result};
@@ -24,10 +25,46 @@ pub use transfer::Renamed;
 pub struct Image {
     pub id: Digest,
     pub config: ImageConfig,
+    /// The manifest and index that the image came with.
+    pub origin: Origin,
+    /// Names with the digest of the manifest or index that a registry has for the image.
+    pub repo_digests: Vec<Reference>,
     /// Size of the file contents in all layers, in bytes.
     pub size: u64,
     /// Time of its last tag, in nanoseconds since the epoch; 0 for never.
     pub tagged_at: i64,
+}
+
+impl ImageRecord {
+    fn of(image: &Image) -> Self {
+        Self {
+            id: image.id.clone(),
+            size: image.size,
+            tagged_at: image.tagged_at,
+            manifest: image.origin.manifest.clone(),
+            index: image.origin.index.clone(),
+            repo_digests: image
+                .repo_digests
+                .iter()
+                .map(Reference::to_string)
+                .collect(),
+        }
+    }
+
+    fn image(self, config: ImageConfig) -> Image {
+        let names = self.repo_digests.iter();
+        Image {
+            repo_digests: names.filter_map(|name| name.parse().ok()).collect(),
+            id: self.id,
+            config,
+            origin: Origin {
+                manifest: self.manifest,
+                index: self.index,
+            },
+            size: self.size,
+            tagged_at: self.tagged_at,
+        }
+    }
 }
 
 impl Image {
@@ -109,12 +146,7 @@ impl Images {
                 .and_then(|config| check_layers(&files, config))
             {
                 Ok(config) => {
-                    let image = Image {
-                        id: record.id,
-                        config,
-                        size: record.size,
-                        tagged_at: record.tagged_at,
-                    };
+                    let image = record.image(config);
                     index.by_id.insert(image.id.clone(), Arc::new(image));
                 }
                 Err(error) => {
@@ -300,7 +332,11 @@ impl Images {
             let index = self.read();
             let images = index.by_id.values();
             whelk_image::Used {
-                blobs: index.by_id.keys().cloned().collect(),
+                blobs: images
+                    .clone()
+                    .flat_map(|image| image.origin.blobs().chain([&image.id]))
+                    .cloned()
+                    .collect(),
                 layers: images
                     .flat_map(|image| &image.config.rootfs.diff_ids)
                     .cloned()
@@ -330,11 +366,7 @@ impl Images {
                 tagged_at: now(),
                 ..Image::clone(image)
             };
-            let record = ImageRecord {
-                id: id.clone(),
-                size: image.size,
-                tagged_at: image.tagged_at,
-            };
+            let record = ImageRecord::of(&image);
             self.store.put_image(&record, std::slice::from_ref(&full))?;
             index.by_id.insert(id.clone(), Arc::new(image));
             index.tags.insert(full, id.clone());
@@ -372,5 +404,48 @@ fn check_layers(
             "layer {layer} is missing"
         ))),
         None => Ok(config),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::{decode, encode};
+
+    #[test]
+    fn records_of_earlier_versions_open() {
+        let id = Digest::of(b"config");
+        let old = format!(r#"{{"id":"{id}","size":5,"tagged_at":7}}"#);
+        let record: ImageRecord = decode(old.as_bytes()).unwrap();
+        assert_eq!(encode(&record).unwrap(), old);
+        let image = record.image(ImageConfig::default());
+        assert_eq!((image.id, image.size, image.tagged_at), (id, 5, 7));
+        assert_eq!(
+            (image.origin, image.repo_digests),
+            (Origin::default(), vec![])
+        );
+    }
+
+    #[test]
+    fn a_record_keeps_what_registries_know_of_the_image() {
+        let digest = Digest::of(b"manifest");
+        let image = Image {
+            id: Digest::of(b"config"),
+            config: ImageConfig::default(),
+            origin: Origin {
+                manifest: Some(digest.clone()),
+                index: Some(Digest::of(b"index")),
+            },
+            repo_digests: vec![
+                format!("docker.io/library/busybox@{digest}")
+                    .parse()
+                    .unwrap(),
+            ],
+            size: 5,
+            tagged_at: 7,
+        };
+        let text = encode(&ImageRecord::of(&image)).unwrap();
+        let record: ImageRecord = decode(text.as_bytes()).unwrap();
+        assert_eq!(record.image(ImageConfig::default()), image);
     }
 }

@@ -81,28 +81,32 @@ impl Images {
         })
     }
 
-    /// Records an image whose files are in the store, with its names. Without `tagged_at` an
-    /// existing image keeps the time of its last tag. Returns the names taken from other images.
+    /// Records an image whose files are in the store, with its names. An existing image keeps its
+    /// digests in registries, and without `tagged_at` the time of its last tag. Returns the names
+    /// taken from other images.
     fn record(&self, loaded: &Loaded, tagged_at: Option<i64>) -> Result<Vec<Renamed>> {
         let names: Vec<String> = loaded.names.iter().map(Reference::to_string).collect();
         // Locked until the end, so that no other change of a name comes between the store and the
         // index.
         let mut index = self.write();
-        let tagged_at = tagged_at
-            .or(index.by_id.get(&loaded.id).map(|known| known.tagged_at))
-            .unwrap_or(0);
-        let record = ImageRecord {
-            id: loaded.id.clone(),
-            size: loaded.size,
-            tagged_at,
+        let known = index.by_id.get(&loaded.id);
+        let origin = match known {
+            // An archive without manifests does not take away the one that the image came with.
+            Some(known) if loaded.origin.manifest.is_none() => &known.origin,
+            _ => &loaded.origin,
         };
-        self.store.put_image(&record, &names)?;
         let image = Image {
             id: loaded.id.clone(),
             config: loaded.config.clone(),
+            origin: origin.clone(),
+            repo_digests: known.map_or_else(Vec::new, |known| known.repo_digests.clone()),
             size: loaded.size,
-            tagged_at,
+            tagged_at: tagged_at
+                .or(known.map(|known| known.tagged_at))
+                .unwrap_or(0),
         };
+        let record = ImageRecord::of(&image);
+        self.store.put_image(&record, &names)?;
         index.by_id.insert(loaded.id.clone(), Arc::new(image));
         let mut renamed = Vec::new();
         for (name, reference) in names.into_iter().zip(&loaded.names) {

@@ -11,6 +11,14 @@ pub(crate) struct ImageRecord {
     pub size: u64,
     #[serde(default)]
     pub tagged_at: i64,
+    // Older records lack these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Digest>,
+    /// Full names with a digest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repo_digests: Vec<String>,
 }
 
 super::stored::forms! { ImageRecord => ImageRecord }

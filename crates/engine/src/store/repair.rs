@@ -436,6 +436,9 @@ fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repair
             id: digest,
             size,
             tagged_at: 0,
+            manifest: None,
+            index: None,
+            repo_digests: Vec::new(),
         };
         rest.images.push(
             serde_json::from_str(&encode(&record)?)

@@ -2,7 +2,7 @@
 //! image.
 
 use super::DockerImage;
-use super::load::{Images, tag};
+use super::load::{Images, Origin, tag};
 use crate::bounded::{AtMost, MAX_NAMES};
 use crate::error::{Error, Result};
 use crate::reference::Reference;
@@ -21,7 +21,7 @@ pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
             .iter()
             .map(|name| tag(name))
             .collect::<Result<Vec<Reference>>>()?;
-        images.add(&entry.config, entry.layers, names)?;
+        images.add(&entry.config, entry.layers, names, Origin::default())?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use super::Loaded;
+use super::{Loaded, Origin};
 use crate::config::{ContainerConfig, History, ImageConfig, RootFs};
 use crate::content::MAX_CONFIG_SIZE;
 use crate::error::{Error, Result};
@@ -62,6 +62,7 @@ pub fn import(
     let id = store.content.put(lease, &bytes)?;
     Ok(Loaded {
         id,
+        origin: Origin::default(),
         config,
         names: import.name.into_iter().collect(),
         size: layer.size,

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::load::{Images, read_layer, tag};
+use super::load::{Images, Origin, read_layer, tag};
 use super::parts::{File, shown};
 use crate::bounded::MAX_LAYERS;
 use crate::config::{History, RootFs};
@@ -137,9 +137,9 @@ impl Reader<'_, '_> {
             return Err(too_large());
         }
         self.images.parts.charge(bytes.len() as u64)?;
-        let index = self
-            .images
-            .add_config(Digest::of(&bytes), bytes, Vec::new())?;
+        let index =
+            self.images
+                .add_config(Digest::of(&bytes), bytes, Vec::new(), Origin::default())?;
         self.made.insert(id.to_owned(), index);
         Ok(index)
     }

@@ -28,10 +28,26 @@ use crate::store::Store;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     pub id: Digest,
+    pub origin: Origin,
     pub config: ImageConfig,
     pub names: Vec<Reference>,
     /// Total size of file content in all layers, in bytes.
     pub size: u64,
+}
+
+/// The manifest and index that an image came with, if any. Both are blobs of the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    pub manifest: Option<Digest>,
+    /// The index that lists the manifest among those for other platforms.
+    pub index: Option<Digest>,
+}
+
+impl Origin {
+    /// Returns the digests of both.
+    pub fn blobs(&self) -> impl Iterator<Item = &Digest> {
+        self.manifest.iter().chain(&self.index)
+    }
 }
 
 /// Maximum number of images in an archive.
@@ -66,6 +82,7 @@ pub fn load(
         list: Vec::new(),
         by_id: BTreeMap::new(),
         names: Vec::new(),
+        documents: BTreeMap::new(),
     };
     if parts.has("manifest.json") {
         docker::read(&mut images)?;
@@ -95,10 +112,14 @@ pub(super) struct Images<'a> {
     /// Names in archive order, each with the index of its image. If two images have the same name,
     /// the last one gets it.
     names: Vec<(Reference, usize)>,
+    /// Manifests and indexes that may be the origin of an image, as they are stored. Their total is
+    /// bounded by the archive's metadata budget.
+    pub(super) documents: BTreeMap<Digest, Vec<u8>>,
 }
 
 struct Image {
     id: Digest,
+    origin: Origin,
     config: ImageConfig,
     /// The configuration as it is stored. The total of all configurations is bounded by the
     /// archive's metadata budget.
@@ -119,13 +140,14 @@ impl Images<'_> {
         config: &str,
         layers: Vec<String>,
         names: impl IntoIterator<Item = Reference>,
+        origin: Origin,
     ) -> Result<()> {
         let id = self.parts.file(config)?.digest.clone();
         let index = match self.by_id.get(&id) {
             Some(index) => Some(*index),
             None => {
                 let bytes = self.parts.read(config)?;
-                self.add_config(id, bytes, layers.clone())?
+                self.add_config(id, bytes, layers.clone(), origin)?
             }
         };
         let Some(index) = index else { return Ok(()) };
@@ -146,6 +168,7 @@ impl Images<'_> {
         id: Digest,
         bytes: Vec<u8>,
         layers: Vec<String>,
+        origin: Origin,
     ) -> Result<Option<usize>> {
         let config = ImageConfig::parse(&bytes)?;
         if !matches!(config.os.as_str(), "" | "linux") {
@@ -169,6 +192,7 @@ impl Images<'_> {
         self.by_id.insert(id.clone(), index);
         self.list.push(Image {
             id,
+            origin,
             config,
             bytes,
             layers,
@@ -239,7 +263,7 @@ impl Images<'_> {
         failed.into_inner().ignore_poison().map_or(Ok(()), Err)
     }
 
-    /// Stores the configurations. Called last, when nothing can make the archive invalid any more.
+    /// Stores the configurations, manifests and indexes. Called last, when nothing can make the archive invalid any more.
     fn finish(self) -> Result<Vec<Loaded>> {
         let owners: BTreeMap<&Reference, usize> = self
             .names
@@ -262,8 +286,16 @@ impl Images<'_> {
                 .map(|diff_id| self.store.snapshots.size(diff_id));
             let size = sizes.sum::<Result<u64>>()?;
             self.store.content.put(self.lease, &image.bytes)?;
+            for bytes in image
+                .origin
+                .blobs()
+                .filter_map(|blob| self.documents.get(blob))
+            {
+                self.store.content.put(self.lease, bytes)?;
+            }
             Ok(Loaded {
                 id: image.id,
+                origin: image.origin,
                 config: image.config,
                 names,
                 size,

@@ -3,28 +3,28 @@
 
 use std::collections::BTreeMap;
 
-use super::load::{Images, tag};
-use super::{INDEX, Index, Manifest, NAME_ANNOTATION, TAG_ANNOTATION};
+use super::load::{Images, Origin, tag};
+use super::{NAME_ANNOTATION, TAG_ANNOTATION};
 use crate::bounded::MAX_NAMES;
 use crate::config::ARCHITECTURE;
+use crate::descriptor::{Index, Manifest};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::reference::Reference;
 
 /// Maximum nesting depth of indexes.
 const MAX_INDEX_DEPTH: usize = 4;
-const MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
     let content = images.parts.read("index.json")?;
-    let index: Index = serde_json::from_slice(&content)
-        .map_err(|error| Error::invalid(format!("invalid archive: index.json: {error}")))?;
+    let index =
+        Index::parse(&content).map_err(|error| error.during("invalid archive: index.json"))?;
     Reader {
         images,
         manifests: BTreeMap::new(),
         visited: 0,
     }
-    .index(&index, None, 0)?;
+    .index(&index, Outer::default(), 0)?;
     if images.is_empty() {
         Err(Error::invalid(format!(
             "invalid archive: no image for linux/{ARCHITECTURE}"
@@ -41,8 +41,17 @@ struct Reader<'a, 'b> {
     visited: usize,
 }
 
+/// What an index has from the entry that refers to it.
+#[derive(Clone, Copy, Default)]
+struct Outer<'a> {
+    name: Option<&'a Reference>,
+    /// The outermost index below the layout's own `index.json`, which belongs to the archive and not
+    /// to an image.
+    index: Option<&'a Digest>,
+}
+
 impl Reader<'_, '_> {
-    fn index(&mut self, index: &Index, outer: Option<&Reference>, depth: usize) -> Result<()> {
+    fn index(&mut self, index: &Index, outer: Outer<'_>, depth: usize) -> Result<()> {
         if depth > MAX_INDEX_DEPTH {
             return Err(Error::invalid(
                 "invalid archive: indexes are nested too deeply",
@@ -62,19 +71,27 @@ impl Reader<'_, '_> {
                     .filter(|name| name.contains([':', '/']))
             });
             let name = name.map(|name| tag(name)).transpose()?;
-            let name = name.as_ref().or(outer);
+            let name = name.as_ref().or(outer.name);
             if descriptor.platform.as_ref().is_some_and(|platform| {
                 platform.os != "linux" || platform.architecture != ARCHITECTURE
             }) {
                 continue;
             }
-            if descriptor.media_type == INDEX || descriptor.media_type == MANIFEST_LIST {
-                let inner: Index = self.blob(&descriptor.digest)?;
-                self.index(&inner, name, depth + 1)?;
+            if descriptor.is_index() {
+                let inner = self.blob(&descriptor.digest, Index::parse)?;
+                let outer = Outer {
+                    name,
+                    index: outer.index.or(Some(&descriptor.digest)),
+                };
+                self.index(&inner, outer, depth + 1)?;
                 continue;
             }
             let (config, layers) = self.manifest(&descriptor.digest)?;
-            self.images.add(&config, layers, name.cloned())?;
+            let origin = Origin {
+                manifest: Some(descriptor.digest.clone()),
+                index: outer.index.cloned(),
+            };
+            self.images.add(&config, layers, name.cloned(), origin)?;
         }
         Ok(())
     }
@@ -83,7 +100,7 @@ impl Reader<'_, '_> {
         if let Some(known) = self.manifests.get(digest) {
             return Ok(known.clone());
         }
-        let manifest: Manifest = self.blob(digest)?;
+        let manifest = self.blob(digest, Manifest::parse)?;
         let layers: Vec<String> = manifest
             .layers
             .iter()
@@ -99,11 +116,15 @@ impl Reader<'_, '_> {
         Ok((config, layers))
     }
 
-    fn blob<T: serde::de::DeserializeOwned>(&self, digest: &Digest) -> Result<T> {
+    /// Reads a manifest or index, and keeps its bytes in case that an image names it.
+    fn blob<T>(&mut self, digest: &Digest, parse: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
         let name = blob_name(digest);
         self.images.parts.check_name(&name)?;
-        serde_json::from_slice(&self.images.parts.read(&name)?)
-            .map_err(|error| Error::invalid(format!("invalid archive: {digest}: {error}")))
+        let bytes = self.images.parts.read(&name)?;
+        let parsed =
+            parse(&bytes).map_err(|error| error.during(&format!("invalid archive: {digest}")))?;
+        self.images.documents.insert(digest.clone(), bytes);
+        Ok(parsed)
     }
 }
 

@@ -7,13 +7,12 @@ use std::io::{self, Write};
 use tar::{Builder, EntryType, Header};
 
 use super::oci::blob_name;
-use super::{
-    CONFIG, Descriptor, DockerImage, INDEX, Index, LAYER, MANIFEST, Manifest, NAME_ANNOTATION,
-    Platform, TAG_ANNOTATION,
-};
+use super::{DockerImage, NAME_ANNOTATION, TAG_ANNOTATION};
 use crate::config::ImageConfig;
+use crate::descriptor::{CONFIG, Descriptor, Index, LAYER, MANIFEST, Manifest};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
+use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::store::Store;
 
@@ -32,11 +31,7 @@ pub struct Saved {
 pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
     let mut archive = Builder::new(output);
     let mut written = BTreeMap::new();
-    let mut index = Index {
-        schema_version: 2,
-        media_type: INDEX.into(),
-        manifests: Vec::new(),
-    };
+    let mut index = Index::new(Vec::new());
     let mut docker = Vec::new();
     // The legacy `repositories` file, for readers that do not know manifests: repository, tag, ID
     // of the topmost layer.
@@ -52,15 +47,12 @@ pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
                 None => write_layer(store, diff_id, time, &mut archive)?,
             };
             written.insert(diff_id.clone(), size);
-            layers.push(descriptor(LAYER, diff_id.clone(), size));
+            layers.push(Descriptor::new(LAYER, diff_id.clone(), size));
         }
         write_blob(&mut archive, &mut written, &image.id, &config_bytes, time)?;
-        let manifest = Manifest {
-            schema_version: 2,
-            media_type: MANIFEST.into(),
-            config: descriptor(CONFIG, image.id.clone(), config_bytes.len() as u64),
-            layers: layers.clone(),
-        };
+        let config_descriptor =
+            Descriptor::new(CONFIG, image.id.clone(), config_bytes.len() as u64);
+        let manifest = Manifest::new(config_descriptor, layers.clone());
         let manifest_bytes =
             serde_json::to_vec(&manifest).map_err(|error| Error::invalid(error.to_string()))?;
         let manifest_digest = Digest::of(&manifest_bytes);
@@ -141,16 +133,6 @@ fn created(config: &ImageConfig) -> u64 {
         .unwrap_or(0)
 }
 
-fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
-    Descriptor {
-        media_type: media_type.into(),
-        digest,
-        size,
-        annotations: BTreeMap::new(),
-        platform: None,
-    }
-}
-
 /// Returns one index entry for each name, or one without a name.
 fn index_entries(
     image: &Saved,
@@ -159,10 +141,11 @@ fn index_entries(
     size: u64,
 ) -> Vec<Descriptor> {
     let entry = |name: Option<&Reference>| {
-        let mut entry = descriptor(MANIFEST, manifest.clone(), size);
+        let mut entry = Descriptor::new(MANIFEST, manifest.clone(), size);
         entry.platform = Some(Platform {
             architecture: config.architecture.clone(),
             os: config.os.clone(),
+            variant: String::new(),
         });
         if let Some(name) = name {
             entry
