@@ -146,9 +146,9 @@ impl Writer {
                 "the content of blob {digest} has the digest {actual}"
             )));
         }
-        let on_disk = file.sync_data();
-        partial.resumable = on_disk.is_err();
-        on_disk.map_err(fs::at("sync", &partial.path))?;
+        // If this fails, nothing of it can be used: the kernel reports an error of writing back once,
+        // and the next fsync(2) would succeed without the data being on disk.
+        file.sync_data().map_err(fs::at("sync", &partial.path))?;
         fs::rename(&partial.path, complete)?;
         Ok(())
     }
