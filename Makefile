@@ -1,6 +1,6 @@
 # make demo    install dependencies, build, and run a tutorial on a temporary engine
-# make test    install dependencies and run all tests (as root: they create containers)
-# make check   check formatting and lints
+# make test    install dependencies and run all tests and fuzz targets (as root: tests create containers)
+# make check   check formatting and lints, and build the fuzz targets
 # make bench   run the benchmarks, compared with Docker if DOCKER_BENCH_HOST is set
 # make test-vm run the tests that depend on cgroups in an emulated machine with cgroup v2 and Debian's kernel
 # make test-fresh  run the commands of README.md in a minimal Debian 12
@@ -31,6 +31,7 @@ test: setup
 	tests/images/make $(IMAGES)
 	cargo build --locked -p whelk
 	cargo test --locked --workspace --no-fail-fast
+	scripts/fuzz run 5
 
 test-vm: setup
 	cargo build --locked -p whelk
@@ -43,6 +44,7 @@ test-fresh: setup
 check: setup
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	scripts/fuzz build
 
 bench: release
 	tests/images/make $(IMAGES)

@@ -7,6 +7,8 @@
 
 mod error;
 mod extract;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hijack;
 mod json;
 mod peer;

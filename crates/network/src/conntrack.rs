@@ -87,7 +87,7 @@ fn is_published_at(to: SocketAddr, port: SocketAddr) -> bool {
 }
 
 /// Returns the original destination of a UDP connection, or `None` for other protocols.
-fn destination(tuple: &[u8]) -> Option<SocketAddr> {
+pub(crate) fn destination(tuple: &[u8]) -> Option<SocketAddr> {
     let tuple = Attributes(tuple);
     let protocol = Attributes(tuple.find(CTA_TUPLE_PROTO)?);
     let is_udp = protocol.find(CTA_PROTO_NUM)?.first() == Some(&Protocol::Udp.number());

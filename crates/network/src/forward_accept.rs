@@ -146,14 +146,14 @@ fn attributes(rule: &Reply) -> Option<Attributes<'_>> {
 }
 
 /// Returns the comment in a rule's user data: type, length, NUL-terminated text.
-fn comment(rule: &Reply) -> Option<String> {
+pub(crate) fn comment(rule: &Reply) -> Option<String> {
     let data = attributes(rule)?.find(nft::NFTA_RULE_USERDATA)?;
     let (&[kind, length], text) = data.split_first_chunk::<2>()?;
     let text = text.get(..usize::from(length).checked_sub(1)?)?;
     (kind == nft::COMMENT).then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-fn handle(rule: &Reply) -> Option<u64> {
+pub(crate) fn handle(rule: &Reply) -> Option<u64> {
     attributes(rule)?
         .find(nft::NFTA_RULE_HANDLE)?
         .try_into()

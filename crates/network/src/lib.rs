@@ -11,6 +11,8 @@ pub mod dns_sockets;
 mod error;
 mod firewall;
 mod forward_accept;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ipam;
 mod link;
 pub mod namespace;

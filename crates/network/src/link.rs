@@ -591,7 +591,7 @@ fn address_message(kind: u16, flags: u16, index: u32, address: IpNet) -> Message
         .ip(IFA_ADDRESS, address.addr())
 }
 
-fn parse_link(reply: &Reply) -> Option<Link> {
+pub(crate) fn parse_link(reply: &Reply) -> Option<Link> {
     let (header, attributes) = reply.split(16)?;
     let info = attributes.find(IFLA_LINKINFO).map(Attributes);
     Some(Link {
@@ -608,7 +608,7 @@ fn parse_link(reply: &Reply) -> Option<Link> {
     })
 }
 
-fn parse_route(reply: &Reply) -> Option<(IpNet, u32)> {
+pub(crate) fn parse_route(reply: &Reply) -> Option<(IpNet, u32)> {
     let (header, attributes) = reply.split(12)?;
     if header[4] != RT_TABLE_MAIN || header[1] == 0 {
         return None;

@@ -316,14 +316,19 @@ impl Socket {
                 result => break result?.0,
             }
         };
-        let mut rest = &buffer[..length];
-        let mut replies = Vec::new();
-        while let Some((sequence, reply, next)) = split_first(rest) {
-            replies.push((sequence, reply));
-            rest = next;
-        }
-        Ok(replies)
+        Ok(messages(&buffer[..length]))
     }
+}
+
+/// Splits a datagram into messages with their sequence numbers. Ends at malformed data.
+pub(crate) fn messages(datagram: &[u8]) -> Vec<(u32, Reply)> {
+    let mut rest = datagram;
+    let mut replies = Vec::new();
+    while let Some((sequence, reply, next)) = split_first(rest) {
+        replies.push((sequence, reply));
+        rest = next;
+    }
+    replies
 }
 
 fn split_first(bytes: &[u8]) -> Option<(u32, Reply, &[u8])> {
@@ -341,22 +346,40 @@ fn split_first(bytes: &[u8]) -> Option<(u32, Reply, &[u8])> {
 }
 
 /// Decodes an error message: it contains a negated errno, or zero for an acknowledgement.
-fn outcome(reply: &Reply) -> std::result::Result<(), Errno> {
-    let code = reply
-        .body
-        .get(..4)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(0, i32::from_ne_bytes);
-    if code == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_raw_os_error(-code))
+///
+/// # Errors
+/// Returns `EPROTO` if it contains neither.
+pub(crate) fn outcome(reply: &Reply) -> std::result::Result<(), Errno> {
+    /// The negated number of the last error (`MAX_ERRNO`).
+    const LOWEST: i32 = -4095;
+    let code = reply.body.first_chunk().copied().map(i32::from_ne_bytes);
+    match code {
+        Some(0) => Ok(()),
+        Some(code @ LOWEST..0) => Err(Errno::from_raw_os_error(-code)),
+        _ => Err(Errno::PROTO),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_message_is_a_negated_errno() {
+        let outcome = |body: &[u8]| {
+            outcome(&Reply {
+                kind: ERROR,
+                body: body.to_vec(),
+            })
+        };
+        let of = |code: i32| outcome(&code.to_ne_bytes());
+        assert_eq!(of(0), Ok(()));
+        assert_eq!(of(-2), Err(Errno::NOENT));
+        for code in [1, -4096, i32::MIN, i32::MAX] {
+            assert_eq!(of(code), Err(Errno::PROTO), "{code}");
+        }
+        assert_eq!(outcome(&[0; 3]), Err(Errno::PROTO));
+    }
 
     #[test]
     fn attributes_nest_and_are_padded() {

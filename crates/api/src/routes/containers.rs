@@ -24,7 +24,7 @@ use super::{App, json as json_response, json_line, no_content, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Params, RequestBody, detach_keys, json_with};
 use crate::hijack::{self, Source};
-use crate::json::{decode, decode_field};
+use crate::json::{DecodeError, Value, decode, decode_field};
 use crate::version::{self, ApiVersion};
 use crate::wire::{Convert, Parse};
 use crate::{stream, wire};
@@ -57,6 +57,34 @@ pub(super) async fn list(
 /// decoded endpoint takes about a hundred times the memory of its JSON.
 const MAX_ENDPOINTS: usize = 1024;
 
+/// Decodes the body of a request to create a container, whose settings are on three levels.
+pub(crate) fn decode_create(
+    body: Value<'_>,
+) -> Result<(ContainerConfig, HostConfig, NetworkingConfig), DecodeError> {
+    let host: Option<HostConfig> = body
+        .member("HostConfig")
+        .map(|field| decode_field(field, "container.HostConfig"))
+        .transpose()?;
+    let networking = body.member("NetworkingConfig");
+    if networking
+        .as_ref()
+        .is_some_and(|(_, networking)| has_too_many_endpoints(*networking))
+    {
+        return Err(serde::de::Error::custom(format!(
+            "more than {MAX_ENDPOINTS} endpoints"
+        )));
+    }
+    let networking: Option<NetworkingConfig> = networking
+        .map(|field| decode_field(field, "network.NetworkingConfig"))
+        .transpose()?;
+    let config = decode(body, "container.CreateRequest")?;
+    Ok((
+        config,
+        host.unwrap_or_default(),
+        networking.unwrap_or_default(),
+    ))
+}
+
 pub(super) async fn create(
     State(engine): App,
     Extension(version): Extension<ApiVersion>,
@@ -64,28 +92,10 @@ pub(super) async fn create(
     request: Request,
 ) -> ApiResult {
     let (parts, body) = request.into_parts();
-    let decoded = json_with(&parts.headers, body, |body| {
-        let host: Option<HostConfig> = body
-            .member("HostConfig")
-            .map(|field| decode_field(field, "container.HostConfig"))
-            .transpose()?;
-        let networking = body.member("NetworkingConfig");
-        if networking
-            .as_ref()
-            .is_some_and(|(_, networking)| has_too_many_endpoints(*networking))
-        {
-            return Err(serde::de::Error::custom(format!(
-                "more than {MAX_ENDPOINTS} endpoints"
-            )));
-        }
-        let networking = networking
-            .map(|field| decode_field(field, "network.NetworkingConfig"))
-            .transpose()?;
-        let config: ContainerConfig = decode(body, "container.CreateRequest")?;
-        Ok((config, host, networking.unwrap_or_default()))
-    });
     let (config, host, NetworkingConfig { endpoints_config }) =
-        decoded.await?.ok_or_else(ApiError::empty_body)?;
+        json_with(&parts.headers, body, decode_create)
+            .await?
+            .ok_or_else(ApiError::empty_body)?;
     if config == ContainerConfig::default() {
         return Err(ApiError::invalid(
             "config cannot be empty in order to create a container",
@@ -95,7 +105,7 @@ pub(super) async fn create(
         name: params.text("name").to_owned(),
         platform: params.text("platform").to_owned(),
         config: config.convert(),
-        host: host.unwrap_or_default().parse()?,
+        host: host.parse()?,
         networks: endpoints_config.convert(),
     };
     let mut warnings = version::upgrade_container(version, &mut request)?;

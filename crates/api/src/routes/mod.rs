@@ -1,7 +1,7 @@
 //! The API's routes. One file per group, one function per operation, named as in the API
 //! definition.
 
-mod containers;
+pub(crate) mod containers;
 mod exec;
 mod images;
 mod networks;
