@@ -87,8 +87,8 @@ fn load_reports_the_progress_of_layers_where_it_is_seen() {
     assert_eq!(messages.pop(), Some(told.clone()));
     for layer in &archive.layers {
         let id = &sha256(layer)[..12];
-        let of_layer = messages.iter().filter(|message| message["id"] == id);
-        let last = of_layer.last().unwrap();
+        let mut of_layer = messages.iter().filter(|message| message["id"] == id);
+        let last = of_layer.next_back().unwrap();
         assert_eq!(last["status"], "Loading layer");
         let size = layer.len();
         assert_eq!(
