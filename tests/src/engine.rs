@@ -27,6 +27,8 @@ pub struct Engine {
     env: Vec<(String, String)>,
     /// The soft limit of open files (`RLIMIT_NOFILE`) of the engine's process.
     open_files: Option<u64>,
+    /// Further arguments of `whelk daemon`.
+    arguments: Mutex<Vec<String>>,
     daemon: Mutex<Option<Child>>,
     /// Whether it has ever answered. If not, it is not asked to clean up.
     served: AtomicBool,
@@ -73,6 +75,7 @@ impl Engine {
             name,
             env,
             open_files,
+            arguments: Mutex::default(),
             daemon: Mutex::new(None),
             served: AtomicBool::new(false),
         };
@@ -381,6 +384,15 @@ impl Engine {
         fs::write(self.config(), content.to_string()).expect("write the configuration file");
     }
 
+    /// Sets further arguments of `whelk daemon` for its next start.
+    pub fn set_arguments(&self, arguments: &[&str]) {
+        let arguments = arguments.iter().map(|&word| word.to_owned()).collect();
+        *self
+            .arguments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = arguments;
+    }
+
     fn config(&self) -> PathBuf {
         self.dir.join("daemon.json")
     }
@@ -448,6 +460,8 @@ impl Engine {
         if self.config().exists() {
             command.arg("--config-file").arg(self.config());
         }
+        let arguments = self.arguments.lock();
+        command.args(arguments.unwrap_or_else(PoisonError::into_inner).iter());
         command
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .env_remove("DOCKER_HOST")

@@ -22,6 +22,7 @@
 )]
 
 mod attached;
+pub mod certificates;
 mod cli;
 mod engine;
 mod http;

@@ -64,7 +64,7 @@ pub(crate) fn connect(
         let Ok(upgraded) = upgraded else { return };
         let left = async {
             match peer {
-                Some(peer) => peer.left().await,
+                Some(peer) => peer.left_upgraded().await,
                 None => std::future::pending().await,
             }
         };

@@ -5,20 +5,25 @@
 //! `error` maps the kinds of engine errors to status codes.
 #![forbid(unsafe_code)]
 
+mod certificate;
 mod error;
 mod extract;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hijack;
 mod json;
+mod listener;
 mod peer;
 mod routes;
 mod server;
 mod stream;
+mod tls;
 mod version;
 mod wire;
 
-pub use server::{Listener, serve};
+pub use listener::{Inherited, Listener};
+pub use server::serve;
+pub use tls::{Tls, TlsFiles};
 
 /// The newest and the oldest supported API version.
 pub const NEWEST: (u32, u32) = (1, 55);

@@ -1,13 +1,15 @@
-//! The client of a connection: detects that it has disconnected, and that it has read everything
-//! sent to it.
+//! The client of a connection: who it is, whether it has disconnected, and whether it has read
+//! everything sent to it.
 //!
-//! HTTP shows neither. Without this, a client that disconnects during a quiet response (`wait`,
+//! HTTP does not show the last two. Without this, a client that disconnects during a quiet response (`wait`,
 //! `events`, `logs -f`) would be noticed only when something is written, which may be never.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::response::Response;
@@ -16,16 +18,70 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
-/// A duplicate of a client's unix socket.
+/// A client and a duplicate of its socket.
 #[derive(Clone, Debug)]
-pub(crate) struct Peer(Arc<OwnedFd>);
+pub(crate) struct Peer {
+    socket: Arc<OwnedFd>,
+    identity: Arc<Identity>,
+}
+
+/// Who a client is, as far as the kernel or its certificate shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// The process that has connected; its PID is `None` if it is outside this PID namespace.
+    Unix { uid: u32, pid: Option<i32> },
+    Tcp {
+        address: SocketAddr,
+        /// The subject of the verified certificate, such as `CN=client`.
+        subject: Option<String>,
+    },
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix {
+                uid,
+                pid: Some(pid),
+            } => write!(f, "uid {uid}, process {pid}"),
+            Self::Unix { uid, pid: None } => write!(f, "uid {uid}"),
+            Self::Tcp {
+                address,
+                subject: Some(subject),
+            } => write!(f, "{subject} at {address}"),
+            Self::Tcp {
+                address,
+                subject: None,
+            } => write!(f, "{address}"),
+        }
+    }
+}
 
 impl Peer {
     pub(crate) fn of(stream: &UnixStream) -> std::io::Result<Self> {
-        stream
-            .as_fd()
-            .try_clone_to_owned()
-            .map(|socket| Self(Arc::new(socket)))
+        let process = stream.peer_cred()?;
+        Self::new(
+            stream,
+            Identity::Unix {
+                uid: process.uid(),
+                pid: process.pid().filter(|pid| *pid > 0),
+            },
+        )
+    }
+
+    pub(crate) fn new(socket: impl AsFd, identity: Identity) -> std::io::Result<Self> {
+        Ok(Self {
+            socket: socket.as_fd().try_clone_to_owned()?.into(),
+            identity: identity.into(),
+        })
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn is_unix(&self) -> bool {
+        matches!(*self.identity, Identity::Unix { .. })
     }
 
     #[expect(
@@ -36,16 +92,35 @@ impl Peer {
         AsyncFd::with_interest(self, interest)
     }
 
-    /// Waits until the client has closed both directions. A client that shut down only its sending
-    /// direction still waits for the response.
+    /// Waits until the client has disconnected.
+    ///
+    /// On a unix socket, a client that shut down only its sending direction still waits for the
+    /// response. On TCP, both look alike until something is sent. Clients that await a response do
+    /// not shut down anything there, so that this counts as disconnecting, as with Docker.
     pub(crate) async fn left(self) {
-        // Unix sockets have no urgent data, so only a hang-up is reported and normal data causes no
-        // wake-up.
-        let Ok(socket) = self.register(Interest::PRIORITY) else {
+        // Normal data must cause no wake-up on unix sockets, which have no urgent data.
+        let interest = if self.is_unix() {
+            Interest::PRIORITY
+        } else {
+            Interest::READABLE
+        };
+        self.closed(interest).await;
+    }
+
+    /// Waits until neither direction of an upgraded connection is open. Here a client shuts down
+    /// its sending direction at the end of its input. On TCP, a client that has disconnected is
+    /// noticed when something is sent to it.
+    pub(crate) async fn left_upgraded(self) {
+        // Without READABLE, the kernel reports only a hang-up of both directions.
+        self.closed(Interest::PRIORITY).await;
+    }
+
+    async fn closed(self, interest: Interest) {
+        let Ok(socket) = self.register(interest) else {
             return std::future::pending().await;
         };
         loop {
-            let Ok(mut guard) = socket.ready(Interest::PRIORITY).await else {
+            let Ok(mut guard) = socket.ready(interest).await else {
                 return;
             };
             if guard.ready().is_read_closed() {
@@ -55,8 +130,12 @@ impl Peer {
         }
     }
 
-    /// Waits until the client has read everything sent to it, or has disconnected.
+    /// Waits until the client has read everything sent to it (on TCP: its machine has received it),
+    /// or has disconnected.
     pub(crate) async fn has_read_all(self) {
+        if !self.is_unix() {
+            return self.has_received_all().await;
+        }
         /// Less than the kernel accounts for the smallest message. While the kernel frees a
         /// message, one byte of it is still accounted for.
         const NOTHING: u64 = 64;
@@ -65,18 +144,26 @@ impl Peer {
         };
         // Every read of the client makes the socket writable again.
         while let Ok(mut guard) = socket.ready(Interest::WRITABLE).await {
-            let unread = whelk_sys::net::unread_by_peer(socket.get_ref().0.as_fd());
+            let unread = whelk_sys::net::unread_by_peer(socket.get_ref().socket.as_fd());
             if guard.ready().is_write_closed() || unread.is_ok_and(|unread| unread < NOTHING) {
                 return;
             }
             guard.clear_ready();
         }
     }
+
+    async fn has_received_all(self) {
+        /// Acknowledgments wake nobody who waits for a socket.
+        const POLL: Duration = Duration::from_millis(1);
+        while whelk_sys::net::unread_by_peer(self.socket.as_fd()).is_ok_and(|unread| unread > 0) {
+            tokio::time::sleep(POLL).await;
+        }
+    }
 }
 
 impl AsRawFd for Peer {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.socket.as_raw_fd()
     }
 }
 
@@ -130,8 +217,6 @@ impl hyper::body::Body for WhilePresent {
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 

@@ -1,9 +1,9 @@
-//! The Engine API client: requests over a unix socket or TCP, one connection per request.
+//! The Engine API client: requests over a unix socket, TCP or TLS, one connection per request.
 
 use http_body_util::BodyExt;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
-use whelk_client::{Address, Connection, Error, RawStream};
+use whelk_client::{Address, Connection, Error, RawStream, Tls, tls_reason};
 pub(crate) use whelk_client::{Body, no_body};
 use whelk_text::url;
 
@@ -68,6 +68,8 @@ pub(crate) type ApiResult<T> = Result<T, ApiError>;
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     host: Host,
+    /// Set for connections over TLS.
+    tls: Option<Tls>,
     /// The name of the context that `host` comes from.
     context: String,
     /// The API version that `DOCKER_API_VERSION` sets.
@@ -77,11 +79,12 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(host: Host, context: String, debug: bool) -> Self {
+    pub(crate) fn new(host: Host, tls: Option<Tls>, context: String, debug: bool) -> Self {
         let version = std::env::var("DOCKER_API_VERSION").unwrap_or_default();
         let version = version.trim_start_matches('v');
         Self {
             host,
+            tls,
             context,
             version: Some(version.to_owned()).filter(|version| !version.is_empty()),
             debug,
@@ -128,14 +131,18 @@ impl Client {
                     self.host
                 )
             }
-            _ => format!("error during connect: {}: {}", self.host, plain(error)),
+            _ => {
+                let reason = tls_reason(error).unwrap_or_else(|| plain(error));
+                format!("error during connect: {}: {reason}", self.host)
+            }
         }
     }
 
     fn address(&self) -> Address {
-        match &self.host {
-            Host::Unix(path) => Address::Unix(path.into()),
-            Host::Tcp(address) => Address::Tcp(address.clone()),
+        match (&self.host, &self.tls) {
+            (Host::Unix(path), _) => Address::Unix(path.into()),
+            (Host::Tcp(address), Some(tls)) => Address::Tls(address.clone(), tls.clone()),
+            (Host::Tcp(address), None) => Address::Tcp(address.clone()),
         }
     }
 
@@ -204,6 +211,11 @@ impl Client {
             Error::Exchange(error) => std::error::Error::source(error),
             _ => None,
         };
+        let io_error = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        if let Some(reason) = io_error.and_then(tls_reason) {
+            let text = format!("error during connect: {}: {reason}", self.host);
+            return ApiError::local(text);
+        }
         let cause = cause.map(|cause| match cause.downcast_ref::<std::io::Error>() {
             Some(error) => format!(": {}", plain(error)),
             None => format!(": {cause}"),

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use whelk_client::Tls;
 
+use crate::certificates::{Files, TlsFlags};
 use crate::output::warn_line;
 use crate::{Failure, Outcome, plain};
 
@@ -34,27 +36,16 @@ pub(crate) struct RootFlags {
     /// Set the logging level ("debug", "info", "warn", "error", "fatal")
     #[arg(short, long, default_value = "info")]
     log_level: String,
-    /// Use TLS; implied by --tlsverify
-    #[arg(long)]
-    tls: bool,
-    /// Trust certs signed only by this CA
-    #[arg(long)]
-    tlscacert: Option<String>,
-    /// Path to TLS certificate file
-    #[arg(long)]
-    tlscert: Option<String>,
-    /// Path to TLS key file
-    #[arg(long)]
-    tlskey: Option<String>,
-    /// Use TLS and verify the remote
-    #[arg(long)]
-    tlsverify: bool,
+    #[command(flatten)]
+    tls: TlsFlags,
 }
 
 /// The engine's address, and where it comes from.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Endpoint {
     pub host: Host,
+    /// Set for connections over TLS.
+    pub tls: Option<Tls>,
     /// The name of the context in use.
     pub context: String,
     /// Whether nothing was specified, so that an engine may be started at the default socket.
@@ -95,11 +86,6 @@ impl RootFlags {
     }
 
     fn endpoint_in(&self, variable: &dyn Fn(&str) -> Option<String>) -> Outcome<Endpoint> {
-        if let Some(flag) = self.tls_flag() {
-            return Err(Failure::new(format!(
-                "{flag}: TLS connections are not available in this version of whelk; use a unix:// host"
-            )));
-        }
         if !self.host.is_empty() && self.context.is_some() {
             return Err(Failure::new(
                 "conflicting options: cannot specify both --host and --context",
@@ -127,10 +113,17 @@ impl RootFlags {
             },
         };
         if let Some(name) = context.filter(|name| name != DEFAULT_CONTEXT) {
-            let host = context_host(config.as_deref(), &name)
+            // Docker ignores the flag.
+            if let Some(flag) = self.tls.given() {
+                return Err(Failure::new(format!(
+                    "{flag}: the context {name:?} has TLS settings of its own; use --host"
+                )));
+            }
+            let (host, files) = context_host(config.as_deref(), &name)
                 .map_err(|reason| unresolved(&format!("context {name:?}: {reason}")))?;
             return Ok(Endpoint {
-                host: host.unwrap_or_default(),
+                host,
+                tls: files.map(|files| files.load()).transpose()?,
                 context: name,
                 is_default: false,
             });
@@ -141,42 +134,26 @@ impl RootFlags {
             .cloned()
             .or_else(from_variables)
             .unwrap_or_default();
-        let host = Host::parse(&text).map_err(|reason| unresolved(&reason))?;
-        if matches!(host, Host::Tcp(_))
-            && let Some(name) = ["DOCKER_TLS_VERIFY", "DOCKER_TLS"]
-                .into_iter()
-                .find(|name| variable(name).is_some())
-        {
+        let files = self.tls.files(variable, config.as_deref());
+        let host = Host::parse(&text, files.is_some()).map_err(|reason| unresolved(&reason))?;
+        if let (Host::Unix(_), Some(flag)) = (&host, self.tls.given()) {
             return Err(Failure::new(format!(
-                "{name} is set, but TLS connections are not available in this version of whelk"
+                "{flag}: TLS is not used on unix sockets: {host}"
             )));
         }
-        let is_default = text.trim().is_empty();
+        let files = files.filter(|_| matches!(host, Host::Tcp(_)));
+        let tls = files.map(|files| files.load()).transpose()?;
+        let is_default = text.trim().is_empty() && tls.is_none();
         Ok(Endpoint {
             host,
+            tls,
             context: DEFAULT_CONTEXT.into(),
             is_default,
         })
     }
-
-    /// Returns the first TLS flag given. TLS flags must not be ignored, since the connection would
-    /// be unencrypted.
-    fn tls_flag(&self) -> Option<&'static str> {
-        let given = [
-            ("--tlsverify", self.tlsverify),
-            ("--tls", self.tls),
-            ("--tlscacert", self.tlscacert.is_some()),
-            ("--tlscert", self.tlscert.is_some()),
-            ("--tlskey", self.tlskey.is_some()),
-        ];
-        given
-            .into_iter()
-            .find(|(_, given)| *given)
-            .map(|(flag, _)| flag)
-    }
 }
 
-fn unresolved(reason: &str) -> Failure {
+pub(crate) fn unresolved(reason: &str) -> Failure {
     Failure::new(format!(
         "Failed to initialize: unable to resolve docker endpoint: {reason}"
     ))
@@ -189,15 +166,17 @@ impl Default for Host {
 }
 
 impl Host {
-    /// Parses a host from `--host`, `DOCKER_HOST` or a context.
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Parses a host from `--host`, `DOCKER_HOST` or a context. The default of a connection over TLS
+    /// is this host's port 2376, as in Docker.
+    fn parse(text: &str, is_tls: bool) -> Result<Self, String> {
         let text = text.trim();
         match text.split_once("://") {
+            None if text.is_empty() && is_tls => Ok(Self::tcp("", is_tls)),
             None if text.is_empty() => Ok(Self::default()),
-            None => Ok(Self::tcp(text)),
+            None => Ok(Self::tcp(text, is_tls)),
             Some(("unix", "")) => Ok(Self::default()),
             Some(("unix", path)) => Ok(Self::Unix(path.to_owned())),
-            Some(("tcp" | "http", address)) => Ok(Self::tcp(address)),
+            Some(("tcp" | "http", address)) => Ok(Self::tcp(address, is_tls)),
             Some((scheme @ ("ssh" | "https" | "npipe" | "fd"), _)) => Err(format!(
                 "{scheme}:// hosts are not available in this version of whelk: {text}"
             )),
@@ -206,8 +185,8 @@ impl Host {
     }
 
     /// Completes `[HOST][:PORT]` with Docker's defaults.
-    fn tcp(address: &str) -> Self {
-        const PORT: u16 = 2375;
+    fn tcp(address: &str, is_tls: bool) -> Self {
+        let default_port: u16 = if is_tls { 2376 } else { 2375 };
         let address = address.trim_end_matches('/');
         let (host, port) = match address.rsplit_once(':') {
             Some((host, port))
@@ -215,7 +194,7 @@ impl Host {
             {
                 (host, port.to_owned())
             }
-            _ => (address, PORT.to_string()),
+            _ => (address, default_port.to_string()),
         };
         Self::Tcp(format!(
             "{}:{port}",
@@ -253,8 +232,9 @@ fn current_context(config: &Path) -> Option<String> {
     }
 }
 
-/// Returns the host of a context in Docker's context store.
-fn context_host(config: Option<&Path>, name: &str) -> Result<Option<Host>, String> {
+/// Returns the host of a context in Docker's context store, and the certificates if it is used with
+/// TLS.
+fn context_host(config: Option<&Path>, name: &str) -> Result<(Host, Option<Files>), String> {
     let Some(config) = config else {
         return Err("context not found: $HOME is not defined".into());
     };
@@ -265,21 +245,21 @@ fn context_host(config: Option<&Path>, name: &str) -> Result<Option<Host>, Strin
     let meta = read_json(&config.join("contexts/meta").join(&id).join("meta.json"))
         .map_err(|reason| format!("context not found: {reason}"))?;
     let endpoint = &meta["Endpoints"]["docker"];
-    let Some(host) = endpoint["Host"].as_str().filter(|host| !host.is_empty()) else {
-        return Ok(None);
+    let directory = config.join("contexts/tls").join(&id).join("docker");
+    let existing = |name: &str| {
+        let path = directory.join(name);
+        if path.exists() { path } else { PathBuf::new() }
     };
-    let host = Host::parse(host)?;
-    let has_certificates = config
-        .join("contexts/tls")
-        .join(&id)
-        .join("docker")
-        .exists();
-    if matches!(host, Host::Tcp(_)) && (has_certificates || endpoint["SkipTLSVerify"] == true) {
-        return Err(format!(
-            "TLS connections are not available in this version of whelk: {host}"
-        ));
-    }
-    Ok(Some(host))
+    let skip_verify = endpoint["SkipTLSVerify"] == true;
+    let uses_tls = skip_verify || directory.exists();
+    let host = Host::parse(endpoint["Host"].as_str().unwrap_or_default(), false)?;
+    let files = (uses_tls && matches!(host, Host::Tcp(_))).then(|| Files {
+        authorities: existing("ca.pem"),
+        certificate: existing("cert.pem"),
+        key: existing("key.pem"),
+        skip_verify,
+    });
+    Ok((host, files))
 }
 
 fn read_json(path: &Path) -> Result<Value, String> {
@@ -419,7 +399,10 @@ mod tests {
             let error = config.choose(flags, &[]).unwrap_err();
             assert!(error.contains(text), "{error}");
         };
-        refused(with_context("tls"), "TLS connections are not available");
+        assert_eq!(
+            config.choose(with_context("tls"), &[]),
+            Ok(("tcp://h:2376".into(), false))
+        );
         refused(with_context("ssh"), "ssh:// hosts are not available");
         // The directory name is the SHA-256 of the context's name, as in Docker.
         refused(
@@ -456,47 +439,49 @@ mod tests {
     }
 
     #[test]
-    fn rejects_tls_flags() {
+    fn tls_is_for_tcp_hosts() {
         let config = Config::new("tls", "{}", &[]);
-        let cases = [
-            (
-                RootFlags {
-                    tls: true,
-                    ..RootFlags::default()
-                },
-                "--tls: TLS",
-            ),
-            (
-                RootFlags {
-                    tlsverify: true,
-                    ..with_host("unix:///x")
-                },
-                "--tlsverify: TLS",
-            ),
-            (
-                RootFlags {
-                    tlscacert: Some("x".into()),
-                    ..RootFlags::default()
-                },
-                "--tlscacert: TLS",
-            ),
-        ];
-        for (flags, text) in cases {
-            assert!(config.choose(flags, &[]).unwrap_err().contains(text));
+        let with_tls = |flags: RootFlags| RootFlags {
+            tls: TlsFlags {
+                tlsverify: Some(true),
+                tlscacert: Some("/nonexistent/ca.pem".into()),
+                ..TlsFlags::default()
+            },
+            ..flags
+        };
+        assert_eq!(
+            config.choose(with_tls(with_host("unix:///x")), &[]),
+            Err("--tlsverify: TLS is not used on unix sockets: unix:///x".into())
+        );
+        let missing = "Failed to initialize: unable to resolve docker endpoint: open /nonexistent/ca.pem: no such file or directory";
+        for flags in [with_host("tcp://h"), RootFlags::default()] {
+            assert_eq!(config.choose(with_tls(flags), &[]), Err(missing.into()));
         }
         let verify = [("DOCKER_TLS_VERIFY", "1")];
+        let told = config.choose(with_host("tcp://h"), &verify).unwrap_err();
         assert!(
-            config
-                .choose(with_host("tcp://h"), &verify)
-                .unwrap_err()
-                .contains("DOCKER_TLS_VERIFY is set")
+            told.contains(&format!("open {}/ca.pem", config.0.display())),
+            "{told}"
         );
         assert!(config.choose(with_host("unix:///x"), &verify).is_ok());
+        let none = TlsFlags {
+            tls: Some(true),
+            tlscacert: Some(PathBuf::new()),
+            ..TlsFlags::default()
+        };
+        let default = RootFlags {
+            tls: none,
+            ..RootFlags::default()
+        };
+        assert_eq!(
+            config.choose(default, &[]),
+            Ok(("tcp://localhost:2376".into(), false))
+        );
     }
 
     #[test]
     fn hosts() {
-        let parsed = |text: &str| Host::parse(text).map(|host| host.to_string());
+        let parsed = |text: &str| Host::parse(text, false).map(|host| host.to_string());
         for (text, host) in [
             ("unix:///x.sock", "unix:///x.sock"),
             ("tcp://h:1", "tcp://h:1"),

@@ -11,6 +11,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod autostart;
+mod certificates;
 mod client;
 mod commands;
 mod endpoint;

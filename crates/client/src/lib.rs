@@ -1,10 +1,11 @@
-//! An HTTP/1.1 client over sockets, for the Engine API and for plugins.
+//! An HTTP/1.1 client over sockets and TLS, for the Engine API and for plugins.
 //!
 //! Each request has a connection of its own ([`send`]). Bodies are streamed in both directions. A response
 //! with status 101 turns the connection into a raw byte stream ([`upgrade`]). The meaning of paths, status
 //! codes and bodies is up to the caller, and so are the texts of errors.
 #![forbid(unsafe_code)]
 
+mod tls;
 mod transport;
 
 use std::io;
@@ -17,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+pub use tls::{Tls, Trust, Unusable, tls_reason};
 pub use transport::{Address, Connection};
 
 /// A request body. Its errors end the request.

@@ -7,6 +7,9 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+use crate::tls::Tls;
 
 /// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,17 +18,24 @@ pub enum Address {
     Unix(PathBuf),
     /// `HOST:PORT`
     Tcp(String),
+    /// `HOST:PORT`, over TLS
+    Tls(String, Tls),
 }
 
 impl Address {
     /// Opens a connection.
     ///
     /// # Errors
-    /// Returns an error if nothing listens there, or if access is denied.
+    /// Returns an error if nothing listens there, if access is denied, or if the TLS handshake
+    /// fails ([`tls_reason`](crate::tls_reason)).
     pub async fn connect(&self) -> io::Result<Connection> {
         match self {
             Self::Unix(path) => UnixStream::connect(path).await.map(Connection::Unix),
             Self::Tcp(address) => TcpStream::connect(address).await.map(Connection::Tcp),
+            Self::Tls(address, tls) => tls
+                .connect(address)
+                .await
+                .map(|stream| Connection::Tls(Box::new(stream))),
         }
     }
 }
@@ -35,6 +45,7 @@ impl Address {
 pub enum Connection {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 macro_rules! delegate {
@@ -42,6 +53,7 @@ macro_rules! delegate {
         match $self.get_mut() {
             Connection::Unix(stream) => Pin::new(stream).$method($($argument),*),
             Connection::Tcp(stream) => Pin::new(stream).$method($($argument),*),
+            Connection::Tls(stream) => Pin::new(stream).$method($($argument),*),
         }
     };
 }

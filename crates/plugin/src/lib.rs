@@ -233,7 +233,7 @@ impl Plugin {
         let failed = |text: String| Error::Broken(format!("{}: {text}", self.describe(method)));
         let host = match &self.address {
             Address::Unix(_) => "plugin.moby.localhost",
-            Address::Tcp(host) => host,
+            Address::Tcp(host) | Address::Tls(host, _) => host,
         };
         let request = hyper::Request::post(format!("/{method}"))
             .header("host", host)
@@ -251,7 +251,7 @@ impl Plugin {
                 whelk_client::Error::Connect(error) => {
                     let at = match &self.address {
                         Address::Unix(path) => path.display().to_string(),
-                        Address::Tcp(host) => host.clone(),
+                        Address::Tcp(host) | Address::Tls(host, _) => host.clone(),
                     };
                     format!("{at}: {}", errno_text(&error))
                 }

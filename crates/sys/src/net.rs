@@ -36,7 +36,7 @@ pub fn loopback_up() -> io::Result<()> {
 }
 
 /// Returns the number of bytes of kernel memory for data that was sent on a unix socket and has not
-/// been read by the peer (`SIOCOUTQ`).
+/// been read by the peer (`SIOCOUTQ`); for TCP, the number of bytes that were not acknowledged.
 pub fn unread_by_peer(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut count: libc::c_int = 0;
     // SAFETY: TIOCOUTQ, which is SIOCOUTQ's number (unix(7)), writes one int, which outlives the

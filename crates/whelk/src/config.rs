@@ -12,6 +12,8 @@ use whelk_engine::instance::Instance;
 use whelk_engine::networks::{NetworkDefaults, Pool};
 use whelk_sys::fs;
 
+use crate::listen::TlsSettings;
+
 /// The configuration file's content. Unknown keys are rejected by name.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -22,6 +24,11 @@ pub(crate) struct File {
     pub group: Option<String>,
     pub debug: bool,
     pub instance: Option<String>,
+    tls: Option<bool>,
+    tlsverify: Option<bool>,
+    tlscacert: Option<PathBuf>,
+    tlscert: Option<PathBuf>,
+    tlskey: Option<PathBuf>,
     log_driver: Option<String>,
     log_opts: BTreeMap<String, String>,
     /// Whelk's own key.
@@ -109,6 +116,16 @@ impl File {
         instance.default_log.config = self.log_opts;
         if let Some(driver) = self.log_driver {
             instance.default_log.kind = driver;
+        }
+    }
+
+    pub(crate) fn tls(&self) -> TlsSettings {
+        TlsSettings {
+            tls: self.tls,
+            tlsverify: self.tlsverify,
+            tlscacert: self.tlscacert.clone(),
+            tlscert: self.tlscert.clone(),
+            tlskey: self.tlskey.clone(),
         }
     }
 

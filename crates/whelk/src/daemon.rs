@@ -1,7 +1,6 @@
 //! `whelk daemon`: the engine's process.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -12,16 +11,21 @@ use whelk_engine::Engine;
 use whelk_engine::instance::{DEFAULT_INSTANCE, Instance};
 use whelk_sys::fs;
 
+use crate::listen::{TlsSettings, listen};
 use crate::{config, systemd};
+
+pub(crate) const DEFAULT_SOCKET: &str = "/run/whelk/whelk.sock";
 
 /// Run the whelk engine
 #[derive(Debug, Parser)]
 #[command(name = "whelk daemon", version)]
 struct Arguments {
-    /// Socket to listen on: unix:///PATH, or fd:// for the one passed by systemd [default:
-    /// unix:///run/whelk/whelk.sock]
+    /// Where to listen, any number of times: unix:///PATH, tcp://[ADDRESS][:PORT], or fd:// for the
+    /// sockets passed by systemd [default: unix:///run/whelk/whelk.sock]
     #[arg(short = 'H', long)]
-    host: Option<String>,
+    host: Vec<String>,
+    #[command(flatten)]
+    tls: TlsSettings,
     /// Directory for images, containers and the engine's records [default: /var/lib/whelk]
     #[arg(long, alias = "data-root")]
     root: Option<PathBuf>,
@@ -79,7 +83,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         let _ = rustix::process::setsid();
     }
     // Must run before anything else opens a descriptor.
-    let inherited = systemd::socket();
+    let inherited = systemd::sockets();
     // Files that containers see must not depend on the umask of the shell that started the engine.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let result = tokio::runtime::Builder::new_multi_thread()
@@ -98,7 +102,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 async fn run(
     arguments: Arguments,
-    inherited: anyhow::Result<Option<OwnedFd>>,
+    inherited: anyhow::Result<Vec<systemd::Socket>>,
 ) -> anyhow::Result<()> {
     let mut file = config::read(arguments.config_file.as_deref())?;
     let debug = arguments.debug || file.debug;
@@ -108,14 +112,10 @@ async fn run(
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    if file.hosts.len() > 1 {
-        bail!("hosts: this version listens on one socket only");
-    }
-    let host = arguments
-        .host
-        .or_else(|| file.hosts.pop())
-        .unwrap_or_else(|| "unix:///run/whelk/whelk.sock".into());
-    let place = Place::parse(&host, inherited)?;
+    let hosts = [arguments.host, std::mem::take(&mut file.hosts)];
+    let hosts = hosts.into_iter().find(|hosts| !hosts.is_empty());
+    let hosts = hosts.unwrap_or_else(|| vec![format!("unix://{DEFAULT_SOCKET}")]);
+    let tls = arguments.tls.or(file.tls());
     let group = arguments
         .group
         .or_else(|| file.group.take())
@@ -163,56 +163,23 @@ async fn run(
     whelk_sys::process::raise_file_limit();
     whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let executable = std::env::current_exe().context("find this program")?;
-    let listener = place.listen(group)?;
+    let listeners = listen(&hosts, inherited, &tls, group).await?;
     // All paths are absolute from here on. Shims inherit this working directory, so they keep no
     // other one busy.
     rustix::process::chdir("/")?;
     let engine = Engine::open(instance, executable).await?;
     let stop = stop_requested()?;
-    tracing::info!("listening at {host}");
+    let reload = reload_requested(|| listeners.reload())?;
+    for socket in &listeners.sockets {
+        tracing::info!("listening at {}", socket.name());
+    }
     systemd::notify_ready();
     tokio::select! {
-        () = whelk_api::serve(engine.clone(), &listener) => {}
+        () = whelk_api::serve(engine.clone(), &listeners.sockets) => {}
+        () = reload => {}
         () = stop => tracing::info!("stopping; containers keep running"),
     }
     Ok(engine.close().await?)
-}
-
-/// Where the engine listens for requests.
-#[derive(Debug)]
-enum Place {
-    Path(PathBuf),
-    Inherited(OwnedFd),
-}
-
-impl Place {
-    fn parse(host: &str, inherited: anyhow::Result<Option<OwnedFd>>) -> anyhow::Result<Self> {
-        if host == systemd::HOST {
-            let socket = inherited?.context(
-                "host fd://: no socket was passed (LISTEN_FDS); use it with a systemd socket unit",
-            )?;
-            return Ok(Self::Inherited(socket));
-        }
-        let Some(path) = host.strip_prefix("unix://") else {
-            bail!("unsupported host {host:?}: this version listens on unix:///PATH or fd:// only")
-        };
-        Ok(Self::Path(std::path::absolute(path)?))
-    }
-
-    fn listen(self, group: Option<u32>) -> anyhow::Result<whelk_api::Listener> {
-        let path = match self {
-            Self::Path(path) => path,
-            Self::Inherited(socket) => return Ok(whelk_api::Listener::inherit(socket, group)?),
-        };
-        whelk_api::Listener::bind(&path, group).or_else(|error| {
-            if error.kind() == std::io::ErrorKind::ResourceBusy {
-                let lock = fs::append(whelk_api::Listener::lock_path(&path), 0o600)?;
-                let holder = describe_holder(&lock);
-                bail!("{error}{holder}; or listen elsewhere: `--host unix:///PATH`");
-            }
-            Err(error.into())
-        })
-    }
 }
 
 /// Creates and locks a data or run directory, so that no second engine uses it.
@@ -246,7 +213,7 @@ fn is_locked(file: &std::fs::File) -> bool {
 
 /// Returns the process that holds a lock and how to replace it, for an error's text: when systemd
 /// starts an engine, it may be one that a command has started.
-fn describe_holder(lock: &std::fs::File) -> String {
+pub(crate) fn describe_holder(lock: &std::fs::File) -> String {
     let locks = fs::read_at_most("/proc/locks", MAX_FILE_SIZE).unwrap_or_default();
     let metadata = lock.metadata().ok();
     let Some(pid) =
@@ -377,6 +344,17 @@ fn stop_requested() -> std::io::Result<impl Future<Output = ()>> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Calls `reload` on each SIGHUP, until the future is dropped.
+fn reload_requested(reload: impl Fn()) -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            reload();
         }
     })
 }

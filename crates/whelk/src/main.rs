@@ -4,6 +4,7 @@
 mod config;
 mod daemon;
 mod init;
+mod listen;
 mod repair;
 mod systemd;
 

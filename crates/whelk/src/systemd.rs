@@ -7,22 +7,54 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use anyhow::{Context, bail};
 
-/// The host that stands for a socket passed by systemd, as with Docker.
-pub(crate) const HOST: &str = "fd://";
+/// A socket that systemd passed, and the name that its unit gives it (`FileDescriptorName=`).
+#[derive(Debug)]
+pub(crate) struct Socket {
+    name: String,
+    descriptor: OwnedFd,
+}
 
-/// Returns the socket that systemd passed to this process, if any.
+/// Returns the sockets that systemd passed to this process.
 ///
 /// # Errors
-/// Returns an error if several descriptors were passed, or one that is not open.
-pub(crate) fn socket() -> anyhow::Result<Option<OwnedFd>> {
-    let mut sockets = whelk_sys::process::listen_fds()
+/// Returns an error if one of the descriptors is not open.
+pub(crate) fn sockets() -> anyhow::Result<Vec<Socket>> {
+    let descriptors = whelk_sys::process::listen_fds()
         .context("take the sockets passed by systemd (LISTEN_FDS)")?;
-    match sockets.len() {
-        0 | 1 => Ok(sockets.pop()),
-        count => {
-            bail!("systemd passed {count} sockets: this version supports only one")
-        }
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names = names.split(':').map(str::to_owned);
+    Ok(descriptors
+        .into_iter()
+        .zip(names.chain(std::iter::repeat(String::new())))
+        .map(|(descriptor, name)| Socket { name, descriptor })
+        .collect())
+}
+
+/// Returns the sockets that a host `fd://SELECTOR` stands for: all of them for `""` and `"*"`, one
+/// by its descriptor's number (the first is 3), or those with a name.
+///
+/// # Errors
+/// Returns an error if there are none.
+pub(crate) fn select(sockets: Vec<Socket>, selector: &str) -> anyhow::Result<Vec<OwnedFd>> {
+    if sockets.is_empty() {
+        bail!(
+            "host fd://{selector}: no socket was passed (LISTEN_FDS); use it with a systemd socket unit"
+        );
     }
+    let number = selector.parse::<usize>().ok();
+    let chosen: Vec<OwnedFd> = sockets
+        .into_iter()
+        .zip(3..)
+        .filter(|(socket, position)| match number {
+            Some(number) => number == *position,
+            None => matches!(selector, "" | "*") || socket.name == selector,
+        })
+        .map(|(socket, _)| socket.descriptor)
+        .collect();
+    if chosen.is_empty() {
+        bail!("host fd://{selector}: systemd passed no socket with this name or number");
+    }
+    Ok(chosen)
 }
 
 /// Notifies systemd, if it waits for it, that the engine serves requests.

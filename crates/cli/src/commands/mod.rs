@@ -282,10 +282,11 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
     let outcome = runtime.block_on(async {
         let Endpoint {
             host,
+            tls,
             context,
             is_default,
         } = cli.flags.endpoint()?;
-        let client = Client::new(host, context, debug);
+        let client = Client::new(host, tls, context, debug);
         // `version` also works without an engine, and does not start one.
         if is_default && !matches!(cli.command, Command::Version(_)) {
             autostart::ensure(&client).await?;

@@ -271,7 +271,10 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
     } else {
         ""
     };
-    let Ok(Endpoint { host, context, .. }) = flags.endpoint() else {
+    let Ok(Endpoint {
+        host, tls, context, ..
+    }) = flags.endpoint()
+    else {
         return Vec::new();
     };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
@@ -280,7 +283,7 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
     else {
         return Vec::new();
     };
-    let client = Client::new(host, context, false);
+    let client = Client::new(host, tls, context, false);
     let answers = runtime.block_on(async {
         let all = async {
             let mut answers = Vec::new();

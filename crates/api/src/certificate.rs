@@ -1,0 +1,186 @@
+//! Reads the subject and the validity of an X.509 certificate (RFC 5280, section 4.1): `rustls`
+//! verifies certificates, but does not show their content.
+//!
+//! ```text
+//! Certificate    ::= SEQUENCE { tbsCertificate, … }
+//! tbsCertificate ::= SEQUENCE { [0] version OPTIONAL, serial, signature, issuer, validity, subject, … }
+//! validity       ::= SEQUENCE { notBefore, notAfter }
+//! subject        ::= SEQUENCE OF SET OF SEQUENCE { type OBJECT IDENTIFIER, value }
+//! ```
+
+use std::fmt::Write;
+
+/// What a certificate says about itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Certificate {
+    /// Such as `CN=client,O=Example`.
+    pub subject: String,
+    /// The end of the validity, in seconds since the epoch.
+    pub not_after: i64,
+}
+
+const INTEGER: u8 = 0x02;
+const OBJECT_IDENTIFIER: u8 = 0x06;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
+const VERSION: u8 = 0xa0;
+
+/// Parses a certificate in DER. Returns `None` if it is malformed.
+pub(crate) fn parse(der: &[u8]) -> Option<Certificate> {
+    let mut certificate = Reader(Reader(der).expect(SEQUENCE)?);
+    let mut fields = Reader(certificate.expect(SEQUENCE)?);
+    if fields.0.first() == Some(&VERSION) {
+        fields.next()?;
+    }
+    fields.expect(INTEGER)?;
+    fields.expect(SEQUENCE)?;
+    fields.expect(SEQUENCE)?;
+    let mut validity = Reader(fields.expect(SEQUENCE)?);
+    validity.next()?;
+    let not_after = time(validity.next()?)?;
+    let subject = name(fields.expect(SEQUENCE)?)?;
+    Some(Certificate { subject, not_after })
+}
+
+/// A sequence of DER elements: tag, length, content.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+        let (&[tag, first], mut rest) = self.0.split_first_chunk::<2>()?;
+        let length = if first < 0x80 {
+            usize::from(first)
+        } else {
+            // The number of bytes of the length; no certificate has 16 MiB.
+            let count = usize::from(first & 0x7f);
+            let (bytes, behind) = rest.split_at_checked(count).filter(|_| count <= 3)?;
+            rest = behind;
+            bytes
+                .iter()
+                .fold(0, |length, byte| length << 8 | usize::from(*byte))
+        };
+        let (content, behind) = rest.split_at_checked(length)?;
+        self.0 = behind;
+        Some((tag, content))
+    }
+
+    fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
+        self.next()
+            .filter(|(found, _)| *found == tag)
+            .map(|(_, content)| content)
+    }
+}
+
+fn name(der: &[u8]) -> Option<String> {
+    let (mut sets, mut text) = (Reader(der), String::new());
+    while let Some(set) = sets.expect(SET) {
+        let mut attribute = Reader(Reader(set).expect(SEQUENCE)?);
+        let label = match attribute.expect(OBJECT_IDENTIFIER)? {
+            [0x55, 0x04, 0x03] => "CN",
+            [0x55, 0x04, 0x06] => "C",
+            [0x55, 0x04, 0x07] => "L",
+            [0x55, 0x04, 0x08] => "ST",
+            [0x55, 0x04, 0x0a] => "O",
+            [0x55, 0x04, 0x0b] => "OU",
+            _ => continue,
+        };
+        let (_, value) = attribute.next()?;
+        let separator = if text.is_empty() { "" } else { "," };
+        // The subject is written to the log: control characters must not get there.
+        let value = String::from_utf8_lossy(value);
+        let value = value.chars().map(|character| match character {
+            ',' | '\\' => format!("\\{character}"),
+            other => other.escape_debug().to_string(),
+        });
+        write!(text, "{separator}{label}={}", value.collect::<String>()).ok()?;
+    }
+    Some(text)
+}
+
+/// `YYMMDDHHMMSSZ` (years 1950 to 2049) or `YYYYMMDDHHMMSSZ`.
+fn time((tag, content): (u8, &[u8])) -> Option<i64> {
+    let text = std::str::from_utf8(content).ok()?;
+    let full = match tag {
+        UTC_TIME if text.get(..2)?.parse::<u8>().ok()? < 50 => format!("20{text}"),
+        UTC_TIME => format!("19{text}"),
+        GENERALIZED_TIME => text.to_owned(),
+        _ => return None,
+    };
+    let time = jiff::civil::DateTime::strptime("%Y%m%d%H%M%SZ", full).ok()?;
+    Some(
+        time.to_zoned(jiff::tz::TimeZone::UTC)
+            .ok()?
+            .timestamp()
+            .as_second(),
+    )
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use super::*;
+
+    fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let content = parts.concat();
+        let mut element = vec![tag, 0x82];
+        element.extend_from_slice(&u16::try_from(content.len()).unwrap().to_be_bytes());
+        element.extend_from_slice(&content);
+        element
+    }
+
+    fn attribute(kind: u8, value: &str) -> Vec<u8> {
+        let kind = [OBJECT_IDENTIFIER, 3, 0x55, 0x04, kind];
+        let value = element(0x0c, &[value.as_bytes()]);
+        element(SET, &[&element(SEQUENCE, &[&kind, &value])])
+    }
+
+    fn certificate(subject: &[&[u8]], end: &[u8]) -> Vec<u8> {
+        let sequence = |parts: &[&[u8]]| element(SEQUENCE, parts);
+        let version = [VERSION, 3, INTEGER, 1, 2];
+        let begin = element(UTC_TIME, &[b"200101000000Z"]);
+        let fields = sequence(&[
+            &version,
+            &[INTEGER, 1, 7],
+            &sequence(&[]),
+            &sequence(&[&attribute(3, "issuer")]),
+            &sequence(&[&begin, end]),
+            &sequence(subject),
+        ]);
+        sequence(&[&fields, &sequence(&[])])
+    }
+
+    #[test]
+    fn subjects_and_ends_are_read() {
+        let end = element(UTC_TIME, &[b"700101000001Z"]);
+        let organization = attribute(10, "Ex,ample\n");
+        let der = certificate(&[&attribute(3, "joe"), &organization], &end);
+        let expected = Certificate {
+            subject: "CN=joe,O=Ex\\,ample\\n".into(),
+            not_after: 1,
+        };
+        assert_eq!(parse(&der), Some(expected));
+        let end = element(GENERALIZED_TIME, &[b"20510101000000Z"]);
+        let parsed = parse(&certificate(&[], &end)).unwrap();
+        assert_eq!(
+            (parsed.subject.as_str(), parsed.not_after),
+            ("", 2_556_144_000)
+        );
+    }
+
+    #[test]
+    fn malformed_certificates_are_rejected() {
+        let end = element(UTC_TIME, &[b"700101000001Z"]);
+        let der = certificate(&[&attribute(3, "joe")], &end);
+        for length in 0..der.len() {
+            assert_eq!(parse(&der[..length]), None, "{length} bytes");
+        }
+        assert_eq!(parse(&[SEQUENCE, 0xff]), None);
+        let end = element(UTC_TIME, &[b"never"]);
+        assert_eq!(parse(&certificate(&[], &end)), None);
+    }
+}

@@ -1,0 +1,418 @@
+//! The engine's listeners: reads `--host` and the TLS settings, and binds all sockets.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use whelk_api::{Inherited, Listener, Tls, TlsFiles};
+use whelk_sys::fs;
+
+use crate::{daemon, systemd};
+
+/// The TLS settings, as flags and as keys of the configuration file.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct TlsSettings {
+    /// Use TLS, and verify the clients' certificates unless `--tlsverify=false`; `--tls=false`
+    /// allows tcp:// hosts on loopback addresses without TLS
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub tls: Option<bool>,
+    /// Use TLS and accept only clients with a certificate signed by the CA
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub tlsverify: Option<bool>,
+    /// File with the certificates of the CAs that sign clients' certificates [default:
+    /// ~/.docker/ca.pem]
+    #[arg(long)]
+    pub tlscacert: Option<PathBuf>,
+    /// File with the engine's certificate [default: ~/.docker/cert.pem]
+    #[arg(long)]
+    pub tlscert: Option<PathBuf>,
+    /// File with the key of the engine's certificate [default: ~/.docker/key.pem]
+    #[arg(long)]
+    pub tlskey: Option<PathBuf>,
+}
+
+impl TlsSettings {
+    /// Adds settings of the configuration file where no flag was given.
+    pub(crate) fn or(self, file: Self) -> Self {
+        Self {
+            tls: self.tls.or(file.tls),
+            tlsverify: self.tlsverify.or(file.tlsverify),
+            tlscacert: self.tlscacert.or(file.tlscacert),
+            tlscert: self.tlscert.or(file.tlscert),
+            tlskey: self.tlskey.or(file.tlskey),
+        }
+    }
+
+    /// As with Docker, `tlsverify` enables TLS even if it is false, and TLS verifies clients by
+    /// default.
+    fn mode(&self) -> Mode {
+        match (self.tls, self.tlsverify) {
+            (_, Some(true)) | (Some(true), None) => Mode::Verified,
+            (_, Some(false)) => Mode::Unverified,
+            (Some(false), None) => Mode::Plain,
+            (None, None) => Mode::Unset,
+        }
+    }
+
+    /// Reads the certificates.
+    fn load(&self, is_verified: bool) -> anyhow::Result<Arc<Tls>> {
+        let default = std::env::var_os("DOCKER_CERT_PATH").map_or_else(
+            || {
+                let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
+                Path::new(&home).join(".docker")
+            },
+            PathBuf::from,
+        );
+        let file = |given: &Option<PathBuf>, name: &str| {
+            // Read again on SIGHUP, when the working directory is another one.
+            let path = given.clone().unwrap_or_else(|| default.join(name));
+            std::path::absolute(&path).with_context(|| format!("TLS: find {}", path.display()))
+        };
+        Ok(Tls::load(TlsFiles {
+            clients: is_verified
+                .then(|| file(&self.tlscacert, "ca.pem"))
+                .transpose()?,
+            certificate: file(&self.tlscert, "cert.pem")?,
+            key: file(&self.tlskey, "key.pem")?,
+        })?)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Unset,
+    /// TCP without TLS was asked for.
+    Plain,
+    /// TLS without certificates of clients was asked for.
+    Unverified,
+    Verified,
+}
+
+impl Mode {
+    /// Returns whether a listener on this TCP address uses TLS.
+    ///
+    /// # Errors
+    /// Returns an error if clients without a certificate could connect to an address that is not a
+    /// loopback address, or if that was not asked for: they would have root's privileges.
+    fn permits(self, address: SocketAddr) -> anyhow::Result<bool> {
+        let is_loopback = address.ip().to_canonical().is_loopback();
+        match self {
+            Self::Verified => Ok(true),
+            Self::Plain | Self::Unverified if is_loopback => Ok(self == Self::Unverified),
+            Self::Plain | Self::Unverified => bail!(
+                "host tcp://{address}: refused without verifying clients: everyone who can reach this address would have root's privileges; use --tlsverify with --tlscacert, --tlscert and --tlskey, or listen on a unix socket or a loopback address"
+            ),
+            Self::Unset => bail!(
+                "host tcp://{address}: TCP needs certificates: use --tlsverify with --tlscacert, --tlscert and --tlskey{}",
+                if is_loopback {
+                    ", or --tls=false to let every process of this host connect"
+                } else {
+                    ""
+                }
+            ),
+        }
+    }
+}
+
+/// The listeners, and what is needed to read their certificates again.
+pub(crate) struct Listeners {
+    pub sockets: Vec<Listener>,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Listeners {
+    /// Reads the certificates again.
+    pub(crate) fn reload(&self) {
+        match self.tls.as_ref().map(|tls| tls.reload()) {
+            None => tracing::info!("SIGHUP: there are no certificates to be read again"),
+            Some(Ok(())) => tracing::info!("SIGHUP: the certificates were read again"),
+            Some(Err(error)) => {
+                tracing::error!("SIGHUP: {error}; the previous certificates stay in use");
+            }
+        }
+    }
+}
+
+/// Binds the sockets of all hosts. If one of them fails, none stays open.
+pub(crate) async fn listen(
+    hosts: &[String],
+    inherited: anyhow::Result<Vec<systemd::Socket>>,
+    settings: &TlsSettings,
+    group: Option<u32>,
+) -> anyhow::Result<Listeners> {
+    let mode = settings.mode();
+    let tls = match mode {
+        Mode::Verified | Mode::Unverified => Some(settings.load(mode == Mode::Verified)?),
+        Mode::Plain | Mode::Unset => None,
+    };
+    let port = if tls.is_some() { 2376 } else { 2375 };
+    let (mut places, mut inherited) = (Vec::new(), Some(inherited));
+    for host in hosts {
+        match Host::parse(host, port)? {
+            Host::Unix(path) => places.push(Place::Path(path)),
+            Host::Tcp(name, port) => places.push(Place::Port(resolve(host, &name, port).await?)),
+            Host::Passed(selector) => {
+                let sockets = inherited
+                    .take()
+                    .with_context(|| format!("host {host}: fd:// is given twice"))??;
+                places.extend(
+                    systemd::select(sockets, &selector)?
+                        .into_iter()
+                        .map(Place::Inherited),
+                );
+            }
+        }
+    }
+    for (index, place) in places.iter().enumerate() {
+        let is_same = |other: &Place| match (place, other) {
+            (Place::Path(path), Place::Path(other)) => path == other,
+            (Place::Port(address), Place::Port(other)) => address == other && address.port() != 0,
+            _ => false,
+        };
+        ensure!(
+            !places[..index].iter().any(is_same),
+            "host {place} is given twice"
+        );
+    }
+    let mut sockets = Vec::new();
+    for place in places {
+        sockets.push(place.bind(mode, tls.as_ref(), group).await?);
+    }
+    Ok(Listeners { sockets, tls })
+}
+
+/// What a host's text means.
+#[derive(Debug, PartialEq, Eq)]
+enum Host {
+    Unix(PathBuf),
+    /// A host's name or address, "" for all addresses, and a port.
+    Tcp(String, u16),
+    /// Sockets that were passed by systemd.
+    Passed(String),
+}
+
+impl Host {
+    fn parse(host: &str, default_port: u16) -> anyhow::Result<Self> {
+        if host.strip_prefix("unix://") == Some("") {
+            return Ok(Self::Unix(daemon::DEFAULT_SOCKET.into()));
+        }
+        match host.split_once("://") {
+            Some(("unix", path)) => Ok(Self::Unix(std::path::absolute(path)?)),
+            Some(("fd", selector)) => Ok(Self::Passed(selector.to_owned())),
+            Some(("tcp", "")) => Ok(Self::Tcp("localhost".into(), default_port)),
+            Some(("tcp", address)) => {
+                let (name, port) = split(address, default_port).with_context(|| {
+                    format!("invalid host {host:?}: expected tcp://[ADDRESS][:PORT]")
+                })?;
+                Ok(Self::Tcp(name.to_owned(), port))
+            }
+            _ => bail!(
+                "unsupported host {host:?}: expected unix:///PATH, tcp://[ADDRESS][:PORT] or fd://"
+            ),
+        }
+    }
+}
+
+/// Splits `[ADDRESS][:PORT]`, where IPv6 addresses are in brackets.
+fn split(text: &str, default_port: u16) -> Option<(&str, u16)> {
+    let text = text.strip_suffix('/').unwrap_or(text);
+    let (name, rest) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, rest) = rest.split_once(']')?;
+            address.parse::<Ipv6Addr>().ok()?;
+            (address, rest)
+        }
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let is_name = !name.contains(['/', '?', '#', '@']);
+    let port = match rest.strip_prefix(':') {
+        Some(port) => port.parse().ok()?,
+        None if rest.is_empty() => default_port,
+        None => return None,
+    };
+    is_name.then_some((name, port))
+}
+
+/// Returns the address to bind: the IPv4 address of a name that has several, as Go does.
+async fn resolve(host: &str, name: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    if name.is_empty() {
+        // Accepts IPv4 as well (`net.ipv6.bindv6only` is 0), unless the kernel has no IPv6.
+        let has_ipv6 = fs::exists("/proc/sys/net/ipv6");
+        let all: IpAddr = if has_ipv6 {
+            [0u16; 8].into()
+        } else {
+            [0u8; 4].into()
+        };
+        return Ok((all, port).into());
+    }
+    let found: Vec<SocketAddr> = tokio::net::lookup_host((name, port))
+        .await
+        .with_context(|| format!("host {host}: resolve {name}"))?
+        .collect();
+    let first = found.iter().find(|address| address.is_ipv4());
+    first
+        .or(found.first())
+        .copied()
+        .with_context(|| format!("host {host}: {name} has no address"))
+}
+
+/// Where to listen for requests.
+#[derive(Debug)]
+enum Place {
+    Path(PathBuf),
+    Port(SocketAddr),
+    Inherited(OwnedFd),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "unix://{}", path.display()),
+            Self::Port(address) => write!(f, "tcp://{address}"),
+            Self::Inherited(_) => f.write_str("fd://"),
+        }
+    }
+}
+
+impl Place {
+    async fn bind(
+        self,
+        mode: Mode,
+        tls: Option<&Arc<Tls>>,
+        group: Option<u32>,
+    ) -> anyhow::Result<Listener> {
+        let permitted = |address: SocketAddr| {
+            let with_tls = mode.permits(address)?;
+            if mode != Mode::Verified {
+                tracing::warn!(
+                    "host tcp://{address}: every process of this host, and possibly a script in a browser, can connect and has root's privileges"
+                );
+            }
+            Ok::<_, anyhow::Error>(tls.filter(|_| with_tls).cloned())
+        };
+        match self {
+            Self::Path(path) => bind_path(&path, group),
+            Self::Port(address) => Ok(Listener::bind_tcp(address, permitted(address)?).await?),
+            Self::Inherited(socket) => match Inherited::try_from(socket)? {
+                Inherited::Unix(socket) => Ok(Listener::inherit_unix(socket, group)?),
+                Inherited::Tcp(socket) => {
+                    let tls = permitted(socket.local_addr()?)?;
+                    Ok(Listener::inherit_tcp(socket, tls)?)
+                }
+            },
+        }
+    }
+}
+
+fn bind_path(path: &Path, group: Option<u32>) -> anyhow::Result<Listener> {
+    Listener::bind(path, group).or_else(|error| {
+        if error.kind() == std::io::ErrorKind::ResourceBusy {
+            let lock = fs::append(Listener::lock_path(path), 0o600)?;
+            let holder = daemon::describe_holder(&lock);
+            bail!("{error}{holder}; or listen elsewhere: `--host unix:///PATH`");
+        }
+        Err(error.into())
+    })
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        let tcp = |name: &str, port| Host::Tcp(name.to_owned(), port);
+        for (text, expected) in [
+            ("unix:///a/b", Host::Unix("/a/b".into())),
+            ("unix://", Host::Unix(daemon::DEFAULT_SOCKET.into())),
+            ("fd://", Host::Passed(String::new())),
+            ("fd://api", Host::Passed("api".into())),
+            ("tcp://", tcp("localhost", 2376)),
+            ("tcp://:99", tcp("", 99)),
+            ("tcp://h", tcp("h", 2376)),
+            ("tcp://10.0.0.1:0", tcp("10.0.0.1", 0)),
+            ("tcp://[::1]", tcp("::1", 2376)),
+            ("tcp://[::1]:5/", tcp("::1", 5)),
+        ] {
+            assert_eq!(Host::parse(text, 2376).unwrap(), expected, "{text}");
+        }
+        for text in [
+            "tcp://h:x",
+            "tcp://h:70000",
+            "tcp://::1",
+            "tcp://[::1]5",
+            "tcp://[x]:5",
+            "tcp://h:5/path",
+            "tcp://a@h:5",
+            "http://h",
+            "h:5",
+            "",
+        ] {
+            let error = Host::parse(text, 2376).unwrap_err().to_string();
+            assert!(error.contains("host"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn tcp_without_certificates_is_for_loopback_addresses_only() {
+        use Mode::{Plain, Unset, Unverified, Verified};
+        let modes = [
+            (None, None, Unset),
+            (Some(false), None, Plain),
+            (Some(true), None, Verified),
+            (None, Some(true), Verified),
+            (Some(false), Some(true), Verified),
+            (None, Some(false), Unverified),
+            (Some(true), Some(false), Unverified),
+        ];
+        for (tls, tlsverify, expected) in modes {
+            let settings = TlsSettings {
+                tls,
+                tlsverify,
+                ..TlsSettings::default()
+            };
+            assert_eq!(settings.mode(), expected, "{settings:?}");
+        }
+        let permitted = |mode: Mode, address: &str| {
+            mode.permits(address.parse().unwrap())
+                .map_err(|error| error.to_string())
+        };
+        for loopback in [
+            "127.0.0.1:1",
+            "127.9.9.9:1",
+            "[::1]:1",
+            "[::ffff:127.0.0.1]:1",
+        ] {
+            assert_eq!(permitted(Plain, loopback), Ok(false));
+            assert_eq!(permitted(Unverified, loopback), Ok(true));
+            assert_eq!(permitted(Verified, loopback), Ok(true));
+            assert!(
+                permitted(Unset, loopback)
+                    .unwrap_err()
+                    .contains("--tls=false")
+            );
+        }
+        for reachable in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:192.0.2.1]:1"] {
+            assert_eq!(permitted(Verified, reachable), Ok(true));
+            for mode in [Plain, Unverified] {
+                assert!(
+                    permitted(mode, reachable)
+                        .unwrap_err()
+                        .contains("root's privileges")
+                );
+            }
+            assert!(
+                !permitted(Unset, reachable)
+                    .unwrap_err()
+                    .contains("--tls=false")
+            );
+        }
+    }
+}
