@@ -10,7 +10,7 @@
 
 use std::fmt::Write;
 
-/// What a certificate says about itself.
+/// The fields of an X.509 certificate that the engine shows or checks.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Certificate {
     /// Such as `CN=client,O=Example`.

@@ -10,8 +10,8 @@ use crate::routes::containers::decode_create;
 use crate::version::{ApiVersion, upgrade_container};
 use crate::wire::{Convert as _, Parse as _};
 
-/// Whether a body is valid JSON. Also decodes it as each kind of request, and upgrades a request to
-/// create a container from the oldest and the newest version.
+/// Decodes a body as each kind of request, and upgrades a request to create a container from the
+/// oldest and the newest version. Returns whether the body is valid JSON.
 pub fn body(bytes: &[u8]) -> bool {
     let Ok((value, _)) = parse(bytes) else {
         return false;
