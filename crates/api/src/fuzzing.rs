@@ -24,13 +24,13 @@ pub fn body(bytes: &[u8]) -> bool {
     let Ok((config, host, networking)) = decode_create(value) else {
         return true;
     };
-    let Ok(host) = host.parse() else {
+    let (Ok(config), Ok(host)) = (config.parse(), host.parse()) else {
         return true;
     };
     let request = CreateRequest {
         name: String::new(),
         platform: String::new(),
-        config: config.convert(),
+        config,
         host,
         networks: networking.endpoints_config.convert(),
     };

@@ -7,7 +7,7 @@ use whelk_sys::fs;
 use whelk_sys::overlay::{self, Writable};
 
 use crate::error::{Error, Result};
-use crate::model::LogConfig;
+use crate::model::{LogConfig, LogDriver};
 use crate::networks::NetworkDefaults;
 use crate::spec::OpenFiles;
 
@@ -58,7 +58,7 @@ impl Instance {
         };
         let (root, run) = (absolute(root)?, absolute(run)?);
         let default_log = LogConfig {
-            kind: "local".into(),
+            driver: Some(LogDriver::Local),
             ..LogConfig::default()
         };
         let (soft, hard) = whelk_sys::process::file_limit();

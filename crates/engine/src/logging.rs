@@ -7,7 +7,7 @@ use whelk_shim::logs::{Driver, LogConfig};
 use whelk_text::size::parse_binary;
 
 use crate::error::{Error, Result};
-use crate::model;
+use crate::model::{self, LogDriver};
 
 /// Defaults of the driver `local`: five files of 20 MiB, the rotated ones compressed.
 const LOCAL_SIZE: u64 = 20 << 20;
@@ -19,22 +19,17 @@ const NO_LIMIT: &str = "-1";
 /// Returns the log configuration of container `id`, whose log files are in `directory`.
 ///
 /// # Errors
-/// Returns an error if a driver or an option does not exist, or if a value is invalid.
+/// Returns an error if the driver has no such option, or if a value is invalid.
 pub fn config(
     wanted: &model::LogConfig,
     directory: &Path,
     id: &str,
     details: &Details<'_>,
 ) -> Result<LogConfig> {
-    let driver = match wanted.kind.as_str() {
-        "" | "local" => Driver::Local,
-        "json-file" => Driver::JsonFile,
-        "none" => Driver::None,
-        other => {
-            return Err(Error::invalid(format!(
-                "error looking up logging plugin {other}: plugin {other:?} not found"
-            )));
-        }
+    let driver = match wanted.driver {
+        None | Some(LogDriver::Local) => Driver::Local,
+        Some(LogDriver::JsonFile) => Driver::JsonFile,
+        Some(LogDriver::None) => Driver::None,
     };
     let name = if driver == Driver::JsonFile {
         format!("{id}-json.log")
@@ -55,7 +50,7 @@ pub fn config(
     if driver == Driver::None {
         return Ok(config);
     }
-    for (key, value) in &wanted.config {
+    for (key, value) in &wanted.options {
         match key.as_str() {
             "max-size" => config.max_size = size(value)?,
             "max-file" => {
@@ -124,8 +119,10 @@ pub fn config(
 /// # Errors
 /// Returns an error if the maximal size is 0.
 pub fn check_new(wanted: &model::LogConfig) -> Result<()> {
-    match wanted.config.get("max-size") {
-        Some(text) if wanted.kind != "none" && text != NO_LIMIT && size(text)? == 0 => {
+    match wanted.options.get("max-size") {
+        Some(text)
+            if wanted.driver != Some(LogDriver::None) && text != NO_LIMIT && size(text)? == 0 =>
+        {
             Err(Error::invalid("max-size must be a positive number"))
         }
         _ => Ok(()),
@@ -163,10 +160,10 @@ fn size(text: &str) -> Result<u64> {
 mod tests {
     use super::*;
 
-    fn check(driver: &str, options: &[(&str, &str)], expected: &str) {
+    fn check(driver: Option<LogDriver>, options: &[(&str, &str)], expected: &str) {
         let wanted = model::LogConfig {
-            kind: driver.into(),
-            config: options
+            driver,
+            options: options
                 .iter()
                 .map(|&(k, v)| (k.to_owned(), v.to_owned()))
                 .collect(),
@@ -183,39 +180,42 @@ mod tests {
         assert_eq!(
             outcome.unwrap_or_else(|error| error.to_string()),
             expected,
-            "{driver} {options:?}"
+            "{driver:?} {options:?}"
         );
     }
 
     #[test]
     fn converts_drivers_and_options() {
-        check("", &[], "/d/container.log 20971520 5 true");
+        check(None, &[], "/d/container.log 20971520 5 true");
         check(
-            "json-file",
+            Some(LogDriver::JsonFile),
             &[("max-size", "10k"), ("max-file", "3"), ("compress", "true")],
             "/d/id-json.log 10240 3 true",
         );
-        check("json-file", &[], "/d/id-json.log 0 1 false");
+        check(Some(LogDriver::JsonFile), &[], "/d/id-json.log 0 1 false");
         check(
-            "bogus",
-            &[],
-            "error looking up logging plugin bogus: plugin \"bogus\" not found",
-        );
-        check(
-            "json-file",
+            Some(LogDriver::JsonFile),
             &[("bogus", "1")],
             "unknown log opt 'bogus' for json-file log driver",
         );
-        check("local", &[("max-size", "abc")], "invalid size: 'abc'");
         check(
-            "local",
+            Some(LogDriver::Local),
+            &[("max-size", "abc")],
+            "invalid size: 'abc'",
+        );
+        check(
+            Some(LogDriver::Local),
             &[("max-file", "0")],
             "max-file cannot be less than 1",
         );
-        check("local", &[("max-file", "x")], "invalid max-file: \"x\"");
+        check(
+            Some(LogDriver::Local),
+            &[("max-file", "x")],
+            "invalid max-file: \"x\"",
+        );
         for none in ["0", "0k", "0.0001", "-1"] {
             check(
-                "json-file",
+                Some(LogDriver::JsonFile),
                 &[("max-size", none)],
                 "/d/id-json.log 0 1 false",
             );
@@ -224,18 +224,18 @@ mod tests {
 
     #[test]
     fn new_containers_have_no_maximal_size_of_zero() {
-        let is_fine = |driver: &str, size: &str| {
+        let is_fine = |driver: LogDriver, size: &str| {
             check_new(&model::LogConfig {
-                kind: driver.into(),
-                config: [("max-size".to_owned(), size.to_owned())].into(),
+                driver: Some(driver),
+                options: [("max-size".to_owned(), size.to_owned())].into(),
             })
             .is_ok()
         };
         for none in ["0", "0k", "0.0001", "x"] {
-            assert!(!is_fine("json-file", none) && !is_fine("local", none));
-            assert!(is_fine("none", none));
+            assert!(!is_fine(LogDriver::JsonFile, none) && !is_fine(LogDriver::Local, none));
+            assert!(is_fine(LogDriver::None, none));
         }
-        assert!(is_fine("local", "-1") && is_fine("json-file", "1"));
+        assert!(is_fine(LogDriver::Local, "-1") && is_fine(LogDriver::JsonFile, "1"));
         assert!(check_new(&model::LogConfig::default()).is_ok());
     }
 }

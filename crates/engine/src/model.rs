@@ -10,10 +10,14 @@ use whelk_network::port::PortMapping;
 use crate::mounts::MountPlan;
 use crate::networks::Endpoint;
 
+mod kind;
 mod mode;
+mod port;
 mod restart;
 
+pub use kind::{HealthTest, Isolation, LogDriver, MountKind};
 pub use mode::{CgroupnsMode, IpcMode, NetworkMode, PidMode, UsernsMode, UtsMode};
+pub use port::{ContainerPort, PortBinding, PortRange};
 pub use restart::RestartPolicy;
 
 /// The settings that do not depend on the host (the API's `ContainerConfig`).
@@ -25,7 +29,7 @@ pub struct Config {
     pub attach_stdin: bool,
     pub attach_stdout: bool,
     pub attach_stderr: bool,
-    pub exposed_ports: BTreeSet<String>,
+    pub exposed_ports: BTreeSet<ContainerPort>,
     pub tty: bool,
     pub open_stdin: bool,
     pub stdin_once: bool,
@@ -54,7 +58,7 @@ pub struct HostConfig {
     pub container_id_file: String,
     pub log_config: LogConfig,
     pub network_mode: NetworkMode,
-    pub port_bindings: Option<BTreeMap<String, Option<Vec<PortBinding>>>>,
+    pub port_bindings: Option<PortBindings>,
     pub restart_policy: RestartPolicy,
     pub auto_remove: bool,
     pub volume_driver: String,
@@ -85,7 +89,7 @@ pub struct HostConfig {
     pub shm_size: i64,
     pub sysctls: BTreeMap<String, String>,
     pub runtime: String,
-    pub isolation: String,
+    pub isolation: Isolation,
     pub cpu_shares: i64,
     pub memory: i64,
     pub nano_cpus: i64,
@@ -123,7 +127,7 @@ pub struct HostConfig {
 
 impl HostConfig {
     /// Returns the ports of `port_bindings` with their bindings.
-    pub fn bound_ports(&self) -> impl Iterator<Item = (&String, &Option<Vec<PortBinding>>)> {
+    pub fn bound_ports(&self) -> impl Iterator<Item = (&ContainerPort, &Option<Vec<PortBinding>>)> {
         self.port_bindings.iter().flatten()
     }
 
@@ -133,19 +137,14 @@ impl HostConfig {
     }
 }
 
-/// The host address and port to publish a container's port at.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PortBinding {
-    pub host_ip: String,
-    /// A port or a range; empty for any free port.
-    pub host_port: String,
-}
+/// Where a container's ports are to be published. A port without bindings is published at one that
+/// the kernel chooses.
+pub type PortBindings = BTreeMap<ContainerPort, Option<Vec<PortBinding>>>;
 
 /// A container's health check. Durations are in nanoseconds; 0 means the default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Healthcheck {
-    /// `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", command]`; empty to take the image's.
-    pub test: Option<Vec<String>>,
+    pub test: HealthTest,
     pub interval: i64,
     pub timeout: i64,
     pub start_period: i64,
@@ -167,8 +166,9 @@ pub struct DeviceRequest {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LogConfig {
-    pub kind: String,
-    pub config: BTreeMap<String, String>,
+    /// `None` for the engine's default.
+    pub driver: Option<LogDriver>,
+    pub options: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -199,7 +199,7 @@ pub struct Ulimit {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mount {
-    pub kind: String,
+    pub kind: MountKind,
     pub source: String,
     pub target: String,
     pub read_only: bool,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use whelk_runtime::spec::IdMapping;
 
 use crate::error::{Error, Result};
-use crate::model::HostConfig;
+use crate::model::{HostConfig, MountKind};
 use crate::volumes::CreateVolume;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -472,7 +472,7 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
     let fail = |text: &str| {
         Err(Error::invalid(format!(
             "invalid mount config for type {:?}: {text}",
-            mount.kind
+            mount.kind.as_str()
         )))
     };
     if mount.target.is_empty() {
@@ -485,33 +485,33 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
     let foreign = [
         (
             "BindOptions",
-            mount.bind_options.is_some() && mount.kind != "bind",
+            mount.bind_options.is_some() && mount.kind != MountKind::Bind,
         ),
         (
             "VolumeOptions",
-            mount.volume_options.is_some() && mount.kind != "volume",
+            mount.volume_options.is_some() && mount.kind != MountKind::Volume,
         ),
         (
             "TmpfsOptions",
-            mount.tmpfs_options.is_some() && mount.kind != "tmpfs",
+            mount.tmpfs_options.is_some() && mount.kind != MountKind::Tmpfs,
         ),
         (
             "ImageOptions",
-            mount.image_options.is_some() && mount.kind != "image",
+            mount.image_options.is_some() && mount.kind != MountKind::Image,
         ),
     ];
     if let Some((field, _)) = foreign.iter().find(|(_, given)| *given) {
         return fail(&format!("field {field} must not be specified"));
     }
-    match mount.kind.as_str() {
-        "bind" => bind_mount(mount, target, data_root, fail),
-        "tmpfs" if !mount.source.is_empty() => fail("field Source must not be specified"),
-        "tmpfs" => tmpfs(&target, &tmpfs_options(mount).join(",")),
-        "volume" => match volume_of(mount) {
+    match mount.kind {
+        MountKind::Bind => bind_mount(mount, target, data_root, fail),
+        MountKind::Tmpfs if !mount.source.is_empty() => fail("field Source must not be specified"),
+        MountKind::Tmpfs => tmpfs(&target, &tmpfs_options(mount).join(",")),
+        MountKind::Volume => match volume_of(mount) {
             Ok((volume_use, read_only)) => Ok(volume(volume_use, target, read_only, "z")),
             Err(reason) => fail(reason),
         },
-        "image" => match image_of(mount) {
+        MountKind::Image => match image_of(mount) {
             Ok(image) => Ok(MountPlan {
                 // Image mounts are read-only.
                 options: ["ro".to_owned()]
@@ -526,11 +526,6 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
             }),
             Err(reason) => fail(reason),
         },
-        "cluster" | "npipe" => Err(Error::Unsupported(format!(
-            "mount type {}: not available in this version of whelk",
-            mount.kind
-        ))),
-        _ => fail("mount type unknown"),
     }
 }
 

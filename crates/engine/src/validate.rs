@@ -8,7 +8,8 @@ use whelk_text::signal;
 use crate::error::{Error, Result};
 use crate::host::HostInfo;
 use crate::model::{
-    CgroupnsMode, Config, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy, UtsMode,
+    CgroupnsMode, Config, HealthTest, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy,
+    UtsMode,
 };
 use crate::{mounts, random_names, security};
 
@@ -40,13 +41,11 @@ pub fn settings(
     security::capabilities(host_config)?;
     security::Options::parse(host_config)?;
     let (log, default) = (&mut host_config.log_config, &host.default_log);
-    if log.kind.is_empty() {
-        log.kind.clone_from(&default.kind);
-    }
+    log.driver = log.driver.or(default.driver);
     crate::logging::check_new(log)?;
-    if log.kind == default.kind {
-        for (key, value) in &default.config {
-            log.config
+    if log.driver == default.driver {
+        for (key, value) in &default.options {
+            log.options
                 .entry(key.clone())
                 .or_insert_with(|| value.clone());
         }
@@ -143,8 +142,7 @@ fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
         ),
         (
             config.healthcheck.as_ref().is_some_and(|check| {
-                let kind = check.test.as_ref().and_then(|test| test.first());
-                kind.is_some_and(|kind| kind != "NONE")
+                matches!(check.test, HealthTest::Command(_) | HealthTest::Shell(_))
             }),
             "health checks (--health-cmd)",
         ),
@@ -220,7 +218,7 @@ fn check_modes(config: &Config, host: &mut HostConfig, host_info: &HostInfo) -> 
         };
     }
     // Networks are looked up at the start, as Docker does: one may be created until then.
-    crate::networks::check_ports(config, host)?;
+    crate::networks::check_ports(host)?;
     if host.ipc_mode == IpcMode::Default {
         host.ipc_mode = IpcMode::Private;
     }
@@ -235,12 +233,6 @@ fn check_modes(config: &Config, host: &mut HostConfig, host_info: &HostInfo) -> 
         } else {
             CgroupnsMode::Host
         };
-    }
-    if !matches!(host.isolation.as_str(), "" | "default") {
-        return Err(Error::invalid(format!(
-            "invalid isolation ({}): linux only supports 'default'",
-            host.isolation
-        )));
     }
     match host.runtime.as_str() {
         "" | "runc" | "io.containerd.runc.v2" | "whelk" => {}
@@ -508,11 +500,11 @@ pub fn name(name: &str) -> Result<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Healthcheck, LogConfig};
+    use crate::model::{Healthcheck, LogConfig, LogDriver};
 
     fn host_info() -> HostInfo {
         let default_log = LogConfig {
-            kind: "local".into(),
+            driver: Some(LogDriver::Local),
             ..LogConfig::default()
         };
         HostInfo {
@@ -576,7 +568,7 @@ mod tests {
         );
         check(
             health(|check| {
-                check.test = Some(vec!["NONE".into()]);
+                check.test = HealthTest::Disabled;
                 check.timeout = -1;
             }),
             "Timeout in Healthcheck cannot be less than 1ms",

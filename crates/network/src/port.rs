@@ -16,13 +16,11 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt,
 };
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// A transport protocol of published ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     Tcp,
     Udp,
@@ -53,7 +51,7 @@ impl fmt::Display for Protocol {
 
 /// A published port: a port of the host that is redirected to a port of a container. A host port of
 /// 0 means none: see [`PortMapping::is_direct`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortMapping {
     pub protocol: Protocol,
     pub host: SocketAddr,

@@ -110,13 +110,17 @@ fn parse(content: &[u8]) -> anyhow::Result<File> {
 
 impl File {
     /// Applies the file's settings to the instance.
-    pub(crate) fn apply(self, instance: &mut Instance) {
+    ///
+    /// # Errors
+    /// Returns an error if there is no such log driver.
+    pub(crate) fn apply(self, instance: &mut Instance) -> anyhow::Result<()> {
         instance.networks = self.networks();
         instance.respect_host_firewall = self.firewall == FirewallMode::RespectHost;
-        instance.default_log.config = self.log_opts;
+        instance.default_log.options = self.log_opts;
         if let Some(driver) = self.log_driver {
-            instance.default_log.kind = driver;
+            instance.default_log.driver = Some(driver.parse()?);
         }
+        Ok(())
     }
 
     pub(crate) fn tls(&self) -> TlsSettings {

@@ -104,7 +104,7 @@ pub(super) async fn create(
     let mut request = CreateRequest {
         name: params.text("name").to_owned(),
         platform: params.text("platform").to_owned(),
-        config: config.convert(),
+        config: config.parse()?,
         host: host.parse()?,
         networks: endpoints_config.convert(),
     };

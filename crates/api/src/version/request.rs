@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use whelk_api_types::{ExecConfig, UpdateConfig};
 use whelk_engine::Error;
 use whelk_engine::containers::CreateRequest;
-use whelk_engine::model::{HostConfig, IpcMode, NetworkMode};
+use whelk_engine::model::{HostConfig, IpcMode, MountKind, NetworkMode};
 use whelk_engine::networks::model::option;
 use whelk_engine::networks::{ConnectRequest, Endpoint};
 
@@ -57,7 +57,7 @@ pub(crate) fn upgrade_container(
         {
             return Err(needs("VolumeOptions.Subpath", "1.45"));
         }
-        if version < ApiVersion(1, 48) && mount.kind == "image" {
+        if version < ApiVersion(1, 48) && mount.kind == MountKind::Image {
             return Err(needs("Mount type \"Image\"", "1.48"));
         }
     }
@@ -103,10 +103,10 @@ pub(crate) fn upgrade_container(
 
 /// Returns a warning about ports with an empty list of bindings, if there are any.
 fn unbound_ports(host: &HostConfig) -> Option<String> {
-    let unbound: Vec<&str> = host
+    let unbound: Vec<String> = host
         .bound_ports()
         .filter(|(_, bindings)| bindings.as_ref().is_none_or(Vec::is_empty))
-        .map(|(port, _)| port.as_str())
+        .map(|(port, _)| port.to_string())
         .collect();
     (!unbound.is_empty()).then(|| {
         format!(
@@ -306,7 +306,7 @@ mod tests {
         let mut request = CreateRequest {
             platform: "linux/arm64".into(),
             host: host.parse().unwrap(),
-            config: config.convert(),
+            config: config.parse().unwrap(),
             networks: networks.convert(),
             ..CreateRequest::default()
         };
@@ -347,7 +347,7 @@ mod tests {
         );
         let shown = |minor: u32| {
             let text = json!({
-                "Host": {"ConsoleSize": [1, 2], "Annotations": {"a": "b"}, "Mounts": [{"BindOptions": {"CreateMountpoint": true}}]},
+                "Host": {"ConsoleSize": [1, 2], "Annotations": {"a": "b"}, "Mounts": [{"Type": "bind", "BindOptions": {"CreateMountpoint": true}}]},
                 "Networks": {"n": {"MacAddress": "02:00:00:00:00:01"}},
             });
             let (request, _) = container((1, minor), text).unwrap_or_default();

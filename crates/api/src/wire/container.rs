@@ -146,16 +146,7 @@ fn port_map(record: &ContainerRecord) -> PortMap {
         .exposed_ports
         .iter()
         .filter(|_| record.has_ports());
-    let mut map: PortMap = exposed
-        .map(|port| {
-            let port = if port.contains('/') {
-                port.clone()
-            } else {
-                format!("{port}/tcp")
-            };
-            (port, None)
-        })
-        .collect();
+    let mut map: PortMap = exposed.map(|port| (port.to_string(), None)).collect();
     for mapping in &record.ports {
         let bindings = map
             .entry(format!("{}/{}", mapping.to.port(), mapping.protocol))

@@ -75,6 +75,18 @@ pub(crate) trait Parse<T> {
     fn parse(self) -> Result<T>;
 }
 
+impl<T, S: Parse<T>> Parse<Option<T>> for Option<S> {
+    fn parse(self) -> Result<Option<T>> {
+        self.map(Parse::parse).transpose()
+    }
+}
+
+impl<T, S: Parse<T>> Parse<Vec<T>> for Vec<S> {
+    fn parse(self) -> Result<Vec<T>> {
+        self.into_iter().map(Parse::parse).collect()
+    }
+}
+
 macro_rules! parsed_from_text {
     ($($type:ty),* $(,)?) => {$(
         impl Convert<String> for $type {
@@ -93,7 +105,88 @@ macro_rules! parsed_from_text {
 
 parsed_from_text! {
     model::NetworkMode, model::PidMode, model::IpcMode, model::UtsMode, model::UsernsMode,
-    model::CgroupnsMode,
+    model::CgroupnsMode, model::Isolation, model::MountKind, model::LogDriver,
+    model::ContainerPort,
+}
+
+/// An empty text means `None`.
+impl Convert<String> for Option<model::LogDriver> {
+    fn convert(self) -> String {
+        self.map_or("", model::LogDriver::as_str).to_owned()
+    }
+}
+
+impl Convert<api::LogConfig> for model::LogConfig {
+    fn convert(self) -> api::LogConfig {
+        api::LogConfig {
+            kind: self.driver.convert(),
+            config: self.options,
+        }
+    }
+}
+
+impl Parse<model::LogConfig> for api::LogConfig {
+    fn parse(self) -> Result<model::LogConfig> {
+        let given = Some(self.kind).filter(|kind| !kind.is_empty());
+        Ok(model::LogConfig {
+            driver: given.parse()?,
+            options: self.config,
+        })
+    }
+}
+
+impl Convert<api::Set> for BTreeSet<model::ContainerPort> {
+    fn convert(self) -> api::Set {
+        let texts = self.iter().map(ToString::to_string);
+        texts.map(|key| (key, api::Empty {})).collect()
+    }
+}
+
+impl Parse<BTreeSet<model::ContainerPort>> for api::Set {
+    fn parse(self) -> Result<BTreeSet<model::ContainerPort>> {
+        self.into_keys().map(Parse::parse).collect()
+    }
+}
+
+impl Convert<api::PortMap> for model::PortBindings {
+    fn convert(self) -> api::PortMap {
+        self.into_iter()
+            .map(|(port, bindings)| (port.to_string(), bindings.convert()))
+            .collect()
+    }
+}
+
+impl Parse<model::PortBindings> for api::PortMap {
+    fn parse(self) -> Result<model::PortBindings> {
+        self.into_iter()
+            .map(|(port, bindings)| Ok((port.parse()?, Parse::parse(bindings)?)))
+            .collect()
+    }
+}
+
+impl Convert<api::PortBinding> for model::PortBinding {
+    fn convert(self) -> api::PortBinding {
+        let (host_ip, host_port) = self.texts();
+        api::PortBinding { host_ip, host_port }
+    }
+}
+
+impl Parse<model::PortBinding> for api::PortBinding {
+    fn parse(self) -> Result<model::PortBinding> {
+        model::PortBinding::parse(&self.host_ip, &self.host_port)
+    }
+}
+
+impl Convert<Option<Vec<String>>> for model::HealthTest {
+    fn convert(self) -> Option<Vec<String>> {
+        Some(self.words()).filter(|words| !words.is_empty())
+    }
+}
+
+impl Parse<model::HealthTest> for Option<Vec<String>> {
+    fn parse(self) -> Result<model::HealthTest> {
+        model::HealthTest::parse(self.unwrap_or_default())
+    }
 }
 
 impl Convert<api::RestartPolicy> for model::RestartPolicy {
@@ -157,35 +250,35 @@ macro_rules! same_fields {
 
 same_fields! {
     model::Config => api::ContainerConfig {
-        hostname, domainname, user, attach_stdin, attach_stdout, attach_stderr, exposed_ports, tty,
-        open_stdin, stdin_once, env, cmd, healthcheck, args_escaped, image, volumes, working_dir,
+        hostname, domainname, user, attach_stdin, attach_stdout, attach_stderr, tty,
+        open_stdin, stdin_once, env, cmd, args_escaped, image, volumes, working_dir,
         entrypoint, network_disabled, mac_address, on_build, labels, stop_signal, stop_timeout,
-        shell,
+        shell;
+        parsed exposed_ports, healthcheck,
     }
     model::Healthcheck => api::HealthConfig {
-        test, interval, timeout, start_period, start_interval, retries,
+        interval, timeout, start_period, start_interval, retries;
+        parsed test,
     }
     model::HostConfig => api::HostConfig {
-        binds, container_id_file, log_config, port_bindings, auto_remove,
+        binds, container_id_file, auto_remove,
         volume_driver, volumes_from, console_size, annotations, cap_add, cap_drop, dns, dns_options,
         dns_search, extra_hosts, group_add, cgroup, links, oom_score_adj, privileged,
         publish_all_ports, readonly_rootfs, security_opt, storage_opt, tmpfs, shm_size, sysctls,
-        runtime, isolation, cpu_shares, memory, nano_cpus, cgroup_parent, blkio_weight, blkio_weight_device, blkio_device_read_bps,
+        runtime, cpu_shares, memory, nano_cpus, cgroup_parent, blkio_weight, blkio_weight_device, blkio_device_read_bps,
         blkio_device_write_bps, blkio_device_read_iops, blkio_device_write_iops, cpu_period,
         cpu_quota, cpu_realtime_period, cpu_realtime_runtime, cpuset_cpus, cpuset_mems, devices,
         device_cgroup_rules, device_requests, memory_reservation, memory_swap, memory_swappiness,
         oom_kill_disable, pids_limit, ulimits, cpu_count, cpu_percent, io_maximum_iops,
-        io_maximum_bandwidth, mounts, masked_paths, readonly_paths, init;
-        parsed restart_policy, network_mode, pid_mode, ipc_mode, uts_mode, userns_mode,
-        cgroupns_mode,
+        io_maximum_bandwidth, masked_paths, readonly_paths, init;
+        parsed log_config, port_bindings, restart_policy, network_mode, pid_mode, ipc_mode, uts_mode,
+        userns_mode, cgroupns_mode, isolation, mounts,
     }
     containers::ExecConfig => api::ExecConfig {
         user, privileged, tty, console_size, attach_stdin, attach_stderr, attach_stdout,
         detach_keys, env, working_dir, cmd,
     }
-    model::PortBinding => api::PortBinding { host_ip, host_port }
     model::DeviceRequest => api::DeviceRequest { driver, count, device_ids, capabilities, options }
-    model::LogConfig => api::LogConfig { kind, config }
     model::WeightDevice => api::WeightDevice { path, weight }
     model::ThrottleDevice => api::ThrottleDevice { path, rate }
     model::DeviceMapping => api::DeviceMapping {
@@ -193,8 +286,9 @@ same_fields! {
     }
     model::Ulimit => api::Ulimit { name, hard, soft }
     model::Mount => api::Mount {
-        kind, source, target, read_only, consistency, bind_options, volume_options, image_options,
-        tmpfs_options,
+        source, target, read_only, consistency, bind_options, volume_options, image_options,
+        tmpfs_options;
+        parsed kind,
     }
     model::BindOptions => api::BindOptions {
         propagation, non_recursive, create_mountpoint, read_only_non_recursive,
@@ -335,7 +429,7 @@ mod tests {
                 "OnBuild": ["RUN x"], "Labels": {"a": "b"}, "StopSignal": "TERM", "StopTimeout": 5,
                 "Shell": ["sh"],
             }),
-            Convert::convert,
+            |api| Parse::parse(api).expect("valid settings"),
         );
         check::<networks::EndpointIpam, api::EndpointIpamConfig>(
             json!({

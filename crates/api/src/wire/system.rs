@@ -10,7 +10,7 @@ use whelk_engine::events::now;
 use whelk_engine::networks::NetworkDriverKind;
 use whelk_engine::system::{Info, RUNTIME_SPEC, VERSION};
 
-use super::{null_if_empty, signed, time};
+use super::{Convert as _, null_if_empty, signed, time};
 use crate::{NEWEST, OLDEST};
 
 fn strings<const N: usize>(texts: [&str; N]) -> Vec<String> {
@@ -113,7 +113,7 @@ pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
         oom_kill_disable: v1,
         n_goroutines: 0,
         system_time: time(now()),
-        logging_driver: engine.instance.default_log.kind.clone(),
+        logging_driver: engine.instance.default_log.driver.convert(),
         cgroup_driver: "cgroupfs".into(),
         cgroup_version: info.cgroup_version.to_string(),
         n_events_listener: info.event_listeners,

@@ -69,7 +69,7 @@ impl Containers {
                 Some(platform.parse::<Platform>()?)
             };
             image.check_platform(wanted.as_ref(), &config.image)?;
-            inherit(&mut config, &image.config);
+            inherit(&mut config, &image.config)?;
         }
         // Clients send `[""]` to clear the image's entrypoint, and `{}` for no volumes.
         config.entrypoint.take_if(|entrypoint| *entrypoint == [""]);
@@ -182,7 +182,7 @@ pub(super) fn name_taken(name: &str, owner: &str) -> Error {
 }
 
 /// Fills in the image's settings where the request has none.
-fn inherit(config: &mut Config, image: &ImageConfig) {
+fn inherit(config: &mut Config, image: &ImageConfig) -> Result<()> {
     let image = &image.config;
     if config.user.is_empty() {
         config.user.clone_from(&image.user);
@@ -221,12 +221,14 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
             .entry(key.clone())
             .or_insert_with(|| value.clone());
     }
-    let ports = image.exposed_ports.keys();
-    config.exposed_ports.extend(ports.cloned());
+    for port in image.exposed_ports.keys() {
+        config.exposed_ports.insert(port.parse()?);
+    }
     if !image.volumes.is_empty() {
         let volumes = config.volumes.get_or_insert_default();
         volumes.extend(image.volumes.keys().cloned());
     }
+    Ok(())
 }
 
 /// Writes the default masked and read-only paths into the settings, where `inspect` shows them.

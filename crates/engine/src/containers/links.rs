@@ -15,7 +15,7 @@ use whelk_network::port::Protocol;
 use super::{Container, Containers, files};
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig, NetworkMode, RestartPolicy, Status};
-use crate::networks::{Endpoint, parse_port, split_link};
+use crate::networks::{Endpoint, split_link};
 
 /// The default network.
 const DEFAULT: &str = "bridge";
@@ -288,8 +288,10 @@ fn variables(
         .iter()
         .chain(host.bound_ports().map(|(port, _)| port));
     let ports: BTreeSet<(bool, u16, String)> = known
-        .filter_map(|port| parse_port(port).ok())
-        .map(|(number, protocol)| (protocol != Protocol::Tcp, number, protocol.to_string()))
+        .map(|port| {
+            let is_not_tcp = port.protocol != Protocol::Tcp;
+            (is_not_tcp, port.number, port.protocol.to_string())
+        })
         .collect();
     let ports: Vec<(u16, String)> = ports
         .into_iter()
@@ -349,7 +351,7 @@ mod tests {
 
     fn of(ports: &[&str], env: &[&str]) -> String {
         let config = Config {
-            exposed_ports: ports.iter().map(|&port| port.to_owned()).collect(),
+            exposed_ports: ports.iter().map(|port| port.parse().unwrap()).collect(),
             env: Some(env.iter().map(|&entry| entry.to_owned()).collect()),
             ..Config::default()
         };

@@ -10,7 +10,6 @@ use crate::error::{Error, Result};
 use crate::filters::Filters;
 use crate::model::{ContainerRecord, ContainerState, Status};
 use crate::mounts::Source;
-use crate::networks::parse_port;
 
 /// The options of a list request.
 #[derive(Clone, Debug, Default)]
@@ -170,18 +169,17 @@ impl ContainerRecord {
             .config
             .exposed_ports
             .iter()
-            .filter(|_| self.has_ports())
-            .filter_map(|port| parse_port(port).ok());
-        let unpublished = exposed.filter(|(port, protocol)| {
+            .filter(|_| self.has_ports());
+        let unpublished = exposed.filter(|port| {
             !self
                 .ports
                 .iter()
-                .any(|one| (one.to.port(), one.protocol) == (*port, *protocol))
+                .any(|one| (one.to.port(), one.protocol) == (port.number, port.protocol))
         });
         let mut listed: Vec<ListedPort> = unpublished
-            .map(|(private, protocol)| ListedPort {
-                protocol,
-                private,
+            .map(|port| ListedPort {
+                protocol: port.protocol,
+                private: port.number,
                 address: None,
                 public: None,
             })

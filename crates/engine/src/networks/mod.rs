@@ -43,7 +43,7 @@ pub(crate) use endpoints::split_link;
 pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
 pub use model::{Endpoint, EndpointIpam, NetworkRecord};
-pub(crate) use publish::{check as check_ports, check_exposed, parse_port};
+pub(crate) use publish::{check as check_ports, check_exposed};
 pub(crate) use remove::uninstall;
 pub(crate) use resolver::{host_resolver, resolved_servers, uses_resolver};
 pub(crate) use settings::{check_endpoint, lacks_ipv6, parse_mac};

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use whelk_network::port::{HostPortRequest, Owner, PortMapping, Protocol, every_address};
+use whelk_network::port::{HostPortRequest, Owner, PortMapping, every_address};
 
 use super::Networks;
 use super::model::option;
 use crate::error::{Error, Result};
-use crate::model::{Config, ContainerRecord, HostConfig, PortBinding};
+use crate::model::{Config, ContainerPort, ContainerRecord, HostConfig, PortBinding};
 use crate::rollback::Rollback;
 
 /// A request to publish one port of a container.
@@ -19,95 +19,41 @@ pub(crate) struct PortRequest {
     pub(crate) host: HostPortRequest,
 }
 
-/// Parses `PORT[/PROTOCOL]`; the default protocol is TCP.
-pub(crate) fn parse_port(text: &str) -> Result<(u16, Protocol)> {
-    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let number = number
-        .parse()
-        .ok()
-        .filter(|number| *number > 0)
-        .ok_or_else(|| Error::invalid(format!("invalid port specification: {text:?}")))?;
-    let protocol = Protocol::parse(protocol)
-        .ok_or_else(|| Error::invalid(format!("invalid proto: {protocol}")))?;
-    Ok((number, protocol))
-}
-
-/// Parses `FIRST[-LAST]`. An empty text means a port that the kernel chooses.
-fn parse_range(text: &str) -> Result<(u16, u16)> {
-    let invalid = || Error::invalid(format!("invalid port specification: {text:?}"));
-    if text.is_empty() {
-        return Ok((0, 0));
-    }
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (
-        first.parse().map_err(|_| invalid())?,
-        last.parse().map_err(|_| invalid())?,
-    );
-    if first > last {
-        Err(invalid())
-    } else {
-        Ok((first, last))
-    }
-}
-
 /// Returns all ports that a container's settings publish.
-///
-/// # Errors
-/// Returns an error if a specification is invalid.
-pub(crate) fn port_requests(config: &Config, host: &HostConfig) -> Result<Vec<PortRequest>> {
+fn port_requests(config: &Config, host: &HostConfig) -> Vec<PortRequest> {
+    const ANY: &[PortBinding] = &[PortBinding {
+        address: None,
+        ports: None,
+    }];
+    let request = |port: ContainerPort, binding: &PortBinding| PortRequest {
+        container_port: port.number,
+        host: HostPortRequest {
+            protocol: port.protocol,
+            address: binding.address,
+            ports: binding
+                .ports
+                .map_or((0, 0), |range| (range.first, range.last)),
+        },
+    };
     let mut requests = Vec::new();
-    for (key, bindings) in host.bound_ports() {
-        let (port, protocol) = parse_port(key)?;
-        let any = [PortBinding::default()];
-        let bindings = bindings
-            .as_deref()
-            .filter(|list| !list.is_empty())
-            .unwrap_or(&any);
-        for PortBinding { host_ip, host_port } in bindings {
-            let address = if host_ip.is_empty() {
-                None
-            } else {
-                let plain = host_ip.trim_matches(['[', ']']);
-                let address: IpAddr = plain
-                    .parse()
-                    .map_err(|_| Error::invalid(format!("invalid IP address: {host_ip}")))?;
-                Some(address)
-            };
-            requests.push(PortRequest {
-                container_port: port,
-                host: HostPortRequest {
-                    protocol,
-                    address,
-                    ports: parse_range(host_port)?,
-                },
-            });
-        }
+    for (&port, bindings) in host.bound_ports() {
+        let given = bindings.as_deref().filter(|list| !list.is_empty());
+        let bindings = given.unwrap_or(ANY).iter();
+        requests.extend(bindings.map(|binding| request(port, binding)));
     }
-    let given: BTreeSet<(u16, Protocol)> = requests
-        .iter()
-        .map(|request| (request.container_port, request.host.protocol))
-        .collect();
-    for key in &config.exposed_ports {
-        let (port, protocol) = parse_port(key)?;
-        if host.publish_all_ports && !given.contains(&(port, protocol)) {
-            requests.push(PortRequest {
-                container_port: port,
-                host: HostPortRequest {
-                    protocol,
-                    address: None,
-                    ports: (0, 0),
-                },
-            });
-        }
+    if host.publish_all_ports {
+        let bound: BTreeSet<ContainerPort> = host.bound_ports().map(|(&port, _)| port).collect();
+        let exposed = config.exposed_ports.difference(&bound);
+        requests.extend(exposed.map(|&port| request(port, &ANY[0])));
     }
-    Ok(requests)
+    requests
 }
 
 impl Networks {
     /// Publishes a container's ports through the network that connects it to the outside. On an
     /// error none is published.
     pub(super) fn publish_ports(&self, record: &mut ContainerRecord) -> Result<()> {
-        let requests = port_requests(&record.config, &record.host)?;
+        let requests = port_requests(&record.config, &record.host);
         if requests.is_empty() {
             return Ok(());
         }
@@ -307,8 +253,7 @@ fn owner_of(record: &ContainerRecord) -> Owner {
 }
 
 /// Checks port settings when a container is created.
-pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
-    port_requests(config, host)?;
+pub(crate) fn check(host: &HostConfig) -> Result<()> {
     if host.network_mode.container().is_some() && host.publishes() {
         return Err(Error::invalid(
             "conflicting options: port publishing and the container type network mode",
@@ -333,63 +278,60 @@ pub(crate) fn check_exposed(config: &Config, host: &HostConfig) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::PortBinding;
 
-    /// Checks the requests for bindings of one port to addresses and ports of the host.
-    fn check(port: &str, bindings: Option<&[(&str, &str)]>, expected: &str) {
-        let bindings = bindings.map(|list| {
-            let bindings = list.iter().map(|&(address, port)| PortBinding {
-                host_ip: address.into(),
-                host_port: port.into(),
-            });
-            bindings.collect()
-        });
+    fn port(text: &str) -> ContainerPort {
+        text.parse().unwrap()
+    }
+
+    /// Returns the requests for these bindings of ports, which are exposed besides `exposed`.
+    fn requests(bindings: &[(&str, &[(&str, &str)])], exposed: &[&str]) -> String {
+        let parse = |&(address, ports): &(&str, &str)| PortBinding::parse(address, ports).unwrap();
+        let bindings = bindings
+            .iter()
+            .map(|(name, list)| (port(name), Some(list.iter().map(parse).collect())));
         let host = HostConfig {
-            port_bindings: Some([(port.to_owned(), bindings)].into()),
+            port_bindings: Some(bindings.collect()),
+            publish_all_ports: !exposed.is_empty(),
             ..HostConfig::default()
         };
-        let found = port_requests(&Config::default(), &host).map_or_else(
-            |error| error.to_string(),
-            |requests| {
-                let one = |request: &PortRequest| {
-                    let HostPortRequest {
-                        protocol,
-                        address,
-                        ports,
-                    } = request.host;
-                    format!(
-                        "{}/{protocol} at {address:?} {ports:?}",
-                        request.container_port
-                    )
-                };
-                requests.iter().map(one).collect::<Vec<_>>().join("; ")
-            },
-        );
-        assert_eq!(found, expected);
+        let config = Config {
+            exposed_ports: exposed.iter().map(|text| port(text)).collect(),
+            ..Config::default()
+        };
+        let one = |request: &PortRequest| {
+            let HostPortRequest {
+                protocol,
+                address,
+                ports,
+            } = request.host;
+            format!(
+                "{}/{protocol} at {address:?} {ports:?}",
+                request.container_port
+            )
+        };
+        let requests = port_requests(&config, &host);
+        requests.iter().map(one).collect::<Vec<_>>().join("; ")
     }
 
     #[test]
-    fn bindings() {
-        check("80/tcp", None, "80/tcp at None (0, 0)");
-        check("80", Some(&[("", "8080")]), "80/tcp at None (8080, 8080)");
-        check(
-            "53/udp",
-            Some(&[("127.0.0.1", "5300-5310")]),
-            "53/udp at Some(127.0.0.1) (5300, 5310)",
+    fn bound_ports_are_published_at_each_binding() {
+        assert_eq!(requests(&[], &[]), "");
+        assert_eq!(requests(&[("80/tcp", &[])], &[]), "80/tcp at None (0, 0)");
+        assert_eq!(
+            requests(&[("53/udp", &[("127.0.0.1", "5300-5310")])], &[]),
+            "53/udp at Some(127.0.0.1) (5300, 5310)"
         );
-        check(
-            "80/tcp",
-            Some(&[("[2001:db8::1]", "1"), ("", "2")]),
-            "80/tcp at Some(2001:db8::1) (1, 1); 80/tcp at None (2, 2)",
+        assert_eq!(
+            requests(&[("80", &[("[2001:db8::1]", "1"), ("", "2")])], &[]),
+            "80/tcp at Some(2001:db8::1) (1, 1); 80/tcp at None (2, 2)"
         );
-        check("80/tcp", Some(&[("::1", "")]), "80/tcp at Some(::1) (0, 0)");
-        check("0/tcp", None, "invalid port specification: \"0/tcp\"");
-        check("80/x", None, "invalid proto: x");
-        check(
-            "80",
-            Some(&[("", "9-8")]),
-            "invalid port specification: \"9-8\"",
+    }
+
+    #[test]
+    fn exposed_ports_without_bindings_are_published_at_any_port() {
+        assert_eq!(
+            requests(&[("80", &[("", "8080")])], &["80/tcp", "80/udp", "443"]),
+            "80/tcp at None (8080, 8080); 80/udp at None (0, 0); 443/tcp at None (0, 0)"
         );
-        check("80", Some(&[("x", "")]), "invalid IP address: x");
     }
 }

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use whelk_network::port::PortMapping;
+use whelk_network::port::{PortMapping, Protocol};
 
 use super::set::optional as optional_set;
 use super::stored::{Stored, forms};
@@ -15,7 +16,6 @@ use crate::{model, mounts};
 forms! {
     Config => model::Config,
     HostConfig => model::HostConfig,
-    PortBinding => model::PortBinding,
     Healthcheck => model::Healthcheck,
     DeviceRequest => model::DeviceRequest,
     LogConfig => model::LogConfig,
@@ -31,6 +31,8 @@ forms! {
     TmpfsOptions => model::TmpfsOptions,
     Status => model::Status,
     ContainerState => model::ContainerState,
+    StoredPortMapping => PortMapping,
+    StoredProtocol => Protocol,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,7 +49,7 @@ struct Config {
     attach_stdout: bool,
     attach_stderr: bool,
     #[serde(with = "set", skip_serializing_if = "BTreeSet::is_empty")]
-    exposed_ports: BTreeSet<String>,
+    exposed_ports: BTreeSet<model::ContainerPort>,
     tty: bool,
     open_stdin: bool,
     stdin_once: bool,
@@ -91,7 +93,7 @@ struct HostConfig {
     #[serde(with = "text")]
     network_mode: model::NetworkMode,
     #[serde(with = "stored")]
-    port_bindings: Option<BTreeMap<String, Option<Vec<model::PortBinding>>>>,
+    port_bindings: Option<model::PortBindings>,
     #[serde(with = "stored")]
     restart_policy: model::RestartPolicy,
     auto_remove: bool,
@@ -132,7 +134,8 @@ struct HostConfig {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     sysctls: BTreeMap<String, String>,
     runtime: String,
-    isolation: String,
+    #[serde(with = "text")]
+    isolation: model::Isolation,
     cpu_shares: i64,
     memory: i64,
     nano_cpus: i64,
@@ -180,15 +183,27 @@ struct HostConfig {
     init: Option<bool>,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(
-    rename_all = "PascalCase",
-    default = "Default::default",
-    remote = "model::PortBinding"
-)]
-struct PortBinding {
-    host_ip: String,
-    host_port: String,
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct PortBinding<'a> {
+    host_ip: Cow<'a, str>,
+    host_port: Cow<'a, str>,
+}
+
+impl Stored for model::PortBinding {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (address, ports) = self.texts();
+        let form = PortBinding {
+            host_ip: address.into(),
+            host_port: ports.into(),
+        };
+        form.serialize(serializer)
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let PortBinding { host_ip, host_port } = PortBinding::deserialize(deserializer)?;
+        Self::parse(&host_ip, &host_port).map_err(de::Error::custom)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -198,8 +213,8 @@ struct PortBinding {
     remote = "model::Healthcheck"
 )]
 struct Healthcheck {
-    #[serde(skip_serializing_if = "is_empty_list")]
-    test: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "is_default", with = "stored")]
+    test: model::HealthTest,
     #[serde(skip_serializing_if = "is_default")]
     interval: i64,
     #[serde(skip_serializing_if = "is_default")]
@@ -234,9 +249,36 @@ struct DeviceRequest {
     remote = "model::LogConfig"
 )]
 struct LogConfig {
-    #[serde(rename = "Type")]
-    kind: String,
-    config: BTreeMap<String, String>,
+    #[serde(rename = "Type", with = "stored")]
+    driver: Option<model::LogDriver>,
+    #[serde(rename = "Config")]
+    options: BTreeMap<String, String>,
+}
+
+impl Stored for Option<model::LogDriver> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.map_or("", model::LogDriver::as_str))
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let given = Some(name).filter(|name| !name.is_empty());
+        given
+            .map(|name| name.parse())
+            .transpose()
+            .map_err(de::Error::custom)
+    }
+}
+
+impl Stored for model::HealthTest {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.words().serialize(serializer)
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let words = Option::<Vec<String>>::deserialize(deserializer)?;
+        Self::parse(words.unwrap_or_default()).map_err(de::Error::custom)
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -317,8 +359,8 @@ struct Ulimit {
     remote = "model::Mount"
 )]
 struct Mount {
-    #[serde(rename = "Type")]
-    kind: String,
+    #[serde(rename = "Type", with = "text")]
+    kind: model::MountKind,
     #[serde(skip_serializing_if = "is_default")]
     source: String,
     #[serde(skip_serializing_if = "is_default")]
@@ -486,8 +528,25 @@ struct ContainerRecord {
     networks: BTreeMap<String, network::Endpoint>,
     #[serde(default, with = "stored")]
     mounts: Vec<mounts::MountPlan>,
-    #[serde(default)]
+    #[serde(default, with = "stored")]
     ports: Vec<PortMapping>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "PortMapping")]
+struct StoredPortMapping {
+    #[serde(with = "stored")]
+    protocol: Protocol,
+    host: SocketAddr,
+    to: SocketAddr,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", remote = "Protocol")]
+enum StoredProtocol {
+    Tcp,
+    Udp,
+    Sctp,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -510,12 +569,15 @@ mod tests {
         let Ok(config) = Config::deserialize(&mut serde_json::Deserializer::from_str(text)) else {
             panic!("{text}");
         };
-        assert_eq!(config.exposed_ports, BTreeSet::from(["80".to_owned()]));
+        assert_eq!(
+            config.exposed_ports,
+            BTreeSet::from(["80".parse().unwrap()])
+        );
         assert_eq!(config.volumes, Some(BTreeSet::from(["/v".to_owned()])));
         let written = Config::serialize(&config, serde_json::value::Serializer).unwrap();
         assert_eq!(
             [&written["ExposedPorts"], &written["Volumes"]],
-            [&json!({"80": {}}), &json!({"/v": {}})]
+            [&json!({"80/tcp": {}}), &json!({"/v": {}})]
         );
     }
 }

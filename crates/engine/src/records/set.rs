@@ -1,24 +1,41 @@
 //! Writes a set as Docker does, as a map to empty objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::IgnoredAny};
 
 #[derive(Serialize)]
 struct Empty {}
 
-pub(super) fn serialize<S: Serializer>(
-    set: &BTreeSet<String>,
+/// A member, written as the text of a key.
+pub(super) struct Key<'a, T>(pub(super) &'a T);
+
+impl<T: Display> Serialize for Key<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self.0)
+    }
+}
+
+pub(super) fn serialize<T: Display, S: Serializer>(
+    set: &BTreeSet<T>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(set.iter().map(|key| (key, Empty {})))
+    serializer.collect_map(set.iter().map(|key| (Key(key), Empty {})))
 }
 
 /// Earlier engines have written any values.
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<BTreeSet<String>, D::Error> {
-    optional::deserialize(deserializer).map(Option::unwrap_or_default)
+pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<BTreeSet<T>, D::Error>
+where
+    T: FromStr<Err: Display> + Ord,
+    D: Deserializer<'de>,
+{
+    optional::deserialize(deserializer)?
+        .unwrap_or_default()
+        .iter()
+        .map(|key| key.parse().map_err(de::Error::custom))
+        .collect()
 }
 
 /// A set that may be `null`.
