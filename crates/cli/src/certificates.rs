@@ -28,12 +28,13 @@ pub(crate) struct TlsFlags {
     pub tlsverify: Option<bool>,
 }
 
-/// The PEM files of a client. An empty path is none.
+/// The PEM files of a client.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Files {
-    pub authorities: PathBuf,
-    pub certificate: PathBuf,
-    pub key: PathBuf,
+    /// Those of this host if there are none.
+    pub authorities: Option<PathBuf>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
     /// Accepts every server.
     pub skip_verify: bool,
 }
@@ -41,12 +42,16 @@ pub(crate) struct Files {
 impl TlsFlags {
     /// Returns the files to use, or `None` for connections without TLS, by the rules of Docker's
     /// CLI: `--tlsverify` enables TLS whatever its value; only the defaults of the certificate and
-    /// the key may be missing. `directory` is where the files are if `DOCKER_CERT_PATH` is not set.
+    /// the key may be missing, and an empty path is none. The defaults are in `DOCKER_CERT_PATH`,
+    /// or in the configuration directory, whatever `--config` is.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be told whether a default exists, or if there are flags for
+    /// files but none that enables TLS: Docker's CLI sends everything in plain text then.
     pub(crate) fn files(
         &self,
         variable: &dyn Fn(&str) -> Option<String>,
-        directory: Option<&Path>,
-    ) -> Option<Files> {
+    ) -> Result<Option<Files>, String> {
         let is_set = |name| variable(name).is_some();
         let verify = self
             .tlsverify
@@ -54,39 +59,65 @@ impl TlsFlags {
         let uses_tls =
             verify || self.tlsverify.is_some() || self.tls.unwrap_or_else(|| is_set("DOCKER_TLS"));
         if !uses_tls {
-            return None;
+            return match self.given_file().filter(|_| self.tls.is_none()) {
+                Some(flag) => Err(format!(
+                    "{flag}: without TLS, the file is not used: use --tlsverify, or --tls=false for plain text"
+                )),
+                None => Ok(None),
+            };
         }
-        let directory = variable("DOCKER_CERT_PATH")
-            .map(PathBuf::from)
-            .or_else(|| directory.map(Path::to_owned))
+        let directory = ["DOCKER_CERT_PATH", "DOCKER_CONFIG"]
+            .iter()
+            .find_map(|name| variable(name).map(PathBuf::from))
+            .or_else(|| Some(Path::new(&variable("HOME")?).join(".docker")))
             .unwrap_or_default();
-        let default = |name: &str| Some(directory.join(name)).filter(|path| path.exists());
-        Some(Files {
-            authorities: self
-                .tlscacert
-                .clone()
-                .unwrap_or_else(|| directory.join("ca.pem")),
-            certificate: self
-                .tlscert
-                .clone()
-                .or_else(|| default("cert.pem"))
-                .unwrap_or_default(),
-            key: self
-                .tlskey
-                .clone()
-                .or_else(|| default("key.pem"))
-                .unwrap_or_default(),
+        let given = |path: &Path| Some(path.to_owned()).filter(|path| path != Path::new(""));
+        let or_default = |flag: &Option<PathBuf>, name: &str| match flag {
+            Some(path) => Ok(given(path)),
+            None => if_exists(directory.join(name)),
+        };
+        Ok(Some(Files {
+            authorities: match &self.tlscacert {
+                Some(path) => given(path),
+                None => Some(directory.join("ca.pem")),
+            },
+            certificate: or_default(&self.tlscert, "cert.pem")?,
+            key: or_default(&self.tlskey, "key.pem")?,
             skip_verify: !verify,
-        })
+        }))
     }
 
-    /// Returns the first flag that asks for TLS.
+    /// Returns the first flag that is only of use with TLS.
     pub(crate) fn given(&self) -> Option<&'static str> {
         match (self.tlsverify, self.tls) {
             (Some(_), _) => Some("--tlsverify"),
             (None, Some(true)) => Some("--tls"),
-            _ => None,
+            (None, None) => self.given_file(),
+            (None, Some(false)) => None,
         }
+    }
+
+    fn given_file(&self) -> Option<&'static str> {
+        [
+            ("--tlscacert", &self.tlscacert),
+            ("--tlscert", &self.tlscert),
+            ("--tlskey", &self.tlskey),
+        ]
+        .iter()
+        .find_map(|(flag, path)| path.as_ref().map(|_| *flag))
+    }
+}
+
+/// Returns the path of a file if it exists.
+///
+/// # Errors
+/// Returns an error that names the file if it cannot be told: without the file, a connection would
+/// silently be less protected than was asked for.
+pub(crate) fn if_exists(path: PathBuf) -> Result<Option<PathBuf>, String> {
+    match std::fs::metadata(&path) {
+        Ok(_) => Ok(Some(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("stat {}: {}", path.display(), plain(&error))),
     }
 }
 
@@ -96,44 +127,54 @@ impl Files {
     /// # Errors
     /// Returns an error in Docker's words if one is missing or cannot be used.
     pub(crate) fn load(&self) -> Outcome<Tls> {
-        let read = |path: &Path| -> Outcome<Vec<u8>> {
-            if path.as_os_str().is_empty() {
-                return Ok(Vec::new());
-            }
+        let unusable = |text: &str| Failure::new(format!("Failed to initialize: {text}"));
+        let read = |path: &PathBuf| -> Outcome<Vec<u8>> {
             std::fs::read(path).map_err(|error| {
                 let text = format!("open {}: {}", path.display(), plain(&error));
                 super::endpoint::unresolved(&text)
             })
         };
-        let mut authorities = read(&self.authorities)?;
-        let (certificate, key) = (read(&self.certificate)?, read(&self.key)?);
-        if authorities.is_empty() && !self.skip_verify {
-            authorities = system_authorities();
-        }
+        let given = self.authorities.as_ref().map(read).transpose()?;
+        let certificate = self.certificate.as_ref().map(read).transpose()?;
+        let key = self.key.as_ref().map(read).transpose()?;
+        let authorities = match given {
+            _ if self.skip_verify => Vec::new(),
+            Some(authorities) => authorities,
+            None => system_authorities().map_err(|reason| unusable(&reason))?,
+        };
         let trust = match self.skip_verify {
             true => Trust::Anyone,
             false => Trust::Authorities(&authorities),
         };
-        let has_identity = !certificate.is_empty() && !key.is_empty();
-        let identity = has_identity.then_some((certificate.as_slice(), key.as_slice()));
+        let identity = certificate.as_deref().zip(key.as_deref());
         Tls::new(trust, identity).map_err(|error| {
-            let text = match error {
-                Unusable::NoAuthority => {
-                    "failed to retrieve context tls info: ca.pem seems invalid".to_owned()
-                }
-                Unusable::NoKey => error.to_string(),
-                Unusable::Mismatch | Unusable::Other(_) => {
-                    format!("failed to retrieve context tls info: tls: {error}")
-                }
+            let named = |path: &Option<PathBuf>| match path {
+                Some(path) => format!(" ({})", path.display()),
+                None => String::new(),
             };
-            Failure::new(format!("Failed to initialize: {text}"))
+            unusable(&match error {
+                Unusable::NoAuthority => format!(
+                    "failed to retrieve context tls info: ca.pem seems invalid{}",
+                    named(&self.authorities)
+                ),
+                Unusable::NoKey | Unusable::EncryptedKey => {
+                    format!("{error}{}", named(&self.key))
+                }
+                Unusable::NoCertificate | Unusable::Mismatch | Unusable::Other(_) => format!(
+                    "failed to retrieve context tls info: tls: {error}{}",
+                    named(&self.certificate)
+                ),
+            })
         })
     }
 }
 
 /// Returns the certificates of the authorities that this host trusts, from the file that its
-/// distribution has; empty if there is none.
-fn system_authorities() -> Vec<u8> {
+/// distribution has.
+///
+/// # Errors
+/// Returns an error if there is none, or if it cannot be read.
+fn system_authorities() -> Result<Vec<u8>, String> {
     const FILES: [&str; 4] = [
         "/etc/ssl/certs/ca-certificates.crt",
         "/etc/pki/tls/certs/ca-bundle.crt",
@@ -142,10 +183,13 @@ fn system_authorities() -> Vec<u8> {
     ];
     let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let files = own.into_iter().chain(FILES.map(PathBuf::from));
-    files
-        .filter_map(|path| std::fs::read(path).ok())
-        .next()
-        .unwrap_or_default()
+    for path in files {
+        if let Some(path) = if_exists(path)? {
+            return std::fs::read(&path)
+                .map_err(|error| format!("open {}: {}", path.display(), plain(&error)));
+        }
+    }
+    Err("this host has no certificates of authorities: use --tlscacert, or install them (ca-certificates)".into())
 }
 
 #[cfg(test)]
@@ -154,28 +198,28 @@ mod tests {
 
     #[test]
     fn flags_and_variables_select_the_files() {
-        let directory = Path::new("/nonexistent");
         let files = |flags: &TlsFlags, set: &[&str]| {
             let variable = |name: &str| {
-                set.contains(&name).then(|| {
-                    if name == "DOCKER_CERT_PATH" {
-                        "/certs"
-                    } else {
-                        "1"
-                    }
-                    .to_owned()
-                })
+                let value = match name {
+                    "HOME" => return Some("/nonexistent".to_owned()),
+                    "DOCKER_CERT_PATH" => "/nonexistent/certs",
+                    "DOCKER_CONFIG" => "/nonexistent/config",
+                    _ => "1",
+                };
+                set.contains(&name).then(|| value.to_owned())
             };
-            flags
-                .files(&variable, Some(directory))
-                .map(|files| (files.authorities.display().to_string(), files.skip_verify))
+            let files = flags.files(&variable).unwrap();
+            files.map(|files| {
+                let path = files.authorities.unwrap_or_default();
+                (path.display().to_string(), files.skip_verify)
+            })
         };
         let flags = |tls, tlsverify| TlsFlags {
             tls,
             tlsverify,
             ..TlsFlags::default()
         };
-        let own = |skip| Some(("/nonexistent/ca.pem".to_owned(), skip));
+        let own = |skip| Some(("/nonexistent/.docker/ca.pem".to_owned(), skip));
         assert_eq!(files(&flags(None, None), &[]), None);
         assert_eq!(files(&flags(Some(false), None), &["DOCKER_TLS"]), None);
         assert_eq!(files(&flags(Some(true), None), &[]), own(true));
@@ -186,12 +230,52 @@ mod tests {
             files(&flags(None, Some(false)), &["DOCKER_TLS_VERIFY"]),
             own(true)
         );
-        assert_eq!(
-            files(
-                &flags(None, None),
-                &["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"]
+        for (place, path) in [
+            ("DOCKER_CERT_PATH", "/nonexistent/certs/ca.pem"),
+            ("DOCKER_CONFIG", "/nonexistent/config/ca.pem"),
+        ] {
+            assert_eq!(
+                files(&flags(None, None), &["DOCKER_TLS_VERIFY", place]),
+                Some((path.into(), false))
+            );
+        }
+    }
+
+    #[test]
+    fn unusable_files_are_named() {
+        let directory = std::env::temp_dir().join(format!("whelk-pem-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let told = |certificate: &str, key: &str| {
+            let write = |name: &str, content: &str| {
+                let path = directory.join(name);
+                std::fs::write(&path, content).unwrap();
+                Some(path)
+            };
+            let files = Files {
+                authorities: None,
+                certificate: write("cert.pem", certificate),
+                key: write("key.pem", key),
+                skip_verify: true,
+            };
+            files.load().unwrap_err().text
+        };
+        let key = "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n";
+        for (certificate, key, text) in [
+            ("", "", "no valid private key found ("),
+            (
+                "",
+                key,
+                "failed to find any PEM data in certificate input (",
             ),
-            Some(("/certs/ca.pem".into(), false))
-        );
+            (
+                "",
+                "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAA==\n-----END ENCRYPTED PRIVATE KEY-----\n",
+                "private key is encrypted: use one without a passphrase (",
+            ),
+        ] {
+            let told = told(certificate, key);
+            assert!(told.contains(text), "{told}");
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

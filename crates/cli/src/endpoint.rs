@@ -13,7 +13,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use whelk_client::Tls;
 
-use crate::certificates::{Files, TlsFlags};
+use crate::certificates::{Files, TlsFlags, if_exists};
 use crate::output::warn_line;
 use crate::{Failure, Outcome, plain};
 
@@ -134,15 +134,20 @@ impl RootFlags {
             .cloned()
             .or_else(from_variables)
             .unwrap_or_default();
-        let files = self.tls.files(variable, config.as_deref());
-        let host = Host::parse(&text, files.is_some()).map_err(|reason| unresolved(&reason))?;
+        let files = self.tls.files(variable);
+        // Errors of the files matter to TCP hosts only.
+        let uses_tls = !matches!(files, Ok(None));
+        let host = Host::parse(&text, uses_tls).map_err(|reason| unresolved(&reason))?;
         if let (Host::Unix(_), Some(flag)) = (&host, self.tls.given()) {
             return Err(Failure::new(format!(
                 "{flag}: TLS is not used on unix sockets: {host}"
             )));
         }
-        let files = files.filter(|_| matches!(host, Host::Tcp(_)));
-        let tls = files.map(|files| files.load()).transpose()?;
+        let tls = match (&host, files) {
+            (Host::Tcp(_), Ok(Some(files))) => Some(files.load()?),
+            (Host::Tcp(_), Err(reason)) => return Err(unresolved(&reason)),
+            _ => None,
+        };
         let is_default = text.trim().is_empty() && tls.is_none();
         Ok(Endpoint {
             host,
@@ -246,20 +251,19 @@ fn context_host(config: Option<&Path>, name: &str) -> Result<(Host, Option<Files
         .map_err(|reason| format!("context not found: {reason}"))?;
     let endpoint = &meta["Endpoints"]["docker"];
     let directory = config.join("contexts/tls").join(&id).join("docker");
-    let existing = |name: &str| {
-        let path = directory.join(name);
-        if path.exists() { path } else { PathBuf::new() }
-    };
     let skip_verify = endpoint["SkipTLSVerify"] == true;
-    let uses_tls = skip_verify || directory.exists();
     let host = Host::parse(endpoint["Host"].as_str().unwrap_or_default(), false)?;
-    let files = (uses_tls && matches!(host, Host::Tcp(_))).then(|| Files {
-        authorities: existing("ca.pem"),
-        certificate: existing("cert.pem"),
-        key: existing("key.pem"),
+    if matches!(host, Host::Unix(_)) || (if_exists(directory.clone())?.is_none() && !skip_verify) {
+        return Ok((host, None));
+    }
+    let existing = |name: &str| if_exists(directory.join(name));
+    let files = Files {
+        authorities: existing("ca.pem")?,
+        certificate: existing("cert.pem")?,
+        key: existing("key.pem")?,
         skip_verify,
-    });
-    Ok((host, files))
+    };
+    Ok((host, Some(files)))
 }
 
 fn read_json(path: &Path) -> Result<Value, String> {
@@ -476,6 +480,69 @@ mod tests {
         assert_eq!(
             config.choose(default, &[]),
             Ok(("tcp://localhost:2376".into(), false))
+        );
+    }
+
+    #[test]
+    fn files_that_cannot_be_looked_for_are_no_missing_files() {
+        let host = r#"{"Host": "tcp://h:2376"}"#;
+        let config = Config::new("unreadable", "{}", &[("one", host), ("two", host)]);
+        let refused = |flags, variables: &[(&str, &str)], text: &str| {
+            let error = config.choose(flags, variables).unwrap_err();
+            assert!(error.contains(text), "{error}");
+        };
+        assert!(config.choose(with_context("one"), &[]).is_ok(), "no TLS");
+        let tls = |name: &str| {
+            let id: String = Sha256::digest(name)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            config.0.join("contexts/tls").join(id)
+        };
+        // As with a directory that may not be searched, which root may.
+        std::fs::create_dir_all(tls("one").parent().unwrap()).unwrap();
+        std::fs::write(tls("one"), "no directory").unwrap();
+        refused(with_context("one"), &[], "/docker: not a directory");
+        // An empty file is not a missing one.
+        std::fs::create_dir_all(tls("two").join("docker")).unwrap();
+        std::fs::write(tls("two").join("docker/ca.pem"), "").unwrap();
+        refused(
+            with_context("two"),
+            &[],
+            "failed to retrieve context tls info: ca.pem seems invalid (",
+        );
+        let file = config.0.join("config.json").display().to_string();
+        let variables = [("DOCKER_TLS", "1"), ("DOCKER_CERT_PATH", file.as_str())];
+        for flags in [with_host("tcp://h"), RootFlags::default()] {
+            refused(flags, &variables, "/cert.pem: not a directory");
+        }
+        assert!(config.choose(with_host("unix:///x"), &variables).is_ok());
+    }
+
+    #[test]
+    fn files_without_tls_are_refused() {
+        let config = Config::new("plain", "{}", &[]);
+        let with_file = |flags: RootFlags, tls| RootFlags {
+            tls: TlsFlags {
+                tls,
+                tlscert: Some("cert.pem".into()),
+                ..TlsFlags::default()
+            },
+            ..flags
+        };
+        let tcp = || with_host("tcp://h:1");
+        let error = config.choose(with_file(tcp(), None), &[]).unwrap_err();
+        assert!(
+            error.contains("--tlscert: without TLS, the file is not used"),
+            "{error}"
+        );
+        assert_eq!(
+            config.choose(with_file(tcp(), Some(false)), &[]),
+            Ok(("tcp://h:1".into(), false))
+        );
+        assert_eq!(
+            config.choose(with_file(with_host("unix:///x"), None), &[]),
+            Err("--tlscert: TLS is not used on unix sockets: unix:///x".into())
         );
     }
 

@@ -2,18 +2,26 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore,
-    SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, InvalidMessage,
+    RootCertStore, SignatureScheme,
 };
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::transport::{late, tcp};
+
+/// How long a server may take for the TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The TLS settings of a client.
 #[derive(Clone, Debug)]
@@ -42,8 +50,12 @@ pub enum Trust<'a> {
 pub enum Unusable {
     #[error("no certificate of an authority found")]
     NoAuthority,
+    #[error("failed to find any PEM data in certificate input")]
+    NoCertificate,
     #[error("no valid private key found")]
     NoKey,
+    #[error("private key is encrypted: use one without a passphrase")]
+    EncryptedKey,
     #[error("private key does not match public key")]
     Mismatch,
     #[error("{0}")]
@@ -65,7 +77,9 @@ impl Tls {
         let builder = match trust {
             Trust::Anyone => builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(AcceptAnyone(provider))),
+                .with_custom_certificate_verifier(Arc::new(AcceptAnyone(
+                    provider.signature_verification_algorithms,
+                ))),
             Trust::Authorities(pem) => {
                 let mut roots = RootCertStore::empty();
                 let certificates = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok);
@@ -78,9 +92,22 @@ impl Tls {
         let Some((chain, key)) = identity else {
             return Ok(Self(Arc::new(builder.with_no_client_auth())));
         };
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| Unusable::NoKey)?;
-        let chain = CertificateDer::pem_slice_iter(chain).filter_map(Result::ok);
-        let config = builder.with_client_auth_cert(chain.collect(), key);
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
+            // "ENCRYPTED PRIVATE KEY" (PKCS #8) or "Proc-Type: 4,ENCRYPTED".
+            let is_encrypted = key.windows(9).any(|window| window == b"ENCRYPTED");
+            if is_encrypted {
+                Unusable::EncryptedKey
+            } else {
+                Unusable::NoKey
+            }
+        })?;
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
+            .filter_map(Result::ok)
+            .collect();
+        if chain.is_empty() {
+            return Err(Unusable::NoCertificate);
+        }
+        let config = builder.with_client_auth_cert(chain, key);
         config
             .map(|config| Self(Arc::new(config)))
             .map_err(|error| match error {
@@ -89,17 +116,17 @@ impl Tls {
             })
     }
 
-    /// Connects to `HOST:PORT`.
+    /// Opens a connection to `HOST:PORT`, with limits for the time of each step.
     pub(crate) async fn connect(&self, address: &str) -> io::Result<TlsStream<TcpStream>> {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let name = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(name.to_owned())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        TlsConnector::from(self.0.clone())
-            .connect(name, stream)
+        let stream = tcp(address).await?;
+        let handshake = TlsConnector::from(self.0.clone()).connect(name, stream);
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
             .await
+            .unwrap_or_else(|_| Err(late("TLS handshake timeout")))
     }
 }
 
@@ -134,7 +161,8 @@ pub fn tls_reason(error: &io::Error) -> Option<String> {
                 "the server probably has client authentication (--tlsverify) enabled; check your TLS client certification settings: remote error: tls: {reason}"
             )
         }
-        rustls::Error::InvalidMessage(_) => {
+        // The first byte is none that TLS has. What else the server may speak is not shown.
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "http: server gave HTTP response to HTTPS client".into()
         }
         other => format!("tls: {other}"),
@@ -143,7 +171,7 @@ pub fn tls_reason(error: &io::Error) -> Option<String> {
 
 /// Accepts every certificate, but checks that the server has its key.
 #[derive(Debug)]
-struct AcceptAnyone(Arc<CryptoProvider>);
+struct AcceptAnyone(WebPkiSupportedAlgorithms);
 
 impl ServerCertVerifier for AcceptAnyone {
     fn verify_server_cert(
@@ -163,8 +191,7 @@ impl ServerCertVerifier for AcceptAnyone {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+        verify_tls12_signature(message, certificate, signature, &self.0)
     }
 
     fn verify_tls13_signature(
@@ -173,11 +200,10 @@ impl ServerCertVerifier for AcceptAnyone {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.0)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.0.supported_schemes()
     }
 }

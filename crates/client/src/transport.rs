@@ -4,12 +4,19 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 use crate::tls::Tls;
+
+/// How long connecting over TCP may take, for all addresses of a name together. The same as Docker's.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time without a byte after which the server's machine is asked whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,13 +38,30 @@ impl Address {
     pub async fn connect(&self) -> io::Result<Connection> {
         match self {
             Self::Unix(path) => UnixStream::connect(path).await.map(Connection::Unix),
-            Self::Tcp(address) => TcpStream::connect(address).await.map(Connection::Tcp),
+            Self::Tcp(address) => tcp(address).await.map(Connection::Tcp),
             Self::Tls(address, tls) => tls
                 .connect(address)
                 .await
                 .map(|stream| Connection::Tls(Box::new(stream))),
         }
     }
+}
+
+/// Opens a connection that sends small writes at once, as Go does for Docker, and that ends if the
+/// server's machine disappears: commands wait for hours without a byte (`wait`, `events`).
+pub(crate) async fn tcp(address: &str) -> io::Result<TcpStream> {
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+        .await
+        .unwrap_or_else(|_| Err(late("i/o timeout")))?;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(&stream, true)?;
+    sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
+    sockopt::set_tcp_keepintvl(&stream, KEEPALIVE)?;
+    Ok(stream)
+}
+
+pub(crate) fn late(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 /// An open connection.

@@ -105,7 +105,12 @@ pub(crate) async fn pump(connection: RawStream, streams: &Streams) -> Outcome<En
                     }
                 }
             }
-            if write.write_all(&buffer[..count]).await.is_err() {
+            let sent = async {
+                write.write_all(&buffer[..count]).await?;
+                // TLS keeps what the socket has no room for until it is asked again.
+                write.flush().await
+            };
+            if sent.await.is_err() {
                 return std::future::pending().await;
             }
         }
