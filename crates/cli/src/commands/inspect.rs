@@ -3,54 +3,37 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::images::platform_json;
 use crate::client::{Client, escape_name, query};
+use crate::commands::image::platform::platform_json;
 use crate::format::template::{Mode, Template, Typed, failure, typed};
 use crate::output::print;
 use crate::{Failure, Outcome};
 
+/// The arguments that all `inspect` commands have.
 #[derive(Debug, Args)]
-pub(crate) struct InspectArgs {
+pub(crate) struct ObjectArgs {
     /// Format output using a custom template: 'json' or a Go template
     #[arg(short, long, default_value = "", hide_default_value = true)]
     format: String,
+    #[arg(required = true, value_name = "NAME|ID")]
+    names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    objects: ObjectArgs,
     /// Display total file sizes if the type is container
     #[arg(short, long)]
     size: bool,
     /// Only inspect objects of the given type
     #[arg(long = "type")]
     kind: Option<String>,
-    #[arg(required = true, value_name = "NAME|ID")]
-    names: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InspectContainerArgs {
-    /// Format output using a custom template: 'json' or a Go template
-    #[arg(short, long, default_value = "", hide_default_value = true)]
-    format: String,
-    /// Display total file sizes
-    #[arg(short, long)]
-    size: bool,
-    #[arg(required = true, value_name = "CONTAINER")]
-    names: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InspectImageArgs {
-    /// Format output using a custom template: 'json' or a Go template
-    #[arg(short, long, default_value = "", hide_default_value = true)]
-    format: String,
-    /// Inspect a specific platform of the multi-platform image
-    #[arg(long)]
-    platform: Option<String>,
-    #[arg(required = true, value_name = "IMAGE")]
-    names: Vec<String>,
 }
 
 /// The objects to inspect and how to print them.
 #[derive(Debug, Default)]
-pub(super) struct Inspection {
+pub(crate) struct Inspection {
     pub format: String,
     pub names: Vec<String>,
     /// The name of one of `KINDS`; `None` for the first kind that has such an object.
@@ -59,43 +42,29 @@ pub(super) struct Inspection {
     pub platform: Option<String>,
 }
 
+impl ObjectArgs {
+    /// Returns the inspection of objects of one kind.
+    pub(crate) fn of(self, kind: &str) -> Inspection {
+        Inspection {
+            format: self.format,
+            names: self.names,
+            kind: Some(kind.to_owned()),
+            ..Inspection::default()
+        }
+    }
+}
+
 impl From<InspectArgs> for Inspection {
     fn from(args: InspectArgs) -> Self {
         Self {
-            format: args.format,
-            names: args.names,
             kind: args.kind,
             size: args.size,
-            platform: None,
+            ..args.objects.of("")
         }
     }
 }
 
-impl From<InspectContainerArgs> for Inspection {
-    fn from(args: InspectContainerArgs) -> Self {
-        Self {
-            format: args.format,
-            names: args.names,
-            kind: Some("container".into()),
-            size: args.size,
-            platform: None,
-        }
-    }
-}
-
-impl From<InspectImageArgs> for Inspection {
-    fn from(args: InspectImageArgs) -> Self {
-        Self {
-            format: args.format,
-            names: args.names,
-            kind: Some("image".into()),
-            size: false,
-            platform: args.platform,
-        }
-    }
-}
-
-pub(super) async fn inspect(client: &Client, what: impl Into<Inspection>) -> Outcome {
+pub(crate) async fn inspect(client: &Client, what: impl Into<Inspection>) -> Outcome {
     let what = what.into();
     let kind = what.kind.as_deref();
     if let Some(kind) = kind.filter(|kind| !KINDS.iter().any(|known| known.name == *kind)) {

@@ -16,7 +16,7 @@ pub(crate) struct FormatArgs {
 }
 
 /// Prints an object as `--format` says, or as `text` without a format.
-pub(super) fn print_one(
+pub(crate) fn print_one(
     object: &Typed,
     name: &'static str,
     format: &str,
@@ -140,7 +140,7 @@ fn version_text(own: &Value, server: Option<&Value>) -> String {
 }
 
 /// Returns the machine's architecture as Go names it.
-pub(super) fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

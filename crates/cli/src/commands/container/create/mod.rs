@@ -1,0 +1,137 @@
+//! `create`, and what `run` shares with it.
+
+mod attachment;
+mod body;
+mod devices;
+pub(crate) mod environment;
+mod flags;
+mod host_config;
+mod id_file;
+pub(crate) mod limits;
+mod mounts;
+mod networking;
+pub(crate) mod ports;
+mod security;
+
+use serde_json::json;
+
+use self::body::body;
+pub(crate) use self::flags::CreateContainerArgs;
+use self::id_file::IdFile;
+use crate::client::{Client, query};
+use crate::format::units::parse_size;
+use crate::output::{print_line, warn_line};
+use crate::{Failure, Outcome};
+
+pub(crate) async fn create(client: &Client, args: CreateContainerArgs) -> Outcome {
+    let id = make(client, &args, args.attach.is_empty(), None).await?;
+    print_line!("{id}")?;
+    Ok(0)
+}
+
+/// Creates a container and returns its ID. Prints warnings to standard error.
+pub(crate) async fn make(
+    client: &Client,
+    args: &CreateContainerArgs,
+    attach_all: bool,
+    detach: Option<bool>,
+) -> Outcome<String> {
+    if !matches!(args.pull.as_str(), "always" | "missing" | "never") {
+        return Err(invalid(format!(
+            "invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"",
+            args.pull
+        )));
+    }
+    let health = [
+        ("interval", &args.health_interval),
+        ("timeout", &args.health_timeout),
+        ("retries", &args.health_retries),
+        ("start-period", &args.health_start_period),
+        ("start-interval", &args.health_start_interval),
+    ];
+    if let Some((name, _)) = health.iter().find(|(_, value)| value.is_some()) {
+        return Err(Failure::with_code(
+            125,
+            format!("--health-{name}: health checks are not available in this version of whelk"),
+        ));
+    }
+    check_supported(args)?;
+    if args.pull == "always" {
+        return Err(Failure::new(
+            "--pull always: pulling from registries is not available in this version of whelk; use load or import",
+        ));
+    }
+    let mut body = body(args, attach_all, detach)?;
+    if args.use_api_socket
+        && let Some(mounts) = body["HostConfig"]["Mounts"].as_array_mut()
+    {
+        let socket = client.socket().map_err(|host| {
+            Failure::new(format!("flag --use-api-socket can only be used with unix sockets: docker endpoint {host} incompatible"))
+        })?;
+        mounts.push(json!({"Type": "bind", "Source": socket, "Target": "/var/run/docker.sock", "BindOptions": {}}));
+    }
+    let id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
+    let platform = args
+        .platform
+        .clone()
+        .or_else(|| std::env::var("DOCKER_DEFAULT_PLATFORM").ok())
+        .unwrap_or_default();
+    let name = args.name.as_deref().unwrap_or_default();
+    let path = format!(
+        "/containers/create{}",
+        query(&[("name", name), ("platform", &platform)])
+    );
+    let created = client.post(&path, Some(&body)).await?;
+    for warning in created["Warnings"].as_array().into_iter().flatten() {
+        warn_line!("WARNING: {}", warning.as_str().unwrap_or_default());
+    }
+    let id = created["Id"].as_str().unwrap_or_default().to_owned();
+    if let Some(file) = id_file {
+        file.write(&id)?;
+    }
+    Ok(id)
+}
+
+/// Rejects flags of Docker's CLI that are not supported.
+fn check_supported(args: &CreateContainerArgs) -> Outcome<()> {
+    let windows = [
+        ("--cpu-count", args.cpu_count.is_some()),
+        ("--cpu-percent", args.cpu_percent.is_some()),
+        ("--io-maxbandwidth", args.io_maxbandwidth.is_some()),
+        ("--io-maxiops", args.io_maxiops.is_some()),
+    ];
+    if let Some((flag, _)) = windows.iter().find(|(_, given)| *given) {
+        return Err(Failure::new(format!(
+            "{flag:?} is only supported on a Docker daemon running on windows, but the Docker daemon is running on linux"
+        )));
+    }
+    if !args.disable_content_trust {
+        return Err(Failure::with_code(
+            125,
+            "--disable-content-trust=false: content trust is not available in this version of whelk",
+        ));
+    }
+    if let Some(limit) = &args.kernel_memory {
+        named(parse_size(limit), limit, "--kernel-memory")?;
+        warn_line!("WARNING: --kernel-memory is ignored: kernels have no such limit any more");
+    }
+    Ok(())
+}
+
+/// Returns the error for an invalid command line.
+pub(super) fn invalid(text: impl Into<String>) -> Failure {
+    Failure::with_code(125, text)
+}
+
+/// Adds the flag and its value to an error.
+pub(crate) fn named<T>(outcome: Outcome<T>, value: &str, flag: &str) -> Outcome<T> {
+    outcome.map_err(|failure| {
+        Failure::with_code(
+            125,
+            format!(
+                "invalid argument {value:?} for {flag:?} flag: {}",
+                failure.text
+            ),
+        )
+    })
+}

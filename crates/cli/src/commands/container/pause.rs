@@ -1,0 +1,9 @@
+//! The `pause` command.
+
+use crate::Outcome;
+use crate::client::Client;
+use crate::commands::container::{Names, post_each};
+
+pub(crate) async fn pause(client: &Client, names: Names) -> Outcome {
+    post_each(client, &names.containers, "pause").await
+}

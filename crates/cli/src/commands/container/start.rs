@@ -1,0 +1,113 @@
+//! The `start` command.
+
+use clap::Args;
+
+use crate::client::{Client, escape_name};
+use crate::commands::arguments::not_available;
+use crate::commands::container::run::exit_code;
+use crate::commands::container::stream::{
+    Ended, Streams, attach_path, follow_size, forward_signals, lost_attached, pump, unless_lost,
+};
+use crate::commands::container::wait::wait_request;
+use crate::commands::each::failures_of;
+use crate::output::{print_line, warn_line};
+use crate::{Failure, Outcome};
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// Attach STDOUT/STDERR and forward signals
+    #[arg(short, long)]
+    attach: bool,
+    /// Attach container's STDIN
+    #[arg(short, long)]
+    interactive: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, default_value = "", hide_default_value = true)]
+    detach_keys: String,
+    /// Restore from this checkpoint
+    #[arg(long)]
+    checkpoint: Option<String>,
+    /// Use a custom checkpoint storage directory
+    #[arg(long)]
+    checkpoint_dir: Option<String>,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
+    not_available(
+        &[
+            ("--checkpoint", args.checkpoint.is_some()),
+            ("--checkpoint-dir", args.checkpoint_dir.is_some()),
+        ],
+        "checkpoints are",
+    )?;
+    if !args.attach && !args.interactive {
+        let (mut failed, mut unwritten) = (Vec::new(), None);
+        for name in &args.containers {
+            match client
+                .post(&format!("/containers/{}/start", escape_name(name)), None)
+                .await
+            {
+                Ok(_) => match print_line!("{name}") {
+                    Err(failure) if failure.is_closed_pipe() => return Err(failure),
+                    printed => unwritten = unwritten.or(printed.err()),
+                },
+                Err(error) => {
+                    warn_line!("{error}");
+                    failed.push(name.as_str());
+                }
+            }
+        }
+        let mut failures: Vec<String> = unwritten.into_iter().map(|failure| failure.text).collect();
+        if !failed.is_empty() {
+            failures.push(format!(
+                "Error: failed to start containers: {}",
+                failed.join(", ")
+            ));
+        }
+        return failures_of(&failures);
+    }
+    let [name] = args.containers.as_slice() else {
+        return Err(Failure::new(
+            "you cannot start and attach multiple containers at once",
+        ));
+    };
+    let container = client
+        .get(&format!("/containers/{}/json", escape_name(name)))
+        .await?;
+    let id = container["Id"].as_str().unwrap_or_default().to_owned();
+    let tty = container["Config"]["Tty"] == true;
+    let stdin = args.interactive && container["Config"]["OpenStdin"] == true;
+    let connection = client
+        .hijack(
+            &attach_path(&id, stdin, true, true, &args.detach_keys),
+            None,
+        )
+        .await?;
+    let removed = container["HostConfig"]["AutoRemove"] == true;
+    let wait = wait_request(client, &id, if removed { "removed" } else { "next-exit" }).await?;
+    let signals = (!tty).then(|| forward_signals(client, &id));
+    let streams = Streams {
+        stdin,
+        tty,
+        detach_keys: args.detach_keys,
+    };
+    client
+        .post(&format!("/containers/{id}/start"), None)
+        .await?;
+    let size = tty.then(|| follow_size(client, format!("/containers/{id}/resize")));
+    let ended = pump(connection, &streams).await;
+    for task in [size, signals].into_iter().flatten() {
+        task.abort();
+    }
+    match ended? {
+        Ended::Detached => return Ok(0),
+        Ended::Lost => return Err(lost_attached(name)),
+        Ended::Output => {}
+    }
+    let status = crate::client::read(wait)
+        .await
+        .map_err(|error| unless_lost(error, || lost_attached(name)))?;
+    Ok(exit_code(&status))
+}

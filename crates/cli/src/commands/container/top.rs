@@ -1,0 +1,43 @@
+//! The `top` command.
+
+use clap::Args;
+use serde_json::Value;
+
+use crate::Outcome;
+use crate::client::{Client, escape_name, query};
+use crate::format::table::align;
+use crate::output::print;
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    container: String,
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ps OPTIONS"
+    )]
+    options: Vec<String>,
+}
+
+pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
+    let top = client
+        .get(&format!(
+            "/containers/{}/top{}",
+            escape_name(&args.container),
+            query(&[("ps_args", &args.options.join(" "))])
+        ))
+        .await?;
+    let line = |cells: &Value| {
+        cells
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|cell| cell.as_str().unwrap_or_default())
+            .collect::<Vec<_>>()
+            .join("\t")
+    };
+    let mut lines = vec![line(&top["Titles"])];
+    lines.extend(top["Processes"].as_array().into_iter().flatten().map(line));
+    print(&align(&lines))?;
+    Ok(0)
+}

@@ -1,0 +1,44 @@
+//! The platforms that `--platform` names.
+
+use serde_json::json;
+
+use crate::{Failure, Outcome};
+
+/// Encodes a platform (`os[/arch[/variant]]` or an architecture alone) as the API's JSON; empty for
+/// an empty text.
+///
+/// # Errors
+/// Returns an error if a part is empty or there are too many parts.
+pub(crate) fn platform_json(text: &str) -> Outcome<String> {
+    const SYSTEMS: [&str; 5] = ["darwin", "freebsd", "linux", "macos", "windows"];
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let host = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let parts: Vec<&str> = text.split('/').collect();
+    let (os, architecture, variant) = match parts.as_slice() {
+        _ if parts.contains(&"") => {
+            return Err(Failure::new(format!(
+                "{text:?} is an invalid platform specifier"
+            )));
+        }
+        [system] if SYSTEMS.contains(&system.to_lowercase().as_str()) => (*system, host, ""),
+        [architecture] => ("linux", *architecture, ""),
+        [os, architecture] => (*os, *architecture, ""),
+        [os, architecture, variant] => (*os, *architecture, *variant),
+        _ => {
+            return Err(Failure::new(format!(
+                "{text:?}: cannot parse platform specifier: invalid argument"
+            )));
+        }
+    };
+    let mut platform = json!({"architecture": architecture, "os": os});
+    if !variant.is_empty() {
+        platform["variant"] = json!(variant);
+    }
+    Ok(platform.to_string())
+}

@@ -1,0 +1,72 @@
+//! The `rmi` command.
+
+use clap::Args;
+use serde_json::Value;
+
+use crate::Outcome;
+use crate::client::{Client, escape_name, query};
+use crate::commands::each::for_each;
+use crate::commands::image::platform::platform_json;
+use crate::output::{print_line, warn_line};
+
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// Force removal of the image
+    #[arg(short, long)]
+    force: bool,
+    /// Do not delete untagged parents
+    #[arg(long)]
+    no_prune: bool,
+    /// Remove only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g.,
+    /// `linux/amd64`)
+    #[arg(long)]
+    platform: Vec<String>,
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
+    let platforms = args
+        .platform
+        .iter()
+        .map(|platform| platform_json(platform))
+        .collect::<Outcome<Vec<_>>>()?;
+    let mut parameters = vec![
+        ("force", if args.force { "1" } else { "" }),
+        ("noprune", if args.no_prune { "1" } else { "" }),
+    ];
+    parameters.extend(
+        platforms
+            .iter()
+            .map(|platform| ("platforms", platform.as_str())),
+    );
+    let query = query(&parameters);
+    for_each(&args.images, async |name| {
+        let removed = match client
+            .delete(&format!("/images/{}{query}", escape_name(name)))
+            .await
+        {
+            Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
+                warn_line!("{error}");
+                return Ok(());
+            }
+            result => result?,
+        };
+        for (action, name) in actions(&removed) {
+            print_line!("{action}: {name}")?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Returns the entries of a removal response: the action and the image it applies to.
+pub(super) fn actions(removed: &Value) -> impl Iterator<Item = (&str, &str)> {
+    let entries = removed
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object)
+        .flatten();
+    entries.map(|(action, name)| (action.as_str(), name.as_str().unwrap_or_default()))
+}

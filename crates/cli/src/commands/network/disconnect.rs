@@ -1,0 +1,31 @@
+//! The `network disconnect` command.
+
+use clap::Args;
+use serde_json::json;
+
+use crate::Outcome;
+use crate::client::{Client, escape_name};
+use crate::commands::network::connect::check_container;
+
+#[derive(Debug, Args)]
+pub(crate) struct DisconnectArgs {
+    /// Force the container to disconnect from a network
+    #[arg(short, long)]
+    force: bool,
+    /// Name or id of the network
+    network: String,
+    /// Name or id of the container
+    container: String,
+}
+
+pub(super) async fn disconnect(client: &Client, args: DisconnectArgs) -> Outcome {
+    check_container(&args.network, &args.container)?;
+    let body = json!({"Container": args.container, "Force": args.force});
+    client
+        .post(
+            &format!("/networks/{}/disconnect", escape_name(&args.network)),
+            Some(&body),
+        )
+        .await?;
+    Ok(0)
+}
