@@ -1,21 +1,14 @@
 //! Resolves the engine's address from the global flags, the environment, and Docker's contexts.
-//!
-//! ```text
-//! <config>/config.json                            {"currentContext": "NAME", …}
-//!         /contexts/meta/<sha256(NAME)>/meta.json   {"Name": "NAME", "Endpoints": {"docker": {"Host": "unix://…"}}}
-//!         /contexts/tls/<sha256(NAME)>/docker/      ca.pem, cert.pem, key.pem
-//! ```
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 use whelk_client::Tls;
 
 use crate::certificates::{Files, TlsFlags, if_exists};
-use crate::output::warn_line;
-use crate::{Failure, Outcome, plain};
+use crate::config_file::current_context;
+use crate::context::{DEFAULT, ENDPOINT, Store};
+use crate::{Failure, Outcome};
 
 /// The flags before the command.
 #[derive(Debug, Default, Args)]
@@ -59,9 +52,6 @@ pub(crate) enum Host {
 }
 
 pub(crate) const DEFAULT_SOCKET: &str = "/run/whelk/whelk.sock";
-const DEFAULT_CONTEXT: &str = "default";
-/// Maximum size of a configuration file in bytes.
-const MAX_FILE_SIZE: u64 = 4 << 20;
 
 impl RootFlags {
     /// Returns whether debug output is enabled.
@@ -82,45 +72,22 @@ impl RootFlags {
     /// Resolves the engine's address, in this order: `--host` or `--context`, `WHELK_HOST` or
     /// `DOCKER_HOST`, `DOCKER_CONTEXT`, the current context, the default socket.
     pub(crate) fn endpoint(&self) -> Outcome<Endpoint> {
-        self.endpoint_in(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        self.endpoint_in(&variable)
     }
 
     fn endpoint_in(&self, variable: &dyn Fn(&str) -> Option<String>) -> Outcome<Endpoint> {
-        if !self.host.is_empty() && self.context.is_some() {
-            return Err(Failure::new(
-                "conflicting options: cannot specify both --host and --context",
-            ));
-        }
-        if self.host.len() > 1 {
-            return Err(unresolved("Specify only one -H"));
-        }
-        let from_variables = || {
-            ["WHELK_HOST", "DOCKER_HOST"]
-                .iter()
-                .find_map(|name| variable(name))
-        };
-        let config = self
-            .config
-            .clone()
-            .or_else(|| variable("DOCKER_CONFIG").map(PathBuf::from));
-        let config = config.or_else(|| Some(Path::new(&variable("HOME")?).join(".docker")));
-        let context = match &self.context {
-            Some(name) => Some(name.clone()),
-            None if !self.host.is_empty() || from_variables().is_some() => None,
-            None => match variable("DOCKER_CONTEXT") {
-                Some(name) => Some(name),
-                None => config.as_deref().and_then(current_context),
-            },
-        };
-        if let Some(name) = context.filter(|name| name != DEFAULT_CONTEXT) {
+        self.check()?;
+        let config = self.config_in(variable);
+        let name = self.context_in(variable);
+        if name != DEFAULT {
             // Docker ignores the flag.
             if let Some(flag) = self.tls.given() {
                 return Err(Failure::new(format!(
                     "{flag}: the context {name:?} has TLS settings of its own; use --host"
                 )));
             }
-            let (host, files) = context_host(config.as_deref(), &name)
-                .map_err(|reason| unresolved(&format!("context {name:?}: {reason}")))?;
+            let (host, files) =
+                context_host(config.as_deref(), &name).map_err(|reason| unresolved(&reason))?;
             return Ok(Endpoint {
                 host,
                 tls: files.map(|files| files.load()).transpose()?,
@@ -128,12 +95,7 @@ impl RootFlags {
                 is_default: false,
             });
         }
-        let text = self
-            .host
-            .first()
-            .cloned()
-            .or_else(from_variables)
-            .unwrap_or_default();
+        let text = self.host_in(variable);
         let files = self.tls.files(variable);
         // Errors of the files matter to TCP hosts only.
         let uses_tls = !matches!(files, Ok(None));
@@ -152,10 +114,92 @@ impl RootFlags {
         Ok(Endpoint {
             host,
             tls,
-            context: DEFAULT_CONTEXT.into(),
+            context: DEFAULT.into(),
             is_default,
         })
     }
+}
+
+impl RootFlags {
+    /// Checks that the flags name at most one engine.
+    pub(crate) fn check(&self) -> Outcome<()> {
+        if !self.host.is_empty() && self.context.is_some() {
+            return Err(Failure::new(
+                "conflicting options: cannot specify both --host and --context",
+            ));
+        }
+        if self.host.len() > 1 {
+            return Err(unresolved("Specify only one -H"));
+        }
+        Ok(())
+    }
+
+    /// Returns the directory of the client's configuration, if it is known.
+    pub(crate) fn config(&self) -> Option<PathBuf> {
+        self.config_in(&variable)
+    }
+
+    fn config_in(&self, variable: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+        self.config
+            .clone()
+            .or_else(|| variable("DOCKER_CONFIG").map(PathBuf::from))
+            .or_else(|| Some(Path::new(&variable("HOME")?).join(".docker")))
+    }
+
+    /// Returns the name of the context in use. It may not exist.
+    pub(crate) fn context(&self) -> String {
+        self.context_in(&variable)
+    }
+
+    fn context_in(&self, variable: &dyn Fn(&str) -> Option<String>) -> String {
+        let name = match &self.context {
+            Some(name) => Some(name.clone()),
+            None if !self.host.is_empty() || overriding_in(variable).is_some() => None,
+            None => variable("DOCKER_CONTEXT").or_else(|| {
+                let config = self.config_in(variable);
+                config.as_deref().and_then(current_context)
+            }),
+        };
+        name.unwrap_or_else(|| DEFAULT.to_owned())
+    }
+
+    /// Returns the host of the default context, and its certificates if it is used with TLS.
+    ///
+    /// # Errors
+    /// Returns an error if the flags or the environment are invalid.
+    pub(crate) fn default_host(&self) -> Outcome<(Host, Option<Files>)> {
+        let files = self.tls.files(&variable);
+        let uses_tls = !matches!(files, Ok(None));
+        let host = Host::parse(&self.host_in(&variable), uses_tls)
+            .map_err(|reason| unresolved(&reason))?;
+        match files {
+            _ if !matches!(host, Host::Tcp(_)) => Ok((host, None)),
+            Ok(files) => Ok((host, files)),
+            Err(reason) => Err(unresolved(&reason)),
+        }
+    }
+
+    fn host_in(&self, variable: &dyn Fn(&str) -> Option<String>) -> String {
+        let host = self.host.first().cloned();
+        host.or_else(|| overriding_in(variable).and_then(variable))
+            .unwrap_or_default()
+    }
+}
+
+/// Returns the environment variable that overrides the context, if one is set.
+pub(crate) fn overriding_variable() -> Option<&'static str> {
+    overriding_in(&variable)
+}
+
+fn overriding_in(variable: &dyn Fn(&str) -> Option<String>) -> Option<&'static str> {
+    ["WHELK_HOST", "DOCKER_HOST"]
+        .into_iter()
+        .find(|name| variable(name).is_some())
+}
+
+/// Returns an environment variable; an empty one is not set.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 pub(crate) fn unresolved(reason: &str) -> Failure {
@@ -173,7 +217,7 @@ impl Default for Host {
 impl Host {
     /// Parses a host from `--host`, `DOCKER_HOST` or a context. The default of a connection over TLS
     /// is this host's port 2376, as in Docker.
-    fn parse(text: &str, is_tls: bool) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str, is_tls: bool) -> Result<Self, String> {
         let text = text.trim();
         match text.split_once("://") {
             None if text.is_empty() && is_tls => Ok(Self::tcp("", is_tls)),
@@ -217,46 +261,24 @@ impl std::fmt::Display for Host {
     }
 }
 
-/// Returns the current context (`docker context use`). If the configuration file is unreadable,
-/// prints a warning and returns `None`.
-fn current_context(config: &Path) -> Option<String> {
-    let path = config.join("config.json");
-    match read_json(&path) {
-        Ok(file) => file["currentContext"]
-            .as_str()
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned),
-        Err(reason) if reason.ends_with("no such file or directory") => None,
-        Err(reason) => {
-            warn_line!(
-                "WARNING: Error loading config file: {}: {reason}",
-                path.display()
-            );
-            None
-        }
-    }
-}
-
-/// Returns the host of a context in Docker's context store, and the certificates if it is used with
-/// TLS.
+/// Returns the host of a context, and the certificates if it is used with TLS.
 fn context_host(config: Option<&Path>, name: &str) -> Result<(Host, Option<Files>), String> {
     let Some(config) = config else {
-        return Err("context not found: $HOME is not defined".into());
+        return Err(format!(
+            "context {name:?}: context not found: $HOME is not defined"
+        ));
     };
-    let id: String = Sha256::digest(name)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let meta = read_json(&config.join("contexts/meta").join(&id).join("meta.json"))
-        .map_err(|reason| format!("context not found: {reason}"))?;
-    let endpoint = &meta["Endpoints"]["docker"];
-    let directory = config.join("contexts/tls").join(&id).join("docker");
-    let skip_verify = endpoint["SkipTLSVerify"] == true;
-    let host = Host::parse(endpoint["Host"].as_str().unwrap_or_default(), false)?;
-    if matches!(host, Host::Unix(_)) || (if_exists(directory.clone())?.is_none() && !skip_verify) {
+    let store = Store::new(config);
+    let context = store.read(name)?;
+    let in_context = |reason: String| format!("context {name:?}: {reason}");
+    let directory = store.tls_directory(name).join(ENDPOINT);
+    let skip_verify = context.skip_verify();
+    let host = Host::parse(context.host(), false).map_err(in_context)?;
+    let has_files = if_exists(directory.clone()).map_err(in_context)?.is_some();
+    if !matches!(host, Host::Tcp(_)) || !(has_files || skip_verify) {
         return Ok((host, None));
     }
-    let existing = |name: &str| if_exists(directory.join(name));
+    let existing = |name: &str| if_exists(directory.join(name)).map_err(in_context);
     let files = Files {
         authorities: existing("ca.pem")?,
         certificate: existing("cert.pem")?,
@@ -264,15 +286,6 @@ fn context_host(config: Option<&Path>, name: &str) -> Result<(Host, Option<Files
         skip_verify,
     };
     Ok((host, Some(files)))
-}
-
-fn read_json(path: &Path) -> Result<Value, String> {
-    use std::io::Read;
-    let mut text = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_FILE_SIZE).read_to_end(&mut text))
-        .map_err(|error| format!("open {}: {}", path.display(), plain(&error)))?;
-    serde_json::from_slice(&text).map_err(|error| format!("parsing {}: {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -287,11 +300,7 @@ mod tests {
             let dir =
                 std::env::temp_dir().join(format!("whelk-contexts-{}-{name}", std::process::id()));
             for (name, endpoint) in contexts {
-                let id: String = Sha256::digest(name)
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect();
-                let meta = dir.join("contexts/meta").join(id);
+                let meta = Store::new(&dir).metadata_directory(name);
                 std::fs::create_dir_all(&meta).unwrap();
                 let text = format!(
                     r#"{{"Name": {name:?}, "Metadata": {{}}, "Endpoints": {{"docker": {endpoint}}}}}"#
@@ -492,13 +501,7 @@ mod tests {
             assert!(error.contains(text), "{error}");
         };
         assert!(config.choose(with_context("one"), &[]).is_ok(), "no TLS");
-        let tls = |name: &str| {
-            let id: String = Sha256::digest(name)
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-            config.0.join("contexts/tls").join(id)
-        };
+        let tls = |name: &str| Store::new(&config.0).tls_directory(name);
         // As with a directory that may not be searched, which root may.
         std::fs::create_dir_all(tls("one").parent().unwrap()).unwrap();
         std::fs::write(tls("one"), "no directory").unwrap();

@@ -1,7 +1,7 @@
 //! The command-line client: Docker's commands and flags, implemented with the Engine API only.
 //!
-//! `commands` has one file per command or family of commands; `client` is the HTTP client; `format`
-//! formats tables and executes Go templates.
+//! `commands` has one file per command, in a directory per group; `client` is the HTTP client;
+//! `context` is Docker's context store; `format` formats tables and executes Go templates.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::disallowed_methods,
@@ -14,7 +14,10 @@ mod autostart;
 mod certificates;
 mod client;
 mod commands;
+mod config_file;
+mod context;
 mod endpoint;
+mod files;
 mod flags;
 mod format;
 mod output;

@@ -1,14 +1,13 @@
 //! Where `export` and `save` write an archive to.
 
-use std::fs::File;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use http_body_util::BodyExt;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::files::stage;
 use crate::output::failed;
 use crate::{Failure, Outcome, plain, terminal};
 
@@ -69,24 +68,6 @@ impl<'a> Destination<'a> {
 /// for one that it has killed.
 fn ended_by(signal: SignalKind) -> Failure {
     Failure::with_code(128 + u8::try_from(signal.as_raw_value()).unwrap_or(0), "")
-}
-
-/// Creates a file beside `path`, to be written and then renamed to it. Its name does not contain that
-/// of `path`, which may be of the maximum length.
-fn stage(path: &Path) -> std::io::Result<(File, PathBuf)> {
-    const ATTEMPTS: usize = 16;
-    let mut created = Err(std::io::ErrorKind::AlreadyExists.into());
-    for _ in 0..ATTEMPTS {
-        let random = RandomState::new().build_hasher().finish();
-        let staged = path.with_file_name(format!(".whelk-{random:016x}.part"));
-        let mut options = File::options();
-        options.write(true).create_new(true).mode(0o600);
-        created = options.open(&staged).map(|file| (file, staged));
-        if !matches!(&created, Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists) {
-            break;
-        }
-    }
-    created
 }
 
 async fn copy(

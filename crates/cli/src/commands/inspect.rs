@@ -185,7 +185,7 @@ async fn inspect_one(client: &Client, name: &str, what: &Inspection) -> Outcome<
 }
 
 /// Formats JSON with an indentation of four spaces, as Docker does.
-fn pretty(value: &Value) -> String {
+pub(crate) fn pretty(value: &Value) -> String {
     let mut out = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);

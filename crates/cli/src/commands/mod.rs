@@ -4,6 +4,7 @@ mod arguments;
 mod completion;
 mod confirm;
 mod container;
+mod context;
 mod destination;
 mod each;
 mod image;
@@ -76,6 +77,9 @@ enum Command {
     /// Manage volumes
     #[command(name = "volume", subcommand)]
     VolumeGroup(volume::VolumeCommand),
+    /// Manage contexts
+    #[command(name = "context", subcommand)]
+    ContextGroup(context::ContextCommand),
     /// Manage the engine
     #[command(name = "system", subcommand)]
     SystemGroup(system::SystemGroup),
@@ -137,6 +141,7 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
     match cli.command {
         Command::Completion { shell } => return completion::script(&shell),
         Command::Complete { line } => return completion::complete(&line),
+        Command::ContextGroup(command) => return context::group(&cli.flags, command),
         Command::SystemGroup(system::SystemGroup::Repair(args)) => {
             return system::repair::repair(args, repair);
         }
@@ -178,7 +183,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::Inspect(args) => inspect::inspect(client, args).await,
         Command::Version(args) => version::version(client, args).await,
         // Done without an engine by `carry_out`.
-        Command::Completion { .. } | Command::Complete { .. } => Ok(0),
+        Command::ContextGroup(_) | Command::Completion { .. } | Command::Complete { .. } => Ok(0),
     }
 }
 

@@ -16,7 +16,6 @@ const NOT_YET: &[&str] = &[
     "commit",
     "compose",
     "config",
-    "context",
     "cp",
     "diff",
     "login",

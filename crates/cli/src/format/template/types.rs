@@ -177,6 +177,13 @@ const STRUCTS: &[(&str, Fields)] = structs! {
     "network.PeerInfo" { Name "string" IP "string" }
     "network.ServiceInfo" { VIP "string" Ports "[]string" LocalLBIndex "int" Tasks "[]network.Task" }
     "network.Task" { Name "string" EndpointID "string" EndpointIP "string" Info "map[string]string" }
+    "context.contextWithTLSListing" {
+        Metadata "+store.Metadata" TLSMaterial "map[string][]string" Storage "store.StorageInfo"
+    }
+    "store.Metadata" { Name "string" Metadata "command.DockerContext" Endpoints "map[string]docker.EndpointMeta" }
+    "store.StorageInfo" { MetadataPath "string" TLSPath "string" }
+    "command.DockerContext" { Description "string" AdditionalFields "map[string]interface {}" }
+    "docker.EndpointMeta" { Host "string" SkipTLSVerify "bool" }
     "volume.Volume" {
         ClusterVolume "*volume.ClusterVolume" CreatedAt "string" Driver "string" Labels "map[string]string" Mountpoint "string"
         Name "string" Options "map[string]string" Scope "string" Status "map[string]interface {}" UsageData "*volume.UsageData"

@@ -8,7 +8,7 @@ mod flags;
 mod host_config;
 mod id_file;
 pub(crate) mod limits;
-mod mounts;
+pub(crate) mod mounts;
 mod networking;
 pub(crate) mod ports;
 mod security;

@@ -1,0 +1,113 @@
+//! Docker's configuration file, `config.json`, of which only the current context concerns this
+//! client. All other settings are kept as they are.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::context::read_json;
+use crate::output::warn_line;
+use crate::{Failure, Outcome, files, plain};
+
+const CURRENT: &str = "currentContext";
+
+/// Returns the current context (`context use`); `None` for the default. If the file cannot be used,
+/// prints a warning and returns `None`.
+pub(crate) fn current_context(config: &Path) -> Option<String> {
+    let path = config.join("config.json");
+    match read_json(&path) {
+        Ok(file) => file[CURRENT]
+            .as_str()
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned),
+        Err(reason) if reason.ends_with("no such file or directory") => None,
+        Err(reason) => {
+            warn_line!(
+                "WARNING: Error loading config file: {}: {reason}",
+                path.display()
+            );
+            None
+        }
+    }
+}
+
+/// Sets the current context; `None` selects the default.
+///
+/// # Errors
+/// Returns an error if the file cannot be read or written, or is no JSON object: its other settings
+/// would be lost.
+pub(crate) fn set_current_context(config: &Path, name: Option<&str>) -> Outcome<()> {
+    let path = config.join("config.json");
+    let mut settings = match read_json(&path) {
+        Ok(Value::Object(settings)) => settings,
+        Ok(_) => {
+            let text = format!("{}: the file is not a JSON object", path.display());
+            return Err(Failure::new(text));
+        }
+        Err(reason) if reason.ends_with("no such file or directory") => {
+            if name.is_none() {
+                return Ok(());
+            }
+            // Docker's CLI always writes this key.
+            Map::from_iter([("auths".to_owned(), Value::Object(Map::new()))])
+        }
+        Err(reason) => return Err(Failure::new(reason)),
+    };
+    let changed = match name {
+        Some(name) => settings.insert(CURRENT.to_owned(), name.into()) != Some(Value::from(name)),
+        None => settings.shift_remove(CURRENT).is_some(),
+    };
+    if !changed {
+        return Ok(());
+    }
+    let text = pretty(&settings)?;
+    files::create_directories(config, 0o700)
+        .and_then(|()| files::replace(&path, &text))
+        .map_err(|error| Failure::new(format!("write {}: {}", path.display(), plain(&error))))
+}
+
+/// Formats the settings as Docker's CLI does, with tabs.
+fn pretty(settings: &Map<String, Value>) -> Outcome<Vec<u8>> {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+    serde::Serialize::serialize(settings, &mut serializer)
+        .map_err(|error| Failure::new(format!("encode the configuration: {error}")))?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_settings_are_kept() {
+        let dir = std::env::temp_dir().join(format!("whelk-config-{}", std::process::id()));
+        let file = || std::fs::read_to_string(dir.join("config.json")).unwrap();
+        set_current_context(&dir, None).unwrap();
+        assert!(!dir.exists());
+        set_current_context(&dir, Some("one")).unwrap();
+        assert_eq!(
+            file(),
+            "{\n\t\"auths\": {},\n\t\"currentContext\": \"one\"\n}"
+        );
+        std::fs::write(
+            dir.join("config.json"),
+            r#"{"credsStore": "x", "currentContext": "one", "auths": {"r": {"auth": "YQ=="}}}"#,
+        )
+        .unwrap();
+        assert_eq!(current_context(&dir).as_deref(), Some("one"));
+        set_current_context(&dir, None).unwrap();
+        assert_eq!(current_context(&dir), None);
+        assert_eq!(
+            file(),
+            "{\n\t\"credsStore\": \"x\",\n\t\"auths\": {\n\t\t\"r\": {\n\t\t\t\"auth\": \"YQ==\"\n\t\t}\n\t}\n}"
+        );
+        for broken in ["{", "[]"] {
+            std::fs::write(dir.join("config.json"), broken).unwrap();
+            assert!(set_current_context(&dir, Some("two")).is_err());
+            assert_eq!(file(), broken);
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

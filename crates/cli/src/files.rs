@@ -1,0 +1,100 @@
+//! Replaces files of the user's configuration atomically.
+
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Maximum size of a file of the configuration in bytes.
+pub(crate) const MAX_SIZE: u64 = 4 << 20;
+
+/// Creates a file beside `path`, to be written and then renamed to it. Its name does not contain that
+/// of `path`, which may be of the maximum length.
+pub(crate) fn stage(path: &Path) -> io::Result<(File, PathBuf)> {
+    const ATTEMPTS: usize = 16;
+    let mut created = Err(io::ErrorKind::AlreadyExists.into());
+    for _ in 0..ATTEMPTS {
+        let random = RandomState::new().build_hasher().finish();
+        let staged = path.with_file_name(format!(".whelk-{random:016x}.part"));
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600);
+        created = options.open(&staged).map(|file| (file, staged));
+        if !matches!(&created, Err(error) if error.kind() == io::ErrorKind::AlreadyExists) {
+            break;
+        }
+    }
+    created
+}
+
+/// Replaces a file: readers, also after a crash, find either the old or the new content. An existing
+/// file keeps its permissions, a new one is its owner's only. A symbolic link is followed.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let (mut file, staged) = stage(&target)?;
+    let mut write = || {
+        if let Ok(old) = target.metadata() {
+            let mode = old.permissions().mode() & 0o777;
+            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        }
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&staged, &target)
+    };
+    let replaced = write();
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&staged);
+    }
+    replaced
+}
+
+/// Creates a directory and its missing parents.
+pub(crate) fn create_directories(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+}
+
+/// Removes a directory with its content, if it exists.
+pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Reads a file of at most `MAX_SIZE` bytes.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?
+        .take(MAX_SIZE + 1)
+        .read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_SIZE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replacing_keeps_permissions_and_links() {
+        let dir = std::env::temp_dir().join(format!("whelk-files-{}", std::process::id()));
+        create_directories(&dir, 0o700).unwrap();
+        let (path, link) = (dir.join("file"), dir.join("link"));
+        let mode = || path.metadata().unwrap().permissions().mode() & 0o777;
+        replace(&path, b"one").unwrap();
+        assert_eq!(mode(), 0o600);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        replace(&link, b"two").unwrap();
+        assert_eq!((mode(), read(&path).unwrap()), (0o640, b"two".to_vec()));
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2);
+        remove_directory(&dir).unwrap();
+        remove_directory(&dir).unwrap();
+    }
+}
