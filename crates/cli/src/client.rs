@@ -1,14 +1,15 @@
-//! The Engine API client: requests over a unix socket, TCP or TLS, one connection per request.
+//! The Engine API client: requests over a unix socket, TCP, TLS or SSH, one connection per request.
 
 use http_body_util::BodyExt;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
-use whelk_client::{Address, Connection, Error, RawStream, Tls, tls_reason};
+use whelk_client::{Address, Connection, Error, RawStream, Tls, program_ended, tls_reason};
 pub(crate) use whelk_client::{Body, no_body};
 use whelk_text::url;
 
 use crate::endpoint::Host;
 use crate::output::warn_line;
+use crate::ssh::REMOTE_PROGRAMS;
 use crate::{Failure, plain};
 
 /// The newest API version that this client requests, and the default.
@@ -74,6 +75,8 @@ pub(crate) struct Client {
     context: String,
     /// The API version that `DOCKER_API_VERSION` sets.
     version: Option<String>,
+    /// The program of an `ssh://` host that connects to its engine.
+    remote_program: &'static str,
     /// Whether to log requests to standard error.
     debug: bool,
 }
@@ -87,8 +90,39 @@ impl Client {
             tls,
             context,
             version: Some(version.to_owned()).filter(|version| !version.is_empty()),
+            remote_program: REMOTE_PROGRAMS[0],
             debug,
         }
+    }
+
+    /// Finds the program of an `ssh://` host that connects to its engine, by a request that Docker's
+    /// CLI also sends before all others. Of other hosts nothing is asked.
+    pub(crate) async fn find_remote_program(&mut self) -> ApiResult<()> {
+        /// The exit code of shells for a missing command.
+        const NOT_FOUND: i32 = 127;
+        let Host::Ssh(_) = self.host else {
+            return Ok(());
+        };
+        let mut missing = None;
+        for program in REMOTE_PROGRAMS {
+            self.remote_program = program;
+            let request = Request::get("/_ping").header("host", "whelk");
+            let request = request
+                .body(no_body())
+                .map_err(|error| ApiError::local(format!("the request cannot be sent: {error}")))?;
+            let Err(error) = whelk_client::send(&self.address(), request).await else {
+                return Ok(());
+            };
+            let is_missing = cause_of(&error)
+                .and_then(program_ended)
+                .is_some_and(|ended| ended.code() == Some(NOT_FOUND));
+            let error = self.no_response(&error);
+            if !is_missing {
+                return Err(error);
+            }
+            missing.get_or_insert(error);
+        }
+        missing.map_or(Ok(()), Err)
     }
 
     /// Returns the API version of this client's requests, if the environment sets it.
@@ -103,7 +137,7 @@ impl Client {
     pub(crate) fn socket(&self) -> Result<&str, &Host> {
         match &self.host {
             Host::Unix(path) => Ok(path),
-            Host::Tcp(_) => Err(&self.host),
+            Host::Tcp(_) | Host::Ssh(_) => Err(&self.host),
         }
     }
 
@@ -143,6 +177,7 @@ impl Client {
             (Host::Unix(path), _) => Address::Unix(path.into()),
             (Host::Tcp(address), Some(tls)) => Address::Tls(address.clone(), tls.clone()),
             (Host::Tcp(address), None) => Address::Tcp(address.clone()),
+            (Host::Ssh(ssh), _) => Address::Program(ssh.program(self.remote_program)),
         }
     }
 
@@ -211,8 +246,11 @@ impl Client {
             Error::Exchange(error) => std::error::Error::source(error),
             _ => None,
         };
-        let io_error = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>());
-        if let Some(reason) = io_error.and_then(tls_reason) {
+        let io_error = cause_of(error);
+        let reason = io_error.and_then(|error| {
+            tls_reason(error).or_else(|| program_ended(error).map(ToString::to_string))
+        });
+        if let Some(reason) = reason {
             let text = format!("error during connect: {}: {reason}", self.host);
             return ApiError::local(text);
         }
@@ -252,6 +290,14 @@ impl Client {
         whelk_client::upgrade(response)
             .await
             .map_err(|error| ApiError::local(format!("the connection was not upgraded: {error}")))
+    }
+}
+
+/// Returns the I/O error that an exchange failed with.
+fn cause_of(error: &Error) -> Option<&std::io::Error> {
+    match error {
+        Error::Exchange(error) => std::error::Error::source(error)?.downcast_ref(),
+        _ => None,
     }
 }
 

@@ -8,6 +8,7 @@ use whelk_client::Tls;
 use crate::certificates::{Files, TlsFlags, if_exists};
 use crate::config_file::current_context;
 use crate::context::{DEFAULT, ENDPOINT, Store};
+use crate::ssh::Ssh;
 use crate::{Failure, Outcome};
 
 /// The flags before the command.
@@ -23,7 +24,7 @@ pub(crate) struct RootFlags {
     /// Enable debug mode
     #[arg(short = 'D', long)]
     debug: bool,
-    /// Engine socket to connect to: unix:///PATH or tcp://HOST:PORT
+    /// Engine socket to connect to: unix:///PATH, tcp://HOST:PORT or ssh://[USER@]HOST
     #[arg(short = 'H', long)]
     host: Vec<String>,
     /// Set the logging level ("debug", "info", "warn", "error", "fatal")
@@ -49,6 +50,7 @@ pub(crate) struct Endpoint {
 pub(crate) enum Host {
     Unix(String),
     Tcp(String),
+    Ssh(Ssh),
 }
 
 pub(crate) const DEFAULT_SOCKET: &str = "/run/whelk/whelk.sock";
@@ -100,9 +102,14 @@ impl RootFlags {
         // Errors of the files matter to TCP hosts only.
         let uses_tls = !matches!(files, Ok(None));
         let host = Host::parse(&text, uses_tls).map_err(|reason| unresolved(&reason))?;
-        if let (Host::Unix(_), Some(flag)) = (&host, self.tls.given()) {
+        let without_tls = match &host {
+            Host::Unix(_) => Some("on unix sockets"),
+            Host::Ssh(_) => Some("over SSH"),
+            Host::Tcp(_) => None,
+        };
+        if let (Some(which), Some(flag)) = (without_tls, self.tls.given()) {
             return Err(Failure::new(format!(
-                "{flag}: TLS is not used on unix sockets: {host}"
+                "{flag}: TLS is not used {which}: {host}"
             )));
         }
         let tls = match (&host, files) {
@@ -203,9 +210,11 @@ fn variable(name: &str) -> Option<String> {
 }
 
 pub(crate) fn unresolved(reason: &str) -> Failure {
-    Failure::new(format!(
-        "Failed to initialize: unable to resolve docker endpoint: {reason}"
-    ))
+    let what = match reason.starts_with("ssh host connection") {
+        true => "",
+        false => "unable to resolve docker endpoint: ",
+    };
+    Failure::new(format!("Failed to initialize: {what}{reason}"))
 }
 
 impl Default for Host {
@@ -226,7 +235,8 @@ impl Host {
             Some(("unix", "")) => Ok(Self::default()),
             Some(("unix", path)) => Ok(Self::Unix(path.to_owned())),
             Some(("tcp" | "http", address)) => Ok(Self::tcp(address, is_tls)),
-            Some((scheme @ ("ssh" | "https" | "npipe" | "fd"), _)) => Err(format!(
+            Some(("ssh", _)) => Ssh::parse(text).map(Self::Ssh),
+            Some((scheme @ ("https" | "npipe" | "fd"), _)) => Err(format!(
                 "{scheme}:// hosts are not available in this version of whelk: {text}"
             )),
             Some(_) => Err(format!("invalid bind address format: {text}")),
@@ -257,6 +267,7 @@ impl std::fmt::Display for Host {
         match self {
             Self::Unix(path) => write!(f, "unix://{path}"),
             Self::Tcp(address) => write!(f, "tcp://{address}"),
+            Self::Ssh(ssh) => ssh.fmt(f),
         }
     }
 }
@@ -404,7 +415,7 @@ mod tests {
             "{",
             &[
                 ("tls", r#"{"Host": "tcp://h:2376", "SkipTLSVerify": true}"#),
-                ("ssh", r#"{"Host": "ssh://u@h"}"#),
+                ("ssh", r#"{"Host": "ssh://u:p@h"}"#),
                 ("none", "{}"),
             ],
         );
@@ -416,7 +427,7 @@ mod tests {
             config.choose(with_context("tls"), &[]),
             Ok(("tcp://h:2376".into(), false))
         );
-        refused(with_context("ssh"), "ssh:// hosts are not available");
+        refused(with_context("ssh"), "plain-text password is not supported");
         // The directory name is the SHA-256 of the context's name, as in Docker.
         refused(
             with_context("foo"),

@@ -21,6 +21,7 @@ mod files;
 mod flags;
 mod format;
 mod output;
+mod ssh;
 mod terminal;
 
 use std::path::PathBuf;

@@ -5,6 +5,7 @@
 //! codes and bodies is up to the caller, and so are the texts of errors.
 #![forbid(unsafe_code)]
 
+mod program;
 mod tls;
 mod transport;
 
@@ -18,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+pub use program::{Program, ProgramEnded, program_ended};
 pub use tls::{Tls, Trust, Unusable, tls_reason};
 pub use transport::{Address, Connection};
 

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+use crate::program::{self, Program};
 use crate::tls::Tls;
 
 /// How long connecting over TCP may take, for all addresses of a name together. The same as Docker's.
@@ -27,6 +28,8 @@ pub enum Address {
     Tcp(String),
     /// `HOST:PORT`, over TLS
     Tls(String, Tls),
+    /// A program that passes the bytes on.
+    Program(Program),
 }
 
 impl Address {
@@ -43,6 +46,9 @@ impl Address {
                 .connect(address)
                 .await
                 .map(|stream| Connection::Tls(Box::new(stream))),
+            Self::Program(program) => program
+                .start()
+                .map(|stream| Connection::Program(Box::new(stream))),
         }
     }
 }
@@ -70,6 +76,7 @@ pub enum Connection {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    Program(Box<program::Stream>),
 }
 
 macro_rules! delegate {
@@ -78,6 +85,7 @@ macro_rules! delegate {
             Connection::Unix(stream) => Pin::new(stream).$method($($argument),*),
             Connection::Tcp(stream) => Pin::new(stream).$method($($argument),*),
             Connection::Tls(stream) => Pin::new(stream).$method($($argument),*),
+            Connection::Program(stream) => Pin::new(stream).$method($($argument),*),
         }
     };
 }

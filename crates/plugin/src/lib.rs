@@ -232,7 +232,7 @@ impl Plugin {
     async fn exchange(&self, method: &str, body: Vec<u8>, limit: Duration) -> Result<(u16, Bytes)> {
         let failed = |text: String| Error::Broken(format!("{}: {text}", self.describe(method)));
         let host = match &self.address {
-            Address::Unix(_) => "plugin.moby.localhost",
+            Address::Unix(_) | Address::Program(_) => "plugin.moby.localhost",
             Address::Tcp(host) | Address::Tls(host, _) => host,
         };
         let request = hyper::Request::post(format!("/{method}"))
@@ -252,6 +252,7 @@ impl Plugin {
                     let at = match &self.address {
                         Address::Unix(path) => path.display().to_string(),
                         Address::Tcp(host) | Address::Tls(host, _) => host.clone(),
+                        Address::Program(program) => program.shown.clone(),
                     };
                     format!("{at}: {}", errno_text(&error))
                 }

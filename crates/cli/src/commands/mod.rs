@@ -95,6 +95,12 @@ enum Command {
     /// Print completions for the end of a command line
     #[command(name = "__complete", hide = true)]
     Complete { line: String },
+    /// Execute a program in a session of its own
+    #[command(name = crate::ssh::SESSION, hide = true)]
+    Session {
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// Exit code for errors in flags.
@@ -141,6 +147,7 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
     match cli.command {
         Command::Completion { shell } => return completion::script(&shell),
         Command::Complete { line } => return completion::complete(&line),
+        Command::Session { words } => return Err(crate::ssh::execute_in_session(&words)),
         Command::ContextGroup(command) => return context::group(&cli.flags, command),
         Command::SystemGroup(system::SystemGroup::Repair(args)) => {
             return system::repair::repair(args, repair);
@@ -157,10 +164,15 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
             context,
             is_default,
         } = cli.flags.endpoint()?;
-        let client = Client::new(host, tls, context, debug);
+        let mut client = Client::new(host, tls, context, debug);
         // `version` also works without an engine, and does not start one.
         if is_default && !matches!(cli.command, Command::Version(_)) {
             autostart::ensure(&client).await?;
+        }
+        match client.find_remote_program().await {
+            // Prints the client's part, and then the error.
+            Err(_) if matches!(cli.command, Command::Version(_)) => {}
+            found => found?,
         }
         dispatch(&client, cli.command).await
     });
@@ -183,7 +195,10 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::Inspect(args) => inspect::inspect(client, args).await,
         Command::Version(args) => version::version(client, args).await,
         // Done without an engine by `carry_out`.
-        Command::ContextGroup(_) | Command::Completion { .. } | Command::Complete { .. } => Ok(0),
+        Command::ContextGroup(_)
+        | Command::Completion { .. }
+        | Command::Complete { .. }
+        | Command::Session { .. } => Ok(0),
     }
 }
 

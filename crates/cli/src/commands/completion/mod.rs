@@ -16,6 +16,7 @@ use whelk_text::words;
 
 use super::usage;
 use crate::client::Client;
+use crate::context::{Context, DEFAULT, Store};
 use crate::endpoint::{Endpoint, RootFlags};
 use crate::flags::{self, Place, flags_of};
 use crate::output::print;
@@ -53,6 +54,7 @@ enum Offer {
     VolumesAndFiles,
     /// Objects of any kind.
     Objects,
+    Contexts,
     Variables,
     Files,
 }
@@ -189,6 +191,7 @@ fn value_of(argument: &Arg) -> Offer {
             "SYS_TIME",
         ]),
         "cgroupns" => Offer::Words(&["host", "private"]),
+        "context" | "from" => Offer::Contexts,
         "driver" => Offer::Words(&["bridge", "ipvlan", "macvlan"]),
         "env" => Offer::Variables,
         "ipc" => Offer::Words(&["host", "none", "private", "shareable"]),
@@ -215,6 +218,11 @@ fn value_of(argument: &Arg) -> Offer {
 fn argument_of(path: &[&str], index: usize) -> Offer {
     const UP: &str = "running paused restarting";
     match (path, index) {
+        (["context", "inspect" | "rm"], _) | (["context", "export" | "update" | "use"], 0) => {
+            Offer::Contexts
+        }
+        (["context", "import" | "export"], 1) => Offer::Files,
+        (["context", ..], _) => Offer::Nothing,
         (["network", "connect" | "disconnect"], 1) => Offer::Containers(""),
         (["network", "connect" | "disconnect"], 0) | (["network", "inspect" | "rm"], _) => {
             Offer::Networks
@@ -255,6 +263,7 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
                 .filter_map(|(name, _)| Some((name.into_string().ok()?, String::new())))
                 .collect();
         }
+        Offer::Contexts => return contexts(&flags),
         Offer::Containers(_) => &["/containers/json?all=1"],
         Offer::Images => &["/images/json"],
         Offer::Networks => &["/networks"],
@@ -283,10 +292,13 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
     else {
         return Vec::new();
     };
-    let client = Client::new(host, tls, context, false);
+    let mut client = Client::new(host, tls, context, false);
     let answers = runtime.block_on(async {
         let all = async {
             let mut answers = Vec::new();
+            if client.find_remote_program().await.is_err() {
+                return answers;
+            }
             for path in paths {
                 answers.push(client.get(path).await.unwrap_or_default());
             }
@@ -300,6 +312,15 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
         .iter()
         .flat_map(|answer| objects(answer, states))
         .collect()
+}
+
+/// Returns the contexts with their hosts.
+fn contexts(flags: &RootFlags) -> Vec<Candidate> {
+    let stored = flags.config().map(|config| Store::new(&config).list());
+    let stored = stored.and_then(Result::ok).unwrap_or_default().into_iter();
+    let candidate = |context: Context| (context.name().to_owned(), context.host().to_owned());
+    let default = (DEFAULT.to_owned(), String::new());
+    stored.map(candidate).chain([default]).collect()
 }
 
 /// Returns the names in a list response of any object type.
@@ -366,6 +387,10 @@ mod tests {
             ),
             ("whelk network connect a ", Some(Offer::Containers(""))),
             ("whelk volume rm a ", Some(Offer::Volumes)),
+            ("whelk context rm a ", Some(Offer::Contexts)),
+            ("whelk context import a ", Some(Offer::Files)),
+            ("whelk context create ", Some(Offer::Nothing)),
+            ("whelk -c ", Some(Offer::Contexts)),
             (
                 "whelk --log-level ",
                 Some(Offer::Words(&["debug", "error", "fatal", "info", "warn"])),

@@ -1,6 +1,7 @@
 //! The commands of the engine as a whole, one file each.
 
 mod df;
+mod dial_stdio;
 mod events;
 mod info;
 mod prune;
@@ -24,6 +25,9 @@ pub(crate) enum SystemCommand {
 pub(crate) enum SystemGroup {
     /// Show disk usage
     Df(df::DfArgs),
+    /// Proxy the stdio stream to the engine
+    #[command(hide = true)]
+    DialStdio,
     /// Remove unused data
     Prune(prune::PruneArgs),
     /// Rebuild the records of a stopped engine from its data directory
@@ -44,6 +48,7 @@ pub(crate) async fn command(client: &Client, command: SystemCommand) -> Outcome 
 pub(crate) async fn group(client: &Client, group: SystemGroup) -> Outcome {
     match group {
         SystemGroup::Df(args) => df::df(client, args).await,
+        SystemGroup::DialStdio => dial_stdio::dial_stdio(client).await,
         SystemGroup::Prune(args) => prune::prune(client, args).await,
         // Works without an engine, see `super::carry_out`.
         SystemGroup::Repair(_) => Ok(0),

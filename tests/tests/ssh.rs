@@ -1,0 +1,213 @@
+//! `ssh://` hosts, with a program in the place of ssh that runs the command on this host.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use whelk_tests::{Engine, Program, eventually};
+
+/// The other host: its programs are in a directory of their own.
+struct Far {
+    directory: PathBuf,
+}
+
+impl Far {
+    /// Makes the programs of the other host, by their names there.
+    fn new(engine: &Engine, name: &str, programs: &[(&str, Program)]) -> Self {
+        let directory = engine.scratch(name);
+        let (near, far) = (directory.join("near"), directory.join("far"));
+        std::fs::create_dir_all(&near).unwrap();
+        std::fs::create_dir_all(&far).unwrap();
+        for (name, program) in programs {
+            symlink(program.path(), far.join(name)).unwrap();
+        }
+        // As sshd does, it hands the words after the host to a shell in one text.
+        let script = format!(
+            "#!/bin/sh\necho \"$@\" >> {log}\nwhile [ \"$1\" != -- ]; do shift; done\nshift 2\nexport PATH={far} DOCKER_HOST=unix://{socket}\nunset DOCKER_CONTEXT\nexec /bin/sh -c \"$*\"\n",
+            log = directory.join("log").display(),
+            far = far.display(),
+            socket = engine.socket().display(),
+        );
+        let ssh = near.join("ssh");
+        std::fs::write(&ssh, script).unwrap();
+        std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self { directory }
+    }
+
+    fn command(&self, program: Program, args: &[&str]) -> Command {
+        let path = std::env::var("PATH").unwrap();
+        let near = self.directory.join("near");
+        let mut command = Command::new(program.path());
+        command
+            .args(args)
+            .env("PATH", format!("{}:{path}", near.display()))
+            .env("DOCKER_HOST", "ssh://me@far:22")
+            .env("DOCKER_CONFIG", self.directory.join("config"))
+            .env_remove("WHELK_HOST")
+            .env_remove("DOCKER_CONTEXT");
+        command
+    }
+
+    fn run(&self, program: Program, args: &[&str]) -> Output {
+        let mut command = self.command(program, args);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs a command that must succeed, and returns its output.
+    #[track_caller]
+    fn says(&self, program: Program, args: &[&str]) -> String {
+        let output = self.run(program, args);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program:?} {args:?}: {err}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The command lines of ssh.
+    fn log(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+}
+
+/// Asserts that no program of the test is left.
+fn assert_no_dialers(engine: &Engine) {
+    let socket = format!("DOCKER_HOST=unix://{}\0", engine.socket().display());
+    eventually("the far side's programs have ended", || {
+        let dialers = std::fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter(|entry| {
+                let read = |name: &str| std::fs::read(entry.path().join(name)).unwrap_or_default();
+                let has = |bytes: Vec<u8>, text: &str| {
+                    bytes
+                        .windows(text.len())
+                        .any(|part| part == text.as_bytes())
+                };
+                has(read("cmdline"), "dial-stdio") && has(read("environ"), &socket)
+            });
+        (dialers.count() == 0).then_some(())
+    });
+}
+
+#[test]
+fn each_program_reaches_the_engine_through_each() {
+    let engine = Engine::start();
+    engine.cli(Program::Whelk).up("up", &[], &["sleep", "600"]);
+    for (name, there) in [
+        ("docker", [("docker", Program::Docker)]),
+        ("whelk-as-docker", [("docker", Program::Whelk)]),
+        ("whelk", [("whelk", Program::Whelk)]),
+    ] {
+        let far = Far::new(&engine, name, &there);
+        for here in [Program::Whelk, Program::Docker] {
+            // Docker's CLI looks for no other program.
+            if here == Program::Docker && name == "whelk" {
+                continue;
+            }
+            assert_eq!(far.says(here, &["ps", "--format", "{{.Names}}"]), "up");
+            // Streams in both directions, whose input ends first.
+            let mut child = far
+                .command(here, &["exec", "-i", "up", "sh", "-c", "wc -c; echo end"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut input = child.stdin.take().unwrap();
+            let writer = std::thread::spawn(move || input.write_all(&vec![b'x'; 3 << 20]));
+            let output = child.wait_with_output().unwrap();
+            writer.join().unwrap().unwrap();
+            assert_eq!(
+                (
+                    output.status.code(),
+                    String::from_utf8_lossy(&output.stdout).trim()
+                ),
+                (Some(0), "3145728\nend"),
+                "{here:?} {there:?}"
+            );
+        }
+        assert_no_dialers(&engine);
+        let log = far.log();
+        let expected = "-l me -p 22 -o ConnectTimeout=30 -T -- far docker system dial-stdio";
+        assert_eq!(log.first().map(String::as_str), Some(expected));
+        if name == "whelk" {
+            let last = expected.replace("docker", "whelk");
+            assert_eq!(log.last(), Some(&last));
+        }
+    }
+}
+
+#[test]
+fn failures_of_ssh_are_told() {
+    let engine = Engine::without_images(&[]);
+    let far = Far::new(&engine, "nothing", &[]);
+    let refused = |args: &[&str], text: &str| {
+        let output = far.run(Program::Whelk, args);
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        assert!(err.contains(text), "{args:?}: {err}");
+        err
+    };
+    let err = refused(
+        &["ps"],
+        "error during connect: ssh://me@far:22: command [ssh -l me -p 22 -o ConnectTimeout=30 -T -- far docker system dial-stdio] has exited with exit status 127, make sure the URL is valid",
+    );
+    assert!(err.contains("not found"), "{err}");
+    let ssh = far.directory.join("near/ssh");
+    std::fs::write(&ssh, "#!/bin/sh\necho 'no route' >&2\nexit 255\n").unwrap();
+    refused(&["ps"], "exit status 255");
+    refused(&["ps"], "stderr=no route");
+    // The client's part is printed nevertheless.
+    let output = far.run(Program::Whelk, &["version"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("Client"));
+    for (host, text) in [
+        ("ssh://", "hostname is empty"),
+        (
+            "ssh://-oProxyCommand=touch",
+            "hostname begins with a hyphen",
+        ),
+        ("ssh://u:p@h", "plain-text password is not supported"),
+    ] {
+        refused(&["-H", host, "ps"], text);
+        let docker = format!("host={host}");
+        let err = refused(&["context", "create", "xx", "--docker", &docker], text);
+        assert!(
+            err.contains("unable to create docker endpoint config"),
+            "{err}"
+        );
+    }
+    assert_eq!(far.log().len(), 2, "{:?}", far.log());
+}
+
+#[test]
+fn a_context_can_have_an_ssh_host_with_a_socket() {
+    let engine = Engine::start();
+    engine.cli(Program::Whelk).up("up", &[], &["sleep", "600"]);
+    let far = Far::new(&engine, "context", &[("docker", Program::Whelk)]);
+    let host = format!("host=ssh://far{}", engine.socket().display());
+    for (one, other) in [
+        (Program::Whelk, Program::Docker),
+        (Program::Docker, Program::Whelk),
+    ] {
+        far.says(one, &["context", "create", "there", "--docker", &host]);
+        for program in [one, other] {
+            let names = far.says(program, &["-c", "there", "ps", "--format", "{{.Names}}"]);
+            assert_eq!(names, "up", "{program:?}");
+        }
+        far.says(other, &["context", "rm", "there"]);
+    }
+    let expected = format!(
+        "-o ConnectTimeout=30 -T -- far docker '--host=unix://{}' system dial-stdio",
+        engine.socket().display()
+    );
+    // Docker's CLI quotes a word only if it has to.
+    let bare = expected.replace('\'', "");
+    for line in far.log() {
+        assert!(line == expected || line == bare, "{line}");
+    }
+}
