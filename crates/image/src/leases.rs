@@ -8,7 +8,7 @@
 //! A collection reads the records, which takes time, and then removes what neither a record nor a
 //! lease names. A lease may be dropped in between, its record too new for the records that were
 //! read. So a digest that is released while a collection runs stays held until the collection
-//! ends.
+//! ends, and then another one runs, because nothing else would collect what that digest names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -29,6 +29,8 @@ struct Table {
     collections: usize,
     /// Digests released since the first of these collections began.
     released: Vec<Digest>,
+    /// Digests were released that the collections before have kept.
+    is_behind: bool,
 }
 
 impl Table {
@@ -55,6 +57,12 @@ impl Leases {
     pub(crate) fn collect(&self) -> Collection {
         self.0.lock().ignore_poison().collections += 1;
         Collection(self.0.clone())
+    }
+
+    /// Returns whether another collection is necessary, because the ones that have ended kept what
+    /// was released while they ran. Returns that once.
+    pub(crate) fn must_collect_again(&self) -> bool {
+        std::mem::take(&mut self.0.lock().ignore_poison().is_behind)
     }
 }
 
@@ -114,8 +122,10 @@ impl Drop for Collection {
         let mut table = self.0.lock().ignore_poison();
         table.collections -= 1;
         if table.collections == 0 {
-            for digest in std::mem::take(&mut table.released) {
-                table.release(&digest);
+            let released = std::mem::take(&mut table.released);
+            table.is_behind |= !released.is_empty();
+            for digest in &released {
+                table.release(digest);
             }
         }
     }
@@ -143,7 +153,9 @@ mod tests {
         let running = leases.collect();
         drop(second);
         assert!(held(), "released while a collection runs");
+        assert!(!leases.must_collect_again());
         drop(running);
+        assert!(leases.must_collect_again() && !leases.must_collect_again());
         assert!(!held());
         assert!(leases.0.lock().unwrap().held.is_empty());
     }

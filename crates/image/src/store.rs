@@ -49,12 +49,21 @@ impl Store {
     /// there. The caller removes them, which can take long.
     ///
     /// `used` reads the records. It is called after the collection has begun, so that an object
-    /// whose lease ends meanwhile is not missed.
+    /// whose lease ends meanwhile is not missed: it is kept, and looked at by another round.
     ///
     /// # Errors
     /// Returns the first error; the other objects are moved nevertheless, and are removed at the
     /// engine's next start.
-    pub fn gc(&self, used: impl FnOnce() -> Used) -> Result<Vec<PathBuf>> {
+    pub fn gc(&self, mut used: impl FnMut() -> Used) -> Result<Vec<PathBuf>> {
+        let mut trashed = self.collect(&mut used)?;
+        while self.leases.must_collect_again() {
+            trashed.extend(self.collect(&mut used)?);
+        }
+        Ok(trashed)
+    }
+
+    /// Runs one round of [`Store::gc`].
+    fn collect(&self, used: impl FnOnce() -> Used) -> Result<Vec<PathBuf>> {
         let collection = self.leases.collect();
         let used = used();
         let mut outcome = Ok(Vec::new());

@@ -85,13 +85,31 @@ fn a_record_that_is_newer_than_the_collections_view_is_respected() {
     let layer = store.snapshots.apply(&lease, &archive[..], None).unwrap();
     // The records are read, and before anything is removed the image is recorded and the lease
     // ends.
+    let (mut lease, mut recorded) = (Some(lease), Used::default());
     let used = || {
-        drop(lease);
-        Used::default()
+        let read = std::mem::take(&mut recorded);
+        drop(lease.take());
+        recorded.layers.insert(layer.diff_id.clone());
+        read
     };
     assert_eq!(store.gc(used).unwrap().len(), 0);
     assert!(store.snapshots.has(&layer.diff_id));
     assert_eq!(store.gc(Used::default).unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_released_while_a_collection_runs_does_not_wait_for_a_later_one() {
+    let bench = Bench::new();
+    let store = &bench.store;
+    let archive = pack(&[file("a", "a")]);
+    let lease = store.leases.take();
+    store.snapshots.apply(&lease, &archive[..], None).unwrap();
+    let mut lease = Some(lease);
+    let used = || {
+        drop(lease.take());
+        Used::default()
+    };
+    assert_eq!(store.gc(used).unwrap().len(), 1);
 }
 
 #[test]
