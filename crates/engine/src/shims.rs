@@ -660,6 +660,8 @@ mod tests {
     #[tokio::test]
     async fn a_slow_request_is_waited_for_while_the_shim_answers_others() {
         let place = std::env::temp_dir().join(format!("whelk-alive-{}", std::process::id()));
+        let scratch = whelk_image::Scratch::at(place).unwrap();
+        let place = scratch.path();
         let instance = Instance::new(place.join("root"), place.join("run"), "test".into()).unwrap();
         whelk_sys::fs::create_dir_all(instance.run_dir("one"), 0o700).unwrap();
         let socket = instance.run_dir("one").join("shim.sock");
@@ -671,6 +673,5 @@ mod tests {
         });
         let answer = request_while_alive(&instance, "one", &Request::Pause).await;
         assert_eq!(answer.unwrap().0, Reply::Done);
-        whelk_sys::fs::remove_tree(&place).unwrap();
     }
 }

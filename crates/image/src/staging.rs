@@ -24,6 +24,12 @@ pub struct Staging {
 pub struct Scratch(PathBuf);
 
 impl Scratch {
+    /// Creates a temporary directory, whose parent exists.
+    pub fn at(path: PathBuf) -> Result<Self> {
+        fs::create_dir(&path, 0o700)?;
+        Ok(Self(path))
+    }
+
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -54,9 +60,7 @@ impl Staging {
 
     /// Creates a temporary directory for an object under construction.
     pub fn scratch(&self) -> Result<Scratch> {
-        let path = self.path();
-        fs::create_dir(&path, 0o700)?;
-        Ok(Scratch(path))
+        Scratch::at(self.path())
     }
 
     /// Returns a path for a new file or directory under construction.

@@ -169,15 +169,17 @@ pub(super) fn open(root: &Path, path: &Path) -> Result<(Connection, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use whelk_image::Scratch;
+
     use super::super::RecordStore;
     use super::*;
 
     /// Creates a root with an empty store file and a container's directory.
-    fn root(name: &str) -> std::path::PathBuf {
+    fn root(name: &str) -> Scratch {
         let root = std::env::temp_dir().join(format!("whelk-check-{name}-{}", std::process::id()));
-        drop(fs::remove_tree(&root));
-        fs::create_dir_all(root.join("containers/one"), 0o700).unwrap();
-        fs::write(root.join(FILE), "").unwrap();
+        let root = Scratch::at(root).unwrap();
+        fs::create_dir_all(root.path().join("containers/one"), 0o700).unwrap();
+        fs::write(root.path().join(FILE), "").unwrap();
         root
     }
 
@@ -202,14 +204,15 @@ mod tests {
 
     #[test]
     fn rejects_a_damaged_store_and_leaves_it_unchanged() {
-        let root = root("damage");
-        refused(&root, "is empty");
+        let place = root("damage");
+        let root = place.path();
+        refused(root, "is empty");
         fs::remove_file(root.join(FILE)).unwrap();
-        refused(&root, "is missing");
+        refused(root, "is missing");
         fs::rename(root.join("containers/one"), root.join("elsewhere")).unwrap();
-        drop(RecordStore::open(&root).unwrap());
+        drop(RecordStore::open(root).unwrap());
         fs::rename(root.join("elsewhere"), root.join("containers/one")).unwrap();
-        drop(RecordStore::open(&root).unwrap());
+        drop(RecordStore::open(root).unwrap());
         let (whole, log) = (
             fs::read(root.join(FILE)).unwrap(),
             fs::read(root.join(LOG)).unwrap(),
@@ -223,23 +226,23 @@ mod tests {
             (LOG, log[..20].to_vec(), "is damaged"),
         ] {
             fs::write(root.join(file), content).unwrap();
-            refused(&root, text);
+            refused(root, text);
             fs::write(root.join(FILE), &whole).unwrap();
             fs::write(root.join(LOG), &log).unwrap();
         }
         fs::remove_file(root.join(LOG)).unwrap();
-        refused(&root, "is missing");
+        refused(root, "is missing");
         fs::write(root.join(LOG), &log).unwrap();
-        drop(RecordStore::open(&root).unwrap());
-        fs::remove_tree(&root).unwrap();
+        drop(RecordStore::open(root).unwrap());
     }
 
     #[test]
     fn rejects_damaged_tables() {
-        let root = root("tables");
+        let place = root("tables");
+        let root = place.path();
         fs::remove_tree(root.join("containers/one")).unwrap();
         fs::remove_file(root.join(FILE)).unwrap();
-        let store = RecordStore::open(&root).unwrap();
+        let store = RecordStore::open(root).unwrap();
         store
             .connection()
             .execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode = DELETE")
@@ -251,7 +254,6 @@ mod tests {
         // The root page of a table.
         content[page..2 * page].fill(0x5a);
         fs::write(root.join(FILE), &content).unwrap();
-        refused(&root, "is damaged");
-        fs::remove_tree(&root).unwrap();
+        refused(root, "is damaged");
     }
 }

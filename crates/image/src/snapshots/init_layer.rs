@@ -153,19 +153,21 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
+    use crate::staging::Scratch;
 
-    fn scratch(name: &str) -> (PathBuf, OwnedFd) {
+    fn scratch(name: &str) -> (Scratch, OwnedFd) {
         let root =
             std::env::temp_dir().join(format!("whelk-init-layer-{name}-{}", std::process::id()));
-        fs::remove_tree(&root).unwrap();
-        std::fs::create_dir(&root).unwrap();
-        let fd = rustix::fs::open(&root, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        (root, fd)
+        let fd = |root| rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+        let scratch = Scratch::at(root).unwrap();
+        let fd = fd(scratch.path()).unwrap();
+        (scratch, fd)
     }
 
     #[test]
     fn fills_an_empty_root() {
-        let (path, root) = scratch("empty");
+        let (place, root) = scratch("empty");
+        let path = place.path();
         fill(&root).unwrap();
         fill(&root).unwrap();
         assert_eq!(
@@ -177,18 +179,17 @@ mod tests {
             Path::new("/proc/mounts")
         );
         assert!(path.join("dev/shm").is_dir() && path.join("etc/hosts").is_file());
-        fs::remove_tree(&path).unwrap();
     }
 
     #[test]
     fn does_not_follow_links_of_the_image_out_of_the_root() {
-        let (path, root) = scratch("links");
-        let (outside, _) = scratch("outside");
+        let ((place, root), (elsewhere, _)) = (scratch("links"), scratch("outside"));
+        let (path, outside) = (place.path(), elsewhere.path());
         std::fs::write(outside.join("mine"), "mine").unwrap();
         std::fs::create_dir(path.join("etc")).unwrap();
         symlink(outside.join("mine"), path.join("etc/hosts")).unwrap();
         symlink("../../../../etc/passwd", path.join("etc/mtab")).unwrap();
-        symlink(&outside, path.join("dev")).unwrap();
+        symlink(outside, path.join("dev")).unwrap();
         std::fs::create_dir_all(path.join(".dockerenv")).unwrap();
         fill(&root).unwrap();
         assert!(path.join("etc/hosts").symlink_metadata().unwrap().is_file());
@@ -201,15 +202,12 @@ mod tests {
             path.join(".dockerenv").is_dir(),
             "a directory of the image is kept"
         );
-        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(outside).unwrap().count(), 1);
         // A link to a directory inside the root is kept.
         std::fs::rename(path.join("etc"), path.join("config")).unwrap();
         symlink("config", path.join("etc")).unwrap();
         std::fs::remove_file(path.join("config/hosts")).unwrap();
         fill(&root).unwrap();
         assert!(path.join("etc").is_symlink() && path.join("config/hosts").is_file());
-        for directory in [path, outside] {
-            fs::remove_tree(&directory).unwrap();
-        }
     }
 }

@@ -40,6 +40,7 @@ fn with_each_driver(test: impl Fn(&Case) + Sync) {
             "whelk-volume-drivers-{}-{number}",
             std::process::id()
         ));
+        let _scratch = whelk_image::Scratch::at(place.clone()).unwrap();
         let case = Case {
             name,
             driver,
@@ -59,7 +60,6 @@ fn with_each_driver(test: impl Fn(&Case) + Sync) {
             });
             assert!(run.join().is_ok(), "driver {name}");
         });
-        fs::remove_tree(&case.place).unwrap();
     }
 }
 
