@@ -147,6 +147,8 @@ fn a_repair_refuses_copies_of_a_newer_engine() {
     let engine = &carried.engine;
     let id = engine.inspect("plain")["Id"].as_str().unwrap().to_owned();
     engine.kill9();
+    // Not finished by the engine that was killed.
+    fs::write(engine.root().join("tmp/half"), "half").unwrap();
     let aside = engine.scratch("aside");
     for name in ["store.db", "store.db-wal"] {
         fs::rename(engine.root().join(name), aside.join(name)).unwrap();
@@ -161,6 +163,17 @@ fn a_repair_refuses_copies_of_a_newer_engine() {
             "store.json".to_owned(),
             "\"schema\":\"3\"",
             "\"schema\":\"99\"",
+        ),
+        // One that does not have the form that this version reads.
+        (
+            "store.json".to_owned(),
+            "\"schema\":\"3\"",
+            "\"schema\":\"99\",\"also\":{}",
+        ),
+        (
+            "volumes/data/volume.json".to_owned(),
+            "\"Name\":",
+            "\"Version\":99,\"Name\":",
         ),
     ] {
         let path = engine.root().join(path);
@@ -190,4 +203,23 @@ fn a_repair_refuses_copies_of_a_newer_engine() {
     );
     engine.restart();
     engine.inspect("plain");
+}
+
+#[test]
+fn a_volume_of_a_newer_engine_is_refused_before_anything_is_changed() {
+    let engine = Engine::without_images(&[]);
+    engine.kill9();
+    fs::write(engine.root().join("tmp/half"), "half").unwrap();
+    let volume = engine.root().join("volumes/newer");
+    fs::create_dir_all(volume.join("_data")).unwrap();
+    fs::write(volume.join("volume.json"), r#"{"Version":99}"#).unwrap();
+    let before = files(&engine.root());
+    let error = engine.refuses_to_start();
+    assert!(
+        error.contains("volumes/newer/volume.json has schema version 99"),
+        "{error}"
+    );
+    assert!(files(&engine.root()) == before, "something was changed");
+    fs::remove_dir_all(&volume).unwrap();
+    engine.restart();
 }

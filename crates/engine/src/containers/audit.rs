@@ -13,15 +13,18 @@ use crate::model::ContainerRecord;
 use crate::shims::{ANSWER_TIMEOUT, connect};
 use crate::store::{Found, damaged, read_copy};
 
-/// Refuses a store that has lost containers.
+/// Refuses a store that has lost containers, and volumes without a record that a newer engine has
+/// described.
 ///
 /// A container that runs must be in the store. So must one whose directory has a copy of its
 /// record: the copy is written after the record, and the directory is moved away before the record
 /// is deleted. Only a power failure can reorder these on disk.
 ///
 /// # Errors
-/// Returns an error if the store lacks such a container.
+/// Returns an error if the store lacks such a container, or if there is such a volume.
 pub(crate) async fn audit(instance: &Instance, store: &Found) -> Result<()> {
+    let is_known = |name: &str| store.volumes.contains(name);
+    crate::volumes::refuse_newer(&instance.volumes_dir(), is_known)?;
     let known = &store.containers;
     let mut lost = Vec::new();
     for (id, _) in unknown(&instance.run.join("containers"), |id| known.contains(id))? {
@@ -83,15 +86,15 @@ fn unknown(
 /// Returns whether a container's directory can be deleted: it has no output and no changed files,
 /// or the container was a `--rm` one.
 fn is_disposable(root: &Path, directory: &Path) -> bool {
-    // Created by the kernel for a volatile overlay mount, which `--rm` containers have.
-    if fs::exists(directory.join("work/work/incompat")) {
-        return true;
-    }
     match read_copy(root, directory) {
         Ok(Some(record)) if record.host.auto_remove => return true,
         // It belongs to a newer engine.
         Err(_) => return false,
         Ok(_) => {}
+    }
+    // Created by the kernel for a volatile overlay mount, which `--rm` containers have.
+    if fs::exists(directory.join("work/work/incompat")) {
+        return true;
     }
     let Ok(entries) = fs::list(directory) else {
         return false;
@@ -167,5 +170,23 @@ impl Containers {
             target.display()
         );
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_image::Scratch;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_of_a_newer_engine_is_not_disposable() {
+        let root = std::env::temp_dir().join(format!("whelk-audit-{}", std::process::id()));
+        let scratch = Scratch::at(root).unwrap();
+        let directory = scratch.path().join("containers/one");
+        fs::create_dir_all(directory.join("work/work/incompat"), 0o700).unwrap();
+        assert!(is_disposable(scratch.path(), &directory));
+        fs::write(directory.join("container.json"), r#"{"version":99}"#).unwrap();
+        assert!(!is_disposable(scratch.path(), &directory));
     }
 }

@@ -60,6 +60,29 @@ pub(super) struct Rest {
 }
 
 impl Rest {
+    /// Reads the text of a copy. Returns `None` if it is not valid.
+    ///
+    /// # Errors
+    /// Returns an error if a newer engine has written it, whatever its form.
+    pub(super) fn parse(text: &[u8], path: &Path) -> Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            meta: Schema,
+        }
+        #[derive(Deserialize)]
+        struct Schema {
+            schema: String,
+        }
+        if let Ok(Versioned { meta }) = serde_json::from_slice(text) {
+            Self {
+                meta: [("schema".to_owned(), meta.schema)].into(),
+                ..Self::default()
+            }
+            .check_version(path)?;
+        }
+        Ok(serde_json::from_slice(text).ok())
+    }
+
     /// Checks the schema version, which is in the copy of the table `meta`.
     ///
     /// # Errors

@@ -57,6 +57,8 @@ pub(crate) struct Found {
     schema: u32,
     /// The ids of all containers.
     pub(crate) containers: BTreeSet<String>,
+    /// The names of all volumes.
+    pub(crate) volumes: BTreeSet<String>,
     /// Whether the host was not rebooted since an engine last recorded that the store and the
     /// containers' directories agree.
     pub(crate) is_same_boot: bool,
@@ -72,26 +74,17 @@ impl Found {
         check::files(root)?;
         let (connection, is_rebuilt) = check::open(root, &root.join(FILE))?;
         let schema = schema(root, &connection)?;
-        let is_new: bool = connection.query_row(
-            "SELECT count(*) = 0 FROM sqlite_master WHERE name = 'containers'",
-            [],
-            |row| row.get(0),
-        )?;
-        let (mut containers, mut is_same_boot) = (BTreeSet::new(), false);
-        if !is_new {
-            let mut statement = connection.prepare("SELECT id FROM containers")?;
-            containers = statement
-                .query_map([], |row| row.get(0))?
-                .collect::<rusqlite::Result<_>>()?;
-            is_same_boot = known_boot(&connection)?
-                .is_some_and(|known| boot().is_ok_and(|boot| boot == known));
-        }
+        let containers = keys(&connection, "containers", "id")?;
+        let is_same_boot = containers.is_some()
+            && known_boot(&connection)?.is_some_and(|known| boot().is_ok_and(|boot| boot == known));
+        let volumes = keys(&connection, "volumes", "name")?;
         Ok(Self {
             root: root.to_owned(),
             connection,
             is_rebuilt,
             schema,
-            containers,
+            containers: containers.unwrap_or_default(),
+            volumes: volumes.unwrap_or_default(),
             is_same_boot,
         })
     }
@@ -374,6 +367,21 @@ impl RecordStore {
     }
 }
 
+/// Returns the keys of a table, or `None` if the store does not have it yet.
+fn keys(connection: &Connection, table: &str, key: &str) -> Result<Option<BTreeSet<String>>> {
+    let exists: bool = connection.query_row(
+        "SELECT count(*) > 0 FROM sqlite_master WHERE name = ?1",
+        [table],
+        |row| row.get(0),
+    )?;
+    if !exists {
+        return Ok(None);
+    }
+    let mut statement = connection.prepare(&format!("SELECT {key} FROM {table}"))?;
+    let keys = statement.query_map([], |row| row.get(0))?;
+    Ok(Some(keys.collect::<rusqlite::Result<_>>()?))
+}
+
 /// Returns the size of the free pages, in bytes.
 fn free_bytes(connection: &Connection) -> Result<u64> {
     let query = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
@@ -452,13 +460,16 @@ fn migrate(connection: &mut Connection, from: u32) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use whelk_image::Scratch;
+
     use super::*;
 
     #[test]
     fn rejects_a_store_of_a_newer_engine_and_leaves_it_unchanged() {
-        let root = new_root("newer");
+        let place = new_root("newer");
+        let root = place.path();
         for (version, expected) in [("99", "newer"), ("x", "is damaged")] {
-            RecordStore::open(&root)
+            RecordStore::open(root)
                 .unwrap()
                 .connection()
                 .execute("UPDATE meta SET value = ?1 WHERE key = 'schema'", [version])
@@ -467,13 +478,12 @@ mod tests {
                 [FILE, LOG, copies::REST].map(|name| fs::read(root.join(name)).unwrap_or_default())
             };
             let before = content();
-            let error = RecordStore::open(&root).unwrap_err().to_string();
+            let error = RecordStore::open(root).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
             assert!(content() == before, "{version}: the files were changed");
-            fs::remove_tree(&root).unwrap();
-            fs::create_dir_all(&root, 0o700).unwrap();
+            fs::remove_tree(root).unwrap();
+            fs::create_dir_all(root, 0o700).unwrap();
         }
-        fs::remove_tree(&root).unwrap();
     }
 
     #[test]
@@ -484,8 +494,9 @@ mod tests {
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
             rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
         };
-        let root = new_root("migrate");
-        let store = RecordStore::open(&root).unwrap();
+        let place = new_root("migrate");
+        let root = place.path();
+        let store = RecordStore::open(root).unwrap();
         let wanted = tables(&store.connection());
         let image = format!(r#"{{"id": "sha256:{}", "size": 1}}"#, "0".repeat(64));
         store
@@ -496,35 +507,33 @@ mod tests {
             ))
             .unwrap();
         drop(store);
-        let store = RecordStore::open(&root).unwrap();
+        let store = RecordStore::open(root).unwrap();
         assert_eq!(tables(&store.connection()), wanted);
-        assert_eq!(schema(&root, &store.connection()).unwrap(), SCHEMA_VERSION);
+        assert_eq!(schema(root, &store.connection()).unwrap(), SCHEMA_VERSION);
         assert_eq!(store.images().unwrap().len(), 1);
         drop(store);
-        fs::remove_tree(&root).unwrap();
     }
 
-    fn new_root(name: &str) -> PathBuf {
+    fn new_root(name: &str) -> Scratch {
         let root = std::env::temp_dir().join(format!("whelk-store-{name}-{}", std::process::id()));
-        drop(fs::remove_tree(&root));
-        fs::create_dir_all(&root, 0o700).unwrap();
-        root
+        Scratch::at(root).unwrap()
     }
 
     #[test]
     fn a_start_that_fails_does_not_record_the_boot() {
-        let root = new_root("boot");
-        drop(RecordStore::open(&root).unwrap());
-        assert!(!Found::check(&root).unwrap().is_same_boot);
-        RecordStore::open(&root).unwrap().note_boot().unwrap();
-        assert!(Found::check(&root).unwrap().is_same_boot);
-        fs::remove_tree(&root).unwrap();
+        let place = new_root("boot");
+        let root = place.path();
+        drop(RecordStore::open(root).unwrap());
+        assert!(!Found::check(root).unwrap().is_same_boot);
+        RecordStore::open(root).unwrap().note_boot().unwrap();
+        assert!(Found::check(root).unwrap().is_same_boot);
     }
 
     #[test]
     fn an_unfinished_repair_is_discarded_when_the_store_is_opened() {
-        let root = new_root("unfinished");
-        drop(RecordStore::open(&root).unwrap());
+        let place = new_root("unfinished");
+        let root = place.path();
+        drop(RecordStore::open(root).unwrap());
         for name in [
             "store.db.new",
             "store.db.unfinished",
@@ -532,8 +541,8 @@ mod tests {
         ] {
             fs::write(root.join(name), "old").unwrap();
         }
-        drop(RecordStore::open(&root).unwrap());
-        let left: Vec<_> = fs::list(&root)
+        drop(RecordStore::open(root).unwrap());
+        let left: Vec<_> = fs::list(root)
             .unwrap()
             .iter()
             .map(|entry| entry.file_name())
@@ -544,13 +553,31 @@ mod tests {
                 .any(|name| name.to_string_lossy().starts_with("store.db.")),
             "{left:?}"
         );
-        fs::remove_tree(&root).unwrap();
+    }
+
+    #[test]
+    fn an_intact_store_needs_no_copy_to_be_repaired() {
+        let place = new_root("intact");
+        let root = place.path();
+        drop(RecordStore::open(root).unwrap());
+        // Cannot be read as a file.
+        fs::create_dir(root.join(copies::REST), 0o700).unwrap();
+        let report = repair(root).unwrap();
+        assert!(
+            report.lines[0].contains("nothing was changed"),
+            "{report:?}"
+        );
+        fs::remove_file(root.join(LOG)).unwrap();
+        fs::write(root.join(LOG), "").unwrap();
+        let error = repair(root).unwrap_err().to_string();
+        assert!(error.contains("store.json: is a directory"), "{error}");
     }
 
     #[test]
     fn an_unreadable_record_is_named_without_its_content() {
-        let root = new_root("unreadable");
-        let store = RecordStore::open(&root).unwrap();
+        let place = new_root("unreadable");
+        let root = place.path();
+        let store = RecordStore::open(root).unwrap();
         store
             .connection()
             .execute(
@@ -564,33 +591,33 @@ mod tests {
             "{error}"
         );
         drop(store);
-        fs::remove_tree(&root).unwrap();
     }
 
     #[test]
     fn a_path_that_cannot_be_opened_is_synced_with_its_file_system() {
-        let root = new_root("unopened");
-        let store = RecordStore::open(&root).unwrap();
+        let place = new_root("unopened");
+        let root = place.path();
+        let store = RecordStore::open(root).unwrap();
         let (loops, file) = (root.join("loop"), root.join("file"));
         std::os::unix::fs::symlink(&loops, &loops).unwrap();
         fs::write(&file, "").unwrap();
         store.keep([loops, file.join("below"), root.join("gone")]);
         store.flush(false).unwrap();
         drop(store);
-        fs::remove_tree(&root).unwrap();
     }
 
     #[test]
     fn a_path_of_another_disk_that_cannot_be_opened_is_synced_later() {
         use std::os::unix::fs::MetadataExt;
-        let root = new_root("retry");
-        let store = RecordStore::open(&root).unwrap();
+        let place = new_root("retry");
+        let root = place.path();
+        let store = RecordStore::open(root).unwrap();
         // open(2) of a socket fails with ENXIO.
         let socket = PathBuf::from(format!("/dev/shm/whelk-retry-{}", std::process::id()));
         drop(fs::remove_if_exists(&socket));
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let device = |path| fs::metadata(path).unwrap().dev();
-        assert_ne!(device(root.as_path()), device(socket.as_path()));
+        assert_ne!(device(root), device(socket.as_path()));
         store.keep([socket.clone(), root.join("gone")]);
         for _ in 0..2 {
             let error = store.flush(false).unwrap_err().to_string();
@@ -600,13 +627,13 @@ mod tests {
         fs::remove_file(&socket).unwrap();
         store.flush(false).unwrap();
         drop(store);
-        fs::remove_tree(&root).unwrap();
     }
 
     #[test]
     fn a_copy_that_cannot_be_written_is_written_later() {
-        let root = new_root("copies");
-        let store = RecordStore::open(&root).unwrap();
+        let place = new_root("copies");
+        let root = place.path();
+        let store = RecordStore::open(root).unwrap();
         let record = serde_json::json!({
             "id": "one", "name": "first", "created_at": 0, "image": "",
             "config": {}, "host": {}, "state": {},
@@ -630,8 +657,7 @@ mod tests {
         assert_eq!(store.problems().len(), 1);
         store.flush(true).unwrap();
         assert_eq!(store.problems(), Vec::<String>::new());
-        assert_eq!(read_copy(&root, &directory).unwrap().unwrap().name, "first");
+        assert_eq!(read_copy(root, &directory).unwrap().unwrap().name, "first");
         drop(store);
-        fs::remove_tree(&root).unwrap();
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, params};
 use serde_json::Value;
-use whelk_image::{ImageConfig, Reference};
+use whelk_image::{ImageConfig, Reference, Scratch};
 use whelk_sys::fs;
 
 use super::check::{FILE, REBUILT, wrong_file};
@@ -22,6 +22,7 @@ use crate::events::now;
 use crate::instance::lost_and_found;
 use crate::model::ContainerRecord;
 use crate::records::{self, ImageRecord, encode};
+use crate::volumes;
 
 /// A new store that is being created, and one that is complete.
 const UNFINISHED: &str = "store.db.unfinished";
@@ -50,11 +51,17 @@ pub fn repair(root: &Path) -> Result<Repaired> {
     if fs::exists(root.join(NEW)) {
         report.report("finishing an earlier repair that was interrupted".into());
     } else {
-        let images = whelk_image::Store::open(root)?;
-        let mut old = Old::read(root, images.staging.scratch()?.path())?;
+        // Not with the store of images, which changes the root when it is opened.
+        fs::create_dir_all(root.join("tmp"), 0o700)?;
+        let scratch = Scratch::at(root.join(format!("tmp/repair-{}", now())))?;
+        let mut old = Old::read(root, scratch.path())?;
+        drop(scratch);
         old.rest.check_version(&root.join(FILE))?;
         let found = find_containers(root)?;
-        let copy = read_rest(root)?;
+        let known: BTreeSet<&str> = (old.rest.volumes.iter())
+            .filter_map(|volume| volume["Name"].as_str())
+            .collect();
+        volumes::refuse_newer(&root.join("volumes"), |name| known.contains(name))?;
         let is_lost = |(id, found): (&String, &Found)| {
             found
                 .record
@@ -69,6 +76,7 @@ pub fn repair(root: &Path) -> Result<Repaired> {
                 "the engine's store lacks containers: it is older than their directories".into(),
             );
         }
+        let copy = read_rest(root, !old.is_intact)?;
         if old.is_intact
             && found
                 .iter()
@@ -83,6 +91,7 @@ pub fn repair(root: &Path) -> Result<Repaired> {
         if let Some(wrong) = &old.wrong {
             report.report(wrong.clone());
         }
+        let images = whelk_image::Store::open(root)?;
         let rebuilt = rebuild(old, copy, &found, &images, root, &mut report)?;
         write(root, &rebuilt)?;
         for record in &rebuilt.containers {
@@ -397,18 +406,18 @@ fn rest(old: &mut Old, copy: Option<Rest>, root: &Path, report: &mut Repaired) -
     rest
 }
 
-/// Reads the copy [`REST`]. Returns `None` if there is no valid one.
+/// Reads the copy [`REST`]. Returns `None` if there is no valid one, or if it cannot be read and is
+/// not `needed`.
 ///
 /// # Errors
 /// Returns an error if a newer engine has written it.
-fn read_rest(root: &Path) -> Result<Option<Rest>> {
+fn read_rest(root: &Path, needed: bool) -> Result<Option<Rest>> {
     let path = root.join(REST);
-    if !fs::exists(&path) {
-        return Ok(None);
+    match fs::read(&path) {
+        Ok(text) => Rest::parse(&text, &path),
+        Err(error) if error.is_not_found() || !needed => Ok(None),
+        Err(error) => Err(error.into()),
     }
-    let copy: Option<Rest> = serde_json::from_slice(&fs::read(&path)?).ok();
-    copy.iter().try_for_each(|rest| rest.check_version(&path))?;
-    Ok(copy)
 }
 
 /// Adds images without a record whose configuration and layers exist.

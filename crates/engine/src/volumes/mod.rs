@@ -744,6 +744,29 @@ fn read_description(path: &std::path::Path) -> Result<Option<VolumeRecord>> {
     }
 }
 
+/// Checks the descriptions of the volumes below `directory` that are not known, which opening the
+/// volumes would restore.
+///
+/// # Errors
+/// Returns an error if a newer engine has written one.
+pub(crate) fn refuse_newer(
+    directory: &std::path::Path,
+    is_known: impl Fn(&str) -> bool,
+) -> Result<()> {
+    if !fs::exists(directory) {
+        return Ok(());
+    }
+    for entry in fs::list(directory)? {
+        if let Ok(name) = entry.file_name().into_string()
+            && check_name(&name).is_ok()
+            && !is_known(&name)
+        {
+            read_description(&entry.path().join(DESCRIPTION))?;
+        }
+    }
+    Ok(())
+}
+
 /// The built-in driver.
 pub const LOCAL: &str = "local";
 
